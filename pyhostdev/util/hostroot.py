@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Where a host's files are: the only place that spells /sys, /dev, /run, /proc and /lib/modules.
+
+A directory that looks like a host and the live host are the same to every reader that takes a HostRoot.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from pyhostdev.errors import ConfigError
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+_DRIVER_NAME = re.compile(r"[A-Za-z0-9_.+-]{1,64}", re.ASCII)
+
+
+def check_driver_name(name: str) -> str:
+    """
+    Return name when it can be one path component naming a driver or a module.
+
+    Raises:
+        ConfigError: it has other characters than a driver's name can have, or is "." or "..".
+    """
+    if _DRIVER_NAME.fullmatch(name) is None or name in (".", ".."):
+        raise ConfigError(f"'{name!a}' cannot be the name of a driver")
+    return name
+
+
+class HostRoot:
+    """
+    The directory that takes the place of ``/``; every path is a plain string below it.
+
+    Paths are built from validated integers and names only, so nothing a user wrote becomes a path component.
+    """
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str | os.PathLike[str] = "/") -> None:
+        self.path = os.path.abspath(os.fspath(path))
+
+    def __repr__(self) -> str:
+        return f"HostRoot({self.path!r})"
+
+    @property
+    def is_live(self) -> bool:
+        """True for the machine we run on."""
+        return self.path == "/"
+
+    def join(self, *parts: str) -> str:
+        """Return a path below the root."""
+        return os.path.join(self.path, *parts)
+
+    @property
+    def pci_bus(self) -> str:
+        """``sys/bus/pci``"""
+        return self.join("sys/bus/pci")
+
+    @property
+    def pci_devices(self) -> str:
+        """``sys/bus/pci/devices``: one link a function."""
+        return self.join("sys/bus/pci/devices")
+
+    def pci_device(self, address: PCIDeviceAddress) -> str:
+        """The function's directory."""
+        return self.join("sys/bus/pci/devices", str(address))
+
+    @property
+    def pci_drivers(self) -> str:
+        """``sys/bus/pci/drivers``: one directory a registered driver."""
+        return self.join("sys/bus/pci/drivers")
+
+    def pci_driver(self, name: str) -> str:
+        """
+        The driver's directory.
+
+        Raises:
+            ConfigError: the name cannot be one path component.
+        """
+        return self.join("sys/bus/pci/drivers", check_driver_name(name))
+
+    @property
+    def drivers_probe(self) -> str:
+        """``sys/bus/pci/drivers_probe``"""
+        return self.join("sys/bus/pci/drivers_probe")
+
+    @property
+    def iommu_groups(self) -> str:
+        """``sys/kernel/iommu_groups``: one directory a group."""
+        return self.join("sys/kernel/iommu_groups")
+
+    def iommu_group_devices(self, group: int) -> str:
+        """The directory that lists a group's members, PCI or not."""
+        return self.join("sys/kernel/iommu_groups", str(int(group)), "devices")
+
+    @property
+    def dev_vfio(self) -> str:
+        """``dev/vfio``: the container node and one node a group."""
+        return self.join("dev/vfio")
+
+    def vfio_group(self, group: int) -> str:
+        """The character device of a group."""
+        return self.join("dev/vfio", str(int(group)))
+
+    def module(self, name: str) -> str:
+        """
+        ``sys/module/NAME`` of a loaded module; the kernel spells names with underscores.
+
+        Raises:
+            ConfigError: the name cannot be one path component.
+        """
+        return self.join("sys/module", check_driver_name(name).replace("-", "_"))
+
+    def modules_alias(self, release: str) -> str:
+        """``lib/modules/RELEASE/modules.alias``"""
+        return self.join("lib/modules", release, "modules.alias")
+
+    @property
+    def boot_id(self) -> str:
+        """``proc/sys/kernel/random/boot_id``"""
+        return self.join("proc/sys/kernel/random/boot_id")
+
+    @property
+    def proc(self) -> str:
+        """``proc``"""
+        return self.join("proc")
+
+    @property
+    def state_dir(self) -> str:
+        """``run/pyhostdev``: dies with the boot, as the kernel's bindings do."""
+        return self.join("run/pyhostdev")

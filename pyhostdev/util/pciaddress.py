@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The address of a PCI function: domain, bus, slot, function.
+
+Mirrors: virPCIDeviceAddress (src/util/virpci.h)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from pyhostdev.errors import InvalidAddressError
+
+DOMAIN_MAX = 0xFFFFFFFF  # 32 bits: VMD numbers its domains from 0x10000 up
+BUS_MAX = 0xFF
+SLOT_MAX = 0x1F
+FUNCTION_MAX = 7
+
+_COLONS = re.compile(
+    r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])", re.IGNORECASE | re.ASCII
+)
+_NODEDEV = re.compile(
+    r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])", re.IGNORECASE | re.ASCII
+)
+
+
+class PCIDeviceAddress(NamedTuple):
+    """
+    One PCI function of a host or a guest; ordered, hashable, ``str()`` parses back.
+
+    Mirrors: virPCIDeviceAddress (src/util/virpci.h)
+    """
+
+    domain: int
+    bus: int
+    slot: int
+    function: int
+
+    @classmethod
+    def parse(cls, text: str) -> PCIDeviceAddress:
+        """
+        Read ``0000:01:00.0``, ``01:00.0`` or ``pci_0000_01_00_0``; domains have 4 to 8 digits.
+
+        Raises:
+            InvalidAddressError: text is none of these, or a part is out of range.
+        """
+        match = _COLONS.fullmatch(text) or _NODEDEV.fullmatch(text)
+        if match is None:
+            raise InvalidAddressError(f"'{text}' is not a PCI address like 0000:01:00.0")
+        address = cls(*(int(part or "0", 16) for part in match.groups()))
+        address.check()
+        return address
+
+    def check(self) -> None:
+        """
+        Refuse a part that no PCI bus has.
+
+        Raises:
+            InvalidAddressError: naming the part and its limit.
+
+        Mirrors: virPCIDeviceAddressIsValid (src/util/virpci.c), which also refuses the empty address
+        """
+        limits = (DOMAIN_MAX, BUS_MAX, SLOT_MAX, FUNCTION_MAX)
+        for name, value, limit in zip(self._fields, self, limits, strict=True):
+            if not 0 <= value <= limit:
+                raise InvalidAddressError(
+                    f"PCI address {name} {value:#x} is not within 0 and {limit:#x}"
+                )
+
+    @property
+    def is_empty(self) -> bool:
+        """
+        True when domain, bus and slot are all 0; the function does not count.
+
+        Mirrors: virPCIDeviceAddressIsEmpty (src/util/virpci.c)
+        """
+        return not (self.domain or self.bus or self.slot)
+
+    @property
+    def devfn(self) -> int:
+        """Slot and function as the kernel's 8-bit number; under ARI this is the function number."""
+        return self.slot << 3 | self.function
+
+    @property
+    def nodedev_name(self) -> str:
+        """The name of the node device, ``pci_0000_01_00_0``."""
+        return f"pci_{self.domain:04x}_{self.bus:02x}_{self.slot:02x}_{self.function:x}"
+
+    def with_function(self, function: int) -> PCIDeviceAddress:
+        """Return the same slot's other function."""
+        return self._replace(function=function)
+
+    def __str__(self) -> str:
+        return f"{self.domain:04x}:{self.bus:02x}:{self.slot:02x}.{self.function:x}"
