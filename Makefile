@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# make demo, make test: everything on a fresh Debian with the packages the README lists.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml $(wildcard csrc/*)
+
+.PHONY: demo test lint bench oracle fuzz clean help
+
+help:
+	@echo "make demo | test | lint | lab | bench | oracle | clean"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp a purpose: demo needs no test tools, and nothing is installed twice.
+$(VENV)/.demo: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[tools]'
+	@touch $@
+
+$(VENV)/.test: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install -q --disable-pip-version-check setuptools wheel build -e '.[tools,test]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.lint: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[tools,test,lint]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/pyhostdev demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check pyhostdev tests benchmarks csrc
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python -m pytest -q benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find pyhostdev -name '*.so' -delete -o -name __pycache__ -prune -exec rm -rf {} +
+
+-include Makefile.lab

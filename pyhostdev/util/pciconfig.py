@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What the bytes of a configuration space say: pure functions, no file is opened here.
+
+Bytes may be few (an unprivileged reader gets 64) and hostile (a broken device links its capabilities in a
+circle): a value that lies behind the end is None, "unknown", and every walk is bounded.
+"""
+
+from __future__ import annotations
+
+from pyhostdev.util import pciregs
+
+
+def byte(config: bytes, offset: int) -> int | None:
+    """Return the byte at offset, None behind the end of what could be read."""
+    return config[offset] if offset < len(config) else None
+
+
+def word(config: bytes, offset: int) -> int | None:
+    """Return the 16-bit little-endian value at offset, None behind the end."""
+    end = offset + 2
+    return int.from_bytes(config[offset:end], "little") if end <= len(config) else None
+
+
+def dword(config: bytes, offset: int) -> int | None:
+    """Return the 32-bit little-endian value at offset, None behind the end."""
+    end = offset + 4
+    return int.from_bytes(config[offset:end], "little") if end <= len(config) else None
+
+
+def header_type(config: bytes) -> int | None:
+    """
+    Return the layout of the header: 0 endpoint, 1 PCI bridge, 2 CardBus, 0x7f nobody answered.
+
+    Mirrors: virPCIGetHeaderType (src/util/virpci.c)
+    """
+    value = byte(config, pciregs.HEADER_TYPE)
+    return None if value is None else value & pciregs.HEADER_TYPE_MASK
+
+
+def is_multifunction(config: bytes) -> bool | None:
+    """
+    Tell whether this function says that its device has more than one.
+
+    Source: PCI30 6.2.1, header type bit 7. A device that does not answer (all ones) is unknown.
+    """
+    value = byte(config, pciregs.HEADER_TYPE)
+    if value is None or value & pciregs.HEADER_TYPE_MASK == pciregs.HEADER_TYPE_DEAD:
+        return None
+    return bool(value & pciregs.HEADER_TYPE_MULTIFUNCTION)
+
+
+def find_capability(config: bytes, capability: int) -> int | None:
+    """
+    Return the offset of a capability, 0 when the device has none, None when the bytes end before it is known.
+
+    Source: PCI30 6.7. The low two bits of a pointer are reserved; at most 48 capabilities fit, so a list that
+    is longer goes in a circle and what was not met is not there.
+    """
+    status = word(config, pciregs.STATUS)
+    if status is None:
+        return None
+    if not status & pciregs.STATUS_CAP_LIST:
+        return 0
+    position = byte(config, pciregs.CAPABILITY_LIST)
+    for _ in range(pciregs.CAP_STEPS_MAX):
+        if position is None:
+            return None
+        if position < pciregs.CAP_START or position == 0xFF:
+            return 0
+        position &= ~3
+        found = byte(config, position)
+        if found == capability:
+            return position
+        position = byte(config, position + 1)
+    return 0
+
+
+def find_extended_capability(config: bytes, capability: int) -> int | None:
+    """
+    Return the offset of an extended capability, 0 when there is none, None when it cannot be known.
+
+    Source: PCIE50 7.6.3. Bounded like the short list.
+    """
+    position = pciregs.EXT_CAP_START
+    for _ in range(pciregs.EXT_CAP_STEPS_MAX):
+        header = dword(config, position)
+        if header is None:
+            return None
+        if header in (0, 0xFFFFFFFF):
+            return 0
+        if header & 0xFFFF == capability:
+            return position
+        position = header >> 20 & ~3
+        if position < pciregs.EXT_CAP_START:
+            return 0
+    return 0
+
+
+def is_pci_express(config: bytes) -> bool | None:
+    """
+    Tell whether the function has a PCI Express capability; None when too few bytes could be read.
+
+    Mirrors: virPCIDeviceIsPCIExpress (src/util/virpci.c), which takes "absent" for "unreadable"
+    """
+    offset = find_capability(config, pciregs.CAP_ID_EXPRESS)
+    return None if offset is None else offset != 0
+
+
+def express_type(config: bytes) -> int | None:
+    """Return the PCI Express device/port type, None when it is not PCIe or unknown."""
+    offset = find_capability(config, pciregs.CAP_ID_EXPRESS)
+    flags = word(config, offset + pciregs.EXP_FLAGS) if offset else None
+    if flags is None:
+        return None
+    return flags >> pciregs.EXP_FLAGS_TYPE_SHIFT & pciregs.EXP_FLAGS_TYPE_MASK
+
+
+def has_flr(config: bytes) -> bool | None:
+    """
+    Tell whether the function can be reset alone: PCIe function level reset, or that of advanced features.
+
+    A VF always can, whatever it advertises; only its caller knows that it is one.
+    """
+    express = find_capability(config, pciregs.CAP_ID_EXPRESS)
+    if express:
+        devcap = dword(config, express + pciregs.EXP_DEVCAP)
+        if devcap is None or devcap & pciregs.EXP_DEVCAP_FLR:
+            return None if devcap is None else True
+    advanced = find_capability(config, pciregs.CAP_ID_AF)
+    if advanced:
+        features = byte(config, advanced + pciregs.AF_CAP)
+        return None if features is None else bool(features & pciregs.AF_CAP_FLR)
+    return None if express is None or advanced is None else False
+
+
+def has_pm_reset(config: bytes) -> bool | None:
+    """
+    Tell whether going to D3hot and back resets the function.
+
+    Source: PCIPM12 3.2.4, No_Soft_Reset clear.
+    """
+    offset = find_capability(config, pciregs.CAP_ID_PM)
+    if not offset:
+        return None if offset is None else False
+    control = word(config, offset + pciregs.PM_CTRL)
+    return None if control is None else not control & pciregs.PM_CTRL_NO_SOFT_RESET
+
+
+def bridge_buses(config: bytes) -> tuple[int, int] | None:
+    """Return a bridge's secondary and subordinate bus numbers; None for other headers."""
+    if header_type(config) != pciregs.HEADER_TYPE_BRIDGE:
+        return None
+    secondary = byte(config, pciregs.SECONDARY_BUS)
+    subordinate = byte(config, pciregs.SUBORDINATE_BUS)
+    if secondary is None or subordinate is None:
+        return None
+    return secondary, subordinate

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Moving a PCI function between drivers: every write through a SysfsWriter, every result verified.
+
+The order is override, unbind, explicit bind: no window in which another driver could take the function, and an
+answer from the driver that was meant. ``drivers_probe`` says "success" when nothing was bound, so it is not used.
+
+Mirrors: virPCIDeviceDetach, virPCIDeviceReattach (src/util/virpci.c)
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from pyhostdev.errors import DeviceMissingError, OperationError
+from pyhostdev.util.hostroot import HostRoot, check_driver_name
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.sysfs_writer import SysfsWriter
+from pyhostdev.util.virpci import read_attribute, read_link_name, read_number
+
+VFIO_PCI = "vfio-pci"
+OVERRIDE_CLEAR = b"\n"  # an empty write never reaches the kernel's handler
+
+
+class Binding(NamedTuple):
+    """
+    Who has a function: driver and override as the kernel shows them, and which function it is.
+
+    ``incarnation`` is the inode of its directory: after a re-plug the same address has another one.
+    """
+
+    driver: str | None
+    override: str | None
+    incarnation: int
+    fingerprint: str
+
+
+def read_binding(root: HostRoot, address: PCIDeviceAddress) -> Binding:
+    """
+    Read who has the function now.
+
+    Raises:
+        DeviceMissingError: it is not there.
+        SysfsError: an attribute cannot be read.
+    """
+    top = root.pci_device(address)
+    try:
+        incarnation = os.stat(top).st_ino
+    except FileNotFoundError:
+        raise DeviceMissingError(
+            f"Device {address} is not on this host", reason="device-missing", address=address
+        ) from None
+    override = read_attribute(f"{top}/driver_override")
+    return Binding(
+        driver=read_link_name(f"{top}/driver"),
+        override=None if override in (None, "", "(null)") else override,
+        incarnation=incarnation,
+        fingerprint=_read_fingerprint(top),
+    )
+
+
+def _read_fingerprint(top: str) -> str:
+    names = ("vendor", "device", "subsystem_vendor", "subsystem_device", "class")
+    numbers = (read_number(f"{top}/{name}") for name in names)
+    return ":".join("-" if number is None else f"{number:04x}" for number in numbers)
+
+
+class DriverMover:
+    """Executes the writes that move one host's functions between drivers."""
+
+    def __init__(self, root: HostRoot, writer: SysfsWriter) -> None:
+        self.root = root
+        self.writer = writer
+
+    def _write(self, address: PCIDeviceAddress, path: str, value: str) -> None:
+        self.writer.write(path, value.encode(), device=address)
+
+    def set_override(self, address: PCIDeviceAddress, driver: str | None) -> None:
+        """
+        Write ``driver_override``, or clear it with None.
+
+        Raises:
+            SysfsError, InDoubtError: from the write.
+        """
+        value = "\n" if driver is None else check_driver_name(driver)
+        self._write(address, os.path.join(self.root.pci_device(address), "driver_override"), value)
+
+    def unbind(self, address: PCIDeviceAddress) -> None:
+        """
+        Take the function from the driver it has; nothing happens when it has none.
+
+        Raises:
+            SysfsError, InDoubtError: from the write.
+        """
+        driver = read_link_name(os.path.join(self.root.pci_device(address), "driver"))
+        if driver is not None:
+            self._write(address, os.path.join(self.root.pci_driver(driver), "unbind"), str(address))
+
+    def bind(self, address: PCIDeviceAddress, driver: str) -> None:
+        """
+        Ask one driver to take the function.
+
+        Raises:
+            SysfsError, InDoubtError: from the write; the errno is the driver's own.
+        """
+        self._write(address, os.path.join(self.root.pci_driver(driver), "bind"), str(address))
+
+    def detach(self, address: PCIDeviceAddress, before: Binding, stub: str) -> None:
+        """
+        Take the function from its host driver and give it to a stub.
+
+        Raises:
+            SysfsError, InDoubtError: from a write.
+            OperationError: all writes went through and the function is not with the stub.
+        """
+        self.set_override(address, stub)
+        if before.driver != stub:
+            self.unbind(address)
+            self.bind(address, stub)
+        self._verify(address, before, driver=stub, override=stub)
+
+    def give_back(self, address: PCIDeviceAddress, original: Binding) -> None:
+        """
+        Return the function to the driver and the override it had, by name.
+
+        While it is bound the override names the driver: with another recorded override, or none where VFs are
+        not probed by themselves, the kernel would refuse the bind.
+
+        Raises:
+            SysfsError, InDoubtError: from a write.
+            OperationError: the function is not as it was.
+        """
+        now = read_binding(self.root, address)
+        if now.driver != original.driver:
+            if original.driver is not None:
+                self.set_override(address, original.driver)
+            self.unbind(address)
+            if original.driver is not None:
+                self.bind(address, original.driver)
+            now = read_binding(self.root, address)
+        if now.override != original.override:
+            self.set_override(address, original.override)
+        self._verify(address, original, driver=original.driver, override=original.override)
+
+    def _verify(
+        self, address: PCIDeviceAddress, before: Binding, *, driver: str | None, override: str | None
+    ) -> None:
+        now = read_binding(self.root, address)
+        if (now.incarnation, now.fingerprint) != (before.incarnation, before.fingerprint):
+            raise OperationError(
+                f"Device {address} was replaced by another one while it changed drivers",
+                reason="changed-device",
+                address=address,
+            )
+        if (now.driver, now.override) != (driver, override):
+            raise OperationError(
+                f"Device {address} should have driver {_shown(driver)} and override "
+                f"{_shown(override)}, and has {_shown(now.driver)} and {_shown(now.override)}",
+                address=address,
+            )
+
+
+def _shown(name: str | None) -> str:
+    return "none" if name is None else f"'{name}'"

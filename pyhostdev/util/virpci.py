@@ -1,0 +1,491 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+PCI functions of a host: what sysfs and configuration space say about one, and about its relatives.
+
+Mirrors: src/util/virpci.c. Nothing here writes; binding is in pcidriver.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, overload
+
+from pyhostdev.errors import HostdevError, SysfsError
+from pyhostdev.util import pciconfig, pciregs, pciscan
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+__all__ = [
+    "GroupMember",
+    "PCIDevice",
+    "PCIDeviceAddress",
+    "Scan",
+    "read_iommu_group_members",
+    "read_pci_device",
+]
+
+T = TypeVar("T")
+
+_GROUP_LINK = "iommu_group"
+_ATTRIBUTE_MAX = 4096  # a sysfs attribute is at most one page
+
+
+class GroupMember(NamedTuple):
+    """One entry of an IOMMU group; ``address`` is None for what is no PCI function."""
+
+    name: str
+    address: PCIDeviceAddress | None
+    driver: str | None
+    is_vfio: bool
+
+
+def read_attribute(path: str) -> str | None:
+    """
+    Return a sysfs attribute without its newline; None when the host does not have it.
+
+    Raises:
+        SysfsError: it is there and cannot be read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as err:
+        if err.errno in (2, 20):  # ENOENT, ENOTDIR
+            return None
+        raise SysfsError(err.errno or 0, path, "read an attribute") from err
+    try:
+        return os.read(fd, _ATTRIBUTE_MAX).decode("utf-8", "surrogateescape").rstrip("\n")
+    except OSError as err:
+        if err.errno == 19:  # ENODEV: the device went away after the open
+            return None
+        raise SysfsError(err.errno or 0, path, "read an attribute") from err
+    finally:
+        os.close(fd)
+
+
+def read_number(path: str) -> int | None:
+    """
+    Return a sysfs attribute that holds one number, in C notation; None when it is absent.
+
+    Raises:
+        SysfsError: it is there and cannot be read, or holds no number (EINVAL).
+    """
+    text = read_attribute(path)
+    if text is None:
+        return None
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise SysfsError(22, path, f"read a number from '{text!a}'") from None
+
+
+def read_link_name(path: str) -> str | None:
+    """
+    Return the last component of a link's target, None when there is no link.
+
+    Raises:
+        SysfsError: the entry is there and is no link.
+    """
+    try:
+        return os.path.basename(os.readlink(path))
+    except OSError as err:
+        if err.errno in (2, 20, 19):
+            return None
+        raise SysfsError(err.errno or 0, path, "follow a link") from err
+
+
+class PCIDevice:
+    """
+    One PCI function of a host.
+
+    Identity, driver, group and PF were read when the object was made; everything else is read on first use and
+    then kept. ``None`` is what the host does not say.
+
+    Mirrors: virPCIDevice (src/util/virpci.c)
+    """
+
+    __slots__ = ("_facts", "_record", "address", "root")
+
+    def __init__(self, root: HostRoot, record: pciscan.ScanRecord) -> None:
+        self.root = root
+        self.address = PCIDeviceAddress.parse(record.address)
+        self._record = record
+        self._facts: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<PCIDevice {self.address}>"
+
+    @property
+    def vendor(self) -> int | None:
+        """Vendor id from sysfs: configuration space has none for a VF."""
+        return self._record.vendor
+
+    @property
+    def device(self) -> int | None:
+        """Device id."""
+        return self._record.device
+
+    @property
+    def subsystem_vendor(self) -> int | None:
+        """Subsystem vendor id."""
+        return self._record.subsystem_vendor
+
+    @property
+    def subsystem_device(self) -> int | None:
+        """Subsystem device id."""
+        return self._record.subsystem_device
+
+    @property
+    def class_(self) -> int | None:
+        """Class, sub-class and interface, 24 bits."""
+        return self._record.class_
+
+    @property
+    def driver(self) -> str | None:
+        """The bound driver's name when the object was made."""
+        return self._record.driver
+
+    @property
+    def iommu_group(self) -> int | None:
+        """Number of the IOMMU group."""
+        return self._record.iommu_group
+
+    @property
+    def physfn(self) -> PCIDeviceAddress | None:
+        """The PF of an SR-IOV virtual function."""
+        text = self._record.physfn
+        return None if text is None else PCIDeviceAddress.parse(text)
+
+    @property
+    def is_virtual_function(self) -> bool:
+        """Mirrors: virPCIIsVirtualFunction (src/util/virpci.c)"""
+        return self._record.physfn is not None
+
+    @property
+    def is_bridge(self) -> bool:
+        """True for a PCI-to-PCI bridge, ports of PCI Express included; by its class."""
+        return self.class_ is not None and self.class_ >> 8 == pciregs.CLASS_BRIDGE_PCI
+
+    def _fact(self, name: str, read: Callable[[], T]) -> T:
+        if name not in self._facts:
+            self._facts[name] = read()
+        value: T = self._facts[name]
+        return value
+
+    def path(self, attribute: str = "") -> str:
+        """Return the path of the function's directory or of an attribute in it."""
+        return os.path.join(self.root.pci_device(self.address), attribute)
+
+    @property
+    def revision(self) -> int | None:
+        """Revision id."""
+        return self._fact("revision", lambda: read_number(self.path("revision")))
+
+    @property
+    def numa_node(self) -> int | None:
+        """The NUMA node the device is near to; None when the host has no opinion (-1)."""
+        node = self._fact("numa_node", lambda: read_number(self.path("numa_node")))
+        return None if node is None or node < 0 else node
+
+    @property
+    def sriov_totalvfs(self) -> int | None:
+        """How many VFs a PF can have; None for what is no PF."""
+        return self._fact("sriov_totalvfs", lambda: read_number(self.path("sriov_totalvfs")))
+
+    @property
+    def incarnation(self) -> int | None:
+        """Inode of the sysfs directory: the same address with another inode is another device."""
+
+        def read() -> int | None:
+            try:
+                return os.stat(self.path()).st_ino
+            except FileNotFoundError:
+                return None
+
+        return self._fact("incarnation", read)
+
+    def read_config(self, size: int = pciregs.CONFIG_SIZE) -> bytes:
+        """
+        Return up to size bytes of configuration space; fewer, or none, where the host gives no more.
+
+        Raises:
+            SysfsError: the file is there and cannot be read.
+        """
+        return self._fact(
+            f"config{size}",
+            lambda: pciscan.read_config(self.root, self.address, 0, size) or b"",
+        )
+
+    def _header_byte(self) -> bytes:
+        """Return configuration space as far as the header type, with only that byte read from the device."""
+
+        def read() -> bytes:
+            offset = pciregs.HEADER_TYPE
+            value = pciscan.read_config(self.root, self.address, offset, 1)
+            return bytes(offset) + value if value else b""
+
+        return self._fact("header", read)
+
+    @property
+    def header_type(self) -> int | None:
+        """
+        0 endpoint, 1 bridge, 2 CardBus, 0x7f when the device does not answer.
+
+        Mirrors: virPCIGetHeaderType (src/util/virpci.c)
+        """
+        return pciconfig.header_type(self._header_byte())
+
+    @property
+    def is_endpoint(self) -> bool | None:
+        """True for what can be given to a guest at all; None when configuration space cannot be read."""
+        if self.is_virtual_function:
+            return True
+        kind = self.header_type
+        return None if kind is None else kind == pciregs.HEADER_TYPE_ENDPOINT
+
+    @property
+    def is_unreadable(self) -> bool:
+        """True when the device is listed and answers nothing but ones; a VF's ids read so by specification."""
+        return not self.is_virtual_function and self.header_type == pciregs.HEADER_TYPE_DEAD
+
+    def is_pci_express(self) -> bool | None:
+        """
+        Tell whether the function is PCI Express; None when it cannot be known.
+
+        Where only the unprivileged 64 bytes are readable the size of the file decides, as in libvirt.
+
+        Mirrors: virPCIDeviceIsPCIExpress (src/util/virpci.c)
+        """
+        known = pciconfig.is_pci_express(self.read_config())
+        if known is not None:
+            return known
+        try:
+            return os.stat(self.path("config")).st_size != pciregs.CONFIG_SIZE
+        except FileNotFoundError:
+            return None
+
+    @property
+    def is_ari(self) -> bool:
+        """True when the port above forwards ARI: the bus is then one device of up to 256 functions."""
+        return self._fact("ari", lambda: read_number(self.path("ari_enabled"))) == 1
+
+    def is_multifunction(self) -> bool | None:
+        """
+        Tell whether the device this function belongs to has more functions; None when nobody can say.
+
+        Function 0's bit decides; where function 0 is absent or unreadable, the function's own. A VF never is.
+
+        Mirrors: virPCIDeviceIsMultifunction (proposed for src/util/virpci.c)
+        Source: PCI30 6.2.1; PCIE50 9.3.4.1.3 has 0 in the header type of a VF, whatever some hardware says
+        """
+        if self.is_virtual_function:
+            return False
+        return self._fact("multifunction", self._read_multifunction)
+
+    def _read_multifunction(self) -> bool | None:
+        first = self.function_zero
+        if first != self.address:
+            other = pciscan.read_config(self.root, first, pciregs.HEADER_TYPE, 1)
+            if other:
+                answer = pciconfig.is_multifunction(bytes(pciregs.HEADER_TYPE) + other)
+                if answer is not None:
+                    return answer
+        return pciconfig.is_multifunction(self._header_byte())
+
+    @property
+    def function_zero(self) -> PCIDeviceAddress:
+        """The address of the function whose header speaks for the whole device."""
+        slot = 0 if self.is_ari else self.address.slot
+        return self.address._replace(slot=slot, function=0)
+
+    def read_siblings(self) -> list[PCIDevice]:
+        """
+        Return all functions of this device, itself included, sorted by address; VFs are none.
+
+        The same domain, bus and slot; where the bus has ARI on, all of the bus.
+        """
+        if self.is_virtual_function:
+            return [self]
+        found = (read_pci_device(self.root, address) for address in self._sibling_addresses())
+        return [dev for dev in found if dev is not None and not dev.is_virtual_function]
+
+    def _sibling_addresses(self) -> list[PCIDeviceAddress]:
+        if not self.is_ari:
+            return [self.address.with_function(function) for function in range(8)]
+        prefix = str(self.address)[: -len("00.0")]
+        names = (name for name in os.listdir(self.root.pci_devices) if name.startswith(prefix))
+        return sorted(PCIDeviceAddress.parse(name) for name in names)
+
+    def read_virtual_functions(self) -> list[PCIDeviceAddress]:
+        """
+        Return a PF's live VFs in the order of their numbers; at the first gap the list ends.
+
+        Mirrors: virPCIGetVirtualFunctions (src/util/virpci.c)
+        """
+        found: list[PCIDeviceAddress] = []
+        while (name := read_link_name(self.path(f"virtfn{len(found)}"))) is not None:
+            found.append(PCIDeviceAddress.parse(name))
+        return found
+
+    def read_driver(self) -> str | None:
+        """Return the driver bound right now; a hint while somebody binds or unbinds."""
+        return read_link_name(self.path("driver"))
+
+    def read_driver_override(self) -> str | None:
+        """
+        Return the driver override, None when it is unset or the kernel has no such attribute.
+
+        Older kernels take the device lock for this: never for a device with a write in flight.
+        """
+        text = read_attribute(self.path("driver_override"))
+        return None if text in (None, "", "(null)") else text
+
+
+def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | None:
+    """
+    Return one function of the host, None when there is none at that address.
+
+    Raises:
+        SysfsError: an attribute is there and cannot be read.
+
+    Mirrors: virPCIDeviceNew (src/util/virpci.c), which wants a config file too
+    """
+    top = root.pci_device(address)
+    if not os.path.isdir(top):
+        return None
+    group = read_link_name(f"{top}/{_GROUP_LINK}")
+    record = pciscan.ScanRecord(
+        address=str(address),
+        vendor=read_number(f"{top}/vendor"),
+        device=read_number(f"{top}/device"),
+        subsystem_vendor=read_number(f"{top}/subsystem_vendor"),
+        subsystem_device=read_number(f"{top}/subsystem_device"),
+        class_=read_number(f"{top}/class"),
+        driver=read_link_name(f"{top}/driver"),
+        iommu_group=None if group is None else int(group),
+        physfn=read_link_name(f"{top}/physfn"),
+    )
+    return PCIDevice(root, record)
+
+
+def is_vfio_driver(root: HostRoot, address: PCIDeviceAddress, driver: str | None) -> bool:
+    """
+    Tell whether a device is with vfio-pci or one of its variants: these make a ``vfio-dev`` directory.
+
+    Mirrors: virPCIDeviceGetCurrentDriverNameAndType (src/util/virpci.c)
+    """
+    if driver is None:
+        return False
+    return driver == "vfio-pci" or os.path.isdir(
+        os.path.join(root.pci_device(address), "vfio-dev")
+    )
+
+
+def _group_member(root: HostRoot, group: int, name: str) -> GroupMember:
+    try:
+        address = PCIDeviceAddress.parse(name)
+    except HostdevError:
+        link = os.path.join(root.iommu_group_devices(group), name, "driver")
+        return GroupMember(name, None, read_link_name(link), is_vfio=False)
+    driver = read_link_name(os.path.join(root.pci_device(address), "driver"))
+    return GroupMember(name, address, driver, is_vfio_driver(root, address, driver))
+
+
+def read_iommu_group_members(root: HostRoot, group: int) -> list[GroupMember]:
+    """
+    Return every member of a group, PCI functions first and by address, then the others by name.
+
+    Mirrors: virPCIDeviceAddressIOMMUGroupIterate (src/util/virpci.c)
+    """
+    try:
+        names = os.listdir(root.iommu_group_devices(group))
+    except FileNotFoundError:
+        return []
+    members = [_group_member(root, group, name) for name in names]
+    return sorted(members, key=lambda m: (m.address is None, m.address or (), m.name))
+
+
+class Scan(Sequence[PCIDevice]):
+    """
+    All PCI functions of a host at one moment, in address order; objects are made when asked for.
+
+    ``groups`` maps an IOMMU group's number to its functions, ``slots`` a function-0 address to the functions
+    there; ``vanished`` counts functions that went away while the scan ran.
+    """
+
+    def __init__(self, root: HostRoot, snapshot: pciscan.Snapshot) -> None:
+        self.root = root
+        self._snapshot = snapshot
+        self._devices: dict[int, PCIDevice] = {}
+        self._maps: dict[str, dict[Any, list[PCIDevice]]] = {}
+
+    @property
+    def vanished(self) -> int:
+        """How many listed functions were gone when their attributes were read."""
+        return self._snapshot.vanished
+
+    def __len__(self) -> int:
+        return len(self._snapshot)
+
+    @overload
+    def __getitem__(self, index: int) -> PCIDevice: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PCIDevice]: ...
+    def __getitem__(self, index: int | slice) -> PCIDevice | list[PCIDevice]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if position not in self._devices:
+            self._devices[position] = PCIDevice(self.root, self._snapshot[position])
+        return self._devices[position]
+
+    def __iter__(self) -> Iterator[PCIDevice]:
+        return (self[i] for i in range(len(self)))
+
+    def find(self, address: PCIDeviceAddress) -> PCIDevice | None:
+        """Return the function at an address, None when the host had none."""
+        position = bisect_left(self, address, key=lambda dev: dev.address)
+        if position < len(self) and self[position].address == address:
+            return self[position]
+        return None
+
+    def _map(self, name: str, key: Callable[[PCIDevice], Any]) -> dict[Any, list[PCIDevice]]:
+        if name not in self._maps:
+            table: dict[Any, list[PCIDevice]] = {}
+            for dev in self:
+                table.setdefault(key(dev), []).append(dev)
+            table.pop(None, None)
+            self._maps[name] = table
+        return self._maps[name]
+
+    @property
+    def groups(self) -> dict[int, list[PCIDevice]]:
+        """IOMMU group number to its PCI functions, both in order."""
+        return self._map("groups", lambda dev: dev.iommu_group)
+
+    @property
+    def slots(self) -> dict[tuple[int, int, int], list[PCIDevice]]:
+        """(domain, bus, slot) to its functions, VFs left out."""
+        return self._map(
+            "slots", lambda dev: None if dev.is_virtual_function else dev.address[:3]
+        )
+
+    def is_multifunction(self, dev: PCIDevice) -> bool | None:
+        """
+        Tell what ``PCIDevice.is_multifunction`` tells, reading no configuration space where it need not.
+
+        A function that is alone in its slot and on its bus shares its device with nobody.
+        """
+        if dev.is_virtual_function:
+            return False
+        alone = len(self.slots[dev.address[:3]]) == 1
+        if alone and not (self._shares_bus(dev) and dev.is_ari):
+            return False
+        return dev.is_multifunction()
+
+    def _shares_bus(self, dev: PCIDevice) -> bool:
+        buses = self._map(
+            "buses", lambda other: None if other.is_virtual_function else other.address[:2]
+        )
+        return len(buses[dev.address[:2]]) > 1
