@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The PCI addresses of a guest: which buses there are, what may be plugged where, what is taken.
+
+Pure: knows neither a host nor an emulator. Who asks says with connect flags what a device is and
+needs; a bus says with the same flags what it offers.
+
+Mirrors: src/conf/domain_addr.c
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
+from pyhostdev.util.pciaddress import FUNCTION_MAX, SLOT_MAX, PCIDeviceAddress
+
+# virDomainPCIConnectFlags: plain integers, because a large guest compares them ten thousand times
+CONNECT_AUTOASSIGN = 1 << 0  # may be chosen without being asked for
+CONNECT_HOTPLUG = 1 << 1
+CONNECT_INTEGRATED = 1 << 2  # part of the chipset: bus 0 only
+CONNECT_AGGREGATE_SLOT = 1 << 3  # shares a slot with others of its kind
+CONNECT_PCI_DEVICE = 1 << 4
+CONNECT_PCIE_DEVICE = 1 << 5
+CONNECT_PCIE_ROOT_PORT = 1 << 6
+CONNECT_PCIE_SWITCH_UPSTREAM_PORT = 1 << 7
+CONNECT_PCIE_SWITCH_DOWNSTREAM_PORT = 1 << 8
+CONNECT_DMI_TO_PCI_BRIDGE = 1 << 9
+CONNECT_PCI_EXPANDER_BUS = 1 << 10
+CONNECT_PCIE_EXPANDER_BUS = 1 << 11
+CONNECT_PCI_BRIDGE = 1 << 12
+CONNECT_PCIE_TO_PCI_BRIDGE = 1 << 13
+
+CONNECT_ENDPOINTS = CONNECT_PCI_DEVICE | CONNECT_PCIE_DEVICE
+CONNECT_TYPES = (1 << 14) - CONNECT_PCI_DEVICE
+
+_ALL_FUNCTIONS = (1 << FUNCTION_MAX + 1) - 1
+
+
+class ControllerModel(NamedTuple):
+    """What a PCI controller is to the bus above it (``plug``), and what it offers below."""
+
+    plug: int
+    offers: int
+    min_slot: int
+    max_slot: int
+    can_hotplug: bool = False
+
+
+_CONVENTIONAL = CONNECT_PCI_DEVICE | CONNECT_PCI_BRIDGE
+_PORT = (
+    CONNECT_AUTOASSIGN
+    | CONNECT_PCIE_DEVICE
+    | CONNECT_PCIE_SWITCH_UPSTREAM_PORT
+    | CONNECT_PCIE_TO_PCI_BRIDGE
+)
+
+CONTROLLER_MODELS = {
+    "pci-root": ControllerModel(
+        0, CONNECT_AUTOASSIGN | _CONVENTIONAL | CONNECT_PCI_EXPANDER_BUS, 1, SLOT_MAX, True
+    ),
+    "pci-bridge": ControllerModel(
+        CONNECT_PCI_BRIDGE, CONNECT_AUTOASSIGN | _CONVENTIONAL, 1, SLOT_MAX, True
+    ),
+    "pci-expander-bus": ControllerModel(
+        CONNECT_PCI_EXPANDER_BUS, CONNECT_AUTOASSIGN | _CONVENTIONAL, 0, SLOT_MAX, True
+    ),
+    "pcie-root": ControllerModel(
+        0,
+        CONNECT_PCIE_DEVICE
+        | CONNECT_PCIE_ROOT_PORT
+        | CONNECT_DMI_TO_PCI_BRIDGE
+        | CONNECT_PCIE_EXPANDER_BUS,
+        1,
+        SLOT_MAX,
+    ),
+    "dmi-to-pci-bridge": ControllerModel(CONNECT_DMI_TO_PCI_BRIDGE, _CONVENTIONAL, 0, SLOT_MAX),
+    "pcie-to-pci-bridge": ControllerModel(
+        CONNECT_PCIE_TO_PCI_BRIDGE, CONNECT_AUTOASSIGN | _CONVENTIONAL, 1, SLOT_MAX, True
+    ),
+    "pcie-root-port": ControllerModel(
+        CONNECT_PCIE_ROOT_PORT | CONNECT_AGGREGATE_SLOT, _PORT, 0, 0, True
+    ),
+    "pcie-switch-upstream-port": ControllerModel(
+        CONNECT_PCIE_SWITCH_UPSTREAM_PORT, CONNECT_PCIE_SWITCH_DOWNSTREAM_PORT, 0, SLOT_MAX
+    ),
+    "pcie-switch-downstream-port": ControllerModel(
+        CONNECT_PCIE_SWITCH_DOWNSTREAM_PORT, _PORT, 0, 0, True
+    ),
+    "pcie-expander-bus": ControllerModel(
+        CONNECT_PCIE_EXPANDER_BUS, CONNECT_PCIE_ROOT_PORT | CONNECT_DMI_TO_PCI_BRIDGE, 0, SLOT_MAX
+    ),
+}
+
+# how an error names what a device is; the first flag it has decides
+_PLUG_NAMES = (
+    (CONNECT_PCI_DEVICE, "conventional PCI device"),
+    (CONNECT_PCIE_DEVICE, "PCI Express device"),
+    *(
+        (model.plug & CONNECT_TYPES, name)
+        for name, model in CONTROLLER_MODELS.items()
+        if model.plug
+    ),
+)
+
+
+def describe_plug(flags: int) -> str:
+    """Return the name of what has these connect flags."""
+    return next((name for flag, name in _PLUG_NAMES if flags & flag), "device")
+
+
+def _address_error(message: str, from_config: bool) -> ConfigError:
+    """Return the error of an address: the user's mistake, or our own failure to find one."""
+    if from_config:
+        return XMLError(message)
+    return ConfigError(message, libvirt_code=VIR_ERR_INTERNAL_ERROR)
+
+
+class DomainPCIAddressBus:
+    """
+    One bus: what it accepts and, per slot, the bitmap of taken functions.
+
+    Mirrors: virDomainPCIAddressBus (src/conf/domain_addr.h)
+    """
+
+    __slots__ = (
+        "aggregate",
+        "flags",
+        "isolation_group",
+        "locked",
+        "max_slot",
+        "min_slot",
+        "model",
+        "slots",
+    )
+
+    def __init__(self, model: str, *, hotplug: bool = True, locked: bool = False) -> None:
+        kind = CONTROLLER_MODELS[model]
+        self.model = model
+        self.min_slot = kind.min_slot
+        self.max_slot = kind.max_slot
+        self.flags = kind.offers | (CONNECT_HOTPLUG if hotplug and kind.can_hotplug else 0)
+        self.slots: dict[int, int] = {}
+        self.aggregate: set[int] = set()
+        self.isolation_group = 0
+        self.locked = locked  # the isolation group never changes
+
+    @property
+    def is_empty(self) -> bool:
+        """True when no function is taken."""
+        return not self.slots
+
+    @property
+    def is_fully_reserved(self) -> bool:
+        """True when no slot is completely free."""
+        return all(self.slots.get(slot) for slot in range(self.min_slot, self.max_slot + 1))
+
+    def accepts(self, flags: int, *, from_config: bool) -> str | None:
+        """
+        Return None when a device with these flags can be plugged in, else what is in the way.
+
+        A user may plug an Express endpoint into a conventional slot and the other way round, and a
+        bridge wherever a conventional device goes; on our own we do neither.
+        """
+        offers = self.flags
+        if from_config:
+            if offers & CONNECT_ENDPOINTS:
+                offers |= CONNECT_ENDPOINTS
+            if flags & CONNECT_PCI_BRIDGE:
+                flags |= CONNECT_PCI_DEVICE
+        elif flags & CONNECT_AUTOASSIGN and not offers & CONNECT_AUTOASSIGN:
+            return "is not for devices without an address of their own"
+        if not flags & offers & CONNECT_TYPES:
+            return f"does not accept a {describe_plug(flags)}"
+        if flags & CONNECT_HOTPLUG and not offers & CONNECT_HOTPLUG:
+            return "does not support hotplug"
+        return None
+
+    def find_unused(self, flags: int, function: int | None) -> tuple[int, int] | None:
+        """
+        Return the first slot and function that a device with these flags may take.
+
+        Args:
+            function: the wanted one; None for function 0 of a free slot or, where the device shares
+                slots, any free function of a shared one.
+        """
+        if self.accepts(flags, from_config=False) is not None:
+            return None
+        for slot in range(self.min_slot, self.max_slot + 1):
+            taken = self.slots.get(slot, 0)
+            if not taken:
+                return slot, function or 0
+            if flags & CONNECT_AGGREGATE_SLOT and slot in self.aggregate:
+                wanted = range(FUNCTION_MAX + 1) if function is None else (function,)
+                for candidate in wanted:
+                    if not taken >> candidate & 1:
+                        return slot, candidate
+        return None
+
+    def take(
+        self, slot: int, function: int, flags: int, isolation_group: int, from_config: bool
+    ) -> None:
+        """Mark a function taken; the first device of a bus decides the isolation group."""
+        if flags & CONNECT_AGGREGATE_SLOT and not self.slots.get(slot):
+            self.aggregate.add(slot)
+        if self.is_empty and not self.locked:
+            self.isolation_group = isolation_group
+        elif self.isolation_group != isolation_group and from_config:
+            self.isolation_group = 0  # the user mixed groups here: isolation is gone
+        self.slots[slot] = self.slots.get(slot, 0) | 1 << function
+
+
+class DomainPCIAddressSet:
+    """
+    All buses of a guest, in the order of their controllers' indices.
+
+    With ``dry_run`` it grows whenever something does not fit; what it has become tells which
+    controllers the guest needs.
+
+    Mirrors: virDomainPCIAddressSet (src/conf/domain_addr.h)
+    """
+
+    __slots__ = ("buses", "dry_run", "multiple_roots")
+
+    def __init__(
+        self,
+        buses: list[DomainPCIAddressBus],
+        *,
+        dry_run: bool = False,
+        multiple_roots: bool = False,
+    ) -> None:
+        self.buses = buses
+        self.dry_run = dry_run
+        self.multiple_roots = multiple_roots  # conventional buses grow as host bridges (pseries)
+
+    def validate(self, address: PCIDeviceAddress, flags: int, *, from_config: bool = True) -> None:
+        """
+        Refuse an address that no device, or no device with these flags, can have here.
+
+        Raises:
+            ConfigError: with libvirt's number for a mistake of the user, or of our own choice.
+
+        Mirrors: virDomainPCIAddressValidate (src/conf/domain_addr.c)
+        """
+        problem = self._problem(address, flags, from_config)
+        if problem is not None:
+            raise _address_error(
+                f"Guest PCI address {address} is not possible: {problem}", from_config
+            )
+
+    def _problem(self, address: PCIDeviceAddress, flags: int, from_config: bool) -> str | None:
+        if not self.buses:
+            return "the guest has no PCI bus"
+        if address.domain != 0:
+            return "a guest has PCI domain 0 only"
+        if address.bus >= len(self.buses):
+            return f"the last bus is {len(self.buses) - 1:#04x}"
+        bus = self.buses[address.bus]
+        if flags & CONNECT_INTEGRATED and address.bus != 0:
+            return "an integrated device belongs on bus 0"
+        obstacle = bus.accepts(flags, from_config=from_config)
+        if obstacle is not None:
+            return f"PCI controller {address.bus} ({bus.model}) {obstacle}"
+        if not bus.min_slot <= address.slot <= bus.max_slot:
+            return f"{bus.model} has the slots {bus.min_slot:#04x} to {bus.max_slot:#04x}"
+        if not 0 <= address.function <= FUNCTION_MAX:
+            return f"the last function is {FUNCTION_MAX}"
+        return None
+
+    def reserve(
+        self,
+        address: PCIDeviceAddress,
+        flags: int,
+        isolation_group: int = 0,
+        *,
+        from_config: bool = True,
+    ) -> None:
+        """
+        Take one address.
+
+        Raises:
+            ConfigError: it is taken, or not possible.
+
+        Mirrors: virDomainPCIAddressReserveAddrInternal (src/conf/domain_addr.c)
+        """
+        if self.dry_run:
+            self._grow(address.bus, flags)
+        self.validate(address, flags, from_config=from_config)
+        bus = self.buses[address.bus]
+        if bus.slots.get(address.slot, 0) >> address.function & 1:
+            raise _address_error(f"Guest PCI address {address} is used twice", from_config)
+        bus.take(address.slot, address.function, flags, isolation_group, from_config)
+
+    def reserve_next(
+        self, flags: int, isolation_group: int = 0, function: int | None = None
+    ) -> PCIDeviceAddress:
+        """
+        Take the first address that fits and return it.
+
+        Raises:
+            ConfigError: there is none, and the set cannot grow.
+
+        Mirrors: virDomainPCIAddressReserveNextAddr (src/conf/domain_addr.c)
+        """
+        address = self.find_next(flags, isolation_group, function)
+        self.reserve(address, flags, isolation_group, from_config=False)
+        return address
+
+    def find_next(
+        self, flags: int, isolation_group: int = 0, function: int | None = None
+    ) -> PCIDeviceAddress:
+        """
+        Return the first address that fits.
+
+        On a bus of the same isolation group, else on an empty bus that may still join it, else on a
+        bus to be added.
+
+        Raises:
+            ConfigError: there is none, and the set cannot grow.
+
+        Mirrors: virDomainPCIAddressGetNextAddr (src/conf/domain_addr.c)
+        """
+        if not self.buses:
+            raise XMLError("The guest has no PCI bus")
+        same = (i for i, bus in enumerate(self.buses) if bus.isolation_group == isolation_group)
+        empty = (i for i, bus in enumerate(self.buses) if bus.is_empty and not bus.locked)
+        for candidates in (same, empty):
+            for index in candidates:
+                found = self.buses[index].find_unused(flags, function)
+                if found is not None:
+                    return PCIDeviceAddress(0, index, *found)
+        if not self.dry_run:
+            raise _address_error(
+                f"No PCI slot of the guest is left for a {describe_plug(flags)}", False
+            )
+        index = self._grow(len(self.buses), flags)
+        return PCIDeviceAddress(0, index, self.buses[index].min_slot, function or 0)
+
+    def release(self, address: PCIDeviceAddress) -> None:
+        """
+        Give one function back; one that is not taken is no error.
+
+        Mirrors: virDomainPCIAddressReleaseAddr (src/conf/domain_addr.c)
+        """
+        slots = self.buses[address.bus].slots
+        left = slots.get(address.slot, 0) & ~(1 << address.function) & _ALL_FUNCTIONS
+        if left:
+            slots[address.slot] = left
+        else:
+            slots.pop(address.slot, None)
+
+    def is_slot_in_use(self, address: PCIDeviceAddress) -> bool:
+        """Return True when any function of the slot is taken."""
+        return address.bus < len(self.buses) and bool(
+            self.buses[address.bus].slots.get(address.slot)
+        )
+
+    def _grow(self, last: int, flags: int) -> int:
+        """
+        Add buses until bus number ``last`` exists and return it; where a conventional bus needs a port
+        above it, the port takes that number and the bus the next.
+
+        Raises:
+            ConfigError: what needs a place is a controller that is never added by itself.
+
+        Mirrors: virDomainPCIAddressSetGrow (src/conf/domain_addr.c)
+        """
+        add = last + 1 - len(self.buses)
+        if add <= 0:
+            return last
+        models = self._growth(flags)
+        if len(models) > add:
+            last += len(models) - add
+            add = len(models)
+        models += ["pci-bridge" if len(models) > 1 else models[-1]] * (add - len(models))
+        self.buses.extend(DomainPCIAddressBus(model) for model in models)
+        return last
+
+    def _growth(self, flags: int) -> list[str]:
+        """Return the controllers that make room for what has these flags, outermost first."""
+        if flags & CONNECT_PCI_DEVICE:
+            if self.multiple_roots:
+                return ["pci-root"]
+            if any(bus.flags & CONNECT_PCI_BRIDGE for bus in self.buses):
+                return ["pci-bridge"]
+            return ["pcie-root-port", "pcie-to-pci-bridge"]
+        if flags & CONNECT_PCI_BRIDGE and self.buses and self.buses[0].model == "pcie-root":
+            return ["dmi-to-pci-bridge"]
+        ported = (
+            CONNECT_PCIE_DEVICE | CONNECT_PCIE_SWITCH_UPSTREAM_PORT | CONNECT_PCIE_TO_PCI_BRIDGE
+        )
+        if flags & ported:
+            return ["pcie-root-port"]
+        raise _address_error(
+            f"No controller has room for a {describe_plug(flags)}, and none is added for it", False
+        )
