@@ -2,8 +2,8 @@
 """
 The build backend: setuptools' own, told of the C extensions.
 
-A setup.py would do the same with one file more at the top level. It lives in the tree because the C parts are described
-by cffi builders, which setuptools learns of by a keyword of ``setup()`` only.
+It lives in the tree because the C parts are described by cffi builders, which setuptools learns of
+by a keyword of ``setup()`` only; a setup.py would do the same with one file more at the top level.
 """
 
 from __future__ import annotations

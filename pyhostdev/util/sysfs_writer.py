@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Writing to sysfs so that a write that never returns costs a deadline and nothing else.
+
+The kernel keeps an unbind waiting for as long as a guest holds the device, no signal ends that
+wait, and every lock and pipe of the waiting process stays held with it. So the write happens in a
+process of its own that owns nothing but the device's in-flight lock. While that lock is held the
+device is in doubt.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import select
+import time
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pyhostdev.errors import (
+    ConfigUnsupportedError,
+    InDoubtError,
+    InternalError,
+    OperationError,
+    SysfsError,
+)
+from pyhostdev.util import _sysfs_write as _c  # type: ignore[attr-defined]
+from pyhostdev.util.hostroot import HostRoot, check_driver_name
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+DEFAULT_TIMEOUT_S = 30.0
+
+_WALL = 0x40000000  # waitid(2) __WALL: a helper sends no SIGCHLD and is invisible without it
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_BUSY_RETRIES_S = (0.0, 0.01, 0.05)  # somebody may just be asking whether the lock is held
+
+
+class SysfsWriter(Protocol):
+    """What changes a host: the live one's helper, or the simulated kernel."""
+
+    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
+        """
+        Write the whole value to an attribute with one write(2).
+
+        Raises:
+            SysfsError: the kernel refused, or took only a part of the value.
+            InDoubtError: the write, or an earlier one to the device, has not come back.
+        """
+
+    def load_module(self, name: str) -> None:
+        """
+        Load a kernel module and what it needs; one that is loaded already is fine.
+
+        Raises:
+            OperationError: the module is absent, prohibited or broken.
+            InDoubtError: loading has not come back within the deadline.
+        """
+
+    def is_in_flight(self, device: PCIDeviceAddress) -> bool:
+        """Tell whether a write to the device has not come back yet, whoever began it."""
+
+
+class ForkedWriter:
+    """
+    Write from a helper process that outlives its deadline alone.
+
+    Safe in a process with threads: the helper makes system calls only, has its own session,
+    inherits no descriptor but two directories, and sends no SIGCHLD. It is never signalled; one
+    that outlives its deadline is reaped by a later call. Several processes may have a writer on one
+    ``inflight_dir``.
+    """
+
+    def __init__(
+        self,
+        root: HostRoot,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        inflight_dir: str | None = None,
+    ) -> None:
+        self.root = root
+        self.timeout_s = timeout_s
+        self.inflight_dir = inflight_dir or os.path.join(root.state_dir, "in-flight")
+        self._left_behind: deque[int] = deque()
+        self._modprobes: list[subprocess.Popen[bytes]] = []
+
+    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
+        """
+        Write the whole value to an attribute with one write(2), in a helper.
+
+        An exception that a signal handler raises here leaves the write in flight.
+
+        Raises:
+            SysfsError: the kernel refused, or took only a part of the value.
+            InDoubtError: the deadline passed, or an earlier write to the device has not come back.
+            InternalError: the value is empty, which the kernel would ignore.
+        """
+        if not value:
+            raise InternalError(f"An empty write to '{path}' would change nothing")
+        self.reap()
+        doing = f"write '{_printable(value)}'"
+        for delay_s in _BUSY_RETRIES_S:
+            time.sleep(delay_s)
+            result = self._attempt(path, value, doing, device)
+            if not _met_lock(result):
+                break
+        self._judge(result, path, value, doing, device)
+
+    def is_in_flight(self, device: PCIDeviceAddress) -> bool:
+        """
+        Tell whether a write to the device has not come back yet, whoever began it; creates nothing.
+
+        Raises:
+            SysfsError: the lock's file is there and cannot be read.
+        """
+        path = os.path.join(self.inflight_dir, str(device))
+        try:
+            return _is_locked(path)
+        except FileNotFoundError:
+            return False
+        except PermissionError:
+            return _is_listed(path, os.path.join(self.root.proc, "locks"))
+        except OSError as err:
+            raise _error(err, path, "look for a write in flight", device) from err
+
+    def reap(self) -> int:
+        """Collect helpers that have ended since, without waiting; return how many still run."""
+        for _ in range(len(self._left_behind)):
+            try:
+                pidfd = self._left_behind.popleft()
+            except IndexError:  # another thread reaps too
+                break
+            if not _reap(pidfd):
+                self._left_behind.append(pidfd)
+        self._modprobes = [process for process in self._modprobes if process.poll() is None]
+        return len(self._left_behind) + len(self._modprobes)
+
+    def load_module(self, name: str) -> None:
+        """
+        Load a kernel module with ``modprobe -b``, which obeys the administrator's blacklist.
+
+        Raises:
+            ConfigError: the name cannot be a module's.
+            ConfigUnsupportedError: the root is not the live host.
+            OperationError: the module is absent, prohibited or broken, or there is no modprobe.
+            InDoubtError: loading has not come back within the deadline.
+        """
+        check_driver_name(name)
+        if not self.root.is_live:
+            raise ConfigUnsupportedError(
+                f"The module '{name}' cannot be loaded into the host at '{self.root.path}'"
+            )
+        code, words = self._modprobe(name)
+        # A blacklisted module makes modprobe say 0
+        if code != 0 or not os.path.isdir(self.root.module(name)):
+            raise _module_error(self.root, name, code, words)
+
+    def _attempt(
+        self, path: str, value: bytes, doing: str, device: PCIDeviceAddress
+    ) -> tuple[int, int, int, int]:
+        with (
+            mmap.mmap(-1, mmap.PAGESIZE) as shared,
+            _c.ffi.from_buffer("struct phd_write_result *", shared) as result,
+        ):
+            pidfd = self._start(path, value, doing, device, result)
+            try:
+                poller = select.poll()
+                poller.register(pidfd, select.POLLIN)
+                poller.poll(self.timeout_s * 1000)
+            finally:
+                if not _reap(pidfd):
+                    self._left_behind.append(pidfd)
+            return result.stage, result.errnum, result.count, result.pid
+
+    def _start(
+        self, path: str, value: bytes, doing: str, device: PCIDeviceAddress, result: Any
+    ) -> int:
+        top, name = os.path.split(path)
+        with _directory(top, path, doing, device) as dir_fd, self._locks(device) as lock_dir_fd:
+            keep = [_c.ffi.new("char[]", os.fsencode(text)) for text in (name, str(device))]
+            data = _c.ffi.from_buffer(value)
+            request = _c.ffi.new(
+                "struct phd_write_request *",
+                (dir_fd, keep[0], lock_dir_fd, keep[1], data, len(value)),
+            )
+            pidfd: int = _c.lib.phd_write_start(request, result)
+        if pidfd < 0:
+            raise SysfsError(-pidfd, path, f"start a helper to {doing}", address=device)
+        return pidfd
+
+    @contextmanager
+    def _locks(self, device: PCIDeviceAddress) -> Iterator[int]:
+        doing = "open the directory of in-flight locks"
+        try:
+            os.makedirs(self.inflight_dir, mode=0o755, exist_ok=True)
+            fd = os.open(self.inflight_dir, _DIRECTORY | os.O_NOFOLLOW)
+        except OSError as err:
+            raise _error(err, self.inflight_dir, doing, device) from err
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _judge(
+        self,
+        result: tuple[int, int, int, int],
+        path: str,
+        value: bytes,
+        doing: str,
+        device: PCIDeviceAddress,
+    ) -> None:
+        stage, errnum, count, pid = result
+        if stage == _c.lib.PHD_STAGE_DONE and count == len(value):
+            return
+        if stage == _c.lib.PHD_STAGE_DONE:
+            raise SysfsError(
+                errno.EIO, path, f"{doing}, {count} bytes were taken", address=device
+            )
+        if _met_lock(result):
+            raise _in_doubt(device, f"{doing} to '{path}': an earlier write to it is in flight")
+        if errnum and stage < _c.lib.PHD_STAGE_OPEN:
+            raise SysfsError(errnum, self.inflight_dir, "mark a write in flight", address=device)
+        if errnum:
+            raise SysfsError(errnum, path, doing, address=device)
+        if self.is_in_flight(device):
+            raise _in_doubt(
+                device, f"{doing} to '{path}' within {self.timeout_s:g} s (process {pid})"
+            )
+        raise SysfsError(errno.EINTR, path, f"{doing}, the helper was killed", address=device)
+
+    def _modprobe(self, name: str) -> tuple[int, str]:
+        import subprocess
+
+        with open(os.memfd_create("modprobe"), "w+b") as words:
+            try:
+                process = subprocess.Popen(
+                    ["modprobe", "-b", "--", name],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=words,  # a file: no pipe that a hung modprobe would keep open
+                    start_new_session=True,
+                )
+                process.wait(self.timeout_s)
+            except FileNotFoundError as err:
+                raise OperationError("There is no 'modprobe' to load a module with") from err
+            except subprocess.TimeoutExpired as err:
+                self._modprobes.append(process)
+                raise InDoubtError(
+                    f"Loading the module '{name}' has not ended within {self.timeout_s:g} s",
+                    reason="in-doubt",
+                ) from err
+            words.seek(0)
+            return process.returncode, words.read(4096).decode(errors="replace").strip()
+
+
+def _printable(value: bytes) -> str:
+    return value.decode("ascii", "backslashreplace").replace("\n", "\\n")
+
+
+def _error(err: OSError, path: str, doing: str, device: PCIDeviceAddress) -> SysfsError:
+    return SysfsError(err.errno or errno.EIO, path, doing, address=device)
+
+
+def _in_doubt(device: PCIDeviceAddress, what: str) -> InDoubtError:
+    message = f"Device {device} is in doubt: could not {what}"
+    return InDoubtError(message, reason="in-doubt", address=device)
+
+
+@contextmanager
+def _directory(top: str, path: str, doing: str, device: PCIDeviceAddress) -> Iterator[int]:
+    try:
+        fd = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as err:
+        raise _error(err, path, doing, device) from err
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _met_lock(result: tuple[int, int, int, int]) -> bool:
+    return result[0] == _c.lib.PHD_STAGE_LOCK and result[1] == errno.EWOULDBLOCK
+
+
+def _reap(pidfd: int) -> bool:
+    """
+    Collect the helper if it has ended, and close its pidfd then.
+    """
+    try:
+        if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | _WALL) is None:
+            return False
+    except ChildProcessError:  # we are a fork of the process that started it
+        pass
+    os.close(pidfd)
+    return True
+
+
+def _is_locked(path: str) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _is_listed(path: str, locks: str) -> bool:
+    """
+    Look a lock up in the kernel's list, for who may not open the file.
+
+    Source: proc_locks(5)
+    """
+    try:
+        status = os.stat(path)
+        with open(locks, encoding="ascii") as lines:
+            fields = [line.split() for line in lines]
+    except FileNotFoundError:
+        return False
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    return any(device in line and "FLOCK" in line for line in fields)
+
+
+def _module_error(root: HostRoot, name: str, code: int, words: str) -> OperationError:
+    reason = "vfio-missing" if name.startswith("vfio") else "driver-missing"
+    if not _is_installed(root, name):
+        why = f"the kernel {os.uname().release} has no such module"
+    elif code == 0:
+        why = "the host's configuration of modprobe prohibits it"
+    else:
+        why = words.splitlines()[-1] if words else f"modprobe ended with {code}"
+    return OperationError(f"Cannot load the module '{name}': {why}", reason=reason)
+
+
+def _is_installed(root: HostRoot, name: str) -> bool:
+    """
+    Tell whether the running kernel has a module of that name, in a file or built in.
+
+    Host: lib/modules/RELEASE/modules.dep, lib/modules/RELEASE/modules.builtin
+    """
+    top = os.path.dirname(root.modules_dep(os.uname().release))
+    wanted = name.replace("-", "_")
+    for index in ("modules.dep", "modules.builtin"):
+        try:
+            with open(os.path.join(top, index), encoding="utf-8") as lines:
+                files = [os.path.basename(line.split(":")[0].strip()) for line in lines]
+        except FileNotFoundError:
+            continue
+        if wanted in (file.split(".ko")[0].replace("-", "_") for file in files):
+            return True
+    return False
