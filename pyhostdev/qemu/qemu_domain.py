@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What kind of guest a definition is, and how much memory QEMU must be allowed to lock for it.
+
+Mirrors: src/qemu/qemu_domain.c
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+
+X86 = ("x86_64", "i686")
+ARM = ("aarch64", "armv7l")
+PPC64 = ("ppc64", "ppc64le")
+
+_KIB = 1024
+_MIB = 1024 * _KIB
+_GIB = 1024 * _MIB
+
+
+def is_i440fx(dom: DomainDef) -> bool:
+    """
+    True for the machines with a 440FX host bridge and a PIIX3.
+
+    Mirrors: qemuDomainMachineIsI440FX (src/qemu/qemu_domain.c)
+    """
+    machine = dom.os.machine or ""
+    return dom.os.arch in X86 and (
+        machine == "pc" or machine.startswith(("pc-0.", "pc-1.", "pc-i440fx-", "rhel"))
+    )
+
+
+def is_q35(dom: DomainDef) -> bool:
+    """
+    True for the machines with an MCH host bridge and an ICH9.
+
+    Mirrors: qemuDomainMachineIsQ35 (src/qemu/qemu_domain.c)
+    """
+    machine = dom.os.machine or ""
+    return dom.os.arch in X86 and (machine == "q35" or machine.startswith("pc-q35"))
+
+
+def is_pseries(dom: DomainDef) -> bool:
+    """
+    True for the paravirtualised POWER machines.
+
+    Mirrors: qemuDomainMachineIsPSeries (src/qemu/qemu_domain.c)
+    """
+    machine = dom.os.machine or ""
+    return dom.os.arch in PPC64 and (machine == "pseries" or machine.startswith("pseries-"))
+
+
+def is_arm_virt(dom: DomainDef) -> bool:
+    """
+    True for ARM's machine without a hardware model.
+
+    Mirrors: qemuDomainMachineIsARMVirt (src/qemu/qemu_domain.c)
+    """
+    machine = dom.os.machine or ""
+    return dom.os.arch in ARM and (machine == "virt" or machine.startswith("virt-"))
+
+
+def _root_model(dom: DomainDef) -> str | None:
+    roots = (c.model for c in dom.controllers if c.type == "pci" and c.index == 0)
+    return next(roots, None)
+
+
+def has_pci_root(dom: DomainDef) -> bool:
+    """
+    True when bus 0 is conventional.
+
+    Mirrors: qemuDomainHasPCIRoot (src/qemu/qemu_domain.c)
+    """
+    return _root_model(dom) == "pci-root"
+
+
+def has_pcie_root(dom: DomainDef) -> bool:
+    """
+    True when bus 0 is PCI Express.
+
+    Mirrors: qemuDomainHasPCIeRoot (src/qemu/qemu_domain.c)
+    """
+    return _root_model(dom) == "pcie-root"
+
+
+def is_vfio(hostdev: Any) -> bool:
+    """True for a host device that VFIO maps into QEMU's memory, given to the guest or not."""
+    return hostdev.is_pci or (hostdev.mode == "subsystem" and hostdev.type == "mdev")
+
+
+def memlock_limit(dom: DomainDef) -> int | None:
+    """
+    Return how much QEMU must be able to lock, None where nothing needs to be raised.
+
+    Units:
+        bytes; -1 is no limit.
+
+    Mirrors: qemuDomainGetMemLockLimitBytes (src/qemu/qemu_domain.c)
+    """
+    if dom.memtune_hard_limit_kib is not None:
+        return dom.memtune_hard_limit_kib * _KIB
+    if dom.memory_locked:
+        return -1
+    nvfio = sum(1 for hostdev in dom.all_hostdevs() if is_vfio(hostdev))
+    if dom.os.arch in PPC64 and dom.type == "kvm":
+        return _ppc64_limit(dom, nvfio > 0)
+    if nvfio == 0:
+        return None
+    # without a virtual IOMMU all devices share one address space, with one each pins its own
+    return (nvfio if dom.iommu is not None else 1) * _total_memory(dom) + _GIB
+
+
+def _total_memory(dom: DomainDef) -> int:
+    plugged = sum(module.size_kib for module in dom.memories)
+    return int((dom.memory_kib + plugged) * _KIB)
+
+
+def _ppc64_limit(dom: DomainDef, has_vfio: bool) -> int:
+    """
+    Return the limit of a KVM guest on POWER: the page tables, and for VFIO the DMA windows.
+
+    Mirrors: getPPC64MemLockLimitBytes (src/qemu/qemu_domain.c)
+    """
+    bridges = sum(1 for c in dom.controllers if c.type == "pci" and c.model == "pci-root")
+    memory = _total_memory(dom)
+    largest = max((dom.max_memory_kib or 0) * _KIB, memory)
+    limit = largest // 128 + 4 * _MIB * bridges + 8 * _MIB
+    if has_vfio:
+        limit += max(2 * _GIB * bridges, memory + memory // 512 * bridges + 8 * _MIB)
+    return limit
