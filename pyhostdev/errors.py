@@ -30,10 +30,12 @@ class HostdevError(Exception):
     Root of the tree; never raised itself.
 
     ``reason`` is one of the stable codes of a finding, or None; ``address`` is the host device it is
-    about (anything that prints as one), or None.
+    about (anything that prints as one), or None. ``rolled_back`` is True when a change that failed was undone
+    completely, False when ``recover`` has work to do, None where nothing was being changed.
     """
 
     libvirt_code = VIR_ERR_INTERNAL_ERROR
+    rolled_back: bool | None = None
 
     def __init__(
         self,
@@ -99,12 +101,7 @@ class RefusedError(HostdevError):
 
 
 class OperationError(HostdevError):
-    """
-    We tried and failed.
-
-    ``rolled_back`` is True when the host is as it was before, False when ``recover`` has work to do, None
-    while nobody has tried yet.
-    """
+    """We tried and failed; ``rolled_back`` says how the host is now."""
 
     libvirt_code = VIR_ERR_OPERATION_FAILED
 

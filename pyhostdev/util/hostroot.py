@@ -112,9 +112,18 @@ class HostRoot:
         """
         return self.join("sys/module", check_driver_name(name).replace("-", "_"))
 
+    def modules_dep(self, release: str) -> str:
+        """``lib/modules/RELEASE/modules.dep``: every module that can be loaded."""
+        return self.join("lib/modules", release, "modules.dep")
+
     def modules_alias(self, release: str) -> str:
-        """``lib/modules/RELEASE/modules.alias``"""
+        """``lib/modules/RELEASE/modules.alias``: what identifies the devices of each module."""
         return self.join("lib/modules", release, "modules.alias")
+
+    @property
+    def kernel_release(self) -> str:
+        """``proc/sys/kernel/osrelease``"""
+        return self.join("proc/sys/kernel/osrelease")
 
     @property
     def boot_id(self) -> str:

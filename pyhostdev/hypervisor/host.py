@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+A host: the live machine, or a directory that takes the place of ``/``.
+
+This is the object a program starts with; it reads, and only a HostdevManager made for it writes.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pyhostdev.hypervisor.hostdev_plan import Plan, build_plan
+from pyhostdev.util import pciscan, virpci
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.journal import Journal
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.util.sysfs_writer import SysfsWriter
+
+
+class Host:
+    """
+    One host, by the directory that takes the place of ``/``.
+
+    Facts are read when asked for and not kept: two calls may differ when the host changed between them. Objects
+    of this class hold no descriptor and may be shared between threads and used after a fork.
+
+    Args:
+        root: "/" for the live host.
+        state_dir: where managers of this host keep their records; ``run/pyhostdev`` below the root.
+        writer: what performs writes; the live host's own when it is "/", and none (read only) for a directory.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | HostRoot = "/",
+        *,
+        state_dir: str | None = None,
+        writer: SysfsWriter | None = None,
+    ) -> None:
+        self.root = root if isinstance(root, HostRoot) else HostRoot(root)
+        self.state_dir = state_dir or self.root.state_dir
+        self.writer = writer
+
+    def __repr__(self) -> str:
+        return f"Host({self.root.path!r})"
+
+    def scan(self) -> virpci.Scan:
+        """
+        Read all PCI functions at once.
+
+        Raises:
+            SysfsError: an attribute is there and cannot be read.
+        """
+        return virpci.Scan(self.root, pciscan.scan(self.root))
+
+    def pci_device(self, address: PCIDeviceAddress) -> virpci.PCIDevice | None:
+        """Read one function, None when the host does not have it."""
+        return virpci.read_pci_device(self.root, address)
+
+    def is_pci_express(self, address: PCIDeviceAddress) -> bool | None:
+        """Tell whether a function is PCI Express; None when it is missing or nobody can say."""
+        dev = self.pci_device(address)
+        return None if dev is None else dev.is_pci_express()
+
+    def iommu_group(self, address: PCIDeviceAddress) -> int | None:
+        """Return the number of a function's IOMMU group; None when it is missing or in none."""
+        dev = self.pci_device(address)
+        return None if dev is None else dev.iommu_group
+
+    def has_driver(self, name: str) -> bool | None:
+        """Tell whether the PCI bus has a driver of this name now; None when a directory shows no drivers."""
+        if os.path.isdir(self.root.pci_driver(name)):
+            return True
+        return False if os.path.isdir(self.root.pci_drivers) else None
+
+    def has_module(self, name: str) -> bool | None:
+        """Tell whether a module of this name can be loaded; None when the host does not say what it has."""
+        release = self._kernel_release()
+        if release is None:
+            return None
+        wanted = name.replace("-", "_")
+        try:
+            with open(self.root.modules_dep(release), encoding="utf-8") as listing:
+                paths = (line.partition(":")[0] for line in listing)
+                return any(_module_name(path) == wanted for path in paths)
+        except FileNotFoundError:
+            return None
+
+    def _kernel_release(self) -> str | None:
+        if self.root.is_live:
+            return os.uname().release
+        try:
+            with open(self.root.kernel_release, encoding="ascii") as stream:
+                return stream.read(64).strip()
+        except FileNotFoundError:
+            return None
+
+    def is_in_flight(self, address: PCIDeviceAddress) -> bool:
+        """Tell whether a write to this device has not come back from the kernel yet."""
+        return self.writer is not None and self.writer.is_in_flight(address)
+
+    def plan(self, definition: DomainDef, policy: str = "auto", owner: str | None = None) -> Plan:
+        """
+        Plan what happens to a domain's host devices; needs no root and writes nothing.
+
+        Raises:
+            ConfigError, ConfigUnsupportedError: the request is wrong, whatever the host.
+            SysfsError: the host cannot be read.
+        """
+        records, _ = Journal(self.state_dir).read()
+        return build_plan(
+            self,
+            definition.pci_hostdevs(),
+            owner=owner or definition.name,
+            policy=policy,
+            records=records,
+            occupied=definition.guest_pci_addresses(),
+            definition=definition,
+        )
+
+
+def _module_name(path: str) -> str:
+    return os.path.basename(path).partition(".ko")[0].replace("-", "_")

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The manager of a host's PCI host devices: prepare for a guest, give back, know who has what.
+
+Mirrors: src/hypervisor/virhostdev.c. The order is libvirt's (check all, detach all, mark active, set owner); what
+differs: lists are on disk, a completeness policy is part of the check, and each step undoes itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from pyhostdev.errors import (
+    ConfigError,
+    DeviceInUseError,
+    DeviceMissingError,
+    OperationError,
+    RefusedError,
+)
+from pyhostdev.hypervisor.host import Host
+from pyhostdev.hypervisor.hostdev_plan import Plan, Step, build_plan
+from pyhostdev.util.journal import (
+    DETACHED,
+    PREPARED,
+    PREPARING,
+    RELEASING,
+    BadRecord,
+    Journal,
+    Record,
+    read_boot_id,
+)
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pcidriver import VFIO_PCI, DriverMover, read_binding
+from pyhostdev.util.transaction import Transaction, attempt, deferred_signals
+from pyhostdev.util.virpci import is_vfio_driver
+
+
+class ActiveDevice(NamedTuple):
+    """One device on the active list."""
+
+    address: PCIDeviceAddress
+    owner: str | None
+
+
+class Status(NamedTuple):
+    """The lists as they are on disk, each sorted by address."""
+
+    active: list[ActiveDevice]
+    inactive: list[PCIDeviceAddress]
+    problems: list[BadRecord]
+
+
+class HostdevManager:
+    """
+    Prepares host devices for domains and gives them back.
+
+    A prepared device stays its owner's until ``release``, also when the process ends. One object serves one
+    thread at a time; processes exclude each other through the state directory. After a fork the child makes its
+    own manager.
+
+    Mirrors: virHostdevManager (src/hypervisor/virhostdev.h)
+    """
+
+    def __init__(self, host: Host) -> None:
+        if host.writer is None:
+            raise ConfigError(f"Host directory '{host.root.path}' can be read only")
+        self.host = host
+        self.root = host.root
+        self.journal = Journal(host.state_dir)
+        self._mover = DriverMover(host.root, host.writer)
+
+    def status(self) -> Status:
+        """
+        Return the lists.
+
+        Mirrors: the activePCIHostdevs and inactivePCIHostdevs of virHostdevManager
+        """
+        return read_status(self.host)
+
+    def prepare(self, plan: Plan, owner: str | None = None) -> None:
+        """
+        Execute a plan: make it again, and when it still holds detach all and note the owner.
+
+        Raises:
+            RefusedError: the host stands in the way; nothing was touched.
+            OperationError, SysfsError: a step failed; what was done before it was undone.
+
+        Mirrors: virHostdevPreparePCIDevices (src/hypervisor/virhostdev.c)
+        """
+        owner = owner or plan.owner
+        with deferred_signals() as interrupted, self.journal.locked():
+            fresh = self._planned_again(plan, owner)
+            if not fresh.ok:
+                raise RefusedError(fresh.obstacles, fresh)
+            self._set_bad_records_aside()
+            with Transaction() as change:
+                self._execute(fresh, owner, change, interrupted)
+
+    def _planned_again(self, plan: Plan, owner: str) -> Plan:
+        records, _ = self.journal.read()
+        if plan.definition is None:
+            raise ConfigError("A plan without its domain cannot be executed")
+        return build_plan(
+            self.host,
+            plan.definition.pci_hostdevs(),
+            owner=owner,
+            policy=plan.policy,
+            records=records,
+            occupied=plan.definition.guest_pci_addresses(),
+            definition=plan.definition,
+        )
+
+    def _set_bad_records_aside(self) -> None:
+        for bad in self.journal.read()[1]:
+            self.journal.set_aside(bad)
+
+    def _execute(
+        self, plan: Plan, owner: str, change: Transaction, interrupted: Callable[[], None]
+    ) -> None:
+        """Do the steps up to the guest's start; all originals are on disk before the first write."""
+        records = self._intents(plan, owner, change)
+        for step in plan.steps:
+            if step.action != "reattach":
+                interrupted()
+                self._perform(step, records)
+        for record in records.values():
+            self.journal.write(record._replace(state=PREPARED))
+
+    def _intents(
+        self, plan: Plan, owner: str, change: Transaction
+    ) -> dict[PCIDeviceAddress, Record]:
+        before, _ = self.journal.read()
+        boot_id = read_boot_id(self.root)
+        moving = {step.address for step in plan.steps if step.action == "detach"}
+        records = {}
+        for request in plan.requests:
+            known = before.get(request.address)
+            record = known or Record(
+                address=request.address,
+                state=PREPARING,
+                owner=owner,
+                managed=request.managed,
+                moved=request.address in moving,
+                target=request.stub,
+                original=read_binding(self.root, request.address),
+                boot_id=boot_id,
+            )
+            record = record._replace(state=PREPARING, owner=owner)
+            change.on_error(self._undo_device, record, known)
+            self.journal.write(record)
+            records[request.address] = record
+        return records
+
+    def _undo_device(self, record: Record, known: Record | None) -> None:
+        """Put one device and its record back as they were; a device that was not touched yet stays so."""
+        if known is not None:
+            self.journal.write(known)
+            return
+        if record.moved:
+            self._mover.give_back(record.address, record.original)
+        self.journal.remove(record.address)
+
+    def _perform(self, step: Step, records: dict[PCIDeviceAddress, Record]) -> None:
+        """The one place that performs steps."""
+        if step.action == "load-module":
+            assert step.after is not None
+            self._mover.writer.load_module(step.after)
+        elif step.action == "detach":
+            record = records[step.address]
+            self._mover.detach(step.address, record.original, record.target)
+
+    @contextmanager
+    def prepared(self, plan: Plan, owner: str | None = None) -> Iterator[None]:
+        """
+        Prepare on enter, release on exit.
+
+        Raises:
+            RefusedError, OperationError, SysfsError: as ``prepare`` and ``release``.
+        """
+        self.prepare(plan, owner)
+        try:
+            yield
+        finally:
+            self.release(owner or plan.owner)
+
+    def release(self, owner: str) -> list[PCIDeviceAddress]:
+        """
+        Give back what an owner has, and return the addresses; every device is tried.
+
+        A managed device that we took goes back to its driver; a managed one that was already with its stub
+        leaves the lists; an unmanaged one stays detached, on the inactive list.
+
+        Raises:
+            OperationError: a device is not as it was; its record stays and the call can be repeated.
+
+        Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
+        """
+        return self._release(lambda record: record.owner == owner)
+
+    def _release(self, is_meant: Callable[[Record], bool]) -> list[PCIDeviceAddress]:
+        with deferred_signals(), self.journal.locked():
+            records, _ = self.journal.read()
+            meant = [r for r in records.values() if r.is_active and is_meant(r)]
+            for record in meant:
+                self.journal.write(record._replace(state=RELEASING))
+            failures = [f for record in meant for f in attempt(self._give_back, record)]
+        if failures:
+            raise OperationError(
+                f"{len(failures)} of {len(meant)} devices could not be given back: {failures[0]}",
+                rolled_back=False,
+            ) from failures[0]
+        return [record.address for record in meant]
+
+    def _give_back(self, record: Record) -> None:
+        if not record.managed:
+            self.journal.write(record._replace(state=DETACHED, owner=None))
+            return
+        if record.moved:
+            self._give_back_moved(record)
+        self.journal.remove(record.address)
+
+    def _give_back_moved(self, record: Record) -> None:
+        try:
+            now = read_binding(self.root, record.address)
+        except DeviceMissingError:
+            return  # unplugged while the guest ran: there is nothing to give back
+        if now.incarnation != record.original.incarnation:
+            return  # plugged in again: the kernel has bound it afresh, and what we knew is about another device
+        if now.driver not in (None, record.target, record.original.driver):
+            raise OperationError(
+                f"Device {record.address} was moved to driver '{now.driver}' by somebody else",
+                address=record.address,
+            )
+        self._mover.give_back(record.address, record.original)
+
+    def prepare_pci_devices(
+        self,
+        driver_name: str,
+        domain_name: str,
+        hostdevs: Iterable[Any],
+        *,
+        policy: str = "auto",
+    ) -> None:
+        """
+        Prepare hostdevs as libvirt's call of this name does, with a completeness policy.
+
+        Args:
+            driver_name: the hypervisor's; part of the error only, as domains are told apart by name.
+            domain_name: the owner.
+            hostdevs: PCI DomainHostdevDef objects; none is no error.
+
+        Raises:
+            DeviceInUseError: a device is some domain's already.
+            RefusedError, OperationError, SysfsError: as ``prepare``.
+
+        Mirrors: virHostdevPreparePCIDevices (src/hypervisor/virhostdev.c)
+        """
+        wanted = _HostdevSet(domain_name, list(hostdevs))
+        records, _ = self.journal.read()
+        plan = build_plan(
+            self.host, wanted.hostdevs, owner=domain_name, policy=policy, records=records, definition=wanted
+        )
+        used = next((f for f in plan.obstacles if f.reason == "in-use"), None)
+        if used is not None:
+            raise DeviceInUseError(
+                f"{used.message} ({driver_name} wants it for '{domain_name}')",
+                reason="in-use",
+                address=used.address,
+                rolled_back=True,
+            )
+        self.prepare(plan, domain_name)
+
+    def reattach_pci_devices(
+        self, driver_name: str, domain_name: str, hostdevs: Iterable[Any]
+    ) -> None:
+        """
+        Give back those of hostdevs that the domain has; others are passed over.
+
+        Raises:
+            OperationError: as ``release``.
+
+        Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
+        """
+        wanted = {hostdev.source for hostdev in hostdevs}
+        self._release(lambda r: r.owner == domain_name and r.address in wanted)
+
+    def nodedev_detach(self, address: PCIDeviceAddress, driver: str = VFIO_PCI) -> None:
+        """
+        Detach one device for nobody: it goes on the inactive list.
+
+        Raises:
+            DeviceInUseError: a domain has it.
+            DeviceMissingError, OperationError, SysfsError: it is not there, or a write failed and was undone.
+
+        Mirrors: virHostdevPCINodeDeviceDetach (src/hypervisor/virhostdev.c)
+        """
+        with deferred_signals(), self.journal.locked():
+            records, _ = self.journal.read()
+            self._refuse_active(records.get(address))
+            original = read_binding(self.root, address)
+            there = is_vfio_driver(self.root, address, original.driver)
+            record = Record(
+                address, DETACHED, None, False, not there, driver, original, read_boot_id(self.root)
+            )
+            if address in records:
+                return
+            with Transaction() as change:
+                change.on_error(self._undo_device, record, None)
+                self.journal.write(record)
+                if not there:
+                    self._mover.detach(address, original, driver)
+
+    def nodedev_reattach(self, address: PCIDeviceAddress) -> None:
+        """
+        Give a detached device back to the driver it came from.
+
+        Raises:
+            DeviceInUseError: a domain has it.
+            OperationError: nobody knows where it came from, or it could not be given back.
+
+        Mirrors: virHostdevPCINodeDeviceReAttach (src/hypervisor/virhostdev.c)
+        """
+        with deferred_signals(), self.journal.locked():
+            record = self.journal.read()[0].get(address)
+            self._refuse_active(record)
+            if record is None:
+                raise OperationError(
+                    f"Device {address} was not detached by this manager", address=address, rolled_back=True
+                )
+            if record.moved:
+                self._give_back_moved(record)
+            self.journal.remove(address)
+
+    def _refuse_active(self, record: Record | None) -> None:
+        if record is not None and record.is_active:
+            raise DeviceInUseError(
+                f"Device {record.address} is in use by domain '{record.owner}'",
+                reason="in-use",
+                address=record.address,
+                rolled_back=True,
+            )
+
+
+class _HostdevSet:
+    """A bare list of hostdevs in the place of a domain definition."""
+
+    def __init__(self, name: str, hostdevs: list[Any]) -> None:
+        self.name = name
+        self.hostdevs = hostdevs
+
+    def pci_hostdevs(self) -> list[Any]:
+        """The hostdevs."""
+        return self.hostdevs
+
+    def guest_pci_addresses(self) -> list[PCIDeviceAddress]:
+        """No other guest device is known."""
+        return []
+
+
+def read_status(host: Host) -> Status:
+    """
+    Return a host's lists from its state directory, which is not created for it.
+
+    Raises:
+        SysfsError: the directory is there and cannot be read.
+    """
+    records, problems = Journal(host.state_dir).read()
+    active = [ActiveDevice(r.address, r.owner) for r in records.values() if r.is_active]
+    inactive = [r.address for r in records.values() if not r.is_active]
+    return Status(active, inactive, problems)
