@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What all devices of a domain share: alias, boot order, ROM, and the address in the guest.
+
+Mirrors: src/conf/device_conf.c, virDomainDeviceInfo (src/conf/device_conf.h)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, ClassVar
+
+from pyhostdev.conf.xmlcodec import (
+    hexadecimal,
+    name_text,
+    number,
+    on_off,
+    positive,
+    unsigned,
+    yes_no,
+)
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import attribute, child
+from pyhostdev.errors import ConfigUnsupportedError, InvalidAddressError, XMLError
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.virxml import ULLONG_MAX, source_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pyhostdev.util.virxml import Element
+
+_USER_ALIAS = re.compile(r"ua-[a-zA-Z0-9_-]*", re.ASCII)
+
+
+class DeviceAddress(ElementDef):
+    """
+    Where a device is in the guest; ``type`` tells the subclasses apart.
+
+    Mirrors: virDomainDeviceAddressType (src/conf/device_conf.h)
+    """
+
+    tag = "address"
+    kind: ClassVar[str] = ""
+
+    type = attribute("type")
+
+    def __init__(self, **values: object) -> None:
+        super().__init__(**values)
+        self.type = self.kind
+
+    @classmethod
+    def from_element(cls, element: Element) -> Self:
+        """
+        Read the address by its type.
+
+        Raises:
+            ConfigUnsupportedError: no type, or one that does not exist.
+            XMLError: a part of the address is not valid.
+        """
+        kind = element.get("type")
+        definition = ADDRESS_TYPES.get(str(kind))
+        if definition is None:
+            said = (
+                "An <address> has no type" if kind is None else f"Address type '{kind}' is unknown"
+            )
+            raise ConfigUnsupportedError(said, line=source_line(element))
+        self = definition()
+        self.read(element)
+        return self  # type: ignore[return-value]  # asked for as DeviceAddress only
+
+
+class PCIGuestAddress(DeviceAddress):
+    """
+    A function of the guest's PCI topology; all zero asks for an address to be chosen.
+
+    Mirrors: virPCIDeviceAddress (src/util/virpci.h)
+    """
+
+    kind = "pci"
+
+    domain = attribute("domain", hexadecimal(4), default=0)
+    bus = attribute("bus", hexadecimal(2), default=0)
+    slot = attribute("slot", hexadecimal(2), default=0)
+    function = attribute("function", hexadecimal(1), default=0)
+    multifunction = attribute("multifunction", on_off)
+    zpci_uid = attribute("zpci/@uid", hexadecimal(4))
+    zpci_fid = attribute("zpci/@fid", hexadecimal(8))
+
+    @classmethod
+    def at(cls, address: PCIDeviceAddress, *, multifunction: bool | None = None) -> Self:
+        """Return the guest address of these four numbers."""
+        return cls(**address._asdict(), multifunction=multifunction)
+
+    @property
+    def pci(self) -> PCIDeviceAddress:
+        """The four numbers alone."""
+        return PCIDeviceAddress(self.domain, self.bus, self.slot, self.function)
+
+    @property
+    def is_empty(self) -> bool:
+        """True when the address is still to be chosen."""
+        return self.pci.is_empty
+
+    def parsed(self, element: Element) -> None:
+        """Refuse parts that no bus has."""
+        check_pci_address(self.pci, element)
+
+    def hides(self, name: str) -> bool:
+        """An address to be chosen is printed without its numbers."""
+        return name in PCIDeviceAddress._fields and self.is_empty
+
+
+def check_pci_address(address: PCIDeviceAddress, element: Element) -> None:
+    """
+    Refuse a PCI address out of range; the empty one passes.
+
+    Raises:
+        XMLError: with the element's line.
+
+    Mirrors: virPCIDeviceAddressParseXML (src/conf/device_conf.c)
+    """
+    if address.is_empty:
+        return
+    try:
+        address.check()
+    except InvalidAddressError as err:
+        raise XMLError(str(err), line=source_line(element)) from err
+
+
+class UnassignedAddress(DeviceAddress):
+    """The guest does not get the device."""
+
+    kind = "unassigned"
+
+
+class DriveAddress(DeviceAddress):
+    """Controller, bus, target and unit of a disk."""
+
+    kind = "drive"
+
+    controller = attribute("controller", number, default=0)
+    bus = attribute("bus", number, default=0)
+    target = attribute("target", number, default=0)
+    unit = attribute("unit", number, default=0)
+
+
+class VirtioSerialAddress(DeviceAddress):
+    """Controller, bus and port of a virtio console or channel."""
+
+    kind = "virtio-serial"
+
+    controller = attribute("controller", number, default=0)
+    bus = attribute("bus", number, default=0)
+    port = attribute("port", number)
+
+
+class CCIDAddress(DeviceAddress):
+    """Controller and slot of a smartcard."""
+
+    kind = "ccid"
+
+    controller = attribute("controller", number, default=0)
+    slot = attribute("slot", number, default=0)
+
+
+class USBAddress(DeviceAddress):
+    """Bus and dotted port of a USB device."""
+
+    kind = "usb"
+
+    bus = attribute("bus", number, default=0)
+    port = attribute("port", name_text)
+
+
+class SpaprVIOAddress(DeviceAddress):
+    """A register of the pseries machine's virtual bus."""
+
+    kind = "spapr-vio"
+
+    reg = attribute("reg", hexadecimal(8, 16, ULLONG_MAX))
+
+
+class CCWAddress(DeviceAddress):
+    """A channel of s390x."""
+
+    kind = "ccw"
+
+    cssid = attribute("cssid", hexadecimal(1))
+    ssid = attribute("ssid", hexadecimal(1))
+    devno = attribute("devno", hexadecimal(4))
+
+
+class VirtioS390Address(DeviceAddress):
+    """The old bus of s390x, without numbers."""
+
+    kind = "virtio-s390"
+
+
+class VirtioMMIOAddress(DeviceAddress):
+    """A memory-mapped virtio transport, without numbers."""
+
+    kind = "virtio-mmio"
+
+
+class ISAAddress(DeviceAddress):
+    """Port and interrupt of an ISA device."""
+
+    kind = "isa"
+
+    iobase = attribute("iobase", hexadecimal(1, 16))
+    irq = attribute("irq", hexadecimal(1, 16))
+
+
+class DIMMAddress(DeviceAddress):
+    """Slot and base address of memory."""
+
+    kind = "dimm"
+
+    slot = attribute("slot", number)
+    base = attribute("base", hexadecimal(1, 16, ULLONG_MAX))
+
+
+ADDRESS_TYPES: dict[str, type[DeviceAddress]] = {
+    definition.kind: definition
+    for definition in (
+        PCIGuestAddress,
+        UnassignedAddress,
+        DriveAddress,
+        VirtioSerialAddress,
+        CCIDAddress,
+        USBAddress,
+        SpaprVIOAddress,
+        CCWAddress,
+        VirtioS390Address,
+        VirtioMMIOAddress,
+        ISAAddress,
+        DIMMAddress,
+    )
+}
+
+
+class DeviceInfo(ElementDef):
+    """
+    The part of a device that says who and where it is; stands in the device's own element.
+
+    Mirrors: virDomainDeviceInfo (src/conf/device_conf.h)
+    """
+
+    boot_order = attribute("boot/@order", positive)
+    boot_loadparm = attribute("boot/@loadparm")
+    alias = attribute("alias/@name")
+    master_startport = attribute("master/@startport", number)
+    rom_enabled = attribute("rom/@enabled", yes_no)
+    rom_bar = attribute("rom/@bar", on_off)
+    rom_file = attribute("rom/@file")
+    acpi_index = attribute("acpi/@index", unsigned())
+    address = child("address", DeviceAddress)
+
+    def parsed(self, element: Element) -> None:
+        """Drop an alias that is not the user's to choose."""
+        if self.alias is not None and not is_user_alias(self.alias):
+            self.alias = None
+
+    @property
+    def pci(self) -> PCIGuestAddress | None:
+        """The address when it is one on PCI and chosen already."""
+        address = self.address
+        return address if isinstance(address, PCIGuestAddress) and not address.is_empty else None
+
+    @property
+    def wants_address(self) -> bool:
+        """True when nobody has said where in the guest the device goes."""
+        address = self.address
+        return address is None or (isinstance(address, PCIGuestAddress) and address.is_empty)
+
+    @property
+    def is_unassigned(self) -> bool:
+        """True when the address says that the guest does not get the device."""
+        return isinstance(self.address, UnassignedAddress)
+
+
+def is_user_alias(alias: str) -> bool:
+    """
+    True for an alias that a user may choose.
+
+    Mirrors: virDomainDeviceAliasIsUserAlias (src/conf/domain_conf.c)
+    """
+    return _USER_ALIAS.fullmatch(alias) is not None

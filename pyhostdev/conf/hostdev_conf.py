@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Host devices of a domain.
+
+Mirrors: virDomainHostdevDef (src/conf/domain_conf.h)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.device_conf import (
+    DeviceInfo,
+    UnassignedAddress,
+    check_pci_address,
+)
+from pyhostdev.conf.xmlcodec import enum, hexadecimal, number_any_base, on_off, text, yes_no
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import attribute, child, embedded, flag, opaque
+from pyhostdev.errors import (
+    VIR_ERR_CONFIG_UNSUPPORTED,
+    VIR_ERR_INTERNAL_ERROR,
+    ConfigUnsupportedError,
+    XMLError,
+)
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.virxml import source_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pyhostdev.util.virxml import Element
+
+# what a device that the guest does not get cannot have: nothing in the guest could carry it
+_GUEST_SIDE = ("address", "alias", "boot", "rom", "acpi", "teaming")
+
+
+class HostdevSource(ElementDef):
+    """The host side of a host device; one subclass for each type of hostdev."""
+
+    tag = "source"
+
+    startup_policy = attribute("startupPolicy", enum("mandatory", "requisite", "optional"))
+    write_filtering = attribute("writeFiltering", yes_no)
+
+    @classmethod
+    def from_element(cls, element: Element) -> Self:
+        """
+        Read the source by the type of the hostdev around it.
+
+        Raises:
+            XMLError: the hostdev has no known type, or a part of its source is not valid.
+        """
+        parent = element.getparent()
+        kind = None if parent is None else parent.get("type")
+        definition = SOURCE_TYPES.get(str(kind), PCISource)
+        self = definition()
+        self.read(element)
+        return self  # type: ignore[return-value]  # asked for as HostdevSource only
+
+
+class PCISource(HostdevSource):
+    """A PCI function of the host."""
+
+    domain = attribute("address/@domain", hexadecimal(4), default=0)
+    bus = attribute("address/@bus", hexadecimal(2), default=0)
+    slot = attribute("address/@slot", hexadecimal(2), default=0)
+    function = attribute("address/@function", hexadecimal(1), default=0)
+    origstates = opaque("origstates")
+
+    @property
+    def address(self) -> PCIDeviceAddress:
+        """The address on the host."""
+        return PCIDeviceAddress(self.domain, self.bus, self.slot, self.function)
+
+    def parsed(self, element: Element) -> None:
+        """Refuse parts that no bus has, and a function that is not spelled out at all."""
+        if element.find("address") is None:
+            raise XMLError("A PCI <source> has no <address>", line=source_line(element))
+        check_pci_address(self.address, element)
+
+
+class USBSource(HostdevSource):
+    """A USB device by address, by vendor and product, or both."""
+
+    guest_reset = attribute("guestReset", enum("off", "uninitialized", "always"))
+    vendor_id = attribute("vendor/@id", hexadecimal(4))
+    product_id = attribute("product/@id", hexadecimal(4))
+    bus = attribute("address/@bus", number_any_base)
+    device = attribute("address/@device", number_any_base)
+
+
+class SCSISource(HostdevSource):
+    """A SCSI unit of a host adapter, or behind iSCSI."""
+
+    protocol = attribute("protocol", enum("adapter", "iscsi"))
+    name = attribute("name")
+    adapter = attribute("adapter/@name")
+    bus = attribute("address/@bus", number_any_base)
+    target = attribute("address/@target", number_any_base)
+    unit = attribute("address/@unit", number_any_base)
+    host = attribute("host/@name")
+    port = attribute("host/@port")
+    auth = opaque("auth")
+    initiator = attribute("initiator/iqn/@name")
+
+
+class SCSIHostSource(HostdevSource):
+    """A SCSI host given as a whole, through vhost."""
+
+    protocol = attribute("protocol", enum("vhost"))
+    wwpn = attribute("wwpn")
+
+
+class MdevSource(HostdevSource):
+    """A mediated device."""
+
+    uuid = attribute("address/@uuid")
+
+
+SOURCE_TYPES: dict[str, type[HostdevSource]] = {
+    "pci": PCISource,
+    "usb": USBSource,
+    "scsi": SCSISource,
+    "scsi_host": SCSIHostSource,
+    "mdev": MdevSource,
+}
+
+
+class DomainHostdevDef(ElementDef):
+    """
+    A device of the host that a domain takes.
+
+    ``assigned`` is absent (None), yes or no; absent means yes, and stays absent when printed.
+
+    Mirrors: virDomainHostdevDef (src/conf/domain_conf.h)
+    """
+
+    tag = "hostdev"
+
+    mode = attribute(
+        "mode",
+        enum("subsystem", "capabilities"),
+        default="subsystem",
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+    )
+    type = attribute("type", enum(*SOURCE_TYPES, "storage", "misc", "net"), default="")
+    managed = attribute("managed", yes_no, default=False, lenient=True)
+    assigned = attribute("assigned", yes_no)
+    sgio = attribute("sgio", enum("filtered", "unfiltered"))
+    rawio = attribute("rawio", yes_no)
+    model = attribute(
+        "model",
+        enum(
+            "vfio-pci",
+            "vfio-ccw",
+            "vfio-ap",
+            "virtio",
+            "virtio-transitional",
+            "virtio-non-transitional",
+        ),
+    )
+    display = attribute("display", on_off)
+    ramfb = attribute("ramfb", on_off)
+    driver_name = attribute("driver/@name", enum("kvm", "vfio", "xen"))
+    driver_model = attribute("driver/@model", text)
+    source_def = child("source", HostdevSource)
+    teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
+    teaming_persistent = attribute("teaming/@persistent")
+    readonly = flag("readonly")
+    shareable = flag("shareable")
+    info = embedded(DeviceInfo)
+
+    is_interface = False  # stands for an <interface type='hostdev'>
+
+    @classmethod
+    def for_pci(
+        cls,
+        address: PCIDeviceAddress,
+        *,
+        managed: bool = False,
+        assigned: bool | None = None,
+        unassigned: bool = False,
+    ) -> Self:
+        """
+        Return the definition of a PCI function.
+
+        Args:
+            assigned: says ``assigned='yes'`` or ``'no'``.
+            unassigned: says that the guest does not get it in libvirt's own spelling.
+        """
+        self = cls(type="pci", managed=managed, assigned=assigned)
+        self.source_def = PCISource(**address._asdict())
+        if unassigned:
+            self.info.address = UnassignedAddress()
+        return self
+
+    @property
+    def source(self) -> PCIDeviceAddress | HostdevSource | None:
+        """The host's address of a PCI device, the source definition of another."""
+        source = self.source_def
+        return source.address if isinstance(source, PCISource) else source
+
+    @property
+    def is_pci(self) -> bool:
+        """True for a PCI function that is handed over."""
+        return self.mode == "subsystem" and self.type == "pci"
+
+    @property
+    def pci_address(self) -> PCIDeviceAddress:
+        """The host's address; only for those that is_pci."""
+        assert isinstance(self.source_def, PCISource)
+        return self.source_def.address
+
+    @property
+    def is_assigned(self) -> bool:
+        """True when the guest gets the device."""
+        return self.assigned is not False and not self.info.is_unassigned
+
+    @property
+    def spelling(self) -> str | None:
+        """In which language it says whether the guest gets it: assigned, unassigned or None."""
+        if self.assigned is not None:
+            return "assigned"
+        return "unassigned" if self.info.is_unassigned else None
+
+    def parsed(self, element: Element) -> None:
+        """Refuse what a hostdev cannot say, whatever the host."""
+        line = source_line(element)
+        if element.get("assigned") is not None:
+            self._check_assigned(element)
+        if not self.type:
+            raise XMLError("A <hostdev> has no type", line=line)
+        if self.mode == "subsystem" and self.source_def is None:
+            raise XMLError("A <hostdev> has no <source>", line=line)
+        self._check_type(line)
+
+    def _check_assigned(self, element: Element) -> None:
+        """
+        Refuse ``assigned`` where it means nothing, and next to it what needs a place in the guest.
+
+        Raises:
+            XMLError: naming the element in the way.
+        """
+        line = source_line(element)
+        if not self.is_pci:
+            raise XMLError("Only a PCI <hostdev> can have 'assigned'", line=line)
+        if self.assigned and self.info.is_unassigned:
+            raise XMLError("assigned='yes' contradicts an <address type='unassigned'>", line=line)
+        if self.assigned:
+            return
+        for name in _GUEST_SIDE:
+            if element.find(name) is not None:
+                raise XMLError(f"A <hostdev> with assigned='no' cannot have <{name}>", line=line)
+
+    def _check_type(self, line: int | None) -> None:
+        if self.type == "mdev" and self.model is None:
+            raise XMLError("A <hostdev> of type mdev needs a model", line=line)
+        if self.type not in ("mdev", "scsi_host") and self.model is not None:
+            raise XMLError(f"A <hostdev> of type {self.type} has no model", line=line)
+        if self.type != "scsi" and (self.sgio is not None or self.rawio is not None):
+            raise XMLError(f"A <hostdev> of type {self.type} has no sgio or rawio", line=line)
+        if self.is_pci and self.info.address is not None:
+            self._check_pci_address(line)
+
+    def _check_pci_address(self, line: int | None) -> None:
+        address = self.info.address
+        if address is not None and address.kind not in ("pci", "unassigned"):
+            raise ConfigUnsupportedError(
+                f"A PCI host device cannot have a guest address of type {address.kind}",
+                line=line,
+                libvirt_code=VIR_ERR_INTERNAL_ERROR,
+            )

@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Definitions as tables: what an XML element holds is declared once, parsed and printed from there.
+
+A class that derives from ElementDef lists its fields in the order libvirt prints them:
+
+    class DomainHostdevDef(ElementDef):
+        tag = "hostdev"
+        managed = attribute("managed", yes_no, default=False)
+        driver_name = attribute("driver/@name", enum("kvm", "vfio", "xen"))
+        source = child("source", HostdevSource)
+
+What the table does not know, attributes as well as elements, is kept where it was found, and
+printed behind what it knows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from pyhostdev.conf.xmlfield import Attribute, Content, Embedded, Field, Flag, Opaque
+from pyhostdev.errors import XMLError
+from pyhostdev.util.virxml import (
+    attributes_of,
+    dump_element,
+    escape_attribute,
+    escape_text,
+    parse_document,
+    source_line,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Self
+
+    from pyhostdev.util.virxml import Element
+
+INDENT = "  "
+
+
+class Unknown(NamedTuple):
+    """Something the tables do not know: an attribute's value, or an element as it was written."""
+
+    name: str
+    value: str
+    line: int | None
+    is_element: bool
+
+
+class Row(NamedTuple):
+    """A field as one definition has it: its place in the order, and who holds the value."""
+
+    place: int
+    field: Any  # a Field; the name of its type would make type checkers ask it for its value
+    owner: str | None  # the embedded part that holds the value
+
+
+class Shape:
+    """One element of a definition: what may stand in it, in the order it is printed."""
+
+    __slots__ = ("attributes", "content", "flag", "nodes", "path")
+
+    def __init__(self, path: tuple[str, ...]) -> None:
+        self.path = path
+        self.attributes: dict[str, Row] = {}
+        self.content: Row | None = None
+        self.flag: Row | None = None
+        self.nodes: dict[str, Shape | Row] = {}
+
+    def descend(self, path: tuple[str, ...]) -> Shape:
+        """Return the shape of an element below, made where it is not known yet."""
+        shape = self
+        for tag in path:
+            node = shape.nodes.setdefault(tag, Shape((*shape.path, tag)))
+            if not isinstance(node, Shape):
+                raise TypeError(f"<{tag}> has a definition of its own")
+            shape = node
+        return shape
+
+    def add(self, row: Row) -> None:
+        """Give a row its place."""
+        field = row.field
+        if isinstance(field, Attribute):
+            self.descend(field.path).attributes[field.leaf] = row
+        elif isinstance(field, Content):
+            self.descend(field.path).content = row
+        elif isinstance(field, Flag):
+            self.descend(field.path).flag = row
+        else:
+            self.descend(field.path[:-1]).nodes[field.path[-1]] = row
+
+
+class Table(NamedTuple):
+    """What a definition's fields amount to."""
+
+    rows: tuple[Row, ...]
+    shape: Shape
+    embedded: tuple[str, ...]
+    required: tuple[Row, ...]
+
+
+def _declared(cls: type[ElementDef]) -> dict[str, Field[Any]]:
+    """Return the fields of a class and its bases, those of the bases first."""
+    fields: dict[str, Field[Any]] = {}
+    for base in reversed(cls.__mro__):
+        fields.update((k, v) for k, v in vars(base).items() if isinstance(v, Field))
+    return fields
+
+
+def _compile(cls: type[ElementDef]) -> Table:
+    rows: list[Row] = []
+    embedded: list[str] = []
+    for name, field in _declared(cls).items():
+        if isinstance(field, Embedded):
+            embedded.append(name)
+            inner = _declared(field.definition).values()
+            rows += [Row(len(rows) + i, part, name) for i, part in enumerate(inner)]
+        else:
+            rows.append(Row(len(rows), field, None))
+    shape = Shape(())
+    for row in rows:
+        shape.add(row)
+    required = tuple(row for row in rows if getattr(row.field, "required", False))
+    return Table(tuple(rows), shape, tuple(embedded), required)
+
+
+class ElementDef:
+    """
+    The base of all definitions: parsing, printing, copying and comparing by the table of fields.
+
+    Two definitions are equal when they would be printed alike; where they stood does not count.
+    """
+
+    tag: ClassVar[str] = ""
+    line: int | None = None  # of the source, for messages
+    unknown: dict[tuple[str, ...], list[Unknown]]
+
+    _table: ClassVar[Table | None] = None
+    _initials: ClassVar[tuple[tuple[str, Field[Any]], ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls._table = None
+        own = tuple((k, v) for k, v in vars(cls).items() if isinstance(v, Field) and v.is_fresh)
+        cls._initials = cls._initials + own
+
+    def __init__(self, **values: Any) -> None:
+        self.unknown = {}
+        state = self.__dict__
+        for name, field in self._initials:
+            state[name] = field.initial()
+        for name, value in values.items():
+            if not isinstance(getattr(type(self), name, None), Field):
+                raise TypeError(f"{type(self).__name__} has no field '{name}'")
+            state[name] = value
+
+    @classmethod
+    def table(cls) -> Table:
+        """Return the compiled fields; made when first asked for."""
+        if cls._table is None:
+            cls._table = _compile(cls)
+        return cls._table
+
+    # -- parsing
+
+    @classmethod
+    def parse(cls, source: str | bytes) -> Self:
+        """
+        Read a document whose root is this element.
+
+        Raises:
+            XMLError: not well-formed, another element, or a value that is none.
+        """
+        root = parse_document(source)
+        if root.tag != cls.tag:
+            raise XMLError(f"<{cls.tag}> expected, not <{root.tag}>", line=source_line(root))
+        return cls.from_element(root)
+
+    @classmethod
+    def from_element(cls, element: Element) -> Self:
+        """
+        Read an element of a tree.
+
+        Raises:
+            XMLError: a value is none, or a required one is absent.
+        """
+        self = cls()
+        self.read(element)
+        return self
+
+    def read(self, element: Element) -> None:
+        """
+        Fill self from an element.
+
+        Raises:
+            XMLError: a value is none, or a required one is absent.
+        """
+        table = self.table()
+        self.line = source_line(element)
+        found: dict[int, list[tuple[str, Element]]] = {}
+        self._collect(table.shape, element, found)
+        for index in sorted(found):
+            _, field, owner = table.rows[index]
+            holder = self if owner is None else self.__dict__[owner]
+            holder.__dict__[field.name] = field.load(found[index])
+        for row in table.required:
+            self._check_required(row, found, element)
+        for name in table.embedded:
+            part = self.__dict__[name]
+            part.line = self.line
+            part.parsed(element)
+        self.parsed(element)
+
+    def parsed(self, element: Element) -> None:
+        """Check or derive what involves several fields; the hook of a subclass."""
+
+    def hides(self, name: str) -> bool:
+        """Say whether a field is not printed as things are; the hook of a subclass."""
+        return False
+
+    def _check_required(
+        self, row: Row, found: dict[int, list[tuple[str, Element]]], element: Element
+    ) -> None:
+        if row.place in found:
+            return
+        field = row.field
+        where = "/".join((str(element.tag), *field.path))
+        what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"
+        raise XMLError(f"The {what} is missing", line=source_line(element))
+
+    def _collect(
+        self, shape: Shape, element: Element, found: dict[int, list[tuple[str, Element]]]
+    ) -> None:
+        """Sort what stands in an element: to a row, or to the unknown."""
+        for key, value in attributes_of(element):
+            row = shape.attributes.get(key)
+            if row is not None:
+                found.setdefault(row.place, []).append((value, element))
+            else:
+                self._keep_attribute(shape.path, key, value, element)
+        for row in (shape.content, shape.flag):
+            if row is not None:
+                found.setdefault(row.place, []).append((element.text or "", element))
+        for part in element:
+            if isinstance(part.tag, str):
+                self._collect_part(shape, part.tag, part, found)
+
+    def _collect_part(
+        self, shape: Shape, tag: str, part: Element, found: dict[int, list[tuple[str, Element]]]
+    ) -> None:
+        node = shape.nodes.get(tag)
+        if node is None:
+            kept = Unknown(tag, dump_element(part), source_line(part), True)
+            self.unknown.setdefault(shape.path, []).append(kept)
+        elif isinstance(node, Shape):
+            self._collect(node, part, found)
+        else:
+            found.setdefault(node.place, []).append(("", part))
+
+    def _keep_attribute(
+        self, path: tuple[str, ...], key: str, value: str, element: Element
+    ) -> None:
+        kept = self.unknown.setdefault(path, [])
+        if not key.startswith("{"):
+            kept.append(Unknown(key, value, source_line(element), False))
+            return
+        uri, local = key[1:].split("}")
+        prefix = next((p for p, u in element.nsmap.items() if u == uri and p), "xml")
+        if prefix != "xml":
+            kept.append(Unknown(f"xmlns:{prefix}", uri, source_line(element), False))
+        kept.append(Unknown(f"{prefix}:{local}", value, source_line(element), False))
+
+    # -- printing
+
+    def format(self) -> str:
+        """Return the element as XML text."""
+        return "\n".join(self.format_lines(self.tag)) + "\n"
+
+    def format_lines(self, tag: str, indent: str = "") -> list[str]:
+        """Return the element's lines under a given name."""
+        return self._format_shape(self.table().shape, tag, indent, always=True)
+
+    def _format_shape(self, shape: Shape, tag: str, indent: str, *, always: bool) -> list[str]:
+        head = "".join(self._format_attributes(shape))
+        inner: list[str] = []
+        for name, node in shape.nodes.items():
+            if isinstance(node, Shape):
+                inner += self._format_shape(node, name, indent + INDENT, always=False)
+            else:
+                inner += self._format_row(node, name, indent + INDENT)
+        kept = self.unknown.get(shape.path, ())
+        inner += (indent + INDENT + part.value for part in kept if part.is_element)
+        body = self._dumped(shape.content)
+        is_empty = body is None and self._dumped(shape.flag) is None
+        if is_empty and not (always or head or inner):
+            return []
+        return _element_lines(f"{indent}<{tag}{head}", tag, indent, body, inner)
+
+    def _format_attributes(self, shape: Shape) -> Iterator[str]:
+        for name, row in shape.attributes.items():
+            value = self._dumped(row)
+            if value is not None:
+                yield f" {name}='{escape_attribute(value)}'"
+        for part in dict.fromkeys(self.unknown.get(shape.path, ())):
+            if not part.is_element:
+                yield f" {part.name}='{escape_attribute(part.value)}'"
+
+    def _format_row(self, row: Row, tag: str, indent: str) -> list[str]:
+        value = self._value(row)
+        if value is None:
+            return []
+        if isinstance(row.field, Opaque):
+            return [indent + value]
+        parts = value if isinstance(value, list) else [value]
+        return [line for part in parts for line in part.format_lines(tag, indent)]
+
+    def _value(self, row: Row) -> Any:
+        holder = self if row.owner is None else self.__dict__[row.owner]
+        return getattr(holder, row.field.name)
+
+    def _dumped(self, row: Row | None) -> str | None:
+        if row is None:
+            return None
+        holder = self if row.owner is None else self.__dict__[row.owner]
+        if holder.hides(row.field.name):
+            return None
+        text: str | None = row.field.dump(getattr(holder, row.field.name))
+        return text
+
+    # -- values
+
+    def copy(self) -> Self:
+        """Return an independent copy."""
+        clone = type(self).__new__(type(self))
+        clone.__dict__.update((k, _copied(v)) for k, v in self.__dict__.items() if k[0] != "_")
+        return clone
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.copy()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ElementDef) or type(other) is not type(self):
+            return NotImplemented
+        rows = self.table().rows
+        return all(self._value(row) == other._value(row) for row in rows) and (
+            _without_lines(self.unknown) == _without_lines(other.unknown)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.format_lines(self.tag or '?')[0].strip()}>"
+
+    def unmodelled(self, prefix: str = "") -> Iterator[tuple[str, int | None]]:
+        """Yield path and line of all that is kept but not understood, in self and below."""
+        for path, kept in self.unknown.items():
+            for part in kept:
+                yield "/".join((prefix, *path, "@" * (not part.is_element) + part.name)), part.line
+        for row in self.table().rows:
+            where = "/".join((prefix, *row.field.path))
+            value = self._value(row)
+            if isinstance(row.field, Opaque) and value is not None and not row.field.harmless:
+                yield where, self.line
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, ElementDef):
+                    yield from part.unmodelled(where)
+
+
+def _element_lines(
+    head: str, tag: str, indent: str, body: str | None, inner: list[str]
+) -> list[str]:
+    if inner:
+        return [f"{head}>", *inner, f"{indent}</{tag}>"]
+    return [f"{head}>{escape_text(body)}</{tag}>" if body else f"{head}/>"]
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, ElementDef):
+        return value.copy()
+    if isinstance(value, list):
+        return [_copied(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    return value
+
+
+def _without_lines(
+    unknown: dict[tuple[str, ...], list[Unknown]],
+) -> dict[tuple[str, ...], list[tuple[str, str]]]:
+    return {path: [part[:2] for part in parts] for path, parts in unknown.items() if parts}

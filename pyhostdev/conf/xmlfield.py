@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The rows of a definition's table: where a value stands in the XML and what it means.
+
+A path names the elements on the way to the value; they are printed when something in them is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+
+from pyhostdev.conf.xmlcodec import Codec, text
+from pyhostdev.util.virxml import dump_element, invalid_value, source_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.util.virxml import Element
+
+T = TypeVar("T")
+D = TypeVar("D", bound="ElementDef")
+
+
+class Field(Generic[T]):
+    """
+    One row of a table: where a value stands and what it means.
+
+    Has no ``__set__``: the value lives in the instance's dict, so that reading it costs nothing.
+    """
+
+    name = ""
+    is_fresh = False  # every instance gets a value of its own
+    leaf = ""  # attribute name, for attributes
+
+    def __init__(self, path: str, default: T, *, quiet: bool = False) -> None:
+        parts = path.split("/") if path else []
+        if parts and parts[-1].startswith("@"):
+            parts, self.leaf = parts[:-1], parts[-1][1:]
+        self.path = tuple(parts)
+        self.default = default
+        self.quiet = quiet  # the default is not printed
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: ElementDef, owner: type) -> T: ...
+    def __get__(self, instance: ElementDef | None, owner: type) -> Self | T:
+        return self if instance is None else self.default
+
+    def load(self, found: list[tuple[str, Element]]) -> T:
+        """Return the value of what was found, which is never empty."""
+        raise NotImplementedError
+
+    def dump(self, value: T) -> str | None:
+        """Return the printed value, or None where nothing is printed."""
+        raise NotImplementedError
+
+    def initial(self) -> Any:
+        """Return a fresh value for a new instance; asked where is_fresh says so."""
+        return None
+
+
+class _Value(Field[T]):
+    """A value that is one text in the XML."""
+
+    def __init__(
+        self, path: str, codec: Codec[Any], default: Any, code: int | None, **options: Any
+    ) -> None:
+        self.lenient = options.pop("lenient", False)  # libvirt ignores what it cannot read
+        self.required = options.pop("required", False)
+        super().__init__(path, default, **options)
+        self.codec = codec
+        self.code = code
+
+    def load(self, found: list[tuple[str, Element]]) -> T:
+        value, element = found[0]
+        try:
+            return cast("T", self.codec.parse(value))
+        except ValueError:
+            if self.lenient:
+                return self.default
+            what = f"'{self.leaf}' of <{element.tag}>" if self.leaf else f"<{element.tag}>"
+            raise invalid_value(
+                what, value, self.codec.expected, source_line(element), self.code
+            ) from None
+
+    def dump(self, value: T) -> str | None:
+        if value is None or (self.quiet and value == self.default):
+            return None
+        return self.codec.format(value)
+
+
+class Attribute(_Value[T]):
+    """An attribute of the element, or of one below it."""
+
+
+class Content(_Value[T]):
+    """The text of the element, or of one below it."""
+
+
+class Flag(Field[bool]):
+    """An empty element that is there or not."""
+
+    def load(self, found: list[tuple[str, Element]]) -> bool:
+        return True
+
+    def dump(self, value: bool) -> str | None:
+        return "" if value else None
+
+
+class Opaque(Field["str | None"]):
+    """An element whose place is known and whose content is kept as it was written."""
+
+    def __init__(self, path: str, *, harmless: bool = False) -> None:
+        super().__init__(path, None)
+        self.harmless = harmless  # says nothing about the machine
+
+    def load(self, found: list[tuple[str, Element]]) -> str | None:
+        return dump_element(found[0][1])
+
+    def dump(self, value: str | None) -> str | None:
+        return value
+
+
+class Child(Field["D | None"]):
+    """An element with a definition of its own, at most once."""
+
+    def __init__(self, path: str, definition: type[D]) -> None:
+        super().__init__(path, None)
+        self.definition = definition
+
+    def load(self, found: list[tuple[str, Element]]) -> D | None:
+        return self.definition.from_element(found[0][1])
+
+
+class Children(Field["list[D]"]):
+    """Elements with a definition of their own, any number."""
+
+    is_fresh = True
+
+    def __init__(self, path: str, definition: type[D]) -> None:
+        super().__init__(path, cast("list[D]", ()))
+        self.definition = definition
+
+    def load(self, found: list[tuple[str, Element]]) -> list[D]:
+        parse = self.definition.from_element
+        return [parse(element) for _, element in found]
+
+    def initial(self) -> list[D]:
+        return []
+
+
+class Embedded(Field[D]):
+    """A definition that shares its owner's element: its rows are read and printed there."""
+
+    is_fresh = True
+
+    def __init__(self, definition: type[D]) -> None:
+        super().__init__("", cast("D", None))
+        self.definition = definition
+
+    def initial(self) -> ElementDef:
+        return self.definition()
+
+
+@overload
+def attribute(path: str, codec: Codec[str] = ..., **options: bool) -> Attribute[str | None]: ...
+@overload
+def attribute(
+    path: str, codec: Codec[T], *, code: int | None = ..., **options: bool
+) -> Attribute[T | None]: ...
+@overload
+def attribute(
+    path: str, codec: Codec[T] = ..., *, default: T, code: int | None = ..., **options: bool
+) -> Attribute[T]: ...
+def attribute(
+    path: str,
+    codec: Codec[Any] = text,
+    *,
+    default: Any = None,
+    code: int | None = None,
+    **options: Any,
+) -> Attribute[Any]:
+    """
+    Declare an attribute; ``driver/@name`` is one of a child element.
+
+    Args:
+        default: the value where the attribute is absent; it is printed.
+        code: the VIR_ERR_* number of a value the codec refuses, where it is not 27.
+        options: ``quiet`` does not print the default, ``lenient`` takes it for a value the codec
+            refuses, ``required`` refuses absence.
+    """
+    *parents, leaf = path.split("/")
+    where = "/".join([*parents, "@" + leaf.removeprefix("@")])
+    return Attribute(where, codec, default, code, **options)
+
+
+@overload
+def content(path: str, codec: Codec[str] = ..., **options: bool) -> Content[str | None]: ...
+@overload
+def content(
+    path: str, codec: Codec[T], *, code: int | None = ..., **options: bool
+) -> Content[T | None]: ...
+@overload
+def content(
+    path: str, codec: Codec[T] = ..., *, default: T, code: int | None = ..., **options: bool
+) -> Content[T]: ...
+def content(
+    path: str,
+    codec: Codec[Any] = text,
+    *,
+    default: Any = None,
+    code: int | None = None,
+    **options: Any,
+) -> Content[Any]:
+    """Declare the text of an element; the empty path is the definition's own."""
+    return Content(path, codec, default, code, **options)
+
+
+def flag(path: str) -> Flag:
+    """Declare an element whose presence says all."""
+    return Flag(path, False)
+
+
+def opaque(path: str, *, harmless: bool = False) -> Opaque:
+    """Declare an element that is kept verbatim; harmless when it says nothing about the machine."""
+    return Opaque(path, harmless=harmless)
+
+
+def child(path: str, definition: type[D]) -> Child[D]:
+    """Declare an element with a definition of its own."""
+    return Child(path, definition)
+
+
+def children(path: str, definition: type[D]) -> Children[D]:
+    """Declare a list of elements with a definition of their own."""
+    return Children(path, definition)
+
+
+def embedded(definition: type[D]) -> Embedded[D]:
+    """Declare a definition whose rows stand in the owner's element, here in the order."""
+    return Embedded(definition)

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+XML as libvirt reads it, from callers who cannot be trusted.
+
+A document passes a streaming check of its size, depth and number of nodes before any tree is
+built; a DOCTYPE is refused as such, so there are no entities to expand. Numbers follow C's strtoul
+as libvirt calls it.
+
+Mirrors: src/util/virxml.c, src/util/virstring.c
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, cast
+from xml.parsers import expat
+
+from lxml import etree
+
+from pyhostdev.errors import XMLError
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Element: TypeAlias = etree._Element
+
+SIZE_MAX = 1 << 20  # bytes; a domain with 250 devices has a tenth of it
+DEPTH_MAX = 256  # libxml2 itself stops about here
+NODES_MAX = 100_000  # elements and attributes together
+ATTRIBUTES_MAX = 256  # of one element
+
+VIR_ERR_XML_DETAIL = 35  # the document is not well-formed
+
+UINT_MAX = 0xFFFFFFFF
+ULLONG_MAX = 0xFFFFFFFFFFFFFFFF
+
+_DECLARED_ENCODING = re.compile(rb"<\?xml[^>]*?\sencoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"']")
+_ENCODINGS = {
+    "utf-8": "utf-8",
+    "utf8": "utf-8",
+    "us-ascii": "ascii",
+    "ascii": "ascii",
+    "iso-8859-1": "latin-1",
+    "latin-1": "latin-1",
+}
+
+# what strtoul takes: leading blanks, a sign, then digits of the base; nothing may follow them
+_NUMBER = re.compile(
+    r"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))", re.ASCII
+)
+_DECIMAL = re.compile(r"[ \t\n\v\f\r]*([+-]?)([0-9]+)", re.ASCII)
+
+
+def parse_document(source: str | bytes) -> Element:
+    """
+    Parse a document and return its root element.
+
+    Raises:
+        XMLError: it is too large, too deep, has a DOCTYPE, is not valid text or not well-formed;
+            with the line.
+    """
+    data = _as_utf8(source)
+    _check_limits(data)
+    parser = etree.XMLParser(
+        resolve_entities=False, no_network=True, load_dtd=False, remove_pis=True, encoding="utf-8"
+    )
+    try:
+        return etree.fromstring(data, parser)
+    except etree.XMLSyntaxError as err:
+        raise _not_well_formed(err.msg or "unknown reason", err.lineno) from None
+
+
+def _not_well_formed(why: str, line: int | None) -> XMLError:
+    return XMLError(f"XML is not well-formed: {why}", line=line, libvirt_code=VIR_ERR_XML_DETAIL)
+
+
+def _as_utf8(source: str | bytes) -> bytes:
+    """
+    Return the document as UTF-8, so that both parsers read the same characters.
+
+    Raises:
+        XMLError: too large, an encoding we do not read, or bytes that are not valid in it.
+    """
+    if len(source) > SIZE_MAX:
+        raise XMLError(f"XML of {len(source)} characters is larger than the limit of {SIZE_MAX}")
+    if isinstance(source, str):
+        return _encode(source)
+    declared = _DECLARED_ENCODING.match(source.removeprefix(b"\xef\xbb\xbf"))
+    name = declared[1].decode("ascii").lower() if declared else "utf-8"
+    if name not in _ENCODINGS:
+        raise XMLError(f"XML in encoding '{name}' is not supported, only UTF-8", line=1)
+    if _ENCODINGS[name] == "latin-1":
+        return source.decode("latin-1").encode("utf-8")
+    return _checked_utf8(source, _ENCODINGS[name])
+
+
+def _encode(text: str) -> bytes:
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as err:
+        line = text.count("\n", 0, err.start) + 1
+        raise _not_well_formed("a lone surrogate is no character", line) from None
+    if len(data) > SIZE_MAX:
+        raise XMLError(f"XML of {len(data)} bytes is larger than the limit of {SIZE_MAX}")
+    return data
+
+
+def _checked_utf8(data: bytes, encoding: str) -> bytes:
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError as err:
+        line = data.count(b"\n", 0, err.start) + 1
+        raise _not_well_formed(
+            f"byte {data[err.start]:#04x} is not valid in {encoding}", line
+        ) from None
+    return data
+
+
+class _Limits:
+    """Counts what a streaming parser sees and stops it when it has seen enough."""
+
+    def __init__(self, parser: expat.XMLParserType) -> None:
+        self.parser = parser
+        self.depth = 0
+        self.nodes = 0
+        parser.StartElementHandler = self.start
+        parser.EndElementHandler = self.end
+        parser.StartDoctypeDeclHandler = self.doctype
+
+    def refuse(self, message: str) -> XMLError:
+        return XMLError(message, line=self.parser.CurrentLineNumber)
+
+    def start(self, _name: str, attributes: dict[str, str]) -> None:
+        self.depth += 1
+        self.nodes += 1 + len(attributes)
+        if self.depth > DEPTH_MAX:
+            raise self.refuse(f"XML is nested deeper than {DEPTH_MAX} elements")
+        if len(attributes) > ATTRIBUTES_MAX:
+            raise self.refuse(f"An XML element has more than {ATTRIBUTES_MAX} attributes")
+        if self.nodes > NODES_MAX:
+            raise self.refuse(f"XML has more than {NODES_MAX} elements and attributes")
+
+    def end(self, _name: str) -> None:
+        self.depth -= 1
+
+    def doctype(self, *_declaration: object) -> None:
+        raise self.refuse("XML with a DOCTYPE is not accepted")
+
+
+def _check_limits(data: bytes) -> None:
+    """
+    Stream through the document once, building nothing.
+
+    Raises:
+        XMLError: a limit is exceeded, there is a DOCTYPE, or the document is not well-formed.
+    """
+    parser = expat.ParserCreate("utf-8")
+    _Limits(parser)
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as err:
+        why = expat.ErrorString(err.code) or "unknown reason"
+        raise _not_well_formed(why, err.lineno) from None
+
+
+def parse_unsigned(text: str, base: int = 10, maximum: int = UINT_MAX) -> int:
+    """
+    Read a non-negative number; base 0 is C's choice by prefix (0x hexadecimal, 0 octal).
+
+    Leading blanks and a plus sign are accepted, as strtoul does; anything behind the digits is not.
+
+    Raises:
+        ValueError: no such number, or larger than maximum.
+
+    Mirrors: virStrToLong_uip (src/util/virstring.c)
+    """
+    value = parse_integer(text, base)
+    if not 0 <= value <= maximum or "-" in text:
+        raise ValueError(text)
+    return value
+
+
+def parse_integer(text: str, base: int = 10) -> int:
+    """
+    Read a number that may be negative, in C's way; the range is the caller's concern.
+
+    Raises:
+        ValueError: no such number.
+
+    Mirrors: virStrToLong_ll (src/util/virstring.c)
+    """
+    if base == 16:
+        return _parse_base_16(text)
+    match = (_DECIMAL if base == 10 else _NUMBER).fullmatch(text)
+    if match is None or len(text) > 64:
+        raise ValueError(text)
+    digits = match.groups()[1:]
+    value = next(
+        int(part, radix)
+        for part, radix in zip(digits, (10,) if base == 10 else (16, 8, 10), strict=True)
+        if part is not None
+    )
+    return -value if match[1] == "-" else value
+
+
+def _parse_base_16(text: str) -> int:
+    match = re.fullmatch(r"[ \t\n\v\f\r]*([+-]?)(?:0[xX])?([0-9a-fA-F]{1,40})", text, re.ASCII)
+    if match is None:
+        raise ValueError(text)
+    value = int(match[2], 16)
+    return -value if match[1] == "-" else value
+
+
+_ATTRIBUTE_ESCAPES = str.maketrans(
+    {
+        "&": "&amp;",
+        "<": "&lt;",
+        ">": "&gt;",
+        "'": "&apos;",
+        "\t": "&#9;",
+        "\n": "&#10;",
+        "\r": "&#13;",
+    }
+)
+_TEXT_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"})
+
+
+def escape_attribute(value: str) -> str:
+    """Return value as it stands between single quotes."""
+    return value.translate(_ATTRIBUTE_ESCAPES)
+
+
+def escape_text(value: str) -> str:
+    """Return value as it stands between two tags."""
+    return value.translate(_TEXT_ESCAPES)
+
+
+def source_line(element: Element) -> int | None:
+    """Return the line an element stood in."""
+    return cast("int | None", element.sourceline)
+
+
+def attributes_of(element: Element) -> list[tuple[str, str]]:
+    """Return names and values in document order; a name in a namespace is ``{uri}name``."""
+    return cast("list[tuple[str, str]]", element.items())
+
+
+def dump_element(element: Element) -> str:
+    """Return an element verbatim with everything in it and the namespaces it needs."""
+    import copy
+
+    clone = copy.deepcopy(element)
+    clone.tail = None
+    etree.cleanup_namespaces(clone)
+    return etree.tostring(clone, encoding="unicode")
+
+
+def invalid_value(
+    what: str, value: str, expected: str, line: int | None, code: int | None = None
+) -> XMLError:
+    """Return the error of an attribute or text that is not what it should be."""
+    return XMLError(
+        f"'{value}' is no valid {what}: {expected} expected", line=line, libvirt_code=code
+    )
