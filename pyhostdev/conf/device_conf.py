@@ -61,9 +61,7 @@ class DeviceAddress(ElementDef):
         kind = element.get("type")
         definition = ADDRESS_TYPES.get(str(kind))
         if definition is None:
-            said = (
-                "An <address> has no type" if kind is None else f"Address type '{kind}' is unknown"
-            )
+            said = "An <address> has no type" if kind is None else f"Address type '{kind}' is unknown"
             raise ConfigUnsupportedError(said, line=source_line(element))
         self = definition()
         self.read(element)

@@ -29,6 +29,7 @@ from pyhostdev.util.virxml import source_line
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.util.virxml import Element
 
 # what a device that the guest does not get cannot have: nothing in the guest could carry it
@@ -171,7 +172,7 @@ class DomainHostdevDef(ElementDef):
     shareable = flag("shareable")
     info = embedded(DeviceInfo)
 
-    is_interface = False  # stands for an <interface type='hostdev'>
+    parent_net: DomainNetDef | None = None  # the <interface type='hostdev'> it stands for
 
     @classmethod
     def for_pci(

@@ -18,9 +18,7 @@ class Codec(Generic[T]):
 
     __slots__ = ("expected", "format", "parse")
 
-    def __init__(
-        self, parse: Callable[[str], T], format_: Callable[[T], str], expected: str
-    ) -> None:
+    def __init__(self, parse: Callable[[str], T], format_: Callable[[T], str], expected: str) -> None:
         self.parse = parse
         self.format = format_
         self.expected = expected

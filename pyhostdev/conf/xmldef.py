@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pyhostdev.conf.xmlfield import Attribute, Content, Embedded, Field, Flag, Opaque
+from pyhostdev.conf.xmlfield import Attribute, Content, Embedded, Field, Flag, Opaque, Part
 from pyhostdev.errors import XMLError
 from pyhostdev.util.virxml import (
     attributes_of,
@@ -100,21 +100,13 @@ class Table(NamedTuple):
     required: tuple[Row, ...]
 
 
-def _declared(cls: type[ElementDef]) -> dict[str, Field[Any]]:
-    """Return the fields of a class and its bases, those of the bases first."""
-    fields: dict[str, Field[Any]] = {}
-    for base in reversed(cls.__mro__):
-        fields.update((k, v) for k, v in vars(base).items() if isinstance(v, Field))
-    return fields
-
-
 def _compile(cls: type[ElementDef]) -> Table:
     rows: list[Row] = []
     embedded: list[str] = []
-    for name, field in _declared(cls).items():
+    for name, field in cls.declared().items():
         if isinstance(field, Embedded):
             embedded.append(name)
-            inner = _declared(field.definition).values()
+            inner = field.definition.declared().values()
             rows += [Row(len(rows) + i, part, name) for i, part in enumerate(inner)]
         else:
             rows.append(Row(len(rows), field, None))
@@ -153,6 +145,14 @@ class ElementDef:
             if not isinstance(getattr(type(self), name, None), Field):
                 raise TypeError(f"{type(self).__name__} has no field '{name}'")
             state[name] = value
+
+    @classmethod
+    def declared(cls) -> dict[str, Field[Any]]:
+        """Return the fields in the order of printing: those of the bases, then the class's own."""
+        fields: dict[str, Field[Any]] = {}
+        for base in reversed(cls.__mro__):
+            fields.update((k, v) for k, v in vars(base).items() if isinstance(v, Field))
+        return fields
 
     @classmethod
     def table(cls) -> Table:
@@ -218,9 +218,7 @@ class ElementDef:
         """Say whether a field is not printed as things are; the hook of a subclass."""
         return False
 
-    def _check_required(
-        self, row: Row, found: dict[int, list[tuple[str, Element]]], element: Element
-    ) -> None:
+    def _check_required(self, row: Row, found: dict[int, list[tuple[str, Element]]], element: Element) -> None:
         if row.place in found:
             return
         field = row.field
@@ -228,9 +226,7 @@ class ElementDef:
         what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"
         raise XMLError(f"The {what} is missing", line=source_line(element))
 
-    def _collect(
-        self, shape: Shape, element: Element, found: dict[int, list[tuple[str, Element]]]
-    ) -> None:
+    def _collect(self, shape: Shape, element: Element, found: dict[int, list[tuple[str, Element]]]) -> None:
         """Sort what stands in an element: to a row, or to the unknown."""
         for key, value in attributes_of(element):
             row = shape.attributes.get(key)
@@ -245,9 +241,7 @@ class ElementDef:
             if isinstance(part.tag, str):
                 self._collect_part(shape, part.tag, part, found)
 
-    def _collect_part(
-        self, shape: Shape, tag: str, part: Element, found: dict[int, list[tuple[str, Element]]]
-    ) -> None:
+    def _collect_part(self, shape: Shape, tag: str, part: Element, found: dict[int, list[tuple[str, Element]]]) -> None:
         node = shape.nodes.get(tag)
         if node is None:
             kept = Unknown(tag, dump_element(part), source_line(part), True)
@@ -257,9 +251,7 @@ class ElementDef:
         else:
             found.setdefault(node.place, []).append(("", part))
 
-    def _keep_attribute(
-        self, path: tuple[str, ...], key: str, value: str, element: Element
-    ) -> None:
+    def _keep_attribute(self, path: tuple[str, ...], key: str, value: str, element: Element) -> None:
         kept = self.unknown.setdefault(path, [])
         if not key.startswith("{"):
             kept.append(Unknown(key, value, source_line(element), False))
@@ -276,9 +268,9 @@ class ElementDef:
         """Return the element as XML text."""
         return "\n".join(self.format_lines(self.tag)) + "\n"
 
-    def format_lines(self, tag: str, indent: str = "") -> list[str]:
-        """Return the element's lines under a given name."""
-        return self._format_shape(self.table().shape, tag, indent, always=True)
+    def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:
+        """Return the element's lines under a given name; none where it is empty and not always."""
+        return self._format_shape(self.table().shape, tag, indent, always=always)
 
     def _format_shape(self, shape: Shape, tag: str, indent: str, *, always: bool) -> list[str]:
         head = "".join(self._format_attributes(shape))
@@ -311,6 +303,8 @@ class ElementDef:
             return []
         if isinstance(row.field, Opaque):
             return [indent + value]
+        if isinstance(row.field, Part):
+            return list(value.format_lines(tag, indent, always=False))
         parts = value if isinstance(value, list) else [value]
         return [line for part in parts for line in part.format_lines(tag, indent)]
 
@@ -351,8 +345,9 @@ class ElementDef:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.format_lines(self.tag or '?')[0].strip()}>"
 
-    def unmodelled(self, prefix: str = "") -> Iterator[tuple[str, int | None]]:
+    def unmodelled(self, prefix: str | None = None) -> Iterator[tuple[str, int | None]]:
         """Yield path and line of all that is kept but not understood, in self and below."""
+        prefix = self.tag if prefix is None else prefix
         for path, kept in self.unknown.items():
             for part in kept:
                 yield "/".join((prefix, *path, "@" * (not part.is_element) + part.name)), part.line
@@ -366,9 +361,7 @@ class ElementDef:
                     yield from part.unmodelled(where)
 
 
-def _element_lines(
-    head: str, tag: str, indent: str, body: str | None, inner: list[str]
-) -> list[str]:
+def _element_lines(head: str, tag: str, indent: str, body: str | None, inner: list[str]) -> list[str]:
     if inner:
         return [f"{head}>", *inner, f"{indent}</{tag}>"]
     return [f"{head}>{escape_text(body)}</{tag}>" if body else f"{head}/>"]

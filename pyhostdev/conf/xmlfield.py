@@ -7,7 +7,7 @@ A path names the elements on the way to the value; they are printed when somethi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from pyhostdev.conf.xmlcodec import Codec, text
 from pyhostdev.util.virxml import dump_element, invalid_value, source_line
@@ -67,9 +67,7 @@ class Field(Generic[T]):
 class _Value(Field[T]):
     """A value that is one text in the XML."""
 
-    def __init__(
-        self, path: str, codec: Codec[Any], default: Any, code: int | None, **options: Any
-    ) -> None:
+    def __init__(self, path: str, codec: Codec[Any], default: Any, code: int | None, **options: Any) -> None:
         self.lenient = options.pop("lenient", False)  # libvirt ignores what it cannot read
         self.required = options.pop("required", False)
         super().__init__(path, default, **options)
@@ -84,9 +82,7 @@ class _Value(Field[T]):
             if self.lenient:
                 return self.default
             what = f"'{self.leaf}' of <{element.tag}>" if self.leaf else f"<{element.tag}>"
-            raise invalid_value(
-                what, value, self.codec.expected, source_line(element), self.code
-            ) from None
+            raise invalid_value(what, value, self.codec.expected, source_line(element), self.code) from None
 
     def dump(self, value: T) -> str | None:
         if value is None or (self.quiet and value == self.default):
@@ -137,6 +133,22 @@ class Child(Field["D | None"]):
         return self.definition.from_element(found[0][1])
 
 
+class Part(Field[D]):
+    """An element with a definition of its own that is always there, and printed when it says something."""
+
+    is_fresh = True
+
+    def __init__(self, path: str, definition: type[D]) -> None:
+        super().__init__(path, cast("D", None))
+        self.definition = definition
+
+    def load(self, found: list[tuple[str, Element]]) -> D:
+        return self.definition.from_element(found[0][1])
+
+    def initial(self) -> ElementDef:
+        return self.definition()
+
+
 class Children(Field["list[D]"]):
     """Elements with a definition of their own, any number."""
 
@@ -168,14 +180,22 @@ class Embedded(Field[D]):
 
 
 @overload
-def attribute(path: str, codec: Codec[str] = ..., **options: bool) -> Attribute[str | None]: ...
+def attribute(path: str, *, lenient: bool = ...) -> Attribute[str | None]: ...
+@overload
+def attribute(path: str, *, required: Literal[True]) -> Attribute[str]: ...
+@overload
+def attribute(path: str, codec: Codec[T], *, code: int | None = ..., required: Literal[True]) -> Attribute[T]: ...
+@overload
+def attribute(path: str, codec: Codec[T], *, code: int | None = ..., lenient: bool = ...) -> Attribute[T | None]: ...
 @overload
 def attribute(
-    path: str, codec: Codec[T], *, code: int | None = ..., **options: bool
-) -> Attribute[T | None]: ...
-@overload
-def attribute(
-    path: str, codec: Codec[T] = ..., *, default: T, code: int | None = ..., **options: bool
+    path: str,
+    codec: Codec[T] = ...,
+    *,
+    default: T,
+    code: int | None = ...,
+    quiet: bool = ...,
+    lenient: bool = ...,
 ) -> Attribute[T]: ...
 def attribute(
     path: str,
@@ -200,14 +220,22 @@ def attribute(
 
 
 @overload
-def content(path: str, codec: Codec[str] = ..., **options: bool) -> Content[str | None]: ...
+def content(path: str, *, lenient: bool = ...) -> Content[str | None]: ...
+@overload
+def content(path: str, *, required: Literal[True]) -> Content[str]: ...
+@overload
+def content(path: str, codec: Codec[T], *, code: int | None = ..., required: Literal[True]) -> Content[T]: ...
+@overload
+def content(path: str, codec: Codec[T], *, code: int | None = ..., lenient: bool = ...) -> Content[T | None]: ...
 @overload
 def content(
-    path: str, codec: Codec[T], *, code: int | None = ..., **options: bool
-) -> Content[T | None]: ...
-@overload
-def content(
-    path: str, codec: Codec[T] = ..., *, default: T, code: int | None = ..., **options: bool
+    path: str,
+    codec: Codec[T] = ...,
+    *,
+    default: T,
+    code: int | None = ...,
+    quiet: bool = ...,
+    lenient: bool = ...,
 ) -> Content[T]: ...
 def content(
     path: str,
@@ -234,6 +262,11 @@ def opaque(path: str, *, harmless: bool = False) -> Opaque:
 def child(path: str, definition: type[D]) -> Child[D]:
     """Declare an element with a definition of its own."""
     return Child(path, definition)
+
+
+def part(path: str, definition: type[D]) -> Part[D]:
+    """Declare an element with a definition of its own that is never None."""
+    return Part(path, definition)
 
 
 def children(path: str, definition: type[D]) -> Children[D]:

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Devices that stand on the board: TPM, hubs, watchdogs, panic, memory.
+
+Mirrors: the devices' own structures (src/conf/domain_conf.h)
+"""
+
+from __future__ import annotations
+
+from pyhostdev.conf.chr_conf import ChrSourceElement
+from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.os_conf import unit_factor
+from pyhostdev.conf.xmlcodec import enum, number, signed, yes_no
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import attribute, children, content, embedded, opaque
+
+
+class DomainTPMDef(ElementDef):
+    """A trusted platform module."""
+
+    tag = "tpm"
+
+    model = attribute("model", enum("tpm-tis", "tpm-crb", "tpm-spapr", "tpm-spapr-proxy"))
+    backend_type = attribute("backend/@type", enum("passthrough", "emulator", "external"))
+    backend_version = attribute("backend/@version", enum("1.2", "2.0"))
+    persistent_state = attribute("backend/@persistent_state", yes_no)
+    device_path = attribute("backend/device/@path")
+    encryption_secret = attribute("backend/encryption/@secret")
+    active_pcr_banks = opaque("backend/active_pcr_banks")
+    backend_sources = children("backend/source", ChrSourceElement)
+    info = embedded(DeviceInfo)
+
+
+class DomainHubDef(ElementDef):
+    """A USB hub."""
+
+    tag = "hub"
+
+    type = attribute("type", enum("usb"), required=True)
+    info = embedded(DeviceInfo)
+
+
+class DomainWatchdogDef(ElementDef):
+    """A timer that acts when the guest no longer winds it up."""
+
+    tag = "watchdog"
+
+    model = attribute("model", enum("i6300esb", "ib700", "diag288", "itco"), required=True)
+    action = attribute(
+        "action",
+        enum("reset", "shutdown", "poweroff", "pause", "dump", "none", "inject-nmi"),
+        default="reset",
+    )
+    info = embedded(DeviceInfo)
+
+
+class DomainPanicDef(ElementDef):
+    """How the guest tells that it crashed."""
+
+    tag = "panic"
+
+    model = attribute("model", enum("isa", "pseries", "hyperv", "s390", "pvpanic"))
+    info = embedded(DeviceInfo)
+
+
+class DomainNVRAMDef(ElementDef):
+    """The NVRAM device of pseries."""
+
+    tag = "nvram"
+
+    info = embedded(DeviceInfo)
+
+
+class DomainMemoryDef(ElementDef):
+    """Memory as a device."""
+
+    tag = "memory"
+
+    model = attribute("model", enum("dimm", "nvdimm", "virtio-pmem", "virtio-mem", "sgx-epc"), required=True)
+    access = attribute("access", enum("shared", "private"))
+    discard = attribute("discard", yes_no)
+    uuid = content("uuid")
+    source_path = content("source/path")
+    source_pagesize = content("source/pagesize", number)
+    source_pagesize_unit = attribute("source/pagesize/@unit")
+    source_nodemask = content("source/nodemask")
+    source_alignsize = content("source/alignsize", number)
+    source_alignsize_unit = attribute("source/alignsize/@unit")
+    source_pmem = opaque("source/pmem")
+    target_size = content("target/size", number)
+    target_size_unit = attribute("target/size/@unit")
+    target_node = content("target/node", signed())
+    target_label_size = content("target/label/size", number)
+    target_label_size_unit = attribute("target/label/size/@unit")
+    target_block = content("target/block", number)
+    target_block_unit = attribute("target/block/@unit")
+    target_requested = content("target/requested", number)
+    target_requested_unit = attribute("target/requested/@unit")
+    target_readonly = opaque("target/readonly")
+    info = embedded(DeviceInfo)
+
+    @property
+    def size_kib(self) -> int:
+        """The size in KiB, rounded up."""
+        return -(-(self.target_size or 0) * unit_factor(self.target_size_unit) // 1024)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Character devices: where they lead on the host, and what they are in the guest.
+
+Mirrors: virDomainChrSourceDef, virDomainChrDef (src/conf/domain_conf.h)
+"""
+
+from __future__ import annotations
+
+from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.xmlcodec import enum, hexadecimal, number, on_off, yes_no
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import attribute, children, content, embedded, opaque
+
+CHR_TYPES = (
+    "null",
+    "vc",
+    "pty",
+    "dev",
+    "file",
+    "pipe",
+    "stdio",
+    "udp",
+    "tcp",
+    "unix",
+    "spicevmc",
+    "spiceport",
+    "nmdm",
+    "qemu-vdagent",
+    "dbus",
+)
+
+
+class ChrSourceElement(ElementDef):
+    """One <source> of a character device; sockets may have two."""
+
+    tag = "source"
+
+    mode = attribute("mode", enum("connect", "bind"))
+    path = attribute("path")
+    host = attribute("host")
+    service = attribute("service")
+    tls = attribute("tls", yes_no)
+    append = attribute("append", on_off)
+    channel = attribute("channel")
+    master = attribute("master")
+    slave = attribute("slave")
+    clipboard_copypaste = attribute("clipboard/@copypaste", yes_no)
+    mouse_mode = attribute("mouse/@mode", enum("server", "client"))
+    reconnect_enabled = attribute("reconnect/@enabled", yes_no)
+    reconnect_timeout = attribute("reconnect/@timeout", number)
+    seclabel = opaque("seclabel", harmless=True)
+
+
+class ChrSource(ElementDef):
+    """
+    The host side of a character device; stands in the device's own element.
+
+    Mirrors: virDomainChrSourceDef (src/conf/domain_conf.h)
+    """
+
+    type = attribute("type", enum(*CHR_TYPES))
+    sources = children("source", ChrSourceElement)
+    protocol = attribute("protocol/@type", enum("raw", "telnet", "telnets", "tls"))
+    log_file = attribute("log/@file")
+    log_append = attribute("log/@append", on_off)
+
+    @property
+    def path(self) -> str | None:
+        """The path of a file, device, pipe or socket."""
+        return self.sources[0].path if self.sources else None
+
+    def source(self, mode: str) -> ChrSourceElement | None:
+        """Return the source that connects or binds."""
+        return next((part for part in self.sources if part.mode == mode), None)
+
+
+class DomainChrDef(ElementDef):
+    """What all character devices have."""
+
+    source = embedded(ChrSource)
+    target_type = attribute("target/@type")
+    target_port = attribute("target/@port", number)
+    target_name = attribute("target/@name")
+    target_state = attribute("target/@state")
+    target_address = attribute("target/@address")
+    target_model = attribute("target/model/@name")
+    info = embedded(DeviceInfo)
+
+
+class DomainSerialDef(DomainChrDef):
+    """A serial port."""
+
+    tag = "serial"
+
+
+class DomainParallelDef(DomainChrDef):
+    """A parallel port."""
+
+    tag = "parallel"
+
+
+class DomainConsoleDef(DomainChrDef):
+    """A console; the first often is the first serial port again."""
+
+    tag = "console"
+
+
+class DomainChannelDef(DomainChrDef):
+    """A named channel between host and guest."""
+
+    tag = "channel"
+
+
+class SmartcardCertificate(ElementDef):
+    """The name of a certificate."""
+
+    tag = "certificate"
+
+    name = content("", default="")
+
+
+class DomainSmartcardDef(ElementDef):
+    """A smartcard reader."""
+
+    tag = "smartcard"
+
+    mode = attribute("mode", enum("host", "host-certificates", "passthrough"), required=True)
+    source = embedded(ChrSource)
+    certificates = children("certificate", SmartcardCertificate)
+    database = content("database")
+    info = embedded(DeviceInfo)
+
+
+class DomainRedirdevDef(ElementDef):
+    """A device that a viewer redirects."""
+
+    tag = "redirdev"
+
+    bus = attribute("bus", enum("usb"), default="usb")
+    source = embedded(ChrSource)
+    info = embedded(DeviceInfo)
+
+
+class RedirFilterUSBDev(ElementDef):
+    """One rule of which USB devices may be redirected; -1 stands for any."""
+
+    tag = "usbdev"
+
+    class_ = attribute("class", hexadecimal(2))
+    vendor = attribute("vendor", hexadecimal(4))
+    product = attribute("product", hexadecimal(4))
+    version = attribute("version")
+    allow = attribute("allow", yes_no)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Disks and file systems.
+
+Mirrors: virDomainDiskDef, virStorageSource, virDomainFSDef (src/conf/domain_conf.h)
+"""
+
+from __future__ import annotations
+
+from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
+from pyhostdev.conf.xmlcodec import enum, number, on_off, yes_no
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import attribute, child, children, content, embedded, flag, opaque
+
+
+class StorageHost(ElementDef):
+    """A server of a network disk."""
+
+    tag = "host"
+
+    transport = attribute("transport", enum("tcp", "unix", "rdma"))
+    name = attribute("name")
+    port = attribute("port", number)
+    socket = attribute("socket")
+
+
+class StorageSource(ElementDef):
+    """
+    Where a disk's content is.
+
+    Mirrors: virStorageSource (src/conf/storage_source_conf.h)
+    """
+
+    tag = "source"
+
+    file = attribute("file")
+    dev = attribute("dev")
+    dir = attribute("dir")
+    pool = attribute("pool")
+    volume = attribute("volume")
+    mode = attribute("mode")
+    protocol = attribute("protocol")
+    name = attribute("name")
+    query = attribute("query")
+    tls = attribute("tls", yes_no)
+    tls_hostname = attribute("tlsHostname")
+    type = attribute("type")
+    managed = attribute("managed", yes_no)
+    namespace = attribute("namespace", number)
+    path = attribute("path")
+    startup_policy = attribute("startupPolicy", enum("mandatory", "requisite", "optional"))
+    index = attribute("index", number)
+    hosts = children("host", StorageHost)
+    snapshot = attribute("snapshot/@name")
+    config_file = attribute("config/@file")
+    initiator = attribute("initiator/iqn/@name")
+    auth = opaque("auth")
+    encryption = opaque("encryption")
+    reservations = opaque("reservations")
+    slices = opaque("slices")
+    ssl = opaque("ssl")
+    cookies = opaque("cookies")
+    readahead = opaque("readahead")
+    timeout = opaque("timeout")
+    address = opaque("address")
+    seclabel = opaque("seclabel", harmless=True)
+
+
+class DomainDiskDef(ElementDef):
+    """A disk, cdrom, floppy or lun."""
+
+    tag = "disk"
+
+    type = attribute(
+        "type",
+        enum("file", "block", "dir", "network", "volume", "nvme", "vhostuser"),
+        default="file",
+    )
+    device = attribute("device", enum("disk", "cdrom", "floppy", "lun"), default="disk")
+    model = attribute("model", enum(*VIRTIO_MODELS))
+    rawio = attribute("rawio", yes_no)
+    sgio = attribute("sgio", enum("filtered", "unfiltered"))
+    snapshot = attribute("snapshot", enum("no", "internal", "external", "manual"))
+    driver_name = attribute("driver/@name")
+    driver_type = attribute("driver/@type")
+    cache = attribute(
+        "driver/@cache",
+        enum("default", "none", "writethrough", "writeback", "directsync", "unsafe"),
+    )
+    error_policy = attribute("driver/@error_policy", enum("stop", "report", "ignore", "enospace"))
+    rerror_policy = attribute("driver/@rerror_policy", enum("stop", "report", "ignore"))
+    io = attribute("driver/@io", enum("native", "threads", "io_uring"))
+    ioeventfd = attribute("driver/@ioeventfd", on_off)
+    event_idx = attribute("driver/@event_idx", on_off)
+    copy_on_read = attribute("driver/@copy_on_read", on_off)
+    discard = attribute("driver/@discard", enum("unmap", "ignore"))
+    iothread = attribute("driver/@iothread", number)
+    detect_zeroes = attribute("driver/@detect_zeroes", enum("off", "on", "unmap"))
+    queues = attribute("driver/@queues", number)
+    queue_size = attribute("driver/@queue_size", number)
+    metadata_cache = opaque("driver/metadata_cache")
+    virtio = embedded(VirtioOptions)
+    auth = opaque("auth")
+    source = child("source", StorageSource)
+    backing_store = opaque("backingStore")
+    backend_domain = attribute("backenddomain/@name")
+    cyls = attribute("geometry/@cyls", number)
+    heads = attribute("geometry/@heads", number)
+    secs = attribute("geometry/@secs", number)
+    trans = attribute("geometry/@trans", enum("none", "auto", "lba"))
+    logical_block_size = attribute("blockio/@logical_block_size", number)
+    physical_block_size = attribute("blockio/@physical_block_size", number)
+    mirror = opaque("mirror")
+    target = attribute("target/@dev")
+    bus = attribute("target/@bus")
+    tray = attribute("target/@tray", enum("open", "closed"))
+    removable = attribute("target/@removable", on_off)
+    rotation_rate = attribute("target/@rotation_rate", number)
+    iotune = opaque("iotune")
+    readonly = flag("readonly")
+    shareable = flag("shareable")
+    transient = opaque("transient")
+    serial = content("serial")
+    wwn = content("wwn")
+    vendor = content("vendor")
+    product = content("product")
+    encryption = opaque("encryption")
+    info = embedded(DeviceInfo)
+
+
+class DomainFSDef(ElementDef):
+    """A directory of the host in the guest."""
+
+    tag = "filesystem"
+
+    type = attribute("type", default="mount")
+    accessmode = attribute("accessmode", enum("passthrough", "mapped", "squash"))
+    model = attribute("model", enum(*VIRTIO_MODELS))
+    multidevs = attribute("multidevs", enum("default", "remap", "forbid", "warn"))
+    fmode = attribute("fmode")
+    dmode = attribute("dmode")
+    driver_type = attribute("driver/@type")
+    driver_format = attribute("driver/@format")
+    driver_name = attribute("driver/@name")
+    wrpolicy = attribute("driver/@wrpolicy", enum("immediate"))
+    queue = attribute("driver/@queue", number)
+    virtio = embedded(VirtioOptions)
+    binary = opaque("binary")
+    source_dir = attribute("source/@dir")
+    source_file = attribute("source/@file")
+    source_dev = attribute("source/@dev")
+    source_socket = attribute("source/@socket")
+    source_name = attribute("source/@name")
+    target = attribute("target/@dir")
+    readonly = flag("readonly")
+    space_hard_limit = content("space_hard_limit", number)
+    space_soft_limit = content("space_soft_limit", number)
+    info = embedded(DeviceInfo)

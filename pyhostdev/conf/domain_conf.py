@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+A domain: the whole of its XML.
+
+Mirrors: virDomainDef (src/conf/domain_conf.h)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.board_conf import (
+    DomainHubDef,
+    DomainMemoryDef,
+    DomainNVRAMDef,
+    DomainPanicDef,
+    DomainTPMDef,
+    DomainWatchdogDef,
+)
+from pyhostdev.conf.chr_conf import (
+    DomainChannelDef,
+    DomainConsoleDef,
+    DomainParallelDef,
+    DomainRedirdevDef,
+    DomainSerialDef,
+    DomainSmartcardDef,
+    RedirFilterUSBDev,
+)
+from pyhostdev.conf.controller_conf import DomainControllerDef
+from pyhostdev.conf.cpu_conf import CPUDef, FeaturesDef
+from pyhostdev.conf.disk_conf import DomainDiskDef, DomainFSDef
+from pyhostdev.conf.graphics_conf import (
+    DomainAudioDef,
+    DomainGraphicsDef,
+    DomainSoundDef,
+    DomainVideoDef,
+)
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+from pyhostdev.conf.net_conf import DomainNetDef
+from pyhostdev.conf.os_conf import (
+    ClockDef,
+    DomainMemorySize,
+    MaxMemorySize,
+    MemoryBackingDef,
+    NumaTuneDef,
+    OSDef,
+    SizeDef,
+)
+from pyhostdev.conf.virtio_conf import (
+    DomainCryptoDef,
+    DomainInputDef,
+    DomainIOMMUDef,
+    DomainMemballoonDef,
+    DomainRNGDef,
+    DomainShmemDef,
+    DomainVsockDef,
+)
+from pyhostdev.conf.xmlcodec import enum, number, positive, yes_no
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import attribute, child, children, content, opaque, part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.device_conf import DeviceInfo
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+VIRT_TYPES = (
+    "qemu",
+    "kqemu",
+    "kvm",
+    "xen",
+    "lxc",
+    "uml",
+    "openvz",
+    "test",
+    "vmware",
+    "hyperv",
+    "vbox",
+    "phyp",
+    "parallels",
+    "bhyve",
+    "vz",
+    "hvf",
+)
+LIFECYCLE_ACTIONS = ("destroy", "restart", "rename-restart", "preserve")
+CRASH_ACTIONS = (*LIFECYCLE_ACTIONS, "coredump-destroy", "coredump-restart")
+
+
+class DomainDef(ElementDef):
+    """
+    A domain.
+
+    ``parse`` is pure: it knows neither the host nor the emulator, and fills in no defaults.
+
+    Mirrors: virDomainDef (src/conf/domain_conf.h)
+    """
+
+    tag = "domain"
+
+    type = attribute("type", enum(*VIRT_TYPES), required=True)
+    id = attribute("id", number, lenient=True)
+    name = content("name", required=True)
+    uuid = content("uuid")
+    genid = opaque("genid")
+    title = content("title")
+    description = content("description")
+    metadata = opaque("metadata", harmless=True)
+    max_memory = child("maxMemory", MaxMemorySize)
+    memory = child("memory", DomainMemorySize)
+    current_memory = child("currentMemory", SizeDef)
+    blkiotune = opaque("blkiotune", harmless=True)
+    hard_limit = child("memtune/hard_limit", SizeDef)
+    soft_limit = child("memtune/soft_limit", SizeDef)
+    min_guarantee = child("memtune/min_guarantee", SizeDef)
+    swap_hard_limit = child("memtune/swap_hard_limit", SizeDef)
+    memory_backing = part("memoryBacking", MemoryBackingDef)
+    vcpus = content("vcpu", positive, default=1)
+    vcpu_placement = attribute("vcpu/@placement", enum("static", "auto"))
+    vcpu_cpuset = attribute("vcpu/@cpuset")
+    vcpu_current = attribute("vcpu/@current", number)
+    vcpu_list = opaque("vcpus")
+    iothreads = content("iothreads", number)
+    iothread_ids = opaque("iothreadids")
+    default_iothread = opaque("defaultiothread")
+    cputune = opaque("cputune", harmless=True)
+    numatune = part("numatune", NumaTuneDef)
+    resource = opaque("resource", harmless=True)
+    sysinfo = opaque("sysinfo")
+    bootloader = content("bootloader")
+    bootloader_args = content("bootloader_args")
+    os = part("os", OSDef)
+    idmap = opaque("idmap")
+    features = part("features", FeaturesDef)
+    cpu = child("cpu", CPUDef)
+    clock = child("clock", ClockDef)
+    on_poweroff = content("on_poweroff", enum(*LIFECYCLE_ACTIONS))
+    on_reboot = content("on_reboot", enum(*LIFECYCLE_ACTIONS))
+    on_crash = content("on_crash", enum(*CRASH_ACTIONS))
+    on_lockfailure = content("on_lockfailure", enum("poweroff", "restart", "pause", "ignore"))
+    suspend_to_mem = attribute("pm/suspend-to-mem/@enabled", yes_no)
+    suspend_to_disk = attribute("pm/suspend-to-disk/@enabled", yes_no)
+    perf = opaque("perf", harmless=True)
+    emulator = content("devices/emulator")
+    disks = children("devices/disk", DomainDiskDef)
+    controllers = children("devices/controller", DomainControllerDef)
+    lease = opaque("devices/lease")
+    filesystems = children("devices/filesystem", DomainFSDef)
+    interfaces = children("devices/interface", DomainNetDef)
+    smartcards = children("devices/smartcard", DomainSmartcardDef)
+    serials = children("devices/serial", DomainSerialDef)
+    parallels = children("devices/parallel", DomainParallelDef)
+    consoles = children("devices/console", DomainConsoleDef)
+    channels = children("devices/channel", DomainChannelDef)
+    inputs = children("devices/input", DomainInputDef)
+    tpms = children("devices/tpm", DomainTPMDef)
+    graphics = children("devices/graphics", DomainGraphicsDef)
+    sounds = children("devices/sound", DomainSoundDef)
+    audios = children("devices/audio", DomainAudioDef)
+    videos = children("devices/video", DomainVideoDef)
+    hostdevs = children("devices/hostdev", DomainHostdevDef)
+    redirdevs = children("devices/redirdev", DomainRedirdevDef)
+    redirfilter = children("devices/redirfilter/usbdev", RedirFilterUSBDev)
+    hubs = children("devices/hub", DomainHubDef)
+    watchdogs = children("devices/watchdog", DomainWatchdogDef)
+    memballoon = child("devices/memballoon", DomainMemballoonDef)
+    rngs = children("devices/rng", DomainRNGDef)
+    nvram = child("devices/nvram", DomainNVRAMDef)
+    panics = children("devices/panic", DomainPanicDef)
+    shmems = children("devices/shmem", DomainShmemDef)
+    memories = children("devices/memory", DomainMemoryDef)
+    iommu = child("devices/iommu", DomainIOMMUDef)
+    vsock = child("devices/vsock", DomainVsockDef)
+    cryptos = children("devices/crypto", DomainCryptoDef)
+    seclabel = opaque("seclabel", harmless=True)
+    keywrap = opaque("keywrap")
+    launch_security = opaque("launchSecurity")
+
+    @property
+    def memory_kib(self) -> int:
+        """Memory at start, in KiB."""
+        return self.memory.kib if self.memory is not None else 0
+
+    @property
+    def current_memory_kib(self) -> int:
+        """What the balloon leaves the guest, in KiB."""
+        return self.current_memory.kib if self.current_memory is not None else self.memory_kib
+
+    @property
+    def max_memory_kib(self) -> int | None:
+        """What memory can grow to by plugging in more, in KiB; None where it cannot."""
+        return self.max_memory.kib if self.max_memory is not None else None
+
+    @property
+    def memtune_hard_limit_kib(self) -> int | None:
+        """The limit of what the whole emulator may use, in KiB."""
+        return self.hard_limit.kib if self.hard_limit is not None else None
+
+    @property
+    def memory_locked(self) -> bool:
+        """True when the guest's memory must stay in RAM."""
+        return self.memory_backing.locked
+
+    def all_hostdevs(self) -> list[DomainHostdevDef]:
+        """
+        Return all host devices of any type, interfaces that are some first, as libvirt's array has them.
+
+        Mirrors: the hostdevs of virDomainDef, filled by virDomainNetInsert and the parser
+        """
+        return [n.hostdev for n in self.interfaces if n.hostdev is not None] + self.hostdevs
+
+    def pci_hostdevs(self) -> list[DomainHostdevDef]:
+        """Return all PCI host devices, in the order of all_hostdevs()."""
+        return [hostdev for hostdev in self.all_hostdevs() if hostdev.is_pci]
+
+    def guest_visible_hostdevs(self) -> list[DomainHostdevDef]:
+        """Return the host devices of any type that the guest gets, in the order of all_hostdevs()."""
+        return [hostdev for hostdev in self.all_hostdevs() if hostdev.is_assigned]
+
+    def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
+        """Return the guest addresses that are taken by devices other than host devices."""
+        hostdevs = {id(hostdev.info) for hostdev in self.all_hostdevs()}
+        infos = (info for _, info in self.device_infos() if id(info) not in hostdevs)
+        return {info.pci.pci for info in infos if info.pci is not None}
+
+    def devices(self) -> Iterator[ElementDef]:
+        """Yield all devices in the order they are printed."""
+        for name, field in self.declared().items():
+            if field.path[:1] != ("devices",):
+                continue
+            value = getattr(self, name)
+            for device in value if isinstance(value, list) else [value]:
+                if isinstance(device, ElementDef):
+                    yield device
+
+    def device_infos(self) -> Iterator[tuple[ElementDef, DeviceInfo]]:
+        """
+        Yield every device that has an alias and an address, with them.
+
+        Mirrors: virDomainDeviceInfoIterate (src/conf/domain_conf.c)
+        """
+        for device in self.devices():
+            info = getattr(device, "info", None)
+            if info is not None:
+                yield device, info
+
+    def with_hostdevs_added(self, hostdevs: list[DomainHostdevDef]) -> DomainDef:
+        """Return a copy that has these host devices, too."""
+        clone = self.copy()
+        clone.hostdevs.extend(hostdev.copy() for hostdev in hostdevs)
+        return clone

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a user of the guest sees and hears: graphics, video, sound, audio.
+
+Mirrors: virDomainGraphicsDef, virDomainVideoDef, virDomainSoundDef (src/conf/domain_conf.h)
+"""
+
+from __future__ import annotations
+
+from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.virtio_conf import VirtioOptions
+from pyhostdev.conf.xmlcodec import enum, number, on_off, positive, signed, yes_no
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import attribute, children, embedded, opaque
+
+GRAPHICS_TYPES = ("sdl", "vnc", "rdp", "desktop", "spice", "egl-headless", "dbus")
+
+
+class GraphicsListen(ElementDef):
+    """Where a graphics server listens."""
+
+    tag = "listen"
+
+    type = attribute("type", enum("address", "network", "socket", "none"), required=True)
+    address = attribute("address")
+    network = attribute("network")
+    socket = attribute("socket")
+
+
+class SpiceChannel(ElementDef):
+    """Whether one channel of SPICE is encrypted."""
+
+    tag = "channel"
+
+    name = attribute(
+        "name",
+        enum(
+            "main",
+            "display",
+            "inputs",
+            "cursor",
+            "playback",
+            "record",
+            "smartcard",
+            "usbredir",
+        ),
+        required=True,
+    )
+    mode = attribute("mode", enum("any", "secure", "insecure"), required=True)
+
+
+class DomainGraphicsDef(ElementDef):
+    """A window or a server that shows the guest's screen."""
+
+    tag = "graphics"
+
+    type = attribute("type", enum(*GRAPHICS_TYPES), required=True)
+    port = attribute("port", signed())
+    tls_port = attribute("tlsPort", signed())
+    autoport = attribute("autoport", yes_no, lenient=True)
+    websocket = attribute("websocket", signed())
+    websocket_generated = attribute("websocketGenerated")
+    power_control = attribute("powerControl", yes_no)
+    socket = attribute("socket")
+    listen = attribute("listen")
+    keymap = attribute("keymap")
+    share_policy = attribute("sharePolicy", enum("allow-exclusive", "force-shared", "ignore"), lenient=True)
+    default_mode = attribute("defaultMode", enum("any", "secure", "insecure"))
+    display = attribute("display")
+    xauth = attribute("xauth")
+    fullscreen = attribute("fullscreen", yes_no)
+    multi_user = attribute("multiUser", yes_no)
+    replace_user = attribute("replaceUser", yes_no)
+    p2p = attribute("p2p", yes_no)
+    address = attribute("address")
+    passwd = attribute("passwd")
+    passwd_valid_to = attribute("passwdValidTo")
+    connected = attribute("connected", enum("fail", "disconnect", "keep"))
+    listens = children("listen", GraphicsListen)
+    channels = children("channel", SpiceChannel)
+    image_compression = attribute("image/@compression")
+    jpeg_compression = attribute("jpeg/@compression")
+    zlib_compression = attribute("zlib/@compression")
+    playback_compression = attribute("playback/@compression", on_off)
+    streaming_mode = attribute("streaming/@mode")
+    mouse_mode = attribute("mouse/@mode", enum("server", "client"))
+    clipboard_copypaste = attribute("clipboard/@copypaste", yes_no)
+    filetransfer_enable = attribute("filetransfer/@enable", yes_no)
+    gl_enable = attribute("gl/@enable", yes_no)
+    gl_rendernode = attribute("gl/@rendernode")
+    audio_id = attribute("audio/@id", number)
+
+
+class DomainVideoDef(ElementDef):
+    """A video device."""
+
+    tag = "video"
+
+    driver_name = attribute("driver/@name", enum("qemu", "vhostuser"))
+    vgaconf = attribute("driver/@vgaconf", enum("io", "on", "off"))
+    virtio = embedded(VirtioOptions)
+    model_type = attribute(
+        "model/@type",
+        enum(
+            "default",
+            "vga",
+            "cirrus",
+            "vmvga",
+            "xen",
+            "vbox",
+            "qxl",
+            "parallels",
+            "virtio",
+            "gop",
+            "none",
+            "bochs",
+            "ramfb",
+        ),
+        default="default",
+    )
+    ram = attribute("model/@ram", number)
+    vram = attribute("model/@vram", number)
+    vram64 = attribute("model/@vram64", number)
+    vgamem = attribute("model/@vgamem", number)
+    heads = attribute("model/@heads", number)
+    primary = attribute("model/@primary", yes_no)
+    blob = attribute("model/@blob", on_off)
+    accel3d = attribute("model/acceleration/@accel3d", yes_no)
+    accel2d = attribute("model/acceleration/@accel2d", yes_no)
+    rendernode = attribute("model/acceleration/@rendernode")
+    resolution_x = attribute("model/resolution/@x", positive)
+    resolution_y = attribute("model/resolution/@y", positive)
+    info = embedded(DeviceInfo)
+
+
+class SoundCodec(ElementDef):
+    """A codec of an HDA sound card."""
+
+    tag = "codec"
+
+    type = attribute("type", enum("duplex", "micro", "output"), required=True)
+
+
+class DomainSoundDef(ElementDef):
+    """A sound card."""
+
+    tag = "sound"
+
+    model = attribute(
+        "model",
+        enum("sb16", "es1370", "pcspk", "ac97", "ich6", "ich9", "usb", "ich7"),
+        required=True,
+    )
+    codecs = children("codec", SoundCodec)
+    audio_id = attribute("audio/@id", positive)
+    info = embedded(DeviceInfo)
+
+
+class DomainAudioDef(ElementDef):
+    """Where sound goes on the host."""
+
+    tag = "audio"
+
+    id = attribute("id", positive, required=True)
+    type = attribute(
+        "type",
+        enum("none", "alsa", "coreaudio", "jack", "oss", "pulseaudio", "sdl", "spice", "file", "dbus"),
+        required=True,
+    )
+    timer_period = attribute("timerPeriod", number)
+    driver = attribute("driver")
+    path = attribute("path")
+    server_name = attribute("serverName")
+    try_mmap = attribute("tryMMap", yes_no)
+    exclusive = attribute("exclusive", yes_no)
+    dsp_policy = attribute("dspPolicy")
+    input = opaque("input")
+    output = opaque("output")

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Network interfaces, those that are host devices among them.
+
+Mirrors: virDomainNetDef (src/conf/domain_conf.h)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef, PCISource
+from pyhostdev.conf.virtio_conf import VirtioOptions
+from pyhostdev.conf.xmlcodec import enum, number, on_off, yes_no
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import attribute, child, embedded, opaque
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pyhostdev.conf.xmlfield import Field
+    from pyhostdev.util.virxml import Element
+
+NET_TYPES = (
+    "user",
+    "ethernet",
+    "vhostuser",
+    "server",
+    "client",
+    "mcast",
+    "network",
+    "bridge",
+    "internal",
+    "direct",
+    "hostdev",
+    "udp",
+    "vdpa",
+    "null",
+    "vds",
+)
+
+
+class NetSource(ElementDef):
+    """The host side of an interface that is no host device."""
+
+    tag = "source"
+
+    network = attribute("network")
+    portgroup = attribute("portgroup")
+    portid = attribute("portid")
+    bridge = attribute("bridge")
+    dev = attribute("dev")
+    mode = attribute("mode")
+    managed = attribute("managed", yes_no)
+    address = attribute("address")
+    port = attribute("port", number)
+    type = attribute("type")
+    path = attribute("path")
+    name = attribute("name")
+    local_address = attribute("local/@address")
+    local_port = attribute("local/@port", number)
+    reconnect = opaque("reconnect")
+    ip = opaque("ip")
+
+
+class NetHostdevSource(PCISource):
+    """The host side of an interface that is a PCI function; its address says its type."""
+
+    address_type = attribute("address/@type", enum("pci", "usb"), default="pci", code=VIR_ERR_CONFIG_UNSUPPORTED)
+
+    @classmethod
+    def from_element(cls, element: Element) -> Self:
+        """
+        Read the source of an interface.
+
+        Raises:
+            XMLError: a part of the address is not valid.
+        """
+        self = cls()
+        self.read(element)
+        return self
+
+
+class DomainNetDef(ElementDef):
+    """A network interface."""
+
+    tag = "interface"
+
+    type = attribute("type", enum(*NET_TYPES), default="user")
+    managed = attribute("managed", yes_no, lenient=True)
+    trust_guest_rx_filters = attribute("trustGuestRxFilters", yes_no)
+    mac = attribute("mac/@address")
+    mac_type = attribute("mac/@type", enum("generated", "static"))
+    mac_check = attribute("mac/@check", yes_no)
+    source = child("source", NetSource)
+    vlan = opaque("vlan", harmless=True)
+    virtualport = opaque("virtualport", harmless=True)
+    ip = opaque("ip")
+    route = opaque("route")
+    script = attribute("script/@path")
+    downscript = attribute("downscript/@path")
+    backend_domain = attribute("backenddomain/@name")
+    bandwidth = opaque("bandwidth", harmless=True)
+    ifname = attribute("target/@dev")
+    target_managed = attribute("target/@managed", yes_no)
+    guest_dev = attribute("guest/@dev")
+    model = attribute("model/@type")
+    driver_name = attribute("driver/@name")
+    txmode = attribute("driver/@txmode", enum("iothread", "timer"))
+    ioeventfd = attribute("driver/@ioeventfd", on_off)
+    event_idx = attribute("driver/@event_idx", on_off)
+    queues = attribute("driver/@queues", number)
+    rx_queue_size = attribute("driver/@rx_queue_size", number)
+    tx_queue_size = attribute("driver/@tx_queue_size", number)
+    rss = attribute("driver/@rss", on_off)
+    rss_hash_report = attribute("driver/@rss_hash_report", on_off)
+    host_options = opaque("driver/host")
+    guest_options = opaque("driver/guest")
+    virtio = embedded(VirtioOptions)
+    backend_type = attribute("backend/@type", enum("default", "passt"))
+    backend_tap = attribute("backend/@tap")
+    backend_vhost = attribute("backend/@vhost")
+    filterref = opaque("filterref")
+    tune = opaque("tune")
+    link_state = attribute("link/@state", enum("up", "down"))
+    mtu = attribute("mtu/@size", number)
+    teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
+    teaming_persistent = attribute("teaming/@persistent")
+    coalesce = opaque("coalesce")
+    port_isolated = attribute("port/@isolated", yes_no)
+    info = embedded(DeviceInfo)
+
+    @classmethod
+    def from_element(cls, element: Element) -> Self:
+        """
+        Read an interface; one that is a host device is a DomainHostdevNetDef.
+
+        Raises:
+            XMLError: a value is none.
+        """
+        self = DomainHostdevNetDef() if element.get("type") == "hostdev" else cls()
+        self.read(element)
+        return self  # type: ignore[return-value]  # asked for as DomainNetDef only
+
+    @property
+    def hostdev(self) -> DomainHostdevDef | None:
+        """The host device that an interface of type hostdev is."""
+        return None
+
+
+class DomainHostdevNetDef(DomainNetDef):
+    """An interface that is a PCI function of the host; driver name means the host's driver here."""
+
+    host_source = child("source", NetHostdevSource)
+    _hostdev: DomainHostdevDef | None = None
+
+    @classmethod
+    def declared(cls) -> dict[str, Field[Any]]:
+        """Return the fields, with the driver before the source and another source."""
+        fields = super().declared()
+        order = list(fields)
+        order.remove("source")
+        order.remove("host_source")
+        drivers = [name for name in order if fields[name].path == ("driver",)]
+        at = order.index("mac_check") + 1
+        rest = [name for name in order[at:] if name not in drivers]
+        return {name: fields[name] for name in [*order[:at], *drivers, "host_source", *rest]}
+
+    @property
+    def hostdev(self) -> DomainHostdevDef:
+        """
+        The host device behind the interface; it shares alias, address, boot order and ROM.
+
+        Mirrors: virDomainNetGetActualHostdev (src/conf/domain_conf.c)
+        """
+        if self._hostdev is None:
+            self._hostdev = DomainHostdevDef(
+                type="pci",
+                managed=bool(self.managed),
+                driver_name=self.driver_name,
+                source_def=self.host_source,
+                teaming_type=self.teaming_type,
+                teaming_persistent=self.teaming_persistent,
+                info=self.info,
+            )
+            self._hostdev.parent_net = self
+            self._hostdev.line = self.line
+        return self._hostdev

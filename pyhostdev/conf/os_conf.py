@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+How a domain boots, how it keeps time, and how much memory it has.
+
+Mirrors: virDomainOSDef, virDomainClockDef, virDomainMemtune (src/conf/domain_conf.h)
+"""
+
+from __future__ import annotations
+
+from pyhostdev.conf.xmlcodec import big_number, enum, number, on_off, signed, yes_no
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import attribute, children, content, flag, opaque
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
+
+
+class BootDev(ElementDef):
+    """One kind of device to boot from."""
+
+    tag = "boot"
+
+    dev = attribute("dev", enum("fd", "cdrom", "hd", "network"), required=True)
+
+
+class InitArgument(ElementDef):
+    """An argument of a container's init."""
+
+    tag = "initarg"
+
+    value = content("", default="")
+
+
+class FirmwareFeature(ElementDef):
+    """A feature that the firmware must have or lack."""
+
+    tag = "feature"
+
+    enabled = attribute("enabled", yes_no, required=True)
+    name = attribute("name", enum("enrolled-keys", "secure-boot"), required=True)
+
+
+class ACPITable(ElementDef):
+    """A file with an ACPI table."""
+
+    tag = "table"
+
+    type = attribute("type", enum("slic"), required=True)
+    path = content("", default="")
+
+
+class OSDef(ElementDef):
+    """
+    What boots.
+
+    Mirrors: virDomainOSDef (src/conf/domain_conf.h)
+    """
+
+    tag = "os"
+
+    firmware = attribute("firmware", enum("bios", "efi"), code=VIR_ERR_CONFIG_UNSUPPORTED)
+    type = content("type")
+    arch = attribute("type/@arch")
+    machine = attribute("type/@machine")
+    firmware_features = children("firmware/feature", FirmwareFeature)
+    init = content("init")
+    init_arguments = children("initarg", InitArgument)
+    init_env = opaque("initenv")
+    init_dir = content("initdir")
+    init_user = content("inituser")
+    init_group = content("initgroup")
+    loader = content("loader")
+    loader_readonly = attribute("loader/@readonly", yes_no)
+    loader_secure = attribute("loader/@secure", yes_no)
+    loader_type = attribute("loader/@type", enum("rom", "pflash"))
+    loader_stateless = attribute("loader/@stateless", yes_no)
+    nvram = content("nvram")
+    nvram_template = attribute("nvram/@template")
+    nvram_type = attribute("nvram/@type")
+    nvram_source = opaque("nvram/source")
+    kernel = content("kernel")
+    initrd = content("initrd")
+    cmdline = content("cmdline")
+    dtb = content("dtb")
+    root = content("root")
+    acpi_tables = children("acpi/table", ACPITable)
+    boots = children("boot", BootDev)
+    bootmenu_enable = attribute("bootmenu/@enable", yes_no)
+    bootmenu_timeout = attribute("bootmenu/@timeout", number)
+    smbios_mode = attribute("smbios/@mode", enum("none", "emulate", "host", "sysinfo"))
+    bios_useserial = attribute("bios/@useserial", yes_no)
+    bios_reboot_timeout = attribute("bios/@rebootTimeout", signed())
+
+    @property
+    def boot_devs(self) -> list[str]:
+        """The kinds of devices to boot from, in order."""
+        return [boot.dev or "" for boot in self.boots]
+
+
+class ClockTimer(ElementDef):
+    """One timer of the guest."""
+
+    tag = "timer"
+
+    name = attribute(
+        "name",
+        enum("platform", "pit", "rtc", "hpet", "tsc", "kvmclock", "hypervclock", "armvtimer"),
+        required=True,
+    )
+    present = attribute("present", yes_no)
+    tickpolicy = attribute("tickpolicy", enum("delay", "catchup", "merge", "discard"))
+    track = attribute("track", enum("boot", "guest", "wall", "realtime"))
+    frequency = attribute("frequency", big_number)
+    mode = attribute("mode", enum("auto", "native", "emulate", "paravirt", "smpsafe"))
+    threshold = attribute("catchup/@threshold", big_number)
+    slew = attribute("catchup/@slew", big_number)
+    limit = attribute("catchup/@limit", big_number)
+
+
+class ClockDef(ElementDef):
+    """
+    How the guest keeps time.
+
+    Mirrors: virDomainClockDef (src/conf/domain_conf.h)
+    """
+
+    tag = "clock"
+
+    offset = attribute("offset", enum("utc", "localtime", "variable", "timezone", "absolute"), default="utc")
+    adjustment = attribute("adjustment")
+    basis = attribute("basis", enum("utc", "localtime"))
+    timezone = attribute("timezone")
+    start = attribute("start", big_number)
+    timers = children("timer", ClockTimer)
+
+
+class SizeDef(ElementDef):
+    """An amount of memory with its unit; ``kib`` is what counts."""
+
+    value = content("", big_number, default=0)
+    unit = attribute("unit")
+
+    @classmethod
+    def of_kib(cls, kib: int) -> SizeDef:
+        """Return an amount in KiB."""
+        return cls(value=kib, unit="KiB")
+
+    @property
+    def kib(self) -> int:
+        """The amount in KiB, rounded up."""
+        return -(-self.value * unit_factor(self.unit) // 1024)
+
+
+class DomainMemorySize(SizeDef):
+    """The domain's memory."""
+
+    tag = "memory"
+
+    dump_core = attribute("dumpCore", on_off)
+
+
+class MaxMemorySize(SizeDef):
+    """The memory the domain can grow to."""
+
+    tag = "maxMemory"
+
+    slots = attribute("slots", number)
+
+
+_UNITS = {
+    "b": 1,
+    "bytes": 1,
+    "kb": 1000,
+    "k": 1 << 10,
+    "kib": 1 << 10,
+    "mb": 10**6,
+    "m": 1 << 20,
+    "mib": 1 << 20,
+    "gb": 10**9,
+    "g": 1 << 30,
+    "gib": 1 << 30,
+    "tb": 10**12,
+    "t": 1 << 40,
+    "tib": 1 << 40,
+    "pb": 10**15,
+    "p": 1 << 50,
+    "pib": 1 << 50,
+    "eb": 10**18,
+    "e": 1 << 60,
+    "eib": 1 << 60,
+}
+
+
+def unit_factor(unit: str | None) -> int:
+    """
+    Return the bytes of a unit; KiB where none is said.
+
+    Raises:
+        ValueError: no such unit.
+
+    Mirrors: virScaleInteger (src/util/virutil.c)
+    """
+    if not unit:
+        return 1024
+    factor = _UNITS.get(unit.lower())
+    if factor is None:
+        raise ValueError(unit)
+    return factor
+
+
+class HugePage(ElementDef):
+    """Which pages back which NUMA nodes."""
+
+    tag = "page"
+
+    size = attribute("size", big_number)
+    unit = attribute("unit")
+    nodeset = attribute("nodeset")
+
+
+class MemoryBackingDef(ElementDef):
+    """How the domain's memory is backed on the host."""
+
+    tag = "memoryBacking"
+
+    hugepages = flag("hugepages")
+    pages = children("hugepages/page", HugePage)
+    nosharepages = flag("nosharepages")
+    locked = flag("locked")
+    source_type = attribute("source/@type", enum("file", "anonymous", "memfd"))
+    access_mode = attribute("access/@mode", enum("shared", "private"))
+    allocation_mode = attribute("allocation/@mode", enum("immediate", "ondemand"))
+    allocation_threads = attribute("allocation/@threads", number)
+    discard = flag("discard")
+
+
+class NumaMemNode(ElementDef):
+    """Where the memory of one guest node comes from."""
+
+    tag = "memnode"
+
+    cellid = attribute("cellid", number, required=True)
+    mode = attribute("mode", enum("strict", "preferred", "interleave", "restrictive"))
+    nodeset = attribute("nodeset")
+
+
+class NumaTuneDef(ElementDef):
+    """Where the guest's memory comes from on the host."""
+
+    tag = "numatune"
+
+    mode = attribute("memory/@mode", enum("strict", "preferred", "interleave", "restrictive"))
+    nodeset = attribute("memory/@nodeset")
+    placement = attribute("memory/@placement", enum("static", "auto"))
+    memnodes = children("memnode", NumaMemNode)

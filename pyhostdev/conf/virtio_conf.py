@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Virtio's options, and the devices that are little more than virtio.
+
+Mirrors: virDomainVirtioOptions and the devices' own structures (src/conf/domain_conf.h)
+"""
+
+from __future__ import annotations
+
+from pyhostdev.conf.chr_conf import ChrSource
+from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.xmlcodec import big_number, enum, number, on_off, positive, yes_no
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import attribute, child, content, embedded
+
+VIRTIO_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional")
+
+
+class VirtioOptions(ElementDef):
+    """What every virtio device's <driver> may say."""
+
+    iommu = attribute("driver/@iommu", on_off)
+    ats = attribute("driver/@ats", on_off)
+    packed = attribute("driver/@packed", on_off)
+    page_per_vq = attribute("driver/@page_per_vq", on_off)
+
+
+class DomainMemballoonDef(ElementDef):
+    """The memory balloon, or model none to have none."""
+
+    tag = "memballoon"
+
+    model = attribute("model", enum(*VIRTIO_MODELS, "xen", "none"), required=True)
+    autodeflate = attribute("autodeflate", on_off)
+    free_page_reporting = attribute("freePageReporting", on_off)
+    stats_period = attribute("stats/@period", number)
+    info = embedded(DeviceInfo)
+    virtio = embedded(VirtioOptions)
+
+
+class RNGBackend(ElementDef):
+    """Where random bytes come from; an egd backend is a character device."""
+
+    tag = "backend"
+
+    model = attribute("model", enum("random", "egd", "builtin"), required=True)
+    path = content("")
+    chardev = embedded(ChrSource)
+
+
+class DomainRNGDef(ElementDef):
+    """A random number generator."""
+
+    tag = "rng"
+
+    model = attribute("model", enum(*VIRTIO_MODELS), required=True)
+    rate_bytes = attribute("rate/@bytes", positive)
+    rate_period = attribute("rate/@period", number)
+    backend = child("backend", RNGBackend)
+    virtio = embedded(VirtioOptions)
+    info = embedded(DeviceInfo)
+
+
+class DomainVsockDef(ElementDef):
+    """A socket between host and guest."""
+
+    tag = "vsock"
+
+    model = attribute("model", enum(*VIRTIO_MODELS))
+    cid_auto = attribute("cid/@auto", yes_no)
+    cid_address = attribute("cid/@address", number)
+    virtio = embedded(VirtioOptions)
+    info = embedded(DeviceInfo)
+
+
+class DomainCryptoDef(ElementDef):
+    """A crypto device."""
+
+    tag = "crypto"
+
+    model = attribute("model", enum("virtio"))
+    type = attribute("type", enum("qemu"))
+    backend_model = attribute("backend/@model", enum("builtin", "lkcf"))
+    backend_queues = attribute("backend/@queues", number)
+    virtio = embedded(VirtioOptions)
+    info = embedded(DeviceInfo)
+
+
+class DomainInputDef(ElementDef):
+    """A mouse, a tablet, a keyboard, or an event device of the host."""
+
+    tag = "input"
+
+    type = attribute("type", enum("mouse", "tablet", "keyboard", "passthrough", "evdev"), required=True)
+    bus = attribute("bus", enum("ps2", "usb", "xen", "parallels", "virtio", "none"))
+    model = attribute("model", enum(*VIRTIO_MODELS))
+    virtio = embedded(VirtioOptions)
+    source_evdev = attribute("source/@evdev")
+    source_dev = attribute("source/@dev")
+    source_grab = attribute("source/@grab", enum("all"))
+    source_repeat = attribute("source/@repeat", on_off)
+    source_grab_toggle = attribute("source/@grabToggle")
+    info = embedded(DeviceInfo)
+
+
+class DomainIOMMUDef(ElementDef):
+    """The guest's own IOMMU."""
+
+    tag = "iommu"
+
+    model = attribute("model", enum("intel", "smmuv3", "virtio"), required=True)
+    intremap = attribute("driver/@intremap", on_off)
+    caching_mode = attribute("driver/@caching_mode", on_off)
+    eim = attribute("driver/@eim", on_off)
+    iotlb = attribute("driver/@iotlb", on_off)
+    aw_bits = attribute("driver/@aw_bits", number)
+    info = embedded(DeviceInfo)
+
+
+class DomainShmemDef(ElementDef):
+    """Memory shared between domains."""
+
+    tag = "shmem"
+
+    name = attribute("name", required=True)
+    role = attribute("role", enum("master", "peer"))
+    model = attribute("model/@type", enum("ivshmem", "ivshmem-plain", "ivshmem-doorbell"))
+    size = content("size", big_number)
+    size_unit = attribute("size/@unit")
+    server_path = attribute("server/@path")
+    msi_enabled = attribute("msi/@enabled", yes_no)
+    msi_vectors = attribute("msi/@vectors", number)
+    msi_ioeventfd = attribute("msi/@ioeventfd", on_off)
+    info = embedded(DeviceInfo)
