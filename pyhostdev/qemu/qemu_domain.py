@@ -7,10 +7,11 @@ Mirrors: src/qemu/qemu_domain.c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 
 X86 = ("x86_64", "i686")
 ARM = ("aarch64", "armv7l")
@@ -86,9 +87,18 @@ def has_pcie_root(dom: DomainDef) -> bool:
     return _root_model(dom) == "pcie-root"
 
 
-def is_vfio(hostdev: Any) -> bool:
+def all_hostdevs(dom: DomainDef) -> list[DomainHostdevDef]:
+    """
+    Return the host devices of all types, interfaces that are some first.
+
+    Mirrors: the hostdevs of virDomainDef (src/conf/domain_conf.h)
+    """
+    return [net.hostdev for net in dom.interfaces if net.hostdev is not None] + dom.hostdevs
+
+
+def is_vfio(hostdev: DomainHostdevDef) -> bool:
     """True for a host device that VFIO maps into QEMU's memory, given to the guest or not."""
-    return hostdev.is_pci or (hostdev.mode == "subsystem" and hostdev.type == "mdev")
+    return hostdev.mode == "subsystem" and hostdev.type in ("pci", "mdev")
 
 
 def memlock_limit(dom: DomainDef) -> int | None:
@@ -100,11 +110,11 @@ def memlock_limit(dom: DomainDef) -> int | None:
 
     Mirrors: qemuDomainGetMemLockLimitBytes (src/qemu/qemu_domain.c)
     """
-    if dom.memtune_hard_limit_kib is not None:
-        return dom.memtune_hard_limit_kib * _KIB
+    if dom.hard_limit is not None:
+        return dom.hard_limit.kib * _KIB
     if dom.memory_locked:
         return -1
-    nvfio = sum(1 for hostdev in dom.all_hostdevs() if is_vfio(hostdev))
+    nvfio = sum(1 for hostdev in all_hostdevs(dom) if is_vfio(hostdev))
     if dom.os.arch in PPC64 and dom.type == "kvm":
         return _ppc64_limit(dom, nvfio > 0)
     if nvfio == 0:

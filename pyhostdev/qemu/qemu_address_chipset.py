@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The addresses that a machine's chipset decides.
+
+The PIIX3 of i440fx and the ICH9 of q35 have functions at fixed places, with or without a device in
+the definition; the first video card and the USB 2 controllers have customary ones.
+
+Mirrors: qemuDomainValidateDevicePCISlotsPIIX3, qemuDomainValidateDevicePCISlotsQ35
+(src/qemu/qemu_domain_address.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.device_conf import PCIGuestAddress
+from pyhostdev.conf.domain_addr import (
+    CONNECT_DMI_TO_PCI_BRIDGE,
+    CONNECT_HOTPLUG,
+    CONNECT_PCI_DEVICE,
+    CONNECT_PCIE_DEVICE,
+)
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
+from pyhostdev.qemu.qemu_domain import is_i440fx, is_q35
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyhostdev.conf.domain_addr import DomainPCIAddressSet
+    from pyhostdev.conf.domain_conf import DomainDef
+
+    PlaceAnywhere = Callable[[Any], None]
+
+_PIIX3_ISA = PCIDeviceAddress(0, 0, 1, 0)
+_PIIX3_IDE = PCIDeviceAddress(0, 0, 1, 1)
+_PIIX3_USB = PCIDeviceAddress(0, 0, 1, 2)
+_PIIX4_PM = PCIDeviceAddress(0, 0, 1, 3)
+_PIIX_VIDEO = PCIDeviceAddress(0, 0, 2, 0)
+
+_ICH9_VIDEO = PCIDeviceAddress(0, 0, 1, 0)
+_ICH9_USB = (PCIDeviceAddress(0, 0, 0x1D, 0), PCIDeviceAddress(0, 0, 0x1A, 0))
+_ICH9_SOUND = PCIDeviceAddress(0, 0, 0x1B, 0)
+_ICH9_DMI = PCIDeviceAddress(0, 0, 0x1E, 0)
+_ICH9_LPC = PCIDeviceAddress(0, 0, 0x1F, 0)
+_ICH9_SATA = PCIDeviceAddress(0, 0, 0x1F, 2)
+_ICH9_SMBUS = PCIDeviceAddress(0, 0, 0x1F, 3)
+
+_ON_I440FX = CONNECT_PCI_DEVICE | CONNECT_HOTPLUG
+_ON_Q35 = CONNECT_PCIE_DEVICE
+
+
+def reserve_chipset(dom: DomainDef, addrs: DomainPCIAddressSet, place: PlaceAnywhere) -> None:
+    """
+    Take what the chipset has, and give the devices that belong to it their addresses.
+
+    Args:
+        place: finds an address for a device whose customary one is taken.
+
+    Raises:
+        ConfigError: such a device has another address, or another device has one of theirs.
+    """
+    if is_i440fx(dom):
+        _reserve_piix3(dom, addrs, place)
+    elif is_q35(dom):
+        _reserve_ich9(dom, addrs, place)
+
+
+def is_piix3_function(device: Any) -> bool:
+    """True for a controller that is part of the PIIX3, whose address is taken with the chipset's."""
+    if device.tag != "controller" or device.info.pci is None:
+        return False
+    address = device.info.pci.pci
+    if device.type == "ide":
+        return bool(address == _PIIX3_IDE)
+    return device.type == "usb" and device.model in (None, "piix3-uhci") and address == _PIIX3_USB
+
+
+def _reserve_piix3(dom: DomainDef, addrs: DomainPCIAddressSet, place: PlaceAnywhere) -> None:
+    for device in dom.controllers:
+        if device.index != 0:
+            continue
+        if device.type == "ide":
+            _pin(device, _PIIX3_IDE, addrs)
+        elif device.type == "usb" and device.model in (None, "piix3-uhci"):
+            _pin(device, _PIIX3_USB, addrs)
+    if addrs.buses:
+        addrs.reserve(_PIIX3_ISA, _ON_I440FX)
+        addrs.reserve(_PIIX4_PM, _ON_I440FX)
+        _place_video(dom, addrs, _PIIX_VIDEO, _ON_I440FX, place)
+
+
+def _reserve_ich9(dom: DomainDef, addrs: DomainPCIAddressSet, place: PlaceAnywhere) -> None:
+    for device in dom.controllers:
+        if device.type == "sata" and device.index == 0:
+            _pin(device, _ICH9_SATA)
+        elif device.type == "usb" and device.model == "ich9-uhci1":
+            _prefer(device, addrs, _ICH9_USB, _ON_Q35, multifunction=True)
+        elif device.type == "pci" and device.model == "dmi-to-pci-bridge":
+            _prefer(device, addrs, (_ICH9_DMI,), CONNECT_DMI_TO_PCI_BRIDGE)
+    if addrs.buses:
+        addrs.reserve(_ICH9_LPC, _ON_Q35)
+        addrs.reserve(_ICH9_SMBUS, _ON_Q35)
+        _place_video(dom, addrs, _ICH9_VIDEO, _ON_Q35, place)
+    for sound in dom.sounds:
+        if sound.model == "ich9":
+            _prefer(sound, addrs, (_ICH9_SOUND,), _ON_Q35)
+
+
+def _pin(device: Any, address: PCIDeviceAddress, addrs: DomainPCIAddressSet | None = None) -> None:
+    """
+    Give a device the one address it can have, and take that in addrs where nobody else will.
+
+    Raises:
+        ConfigError: it has another.
+    """
+    if device.info.wants_address:
+        device.info.address = PCIGuestAddress.at(address)
+    elif device.info.pci is None or device.info.pci.pci != address:
+        raise ConfigError(
+            f"The first {device.type} controller of this machine is at {address} and nowhere else",
+            libvirt_code=VIR_ERR_INTERNAL_ERROR,
+            line=device.line,
+        )
+    if addrs is not None and addrs.buses:
+        addrs.reserve(address, _ON_I440FX)
+
+
+def _prefer(
+    device: Any,
+    addrs: DomainPCIAddressSet,
+    addresses: tuple[PCIDeviceAddress, ...],
+    flags: int,
+    multifunction: bool | None = None,
+) -> None:
+    """Give a device the first of its customary addresses whose slot is free; none is no error."""
+    if not device.info.wants_address:
+        return
+    for address in addresses:
+        if not addrs.is_slot_in_use(address):
+            addrs.reserve(address, flags)
+            device.info.address = PCIGuestAddress.at(address, multifunction=multifunction)
+            return
+
+
+def _place_video(
+    dom: DomainDef, addrs: DomainPCIAddressSet, address: PCIDeviceAddress, flags: int, place: PlaceAnywhere
+) -> None:
+    """Give the first video card the slot where QEMU has it, or any when that is taken."""
+    video = next((v for v in dom.videos[:1] if v.type not in ("none", "ramfb")), None)
+    if video is None or not video.info.wants_address:
+        return
+    addrs.validate(address, flags)
+    if addrs.is_slot_in_use(address):
+        place(video)
+        return
+    addrs.reserve(address, flags)
+    video.info.address = PCIGuestAddress.at(address)

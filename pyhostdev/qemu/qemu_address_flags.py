@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Which kind of PCI slot each device of a guest needs.
+
+Mirrors: qemuDomainDeviceCalculatePCIConnectFlags (src/qemu/qemu_domain_address.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pyhostdev.conf.domain_addr import (
+    CONNECT_AUTOASSIGN,
+    CONNECT_HOTPLUG,
+    CONNECT_INTEGRATED,
+    CONNECT_PCI_DEVICE,
+    CONNECT_PCIE_DEVICE,
+    CONTROLLER_MODELS,
+)
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
+from pyhostdev.qemu.qemu_domain import has_pcie_root
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+
+class HostFacts(Protocol):
+    """What address assignment asks a host."""
+
+    def is_pci_express(self, address: PCIDeviceAddress) -> bool | None:
+        """Tell whether the function is PCI Express; None when it is missing or nobody can say."""
+
+    def iommu_group(self, address: PCIDeviceAddress) -> int | None:
+        """Return the function's IOMMU group; None when it is missing or in none."""
+
+
+CONVENTIONAL = CONNECT_PCI_DEVICE | CONNECT_HOTPLUG | CONNECT_AUTOASSIGN
+EXPRESS = CONNECT_PCIE_DEVICE | CONNECT_HOTPLUG | CONNECT_AUTOASSIGN
+
+_XHCI_MODELS = ("nec-xhci", "qemu-xhci")
+_PLAIN_SCSI_MODELS = ("auto", "buslogic", "lsilogic", "lsisas1068", "lsisas1078", "vmpvscsi", "dc390", "am53c974")
+_EXPRESS_NICS = ("e1000e", "igb", "vmxnet3")
+_PCI_SOUND = ("es1370", "ac97", "ich6", "ich7", "ich9")
+_PCI_VIDEO = ("vga", "cirrus", "vmvga", "xen", "qxl", "bochs")
+
+
+class ConnectFlags:
+    """
+    The connect flags of a guest's devices; 0 is a device that needs no PCI address.
+
+    Args:
+        host: tells Express functions from conventional ones; without it all are Express.
+    """
+
+    def __init__(self, dom: DomainDef, host: HostFacts | None = None) -> None:
+        self.host = host
+        self.pcie = EXPRESS if has_pcie_root(dom) else CONVENTIONAL
+
+    def of(self, device: Any) -> int:
+        """Return the flags of any device definition."""
+        rule = _RULES.get(device.tag)
+        return 0 if rule is None else rule(self, device)
+
+    def virtio(self, device: Any) -> int:
+        """Return the flags of a virtio device; a transitional one is always conventional."""
+        return CONVENTIONAL if device.model == "virtio-transitional" else self.pcie
+
+    def controller(self, device: Any) -> int:
+        """Return a controller's flags, by its type and model."""
+        if device.type == "pci":
+            return _pci_controller(device)
+        if device.type in ("ide", "sata"):
+            return CONVENTIONAL
+        if device.type == "virtio-serial":
+            return self.virtio(device)
+        if device.type == "usb" and device.model not in (None, "none"):
+            return self.pcie if device.model in _XHCI_MODELS else CONVENTIONAL
+        if device.type == "scsi":
+            return self._scsi(device)
+        return 0
+
+    def _scsi(self, device: Any) -> int:
+        if device.model in ("virtio-scsi", "virtio-non-transitional"):
+            return self.pcie
+        conventional = device.model == "virtio-transitional" or device.model in _PLAIN_SCSI_MODELS
+        return CONVENTIONAL if conventional else 0
+
+    def disk(self, device: Any) -> int:
+        """Return a disk's flags: only virtio disks are PCI devices themselves."""
+        return self.virtio(device) if device.bus == "virtio" else 0
+
+    def filesystem(self, device: Any) -> int:
+        """Return a file system's flags."""
+        return self.virtio(device)
+
+    def interface(self, device: Any) -> int:
+        """Return an interface's flags; one that is a host device is asked as such."""
+        if device.type == "hostdev" or device.model in ("usb-net", "spapr-vlan"):
+            return 0
+        if device.model in _EXPRESS_NICS:
+            return self.pcie
+        if device.model in ("virtio", "virtio-non-transitional"):
+            return self.pcie
+        return CONVENTIONAL
+
+    def sound(self, device: Any) -> int:
+        """Return a sound card's flags."""
+        return CONVENTIONAL if device.model in _PCI_SOUND else 0
+
+    def hostdev(self, device: Any) -> int:
+        """Return a host device's flags."""
+        if device.mode != "subsystem" or not device.is_assigned:
+            return 0
+        if device.type == "scsi_host":
+            return self.virtio(device)
+        if device.type == "mdev":
+            return self.pcie if device.model == "vfio-pci" else 0
+        return self._pci_hostdev(device) if device.type == "pci" else 0
+
+    def _pci_hostdev(self, device: Any) -> int:
+        """
+        Return Express flags unless the host says that the function is conventional.
+
+        The host is not asked where nothing depends on it: the guest has conventional buses only, or the
+        user chose the address.
+        """
+        if self.pcie == CONVENTIONAL or device.info.pci is not None or self.host is None:
+            return self.pcie
+        return CONVENTIONAL if self.host.is_pci_express(device.pci_address) is False else self.pcie
+
+    def memballoon(self, device: Any) -> int:
+        """Return the balloon's flags."""
+        return 0 if device.model in ("none", "xen") else self.virtio(device)
+
+    def watchdog(self, device: Any) -> int:
+        """Return a watchdog's flags."""
+        return CONVENTIONAL if device.model == "i6300esb" else 0
+
+    def video(self, device: Any) -> int:
+        """Return a video card's flags."""
+        if device.type == "virtio":
+            return self.pcie
+        return CONVENTIONAL if device.type in _PCI_VIDEO else 0
+
+    def shmem(self, _device: Any) -> int:
+        """Return shared memory's flags."""
+        return CONVENTIONAL
+
+    def input(self, device: Any) -> int:
+        """Return an input device's flags."""
+        return self.virtio(device) if device.bus == "virtio" else 0
+
+    def serial(self, device: Any) -> int:
+        """Return a serial port's flags."""
+        return CONVENTIONAL if device.target_type == "pci-serial" else 0
+
+    def memory(self, device: Any) -> int:
+        """Return a memory device's flags."""
+        return self.pcie if device.model in ("virtio-pmem", "virtio-mem") else 0
+
+    def iommu(self, device: Any) -> int:
+        """Return the flags of a guest IOMMU: virtio's is a part of the chipset."""
+        if device.model != "virtio":
+            return 0
+        return (self.pcie & ~CONNECT_HOTPLUG & ~CONNECT_AUTOASSIGN) | CONNECT_INTEGRATED
+
+
+def _pci_controller(device: Any) -> int:
+    """
+    Return what a PCI controller plugs into.
+
+    Raises:
+        ConfigError: it has no model, and none could be derived.
+    """
+    if device.model not in CONTROLLER_MODELS:
+        raise ConfigError(
+            f"PCI controller {device.index} has no model", libvirt_code=VIR_ERR_INTERNAL_ERROR, line=device.line
+        )
+    return CONTROLLER_MODELS[device.model].plug
+
+
+_RULES: dict[str, Callable[[ConnectFlags, Any], int]] = {
+    "controller": ConnectFlags.controller,
+    "disk": ConnectFlags.disk,
+    "filesystem": ConnectFlags.filesystem,
+    "interface": ConnectFlags.interface,
+    "sound": ConnectFlags.sound,
+    "hostdev": ConnectFlags.hostdev,
+    "memballoon": ConnectFlags.memballoon,
+    "rng": ConnectFlags.virtio,
+    "vsock": ConnectFlags.virtio,
+    "crypto": ConnectFlags.virtio,
+    "watchdog": ConnectFlags.watchdog,
+    "video": ConnectFlags.video,
+    "shmem": ConnectFlags.shmem,
+    "input": ConnectFlags.input,
+    "serial": ConnectFlags.serial,
+    "memory": ConnectFlags.memory,
+    "iommu": ConnectFlags.iommu,
+}

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Where every device of a guest is plugged in, and which controllers that takes.
+
+Addresses are assigned twice: a dry run on a set of buses that grows tells which controllers have to be
+added, then the real run happens on the buses there are. So a guest that is defined again keeps what it
+has, and addresses depend on the definition (and for some on the host) alone.
+
+Mirrors: src/qemu/qemu_domain_address.c
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.controller_conf import DomainControllerDef
+from pyhostdev.conf.device_conf import PCIGuestAddress
+from pyhostdev.conf.domain_addr import DomainPCIAddressBus, DomainPCIAddressSet
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
+from pyhostdev.qemu.qemu_address_chipset import is_piix3_function, reserve_chipset
+from pyhostdev.qemu.qemu_address_flags import CONVENTIONAL, EXPRESS, ConnectFlags
+from pyhostdev.qemu.qemu_address_keep import HostDeviceSlots
+from pyhostdev.qemu.qemu_controller_defaults import fill_controller_defaults
+from pyhostdev.qemu.qemu_domain import all_hostdevs, has_pci_root, has_pcie_root, is_arm_virt, is_pseries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.qemu.qemu_address_flags import HostFacts
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+_ROOTS = ("pci-root", "pcie-root")
+_USB2_MODELS = ("ich9-ehci1", "ich9-uhci1", "ich9-uhci2", "ich9-uhci3")
+# the companions of an EHCI controller are functions of its slot
+_USB2_FUNCTIONS = {"ich9-ehci1": 7, "ich9-uhci1": 0, "ich9-uhci2": 1, "ich9-uhci3": 2}
+
+
+def assign_pci_addresses(dom: DomainDef, host: HostFacts | None = None, *, keep_together: bool = False) -> None:
+    """
+    Give every PCI device of the guest an address, adding the controllers that takes.
+
+    Args:
+        host: says which functions are conventional, and their IOMMU groups; without it all are Express
+            and in no group.
+        keep_together: the assigned functions of one host device share one guest slot.
+
+    Raises:
+        ConfigError: an address is impossible or taken, or there is no room left.
+
+    Mirrors: qemuDomainAssignPCIAddresses (src/qemu/qemu_domain_address.c)
+    """
+    highest = max((c.index or 0 for c in dom.controllers if c.is_pci), default=-1)
+    if highest < 0:
+        _Run(dom, host, 0, dry_run=False, keep_together=keep_together).check_no_bus()
+        return
+    dry = _Run(dom, host, highest + 1, dry_run=True, keep_together=keep_together)
+    dry.assign()
+    if highest == 0 and len(dry.addrs.buses) > 1 and has_pcie_root(dom):
+        # the user leaves the topology to us: leave one port free for hotplug
+        dry.addrs.reserve_next(EXPRESS)
+    dry.add_controllers()
+    _Run(dom, host, len(dry.addrs.buses), dry_run=False, keep_together=keep_together).assign()
+    _mark_multifunction(dom)
+    fill_controller_defaults(dom)
+
+
+class _Run:
+    """One pass over the guest's devices, on buses of its own."""
+
+    def __init__(self, dom: DomainDef, host: HostFacts | None, nbuses: int, *, dry_run: bool, keep_together: bool):
+        self.dom = dom
+        self.flags = ConnectFlags(dom, host)
+        self.groups = _isolation_groups(dom, host)
+        self.addrs = _create_set(dom, nbuses, dry_run)
+        self.slots = HostDeviceSlots(dom, host, self.addrs) if keep_together else None
+
+    def group_of(self, device: Any) -> int:
+        """Return the isolation group a device belongs to; 0 is everybody's."""
+        return self.groups.get(id(device.info), 0)
+
+    def check_no_bus(self) -> None:
+        """
+        Refuse a device that needs a slot in a guest without PCI.
+
+        Raises:
+            XMLError: naming nothing but the lack of buses, as there are none to name.
+        """
+        for device, info in self.dom.device_infos():
+            if info.pci is not None or (info.wants_address and self.flags.of(device)):
+                raise XMLError("The guest has no PCI bus", line=device.line)
+
+    def assign(self) -> None:
+        """
+        Take the addresses that are there, then the chipset's, then choose the missing ones.
+
+        Mirrors: qemuDomainPCIAddressSetCreate, qemuDomainAssignDevicePCISlots
+        """
+        self._collect()
+        reserve_chipset(self.dom, self.addrs, self.place)
+        if self.addrs.dry_run and self._wants_spare_slot():
+            self.addrs.reserve_next(CONVENTIONAL)
+        for device in _in_slot_order(self.dom):
+            if device.tag == "controller" and device.model in _USB2_MODELS:
+                self._place_usb2(device)
+            else:
+                self.place(device)
+
+    def _wants_spare_slot(self) -> bool:
+        """Return True when a bridge should still fit in: conventional buses, not full to the brim."""
+        full = all(bus.is_fully_reserved for bus in self.addrs.buses)
+        return has_pci_root(self.dom) and not full and not is_arm_virt(self.dom)
+
+    def _collect(self) -> None:
+        for device, info in self.dom.device_infos():
+            pci = info.pci
+            if pci is None or is_piix3_function(device):
+                continue
+            self.addrs.reserve(pci.pci, self.flags.of(device), self.group_of(device))
+
+    def place(self, device: Any) -> None:
+        """Choose an address for a device that needs one and has none."""
+        if not device.info.wants_address:
+            return
+        flags = self.flags.of(device)
+        if not flags:
+            return
+        if self.slots is not None and device.tag == "hostdev" and device.is_pci:
+            address = self.slots.place(device, flags, self.group_of(device))
+        else:
+            address = self.addrs.reserve_next(flags, self.group_of(device))
+        self._store(device, address)
+
+    def _store(self, device: Any, address: PCIDeviceAddress, multifunction: bool | None = None) -> None:
+        if not self.addrs.dry_run:
+            device.info.address = PCIGuestAddress.at(address, multifunction=multifunction)
+
+    def _place_usb2(self, device: Any) -> None:
+        """Put a USB 2 controller into the slot of those of the same index, as one of its functions."""
+        if not device.info.wants_address:
+            return
+        function = _USB2_FUNCTIONS[device.model]
+        multifunction = True if function == 0 else None
+        flags = self.flags.of(device)
+        slot = self._usb2_slot(device.index)
+        if slot is None:
+            self._store(device, self.addrs.reserve_next(flags, function=function), multifunction)
+            return
+        address = slot.with_function(function)
+        self.addrs.reserve(address, flags)
+        device.info.address = PCIGuestAddress.at(address, multifunction=multifunction)
+
+    def _usb2_slot(self, index: int) -> PCIDeviceAddress | None:
+        companions = (c for c in self.dom.controllers if c.model in _USB2_MODELS and c.index == index)
+        return next((c.info.pci.pci for c in companions if c.info.pci is not None), None)
+
+    def add_controllers(self) -> None:
+        """Define the controllers of buses that have none, and find a place for each of them."""
+        known = {c.index for c in self.dom.controllers if c.is_pci}
+        index = 0
+        while index < len(self.addrs.buses):  # placing one may add another
+            if index not in known:
+                controller = DomainControllerDef(type="pci", index=index, model=self.addrs.buses[index].model)
+                self.dom.controllers.append(controller)
+                if controller.model not in _ROOTS:
+                    self.addrs.reserve_next(self.flags.of(controller))
+            index += 1
+
+
+def _create_set(dom: DomainDef, nbuses: int, dry_run: bool) -> DomainPCIAddressSet:
+    """
+    Return the buses of the controllers there are, and likely ones where indices are skipped.
+
+    Raises:
+        ConfigError: a controller has no model.
+    """
+    models: dict[int, Any] = {c.index or 0: c for c in dom.controllers if c.is_pci}
+    root = models[0].model if 0 in models else "pci-root"
+    filler = {"pcie-root": "pcie-root-port"}.get(root, "pci-root" if is_pseries(dom) else "pci-bridge")
+    buses = [_bus(models.get(index), root if index == 0 else filler) for index in range(nbuses)]
+    if is_pseries(dom) and buses:
+        buses[0].locked = True  # PHB 0 is everybody's, so no group can have it
+    return DomainPCIAddressSet(buses, dry_run=dry_run, multiple_roots=is_pseries(dom))
+
+
+def _bus(controller: Any | None, filler: str) -> DomainPCIAddressBus:
+    if controller is None:
+        return DomainPCIAddressBus(filler)
+    if controller.model is None:
+        raise ConfigError(
+            f"PCI controller {controller.index} has no model",
+            libvirt_code=VIR_ERR_INTERNAL_ERROR,
+            line=controller.line,
+        )
+    return DomainPCIAddressBus(controller.model, hotplug=controller.hotplug is not False)
+
+
+def _isolation_groups(dom: DomainDef, host: HostFacts | None) -> dict[int, int]:
+    """
+    Return the isolation groups that are not 0, by the identity of a device's info.
+
+    The pseries firmware isolates per host bridge: each IOMMU group of the host gets one of its own. Groups
+    are counted from 1, since 0 is a group of the host as well as what everything else is in.
+
+    Mirrors: qemuDomainSetupIsolationGroups (src/qemu/qemu_domain_address.c)
+    """
+    if host is None or not is_pseries(dom):
+        return {}
+    found = {}
+    for hostdev in dom.pci_hostdevs():
+        group = host.iommu_group(hostdev.pci_address)
+        if group is not None:
+            found[id(hostdev.info)] = group + 1
+    return found
+
+
+def _in_slot_order(dom: DomainDef) -> Iterator[Any]:
+    """
+    Yield the devices in the order in which slots are handed out.
+
+    Mirrors: qemuDomainAssignDevicePCISlots (src/qemu/qemu_domain_address.c)
+    """
+    yield from (c for c in dom.controllers if c.is_pci and c.model not in _ROOTS)
+    yield from dom.filesystems
+    yield from dom.interfaces
+    yield from dom.sounds
+    yield from (c for c in dom.controllers if not c.is_pci)
+    yield from dom.disks
+    yield from all_hostdevs(dom)
+    if dom.memballoon is not None:
+        yield dom.memballoon
+    yield from dom.rngs
+    yield from dom.watchdogs
+    yield from dom.videos
+    yield from dom.shmems
+    yield from dom.inputs
+    yield from dom.serials
+    yield from dom.memories
+    yield from dom.cryptos
+    if dom.iommu is not None:
+        yield dom.iommu
+    if dom.vsock is not None:
+        yield dom.vsock
+
+
+def _mark_multifunction(dom: DomainDef) -> None:
+    """
+    Announce more functions on each function 0 that has some, unless the user said that it has not.
+
+    Mirrors: virDomainPCIAddressSetAllMulti (src/conf/domain_addr.c)
+    """
+    addresses = [info.pci for _, info in dom.device_infos() if info.pci is not None]
+    shared = {(a.bus, a.slot) for a in addresses if a.function != 0}
+    for address in addresses:
+        if address.function == 0 and address.multifunction is None and (address.bus, address.slot) in shared:
+            address.multifunction = True
