@@ -147,7 +147,7 @@ def _place_video(
     dom: DomainDef, addrs: DomainPCIAddressSet, address: PCIDeviceAddress, flags: int, place: PlaceAnywhere
 ) -> None:
     """Give the first video card the slot where QEMU has it, or any when that is taken."""
-    video = next((v for v in dom.videos[:1] if v.type not in ("none", "ramfb")), None)
+    video = next((v for v in dom.videos[:1] if v.model_type not in ("none", "ramfb")), None)
     if video is None or not video.info.wants_address:
         return
     addrs.validate(address, flags)

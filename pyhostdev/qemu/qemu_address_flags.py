@@ -141,9 +141,9 @@ class ConnectFlags:
 
     def video(self, device: Any) -> int:
         """Return a video card's flags."""
-        if device.type == "virtio":
+        if device.model_type == "virtio":
             return self.pcie
-        return CONVENTIONAL if device.type in _PCI_VIDEO else 0
+        return CONVENTIONAL if device.model_type in _PCI_VIDEO else 0
 
     def shmem(self, _device: Any) -> int:
         """Return shared memory's flags."""
