@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Which driver takes which function: matching, probing, removing, as the kernel's driver core does it.
+
+Both halves of a bind and an unbind are apart, because the ``driver`` link changes between them: it appears before the
+probe, and is gone before the driver's remove has run.
+
+Source: drivers/base/dd.c, drivers/base/bus.c, drivers/pci/pci-driver.c (Linux 6.1)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from pyhostdev.testing import vfio
+from pyhostdev.testing.driverfiles import put_driver
+from pyhostdev.testing.faults import Blocked, Refusal
+from pyhostdev.testing.iommu import IOMMUGroups
+from pyhostdev.testing.kernelstate import PARKED, Pending
+from pyhostdev.testing.simdevice import (
+    SimDevice,
+    drop_file,
+    find_device,
+    list_devices,
+    list_dir,
+    put_link,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyhostdev.testing.kernelstate import KernelState
+    from pyhostdev.testing.treefile import DriverSpec
+    from pyhostdev.util.hostroot import HostRoot
+
+_DRIVER_CLASSES = ("net", "block")  # what a driver puts below its device and takes away again
+
+
+def id_matches(pattern: str, device: SimDevice) -> bool:
+    """True when one entry of an id table is for the function."""
+    first, second = pattern.split(":")
+    if first == "class":
+        return f"{device.number('class') & 0xFFFFFF:06x}".startswith(second)
+    wanted = ((first, device.number("vendor")), (second, device.number("device")))
+    return all(text in ("*", f"{number & 0xFFFF:04x}") for text, number in wanted)
+
+
+class DriverCore:
+    """The PCI bus's drivers and functions, and what is pending between them."""
+
+    def __init__(self, root: HostRoot, state: KernelState, save: Callable[[], None] = lambda: None) -> None:
+        self.root = root
+        self.state = state
+        self.groups = IOMMUGroups(root, state)
+        self.save = save
+        self.block_next = False  # the next probe or remove hangs
+        self.waiting_for: str | None = None  # whose lock a write waits for
+
+    # Matching
+
+    def matches(self, driver: DriverSpec, device: SimDevice) -> bool:
+        """
+        True when the driver is for the function; an override decides alone.
+
+        Source: pci_match_device (drivers/pci/pci-driver.c)
+        """
+        override = device.override
+        if override is not None:
+            return override == driver.name
+        ids = list(self.state.dynamic.get(driver.name, ()))
+        if driver.kind != "vfio":  # ids of vfio drivers serve the modules' aliases only
+            ids += driver.ids
+        return any(id_matches(pattern, device) for pattern in ids)
+
+    def can_probe(self, device: SimDevice) -> bool:
+        """
+        True unless the PF keeps drivers from its VFs; an override lifts that.
+
+        Source: pci_device_can_probe (drivers/pci/pci-driver.c)
+        """
+        if device.physfn is None or device.override is not None:
+            return True
+        parent = SimDevice(self.root, device.physfn)
+        return parent.read("sriov_drivers_autoprobe") != b"0\n"
+
+    def registered(self) -> list[DriverSpec]:
+        """Return the drivers whose directory is there, in the order of their registration."""
+        names = list_dir(self.root.pci_drivers)
+        known = [name for name in self.state.drivers if name in names]
+        return [self.state.driver(name) for name in known + [n for n in names if n not in known]]
+
+    # Pending
+
+    def lock_holder(self, device: SimDevice) -> Pending | None:
+        """Return the write that has the device's lock, if one is stuck inside its driver."""
+        for entry in self.state.pending:
+            if entry.device == str(device.address) and entry.stage in ("probe", "remove"):
+                return entry
+        return None
+
+    def wait_for_lock(self, device: SimDevice) -> None:
+        """
+        Take the device's lock.
+
+        Raises:
+            Blocked: a write that is stuck in the device's driver has it.
+        """
+        if self.lock_holder(device) is not None:
+            self.waiting_for = str(device.address)
+            raise Blocked
+
+    def _start(self, stage: str, device: SimDevice, driver: str) -> Pending:
+        entry = Pending(str(device.address), "", "", stage, driver, "running", lands=True)
+        self.state.pending.append(entry)
+        if not self.state.described:
+            self.state.moved.setdefault(entry.device, device.driver)
+        self.save()
+        return entry
+
+    def _block(self, entry: Pending, reason: str) -> None:
+        """Leave the entry on the list and give up waiting for it."""
+        self.block_next = False
+        where = self.state.pending.index(entry)
+        self.state.pending[where] = entry._replace(reason=reason)
+        raise Blocked
+
+    # Binding
+
+    def settle_on(self, device: SimDevice, driver: str) -> None:
+        """Put a function on a driver as it was when the host was described; no probe is asked."""
+        self._put_links(device, driver)
+        self._bound(device, driver)
+
+    def attach(self, driver: DriverSpec, device: SimDevice) -> None:
+        """
+        Let a driver take a function.
+
+        Raises:
+            Refusal: with the errno of the step that failed.
+            Blocked: the probe has not come back.
+
+        Source: really_probe (drivers/base/dd.c)
+        """
+        self.groups.claim_for_host(device, driver.name)
+        if not self.can_probe(device):
+            raise Refusal(errno.ENODEV)
+        entry = self._start("probe", device, driver.name)
+        self._put_links(device, driver.name)
+        if driver.probe == "hang" or self.block_next:
+            self._block(entry, "hang")
+        self.finish(entry)
+
+    def detach(self, device: SimDevice) -> None:
+        """
+        Take a function from its driver.
+
+        Raises:
+            Blocked: the driver's remove has not come back.
+
+        Source: __device_release_driver (drivers/base/dd.c)
+        """
+        driver = device.driver
+        assert driver is not None
+        entry = self._start("remove", device, driver)
+        self._drop_links(device, driver)
+        spec = self.state.driver(driver)
+        if spec.remove == "hang" or self.block_next:
+            self._block(entry, "hang")
+        if spec.kind == "vfio" and self.groups.is_device_held(device):
+            self._block(entry, "held")
+        self.finish(entry)
+
+    def finish(self, entry: Pending) -> None:
+        """
+        Run the second half of a bind or an unbind.
+
+        Raises:
+            Refusal: the probe failed; the link is gone again.
+        """
+        self.state.pending.remove(entry)
+        device = find_device(self.root, entry.device)
+        if device is None:
+            return
+        if entry.stage == "remove":
+            self._drop_links(device, entry.driver)
+            self._removed(device, entry.driver)
+            return
+        self._put_links(device, entry.driver)
+        failure = self._probe(self.state.driver(entry.driver), device)
+        if failure:
+            self._drop_links(device, entry.driver)
+            raise Refusal(failure)
+        self._bound(device, entry.driver)
+
+    def force_off(self, device: SimDevice, driver: str) -> None:
+        """Part a function that is gone from its driver, whoever holds it."""
+        self._drop_links(device, driver)
+        self._removed(device, driver)
+
+    def _put_links(self, device: SimDevice, driver: str) -> None:
+        directory = self.root.pci_driver(driver)
+        put_link(os.path.join(directory, str(device.address)), device.path)
+        put_link(device.join("driver"), directory)
+
+    def _drop_links(self, device: SimDevice, driver: str) -> None:
+        drop_file(device.join("driver"))
+        drop_file(os.path.join(self.root.pci_driver(driver), str(device.address)))
+
+    def _probe(self, driver: DriverSpec, device: SimDevice) -> int:
+        """Return the errno with which the driver refuses the function, 0 when it takes it."""
+        if driver.probe == "defer":
+            return errno.EAGAIN
+        if driver.probe not in (None, "hang"):
+            return int(getattr(errno, driver.probe or ""))
+        return vfio.probe(device) if driver.kind == "vfio" else 0
+
+    def _bound(self, device: SimDevice, driver: str) -> None:
+        kind = self.state.driver(driver).kind
+        if kind == "vfio":
+            vfio.add_device(self.groups, device)
+        device.update("enable", b"0\n" if kind == "vfio" else b"1\n")
+        device.update("power_state", b"D3hot\n" if kind == "vfio" else b"D0\n")
+        self._unpark(device, driver)
+        if self.state.uevent_driver:
+            lines = _uevent_without_driver(device)
+            device.update("uevent", b"DRIVER=" + os.fsencode(driver) + b"\n" + lines)
+        self._moved(device, driver)
+
+    def _removed(self, device: SimDevice, driver: str) -> None:
+        if self.state.driver(driver).kind == "vfio":
+            vfio.remove_device(self.groups, device)
+        device.update("enable", b"0\n")
+        device.update("power_state", b"unknown\n")
+        self._park(device, driver)
+        if self.state.uevent_driver:
+            device.update("uevent", _uevent_without_driver(device))
+        self._moved(device, None)
+
+    def _moved(self, device: SimDevice, driver: str | None) -> None:
+        """Forget where the function came from when it is there again."""
+        name = str(device.address)
+        if name in self.state.moved and self.state.moved[name] == driver:
+            del self.state.moved[name]
+
+    def _parking_place(self, device: SimDevice, driver: str) -> str:
+        return self.root.join(PARKED, f"{device.address}.{driver}")
+
+    def _park(self, device: SimDevice, driver: str) -> None:
+        """Take away what the driver had put below its device, to come back with it."""
+        for name in _DRIVER_CLASSES:
+            if os.path.isdir(device.join(name)):
+                place = self._parking_place(device, driver)
+                os.makedirs(place, exist_ok=True)
+                os.rename(device.join(name), os.path.join(place, name))
+
+    def _unpark(self, device: SimDevice, driver: str) -> None:
+        place = self._parking_place(device, driver)
+        for name in list_dir(place):
+            os.rename(os.path.join(place, name), device.join(name))
+        with contextlib.suppress(OSError):  # absent, or others are parked still
+            os.rmdir(place)
+            os.rmdir(os.path.dirname(place))
+
+    # Whole-bus events
+
+    def load_module(self, name: str) -> None:
+        """
+        Register a module's drivers and offer them all functions without a driver.
+
+        Raises:
+            Refusal: ENOENT when no driver says it comes with that module.
+        """
+        module = name.replace("-", "_")
+        found = [spec for spec in self.state.drivers.values() if spec.module == module]
+        found = [spec for spec in found if spec.availability != "missing"]
+        if not found and not os.path.isdir(self.root.module(name)):
+            raise Refusal(errno.ENOENT)
+        for spec in found:
+            if not os.path.isdir(self.root.pci_driver(spec.name)):
+                put_driver(self.root, spec)
+                self.attach_all(spec)
+
+    def attach_any(self, device: SimDevice) -> None:
+        """
+        Offer a function to the drivers in turn; a failing probe ends the search without an error.
+
+        Raises:
+            Refusal: the group's DMA is not to be had.
+            Blocked: a probe has not come back.
+
+        Source: __device_attach (drivers/base/dd.c)
+        """
+        for driver in self.registered():
+            if self.matches(driver, device):
+                self.groups.claim_for_host(device, driver.name)
+                try:
+                    self.attach(driver, device)
+                except Refusal:
+                    continue
+                return
+
+    def attach_all(self, driver: DriverSpec) -> None:
+        """
+        Offer all functions without a driver to one that is new, or has a new id.
+
+        Source: driver_attach (drivers/base/bus.c)
+        """
+        for device in list_devices(self.root):
+            if device.driver is None and self.matches(driver, device):
+                try:
+                    self.attach(driver, device)
+                except Refusal:
+                    continue
+
+
+def _uevent_without_driver(device: SimDevice) -> bytes:
+    lines = (device.read("uevent") or b"").splitlines(keepends=True)
+    return b"".join(line for line in lines if not line.startswith(b"DRIVER="))

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+IOMMU groups of a simulated host: members, who has the DMA, the nodes below dev/vfio.
+
+A user such as QEMU holds a group by an flock on its node, so it lets go when its process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from pyhostdev.testing.faults import Refusal
+from pyhostdev.testing.simdevice import drop_file, link_name, list_devices, list_dir, put_file
+
+if TYPE_CHECKING:
+    from pyhostdev.testing.kernelstate import KernelState
+    from pyhostdev.testing.simdevice import SimDevice
+    from pyhostdev.util.hostroot import HostRoot
+
+
+class IOMMUGroups:
+    """The groups of one host, read from its tree each time."""
+
+    __slots__ = ("root", "state")
+
+    def __init__(self, root: HostRoot, state: KernelState) -> None:
+        self.root = root
+        self.state = state
+
+    def member_drivers(self, group: int) -> dict[str, str | None]:
+        """Return each member's name and driver, PCI or not."""
+        directory = self.root.iommu_group_devices(group)
+        names = list_dir(directory)
+        if names:
+            return {name: link_name(os.path.join(directory, name, "driver")) for name in names}
+        # A sparse tree may have the members' links only.
+        found = (device for device in list_devices(self.root) if device.group == group)
+        return {str(device.address): device.driver for device in found}
+
+    def host_users(self, group: int) -> list[str]:
+        """Return the members whose driver has the group's DMA for the host."""
+        drivers = self.member_drivers(group).items()
+        return [name for name, driver in drivers if driver and self._owns_dma(driver)]
+
+    def vfio_members(self, group: int) -> list[str]:
+        """Return the members on vfio drivers."""
+        drivers = self.member_drivers(group).items()
+        return [name for name, d in drivers if d and self.state.driver(d).kind == "vfio"]
+
+    def _owns_dma(self, driver: str) -> bool:
+        return self.state.driver(driver).kind == "host"
+
+    def is_held(self, group: int) -> bool:
+        """True while somebody has the group's node open."""
+        try:
+            fd = os.open(self.root.vfio_group(group), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def is_device_held(self, device: SimDevice) -> bool:
+        """True while a user of the group has this device open."""
+        group = device.group
+        if group is None or str(device.address) not in self.state.held.get(str(group), ()):
+            return False
+        return self.is_held(group)
+
+    def claim_for_host(self, device: SimDevice, driver: str) -> None:
+        """
+        Give the group's DMA to an ordinary driver.
+
+        Raises:
+            Refusal: EBUSY while user space owns it.
+
+        Source: iommu_device_use_default_domain (drivers/iommu/iommu.c), Linux 5.19
+        """
+        group = device.group
+        if group is not None and self._owns_dma(driver) and self.is_held(group):
+            raise Refusal(errno.EBUSY)
+
+    def add_node(self, group: int) -> None:
+        """Make the group's node appear with its first vfio device."""
+        path = self.root.vfio_group(group)
+        if not os.path.lexists(path):
+            os.makedirs(self.root.dev_vfio, exist_ok=True)
+            put_file(path, b"")
+            os.chmod(path, 0o600)
+
+    def drop_node(self, group: int) -> None:
+        """Make the group's node go with its last vfio device; one whose removal is stuck still counts."""
+        stuck = {entry.device for entry in self.state.pending if entry.stage == "remove"}
+        for name, driver in self.member_drivers(group).items():
+            if name in stuck or (driver and self.state.driver(driver).kind == "vfio"):
+                return
+        drop_file(self.root.vfio_group(group))
+
+    def open(self, group: int) -> int:
+        """
+        Open a group's node and give it a container, as QEMU does.
+
+        Returns:
+            A descriptor that holds the group.
+
+        Raises:
+            Refusal: ENOENT without node, EBUSY when another has it open, EPERM when a member is the host's.
+        """
+        try:
+            fd = os.open(self.root.vfio_group(group), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise Refusal(errno.ENOENT) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise Refusal(errno.EBUSY) from None
+        if self.host_users(group):
+            os.close(fd)
+            raise Refusal(errno.EPERM)
+        return fd

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+A kernel that reacts to writes in a directory that looks like a host.
+
+It writes as the helper for the live host does (the SysfsWriter protocol), on any tree, and keeps no state of its own:
+every write reads the tree, so two processes that simulate on one directory see one kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyhostdev.errors import ConfigError, InDoubtError, SysfsError
+from pyhostdev.testing import attributes, hotplug
+from pyhostdev.testing.drivercore import DriverCore
+from pyhostdev.testing.faults import Blocked, Fault, NotSimulated, Refusal, SimulatedKill
+from pyhostdev.testing.kernelstate import Pending, StateFile
+from pyhostdev.testing.simdevice import find_device
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pyhostdev.util.hostroot import HostRoot
+
+_BUS = re.compile(r"sys/bus/pci/([a-z_]+)")
+_DRIVER = re.compile(r"sys/bus/pci/drivers/([^/]+)/([a-z_]+)")
+_DEVICE = re.compile(r"sys/(?:bus/pci/devices|devices/.+)/([0-9a-f]{4,8}:[^/]+)/([a-z_]+)")
+_DEVICE_DRIVER = re.compile(r"sys/(?:bus/pci/devices|devices/.+)/([0-9a-f]{4,8}:[^/]+)/driver/([a-z_]+)")
+
+
+class TraceEntry(NamedTuple):
+    """One write: path below the root, value, and "ok", "in-doubt" or the errno's name."""
+
+    path: str
+    value: bytes
+    result: str
+
+
+class SimulatedKernel:
+    """
+    The kernel of one fake host; a SysfsWriter.
+
+    ``trace`` lists the writes of this object, modules included, ``writes`` counts them. A write that hangs raises
+    InDoubtError at once: nobody waits for a deadline that has to pass.
+    """
+
+    def __init__(self, root: HostRoot, *, privileged: bool = True, read_only: bool = False) -> None:
+        if root.is_live:
+            raise ConfigError("The kernel of the live host cannot be simulated")
+        self.root = root
+        self.privileged = privileged
+        self.read_only = read_only
+        self.trace: list[TraceEntry] = []
+        self.writes = 0
+        self.killed = False
+        self._file = StateFile(root)
+        self._faults: dict[int, list[Fault]] = {}
+        self._block_next: bool | None = None  # lands?
+
+    # The SysfsWriter protocol
+
+    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
+        """
+        Write a whole attribute.
+
+        Raises:
+            SysfsError: the kernel refuses, or there is no such attribute.
+            InDoubtError: the write hangs.
+            NotSimulated: nobody has told this kernel what the write does.
+        """
+        relative = os.path.relpath(path, self.root.path)
+        result = self._answer(relative, value, str(device))
+        if result == "in-doubt":
+            raise InDoubtError(
+                f"Writing '{_shown(value)}' to '{path}' has not come back and may still take effect",
+                reason="in-doubt",
+                address=device,
+            )
+        if result != "ok":
+            doing = f"write '{_shown(value)}'"
+            raise SysfsError(getattr(errno, result), path, doing, address=device)
+
+    def load_module(self, name: str) -> None:
+        """
+        Load a module; its drivers take what they match.
+
+        Raises:
+            SysfsError: ENOENT when the host has no such module.
+        """
+        result = self._answer(f"modprobe/{name}", b"", "")
+        if result != "ok":
+            path = self.root.join("lib/modules")
+            raise SysfsError(getattr(errno, result), path, f"load the kernel module '{name}'")
+
+    def is_in_flight(self, device: PCIDeviceAddress) -> bool:
+        """True while a write for the device has not come back."""
+        if not os.path.exists(self._file.path):
+            return False
+        with self._entered() as core:
+            return any(entry.device == str(device) for entry in core.state.pending)
+
+    # One write
+
+    def _answer(self, path: str, value: bytes, device: str) -> str:
+        """Let the faults of this write and the kernel act; record and return the result."""
+        if self.killed:
+            raise SimulatedKill
+        self.writes += 1
+        faults = self._faults.pop(self.writes, [])
+        result = "ok"
+        try:
+            for fault in faults:
+                fault.before(self)
+            self._react(path, value, device)
+        except Refusal as refusal:
+            result = errno.errorcode[refusal.errnum]
+        except Blocked:
+            result = "in-doubt"
+        self._block_next = None
+        self.trace.append(TraceEntry(path, value, result))
+        for fault in faults:
+            fault.after(self)
+        return result
+
+    def _react(self, path: str, value: bytes, device: str) -> None:
+        with self._entered() as core:
+            try:
+                self._check_access(path)
+                self._hang(core, path, value, device)
+                self._dispatch(core, path, value)
+            except Blocked:
+                self._queue(core, path, value, device)
+                raise
+
+    def _check_access(self, path: str) -> None:
+        if self.read_only and path.startswith("sys/"):
+            raise Refusal(errno.EROFS)
+        if not self.privileged:
+            raise Refusal(errno.EPERM if path.startswith("modprobe/") else errno.EACCES)
+
+    def _hang(self, core: DriverCore, path: str, value: bytes, device: str) -> None:
+        """
+        Prepare a hang: a bind or an unbind hangs in its middle, all else before its start.
+
+        Raises:
+            Blocked: it hangs here.
+        """
+        if self._block_next is None:
+            return
+        halves = path.endswith(("/bind", "/unbind", "/drivers_probe"))
+        if self._block_next and halves:
+            core.block_next = True
+            return
+        entry = Pending(device, path, value.hex(), "write", "", "hang", self._block_next)
+        core.state.pending.append(entry)
+        raise Blocked
+
+    def _queue(self, core: DriverCore, path: str, value: bytes, device: str) -> None:
+        """Remember a write that waits for a lock, and what is left of one that waits inside a driver."""
+        waiting = core.waiting_for
+        core.waiting_for = None
+        if waiting is not None:
+            entry = Pending(device, path, value.hex(), "write", "", "queued", lands=True)
+            core.state.pending.append(entry._replace(driver=waiting))
+
+    def _dispatch(self, core: DriverCore, path: str, value: bytes) -> None:
+        """
+        Find whose attribute a path is and let it react.
+
+        Raises:
+            Refusal: ENOENT when there is none.
+        """
+        if path.startswith("modprobe/"):
+            core.load_module(path.removeprefix("modprobe/"))
+        elif match := _BUS.fullmatch(path):
+            self._write_bus(core, match[1], value)
+        elif match := _DRIVER.fullmatch(path):
+            self._write_driver(core, match[1], match[2], value)
+        elif match := _DEVICE_DRIVER.fullmatch(path):
+            device = find_device(self.root, match[1])
+            if device is None or device.driver is None:
+                raise Refusal(errno.ENOENT)
+            self._write_driver(core, device.driver, match[2], value)
+        elif match := _DEVICE.fullmatch(path):
+            self._write_device(core, match[1], match[2], value)
+        else:
+            raise NotSimulated(f"The simulated kernel has nothing to write at '{path}'")
+
+    def _write_bus(self, core: DriverCore, name: str, value: bytes) -> None:
+        if name not in attributes.BUS_ATTRIBUTES:
+            raise NotSimulated(f"Writing the bus's '{name}' is not simulated")
+        if value:
+            attributes.BUS_ATTRIBUTES[name](core, value)
+
+    def _write_driver(self, core: DriverCore, driver: str, name: str, value: bytes) -> None:
+        if not os.path.isdir(self.root.join("sys/bus/pci/drivers", driver)):
+            raise Refusal(errno.ENOENT)
+        if name not in attributes.DRIVER_ATTRIBUTES:
+            raise NotSimulated(f"Writing '{name}' of a driver is not simulated")
+        if value:
+            attributes.DRIVER_ATTRIBUTES[name](core, core.state.driver(driver), value)
+
+    def _write_device(self, core: DriverCore, address: str, name: str, value: bytes) -> None:
+        device = find_device(self.root, address)
+        if device is None or device.read(name) is None:
+            raise Refusal(errno.ENOENT)
+        if name not in attributes.DEVICE_ATTRIBUTES:
+            raise NotSimulated(f"Writing '{name}' of a device is not simulated")
+        if value:  # kernfs does not call the handler for an empty write
+            attributes.DEVICE_ATTRIBUTES[name](core, device, value)
+
+    # State
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[DriverCore]:
+        """Hold the tree's lock, with its state as the last write left it; keep what changes."""
+        lock = os.open(self.root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = self._file.load()
+            core = DriverCore(self.root, state, lambda: self._file.save(state))
+            self._settle(core)
+            try:
+                yield core
+            finally:
+                self._file.save(state)
+        finally:
+            os.close(lock)
+
+    def _settle(self, core: DriverCore) -> None:
+        """Finish the pending writes whose reason to wait is over."""
+        over = [entry for entry in core.state.pending if _is_over(core, entry)]
+        while over:
+            with contextlib.suppress(Refusal, Blocked):
+                self._finish(core, over[0])
+            over = [entry for entry in core.state.pending if _is_over(core, entry)]
+
+    def _finish(self, core: DriverCore, entry: Pending) -> None:
+        if entry.stage != "write":
+            core.finish(entry)
+            return
+        core.state.pending.remove(entry)
+        if not entry.lands:
+            return
+        try:
+            self._dispatch(core, entry.path, bytes.fromhex(entry.value))
+        except Blocked:
+            self._queue(core, entry.path, bytes.fromhex(entry.value), entry.device)
+
+    # What a test can do to it
+
+    def inject(self, number: int, *faults: Fault) -> None:
+        """Put faults at the number-th write from now, counted from 1."""
+        self._faults.setdefault(self.writes + number, []).extend(faults)
+
+    def block_next(self, *, lands: bool) -> None:
+        """Make the write that is about to happen hang."""
+        self._block_next = lands
+
+    def kill(self) -> None:
+        """
+        End the writing process: no later write of this object does anything.
+
+        Raises:
+            SimulatedKill: always.
+        """
+        self.killed = True
+        raise SimulatedKill
+
+    def foreign(self) -> SimulatedKernel:
+        """Return the same kernel for another writer, with no faults and a trace of its own."""
+        return SimulatedKernel(self.root)
+
+    def complete(self, device: PCIDeviceAddress | None = None) -> None:
+        """Let the writes that hang come back, of one device or of all, and those behind them."""
+        with self._entered() as core:
+            for index, entry in enumerate(core.state.pending):
+                chosen = device is None or entry.device == str(device)
+                if chosen and entry.reason in ("hang", "held"):
+                    core.state.pending[index] = entry._replace(reason="running")
+            self._settle(core)
+
+    def vanish(self, address: PCIDeviceAddress) -> None:
+        """Take a function off the bus at once, as a surprise removal does."""
+        with self._entered() as core:
+            device = find_device(self.root, str(address))
+            if device is not None:
+                hotplug.vanish(core, device)
+
+    def change_driver(self, name: str, *, probe: str | None = None, remove: str | None = None) -> None:
+        """
+        Make a driver misbehave from now on, in every process, or behave again.
+
+        Args:
+            probe: an errno's name, "defer" or "hang".
+            remove: "hang".
+        """
+        with self._entered() as core:
+            spec = core.state.driver(name)
+            core.state.drivers[name] = spec._replace(probe=probe, remove=remove)
+            core.state.taught = True
+
+    @contextlib.contextmanager
+    def open_group(self, group: int, devices: Sequence[PCIDeviceAddress] | None = None) -> Iterator[int]:
+        """
+        Hold a group as QEMU does: the node, its container, and devices in it (all on vfio drivers by default).
+
+        Returns:
+            The descriptor that holds it.
+
+        Raises:
+            SysfsError: ENOENT without node, EBUSY when it is open already, EPERM when the group is not viable.
+        """
+        path = self.root.vfio_group(group)
+        try:
+            with self._entered() as core:
+                fd = core.groups.open(group)
+                names = core.groups.vfio_members(group) if devices is None else map(str, devices)
+                core.state.held[str(group)] = list(names)
+        except Refusal as refusal:
+            raise SysfsError(refusal.errnum, path, f"open IOMMU group {group}") from None
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+            with self._entered() as core:
+                core.state.held.pop(str(group), None)
+                self._settle(core)
+
+
+def _is_over(core: DriverCore, entry: Pending) -> bool:
+    if entry.reason == "running":
+        return True
+    device = find_device(core.root, entry.device)
+    if entry.reason == "held":
+        return device is None or not core.groups.is_device_held(device)
+    if entry.reason == "queued":
+        blocker = find_device(core.root, entry.driver)
+        return blocker is None or core.lock_holder(blocker) is None
+    return False
+
+
+def _shown(value: bytes) -> str:
+    return value.decode("ascii", "backslashreplace").rstrip("\n")[:64]

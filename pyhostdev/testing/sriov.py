@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+VFs that appear and go with ``sriov_numvfs``.
+
+Source: sriov_numvfs_store, sriov_enable, pci_iov_add_virtfn (drivers/pci/iov.c), Linux 6.1
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import struct
+from typing import TYPE_CHECKING
+
+from pyhostdev.testing import hotplug
+from pyhostdev.testing.faults import NotSimulated, Refusal
+from pyhostdev.testing.functionfiles import link_virtual_functions, put_function
+from pyhostdev.testing.kernelstate import REMOVED
+from pyhostdev.testing.simdevice import SimDevice, list_dir
+from pyhostdev.testing.treefile import FunctionSpec
+from pyhostdev.util import pciregs
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+if TYPE_CHECKING:
+    from pyhostdev.testing.drivercore import DriverCore
+
+_NUM_VFS = 0x10  # PCIE50 9.3.3.7, from the capability's start
+
+
+def virtual_address(pf: SimDevice, index: int) -> PCIDeviceAddress:
+    """
+    Return where a PF's VF is: routing id plus offset plus index times stride.
+
+    Raises:
+        NotSimulated: the tree does not say offset and stride.
+
+    Source: PCIE50 9.2.1.2
+    """
+    offset, stride = pf.number("sriov_offset"), pf.number("sriov_stride")
+    if offset < 0 or stride < 0:
+        raise NotSimulated(f"The tree does not say where the VFs of {pf.address} are")
+    routing_id = pf.address.bus << 8 | pf.address.devfn
+    routing_id += offset + index * stride
+    bus, devfn = routing_id >> 8, routing_id & 0xFF
+    return PCIDeviceAddress(pf.address.domain, bus, devfn >> 3, devfn & 7)
+
+
+def _virtual_spec(core: DriverCore, pf: SimDevice, index: int) -> FunctionSpec:
+    number = pf.read("sriov_vf_device")
+    if number is None:
+        raise NotSimulated(f"The tree does not say which device the VFs of {pf.address} are")
+    return FunctionSpec(
+        address=virtual_address(pf, index),
+        vendor=pf.number("vendor"),
+        device=int(number, 16),
+        class_=pf.number("class"),
+        subsystem=(pf.number("subsystem_vendor"), pf.number("subsystem_device")),
+        revision=pf.number("revision"),
+        numa_node=pf.number("numa_node"),
+        group=None if pf.group is None else _free_group(core),
+        physfn=pf.address,
+        express=0,
+        flr=True,
+    )
+
+
+def _free_group(core: DriverCore) -> int:
+    used = {int(name) for name in list_dir(core.root.iommu_groups)}
+    return next(number for number in range(len(used) + 1) if number not in used)
+
+
+def enable(core: DriverCore, pf: SimDevice, count: int) -> None:
+    """
+    Make VFs appear, each in a group of its own, and offer them to the drivers.
+
+    Raises:
+        NotSimulated: the tree does not describe them.
+    """
+    place = os.path.dirname(pf.path)
+    vfs = []
+    for index in range(count):
+        ari = pf.read("ari_enabled") == b"1\n"
+        spec = _virtual_spec(core, pf, index)
+        on_own_bus = spec.address.bus == pf.address.bus
+        vfs.append(put_function(core.root, spec, place, ari=ari and on_own_bus))
+    link_virtual_functions(pf, vfs)
+    _show_count(pf, count)
+    for vf in vfs:
+        with contextlib.suppress(Refusal):
+            core.attach_any(vf)
+
+
+def disable(core: DriverCore, pf: SimDevice) -> None:
+    """
+    Make all VFs go.
+
+    Raises:
+        Blocked: a VF's driver does not let go; the rest waits for it.
+    """
+    for address in pf.virtual_functions:
+        hotplug.remove(core, SimDevice(core.root, address))
+        shutil.rmtree(core.root.join(REMOVED, str(address)), ignore_errors=True)
+    _show_count(pf, 0)
+
+
+def _show_count(pf: SimDevice, count: int) -> None:
+    """Write the number of VFs where the attribute and config space show it."""
+    pf.update("sriov_numvfs", f"{count}\n".encode())
+    config = bytearray(pf.read("config") or b"")
+    where = _find_sriov(bytes(config))
+    if where:
+        struct.pack_into("<H", config, where + 0x08, 0x09 if count else 0)
+        struct.pack_into("<H", config, where + _NUM_VFS, count)
+        pf.update("config", bytes(config))
+
+
+def _find_sriov(config: bytes) -> int:
+    """Return the offset of the SR-IOV capability, 0 where there is none."""
+    where = pciregs.EXT_CAP_START
+    for _ in range(pciregs.EXT_CAP_STEPS_MAX):
+        if where < pciregs.EXT_CAP_START or where + 4 > len(config):
+            return 0
+        (header,) = struct.unpack_from("<I", config, where)
+        if header & 0xFFFF == pciregs.EXT_CAP_ID_SRIOV:
+            return where
+        where = header >> 20
+    return 0

@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Hosts as text: the ``.tree`` format, one reviewable line for a function, a driver, a group.
+
+``#`` starts a comment. Numbers of PCI are hexadecimal, all others decimal.
+
+A **function** starts with its address, then ids, class, and words in any order::
+
+    0001:08:00.0 8086:6f08 060400 driver=pcieport group=13 bridge=09-09 express=root-port acs
+    0001:09:00.0 14e4:1657 020000 driver=tg3 group=14 multifunction express=endpoint pm flr net=enp9s0f0
+      40: 01 00 03 c8 08 00 00 00          # bytes that replace the generated ones, as lspci -xxxx prints them
+
+=====================  ==================================================================================
+``driver=NAME``        bound now; ``nodriver`` says aloud that it is not
+``override=NAME``      content of ``driver_override``
+``group=N``            IOMMU group; without it the host does not translate the function's DMA
+``subsys=VVVV:DDDD``   subsystem ids, default: the function's own
+``rev=XX`` ``numa=N``  revision (00) and NUMA node (-1)
+``multifunction``      header type bit 7
+``bridge=SS-UU``       a bridge to the buses SS to UU: header type 1
+``express=KIND``       PCI Express, 4096 bytes of config: endpoint, legacy-endpoint, root-port, upstream-port,
+                       downstream-port, pci-bridge, integrated-endpoint; without it conventional, 256 bytes
+``pm``                 can be reset by D3hot and D0; ``pm=noreset`` has power states and keeps its state in them
+``flr`` ``af``         function-level reset by PCI Express, by Advanced Features
+``acs`` ``acs=off``    Access Control Services, switched on or off
+``ari``                ARI: on a bridge, forwarding is on (``ari_enabled`` of its bus is 1); else the capability
+``sriov=N``            a PF of up to N VFs, with ``vf-device=DDDD vf-offset=N vf-stride=N``; ``autoprobe=0``
+``physfn=ADDRESS``     a VF of that PF: ids read ffff:ffff in config space; its index follows the order of lines
+``parent=ADDRESS``     the bridge above, where bus ranges do not tell
+``boot-vga``           the firmware's display
+``net=NAME``           network interfaces of its host driver, separated by commas
+``block=NAME``         block devices of its host driver
+``dump=NAME``          config space as a whole from NAME.hex beside the file
+=====================  ==================================================================================
+
+A **driver**, in order of registration (the first that matches takes a function)::
+
+    driver tg3 14e4:1657 14e4:1682
+    driver pcieport class:0604 builtin
+    driver vfio-pci available
+    driver mlx5_vfio_pci 15b3:101e module=mlx5-vfio-pci missing
+
+Ids are ``VVVV:DDDD`` (``*`` for any) or ``class:`` with leading digits of the class. ``loaded`` is the default;
+``available`` appears when its module is loaded; ``missing`` cannot be loaded; ``builtin`` has no module;
+``module=NAME`` when it is not the driver's name. ``managed-dma`` leaves the group's DMA alone (known of vfio-pci,
+pci-stub, pcieport), ``vfio`` behaves as vfio-pci (known by a name that ends in vfio-pci or vfio_pci, and then ids match
+only what an override names). ``probe=ERRNO``, ``probe=defer``, ``probe=hang`` and ``remove=hang`` misbehave.
+
+The **rest**::
+
+    group 14 DMA-FQ                        # type, default DMA
+    member 14 platform-dma0 driver=idma    # a group member that is no PCI function
+    release 6.1.0-56-amd64                 # uname -r
+    boot-id 7d4c3a3e-…                     # /proc/sys/kernel/random/boot_id
+    mount nvme0n1 / ext4
+    swap nvme0n1
+    route enp9s0f0                         # the default route
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyhostdev.errors import ConfigError
+from pyhostdev.util.hostroot import check_driver_name
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXPRESS_KINDS = {  # PCIE50 7.5.3.2, bits 4-7
+    "endpoint": 0x0,
+    "legacy-endpoint": 0x1,
+    "root-port": 0x4,
+    "upstream-port": 0x5,
+    "downstream-port": 0x6,
+    "pci-bridge": 0x7,
+    "integrated-endpoint": 0x9,
+}
+_ADDRESS_START = re.compile(r"[0-9A-Fa-f]{4,8}:")
+_DUMP_LINE = re.compile(r"([0-9A-Fa-f]{1,3}):((?: [0-9A-Fa-f]{2})+)")
+_DRIVER_ID = re.compile(r"(?:[0-9a-f]{4}|\*):(?:[0-9a-f]{4}|\*)|class:[0-9a-f]{2,6}")
+_FLAGS = ("multifunction", "pm", "flr", "af", "acs", "ari", "boot-vga", "nodriver")
+
+
+class FunctionSpec(NamedTuple):
+    """One PCI function of a described host."""
+
+    address: PCIDeviceAddress
+    vendor: int
+    device: int
+    class_: int
+    driver: str | None = None
+    override: str | None = None
+    group: int | None = None
+    subsystem: tuple[int, int] | None = None
+    revision: int = 0
+    numa_node: int = -1
+    multifunction: bool = False
+    bridge: tuple[int, int] | None = None
+    express: int | None = None
+    pm: str | None = None
+    flr: bool = False
+    af: bool = False
+    acs: str | None = None
+    ari: bool = False
+    sriov: int | None = None
+    vf_device: int = 0
+    vf_offset: int = 1
+    vf_stride: int = 1
+    autoprobe: int = 1
+    physfn: PCIDeviceAddress | None = None
+    parent: PCIDeviceAddress | None = None
+    boot_vga: bool = False
+    net: tuple[str, ...] = ()
+    block: tuple[str, ...] = ()
+    dump: str | None = None
+    nodriver: bool = False
+    patches: tuple[tuple[int, bytes], ...] = ()
+
+
+class DriverSpec(NamedTuple):
+    """One driver of a described host; ``availability`` is loaded, available or missing."""
+
+    name: str
+    ids: tuple[str, ...] = ()
+    kind: str = "host"  # host, managed-dma or vfio
+    module: str | None = None
+    availability: str = "loaded"
+    probe: str | None = None
+    remove: str | None = None
+
+
+class MemberSpec(NamedTuple):
+    """A group member that is no PCI function."""
+
+    group: int
+    name: str
+    driver: str | None
+
+
+class HostSpec(NamedTuple):
+    """A described host, as its text says it; nothing is checked against the rest here."""
+
+    name: str
+    directory: str
+    functions: dict[PCIDeviceAddress, FunctionSpec]
+    drivers: dict[str, DriverSpec]
+    members: list[MemberSpec]
+    group_types: dict[int, str]
+    settings: dict[str, str]
+    mounts: list[tuple[str, str, str]]
+    swaps: list[str]
+    routes: list[str]
+
+
+def driver_kind(name: str) -> str:
+    """
+    Return how a driver treats its group's DMA, by its name.
+
+    Source: users of driver_managed_dma in Linux 6.1 (vfio-pci and its variants, pci-stub, the port driver)
+    """
+    if name.endswith(("vfio-pci", "vfio_pci")):
+        return "vfio"
+    return "managed-dma" if name in ("pci-stub", "pcieport") else "host"
+
+
+def _ids(text: str) -> tuple[int, int]:
+    vendor, device = text.split(":")
+    return _hex(vendor, 4), _hex(device, 4)
+
+
+def _hex(text: str, digits: int) -> int:
+    if re.fullmatch(f"[0-9A-Fa-f]{{{digits}}}", text) is None:
+        raise ValueError(f"'{text}' is not a number of {digits} hexadecimal digits")
+    return int(text, 16)
+
+
+def _bus_range(text: str) -> tuple[int, int]:
+    first, last = text.split("-")
+    return _hex(first, 2), _hex(last, 2)
+
+
+def _express(text: str) -> int:
+    if text not in EXPRESS_KINDS:
+        raise ValueError(f"'{text}' is none of {', '.join(EXPRESS_KINDS)}")
+    return EXPRESS_KINDS[text]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(check_driver_name(name) for name in text.split(","))
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"'{text}' is none of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+_VALUES: dict[str, Callable[[str], Any]] = {
+    "driver": check_driver_name,
+    "override": str,
+    "group": int,
+    "subsys": _ids,
+    "rev": lambda text: _hex(text, 2),
+    "numa": int,
+    "bridge": _bus_range,
+    "express": _express,
+    "pm": _one_of("noreset"),
+    "acs": _one_of("off"),
+    "sriov": int,
+    "vf-device": lambda text: _hex(text, 4),
+    "vf-offset": int,
+    "vf-stride": int,
+    "autoprobe": int,
+    "physfn": PCIDeviceAddress.parse,
+    "parent": PCIDeviceAddress.parse,
+    "net": _names,
+    "block": _names,
+    "dump": check_driver_name,
+}
+_FIELDS = {"subsys": "subsystem", "rev": "revision", "numa": "numa_node"}
+
+
+def _word(word: str) -> tuple[str, Any]:
+    """Return the field and the value of a function's word."""
+    key, equals, text = word.partition("=")
+    field = _FIELDS.get(key, key.replace("-", "_"))
+    if not equals and key in _FLAGS:
+        return field, "on" if key in ("pm", "acs") else True
+    if not equals or key not in _VALUES:
+        raise ValueError(f"'{word}' is no word for a function")
+    return field, _VALUES[key](text)
+
+
+def parse_function(line: str) -> FunctionSpec:
+    """
+    Read one function's line.
+
+    Raises:
+        ConfigError: the address is none.
+        ValueError: another part is wrong.
+    """
+    words = line.split()
+    if len(words) < 3:
+        raise ValueError("a function needs an address, ids and a class")
+    vendor, device = _ids(words[1])
+    fields = dict(_word(word) for word in words[3:])
+    spec = FunctionSpec(PCIDeviceAddress.parse(words[0]), vendor, device, _hex(words[2], 6), **fields)
+    if spec.nodriver and spec.driver is not None:
+        raise ValueError("a function has a driver or has none")
+    return spec
+
+
+def _driver_word(word: str) -> tuple[str, Any]:
+    key, equals, text = word.partition("=")
+    if word in ("loaded", "available", "missing"):
+        return "availability", word
+    if word in ("managed-dma", "vfio"):
+        return "kind", word
+    if word == "builtin":
+        return "module", ""
+    if equals and key == "module":
+        return "module", check_driver_name(text)
+    if equals and (key == "probe" or word == "remove=hang"):
+        return key, text
+    if _DRIVER_ID.fullmatch(word):
+        return "ids", word
+    raise ValueError(f"'{word}' is no word for a driver")
+
+
+def parse_driver(words: list[str]) -> DriverSpec:
+    """
+    Read the words after ``driver``.
+
+    Raises:
+        ValueError, ConfigError: one is wrong.
+    """
+    name = check_driver_name(words[0])
+    found = [_driver_word(word) for word in words[1:]]
+    fields = {key: value for key, value in found if key != "ids"}
+    probe = fields.get("probe")
+    if probe not in (None, "hang", "defer") and probe not in errno.errorcode.values():
+        raise ValueError(f"'{probe}' is neither an errno nor hang nor defer")
+    module = fields.pop("module", name.replace("-", "_"))
+    kind = fields.pop("kind", driver_kind(name))
+    ids = tuple(value for key, value in found if key == "ids")
+    return DriverSpec(name, ids, kind, module.replace("-", "_") or None, **fields)
+
+
+def parse_dump_line(line: str) -> tuple[int, bytes]:
+    """
+    Read offset and bytes from a line as ``lspci -xxxx`` prints it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _DUMP_LINE.fullmatch(line.strip())
+    if match is None:
+        raise ValueError(f"'{line.strip()}' is no line of a hex dump")
+    return int(match[1], 16), bytes.fromhex(match[2])
+
+
+class _Reader:
+    """Fills a HostSpec line by line."""
+
+    def __init__(self, host: HostSpec) -> None:
+        self.host = host
+        self.last: PCIDeviceAddress | None = None
+
+    def read(self, line: str) -> None:
+        if line[0].isspace():
+            self._patch(line)
+        elif _ADDRESS_START.match(line):
+            self._function(line)
+        else:
+            key, *words = line.split()
+            reader = getattr(self, f"read_{key.replace('-', '_')}", None)
+            if reader is None:
+                raise ValueError(f"'{key}' starts no line of a host")
+            reader(words)
+
+    def _patch(self, line: str) -> None:
+        if self.last is None:
+            raise ValueError("a hex dump belongs below a function")
+        spec = self.host.functions[self.last]
+        patches = (*spec.patches, parse_dump_line(line))
+        self.host.functions[self.last] = spec._replace(patches=patches)
+
+    def _function(self, line: str) -> None:
+        spec = parse_function(line)
+        if spec.address in self.host.functions:
+            raise ValueError(f"{spec.address} is described twice")
+        self.host.functions[spec.address] = spec
+        self.last = spec.address
+
+    def read_driver(self, words: list[str]) -> None:
+        spec = parse_driver(words)
+        if spec.name in self.host.drivers:
+            raise ValueError(f"the driver '{spec.name}' is described twice")
+        self.host.drivers[spec.name] = spec
+
+    def read_member(self, words: list[str]) -> None:
+        driver = words[2].removeprefix("driver=") if len(words) > 2 else None
+        self.host.members.append(MemberSpec(int(words[0]), check_driver_name(words[1]), driver))
+
+    def read_group(self, words: list[str]) -> None:
+        self.host.group_types[int(words[0])] = words[1]
+
+    def read_release(self, words: list[str]) -> None:
+        self.host.settings["release"] = check_driver_name(words[0])
+
+    def read_boot_id(self, words: list[str]) -> None:
+        self.host.settings["boot-id"] = words[0]
+
+    def read_mount(self, words: list[str]) -> None:
+        device, where, filesystem = words
+        self.host.mounts.append((device, where, filesystem))
+
+    def read_swap(self, words: list[str]) -> None:
+        self.host.swaps.append(words[0])
+
+    def read_route(self, words: list[str]) -> None:
+        self.host.routes.append(words[0])
+
+
+def parse_host(text: str, *, name: str = "host", directory: str = "") -> HostSpec:
+    """
+    Read a host's description.
+
+    Args:
+        directory: where the files that ``dump=`` names are.
+
+    Raises:
+        ConfigError: a line is wrong, or contradicts another; ``line`` is its number where one line is to blame.
+    """
+    host = HostSpec(name, directory, {}, {}, [], {}, {}, [], [], [])
+    reader = _Reader(host)
+    for number, line in enumerate(text.splitlines(), 1):
+        content = line.split("#", 1)[0].rstrip()
+        if not content:
+            continue
+        try:
+            reader.read(content)
+        except (ValueError, IndexError, TypeError, ConfigError) as err:
+            raise ConfigError(f"Line {number} of host '{name}': {err}", line=number) from err
+    return host
+
+
+def read_host(path: str | os.PathLike[str]) -> HostSpec:
+    """
+    Read a host's description from a file.
+
+    Raises:
+        ConfigError: as parse_host().
+        OSError: the file cannot be read.
+    """
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    directory, base = os.path.split(os.fspath(path))
+    return parse_host(text, name=base.removesuffix(".tree"), directory=directory)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+vfio-pci and its variants: which functions they refuse, and what appears when they take one.
+
+Source: drivers/vfio/pci/vfio_pci.c, vfio_pci_core.c, drivers/vfio/group.c (Linux 6.1)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from pyhostdev.testing.simdevice import list_devices, list_dir, put_file
+
+if TYPE_CHECKING:
+    from pyhostdev.testing.iommu import IOMMUGroups
+    from pyhostdev.testing.simdevice import SimDevice
+
+_DENIED = {  # vfio_pci_dev_in_denylist: accelerators that are unsafe to give away
+    (0x8086, device) for device in (0x0435, 0x0443, 0x19E2, 0x19E3, 0x37C8, 0x37C9)
+}
+
+
+def probe(device: SimDevice) -> int:
+    """Return the errno with which vfio-pci refuses a function, 0 when it takes it."""
+    if (device.number("vendor"), device.number("device")) in _DENIED:
+        return errno.EINVAL
+    if device.is_bridge:
+        return errno.EINVAL
+    if device.virtual_functions:
+        return errno.EBUSY
+    return 0 if device.group is not None else errno.EINVAL
+
+
+def _next_number(device: SimDevice) -> int:
+    """Return the lowest number no vfio device has."""
+    used = {
+        int(name.removeprefix("vfio"))
+        for other in list_devices(device.root)
+        for name in list_dir(other.join("vfio-dev"))
+    }
+    return next(number for number in range(len(used) + 1) if number not in used)
+
+
+def add_device(groups: IOMMUGroups, device: SimDevice) -> None:
+    """Make the group's node and the function's ``vfio-dev`` appear."""
+    if not list_dir(device.join("vfio-dev")):
+        directory = device.join("vfio-dev", f"vfio{_next_number(device)}")
+        os.makedirs(directory)
+        put_file(os.path.join(directory, "uevent"), b"")
+    if device.group is not None:
+        groups.add_node(device.group)
+
+
+def remove_device(groups: IOMMUGroups, device: SimDevice) -> None:
+    """Make the function's ``vfio-dev`` go, and the group's node with the last one."""
+    shutil.rmtree(device.join("vfio-dev"), ignore_errors=True)
+    if device.group is not None:
+        groups.drop_node(device.group)
