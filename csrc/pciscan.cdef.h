@@ -1,1 +1,84 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What the scanner gives out; read by the compiler and by cffi, so without preprocessor lines.
+ *
+ * A function is named by its key: domain << 16 | bus << 8 | slot << 3 | function.  Every call
+ * returns 0 or -errno, with the path that failed in the caller's phd_error, relative to the
+ * directory of the PCI bus.
+ */
+
+enum phd_have {
+	PHD_HAVE_VENDOR = 1,
+	PHD_HAVE_DEVICE = 2,
+	PHD_HAVE_SUBSYSTEM_VENDOR = 4,
+	PHD_HAVE_SUBSYSTEM_DEVICE = 8,
+	PHD_HAVE_CLASS = 16,
+	PHD_HAVE_DRIVER = 32,
+	PHD_HAVE_IOMMU_GROUP = 64,
+	PHD_HAVE_PHYSFN = 128,
+};
+
+struct phd_record {
+	uint64_t key;
+	uint64_t physfn; /* key of the PF */
+	uint32_t class_code;
+	uint32_t iommu_group;
+	uint32_t driver; /* where its name starts in the pool of names */
+	uint16_t vendor;
+	uint16_t device;
+	uint16_t subsystem_vendor;
+	uint16_t subsystem_device;
+	uint16_t have;	/* which of the above are known; zero is a value like any other */
+	uint16_t flags; /* the scanner's own */
+};
+
+struct phd_error {
+	int32_t errnum;
+	char path[508];
+};
+
+/* From how many on the work is shared; the defaults are the Python side's. */
+struct phd_tuning {
+	uint32_t crowd; /* functions: PFs and drivers are found from the other end */
+	uint32_t share; /* VFs of one PF: the first one's identity serves for all */
+};
+
+/* Memory the caller lends for the time of a call. */
+struct phd_lent {
+	char *scratch; /* for directory listings, at least 8 KiB */
+	size_t scratch_size;
+	char *names; /* receives the drivers' names, each ended by NUL */
+	size_t names_size;
+};
+
+struct phd_summary {
+	size_t count;	   /* records that are left */
+	size_t vanished;   /* listed functions that were gone when they were read */
+	size_t names_used; /* bytes of the pool of names */
+};
+
+/*
+ * List the host's functions in address order.
+ *
+ * keys has room for two times capacity, the second half is scratch.  When the host has more
+ * functions, *count says how many and the call fails with -ENOBUFS.
+ */
+int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_lent *lent,
+	     size_t *count, struct phd_error *err);
+
+/* Fill one record for each key; those that went away meanwhile are left out. */
+int phd_fill(int bus_fd, const struct phd_tuning *tuning, const uint64_t *keys, size_t count,
+	     struct phd_record *records, const struct phd_lent *lent, struct phd_summary *summary,
+	     struct phd_error *err);
+
+/*
+ * Write the addresses as text, each ended by a newline, at most 17 bytes each.  The number of
+ * bytes.
+ */
+size_t phd_format(const struct phd_record *records, size_t count, char *text);
+
+/*
+ * Read size bytes of a file at offset with one pread.  The number of bytes, which may be smaller,
+ * or -errno.
+ */
 int64_t phd_read_at(const char *path, uint64_t offset, uint8_t *out, size_t size);

@@ -5,10 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/*
- * Read size bytes of an open-able file at offset with one pread.
- * The number of bytes, which may be smaller than size, or -errno.
- */
-int64_t phd_read_at(const char *path, uint64_t offset, uint8_t *out, size_t size);
+#include "pciscan.cdef.h"
+
+#define PHD_NONE32 UINT32_MAX
+#define PHD_NONE64 UINT64_MAX
 
 #endif

@@ -2,8 +2,8 @@
 /*
  * A write to sysfs that may never return, in a process that nobody has to wait for.
  *
- * Between clone and exit the helper makes system calls only: the importing process may have threads, and a lock
- * of its allocator can be held for ever in the copy.
+ * Between clone and exit the helper makes system calls only: the importing process may have
+ * threads, and a lock of its allocator can be held for ever in the copy.
  */
 #define _GNU_SOURCE
 #include "sysfs_write.h"
@@ -63,8 +63,8 @@ static void begin(struct phd_write_result *result, enum phd_write_stage stage)
 /* The descriptor stays open: the end of the process frees the lock, and nothing else does. */
 static int take_lock(const struct phd_write_request *req)
 {
-	int fd = openat(req->lock_dir_fd, req->lock_name,
-			O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	int fd = openat(req->lock_dir_fd, req->lock_name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW,
+			0600);
 
 	if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0)
 		return -errno;
@@ -104,7 +104,7 @@ static long fork_silently(int *pidfd)
 	};
 	long pid = syscall(SYS_clone3, &args, sizeof(args));
 
-#if !defined(__s390__) /* its clone takes the stack first */
+#if !defined(__s390__)			/* its clone takes the stack first */
 	if (pid < 0 && errno == ENOSYS) /* some containers' seccomp filters know no clone3 */
 		pid = syscall(SYS_clone, (unsigned long)CLONE_PIDFD, NULL, pidfd, NULL, NULL);
 #endif
@@ -117,7 +117,7 @@ int phd_write_start(const struct phd_write_request *req, struct phd_write_result
 	int pidfd = -1;
 	long pid;
 
-	*result = (struct phd_write_result){ .stage = PHD_STAGE_ISOLATE };
+	*result = (struct phd_write_result){.stage = PHD_STAGE_ISOLATE};
 	/* A handler of the importing process must not run in the helper. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);

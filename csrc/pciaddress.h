@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The text of a PCI address as the kernel writes it, to a key and back. */
+#ifndef PHD_PCIADDRESS_H
+#define PHD_PCIADDRESS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define PHD_ADDRESS_MAX 17 /* eight digits of domain, and a NUL */
+
+/* Value of a hexadecimal digit, or -1. */
+static inline int phd_hex_digit(char c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	c |= 0x20;
+	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* As phd_hex_digit, but capitals are no digits: the kernel writes none into an address. */
+static inline int phd_lower_digit(char c)
+{
+	return c >= 'A' && c <= 'F' ? -1 : phd_hex_digit(c);
+}
+
+/* Four to eight digits; the kernel pads to four and no further.  Returns what follows, or NULL. */
+static inline const char *phd_parse_domain(const char *text, uint64_t *domain)
+{
+	uint64_t value = 0;
+	int length = 0, digit;
+
+	while (length <= 8 && (digit = phd_lower_digit(text[length])) >= 0) {
+		value = value << 4 | (unsigned int)digit;
+		length++;
+	}
+	if (length < 4 || length > 8 || (length > 4 && text[0] == '0'))
+		return NULL;
+	*domain = value;
+	return text + length;
+}
+
+/* False for everything that the kernel would not write: such a name is no function's. */
+static inline bool phd_parse_address(const char *text, uint64_t *key)
+{
+	uint64_t domain;
+	const char *p = phd_parse_domain(text, &domain);
+	int b1, b0, s1, s0;
+
+	if (!p || p[0] != ':')
+		return false;
+	if ((b1 = phd_lower_digit(p[1])) < 0 || (b0 = phd_lower_digit(p[2])) < 0 || p[3] != ':')
+		return false;
+	if ((s1 = phd_lower_digit(p[4])) < 0 || s1 > 1 || (s0 = phd_lower_digit(p[5])) < 0)
+		return false;
+	if (p[6] != '.' || p[7] < '0' || p[7] > '7' || p[8] != '\0')
+		return false;
+	*key = domain << 16 | (uint64_t)(b1 << 12 | b0 << 8 | s1 << 7 | s0 << 3 | (p[7] - '0'));
+	return true;
+}
+
+/* Writes no NUL.  The number of bytes. */
+static inline size_t phd_format_address(uint64_t key, char *text)
+{
+	static const char digits[] = "0123456789abcdef";
+	char *out = text;
+	int width = 4;
+
+	while (width < 8 && key >> (16 + 4 * width))
+		width++;
+	while (width > 0)
+		*out++ = digits[key >> (16 + 4 * --width) & 15];
+	*out++ = ':';
+	*out++ = digits[key >> 12 & 15];
+	*out++ = digits[key >> 8 & 15];
+	*out++ = ':';
+	*out++ = digits[key >> 7 & 1];
+	*out++ = digits[key >> 3 & 15];
+	*out++ = '.';
+	*out++ = digits[key & 7];
+	return (size_t)(out - text);
+}
+
+#endif

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* Attributes and links of the function the scan is at. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "pciscan_internal.h"
+
+/* O_NONBLOCK: what is in the place of an attribute may be a FIFO in a tree that somebody made. */
+#define ATTR_FLAGS (O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)
+
+int phd_fail(struct phd_error *err, int ret, const char *top, const char *name)
+{
+	size_t used = 0;
+
+	err->errnum = -ret;
+	for (const char *p = top; *p && used < sizeof(err->path) - 1; p++)
+		err->path[used++] = *p;
+	if (name && used < sizeof(err->path) - 1)
+		err->path[used++] = '/';
+	for (const char *p = name; p && *p && used < sizeof(err->path) - 1; p++)
+		err->path[used++] = *p;
+	err->path[used] = '\0';
+	return ret;
+}
+
+int phd_fail_here(struct phd_scan *scan, int ret)
+{
+	return phd_fail(scan->err, ret, "devices", scan->path);
+}
+
+void phd_set_current(struct phd_scan *scan, uint64_t key)
+{
+	scan->prefix = phd_format_address(key, scan->path);
+	scan->path[scan->prefix++] = '/';
+	scan->path[scan->prefix] = '\0';
+}
+
+const char *phd_attr(struct phd_scan *scan, const char *name)
+{
+	size_t length = strnlen(name, PHD_ATTR_MAX - 1);
+
+	memcpy(scan->path + scan->prefix, name, length);
+	scan->path[scan->prefix + length] = '\0';
+	return scan->path;
+}
+
+int phd_here(const struct phd_scan *scan)
+{
+	return scan->parent_fd >= 0 ? scan->parent_fd : scan->devices_fd;
+}
+
+/* A function that goes away between open and read answers ENODEV: its attributes are not there
+ * either. */
+static ssize_t read_attr(struct phd_scan *scan, const char *name, char *out, size_t size)
+{
+	PHD_AUTO_CLOSE int fd = openat(phd_here(scan), phd_attr(scan, name), ATTR_FLAGS);
+	ssize_t n;
+
+	if (fd < 0)
+		return -errno;
+	n = read(fd, out, size);
+	if (n < 0)
+		return errno == ENODEV ? -ENOENT : -errno;
+	return n;
+}
+
+/* count digits; UINT32_MAX when one is none, or when the value is above limit */
+static uint32_t hex(const char *text, int count, uint32_t limit)
+{
+	uint32_t value = 0;
+
+	for (int i = 0; i < count; i++) {
+		int digit = phd_hex_digit(text[i]);
+
+		if (digit < 0)
+			return UINT32_MAX;
+		value = value << 4 | (uint32_t)digit;
+	}
+	return value <= limit ? value : UINT32_MAX;
+}
+
+/* pci:v00008086d00001521sv...sd...bc02sc00i00, every field of fixed width (kernel: modalias_show)
+ */
+static bool parse_modalias(const char *text, ssize_t n, struct phd_record *record)
+{
+	static const char form[] = "pci:v--------d--------sv--------sd--------bc--sc--i--";
+	uint32_t vendor, device, subvendor, subdevice, base, sub, interface;
+
+	if (n < (ssize_t)sizeof(form) - 1 || n > (ssize_t)sizeof(form))
+		return false;
+	if (n == (ssize_t)sizeof(form) && text[n - 1] != '\n')
+		return false;
+	for (size_t i = 0; i < sizeof(form) - 1; i++)
+		if (form[i] != '-' && form[i] != text[i])
+			return false;
+	vendor = hex(text + 5, 8, 0xffff);
+	device = hex(text + 14, 8, 0xffff);
+	subvendor = hex(text + 24, 8, 0xffff);
+	subdevice = hex(text + 34, 8, 0xffff);
+	base = hex(text + 44, 2, 0xff);
+	sub = hex(text + 48, 2, 0xff);
+	interface = hex(text + 51, 2, 0xff);
+	if ((vendor | device | subvendor | subdevice | base | sub | interface) > 0xffff)
+		return false;
+	record->vendor = (uint16_t)vendor;
+	record->device = (uint16_t)device;
+	record->subsystem_vendor = (uint16_t)subvendor;
+	record->subsystem_device = (uint16_t)subdevice;
+	record->class_code = base << 16 | sub << 8 | interface;
+	record->have |= PHD_HAVE_VENDOR | PHD_HAVE_DEVICE | PHD_HAVE_SUBSYSTEM_VENDOR |
+			PHD_HAVE_SUBSYSTEM_DEVICE | PHD_HAVE_CLASS;
+	return true;
+}
+
+/* 0x8086; 1 when there is no such attribute */
+static int read_number(struct phd_scan *scan, const char *name, uint32_t limit, uint32_t *value)
+{
+	char text[16];
+	ssize_t n = read_attr(scan, name, text, sizeof(text));
+	size_t start;
+
+	if (n < 0)
+		return n == -ENOENT ? 1 : phd_fail_here(scan, (int)n);
+	if (n > 0 && text[n - 1] == '\n')
+		n--;
+	start = n > 2 && text[0] == '0' && (text[1] == 'x' || text[1] == 'X') ? 2 : 0;
+	n -= (ssize_t)start;
+	*value = n > 0 && n <= 8 ? hex(text + start, (int)n, limit) : UINT32_MAX;
+	return *value == UINT32_MAX ? phd_fail_here(scan, -EBADMSG) : 0;
+}
+
+static int read_id(struct phd_scan *scan, const char *name, struct phd_record *record, uint16_t *id,
+		   enum phd_have bit)
+{
+	uint32_t value;
+	int ret = read_number(scan, name, 0xffff, &value);
+
+	if (ret == 0) {
+		*id = (uint16_t)value;
+		record->have |= (uint16_t)bit;
+	}
+	return ret;
+}
+
+static int read_class(struct phd_scan *scan, struct phd_record *record)
+{
+	uint32_t value;
+	int ret = read_number(scan, "class", 0xffffff, &value);
+
+	if (ret == 0) {
+		record->class_code = value;
+		record->have |= PHD_HAVE_CLASS;
+	}
+	return ret;
+}
+
+static int read_id_files(struct phd_scan *scan, struct phd_record *r)
+{
+	int vendor = read_id(scan, "vendor", r, &r->vendor, PHD_HAVE_VENDOR);
+	int ret = vendor;
+
+	if (ret >= 0)
+		ret = read_id(scan, "device", r, &r->device, PHD_HAVE_DEVICE);
+	if (ret >= 0)
+		ret = read_id(scan, "subsystem_vendor", r, &r->subsystem_vendor,
+			      PHD_HAVE_SUBSYSTEM_VENDOR);
+	if (ret >= 0)
+		ret = read_id(scan, "subsystem_device", r, &r->subsystem_device,
+			      PHD_HAVE_SUBSYSTEM_DEVICE);
+	if (ret >= 0)
+		ret = read_class(scan, r);
+	return ret < 0 ? ret : vendor;
+}
+
+int phd_read_ids(struct phd_scan *scan, struct phd_record *record)
+{
+	char text[64];
+	ssize_t n = read_attr(scan, "modalias", text, sizeof(text));
+
+	if (n >= 0 && parse_modalias(text, n, record))
+		return 0;
+	if (n < 0 && n != -ENOENT && n != -ENOTDIR)
+		return phd_fail_here(scan, (int)n);
+	return n == -ENOTDIR ? 1 : read_id_files(scan, record);
+}
+
+ssize_t phd_read_link(struct phd_scan *scan, const char *attr, char *target, const char **name)
+{
+	ssize_t n = readlinkat(phd_here(scan), phd_attr(scan, attr), target, PHD_LINK_MAX);
+	const char *slash;
+
+	if (n < 0)
+		return errno == ENOENT || errno == ENOTDIR ? 0 : phd_fail_here(scan, -errno);
+	if (n == PHD_LINK_MAX)
+		return phd_fail_here(scan, -ENAMETOOLONG);
+	target[n] = '\0';
+	slash = memrchr(target, '/', (size_t)n);
+	*name = slash ? slash + 1 : target;
+	n -= *name - target;
+	return n > 0 ? n : phd_fail_here(scan, -EBADMSG);
+}
+
+int phd_read_address_link(struct phd_scan *scan, const char *attr, uint64_t *key)
+{
+	char target[PHD_LINK_MAX];
+	const char *name;
+	ssize_t n = phd_read_link(scan, attr, target, &name);
+
+	*key = PHD_NONE64;
+	if (n <= 0)
+		return (int)n;
+	return phd_parse_address(name, key) ? 0 : phd_fail_here(scan, -EBADMSG);
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* Drivers from the other end: few big listings instead of one link for each function. */
+#include <fcntl.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "pciscan_internal.h"
+
+#define DEAR_DRIVER                                                                                \
+	5 /* listing a driver costs as much as reading the links of so many functions              \
+	   */
+
+/* Driver 0 of the pool is the empty name, so that no name starts at 0. */
+int phd_add_driver(struct phd_scan *scan, const char *name, size_t length, uint32_t *driver)
+{
+	char *names = scan->lent->names;
+	size_t at = scan->last_driver;
+
+	if (at && !strncmp(names + at, name, length) && !names[at + length]) {
+		*driver = (uint32_t)at;
+		return 0;
+	}
+	for (at = 1; at < scan->names_used; at += strlen(names + at) + 1)
+		if (!strncmp(names + at, name, length) && !names[at + length])
+			break;
+	if (at >= scan->names_used) {
+		if (scan->names_used + length + 1 > scan->lent->names_size)
+			return phd_fail(scan->err, -ENOBUFS, "drivers", NULL);
+		memcpy(names + at, name, length);
+		names[at + length] = '\0';
+		scan->names_used += length + 1;
+	}
+	scan->last_driver = at;
+	*driver = (uint32_t)at;
+	return 0;
+}
+
+static int take_function(struct phd_scan *scan, const char *driver, uint64_t key)
+{
+	struct phd_record *record = phd_find(scan, key);
+	int ret;
+
+	if (!record) /* bound since the functions were listed */
+		return 0;
+	ret = phd_add_driver(scan, driver, strlen(driver), &record->driver);
+	if (ret == 0)
+		record->have |= PHD_HAVE_DRIVER;
+	return ret;
+}
+
+static int invert_driver(struct phd_scan *scan, int drivers_fd, const char *driver)
+{
+	PHD_AUTO_CLOSE int fd = openat(drivers_fd, driver, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	size_t half = scan->lent->scratch_size / 2;
+	struct phd_dents dents = {
+		.fd = fd,
+		.buffer = scan->lent->scratch + half,
+		.size = half,
+	};
+	const char *name;
+	uint64_t key;
+	int ret;
+
+	if (fd < 0) /* unloaded meanwhile, or no driver */
+		return errno == ENOENT || errno == ENOTDIR
+			       ? 0
+			       : phd_fail(scan->err, -errno, "drivers", driver);
+	while ((name = phd_next_name(&dents, &ret))) {
+		if (!phd_parse_address(name, &key))
+			continue;
+		ret = take_function(scan, driver, key);
+		if (ret < 0)
+			return ret;
+	}
+	return ret < 0 ? phd_fail(scan->err, ret, "drivers", driver) : 0;
+}
+
+static int open_drivers(struct phd_scan *scan, int bus_fd, struct phd_dents *dents)
+{
+	int fd = openat(bus_fd, "drivers", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	*dents = (struct phd_dents){
+		.fd = fd,
+		.buffer = scan->lent->scratch,
+		.size = scan->lent->scratch_size / 2,
+	};
+	return fd;
+}
+
+/* Whether listing the drivers is cheaper than reading the links. */
+static int is_worth_it(struct phd_scan *scan, struct phd_dents *dents, bool *is_worth)
+{
+	size_t drivers = 0;
+	int ret;
+
+	while (phd_next_name(dents, &ret))
+		drivers++;
+	*is_worth = drivers && scan->count / drivers >= DEAR_DRIVER;
+	if (ret == 0 && *is_worth && lseek(dents->fd, 0, SEEK_SET) < 0)
+		ret = -errno;
+	dents->filled = dents->next = 0;
+	return ret < 0 ? phd_fail(scan->err, ret, "drivers", NULL) : 0;
+}
+
+int phd_invert_drivers(struct phd_scan *scan, int bus_fd)
+{
+	struct phd_dents dents;
+	PHD_AUTO_CLOSE int fd = open_drivers(scan, bus_fd, &dents);
+	bool is_worth = false;
+	const char *driver;
+	int ret;
+
+	if (fd < 0)
+		return errno == ENOENT ? 0 : phd_fail(scan->err, -errno, "drivers", NULL);
+	ret = is_worth_it(scan, &dents, &is_worth);
+	if (ret < 0 || !is_worth)
+		return ret;
+	while ((driver = phd_next_name(&dents, &ret))) {
+		ret = invert_driver(scan, fd, driver);
+		if (ret < 0)
+			return ret;
+	}
+	scan->are_drivers_known = true;
+	return ret < 0 ? phd_fail(scan->err, ret, "drivers", NULL) : 0;
+}

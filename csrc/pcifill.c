@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * The facts of every function, with as few system calls as the host's shape allows.
+ *
+ * Following the link in devices/ costs more than the work at its end, so functions that share a bus
+ * share one descriptor of their directory.  On a crowded host VFs, drivers and the VFs' identity
+ * come from the other end.  Never opened: config (each dword is a real cycle and wakes the device),
+ * uevent, driver_override and sriov_numvfs (they can wait for a device that is stuck).
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+
+#include "cleanup.h"
+#include "pciscan_internal.h"
+
+#define BRIDGE_BASE_CLASS 0x06 /* PCI Code and ID Assignment 1.7; has no SR-IOV capability */
+
+struct phd_record *phd_find(struct phd_scan *scan, uint64_t key)
+{
+	size_t low = 0, high = scan->count;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if (scan->records[middle].key < key)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low < scan->count && scan->records[low].key == key ? &scan->records[low] : NULL;
+}
+
+static void leave_bus(struct phd_scan *scan)
+{
+	phd_close(&scan->parent_fd);
+}
+
+/*
+ * Open the directory that holds the current function.  Whatever stands in the way, the function is
+ * still to be reached by its entry in devices/, so there is nothing to report.
+ */
+static void open_parent(struct phd_scan *scan)
+{
+	char target[PHD_LINK_MAX];
+	ssize_t n;
+
+	leave_bus(scan);
+	phd_attr(scan, "");
+	scan->path[scan->prefix - 1] = '\0';
+	n = readlinkat(scan->devices_fd, scan->path, target, sizeof(target));
+	if (n > 0 && n < (ssize_t)sizeof(target)) {
+		char *slash = memrchr(target, '/', (size_t)n);
+
+		target[n] = '\0';
+		if (slash && slash > target && !strcmp(slash + 1, scan->path)) {
+			*slash = '\0';
+			scan->parent_fd =
+				openat(scan->devices_fd, target, O_PATH | O_DIRECTORY | O_CLOEXEC);
+		}
+	}
+	scan->path[scan->prefix - 1] = '/';
+}
+
+/* One function alone is not worth a descriptor of its directory. */
+static int enter_bus(struct phd_scan *scan, size_t index)
+{
+	const struct phd_record *records = scan->records;
+	int ret = phd_derive_vfs(scan);
+
+	scan->bus = records[index].key >> 8;
+	phd_set_current(scan, records[index].key);
+	leave_bus(scan);
+	if (index + 1 < scan->count && records[index + 1].key >> 8 == scan->bus)
+		open_parent(scan);
+	return ret;
+}
+
+/* 1 when the function is there below fd, 0 when it is not */
+static int is_there(struct phd_scan *scan, int fd)
+{
+	struct stat status;
+	int ret;
+
+	phd_attr(scan, ".");
+	ret = fstatat(fd, scan->path, &status, 0);
+	if (ret == 0)
+		return 1;
+	return errno == ENOENT || errno == ENOTDIR || errno == ELOOP || errno == ENODEV
+		       ? 0
+		       : phd_fail_here(scan, -errno);
+}
+
+/*
+ * After something of the function was not there: 1 when the function is, 0 when it is gone, 2 when
+ * it has to be read again because the bus was replaced by another with the same number.
+ */
+static int confirm(struct phd_scan *scan)
+{
+	int ret = is_there(scan, phd_here(scan));
+
+	if (ret != 0 || scan->parent_fd < 0)
+		return ret;
+	ret = is_there(scan, scan->devices_fd);
+	if (ret != 1)
+		return ret;
+	open_parent(scan);
+	if (is_there(scan, phd_here(scan)) != 1)
+		leave_bus(scan);
+	return 2;
+}
+
+static bool copy_ids(const struct phd_scan *scan, struct phd_record *record)
+{
+	const struct phd_record *from;
+
+	if (!(record->flags & PHD_FLAG_SHARED))
+		return false;
+	from = &scan->records[record->class_code];
+	record->class_code = 0;
+	record->flags &= (uint16_t)~PHD_FLAG_SHARED;
+	if (from->flags & PHD_FLAG_GONE)
+		return false;
+	record->vendor = from->vendor;
+	record->device = from->device;
+	record->subsystem_vendor = from->subsystem_vendor;
+	record->subsystem_device = from->subsystem_device;
+	record->class_code = from->class_code;
+	record->have |=
+		from->have & (PHD_HAVE_VENDOR | PHD_HAVE_DEVICE | PHD_HAVE_SUBSYSTEM_VENDOR |
+			      PHD_HAVE_SUBSYSTEM_DEVICE | PHD_HAVE_CLASS);
+	return true;
+}
+
+/* *is_sure is cleared when the function may be gone */
+static int read_group(struct phd_scan *scan, struct phd_record *record, bool *is_sure)
+{
+	char target[PHD_LINK_MAX];
+	const char *name;
+	ssize_t n = phd_read_link(scan, "iommu_group", target, &name);
+	uint64_t group = 0;
+
+	if (n < 0)
+		return (int)n;
+	if (n == 0) {
+		*is_sure = *is_sure && !scan->has_groups;
+		return 0;
+	}
+	for (ssize_t i = 0; i < n; i++) {
+		if (name[i] < '0' || name[i] > '9' || i > 9)
+			return phd_fail_here(scan, -EBADMSG);
+		group = group * 10 + (uint64_t)(name[i] - '0');
+	}
+	if (group >= PHD_NONE32)
+		return phd_fail_here(scan, -EBADMSG);
+	record->iommu_group = (uint32_t)group;
+	record->have |= PHD_HAVE_IOMMU_GROUP;
+	*is_sure = scan->has_groups = true;
+	return 0;
+}
+
+static int read_driver(struct phd_scan *scan, struct phd_record *record)
+{
+	char target[PHD_LINK_MAX];
+	const char *name;
+	ssize_t n;
+
+	if (scan->are_drivers_known && (scan->is_sysfs || record->have & PHD_HAVE_DRIVER))
+		return 0;
+	n = phd_read_link(scan, "driver", target, &name);
+	if (n <= 0)
+		return (int)n;
+	record->have |= PHD_HAVE_DRIVER;
+	return phd_add_driver(scan, name, (size_t)n, &record->driver);
+}
+
+static int read_physfn(struct phd_scan *scan, struct phd_record *record)
+{
+	uint64_t pf;
+	int ret = phd_read_address_link(scan, "physfn", &pf);
+
+	if (ret < 0 || pf == PHD_NONE64)
+		return ret;
+	record->physfn = pf;
+	record->have |= PHD_HAVE_PHYSFN;
+	return 0;
+}
+
+static int read_sriov(struct phd_scan *scan, size_t index)
+{
+	struct phd_record *record = &scan->records[index];
+	bool is_bridge =
+		record->have & PHD_HAVE_CLASS && record->class_code >> 16 == BRIDGE_BASE_CLASS;
+	int ret = 0;
+
+	if (record->have & PHD_HAVE_PHYSFN)
+		return 0;
+	if (!scan->is_crowd || scan->doubtful_domain == record->key >> 16)
+		ret = read_physfn(scan, record);
+	if (ret < 0 || !scan->is_crowd || is_bridge || record->have & PHD_HAVE_PHYSFN)
+		return ret;
+	return phd_find_vfs(scan, index);
+}
+
+static int read_function(struct phd_scan *scan, size_t index, bool *is_sure)
+{
+	struct phd_record *record = &scan->records[index];
+	bool is_copied = copy_ids(scan, record);
+	int ret = 0;
+
+	*is_sure = false;
+	if (!is_copied) {
+		ret = phd_read_ids(scan, record);
+		if (ret < 0)
+			return ret;
+		*is_sure = ret == 0;
+	}
+	ret = read_group(scan, record, is_sure);
+	if (ret == 0)
+		ret = read_driver(scan, record);
+	if (ret == 0)
+		ret = read_sriov(scan, index);
+	return ret;
+}
+
+/* 1 when the function has to be read again */
+static int try_function(struct phd_scan *scan, size_t index)
+{
+	bool is_sure;
+	int ret;
+
+	phd_set_current(scan, scan->records[index].key);
+	ret = read_function(scan, index, &is_sure);
+	if (ret < 0 || is_sure)
+		return ret;
+	ret = confirm(scan);
+	if (ret == 0)
+		scan->records[index].flags |= PHD_FLAG_GONE;
+	return ret == 2 ? 1 : ret < 0 ? ret : 0;
+}
+
+static int visit(struct phd_scan *scan, size_t index)
+{
+	struct phd_record *record = &scan->records[index];
+	struct phd_record before;
+	int ret = 0;
+
+	if (record->key >> 8 != scan->bus)
+		ret = enter_bus(scan, index);
+	else if (record->key >= scan->pending_first)
+		ret = phd_derive_vfs(scan);
+	if (ret < 0)
+		return ret;
+	before = *record;
+	ret = try_function(scan, index);
+	if (ret == 1) {
+		*record = before;
+		ret = try_function(scan, index);
+	}
+	return ret < 0 ? ret : 0;
+}
+
+static void prepare(struct phd_scan *scan, const uint64_t *keys)
+{
+	struct statfs status;
+
+	scan->is_sysfs =
+		fstatfs(scan->devices_fd, &status) == 0 && status.f_type == PHD_SYSFS_MAGIC;
+	scan->bus = PHD_NONE64;
+	scan->doubtful_domain = PHD_NONE64;
+	scan->pending_first = PHD_NONE64;
+	scan->is_crowd = scan->count >= scan->tuning->crowd;
+	scan->lent->names[0] = '\0';
+	scan->names_used = 1;
+	for (size_t i = 0; i < scan->count; i++)
+		scan->records[i] = (struct phd_record){.key = keys[i]};
+}
+
+static void drop_gone(struct phd_scan *scan, struct phd_summary *summary)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < scan->count; i++)
+		if (!(scan->records[i].flags & PHD_FLAG_GONE))
+			scan->records[kept++] = scan->records[i];
+	*summary = (struct phd_summary){
+		.count = kept,
+		.vanished = scan->count - kept,
+		.names_used = scan->names_used,
+	};
+}
+
+int phd_fill(int bus_fd, const struct phd_tuning *tuning, const uint64_t *keys, size_t count,
+	     struct phd_record *records, const struct phd_lent *lent, struct phd_summary *summary,
+	     struct phd_error *err)
+{
+	PHD_AUTO_CLOSE int fd = openat(bus_fd, "devices", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	struct phd_scan scan = {
+		.devices_fd = fd,
+		.parent_fd = -1,
+		.tuning = tuning,
+		.lent = lent,
+		.records = records,
+		.count = count,
+		.err = err,
+	};
+	int ret = 0;
+
+	if (fd < 0)
+		return phd_fail(err, -errno, "devices", NULL);
+	prepare(&scan, keys);
+	if (scan.is_crowd)
+		ret = phd_invert_drivers(&scan, bus_fd);
+	for (size_t i = 0; i < count && ret == 0; i++)
+		ret = visit(&scan, i);
+	leave_bus(&scan);
+	if (ret == 0)
+		drop_gone(&scan, summary);
+	return ret;
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include <fcntl.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "pciscan_internal.h"
+
+static int list_keys(struct phd_dents *dents, uint64_t *keys, size_t capacity, size_t *count)
+{
+	const char *name;
+	uint64_t key;
+	int ret;
+
+	*count = 0;
+	while ((name = phd_next_name(dents, &ret))) {
+		if (!phd_parse_address(name, &key))
+			continue;
+		if (*count < capacity)
+			keys[*count] = key;
+		++*count;
+	}
+	if (ret == 0 && *count > capacity)
+		ret = -ENOBUFS;
+	return ret;
+}
+
+static void sort_by_byte(const uint64_t *from, uint64_t *to, size_t count, int shift)
+{
+	size_t start[256] = {0}, sum = 0;
+
+	for (size_t i = 0; i < count; i++)
+		start[from[i] >> shift & 0xff]++;
+	for (int byte = 0; byte < 256; byte++) {
+		size_t here = start[byte];
+
+		start[byte] = sum;
+		sum += here;
+	}
+	for (size_t i = 0; i < count; i++)
+		to[start[from[i] >> shift & 0xff]++] = from[i];
+}
+
+/* By bytes from the lowest up, leaving out those that are the same everywhere. */
+static void sort_keys(uint64_t *keys, uint64_t *scratch, size_t count)
+{
+	uint64_t differ = 0, *from = keys, *to = scratch;
+
+	for (size_t i = 1; i < count; i++)
+		differ |= keys[i] ^ keys[0];
+	for (int shift = 0; shift < 64; shift += 8) {
+		uint64_t *was = from;
+
+		if (!(differ >> shift & 0xff))
+			continue;
+		sort_by_byte(from, to, count, shift);
+		from = to;
+		to = was;
+	}
+	if (from != keys)
+		memcpy(keys, from, count * sizeof(*keys));
+}
+
+int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_lent *lent,
+	     size_t *count, struct phd_error *err)
+{
+	PHD_AUTO_CLOSE int fd = openat(bus_fd, "devices", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct phd_dents dents = {
+		.fd = fd,
+		.buffer = lent->scratch,
+		.size = lent->scratch_size,
+	};
+	int ret;
+
+	if (fd < 0)
+		return phd_fail(err, -errno, "devices", NULL);
+	ret = list_keys(&dents, keys, capacity, count);
+	if (ret < 0)
+		return phd_fail(err, ret, "devices", NULL);
+	sort_keys(keys, keys + capacity, *count);
+	return 0;
+}
+
+size_t phd_format(const struct phd_record *records, size_t count, char *text)
+{
+	char *out = text;
+
+	for (size_t i = 0; i < count; i++) {
+		out += phd_format_address(records[i].key, out);
+		*out++ = '\n';
+	}
+	return (size_t)(out - text);
+}

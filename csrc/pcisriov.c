@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * Virtual functions without asking each of them.
+ *
+ * VF k of a PF sits at first + k * stride (SR-IOV 1.1, 2.1.2), so virtfn0 and virtfn1 tell where
+ * all of them are, and the listing how many there are; the last link confirms, and that there is no
+ * further one.  sriov_numvfs would say it too, but takes the device lock: one function that is
+ * stuck in a driver would stop the scan for ever.
+ */
+#include "pciscan_internal.h"
+
+static int read_virtfn(struct phd_scan *scan, uint64_t number, uint64_t *key)
+{
+	char name[PHD_ATTR_MAX] = "virtfn", digits[20], *out = name + 6;
+	int n = 0;
+
+	do {
+		digits[n++] = (char)('0' + number % 10);
+		number /= 10;
+	} while (number);
+	while (n > 0)
+		*out++ = digits[--n];
+	return phd_read_address_link(scan, name, key);
+}
+
+/* VFs come after their PF in address order, so whoever doubts has to ask those that follow only. */
+static int doubt(struct phd_scan *scan, uint64_t key)
+{
+	scan->doubtful_domain = key >> 16;
+	return 0;
+}
+
+int phd_find_vfs(struct phd_scan *scan, size_t index)
+{
+	uint64_t first, second, pf = scan->records[index].key;
+	int ret = read_virtfn(scan, 0, &first);
+
+	if (ret < 0 || first == PHD_NONE64)
+		return ret;
+	ret = read_virtfn(scan, 1, &second);
+	if (ret < 0)
+		return ret;
+	if (scan->pending_count == PHD_MAX_PENDING || first <= pf || second <= first)
+		return doubt(scan, pf);
+	scan->pending[scan->pending_count++] = (struct phd_pending){
+		.index = index,
+		.first = first,
+		.stride = second == PHD_NONE64 ? 0 : second - first,
+	};
+	if (first < scan->pending_first)
+		scan->pending_first = first;
+	return 0;
+}
+
+static bool is_first_of_other(const struct phd_scan *scan, const struct phd_pending *pf,
+			      uint64_t key)
+{
+	for (size_t i = 0; i < scan->pending_count; i++)
+		if (scan->pending[i].first == key && &scan->pending[i] != pf)
+			return true;
+	return false;
+}
+
+/* The index of the record with that key at or after from; count when there is none. */
+static size_t seek(const struct phd_scan *scan, size_t from, uint64_t key)
+{
+	while (from < scan->count && scan->records[from].key < key)
+		from++;
+	return from < scan->count && scan->records[from].key == key ? from : scan->count;
+}
+
+/* How many functions are where the PF's VFs would be, one after the other. */
+static uint64_t count_listed(const struct phd_scan *scan, const struct phd_pending *pf)
+{
+	uint64_t key = pf->first, n = 0;
+	size_t at = pf->index;
+
+	while ((at = seek(scan, at, key)) < scan->count && !is_first_of_other(scan, pf, key)) {
+		n++;
+		key += pf->stride;
+		if (!pf->stride)
+			break;
+	}
+	return n;
+}
+
+static void mark(struct phd_scan *scan, const struct phd_pending *pf, uint64_t n)
+{
+	uint64_t key = pf->first;
+	size_t first = seek(scan, pf->index, key), at = first;
+
+	for (uint64_t k = 0; k < n; k++, key += pf->stride) {
+		struct phd_record *vf = &scan->records[at = seek(scan, at, key)];
+
+		vf->physfn = scan->records[pf->index].key;
+		vf->have |= PHD_HAVE_PHYSFN;
+		if (n >= scan->tuning->share && at != first) {
+			vf->flags |= PHD_FLAG_SHARED;
+			vf->class_code = (uint32_t)first;
+		}
+	}
+}
+
+static int derive(struct phd_scan *scan, const struct phd_pending *pf)
+{
+	uint64_t n = count_listed(scan, pf), last, next;
+	int ret;
+
+	phd_set_current(scan, scan->records[pf->index].key);
+	if (n == 0)
+		return doubt(scan, pf->first);
+	ret = read_virtfn(scan, n - 1, &last);
+	if (ret == 0)
+		ret = read_virtfn(scan, n, &next);
+	if (ret < 0)
+		return ret;
+	if (last != pf->first + (n - 1) * pf->stride || next != PHD_NONE64)
+		return doubt(scan, pf->first);
+	mark(scan, pf, n);
+	return 0;
+}
+
+int phd_derive_vfs(struct phd_scan *scan)
+{
+	int ret = 0;
+
+	for (size_t i = 0; i < scan->pending_count && ret == 0; i++)
+		ret = derive(scan, &scan->pending[i]);
+	scan->pending_count = 0;
+	scan->pending_first = PHD_NONE64;
+	return ret;
+}

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+All PCI functions of a host at one moment, read by the C scanner.
+
+A snapshot keeps the packed records of the C side, some 55 bytes a function; texts and ScanRecords are
+made when asked for. ``pciscan_ref`` does the same work in plain Python.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any, NamedTuple, overload
+
+from pyhostdev.errors import SysfsError
+from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+# struct phd_record of csrc/pciscan.cdef.h
+_RECORD = struct.Struct("=QQIIIHHHHHH")
+_KEYS = slice(0, None, 5)  # of 64-bit words
+_GROUPS = slice(5, None, 10)  # of 32-bit words
+_HAVES = slice(18, None, 20)  # of 16-bit words
+
+_CAPACITY = 1 << 16  # functions; the pages are touched as far as there are any
+_SCRATCH_SIZE = 1 << 17  # two listings: the drivers, and the functions of one
+_NAMES_SIZE = 1 << 16
+_ADDRESS_SIZE = 17  # 00010000:00:00.0 and a newline
+
+_SHARE_NEVER = 0xFFFFFFFF
+
+
+class Tuning(NamedTuple):
+    """
+    From how many on the scanner shares work between functions.
+
+    Below, every function is asked for everything: on a small host that costs less than the sharing.
+
+    ``crowd`` counts the host's functions: from there on the VFs are told from their PF's links and
+    the listing, and the drivers from the listings of ``drivers/*``. ``share`` counts the VFs of one
+    PF: the kernel gives all of them one identity, so it is read once.
+    """
+
+    crowd: int = 512
+    share: int = 16
+
+
+class ScanRecord(NamedTuple):
+    """
+    One PCI function as sysfs shows it; None is what the host does not have.
+
+    ``address`` and ``physfn`` are in libvirt's spelling, ``class_`` has three bytes.
+    """
+
+    address: str
+    vendor: int | None
+    device: int | None
+    subsystem_vendor: int | None
+    subsystem_device: int | None
+    class_: int | None
+    driver: str | None
+    iommu_group: int | None
+    physfn: str | None
+
+
+class Snapshot(Sequence[ScanRecord]):
+    """
+    The functions of one scan, sorted by address; immutable.
+
+    ``vanished`` counts functions that were listed and gone when their attributes were read.
+    """
+
+    __slots__ = ("_addresses", "_groups", "_names", "_packed", "_text", "vanished")
+
+    def __init__(self, packed: bytes, text: bytes, names: bytes, vanished: int) -> None:
+        self._packed = packed
+        self._text = text
+        self._names = names
+        self._addresses: list[str] | None = None
+        self._groups: dict[int, tuple[int, ...]] | None = None
+        self.vanished = vanished
+
+    def __len__(self) -> int:
+        return len(self._packed) // _RECORD.size
+
+    @overload
+    def __getitem__(self, index: int) -> ScanRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ScanRecord]: ...
+    def __getitem__(self, index: int | slice) -> ScanRecord | list[ScanRecord]:
+        if isinstance(index, slice):
+            return [self._record(i) for i in range(len(self))[index]]
+        return self._record(range(len(self))[index])
+
+    def _record(self, index: int) -> ScanRecord:
+        (
+            _key,
+            physfn,
+            class_,
+            group,
+            driver,
+            vendor,
+            device,
+            subsystem_vendor,
+            subsystem_device,
+            have,
+            _flags,
+        ) = _RECORD.unpack_from(self._packed, index * _RECORD.size)
+        return ScanRecord(
+            self.addresses[index],
+            vendor if have & 1 else None,
+            device if have & 2 else None,
+            subsystem_vendor if have & 4 else None,
+            subsystem_device if have & 8 else None,
+            class_ if have & 16 else None,
+            self._driver(driver) if have & 32 else None,
+            group if have & 64 else None,
+            _format_key(physfn) if have & 128 else None,
+        )
+
+    def _driver(self, offset: int) -> str:
+        return os.fsdecode(self._names[offset : self._names.index(0, offset)])
+
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses in order, as text."""
+        if self._addresses is None:
+            self._addresses = self._text.decode("ascii").split("\n")[:-1]
+        return self._addresses
+
+    @property
+    def groups(self) -> dict[int, tuple[int, ...]]:
+        """IOMMU group number to the indexes of its functions, both in order."""
+        if self._groups is None:
+            self._groups = self._index_groups()
+        return self._groups
+
+    def _index_groups(self) -> dict[int, tuple[int, ...]]:
+        members: dict[int, list[int]] = {}
+        have_group: int = _c.lib.PHD_HAVE_IOMMU_GROUP
+        packed = memoryview(self._packed)
+        columns = zip(packed.cast("I")[_GROUPS], packed.cast("H")[_HAVES], strict=True)
+        for index, (group, have) in enumerate(columns):
+            if have & have_group:
+                members.setdefault(group, []).append(index)
+        return {group: tuple(members[group]) for group in sorted(members)}
+
+    def find(self, address: PCIDeviceAddress) -> int | None:
+        """Return the index of the function at an address, None when the host had none."""
+        keys = memoryview(self._packed).cast("Q")[_KEYS]
+        key = address.domain << 16 | address.bus << 8 | address.devfn
+        index = bisect_left(keys, key)
+        return index if index < len(keys) and keys[index] == key else None
+
+
+def _format_key(key: int) -> str:
+    return f"{key >> 16:04x}:{key >> 8 & 0xFF:02x}:{key >> 3 & 0x1F:02x}.{key & 7}"
+
+
+def scan(root: HostRoot, *, ids_once_per_pf: bool = True) -> Snapshot:
+    """
+    Read what sysfs says of every PCI function.
+
+    Never opens a file that can wait for a stuck device or wake a sleeping one. Safe in several threads at
+    once, and lets the others run.
+
+    Args:
+        ids_once_per_pf: read the identity of the VFs of a PF with many once, as the kernel has it once.
+
+    Raises:
+        SysfsError: the root has no PCI bus, or an attribute is there and cannot be read or understood.
+
+    Host: sys/bus/pci/devices, sys/bus/pci/drivers
+    """
+    return scan_with(root, Tuning() if ids_once_per_pf else Tuning(share=_SHARE_NEVER))
+
+
+def scan_with(root: HostRoot, tuning: Tuning) -> Snapshot:
+    """Scan as ``scan`` does, sharing work from other numbers on."""
+    try:
+        bus_fd = os.open(root.pci_bus, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as err:
+        raise SysfsError(err.errno or 0, root.pci_bus, "list the PCI functions") from err
+    try:
+        return _Scanner(root, bus_fd, tuning).run()
+    finally:
+        os.close(bus_fd)
+
+
+class _Scanner:
+    """The memory lent to the C side for one scan, and its three calls."""
+
+    def __init__(self, root: HostRoot, bus_fd: int, tuning: Tuning) -> None:
+        self.root = root
+        self.bus_fd = bus_fd
+        self.tuning = _c.ffi.new("struct phd_tuning *", tuning)
+        self.error = _c.ffi.new("struct phd_error *")
+        self.names = bytearray(_NAMES_SIZE)
+        # bytearray: calloc gives zero pages that cost nothing until they are used
+        self.scratch = bytearray(_SCRATCH_SIZE)
+        self.lent = _c.ffi.new(
+            "struct phd_lent *",
+            (
+                _c.ffi.from_buffer(self.scratch),
+                _SCRATCH_SIZE,
+                _c.ffi.from_buffer(self.names),
+                _NAMES_SIZE,
+            ),
+        )
+
+    def run(self) -> Snapshot:
+        keys, count = self._list()
+        records = bytearray(count * _RECORD.size)
+        view = _c.ffi.from_buffer("struct phd_record[]", records)
+        summary = _c.ffi.new("struct phd_summary *")
+        self._check(
+            _c.lib.phd_fill(
+                self.bus_fd, self.tuning, keys, count, view, self.lent, summary, self.error
+            )
+        )
+        text = bytearray(summary.count * _ADDRESS_SIZE)
+        used = _c.lib.phd_format(view, summary.count, _c.ffi.from_buffer(text))
+        return Snapshot(
+            bytes(memoryview(records)[: summary.count * _RECORD.size]),
+            bytes(memoryview(text)[:used]),
+            bytes(memoryview(self.names)[: summary.names_used]),
+            summary.vanished,
+        )
+
+    def _list(self) -> tuple[Any, int]:
+        count = _c.ffi.new("size_t *")
+        capacity = _CAPACITY
+        while True:
+            keys = _c.ffi.from_buffer("uint64_t[]", bytearray(16 * capacity))
+            ret = _c.lib.phd_list(self.bus_fd, keys, capacity, self.lent, count, self.error)
+            if count[0] <= capacity:
+                break
+            capacity = count[0] * 2  # it may grow once more while we ask again
+        self._check(ret)
+        return keys, count[0]
+
+    def _check(self, ret: int) -> None:
+        if ret == 0:
+            return
+        path = os.fsdecode(_c.ffi.string(self.error.path))
+        raise SysfsError(-ret, os.path.join(self.root.pci_bus, path), "scan the PCI functions")
+
+
+def read_config(
+    root: HostRoot, address: PCIDeviceAddress, offset: int, size: int
+) -> bytes | None:
+    """
+    Read a range of a function's configuration space, every dword of it a real bus cycle.
+
+    Returns:
+        What the kernel gives: 64 bytes in all for who is not root, fewer than asked for at the end;
+        None when there is no such function, or it shows no configuration space.
+
+    Raises:
+        SysfsError: the file is there and cannot be read.
+
+    Host: sys/bus/pci/devices/ADDRESS/config
+    """
+    path = os.path.join(root.pci_device(address), "config")
+    out = _c.ffi.new("uint8_t[]", max(size, 1))
+    count: int = _c.lib.phd_read_at(os.fsencode(path), offset, out, size)
+    if count in (-errno.ENOENT, -errno.ENODEV, -errno.ENOTDIR):
+        return None
+    if count < 0:
+        raise SysfsError(-count, path, "read the configuration space", address=address)
+    return bytes(_c.ffi.buffer(out, count))
