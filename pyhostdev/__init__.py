@@ -1,2 +1,97 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""PCI host devices for virtual machines: scan, plan, detach, give, take back."""
+"""
+PCI host devices for virtual machines: scan, plan, detach, give to a guest, take back.
+
+Names are loaded when they are used, so importing this costs next to nothing. Forks: what was read stays good in
+the child, a HostdevManager does not. Threads: everything read is shared freely, one manager serves one thread at
+a time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyhostdev import qemu
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.errors import (
+        ConfigError,
+        ConfigUnsupportedError,
+        DeviceInUseError,
+        DeviceMissingError,
+        HostdevError,
+        InDoubtError,
+        InternalError,
+        InvalidAddressError,
+        OperationError,
+        RefusedError,
+        SysfsError,
+        XMLError,
+    )
+    from pyhostdev.hypervisor.host import Host, is_pci_multifunction_device, scan
+    from pyhostdev.hypervisor.hostdev_plan import Finding, Plan, Step
+    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.util.virpci import PCIDevice, Scan
+
+__all__ = [
+    "ConfigError",
+    "ConfigUnsupportedError",
+    "DeviceInUseError",
+    "DeviceMissingError",
+    "DomainDef",
+    "DomainHostdevDef",
+    "Finding",
+    "Host",
+    "HostRoot",
+    "HostdevError",
+    "HostdevManager",
+    "InDoubtError",
+    "InternalError",
+    "InvalidAddressError",
+    "OperationError",
+    "PCIDevice",
+    "PCIDeviceAddress",
+    "Plan",
+    "RefusedError",
+    "Scan",
+    "Step",
+    "SysfsError",
+    "XMLError",
+    "is_pci_multifunction_device",
+    "qemu",
+    "scan",
+]
+
+_HOMES = {
+    "DomainDef": "conf.domain_conf",
+    "DomainHostdevDef": "conf.hostdev_conf",
+    "Finding": "hypervisor.hostdev_plan",
+    "Host": "hypervisor.host",
+    "HostRoot": "util.hostroot",
+    "HostdevManager": "hypervisor.virhostdev",
+    "PCIDevice": "util.virpci",
+    "PCIDeviceAddress": "util.pciaddress",
+    "Plan": "hypervisor.hostdev_plan",
+    "Scan": "util.virpci",
+    "Step": "hypervisor.hostdev_plan",
+    "is_pci_multifunction_device": "hypervisor.host",
+    "scan": "hypervisor.host",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'pyhostdev' has no attribute '{name}'")
+    if name == "qemu":
+        return import_module("pyhostdev.qemu")
+    value = getattr(import_module(f"pyhostdev.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -139,7 +139,7 @@ class SysfsError(HostdevError, OSError):
     libvirt_code = VIR_ERR_SYSTEM_ERROR
 
     def __new__(cls, *args: Any, **fields: Any) -> SysfsError:
-        return Exception.__new__(cls)
+        return OSError.__new__(cls)  # with arguments it would make a subclass chosen by errno
 
     def __init__(
         self, errnum: int, filename: str, doing: str, *, address: object | None = None

@@ -92,7 +92,7 @@ def test_rooms_have_empty_inits() -> None:
     """A room's __init__ imports nothing; qemu's may look names up lazily."""
     for path in PACKAGE.glob("*/__init__.py"):
         if path.parent.name != "qemu":
-            assert "" == path.read_text()
+            assert path.read_text() == ""
 
 
 def test_importing_the_package_is_light() -> None:
@@ -100,7 +100,7 @@ def test_importing_the_package_is_light() -> None:
     heavy = ("lxml", "pyudev", "rich", "qemu", "cffi", "argparse")
     code = f"import sys, pyhostdev; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "[]" == done.stdout.strip()
+    assert done.stdout.strip() == "[]"
 
 
 def test_nothing_prints_outside_the_tools() -> None:

@@ -7,7 +7,7 @@ Mirrors: virDomainDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pyhostdev.conf.board_conf import (
     DomainHubDef,
@@ -59,11 +59,12 @@ from pyhostdev.conf.xmlcodec import enum, number, positive, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, children, content, opaque, part
 
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyhostdev.conf.device_conf import DeviceInfo
-    from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 VIRT_TYPES = (
     "qemu",
@@ -85,6 +86,21 @@ VIRT_TYPES = (
 )
 LIFECYCLE_ACTIONS = ("destroy", "restart", "rename-restart", "preserve")
 CRASH_ACTIONS = (*LIFECYCLE_ACTIONS, "coredump-destroy", "coredump-restart")
+
+
+class Proposal(NamedTuple):
+    """A function that a domain should declare too; ``is_multifunction`` is what the host shows (row S1)."""
+
+    address: PCIDeviceAddress
+    managed: bool
+    is_multifunction: bool
+
+
+class Proposing(Protocol):
+    """What ``completed`` needs of a plan."""
+
+    @property
+    def proposals(self) -> tuple[Proposal, ...]: ...
 
 
 class DomainDef(ElementDef):
@@ -249,3 +265,16 @@ class DomainDef(ElementDef):
         clone = self.copy()
         clone.hostdevs.extend(hostdev.copy() for hostdev in hostdevs)
         return clone
+
+    def completed(self, plan: Proposing) -> DomainDef:
+        """Return a proposal: a copy that declares, as not assigned, what a plan misses; the caller consents."""
+        proposed = [
+            DomainHostdevDef.for_pci(
+                proposal.address,
+                managed=proposal.managed,
+                assigned=False if proposal.is_multifunction else None,
+                unassigned=not proposal.is_multifunction,
+            )
+            for proposal in plan.proposals
+        ]
+        return self.with_hostdevs_added(proposed)

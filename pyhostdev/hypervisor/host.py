@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from pyhostdev.hypervisor.hostdev_plan import Plan, build_plan
+from pyhostdev.hypervisor.hostdev_plan import Plan
+from pyhostdev.hypervisor.hostdev_planner import build_plan
 from pyhostdev.util import pciscan, virpci
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import Journal
@@ -18,6 +19,7 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
 
@@ -125,3 +127,23 @@ class Host:
 
 def _module_name(path: str) -> str:
     return os.path.basename(path).partition(".ko")[0].replace("-", "_")
+
+
+def scan(root: str | os.PathLike[str] = "/") -> virpci.Scan:
+    """
+    Read all PCI functions of the host at root.
+
+    Raises:
+        SysfsError: an attribute is there and cannot be read.
+    """
+    return Host(root).scan()
+
+
+def is_pci_multifunction_device(hostdev: DomainHostdevDef, host: Host) -> bool | None:
+    """
+    Tell whether a hostdev names a function of a multifunction device; False for what is no PCI hostdev or is missing.
+
+    Mirrors: virHostdevIsPCIMultifunctionDevice (proposed for src/hypervisor/virhostdev.c)
+    """
+    dev = host.pci_device(hostdev.pci_address) if hostdev.is_pci else None
+    return False if dev is None else dev.is_multifunction()

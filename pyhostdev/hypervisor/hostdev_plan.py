@@ -7,24 +7,19 @@ Making a plan reads the host and writes nothing; a manager executes it after mak
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence, Set
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pyhostdev.errors import ConfigError, ConfigUnsupportedError
-from pyhostdev.util import virpci
-from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.journal import DETACHED, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.pcidriver import VFIO_PCI
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import Proposal
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.util import virpci
 
 POLICIES = ("auto", "device", "group", "off")
 ASSIGNED, UNASSIGNED = "assigned", "unassigned"
 ERROR, CONSENT, NOTE = "error", "consent", "note"
-
-# Drivers that claim no DMA for the host (driver_managed_dma, drivers/pci since 5.19); vfio variants are told by
-# their vfio-dev directory.
-DMA_FREE_DRIVERS = frozenset({VFIO_PCI, "pci-stub", "pcieport"})
 
 
 class Finding(NamedTuple):
@@ -88,22 +83,19 @@ class Fate(NamedTuple):
     text: str
 
 
-class PlanHost(Protocol):
-    """What a plan asks a host."""
+class Definition(Protocol):
+    """What a plan is made for: a DomainDef, or a bare set of hostdevs."""
 
-    root: HostRoot
-
-    def pci_device(self, address: PCIDeviceAddress) -> virpci.PCIDevice | None: ...
-    def has_driver(self, name: str) -> bool | None: ...
-    def has_module(self, name: str) -> bool | None: ...
-    def is_in_flight(self, address: PCIDeviceAddress) -> bool: ...
+    def pci_hostdevs(self) -> list[DomainHostdevDef]: ...
+    def guest_pci_addresses(self) -> Set[PCIDeviceAddress]: ...
 
 
 class Plan:
     """
     Steps and findings for one domain on one host.
 
-    ``ok`` is False when a finding is an error, or asks for a consent that was not given.
+    ``ok`` is False when a finding is an error, or asks for a consent that was not given; ``proposals`` are the
+    functions that would have to be declared as not assigned.
     """
 
     def __init__(
@@ -115,7 +107,8 @@ class Plan:
         steps: Sequence[Step],
         findings: Sequence[Finding],
         fates: Sequence[Fate],
-        definition: Any = None,
+        proposals: Sequence[Proposal] = (),
+        definition: Definition | None = None,
     ) -> None:
         self.owner = owner
         self.policy = policy
@@ -123,6 +116,7 @@ class Plan:
         self.steps = tuple(steps)
         self.findings = tuple(findings)
         self.fates = tuple(fates)
+        self.proposals = tuple(proposals)
         self.definition = definition
 
     @property
@@ -134,12 +128,6 @@ class Plan:
     def obstacles(self) -> tuple[Finding, ...]:
         """The findings that refuse."""
         return tuple(f for f in self.findings if f.severity != NOTE)
-
-    @property
-    def missing(self) -> tuple[PCIDeviceAddress, ...]:
-        """PCI functions that would have to be declared, sorted by address."""
-        blockers = (f.address for f in self.findings if f.reason in _DECLARABLE)
-        return tuple(sorted({a for a in blockers if isinstance(a, PCIDeviceAddress)}))
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as the JSON of design.md has it."""
@@ -167,352 +155,3 @@ class Plan:
         for fate in self.fates:
             table.setdefault(fate.group, []).append(fate)
         return table
-
-
-_DECLARABLE = ("incomplete-device", "group-not-viable")
-
-
-def build_plan(
-    host: PlanHost,
-    hostdevs: Iterable[Any],
-    *,
-    owner: str,
-    policy: str = "auto",
-    records: Mapping[PCIDeviceAddress, Record] | None = None,
-    occupied: Iterable[PCIDeviceAddress] = (),
-    definition: Any = None,
-) -> Plan:
-    """
-    Plan what happens to the host devices of one domain.
-
-    Args:
-        hostdevs: PCI DomainHostdevDef objects in the order of the XML.
-        owner: the domain's name.
-        policy: auto, device, group or off; see design.md section 2.
-        records: the journal's, by address.
-        occupied: guest addresses of the domain's other devices, for ``no-guest-function-0``.
-
-    Raises:
-        ConfigError: no such policy.
-        ConfigUnsupportedError: a backend that is not VFIO.
-    """
-    if policy not in POLICIES:
-        raise ConfigError(f"'{policy}' is no policy: {', '.join(POLICIES)}")
-    requests = [_request(host, hostdev) for hostdev in hostdevs]
-    planner = _Planner(host, requests, owner, policy, records or {}, frozenset(occupied))
-    return Plan(
-        owner=owner,
-        policy=policy,
-        requests=requests,
-        findings=planner.findings(),
-        steps=planner.steps(),
-        fates=planner.fates(),
-        definition=definition,
-    )
-
-
-def _request(host: PlanHost, hostdev: Any) -> Request:
-    if hostdev.driver_name not in (None, "vfio"):
-        raise ConfigUnsupportedError(
-            f"Backend driver '{hostdev.driver_name}' of device {hostdev.source} is not VFIO",
-            address=hostdev.source,
-        )
-    address = hostdev.info.address
-    pci = getattr(address, "address", None)
-    return Request(
-        address=hostdev.source,
-        role=ASSIGNED if hostdev.is_assigned else UNASSIGNED,
-        managed=bool(hostdev.managed),
-        written=_written(hostdev.assigned),
-        stub=hostdev.driver_model or VFIO_PCI,
-        guest_address=pci if isinstance(pci, PCIDeviceAddress) else None,
-        dev=host.pci_device(hostdev.source),
-    )
-
-
-def _written(assigned: bool | str | None) -> str | None:
-    if isinstance(assigned, bool):
-        return "yes" if assigned else "no"
-    return assigned
-
-
-class _Planner:
-    """One plan being made: each rule is one method that yields its findings."""
-
-    def __init__(
-        self,
-        host: PlanHost,
-        requests: list[Request],
-        owner: str,
-        policy: str,
-        records: Mapping[PCIDeviceAddress, Record],
-        occupied: frozenset[PCIDeviceAddress],
-    ) -> None:
-        self.host = host
-        self.requests = requests
-        self.owner = owner
-        self.policy = policy
-        self.records = records
-        self.occupied = occupied
-        self.declared = {request.address: request for request in requests}
-        self.present = [request for request in requests if request.dev is not None]
-        self.members = self._read_members()
-        self.siblings = self._read_siblings()
-
-    def _read_members(self) -> dict[int, list[virpci.GroupMember]]:
-        groups = {r.dev.iommu_group for r in self.present if r.dev is not None}
-        numbers = sorted(group for group in groups if group is not None)
-        return {n: virpci.read_iommu_group_members(self.host.root, n) for n in numbers}
-
-    def _read_siblings(self) -> dict[PCIDeviceAddress, list[virpci.PCIDevice]]:
-        """Function 0's address of each declared multifunction device to the device's functions."""
-        found: dict[PCIDeviceAddress, list[virpci.PCIDevice]] = {}
-        for request in self.present:
-            dev = request.dev
-            assert dev is not None
-            if not dev.is_virtual_function and dev.function_zero not in found:
-                found[dev.function_zero] = [s for s in dev.read_siblings() if not s.is_bridge]
-        return found
-
-    def findings(self) -> list[Finding]:
-        """Return everything that is to be said, the domain's order first, each fact once."""
-        found: list[Finding] = []
-        for request in self.requests:
-            found += self._device_findings(request)
-        found += self._incomplete_devices()
-        found += self._group_findings()
-        found += self._missing_drivers()
-        found += self._empty_slots()
-        seen: dict[tuple[str, str], Finding] = {}
-        for finding in found:
-            seen.setdefault((finding.reason, str(finding.address)), finding)
-        return list(seen.values())
-
-    def _device_findings(self, request: Request) -> Iterable[Finding]:
-        address, dev = request.address, request.dev
-        if dev is None or dev.is_unreadable:
-            what = "is not on this host" if dev is None else "does not answer"
-            yield _error("device-missing", address, f"Device {address} {what}")
-            return
-        if dev.is_bridge or dev.is_endpoint is False:
-            yield _error(
-                "not-endpoint", address, f"Device {address} is a bridge, which no guest can be given"
-            )
-        if request.written is not None and dev.is_multifunction() is False:
-            yield _error(
-                "not-multifunction",
-                address,
-                f"Device {address} has no other functions, so assigned='{request.written}' has no meaning",
-            )
-        yield from self._usability_findings(request, dev)
-
-    def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:
-        address = request.address
-        if not dev.is_virtual_function and (vfs := dev.read_virtual_functions()):
-            yield _error(
-                "pf-with-vfs",
-                address,
-                f"Device {address} has {len(vfs)} virtual functions enabled, and vfio-pci takes no such device",
-            )
-        if dev.iommu_group is None and self._has_iommu():
-            yield _error("no-iommu-group", address, f"Device {address} is in no IOMMU group")
-        if self.host.is_in_flight(address):
-            yield _error(
-                "in-doubt", address, f"A write to device {address} has not come back from the kernel"
-            )
-        record = self.records.get(address)
-        if record is not None and record.original.incarnation != dev.incarnation:
-            yield _error(
-                "changed-device", address, f"Device {address} is another one than the one detached"
-            )
-        elif not request.managed and record is None and not self._is_vfio(dev):
-            yield _error(
-                "unmanaged-attached",
-                address,
-                f"Device {address} is not managed and is with {_driver_words(dev.driver)}: detach it first",
-            )
-
-    def _has_iommu(self) -> bool:
-        """A sparse directory may leave the groups out; the live host may not."""
-        return self.host.root.is_live or os.path.isdir(self.host.root.iommu_groups)
-
-    def _is_vfio(self, dev: virpci.PCIDevice) -> bool:
-        return virpci.is_vfio_driver(self.host.root, dev.address, dev.driver)
-
-    def _incomplete_devices(self) -> Iterable[Finding]:
-        for siblings in self.siblings.values():
-            if not self._device_rule_applies(siblings):
-                continue
-            spokesman = next(s.address for s in siblings if s.address in self.declared)
-            for dev in siblings:
-                if dev.address not in self.declared:
-                    yield _incomplete(dev.address, dev.driver, spokesman)
-
-    def _device_rule_applies(self, siblings: list[virpci.PCIDevice]) -> bool:
-        declared = [self.declared[s.address] for s in siblings if s.address in self.declared]
-        dev = declared[0].dev if declared else None
-        if dev is None or len(siblings) < 2 or dev.is_multifunction() is False:
-            return False
-        written = any(request.written is not None for request in declared)
-        return self.policy == "device" or (self.policy == "auto" and written)
-
-    def _group_findings(self) -> Iterable[Finding]:
-        for group, members in self.members.items():
-            for member in members:
-                yield from self._member_findings(group, member)
-
-    def _member_findings(self, group: int, member: virpci.GroupMember) -> Iterable[Finding]:
-        owner = self._owner(member)
-        declared = member.address in self.declared
-        if owner is not None and (declared or owner != self.owner):
-            yield _error(
-                "in-use", member.address, f"Device {member.name} is in use by domain '{owner}'"
-            )
-        elif not declared and self.policy in ("group", "auto") and _keeps_dma(member):
-            yield self._blocker(group, member)
-
-    def _owner(self, member: virpci.GroupMember) -> str | None:
-        record = self.records.get(member.address) if member.address else None
-        return record.owner if record is not None and record.is_active else None
-
-    def _blocker(self, group: int, member: virpci.GroupMember) -> Finding:
-        for siblings in self.siblings.values():
-            here = [s.address for s in siblings]
-            if member.address in here:
-                spokesman = next(a for a in here if a in self.declared)
-                return _incomplete(here[here.index(member.address)], member.driver, spokesman)
-        return _error(
-            "group-not-viable",
-            member.address or member.name,
-            f"{member.name} is in IOMMU group {group} too, and its driver '{member.driver}' keeps the "
-            "group's DMA for the host",
-        )
-
-    def _missing_drivers(self) -> Iterable[Finding]:
-        for request in self._moving():
-            name = request.stub
-            if self.host.has_driver(name) is not False or self.host.has_module(name):
-                continue
-            reason = "vfio-missing" if name == VFIO_PCI else "driver-missing"
-            yield _error(
-                reason,
-                request.address,
-                f"This host has no driver '{name}' for device {request.address}, and no module that brings it",
-            )
-            return
-
-    def _empty_slots(self) -> Iterable[Finding]:
-        visible = [r for r in self.requests if r.role == ASSIGNED and r.guest_address is not None]
-        taken = self.occupied | {r.guest_address for r in visible if r.guest_address is not None}
-        told = set()
-        for request in visible:
-            guest = request.guest_address
-            assert guest is not None
-            if guest.with_function(0) not in taken and guest[:3] not in told:
-                told.add(guest[:3])
-                yield Finding(
-                    "no-guest-function-0",
-                    NOTE,
-                    request.address,
-                    f"Guest slot {str(guest)[:-2]} has no function 0, so the guest will not see device "
-                    f"{request.address} there",
-                )
-
-    def _moving(self) -> list[Request]:
-        """The requests whose device changes drivers when the guest starts."""
-        return [r for r in self.present if r.managed and not self._already_there(r)]
-
-    def _already_there(self, request: Request) -> bool:
-        assert request.dev is not None
-        return request.dev.driver == request.stub or (
-            request.stub == VFIO_PCI and self._is_vfio(request.dev)
-        )
-
-    def steps(self) -> list[Step]:
-        """Return the steps in the order in which they are done; giving back comes after the guest."""
-        steps: list[Step] = []
-        loaded: set[str] = set()
-        for request in self._moving():
-            if self.host.has_driver(request.stub) is False and request.stub not in loaded:
-                loaded.add(request.stub)
-                steps.append(Step(request.address, request.role, "load-module", None, request.stub))
-        moving = {request.address for request in self._moving()}
-        for request in self.present:
-            assert request.dev is not None
-            driver = request.dev.driver
-            if request.address in moving:
-                steps.append(Step(request.address, request.role, "detach", driver, request.stub))
-            else:
-                steps.append(Step(request.address, request.role, "keep", driver, driver))
-        return steps + self._give_back_steps(moving)
-
-    def _give_back_steps(self, moving: set[PCIDeviceAddress]) -> list[Step]:
-        return [
-            Step(r.address, r.role, "reattach", r.stub, r.dev.driver if r.dev else None)
-            for r in self.present
-            if r.address in moving
-        ]
-
-    def fates(self) -> list[Fate]:
-        """Return one entry a member of a touched group, then the devices without a group."""
-        moving = {request.address for request in self._moving()}
-        found = [
-            Fate(m.name, group, m.driver, *self._fate(m, moving))
-            for group, members in self.members.items()
-            for m in members
-        ]
-        named = {fate.name for fate in found}
-        for request in self.requests:
-            if str(request.address) not in named:
-                driver = request.dev.driver if request.dev else None
-                member = virpci.GroupMember(str(request.address), request.address, driver, False)
-                group = request.dev.iommu_group if request.dev else None
-                found.append(Fate(member.name, group, driver, *self._fate(member, moving)))
-        return found
-
-    def _fate(
-        self, member: virpci.GroupMember, moving: set[PCIDeviceAddress]
-    ) -> tuple[str | None, str]:
-        request = self.declared.get(member.address) if member.address else None
-        if request is None:
-            return None, f"not declared, stays with {_driver_words(member.driver)}: {_why(member)}"
-        guest = "given to the guest" if request.role == ASSIGNED else "kept from the guest"
-        if request.dev is None:
-            return request.role, f"{guest}: not on this host"
-        if request.address in moving:
-            before = _driver_words(member.driver)
-            return request.role, (
-                f"{guest}: detached from {before} to {request.stub}, and given back to {before} afterwards"
-            )
-        detached = self.records.get(request.address)
-        why = "as it was detached before" if detached and detached.state == DETACHED else "as it was"
-        return request.role, f"{guest}: stays with {_driver_words(member.driver)}, {why}"
-
-
-def _error(reason: str, address: PCIDeviceAddress | str | None, message: str) -> Finding:
-    return Finding(reason, ERROR, address, message)
-
-
-def _incomplete(
-    address: PCIDeviceAddress, driver: str | None, spokesman: PCIDeviceAddress
-) -> Finding:
-    return _error(
-        "incomplete-device",
-        address,
-        f"Function {address} ({_driver_words(driver)}) belongs to the same device as {spokesman} and is not "
-        "declared: declare it too, with assigned='no' if the guest must not get it",
-    )
-
-
-def _driver_words(driver: str | None) -> str:
-    return "no driver" if driver is None else f"driver '{driver}'"
-
-
-def _keeps_dma(member: virpci.GroupMember) -> bool:
-    return member.driver is not None and not member.is_vfio and member.driver not in DMA_FREE_DRIVERS
-
-
-def _why(member: virpci.GroupMember) -> str:
-    if _keeps_dma(member):
-        return "it keeps the group's DMA for the host"
-    return "it does not use the group's DMA"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import (
     ConfigError,
@@ -20,7 +20,8 @@ from pyhostdev.errors import (
     RefusedError,
 )
 from pyhostdev.hypervisor.host import Host
-from pyhostdev.hypervisor.hostdev_plan import Plan, Step, build_plan
+from pyhostdev.hypervisor.hostdev_plan import Plan, Step
+from pyhostdev.hypervisor.hostdev_planner import build_plan
 from pyhostdev.util.journal import (
     DETACHED,
     PREPARED,
@@ -35,6 +36,9 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI, DriverMover, read_binding
 from pyhostdev.util.transaction import Transaction, attempt, deferred_signals
 from pyhostdev.util.virpci import is_vfio_driver
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 
 
 class ActiveDevice(NamedTuple):
@@ -239,7 +243,7 @@ class HostdevManager:
         self,
         driver_name: str,
         domain_name: str,
-        hostdevs: Iterable[Any],
+        hostdevs: Iterable[DomainHostdevDef],
         *,
         policy: str = "auto",
     ) -> None:
@@ -257,7 +261,7 @@ class HostdevManager:
 
         Mirrors: virHostdevPreparePCIDevices (src/hypervisor/virhostdev.c)
         """
-        wanted = _HostdevSet(domain_name, list(hostdevs))
+        wanted = _HostdevSet(list(hostdevs))
         records, _ = self.journal.read()
         plan = build_plan(
             self.host, wanted.hostdevs, owner=domain_name, policy=policy, records=records, definition=wanted
@@ -273,7 +277,7 @@ class HostdevManager:
         self.prepare(plan, domain_name)
 
     def reattach_pci_devices(
-        self, driver_name: str, domain_name: str, hostdevs: Iterable[Any]
+        self, driver_name: str, domain_name: str, hostdevs: Iterable[DomainHostdevDef]
     ) -> None:
         """
         Give back those of hostdevs that the domain has; others are passed over.
@@ -283,7 +287,7 @@ class HostdevManager:
 
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
         """
-        wanted = {hostdev.source for hostdev in hostdevs}
+        wanted = {hostdev.pci_address for hostdev in hostdevs}
         self._release(lambda r: r.owner == domain_name and r.address in wanted)
 
     def nodedev_detach(self, address: PCIDeviceAddress, driver: str = VFIO_PCI) -> None:
@@ -346,17 +350,16 @@ class HostdevManager:
 class _HostdevSet:
     """A bare list of hostdevs in the place of a domain definition."""
 
-    def __init__(self, name: str, hostdevs: list[Any]) -> None:
-        self.name = name
+    def __init__(self, hostdevs: list[DomainHostdevDef]) -> None:
         self.hostdevs = hostdevs
 
-    def pci_hostdevs(self) -> list[Any]:
+    def pci_hostdevs(self) -> list[DomainHostdevDef]:
         """The hostdevs."""
         return self.hostdevs
 
-    def guest_pci_addresses(self) -> list[PCIDeviceAddress]:
+    def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
         """No other guest device is known."""
-        return []
+        return set()
 
 
 def read_status(host: Host) -> Status:

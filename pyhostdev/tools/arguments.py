@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Arguments that several verbs have, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import ConfigError
+from pyhostdev.hypervisor.host import Host
+from pyhostdev.hypervisor.hostdev_plan import POLICIES
+from pyhostdev.util.hostroot import HostRoot
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.util.sysfs_writer import SysfsWriter
+
+FILE_MAX = 1 << 20  # bytes; the parser has the same limit
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    """--root and --state-dir."""
+    parser.add_argument("--root", default="/", metavar="DIR", help="a directory in the place of /")
+    parser.add_argument(
+        "--state-dir", metavar="DIR", help="where records are kept (default: run/pyhostdev below the root)"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_file(parser: argparse.ArgumentParser) -> None:
+    """FILE, a domain's XML."""
+    parser.add_argument("file", metavar="FILE", help="the domain's XML; - for standard input")
+
+
+def add_policy(parser: argparse.ArgumentParser) -> None:
+    """--policy."""
+    parser.add_argument(
+        "--policy", default="auto", choices=POLICIES, help="which functions must be declared (default: auto)"
+    )
+
+
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """What every changing verb has."""
+    parser.set_defaults(changes_host=True)
+    parser.add_argument(
+        "--simulate", action="store_true", help="let a simulated kernel react in the --root directory"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, metavar="S", help="deadline of each write in seconds (default: 30)"
+    )
+
+
+def host_of(args: argparse.Namespace) -> Host:
+    """
+    Return the host that --root names, with what performs writes when the verb changes it.
+
+    Raises:
+        ConfigError: --root is no directory.
+    """
+    root = HostRoot(args.root)
+    if not os.path.isdir(root.path):
+        raise ConfigError(f"'{args.root}' is no directory")
+    state_dir = args.state_dir or root.state_dir
+    return Host(root, state_dir=state_dir, writer=_writer_of(args, root, state_dir))
+
+
+def _writer_of(args: argparse.Namespace, root: HostRoot, state_dir: str) -> SysfsWriter | None:
+    if not getattr(args, "changes_host", False):
+        return None
+    if args.simulate:
+        from pyhostdev.testing.kernel import SimulatedKernel
+
+        return SimulatedKernel(root)
+    from pyhostdev.util.sysfs_writer import ForkedWriter
+
+    return ForkedWriter(root, timeout_s=args.timeout, inflight_dir=os.path.join(state_dir, "inflight"))
+
+
+def manager_of(args: argparse.Namespace) -> HostdevManager:
+    """Return the manager of the host that --root names."""
+    from pyhostdev.hypervisor.virhostdev import HostdevManager
+
+    return HostdevManager(host_of(args))
+
+
+def read_file(path: str) -> bytes:
+    """
+    Return the bytes of FILE, standard input for "-".
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        if path == "-":
+            return sys.stdin.buffer.read(FILE_MAX + 1)
+        with open(path, "rb") as stream:
+            return stream.read(FILE_MAX + 1)
+    except OSError as err:
+        raise ConfigError(f"Cannot read '{path}': {err.strerror}") from err
+
+
+def definition_of(args: argparse.Namespace) -> DomainDef:
+    """
+    Return the domain in FILE.
+
+    Raises:
+        ConfigError: FILE cannot be read, or is no domain.
+    """
+    from pyhostdev.conf.domain_conf import DomainDef
+
+    return DomainDef.parse(read_file(args.file))

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The command line: finds the verb, runs it, and turns its errors into one sentence and an exit code.
+
+Exit codes: 0 done; 1 refused, the host is unchanged; 2 usage; 3 failed and completely rolled back; 4 not restored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+from pyhostdev.errors import HostdevError, RefusedError
+
+DONE, REFUSED, USAGE, ROLLED_BACK, NOT_RESTORED = 0, 1, 2, 3, 4
+
+VERBS = {
+    "list": "list the PCI functions of a host",
+    "show": "show everything that is known about one function",
+    "plan": "show what happens to each function of each touched group, and why",
+    "validate": "check a domain's XML against the schema and the rules, with line numbers",
+    "argv": "print the QEMU command line of a domain",
+    "xml": "print a domain with its defaults and guest addresses",
+    "prepare": "detach a domain's host devices",
+    "release": "give a domain's host devices back",
+    "start": "run a domain in the foreground, its host devices prepared and given back",
+    "status": "show which devices are in use, and which are detached for nobody",
+    "demo": "run the whole scenario on a simulated host",
+}
+
+
+class _TopParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"pyhostdev: {message}\n")
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {verb:10}{summary}" for verb, summary in VERBS.items())
+    parser = _TopParser(
+        prog="pyhostdev",
+        description="Give PCI host devices to virtual machines.",
+        epilog=f"verbs:\n{lines}\n\npyhostdev VERB --help tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="pyhostdev [--version] VERB ...",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("verb", nargs="?", choices=VERBS, metavar="VERB", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] not in VERBS:
+        return _without_verb(words)
+    module = import_module(f"pyhostdev.tools.{words[0]}")
+    parser = argparse.ArgumentParser(prog=f"pyhostdev {words[0]}", description=VERBS[words[0]])
+    module.add_arguments(parser)
+    args = parser.parse_args(words[1:])
+    if getattr(args, "changes_host", False) and args.root != "/" and not args.simulate:
+        parser.error("a changing verb under --root needs --simulate")
+    return _run(module.run, args)
+
+
+def _without_verb(words: list[str]) -> int:
+    parser = _top_parser()
+    args = parser.parse_args(words)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"pyhostdev {version('pyhostdev')}")
+        return DONE
+    parser.print_usage(sys.stderr)
+    return USAGE
+
+
+def _run(run: object, args: argparse.Namespace) -> int:
+    assert callable(run)
+    try:
+        code = int(run(args))
+        sys.stdout.flush()
+        return code
+    except RefusedError as err:
+        for finding in err.findings:
+            complain(f"{finding.reason}: {finding.message}")
+        return REFUSED
+    except HostdevError as err:
+        return _failed(err)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _failed(err: HostdevError) -> int:
+    reason = f"{err.reason}: " if err.reason else ""
+    line = getattr(err, "line", None)
+    where = f"line {line}: " if line else ""
+    complain(f"{where}{reason}{err}")
+    return {None: REFUSED, True: ROLLED_BACK, False: NOT_RESTORED}[err.rolled_back]
+
+
+def complain(sentence: str) -> None:
+    """Print one sentence for a person on stderr, what cannot be printed escaped."""
+    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
+    print(f"pyhostdev: {printable}", file=sys.stderr)

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev plan``: what happens to each function of each touched group, and why."""
+
+from __future__ import annotations
+
+import argparse
+
+from pyhostdev.hypervisor.hostdev_plan import Plan
+from pyhostdev.tools import arguments, output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_file(parser)
+    arguments.add_root(parser)
+    arguments.add_policy(parser)
+    arguments.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the plan and print it; 1 when it refuses."""
+    definition = arguments.definition_of(args)
+    definition.validate()
+    plan = arguments.host_of(args).plan(definition, args.policy)
+    if args.json:
+        output.print_json(plan.to_json())
+    else:
+        print_plan(plan)
+    return 0 if plan.ok else 1
+
+
+def print_plan(plan: Plan) -> None:
+    """Print a plan as a tree: groups, functions, and below them what is in the way."""
+    from rich.text import Text
+
+    verdict = "can start" if plan.ok else "is refused"
+    tree = output.tree(f"Domain '{plan.owner}' {verdict} (policy {plan.policy})")
+    for group, fates in plan.fates_by_group().items():
+        branch = tree.add(Text("no IOMMU group" if group is None else f"IOMMU group {group}"))
+        for fate in fates:
+            branch.add(Text(f"{fate.name}  {fate.text}"))
+    for finding in plan.findings:
+        tree.add(Text(f"{finding.severity}: {finding.reason}: {finding.message}"))
+    output.print_rich(tree)

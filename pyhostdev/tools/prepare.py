@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev prepare``: detach a domain's host devices, without QEMU."""
+
+from __future__ import annotations
+
+import argparse
+
+from pyhostdev.tools import arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_file(parser)
+    arguments.add_root(parser)
+    arguments.add_policy(parser)
+    arguments.add_changes(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, and execute the plan."""
+    definition = arguments.definition_of(args)
+    definition.validate()
+    manager = arguments.manager_of(args)
+    manager.prepare(manager.host.plan(definition, args.policy))
+    return 0

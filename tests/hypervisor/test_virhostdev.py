@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The manager: all or nothing, everything back by name, lists that other processes see."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyhostdev import (
+    DeviceInUseError,
+    DomainDef,
+    Host,
+    HostdevManager,
+    OperationError,
+    PCIDeviceAddress,
+    RefusedError,
+    SysfsError,
+)
+from pyhostdev.testing.fakehost import FakeHost
+
+CARD = [PCIDeviceAddress(1, 9, 0, function) for function in range(4)]
+Managers = Callable[[FakeHost], HostdevManager]
+Domain = Callable[..., DomainDef]
+
+
+def drivers(fake: FakeHost) -> list[str | None]:
+    scan = Host(fake.root).scan()
+    return [scan.find(address).driver for address in CARD]  # type: ignore[union-attr]
+
+
+def kernel_side(fake: FakeHost) -> dict[str, object]:
+    """The whole tree without our own state directory."""
+    return {path: value for path, value in fake.snapshot().items() if not path.startswith("run")}
+
+
+def prepare(manager: HostdevManager, definition: DomainDef, policy: str = "auto") -> None:
+    manager.prepare(manager.host.plan(definition, policy))
+
+
+def test_s5_prepare_and_release_round_trip(bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers) -> None:
+    """S5: all four are detached and active with their owner, given back afterwards, the host as before."""
+    before = kernel_side(bcm5719)
+    manager = manager_for(bcm5719)
+    with manager.prepared(manager.host.plan(seed_domain), owner="vm1"):
+        assert drivers(bcm5719) == ["vfio-pci"] * 4
+        assert [(a, "vm1") for a in CARD] == manager_for(bcm5719).status().active
+    assert before == kernel_side(bcm5719)
+    assert manager.status()[:2] == ([], [])
+
+
+def test_lists_are_seen_and_released_by_another_process(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """A second manager sees the owner, and can give back what the first one prepared."""
+    before = kernel_side(bcm5719)
+    prepare(manager_for(bcm5719), seed_domain)
+    assert manager_for(bcm5719).release("vm1") == CARD
+    assert before == kernel_side(bcm5719)
+
+
+def test_originals_are_on_disk_before_the_first_write(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """When the first write fails, all four records have been there already."""
+    manager = manager_for(bcm5719)
+    seen: list[int] = []
+    write = manager.host.writer.write  # type: ignore[union-attr]
+
+    def watch(path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
+        seen.append(len(manager_for(bcm5719).journal.read()[0]))
+        write(path, value, device=device)
+
+    manager.host.writer.write = watch  # type: ignore[union-attr, method-assign]
+    prepare(manager, seed_domain)
+    assert seen[0] == 4
+
+
+def test_refusal_touches_nothing(bcm5719: FakeHost, domain: Domain, manager_for: Managers) -> None:
+    """Declaring functions 0 and 3 of a 4-function device names the two missing ones and changes no byte."""
+    before = bcm5719.snapshot()
+    manager = manager_for(bcm5719)
+    with pytest.raises(RefusedError) as refusal:
+        prepare(manager, domain("vm1", f"{CARD[0]} yes", f"{CARD[3]} yes"))
+    assert CARD[1:3] == [finding.address for finding in refusal.value.findings]
+    after = {path: value for path, value in bcm5719.snapshot().items() if not path.startswith("run/pyhostdev")}
+    assert {path: value for path, value in before.items() if path in after} == after
+
+
+def test_s5_second_domain_is_told_the_owner(bcm5719: FakeHost, domain: Domain, manager_for: Managers) -> None:
+    """S5: a not-assigned function is on the active list like any other; who wants it is told the owner."""
+    words = [f"{CARD[0]} yes", f"{CARD[1]} no", f"{CARD[2]} no", f"{CARD[3]} yes"]
+    manager = manager_for(bcm5719)
+    prepare(manager, domain("vm1", *words))
+    with pytest.raises(RefusedError, match="'vm1'") as refusal:
+        prepare(manager_for(bcm5719), domain("vm2", str(CARD[1])), "off")
+    assert {"in-use"} == {finding.reason for finding in refusal.value.findings}
+
+
+def writes_of(fake: FakeHost) -> int:
+    return len(fake.kernel.trace)
+
+
+def test_every_failing_write_is_rolled_back(
+    fakehost: Callable[[str], FakeHost], tmp_path: Path, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """Whichever write of prepare fails, the host and the lists are as before and the first error is told."""
+    fake = fakehost("bcm5719")
+    prepare(manager_for(fake), seed_domain)
+    total = writes_of(fake)
+    assert total >= 12
+    for number in range(1, total + 1):
+        fake = FakeHost.named("bcm5719", tmp_path / f"host{number}")
+        before = kernel_side(fake)
+        fake.kernel.faults.fail(number, errno.EIO)
+        manager = manager_for(fake)
+        with pytest.raises(SysfsError) as error:
+            prepare(manager, seed_domain)
+        assert (error.value.errno, error.value.rolled_back) == (errno.EIO, True)
+        assert before == kernel_side(fake)
+        assert manager.status() == ([], [], [])
+
+
+def test_failed_give_back_keeps_its_record(bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers) -> None:
+    """A device that cannot go back stays known, the others go back, and a repeated release finishes."""
+    before = kernel_side(bcm5719)
+    manager = manager_for(bcm5719)
+    prepare(manager, seed_domain)
+    bcm5719.kernel.faults.fail(writes_of(bcm5719) + 1, errno.EIO)
+    with pytest.raises(OperationError) as error:
+        manager.release("vm1")
+    assert error.value.rolled_back is False
+    assert [(CARD[0], "vm1")] == manager.status().active
+    assert [CARD[0]] == manager.release("vm1")
+    assert before == kernel_side(bcm5719)
+
+
+def test_driver_and_override_come_back_as_recorded(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """A recorded override that names another driver than the recorded one comes back too."""
+    override = f"{bcm5719.root.pci_device(CARD[1])}/driver_override"
+    bcm5719.kernel.write(override, b"pci-stub", device=CARD[1])
+    bcm5719.kernel.write(
+        f"{bcm5719.root.pci_driver('tg3')}/unbind", str(CARD[2]).encode(), device=CARD[2]
+    )
+    before = kernel_side(bcm5719)
+    manager = manager_for(bcm5719)
+    with manager.prepared(manager.host.plan(seed_domain)):
+        assert drivers(bcm5719) == ["vfio-pci"] * 4
+    assert before == kernel_side(bcm5719)
+    assert drivers(bcm5719) == ["tg3", "tg3", None, "tg3"]
+
+
+def test_signal_in_the_middle_finishes_the_undo(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """SIGTERM after some steps: everything is undone before it is delivered."""
+    before = kernel_side(bcm5719)
+    manager = manager_for(bcm5719)
+    arrived: list[object] = []
+    old = signal.signal(signal.SIGTERM, lambda *_: arrived.append(kernel_side(bcm5719)))
+    write = manager.host.writer.write  # type: ignore[union-attr]
+
+    def interrupted(path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
+        write(path, value, device=device)
+        if device == CARD[1] and path.endswith("/bind"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    manager.host.writer.write = interrupted  # type: ignore[union-attr, method-assign]
+    try:
+        with pytest.raises(OperationError, match="SIGTERM") as error:
+            prepare(manager, seed_domain)
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    assert error.value.rolled_back is True
+    assert [before] == arrived
+
+
+def test_foreign_change_is_reported_and_not_undone(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """A device that somebody moved to a third driver is left there, and said."""
+    manager = manager_for(bcm5719)
+    prepare(manager, seed_domain)
+    top = bcm5719.root.pci_device(CARD[1])
+    for path, value in (
+        (f"{top}/driver_override", b"pci-stub"),
+        (f"{bcm5719.root.pci_driver('vfio-pci')}/unbind", str(CARD[1]).encode()),
+        (f"{bcm5719.root.pci_driver('pci-stub')}/bind", str(CARD[1]).encode()),
+    ):
+        bcm5719.kernel.write(path, value, device=CARD[1])
+    with pytest.raises(OperationError, match="pci-stub"):
+        manager.release("vm1")
+    assert drivers(bcm5719) == ["tg3", "pci-stub", "tg3", "tg3"]
+
+
+def test_module_is_loaded_as_a_visible_step(fakehost: Callable[[str], FakeHost], manager_for: Managers) -> None:
+    """Where vfio-pci is a module that is not loaded, the plan says so and prepare does it."""
+    fake = fakehost("bcm5719")
+    text = Path(fake.root.pci_driver("vfio-pci"))
+    assert not text.exists(), "the seed's host starts without vfio-pci loaded"
+
+
+class Scenario:
+    """libvirt's own manager scenarios (virhostdevtest) on its fake host: three single functions."""
+
+    DEVICES = tuple(PCIDeviceAddress(0, 0, slot, 0) for slot in (1, 2, 3))
+
+    def __init__(self, fake: FakeHost, domain: Domain, managers: Managers) -> None:
+        self.manager = managers(fake)
+        self.managed = domain("vm", *(str(a) for a in self.DEVICES))
+        self.unmanaged = domain("vm", *(f"{a} unmanaged" for a in self.DEVICES))
+        self.other = domain("other", *(str(a) for a in self.DEVICES))
+
+    def counts(self) -> tuple[int, int]:
+        status = self.manager.status()
+        return len(status.active), len(status.inactive)
+
+    def prepare(self, definition: DomainDef, driver: str = "qemu") -> None:
+        self.manager.prepare_pci_devices(driver, definition.name, definition.pci_hostdevs())
+
+    def reattach(self, definition: DomainDef) -> None:
+        self.manager.reattach_pci_devices("qemu", definition.name, definition.pci_hostdevs())
+
+    def detach_all(self) -> None:
+        for address in self.DEVICES:
+            self.manager.nodedev_detach(address)
+
+    def nodedev_reattach_all(self) -> None:
+        for address in self.DEVICES:
+            self.manager.nodedev_reattach(address)
+
+    def check_conflicts(self, definition: DomainDef) -> None:
+        counts = self.counts()
+        for wanted in (definition, self.other):
+            with pytest.raises(DeviceInUseError):
+                self.prepare(wanted)
+        assert counts == self.counts()
+
+
+@pytest.fixture
+def scenario(fakehost: Callable[[str], FakeHost], domain: Domain, manager_for: Managers) -> Scenario:
+    return Scenario(fakehost("libvirt"), domain, manager_for)
+
+
+def test_roundtrip_no_guest(scenario: Scenario) -> None:
+    """RoundtripNoGuest: detach puts each on the inactive list, reattach takes each off."""
+    scenario.detach_all()
+    assert scenario.counts() == (0, 3)
+    scenario.nodedev_reattach_all()
+    assert scenario.counts() == (0, 0)
+
+
+def test_roundtrip_unmanaged(scenario: Scenario) -> None:
+    """RoundtripUnmanaged: inactive to active and back; no hostdevs is no operation; conflicts change nothing."""
+    scenario.detach_all()
+    scenario.manager.prepare_pci_devices("qemu", "vm", [])
+    scenario.prepare(scenario.unmanaged)
+    assert scenario.counts() == (3, 0)
+    scenario.check_conflicts(scenario.unmanaged)
+    scenario.reattach(scenario.unmanaged)
+    assert scenario.counts() == (0, 3)
+    scenario.nodedev_reattach_all()
+    assert scenario.counts() == (0, 0)
+
+
+def test_roundtrip_managed(scenario: Scenario) -> None:
+    """RoundtripManaged: active while used, on no list afterwards."""
+    scenario.prepare(scenario.managed)
+    assert scenario.counts() == (3, 0)
+    scenario.check_conflicts(scenario.managed)
+    scenario.reattach(scenario.managed)
+    assert scenario.counts() == (0, 0)
+
+
+def test_roundtrip_mixed(scenario: Scenario) -> None:
+    """RoundtripMixed: what was detached by hand goes back to the inactive list, managed request or not."""
+    scenario.detach_all()
+    scenario.prepare(scenario.managed)
+    assert scenario.counts() == (3, 0)
+    scenario.reattach(scenario.managed)
+    assert scenario.counts() == (0, 3)
+    scenario.nodedev_reattach_all()
+    assert scenario.counts() == (0, 0)
