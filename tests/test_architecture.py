@@ -77,7 +77,8 @@ def test_one_module_spells_host_paths() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 starts = ("/sys/", "/proc/", "/dev/vfio", "/run/pyhostdev", "/lib/modules")
-                assert not node.value.startswith(starts), f"{path}:{node.lineno} {node.value}"
+                ours = node.value.startswith("/proc/self/")  # about our own process, not about a host
+                assert ours or not node.value.startswith(starts), f"{path}:{node.lineno} {node.value}"
 
 
 def test_only_pciscan_imports_the_scanner() -> None:

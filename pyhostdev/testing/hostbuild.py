@@ -183,6 +183,9 @@ class HostBuilder:
             for line in module_aliases(spec)
         ]
         put_file(path, "".join(f"{line}\n" for line in lines).encode())
+        modules = {spec.module for spec in self.host.drivers.values() if spec.availability != "missing"}
+        names = sorted(name for name in modules if name is not None)
+        put_file(self.root.modules_dep(release), "".join(f"kernel/{name}.ko:\n" for name in names).encode())
 
 
 def _put_net(device: SimDevice, name: str) -> None:
