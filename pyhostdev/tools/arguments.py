@@ -116,3 +116,12 @@ def definition_of(args: argparse.Namespace) -> DomainDef:
     from pyhostdev.conf.domain_conf import DomainDef
 
     return DomainDef.parse(read_file(args.file))
+
+
+def add_keep_together(parser: argparse.ArgumentParser) -> None:
+    """--keep-together."""
+    parser.add_argument(
+        "--keep-together",
+        action="store_true",
+        help="give the assigned functions of one host device one guest slot, where libvirt spreads them",
+    )

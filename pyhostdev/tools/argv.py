@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev argv``: the QEMU command line of a domain."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from pyhostdev.tools import arguments, output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_file(parser)
+    arguments.add_root(parser)
+    arguments.add_keep_together(parser)
+    arguments.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Define the domain and print what QEMU would be told."""
+    from pyhostdev.qemu import qemu_driver
+
+    host = arguments.host_of(args)
+    definition = arguments.definition_of(args)
+    argv = qemu_driver.domain_to_native(definition, host, keep_together=args.keep_together)
+    if args.json:
+        output.print_json(argv)
+    else:
+        print(_lines(argv))
+    return 0
+
+
+def _lines(argv: list[str]) -> str:
+    """Return the command as a shell would read it, an option and its value on one line."""
+    lines = [shlex.quote(argv[0])]
+    for word in argv[1:]:
+        if word.startswith("-"):
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return " \\\n".join(lines)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev demo``: the seed's scenario on a simulated host, verb by verb."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+
+from pyhostdev.errors import InternalError
+from pyhostdev.tools import main
+
+GUEST = os.path.join(os.path.dirname(__file__), "guests", "seed.xml")
+HOST = "bcm5719"
+DETACHED_VERBS = (
+    ("A four-port card in one IOMMU group, each port with its host driver.", ["list"]),
+    ("The guest wants ports 0 and 3. What would happen to each function, and why:", ["plan", GUEST]),
+    ("Detach all four.", ["prepare", GUEST, "--simulate"]),
+    ("What QEMU is told: two vfio-pci devices, nothing of ports 1 and 2.", ["argv", GUEST]),
+    ("Who has what now:", ["status"]),
+    ("The guest has ended: everything goes back to the driver it came from.", ["release", GUEST, "--simulate"]),
+    ("As before:", ["list"]),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The demo has no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the host in a temporary directory and run the verbs on it."""
+    from pyhostdev.testing.fakehost import FakeHost
+
+    with tempfile.TemporaryDirectory(prefix="pyhostdev-demo-") as directory:
+        fake = FakeHost.named(HOST, directory)
+        before = fake.snapshot()
+        for heading, words in DETACHED_VERBS:
+            _show(heading, words, directory)
+        if before != fake.snapshot():
+            raise InternalError("The simulated host is not as it was before the demo")
+    print("\nThe host is byte for byte as it was.")
+    return 0
+
+
+def _show(heading: str, words: list[str], directory: str) -> None:
+    shown = " ".join(os.path.basename(word) if word == GUEST else word for word in words)
+    print(f"\n# {heading}\n$ pyhostdev {shown} --root HOST", flush=True)
+    code = main.main([*words, "--root", directory])
+    if code != 0:
+        raise InternalError(f"'{shown}' ended with {code}")

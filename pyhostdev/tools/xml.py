@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev xml``: a domain with its defaults and guest addresses."""
+
+from __future__ import annotations
+
+import argparse
+
+from pyhostdev.tools import arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_file(parser)
+    arguments.add_root(parser)
+    arguments.add_keep_together(parser)
+    parser.add_argument(
+        "--spelling",
+        choices=("assigned", "unassigned"),
+        help="how to say that the guest does not get a function; libvirt knows 'unassigned' only",
+    )
+    parser.add_argument(
+        "--complete", action="store_true", help="declare the functions that are missing as not assigned"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Complete, respell and define the domain, and print it."""
+    from pyhostdev.qemu import qemu_driver
+
+    host = arguments.host_of(args)
+    definition = arguments.definition_of(args)
+    if args.complete:
+        definition = definition.completed(host.plan(definition))
+    if args.spelling:
+        definition = definition.with_spelling(args.spelling, host)
+    definition = qemu_driver.define(definition, host, keep_together=args.keep_together)
+    print(definition.format(), end="")
+    return 0
