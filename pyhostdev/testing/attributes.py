@@ -18,7 +18,7 @@ from pyhostdev.testing.simdevice import UNSET_OVERRIDE, SimDevice, find_device
 
 if TYPE_CHECKING:
     from pyhostdev.testing.drivercore import DriverCore
-    from pyhostdev.testing.treefile import DriverSpec
+    from pyhostdev.testing.hostspec import DriverSpec
 
 OVERRIDE_LIMIT = 4095  # a page less one, for pages of 4 KiB
 _RESET_NAMES = ("device_specific", "acpi", "flr", "af_flr", "pm", "bus")

@@ -16,7 +16,7 @@ from pyhostdev.testing.treefile import parse_dump_line
 from pyhostdev.util import pciregs
 
 if TYPE_CHECKING:
-    from pyhostdev.testing.treefile import FunctionSpec
+    from pyhostdev.testing.hostspec import FunctionSpec
 
 _COMMAND_MEMORY_MASTER = 0x0006  # PCI30 6.2.2: answers memory accesses, may master the bus
 _REVISION_AND_CLASS = 0x08  # PCI30 6.2.1

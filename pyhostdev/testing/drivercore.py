@@ -28,15 +28,17 @@ from pyhostdev.testing.simdevice import (
     list_dir,
     put_link,
 )
+from pyhostdev.util import pciconfig, pciregs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyhostdev.testing.hostspec import DriverSpec
     from pyhostdev.testing.kernelstate import KernelState
-    from pyhostdev.testing.treefile import DriverSpec
     from pyhostdev.util.hostroot import HostRoot
 
 _DRIVER_CLASSES = ("net", "block")  # what a driver puts below its device and takes away again
+_EXPRESS_PORTS = (0x4, 0x5, 0x6, pciregs.EXP_TYPE_RC_EVENT_COLLECTOR)  # PCIE50 7.5.3.2
 
 
 def id_matches(pattern: str, device: SimDevice) -> bool:
@@ -56,6 +58,7 @@ class DriverCore:
         self.state = state
         self.groups = IOMMUGroups(root, state)
         self.save = save
+        self.ours = True  # who writes is a SysfsWriter
         self.block_next = False  # the next probe or remove hangs
         self.waiting_for: str | None = None  # whose lock a write waits for
 
@@ -94,6 +97,10 @@ class DriverCore:
 
     # Pending
 
+    def is_in_flight(self, device: str) -> bool:
+        """True while a write of a SysfsWriter for the device has not come back."""
+        return any(entry.device == device and entry.ours for entry in self.state.pending)
+
     def lock_holder(self, device: SimDevice) -> Pending | None:
         """Return the write that has the device's lock, if one is stuck inside its driver."""
         for entry in self.state.pending:
@@ -113,7 +120,7 @@ class DriverCore:
             raise Blocked
 
     def _start(self, stage: str, device: SimDevice, driver: str) -> Pending:
-        entry = Pending(str(device.address), "", "", stage, driver, "running", lands=True)
+        entry = Pending(str(device.address), "", "", stage, driver, "running", lands=True, ours=self.ours)
         self.state.pending.append(entry)
         if not self.state.described:
             self.state.moved.setdefault(entry.device, device.driver)
@@ -215,6 +222,8 @@ class DriverCore:
             return errno.EAGAIN
         if driver.probe not in (None, "hang"):
             return int(getattr(errno, driver.probe or ""))
+        if driver.name == "pcieport":
+            return 0 if _is_express_port(device) else errno.ENODEV
         return vfio.probe(device) if driver.kind == "vfio" else 0
 
     def _bound(self, device: SimDevice, driver: str) -> None:
@@ -252,6 +261,8 @@ class DriverCore:
         """Take away what the driver had put below its device, to come back with it."""
         for name in _DRIVER_CLASSES:
             if os.path.isdir(device.join(name)):
+                for entry in list_dir(device.join(name)):
+                    drop_file(self.root.join("sys/class", name, entry))
                 place = self._parking_place(device, driver)
                 os.makedirs(place, exist_ok=True)
                 os.rename(device.join(name), os.path.join(place, name))
@@ -260,6 +271,10 @@ class DriverCore:
         place = self._parking_place(device, driver)
         for name in list_dir(place):
             os.rename(os.path.join(place, name), device.join(name))
+        for name in _DRIVER_CLASSES:
+            if os.path.isdir(self.root.join("sys/class", name)):
+                for entry in list_dir(device.join(name)):
+                    put_link(self.root.join("sys/class", name, entry), device.join(name, entry))
         with contextlib.suppress(OSError):  # absent, or others are parked still
             os.rmdir(place)
             os.rmdir(os.path.dirname(place))
@@ -296,11 +311,20 @@ class DriverCore:
         for driver in self.registered():
             if self.matches(driver, device):
                 self.groups.claim_for_host(device, driver.name)
-                try:
-                    self.attach(driver, device)
-                except Refusal:
-                    continue
-                return
+                if self._offer(driver, device):
+                    return
+
+    def attach_new(self, device: SimDevice) -> None:
+        """
+        Offer a function that has just appeared to the drivers; nobody hears of a failure.
+
+        Raises:
+            Blocked: a probe has not come back.
+
+        Source: pci_bus_add_device (drivers/pci/bus.c)
+        """
+        with contextlib.suppress(Refusal):
+            self.attach_any(device)
 
     def attach_all(self, driver: DriverSpec) -> None:
         """
@@ -310,10 +334,24 @@ class DriverCore:
         """
         for device in list_devices(self.root):
             if device.driver is None and self.matches(driver, device):
-                try:
-                    self.attach(driver, device)
-                except Refusal:
-                    continue
+                self._offer(driver, device)
+
+    def _offer(self, driver: DriverSpec, device: SimDevice) -> bool:
+        try:
+            self.attach(driver, device)
+        except Refusal:
+            return False
+        return True
+
+
+def _is_express_port(device: SimDevice) -> bool:
+    """
+    True for what the port driver takes of all the bridges it matches; a tree without config space has ports only.
+
+    Source: pcie_portdrv_probe (drivers/pci/pcie/portdrv_pci.c), Linux 6.1
+    """
+    config = device.read("config")
+    return config is None or pciconfig.express_type(config) in _EXPRESS_PORTS
 
 
 def _uevent_without_driver(device: SimDevice) -> bytes:

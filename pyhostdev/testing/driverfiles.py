@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The sysfs directory of a driver, its module, and the module's lines of modules.alias.
+The sysfs directory of a driver and its module, and what lib/modules says of modules.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pyhostdev.testing.simdevice import put_file, put_link
 
 if TYPE_CHECKING:
-    from pyhostdev.testing.treefile import DriverSpec
+    from pyhostdev.testing.hostspec import DriverSpec, HostSpec
     from pyhostdev.util.hostroot import HostRoot
 
 _DRIVER_FILES = ("bind", "unbind", "new_id", "remove_id", "uevent")
@@ -21,7 +21,7 @@ def put_driver(root: HostRoot, spec: DriverSpec) -> None:
     """
     Register a driver: its directory, its module's, and the links between them.
 
-    Host: writes ``sys/bus/pci/drivers/NAME``, ``sys/module/NAME``
+    Host: writes ``sys/bus/pci/drivers/NAME``, ``sys/module/NAME``, ``dev/vfio/vfio``
     """
     directory = root.pci_driver(spec.name)
     os.makedirs(directory, exist_ok=True)
@@ -33,13 +33,31 @@ def put_driver(root: HostRoot, spec: DriverSpec) -> None:
         put_link(os.path.join(module, "drivers", f"pci:{spec.name}"), directory)
         put_link(os.path.join(directory, "module"), module)
     if spec.kind == "vfio":
-        put_vfio_node(root)
+        os.makedirs(root.dev_vfio, exist_ok=True)
+        put_file(os.path.join(root.dev_vfio, "vfio"), b"")
 
 
-def put_vfio_node(root: HostRoot) -> None:
-    """Make the container's node, which comes with the vfio module."""
-    os.makedirs(root.dev_vfio, exist_ok=True)
-    put_file(os.path.join(root.dev_vfio, "vfio"), b"")
+def put_modules(root: HostRoot, host: HostSpec) -> None:
+    """
+    Write the lists that modprobe reads.
+
+    Host: writes ``lib/modules/RELEASE/modules.{alias,dep,builtin}``
+    """
+    present = [spec for spec in host.drivers.values() if spec.availability != "missing"]
+    files = {
+        "modules.alias": [line for spec in present for line in module_aliases(spec)],
+        "modules.dep": [f"{_module_file(spec.module)}:" for spec in present if spec.module],
+        "modules.builtin": [_module_file(spec.name) for spec in present if not spec.module],
+    }
+    directory = os.path.dirname(root.modules_alias(host.release))
+    os.makedirs(directory)
+    for name, lines in files.items():
+        text = "".join(f"{line}\n" for line in dict.fromkeys(lines))
+        put_file(os.path.join(directory, name), text.encode())
+
+
+def _module_file(name: str) -> str:
+    return f"kernel/drivers/{name.replace('_', '-')}.ko"
 
 
 def module_aliases(spec: DriverSpec) -> list[str]:

@@ -10,18 +10,22 @@ Fake hosts: a directory made from a description, and the kernel that reacts in i
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
-from pyhostdev.testing.hostbuild import HostBuilder
+from pyhostdev.testing.hostbuild import bind_described, build_host, link_described, put_described
 from pyhostdev.testing.kernel import SimulatedKernel
-from pyhostdev.testing.treefile import parse_host, read_host
+from pyhostdev.testing.treefile import check_function, parse_function, parse_host, read_host
 from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
-    from pyhostdev.testing.treefile import HostSpec
+    from pyhostdev.testing.hostspec import HostSpec
+    from pyhostdev.testing.simdevice import SimDevice
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 HOSTS = os.path.join(os.path.dirname(__file__), "hosts")
+_ROOMS = ("dev", "lib", "proc", "run", "sys")
 _OWN = "fakehost."  # files of the simulation, which no host has
 
 
@@ -36,7 +40,7 @@ class FakeHost:
     def __init__(self, spec: HostSpec, directory: str | os.PathLike[str]) -> None:
         self.root = HostRoot(directory)
         self.spec = spec
-        HostBuilder(self.root, spec).build()
+        build_host(self.root, spec)
         self.kernel = SimulatedKernel(self.root)
 
     def __repr__(self) -> str:
@@ -66,6 +70,56 @@ class FakeHost:
         if name not in named_hosts():
             raise ConfigError(f"No host is called '{name}': there are {', '.join(named_hosts())}")
         return cls(read_host(os.path.join(HOSTS, f"{name}.tree")), directory)
+
+    def add_function(self, line: str) -> SimDevice:
+        """
+        Plug in a function, from a line of a description; without ``driver=`` it goes to a driver that matches.
+
+        Raises:
+            ConfigError: the line is wrong, or there is such a function.
+        """
+        try:
+            spec = parse_function(line)
+            check_function(self.spec, spec)
+        except ValueError as err:
+            raise ConfigError(f"'{line}': {err}") from err
+        if os.path.lexists(self.root.pci_device(spec.address)):
+            raise ConfigError(f"There is a function at {spec.address}")
+        self.spec.functions[spec.address] = spec
+        device = put_described(self.root, self.spec, spec)
+        link_described(self.root, self.spec, self.spec.functions[spec.physfn or spec.address])
+        with self.kernel.entered() as core:
+            if spec.driver is not None:
+                bind_described(core, spec)
+            elif not spec.nodriver:
+                core.attach_new(device)
+        return device
+
+    def remove_function(self, address: PCIDeviceAddress) -> None:
+        """Pull out a function, with its VFs; nothing brings it back."""
+        self.kernel.vanish(address, for_ever=True)
+        gone = [a for a, spec in self.spec.functions.items() if address in (a, spec.physfn)]
+        for other in gone:
+            del self.spec.functions[other]
+
+    def reboot(self) -> None:
+        """
+        Start the host anew as it was described and changed by add_function() and remove_function().
+
+        Bindings, overrides and dynamic ids are gone, as is ``run``; the boot's id is another one.
+        """
+        import uuid
+
+        for name in os.listdir(self.root.path):
+            if name in _ROOMS or name.startswith(_OWN):
+                path = self.root.join(name)
+                if os.path.isdir(path):
+                    shutil.rmtree(path)
+                else:
+                    os.unlink(path)
+        self.spec.settings["boot-id"] = str(uuid.uuid4())
+        build_host(self.root, self.spec)
+        self.kernel = SimulatedKernel(self.root)
 
     def snapshot(self, *, books: bool = False) -> dict[str, bytes | str | None]:
         """

@@ -18,7 +18,7 @@ from pyhostdev.util import pciregs
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pyhostdev.testing.treefile import FunctionSpec
+    from pyhostdev.testing.hostspec import FunctionSpec
     from pyhostdev.util.hostroot import HostRoot
 
 
@@ -124,9 +124,9 @@ def put_function(
     alone: bool = False,
 ) -> SimDevice:
     """
-    Make a function's directory in ``place`` and put it on the bus and into its group.
+    Make a function's directory in ``place`` and put it on the bus; its group is put_in_group()'s.
 
-    Host: writes ``sys/devices``, ``sys/bus/pci/devices``, ``sys/kernel/iommu_groups``
+    Host: writes ``sys/devices``, ``sys/bus/pci/devices``
     """
     path = os.path.join(place, str(spec.address))
     os.makedirs(path)
@@ -137,8 +137,6 @@ def put_function(
         put_file(os.path.join(path, name), text.encode())
     put_link(os.path.join(path, "subsystem"), root.pci_bus)
     put_on_bus(root, path)
-    if spec.group is not None:
-        put_in_group(root, path, spec.group)
     return SimDevice(root, spec.address)
 
 

@@ -7,12 +7,10 @@ What comes back is a new kernel object at the old address: another directory, no
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.faults import Refusal
 from pyhostdev.testing.functionfiles import put_in_group, put_on_bus
 from pyhostdev.testing.kernelstate import REMOVED
 from pyhostdev.testing.simdevice import (
@@ -95,6 +93,12 @@ def vanish(core: DriverCore, device: SimDevice) -> None:
     drop(core, device)
 
 
+def forget(core: DriverCore, address: PCIDeviceAddress) -> None:
+    """Let no rescan find a removed function."""
+    core.state.removed.pop(str(address), None)
+    shutil.rmtree(core.root.join(REMOVED, str(address)), ignore_errors=True)
+
+
 def rescan(core: DriverCore) -> None:
     """
     Bring removed functions back and offer them to the drivers.
@@ -105,8 +109,7 @@ def rescan(core: DriverCore) -> None:
     for name in sorted(core.state.removed):
         relative, group = core.state.removed.pop(name)
         device = _restore(core, name, relative, group)
-        with contextlib.suppress(Refusal):
-            core.attach_any(device)
+        core.attach_new(device)
 
 
 def _restore(core: DriverCore, name: str, relative: str, group: int | None) -> SimDevice:

@@ -15,11 +15,18 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyhostdev.errors import ConfigError, InDoubtError, SysfsError
+from pyhostdev.errors import (
+    ConfigError,
+    InDoubtError,
+    InternalError,
+    OperationError,
+    SysfsError,
+)
 from pyhostdev.testing import attributes, hotplug
 from pyhostdev.testing.drivercore import DriverCore
 from pyhostdev.testing.faults import Blocked, Fault, NotSimulated, Refusal, SimulatedKill
 from pyhostdev.testing.kernelstate import Pending, StateFile
+from pyhostdev.testing.procfiles import holding_process
 from pyhostdev.testing.simdevice import find_device
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.util.hostroot import HostRoot
 
+IN_DOUBT = "in-doubt"
 _BUS = re.compile(r"sys/bus/pci/([a-z_]+)")
 _DRIVER = re.compile(r"sys/bus/pci/drivers/([^/]+)/([a-z_]+)")
 _DEVICE = re.compile(r"sys/(?:bus/pci/devices|devices/.+)/([0-9a-f]{4,8}:[^/]+)/([a-z_]+)")
@@ -47,15 +55,24 @@ class SimulatedKernel:
     The kernel of one fake host; a SysfsWriter.
 
     ``trace`` lists the writes of this object, modules included, ``writes`` counts them. A write that hangs raises
-    InDoubtError at once: nobody waits for a deadline that has to pass.
+    InDoubtError at once: nobody waits for a deadline that has to pass. A ``raw`` one writes as a shell does: empty
+    values too, and without the in-flight lock that keeps a SysfsWriter from a device in doubt.
     """
 
-    def __init__(self, root: HostRoot, *, privileged: bool = True, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        root: HostRoot,
+        *,
+        privileged: bool = True,
+        read_only: bool = False,
+        raw: bool = False,
+    ) -> None:
         if root.is_live:
             raise ConfigError("The kernel of the live host cannot be simulated")
         self.root = root
         self.privileged = privileged
         self.read_only = read_only
+        self.raw = raw
         self.trace: list[TraceEntry] = []
         self.writes = 0
         self.killed = False
@@ -71,19 +88,18 @@ class SimulatedKernel:
 
         Raises:
             SysfsError: the kernel refuses, or there is no such attribute.
-            InDoubtError: the write hangs.
+            InDoubtError: the write hangs, or an earlier one to the device does.
+            InternalError: the value is empty, which the kernel would ignore.
             NotSimulated: nobody has told this kernel what the write does.
         """
-        relative = os.path.relpath(path, self.root.path)
-        result = self._answer(relative, value, str(device))
-        if result == "in-doubt":
-            raise InDoubtError(
-                f"Writing '{_shown(value)}' to '{path}' has not come back and may still take effect",
-                reason="in-doubt",
-                address=device,
-            )
+        if not value and not self.raw:
+            raise InternalError(f"An empty write to '{path}' would change nothing")
+        result = self._answer(os.path.relpath(path, self.root.path), value, str(device))
+        doing = f"write '{_printable(value)}'"
+        if result == IN_DOUBT:
+            message = f"Device {device} is in doubt: could not {doing} to '{path}'"
+            raise InDoubtError(message, reason=IN_DOUBT, address=device)
         if result != "ok":
-            doing = f"write '{_shown(value)}'"
             raise SysfsError(getattr(errno, result), path, doing, address=device)
 
     def load_module(self, name: str) -> None:
@@ -91,19 +107,25 @@ class SimulatedKernel:
         Load a module; its drivers take what they match.
 
         Raises:
-            SysfsError: ENOENT when the host has no such module.
+            OperationError: the host has no such module, or may not load it.
+            InDoubtError: loading hangs.
         """
         result = self._answer(f"modprobe/{name}", b"", "")
+        if result == IN_DOUBT:
+            raise InDoubtError(f"Loading the module '{name}' has not ended", reason=IN_DOUBT)
         if result != "ok":
-            path = self.root.join("lib/modules")
-            raise SysfsError(getattr(errno, result), path, f"load the kernel module '{name}'")
+            why = "the kernel has no such module"
+            if result != "ENOENT":
+                why = os.strerror(getattr(errno, result))
+            reason = "vfio-missing" if name.startswith("vfio") else "driver-missing"
+            raise OperationError(f"Cannot load the module '{name}': {why}", reason=reason)
 
     def is_in_flight(self, device: PCIDeviceAddress) -> bool:
-        """True while a write for the device has not come back."""
+        """True while a write for the device has not come back, whichever SysfsWriter began it."""
         if not os.path.exists(self._file.path):
             return False
-        with self._entered() as core:
-            return any(entry.device == str(device) for entry in core.state.pending)
+        with self.entered() as core:
+            return core.is_in_flight(str(device))
 
     # One write
 
@@ -121,7 +143,7 @@ class SimulatedKernel:
         except Refusal as refusal:
             result = errno.errorcode[refusal.errnum]
         except Blocked:
-            result = "in-doubt"
+            result = IN_DOUBT
         self._block_next = None
         self.trace.append(TraceEntry(path, value, result))
         for fault in faults:
@@ -129,10 +151,12 @@ class SimulatedKernel:
         return result
 
     def _react(self, path: str, value: bytes, device: str) -> None:
-        with self._entered() as core:
+        with self.entered() as core:
+            self._check_access(path)
+            if core.ours and core.is_in_flight(device):
+                raise Blocked
+            self._hang(core, path, value, device)
             try:
-                self._check_access(path)
-                self._hang(core, path, value, device)
                 self._dispatch(core, path, value)
             except Blocked:
                 self._queue(core, path, value, device)
@@ -157,17 +181,17 @@ class SimulatedKernel:
         if self._block_next and halves:
             core.block_next = True
             return
-        entry = Pending(device, path, value.hex(), "write", "", "hang", self._block_next)
+        lands, ours = self._block_next, core.ours
+        entry = Pending(device, path, value.hex(), "write", "", "hang", lands=lands, ours=ours)
         core.state.pending.append(entry)
         raise Blocked
 
     def _queue(self, core: DriverCore, path: str, value: bytes, device: str) -> None:
         """Remember a write that waits for a lock, and what is left of one that waits inside a driver."""
-        waiting = core.waiting_for
-        core.waiting_for = None
+        waiting, core.waiting_for = core.waiting_for, None
         if waiting is not None:
-            entry = Pending(device, path, value.hex(), "write", "", "queued", lands=True)
-            core.state.pending.append(entry._replace(driver=waiting))
+            entry = Pending(device, path, value.hex(), "write", waiting, "queued", True, core.ours)
+            core.state.pending.append(entry)
 
     def _dispatch(self, core: DriverCore, path: str, value: bytes) -> None:
         """
@@ -218,7 +242,7 @@ class SimulatedKernel:
     # State
 
     @contextlib.contextmanager
-    def _entered(self) -> Iterator[DriverCore]:
+    def entered(self) -> Iterator[DriverCore]:
         """Hold the tree's lock, with its state as the last write left it; keep what changes."""
         lock = os.open(self.root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -226,6 +250,7 @@ class SimulatedKernel:
             state = self._file.load()
             core = DriverCore(self.root, state, lambda: self._file.save(state))
             self._settle(core)
+            core.ours = not self.raw
             try:
                 yield core
             finally:
@@ -246,6 +271,7 @@ class SimulatedKernel:
             core.finish(entry)
             return
         core.state.pending.remove(entry)
+        core.ours = entry.ours
         if not entry.lands:
             return
         try:
@@ -274,24 +300,26 @@ class SimulatedKernel:
         raise SimulatedKill
 
     def foreign(self) -> SimulatedKernel:
-        """Return the same kernel for another writer, with no faults and a trace of its own."""
-        return SimulatedKernel(self.root)
+        """Return the same kernel for a shell: with no faults, and a trace of its own."""
+        return SimulatedKernel(self.root, raw=True)
 
     def complete(self, device: PCIDeviceAddress | None = None) -> None:
         """Let the writes that hang come back, of one device or of all, and those behind them."""
-        with self._entered() as core:
+        with self.entered() as core:
             for index, entry in enumerate(core.state.pending):
                 chosen = device is None or entry.device == str(device)
                 if chosen and entry.reason in ("hang", "held"):
                     core.state.pending[index] = entry._replace(reason="running")
             self._settle(core)
 
-    def vanish(self, address: PCIDeviceAddress) -> None:
-        """Take a function off the bus at once, as a surprise removal does."""
-        with self._entered() as core:
+    def vanish(self, address: PCIDeviceAddress, *, for_ever: bool = False) -> None:
+        """Take a function off the bus at once, as a surprise removal does; a rescan finds it unless for_ever."""
+        with self.entered() as core:
             device = find_device(self.root, str(address))
             if device is not None:
                 hotplug.vanish(core, device)
+            if for_ever:
+                hotplug.forget(core, address)
 
     def change_driver(self, name: str, *, probe: str | None = None, remove: str | None = None) -> None:
         """
@@ -301,7 +329,7 @@ class SimulatedKernel:
             probe: an errno's name, "defer" or "hang".
             remove: "hang".
         """
-        with self._entered() as core:
+        with self.entered() as core:
             spec = core.state.driver(name)
             core.state.drivers[name] = spec._replace(probe=probe, remove=remove)
             core.state.taught = True
@@ -319,17 +347,18 @@ class SimulatedKernel:
         """
         path = self.root.vfio_group(group)
         try:
-            with self._entered() as core:
+            with self.entered() as core:
                 fd = core.groups.open(group)
                 names = core.groups.vfio_members(group) if devices is None else map(str, devices)
                 core.state.held[str(group)] = list(names)
         except Refusal as refusal:
             raise SysfsError(refusal.errnum, path, f"open IOMMU group {group}") from None
         try:
-            yield fd
+            with holding_process(self.root, group):
+                yield fd
         finally:
             os.close(fd)
-            with self._entered() as core:
+            with self.entered() as core:
                 core.state.held.pop(str(group), None)
                 self._settle(core)
 
@@ -346,5 +375,5 @@ def _is_over(core: DriverCore, entry: Pending) -> bool:
     return False
 
 
-def _shown(value: bytes) -> str:
-    return value.decode("ascii", "backslashreplace").rstrip("\n")[:64]
+def _printable(value: bytes) -> str:
+    return value.decode("ascii", "backslashreplace").replace("\n", "\\n")

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyhostdev.testing.hostspec import DriverSpec, driver_kind
 from pyhostdev.testing.simdevice import SimDevice, drop_file, list_devices, list_dir, read_file
-from pyhostdev.testing.treefile import DriverSpec, driver_kind
 
 if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
@@ -31,7 +31,7 @@ class Pending(NamedTuple):
     ``stage`` says what is left: "remove" or "probe" (that half of unbind or bind, in ``driver``), or "write" (all of
     it). ``reason`` says until when: "held" while somebody holds the device open, "hang" until complete(), "queued"
     behind the write that has the device's lock, "running" when the simulating process died in the middle. One with
-    ``lands`` False leaves no effect.
+    ``lands`` False leaves no effect. ``ours`` are the writes of a SysfsWriter, which keep its later ones away.
     """
 
     device: str
@@ -41,6 +41,7 @@ class Pending(NamedTuple):
     driver: str
     reason: str
     lands: bool
+    ours: bool
 
 
 class KernelState:

@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import InvalidAddressError
+from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ class SimDevice:
     def update(self, name: str, content: bytes) -> None:
         """Change an attribute that is there; others do not appear."""
         if os.path.exists(self.join(name)):
-            put_file(self.join(name), content)
+            temporary = self.root.join(f"fakehost.{os.getpid()}")
+            put_file(temporary, content)
+            os.rename(temporary, self.join(name))  # who is killed here leaves the old or the new one
 
     def number(self, name: str) -> int:
         """Return an attribute's number, -1 when there is none: it then matches no id."""
@@ -139,10 +142,10 @@ class SimDevice:
     @property
     def is_bridge(self) -> bool:
         """True where config space has another header than an endpoint's, by class where there is no config."""
-        config = self.read("config")
-        if config is not None and len(config) > 14:
-            return config[14] & 0x7F != 0
-        return self.number("class") >> 8 == 0x0604
+        header = pciconfig.header_type(self.read("config") or b"")
+        if header is not None:
+            return header != pciregs.HEADER_TYPE_ENDPOINT
+        return self.number("class") >> 8 == pciregs.CLASS_BRIDGE_PCI
 
 
 def find_device(root: HostRoot, name: str) -> SimDevice | None:

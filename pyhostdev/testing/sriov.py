@@ -7,19 +7,16 @@ Source: sriov_numvfs_store, sriov_enable, pci_iov_add_virtfn (drivers/pci/iov.c)
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import struct
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing import hotplug
-from pyhostdev.testing.faults import NotSimulated, Refusal
-from pyhostdev.testing.functionfiles import link_virtual_functions, put_function
-from pyhostdev.testing.kernelstate import REMOVED
+from pyhostdev.testing.faults import NotSimulated
+from pyhostdev.testing.functionfiles import link_virtual_functions, put_function, put_in_group
+from pyhostdev.testing.hostspec import FunctionSpec
 from pyhostdev.testing.simdevice import SimDevice, list_dir
-from pyhostdev.testing.treefile import FunctionSpec
-from pyhostdev.util import pciregs
+from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
@@ -83,12 +80,14 @@ def enable(core: DriverCore, pf: SimDevice, count: int) -> None:
         ari = pf.read("ari_enabled") == b"1\n"
         spec = _virtual_spec(core, pf, index)
         on_own_bus = spec.address.bus == pf.address.bus
-        vfs.append(put_function(core.root, spec, place, ari=ari and on_own_bus))
+        vf = put_function(core.root, spec, place, ari=ari and on_own_bus)
+        if spec.group is not None:
+            put_in_group(core.root, vf.path, spec.group)
+        vfs.append(vf)
     link_virtual_functions(pf, vfs)
     _show_count(pf, count)
     for vf in vfs:
-        with contextlib.suppress(Refusal):
-            core.attach_any(vf)
+        core.attach_new(vf)
 
 
 def disable(core: DriverCore, pf: SimDevice) -> None:
@@ -100,7 +99,7 @@ def disable(core: DriverCore, pf: SimDevice) -> None:
     """
     for address in pf.virtual_functions:
         hotplug.remove(core, SimDevice(core.root, address))
-        shutil.rmtree(core.root.join(REMOVED, str(address)), ignore_errors=True)
+        hotplug.forget(core, address)
     _show_count(pf, 0)
 
 
@@ -108,21 +107,8 @@ def _show_count(pf: SimDevice, count: int) -> None:
     """Write the number of VFs where the attribute and config space show it."""
     pf.update("sriov_numvfs", f"{count}\n".encode())
     config = bytearray(pf.read("config") or b"")
-    where = _find_sriov(bytes(config))
+    where = pciconfig.find_extended_capability(bytes(config), pciregs.EXT_CAP_ID_SRIOV)
     if where:
         struct.pack_into("<H", config, where + 0x08, 0x09 if count else 0)
         struct.pack_into("<H", config, where + _NUM_VFS, count)
         pf.update("config", bytes(config))
-
-
-def _find_sriov(config: bytes) -> int:
-    """Return the offset of the SR-IOV capability, 0 where there is none."""
-    where = pciregs.EXT_CAP_START
-    for _ in range(pciregs.EXT_CAP_STEPS_MAX):
-        if where < pciregs.EXT_CAP_START or where + 4 > len(config):
-            return 0
-        (header,) = struct.unpack_from("<I", config, where)
-        if header & 0xFFFF == pciregs.EXT_CAP_ID_SRIOV:
-            return where
-        where = header >> 20
-    return 0

@@ -59,113 +59,31 @@ The **rest**::
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigError
+from pyhostdev.testing.hostspec import (
+    EXPRESS_KINDS,
+    DriverSpec,
+    FunctionSpec,
+    HostSpec,
+    MemberSpec,
+    driver_kind,
+)
 from pyhostdev.util.hostroot import check_driver_name
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-EXPRESS_KINDS = {  # PCIE50 7.5.3.2, bits 4-7
-    "endpoint": 0x0,
-    "legacy-endpoint": 0x1,
-    "root-port": 0x4,
-    "upstream-port": 0x5,
-    "downstream-port": 0x6,
-    "pci-bridge": 0x7,
-    "integrated-endpoint": 0x9,
-}
 _ADDRESS_START = re.compile(r"[0-9A-Fa-f]{4,8}:")
 _DUMP_LINE = re.compile(r"([0-9A-Fa-f]{1,3}):((?: [0-9A-Fa-f]{2})+)")
 _DRIVER_ID = re.compile(r"(?:[0-9a-f]{4}|\*):(?:[0-9a-f]{4}|\*)|class:[0-9a-f]{2,6}")
 _FLAGS = ("multifunction", "pm", "flr", "af", "acs", "ari", "boot-vga", "nodriver")
-
-
-class FunctionSpec(NamedTuple):
-    """One PCI function of a described host."""
-
-    address: PCIDeviceAddress
-    vendor: int
-    device: int
-    class_: int
-    driver: str | None = None
-    override: str | None = None
-    group: int | None = None
-    subsystem: tuple[int, int] | None = None
-    revision: int = 0
-    numa_node: int = -1
-    multifunction: bool = False
-    bridge: tuple[int, int] | None = None
-    express: int | None = None
-    pm: str | None = None
-    flr: bool = False
-    af: bool = False
-    acs: str | None = None
-    ari: bool = False
-    sriov: int | None = None
-    vf_device: int = 0
-    vf_offset: int = 1
-    vf_stride: int = 1
-    autoprobe: int = 1
-    physfn: PCIDeviceAddress | None = None
-    parent: PCIDeviceAddress | None = None
-    boot_vga: bool = False
-    net: tuple[str, ...] = ()
-    block: tuple[str, ...] = ()
-    dump: str | None = None
-    nodriver: bool = False
-    patches: tuple[tuple[int, bytes], ...] = ()
-
-
-class DriverSpec(NamedTuple):
-    """One driver of a described host; ``availability`` is loaded, available or missing."""
-
-    name: str
-    ids: tuple[str, ...] = ()
-    kind: str = "host"  # host, managed-dma or vfio
-    module: str | None = None
-    availability: str = "loaded"
-    probe: str | None = None
-    remove: str | None = None
-
-
-class MemberSpec(NamedTuple):
-    """A group member that is no PCI function."""
-
-    group: int
-    name: str
-    driver: str | None
-
-
-class HostSpec(NamedTuple):
-    """A described host, as its text says it; nothing is checked against the rest here."""
-
-    name: str
-    directory: str
-    functions: dict[PCIDeviceAddress, FunctionSpec]
-    drivers: dict[str, DriverSpec]
-    members: list[MemberSpec]
-    group_types: dict[int, str]
-    settings: dict[str, str]
-    mounts: list[tuple[str, str, str]]
-    swaps: list[str]
-    routes: list[str]
-
-
-def driver_kind(name: str) -> str:
-    """
-    Return how a driver treats its group's DMA, by its name.
-
-    Source: users of driver_managed_dma in Linux 6.1 (vfio-pci and its variants, pci-stub, the port driver)
-    """
-    if name.endswith(("vfio-pci", "vfio_pci")):
-        return "vfio"
-    return "managed-dma" if name in ("pci-stub", "pcieport") else "host"
 
 
 def _ids(text: str) -> tuple[int, int]:
@@ -313,12 +231,16 @@ class _Reader:
     def __init__(self, host: HostSpec) -> None:
         self.host = host
         self.last: PCIDeviceAddress | None = None
+        self.lines: dict[PCIDeviceAddress, int] = {}
 
-    def read(self, line: str) -> None:
+    def read(self, number: int, line: str) -> None:
+        """Take one line without its comment."""
         if line[0].isspace():
             self._patch(line)
         elif _ADDRESS_START.match(line):
             self._function(line)
+            assert self.last is not None
+            self.lines[self.last] = number
         else:
             key, *words = line.split()
             reader = getattr(self, f"read_{key.replace('-', '_')}", None)
@@ -380,17 +302,46 @@ def parse_host(text: str, *, name: str = "host", directory: str = "") -> HostSpe
     Raises:
         ConfigError: a line is wrong, or contradicts another; ``line`` is its number where one line is to blame.
     """
-    host = HostSpec(name, directory, {}, {}, [], {}, {}, [], [], [])
+    host = HostSpec(name, directory)
     reader = _Reader(host)
     for number, line in enumerate(text.splitlines(), 1):
         content = line.split("#", 1)[0].rstrip()
-        if not content:
-            continue
-        try:
-            reader.read(content)
-        except (ValueError, IndexError, TypeError, ConfigError) as err:
-            raise ConfigError(f"Line {number} of host '{name}': {err}", line=number) from err
+        if content:
+            with _naming_line(number, name):
+                reader.read(number, content)
+    for address, number in reader.lines.items():
+        with _naming_line(number, name):
+            check_function(host, host.functions[address])
     return host
+
+
+@contextlib.contextmanager
+def _naming_line(number: int, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, IndexError, TypeError, ConfigError) as err:
+        raise ConfigError(f"Line {number} of host '{name}': {err}", line=number) from err
+
+
+def check_function(host: HostSpec, spec: FunctionSpec) -> None:
+    """
+    Refuse a function that contradicts the rest of its host.
+
+    Raises:
+        ValueError: it names what is not described, or is not what it is named as.
+    """
+    for address in (spec.physfn, spec.parent):
+        if address is not None and address not in host.functions:
+            raise ValueError(f"{address} is not described")
+    if spec.physfn is not None and host.functions[spec.physfn].sriov is None:
+        raise ValueError(f"{spec.physfn} has no VFs")
+    if spec.parent is not None and host.functions[spec.parent].bridge is None:
+        raise ValueError(f"{spec.parent} is no bridge")
+    driver = host.drivers.get(spec.driver or "")
+    if spec.driver is not None and (driver is None or driver.availability != "loaded"):
+        raise ValueError(f"the driver '{spec.driver}' is not loaded")
+    if spec.driver is None and (spec.net or spec.block):
+        raise ValueError("interfaces and block devices come with a driver")
 
 
 def read_host(path: str | os.PathLike[str]) -> HostSpec:

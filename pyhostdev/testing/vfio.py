@@ -12,7 +12,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.simdevice import list_devices, list_dir, put_file
+from pyhostdev.testing.simdevice import list_dir, put_file
 
 if TYPE_CHECKING:
     from pyhostdev.testing.iommu import IOMMUGroups
@@ -34,12 +34,14 @@ def probe(device: SimDevice) -> int:
     return 0 if device.group is not None else errno.EINVAL
 
 
-def _next_number(device: SimDevice) -> int:
+def _next_number(groups: IOMMUGroups) -> int:
     """Return the lowest number no vfio device has."""
     used = {
         int(name.removeprefix("vfio"))
-        for other in list_devices(device.root)
-        for name in list_dir(other.join("vfio-dev"))
+        for driver in list_dir(groups.root.pci_drivers)
+        if groups.state.driver(driver).kind == "vfio"
+        for device in list_dir(groups.root.pci_driver(driver))
+        for name in list_dir(os.path.join(groups.root.pci_driver(driver), device, "vfio-dev"))
     }
     return next(number for number in range(len(used) + 1) if number not in used)
 
@@ -47,7 +49,7 @@ def _next_number(device: SimDevice) -> int:
 def add_device(groups: IOMMUGroups, device: SimDevice) -> None:
     """Make the group's node and the function's ``vfio-dev`` appear."""
     if not list_dir(device.join("vfio-dev")):
-        directory = device.join("vfio-dev", f"vfio{_next_number(device)}")
+        directory = device.join("vfio-dev", f"vfio{_next_number(groups)}")
         os.makedirs(directory)
         put_file(os.path.join(directory, "uevent"), b"")
     if device.group is not None:

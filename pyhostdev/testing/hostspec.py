@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a host's description says, as values: functions, drivers, the rest.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+DEFAULT_RELEASE = "6.1.0-fake"
+DEFAULT_BOOT_ID = "1bd2d2c6-3fd5-4b5e-9e0c-5f3a3c9e1d00"
+EXPRESS_KINDS = {  # PCIE50 7.5.3.2, bits 4-7
+    "endpoint": 0x0,
+    "legacy-endpoint": 0x1,
+    "root-port": 0x4,
+    "upstream-port": 0x5,
+    "downstream-port": 0x6,
+    "pci-bridge": 0x7,
+    "integrated-endpoint": 0x9,
+}
+
+
+class FunctionSpec(NamedTuple):
+    """One PCI function of a described host."""
+
+    address: PCIDeviceAddress
+    vendor: int
+    device: int
+    class_: int
+    driver: str | None = None
+    override: str | None = None
+    group: int | None = None
+    subsystem: tuple[int, int] | None = None
+    revision: int = 0
+    numa_node: int = -1
+    multifunction: bool = False
+    bridge: tuple[int, int] | None = None
+    express: int | None = None
+    pm: str | None = None
+    flr: bool = False
+    af: bool = False
+    acs: str | None = None
+    ari: bool = False
+    sriov: int | None = None
+    vf_device: int = 0
+    vf_offset: int = 1
+    vf_stride: int = 1
+    autoprobe: int = 1
+    physfn: PCIDeviceAddress | None = None
+    parent: PCIDeviceAddress | None = None
+    boot_vga: bool = False
+    net: tuple[str, ...] = ()
+    block: tuple[str, ...] = ()
+    dump: str | None = None
+    nodriver: bool = False
+    patches: tuple[tuple[int, bytes], ...] = ()
+
+    def bridge_to(self, bus: int) -> bool:
+        """True when the bus directly below this bridge has that number."""
+        return self.bridge is not None and self.bridge[0] == bus
+
+
+class DriverSpec(NamedTuple):
+    """One driver of a described host; ``availability`` is loaded, available or missing."""
+
+    name: str
+    ids: tuple[str, ...] = ()
+    kind: str = "host"  # host, managed-dma or vfio
+    module: str | None = None
+    availability: str = "loaded"
+    probe: str | None = None
+    remove: str | None = None
+
+
+class MemberSpec(NamedTuple):
+    """A group member that is no PCI function."""
+
+    group: int
+    name: str
+    driver: str | None
+
+
+class HostSpec:
+    """A described host, as its text says it."""
+
+    __slots__ = (
+        "directory",
+        "drivers",
+        "functions",
+        "group_types",
+        "members",
+        "mounts",
+        "name",
+        "routes",
+        "settings",
+        "swaps",
+    )
+
+    def __init__(self, name: str, directory: str = "") -> None:
+        self.name = name
+        self.directory = directory  # where dump= looks for its file
+        self.functions: dict[PCIDeviceAddress, FunctionSpec] = {}
+        self.drivers: dict[str, DriverSpec] = {}
+        self.members: list[MemberSpec] = []
+        self.group_types: dict[int, str] = {}
+        self.settings: dict[str, str] = {}
+        self.mounts: list[tuple[str, str, str]] = []
+        self.swaps: list[str] = []
+        self.routes: list[str] = []
+
+    @property
+    def release(self) -> str:
+        """The kernel's release."""
+        return self.settings.get("release", DEFAULT_RELEASE)
+
+    @property
+    def boot_id(self) -> str:
+        """The boot's id."""
+        return self.settings.get("boot-id", DEFAULT_BOOT_ID)
+
+    def group_type(self, group: int) -> str:
+        """Return the domain type of a group."""
+        return self.group_types.get(group, "DMA")
+
+    def bridge_above(self, spec: FunctionSpec) -> FunctionSpec | None:
+        """Return the bridge that leads to a function's bus; a VF is where its PF is."""
+        if spec.physfn is not None:
+            return self.bridge_above(self.functions[spec.physfn])
+        if spec.parent is not None:
+            return self.functions[spec.parent]
+        for other in self.functions.values():
+            same_domain = other.address.domain == spec.address.domain
+            if same_domain and other.bridge_to(spec.address.bus):
+                return other
+        return None
+
+    def virtual_functions(self, spec: FunctionSpec) -> list[FunctionSpec]:
+        """Return the described VFs of a PF, in the order of their index."""
+        return [vf for vf in self.functions.values() if vf.physfn == spec.address]
+
+    def is_first_on_bus(self, spec: FunctionSpec) -> bool:
+        """True for the function that the kernel finds first on its bus."""
+        bus = spec.address[:2]
+        return spec.address == min(other for other in self.functions if other[:2] == bus)
+
+
+def driver_kind(name: str) -> str:
+    """
+    Return how a driver treats its group's DMA, by its name.
+
+    Source: users of driver_managed_dma in Linux 6.1 (vfio-pci and its variants, pci-stub, the port driver)
+    """
+    if name.endswith(("vfio-pci", "vfio_pci")):
+        return "vfio"
+    return "managed-dma" if name in ("pci-stub", "pcieport") else "host"
