@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The lab's domains: XML with host devices, and a guest that lists its PCI devices and powers off.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from labhost import KERNEL
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import initramfs
+
+RUN = Path("/run/lab")
+SERIAL = RUN / "serial"
+GUEST_SLOT = 4
+
+# What the guest runs: lspci -n, and power off. The line between the marks is our interface.
+INIT = """#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t proc proc /proc
+$b mount -t sysfs sys /sys
+$b mount -t devtmpfs dev /dev
+echo "GUEST-BEGIN"
+/bin/lspci -n
+echo "GUEST-END"
+[ -e /stay ] && $b sleep 1000000
+$b poweroff -f
+"""
+
+
+def guest_kernel() -> Path:
+    """Return the kernel that starts fastest: one that has not to unpack itself first."""
+    boot = KERNEL / "boot"
+    return next(iter(sorted(boot.glob("vmlinux-*")) or sorted(boot.glob("vmlinuz-*"))))
+
+
+def guest_archive(*, stay: bool) -> Path:
+    """Return the guest's initramfs; a guest that stays does not power off by itself."""
+    archive = RUN / ("stay.cpio" if stay else "list.cpio")
+    if not archive.exists():
+        RUN.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory() as directory:
+            content = initramfs.Initramfs(Path(directory), INIT)
+            content.add_program(initramfs.tool("lspci"))
+            if stay:
+                (content.top / "stay").touch()
+            content.write(archive)
+    return archive
+
+
+def guest_devices(serial: str) -> dict[str, tuple[str, str]]:
+    """Return class and ids by address, of what lspci printed in the guest."""
+    listing = serial.partition("GUEST-BEGIN")[2].partition("GUEST-END")[0]
+    found = re.findall(r"^(\S+) (\w{4}): (\w{4}:\w{4})", listing, re.MULTILINE)
+    return {address: (class_, ids) for address, class_, ids in found}
+
+
+def hostdev(address: str, *, assigned: str | None = "yes", function: int | None = None) -> str:
+    """Return a managed host device, at a function of the guest's slot when one is given."""
+    domain, bus, slot, number = re.split("[:.]", address)
+    guest = ""
+    if function is not None:
+        more = " multifunction='on'" if function == 0 else ""
+        guest = (
+            f"<address type='pci' domain='0x0000' bus='0x00' slot='0x{GUEST_SLOT:02x}' function='0x{function}'{more}/>"
+        )
+    consent = f" assigned='{assigned}'" if assigned else ""
+    return f"""
+    <hostdev mode='subsystem' type='pci' managed='yes'{consent}>
+      <driver name='vfio'/>
+      <source><address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{number}'/></source>
+      {guest}
+    </hostdev>"""
+
+
+def write_domain(name: str, hostdevs: str, *, stay: bool = False) -> Path:
+    """Write a domain that boots the guest, and return its file."""
+    archive = guest_archive(stay=stay)
+    cmdline = "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable cryptomgr.notests random.trust_cpu=on"
+    path = RUN / f"{name}.xml"
+    path.write_text(f"""<domain type='qemu'>
+  <name>{name}</name>
+  <memory unit='MiB'>256</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+    <kernel>{guest_kernel()}</kernel>
+    <initrd>{archive}</initrd>
+    <cmdline>{cmdline}</cmdline>
+  </os>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='usb' model='none'/>
+    <serial type='file'><source path='{SERIAL}'/></serial>
+    <memballoon model='none'/>{hostdevs}
+  </devices>
+</domain>
+""")
+    return path

@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The lab: fetch what it takes, boot each host once, run its scenario there, report times.
+
+Exit status 0 when every scenario passed, or when the lab cannot be had here: then it says what is missing.
+"""
+
+from __future__ import annotations
+
+import compileall
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import fetch
+from boot import EXIT_NOT_BOOTED, HERE, KERNEL, kernel_of
+
+PATIENCE = 3 if os.environ.get("CI") == "true" else 1  # strangers' machines are slow and busy
+BOOT_ATTEMPTS = 2 if PATIENCE > 1 else 1
+
+
+class Host(NamedTuple):
+    """One boot: the host's devices, and the script that runs in it."""
+
+    name: str
+    options: tuple[str, ...]
+    script: str
+    timeout_s: int
+
+
+HOSTS = [
+    Host("one IOMMU group and an NVMe controller with VFs", ("--nic", "onegroup", "--vfs", "4"), "onegroup.py", 600),
+    Host("a bridge in the group", ("--nic", "bridge"), "bridge.py", 120),
+]
+
+
+def say(text: str) -> None:
+    """Print one of our own lines."""
+    sys.stdout.write(f"lab: {text}\n")
+    sys.stdout.flush()
+
+
+def compile_ahead() -> None:
+    """Compile what the hosts import: they are ten times slower at it, and cannot keep the result."""
+    package = importlib.util.find_spec("pyhostdev")
+    for directory in (*(package.submodule_search_locations or () if package else ()), str(HERE)):
+        compileall.compile_dir(directory, quiet=2)
+
+
+def run_in(host: Host, steps: list[str]) -> int:
+    """Boot a host and run its script; a boot that fails may be tried again."""
+    words = [
+        sys.executable, str(HERE / "boot.py"), *host.options,
+        "--timeout", str(host.timeout_s * PATIENCE), "--env", f"LAB_PATIENCE={PATIENCE}",
+        "--", sys.executable, str(HERE / "in_guest" / host.script), *steps,
+    ]  # fmt: skip
+    for attempt in range(BOOT_ATTEMPTS):
+        status = subprocess.run(words).returncode
+        if status != EXIT_NOT_BOOTED:
+            return status
+        say(f"the host did not boot (attempt {attempt + 1} of {BOOT_ATTEMPTS})")
+    return status
+
+
+def main(steps: list[str]) -> int:
+    """Run every host, or the named steps only; return how it went."""
+    begin = time.monotonic()
+    try:
+        fetch.fetch()
+    except fetch.UnavailableError as err:
+        say(f"skipped, it cannot be had here: {err}")
+        return 0
+    compile_ahead()
+    say(f"kernel {kernel_of(KERNEL).name.removeprefix('vmlinuz-')}, ready after {time.monotonic() - begin:.0f} s")
+    results = []
+    for host in HOSTS:
+        start = time.monotonic()
+        say(f"host with {host.name}")
+        status = run_in(host, steps)
+        results.append(status)
+        say(f"{'passed' if status == 0 else f'FAILED ({status})'} in {time.monotonic() - start:.0f} s: {host.name}")
+    say(f"{'passed' if not any(results) else 'FAILED'} in {time.monotonic() - begin:.0f} s")
+    return 1 if any(results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The simulated kernel answers as the real one did: ``kernel_answers.json`` is what the lab recorded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from pyhostdev.errors import SysfsError
+from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+sys.path.insert(0, str(Path(__file__).parent))
+import kernel_scripts
+
+TREE = Path(__file__).with_name("lab.tree")
+
+
+class Simulated:
+    """A fake host of the lab's kind, as the scripts see it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.host = FakeHost.from_tree(TREE, directory)
+
+    def _device(self, address: str, name: str) -> Path:
+        return Path(self.host.root.pci_devices) / address / name
+
+    def write(self, path: str, value: bytes) -> str:
+        device = PCIDeviceAddress.parse(kernel_scripts.NIC0)
+        try:
+            self.host.kernel.write(os.path.join(self.host.root.pci_bus, path), value, device=device)
+        except SysfsError as err:
+            return errno.errorcode[err.errno]
+        return "ok"
+
+    def driver(self, address: str) -> str | None:
+        link = self._device(address, "driver")
+        return link.readlink().name if link.is_symlink() else None
+
+    def override(self, address: str) -> str:
+        text = self._device(address, "driver_override").read_bytes()
+        return text.removesuffix(b"\n").decode(errors="backslashreplace")
+
+    def hold(self, address: str) -> AbstractContextManager[int]:
+        return self.host.kernel.open_group(int(self._device(address, "iommu_group").readlink().name))
+
+
+@pytest.mark.parametrize("script", kernel_scripts.SCRIPTS, ids=lambda script: script.name)
+def test_simulated_kernel_answers_as_the_real_one(script: kernel_scripts.Script, tmp_path: Path) -> None:
+    """
+    Every script gets the errnos, the driver and the override that the lab's kernel gave it.
+    """
+    assert kernel_scripts.recorded()[script.name] == kernel_scripts.run(script, Simulated(tmp_path))
