@@ -2,31 +2,26 @@
 """
 Who wants which device, and what to restore: one small file a device, written before the kernel is touched.
 
-The directory lies under /run and dies with the boot, as the kernel's bindings do. It is opened once and everything
-in it is reached through that descriptor, never through a link; a file is replaced as a whole or not at all. A
-record that cannot be trusted is set aside under another name and reported, and nobody acts on it.
+The state directory lies under /run and dies with the boot, as the kernel's bindings do. A record that cannot be
+trusted is set aside under another name and reported, and nobody acts on it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import stat
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-from pyhostdev.errors import HostdevError, OperationError, SysfsError
+from pyhostdev.errors import HostdevError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import Binding
+from pyhostdev.util.statedir import StateDir
 
 VERSION = 1
 SUFFIX = ".json"
 ASIDE = ".bad"
-RECORD_MAX = 16384  # bytes; a record has a few hundred
 
 PREPARING = "preparing"
 PREPARED = "prepared"
@@ -102,74 +97,27 @@ def _decode(data: bytes, name: str) -> Record:
 
 
 class Journal:
-    """
-    The records below one state directory.
+    """The records below one state directory, by address."""
 
-    Reading creates nothing; the first write makes the directory, mode 0700.
-    """
+    def __init__(self, state: StateDir | str) -> None:
+        self.state = StateDir(state) if isinstance(state, str) else state
 
-    def __init__(self, state_dir: str) -> None:
-        self.state_dir = state_dir
-        self._fd: int | None = None
-
-    def close(self) -> None:
-        """Close the directory; the next call opens it again."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-    def _open(self, *, create: bool) -> int | None:
-        if self._fd is not None:
-            return self._fd
-        if create:
-            os.makedirs(os.path.dirname(self.state_dir), exist_ok=True)
-            with _tolerated(FileExistsError):
-                os.mkdir(self.state_dir, 0o700)
-        try:
-            fd = os.open(
-                self.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            )
-        except FileNotFoundError:
-            return None
-        except OSError as err:
-            raise SysfsError(err.errno or 0, self.state_dir, "open the state directory") from err
-        self._fd = self._checked(fd)
-        return self._fd
-
-    def _checked(self, fd: int) -> int:
-        """Refuse a directory that others could have written into."""
-        facts = os.fstat(fd)
-        if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022:
-            os.close(fd)
-            raise OperationError(
-                f"State directory '{self.state_dir}' can be written by others", rolled_back=True
-            )
-        return fd
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the state directory for one change; a second process waits here."""
-        fd = self._open(create=True)
-        assert fd is not None
-        lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+        return self.state.locked()
 
     def read(self) -> tuple[dict[PCIDeviceAddress, Record], list[BadRecord]]:
         """
         Return all records by address, in order, and the files that are none.
 
         Raises:
-            SysfsError: the state directory is there and cannot be read.
+            OperationError: others could write into the state directory.
+            SysfsError: it is there and cannot be read.
         """
-        fd = self._open(create=False)
         records: dict[PCIDeviceAddress, Record] = {}
         bad: list[BadRecord] = []
-        for name in sorted(os.listdir(fd)) if fd is not None else ():
-            if name.endswith((SUFFIX, ASIDE)):
+        for name in self.state.names():
+            if name.endswith((SUFFIX, ASIDE)) and not name.startswith("."):
                 try:
                     record = self._read_one(name)
                     records[record.address] = record
@@ -180,19 +128,7 @@ class Journal:
     def _read_one(self, name: str) -> Record:
         if name.endswith(ASIDE):
             raise ValueError("it was set aside earlier")
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
-        except OSError as err:
-            raise ValueError(f"it cannot be opened ({err.strerror})") from None
-        try:
-            facts = os.fstat(fd)
-            if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
-                raise ValueError("it is no ordinary file")
-            if facts.st_uid not in (0, os.geteuid()):
-                raise ValueError("it belongs to somebody else")
-            return _decode(os.read(fd, RECORD_MAX), name)
-        finally:
-            os.close(fd)
+        return _decode(self.state.read(name), name)
 
     def write(self, record: Record) -> None:
         """
@@ -201,54 +137,23 @@ class Journal:
         Raises:
             SysfsError: the directory or the disk refuses; the earlier record stands.
         """
-        try:
-            self._replace(f"{record.address}{SUFFIX}", _encode(record))
-        except OSError as err:
-            if isinstance(err, HostdevError):
-                raise
-            raise SysfsError(
-                err.errno or 0, self.state_dir, f"record device {record.address}"
-            ) from err
-
-    def _replace(self, name: str, data: bytes) -> None:
-        top = self._open(create=True)
-        assert top is not None
-        temporary = f".{name}.{os.urandom(8).hex()}"
-        fd = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=top
-        )
-        try:
-            try:
-                if os.write(fd, data) != len(data):
-                    raise OSError(28, "short write")
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(temporary, name, src_dir_fd=top, dst_dir_fd=top)
-        except BaseException:
-            with _tolerated(FileNotFoundError):
-                os.unlink(temporary, dir_fd=top)
-            raise
-        os.fsync(top)
+        self.state.replace(f"{record.address}{SUFFIX}", _encode(record))
 
     def remove(self, address: PCIDeviceAddress) -> None:
-        """Forget a device; nothing happens when there is no record of it."""
-        top = self._open(create=False)
-        if top is not None:
-            with _tolerated(FileNotFoundError):
-                os.unlink(f"{address}{SUFFIX}", dir_fd=top)
-            os.fsync(top)
+        """
+        Forget a device; nothing happens when there is no record of it.
+
+        Raises:
+            SysfsError: the directory refuses.
+        """
+        self.state.remove(f"{address}{SUFFIX}")
 
     def set_aside(self, bad: BadRecord) -> None:
-        """Rename a file that is no record, so that it stays for a look and stands in nobody's way."""
-        top = self._open(create=False)
-        if top is not None and not bad.name.endswith(ASIDE):
-            os.rename(bad.name, f"{bad.name}{ASIDE}", src_dir_fd=top, dst_dir_fd=top)
+        """
+        Rename a file that is no record, so that it stays for a look and stands in nobody's way.
 
-
-@contextmanager
-def _tolerated(error: type[OSError]) -> Iterator[None]:
-    try:
-        yield
-    except error:
-        return
+        Raises:
+            SysfsError: the directory refuses.
+        """
+        if not bad.name.endswith(ASIDE):
+            self.state.rename(bad.name, f"{bad.name}{ASIDE}")

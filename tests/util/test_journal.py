@@ -31,13 +31,13 @@ def journal(tmp_path: Path) -> Journal:
 def test_what_is_written_is_read_by_another_process(journal: Journal) -> None:
     """A second journal on the same directory has the same record."""
     journal.write(record())
-    assert ({ADDRESS: record()}, []) == Journal(journal.state_dir).read()
+    assert ({ADDRESS: record()}, []) == Journal(journal.state.path).read()
 
 
 def test_reading_creates_nothing(journal: Journal) -> None:
     """A journal that nobody wrote is empty and leaves no directory."""
     assert journal.read() == ({}, [])
-    assert not os.path.exists(journal.state_dir)
+    assert not os.path.exists(journal.state.path)
 
 
 def test_bytes_of_a_driver_name_survive(journal: Journal) -> None:
@@ -53,7 +53,7 @@ def test_torn_record_is_reported_and_not_used(journal: Journal, cut: int) -> Non
     other = record(address=ADDRESS.with_function(1))
     journal.write(record())
     journal.write(other)
-    path = Path(journal.state_dir, f"{ADDRESS}.json")
+    path = Path(journal.state.path, f"{ADDRESS}.json")
     path.write_bytes(path.read_bytes()[:cut])
     records, bad = journal.read()
     assert {other.address: other} == records
@@ -64,7 +64,7 @@ def test_torn_record_is_reported_and_not_used(journal: Journal, cut: int) -> Non
 def test_foreign_record_is_reported(journal: Journal, change: object) -> None:
     """Another version, a wrong checksum or another shape is set apart."""
     journal.write(record())
-    path = Path(journal.state_dir, f"{ADDRESS}.json")
+    path = Path(journal.state.path, f"{ADDRESS}.json")
     value = json.loads(path.read_text())
     value = {**value, **change} if isinstance(change, dict) else change
     path.write_text(json.dumps(value))
@@ -75,7 +75,7 @@ def test_foreign_record_is_reported(journal: Journal, change: object) -> None:
 def test_set_aside_keeps_the_file(journal: Journal) -> None:
     """A bad record is renamed, still reported, and out of the way of a new one."""
     journal.write(record())
-    Path(journal.state_dir, f"{ADDRESS}.json").write_text("{")
+    Path(journal.state.path, f"{ADDRESS}.json").write_text("{")
     journal.set_aside(journal.read()[1][0])
     journal.write(record())
     records, bad = journal.read()
@@ -87,7 +87,7 @@ def test_set_aside_keeps_the_file(journal: Journal) -> None:
 def test_planted_entry_is_not_followed(journal: Journal, tmp_path: Path, kind: str) -> None:
     """A link, a pipe or a directory in a record's place is refused, and never waited for."""
     journal.write(record())
-    path = Path(journal.state_dir, f"{ADDRESS}.json")
+    path = Path(journal.state.path, f"{ADDRESS}.json")
     elsewhere = tmp_path / "elsewhere"
     path.rename(elsewhere)
     if kind == "symlink":
@@ -104,8 +104,8 @@ def test_planted_entry_is_not_followed(journal: Journal, tmp_path: Path, kind: s
 
 def test_state_directory_must_be_ours(journal: Journal) -> None:
     """A directory that others can write into is refused."""
-    os.makedirs(journal.state_dir)
-    os.chmod(journal.state_dir, 0o777)
+    os.makedirs(journal.state.path)
+    os.chmod(journal.state.path, 0o777)
     with pytest.raises(OperationError, match="others"):
         journal.read()
 
@@ -114,7 +114,7 @@ def test_state_directory_may_not_be_a_link(journal: Journal, tmp_path: Path) -> 
     """A link in the state directory's place is refused."""
     (tmp_path / "run").mkdir()
     (tmp_path / "real").mkdir()
-    os.symlink(tmp_path / "real", journal.state_dir)
+    os.symlink(tmp_path / "real", journal.state.path)
     with pytest.raises(SysfsError):
         journal.read()
 
@@ -131,4 +131,4 @@ def test_failed_write_leaves_the_earlier_record(journal: Journal, monkeypatch: p
         journal.write(record(owner="vm2"))
     assert error.value.errno == 28
     assert journal.read()[0][ADDRESS].owner == "vm1"
-    assert [f"{ADDRESS}.json"] == os.listdir(journal.state_dir)
+    assert [f"{ADDRESS}.json"] == os.listdir(journal.state.path)

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command line's contracts: what verbs print, their exit codes, and that a refusal changes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.testing.faults import Fail
+from pyhostdev.tools import arguments, main
+from pyhostdev.tools.demo import GUEST
+
+CARD = [f"0001:09:00.{function}" for function in range(4)]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def run(bcm5719: FakeHost, capsys: Capture) -> Callable[..., tuple[int, str, str]]:
+    """A function that runs a verb on the seed's host and returns exit code, stdout, stderr."""
+
+    def run_verb(*words: str) -> tuple[int, str, str]:
+        code = main.main([*words, "--root", bcm5719.root.path])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run_verb
+
+
+@pytest.fixture
+def incomplete(tmp_path: Path) -> str:
+    """The seed's guest without functions 1 and 2."""
+    text = Path(GUEST).read_text()
+    for function in ("0x1", "0x2"):
+        start = text.index("    <hostdev", text.index(f"function='{function}'") - 260)
+        text = text[:start] + text[text.index("</hostdev>", start) + len("</hostdev>\n") :]
+    path = tmp_path / "incomplete.xml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_list_json_is_a_list_with_the_contracts_keys(run: Callable[..., Any]) -> None:
+    """Addresses in order; ids as lower-case hex strings; None where the host has nothing."""
+    code, out, _ = run("list", "--json")
+    functions = {function["address"]: function for function in json.loads(out)}
+    assert 0 == code
+    assert {
+        "address": CARD[0],
+        "vendor_id": "0x14e4",
+        "device_id": "0x1657",
+        "class": "0x020000",
+        "driver": "tg3",
+        "iommu_group": 14,
+        "multifunction": True,
+        "physfn": None,
+    } == functions[CARD[0]]
+    assert sorted(functions) == list(functions)
+    assert functions["0001:00:00.0"]["driver"] is None
+
+
+def test_plan_json_and_exit_code(run: Callable[..., Any], incomplete: str) -> None:
+    """0 and no findings when it could start, 1 and all findings when it is refused."""
+    code, out, _ = run("plan", GUEST, "--json")
+    assert (0, True, []) == (code, json.loads(out)["ok"], json.loads(out)["findings"])
+    code, out, _ = run("plan", incomplete, "--json")
+    found = [(f["reason"], f["severity"], f["address"]) for f in json.loads(out)["findings"]]
+    assert (1, [("incomplete-device", "error", a) for a in CARD[1:3]]) == (code, found)
+
+
+def test_s4_refused_prepare_is_one_sentence_a_finding(
+    run: Callable[..., Any], bcm5719: FakeHost, incomplete: str
+) -> None:
+    """S4: each missing function is one line on stderr with its reason, exit code 1, no byte changed."""
+    before = bcm5719.snapshot()
+    code, out, err = run("prepare", incomplete, "--simulate")
+    lines = err.splitlines()
+    assert (1, "", 2) == (code, out, len(lines))
+    assert all(f"incomplete-device: Function {a}" in line for a, line in zip(CARD[1:3], lines, strict=True))
+    assert before == bcm5719.snapshot()
+
+
+def test_prepare_status_release(run: Callable[..., Any], bcm5719: FakeHost) -> None:
+    """Each verb is a process of its own: the lists are seen from all of them."""
+    before = bcm5719.snapshot()
+    assert 0 == run("prepare", GUEST, "--simulate")[0]
+    status = json.loads(run("status", "--json")[1])
+    assert {"version": 1, "active": [{"address": a, "owner": "seed"} for a in CARD], "inactive": []} == status
+    assert 1 == run("prepare", GUEST, "--simulate")[0]
+    assert 0 == run("release", GUEST, "--simulate")[0]
+    assert {"version": 1, "active": [], "inactive": []} == json.loads(run("status", "--json")[1])
+    assert before == bcm5719.snapshot()
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", CARD[0]), ("plan", GUEST), ("status",), ("xml", GUEST)])
+def test_reading_verbs_change_no_byte(
+    run: Callable[..., Any], bcm5719: FakeHost, words: tuple[str, ...]
+) -> None:
+    """Reading creates no state directory and touches nothing."""
+    before = bcm5719.snapshot(books=True)
+    assert 0 == run(*words)[0]
+    assert before == bcm5719.snapshot(books=True)
+
+
+def test_changing_verb_under_root_needs_simulate(run: Callable[..., Any], bcm5719: FakeHost) -> None:
+    """Without --simulate a directory is never written to: usage, 2."""
+    before = bcm5719.snapshot(books=True)
+    with pytest.raises(SystemExit) as end:
+        run("prepare", GUEST)
+    assert 2 == end.value.code
+    assert before == bcm5719.snapshot(books=True)
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["plan"], ["plan", GUEST, "--policy", "sometimes"]])
+def test_usage_is_2(words: list[str], capsys: Capture) -> None:
+    """A wrong call is 2, and says what is wrong."""
+    try:
+        code: object = main.main(words)
+    except SystemExit as end:
+        code = end.code
+    assert 2 == code
+    assert capsys.readouterr().err
+
+
+def test_rolled_back_is_3_and_not_restored_is_4(
+    run: Callable[..., Any], bcm5719: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that fails and is undone is 3; one that cannot be undone is 4 and keeps its record."""
+    monkeypatch.setattr(arguments, "_writer_of", lambda *_: bcm5719.kernel)
+    before = bcm5719.snapshot()
+    bcm5719.kernel.inject(5, Fail(5))
+    assert 3 == run("prepare", GUEST, "--simulate")[0]
+    assert before == bcm5719.snapshot()
+    assert 0 == run("prepare", GUEST, "--simulate")[0]
+    bcm5719.kernel.inject(1, Fail(5))
+    assert 4 == run("release", GUEST, "--simulate")[0]
+    assert 1 == len(json.loads(run("status", "--json")[1])["active"])
+
+
+@pytest.mark.parametrize("data", [b"", b"<domain", b"<!DOCTYPE a [<!ENTITY b 'c'>]><domain/>", b"\xff\xfe", b"<a/>"])
+@pytest.mark.parametrize("verb", ["plan", "validate", "argv", "xml"])
+def test_bad_xml_is_one_sentence_and_1(
+    run: Callable[..., Any], tmp_path: Path, verb: str, data: bytes
+) -> None:
+    """Whatever the bytes, one line on stderr and 1; no traceback."""
+    path = tmp_path / "bad.xml"
+    path.write_bytes(data)
+    code, out, err = run(verb, str(path))
+    assert (1, "") == (code, out)
+    assert 1 <= len(err.splitlines()) <= 3
+    assert "Traceback" not in err
+
+
+def test_file_from_standard_input(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """FILE may be -."""
+    text = Path(GUEST).read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    assert 0 == run("plan", "-")[0]
+
+
+def test_missing_file_is_a_sentence(run: Callable[..., Any], tmp_path: Path) -> None:
+    """A file that is not there is named."""
+    code, _, err = run("plan", str(tmp_path / "nothing.xml"))
+    assert (1, True) == (code, "nothing.xml" in err)
+
+
+def test_argv_gives_the_guest_two_functions(run: Callable[..., Any]) -> None:
+    """S3 and S8: functions 0 and 3 of one slot, nothing of 1 and 2."""
+    argv = json.loads(run("argv", GUEST, "--json")[1])
+    devices = [json.loads(v) for o, v in zip(argv, argv[1:], strict=False) if o == "-device" and v[0] == "{"]
+    hostdevs = [d for d in devices if d["driver"] == "vfio-pci"]
+    assert [(CARD[0], "0x4"), (CARD[3], "0x4.0x3")] == [(d["host"], d["addr"]) for d in hostdevs]
+
+
+@pytest.mark.parametrize("verb", ["argv", "plan", "start"])
+def test_s1_missing_device_is_refused(
+    run: Callable[..., Any], tmp_path: Path, verb: str
+) -> None:
+    """S1: a device that is missing is refused with device-missing by plan, argv and start; validate accepts it."""
+    path = tmp_path / "missing.xml"
+    path.write_text(Path(GUEST).read_text().replace("bus='0x09'", "bus='0x0a'"))
+    words = ["--simulate"] if verb == "start" else []
+    code, out, err = run(verb, str(path), *words)
+    assert 1 == code
+    assert "device-missing" in out + err
+    assert 0 == run("validate", str(path))[0]
+
+
+def test_validate_names_the_line(run: Callable[..., Any], tmp_path: Path) -> None:
+    """An error has the line of the element that is wrong."""
+    path = tmp_path / "wrong.xml"
+    text = Path(GUEST).read_text().replace("assigned='no'", "assigned='maybe'", 1)
+    path.write_text(text)
+    line = 1 + text[: text.index("maybe")].count("\n")
+    code, _, err = run("validate", str(path))
+    assert (1, True) == (code, f"line {line}:" in err)
+
+
+def test_xml_complete_declares_what_is_missing(run: Callable[..., Any], incomplete: str, tmp_path: Path) -> None:
+    """--complete adds functions 1 and 2 as not assigned; the result can start."""
+    code, out, _ = run("xml", incomplete, "--complete")
+    assert (0, 2) == (code, out.count("assigned='no'"))
+    path = tmp_path / "complete.xml"
+    path.write_text(out)
+    assert 0 == run("plan", str(path))[0]
+
+
+def test_xml_spelling_unassigned_has_no_attribute_libvirt_ignores(run: Callable[..., Any]) -> None:
+    """For stock libvirt assigned= is never emitted."""
+    code, out, _ = run("xml", GUEST, "--spelling", "unassigned")
+    assert (0, 0, 2) == (code, out.count("assigned="), out.count("type='unassigned'"))
+
+
+def test_help_and_version(capsys: Capture) -> None:
+    """--version and --help end with 0."""
+    assert 0 == main.main(["--version"])
+    for words in (["--help"], *([verb, "--help"] for verb in main.VERBS)):
+        with pytest.raises(SystemExit) as end:
+            main.main(words)
+        assert not end.value.code
+    assert "pyhostdev 0." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["status", "--json"], ["prepare", GUEST, "--simulate"]])
+def test_changing_verbs_load_little(bcm5719: FakeHost, words: list[str]) -> None:
+    """What prepare and status import stays small: their start costs little more than lxml's."""
+    heavy = {"rich", "pyudev", "asyncio", "subprocess", "dataclasses", "inspect", "cffi", "qemu", "logging"}
+    code = (
+        "import sys; from pyhostdev.tools.main import main;"
+        f"code = main({[*words, '--root', bcm5719.root.path]!r});"
+        f"print(sorted({heavy!r} & set(sys.modules)), code, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "[] 0" == done.stderr.strip()
+
+
+def test_demo_runs(capsys: Capture) -> None:
+    """The demo shows plan, prepare, argv, status and release, and ends with the host as it was."""
+    assert 0 == main.main(["demo"])
+    printed = capsys.readouterr().out
+    assert all(f"$ pyhostdev {verb}" in printed for verb in ("plan", "prepare", "argv", "status", "release"))
+    assert "byte for byte" in printed
