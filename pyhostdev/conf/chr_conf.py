@@ -105,6 +105,8 @@ class DomainConsoleDef(DomainChrDef):
 
     tag = "console"
 
+    mirrors_serial = False  # the first serial port by another name
+
 
 class DomainChannelDef(DomainChrDef):
     """A named channel between host and guest."""

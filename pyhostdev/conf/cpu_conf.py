@@ -7,6 +7,7 @@ Mirrors: virCPUDef (src/conf/cpu_conf.h), virDomainNuma (src/conf/numa_conf.c), 
 
 from __future__ import annotations
 
+from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.conf.xmlcodec import big_number, enum, number, number_any_base, on_off, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, children, content, flag, opaque
@@ -34,6 +35,11 @@ class NumaCell(ElementDef):
     discard = attribute("discard", yes_no)
     distances = opaque("distances")
     cache = opaque("cache")
+
+    @property
+    def memory_kib(self) -> int:
+        """The cell's memory in KiB, rounded up."""
+        return -(-(self.memory or 0) * unit_factor(self.unit) // 1024)
 
 
 class CPUDef(ElementDef):

@@ -7,11 +7,15 @@ Mirrors: virDomainDiskDef, virStorageSource, virDomainFSDef (src/conf/domain_con
 
 from __future__ import annotations
 
+import re
+
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xmlcodec import enum, number, on_off, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, children, content, embedded, flag, opaque
+
+_DISK_NAME = re.compile(r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*", re.ASCII)
 
 
 class StorageHost(ElementDef):
@@ -127,6 +131,20 @@ class DomainDiskDef(ElementDef):
     product = content("product")
     encryption = opaque("encryption")
     info = embedded(DeviceInfo)
+
+    def name_index(self) -> int:
+        """
+        Return the place a target name stands for, 0 for ``vda``; -1 when it is no such name.
+
+        Mirrors: virDiskNameToIndex (src/util/virutil.c)
+        """
+        match = _DISK_NAME.fullmatch(self.target or "")
+        if match is None:
+            return -1
+        index = 0
+        for letter in match[1]:
+            index = index * 26 + ord(letter) - ord("a") + 1
+        return index - 1
 
 
 class DomainFSDef(ElementDef):

@@ -58,7 +58,6 @@ from pyhostdev.conf.virtio_conf import (
 from pyhostdev.conf.xmlcodec import enum, number, positive, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, children, content, opaque, part
-
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
@@ -257,8 +256,17 @@ class DomainDef(ElementDef):
         """
         for device in self.devices():
             info = getattr(device, "info", None)
-            if info is not None:
+            if info is not None and not getattr(device, "mirrors_serial", False):
                 yield device, info
+
+    def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:
+        """Return the lines of the domain; a console that is a serial port is printed as that port."""
+        for console in self.consoles[:1]:
+            if console.mirrors_serial and self.serials:
+                port = self.serials[0]
+                console.source, console.info = port.source.copy(), port.info.copy()
+                console.target_port = port.target_port
+        return super().format_lines(tag, indent, always=always)
 
     def with_hostdevs_added(self, hostdevs: list[DomainHostdevDef]) -> DomainDef:
         """Return a copy that has these host devices, too."""

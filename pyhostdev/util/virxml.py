@@ -45,9 +45,7 @@ _ENCODINGS = {
 }
 
 # what strtoul takes: leading blanks, a sign, then digits of the base; nothing may follow them
-_NUMBER = re.compile(
-    r"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))", re.ASCII
-)
+_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))", re.ASCII)
 _DECIMAL = re.compile(r"[ \t\n\v\f\r]*([+-]?)([0-9]+)", re.ASCII)
 
 
@@ -61,9 +59,7 @@ def parse_document(source: str | bytes) -> Element:
     """
     data = _as_utf8(source)
     _check_limits(data)
-    parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, remove_pis=True, encoding="utf-8"
-    )
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_pis=True, encoding="utf-8")
     try:
         return etree.fromstring(data, parser)
     except etree.XMLSyntaxError as err:
@@ -110,9 +106,7 @@ def _checked_utf8(data: bytes, encoding: str) -> bytes:
         data.decode(encoding)
     except UnicodeDecodeError as err:
         line = data.count(b"\n", 0, err.start) + 1
-        raise _not_well_formed(
-            f"byte {data[err.start]:#04x} is not valid in {encoding}", line
-        ) from None
+        raise _not_well_formed(f"byte {data[err.start]:#04x} is not valid in {encoding}", line) from None
     return data
 
 
@@ -255,10 +249,6 @@ def dump_element(element: Element) -> str:
     return etree.tostring(clone, encoding="unicode")
 
 
-def invalid_value(
-    what: str, value: str, expected: str, line: int | None, code: int | None = None
-) -> XMLError:
+def invalid_value(what: str, value: str, expected: str, line: int | None, code: int | None = None) -> XMLError:
     """Return the error of an attribute or text that is not what it should be."""
-    return XMLError(
-        f"'{value}' is no valid {what}: {expected} expected", line=line, libvirt_code=code
-    )
+    return XMLError(f"'{value}' is no valid {what}: {expected} expected", line=line, libvirt_code=code)

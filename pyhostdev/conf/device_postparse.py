@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The defaults of single devices, the same for all hypervisors.
+
+Mirrors: virDomainDeviceDefPostParseCommon (src/conf/domain_postparse.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.device_conf import DriveAddress
+from pyhostdev.errors import ConfigUnsupportedError, XMLError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyhostdev.conf.board_conf import DomainMemoryDef
+    from pyhostdev.conf.chr_conf import DomainChrDef
+    from pyhostdev.conf.controller_conf import DomainControllerDef
+    from pyhostdev.conf.disk_conf import DomainDiskDef, DomainFSDef
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.graphics_conf import DomainVideoDef
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.net_conf import DomainNetDef
+    from pyhostdev.conf.virtio_conf import DomainInputDef, DomainRNGDef, DomainVsockDef
+    from pyhostdev.conf.xmldef import ElementDef
+
+X86 = ("x86_64", "i686")
+_VRAM_KIB = {"vga": 16384, "cirrus": 16384, "vmvga": 16384, "bochs": 16384, "qxl": 65536, "xen": 4096}
+_BUS_OF_NAME = {"hd": "ide", "sd": "scsi", "vd": "virtio", "xvd": "xen", "ubd": "uml", "fd": "fdc"}
+_SCSI_UNITS_MAX = 7  # of a narrow bus; the controller is the eighth
+
+
+def fill_device(dom: DomainDef, device: ElementDef) -> None:
+    """
+    Fill in one device.
+
+    Raises:
+        XMLError, ConfigUnsupportedError: what it says has no default, or contradicts one.
+    """
+    fill = _FILLERS.get(device.tag)
+    if fill is not None:
+        fill(dom, device)
+
+
+def _fill_chr(dom: DomainDef, device: DomainChrDef) -> None:
+    if device.tag == "console" and device.target_type is None:
+        device.target_type = "serial"
+    if device.tag == "serial" and device.target_type == "isa-debug" and dom.os.arch not in X86:
+        raise ConfigUnsupportedError("Only x86 has isa-debug serial ports", line=device.line)
+    if device.target_port is None and device.tag in ("serial", "parallel", "console"):
+        others: list[Any] = getattr(dom, f"{device.tag}s")
+        ports = [other.target_port for other in others if other.target_port is not None]
+        device.target_port = max(ports, default=-1) + 1
+    if device.source.type == "pty":
+        device.source.sources = []
+
+
+def _fill_rng(dom: DomainDef, device: DomainRNGDef) -> None:
+    backend = device.backend
+    if backend is not None and backend.model == "random" and not backend.path:
+        backend.path = "/dev/random"
+
+
+def _fill_disk(dom: DomainDef, device: DomainDiskDef) -> None:
+    if device.target is not None:
+        device.target = device.target.removeprefix("ioemu:")
+    if device.device == "cdrom":
+        device.readonly = True
+    if device.bus is None:
+        device.bus = _default_bus(device)
+    if device.snapshot == "no" and device.readonly:
+        device.snapshot = None
+    if device.info.address is None and device.target is not None:
+        assign_disk_address(dom, device)
+
+
+def _default_bus(device: DomainDiskDef) -> str:
+    if device.device == "floppy":
+        return "fdc"
+    name = device.target or ""
+    return next((bus for prefix, bus in _BUS_OF_NAME.items() if name.startswith(prefix)), "ide")
+
+
+def assign_disk_address(dom: DomainDef, device: DomainDiskDef) -> None:
+    """
+    Give a disk the place on its bus that its name asks for.
+
+    Raises:
+        XMLError: a SCSI host device has it.
+
+    Mirrors: virDomainDiskDefAssignAddress (src/conf/domain_conf.c)
+    """
+    index = device.name_index()
+    if index < 0:
+        raise XMLError(f"'{device.target}' is no name of a disk", line=device.line)
+    place = _drive_place(device.bus, index)
+    if place is None:
+        return
+    controller, bus, unit = place
+    address = DriveAddress(controller=controller, bus=bus, target=0, unit=unit)
+    if device.bus == "scsi" and any(h.type == "scsi" and h.info.address == address for h in dom.hostdevs):
+        raise XMLError(f"A SCSI host device has the address of disk '{device.target}'", line=device.line)
+    device.info.address = address
+
+
+def _drive_place(bus: str | None, index: int) -> tuple[int, int, int] | None:
+    """Return controller, bus and unit; None for buses without such addresses."""
+    if bus == "scsi":
+        return index // _SCSI_UNITS_MAX, 0, index % _SCSI_UNITS_MAX
+    if bus == "ide":
+        return index // 4, index % 4 // 2, index % 2
+    if bus == "sata":
+        return index // 6, 0, index % 6
+    if bus == "fdc":
+        return index // 2, 0, index % 2
+    return None
+
+
+def fill_video(device: DomainVideoDef) -> None:
+    """
+    Fill in video memory.
+
+    Mirrors: virDomainVideoDefPostParse (src/conf/domain_postparse.c)
+    """
+    kind = device.model_type
+    if device.ram is None and kind == "qxl":
+        device.ram = _VRAM_KIB["qxl"]
+    if not device.vram:
+        device.vram = _VRAM_KIB.get(kind)
+    device.ram = _power_of_two(device.ram)
+    device.vram = _power_of_two(device.vram)
+    if device.heads is None and kind != "none":
+        device.heads = 1
+
+
+def _power_of_two(value: int | None) -> int | None:
+    return 1 << (value - 1).bit_length() if value else None
+
+
+def _fill_video(dom: DomainDef, device: DomainVideoDef) -> None:
+    fill_video(device)
+
+
+def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
+    """
+    Place SCSI units, and check the addresses of mediated devices.
+
+    Mirrors: virDomainHostdevDefPostParse (src/conf/domain_postparse.c)
+    """
+    if device.mode != "subsystem":
+        return
+    if device.type == "scsi":
+        if device.info.address is None:
+            _assign_hostdev_address(dom, device)
+        address = device.info.address
+        if any(d.bus == "scsi" and d.info.address == address for d in dom.disks):
+            raise XMLError("A SCSI disk has the address of a SCSI host device", line=device.line)
+    else:
+        device.readonly = device.shareable = False
+    if device.type == "mdev":
+        _check_mdev_address(device)
+
+
+def _assign_hostdev_address(dom: DomainDef, device: DomainHostdevDef) -> None:
+    """Take the first free unit, of as many controllers as it needs."""
+    users: list[Any] = [*dom.disks, *dom.hostdevs]
+    used = [u.info.address for u in users if isinstance(u.info.address, DriveAddress)]
+    places = (DriveAddress(controller=n // _SCSI_UNITS_MAX, unit=n % _SCSI_UNITS_MAX) for n in range(len(used) + 1))
+    device.info.address = next(place for place in places if place not in used)
+
+
+def _check_mdev_address(device: DomainHostdevDef) -> None:
+    address = device.info.address
+    wanted = {"vfio-pci": "pci", "vfio-ccw": "ccw"}.get(str(device.model))
+    if address is not None and wanted is not None and address.kind != wanted:
+        raise XMLError(
+            f"A mediated device of model {device.model} cannot have an address of type {address.kind}",
+            line=device.line,
+        )
+
+
+def _fill_controller(dom: DomainDef, device: DomainControllerDef) -> None:
+    if device.iothread is not None and not str(device.model).startswith("virtio"):
+        raise XMLError("Only virtio SCSI controllers have an iothread", line=device.line)
+
+
+def _fill_vsock(dom: DomainDef, device: DomainVsockDef) -> None:
+    if device.cid_auto is None:
+        device.cid_auto = not device.cid_address
+
+
+def _fill_memory(dom: DomainDef, device: DomainMemoryDef) -> None:
+    device.target_size, device.target_size_unit = device.size_kib, "KiB"
+    if device.model == "virtio-pmem":
+        device.access = device.access or "shared"
+
+
+def _fill_fs(dom: DomainDef, device: DomainFSDef) -> None:
+    if device.accessmode is None and device.source_socket is None:
+        device.accessmode = "passthrough"
+
+
+def _fill_input(dom: DomainDef, device: DomainInputDef) -> None:
+    if device.bus is not None:
+        return
+    if device.type in ("mouse", "keyboard") and dom.os.arch in X86:
+        device.bus = "ps2"
+    else:
+        device.bus = {"passthrough": "virtio", "evdev": "none"}.get(device.type, "usb")
+
+
+def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
+    """
+    Give a network interface a MAC address made from the domain and its place among the interfaces.
+
+    libvirt draws a random one when it defines a domain; here the same file must give the same guest.
+    """
+    if device.mac is not None:
+        device.mac = device.mac.lower()
+        return
+    import hashlib
+
+    place = next(i for i, net in enumerate(dom.interfaces) if net is device)
+    digits = hashlib.sha256(f"{dom.uuid} {place}".encode()).hexdigest()
+    device.mac = f"52:54:00:{digits[:2]}:{digits[2:4]}:{digits[4:6]}"
+
+
+_FILLERS: dict[str, Callable[..., None]] = {
+    "serial": _fill_chr,
+    "parallel": _fill_chr,
+    "console": _fill_chr,
+    "channel": _fill_chr,
+    "rng": _fill_rng,
+    "disk": _fill_disk,
+    "video": _fill_video,
+    "hostdev": _fill_hostdev,
+    "controller": _fill_controller,
+    "vsock": _fill_vsock,
+    "memory": _fill_memory,
+    "filesystem": _fill_fs,
+    "input": _fill_input,
+    "interface": _fill_net,
+}

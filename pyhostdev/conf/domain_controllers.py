@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The list of a domain's controllers: its order, its indices, and what is added to it.
+
+Mirrors: virDomainControllerInsertPreAlloced, virDomainAssignControllerIndexes, virDomainDefAddController
+(src/conf/domain_conf.c, domain_postparse.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.controller_conf import DomainControllerDef
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+
+USB2_MODELS = ("ich9-ehci1", "ich9-uhci1", "ich9-uhci2", "ich9-uhci3")
+
+
+def insert_controller(controllers: list[DomainControllerDef], new: DomainControllerDef) -> None:
+    """
+    Put a controller among those of its type, by index; those of other types stay where they are.
+
+    Mirrors: virDomainControllerInsertPreAlloced (src/conf/domain_conf.c)
+    """
+    at: int | None = None
+    for place in range(len(controllers) - 1, -1, -1):
+        current = controllers[place]
+        if current.type != new.type:
+            continue
+        if new.index is None:
+            at = place + 1
+            break
+        if _goes_before(new, current):
+            at = place
+        elif at is None:
+            at = place + 1
+    controllers.insert(len(controllers) if at is None else at, new)
+
+
+def _goes_before(new: DomainControllerDef, current: DomainControllerDef) -> bool:
+    assert new.index is not None
+    index = -1 if current.index is None else current.index
+    if index != new.index:
+        return index > new.index
+    # the master of USB companions stands before them
+    return new.info.master_startport is None and current.info.master_startport is not None
+
+
+def sort_controllers(dom: DomainDef) -> None:
+    """Order the controllers as libvirt's parser does."""
+    given, dom.controllers = dom.controllers, []
+    for controller in given:
+        insert_controller(dom.controllers, controller)
+
+
+def assign_indices(dom: DomainDef) -> None:
+    """
+    Give every controller without an index the lowest free one of its type.
+
+    USB2 companions that follow each other share one.
+
+    Mirrors: virDomainAssignControllerIndexes (src/conf/domain_postparse.c)
+    """
+    reinsert = False
+    for place, controller in enumerate(dom.controllers):
+        if controller.index is not None:
+            continue
+        is_companion = place > 0 and controller.type == "usb" and controller.model in USB2_MODELS
+        reinsert = reinsert or is_companion
+        index = _companions_index(dom.controllers[:place], dom, controller) if is_companion else None
+        controller.index = _unused_index(dom, controller.type) if index is None else index
+    if reinsert:
+        sort_controllers(dom)
+
+
+def _companions_index(before: list[DomainControllerDef], dom: DomainDef, controller: DomainControllerDef) -> int | None:
+    """Return the index of the companions just before, when they lack one of this model."""
+    previous = next((c for c in reversed(before) if c.type == "usb"), None)
+    if previous is None or previous.model not in USB2_MODELS:
+        return None
+    taken = any(c.type == "usb" and c.index == previous.index and c.model == controller.model for c in dom.controllers)
+    return None if taken else previous.index
+
+
+def _unused_index(dom: DomainDef, type_: str) -> int:
+    used = {c.index for c in dom.controllers if c.type == type_}
+    return next(index for index in range(len(used) + 1) if index not in used)
+
+
+def find_controller(dom: DomainDef, type_: str, index: int) -> DomainControllerDef | None:
+    """Return the first controller of a type with an index."""
+    return next((c for c in dom.controllers if c.type == type_ and c.index == index), None)
+
+
+def add_controller(dom: DomainDef, type_: str, index: int, model: str | None = None) -> DomainControllerDef:
+    """
+    Append a controller.
+
+    Mirrors: virDomainDefAddController (src/conf/domain_conf.c)
+    """
+    controller = DomainControllerDef(type=type_, index=index, model=model)
+    dom.controllers.append(controller)
+    return controller
+
+
+def maybe_add_controller(dom: DomainDef, type_: str, index: int, model: str | None = None) -> None:
+    """
+    Append a controller where there is none of its type and index.
+
+    Mirrors: virDomainDefMaybeAddController (src/conf/domain_conf.c)
+    """
+    if find_controller(dom, type_, index) is None:
+        add_controller(dom, type_, index, model)
+
+
+def add_usb_controller(dom: DomainDef, index: int, model: str | None) -> None:
+    """
+    Append a USB controller, with its companions where the model has some.
+
+    Mirrors: virDomainDefAddUSBController (src/conf/domain_conf.c)
+    """
+    add_controller(dom, "usb", index, model)
+    if model != "ich9-ehci1":
+        return
+    for number, port in enumerate((0, 2, 4), 1):
+        companion = add_controller(dom, "usb", index, f"ich9-uhci{number}")
+        companion.info.master_startport = port

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a definition means beyond what it says: the defaults libvirt fills in when a domain is defined.
+
+The hypervisor's part is asked for through a Protocol; everything here is the same for all of them.
+
+Mirrors: src/conf/domain_postparse.c
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pyhostdev.conf.chr_conf import DomainConsoleDef, DomainSerialDef
+from pyhostdev.conf.device_conf import CCIDAddress, DriveAddress, VirtioSerialAddress
+from pyhostdev.conf.device_postparse import fill_device, fill_video
+from pyhostdev.conf.domain_controllers import (
+    assign_indices,
+    maybe_add_controller,
+    sort_controllers,
+)
+from pyhostdev.conf.graphics_conf import DomainVideoDef
+from pyhostdev.conf.graphics_postparse import fill_graphics
+from pyhostdev.conf.os_conf import BootDev, ClockDef, DomainMemorySize, SizeDef
+from pyhostdev.errors import ConfigUnsupportedError, XMLError
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.disk_conf import DomainDiskDef
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.xmldef import ElementDef
+
+ISA_SERIAL_PORTS_MAX = 4
+
+
+class Hypervisor(Protocol):
+    """
+    The hypervisor's part of the defaults.
+
+    Mirrors: virDomainDefParserConfig (src/conf/domain_conf.h)
+    """
+
+    def fill_domain(self, dom: DomainDef) -> None:
+        """Fill in machine, emulator, CPU and the devices the machine always has."""
+
+    def fill_device(self, dom: DomainDef, device: ElementDef) -> None:
+        """Fill in the defaults of one device."""
+
+
+def post_parse(dom: DomainDef, hypervisor: Hypervisor) -> DomainDef:
+    """
+    Return a copy with all defaults but guest addresses filled in.
+
+    Raises:
+        XMLError, ConfigUnsupportedError: defaults do not exist for what is said, or contradict it.
+
+    Mirrors: virDomainDefPostParse (src/conf/domain_postparse.c)
+    """
+    dom = dom.copy()
+    _normalise(dom)
+    sort_controllers(dom)
+    assign_indices(dom)
+    hypervisor.fill_domain(dom)
+    _assign_isa_ports(dom)
+    for device in _in_parse_order(dom):
+        hypervisor.fill_device(dom, device)
+        fill_device(dom, device)
+    _fill_common(dom, hypervisor)
+    return dom
+
+
+def _in_parse_order(dom: DomainDef) -> list[ElementDef]:
+    """
+    Return all devices in libvirt's order of iteration.
+
+    Mirrors: virDomainDeviceInfoIterateFlags (src/conf/domain_conf.c)
+    """
+    groups: list[list[ElementDef]] = [
+        [*dom.disks],
+        [*dom.interfaces],
+        [*dom.sounds],
+        [*dom.hostdevs],
+        [*dom.filesystems],
+        [*dom.controllers],
+        [*dom.smartcards, *dom.serials, *dom.parallels, *dom.channels, *dom.consoles],
+        [*dom.inputs],
+        [part for part in (dom.memballoon, dom.nvram) if part is not None],
+        [*dom.watchdogs, *dom.rngs, *dom.hubs, *dom.shmems, *dom.tpms, *dom.videos],
+        [*dom.redirdevs, *dom.panics, *dom.memories, *dom.cryptos],
+        [part for part in (dom.iommu, dom.vsock) if part is not None],
+    ]
+    return [device for group in groups for device in group]
+
+
+def _normalise(dom: DomainDef) -> None:
+    """Bring what can be spelled in several ways into libvirt's own spelling."""
+    _normalise_memory(dom)
+    _normalise_vcpus(dom)
+    dom.id = None
+    dom.uuid = normal_uuid(dom)
+    dom.clock = dom.clock or ClockDef()
+    dom.on_poweroff = dom.on_poweroff or "destroy"
+    dom.on_reboot = dom.on_reboot or "restart"
+    dom.on_crash = dom.on_crash or "destroy"
+    _sort_disks(dom)
+    for graphics in dom.graphics:
+        fill_graphics(graphics)
+
+
+def normal_uuid(dom: DomainDef) -> str:
+    """
+    Return the UUID as libvirt prints it; one made from the name where there is none.
+
+    libvirt draws a random one when it defines a domain. There is no definition stored here, so the
+    same file must give the same guest every time.
+
+    Raises:
+        XMLError: it has not 32 hexadecimal digits.
+    """
+    if dom.uuid is None:
+        import hashlib
+
+        digits = hashlib.sha256(f"pyhostdev {dom.name}".encode()).hexdigest()[:32]
+    else:
+        digits = dom.uuid.strip().replace("-", "").lower()
+    if len(digits) != 32 or set(digits) - set("0123456789abcdef"):
+        raise XMLError(f"'{dom.uuid}' is no valid UUID", line=dom.line, libvirt_code=1)
+    parts = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
+    return "-".join(parts)
+
+
+def _normalise_memory(dom: DomainDef) -> None:
+    for name in ("current_memory", "hard_limit", "soft_limit", "min_guarantee", "swap_hard_limit"):
+        size = getattr(dom, name)
+        if size is not None:
+            setattr(dom, name, SizeDef.of_kib(size.kib))
+    for whole in (dom.memory, dom.max_memory):
+        if whole is not None:
+            whole.value, whole.unit = whole.kib, "KiB"
+    for cell in dom.cpu.cells if dom.cpu is not None else ():
+        cell.memory, cell.unit = cell.memory_kib, "KiB"
+
+
+def _normalise_vcpus(dom: DomainDef) -> None:
+    dom.vcpu_placement = dom.vcpu_placement or "static"
+    if dom.vcpu_current is not None and dom.vcpu_current > dom.vcpus:
+        raise XMLError(f"{dom.vcpu_current} of {dom.vcpus} virtual CPUs cannot be online", line=dom.line)
+    if dom.vcpu_current == dom.vcpus:
+        dom.vcpu_current = None
+
+
+def _sort_disks(dom: DomainDef) -> None:
+    """
+    Order the disks of each bus by name, those of other buses stay where they are.
+
+    Mirrors: virDomainDiskInsert (src/conf/domain_conf.c)
+    """
+    given, dom.disks = dom.disks, []
+    for disk in given:
+        later = [i for i, other in enumerate(dom.disks) if other.bus == disk.bus]
+        bigger = [i for i in later if dom.disks[i].name_index() > disk.name_index()]
+        at = bigger[0] if bigger else (later[-1] + 1 if later else len(dom.disks))
+        dom.disks.insert(at, disk)
+
+
+def _assign_isa_ports(dom: DomainDef) -> None:
+    """
+    Give ISA serial ports their numbers.
+
+    Raises:
+        XMLError: there are more than the bus has, or two with one number.
+
+    Mirrors: virDomainChrIsaSerialDefPostParse (src/conf/domain_postparse.c)
+    """
+    serials = [s for s in dom.serials if s.target_type in (None, "isa-serial")]
+    ports = [s.target_port for s in serials if s.target_port is not None]
+    if len(serials) > ISA_SERIAL_PORTS_MAX or any(p >= ISA_SERIAL_PORTS_MAX for p in ports):
+        raise XMLError(f"There are only {ISA_SERIAL_PORTS_MAX} ISA serial ports", line=dom.line, libvirt_code=1)
+    if len(set(ports)) != len(ports):
+        raise XMLError("Two serial ports have one number", line=dom.line, libvirt_code=1)
+    free = iter([p for p in range(ISA_SERIAL_PORTS_MAX) if p not in ports])
+    for serial in serials:
+        if serial.target_type == "isa-serial" and serial.target_port is None:
+            serial.target_port = next(free)
+
+
+def _fill_common(dom: DomainDef, hypervisor: Hypervisor) -> None:
+    """
+    Fill in what needs to see all devices.
+
+    Mirrors: virDomainDefPostParseCommon (src/conf/domain_postparse.c)
+    """
+    _fill_memory(dom)
+    if dom.os.loader is not None and dom.os.loader_type is None:
+        dom.os.loader_type = "rom"
+    _fill_boot(dom)
+    _add_console(dom)
+    _add_implicit_controllers(dom)
+    _add_implicit_video(dom, hypervisor)
+    late: list[ElementDef] = [*dom.serials[:1]]
+    late += [c for c in dom.controllers if c.type == "scsi" and c.model is None]
+    for device in late:
+        hypervisor.fill_device(dom, device)
+        fill_device(dom, device)
+
+
+def _fill_memory(dom: DomainDef) -> None:
+    """
+    Settle how much memory there is; NUMA cells have the last word.
+
+    Raises:
+        XMLError: there is none, or more than the maximum.
+
+    Mirrors: virDomainDefPostParseMemory (src/conf/domain_postparse.c)
+    """
+    cells = sum(cell.memory_kib for cell in dom.cpu.cells) if dom.cpu is not None else 0
+    plugged = sum(module.size_kib for module in dom.memories)
+    if dom.memory is None:
+        dom.memory = DomainMemorySize(unit="KiB")
+    if cells:
+        dom.memory.value = cells + plugged
+    if dom.memory_kib <= plugged:
+        raise XMLError("The domain has no memory besides its memory devices", line=dom.line)
+    current = dom.current_memory.kib if dom.current_memory is not None else 0
+    if not 0 < current <= dom.memory_kib:
+        dom.current_memory = SizeDef.of_kib(dom.memory_kib)
+    _check_max_memory(dom)
+
+
+def _check_max_memory(dom: DomainDef) -> None:
+    largest = dom.max_memory
+    if largest is None:
+        return
+    if largest.kib == 0 and largest.slots:
+        raise XMLError("Memory slots need a maximum memory", line=largest.line)
+    if 0 < largest.kib < dom.memory_kib:
+        raise XMLError("The maximum memory is less than the memory", line=largest.line)
+
+
+def _fill_boot(dom: DomainDef) -> None:
+    """
+    Boot from the hard disk where nothing else is said.
+
+    Raises:
+        ConfigUnsupportedError: two devices have one boot order, or devices and <os> both say one.
+
+    Mirrors: virDomainDefBootOrderPostParse (src/conf/domain_postparse.c)
+    """
+    orders: set[int] = set()
+    for device, info in dom.device_infos():
+        order = info.boot_order
+        if order is None:
+            continue
+        if order in orders:
+            raise ConfigUnsupportedError(f"Two devices have boot order {order}", line=device.line)
+        orders.add(order)
+    if orders and dom.os.boots:
+        raise ConfigUnsupportedError("Boot order of devices and <boot> of <os> exclude each other", line=dom.os.line)
+    if not orders and not dom.os.boots:
+        dom.os.boots = [BootDev(dev="hd")]
+
+
+def _add_console(dom: DomainDef) -> None:
+    """
+    Keep the old bond between the first console and the first serial port.
+
+    A first console of type serial is the serial port's other name: it makes the port where there is
+    none, and a port makes the console.
+
+    Raises:
+        ConfigUnsupportedError: a later console is of type serial.
+
+    Mirrors: virDomainDefAddConsoleCompat (src/conf/domain_conf.c)
+    """
+    if any(console.target_type == "serial" for console in dom.consoles[1:]):
+        raise ConfigUnsupportedError("Only the first console can be a serial port", line=dom.line)
+    is_first_serial = bool(dom.consoles) and dom.consoles[0].target_type in (None, "serial")
+    if is_first_serial and not dom.serials:
+        dom.serials.append(_serial_of(dom.consoles[0]))
+    elif not is_first_serial and _wants_console(dom):
+        dom.consoles.insert(0, DomainConsoleDef(target_type="serial"))
+        is_first_serial = True
+    if is_first_serial:
+        dom.consoles[0].target_type = "serial"
+        dom.consoles[0].mirrors_serial = True
+
+
+def _wants_console(dom: DomainDef) -> bool:
+    kinds = (None, "isa-serial", "spapr-vio-serial", "system-serial", "sclp-serial")
+    return bool(dom.serials) and dom.serials[0].target_type in kinds
+
+
+def _serial_of(console: DomainConsoleDef) -> DomainSerialDef:
+    serial = DomainSerialDef(target_port=console.target_port)
+    serial.source = console.source.copy()
+    serial.info = console.info.copy()
+    serial.line = console.line
+    return serial
+
+
+def _add_implicit_controllers(dom: DomainDef) -> None:
+    """
+    Add the controllers that devices need and nobody has written.
+
+    Mirrors: virDomainDefAddImplicitControllers (src/conf/domain_conf.c)
+    """
+    for bus in ("scsi", "fdc", "ide", "sata"):
+        _add_disk_controllers(dom, bus)
+    virtio = [c for c in [*dom.channels, *dom.consoles] if c.target_type in ("virtio", "virtio-serial")]
+    for character in virtio:
+        address = character.info.address
+        index = address.controller if isinstance(address, VirtioSerialAddress) else 0
+        maybe_add_controller(dom, "virtio-serial", index)
+    for card in dom.smartcards:
+        address = card.info.address
+        maybe_add_controller(dom, "ccid", address.controller if isinstance(address, CCIDAddress) else 0)
+    _add_hostdev_controllers(dom)
+
+
+def _drive_controllers(devices: list[DomainDiskDef]) -> range:
+    found = [d.info.address.controller for d in devices if isinstance(d.info.address, DriveAddress)]
+    return range(max(found, default=-1) + 1)
+
+
+def _add_disk_controllers(dom: DomainDef, bus: str) -> None:
+    for index in _drive_controllers([disk for disk in dom.disks if disk.bus == bus]):
+        maybe_add_controller(dom, bus, index)
+
+
+def _add_hostdev_controllers(dom: DomainDef) -> None:
+    """
+    Add the SCSI controllers that SCSI host devices are plugged into; of the model of those there are.
+
+    Mirrors: virDomainDefMaybeAddHostdevSCSIcontroller (src/conf/domain_conf.c)
+    """
+    model = next((c.model for c in reversed(dom.controllers) if c.type == "scsi"), None)
+    units = [h.info.address for h in dom.hostdevs if h.type == "scsi" and h.mode == "subsystem"]
+    found = [address.controller for address in units if isinstance(address, DriveAddress)]
+    for index in range(max(found, default=-1) + 1):
+        maybe_add_controller(dom, "scsi", index, model)
+
+
+def _add_implicit_video(dom: DomainDef, hypervisor: Hypervisor) -> None:
+    """
+    Give a domain with graphics a video device, and mark the first one as the primary.
+
+    Mirrors: virDomainDefAddImplicitVideo, virDomainDefPostParseVideo
+    """
+    if dom.graphics and not dom.videos:
+        dom.videos.append(DomainVideoDef())
+    if not dom.videos:
+        return
+    primary = next((video for video in dom.videos if video.primary), dom.videos[0])
+    dom.videos.sort(key=lambda video: video is not primary)
+    if primary.model_type == "none":
+        dom.videos[0] = DomainVideoDef(model_type="none")
+        dom.videos[0].info.alias = primary.info.alias
+        return
+    for video in dom.videos[1:]:
+        video.primary = None
+    primary.primary = True
+    hypervisor.fill_device(dom, primary)
+    fill_video(primary)

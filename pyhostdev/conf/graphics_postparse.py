@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Ports and listens of graphics, as libvirt settles them while parsing.
+
+Mirrors: virDomainGraphicsDefParseXML and its parts (src/conf/domain_conf.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.graphics_conf import GraphicsListen
+from pyhostdev.errors import XMLError
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.graphics_conf import DomainGraphicsDef
+
+
+def fill_graphics(graphics: DomainGraphicsDef) -> None:
+    """
+    Settle one graphics element.
+
+    Raises:
+        XMLError: its listens contradict each other.
+    """
+    if graphics.type in ("vnc", "spice", "rdp"):
+        _fill_listens(graphics)
+    if graphics.type == "vnc":
+        _fill_vnc(graphics)
+    elif graphics.type == "spice":
+        _fill_spice(graphics)
+
+
+def _fill_listens(graphics: DomainGraphicsDef) -> None:
+    """
+    Make the ``listen`` attribute and the first <listen> of type address say the same.
+
+    Mirrors: virDomainGraphicsListensParseXML
+    """
+    if not graphics.listens:
+        graphics.listens = [_listen_of(graphics)]
+    first = graphics.listens[0]
+    said = graphics.listen
+    addresses = [part.address for part in graphics.listens if part.type == "address"]
+    if said is not None and addresses and addresses[0] not in (None, said):
+        raise XMLError(
+            f"listen='{said}' of <graphics> is not the address '{addresses[0]}' of its <listen>",
+            line=graphics.line,
+        )
+    if said is not None and first.type == "address" and first.address is None:
+        first.address = said
+    graphics.listen = first.address if first.type == "address" else None
+    graphics.socket = None if first.type != "socket" else graphics.socket
+
+
+def _listen_of(graphics: DomainGraphicsDef) -> GraphicsListen:
+    if graphics.type == "vnc" and graphics.socket is not None:
+        return GraphicsListen(type="socket", socket=graphics.socket)
+    return GraphicsListen(type="address", address=graphics.listen or None)
+
+
+def _fill_vnc(graphics: DomainGraphicsDef) -> None:
+    if graphics.listens[0].type == "socket":
+        graphics.port = graphics.autoport = None
+        return
+    if graphics.port == -1 or graphics.port is None:
+        graphics.autoport = True
+    graphics.autoport = bool(graphics.autoport)
+    if graphics.autoport:
+        graphics.port = -1
+
+
+def _fill_spice(graphics: DomainGraphicsDef) -> None:
+    """
+    Settle the ports of SPICE; without any it does not listen.
+
+    Mirrors: virDomainGraphicsDefParseXMLSpice, virDomainDefPostParseGraphics
+    """
+    if graphics.port == -1 and graphics.tls_port == -1:
+        graphics.autoport = True
+    if graphics.port == -1 or graphics.autoport:
+        graphics.port = None
+    if graphics.tls_port == -1 or graphics.autoport:
+        graphics.tls_port = None
+    first = graphics.listens[0]
+    if first.type == "address" and not (graphics.port or graphics.tls_port or graphics.autoport):
+        graphics.listens[0] = first = GraphicsListen(type="none")
+        graphics.listen = None
+    graphics.port = graphics.port or None
+    graphics.tls_port = graphics.tls_port or None
+    if first.type in ("none", "socket"):
+        graphics.port = graphics.tls_port = graphics.autoport = None
+    elif not graphics.autoport:
+        graphics.autoport = False

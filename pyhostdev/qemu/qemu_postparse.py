@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+QEMU's part of a definition's defaults: the machine, its CPU, and the devices it always has.
+
+Mirrors: qemuDomainDefPostParse, qemuDomainDeviceDefPostParse (src/qemu/qemu_domain.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf import domain_postparse
+from pyhostdev.conf.board_conf import DomainPanicDef
+from pyhostdev.conf.cpu_conf import CPUDef
+from pyhostdev.conf.domain_controllers import (
+    add_controller,
+    add_usb_controller,
+    find_controller,
+    maybe_add_controller,
+)
+from pyhostdev.conf.graphics_conf import DomainAudioDef
+from pyhostdev.conf.virtio_conf import DomainInputDef, DomainMemballoonDef
+from pyhostdev.errors import XMLError
+from pyhostdev.qemu.qemu_device_postparse import fill_device
+from pyhostdev.qemu.qemu_domain import PPC64, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+
+_EMULATOR = "/usr/bin/qemu-system-{}"
+_TARGETS = {"i686": "i386", "armv7l": "arm", "ppc64le": "ppc64"}
+
+
+def post_parse(dom: DomainDef, capabilities: QEMUCapabilities | None = None) -> DomainDef:
+    """
+    Return a copy with all defaults but guest addresses filled in.
+
+    Args:
+        capabilities: of the emulator the domain names; the stored ones where None.
+
+    Raises:
+        XMLError, ConfigUnsupportedError: the defaults contradict what is said.
+    """
+    return domain_postparse.post_parse(dom, QEMUDefaults(dom, capabilities))
+
+
+class QEMUDefaults:
+    """What domain_postparse asks of a hypervisor, answered for one emulator."""
+
+    def __init__(self, dom: DomainDef, capabilities: QEMUCapabilities | None) -> None:
+        if capabilities is None:
+            from pyhostdev.qemu.qemu_capabilities import load
+
+            capabilities = load(dom.os.arch or host_arch())
+        self.capabilities = capabilities
+
+    def fill_domain(self, dom: DomainDef) -> None:
+        """
+        Fill in everything that is not one device's own.
+
+        Mirrors: qemuDomainDefPostParseBasic, qemuDomainDefPostParse
+        """
+        self._fill_machine(dom)
+        self._add_default_devices(dom)
+        self._fill_cpu(dom)
+        if is_arm_virt(dom) and not dom.features.gic:
+            dom.features.gic = True
+        if dom.features.gic and dom.features.gic_version is None:
+            dom.features.gic_version = "2"
+        fill_numa(dom)
+
+    def fill_device(self, dom: DomainDef, device: ElementDef) -> None:
+        """Fill in one device."""
+        fill_device(dom, device, self.capabilities)
+
+    def _fill_machine(self, dom: DomainDef) -> None:
+        if dom.os.type is None:
+            raise XMLError("<os> does not say its type", line=dom.os.line or dom.line)
+        dom.os.arch = dom.os.arch or host_arch()
+        if dom.emulator is None:
+            dom.emulator = _EMULATOR.format(_TARGETS.get(dom.os.arch, dom.os.arch))
+        machine = dom.os.machine or self.capabilities.default_machine()
+        if machine is None:
+            raise XMLError("<os> does not name a machine", line=dom.os.line, libvirt_code=8)
+        dom.os.machine = self.capabilities.canonical_machine(machine)
+
+    def _add_default_devices(self, dom: DomainDef) -> None:
+        """
+        Add what the machine always has.
+
+        Mirrors: qemuDomainDefAddDefaultDevices (src/qemu/qemu_domain.c)
+        """
+        arch = dom.os.arch
+        if arch in X86:
+            for kind in ("mouse", "keyboard"):
+                _maybe_add_input(dom, kind, "ps2")
+        has_devices = arch in PPC64 or (arch in X86 and dom.os.machine != "isapc")
+        if has_devices and find_controller(dom, "usb", 0) is None:
+            self._add_usb(dom)
+        if is_q35(dom):
+            maybe_add_controller(dom, "sata", 0)
+        root = _root_model(dom)
+        if root is not None:
+            _check_root(dom, root)
+        if has_devices and dom.memballoon is None:
+            dom.memballoon = DomainMemballoonDef(model="virtio")
+        if arch in PPC64 and dom.graphics:
+            _add_usb_inputs(dom)
+        if is_pseries(dom) and all(panic.model not in (None, "pseries") for panic in dom.panics):
+            dom.panics.append(DomainPanicDef())
+        if not dom.audios:
+            dom.audios.append(_default_audio(dom))
+
+    def _add_usb(self, dom: DomainDef) -> None:
+        """Add the default USB controller; on q35 one for USB 3 where there is one, or none at all."""
+        if not is_q35(dom):
+            add_usb_controller(dom, 0, None)
+            return
+        models = {"qemu-xhci": "qemu-xhci", "nec-usb-xhci": "nec-xhci", "ich9-usb-ehci1": "ich9-ehci1"}
+        model = next((m for d, m in models.items() if self.capabilities.has_device(d)), None)
+        if model is not None:
+            add_usb_controller(dom, 0, model)
+
+    def _fill_cpu(self, dom: DomainDef) -> None:
+        """
+        Name the CPU model, and say how it is checked.
+
+        Mirrors: qemuDomainDefSetDefaultCPU, qemuDomainDefCPUPostParse (src/qemu/qemu_domain.c)
+        """
+        cpu = dom.cpu
+        if cpu is not None and cpu.mode is None and cpu.model is not None:
+            cpu.mode = "custom"
+        if cpu is None or (cpu.mode in (None, "custom") and cpu.model is None):
+            self._default_cpu(dom)
+        cpu = dom.cpu
+        if cpu is None or cpu.mode is None:
+            return
+        if cpu.mode == "custom":
+            cpu.match = cpu.match or "exact"
+        if cpu.mode in ("custom", "host-model"):
+            cpu.fallback = cpu.fallback or "allow"
+        if cpu.mode == "host-passthrough" and cpu.migratable is None:
+            cpu.migratable = True
+        if cpu.check is None:
+            is_partial = cpu.mode == "host-model" or (cpu.mode == "custom" and dom.type != "qemu")
+            cpu.check = "partial" if is_partial else "none"
+
+    def _default_cpu(self, dom: DomainDef) -> None:
+        if dom.os.arch not in X86 + PPC64 and dom.type != "qemu":
+            return
+        model = self.capabilities.default_cpu(dom.os.machine or "")
+        if model is None:
+            return
+        dom.cpu = dom.cpu or CPUDef()
+        dom.cpu.mode, dom.cpu.match, dom.cpu.check = "custom", "exact", "none"
+        dom.cpu.model, dom.cpu.fallback = model, "forbid"
+
+
+def host_arch() -> str:
+    """Return the architecture of the machine we run on, as libvirt names it."""
+    import os
+
+    machine = os.uname().machine
+    return "i686" if machine in ("i386", "i486", "i586") else machine
+
+
+def _root_model(dom: DomainDef) -> str | None:
+    """Return the model of the PCI root the machine has."""
+    if is_i440fx(dom) or dom.os.arch in PPC64:
+        return "pci-root"
+    return "pcie-root" if is_q35(dom) or is_arm_virt(dom) else None
+
+
+def _check_root(dom: DomainDef, model: str) -> None:
+    root = find_controller(dom, "pci", 0)
+    if root is None:
+        add_controller(dom, "pci", 0, model)
+    elif root.model != model:
+        raise XMLError(
+            f"PCI controller 0 of machine '{dom.os.machine}' is a {model}, not a {root.model}",
+            line=root.line,
+        )
+
+
+def _maybe_add_input(dom: DomainDef, kind: str, bus: str) -> None:
+    if not any(part.type == kind and part.bus == bus for part in dom.inputs):
+        dom.inputs.append(DomainInputDef(type=kind, bus=bus))
+
+
+def _add_usb_inputs(dom: DomainDef) -> None:
+    """Give a machine without PS/2 a keyboard, and a mouse unless a tablet does its work."""
+    _maybe_add_input(dom, "keyboard", "usb")
+    if not any(part.type == "tablet" and part.bus == "usb" for part in dom.inputs):
+        _maybe_add_input(dom, "mouse", "usb")
+
+
+def _default_audio(dom: DomainDef) -> DomainAudioDef:
+    """
+    Return where sound goes: to the viewer of the first graphics that takes it.
+
+    Mirrors: qemuDomainDefAddDefaultAudioBackend (src/qemu/qemu_domain.c)
+    """
+    first = dom.graphics[0].type if dom.graphics else ""
+    return DomainAudioDef(id=1, type={"spice": "spice", "sdl": "sdl", "dbus": "dbus"}.get(first, "none"))
+
+
+def fill_numa(dom: DomainDef) -> None:
+    """
+    Number the NUMA cells and give all processors one; memory that can be plugged in needs a cell.
+
+    Mirrors: qemuDomainDefNumaCPUsPostParse (src/qemu/qemu_domain.c)
+    """
+    if dom.max_memory is not None and dom.max_memory.slots and not (dom.cpu and dom.cpu.cells):
+        _add_cell(dom)
+    cells: list[Any] = dom.cpu.cells if dom.cpu is not None else []
+    used = {cell.id for cell in cells if cell.id is not None}
+    for cell in cells:
+        if cell.id is None:
+            cell.id = next(number for number in range(len(cells)) if number not in used)
+            used.add(cell.id)
+    cells.sort(key=lambda cell: int(cell.id))
+    if cells and any(cell.id != place for place, cell in enumerate(cells)):
+        raise XMLError("NUMA cells must be numbered from 0 without gaps", line=dom.line)
+
+
+def _add_cell(dom: DomainDef) -> None:
+    from pyhostdev.conf.cpu_conf import NumaCell
+
+    memory = dom.memory_kib - sum(module.size_kib for module in dom.memories)
+    if memory <= 0:
+        raise XMLError("The domain has no memory besides its memory devices", line=dom.line)
+    for module in dom.memories:
+        if module.target_node is None and module.model in ("dimm", "nvdimm", "virtio-mem"):
+            module.target_node = 0
+    dom.cpu = dom.cpu or CPUDef()
+    cpus = f"0-{dom.vcpus - 1}" if dom.vcpus > 1 else "0"
+    dom.cpu.cells = [NumaCell(id=0, cpus=cpus, memory=memory, unit="KiB")]
