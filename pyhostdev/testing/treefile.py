@@ -112,6 +112,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(check_driver_name(name) for name in text.split(","))
 
 
+def _component(text: str) -> str:
+    """Return a device's name, which can have colons as on the platform bus."""
+    if "/" in text or text in (".", ".."):
+        raise ValueError(f"'{text}' cannot be the name of a device")
+    return text
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in choices:
@@ -270,7 +277,7 @@ class _Reader:
 
     def read_member(self, words: list[str]) -> None:
         driver = words[2].removeprefix("driver=") if len(words) > 2 else None
-        self.host.members.append(MemberSpec(int(words[0]), check_driver_name(words[1]), driver))
+        self.host.members.append(MemberSpec(int(words[0]), _component(words[1]), driver))
 
     def read_group(self, words: list[str]) -> None:
         self.host.group_types[int(words[0])] = words[1]
