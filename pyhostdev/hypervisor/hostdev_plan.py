@@ -71,6 +71,7 @@ class Request(NamedTuple):
     stub: str
     guest_address: PCIDeviceAddress | None
     dev: virpci.PCIDevice | None
+    incarnation: int | None  # of dev's directory, when the plan was made
 
 
 class Fate(NamedTuple):

@@ -97,6 +97,7 @@ def _request(host: PlanHost, hostdev: DomainHostdevDef) -> Request:
             f"Backend driver '{hostdev.driver_name}' of device {source} is not VFIO", address=source
         )
     guest = hostdev.info.pci
+    dev = host.pci_device(source)
     return Request(
         address=source,
         role=ASSIGNED if hostdev.is_assigned else UNASSIGNED,
@@ -104,7 +105,8 @@ def _request(host: PlanHost, hostdev: DomainHostdevDef) -> Request:
         written=None if hostdev.assigned is None else ("no", "yes")[hostdev.assigned],
         stub=hostdev.driver_model or VFIO_PCI,
         guest_address=None if guest is None else guest.pci,
-        dev=host.pci_device(source),
+        dev=dev,
+        incarnation=None if dev is None else dev.incarnation,
     )
 
 

@@ -9,7 +9,7 @@ differs: lists are on disk, a completeness policy is part of the check, and each
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import (
@@ -20,7 +20,8 @@ from pyhostdev.errors import (
     RefusedError,
 )
 from pyhostdev.hypervisor.host import Host
-from pyhostdev.hypervisor.hostdev_plan import Plan, Step
+from pyhostdev.hypervisor.hostdev_lock import locked
+from pyhostdev.hypervisor.hostdev_plan import ERROR, Finding, Plan, Step
 from pyhostdev.hypervisor.hostdev_planner import build_plan
 from pyhostdev.util.journal import (
     DETACHED,
@@ -94,13 +95,20 @@ class HostdevManager:
         Mirrors: virHostdevPreparePCIDevices (src/hypervisor/virhostdev.c)
         """
         owner = owner or plan.owner
-        with deferred_signals() as interrupted, self.journal.locked():
+        addresses = [request.address for request in plan.requests]
+        with deferred_signals() as interrupted, self._locked(addresses, owner):
             fresh = self._planned_again(plan, owner)
-            if not fresh.ok:
-                raise RefusedError(fresh.obstacles, fresh)
+            obstacles = (*fresh.obstacles, *_replaced(plan, fresh))
+            if obstacles:
+                raise RefusedError(obstacles, fresh)
             self._set_bad_records_aside()
             with Transaction() as change:
                 self._execute(fresh, owner, change, interrupted)
+
+    def _locked(
+        self, addresses: Iterable[PCIDeviceAddress], owner: str | None
+    ) -> AbstractContextManager[None]:
+        return locked(self.journal.state, self.root, addresses, owner)
 
     def _planned_again(self, plan: Plan, owner: str) -> Plan:
         records, _ = self.journal.read()
@@ -151,7 +159,7 @@ class HostdevManager:
                 original=read_binding(self.root, request.address),
                 boot_id=boot_id,
             )
-            record = record._replace(state=PREPARING, owner=owner)
+            record = record._replace(state=PREPARING, owner=owner, listed=known is not None)
             change.on_error(self._undo_device, record, known)
             self.journal.write(record)
             records[request.address] = record
@@ -201,12 +209,16 @@ class HostdevManager:
 
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
         """
-        return self._release(lambda record: record.owner == owner)
+        return self._release(owner, lambda record: record.owner == owner)
 
-    def _release(self, is_meant: Callable[[Record], bool]) -> list[PCIDeviceAddress]:
-        with deferred_signals(), self.journal.locked():
+    def _release(
+        self, owner: str, is_meant: Callable[[Record], bool]
+    ) -> list[PCIDeviceAddress]:
+        first, _ = self.journal.read()
+        addresses = [r.address for r in first.values() if r.is_active and is_meant(r)]
+        with deferred_signals(), self._locked(addresses, owner):
             records, _ = self.journal.read()
-            meant = [r for r in records.values() if r.is_active and is_meant(r)]
+            meant = [records[a] for a in addresses if a in records and is_meant(records[a])]
             for record in meant:
                 self.journal.write(record._replace(state=RELEASING))
             failures = [f for record in meant for f in attempt(self._give_back, record)]
@@ -218,8 +230,8 @@ class HostdevManager:
         return [record.address for record in meant]
 
     def _give_back(self, record: Record) -> None:
-        if not record.managed:
-            self.journal.write(record._replace(state=DETACHED, owner=None))
+        if record.listed or not record.managed:
+            self.journal.write(record._replace(state=DETACHED, owner=None, listed=True))
             return
         if record.moved:
             self._give_back_moved(record)
@@ -272,7 +284,6 @@ class HostdevManager:
                 f"{used.message} ({driver_name} wants it for '{domain_name}')",
                 reason="in-use",
                 address=used.address,
-                rolled_back=True,
             )
         self.prepare(plan, domain_name)
 
@@ -288,7 +299,7 @@ class HostdevManager:
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
         """
         wanted = {hostdev.pci_address for hostdev in hostdevs}
-        self._release(lambda r: r.owner == domain_name and r.address in wanted)
+        self._release(domain_name, lambda r: r.owner == domain_name and r.address in wanted)
 
     def nodedev_detach(self, address: PCIDeviceAddress, driver: str = VFIO_PCI) -> None:
         """
@@ -300,21 +311,21 @@ class HostdevManager:
 
         Mirrors: virHostdevPCINodeDeviceDetach (src/hypervisor/virhostdev.c)
         """
-        with deferred_signals(), self.journal.locked():
+        with deferred_signals(), self._locked([address], None):
             records, _ = self.journal.read()
             self._refuse_active(records.get(address))
-            original = read_binding(self.root, address)
-            there = is_vfio_driver(self.root, address, original.driver)
-            record = Record(
-                address, DETACHED, None, False, not there, driver, original, read_boot_id(self.root)
-            )
             if address in records:
                 return
+            original = read_binding(self.root, address)
+            there = is_vfio_driver(self.root, address, original.driver)
+            boot_id = read_boot_id(self.root)
+            record = Record(address, PREPARING, None, False, not there, driver, original, boot_id)
             with Transaction() as change:
                 change.on_error(self._undo_device, record, None)
                 self.journal.write(record)
                 if not there:
                     self._mover.detach(address, original, driver)
+                self.journal.write(record._replace(state=DETACHED))
 
     def nodedev_reattach(self, address: PCIDeviceAddress) -> None:
         """
@@ -326,13 +337,12 @@ class HostdevManager:
 
         Mirrors: virHostdevPCINodeDeviceReAttach (src/hypervisor/virhostdev.c)
         """
-        with deferred_signals(), self.journal.locked():
+        with deferred_signals(), self._locked([address], None):
             record = self.journal.read()[0].get(address)
             self._refuse_active(record)
             if record is None:
-                raise OperationError(
-                    f"Device {address} was not detached by this manager", address=address, rolled_back=True
-                )
+                raise OperationError(f"Device {address} was not detached by this manager", address=address)
+            self.journal.write(record._replace(state=RELEASING))
             if record.moved:
                 self._give_back_moved(record)
             self.journal.remove(address)
@@ -343,7 +353,6 @@ class HostdevManager:
                 f"Device {record.address} is in use by domain '{record.owner}'",
                 reason="in-use",
                 address=record.address,
-                rolled_back=True,
             )
 
 
@@ -360,6 +369,14 @@ class _HostdevSet:
     def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
         """No other guest device is known."""
         return set()
+
+
+def _replaced(plan: Plan, fresh: Plan) -> Iterator[Finding]:
+    """Find the devices that are others than those the plan was made for."""
+    for old, new in zip(plan.requests, fresh.requests, strict=True):
+        if old.incarnation != new.incarnation:
+            text = f"Device {old.address} was replaced since the plan was made"
+            yield Finding("changed-device", ERROR, old.address, text)
 
 
 def read_status(host: Host) -> Status:

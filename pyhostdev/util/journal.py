@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from pyhostdev.errors import HostdevError
@@ -34,7 +33,8 @@ class Record(NamedTuple):
     """
     One device that we detached or that a domain uses.
 
-    ``moved`` says that it was we who took it from ``original.driver``; only then is it given back.
+    ``moved`` says that it was we who took it from ``original.driver``; only then is it given back. ``listed`` says
+    that it was on the inactive list before its owner got it, and goes back there.
     """
 
     address: PCIDeviceAddress
@@ -45,6 +45,7 @@ class Record(NamedTuple):
     target: str
     original: Binding
     boot_id: str | None
+    listed: bool = False
 
     @property
     def is_active(self) -> bool:
@@ -101,10 +102,6 @@ class Journal:
 
     def __init__(self, state: StateDir | str) -> None:
         self.state = StateDir(state) if isinstance(state, str) else state
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Hold the state directory for one change; a second process waits here."""
-        return self.state.locked()
 
     def read(self) -> tuple[dict[PCIDeviceAddress, Record], list[BadRecord]]:
         """

@@ -2,13 +2,11 @@
 """
 A directory of state that survives its writer: opened once, never through a link, files whole or not at all.
 
-It must be ours (or root's) and nobody else's to write into. Locks are flocks: they end with their holder, and the
-helper that performs a write to sysfs does not hold them.
+It must be ours (or root's) and nobody else's to write into.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -21,7 +19,6 @@ FILE_MAX = 16384  # bytes; a record has a few hundred
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class StateDir:
@@ -172,16 +169,6 @@ class StateDir:
             os.rename(name, other, src_dir_fd=top, dst_dir_fd=top)
         except OSError as err:
             raise SysfsError(err.errno or 0, os.path.join(self.path, name), "set a record aside") from err
-
-    @contextmanager
-    def locked(self, name: str = "lock") -> Iterator[None]:
-        """Hold a lock file of this directory; a second process waits here."""
-        lock = os.open(name, _LOCK, 0o600, dir_fd=self._descriptor())
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
 
 @contextmanager
