@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Where a journal lives is memory (/run), so tests keep theirs in memory too, where there is some.
+TEMPROOT := $(shell test -w /dev/shm && echo /dev/shm || echo /tmp)
 SOURCES := pyproject.toml $(wildcard csrc/*)
 
 .PHONY: demo test lint bench oracle fuzz clean help
@@ -31,7 +33,7 @@ demo: $(VENV)/.demo
 	$(BIN)/pyhostdev demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q
+	PYTEST_DEBUG_TEMPROOT=$(TEMPROOT) $(BIN)/python -m pytest -q
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check pyhostdev tests benchmarks csrc

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import (
     ConfigError,
@@ -23,12 +23,13 @@ from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_lock import locked
 from pyhostdev.hypervisor.hostdev_plan import ERROR, Finding, Plan, Step
 from pyhostdev.hypervisor.hostdev_planner import build_plan
+from pyhostdev.hypervisor.hostdev_recover import Recovered, recover
+from pyhostdev.hypervisor.hostdev_status import Status, read_status
 from pyhostdev.util.journal import (
     DETACHED,
     PREPARED,
     PREPARING,
     RELEASING,
-    BadRecord,
     Journal,
     Record,
     read_boot_id,
@@ -40,21 +41,6 @@ from pyhostdev.util.virpci import is_vfio_driver
 
 if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
-
-
-class ActiveDevice(NamedTuple):
-    """One device on the active list."""
-
-    address: PCIDeviceAddress
-    owner: str | None
-
-
-class Status(NamedTuple):
-    """The lists as they are on disk, each sorted by address."""
-
-    active: list[ActiveDevice]
-    inactive: list[PCIDeviceAddress]
-    problems: list[BadRecord]
 
 
 class HostdevManager:
@@ -74,6 +60,7 @@ class HostdevManager:
         self.host = host
         self.root = host.root
         self.journal = Journal(host.state_dir)
+        self.writer = host.writer
         self._mover = DriverMover(host.root, host.writer)
 
     def status(self) -> Status:
@@ -167,12 +154,10 @@ class HostdevManager:
 
     def _undo_device(self, record: Record, known: Record | None) -> None:
         """Put one device and its record back as they were; a device that was not touched yet stays so."""
-        if known is not None:
+        if known is None:
+            self.undo_preparing(record)
+        else:
             self.journal.write(known)
-            return
-        if record.moved:
-            self._mover.give_back(record.address, record.original)
-        self.journal.remove(record.address)
 
     def _perform(self, step: Step, records: dict[PCIDeviceAddress, Record]) -> None:
         """The one place that performs steps."""
@@ -221,7 +206,7 @@ class HostdevManager:
             meant = [records[a] for a in addresses if a in records and is_meant(records[a])]
             for record in meant:
                 self.journal.write(record._replace(state=RELEASING))
-            failures = [f for record in meant for f in attempt(self._give_back, record)]
+            failures = [f for record in meant for f in attempt(self.give_back, record)]
         if failures:
             raise OperationError(
                 f"{len(failures)} of {len(meant)} devices could not be given back: {failures[0]}",
@@ -229,13 +214,46 @@ class HostdevManager:
             ) from failures[0]
         return [record.address for record in meant]
 
-    def _give_back(self, record: Record) -> None:
-        if record.listed or not record.managed:
+    def give_back(self, record: Record) -> None:
+        """
+        Return one device to where its record says it came from; the caller holds its locks.
+
+        Raises:
+            OperationError, SysfsError: it is not as it was; the record stays.
+        """
+        if record.listed or (not record.managed and record.owner is not None):
             self.journal.write(record._replace(state=DETACHED, owner=None, listed=True))
             return
         if record.moved:
             self._give_back_moved(record)
         self.journal.remove(record.address)
+
+    def undo_preparing(self, record: Record) -> None:
+        """
+        Undo what an interrupted prepare did to one device; the caller holds its locks.
+
+        Raises:
+            OperationError, SysfsError: it is not as it was; the record stays.
+        """
+        if record.listed:
+            self.journal.write(record._replace(state=DETACHED, owner=None))
+            return
+        if record.moved:
+            self._give_back_moved(record)
+        self.journal.remove(record.address)
+
+    def recover(self, *, include_prepared: bool = False, timeout_s: float = 30.0) -> list[Recovered]:
+        """
+        Finish or undo what a crash interrupted, and return what became of each record.
+
+        Args:
+            include_prepared: give prepared devices back too, where nobody holds their group open.
+            timeout_s: how long to wait, in all, for writes that have not come back from the kernel.
+
+        Raises:
+            SysfsError: the state directory cannot be read.
+        """
+        return recover(self, include_prepared=include_prepared, timeout_s=timeout_s)
 
     def _give_back_moved(self, record: Record) -> None:
         try:
@@ -377,16 +395,3 @@ def _replaced(plan: Plan, fresh: Plan) -> Iterator[Finding]:
         if old.incarnation != new.incarnation:
             text = f"Device {old.address} was replaced since the plan was made"
             yield Finding("changed-device", ERROR, old.address, text)
-
-
-def read_status(host: Host) -> Status:
-    """
-    Return a host's lists from its state directory, which is not created for it.
-
-    Raises:
-        SysfsError: the directory is there and cannot be read.
-    """
-    records, problems = Journal(host.state_dir).read()
-    active = [ActiveDevice(r.address, r.owner) for r in records.values() if r.is_active]
-    inactive = [r.address for r in records.values() if not r.is_active]
-    return Status(active, inactive, problems)

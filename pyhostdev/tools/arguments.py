@@ -39,6 +39,11 @@ def add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the domain's XML; - for standard input")
 
 
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """ADDRESS of a host's function."""
+    parser.add_argument("address", metavar="ADDRESS", help="like 0000:01:00.0 or pci_0000_01_00_0")
+
+
 def add_policy(parser: argparse.ArgumentParser) -> None:
     """--policy."""
     parser.add_argument(
@@ -80,7 +85,7 @@ def _writer_of(args: argparse.Namespace, root: HostRoot, state_dir: str) -> Sysf
         return SimulatedKernel(root)
     from pyhostdev.util.sysfs_writer import ForkedWriter
 
-    return ForkedWriter(root, timeout_s=args.timeout, inflight_dir=os.path.join(state_dir, "inflight"))
+    return ForkedWriter(root, timeout_s=args.timeout, inflight_dir=os.path.join(state_dir, "in-flight"))
 
 
 def manager_of(args: argparse.Namespace) -> HostdevManager:

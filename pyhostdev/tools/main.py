@@ -28,6 +28,9 @@ VERBS = {
     "release": "give a domain's host devices back",
     "start": "run a domain in the foreground, its host devices prepared and given back",
     "status": "show which devices are in use, and which are detached for nobody",
+    "recover": "finish or undo what a crash interrupted",
+    "nodedev-detach": "detach one device for nobody",
+    "nodedev-reattach": "give one detached device back to its driver",
     "demo": "run the whole scenario on a simulated host",
 }
 
@@ -38,7 +41,7 @@ class _TopParser(argparse.ArgumentParser):
 
 
 def _top_parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {verb:10}{summary}" for verb, summary in VERBS.items())
+    lines = "\n".join(f"  {verb:18}{summary}" for verb, summary in VERBS.items())
     parser = _TopParser(
         prog="pyhostdev",
         description="Give PCI host devices to virtual machines.",
@@ -56,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] not in VERBS:
         return _without_verb(words)
-    module = import_module(f"pyhostdev.tools.{words[0]}")
+    module = import_module(f"pyhostdev.tools.{words[0].replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"pyhostdev {words[0]}", description=VERBS[words[0]])
     module.add_arguments(parser)
     args = parser.parse_args(words[1:])

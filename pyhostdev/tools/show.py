@@ -14,7 +14,7 @@ from pyhostdev.util.virpci import PCIDevice, read_iommu_group_members
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.add_argument("address", metavar="ADDRESS", help="like 0000:01:00.0 or pci_0000_01_00_0")
+    arguments.add_address(parser)
     arguments.add_root(parser)
     arguments.add_json(parser)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from pyhostdev.errors import ConfigUnsupportedError, OperationError, RefusedError
+from pyhostdev.errors import ConfigUnsupportedError, RefusedError
 from pyhostdev.tools import arguments
 from pyhostdev.tools.main import REFUSED, complain
 

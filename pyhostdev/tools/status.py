@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyhostdev.hypervisor.virhostdev import Status, read_status
+from pyhostdev.hypervisor.hostdev_status import Status, read_status
 from pyhostdev.tools import arguments, output
 from pyhostdev.tools.main import complain
 

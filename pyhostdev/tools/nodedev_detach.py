@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev nodedev-detach``: detach one device for nobody."""
+
+from __future__ import annotations
+
+import argparse
+
+from pyhostdev.tools import arguments
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pcidriver import VFIO_PCI
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_address(parser)
+    parser.add_argument("--driver", default=VFIO_PCI, help="the driver that gets it (default: vfio-pci)")
+    arguments.add_root(parser)
+    arguments.add_changes(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Detach it."""
+    arguments.manager_of(args).nodedev_detach(PCIDeviceAddress.parse(args.address), args.driver)
+    return 0

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev nodedev-reattach``: give one detached device back to its driver."""
+
+from __future__ import annotations
+
+import argparse
+
+from pyhostdev.tools import arguments
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_address(parser)
+    arguments.add_root(parser)
+    arguments.add_changes(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Give it back."""
+    arguments.manager_of(args).nodedev_reattach(PCIDeviceAddress.parse(args.address))
+    return 0

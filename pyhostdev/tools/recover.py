@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev recover``: finish or undo what a crash interrupted."""
+
+from __future__ import annotations
+
+import argparse
+
+from pyhostdev.tools import arguments, output
+from pyhostdev.tools.main import DONE, NOT_RESTORED
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_root(parser)
+    arguments.add_changes(parser)
+    arguments.add_json(parser)
+    parser.add_argument(
+        "--all", action="store_true", help="give prepared devices back too, where nobody holds their group open"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Recover and tell what became of each record; 4 when a device is not restored."""
+    found = arguments.manager_of(args).recover(include_prepared=args.all, timeout_s=args.timeout)
+    if args.json:
+        output.print_json({"version": 1, "records": [item._asdict() for item in found]})
+    else:
+        rows = [(item.what, item.owner, item.outcome, item.message) for item in found]
+        output.print_table(("DEVICE", "OWNER", "OUTCOME", "WHY"), rows)
+    return DONE if all(item.is_done for item in found) else NOT_RESTORED
