@@ -51,18 +51,15 @@ int phd_here(const struct phd_scan *scan)
 	return scan->parent_fd >= 0 ? scan->parent_fd : scan->devices_fd;
 }
 
-/* A function that goes away between open and read answers ENODEV: its attributes are not there
- * either. */
+/* -ENOENT whatever says that it is absent, as ENODEV does when the function went after the open. */
 static ssize_t read_attr(struct phd_scan *scan, const char *name, char *out, size_t size)
 {
 	PHD_AUTO_CLOSE int fd = openat(phd_here(scan), phd_attr(scan, name), ATTR_FLAGS);
 	ssize_t n;
 
-	if (fd < 0)
-		return -errno;
-	n = read(fd, out, size);
+	n = fd < 0 ? -1 : read(fd, out, size);
 	if (n < 0)
-		return errno == ENODEV ? -ENOENT : -errno;
+		return phd_is_absent(errno) ? -ENOENT : -errno;
 	return n;
 }
 
@@ -181,9 +178,9 @@ int phd_read_ids(struct phd_scan *scan, struct phd_record *record)
 
 	if (n >= 0 && parse_modalias(text, n, record))
 		return 0;
-	if (n < 0 && n != -ENOENT && n != -ENOTDIR)
+	if (n < 0 && n != -ENOENT)
 		return phd_fail_here(scan, (int)n);
-	return n == -ENOTDIR ? 1 : read_id_files(scan, record);
+	return read_id_files(scan, record);
 }
 
 ssize_t phd_read_link(struct phd_scan *scan, const char *attr, char *target, const char **name)
@@ -192,7 +189,7 @@ ssize_t phd_read_link(struct phd_scan *scan, const char *attr, char *target, con
 	const char *slash;
 
 	if (n < 0)
-		return errno == ENOENT || errno == ENOTDIR ? 0 : phd_fail_here(scan, -errno);
+		return phd_is_absent(errno) ? 0 : phd_fail_here(scan, -errno);
 	if (n == PHD_LINK_MAX)
 		return phd_fail_here(scan, -ENAMETOOLONG);
 	target[n] = '\0';

@@ -62,9 +62,7 @@ static int invert_driver(struct phd_scan *scan, int drivers_fd, const char *driv
 	int ret;
 
 	if (fd < 0) /* unloaded meanwhile, or no driver */
-		return errno == ENOENT || errno == ENOTDIR
-			       ? 0
-			       : phd_fail(scan->err, -errno, "drivers", driver);
+		return phd_is_absent(errno) ? 0 : phd_fail(scan->err, -errno, "drivers", driver);
 	while ((name = phd_next_name(&dents, &ret))) {
 		if (!phd_parse_address(name, &key))
 			continue;

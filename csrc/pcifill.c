@@ -88,9 +88,7 @@ static int is_there(struct phd_scan *scan, int fd)
 	ret = fstatat(fd, scan->path, &status, 0);
 	if (ret == 0)
 		return 1;
-	return errno == ENOENT || errno == ENOTDIR || errno == ELOOP || errno == ENODEV
-		       ? 0
-		       : phd_fail_here(scan, -errno);
+	return phd_is_absent(errno) ? 0 : phd_fail_here(scan, -errno);
 }
 
 /*

@@ -3,6 +3,7 @@
 #ifndef PHD_PCISCAN_INTERNAL_H
 #define PHD_PCISCAN_INTERNAL_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <sys/types.h>
 
@@ -53,6 +54,12 @@ struct phd_scan {
 	size_t prefix;
 	struct phd_error *err;
 };
+
+/* A path that leads nowhere: what it named does not exist, or went away. */
+static inline bool phd_is_absent(int errnum)
+{
+	return errnum == ENOENT || errnum == ENOTDIR || errnum == ELOOP || errnum == ENODEV;
+}
 
 /* pcidents.c */
 

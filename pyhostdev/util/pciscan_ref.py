@@ -28,8 +28,7 @@ _MODALIAS = re.compile(
 )
 _GROUP_MAX = 0xFFFFFFFE
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-_ABSENT = (errno.ENOENT, errno.ENOTDIR)
-_GONE = (*_ABSENT, errno.ENODEV, errno.ELOOP)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ELOOP)
 _DOING = "scan the PCI functions"
 
 
@@ -79,7 +78,7 @@ def _is_directory(path: str) -> bool:
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except OSError as err:
-        if err.errno in _GONE:
+        if err.errno in _ABSENT:
             return False
         raise SysfsError(err.errno or 0, path, _DOING) from err
 
@@ -92,7 +91,7 @@ def _read(path: str) -> bytes | None:
         finally:
             os.close(fd)
     except OSError as err:
-        if err.errno in _GONE:
+        if err.errno in _ABSENT:
             return None
         raise SysfsError(err.errno or 0, path, _DOING) from err
 

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The scanner's promises: what it says of odd hosts, what it never touches, what it leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyhostdev.errors import SysfsError
+from pyhostdev.util import pciscan, pciscan_ref
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pciscan import ScanRecord, Tuning
+
+MODALIAS = "pci:v00008086d00001521sv00001028sd00000602bc02sc00i00\n"
+CROWD = Tuning(crowd=0, share=1)
+GENERATOR = Path(__file__).parents[2] / "benchmarks/gen_tree.py"
+
+
+def make_function(root: HostRoot, address: str, modalias: str = MODALIAS, **links: str) -> Path:
+    """Make a function with its directory in the place of its link, as a copied sysfs has it."""
+    top = Path(root.pci_devices, address)
+    top.mkdir(parents=True)
+    (top / "modalias").write_text(modalias)
+    for link, target in links.items():
+        (top / link).symlink_to(target)
+    return top
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> HostRoot:
+    """Make a host with three functions, one of them without anything."""
+    host = HostRoot(tmp_path)
+    make_function(host, "0000:02:00.0", driver="../../drivers/igb", iommu_group="x/14")
+    make_function(host, "0000:02:00.1", physfn="../0000:02:00.0", iommu_group="x/14")
+    make_function(host, "10000:e1:1f.7", modalias="")
+    return host
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> HostRoot:
+    """Make a host of 600 functions, three PFs with many VFs among them, that nobody changes."""
+    top = tmp_path_factory.mktemp("crowd")
+    subprocess.run([sys.executable, GENERATOR, top, "600"], check=True)
+    return HostRoot(top)
+
+
+def test_record_says_what_sysfs_says(root: HostRoot) -> None:
+    """Every field is its attribute's, and None where the host has none."""
+    assert [
+        ScanRecord("0000:02:00.0", 0x8086, 0x1521, 0x1028, 0x602, 0x020000, "igb", 14, None),
+        ScanRecord("0000:02:00.1", 0x8086, 0x1521, 0x1028, 0x602, 0x020000, None, 14, "0000:02:00.0"),
+        ScanRecord("10000:e1:1f.7", None, None, None, None, None, None, None, None),
+    ] == list(pciscan.scan(root))
+
+
+def test_snapshot_is_a_sequence(root: HostRoot) -> None:
+    """A snapshot indexes, slices, counts from the end and refuses what is beyond it."""
+    snapshot = pciscan.scan(root)
+    assert 3 == len(snapshot)
+    assert snapshot[2] == snapshot[-1]
+    assert [snapshot[1], snapshot[2]] == snapshot[1:]
+    assert snapshot[0] in snapshot
+    with pytest.raises(IndexError):
+        snapshot[3]
+
+
+def test_snapshot_finds_by_address_and_group(root: HostRoot) -> None:
+    """Addresses and groups lead to positions; what the host has not leads to None."""
+    snapshot = pciscan.scan(root)
+    assert ["0000:02:00.0", "0000:02:00.1", "10000:e1:1f.7"] == snapshot.addresses
+    assert [0, 1, 2] == [snapshot.find(PCIDeviceAddress.parse(text)) for text in snapshot.addresses]
+    for text in ("0000:00:00.0", "0000:02:00.2", "ffff:00:00.0", "ffffffff:ff:1f.7"):
+        assert snapshot.find(PCIDeviceAddress.parse(text)) is None
+    assert {14: (0, 1)} == snapshot.groups
+
+
+def test_snapshot_is_small(crowd: HostRoot) -> None:
+    """Until records are asked for, a function costs 40 bytes and its address."""
+    snapshot = pciscan.scan(crowd)
+    packed = sum(len(part) for part in (snapshot._packed, snapshot._text, snapshot._names))
+    assert 600 * 60 > packed
+
+
+@pytest.mark.parametrize("scan", [pciscan.scan, pciscan_ref.scan])
+def test_host_without_pci_is_an_error(tmp_path: Path, scan: Any) -> None:
+    """A root without a PCI bus is likely a mistyped one, not a host with nothing in it."""
+    with pytest.raises(SysfsError) as refusal:
+        scan(HostRoot(tmp_path))
+    assert errno.ENOENT == refusal.value.errno
+    assert str(tmp_path) in refusal.value.filename
+
+
+def test_host_without_functions(tmp_path: Path) -> None:
+    """An empty bus is an empty snapshot."""
+    Path(tmp_path, "sys/bus/pci/devices").mkdir(parents=True)
+    assert [] == list(pciscan.scan(HostRoot(tmp_path)))
+
+
+def test_sys_may_be_a_link(root: HostRoot, tmp_path: Path) -> None:
+    """DIR/sys may point to where the tree really is."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/sys").symlink_to("../sys")
+    assert list(pciscan.scan(root)) == list(pciscan.scan(HostRoot(tmp_path / "elsewhere")))
+
+
+@pytest.mark.parametrize("tuning", [Tuning(), CROWD])
+@pytest.mark.parametrize(
+    ("attribute", "content"),
+    [
+        ("vendor", "garbage\n"),
+        ("vendor", ""),
+        ("device", "0x18086\n"),
+        ("class", "0x1020000\n"),
+        ("subsystem_vendor", "0x8086" + " " * 40),
+        ("subsystem_device", "0x"),
+    ],
+)
+def test_malformed_attribute_is_named(
+    root: HostRoot, attribute: str, content: str, tuning: Tuning
+) -> None:
+    """An attribute with another content than a number is an error that names its file."""
+    path = Path(root.pci_devices, "10000:e1:1f.7", attribute)
+    path.write_text(content)
+    for scan in (lambda: pciscan.scan_with(root, tuning), lambda: pciscan_ref.scan(root)):
+        with pytest.raises(SysfsError) as refusal:
+            scan()
+        assert (errno.EBADMSG, str(path)) == (refusal.value.errno, refusal.value.filename)
+
+
+@pytest.mark.parametrize("tuning", [Tuning(), CROWD])
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [("iommu_group", "x/group"), ("iommu_group", "x/4294967295"), ("driver", "x/"), ("physfn", "x/y")],
+)
+def test_malformed_link_is_named(root: HostRoot, link: str, target: str, tuning: Tuning) -> None:
+    """A link that ends in something else than its kind of name is an error that names it."""
+    if tuning is CROWD and link == "physfn":
+        tuning = Tuning()  # a crowd's VFs are found from their PF
+    path = Path(root.pci_devices, "10000:e1:1f.7", link)
+    path.symlink_to(target)
+    for scan in (lambda: pciscan.scan_with(root, tuning), lambda: pciscan_ref.scan(root)):
+        with pytest.raises(SysfsError) as refusal:
+            scan()
+        assert (errno.EBADMSG, str(path)) == (refusal.value.errno, refusal.value.filename)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        MODALIAS.replace("8086", "8o86"),
+        MODALIAS.replace("v0000", "v0001"),
+        MODALIAS.strip() + "x\n",
+        MODALIAS[:-3],
+        "",
+    ],
+)
+def test_modalias_that_does_not_parse(root: HostRoot, text: str) -> None:
+    """Where modalias says nothing, the single files do."""
+    top = Path(root.pci_devices, "0000:02:00.0")
+    (top / "modalias").write_text(text)
+    (top / "device").write_text("0x10c9\n")
+    record = pciscan.scan(root)[0]
+    assert (None, 0x10C9, None) == (record.vendor, record.device, record.class_)
+    assert pciscan_ref.scan(root)[0] == record
+
+
+def test_fifo_for_an_attribute_blocks_nothing(root: HostRoot) -> None:
+    """What somebody put in the place of an attribute cannot stop the scan."""
+    os.mkfifo(Path(root.pci_devices, "10000:e1:1f.7", "vendor"))
+    for scan in (pciscan.scan, pciscan_ref.scan):
+        with pytest.raises(SysfsError):
+            scan(root)
+
+
+def test_function_that_went_away_is_counted(root: HostRoot) -> None:
+    """A function that is listed and gone is left out and counted; a file is no function."""
+    Path(root.pci_devices, "0000:03:00.0").symlink_to("../../../devices/gone")
+    Path(root.pci_devices, "0000:03:00.1").symlink_to("0000:03:00.1")
+    Path(root.pci_devices, "0000:03:00.2").write_text("")
+    for tuning in (Tuning(), CROWD):
+        snapshot = pciscan.scan_with(root, tuning)
+        assert (3, 3) == (len(snapshot), snapshot.vanished)
+
+
+def test_scan_while_functions_come_and_go(root: HostRoot, tmp_path: Path) -> None:
+    """A scan never fails for what happens meanwhile, and says nothing false of those that stay."""
+    top = make_function(HostRoot(tmp_path / "other"), "0000:03:00.0")
+    there, stay = Path(root.pci_devices, "0000:03:00.0"), ["0000:02:00.0", "0000:02:00.1", "10000:e1:1f.7"]
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            top.rename(there)
+            there.rename(top)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        seen = [pciscan.scan_with(root, (Tuning(), CROWD)[i & 1]) for i in range(1000)]
+    finally:
+        stop.set()
+        thread.join()
+    for snapshot in seen:
+        assert stay == [address for address in snapshot.addresses if address != "0000:03:00.0"]
+
+
+def open_descriptors() -> list[str]:
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+def test_scan_leaks_no_descriptor(root: HostRoot) -> None:
+    """Whether it ends well or not, a scan closes what it opened."""
+    broken = HostRoot(root.join("broken"))
+    Path(broken.path).mkdir()
+    shutil.copytree(root.pci_bus, broken.pci_bus, symlinks=True)
+    Path(broken.pci_devices, "0000:02:00.1", "modalias").unlink()
+    Path(broken.pci_devices, "0000:02:00.1", "class").write_text("no class\n")
+    address = PCIDeviceAddress.parse("0000:02:00.0")
+    before = open_descriptors()
+    for tuning in (Tuning(), CROWD) * 20:
+        pciscan.scan_with(root, tuning)
+        assert pciscan.read_config(root, address, 0, 64) is None
+        with pytest.raises(SysfsError):
+            pciscan.scan_with(broken, tuning)
+    assert before == open_descriptors()
+
+
+class CountingLib:
+    """Counts the calls into C."""
+
+    def __init__(self, lib: Any) -> None:
+        self.lib = lib
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("phd_"):
+            self.calls.append(name)
+        return getattr(self.lib, name)
+
+
+class CountingModule:
+    """The C module with a lib that counts."""
+
+    def __init__(self, module: Any) -> None:
+        self.ffi = module.ffi
+        self.lib = CountingLib(module.lib)
+
+
+def test_scan_is_three_calls(root: HostRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan crosses into C to list, to fill and to format, however many functions there are."""
+    module = CountingModule(pciscan._c)
+    monkeypatch.setattr(pciscan, "_c", module)
+    pciscan.scan(root)
+    assert ["phd_list", "phd_fill", "phd_format"] == module.lib.calls
+
+
+def test_host_with_more_functions_than_room(root: HostRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that does not fit is listed again with more room, never cut short."""
+    expected = list(pciscan.scan(root))
+    monkeypatch.setattr(pciscan, "_CAPACITY", 1)
+    assert expected == list(pciscan.scan(root))
+
+
+def traced(root: HostRoot, trace: Path) -> str:
+    """Scan in a process of its own; its system calls that take a path."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    code = "from pyhostdev.util import hostroot, pciscan\npciscan.scan(hostroot.HostRoot({!r}))"
+    command = ["strace", "-f", "-e", "trace=%file", "-o", str(trace), sys.executable, "-c"]
+    done = subprocess.run([*command, code.format(root.path)], capture_output=True, text=True)
+    if "ptrace" in done.stderr:
+        pytest.skip(f"strace cannot trace here: {done.stderr.strip()}")
+    assert 0 == done.returncode, done.stderr
+    calls = trace.read_text()
+    return calls[calls.index('"devices", O_RDONLY') :]
+
+
+def test_scan_never_opens_what_can_wait(crowd: HostRoot, tmp_path: Path) -> None:
+    """Nobody opens config, uevent, driver_override or sriov_numvfs, which wait for a device that is stuck."""
+    for root in (crowd, HostRoot("/")):
+        if not Path(root.pci_devices).is_dir():
+            continue
+        calls = traced(root, tmp_path / "trace")
+        assert re.search(r'"[^"]*/modalias", O_RDONLY', calls)
+        found = re.findall(r'"[^"]*\b(?:config|uevent|driver_override|sriov_numvfs)"', calls)
+        assert [] == found
+
+
+def test_crowd_costs_few_calls(crowd: HostRoot, tmp_path: Path) -> None:
+    """Of a VF of many only the group is asked for; of its PF four virtfn links; physfn is asked of nobody."""
+    calls = traced(crowd, tmp_path / "trace")
+    assert 0 == calls.count("/physfn")
+    assert 600 == calls.count('/iommu_group"')
+    pfs = {record.physfn for record in pciscan.scan(crowd)} - {None}
+    ours = [line for line in calls.splitlines() if "/virtfn" in line]
+    assert 0 < len(pfs)
+    assert 4 * len(pfs) == sum(any(f'"{pf}/' in line for pf in pfs) for line in ours)
+
+
+def make_config(root: HostRoot, size: int = 256) -> bytes:
+    content = bytes(i & 0xFF for i in range(size))
+    Path(root.pci_devices, "0000:02:00.0", "config").write_bytes(content)
+    return content
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 64), (14, 1), (0, 256), (0x40, 4), (0, 0)])
+def test_config_range(root: HostRoot, offset: int, size: int) -> None:
+    """Any range of configuration space can be read."""
+    content = make_config(root)
+    address = PCIDeviceAddress.parse("0000:02:00.0")
+    assert content[offset : offset + size] == pciscan.read_config(root, address, offset, size)
+
+
+@pytest.mark.parametrize(("offset", "size", "expected"), [(0, 4096, 64), (60, 8, 4), (0x100, 4, 0)])
+def test_config_is_short_for_who_may_not(root: HostRoot, offset: int, size: int, expected: int) -> None:
+    """Who is not given all gets what there is, and no zeros for the rest."""
+    make_config(root, 64)
+    config = pciscan.read_config(root, PCIDeviceAddress.parse("0000:02:00.0"), offset, size)
+    assert config is not None
+    assert expected == len(config)
+
+
+def test_config_that_is_not_there(root: HostRoot) -> None:
+    """A function that is missing, or has no config, has none; that is no error."""
+    for text in ("0000:02:00.1", "0000:1f:00.0"):
+        assert pciscan.read_config(root, PCIDeviceAddress.parse(text), 0, 64) is None
+
+
+def test_config_that_cannot_be_read(root: HostRoot) -> None:
+    """A config that is there and cannot be read is an error with its path and its device."""
+    address = PCIDeviceAddress.parse("0000:02:00.0")
+    path = Path(root.pci_device(address), "config")
+    path.mkdir()
+    with pytest.raises(SysfsError) as refusal:
+        pciscan.read_config(root, address, 0, 64)
+    assert (errno.EISDIR, str(path), address) == (
+        refusal.value.errno,
+        refusal.value.filename,
+        refusal.value.address,
+    )
