@@ -8,6 +8,7 @@ differs: lists are on disk, a completeness policy is part of the check, and each
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
@@ -132,6 +133,7 @@ class HostdevManager:
     ) -> dict[PCIDeviceAddress, Record]:
         before, _ = self.journal.read()
         boot_id = read_boot_id(self.root)
+        name = os.urandom(8).hex()
         moving = {step.address for step in plan.steps if step.action == "detach"}
         records = {}
         for request in plan.requests:
@@ -146,7 +148,7 @@ class HostdevManager:
                 original=read_binding(self.root, request.address),
                 boot_id=boot_id,
             )
-            record = record._replace(state=PREPARING, owner=owner, listed=known is not None)
+            record = record._replace(state=PREPARING, owner=owner, listed=known is not None, change=name)
             change.on_error(self._undo_device, record, known)
             self.journal.write(record)
             records[request.address] = record

@@ -34,7 +34,8 @@ class Record(NamedTuple):
     One device that we detached or that a domain uses.
 
     ``moved`` says that it was we who took it from ``original.driver``; only then is it given back. ``listed`` says
-    that it was on the inactive list before its owner got it, and goes back there.
+    that it was on the inactive list before its owner got it, and goes back there. ``change`` is shared by the records
+    of one prepare: they stand or fall together.
     """
 
     address: PCIDeviceAddress
@@ -46,6 +47,7 @@ class Record(NamedTuple):
     original: Binding
     boot_id: str | None
     listed: bool = False
+    change: str = ""
 
     @property
     def is_active(self) -> bool:
