@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The QEMU driver; what it exports is imported when it is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, for_emulator
+    from pyhostdev.qemu.qemu_command import build_command_line
+    from pyhostdev.qemu.qemu_define import define
+    from pyhostdev.qemu.qemu_domain import memlock_limit
+    from pyhostdev.qemu.qemu_domain_address import assign_addresses
+
+__all__ = [
+    "QEMUCapabilities",
+    "assign_addresses",
+    "build_command_line",
+    "define",
+    "for_emulator",
+    "memlock_limit",
+]
+
+_HOMES = {
+    "QEMUCapabilities": "qemu_capabilities",
+    "assign_addresses": "qemu_domain_address",
+    "build_command_line": "qemu_command",
+    "define": "qemu_define",
+    "for_emulator": "qemu_capabilities",
+    "memlock_limit": "qemu_domain",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

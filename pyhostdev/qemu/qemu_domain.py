@@ -87,15 +87,6 @@ def has_pcie_root(dom: DomainDef) -> bool:
     return _root_model(dom) == "pcie-root"
 
 
-def all_hostdevs(dom: DomainDef) -> list[DomainHostdevDef]:
-    """
-    Return the host devices of all types, interfaces that are some first.
-
-    Mirrors: the hostdevs of virDomainDef (src/conf/domain_conf.h)
-    """
-    return [net.hostdev for net in dom.interfaces if net.hostdev is not None] + dom.hostdevs
-
-
 def is_vfio(hostdev: DomainHostdevDef) -> bool:
     """True for a host device that VFIO maps into QEMU's memory, given to the guest or not."""
     return hostdev.mode == "subsystem" and hostdev.type in ("pci", "mdev")
@@ -110,11 +101,11 @@ def memlock_limit(dom: DomainDef) -> int | None:
 
     Mirrors: qemuDomainGetMemLockLimitBytes (src/qemu/qemu_domain.c)
     """
-    if dom.hard_limit is not None:
-        return dom.hard_limit.kib * _KIB
+    if dom.memtune_hard_limit_kib is not None:
+        return dom.memtune_hard_limit_kib * _KIB
     if dom.memory_locked:
         return -1
-    nvfio = sum(1 for hostdev in all_hostdevs(dom) if is_vfio(hostdev))
+    nvfio = sum(1 for hostdev in dom.all_hostdevs() if is_vfio(hostdev))
     if dom.os.arch in PPC64 and dom.type == "kvm":
         return _ppc64_limit(dom, nvfio > 0)
     if nvfio == 0:

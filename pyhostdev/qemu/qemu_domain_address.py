@@ -20,20 +20,55 @@ from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
 from pyhostdev.qemu.qemu_address_chipset import is_piix3_function, reserve_chipset
 from pyhostdev.qemu.qemu_address_flags import CONVENTIONAL, EXPRESS, ConnectFlags
 from pyhostdev.qemu.qemu_address_keep import HostDeviceSlots
+from pyhostdev.qemu.qemu_address_other import (
+    assign_memory_slots,
+    assign_spapr_vio_addresses,
+    assign_usb_addresses,
+    assign_virtio_serial_addresses,
+)
 from pyhostdev.qemu.qemu_controller_defaults import fill_controller_defaults
-from pyhostdev.qemu.qemu_domain import all_hostdevs, has_pci_root, has_pcie_root, is_arm_virt, is_pseries
+from pyhostdev.qemu.qemu_domain import has_pci_root, has_pcie_root, is_arm_virt, is_pseries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.qemu.qemu_address_flags import HostFacts
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 _ROOTS = ("pci-root", "pcie-root")
 _USB2_MODELS = ("ich9-ehci1", "ich9-uhci1", "ich9-uhci2", "ich9-uhci3")
 # the companions of an EHCI controller are functions of its slot
 _USB2_FUNCTIONS = {"ich9-ehci1": 7, "ich9-uhci1": 0, "ich9-uhci2": 1, "ich9-uhci3": 2}
+
+
+def assign_addresses(
+    dom: DomainDef,
+    host: HostFacts | None = None,
+    capabilities: QEMUCapabilities | None = None,
+    *,
+    keep_together: bool = False,
+) -> None:
+    """
+    Give every device of the guest its address; the definition has its defaults and is changed.
+
+    Args:
+        host: says which functions are conventional, and their IOMMU groups; without it all are Express
+            and in no group.
+        capabilities: of the emulator; not asked yet, as all that we support have the same controllers.
+        keep_together: the assigned functions of one host device share one guest slot.
+
+    Raises:
+        ConfigError: an address is impossible or taken, or there is no room left.
+
+    Mirrors: qemuDomainAssignAddresses (src/qemu/qemu_domain_address.c)
+    """
+    assign_virtio_serial_addresses(dom)
+    assign_spapr_vio_addresses(dom)
+    assign_pci_addresses(dom, host, keep_together=keep_together)
+    assign_usb_addresses(dom)
+    assign_memory_slots(dom)
 
 
 def assign_pci_addresses(dom: DomainDef, host: HostFacts | None = None, *, keep_together: bool = False) -> None:
@@ -226,7 +261,7 @@ def _in_slot_order(dom: DomainDef) -> Iterator[Any]:
     yield from dom.sounds
     yield from (c for c in dom.controllers if not c.is_pci)
     yield from dom.disks
-    yield from all_hostdevs(dom)
+    yield from dom.all_hostdevs()
     if dom.memballoon is not None:
         yield dom.memballoon
     yield from dom.rngs

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+A domain as QEMU's command line.
+
+What is printed, and in which order, is what libvirt 9.0 prints for the same definition. What we do not
+know how to build is refused by name and never left out.
+
+Mirrors: qemuBuildCommandLine (src/qemu/qemu_command.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.qemu import qemu_command_chr as chr_
+from pyhostdev.qemu import qemu_command_controller as controller
+from pyhostdev.qemu import qemu_command_cpu as cpu
+from pyhostdev.qemu import qemu_command_disk as disk
+from pyhostdev.qemu import qemu_command_graphics as graphics
+from pyhostdev.qemu import qemu_command_machine as machine
+from pyhostdev.qemu import qemu_command_misc as misc
+from pyhostdev.qemu.qemu_alias import assign_aliases
+from pyhostdev.qemu.qemu_command_builder import CommandBuilder, DomainPaths, unsupported
+from pyhostdev.qemu.qemu_command_hostdev import build_hostdevs
+from pyhostdev.qemu.qemu_command_net import build_interfaces
+from pyhostdev.qemu.qemu_define import define
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.qemu.qemu_address_flags import HostFacts
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+
+_BEFORE_MONITOR = (
+    machine.build_name,
+    machine.build_master_key,
+    machine.build_firmware_blockdevs,
+    machine.build_machine,
+    cpu.build_cpu,
+    machine.build_loader,
+    cpu.build_memory,
+    cpu.build_smp,
+    cpu.build_iothreads,
+    cpu.build_numa,
+    misc.build_memories,
+    machine.build_identity,
+)
+_AFTER_MONITOR = (
+    cpu.build_clock,
+    machine.build_power,
+    machine.build_boot,
+    controller.build_iommu,
+    controller.build_global_controllers,
+    controller.build_controllers,
+    misc.build_hubs,
+    disk.build_disks,
+    disk.build_filesystems,
+    build_interfaces,
+    chr_.build_serials,
+    chr_.build_parallels,
+    chr_.build_channels,
+    chr_.build_consoles,
+    graphics.build_inputs,
+    graphics.build_audios,
+    graphics.build_graphics,
+    graphics.build_videos,
+    graphics.build_sounds,
+    misc.build_watchdogs,
+    chr_.build_redirdevs,
+    build_hostdevs,
+    misc.build_memballoon,
+    misc.build_rngs,
+    misc.build_nvram,
+    misc.build_vmcoreinfo,
+    machine.build_sandbox,
+    misc.build_panics,
+    misc.build_shmems,
+    misc.build_vsock,
+    misc.build_cryptos,
+    machine.build_messages,
+)
+
+
+def build_command_line(
+    dom: DomainDef,
+    capabilities: QEMUCapabilities | None = None,
+    *,
+    host: HostFacts | None = None,
+    state_dir: str = "/run/pyhostdev",
+    domain_id: int = -1,
+    monitor_fd: int | None = None,
+    keep_together: bool = False,
+    tap_fd: Callable[[Any], int] | None = None,
+) -> list[str]:
+    """
+    Return the emulator and its arguments; the definition is not changed.
+
+    Defaults and addresses that the definition does not have yet are filled in first.
+
+    Args:
+        capabilities: of the emulator the domain names; the stored ones where None.
+        host: says which functions are conventional; without it all are PCI Express.
+        monitor_fd: a listening socket that QEMU inherits; without it QEMU creates the socket itself.
+        keep_together: the assigned functions of one host device share one guest slot.
+        tap_fd: opens the tap of an interface and returns the descriptor that QEMU inherits.
+
+    Raises:
+        ConfigError: the definition is wrong.
+        ConfigUnsupportedError: it has something that we do not know how to build.
+
+    Mirrors: qemuBuildCommandLine (src/qemu/qemu_command.c)
+    """
+    check_modelled(dom)
+    capabilities = capabilities or stored_capabilities(dom)
+    dom = define(dom, capabilities, host, keep_together=keep_together)
+    assign_aliases(dom)
+    paths = DomainPaths.of(state_dir, dom.name or "", domain_id)
+    build = CommandBuilder(dom, capabilities, paths, tap_fd)
+    build.add(str(dom.emulator))
+    for part in _BEFORE_MONITOR:
+        part(build)
+    machine.build_monitor(build, monitor_fd)
+    for part in _AFTER_MONITOR:
+        part(build)
+    return build.args
+
+
+def stored_capabilities(dom: DomainDef) -> QEMUCapabilities:
+    """
+    Return the stored capabilities of a domain's architecture.
+
+    Raises:
+        ConfigUnsupportedError: none are stored for it.
+    """
+    from pyhostdev.qemu.qemu_capabilities import load
+    from pyhostdev.qemu.qemu_postparse import host_arch
+
+    return load((dom.os.arch if dom.os is not None else None) or host_arch())
+
+
+def check_modelled(dom: DomainDef) -> None:
+    """
+    Refuse a definition with something in it that nobody here understands.
+
+    Raises:
+        ConfigUnsupportedError: naming the first of them.
+    """
+    for path, line in dom.unmodelled():
+        error = unsupported(f"<{path}>" if "@" not in path else path)
+        error.line = line
+        raise error

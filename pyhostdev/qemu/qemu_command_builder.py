@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What all parts of the command line share: collecting arguments, JSON properties, addresses.
+
+Whatever a user wrote goes into QEMU through JSON, or through option_value(): QEMU's own option grammar
+ends a value at a comma.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyhostdev.conf.device_conf import (
+    DIMMAddress,
+    ISAAddress,
+    PCIGuestAddress,
+    SpaprVIOAddress,
+    USBAddress,
+    VirtioSerialAddress,
+    is_user_alias,
+)
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+
+Properties = dict[str, Any]
+
+_SHORT_NAME_MAX = 20
+
+
+class DomainPaths(NamedTuple):
+    """
+    Where the files of one run of a domain are.
+
+    Mirrors: virDomainDefGetShortName (src/conf/domain_conf.c), qemuDomainSetPrivatePaths
+    """
+
+    state_dir: str
+    short_name: str
+
+    @classmethod
+    def of(cls, state_dir: str, name: str, domain_id: int) -> DomainPaths:
+        """Return the paths of a domain; long names are cut, the id keeps them apart."""
+        return cls(state_dir, f"{domain_id}-{name[:_SHORT_NAME_MAX]}")
+
+    @property
+    def library(self) -> str:
+        """The directory of this run's own files."""
+        return f"{self.state_dir}/lib/qemu/domain-{self.short_name}"
+
+    @property
+    def master_key(self) -> str:
+        """The key that secrets on the command line are encrypted with; exists before QEMU starts."""
+        return f"{self.library}/master-key.aes"
+
+    @property
+    def channels(self) -> str:
+        """The directory of sockets of channels that have no path of their own."""
+        return f"{self.state_dir}/lib/qemu/channel/target/domain-{self.short_name}"
+
+
+def option_value(text: str) -> str:
+    """Return a value as QEMU's option grammar wants it: commas are doubled."""
+    return text.replace(",", ",,")
+
+
+def on_off(value: bool) -> str:
+    """Return a switch as QEMU's option grammar spells it."""
+    return "on" if value else "off"
+
+
+def unsupported(what: str, device: Any = None) -> ConfigUnsupportedError:
+    """Return the error of something that we cannot put on a command line."""
+    return ConfigUnsupportedError(f"{what} is not supported", line=getattr(device, "line", None))
+
+
+class CommandBuilder:
+    """
+    The command line under construction, and what its parts ask.
+
+    Args:
+        tap_fd: opens the tap of an interface and returns the descriptor that QEMU inherits.
+    """
+
+    def __init__(
+        self,
+        dom: DomainDef,
+        capabilities: QEMUCapabilities,
+        paths: DomainPaths,
+        tap_fd: Callable[[Any], int] | None = None,
+    ) -> None:
+        self.dom = dom
+        self.capabilities = capabilities
+        self.paths = paths
+        self.tap_fd = tap_fd
+        self.args: list[str] = []
+        self.boot_order = boot_order(dom)
+        self.controllers = {(c.type, c.index): c for c in reversed(dom.controllers)}
+
+    def add(self, *args: str) -> None:
+        """Append plain arguments."""
+        self.args += args
+
+    def add_json(self, option: str, properties: Properties) -> None:
+        """Append an option whose value is JSON; what is None is left out."""
+        kept = {key: value for key, value in properties.items() if value is not None}
+        self.add(option, json.dumps(kept, separators=(",", ":"), ensure_ascii=False))
+
+    def add_object(self, qom_type: str, object_id: str, **properties: Any) -> None:
+        """Append a backend object."""
+        self.add_json("-object", {"qom-type": qom_type, "id": object_id, **properties})
+
+    def add_device(self, properties: Properties) -> None:
+        """
+        Append a device.
+
+        Raises:
+            ConfigUnsupportedError: the binary has no such device.
+        """
+        driver = properties["driver"]
+        if not self.capabilities.has_device(driver):
+            raise unsupported(f"The device '{driver}', which this QEMU binary does not have,")
+        self.add_json("-device", properties)
+
+    def bootindex(self, device: Any) -> int | None:
+        """Return when QEMU tries to boot from a device; None for not at all."""
+        return self.boot_order.get(id(device.info))
+
+    def controller(self, kind: str, index: int) -> Any:
+        """
+        Return a controller.
+
+        Raises:
+            ConfigError: the guest has no such controller.
+        """
+        try:
+            return self.controllers[kind, index]
+        except KeyError:
+            raise ConfigError(
+                f"The guest has no {kind} controller {index}", libvirt_code=VIR_ERR_INTERNAL_ERROR
+            ) from None
+
+    def bus_name(self, index: int) -> str:
+        """
+        Return QEMU's name of a PCI bus; those of the machine itself cannot be renamed.
+
+        Mirrors: qemuBuildDeviceAddressPCIGetBus (src/qemu/qemu_command.c)
+        """
+        controller = self.controller("pci", index)
+        alias = str(controller.info.alias)
+        if controller.model == "pci-root" and controller.target_index:
+            return f"{alias}.0"
+        if controller.is_pci_root and is_user_alias(alias):
+            return "pcie.0" if controller.model == "pcie-root" else "pci.0"
+        return alias
+
+    def address(self, device: Any) -> Properties:
+        """
+        Return where a device is plugged in, as properties.
+
+        Raises:
+            ConfigUnsupportedError: an address that QEMU takes no properties for.
+
+        Mirrors: qemuBuildDeviceAddressProps (src/qemu/qemu_command.c)
+        """
+        address = device.info.address
+        if address is None:
+            return {}
+        if isinstance(address, PCIGuestAddress):
+            return self._pci_address(device, address)
+        if isinstance(address, USBAddress):
+            bus = self.controller("usb", address.bus).info.alias
+            return {"bus": f"{bus}.0", "port": address.port}
+        if isinstance(address, SpaprVIOAddress):
+            return {"reg": address.reg}
+        if isinstance(address, ISAAddress):
+            return {"iobase": address.iobase, "irq": address.irq}
+        if isinstance(address, DIMMAddress):
+            return {"slot": address.slot, "addr": address.base}
+        if isinstance(address, VirtioSerialAddress):
+            bus = self.controller("virtio-serial", address.controller).info.alias
+            return {"bus": f"{bus}.{address.bus}", "nr": address.port}
+        raise unsupported(f"An <address> of type {address.kind} for <{device.tag}>", device)
+
+    def _pci_address(self, device: Any, address: PCIGuestAddress) -> Properties:
+        if address.zpci_uid is not None or address.zpci_fid is not None:
+            raise unsupported("<zpci>", device)
+        slot = f"{address.slot:#x}"
+        return {
+            "bus": self.bus_name(address.bus),
+            "multifunction": address.multifunction,
+            "addr": f"{slot}.{address.function:#x}" if address.function else slot,
+            "acpi-index": device.info.acpi_index or None,
+        }
+
+    def rom(self, device: Any) -> Properties:
+        """
+        Return what is said about a device's option ROM.
+
+        Raises:
+            ConfigUnsupportedError: the device is not on PCI.
+
+        Mirrors: qemuBuildRomProps (src/qemu/qemu_command.c)
+        """
+        info = device.info
+        if info.rom_enabled is None and info.rom_bar is None and info.rom_file is None:
+            return {}
+        if not isinstance(info.address, PCIGuestAddress):
+            raise unsupported(f"<rom> of a <{device.tag}> that is not on PCI", device)
+        if info.rom_enabled is False:
+            return {"romfile": ""}  # QEMU reads the empty name as "none"
+        return {"rombar": None if info.rom_bar is None else int(info.rom_bar), "romfile": info.rom_file}
+
+
+def boot_order(dom: DomainDef) -> dict[int, int]:
+    """
+    Return the boot indices by the identity of a device's info.
+
+    A device says its own, or <os> names kinds of devices and the first of each kind boots.
+
+    Mirrors: qemuProcessPrepareDeviceBootorder (src/qemu/qemu_process.c)
+    """
+    found = {id(info): info.boot_order for _, info in dom.device_infos() if info.boot_order}
+    for order, kind in enumerate(dom.os.boot_devs, 1):
+        device = _first_to_boot(dom, kind)
+        if device is not None:
+            found.setdefault(id(device.info), order)
+    return found
+
+
+def _first_to_boot(dom: DomainDef, kind: str) -> Any:
+    """Return the first device of a kind that <os> names."""
+    if kind == "network":
+        return _first_network(dom)
+    kinds = {"hd": ("disk", "lun"), "cdrom": ("cdrom",), "fd": ("floppy",)}[kind]
+    return next((disk for disk in dom.disks if disk.device in kinds), None)
+
+
+def _first_network(dom: DomainDef) -> Any:
+    """Return the first interface; of those that are host devices, the first that the guest gets."""
+    first = next(iter(dom.interfaces), None)
+    if first is None or first.type != "hostdev":
+        return first
+    hostdevs = (net.hostdev for net in dom.interfaces if net.hostdev is not None)
+    return next((hostdev for hostdev in hostdevs if hostdev.is_assigned), None)
+
+
+def virtio_driver(name: str, model: str | None) -> str:
+    """Return the PCI driver of a virtio device: virtio 1.0, 0.9 or both, as its model says."""
+    return f"virtio-{name}-pci" + (model or "virtio").removeprefix("virtio")
+
+
+def virtio_options(device: Any) -> Properties:
+    """Return what <driver> says about virtio as such."""
+    virtio = device.virtio
+    return {
+        "iommu_platform": virtio.iommu,
+        "ats": virtio.ats,
+        "packed": virtio.packed,
+        "page-per-vq": virtio.page_per_vq,
+    }

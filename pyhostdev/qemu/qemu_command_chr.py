@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Character devices on the command line, and the devices that are fed by one.
+
+Mirrors: qemuBuildChardevStr, qemuBuildSerialCommandLine and neighbours (src/qemu/qemu_command.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+
+
+def add_chardev(build: CommandBuilder, device: Any, source: Any) -> str:
+    """
+    Add the host side of a device and return its id.
+
+    Raises:
+        ConfigUnsupportedError: a kind of character device, or a part of one, that we do not build.
+    """
+    chardev = f"char{device.info.alias}"
+    rule = _RULES.get(source.type)
+    if rule is None:
+        raise unsupported(f"A character device of type {source.type}", device)
+    backend, *options = rule(device, source)
+    logs = []
+    if source.log_file is not None:
+        append = on_off(source.log_append is not False)
+        logs = [f"logfile={option_value(source.log_file)}", f"logappend={append}"]
+    build.add("-chardev", ",".join([backend, f"id={chardev}", *options, *logs]))
+    return chardev
+
+
+def _plain(_device: Any, source: Any) -> list[str]:
+    return [source.type]
+
+
+def _path(device: Any, source: Any) -> str:
+    if source.path is None:
+        raise unsupported(f"A character device of type {source.type} without a path", device)
+    return f"path={option_value(source.path)}"
+
+
+def _file(device: Any, source: Any) -> list[str]:
+    append = source.sources[0].append if source.sources else None
+    return ["file", _path(device, source), *([] if append is None else [f"append={on_off(append)}"])]
+
+
+def _dev(device: Any, source: Any) -> list[str]:
+    return ["parallel" if device.tag == "parallel" else "serial", _path(device, source)]
+
+
+def _pipe(device: Any, source: Any) -> list[str]:
+    return ["pipe", _path(device, source)]
+
+
+def _unix(device: Any, source: Any) -> list[str]:
+    part = source.sources[0] if source.sources else None
+    return ["socket", _path(device, source), *_listen(part, default="bind")]
+
+
+def _listen(part: Any, default: str) -> list[str]:
+    mode = (part.mode if part is not None else None) or default
+    if mode == "bind":
+        return ["server=on", "wait=off"]
+    if part is not None and part.reconnect_enabled and part.reconnect_timeout:
+        return [f"reconnect={part.reconnect_timeout}"]
+    return []
+
+
+def _tcp(device: Any, source: Any) -> list[str]:
+    part = source.source("bind") or source.source("connect")
+    if part is None or part.tls:
+        raise unsupported("A TCP character device without <source>, or with TLS,", device)
+    telnet = ["telnet=on"] if source.protocol in ("telnet", "telnets") else []
+    where = [f"host={option_value(part.host or '')}", f"port={option_value(part.service or '')}"]
+    return ["socket", *where, *telnet, *_listen(part, default="connect")]
+
+
+def _udp(device: Any, source: Any) -> list[str]:
+    there, here = source.source("connect"), source.source("bind")
+    if there is None:
+        raise unsupported("A UDP character device without <source mode='connect'>", device)
+    options = [f"host={option_value(there.host or '')}", f"port={option_value(there.service or '')}"]
+    if here is not None:
+        options += [f"localaddr={option_value(here.host or '')}", f"localport={option_value(here.service or '0')}"]
+    return ["udp", *options]
+
+
+def _spicevmc(device: Any, _source: Any) -> list[str]:
+    return ["spicevmc", f"name={'usbredir' if device.tag == 'redirdev' else 'vdagent'}"]
+
+
+def _spiceport(device: Any, source: Any) -> list[str]:
+    channel = source.sources[0].channel if source.sources else None
+    if channel is None:
+        raise unsupported("A spiceport without a channel", device)
+    return ["spiceport", f"name={option_value(channel)}"]
+
+
+_RULES: dict[str, Callable[[Any, Any], list[str]]] = {
+    "null": _plain,
+    "vc": _plain,
+    "pty": _plain,
+    "stdio": _plain,
+    "file": _file,
+    "dev": _dev,
+    "pipe": _pipe,
+    "unix": _unix,
+    "tcp": _tcp,
+    "udp": _udp,
+    "spicevmc": _spicevmc,
+    "spiceport": _spiceport,
+}
+
+
+def build_serials(build: CommandBuilder) -> None:
+    """Add the serial ports."""
+    for serial in build.dom.serials:
+        chardev = add_chardev(build, serial, serial.source)
+        if serial.target_type == "system-serial":
+            build.add("-serial", f"chardev:{chardev}")  # the machine has the port already
+            continue
+        build.add_device(_serial(build, serial, chardev))
+
+
+def _serial(build: CommandBuilder, serial: Any, chardev: str) -> Properties:
+    """
+    Return a serial port, whose model is the name of QEMU's device.
+
+    Raises:
+        ConfigUnsupportedError: it has no model.
+    """
+    if serial.target_model is None:
+        raise unsupported(f"A <serial> of type {serial.target_type}", serial)
+    index = serial.target_port if serial.target_type == "isa-serial" else None
+    return {
+        "driver": serial.target_model,
+        "chardev": chardev,
+        "id": serial.info.alias,
+        "index": index,
+        **build.address(serial),
+    }
+
+
+def build_parallels(build: CommandBuilder) -> None:
+    """Add the parallel ports."""
+    for parallel in build.dom.parallels:
+        chardev = add_chardev(build, parallel, parallel.source)
+        build.add_device({"driver": "isa-parallel", "chardev": chardev, "id": parallel.info.alias})
+
+
+def build_channels(build: CommandBuilder) -> None:
+    """Add the named channels."""
+    for channel in build.dom.channels:
+        if channel.target_type != "virtio":
+            raise unsupported(f"A <channel> of type {channel.target_type}", channel)
+        _default_path(build, channel)
+        chardev = add_chardev(build, channel, channel.source)
+        name = channel.target_name
+        if channel.source.type == "spicevmc" and name is None:
+            name = "com.redhat.spice.0"
+        properties = {"driver": "virtserialport", **build.address(channel), "chardev": chardev}
+        build.add_device({**properties, "id": channel.info.alias, "name": name})
+
+
+def _default_path(build: CommandBuilder, channel: Any) -> None:
+    """Give a socket without a path one in the run's own directory, where an agent is looked for."""
+    source = channel.source
+    if source.type == "unix" and source.path is None:
+        from pyhostdev.conf.chr_conf import ChrSourceElement
+
+        path = f"{build.paths.channels}/{channel.target_name}"
+        source.sources = [ChrSourceElement(mode="bind", path=path)]
+
+
+def build_consoles(build: CommandBuilder) -> None:
+    """Add the consoles that are not a serial port again."""
+    for console in build.dom.consoles:
+        if console.target_type == "serial":
+            continue
+        if console.target_type != "virtio":
+            raise unsupported(f"A <console> of type {console.target_type}", console)
+        chardev = add_chardev(build, console, console.source)
+        properties = {"driver": "virtconsole", **build.address(console), "chardev": chardev}
+        build.add_device({**properties, "id": console.info.alias})
+
+
+def build_redirdevs(build: CommandBuilder) -> None:
+    """Add the USB devices that a viewer redirects."""
+    for redirdev in build.dom.redirdevs:
+        chardev = add_chardev(build, redirdev, redirdev.source)
+        build.add_device(
+            {
+                "driver": "usb-redir",
+                "chardev": chardev,
+                "id": redirdev.info.alias,
+                "filter": _redir_filter(build),
+                "bootindex": build.bootindex(redirdev),
+                **build.address(redirdev),
+            }
+        )
+
+
+def _redir_filter(build: CommandBuilder) -> str | None:
+    rules = []
+    for rule in build.dom.redirfilter:
+        version = "-1" if rule.version is None else f"{_bcd(rule.version):#06x}"
+        ids = (rule.class_, 2), (rule.vendor, 4), (rule.product, 4)
+        words = ["-1" if value is None else f"{value:#0{width + 2}x}" for value, width in ids]
+        rules.append(":".join([*words, version, str(int(bool(rule.allow)))]))
+    return "|".join(rules) or None
+
+
+def _bcd(version: str) -> int:
+    """Return a USB version, two digits each side of the point, as the device reports it."""
+    major, _, minor = version.partition(".")
+    return int(major, 16) << 8 | int(minor.ljust(2, "0")[:2], 16)

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Input, graphics, video and sound on the command line.
+
+Mirrors: qemuBuildInputCommandLine, qemuBuildGraphicsCommandLine, qemuBuildVideoCommandLine,
+qemuBuildSoundCommandLine (src/qemu/qemu_command.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported, virtio_driver, virtio_options
+from pyhostdev.qemu.qemu_domain import ARM, PPC64
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+
+_VNC_BASE = 5900
+_USB_INPUTS = {"mouse": "usb-mouse", "tablet": "usb-tablet", "keyboard": "usb-kbd"}
+
+_PRIMARY_VIDEO = {
+    "vga": "VGA",
+    "cirrus": "cirrus-vga",
+    "vmvga": "vmware-svga",
+    "qxl": "qxl-vga",
+    "virtio": "virtio-vga",
+    "bochs": "bochs-display",
+    "ramfb": "ramfb",
+}
+_SECONDARY_VIDEO = {"qxl": "qxl", "virtio": "virtio-gpu-pci", "bochs": "bochs-display"}
+
+_SOUND_DRIVERS = {
+    "ich6": "intel-hda",
+    "ich9": "ich9-intel-hda",
+    "ac97": "AC97",
+    "es1370": "ES1370",
+    "sb16": "sb16",
+    "usb": "usb-audio",
+}
+_CODEC_DRIVERS = {"duplex": "hda-duplex", "micro": "hda-micro", "output": "hda-output"}
+
+
+def build_inputs(build: CommandBuilder) -> None:
+    """Add input devices; the PS/2 ones are part of the machine."""
+    for device in build.dom.inputs:
+        if device.bus == "usb":
+            driver = {"driver": _USB_INPUTS[device.type], "id": device.info.alias}
+            build.add_device({**driver, **build.address(device)})
+        elif device.bus == "virtio":
+            _build_virtio_input(build, device)
+        elif device.bus not in ("ps2", None, "none") or device.type == "evdev":
+            raise unsupported(f"An <input> of type {device.type} on the bus '{device.bus}'", device)
+
+
+def _build_virtio_input(build: CommandBuilder, device: Any) -> None:
+    kind = "input-host" if device.type == "passthrough" else device.type
+    properties = {
+        "driver": virtio_driver(kind, device.model),
+        **virtio_options(device),
+        "id": device.info.alias,
+        "evdev": device.source_evdev,
+    }
+    build.add_device({**properties, **build.address(device)})
+
+
+def build_audios(build: CommandBuilder) -> None:
+    """
+    Say where sound goes on the host.
+
+    Raises:
+        ConfigUnsupportedError: anywhere but nowhere or into SPICE.
+    """
+    for audio in build.dom.audios:
+        if audio.type not in ("none", "spice") or audio.input is not None or audio.output is not None:
+            raise unsupported(f"<audio type='{audio.type}'>, or its details,", audio)
+        period = audio.timer_period
+        build.add_json("-audiodev", {"id": f"audio{audio.id}", "driver": audio.type, "timer-period": period})
+
+
+def _audio_id(build: CommandBuilder, device: Any) -> str | None:
+    """Return the backend of a device: the one it names, or the first."""
+    if device.audio_id is not None:
+        return f"audio{device.audio_id}"
+    return f"audio{build.dom.audios[0].id}" if build.dom.audios else None
+
+
+def build_graphics(build: CommandBuilder) -> None:
+    """
+    Add what shows the screen.
+
+    Raises:
+        ConfigUnsupportedError: a kind of graphics that we do not build.
+    """
+    for graphics in build.dom.graphics:
+        rule = _GRAPHICS.get(graphics.type)
+        if rule is None:
+            raise unsupported(f"<graphics type='{graphics.type}'>", graphics)
+        rule(build, graphics)
+
+
+def _listen_address(graphics: Any) -> str:
+    """
+    Return where a server listens.
+
+    Raises:
+        ConfigUnsupportedError: on a network of libvirt's.
+    """
+    listen = graphics.listens[0] if graphics.listens else None
+    if listen is not None and listen.type == "network":
+        raise unsupported("<listen type='network'>", graphics)
+    address = (listen.address if listen is not None else graphics.listen) or "127.0.0.1"
+    return f"[{address}]" if ":" in address else address
+
+
+def _socket_path(graphics: Any) -> str | None:
+    listen = graphics.listens[0] if graphics.listens else None
+    if listen is not None and listen.type == "socket":
+        return str(listen.socket)
+    return None if graphics.socket is None else str(graphics.socket)
+
+
+def _vnc(build: CommandBuilder, graphics: Any) -> None:
+    """
+    Add a VNC server; one whose port QEMU shall choose takes the first display.
+
+    Mirrors: qemuBuildGraphicsVNCCommandLine
+    """
+    if graphics.passwd is not None or graphics.websocket is not None:
+        raise unsupported("A password or a web socket of <graphics type='vnc'>", graphics)
+    socket = _socket_path(graphics)
+    if socket is not None:
+        where = f"vnc=unix:{option_value(socket)}"
+    else:
+        port = graphics.port if graphics.port not in (None, -1) else _VNC_BASE
+        where = f"{option_value(_listen_address(graphics))}:{port - _VNC_BASE}"
+    options = [where]
+    if graphics.share_policy is not None:
+        options.append(f"share={graphics.share_policy}")
+    if graphics.power_control is not None:
+        options.append(f"power-control={on_off(graphics.power_control)}")
+    audio = _audio_id(build, graphics)
+    build.add("-vnc", ",".join([*options, *([f"audiodev={audio}"] if audio else [])]))
+    if graphics.keymap is not None:
+        build.add("-k", graphics.keymap)
+
+
+def _spice(build: CommandBuilder, graphics: Any) -> None:
+    """
+    Add a SPICE server.
+
+    Mirrors: qemuBuildGraphicsSPICECommandLine
+    """
+    if graphics.passwd is not None or graphics.tls_port not in (None, -1) or graphics.channels:
+        raise unsupported("A password, a TLS port or a <channel> of <graphics type='spice'>", graphics)
+    socket = _socket_path(graphics)
+    if socket is not None:
+        options = ["unix=on", f"addr={option_value(socket)}"]
+    else:
+        port = graphics.port if graphics.port not in (None, -1) else _VNC_BASE
+        options = [f"port={port}", f"addr={option_value(_listen_address(graphics).strip('[]'))}"]
+    options += ["disable-ticketing=on", *_spice_options(graphics), "seamless-migration=on"]
+    build.add("-spice", ",".join(options))
+    if graphics.keymap is not None:
+        build.add("-k", graphics.keymap)
+
+
+def _spice_options(graphics: Any) -> list[str]:
+    options = []
+    for option, value in (
+        ("image-compression", graphics.image_compression),
+        ("jpeg-wan-compression", graphics.jpeg_compression),
+        ("zlib-glz-wan-compression", graphics.zlib_compression),
+        ("playback-compression", graphics.playback_compression),
+        ("streaming-video", graphics.streaming_mode),
+    ):
+        if value is not None:
+            text = on_off(value) if isinstance(value, bool) else option_value(value)
+            options.append(f"{option}={text}")
+    if graphics.mouse_mode is not None:
+        options.append(f"agent-mouse={on_off(graphics.mouse_mode == 'client')}")
+    if graphics.clipboard_copypaste is False:
+        options.append("disable-copy-paste=on")
+    if graphics.filetransfer_enable is False:
+        options.append("disable-agent-file-xfer=on")
+    if graphics.gl_enable is not None:
+        options.append(f"gl={on_off(graphics.gl_enable)}")
+        if graphics.gl_rendernode is not None:
+            options.append(f"rendernode={option_value(graphics.gl_rendernode)}")
+    return options
+
+
+def _sdl(build: CommandBuilder, graphics: Any) -> None:
+    if graphics.display is not None or graphics.xauth is not None:
+        raise unsupported("display or xauth of <graphics type='sdl'>", graphics)
+    gl = [] if graphics.gl_enable is None else [f"gl={on_off(graphics.gl_enable)}"]
+    build.add("-display", ",".join(["sdl", *gl]))
+
+
+def _egl_headless(build: CommandBuilder, graphics: Any) -> None:
+    node = graphics.gl_rendernode
+    build.add("-display", ",".join(["egl-headless", *([f"rendernode={option_value(node)}"] if node else [])]))
+
+
+_GRAPHICS: dict[str, Callable[[CommandBuilder, Any], None]] = {
+    "vnc": _vnc,
+    "spice": _spice,
+    "sdl": _sdl,
+    "egl-headless": _egl_headless,
+}
+
+
+def build_videos(build: CommandBuilder) -> None:
+    """
+    Add video cards; the first is the one that firmware uses.
+
+    Mirrors: qemuBuildVideoCommandLine
+    """
+    for number, video in enumerate(build.dom.videos):
+        if video.model_type == "none":
+            continue
+        drivers = _PRIMARY_VIDEO if number == 0 else _SECONDARY_VIDEO
+        driver = drivers.get(video.model_type)
+        if driver is None or video.driver_name == "vhostuser" or video.vgaconf is not None:
+            raise unsupported(f"A <video> of type {video.model_type} here", video)
+        if driver == "virtio-vga" and build.dom.os.arch in (*ARM, *PPC64):
+            driver = "virtio-gpu-pci"
+        build.add_device({"driver": driver, **_video(build, video), **build.address(video)})
+
+
+def _video(_build: CommandBuilder, video: Any) -> Properties:
+    if video.accel3d or video.blob is not None:
+        raise unsupported("Acceleration or blob of a <video>", video)
+    common = {"id": video.info.alias}
+    size = {"xres": video.resolution_x, "yres": video.resolution_y}
+    if video.model_type == "qxl":
+        return {
+            **common,
+            "max_outputs": video.heads,
+            "ram_size": (video.ram or 0) * 1024,
+            "vram_size": (video.vram or 0) * 1024,
+            "vram64_size_mb": (video.vram64 or 0) // 1024,
+            "vgamem_mb": (video.vgamem or 0) // 1024,
+            **size,
+        }
+    if video.model_type == "virtio":
+        return {**virtio_options(video), **common, "max_outputs": video.heads, **size}
+    if video.model_type in ("vga", "vmvga"):
+        return {**common, "vgamem_mb": video.vram // 1024 if video.vram else None, **size}
+    if video.model_type == "bochs":
+        return {**common, "vgamem": f"{video.vram}k" if video.vram else None, **size}
+    return common
+
+
+def build_sounds(build: CommandBuilder) -> None:
+    """Add sound cards."""
+    for sound in build.dom.sounds:
+        if sound.model == "pcspk":
+            raise unsupported("<sound model='pcspk'>", sound)
+        driver = _SOUND_DRIVERS.get(sound.model)
+        if driver is None:
+            raise unsupported(f"<sound model='{sound.model}'>", sound)
+        has_codecs = driver.endswith("intel-hda")
+        audio = None if has_codecs else _audio_id(build, sound)
+        properties = {"driver": driver, "id": sound.info.alias, "audiodev": audio}
+        build.add_device({**properties, **build.address(sound)})
+        if has_codecs:
+            _build_codecs(build, sound)
+
+
+def _build_codecs(build: CommandBuilder, sound: Any) -> None:
+    """Add what is wired to an HDA bus; a duplex codec where nothing is said."""
+    kinds = [codec.type for codec in sound.codecs] or ["duplex"]
+    alias = sound.info.alias
+    for number, kind in enumerate(kinds):
+        codec = {"driver": _CODEC_DRIVERS[kind], "id": f"{alias}-codec{number}", "bus": f"{alias}.0"}
+        build.add_device({**codec, "cad": number, "audiodev": _audio_id(build, sound)})

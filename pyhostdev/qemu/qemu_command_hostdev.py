@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Host devices on the command line.
+
+Mirrors: qemuBuildHostdevCommandLine, qemuBuildPCIHostdevDevProps (src/qemu/qemu_command.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.device_conf import PCIGuestAddress
+from pyhostdev.qemu.qemu_command_builder import unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+
+
+def build_hostdevs(build: CommandBuilder) -> None:
+    """
+    Add the host devices that the guest gets.
+
+    Raises:
+        ConfigUnsupportedError: a kind of host device, or a part of one, that we do not build.
+    """
+    for hostdev in build.dom.guest_visible_hostdevs():
+        kind = hostdev.type if hostdev.mode == "subsystem" else hostdev.mode
+        if kind not in _RULES:
+            raise unsupported(f"A <hostdev> of type {kind}", hostdev)
+        build.add_device(_RULES[kind](build, hostdev))
+
+
+def _driver(hostdev: Any) -> str:
+    return "vfio-pci-nohotplug" if hostdev.ramfb else "vfio-pci"
+
+
+def _pci(build: CommandBuilder, hostdev: Any) -> Properties:
+    """
+    Return the properties of a PCI function: one line each, in libvirt's order.
+
+    Raises:
+        ConfigUnsupportedError: a backend driver other than VFIO, or no address in the guest.
+    """
+    if hostdev.driver_name not in (None, "vfio"):
+        raise unsupported(f"<driver name='{hostdev.driver_name}'> of a <hostdev>", hostdev)
+    if not isinstance(hostdev.info.address, PCIGuestAddress):
+        raise unsupported("A PCI <hostdev> without a PCI address in the guest", hostdev)
+    return {
+        "driver": _driver(hostdev),
+        "host": str(hostdev.pci_address),
+        "id": hostdev.info.alias,
+        "bootindex": build.bootindex(hostdev),
+        "failover_pair_id": hostdev.teaming_persistent,
+        "display": _display(hostdev),
+        "ramfb": hostdev.ramfb or None,
+        **build.address(hostdev),
+        **build.rom(hostdev),
+    }
+
+
+def _display(hostdev: Any) -> str | None:
+    return None if hostdev.display is None else "on" if hostdev.display else "off"
+
+
+def _mdev(build: CommandBuilder, hostdev: Any) -> Properties:
+    """
+    Return the properties of a mediated device.
+
+    Mirrors: qemuBuildHostdevMediatedDevProps
+    """
+    if hostdev.model != "vfio-pci":
+        raise unsupported(f"A mediated device of model {hostdev.model}", hostdev)
+    return {
+        "driver": _driver(hostdev),
+        "id": hostdev.info.alias,
+        "sysfsdev": f"/sys/bus/mdev/devices/{hostdev.source.uuid}",
+        "display": _display(hostdev),
+        "ramfb": hostdev.ramfb or None,
+        "bootindex": build.bootindex(hostdev),
+        **build.address(hostdev),
+    }
+
+
+def _usb(build: CommandBuilder, hostdev: Any) -> Properties:
+    """
+    Return the properties of a USB device, which is named by its place on the host's bus.
+
+    Mirrors: qemuBuildUSBHostdevDevProps
+    """
+    source = hostdev.source
+    if source.bus is None or source.device is None:
+        raise unsupported("A USB <hostdev> without its <address> on the host", hostdev)
+    resets = {None: {}, "off": {"guest-reset": False}, "always": {"guest-resets-all": True}}
+    resets["uninitialized"] = {"guest-reset": True}
+    return {
+        "driver": "usb-host",
+        "hostdevice": f"/dev/bus/usb/{source.bus:03}/{source.device:03}",
+        "id": hostdev.info.alias,
+        **resets[source.guest_reset],
+        "bootindex": build.bootindex(hostdev),
+        **build.address(hostdev),
+    }
+
+
+_RULES: dict[str, Callable[[CommandBuilder, Any], Properties]] = {
+    "pci": _pci,
+    "mdev": _mdev,
+    "usb": _usb,
+}

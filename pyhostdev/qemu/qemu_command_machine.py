@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The command line before the first device: name, machine, memory, monitor, clock, boot.
+
+Mirrors: src/qemu/qemu_command.c
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported
+from pyhostdev.qemu.qemu_domain import ARM, X86, is_i440fx, is_q35
+
+if TYPE_CHECKING:
+    from pyhostdev.qemu.qemu_command_builder import CommandBuilder
+
+_ACCELERATORS = {"qemu": "tcg", "kvm": "kvm"}
+
+# QEMU's own defence: it never needs to start programs, change users or its scheduling
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+def build_name(build: CommandBuilder) -> None:
+    """Name the process and start it paused: devices are checked before the guest runs."""
+    build.add("-name", f"guest={option_value(build.dom.name)},debug-threads=on", "-S")
+
+
+def build_master_key(build: CommandBuilder) -> None:
+    """Give QEMU the key that secrets are encrypted with."""
+    build.add_object("secret", "masterKey0", format="raw", file=build.paths.master_key)
+
+
+def build_firmware_blockdevs(build: CommandBuilder) -> None:
+    """
+    Define the flash chips that firmware and its variables are in.
+
+    Mirrors: qemuBuildPflashBlockdevCommandLine
+    """
+    os = build.dom.os
+    if os.loader_type != "pflash":
+        return
+    if os.nvram_source is not None or os.nvram_type not in (None, "file"):
+        raise unsupported("<nvram> that is no file", build.dom.os)
+    for number, (path, readonly) in enumerate(((os.loader, os.loader_readonly), (os.nvram, False))):
+        if path is None:
+            continue
+        node = f"libvirt-pflash{number}"
+        storage = {"driver": "file", "filename": path, "node-name": f"{node}-storage"}
+        build.add_json("-blockdev", {**storage, "auto-read-only": True, "discard": "unmap"})
+        raw = {"node-name": f"{node}-format", "read-only": bool(readonly), "driver": "raw"}
+        build.add_json("-blockdev", {**raw, "file": f"{node}-storage"})
+
+
+def build_machine(build: CommandBuilder) -> None:
+    """
+    Choose machine and accelerator.
+
+    Mirrors: qemuBuildMachineCommandLine, qemuBuildAccelCommandLine
+    """
+    dom = build.dom
+    options = [str(dom.os.machine), "usb=off", *_machine_features(build)]
+    options += [f"dump-guest-core={on_off(dom.memory is not None and dom.memory.dump_core is True)}"]
+    backing = dom.memory_backing
+    if backing is not None and backing.nosharepages:
+        options.append("mem-merge=off")
+    if any(module.model == "nvdimm" for module in dom.memories):
+        options.append("nvdimm=on")
+    if dom.iommu is not None and dom.iommu.model == "smmuv3":
+        options.append("iommu=smmuv3")
+    options += _memory_backend(build)
+    build.add("-machine", ",".join(options), "-accel", _accelerator(build))
+
+
+def _machine_features(build: CommandBuilder) -> list[str]:
+    """Return the machine options that features of the domain stand for."""
+    features = build.dom.features
+    if features is None:
+        return []
+    options = []
+    if features.vmport and features.vmport_state is not None:
+        options.append(f"vmport={on_off(features.vmport_state)}")
+    if features.smm:
+        options.append(f"smm={on_off(features.smm_state is not False)}")
+    if features.ioapic_driver is not None:
+        options.append("kernel_irqchip=" + {"qemu": "split", "kvm": "on"}[features.ioapic_driver])
+    if features.gic and features.gic_version is not None:
+        options.append(f"gic-version={features.gic_version}")
+    return options + _pseries_features(build)
+
+
+def _pseries_features(build: CommandBuilder) -> list[str]:
+    features = build.dom.features
+    assert features is not None
+    options = []
+    if features.hpt_resizing is not None:
+        options.append(f"resize-hpt={features.hpt_resizing}")
+    if features.htm is not None:
+        options.append(f"cap-htm={on_off(features.htm)}")
+    if features.nested_hv is not None:
+        options.append(f"cap-nested-hv={on_off(features.nested_hv)}")
+    if features.ccf_assist is not None:
+        options.append(f"cap-ccf-assist={on_off(features.ccf_assist)}")
+    for name in ("cfpc", "sbbc", "ibs"):
+        value = getattr(features, name)
+        if value is not None:
+            options.append(f"cap-{name}={value}")
+    return options
+
+
+def _memory_backend(build: CommandBuilder) -> list[str]:
+    dom = build.dom
+    flash = []
+    if dom.os.loader_type == "pflash":
+        flash = ["pflash0=libvirt-pflash0-format"]
+        flash += ["pflash1=libvirt-pflash1-format"] if dom.os.nvram is not None else []
+    ram = build.capabilities.machine(str(dom.os.machine)).ram_id
+    if ram is None or (dom.cpu is not None and dom.cpu.cells):
+        return flash
+    return [f"memory-backend={ram}", *flash]
+
+
+def _accelerator(build: CommandBuilder) -> str:
+    dom = build.dom
+    if dom.type not in _ACCELERATORS:
+        raise unsupported(f"A domain of type {dom.type}", dom)
+    features = dom.features
+    options = [_ACCELERATORS[dom.type]]
+    if features is not None and features.kvm is not None and features.kvm.dirty_ring:
+        options.append(f"dirty-ring-size={features.kvm.dirty_ring_size}")
+    if features is not None and features.tcg_tb_cache is not None and dom.type == "qemu":
+        raise unsupported("<tb-cache>", features)
+    return ",".join(options)
+
+
+def build_loader(build: CommandBuilder) -> None:
+    """Name a firmware that is no flash chip."""
+    os = build.dom.os
+    if os.loader is not None and os.loader_type != "pflash":
+        build.add("-bios", os.loader)
+
+
+def build_identity(build: CommandBuilder) -> None:
+    """Tell the guest who it is, and QEMU to add nothing by itself."""
+    build.add("-uuid", str(build.dom.uuid))
+    if build.dom.os.smbios_mode not in (None, "none", "emulate"):
+        raise unsupported(f"<smbios mode='{build.dom.os.smbios_mode}'>", build.dom.os)
+    if not build.dom.graphics:
+        build.add("-display", "none")
+    build.add("-no-user-config", "-nodefaults")
+
+
+def build_monitor(build: CommandBuilder, monitor_fd: int | None) -> None:
+    """Open QEMU's monitor: on a socket that listens already, or one for others to find."""
+    where = f"path={option_value(build.paths.library)}/monitor.sock" if monitor_fd is None else f"fd={monitor_fd}"
+    build.add("-chardev", f"socket,id=charmonitor,{where},server=on,wait=off")
+    build.add("-mon", "chardev=charmonitor,id=monitor,mode=control")
+
+
+def build_power(build: CommandBuilder) -> None:
+    """
+    Keep QEMU when the guest is off, so that we learn why, and set up ACPI.
+
+    Mirrors: qemuBuildPMCommandLine
+    """
+    dom = build.dom
+    build.add("-no-shutdown")
+    has_acpi = dom.features is not None and dom.features.acpi
+    if not has_acpi and dom.os.arch in (*X86, *ARM):
+        build.add("-no-acpi")
+    chip = "PIIX4_PM" if is_i440fx(dom) else "ICH9-LPC" if is_q35(dom) else None
+    for name, enabled in (("disable_s3", dom.suspend_to_mem), ("disable_s4", dom.suspend_to_disk)):
+        if enabled is None:
+            continue
+        if chip is None:
+            raise unsupported(f"<pm> on the machine '{dom.os.machine}'", dom)
+        build.add("-global", f"{chip}.{name}={int(not enabled)}")
+
+
+def build_boot(build: CommandBuilder) -> None:
+    """
+    Say how the guest boots; from which devices is said by the devices.
+
+    Mirrors: qemuBuildBootCommandLine
+    """
+    os = build.dom.os
+    options = []
+    if os.bootmenu_enable is not None:
+        options.append(f"menu={on_off(os.bootmenu_enable)}")
+        if os.bootmenu_enable and os.bootmenu_timeout is not None:
+            options.append(f"splash-time={os.bootmenu_timeout}")
+    if os.bios_reboot_timeout is not None:
+        options.append(f"reboot-timeout={os.bios_reboot_timeout}")
+    build.add("-boot", ",".join([*options, "strict=on"]))
+    for option, value in (
+        ("-kernel", os.kernel),
+        ("-initrd", os.initrd),
+        ("-append", os.cmdline),
+        ("-dtb", os.dtb),
+    ):
+        if value is not None:
+            build.add(option, value)
+    for table in os.acpi_tables:
+        build.add("-acpitable", f"sig=SLIC,file={option_value(table.path)}")
+
+
+def build_sandbox(build: CommandBuilder) -> None:
+    """Let QEMU give up what it does not need."""
+    build.add("-sandbox", _SANDBOX)
+
+
+def build_messages(build: CommandBuilder) -> None:
+    """Put the time before QEMU's messages."""
+    build.add("-msg", "timestamp=on")

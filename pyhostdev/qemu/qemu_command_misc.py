@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The smaller devices on the command line: hubs, watchdogs, balloon, random numbers, memory and others.
+
+Mirrors: src/qemu/qemu_command.c
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.device_conf import SpaprVIOAddress
+from pyhostdev.conf.os_conf import unit_factor
+from pyhostdev.qemu.qemu_command_builder import unsupported, virtio_driver, virtio_options
+from pyhostdev.qemu.qemu_command_chr import add_chardev
+from pyhostdev.qemu.qemu_command_cpu import memory_backend
+from pyhostdev.qemu.qemu_domain import is_pseries
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.os_conf import unit_factor
+from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+
+_PVPANIC_PORT = 0x505
+_MIB = 1 << 20
+
+
+def build_hubs(build: CommandBuilder) -> None:
+    """Add USB hubs."""
+    for hub in build.dom.hubs:
+        build.add_device({"driver": "usb-hub", "id": hub.info.alias, **build.address(hub)})
+
+
+def build_watchdogs(build: CommandBuilder) -> None:
+    """Add watchdogs and what they do; QEMU has one action for all."""
+    actions = []
+    for watchdog in build.dom.watchdogs:
+        if watchdog.model not in ("i6300esb", "ib700"):
+            raise unsupported(f"<watchdog model='{watchdog.model}'>", watchdog)
+        properties = {"driver": watchdog.model, "id": watchdog.info.alias}
+        build.add_device({**properties, **build.address(watchdog)})
+        # a dump is ours to make: the guest is stopped for it
+        actions.append("pause" if watchdog.action == "dump" else str(watchdog.action))
+    for action in actions[:1]:
+        build.add("-watchdog-action", action)
+
+
+def build_memballoon(build: CommandBuilder) -> None:
+    """Add the balloon."""
+    balloon = build.dom.memballoon
+    if balloon is None or balloon.model == "none":
+        return
+    build.add_device(
+        {
+            "driver": virtio_driver("balloon", balloon.model),
+            **virtio_options(balloon),
+            "id": balloon.info.alias,
+            "deflate-on-oom": balloon.autodeflate,
+            "free-page-reporting": balloon.free_page_reporting,
+            **build.address(balloon),
+        }
+    )
+
+
+def build_rngs(build: CommandBuilder) -> None:
+    """Add sources of random numbers."""
+    for rng in build.dom.rngs:
+        backend = f"obj{rng.info.alias}"
+        _build_rng_backend(build, rng, backend)
+        period = rng.rate_period or (1000 if rng.rate_bytes else None)
+        build.add_device(
+            {
+                "driver": virtio_driver("rng", rng.model),
+                **virtio_options(rng),
+                "rng": backend,
+                "id": rng.info.alias,
+                "max-bytes": rng.rate_bytes,
+                "period": period if rng.rate_bytes else None,
+                **build.address(rng),
+            }
+        )
+
+
+def _build_rng_backend(build: CommandBuilder, rng: Any, object_id: str) -> None:
+    kind = rng.backend.model
+    if kind == "random":
+        build.add_object("rng-random", object_id, filename=rng.backend.path or "/dev/random")
+    elif kind == "builtin":
+        build.add_object("rng-builtin", object_id)
+    else:
+        chardev = add_chardev(build, rng, rng.backend.chardev)
+        build.add_object("rng-egd", object_id, chardev=chardev)
+
+
+def build_nvram(build: CommandBuilder) -> None:
+    """Place the NVRAM that pseries has."""
+    nvram = build.dom.nvram
+    if nvram is None:
+        return
+    if not isinstance(nvram.info.address, SpaprVIOAddress):
+        raise unsupported("<nvram> without a spapr-vio address", nvram)
+    build.add("-global", f"spapr-nvram.reg={nvram.info.address.reg:#x}")
+
+
+def build_vmcoreinfo(build: CommandBuilder) -> None:
+    """Let the guest say where its kernel's notes are."""
+    features = build.dom.features
+    if features is not None and features.vmcoreinfo and features.vmcoreinfo_state is not False:
+        build.add_device({"driver": "vmcoreinfo"})
+
+
+def build_panics(build: CommandBuilder) -> None:
+    """Add panic notifiers; pseries has its own."""
+    for panic in build.dom.panics:
+        if panic.model == "pseries" and is_pseries(build.dom):
+            continue
+        if panic.model != "isa":
+            raise unsupported(f"<panic model='{panic.model}'>", panic)
+        address = build.address(panic)
+        build.add_device({"driver": "pvpanic", "ioport": address.get("iobase") or _PVPANIC_PORT})
+
+
+def build_memories(build: CommandBuilder) -> None:
+    """Add memory modules."""
+    for module in build.dom.memories:
+        if module.model != "dimm" or module.source_nodemask is not None or module.source_pagesize is not None:
+            raise unsupported(f"<memory model='{module.model}'>, or its source,", module)
+        backend = f"mem{module.info.alias}"
+        kind, properties = memory_backend(build, module.size_kib, module)
+        build.add_object(kind, backend, **properties)
+        device: Properties = {"driver": "pc-dimm", "node": module.target_node, "memdev": backend}
+        build.add_device({**device, "id": module.info.alias, **build.address(module)})
+
+
+def build_shmems(build: CommandBuilder) -> None:
+    """
+    Add memory shared between guests.
+
+    Mirrors: qemuBuildShmemCommandLine
+    """
+    for shmem in build.dom.shmems:
+        if shmem.model == "ivshmem-plain":
+            _build_plain_shmem(build, shmem)
+        else:
+            raise unsupported(f"<shmem> of model {shmem.model}", shmem)
+
+
+def _build_plain_shmem(build: CommandBuilder, shmem: Any) -> None:
+    backend = f"shmmem-{shmem.info.alias}"
+    size = _shmem_bytes(shmem)
+    path = f"/dev/shm/{shmem.name}"  # noqa: S108  # where the guests that share it look for it
+    build.add_object("memory-backend-file", backend, **{"mem-path": path, "size": size, "share": True})
+    master = None if shmem.role is None else shmem.role == "master"
+    device = {"driver": "ivshmem-plain", "id": shmem.info.alias, "memdev": backend, "master": master}
+    build.add_device({**device, **build.address(shmem)})
+
+
+def _shmem_bytes(shmem: Any) -> int:
+    """Return the size; 4 MiB where none is said, as the device's documentation has it."""
+    return int(shmem.size * unit_factor(shmem.size_unit or "bytes")) if shmem.size else 4 * _MIB
+
+
+def build_vsock(build: CommandBuilder) -> None:
+    """
+    Add the socket to the host; its number must be known, since nobody here keeps a list of them.
+
+    Raises:
+        ConfigUnsupportedError: the number shall be chosen.
+    """
+    vsock = build.dom.vsock
+    if vsock is None:
+        return
+    if vsock.cid_address is None:
+        raise unsupported("<vsock> without <cid address=>", vsock)
+    build.add_device(
+        {
+            "driver": "vhost-vsock-pci" + (vsock.model or "virtio").removeprefix("virtio"),
+            **virtio_options(vsock),
+            "id": vsock.info.alias,
+            "guest-cid": vsock.cid_address,
+            **build.address(vsock),
+        }
+    )
+
+
+def build_cryptos(build: CommandBuilder) -> None:
+    """Add crypto devices."""
+    for crypto in build.dom.cryptos:
+        if crypto.backend_model != "builtin":
+            raise unsupported(f"<crypto> with backend {crypto.backend_model}", crypto)
+        backend = f"obj{crypto.info.alias}"
+        build.add_object("cryptodev-backend-builtin", backend, queues=crypto.backend_queues)
+        device = {"driver": "virtio-crypto-pci", **virtio_options(crypto), "cryptodev": backend}
+        build.add_device({**device, "id": crypto.info.alias, **build.address(crypto)})

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+From what a user wrote to a definition with nothing left open.
+
+Mirrors: qemuDomainDefineXMLFlags (src/qemu/qemu_driver.c), virDomainDefPostParse and virDomainDefValidate
+as the QEMU driver fills them in
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.qemu.qemu_domain_address import assign_addresses
+from pyhostdev.qemu.qemu_postparse import post_parse
+from pyhostdev.qemu.qemu_validate import validate
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.qemu.qemu_address_flags import HostFacts
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+
+
+def define(
+    dom: DomainDef,
+    capabilities: QEMUCapabilities,
+    host: HostFacts | None = None,
+    *,
+    keep_together: bool = False,
+) -> DomainDef:
+    """
+    Return a copy with all defaults and addresses; defining it again changes nothing.
+
+    Args:
+        host: says which functions are conventional, and their IOMMU groups; None knows none.
+        keep_together: the assigned functions of one host device share one guest slot.
+
+    Raises:
+        ConfigError: the definition is wrong.
+        ConfigUnsupportedError: QEMU cannot do what it asks for.
+    """
+    defined = post_parse(dom, capabilities)
+    assign_addresses(defined, host, capabilities, keep_together=keep_together)
+    validate(defined, capabilities)
+    return defined
