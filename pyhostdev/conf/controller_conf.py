@@ -8,6 +8,7 @@ Mirrors: virDomainControllerDef (src/conf/domain_conf.h)
 from __future__ import annotations
 
 from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.conf.virtio_conf import VirtioOptions
 from pyhostdev.conf.xmlcodec import big_number, enum, hexadecimal, number, on_off, signed
 from pyhostdev.conf.xmldef import ElementDef
@@ -83,3 +84,10 @@ class DomainControllerDef(ElementDef):
     def is_pci_root(self) -> bool:
         """True for a root that the machine has by itself, or a pseries PHB."""
         return self.is_pci and self.model in PCI_ROOT_MODELS
+
+    @property
+    def pcihole64_kib(self) -> int | None:
+        """The size of the 64-bit hole in KiB, rounded up; None where none is said."""
+        if self.pcihole64 is None:
+            return None
+        return -(-self.pcihole64 * unit_factor(self.pcihole64_unit) // 1024)

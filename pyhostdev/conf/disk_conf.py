@@ -132,6 +132,17 @@ class DomainDiskDef(ElementDef):
     encryption = opaque("encryption")
     info = embedded(DeviceInfo)
 
+    @property
+    def is_empty(self) -> bool:
+        """True when there is no medium."""
+        source = self.source
+        if source is None or self.type in ("nvme", "vhostuser"):
+            return source is None
+        if self.type == "network":
+            return source.protocol is None
+        wanted = {"file": source.file, "block": source.dev, "dir": source.dir, "volume": source.volume}
+        return not wanted.get(self.type)
+
     def name_index(self) -> int:
         """
         Return the place a target name stands for, 0 for ``vda``; -1 when it is no such name.

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyhostdev.conf.device_conf import DeviceInfo
+    from pyhostdev.conf.domain_validate import FunctionSource
 
 VIRT_TYPES = (
     "qemu",
@@ -122,7 +123,7 @@ class DomainDef(ElementDef):
     description = content("description")
     metadata = opaque("metadata", harmless=True)
     max_memory = child("maxMemory", MaxMemorySize)
-    memory = child("memory", DomainMemorySize)
+    memory = part("memory", DomainMemorySize)
     current_memory = child("currentMemory", SizeDef)
     blkiotune = opaque("blkiotune", harmless=True)
     hard_limit = child("memtune/hard_limit", SizeDef)
@@ -194,7 +195,7 @@ class DomainDef(ElementDef):
     @property
     def memory_kib(self) -> int:
         """Memory at start, in KiB."""
-        return self.memory.kib if self.memory is not None else 0
+        return self.memory.kib
 
     @property
     def current_memory_kib(self) -> int:
@@ -267,6 +268,17 @@ class DomainDef(ElementDef):
                 console.source, console.info = port.source.copy(), port.info.copy()
                 console.target_port = port.target_port
         return super().format_lines(tag, indent, always=always)
+
+    def validate(self, host: FunctionSource | None = None) -> None:
+        """
+        Refuse what a well-formed definition must not say; with a host, also what is wrong on it.
+
+        Raises:
+            XMLError, ConfigUnsupportedError: the first error; ``domain_validate.validate_all`` has all.
+        """
+        from pyhostdev.conf.domain_validate import validate_domain
+
+        validate_domain(self, host)
 
     def with_hostdevs_added(self, hostdevs: list[DomainHostdevDef]) -> DomainDef:
         """Return a copy that has these host devices, too."""

@@ -21,7 +21,7 @@ from pyhostdev.conf.domain_controllers import (
 )
 from pyhostdev.conf.graphics_conf import DomainVideoDef
 from pyhostdev.conf.graphics_postparse import fill_graphics
-from pyhostdev.conf.os_conf import BootDev, ClockDef, DomainMemorySize, SizeDef
+from pyhostdev.conf.os_conf import BootDev, ClockDef, SizeDef
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
 
 if TYPE_CHECKING:
@@ -133,9 +133,9 @@ def _normalise_memory(dom: DomainDef) -> None:
         size = getattr(dom, name)
         if size is not None:
             setattr(dom, name, SizeDef.of_kib(size.kib))
-    for whole in (dom.memory, dom.max_memory):
-        if whole is not None:
-            whole.value, whole.unit = whole.kib, "KiB"
+    dom.memory.value, dom.memory.unit = dom.memory_kib, "KiB"
+    if dom.max_memory is not None:
+        dom.max_memory.value, dom.max_memory.unit = dom.max_memory.kib, "KiB"
     for cell in dom.cpu.cells if dom.cpu is not None else ():
         cell.memory, cell.unit = cell.memory_kib, "KiB"
 
@@ -214,8 +214,6 @@ def _fill_memory(dom: DomainDef) -> None:
     """
     cells = sum(cell.memory_kib for cell in dom.cpu.cells) if dom.cpu is not None else 0
     plugged = sum(module.size_kib for module in dom.memories)
-    if dom.memory is None:
-        dom.memory = DomainMemorySize(unit="KiB")
     if cells:
         dom.memory.value = cells + plugged
     if dom.memory_kib <= plugged:

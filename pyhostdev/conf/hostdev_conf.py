@@ -16,10 +16,9 @@ from pyhostdev.conf.device_conf import (
 )
 from pyhostdev.conf.xmlcodec import enum, hexadecimal, number_any_base, on_off, text, yes_no
 from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, child, embedded, flag, opaque
+from pyhostdev.conf.xmlfield import attribute, child, embedded, flag, ignored, opaque
 from pyhostdev.errors import (
     VIR_ERR_CONFIG_UNSUPPORTED,
-    VIR_ERR_INTERNAL_ERROR,
     ConfigUnsupportedError,
     XMLError,
 )
@@ -68,6 +67,7 @@ class PCISource(HostdevSource):
     slot = attribute("address/@slot", hexadecimal(2), default=0)
     function = attribute("address/@function", hexadecimal(1), default=0)
     origstates = opaque("origstates")
+    foreign = ignored("address/@device", "address/@target", "address/@unit", "address/@uuid", "vendor", "product")
 
     @property
     def address(self) -> PCIDeviceAddress:
@@ -75,9 +75,7 @@ class PCISource(HostdevSource):
         return PCIDeviceAddress(self.domain, self.bus, self.slot, self.function)
 
     def parsed(self, element: Element) -> None:
-        """Refuse parts that no bus has, and a function that is not spelled out at all."""
-        if element.find("address") is None:
-            raise XMLError("A PCI <source> has no <address>", line=source_line(element))
+        """Refuse parts that no bus has."""
         check_pci_address(self.address, element)
 
 
@@ -117,6 +115,11 @@ class MdevSource(HostdevSource):
     """A mediated device."""
 
     uuid = attribute("address/@uuid")
+
+    def parsed(self, element: Element) -> None:
+        """Refuse a source that names no device."""
+        if self.uuid is None:
+            raise ConfigUnsupportedError("The source of a mediated device has no uuid", line=source_line(element))
 
 
 SOURCE_TYPES: dict[str, type[HostdevSource]] = {
@@ -261,14 +264,3 @@ class DomainHostdevDef(ElementDef):
             raise XMLError(f"A <hostdev> of type {self.type} has no model", line=line)
         if self.type != "scsi" and (self.sgio is not None or self.rawio is not None):
             raise XMLError(f"A <hostdev> of type {self.type} has no sgio or rawio", line=line)
-        if self.is_pci and self.info.address is not None:
-            self._check_pci_address(line)
-
-    def _check_pci_address(self, line: int | None) -> None:
-        address = self.info.address
-        if address is not None and address.kind not in ("pci", "unassigned"):
-            raise ConfigUnsupportedError(
-                f"A PCI host device cannot have a guest address of type {address.kind}",
-                line=line,
-                libvirt_code=VIR_ERR_INTERNAL_ERROR,
-            )

@@ -135,7 +135,7 @@ class ClockDef(ElementDef):
 class SizeDef(ElementDef):
     """An amount of memory with its unit; ``kib`` is what counts."""
 
-    value = content("", big_number, default=0)
+    value = content("", big_number, default=0, quiet=True)
     unit = attribute("unit")
 
     @classmethod

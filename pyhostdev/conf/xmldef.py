@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pyhostdev.conf.xmlfield import Attribute, Content, Embedded, Field, Flag, Opaque, Part
+from pyhostdev.conf.xmlfield import Attribute, Content, Embedded, Field, Flag, Ignored, Opaque, Part
 from pyhostdev.errors import XMLError
 from pyhostdev.util.virxml import (
     attributes_of,
@@ -85,10 +85,21 @@ class Shape:
             self.descend(field.path).attributes[field.leaf] = row
         elif isinstance(field, Content):
             self.descend(field.path).content = row
+        elif isinstance(field, Ignored):
+            for path in field.paths:
+                self._add_ignored(row, path.split("/"))
         elif isinstance(field, Flag):
             self.descend(field.path).flag = row
         else:
             self.descend(field.path[:-1]).nodes[field.path[-1]] = row
+
+    def _add_ignored(self, row: Row, path: list[str]) -> None:
+        *parents, last = path
+        shape = self.descend(tuple(parents))
+        if last.startswith("@"):
+            shape.attributes[last[1:]] = row
+        else:
+            shape.nodes[last] = row
 
 
 class Table(NamedTuple):

@@ -166,6 +166,20 @@ class Children(Field["list[D]"]):
         return []
 
 
+class Ignored(Field[None]):
+    """Attributes and elements that have a meaning elsewhere and none here: dropped, as libvirt does."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        super().__init__("", None)
+        self.paths = paths
+
+    def load(self, found: list[tuple[str, Element]]) -> None:
+        return None
+
+    def dump(self, value: None) -> None:
+        return None
+
+
 class Embedded(Field[D]):
     """A definition that shares its owner's element: its rows are read and printed there."""
 
@@ -257,6 +271,11 @@ def flag(path: str) -> Flag:
 def opaque(path: str, *, harmless: bool = False) -> Opaque:
     """Declare an element that is kept verbatim; harmless when it says nothing about the machine."""
     return Opaque(path, harmless=harmless)
+
+
+def ignored(*paths: str) -> Ignored:
+    """Declare what is dropped: ``address/@device`` an attribute, ``vendor`` an element."""
+    return Ignored(paths)
 
 
 def child(path: str, definition: type[D]) -> Child[D]:

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a single device must not say; the same for all hypervisors.
+
+Mirrors: virDomainDeviceDefValidateInternal (src/conf/domain_validate.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pyhostdev.conf.chr_conf import ChrSource, DomainChrDef, DomainRedirdevDef, DomainSmartcardDef
+    from pyhostdev.conf.controller_conf import DomainControllerDef
+    from pyhostdev.conf.disk_conf import DomainDiskDef, DomainFSDef
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.graphics_conf import DomainGraphicsDef
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.net_conf import DomainNetDef
+    from pyhostdev.conf.virtio_conf import DomainInputDef, DomainShmemDef, DomainVsockDef
+    from pyhostdev.conf.xmldef import ElementDef
+
+    Errors = Iterator[ConfigError]
+
+VIR_ERR_INVALID_ARG = 8
+VIR_ERR_NO_SOURCE = 19
+VIR_ERR_NO_TARGET = 20
+
+PCI_INDEX_MAX = 255
+TARGET_INDEX_MAX = 30
+# option of a PCI controller -> least and largest value
+_PCI_RANGES = {"chassis_nr": (1, 255), "chassis": (0, 255), "port": (0, 255), "bus_nr": (1, 254)}
+
+_VENDOR_MAX = 8  # SPC-4 6.4.2, INQUIRY: characters of vendor and product
+_PRODUCT_MAX = 16
+_DRIVE_BUSES = ("ide", "scsi", "sata", "fdc")
+_VIRTIO_DISK_ADDRESSES = ("pci", "ccw", "virtio-s390", "virtio-mmio")
+_CHANNEL_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+
+
+def device_errors(dom: DomainDef, device: ElementDef) -> Errors:
+    """Yield what is wrong with one device."""
+    rule = _RULES.get(device.tag)
+    if rule is not None:
+        yield from rule(dom, device)
+
+
+def _internal(message: str, line: int | None) -> ConfigError:
+    """Return an error that libvirt takes for one of its own."""
+    return ConfigUnsupportedError(message, line=line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
+
+
+def _controller_errors(dom: DomainDef, device: DomainControllerDef) -> Errors:
+    """Mirrors: virDomainControllerDefValidate (src/conf/domain_validate.c)"""
+    if not device.is_pci:
+        return
+    line, index = device.line, device.index or 0
+    if device.is_pci_root and device.info.address is not None:
+        yield ConfigUnsupportedError(f"A {device.model} has no address", line=line)
+    if index > PCI_INDEX_MAX:
+        yield ConfigUnsupportedError(f"PCI controller index {index} is too high", line=line)
+    if device.target_index is not None:
+        yield from _target_index_errors(device, index)
+    for name, (least, largest) in _PCI_RANGES.items():
+        value = getattr(device, name)
+        if value is not None and not least <= value <= largest:
+            yield ConfigUnsupportedError(
+                f"{name} {value} of PCI controller {index} is not within {least} and {largest}", line=line
+            )
+    if device.numa_node is not None and index == 0:
+        yield ConfigUnsupportedError("PCI controller 0 cannot be on a NUMA node", line=line)
+
+
+def _target_index_errors(device: DomainControllerDef, index: int) -> Errors:
+    target = device.target_index or 0
+    if target > TARGET_INDEX_MAX:
+        yield ConfigUnsupportedError(f"Target index {target} is too high", line=device.line)
+    if (index == 0) != (target == 0):
+        yield ConfigUnsupportedError("PCI controller 0, and only it, has target index 0", line=device.line)
+
+
+# type of host device -> the types of address it can have, and libvirt's number for another
+_HOSTDEV_ADDRESSES: dict[str, tuple[tuple[str, ...], int | None]] = {
+    "pci": (("pci", "unassigned"), VIR_ERR_INTERNAL_ERROR),
+    "scsi": (("drive",), None),
+    "scsi_host": (("pci", "ccw"), None),
+    "usb": (("usb",), None),
+}
+
+
+def _hostdev_errors(dom: DomainDef, device: DomainHostdevDef) -> Errors:
+    """Mirrors: virDomainHostdevDefValidate (src/conf/domain_validate.c)"""
+    line, address = device.line, device.info.address
+    kinds, code = _HOSTDEV_ADDRESSES.get(device.type, ((), None))
+    if device.mode == "subsystem" and kinds and address is not None and address.kind not in kinds:
+        yield ConfigUnsupportedError(
+            f"A host device of type {device.type} cannot have an address of type {address.kind}",
+            line=line,
+            libvirt_code=code,
+        )
+    if device.sgio == "unfiltered":
+        yield ConfigUnsupportedError("Unfiltered sgio no longer exists", line=line)
+    if device.teaming_type is None:
+        return
+    if device.teaming_type != "transient":
+        yield ConfigUnsupportedError("A host device is the transient part of a team", line=line)
+    elif device.teaming_persistent is None:
+        yield ConfigUnsupportedError("<teaming> does not name its persistent part", line=line)
+    if not device.is_pci:
+        yield ConfigUnsupportedError("Only PCI host devices can be in a team", line=line)
+
+
+def _net_errors(dom: DomainDef, device: DomainNetDef) -> Errors:
+    """Mirrors: virDomainNetDefValidate (src/conf/domain_validate.c)"""
+    line = device.line
+    if device.teaming_type == "transient" and device.teaming_persistent is None:
+        yield ConfigUnsupportedError("<teaming> does not name its persistent part", line=line)
+    if device.teaming_type == "persistent" and device.teaming_persistent is not None:
+        yield ConfigUnsupportedError("The persistent part of a team names no other", line=line)
+    if device.target_managed is False and device.type != "ethernet":
+        yield ConfigUnsupportedError(f"An interface of type {device.type} cannot be unmanaged", line=line)
+    if device.port_isolated and device.type not in ("network", "bridge"):
+        yield ConfigUnsupportedError(f"An interface of type {device.type} cannot be isolated", line=line)
+    if device.bandwidth is not None and device.type == "hostdev":
+        yield ConfigUnsupportedError("A host device has no bandwidth settings", line=line)
+
+
+def _disk_errors(dom: DomainDef, device: DomainDiskDef) -> Errors:
+    """Mirrors: virDomainDiskDefValidate (src/conf/domain_validate.c)"""
+    if device.target is None:
+        yield XMLError("A disk has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)
+        return
+    yield from _disk_bus_errors(device)
+    yield from _disk_kind_errors(device)
+    if device.device == "disk" and device.is_empty:
+        yield XMLError(f"Disk '{device.target}' has no source", line=device.line, libvirt_code=VIR_ERR_NO_SOURCE)
+
+
+def _disk_bus_errors(device: DomainDiskDef) -> Errors:
+    line, bus, kind = device.line, device.bus, device.info.address and device.info.address.kind
+    is_wrong = (kind is not None and kind != "drive" and bus in _DRIVE_BUSES) or (
+        kind is not None and kind not in _VIRTIO_DISK_ADDRESSES and bus == "virtio"
+    )
+    if is_wrong:
+        yield ConfigUnsupportedError(f"A disk on bus {bus} cannot have an address of type {kind}", line=line)
+    if bus not in (None, "virtio"):
+        for name in ("model", "queues", "event_idx", "ioeventfd"):
+            if getattr(device, name) is not None:
+                yield ConfigUnsupportedError(f"Only a virtio disk has {name}", line=line)
+    if device.removable is not None and bus != "usb":
+        yield XMLError("Only a USB disk is removable", line=line)
+
+
+def _disk_kind_errors(device: DomainDiskDef) -> Errors:
+    line, kind, name = device.line, device.device, device.target or ""
+    if kind != "lun" and (device.rawio is not None or device.sgio is not None):
+        yield ConfigUnsupportedError("Only a lun has rawio or sgio", line=line)
+    if device.tray is not None and kind not in ("floppy", "cdrom"):
+        yield ConfigUnsupportedError("Only cdrom and floppy have a tray", line=line)
+    if len(device.vendor or "") > _VENDOR_MAX or len(device.product or "") > _PRODUCT_MAX:
+        yield ConfigUnsupportedError("Vendor or product of a disk is too long", line=line)
+    if device.bus is not None and (kind == "floppy") != (device.bus == "fdc"):
+        yield _internal(f"A {kind} cannot be on bus {device.bus}", line)
+    if kind in ("disk", "lun") and not name.startswith(("hd", "sd", "vd", "xvd", "ubd")):
+        yield _internal(f"'{name}' is no name of a disk", line)
+    if kind == "floppy" and not name.startswith("fd"):
+        yield _internal(f"'{name}' is no name of a floppy", line)
+
+
+def _chr_errors(dom: DomainDef, device: DomainChrDef) -> Errors:
+    is_virtio_channel = device.tag == "channel" and device.target_type in ("virtio", "xen")
+    yield from chr_source_errors(device.source, device.line, may_choose_path=is_virtio_channel)
+
+
+def chr_source_errors(source: ChrSource, line: int | None, *, may_choose_path: bool = False) -> Errors:
+    """
+    Yield what is wrong with the host side of a character device.
+
+    Mirrors: virDomainChrSourceDefValidate (src/conf/domain_validate.c)
+    """
+    kind = source.type
+    if kind in ("file", "dev", "pipe") and source.path is None:
+        yield _internal(f"A character device of type {kind} has no path", line)
+    if kind == "unix" and source.path is None and not may_choose_path:
+        yield _internal("A character device of type unix has no path", line)
+    if kind in ("tcp", "udp"):
+        yield from _socket_errors(source, line)
+    if kind in ("spiceport", "dbus"):
+        channel = source.sources[0].channel if source.sources else None
+        if channel is None:
+            yield ConfigUnsupportedError(f"A character device of type {kind} has no channel", line=line)
+        elif set(channel) - _CHANNEL_NAME_CHARACTERS:
+            yield XMLError(f"'{channel}' is no name of a channel", line=line, libvirt_code=VIR_ERR_INVALID_ARG)
+
+
+def _socket_errors(source: ChrSource, line: int | None) -> Errors:
+    parts = source.sources
+    hosts = [part.host for part in parts if part.host is not None]
+    connects = [part.service for part in parts if part.mode != "bind" or source.type == "tcp"]
+    if source.type == "tcp" and not hosts:
+        yield _internal("A TCP character device has no host", line)
+    if not any(connects):
+        yield _internal(f"A {source.type} character device has no service", line)
+
+
+def _redirdev_errors(dom: DomainDef, device: DomainRedirdevDef) -> Errors:
+    """Mirrors: virDomainRedirdevDefValidate (src/conf/domain_validate.c)"""
+    usb = [controller for controller in dom.controllers if controller.type == "usb"]
+    if usb and all(controller.model == "none" for controller in usb):
+        yield ConfigUnsupportedError("USB is disabled, so nothing can be redirected", line=device.line)
+    yield from chr_source_errors(device.source, device.line)
+
+
+def _smartcard_errors(dom: DomainDef, device: DomainSmartcardDef) -> Errors:
+    address = device.info.address
+    if address is not None and address.kind != "ccid":
+        yield ConfigUnsupportedError("A smartcard has an address of type ccid", line=device.line)
+    if device.mode == "passthrough":
+        yield from chr_source_errors(device.source, device.line)
+
+
+def _vsock_errors(dom: DomainDef, device: DomainVsockDef) -> Errors:
+    if device.cid_address in (1, 2):
+        yield ConfigUnsupportedError("The addresses of guests on vsock begin with 3", line=device.line)
+
+
+def _input_errors(dom: DomainDef, device: DomainInputDef) -> Errors:
+    """Mirrors: virDomainInputDefValidate (src/conf/domain_validate.c)"""
+    line, kind, bus = device.line, device.type, device.bus
+    if bus == "ps2" and kind not in ("mouse", "keyboard"):
+        yield _internal(f"A {kind} cannot be on bus ps2", line)
+    if bus == "xen":
+        yield _internal("There is no bus xen", line)
+    if kind in ("mouse", "tablet", "keyboard") and device.source_evdev is not None:
+        yield ConfigUnsupportedError(f"A {kind} has no event device", line=line)
+    if kind == "passthrough" and bus not in (None, "virtio"):
+        yield ConfigUnsupportedError("A passed-through input device is on bus virtio", line=line)
+    if kind == "evdev" and bus not in (None, "none"):
+        yield ConfigUnsupportedError("An evdev input device has no bus", line=line)
+    if device.model is not None and bus not in (None, "virtio"):
+        yield ConfigUnsupportedError("Only an input device on bus virtio has a model", line=line)
+
+
+def _shmem_errors(dom: DomainDef, device: DomainShmemDef) -> Errors:
+    if "/" in device.name or device.name in (".", ".."):
+        yield ConfigUnsupportedError(f"'{device.name}' is no name of shared memory", line=device.line)
+
+
+def _fs_errors(dom: DomainDef, device: DomainFSDef) -> Errors:
+    if device.target is None:
+        yield XMLError("A file system has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)
+    if device.info.boot_order is not None and device.driver_type != "virtiofs":
+        yield ConfigUnsupportedError("Only virtiofs can be booted from", line=device.line)
+
+
+def _graphics_errors(dom: DomainDef, device: DomainGraphicsDef) -> Errors:
+    if any(part.type == "network" and part.network is None for part in device.listens):
+        yield XMLError("A <listen> of type network does not name it", line=device.line)
+    if device.type == "dbus" and device.p2p and device.address is not None:
+        yield XMLError("D-Bus graphics have an address or are peer to peer", line=device.line)
+
+
+_RULES: dict[str, Callable[..., Errors]] = {
+    "controller": _controller_errors,
+    "hostdev": _hostdev_errors,
+    "interface": _net_errors,
+    "disk": _disk_errors,
+    "serial": _chr_errors,
+    "parallel": _chr_errors,
+    "channel": _chr_errors,
+    "redirdev": _redirdev_errors,
+    "smartcard": _smartcard_errors,
+    "vsock": _vsock_errors,
+    "input": _input_errors,
+    "shmem": _shmem_errors,
+    "filesystem": _fs_errors,
+    "graphics": _graphics_errors,
+}

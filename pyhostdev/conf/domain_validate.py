@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a well-formed definition must not say; the same for all hypervisors.
+
+Every rule yields errors instead of raising them, so that a user sees all of them at once.
+
+Mirrors: src/conf/domain_validate.c
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pyhostdev.conf.device_conf import UnassignedAddress, is_user_alias
+from pyhostdev.conf.device_validate import device_errors
+from pyhostdev.conf.domain_schema import validate_schema
+from pyhostdev.conf.hostdev_conf import MdevSource, PCISource, SCSIHostSource, SCSISource, USBSource
+from pyhostdev.errors import ConfigError, ConfigUnsupportedError, SysfsError, XMLError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+__all__ = ["validate_all", "validate_domain", "validate_schema"]
+
+USHORT_MAX = 0xFFFF  # of firmware's times in milliseconds
+
+
+class Function(Protocol):
+    """What validation asks of a PCI function of the host."""
+
+    def is_multifunction(self) -> bool | None:
+        """True, False, or None for unknown."""
+
+
+class FunctionSource(Protocol):
+    """What validation asks of a host."""
+
+    def pci_device(self, address: PCIDeviceAddress) -> Function | None:
+        """Return a function, None where there is none."""
+
+
+class HypervisorRules(Protocol):
+    """The rules of a hypervisor, checked together with the general ones."""
+
+    def domain_errors(self, dom: DomainDef) -> Iterator[ConfigError]:
+        """Yield what is wrong with the domain as a whole."""
+
+    def device_errors(self, dom: DomainDef, device: ElementDef) -> Iterator[ConfigError]:
+        """Yield what is wrong with one device."""
+
+
+def domain_errors(
+    dom: DomainDef, host: FunctionSource | None = None, hypervisor: HypervisorRules | None = None
+) -> Iterator[ConfigError]:
+    """
+    Yield all errors of a domain, in libvirt's order.
+
+    Mirrors: virDomainDefValidate (src/conf/domain_validate.c)
+    """
+    if hypervisor is not None:
+        yield from hypervisor.domain_errors(dom)
+    for device in dom.devices():
+        yield from _unassigned_errors(device)
+        yield from device_errors(dom, device)
+        if hypervisor is not None:
+            yield from hypervisor.device_errors(dom, device)
+    for rule in _RULES:
+        yield from rule(dom)
+    if host is not None:
+        yield from _host_errors(dom, host)
+
+
+def validate_domain(
+    dom: DomainDef, host: FunctionSource | None = None, hypervisor: HypervisorRules | None = None
+) -> None:
+    """
+    Refuse a domain that is wrong.
+
+    Raises:
+        XMLError, ConfigUnsupportedError: the first error.
+    """
+    for error in domain_errors(dom, host, hypervisor):
+        raise error
+
+
+def validate_all(
+    dom: DomainDef, host: FunctionSource | None = None, hypervisor: HypervisorRules | None = None
+) -> list[ConfigError]:
+    """Return all errors of a domain, by line."""
+    return sorted(domain_errors(dom, host, hypervisor), key=lambda error: error.line or 0)
+
+
+def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:
+    """
+    Refuse ``type='unassigned'`` for what is no host device.
+
+    Mirrors: virDomainDeviceInfoValidate (src/conf/domain_validate.c)
+    """
+    info = getattr(device, "info", None)
+    if info is not None and device.tag != "hostdev" and isinstance(info.address, UnassignedAddress):
+        yield ConfigUnsupportedError(
+            f"Only a hostdev can have an address of type unassigned, not this {device.tag}", line=device.line
+        )
+
+
+def _host_errors(dom: DomainDef, host: FunctionSource) -> Iterator[ConfigError]:
+    """
+    Refuse ``assigned`` where the host shows a device of one function.
+
+    A device that is missing or cannot be read passes: a stored definition must not become invalid
+    because a card was pulled.
+    """
+    for hostdev in dom.hostdevs:
+        if hostdev.assigned is not None and _is_multifunction(host, hostdev.pci_address) is False:
+            yield XMLError(
+                f"Device {hostdev.pci_address} has only one function, so it cannot have 'assigned'",
+                line=hostdev.line,
+                reason="not-multifunction",
+                address=hostdev.pci_address,
+            )
+
+
+def _is_multifunction(host: FunctionSource, address: PCIDeviceAddress) -> bool | None:
+    try:
+        function = host.pci_device(address)
+        return None if function is None else function.is_multifunction()
+    except SysfsError:
+        return None
+
+
+def _disk_duplicates(dom: DomainDef) -> Iterator[ConfigError]:
+    """Mirrors: virDomainDiskDefCheckDuplicateInfo (src/conf/domain_conf.c)"""
+    for name in ("target", "wwn", "serial"):
+        seen: set[str] = set()
+        for disk in dom.disks:
+            value = getattr(disk, name)
+            if value in seen and name != "serial":
+                yield XMLError(f"Two disks have the {name} '{value}'", line=disk.line)
+            if value is not None:
+                seen.add(value)
+
+
+def _hostdev_duplicates(dom: DomainDef) -> Iterator[ConfigError]:
+    """
+    Refuse one host device declared twice, as an interface or otherwise.
+
+    Mirrors: virDomainDefHostdevValidate (src/conf/domain_validate.c)
+    """
+    seen: set[Hashable] = set()
+    has_ramfb = False
+    for hostdev in dom.all_hostdevs():
+        key = _identity(hostdev)
+        if key in seen:
+            yield XMLError(f"Host device {_printed(hostdev)} is declared twice", line=hostdev.line)
+        if key is not None:
+            seen.add(key)
+        if hostdev.ramfb and has_ramfb:
+            yield ConfigUnsupportedError("Two host devices have ramfb", line=hostdev.line)
+        has_ramfb = has_ramfb or bool(hostdev.ramfb)
+
+
+def _printed(hostdev: DomainHostdevDef) -> str:
+    return str(hostdev.source) if hostdev.is_pci else f"of type {hostdev.type}"
+
+
+def _identity(hostdev: DomainHostdevDef) -> Hashable:
+    """
+    Return what tells a host device from others; None where nothing does.
+
+    Mirrors: virDomainHostdevMatch (src/conf/domain_conf.c)
+    """
+    source = hostdev.source_def
+    if hostdev.mode != "subsystem":
+        return None
+    if isinstance(source, PCISource):
+        return ("pci", source.address)
+    if isinstance(source, USBSource):
+        if source.bus and source.device:
+            return ("usb", source.bus, source.device)
+        return ("usb-id", source.vendor_id, source.product_id)
+    if isinstance(source, MdevSource):
+        return ("mdev", str(source.uuid).lower())
+    if isinstance(source, SCSIHostSource):
+        return ("scsi_host", source.wwpn)
+    if isinstance(source, SCSISource):
+        return ("scsi", source.adapter, source.bus, source.target, source.unit, source.name, source.host)
+    return None
+
+
+def _drive_duplicates(dom: DomainDef) -> Iterator[ConfigError]:
+    """Mirrors: virDomainDefDuplicateDriveAddressesValidate (src/conf/domain_validate.c)"""
+    seen: set[Hashable] = set()
+    users: list[tuple[str | None, Any]] = [(disk.bus, disk) for disk in dom.disks]
+    users += [("scsi", hostdev) for hostdev in dom.hostdevs if hostdev.type == "scsi"]
+    for bus, user in users:
+        address = user.info.address
+        if address is None or address.kind != "drive":
+            continue
+        key = (bus, address.controller, address.bus, address.target, address.unit)
+        if key in seen:
+            yield ConfigUnsupportedError(f"Two devices have one address on the {bus} bus", line=user.line)
+        seen.add(key)
+
+
+def _topology_errors(dom: DomainDef) -> Iterator[ConfigError]:
+    """Mirrors: virDomainDefGetVcpusTopology (src/conf/domain_conf.c)"""
+    cpu = dom.cpu
+    if cpu is None or not cpu.sockets:
+        return
+    total = cpu.sockets * (cpu.dies or 1) * (cpu.cores or 1) * (cpu.threads or 1)
+    if total != dom.vcpus:
+        yield ConfigUnsupportedError(
+            f"The CPU topology has {total} threads and the domain {dom.vcpus} virtual CPUs", line=cpu.line
+        )
+
+
+def _alias_duplicates(dom: DomainDef) -> Iterator[ConfigError]:
+    """Mirrors: virDomainDefValidateAliases (src/conf/domain_validate.c)"""
+    seen: set[str] = set()
+    for device, info in dom.device_infos():
+        alias = info.alias
+        if alias is None or not is_user_alias(alias):
+            continue
+        if alias in seen:
+            yield ConfigUnsupportedError(f"Two devices have the alias '{alias}'", line=device.line)
+        seen.add(alias)
+
+
+def _iommu_errors(dom: DomainDef) -> Iterator[ConfigError]:
+    """Mirrors: virDomainDefIOMMUValidate (src/conf/domain_validate.c)"""
+    iommu = dom.iommu
+    if iommu is None:
+        return
+    if iommu.intremap and dom.features.ioapic_driver != "qemu":
+        yield ConfigUnsupportedError("Interrupt remapping needs <ioapic driver='qemu'/>", line=iommu.line)
+    if iommu.eim and not iommu.intremap:
+        yield ConfigUnsupportedError("Extended interrupt mode needs interrupt remapping", line=iommu.line)
+
+
+def _os_errors(dom: DomainDef) -> Iterator[ConfigError]:
+    """Mirrors: virDomainDefOSValidate, virDomainDefBootValidate (src/conf/domain_validate.c)"""
+    boot = dom.os
+    has_loader = bool(boot.loader_type or boot.loader_readonly or boot.loader_secure)
+    if has_loader and not boot.loader and boot.firmware is None:
+        yield XMLError("A <loader> without path needs firmware to be chosen", line=boot.line, libvirt_code=35)
+    if (boot.bootmenu_timeout or 0) > USHORT_MAX:
+        yield ConfigUnsupportedError("The timeout of the boot menu is too long", line=boot.line)
+    delay = boot.bios_reboot_timeout
+    if delay is not None and not -1 <= delay <= USHORT_MAX:
+        yield ConfigUnsupportedError("The reboot timeout is out of range", line=boot.line)
+
+
+def _video_errors(dom: DomainDef) -> Iterator[ConfigError]:
+    """Mirrors: virDomainDefVideoValidate (src/conf/domain_validate.c)"""
+    if len(dom.videos) > 1 and any(video.model_type == "none" for video in dom.videos):
+        yield ConfigUnsupportedError("A video device of type none must be the only one", line=dom.line)
+
+
+def _timer_errors(dom: DomainDef) -> Iterator[ConfigError]:
+    """Mirrors: virDomainDefPostParseTimer (src/conf/domain_postparse.c)"""
+    for timer in dom.clock.timers if dom.clock is not None else ():
+        name, line = timer.name, timer.line
+        if timer.tickpolicy is not None and name in ("kvmclock", "hypervclock"):
+            yield ConfigUnsupportedError(f"Timer {name} has no tickpolicy", line=line)
+        if timer.tickpolicy != "catchup" and (timer.threshold or timer.slew or timer.limit):
+            yield XMLError("Only tickpolicy='catchup' has <catchup>", line=line)
+        if name != "tsc" and (timer.frequency or timer.mode):
+            yield ConfigUnsupportedError(f"Timer {name} has no frequency and no mode", line=line)
+        if name not in ("platform", "rtc") and timer.track is not None:
+            yield ConfigUnsupportedError(f"Timer {name} has no track", line=line)
+
+
+def _audio_errors(dom: DomainDef) -> Iterator[ConfigError]:
+    """Mirrors: virDomainAudioDefValidate, virDomainEnsureAudioID (src/conf/domain_validate.c)"""
+    ids = [audio.id for audio in dom.audios]
+    for audio in dom.audios:
+        if ids.count(audio.id) > 1:
+            yield XMLError(f"Audio id {audio.id} is there more than once", line=audio.line)
+    users: list[Any] = [*dom.sounds, *dom.graphics]
+    for user in users:
+        if user.audio_id and user.audio_id not in ids:
+            yield XMLError(f"There is no audio with id {user.audio_id}", line=user.line)
+
+
+_RULES: tuple[Callable[[DomainDef], Iterator[ConfigError]], ...] = (
+    _audio_errors,
+    _disk_duplicates,
+    _hostdev_duplicates,
+    _drive_duplicates,
+    _topology_errors,
+    _alias_duplicates,
+    _iommu_errors,
+    _timer_errors,
+    _os_errors,
+    _video_errors,
+)
