@@ -160,7 +160,8 @@ class DomainPCIAddressBus:
         Return None when a device with these flags can be plugged in, else what is in the way.
 
         A user may plug an Express endpoint into a conventional slot and the other way round, and a
-        bridge wherever a conventional device goes; on our own we do neither.
+        bridge wherever a conventional device goes, and may renounce hotplug; on our own we do
+        neither.
         """
         offers = self.flags
         if from_config:
@@ -168,6 +169,7 @@ class DomainPCIAddressBus:
                 offers |= CONNECT_ENDPOINTS
             if flags & CONNECT_PCI_BRIDGE:
                 flags |= CONNECT_PCI_DEVICE
+            flags &= ~CONNECT_HOTPLUG
         elif flags & CONNECT_AUTOASSIGN and not offers & CONNECT_AUTOASSIGN:
             return "is not for devices without an address of their own"
         if not flags & offers & CONNECT_TYPES:

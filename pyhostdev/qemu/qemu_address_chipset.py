@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.domain_addr import (
     CONNECT_DMI_TO_PCI_BRIDGE,
-    CONNECT_HOTPLUG,
     CONNECT_PCI_DEVICE,
     CONNECT_PCIE_DEVICE,
 )
@@ -46,7 +45,7 @@ _ICH9_LPC = PCIDeviceAddress(0, 0, 0x1F, 0)
 _ICH9_SATA = PCIDeviceAddress(0, 0, 0x1F, 2)
 _ICH9_SMBUS = PCIDeviceAddress(0, 0, 0x1F, 3)
 
-_ON_I440FX = CONNECT_PCI_DEVICE | CONNECT_HOTPLUG
+_ON_I440FX = CONNECT_PCI_DEVICE
 _ON_Q35 = CONNECT_PCIE_DEVICE
 
 

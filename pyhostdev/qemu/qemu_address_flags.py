@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pyhostdev.conf.domain_addr import (
     CONNECT_AUTOASSIGN,
-    CONNECT_HOTPLUG,
     CONNECT_INTEGRATED,
     CONNECT_PCI_DEVICE,
     CONNECT_PCIE_DEVICE,
@@ -37,8 +36,9 @@ class HostFacts(Protocol):
         """Return the function's IOMMU group; None when it is missing or in none."""
 
 
-CONVENTIONAL = CONNECT_PCI_DEVICE | CONNECT_HOTPLUG | CONNECT_AUTOASSIGN
-EXPRESS = CONNECT_PCIE_DEVICE | CONNECT_HOTPLUG | CONNECT_AUTOASSIGN
+# no CONNECT_HOTPLUG: what is there at start need not be where it could be unplugged
+CONVENTIONAL = CONNECT_PCI_DEVICE | CONNECT_AUTOASSIGN
+EXPRESS = CONNECT_PCIE_DEVICE | CONNECT_AUTOASSIGN
 
 _XHCI_MODELS = ("nec-xhci", "qemu-xhci")
 _PLAIN_SCSI_MODELS = ("auto", "buslogic", "lsilogic", "lsisas1068", "lsisas1078", "vmpvscsi", "dc390", "am53c974")
@@ -165,7 +165,7 @@ class ConnectFlags:
         """Return the flags of a guest IOMMU: virtio's is a part of the chipset."""
         if device.model != "virtio":
             return 0
-        return (self.pcie & ~CONNECT_HOTPLUG & ~CONNECT_AUTOASSIGN) | CONNECT_INTEGRATED
+        return (self.pcie & ~CONNECT_AUTOASSIGN) | CONNECT_INTEGRATED
 
 
 def _pci_controller(device: Any) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.controller_conf import DomainControllerDef
 from pyhostdev.conf.device_conf import PCIGuestAddress
-from pyhostdev.conf.domain_addr import DomainPCIAddressBus, DomainPCIAddressSet
+from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG, DomainPCIAddressBus, DomainPCIAddressSet
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
 from pyhostdev.qemu.qemu_address_chipset import is_piix3_function, reserve_chipset
 from pyhostdev.qemu.qemu_address_flags import CONVENTIONAL, EXPRESS, ConnectFlags
@@ -93,7 +93,7 @@ def assign_pci_addresses(dom: DomainDef, host: HostFacts | None = None, *, keep_
     dry.assign()
     if highest == 0 and len(dry.addrs.buses) > 1 and has_pcie_root(dom):
         # the user leaves the topology to us: leave one port free for hotplug
-        dry.addrs.reserve_next(EXPRESS)
+        dry.addrs.reserve_next(EXPRESS | CONNECT_HOTPLUG)
     dry.add_controllers()
     _Run(dom, host, len(dry.addrs.buses), dry_run=False, keep_together=keep_together).assign()
     _mark_multifunction(dom)
