@@ -8,7 +8,7 @@ Mirrors: virDomainChrSourceDef, virDomainChrDef (src/conf/domain_conf.h)
 from __future__ import annotations
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.xmlcodec import enum, hexadecimal, number, on_off, yes_no
+from pyhostdev.conf.xmlcodec import Codec, enum, hexadecimal, number, on_off, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, children, content, embedded, opaque
 
@@ -144,13 +144,23 @@ class DomainRedirdevDef(ElementDef):
     info = embedded(DeviceInfo)
 
 
+def _id_or_any(width: int) -> Codec[int]:
+    """Return the codec of an id printed with width digits; -1 stands for any."""
+    plain = hexadecimal(width)
+    return Codec(
+        lambda value: -1 if value == "-1" else plain.parse(value),
+        lambda value: "-1" if value == -1 else plain.format(value),
+        "an id or -1",
+    )
+
+
 class RedirFilterUSBDev(ElementDef):
     """One rule of which USB devices may be redirected; -1 stands for any."""
 
     tag = "usbdev"
 
-    class_ = attribute("class", hexadecimal(2))
-    vendor = attribute("vendor", hexadecimal(4))
-    product = attribute("product", hexadecimal(4))
+    class_ = attribute("class", _id_or_any(2))
+    vendor = attribute("vendor", _id_or_any(4))
+    product = attribute("product", _id_or_any(4))
     version = attribute("version")
     allow = attribute("allow", yes_no)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DriveAddress
+from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 X86 = ("x86_64", "i686")
 _VRAM_KIB = {"vga": 16384, "cirrus": 16384, "vmvga": 16384, "bochs": 16384, "qxl": 65536, "xen": 4096}
 _BUS_OF_NAME = {"hd": "ide", "sd": "scsi", "vd": "virtio", "xvd": "xen", "ubd": "uml", "fd": "fdc"}
+_FILTERED_NETS = ("ethernet", "network", "bridge")  # whose traffic passes a tap device
 _SCSI_UNITS_MAX = 7  # of a narrow bus; the controller is the eighth
 
 
@@ -214,19 +216,25 @@ def _fill_input(dom: DomainDef, device: DomainInputDef) -> None:
 
 
 def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
+    """Drop what the interface's kind has no use for, and give it a MAC address."""
+    if device.type not in _FILTERED_NETS:
+        device.filterref = None
+    if device.hostdev is not None or device.model not in VIRTIO_MODELS:
+        device.drop_virtio_driver()
+    device.mac = device.mac.lower() if device.mac is not None else _made_mac(dom, device)
+
+
+def _made_mac(dom: DomainDef, device: DomainNetDef) -> str:
     """
-    Give a network interface a MAC address made from the domain and its place among the interfaces.
+    Return a MAC address made from the domain and the interface's place in it.
 
     libvirt draws a random one when it defines a domain; here the same file must give the same guest.
     """
-    if device.mac is not None:
-        device.mac = device.mac.lower()
-        return
     import hashlib
 
     place = next(i for i, net in enumerate(dom.interfaces) if net is device)
     digits = hashlib.sha256(f"{dom.uuid} {place}".encode()).hexdigest()
-    device.mac = f"52:54:00:{digits[:2]}:{digits[2:4]}:{digits[4:6]}"
+    return f"52:54:00:{digits[:2]}:{digits[2:4]}:{digits[4:6]}"
 
 
 _FILLERS: dict[str, Callable[..., None]] = {

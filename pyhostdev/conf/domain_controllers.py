@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
 
 USB2_MODELS = ("ich9-ehci1", "ich9-uhci1", "ich9-uhci2", "ich9-uhci3")
+_COMPANION_PORTS = {"ich9-uhci1": 0, "ich9-uhci2": 2, "ich9-uhci3": 4}  # of the EHCI they stand by
 
 
 def insert_controller(controllers: list[DomainControllerDef], new: DomainControllerDef) -> None:
@@ -49,7 +50,14 @@ def _goes_before(new: DomainControllerDef, current: DomainControllerDef) -> bool
 
 
 def sort_controllers(dom: DomainDef) -> None:
-    """Order the controllers as libvirt's parser does."""
+    """
+    Order the controllers as libvirt's parser does, companions behind the controller they stand by.
+
+    Mirrors: virDomainControllerDefParseXML (src/conf/domain_conf.c) for the companions' ports
+    """
+    for controller in dom.controllers:
+        if controller.type == "usb" and controller.info.master_startport is None:
+            controller.info.master_startport = _COMPANION_PORTS.get(str(controller.model))
     given, dom.controllers = dom.controllers, []
     for controller in given:
         insert_controller(dom.controllers, controller)
@@ -124,6 +132,5 @@ def add_usb_controller(dom: DomainDef, index: int, model: str | None) -> None:
     add_controller(dom, "usb", index, model)
     if model != "ich9-ehci1":
         return
-    for number, port in enumerate((0, 2, 4), 1):
-        companion = add_controller(dom, "usb", index, f"ich9-uhci{number}")
-        companion.info.master_startport = port
+    for companion, port in _COMPANION_PORTS.items():
+        add_controller(dom, "usb", index, companion).info.master_startport = port

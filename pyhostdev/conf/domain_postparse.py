@@ -16,6 +16,7 @@ from pyhostdev.conf.device_conf import CCIDAddress, DriveAddress, VirtioSerialAd
 from pyhostdev.conf.device_postparse import fill_device, fill_video
 from pyhostdev.conf.domain_controllers import (
     assign_indices,
+    find_controller,
     maybe_add_controller,
     sort_controllers,
 )
@@ -192,6 +193,7 @@ def _fill_common(dom: DomainDef, hypervisor: Hypervisor) -> None:
     _fill_memory(dom)
     if dom.os.loader is not None and dom.os.loader_type is None:
         dom.os.loader_type = "rom"
+    _refuse_duplicate_controllers(dom)
     _fill_boot(dom)
     _add_console(dom)
     _add_implicit_controllers(dom)
@@ -201,6 +203,24 @@ def _fill_common(dom: DomainDef, hypervisor: Hypervisor) -> None:
     for device in late:
         hypervisor.fill_device(dom, device)
         fill_device(dom, device)
+    _check_virtio_serial(dom)
+
+
+def _check_virtio_serial(dom: DomainDef) -> None:
+    """
+    Refuse a port of a virtio serial controller that is not there.
+
+    Raises:
+        XMLError: naming the controller.
+
+    Mirrors: virDomainVirtioSerialAddrReserve (src/conf/domain_addr.c)
+    """
+    for device, info in dom.device_infos():
+        address = info.address
+        if not isinstance(address, VirtioSerialAddress):
+            continue
+        if find_controller(dom, "virtio-serial", address.controller) is None:
+            raise XMLError(f"There is no virtio serial controller {address.controller}", line=device.line)
 
 
 def _fill_memory(dom: DomainDef) -> None:
@@ -232,6 +252,26 @@ def _check_max_memory(dom: DomainDef) -> None:
         raise XMLError("Memory slots need a maximum memory", line=largest.line)
     if 0 < largest.kib < dom.memory_kib:
         raise XMLError("The maximum memory is less than the memory", line=largest.line)
+
+
+def _refuse_duplicate_controllers(dom: DomainDef) -> None:
+    """
+    Refuse two controllers of one type and index, but for USB companions, and two panics of one model.
+
+    Raises:
+        XMLError: naming type and index.
+
+    Mirrors: virDomainDefRejectDuplicateControllers (src/conf/domain_postparse.c)
+    """
+    seen: set[tuple[str, int | None]] = set()
+    for controller in dom.controllers:
+        key = (controller.type, controller.index)
+        if key in seen and controller.type != "usb":
+            raise XMLError(f"Two {key[0]} controllers have index {key[1]}", line=controller.line)
+        seen.add(key)
+    models = [panic.model for panic in dom.panics]
+    if len(set(models)) != len(models):
+        raise XMLError("Two panic devices have one model", line=dom.panics[-1].line)
 
 
 def _fill_boot(dom: DomainDef) -> None:

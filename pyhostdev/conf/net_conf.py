@@ -149,6 +149,13 @@ class DomainNetDef(ElementDef):
         """The host device that an interface of type hostdev is."""
         return None
 
+    def drop_virtio_driver(self) -> None:
+        """Forget what <driver> says about virtio; libvirt does not read it for other models."""
+        for name, field in type(self).declared().items():
+            if field.path[:1] == ("driver",) and name != "driver_name":
+                setattr(self, name, None)
+        self.virtio = VirtioOptions()
+
 
 class DomainHostdevNetDef(DomainNetDef):
     """An interface that is a PCI function of the host; driver name means the host's driver here."""

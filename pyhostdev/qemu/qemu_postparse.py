@@ -79,8 +79,7 @@ class QEMUDefaults:
         if dom.os.type is None:
             raise XMLError("<os> does not say its type", line=dom.os.line or dom.line)
         dom.os.arch = dom.os.arch or host_arch()
-        if dom.emulator is None:
-            dom.emulator = _EMULATOR.format(_TARGETS.get(dom.os.arch, dom.os.arch))
+        dom.emulator = dom.emulator or default_emulator(dom.os.arch)
         machine = dom.os.machine or self.capabilities.default_machine()
         if machine is None:
             raise XMLError("<os> does not name a machine", line=dom.os.line, libvirt_code=8)
@@ -135,6 +134,8 @@ class QEMUDefaults:
         if cpu is None or (cpu.mode in (None, "custom") and cpu.model is None):
             self._default_cpu(dom)
         cpu = dom.cpu
+        if cpu is not None and cpu.sockets is not None:
+            cpu.dies = cpu.dies or 1
         if cpu is None or cpu.mode is None:
             return
         if cpu.mode == "custom":
@@ -156,6 +157,11 @@ class QEMUDefaults:
         dom.cpu = dom.cpu or CPUDef()
         dom.cpu.mode, dom.cpu.match, dom.cpu.check = "custom", "exact", "none"
         dom.cpu.model, dom.cpu.fallback = model, "forbid"
+
+
+def default_emulator(arch: str) -> str:
+    """Return the path of the emulator that serves an architecture where a domain names none."""
+    return _EMULATOR.format(_TARGETS.get(arch, arch))
 
 
 def host_arch() -> str:
