@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
+from pyhostdev.qemu.qemu_monitor import lifecycle_event
 from pyhostdev.qemu.qemu_process import GuestOutcome, run_guest
 
 QEMU = "qemu-system-x86_64"
@@ -187,6 +189,19 @@ class TestLifecycle:
         assert "shutdown" == lab.run(lab.argv(code), Dom(on_crash="restart")).reason
         assert 2 == lab.boots
 
+    def test_on_poweroff_preserve_keeps_the_guest(self, lab: Lab) -> None:
+        """
+        With on_poweroff=preserve a guest that powers off stays, stopped, until somebody ends it.
+        """
+
+        def end_later(pid: int) -> None:
+            threading.Timer(0.3, os.kill, (pid, signal.SIGTERM)).start()
+
+        code = at_boot(1, POWEROFF, IDLE)
+        outcome = lab.run(lab.argv(code), Dom(on_poweroff="preserve"), on_started=end_later)
+        assert ("destroyed", 0, False) == outcome[:3]
+        assert 1 == lab.boots
+
     def test_panic_is_a_crash_of_the_guest_only(self, lab: Lab) -> None:
         """
         A panic ends the guest as crashed, while QEMU has done nothing wrong.
@@ -255,6 +270,22 @@ class TestEnd:
             lab.run(lab.argv(IDLE), on_started=stop_and_fail)
         assert not is_running(lab.pid)
 
+    def test_guest_outlives_a_killed_starter_and_keeps_its_directory(self, lab: Lab) -> None:
+        """
+        When its starter is killed the guest goes on; until its end the runtime directory is taken.
+        """
+        background = Background(lab, lab.argv(IDLE))
+        background.child.kill()
+        background.finish()
+        with pytest.raises(OperationError, match="A guest is running in"):
+            lab.run(["/no/qemu"])
+        pidfd = os.pidfd_open(background.guest)
+        os.kill(background.guest, signal.SIGKILL)
+        select.select([pidfd], [], [], 5)
+        os.close(pidfd)
+        with pytest.raises(OperationError, match="Cannot run '/no/qemu'"):
+            lab.run(["/no/qemu"])
+
     def test_exception_of_the_caller_ends_the_guest(self, lab: Lab) -> None:
         """
         What the caller raises while the guest runs comes through, after QEMU's end.
@@ -278,6 +309,31 @@ class TestEnd:
         thread.start()
         thread.join(10)
         assert ["shutdown"] == [outcome.reason for outcome in outcomes]
+
+
+@pytest.mark.parametrize(
+    ("event", "data", "expected"),
+    [
+        ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}, ("on_poweroff", True)),
+        ("SHUTDOWN", {"guest": True, "reason": "guest-reset"}, ("on_reboot", True)),
+        ("SHUTDOWN", {"guest": True, "reason": "guest-panic"}, ("on_crash", True)),
+        ("SHUTDOWN", {"guest": False, "reason": "host-signal"}, None),
+        ("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"}, None),
+        ("RESET", {"guest": True, "reason": "guest-reset"}, ("on_reboot", False)),
+        ("RESET", {"guest": False, "reason": "host-qmp-system-reset"}, None),
+        ("GUEST_PANICKED", {"action": "pause"}, ("on_crash", True)),
+        ("GUEST_PANICKED", {"action": "poweroff"}, None),
+        ("GUEST_PANICKED", {"action": "run"}, None),
+        ("STOP", {}, None),
+    ],
+)
+def test_event_asks_for_one_action_at_most(
+    event: str, data: dict[str, object], expected: tuple[str, bool] | None
+) -> None:
+    """
+    What a guest did is told by exactly one of QEMU's events, and QEMU's own end is none of them.
+    """
+    assert expected == lifecycle_event(event, data)
 
 
 class TestStart:
@@ -368,6 +424,34 @@ class TestStart:
         with pytest.raises(OperationError, match="run: 'later'"):
             lab.run(argv, log_path=str(log))
         assert "earlier\nlater\n" == log.read_text()
+
+
+class TestOldQEMU:
+    OLD = """
+        import json, socket, sys
+        fd = int(sys.argv[sys.argv.index("-chardev") + 1].split("fd=")[1].split(",")[0])
+        stream = socket.socket(fileno=fd).accept()[0].makefile("rw", buffering=1)
+        def say(**message):
+            stream.write(json.dumps(message) + "\\n")
+        say(QMP={"version": {"qemu": {"major": 5, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []})
+        for line in stream:
+            request = json.loads(line)
+            if request["execute"] == "set-action":
+                say(error={"class": "CommandNotFound", "desc": "not known"}, id=request["id"])
+                continue
+            say(**{"return": {}}, id=request["id"])
+            if request["execute"] == "cont":
+                say(event="RESET", data={"guest": True}, timestamp={"seconds": 1, "microseconds": 2})
+            if request["execute"] == "quit":
+                break
+    """
+
+    def test_reset_that_cannot_be_held_back_still_counts(self, lab: Lab) -> None:
+        """
+        A QEMU without set-action tells of a reset when it is done; on_reboot=destroy ends it then.
+        """
+        outcome = lab.run(fake_qemu(lab.directory, self.OLD), Dom(on_reboot="destroy"))
+        assert GuestOutcome("shutdown", 0, False, "") == outcome
 
 
 class TestMemlock:
