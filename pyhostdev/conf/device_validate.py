@@ -102,6 +102,8 @@ def _hostdev_errors(dom: DomainDef, device: DomainHostdevDef) -> Errors:
             line=line,
             libvirt_code=code,
         )
+    for name in device.guest_side_names() if device.assigned is False else ():
+        yield XMLError(f"A <hostdev> with assigned='no' cannot have <{name}>", line=line)
     if device.sgio == "unfiltered":
         yield ConfigUnsupportedError("Unfiltered sgio no longer exists", line=line)
     if device.teaming_type is None:

@@ -280,6 +280,21 @@ class DomainDef(ElementDef):
 
         validate_domain(self, host)
 
+    def with_spelling(self, spelling: str, host: FunctionSource | None = None) -> DomainDef:
+        """
+        Return a copy whose host devices say in one spelling whether the guest gets them.
+
+        Args:
+            spelling: ``unassigned``, libvirt's own, or ``assigned``.
+            host: lets a device that cannot have ``assigned`` be refused here already.
+
+        Raises:
+            XMLError: ``assigned`` cannot say what the definition says.
+        """
+        from pyhostdev.conf.hostdev_spelling import with_spelling
+
+        return with_spelling(self, spelling, host)
+
     def with_hostdevs_added(self, hostdevs: list[DomainHostdevDef]) -> DomainDef:
         """Return a copy that has these host devices, too."""
         clone = self.copy()

@@ -71,16 +71,12 @@ def assign_indices(dom: DomainDef) -> None:
 
     Mirrors: virDomainAssignControllerIndexes (src/conf/domain_postparse.c)
     """
-    reinsert = False
     for place, controller in enumerate(dom.controllers):
         if controller.index is not None:
             continue
         is_companion = place > 0 and controller.type == "usb" and controller.model in USB2_MODELS
-        reinsert = reinsert or is_companion
         index = _companions_index(dom.controllers[:place], dom, controller) if is_companion else None
         controller.index = _unused_index(dom, controller.type) if index is None else index
-    if reinsert:
-        sort_controllers(dom)
 
 
 def _companions_index(before: list[DomainControllerDef], dom: DomainDef, controller: DomainControllerDef) -> int | None:

@@ -116,7 +116,7 @@ def _host_errors(dom: DomainDef, host: FunctionSource) -> Iterator[ConfigError]:
     because a card was pulled.
     """
     for hostdev in dom.hostdevs:
-        if hostdev.assigned is not None and _is_multifunction(host, hostdev.pci_address) is False:
+        if hostdev.assigned is not None and is_multifunction(host, hostdev.pci_address) is False:
             yield XMLError(
                 f"Device {hostdev.pci_address} has only one function, so it cannot have 'assigned'",
                 line=hostdev.line,
@@ -125,7 +125,8 @@ def _host_errors(dom: DomainDef, host: FunctionSource) -> Iterator[ConfigError]:
             )
 
 
-def _is_multifunction(host: FunctionSource, address: PCIDeviceAddress) -> bool | None:
+def is_multifunction(host: FunctionSource, address: PCIDeviceAddress) -> bool | None:
+    """Return what a host says of a function; None for one that is unknown, missing or unreadable."""
     try:
         function = host.pci_device(address)
         return None if function is None else function.is_multifunction()

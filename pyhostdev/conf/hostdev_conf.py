@@ -228,6 +228,19 @@ class DomainHostdevDef(ElementDef):
             return "assigned"
         return "unassigned" if self.info.is_unassigned else None
 
+    def guest_side_names(self) -> list[str]:
+        """Return the elements that name, place or tune it in the guest; the unassigned address is none."""
+        info = self.info
+        found = {
+            "address": info.address is not None and not info.is_unassigned,
+            "alias": info.alias is not None,
+            "boot": info.boot_order is not None,
+            "rom": (info.rom_enabled, info.rom_bar, info.rom_file) != (None, None, None),
+            "acpi": info.acpi_index is not None,
+            "teaming": self.teaming_type is not None,
+        }
+        return [name for name in _GUEST_SIDE if found[name]]
+
     def parsed(self, element: Element) -> None:
         """Refuse what a hostdev cannot say, whatever the host."""
         line = source_line(element)

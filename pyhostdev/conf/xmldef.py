@@ -136,6 +136,8 @@ class ElementDef:
     """
 
     tag: ClassVar[str] = ""
+    # attributes that say who gets a device: where they mean nothing, keeping them would mislead
+    never_kept: ClassVar[frozenset[str]] = frozenset({"assigned"})
     line: int | None = None  # of the source, for messages
     unknown: dict[tuple[str, ...], list[Unknown]]
 
@@ -255,6 +257,7 @@ class ElementDef:
     def _collect_part(self, shape: Shape, tag: str, part: Element, found: dict[int, list[tuple[str, Element]]]) -> None:
         node = shape.nodes.get(tag)
         if node is None:
+            self._refuse_misplaced(attributes_of(part), part)
             kept = Unknown(tag, dump_element(part), source_line(part), True)
             self.unknown.setdefault(shape.path, []).append(kept)
         elif isinstance(node, Shape):
@@ -263,6 +266,7 @@ class ElementDef:
             found.setdefault(node.place, []).append(("", part))
 
     def _keep_attribute(self, path: tuple[str, ...], key: str, value: str, element: Element) -> None:
+        self._refuse_misplaced([(key, value)], element)
         kept = self.unknown.setdefault(path, [])
         if not key.startswith("{"):
             kept.append(Unknown(key, value, source_line(element), False))
@@ -272,6 +276,11 @@ class ElementDef:
         if prefix != "xml":
             kept.append(Unknown(f"xmlns:{prefix}", uri, source_line(element), False))
         kept.append(Unknown(f"{prefix}:{local}", value, source_line(element), False))
+
+    def _refuse_misplaced(self, attributes: list[tuple[str, str]], element: Element) -> None:
+        for key, _ in attributes:
+            if key in self.never_kept:
+                raise XMLError(f"<{element.tag}> cannot have '{key}'", line=source_line(element))
 
     # -- printing
 
@@ -356,9 +365,11 @@ class ElementDef:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.format_lines(self.tag or '?')[0].strip()}>"
 
-    def unmodelled(self, prefix: str | None = None) -> Iterator[tuple[str, int | None]]:
-        """Yield path and line of all that is kept but not understood, in self and below."""
-        prefix = self.tag if prefix is None else prefix
+    def unmodelled(self) -> list[tuple[str, int | None]]:
+        """Return path and line of all that is kept but not understood, in self and below."""
+        return list(self._unmodelled(self.tag))
+
+    def _unmodelled(self, prefix: str) -> Iterator[tuple[str, int | None]]:
         for path, kept in self.unknown.items():
             for part in kept:
                 yield "/".join((prefix, *path, "@" * (not part.is_element) + part.name)), part.line
@@ -369,7 +380,7 @@ class ElementDef:
                 yield where, self.line
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, ElementDef):
-                    yield from part.unmodelled(where)
+                    yield from part._unmodelled(where)
 
 
 def _element_lines(head: str, tag: str, indent: str, body: str | None, inner: list[str]) -> list[str]:

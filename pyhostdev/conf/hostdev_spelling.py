@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The two spellings of "the guest does not get it", and the way from one to the other.
+
+``<address type='unassigned'/>`` is libvirt's since 6.0 and possible for any PCI host device;
+``assigned='no'`` is possible for a function of a multifunction device only, and says in return that
+the others are to be declared, too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.device_conf import UnassignedAddress
+from pyhostdev.conf.domain_validate import is_multifunction
+from pyhostdev.errors import ConfigError, XMLError
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.domain_validate import FunctionSource
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+
+SPELLINGS = ("assigned", "unassigned")
+
+
+def with_spelling(dom: DomainDef, spelling: str, host: FunctionSource | None = None) -> DomainDef:
+    """
+    Return a copy in which all host devices speak one language.
+
+    Raises:
+        ConfigError: there is no such spelling.
+        XMLError: ``assigned`` cannot say what the definition says; the element or the device is named.
+    """
+    if spelling not in SPELLINGS:
+        raise ConfigError(f"'{spelling}' is no spelling: {', '.join(SPELLINGS)}")
+    clone = dom.copy()
+    if spelling == "unassigned":
+        for hostdev in clone.hostdevs:
+            _spell_unassigned(hostdev)
+    else:
+        _spell_all_assigned(clone, host)
+    return clone
+
+
+def _spell_unassigned(hostdev: DomainHostdevDef) -> None:
+    if hostdev.assigned is False:
+        hostdev.info.address = UnassignedAddress()
+    hostdev.assigned = None
+
+
+def _spell_all_assigned(dom: DomainDef, host: FunctionSource | None) -> None:
+    """Write the attribute on every declared function of each device that has one not assigned."""
+    pci = [hostdev for hostdev in dom.hostdevs if hostdev.is_pci]
+    slots = {hostdev.pci_address.with_function(0) for hostdev in pci if not hostdev.is_assigned}
+    for hostdev in pci:
+        if hostdev.pci_address.with_function(0) in slots:
+            _check_can_be_spelled(hostdev, host)
+            hostdev.assigned = hostdev.is_assigned
+            if not hostdev.assigned:
+                hostdev.info.address = None
+
+
+def _check_can_be_spelled(hostdev: DomainHostdevDef, host: FunctionSource | None) -> None:
+    """
+    Refuse what rows S1 and S2 of the contract forbid.
+
+    Raises:
+        XMLError: naming the device, and the element or that it has one function.
+    """
+    address = hostdev.pci_address
+    names = hostdev.guest_side_names() if not hostdev.is_assigned else []
+    if names:
+        raise XMLError(
+            f"Device {address} cannot be written with assigned='no', as it has <{names[0]}>",
+            line=hostdev.line,
+            address=address,
+        )
+    if host is not None and is_multifunction(host, address) is False:
+        raise XMLError(
+            f"Device {address} has only one function, so it cannot have 'assigned'",
+            line=hostdev.line,
+            reason="not-multifunction",
+            address=address,
+        )
