@@ -18,7 +18,7 @@ import select
 import time
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pyhostdev.errors import (
     ConfigUnsupportedError,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT_S = 30.0
 
 _WALL = 0x40000000  # waitid(2) __WALL: a helper sends no SIGCHLD and is invisible without it
+_SBIN = "/usr/sbin:/sbin"  # not in everybody's PATH
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BUSY_RETRIES_S = (0.0, 0.01, 0.05)  # somebody may just be asking whether the lock is held
 
@@ -66,6 +67,21 @@ class SysfsWriter(Protocol):
 
     def is_in_flight(self, device: PCIDeviceAddress) -> bool:
         """Tell whether a write to the device has not come back yet, whoever began it."""
+
+
+class _Outcome(NamedTuple):
+    """How far a helper came, as struct phd_write_result says."""
+
+    has_ended: bool
+    stage: int
+    errnum: int
+    taken: int
+    pid: int
+
+    @property
+    def met_lock(self) -> bool:
+        """True when an earlier write to the device is in flight."""
+        return bool(self.stage == _c.lib.PHD_STAGE_LOCK and self.errnum == errno.EWOULDBLOCK)
 
 
 class ForkedWriter:
@@ -108,10 +124,10 @@ class ForkedWriter:
         doing = f"write '{_printable(value)}'"
         for delay_s in _BUSY_RETRIES_S:
             time.sleep(delay_s)
-            result = self._attempt(path, value, doing, device)
-            if not _met_lock(result):
+            outcome = self._attempt(path, value, doing, device)
+            if not outcome.met_lock:
                 break
-        self._judge(result, path, value, doing, device)
+        self._judge(outcome, path, value, doing, device)
 
     def is_in_flight(self, device: PCIDeviceAddress) -> bool:
         """
@@ -164,7 +180,7 @@ class ForkedWriter:
 
     def _attempt(
         self, path: str, value: bytes, doing: str, device: PCIDeviceAddress
-    ) -> tuple[int, int, int, int]:
+    ) -> _Outcome:
         with (
             mmap.mmap(-1, mmap.PAGESIZE) as shared,
             _c.ffi.from_buffer("struct phd_write_result *", shared) as result,
@@ -175,9 +191,10 @@ class ForkedWriter:
                 poller.register(pidfd, select.POLLIN)
                 poller.poll(self.timeout_s * 1000)
             finally:
-                if not _reap(pidfd):
+                has_ended = _reap(pidfd)
+                if not has_ended:
                     self._left_behind.append(pidfd)
-            return result.stage, result.errnum, result.count, result.pid
+            return _Outcome(has_ended, result.stage, result.errnum, result.count, result.pid)
 
     def _start(
         self, path: str, value: bytes, doing: str, device: PCIDeviceAddress, result: Any
@@ -209,31 +226,25 @@ class ForkedWriter:
             os.close(fd)
 
     def _judge(
-        self,
-        result: tuple[int, int, int, int],
-        path: str,
-        value: bytes,
-        doing: str,
-        device: PCIDeviceAddress,
+        self, outcome: _Outcome, path: str, value: bytes, doing: str, device: PCIDeviceAddress
     ) -> None:
-        stage, errnum, count, pid = result
-        if stage == _c.lib.PHD_STAGE_DONE and count == len(value):
-            return
-        if stage == _c.lib.PHD_STAGE_DONE:
-            raise SysfsError(
-                errno.EIO, path, f"{doing}, {count} bytes were taken", address=device
-            )
-        if _met_lock(result):
-            raise _in_doubt(device, f"{doing} to '{path}': an earlier write to it is in flight")
-        if errnum and stage < _c.lib.PHD_STAGE_OPEN:
-            raise SysfsError(errnum, self.inflight_dir, "mark a write in flight", address=device)
-        if errnum:
-            raise SysfsError(errnum, path, doing, address=device)
-        if self.is_in_flight(device):
-            raise _in_doubt(
-                device, f"{doing} to '{path}' within {self.timeout_s:g} s (process {pid})"
-            )
-        raise SysfsError(errno.EINTR, path, f"{doing}, the helper was killed", address=device)
+        if outcome.stage == _c.lib.PHD_STAGE_DONE:
+            if outcome.taken != len(value):
+                doing = f"{doing}, {outcome.taken} bytes were taken"
+                raise SysfsError(errno.EIO, path, doing, address=device)
+        elif outcome.met_lock:
+            raise _in_doubt(device, f"{doing} to '{path}' while an earlier write is in flight")
+        elif outcome.errnum and outcome.stage < _c.lib.PHD_STAGE_OPEN:
+            doing = "mark a write in flight"
+            raise SysfsError(outcome.errnum, self.inflight_dir, doing, address=device)
+        elif outcome.errnum:
+            raise SysfsError(outcome.errnum, path, doing, address=device)
+        elif outcome.has_ended:
+            doing = f"{doing}, the helper was killed"
+            raise SysfsError(errno.EINTR, path, doing, address=device)
+        else:
+            within = f"within {self.timeout_s:g} s (process {outcome.pid})"
+            raise _in_doubt(device, f"{doing} to '{path}' {within}")
 
     def _modprobe(self, name: str) -> tuple[int, str]:
         import subprocess
@@ -245,6 +256,7 @@ class ForkedWriter:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=words,  # a file: no pipe that a hung modprobe would keep open
+                    env={**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:{_SBIN}"},
                     start_new_session=True,
                 )
                 process.wait(self.timeout_s)
@@ -283,10 +295,6 @@ def _directory(top: str, path: str, doing: str, device: PCIDeviceAddress) -> Ite
         yield fd
     finally:
         os.close(fd)
-
-
-def _met_lock(result: tuple[int, int, int, int]) -> bool:
-    return result[0] == _c.lib.PHD_STAGE_LOCK and result[1] == errno.EWOULDBLOCK
 
 
 def _reap(pidfd: int) -> bool:

@@ -64,7 +64,7 @@ def domains() -> st.SearchStrategy[int]:
 
 
 @st.composite
-def functions(draw: st.DrawFn, key: int, **fixed: Any) -> Function:
+def functions(draw: st.DrawFn, /, key: int, **fixed: Any) -> Function:
     optional = ("modalias", "class", *IDS)
     attributes = draw(st.sets(st.sampled_from(optional))) if draw(st.booleans()) else set(optional)
     ids = draw(st.tuples(*[st.integers(0, 0xFFFF)] * 4, st.integers(0, 0xFFFFFF)))

@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A write takes effect whole or not at all, and one that hangs costs its deadline and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyhostdev.errors import (
+    ConfigError,
+    ConfigUnsupportedError,
+    InDoubtError,
+    InternalError,
+    OperationError,
+    SysfsError,
+)
+from pyhostdev.util import sysfs_writer
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.sysfs_writer import ForkedWriter, SysfsWriter
+
+DEVICE = PCIDeviceAddress(1, 9, 0, 0)
+OTHER = PCIDeviceAddress(1, 9, 0, 1)
+TIMEOUT_S = 0.2
+PATIENCE_S = 10.0
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> HostRoot:
+    """Make a directory with an attribute that can be written."""
+    (tmp_path / "attribute").write_bytes(b"")
+    return HostRoot(tmp_path)
+
+
+@pytest.fixture
+def writer(root: HostRoot) -> ForkedWriter:
+    """Make a writer that loses patience soon."""
+    return ForkedWriter(root, timeout_s=TIMEOUT_S)
+
+
+@pytest.fixture
+def stuck(root: HostRoot) -> Iterator[Path]:
+    """Make an attribute whose writer waits until somebody reads; whoever waits still is let go."""
+    path = Path(root.join("stuck"))
+    os.mkfifo(path)
+    yield path
+    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what the kernel does in its own time."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def read_fifo(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert select.select([fd], [], [], PATIENCE_S)[0]
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
+
+
+def test_writer_keeps_the_protocol(writer: ForkedWriter) -> None:
+    """The live host's writer is a SysfsWriter to a type checker."""
+    as_protocol: SysfsWriter = writer
+    assert writer is as_protocol
+
+
+@pytest.mark.parametrize("value", [b"vfio-pci", b"\n", b"a\0b", b"\xff" * 4096])
+def test_value_arrives_whole(writer: ForkedWriter, root: HostRoot, value: bytes) -> None:
+    """Every byte of the value is written, nothing is added, and nothing is in flight afterwards."""
+    path = Path(root.join("attribute"))
+    path.write_bytes(b"as it was, only longer than what is written".ljust(5000))
+    writer.write(str(path), value, device=DEVICE)
+    assert value == path.read_bytes()[: len(value)]
+    assert 5000 == path.stat().st_size
+    assert not writer.is_in_flight(DEVICE)
+
+
+def test_value_is_one_write(writer: ForkedWriter, root: HostRoot) -> None:
+    """The kernel sees one write(2) of the whole value: a pipe in packet mode keeps writes apart."""
+    reader, end = os.pipe2(os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        writer.write(f"/proc/{os.getpid()}/fd/{end}", b"x" * 3000, device=DEVICE)
+        assert b"x" * 3000 == os.read(reader, 4096)
+    finally:
+        os.close(reader)
+        os.close(end)
+
+
+def test_empty_value_is_a_bug(writer: ForkedWriter, root: HostRoot) -> None:
+    """An empty write never reaches a driver, so it is refused instead of being called done."""
+    with pytest.raises(InternalError):
+        writer.write(root.join("attribute"), b"", device=DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("name", "errnum"),
+    [
+        ("missing", errno.ENOENT),
+        ("no/such/directory", errno.ENOENT),
+        ("attribute/below", errno.ENOTDIR),
+        ("full", errno.ENOSPC),
+        ("directory", errno.EISDIR),
+    ],
+)
+def test_refusal_is_passed_on(writer: ForkedWriter, root: HostRoot, name: str, errnum: int) -> None:
+    """The errno of the kernel, the path, what was tried and the device are in the error."""
+    Path(root.join("full")).symlink_to("/dev/full")
+    Path(root.join("directory")).mkdir()
+    with pytest.raises(SysfsError) as refusal:
+        writer.write(root.join(name), b"vfio-pci\n", device=DEVICE)
+    error = refusal.value
+    assert (errnum, root.join(name), DEVICE) == (error.errno, error.filename, error.address)
+    assert "write 'vfio-pci\\n'" == error.doing
+    assert not writer.is_in_flight(DEVICE)
+
+
+def test_short_count_is_an_error(root: HostRoot) -> None:
+    """A kernel that takes only a part of the value has not done what was asked."""
+    command = [sys.executable, "-c", SHORT_WRITE, root.path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert f"SysfsError {errno.EIO}" in done.stdout, done.stderr
+    assert "100 bytes were taken" in done.stdout
+
+
+# A file may grow to the limit: the write that would pass it is cut there.
+SHORT_WRITE = """
+import resource, sys
+from pyhostdev.errors import SysfsError
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.sysfs_writer import ForkedWriter
+writer = ForkedWriter(HostRoot(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    writer.write(sys.argv[1] + "/attribute", b"x" * 150, device=PCIDeviceAddress(0, 0, 1, 0))
+except SysfsError as error:
+    print("SysfsError", error.errno, error)
+"""
+
+
+def test_hanging_write_costs_its_deadline(writer: ForkedWriter, stuck: Path) -> None:
+    """A write that does not return is in doubt after the deadline, by reason and device."""
+    begin = time.monotonic()
+    with pytest.raises(InDoubtError) as doubt:
+        writer.write(str(stuck), b"0001:09:00.0", device=DEVICE)
+    assert TIMEOUT_S <= time.monotonic() - begin < PATIENCE_S
+    assert ("in-doubt", DEVICE) == (doubt.value.reason, doubt.value.address)
+    assert writer.is_in_flight(DEVICE)
+
+
+def test_device_in_doubt_is_left_alone(writer: ForkedWriter, root: HostRoot, stuck: Path) -> None:
+    """While a write is in flight its device takes no other, and other devices do."""
+    with pytest.raises(InDoubtError):
+        writer.write(str(stuck), b"x", device=DEVICE)
+    with pytest.raises(InDoubtError) as doubt:
+        writer.write(root.join("attribute"), b"y", device=DEVICE)
+    assert "in-doubt" == doubt.value.reason
+    assert b"" == Path(root.join("attribute")).read_bytes()
+    writer.write(root.join("attribute"), b"z", device=OTHER)
+    assert b"z" == Path(root.join("attribute")).read_bytes()
+    assert not writer.is_in_flight(OTHER)
+
+
+def test_doubt_ends_with_the_write(writer: ForkedWriter, root: HostRoot, stuck: Path) -> None:
+    """When the kernel lets the write go it takes effect, frees the device and is reaped."""
+    with pytest.raises(InDoubtError):
+        writer.write(str(stuck), b"late", device=DEVICE)
+    assert 1 == writer.reap()
+    assert b"late" == read_fifo(stuck)
+    wait_until(lambda: not writer.is_in_flight(DEVICE))
+    wait_until(lambda: writer.reap() == 0)
+    writer.write(root.join("attribute"), b"next", device=DEVICE)
+
+
+def test_another_writer_knows_of_the_doubt(writer: ForkedWriter, root: HostRoot, stuck: Path) -> None:
+    """What is in flight is known to whoever uses the same directory of locks."""
+    with pytest.raises(InDoubtError):
+        writer.write(str(stuck), b"x", device=DEVICE)
+    other = ForkedWriter(root, timeout_s=TIMEOUT_S)
+    assert other.is_in_flight(DEVICE)
+    with pytest.raises(InDoubtError):
+        other.write(root.join("attribute"), b"y", device=DEVICE)
+
+
+def test_lock_files_are_nobody_elses(writer: ForkedWriter, root: HostRoot, tmp_path: Path) -> None:
+    """A lock's file is for its owner only, and a link in the place of the directory is not followed."""
+    writer.write(root.join("attribute"), b"x", device=DEVICE)
+    lock = Path(writer.inflight_dir, str(DEVICE))
+    assert 0o600 == stat.S_IMODE(lock.stat().st_mode)
+    (tmp_path / "link").symlink_to(writer.inflight_dir)
+    trusting = ForkedWriter(root, inflight_dir=str(tmp_path / "link"))
+    with pytest.raises(SysfsError) as refusal:
+        trusting.write(root.join("attribute"), b"x", device=DEVICE)
+    assert errno.ENOTDIR == refusal.value.errno
+
+
+def test_lock_that_cannot_be_made_stops_the_write(writer: ForkedWriter, root: HostRoot) -> None:
+    """Without its lock a write does not begin."""
+    Path(writer.inflight_dir, str(DEVICE)).mkdir(parents=True)
+    with pytest.raises(SysfsError) as refusal:
+        writer.write(root.join("attribute"), b"x", device=DEVICE)
+    assert (errno.EISDIR, writer.inflight_dir) == (refusal.value.errno, refusal.value.filename)
+    assert b"" == Path(root.join("attribute")).read_bytes()
+
+
+def test_asking_creates_nothing(writer: ForkedWriter) -> None:
+    """Who asks what is in flight leaves the host as it is."""
+    assert not writer.is_in_flight(DEVICE)
+    assert not Path(writer.inflight_dir).exists()
+
+
+def test_asking_disturbs_no_write(writer: ForkedWriter, root: HostRoot) -> None:
+    """Writes go through while somebody keeps asking whether they are in flight."""
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            writer.is_in_flight(DEVICE)
+            time.sleep(0)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for _ in range(50):
+            writer.write(root.join("attribute"), b"x", device=DEVICE)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_descriptors_are_closed(writer: ForkedWriter, root: HostRoot, stuck: Path) -> None:
+    """Writes that work, fail or hang leave no descriptor behind once they have ended."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    writer.write(root.join("attribute"), b"x", device=DEVICE)
+    with pytest.raises(SysfsError):
+        writer.write(root.join("missing"), b"x", device=DEVICE)
+    with pytest.raises(InDoubtError):
+        writer.write(str(stuck), b"x", device=DEVICE)
+    read_fifo(stuck)
+    wait_until(lambda: writer.reap() == 0)
+    assert before == sorted(os.listdir("/proc/self/fd"))
+
+
+def test_helper_is_nobody_elses_child(writer: ForkedWriter, root: HostRoot, stuck: Path) -> None:
+    """An importing process that waits for any child, or handles SIGCHLD, sees no helper."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: signals.append(number))
+    try:
+        writer.write(root.join("attribute"), b"x", device=DEVICE)
+        with pytest.raises(InDoubtError):
+            writer.write(str(stuck), b"x", device=DEVICE)
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert [] == signals
+
+
+def test_threads_write_at_once(writer: ForkedWriter, root: HostRoot) -> None:
+    """Threads write for their devices at the same time, each its own value."""
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        path = Path(root.join(f"attribute{number}"))
+        path.write_bytes(b"")
+        try:
+            for _ in range(10):
+                value = str(number).encode()
+                writer.write(str(path), value, device=DEVICE.with_function(number))
+                assert value == path.read_bytes()
+        except BaseException as err:  # handed to the test's own thread
+            failures.append(err)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [] == failures
+
+
+# A manager that is in the middle of a write when it is told so, or killed; it holds a lock of its own.
+MANAGER = """
+import fcntl, sys, time
+from pyhostdev.errors import InDoubtError
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.sysfs_writer import ForkedWriter
+top, timeout_s = sys.argv[1:]
+lock = open(top + "/manager.lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("begin", flush=True)
+try:
+    ForkedWriter(HostRoot(top), timeout_s=float(timeout_s)).write(
+        top + "/stuck", b"late", device=PCIDeviceAddress(1, 9, 0, 0))
+except InDoubtError:
+    print("in doubt", flush=True)
+"""
+
+
+def start_manager(root: HostRoot, timeout_s: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", MANAGER, root.path, str(timeout_s)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_hung_helper_keeps_no_pipe_open(root: HostRoot, stuck: Path, writer: ForkedWriter) -> None:
+    """Whoever reads the manager's output sees its end when the manager ends, stuck helper or not."""
+    with start_manager(root, TIMEOUT_S) as manager:
+        output, _ = manager.communicate(timeout=PATIENCE_S)
+    assert (0, "begin\nin doubt\n") == (manager.returncode, output)
+    assert writer.is_in_flight(DEVICE)
+
+
+def test_killed_manager_frees_its_locks_only(
+    root: HostRoot, stuck: Path, writer: ForkedWriter
+) -> None:
+    """A manager killed in a hanging write gives up its own locks; the device stays in doubt until the end."""
+    with start_manager(root, PATIENCE_S) as manager:
+        wait_until(lambda: writer.is_in_flight(DEVICE))
+        manager.kill()
+        manager.communicate(timeout=PATIENCE_S)
+    with open(root.join("manager.lock")) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert writer.is_in_flight(DEVICE)
+    assert b"late" == read_fifo(stuck)
+    wait_until(lambda: not writer.is_in_flight(DEVICE))
+
+
+def helper_of(error: InDoubtError) -> int:
+    return int(str(error).rpartition("process ")[2].rstrip(")"))
+
+
+def test_helper_owns_nothing(writer: ForkedWriter, stuck: Path) -> None:
+    """A hung helper has a session of its own and holds the device's lock and two directories."""
+    with pytest.raises(InDoubtError) as doubt:
+        writer.write(str(stuck), b"x", device=DEVICE)
+    pid = helper_of(doubt.value)
+    assert pid == os.getsid(pid)
+    held = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    lock = Path(writer.inflight_dir, str(DEVICE))
+    assert {str(lock), str(lock.parent), str(stuck.parent)} == held
+
+
+def test_helper_that_was_killed_is_an_error(root: HostRoot, stuck: Path) -> None:
+    """A helper that ends without having written is no success and no doubt."""
+    writer = ForkedWriter(root, timeout_s=PATIENCE_S)
+
+    def kill() -> None:
+        wait_until(lambda: writer.is_in_flight(DEVICE))
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and entry.name != str(os.getpid()):
+                try:
+                    held = [os.readlink(fd) for fd in (entry / "fd").iterdir()]
+                except OSError:
+                    continue
+                if str(Path(writer.inflight_dir, str(DEVICE))) in held:
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(SysfsError) as failure:
+        writer.write(str(stuck), b"x", device=DEVICE)
+    thread.join()
+    assert errno.EINTR == failure.value.errno
+
+
+def test_module_of_another_host(writer: ForkedWriter) -> None:
+    """Modules are loaded into the live host only."""
+    with pytest.raises(ConfigUnsupportedError):
+        writer.load_module("vfio-pci")
+
+
+@pytest.mark.parametrize("name", ["../x", "-r", "a b", ""])
+def test_module_name_is_checked(tmp_path: Path, name: str) -> None:
+    """What cannot be a module's name never reaches modprobe as something else."""
+    live = ForkedWriter(HostRoot("/"), inflight_dir=str(tmp_path))
+    with pytest.raises((ConfigError, OperationError)):
+        live.load_module(name)
+
+
+@pytest.fixture
+def modprobe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ForkedWriter]:
+    """Put a modprobe that runs a script in front of the host's own, for a writer of the live host."""
+
+    def make(script: str) -> ForkedWriter:
+        path = tmp_path / "modprobe"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        return ForkedWriter(HostRoot("/"), timeout_s=TIMEOUT_S * 5, inflight_dir=str(tmp_path))
+
+    return make
+
+
+LOADED = "kernel"  # every Linux has /sys/module/kernel
+
+
+def test_module_is_loaded_with_blacklist(
+    modprobe: Callable[[str], ForkedWriter], tmp_path: Path
+) -> None:
+    """The administrator's blacklist is obeyed, and no name is taken for an option."""
+    modprobe(f'echo "$@" > {tmp_path}/words').load_module(LOADED)
+    assert f"-b -- {LOADED}\n" == (tmp_path / "words").read_text()
+
+
+def test_module_that_does_not_exist(modprobe: Callable[[str], ForkedWriter]) -> None:
+    """A module that is in no index of the kernel is told so, whatever modprobe says."""
+    with pytest.raises(OperationError, match="'no_such_module'.*has no such module") as failure:
+        modprobe("exit 0").load_module("no_such_module")
+    assert "driver-missing" == failure.value.reason
+
+
+def test_vfio_module_that_does_not_load(modprobe: Callable[[str], ForkedWriter]) -> None:
+    """Without its module there is no vfio, and the reason says so."""
+    if Path("/sys/module/vfio_pci").exists():
+        pytest.skip("vfio-pci is loaded on this host")
+    with pytest.raises(OperationError) as failure:
+        modprobe("exit 1").load_module("vfio-pci")
+    assert "vfio-missing" == failure.value.reason
+
+
+def test_module_that_never_loads(modprobe: Callable[[str], ForkedWriter]) -> None:
+    """Loading that hangs is in doubt after the deadline, and the loader is left alone and reaped later."""
+    writer = modprobe("exec sleep 3")
+    with pytest.raises(InDoubtError) as doubt:
+        writer.load_module(LOADED)
+    assert "in-doubt" == doubt.value.reason
+    assert 1 == writer.reap()
+    wait_until(lambda: writer.reap() == 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "installed", "why"),
+    [
+        (0, True, "prohibits"),
+        (1, True, "no permission"),
+        (0, False, "has no such module"),
+        (1, False, "has no such module"),
+    ],
+)
+def test_why_a_module_does_not_load(tmp_path: Path, code: int, installed: bool, why: str) -> None:
+    """Absent, prohibited and broken are told apart by the kernel's index and modprobe's exit code."""
+    root = HostRoot(tmp_path)
+    index = Path(root.modules_dep(os.uname().release))
+    index.parent.mkdir(parents=True)
+    line = "kernel/drivers/vfio/pci/vfio-pci.ko.xz: kernel/drivers/vfio/vfio.ko.xz\n"
+    index.write_text(line if installed else "")
+    assert why in str(sysfs_writer._module_error(root, "vfio_pci", code, "modprobe:\nno permission"))
