@@ -31,7 +31,7 @@ from pyhostdev.testing.simdevice import (
 from pyhostdev.util import pciconfig, pciregs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pyhostdev.testing.hostspec import DriverSpec
     from pyhostdev.testing.kernelstate import KernelState
@@ -257,12 +257,22 @@ class DriverCore:
     def _parking_place(self, device: SimDevice, driver: str) -> str:
         return self.root.join(PARKED, f"{device.address}.{driver}")
 
+    def _class_links(self, device: SimDevice, name: str) -> Iterator[tuple[str, str]]:
+        """Yield the links to what a driver has made, and where they lead; a sparse tree has none."""
+        for entry in list_dir(device.join(name)):
+            target = device.join(name, entry)
+            links = [self.root.join("sys/class", name, entry)]
+            number = device.read(f"{name}/{entry}/dev")
+            if number is not None:
+                links.append(self.root.join("sys/dev", name, number.decode().strip()))
+            yield from ((link, target) for link in links if os.path.isdir(os.path.dirname(link)))
+
     def _park(self, device: SimDevice, driver: str) -> None:
         """Take away what the driver had put below its device, to come back with it."""
         for name in _DRIVER_CLASSES:
             if os.path.isdir(device.join(name)):
-                for entry in list_dir(device.join(name)):
-                    drop_file(self.root.join("sys/class", name, entry))
+                for link, _ in self._class_links(device, name):
+                    drop_file(link)
                 place = self._parking_place(device, driver)
                 os.makedirs(place, exist_ok=True)
                 os.rename(device.join(name), os.path.join(place, name))
@@ -272,9 +282,8 @@ class DriverCore:
         for name in list_dir(place):
             os.rename(os.path.join(place, name), device.join(name))
         for name in _DRIVER_CLASSES:
-            if os.path.isdir(self.root.join("sys/class", name)):
-                for entry in list_dir(device.join(name)):
-                    put_link(self.root.join("sys/class", name, entry), device.join(name, entry))
+            for link, target in self._class_links(device, name):
+                put_link(link, target)
         with contextlib.suppress(OSError):  # absent, or others are parked still
             os.rmdir(place)
             os.rmdir(os.path.dirname(place))

@@ -11,6 +11,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from pyhostdev.testing.faults import Blocked
 from pyhostdev.testing.functionfiles import put_in_group, put_on_bus
 from pyhostdev.testing.kernelstate import REMOVED
 from pyhostdev.testing.simdevice import (
@@ -43,7 +44,11 @@ def remove(core: DriverCore, device: SimDevice) -> None:
     for address in device.virtual_functions:
         remove(core, SimDevice(core.root, address))
     if device.driver is not None:
-        core.detach(device)
+        try:
+            core.detach(device)
+        except Blocked:
+            core.waiting_for = str(device.address)
+            raise
     drop(core, device)
 
 

@@ -74,7 +74,7 @@ class KernelState:
 
     @property
     def is_learnable(self) -> bool:
-        """True when the tree alone would teach the same again."""
+        """True when nothing is kept that no tree can teach."""
         lists = (self.moved, self.pending, self.removed, self.reset_methods, self.held)
         kept = (self.described, self.taught, *lists)
         return not any(kept)
@@ -169,7 +169,7 @@ class StateFile:
 
     def save(self, state: KernelState) -> None:
         """Write the state when it has changed, by rename: a reader sees the old or the new one."""
-        if state.is_learnable:
+        if state.is_learnable and learn_state(self.root).to_json() == state.to_json():
             drop_file(self.path)
             return
         import json

@@ -15,7 +15,7 @@ from pyhostdev.testing import hotplug
 from pyhostdev.testing.faults import NotSimulated
 from pyhostdev.testing.functionfiles import link_virtual_functions, put_function, put_in_group
 from pyhostdev.testing.hostspec import FunctionSpec
-from pyhostdev.testing.simdevice import SimDevice, list_dir
+from pyhostdev.testing.simdevice import SimDevice, drop_file, list_devices, list_dir
 from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -92,14 +92,18 @@ def enable(core: DriverCore, pf: SimDevice, count: int) -> None:
 
 def disable(core: DriverCore, pf: SimDevice) -> None:
     """
-    Make all VFs go.
+    Make all VFs go, the PF's links to them first.
 
     Raises:
         Blocked: a VF's driver does not let go; the rest waits for it.
     """
-    for address in pf.virtual_functions:
-        hotplug.remove(core, SimDevice(core.root, address))
-        hotplug.forget(core, address)
+    for name in list_dir(pf.path):
+        if name.startswith("virtfn"):
+            drop_file(pf.join(name))
+    for vf in list_devices(core.root):
+        if vf.physfn == pf.address:
+            hotplug.remove(core, vf)
+            hotplug.forget(core, vf.address)
     _show_count(pf, 0)
 
 

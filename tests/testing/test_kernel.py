@@ -1,0 +1,494 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the kernel does around a write: links, groups, ids, modules, VFs, removal; two objects are one kernel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pyhostdev.errors import ConfigError, InDoubtError, InternalError, OperationError, SysfsError
+from pyhostdev.testing.faults import NotSimulated
+from pyhostdev.testing.kernel import SimulatedKernel
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+F0, F1, F2, F3 = (f"0001:09:00.{function}" for function in range(4))
+FIRST = PCIDeviceAddress.parse(F0)
+PF = "0000:03:00.0"
+
+
+def names(card, path):
+    return sorted(os.listdir(card.root.join(path)))
+
+
+def snapshot(card):
+    from pyhostdev.testing.fakehost import snapshot_tree
+
+    return snapshot_tree(card.root.path)
+
+
+# Binding
+
+
+def test_detach_and_give_back_leave_the_tree_as_it_was(card):
+    """Override, unbind, bind there and back again: every byte, link and directory is as before."""
+    before = snapshot(card)
+    card.to_vfio(F0, F1, F2, F3)
+    assert before != snapshot(card)
+    for address in (F0, F1, F2, F3):
+        card.override(address)
+        card.unbind("vfio-pci", address)
+        card.bind("tg3", address)
+    assert before == snapshot(card)
+
+
+def test_override_binds_and_unbinds_nothing(card):
+    """It filters later matching, no more."""
+    card.override(F0, "vfio-pci")
+    assert "tg3" == card.driver(F0)
+    card.unbind("tg3", F0)
+    card.override(F0)
+    assert card.driver(F0) is None
+
+
+def test_bound_function_is_listed_by_its_driver_only(card):
+    """The link, the driver's entry, uevent and what the old driver had made follow the driver."""
+    card.to_vfio(F0)
+    assert F0 not in names(card, "sys/bus/pci/drivers/tg3")
+    assert F0 in names(card, "sys/bus/pci/drivers/vfio-pci")
+    assert card.read(F0, "uevent").startswith(b"DRIVER=vfio-pci\n")
+    assert not card.exists(f"sys/bus/pci/devices/{F0}/net")
+    assert not card.exists("sys/class/net/enp9s0f0")
+    assert [b"0\n", b"D3hot\n"] == [card.read(F0, name) for name in ("enable", "power_state")]
+
+
+def test_device_driver_unbind_is_the_same_file(card):
+    """devices/A/driver/unbind works while there is a driver, and is ENOENT after it."""
+    assert "ok" == card.write(f"devices/{F0}/driver/unbind", F0)
+    assert "ENOENT" == card.write(f"devices/{F0}/driver/unbind", F0)
+
+
+def test_two_step_restore_where_override_is_not_the_driver(card):
+    """With the recorded override back first the bind is ENODEV; naming the driver in between works."""
+    card.unbind("tg3", F0)
+    card.override(F0, "vfio-pci")
+    assert "ENODEV" == card.bind("tg3", F0)
+    card.override(F0, "tg3")
+    assert "ok" == card.bind("tg3", F0)
+    card.override(F0, "vfio-pci")
+    assert "tg3" == card.driver(F0)
+
+
+def test_failed_probe_takes_the_link_away(card):
+    """Nothing of an attempted bind is left."""
+    card.unbind("tg3", F0)
+    before = snapshot(card)
+    card.kernel.change_driver("tg3", probe="EIO")
+    assert "EIO" == card.bind("tg3", F0)
+    assert before == snapshot(card)
+
+
+def test_port_driver_leaves_conventional_bridges_alone(bench):
+    """pcieport matches every bridge and takes ports only, so shpchp comes second and gets the bridge."""
+    host = bench("bridge-group")
+    assert "ok" == host.unbind("shpchp", "0000:01:00.0")
+    assert "ENODEV" == host.bind("pcieport", "0000:01:00.0")
+    assert "ok" == host.write("drivers_probe", "0000:01:00.0")
+    assert "shpchp" == host.driver("0000:01:00.0")
+
+
+def test_dynamic_id_steals_the_function_from_its_driver(bench):
+    """drivers_probe takes the driver that registered first: with a dynamic id on vfio-pci that is not the host's."""
+    host = bench("driver vfio-pci\ndriver tg3 14e4:1657\n0000:01:00.0 14e4:1657 020000 driver=tg3 group=1\n")
+    host.write("drivers/vfio-pci/new_id", "14e4 1657")
+    host.unbind("tg3", "0000:01:00.0")
+    assert "ok" == host.write("drivers_probe", "0000:01:00.0")
+    assert "vfio-pci" == host.driver("0000:01:00.0")
+
+
+def test_new_id_takes_every_function_without_a_driver(card):
+    """All at once, and remove_id leaves them bound."""
+    for address in (F2, F3):
+        card.unbind("tg3", address)
+    card.write("drivers/vfio-pci/new_id", "14e4 1657")
+    card.write("drivers/vfio-pci/remove_id", "14e4 1657")
+    assert ["tg3", "tg3", "vfio-pci", "vfio-pci"] == [card.driver(a) for a in (F0, F1, F2, F3)]
+
+
+def test_denied_accelerator_is_einval(bench):
+    """vfio-pci knows devices that are unsafe to give away."""
+    host = bench("driver vfio-pci\n0000:01:00.0 8086:37c8 0b4000 group=1\n")
+    host.override("0000:01:00.0", "vfio-pci")
+    assert "EINVAL" == host.bind("vfio-pci", "0000:01:00.0")
+
+
+def test_function_without_group_is_einval(bench):
+    """There is no vfio without an IOMMU."""
+    host = bench("driver vfio-pci\n0000:01:00.0 14e4:1657 020000\n")
+    host.override("0000:01:00.0", "vfio-pci")
+    assert "EINVAL" == host.bind("vfio-pci", "0000:01:00.0")
+
+
+def test_variant_driver_takes_what_the_override_names(bench):
+    """Its ids are for modules.alias: without an override they match nothing."""
+    host = bench("driver mlx5_vfio_pci 15b3:101e\n0000:01:00.0 15b3:101e 020000 group=1\n")
+    assert "ENODEV" == host.bind("mlx5_vfio_pci", "0000:01:00.0")
+    host.override("0000:01:00.0", "mlx5_vfio_pci")
+    assert "ok" == host.bind("mlx5_vfio_pci", "0000:01:00.0")
+    assert host.exists("dev/vfio/1")
+
+
+# Groups
+
+
+def test_group_node_comes_with_the_first_and_goes_with_the_last(card):
+    """dev/vfio/14 exists while any member is on vfio-pci."""
+    seen = []
+    card.to_vfio(F0, F1)
+    for address in (F0, F1):
+        seen.append(names(card, "dev/vfio"))
+        card.unbind("vfio-pci", address)
+    assert [["14", "vfio"], ["14", "vfio"]] == seen
+    assert ["vfio"] == names(card, "dev/vfio")
+
+
+def test_vfio_devices_are_numbered_from_0(card):
+    """The lowest free number, as vfio-dev/vfioN."""
+    card.to_vfio(F0, F1, F2)
+    card.unbind("vfio-pci", F1)
+    card.to_vfio(F3)
+    found = [names(card, f"sys/bus/pci/devices/{a}/vfio-dev") for a in (F0, F2, F3)]
+    assert [["vfio0"], ["vfio2"], ["vfio1"]] == found
+
+
+@pytest.mark.parametrize("how", ["host driver", "no driver", "pci-stub"])
+def test_group_is_viable_when_no_member_is_the_hosts(card, how):
+    """A peer on its host driver is EPERM; one without driver, or on pci-stub, is no obstacle."""
+    card.to_vfio(F0, F2, F3)
+    if how == "host driver":
+        with pytest.raises(SysfsError) as error, card.kernel.open_group(14):
+            pass
+        assert 1 == error.value.errno
+        return
+    card.unbind("tg3", F1)
+    if how == "pci-stub":
+        card.override(F1, "pci-stub")
+        card.bind("pci-stub", F1)
+    with card.kernel.open_group(14):
+        assert "EBUSY" == open_error(SimulatedKernel(card.root))
+
+
+def open_error(kernel):
+    with pytest.raises(SysfsError) as error, kernel.open_group(14):
+        pass
+    return {2: "ENOENT", 16: "EBUSY", 1: "EPERM"}[error.value.errno]
+
+
+def test_group_node_is_single_open(card):
+    """A second open is EBUSY, after the first let go it works; without node ENOENT."""
+    assert "ENOENT" == open_error(card.kernel)
+    card.to_vfio(F0, F1, F2, F3)
+    with card.kernel.open_group(14):
+        assert "EBUSY" == open_error(SimulatedKernel(card.root))
+    with card.kernel.open_group(14):
+        pass
+
+
+def test_holder_is_seen_in_proc(card):
+    """While a group is open some process has its node among its descriptors."""
+    card.to_vfio(F0, F1, F2, F3)
+    before = snapshot(card)
+    with card.kernel.open_group(14):
+        (pid,) = [name for name in names(card, "proc") if name.isdigit()]
+        links = {os.readlink(card.root.join(f"proc/{pid}/fd", n)) for n in names(card, f"proc/{pid}/fd")}
+        assert {"/dev/vfio/vfio", "/dev/vfio/14"} == links
+    assert before == snapshot(card)
+
+
+def test_unused_member_can_leave_while_the_group_is_open(card):
+    """The user holds the functions it has opened, not its group's others; vfio-pci may take them again."""
+    card.to_vfio(F0, F1, F2, F3)
+    with card.kernel.open_group(14, [FIRST]):
+        assert "ok" == card.unbind("vfio-pci", F1)
+        assert "ok" == card.bind("vfio-pci", F1)
+
+
+def test_non_pci_member_on_a_host_driver_makes_the_group_not_viable(bench):
+    """Members of other buses count."""
+    host = bench("non-pci-member")
+    host.kernel.load_module("vfio-pci")
+    host.to_vfio("0000:7d:00.0")
+    with pytest.raises(SysfsError) as error, host.kernel.open_group(5):
+        pass
+    assert 1 == error.value.errno
+
+
+# Stuck writes
+
+
+def test_unbind_of_a_held_function_is_stuck_until_it_is_let_go(card):
+    """Link and entry go at once; the node stays and is busy; the write ends with the holder."""
+    card.to_vfio(F0, F1, F2, F3)
+    with card.kernel.open_group(14):
+        assert "in-doubt" == card.unbind("vfio-pci", F0)
+        assert card.driver(F0) is None
+        assert F0 not in names(card, "sys/bus/pci/drivers/vfio-pci")
+        assert card.exists("dev/vfio/14")
+        assert card.exists(f"sys/bus/pci/devices/{F0}/vfio-dev")
+        assert "EBUSY" == open_error(card.kernel)
+        assert card.kernel.is_in_flight(FIRST)
+    assert not card.kernel.is_in_flight(FIRST)
+    assert not card.exists(f"sys/bus/pci/devices/{F0}/vfio-dev")
+
+
+def test_writer_keeps_off_a_device_in_flight(card):
+    """A SysfsWriter does not begin another write there; other devices are free."""
+    card.to_vfio(F0, F1, F2, F3)
+    with card.kernel.open_group(14, [FIRST]):
+        card.unbind("vfio-pci", F0)
+        second = SimulatedKernel(card.root)
+        assert "in-doubt" == card.write(f"devices/{F0}/driver_override", "x", kernel=second)
+        assert "ok" == card.write(f"devices/{F1}/driver_override", "x", kernel=second)
+    assert b"vfio-pci\n" == card.read(F0, "driver_override")
+
+
+@pytest.mark.parametrize(("name", "value"), [("driver_override", "\n"), ("reset", "1"), ("remove", "1")])
+def test_shell_waits_for_the_lock_and_its_write_lands_later(card, name, value):
+    """Override, reset and removal need the device's lock: abandoned writes still take effect."""
+    card.to_vfio(F0, F1, F2, F3)
+    with card.kernel.open_group(14, [FIRST]):
+        card.unbind("vfio-pci", F0)
+        assert "in-doubt" == card.write(f"devices/{F0}/{name}", value, kernel=card.kernel.foreign())
+    assert not card.kernel.is_in_flight(FIRST)
+    gone = not card.exists(f"sys/bus/pci/devices/{F0}")
+    assert gone == (name == "remove")
+    if name == "driver_override":
+        assert b"(null)\n" == card.read(F0, "driver_override")
+
+
+def test_shell_binds_behind_a_stuck_unbind(card):
+    """A matching driver waits for the lock and gets the function then; one that does not match is told at once."""
+    card.to_vfio(F0, F1, F2, F3)
+    shell = card.kernel.foreign()
+    with card.kernel.open_group(14, [FIRST]):
+        card.unbind("vfio-pci", F0)
+        assert "ENODEV" == card.write("drivers/tg3/bind", F0, kernel=shell)
+        assert "in-doubt" == card.write("drivers/vfio-pci/bind", F0, kernel=shell)
+        assert card.driver(F0) is None
+    assert "vfio-pci" == card.driver(F0)
+
+
+def test_hanging_remove_and_probe_end_by_complete(card):
+    """A driver that hangs: the link is gone, or there, long before the write is back."""
+    card.kernel.change_driver("tg3", remove="hang")
+    assert "in-doubt" == card.unbind("tg3", F0)
+    assert (None, True) == (card.driver(F0), card.exists(f"sys/bus/pci/devices/{F0}/net"))
+    card.kernel.complete(FIRST)
+    assert not card.exists(f"sys/bus/pci/devices/{F0}/net")
+    card.kernel.change_driver("tg3", probe="hang")
+    assert "in-doubt" == card.bind("tg3", F0)
+    assert ("tg3", False) == (card.driver(F0), card.exists(f"sys/bus/pci/devices/{F0}/net"))
+    card.kernel.complete()
+    assert not card.kernel.is_in_flight(FIRST)
+    assert card.exists(f"sys/bus/pci/devices/{F0}/net")
+
+
+def test_in_doubt_is_seen_by_another_process(card):
+    """The kernel's state is in the tree, so a second object sees the stuck write and can end it."""
+    card.kernel.change_driver("tg3", remove="hang")
+    card.unbind("tg3", F0)
+    second = SimulatedKernel(HostRoot(card.root.path))
+    assert second.is_in_flight(FIRST)
+    second.complete()
+    assert not card.kernel.is_in_flight(FIRST)
+
+
+# Modules
+
+
+def test_module_load_makes_the_driver_appear_and_take_its_devices(bench):
+    """What matches and has no driver is bound; a second load changes nothing."""
+    host = bench("driver tg3 14e4:1657 available\ndriver vfio-pci available\n0000:01:00.0 14e4:1657 020000 group=1\n")
+    assert not host.exists("dev/vfio/vfio")
+    host.kernel.load_module("tg3")
+    host.kernel.load_module("vfio-pci")
+    assert "tg3" == host.driver("0000:01:00.0")
+    assert host.exists("sys/module/vfio_pci/drivers/pci:vfio-pci")
+    assert host.exists("dev/vfio/vfio")
+    before = snapshot(host)
+    host.kernel.load_module("vfio_pci")
+    assert before == snapshot(host)
+
+
+@pytest.mark.parametrize("name", ["vfio-pci", "nosuch"])
+def test_missing_module_cannot_be_loaded(bench, name):
+    """As modprobe: an error that says which, and nothing changes."""
+    host = bench("driver vfio-pci missing\n0000:01:00.0 14e4:1657 020000 group=1\n")
+    before = snapshot(host)
+    with pytest.raises(OperationError, match=f"'{name}'.*no such module"):
+        host.kernel.load_module(name)
+    assert before == snapshot(host)
+
+
+# SR-IOV
+
+
+def test_vfs_go_and_come_back(bench):
+    """numvfs 0 and 4 again: same addresses, same ids, own groups, bound."""
+    host = bench("sriov")
+    vfs = [f"0000:03:10.{function}" for function in (0, 2, 4, 6)]
+    assert "ok" == host.write(f"devices/{PF}/sriov_numvfs", "0")
+    assert ([], False) == (
+        [v for v in vfs if host.exists(f"sys/bus/pci/devices/{v}")],
+        host.exists("sys/class/net/enp3s0v0"),
+    )
+    assert "ok" == host.write(f"devices/{PF}/sriov_numvfs", "4")
+    assert vfs == [
+        os.path.basename(os.readlink(host.root.join(f"sys/bus/pci/devices/{PF}/virtfn{n}"))) for n in range(4)
+    ]
+    assert ["ixgbevf"] * 4 == [host.driver(v) for v in vfs]
+    groups = {os.readlink(host.root.join(f"sys/bus/pci/devices/{v}/iommu_group")) for v in vfs}
+    assert 4 == len(groups)
+    assert b"\xff\xff\xff\xff" == host.read(vfs[0], "config")[:4]
+
+
+def test_autoprobe_off_keeps_drivers_from_vfs_without_override(bench):
+    """drivers_probe is a success that binds nothing, bind is ENODEV; an override lifts it."""
+    host = bench("sriov")
+    vf = "0000:03:10.0"
+    assert "ok" == host.write(f"devices/{PF}/sriov_drivers_autoprobe", "0")
+    host.unbind("ixgbevf", vf)
+    assert "ok" == host.write("drivers_probe", vf)
+    assert "ENODEV" == host.bind("ixgbevf", vf)
+    assert host.driver(vf) is None
+    host.override(vf, "ixgbevf")
+    assert "ok" == host.bind("ixgbevf", vf)
+
+
+def test_sriov_drivers_autoprobe_takes_booleans(bench):
+    """Anything else is EINVAL."""
+    host = bench("sriov")
+    assert "EINVAL" == host.write(f"devices/{PF}/sriov_drivers_autoprobe", "2")
+
+
+def test_vfs_cannot_go_while_one_is_held(bench):
+    """The write waits for the VF's holder, then takes them all."""
+    host = bench("sriov")
+    vf = "0000:03:10.0"
+    host.to_vfio(vf)
+    with host.kernel.open_group(5):
+        assert "in-doubt" == host.write(f"devices/{PF}/sriov_numvfs", "0")
+        assert host.exists(f"sys/bus/pci/devices/{vf}")
+    assert not host.kernel.is_in_flight(PCIDeviceAddress.parse(PF))
+    assert (b"0\n", False) == (host.read(PF, "sriov_numvfs"), host.exists(f"sys/bus/pci/devices/{vf}"))
+
+
+# Removal
+
+
+def test_remove_and_rescan_make_another_incarnation(card):
+    """The same address comes back with another inode, on its driver, without its override."""
+    card.override(F0, "vfio-pci")
+    path = card.root.join("sys/bus/pci/devices", F0)
+    before = os.stat(path).st_ino
+    assert "ok" == card.write(f"devices/{F0}/remove", "1")
+    assert F0 not in names(card, "sys/kernel/iommu_groups/14/devices")
+    assert "ok" == card.write("rescan", "1")
+    assert before != os.stat(path).st_ino
+    assert ("tg3", b"(null)\n") == (card.driver(F0), card.read(F0, "driver_override"))
+
+
+def test_last_member_takes_its_group_along(card):
+    """A group without members is none; a rescan makes it again."""
+    nvme = "0001:07:00.0"
+    before = snapshot(card)
+    card.write(f"devices/{nvme}/remove", "1")
+    assert not card.exists("sys/kernel/iommu_groups/15")
+    card.write("rescan", "1")
+    assert before == snapshot(card)
+
+
+# The writer
+
+
+def test_trace_tells_path_value_and_result(card):
+    """One entry a write, modules included."""
+    card.override(F0, "vfio-pci")
+    card.bind("tg3", F0)
+    card.kernel.load_module("tg3")
+    assert [
+        (f"sys/bus/pci/devices/{F0}/driver_override", b"vfio-pci", "ok"),
+        ("sys/bus/pci/drivers/tg3/bind", F0.encode(), "ENODEV"),
+        ("modprobe/tg3", b"", "ok"),
+    ] == card.kernel.trace
+
+
+def test_errors_say_what_was_tried(card):
+    """A refusal is a SysfsError with errno, path and device; a hang an InDoubtError."""
+    path = card.root.join("sys/bus/pci/drivers/vfio-pci/unbind")
+    with pytest.raises(SysfsError, match=f"write '{F0}'") as error:
+        card.kernel.write(path, F0.encode(), device=FIRST)
+    assert (19, path, FIRST) == (error.value.errno, error.value.filename, error.value.address)
+    card.kernel.change_driver("tg3", remove="hang")
+    with pytest.raises(InDoubtError) as doubt:
+        card.kernel.write(card.root.join("sys/bus/pci/drivers/tg3/unbind"), F0.encode(), device=FIRST)
+    assert ("in-doubt", FIRST) == (doubt.value.reason, doubt.value.address)
+
+
+def test_empty_write_of_a_writer_is_a_bug(card):
+    """The kernel would ignore it, so no caller can have meant it."""
+    with pytest.raises(InternalError):
+        card.kernel.write(card.root.drivers_probe, b"", device=FIRST)
+
+
+@pytest.mark.parametrize("where", [f"devices/{F0}/enable", "drivers/tg3/uevent", "drivers_autoprobe", "slots/1/power"])
+def test_what_is_not_modelled_is_said(card, where):
+    """No silent success."""
+    with pytest.raises(NotSimulated):
+        card.write(where, "1")
+
+
+def test_live_host_is_not_simulated():
+    """A kernel that plays with links has no business in the real sysfs."""
+    with pytest.raises(ConfigError):
+        SimulatedKernel(HostRoot("/"))
+
+
+SHELL = """
+import sys
+from pyhostdev.testing.kernel import SimulatedKernel
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+kernel = SimulatedKernel(HostRoot(sys.argv[1]))
+device = PCIDeviceAddress.parse(sys.argv[2])
+for number in range(1000):
+    for driver in ("tg3", "vfio-pci"):
+        kernel.write(kernel.root.pci_device(device) + "/driver_override", driver.encode(), device=device)
+        name = "vfio-pci" if driver == "tg3" else "tg3"
+        if number or driver == "vfio-pci":
+            kernel.write(kernel.root.pci_driver(name) + "/unbind", str(device).encode(), device=device)
+        else:
+            continue
+        kernel.write(kernel.root.pci_driver(driver) + "/bind", str(device).encode(), device=device)
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_killed_process_leaves_no_half_write(card, rounds):
+    """SIGKILL at some moment: the next look at the kernel finds a function that is on a driver or on none."""
+    command = [sys.executable, "-c", SHELL, card.root.path, F0]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        for _ in range(rounds):
+            assert process.stdout is not None
+            process.stdout.readline()
+        process.kill()
+    card.kernel.complete()
+    driver = card.driver(F0)
+    listed = [d for d in ("tg3", "vfio-pci") if F0 in names(card, f"sys/bus/pci/drivers/{d}")]
+    assert [driver] if driver else [] == listed
+    assert (driver == "vfio-pci") == card.exists("dev/vfio/14")
+    assert (driver == "tg3") == card.exists(f"sys/bus/pci/devices/{F0}/net")
