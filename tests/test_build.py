@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is shipped builds and runs by itself: the sdist holds the sources, an install from it scans."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = (
+    "csrc/*.c",
+    "csrc/*.h",
+    "csrc/*.py",
+    "pyhostdev/py.typed",
+    "pyhostdev/conf/schemas/*.rng",
+    "pyhostdev/qemu/capabilities/*.json",
+    "pyhostdev/testing/hosts/*.tree",
+    "pyhostdev/tools/demo/*",
+)
+
+SCAN = """
+import sys
+import pyhostdev
+from pyhostdev.util import hostroot, pciscan, sysfs_writer
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+root = hostroot.HostRoot(sys.argv[1])
+writer = sysfs_writer.ForkedWriter(root)
+writer.write(sys.argv[1] + "/attribute", b"ok", device=PCIDeviceAddress(0, 2, 0, 0))
+print(pyhostdev.__file__, *pciscan.scan(root)[0])
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> None:
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INDEX": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert 0 == done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the sdist with what is installed, from a copy: a build leaves its traces in the source."""
+    pytest.importorskip("build")
+    pytest.importorskip("wheel")
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+    for path in tracked():
+        target = source / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / path).read_bytes())
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", out, source, cwd=out)
+    return next(out.glob("*.tar.gz"))
+
+
+def tracked() -> Iterator[str]:
+    """Give the files of the source, built or temporary ones left out."""
+    skipped = {".git", ".venv", ".lab", "build", "dist", "__pycache__"}
+    for top, directories, names in os.walk(ROOT):
+        directories[:] = [
+            name for name in directories if name not in skipped and not name.startswith(".")
+        ]
+        for name in names:
+            if not name.endswith((".so", ".pyc")) and ".egg-info" not in top:
+                yield str(Path(top, name).relative_to(ROOT))
+
+
+@pytest.mark.parametrize("pattern", SHIPPED)
+def test_sdist_holds_what_a_build_needs(sdist: Path, pattern: str) -> None:
+    """Every header, builder, schema, capability and host of the source is in the sdist."""
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {path for path in tracked() if fnmatch(path, pattern) and "__init__" not in path}
+    assert wanted <= held
+    assert wanted or not (ROOT / pattern).parent.exists()
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from the sdist, as an installation does."""
+    out = tmp_path_factory.mktemp("wheel")
+    options = ("--no-deps", "--no-build-isolation", "-w", out)
+    run(sys.executable, "-m", "pip", "wheel", *options, sdist, cwd=out)
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_serves_every_python(wheel: Path) -> None:
+    """One wheel for all Pythons from 3.10 on: both extensions use the limited API only."""
+    assert "cp310-abi3" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    extensions = sorted(Path(name).name for name in names if name.endswith(".so"))
+    assert ["_pciscan.abi3.so", "_sysfs_write.abi3.so"] == extensions
+    assert not any(name.startswith(("tests", "benchmarks", "csrc")) for name in names)
+
+
+def test_install_from_sdist_scans(wheel: Path, tmp_path: Path) -> None:
+    """What was installed from the sdist, and nothing of the source tree, scans and writes."""
+    target, host = tmp_path / "site", tmp_path / "host"
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", target, wheel, cwd=tmp_path)
+    top = host / "sys/bus/pci/devices/0000:02:00.0"
+    top.mkdir(parents=True)
+    (top / "vendor").write_text("0x8086\n")
+    (host / "attribute").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", SCAN, host],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+    )
+    expected = [str(target / "pyhostdev/__init__.py"), "0000:02:00.0", "32902", *["None"] * 7]
+    assert expected == done.stdout.split(), done.stderr
+    assert b"ok" == (host / "attribute").read_bytes()
+
+
+def test_sources_compile_without_warnings(tmp_path: Path) -> None:
+    """The C sources pass the compiler's warnings, which an ordinary build does not insist on."""
+    sources = sorted((ROOT / "csrc").glob("*.c"))
+    flags = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only")
+    run("cc", *flags, *sources, cwd=tmp_path)
+    assert len(sources) > 1
