@@ -41,7 +41,7 @@ class Server:
         if kind == "xml":
             return define(dom, capabilities, self.host).format()
         if kind == "argv":
-            return build_command_line(dom, capabilities, host=self.host, tap_fd=lambda net: NO_TAP)
+            return build_command_line(dom, capabilities, host=self.host, state_dir="@ROOT@", tap_fd=lambda net: NO_TAP)
         raise HostdevError(f"'{kind}' is not answered yet")
 
 

@@ -39,6 +39,9 @@ ASKED_DEVICES = (
     "PIIX4_PM",
 )
 
+# -device takes these names, too, which are those of no type
+DEVICE_ALIASES = {"lsi": "lsi53c895a", "virtio-iommu": "virtio-iommu-pci"}
+
 _DEADLINE_S = 30
 
 
@@ -105,8 +108,8 @@ class QEMUCapabilities:
         return row.default_cpu if row else None
 
     def has_device(self, name: str) -> bool:
-        """Return True when ``-device name`` exists."""
-        return name in self.devices
+        """Return True when ``-device name`` exists, under this or its full name."""
+        return DEVICE_ALIASES.get(name, name) in self.devices
 
     def has_property(self, device: str, name: str) -> bool:
         """

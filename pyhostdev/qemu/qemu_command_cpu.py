@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported
+from pyhostdev.qemu.qemu_domain import PPC64
 
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command_builder import CommandBuilder
 
 _KIB = 1024
+_PSERIES_STEP_KIB = 256 * _KIB  # the firmware hands out memory in blocks of 256 MiB
 
 # <hyperv> elements that are a plain switch
 _HYPERV_SWITCHES = (
@@ -161,7 +163,20 @@ def build_memory(build: CommandBuilder) -> None:
 
 def _initial_kib(build: CommandBuilder) -> int:
     """Return the memory at start: the whole of it without what comes as devices."""
-    return build.dom.memory_kib - sum(module.size_kib for module in build.dom.memories)
+    cells = build.dom.cpu.cells if build.dom.cpu is not None else []
+    if cells:
+        return sum(_aligned(build, cell.memory_kib) for cell in cells)
+    return _aligned(build, build.dom.memory_kib - sum(module.size_kib for module in build.dom.memories))
+
+
+def _aligned(build: CommandBuilder, kib: int) -> int:
+    """
+    Return an amount of memory rounded up to what the machine can have.
+
+    Mirrors: qemuDomainAlignMemorySizes (src/qemu/qemu_domain.c)
+    """
+    step = _PSERIES_STEP_KIB if build.dom.os.arch in PPC64 else _KIB
+    return -(-kib // step) * step
 
 
 def memory_backend(
@@ -268,7 +283,7 @@ def _build_cell(build: CommandBuilder, cell: Any) -> None:
     if cell.distances is not None or cell.cache is not None:
         raise unsupported("<distances> or <cache> of a NUMA cell", cell)
     name = f"ram-node{cell.id}"
-    kind, properties = memory_backend(build, cell.memory_kib, cell)
+    kind, properties = memory_backend(build, _aligned(build, cell.memory_kib), cell)
     build.add_object(kind, name, **properties)
     cpus = [f"cpus={part}" for part in (cell.cpus or "").split(",") if part]
     build.add("-numa", ",".join(["node", f"nodeid={cell.id}", *cpus, f"memdev={name}"]))

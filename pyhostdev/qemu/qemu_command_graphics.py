@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
 
 _VNC_BASE = 5900
+_SPICE_PORT = 5901
 _USB_INPUTS = {"mouse": "usb-mouse", "tablet": "usb-tablet", "keyboard": "usb-kbd"}
 
 _PRIMARY_VIDEO = {
@@ -159,7 +160,7 @@ def _spice(build: CommandBuilder, graphics: Any) -> None:
     if socket is not None:
         options = ["unix=on", f"addr={option_value(socket)}"]
     else:
-        port = graphics.port if graphics.port not in (None, -1) else _VNC_BASE
+        port = graphics.port if graphics.port not in (None, -1) else _SPICE_PORT
         options = [f"port={port}", f"addr={option_value(_listen_address(graphics).strip('[]'))}"]
     options += ["disable-ticketing=on", *_spice_options(graphics), "seamless-migration=on"]
     build.add("-spice", ",".join(options))

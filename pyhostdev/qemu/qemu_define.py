@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.domain_validate import validate_domain
 from pyhostdev.qemu.qemu_domain_address import assign_addresses
 from pyhostdev.qemu.qemu_postparse import post_parse
-from pyhostdev.qemu.qemu_validate import validate
+from pyhostdev.qemu.qemu_validate import QEMURules
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
@@ -40,5 +41,5 @@ def define(
     """
     defined = post_parse(dom, capabilities)
     assign_addresses(defined, host, capabilities, keep_together=keep_together)
-    validate(defined, capabilities)
+    validate_domain(defined, hypervisor=QEMURules(capabilities))
     return defined

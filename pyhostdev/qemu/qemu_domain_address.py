@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.controller_conf import DomainControllerDef
 from pyhostdev.conf.device_conf import PCIGuestAddress
-from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG, DomainPCIAddressBus, DomainPCIAddressSet
+from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG, CONNECT_PCI_DEVICE, DomainPCIAddressBus, DomainPCIAddressSet
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
 from pyhostdev.qemu.qemu_address_chipset import is_piix3_function, reserve_chipset
 from pyhostdev.qemu.qemu_address_flags import CONVENTIONAL, EXPRESS, ConnectFlags
@@ -151,7 +151,8 @@ class _Run:
             pci = info.pci
             if pci is None or is_piix3_function(device):
                 continue
-            self.addrs.reserve(pci.pci, self.flags.of(device), self.group_of(device))
+            # what should be no PCI device at all was let through in the past, as a conventional one
+            self.addrs.reserve(pci.pci, self.flags.of(device) or CONNECT_PCI_DEVICE, self.group_of(device))
 
     def place(self, device: Any) -> None:
         """Choose an address for a device that needs one and has none."""

@@ -2,23 +2,237 @@
 """
 What QEMU asks of a definition, beyond what every hypervisor does.
 
+Every rule yields errors instead of raising them, so that a user sees all of them at once.
+
 Mirrors: src/qemu/qemu_validate.c
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
+from pyhostdev.qemu.qemu_domain import ARM, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
+from pyhostdev.qemu.qemu_validate_pci import pci_controller_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.xmldef import ElementDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
+    Errors = Iterator[ConfigError]
 
-def validate(dom: DomainDef, capabilities: QEMUCapabilities) -> None:
-    """
-    Refuse what QEMU, or the machine, cannot do; addresses are assigned.
+_USB_PORTS_MAX = 15  # of an xHCI controller, per speed
+_XHCI_MODELS = ("nec-xhci", "qemu-xhci")
+_HDA_MODELS = ("ich6", "ich9")
 
-    Raises:
-        ConfigError: with libvirt's number.
-    """
-    assert capabilities is not None and dom is not None
+
+class QEMURules:
+    """The rules of one emulator, as domain_validate asks for them."""
+
+    def __init__(self, capabilities: QEMUCapabilities) -> None:
+        self.capabilities = capabilities
+
+    def domain_errors(self, dom: DomainDef) -> Errors:
+        """
+        Yield what is wrong with the domain as a whole.
+
+        Mirrors: qemuValidateDomainDef
+        """
+        if dom.type not in ("qemu", "kvm"):
+            yield _unsupported(f"QEMU has no domains of type {dom.type}", dom)
+        if not self.capabilities.has_machine(dom.os.machine or ""):
+            yield _unsupported(f"The emulator has no machine type '{dom.os.machine}'", dom.os)
+        for rule in _DOMAIN_RULES:
+            yield from rule(dom)
+
+    def device_errors(self, dom: DomainDef, device: ElementDef) -> Errors:
+        """
+        Yield what is wrong with one device.
+
+        Mirrors: qemuValidateDomainDeviceDef
+        """
+        rule = _DEVICE_RULES.get(device.tag)
+        if rule is not None:
+            yield from rule(dom, device)
+
+
+def _unsupported(message: str, where: Any) -> ConfigError:
+    return ConfigUnsupportedError(message, line=where.line)
+
+
+def _firmware_errors(dom: DomainDef) -> Errors:
+    """Mirrors: qemuValidateDomainDefBoot and the firmware part of qemuValidateDomainDef"""
+    has_flash = dom.os.loader_type == "pflash" or dom.os.firmware == "efi"
+    has_acpi = dom.features is not None and dom.features.acpi
+    if has_flash and not has_acpi and dom.os.arch in X86:
+        yield _unsupported("UEFI needs ACPI on this architecture", dom.os)
+    if dom.os.loader_secure and not (is_q35(dom) and dom.features is not None and dom.features.smm):
+        yield _unsupported("Secure boot needs a q35 machine with SMM", dom.os)
+
+
+# feature -> the machines that have it
+_FEATURE_HOMES: dict[str, Callable[[DomainDef], bool]] = {
+    "ioapic_driver": lambda dom: is_q35(dom) or is_i440fx(dom),
+    "hpt_resizing": is_pseries,
+    "hpt_maxpagesize": is_pseries,
+    "htm": is_pseries,
+    "nested_hv": is_pseries,
+    "ccf_assist": is_pseries,
+    "cfpc": is_pseries,
+    "sbbc": is_pseries,
+    "ibs": is_pseries,
+    "gic_version": is_arm_virt,
+    "hyperv": lambda dom: dom.os.arch in (*X86, *ARM),
+    "vmport_state": lambda dom: dom.os.arch in X86,
+}
+
+
+def _feature_errors(dom: DomainDef) -> Errors:
+    """Mirrors: qemuValidateDomainDefFeatures"""
+    features = dom.features
+    if features is None:
+        return
+    for name, has in _FEATURE_HOMES.items():
+        if getattr(features, name) is not None and not has(dom):
+            yield _unsupported(f"The machine '{dom.os.machine}' has no feature '{name.split('_')[0]}'", features)
+    if features.smm and features.smm_state is not False and not is_q35(dom):
+        yield _unsupported("Only q35 machines have SMM", features)
+    if features.kvm is not None and features.kvm.dirty_ring and dom.type != "kvm":
+        yield _unsupported("A dirty ring needs KVM", features)
+
+
+def _iommu_errors(dom: DomainDef) -> Errors:
+    """Mirrors: qemuValidateDomainDeviceDefIOMMU"""
+    iommu = dom.iommu
+    if iommu is None:
+        return
+    homes = {"intel": is_q35(dom), "smmuv3": is_arm_virt(dom), "virtio": is_q35(dom) or is_arm_virt(dom)}
+    if not homes.get(iommu.model or "", False):
+        yield _unsupported(f"The machine '{dom.os.machine}' has no IOMMU of model {iommu.model}", iommu)
+
+
+def _power_errors(dom: DomainDef) -> Errors:
+    """Mirrors: qemuValidateDomainDefPM"""
+    said = dom.suspend_to_mem is not None or dom.suspend_to_disk is not None
+    if said and not (is_q35(dom) or is_i440fx(dom)):
+        yield _unsupported("<pm> is for machines with ACPI sleep states", dom)
+
+
+def _clock_errors(dom: DomainDef) -> Errors:
+    """Mirrors: qemuValidateDomainDefClockTimers"""
+    for timer in dom.clock.timers if dom.clock is not None else ():
+        x86_only = timer.name in ("kvmclock", "hypervclock", "tsc", "hpet", "pit")
+        if x86_only and timer.present and dom.os.arch not in X86:
+            yield _unsupported(f"Timer '{timer.name}' is one of x86 machines", timer)
+        if timer.name in ("platform", "armvtimer") and not (timer.name == "armvtimer" and is_arm_virt(dom)):
+            yield _unsupported(f"Timer '{timer.name}' is not one of QEMU's", timer)
+
+
+_DOMAIN_RULES: tuple[Callable[[DomainDef], Errors], ...] = (
+    _firmware_errors,
+    _feature_errors,
+    _iommu_errors,
+    _power_errors,
+    _clock_errors,
+)
+
+
+def _controller_errors(dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainDeviceDefController"""
+    if device.type == "pci":
+        yield from pci_controller_errors(dom, device)
+    if device.type == "usb" and device.ports is not None:
+        if device.model not in _XHCI_MODELS:
+            yield _unsupported(f"A USB controller of model {device.model} has no number of ports", device)
+        elif device.ports > _USB_PORTS_MAX:
+            yield _unsupported(f"A USB controller has at most {_USB_PORTS_MAX} ports", device)
+    if device.type == "ide" and (is_q35(dom) or is_pseries(dom) or is_arm_virt(dom)):
+        yield _unsupported("This machine has no IDE controller", device)
+
+
+def _hostdev_errors(dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainDeviceDefHostdev"""
+    if device.mode != "subsystem":
+        yield _unsupported(f"A hostdev of mode {device.mode} is not for QEMU", device)
+    elif device.type == "pci":
+        yield from _pci_hostdev_errors(device)
+    elif device.type == "mdev":
+        yield from _mdev_errors(dom, device)
+
+
+def _pci_hostdev_errors(device: Any) -> Errors:
+    if device.source_def is not None and device.source_def.write_filtering is not None:
+        yield _unsupported("QEMU filters no writes to a device's configuration space", device)
+
+
+def _mdev_errors(dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainMdevDef"""
+    if device.display and not dom.graphics:
+        yield _unsupported("display='on' of a <hostdev> needs <graphics>", device)
+    if device.model != "vfio-pci" and dom.os.arch in (*X86, *ARM):
+        yield _unsupported(f"A mediated device of model {device.model} is not for this machine", device)
+
+
+def _chr_errors(dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainChrSourceDef"""
+    has_spice = any(graphics.type == "spice" for graphics in dom.graphics)
+    if device.source.type in ("spicevmc", "spiceport") and not has_spice:
+        yield _unsupported(f"A character device of type {device.source.type} needs SPICE graphics", device)
+
+
+def _sound_errors(_dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainDeviceDefSound"""
+    if device.codecs and device.model not in _HDA_MODELS:
+        yield _unsupported(f"A sound card of model {device.model} has no codecs", device)
+
+
+def _disk_errors(_dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainDeviceDefDiskFrontend"""
+    kind = device.info.address.kind if device.info.address is not None else None
+    if device.bus == "usb" and kind not in (None, "usb"):
+        yield ConfigError(
+            f"A disk on USB cannot have an address of type {kind}",
+            line=device.line,
+            libvirt_code=VIR_ERR_INTERNAL_ERROR,
+        )
+
+
+def _memballoon_errors(_dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainDeviceDefMemballoon"""
+    if device.model == "xen":
+        yield _unsupported("QEMU has no memory balloon of model xen", device)
+
+
+def _watchdog_errors(_dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainWatchdogDef"""
+    kind = device.info.address.kind if device.info.address is not None else None
+    if device.model == "i6300esb" and kind not in (None, "pci"):
+        yield _unsupported("The watchdog i6300esb is a PCI device", device)
+    if device.model == "ib700" and kind not in (None, "isa"):
+        yield _unsupported("The watchdog ib700 is an ISA device", device)
+
+
+def _panic_errors(dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainDefPanic"""
+    homes = {"pseries": is_pseries(dom), "isa": dom.os.arch in X86, "hyperv": dom.os.arch in X86}
+    if not homes.get(device.model, False):
+        yield _unsupported(f"The machine '{dom.os.machine}' has no panic device of model {device.model}", device)
+
+
+_DEVICE_RULES: dict[str, Callable[[DomainDef, Any], Errors]] = {
+    "controller": _controller_errors,
+    "hostdev": _hostdev_errors,
+    "serial": _chr_errors,
+    "parallel": _chr_errors,
+    "channel": _chr_errors,
+    "console": _chr_errors,
+    "redirdev": _chr_errors,
+    "sound": _sound_errors,
+    "disk": _disk_errors,
+    "memballoon": _memballoon_errors,
+    "watchdog": _watchdog_errors,
+    "panic": _panic_errors,
+}

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Which options each kind of PCI controller has, and which machines have it.
+
+Mirrors: qemuValidateDomainDeviceDefControllerPCI (src/qemu/qemu_validate.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyhostdev.errors import ConfigError, ConfigUnsupportedError
+from pyhostdev.qemu.qemu_controller_defaults import MODEL_NAMES, PHB_MODEL_NAME
+from pyhostdev.qemu.qemu_domain import is_arm_virt, is_i440fx, is_pseries, is_q35
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.domain_conf import DomainDef
+
+
+class _Kind(NamedTuple):
+    """The options a model must have (they have defaults, so only a user can spoil them), or may have."""
+
+    needs: tuple[str, ...] = ()
+    may: tuple[str, ...] = ()
+
+
+_PORT = _Kind(("chassis", "port"), ("hotplug",))
+
+_KINDS = {
+    "pci-root": _Kind((), ("hotplug", "pcihole64")),
+    "pcie-root": _Kind((), ("pcihole64",)),
+    "pci-bridge": _Kind(("chassis_nr",)),
+    "dmi-to-pci-bridge": _Kind(),
+    "pcie-to-pci-bridge": _Kind(),
+    "pcie-root-port": _PORT,
+    "pcie-switch-upstream-port": _Kind(),
+    "pcie-switch-downstream-port": _PORT,
+    "pci-expander-bus": _Kind(("bus_nr",), ("numa_node",)),
+    "pcie-expander-bus": _Kind(("bus_nr",), ("numa_node",)),
+}
+_PHB = _Kind(("target_index",), ("numa_node",))
+
+_OPTIONS = ("chassis_nr", "chassis", "port", "bus_nr", "target_index", "numa_node", "hotplug", "pcihole64")
+
+
+def pci_controller_errors(dom: DomainDef, device: Any) -> Iterator[ConfigError]:
+    """Yield what is wrong with a PCI controller; its defaults are filled in."""
+    is_phb = device.model == "pci-root" and is_pseries(dom)
+    kind = _PHB if is_phb else _KINDS.get(device.model)
+    if kind is None:
+        return
+    yield from _machine_errors(dom, device)
+    yield from _model_name_errors(device, is_phb)
+    for option in _OPTIONS:
+        value = getattr(device, option)
+        if value is None and option in kind.needs:
+            yield _error(device, f"needs '{option}'")
+        elif value is not None and option not in (*kind.needs, *kind.may):
+            yield _error(device, f"has no '{option}'")
+    cells = dom.cpu.cells if dom.cpu is not None else []
+    if device.numa_node is not None and device.numa_node not in [cell.id for cell in cells]:
+        yield _error(device, f"names the NUMA node {device.numa_node}, which the guest does not have,")
+
+
+def _machine_errors(dom: DomainDef, device: Any) -> Iterator[ConfigError]:
+    homes = {"pci-expander-bus": is_i440fx(dom), "pcie-expander-bus": is_q35(dom) or is_arm_virt(dom)}
+    if not homes.get(device.model, True):
+        yield _error(device, f"cannot be in the machine '{dom.os.machine}'")
+    if device.hotplug is not None and device.model == "pci-root" and not is_i440fx(dom):
+        yield _error(device, "has no 'hotplug' in this machine")
+
+
+def _model_name_errors(device: Any, is_phb: bool) -> Iterator[ConfigError]:
+    wanted = PHB_MODEL_NAME if is_phb else MODEL_NAMES.get(device.model)
+    allowed = ("pcie-root-port", "ioh3420") if device.model == "pcie-root-port" else (wanted,)
+    if device.model_name not in allowed:
+        yield _error(device, f"cannot be made of '{device.model_name}'")
+
+
+def _error(device: Any, message: str) -> ConfigError:
+    return ConfigUnsupportedError(f"PCI controller {device.index} ({device.model}) {message}", line=device.line)
