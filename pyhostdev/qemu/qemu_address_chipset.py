@@ -113,9 +113,10 @@ def _pin(device: Any, address: PCIDeviceAddress, addrs: DomainPCIAddressSet | No
     Raises:
         ConfigError: it has another.
     """
-    if device.info.wants_address:
+    pci = device.info.pci
+    if pci is None:
         device.info.address = PCIGuestAddress.at(address)
-    elif device.info.pci is None or device.info.pci.pci != address:
+    elif pci.pci != address:
         raise ConfigError(
             f"The first {device.type} controller of this machine is at {address} and nowhere else",
             libvirt_code=VIR_ERR_INTERNAL_ERROR,

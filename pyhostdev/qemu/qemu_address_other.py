@@ -216,15 +216,19 @@ def _usb_devices(dom: DomainDef) -> Iterator[Any]:
 
     Mirrors: virDomainUSBDeviceDefForeach (src/conf/domain_conf.c)
     """
-    yield from dom.hubs
-    yield from (h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb")
-    yield from (d for d in dom.inputs if d.bus == "usb")
-    yield from (d for d in dom.disks if d.bus == "usb")
-    yield from (s for s in dom.sounds if s.model == "usb")
-    yield from (n for n in dom.interfaces if n.model == "usb-net")
-    yield from (c for c in dom.controllers if c.type == "ccid")
-    yield from dom.redirdevs
-    yield from (s for s in dom.serials if s.target_type == "usb-serial")
+    devices: list[Any] = [
+        *dom.hubs,
+        *(h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"),
+        *(d for d in dom.inputs if d.bus == "usb"),
+        *(d for d in dom.disks if d.bus == "usb"),
+        *(s for s in dom.sounds if s.model == "usb"),
+        *(n for n in dom.interfaces if n.model == "usb-net"),
+        *(c for c in dom.controllers if c.type == "ccid"),
+        *dom.redirdevs,
+        *(s for s in dom.serials if s.target_type == "usb-serial"),
+    ]
+    # a device with another kind of address is validation's to refuse
+    yield from (d for d in devices if isinstance(d.info.address, (USBAddress, type(None))))
 
 
 def _add_hubs(dom: DomainDef, nports: int) -> None:
