@@ -24,6 +24,7 @@ from pyhostdev.qemu.qemu_command_builder import CommandBuilder, DomainPaths, uns
 from pyhostdev.qemu.qemu_command_hostdev import build_hostdevs
 from pyhostdev.qemu.qemu_command_net import build_interfaces
 from pyhostdev.qemu.qemu_define import define
+from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +88,7 @@ def build_command_line(
     capabilities: QEMUCapabilities | None = None,
     *,
     host: HostFacts | None = None,
-    state_dir: str = "/run/pyhostdev",
+    state_dir: str = HostRoot("/").state_dir,
     domain_id: int = -1,
     monitor_fd: int | None = None,
     keep_together: bool = False,
