@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.qemu.qemu_command_builder import unsupported
+from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +76,7 @@ def _mdev(build: CommandBuilder, hostdev: Any) -> Properties:
     return {
         "driver": _driver(hostdev),
         "id": hostdev.info.alias,
-        "sysfsdev": f"/sys/bus/mdev/devices/{hostdev.source.uuid}",
+        "sysfsdev": HostRoot("/").mdev_device(hostdev.source.uuid),
         "display": _display(hostdev),
         "ramfb": hostdev.ramfb or None,
         "bootindex": build.bootindex(hostdev),

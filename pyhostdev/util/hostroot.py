@@ -94,6 +94,10 @@ class HostRoot:
         """The directory that lists a group's members, PCI or not."""
         return self.join("sys/kernel/iommu_groups", str(int(group)), "devices")
 
+    def mdev_device(self, uuid: str) -> str:
+        """The directory of a mediated device; its name was parsed as a UUID."""
+        return self.join("sys/bus/mdev/devices", uuid)
+
     @property
     def dev_vfio(self) -> str:
         """``dev/vfio``: the container node and one node a group."""
