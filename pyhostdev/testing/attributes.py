@@ -155,6 +155,8 @@ def store_driver_override(core: DriverCore, device: SimDevice, value: bytes) -> 
         raise Refusal(errno.EINVAL)
     core.wait_for_lock(device)
     name = c_string(value).split(b"\n", 1)[0]
+    driver = device.driver
+    core.state.override_changed = driver is not None and core.state.driver(driver).kind == "vfio"
     device.update("driver_override", name + b"\n" if name else UNSET_OVERRIDE)
 
 

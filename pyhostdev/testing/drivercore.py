@@ -199,6 +199,7 @@ class DriverCore:
         failure = self._probe(self.state.driver(entry.driver), device)
         if failure:
             self._drop_links(device, entry.driver)
+            self._moved(device, None)
             raise Refusal(failure)
         self._bound(device, entry.driver)
 

@@ -54,8 +54,8 @@ def remove(core: DriverCore, device: SimDevice) -> None:
 
 def drop(core: DriverCore, device: SimDevice) -> None:
     """Take a function without a driver off the bus and keep its directory for a rescan."""
-    name, group = str(device.address), device.group
-    relative = os.path.relpath(device.path, os.path.realpath(core.root.path))
+    name, group, place, physfn = str(device.address), device.group, device.place, device.physfn
+    relative = os.path.relpath(place, os.path.realpath(core.root.path))
     _unlink_from_pf(core, device)
     core.state.pending = [entry for entry in core.state.pending if entry.device != name]
     core.state.moved.pop(name, None)
@@ -64,10 +64,10 @@ def drop(core: DriverCore, device: SimDevice) -> None:
         _leave_group(core, name, group)
     kept = core.root.join(REMOVED, name)
     shutil.rmtree(kept, ignore_errors=True)
-    if os.path.isdir(device.path):
+    if os.path.isdir(place):
         os.makedirs(os.path.dirname(kept), exist_ok=True)
-        os.rename(device.path, kept)
-    if device.physfn is None:
+        os.rename(place, kept)
+    if physfn is None:
         core.state.removed[name] = (relative, group)
 
 
@@ -77,7 +77,7 @@ def _unlink_from_pf(core: DriverCore, device: SimDevice) -> None:
     parent = SimDevice(core.root, device.physfn)
     for name in list_dir(parent.path):
         link = parent.join(name)
-        if name.startswith("virtfn") and os.path.realpath(link) == device.path:
+        if name.startswith("virtfn") and os.path.realpath(link) == device.place:
             drop_file(link)
 
 

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.testing.hostspec import DriverSpec, driver_kind
-from pyhostdev.testing.simdevice import SimDevice, drop_file, list_devices, list_dir, read_file
+from pyhostdev.testing.simdevice import SimDevice, drop_file, find_device, link_name, list_dir, put_file, read_file
 
 if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
@@ -53,6 +53,7 @@ class KernelState:
         "dynamic",
         "held",
         "moved",
+        "override_changed",
         "pending",
         "removed",
         "reset_methods",
@@ -63,6 +64,7 @@ class KernelState:
     def __init__(self) -> None:
         self.described = False
         self.taught = False  # by a write: the tree's bindings do not show it
+        self.override_changed = False  # in this write, of a function on vfio-pci; not kept in the file
         self.uevent_driver = True
         self.drivers: dict[str, DriverSpec] = {}
         self.dynamic: dict[str, list[str]] = {}
@@ -120,11 +122,12 @@ class KernelState:
 def _learn_binding(state: KernelState, device: SimDevice, driver: str) -> None:
     """A driver matches what it is bound to; vfio-pci without an override has been given a dynamic id."""
     spec = state.driver(driver)
+    if spec.kind == "vfio" and device.override == driver:
+        return
     pattern = f"{device.number('vendor') & 0xFFFF:04x}:{device.number('device') & 0xFFFF:04x}"
     if spec.kind == "vfio":
-        if device.override != driver:
-            ids = state.dynamic.setdefault(driver, [])
-            ids += [pattern] if pattern not in ids else []
+        ids = state.dynamic.setdefault(driver, [])
+        ids += [pattern] if pattern not in ids else []
     elif pattern not in spec.ids:
         state.drivers[driver] = spec._replace(ids=(*spec.ids, pattern))
 
@@ -133,17 +136,21 @@ def learn_state(root: HostRoot) -> KernelState:
     """
     Return what the bindings of a tree teach.
 
-    Host: reads the ``driver`` link of every function, ids and override of the bound ones.
+    Host: reads the ``driver`` link of every function, ids and override of the bound ones, ``uevent`` of one of them.
     """
     state = KernelState()
     state.uevent_driver = False
     for name in list_dir(root.pci_drivers):
         state.drivers[name] = state.driver(name)
-    for device in list_devices(root):
-        driver = device.driver
-        if driver is not None:
+    bound: SimDevice | None = None
+    for name in list_dir(root.pci_devices):
+        driver = link_name(os.path.join(root.pci_devices, name, "driver"))
+        device = None if driver is None else find_device(root, name)
+        if driver is not None and device is not None:
+            bound = device
             _learn_binding(state, device, driver)
-            state.uevent_driver |= b"DRIVER=" in (device.read("uevent") or b"")
+    if bound is not None:
+        state.uevent_driver = b"DRIVER=" in (bound.read("uevent") or b"")
     return state
 
 
@@ -154,30 +161,38 @@ class StateFile:
         self.root = root
         self.path = root.join(STATE_FILE)
         self._text: bytes | None = None
-        self._state: KernelState | None = None
+        self._learned: dict[str, Any] | None = None
 
     def load(self) -> KernelState:
         """Return the state as the file has it, or what the tree teaches where there is none."""
-        text = read_file(self.path)
-        if text is None:
-            self._text = None
-            return learn_state(self.root)
+        self._text = read_file(self.path)
+        if self._text is None:
+            state = learn_state(self.root)
+            self._learned = state.to_json()
+            return state
         import json
 
-        self._text = text
-        return KernelState.from_json(json.loads(text))
+        self._learned = None
+        return KernelState.from_json(json.loads(self._text))
 
     def save(self, state: KernelState) -> None:
         """Write the state when it has changed, by rename: a reader sees the old or the new one."""
-        if state.is_learnable and learn_state(self.root).to_json() == state.to_json():
+        if state.is_learnable and self._teaches(state):
             drop_file(self.path)
+            self._text = None
             return
         import json
 
         text = json.dumps(state.to_json(), separators=(",", ":")).encode()
         if text != self._text:
             temporary = f"{self.path}.{os.getpid()}"
-            with open(temporary, "wb") as file:
-                file.write(text)
+            put_file(temporary, text)
             os.rename(temporary, self.path)
             self._text = text
+
+    def _teaches(self, state: KernelState) -> bool:
+        """True when the tree alone would teach this state again."""
+        wanted = state.to_json()
+        if self._text is None and self._learned == wanted and not state.override_changed:
+            return True
+        return learn_state(self.root).to_json() == wanted

@@ -18,6 +18,7 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
 
+_CHUNK = 8192  # two pages: all that an attribute or config space has, in one read
 UNSET_OVERRIDE = b"(null)\n"
 
 
@@ -49,7 +50,11 @@ def read_file(path: str) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return os.read(fd, 1 << 20)
+        content = chunk = os.read(fd, _CHUNK)
+        while len(chunk) == _CHUNK:
+            chunk = os.read(fd, _CHUNK)
+            content += chunk
+        return content
     finally:
         os.close(fd)
 
@@ -80,7 +85,7 @@ class SimDevice:
     def __init__(self, root: HostRoot, address: PCIDeviceAddress) -> None:
         self.root = root
         self.address = address
-        self.path = os.path.realpath(root.pci_device(address))
+        self.path = root.pci_device(address)
 
     def __repr__(self) -> str:
         return f"<SimDevice {self.address}>"
@@ -88,6 +93,11 @@ class SimDevice:
     def join(self, *names: str) -> str:
         """Return a path in the function's directory."""
         return os.path.join(self.path, *names)
+
+    @property
+    def place(self) -> str:
+        """The directory itself; ``path`` goes through the bus's link."""
+        return os.path.realpath(self.path)
 
     def read(self, name: str) -> bytes | None:
         """Return an attribute, None when the function has none of that name."""

@@ -74,7 +74,7 @@ def enable(core: DriverCore, pf: SimDevice, count: int) -> None:
     Raises:
         NotSimulated: the tree does not describe them.
     """
-    place = os.path.dirname(pf.path)
+    place = os.path.dirname(pf.place)
     vfs = []
     for index in range(count):
         ari = pf.read("ari_enabled") == b"1\n"
