@@ -430,16 +430,17 @@ class TestOldQEMU:
     OLD = """
         import json, socket, sys
         fd = int(sys.argv[sys.argv.index("-chardev") + 1].split("fd=")[1].split(",")[0])
-        stream = socket.socket(fileno=fd).accept()[0].makefile("rw", buffering=1)
+        client, _ = socket.socket(fileno=fd).accept()
         def say(**message):
-            stream.write(json.dumps(message) + "\\n")
+            client.sendall(json.dumps(message).encode() + b"\\n")
         say(QMP={"version": {"qemu": {"major": 5, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []})
-        for line in stream:
+        for line in client.makefile("rb"):
             request = json.loads(line)
+            of = {"id": request["id"]} if "id" in request else {}
             if request["execute"] == "set-action":
-                say(error={"class": "CommandNotFound", "desc": "not known"}, id=request["id"])
+                say(error={"class": "CommandNotFound", "desc": "not known"}, **of)
                 continue
-            say(**{"return": {}}, id=request["id"])
+            say(**{"return": {}}, **of)
             if request["execute"] == "cont":
                 say(event="RESET", data={"guest": True}, timestamp={"seconds": 1, "microseconds": 2})
             if request["execute"] == "quit":
