@@ -8,6 +8,7 @@ This is the object a program starts with; it reads, and only a HostdevManager ma
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pyhostdev.hypervisor.hostdev_plan import Plan
@@ -105,9 +106,21 @@ class Host:
         """Tell whether a write to this device has not come back from the kernel yet."""
         return self.writer is not None and self.writer.is_in_flight(address)
 
-    def plan(self, definition: DomainDef, policy: str = "auto", owner: str | None = None) -> Plan:
+    def plan(
+        self,
+        definition: DomainDef,
+        policy: str = "auto",
+        *,
+        owner: str | None = None,
+        accept: Iterable[str] = (),
+    ) -> Plan:
         """
         Plan what happens to a domain's host devices; needs no root and writes nothing.
+
+        Args:
+            policy: which functions must be declared: auto, device, group or off.
+            owner: who will have them; the domain's name.
+            accept: consents to what the host would lose, each as REASON:ADDRESS.
 
         Raises:
             ConfigError, ConfigUnsupportedError: the request is wrong, whatever the host.
@@ -121,6 +134,7 @@ class Host:
             policy=policy,
             records=records,
             occupied=definition.guest_pci_addresses(),
+            accept=accept,
             definition=definition,
         )
 

@@ -109,6 +109,7 @@ class Plan:
         findings: Sequence[Finding],
         fates: Sequence[Fate],
         proposals: Sequence[Proposal] = (),
+        accepted: Set[tuple[str, str]] = frozenset(),
         definition: Definition | None = None,
     ) -> None:
         self.owner = owner
@@ -118,6 +119,7 @@ class Plan:
         self.findings = tuple(findings)
         self.fates = tuple(fates)
         self.proposals = tuple(proposals)
+        self.accepted = frozenset(accepted)
         self.definition = definition
 
     @property
@@ -127,8 +129,11 @@ class Plan:
 
     @property
     def obstacles(self) -> tuple[Finding, ...]:
-        """The findings that refuse."""
-        return tuple(f for f in self.findings if f.severity != NOTE)
+        """The findings that refuse: errors, and what needs a consent that was not given."""
+        return tuple(f for f in self.findings if f.severity == ERROR or self._wants_consent(f))
+
+    def _wants_consent(self, finding: Finding) -> bool:
+        return finding.severity == CONSENT and (finding.reason, str(finding.address)) not in self.accepted
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as the JSON of design.md has it."""

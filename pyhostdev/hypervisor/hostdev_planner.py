@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError
+from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners
 from pyhostdev.hypervisor.hostdev_plan import (
     ASSIGNED,
     ERROR,
@@ -57,6 +58,7 @@ def build_plan(
     policy: str = "auto",
     records: Mapping[PCIDeviceAddress, Record] | None = None,
     occupied: Iterable[PCIDeviceAddress] = (),
+    accept: Iterable[str] = (),
     definition: Definition | None = None,
 ) -> Plan:
     """
@@ -68,9 +70,10 @@ def build_plan(
         policy: auto, device, group or off; see design.md section 2.
         records: the journal's, by address.
         occupied: guest addresses of the domain's other devices, for ``no-guest-function-0``.
+        accept: consents, each as REASON:ADDRESS.
 
     Raises:
-        ConfigError: no such policy.
+        ConfigError: no such policy, or a consent that is none.
         ConfigUnsupportedError: a backend that is not VFIO.
     """
     if policy not in POLICIES:
@@ -86,6 +89,7 @@ def build_plan(
         steps=planner.steps(),
         fates=planner.fates(),
         proposals=planner.proposals(findings),
+        accepted=consents(accept),
         definition=definition,
     )
 
@@ -156,11 +160,23 @@ class _Planner:
         found += self._incomplete_devices()
         found += self._group_findings()
         found += self._missing_drivers()
+        moving = [request.address for request in self._moving()]
+        found += host_needs(self.host.root, moving)
+        found += held_groups(self.host.root, self._first_by_group())
+        found += libvirt_owners(self.host.root, list(self.declared), self.owner)
         found += self._empty_slots()
         seen: dict[tuple[str, str], Finding] = {}
         for finding in found:
             seen.setdefault((finding.reason, str(finding.address)), finding)
         return list(seen.values())
+
+    def _first_by_group(self) -> dict[int, PCIDeviceAddress]:
+        """Return each touched group's number with the first device that was declared in it."""
+        found: dict[int, PCIDeviceAddress] = {}
+        for request in self.present:
+            if request.dev is not None and request.dev.iommu_group is not None:
+                found.setdefault(request.dev.iommu_group, request.address)
+        return found
 
     def _device_findings(self, request: Request) -> Iterable[Finding]:
         address, dev = request.address, request.dev

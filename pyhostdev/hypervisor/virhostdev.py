@@ -109,6 +109,7 @@ class HostdevManager:
             policy=plan.policy,
             records=records,
             occupied=plan.definition.guest_pci_addresses(),
+            accept=[f"{reason}:{address}" for reason, address in plan.accepted],
             definition=plan.definition,
         )
 

@@ -45,9 +45,16 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
-    """--policy."""
+    """--policy and --accept."""
     parser.add_argument(
         "--policy", default="auto", choices=POLICIES, help="which functions must be declared (default: auto)"
+    )
+    parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="REASON:ADDRESS",
+        help="consent to boot-vga, mounted or default-route of one device; can be repeated",
     )
 
 

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """Make the plan and print it; 1 when it refuses."""
     definition = arguments.definition_of(args)
     definition.validate()
-    plan = arguments.host_of(args).plan(definition, args.policy)
+    plan = arguments.host_of(args).plan(definition, args.policy, accept=args.accept)
     if args.json:
         output.print_json(plan.to_json())
     else:

@@ -21,5 +21,5 @@ def run(args: argparse.Namespace) -> int:
     definition = arguments.definition_of(args)
     definition.validate()
     manager = arguments.manager_of(args)
-    manager.prepare(manager.host.plan(definition, args.policy))
+    manager.prepare(manager.host.plan(definition, args.policy, accept=args.accept))
     return 0

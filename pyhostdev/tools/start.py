@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     definition = arguments.definition_of(args)
     manager = arguments.manager_of(args)
     guest = qemu_driver.Guest(definition, manager.host, keep_together=args.keep_together)
-    plan = manager.host.plan(guest.definition, args.policy)
+    plan = manager.host.plan(guest.definition, args.policy, accept=args.accept)
     if not plan.ok:
         raise RefusedError(plan.obstacles, plan)
     if args.simulate:

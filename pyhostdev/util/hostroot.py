@@ -37,6 +37,8 @@ class HostRoot:
 
     __slots__ = ("path",)
 
+    DEV = "/dev/"  # how the host itself names its device nodes
+
     def __init__(self, path: str | os.PathLike[str] = "/") -> None:
         self.path = os.path.abspath(os.fspath(path))
 
@@ -138,6 +140,41 @@ class HostRoot:
     def proc(self) -> str:
         """``proc``"""
         return self.join("proc")
+
+    @property
+    def mounts(self) -> str:
+        """``proc/mounts``"""
+        return self.join("proc/mounts")
+
+    @property
+    def swaps(self) -> str:
+        """``proc/swaps``"""
+        return self.join("proc/swaps")
+
+    @property
+    def route(self) -> str:
+        """``proc/net/route``"""
+        return self.join("proc/net/route")
+
+    @property
+    def ipv6_route(self) -> str:
+        """``proc/net/ipv6_route``"""
+        return self.join("proc/net/ipv6_route")
+
+    @property
+    def class_block(self) -> str:
+        """``sys/class/block``: disks, partitions, mappings."""
+        return self.join("sys/class/block")
+
+    @property
+    def class_net(self) -> str:
+        """``sys/class/net``: network interfaces."""
+        return self.join("sys/class/net")
+
+    @property
+    def libvirt_status(self) -> str:
+        """``run/libvirt/qemu``: libvirtd's status XML of each running domain."""
+        return self.join("run/libvirt/qemu")
 
     @property
     def state_dir(self) -> str:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What the host itself needs a device for: its console, its disks, its way to the network.
+
+Taking such a device away is somebody's decision, never a consequence. What a host does not show is not in use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.virpci import read_attribute
+
+BOOT_VGA, MOUNTED, DEFAULT_ROUTE = "boot-vga", "mounted", "default-route"
+DEFAULT_DESTINATION = "00000000"  # of /proc/net/route and, eight times, of ipv6_route
+_STACK_MAX = 64  # devices below one mount: partitions, mappings, RAID members
+
+
+class Use(NamedTuple):
+    """One use by the host: the reason code of a finding, and the end of its sentence."""
+
+    reason: str
+    text: str
+
+
+class HostUsage:
+    """What a host uses its devices for, read once."""
+
+    def __init__(self, root: HostRoot) -> None:
+        self.root = root
+        self._blocks = {name: _below(root.class_block, name, "slaves") for name in _block_names(root)}
+        self._nets = {name: _below(root.class_net, name, "") for name in _route_names(root)}
+
+    def of(self, address: PCIDeviceAddress) -> list[Use]:
+        """Return what the host uses one function for."""
+        part = f"/{address}/"
+        uses = []
+        if read_attribute(os.path.join(self.root.pci_device(address), "boot_vga")) == "1":
+            uses.append(Use(BOOT_VGA, "shows the host's console"))
+        for name, where in _block_names(self.root).items():
+            if any(part in path for path in self._blocks[name]):
+                uses.append(Use(MOUNTED, f"holds '{name}', which is in use as {where}"))
+        for name in self._nets:
+            if any(part in path for path in self._nets[name]):
+                uses.append(Use(DEFAULT_ROUTE, f"has interface '{name}', which has the default route"))
+        return uses
+
+
+def _lines(path: str) -> list[list[str]]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+            return [line.split() for line in stream]
+    except FileNotFoundError:
+        return []
+
+
+def _block_names(root: HostRoot) -> dict[str, str]:
+    """Return the block devices that are mounted or swapped to, and as what."""
+    found = {}
+    for words in _lines(root.mounts):
+        if len(words) > 1 and words[0].startswith(root.DEV):
+            found[_block_name(root, words[0])] = f"the file system at '{words[1]}'"
+    for words in _lines(root.swaps)[1:]:
+        if words and words[0].startswith(root.DEV):
+            found[_block_name(root, words[0])] = "swap"
+    return found
+
+
+def _block_name(root: HostRoot, device: str) -> str:
+    """Return the kernel's name of a device node; names of the device mapper are links to it."""
+    node = root.join(device.lstrip("/"))
+    return os.path.basename(os.path.realpath(node))
+
+
+def _route_names(root: HostRoot) -> list[str]:
+    """Return the interfaces that a default route goes through, in both protocols."""
+    names = [words[0] for words in _lines(root.route) if words[1:2] == [DEFAULT_DESTINATION]]
+    for words in _lines(root.ipv6_route):
+        is_default = words[:2] == [DEFAULT_DESTINATION * 4, "00"]
+        if is_default and words[-1] != "lo":
+            names.append(words[-1])
+    return list(dict.fromkeys(names))
+
+
+def _below(directory: str, name: str, stack: str) -> list[str]:
+    """Return the sysfs paths of a device of a class and of all that it is made of."""
+    found: list[str] = []
+    todo = [name]
+    while todo and len(found) < _STACK_MAX:
+        path = os.path.realpath(os.path.join(directory, todo.pop())) + "/"
+        if path not in found:
+            found.append(path)
+            todo += _parts(path, stack)
+    return found
+
+
+def _parts(path: str, stack: str) -> Iterable[str]:
+    """Return the names of what a device is made of: slaves of a mapping, lower interfaces of a bridge or bond."""
+    return _names(os.path.join(path, stack)) if stack else _lower_interfaces(path)
+
+
+def _lower_interfaces(path: str) -> Iterator[str]:
+    for name in _names(path):
+        if name.startswith("lower_"):
+            yield name.removeprefix("lower_")
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
