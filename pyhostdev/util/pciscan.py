@@ -12,7 +12,7 @@ import errno
 import os
 import struct
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
 from pyhostdev.errors import SysfsError
@@ -23,6 +23,7 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 # struct phd_record of csrc/pciscan.cdef.h
 _RECORD = struct.Struct("=QQIIIHHHHHH")
 _KEYS = slice(0, None, 5)  # of 64-bit words
+_PHYSFNS = slice(1, None, 5)
 _GROUPS = slice(5, None, 10)  # of 32-bit words
 _HAVES = slice(18, None, 20)  # of 16-bit words
 
@@ -30,6 +31,17 @@ _CAPACITY = 1 << 16  # functions; the pages are touched as far as there are any
 _SCRATCH_SIZE = 1 << 17  # two listings: the drivers, and the functions of one
 _NAMES_SIZE = 1 << 16
 _ADDRESS_SIZE = 17  # 00010000:00:00.0 and a newline
+
+_HAVE_VENDOR: int = _c.lib.PHD_HAVE_VENDOR
+_HAVE_DEVICE: int = _c.lib.PHD_HAVE_DEVICE
+_HAVE_SUBSYSTEM_VENDOR: int = _c.lib.PHD_HAVE_SUBSYSTEM_VENDOR
+_HAVE_SUBSYSTEM_DEVICE: int = _c.lib.PHD_HAVE_SUBSYSTEM_DEVICE
+_HAVE_CLASS: int = _c.lib.PHD_HAVE_CLASS
+_HAVE_IDS = (
+    _HAVE_VENDOR | _HAVE_DEVICE | _HAVE_SUBSYSTEM_VENDOR | _HAVE_SUBSYSTEM_DEVICE | _HAVE_CLASS
+)
+_HAVE_IOMMU_GROUP: int = _c.lib.PHD_HAVE_IOMMU_GROUP
+_HAVE_PHYSFN: int = _c.lib.PHD_HAVE_PHYSFN
 
 _SHARE_NEVER = 0xFFFFFFFF
 
@@ -74,13 +86,14 @@ class Snapshot(Sequence[ScanRecord]):
     ``vanished`` counts functions that were listed and gone when their attributes were read.
     """
 
-    __slots__ = ("_addresses", "_groups", "_names", "_packed", "_text", "vanished")
+    __slots__ = ("_addresses", "_drivers", "_groups", "_names", "_packed", "_text", "vanished")
 
     def __init__(self, packed: bytes, text: bytes, names: bytes, vanished: int) -> None:
         self._packed = packed
         self._text = text
         self._names = names
         self._addresses: list[str] | None = None
+        self._drivers: dict[int, str] | None = None
         self._groups: dict[int, tuple[int, ...]] | None = None
         self.vanished = vanished
 
@@ -96,34 +109,31 @@ class Snapshot(Sequence[ScanRecord]):
             return [self._record(i) for i in range(len(self))[index]]
         return self._record(range(len(self))[index])
 
-    def _record(self, index: int) -> ScanRecord:
-        (
-            _key,
-            physfn,
-            class_,
-            group,
-            driver,
-            vendor,
-            device,
-            subsystem_vendor,
-            subsystem_device,
-            have,
-            _flags,
-        ) = _RECORD.unpack_from(self._packed, index * _RECORD.size)
-        return ScanRecord(
-            self.addresses[index],
-            vendor if have & 1 else None,
-            device if have & 2 else None,
-            subsystem_vendor if have & 4 else None,
-            subsystem_device if have & 8 else None,
-            class_ if have & 16 else None,
-            self._driver(driver) if have & 32 else None,
-            group if have & 64 else None,
-            _format_key(physfn) if have & 128 else None,
-        )
+    def __iter__(self) -> Iterator[ScanRecord]:
+        drivers, physfns = self._driver_names, self._physfns()
+        for address, fields in zip(
+            self.addresses, _RECORD.iter_unpack(self._packed), strict=True
+        ):
+            yield _record(address, fields, drivers, physfns)
 
-    def _driver(self, offset: int) -> str:
-        return os.fsdecode(self._names[offset : self._names.index(0, offset)])
+    def _record(self, index: int) -> ScanRecord:
+        fields = _RECORD.unpack_from(self._packed, index * _RECORD.size)
+        physfns = {fields[1]: _format_key(fields[1])}
+        return _record(self.addresses[index], fields, self._driver_names, physfns)
+
+    def _physfns(self) -> dict[int, str]:
+        keys = set(memoryview(self._packed).cast("Q")[_PHYSFNS])
+        return {key: _format_key(key) for key in keys}
+
+    @property
+    def _driver_names(self) -> dict[int, str]:
+        """Where a driver's name starts in the pool, to the name."""
+        if self._drivers is None:
+            offset, self._drivers = 1, {}
+            for name in self._names[1:].split(b"\0")[:-1]:
+                self._drivers[offset] = os.fsdecode(name)
+                offset += len(name) + 1
+        return self._drivers
 
     @property
     def addresses(self) -> list[str]:
@@ -141,11 +151,10 @@ class Snapshot(Sequence[ScanRecord]):
 
     def _index_groups(self) -> dict[int, tuple[int, ...]]:
         members: dict[int, list[int]] = {}
-        have_group: int = _c.lib.PHD_HAVE_IOMMU_GROUP
         packed = memoryview(self._packed)
         columns = zip(packed.cast("I")[_GROUPS], packed.cast("H")[_HAVES], strict=True)
         for index, (group, have) in enumerate(columns):
-            if have & have_group:
+            if have & _HAVE_IOMMU_GROUP:
                 members.setdefault(group, []).append(index)
         return {group: tuple(members[group]) for group in sorted(members)}
 
@@ -155,6 +164,28 @@ class Snapshot(Sequence[ScanRecord]):
         key = address.domain << 16 | address.bus << 8 | address.devfn
         index = bisect_left(keys, key)
         return index if index < len(keys) and keys[index] == key else None
+
+
+def _record(
+    address: str, fields: tuple[int, ...], drivers: dict[int, str], physfns: dict[int, str]
+) -> ScanRecord:
+    _, physfn, class_, group, driver, vendor, device, subvendor, subdevice, have, _ = fields
+    rest = (
+        drivers.get(driver),  # no name starts at 0
+        group if have & _HAVE_IOMMU_GROUP else None,
+        physfns[physfn] if have & _HAVE_PHYSFN else None,
+    )
+    if have & _HAVE_IDS == _HAVE_IDS:
+        return ScanRecord(address, vendor, device, subvendor, subdevice, class_, *rest)
+    return ScanRecord(
+        address,
+        vendor if have & _HAVE_VENDOR else None,
+        device if have & _HAVE_DEVICE else None,
+        subvendor if have & _HAVE_SUBSYSTEM_VENDOR else None,
+        subdevice if have & _HAVE_SUBSYSTEM_DEVICE else None,
+        class_ if have & _HAVE_CLASS else None,
+        *rest,
+    )
 
 
 def _format_key(key: int) -> str:

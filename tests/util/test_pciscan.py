@@ -258,7 +258,7 @@ class CountingModule:
 
 def test_scan_is_three_calls(root: HostRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan crosses into C to list, to fill and to format, however many functions there are."""
-    module = CountingModule(pciscan._c)
+    module = CountingModule(pciscan._c)  # type: ignore[attr-defined]
     monkeypatch.setattr(pciscan, "_c", module)
     pciscan.scan(root)
     assert ["phd_list", "phd_fill", "phd_format"] == module.lib.calls

@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -244,6 +245,20 @@ def test_asking_disturbs_no_write(writer: ForkedWriter, root: HostRoot) -> None:
     finally:
         stop.set()
         thread.join()
+
+
+def test_who_may_not_open_the_lock_looks_it_up(root: HostRoot) -> None:
+    """The kernel's list of locks tells an unprivileged reader what is in flight."""
+    top = Path("/dev/shm")  # on some file systems the list names another device than stat does
+    if not os.access(top, os.W_OK):
+        pytest.skip("there is no /dev/shm to lock files in")
+    with tempfile.TemporaryDirectory(dir=top) as locks:
+        held, free = Path(locks, "held"), Path(locks, "free")
+        free.touch()
+        with held.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            listed = [sysfs_writer._is_listed(str(path), "/proc/locks") for path in (held, free)]
+    assert [True, False] == listed
 
 
 def test_descriptors_are_closed(writer: ForkedWriter, root: HostRoot, stuck: Path) -> None:
