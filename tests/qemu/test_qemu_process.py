@@ -434,8 +434,8 @@ class TestOldQEMU:
         def say(**message):
             client.sendall(json.dumps(message).encode() + b"\\n")
         say(QMP={"version": {"qemu": {"major": 5, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []})
-        for line in client.makefile("rb"):
-            request = json.loads(line)
+        while True:
+            request = json.loads(client.recv(65536))
             of = {"id": request["id"]} if "id" in request else {}
             if request["execute"] == "set-action":
                 say(error={"class": "CommandNotFound", "desc": "not known"}, **of)
