@@ -46,7 +46,8 @@ def test_what_the_host_needs_wants_a_consent(
 
 def test_boot_vga_wants_a_consent(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
     """The display that the host booted on is not taken by accident."""
-    fake = bcm5719_with(fakehost, "driver nouveau 10de:1b80", "0001:07:01.0 10de:1b80 030000 driver=nouveau group=40 boot-vga")
+    card = "0001:07:01.0 10de:1b80 030000 driver=nouveau group=40 boot-vga"
+    fake = bcm5719_with(fakehost, "driver nouveau 10de:1b80", card)
     plan = Host(fake.root).plan(domain("vm1", "0001:07:01.0"))
     assert [("boot-vga", "consent")] == [(f.reason, f.severity) for f in plan.findings]
 
