@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from pyhostdev.conf.chr_conf import ChrSourceElement
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.conf.xmlcodec import enum, number, signed, yes_no
+from pyhostdev.conf.xmlcodec import enum, number, signed, size_unit, unit_factor, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, children, content, embedded, opaque
 
@@ -82,20 +81,20 @@ class DomainMemoryDef(ElementDef):
     uuid = content("uuid")
     source_path = content("source/path")
     source_pagesize = content("source/pagesize", number)
-    source_pagesize_unit = attribute("source/pagesize/@unit")
+    source_pagesize_unit = attribute("source/pagesize/@unit", size_unit)
     source_nodemask = content("source/nodemask")
     source_alignsize = content("source/alignsize", number)
-    source_alignsize_unit = attribute("source/alignsize/@unit")
+    source_alignsize_unit = attribute("source/alignsize/@unit", size_unit)
     source_pmem = opaque("source/pmem")
     target_size = content("target/size", number)
-    target_size_unit = attribute("target/size/@unit")
+    target_size_unit = attribute("target/size/@unit", size_unit)
     target_node = content("target/node", signed())
     target_label_size = content("target/label/size", number)
-    target_label_size_unit = attribute("target/label/size/@unit")
+    target_label_size_unit = attribute("target/label/size/@unit", size_unit)
     target_block = content("target/block", number)
-    target_block_unit = attribute("target/block/@unit")
+    target_block_unit = attribute("target/block/@unit", size_unit)
     target_requested = content("target/requested", number)
-    target_requested_unit = attribute("target/requested/@unit")
+    target_requested_unit = attribute("target/requested/@unit", size_unit)
     target_readonly = opaque("target/readonly")
     info = embedded(DeviceInfo)
 

@@ -8,9 +8,8 @@ Mirrors: virDomainControllerDef (src/conf/domain_conf.h)
 from __future__ import annotations
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.conf.virtio_conf import VirtioOptions
-from pyhostdev.conf.xmlcodec import big_number, enum, hexadecimal, number, on_off, signed
+from pyhostdev.conf.xmlcodec import big_number, enum, hexadecimal, number, on_off, signed, size_unit, unit_factor
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, content, embedded
 
@@ -73,7 +72,7 @@ class DomainControllerDef(ElementDef):
     virtio = embedded(VirtioOptions)
     info = embedded(DeviceInfo)
     pcihole64 = content("pcihole64", big_number)
-    pcihole64_unit = attribute("pcihole64/@unit")
+    pcihole64_unit = attribute("pcihole64/@unit", size_unit)
 
     @property
     def is_pci(self) -> bool:

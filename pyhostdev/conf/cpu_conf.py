@@ -7,8 +7,7 @@ Mirrors: virCPUDef (src/conf/cpu_conf.h), virDomainNuma (src/conf/numa_conf.c), 
 
 from __future__ import annotations
 
-from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.conf.xmlcodec import big_number, enum, number, number_any_base, on_off, yes_no
+from pyhostdev.conf.xmlcodec import big_number, enum, number, number_any_base, on_off, size_unit, unit_factor, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, children, content, flag, opaque
 
@@ -30,7 +29,7 @@ class NumaCell(ElementDef):
     id = attribute("id", number)
     cpus = attribute("cpus")
     memory = attribute("memory", big_number)
-    unit = attribute("unit")
+    unit = attribute("unit", size_unit)
     mem_access = attribute("memAccess", enum("shared", "private"))
     discard = attribute("discard", yes_no)
     distances = opaque("distances")
@@ -142,11 +141,11 @@ class FeaturesDef(ElementDef):
     smm = flag("smm")
     smm_state = attribute("smm/@state", on_off)
     tseg = content("smm/tseg", big_number)
-    tseg_unit = attribute("smm/tseg/@unit")
+    tseg_unit = attribute("smm/tseg/@unit", size_unit)
     ioapic_driver = attribute("ioapic/@driver", enum("qemu", "kvm"))
     hpt_resizing = attribute("hpt/@resizing", enum("enabled", "disabled", "required"))
     hpt_maxpagesize = content("hpt/maxpagesize", big_number)
-    hpt_maxpagesize_unit = attribute("hpt/maxpagesize/@unit")
+    hpt_maxpagesize_unit = attribute("hpt/maxpagesize/@unit", size_unit)
     vmcoreinfo = flag("vmcoreinfo")
     vmcoreinfo_state = attribute("vmcoreinfo/@state", on_off)
     htm = attribute("htm/@state", on_off)
@@ -158,5 +157,5 @@ class FeaturesDef(ElementDef):
     sbbc = attribute("sbbc/@value", enum("broken", "workaround", "fixed"))
     ibs = attribute("ibs/@value", enum("broken", "workaround", "fixed-ibs", "fixed-ccd", "fixed-na"))
     tcg_tb_cache = content("tcg/tb-cache", big_number)
-    tcg_tb_cache_unit = attribute("tcg/tb-cache/@unit")
+    tcg_tb_cache_unit = attribute("tcg/tb-cache/@unit", size_unit)
     async_teardown = attribute("async-teardown/@enabled", yes_no)

@@ -7,7 +7,6 @@ Mirrors: src/conf/device_conf.c, virDomainDeviceInfo (src/conf/device_conf.h)
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, ClassVar
 
 from pyhostdev.conf.xmlcodec import (
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.util.virxml import Element
 
-_USER_ALIAS = re.compile(r"ua-[a-zA-Z0-9_-]*", re.ASCII)
+_ALIAS_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
 class DeviceAddress(ElementDef):
@@ -284,4 +283,4 @@ def is_user_alias(alias: str) -> bool:
 
     Mirrors: virDomainDeviceAliasIsUserAlias (src/conf/domain_conf.c)
     """
-    return _USER_ALIAS.fullmatch(alias) is not None
+    return alias.startswith("ua-") and _ALIAS_CHARACTERS.issuperset(alias)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.xmlcodec import VIR_ERR_INVALID_ARG
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     Errors = Iterator[ConfigError]
 
-VIR_ERR_INVALID_ARG = 8
 VIR_ERR_NO_SOURCE = 19
 VIR_ERR_NO_TARGET = 20
 

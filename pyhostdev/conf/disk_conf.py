@@ -15,7 +15,7 @@ from pyhostdev.conf.xmlcodec import enum, number, on_off, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, children, content, embedded, flag, opaque
 
-_DISK_NAME = re.compile(r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*", re.ASCII)
+_DISK_NAME = r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*"
 
 
 class StorageHost(ElementDef):
@@ -149,7 +149,7 @@ class DomainDiskDef(ElementDef):
 
         Mirrors: virDiskNameToIndex (src/util/virutil.c)
         """
-        match = _DISK_NAME.fullmatch(self.target or "")
+        match = re.fullmatch(_DISK_NAME, self.target or "", re.ASCII)
         if match is None:
             return -1
         index = 0

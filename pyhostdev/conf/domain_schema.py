@@ -3,10 +3,19 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from typing import TYPE_CHECKING
+
+from lxml import etree
 
 from pyhostdev.errors import XMLError
-from pyhostdev.util.virxml import parse_document
+from pyhostdev.util.virxml import parse_document, source_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.util.virxml import Element
 
 SCHEMA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "schemas", "hostdev.rng")
 
@@ -17,13 +26,36 @@ def validate_schema(source: str | bytes) -> list[tuple[int, str]]:
 
     A whole domain can be checked, or one hostdev: elements other than host devices are let through.
     """
-    from lxml import etree
-
     try:
         root = parse_document(source)
     except XMLError as err:
         return [(err.line or 1, str(err))]
-    schema = etree.RelaxNG(etree.parse(SCHEMA))
+    schema = _schema()
     if schema.validate(root):
         return []
-    return [(error.line, f"{error.message}") for error in schema.error_log]
+    errors = [*_misplaced(root)]
+    for hostdev in root.iter("hostdev"):
+        errors += _hostdev_errors(schema, hostdev)
+    return errors or [(error.line, error.message) for error in schema.error_log]
+
+
+def _schema() -> etree.RelaxNG:
+    return etree.RelaxNG(etree.parse(SCHEMA))
+
+
+def _misplaced(root: Element) -> Iterator[tuple[int, str]]:
+    for element in root.iter(etree.Element):
+        if element.tag != "hostdev" and element.get("assigned") is not None:
+            yield source_line(element) or 1, f"Element {element.tag} cannot have the attribute assigned"
+
+
+def _hostdev_errors(schema: etree.RelaxNG, hostdev: Element) -> list[tuple[int, str]]:
+    """
+    Check one host device by itself.
+
+    In a whole document the validator tries every alternative and then blames the root.
+    """
+    if schema.validate(copy.deepcopy(hostdev)):
+        return []
+    line = source_line(hostdev) or 1
+    return [(max(line, error.line), error.message) for error in schema.error_log]

@@ -7,7 +7,8 @@ Mirrors: virDomainOSDef, virDomainClockDef, virDomainMemtune (src/conf/domain_co
 
 from __future__ import annotations
 
-from pyhostdev.conf.xmlcodec import big_number, enum, number, on_off, signed, yes_no
+from pyhostdev.conf.xmlcodec import big_number, enum, number, on_off, signed, size_unit, yes_no
+from pyhostdev.conf.xmlcodec import unit_factor as unit_factor
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, children, content, flag, opaque
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
@@ -136,7 +137,7 @@ class SizeDef(ElementDef):
     """An amount of memory with its unit; ``kib`` is what counts."""
 
     value = content("", big_number, default=0, quiet=True)
-    unit = attribute("unit")
+    unit = attribute("unit", size_unit)
 
     @classmethod
     def of_kib(cls, kib: int) -> SizeDef:
@@ -165,54 +166,13 @@ class MaxMemorySize(SizeDef):
     slots = attribute("slots", number)
 
 
-_UNITS = {
-    "b": 1,
-    "bytes": 1,
-    "kb": 1000,
-    "k": 1 << 10,
-    "kib": 1 << 10,
-    "mb": 10**6,
-    "m": 1 << 20,
-    "mib": 1 << 20,
-    "gb": 10**9,
-    "g": 1 << 30,
-    "gib": 1 << 30,
-    "tb": 10**12,
-    "t": 1 << 40,
-    "tib": 1 << 40,
-    "pb": 10**15,
-    "p": 1 << 50,
-    "pib": 1 << 50,
-    "eb": 10**18,
-    "e": 1 << 60,
-    "eib": 1 << 60,
-}
-
-
-def unit_factor(unit: str | None) -> int:
-    """
-    Return the bytes of a unit; KiB where none is said.
-
-    Raises:
-        ValueError: no such unit.
-
-    Mirrors: virScaleInteger (src/util/virutil.c)
-    """
-    if not unit:
-        return 1024
-    factor = _UNITS.get(unit.lower())
-    if factor is None:
-        raise ValueError(unit)
-    return factor
-
-
 class HugePage(ElementDef):
     """Which pages back which NUMA nodes."""
 
     tag = "page"
 
     size = attribute("size", big_number)
-    unit = attribute("unit")
+    unit = attribute("unit", size_unit)
     nodeset = attribute("nodeset")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pyhostdev.conf.chr_conf import ChrSource
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.xmlcodec import big_number, enum, number, on_off, positive, yes_no
+from pyhostdev.conf.xmlcodec import big_number, enum, number, on_off, positive, size_unit, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, content, embedded
 
@@ -126,7 +126,7 @@ class DomainShmemDef(ElementDef):
     role = attribute("role", enum("master", "peer"))
     model = attribute("model/@type", enum("ivshmem", "ivshmem-plain", "ivshmem-doorbell"))
     size = content("size", big_number)
-    size_unit = attribute("size/@unit")
+    size_unit = attribute("size/@unit", size_unit)
     server_path = attribute("server/@path")
     msi_enabled = attribute("msi/@enabled", yes_no)
     msi_vectors = attribute("msi/@vectors", number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from pyhostdev.errors import VIR_ERR_XML_ERROR
 from pyhostdev.util.virxml import ULLONG_MAX, parse_integer, parse_unsigned
 
 if TYPE_CHECKING:
@@ -12,16 +13,27 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+VIR_ERR_INVALID_ARG = 8
+
 
 class Codec(Generic[T]):
     """A pair of pure functions; ``parse`` raises ValueError, ``expected`` says what it wanted."""
 
-    __slots__ = ("expected", "format", "parse")
+    __slots__ = ("code", "expected", "format", "parse", "words")
 
-    def __init__(self, parse: Callable[[str], T], format_: Callable[[T], str], expected: str) -> None:
+    def __init__(
+        self,
+        parse: Callable[[str], T],
+        format_: Callable[[T], str],
+        expected: str,
+        words: tuple[str, ...] = (),
+        code: int = VIR_ERR_XML_ERROR,
+    ) -> None:
         self.parse = parse
         self.format = format_
         self.expected = expected
+        self.words = words  # all there are, where they can be counted
+        self.code = code  # libvirt's number of a value that is none
 
 
 def enum(*words: str) -> Codec[str]:
@@ -32,7 +44,7 @@ def enum(*words: str) -> Codec[str]:
             raise ValueError(value)
         return value
 
-    return Codec(parse, str, f"one of {', '.join(words)}")
+    return Codec(parse, str, f"one of {', '.join(words)}", words)
 
 
 def _choice(true: str, false: str) -> Codec[bool]:
@@ -43,7 +55,7 @@ def _choice(true: str, false: str) -> Codec[bool]:
             raise ValueError(value)
         return values[value]
 
-    return Codec(parse, lambda value: true if value else false, f"{true} or {false}")
+    return Codec(parse, lambda value: true if value else false, f"{true} or {false}", (true, false))
 
 
 def unsigned(base: int = 10, *, minimum: int = 0, maximum: int = 0xFFFFFFFF) -> Codec[int]:
@@ -93,3 +105,51 @@ number: Codec[int] = unsigned()
 number_any_base: Codec[int] = unsigned(0)
 positive: Codec[int] = unsigned(minimum=1)
 big_number: Codec[int] = unsigned(maximum=ULLONG_MAX)
+
+_UNITS = {
+    "b": 1,
+    "bytes": 1,
+    "kb": 1000,
+    "k": 1 << 10,
+    "kib": 1 << 10,
+    "mb": 10**6,
+    "m": 1 << 20,
+    "mib": 1 << 20,
+    "gb": 10**9,
+    "g": 1 << 30,
+    "gib": 1 << 30,
+    "tb": 10**12,
+    "t": 1 << 40,
+    "tib": 1 << 40,
+    "pb": 10**15,
+    "p": 1 << 50,
+    "pib": 1 << 50,
+    "eb": 10**18,
+    "e": 1 << 60,
+    "eib": 1 << 60,
+}
+
+
+def unit_factor(unit: str | None) -> int:
+    """
+    Return the bytes of a unit; KiB where none is said.
+
+    Raises:
+        ValueError: no such unit.
+
+    Mirrors: virScaleInteger (src/util/virutil.c)
+    """
+    if not unit:
+        return 1024
+    factor = _UNITS.get(unit.lower())
+    if factor is None:
+        raise ValueError(unit)
+    return factor
+
+
+def _checked_unit(unit: str) -> str:
+    unit_factor(unit)
+    return unit
+
+
+size_unit: Codec[str] = Codec(_checked_unit, str, "a unit like KiB", ("KiB", "M", "GB", "bytes"), VIR_ERR_INVALID_ARG)

@@ -72,7 +72,7 @@ class _Value(Field[T]):
         self.required = options.pop("required", False)
         super().__init__(path, default, **options)
         self.codec = codec
-        self.code = code
+        self.code = code or codec.code
 
     def load(self, found: list[tuple[str, Element]]) -> T:
         value, element = found[0]

@@ -34,7 +34,7 @@ VIR_ERR_XML_DETAIL = 35  # the document is not well-formed
 UINT_MAX = 0xFFFFFFFF
 ULLONG_MAX = 0xFFFFFFFFFFFFFFFF
 
-_DECLARED_ENCODING = re.compile(rb"<\?xml[^>]*?\sencoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"']")
+_DECLARED_ENCODING = rb"<\?xml[^>]*?\sencoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"']"
 _ENCODINGS = {
     "utf-8": "utf-8",
     "utf8": "utf-8",
@@ -44,9 +44,8 @@ _ENCODINGS = {
     "latin-1": "latin-1",
 }
 
-# what strtoul takes: leading blanks, a sign, then digits of the base; nothing may follow them
-_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))", re.ASCII)
-_DECIMAL = re.compile(r"[ \t\n\v\f\r]*([+-]?)([0-9]+)", re.ASCII)
+_DIGITS = {8: frozenset("01234567"), 10: frozenset("0123456789"), 16: frozenset("0123456789abcdefABCDEF")}
+_DIGITS_MAX = 64  # more than any number we read has, and few enough to be read at once
 
 
 def parse_document(source: str | bytes) -> Element:
@@ -81,7 +80,7 @@ def _as_utf8(source: str | bytes) -> bytes:
         raise XMLError(f"XML of {len(source)} characters is larger than the limit of {SIZE_MAX}")
     if isinstance(source, str):
         return _encode(source)
-    declared = _DECLARED_ENCODING.match(source.removeprefix(b"\xef\xbb\xbf"))
+    declared = re.match(_DECLARED_ENCODING, source.removeprefix(b"\xef\xbb\xbf"))
     name = declared[1].decode("ascii").lower() if declared else "utf-8"
     if name not in _ENCODINGS:
         raise XMLError(f"XML in encoding '{name}' is not supported, only UTF-8", line=1)
@@ -183,26 +182,18 @@ def parse_integer(text: str, base: int = 10) -> int:
 
     Mirrors: virStrToLong_ll (src/util/virstring.c)
     """
-    if base == 16:
-        return _parse_base_16(text)
-    match = (_DECIMAL if base == 10 else _NUMBER).fullmatch(text)
-    if match is None or len(text) > 64:
+    digits = text.lstrip(" \t\n\v\f\r")
+    is_negative = digits.startswith("-")
+    if digits.startswith(("+", "-")):
+        digits = digits[1:]
+    radix = base or 10
+    if base in (0, 16) and digits.startswith(("0x", "0X")):
+        digits, radix = digits[2:], 16
+    elif base == 0 and digits.startswith("0"):
+        radix = 8
+    if not 0 < len(digits) <= _DIGITS_MAX or not _DIGITS[radix].issuperset(digits):
         raise ValueError(text)
-    digits = match.groups()[1:]
-    value = next(
-        int(part, radix)
-        for part, radix in zip(digits, (10,) if base == 10 else (16, 8, 10), strict=True)
-        if part is not None
-    )
-    return -value if match[1] == "-" else value
-
-
-def _parse_base_16(text: str) -> int:
-    match = re.fullmatch(r"[ \t\n\v\f\r]*([+-]?)(?:0[xX])?([0-9a-fA-F]{1,40})", text, re.ASCII)
-    if match is None:
-        raise ValueError(text)
-    value = int(match[2], 16)
-    return -value if match[1] == "-" else value
+    return -int(digits, radix) if is_negative else int(digits, radix)
 
 
 _ATTRIBUTE_ESCAPES = str.maketrans(

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whole domains: what goes in comes out."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from pyhostdev.conf.domain_conf import DomainDef
+from pyhostdev.conf.xmldef import ElementDef, Unknown
+from pyhostdev.conf.xmlfield import Attribute, Child, Children, Content, Embedded, Flag, Opaque, Part
+from pyhostdev.errors import ConfigError, XMLError
+
+TESTDATA = Path(__file__).parents[2] / "testdata" / "conf"
+DEFINED = sorted(TESTDATA.glob("*.out.xml"))
+WRITTEN = sorted(set(TESTDATA.glob("*.xml")) - set(DEFINED))
+# texts of which every codec reads some
+TEXTS = ("0", "1", "2", "7", "0x1f", "255", "ua-x", "a&b<c>'\"", "\u00e4 \u20ac", "vda", "-1", "0,2-3")
+
+
+def canonical(text: str) -> list[object]:
+    """Return a document without blanks, comments and the order of attributes."""
+
+    def rows(element: ET.Element, depth: int) -> list[object]:
+        own = (depth, element.tag, sorted(element.attrib.items()), (element.text or "").strip())
+        return [own, *(row for part in element for row in rows(part, depth + 1))]
+
+    return rows(ET.fromstring(text), 0)  # our own files
+
+
+@pytest.mark.parametrize("path", DEFINED, ids=lambda path: path.stem)
+def test_what_libvirt_printed_is_printed_again(path):
+    """A definition as libvirt prints it comes out in the same order with the same values."""
+    text = path.read_text()
+    assert canonical(text) == canonical(DomainDef.parse(text).format())
+
+
+@pytest.mark.parametrize("path", DEFINED + WRITTEN, ids=lambda path: path.stem)
+def test_printing_what_was_parsed_is_a_fixed_point(path):
+    """format(parse(x)) parses to the same definition and prints the same text."""
+    dom = DomainDef.parse(path.read_bytes())
+    once = dom.format()
+    again = DomainDef.parse(once)
+    assert (dom, once) == (again, again.format())
+    assert [] == dom.unmodelled()
+
+
+def values(field: object) -> st.SearchStrategy[object]:
+    """Return values that a field can hold."""
+    if isinstance(field, (Attribute, Content)):
+        texts = field.codec.words or TEXTS
+        return st.sampled_from([value for text in texts for value in readable(field.codec.parse, text)])
+    if isinstance(field, Flag):
+        return st.booleans()
+    if isinstance(field, Opaque):
+        tag = field.path[-1]
+        return st.sampled_from([f"<{tag}/>", f'<{tag} a="1">text<b/> more</{tag}>'])
+    if isinstance(field, Children):
+        return st.lists(definitions(field.definition), max_size=2)
+    assert isinstance(field, (Child, Part, Embedded))
+    return definitions(field.definition)
+
+
+def readable(parse, text: str) -> list[object]:
+    try:
+        return [parse(text)]
+    except ValueError:
+        return []
+
+
+@st.composite
+def definitions(draw: st.DrawFn, definition: type[ElementDef]) -> ElementDef:
+    """Return a definition with a few fields set, and a few things the tables do not know."""
+    made = definition()
+    fields = {name: field for name, field in definition.declared().items() if hasattr(field, "path")}
+    required = [name for name, field in fields.items() if getattr(field, "required", False)]
+    free = sorted(set(fields) - set(required) - {"foreign"})
+    chosen = draw(st.lists(st.sampled_from(free), max_size=4, unique=True)) if free else []
+    for name in required + chosen:
+        setattr(made, name, draw(values(fields[name])))
+    if draw(st.integers(0, 9)) == 0:
+        made.unknown[()] = [Unknown("x-new", "a'b", 1, False), Unknown("x-part", "<x-part>t</x-part>", 1, True)]
+    return made
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(definitions(DomainDef))
+def test_made_domains_survive_parsing_and_printing(made):
+    """Whatever the tables can hold and the parser accepts is read back as it was printed."""
+    try:
+        parsed = DomainDef.parse(made.format())
+    except ConfigError:
+        assume(False)
+    text = parsed.format()
+    again = DomainDef.parse(text)
+    assert (parsed, text, parsed.unmodelled()) == (again, again.format(), parsed.copy().unmodelled())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from("<>/='\" \n&;a!-?[]domain"), max_size=60) | st.binary(max_size=60))
+def test_noise_is_refused_as_xml(noise):
+    """Bytes and texts that are no domain give an XMLError, never another exception."""
+    with pytest.raises(XMLError):
+        DomainDef.parse(noise)
+
+
+def test_what_is_not_modelled_is_kept_and_named():
+    """Unknown elements and attributes survive and are listed with their lines; metadata is harmless."""
+    text = """<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>d</name>
+  <metadata><a:b xmlns:a='urn:a'><!-- kept -->x</a:b></metadata>
+  <frob level='9'/>
+  <devices>
+    <warp speed='9'/>
+    <hostdev type='pci'><source mass='1'><address bus='1'/></source></hostdev>
+  </devices>
+  <qemu:commandline><qemu:arg value='-foo'/></qemu:commandline>
+</domain>"""
+    dom = DomainDef.parse(text)
+    named = dict(dom.unmodelled())
+    assert {
+        "domain/frob": 4,
+        "domain/devices/warp": 6,
+        "domain/devices/hostdev/source/@mass": 7,
+        "domain/{http://libvirt.org/schemas/domain/qemu/1.0}commandline": 9,
+    } == named
+    again = DomainDef.parse(dom.format())
+    assert (dom, dom.format()) == (again, again.format())
+    assert all(kept in dom.format() for kept in ("<!-- kept -->", "speed=", "-foo", "mass='1'"))
+
+
+def test_scalars_have_their_units():
+    """Memory is in KiB whatever unit it was written in, rounded up."""
+    text = (
+        "<domain type='kvm'><name>d</name><maxMemory slots='2' unit='GiB'>4</maxMemory>"
+        "<memory unit='MB'>{}</memory><memtune><hard_limit>9</hard_limit></memtune></domain>"
+    )
+    dom = DomainDef.parse(text.format(1))
+    assert (977, 977, 4 << 20, 9) == (
+        dom.memory_kib,
+        dom.current_memory_kib,
+        dom.max_memory_kib,
+        dom.memtune_hard_limit_kib,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("<domain><name>d</name></domain>", 1),
+        ("<domain type='kvm'/>", 1),
+        ("<domain type='warp'><name>d</name></domain>", 1),
+        ("<domain type='kvm'><name>d</name>\n<vcpu>0</vcpu></domain>", 2),
+        ("<domain type='kvm'><name>d</name>\n<memory unit='parsec'>1</memory></domain>", 2),
+        ("<domain type='kvm'><name>d</name>\n<on_crash>burn</on_crash></domain>", 2),
+        ("<network/>", 1),
+    ],
+)
+def test_a_domain_that_is_none_is_refused_with_its_line(text, line):
+    """Missing and impossible values say where they are."""
+    with pytest.raises(XMLError) as error:
+        DomainDef.parse(text)
+    assert line == error.value.line
+
+
+def test_guest_pci_addresses_leave_out_host_devices():
+    """Addresses of other devices, so that a host device's slot can be checked for function 0."""
+    dom = DomainDef.parse((TESTDATA / "ifhostdev-vlan.out.xml").read_bytes())
+    hostdevs = {hostdev.info.pci.pci for hostdev in dom.pci_hostdevs()}
+    taken = dom.guest_pci_addresses()
+    assert (1, set()) == (len(hostdevs), taken & hostdevs)
+    assert len(list(dom.device_infos())) > len(taken) > 2
+
+
+def test_hostdevs_can_be_added_to_a_copy():
+    """The original keeps its devices, the copy has independent new ones."""
+    dom = DomainDef.parse((TESTDATA / "unassigned-x-seed-example.out.xml").read_bytes())
+    before = len(dom.hostdevs)
+    more = dom.with_hostdevs_added([dom.hostdevs[0]])
+    more.hostdevs[-1].managed = not more.hostdevs[-1].managed
+    assert (before, before + 1) == (len(dom.hostdevs), len(more.hostdevs))
+    assert dom.hostdevs[0] == more.hostdevs[0] != more.hostdevs[-1]

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Host devices: rows S1 and S2 of the contract, sources, and what the guest sees of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyhostdev.conf.device_conf import PCIGuestAddress, UnassignedAddress
+from pyhostdev.conf.domain_conf import DomainDef
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef, MdevSource, SCSISource, USBSource
+from pyhostdev.errors import ConfigError, ConfigUnsupportedError, SysfsError, XMLError
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+SOURCE = "<source><address domain='0x0001' bus='0x09' slot='0x00' function='{}'/></source>"
+FUNCTION_0 = PCIDeviceAddress(1, 9, 0, 0)
+
+
+def hostdev(attributes: str = "", inner: str = "", function: int = 0) -> str:
+    return f"<hostdev type='pci' {attributes}>\n{SOURCE.format(function)}\n{inner}</hostdev>"
+
+
+def domain(*devices: str) -> DomainDef:
+    return DomainDef.parse(f"<domain type='kvm'><name>d</name>\n<devices>\n{''.join(devices)}</devices></domain>")
+
+
+class StubFunction:
+    def __init__(self, multifunction):
+        self.multifunction = multifunction
+
+    def is_multifunction(self):
+        if isinstance(self.multifunction, Exception):
+            raise self.multifunction
+        return self.multifunction
+
+
+class StubHost:
+    """A host on which every function is alike."""
+
+    def __init__(self, multifunction, *, present=True):
+        self.function = StubFunction(multifunction) if present else None
+
+    def pci_device(self, address):
+        return self.function
+
+
+@pytest.mark.parametrize(
+    ("attributes", "assigned", "is_assigned"),
+    [("", None, True), ("assigned='yes'", True, True), ("assigned='no'", False, False)],
+)
+def test_s1_assigned_has_three_states_and_is_never_invented(attributes, assigned, is_assigned):
+    """Absent means yes and stays absent when printed; yes and no are printed as they were said."""
+    device = DomainHostdevDef.parse(hostdev(attributes))
+    assert (assigned, is_assigned) == (device.assigned, device.is_assigned)
+    assert ("assigned" in device.format()) is (assigned is not None)
+    assert device == DomainHostdevDef.parse(device.format())
+
+
+@pytest.mark.parametrize("value", ["", "maybe", "on", "true", "1", "YES", " no"])
+def test_s1_another_value_of_assigned_is_a_parse_error(value):
+    """Only yes and no are values."""
+    with pytest.raises(XMLError, match="assigned") as error:
+        DomainHostdevDef.parse(hostdev(f"assigned='{value}'"))
+    assert (27, 1) == (error.value.libvirt_code, error.value.line)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "<hostdev type='usb' assigned='{}'><source><address bus='1' device='2'/></source></hostdev>",
+        "<hostdev type='scsi' assigned='{}'><source><adapter name='scsi_host0'/></source></hostdev>",
+        "<hostdev type='mdev' model='vfio-pci' assigned='{}'><source><address uuid='u'/></source></hostdev>",
+        "<hostdev mode='capabilities' type='storage' assigned='{}'><source><block>/x</block></source></hostdev>",
+        "<interface type='hostdev' assigned='{}'><source><address type='pci' bus='1'/></source></interface>",
+        "<interface type='user' assigned='{}'/>",
+        "<disk assigned='{}'><target dev='vda'/></disk>",
+        "<controller type='pci' model='pci-root' assigned='{}'/>",
+        "<thing assigned='{}'/>",
+        "<hostdev type='pci'><source assigned='{}'><address bus='1'/></source></hostdev>",
+        "<hostdev type='pci'><source><address bus='1' assigned='{}'/></source></hostdev>",
+        "<hostdev type='pci'><driver assigned='{}'/><source><address bus='1'/></source></hostdev>",
+    ],
+)
+@pytest.mark.parametrize("value", ["yes", "no"])
+def test_s1_assigned_elsewhere_is_a_parse_error(device, value):
+    """It is an attribute of PCI host devices; kept anywhere else it would give a device away."""
+    with pytest.raises(XMLError, match="assigned") as error:
+        domain(device.format(value))
+    assert 3 == error.value.line
+
+
+@pytest.mark.parametrize("assigned", ["yes", "no"])
+def test_s1_a_single_function_device_is_refused_where_the_host_shows_it(assigned):
+    """validate(host) names the device with reason not-multifunction; without host it cannot know."""
+    dom = domain(hostdev(f"assigned='{assigned}'"))
+    dom.validate()
+    with pytest.raises(ConfigError) as error:
+        dom.validate(StubHost(False))
+    assert ("not-multifunction", FUNCTION_0, 3) == (error.value.reason, error.value.address, error.value.line)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        StubHost(True),
+        StubHost(None),
+        StubHost(None, present=False),
+        StubHost(SysfsError(5, "/sys/x", "read")),
+    ],
+)
+def test_s1_a_device_that_is_multifunction_unknown_missing_or_unreadable_passes(host):
+    """A stored definition must not become invalid because a card was pulled."""
+    domain(hostdev("assigned='no'")).validate(host)
+
+
+def test_s1_without_the_attribute_a_single_function_device_is_no_matter():
+    """The rule is about the attribute; unassigned in libvirt's spelling asks for nothing."""
+    domain(hostdev(), hostdev(inner="<address type='unassigned'/>", function=1)).validate(StubHost(False))
+
+
+@pytest.mark.parametrize(
+    ("name", "element"),
+    [
+        ("address", "<address type='pci' slot='4'/>"),
+        ("address", "<address type='pci'/>"),
+        ("address", "<address type='unassigned'/>"),
+        ("alias", "<alias name='ua-x'/>"),
+        ("alias", "<alias name='hostdev0'/>"),
+        ("boot", "<boot order='1'/>"),
+        ("rom", "<rom bar='off'/>"),
+        ("rom", "<rom/>"),
+        ("acpi", "<acpi index='7'/>"),
+        ("teaming", "<teaming type='transient' persistent='ua-n'/>"),
+    ],
+)
+def test_s2_a_not_assigned_device_cannot_have_what_needs_the_guest(name, element):
+    """Each element is refused by name, with its line."""
+    with pytest.raises(XMLError, match=f"<{name}>") as error:
+        DomainHostdevDef.parse(hostdev("assigned='no'", element))
+    assert (27, 1) == (error.value.libvirt_code, error.value.line)
+    DomainHostdevDef.parse(hostdev("assigned='yes'" if "unassigned" not in element else "", element))
+
+
+def test_s2_unassigned_contradicts_assigned_yes():
+    """The two spellings cannot say two things."""
+    with pytest.raises(XMLError, match="unassigned"):
+        DomainHostdevDef.parse(hostdev("assigned='yes'", "<address type='unassigned'/>"))
+
+
+def test_s2_holds_for_definitions_made_by_hand():
+    """validate refuses what parse would have refused."""
+    dom = domain()
+    dom.hostdevs = [DomainHostdevDef.for_pci(FUNCTION_0, assigned=False)]
+    dom.validate()
+    dom.hostdevs[0].info.address = PCIGuestAddress(slot=4)
+    with pytest.raises(XMLError, match="<address>"):
+        dom.validate()
+
+
+@pytest.mark.parametrize(
+    ("device", "spelling"),
+    [
+        (hostdev(), None),
+        (hostdev("assigned='yes'"), "assigned"),
+        (hostdev("assigned='no'"), "assigned"),
+        (hostdev(inner="<address type='unassigned'/>"), "unassigned"),
+    ],
+)
+def test_a_hostdev_knows_its_spelling(device, spelling):
+    """What a user wrote is kept as it was written."""
+    assert spelling == DomainHostdevDef.parse(device).spelling
+
+
+def test_guest_visible_hostdevs_leaves_out_both_spellings():
+    """One rule for both languages, in one place; order and other types stay."""
+    dom = domain(
+        hostdev("assigned='yes'"),
+        hostdev("assigned='no'", function=1),
+        hostdev(inner="<address type='unassigned'/>", function=2),
+        hostdev(function=3),
+        "<interface type='hostdev'><source><address type='pci' bus='1'/></source></interface>",
+        "<hostdev type='usb'><source><address bus='1' device='2'/></source></hostdev>",
+    )
+    seen = dom.guest_visible_hostdevs()
+    assert ["pci", "pci", "pci", "usb"] == [device.type for device in seen]
+    assert [0x01, 0x09, 0x09] == [device.pci_address.bus for device in seen[:3]]
+    assert [0, 0, 1, 2, 3] == [device.pci_address.function for device in dom.pci_hostdevs()]
+
+
+def test_an_interface_that_is_a_hostdev_shares_its_guest_side():
+    """Alias and address of the interface are those of the host device behind it."""
+    dom = domain("<interface type='hostdev' managed='yes'><source><address type='pci' bus='1'/></source></interface>")
+    net = dom.interfaces[0]
+    net.info.address = PCIGuestAddress(slot=4)
+    assert dom.pci_hostdevs()[0].info.pci.slot == 4
+    assert (True, "<interface", net) == (
+        net.hostdev.managed,
+        dom.interfaces[0].format()[:10],
+        net.hostdev.parent_net,
+    )
+    copy = dom.copy()
+    copy.interfaces[0].info.address = None
+    assert None is copy.pci_hostdevs()[0].info.pci
+    assert 4 == dom.pci_hostdevs()[0].info.pci.slot
+
+
+def test_for_pci_is_what_the_xml_would_say():
+    """The constructor and the parser give equal definitions."""
+    made = DomainHostdevDef.for_pci(PCIDeviceAddress(0x10000, 9, 0, 3), managed=True, unassigned=True)
+    text = """<hostdev mode='subsystem' type='pci' managed='yes'>
+  <source>
+    <address domain='0x10000' bus='0x09' slot='0x00' function='0x3'/>
+  </source>
+  <address type='unassigned'/>
+</hostdev>
+"""
+    assert (text, made) == (made.format(), DomainHostdevDef.parse(text))
+
+
+@pytest.mark.parametrize(
+    ("type_", "model", "source", "kind"),
+    [
+        ("usb", "", "<vendor id='0x1'/><product id='0x2'/>", USBSource),
+        ("scsi", "", "<adapter name='scsi_host0'/><address bus='0' target='0' unit='0'/>", SCSISource),
+        ("mdev", "model='vfio-pci'", "<address uuid='53764d0e-85a0-42b4-af5c-2046b460b1dc'/>", MdevSource),
+    ],
+)
+def test_other_hostdevs_have_sources_of_their_own(type_, model, source, kind):
+    """The type of the hostdev decides how its source is read."""
+    device = DomainHostdevDef.parse(f"<hostdev type='{type_}' {model}><source>{source}</source></hostdev>")
+    assert (kind, False) == (type(device.source), device.is_pci)
+    assert device == DomainHostdevDef.parse(device.format())
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("<hostdev type='pci'/>", 27),
+        ("<hostdev><source/></hostdev>", 27),
+        ("<hostdev type='PCI'><source/></hostdev>", 27),
+        ("<hostdev type='pci' mode='Subsystem'><source/></hostdev>", 67),
+        ("<hostdev type='pci' model='vfio-pci'><source/></hostdev>", 27),
+        ("<hostdev type='mdev'><source><address uuid='u'/></source></hostdev>", 27),
+        ("<hostdev type='mdev' model='vfio-pci'><source><address/></source></hostdev>", 67),
+        ("<hostdev type='pci' rawio='yes'><source/></hostdev>", 27),
+        ("<hostdev type='pci'><source/><address type='bogus'/></hostdev>", 67),
+        ("<hostdev type='pci'><source/><address/></hostdev>", 67),
+        ("<hostdev type='pci'><source><address bus='0x100'/></source></hostdev>", 27),
+        ("<hostdev type='pci'><source/><address type='pci' function='8' bus='1'/></hostdev>", 27),
+        ("<hostdev type='pci'><driver name='foo'/><source/></hostdev>", 27),
+    ],
+)
+def test_what_libvirt_does_not_parse_has_its_error_number(text, code):
+    """The wording is ours, the number is libvirt's."""
+    with pytest.raises(ConfigError) as error:
+        DomainHostdevDef.parse(text)
+    assert code == error.value.libvirt_code
+
+
+def test_a_wrong_kind_of_guest_address_is_for_validation():
+    """A PCI host device at a USB address parses, and is refused with libvirt's internal error."""
+    dom = domain(hostdev(inner="<address type='usb' bus='0' port='1'/>"))
+    with pytest.raises(ConfigUnsupportedError) as error:
+        dom.validate()
+    assert 1 == error.value.libvirt_code
+
+
+def test_aliases_that_are_not_the_users_are_dropped():
+    """Only ua- names with safe characters stay, as in libvirt's inactive definitions."""
+    names = ["ua-one", "hostdev0", "ua-a b", "ua-"]
+    parsed = [DomainHostdevDef.parse(hostdev(inner=f"<alias name='{name}'/>")).info.alias for name in names]
+    assert ["ua-one", None, None, "ua-"] == parsed
+
+
+def test_unassigned_is_an_address_without_numbers():
+    """It parses and prints alone."""
+    device = DomainHostdevDef.parse(hostdev(inner="<address type='unassigned'/>"))
+    assert (UnassignedAddress(), False) == (device.info.address, device.info.wants_address)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The tables: parsing, printing, keeping what they do not know."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyhostdev.conf.xmlcodec import enum, hexadecimal, number, yes_no
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import attribute, child, children, content, embedded, flag, ignored, opaque, part
+from pyhostdev.errors import XMLError
+
+
+class Wheel(ElementDef):
+    tag = "wheel"
+
+    size = attribute("size", number, default=16)
+
+
+class Paint(ElementDef):
+    colour = attribute("paint/@colour")
+
+
+class Engine(ElementDef):
+    tag = "engine"
+
+    fuel = attribute("fuel", enum("petrol", "none"))
+
+
+class Car(ElementDef):
+    tag = "car"
+
+    id = attribute("id", hexadecimal(4), required=True)
+    towed = attribute("towed", yes_no, lenient=True)
+    name = content("name")
+    doors = content("body/doors", number)
+    body_kind = attribute("body/@kind", enum("van", "coupe"), code=67)
+    paint = embedded(Paint)
+    engine = part("engine", Engine)
+    spare = child("spare", Wheel)
+    wheels = children("axles/wheel", Wheel)
+    radio = flag("radio")
+    notes = opaque("notes", harmless=True)
+    foreign = ignored("@sails", "body/@anchor", "rudder")
+
+
+FULL = """<car id='0x00ff' towed='no'>
+  <name>a &amp; b</name>
+  <body kind='van'>
+    <doors>5</doors>
+  </body>
+  <paint colour='it&apos;s &lt;red&gt;'/>
+  <engine fuel='petrol'/>
+  <spare size='15'/>
+  <axles>
+    <wheel size='16'/>
+    <wheel size='17'/>
+  </axles>
+  <radio/>
+  <notes><n:x xmlns:n="urn:n">y<!-- z --></n:x></notes>
+</car>
+"""
+
+
+def test_what_is_printed_is_what_was_parsed():
+    """Everything a table knows survives, in the table's order."""
+    car = Car.parse(FULL)
+    assert FULL == car.format()
+    assert (255, False, 5, "van", "it's <red>", "petrol", 15, [16, 17], True) == (
+        car.id,
+        car.towed,
+        car.doors,
+        car.body_kind,
+        car.paint.colour,
+        car.engine.fuel,
+        car.spare.size,
+        [wheel.size for wheel in car.wheels],
+        car.radio,
+    )
+
+
+def test_the_order_of_the_source_does_not_matter():
+    """Known elements are printed in the order of the table."""
+    mixed = "<car id='255'><radio/><axles><wheel/></axles><name>x</name><!-- gone --></car>"
+    lines = ["<car id='0x00ff'>", "  <name>x</name>", "  <axles>", "    <wheel size='16'/>", "  </axles>", "  <radio/>"]
+    assert "\n".join([*lines, "</car>\n"]) == Car.parse(mixed).format()
+
+
+def test_unknown_attributes_and_elements_are_kept_where_they_were():
+    """What a table does not know is printed behind what it knows, at every depth."""
+    text = """<car id='0x0001' new='1'>
+  <body kind='van' high='yes'>
+    <doors>3</doors>
+    <roof open="no">text <b/> more</roof>
+  </body>
+  <wings n="2"/>
+</car>
+"""
+    car = Car.parse(text)
+    assert text == car.format() == Car.parse(car.format()).format()
+    assert [("car/@new", 1), ("car/wings", 6), ("car/body/@high", 2), ("car/body/roof", 4)] == car.unmodelled()
+
+
+def test_names_in_other_namespaces_are_not_mistaken_for_ours():
+    """<x:name> is not <name>; prefixes and their meaning survive."""
+    text = "<car xmlns:x='urn:x' id='1' x:id='7'><x:name>n</x:name></car>"
+    car = Car.parse(text)
+    again = Car.parse(car.format())
+    assert None is car.name
+    assert car == again
+    assert car.format() == again.format()
+    assert "xmlns:x='urn:x'" in car.format() and "x:id='7'" in car.format()
+
+
+def test_what_has_a_meaning_elsewhere_only_is_dropped():
+    """Ignored attributes and elements neither stay nor count as unknown."""
+    car = Car.parse("<car id='1' sails='2'><rudder/><body anchor='x'><doors>1</doors></body></car>")
+    assert [] == car.unmodelled()
+    assert "<car id='0x0001'>\n  <body>\n    <doors>1</doors>\n  </body>\n</car>\n" == car.format()
+
+
+def test_of_elements_that_can_be_there_once_the_first_counts():
+    """As XPath gives libvirt the first node."""
+    assert "a" == Car.parse("<car id='1'><name>a</name><name>b</name></car>").name
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "code", "named"),
+    [
+        ("<car/>", 1, 27, "'id'"),
+        ("<car id='x'/>", 1, 27, "'id'"),
+        ("<car id='1'>\n<body kind='bus'/></car>", 2, 67, "'kind'"),
+        ("<car id='1'>\n\n<body><doors>no</doors></body></car>", 3, 27, "<doors>"),
+        ("<boat/>", 1, 27, "<boat>"),
+        ("<car id='1' assigned='no'/>", 1, 27, "'assigned'"),
+        ("<car id='1'>\n<boat assigned='no'/></car>", 2, 27, "'assigned'"),
+    ],
+)
+def test_errors_have_line_number_and_name(text, line, code, named):
+    """A refused value says where it is, what it is and libvirt's number."""
+    with pytest.raises(XMLError) as error:
+        Car.parse(text)
+    assert (line, code, True) == (error.value.line, error.value.libvirt_code, named in str(error.value))
+
+
+def test_lenient_values_fall_back():
+    """What libvirt ignores when it cannot read it is the default here, too."""
+    assert None is Car.parse("<car id='1' towed='perhaps'/>").towed
+
+
+def test_a_copy_is_equal_and_independent():
+    """Changing a copy, at any depth, leaves the original alone."""
+    car = Car.parse(FULL)
+    copy = car.copy()
+    assert car == copy
+    copy.wheels[0].size = 99
+    copy.paint.colour = "blue"
+    assert (FULL, False) == (car.format(), car == copy)
+
+
+def test_definitions_can_be_made_without_xml():
+    """A definition made by hand prints like a parsed one; a wrong name is a mistake at once."""
+    assert "<car id='0x0002'>\n  <name>x</name>\n</car>\n" == Car(id=2, name="x").format()
+    with pytest.raises(TypeError, match="wings"):
+        Car(id=2, wings=1)
+
+
+def test_instances_do_not_share_their_lists():
+    """A new definition has lists and parts of its own."""
+    one, other = Car(id=1), Car(id=1)
+    one.wheels.append(Wheel())
+    one.paint.colour = "red"
+    assert ([], None) == (other.wheels, other.paint.colour)
+
+
+def test_control_characters_survive_in_attributes():
+    """Line ends in an attribute are printed so that they are read back."""
+    car = Car(id=1)
+    car.paint.colour = "a\n\t\rb"
+    assert "a\n\t\rb" == Car.parse(car.format()).paint.colour

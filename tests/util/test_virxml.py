@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Hostile documents are refused before a tree is built, and numbers are read as C reads them."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+
+import pytest
+
+from pyhostdev.errors import XMLError
+from pyhostdev.util import virxml
+from pyhostdev.util.virxml import parse_document, parse_integer, parse_unsigned
+
+BOMB = """<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>
+<domain>&b;</domain>"""
+EXTERNAL = '<!DOCTYPE d [<!ENTITY x SYSTEM "file:///etc/passwd">]><domain>&x;</domain>'
+PUBLIC = '<!DOCTYPE domain PUBLIC "a" "http://localhost/x.dtd"><domain/>'
+
+
+@pytest.mark.parametrize("document", [BOMB, EXTERNAL, PUBLIC, "<!DOCTYPE d><d/>"])
+def test_a_doctype_is_refused_whatever_it_declares(document):
+    """No entity can be declared, so none can be expanded or fetched."""
+    with pytest.raises(XMLError, match="DOCTYPE") as error:
+        parse_document(document)
+    assert 1 == error.value.line
+
+
+@pytest.mark.parametrize(("depth", "accepted"), [(255, True), (256, True), (257, False), (100_000, False)])
+def test_nesting_is_limited(depth, accepted):
+    """256 levels are read, one more is refused; a hundred thousand do not reach the C stack."""
+    document = "<a>" * depth + "</a>" * depth
+    if accepted:
+        assert "a" == parse_document(document).tag
+    else:
+        with pytest.raises(XMLError, match="nested deeper"):
+            parse_document(document)
+
+
+def test_the_size_is_limited_before_anything_is_read():
+    """A document larger than the limit is refused without looking into it."""
+    with pytest.raises(XMLError, match="larger than the limit"):
+        parse_document(b"\xff" * (virxml.SIZE_MAX + 1))
+
+
+def test_the_size_counts_in_bytes():
+    """Characters that take several bytes cannot slip under the limit."""
+    with pytest.raises(XMLError, match="larger than the limit"):
+        parse_document("<a>" + "\u20ac" * (virxml.SIZE_MAX // 2) + "</a>")
+
+
+def test_attributes_of_one_element_are_limited():
+    """An element with a thousand attributes is no domain."""
+    with pytest.raises(XMLError, match="attributes"):
+        parse_document("<a " + " ".join(f"a{n}=''" for n in range(1000)) + "/>")
+
+
+def test_elements_are_limited():
+    """A flat document of many empty elements is refused in little memory and time."""
+    document = "<a>" + "<b/>" * (virxml.NODES_MAX + 1) + "</a>"
+    tracemalloc.start()
+    begin = time.monotonic()
+    with pytest.raises(XMLError, match="elements and attributes"):
+        parse_document(document)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (True, True) == (peak < 64 << 20, time.monotonic() - begin < 5)
+
+
+@pytest.mark.parametrize(
+    ("document", "line"),
+    [
+        (b"<a>\n<b>\xff</b></a>", 2),
+        (b"<a>\n\n\xc3</a>", 3),
+        (b"<a>\0</a>", 1),
+        ("<a>\n\ud800</a>", 2),
+        (b"<?xml version='1.0' encoding='us-ascii'?>\n<a>\xc3\xa4</a>", 2),
+        (b"<a>\n<b></a>", 2),
+        (b"", 1),
+    ],
+)
+def test_bytes_that_are_no_document_are_refused_with_their_line(document, line):
+    """What is not text, or not XML, is an error that says where."""
+    with pytest.raises(XMLError) as error:
+        parse_document(document)
+    assert (virxml.VIR_ERR_XML_DETAIL, line) == (error.value.libvirt_code, error.value.line)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-7", "ebcdic-cp-us", "x-unknown"])
+def test_encodings_that_hide_things_are_refused(encoding):
+    """Only encodings in which ASCII is ASCII are read."""
+    with pytest.raises(XMLError, match="encoding"):
+        parse_document(f"<?xml version='1.0' encoding='{encoding}'?><a/>".encode())
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "<a>\u00e4</a>",
+        "<?xml version='1.0' encoding='iso-8859-1'?><a>\u00e4</a>",
+        "<a>\u00e4</a>".encode(),
+        b"\xef\xbb\xbf<a>\xc3\xa4</a>",
+        b"<?xml version='1.0' encoding='ISO-8859-1'?><a>\xe4</a>",
+    ],
+)
+def test_text_is_text_whatever_bytes_it_came_in(document):
+    """UTF-8, with or without a mark, Latin-1 and str give the same characters."""
+    assert "\u00e4" == parse_document(document).text
+
+
+@pytest.mark.parametrize(
+    ("text", "base", "value"),
+    [
+        ("12", 10, 12),
+        (" 12", 10, 12),
+        ("+12", 10, 12),
+        ("012", 10, 12),
+        ("012", 0, 10),
+        ("0x1F", 0, 31),
+        ("0X1f", 0, 31),
+        ("0", 0, 0),
+        ("1f", 16, 31),
+        ("0x1f", 16, 31),
+        ("4294967295", 0, 0xFFFFFFFF),
+    ],
+)
+def test_numbers_are_read_as_strtoul_reads_them(text, base, value):
+    """Leading blanks, a plus sign and C's prefixes are accepted."""
+    assert value == parse_unsigned(text, base)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "-1", "-0", "5 ", "0x", "0a", "08", "1_0", "\u0665", "0x100000005", "4294967296", "1e3", "++1", "- 1"],
+)
+def test_what_strtoul_does_not_read_to_its_end_is_no_number(text):
+    """Signs, separators, digits of other scripts and overflow are refused."""
+    with pytest.raises(ValueError):
+        parse_unsigned(text, 0)
+
+
+def test_a_number_of_a_million_digits_is_refused_at_once():
+    """Reading it would take quadratic time."""
+    with pytest.raises(ValueError):
+        parse_integer("9" * 1_000_000)
+
+
+@pytest.mark.parametrize(("text", "value"), [("-1", -1), ("+7", 7), ("-0x10", -16)])
+def test_signed_numbers_have_a_sign(text, value):
+    """What may be negative is read with its sign."""
+    assert value == parse_integer(text, 0)
