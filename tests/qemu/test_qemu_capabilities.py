@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a binary can do: stored answers, and the probe they came from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pyhostdev import ConfigUnsupportedError, OperationError
+from pyhostdev.qemu.qemu_capabilities import for_emulator, load, probe, probe_data
+
+BINARY = "/usr/bin/qemu-system-x86_64"
+needs_qemu = pytest.mark.skipif(shutil.which(BINARY) is None, reason=f"{BINARY} is not installed")
+
+
+@pytest.mark.parametrize(
+    ("arch", "alias", "machine", "cpu", "ram"),
+    [
+        ("x86_64", "pc", "pc-i440fx-7.2", "qemu64", "pc.ram"),
+        ("x86_64", "q35", "pc-q35-7.2", "qemu64", "pc.ram"),
+        ("i686", "pc", "pc-i440fx-7.2", "qemu32", "pc.ram"),
+        ("ppc64", "pseries", "pseries-7.2", "POWER9", "ppc_spapr.ram"),
+        ("aarch64", "virt", "virt-7.2", "cortex-a15", "mach-virt.ram"),
+    ],
+)
+def test_stored_capabilities_know_machines(arch: str, alias: str, machine: str, cpu: str, ram: str) -> None:
+    """An alias leads to the machine of QEMU 7.2, with libvirt's name of its default CPU."""
+    capabilities = load(arch)
+    row = capabilities.machine(alias)
+    assert (machine, cpu, ram) == (row.name, row.default_cpu, row.ram_id)
+    assert (machine, cpu) == (capabilities.canonical_machine(alias), capabilities.default_cpu(alias))
+
+
+def test_unknown_machine_is_refused_by_name() -> None:
+    """A machine that the binary does not have is named."""
+    with pytest.raises(ConfigUnsupportedError, match="pc-i440fx-0.1"):
+        load("x86_64").machine("pc-i440fx-0.1")
+
+
+@pytest.mark.parametrize("arch", ["vax", "../x86_64", ""])
+def test_unknown_architecture_is_refused(arch: str) -> None:
+    """An architecture is a name, never a path, and only stored ones exist."""
+    with pytest.raises(ConfigUnsupportedError):
+        load(arch)
+
+
+def test_devices_and_properties() -> None:
+    """Devices by type or by QEMU's short name; properties of the recorded devices only."""
+    capabilities = load("x86_64")
+    assert [True, True, False] == [capabilities.has_device(n) for n in ("vfio-pci", "lsi", "no-such-device")]
+    assert [True, False] == [capabilities.has_property("vfio-pci", n) for n in ("rombar", "no-such-property")]
+    assert not capabilities.has_property("no-such-device", "rombar")
+    with pytest.raises(KeyError):
+        capabilities.has_property("e1000", "mac")
+
+
+def test_absent_emulator_is_answered_for_by_the_stored_one() -> None:
+    """A definition that names a binary of another machine can still be built."""
+    capabilities = for_emulator("/nonexistent/qemu-system-x86_64", "x86_64")
+    assert load("x86_64").version == capabilities.version
+
+
+def test_emulator_that_is_none_is_an_error(tmp_path: Path) -> None:
+    """A binary that does not speak QMP is named, and nothing stored stands in for it."""
+    impostor = tmp_path / "qemu"
+    impostor.write_text("#!/bin/sh\necho no QEMU >&2\nexit 3\n")
+    impostor.chmod(0o755)
+    with pytest.raises(OperationError, match="no QEMU"):
+        probe(str(impostor))
+
+
+@needs_qemu
+def test_probe_says_what_is_stored() -> None:
+    """The installed binary, when it is the recorded version, gives the recorded answers."""
+    data, stored = probe_data(BINARY), load("x86_64")
+    if tuple(data["version"][:2]) != stored.version[:2]:
+        pytest.skip(f"the installed QEMU is {data['version']}")
+    assert stored.arch == data["arch"]
+    assert "vfio-pci" in data["devices"]
+    assert set(data["properties"]["pcie-root-port"]) == set(stored.properties["pcie-root-port"])
