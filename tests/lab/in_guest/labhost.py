@@ -119,11 +119,11 @@ def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 60) 
         time.sleep(0.2)
 
 
-def run_all(steps: list[Callable[[], None]]) -> int:
+def run_all(steps: list[Callable[[], None]], clean_up: Callable[[], None] = lambda: None) -> int:
     """
     Run every step, each from the same state of the host; return an exit status.
 
-    A step that fails is reported, and the others still run: one boot shall tell everything.
+    A step that fails is reported and cleaned up after, and the others still run: one boot shall tell everything.
     """
     home = all_drivers()
     failed = []
@@ -136,7 +136,8 @@ def run_all(steps: list[Callable[[], None]]) -> int:
         except Exception:
             failed.append(step.__name__)
             say(traceback.format_exc())
-            say(f"  LAB-FAILED {step.__name__}")
+            say(f"  FAILED {step.__name__}")
+            clean_up()
         say(f"  [{time.monotonic() - started:.1f} s]")
     say(f"== {len(steps) - len(failed)} of {len(steps)} steps passed{''.join(f', {name} failed' for name in failed)}")
     return 1 if failed else 0
