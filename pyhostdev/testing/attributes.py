@@ -9,20 +9,17 @@ the errnos were measured on 6.1.192 and 6.12.117
 from __future__ import annotations
 
 import errno
-import re
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing import hotplug, sriov
 from pyhostdev.testing.faults import Refusal
-from pyhostdev.testing.simdevice import UNSET_OVERRIDE, SimDevice, find_device
+from pyhostdev.testing.simdevice import UNSET_OVERRIDE, SimDevice, find_device, list_devices
 
 if TYPE_CHECKING:
     from pyhostdev.testing.drivercore import DriverCore
-    from pyhostdev.testing.hostspec import DriverSpec
+    from pyhostdev.testing.driverspec import DriverSpec
 
 OVERRIDE_LIMIT = 4095  # a page less one, for pages of 4 KiB
 _RESET_NAMES = ("device_specific", "acpi", "flr", "af_flr", "pm", "bus")
-_ID_FIELDS = re.compile(rb"\s*([0-9a-fA-F]+)\s+([0-9a-fA-F]+)")
 
 
 def c_string(value: bytes) -> bytes:
@@ -70,10 +67,11 @@ def store_unbind(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
 
 def _read_id(value: bytes) -> str:
     """Return vendor and device as an id table has them; further fields narrow and are not modelled."""
-    match = _ID_FIELDS.match(c_string(value))
-    if match is None:
-        raise Refusal(errno.EINVAL)
-    return f"{int(match[1], 16):04x}:{int(match[2], 16):04x}"
+    try:
+        vendor, device, *_ = (int(field, 16) for field in c_string(value).split())
+    except ValueError:
+        raise Refusal(errno.EINVAL) from None
+    return f"{vendor:04x}:{device:04x}"
 
 
 def store_new_id(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
@@ -133,6 +131,8 @@ def store_rescan(core: DriverCore, value: bytes) -> None:
         Refusal: EINVAL for what is no number.
     """
     if _number(value):
+        from pyhostdev.testing import hotplug
+
         hotplug.rescan(core)
 
 
@@ -178,6 +178,8 @@ def store_sriov_numvfs(core: DriverCore, device: SimDevice, value: bytes) -> Non
         raise Refusal(errno.ENOENT)
     if current and wanted:
         raise Refusal(errno.EBUSY)
+    from pyhostdev.testing import sriov
+
     if wanted:
         sriov.enable(core, device, wanted)
     else:
@@ -211,8 +213,14 @@ def store_reset(core: DriverCore, device: SimDevice, value: bytes) -> None:
     methods = (device.read("reset_method") or b"pm").split()
     if device.read("reset_method") == b"":
         raise Refusal(errno.ENOTTY)
-    if methods == [b"bus"] and len(hotplug.same_bus(core.root, device)) > 1:
+    if methods == [b"bus"] and not _is_alone(core, device):
         raise Refusal(errno.ENOTTY)
+
+
+def _is_alone(core: DriverCore, device: SimDevice) -> bool:
+    """True when a bus reset hits no other function."""
+    bus = device.address[:2]
+    return all(other.address[:2] != bus or other.address == device.address for other in list_devices(core.root))
 
 
 def store_reset_method(core: DriverCore, device: SimDevice, value: bytes) -> None:
@@ -247,6 +255,8 @@ def store_remove(core: DriverCore, device: SimDevice, value: bytes) -> None:
         Refusal: EINVAL for what is no number.
     """
     if _number(value):
+        from pyhostdev.testing import hotplug
+
         core.wait_for_lock(device)
         hotplug.remove(core, device)
 

@@ -33,7 +33,7 @@ from pyhostdev.util import pciconfig, pciregs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pyhostdev.testing.hostspec import DriverSpec
+    from pyhostdev.testing.driverspec import DriverSpec
     from pyhostdev.testing.kernelstate import KernelState
     from pyhostdev.util.hostroot import HostRoot
 

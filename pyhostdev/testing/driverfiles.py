@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from pyhostdev.testing.simdevice import put_file, put_link
 
 if TYPE_CHECKING:
-    from pyhostdev.testing.hostspec import DriverSpec, HostSpec
+    from pyhostdev.testing.driverspec import DriverSpec
+    from pyhostdev.testing.hostspec import HostSpec
     from pyhostdev.util.hostroot import HostRoot
 
 _DRIVER_FILES = ("bind", "unbind", "new_id", "remove_id", "uevent")

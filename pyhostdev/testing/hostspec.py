@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pyhostdev.testing.driverspec import DriverSpec
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 DEFAULT_RELEASE = "6.1.0-fake"
@@ -60,18 +61,6 @@ class FunctionSpec(NamedTuple):
     def bridge_to(self, bus: int) -> bool:
         """True when the bus directly below this bridge has that number."""
         return self.bridge is not None and self.bridge[0] == bus
-
-
-class DriverSpec(NamedTuple):
-    """One driver of a described host; ``availability`` is loaded, available or missing."""
-
-    name: str
-    ids: tuple[str, ...] = ()
-    kind: str = "host"  # host, managed-dma or vfio
-    module: str | None = None
-    availability: str = "loaded"
-    probe: str | None = None
-    remove: str | None = None
 
 
 class MemberSpec(NamedTuple):
@@ -144,14 +133,3 @@ class HostSpec:
         """True for the function that the kernel finds first on its bus."""
         bus = spec.address[:2]
         return spec.address == min(other for other in self.functions if other[:2] == bus)
-
-
-def driver_kind(name: str) -> str:
-    """
-    Return how a driver treats its group's DMA, by its name.
-
-    Source: users of driver_managed_dma in Linux 6.1 (vfio-pci and its variants, pci-stub, the port driver)
-    """
-    if name.endswith(("vfio-pci", "vfio_pci")):
-        return "vfio"
-    return "managed-dma" if name in ("pci-stub", "pcieport") else "host"

@@ -18,20 +18,13 @@ from pyhostdev.testing.simdevice import (
     UNSET_OVERRIDE,
     SimDevice,
     drop_file,
-    list_devices,
+    drop_tree,
     list_dir,
 )
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
     from pyhostdev.testing.drivercore import DriverCore
-    from pyhostdev.util.hostroot import HostRoot
-
-
-def same_bus(root: HostRoot, device: SimDevice) -> list[SimDevice]:
-    """Return all functions on a function's bus, itself among them."""
-    bus = device.address[:2]
-    return [other for other in list_devices(root) if other.address[:2] == bus]
 
 
 def remove(core: DriverCore, device: SimDevice) -> None:
@@ -63,7 +56,7 @@ def drop(core: DriverCore, device: SimDevice) -> None:
     if group is not None:
         _leave_group(core, name, group)
     kept = core.root.join(REMOVED, name)
-    shutil.rmtree(kept, ignore_errors=True)
+    drop_tree(kept)
     if os.path.isdir(place):
         os.makedirs(os.path.dirname(kept), exist_ok=True)
         os.rename(place, kept)
@@ -85,7 +78,7 @@ def _leave_group(core: DriverCore, name: str, group: int) -> None:
     directory = core.root.iommu_group_devices(group)
     drop_file(os.path.join(directory, name))
     if not list_dir(directory):
-        shutil.rmtree(os.path.dirname(directory), ignore_errors=True)
+        drop_tree(os.path.dirname(directory))
 
 
 def vanish(core: DriverCore, device: SimDevice) -> None:
@@ -101,7 +94,7 @@ def vanish(core: DriverCore, device: SimDevice) -> None:
 def forget(core: DriverCore, address: PCIDeviceAddress) -> None:
     """Let no rescan find a removed function."""
     core.state.removed.pop(str(address), None)
-    shutil.rmtree(core.root.join(REMOVED, str(address)), ignore_errors=True)
+    drop_tree(core.root.join(REMOVED, str(address)))
 
 
 def rescan(core: DriverCore) -> None:
@@ -120,7 +113,7 @@ def rescan(core: DriverCore) -> None:
 def _restore(core: DriverCore, name: str, relative: str, group: int | None) -> SimDevice:
     kept, path = core.root.join(REMOVED, name), core.root.join(relative)
     shutil.copytree(kept, path, symlinks=True)  # a copy: the directory gets another inode
-    shutil.rmtree(kept)
+    drop_tree(kept)
     if os.path.realpath(core.root.pci_devices) != os.path.realpath(os.path.dirname(path)):
         put_on_bus(core.root, path)
     if group is not None:

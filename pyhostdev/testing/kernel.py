@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import (
@@ -22,7 +21,7 @@ from pyhostdev.errors import (
     OperationError,
     SysfsError,
 )
-from pyhostdev.testing import attributes, hotplug
+from pyhostdev.testing import attributes
 from pyhostdev.testing.drivercore import DriverCore
 from pyhostdev.testing.faults import Blocked, Fault, NotSimulated, Refusal, SimulatedKill
 from pyhostdev.testing.kernelstate import Pending, StateFile
@@ -36,10 +35,6 @@ if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
 
 IN_DOUBT = "in-doubt"
-_BUS = re.compile(r"sys/bus/pci/([a-z_]+)")
-_DRIVER = re.compile(r"sys/bus/pci/drivers/([^/]+)/([a-z_]+)")
-_DEVICE = re.compile(r"sys/(?:bus/pci/devices|devices/.+)/([0-9a-f]{4,8}:[^/]+)/([a-z_]+)")
-_DEVICE_DRIVER = re.compile(r"sys/(?:bus/pci/devices|devices/.+)/([0-9a-f]{4,8}:[^/]+)/driver/([a-z_]+)")
 
 
 class TraceEntry(NamedTuple):
@@ -200,21 +195,22 @@ class SimulatedKernel:
         Raises:
             Refusal: ENOENT when there is none.
         """
-        if path.startswith("modprobe/"):
-            core.load_module(path.removeprefix("modprobe/"))
-        elif match := _BUS.fullmatch(path):
-            self._write_bus(core, match[1], value)
-        elif match := _DRIVER.fullmatch(path):
-            self._write_driver(core, match[1], match[2], value)
-        elif match := _DEVICE_DRIVER.fullmatch(path):
-            device = find_device(self.root, match[1])
-            if device is None or device.driver is None:
-                raise Refusal(errno.ENOENT)
-            self._write_driver(core, device.driver, match[2], value)
-        elif match := _DEVICE.fullmatch(path):
-            self._write_device(core, match[1], match[2], value)
-        else:
-            raise NotSimulated(f"The simulated kernel has nothing to write at '{path}'")
+        match _words(path):
+            case ["module", name]:
+                core.load_module(name)
+            case ["bus", name]:
+                self._write_bus(core, name, value)
+            case ["driver", driver, name]:
+                self._write_driver(core, driver, name, value)
+            case ["device", address, "driver", name]:
+                device = find_device(self.root, address)
+                if device is None or device.driver is None:
+                    raise Refusal(errno.ENOENT)
+                self._write_driver(core, device.driver, name, value)
+            case ["device", address, name]:
+                self._write_device(core, address, name, value)
+            case _:
+                raise NotSimulated(f"The simulated kernel has nothing to write at '{path}'")
 
     def _write_bus(self, core: DriverCore, name: str, value: bytes) -> None:
         if name not in attributes.BUS_ATTRIBUTES:
@@ -314,6 +310,8 @@ class SimulatedKernel:
 
     def vanish(self, address: PCIDeviceAddress, *, for_ever: bool = False) -> None:
         """Take a function off the bus at once, as a surprise removal does; a rescan finds it unless for_ever."""
+        from pyhostdev.testing import hotplug
+
         with self.entered() as core:
             device = find_device(self.root, str(address))
             if device is not None:
@@ -361,6 +359,23 @@ class SimulatedKernel:
             with self.entered() as core:
                 core.state.held.pop(str(group), None)
                 self._settle(core)
+
+
+def _words(path: str) -> list[str]:
+    """Return what a path below the root names: module, bus, driver or device, then its parts."""
+    parts = path.split("/")
+    if parts[0] == "modprobe":
+        return ["module", *parts[1:]]
+    if parts[:3] == ["sys", "bus", "pci"] and len(parts) == 4:
+        return ["bus", *parts[3:]]
+    if parts[:4] == ["sys", "bus", "pci", "drivers"]:
+        return ["driver", *parts[4:]]
+    if parts[:4] == ["sys", "bus", "pci", "devices"]:
+        return ["device", *parts[4:]]
+    if parts[:2] == ["sys", "devices"]:  # below bridges: the last address is the function's
+        last = max((n for n, part in enumerate(parts) if part.count(":") == 2), default=0)
+        return ["device", *parts[last:]]
+    return []
 
 
 def _is_over(core: DriverCore, entry: Pending) -> bool:

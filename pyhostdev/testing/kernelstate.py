@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyhostdev.testing.hostspec import DriverSpec, driver_kind
+from pyhostdev.testing.driverspec import DriverSpec, driver_kind
 from pyhostdev.testing.simdevice import SimDevice, drop_file, find_device, link_name, list_dir, put_file, read_file
 
 if TYPE_CHECKING:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.simdevice import put_file
+from pyhostdev.testing.simdevice import drop_tree, put_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,4 +68,4 @@ def holding_process(root: HostRoot, group: int) -> Iterator[None]:
     try:
         yield
     finally:
-        shutil.rmtree(directory)
+        drop_tree(directory)

@@ -43,6 +43,18 @@ def drop_file(path: str) -> None:
         os.unlink(path)
 
 
+def drop_tree(path: str) -> None:
+    """Remove a directory with all that is in it; shutil would cost every process its import."""
+    for name in list_dir(path):
+        entry = os.path.join(path, name)
+        if os.path.isdir(entry) and not os.path.islink(entry):
+            drop_tree(entry)
+        else:
+            drop_file(entry)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(path)
+
+
 def read_file(path: str) -> bytes | None:
     """Return a file's bytes, None when there is none."""
     try:

@@ -66,13 +66,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigError
+from pyhostdev.testing.driverspec import DriverSpec, driver_kind
 from pyhostdev.testing.hostspec import (
     EXPRESS_KINDS,
-    DriverSpec,
     FunctionSpec,
     HostSpec,
     MemberSpec,
-    driver_kind,
 )
 from pyhostdev.util.hostroot import check_driver_name
 from pyhostdev.util.pciaddress import PCIDeviceAddress

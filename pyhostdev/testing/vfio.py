@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.simdevice import list_dir, put_file
+from pyhostdev.testing.simdevice import drop_tree, list_dir, put_file
 
 if TYPE_CHECKING:
     from pyhostdev.testing.iommu import IOMMUGroups
@@ -58,6 +57,6 @@ def add_device(groups: IOMMUGroups, device: SimDevice) -> None:
 
 def remove_device(groups: IOMMUGroups, device: SimDevice) -> None:
     """Make the function's ``vfio-dev`` go, and the group's node with the last one."""
-    shutil.rmtree(device.join("vfio-dev"), ignore_errors=True)
+    drop_tree(device.join("vfio-dev"))
     if device.group is not None:
         groups.drop_node(device.group)

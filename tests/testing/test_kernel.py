@@ -492,3 +492,11 @@ def test_killed_process_leaves_no_half_write(card, rounds):
     assert [driver] if driver else [] == listed
     assert (driver == "vfio-pci") == card.exists("dev/vfio/14")
     assert (driver == "tg3") == card.exists(f"sys/bus/pci/devices/{F0}/net")
+
+
+def test_attributes_have_two_paths(card):
+    """Through the bus's link or at the function's own place: the same file."""
+    place = os.path.realpath(card.root.pci_device(FIRST))
+    card.kernel.write(f"{place}/driver_override", b"vfio-pci", device=FIRST)
+    card.kernel.write(f"{place}/driver/unbind", F0.encode(), device=FIRST)
+    assert (None, b"vfio-pci\n") == (card.driver(F0), card.read(F0, "driver_override"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -28,5 +29,8 @@ def test_fixture_makes_hosts_of_their_own(tmp_path) -> None:
     """In a project that is not ours, by name and by text."""
     (tmp_path / "test_other.py").write_text(CASE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "pyhostdev.testing.pytest_plugin", "-p", "no:cacheprovider"]
-    done = subprocess.run([*command, "--rootdir", tmp_path, tmp_path], capture_output=True, text=True, check=False)
+    alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [*command, "--rootdir", tmp_path, tmp_path], capture_output=True, text=True, check=False, env=alone
+    )
     assert "1 passed" in done.stdout, done.stdout + done.stderr

@@ -7,8 +7,8 @@ import pytest
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.testing.configspace import build_config, read_dump
+from pyhostdev.testing.driverspec import DriverSpec, driver_kind
 from pyhostdev.testing.fakehost import FakeHost
-from pyhostdev.testing.hostspec import DriverSpec, driver_kind
 from pyhostdev.testing.treefile import parse_function, parse_host, read_host
 from pyhostdev.util import pciconfig, pciregs
 
