@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 POLICIES = ("auto", "device", "group", "off")
 ASSIGNED, UNASSIGNED = "assigned", "unassigned"
 ERROR, CONSENT, NOTE = "error", "consent", "note"
+AFTERWARDS = ("reset", "reattach")  # steps that wait for the guest's end
 
 
 class Finding(NamedTuple):

@@ -337,11 +337,9 @@ class _Planner:
         return steps + self._give_back_steps(moving)
 
     def _give_back_steps(self, moving: set[PCIDeviceAddress]) -> list[Step]:
-        return [
-            Step(r.address, r.role, "reattach", r.stub, r.dev.driver if r.dev else None)
-            for r in self.present
-            if r.address in moving
-        ]
+        back = [(r, r.dev) for r in self.present if r.dev is not None and r.address in moving]
+        resets = [Step(r.address, r.role, "reset", r.stub, r.stub) for r, dev in back if dev.usable_reset()]
+        return resets + [Step(r.address, r.role, "reattach", r.stub, dev.driver) for r, dev in back]
 
     def proposals(self, findings: Iterable[Finding]) -> list[Proposal]:
         """Return the missing functions that declaring would help: endpoints, managed as the others are."""
@@ -385,8 +383,10 @@ class _Planner:
             return request.role, f"{guest}: not on this host"
         if request.address in moving:
             before = _driver_words(member.driver)
+            method = request.dev.usable_reset()
+            wiped = f"reset ({method})" if method else "not reset, as it has no way to be"
             return request.role, (
-                f"{guest}: detached from {before} to {request.stub}, and given back to {before} afterwards"
+                f"{guest}: detached from {before} to {request.stub}; afterwards {wiped} and given back to {before}"
             )
         detached = self.records.get(request.address)
         why = "as it was detached before" if detached and detached.state == DETACHED else "as it was"

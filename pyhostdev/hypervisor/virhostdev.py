@@ -22,7 +22,7 @@ from pyhostdev.errors import (
 )
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_lock import locked
-from pyhostdev.hypervisor.hostdev_plan import ERROR, Finding, Plan, Step
+from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, ERROR, Finding, Plan, Step
 from pyhostdev.hypervisor.hostdev_planner import build_plan
 from pyhostdev.hypervisor.hostdev_recover import Recovered, recover
 from pyhostdev.hypervisor.hostdev_status import Status, read_status
@@ -37,7 +37,7 @@ from pyhostdev.util.journal import (
 )
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI, DriverMover, read_binding
-from pyhostdev.util.transaction import Transaction, attempt, deferred_signals
+from pyhostdev.util.transaction import Transaction, attempt, deferred_signals, log
 from pyhostdev.util.virpci import is_vfio_driver
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class HostdevManager:
         """Do the steps up to the guest's start; all originals are on disk before the first write."""
         records = self._intents(plan, owner, change)
         for step in plan.steps:
-            if step.action != "reattach":
+            if step.action not in AFTERWARDS:
                 interrupted()
                 self._perform(step, records)
         for record in records.values():
@@ -209,6 +209,7 @@ class HostdevManager:
             meant = [records[a] for a in addresses if a in records and is_meant(records[a])]
             for record in meant:
                 self.journal.write(record._replace(state=RELEASING))
+            self._reset(meant)
             failures = [f for record in meant for f in attempt(self.give_back, record)]
         if failures:
             raise OperationError(
@@ -216,6 +217,20 @@ class HostdevManager:
                 rolled_back=False,
             ) from failures[0]
         return [record.address for record in meant]
+
+    def _reset(self, records: Iterable[Record]) -> None:
+        """
+        Wipe what the guest left, of all devices before the first goes back; one that cannot be is logged.
+
+        Mirrors: virHostdevResetAllPCIDevices (src/hypervisor/virhostdev.c)
+        """
+        for record in records:
+            dev = self.host.pci_device(record.address)
+            if record.moved and not record.listed and dev is not None and dev.driver == record.target:
+                if dev.usable_reset() is None:
+                    log().warning("Device %s cannot be reset before it goes back", record.address)
+                else:
+                    attempt(self._mover.reset, record.address)
 
     def give_back(self, record: Record) -> None:
         """

@@ -106,6 +106,15 @@ class DriverMover:
         """
         self._write(address, os.path.join(self.root.pci_driver(driver), "bind"), str(address))
 
+    def reset(self, address: PCIDeviceAddress) -> None:
+        """
+        Reset the function, by the method the kernel chooses.
+
+        Raises:
+            SysfsError, InDoubtError: from the write; ENOTTY when no method can reset it alone.
+        """
+        self._write(address, os.path.join(self.root.pci_device(address), "reset"), "1")
+
     def detach(self, address: PCIDeviceAddress, before: Binding, stub: str) -> None:
         """
         Take the function from its host driver and give it to a stub.

@@ -9,11 +9,14 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import HostdevError, OperationError
 
 DEFERRED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+if TYPE_CHECKING:
+    from logging import Logger
 
 
 class Transaction:
@@ -52,11 +55,16 @@ def attempt(action: Callable[..., Any], *args: Any) -> list[Exception]:
     try:
         action(*args)
     except (HostdevError, OSError) as err:
-        import logging
-
-        logging.getLogger(__name__).error("%s", err)
+        log().error("%s", err)
         return [err]
     return []
+
+
+def log() -> Logger:
+    """Return the log of changes; loading what logs takes is put off until something goes wrong."""
+    import logging
+
+    return logging.getLogger("pyhostdev.change")
 
 
 @contextmanager

@@ -28,6 +28,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+BUS_RESETS = ("bus", "cxl_bus")
 _GROUP_LINK = "iommu_group"
 _ATTRIBUTE_MAX = 4096  # a sysfs attribute is at most one page
 
@@ -316,6 +317,31 @@ class PCIDevice:
         prefix = str(self.address)[: -len("00.0")]
         names = (name for name in os.listdir(self.root.pci_devices) if name.startswith(prefix))
         return sorted(PCIDeviceAddress.parse(name) for name in names)
+
+    def usable_reset(self) -> str | None:
+        """
+        Return the method by which a write to ``reset`` resets this function alone; None when it cannot be.
+
+        The kernel resets a bus this way only for a function that has it to itself.
+
+        Source: drivers/pci/pci.c pci_reset_fn_methods, pci_parent_bus_reset; ``reset_method`` since 5.15
+        """
+        if not os.path.exists(self.path("reset")):
+            return None
+        listed = read_attribute(self.path("reset_method"))
+        methods = self._methods_by_config() if listed is None else listed.split()
+        usable = (m for m in methods if m not in BUS_RESETS or self._is_alone_on_bus())
+        return next(usable, None)
+
+    def _methods_by_config(self) -> list[str]:
+        config = self.read_config()
+        flr = self.is_virtual_function or pciconfig.has_flr(config)
+        pm = pciconfig.has_pm_reset(config)
+        return [name for name, there in (("flr", flr), ("pm", pm), ("bus", True)) if there]
+
+    def _is_alone_on_bus(self) -> bool:
+        prefix = str(self.address)[: -len("00.0")]
+        return sum(name.startswith(prefix) for name in os.listdir(self.root.pci_devices)) == 1
 
     def read_virtual_functions(self) -> list[PCIDeviceAddress]:
         """

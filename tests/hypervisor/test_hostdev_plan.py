@@ -32,8 +32,9 @@ def test_seed_scenario_detaches_and_gives_back_all_four(bcm5719: FakeHost, seed_
     plan = plan_for(bcm5719, seed_domain)
     roles = ["assigned", "unassigned", "unassigned", "assigned"]
     moves = [(a, r, "detach", "tg3", "vfio-pci") for a, r in zip(CARD, roles, strict=True)]
+    resets = [(a, r, "reset", "vfio-pci", "vfio-pci") for a, r in zip(CARD, roles, strict=True)]
     returns = [(a, r, "reattach", "vfio-pci", "tg3") for a, r in zip(CARD, roles, strict=True)]
-    assert moves + returns == [(str(s.address), *s[1:]) for s in plan.steps if s.action != "load-module"]
+    assert moves + resets + returns == [(str(s.address), *s[1:]) for s in plan.steps]
     assert (plan.ok, reasons(plan)) == (True, [])
 
 

@@ -126,7 +126,7 @@ def test_failed_give_back_keeps_its_record(bcm5719: FakeHost, seed_domain: Domai
     before = bcm5719.snapshot()
     manager = manager_for(bcm5719)
     prepare(manager, seed_domain)
-    bcm5719.kernel.inject(1, Fail(errno.EIO))
+    bcm5719.kernel.inject(5, Fail(errno.EIO))  # behind the four resets
     with pytest.raises(OperationError) as error:
         manager.release("vm1")
     assert error.value.rolled_back is False
@@ -177,6 +177,21 @@ def test_signal_in_the_middle_finishes_the_undo(
     assert [before] == arrived
 
 
+def test_devices_are_reset_before_the_first_goes_back(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """No function goes back to its driver with a guest's state in it; a reset that fails keeps none detached."""
+    manager = manager_for(bcm5719)
+    prepare(manager, seed_domain)
+    done = len(bcm5719.kernel.trace)
+    bcm5719.kernel.inject(2, Fail(errno.ENOTTY))
+    manager.release("vm1")
+    written = [os.path.basename(entry.path) for entry in bcm5719.kernel.trace[done:]]
+    assert ["reset"] * 4 == written[:4]
+    assert "reset" not in written[4:]
+    assert ["tg3"] * 4 == drivers(bcm5719)
+
+
 def test_foreign_change_is_reported_and_not_undone(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
@@ -203,7 +218,7 @@ def test_module_is_loaded_as_a_visible_step(
     fake = fakehost(text.replace("driver vfio-pci\n", "driver vfio-pci available\n"))
     manager = manager_for(fake)
     plan = manager.host.plan(seed_domain)
-    assert ["load-module"] + ["detach"] * 4 + ["reattach"] * 4 == [step.action for step in plan.steps]
+    assert ["load-module"] + ["detach"] * 4 + ["reset"] * 4 + ["reattach"] * 4 == [step.action for step in plan.steps]
     assert (str(CARD[0]), "vfio-pci") == (str(plan.steps[0].address), plan.steps[0].after)
     with manager.prepared(plan):
         assert ["vfio-pci"] * 4 == drivers(fake)

@@ -139,7 +139,7 @@ def test_rolled_back_is_3_and_not_restored_is_4(
     assert 3 == run("prepare", GUEST, "--simulate")[0]
     assert before == bcm5719.snapshot()
     assert 0 == run("prepare", GUEST, "--simulate")[0]
-    bcm5719.kernel.inject(1, Fail(5))
+    bcm5719.kernel.inject(5, Fail(5))  # behind the four resets
     assert 4 == run("release", GUEST, "--simulate")[0]
     assert 1 == len(json.loads(run("status", "--json")[1])["active"])
 
