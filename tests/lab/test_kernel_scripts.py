@@ -15,6 +15,7 @@ import pytest
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.testing.kernel import SimulatedKernel
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,6 +29,7 @@ class Simulated:
 
     def __init__(self, directory: Path) -> None:
         self.host = FakeHost.from_tree(TREE, directory)
+        self.kernel = SimulatedKernel(self.host.root, raw=True)  # the scripts write as a shell does
 
     def _device(self, address: str, name: str) -> Path:
         return Path(self.host.root.pci_devices) / address / name
@@ -35,7 +37,7 @@ class Simulated:
     def write(self, path: str, value: bytes) -> str:
         device = PCIDeviceAddress.parse(kernel_scripts.NIC0)
         try:
-            self.host.kernel.write(os.path.join(self.host.root.pci_bus, path), value, device=device)
+            self.kernel.write(os.path.join(self.host.root.pci_bus, path), value, device=device)
         except SysfsError as err:
             return errno.errorcode[err.errno]
         return "ok"
@@ -49,7 +51,7 @@ class Simulated:
         return text.removesuffix(b"\n").decode(errors="backslashreplace")
 
     def hold(self, address: str) -> AbstractContextManager[int]:
-        return self.host.kernel.open_group(int(self._device(address, "iommu_group").readlink().name))
+        return self.kernel.open_group(int(self._device(address, "iommu_group").readlink().name))
 
 
 @pytest.mark.parametrize("script", kernel_scripts.SCRIPTS, ids=lambda script: script.name)
