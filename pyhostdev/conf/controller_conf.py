@@ -7,11 +7,18 @@ Mirrors: virDomainControllerDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.virtio_conf import VirtioOptions
-from pyhostdev.conf.xmlcodec import big_number, enum, hexadecimal, number, on_off, signed, size_unit, unit_factor
+from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
+from pyhostdev.conf.xmlcodec import Codec, big_number, enum, number, on_off, signed, size_unit, unit_factor
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, content, embedded
+from pyhostdev.errors import XMLError
+from pyhostdev.util.virxml import parse_integer
+
+if TYPE_CHECKING:
+    from pyhostdev.util.virxml import Element
 
 CONTROLLER_TYPES = (
     "ide",
@@ -40,6 +47,64 @@ PCI_MODELS = (
 PCI_ROOT_MODELS = ("pci-root", "pcie-root")
 
 
+# what tells one controller of a model from another, as QEMU names its devices
+PCI_MODEL_NAMES = (
+    "pci-bridge",
+    "i82801b11-bridge",
+    "ioh3420",
+    "x3130-upstream",
+    "xio3130-downstream",
+    "pxb",
+    "pxb-pcie",
+    "pcie-root-port",
+    "spapr-pci-host-bridge",
+    "pcie-pci-bridge",
+)
+_SCSI_MODELS = (
+    "auto",
+    "buslogic",
+    "lsilogic",
+    "lsisas1068",
+    "vmpvscsi",
+    "ibmvscsi",
+    "virtio-scsi",
+    "lsisas1078",
+    "virtio-transitional",
+    "virtio-non-transitional",
+    "ncr53c90",
+    "dc390",
+    "am53c974",
+)
+_USB_MODELS = (
+    "piix3-uhci",
+    "piix4-uhci",
+    "ehci",
+    "ich9-ehci1",
+    "ich9-uhci1",
+    "ich9-uhci2",
+    "ich9-uhci3",
+    "vt82c686b-uhci",
+    "pci-ohci",
+    "nec-xhci",
+    "qusb1",
+    "qusb2",
+    "qemu-xhci",
+    "none",
+)
+# type -> its models; the others have none
+MODELS: dict[str, tuple[str, ...]] = {
+    "pci": PCI_MODELS,
+    "scsi": _SCSI_MODELS,
+    "usb": _USB_MODELS,
+    "ide": ("piix3", "piix4", "ich6"),
+    "virtio-serial": VIRTIO_MODELS,
+}
+_UNSET = -1  # what libvirt keeps where nothing is said; said, it means as much
+_TARGET_FIELDS = ("chassis_nr", "chassis", "port", "bus_nr", "target_index", "numa_node")
+
+_port = Codec(lambda value: parse_integer(value, 0), lambda value: f"{value:#x}", "a number")
+
+
 class DomainControllerDef(ElementDef):
     """
     One controller; ``index`` is None until one is chosen.
@@ -50,20 +115,20 @@ class DomainControllerDef(ElementDef):
     tag = "controller"
 
     type = attribute("type", enum(*CONTROLLER_TYPES), required=True)
-    index = attribute("index", number)
+    index = attribute("index", signed(0))
     model = attribute("model")
     ports = attribute("ports", signed(0))
     vectors = attribute("vectors", signed(0))
     max_grant_frames = attribute("maxGrantFrames", signed(0))
     max_event_channels = attribute("maxEventChannels", signed(0))
-    model_name = attribute("model/@name")
-    chassis_nr = attribute("target/@chassisNr", number)
-    chassis = attribute("target/@chassis", number)
-    port = attribute("target/@port", hexadecimal(1))
-    bus_nr = attribute("target/@busNr", number)
-    target_index = attribute("target/@index", number)
+    model_name = attribute("model/@name", enum(*PCI_MODEL_NAMES))
+    chassis_nr = attribute("target/@chassisNr", signed(base=0))
+    chassis = attribute("target/@chassis", signed(base=0))
+    port = attribute("target/@port", _port)
+    bus_nr = attribute("target/@busNr", signed(base=0))
+    target_index = attribute("target/@index", signed(base=0))
     hotplug = attribute("target/@hotplug", on_off)
-    numa_node = content("target/node", number)
+    numa_node = content("target/node", signed())
     queues = attribute("driver/@queues", number)
     cmd_per_lun = attribute("driver/@cmd_per_lun", number)
     max_sectors = attribute("driver/@max_sectors", number)
@@ -73,6 +138,26 @@ class DomainControllerDef(ElementDef):
     info = embedded(DeviceInfo)
     pcihole64 = content("pcihole64", big_number)
     pcihole64_unit = attribute("pcihole64/@unit", size_unit)
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse a model that the type has not, and forget options it has not.
+
+        Mirrors: virDomainControllerDefParseXML (src/conf/domain_conf.c)
+        """
+        if self.model is not None and self.model not in MODELS.get(self.type, ()):
+            raise XMLError(f"There is no {self.type} controller of model '{self.model}'", line=self.line)
+        for name in _TARGET_FIELDS:
+            if getattr(self, name) == _UNSET or not self.is_pci:
+                setattr(self, name, None)
+        if not self.is_pci:
+            self.model_name = self.hotplug = None
+        if not self.is_pci_root:
+            self.pcihole64 = self.pcihole64_unit = None
+        if self.type not in ("virtio-serial", "usb"):
+            self.ports = None
+        if self.type != "virtio-serial":
+            self.vectors = None
 
     @property
     def is_pci(self) -> bool:

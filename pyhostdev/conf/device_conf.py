@@ -9,26 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pyhostdev.conf.xmlcodec import (
-    hexadecimal,
-    name_text,
-    number,
-    on_off,
-    positive,
-    unsigned,
-    yes_no,
-)
+from pyhostdev.conf.xmlcodec import Codec, hexadecimal, number, on_off, positive, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child
-from pyhostdev.errors import ConfigUnsupportedError, InvalidAddressError, XMLError
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, InvalidAddressError, XMLError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.virxml import ULLONG_MAX, source_line
+from pyhostdev.util.virxml import ULLONG_MAX, parse_unsigned, source_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pyhostdev.util.virxml import Element
 
+USB_DEPTH_MAX = 4  # numbers of a port: hubs behind hubs
 _ALIAS_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
@@ -161,13 +154,23 @@ class CCIDAddress(DeviceAddress):
     slot = attribute("slot", number, default=0)
 
 
+def _parse_usb_port(text: str) -> str:
+    parts = text.split(".")
+    if len(parts) > USB_DEPTH_MAX:
+        raise ValueError(text)
+    return ".".join(str(parse_unsigned(part)) for part in parts)
+
+
+_usb_port = Codec(_parse_usb_port, str, "up to four numbers with dots between")
+
+
 class USBAddress(DeviceAddress):
     """Bus and dotted port of a USB device."""
 
     kind = "usb"
 
     bus = attribute("bus", number, default=0)
-    port = attribute("port", name_text)
+    port = attribute("port", _usb_port, code=VIR_ERR_INTERNAL_ERROR)
 
 
 class SpaprVIOAddress(DeviceAddress):
@@ -251,11 +254,13 @@ class DeviceInfo(ElementDef):
     rom_enabled = attribute("rom/@enabled", yes_no)
     rom_bar = attribute("rom/@bar", on_off)
     rom_file = attribute("rom/@file")
-    acpi_index = attribute("acpi/@index", unsigned())
+    acpi_index = attribute("acpi/@index", positive)
     address = child("address", DeviceAddress)
 
     def parsed(self, element: Element) -> None:
-        """Drop an alias that is not the user's to choose."""
+        """Refuse a boot element without order, and drop an alias that is not the user's to choose."""
+        if self.boot_order is None and element.find("boot") is not None:
+            raise XMLError("A <boot> has no order", line=source_line(element))
         if self.alias is not None and not is_user_alias(self.alias):
             self.alias = None
 

@@ -167,7 +167,7 @@ def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
 
 def _assign_hostdev_address(dom: DomainDef, device: DomainHostdevDef) -> None:
     """Take the first free unit, of as many controllers as it needs."""
-    users: list[Any] = [*dom.disks, *dom.hostdevs]
+    users: list[Any] = [*(disk for disk in dom.disks if disk.bus == "scsi"), *dom.hostdevs]
     used = [u.info.address for u in users if isinstance(u.info.address, DriveAddress)]
     places = (DriveAddress(controller=n // _SCSI_UNITS_MAX, unit=n % _SCSI_UNITS_MAX) for n in range(len(used) + 1))
     device.info.address = next(place for place in places if place not in used)
@@ -221,7 +221,7 @@ def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
         device.filterref = None
     if device.hostdev is not None or device.model not in VIRTIO_MODELS:
         device.drop_virtio_driver()
-    device.mac = device.mac.lower() if device.mac is not None else _made_mac(dom, device)
+    device.mac = device.mac or _made_mac(dom, device)
 
 
 def _made_mac(dom: DomainDef, device: DomainNetDef) -> str:

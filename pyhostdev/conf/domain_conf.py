@@ -46,6 +46,7 @@ from pyhostdev.conf.os_conf import (
     OSDef,
     SizeDef,
 )
+from pyhostdev.conf.uuid import normal_uuid
 from pyhostdev.conf.virtio_conf import (
     DomainCryptoDef,
     DomainInputDef,
@@ -55,9 +56,10 @@ from pyhostdev.conf.virtio_conf import (
     DomainShmemDef,
     DomainVsockDef,
 )
-from pyhostdev.conf.xmlcodec import enum, number, positive, yes_no
+from pyhostdev.conf.xmlcodec import VIR_ERR_INVALID_ARG, Codec, enum, name_text, number, unsigned, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, children, content, opaque, part
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
@@ -66,6 +68,9 @@ if TYPE_CHECKING:
     from pyhostdev.conf.device_conf import DeviceInfo
     from pyhostdev.conf.domain_validate import FunctionSource
 
+VIR_ERR_NO_NAME = 21
+
+uuid_text = Codec(normal_uuid, str, "32 hexadecimal digits", code=VIR_ERR_INTERNAL_ERROR)
 VIRT_TYPES = (
     "qemu",
     "kqemu",
@@ -116,8 +121,8 @@ class DomainDef(ElementDef):
 
     type = attribute("type", enum(*VIRT_TYPES), required=True)
     id = attribute("id", number, lenient=True)
-    name = content("name", required=True)
-    uuid = content("uuid")
+    name = content("name", name_text, required=True, code=VIR_ERR_NO_NAME)
+    uuid = content("uuid", uuid_text)
     genid = opaque("genid")
     title = content("title")
     description = content("description")
@@ -131,7 +136,7 @@ class DomainDef(ElementDef):
     min_guarantee = child("memtune/min_guarantee", SizeDef)
     swap_hard_limit = child("memtune/swap_hard_limit", SizeDef)
     memory_backing = part("memoryBacking", MemoryBackingDef)
-    vcpus = content("vcpu", positive, default=1)
+    vcpus = content("vcpu", unsigned(minimum=1, code=VIR_ERR_INVALID_ARG), default=1)
     vcpu_placement = attribute("vcpu/@placement", enum("static", "auto"))
     vcpu_cpuset = attribute("vcpu/@cpuset")
     vcpu_current = attribute("vcpu/@current", number)
@@ -150,9 +155,9 @@ class DomainDef(ElementDef):
     features = part("features", FeaturesDef)
     cpu = child("cpu", CPUDef)
     clock = child("clock", ClockDef)
-    on_poweroff = content("on_poweroff", enum(*LIFECYCLE_ACTIONS))
-    on_reboot = content("on_reboot", enum(*LIFECYCLE_ACTIONS))
-    on_crash = content("on_crash", enum(*CRASH_ACTIONS))
+    on_poweroff = content("on_poweroff", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
+    on_reboot = content("on_reboot", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
+    on_crash = content("on_crash", enum(*CRASH_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
     on_lockfailure = content("on_lockfailure", enum("poweroff", "restart", "pause", "ignore"))
     suspend_to_mem = attribute("pm/suspend-to-mem/@enabled", yes_no)
     suspend_to_disk = attribute("pm/suspend-to-disk/@enabled", yes_no)

@@ -23,7 +23,8 @@ from pyhostdev.conf.domain_controllers import (
 from pyhostdev.conf.graphics_conf import DomainVideoDef
 from pyhostdev.conf.graphics_postparse import fill_graphics
 from pyhostdev.conf.os_conf import BootDev, ClockDef, SizeDef
-from pyhostdev.errors import ConfigUnsupportedError, XMLError
+from pyhostdev.conf.uuid import made_uuid
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, XMLError
 
 if TYPE_CHECKING:
     from pyhostdev.conf.disk_conf import DomainDiskDef
@@ -97,7 +98,10 @@ def _normalise(dom: DomainDef) -> None:
     _normalise_memory(dom)
     _normalise_vcpus(dom)
     dom.id = None
-    dom.uuid = normal_uuid(dom)
+    # libvirt draws a random one when it defines a domain; here the same file must give the same guest
+    dom.uuid = dom.uuid or made_uuid(dom.name)
+    if "/" in dom.name:
+        raise XMLError(f"The name '{dom.name}' has a slash", line=dom.line)
     dom.clock = dom.clock or ClockDef()
     dom.on_poweroff = dom.on_poweroff or "destroy"
     dom.on_reboot = dom.on_reboot or "restart"
@@ -105,28 +109,6 @@ def _normalise(dom: DomainDef) -> None:
     _sort_disks(dom)
     for graphics in dom.graphics:
         fill_graphics(graphics)
-
-
-def normal_uuid(dom: DomainDef) -> str:
-    """
-    Return the UUID as libvirt prints it; one made from the name where there is none.
-
-    libvirt draws a random one when it defines a domain. There is no definition stored here, so the
-    same file must give the same guest every time.
-
-    Raises:
-        XMLError: it has not 32 hexadecimal digits.
-    """
-    if dom.uuid is None:
-        import hashlib
-
-        digits = hashlib.sha256(f"pyhostdev {dom.name}".encode()).hexdigest()[:32]
-    else:
-        digits = dom.uuid.strip().replace("-", "").lower()
-    if len(digits) != 32 or set(digits) - set("0123456789abcdef"):
-        raise XMLError(f"'{dom.uuid}' is no valid UUID", line=dom.line, libvirt_code=1)
-    parts = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
-    return "-".join(parts)
 
 
 def _normalise_memory(dom: DomainDef) -> None:
@@ -175,9 +157,13 @@ def _assign_isa_ports(dom: DomainDef) -> None:
     serials = [s for s in dom.serials if s.target_type in (None, "isa-serial")]
     ports = [s.target_port for s in serials if s.target_port is not None]
     if len(serials) > ISA_SERIAL_PORTS_MAX or any(p >= ISA_SERIAL_PORTS_MAX for p in ports):
-        raise XMLError(f"There are only {ISA_SERIAL_PORTS_MAX} ISA serial ports", line=dom.line, libvirt_code=1)
+        raise XMLError(
+            f"There are only {ISA_SERIAL_PORTS_MAX} ISA serial ports",
+            line=dom.line,
+            libvirt_code=VIR_ERR_INTERNAL_ERROR,
+        )
     if len(set(ports)) != len(ports):
-        raise XMLError("Two serial ports have one number", line=dom.line, libvirt_code=1)
+        raise XMLError("Two serial ports have one number", line=dom.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
     free = iter([p for p in range(ISA_SERIAL_PORTS_MAX) if p not in ports])
     for serial in serials:
         if serial.target_type == "isa-serial" and serial.target_port is None:

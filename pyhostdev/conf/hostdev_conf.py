@@ -14,11 +14,13 @@ from pyhostdev.conf.device_conf import (
     UnassignedAddress,
     check_pci_address,
 )
+from pyhostdev.conf.uuid import normal_uuid
 from pyhostdev.conf.xmlcodec import enum, hexadecimal, number_any_base, on_off, text, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, embedded, flag, ignored, opaque
 from pyhostdev.errors import (
     VIR_ERR_CONFIG_UNSUPPORTED,
+    VIR_ERR_INTERNAL_ERROR,
     ConfigUnsupportedError,
     XMLError,
 )
@@ -80,13 +82,27 @@ class PCISource(HostdevSource):
 
 
 class USBSource(HostdevSource):
-    """A USB device by address, by vendor and product, or both."""
+    """
+    A USB device by address, by vendor and product, or both.
+
+    Mirrors: virDomainHostdevSubsysUSBDefParseXML (src/conf/domain_conf.c)
+    """
 
     guest_reset = attribute("guestReset", enum("off", "uninitialized", "always"))
     vendor_id = attribute("vendor/@id", hexadecimal(4))
     product_id = attribute("product/@id", hexadecimal(4))
     bus = attribute("address/@bus", number_any_base)
     device = attribute("address/@device", number_any_base)
+
+    def parsed(self, element: Element) -> None:
+        """Refuse a source that names half a device."""
+        for what, parts in (("vendor and product", "vendor product"), ("address", "bus device")):
+            names = [f"{part}_id" if what != "address" else part for part in parts.split()]
+            said = [getattr(self, name) is not None for name in names]
+            if any(said) and not all(said):
+                raise XMLError(f"The {what} of a USB <source> is incomplete", line=source_line(element))
+        if self.vendor_id is None and self.bus is None:
+            raise XMLError("A USB <source> names no device", line=source_line(element))
 
 
 class SCSISource(HostdevSource):
@@ -117,9 +133,15 @@ class MdevSource(HostdevSource):
     uuid = attribute("address/@uuid")
 
     def parsed(self, element: Element) -> None:
-        """Refuse a source that names no device."""
+        """Refuse a source that names no device; print its name as libvirt does."""
         if self.uuid is None:
             raise ConfigUnsupportedError("The source of a mediated device has no uuid", line=source_line(element))
+        try:
+            self.uuid = normal_uuid(self.uuid)
+        except ValueError:
+            raise XMLError(
+                f"'{self.uuid}' is no valid UUID", line=source_line(element), libvirt_code=VIR_ERR_INTERNAL_ERROR
+            ) from None
 
 
 SOURCE_TYPES: dict[str, type[HostdevSource]] = {
@@ -148,7 +170,7 @@ class DomainHostdevDef(ElementDef):
         default="subsystem",
         code=VIR_ERR_CONFIG_UNSUPPORTED,
     )
-    type = attribute("type", enum(*SOURCE_TYPES, "storage", "misc", "net"), default="")
+    type = attribute("type", enum(*SOURCE_TYPES, "storage", "misc", "net"), default="", code=VIR_ERR_CONFIG_UNSUPPORTED)
     managed = attribute("managed", yes_no, default=False, lenient=True)
     assigned = attribute("assigned", yes_no)
     sgio = attribute("sgio", enum("filtered", "unfiltered"))
@@ -275,5 +297,7 @@ class DomainHostdevDef(ElementDef):
             raise XMLError("A <hostdev> of type mdev needs a model", line=line)
         if self.type not in ("mdev", "scsi_host") and self.model is not None:
             raise XMLError(f"A <hostdev> of type {self.type} has no model", line=line)
+        if self.type != "usb" and self.source_def is not None and self.source_def.startup_policy is not None:
+            raise ConfigUnsupportedError("Only a USB <source> has a startupPolicy", line=line)
         if self.type != "scsi" and (self.sgio is not None or self.rawio is not None):
             raise XMLError(f"A <hostdev> of type {self.type} has no sgio or rawio", line=line)

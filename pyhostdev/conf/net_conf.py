@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef, PCISource
 from pyhostdev.conf.virtio_conf import VirtioOptions
-from pyhostdev.conf.xmlcodec import enum, number, on_off, yes_no
+from pyhostdev.conf.xmlcodec import Codec, enum, number, on_off, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, embedded, opaque
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
+from pyhostdev.util.virxml import parse_unsigned
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,6 +41,24 @@ NET_TYPES = (
     "null",
     "vds",
 )
+
+
+_MULTICAST = 0x01  # IEEE 802-2014 8.2.2, the I/G bit of the first octet
+
+
+def _parse_mac(text: str) -> str:
+    """
+    Return a MAC address in the usual form.
+
+    Mirrors: virMacAddrParse (src/util/virmacaddr.c)
+    """
+    octets = [parse_unsigned(part, 16, 0xFF) for part in text.split(":") if len(part) <= 2]
+    if len(octets) != 6 or text.count(":") != 5 or octets[0] & _MULTICAST:
+        raise ValueError(text)
+    return ":".join(f"{octet:02x}" for octet in octets)
+
+
+_mac = Codec(_parse_mac, str, "a MAC address of one station")
 
 
 class NetSource(ElementDef):
@@ -68,7 +87,7 @@ class NetSource(ElementDef):
 class NetHostdevSource(PCISource):
     """The host side of an interface that is a PCI function; its address says its type."""
 
-    address_type = attribute("address/@type", enum("pci", "usb"), default="pci", code=VIR_ERR_CONFIG_UNSUPPORTED)
+    address_type = attribute("address/@type", enum("pci"), code=VIR_ERR_CONFIG_UNSUPPORTED, required=True)
 
     @classmethod
     def from_element(cls, element: Element) -> Self:
@@ -91,7 +110,7 @@ class DomainNetDef(ElementDef):
     type = attribute("type", enum(*NET_TYPES), default="user")
     managed = attribute("managed", yes_no, lenient=True)
     trust_guest_rx_filters = attribute("trustGuestRxFilters", yes_no)
-    mac = attribute("mac/@address")
+    mac = attribute("mac/@address", _mac)
     mac_type = attribute("mac/@type", enum("generated", "static"))
     mac_check = attribute("mac/@check", yes_no)
     source = child("source", NetSource)
@@ -162,6 +181,13 @@ class DomainHostdevNetDef(DomainNetDef):
 
     host_source = child("source", NetHostdevSource)
     _hostdev: DomainHostdevDef | None = None
+
+    def parsed(self, element: Element) -> None:
+        """Refuse an interface without a device, and a driver that hands over no devices."""
+        if self.host_source is None:
+            raise XMLError("An <interface type='hostdev'> has no <source>", line=self.line)
+        if self.driver_name not in (None, "kvm", "vfio", "xen"):
+            raise XMLError(f"'{self.driver_name}' is no driver that hands over a device", line=self.line)
 
     @classmethod
     def declared(cls) -> dict[str, Field[Any]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 VIR_ERR_INVALID_ARG = 8
+INT_MAX = 0x7FFFFFFF
 
 
 class Codec(Generic[T]):
@@ -58,7 +59,9 @@ def _choice(true: str, false: str) -> Codec[bool]:
     return Codec(parse, lambda value: true if value else false, f"{true} or {false}", (true, false))
 
 
-def unsigned(base: int = 10, *, minimum: int = 0, maximum: int = 0xFFFFFFFF) -> Codec[int]:
+def unsigned(
+    base: int = 10, *, minimum: int = 0, maximum: int = 0xFFFFFFFF, code: int = VIR_ERR_XML_ERROR
+) -> Codec[int]:
     """Return the codec of a non-negative number that is printed in decimal."""
 
     def parse(value: str) -> int:
@@ -67,7 +70,7 @@ def unsigned(base: int = 10, *, minimum: int = 0, maximum: int = 0xFFFFFFFF) -> 
             raise ValueError(value)
         return number
 
-    return Codec(parse, str, "a number" if not minimum else f"a number from {minimum} on")
+    return Codec(parse, str, f"a number from {minimum} on", code=code)
 
 
 def hexadecimal(width: int, base: int = 0, maximum: int = 0xFFFFFFFF) -> Codec[int]:
@@ -79,12 +82,12 @@ def hexadecimal(width: int, base: int = 0, maximum: int = 0xFFFFFFFF) -> Codec[i
     )
 
 
-def signed(minimum: int = -0x80000000, maximum: int = 0x7FFFFFFF) -> Codec[int]:
-    """Return the codec of a number that may be negative."""
+def signed(minimum: int = -INT_MAX - 1, base: int = 10) -> Codec[int]:
+    """Return the codec of a C int that is printed in decimal."""
 
     def parse(value: str) -> int:
-        number = parse_integer(value)
-        if not minimum <= number <= maximum:
+        number = parse_integer(value, base)
+        if not minimum <= number <= INT_MAX:
             raise ValueError(value)
         return number
 

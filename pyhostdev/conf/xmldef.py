@@ -237,7 +237,7 @@ class ElementDef:
         field = row.field
         where = "/".join((str(element.tag), *field.path))
         what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"
-        raise XMLError(f"The {what} is missing", line=source_line(element))
+        raise XMLError(f"The {what} is missing", line=source_line(element), libvirt_code=field.code)
 
     def _collect(self, shape: Shape, element: Element, found: dict[int, list[tuple[str, Element]]]) -> None:
         """Sort what stands in an element: to a row, or to the unknown."""

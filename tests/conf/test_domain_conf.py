@@ -18,8 +18,9 @@ from pyhostdev.errors import ConfigError, XMLError
 TESTDATA = Path(__file__).parents[2] / "testdata" / "conf"
 DEFINED = sorted(TESTDATA.glob("*.out.xml"))
 WRITTEN = sorted(set(TESTDATA.glob("*.xml")) - set(DEFINED))
+MAC, UUID = "52:54:00:aa:bb:01", "53764d0e-85a0-42b4-af5c-2046b460b1dc"
 # texts of which every codec reads some
-TEXTS = ("0", "1", "2", "7", "0x1f", "255", "ua-x", "a&b<c>'\"", "\u00e4 \u20ac", "vda", "-1", "0,2-3")
+TEXTS = ("0", "1", "2", "7", "0x1f", "255", "ua-x", "a&b<c>'\"", "\u00e4 \u20ac", "vda", "-1", "0,2-3", MAC, UUID)
 
 
 def canonical(text: str) -> list[object]:

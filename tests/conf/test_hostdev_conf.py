@@ -68,7 +68,7 @@ def test_s1_another_value_of_assigned_is_a_parse_error(value):
     [
         "<hostdev type='usb' assigned='{}'><source><address bus='1' device='2'/></source></hostdev>",
         "<hostdev type='scsi' assigned='{}'><source><adapter name='scsi_host0'/></source></hostdev>",
-        "<hostdev type='mdev' model='vfio-pci' assigned='{}'><source><address uuid='u'/></source></hostdev>",
+        "<hostdev type='mdev' model='vfio-pci' assigned='{}'><source><address uuid='53764d0e-85a0-42b4-af5c-2046b460b1dc'/></source></hostdev>",
         "<hostdev mode='capabilities' type='storage' assigned='{}'><source><block>/x</block></source></hostdev>",
         "<interface type='hostdev' assigned='{}'><source><address type='pci' bus='1'/></source></interface>",
         "<interface type='user' assigned='{}'/>",
@@ -236,10 +236,10 @@ def test_other_hostdevs_have_sources_of_their_own(type_, model, source, kind):
     [
         ("<hostdev type='pci'/>", 27),
         ("<hostdev><source/></hostdev>", 27),
-        ("<hostdev type='PCI'><source/></hostdev>", 27),
+        ("<hostdev type='PCI'><source/></hostdev>", 67),
         ("<hostdev type='pci' mode='Subsystem'><source/></hostdev>", 67),
         ("<hostdev type='pci' model='vfio-pci'><source/></hostdev>", 27),
-        ("<hostdev type='mdev'><source><address uuid='u'/></source></hostdev>", 27),
+        ("<hostdev type='mdev'><source><address uuid='53764d0e-85a0-42b4-af5c-2046b460b1dc'/></source></hostdev>", 27),
         ("<hostdev type='mdev' model='vfio-pci'><source><address/></source></hostdev>", 67),
         ("<hostdev type='pci' rawio='yes'><source/></hostdev>", 27),
         ("<hostdev type='pci'><source/><address type='bogus'/></hostdev>", 67),
