@@ -93,6 +93,7 @@ def write_domain(name: str, hostdevs: str, *, stay: bool = False) -> Path:
     <initrd>{archive}</initrd>
     <cmdline>{cmdline}</cmdline>
   </os>
+  <features><acpi/></features>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <controller type='usb' model='none'/>

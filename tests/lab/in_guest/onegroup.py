@@ -30,6 +30,7 @@ from labhost import (
     driver,
     drivers,
     iommu_group,
+    link_name,
     pyhostdev,
     pyhostdev_json,
     run_all,
@@ -40,6 +41,8 @@ from labhost import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+VFIO_DEVICE = "anon_inode:[vfio-device]"  # what a descriptor of an opened function links to
 
 SPLIT = "".join([
     hostdev(NIC[0], function=0), hostdev(NIC[1], assigned="no"),
@@ -81,12 +84,20 @@ def listed(verb: subprocess.Popen[str]) -> bool:
 
 
 def qemu_of(verb: subprocess.Popen[str]) -> int | None:
-    """Return the process id of the QEMU that a ``start`` runs."""
-    children = Path(f"/proc/{verb.pid}/task/{verb.pid}/children")
-    for pid in children.read_text().split() if children.exists() else []:
-        if "qemu-system" in Path(f"/proc/{pid}/cmdline").read_text():
+    """Return the process id of the QEMU of a ``start`` once it has both functions open."""
+    for pid in Path(f"/proc/{verb.pid}/task/{verb.pid}/children").read_text().split():
+        links = (link_name(fd) for fd in Path(f"/proc/{pid}/fd").iterdir())
+        if list(links).count(VFIO_DEVICE) == 2:
             return int(pid)
     return None
+
+
+def wait_for_qemu(verb: subprocess.Popen[str]) -> int:
+    """Wait until the guest has its functions, and return QEMU's process id."""
+    wait_for(lambda: ended(verb) or qemu_of(verb), "QEMU opens the guest's functions")
+    pid = qemu_of(verb)
+    assert pid is not None, "start ended before the guest ran"
+    return pid
 
 
 def check_detached(owner: str) -> None:
@@ -147,10 +158,7 @@ def undeclared_functions() -> None:
 def killed_guest() -> None:
     """A guest whose QEMU is killed gives all four functions back; start says that QEMU failed."""
     with started(write_domain("killed", SPLIT, stay=True)) as verb:
-        wait_for(lambda: qemu_of(verb) or ended(verb), "QEMU runs", 60)
-        wait_for(lambda: listed(verb), "the guest runs", 300)
-        pid = qemu_of(verb)
-        assert pid is not None, "start ended before the guest ran"
+        pid = wait_for_qemu(verb)
         check_detached("killed")
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: ended(verb), "start notices the end of QEMU", 30)
@@ -161,11 +169,11 @@ def killed_guest() -> None:
 def interrupted_start() -> None:
     """SIGTERM to a start ends its guest and gives all four functions back."""
     with started(write_domain("interrupted", SPLIT, stay=True)) as verb:
-        wait_for(lambda: qemu_of(verb) or ended(verb), "QEMU runs", 60)
-        time.sleep(2)
+        wait_for_qemu(verb)
         show("during", NIC)
         verb.send_signal(signal.SIGTERM)
         wait_for(lambda: ended(verb), "start ends", 60)
+    check(0, verb.returncode, "exit code of 'start'")
     check_home()
 
 
@@ -203,8 +211,10 @@ def virtual_functions() -> None:
 def assigned_on_virtual_function() -> None:
     """assigned= on a VF is refused: it belongs to no multifunction device."""
     vf = (PCI / "devices" / NVME[0] / "virtfn0").readlink().name
-    said = pyhostdev("validate", write_domain("assignedvf", hostdev(vf, assigned="no")), expect=1)
-    check(True, "not-multifunction" in said.stdout + said.stderr, "the reason is not-multifunction")
+    domain = write_domain("assignedvf", hostdev(vf, assigned="no"))
+    pyhostdev("validate", domain, expect=1)
+    refusal = pyhostdev("start", domain, expect=1).stderr
+    check([True, True], [word in refusal for word in (vf, "not-multifunction")], "start names the VF and the reason")
 
 
 def already_on_vfio() -> None:
