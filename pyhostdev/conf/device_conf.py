@@ -221,6 +221,10 @@ class DIMMAddress(DeviceAddress):
     base = attribute("base", hexadecimal(1, 16, ULLONG_MAX))
 
 
+# what can be booted from, and what has a ROM: elsewhere libvirt does not look for it
+BOOTABLE = ("disk", "interface", "hostdev", "redirdev", "filesystem")
+WITH_ROM = ("interface", "hostdev")
+
 ADDRESS_TYPES: dict[str, type[DeviceAddress]] = {
     definition.kind: definition
     for definition in (
@@ -259,10 +263,18 @@ class DeviceInfo(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """Refuse a boot element without order, and drop an alias that is not the user's to choose."""
-        if self.boot_order is None and element.find("boot") is not None:
+        is_bootable = element.tag in BOOTABLE
+        if self.boot_order is None and is_bootable and element.find("boot") is not None:
             raise XMLError("A <boot> has no order", line=source_line(element))
         if self.alias is not None and not is_user_alias(self.alias):
             self.alias = None
+
+    def drop_foreign(self, tag: str) -> None:
+        """Forget what devices of this kind do not have."""
+        if tag not in BOOTABLE:
+            self.boot_order = self.boot_loadparm = None
+        if tag not in WITH_ROM:
+            self.rom_enabled = self.rom_bar = self.rom_file = None
 
     @property
     def pci(self) -> PCIGuestAddress | None:

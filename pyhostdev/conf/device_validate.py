@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.xmlcodec import VIR_ERR_INVALID_ARG
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.conf.chr_conf import ChrSource, DomainChrDef, DomainRedirdevDef, DomainSmartcardDef
     from pyhostdev.conf.controller_conf import DomainControllerDef
+    from pyhostdev.conf.device_conf import DeviceInfo
     from pyhostdev.conf.disk_conf import DomainDiskDef, DomainFSDef
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.graphics_conf import DomainGraphicsDef
@@ -44,9 +46,30 @@ _CHANNEL_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOP
 
 def device_errors(dom: DomainDef, device: ElementDef) -> Errors:
     """Yield what is wrong with one device."""
+    info = getattr(device, "info", None)
+    if info is not None:
+        yield from _info_errors(dom, device, info)
     rule = _RULES.get(device.tag)
     if rule is not None:
         yield from rule(dom, device)
+
+
+def _info_errors(dom: DomainDef, device: ElementDef, info: DeviceInfo) -> Errors:
+    """
+    Yield what is wrong with ROM and address.
+
+    Mirrors: qemuValidateDomainDeviceInfo (src/qemu/qemu_validate.c)
+    """
+    line, address = device.line, info.address
+    is_tuned = info.rom_bar is not None or info.rom_file is not None
+    has_rom = is_tuned or info.rom_enabled is not None
+    if info.rom_enabled is False and is_tuned:
+        yield ConfigUnsupportedError("A ROM that is not enabled has no bar and no file", line=line)
+    if has_rom and address is not None and address.kind not in ("pci", "unassigned"):
+        yield ConfigUnsupportedError("Only PCI devices have a ROM", line=line)
+    has_zpci = isinstance(address, PCIGuestAddress) and (address.zpci_uid, address.zpci_fid) != (None, None)
+    if has_zpci and dom.os.arch not in ("s390x", "s390", None):
+        yield ConfigUnsupportedError(f"The architecture {dom.os.arch} has no zPCI", line=line)
 
 
 def _internal(message: str, line: int | None) -> ConfigError:

@@ -109,6 +109,8 @@ def _normalise(dom: DomainDef) -> None:
     _sort_disks(dom)
     for graphics in dom.graphics:
         fill_graphics(graphics)
+    for device, info in dom.device_infos():
+        info.drop_foreign(device.tag)
 
 
 def _normalise_memory(dom: DomainDef) -> None:

@@ -101,8 +101,8 @@ class USBSource(HostdevSource):
             said = [getattr(self, name) is not None for name in names]
             if any(said) and not all(said):
                 raise XMLError(f"The {what} of a USB <source> is incomplete", line=source_line(element))
-        if self.vendor_id is None and self.bus is None:
-            raise XMLError("A USB <source> names no device", line=source_line(element))
+        if self.vendor_id == 0:
+            raise XMLError("The vendor of a USB <source> cannot be 0", line=source_line(element))
 
 
 class SCSISource(HostdevSource):
@@ -119,12 +119,28 @@ class SCSISource(HostdevSource):
     auth = opaque("auth")
     initiator = attribute("initiator/iqn/@name")
 
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse a source that does not name its unit.
+
+        Mirrors: virDomainHostdevSubsysSCSIDefParseXML (src/conf/domain_conf.c)
+        """
+        wanted = ("name", "host") if self.protocol == "iscsi" else ("adapter", "bus", "target", "unit")
+        missing = [name for name in wanted if getattr(self, name) is None]
+        if missing:
+            raise XMLError(f"A SCSI <source> has no {missing[0]}", line=source_line(element))
+
 
 class SCSIHostSource(HostdevSource):
     """A SCSI host given as a whole, through vhost."""
 
-    protocol = attribute("protocol", enum("vhost"))
+    protocol = attribute("protocol", enum("vhost"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     wwpn = attribute("wwpn")
+
+    def parsed(self, element: Element) -> None:
+        """Refuse a source that does not name its host."""
+        if self.protocol is None or self.wwpn is None:
+            raise XMLError("A SCSI host <source> needs protocol and wwpn", line=source_line(element))
 
 
 class MdevSource(HostdevSource):
@@ -151,6 +167,17 @@ SOURCE_TYPES: dict[str, type[HostdevSource]] = {
     "scsi_host": SCSIHostSource,
     "mdev": MdevSource,
 }
+
+
+def check_teaming(type_: str | None, element: Element) -> None:
+    """
+    Refuse a <teaming> without type.
+
+    Raises:
+        XMLError: with the device's line.
+    """
+    if type_ is None and element.find("teaming") is not None:
+        raise XMLError("A <teaming> has no type", line=source_line(element))
 
 
 class DomainHostdevDef(ElementDef):
@@ -272,6 +299,7 @@ class DomainHostdevDef(ElementDef):
             raise XMLError("A <hostdev> has no type", line=line)
         if self.mode == "subsystem" and self.source_def is None:
             raise XMLError("A <hostdev> has no <source>", line=line)
+        check_teaming(self.teaming_type, element)
         self._check_type(line)
 
     def _check_assigned(self, element: Element) -> None:

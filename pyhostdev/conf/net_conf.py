@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.hostdev_conf import DomainHostdevDef, PCISource
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef, PCISource, check_teaming
 from pyhostdev.conf.virtio_conf import VirtioOptions
 from pyhostdev.conf.xmlcodec import Codec, enum, number, on_off, yes_no
 from pyhostdev.conf.xmldef import ElementDef
@@ -87,7 +87,7 @@ class NetSource(ElementDef):
 class NetHostdevSource(PCISource):
     """The host side of an interface that is a PCI function; its address says its type."""
 
-    address_type = attribute("address/@type", enum("pci"), code=VIR_ERR_CONFIG_UNSUPPORTED, required=True)
+    address_type = attribute("address/@type", enum("pci"), code=VIR_ERR_CONFIG_UNSUPPORTED)
 
     @classmethod
     def from_element(cls, element: Element) -> Self:
@@ -99,6 +99,8 @@ class NetHostdevSource(PCISource):
         """
         self = cls()
         self.read(element)
+        if self.address_type is None:
+            raise XMLError("The <address> of a host device's interface has no type", line=self.line)
         return self
 
 
@@ -168,6 +170,10 @@ class DomainNetDef(ElementDef):
         """The host device that an interface of type hostdev is."""
         return None
 
+    def parsed(self, element: Element) -> None:
+        """Refuse what is incomplete."""
+        check_teaming(self.teaming_type, element)
+
     def drop_virtio_driver(self) -> None:
         """Forget what <driver> says about virtio; libvirt does not read it for other models."""
         for name, field in type(self).declared().items():
@@ -184,6 +190,7 @@ class DomainHostdevNetDef(DomainNetDef):
 
     def parsed(self, element: Element) -> None:
         """Refuse an interface without a device, and a driver that hands over no devices."""
+        super().parsed(element)
         if self.host_source is None:
             raise XMLError("An <interface type='hostdev'> has no <source>", line=self.line)
         if self.driver_name not in (None, "kvm", "vfio", "xen"):

@@ -11,7 +11,47 @@ from pyhostdev.conf.xmlcodec import big_number, enum, number, on_off, signed, si
 from pyhostdev.conf.xmlcodec import unit_factor as unit_factor
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, children, content, flag, opaque
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR
+
+ARCHITECTURES = (
+    "alpha",
+    "armv6l",
+    "armv7l",
+    "armv7b",
+    "aarch64",
+    "cris",
+    "i686",
+    "itanium",
+    "lm32",
+    "loongarch64",
+    "m68k",
+    "microblaze",
+    "microblazeel",
+    "mips",
+    "mipsel",
+    "mips64",
+    "mips64el",
+    "or32",
+    "parisc",
+    "parisc64",
+    "ppc",
+    "ppcle",
+    "ppc64",
+    "ppc64le",
+    "ppcemb",
+    "riscv32",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sh4",
+    "sh4eb",
+    "sparc",
+    "sparc64",
+    "unicore32",
+    "x86_64",
+    "xtensa",
+    "xtensaeb",
+)
 
 
 class BootDev(ElementDef):
@@ -58,8 +98,8 @@ class OSDef(ElementDef):
     tag = "os"
 
     firmware = attribute("firmware", enum("bios", "efi"), code=VIR_ERR_CONFIG_UNSUPPORTED)
-    type = content("type")
-    arch = attribute("type/@arch")
+    type = content("type", enum("hvm", "xen", "linux", "exe", "uml", "xenpvh"))
+    arch = attribute("type/@arch", enum(*ARCHITECTURES), code=VIR_ERR_INTERNAL_ERROR)
     machine = attribute("type/@machine")
     firmware_features = children("firmware/feature", FirmwareFeature)
     init = content("init")

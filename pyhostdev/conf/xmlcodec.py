@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 VIR_ERR_INVALID_ARG = 8
 INT_MAX = 0x7FFFFFFF
+WORDS_NAMED_MAX = 10  # in one sentence
 
 
 class Codec(Generic[T]):
@@ -45,7 +46,8 @@ def enum(*words: str) -> Codec[str]:
             raise ValueError(value)
         return value
 
-    return Codec(parse, str, f"one of {', '.join(words)}", words)
+    few = len(words) <= WORDS_NAMED_MAX
+    return Codec(parse, str, f"one of {', '.join(words)}" if few else "a known word", words)
 
 
 def _choice(true: str, false: str) -> Codec[bool]:

@@ -12,6 +12,7 @@ from pyhostdev.conf.domain_schema import validate_schema
 from pyhostdev.errors import ConfigError
 
 TESTDATA = Path(__file__).parents[2] / "testdata" / "conf"
+UUID = "53764d0e-85a0-42b4-af5c-2046b460b1dc"
 SOURCE = "<source><address bus='1' slot='0' function='0'/></source>"
 
 
@@ -36,7 +37,7 @@ def test_s7_whole_domains_are_valid(path):
         f"<hostdev type='pci'>{SOURCE}<boot order='2'/><alias name='ua-x'/><acpi index='3'/></hostdev>",
         f"<hostdev type='pci'><driver name='vfio' model='mlx5_vfio_pci'/>{SOURCE}</hostdev>",
         "<hostdev type='usb'><source><vendor id='0x1'/><product id='0x2'/></source></hostdev>",
-        "<hostdev type='mdev' model='vfio-pci'><source><address uuid='53764d0e-85a0-42b4-af5c-2046b460b1dc'/></source></hostdev>",
+        f"<hostdev type='mdev' model='vfio-pci'><source><address uuid='{UUID}'/></source></hostdev>",
         "<thing><deeper unknown='yes'/>text</thing>",
     ],
 )

@@ -11,7 +11,9 @@ from pyhostdev.conf.hostdev_conf import DomainHostdevDef, MdevSource, SCSISource
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, SysfsError, XMLError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
+UUID = "53764d0e-85a0-42b4-af5c-2046b460b1dc"
 SOURCE = "<source><address domain='0x0001' bus='0x09' slot='0x00' function='{}'/></source>"
+SCSI = "<source><adapter name='s'/><address bus='0' target='0' unit='0'/></source>"
 FUNCTION_0 = PCIDeviceAddress(1, 9, 0, 0)
 
 
@@ -67,8 +69,8 @@ def test_s1_another_value_of_assigned_is_a_parse_error(value):
     "device",
     [
         "<hostdev type='usb' assigned='{}'><source><address bus='1' device='2'/></source></hostdev>",
-        "<hostdev type='scsi' assigned='{}'><source><adapter name='scsi_host0'/></source></hostdev>",
-        "<hostdev type='mdev' model='vfio-pci' assigned='{}'><source><address uuid='53764d0e-85a0-42b4-af5c-2046b460b1dc'/></source></hostdev>",
+        "<hostdev type='scsi' assigned='{}'>{SCSI}</hostdev>".replace("{SCSI}", SCSI),
+        f"<hostdev type='mdev' model='vfio-pci' assigned='{{}}'><source><address uuid='{UUID}'/></source></hostdev>",
         "<hostdev mode='capabilities' type='storage' assigned='{}'><source><block>/x</block></source></hostdev>",
         "<interface type='hostdev' assigned='{}'><source><address type='pci' bus='1'/></source></interface>",
         "<interface type='user' assigned='{}'/>",
