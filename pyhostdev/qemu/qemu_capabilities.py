@@ -40,7 +40,7 @@ ASKED_DEVICES = (
 )
 
 # -device takes these names, too, which are those of no type
-DEVICE_ALIASES = {"lsi": "lsi53c895a", "virtio-iommu": "virtio-iommu-pci"}
+DEVICE_ALIASES = {"ahci": "ich9-ahci", "lsi": "lsi53c895a", "virtio-iommu": "virtio-iommu-pci"}
 
 _DEADLINE_S = 30
 

@@ -23,6 +23,7 @@ from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command_builder import CommandBuilder, DomainPaths, unsupported
 from pyhostdev.qemu.qemu_command_hostdev import build_hostdevs
 from pyhostdev.qemu.qemu_command_net import build_interfaces
+from pyhostdev.qemu.qemu_command_refused import refuse_unbuilt
 from pyhostdev.qemu.qemu_define import define
 from pyhostdev.util.hostroot import HostRoot
 
@@ -38,6 +39,7 @@ _BEFORE_MONITOR = (
     machine.build_master_key,
     machine.build_firmware_blockdevs,
     machine.build_machine,
+    machine.build_tseg,
     cpu.build_cpu,
     machine.build_loader,
     cpu.build_memory,
@@ -115,6 +117,7 @@ def build_command_line(
     check_modelled(dom)
     capabilities = capabilities or stored_capabilities(dom)
     dom = define(dom, capabilities, host, keep_together=keep_together)
+    refuse_unbuilt(dom)
     assign_aliases(dom)
     paths = DomainPaths.of(state_dir, dom.name or "", domain_id)
     build = CommandBuilder(dom, capabilities, paths, tap_fd)

@@ -42,7 +42,7 @@ _SCSI_DRIVERS = {
     "vmpvscsi": "pvscsi",
     "ibmvscsi": "spapr-vscsi",
     "am53c974": "am53c974",
-    "dc390": "dc-390",
+    "dc390": "dc390",
 }
 
 

@@ -180,13 +180,13 @@ def _aligned(build: CommandBuilder, kib: int) -> int:
 
 
 def memory_backend(
-    build: CommandBuilder, kib: int, cell: Any = None, *, named: bool = False
+    build: CommandBuilder, kib: int, access: str | None = None, *, named: bool = False
 ) -> tuple[str, dict[str, Any]]:
     """
     Return type and properties of the object that provides memory.
 
     Args:
-        cell: the NUMA node it is for.
+        access: shared or private, where the NUMA node or the module says so itself.
         named: the machine's own memory, whose id must not change between QEMU versions.
 
     Raises:
@@ -195,7 +195,8 @@ def memory_backend(
     Mirrors: qemuBuildMemoryBackendProps
     """
     backing = build.dom.memory_backing
-    share = _share(backing, cell)
+    access = access or (backing.access_mode if backing is not None else None)
+    share = None if access is None else access == "shared"
     if backing is None or (backing.source_type in (None, "anonymous") and not backing.hugepages):
         return "memory-backend-ram", {"share": share, "size": kib * _KIB}
     if backing.source_type == "file":
@@ -215,12 +216,6 @@ def memory_backend(
         "prealloc": True if backing.hugepages or backing.allocation_mode == "immediate" else None,
         "size": kib * _KIB,
     }
-
-
-def _share(backing: Any, cell: Any) -> bool | None:
-    mode = cell.mem_access if cell is not None else None
-    mode = mode or (backing.access_mode if backing is not None else None)
-    return None if mode is None else mode == "shared"
 
 
 def _page_kib(backing: Any) -> int:
@@ -283,7 +278,7 @@ def _build_cell(build: CommandBuilder, cell: Any) -> None:
     if cell.distances is not None or cell.cache is not None:
         raise unsupported("<distances> or <cache> of a NUMA cell", cell)
     name = f"ram-node{cell.id}"
-    kind, properties = memory_backend(build, _aligned(build, cell.memory_kib), cell)
+    kind, properties = memory_backend(build, _aligned(build, cell.memory_kib), cell.mem_access)
     build.add_object(kind, name, **properties)
     cpus = [f"cpus={part}" for part in (cell.cpus or "").split(",") if part]
     build.add("-numa", ",".join(["node", f"nodeid={cell.id}", *cpus, f"memdev={name}"]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported
 from pyhostdev.qemu.qemu_domain import ARM, X86, is_i440fx, is_q35
 
@@ -38,6 +39,8 @@ def build_firmware_blockdevs(build: CommandBuilder) -> None:
     Mirrors: qemuBuildPflashBlockdevCommandLine
     """
     os = build.dom.os
+    if os.firmware is not None and os.loader is None:
+        raise unsupported(f"<os firmware='{os.firmware}'> without a <loader>", os)
     if os.loader_type != "pflash":
         return
     if os.nvram_source is not None or os.nvram_type not in (None, "file"):
@@ -131,6 +134,17 @@ def _accelerator(build: CommandBuilder) -> str:
     if features is not None and features.tcg_tb_cache is not None and dom.type == "qemu":
         raise unsupported("<tb-cache>", features)
     return ",".join(options)
+
+
+def build_tseg(build: CommandBuilder) -> None:
+    """Size the memory that only SMM can see."""
+    features = build.dom.features
+    if features is None or features.tseg is None:
+        return
+    mib, rest = divmod(features.tseg * unit_factor(features.tseg_unit or "MiB"), 1 << 20)
+    if rest or not is_q35(build.dom):
+        raise unsupported("<tseg> of this machine, or of this size,", features)
+    build.add("-global", f"mch.extended-tseg-mbytes={mib}")
 
 
 def build_loader(build: CommandBuilder) -> None:

@@ -125,7 +125,7 @@ def build_memories(build: CommandBuilder) -> None:
         if module.model != "dimm" or module.source_nodemask is not None or module.source_pagesize is not None:
             raise unsupported(f"<memory model='{module.model}'>, or its source,", module)
         backend = f"mem{module.info.alias}"
-        kind, properties = memory_backend(build, module.size_kib, module)
+        kind, properties = memory_backend(build, module.size_kib, module.access)
         build.add_object(kind, backend, **properties)
         device: Properties = {"driver": "pc-dimm", "node": module.target_node, "memdev": backend}
         build.add_device({**device, "id": module.info.alias, **build.address(module)})
