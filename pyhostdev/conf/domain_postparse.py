@@ -128,7 +128,11 @@ def _normalise_memory(dom: DomainDef) -> None:
 def _normalise_vcpus(dom: DomainDef) -> None:
     dom.vcpu_placement = dom.vcpu_placement or "static"
     if dom.vcpu_current is not None and dom.vcpu_current > dom.vcpus:
-        raise XMLError(f"{dom.vcpu_current} of {dom.vcpus} virtual CPUs cannot be online", line=dom.line)
+        raise XMLError(
+            f"{dom.vcpu_current} of {dom.vcpus} virtual CPUs cannot be online",
+            line=dom.line,
+            libvirt_code=VIR_ERR_INTERNAL_ERROR,
+        )
     if dom.vcpu_current == dom.vcpus:
         dom.vcpu_current = None
 
