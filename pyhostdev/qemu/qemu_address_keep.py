@@ -14,10 +14,11 @@ from pyhostdev.errors import ConfigError
 from pyhostdev.util.pciaddress import FUNCTION_MAX, PCIDeviceAddress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
     from pyhostdev.conf.domain_addr import DomainPCIAddressSet
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.qemu.qemu_address_flags import HostFacts
 
 
@@ -30,60 +31,66 @@ class HostDeviceSlots:
     on the host by their numbering only and are placed one by one.
     """
 
-    def __init__(self, dom: DomainDef, host: HostFacts | None, addrs: DomainPCIAddressSet) -> None:
+    def __init__(
+        self,
+        dom: DomainDef,
+        host: HostFacts | None,
+        addrs: DomainPCIAddressSet,
+        group_of: Callable[[Any], int],
+    ) -> None:
         self.addrs = addrs
         self.host = host
+        self.group_of = group_of
         self._numbers: dict[PCIDeviceAddress, int] = {}
         self._slots: dict[tuple[PCIDeviceAddress, int], PCIDeviceAddress] = {}
         assigned = [hostdev for hostdev in dom.pci_hostdevs() if hostdev.is_assigned]
-        self._number(hostdev.pci_address for hostdev in assigned)
+        self._number(assigned)
         for hostdev in assigned:
             self._learn(hostdev)
 
-    def _number(self, sources: Iterable[PCIDeviceAddress]) -> None:
+    def _key(self, hostdev: Any) -> tuple[PCIDeviceAddress, int]:
+        """Return what functions must have in common to share a slot: the device and the group."""
+        return hostdev.pci_address.with_function(0), self.group_of(hostdev)
+
+    def _number(self, hostdevs: list[DomainHostdevDef]) -> None:
         """Choose the guest function of every host function."""
-        devices: dict[PCIDeviceAddress, list[PCIDeviceAddress]] = {}
-        for source in sources:
-            devices.setdefault(source.with_function(0), []).append(source)
+        devices: dict[tuple[PCIDeviceAddress, int], list[PCIDeviceAddress]] = {}
+        for hostdev in hostdevs:
+            devices.setdefault(self._key(hostdev), []).append(hostdev.pci_address)
         for functions in devices.values():
-            lowest = min(functions)
             self._numbers.update((source, source.function) for source in functions)
-            self._numbers[lowest] = 0
+            self._numbers[min(functions)] = 0
 
     def _learn(self, hostdev: Any) -> None:
         """Remember the slot of a function whose address the user chose: the others go there."""
         if hostdev.info.pci is not None and self._is_shared(hostdev.pci_address):
-            key = (hostdev.pci_address.with_function(0), 0)
-            self._slots.setdefault(key, hostdev.info.pci.pci)
+            self._slots.setdefault(self._key(hostdev), hostdev.info.pci.pci)
 
     def _is_shared(self, source: PCIDeviceAddress) -> bool:
         """Return False for a function that the host knows to be its device's only one, or a VF."""
         ask = getattr(self.host, "is_multifunction", None)
         return ask is None or ask(source) is not False
 
-    def place(self, hostdev: Any, flags: int, isolation_group: int) -> PCIDeviceAddress:
+    def place(self, hostdev: Any, flags: int) -> PCIDeviceAddress:
         """
         Take an address for a function and return it.
 
         Raises:
             ConfigError: no slot is left.
         """
-        source = hostdev.pci_address
+        source, group = hostdev.pci_address, self.group_of(hostdev)
         if not self._is_shared(source):
-            return self.addrs.reserve_next(flags, isolation_group)
-        key = (source.with_function(0), isolation_group)
-        slot = self._slots.get(key) or self._slots.get((key[0], 0))
-        if slot is not None:
-            address = self._join(slot, self._numbers[source], flags, isolation_group)
-            if address is not None:
-                return address
-        address = self.addrs.reserve_next(flags, isolation_group, self._numbers[source])
-        self._slots[key] = address
+            return self.addrs.reserve_next(flags, group)
+        key = self._key(hostdev)
+        address = None
+        if key in self._slots:
+            address = self._join(self._slots[key], self._numbers[source], flags, group)
+        if address is None:
+            address = self.addrs.reserve_next(flags, group, self._numbers[source])
+            self._slots[key] = address
         return address
 
-    def _join(
-        self, slot: PCIDeviceAddress, wanted: int, flags: int, isolation_group: int
-    ) -> PCIDeviceAddress | None:
+    def _join(self, slot: PCIDeviceAddress, wanted: int, flags: int, group: int) -> PCIDeviceAddress | None:
         """Take the wanted function of a slot, or its first free one; None when nothing fits there."""
         taken = self.addrs.buses[slot.bus].slots.get(slot.slot, 0) if slot.bus < len(self.addrs.buses) else 0
         for function in (wanted, *range(FUNCTION_MAX + 1)):
@@ -91,7 +98,7 @@ class HostDeviceSlots:
                 continue
             address = slot.with_function(function)
             try:
-                self.addrs.reserve(address, flags, isolation_group)
+                self.addrs.reserve(address, flags, group)
             except ConfigError:
                 return None
             return address

@@ -108,7 +108,7 @@ class _Run:
         self.flags = ConnectFlags(dom, host)
         self.groups = _isolation_groups(dom, host)
         self.addrs = _create_set(dom, nbuses, dry_run)
-        self.slots = HostDeviceSlots(dom, host, self.addrs) if keep_together else None
+        self.slots = HostDeviceSlots(dom, host, self.addrs, self.group_of) if keep_together else None
 
     def group_of(self, device: Any) -> int:
         """Return the isolation group a device belongs to; 0 is everybody's."""
@@ -162,7 +162,7 @@ class _Run:
         if not flags:
             return
         if self.slots is not None and device.tag == "hostdev" and device.is_pci:
-            address = self.slots.place(device, flags, self.group_of(device))
+            address = self.slots.place(device, flags)
         else:
             address = self.addrs.reserve_next(flags, self.group_of(device))
         self._store(device, address)
