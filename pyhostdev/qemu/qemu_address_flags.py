@@ -57,6 +57,7 @@ class ConnectFlags:
 
     def __init__(self, dom: DomainDef, host: HostFacts | None = None) -> None:
         self.host = host
+        self._conventional: dict[PCIDeviceAddress, bool] = {}  # what the host said: reading it takes time
         self.pcie = EXPRESS if has_pcie_root(dom) else CONVENTIONAL
 
     def of(self, device: Any) -> int:
@@ -129,7 +130,10 @@ class ConnectFlags:
         """
         if self.pcie == CONVENTIONAL or device.info.pci is not None or self.host is None:
             return self.pcie
-        return CONVENTIONAL if self.host.is_pci_express(device.pci_address) is False else self.pcie
+        source = device.pci_address
+        if source not in self._conventional:
+            self._conventional[source] = self.host.is_pci_express(source) is False
+        return CONVENTIONAL if self._conventional[source] else self.pcie
 
     def memballoon(self, device: Any) -> int:
         """Return the balloon's flags."""

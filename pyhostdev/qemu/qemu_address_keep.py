@@ -68,8 +68,9 @@ class HostDeviceSlots:
 
     def _is_shared(self, source: PCIDeviceAddress) -> bool:
         """Return False for a function that the host knows to be its device's only one, or a VF."""
-        ask = getattr(self.host, "is_multifunction", None)
-        return ask is None or ask(source) is not False
+        read = getattr(self.host, "pci_device", None)
+        function = None if read is None else read(source)
+        return function is None or function.is_multifunction() is not False
 
     def place(self, hostdev: Any, flags: int) -> PCIDeviceAddress:
         """

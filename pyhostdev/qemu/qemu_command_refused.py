@@ -160,10 +160,18 @@ def _unbuilt(definition: ElementDef) -> Iterator[ConfigUnsupportedError]:
             value = getattr(definition, name)
             if value not in (None, False, [], *harmless):
                 yield _error(definition, name, value)
-    for value in vars(definition).values():
+    for part in _parts(definition):
+        yield from _unbuilt(part)
+
+
+def _parts(definition: ElementDef) -> Iterator[ElementDef]:
+    """Yield the definitions within one: those that share its element, and those of elements below."""
+    table = definition.table()
+    for name in (*table.embedded, *(row.field.name for row in table.rows if row.owner is None)):
+        value = getattr(definition, name)
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, ElementDef):
-                yield from _unbuilt(part)
+                yield part
 
 
 def _error(definition: ElementDef, name: str, value: Any) -> ConfigUnsupportedError:

@@ -85,17 +85,25 @@ def assign_pci_addresses(dom: DomainDef, host: HostFacts | None = None, *, keep_
 
     Mirrors: qemuDomainAssignPCIAddresses (src/qemu/qemu_domain_address.c)
     """
+    flags, groups = ConnectFlags(dom, host), _isolation_groups(dom, host)
+
+    def run(nbuses: int, *, dry_run: bool) -> _Run:
+        run = _Run(dom, flags, groups, _create_set(dom, nbuses, dry_run))
+        if keep_together:
+            run.slots = HostDeviceSlots(dom, host, run.addrs, run.group_of)
+        return run
+
     highest = max((c.index or 0 for c in dom.controllers if c.is_pci), default=-1)
     if highest < 0:
-        _Run(dom, host, 0, dry_run=False, keep_together=keep_together).check_no_bus()
+        run(0, dry_run=False).check_no_bus()
         return
-    dry = _Run(dom, host, highest + 1, dry_run=True, keep_together=keep_together)
+    dry = run(highest + 1, dry_run=True)
     dry.assign()
     if highest == 0 and len(dry.addrs.buses) > 1 and has_pcie_root(dom):
         # the user leaves the topology to us: leave one port free for hotplug
         dry.addrs.reserve_next(EXPRESS | CONNECT_HOTPLUG)
     dry.add_controllers()
-    _Run(dom, host, len(dry.addrs.buses), dry_run=False, keep_together=keep_together).assign()
+    run(len(dry.addrs.buses), dry_run=False).assign()
     _mark_multifunction(dom)
     fill_controller_defaults(dom)
 
@@ -103,12 +111,14 @@ def assign_pci_addresses(dom: DomainDef, host: HostFacts | None = None, *, keep_
 class _Run:
     """One pass over the guest's devices, on buses of its own."""
 
-    def __init__(self, dom: DomainDef, host: HostFacts | None, nbuses: int, *, dry_run: bool, keep_together: bool):
+    def __init__(
+        self, dom: DomainDef, flags: ConnectFlags, groups: dict[int, int], addrs: DomainPCIAddressSet
+    ) -> None:
         self.dom = dom
-        self.flags = ConnectFlags(dom, host)
-        self.groups = _isolation_groups(dom, host)
-        self.addrs = _create_set(dom, nbuses, dry_run)
-        self.slots = HostDeviceSlots(dom, host, self.addrs, self.group_of) if keep_together else None
+        self.flags = flags
+        self.groups = groups
+        self.addrs = addrs
+        self.slots: HostDeviceSlots | None = None
 
     def group_of(self, device: Any) -> int:
         """Return the isolation group a device belongs to; 0 is everybody's."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,8 +28,8 @@ class Functions:
     def iommu_group(self, address: PCIDeviceAddress) -> int | None:
         return self.groups.get(str(address))
 
-    def is_multifunction(self, address: PCIDeviceAddress) -> bool | None:
-        return str(address) not in self.single
+    def pci_device(self, address: PCIDeviceAddress) -> SimpleNamespace:
+        return SimpleNamespace(is_multifunction=lambda: str(address) not in self.single)
 
 
 def hostdev(source: str, guest: str = "", attributes: str = "") -> str:
