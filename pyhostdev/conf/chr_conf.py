@@ -31,6 +31,9 @@ CHR_TYPES = (
 )
 
 
+_WITHOUT_SOURCE = ("null", "vc", "pty", "stdio", "spicevmc")
+
+
 class ChrSourceElement(ElementDef):
     """One <source> of a character device; sockets may have two."""
 
@@ -69,6 +72,22 @@ class ChrSource(ElementDef):
     def path(self) -> str | None:
         """The path of a file, device, pipe or socket."""
         return self.sources[0].path if self.sources else None
+
+    def settle(self) -> None:
+        """
+        Say what absence means: who connects, the protocol; forget what the type has no use for.
+
+        Mirrors: virDomainChrSourceDefParseXML (src/conf/domain_conf.c)
+        """
+        if self.type in _WITHOUT_SOURCE:
+            self.sources = []
+        if self.type in ("tcp", "udp", "unix"):
+            for part in self.sources:
+                part.mode = part.mode or "connect"
+        if self.type == "tcp":
+            self.protocol = self.protocol or "raw"
+        if self.type == "udp":
+            self.sources.sort(key=lambda part: part.mode != "bind")
 
     def source(self, mode: str) -> ChrSourceElement | None:
         """Return the source that connects or binds."""
@@ -149,7 +168,7 @@ def _id_or_any(width: int) -> Codec[int]:
     plain = hexadecimal(width)
     return Codec(
         lambda value: -1 if value == "-1" else plain.parse(value),
-        lambda value: "-1" if value == -1 else plain.format(value),
+        lambda value: "-1" if value == -1 else f"0x{value:0{width}X}",
         "an id or -1",
     )
 

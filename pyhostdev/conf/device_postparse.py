@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DriveAddress
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
+from pyhostdev.conf.xmlcodec import unit_factor
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyhostdev.conf.board_conf import DomainMemoryDef
-    from pyhostdev.conf.chr_conf import DomainChrDef
+    from pyhostdev.conf.chr_conf import DomainChrDef, DomainRedirdevDef, DomainSmartcardDef
     from pyhostdev.conf.controller_conf import DomainControllerDef
     from pyhostdev.conf.disk_conf import DomainDiskDef, DomainFSDef
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.graphics_conf import DomainVideoDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef
-    from pyhostdev.conf.virtio_conf import DomainInputDef, DomainRNGDef, DomainVsockDef
+    from pyhostdev.conf.virtio_conf import DomainInputDef, DomainRNGDef, DomainShmemDef, DomainVsockDef
     from pyhostdev.conf.xmldef import ElementDef
 
 X86 = ("x86_64", "i686")
@@ -55,12 +56,14 @@ def _fill_chr(dom: DomainDef, device: DomainChrDef) -> None:
         others: list[Any] = getattr(dom, f"{device.tag}s")
         ports = [other.target_port for other in others if other.target_port is not None]
         device.target_port = max(ports, default=-1) + 1
-    if device.source.type == "pty":
-        device.source.sources = []
+    device.source.settle()
+    device.target_state = None
 
 
 def _fill_rng(dom: DomainDef, device: DomainRNGDef) -> None:
     backend = device.backend
+    if backend is not None and backend.model == "egd":
+        backend.chardev.settle()
     if backend is not None and backend.model == "random" and not backend.path:
         backend.path = "/dev/random"
 
@@ -70,6 +73,8 @@ def _fill_disk(dom: DomainDef, device: DomainDiskDef) -> None:
         device.target = device.target.removeprefix("ioemu:")
     if device.device == "cdrom":
         device.readonly = True
+    if device.tray == "closed":
+        device.tray = None
     if device.bus is None:
         device.bus = _default_bus(device)
     if device.snapshot == "no" and device.readonly:
@@ -217,6 +222,7 @@ def _fill_input(dom: DomainDef, device: DomainInputDef) -> None:
 
 def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
     """Drop what the interface's kind has no use for, and give it a MAC address."""
+    device.managed = True if device.managed and device.hostdev is not None else None
     if device.type not in _FILTERED_NETS:
         device.filterref = None
     if device.hostdev is not None or device.model not in VIRTIO_MODELS:
@@ -237,6 +243,16 @@ def _made_mac(dom: DomainDef, device: DomainNetDef) -> str:
     return f"52:54:00:{digits[:2]}:{digits[2:4]}:{digits[4:6]}"
 
 
+def _fill_redirected(dom: DomainDef, device: DomainRedirdevDef | DomainSmartcardDef) -> None:
+    device.source.settle()
+
+
+def _fill_shmem(dom: DomainDef, device: DomainShmemDef) -> None:
+    """Print the size in MiB; bytes are meant where no unit is said."""
+    if device.size is not None:
+        device.size, device.size_unit = device.size * unit_factor(device.size_unit or "bytes") >> 20, "M"
+
+
 _FILLERS: dict[str, Callable[..., None]] = {
     "serial": _fill_chr,
     "parallel": _fill_chr,
@@ -252,4 +268,7 @@ _FILLERS: dict[str, Callable[..., None]] = {
     "filesystem": _fill_fs,
     "input": _fill_input,
     "interface": _fill_net,
+    "redirdev": _fill_redirected,
+    "smartcard": _fill_redirected,
+    "shmem": _fill_shmem,
 }

@@ -11,7 +11,7 @@ import re
 
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
-from pyhostdev.conf.xmlcodec import enum, number, on_off, yes_no
+from pyhostdev.conf.xmlcodec import enum, number, on_off, size_unit, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, children, content, embedded, flag, opaque
 
@@ -183,6 +183,8 @@ class DomainFSDef(ElementDef):
     source_name = attribute("source/@name")
     target = attribute("target/@dir")
     readonly = flag("readonly")
-    space_hard_limit = content("space_hard_limit", number)
-    space_soft_limit = content("space_soft_limit", number)
     info = embedded(DeviceInfo)
+    space_hard_limit = content("space_hard_limit", number)
+    space_hard_limit_unit = attribute("space_hard_limit/@unit", size_unit)
+    space_soft_limit = content("space_soft_limit", number)
+    space_soft_limit_unit = attribute("space_soft_limit/@unit", size_unit)

@@ -277,6 +277,10 @@ class DomainHostdevDef(ElementDef):
             return "assigned"
         return "unassigned" if self.info.is_unassigned else None
 
+    def hides(self, name: str) -> bool:
+        """Only what is handed over is managed."""
+        return name == "managed" and self.mode != "subsystem"
+
     def guest_side_names(self) -> list[str]:
         """Return the elements that name, place or tune it in the guest; the unassigned address is none."""
         info = self.info

@@ -126,9 +126,9 @@ class OSDef(ElementDef):
     boots = children("boot", BootDev)
     bootmenu_enable = attribute("bootmenu/@enable", yes_no)
     bootmenu_timeout = attribute("bootmenu/@timeout", number)
-    smbios_mode = attribute("smbios/@mode", enum("none", "emulate", "host", "sysinfo"))
     bios_useserial = attribute("bios/@useserial", yes_no)
     bios_reboot_timeout = attribute("bios/@rebootTimeout", signed())
+    smbios_mode = attribute("smbios/@mode", enum("none", "emulate", "host", "sysinfo"))
 
     @property
     def boot_devs(self) -> list[str]:

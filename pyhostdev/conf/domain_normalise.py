@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+One spelling for what can be spelled in several: units, order of disks, what absence means.
+
+Mirrors: what the parser of libvirt does on its way (src/conf/domain_conf.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.graphics_postparse import fill_graphics
+from pyhostdev.conf.os_conf import ClockDef, SizeDef
+from pyhostdev.conf.uuid import made_uuid
+from pyhostdev.conf.xmlcodec import unit_factor
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, XMLError
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.cpu_conf import FeaturesDef
+    from pyhostdev.conf.domain_conf import DomainDef
+
+
+def normalise(dom: DomainDef) -> None:
+    """Bring what can be spelled in several ways into libvirt's own spelling."""
+    _normalise_memory(dom)
+    _normalise_vcpus(dom)
+    dom.id = None
+    # libvirt draws a random one when it defines a domain; here the same file must give the same guest
+    dom.uuid = dom.uuid or made_uuid(dom.name)
+    if "/" in dom.name:
+        raise XMLError(f"The name '{dom.name}' has a slash", line=dom.line)
+    _normalise_features(dom.features)
+    dom.clock = dom.clock or ClockDef()
+    if dom.clock.offset == "variable":
+        dom.clock.adjustment, dom.clock.basis = dom.clock.adjustment or "0", dom.clock.basis or "utc"
+    dom.on_poweroff = dom.on_poweroff or "destroy"
+    dom.on_reboot = dom.on_reboot or "restart"
+    dom.on_crash = dom.on_crash or "destroy"
+    _sort_disks(dom)
+    for graphics in dom.graphics:
+        fill_graphics(graphics)
+    for device, info in dom.device_infos():
+        info.drop_foreign(device.tag)
+
+
+def _normalise_memory(dom: DomainDef) -> None:
+    for name in ("current_memory", "hard_limit", "soft_limit", "min_guarantee", "swap_hard_limit"):
+        size = getattr(dom, name)
+        if size is not None:
+            setattr(dom, name, SizeDef.of_kib(size.kib))
+    dom.memory.value, dom.memory.unit = dom.memory_kib, "KiB"
+    if dom.max_memory is not None:
+        dom.max_memory.value, dom.max_memory.unit = dom.max_memory.kib, "KiB"
+    for page in dom.memory_backing.pages:
+        if page.size is not None:
+            page.size, page.unit = -(-page.size * unit_factor(page.unit) // 1024), "KiB"
+    for cell in dom.cpu.cells if dom.cpu is not None else ():
+        cell.memory, cell.unit = cell.memory_kib, "KiB"
+
+
+def _normalise_features(features: FeaturesDef) -> None:
+    """Say that a feature is on that is there without a state."""
+    for name in ("hap", "pvspinlock", "pmu", "vmport", "smm", "vmcoreinfo"):
+        if getattr(features, name) and getattr(features, f"{name}_state") is None:
+            setattr(features, f"{name}_state", True)
+
+
+def _normalise_vcpus(dom: DomainDef) -> None:
+    dom.vcpu_placement = dom.vcpu_placement or "static"
+    if dom.vcpu_current is not None and dom.vcpu_current > dom.vcpus:
+        raise XMLError(
+            f"{dom.vcpu_current} of {dom.vcpus} virtual CPUs cannot be online",
+            line=dom.line,
+            libvirt_code=VIR_ERR_INTERNAL_ERROR,
+        )
+    if dom.vcpu_current == dom.vcpus:
+        dom.vcpu_current = None
+
+
+def _sort_disks(dom: DomainDef) -> None:
+    """
+    Order the disks of each bus by name, those of other buses stay where they are.
+
+    Mirrors: virDomainDiskInsert (src/conf/domain_conf.c)
+    """
+    given, dom.disks = dom.disks, []
+    for disk in given:
+        later = [i for i, other in enumerate(dom.disks) if other.bus == disk.bus]
+        bigger = [i for i in later if dom.disks[i].name_index() > disk.name_index()]
+        at = bigger[0] if bigger else (later[-1] + 1 if later else len(dom.disks))
+        dom.disks.insert(at, disk)
