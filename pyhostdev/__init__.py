@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_plan import Finding, Plan, Step
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.pciaddress import PCIDeviceAddress
-    from pyhostdev.util.virpci import PCIDevice, Scan
+    from pyhostdev.util.virpci import PCIDevice
 
 __all__ = [
     "ConfigError",
@@ -76,7 +77,7 @@ _HOMES = {
     "PCIDevice": "util.virpci",
     "PCIDeviceAddress": "util.pciaddress",
     "Plan": "hypervisor.hostdev_plan",
-    "Scan": "util.virpci",
+    "Scan": "util.hostscan",
     "Step": "hypervisor.hostdev_plan",
     "is_pci_multifunction_device": "hypervisor.host",
     "scan": "hypervisor.host",

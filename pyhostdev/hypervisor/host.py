@@ -15,6 +15,7 @@ from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.hypervisor.hostdev_planner import build_plan
 from pyhostdev.util import pciscan, virpci
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.hostscan import Scan
 from pyhostdev.util.journal import Journal
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -51,14 +52,14 @@ class Host:
     def __repr__(self) -> str:
         return f"Host({self.root.path!r})"
 
-    def scan(self) -> virpci.Scan:
+    def scan(self) -> Scan:
         """
         Read all PCI functions at once.
 
         Raises:
             SysfsError: an attribute is there and cannot be read.
         """
-        return virpci.Scan(self.root, pciscan.scan(self.root))
+        return Scan(self.root, pciscan.scan(self.root))
 
     def pci_device(self, address: PCIDeviceAddress) -> virpci.PCIDevice | None:
         """Read one function, None when the host does not have it."""
@@ -143,7 +144,7 @@ def _module_name(path: str) -> str:
     return os.path.basename(path).partition(".ko")[0].replace("-", "_")
 
 
-def scan(root: str | os.PathLike[str] = "/") -> virpci.Scan:
+def scan(root: str | os.PathLike[str] = "/") -> Scan:
     """
     Read all PCI functions of the host at root.
 

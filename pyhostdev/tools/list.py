@@ -7,7 +7,8 @@ import argparse
 from typing import Any
 
 from pyhostdev.tools import arguments, output
-from pyhostdev.util.virpci import PCIDevice, Scan
+from pyhostdev.util.hostscan import Scan
+from pyhostdev.util.virpci import PCIDevice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
