@@ -35,6 +35,7 @@ APT_TIMEOUT_S = 600
 SETUP_SECTS = 0x1F1
 PAYLOAD_OFFSET = 0x248
 SECTOR = 512
+XZ_MAGIC = b"\xfd7zXZ\0"
 
 
 class UnavailableError(Exception):
@@ -130,10 +131,10 @@ def unpacked(image: bytes) -> bytes | None:
     """Return the ELF kernel in a bzImage when it is compressed with xz, as Debian's are."""
     offset, length = struct.unpack_from("<II", image, PAYLOAD_OFFSET)
     start = (image[SETUP_SECTS] + 1) * SECTOR + offset
-    try:
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(image[start : start + length])
-    except lzma.LZMAError:
+    payload = image[start : start + length]
+    if not payload.startswith(XZ_MAGIC):
         return None
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(payload)  # the size follows the stream
 
 
 def fetch() -> None:

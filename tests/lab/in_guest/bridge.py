@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from domains import hostdev, write_domain
-from labhost import NIC, PCI, check, driver, iommu_group, pyhostdev, pyhostdev_json, run_all, show
+from labhost import NIC, PCI, check, driver, iommu_group, pyhostdev, pyhostdev_json, run_all, show, traces
 
 
 def bridge_in_the_way() -> None:
@@ -27,8 +27,10 @@ def bridge_in_the_way() -> None:
     errors = [item for item in findings if item["severity"] == "error"]
     check([("group-not-viable", bridge)], [(item["reason"], item["address"]) for item in errors], "one finding")
     check(True, "shpchp" in errors[0]["message"], "its sentence names the driver")
+    before = traces()
     refusal = pyhostdev("start", domain, expect=1)
     check([True, True], [word in refusal.stderr for word in (bridge, "shpchp")], "start names bridge and driver")
+    check(before, traces(), "'start' has touched no function of the host")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,20 @@ def all_drivers() -> dict[str, tuple[str | None, str]]:
     return drivers(sorted(path.name for path in (PCI / "devices").iterdir()))
 
 
+def traces() -> dict[str, tuple[object, ...]]:
+    """
+    Return what any write would have changed: driver, override, incarnation and interfaces of every function.
+
+    A function that left its driver and came back has new interfaces.
+    """
+    return {address: (*pair, *_identity(PCI / "devices" / address)) for address, pair in all_drivers().items()}
+
+
+def _identity(device: Path) -> tuple[object, ...]:
+    interfaces = sorted(path.read_text() for path in device.glob("net/*/ifindex"))
+    return device.stat().st_ino, *interfaces
+
+
 def show(when: str, addresses: list[str]) -> None:
     """Print the drivers of some functions, and who can reach them through VFIO."""
     words = (f"{address}={name or '-'}" for address, (name, _) in drivers(addresses).items())
