@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pyhostdev.conf.graphics_conf import DomainVideoDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef
-    from pyhostdev.conf.virtio_conf import DomainInputDef, DomainRNGDef, DomainShmemDef, DomainVsockDef
+    from pyhostdev.conf.rng_conf import DomainRNGDef
+    from pyhostdev.conf.virtio_conf import DomainInputDef, DomainShmemDef, DomainVsockDef
     from pyhostdev.conf.xmldef import ElementDef
 
 X86 = ("x86_64", "i686")

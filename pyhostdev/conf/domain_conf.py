@@ -9,34 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from pyhostdev.conf.board_conf import (
-    DomainHubDef,
-    DomainMemoryDef,
-    DomainNVRAMDef,
-    DomainPanicDef,
-    DomainTPMDef,
-    DomainWatchdogDef,
-)
-from pyhostdev.conf.chr_conf import (
-    DomainChannelDef,
-    DomainConsoleDef,
-    DomainParallelDef,
-    DomainRedirdevDef,
-    DomainSerialDef,
-    DomainSmartcardDef,
-    RedirFilterUSBDev,
-)
-from pyhostdev.conf.controller_conf import DomainControllerDef
-from pyhostdev.conf.cpu_conf import CPUDef, FeaturesDef
-from pyhostdev.conf.disk_conf import DomainDiskDef, DomainFSDef
-from pyhostdev.conf.graphics_conf import (
-    DomainAudioDef,
-    DomainGraphicsDef,
-    DomainSoundDef,
-    DomainVideoDef,
-)
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef
-from pyhostdev.conf.net_conf import DomainNetDef
 from pyhostdev.conf.os_conf import (
     ClockDef,
     DomainMemorySize,
@@ -47,26 +20,66 @@ from pyhostdev.conf.os_conf import (
     SizeDef,
 )
 from pyhostdev.conf.uuid import normal_uuid
-from pyhostdev.conf.virtio_conf import (
-    DomainCryptoDef,
-    DomainInputDef,
-    DomainIOMMUDef,
-    DomainMemballoonDef,
-    DomainRNGDef,
-    DomainShmemDef,
-    DomainVsockDef,
-)
 from pyhostdev.conf.xmlcodec import VIR_ERR_INVALID_ARG, Codec, enum, name_text, number, unsigned, yes_no
 from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, child, children, content, opaque, part
+from pyhostdev.conf.xmlfield import (
+    Child,
+    Children,
+    Part,
+    attribute,
+    child,
+    children,
+    content,
+    later,
+    later_child,
+    later_part,
+    opaque,
+    part,
+)
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyhostdev.conf.board_conf import (
+        DomainHubDef,
+        DomainMemoryDef,
+        DomainNVRAMDef,
+        DomainPanicDef,
+        DomainTPMDef,
+        DomainWatchdogDef,
+    )
+    from pyhostdev.conf.chr_conf import (
+        DomainChannelDef,
+        DomainConsoleDef,
+        DomainParallelDef,
+        DomainRedirdevDef,
+        DomainSerialDef,
+        DomainSmartcardDef,
+        RedirFilterUSBDev,
+    )
+    from pyhostdev.conf.controller_conf import DomainControllerDef
+    from pyhostdev.conf.cpu_conf import CPUDef, FeaturesDef
     from pyhostdev.conf.device_conf import DeviceInfo
+    from pyhostdev.conf.disk_conf import DomainDiskDef, DomainFSDef
     from pyhostdev.conf.domain_validate import FunctionSource
+    from pyhostdev.conf.graphics_conf import (
+        DomainAudioDef,
+        DomainGraphicsDef,
+        DomainSoundDef,
+        DomainVideoDef,
+    )
+    from pyhostdev.conf.net_conf import DomainNetDef
+    from pyhostdev.conf.rng_conf import DomainRNGDef
+    from pyhostdev.conf.virtio_conf import (
+        DomainCryptoDef,
+        DomainInputDef,
+        DomainIOMMUDef,
+        DomainMemballoonDef,
+        DomainShmemDef,
+        DomainVsockDef,
+    )
 
 VIR_ERR_NO_NAME = 21
 
@@ -152,8 +165,8 @@ class DomainDef(ElementDef):
     bootloader_args = content("bootloader_args")
     os = part("os", OSDef)
     idmap = opaque("idmap")
-    features = part("features", FeaturesDef)
-    cpu = child("cpu", CPUDef)
+    features: Part[FeaturesDef] = later_part("features", "cpu_conf.FeaturesDef")
+    cpu: Child[CPUDef] = later_child("cpu", "cpu_conf.CPUDef")
     clock = child("clock", ClockDef)
     on_poweroff = content("on_poweroff", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
     on_reboot = content("on_reboot", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
@@ -163,36 +176,36 @@ class DomainDef(ElementDef):
     suspend_to_disk = attribute("pm/suspend-to-disk/@enabled", yes_no)
     perf = opaque("perf", harmless=True)
     emulator = content("devices/emulator")
-    disks = children("devices/disk", DomainDiskDef)
-    controllers = children("devices/controller", DomainControllerDef)
+    disks: Children[DomainDiskDef] = later("devices/disk", "disk_conf.DomainDiskDef")
+    controllers: Children[DomainControllerDef] = later("devices/controller", "controller_conf.DomainControllerDef")
     lease = opaque("devices/lease")
-    filesystems = children("devices/filesystem", DomainFSDef)
-    interfaces = children("devices/interface", DomainNetDef)
-    smartcards = children("devices/smartcard", DomainSmartcardDef)
-    serials = children("devices/serial", DomainSerialDef)
-    parallels = children("devices/parallel", DomainParallelDef)
-    consoles = children("devices/console", DomainConsoleDef)
-    channels = children("devices/channel", DomainChannelDef)
-    inputs = children("devices/input", DomainInputDef)
-    tpms = children("devices/tpm", DomainTPMDef)
-    graphics = children("devices/graphics", DomainGraphicsDef)
-    sounds = children("devices/sound", DomainSoundDef)
-    audios = children("devices/audio", DomainAudioDef)
-    videos = children("devices/video", DomainVideoDef)
+    filesystems: Children[DomainFSDef] = later("devices/filesystem", "disk_conf.DomainFSDef")
+    interfaces: Children[DomainNetDef] = later("devices/interface", "net_conf.DomainNetDef")
+    smartcards: Children[DomainSmartcardDef] = later("devices/smartcard", "chr_conf.DomainSmartcardDef")
+    serials: Children[DomainSerialDef] = later("devices/serial", "chr_conf.DomainSerialDef")
+    parallels: Children[DomainParallelDef] = later("devices/parallel", "chr_conf.DomainParallelDef")
+    consoles: Children[DomainConsoleDef] = later("devices/console", "chr_conf.DomainConsoleDef")
+    channels: Children[DomainChannelDef] = later("devices/channel", "chr_conf.DomainChannelDef")
+    inputs: Children[DomainInputDef] = later("devices/input", "virtio_conf.DomainInputDef")
+    tpms: Children[DomainTPMDef] = later("devices/tpm", "board_conf.DomainTPMDef")
+    graphics: Children[DomainGraphicsDef] = later("devices/graphics", "graphics_conf.DomainGraphicsDef")
+    sounds: Children[DomainSoundDef] = later("devices/sound", "graphics_conf.DomainSoundDef")
+    audios: Children[DomainAudioDef] = later("devices/audio", "graphics_conf.DomainAudioDef")
+    videos: Children[DomainVideoDef] = later("devices/video", "graphics_conf.DomainVideoDef")
     hostdevs = children("devices/hostdev", DomainHostdevDef)
-    redirdevs = children("devices/redirdev", DomainRedirdevDef)
-    redirfilter = children("devices/redirfilter/usbdev", RedirFilterUSBDev)
-    hubs = children("devices/hub", DomainHubDef)
-    watchdogs = children("devices/watchdog", DomainWatchdogDef)
-    memballoon = child("devices/memballoon", DomainMemballoonDef)
-    rngs = children("devices/rng", DomainRNGDef)
-    nvram = child("devices/nvram", DomainNVRAMDef)
-    panics = children("devices/panic", DomainPanicDef)
-    shmems = children("devices/shmem", DomainShmemDef)
-    memories = children("devices/memory", DomainMemoryDef)
-    iommu = child("devices/iommu", DomainIOMMUDef)
-    vsock = child("devices/vsock", DomainVsockDef)
-    cryptos = children("devices/crypto", DomainCryptoDef)
+    redirdevs: Children[DomainRedirdevDef] = later("devices/redirdev", "chr_conf.DomainRedirdevDef")
+    redirfilter: Children[RedirFilterUSBDev] = later("devices/redirfilter/usbdev", "chr_conf.RedirFilterUSBDev")
+    hubs: Children[DomainHubDef] = later("devices/hub", "board_conf.DomainHubDef")
+    watchdogs: Children[DomainWatchdogDef] = later("devices/watchdog", "board_conf.DomainWatchdogDef")
+    memballoon: Child[DomainMemballoonDef] = later_child("devices/memballoon", "virtio_conf.DomainMemballoonDef")
+    rngs: Children[DomainRNGDef] = later("devices/rng", "rng_conf.DomainRNGDef")
+    nvram: Child[DomainNVRAMDef] = later_child("devices/nvram", "board_conf.DomainNVRAMDef")
+    panics: Children[DomainPanicDef] = later("devices/panic", "board_conf.DomainPanicDef")
+    shmems: Children[DomainShmemDef] = later("devices/shmem", "virtio_conf.DomainShmemDef")
+    memories: Children[DomainMemoryDef] = later("devices/memory", "board_conf.DomainMemoryDef")
+    iommu: Child[DomainIOMMUDef] = later_child("devices/iommu", "virtio_conf.DomainIOMMUDef")
+    vsock: Child[DomainVsockDef] = later_child("devices/vsock", "virtio_conf.DomainVsockDef")
+    cryptos: Children[DomainCryptoDef] = later("devices/crypto", "virtio_conf.DomainCryptoDef")
     seclabel = opaque("seclabel", harmless=True)
     keywrap = opaque("keywrap")
     launch_security = opaque("launchSecurity")

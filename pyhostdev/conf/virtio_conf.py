@@ -7,11 +7,10 @@ Mirrors: virDomainVirtioOptions and the devices' own structures (src/conf/domain
 
 from __future__ import annotations
 
-from pyhostdev.conf.chr_conf import ChrSource
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.xmlcodec import big_number, enum, number, on_off, positive, size_unit, yes_no
+from pyhostdev.conf.xmlcodec import big_number, enum, number, on_off, size_unit, yes_no
 from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, child, content, embedded
+from pyhostdev.conf.xmlfield import attribute, content, embedded
 
 VIRTIO_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional")
 
@@ -36,29 +35,6 @@ class DomainMemballoonDef(ElementDef):
     stats_period = attribute("stats/@period", number)
     info = embedded(DeviceInfo)
     virtio = embedded(VirtioOptions)
-
-
-class RNGBackend(ElementDef):
-    """Where random bytes come from; an egd backend is a character device."""
-
-    tag = "backend"
-
-    model = attribute("model", enum("random", "egd", "builtin"), required=True)
-    path = content("")
-    chardev = embedded(ChrSource)
-
-
-class DomainRNGDef(ElementDef):
-    """A random number generator."""
-
-    tag = "rng"
-
-    model = attribute("model", enum(*VIRTIO_MODELS), required=True)
-    rate_bytes = attribute("rate/@bytes", positive)
-    rate_period = attribute("rate/@period", number)
-    backend = child("backend", RNGBackend)
-    virtio = embedded(VirtioOptions)
-    info = embedded(DeviceInfo)
 
 
 class DomainVsockDef(ElementDef):

@@ -7,6 +7,7 @@ A path names the elements on the way to the value; they are printed when somethi
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from pyhostdev.conf.xmlcodec import Codec, text
@@ -49,7 +50,11 @@ class Field(Generic[T]):
     @overload
     def __get__(self, instance: ElementDef, owner: type) -> T: ...
     def __get__(self, instance: ElementDef | None, owner: type) -> Self | T:
-        return self if instance is None else self.default
+        return self if instance is None else self.missing(instance)
+
+    def missing(self, instance: ElementDef) -> T:
+        """Return the value of an instance that has none yet."""
+        return self.default
 
     def load(self, found: list[tuple[str, Element]]) -> T:
         """Return the value of what was found, which is never empty."""
@@ -122,45 +127,55 @@ class Opaque(Field["str | None"]):
         return value
 
 
-class Child(Field["D | None"]):
+class _Element(Field[T]):
+    """
+    An element with a definition of its own.
+
+    The definition may be named as ``module.Class`` of this package: it is imported when it is needed, as
+    few domains have devices of every kind and start-up time counts.
+    """
+
+    def __init__(self, path: str, definition: type[ElementDef] | str, default: Any) -> None:
+        super().__init__(path, default)
+        self._definition = definition
+
+    @property
+    def definition(self) -> type[ElementDef]:
+        """The class of the element's definition."""
+        if isinstance(self._definition, str):
+            module, name = self._definition.split(".")
+            self._definition = getattr(import_module(f"{__package__}.{module}"), name)
+        return cast("type[ElementDef]", self._definition)
+
+
+class Child(_Element["D | None"]):
     """An element with a definition of its own, at most once."""
 
-    def __init__(self, path: str, definition: type[D]) -> None:
-        super().__init__(path, None)
-        self.definition = definition
-
     def load(self, found: list[tuple[str, Element]]) -> D | None:
-        return self.definition.from_element(found[0][1])
+        return cast("D", self.definition.from_element(found[0][1]))
 
 
-class Part(Field[D]):
+class Part(_Element[D]):
     """An element with a definition of its own that is always there, and printed when it says something."""
 
-    is_fresh = True
-
-    def __init__(self, path: str, definition: type[D]) -> None:
-        super().__init__(path, cast("D", None))
-        self.definition = definition
-
     def load(self, found: list[tuple[str, Element]]) -> D:
-        return self.definition.from_element(found[0][1])
+        return cast("D", self.definition.from_element(found[0][1]))
 
-    def initial(self) -> ElementDef:
-        return self.definition()
+    def missing(self, instance: ElementDef) -> D:
+        """Make the part when somebody asks for it."""
+        made = self.definition()
+        instance.__dict__[self.name] = made
+        return cast("D", made)
 
 
-class Children(Field["list[D]"]):
+class Children(_Element["list[D]"]):
     """Elements with a definition of their own, any number."""
 
     is_fresh = True
 
-    def __init__(self, path: str, definition: type[D]) -> None:
-        super().__init__(path, cast("list[D]", ()))
-        self.definition = definition
-
     def load(self, found: list[tuple[str, Element]]) -> list[D]:
         parse = self.definition.from_element
-        return [parse(element) for _, element in found]
+        return [cast("D", parse(element)) for _, element in found]
 
     def initial(self) -> list[D]:
         return []
@@ -280,17 +295,32 @@ def ignored(*paths: str) -> Ignored:
 
 def child(path: str, definition: type[D]) -> Child[D]:
     """Declare an element with a definition of its own."""
-    return Child(path, definition)
+    return Child(path, definition, None)
 
 
 def part(path: str, definition: type[D]) -> Part[D]:
     """Declare an element with a definition of its own that is never None."""
-    return Part(path, definition)
+    return Part(path, definition, None)
 
 
 def children(path: str, definition: type[D]) -> Children[D]:
     """Declare a list of elements with a definition of their own."""
-    return Children(path, definition)
+    return Children(path, definition, ())
+
+
+def later_child(path: str, definition: str) -> Child[Any]:
+    """Declare an element whose definition, ``module.Class``, is imported when it is needed."""
+    return Child(path, definition, None)
+
+
+def later_part(path: str, definition: str) -> Part[Any]:
+    """Declare an element that is never None and whose definition is imported when it is needed."""
+    return Part(path, definition, None)
+
+
+def later(path: str, definition: str) -> Children[Any]:
+    """Declare a list of elements whose definition is imported when it is needed."""
+    return Children(path, definition, ())
 
 
 def embedded(definition: type[D]) -> Embedded[D]:

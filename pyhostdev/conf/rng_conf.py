@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Random number generators.
+
+Mirrors: virDomainRNGDef (src/conf/domain_conf.h)
+"""
+
+from __future__ import annotations
+
+from pyhostdev.conf.chr_conf import ChrSource
+from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
+from pyhostdev.conf.xmlcodec import enum, number, positive
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import attribute, child, content, embedded
+
+
+class RNGBackend(ElementDef):
+    """Where random bytes come from; an egd backend is a character device."""
+
+    tag = "backend"
+
+    model = attribute("model", enum("random", "egd", "builtin"), required=True)
+    path = content("")
+    chardev = embedded(ChrSource)
+
+
+class DomainRNGDef(ElementDef):
+    """A random number generator."""
+
+    tag = "rng"
+
+    model = attribute("model", enum(*VIRTIO_MODELS), required=True)
+    rate_bytes = attribute("rate/@bytes", positive)
+    rate_period = attribute("rate/@period", number)
+    backend = child("backend", RNGBackend)
+    virtio = embedded(VirtioOptions)
+    info = embedded(DeviceInfo)
