@@ -135,13 +135,14 @@ def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 60) 
 
 def run_all(steps: list[Callable[[], None]], clean_up: Callable[[], None] = lambda: None) -> int:
     """
-    Run every step, each from the same state of the host; return an exit status.
+    Run the steps, or those our arguments name, each from the same state of the host; return an exit status.
 
     A step that fails is reported and cleaned up after, and the others still run: one boot shall tell everything.
     """
     home = all_drivers()
     failed = []
-    for step in steps:
+    chosen = [step for step in steps if not sys.argv[1:] or step.__name__ in sys.argv[1:]]
+    for step in chosen:
         started = time.monotonic()
         say(f"== {(step.__doc__ or step.__name__).strip()}")
         try:
@@ -153,5 +154,5 @@ def run_all(steps: list[Callable[[], None]], clean_up: Callable[[], None] = lamb
             say(f"  FAILED {step.__name__}")
             clean_up()
         say(f"  [{time.monotonic() - started:.1f} s]")
-    say(f"== {len(steps) - len(failed)} of {len(steps)} steps passed{''.join(f', {name} failed' for name in failed)}")
+    say(f"== {len(chosen) - len(failed)} of {len(chosen)} steps passed{''.join(f', {name} failed' for name in failed)}")
     return 1 if failed else 0

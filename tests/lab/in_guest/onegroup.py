@@ -257,5 +257,4 @@ def clean_up() -> None:
 
 
 if __name__ == "__main__":
-    wanted = sys.argv[1:]
-    sys.exit(run_all([step for step in STEPS if not wanted or step.__name__ in wanted], clean_up))
+    sys.exit(run_all(STEPS, clean_up))
