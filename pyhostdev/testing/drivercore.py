@@ -310,7 +310,7 @@ class DriverCore:
 
     def attach_any(self, device: SimDevice) -> None:
         """
-        Offer a function to the drivers in turn; a failing probe ends the search without an error.
+        Offer a function to the drivers in turn; one whose probe fails leaves it to the next.
 
         Raises:
             Refusal: the group's DMA is not to be had.

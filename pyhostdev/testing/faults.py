@@ -9,6 +9,7 @@ What goes wrong on purpose: faults that a test puts at the n-th write of a simul
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigUnsupportedError
@@ -84,6 +85,18 @@ class Hang(Fault):
 
     def before(self, kernel: SimulatedKernel) -> None:
         kernel.block_next(lands=self.lands)
+
+
+class Delay(Fault):
+    """The write takes its time: for a test that kills a process in the middle."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def before(self, kernel: SimulatedKernel) -> None:
+        time.sleep(self.seconds)
 
 
 class Kill(Fault):

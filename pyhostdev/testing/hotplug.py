@@ -52,7 +52,8 @@ def drop(core: DriverCore, device: SimDevice) -> None:
     _unlink_from_pf(core, device)
     core.state.pending = [entry for entry in core.state.pending if entry.device != name]
     core.state.moved.pop(name, None)
-    drop_file(os.path.join(core.root.pci_devices, name))
+    if os.path.islink(device.path):
+        drop_file(device.path)
     if group is not None:
         _leave_group(core, name, group)
     kept = core.root.join(REMOVED, name)

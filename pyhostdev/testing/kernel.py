@@ -357,8 +357,7 @@ class SimulatedKernel:
         finally:
             os.close(fd)
             with self.entered() as core:
-                core.state.held.pop(str(group), None)
-                self._settle(core)
+                core.state.held.pop(str(group), None)  # and entering has finished who waited for us
 
 
 def _words(path: str) -> list[str]:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import errno
+import time
 
 import pytest
 
 from pyhostdev.testing.fakehost import snapshot_tree
-from pyhostdev.testing.faults import Fail, Hang, Interfere, Kill, SimulatedKill, Vanish
+from pyhostdev.testing.faults import Delay, Fail, Hang, Interfere, Kill, SimulatedKill, Vanish
 from pyhostdev.testing.kernel import SimulatedKernel
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -114,3 +115,12 @@ def test_foreign_writer_acts_between_two_writes(card):
     card.override(F1, "vfio-pci")
     assert [b"stolen\n", b"vfio-pci\n"] == [card.read(a, "driver_override") for a in (F0, F1)]
     assert 2 == len(card.kernel.trace) == card.kernel.writes
+
+
+def test_delay_takes_its_time_and_changes_nothing_else(card):
+    """The write is late, and real."""
+    start = time.monotonic()
+    card.kernel.inject(1, Delay(0.05))
+    assert "ok" == card.override(F0, "x")
+    assert time.monotonic() - start >= 0.05
+    assert b"x\n" == card.read(F0, "driver_override")

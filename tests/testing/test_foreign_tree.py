@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pyhostdev.errors import SysfsError
 from pyhostdev.testing.fakehost import snapshot_tree
 from pyhostdev.testing.faults import NotSimulated
 from pyhostdev.testing.kernel import SimulatedKernel
@@ -37,7 +38,7 @@ def add_device(bus: Path, root: Path, address: str) -> None:
     vendor, device = ids.split(":")
     # the last device is on vfio-pci by a dynamic id: it has no override
     override = "vfio-pci" if driver == "vfio-pci" and group == 31 else "(null)"
-    files = {"vendor": f"0x{vendor}", "device": f"0x{device}", "class": "0x020000"}
+    files = {"vendor": f"0x{vendor}", "device": f"0x{device}", "class": "0x020000", "remove": ""}
     for name, text in (files | {"driver_override": override, "uevent": f"PCI_SLOT_NAME={address}"}).items():
         put(top / name, text + "\n")
     if driver == "tg3":
@@ -162,3 +163,29 @@ def test_vfs_that_nobody_described_cannot_be_made(tree):
         Path(tree.pci_device(device), name).write_text(text)
     with pytest.raises(NotSimulated, match="tree does not say"):
         SimulatedKernel(tree).write(f"{tree.pci_device(device)}/sriov_numvfs", b"2", device=device)
+
+
+def test_removed_directory_comes_back_as_another(tree):
+    """Where the bus has directories and no links, remove and rescan work too."""
+    before = snapshot_tree(tree.path)
+    device = PCIDeviceAddress.parse(F0)
+    shell = SimulatedKernel(tree, raw=True)
+    inode = os.stat(tree.pci_device(device)).st_ino
+    shell.write(f"{tree.pci_device(device)}/remove", b"1", device=device)
+    assert not os.path.exists(tree.pci_device(device))
+    shell.write(f"{tree.pci_bus}/rescan", b"1", device=device)
+    assert inode != os.stat(tree.pci_device(device)).st_ino
+    assert before == snapshot_tree(tree.path)
+
+
+def test_refused_bind_leaves_no_trace(tree):
+    """vfio-pci without a group: nothing is remembered of the attempt."""
+    device = PCIDeviceAddress.parse("0000:05:00.0")
+    os.unlink(f"{tree.pci_device(device)}/iommu_group")
+    before = snapshot_tree(tree.path)
+    with pytest.raises(SysfsError):
+        move(tree, str(device), None, "vfio-pci", "vfio-pci")
+    kernel = SimulatedKernel(tree)
+    kernel.write(f"{tree.pci_device(device)}/driver_override", b"\n", device=device)
+    assert before == snapshot_tree(tree.path)
+    assert "fakehost.state" not in os.listdir(tree.path)

@@ -268,6 +268,15 @@ def test_reset_without_a_method_left_is_enotty(card):
     assert card.exists(f"sys/bus/pci/devices/{F0}/reset")
 
 
+def test_reset_by_the_bus_alone_needs_the_bus_alone(card):
+    """With neighbours the bus's reset is no method, and the attribute lists it all the same; alone it is one."""
+    assert "ok" == card.write(f"devices/{F0}/reset_method", "bus")
+    assert "ENOTTY" == card.write(f"devices/{F0}/reset", "1")
+    nvme = "0001:07:00.0"
+    assert "ok" == card.write(f"devices/{nvme}/reset_method", "bus")
+    assert "ok" == card.write(f"devices/{nvme}/reset", "1")
+
+
 def test_reset_method_unknown_empty_default(card):
     """Unknown is EINVAL, an empty line disables all, default restores."""
     before = card.read(F0, "reset_method")
@@ -290,6 +299,12 @@ def test_attribute_of_a_device_that_went_away(card, opened, result):
     card.kernel.inject(1, Vanish(PCIDeviceAddress.parse(F0), opened=opened))
     assert result == card.override(F0, "vfio-pci")
     assert not card.exists(f"sys/bus/pci/devices/{F0}")
+
+
+def test_attribute_that_a_function_does_not_have_is_enoent(card):
+    """A port has no reset, a function that is no PF no sriov_numvfs."""
+    assert "ENOENT" == card.write(f"devices/{BRIDGE}/reset", "1")
+    assert "ENOENT" == card.write(f"devices/{F0}/sriov_numvfs", "1")
 
 
 def test_attribute_without_root_is_eacces(card):
