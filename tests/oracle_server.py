@@ -5,29 +5,40 @@ Answer the questions of the oracle's compare.py through the public API.
     oracle_server.py SYSFS DEV
 
 SYSFS is DIR/sys of a host that takes the place of /. Reads lines "KIND<TAB>FILE<TAB>EXTRA" and answers each
-with one line of JSON: {"ok": value}, or {"error": message, "code": libvirt's error number}.
+with one line of JSON: {"ok": value}, or {"error": message, "code": libvirt's error number}. What a start does
+happens in a simulated kernel, which is as before when the answer is given; completeness is left to QEMU, as
+libvirt does.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import pyhostdev
-from pyhostdev.errors import HostdevError
+from pyhostdev import DomainDef, Host, HostdevManager, HostRoot
+from pyhostdev.errors import ConfigUnsupportedError, HostdevError
 from pyhostdev.qemu import build_command_line, define
 from pyhostdev.qemu.qemu_command import stored_capabilities
+from pyhostdev.testing.kernel import SimulatedKernel
 
 NO_TAP = 3  # compare.py does not look at a tap's descriptor
+GIVEN_BACK = ""
+
+
+def parse(path: str) -> DomainDef:
+    """Read a definition from a file."""
+    return DomainDef.parse(Path(path).read_bytes())
 
 
 class Server:
     """One host, and the answers about definitions on it."""
 
     def __init__(self, sysfs: str) -> None:
-        self.host = pyhostdev.Host(Path(sysfs).parent)
+        self.root = HostRoot(Path(sysfs).parent)
+        self.host = Host(self.root)
 
     def answer(self, kind: str, path: str, extra: str) -> Any:
         """
@@ -36,13 +47,68 @@ class Server:
         Raises:
             HostdevError: libvirt's number is in it.
         """
-        dom = pyhostdev.DomainDef.parse(Path(path).read_bytes())
-        capabilities = stored_capabilities(dom)
+        dom = parse(path)
         if kind == "xml":
-            return define(dom, capabilities, self.host).format()
+            return self.define(dom).format()
         if kind == "argv":
-            return build_command_line(dom, capabilities, host=self.host, state_dir="@ROOT@", tap_fd=lambda net: NO_TAP)
-        raise HostdevError(f"'{kind}' is not answered yet")
+            return self.argv(dom)
+        if kind == "start":
+            return self.start(dom, extra)
+        raise ConfigUnsupportedError(f"'{kind}' is not answered")
+
+    def define(self, dom: DomainDef) -> DomainDef:
+        """Return the definition with defaults and addresses."""
+        return define(dom, stored_capabilities(dom), self.host)
+
+    def argv(self, dom: DomainDef) -> list[str]:
+        """Return the command line."""
+        return build_command_line(dom, host=self.host, state_dir="@ROOT@", tap_fd=lambda net: NO_TAP)
+
+    def start(self, dom: DomainDef, first: str) -> dict[str, Any]:
+        """Return what starting and stopping a domain does to devices, while another one runs or not."""
+        with tempfile.TemporaryDirectory() as state_dir:
+            kernel = SimulatedKernel(self.root)
+            manager = HostdevManager(Host(self.root, state_dir=state_dir, writer=kernel))
+            others = [self.define(parse(first))] if first else []
+            for other in others:
+                manager.prepare(manager.host.plan(other, "off"))
+            begin = len(kernel.trace)
+            error = self._start_and_stop(manager, dom)
+            steps = kernel.trace[begin:]
+            for other in others:
+                manager.release(other.name)
+        code = None if error is None else error.libvirt_code
+        return {"error": error and str(error), "code": code, "ops": handovers(steps)}
+
+    def _start_and_stop(self, manager: HostdevManager, dom: DomainDef) -> HostdevError | None:
+        try:
+            defined = self.define(dom)
+            self.argv(defined)
+            self._pass_over_missing(defined)
+            with manager.prepared(manager.host.plan(defined, "off")):
+                return None
+        except HostdevError as err:
+            return err
+
+    def _pass_over_missing(self, dom: DomainDef) -> None:
+        """Drop host devices that are not there: we refuse them, libvirt lets QEMU find out."""
+        hostdevs = dom.hostdevs
+        dom.hostdevs = [h for h in hostdevs if not h.is_pci or self.host.pci_device(h.pci_address) is not None]
+
+
+def handovers(trace: list[Any]) -> list[list[str]]:
+    """
+    Return the writes that hand a device over or give it back, in libvirt's form.
+
+    We give back by naming the host's driver first and restoring the override last; only the last counts.
+    """
+    found = []
+    for entry in trace:
+        value = entry.value.decode().strip()
+        is_handover = entry.path.endswith("/driver_override") and ("vfio" in value or not value)
+        if is_handover:
+            found.append(["/" + entry.path.lstrip("/"), value or GIVEN_BACK, entry.result])
+    return found
 
 
 def main() -> None:
