@@ -34,6 +34,12 @@ struct phd_write_request {
  *
  * The process has a session of its own, no descriptor but the two directories, sends no SIGCHLD
  * when it ends and is no child that wait(2) for any child would find.  Its lock is freed by the
- * kernel when the write is over, whoever is left to see that.  A pidfd, or -errno.
+ * kernel when the write is over, whoever is left to see that.  The request is copied.
+ *
+ * A pidfd, or -errno.  *result is to be given to phd_write_end once the process has ended, and
+ * never before: the process stands on the memory around it.
  */
-int phd_write_start(const struct phd_write_request *req, struct phd_write_result *result);
+int phd_write_start(const struct phd_write_request *req, const struct phd_write_result **result);
+
+/* Free what phd_write_start made. */
+void phd_write_end(const struct phd_write_result *result);

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import select
 import time
@@ -84,6 +83,42 @@ class _Outcome(NamedTuple):
         return bool(self.stage == _c.lib.PHD_STAGE_LOCK and self.errnum == errno.EWOULDBLOCK)
 
 
+class _Helper(NamedTuple):
+    """
+    A process that writes, and the memory it stands on.
+
+    There is no finalizer: memory of a helper that nobody waits for any more has to stay.
+    """
+
+    pidfd: int
+    result: Any
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until it ends, or until the deadline."""
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        poller.poll(timeout_s * 1000)
+
+    def collect(self) -> bool:
+        """Reap the process if it has ended, and close its pidfd then."""
+        try:
+            if os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | _WALL) is None:
+                return False
+        except ChildProcessError:  # we are a fork of the process that started it
+            pass
+        os.close(self.pidfd)
+        return True
+
+    def outcome(self, *, has_ended: bool) -> _Outcome:
+        """Tell how far it came."""
+        result = self.result
+        return _Outcome(has_ended, result.stage, result.errnum, result.count, result.pid)
+
+    def free(self) -> None:
+        """Free the memory of a helper that was collected."""
+        _c.lib.phd_write_end(self.result)
+
+
 class ForkedWriter:
     """
     Write from a helper process that outlives its deadline alone.
@@ -104,7 +139,7 @@ class ForkedWriter:
         self.root = root
         self.timeout_s = timeout_s
         self.inflight_dir = inflight_dir or os.path.join(root.state_dir, "in-flight")
-        self._left_behind: deque[int] = deque()
+        self._left_behind: deque[_Helper] = deque()
         self._modprobes: list[subprocess.Popen[bytes]] = []
 
     def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
@@ -150,11 +185,13 @@ class ForkedWriter:
         """Collect helpers that have ended since, without waiting; return how many still run."""
         for _ in range(len(self._left_behind)):
             try:
-                pidfd = self._left_behind.popleft()
+                helper = self._left_behind.popleft()
             except IndexError:  # another thread reaps too
                 break
-            if not _reap(pidfd):
-                self._left_behind.append(pidfd)
+            if helper.collect():
+                helper.free()
+            else:
+                self._left_behind.append(helper)
         self._modprobes = [process for process in self._modprobes if process.poll() is None]
         return len(self._left_behind) + len(self._modprobes)
 
@@ -181,24 +218,22 @@ class ForkedWriter:
     def _attempt(
         self, path: str, value: bytes, doing: str, device: PCIDeviceAddress
     ) -> _Outcome:
-        with (
-            mmap.mmap(-1, mmap.PAGESIZE) as shared,
-            _c.ffi.from_buffer("struct phd_write_result *", shared) as result,
-        ):
-            pidfd = self._start(path, value, doing, device, result)
-            try:
-                poller = select.poll()
-                poller.register(pidfd, select.POLLIN)
-                poller.poll(self.timeout_s * 1000)
-            finally:
-                has_ended = _reap(pidfd)
-                if not has_ended:
-                    self._left_behind.append(pidfd)
-            return _Outcome(has_ended, result.stage, result.errnum, result.count, result.pid)
+        helper = self._start(path, value, doing, device)
+        try:
+            helper.wait(self.timeout_s)
+        except BaseException:
+            self._left_behind.append(helper)
+            raise
+        outcome = helper.outcome(has_ended=helper.collect())
+        if outcome.has_ended:
+            helper.free()
+        else:
+            self._left_behind.append(helper)
+        return outcome
 
     def _start(
-        self, path: str, value: bytes, doing: str, device: PCIDeviceAddress, result: Any
-    ) -> int:
+        self, path: str, value: bytes, doing: str, device: PCIDeviceAddress
+    ) -> _Helper:
         top, name = os.path.split(path)
         with _directory(top, path, doing, device) as dir_fd, self._locks(device) as lock_dir_fd:
             keep = [_c.ffi.new("char[]", os.fsencode(text)) for text in (name, str(device))]
@@ -207,10 +242,11 @@ class ForkedWriter:
                 "struct phd_write_request *",
                 (dir_fd, keep[0], lock_dir_fd, keep[1], data, len(value)),
             )
+            result = _c.ffi.new("struct phd_write_result **")
             pidfd: int = _c.lib.phd_write_start(request, result)
         if pidfd < 0:
             raise SysfsError(-pidfd, path, f"start a helper to {doing}", address=device)
-        return pidfd
+        return _Helper(pidfd, result[0])
 
     @contextmanager
     def _locks(self, device: PCIDeviceAddress) -> Iterator[int]:
@@ -295,19 +331,6 @@ def _directory(top: str, path: str, doing: str, device: PCIDeviceAddress) -> Ite
         yield fd
     finally:
         os.close(fd)
-
-
-def _reap(pidfd: int) -> bool:
-    """
-    Collect the helper if it has ended, and close its pidfd then.
-    """
-    try:
-        if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | _WALL) is None:
-            return False
-    except ChildProcessError:  # we are a fork of the process that started it
-        pass
-    os.close(pidfd)
-    return True
 
 
 def _is_locked(path: str) -> bool:
