@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 
 from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.os_conf import SizeDef
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
-from pyhostdev.conf.xmlcodec import enum, number, on_off, size_unit, yes_no
+from pyhostdev.conf.xmlcodec import enum, number, on_off, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, children, content, embedded, flag, opaque
 
@@ -184,7 +185,5 @@ class DomainFSDef(ElementDef):
     target = attribute("target/@dir")
     readonly = flag("readonly")
     info = embedded(DeviceInfo)
-    space_hard_limit = content("space_hard_limit", number)
-    space_hard_limit_unit = attribute("space_hard_limit/@unit", size_unit)
-    space_soft_limit = content("space_soft_limit", number)
-    space_soft_limit_unit = attribute("space_soft_limit/@unit", size_unit)
+    space_hard_limit = child("space_hard_limit", SizeDef)
+    space_soft_limit = child("space_soft_limit", SizeDef)
