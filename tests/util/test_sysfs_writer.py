@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import select
 import signal
@@ -364,6 +365,61 @@ def test_killed_manager_frees_its_locks_only(
     assert writer.is_in_flight(DEVICE)
     assert b"late" == read_fifo(stuck)
     wait_until(lambda: not writer.is_in_flight(DEVICE))
+
+
+def test_ended_manager_takes_nothing_from_its_helper(
+    root: HostRoot, stuck: Path, writer: ForkedWriter
+) -> None:
+    """A helper stands on its manager's memory, and still writes the value when the manager is gone."""
+    with start_manager(root, TIMEOUT_S) as manager:
+        manager.communicate(timeout=PATIENCE_S)
+    assert b"late" == read_fifo(stuck)
+    wait_until(lambda: not writer.is_in_flight(DEVICE))
+
+
+def test_helper_outlives_its_thread_and_writer(
+    writer: ForkedWriter, root: HostRoot, stuck: Path
+) -> None:
+    """Neither the end of the thread that wrote nor that of its writer takes a helper's memory away."""
+
+    def work() -> None:
+        with pytest.raises(InDoubtError):
+            ForkedWriter(root, timeout_s=TIMEOUT_S).write(str(stuck), b"late", device=DEVICE)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert b"late" == read_fifo(stuck)
+    wait_until(lambda: not writer.is_in_flight(DEVICE))
+
+
+def test_helper_leaves_signals_to_the_importer(
+    hasty: ForkedWriter, writer: ForkedWriter, root: HostRoot, stuck: Path
+) -> None:
+    """No handler of the importer runs in a helper, whose memory it would share."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(os.getpid()))
+    try:
+        with pytest.raises(InDoubtError) as doubt:
+            hasty.write(str(stuck), b"late", device=DEVICE)
+        wait_until(lambda: writer.is_in_flight(DEVICE))
+        os.kill(helper_of(doubt.value), signal.SIGUSR1)
+        assert b"late" == read_fifo(stuck)
+        wait_until(lambda: hasty.reap() == 0)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert [] == seen
+
+
+def test_helpers_leave_no_memory_behind(writer: ForkedWriter, root: HostRoot) -> None:
+    """The memory a helper stood on is given back when it has ended."""
+    path = root.join("attribute")
+    writer.write(path, b"x", device=DEVICE)
+    before = len(Path("/proc/self/maps").read_text().splitlines())
+    for _ in range(20):
+        writer.write(path, b"x", device=DEVICE)
+    assert len(Path("/proc/self/maps").read_text().splitlines()) - before < 20
 
 
 def helper_of(error: InDoubtError) -> int:
