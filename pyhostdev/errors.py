@@ -24,6 +24,9 @@ VIR_ERR_OPERATION_TIMEOUT = 68
 VIR_ERR_OPERATION_FAILED = 9
 VIR_ERR_DEVICE_MISSING = 99
 
+# What libvirt reports for a finding, where that is not VIR_ERR_OPERATION_INVALID
+REFUSAL_CODES = {"device-missing": VIR_ERR_DEVICE_MISSING, "not-endpoint": VIR_ERR_INTERNAL_ERROR}
+
 
 class HostdevError(Exception):
     """
@@ -96,8 +99,7 @@ class RefusedError(HostdevError):
         super().__init__(f"{first.message}{more}", reason=first.reason, address=first.address)
         self.findings = tuple(findings)
         self.plan = plan
-        if first.reason == "device-missing":
-            self.libvirt_code = VIR_ERR_DEVICE_MISSING
+        self.libvirt_code = REFUSAL_CODES.get(first.reason, VIR_ERR_OPERATION_INVALID)
 
 
 class OperationError(HostdevError):

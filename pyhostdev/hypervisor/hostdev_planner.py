@@ -199,13 +199,13 @@ class _Planner:
     def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:
         address = request.address
         if not dev.is_virtual_function and (vfs := dev.read_virtual_functions()):
-            yield _error(
+            yield self._kernels_word(
                 "pf-with-vfs",
                 address,
                 f"Device {address} has {len(vfs)} virtual functions enabled, and vfio-pci takes no such device",
             )
         if dev.iommu_group is None and self._has_iommu():
-            yield _error("no-iommu-group", address, f"Device {address} is in no IOMMU group")
+            yield self._kernels_word("no-iommu-group", address, f"Device {address} is in no IOMMU group")
         if self.host.is_in_flight(address):
             yield _error(
                 "in-doubt", address, f"A write to device {address} has not come back from the kernel"
@@ -221,6 +221,10 @@ class _Planner:
                 address,
                 f"Device {address} is not managed and is with {_driver_words(dev.driver)}: detach it first",
             )
+
+    def _kernels_word(self, reason: str, address: PCIDeviceAddress, message: str) -> Finding:
+        """Return what the kernel will refuse: an error, or where policy off leaves all to others, a note."""
+        return Finding(reason, NOTE if self.policy == "off" else ERROR, address, message)
 
     def _has_iommu(self) -> bool:
         """A sparse directory may leave the groups out; the live host may not."""

@@ -137,7 +137,7 @@ class HostdevManager:
         name = os.urandom(8).hex()
         moving = {step.address for step in plan.steps if step.action == "detach"}
         records = {}
-        for request in plan.requests:
+        for position, request in enumerate(plan.requests):
             known = before.get(request.address)
             record = known or Record(
                 address=request.address,
@@ -149,7 +149,9 @@ class HostdevManager:
                 original=read_binding(self.root, request.address),
                 boot_id=boot_id,
             )
-            record = record._replace(state=PREPARING, owner=owner, listed=known is not None, change=name)
+            record = record._replace(
+                state=PREPARING, owner=owner, listed=known is not None, change=name, position=position
+            )
             change.on_error(self._undo_device, record, known)
             self.journal.write(record)
             records[request.address] = record
@@ -207,6 +209,7 @@ class HostdevManager:
         with deferred_signals(), self._locked(addresses, owner):
             records, _ = self.journal.read()
             meant = [records[a] for a in addresses if a in records and is_meant(records[a])]
+            meant.sort(key=lambda record: record.position)
             for record in meant:
                 self.journal.write(record._replace(state=RELEASING))
             self._reset(meant)

@@ -35,7 +35,7 @@ class Record(NamedTuple):
 
     ``moved`` says that it was we who took it from ``original.driver``; only then is it given back. ``listed`` says
     that it was on the inactive list before its owner got it, and goes back there. ``change`` is shared by the records
-    of one prepare: they stand or fall together.
+    of one prepare: they stand or fall together; ``position`` is the device's place in the domain.
     """
 
     address: PCIDeviceAddress
@@ -48,6 +48,7 @@ class Record(NamedTuple):
     boot_id: str | None
     listed: bool = False
     change: str = ""
+    position: int = 0
 
     @property
     def is_active(self) -> bool:
