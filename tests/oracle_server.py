@@ -20,7 +20,7 @@ from typing import Any
 
 from pyhostdev import DomainDef, Host, HostdevManager, HostRoot
 from pyhostdev.errors import ConfigUnsupportedError, HostdevError
-from pyhostdev.qemu import build_command_line, define
+from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.testing.kernel import SimulatedKernel
 
@@ -54,6 +54,8 @@ class Server:
             return self.argv(dom)
         if kind == "start":
             return self.start(dom, extra)
+        if kind == "edit":
+            return self.edit(dom, extra)
         raise ConfigUnsupportedError(f"'{kind}' is not answered")
 
     def define(self, dom: DomainDef) -> DomainDef:
@@ -63,6 +65,20 @@ class Server:
     def argv(self, dom: DomainDef) -> list[str]:
         """Return the command line."""
         return build_command_line(dom, host=self.host, state_dir="@ROOT@", tap_fd=lambda net: NO_TAP)
+
+    def edit(self, dom: DomainDef, steps: str) -> dict[str, Any]:
+        """Return the errors of changes to the definition, and what it is after all of them."""
+        verbs = {"attach": attach_device, "detach": detach_device, "update": update_device}
+        capabilities = stored_capabilities(dom)
+        defined = self.define(dom)
+        codes: list[int | None] = []
+        for verb, xml in json.loads(Path(steps).read_text()):
+            try:
+                defined = verbs[verb](defined, xml, capabilities, self.host)
+                codes.append(None)
+            except HostdevError as err:
+                codes.append(err.libvirt_code)
+        return {"codes": codes, "xml": defined.format()}
 
     def start(self, dom: DomainDef, first: str) -> dict[str, Any]:
         """Return what starting and stopping a domain does to devices, while another one runs or not."""

@@ -9,25 +9,32 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, for_emulator
     from pyhostdev.qemu.qemu_command import build_command_line
     from pyhostdev.qemu.qemu_define import define
+    from pyhostdev.qemu.qemu_device_config import attach_device, detach_device, update_device
     from pyhostdev.qemu.qemu_domain import memlock_limit
     from pyhostdev.qemu.qemu_domain_address import assign_addresses
 
 __all__ = [
     "QEMUCapabilities",
     "assign_addresses",
+    "attach_device",
     "build_command_line",
     "define",
+    "detach_device",
     "for_emulator",
     "memlock_limit",
+    "update_device",
 ]
 
 _HOMES = {
     "QEMUCapabilities": "qemu_capabilities",
     "assign_addresses": "qemu_domain_address",
+    "attach_device": "qemu_device_config",
     "build_command_line": "qemu_command",
     "define": "qemu_define",
+    "detach_device": "qemu_device_config",
     "for_emulator": "qemu_capabilities",
     "memlock_limit": "qemu_domain",
+    "update_device": "qemu_device_config",
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyhostdev.errors import ConfigError, ConfigUnsupportedError
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
 from pyhostdev.qemu.qemu_controller_defaults import MODEL_NAMES, PHB_MODEL_NAME
 from pyhostdev.qemu.qemu_domain import is_arm_virt, is_i440fx, is_pseries, is_q35
 
@@ -56,7 +56,7 @@ def pci_controller_errors(dom: DomainDef, device: Any) -> Iterator[ConfigError]:
     for option in _OPTIONS:
         value = getattr(device, option)
         if value is None and option in kind.needs:
-            yield _error(device, f"needs '{option}'")
+            yield _missing(device, option)
         elif value is not None and option not in (*kind.needs, *kind.may):
             yield _error(device, f"has no '{option}'")
     cells = dom.cpu.cells if dom.cpu is not None else []
@@ -75,8 +75,19 @@ def _machine_errors(dom: DomainDef, device: Any) -> Iterator[ConfigError]:
 def _model_name_errors(device: Any, is_phb: bool) -> Iterator[ConfigError]:
     wanted = PHB_MODEL_NAME if is_phb else MODEL_NAMES.get(device.model)
     allowed = ("pcie-root-port", "ioh3420") if device.model == "pcie-root-port" else (wanted,)
-    if device.model_name not in allowed:
+    if device.model_name is None and wanted is not None:
+        yield _missing(device, "model_name")
+    elif device.model_name not in allowed:
         yield _error(device, f"cannot be made of '{device.model_name}'")
+
+
+def _missing(device: Any, option: str) -> ConfigError:
+    """Return the error of an option that has a default, which was not filled in: for libvirt its own fault."""
+    return ConfigError(
+        f"PCI controller {device.index} ({device.model}) needs '{option}'",
+        line=device.line,
+        libvirt_code=VIR_ERR_INTERNAL_ERROR,
+    )
 
 
 def _error(device: Any, message: str) -> ConfigError:

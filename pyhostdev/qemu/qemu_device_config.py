@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Changing the devices of a definition: attach, detach, update.
+
+Each returns a changed copy, complete with defaults and addresses, or raises and leaves the definition as it
+was. A running guest is not touched.
+
+Mirrors: qemuDomainAttachDeviceConfig, qemuDomainDetachDeviceConfig, qemuDomainUpdateDeviceConfig
+(src/qemu/qemu_driver.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.controller_conf import DomainControllerDef
+from pyhostdev.conf.device_validate import device_errors
+from pyhostdev.conf.disk_conf import DomainDiskDef
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+from pyhostdev.conf.net_conf import DomainNetDef
+from pyhostdev.errors import VIR_ERR_DEVICE_MISSING, VIR_ERR_OPERATION_INVALID, ConfigError
+from pyhostdev.qemu.qemu_define import define
+from pyhostdev.qemu.qemu_validate import QEMURules
+from pyhostdev.util.virxml import parse_document
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.qemu.qemu_address_flags import HostFacts
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+
+VIR_ERR_OPERATION_UNSUPPORTED = 84
+
+_DEFINITIONS: dict[str, type[ElementDef]] = {
+    definition.tag: definition for definition in (DomainHostdevDef, DomainDiskDef, DomainNetDef, DomainControllerDef)
+}
+_LISTS = {"hostdev": "hostdevs", "disk": "disks", "interface": "interfaces", "controller": "controllers"}
+_UPDATABLE = ("disk", "interface")
+
+
+def parse_device(xml: str | bytes) -> Any:
+    """
+    Read the XML of one device.
+
+    Raises:
+        XMLError: it is not well-formed, or wrong.
+        ConfigError: a kind of device that cannot be attached to a definition here.
+    """
+    tag = str(parse_document(xml).tag)
+    if tag not in _DEFINITIONS:
+        raise ConfigError(
+            f"A <{tag}> cannot be attached or detached here", libvirt_code=VIR_ERR_OPERATION_UNSUPPORTED
+        )
+    return _DEFINITIONS[tag].parse(xml)
+
+
+def attach_device(
+    dom: DomainDef, xml: str | bytes, capabilities: QEMUCapabilities, host: HostFacts | None = None
+) -> DomainDef:
+    """
+    Return the definition with one device more.
+
+    Args:
+        dom: a complete definition, as ``define`` returns it.
+        host: as for ``define``.
+
+    Raises:
+        ConfigError: the device is wrong, there already, or does not fit.
+
+    Mirrors: qemuDomainAttachDeviceConfig (src/qemu/qemu_driver.c)
+    """
+    device = parse_device(xml)
+    if device.tag in ("hostdev", "controller"):
+        for error in (*device_errors(dom, device), *QEMURules(capabilities).device_errors(dom, device)):
+            raise error
+    others = dom.all_hostdevs() if device.tag == "hostdev" else getattr(dom, _LISTS[device.tag])
+    if _find(others, device) is not None:
+        raise ConfigError(f"The domain has this {device.tag} already", libvirt_code=VIR_ERR_OPERATION_INVALID)
+    changed = dom.copy()
+    getattr(changed, _LISTS[device.tag]).append(device)
+    return define(changed, capabilities, host)
+
+
+def detach_device(
+    dom: DomainDef, xml: str | bytes, capabilities: QEMUCapabilities, host: HostFacts | None = None
+) -> DomainDef:
+    """
+    Return the definition without one device; controllers that were added for it stay.
+
+    Raises:
+        ConfigError: there is no such device.
+
+    Mirrors: qemuDomainDetachDeviceConfig (src/qemu/qemu_driver.c)
+    """
+    device = parse_device(xml)
+    place = _place(dom, device)
+    changed = dom.copy()
+    del getattr(changed, _LISTS[device.tag])[place]
+    return define(changed, capabilities, host)
+
+
+def update_device(
+    dom: DomainDef, xml: str | bytes, capabilities: QEMUCapabilities, host: HostFacts | None = None
+) -> DomainDef:
+    """
+    Return the definition with one device replaced by its new description.
+
+    Raises:
+        ConfigError: there is no such device, or its kind cannot be updated.
+
+    Mirrors: qemuDomainUpdateDeviceConfig (src/qemu/qemu_driver.c)
+    """
+    device = parse_device(xml)
+    if device.tag not in _UPDATABLE:
+        raise ConfigError(
+            f"A {device.tag} of a definition cannot be updated", libvirt_code=VIR_ERR_OPERATION_UNSUPPORTED
+        )
+    place = _place(dom, device)
+    changed = dom.copy()
+    devices = getattr(changed, _LISTS[device.tag])
+    if device.info.address is None:
+        device.info.address = devices[place].info.address
+    devices[place] = device
+    return define(changed, capabilities, host)
+
+
+def _place(dom: DomainDef, device: Any) -> int:
+    place = _find(getattr(dom, _LISTS[device.tag]), device)
+    if place is None:
+        raise ConfigError(f"The domain has no such {device.tag}", libvirt_code=VIR_ERR_DEVICE_MISSING)
+    return place
+
+
+def _find(devices: Sequence[Any], device: Any) -> int | None:
+    """Return the place of the device that is meant, None when it is none of these."""
+    identity = _IDENTITIES[device.tag]
+    wanted = identity(device)
+    if wanted is None:
+        return None
+    return next((place for place, other in enumerate(devices) if identity(other) == wanted), None)
+
+
+def _hostdev_identity(hostdev: Any) -> object:
+    """Mirrors: virDomainHostdevMatch (src/conf/domain_conf.c)"""
+    if hostdev.is_pci:
+        return hostdev.pci_address
+    source = hostdev.source_def
+    return None if source is None else (hostdev.type, *source.format_lines("source"))
+
+
+def _controller_identity(controller: Any) -> object:
+    return None if controller.index is None else (controller.type, controller.index)
+
+
+_IDENTITIES: dict[str, Callable[[Any], object]] = {
+    "hostdev": _hostdev_identity,
+    "disk": lambda disk: disk.target,
+    "interface": lambda net: net.mac,
+    "controller": _controller_identity,
+}
