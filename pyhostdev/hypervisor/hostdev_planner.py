@@ -102,6 +102,10 @@ def _request(host: PlanHost, hostdev: DomainHostdevDef) -> Request:
         )
     guest = hostdev.info.pci
     dev = host.pci_device(source)
+    if hostdev.is_interface and (dev is None or not dev.is_virtual_function):
+        raise ConfigUnsupportedError(
+            f"Device {source} is no virtual function, and an <interface type='hostdev'> needs one", address=source
+        )
     return Request(
         address=source,
         role=ASSIGNED if hostdev.is_assigned else UNASSIGNED,
