@@ -48,29 +48,17 @@ class ControllerModel(NamedTuple):
 
 
 _CONVENTIONAL = CONNECT_PCI_DEVICE | CONNECT_PCI_BRIDGE
-_PORT = (
-    CONNECT_AUTOASSIGN
-    | CONNECT_PCIE_DEVICE
-    | CONNECT_PCIE_SWITCH_UPSTREAM_PORT
-    | CONNECT_PCIE_TO_PCI_BRIDGE
-)
+_PORT = CONNECT_AUTOASSIGN | CONNECT_PCIE_DEVICE | CONNECT_PCIE_SWITCH_UPSTREAM_PORT | CONNECT_PCIE_TO_PCI_BRIDGE
 
 CONTROLLER_MODELS = {
-    "pci-root": ControllerModel(
-        0, CONNECT_AUTOASSIGN | _CONVENTIONAL | CONNECT_PCI_EXPANDER_BUS, 1, SLOT_MAX, True
-    ),
-    "pci-bridge": ControllerModel(
-        CONNECT_PCI_BRIDGE, CONNECT_AUTOASSIGN | _CONVENTIONAL, 1, SLOT_MAX, True
-    ),
+    "pci-root": ControllerModel(0, CONNECT_AUTOASSIGN | _CONVENTIONAL | CONNECT_PCI_EXPANDER_BUS, 1, SLOT_MAX, True),
+    "pci-bridge": ControllerModel(CONNECT_PCI_BRIDGE, CONNECT_AUTOASSIGN | _CONVENTIONAL, 1, SLOT_MAX, True),
     "pci-expander-bus": ControllerModel(
         CONNECT_PCI_EXPANDER_BUS, CONNECT_AUTOASSIGN | _CONVENTIONAL, 0, SLOT_MAX, True
     ),
     "pcie-root": ControllerModel(
         0,
-        CONNECT_PCIE_DEVICE
-        | CONNECT_PCIE_ROOT_PORT
-        | CONNECT_DMI_TO_PCI_BRIDGE
-        | CONNECT_PCIE_EXPANDER_BUS,
+        CONNECT_PCIE_DEVICE | CONNECT_PCIE_ROOT_PORT | CONNECT_DMI_TO_PCI_BRIDGE | CONNECT_PCIE_EXPANDER_BUS,
         1,
         SLOT_MAX,
     ),
@@ -78,15 +66,11 @@ CONTROLLER_MODELS = {
     "pcie-to-pci-bridge": ControllerModel(
         CONNECT_PCIE_TO_PCI_BRIDGE, CONNECT_AUTOASSIGN | _CONVENTIONAL, 1, SLOT_MAX, True
     ),
-    "pcie-root-port": ControllerModel(
-        CONNECT_PCIE_ROOT_PORT | CONNECT_AGGREGATE_SLOT, _PORT, 0, 0, True
-    ),
+    "pcie-root-port": ControllerModel(CONNECT_PCIE_ROOT_PORT | CONNECT_AGGREGATE_SLOT, _PORT, 0, 0, True),
     "pcie-switch-upstream-port": ControllerModel(
         CONNECT_PCIE_SWITCH_UPSTREAM_PORT, CONNECT_PCIE_SWITCH_DOWNSTREAM_PORT, 0, SLOT_MAX
     ),
-    "pcie-switch-downstream-port": ControllerModel(
-        CONNECT_PCIE_SWITCH_DOWNSTREAM_PORT, _PORT, 0, 0, True
-    ),
+    "pcie-switch-downstream-port": ControllerModel(CONNECT_PCIE_SWITCH_DOWNSTREAM_PORT, _PORT, 0, 0, True),
     "pcie-expander-bus": ControllerModel(
         CONNECT_PCIE_EXPANDER_BUS, CONNECT_PCIE_ROOT_PORT | CONNECT_DMI_TO_PCI_BRIDGE, 0, SLOT_MAX
     ),
@@ -96,11 +80,7 @@ CONTROLLER_MODELS = {
 _PLUG_NAMES = (
     (CONNECT_PCI_DEVICE, "conventional PCI device"),
     (CONNECT_PCIE_DEVICE, "PCI Express device"),
-    *(
-        (model.plug & CONNECT_TYPES, name)
-        for name, model in CONTROLLER_MODELS.items()
-        if model.plug
-    ),
+    *((model.plug & CONNECT_TYPES, name) for name, model in CONTROLLER_MODELS.items() if model.plug),
 )
 
 
@@ -160,8 +140,7 @@ class DomainPCIAddressBus:
         Return None when a device with these flags can be plugged in, else what is in the way.
 
         A user may plug an Express endpoint into a conventional slot and the other way round, and a
-        bridge wherever a conventional device goes, and may renounce hotplug; on our own we do
-        neither.
+        bridge wherever a conventional device goes; on our own we do neither.
         """
         offers = self.flags
         if from_config:
@@ -169,7 +148,6 @@ class DomainPCIAddressBus:
                 offers |= CONNECT_ENDPOINTS
             if flags & CONNECT_PCI_BRIDGE:
                 flags |= CONNECT_PCI_DEVICE
-            flags &= ~CONNECT_HOTPLUG
         elif flags & CONNECT_AUTOASSIGN and not offers & CONNECT_AUTOASSIGN:
             return "is not for devices without an address of their own"
         if not flags & offers & CONNECT_TYPES:
@@ -199,9 +177,7 @@ class DomainPCIAddressBus:
                         return slot, candidate
         return None
 
-    def take(
-        self, slot: int, function: int, flags: int, isolation_group: int, from_config: bool
-    ) -> None:
+    def take(self, slot: int, function: int, flags: int, isolation_group: int, from_config: bool) -> None:
         """Mark a function taken; the first device of a bus decides the isolation group."""
         if flags & CONNECT_AGGREGATE_SLOT and not self.slots.get(slot):
             self.aggregate.add(slot)
@@ -246,9 +222,7 @@ class DomainPCIAddressSet:
         """
         problem = self._problem(address, flags, from_config)
         if problem is not None:
-            raise _address_error(
-                f"Guest PCI address {address} is not possible: {problem}", from_config
-            )
+            raise _address_error(f"Guest PCI address {address} is not possible: {problem}", from_config)
 
     def _problem(self, address: PCIDeviceAddress, flags: int, from_config: bool) -> str | None:
         if not self.buses:
@@ -293,9 +267,7 @@ class DomainPCIAddressSet:
             raise _address_error(f"Guest PCI address {address} is used twice", from_config)
         bus.take(address.slot, address.function, flags, isolation_group, from_config)
 
-    def reserve_next(
-        self, flags: int, isolation_group: int = 0, function: int | None = None
-    ) -> PCIDeviceAddress:
+    def reserve_next(self, flags: int, isolation_group: int = 0, function: int | None = None) -> PCIDeviceAddress:
         """
         Take the first address that fits and return it.
 
@@ -308,9 +280,7 @@ class DomainPCIAddressSet:
         self.reserve(address, flags, isolation_group, from_config=False)
         return address
 
-    def find_next(
-        self, flags: int, isolation_group: int = 0, function: int | None = None
-    ) -> PCIDeviceAddress:
+    def find_next(self, flags: int, isolation_group: int = 0, function: int | None = None) -> PCIDeviceAddress:
         """
         Return the first address that fits.
 
@@ -332,9 +302,7 @@ class DomainPCIAddressSet:
                 if found is not None:
                     return PCIDeviceAddress(0, index, *found)
         if not self.dry_run:
-            raise _address_error(
-                f"No PCI slot of the guest is left for a {describe_plug(flags)}", False
-            )
+            raise _address_error(f"No PCI slot of the guest is left for a {describe_plug(flags)}", False)
         index = self._grow(len(self.buses), flags)
         return PCIDeviceAddress(0, index, self.buses[index].min_slot, function or 0)
 
@@ -353,9 +321,7 @@ class DomainPCIAddressSet:
 
     def is_slot_in_use(self, address: PCIDeviceAddress) -> bool:
         """Return True when any function of the slot is taken."""
-        return address.bus < len(self.buses) and bool(
-            self.buses[address.bus].slots.get(address.slot)
-        )
+        return address.bus < len(self.buses) and bool(self.buses[address.bus].slots.get(address.slot))
 
     def _grow(self, last: int, flags: int) -> int:
         """
@@ -388,11 +354,7 @@ class DomainPCIAddressSet:
             return ["pcie-root-port", "pcie-to-pci-bridge"]
         if flags & CONNECT_PCI_BRIDGE and self.buses and self.buses[0].model == "pcie-root":
             return ["dmi-to-pci-bridge"]
-        ported = (
-            CONNECT_PCIE_DEVICE | CONNECT_PCIE_SWITCH_UPSTREAM_PORT | CONNECT_PCIE_TO_PCI_BRIDGE
-        )
+        ported = CONNECT_PCIE_DEVICE | CONNECT_PCIE_SWITCH_UPSTREAM_PORT | CONNECT_PCIE_TO_PCI_BRIDGE
         if flags & ported:
             return ["pcie-root-port"]
-        raise _address_error(
-            f"No controller has room for a {describe_plug(flags)}, and none is added for it", False
-        )
+        raise _address_error(f"No controller has room for a {describe_plug(flags)}, and none is added for it", False)

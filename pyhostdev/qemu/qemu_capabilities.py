@@ -72,9 +72,7 @@ class QEMUCapabilities:
         self.types = frozenset(data["objects"])
         self.properties = {name: frozenset(found) for name, found in data["properties"].items()}
         self._machines = {row["name"]: Machine(**row) for row in data["machines"]}
-        self._aliases = {
-            machine.alias: machine.name for machine in self._machines.values() if machine.alias
-        }
+        self._aliases = {machine.alias: machine.name for machine in self._machines.values() if machine.alias}
 
     def canonical_machine(self, name: str) -> str:
         """Return the name behind an alias ("pc" is "pc-i440fx-7.2"); others as they are."""
@@ -98,9 +96,7 @@ class QEMUCapabilities:
         try:
             return self._machines[self.canonical_machine(name)]
         except KeyError:
-            raise ConfigUnsupportedError(
-                f"The {self.arch} emulator has no machine type '{name}'"
-            ) from None
+            raise ConfigUnsupportedError(f"The {self.arch} emulator has no machine type '{name}'") from None
 
     def default_cpu(self, machine: str) -> str | None:
         """Return the CPU model the machine has when none is named; None for an unknown machine."""
@@ -184,9 +180,7 @@ def probe_data(binary: str) -> dict[str, Any]:
         ("qom-list-types", {"implements": "user-creatable", "abstract": False}),
     ]
     properties = [("device-list-properties", {"typename": name}) for name in ASKED_DEVICES]
-    version, target, machines, cpus, devices, cpu_types, objects, *found = _ask(
-        binary, questions + properties
-    )
+    version, target, machines, cpus, devices, cpu_types, objects, *found = _ask(binary, questions + properties)
     models = _cpu_models(cpus or [], target["arch"])
     plain = {row["name"] for row in devices} - {row["name"] for row in cpu_types}
     return {
@@ -233,8 +227,7 @@ def _ask(binary: str, questions: list[tuple[str, dict[str, Any]]]) -> list[Any]:
     """
     commands: list[dict[str, Any]] = [{"execute": "qmp_capabilities"}]
     commands += [
-        {"execute": name, "arguments": arguments, "id": number}
-        for number, (name, arguments) in enumerate(questions)
+        {"execute": name, "arguments": arguments, "id": number} for number, (name, arguments) in enumerate(questions)
     ]
     commands.append({"execute": "quit"})
     text = "".join(json.dumps(command) + "\n" for command in commands)
@@ -251,9 +244,7 @@ def _run(binary: str, commands: str) -> str:
     arguments = [binary, "-M", "none", "-S", "-nodefaults", "-no-user-config"]
     arguments += ["-display", "none", "-qmp", "stdio"]
     try:
-        done = subprocess.run(
-            arguments, input=commands, capture_output=True, text=True, timeout=_DEADLINE_S
-        )
+        done = subprocess.run(arguments, input=commands, capture_output=True, text=True, timeout=_DEADLINE_S)
     except (OSError, subprocess.TimeoutExpired) as err:
         raise OperationError(f"The emulator '{binary}' cannot be asked: {err}") from err
     if done.returncode != 0:

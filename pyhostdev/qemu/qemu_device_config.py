@@ -50,9 +50,7 @@ def parse_device(xml: str | bytes) -> Any:
     """
     tag = str(parse_document(xml).tag)
     if tag not in _DEFINITIONS:
-        raise ConfigError(
-            f"A <{tag}> cannot be attached or detached here", libvirt_code=VIR_ERR_OPERATION_UNSUPPORTED
-        )
+        raise ConfigError(f"A <{tag}> cannot be attached or detached here", libvirt_code=VIR_ERR_OPERATION_UNSUPPORTED)
     return _DEFINITIONS[tag].parse(xml)
 
 

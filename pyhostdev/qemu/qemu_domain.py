@@ -29,9 +29,7 @@ def is_i440fx(dom: DomainDef) -> bool:
     Mirrors: qemuDomainMachineIsI440FX (src/qemu/qemu_domain.c)
     """
     machine = dom.os.machine or ""
-    return dom.os.arch in X86 and (
-        machine == "pc" or machine.startswith(("pc-0.", "pc-1.", "pc-i440fx-", "rhel"))
-    )
+    return dom.os.arch in X86 and (machine == "pc" or machine.startswith(("pc-0.", "pc-1.", "pc-i440fx-", "rhel")))
 
 
 def is_q35(dom: DomainDef) -> bool:

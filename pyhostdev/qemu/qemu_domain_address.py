@@ -111,9 +111,7 @@ def assign_pci_addresses(dom: DomainDef, host: HostFacts | None = None, *, keep_
 class _Run:
     """One pass over the guest's devices, on buses of its own."""
 
-    def __init__(
-        self, dom: DomainDef, flags: ConnectFlags, groups: dict[int, int], addrs: DomainPCIAddressSet
-    ) -> None:
+    def __init__(self, dom: DomainDef, flags: ConnectFlags, groups: dict[int, int], addrs: DomainPCIAddressSet) -> None:
         self.dom = dom
         self.flags = flags
         self.groups = groups

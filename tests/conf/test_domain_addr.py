@@ -116,13 +116,13 @@ def test_user_may_plug_a_bridge_where_a_device_goes() -> None:
     assert addrs.is_slot_in_use(guest("0000:00:02.0"))
 
 
-def test_hotplug_is_needed_on_our_own_choice_only() -> None:
-    """The user may renounce hotplug; we look for a port that has it."""
+def test_what_is_hotplugged_needs_a_port_that_can() -> None:
+    """A port with hotplug switched off is passed over, and refused when the user names it."""
     ports = [DomainPCIAddressBus("pcie-root-port", hotplug=hotplug) for hotplug in (False, True)]
     addrs = DomainPCIAddressSet(ports)
     assert guest("0000:01:00.0") == addrs.reserve_next(EXPRESS | CONNECT_HOTPLUG)
-    addrs.reserve(guest("0000:00:00.0"), EXPRESS | CONNECT_HOTPLUG)
-    assert addrs.is_slot_in_use(guest("0000:00:00.0"))
+    with pytest.raises(XMLError, match="hotplug"):
+        addrs.reserve(guest("0000:00:00.0"), EXPRESS | CONNECT_HOTPLUG)
 
 
 def test_nothing_is_put_on_pcie_root_by_itself_but_ports() -> None:

@@ -106,7 +106,7 @@ def test_a_path_stays_within_its_value(path: str) -> None:
 
 def test_kernel_command_line_is_one_argument() -> None:
     """What the guest's kernel is told needs no escaping, and gets none."""
-    more = "<kernel>/boot/vmlinuz</kernel><initrd>/boot/initrd</initrd><cmdline>a=b,c \"d e\"</cmdline>"
+    more = '<kernel>/boot/vmlinuz</kernel><initrd>/boot/initrd</initrd><cmdline>a=b,c "d e"</cmdline>'
     argv = build_command_line(domain(os_more=more))
     expected = ["/boot/vmlinuz", "/boot/initrd", 'a=b,c "d e"']
     assert expected == [value_of(argv, option) for option in ("-kernel", "-initrd", "-append")]
@@ -116,12 +116,18 @@ def test_kernel_command_line_is_one_argument() -> None:
     ("xml", "named"),
     [
         ("<frobnicate/>", "frobnicate"),
-        ("<hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host0'/>"
-         "<address bus='0' target='0' unit='0'/></source></hostdev>", "scsi"),
+        (
+            "<hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host0'/>"
+            "<address bus='0' target='0' unit='0'/></source></hostdev>",
+            "scsi",
+        ),
         ("<tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", "tpm"),
         ("<smartcard mode='host'/>", "smartcard"),
-        ("<disk type='file'><source file='/a'/><target dev='vda' bus='virtio'/><iotune>"
-         "<total_bytes_sec>1</total_bytes_sec></iotune></disk>", "iotune"),
+        (
+            "<disk type='file'><source file='/a'/><target dev='vda' bus='virtio'/><iotune>"
+            "<total_bytes_sec>1</total_bytes_sec></iotune></disk>",
+            "iotune",
+        ),
         ("<interface type='bridge'><source bridge='br0'/></interface>", "tap"),
         ("<interface type='user'><link state='down'/></interface>", "link state"),
         ("<disk type='file' rawio='yes'><source file='/a'/><target dev='vda' bus='virtio'/></disk>", "rawio"),

@@ -80,9 +80,7 @@ def test_disk_is_updated_in_its_place(dom: DomainDef) -> None:
         ("update", DISK.format("/a", "vdb"), 99),
     ],
 )
-def test_refused_change_has_libvirts_number_and_changes_nothing(
-    dom: DomainDef, verb: str, xml: str, code: int
-) -> None:
+def test_refused_change_has_libvirts_number_and_changes_nothing(dom: DomainDef, verb: str, xml: str, code: int) -> None:
     """There already, not there, wrong, or not to be changed: each has its number."""
     before = dom.format()
     verbs = {"attach": attach_device, "detach": detach_device, "update": update_device}
