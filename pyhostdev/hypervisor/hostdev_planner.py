@@ -102,7 +102,7 @@ def _request(host: PlanHost, hostdev: DomainHostdevDef) -> Request:
         )
     guest = hostdev.info.pci
     dev = host.pci_device(source)
-    if hostdev.is_interface and (dev is None or not dev.is_virtual_function):
+    if hostdev.parent_net is not None and (dev is None or not dev.is_virtual_function):
         raise ConfigUnsupportedError(
             f"Device {source} is no virtual function, and an <interface type='hostdev'> needs one", address=source
         )
