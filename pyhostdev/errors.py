@@ -58,6 +58,11 @@ class HostdevError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    @property
+    def with_reason(self) -> str:
+        """The sentence behind its reason code, when it has one."""
+        return f"{self.reason}: {self.message}" if self.reason else self.message
+
 
 class ConfigError(HostdevError):
     """The XML or the request is wrong; nothing was touched."""

@@ -98,10 +98,9 @@ def _run(run: object, args: argparse.Namespace) -> int:
 
 
 def _failed(err: HostdevError) -> int:
-    reason = f"{err.reason}: " if err.reason else ""
     line = getattr(err, "line", None)
     where = f"line {line}: " if line else ""
-    complain(f"{where}{reason}{err}")
+    complain(f"{where}{err.with_reason}")
     return {None: REFUSED, True: ROLLED_BACK, False: NOT_RESTORED}[err.rolled_back]
 
 

@@ -40,6 +40,6 @@ def _errors(data: bytes, host: Host) -> list[tuple[int | None, str]]:
     except ConfigError as err:
         errors = [err]
     lines = {err.line for err in errors}
-    found: list[tuple[int | None, str]] = [(err.line, str(err)) for err in errors]
+    found: list[tuple[int | None, str]] = [(err.line, err.with_reason) for err in errors]
     found += [(line, text) for line, text in validate_schema(data) if line not in lines]
     return sorted(dict.fromkeys(found), key=lambda error: error[0] or 0)
