@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pyhostdev import PCIDeviceAddress
+from pyhostdev.testing import fakehost
+from pyhostdev.testing.treefile import read_host
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --regenerate, unless another conftest has it already."""
@@ -26,3 +30,26 @@ def check_golden(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
         assert path.read_text() == text
 
     return check
+
+
+class DescribedHost:
+    """A host that is a description only: what address assignment asks, without files."""
+
+    def __init__(self, path: Path) -> None:
+        self.functions = read_host(path).functions
+
+    def is_pci_express(self, address: PCIDeviceAddress) -> bool | None:
+        """Return whether the function is PCI Express, None for one the host does not have."""
+        spec = self.functions.get(address)
+        return None if spec is None else spec.express is not None
+
+    def iommu_group(self, address: PCIDeviceAddress) -> int | None:
+        """Return the function's group, None for one the host does not have."""
+        spec = self.functions.get(address)
+        return None if spec is None else spec.group
+
+
+@pytest.fixture
+def libvirt_host() -> DescribedHost:
+    """The fake host of libvirt's own tests."""
+    return DescribedHost(Path(fakehost.HOSTS) / "libvirt.tree")

@@ -14,6 +14,7 @@ import pytest
 
 from pyhostdev import DomainDef, Host
 from pyhostdev.qemu import build_command_line, define
+from pyhostdev.qemu.qemu_address_flags import HostFacts
 from pyhostdev.qemu.qemu_capabilities import load
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.testing.fakehost import FakeHost
@@ -28,7 +29,6 @@ CASES = [
     "pseries-hostdevs-3",
 ]
 Check = Callable[[Path, str], None]
-Fake = Callable[[str], FakeHost]
 
 
 def parse(name: str) -> DomainDef:
@@ -42,54 +42,54 @@ def host_devices(dom: DomainDef) -> list[str]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_completed_definition(name: str, fakehost: Fake, check_golden: Check) -> None:
+def test_completed_definition(name: str, libvirt_host: HostFacts, check_golden: Check) -> None:
     """Defaults, controllers and guest addresses of the seed's cases stay as they were reviewed."""
     dom = parse(name)
-    defined = define(dom, stored_capabilities(dom), Host(fakehost("libvirt").root))
+    defined = define(dom, stored_capabilities(dom), libvirt_host)
     check_golden(TESTDATA / f"{name}.out.xml", defined.format())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_command_line(name: str, fakehost: Fake, check_golden: Check) -> None:
+def test_command_line(name: str, libvirt_host: HostFacts, check_golden: Check) -> None:
     """The command lines of the seed's cases stay as they were reviewed; one argument a line."""
-    argv = build_command_line(parse(name), host=Host(fakehost("libvirt").root))
+    argv = build_command_line(parse(name), host=libvirt_host)
     check_golden(TESTDATA / f"{name}.args", "".join(f"{word}\n" for word in argv))
 
 
-def test_s3_unassigned_functions_are_not_in_the_command_line(fakehost: Fake) -> None:
+def test_s3_unassigned_functions_are_not_in_the_command_line(libvirt_host: HostFacts) -> None:
     """S3: of four declared functions, the two with assigned='no' have no -device."""
-    argv = build_command_line(parse("hostdev-pci-multifunction-partial"), host=Host(fakehost("libvirt").root))
+    argv = build_command_line(parse("hostdev-pci-multifunction-partial"), host=libvirt_host)
     assert ["0005:90:01.0", "0005:90:01.3"] == [
         word.split('"host":"')[1].split('"')[0] for word in argv if '"host":"' in word
     ]
 
 
-def test_s3_assigned_no_has_no_guest_address_and_takes_no_slot(fakehost: Fake) -> None:
+def test_s3_assigned_no_has_no_guest_address_and_takes_no_slot(libvirt_host: HostFacts) -> None:
     """S3: assigned='no' gets no guest address, and what comes after it no other one."""
     dom = parse("hostdev-pci-multifunction-partial")
     dom.hostdevs[0].info.address = dom.hostdevs[3].info.address = None
-    defined = define(dom, load("x86_64"), Host(fakehost("libvirt").root))
+    defined = define(dom, load("x86_64"), libvirt_host)
     expected = ["0005:90:01.0 0000:00:02.0", "0005:90:01.1 -", "0005:90:01.2 -", "0005:90:01.3 0000:00:03.0"]
     assert expected == host_devices(defined)
 
 
-def test_every_function_has_a_slot_of_its_own(fakehost: Fake) -> None:
+def test_every_function_has_a_slot_of_its_own(libvirt_host: HostFacts) -> None:
     """libvirt spreads the functions of multifunction devices over slots; nothing is multifunction then."""
-    defined = define(parse("hostdev-pci-multifunction"), load("x86_64"), Host(fakehost("libvirt").root))
+    defined = define(parse("hostdev-pci-multifunction"), load("x86_64"), libvirt_host)
     guests = [hostdev.info.pci for hostdev in defined.pci_hostdevs()]
     expected = [(0, slot, 0, None) for slot in range(2, 10)]
     assert expected == [(g.bus, g.slot, g.function, g.multifunction) for g in guests if g is not None]
 
 
-def test_partial_functions_share_the_slot_the_user_chose(fakehost: Fake) -> None:
+def test_partial_functions_share_the_slot_the_user_chose(libvirt_host: HostFacts) -> None:
     """Functions 0 and 3 keep slot 4, and its function 0 says that there are more."""
-    defined = define(parse("hostdev-pci-multifunction-partial"), load("x86_64"), Host(fakehost("libvirt").root))
+    defined = define(parse("hostdev-pci-multifunction-partial"), load("x86_64"), libvirt_host)
     guests = [hostdev.info.pci for hostdev in defined.guest_visible_hostdevs()]
     expected = [(4, 0, True), (4, 3, None)]
     assert expected == [(g.slot, g.function, g.multifunction) for g in guests if g is not None]
 
 
-def test_partial_fail_is_refused_by_the_plan_only(fakehost: Fake) -> None:
+def test_partial_fail_is_refused_by_the_plan_only(fakehost: Callable[[str], FakeHost]) -> None:
     """A missing function does not make the definition wrong; the plan names it and refuses."""
     dom = parse("hostdev-pci-multifunction-partial-fail")
     host = Host(fakehost("libvirt").root)
@@ -99,20 +99,20 @@ def test_partial_fail_is_refused_by_the_plan_only(fakehost: Fake) -> None:
     assert (False, [("incomplete-device", "0005:90:01.2")]) == (plan.ok, found)
 
 
-def test_pseries_gives_each_group_a_host_bridge(fakehost: Fake) -> None:
+def test_pseries_gives_each_group_a_host_bridge(libvirt_host: HostFacts) -> None:
     """On pseries an interface and a card of another group are behind two bridges, none behind bridge 0."""
-    defined = define(parse("pseries-hostdevs-1"), load("ppc64"), Host(fakehost("libvirt").root))
+    defined = define(parse("pseries-hostdevs-1"), load("ppc64"), libvirt_host)
     expected = ["0000:06:12.1 0000:01:01.0", "0001:01:00.0 0000:02:01.0", "0001:01:00.1 0000:02:02.0"]
     assert expected == host_devices(defined)
 
 
-def test_pseries_gives_another_group_another_bridge(fakehost: Fake) -> None:
+def test_pseries_gives_another_group_another_bridge(libvirt_host: HostFacts) -> None:
     """On pseries a user's choice of bridge makes that bridge one of its group."""
-    defined = define(parse("pseries-hostdevs-2"), load("ppc64"), Host(fakehost("libvirt").root))
+    defined = define(parse("pseries-hostdevs-2"), load("ppc64"), libvirt_host)
     assert ["0001:01:00.0 0000:01:05.0", "0000:06:12.2 0000:02:01.0"] == host_devices(defined)
 
 
-def test_pseries_puts_a_second_function_behind_its_group_s_bridge(fakehost: Fake) -> None:
+def test_pseries_puts_a_second_function_behind_its_group_s_bridge(libvirt_host: HostFacts) -> None:
     """On pseries the second function of a card follows the first one."""
-    defined = define(parse("pseries-hostdevs-3"), load("ppc64"), Host(fakehost("libvirt").root))
+    defined = define(parse("pseries-hostdevs-3"), load("ppc64"), libvirt_host)
     assert ["0001:01:00.0 0000:01:05.0", "0001:01:00.1 0000:01:01.0"] == host_devices(defined)
