@@ -19,23 +19,49 @@ from pyhostdev.testing.simdevice import (
     SimDevice,
     drop_file,
     drop_tree,
+    find_device,
+    list_devices,
     list_dir,
 )
+from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyhostdev.testing.drivercore import DriverCore
+
+
+def _dependents(core: DriverCore, device: SimDevice) -> Iterator[SimDevice]:
+    """Yield the VFs of a PF and the functions behind a bridge, while they are there."""
+    vfs = device.virtual_functions
+    behind = [other.address for other in list_devices(core.root) if _is_behind(device, other)]
+    for address in vfs + behind:
+        other = find_device(core.root, str(address))
+        if other is not None:  # it may have gone with one before it
+            yield other
+
+
+def _is_behind(device: SimDevice, other: SimDevice) -> bool:
+    """True below the bridge's directory, or, where all directories are in one place, on one of its buses."""
+    if other.place.startswith(f"{device.place}/"):
+        return True
+    config = device.read("config") or b""
+    if pciconfig.header_type(config) != pciregs.HEADER_TYPE_BRIDGE:
+        return False
+    first, last = config[pciregs.SECONDARY_BUS], config[pciregs.SUBORDINATE_BUS]
+    return other.address.domain == device.address.domain and 0 < first <= other.address.bus <= last
 
 
 def remove(core: DriverCore, device: SimDevice) -> None:
     """
-    Take a function and its VFs off the bus, from their drivers first.
+    Take a function, its VFs and what is behind it off the bus, from their drivers first.
 
     Raises:
         Blocked: a driver does not let go; the rest of the removal waits for it.
     """
-    for address in device.virtual_functions:
-        remove(core, SimDevice(core.root, address))
+    for other in _dependents(core, device):
+        remove(core, other)
     if device.driver is not None:
         try:
             core.detach(device)
@@ -84,8 +110,8 @@ def _leave_group(core: DriverCore, name: str, group: int) -> None:
 
 def vanish(core: DriverCore, device: SimDevice) -> None:
     """Take a function off the bus at once, whatever its driver says."""
-    for address in device.virtual_functions:
-        vanish(core, SimDevice(core.root, address))
+    for other in _dependents(core, device):
+        vanish(core, other)
     driver = device.driver
     if driver is not None:
         core.force_off(device, driver)
@@ -105,7 +131,8 @@ def rescan(core: DriverCore) -> None:
     Raises:
         Blocked: a probe has not come back.
     """
-    for name in sorted(core.state.removed):
+    depths = {name: relative.count("/") for name, (relative, _) in core.state.removed.items()}
+    for name in sorted(depths, key=depths.__getitem__):  # a bridge before what is behind it
         relative, group = core.state.removed.pop(name)
         device = _restore(core, name, relative, group)
         core.attach_new(device)

@@ -509,3 +509,14 @@ def test_attributes_have_two_paths(card):
     card.kernel.write(f"{place}/driver_override", b"vfio-pci", device=FIRST)
     card.kernel.write(f"{place}/driver/unbind", F0.encode(), device=FIRST)
     assert (None, b"vfio-pci\n") == (card.driver(F0), card.read(F0, "driver_override"))
+
+
+def test_bridge_takes_along_what_is_behind_it(card):
+    """Removed together, back together; also when it goes by surprise."""
+    before = snapshot(card)
+    assert "ok" == card.write("devices/0001:08:00.0/remove", "1")
+    assert [] == [path for path in snapshot(card) if "0001:09" in path]
+    assert "ok" == card.write("rescan", "1")
+    assert before == snapshot(card)
+    card.kernel.vanish(PCIDeviceAddress.parse("0001:08:00.0"))
+    assert [] == [path for path in snapshot(card) if "0001:09" in path or "enp9s0" in path]
