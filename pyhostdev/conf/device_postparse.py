@@ -33,6 +33,7 @@ X86 = ("x86_64", "i686")
 _VRAM_KIB = {"vga": 16384, "cirrus": 16384, "vmvga": 16384, "bochs": 16384, "qxl": 65536, "xen": 4096}
 _BUS_OF_NAME = {"hd": "ide", "sd": "scsi", "vd": "virtio", "xvd": "xen", "ubd": "uml", "fd": "fdc"}
 _FILTERED_NETS = ("ethernet", "network", "bridge")  # whose traffic passes a tap device
+_GENERATED_NAMES = ("vnet", "macvtap", "macvlan")  # of the host's end, chosen when the guest starts
 _SCSI_UNITS_MAX = 7  # of a narrow bus; the controller is the eighth
 
 
@@ -167,6 +168,10 @@ def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
             raise XMLError("A SCSI disk has the address of a SCSI host device", line=device.line)
     else:
         device.readonly = device.shareable = False
+    if device.type != "pci":
+        device.driver_name = device.driver_model = None
+    if device.type not in ("pci", "mdev"):
+        device.display = device.ramfb = None
     if device.type == "mdev":
         _check_mdev_address(device)
 
@@ -226,6 +231,8 @@ def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
     device.managed = True if device.managed and device.hostdev is not None else None
     if device.type not in _FILTERED_NETS:
         device.filterref = None
+    if (device.ifname or "").startswith(_GENERATED_NAMES):
+        device.ifname = None
     if device.hostdev is not None or device.model not in VIRTIO_MODELS:
         device.drop_virtio_driver()
     device.mac = device.mac or _made_mac(dom, device)

@@ -43,7 +43,6 @@ class HostdevSource(ElementDef):
     tag = "source"
 
     startup_policy = attribute("startupPolicy", enum("mandatory", "requisite", "optional"))
-    write_filtering = attribute("writeFiltering", yes_no)
 
     @classmethod
     def from_element(cls, element: Element) -> Self:
@@ -61,15 +60,29 @@ class HostdevSource(ElementDef):
         return self  # type: ignore[return-value]  # asked for as HostdevSource only
 
 
+# what other kinds of source, and addresses in the guest, have
+_FOREIGN_TO_PCI = (
+    "address/@device",
+    "address/@target",
+    "address/@unit",
+    "address/@uuid",
+    "address/@multifunction",
+    "address/zpci",
+    "vendor",
+    "product",
+)
+
+
 class PCISource(HostdevSource):
     """A PCI function of the host."""
 
+    write_filtering = attribute("writeFiltering", yes_no)
     domain = attribute("address/@domain", hexadecimal(4), default=0)
     bus = attribute("address/@bus", hexadecimal(2), default=0)
     slot = attribute("address/@slot", hexadecimal(2), default=0)
     function = attribute("address/@function", hexadecimal(1), default=0)
     origstates = opaque("origstates")
-    foreign = ignored("address/@device", "address/@target", "address/@unit", "address/@uuid", "vendor", "product")
+    foreign = ignored(*_FOREIGN_TO_PCI)
 
     @property
     def address(self) -> PCIDeviceAddress:

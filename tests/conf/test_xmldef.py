@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 
 from pyhostdev.conf.xmlcodec import enum, hexadecimal, number, yes_no
@@ -42,6 +45,16 @@ class Car(ElementDef):
     radio = flag("radio")
     notes = opaque("notes", harmless=True)
     foreign = ignored("@sails", "body/@anchor", "rudder")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_no_definitions() -> Iterator[None]:
+    """Take the definitions above back: other tests look at all there are."""
+    yield
+    for kind in (Car, Engine, Paint, Wheel):
+        del globals()[kind.__name__]
+    del kind
+    gc.collect()
 
 
 FULL = """<car id='0x00ff' towed='no'>
