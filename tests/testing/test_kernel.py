@@ -365,6 +365,20 @@ def test_vfs_go_and_come_back(bench):
     assert b"\xff\xff\xff\xff" == host.read(vfs[0], "config")[:4]
 
 
+def test_vfs_can_be_on_the_next_bus(bench):
+    """Routing ids go on counting; that bus has no bridge of its own, so no ARI, and lies beside the PF."""
+    host = bench(
+        "driver a 1234:0001\n0000:00:01.0 8086:1901 060400 bridge=01-02 express=root-port ari\n"
+        "0000:01:00.0 1234:0001 020000 driver=a group=5 express=endpoint "
+        "ari sriov=300 vf-device=0002 vf-offset=255 vf-stride=2\n"
+    )
+    assert "ok" == host.write("devices/0000:01:00.0/sriov_numvfs", "2")
+    vfs = ["0000:01:1f.7", "0000:02:00.1"]
+    assert [b"1\n", b"0\n"] == [host.read(v, "ari_enabled") for v in vfs]
+    places = {os.path.dirname(os.path.realpath(host.root.join("sys/bus/pci/devices", v))) for v in vfs}
+    assert {host.root.join("sys/devices/pci0000:00/0000:00:01.0")} == places
+
+
 def test_autoprobe_off_keeps_drivers_from_vfs_without_override(bench):
     """drivers_probe is a success that binds nothing, bind is ENODEV; an override lifts it."""
     host = bench("sriov")
