@@ -31,6 +31,8 @@ ATTRIBUTES_MAX = 256  # of one element
 
 VIR_ERR_XML_DETAIL = 35  # the document is not well-formed
 
+SHOWN_MAX = 64  # characters of a refused value in a message
+
 UINT_MAX = 0xFFFFFFFF
 ULLONG_MAX = 0xFFFFFFFFFFFFFFFF
 
@@ -242,4 +244,10 @@ def dump_element(element: Element) -> str:
 
 def invalid_value(what: str, value: str, expected: str, line: int | None, code: int | None = None) -> XMLError:
     """Return the error of an attribute or text that is not what it should be."""
-    return XMLError(f"'{value}' is no valid {what}: {expected} expected", line=line, libvirt_code=code)
+    return XMLError(f"'{shown(value)}' is no valid {what}: {expected} expected", line=line, libvirt_code=code)
+
+
+def shown(value: str) -> str:
+    """Return a user's text as it may stand in a sentence: short, and without control characters."""
+    short = value if len(value) <= SHOWN_MAX else value[:SHOWN_MAX] + "..."
+    return short if short.isprintable() else ascii(short)[1:-1]

@@ -10,7 +10,7 @@ import pytest
 
 from pyhostdev.errors import XMLError
 from pyhostdev.util import virxml
-from pyhostdev.util.virxml import parse_document, parse_integer, parse_unsigned
+from pyhostdev.util.virxml import parse_document, parse_integer, parse_unsigned, shown
 
 BOMB = """<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>
 <domain>&b;</domain>"""
@@ -149,3 +149,12 @@ def test_a_number_of_a_million_digits_is_refused_at_once():
 def test_signed_numbers_have_a_sign(text, value):
     """What may be negative is read with its sign."""
     assert value == parse_integer(text, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [("x", "x"), ("\u00e4", "\u00e4"), ("a\nb", "a\\nb"), ("\x9b31m", "\\x9b31m"), ("n" * 100, "n" * 64 + "...")],
+)
+def test_refused_values_are_safe_to_print(value, printed):
+    """A message shows no more than a line of what a user wrote, and nothing a terminal would obey."""
+    assert printed == shown(value)
