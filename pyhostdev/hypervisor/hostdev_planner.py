@@ -5,7 +5,6 @@ How a plan is made: each rule of row S4, of the policies and of libvirt's checks
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,15 +27,20 @@ from pyhostdev.util import virpci
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import DETACHED, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pciassign import (
+    Obstacle,
+    endpoint_obstacle,
+    group_obstacle,
+    has_iommu,
+    keeps_dma,
+    member_obstacle,
+    vfs_obstacle,
+)
 from pyhostdev.util.pcidriver import VFIO_PCI
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import Proposal
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
-
-# Drivers that claim no DMA for the host (driver_managed_dma, drivers/pci since 5.19); vfio variants are told by
-# their vfio-dev directory.
-DMA_FREE_DRIVERS = frozenset({VFIO_PCI, "pci-stub", "pcieport"})
 
 
 class PlanHost(Protocol):
@@ -188,10 +192,7 @@ class _Planner:
             what = "is not on this host" if dev is None else "does not answer"
             yield _error("device-missing", address, f"Device {address} {what}")
             return
-        if dev.is_bridge or dev.is_endpoint is False:
-            yield _error(
-                "not-endpoint", address, f"Device {address} is a bridge, which no guest can be given"
-            )
+        yield from _findings(endpoint_obstacle(dev))
         if request.written is not None and dev.is_multifunction() is False:
             yield _error(
                 "not-multifunction",
@@ -202,14 +203,8 @@ class _Planner:
 
     def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:
         address = request.address
-        if not dev.is_virtual_function and (vfs := dev.read_virtual_functions()):
-            yield self._kernels_word(
-                "pf-with-vfs",
-                address,
-                f"Device {address} has {len(vfs)} virtual functions enabled, and vfio-pci takes no such device",
-            )
-        if dev.iommu_group is None and self._has_iommu():
-            yield self._kernels_word("no-iommu-group", address, f"Device {address} is in no IOMMU group")
+        vfs = 0 if dev.is_virtual_function else len(dev.read_virtual_functions())
+        yield from _findings(vfs_obstacle(address, vfs), group_obstacle(dev, has_iommu(self.host.root)))
         if self.host.is_in_flight(address):
             yield _error(
                 "in-doubt", address, f"A write to device {address} has not come back from the kernel"
@@ -229,10 +224,6 @@ class _Planner:
     def _kernels_word(self, reason: str, address: PCIDeviceAddress, message: str) -> Finding:
         """Return what the kernel will refuse: an error, or where policy off leaves all to others, a note."""
         return Finding(reason, NOTE if self.policy == "off" else ERROR, address, message)
-
-    def _has_iommu(self) -> bool:
-        """A sparse directory may leave the groups out; the live host may not."""
-        return self.host.root.is_live or os.path.isdir(self.host.root.iommu_groups)
 
     def _is_vfio(self, dev: virpci.PCIDevice) -> bool:
         return virpci.is_vfio_driver(self.host.root, dev.address, dev.driver)
@@ -266,25 +257,21 @@ class _Planner:
             yield _error(
                 "in-use", member.address, f"Device {member.name} is in use by domain '{owner}'"
             )
-        elif not declared and self.policy in ("group", "auto") and _keeps_dma(member):
-            yield self._blocker(group, member)
+        elif not declared and self.policy in ("group", "auto"):
+            yield from self._blockers(group, member)
 
     def _owner(self, member: virpci.GroupMember) -> str | None:
         record = self.records.get(member.address) if member.address else None
         return record.owner if record is not None and record.is_active else None
 
-    def _blocker(self, group: int, member: virpci.GroupMember) -> Finding:
+    def _blockers(self, group: int, member: virpci.GroupMember) -> Iterable[Finding]:
         for siblings in self.siblings.values():
             here = [s.address for s in siblings]
-            if member.address in here:
+            if member.address in here and keeps_dma(member):
                 spokesman = next(a for a in here if a in self.declared)
-                return _incomplete(here[here.index(member.address)], member.driver, spokesman)
-        return _error(
-            "group-not-viable",
-            member.address or member.name,
-            f"{member.name} is in IOMMU group {group} too, and its driver '{member.driver}' keeps the "
-            "group's DMA for the host",
-        )
+                yield _incomplete(here[here.index(member.address)], member.driver, spokesman)
+                return
+        yield from _findings(member_obstacle(group, member))
 
     def _missing_drivers(self) -> Iterable[Finding]:
         for request in self._moving():
@@ -401,6 +388,11 @@ class _Planner:
         return request.role, f"{guest}: stays with {_driver_words(member.driver)}, {why}"
 
 
+def _findings(*obstacles: Obstacle | None) -> list[Finding]:
+    """Return what the rules that need no domain say, as findings of this plan."""
+    return [_error(*obstacle) for obstacle in obstacles if obstacle is not None]
+
+
 def _error(reason: str, address: PCIDeviceAddress | str | None, message: str) -> Finding:
     return Finding(reason, ERROR, address, message)
 
@@ -420,11 +412,7 @@ def _driver_words(driver: str | None) -> str:
     return "no driver" if driver is None else f"driver '{driver}'"
 
 
-def _keeps_dma(member: virpci.GroupMember) -> bool:
-    return member.driver is not None and not member.is_vfio and member.driver not in DMA_FREE_DRIVERS
-
-
 def _why(member: virpci.GroupMember) -> str:
-    if _keeps_dma(member):
+    if keeps_dma(member):
         return "it keeps the group's DMA for the host"
     return "it does not use the group's DMA"

@@ -1,33 +1,68 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-All PCI functions of a host at one moment, and the questions people ask about them.
+All PCI functions of a host at one moment, and indexes of them.
+
+What nobody asks for is not made: the scan stays as the scanner packed it until then.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, TypeVar, overload
 
 from pyhostdev.util import pciscan
+from pyhostdev.util.hostquery import HostFunctions, Identity
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virpci import PCIDevice
 
+K = TypeVar("K")
+Positions = Mapping[K, Sequence[int]]
 
-class Scan(Sequence[PCIDevice]):
+_HAVE_IDENTITY = pciscan.HAVE_VENDOR | pciscan.HAVE_DEVICE | pciscan.HAVE_CLASS
+
+
+class DeviceIndex(Mapping[K, list[PCIDevice]]):
+    """A key to the functions at certain positions of a sequence; objects are made of those asked for."""
+
+    __slots__ = ("_devices", "_positions")
+
+    def __init__(self, devices: Sequence[PCIDevice], positions: Positions[K]) -> None:
+        self._devices = devices
+        self._positions = positions
+
+    def __getitem__(self, key: K) -> list[PCIDevice]:
+        return [self._devices[position] for position in self._positions[key]]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._positions
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+class Scan(HostFunctions):
     """
     All PCI functions of a host at one moment, in address order; objects are made when asked for.
 
-    ``groups`` maps an IOMMU group's number to its functions, ``slots`` a function-0 address to the functions
-    there; ``vanished`` counts functions that went away while the scan ran.
+    ``vanished`` counts functions that went away while the scan ran.
     """
 
     def __init__(self, root: HostRoot, snapshot: pciscan.Snapshot) -> None:
-        self.root = root
+        super().__init__(root)
         self._snapshot = snapshot
-        self._devices: dict[int, PCIDevice] = {}
-        self._maps: dict[str, dict[Any, list[PCIDevice]]] = {}
+        self._devices: list[PCIDevice | None] = []
+        self._indexes: dict[str, DeviceIndex[Any]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Scan of {self.root.path}: {len(self)} functions>"
 
     @property
     def vanished(self) -> int:
@@ -43,58 +78,113 @@ class Scan(Sequence[PCIDevice]):
     def __getitem__(self, index: slice) -> list[PCIDevice]: ...
     def __getitem__(self, index: int | slice) -> PCIDevice | list[PCIDevice]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = index + len(self) if index < 0 else index
-        if position not in self._devices:
-            self._devices[position] = PCIDevice(self.root, self._snapshot[position])
-        return self._devices[position]
+            return [self[i] for i in range(len(self))[index]]
+        devices = self._devices or self._make_room()
+        dev = devices[index]
+        if dev is None:
+            position = index % len(devices)
+            dev = devices[position] = PCIDevice(self.root, self._snapshot, position)
+        return dev
+
+    def _make_room(self) -> list[PCIDevice | None]:
+        self._devices = [None] * len(self)
+        return self._devices
 
     def __iter__(self) -> Iterator[PCIDevice]:
-        return (self[i] for i in range(len(self)))
+        root, snapshot = self.root, self._snapshot
+        made = [
+            dev or PCIDevice(root, snapshot, position)
+            for position, dev in enumerate(self._devices or self._make_room())
+        ]
+        self._devices[:] = made
+        return iter(made)
 
     def find(self, address: PCIDeviceAddress) -> PCIDevice | None:
         """Return the function at an address, None when the host had none."""
-        position = bisect_left(self, address, key=lambda dev: dev.address)
-        if position < len(self) and self[position].address == address:
-            return self[position]
-        return None
+        position = self._snapshot.find(address)
+        return None if position is None else self[position]
 
-    def _map(self, name: str, key: Callable[[PCIDevice], Any]) -> dict[Any, list[PCIDevice]]:
-        if name not in self._maps:
-            table: dict[Any, list[PCIDevice]] = {}
-            for dev in self:
-                table.setdefault(key(dev), []).append(dev)
-            table.pop(None, None)
-            self._maps[name] = table
-        return self._maps[name]
+    def _index(self, name: str, make: Callable[[pciscan.Snapshot], Positions[K]]) -> DeviceIndex[K]:
+        if name not in self._indexes:
+            self._indexes[name] = DeviceIndex(self, make(self._snapshot))
+        return self._indexes[name]
 
     @property
-    def groups(self) -> dict[int, list[PCIDevice]]:
+    def groups(self) -> Mapping[int, list[PCIDevice]]:
         """IOMMU group number to its PCI functions, both in order."""
-        return self._map("groups", lambda dev: dev.iommu_group)
+        return self._index("groups", lambda snapshot: snapshot.groups)
 
     @property
-    def slots(self) -> dict[tuple[int, int, int], list[PCIDevice]]:
+    def slots(self) -> Mapping[tuple[int, int, int], list[PCIDevice]]:
         """(domain, bus, slot) to its functions, VFs left out."""
-        return self._map(
-            "slots", lambda dev: None if dev.is_virtual_function else dev.address[:3]
-        )
+        return self._index("slots", _slot_positions)
 
-    def is_multifunction(self, dev: PCIDevice) -> bool | None:
-        """
-        Tell what ``PCIDevice.is_multifunction`` tells, reading no configuration space where it need not.
+    @property
+    def buses(self) -> Mapping[tuple[int, int], list[PCIDevice]]:
+        """(domain, bus) to its functions, VFs left out."""
+        return self._index("buses", _bus_positions)
 
-        A function that is alone in its slot and on its bus shares its device with nobody.
-        """
-        if dev.is_virtual_function:
-            return False
-        alone = len(self.slots[dev.address[:3]]) == 1
-        if alone and not (self._shares_bus(dev) and dev.is_ari):
-            return False
-        return dev.is_multifunction()
+    @property
+    def drivers(self) -> Mapping[str, list[PCIDevice]]:
+        """A driver's name to the functions bound to it."""
+        return self._index("drivers", _driver_positions)
 
-    def _shares_bus(self, dev: PCIDevice) -> bool:
-        buses = self._map(
-            "buses", lambda other: None if other.is_virtual_function else other.address[:2]
-        )
-        return len(buses[dev.address[:2]]) > 1
+    @property
+    def virtual_functions(self) -> Mapping[PCIDeviceAddress, list[PCIDevice]]:
+        """A PF's address to its VFs."""
+        return self._index("virtual_functions", _vf_positions)
+
+    @property
+    def identities(self) -> Mapping[Identity, list[PCIDevice]]:
+        """Vendor, device and class to the functions of that kind."""
+        return self._index("identities", _identity_positions)
+
+
+def _collect(values: Iterable[K]) -> dict[K, list[int]]:
+    """Return each value with the positions it is at."""
+    found: dict[K, list[int]] = {}
+    for position, value in enumerate(values):
+        found.setdefault(value, []).append(position)
+    return found
+
+
+def _places(snapshot: pciscan.Snapshot, shift: int) -> Iterator[tuple[PCIDeviceAddress, list[int]]]:
+    """Yield the first address of each place that functions other than VFs share, and where these are."""
+    columns = zip(snapshot.column("key"), snapshot.column("have"), strict=True)
+    rows = [(key, i) for i, (key, have) in enumerate(columns) if not have & pciscan.HAVE_PHYSFN]
+    for place, members in groupby(rows, lambda row: row[0] >> shift):
+        yield pciscan.address_of(place << shift), [position for _, position in members]
+
+
+def _slot_positions(snapshot: pciscan.Snapshot) -> Positions[tuple[int, int, int]]:
+    return {(a.domain, a.bus, a.slot): members for a, members in _places(snapshot, 3)}
+
+
+def _bus_positions(snapshot: pciscan.Snapshot) -> Positions[tuple[int, int]]:
+    return {(a.domain, a.bus): members for a, members in _places(snapshot, 8)}
+
+
+def _driver_positions(snapshot: pciscan.Snapshot) -> Positions[str]:
+    names = snapshot.driver_names
+    found = _collect(snapshot.column("driver"))
+    return {names[offset]: found[offset] for offset in found if offset in names}
+
+
+def _vf_positions(snapshot: pciscan.Snapshot) -> Positions[PCIDeviceAddress]:
+    columns = zip(snapshot.column("physfn"), snapshot.column("have"), strict=True)
+    found = _collect(pf if have & pciscan.HAVE_PHYSFN else None for pf, have in columns)
+    return {pciscan.address_of(pf): vfs for pf, vfs in found.items() if pf is not None}
+
+
+def _identity_positions(snapshot: pciscan.Snapshot) -> Positions[Identity]:
+    fields = [snapshot.column(name) for name in ("vendor", "device", "class_")]
+    known = [have & _HAVE_IDENTITY for have in snapshot.column("have")]
+    return {_identity(*key): found for key, found in _collect(zip(*fields, known, strict=True)).items()}
+
+
+def _identity(vendor: int, device: int, class_: int, known: int) -> Identity:
+    return Identity(
+        vendor if known & pciscan.HAVE_VENDOR else None,
+        device if known & pciscan.HAVE_DEVICE else None,
+        class_ if known & pciscan.HAVE_CLASS else None,
+    )

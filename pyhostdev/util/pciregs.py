@@ -57,3 +57,4 @@ AF_CAP_FLR = 0x02
 
 CLASS_BRIDGE_PCI = 0x0604  # base class and sub-class, without the interface
 CLASS_DISPLAY = 0x03
+CLASS_BASE_BRIDGE = 0x06

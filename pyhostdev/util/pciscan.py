@@ -11,9 +11,11 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, overload
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, Literal, NamedTuple, overload
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
@@ -22,26 +24,33 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 # struct phd_record of csrc/pciscan.cdef.h
 _RECORD = struct.Struct("=QQIIIHHHHHH")
-_KEYS = slice(0, None, 5)  # of 64-bit words
-_PHYSFNS = slice(1, None, 5)
-_GROUPS = slice(5, None, 10)  # of 32-bit words
-_HAVES = slice(18, None, 20)  # of 16-bit words
+_KEY = struct.Struct("=Q")
+_COLUMNS: dict[str, tuple[Literal["Q", "I", "H"], slice]] = {  # of words of a size
+    "key": ("Q", slice(0, None, 5)),
+    "physfn": ("Q", slice(1, None, 5)),
+    "class_": ("I", slice(4, None, 10)),
+    "iommu_group": ("I", slice(5, None, 10)),
+    "driver": ("I", slice(6, None, 10)),
+    "vendor": ("H", slice(14, None, 20)),
+    "device": ("H", slice(15, None, 20)),
+    "have": ("H", slice(18, None, 20)),
+}
 
 _CAPACITY = 1 << 16  # functions; the pages are touched as far as there are any
 _SCRATCH_SIZE = 1 << 17  # two listings: the drivers, and the functions of one
 _NAMES_SIZE = 1 << 16
 _ADDRESS_SIZE = 17  # 00010000:00:00.0 and a newline
 
-_HAVE_VENDOR: int = _c.lib.PHD_HAVE_VENDOR
-_HAVE_DEVICE: int = _c.lib.PHD_HAVE_DEVICE
+HAVE_VENDOR: int = _c.lib.PHD_HAVE_VENDOR
+HAVE_DEVICE: int = _c.lib.PHD_HAVE_DEVICE
 _HAVE_SUBSYSTEM_VENDOR: int = _c.lib.PHD_HAVE_SUBSYSTEM_VENDOR
 _HAVE_SUBSYSTEM_DEVICE: int = _c.lib.PHD_HAVE_SUBSYSTEM_DEVICE
-_HAVE_CLASS: int = _c.lib.PHD_HAVE_CLASS
+HAVE_CLASS: int = _c.lib.PHD_HAVE_CLASS
 _HAVE_IDS = (
-    _HAVE_VENDOR | _HAVE_DEVICE | _HAVE_SUBSYSTEM_VENDOR | _HAVE_SUBSYSTEM_DEVICE | _HAVE_CLASS
+    HAVE_VENDOR | HAVE_DEVICE | _HAVE_SUBSYSTEM_VENDOR | _HAVE_SUBSYSTEM_DEVICE | HAVE_CLASS
 )
-_HAVE_IOMMU_GROUP: int = _c.lib.PHD_HAVE_IOMMU_GROUP
-_HAVE_PHYSFN: int = _c.lib.PHD_HAVE_PHYSFN
+HAVE_IOMMU_GROUP: int = _c.lib.PHD_HAVE_IOMMU_GROUP
+HAVE_PHYSFN: int = _c.lib.PHD_HAVE_PHYSFN
 
 _SHARE_NEVER = 0xFFFFFFFF
 
@@ -86,7 +95,16 @@ class Snapshot(Sequence[ScanRecord]):
     ``vanished`` counts functions that were listed and gone when their attributes were read.
     """
 
-    __slots__ = ("_addresses", "_drivers", "_groups", "_names", "_packed", "_text", "vanished")
+    __slots__ = (
+        "_addresses",
+        "_drivers",
+        "_groups",
+        "_names",
+        "_packed",
+        "_physfns",
+        "_text",
+        "vanished",
+    )
 
     def __init__(self, packed: bytes, text: bytes, names: bytes, vanished: int) -> None:
         self._packed = packed
@@ -94,7 +112,8 @@ class Snapshot(Sequence[ScanRecord]):
         self._names = names
         self._addresses: list[str] | None = None
         self._drivers: dict[int, str] | None = None
-        self._groups: dict[int, tuple[int, ...]] | None = None
+        self._groups: GroupIndex | None = None
+        self._physfns: dict[int, str] | None = None
         self.vanished = vanished
 
     def __len__(self) -> int:
@@ -110,7 +129,7 @@ class Snapshot(Sequence[ScanRecord]):
         return self._record(range(len(self))[index])
 
     def __iter__(self) -> Iterator[ScanRecord]:
-        drivers, physfns = self._driver_names, self._physfns()
+        drivers, physfns = self.driver_names, self._physfn_texts
         for address, fields in zip(
             self.addresses, _RECORD.iter_unpack(self._packed), strict=True
         ):
@@ -118,15 +137,22 @@ class Snapshot(Sequence[ScanRecord]):
 
     def _record(self, index: int) -> ScanRecord:
         fields = _RECORD.unpack_from(self._packed, index * _RECORD.size)
-        physfns = {fields[1]: _format_key(fields[1])}
-        return _record(self.addresses[index], fields, self._driver_names, physfns)
+        return _record(self.addresses[index], fields, self.driver_names, self._physfn_texts)
 
-    def _physfns(self) -> dict[int, str]:
-        keys = set(memoryview(self._packed).cast("Q")[_PHYSFNS])
-        return {key: _format_key(key) for key in keys}
+    def column(self, name: str) -> memoryview[int]:
+        """Return one field of all functions as the scanner packed it; ``have`` says which are known."""
+        kind, where = _COLUMNS[name]
+        return memoryview(self._packed).cast(kind)[where]
 
     @property
-    def _driver_names(self) -> dict[int, str]:
+    def _physfn_texts(self) -> dict[int, str]:
+        if self._physfns is None:
+            keys = set(self.column("physfn"))
+            self._physfns = {key: str(address_of(key)) for key in keys}
+        return self._physfns
+
+    @property
+    def driver_names(self) -> dict[int, str]:
         """Where a driver's name starts in the pool, to the name."""
         if self._drivers is None:
             offset, self._drivers = 1, {}
@@ -143,25 +169,20 @@ class Snapshot(Sequence[ScanRecord]):
         return self._addresses
 
     @property
-    def groups(self) -> dict[int, tuple[int, ...]]:
+    def groups(self) -> Mapping[int, tuple[int, ...]]:
         """IOMMU group number to the indexes of its functions, both in order."""
         if self._groups is None:
-            self._groups = self._index_groups()
+            self._groups = GroupIndex(self)
         return self._groups
 
-    def _index_groups(self) -> dict[int, tuple[int, ...]]:
-        members: dict[int, list[int]] = {}
-        packed = memoryview(self._packed)
-        columns = zip(packed.cast("I")[_GROUPS], packed.cast("H")[_HAVES], strict=True)
-        for index, (group, have) in enumerate(columns):
-            if have & _HAVE_IOMMU_GROUP:
-                members.setdefault(group, []).append(index)
-        return {group: tuple(members[group]) for group in sorted(members)}
+    def address(self, index: int) -> PCIDeviceAddress:
+        """Return one function's address."""
+        return address_of(_KEY.unpack_from(self._packed, index * _RECORD.size)[0])
 
     def find(self, address: PCIDeviceAddress) -> int | None:
         """Return the index of the function at an address, None when the host had none."""
-        keys = memoryview(self._packed).cast("Q")[_KEYS]
-        key = address.domain << 16 | address.bus << 8 | address.devfn
+        keys = self.column("key")
+        key = key_of(address)
         index = bisect_left(keys, key)
         return index if index < len(keys) and keys[index] == key else None
 
@@ -172,24 +193,65 @@ def _record(
     _, physfn, class_, group, driver, vendor, device, subvendor, subdevice, have, _ = fields
     rest = (
         drivers.get(driver),  # no name starts at 0
-        group if have & _HAVE_IOMMU_GROUP else None,
-        physfns[physfn] if have & _HAVE_PHYSFN else None,
+        group if have & HAVE_IOMMU_GROUP else None,
+        physfns[physfn] if have & HAVE_PHYSFN else None,
     )
     if have & _HAVE_IDS == _HAVE_IDS:
         return ScanRecord(address, vendor, device, subvendor, subdevice, class_, *rest)
     return ScanRecord(
         address,
-        vendor if have & _HAVE_VENDOR else None,
-        device if have & _HAVE_DEVICE else None,
+        vendor if have & HAVE_VENDOR else None,
+        device if have & HAVE_DEVICE else None,
         subvendor if have & _HAVE_SUBSYSTEM_VENDOR else None,
         subdevice if have & _HAVE_SUBSYSTEM_DEVICE else None,
-        class_ if have & _HAVE_CLASS else None,
+        class_ if have & HAVE_CLASS else None,
         *rest,
     )
 
 
-def _format_key(key: int) -> str:
-    return f"{key >> 16:04x}:{key >> 8 & 0xFF:02x}:{key >> 3 & 0x1F:02x}.{key & 7}"
+def key_of(address: PCIDeviceAddress) -> int:
+    """Return the number the scanner knows a function by; functions are sorted by it."""
+    domain, bus, slot, function = address
+    return domain << 16 | bus << 8 | slot << 3 | function
+
+
+def address_of(key: int) -> PCIDeviceAddress:
+    """Return the address of the function the scanner knows by a number."""
+    return PCIDeviceAddress(key >> 16, key >> 8 & 0xFF, key >> 3 & 0x1F, key & 7)
+
+
+class GroupIndex(Mapping[int, tuple[int, ...]]):
+    """
+    IOMMU group number to the indexes of its functions, both in order.
+
+    A host with VFs has about one group a function: 8 bytes each here, where a dictionary of tuples needs 150.
+    """
+
+    __slots__ = ("_codes",)
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        columns = zip(snapshot.column("iommu_group"), snapshot.column("have"), strict=True)
+        codes = [
+            group << 32 | index
+            for index, (group, have) in enumerate(columns)
+            if have & HAVE_IOMMU_GROUP
+        ]
+        self._codes = array("Q", sorted(codes))
+
+    def __getitem__(self, group: int) -> tuple[int, ...]:
+        if not isinstance(group, int):  # None above all: what a function in no group has
+            raise KeyError(group)
+        first = bisect_left(self._codes, group << 32)
+        last = bisect_left(self._codes, group + 1 << 32, first)
+        if first == last:
+            raise KeyError(group)
+        return tuple(code & 0xFFFFFFFF for code in self._codes[first:last])
+
+    def __iter__(self) -> Iterator[int]:
+        return (group for group, _ in groupby(code >> 32 for code in self._codes))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def scan(root: HostRoot, *, ids_once_per_pf: bool = True) -> Snapshot:

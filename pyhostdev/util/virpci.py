@@ -8,8 +8,8 @@ Mirrors: src/util/virpci.c. Nothing here writes; binding is in pcidriver.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Container, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pyhostdev.errors import HostdevError, SysfsError
 from pyhostdev.util import pciconfig, pciregs, pciscan
@@ -101,16 +101,41 @@ class PCIDevice:
     Identity, driver, group and PF were read when the object was made; everything else is read on first use and
     then kept. ``None`` is what the host does not say.
 
+    Args:
+        records: of a scan, in which this function is the index-th.
+
     Mirrors: virPCIDevice (src/util/virpci.c)
     """
 
-    __slots__ = ("_facts", "_record", "address", "root")
+    __slots__ = ("_facts", "_index", "_record", "_records", "address", "root")
 
-    def __init__(self, root: HostRoot, record: pciscan.ScanRecord) -> None:
+    address: PCIDeviceAddress
+    _record: pciscan.ScanRecord
+    _facts: dict[str, Any]
+
+    def __init__(self, root: HostRoot, records: Sequence[pciscan.ScanRecord], index: int) -> None:
         self.root = root
-        self.address = PCIDeviceAddress.parse(record.address)
-        self._record = record
-        self._facts: dict[str, Any] = {}
+        self._records = records
+        self._index = index
+
+    if not TYPE_CHECKING:  # it would let a checker believe in any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Fill a slot when it is first read: of thousands of functions most are looked at by few facts."""
+            make = _EMPTY_SLOTS.get(name)
+            if make is None:
+                raise AttributeError(f"'PCIDevice' has no attribute '{name}'")
+            value = make(self)
+            setattr(self, name, value)
+            return value
+
+    def _read_record(self) -> pciscan.ScanRecord:
+        return self._records[self._index]
+
+    def _read_address(self) -> PCIDeviceAddress:
+        if isinstance(self._records, pciscan.Snapshot):
+            return self._records.address(self._index)
+        return PCIDeviceAddress.parse(self._record.address)
 
     def __repr__(self) -> str:
         return f"<PCIDevice {self.address}>"
@@ -282,6 +307,11 @@ class PCIDevice:
             return False
         return self._fact("multifunction", self._read_multifunction)
 
+    @property
+    def has_multifunction_bit(self) -> bool | None:
+        """Bit 7 of this function's own header type; None when configuration space cannot be read."""
+        return pciconfig.is_multifunction(self._header_byte())
+
     def _read_multifunction(self) -> bool | None:
         first = self.function_zero
         if first != self.address:
@@ -290,7 +320,7 @@ class PCIDevice:
                 answer = pciconfig.is_multifunction(bytes(pciregs.HEADER_TYPE) + other)
                 if answer is not None:
                     return answer
-        return pciconfig.is_multifunction(self._header_byte())
+        return self.has_multifunction_bit
 
     @property
     def function_zero(self) -> PCIDeviceAddress:
@@ -315,6 +345,27 @@ class PCIDevice:
         prefix = str(self.address)[: -len("00.0")]
         names = (name for name in os.listdir(self.root.pci_devices) if name.startswith(prefix))
         return sorted(PCIDeviceAddress.parse(name) for name in names)
+
+    def read_path(self) -> list[PCIDeviceAddress]:
+        """
+        Return the bridges above this function, root port first, and itself last; a VF is where its PF is.
+
+        In a directory that has no links to where the functions are, nobody knows more than the function itself.
+
+        Host: sys/bus/pci/devices/ADDRESS, the link only
+        """
+        try:
+            parts = os.readlink(self.path()[:-1]).split("/")
+        except OSError as err:
+            if err.errno in (2, 22):  # ENOENT, EINVAL: a directory
+                return [self.address]
+            raise SysfsError(err.errno or 0, self.path(), "follow a link") from err
+        return [PCIDeviceAddress.parse(part) for part in parts if part.count(":") == 2]
+
+    @property
+    def is_vfio(self) -> bool:
+        """True with vfio-pci or one of its variants, as of when the object was made."""
+        return self._fact("vfio", lambda: is_vfio_driver(self.root, self.address, self.driver))
 
     def usable_reset(self) -> str | None:
         """
@@ -366,6 +417,13 @@ class PCIDevice:
         return None if text in (None, "", "(null)") else text
 
 
+_EMPTY_SLOTS: dict[str, Callable[[PCIDevice], Any]] = {
+    "_facts": lambda dev: {},
+    "_record": PCIDevice._read_record,
+    "address": PCIDevice._read_address,
+}
+
+
 def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | None:
     """
     Return one function of the host, None when there is none at that address.
@@ -390,7 +448,7 @@ def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | No
         iommu_group=None if group is None else int(group),
         physfn=read_link_name(f"{top}/physfn"),
     )
-    return PCIDevice(root, record)
+    return PCIDevice(root, [record], 0)
 
 
 def is_vfio_driver(root: HostRoot, address: PCIDeviceAddress, driver: str | None) -> bool:
@@ -416,9 +474,14 @@ def _group_member(root: HostRoot, group: int, name: str) -> GroupMember:
     return GroupMember(name, address, driver, is_vfio_driver(root, address, driver))
 
 
-def read_iommu_group_members(root: HostRoot, group: int) -> list[GroupMember]:
+def read_iommu_group_members(
+    root: HostRoot, group: int, skip: Container[str] = ()
+) -> list[GroupMember]:
     """
     Return every member of a group, PCI functions first and by address, then the others by name.
+
+    Args:
+        skip: names that are not looked at.
 
     Mirrors: virPCIDeviceAddressIOMMUGroupIterate (src/util/virpci.c)
     """
@@ -426,5 +489,5 @@ def read_iommu_group_members(root: HostRoot, group: int) -> list[GroupMember]:
         names = os.listdir(root.iommu_group_devices(group))
     except FileNotFoundError:
         return []
-    members = [_group_member(root, group, name) for name in names]
+    members = [_group_member(root, group, name) for name in names if name not in skip]
     return sorted(members, key=lambda m: (m.address is None, m.address or (), m.name))

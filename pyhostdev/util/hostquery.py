@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The questions people ask about a host's PCI functions, put to a scan or to a monitor's live view alike.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from pyhostdev.errors import ConfigError
+from pyhostdev.util import virpci
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pciassign import (
+    Obstacle,
+    endpoint_obstacle,
+    group_obstacle,
+    has_iommu,
+    member_obstacle,
+    vfs_obstacle,
+)
+from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.virpci import GroupMember, PCIDevice
+
+_CLASS = 2
+# Field of an Identity, mask and digits of each part of a filter
+_FIELDS = ((0, 0xFFFF, 4), (1, 0xFFFF, 4), (_CLASS, 0xFFFFFF, 6), (_CLASS, 0xFF, 2))
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
+
+
+class Identity(NamedTuple):
+    """What kind of function it is; None is what the host does not say."""
+
+    vendor: int | None
+    device: int | None
+    class_: int | None
+
+
+class HostFunctions(Sequence[PCIDevice]):
+    """
+    The PCI functions of a host in address order.
+
+    The indexes are made on first use. A function in none of an index's keys is not in the index; lists are in
+    address order.
+    """
+
+    root: HostRoot
+
+    def __init__(self, root: HostRoot) -> None:
+        self.root = root
+        self._ari_buses: dict[tuple[int, int], bool] = {}
+
+    # Indexes
+
+    @abstractmethod
+    def find(self, address: PCIDeviceAddress) -> PCIDevice | None:
+        """Return the function at an address, None when the host had none."""
+
+    @property
+    @abstractmethod
+    def groups(self) -> Mapping[int, list[PCIDevice]]:
+        """IOMMU group number to its PCI functions."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> Mapping[tuple[int, int, int], list[PCIDevice]]:
+        """(domain, bus, slot) to its functions, VFs left out."""
+
+    @property
+    @abstractmethod
+    def buses(self) -> Mapping[tuple[int, int], list[PCIDevice]]:
+        """(domain, bus) to its functions, VFs left out."""
+
+    @property
+    @abstractmethod
+    def drivers(self) -> Mapping[str, list[PCIDevice]]:
+        """A driver's name to the functions bound to it."""
+
+    @property
+    @abstractmethod
+    def virtual_functions(self) -> Mapping[PCIDeviceAddress, list[PCIDevice]]:
+        """A PF's address to its VFs."""
+
+    @property
+    @abstractmethod
+    def identities(self) -> Mapping[Identity, list[PCIDevice]]:
+        """Vendor, device and class to the functions of that kind."""
+
+    # One device
+
+    def iommu_group_members(self, dev: PCIDevice) -> list[PCIDevice]:
+        """
+        Return all PCI functions of a function's IOMMU group, itself included; none when it is in no group.
+
+        Mirrors: virPCIDeviceGetIOMMUGroupList (src/util/virpci.c)
+        """
+        return [] if dev.iommu_group is None else self.groups[dev.iommu_group]
+
+    def siblings(self, dev: PCIDevice) -> list[PCIDevice]:
+        """
+        Return all functions of the device that a function belongs to, itself included; a VF has no others.
+
+        The same domain, bus and slot; where the bus has ARI on, all of the bus.
+        """
+        if dev.is_virtual_function:
+            return [dev]
+        return self.buses[dev.address[:2]] if self._is_ari(dev) else self.slots[dev.address[:3]]
+
+    def is_multifunction(self, dev: PCIDevice) -> bool | None:
+        """
+        Tell what ``PCIDevice.is_multifunction`` tells, reading no configuration space where it need not.
+
+        A function that is alone in its slot and on its bus shares its device with nobody; of others the header
+        type of function 0 is read, once a device.
+        """
+        if dev.is_virtual_function or len(self.siblings(dev)) == 1:
+            return False
+        slot = 0 if self._is_ari(dev) else dev.address.slot
+        first = self.find(dev.address._replace(slot=slot, function=0))
+        answer = None if first is None else first.has_multifunction_bit
+        return dev.has_multifunction_bit if answer is None else answer
+
+    def _is_ari(self, dev: PCIDevice) -> bool:
+        """Ask one function of each bus, and none where slots and devices are the same anyway."""
+        bus = dev.address[:2]
+        peers = self.buses[bus]
+        if len(peers) == 1 or peers[-1].address.slot == 0:
+            return False
+        if bus not in self._ari_buses:
+            self._ari_buses[bus] = peers[0].is_ari
+        return self._ari_buses[bus]
+
+    def path_to_root_port(self, dev: PCIDevice) -> list[PCIDevice]:
+        """
+        Return the bridges above a function, root port first, and the function itself last.
+
+        Host: sys/bus/pci/devices/ADDRESS, the link only
+        """
+        found = (self.find(address) for address in dev.read_path())
+        return [step for step in found if step is not None]
+
+    def root_port(self, dev: PCIDevice) -> PCIDevice | None:
+        """Return the port through which a function is reached; None for what sits on a root bus itself."""
+        first = self.path_to_root_port(dev)[:1]
+        return first[0] if first and first[0] is not dev else None
+
+    def free_virtual_functions(
+        self, pf: PCIDevice, taken: Container[PCIDeviceAddress] = ()
+    ) -> list[PCIDevice]:
+        """
+        Return the VFs of a PF that nobody uses: without driver or with vfio-pci, and in no book.
+
+        Args:
+            taken: the addresses that somebody has written down as his, such as those in a Journal's records.
+        """
+        vfs = self.virtual_functions.get(pf.address, [])
+        return [vf for vf in vfs if vf.driver in (None, VFIO_PCI) and vf.address not in taken]
+
+    # Which ones
+
+    def with_driver(self, driver: str | None) -> list[PCIDevice]:
+        """Return the functions bound to a driver; None asks for those without any."""
+        if driver is None:
+            return [dev for dev in self if dev.driver is None]
+        return self.drivers.get(driver, [])
+
+    def filter(self, pattern: str) -> list[PCIDevice]:
+        """
+        Return the functions that a pattern ``[vendor]:[device][:class[:interface]]`` fits, all hexadecimal.
+
+        A part that is empty or ``*`` fits everything. A class of two digits is a base class: ``::02`` is all network
+        controllers, ``::0200`` the Ethernet ones, ``8086:1521`` all of one kind.
+
+        Raises:
+            ConfigError: the pattern is none.
+
+        Mirrors: ``lspci -d``
+        """
+        tests = _parse_filter(pattern)
+        found = [
+            dev
+            for identity, members in self.identities.items()
+            if all(_fits(identity, *test) for test in tests)
+            for dev in members
+        ]
+        return sorted(found, key=lambda dev: dev.address)
+
+    # Who can be given to a guest
+
+    def obstacles(self, dev: PCIDevice) -> list[Obstacle]:
+        """
+        Return all reasons why a function cannot be given to a guest on its own now; none means that it can.
+
+        What a domain could change by declaring more functions stands here as what it is now: the others' drivers.
+
+        Host: sys/kernel/iommu_groups/N/devices, for members that are no PCI functions
+
+        Mirrors: virPCIDeviceIsAssignable (src/util/virpci.c), which asks for less
+        """
+        vfs = len(self.virtual_functions.get(dev.address, ()))
+        found = [
+            endpoint_obstacle(dev, trust_class=True),
+            vfs_obstacle(dev.address, vfs),
+            group_obstacle(dev, has_iommu(self.root)),
+        ]
+        return [obstacle for obstacle in found if obstacle is not None] + list(self._blockers(dev))
+
+    def is_assignable(self, dev: PCIDevice) -> bool:
+        """Tell whether a function can be given to a guest on its own now."""
+        return not self.obstacles(dev)
+
+    def assignable(self) -> list[PCIDevice]:
+        """Return the functions that can be given to a guest on their own now."""
+        return [dev for dev in self if self.is_assignable(dev)]
+
+    def _blockers(self, dev: PCIDevice) -> Iterator[Obstacle]:
+        if dev.iommu_group is None:
+            return
+        peers = [other for other in self.iommu_group_members(dev) if other.address != dev.address]
+        members = [_as_member(peer) for peer in peers]
+        known = {str(dev.address)} | {member.name for member in members}
+        members += virpci.read_iommu_group_members(self.root, dev.iommu_group, skip=known)
+        for member in members:
+            obstacle = member_obstacle(dev.iommu_group, member)
+            if obstacle is not None:
+                yield obstacle
+
+
+def _as_member(dev: PCIDevice) -> GroupMember:
+    return GroupMember(str(dev.address), dev.address, dev.driver, dev.is_vfio)
+
+
+def _parse_filter(pattern: str) -> list[tuple[int, int, int]]:
+    """Return what is asked of identities: field, mask, value."""
+    parts = pattern.split(":")
+    if not 2 <= len(parts) <= len(_FIELDS):
+        raise ConfigError(f"'{pattern}' is no filter like 8086:1521 or ::0200")
+    asked = [(number, part) for number, part in enumerate(parts) if part not in ("", "*")]
+    return [_parse_part(pattern, number, part) for number, part in asked]
+
+
+def _parse_part(pattern: str, number: int, part: str) -> tuple[int, int, int]:
+    field, mask, digits = _FIELDS[number]
+    if set(part) - _HEX_DIGITS or len(part) > digits:
+        raise ConfigError(f"'{part}' in the filter '{pattern}' is no hexadecimal number of its size")
+    if field != _CLASS or number > _CLASS or len(part) == digits:
+        return field, mask, int(part, 16)
+    shift = 16 if len(part) <= 2 else 8
+    return field, mask >> shift << shift, int(part, 16) << shift
+
+
+def _fits(identity: Identity, field: int, mask: int, value: int) -> bool:
+    known = identity[field]
+    return known is not None and known & mask == value

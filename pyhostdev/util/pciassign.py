@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What stands between a function and a guest, whoever the guest is: the rules that need no domain.
+
+A plan asks them of the functions a domain declares, a scan of any. Nothing here decides; each rule says what it sees.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.pciregs import CLASS_BASE_BRIDGE
+from pyhostdev.util.virpci import GroupMember, PCIDevice
+
+# Drivers that claim no DMA for the host (driver_managed_dma, drivers/pci since 5.19); vfio variants are told by
+# their vfio-dev directory.
+DMA_FREE_DRIVERS = frozenset({VFIO_PCI, "pci-stub", "pcieport"})
+
+
+class Obstacle(NamedTuple):
+    """
+    One reason why a function cannot be given to a guest now.
+
+    ``reason`` is one of the stable codes of a finding; ``address`` is who stands in the way: the function itself, or
+    another member of its IOMMU group, which is a plain name where it is no PCI function.
+    """
+
+    reason: str
+    address: PCIDeviceAddress | str
+    message: str
+
+
+def keeps_dma(member: GroupMember) -> bool:
+    """
+    Tell whether a group member's driver keeps the group's DMA for the host.
+
+    Source: iommu_device_use_default_domain (drivers/iommu/iommu.c), Linux 5.19; a member without driver keeps nothing
+    """
+    return member.driver is not None and not member.is_vfio and member.driver not in DMA_FREE_DRIVERS
+
+
+def has_iommu(root: HostRoot) -> bool:
+    """Tell whether groups are to be expected: a sparse directory may leave them out, the live host may not."""
+    return root.is_live or os.path.isdir(root.iommu_groups)
+
+
+def endpoint_obstacle(dev: PCIDevice, *, trust_class: bool = False) -> Obstacle | None:
+    """
+    Say that a function is a bridge.
+
+    Args:
+        trust_class: read the header type, a bus cycle, of bridges only.
+    """
+    reads_header = not trust_class or dev.class_ is None or dev.class_ >> 16 == CLASS_BASE_BRIDGE
+    if not dev.is_bridge and not (reads_header and dev.is_endpoint is False):
+        return None
+    message = f"Device {dev.address} is a bridge, which no guest can be given"
+    return Obstacle("not-endpoint", dev.address, message)
+
+
+def vfs_obstacle(address: PCIDeviceAddress, count: int) -> Obstacle | None:
+    """
+    Say that a PF has VFs.
+
+    Source: vfio_pci_core_register_device (drivers/vfio/pci/vfio_pci_core.c) refuses it after the host driver is gone
+    """
+    if not count:
+        return None
+    message = f"Device {address} has {count} virtual functions enabled, and vfio-pci takes no such device"
+    return Obstacle("pf-with-vfs", address, message)
+
+
+def group_obstacle(dev: PCIDevice, has_groups: bool) -> Obstacle | None:
+    """Say that the host does not translate a function's DMA, where it has groups at all."""
+    if dev.iommu_group is not None or not has_groups:
+        return None
+    return Obstacle("no-iommu-group", dev.address, f"Device {dev.address} is in no IOMMU group")
+
+
+def member_obstacle(group: int, member: GroupMember) -> Obstacle | None:
+    """Say that a member of a group keeps the group from every guest."""
+    if not keeps_dma(member):
+        return None
+    return Obstacle(
+        "group-not-viable",
+        member.address or member.name,
+        f"{member.name} is in IOMMU group {group} too, and its driver '{member.driver}' keeps the "
+        "group's DMA for the host",
+    )
