@@ -15,7 +15,7 @@ from pyhostdev.conf.xmlcodec import Codec, big_number, enum, number, on_off, sig
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, content, embedded
 from pyhostdev.errors import XMLError
-from pyhostdev.util.virxml import parse_integer
+from pyhostdev.util.virxml import parse_integer, shown
 
 if TYPE_CHECKING:
     from pyhostdev.util.virxml import Element
@@ -146,7 +146,7 @@ class DomainControllerDef(ElementDef):
         Mirrors: virDomainControllerDefParseXML (src/conf/domain_conf.c)
         """
         if self.model is not None and self.model not in MODELS.get(self.type, ()):
-            raise XMLError(f"There is no {self.type} controller of model '{self.model}'", line=self.line)
+            raise XMLError(f"There is no {self.type} controller of model '{shown(self.model)}'", line=self.line)
         for name in _TARGET_FIELDS:
             if getattr(self, name) == _UNSET or not self.is_pci:
                 setattr(self, name, None)

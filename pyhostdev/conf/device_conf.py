@@ -14,7 +14,7 @@ from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, InvalidAddressError, XMLError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.virxml import ULLONG_MAX, parse_unsigned, source_line
+from pyhostdev.util.virxml import ULLONG_MAX, parse_unsigned, shown, source_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,7 +53,7 @@ class DeviceAddress(ElementDef):
         kind = element.get("type")
         definition = ADDRESS_TYPES.get(str(kind))
         if definition is None:
-            said = "An <address> has no type" if kind is None else f"Address type '{kind}' is unknown"
+            said = "An <address> has no type" if kind is None else f"Address type '{shown(kind)}' is unknown"
             raise ConfigUnsupportedError(said, line=source_line(element))
         self = definition()
         self.read(element)

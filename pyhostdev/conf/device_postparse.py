@@ -13,6 +13,7 @@ from pyhostdev.conf.device_conf import DriveAddress
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
 from pyhostdev.conf.xmlcodec import unit_factor
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +104,7 @@ def assign_disk_address(dom: DomainDef, device: DomainDiskDef) -> None:
     """
     index = device.name_index()
     if index < 0:
-        raise XMLError(f"'{device.target}' is no name of a disk", line=device.line)
+        raise XMLError(f"'{shown(str(device.target))}' is no name of a disk", line=device.line)
     place = _drive_place(device.bus, index)
     if place is None:
         return

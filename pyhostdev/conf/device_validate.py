@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.xmlcodec import VIR_ERR_INVALID_ARG
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -191,9 +192,9 @@ def _disk_kind_errors(device: DomainDiskDef) -> Errors:
     if device.bus is not None and (kind == "floppy") != (device.bus == "fdc"):
         yield _internal(f"A {kind} cannot be on bus {device.bus}", line)
     if kind in ("disk", "lun") and not name.startswith(("hd", "sd", "vd", "xvd", "ubd")):
-        yield _internal(f"'{name}' is no name of a disk", line)
+        yield _internal(f"'{shown(name)}' is no name of a disk", line)
     if kind == "floppy" and not name.startswith("fd"):
-        yield _internal(f"'{name}' is no name of a floppy", line)
+        yield _internal(f"'{shown(name)}' is no name of a floppy", line)
 
 
 def _chr_errors(dom: DomainDef, device: DomainChrDef) -> Errors:
@@ -219,7 +220,7 @@ def chr_source_errors(source: ChrSource, line: int | None, *, may_choose_path: b
         if channel is None:
             yield ConfigUnsupportedError(f"A character device of type {kind} has no channel", line=line)
         elif set(channel) - _CHANNEL_NAME_CHARACTERS:
-            yield XMLError(f"'{channel}' is no name of a channel", line=line, libvirt_code=VIR_ERR_INVALID_ARG)
+            yield XMLError(f"'{shown(channel)}' is no name of a channel", line=line, libvirt_code=VIR_ERR_INVALID_ARG)
 
 
 def _socket_errors(source: ChrSource, line: int | None) -> Errors:
@@ -272,7 +273,7 @@ def _input_errors(dom: DomainDef, device: DomainInputDef) -> Errors:
 
 def _shmem_errors(dom: DomainDef, device: DomainShmemDef) -> Errors:
     if "/" in device.name or device.name in (".", ".."):
-        yield ConfigUnsupportedError(f"'{device.name}' is no name of shared memory", line=device.line)
+        yield ConfigUnsupportedError(f"'{shown(device.name)}' is no name of shared memory", line=device.line)
 
 
 def _fs_errors(dom: DomainDef, device: DomainFSDef) -> Errors:

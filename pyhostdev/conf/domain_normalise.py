@@ -14,6 +14,7 @@ from pyhostdev.conf.os_conf import ClockDef, SizeDef
 from pyhostdev.conf.uuid import made_uuid
 from pyhostdev.conf.xmlcodec import unit_factor
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, XMLError
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from pyhostdev.conf.cpu_conf import FeaturesDef
@@ -28,7 +29,7 @@ def normalise(dom: DomainDef) -> None:
     # libvirt draws a random one when it defines a domain; here the same file must give the same guest
     dom.uuid = dom.uuid or made_uuid(dom.name)
     if "/" in dom.name:
-        raise XMLError(f"The name '{dom.name}' has a slash", line=dom.line)
+        raise XMLError(f"The name '{shown(dom.name)}' has a slash", line=dom.line)
     _normalise_features(dom.features)
     dom.clock = dom.clock or ClockDef()
     if dom.clock.offset == "variable":

@@ -25,7 +25,7 @@ from pyhostdev.errors import (
     XMLError,
 )
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.virxml import source_line
+from pyhostdev.util.virxml import shown, source_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -169,7 +169,7 @@ class MdevSource(HostdevSource):
             self.uuid = normal_uuid(self.uuid)
         except ValueError:
             raise XMLError(
-                f"'{self.uuid}' is no valid UUID", line=source_line(element), libvirt_code=VIR_ERR_INTERNAL_ERROR
+                f"'{shown(self.uuid)}' is no valid UUID", line=source_line(element), libvirt_code=VIR_ERR_INTERNAL_ERROR
             ) from None
 
 

@@ -16,7 +16,7 @@ from pyhostdev.conf.xmlcodec import Codec, enum, number, on_off, yes_no
 from pyhostdev.conf.xmldef import ElementDef
 from pyhostdev.conf.xmlfield import attribute, child, embedded, opaque
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
-from pyhostdev.util.virxml import parse_unsigned
+from pyhostdev.util.virxml import parse_unsigned, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -194,7 +194,7 @@ class DomainHostdevNetDef(DomainNetDef):
         if self.host_source is None:
             raise XMLError("An <interface type='hostdev'> has no <source>", line=self.line)
         if self.driver_name not in (None, "kvm", "vfio", "xen"):
-            raise XMLError(f"'{self.driver_name}' is no driver that hands over a device", line=self.line)
+            raise XMLError(f"'{shown(str(self.driver_name))}' is no driver that hands over a device", line=self.line)
 
     @classmethod
     def declared(cls) -> dict[str, Field[Any]]:
