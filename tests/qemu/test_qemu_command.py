@@ -196,8 +196,9 @@ def definitions(kind: type[ElementDef] = ElementDef) -> Iterator[type[ElementDef
     for module in pkgutil.iter_modules(pyhostdev.conf.__path__):
         importlib.import_module(f"pyhostdev.conf.{module.name}")
     for derived in kind.__subclasses__():
-        yield derived
-        yield from definitions(derived)
+        if derived.__module__.startswith(pyhostdev.conf.__name__):  # not one that a test made up
+            yield derived
+            yield from definitions(derived)
 
 
 def words_of_the_builders() -> set[str]:
