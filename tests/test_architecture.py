@@ -90,9 +90,9 @@ def test_only_pciscan_imports_the_scanner() -> None:
 
 
 def test_rooms_have_empty_inits() -> None:
-    """A room's __init__ imports nothing; qemu's may look names up lazily."""
+    """A room's __init__ imports nothing; those that others import from look names up lazily."""
     for path in PACKAGE.glob("*/__init__.py"):
-        if path.parent.name != "qemu":
+        if path.parent.name not in ("qemu", "testing"):
             assert path.read_text() == ""
 
 

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Hosts without hardware, for tests of this project and others; what it exports is imported when it is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyhostdev.testing.fakehost import FakeHost
+    from pyhostdev.testing.faults import NotSimulated, SimulatedKill
+    from pyhostdev.testing.kernel import SimulatedKernel
+
+__all__ = ["FakeHost", "NotSimulated", "SimulatedKernel", "SimulatedKill"]
+
+_HOMES = {
+    "FakeHost": "fakehost",
+    "NotSimulated": "faults",
+    "SimulatedKernel": "kernel",
+    "SimulatedKill": "faults",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
