@@ -4,42 +4,31 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from pyhostdev.testing.generator import PLAIN_CARDS, SRIOV_CARDS, make_tree
 from pyhostdev.util.hostroot import HostRoot
 
 TMPFS = "/dev/shm"  # noqa: S108  memory, and only a directory of our own in it
 
 
 @pytest.fixture(scope="session")
-def gen_tree() -> ModuleType:
-    """Load the generator beside this file."""
-    spec = importlib.util.spec_from_file_location("gen_tree", Path(__file__).with_name("gen_tree.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def large_host(gen_tree: ModuleType) -> Iterator[Callable[[int, str], HostRoot]]:
+def large_host() -> Iterator[Callable[[int, str], HostRoot]]:
     """Make hosts of that many functions, with "sriov" or "plain" cards; each is made once."""
     made: dict[tuple[int, str], HostRoot] = {}
-    cards = {"sriov": gen_tree.SRIOV_CARDS, "plain": gen_tree.PLAIN_CARDS}
+    cards = {"sriov": SRIOV_CARDS, "plain": PLAIN_CARDS}
     with tempfile.TemporaryDirectory(dir=TMPFS if os.access(TMPFS, os.W_OK) else None) as top:
 
         def make(functions: int, shape: str) -> HostRoot:
             if (functions, shape) not in made:
                 path = Path(top, f"{shape}-{functions}")
-                gen_tree.make_tree(path, functions, cards=cards[shape])
+                make_tree(path, functions, cards=cards[shape])
                 made[functions, shape] = HostRoot(path)
             return made[functions, shape]
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pyhostdev.errors import SysfsError
+from pyhostdev.testing.generator import make_tree
 from pyhostdev.util import pciscan, pciscan_ref
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -23,7 +24,6 @@ from pyhostdev.util.pciscan import ScanRecord, Tuning
 
 MODALIAS = "pci:v00008086d00001521sv00001028sd00000602bc02sc00i00\n"
 CROWD = Tuning(crowd=0, share=1)
-GENERATOR = Path(__file__).parents[2] / "benchmarks/gen_tree.py"
 
 
 def make_function(root: HostRoot, address: str, modalias: str = MODALIAS, **links: str) -> Path:
@@ -50,7 +50,7 @@ def root(tmp_path: Path) -> HostRoot:
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> HostRoot:
     """Make a host of 600 functions, three PFs with many VFs among them, that nobody changes."""
     top = tmp_path_factory.mktemp("crowd")
-    subprocess.run([sys.executable, GENERATOR, top, "600"], check=True)
+    make_tree(top, 600)
     return HostRoot(top)
 
 

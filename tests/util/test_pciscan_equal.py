@@ -3,24 +3,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pyhostdev.testing.generator import PLAIN_CARDS, SRIOV_CARDS, make_tree
 from pyhostdev.util import pciscan, pciscan_ref
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciscan import Tuning
 
-ROOT = Path(__file__).parents[2]
 EVERYTHING_SHARED = Tuning(crowd=0, share=1)
 NOTHING_SHARED = Tuning(crowd=1 << 30, share=1 << 30)
 TUNINGS = (Tuning(), EVERYTHING_SHARED, Tuning(crowd=0, share=1 << 30), NOTHING_SHARED)
@@ -141,10 +139,29 @@ def write_attributes(top: str, function: Function) -> None:
         Path(top, name).write_text(texts[name])
 
 
-def make_function(sysfs: str, function: Function) -> None:
+def is_kernel_like(bus: int, host: list[Function]) -> bool:
+    """Tell whether nobody else is on the buses that the VFs of a bus' PFs are on."""
+    pfs = [function for function in host if function.key >> 8 == bus and function.pf is None]
+    reach = max([vf >> 8 for pf in pfs for vf in pf.vfs], default=bus)
+    return {pf.key for pf in pfs} >= {
+        function.key if function.pf is None else function.pf
+        for function in host
+        if bus <= function.key >> 8 <= reach
+    }
+
+
+def parent_of(function: Function, host: list[Function]) -> str:
+    """Name the directory: below a bridge together with the VFs as the kernel has it, else one for each bus."""
+    bus = (function.key if function.pf is None else function.pf) >> 8
+    if is_kernel_like(bus, host):
+        return f"devices/pci{bus >> 8:04x}:00/{text_of(bus << 8 | 0xFF)}"
+    return f"devices/pci{function.key >> 8:08x}"
+
+
+def make_function(sysfs: str, function: Function, host: list[Function]) -> None:
     name = text_of(function.key)
     entry = f"{sysfs}/bus/pci/devices/{name}"
-    parent = f"{sysfs}/devices/pci{function.key >> 8:08x}"
+    parent = f"{sysfs}/{parent_of(function, host)}"
     top = entry if function.form == "directory" else f"{parent}/{name}"
     if function.form in ("link", "dangling"):
         os.makedirs(parent, exist_ok=True)
@@ -171,7 +188,7 @@ def made(host: list[Function], junk: set[str]) -> Iterator[HostRoot]:
     with tempfile.TemporaryDirectory() as top:
         os.makedirs(f"{top}/sys/bus/pci/devices")
         for function in host:
-            make_function(f"{top}/sys", function)
+            make_function(f"{top}/sys", function, host)
         for name in junk:
             Path(top, "sys/bus/pci/devices", name).mkdir()
         yield HostRoot(top)
@@ -191,20 +208,10 @@ def test_any_host(host: list[Function], junk: set[str]) -> None:
             assert expected == list(pciscan.scan_with(root, tuning)), tuning
 
 
-@pytest.fixture(scope="module")
-def gen_tree() -> ModuleType:
-    """Load the benchmarks' generator, which is no package's module."""
-    spec = importlib.util.spec_from_file_location("gen_tree", ROOT / "benchmarks/gen_tree.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("cards", ["SRIOV_CARDS", "PLAIN_CARDS"])
-def test_crowded_host(tmp_path: Path, gen_tree: ModuleType, cards: str) -> None:
+@pytest.mark.parametrize("cards", [SRIOV_CARDS, PLAIN_CARDS], ids=["sriov", "plain"])
+def test_crowded_host(tmp_path: Path, cards: tuple[str, ...]) -> None:
     """What is shared on a crowded host is what each function would have said, by its files too."""
-    gen_tree.make_tree(tmp_path, 700, cards=getattr(gen_tree, cards))
+    make_tree(tmp_path, 700, cards=cards)
     root = HostRoot(tmp_path)
     expected = pciscan_ref.scan(root)
     assert 700 == len(expected)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The sysfs of a described host, written in one go: for hosts too large for FakeHost, which asks for every link's place.
+
+Configuration space is empty here, and nothing reacts to a write.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pyhostdev.testing.functionfiles import attributes
+from pyhostdev.testing.simdevice import UNSET_OVERRIDE, put_file
+
+if TYPE_CHECKING:
+    from pyhostdev.testing.hostspec import FunctionSpec, HostSpec
+
+_BUS = "bus/pci/devices"
+_DRIVERS = "bus/pci/drivers"
+_GROUPS = "kernel/iommu_groups"
+_ATTRIBUTES = (  # that anybody who lists functions reads, or must not read
+    "vendor",
+    "device",
+    "subsystem_vendor",
+    "subsystem_device",
+    "class",
+    "revision",
+    "modalias",
+    "numa_node",
+    "ari_enabled",
+    "sriov_totalvfs",
+    "sriov_offset",
+    "sriov_stride",
+    "driver_override",
+    "uevent",
+    "config",
+)
+
+
+class SysfsTree:
+    """A ``sys`` below a directory; paths are kept relative to it, so that links need no look at the tree."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.sys = os.path.join(os.fspath(directory), "sys")
+        self._behind: dict[tuple[int, int], str] = {}  # bus to the directory of its functions
+        self._paths: dict[object, str] = {}  # address to the function's directory
+        self._vfs: dict[object, int] = {}
+        self._made: set[str] = set()
+        self._ari_buses: set[tuple[int, int]] = set()
+
+    def write(self, host: HostSpec) -> None:
+        """
+        Make the tree; a host's functions are described bridges and PFs first.
+
+        Raises:
+            FileExistsError: it is there already.
+        """
+        os.makedirs(self.sys)
+        for name in ("devices", _BUS, _GROUPS):
+            os.makedirs(os.path.join(self.sys, name))
+        for name in host.drivers:
+            os.makedirs(os.path.join(self.sys, _DRIVERS, name))
+        for spec in host.functions.values():
+            self._put_function(spec)
+        for address, count in self._vfs.items():
+            self._put(f"{self._paths[address]}/sriov_numvfs", f"{count}\n")
+
+    def _place(self, spec: FunctionSpec) -> str:
+        if spec.physfn is not None:
+            return os.path.dirname(self._paths[spec.physfn])
+        bus = spec.address[:2]
+        if bus not in self._behind:
+            self._behind[bus] = f"devices/pci{bus[0]:04x}:{bus[1]:02x}"
+            os.mkdir(os.path.join(self.sys, self._behind[bus]))
+        return self._behind[bus]
+
+    def _put_function(self, spec: FunctionSpec) -> None:
+        name = str(spec.address)
+        path = f"{self._place(spec)}/{name}"
+        self._paths[spec.address] = path
+        os.mkdir(os.path.join(self.sys, path))
+        for attribute, text in self._attributes(spec).items():
+            self._put(f"{path}/{attribute}", text)
+        self._link(f"{_BUS}/{name}", path)
+        self._link(f"{path}/subsystem", "bus/pci")
+        self._put_driver(spec, path)
+        self._put_group(spec, path)
+        self._put_sriov(spec, path)
+        if spec.bridge is not None:
+            bus = spec.address.domain, spec.bridge[0]
+            self._behind[bus] = path
+            if spec.ari:
+                self._ari_buses.add(bus)
+
+    def _attributes(self, spec: FunctionSpec) -> dict[str, str]:
+        found = attributes(spec, numvfs=0, ari=spec.address[:2] in self._ari_buses, alone=False)
+        found["driver_override"] = UNSET_OVERRIDE.decode()
+        found["config"] = ""
+        if spec.driver is not None:
+            found["uevent"] = f"DRIVER={spec.driver}\n{found['uevent']}"
+        return {name: found[name] for name in _ATTRIBUTES if name in found}
+
+    def _put_driver(self, spec: FunctionSpec, path: str) -> None:
+        if spec.driver is not None:
+            self._link(f"{path}/driver", f"{_DRIVERS}/{spec.driver}")
+            self._link(f"{_DRIVERS}/{spec.driver}/{spec.address}", path)
+
+    def _put_group(self, spec: FunctionSpec, path: str) -> None:
+        if spec.group is None:
+            return
+        group = f"{_GROUPS}/{spec.group}"
+        if group not in self._made:
+            self._made.add(group)
+            os.makedirs(os.path.join(self.sys, group, "devices"))
+        self._link(f"{path}/iommu_group", group)
+        self._link(f"{group}/devices/{spec.address}", path)
+
+    def _put_sriov(self, spec: FunctionSpec, path: str) -> None:
+        if spec.sriov is not None:
+            self._vfs[spec.address] = 0
+        if spec.physfn is not None:
+            pf = self._paths[spec.physfn]
+            self._link(f"{path}/physfn", pf)
+            self._link(f"{pf}/virtfn{self._vfs[spec.physfn]}", path)
+            self._vfs[spec.physfn] += 1
+
+    def _put(self, path: str, text: str) -> None:
+        put_file(f"{self.sys}/{path}", text.encode())
+
+    def _link(self, path: str, target: str) -> None:
+        """Link as the kernel does, by a path relative to the link's own directory."""
+        os.symlink("../" * path.count("/") + target, f"{self.sys}/{path}")
