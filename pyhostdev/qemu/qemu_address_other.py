@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.board_conf import DomainHubDef
-from pyhostdev.conf.device_conf import DIMMAddress, SpaprVIOAddress, USBAddress, VirtioSerialAddress
+from pyhostdev.conf.device_conf import CCIDAddress, DIMMAddress, SpaprVIOAddress, USBAddress, VirtioSerialAddress
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
 from pyhostdev.qemu.qemu_domain import is_pseries
 
@@ -76,6 +76,13 @@ def _choose_serial_port(device: Any, ports: dict[Any, int], taken: set[tuple[int
                 return
     missing = wanted.controller if isinstance(wanted, VirtioSerialAddress) else 0
     raise XMLError(f"No port is left on virtio-serial controller {missing}", line=device.line)
+
+
+def assign_ccid_addresses(dom: DomainDef) -> None:
+    """Give smartcards their slots in the first reader."""
+    for slot, card in enumerate(dom.smartcards):
+        if card.info.address is None:
+            card.info.address = CCIDAddress(controller=0, slot=slot)
 
 
 def assign_spapr_vio_addresses(dom: DomainDef) -> None:
@@ -219,13 +226,13 @@ def _usb_devices(dom: DomainDef) -> Iterator[Any]:
     devices: list[Any] = [
         *dom.hubs,
         *(h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"),
-        *(d for d in dom.inputs if d.bus == "usb"),
         *(d for d in dom.disks if d.bus == "usb"),
+        *(c for c in dom.controllers if c.type == "ccid"),
+        *(d for d in dom.inputs if d.bus == "usb"),
+        *(s for s in dom.serials if s.target_type == "usb-serial"),
         *(s for s in dom.sounds if s.model == "usb"),
         *(n for n in dom.interfaces if n.model == "usb-net"),
-        *(c for c in dom.controllers if c.type == "ccid"),
         *dom.redirdevs,
-        *(s for s in dom.serials if s.target_type == "usb-serial"),
     ]
     # a device with another kind of address is validation's to refuse
     yield from (d for d in devices if isinstance(d.info.address, (USBAddress, type(None))))

@@ -60,6 +60,7 @@ _AFTER_MONITOR = (
     disk.build_disks,
     disk.build_filesystems,
     build_interfaces,
+    chr_.build_smartcards,
     chr_.build_serials,
     chr_.build_parallels,
     chr_.build_channels,

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.conf.device_conf import CCIDAddress
 from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+    from pyhostdev.conf.device_conf import CCIDAddress
+from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
 
 
 def add_chardev(build: CommandBuilder, device: Any, source: Any) -> str:
@@ -94,7 +96,8 @@ def _udp(device: Any, source: Any) -> list[str]:
 
 
 def _spicevmc(device: Any, _source: Any) -> list[str]:
-    return ["spicevmc", f"name={'usbredir' if device.tag == 'redirdev' else 'vdagent'}"]
+    names = {"redirdev": "usbredir", "smartcard": "smartcard"}
+    return ["spicevmc", f"name={names.get(device.tag, 'vdagent')}"]
 
 
 def _spiceport(device: Any, source: Any) -> list[str]:
@@ -190,6 +193,19 @@ def build_consoles(build: CommandBuilder) -> None:
         chardev = add_chardev(build, console, console.source)
         properties = {"driver": "virtconsole", **build.address(console), "chardev": chardev}
         build.add_device({**properties, "id": console.info.alias})
+
+
+def build_smartcards(build: CommandBuilder) -> None:
+    """Put smartcards into their readers."""
+    for card in build.dom.smartcards:
+        address = card.info.address
+        if card.mode not in ("host", "passthrough") or not isinstance(address, CCIDAddress):
+            raise unsupported(f"A smartcard of mode {card.mode}", card)
+        properties: Properties = {"driver": "ccid-card-emulated", "backend": "nss-emulated"}
+        if card.mode == "passthrough":
+            properties = {"driver": "ccid-card-passthru", "chardev": add_chardev(build, card, card.source)}
+        reader = build.controller("ccid", address.controller).info.alias
+        build.add_device({**properties, "id": card.info.alias, "bus": f"{reader}.0"})
 
 
 def build_redirdevs(build: CommandBuilder) -> None:

@@ -79,10 +79,10 @@ def _cpu_features(build: CommandBuilder) -> list[str]:
         options = [*named, *options]
     if features is None:
         return options
-    if features.pvspinlock:
-        options.append(f"kvm-pv-unhalt={on_off(features.pvspinlock_state is not False)}")
     if features.apic and features.apic_eoi is not None:
         options.append(f"kvm-pv-eoi={on_off(features.apic_eoi)}")
+    if features.pvspinlock:
+        options.append(f"kvm-pv-unhalt={on_off(features.pvspinlock_state is not False)}")
     if features.hyperv is not None:
         options += _hyperv(features.hyperv)
     if features.kvm is not None:

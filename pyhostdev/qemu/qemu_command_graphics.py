@@ -41,6 +41,15 @@ _SOUND_DRIVERS = {
     "sb16": "sb16",
     "usb": "usb-audio",
 }
+_AUDIO_DRIVERS = {
+    "none": "none",
+    "alsa": "alsa",
+    "file": "wav",
+    "oss": "oss",
+    "pulseaudio": "pa",
+    "sdl": "sdl",
+    "spice": "spice",
+}
 _CODEC_DRIVERS = {"duplex": "hda-duplex", "micro": "hda-micro", "output": "hda-output"}
 
 
@@ -72,13 +81,15 @@ def build_audios(build: CommandBuilder) -> None:
     Say where sound goes on the host.
 
     Raises:
-        ConfigUnsupportedError: anywhere but nowhere or into SPICE.
+        ConfigUnsupportedError: a way we do not know, or details of one.
     """
     for audio in build.dom.audios:
-        if audio.type not in ("none", "spice") or audio.input is not None or audio.output is not None:
+        driver = _AUDIO_DRIVERS.get(audio.type)
+        if driver is None or audio.input is not None or audio.output is not None or audio.driver is not None:
             raise unsupported(f"<audio type='{audio.type}'>, or its details,", audio)
-        period = audio.timer_period
-        build.add_json("-audiodev", {"id": f"audio{audio.id}", "driver": audio.type, "timer-period": period})
+        server = audio.server_name if driver == "pa" else None
+        properties = {"id": f"audio{audio.id}", "driver": driver, "timer-period": audio.timer_period}
+        build.add_json("-audiodev", {**properties, "server": server, "path": audio.path})
 
 
 def _audio_id(build: CommandBuilder, device: Any) -> str | None:
@@ -159,6 +170,8 @@ def _spice(build: CommandBuilder, graphics: Any) -> None:
     socket = _socket_path(graphics)
     if socket is not None:
         options = ["unix=on", f"addr={option_value(socket)}"]
+    elif graphics.listens and graphics.listens[0].type == "none":
+        options = ["port=0"]  # QEMU wants to see a port, even where there is no server
     else:
         port = graphics.port if graphics.port not in (None, -1) else _SPICE_PORT
         options = [f"port={port}", f"addr={option_value(_listen_address(graphics).strip('[]'))}"]

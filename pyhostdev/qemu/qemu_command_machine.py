@@ -189,6 +189,9 @@ def build_power(build: CommandBuilder) -> None:
         if chip is None:
             raise unsupported(f"<pm> on the machine '{dom.os.machine}'", dom)
         build.add("-global", f"{chip}.{name}={int(not enabled)}")
+    root = next((c for c in dom.controllers if c.is_pci_root and c.hotplug is not None), None)
+    if root is not None:
+        build.add("-global", f"{chip}.acpi-root-pci-hotplug={on_off(root.hotplug is True)}")
 
 
 def build_boot(build: CommandBuilder) -> None:

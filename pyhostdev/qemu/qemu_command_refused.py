@@ -24,7 +24,6 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainDef": {
         "bootloader": (),
         "bootloader_args": (),
-        "smartcards": (),
         "tpms": (),
     },
     "OSDef": {
@@ -49,6 +48,7 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "CPUDef": {"maxphysaddr_mode": (), "maxphysaddr_bits": ()},
     "MemoryBackingDef": {"allocation_threads": ()},
     "DomainChrDef": {"target_address": ()},
+    "DomainSmartcardDef": {"certificates": (), "database": ()},
     "StorageSource": {"tls_hostname": (), "volume": (), "dir": (), "startup_policy": ("mandatory",)},
     "DomainDiskDef": {"rawio": (False,), "sgio": ("filtered",), "tray": ("closed",)},
     "DomainFSDef": {"driver_format": (), "queue": (), "source_socket": (), "space_soft_limit": ()},
@@ -68,6 +68,7 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "passwd_valid_to": (),
     },
     "DomainVideoDef": {"accel2d": (False,), "rendernode": ()},
+    "DomainAudioDef": {"try_mmap": (), "exclusive": (), "dsp_policy": ()},
     "HostdevSource": {"startup_policy": ("mandatory",)},
     "DomainHostdevDef": {"rawio": (), "sgio": ()},
     "DomainVsockDef": {"cid_auto": (False,)},
@@ -106,7 +107,6 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     "CCWAddress": ("cssid", "ssid", "devno"),
     "ChrSourceElement": ("slave",),
     "DomainChrDef": ("target_state",),
-    "DomainSmartcardDef": ("certificates", "database"),
     "DomainTPMDef": ("backend_version", "persistent_state", "device_path", "encryption_secret", "backend_sources"),
     "DomainMemoryDef": (
         "source_path",
@@ -130,7 +130,6 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     "DomainFSDef": ("source_file", "source_dev", "source_name"),
     "DomainGraphicsDef": ("autoport", "websocket_generated", "connected"),
     "DomainVideoDef": ("primary",),
-    "DomainAudioDef": ("server_name", "try_mmap", "exclusive", "dsp_policy"),
     "PCISource": ("domain", "foreign"),
     "NetHostdevSource": ("address_type",),
     "USBSource": ("product_id",),

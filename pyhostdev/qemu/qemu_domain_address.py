@@ -21,6 +21,7 @@ from pyhostdev.qemu.qemu_address_chipset import is_piix3_function, reserve_chips
 from pyhostdev.qemu.qemu_address_flags import CONVENTIONAL, EXPRESS, ConnectFlags
 from pyhostdev.qemu.qemu_address_keep import HostDeviceSlots
 from pyhostdev.qemu.qemu_address_other import (
+    assign_ccid_addresses,
     assign_memory_slots,
     assign_spapr_vio_addresses,
     assign_usb_addresses,
@@ -65,6 +66,7 @@ def assign_addresses(
     Mirrors: qemuDomainAssignAddresses (src/qemu/qemu_domain_address.c)
     """
     assign_virtio_serial_addresses(dom)
+    assign_ccid_addresses(dom)
     assign_spapr_vio_addresses(dom)
     assign_pci_addresses(dom, host, keep_together=keep_together)
     assign_usb_addresses(dom)
@@ -129,8 +131,12 @@ class _Run:
         Raises:
             XMLError: naming nothing but the lack of buses, as there are none to name.
         """
+        wanting = [device for device in _in_slot_order(self.dom) if device.info.wants_address]
+        for device in wanting:
+            if self.flags.of(device):
+                raise XMLError("The guest has no PCI bus", line=device.line)
         for device, info in self.dom.device_infos():
-            if info.pci is not None or (info.wants_address and self.flags.of(device)):
+            if info.pci is not None:
                 raise XMLError("The guest has no PCI bus", line=device.line)
 
     def assign(self) -> None:
@@ -268,7 +274,8 @@ def _in_slot_order(dom: DomainDef) -> Iterator[Any]:
     yield from dom.filesystems
     yield from dom.interfaces
     yield from dom.sounds
-    yield from (c for c in dom.controllers if not c.is_pci)
+    # the first IDE controller is the chipset's, or there is none
+    yield from (c for c in dom.controllers if not c.is_pci and (c.type, c.index) != ("ide", 0))
     yield from dom.disks
     yield from dom.all_hostdevs()
     if dom.memballoon is not None:

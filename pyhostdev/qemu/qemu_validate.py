@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
+from pyhostdev.qemu.qemu_alias import is_builtin_ide
 from pyhostdev.qemu.qemu_domain import ARM, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
 from pyhostdev.qemu.qemu_validate_pci import pci_controller_errors
 
@@ -69,6 +70,8 @@ def _firmware_errors(dom: DomainDef) -> Errors:
     has_acpi = dom.features is not None and dom.features.acpi
     if has_flash and not has_acpi and dom.os.arch in X86:
         yield _unsupported("UEFI needs ACPI on this architecture", dom.os)
+    if has_acpi and not has_flash and dom.os.arch == "aarch64":
+        yield _unsupported("ACPI needs UEFI on this architecture", dom.os)
     if dom.os.loader_secure and not (is_q35(dom) and dom.features is not None and dom.features.smm):
         yield _unsupported("Secure boot needs a q35 machine with SMM", dom.os)
 
@@ -131,12 +134,28 @@ def _clock_errors(dom: DomainDef) -> Errors:
             yield _unsupported(f"Timer '{timer.name}' is not one of QEMU's", timer)
 
 
+def _usb_errors(dom: DomainDef) -> Errors:
+    """
+    Refuse USB devices where USB is switched off.
+
+    Mirrors: the checks of virDomainDefParseXML (src/conf/domain_conf.c)
+    """
+    controllers = [c for c in dom.controllers if c.type == "usb"]
+    if not any(c.model == "none" for c in controllers):
+        return
+    hostdevs = [h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"]
+    users: list[Any] = [*controllers[1:], *dom.hubs, *hostdevs, *(i for i in dom.inputs if i.bus == "usb")]
+    for user in users:
+        yield XMLError(f"USB is off, so there can be no {user.tag} on it", line=user.line, libvirt_code=35)
+
+
 _DOMAIN_RULES: tuple[Callable[[DomainDef], Errors], ...] = (
     _firmware_errors,
     _feature_errors,
     _iommu_errors,
     _power_errors,
     _clock_errors,
+    _usb_errors,
 )
 
 
@@ -149,8 +168,8 @@ def _controller_errors(dom: DomainDef, device: Any) -> Errors:
             yield _unsupported(f"A USB controller of model {device.model} has no number of ports", device)
         elif device.ports > _USB_PORTS_MAX:
             yield _unsupported(f"A USB controller has at most {_USB_PORTS_MAX} ports", device)
-    if device.type == "ide" and (is_q35(dom) or is_pseries(dom) or is_arm_virt(dom)):
-        yield _unsupported("This machine has no IDE controller", device)
+    if device.type == "ide" and not is_builtin_ide(dom, device):
+        yield _unsupported(f"The machine '{dom.os.machine}' has no IDE controller {device.index}", device)
 
 
 def _hostdev_errors(dom: DomainDef, device: Any) -> Errors:
@@ -181,6 +200,29 @@ def _chr_errors(dom: DomainDef, device: Any) -> Errors:
     has_spice = any(graphics.type == "spice" for graphics in dom.graphics)
     if device.source.type in ("spicevmc", "spiceport") and not has_spice:
         yield _unsupported(f"A character device of type {device.source.type} needs SPICE graphics", device)
+
+
+# what a serial port is made of -> the machines that can have it
+_SERIAL_HOMES: dict[str, Callable[[DomainDef], bool]] = {
+    "isa-serial": lambda dom: dom.os.arch in X86,
+    "spapr-vty": is_pseries,
+    "pl011": is_arm_virt,
+}
+
+
+def _serial_errors(dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainChrTargetDef"""
+    yield from _chr_errors(dom, device)
+    has = _SERIAL_HOMES.get(device.target_model)
+    if has is not None and not has(dom):
+        yield _unsupported(f"The machine '{dom.os.machine}' has no serial port of model {device.target_model}", device)
+
+
+def _parallel_errors(dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainChrDef"""
+    yield from _chr_errors(dom, device)
+    if is_pseries(dom):
+        yield _unsupported("pseries machines have no parallel ports", device)
 
 
 def _sound_errors(_dom: DomainDef, device: Any) -> Errors:
@@ -225,8 +267,8 @@ def _panic_errors(dom: DomainDef, device: Any) -> Errors:
 _DEVICE_RULES: dict[str, Callable[[DomainDef, Any], Errors]] = {
     "controller": _controller_errors,
     "hostdev": _hostdev_errors,
-    "serial": _chr_errors,
-    "parallel": _chr_errors,
+    "serial": _serial_errors,
+    "parallel": _parallel_errors,
     "channel": _chr_errors,
     "console": _chr_errors,
     "redirdev": _chr_errors,

@@ -122,7 +122,7 @@ def test_kernel_command_line_is_one_argument() -> None:
             "scsi",
         ),
         ("<tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", "tpm"),
-        ("<smartcard mode='host'/>", "smartcard"),
+        ("<smartcard mode='host-certificates'><certificate>a</certificate></smartcard>", "smartcard"),
         (
             "<disk type='file'><source file='/a'/><target dev='vda' bus='virtio'/><iotune>"
             "<total_bytes_sec>1</total_bytes_sec></iotune></disk>",
@@ -131,7 +131,7 @@ def test_kernel_command_line_is_one_argument() -> None:
         ("<interface type='bridge'><source bridge='br0'/></interface>", "tap"),
         ("<interface type='user'><link state='down'/></interface>", "link state"),
         ("<disk type='file' rawio='yes'><source file='/a'/><target dev='vda' bus='virtio'/></disk>", "rawio"),
-        ("<audio id='1' type='pulseaudio'/>", "pulseaudio"),
+        ("<audio id='1' type='jack'/>", "jack"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(xml: str, named: str) -> None:

@@ -219,8 +219,8 @@ def test_virtio_ports_count_from_one_and_consoles_from_zero() -> None:
     chosen = "<address type='virtio-serial' controller='0' bus='0' port='2'/>"
     console = "<console type='pty'><target type='virtio'/></console>"
     dom = defined(CHANNEL.format("a", ""), CHANNEL.format("b", chosen), CHANNEL.format("c", ""), console)
-    addresses: list[Any] = [d.info.address for d in [*dom.channels, *dom.consoles]]
-    assert [1, 2, 3, 0] == [address.port for address in addresses if address is not None]
+    devices: list[Any] = [*dom.channels, *dom.consoles]
+    assert [1, 2, 3, 0] == [device.info.address.port for device in devices]
 
 
 def test_two_channels_cannot_have_one_port() -> None:
@@ -240,8 +240,8 @@ def usb_guest(*devices: str) -> DomainDef:
 
 
 def usb_ports(dom: DomainDef) -> list[str | None]:
-    addresses: list[Any] = [device.info.address for device in [*dom.hubs, *dom.inputs] if device.info.address]
-    return [address.port for address in addresses]
+    devices: list[Any] = [*dom.hubs, *(i for i in dom.inputs if i.bus == "usb")]
+    return [device.info.address.port for device in devices]
 
 
 def test_a_hub_is_added_when_usb_ports_run_out() -> None:
