@@ -32,6 +32,7 @@ int phd_fail_here(struct phd_scan *scan, int ret)
 
 void phd_set_current(struct phd_scan *scan, uint64_t key)
 {
+	scan->current = key;
 	scan->prefix = phd_format_address(key, scan->path);
 	scan->path[scan->prefix++] = '/';
 	scan->path[scan->prefix] = '\0';

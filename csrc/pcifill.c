@@ -18,10 +18,25 @@
 
 #define BRIDGE_BASE_CLASS 0x06 /* PCI Code and ID Assignment 1.7; has no SR-IOV capability */
 
+/* Drivers list their functions as they were bound, so the next is often beside the last. */
+static struct phd_record *find_near(struct phd_scan *scan, uint64_t key)
+{
+	size_t last = scan->last_found;
+
+	if (last + 1 < scan->count && scan->records[last + 1].key == key)
+		return &scan->records[++scan->last_found];
+	if (last > 0 && scan->records[last - 1].key == key)
+		return &scan->records[--scan->last_found];
+	return NULL;
+}
+
 struct phd_record *phd_find(struct phd_scan *scan, uint64_t key)
 {
+	struct phd_record *near = find_near(scan, key);
 	size_t low = 0, high = scan->count;
 
+	if (near)
+		return near;
 	while (low < high) {
 		size_t middle = low + (high - low) / 2;
 
@@ -30,52 +45,8 @@ struct phd_record *phd_find(struct phd_scan *scan, uint64_t key)
 		else
 			high = middle;
 	}
+	scan->last_found = low;
 	return low < scan->count && scan->records[low].key == key ? &scan->records[low] : NULL;
-}
-
-static void leave_bus(struct phd_scan *scan)
-{
-	phd_close(&scan->parent_fd);
-}
-
-/*
- * Open the directory that holds the current function.  Whatever stands in the way, the function is
- * still to be reached by its entry in devices/, so there is nothing to report.
- */
-static void open_parent(struct phd_scan *scan)
-{
-	char target[PHD_LINK_MAX];
-	ssize_t n;
-
-	leave_bus(scan);
-	phd_attr(scan, "");
-	scan->path[scan->prefix - 1] = '\0';
-	n = readlinkat(scan->devices_fd, scan->path, target, sizeof(target));
-	if (n > 0 && n < (ssize_t)sizeof(target)) {
-		char *slash = memrchr(target, '/', (size_t)n);
-
-		target[n] = '\0';
-		if (slash && slash > target && !strcmp(slash + 1, scan->path)) {
-			*slash = '\0';
-			scan->parent_fd =
-				openat(scan->devices_fd, target, O_PATH | O_DIRECTORY | O_CLOEXEC);
-		}
-	}
-	scan->path[scan->prefix - 1] = '/';
-}
-
-/* One function alone is not worth a descriptor of its directory. */
-static int enter_bus(struct phd_scan *scan, size_t index)
-{
-	const struct phd_record *records = scan->records;
-	int ret = phd_derive_vfs(scan);
-
-	scan->bus = records[index].key >> 8;
-	phd_set_current(scan, records[index].key);
-	leave_bus(scan);
-	if (index + 1 < scan->count && records[index + 1].key >> 8 == scan->bus)
-		open_parent(scan);
-	return ret;
 }
 
 /* 1 when the function is there below fd, 0 when it is not */
@@ -104,9 +75,9 @@ static int confirm(struct phd_scan *scan)
 	ret = is_there(scan, scan->devices_fd);
 	if (ret != 1)
 		return ret;
-	open_parent(scan);
+	phd_reopen_bus(scan, scan->current);
 	if (is_there(scan, phd_here(scan)) != 1)
-		leave_bus(scan);
+		phd_leave_bus(scan);
 	return 2;
 }
 
@@ -199,6 +170,8 @@ static int read_sriov(struct phd_scan *scan, size_t index)
 		ret = read_physfn(scan, record);
 	if (ret < 0 || !scan->is_crowd || is_bridge || record->have & PHD_HAVE_PHYSFN)
 		return ret;
+	if (scan->is_closed && index + 1 == scan->directory_end)
+		return 0; /* nothing comes after it that could be its VF */
 	return phd_find_vfs(scan, index);
 }
 
@@ -246,7 +219,7 @@ static int visit(struct phd_scan *scan, size_t index)
 	int ret = 0;
 
 	if (record->key >> 8 != scan->bus)
-		ret = enter_bus(scan, index);
+		ret = phd_enter_bus(scan, index);
 	else if (record->key >= scan->pending_first)
 		ret = phd_derive_vfs(scan);
 	if (ret < 0)
@@ -313,7 +286,7 @@ int phd_fill(int bus_fd, const struct phd_tuning *tuning, const uint64_t *keys, 
 		ret = phd_invert_drivers(&scan, bus_fd);
 	for (size_t i = 0; i < count && ret == 0; i++)
 		ret = visit(&scan, i);
-	leave_bus(&scan);
+	phd_leave_bus(&scan);
 	if (ret == 0)
 		drop_gone(&scan, summary);
 	return ret;

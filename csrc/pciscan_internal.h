@@ -30,11 +30,22 @@ struct phd_pending {
 	uint64_t stride; /* 0: there is one VF */
 };
 
+/* A directory of functions, as a link of devices/ names it; length 0: not known. */
+struct phd_directory {
+	size_t length;
+	char path[PHD_LINK_MAX];
+};
+
 struct phd_scan {
 	int devices_fd;
 	int parent_fd; /* the directory of the current bus' functions, -1: go by the links of
 			  devices/ */
 	uint64_t bus;  /* key >> 8 */
+	uint64_t current;
+	struct phd_directory directories[2]; /* the current function's, and the next one */
+	int here;			     /* which of them is which */
+	size_t directory_end;		     /* where the current directory's functions end */
+	bool is_closed; /* and none that comes later can be a VF of theirs */
 	bool is_crowd;
 	bool is_sysfs; /* the kernel's own tree: links between devices and drivers are there both
 			  ways */
@@ -45,6 +56,7 @@ struct phd_scan {
 	const struct phd_lent *lent;
 	size_t names_used;
 	size_t last_driver;
+	size_t last_found;
 	struct phd_record *records;
 	size_t count;
 	struct phd_pending pending[PHD_MAX_PENDING];
@@ -97,6 +109,14 @@ int phd_read_address_link(struct phd_scan *scan, const char *attr, uint64_t *key
 
 int phd_invert_drivers(struct phd_scan *scan, int bus_fd);
 int phd_add_driver(struct phd_scan *scan, const char *name, size_t length, uint32_t *driver);
+
+/* pcibus.c */
+
+/* Open the directory of the functions that share the bus of this one. */
+int phd_enter_bus(struct phd_scan *scan, size_t index);
+/* Once more, when it may have been replaced by another. */
+void phd_reopen_bus(struct phd_scan *scan, uint64_t key);
+void phd_leave_bus(struct phd_scan *scan);
 
 /* pcisriov.c */
 

@@ -101,31 +101,51 @@ static void mark(struct phd_scan *scan, const struct phd_pending *pf, uint64_t n
 	}
 }
 
-static int derive(struct phd_scan *scan, const struct phd_pending *pf)
+/*
+ * Whether every listed function behind the PF's VFs is known as another PF's.  If not, one that was
+ * taken out of the row may hide those that follow it.
+ */
+static bool is_row_complete(struct phd_scan *scan, const struct phd_pending *pf, uint64_t n,
+			    size_t *claimed)
 {
-	uint64_t n = count_listed(scan, pf), last, next;
+	size_t first = seek(scan, pf->index, pf->first);
+
+	if (pf->stride > 1 || first + n != *claimed)
+		return false;
+	*claimed = first;
+	return true;
+}
+
+/* All functions from *claimed to the end of the directory are VFs that were told already. */
+static int derive(struct phd_scan *scan, const struct phd_pending *pf, size_t *claimed)
+{
+	uint64_t n = count_listed(scan, pf), last, next = PHD_NONE64;
 	int ret;
 
 	phd_set_current(scan, scan->records[pf->index].key);
 	if (n == 0)
 		return doubt(scan, pf->first);
 	ret = read_virtfn(scan, n - 1, &last);
-	if (ret == 0)
+	if (ret == 0 && !is_row_complete(scan, pf, n, claimed))
 		ret = read_virtfn(scan, n, &next);
 	if (ret < 0)
 		return ret;
-	if (last != pf->first + (n - 1) * pf->stride || next != PHD_NONE64)
+	if (last != pf->first + (n - 1) * pf->stride || next != PHD_NONE64) {
+		*claimed = 0;
 		return doubt(scan, pf->first);
+	}
 	mark(scan, pf, n);
 	return 0;
 }
 
 int phd_derive_vfs(struct phd_scan *scan)
 {
+	size_t claimed = scan->is_closed ? scan->directory_end : 0;
 	int ret = 0;
 
-	for (size_t i = 0; i < scan->pending_count && ret == 0; i++)
-		ret = derive(scan, &scan->pending[i]);
+	/* from the last one, behind whose VFs nothing is left to claim */
+	for (size_t i = scan->pending_count; i-- > 0 && ret == 0;)
+		ret = derive(scan, &scan->pending[i], &claimed);
 	scan->pending_count = 0;
 	scan->pending_first = PHD_NONE64;
 	return ret;

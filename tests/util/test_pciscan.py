@@ -297,14 +297,14 @@ def test_scan_never_opens_what_can_wait(crowd: HostRoot, tmp_path: Path) -> None
 
 
 def test_crowd_costs_few_calls(crowd: HostRoot, tmp_path: Path) -> None:
-    """Of a VF of many only the group is asked for; of its PF four virtfn links; physfn is asked of nobody."""
+    """Of a VF of many only the group is asked for; of its PF three virtfn links; physfn is asked of nobody."""
     calls = traced(crowd, tmp_path / "trace")
     assert 0 == calls.count("/physfn")
     assert 600 == calls.count('/iommu_group"')
     pfs = {record.physfn for record in pciscan.scan(crowd)} - {None}
     ours = [line for line in calls.splitlines() if "/virtfn" in line]
     assert 0 < len(pfs)
-    assert 4 * len(pfs) == sum(any(f'"{pf}/' in line for pf in pfs) for line in ours)
+    assert 3 * len(pfs) == sum(any(f'"{pf}/' in line for pf in pfs) for line in ours)
 
 
 def make_config(root: HostRoot, size: int = 256) -> bytes:
