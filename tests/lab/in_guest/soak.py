@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Nothing is ever lost: crashes, stuck writes, races and foreign hands, on a real kernel.
+
+A short form belongs to ``make lab``; with LAB_SOAK=1 the long one runs, which is ``make soak``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+import crash
+import errnos
+from labhost import run_all
+
+STEPS = [
+    crash.killed_anywhere,
+    crash.start_killed_anywhere,
+    crash.start_killed_beside_its_guest,
+]
+
+
+def clean_up() -> None:
+    """Bring the host home without the library's help, after a step that failed."""
+    errnos.go_home(errnos.RealKernel())
+    shutil.rmtree("/run/pyhostdev", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("LAB_PATIENCE", "1")
+    sys.exit(run_all(STEPS, clean_up))
