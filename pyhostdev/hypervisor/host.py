@@ -15,13 +15,13 @@ from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.hypervisor.hostdev_planner import build_plan
 from pyhostdev.util import pciscan, virpci
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.hostscan import Scan
 from pyhostdev.util.journal import Journal
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
 
@@ -59,6 +59,8 @@ class Host:
         Raises:
             SysfsError: an attribute is there and cannot be read.
         """
+        from pyhostdev.util.hostscan import Scan  # few verbs scan, all import this module
+
         return Scan(self.root, pciscan.scan(self.root))
 
     def pci_device(self, address: PCIDeviceAddress) -> virpci.PCIDevice | None:

@@ -13,12 +13,13 @@ import os
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import compress
 from typing import Any, Literal, NamedTuple, overload
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
+from pyhostdev.util.groupindex import GroupIndex
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -38,7 +39,9 @@ _COLUMNS: dict[str, tuple[Literal["Q", "I", "H"], slice]] = {  # of words of a s
 
 _CAPACITY = 1 << 16  # functions; the pages are touched as far as there are any
 _SCRATCH_SIZE = 1 << 17  # two listings: the drivers, and the functions of one
+_SCRATCH_MIN = 1 << 13  # where nothing is listed
 _NAMES_SIZE = 1 << 16
+_NAME_SIZE = 256  # of one driver, which is a file's name
 _ADDRESS_SIZE = 17  # 00010000:00:00.0 and a newline
 
 HAVE_VENDOR: int = _c.lib.PHD_HAVE_VENDOR
@@ -63,11 +66,13 @@ class Tuning(NamedTuple):
 
     ``crowd`` counts the host's functions: from there on the VFs are told from their PF's links and
     the listing, and the drivers from the listings of ``drivers/*``. ``share`` counts the VFs of one
-    PF: the kernel gives all of them one identity, so it is read once.
+    PF: the kernel gives all of them one identity, so it is read once. ``linked`` vouches for a directory
+    that its drivers list all their functions; for sysfs itself the scanner knows that.
     """
 
     crowd: int = 512
     share: int = 16
+    linked: bool = False
 
 
 class ScanRecord(NamedTuple):
@@ -172,7 +177,8 @@ class Snapshot(Sequence[ScanRecord]):
     def groups(self) -> Mapping[int, tuple[int, ...]]:
         """IOMMU group number to the indexes of its functions, both in order."""
         if self._groups is None:
-            self._groups = GroupIndex(self)
+            known = (have & HAVE_IOMMU_GROUP for have in self.column("have"))
+            self._groups = GroupIndex(compress(enumerate(self.column("iommu_group")), known))
         return self._groups
 
     def address(self, index: int) -> PCIDeviceAddress:
@@ -220,40 +226,6 @@ def address_of(key: int) -> PCIDeviceAddress:
     return PCIDeviceAddress(key >> 16, key >> 8 & 0xFF, key >> 3 & 0x1F, key & 7)
 
 
-class GroupIndex(Mapping[int, tuple[int, ...]]):
-    """
-    IOMMU group number to the indexes of its functions, both in order.
-
-    A host with VFs has about one group a function: 8 bytes each here, where a dictionary of tuples needs 150.
-    """
-
-    __slots__ = ("_codes",)
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        columns = zip(snapshot.column("iommu_group"), snapshot.column("have"), strict=True)
-        codes = [
-            group << 32 | index
-            for index, (group, have) in enumerate(columns)
-            if have & HAVE_IOMMU_GROUP
-        ]
-        self._codes = array("Q", sorted(codes))
-
-    def __getitem__(self, group: int) -> tuple[int, ...]:
-        if not isinstance(group, int):  # None above all: what a function in no group has
-            raise KeyError(group)
-        first = bisect_left(self._codes, group << 32)
-        last = bisect_left(self._codes, group + 1 << 32, first)
-        if first == last:
-            raise KeyError(group)
-        return tuple(code & 0xFFFFFFFF for code in self._codes[first:last])
-
-    def __iter__(self) -> Iterator[int]:
-        return (group for group, _ in groupby(code >> 32 for code in self._codes))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
 def scan(root: HostRoot, *, ids_once_per_pf: bool = True) -> Snapshot:
     """
     Read what sysfs says of every PCI function.
@@ -274,39 +246,73 @@ def scan(root: HostRoot, *, ids_once_per_pf: bool = True) -> Snapshot:
 
 def scan_with(root: HostRoot, tuning: Tuning) -> Snapshot:
     """Scan as ``scan`` does, sharing work from other numbers on."""
-    try:
-        bus_fd = os.open(root.pci_bus, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as err:
-        raise SysfsError(err.errno or 0, root.pci_bus, "list the PCI functions") from err
+    bus_fd = _open_bus(root)
     try:
         return _Scanner(root, bus_fd, tuning).run()
     finally:
         os.close(bus_fd)
 
 
+def scan_functions(root: HostRoot, addresses: Iterable[PCIDeviceAddress]) -> Snapshot:
+    """
+    Read what sysfs says of some functions; those that are not there are left out and counted as vanished.
+
+    Each is asked for everything itself, so this pays for fewer than a tenth of a large host's functions.
+
+    Raises:
+        SysfsError: as of ``scan``.
+    """
+    keys = array("Q", sorted({key_of(address) for address in addresses}))
+    names = min(_NAMES_SIZE, _NAME_SIZE * (len(keys) + 1))
+    bus_fd = _open_bus(root)
+    try:
+        scanner = _Scanner(root, bus_fd, Tuning(crowd=_SHARE_NEVER), _SCRATCH_MIN, names)
+        return scanner.fill(_c.ffi.from_buffer("uint64_t[]", keys), len(keys))
+    finally:
+        os.close(bus_fd)
+
+
+def _open_bus(root: HostRoot) -> int:
+    path = root.pci_bus
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as err:
+        raise SysfsError(err.errno or 0, path, "list the PCI functions") from err
+
+
 class _Scanner:
     """The memory lent to the C side for one scan, and its three calls."""
 
-    def __init__(self, root: HostRoot, bus_fd: int, tuning: Tuning) -> None:
+    def __init__(
+        self,
+        root: HostRoot,
+        bus_fd: int,
+        tuning: Tuning,
+        scratch: int = _SCRATCH_SIZE,
+        names: int = _NAMES_SIZE,
+    ) -> None:
         self.root = root
         self.bus_fd = bus_fd
         self.tuning = _c.ffi.new("struct phd_tuning *", tuning)
         self.error = _c.ffi.new("struct phd_error *")
-        self.names = bytearray(_NAMES_SIZE)
+        self.names = bytearray(names)
         # bytearray: calloc gives zero pages that cost nothing until they are used
-        self.scratch = bytearray(_SCRATCH_SIZE)
+        self.scratch = bytearray(scratch)
         self.lent = _c.ffi.new(
             "struct phd_lent *",
             (
                 _c.ffi.from_buffer(self.scratch),
-                _SCRATCH_SIZE,
+                scratch,
                 _c.ffi.from_buffer(self.names),
-                _NAMES_SIZE,
+                names,
             ),
         )
 
     def run(self) -> Snapshot:
-        keys, count = self._list()
+        return self.fill(*self._list())
+
+    def fill(self, keys: Any, count: int) -> Snapshot:
+        """Read the functions of some keys, which are sorted."""
         records = bytearray(count * _RECORD.size)
         view = _c.ffi.from_buffer("struct phd_record[]", records)
         summary = _c.ffi.new("struct phd_summary *")

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+IOMMU groups of a snapshot, packed: a host with VFs has about one group a function.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+
+
+class GroupIndex(Mapping[int, tuple[int, ...]]):
+    """
+    IOMMU group number to the positions of its functions, both in order.
+
+    8 bytes a function, where a dictionary of tuples needs 150.
+
+    Args:
+        groups: position and group number of each function that is in a group.
+    """
+
+    __slots__ = ("_codes",)
+
+    def __init__(self, groups: Iterable[tuple[int, int]]) -> None:
+        self._codes = array("Q", sorted([group << 32 | position for position, group in groups]))
+
+    def __getitem__(self, group: int) -> tuple[int, ...]:
+        if not isinstance(group, int):  # None above all: what a function in no group has
+            raise KeyError(group)
+        first = bisect_left(self._codes, group << 32)
+        last = bisect_left(self._codes, group + 1 << 32, first)
+        if first == last:
+            raise KeyError(group)
+        return tuple(code & 0xFFFFFFFF for code in self._codes[first:last])
+
+    def __iter__(self) -> Iterator[int]:
+        return (group for group, _ in groupby(code >> 32 for code in self._codes))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
