@@ -136,7 +136,7 @@ static int read_driver(struct phd_scan *scan, struct phd_record *record)
 	const char *name;
 	ssize_t n;
 
-	if (scan->are_drivers_known && (scan->is_sysfs || record->have & PHD_HAVE_DRIVER))
+	if (scan->are_drivers_known && (scan->is_linked || record->have & PHD_HAVE_DRIVER))
 		return 0;
 	n = phd_read_link(scan, "driver", target, &name);
 	if (n <= 0)
@@ -237,8 +237,9 @@ static void prepare(struct phd_scan *scan, const uint64_t *keys)
 {
 	struct statfs status;
 
-	scan->is_sysfs =
-		fstatfs(scan->devices_fd, &status) == 0 && status.f_type == PHD_SYSFS_MAGIC;
+	scan->is_linked =
+		scan->tuning->linked ||
+		(fstatfs(scan->devices_fd, &status) == 0 && status.f_type == PHD_SYSFS_MAGIC);
 	scan->bus = PHD_NONE64;
 	scan->doubtful_domain = PHD_NONE64;
 	scan->pending_first = PHD_NONE64;

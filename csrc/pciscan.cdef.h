@@ -41,6 +41,7 @@ struct phd_error {
 struct phd_tuning {
 	uint32_t crowd; /* functions: PFs and drivers are found from the other end */
 	uint32_t share; /* VFs of one PF: the first one's identity serves for all */
+	uint32_t linked; /* not 0: drivers list all their functions, as they do in sysfs itself */
 };
 
 /* Memory the caller lends for the time of a call. */

@@ -47,8 +47,7 @@ struct phd_scan {
 	size_t directory_end;		     /* where the current directory's functions end */
 	bool is_closed; /* and none that comes later can be a VF of theirs */
 	bool is_crowd;
-	bool is_sysfs; /* the kernel's own tree: links between devices and drivers are there both
-			  ways */
+	bool is_linked; /* between devices and drivers both ways, as the kernel's own tree is */
 	bool are_drivers_known; /* found by listing the drivers */
 	bool has_groups;
 	uint64_t doubtful_domain; /* in which the VFs cannot be derived, each has to be asked */

@@ -271,13 +271,14 @@ def test_host_with_more_functions_than_room(root: HostRoot, monkeypatch: pytest.
     assert expected == list(pciscan.scan(root))
 
 
-def traced(root: HostRoot, trace: Path) -> str:
+def traced(root: HostRoot, trace: Path, tuning: str = "Tuning()") -> str:
     """Scan in a process of its own; its system calls that take a path."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
-    code = "from pyhostdev.util import hostroot, pciscan\npciscan.scan(hostroot.HostRoot({!r}))"
+    code = "from pyhostdev.util import hostroot, pciscan\n"
+    code += f"pciscan.scan_with(hostroot.HostRoot({root.path!r}), pciscan.{tuning})"
     command = ["strace", "-f", "-e", "trace=%file", "-o", str(trace), sys.executable, "-c"]
-    done = subprocess.run([*command, code.format(root.path)], capture_output=True, text=True)
+    done = subprocess.run([*command, code], capture_output=True, text=True)
     if "ptrace" in done.stderr:
         pytest.skip(f"strace cannot trace here: {done.stderr.strip()}")
     assert 0 == done.returncode, done.stderr
@@ -305,6 +306,17 @@ def test_crowd_costs_few_calls(crowd: HostRoot, tmp_path: Path) -> None:
     ours = [line for line in calls.splitlines() if "/virtfn" in line]
     assert 0 < len(pfs)
     assert 3 * len(pfs) == sum(any(f'"{pf}/' in line for pf in pfs) for line in ours)
+
+
+def test_vouched_for_drivers_are_asked_of_nobody(crowd: HostRoot, tmp_path: Path) -> None:
+    """A directory that somebody vouches for is read as sysfs itself: a function no driver lists has none."""
+    expected = list(pciscan.scan(crowd))
+    unbound = sum(record.driver is None for record in expected)
+    vouched = pciscan.scan_with(crowd, Tuning(linked=True))
+    assert 0 < unbound
+    assert expected == list(vouched)
+    assert unbound == traced(crowd, tmp_path / "asked").count('/driver"')
+    assert 0 == traced(crowd, tmp_path / "vouched", "Tuning(linked=True)").count('/driver"')
 
 
 def make_config(root: HostRoot, size: int = 256) -> bytes:
