@@ -62,14 +62,26 @@ def _nbd(disk: Any) -> Properties:
 
 def _iscsi(disk: Any) -> Properties:
     host = _one_host(disk)
-    target, _, lun = (disk.source.name or "").partition("/")
+    return iscsi_properties(host.name, host.port, disk.source.name, disk.source.initiator)
+
+
+def iscsi_properties(host: str | None, port: object, name: str | None, initiator: str | None) -> Properties:
+    """
+    Return the block driver of an iSCSI unit; its name is the target's, and a number behind a slash.
+
+    Raises:
+        ConfigUnsupportedError: what is behind the slash is no number.
+    """
+    target, _, lun = (name or "").partition("/")
+    if not (lun or "0").isdecimal():
+        raise unsupported(f"The iSCSI unit '{name}'")
     return {
         "driver": "iscsi",
-        "portal": f"{host.name}:{host.port or _PORTS['iscsi']}",
+        "portal": f"{host}:{port or _PORTS['iscsi']}",
         "target": target,
         "lun": int(lun or 0),
         "transport": "tcp",
-        "initiator-name": disk.source.initiator,
+        "initiator-name": initiator,
     }
 
 

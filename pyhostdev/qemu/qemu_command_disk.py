@@ -199,17 +199,19 @@ def _ide(build: CommandBuilder, disk: Any) -> Properties:
 
 
 def _scsi(build: CommandBuilder, disk: Any) -> Properties:
-    address = _drive(disk)
-    alias = build.controller("scsi", address.controller).info.alias
     if disk.device == "lun":
         raise unsupported("A SCSI lun", disk)
     driver = "scsi-cd" if disk.device == "cdrom" else "scsi-hd"
-    place: Properties = {"driver": driver, "bus": f"{alias}.{0}"}
+    device_id = f"drive-{disk.info.alias}" if disk.serial is None else disk.serial
+    return {"driver": driver, **scsi_place(build, _drive(disk)), "device_id": device_id}
+
+
+def scsi_place(build: CommandBuilder, address: DriveAddress) -> Properties:
+    """Return where a unit is on a SCSI controller; the old ones have one unit a target."""
+    bus = f"{build.controller('scsi', address.controller).info.alias}.0"
     if scsi_model(build.dom, address.controller) == "lsilogic":
-        place["scsi-id"] = address.unit
-    else:
-        place |= {"channel": address.bus, "scsi-id": address.target, "lun": address.unit}
-    return {**place, "device_id": f"drive-{disk.info.alias}" if disk.serial is None else disk.serial}
+        return {"bus": bus, "scsi-id": address.unit}
+    return {"bus": bus, "channel": address.bus, "scsi-id": address.target, "lun": address.unit}
 
 
 def build_filesystems(build: CommandBuilder) -> None:

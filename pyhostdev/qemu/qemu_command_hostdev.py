@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import PCIGuestAddress
+from pyhostdev.conf.device_conf import DriveAddress, PCIGuestAddress
+from pyhostdev.qemu.qemu_block import iscsi_properties
 from pyhostdev.qemu.qemu_command_builder import unsupported
+from pyhostdev.qemu.qemu_command_disk import scsi_place
 from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
@@ -31,6 +33,47 @@ def build_hostdevs(build: CommandBuilder) -> None:
         if kind not in _RULES:
             raise unsupported(f"A <hostdev> of type {kind}", hostdev)
         build.add_device(_RULES[kind](build, hostdev))
+
+
+def _node(hostdev: Any) -> str:
+    return f"libvirt-{hostdev.info.alias}-backend"
+
+
+def _scsi(build: CommandBuilder, hostdev: Any) -> Properties:
+    """
+    Return the properties of a SCSI unit, and define where it is.
+
+    Raises:
+        ConfigUnsupportedError: a unit of a host adapter, whose device node nobody here looks up.
+
+    Mirrors: qemuBuildSCSIHostdevDevProps
+    """
+    source = hostdev.source
+    if source.protocol != "iscsi" or source.auth is not None or not isinstance(hostdev.info.address, DriveAddress):
+        raise unsupported("A SCSI <hostdev> of a host adapter, or with <auth>,", hostdev)
+    storage = iscsi_properties(source.host, source.port, source.name, source.initiator)
+    node = {"node-name": _node(hostdev), "read-only": bool(hostdev.readonly)}
+    build.add_json("-blockdev", {**storage, **node})
+    return {
+        "driver": "scsi-generic",
+        **scsi_place(build, hostdev.info.address),
+        "share-rw": True if hostdev.shareable else None,
+        "drive": _node(hostdev),
+        "id": hostdev.info.alias,
+        "bootindex": build.bootindex(hostdev),
+    }
+
+
+def _scsi_host(build: CommandBuilder, hostdev: Any) -> Properties:
+    """
+    Return the properties of a vhost adapter, whose device QEMU opens itself.
+
+    Mirrors: qemuBuildSCSIVHostHostdevDevProps
+    """
+    driver = "vhost-scsi-pci" + (hostdev.model or "virtio").removeprefix("virtio")
+    wwpn = hostdev.source.wwpn
+    bootindex = build.bootindex(hostdev)
+    return {"driver": driver, "wwpn": wwpn, "bootindex": bootindex, "id": hostdev.info.alias, **build.address(hostdev)}
 
 
 def _driver(hostdev: Any) -> str:
@@ -109,4 +152,6 @@ _RULES: dict[str, Callable[[CommandBuilder, Any], Properties]] = {
     "pci": _pci,
     "mdev": _mdev,
     "usb": _usb,
+    "scsi": _scsi,
+    "scsi_host": _scsi_host,
 }

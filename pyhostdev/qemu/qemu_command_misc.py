@@ -81,6 +81,8 @@ def build_rngs(build: CommandBuilder) -> None:
 
 
 def _build_rng_backend(build: CommandBuilder, rng: Any, object_id: str) -> None:
+    if rng.backend is None:
+        raise unsupported("<rng> without <backend>", rng)
     kind = rng.backend.model
     if kind == "random":
         build.add_object("rng-random", object_id, filename=rng.backend.path or "/dev/random")

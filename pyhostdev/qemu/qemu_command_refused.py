@@ -134,7 +134,6 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     "NetHostdevSource": ("address_type",),
     "USBSource": ("product_id",),
     "SCSISource": ("adapter",),
-    "SCSIHostSource": ("wwpn",),
     "DomainHostdevDef": ("managed", "driver_model"),  # how the host's side is prepared
     "NetSource": ("portgroup", "portid", "managed", "local_address", "local_port"),  # who opens the tap connects it
     "DomainNetDef": ("managed", "mac_type", "mac_check", "ifname", "target_managed", "port_isolated"),

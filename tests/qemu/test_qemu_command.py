@@ -119,7 +119,7 @@ def test_kernel_command_line_is_one_argument() -> None:
         (
             "<hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host0'/>"
             "<address bus='0' target='0' unit='0'/></source></hostdev>",
-            "scsi",
+            "SCSI",
         ),
         ("<tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", "tpm"),
         ("<smartcard mode='host-certificates'><certificate>a</certificate></smartcard>", "smartcard"),
