@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,11 +19,11 @@ from typing import NamedTuple
 from pyhostdev.errors import DeviceInUseError, SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.statedir import StateDir
+from pyhostdev.util.statedir import StateDir, tolerated
 from pyhostdev.util.virpci import read_link_name
 
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _HOLDER_MAX = 512  # bytes of a lock file that name its holder
+_NAME_WAIT_S = 0.05  # between taking a lock and naming itself its holder needs microseconds
 
 
 class Lock(NamedTuple):
@@ -57,32 +58,43 @@ def locked(
         DeviceInUseError: somebody else holds one of them; the text names the holder.
         SysfsError: the state directory refuses.
     """
-    top = state.open(create=True)
-    assert top is not None
+    holder = f"'{owner}' (process {os.getpid()})" if owner is not None else f"process {os.getpid()}"
     with ExitStack() as held:
         for lock in lock_set(root, addresses, owner):
-            fd = _open(state, top, lock.name)
+            fd = state.open_lock(lock.name)
             held.callback(os.close, fd)
-            _take(fd, lock, owner)
+            _take(state, fd, lock)
+            _name_holder(fd, holder)
+            held.callback(_name_holder, fd, "")
         yield
 
 
-def _open(state: StateDir, top: int, name: str) -> int:
+def _take(state: StateDir, fd: int, lock: Lock) -> None:
     try:
-        return os.open(name, _FLAGS, 0o600, dir_fd=top)
-    except OSError as err:
-        raise SysfsError(err.errno or 0, os.path.join(state.path, name), "open a lock") from err
-
-
-def _take(fd: int, lock: Lock, owner: str | None) -> None:
-    try:
+        state.step("lock", lock.name)
         fcntl.flock(fd, (fcntl.LOCK_SH if lock.is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(fd, _HOLDER_MAX, 0).decode("utf-8", "replace") or "somebody else"
         what = lock.name.removesuffix(".lock").replace("-", " ", 1)
-        raise DeviceInUseError(
-            f"The lock of {what} is held by {holder}", reason="in-use", rolled_back=None
-        ) from None
-    if not lock.is_shared:
+        raise DeviceInUseError(f"The lock of {what} is held by {_read_holder(fd)}", reason="in-use") from None
+    except OSError as err:
+        raise SysfsError(err.errno or 0, os.path.join(state.path, lock.name), "take a lock") from err
+
+
+def _name_holder(fd: int, holder: str) -> None:
+    """Write who has the lock, for who comes second; on a full disk it is held as well without a name."""
+    with tolerated(OSError):
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"'{owner}' (process {os.getpid()})".encode()[:_HOLDER_MAX], 0)
+        if holder:
+            os.pwrite(fd, holder.encode("utf-8", "surrogateescape")[:_HOLDER_MAX], 0)
+
+
+def _read_holder(fd: int) -> str:
+    """Return who has the lock, who may be about to write it."""
+    deadline = time.monotonic() + _NAME_WAIT_S
+    with tolerated(OSError):
+        while True:
+            name = os.pread(fd, _HOLDER_MAX, 0).decode("utf-8", "replace")
+            if name or time.monotonic() > deadline:
+                return name or "somebody else"
+            time.sleep(_NAME_WAIT_S / 10)
+    return "somebody else"

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from pyhostdev.errors import ConfigUnsupportedError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pcidriver import VFIO_PCI
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import Proposal
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.util import virpci
+    from pyhostdev.util.hostroot import HostRoot
 
 POLICIES = ("auto", "device", "group", "off")
 ASSIGNED, UNASSIGNED = "assigned", "unassigned"
@@ -62,6 +65,17 @@ class Step(NamedTuple):
         }
 
 
+class PlanHost(Protocol):
+    """What a plan asks a host."""
+
+    root: HostRoot
+
+    def pci_device(self, address: PCIDeviceAddress) -> virpci.PCIDevice | None: ...
+    def has_driver(self, name: str) -> bool | None: ...
+    def has_module(self, name: str) -> bool | None: ...
+    def is_in_flight(self, address: PCIDeviceAddress) -> bool: ...
+
+
 class Request(NamedTuple):
     """One declared PCI hostdev: what the domain asks for, and the host's function (None: there is none)."""
 
@@ -73,6 +87,36 @@ class Request(NamedTuple):
     guest_address: PCIDeviceAddress | None
     dev: virpci.PCIDevice | None
     incarnation: int | None  # of dev's directory, when the plan was made
+
+    @classmethod
+    def of(cls, host: PlanHost, hostdev: DomainHostdevDef) -> Request:
+        """
+        Read what a hostdev asks for, and the function it names.
+
+        Raises:
+            ConfigUnsupportedError: a backend that is not VFIO, or an interface that is no virtual function.
+        """
+        source = hostdev.pci_address
+        if hostdev.driver_name not in (None, "vfio"):
+            raise ConfigUnsupportedError(
+                f"Backend driver '{hostdev.driver_name}' of device {source} is not VFIO", address=source
+            )
+        guest = hostdev.info.pci
+        dev = host.pci_device(source)
+        if hostdev.parent_net is not None and (dev is None or not dev.is_virtual_function):
+            raise ConfigUnsupportedError(
+                f"Device {source} is no virtual function, and an <interface type='hostdev'> needs one", address=source
+            )
+        return cls(
+            address=source,
+            role=ASSIGNED if hostdev.is_assigned else UNASSIGNED,
+            managed=hostdev.managed,
+            written=None if hostdev.assigned is None else ("no", "yes")[hostdev.assigned],
+            stub=hostdev.driver_model or VFIO_PCI,
+            guest_address=None if guest is None else guest.pci,
+            dev=dev,
+            incarnation=None if dev is None else dev.incarnation,
+        )
 
 
 class Fate(NamedTuple):

@@ -6,25 +6,24 @@ How a plan is made: each rule of row S4, of the policies and of libvirt's checks
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from pyhostdev.errors import ConfigError, ConfigUnsupportedError
+from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners
 from pyhostdev.hypervisor.hostdev_plan import (
     ASSIGNED,
     ERROR,
     NOTE,
     POLICIES,
-    UNASSIGNED,
     Definition,
     Fate,
     Finding,
     Plan,
+    PlanHost,
     Request,
     Step,
 )
 from pyhostdev.util import virpci
-from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import DETACHED, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import (
@@ -41,17 +40,6 @@ from pyhostdev.util.pcidriver import VFIO_PCI
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import Proposal
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
-
-
-class PlanHost(Protocol):
-    """What a plan asks a host."""
-
-    root: HostRoot
-
-    def pci_device(self, address: PCIDeviceAddress) -> virpci.PCIDevice | None: ...
-    def has_driver(self, name: str) -> bool | None: ...
-    def has_module(self, name: str) -> bool | None: ...
-    def is_in_flight(self, address: PCIDeviceAddress) -> bool: ...
 
 
 def build_plan(
@@ -82,7 +70,7 @@ def build_plan(
     """
     if policy not in POLICIES:
         raise ConfigError(f"'{policy}' is no policy: {', '.join(POLICIES)}")
-    requests = [_request(host, hostdev) for hostdev in hostdevs]
+    requests = [Request.of(host, hostdev) for hostdev in hostdevs]
     planner = _Planner(host, requests, owner, policy, records or {}, frozenset(occupied))
     findings = planner.findings()
     return Plan(
@@ -95,30 +83,6 @@ def build_plan(
         proposals=planner.proposals(findings),
         accepted=consents(accept),
         definition=definition,
-    )
-
-
-def _request(host: PlanHost, hostdev: DomainHostdevDef) -> Request:
-    source = hostdev.pci_address
-    if hostdev.driver_name not in (None, "vfio"):
-        raise ConfigUnsupportedError(
-            f"Backend driver '{hostdev.driver_name}' of device {source} is not VFIO", address=source
-        )
-    guest = hostdev.info.pci
-    dev = host.pci_device(source)
-    if hostdev.parent_net is not None and (dev is None or not dev.is_virtual_function):
-        raise ConfigUnsupportedError(
-            f"Device {source} is no virtual function, and an <interface type='hostdev'> needs one", address=source
-        )
-    return Request(
-        address=source,
-        role=ASSIGNED if hostdev.is_assigned else UNASSIGNED,
-        managed=hostdev.managed,
-        written=None if hostdev.assigned is None else ("no", "yes")[hostdev.assigned],
-        stub=hostdev.driver_model or VFIO_PCI,
-        guest_address=None if guest is None else guest.pci,
-        dev=dev,
-        incarnation=None if dev is None else dev.incarnation,
     )
 
 

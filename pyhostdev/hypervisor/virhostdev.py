@@ -17,10 +17,12 @@ from pyhostdev.errors import (
     ConfigError,
     DeviceInUseError,
     DeviceMissingError,
+    InDoubtError,
     OperationError,
     RefusedError,
 )
 from pyhostdev.hypervisor.host import Host
+from pyhostdev.hypervisor.hostdev_checks import held_groups
 from pyhostdev.hypervisor.hostdev_lock import locked
 from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, ERROR, Finding, Plan, Step
 from pyhostdev.hypervisor.hostdev_planner import build_plan
@@ -195,6 +197,7 @@ class HostdevManager:
         leaves the lists; an unmanaged one stays detached, on the inactive list.
 
         Raises:
+            DeviceInUseError: somebody has a device's group open; nothing was touched.
             OperationError: a device is not as it was; its record stays and the call can be repeated.
 
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
@@ -210,16 +213,30 @@ class HostdevManager:
             records, _ = self.journal.read()
             meant = [records[a] for a in addresses if a in records and is_meant(records[a])]
             meant.sort(key=lambda record: record.position)
+            self._refuse_held(meant)
             for record in meant:
                 self.journal.write(record._replace(state=RELEASING))
             self._reset(meant)
             failures = [f for record in meant for f in attempt(self.give_back, record)]
         if failures:
-            raise OperationError(
-                f"{len(failures)} of {len(meant)} devices could not be given back: {failures[0]}",
-                rolled_back=False,
-            ) from failures[0]
+            raise _not_given_back(failures, len(meant))
         return [record.address for record in meant]
+
+    def _refuse_held(self, records: Iterable[Record]) -> None:
+        """
+        Refuse while somebody has a group open: the kernel lets an unbind from the stub wait for him, for ever.
+
+        Raises:
+            DeviceInUseError: naming him; nothing was touched.
+        """
+        groups: dict[int, PCIDeviceAddress] = {}
+        for record in records:
+            group = self.host.iommu_group(record.address) if record.moved else None
+            if group is not None:
+                groups.setdefault(group, record.address)
+        held = next(held_groups(self.root, groups), None)
+        if held is not None:
+            raise DeviceInUseError(held.message, reason=held.reason, address=held.address)
 
     def _reset(self, records: Iterable[Record]) -> None:
         """
@@ -278,7 +295,7 @@ class HostdevManager:
 
     def _give_back_moved(self, record: Record) -> None:
         try:
-            now = read_binding(self.root, record.address)
+            now = self._mover.read_binding(record.address)
         except DeviceMissingError:
             return  # unplugged while the guest ran: there is nothing to give back
         if now.incarnation != record.original.incarnation:
@@ -355,7 +372,7 @@ class HostdevManager:
             self._refuse_active(records.get(address))
             if address in records:
                 return
-            original = read_binding(self.root, address)
+            original = self._mover.read_binding(address)
             there = is_vfio_driver(self.root, address, original.driver)
             boot_id = read_boot_id(self.root)
             record = Record(address, PREPARING, None, False, not there, driver, original, boot_id)
@@ -371,7 +388,7 @@ class HostdevManager:
         Give a detached device back to the driver it came from.
 
         Raises:
-            DeviceInUseError: a domain has it.
+            DeviceInUseError: a domain has it, or somebody has its group open.
             OperationError: nobody knows where it came from, or it could not be given back.
 
         Mirrors: virHostdevPCINodeDeviceReAttach (src/hypervisor/virhostdev.c)
@@ -381,6 +398,7 @@ class HostdevManager:
             self._refuse_active(record)
             if record is None:
                 raise OperationError(f"Device {address} was not detached by this manager", address=address)
+            self._refuse_held([record])
             self.journal.write(record._replace(state=RELEASING))
             if record.moved:
                 self._give_back_moved(record)
@@ -408,6 +426,19 @@ class _HostdevSet:
     def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
         """No other guest device is known."""
         return set()
+
+
+def _not_given_back(failures: list[Exception], total: int) -> OperationError:
+    """Return one error for several: a device in doubt has the word, as others most often fail because of it."""
+    worst = next((failure for failure in failures if isinstance(failure, InDoubtError)), failures[0])
+    error = OperationError(
+        f"{len(failures)} of {total} devices could not be given back: {worst}",
+        rolled_back=False,
+        reason=getattr(worst, "reason", None),
+        address=getattr(worst, "address", None),
+    )
+    error.__cause__ = worst
+    return error
 
 
 def _replaced(plan: Plan, fresh: Plan) -> Iterator[Finding]:
