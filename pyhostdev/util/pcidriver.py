@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from pyhostdev.errors import DeviceMissingError, OperationError
+from pyhostdev.errors import DeviceMissingError, InDoubtError, OperationError
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.sysfs_writer import SysfsWriter
@@ -72,6 +72,22 @@ class DriverMover:
     def __init__(self, root: HostRoot, writer: SysfsWriter) -> None:
         self.root = root
         self.writer = writer
+
+    def read_binding(self, address: PCIDeviceAddress) -> Binding:
+        """
+        Read who has the function now, but not while a write to it is in flight: that says neither before nor after.
+
+        Raises:
+            InDoubtError: a write is in flight; up to Linux 6.1 a reader of the override would hang with it.
+            DeviceMissingError, SysfsError: as the function of this name.
+        """
+        if self.writer.is_in_flight(address):
+            raise InDoubtError(
+                f"Device {address} is in doubt: a write to it has not come back from the kernel",
+                reason="in-doubt",
+                address=address,
+            )
+        return read_binding(self.root, address)
 
     def _write(self, address: PCIDeviceAddress, path: str, value: str) -> None:
         self.writer.write(path, value.encode(), device=address)
@@ -140,14 +156,14 @@ class DriverMover:
             SysfsError, InDoubtError: from a write.
             OperationError: the function is not as it was.
         """
-        now = read_binding(self.root, address)
+        now = self.read_binding(address)
         if now.driver != original.driver:
             if original.driver is not None:
                 self.set_override(address, original.driver)
             self.unbind(address)
             if original.driver is not None:
                 self.bind(address, original.driver)
-            now = read_binding(self.root, address)
+            now = self.read_binding(address)
         if now.override != original.override:
             self.set_override(address, original.override)
         self._verify(address, original, driver=original.driver, override=original.override)
@@ -155,7 +171,7 @@ class DriverMover:
     def _verify(
         self, address: PCIDeviceAddress, before: Binding, *, driver: str | None, override: str | None
     ) -> None:
-        now = read_binding(self.root, address)
+        now = self.read_binding(address)
         if (now.incarnation, now.fingerprint) != (before.incarnation, before.fingerprint):
             raise OperationError(
                 f"Device {address} was replaced by another one while it changed drivers",
