@@ -239,7 +239,9 @@ class QEMUProcess:
 
     def has_ended(self, timeout_s: float = 0.0) -> bool:
         """Ask the kernel whether QEMU is gone, all its threads and open devices included."""
-        return bool(select.select([self.pidfd], [], [], timeout_s)[0])
+        ready = select.poll()  # select(2) knows no descriptor beyond 1023
+        ready.register(self.pidfd, select.POLLIN)
+        return bool(ready.poll(timeout_s * 1000))
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to this very process, or to nobody."""

@@ -132,3 +132,12 @@ def test_failed_write_leaves_the_earlier_record(journal: Journal, monkeypatch: p
     assert error.value.errno == 28
     assert journal.read()[0][ADDRESS].owner == "vm1"
     assert [f"{ADDRESS}.json"] == os.listdir(journal.state.path)
+
+
+def test_journals_leave_no_descriptor(journal: Journal) -> None:
+    """A program that plans for ever keeps no directory open for each plan."""
+    journal.write(record())
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        Journal(journal.state.path).read()
+    assert before == len(os.listdir("/proc/self/fd"))
