@@ -12,13 +12,21 @@ import shutil
 import sys
 
 import crash
+import cycles
 import errnos
+import races
+import stuck
 from labhost import run_all
 
 STEPS = [
     crash.killed_anywhere,
     crash.start_killed_anywhere,
     crash.start_killed_beside_its_guest,
+    stuck.stuck_unbind,
+    stuck.held_group,
+    races.two_managers,
+    races.hostile_writer,
+    cycles.detach_and_reattach,
 ]
 
 
