@@ -5,8 +5,12 @@ Answers equal to libvirt's for the domains in testdata/oracle: defined XML, comm
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lxml import etree
@@ -14,6 +18,7 @@ from lxml import etree
 from pyhostdev import ConfigError, DomainDef, PCIDeviceAddress
 from pyhostdev.qemu import build_command_line, define
 from pyhostdev.qemu.qemu_capabilities import load
+from pyhostdev.testing.fakehost import FakeHost, snapshot_tree
 from pyhostdev.testing.treefile import read_host
 
 ORACLE = Path(__file__).parent.parent / "testdata" / "oracle"
@@ -101,3 +106,52 @@ def test_refusal_has_libvirts_number(name: str, host: DescribedHost) -> None:
         dom = parse(name)
         define(dom, load(str(dom.os.arch) if dom.os is not None else "x86_64"), host)
     assert expected == refusal.value.libvirt_code
+
+
+@pytest.fixture(scope="module")
+def host_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The oracle's host as a directory; whoever simulates a start there leaves it as it was."""
+    directory = tmp_path_factory.mktemp("oracle")
+    FakeHost.from_tree(ORACLE / "host.tree", directory)
+    return directory
+
+
+def ask(directory: Path, *questions: tuple[str, str, str]) -> list[dict[str, Any]]:
+    """Return the server's answers; it runs elsewhere, and gets nothing from the environment."""
+    server = [sys.executable, str(Path(__file__).parent / "oracle_server.py"), f"{directory}/sys", f"{directory}/dev"]
+    lines = "".join("\t".join(question) + "\n" for question in questions)
+    done = subprocess.run(server, input=lines, text=True, capture_output=True, cwd=directory, check=True, timeout=60)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_server_answers_in_compares_protocol(host_directory: Path) -> None:
+    """One line of JSON for each question, with libvirt's number where there is no answer."""
+    path, broken = str(ORACLE / "q35-auto-012.xml"), str(ORACLE / f"{REFUSED[0]}.xml")
+    xml, argv, start, refused = ask(
+        host_directory, ("xml", path, ""), ("argv", path, ""), ("start", path, ""), ("xml", broken, "")
+    )
+    assert canonical((ORACLE / "q35-auto-012.out.xml").read_text()) == canonical(xml["ok"])
+    assert "-device" in argv["ok"]
+    assert {"error", "code", "ops"} == set(start["ok"])
+    assert int((ORACLE / f"{REFUSED[0]}.code").read_text()) == refused["code"]
+
+
+def test_start_leaves_the_host_as_it_was(host_directory: Path, tmp_path: Path) -> None:
+    """What a simulated start does is undone before the answer is given; the order is that of the definition."""
+    before = snapshot_tree(str(host_directory))
+    dom = tmp_path / "dom.xml"
+    hostdev = (
+        "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
+        "<address domain='0' bus='3' slot='0' function='{}'/></source></hostdev>"
+    )
+    dom.write_text(
+        "<domain type='qemu'><name>vm</name><memory unit='MiB'>128</memory><os><type arch='x86_64' machine='pc'>hvm"
+        f"</type></os><devices>{hostdev.format(1)}{hostdev.format(0)}</devices></domain>"
+    )
+    (answer,) = ask(host_directory, ("start", str(dom), ""))
+    devices = ["0000:03:00.1", "0000:03:00.0"]
+    paths = [f"/sys/bus/pci/devices/{device}/driver_override" for device in devices * 2]
+    values = ["vfio-pci", "vfio-pci", "", ""]
+    expected = [list(row) for row in zip(paths, values, ["ok"] * 4, strict=True)]
+    assert {"error": None, "code": None, "ops": expected} == answer["ok"]
+    assert before == snapshot_tree(str(host_directory))
