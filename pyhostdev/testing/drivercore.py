@@ -59,6 +59,7 @@ class DriverCore:
         self.groups = IOMMUGroups(root, state)
         self.save = save
         self.ours = True  # who writes is a SysfsWriter
+        self.events: list[tuple[str, str]] = []
         self.block_next = False  # the next probe or remove hangs
         self.waiting_for: str | None = None  # whose lock a write waits for
 
@@ -238,6 +239,7 @@ class DriverCore:
             lines = _uevent_without_driver(device)
             device.update("uevent", b"DRIVER=" + os.fsencode(driver) + b"\n" + lines)
         self._moved(device, driver)
+        self.tell("bind", device)
 
     def _removed(self, device: SimDevice, driver: str) -> None:
         if self.state.driver(driver).kind == "vfio":
@@ -248,6 +250,15 @@ class DriverCore:
         if self.state.uevent_driver:
             device.update("uevent", _uevent_without_driver(device))
         self._moved(device, None)
+        self.tell("unbind", device)
+
+    def tell(self, action: str, device: SimDevice) -> None:
+        """
+        Send an event; a bind's and an unbind's are the last thing of all.
+
+        Source: driver_bound, __device_release_driver (drivers/base/dd.c)
+        """
+        self.events.append((action, str(device.address)))
 
     def _moved(self, device: SimDevice, driver: str | None) -> None:
         """Forget where the function came from when it is there again."""

@@ -89,6 +89,7 @@ class FakeHost:
         device = put_described(self.root, self.spec, spec)
         link_described(self.root, self.spec, self.spec.functions[spec.physfn or spec.address])
         with self.kernel.entered() as core:
+            core.tell("add", device)
             if spec.driver is not None:
                 bind_described(core, spec)
             elif not spec.nodriver:

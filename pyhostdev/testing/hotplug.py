@@ -82,6 +82,7 @@ def drop(core: DriverCore, device: SimDevice) -> None:
         drop_file(device.path)
     if group is not None:
         _leave_group(core, name, group)
+    core.tell("remove", device)
     kept = core.root.join(REMOVED, name)
     drop_tree(kept)
     if os.path.isdir(place):
@@ -135,6 +136,7 @@ def rescan(core: DriverCore) -> None:
     for name in sorted(depths, key=depths.__getitem__):  # a bridge before what is behind it
         relative, group = core.state.removed.pop(name)
         device = _restore(core, name, relative, group)
+        core.tell("add", device)
         core.attach_new(device)
 
 

@@ -69,6 +69,7 @@ class SimulatedKernel:
         self.read_only = read_only
         self.raw = raw
         self.trace: list[TraceEntry] = []
+        self.events: list[tuple[str, str]] = []  # action and address, as the kernel tells who listens
         self.writes = 0
         self.killed = False
         self._file = StateFile(root)
@@ -245,6 +246,7 @@ class SimulatedKernel:
             fcntl.flock(lock, fcntl.LOCK_EX)
             state = self._file.load()
             core = DriverCore(self.root, state, lambda: self._file.save(state))
+            core.events = self.events
             self._settle(core)
             core.ours = not self.raw
             try:
@@ -297,7 +299,9 @@ class SimulatedKernel:
 
     def foreign(self) -> SimulatedKernel:
         """Return the same kernel for a shell: with no faults, and a trace of its own."""
-        return SimulatedKernel(self.root, raw=True)
+        shell = SimulatedKernel(self.root, raw=True)
+        shell.events = self.events
+        return shell
 
     def complete(self, device: PCIDeviceAddress | None = None) -> None:
         """Let the writes that hang come back, of one device or of all, and those behind them."""

@@ -84,10 +84,12 @@ def enable(core: DriverCore, pf: SimDevice, count: int) -> None:
         if spec.group is not None:
             put_in_group(core.root, vf.path, spec.group)
         vfs.append(vf)
+        core.tell("add", vf)
     link_virtual_functions(pf, vfs)
     _show_count(pf, count)
     for vf in vfs:
         core.attach_new(vf)
+    core.tell("change", pf)
 
 
 def disable(core: DriverCore, pf: SimDevice) -> None:

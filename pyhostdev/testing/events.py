@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The events of a simulated kernel, for a PCIMonitor of its host.
+
+    monitor = PCIMonitor(host.root, SimulatedEvents(host.kernel))
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pyhostdev.util.events import PCIEvent, events_lost
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+if TYPE_CHECKING:
+    from pyhostdev.testing.kernel import SimulatedKernel
+
+
+class SimulatedEvents:
+    """
+    What one SimulatedKernel does, as an EventSource; another process's writes to the same tree are not heard.
+
+    Args:
+        limit: how many events the queue holds; when there are more, some are lost, and that is all one hears.
+    """
+
+    def __init__(self, kernel: SimulatedKernel, *, limit: int = 10000) -> None:
+        self.kernel = kernel
+        self.limit = limit
+        self._readable, self._ready = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.restart()
+
+    def restart(self) -> None:
+        self._seen = len(self.kernel.events)
+
+    def fileno(self) -> int:
+        """Return a descriptor for whoever wants one to wait for; nothing ever comes."""
+        return self._readable
+
+    def receive(self, timeout_s: float) -> PCIEvent | None:
+        del timeout_s  # nothing happens while we wait: who writes is we
+        waiting = len(self.kernel.events) - self._seen
+        if waiting > self.limit:
+            raise events_lost()
+        if not waiting:
+            return None
+        action, address = self.kernel.events[self._seen]
+        self._seen += 1
+        return PCIEvent(action, PCIDeviceAddress.parse(address))
+
+    def close(self) -> None:
+        os.close(self._readable)
+        os.close(self._ready)
