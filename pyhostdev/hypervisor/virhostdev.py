@@ -128,8 +128,16 @@ class HostdevManager:
             if step.action not in AFTERWARDS:
                 interrupted()
                 self._perform(step, records)
+        self._verify_detached(plan, records)
         for record in records.values():
             self.journal.write(record._replace(state=PREPARED))
+
+    def _verify_detached(self, plan: Plan, records: dict[PCIDeviceAddress, Record]) -> None:
+        """Look at all devices once more: somebody may have had his hands on the first while we moved the last."""
+        for step in plan.steps:
+            if step.action == "detach":
+                record = records[step.address]
+                self._mover.verify(step.address, record.original, driver=record.target, override=record.target)
 
     def _intents(
         self, plan: Plan, owner: str, change: Transaction

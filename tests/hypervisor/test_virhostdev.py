@@ -22,7 +22,7 @@ from pyhostdev import (
     SysfsError,
 )
 from pyhostdev.testing.fakehost import HOSTS, FakeHost
-from pyhostdev.testing.faults import Fail
+from pyhostdev.testing.faults import Fail, Hang, Interfere
 
 CARD = [PCIDeviceAddress(1, 9, 0, function) for function in range(4)]
 Managers = Callable[[FakeHost], HostdevManager]
@@ -305,3 +305,47 @@ def test_roundtrip_mixed(scenario: Scenario) -> None:
     assert scenario.counts() == (0, 3)
     scenario.nodedev_reattach_all()
     assert scenario.counts() == (0, 0)
+
+
+def test_foreign_hand_on_a_device_already_moved_is_no_success(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """Who changes the first device while prepare moves the last makes prepare fail, and all go back."""
+    before = bcm5719.snapshot()
+    override = f"{bcm5719.root.pci_device(CARD[0])}/driver_override"
+    last = 3 * len(CARD)  # override, unbind and bind a device
+    bcm5719.kernel.inject(last, Interfere(lambda other: other.write(override, b"tg3", device=CARD[0])))
+    with pytest.raises(OperationError, match="has 'vfio-pci' and 'tg3'") as error:
+        prepare(manager_for(bcm5719), seed_domain)
+    assert error.value.rolled_back
+    assert before == bcm5719.snapshot()
+
+
+def test_release_refuses_before_it_writes_while_the_group_is_held(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """A process that has the group open would keep the unbind waiting for ever: it is named, and nothing is written."""
+    manager = manager_for(bcm5719)
+    prepare(manager, seed_domain)
+    during = bcm5719.snapshot()
+    with bcm5719.kernel.open_group(14), pytest.raises(DeviceInUseError, match="held open by"):
+        manager.release("vm1")
+    assert during == bcm5719.snapshot()
+    assert manager.release("vm1") == CARD
+
+
+def test_device_in_doubt_has_the_word_when_several_cannot_be_given_back(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """The error of a release names the device in doubt, its driver and the step, whatever else failed before it."""
+    manager = manager_for(bcm5719)
+    prepare(manager, seed_domain)
+    writes = bcm5719.kernel.writes
+    resets = len(CARD)
+    bcm5719.kernel.inject(writes + resets + 1, Fail(errno.EIO))
+    bcm5719.kernel.inject(writes + resets + 3, Hang())  # the second device: override, then unbind
+    with pytest.raises(OperationError, match=f"2 of 4 .*{CARD[1]} is in doubt: .*vfio-pci/unbind") as error:
+        manager.release("vm1")
+    assert ("in-doubt", CARD[1]) == (error.value.reason, error.value.address)
+    bcm5719.kernel.complete()
+    assert all(item.is_done for item in manager.recover(timeout_s=0))
