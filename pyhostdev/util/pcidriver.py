@@ -143,7 +143,7 @@ class DriverMover:
         if before.driver != stub:
             self.unbind(address)
             self.bind(address, stub)
-        self._verify(address, before, driver=stub, override=stub)
+        self.verify(address, before, driver=stub, override=stub)
 
     def give_back(self, address: PCIDeviceAddress, original: Binding) -> None:
         """
@@ -166,11 +166,17 @@ class DriverMover:
             now = self.read_binding(address)
         if now.override != original.override:
             self.set_override(address, original.override)
-        self._verify(address, original, driver=original.driver, override=original.override)
+        self.verify(address, original, driver=original.driver, override=original.override)
 
-    def _verify(
+    def verify(
         self, address: PCIDeviceAddress, before: Binding, *, driver: str | None, override: str | None
     ) -> None:
+        """
+        Make sure that the function is the one it was before, and has this driver and this override.
+
+        Raises:
+            OperationError, DeviceMissingError: it is another one, has others, or is gone.
+        """
         now = self.read_binding(address)
         if (now.incarnation, now.fingerprint) != (before.incarnation, before.fingerprint):
             raise OperationError(
