@@ -20,7 +20,7 @@ class Floor:
         library = build_dir / "floor.so"
         command = [os.environ.get("CC", "cc"), "-std=gnu11", "-O2", "-shared", "-fPIC"]
         command += ["-I", str(_HERE.parent / "csrc"), str(_HERE / "floor.c"), "-o", str(library)]
-        subprocess.run(command, check=True)  # noqa: S603  the compiler that built the scanner
+        subprocess.run(command, check=True)
         ffi = FFI()
         ffi.cdef("long floor_f4(const char *bus_path); long floor_fpm(const char *bus_path);")
         self._lib: Any = ffi.dlopen(str(library))
