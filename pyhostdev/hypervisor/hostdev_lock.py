@@ -2,8 +2,9 @@
 """
 What one call locks: the IOMMU groups of its devices, their PFs, and its owner.
 
-Nobody waits: who comes second is told at once who has what it wants. Guests that share none of these never meet. A
-lock ends with its holder, also when a write of the holder is stuck in the kernel.
+Who wants devices does not wait: the second is told at once who has them. Who gives devices back waits a moment, as
+the holder may be somebody who is just being refused. Guests that share none of these never meet. A lock ends with its
+holder, also when a write of the holder is stuck in the kernel.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pyhostdev.util.statedir import StateDir, tolerated
 from pyhostdev.util.virpci import read_link_name
 
 _HOLDER_MAX = 512  # bytes of a lock file that name its holder
+_POLL_S = 0.01
 _NAME_WAIT_S = 0.05  # between taking a lock and naming itself its holder needs microseconds
 
 
@@ -49,35 +51,50 @@ def lock_set(root: HostRoot, addresses: Iterable[PCIDeviceAddress], owner: str |
 
 @contextmanager
 def locked(
-    state: StateDir, root: HostRoot, addresses: Iterable[PCIDeviceAddress], owner: str | None
+    state: StateDir, root: HostRoot, addresses: Iterable[PCIDeviceAddress], owner: str | None, wait_s: float = 0.0
 ) -> Iterator[None]:
     """
     Hold all locks of a change.
+
+    Args:
+        wait_s: how long to wait, in all, for locks that somebody else holds.
 
     Raises:
         DeviceInUseError: somebody else holds one of them; the text names the holder.
         SysfsError: the state directory refuses.
     """
     holder = f"'{owner}' (process {os.getpid()})" if owner is not None else f"process {os.getpid()}"
+    deadline = time.monotonic() + wait_s
     with ExitStack() as held:
         for lock in lock_set(root, addresses, owner):
             fd = state.open_lock(lock.name)
             held.callback(os.close, fd)
-            _take(state, fd, lock)
+            _take(state, fd, lock, deadline)
             _name_holder(fd, holder)
-            held.callback(_name_holder, fd, "")
+            if not lock.is_shared:  # a name that others may share stays
+                held.callback(_name_holder, fd, "")
         yield
 
 
-def _take(state: StateDir, fd: int, lock: Lock) -> None:
+def _take(state: StateDir, fd: int, lock: Lock, deadline: float) -> None:
+    how = fcntl.LOCK_SH if lock.is_shared else fcntl.LOCK_EX
     try:
         state.step("lock", lock.name)
-        fcntl.flock(fd, (fcntl.LOCK_SH if lock.is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        what = lock.name.removesuffix(".lock").replace("-", " ", 1)
-        raise DeviceInUseError(f"The lock of {what} is held by {_read_holder(fd)}", reason="in-use") from None
+        while not _is_taken(fd, how):
+            if time.monotonic() >= deadline:
+                what = lock.name.removesuffix(".lock").replace("-", " ", 1)
+                raise DeviceInUseError(f"The lock of {what} is held by {_read_holder(fd)}", reason="in-use")
+            time.sleep(_POLL_S)
     except OSError as err:
         raise SysfsError(err.errno or 0, os.path.join(state.path, lock.name), "take a lock") from err
+
+
+def _is_taken(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _name_holder(fd: int, holder: str) -> None:

@@ -8,22 +8,24 @@ device is its owner's, and running this again, or killing it anywhere, does no h
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyhostdev.errors import DeviceInUseError, HostdevError
-from pyhostdev.hypervisor.hostdev_lock import locked
-from pyhostdev.util.journal import DETACHED, PREPARED, PREPARING, RELEASING, Record, read_boot_id
-from pyhostdev.util.procfs import read_group_holders
+from pyhostdev.errors import DeviceInUseError, HostdevError, InDoubtError
+from pyhostdev.hypervisor.hostdev_restore import goal_of
+from pyhostdev.util.journal import DETACHED, PREPARED, PREPARING, RELEASING, BadRecord, Record, read_boot_id
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.transaction import deferred_signals
-from pyhostdev.util.virpci import read_link_name
+from pyhostdev.util.virpci import read_attribute
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.virhostdev import HostdevManager
-    from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 RESTORED, KEPT, EXPIRED, IN_DOUBT, FAILED, SET_ASIDE = "restored", "kept", "expired", "in-doubt", "failed", "set-aside"
+UNRECORDED = "unrecorded"
 
 _POLL_S = 0.05
 
@@ -46,57 +48,64 @@ def recover(manager: HostdevManager, *, include_prepared: bool, timeout_s: float
     """
     Finish or undo what was interrupted; see ``HostdevManager.recover``.
     """
-    records, bad = manager.journal.read()
-    found = []
-    for item in bad:
-        manager.journal.set_aside(item)
-        found.append(Recovered(item.name, None, SET_ASIDE, f"it is no record: {item.why}"))
-    boot_id = read_boot_id(manager.root)
     deadline = time.monotonic() + timeout_s
-    interrupted = {(r.owner, r.change): r.state for r in records.values() if r.state in (PREPARING, RELEASING)}
+    records, bad = manager.journal.read()
+    found = [_set_aside(manager, item) for item in bad]
+    boot_id = read_boot_id(manager.root)
     # what is marked prepared goes first: the marks that say "interrupted" must be the last to vanish
     for record in sorted(records.values(), key=lambda r: (r.state != PREPARED, r.address)):
-        goal = interrupted.get((record.owner, record.change), RELEASING if include_prepared else None)
-        outcome, message = _recover_one(manager, record, boot_id, goal, deadline)
+        try:
+            outcome, message = _recover_one(manager, record, boot_id, include_prepared, deadline)
+        except DeviceInUseError as err:
+            outcome, message = KEPT, str(err)
+        except InDoubtError as err:
+            outcome, message = IN_DOUBT, str(err)
+        except HostdevError as err:
+            outcome, message = FAILED, str(err)
         found.append(Recovered(str(record.address), record.owner, outcome, message))
-    return found
+    return found + list(_unrecorded(manager, {str(address) for address in records}))
+
+
+def _set_aside(manager: HostdevManager, bad: BadRecord) -> Recovered:
+    try:
+        manager.journal.set_aside(bad)
+    except HostdevError as err:
+        return Recovered(bad.name, None, FAILED, f"it is no record: {bad.why}, and stays: {err}")
+    return Recovered(bad.name, None, SET_ASIDE, f"it is no record: {bad.why}")
 
 
 def _recover_one(
-    manager: HostdevManager, record: Record, boot_id: str | None, goal: str | None, deadline: float
+    manager: HostdevManager, record: Record, boot_id: str | None, include_prepared: bool, deadline: float
 ) -> tuple[str, str]:
     if record.boot_id != boot_id:
         manager.journal.remove(record.address)
         return EXPIRED, "it is of an earlier boot, whose bindings are gone"
-    if record.state == DETACHED or (record.state == PREPARED and goal is None):
-        return KEPT, "it is detached for nobody" if record.state == DETACHED else "its owner has it"
-    try:
-        with deferred_signals(), locked(manager.journal.state, manager.root, [record.address], record.owner):
-            return _restore(manager, record.address, goal, deadline)
-    except DeviceInUseError as err:
-        return KEPT, str(err)
-    except HostdevError as err:
-        return FAILED, str(err)
+    if record.state == DETACHED:
+        return KEPT, "it is detached for nobody"
+    with deferred_signals(), manager.locked([record.address], record.owner):
+        return _restore(manager, record.address, include_prepared, deadline)
 
 
 def _restore(
-    manager: HostdevManager, address: PCIDeviceAddress, goal: str | None, deadline: float
+    manager: HostdevManager, address: PCIDeviceAddress, include_prepared: bool, deadline: float
 ) -> tuple[str, str]:
-    """Restore one device under its locks, from its record as it is now."""
-    record = manager.journal.read()[0].get(address)
+    """Restore one device under its locks, from its record as it is now and whatever others did meanwhile."""
+    records, _ = manager.journal.read()
+    record = records.get(address)
     if record is None or record.state == DETACHED:
         return KEPT, "somebody else has finished it"
-    group = read_link_name(f"{manager.root.pci_device(record.address)}/iommu_group")
-    holders = read_group_holders(manager.root, int(group)) if group else []
-    if holders:
-        return KEPT, f"its group is held open by {holders[0]}"
-    if not _waited(lambda: not manager.writer.is_in_flight(record.address), deadline):
+    goal = goal_of(record, records.values()) or (RELEASING if include_prepared else None)
+    if goal is None:
+        return KEPT, "its owner has it"
+    restorer = manager.restorer
+    restorer.check_is_free(record)
+    if not _waited(lambda: not manager.writer.is_in_flight(address), deadline):
         return IN_DOUBT, "a write to it has not come back from the kernel"
+    manager.journal.sweep(address)
     if goal == PREPARING:
-        manager.undo_preparing(record)
-    else:
-        manager.give_back(record)
-    return RESTORED, f"it is with driver '{record.original.driver}' again" if record.original.driver else "restored"
+        return RESTORED, restorer.undo(record)
+    restorer.reset([record])
+    return RESTORED, restorer.give_back(record)
 
 
 def _waited(is_so: Callable[[], bool], deadline: float) -> bool:
@@ -105,3 +114,22 @@ def _waited(is_so: Callable[[], bool], deadline: float) -> bool:
             return False
         time.sleep(_POLL_S)
     return True
+
+
+def _unrecorded(manager: HostdevManager, known: Container[str]) -> Iterator[Recovered]:
+    """
+    Tell of functions that an override gave to vfio-pci and nobody here has a record of.
+
+    Another tool did it, or the journal is younger than the bindings: a container's own /run, a directory that a
+    service manager made anew. Where they came from would be a guess, so they stay.
+    """
+    try:
+        names = sorted(os.listdir(manager.root.pci_driver(VFIO_PCI)))
+    except FileNotFoundError:
+        return
+    for name in names:
+        if name.count(":") != 2 or name in known or manager.writer.is_in_flight(PCIDeviceAddress.parse(name)):
+            continue
+        address = PCIDeviceAddress.parse(name)
+        if read_attribute(os.path.join(manager.root.pci_device(address), "driver_override")) == VFIO_PCI:
+            yield Recovered(name, None, UNRECORDED, f"it is with '{VFIO_PCI}' and no record says where it came from")

@@ -13,37 +13,24 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
-from pyhostdev.errors import (
-    ConfigError,
-    DeviceInUseError,
-    DeviceMissingError,
-    InDoubtError,
-    OperationError,
-    RefusedError,
-)
+from pyhostdev.errors import ConfigError, DeviceInUseError, InDoubtError, OperationError, RefusedError
 from pyhostdev.hypervisor.host import Host
-from pyhostdev.hypervisor.hostdev_checks import held_groups
 from pyhostdev.hypervisor.hostdev_lock import locked
-from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, ERROR, Finding, Plan, Step
+from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.hypervisor.hostdev_planner import build_plan
-from pyhostdev.hypervisor.hostdev_recover import Recovered, recover
+from pyhostdev.hypervisor.hostdev_prepare import changed_since, execute
+from pyhostdev.hypervisor.hostdev_restore import Restorer, goal_of
 from pyhostdev.hypervisor.hostdev_status import Status, read_status
-from pyhostdev.util.journal import (
-    DETACHED,
-    PREPARED,
-    PREPARING,
-    RELEASING,
-    Journal,
-    Record,
-    read_boot_id,
-)
+from pyhostdev.util.journal import PREPARING, RELEASING, Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.pcidriver import VFIO_PCI, DriverMover, read_binding
-from pyhostdev.util.transaction import Transaction, attempt, deferred_signals, log
-from pyhostdev.util.virpci import is_vfio_driver
+from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.transaction import attempt, deferred_signals
 
 if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.hypervisor.hostdev_recover import Recovered
+
+GIVE_BACK_WAIT_S = 2.0  # for a lock; a prepare that is refused has it for milliseconds
 
 
 class HostdevManager:
@@ -52,19 +39,23 @@ class HostdevManager:
 
     A prepared device stays its owner's until ``release``, also when the process ends. One object serves one
     thread at a time; processes exclude each other through the state directory. After a fork the child makes its
-    own manager.
+    own manager: this one refuses to change anything there.
+
+    Args:
+        journal: where records are kept; one in the host's ``state_dir`` by default.
 
     Mirrors: virHostdevManager (src/hypervisor/virhostdev.h)
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, journal: Journal | None = None) -> None:
         if host.writer is None:
             raise ConfigError(f"Host directory '{host.root.path}' can be read only")
         self.host = host
         self.root = host.root
-        self.journal = Journal(host.state_dir)
+        self.journal = Journal(host.state_dir) if journal is None else journal
         self.writer = host.writer
-        self._mover = DriverMover(host.root, host.writer)
+        self.restorer = Restorer(host.root, self.journal, host.writer)
+        self._pid = os.getpid()
 
     def status(self) -> Status:
         """
@@ -86,22 +77,31 @@ class HostdevManager:
         """
         owner = owner or plan.owner
         addresses = [request.address for request in plan.requests]
-        with deferred_signals() as interrupted, self._locked(addresses, owner):
-            fresh = self._planned_again(plan, owner)
-            obstacles = (*fresh.obstacles, *_replaced(plan, fresh))
+        with deferred_signals() as interrupted, self.locked(addresses, owner):
+            records, bad = self.journal.read()
+            fresh = self._planned_again(plan, owner, records)
+            obstacles = (*fresh.obstacles, *changed_since(plan, fresh, records))
             if obstacles:
                 raise RefusedError(obstacles, fresh)
-            self._set_bad_records_aside()
-            with Transaction() as change:
-                self._execute(fresh, owner, change, interrupted)
+            for item in bad:
+                self.journal.set_aside(item)
+            execute(self, fresh, owner, records, interrupted)
 
-    def _locked(
-        self, addresses: Iterable[PCIDeviceAddress], owner: str | None
+    def locked(
+        self, addresses: Iterable[PCIDeviceAddress], owner: str | None, wait_s: float = 0.0
     ) -> AbstractContextManager[None]:
-        return locked(self.journal.state, self.root, addresses, owner)
+        """
+        Hold the locks of a change of these devices, after waiting so long for who has them.
 
-    def _planned_again(self, plan: Plan, owner: str) -> Plan:
-        records, _ = self.journal.read()
+        Raises:
+            ConfigError: this process is a fork of the manager's.
+            DeviceInUseError, SysfsError: from taking them.
+        """
+        if os.getpid() != self._pid:
+            raise ConfigError("A manager cannot be used after a fork: the new process makes its own")
+        return locked(self.journal.state, self.root, addresses, owner, wait_s)
+
+    def _planned_again(self, plan: Plan, owner: str, records: dict[PCIDeviceAddress, Record]) -> Plan:
         if plan.definition is None:
             raise ConfigError("A plan without its domain cannot be executed")
         return build_plan(
@@ -114,74 +114,6 @@ class HostdevManager:
             accept=[f"{reason}:{address}" for reason, address in plan.accepted],
             definition=plan.definition,
         )
-
-    def _set_bad_records_aside(self) -> None:
-        for bad in self.journal.read()[1]:
-            self.journal.set_aside(bad)
-
-    def _execute(
-        self, plan: Plan, owner: str, change: Transaction, interrupted: Callable[[], None]
-    ) -> None:
-        """Do the steps up to the guest's start; all originals are on disk before the first write."""
-        records = self._intents(plan, owner, change)
-        for step in plan.steps:
-            if step.action not in AFTERWARDS:
-                interrupted()
-                self._perform(step, records)
-        self._verify_detached(plan, records)
-        for record in records.values():
-            self.journal.write(record._replace(state=PREPARED))
-
-    def _verify_detached(self, plan: Plan, records: dict[PCIDeviceAddress, Record]) -> None:
-        """Look at all devices once more: somebody may have had his hands on the first while we moved the last."""
-        for step in plan.steps:
-            if step.action == "detach":
-                record = records[step.address]
-                self._mover.verify(step.address, record.original, driver=record.target, override=record.target)
-
-    def _intents(
-        self, plan: Plan, owner: str, change: Transaction
-    ) -> dict[PCIDeviceAddress, Record]:
-        before, _ = self.journal.read()
-        boot_id = read_boot_id(self.root)
-        name = os.urandom(8).hex()
-        moving = {step.address for step in plan.steps if step.action == "detach"}
-        records = {}
-        for position, request in enumerate(plan.requests):
-            known = before.get(request.address)
-            record = known or Record(
-                address=request.address,
-                state=PREPARING,
-                owner=owner,
-                managed=request.managed,
-                moved=request.address in moving,
-                target=request.stub,
-                original=read_binding(self.root, request.address),
-                boot_id=boot_id,
-            )
-            record = record._replace(
-                state=PREPARING, owner=owner, listed=known is not None, change=name, position=position
-            )
-            change.on_error(self._undo_device, record, known)
-            self.journal.write(record)
-            records[request.address] = record
-        return records
-
-    def _undo_device(self, record: Record, known: Record | None) -> None:
-        """Put one device and its record back as they were; a device that was not touched yet stays so."""
-        if known is None:
-            self.undo_preparing(record)
-        else:
-            self.journal.write(known)
-
-    def _perform(self, step: Step, records: dict[PCIDeviceAddress, Record]) -> None:
-        """The one place that performs steps."""
-        if step.action == "load-module":
-            assert step.after is not None
-            self._mover.writer.load_module(step.after)
-        elif step.action == "detach":
-            record = records[step.address]
-            self._mover.detach(step.address, record.original, record.target)
 
     @contextmanager
     def prepared(self, plan: Plan, owner: str | None = None) -> Iterator[None]:
@@ -217,76 +149,28 @@ class HostdevManager:
     ) -> list[PCIDeviceAddress]:
         first, _ = self.journal.read()
         addresses = [r.address for r in first.values() if r.is_active and is_meant(r)]
-        with deferred_signals(), self._locked(addresses, owner):
+        with deferred_signals(), self.locked(addresses, owner, GIVE_BACK_WAIT_S):
             records, _ = self.journal.read()
-            meant = [records[a] for a in addresses if a in records and is_meant(records[a])]
+            meant = [records[a] for a in addresses if a in records and records[a].is_active and is_meant(records[a])]
             meant.sort(key=lambda record: record.position)
-            self._refuse_held(meant)
             for record in meant:
-                self.journal.write(record._replace(state=RELEASING))
-            self._reset(meant)
-            failures = [f for record in meant for f in attempt(self.give_back, record)]
+                self.restorer.check_is_free(record)
+            failures = self._give_back_all(meant, list(records.values()))
         if failures:
             raise _not_given_back(failures, len(meant))
         return [record.address for record in meant]
 
-    def _refuse_held(self, records: Iterable[Record]) -> None:
-        """
-        Refuse while somebody has a group open: the kernel lets an unbind from the stub wait for him, for ever.
-
-        Raises:
-            DeviceInUseError: naming him; nothing was touched.
-        """
-        groups: dict[int, PCIDeviceAddress] = {}
-        for record in records:
-            group = self.host.iommu_group(record.address) if record.moved else None
-            if group is not None:
-                groups.setdefault(group, record.address)
-        held = next(held_groups(self.root, groups), None)
-        if held is not None:
-            raise DeviceInUseError(held.message, reason=held.reason, address=held.address)
-
-    def _reset(self, records: Iterable[Record]) -> None:
-        """
-        Wipe what the guest left, of all devices before the first goes back; one that cannot be is logged.
-
-        Mirrors: virHostdevResetAllPCIDevices (src/hypervisor/virhostdev.c)
-        """
-        for record in records:
-            dev = self.host.pci_device(record.address)
-            if record.moved and not record.listed and dev is not None and dev.driver == record.target:
-                if dev.usable_reset() is None:
-                    log().warning("Device %s cannot be reset before it goes back", record.address)
-                else:
-                    attempt(self._mover.reset, record.address)
-
-    def give_back(self, record: Record) -> None:
-        """
-        Return one device to where its record says it came from; the caller holds its locks.
-
-        Raises:
-            OperationError, SysfsError: it is not as it was; the record stays.
-        """
-        if record.listed or (not record.managed and record.owner is not None):
-            self.journal.write(record._replace(state=DETACHED, owner=None, listed=True))
-            return
-        if record.moved:
-            self._give_back_moved(record)
-        self.journal.remove(record.address)
-
-    def undo_preparing(self, record: Record) -> None:
-        """
-        Undo what an interrupted prepare did to one device; the caller holds its locks.
-
-        Raises:
-            OperationError, SysfsError: it is not as it was; the record stays.
-        """
-        if record.listed:
-            self.journal.write(record._replace(state=DETACHED, owner=None))
-            return
-        if record.moved:
-            self._give_back_moved(record)
-        self.journal.remove(record.address)
+    def _give_back_all(self, meant: list[Record], records: list[Record]) -> list[Exception]:
+        """Give back, or undo what a crash left half prepared; return what went wrong, every device is tried."""
+        half_prepared = [record for record in meant if goal_of(record, records) == PREPARING]
+        whole = [record for record in meant if record not in half_prepared]
+        for record in whole:
+            attempt(self.journal.write, record._replace(state=RELEASING))  # the mark may fail, giving back may not
+        self.restorer.reset(whole)
+        failures = [f for record in whole for f in attempt(self.restorer.give_back, record)]
+        # what is marked prepared goes first: the marks that say "half prepared" must be the last to vanish
+        half_prepared.sort(key=lambda record: record.state == PREPARING)
+        return failures + [f for record in half_prepared for f in attempt(self.restorer.undo, record)]
 
     def recover(self, *, include_prepared: bool = False, timeout_s: float = 30.0) -> list[Recovered]:
         """
@@ -299,21 +183,9 @@ class HostdevManager:
         Raises:
             SysfsError: the state directory cannot be read.
         """
-        return recover(self, include_prepared=include_prepared, timeout_s=timeout_s)
+        from pyhostdev.hypervisor.hostdev_recover import recover
 
-    def _give_back_moved(self, record: Record) -> None:
-        try:
-            now = self._mover.read_binding(record.address)
-        except DeviceMissingError:
-            return  # unplugged while the guest ran: there is nothing to give back
-        if now.incarnation != record.original.incarnation:
-            return  # plugged in again: the kernel has bound it afresh, and what we knew is about another device
-        if now.driver not in (None, record.target, record.original.driver):
-            raise OperationError(
-                f"Device {record.address} was moved to driver '{now.driver}' by somebody else",
-                address=record.address,
-            )
-        self._mover.give_back(record.address, record.original)
+        return recover(self, include_prepared=include_prepared, timeout_s=timeout_s)
 
     def prepare_pci_devices(
         self,
@@ -365,60 +237,78 @@ class HostdevManager:
         wanted = {hostdev.pci_address for hostdev in hostdevs}
         self._release(domain_name, lambda r: r.owner == domain_name and r.address in wanted)
 
-    def nodedev_detach(self, address: PCIDeviceAddress, driver: str = VFIO_PCI) -> None:
+    def update_active_pci_devices(
+        self, driver_name: str, domain_name: str, hostdevs: Iterable[DomainHostdevDef]
+    ) -> None:
+        """
+        Note what a running domain has, after a restart of a program that did not prepare it here.
+
+        What has a record keeps it. What has none is written down as it is now, as a device that was never moved: so it
+        stays where it is when it is released. A device that has gone is passed over.
+
+        Raises:
+            DeviceInUseError: a device is another domain's; nothing was noted.
+            SysfsError: the journal cannot be written.
+
+        Mirrors: virHostdevUpdateActivePCIDevices (src/hypervisor/virhostdev.c)
+        """
+        from pyhostdev.hypervisor.hostdev_update import update_active
+
+        wanted = [hostdev for hostdev in hostdevs if self.host.pci_device(hostdev.pci_address) is not None]
+        with deferred_signals(), self.locked([hostdev.pci_address for hostdev in wanted], domain_name):
+            update_active(self, driver_name, domain_name, wanted)
+
+    def nodedev_detach(
+        self, address: PCIDeviceAddress, driver: str = VFIO_PCI, *, accept: Iterable[str] = ()
+    ) -> None:
         """
         Detach one device for nobody: it goes on the inactive list.
 
+        Args:
+            accept: consents to what the host would lose, each as REASON:ADDRESS.
+
         Raises:
+            RefusedError: the kernel would refuse, or the host needs it; nothing was touched.
             DeviceInUseError: a domain has it.
             DeviceMissingError, OperationError, SysfsError: it is not there, or a write failed and was undone.
 
         Mirrors: virHostdevPCINodeDeviceDetach (src/hypervisor/virhostdev.c)
         """
-        with deferred_signals(), self._locked([address], None):
-            records, _ = self.journal.read()
-            self._refuse_active(records.get(address))
-            if address in records:
-                return
-            original = self._mover.read_binding(address)
-            there = is_vfio_driver(self.root, address, original.driver)
-            boot_id = read_boot_id(self.root)
-            record = Record(address, PREPARING, None, False, not there, driver, original, boot_id)
-            with Transaction() as change:
-                change.on_error(self._undo_device, record, None)
-                self.journal.write(record)
-                if not there:
-                    self._mover.detach(address, original, driver)
-                self.journal.write(record._replace(state=DETACHED))
+        from pyhostdev.hypervisor import hostdev_nodedev
+
+        with deferred_signals(), self.locked([address], None):
+            hostdev_nodedev.detach(self, address, driver, accept)
 
     def nodedev_reattach(self, address: PCIDeviceAddress) -> None:
         """
         Give a detached device back to the driver it came from.
 
         Raises:
-            DeviceInUseError: a domain has it, or somebody has its group open.
+            DeviceInUseError: a domain has it, or somebody holds its group open.
             OperationError: nobody knows where it came from, or it could not be given back.
 
         Mirrors: virHostdevPCINodeDeviceReAttach (src/hypervisor/virhostdev.c)
         """
-        with deferred_signals(), self._locked([address], None):
-            record = self.journal.read()[0].get(address)
-            self._refuse_active(record)
-            if record is None:
-                raise OperationError(f"Device {address} was not detached by this manager", address=address)
-            self._refuse_held([record])
-            self.journal.write(record._replace(state=RELEASING))
-            if record.moved:
-                self._give_back_moved(record)
-            self.journal.remove(address)
+        from pyhostdev.hypervisor import hostdev_nodedev
 
-    def _refuse_active(self, record: Record | None) -> None:
-        if record is not None and record.is_active:
-            raise DeviceInUseError(
-                f"Device {record.address} is in use by domain '{record.owner}'",
-                reason="in-use",
-                address=record.address,
-            )
+        with deferred_signals(), self.locked([address], None):
+            hostdev_nodedev.reattach(self, address)
+
+    def nodedev_reset(self, address: PCIDeviceAddress, *, accept: Iterable[str] = ()) -> None:
+        """
+        Reset one device that no domain has, by a method that leaves other functions alone.
+
+        Raises:
+            RefusedError: it is a bridge, or the host needs it.
+            DeviceInUseError: a domain has it.
+            DeviceMissingError, OperationError, SysfsError: it is not there, has no such method, or the kernel refused.
+
+        Mirrors: virHostdevPCINodeDeviceReset (src/hypervisor/virhostdev.c)
+        """
+        from pyhostdev.hypervisor import hostdev_nodedev
+
+        with deferred_signals(), self.locked([address], None):
+            hostdev_nodedev.reset(self, address, accept)
 
 
 class _HostdevSet:
@@ -447,11 +337,3 @@ def _not_given_back(failures: list[Exception], total: int) -> OperationError:
     )
     error.__cause__ = worst
     return error
-
-
-def _replaced(plan: Plan, fresh: Plan) -> Iterator[Finding]:
-    """Find the devices that are others than those the plan was made for."""
-    for old, new in zip(plan.requests, fresh.requests, strict=True):
-        if old.incarnation != new.incarnation:
-            text = f"Device {old.address} was replaced since the plan was made"
-            yield Finding("changed-device", ERROR, old.address, text)

@@ -17,6 +17,7 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import Binding
 from pyhostdev.util.statedir import StateDir
+from pyhostdev.util.virpci import read_attribute
 
 VERSION = 1
 SUFFIX = ".json"
@@ -33,9 +34,9 @@ class Record(NamedTuple):
     """
     One device that we detached or that a domain uses.
 
-    ``moved`` says that it was we who took it from ``original.driver``; only then is it given back. ``listed`` says
-    that it was on the inactive list before its owner got it, and goes back there. ``change`` is shared by the records
-    of one prepare: they stand or fall together; ``position`` is the device's place in the domain.
+    ``moved`` says that it was we who took it from ``original.driver``; only then is it given back. ``listed_as`` is
+    its binding when it was on the inactive list before its owner got it, and where it goes back to. ``change`` is
+    shared by the records of one prepare: they stand or fall together; ``position`` is the device's place in the domain.
     """
 
     address: PCIDeviceAddress
@@ -46,7 +47,7 @@ class Record(NamedTuple):
     target: str
     original: Binding
     boot_id: str | None
-    listed: bool = False
+    listed_as: Binding | None = None
     change: str = ""
     position: int = 0
 
@@ -54,6 +55,11 @@ class Record(NamedTuple):
     def is_active(self) -> bool:
         """On libvirt's active list: a domain has it, is getting it, or is giving it back."""
         return self.state != DETACHED
+
+    @property
+    def is_kept(self) -> bool:
+        """Stays detached when its owner gives it back: it was before, or its owner asked for it unmanaged."""
+        return self.listed_as is not None or (not self.managed and self.owner is not None)
 
 
 class BadRecord(NamedTuple):
@@ -64,18 +70,20 @@ class BadRecord(NamedTuple):
 
 
 def read_boot_id(root: HostRoot) -> str | None:
-    """Return the running kernel's boot id, None where the host has no such file."""
-    try:
-        with open(root.boot_id, encoding="ascii") as stream:
-            return stream.read(64).strip()
-    except FileNotFoundError:
-        return None
+    """
+    Return the running kernel's boot id, None where the host has no such file.
+
+    Raises:
+        SysfsError: it is there and cannot be read.
+    """
+    return read_attribute(root.boot_id)
 
 
 def _encode(record: Record) -> bytes:
     fields = record._asdict()
     fields["address"] = str(record.address)
     fields["original"] = record.original._asdict()
+    fields["listed_as"] = record.listed_as and record.listed_as._asdict()
     body = json.dumps(fields, sort_keys=True)
     text = {"version": VERSION, "crc32": zlib.crc32(body.encode()), "record": fields}
     return (json.dumps(text, sort_keys=True) + "\n").encode()
@@ -92,6 +100,7 @@ def _decode(data: bytes, name: str) -> Record:
             raise ValueError("its checksum is wrong")
         fields["address"] = PCIDeviceAddress.parse(fields["address"])
         fields["original"] = Binding(**fields["original"])
+        fields["listed_as"] = fields["listed_as"] and Binding(**fields["listed_as"])
         record = Record(**fields)
     except (KeyError, TypeError, AttributeError, RecursionError, HostdevError) as err:
         raise ValueError(f"it is no record ({err})") from None
@@ -120,15 +129,19 @@ class Journal:
             if name.endswith((SUFFIX, ASIDE)) and not name.startswith("."):
                 try:
                     record = self._read_one(name)
-                    records[record.address] = record
                 except ValueError as err:
                     bad.append(BadRecord(name, str(err)))
+                else:
+                    if record is not None:
+                        records[record.address] = record
         return dict(sorted(records.items())), bad
 
-    def _read_one(self, name: str) -> Record:
+    def _read_one(self, name: str) -> Record | None:
+        """Return what is in a file, None when somebody has removed it since it was listed."""
         if name.endswith(ASIDE):
             raise ValueError("it was set aside earlier")
-        return _decode(self.state.read(name), name)
+        data = self.state.read(name)
+        return None if data is None else _decode(data, name)
 
     def write(self, record: Record) -> None:
         """
@@ -147,6 +160,15 @@ class Journal:
             SysfsError: the directory refuses.
         """
         self.state.remove(f"{address}{SUFFIX}")
+
+    def sweep(self, address: PCIDeviceAddress) -> None:
+        """
+        Remove what killed writers left of a device's record; the caller holds its locks.
+
+        Raises:
+            SysfsError: the directory refuses.
+        """
+        self.state.sweep(f"{address}{SUFFIX}")
 
     def set_aside(self, bad: BadRecord) -> None:
         """

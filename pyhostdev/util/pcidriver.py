@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from pyhostdev.errors import DeviceMissingError, InDoubtError, OperationError
+from pyhostdev.errors import DeviceMissingError, InDoubtError, OperationError, SysfsError
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.sysfs_writer import SysfsWriter
@@ -36,21 +36,33 @@ class Binding(NamedTuple):
     fingerprint: str
 
 
+def read_incarnation(root: HostRoot, address: PCIDeviceAddress) -> int | None:
+    """
+    Return which function is at an address, None when there is none; never waits for a write in flight.
+
+    Raises:
+        SysfsError: its directory cannot be looked at.
+    """
+    try:
+        return os.stat(root.pci_device(address)).st_ino
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        raise SysfsError(err.errno or 0, root.pci_device(address), "look at a device", address=address) from err
+
+
 def read_binding(root: HostRoot, address: PCIDeviceAddress) -> Binding:
     """
-    Read who has the function now.
+    Read who has the function now; may wait for a write in flight to it, as the override's reader does.
 
     Raises:
         DeviceMissingError: it is not there.
         SysfsError: an attribute cannot be read.
     """
     top = root.pci_device(address)
-    try:
-        incarnation = os.stat(top).st_ino
-    except FileNotFoundError:
-        raise DeviceMissingError(
-            f"Device {address} is not on this host", reason="device-missing", address=address
-        ) from None
+    incarnation = read_incarnation(root, address)
+    if incarnation is None:
+        raise DeviceMissingError(f"Device {address} is not on this host", reason="device-missing", address=address)
     override = read_attribute(f"{top}/driver_override")
     return Binding(
         driver=read_link_name(f"{top}/driver"),

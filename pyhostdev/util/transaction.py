@@ -23,8 +23,8 @@ class Transaction:
     """
     Undo actions, run in reverse when the ``with`` block ends with an error.
 
-    An undo action that fails is logged and the rest goes on; the first error is the one that is raised, and its
-    ``rolled_back`` says whether all of the undoing worked.
+    An undo action that fails is logged and the rest goes on; the first error is the one that is raised, its
+    ``rolled_back`` says whether all of the undoing worked, and its text says what did not.
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,18 @@ class Transaction:
         failures = [failure for action, args in reversed(self._undo) for failure in attempt(action, *args)]
         if isinstance(error, HostdevError):
             error.rolled_back = not failures
+            if failures:
+                error.message = f"{error.message}; and it could not be undone: {failures[0]}"
+
+
+@contextmanager
+def half_done() -> Iterator[None]:
+    """Say of an error that it came in the middle of a change that nobody undoes, and that ``recover`` finishes."""
+    try:
+        yield
+    except HostdevError as err:
+        err.rolled_back = False
+        raise
 
 
 def attempt(action: Callable[..., Any], *args: Any) -> list[Exception]:

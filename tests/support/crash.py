@@ -43,9 +43,8 @@ def process(fake: FakeHost, *, dies_at_state: int = 0, dies_at_write: int = 0, h
     kernel = SimulatedKernel(fake.root)
     if dies_at_write:
         kernel.inject(dies_at_write, Kill(how))
-    manager = HostdevManager(Host(fake.root, writer=kernel))
     state = MortalStateDir(fake.root.state_dir, kernel, dies_at_state)
-    manager.journal = Journal(state)
+    manager = HostdevManager(Host(fake.root, writer=kernel), journal=Journal(state))
     return Process(manager, kernel, state)
 
 

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+One device for nobody: detach it, give it back, reset it.
+
+Mirrors: virHostdevPCINodeDeviceDetach and its relatives (src/hypervisor/virhostdev.c). What the kernel would refuse
+after the host driver is gone is refused here before it is touched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import DeviceInUseError, DeviceMissingError, OperationError, RefusedError
+from pyhostdev.hypervisor.hostdev_checks import consents, host_needs
+from pyhostdev.hypervisor.hostdev_plan import ERROR, Finding
+from pyhostdev.util.journal import DETACHED, PREPARING, RELEASING, Record, read_boot_id
+from pyhostdev.util.pciassign import Obstacle, endpoint_obstacle, group_obstacle, has_iommu, vfs_obstacle
+from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.transaction import Transaction, half_done
+
+if TYPE_CHECKING:
+    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.util.virpci import PCIDevice
+
+
+def detach(manager: HostdevManager, address: PCIDeviceAddress, driver: str, accept: Iterable[str]) -> None:
+    """Detach one device; the caller holds its locks."""
+    records, _ = manager.journal.read()
+    _refuse_active(records.get(address))
+    if address in records:
+        return
+    dev = _present(manager, address)
+    moves = not (dev.is_vfio and driver == VFIO_PCI)
+    _refuse(_obstacles(manager, dev, driver if moves else None), accept, manager, dev, moves=moves)
+    original = manager.restorer.mover.read_binding(address)
+    name = os.urandom(8).hex()
+    boot_id = read_boot_id(manager.root)
+    record = Record(address, PREPARING, None, False, moves, driver, original, boot_id, change=name)
+    with Transaction() as change:
+        change.on_error(manager.restorer.undo, record)
+        manager.journal.write(record)
+        if moves:
+            if manager.host.has_driver(driver) is False:
+                manager.writer.load_module(driver)
+            manager.restorer.mover.detach(address, original, driver)
+        manager.journal.write(record._replace(state=DETACHED))
+
+
+def reattach(manager: HostdevManager, address: PCIDeviceAddress) -> None:
+    """Give one detached device back; the caller holds its locks."""
+    record = manager.journal.read()[0].get(address)
+    _refuse_active(record)
+    if record is None:
+        raise OperationError(f"Device {address} was not detached by this manager", address=address)
+    manager.restorer.check_is_free(record)
+    with half_done():
+        record = record._replace(state=RELEASING, listed_as=None)
+        manager.journal.write(record)
+        manager.restorer.give_back(record)
+
+
+def reset(manager: HostdevManager, address: PCIDeviceAddress, accept: Iterable[str]) -> None:
+    """Reset one device that no domain has; the caller holds its locks."""
+    record = manager.journal.read()[0].get(address)
+    _refuse_active(record)
+    dev = _present(manager, address)
+    _refuse(_obstacles(manager, dev, None), accept, manager, dev, moves=dev.driver is not None and not dev.is_vfio)
+    if dev.usable_reset() is None:
+        raise OperationError(f"Device {address} has no reset that leaves other functions alone", address=address)
+    manager.restorer.mover.reset(address)
+
+
+def _present(manager: HostdevManager, address: PCIDeviceAddress) -> PCIDevice:
+    dev = manager.host.pci_device(address)
+    if dev is None:
+        raise DeviceMissingError(f"Device {address} is not on this host", reason="device-missing", address=address)
+    return dev
+
+
+def _obstacles(manager: HostdevManager, dev: PCIDevice, driver: str | None) -> Iterator[Obstacle]:
+    """Yield what the kernel would refuse; driver is the one that gets the device, if it moves."""
+    if manager.writer.is_in_flight(dev.address):
+        message = f"A write to device {dev.address} has not come back from the kernel"
+        yield Obstacle("in-doubt", dev.address, message)
+    found = [endpoint_obstacle(dev)]
+    if driver is not None:
+        vfs = 0 if dev.is_virtual_function else len(dev.read_virtual_functions())
+        found += [vfs_obstacle(dev.address, vfs), group_obstacle(dev, has_iommu(manager.root))]
+        found.append(_driver_obstacle(manager, dev, driver))
+    yield from (obstacle for obstacle in found if obstacle is not None)
+
+
+def _driver_obstacle(manager: HostdevManager, dev: PCIDevice, driver: str) -> Obstacle | None:
+    if manager.host.has_driver(driver) is not False or manager.host.has_module(driver):
+        return None
+    reason = "vfio-missing" if driver == VFIO_PCI else "driver-missing"
+    message = f"This host has no driver '{driver}' for device {dev.address}, and no module that brings it"
+    return Obstacle(reason, dev.address, message)
+
+
+def _refuse(
+    obstacles: Iterable[Obstacle], accept: Iterable[str], manager: HostdevManager, dev: PCIDevice, *, moves: bool
+) -> None:
+    """
+    Refuse with all findings at once.
+
+    Raises:
+        RefusedError: the kernel would refuse, or the host would lose what nobody consented to.
+    """
+    findings = [Finding(o.reason, ERROR, o.address, o.message) for o in obstacles]
+    accepted = consents(accept)
+    needs = host_needs(manager.root, [dev.address] if moves else [])
+    findings += [need for need in needs if (need.reason, str(need.address)) not in accepted]
+    if findings:
+        raise RefusedError(findings)
+
+
+def _refuse_active(record: Record | None) -> None:
+    if record is not None and record.is_active:
+        raise DeviceInUseError(
+            f"Device {record.address} is in use by domain '{record.owner}'"
+            if record.owner is not None
+            else f"Device {record.address} was left in the middle of a change: recover it first",
+            reason="in-use",
+            address=record.address,
+        )

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+A plan carried out: intents on disk, then the steps, and all of it undone when one fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, ERROR, Finding, Plan, Request, Step
+from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id
+from pyhostdev.util.transaction import Transaction
+
+if TYPE_CHECKING:
+    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+Records = Mapping["PCIDeviceAddress", Record]
+
+
+class Intent(NamedTuple):
+    """What is written down of one device before anything is done, and its record on the inactive list."""
+
+    record: Record
+    listed: Record | None
+
+
+def changed_since(plan: Plan, fresh: Plan, records: Records) -> Iterator[Finding]:
+    """Find what another plan made now does not say: devices replaced since, or taken from the inactive list."""
+    moving = _moving(fresh)
+    for old, new in zip(plan.requests, fresh.requests, strict=True):
+        record, dev = records.get(new.address), new.dev
+        if old.incarnation != new.incarnation:
+            text = f"Device {old.address} was replaced since the plan was made"
+            yield Finding("changed-device", ERROR, old.address, text)
+        elif record is None or dev is None or new.address in moving or dev.is_vfio:
+            continue
+        elif dev.driver != record.target:
+            text = f"Device {new.address} was detached to '{record.target}' and has driver '{dev.driver}' now"
+            yield Finding("unmanaged-attached", ERROR, new.address, text)
+
+
+def execute(
+    manager: HostdevManager, plan: Plan, owner: str, records: Records, interrupted: Callable[[], None]
+) -> None:
+    """
+    Do the steps up to the guest's start; the caller holds the locks.
+
+    All originals are on disk before the first write.
+    """
+    intents = _intents(manager, plan, owner, records)
+    with Transaction() as change:
+        for intent in intents.values():
+            change.on_error(_undo, manager, intent)
+            manager.journal.write(intent.record)
+        for step in plan.steps:
+            if step.action not in AFTERWARDS:
+                interrupted()
+                _perform(manager, step, intents)
+        _verify_detached(manager, plan, intents)
+        for record, _ in intents.values():
+            manager.journal.write(record._replace(state=PREPARED))
+
+
+def _moving(plan: Plan) -> set[PCIDeviceAddress]:
+    return {step.address for step in plan.steps if step.action == "detach"}
+
+
+def _intents(
+    manager: HostdevManager, plan: Plan, owner: str, records: Records
+) -> dict[PCIDeviceAddress, Intent]:
+    moving = _moving(plan)
+    template = _template(manager, owner)
+    intents = {}
+    for position, request in enumerate(plan.requests):
+        listed = records.get(request.address)
+        record = template(request, request.address in moving)._replace(position=position)
+        if listed is not None:
+            record = _listed_intent(record, listed)
+        intents[request.address] = Intent(record, listed)
+    return intents
+
+
+def _template(manager: HostdevManager, owner: str) -> Callable[[Request, bool], Record]:
+    """Return what makes the record of one device of this change."""
+    boot_id, change = read_boot_id(manager.root), os.urandom(8).hex()
+
+    def make(request: Request, moves: bool) -> Record:
+        return Record(
+            address=request.address,
+            state=PREPARING,
+            owner=owner,
+            managed=request.managed,
+            moved=moves,
+            target=request.stub,
+            original=manager.restorer.mover.read_binding(request.address),
+            boot_id=boot_id,
+            change=change,
+        )
+
+    return make
+
+
+def _listed_intent(record: Record, listed: Record) -> Record:
+    """
+    Return the intent for a device of the inactive list: what that says decides over the request.
+
+    Mirrors: virPCIDeviceDetach, which keeps the object that is listed (src/util/virpci.c)
+    """
+    return record._replace(
+        managed=listed.managed,
+        moved=record.moved or listed.moved,
+        target=record.target if record.moved else listed.target,
+        original=listed.original,
+        listed_as=record.original,
+    )
+
+
+def _undo(manager: HostdevManager, intent: Intent) -> None:
+    """Put one device and its record back as they were; a device that was not touched yet stays so."""
+    if intent.listed is None:
+        manager.restorer.undo(intent.record)
+    else:
+        manager.restorer.undo_listed(intent.record)
+        manager.journal.write(intent.listed)
+
+
+def _perform(manager: HostdevManager, step: Step, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
+    """The one place that performs steps."""
+    if step.action == "load-module":
+        assert step.after is not None
+        manager.writer.load_module(step.after)
+    elif step.action == "detach":
+        record = intents[step.address].record
+        manager.restorer.mover.detach(step.address, record.listed_as or record.original, record.target)
+
+
+def _verify_detached(
+    manager: HostdevManager, plan: Plan, intents: Mapping[PCIDeviceAddress, Intent]
+) -> None:
+    """Look at all devices once more: somebody may have had his hands on the first while we moved the last."""
+    for address in _moving(plan):
+        record = intents[address].record
+        manager.restorer.mover.verify(address, record.original, driver=record.target, override=record.target)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Back to where a device came from: what release, undo and recover have in common.
+
+A record says where. Nothing is given back on a guess: a device that went away, one that has taken its address, and
+one that somebody else has moved stay as they are, and that is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import DeviceInUseError, HostdevError, OperationError
+from pyhostdev.util.journal import DETACHED, PREPARING, RELEASING, Journal, Record
+from pyhostdev.util.pcidriver import Binding, DriverMover, read_incarnation
+from pyhostdev.util.procfs import read_group_holders
+from pyhostdev.util.transaction import attempt, log
+from pyhostdev.util.virpci import read_link_name, read_pci_device
+
+if TYPE_CHECKING:
+    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.util.sysfs_writer import SysfsWriter
+
+GONE = "it is not on the host any more"
+REPLACED = "another device has its address now, and was left alone"
+
+
+def goal_of(record: Record, records: Iterable[Record]) -> str | None:
+    """
+    Return how the change that a record belongs to was interrupted: PREPARING, RELEASING, or None when it was not.
+
+    One record that is still being prepared undoes all of its change, whatever was done to the others since.
+    """
+    states = {r.state for r in records if (r.owner, r.change) == (record.owner, record.change)}
+    return next((state for state in (PREPARING, RELEASING) if state in states), None)
+
+
+class Restorer:
+    """Gives one host's devices back; who calls it holds their locks."""
+
+    def __init__(self, root: HostRoot, journal: Journal, writer: SysfsWriter) -> None:
+        self.root = root
+        self.journal = journal
+        self.writer = writer
+        self.mover = DriverMover(root, writer)
+
+    def check_is_free(self, record: Record) -> None:
+        """
+        Prove that nobody has a device's group open: to unbind it then would wait for as long as they have it.
+
+        Raises:
+            DeviceInUseError: somebody has.
+        """
+        group = read_link_name(f"{self.root.pci_device(record.address)}/iommu_group")
+        holders = read_group_holders(self.root, int(group)) if group else []
+        if holders:
+            text = f"IOMMU group {group} of device {record.address} is held open by {holders[0]}"
+            raise DeviceInUseError(text, reason="in-use", address=record.address)
+
+    def reset(self, records: Iterable[Record]) -> None:
+        """
+        Wipe what the guest left, of all devices before the first goes back; one that cannot be is logged.
+
+        Mirrors: virHostdevResetAllPCIDevices (src/hypervisor/virhostdev.c)
+        """
+        for record in records:
+            dev = read_pci_device(self.root, record.address)
+            if record.moved and not record.is_kept and dev is not None and dev.driver == record.target:
+                if dev.usable_reset() is None:
+                    log().warning("Device %s cannot be reset before it goes back", record.address)
+                else:
+                    attempt(self.mover.reset, record.address)
+
+    def give_back(self, record: Record) -> str:
+        """
+        Return one device to where its record says it came from, and say what became of it.
+
+        Raises:
+            OperationError, SysfsError: it is not as it was; the record stays.
+        """
+        if record.is_kept:
+            self.journal.write(record._replace(state=DETACHED, owner=None, listed_as=None))
+            return "it is detached for nobody"
+        said = self._move_back(record, record.original) if record.moved else "it was left where it is"
+        self.journal.remove(record.address)
+        return said
+
+    def undo(self, record: Record) -> str:
+        """
+        Undo what an interrupted prepare did to one device, and say what became of it.
+
+        Raises:
+            OperationError, SysfsError: it is not as it was; the record stays.
+        """
+        if record.listed_as is not None:
+            said = self.undo_listed(record)
+            stub = record.listed_as.driver or record.target
+            self.journal.write(record._replace(state=DETACHED, owner=None, target=stub, listed_as=None))
+            return said
+        said = self._move_back(record, record.original) if record.moved else "it was left where it is"
+        self.journal.remove(record.address)
+        return said
+
+    def undo_listed(self, record: Record) -> str:
+        """
+        Return a device from the inactive list to the stub it was there with.
+
+        Raises:
+            OperationError, SysfsError: it is not as it was.
+        """
+        assert record.listed_as is not None
+        if record.target == record.listed_as.driver:
+            return "it is detached for nobody again"
+        return self._move_back(record, record.listed_as)
+
+    def _move_back(self, record: Record, binding: Binding) -> str:
+        try:
+            return self._fate(record) or self._move_back_present(record, binding)
+        except HostdevError:
+            if fate := self._fate(record):  # it went while we were at it
+                return fate
+            raise
+
+    def _fate(self, record: Record) -> str | None:
+        """Return what is to be said instead of giving back, None when the device is there and the same one."""
+        incarnation = read_incarnation(self.root, record.address)
+        if incarnation is None:
+            return GONE
+        return None if incarnation == record.original.incarnation else REPLACED
+
+    def _move_back_present(self, record: Record, binding: Binding) -> str:
+        now = self.mover.read_binding(record.address)
+        if now.driver not in (None, record.target, binding.driver):
+            raise OperationError(
+                f"Device {record.address} was moved to driver '{now.driver}' by somebody else",
+                address=record.address,
+            )
+        self.mover.give_back(record.address, binding)
+        return f"it is with driver '{binding.driver}' again" if binding.driver else "it is without driver again"
