@@ -340,10 +340,9 @@ def test_device_in_doubt_has_the_word_when_several_cannot_be_given_back(
     """The error of a release names the device in doubt, its driver and the step, whatever else failed before it."""
     manager = manager_for(bcm5719)
     prepare(manager, seed_domain)
-    writes = bcm5719.kernel.writes
-    resets = len(CARD)
-    bcm5719.kernel.inject(writes + resets + 1, Fail(errno.EIO))
-    bcm5719.kernel.inject(writes + resets + 3, Hang())  # the second device: override, then unbind
+    first = len(CARD) + 1  # behind a reset of each
+    bcm5719.kernel.inject(first, Fail(errno.EIO))
+    bcm5719.kernel.inject(first + 2, Hang())  # the second device: override, then unbind
     with pytest.raises(OperationError, match=f"2 of 4 .*{CARD[1]} is in doubt: .*vfio-pci/unbind") as error:
         manager.release("vm1")
     assert ("in-doubt", CARD[1]) == (error.value.reason, error.value.address)
