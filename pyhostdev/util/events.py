@@ -200,10 +200,9 @@ class PCIMonitor:
         Raises:
             SysfsError: an attribute is there and cannot be read.
         """
-        asked = set(addresses)
-        snapshot = pciscan.scan_functions(self.root, asked)
-        self.functions.update(asked, snapshot)
-        found = (self.functions.find(snapshot.address(index)) for index in range(len(snapshot)))
+        asked = sorted(set(addresses))
+        self.functions.update(asked, pciscan.scan_functions(self.root, asked))
+        found = (self.functions.find(address) for address in asked)
         return [dev for dev in found if dev is not None]
 
     def rescan(self) -> None:

@@ -36,17 +36,19 @@ class LiveIndex(Mapping[K, list[PCIDevice]], Generic[K]):
         self._key_of = key_of
         self._members: dict[K, list[int]] = {}
 
-    def add(self, number: int, dev: PCIDevice) -> None:
-        """Take in a function."""
-        key = self._key_of(dev)
-        if key is not None:
-            insort(self._members.setdefault(key, []), number)
-
-    def drop(self, number: int, dev: PCIDevice) -> None:
-        """Forget a function; a key without any is gone."""
-        key = self._key_of(dev)
-        if key is None:
+    def change(self, number: int, before: PCIDevice | None, after: PCIDevice | None) -> None:
+        """Follow a function from what it was to what it is; None where it is not there."""
+        old = None if before is None else self._key_of(before)
+        new = None if after is None else self._key_of(after)
+        if old == new:
             return
+        if old is not None:
+            self._drop(old, number)
+        if new is not None:
+            insort(self._members.setdefault(new, []), number)
+
+    def _drop(self, key: K, number: int) -> None:
+        """Forget a function; a key without any is gone."""
         members = self._members[key]
         del members[bisect_left(members, number)]
         if not members:
@@ -134,25 +136,21 @@ class LiveScan(HostFunctions):
         found = {number: index for index, number in enumerate(numbers)}
         for address in addresses:
             number = pciscan.key_of(address)
-            self._drop(number)
-            if number in found:
-                self._add(number, PCIDevice(self.root, snapshot, found[number]))
+            index = found.get(number)
+            dev = None if index is None else PCIDevice(self.root, snapshot, index)
+            self._change(number, self._devices.get(number), dev)
             self._ari_buses.pop(address[:2], None)
 
-    def _drop(self, number: int) -> None:
-        dev = self._devices.get(number)
-        if dev is None:
-            return
+    def _change(self, number: int, before: PCIDevice | None, after: PCIDevice | None) -> None:
+        if before is None and after is not None:
+            insort(self._order, number)
+        elif before is not None and after is None:
+            del self._order[bisect_left(self._order, number)]
+            del self._devices[number]
+        if after is not None:
+            self._devices[number] = after
         for index in self._indexes.values():
-            index.drop(number, dev)
-        del self._devices[number]
-        del self._order[bisect_left(self._order, number)]
-
-    def _add(self, number: int, dev: PCIDevice) -> None:
-        self._devices[number] = dev
-        insort(self._order, number)
-        for index in self._indexes.values():
-            index.add(number, dev)
+            index.change(number, before, after)
 
     # Indexes
 
@@ -161,7 +159,7 @@ class LiveScan(HostFunctions):
         if index is None:
             index = LiveIndex(self._devices, key_of)
             for number in self._order:
-                index.add(number, self._devices[number])
+                index.change(number, None, self._devices[number])
             self._indexes[name] = index
         return index
 
