@@ -131,7 +131,7 @@ def objects_and_groups(root: HostRoot) -> dict[int, Any]:
     """Scan and make every object, and the groups of them."""
     scan = Scan(root, pciscan.scan_with(root, AS_SYSFS))
     list(scan)
-    return dict(scan.groups)
+    return dict(scan.groups.items())
 
 
 def scan_goals(trees: Trees, floor: Floor, rounds: int) -> Iterator[Goal]:

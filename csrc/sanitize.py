@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Run the tests of the C code under the compiler's sanitizers, and its analyzer over the sources.
+
+As a program: works on a copy of the checkout in a temporary directory. What the compiler lacks is
+skipped by name; ends with 1 when something was found.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+COPIED = ("csrc", "pyhostdev", "tests", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g"
+SCANNER_TESTS = ("tests/util/test_pciscan.py", "tests/util/test_pciscan_equal.py")
+WRITER_TESTS = ("tests/util/test_sysfs_writer.py",)
+BUILD = """
+import sys
+sys.path.insert(0, "csrc")
+import backend
+import setuptools
+sys.argv = ["setup.py", "-q", "build_ext", "--inplace", "--force"]
+setuptools.setup()
+"""
+
+
+def _compiler() -> str:
+    return os.environ.get("CC", "cc")
+
+
+def _run(command: list[str], cwd: Path, what: str, **env: str) -> bool:
+    print("sanitize:", what, flush=True)
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **env}).returncode == 0
+
+
+def _runtime() -> str | None:
+    """The library that has to be there before everybody else; None when the compiler has none."""
+    done = subprocess.run(
+        [_compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True
+    )
+    path = done.stdout.strip()
+    return path if done.returncode == 0 and os.path.isabs(path) else None
+
+
+def _has_analyzer() -> bool:
+    done = subprocess.run(
+        [_compiler(), "-fanalyzer", "-x", "c", "-c", "/dev/null", "-o", os.devnull],
+        capture_output=True,
+    )
+    return done.returncode == 0
+
+
+def _analyze() -> bool:
+    """Run the analyzer over every source; its warnings are errors."""
+    if not _has_analyzer():
+        print("sanitize: skipped -fanalyzer, which the compiler does not have")
+        return True
+    command = [_compiler(), "-std=gnu11", "-O2", "-fanalyzer", "-Wall", "-Wextra", "-Werror", "-c"]
+    good = True
+    for path in sorted(HERE.glob("*.c")):
+        good = _run([*command, str(path), "-o", os.devnull], HERE, f"analyze {path.name}") and good
+    return good
+
+
+def _build(top: Path, flags: str) -> bool:
+    command = [sys.executable, "-W", "ignore", "-c", BUILD]
+    built = _run(command, top, f"build with {flags}", CFLAGS=flags, LDFLAGS=SANITIZE)
+    made = sorted((top / "pyhostdev/util").glob("*.so"))
+    return built and len(made) == 2 and all(b"__asan_" in path.read_bytes() for path in made)
+
+
+def _test(top: Path, runtime: str, tests: tuple[str, ...]) -> bool:
+    """Run tests on what was built; what is left at the end is Python's, so leaks are not looked for."""
+    options = "detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    return _run(command, top, "test", LD_PRELOAD=runtime, ASAN_OPTIONS=options)
+
+
+def _sanitize(top: Path) -> bool:
+    runtime = _runtime()
+    if runtime is None:
+        print("sanitize: skipped the sanitizers, which the compiler does not have")
+        return True
+    for name in COPIED:
+        source = HERE.parent / name
+        ignore = shutil.ignore_patterns("*.so", "__pycache__")
+        if source.is_dir():
+            shutil.copytree(source, top / name, ignore=ignore)
+        else:
+            shutil.copy(source, top / name)
+    good = _build(top, SANITIZE) and _test(top, runtime, (*SCANNER_TESTS, *WRITER_TESTS))
+    # and the helper as it is on machines without bare system calls
+    return good and _build(top, f"{SANITIZE} -DPHD_NO_RAWCALL") and _test(top, runtime, WRITER_TESTS)
+
+
+def main() -> int:
+    """Analyze, build and test."""
+    version = subprocess.run([_compiler(), "--version"], capture_output=True, text=True).stdout
+    print("sanitize:", version.partition("\n")[0])
+    good = _analyze()
+    with tempfile.TemporaryDirectory() as top:
+        good = _sanitize(Path(top)) and good
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
