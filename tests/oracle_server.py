@@ -6,7 +6,7 @@ Answer the questions of the oracle's compare.py through the public API.
 
 SYSFS is DIR/sys of a host that takes the place of /. Reads lines "KIND<TAB>FILE<TAB>EXTRA" and answers each
 with one line of JSON: {"ok": value}, or {"error": message, "code": libvirt's error number}. What a start does
-happens in a simulated kernel, which is as before when the answer is given; completeness is left to QEMU, as
+happens in a kernel that refuses nothing, and is as before when the answer is given; completeness is left to QEMU, as
 libvirt does.
 """
 
@@ -15,14 +15,14 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pyhostdev import DomainDef, Host, HostdevManager, HostRoot
-from pyhostdev.errors import ConfigUnsupportedError, HostdevError
+from pyhostdev import DomainDef, Host, HostdevManager, HostRoot, PCIDeviceAddress
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, HostdevError
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
-from pyhostdev.testing.kernel import SimulatedKernel
 
 NO_TAP = 3  # compare.py does not look at a tap's descriptor
 GIVEN_BACK = ""
@@ -31,6 +31,52 @@ GIVEN_BACK = ""
 def parse(path: str) -> DomainDef:
     """Read a definition from a file."""
     return DomainDef.parse(Path(path).read_bytes())
+
+
+class Write(NamedTuple):
+    """One write that reached the kernel."""
+
+    path: str
+    value: bytes
+    result: str
+
+
+class RecordingKernel:
+    """
+    The kernel that the answers were recorded on: it refuses nothing, not even what a real vfio-pci would.
+
+    A SysfsWriter that moves the links of drivers and remembers the writes.
+    """
+
+    def __init__(self, root: HostRoot) -> None:
+        self.root = root
+        self.trace: list[Write] = []
+        self.links: dict[tuple[Path, Path], Path] = {}  # as they were before an unbind
+
+    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
+        """Take a driver override, an unbind or a bind; all else is only remembered."""
+        self.trace.append(Write(path.removeprefix(self.root.path), value, "ok"))
+        top = Path(self.root.pci_device(device))
+        attribute = Path(path)
+        if attribute.name == "driver_override":
+            attribute.write_bytes(value.strip() + b"\n" if value.strip() else b"(null)\n")
+        elif attribute.name == "unbind":
+            for link in (top / "driver", attribute.parent / str(device)):
+                self.links[link, attribute.parent] = link.readlink()
+                link.unlink()
+        elif attribute.name == "bind":
+            for link, target in (
+                (top / "driver", f"../../drivers/{attribute.parent.name}"),
+                (attribute.parent / str(device), f"../../devices/{device}"),
+            ):
+                link.symlink_to(self.links.get((link, attribute.parent), target))
+
+    def load_module(self, name: str) -> None:
+        """All drivers are there."""
+
+    def is_in_flight(self, device: PCIDeviceAddress) -> bool:
+        """Every write comes back."""
+        return False
 
 
 class Server:
@@ -83,7 +129,7 @@ class Server:
     def start(self, dom: DomainDef, first: str) -> dict[str, Any]:
         """Return what starting and stopping a domain does to devices, while another one runs or not."""
         with tempfile.TemporaryDirectory() as state_dir:
-            kernel = SimulatedKernel(self.root)
+            kernel = RecordingKernel(self.root)
             manager = HostdevManager(Host(self.root, state_dir=state_dir, writer=kernel))
             others = [self.define(parse(first))] if first else []
             for other in others:
@@ -136,6 +182,9 @@ def main() -> None:
             answer = {"ok": server.answer(kind, path, extra)}
         except HostdevError as err:
             answer = {"error": str(err), "code": err.libvirt_code}
+        except Exception as err:
+            traceback.print_exc()  # a bug of ours is one wrong answer, and not the end of all others
+            answer = {"error": str(err), "code": VIR_ERR_INTERNAL_ERROR}
         print(json.dumps(answer), flush=True)
 
 

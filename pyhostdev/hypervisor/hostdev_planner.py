@@ -168,7 +168,9 @@ class _Planner:
     def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:
         address = request.address
         vfs = 0 if dev.is_virtual_function else len(dev.read_virtual_functions())
-        yield from _findings(vfs_obstacle(address, vfs), group_obstacle(dev, has_iommu(self.host.root)))
+        for obstacle in (vfs_obstacle(address, vfs), group_obstacle(dev, has_iommu(self.host.root))):
+            if obstacle is not None:
+                yield self._kernels_word(obstacle)
         if self.host.is_in_flight(address):
             yield _error(
                 "in-doubt", address, f"A write to device {address} has not come back from the kernel"
@@ -185,9 +187,10 @@ class _Planner:
                 f"Device {address} is not managed and is with {_driver_words(dev.driver)}: detach it first",
             )
 
-    def _kernels_word(self, reason: str, address: PCIDeviceAddress, message: str) -> Finding:
+    def _kernels_word(self, obstacle: Obstacle) -> Finding:
         """Return what the kernel will refuse: an error, or where policy off leaves all to others, a note."""
-        return Finding(reason, NOTE if self.policy == "off" else ERROR, address, message)
+        severity = NOTE if self.policy == "off" else ERROR
+        return Finding(obstacle.reason, severity, obstacle.address, obstacle.message)
 
     def _is_vfio(self, dev: virpci.PCIDevice) -> bool:
         return virpci.is_vfio_driver(self.host.root, dev.address, dev.driver)

@@ -7,10 +7,11 @@ Mirrors: src/qemu/qemu_driver.c
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
-from pyhostdev.errors import RefusedError
+from pyhostdev.errors import RefusedError, SysfsError
 from pyhostdev.hypervisor.hostdev_plan import ERROR, Finding
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, for_emulator
 from pyhostdev.qemu.qemu_command import build_command_line
@@ -81,6 +82,21 @@ def refuse_missing(dom: DomainDef, host: Host) -> None:
         raise RefusedError(findings)
 
 
+def refuse_missing_storage(dom: DomainDef) -> None:
+    """
+    Refuse disks whose file or block device is not there, before QEMU finds out.
+
+    Raises:
+        SysfsError: naming the first of them (ENOENT).
+    """
+    for disk in dom.disks:
+        if disk.source is None or disk.type not in ("file", "block"):
+            continue
+        path = disk.source.file if disk.type == "file" else disk.source.dev
+        if path is not None and not os.path.exists(path):
+            raise SysfsError(errno.ENOENT, path, f"find what is behind disk '{disk.target}'")
+
+
 class Guest:
     """
     One guest to be run in the foreground: its full definition, and how QEMU is told about it.
@@ -88,10 +104,12 @@ class Guest:
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
         RefusedError: a host device is missing.
+        SysfsError: what is behind a disk is missing.
     """
 
     def __init__(self, dom: DomainDef, host: Host, *, keep_together: bool = False) -> None:
         refuse_missing(dom, host)
+        refuse_missing_storage(dom)
         dom.validate(host)
         self.host = host
         self.capabilities = capabilities_of(dom)

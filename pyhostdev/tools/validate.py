@@ -34,9 +34,14 @@ def _errors(data: bytes, host: Host) -> list[tuple[int | None, str]]:
     """Return every error with its line; where a rule and the schema speak of one line, the rule is clearer."""
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.domain_validate import validate_all, validate_schema
+    from pyhostdev.qemu import define
+    from pyhostdev.qemu.qemu_command import stored_capabilities
 
     try:
-        errors = validate_all(DomainDef.parse(data), host)
+        definition = DomainDef.parse(data)
+        errors = validate_all(definition, host)
+        if not errors:
+            define(definition, stored_capabilities(definition), host)
     except ConfigError as err:
         errors = [err]
     lines = {err.line for err in errors}

@@ -132,6 +132,15 @@ def test_pf_with_vfs_is_refused_before_its_driver_is_gone(fakehost: Fake, domain
     assert reasons(plan_for(fake, domain("vm1", str(vf.address)))) == []
 
 
+def test_policy_off_leaves_the_kernels_refusals_to_the_kernel(fakehost: Fake, domain: Domain) -> None:
+    """What libvirt does not check is a note under policy off, so that libvirt's answers can be had."""
+    fake = fakehost("sriov")
+    vf = next(d for d in Host(fake.root).scan() if d.is_virtual_function)
+    plan = plan_for(fake, domain("vm1", str(vf.physfn)), "off")
+    assert ("pf-with-vfs", "note") in [(f.reason, f.severity) for f in plan.findings]
+    assert "pf-with-vfs" not in [f.reason for f in plan.obstacles]
+
+
 def test_s6_vf_is_not_multifunction_so_assigned_is_refused(fakehost: Fake, domain: Domain) -> None:
     """S6: a VF in the slot of a multifunction PF has no siblings and cannot say assigned=."""
     fake = fakehost("pf-multifunction")
