@@ -23,6 +23,9 @@ PATIENCE = 3 if os.environ.get("CI") == "true" else 1  # strangers' machines are
 BOOT_ATTEMPTS = 2 if PATIENCE > 1 else 1
 
 
+SOAK = os.environ.get("LAB_SOAK") == "1"  # the long form of what is about crashes and races, alone
+
+
 class Host(NamedTuple):
     """One boot: the host's devices, and the script that runs in it."""
 
@@ -35,7 +38,9 @@ class Host(NamedTuple):
 HOSTS = [
     Host("one IOMMU group and an NVMe controller with VFs", ("--nic", "onegroup", "--vfs", "4"), "onegroup.py", 600),
     Host("a bridge in the group", ("--nic", "bridge"), "bridge.py", 120),
+    Host("crashes, races and foreign hands", ("--nic", "onegroup", "--vfs", "4"), "soak.py", 400),
 ]
+SOAK_HOSTS = [HOSTS[-1]._replace(timeout_s=3600)]
 
 
 def say(text: str) -> None:
@@ -56,6 +61,7 @@ def run_in(host: Host, steps: list[str]) -> int:
     words = [
         sys.executable, str(HERE / "boot.py"), *host.options,
         "--timeout", str(host.timeout_s * PATIENCE), "--env", f"LAB_PATIENCE={PATIENCE}",
+        "--env", "LAB_SOAK", "--env", "LAB_SEED",
         "--", sys.executable, str(HERE / "in_guest" / host.script), *steps,
     ]  # fmt: skip
     for attempt in range(BOOT_ATTEMPTS):
@@ -77,7 +83,7 @@ def main(steps: list[str]) -> int:
     compile_ahead()
     say(f"kernel {kernel_of(KERNEL).name.removeprefix('vmlinuz-')}, ready after {time.monotonic() - begin:.0f} s")
     results = []
-    for host in HOSTS:
+    for host in SOAK_HOSTS if SOAK else HOSTS:
         start = time.monotonic()
         say(f"host with {host.name}")
         status = run_in(host, steps)

@@ -37,9 +37,9 @@ def killed(action: Callable[[], Any], longest_s: float, rng: random.Random) -> O
 
 
 def _durations(domain: Any) -> dict[str, float]:
-    """Return how long the verbs take here, of three times each."""
+    """Return how long the verbs take here."""
     took: dict[str, list[float]] = {"prepare": [], "release": [], "recover": []}
-    for _ in range(3):
+    for _ in range(rounds(1, 5)):
         took["prepare"].append(done(lambda: workers.prepare(domain)).seconds)
         took["release"].append(done(lambda: workers.release(OWNER)).seconds)
         done(lambda: workers.prepare(domain))
@@ -99,7 +99,7 @@ class _Rounds:
 
 def killed_anywhere() -> None:
     """SIGKILL at a random moment of prepare or release, sometimes of recover too: recover restores all."""
-    total = rounds(14, 300)
+    total = rounds(15, 300)
     state = _Rounds()
     for number in range(1, total + 1):
         verb = ("prepare", "release")[number % 2]

@@ -15,14 +15,14 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import errnos
 import workers
 from labhost import NIC, NIC_DRIVER, PCI, VFIO, check, driver, drivers, say
 from workers import Child, done, recovered, rounds
 
-from pyhostdev import DeviceInUseError, RefusedError
+from pyhostdev import DeviceInUseError, PCIDeviceAddress, RefusedError
 from pyhostdev.errors import HostdevError
 
 if TYPE_CHECKING:
@@ -92,16 +92,20 @@ def two_managers() -> None:
 
 
 class Foreign(NamedTuple):
-    """One write of somebody else, when it ended, and whether the kernel took it."""
+    """One write of somebody else, and what the kernel said when; None as long as it has not."""
 
     address: str
     path: str
     value: str
-    ended: float
-    answer: str
+    ended: float | None = None
+    answer: str = "ok"
+
+    def is_after(self, moment: float) -> bool:
+        """Tell whether it may have changed something after a moment."""
+        return self.answer == "ok" and (self.ended is None or self.ended > moment)
 
 
-def _foreign_write(rng: random.Random, address: str) -> Foreign:
+def _foreign_wish(rng: random.Random, address: str) -> Foreign:
     device, bound = f"devices/{address}", driver(address)
     path, value = rng.choice([
         (f"{device}/driver_override", rng.choice(["\n", NIC_DRIVER, "pci-stub", VFIO])),
@@ -109,8 +113,7 @@ def _foreign_write(rng: random.Random, address: str) -> Foreign:
         (f"drivers/{rng.choice([NIC_DRIVER, VFIO])}/bind", address),
         ("drivers_probe", address),
     ])  # fmt: skip
-    answer = _raw_write(path, value)
-    return Foreign(address, path, value, time.monotonic(), answer)
+    return Foreign(address, path, value)
 
 
 def _raw_write(path: str, value: str) -> str:
@@ -151,46 +154,40 @@ class Vandal:
         with self.diary.open("a") as diary:
             while True:
                 time.sleep(self._own.uniform(0, 2 * self._pause_s))
-                deed = _foreign_write(self._own, self._own.choice(NIC))
-                diary.write(json.dumps(deed) + "\n")
-                diary.flush()
+                deed = _foreign_wish(self._own, self._own.choice(NIC))
+                _enter(diary, deed)
+                answer = _raw_write(deed.path, deed.value)
+                _enter(diary, deed._replace(answer=answer, ended=time.monotonic()))
 
     def __exit__(self, *_: object) -> None:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
     def deeds(self) -> list[Foreign]:
-        """Return what it did; a last line that is torn was a write without an effect we could date."""
-        lines = self.diary.read_text().splitlines()
-        return [Foreign(*json.loads(line)) for line in lines if line.endswith("]")]
+        """Return what it did, and what it is doing."""
+        entries = [Foreign(*json.loads(line)) for line in self.diary.read_text().splitlines() if line.endswith("]")]
+        return [entry for entry in entries if entry.ended is not None] + entries[-1:]
 
 
-class _Watched:
-    """The manager's writer, with a note of when its last write ended."""
-
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-        self.last: dict[str, float] = {}
-
-    def write(self, path: str, value: bytes, *, device: Any) -> None:
-        self._writer.write(path, value, device=device)
-        self.last[str(device)] = time.monotonic()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._writer, name)
+def _enter(diary: TextIO, deed: Foreign) -> None:
+    diary.write(json.dumps(deed) + "\n")
+    diary.flush()
 
 
 def _watched(action: Callable[[Any], object]) -> dict[str, Any]:
     """Do something with a manager; return its error if it had one, and when it last wrote to what."""
-    manager = workers.new_manager()
-    watched = _Watched(manager.writer)
-    manager.writer = manager._mover.writer = watched
+    last: dict[str, float] = {}
+
+    def note(_path: str, _value: bytes, device: PCIDeviceAddress) -> None:
+        last[str(device)] = time.monotonic()
+
+    manager = workers.new_manager(written=note)
     try:
         action(manager)
         error = None
     except HostdevError as err:
         error = f"{err.reason or type(err).__name__}: {err}"
-    return {"error": error, "last": watched.last, "drivers": drivers(NIC), "ended": time.monotonic()}
+    return {"error": error, "last": last, "drivers": drivers(NIC), "ended": time.monotonic()}
 
 
 def _differing(expected: dict[str, Any], said: dict[str, Any], deeds: list[Foreign], since: str) -> list[str]:
@@ -204,7 +201,7 @@ def _differing(expected: dict[str, Any], said: dict[str, Any], deeds: list[Forei
     for address in NIC:
         times = said["last"].values() if since == "all" else [said["last"].get(address, 0.0)]
         ours = max(times, default=0.0)
-        later = any(deed.address == address and deed.ended > ours and deed.answer == "ok" for deed in deeds)
+        later = any(deed.address == address and deed.is_after(ours) for deed in deeds)
         if said["drivers"][address] != expected[address] and not later:
             wrong.append(f"{address} is {said['drivers'][address]}")
     return wrong

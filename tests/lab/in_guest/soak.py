@@ -16,6 +16,7 @@ import cycles
 import errnos
 import races
 import stuck
+import truth
 from labhost import run_all
 
 STEPS = [
@@ -27,6 +28,11 @@ STEPS = [
     races.two_managers,
     races.hostile_writer,
     cycles.detach_and_reattach,
+    truth.functions_with_vfs,
+    truth.dynamic_id,
+    truth.missing_module,
+    truth.rebound_in_the_middle,
+    truth.odd_originals,
 ]
 
 

@@ -151,7 +151,7 @@ def stuck_unbind() -> None:
     """An unbind that hangs costs its deadline only, is told as in doubt, and resolves itself when the holder ends."""
     figures = _Figures()
     rng = workers.dice("stuck")
-    total = rounds(2, 20)
+    total = rounds(1, 10)
     for _ in range(total):
         _deadline_round(rng.choice(NIC), figures)
         _stuck_round(rng.choice(NIC), figures)

@@ -28,10 +28,12 @@ from pyhostdev.util.sysfs_writer import ForkedWriter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pyhostdev.util.sysfs_writer import SysfsWriter
+
 SOAK = os.environ.get("LAB_SOAK") == "1"
 PATIENCE = float(os.environ.get("LAB_PATIENCE", "1"))
 SLACK = 3  # what a figure may exceed its goal by, here where others use the processors too
-SEED = int(os.environ.get("LAB_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+SEED = int(os.environ.get("LAB_SEED") or 0) or random.SystemRandom().randrange(1, 1 << 32)
 
 CARD = [PCIDeviceAddress.parse(address) for address in NIC]
 SPLIT = "".join(
@@ -53,11 +55,36 @@ def dice(step: str) -> random.Random:
     return random.Random(f"{SEED} {step}")
 
 
-def new_manager(timeout_s: float = 30.0) -> HostdevManager:
-    """Return a manager of this host, as the command line makes it."""
+class Watched:
+    """What a manager writes with, and a look at each write after it was answered."""
+
+    def __init__(self, writer: SysfsWriter, written: Callable[[str, bytes, PCIDeviceAddress], None]) -> None:
+        self._writer = writer
+        self._written = written
+
+    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
+        """Write, and tell of it."""
+        self._writer.write(path, value, device=device)
+        self._written(path, value, device)
+
+    def load_module(self, name: str) -> None:
+        """As the writer does it."""
+        self._writer.load_module(name)
+
+    def is_in_flight(self, device: PCIDeviceAddress) -> bool:
+        """As the writer sees it."""
+        return self._writer.is_in_flight(device)
+
+
+def new_manager(
+    timeout_s: float = 30.0, written: Callable[[str, bytes, PCIDeviceAddress], None] | None = None
+) -> HostdevManager:
+    """Return a manager of this host, as the command line makes it; ``written`` hears of each of its writes."""
     root = HostRoot("/")
-    writer = ForkedWriter(root, timeout_s=timeout_s, inflight_dir=os.path.join(root.state_dir, "in-flight"))
-    return HostdevManager(Host(root, writer=writer))
+    writer: SysfsWriter = ForkedWriter(
+        root, timeout_s=timeout_s, inflight_dir=os.path.join(root.state_dir, "in-flight")
+    )
+    return HostdevManager(Host(root, writer=writer if written is None else Watched(writer, written)))
 
 
 def definition(name: str, hostdevs: str = SPLIT) -> DomainDef:
