@@ -13,17 +13,33 @@ from cffi import FFI
 _HERE = Path(__file__).parent
 
 
+def _open(library: Path) -> Any:
+    ffi = FFI()
+    ffi.cdef("long floor_f4(const char *bus_path); long floor_fpm(const char *bus_path);")
+    return ffi.dlopen(str(library))
+
+
 class Floor:
-    """The replays of floor.c, compiled into a directory of the caller's."""
+    """The replays of floor.c."""
 
     def __init__(self, build_dir: Path) -> None:
+        self._lib = _open(self.build(build_dir))
+
+    @staticmethod
+    def build(build_dir: Path) -> Path:
+        """Compile the replays into a directory of the caller's; where the library is."""
         library = build_dir / "floor.so"
         command = [os.environ.get("CC", "cc"), "-std=gnu11", "-O2", "-shared", "-fPIC"]
         command += ["-I", str(_HERE.parent / "csrc"), str(_HERE / "floor.c"), "-o", str(library)]
         subprocess.run(command, check=True)
-        ffi = FFI()
-        ffi.cdef("long floor_f4(const char *bus_path); long floor_fpm(const char *bus_path);")
-        self._lib: Any = ffi.dlopen(str(library))
+        return library
+
+    @classmethod
+    def load(cls, library: Path) -> Floor:
+        """Use what was built before, where there is no compiler."""
+        made = cls.__new__(cls)
+        made._lib = _open(library)
+        return made
 
     def f4(self, bus_path: str) -> int:
         """Replay the listing and one link a function; the number of functions."""

@@ -214,6 +214,58 @@ def test_scan_while_functions_come_and_go(root: HostRoot, tmp_path: Path) -> Non
         assert stay == [address for address in snapshot.addresses if address != "0000:03:00.0"]
 
 
+class Flicker:
+    """VFs of a PF that are taken away and brought back, link by link, in the kernel's order."""
+
+    def __init__(self, root: HostRoot, pf: str) -> None:
+        self.pf = Path(root.pci_devices, pf)
+        self.away = Path(root.join("away"))
+        self.away.mkdir()
+        self.virtfns = sorted(self.pf.glob("virtfn*"), key=lambda link: int(link.name[6:]))
+        self.vfs = [(link, Path(root.pci_devices, link.resolve().name)) for link in self.virtfns]
+
+    def take(self) -> None:
+        for virtfn, entry in reversed(self.vfs):
+            virtfn.rename(self.away / virtfn.name)
+            entry.resolve().rename(self.away / f"directory-{entry.name}")
+            entry.rename(self.away / entry.name)
+
+    def bring(self) -> None:
+        for virtfn, entry in self.vfs:
+            place = self.pf.resolve().parent / entry.name
+            (self.away / f"directory-{entry.name}").rename(place)
+            (self.away / entry.name).rename(entry)
+            (self.away / virtfn.name).rename(virtfn)
+
+
+def test_scan_while_virtual_functions_come_and_go(tmp_path: Path) -> None:
+    """A PF whose VFs come and go never makes a scan fail, and all it says of the others stays as it was."""
+    make_tree(tmp_path, 600)
+    root = HostRoot(tmp_path)
+    before = {record.address: record for record in pciscan.scan(root)}
+    pf = next(record.physfn for record in before.values() if record.physfn)
+    flicker, stop = Flicker(root, pf), threading.Event()
+    theirs = {entry.name for _, entry in flicker.vfs}
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            flicker.take()
+            flicker.bring()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        seen = [pciscan.scan(root) for _ in range(100)]
+    finally:
+        stop.set()
+        thread.join()
+    assert list(before.values()) == list(pciscan.scan(root))
+    for snapshot in seen:
+        now = {record.address: record for record in snapshot if record.address not in theirs}
+        assert {name: record for name, record in before.items() if name not in theirs} == now
+    assert len({len(snapshot) for snapshot in seen}) > 1  # they did come and go
+
+
 def open_descriptors() -> list[str]:
     return sorted(os.listdir("/proc/self/fd"))
 

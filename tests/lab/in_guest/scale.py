@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What reading all functions costs on a real sysfs: our scan, its floor, and others, in one run.
+
+As a program: ``scale.py FLOOR_LIBRARY``; prints CPU microseconds a function, and leaves them in LAB_OUT.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
+
+import peers
+from floor import Floor
+
+from pyhostdev.util import pciscan, pciscan_ref
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.hostscan import Scan
+
+ROOT = HostRoot("/")
+
+
+def objects() -> None:
+    """Scan and make every object, and the groups of them."""
+    scan = Scan(ROOT, pciscan.scan(ROOT))
+    list(scan)
+    dict(scan.groups.items())
+
+
+def lspci() -> float:
+    """Run lspci with drivers."""
+    command = peers.lspci("/sys", "-nk")
+    assert command is not None
+    return peers.run(command)
+
+
+def median(rounds: int, work: Callable[[], object]) -> float:
+    """Return the median of CPU seconds; a work that gives a float measured itself."""
+    taken = []
+    for _ in range(rounds):
+        gc.collect()
+        begin = time.process_time()
+        told = work()
+        taken.append(told if isinstance(told, float) else time.process_time() - begin)
+    return statistics.median(taken)
+
+
+def main() -> int:
+    """Compare with the reference, measure, report."""
+    floor = Floor.load(Path(sys.argv[1]))
+    begin = time.process_time()
+    snapshot = pciscan.scan(ROOT)
+    cold = time.process_time() - begin
+    assert pciscan_ref.scan(ROOT) == list(snapshot), "the reference sees another host"
+    seconds = {
+        "scan": median(5, lambda: pciscan.scan(ROOT)),
+        "scan, first time": cold,
+        "bare system calls, f4": median(5, lambda: floor.f4(ROOT.pci_bus)),
+        "bare system calls, fpm": median(5, lambda: floor.fpm(ROOT.pci_bus)),
+        "all objects and groups": median(5, objects),
+        "lspci -nk": median(1, lspci),
+        "plain Python": median(1, lambda: peers.plain_python("/sys")),
+        "pyudev, same facts": median(1, peers.pyudev_facts),
+    }
+    count = len(snapshot)
+    vfs = sum(record.physfn is not None for record in snapshot)
+    print(f"scale: {count} functions, {vfs} VFs, {len(snapshot.groups)} IOMMU groups")
+    us = {name: value / count * 1e6 for name, value in seconds.items()}
+    for name, value in us.items():
+        print(f"scale: {name:24} {value:9.1f} us a function, {value / us['scan']:6.2f} times the scan")
+    facts = {"functions": count, "vfs": vfs, "groups": len(snapshot.groups), "us": us}
+    Path(os.environ["LAB_OUT"], "scale.json").write_text(json.dumps(facts), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
