@@ -88,7 +88,10 @@ class FakeHost:
         self.spec.functions[spec.address] = spec
         device = put_described(self.root, self.spec, spec)
         link_described(self.root, self.spec, self.spec.functions[spec.physfn or spec.address])
+        from pyhostdev.testing import hotplug
+
         with self.kernel.entered() as core:
+            hotplug.forget(core, spec.address)  # what was removed there is not what a rescan finds
             core.tell("add", device)
             if spec.driver is not None:
                 bind_described(core, spec)

@@ -122,6 +122,7 @@ class PCIMonitor:
         self._is_stale = False
         # The source listens already: what happens during the scan is read again afterwards.
         self.functions = LiveScan(root, pciscan.scan(root))
+        self._reader = pciscan.FunctionReader(root)
 
     def __enter__(self) -> PCIMonitor:
         return self
@@ -137,6 +138,7 @@ class PCIMonitor:
     def close(self) -> None:
         """Stop listening; ``functions`` stays as it is."""
         self.source.close()
+        self._reader.close()
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when ``poll`` has something to do."""
@@ -201,7 +203,7 @@ class PCIMonitor:
             SysfsError: an attribute is there and cannot be read.
         """
         asked = sorted(set(addresses))
-        self.functions.update(asked, pciscan.scan_functions(self.root, asked))
+        self.functions.update(asked, self._reader.read(asked))
         found = (self.functions.find(address) for address in asked)
         return [dev for dev in found if dev is not None]
 

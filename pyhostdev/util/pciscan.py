@@ -39,9 +39,7 @@ _COLUMNS: dict[str, tuple[Literal["Q", "I", "H"], slice]] = {  # of words of a s
 
 _CAPACITY = 1 << 16  # functions; the pages are touched as far as there are any
 _SCRATCH_SIZE = 1 << 17  # two listings: the drivers, and the functions of one
-_SCRATCH_MIN = 1 << 13  # where nothing is listed
 _NAMES_SIZE = 1 << 16
-_NAME_SIZE = 256  # of one driver, which is a file's name
 _ADDRESS_SIZE = 17  # 00010000:00:00.0 and a newline
 
 HAVE_VENDOR: int = _c.lib.PHD_HAVE_VENDOR
@@ -253,23 +251,32 @@ def scan_with(root: HostRoot, tuning: Tuning) -> Snapshot:
         os.close(bus_fd)
 
 
-def scan_functions(root: HostRoot, addresses: Iterable[PCIDeviceAddress]) -> Snapshot:
+class FunctionReader:
     """
-    Read what sysfs says of some functions; those that are not there are left out and counted as vanished.
-
-    Each is asked for everything itself, so this pays for fewer than a tenth of a large host's functions.
+    Reads a few functions at a time, as often as one likes; keeps a descriptor and the memory for it.
 
     Raises:
-        SysfsError: as of ``scan``.
+        SysfsError: the root has no PCI bus.
     """
-    keys = array("Q", sorted({key_of(address) for address in addresses}))
-    names = min(_NAMES_SIZE, _NAME_SIZE * (len(keys) + 1))
-    bus_fd = _open_bus(root)
-    try:
-        scanner = _Scanner(root, bus_fd, Tuning(crowd=_SHARE_NEVER), _SCRATCH_MIN, names)
-        return scanner.fill(_c.ffi.from_buffer("uint64_t[]", keys), len(keys))
-    finally:
-        os.close(bus_fd)
+
+    def __init__(self, root: HostRoot) -> None:
+        self._bus_fd = _open_bus(root)
+        # each is asked for everything itself: what others share is not there to be found
+        self._scanner = _Scanner(root, self._bus_fd, Tuning(crowd=_SHARE_NEVER))
+
+    def read(self, addresses: Iterable[PCIDeviceAddress]) -> Snapshot:
+        """
+        Read what sysfs says of some functions; those that are not there are left out and counted as vanished.
+
+        Raises:
+            SysfsError: as of ``scan``.
+        """
+        keys = array("Q", sorted({key_of(address) for address in addresses}))
+        return self._scanner.fill(_c.ffi.from_buffer("uint64_t[]", keys), len(keys))
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self._bus_fd)
 
 
 def _open_bus(root: HostRoot) -> int:
@@ -283,28 +290,21 @@ def _open_bus(root: HostRoot) -> int:
 class _Scanner:
     """The memory lent to the C side for one scan, and its three calls."""
 
-    def __init__(
-        self,
-        root: HostRoot,
-        bus_fd: int,
-        tuning: Tuning,
-        scratch: int = _SCRATCH_SIZE,
-        names: int = _NAMES_SIZE,
-    ) -> None:
+    def __init__(self, root: HostRoot, bus_fd: int, tuning: Tuning) -> None:
         self.root = root
         self.bus_fd = bus_fd
         self.tuning = _c.ffi.new("struct phd_tuning *", tuning)
         self.error = _c.ffi.new("struct phd_error *")
-        self.names = bytearray(names)
+        self.names = bytearray(_NAMES_SIZE)
         # bytearray: calloc gives zero pages that cost nothing until they are used
-        self.scratch = bytearray(scratch)
+        self.scratch = bytearray(_SCRATCH_SIZE)
         self.lent = _c.ffi.new(
             "struct phd_lent *",
             (
                 _c.ffi.from_buffer(self.scratch),
-                scratch,
+                _SCRATCH_SIZE,
                 _c.ffi.from_buffer(self.names),
-                names,
+                _NAMES_SIZE,
             ),
         )
 

@@ -84,12 +84,13 @@ def bind(kernel: SimulatedKernel, driver: str, verb: str, address: PCIDeviceAddr
 
 
 def unplug(fake: FakeHost, address: PCIDeviceAddress) -> None:
-    if fake.root and os.path.isdir(fake.root.pci_device(address)):
+    if os.path.isdir(fake.root.pci_device(address)):
         fake.remove_function(address)
 
 
 def plug(fake: FakeHost, address: PCIDeviceAddress) -> None:
-    fake.add_function(f"{address} 8086:1521 020000 group=9 express=endpoint multifunction")
+    if address in CARD:  # where VFs can be, nothing else can
+        fake.add_function(f"{address} 8086:1521 020000 group=9 express=endpoint multifunction")
 
 
 def rescan_bus(fake: FakeHost, address: PCIDeviceAddress) -> None:
