@@ -140,4 +140,4 @@ def test_journals_leave_no_descriptor(journal: Journal) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(50):
         Journal(journal.state.path).read()
-    assert before == len(os.listdir("/proc/self/fd"))
+    assert before >= len(os.listdir("/proc/self/fd"))
