@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks import peers
 from pyhostdev.util import pciscan, pciscan_ref
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.hostscan import Scan
 
 SIZES = [
     pytest.param(functions, shape, id=f"{shape}-{functions}-functions")
@@ -49,6 +51,49 @@ def test_records(benchmark: Any, large_host: LargeHost, functions: int, shape: s
 
 
 @pytest.mark.parametrize(("functions", "shape"), SIZES)
+def test_objects(benchmark: Any, large_host: LargeHost, functions: int, shape: str) -> None:
+    """The snapshot, an object of every function, and the groups of objects."""
+    root = large_host(functions, shape)
+    groups = make_objects(root)
+    assert functions == sum(len(members) for members in groups.values())
+    benchmark.group = f"scan {shape} {functions}"
+    benchmark.pedantic(make_objects, (root,), rounds=9, warmup_rounds=1)
+
+
+@pytest.mark.parametrize(("functions", "shape"), SIZES)
+def test_lookups(benchmark: Any, large_host: LargeHost, functions: int, shape: str) -> None:
+    """A hundred functions by their address, in a scan that is there."""
+    scan = Scan(large_host(functions, shape), pciscan.scan(large_host(functions, shape)))
+    wanted = [scan[position].address for position in range(0, functions, functions // 100)]
+
+    def look_up() -> list[Any]:
+        return [scan.find(address) for address in wanted]
+
+    assert wanted == [dev.address for dev in look_up()]
+    benchmark.group = "100 lookups"
+    benchmark(look_up)
+
+
+@pytest.mark.parametrize("options", list(peers.LSPCI))
+def test_lspci(benchmark: Any, large_host: LargeHost, options: str) -> None:
+    """The same host listed by lspci."""
+    command = peers.lspci(large_host(1000, "sriov").join("sys"), *peers.LSPCI[options])
+    if command is None:
+        pytest.skip("lspci is not installed")
+    benchmark.group = "scan sriov 1000"
+    benchmark.pedantic(peers.run, (command,), rounds=3, warmup_rounds=1)
+
+
+def test_plain_python(benchmark: Any, large_host: LargeHost) -> None:
+    """The same host read by plain Python as other tools write it."""
+    root = large_host(1000, "sriov")
+    functions, _ = peers.plain_python(root.join("sys"))
+    assert pciscan.scan(root).addresses == list(functions)
+    benchmark.group = "scan sriov 1000"
+    benchmark.pedantic(peers.plain_python, (root.join("sys"),), rounds=3, warmup_rounds=1)
+
+
+@pytest.mark.parametrize(("functions", "shape"), SIZES)
 def test_reference(benchmark: Any, large_host: LargeHost, functions: int, shape: str) -> None:
     """The same in plain Python."""
     root = large_host(functions, shape)
@@ -61,6 +106,13 @@ def scan_all(root: HostRoot) -> tuple[list[pciscan.ScanRecord], dict[int, tuple[
     """Scan and make everything a snapshot can make."""
     snapshot = pciscan.scan(root)
     return list(snapshot), snapshot.groups
+
+
+def make_objects(root: HostRoot) -> dict[int, Any]:
+    """Scan and make every object, and the groups of them."""
+    scan = Scan(root, pciscan.scan(root))
+    list(scan)
+    return dict(scan.groups.items())
 
 
 def test_scan_beats_plain_python(large_host: LargeHost, cpu_times: CPUTimes) -> None:
