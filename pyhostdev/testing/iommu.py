@@ -97,7 +97,8 @@ class IOMMUGroups:
 
     def drop_node(self, group: int) -> None:
         """Make the group's node go with its last vfio device; one whose removal is stuck still counts."""
-        stuck = {entry.device for entry in self.state.pending if entry.stage == "remove"}
+        removing = [entry for entry in self.state.pending if entry.stage == "remove"]
+        stuck = {entry.device for entry in removing if self.state.driver(entry.driver).kind == "vfio"}
         for name, driver in self.member_drivers(group).items():
             if name in stuck or (driver and self.state.driver(driver).kind == "vfio"):
                 return

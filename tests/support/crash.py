@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -15,20 +16,38 @@ from pyhostdev.util.statedir import StateDir
 
 
 class MortalStateDir(StateDir):
-    """A state directory whose writer dies at its n-th operation, and does nothing more once it is dead."""
+    """
+    A state directory whose writer dies at its n-th operation, and does nothing more once it is dead.
 
-    def __init__(self, path: str, kernel: SimulatedKernel, dies_at: int = 0) -> None:
+    With ``torn`` it dies in the middle of what it writes there; with ``errnum`` the operation fails instead.
+    """
+
+    def __init__(
+        self, path: str, kernel: SimulatedKernel, dies_at: int = 0, *, torn: bool = False, errnum: int = 0
+    ) -> None:
         super().__init__(path)
         self.kernel = kernel
         self.dies_at = dies_at
+        self.torn = torn
+        self.errnum = errnum
         self.steps = 0
+        self.names_of_steps: list[str] = []
 
     def step(self, operation: str, name: str) -> None:
         self.steps += 1
-        if self.steps == self.dies_at:
+        self.names_of_steps.append(operation)
+        if self.steps == self.dies_at and self.errnum:
+            raise OSError(self.errnum, os.strerror(self.errnum))
+        if self.steps == self.dies_at and not self.torn:
             self.kernel.kill()
         if self.kernel.killed:
             raise SimulatedKill
+
+    def _put(self, fd: int, data: bytes) -> None:
+        if self.torn and self.steps == self.dies_at:
+            os.write(fd, data[: len(data) // 2])
+            self.kernel.kill()
+        super()._put(fd, data)
 
 
 class Process(NamedTuple):
@@ -39,11 +58,19 @@ class Process(NamedTuple):
     state: MortalStateDir
 
 
-def process(fake: FakeHost, *, dies_at_state: int = 0, dies_at_write: int = 0, how: str = "before") -> Process:
+def process(
+    fake: FakeHost,
+    *,
+    dies_at_state: int = 0,
+    dies_at_write: int = 0,
+    how: str = "before",
+    errnum: int = 0,
+) -> Process:
+    """Make a process that dies, or with errnum is refused something, once; with no place named it lives."""
     kernel = SimulatedKernel(fake.root)
     if dies_at_write:
         kernel.inject(dies_at_write, Kill(how))
-    state = MortalStateDir(fake.root.state_dir, kernel, dies_at_state)
+    state = MortalStateDir(fake.root.state_dir, kernel, dies_at_state, torn=how == "torn", errnum=errnum)
     manager = HostdevManager(Host(fake.root, writer=kernel), journal=Journal(state))
     return Process(manager, kernel, state)
 
@@ -73,9 +100,17 @@ def recovered(fake: FakeHost) -> HostdevManager:
     return manager
 
 
-def deaths(total_writes: int, total_steps: int) -> Iterator[dict[str, object]]:
+def deaths(total_writes: int, total_steps: int, steps: list[str] | None = None) -> Iterator[dict[str, object]]:
+    """
+    Yield every place to die: around and in each write to the kernel, before each operation on the state.
+
+    After an operation on the state is before the next one; where the names of the operations are given, a process
+    also dies in the middle of writing a file.
+    """
     for number in range(1, total_writes + 1):
         for how in ("before", "after", "blocked"):
             yield {"dies_at_write": number, "how": how}
     for number in range(1, total_steps + 1):
         yield {"dies_at_state": number}
+        if steps is not None and steps[number - 1] == "write":
+            yield {"dies_at_state": number, "how": "torn"}
