@@ -129,23 +129,40 @@ def test_event_costs_ten_functions_at_most(
 ) -> None:
     """One event, with all six indexes to follow, costs at most ten times a function's part of a scan."""
     root = large_host(FUNCTIONS, shape)
-    address = Scan(root, pciscan.scan(root))[FUNCTIONS // 2].address
+    address = Scan(root, pciscan.scan(root)).with_driver("nvme")[5].address
     source = Repeated()
     with PCIMonitor(root, source) as monitor:  # type: ignore[arg-type]  # nobody restarts it
         touch_indexes(monitor.functions)
 
-        def events() -> None:
-            for _ in range(1000):
-                source.waiting.append(PCIEvent("bind", address))
-                assert 1 == len(monitor.poll())
+        driver = os.path.join(root.pci_device(address), "driver")
+
+        def changes(look: Callable[[], Any]) -> None:
+            for _ in range(500):
+                os.rename(driver, driver + "-off")
+                look()
+                os.rename(driver + "-off", driver)
+                look()
+
+        def event() -> None:
+            source.waiting.append(PCIEvent("bind", address))
+            assert 1 == len(monitor.poll())
 
         before = monitor.functions.find(address)
-        events()
-        assert monitor.functions.find(address) is not before
+        os.rename(driver, driver + "-off")
+        event()
+        after = monitor.functions.find(address)
+        assert before and after and ("nvme", None) == (before.driver, after.driver)
+        os.rename(driver + "-off", driver)
 
         def measure() -> dict[str, float]:
-            times = cpu_times(9, scan=lambda: pciscan.scan(root), events=events)
-            return {"event": times["events"] / 1000 / (times["scan"] / FUNCTIONS)}
+            times = cpu_times(
+                9,
+                scan=lambda: pciscan.scan(root),
+                events=lambda: changes(event),
+                nothing=lambda: changes(lambda: None),
+            )
+            taken = (times["events"] - times["nothing"]) / 1000
+            return {"event": taken / (times["scan"] / FUNCTIONS)}
 
         found: dict[str, Any] = {}
         assert_ratios(measure, {"event": EVENT_AT_MOST}, found)

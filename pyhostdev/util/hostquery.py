@@ -179,13 +179,9 @@ class HostFunctions(Sequence[PCIDevice]):
         Mirrors: ``lspci -d``
         """
         tests = _parse_filter(pattern)
-        found = [
-            dev
-            for identity, members in self.identities.items()
-            if all(_fits(identity, *test) for test in tests)
-            for dev in members
-        ]
-        return sorted(found, key=lambda dev: dev.address)
+        index = self.identities
+        kinds = [kind for kind in index if all(_fits(kind, *test) for test in tests)]
+        return sorted((dev for kind in kinds for dev in index[kind]), key=lambda dev: dev.address)
 
     # Who can be given to a guest
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Container, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pyhostdev.errors import HostdevError, SysfsError
@@ -94,6 +95,11 @@ def read_link_name(path: str) -> str | None:
         raise SysfsError(err.errno or 0, path, "follow a link") from err
 
 
+@lru_cache(maxsize=1024)  # VFs come by the hundred, PFs do not
+def _parse_physfn(text: str) -> PCIDeviceAddress:
+    return PCIDeviceAddress.parse(text)
+
+
 class PCIDevice:
     """
     One PCI function of a host.
@@ -122,17 +128,17 @@ class PCIDevice:
 
         def __getattr__(self, name: str) -> Any:
             """Fill a slot when it is first read: of thousands of functions most are looked at by few facts."""
-            make = _EMPTY_SLOTS.get(name)
-            if make is None:
+            if name == "_record":
+                value = self._record = self._records[self._index]
+            elif name == "address":
+                value = self.address = self._make_address()
+            elif name == "_facts":
+                value = self._facts = {}
+            else:
                 raise AttributeError(f"'PCIDevice' has no attribute '{name}'")
-            value = make(self)
-            setattr(self, name, value)
             return value
 
-    def _read_record(self) -> pciscan.ScanRecord:
-        return self._records[self._index]
-
-    def _read_address(self) -> PCIDeviceAddress:
+    def _make_address(self) -> PCIDeviceAddress:
         if isinstance(self._records, pciscan.Snapshot):
             return self._records.address(self._index)
         return PCIDeviceAddress.parse(self._record.address)
@@ -179,7 +185,7 @@ class PCIDevice:
     def physfn(self) -> PCIDeviceAddress | None:
         """The PF of an SR-IOV virtual function."""
         text = self._record.physfn
-        return None if text is None else PCIDeviceAddress.parse(text)
+        return None if text is None else _parse_physfn(text)
 
     @property
     def is_virtual_function(self) -> bool:
@@ -415,13 +421,6 @@ class PCIDevice:
         """
         text = read_attribute(self.path("driver_override"))
         return None if text in (None, "", "(null)") else text
-
-
-_EMPTY_SLOTS: dict[str, Callable[[PCIDevice], Any]] = {
-    "_facts": lambda dev: {},
-    "_record": PCIDevice._read_record,
-    "address": PCIDevice._read_address,
-}
 
 
 def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | None:

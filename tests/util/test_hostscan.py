@@ -122,6 +122,18 @@ def test_device_says_what_the_record_says(crowd: HostRoot) -> None:
         dev.wings  # type: ignore[attr-defined]  # noqa: B018
 
 
+def test_record_is_the_same_however_it_is_asked_for(crowd: HostRoot) -> None:
+    """Records made one by one, by slices and all at once are the same."""
+    snapshot = pciscan.scan(crowd)
+    singles = [snapshot[index] for index in range(700)]
+    assert list(snapshot) == singles
+    assert singles[5:9] == pciscan.scan(crowd)[5:9]
+    assert singles[-1] == pciscan.scan(crowd)[-1]
+    assert singles == pciscan.scan(crowd)[:]
+    with pytest.raises(IndexError):
+        snapshot[700]
+
+
 def test_index_makes_the_objects_asked_for(crowd: HostRoot) -> None:
     """Asking a group makes the objects of its members and no others."""
     scan = Scan(crowd, pciscan.scan(crowd))
