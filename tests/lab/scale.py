@@ -38,13 +38,13 @@ class Host(NamedTuple):
 HOSTS = [
     Host(
         "10,000 functions in IOMMU groups of 248",
-        ("--functions", "10000", "--farm-shape", "conv", "--mem", "4096", "--sriov", "0"),
+        ("--functions", "10000", "--farm-shape", "conv", "--mem", "4096", "--modules", ""),
         True,
         0,
     ),
     Host(
         f"{CONTROLLERS * VFS:,} VFs of {CONTROLLERS} NVMe controllers, no IOMMU",
-        ("--sriov", "0", "--vfs", str(VFS), "--mem", "3072"),
+        ("--modules", "nvme", "--vfs", str(VFS), "--mem", "3072"),  # a PF's driver makes its VFs
         False,
         CONTROLLERS,
     ),
@@ -82,8 +82,8 @@ def run_host(host: Host, command: list[str]) -> dict[str, object]:
     Raises:
         RuntimeError: it did not come to an end.
     """
-    words = [*host.options, "--no-autoload", "--modules", "", "--timeout", "900", "--", *command]
-    options = boot.parse(words)
+    fixed = ("--sriov", "0", "--no-autoload", "--timeout", "900")
+    options = boot.parse([*host.options, *fixed, "--", *command])
     kernel = boot.kernel_of(options.kernel)
     modules = options.kernel / "lib/modules" / kernel.name.removeprefix("vmlinuz-")
     init = (boot.HERE / "l1/init").read_text()
