@@ -197,7 +197,9 @@ class StateDir:
 
     def remove(self, name: str) -> None:
         """
-        Remove a file, durably; nothing happens when it is not there.
+        Remove a file; nothing happens when it is not there.
+
+        It need not be durable: a file that comes back after a power loss is of an earlier boot.
 
         Raises:
             SysfsError: the directory refuses.
@@ -209,7 +211,7 @@ class StateDir:
             self.step("unlink", name)
             with tolerated(FileNotFoundError):
                 os.unlink(name, dir_fd=top)
-            self._flush(top, name)
+            self.step("done", name)
 
     def sweep(self, name: str) -> None:
         """

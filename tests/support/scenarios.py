@@ -59,7 +59,7 @@ class Scenario(NamedTuple):
     """
     One host, one domain, and what was done to the host before.
 
-    Hostdevs are "ADDRESS [yes|no] [unmanaged] [model=DRIVER]"; ``setup`` are raw writes below sys/bus/pci, "PATH=VALUE";
+    Hostdevs are "ADDRESS [yes|no] [unmanaged] [model=DRIVER]"; ``setup`` are raw writes, "PATH=VALUE" in sys/bus/pci;
     ``detached`` is "ADDRESS[ DRIVER]", given to nobody first. With ``loads`` a module stays that was not there. Without
     a guest (``is_nodedev``) the first hostdev's device is detached for nobody and given back.
     """

@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Each operation on the kernel and on the state refused with each errno: undone, or honestly not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+from crash import process
+from refusals import ERRNOS, check_refusal, refusals
+from scenarios import SCENARIOS, Scenario, Stage
+
+from pyhostdev import (
+    ConfigError,
+    DeviceInUseError,
+    DomainDef,
+    HostdevManager,
+    InDoubtError,
+    OperationError,
+    PCIDeviceAddress,
+    RefusedError,
+    SysfsError,
+)
+from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.testing.faults import Fail, Hang, Interfere, Vanish
+from pyhostdev.util.statedir import StateDir
+
+CARD = [PCIDeviceAddress(1, 9, 0, function) for function in range(4)]
+Managers = Callable[[FakeHost], HostdevManager]
+Domain = Callable[..., DomainDef]
+
+SAMPLE = [s for s in SCENARIOS if s.name in ("not-assigned-3", "mixed-managed", "module-to-load-1", "vf", "nodedev")]
+
+
+@pytest.mark.fault("F12", "F15", "F25", "F28")
+@pytest.mark.parametrize("scenario", SAMPLE, ids=lambda scenario: scenario.name)
+def test_every_refused_operation_is_undone_or_told(tmp_path: Path, scenario: Scenario) -> None:
+    """Each operation is refused once, the errnos in turn: all as before, or an error that says it is not."""
+    stage = Stage(scenario, tmp_path)
+    cases = list(zip(refusals(stage), cycle(ERRNOS), strict=False))
+    for case, errnum in cases[len(scenario.name) % 2 :: 2]:
+        check_refusal(stage, case, errnum)
+
+
+@pytest.mark.fault("F12")
+def test_both_errors_are_told_when_undoing_fails_too(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """A bind that fails and a way back that fails: one error has both, the record stays, recover finishes."""
+    before = bcm5719.snapshot()
+    manager = manager_for(bcm5719)
+    bcm5719.kernel.inject(3, Fail(errno.EBUSY))
+    bcm5719.kernel.inject(5, Fail(errno.EIO))
+    with pytest.raises(SysfsError, match=r"vfio-pci/bind.*could not be undone.*tg3/bind") as error:
+        manager.prepare(manager.host.plan(seed_domain))
+    assert (errno.EBUSY, False) == (error.value.errno, error.value.rolled_back)
+    assert [CARD[0]] == list(manager.journal.read()[0])
+    manager.recover(timeout_s=0)
+    assert before == bcm5719.snapshot()
+
+
+@pytest.mark.fault("F10")
+def test_missing_module_is_told_before_the_first_write(fakehost: Callable[[str], FakeHost]) -> None:
+    """Without vfio-pci, and no module that brings it, nodedev-detach writes nothing."""
+    fake = fakehost("driver igb 8086:1521\n0000:01:00.0 8086:1521 020000 driver=igb group=1\n")
+    victim = process(fake)
+    with pytest.raises(RefusedError) as error:
+        victim.manager.nodedev_detach(PCIDeviceAddress(0, 1, 0, 0))
+    assert (["vfio-missing"], 0) == ([f.reason for f in error.value.findings], victim.kernel.writes)
+
+
+@pytest.mark.fault("F11")
+def test_pf_with_vfs_is_told_before_the_first_write(fakehost: Callable[[str], FakeHost]) -> None:
+    """What vfio-pci refuses after the host driver is gone is refused here before."""
+    victim = process(fakehost("pf-multifunction"))
+    with pytest.raises(RefusedError) as error:
+        victim.manager.nodedev_detach(PCIDeviceAddress.parse("0000:06:12.0"))
+    assert (["pf-with-vfs"], 0) == ([f.reason for f in error.value.findings], victim.kernel.writes)
+
+
+@pytest.mark.fault("F9")
+@pytest.mark.parametrize("number", range(1, 13))
+def test_write_that_hangs_costs_its_device_only(
+    bcm5719: FakeHost, seed_domain: DomainDef, number: int
+) -> None:
+    """Whichever write of prepare hangs: the others go back at once, its device when the kernel has finished."""
+    before = bcm5719.snapshot()
+    stuck = process(bcm5719)
+    stuck.kernel.inject(number, Hang())
+    with pytest.raises(InDoubtError) as error:
+        stuck.manager.prepare(stuck.manager.host.plan(seed_domain))
+    hanging = CARD[(number - 1) // 3]
+    assert (hanging, False) == (error.value.address, error.value.rolled_back)
+    assert [hanging] == list(stuck.manager.journal.read()[0])
+    with pytest.raises(RefusedError) as refusal:
+        process(bcm5719).manager.prepare(stuck.manager.host.plan(seed_domain))
+    assert "in-doubt" in [finding.reason for finding in refusal.value.findings]
+    assert ["in-doubt"] == [item.outcome for item in process(bcm5719).manager.recover(timeout_s=0)]
+    bcm5719.kernel.complete()
+    assert ["restored"] == [item.outcome for item in process(bcm5719).manager.recover(timeout_s=0)]
+    assert before == bcm5719.snapshot()
+
+
+@pytest.mark.fault("F13")
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("number", range(1, 13))
+def test_device_that_vanishes_while_it_is_prepared(
+    bcm5719: FakeHost, seed_domain: DomainDef, number: int, opened: bool
+) -> None:
+    """Gone before or inside any write: the others are as they were and no record stays."""
+    victim = process(bcm5719)
+    gone = CARD[(number - 1) // 3]
+    others = [address for address in CARD if address != gone]
+    before = {address: victim.manager.host.pci_device(address).driver for address in others}  # type: ignore[union-attr]
+    victim.kernel.inject(number, Vanish(gone, opened=opened))
+    with pytest.raises((SysfsError, OperationError)) as error:
+        victim.manager.prepare(victim.manager.host.plan(seed_domain))
+    assert (True, ([], [], [])) == (error.value.rolled_back, victim.manager.status())
+    after = {address: victim.manager.host.pci_device(address).driver for address in others}  # type: ignore[union-attr]
+    assert before == after
+
+
+@pytest.mark.fault("F13")
+@pytest.mark.parametrize("number", range(1, 21))
+def test_device_that_vanishes_while_it_is_released(bcm5719: FakeHost, seed_domain: DomainDef, number: int) -> None:
+    """Gone before any write of release: the others go back, and nothing is left to do for the one that went."""
+    victim = process(bcm5719)
+    victim.manager.prepare(victim.manager.host.plan(seed_domain))
+    victim.kernel.inject(number, Vanish(CARD[2]))
+    assert CARD == victim.manager.release("vm1")
+    drivers = [victim.manager.host.pci_device(a).driver for a in CARD if a != CARD[2]]  # type: ignore[union-attr]
+    assert (["tg3"] * 3, ([], [], [])) == (drivers, victim.manager.status())
+
+
+def replug(fake: FakeHost, address: PCIDeviceAddress) -> None:
+    fake.kernel.vanish(address)
+    path = fake.root.join("sys/bus/pci/rescan")
+    fake.kernel.foreign().write(path, b"1", device=address)
+
+
+@pytest.mark.fault("F14")
+def test_device_plugged_in_again_is_another_one(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """What has taken a prepared device's address is not given back: its record goes, and it stays where it is."""
+    victim = process(bcm5719)
+    victim.manager.prepare(victim.manager.host.plan(seed_domain))
+    replug(bcm5719, CARD[1])
+    done = len(victim.kernel.trace)
+    victim.manager.release("vm1")
+    touched = {os.path.basename(os.path.dirname(e.path)) for e in victim.kernel.trace[done:]}
+    assert str(CARD[1]) not in {*touched, *(e.value.decode() for e in victim.kernel.trace[done:])}
+    assert ([], [], []) == victim.manager.status()
+
+
+@pytest.mark.fault("F14")
+def test_device_replaced_since_the_plan_is_refused(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """A plan is for the devices it has seen: another one at the same address is a finding."""
+    victim = process(bcm5719)
+    plan = victim.manager.host.plan(seed_domain)
+    replug(bcm5719, CARD[1])
+    with pytest.raises(RefusedError) as error:
+        victim.manager.prepare(plan)
+    assert [("changed-device", CARD[1])] == [(f.reason, f.address) for f in error.value.findings]
+    assert 0 == victim.kernel.writes
+
+
+@pytest.mark.fault("F16")
+@pytest.mark.parametrize("number", [2, 3, 4, 9])
+def test_foreign_write_between_two_of_ours_is_no_success(
+    bcm5719: FakeHost, seed_domain: DomainDef, number: int
+) -> None:
+    """Who changes an override while prepare is at work makes it fail, and all go back to their drivers."""
+    victim = process(bcm5719)
+    address = CARD[(number - 2) // 3]
+    override = f"{bcm5719.root.pci_device(address)}/driver_override"
+    victim.kernel.inject(number, Interfere(lambda other: other.write(override, b"pci-stub", device=address)))
+    with pytest.raises((OperationError, SysfsError)) as error:
+        victim.manager.prepare(victim.manager.host.plan(seed_domain))
+    assert error.value.rolled_back is True
+    drivers = [victim.manager.host.pci_device(address).driver for address in CARD]  # type: ignore[union-attr]
+    assert ["tg3"] * 4 == drivers
+
+
+@pytest.mark.fault("F16")
+def test_listed_device_taken_back_by_somebody_is_refused(bcm5719: FakeHost, domain: Domain) -> None:
+    """A device of the inactive list that has its host driver again is not given to a guest unmanaged."""
+    victim = process(bcm5719)
+    for address in CARD:
+        victim.manager.nodedev_detach(address)
+    foreign, path = bcm5719.kernel.foreign(), bcm5719.root.join("sys/bus/pci")
+    for name, value in ((f"devices/{CARD[0]}/driver_override", "tg3"), ("drivers/vfio-pci/unbind", str(CARD[0])),
+                        ("drivers/tg3/bind", str(CARD[0]))):
+        foreign.write(f"{path}/{name}", value.encode(), device=CARD[0])
+    with pytest.raises(RefusedError) as error:
+        victim.manager.prepare(victim.manager.host.plan(domain("vm1", f"{CARD[0]} unmanaged"), "off"))
+    assert "unmanaged-attached" in [finding.reason for finding in error.value.findings]
+
+
+@pytest.mark.fault("F17")
+def test_stub_unloaded_under_a_guest(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """A prepared device that has lost its stub goes back to its own driver when it is released."""
+    before = bcm5719.snapshot()
+    victim = process(bcm5719)
+    victim.manager.prepare(victim.manager.host.plan(seed_domain))
+    unbind = f"{bcm5719.root.pci_driver('vfio-pci')}/unbind"
+    bcm5719.kernel.foreign().write(unbind, str(CARD[3]).encode(), device=CARD[3])
+    victim.manager.release("vm1")
+    assert before == bcm5719.snapshot()
+
+
+@pytest.mark.fault("F18")
+def test_dynamic_id_steals_nothing(fakehost: Callable[[str], FakeHost], seed_domain: DomainDef) -> None:
+    """With the card's id among those of vfio-pci, release binds to the recorded driver and nothing else."""
+    fake = fakehost("bcm5719")
+    fake.kernel.foreign().write(f"{fake.root.pci_driver('vfio-pci')}/new_id", b"14e4 1657", device=CARD[0])
+    before = fake.snapshot()
+    victim = process(fake)
+    with victim.manager.prepared(victim.manager.host.plan(seed_domain)):
+        pass
+    assert before == fake.snapshot()
+
+
+@pytest.mark.fault("F19", "F40")
+def test_crashed_release_resets_before_it_is_finished(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """Recover wipes what a guest left before a device goes back, as release does."""
+    process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
+    last = process(bcm5719)
+    last.manager.recover(include_prepared=True, timeout_s=0)
+    names = [os.path.basename(entry.path) for entry in last.kernel.trace]
+    assert ["reset", "driver_override", "unbind", "bind", "driver_override"] * 4 == names
+
+
+@pytest.mark.fault("F19")
+def test_nodedev_reset_needs_a_reset_of_its_own(fakehost: Callable[[str], FakeHost]) -> None:
+    """A function that can be reset only with its neighbours is not; an active one neither."""
+    fake = fakehost("libvirt")
+    manager = process(fake).manager
+    single, dual = PCIDeviceAddress.parse("0000:00:01.0"), PCIDeviceAddress.parse("0005:90:01.0")
+    manager.nodedev_reset(single)
+    with pytest.raises(RefusedError, match="bridge"):
+        manager.nodedev_reset(PCIDeviceAddress.parse("0000:00:04.0"))
+    text = "0000:01:00.0 8086:1521 020000 driver=igb group=1 express=endpoint multifunction\n" \
+           "0000:01:00.1 8086:1521 020000 driver=igb group=1 express=endpoint multifunction\n"
+    bare = process(fakehost(f"driver igb 8086:1521\n{text}")).manager
+    with pytest.raises(OperationError, match="no reset"):
+        bare.nodedev_reset(PCIDeviceAddress(0, 1, 0, 0))
+    assert manager.host.pci_device(dual) is not None
+
+
+@pytest.mark.fault("F20")
+def test_device_that_answers_nothing_is_refused(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """Configuration space of all ones is a device that is missing, and the others are not touched."""
+    config = Path(bcm5719.root.pci_device(CARD[2]), "config")
+    config.write_bytes(b"\xff" * config.stat().st_size)
+    victim = process(bcm5719)
+    with pytest.raises(RefusedError) as error:
+        victim.manager.prepare(victim.manager.host.plan(seed_domain))
+    assert ("device-missing", CARD[2]) in [(f.reason, f.address) for f in error.value.findings]
+    assert 0 == victim.kernel.writes
+
+
+@pytest.mark.fault("F3")
+def test_release_while_somebody_has_the_group_open(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """QEMU that has not ended keeps its devices: release and recover --all name it and touch nothing."""
+    victim = process(bcm5719)
+    victim.manager.prepare(victim.manager.host.plan(seed_domain))
+    before, writes = bcm5719.snapshot(), victim.kernel.writes
+    with bcm5719.kernel.open_group(14):
+        with pytest.raises(DeviceInUseError, match="held open"):
+            victim.manager.release("vm1")
+        kept = victim.manager.recover(include_prepared=True, timeout_s=0)
+        assert ["kept"] * 4 == [item.outcome for item in kept]
+    assert (before, writes) == (bcm5719.snapshot(), victim.kernel.writes)
+
+
+@pytest.mark.fault("F5")
+def test_reboot_leaves_nothing_to_replay(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """Records that outlive a boot, on a disk say, are reported as expired and nothing is written for them."""
+    process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
+    kept = {path.name: path.read_bytes() for path in Path(bcm5719.root.state_dir).iterdir()}
+    bcm5719.reboot()
+    os.makedirs(bcm5719.root.state_dir, mode=0o700)
+    for name, data in kept.items():
+        Path(bcm5719.root.state_dir, name).write_bytes(data)
+    before, later = bcm5719.snapshot(), process(bcm5719)
+    assert ["expired"] * 4 == [item.outcome for item in later.manager.recover(include_prepared=True, timeout_s=0)]
+    assert (before, 0) == (bcm5719.snapshot(), later.kernel.writes)
+
+
+@pytest.mark.fault("F5")
+def test_journal_younger_than_the_bindings_is_told(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """With the records gone, as in a container's own /run, recover names what nobody knows the origin of."""
+    process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
+    for path in Path(bcm5719.root.state_dir).iterdir():
+        path.unlink()
+    later = process(bcm5719)
+    found = later.manager.recover(include_prepared=True, timeout_s=0)
+    assert [(str(address), "unrecorded") for address in CARD] == [(item.what, item.outcome) for item in found]
+    assert 0 == later.kernel.writes
+
+
+@pytest.mark.fault("F7")
+def test_deadlines_do_not_look_at_the_clock_of_the_wall() -> None:
+    """No module asks what time it is: only clocks that nobody can set are read."""
+    package = Path(__file__).parents[2] / "pyhostdev"
+    users = [str(path) for path in package.rglob("*.py") if "time.time(" in path.read_text()]
+    assert [] == users
+
+
+@pytest.mark.fault("F8")
+def test_manager_refuses_after_a_fork(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """The child of a fork cannot change anything with its parent's manager, and the parent still can."""
+    manager = process(bcm5719).manager
+    plan = manager.host.plan(seed_domain)
+    child = os.fork()
+    if child == 0:
+        try:
+            manager.prepare(plan)
+        except ConfigError:
+            os._exit(17)
+        os._exit(1)
+    assert 17 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    manager.prepare(plan)
+    manager.release("vm1")
+
+
+@pytest.mark.fault("F8")
+def test_locks_do_not_leak_into_programs(bcm5719: FakeHost) -> None:
+    """Nothing that a manager holds open is there in a program it starts."""
+    manager = process(bcm5719).manager
+    with manager.locked(CARD, "vm1"):
+        code = "import os; print([os.readlink(f'/proc/self/fd/{f}') for f in os.listdir('/proc/self/fd') if f > '2'])"
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, capture_output=True, text=True, close_fds=False, check=True)
+    assert "pyhostdev" not in done.stdout
+
+
+@pytest.mark.fault("F25")
+def test_record_that_cannot_be_read_now_is_no_bad_record(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """Out of descriptors is an error to come back from: nothing is set aside, and nothing forgotten."""
+    process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
+    opens = 3  # the directory, its list, the first record
+    with pytest.raises(SysfsError) as error:
+        process(bcm5719, dies_at_state=opens, errnum=errno.EMFILE).manager.recover(timeout_s=0)
+    assert errno.EMFILE == error.value.errno
+    assert 4 == len(process(bcm5719).manager.status().active)
+
+
+@pytest.mark.fault("F25")
+def test_full_disk_does_not_keep_a_device_from_its_driver(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """Release goes on where no record can be written any more: records are removed, which needs no room."""
+    before = bcm5719.snapshot()
+    process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
+
+    class FullDir(StateDir):
+        def step(self, operation: str, name: str) -> None:
+            if operation == "write":
+                raise OSError(errno.ENOSPC, "full")
+
+    victim = process(bcm5719)
+    victim.manager.journal.state = FullDir(bcm5719.root.state_dir)
+    victim.manager.release("vm1")
+    assert (before, ([], [], [])) == (bcm5719.snapshot(), victim.manager.status())
+
+
+@pytest.mark.fault("F26")
+def test_what_a_killed_writer_leaves_is_swept(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """Temporary files of a process that died while it wrote a record go with the device's recovery."""
+    whole = process(bcm5719)
+    whole.manager.prepare(whole.manager.host.plan(seed_domain))
+    left = Path(bcm5719.root.state_dir, f".{CARD[0]}.json.0123456789abcdef")
+    left.write_bytes(b"{")
+    whole.manager.recover(include_prepared=True, timeout_s=0)
+    assert not left.exists()
+
+
+@pytest.mark.fault("F25")
+def test_state_directory_removed_under_a_manager(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """A manager that lives on after somebody removed its directory makes a new one."""
+    manager = process(bcm5719).manager
+    for _ in range(2):
+        manager.prepare(manager.host.plan(seed_domain))
+        manager.release("vm1")
+        for path in Path(bcm5719.root.state_dir).iterdir():
+            path.unlink()
+        os.rmdir(bcm5719.root.state_dir)
+    assert ([], [], []) == manager.status()
+
+
+def test_looking_keeps_no_descriptor(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """Plans and lists, made again and again, leave no more open than the first did."""
+    manager = process(bcm5719).manager
+    manager.prepare(manager.host.plan(seed_domain))
+    manager.status()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        manager.host.plan(seed_domain)
+        manager.status()
+    assert before == len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.fault("F4")
+def test_update_active_after_a_restart(bcm5719: FakeHost, seed_domain: DomainDef, domain: Domain) -> None:
+    """What a running domain has gets on the list without a write; others' devices do not, and none is no operation."""
+    prepared = process(bcm5719)
+    prepared.manager.prepare(prepared.manager.host.plan(seed_domain))
+    for path in Path(bcm5719.root.state_dir).iterdir():
+        path.unlink()
+    later = process(bcm5719)
+    later.manager.update_active_pci_devices("qemu", "vm1", [])
+    assert 0 == len(later.manager.status().active)
+    later.manager.update_active_pci_devices("qemu", "vm1", seed_domain.pci_hostdevs())
+    later.manager.update_active_pci_devices("qemu", "vm1", seed_domain.pci_hostdevs())
+    assert [(address, "vm1") for address in CARD] == later.manager.status().active
+    with pytest.raises(DeviceInUseError, match="'vm1'"):
+        later.manager.update_active_pci_devices("qemu", "vm2", seed_domain.pci_hostdevs())
+    assert 0 == later.kernel.writes
+
+
+@pytest.mark.fault("F4")
+def test_lists_are_the_same_after_a_restart(bcm5719: FakeHost, domain: Domain) -> None:
+    """Active and inactive, managed or not, survive the program that made them."""
+    first = process(bcm5719).manager
+    for address in CARD[:3]:
+        first.nodedev_detach(address)
+    first.prepare(first.host.plan(domain("vm1", str(CARD[0]), f"{CARD[1]} unmanaged", str(CARD[3])), "off"))
+    assert first.status() == process(bcm5719).manager.status()
+    assert ([(CARD[0], "vm1"), (CARD[1], "vm1"), (CARD[3], "vm1")], [CARD[2]], []) == first.status()

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Operations that are refused once: every write to the kernel and every operation on the state, with an errno."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from crash import process, recovered
+from scenarios import Case, Stage
+
+from pyhostdev.errors import HostdevError
+from pyhostdev.testing.faults import Fail
+
+ERRNOS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENODEV, errno.EBUSY, errno.EINVAL,
+    errno.EAGAIN, errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.EINTR,
+)  # fmt: skip
+
+
+def refusals(stage: Stage) -> Iterator[Case]:
+    """Yield each operation of prepare and of release that can be refused."""
+    for phase, whole in (("prepare", stage.preparing), ("release", stage.releasing)):
+        for number in range(1, whole.kernel.writes + 1):
+            yield Case(phase, {"write": number})
+        for number, name in enumerate(whole.state.names_of_steps, start=1):
+            if name != "done":  # nothing is done there that could be refused
+                yield Case(phase, {"state": number})
+
+
+def check_refusal(stage: Stage, case: Case, errnum: int) -> None:
+    """
+    Refuse one operation, see that the error tells the truth, and that recover ends what is not ended; then rewind.
+
+    No error, and all is as without the refusal; one of ours that was undone, or that came before anything was done, and
+    all is as before; one that says it was not undone, and a record is left. No other kind of exception.
+    """
+    action = stage.action(case.phase)
+    start = [stage.prepared] if case.phase == "release" else stage.before
+    end = stage.after if case.phase == "release" else stage.prepared
+    victim = process(stage.fake, dies_at_state=int(str(case.fault.get("state", 0))), errnum=errnum)
+    if "write" in case.fault:
+        victim.kernel.inject(int(str(case.fault["write"])), Fail(errnum))
+    try:
+        action(victim.manager)
+    except HostdevError as err:
+        if err.rolled_back is False:
+            assert victim.manager.journal.read()[0], (case, errnum)
+        else:
+            assert stage.look() in start, (case, errnum, str(err))
+    else:
+        assert end == stage.look(), (case, errnum)
+    recovered(stage.fake)
+    _check_end(stage, case, errnum)
+
+
+def _check_end(stage: Stage, case: Case, errnum: int) -> None:
+    if stage.look() == stage.prepared:
+        stage.scenario.release(process(stage.fake).manager)
+        assert stage.after == stage.look(), (case, errnum)
+    else:
+        assert stage.look() in (*stage.before, stage.after), (case, errnum)
+    stage.rewind()
