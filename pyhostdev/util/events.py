@@ -148,7 +148,8 @@ class PCIMonitor:
         """
         Take in what the kernel has said, and return it; where events were lost everything is read again.
 
-        What could not be read stays to be read at the next call.
+        Nothing returned means that nothing was heard, unless ``rescans`` counts one more. What could not be read
+        stays to be read at the next call.
 
         Args:
             timeout_s: how long to wait for the first event.
@@ -175,8 +176,8 @@ class PCIMonitor:
         """
         Yield the VFs of PFs that changed.
 
-        A VF's ``add`` comes before its ``physfn`` link, and where it gets no driver nothing follows but the PF's
-        ``change``.
+        A VF's ``add`` comes before its ``physfn`` link. Where it gets no driver nothing follows but ``change``: the
+        PF's at the end, and the VF's own where the kernel sends one [measured on 6.1].
 
         Source: pci_iov_add_virtfn, sriov_enable (drivers/pci/iov.c)
         """
