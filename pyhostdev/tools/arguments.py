@@ -130,6 +130,22 @@ def definition_of(args: argparse.Namespace) -> DomainDef:
     return DomainDef.parse(read_file(args.file))
 
 
+def domain_name_of(args: argparse.Namespace) -> str:
+    """
+    Return the name of the domain in FILE.
+
+    Raises:
+        ConfigError: FILE cannot be read, is no domain, or has no name.
+    """
+    from pyhostdev.util.virxml import parse_document
+
+    root = parse_document(read_file(args.file))
+    name = root.findtext("name") if root.tag == "domain" else None
+    if not name:
+        raise ConfigError(f"'{args.file}' is no domain with a name")
+    return name
+
+
 def add_keep_together(parser: argparse.ArgumentParser) -> None:
     """--keep-together."""
     parser.add_argument(

@@ -16,7 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Give back what the domain of this name has."""
-    definition = arguments.definition_of(args)
-    arguments.manager_of(args).release(definition.name)
+    """Give back what the domain of this name has; the rest of FILE may have changed since, and is not asked."""
+    arguments.manager_of(args).release(arguments.domain_name_of(args))
     return 0
