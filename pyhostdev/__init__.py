@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host, is_pci_multifunction_device, scan
     from pyhostdev.hypervisor.hostdev_plan import Finding, Plan, Step
     from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.util.events import PCIMonitor
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -56,6 +57,7 @@ __all__ = [
     "OperationError",
     "PCIDevice",
     "PCIDeviceAddress",
+    "PCIMonitor",
     "Plan",
     "RefusedError",
     "Scan",
@@ -76,6 +78,7 @@ _HOMES = {
     "HostdevManager": "hypervisor.virhostdev",
     "PCIDevice": "util.virpci",
     "PCIDeviceAddress": "util.pciaddress",
+    "PCIMonitor": "util.events",
     "Plan": "hypervisor.hostdev_plan",
     "Scan": "util.hostscan",
     "Step": "hypervisor.hostdev_plan",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
@@ -120,9 +120,13 @@ class PCIMonitor:
         self.rescans = 0
         self._dirty: set[PCIDeviceAddress] = set()
         self._is_stale = False
-        # The source listens already: what happens during the scan is read again afterwards.
-        self.functions = LiveScan(root, pciscan.scan(root))
-        self._reader = pciscan.FunctionReader(root)
+        with ExitStack() as undo:
+            undo.callback(self.source.close)
+            self._reader = pciscan.FunctionReader(root)
+            undo.callback(self._reader.close)
+            # The source listens already: what happens during the scan is read again afterwards.
+            self.functions = LiveScan(root, pciscan.scan(root))
+            undo.pop_all()
 
     def __enter__(self) -> PCIMonitor:
         return self

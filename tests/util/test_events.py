@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,7 +126,7 @@ ACTIONS: dict[str, Callable[[FakeHost, PCIDeviceAddress], None]] = {
 WHERE = [PF, *CARD, PCIDeviceAddress.parse("0000:03:10.0"), PCIDeviceAddress.parse("0000:03:10.2")]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     steps=st.lists(st.tuples(st.sampled_from(sorted(ACTIONS)), st.sampled_from(WHERE)), max_size=14),
     limit=st.sampled_from([2, 10000]),
@@ -329,6 +330,18 @@ def test_directory_needs_a_source(fake: FakeHost) -> None:
     """Nobody sends events for a directory, and that is said at once."""
     with pytest.raises(ConfigError, match="Nobody sends events"):
         PCIMonitor(fake.root)
+
+
+def test_monitor_leaks_no_descriptor(fake: FakeHost, tmp_path: Path) -> None:
+    """Whether it comes to be or not, a monitor leaves no descriptor behind."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    with monitor_of(fake) as monitor:
+        bind(fake.kernel, "igb", "unbind", CARD[0])
+        monitor.poll()
+    kernel = SimulatedKernel(HostRoot(tmp_path / "empty"))
+    with pytest.raises(SysfsError):
+        PCIMonitor(kernel.root, SimulatedEvents(kernel))
+    assert before == sorted(os.listdir("/proc/self/fd"))
 
 
 def test_live_host_is_followed() -> None:
