@@ -190,6 +190,7 @@ def peer_works(root: HostRoot, floor: Floor) -> dict[str, Work]:
     return {
         "pyhostdev, all objects": lambda: objects_and_groups(root),
         "bare system calls (f4)": lambda: floor.f4(root.pci_bus),
+        "plain Python, same algorithm": lambda: peers.SameAlgorithm(root.join("sys")).run(),
         "plain Python": lambda: peers.plain_python(root.join("sys")),
         **lspci_work(root, "-nk"),
     }

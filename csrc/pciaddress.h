@@ -21,7 +21,13 @@ static inline int phd_hex_digit(char c)
 /* As phd_hex_digit, but capitals are no digits: the kernel writes none into an address. */
 static inline int phd_lower_digit(char c)
 {
-	return c >= 'A' && c <= 'F' ? -1 : phd_hex_digit(c);
+	static const signed char plus_one[256] = {
+		['0'] = 1,  ['1'] = 2,	['2'] = 3,  ['3'] = 4,	['4'] = 5,  ['5'] = 6,
+		['6'] = 7,  ['7'] = 8,	['8'] = 9,  ['9'] = 10, ['a'] = 11, ['b'] = 12,
+		['c'] = 13, ['d'] = 14, ['e'] = 15, ['f'] = 16,
+	};
+
+	return plus_one[(unsigned char)c] - 1;
 }
 
 /* Four to eight digits; the kernel pads to four and no further.  Returns what follows, or NULL. */

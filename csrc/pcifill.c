@@ -18,25 +18,12 @@
 
 #define BRIDGE_BASE_CLASS 0x06 /* PCI Code and ID Assignment 1.7; has no SR-IOV capability */
 
-/* Drivers list their functions as they were bound, so the next is often beside the last. */
-static struct phd_record *find_near(struct phd_scan *scan, uint64_t key)
+/*
+ * The first index from which on keys are not below this one, looked for between two that are known
+ * to have it between them.
+ */
+static size_t bisect(const struct phd_scan *scan, uint64_t key, size_t low, size_t high)
 {
-	size_t last = scan->last_found;
-
-	if (last + 1 < scan->count && scan->records[last + 1].key == key)
-		return &scan->records[++scan->last_found];
-	if (last > 0 && scan->records[last - 1].key == key)
-		return &scan->records[--scan->last_found];
-	return NULL;
-}
-
-struct phd_record *phd_find(struct phd_scan *scan, uint64_t key)
-{
-	struct phd_record *near = find_near(scan, key);
-	size_t low = 0, high = scan->count;
-
-	if (near)
-		return near;
 	while (low < high) {
 		size_t middle = low + (high - low) / 2;
 
@@ -45,7 +32,21 @@ struct phd_record *phd_find(struct phd_scan *scan, uint64_t key)
 		else
 			high = middle;
 	}
-	scan->last_found = low;
+	return low;
+}
+
+/* Drivers list their functions more or less in order, so the next one is near the last. */
+struct phd_record *phd_find(struct phd_scan *scan, uint64_t key)
+{
+	size_t low = scan->last_found, high = low, reach = 1;
+
+	if (low < scan->count && scan->records[low].key < key)
+		for (; high < scan->count && scan->records[high].key < key; reach *= 2)
+			high = high + reach < scan->count ? high + reach : scan->count;
+	else
+		for (; low > 0 && scan->records[low - 1].key >= key; reach *= 2)
+			low = low > reach ? low - reach : 0;
+	low = scan->last_found = bisect(scan, key, low, high);
 	return low < scan->count && scan->records[low].key == key ? &scan->records[low] : NULL;
 }
 
