@@ -50,7 +50,6 @@ class HostFunctions(Sequence[PCIDevice]):
 
     def __init__(self, root: HostRoot) -> None:
         self.root = root
-        self._ari_buses: dict[tuple[int, int], bool] = {}
 
     # Indexes
 
@@ -124,13 +123,10 @@ class HostFunctions(Sequence[PCIDevice]):
 
     def _is_ari(self, dev: PCIDevice) -> bool:
         """Ask one function of each bus, and none where slots and devices are the same anyway."""
-        bus = dev.address[:2]
-        peers = self.buses[bus]
+        peers = self.buses[dev.address[:2]]
         if len(peers) == 1 or peers[-1].address.slot == 0:
             return False
-        if bus not in self._ari_buses:
-            self._ari_buses[bus] = peers[0].is_ari
-        return self._ari_buses[bus]
+        return peers[0].is_ari  # who has read it once knows it
 
     def path_to_root_port(self, dev: PCIDevice) -> list[PCIDevice]:
         """

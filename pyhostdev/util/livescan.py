@@ -120,7 +120,6 @@ class LiveScan(HostFunctions):
         self._order = list(snapshot.column("key"))
         self._devices = dict(zip(self._order, Scan(self.root, snapshot), strict=True))
         self._indexes.clear()
-        self._ari_buses.clear()
 
     def update(
         self, addresses: Iterable[PCIDeviceAddress], snapshot: pciscan.Snapshot
@@ -139,7 +138,6 @@ class LiveScan(HostFunctions):
             index = found.get(number)
             dev = None if index is None else PCIDevice(self.root, snapshot, index)
             self._change(number, self._devices.get(number), dev)
-            self._ari_buses.pop(address[:2], None)
 
     def _change(self, number: int, before: PCIDevice | None, after: PCIDevice | None) -> None:
         if before is None and after is not None:
