@@ -120,7 +120,7 @@ def main() -> int:
         print(f"scale: {host.title}", flush=True)
         facts = run_host(host, command)
         count = f"{facts['functions']:,} functions, {facts['vfs']:,} VFs, {facts['groups']:,} IOMMU groups"
-        found.append({"title": f"{host.title} ({count})", "us": facts["us"]})
+        found.append({"title": f"{host.title} ({count})", "times": facts["times"]})
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 
