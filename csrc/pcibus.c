@@ -75,8 +75,8 @@ static void look_ahead(struct phd_scan *scan)
 		next->length = 0;
 	}
 	scan->directory_end = end;
-	scan->is_closed = is_bridge(here) &&
-			  (end == scan->count || (next->length && !is_below(next, here)));
+	scan->is_closed =
+		is_bridge(here) && (end == scan->count || (next->length && !is_below(next, here)));
 }
 
 /*

@@ -238,9 +238,8 @@ static void prepare(struct phd_scan *scan, const uint64_t *keys)
 {
 	struct statfs status;
 
-	scan->is_linked =
-		scan->tuning->linked ||
-		(fstatfs(scan->devices_fd, &status) == 0 && status.f_type == PHD_SYSFS_MAGIC);
+	scan->is_linked = scan->tuning->linked || (fstatfs(scan->devices_fd, &status) == 0 &&
+						   status.f_type == PHD_SYSFS_MAGIC);
 	scan->bus = PHD_NONE64;
 	scan->doubtful_domain = PHD_NONE64;
 	scan->pending_first = PHD_NONE64;

@@ -67,7 +67,12 @@ struct phd_summary {
 int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_lent *lent,
 	     size_t *count, struct phd_error *err);
 
-/* Fill one record for each key; those that went away meanwhile are left out. */
+/*
+ * Fill one record for each key; those that went away meanwhile are left out.
+ *
+ * The keys are all that phd_list gave, or tuning->crowd is above count: what a crowd shares is told
+ * from who else is there.
+ */
 int phd_fill(int bus_fd, const struct phd_tuning *tuning, const uint64_t *keys, size_t count,
 	     struct phd_record *records, const struct phd_lent *lent, struct phd_summary *summary,
 	     struct phd_error *err);

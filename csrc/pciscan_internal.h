@@ -45,7 +45,7 @@ struct phd_scan {
 	struct phd_directory directories[2]; /* the current function's, and the next one */
 	int here;			     /* which of them is which */
 	size_t directory_end;		     /* where the current directory's functions end */
-	bool is_closed; /* and none that comes later can be a VF of theirs */
+	bool is_closed;			     /* and none that comes later can be a VF of theirs */
 	bool is_crowd;
 	bool is_linked; /* between devices and drivers both ways, as the kernel's own tree is */
 	bool are_drivers_known; /* found by listing the drivers */

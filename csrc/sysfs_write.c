@@ -61,7 +61,8 @@ static PHD_BARE void close_each(unsigned int first, unsigned int last)
 	struct rlimit64 limit;
 	unsigned int end = MANY_DESCRIPTORS;
 
-	if (phd_rawcall(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, (long)&limit) == 0 && limit.rlim_max < end)
+	if (phd_rawcall(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, (long)&limit) == 0 &&
+	    limit.rlim_max < end)
 		end = (unsigned int)limit.rlim_max;
 	for (unsigned int fd = first; fd <= last && fd < end; fd++)
 		phd_rawcall(SYS_close, (long)fd, 0, 0, 0);
@@ -104,7 +105,7 @@ static PHD_BARE void begin(struct block *block, enum phd_write_stage stage)
 static PHD_BARE long take_lock(const struct block *block)
 {
 	long fd = phd_rawcall(SYS_openat, block->lock_dir_fd, (long)block->lock_name,
-		       O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+			      O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 
 	return fd < 0 ? fd : phd_rawcall(SYS_flock, fd, LOCK_EX | LOCK_NB, 0, 0);
 }
