@@ -9,6 +9,7 @@ killed like any process.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import select
@@ -42,6 +43,9 @@ SPLIT = "".join(
 )
 HOME = dict.fromkeys(NIC, (NIC_DRIVER, UNSET))
 TAKEN = dict.fromkeys(NIC, (VFIO, VFIO))
+
+
+logging.getLogger("pyhostdev").addHandler(logging.NullHandler())  # what failed on purpose needs no line
 
 
 def rounds(short: int, soak: int) -> int:
