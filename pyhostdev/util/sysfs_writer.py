@@ -125,8 +125,9 @@ class ForkedWriter:
 
     Safe in a process with threads: the helper makes system calls only, has its own session,
     inherits no descriptor but two directories, and sends no SIGCHLD. It is never signalled; one
-    that outlives its deadline is reaped by a later call. Several processes may have a writer on one
-    ``inflight_dir``.
+    that outlives its deadline is reaped by a later call. It runs in the importing process' memory,
+    which costs the same at any size, and which stays in use until the last write has come back, even
+    when the importer is killed. Several processes may have a writer on one ``inflight_dir``.
     """
 
     def __init__(
