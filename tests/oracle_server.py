@@ -23,6 +23,7 @@ from pyhostdev import DomainDef, Host, HostdevManager, HostRoot, PCIDeviceAddres
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, HostdevError
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
+from pyhostdev.qemu.qemu_driver import refuse_missing_storage
 
 NO_TAP = 3  # compare.py does not look at a tap's descriptor
 GIVEN_BACK = ""
@@ -147,7 +148,10 @@ class Server:
             defined = self.define(dom)
             self.argv(defined)
             self._pass_over_missing(defined)
-            with manager.prepared(manager.host.plan(defined, "off")):
+            plan = manager.host.plan(defined, "off")
+            if plan.ok:
+                refuse_missing_storage(defined, manager.host)
+            with manager.prepared(plan):
                 return None
         except HostdevError as err:
             return err

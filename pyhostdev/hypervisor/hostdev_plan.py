@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pyhostdev.errors import ConfigUnsupportedError
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
 
@@ -103,9 +103,13 @@ class Request(NamedTuple):
             )
         guest = hostdev.info.pci
         dev = host.pci_device(source)
-        if hostdev.parent_net is not None and (dev is None or not dev.is_virtual_function):
+        net = hostdev.parent_net
+        if net is not None and (dev is None or not dev.is_virtual_function):
             raise ConfigUnsupportedError(
-                f"Device {source} is no virtual function, and an <interface type='hostdev'> needs one", address=source
+                f"Device {source} is no virtual function, and an <interface type='hostdev'> needs one",
+                address=source,
+                # libvirt asks for the port's network interface first, and finds none
+                libvirt_code=VIR_ERR_INTERNAL_ERROR if net.virtualport is not None else None,
             )
         return cls(
             address=source,

@@ -82,18 +82,22 @@ def refuse_missing(dom: DomainDef, host: Host) -> None:
         raise RefusedError(findings)
 
 
-def refuse_missing_storage(dom: DomainDef) -> None:
+def refuse_missing_storage(dom: DomainDef, host: Host) -> None:
     """
     Refuse disks whose file or block device is not there, before QEMU finds out.
+
+    A directory in the place of ``/`` has the host's devices; files it need not have.
 
     Raises:
         SysfsError: naming the first of them (ENOENT).
     """
     for disk in dom.disks:
-        if disk.source is None or disk.type not in ("file", "block"):
-            continue
-        path = disk.source.file if disk.type == "file" else disk.source.dev
-        if path is not None and not os.path.exists(path):
+        path = None
+        if disk.source is not None and disk.type == "block":
+            path = disk.source.dev
+        elif disk.source is not None and disk.type == "file" and host.root.is_live:
+            path = disk.source.file
+        if path is not None and not os.path.exists(host.root.join(path.lstrip("/"))):
             raise SysfsError(errno.ENOENT, path, f"find what is behind disk '{disk.target}'")
 
 
@@ -104,12 +108,10 @@ class Guest:
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
         RefusedError: a host device is missing.
-        SysfsError: what is behind a disk is missing.
     """
 
     def __init__(self, dom: DomainDef, host: Host, *, keep_together: bool = False) -> None:
         refuse_missing(dom, host)
-        refuse_missing_storage(dom)
         dom.validate(host)
         self.host = host
         self.capabilities = capabilities_of(dom)
@@ -134,12 +136,14 @@ class Guest:
 
         Raises:
             RefusedError: the plan does not hold any more; nothing was touched.
-            OperationError, SysfsError: a device could not be detached or given back, or QEMU did not start.
+            OperationError, SysfsError: a disk is missing, a device could not be detached or given back, or QEMU did
+                not start.
 
         Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
         """
         from pyhostdev.qemu.qemu_process import run_guest
 
+        refuse_missing_storage(self.definition, self.host)
         paths = DomainPaths.of(self.host.state_dir, self.definition.name, self.domain_id)
         with manager.prepared(plan):
             return run_guest(

@@ -46,13 +46,14 @@ def test_missing_devices_are_refused_all_at_once(host: Host, domain: Domain) -> 
 def test_missing_storage_is_refused_before_a_device_is_touched(
     bcm5719: FakeHost, host: Host, seed_domain: DomainDef
 ) -> None:
-    """A disk whose file is not there stops the start as in libvirt, with its number."""
+    """A disk whose volume is not there stops the start as in libvirt, with its number."""
     text = seed_domain.format().replace(
-        "<devices>", "<devices><disk><source file='/nonexistent/a.img'/><target dev='vda' bus='virtio'/></disk>"
+        "<devices>", "<devices><disk type='block'><source dev='/dev/vg/a'/><target dev='vda' bus='virtio'/></disk>"
     )
     before = bcm5719.snapshot()
+    guest = qemu_driver.Guest(DomainDef.parse(text), host)
     with pytest.raises(SysfsError, match="vda") as error:
-        qemu_driver.Guest(DomainDef.parse(text), host)
+        guest.run(HostdevManager(host), host.plan(guest.definition))
     assert (38, errno.ENOENT) == (error.value.libvirt_code, error.value.errno)
     assert before == bcm5719.snapshot()
 
