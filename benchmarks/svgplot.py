@@ -11,6 +11,7 @@ Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 720, 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 190, 40, 60
+_LINE_HEIGHT = 15
 _COLOURS = ("#1b6ca8", "#7a7a7a", "#c8553d", "#588157", "#8e6c8a", "#b08900")
 
 
@@ -49,13 +50,23 @@ def _grid(x: _Scale, y: _Scale) -> list[str]:
     return parts
 
 
-def _series(name: str, points: Points, colour: str, x: _Scale, y: _Scale) -> list[str]:
+def _label_heights(lines: Mapping[str, Points], y: _Scale) -> dict[str, float]:
+    """Return where the lines' names go: at their ends, but not upon each other."""
+    heights: dict[str, float] = {}
+    lowest = -math.inf
+    for name in sorted(lines, key=lambda name: -lines[name][-1][1]):
+        lowest = heights[name] = max(y(lines[name][-1][1]) + 4, lowest + _LINE_HEIGHT)
+    return heights
+
+
+def _series(
+    name: str, points: Points, colour: str, height: float, x: _Scale, y: _Scale
+) -> list[str]:
     places = [(x(a), y(b)) for a, b in points]
     path = " ".join(f"{a},{b}" for a, b in places)
     dots = [f'<circle cx="{a}" cy="{b}" r="3" fill="{colour}"/>' for a, b in places]
     line = f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
-    right, height = places[-1]
-    return [line, *dots, _text(right + 8, height + 4, name, "start", f' fill="{colour}"')]
+    return [line, *dots, _text(places[-1][0] + 8, height, name, "start", f' fill="{colour}"')]
 
 
 def draw(title: str, x_label: str, y_label: str, lines: Mapping[str, Points]) -> str:
@@ -72,6 +83,7 @@ def draw(title: str, x_label: str, y_label: str, lines: Mapping[str, Points]) ->
         _text((x.begin + x.end) / 2, _HEIGHT - 18, x_label),
         _text(18, _HEIGHT / 2, y_label, more=f' transform="rotate(-90 18 {_HEIGHT / 2})"'),
     ]
+    heights = _label_heights(lines, y)
     for (name, points), colour in zip(lines.items(), _COLOURS, strict=False):
-        parts += _series(name, points, colour, x, y)
+        parts += _series(name, points, colour, heights[name], x, y)
     return "\n".join([*parts, "</svg>", ""])
