@@ -38,6 +38,7 @@ class Host(NamedTuple):
 HOSTS = [
     Host("one IOMMU group and an NVMe controller with VFs", ("--nic", "onegroup", "--vfs", "4"), "onegroup.py", 600),
     Host("a bridge in the group", ("--nic", "bridge"), "bridge.py", 120),
+    Host("kernel events", ("--nic", "onegroup", "--vfs", "4"), "events.py", 120),
     Host("crashes, races and foreign hands", ("--nic", "onegroup", "--vfs", "4"), "soak.py", 400),
 ]
 SOAK_HOSTS = [HOSTS[-1]._replace(timeout_s=3600)]
