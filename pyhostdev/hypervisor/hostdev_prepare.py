@@ -59,7 +59,7 @@ def execute(
             if step.action not in AFTERWARDS:
                 interrupted()
                 _perform(manager, step, intents)
-        _verify_detached(manager, plan, intents)
+        _verify_all(manager, plan, intents)
         for record, _ in intents.values():
             manager.journal.write(record._replace(state=PREPARED))
 
@@ -137,10 +137,18 @@ def _perform(manager: HostdevManager, step: Step, intents: Mapping[PCIDeviceAddr
         manager.restorer.mover.detach(step.address, record.listed_as or record.original, record.target)
 
 
-def _verify_detached(
-    manager: HostdevManager, plan: Plan, intents: Mapping[PCIDeviceAddress, Intent]
-) -> None:
-    """Look at all devices once more: somebody may have had his hands on the first while we moved the last."""
-    for address in _moving(plan):
-        record = intents[address].record
-        manager.restorer.mover.verify(address, record.original, driver=record.target, override=record.target)
+def _verify_all(manager: HostdevManager, plan: Plan, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
+    """
+    Look at all devices once more: somebody may have had his hands on the first while we moved the last.
+
+    One that was to stay where it was must be where the plan saw it.
+    """
+    moving = _moving(plan)
+    for request in plan.requests:
+        record = intents[request.address].record
+        before = record.listed_as or record.original
+        driver = override = record.target
+        if request.address not in moving:
+            assert request.dev is not None
+            driver, override = request.dev.driver, before.override
+        manager.restorer.mover.verify(request.address, before, driver=driver, override=override)

@@ -23,6 +23,7 @@ from pyhostdev import (
 )
 from pyhostdev.testing.fakehost import HOSTS, FakeHost
 from pyhostdev.testing.faults import Fail, Hang, Interfere
+from pyhostdev.util.pcidriver import DriverMover, read_binding
 
 CARD = [PCIDeviceAddress(1, 9, 0, function) for function in range(4)]
 Managers = Callable[[FakeHost], HostdevManager]
@@ -319,6 +320,21 @@ def test_foreign_hand_on_a_device_already_moved_is_no_success(
         prepare(manager_for(bcm5719), seed_domain)
     assert error.value.rolled_back
     assert before == bcm5719.snapshot()
+
+
+def test_foreign_hand_on_a_device_that_was_to_stay_is_no_success(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """A device that was with vfio-pci before and is taken away while others are moved makes prepare fail, too."""
+    DriverMover(bcm5719.root, bcm5719.kernel).detach(CARD[1], read_binding(bcm5719.root, CARD[1]), "vfio-pci")
+    unbind = f"{bcm5719.root.pci_device(CARD[1])}/driver/unbind"
+    last = 3 * (len(CARD) - 1)
+    action = Interfere(lambda other: other.write(unbind, str(CARD[1]).encode(), device=CARD[1]))
+    bcm5719.kernel.inject(last, action)
+    with pytest.raises(OperationError, match=f"Device {CARD[1]} should have driver 'vfio-pci'"):
+        prepare(manager_for(bcm5719), seed_domain)
+    assert ["tg3", None, "tg3", "tg3"] == drivers(bcm5719)
+    assert ([], []) == manager_for(bcm5719).status()[:2]
 
 
 def test_release_refuses_before_it_writes_while_the_group_is_held(

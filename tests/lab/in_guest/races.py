@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import errnos
 import workers
-from labhost import NIC, NIC_DRIVER, PCI, VFIO, check, driver, drivers, say
+from labhost import NIC, NIC_DRIVER, PCI, UNSET, VFIO, check, driver, drivers, say
 from workers import Child, done, recovered, rounds
 
 from pyhostdev import DeviceInUseError, PCIDeviceAddress, RefusedError
@@ -190,9 +190,27 @@ def _watched(action: Callable[[Any], object]) -> dict[str, Any]:
     return {"error": error, "last": last, "drivers": drivers(NIC), "ended": time.monotonic()}
 
 
+def _records() -> dict[str, Any]:
+    return {str(address): record for address, record in workers.new_manager().journal.read()[0].items()}
+
+
+def _kept() -> dict[str, bool]:
+    """Tell which prepared functions were on vfio-pci before: the vandal may have brought them there."""
+    return {address: not record.moved for address, record in _records().items()}
+
+
+def _originals() -> dict[str, Any]:
+    """Return where the functions were when prepare began, which is where release promises to bring them."""
+    found = {}
+    for address, record in _records().items():
+        override = record.original.override or UNSET
+        found[address] = (record.original.driver, override) if record.moved else None
+    return found
+
+
 def _differing(expected: dict[str, Any], said: dict[str, Any], deeds: list[Foreign], since: str) -> list[str]:
     """
-    Return what is other than a success promised, without a foreign hand in it afterwards.
+    Return what is other than a success promised (driver and override), without a foreign hand in it afterwards.
 
     A prepared device must be right until ``prepare`` returns, so what counts is the last of all our writes; a device
     that was given back is the host's, so what counts is the last write to that device.
@@ -202,9 +220,16 @@ def _differing(expected: dict[str, Any], said: dict[str, Any], deeds: list[Forei
         times = said["last"].values() if since == "all" else [said["last"].get(address, 0.0)]
         ours = max(times, default=0.0)
         later = any(deed.address == address and deed.is_after(ours) for deed in deeds)
-        if said["drivers"][address] != expected[address] and not later:
+        if not _is_kept_promise(expected[address], said["drivers"][address]) and not later:
             wrong.append(f"{address} is {said['drivers'][address]}")
     return wrong
+
+
+def _is_kept_promise(promised: tuple[Any, Any] | None, found: tuple[Any, Any]) -> bool:
+    """Compare; nothing is promised of the override of a function that stays, and of one that is not given back."""
+    if promised is None:
+        return True
+    return promised[0] == found[0] and promised[1] in (None, found[1])
 
 
 class _Fight:
@@ -225,24 +250,26 @@ class _Fight:
         """
         pause_s = self.rng.choice([0.02, 0.1, 0.4])
         with Vandal(self.rng, directory / "diary", pause_s) as vandal:
-            said = self._judged("prepare", vandal, workers.TAKEN, "all")
+            said = self._judged("prepare", vandal, "all")
         if said["error"] is None:
             assert workers.owners() == dict.fromkeys(NIC, "victim"), workers.owners()
             with Vandal(self.rng, directory / "diary", pause_s) as vandal:
-                self._judged("release", vandal, workers.HOME, "own")
+                self._judged("release", vandal, "own")
         self._tidy()
 
-    def _judged(self, verb: str, vandal: Vandal, expected: dict[str, Any], since: str) -> dict[str, Any]:
+    def _judged(self, verb: str, vandal: Vandal, since: str) -> dict[str, Any]:
         action: Callable[[Any], object] = {
             "prepare": lambda manager: manager.prepare(manager.host.plan(self.domain)),
             "release": lambda manager: manager.release("victim"),
         }[verb]
+        promised = _originals() if verb == "release" else {}
         said: dict[str, Any] = done(lambda: _watched(action)).value
         said["drivers"] = {address: tuple(pair) for address, pair in said["drivers"].items()}
         deeds = vandal.deeds()
         self.deeds += len(deeds)
         if said["error"] is None:
-            wrong = _differing(expected, said, deeds, since)
+            promised = promised or {address: (VFIO, None if is_kept else VFIO) for address, is_kept in _kept().items()}
+            wrong = _differing(promised, said, deeds, since)
             assert not wrong, f"{verb} said success, and {wrong}; deeds {deeds[-8:]}, ours {said['last']}"
         self.happened[f"{verb}: {'success' if said['error'] is None else said['error'].partition(':')[0]}"] += 1
         return said
