@@ -10,7 +10,7 @@ import pytest
 from kills import kill_at_random
 from scenarios import SCENARIOS, Scenario, Stage
 
-CHOSEN = ("seed", "vfs", "mixed-managed", "one-on-vfio-of-three", "driverless", "override-other", "managed-8", "nodedev")
+CHOSEN = ("seed", "vfs", "mixed-managed", "one-on-vfio-of-three", "driverless", "override-other", "nodedev")
 
 
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.name in CHOSEN], ids=lambda scenario: scenario.name)

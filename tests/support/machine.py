@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+A host and its managers as a state machine: whatever happens in whatever order, the invariants hold.
+
+The model knows little: which guests were told "prepared", and what nobody of ours did to a device.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+from crash import Process, deaths, process
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from scenarios import _hostdev, card
+
+from pyhostdev import DomainDef, HostdevError, HostdevManager, PCIDeviceAddress
+from pyhostdev.testing.fakehost import HOSTS, FakeHost
+from pyhostdev.testing.faults import SimulatedKill
+from pyhostdev.util.journal import Record
+from pyhostdev.util.pcidriver import read_binding
+from pyhostdev.util.virpci import read_link_name
+
+# Short forms of the hosts that come with the package, and what a guest may ask for there
+HOSTS_AND_DEVICES = {
+    "bcm5719": ("0001:09:00.0", "0001:09:00.1", "0001:09:00.2", "0001:09:00.3"),
+    "nic-own-groups": ("0000:04:00.0", "0000:04:00.1"),
+    "sriov": ("0000:03:10.0", "0000:03:10.2", "0000:03:10.4"),
+    card(3, f1="nodriver", f2="override=pci-stub"): ("0000:01:00.0", "0000:01:00.1", "0000:01:00.2"),
+}
+OWNERS = ("vm1", "vm2")
+_DOMAIN = """<domain type='qemu'><name>{name}</name><memory>131072</memory><os><type machine='pc'>hvm</type></os>
+  <devices>{hostdevs}</devices></domain>"""
+_PLACES = list(deaths(14, 60))
+
+places = st.integers(0, len(_PLACES) - 1)
+owners = st.sampled_from(OWNERS)
+numbers = st.integers(0, 3)
+masks = st.integers(1, 15)
+
+
+class HostMachine(RuleBasedStateMachine):
+    """Everything that can happen to the devices of one host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.directory = tempfile.mkdtemp(prefix="machine", dir=base)
+        self.first: dict[str, tuple[int, str | None, str | None]] = {}
+        self.foreign: set[str] = set()  # devices that a stranger has had his hands on
+        self.told: dict[str, set[str]] = {}  # who was told that he has what
+
+    @initialize(which=st.sampled_from(sorted(HOSTS_AND_DEVICES)))
+    def make_host(self, which: str) -> None:
+        tree = which if "\n" in which else f"{HOSTS}/{which}.tree"
+        self.fake = FakeHost.from_tree(tree, os.path.join(self.directory, "host"))
+        self.devices = [PCIDeviceAddress.parse(text) for text in HOSTS_AND_DEVICES[which]]
+        self.manager = process(self.fake).manager
+        self._look_at_first()
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.directory)
+
+    # What the rules are made of
+
+    def _look_at_first(self) -> None:
+        """Learn where devices are that the model has not seen: the kernel's own doing at boot or hotplug."""
+        for address in self.devices:
+            if os.path.isdir(self.fake.root.pci_device(address)):
+                now = read_binding(self.fake.root, address)
+                known = self.first.get(str(address))
+                if known is None or known[0] != now.incarnation:
+                    self.first[str(address)] = (now.incarnation, now.driver, now.override)
+                    self.foreign.discard(str(address))
+
+    def _domain(self, owner: str, mask: int, managed: bool) -> DomainDef:
+        chosen = [a for n, a in enumerate(self.devices) if mask & 1 << n]
+        words = [f"{a} {'' if managed else 'unmanaged'}" for a in chosen]
+        hostdevs = "".join(_hostdev(text) for text in words)
+        return DomainDef.parse(_DOMAIN.format(name=owner, hostdevs=hostdevs))
+
+    def _prepare(self, manager: HostdevManager, owner: str, mask: int, managed: bool) -> None:
+        manager.prepare(manager.host.plan(self._domain(owner, mask, managed), "off"))
+
+    def _device(self, number: int) -> PCIDeviceAddress:
+        return self.devices[number % len(self.devices)]
+
+    def _records(self) -> dict[PCIDeviceAddress, Record]:
+        records, bad = process(self.fake).manager.journal.read()
+        assert [] == bad
+        return records
+
+    def _dying(self, place: int) -> Process:
+        return process(self.fake, **_PLACES[place])  # type: ignore[arg-type]
+
+    # What managers do
+
+    @rule(owner=owners, mask=masks, managed=st.booleans())
+    def prepare(self, owner: str, mask: int, managed: bool) -> None:
+        try:
+            self._prepare(self.manager, owner, mask, managed)
+        except HostdevError as err:
+            assert err.rolled_back is not False or self._records(), err
+            return
+        self.told[owner] = {str(a) for a, record in self._records().items() if record.owner == owner}
+
+    @rule(owner=owners)
+    def release(self, owner: str) -> None:
+        try:
+            self.manager.release(owner)
+        except HostdevError:
+            assert owner in {record.owner for record in self._records().values()}
+            return
+        self.told.pop(owner, None)
+        assert owner not in {record.owner for record in self._records().values()}
+
+    @rule(number=numbers)
+    def detach(self, number: int) -> None:
+        try:
+            self.manager.nodedev_detach(self._device(number))
+        except HostdevError as err:
+            assert err.rolled_back is not False or self._device(number) in self._records(), err
+
+    @rule(number=numbers)
+    def reattach(self, number: int) -> None:
+        try:
+            self.manager.nodedev_reattach(self._device(number))
+        except HostdevError as err:
+            assert err.rolled_back is None or self._device(number) in self._records(), err
+
+    @rule(number=numbers)
+    def reset(self, number: int) -> None:
+        before = self._records()
+        try:
+            self.manager.nodedev_reset(self._device(number))
+        except HostdevError as err:
+            assert err.rolled_back is None
+        assert before == self._records()
+
+    @rule()
+    def restart(self) -> None:
+        before = self.manager.status()
+        self.manager = process(self.fake).manager
+        assert before == self.manager.status()
+
+    @rule()
+    def recover(self) -> None:
+        self.fake.kernel.complete()
+        found = self.manager.recover(timeout_s=0)
+        undone = {item.what for item in found if item.outcome == "failed"}
+        assert undone <= self.foreign
+        left = {str(a) for a, r in self._records().items() if r.state in ("preparing", "releasing")}
+        assert left <= undone
+        second = process(self.fake)
+        second.manager.recover(timeout_s=0)
+        assert undone or 0 == second.kernel.writes
+        self._forget_interrupted()
+
+    def _forget_interrupted(self) -> None:
+        """A release that died has begun to take what its owner was told; recover has finished it."""
+        mine = {str(a): record.owner for a, record in self._records().items() if record.is_active}
+        for owner, has in list(self.told.items()):
+            if not any(mine.get(a) == owner for a in has):
+                del self.told[owner]
+
+    @rule(place=places, owner=owners, mask=masks, managed=st.booleans())
+    def die_in_prepare(self, place: int, owner: str, mask: int, managed: bool) -> None:
+        self._die(lambda manager: self._prepare(manager, owner, mask, managed), place)
+
+    @rule(place=places, owner=owners)
+    def die_in_release(self, place: int, owner: str) -> None:
+        self.told.pop(owner, None)
+        self._die(lambda manager: manager.release(owner), place)
+
+    @rule(place=places, number=numbers, back=st.booleans())
+    def die_in_nodedev(self, place: int, number: int, back: bool) -> None:
+        device = self._device(number)
+        self._die(lambda m: m.nodedev_reattach(device) if back else m.nodedev_detach(device), place)
+
+    @rule(place=places)
+    def die_in_recover(self, place: int) -> None:
+        self._die(lambda manager: manager.recover(timeout_s=0), place)
+
+    def _die(self, action: object, place: int) -> None:
+        assert callable(action)
+        try:
+            action(self._dying(place).manager)
+        except (SimulatedKill, HostdevError):
+            return
+        self._forget_interrupted()
+
+    # What others do
+
+    @rule(number=numbers, driver=st.sampled_from(["vfio-pci", "host", "none"]))
+    def write_from_a_shell(self, number: int, driver: str) -> None:
+        device = self._device(number)
+        if not os.path.isdir(self.fake.root.pci_device(device)) or self.fake.kernel.is_in_flight(device):
+            return
+        self.foreign.add(str(device))
+        top, name = self.fake.root.pci_device(device), driver
+        if driver == "host":
+            name = self.first[str(device)][1] or "vfio-pci"
+        self._write(f"{top}/driver/unbind", str(device), device)
+        self._write(f"{top}/driver_override", "\n" if driver == "none" else name, device)
+        self._write(f"{self.fake.root.pci_driver(name)}/bind" if driver != "none" else "", str(device), device)
+
+    def _write(self, path: str, value: str, device: PCIDeviceAddress) -> None:
+        if path:
+            try:
+                self.fake.kernel.foreign().write(path, value.encode(), device=device)
+            except HostdevError:
+                return
+
+    @rule(number=numbers)
+    def vanish(self, number: int) -> None:
+        self.fake.kernel.vanish(self._device(number))
+
+    @rule()
+    def rescan(self) -> None:
+        path = self.fake.root.join("sys/bus/pci/rescan")
+        self.fake.kernel.foreign().write(path, b"1", device=self.devices[0])
+        self._look_at_first()
+
+    @rule()
+    def reboot(self) -> None:
+        self.fake.reboot()
+        self.manager = process(self.fake).manager
+        self.first.clear()
+        self.foreign.clear()
+        self.told.clear()
+        self._look_at_first()
+
+    # What holds all the time
+
+    @invariant()
+    def lists_are_apart(self) -> None:
+        status = process(self.fake).manager.status()
+        assert set() == {device.address for device in status.active} & set(status.inactive)
+
+    @invariant()
+    def groups_have_one_owner(self) -> None:
+        owners_of: dict[str, set[str]] = {}
+        for address, record in self._records().items():
+            group = read_link_name(f"{self.fake.root.pci_device(address)}/iommu_group")
+            if group is not None and record.is_active and record.owner is not None:
+                owners_of.setdefault(group, set()).add(record.owner)
+        assert [] == [group for group, names in owners_of.items() if len(names) > 1]
+
+    @invariant()
+    def who_was_told_has_it(self) -> None:
+        mine = {str(a): record.owner for a, record in self._records().items() if record.is_active}
+        for owner, has in self.told.items():
+            assert dict.fromkeys(has, owner) == {address: mine.get(address) for address in has}
+
+    @invariant()
+    def unlisted_devices_are_where_they_were(self) -> None:
+        listed = {str(address) for address in self._records()}
+        for name, (incarnation, driver, override) in self.first.items():
+            address = PCIDeviceAddress.parse(name)
+            if name in listed | self.foreign or not os.path.isdir(self.fake.root.pci_device(address)):
+                continue
+            now = read_binding(self.fake.root, address)
+            if now.incarnation == incarnation:
+                assert (name, driver, override) == (name, now.driver, now.override)
+
+    @invariant()
+    def prepared_devices_are_with_their_stubs(self) -> None:
+        for address, record in self._records().items():
+            there = os.path.isdir(self.fake.root.pci_device(address))
+            if record.state in ("preparing", "releasing") or str(address) in self.foreign or not there:
+                continue
+            now = read_binding(self.fake.root, address)
+            if now.incarnation == record.original.incarnation:
+                assert record.target == now.driver
