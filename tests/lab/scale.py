@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import boot
 import fetch
@@ -75,7 +75,7 @@ def without_iommu(argv: list[str]) -> list[str]:
     return argv[: at - 1] + argv[at + 1 :]
 
 
-def run_host(host: Host, command: list[str]) -> dict[str, object]:
+def run_host(host: Host, command: list[str]) -> dict[str, Any]:
     """
     Boot a host, run the measurement in it, and return what it left.
 
@@ -98,7 +98,7 @@ def run_host(host: Host, command: list[str]) -> dict[str, object]:
         if report.exit_status:
             sys.stderr.write(job.console.read_text(errors="replace")[-boot.CONSOLE_TAIL :])
             raise RuntimeError(f"{host.title}: status {report.exit_status}")
-        left: dict[str, object] = json.loads((job.out / "scale.json").read_text())
+        left: dict[str, Any] = json.loads((job.out / "scale.json").read_text())
         return left
 
 
@@ -120,7 +120,8 @@ def main() -> int:
         print(f"scale: {host.title}", flush=True)
         facts = run_host(host, command)
         count = f"{facts['functions']:,} functions, {facts['vfs']:,} VFs, {facts['groups']:,} IOMMU groups"
-        found.append({"title": f"{host.title} ({count})", "times": facts["times"]})
+        times = {name: round(ratio, 3) for name, ratio in facts["times"].items()}
+        found.append({"title": f"{host.title} ({count})", "times": times})
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 
