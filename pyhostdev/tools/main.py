@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from pyhostdev.errors import HostdevError, RefusedError
 
+HELP_WIDTH = 100
 DONE, REFUSED, USAGE, ROLLED_BACK, NOT_RESTORED = 0, 1, 2, 3, 4
 
 VERBS = {
@@ -31,8 +32,16 @@ VERBS = {
     "recover": "finish or undo what a crash interrupted",
     "nodedev-detach": "detach one device for nobody",
     "nodedev-reattach": "give one detached device back to its driver",
+    "nodedev-reset": "reset one device that no domain has, and no other with it",
     "demo": "run the whole scenario on a simulated host",
 }
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help of a fixed width: asking the terminal, for each argument, loads compression libraries first."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=HELP_WIDTH)
 
 
 class _TopParser(argparse.ArgumentParser):
@@ -60,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     if not words or words[0] not in VERBS:
         return _without_verb(words)
     module = import_module(f"pyhostdev.tools.{words[0].replace('-', '_')}")
-    parser = argparse.ArgumentParser(prog=f"pyhostdev {words[0]}", description=VERBS[words[0]])
+    parser = argparse.ArgumentParser(
+        prog=f"pyhostdev {words[0]}", description=VERBS[words[0]], formatter_class=_Formatter
+    )
     module.add_arguments(parser)
     args = parser.parse_args(words[1:])
     if getattr(args, "changes_host", False) and args.root != "/" and not args.simulate:
