@@ -49,6 +49,11 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy", default="auto", choices=POLICIES, help="which functions must be declared (default: auto)"
     )
+    add_accept(parser)
+
+
+def add_accept(parser: argparse.ArgumentParser) -> None:
+    """--accept."""
     parser.add_argument(
         "--accept",
         action="append",

@@ -14,11 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_address(parser)
     parser.add_argument("--driver", default=VFIO_PCI, help="the driver that gets it (default: vfio-pci)")
+    arguments.add_accept(parser)
     arguments.add_root(parser)
     arguments.add_changes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Detach it."""
-    arguments.manager_of(args).nodedev_detach(PCIDeviceAddress.parse(args.address), args.driver)
+    address = PCIDeviceAddress.parse(args.address)
+    arguments.manager_of(args).nodedev_detach(address, args.driver, accept=args.accept)
     return 0

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev nodedev-reset``: reset one device that no domain has, and no other with it."""
+
+from __future__ import annotations
+
+import argparse
+
+from pyhostdev.tools import arguments
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_address(parser)
+    arguments.add_accept(parser)
+    arguments.add_root(parser)
+    arguments.add_changes(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reset it."""
+    arguments.manager_of(args).nodedev_reset(PCIDeviceAddress.parse(args.address), accept=args.accept)
+    return 0

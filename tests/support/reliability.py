@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+A pytest plugin that writes docs/reliability.md from what the tests just did: fault, promise, tests, result.
+
+    make reliability
+
+A test says by @pytest.mark.fault("F1") which row it is about; tests elsewhere are named in the rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+
+LAB = "real kernel: "
+
+
+class Row(NamedTuple):
+    """
+    One fault, and what we promise when it happens.
+
+    ``tests`` are names of test functions without a mark; ``elsewhere`` says what this run does not show: steps of
+    ``make lab``, or what nobody has shown.
+    """
+
+    fault: str
+    what: str
+    promise: str
+    tests: tuple[str, ...] = ()
+    elsewhere: str = ""
+
+
+ROWS = (
+    Row("F1", "Killed between two writes", "recover puts driver, override and lists back; killed itself, again",
+        ("test_recover.py::test_prepare_killed_anywhere_is_undone", "test_recover.py::test_recover_twice_writes_nothing",
+         "test_recover.py::test_recover_killed_anywhere_converges"), LAB + "killed_anywhere, start_killed_anywhere"),
+    Row("F2", "Killed while a write is blocked", "locks are free at once; the device is in doubt until the write lands",
+        ("test_recover.py::test_write_in_flight_is_in_doubt_until_it_lands",), LAB + "stuck_unbind"),
+    Row("F3", "QEMU killed or crashed", "devices go back when QEMU has ended and nobody has the group open",
+        ("test_qemu_process.py::TestEnd::test_killed_qemu_is_a_failure",), LAB + "killed_guest, held_group"),
+    Row("F4", "Program restarted while guests run", "active and inactive lists are the same"),
+    Row("F5", "Host rebooted with old state", "nothing is replayed; records are reported as expired",
+        ("test_recover.py::test_records_of_an_earlier_boot_are_not_replayed",)),
+    Row("F6", "Two managers race", "never two owners; the loser is told whose it is", (), LAB + "two_managers"),
+    Row("F7", "Clock set, suspend", "deadlines are on the monotonic clock", (), "not shown by a suspended host"),
+    Row("F8", "Fork and exec by the program", "a manager refuses after a fork; nothing leaks into programs"),
+    Row("F9", "Host driver hangs in unbind", "an error at the deadline; other devices stay usable",
+        ("test_sysfs_writer.py::",), LAB + "stuck_unbind"),
+    Row("F10", "vfio-pci missing or prohibited", "told before the first write", (), LAB + "missing_module"),
+    Row("F11", "drivers_probe lies", "explicit bind, verified; what vfio-pci refuses is refused before",
+        ("test_pcidriver.py::",), LAB + "functions_with_vfs"),
+    Row("F12", "Probe fails after the host driver is gone", "back in the same call; if not, both errors and a record"),
+    Row("F13", "Device vanishes", "no scan aborts; the others go back; its record is closed",
+        ("test_pciscan.py::test_function_that_went_away_is_counted",
+         "test_pciscan.py::test_scan_while_functions_come_and_go"), "not on a real kernel"),
+    Row("F14", "Another device at the same address", "refused, or left alone", (), "not on a real kernel"),
+    Row("F15", "Part of a group detached", "all or nothing, past errors",
+        ("test_virhostdev.py::test_every_failing_write_is_rolled_back",)),
+    Row("F16", "Foreign change between two of our steps", "found by verification, reported, not fought",
+        ("test_virhostdev.py::test_foreign_change_is_reported_and_not_undone",
+         "test_virhostdev.py::test_foreign_hand_on_a_device_already_moved_is_no_success"),
+        LAB + "hostile_writer, rebound_in_the_middle"),
+    Row("F17", "Stub unloaded under a guest", "release still gives back to the recorded driver", (),
+        "not on a real kernel"),
+    Row("F18", "Dynamic id steals the device", "explicit bind to the recorded driver", (), LAB + "dynamic_id"),
+    Row("F19", "No reset, or it fails", "logged, the others are reset; never a bus with others on it",
+        ("test_virhostdev.py::test_devices_are_reset_before_the_first_goes_back",),
+        "no policy to keep an unreset device from the next guest"),
+    Row("F20", "All ones or loops in config space", "that device only; walks end",
+        ("test_pciconfig.py::test_any_bytes_have_an_answer", "test_pciconfig.py::test_every_two_node_loop_ends")),
+    Row("F21", "Short config read", "unknown, neither yes nor no",
+        ("test_pciconfig.py::test_short_read_is_unknown", "test_pciscan.py::test_config_is_short_for_who_may_not")),
+    Row("F22", "Wide domains, ARI, many functions", "right, or told; nothing cut off", ("test_pciscan_equal.py::",)),
+    Row("F23", "Late or lost uevents", "no list depends on names; overflow means a rescan",
+        ("test_events.py::test_lost_events_mean_a_rescan", "test_events.py::test_storm_means_a_rescan")),
+    Row("F24", "Record torn, corrupt, of another version", "set aside, told, its device left alone",
+        ("test_journal.py::test_torn_record_is_reported_and_not_used", "test_journal.py::test_foreign_record_is_reported",
+         "test_recover.py::test_bad_record_is_set_aside_and_its_device_left_alone")),
+    Row("F25", "State directory full, failing, gone", "refused with nothing done; giving back goes on",
+        ("test_journal.py::test_failed_write_leaves_the_earlier_record",), "not on a real full file system"),
+    Row("F26", "Power loss around a rename", "file, fsync, rename, fsync; the rest of a dead writer is swept", (),
+        "no power was cut: records of an earlier boot expire whatever they say (F5)"),
+    Row("F27", "Links, pipes planted in the state directory", "refused; opened once, never through a link",
+        ("test_journal.py::test_planted_entry_is_not_followed", "test_journal.py::test_state_directory_must_be_ours",
+         "test_journal.py::test_state_directory_may_not_be_a_link")),
+    Row("F28", "Permission denied, read-only sysfs", "an error with the errno, nothing half done", (),
+        "not on a real kernel as another user"),
+    Row("F39", "A reader changes something", "reading verbs change no byte",
+        ("test_verbs.py::test_reading_verbs_change_no_byte", "test_journal.py::test_reading_creates_nothing",
+         "test_pciscan.py::test_scan_never_opens_what_can_wait")),
+    Row("F40", "Handed back with a guest's state in it", "reset before it goes back, where it can be",
+        ("test_virhostdev.py::test_devices_are_reset_before_the_first_goes_back",),
+        "that a real device forgot is not checked"),
+)
+
+HEAD = """\
+# What happens when things go wrong
+
+Made by `make reliability` from a run of the tests; do not edit. A test's name stands for all its cases. The simulated
+kernel answers as a real one was measured to (`tests/testing/test_measured.py`, `tests/lab/test_kernel_scripts.py`);
+steps of `make lab` and `make soak` (`docs/lab.md`) do it to a real one and are **not** part of this run.
+
+Longer forms of what is sampled here: `make fuzz`.
+
+| | Fault | Promise | Tests | Result | Shown elsewhere, or not |
+|---|---|---|---|---|---|
+"""
+
+
+class _Writer:
+    """Collects what the run says about each row."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.marked: dict[str, set[str]] = {}
+        self.outcomes: dict[str, str] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            for mark in item.iter_markers("fault"):
+                self.marked.setdefault(item.nodeid, set()).update(mark.args)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            worst = self.outcomes.get(report.nodeid)
+            self.outcomes[report.nodeid] = worst if worst == "failed" else report.outcome
+
+    def pytest_sessionfinish(self) -> None:
+        with open(self.path, "w", encoding="utf-8") as stream:
+            stream.write(HEAD + "".join(self._line(row) for row in ROWS))
+
+    def _line(self, row: Row) -> str:
+        cases = [n for n in self.outcomes if row.fault in self.marked.get(n, ()) or any(t in n for t in row.tests)]
+        names = sorted({node.partition("[")[0].rpartition("/")[2] for node in cases})
+        if len(names) > 6:
+            names = sorted({f"{name.partition('::')[0]} ({_count(names, name)} tests)" for name in names})
+        shown = "<br>".join(f"`{name.replace('.py::', ': ')}`" for name in names) or "none"
+        return f"| {row.fault} | {row.what} | {row.promise} | {shown} | {self._result(cases)} | {row.elsewhere} |\n"
+
+    def _result(self, cases: list[str]) -> str:
+        found = Counter(self.outcomes[case] for case in cases)
+        words = ", ".join(f"**{n} {o}**" if o == "failed" else f"{n} {o}" for o, n in sorted(found.items()))
+        return words or "not shown by this run"
+
+
+def _count(names: list[str], name: str) -> int:
+    return sum(other.partition("::")[0] == name.partition("::")[0] for other in names)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --write-reliability."""
+    parser.addoption("--write-reliability", metavar="FILE", help="write the table of faults and results to FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect results when they are asked for."""
+    path = config.getoption("--write-reliability")
+    if path:
+        config.pluginmanager.register(_Writer(path))
