@@ -7,7 +7,7 @@ What nobody asks for is not made: the scan stays as the scanner packed it until 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeVar, overload
 
@@ -34,6 +34,11 @@ class DeviceIndex(Mapping[K, list[PCIDevice]]):
 
     def __getitem__(self, key: K) -> list[PCIDevice]:
         return [self._devices[position] for position in self._positions[key]]
+
+    def items(self) -> ItemsView[K, list[PCIDevice]]:
+        """Return all keys with their functions; all objects are made at once."""
+        devices = list(self._devices)
+        return {key: [devices[at] for at in where] for key, where in self._positions.items()}.items()
 
     def __contains__(self, key: object) -> bool:
         return key in self._positions
