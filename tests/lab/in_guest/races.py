@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import errnos
+import truth
 import workers
 from labhost import NIC, NIC_DRIVER, PCI, UNSET, VFIO, check, driver, drivers, say
 from workers import Child, done, recovered, rounds
@@ -275,9 +276,11 @@ class _Fight:
         return said
 
     def _tidy(self) -> None:
-        """What the vandal left is not ours to undo: bring it home by hand, and then the books must close."""
-        errnos.go_home(errnos.RealKernel())
+        """What the vandal left is not ours to undo: bring it by hand to where the books say, and they must close."""
+        for address, record in _records().items():
+            truth.move(address, record.original.driver, override=record.original.override or "\n")
         recovered(include_prepared=True)
+        errnos.go_home(errnos.RealKernel())
         workers.assert_home()
 
 
