@@ -147,7 +147,8 @@ def _verify_all(manager: HostdevManager, plan: Plan, intents: Mapping[PCIDeviceA
     for request in plan.requests:
         record = intents[request.address].record
         before = record.listed_as or record.original
-        driver = override = record.target
+        driver: str | None = record.target
+        override: str | None = record.target
         if request.address not in moving:
             assert request.dev is not None
             driver, override = request.dev.driver, before.override
