@@ -214,8 +214,11 @@ def start_killed_anywhere() -> None:
     rng = workers.dice("start")
     struck: Counter[str] = Counter()
     total = rounds(0, 12)
+    if total == 0:
+        say("  in the long form only")
+        return
     domain = write_domain("unlucky", workers.SPLIT, stay=True)
-    longest_s = _time_of_start(domain) if total else 0.0
+    longest_s = _time_of_start(domain)
     for _ in range(total):
         killed(lambda: main(["start", str(domain)]), longest_s, rng)
         struck[_after_start("unlucky")] += 1
