@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from itertools import groupby
 
 
-class GroupIndex(Mapping[int, Sequence[int]]):
+class GroupIndex(Mapping[int, tuple[int, ...]]):
     """
     IOMMU group number to the positions of its functions, both in order.
 
@@ -35,17 +35,12 @@ class GroupIndex(Mapping[int, Sequence[int]]):
             raise KeyError(group)
         return tuple(code & 0xFFFFFFFF for code in self._codes[first:last])
 
-    def items(self) -> ItemsView[int, Sequence[int]]:
+    def items(self) -> ItemsView[int, tuple[int, ...]]:
         """Return all groups with their positions, made in one pass."""
-        made: dict[int, Sequence[int]] = {}
-        group = -1
-        positions: list[int] = []
+        made: dict[int, list[int]] = {}
         for code in self._codes:
-            if code >> 32 != group:
-                group, positions = code >> 32, []
-                made[group] = positions
-            positions.append(code & 0xFFFFFFFF)
-        return made.items()
+            made.setdefault(code >> 32, []).append(code & 0xFFFFFFFF)
+        return {group: tuple(positions) for group, positions in made.items()}.items()
 
     def __iter__(self) -> Iterator[int]:
         return (group for group, _ in groupby(code >> 32 for code in self._codes))

@@ -182,7 +182,7 @@ class Snapshot(Sequence[ScanRecord]):
         return self._addresses
 
     @property
-    def groups(self) -> Mapping[int, Sequence[int]]:
+    def groups(self) -> Mapping[int, tuple[int, ...]]:
         """IOMMU group number to the indexes of its functions, both in order."""
         if self._groups is None:
             known = (have & HAVE_IOMMU_GROUP for have in self.column("have"))
