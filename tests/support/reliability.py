@@ -34,7 +34,8 @@ class Row(NamedTuple):
 
 ROWS = (
     Row("F1", "Killed between two writes", "recover puts driver, override and lists back; killed itself, again",
-        ("test_recover.py::test_prepare_killed_anywhere_is_undone", "test_recover.py::test_recover_twice_writes_nothing",
+        ("test_recover.py::test_prepare_killed_anywhere_is_undone",
+         "test_recover.py::test_recover_twice_writes_nothing",
          "test_recover.py::test_recover_killed_anywhere_converges"), LAB + "killed_anywhere, start_killed_anywhere"),
     Row("F2", "Killed while a write is blocked", "locks are free at once; the device is in doubt until the write lands",
         ("test_recover.py::test_write_in_flight_is_in_doubt_until_it_lands",), LAB + "stuck_unbind"),
@@ -105,6 +106,12 @@ steps of `make lab` and `make soak` (`docs/lab.md`) do it to a real one and are 
 
 Longer forms of what is sampled here: `make fuzz`.
 
+Records live in `/run/pyhostdev`, which dies with the boot as the kernel's bindings do. A container with a `/run` of its
+own, or a service manager that removes a service's directory when it stops (`RuntimeDirectory=` without
+`RuntimeDirectoryPreserve=`), makes a journal that is younger than the bindings. `recover` then names the functions that
+an override gave to vfio-pci as `unrecorded` and leaves them alone; `--state-dir` takes a directory that lives as long
+as the boot.
+
 | | Fault | Promise | Tests | Result | Shown elsewhere, or not |
 |---|---|---|---|---|---|
 """
@@ -136,7 +143,7 @@ class _Writer:
         cases = [n for n in self.outcomes if row.fault in self.marked.get(n, ()) or any(t in n for t in row.tests)]
         names = sorted({node.partition("[")[0].rpartition("/")[2] for node in cases})
         if len(names) > 6:
-            names = sorted({f"{name.partition('::')[0]} ({_count(names, name)} tests)" for name in names})
+            names = sorted({_summary(names, name.partition("::")[0]) for name in names})
         shown = "<br>".join(f"`{name.replace('.py::', ': ')}`" for name in names) or "none"
         return f"| {row.fault} | {row.what} | {row.promise} | {shown} | {self._result(cases)} | {row.elsewhere} |\n"
 
@@ -146,8 +153,9 @@ class _Writer:
         return words or "not shown by this run"
 
 
-def _count(names: list[str], name: str) -> int:
-    return sum(other.partition("::")[0] == name.partition("::")[0] for other in names)
+def _summary(names: list[str], file: str) -> str:
+    count = sum(name.startswith(f"{file}::") for name in names)
+    return f"{file} ({count} {'test' if count == 1 else 'tests'})"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
