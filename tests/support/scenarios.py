@@ -167,6 +167,13 @@ def _originals() -> Iterator[Scenario]:
     models = tuple(f"{a} model=mlx5_vfio_pci" for a in two)
     yield Scenario("variant-driver", card(2), models)
     yield Scenario("variant-driver-from-inactive", card(2), models, detached=two)
+    eight = tuple(f"{address(n)} {'no' if n % 3 else 'yes'}" for n in range(8))
+    odd = {f"f{n}": ("nodriver", "override=pci-stub")[n // 2 % 2] for n in range(1, 8, 2)}
+    yield Scenario("odd-originals-8", card(8, **odd), eight)
+    yield Scenario("half-inactive-8", card(8), eight, detached=tuple(address(n) for n in range(0, 8, 2)))
+    yield Scenario("no-reset-8", card(8, reset="pm=noreset"), eight)
+    by_hand = tuple(word for n in (5, 6) for word in _bound_by_hand(address(n)))
+    yield Scenario("some-by-hand-7", card(7), eight[:7], setup=by_hand)
     yield Scenario("policy-off-one-of-three", card(3), (address(1),), policy="off")
     yield Scenario("not-assigned-inactive", card(2), (f"{address(0)} yes", f"{address(1)} no"), detached=(address(1),))
     yield Scenario("not-assigned-unmanaged", card(2), (f"{address(0)} yes", f"{address(1)} no unmanaged"),
