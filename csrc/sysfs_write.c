@@ -48,6 +48,7 @@
 struct block {
 	struct phd_write_result result; /* first: the caller knows the block by it */
 	size_t mapped;
+	pid_t manager;
 	int dir_fd;
 	int lock_dir_fd;
 	size_t size;
@@ -122,6 +123,9 @@ static PHD_BARE long perform(struct block *block)
 	ret = take_lock(block);
 	if (ret < 0)
 		return ret;
+	/* Before the lock nobody could see us: who recovers after a dead manager would not wait. */
+	if (phd_rawcall(SYS_getppid, 0, 0, 0, 0) != block->manager)
+		return -ECANCELED;
 	begin(block, PHD_STAGE_OPEN);
 	ret = phd_rawcall(SYS_openat, block->dir_fd, (long)block->name, O_WRONLY | O_CLOEXEC, 0);
 	if (ret < 0)
@@ -161,6 +165,7 @@ static struct block *make_block(const struct phd_write_request *req)
 	block = (void *)(bottom + GUARD_SIZE + STACK_SIZE);
 	names = block->value + req->size;
 	block->mapped = size;
+	block->manager = getpid();
 	block->dir_fd = req->dir_fd;
 	block->lock_dir_fd = req->lock_dir_fd;
 	block->size = req->size;
