@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from pyhostdev.conf.xmlcodec import Codec, text
+from pyhostdev.errors import InternalError
 from pyhostdev.util.virxml import dump_element, invalid_value, source_line
 
 if TYPE_CHECKING:
@@ -57,12 +58,12 @@ class Field(Generic[T]):
         return self.default
 
     def load(self, found: list[tuple[str, Element]]) -> T:
-        """Return the value of what was found, which is never empty."""
-        raise NotImplementedError
+        """Return the value of what was found, which is never empty; every kind of field says how."""
+        raise InternalError(f"{type(self).__name__} does not say how it is read")
 
     def dump(self, value: T) -> str | None:
-        """Return the printed value, or None where nothing is printed."""
-        raise NotImplementedError
+        """Return the printed value, or None where nothing is printed; every kind of field says how."""
+        raise InternalError(f"{type(self).__name__} does not say how it is printed")
 
     def initial(self) -> Any:
         """Return a fresh value for a new instance; asked where is_fresh says so."""

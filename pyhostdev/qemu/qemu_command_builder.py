@@ -49,14 +49,14 @@ class DomainPaths(NamedTuple):
         return cls(state_dir, f"{domain_id}-{name[:_SHORT_NAME_MAX]}")
 
     @property
-    def library(self) -> str:
+    def lib_dir(self) -> str:
         """The directory of this run's own files."""
         return f"{self.state_dir}/lib/qemu/domain-{self.short_name}"
 
     @property
     def master_key(self) -> str:
         """The key that secrets on the command line are encrypted with; exists before QEMU starts."""
-        return f"{self.library}/master-key.aes"
+        return f"{self.lib_dir}/master-key.aes"
 
     @property
     def channels(self) -> str:

@@ -166,7 +166,7 @@ def build_identity(build: CommandBuilder) -> None:
 
 def build_monitor(build: CommandBuilder, monitor_fd: int | None) -> None:
     """Open QEMU's monitor: on a socket that listens already, or one for others to find."""
-    where = f"path={option_value(build.paths.library)}/monitor.sock" if monitor_fd is None else f"fd={monitor_fd}"
+    where = f"path={option_value(build.paths.lib_dir)}/monitor.sock" if monitor_fd is None else f"fd={monitor_fd}"
     build.add("-chardev", f"socket,id=charmonitor,{where},server=on,wait=off")
     build.add("-mon", "chardev=charmonitor,id=monitor,mode=control")
 

@@ -149,7 +149,7 @@ class Guest:
             return run_guest(
                 self.argv,
                 dom=self.definition,
-                runtime_dir=paths.library,
+                runtime_dir=paths.lib_dir,
                 memlock_limit=memlock_limit(self.definition),
                 log_path=log_path,
             )
