@@ -47,10 +47,18 @@ class Host:
     ) -> None:
         self.root = root if isinstance(root, HostRoot) else HostRoot(root)
         self.state_dir = state_dir or self.root.state_dir
-        self.writer = writer
+        self.writer = writer or self._own_writer()
 
     def __repr__(self) -> str:
         return f"Host({self.root.path!r})"
+
+    def _own_writer(self) -> SysfsWriter | None:
+        """Only the live host has a kernel that reacts."""
+        if not self.root.is_live:
+            return None
+        from pyhostdev.util.sysfs_writer import ForkedWriter
+
+        return ForkedWriter(self.root, inflight_dir=os.path.join(self.state_dir, "in-flight"))
 
     def scan(self) -> Scan:
         """

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyhostdev import (
+    ConfigError,
     DeviceInUseError,
     DomainDef,
     Host,
@@ -24,6 +25,7 @@ from pyhostdev import (
 from pyhostdev.testing.fakehost import HOSTS, FakeHost
 from pyhostdev.testing.faults import Fail, Hang, Interfere
 from pyhostdev.util.pcidriver import DriverMover, read_binding
+from pyhostdev.util.sysfs_writer import ForkedWriter
 
 CARD = [PCIDeviceAddress(1, 9, 0, function) for function in range(4)]
 Managers = Callable[[FakeHost], HostdevManager]
@@ -364,3 +366,10 @@ def test_device_in_doubt_has_the_word_when_several_cannot_be_given_back(
     assert ("in-doubt", CARD[1]) == (error.value.reason, error.value.address)
     bcm5719.kernel.complete()
     assert all(item.is_done for item in manager.recover(timeout_s=0))
+
+
+def test_live_host_writes_by_itself_and_a_directory_does_not(bcm5719: FakeHost) -> None:
+    """HostdevManager(Host("/")) is all a program needs; a directory is read only until it is given a kernel."""
+    assert ForkedWriter is type(HostdevManager(Host("/")).writer)
+    with pytest.raises(ConfigError, match="read only"):
+        HostdevManager(Host(bcm5719.root))
