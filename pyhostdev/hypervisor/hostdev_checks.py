@@ -47,10 +47,10 @@ def host_needs(root: HostRoot, moving: Sequence[PCIDeviceAddress]) -> Iterator[F
 
 def held_groups(root: HostRoot, groups: Mapping[int, PCIDeviceAddress]) -> Iterator[Finding]:
     """Yield the groups whose node some process has open; each is told of its first declared device."""
-    for group, address in groups.items():
-        for holder in read_group_holders(root, group):
-            text = f"IOMMU group {group} of device {address} is held open by {holder}"
-            yield Finding("in-use", ERROR, address, text)
+    for group, holders in read_group_holders(root, groups).items():
+        for holder in holders:
+            text = f"IOMMU group {group} of device {groups[group]} is held open by {holder}"
+            yield Finding("in-use", ERROR, groups[group], text)
 
 
 def libvirt_owners(root: HostRoot, addresses: Sequence[PCIDeviceAddress], owner: str) -> Iterator[Finding]:

@@ -55,7 +55,7 @@ def reattach(manager: HostdevManager, address: PCIDeviceAddress) -> None:
     _refuse_active(record)
     if record is None:
         raise OperationError(f"Device {address} was not detached by this manager", address=address)
-    manager.restorer.check_is_free(record)
+    manager.restorer.check_are_free([record])
     with half_done():
         record = record._replace(state=RELEASING, listed_as=None)
         manager.journal.write(record)

@@ -98,7 +98,7 @@ def _restore(
     if goal is None:
         return KEPT, "its owner has it"
     restorer = manager.restorer
-    restorer.check_is_free(record)
+    restorer.check_are_free([record])
     if not _waited(lambda: not manager.writer.is_in_flight(address), deadline):
         return IN_DOUBT, "a write to it has not come back from the kernel"
     manager.journal.sweep(address)

@@ -8,7 +8,7 @@ one that somebody else has moved stay as they are, and that is said.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, HostdevError, OperationError
@@ -45,18 +45,23 @@ class Restorer:
         self.writer = writer
         self.mover = DriverMover(root, writer)
 
-    def check_is_free(self, record: Record) -> None:
+    def check_are_free(self, records: Sequence[Record]) -> None:
         """
         Prove that nobody has a device's group open: to unbind it then would wait for as long as they have it.
 
         Raises:
             DeviceInUseError: somebody has.
+            SysfsError: nobody can tell.
         """
-        group = read_link_name(f"{self.root.pci_device(record.address)}/iommu_group")
-        holders = read_group_holders(self.root, int(group)) if group else []
-        if holders:
-            text = f"IOMMU group {group} of device {record.address} is held open by {holders[0]}"
-            raise DeviceInUseError(text, reason="in-use", address=record.address)
+        groups: dict[int, Record] = {}
+        for record in records:
+            group = read_link_name(f"{self.root.pci_device(record.address)}/iommu_group")
+            if group is not None:
+                groups.setdefault(int(group), record)
+        for number, holders in read_group_holders(self.root, groups).items():
+            address = groups[number].address
+            text = f"IOMMU group {number} of device {address} is held open by {holders[0]}"
+            raise DeviceInUseError(text, reason="in-use", address=address)
 
     def reset(self, records: Iterable[Record]) -> None:
         """

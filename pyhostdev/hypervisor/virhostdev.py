@@ -153,8 +153,7 @@ class HostdevManager:
             records, _ = self.journal.read()
             meant = [records[a] for a in addresses if a in records and records[a].is_active and is_meant(records[a])]
             meant.sort(key=lambda record: record.position)
-            for record in meant:
-                self.restorer.check_is_free(record)
+            self.restorer.check_are_free(meant)
             failures = self._give_back_all(meant, list(records.values()))
         if failures:
             raise _not_given_back(failures, len(meant))

@@ -356,7 +356,7 @@ class SimulatedKernel:
         except Refusal as refusal:
             raise SysfsError(refusal.errnum, path, f"open IOMMU group {group}") from None
         try:
-            with holding_process(self.root, group):
+            with holding_process(self.root, path):
                 yield fd
         finally:
             os.close(fd)

@@ -49,9 +49,9 @@ def put_proc(root: HostRoot, host: HostSpec) -> None:
 
 
 @contextlib.contextmanager
-def holding_process(root: HostRoot, group: int) -> Iterator[None]:
+def holding_process(root: HostRoot, node: str) -> Iterator[None]:
     """
-    Show a process that has a group's node open, as long as the block runs; a host without proc shows none.
+    Show a process that has a node of VFIO open, as long as the block runs; a host without proc shows none.
 
     Host: writes ``proc/PID``
     """
@@ -64,7 +64,7 @@ def holding_process(root: HostRoot, group: int) -> Iterator[None]:
     os.makedirs(descriptors)
     put_file(os.path.join(directory, "comm"), b"qemu-system-x86\n")
     os.symlink("/dev/vfio/vfio", os.path.join(descriptors, "20"))
-    os.symlink(f"/dev/vfio/{group}", os.path.join(descriptors, "21"))
+    os.symlink(os.path.join("/", os.path.relpath(node, root.path)), os.path.join(descriptors, "21"))
     try:
         yield
     finally:

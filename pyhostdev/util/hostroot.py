@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Where a host's files are: the only place that spells /sys, /dev, /run, /proc and /lib/modules.
+Where a host's files are: the only place that spells /sys, /dev, /run, /proc, /etc and /lib/modules.
 
 A directory that looks like a host and the live host are the same to every reader that takes a HostRoot.
 """
@@ -109,6 +109,11 @@ class HostRoot:
         """The character device of a group."""
         return self.join("dev/vfio", str(int(group)))
 
+    @property
+    def dev_vfio_devices(self) -> str:
+        """``dev/vfio/devices``: one node a function, for iommufd (Linux 6.6)."""
+        return self.join("dev/vfio/devices")
+
     def module(self, name: str) -> str:
         """
         ``sys/module/NAME`` of a loaded module; the kernel spells names with underscores.
@@ -170,6 +175,10 @@ class HostRoot:
     def class_net(self) -> str:
         """``sys/class/net``: network interfaces."""
         return self.join("sys/class/net")
+
+    def driverctl_override(self, address: PCIDeviceAddress) -> str:
+        """``etc/driverctl.d/pci-ADDRESS``: the override that driverctl sets whenever the function appears."""
+        return self.join("etc/driverctl.d", f"pci-{address}")
 
     @property
     def libvirt_status(self) -> str:

@@ -6,9 +6,13 @@ Who has what open, from /proc.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
+
+_GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError)
 
 
 class Process(NamedTuple):
@@ -21,40 +25,75 @@ class Process(NamedTuple):
         return f"'{self.name}' (process {self.pid})"
 
 
-def read_group_holders(root: HostRoot, group: int) -> list[Process]:
+def read_group_holders(root: HostRoot, groups: Iterable[int]) -> dict[int, list[Process]]:
     """
-    Return the processes that have an IOMMU group's node open; those we may not look into are left out.
+    Return which processes have a node of these IOMMU groups open: the group's own, or that of one of its functions.
 
-    Opening the node to see whether it is free would stand in the way of a QEMU that is just starting.
+    Groups that nobody holds are not in the table; processes we may not look into are left out. Opening a node to see
+    whether it is free would stand in the way of a QEMU that is just starting.
 
-    Host: reads ``proc/*/fd`` when ``dev/vfio/GROUP`` is there
+    Raises:
+        SysfsError: /proc or a group cannot be read.
+
+    Host: reads ``proc/*/fd`` once, when one of the nodes is there
     """
-    node = root.vfio_group(group)
-    if not os.path.exists(node) or not os.path.isdir(root.proc):
+    nodes = {_shown(root, node): group for group in groups for node in _nodes(root, group)}
+    found: dict[int, list[Process]] = {}
+    if nodes:
+        for pid in sorted(int(name) for name in _list(root.proc) if name.isdigit()):
+            for group in sorted({nodes[target] for target in _targets(root, pid) & nodes.keys()}):
+                found.setdefault(group, []).append(Process(pid, _name(root, pid)))
+    return found
+
+
+def _nodes(root: HostRoot, group: int) -> list[str]:
+    """Return the nodes through which a group is used; those of functions are there since Linux 6.6, for iommufd."""
+    nodes = [root.vfio_group(group)]
+    if os.path.isdir(root.dev_vfio_devices):
+        for member in _list(root.iommu_group_devices(group)):
+            names = _list(os.path.join(root.iommu_group_devices(group), member, "vfio-dev"))
+            nodes += [os.path.join(root.dev_vfio_devices, name) for name in names]
+    return [node for node in nodes if os.path.exists(node)]
+
+
+def _shown(root: HostRoot, node: str) -> str:
+    """Return a node as a process that has it open shows it."""
+    return node if root.is_live else os.path.join("/", os.path.relpath(node, root.path))
+
+
+def _list(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except _GONE:
         return []
-    shown = node if root.is_live else os.path.join("/", os.path.relpath(node, root.path))
-    pids = (int(name) for name in os.listdir(root.proc) if name.isdigit())
-    return [Process(pid, _name(root, pid)) for pid in sorted(pids) if _has_open(root, pid, shown)]
+    except OSError as err:
+        raise SysfsError(err.errno or 0, directory, "list a directory") from err
 
 
-def _has_open(root: HostRoot, pid: int, target: str) -> bool:
+def _targets(root: HostRoot, pid: int) -> set[str]:
+    """Return what a process has open; nothing when it has ended or is not ours to look into."""
     directory = os.path.join(root.proc, str(pid), "fd")
     try:
-        return any(_target(directory, fd) == target for fd in os.listdir(directory))
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return False  # it has ended, or is not ours to look into
+        return {_target(os.path.join(directory, fd)) for fd in os.listdir(directory)}
+    except (*_GONE, PermissionError):
+        return set()
+    except OSError as err:
+        raise SysfsError(err.errno or 0, directory, "see what a process has open") from err
 
 
-def _target(directory: str, fd: str) -> str | None:
+def _target(link: str) -> str:
     try:
-        return os.readlink(os.path.join(directory, fd))
-    except (FileNotFoundError, PermissionError):
-        return None
+        return os.readlink(link)
+    except (*_GONE, PermissionError):
+        return ""  # closed meanwhile
 
 
 def _name(root: HostRoot, pid: int) -> str:
+    path = os.path.join(root.proc, str(pid), "comm")
     try:
-        with open(os.path.join(root.proc, str(pid), "comm"), encoding="utf-8", errors="replace") as stream:
+        with open(path, encoding="utf-8", errors="replace") as stream:
             return stream.read(64).strip()
-    except (FileNotFoundError, ProcessLookupError):
+    except _GONE:
         return "?"
+    except OSError as err:
+        raise SysfsError(err.errno or 0, path, "read a process's name") from err

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pyhostdev import ConfigError, DomainDef, Host
+from pyhostdev import ConfigError, DeviceInUseError, DomainDef, Host, HostdevManager, PCIDeviceAddress
 from pyhostdev.testing.fakehost import HOSTS, FakeHost
+from pyhostdev.testing.procfiles import holding_process
 
 NVME = "0001:07:00.0"
 PORT = "0001:09:00.2"
@@ -62,8 +63,6 @@ def test_consent_that_is_none_is_an_error(bcm5719: FakeHost, seed_domain: Domain
 def test_held_group_is_in_use(bcm5719: FakeHost, domain: Domain, seed_domain: DomainDef) -> None:
     """A process that has the group's node open is named before anything is touched."""
     host = Host(bcm5719.root, writer=bcm5719.kernel)
-    from pyhostdev import HostdevManager
-
     manager = HostdevManager(host)
     for function in range(4):
         manager.nodedev_detach(host.scan().groups[14][function].address)
@@ -103,3 +102,16 @@ def test_mapping_is_followed_to_its_disk(fakehost: Callable[[str], FakeHost], do
     with open(fake.root.mounts, "a") as stream:
         stream.write("/dev/mapper/vg-root / ext4 rw 0 0\n")
     assert ["mounted"] == [f.reason for f in Host(fake.root).plan(domain("vm1", NVME)).findings]
+
+
+def test_function_held_through_its_own_node_is_in_use(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """A process with a function's iommufd node open holds its group as one with the group's node does."""
+    manager = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel))
+    manager.prepare(manager.host.plan(seed_domain))
+    (name,) = os.listdir(os.path.join(bcm5719.root.pci_device(PCIDeviceAddress.parse(PORT)), "vfio-dev"))
+    os.mkdir(bcm5719.root.dev_vfio_devices)
+    node = Path(bcm5719.root.dev_vfio_devices, name)
+    node.touch()
+    with holding_process(bcm5719.root, str(node)), pytest.raises(DeviceInUseError, match="group 14 .* is held open by"):
+        manager.release("vm1")
+    assert 4 == len(manager.release("vm1"))
