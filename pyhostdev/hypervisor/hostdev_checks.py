@@ -6,16 +6,25 @@ Checks of a plan that look beyond PCI: what the host itself needs, who else is a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from pyhostdev.errors import ConfigError, XMLError
-from pyhostdev.hypervisor.hostdev_plan import CONSENT, ERROR, Finding
+from pyhostdev.errors import ConfigError, SysfsError, XMLError
+from pyhostdev.hypervisor.hostdev_plan import CONSENT, ERROR, NOTE, Finding, Request
+from pyhostdev.util.driverctl import NO_DRIVER, read_driverctl_override
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import BOOT_VGA, DEFAULT_ROUTE, MOUNTED, HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.procfs import read_group_holders
 
 CONSENT_REASONS = (BOOT_VGA, MOUNTED, DEFAULT_ROUTE)
+
+# Where a domain's XML names PCI functions of the host
+_PCI_SOURCES = (
+    ".//hostdev[@type='pci']/source",
+    ".//interface[@type='hostdev']/source",
+    ".//interface/actual[@type='hostdev']/source",
+    ".//disk//source[@type='pci']",
+)
 
 
 def consents(texts: Iterable[str]) -> frozenset[tuple[str, str]]:
@@ -53,29 +62,77 @@ def held_groups(root: HostRoot, groups: Mapping[int, PCIDeviceAddress]) -> Itera
             yield Finding("in-use", ERROR, groups[group], text)
 
 
-def libvirt_owners(root: HostRoot, addresses: Sequence[PCIDeviceAddress], owner: str) -> Iterator[Finding]:
-    """Yield the devices that a running domain of libvirtd has; read only, from its status files."""
-    try:
-        names = sorted(name for name in os.listdir(root.libvirt_status) if name.endswith(".xml"))
-    except (FileNotFoundError, PermissionError):
-        return
-    for name in names:
-        for address in sorted(_status_devices(os.path.join(root.libvirt_status, name)) & set(addresses)):
-            domain = name.removesuffix(".xml")
+def libvirt_owners(root: HostRoot, addresses: Collection[PCIDeviceAddress]) -> Iterator[Finding]:
+    """
+    Yield the devices that a running domain of libvirtd has; read only, from its status files.
+
+    Raises:
+        SysfsError: a file is there and the kernel refuses to read it, but for want of rights.
+    """
+    for name in _status_files(root):
+        domain = name.removesuffix(".xml")
+        try:
+            devices = _status_devices(os.path.join(root.libvirt_status, name))
+        except XMLError as err:
+            text = f"The status of libvirt's domain '{domain}' is not understood, so its devices are not known: {err}"
+            yield Finding("libvirt-status", NOTE, None, text)
+            continue
+        for address in sorted(devices & set(addresses)):
             yield Finding("in-use", ERROR, address, f"Device {address} is in use by libvirt's domain '{domain}'")
 
 
-def _status_devices(path: str) -> set[PCIDeviceAddress]:
-    """Return the host's PCI functions in a status file; what cannot be read names none."""
-    from pyhostdev.conf.hostdev_conf import PCISource
-    from pyhostdev.util.virxml import parse_document
+def _status_files(root: HostRoot) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(root.libvirt_status) if name.endswith(".xml"))
+    except (FileNotFoundError, PermissionError):
+        return []
+    except OSError as err:
+        raise SysfsError(err.errno or 0, root.libvirt_status, "look for libvirt's domains") from err
 
-    found: set[PCIDeviceAddress] = set()
+
+def _status_devices(path: str) -> set[PCIDeviceAddress]:
+    """
+    Return the host's PCI functions in a status file: host devices, interfaces that are some, NVMe disks.
+
+    Raises:
+        XMLError: it is no XML, or an address in it is none.
+        SysfsError: from reading it.
+
+    Mirrors: what virDomainDefFormatInternal writes of each (src/conf/domain_conf.c)
+    """
+    from pyhostdev.conf.hostdev_conf import PCISource
+    from pyhostdev.util.virxml import SIZE_MAX, parse_document
+
     try:
         with open(path, "rb") as stream:
-            document = parse_document(stream.read(1 << 20))
-    except (OSError, XMLError):
-        return found
-    for source in document.iterfind(".//hostdev[@type='pci']/source"):
-        found.add(PCISource.from_element(source).address)
-    return found
+            data = stream.read(SIZE_MAX + 1)
+    except (FileNotFoundError, PermissionError):
+        return set()  # the domain has just ended, or is not ours to look into
+    except OSError as err:
+        raise SysfsError(err.errno or 0, path, "read the status of a domain") from err
+    document = parse_document(data)
+    sources = [source for where in _PCI_SOURCES for source in document.iterfind(where)]
+    return {PCISource.from_element(s).address for s in sources if s.find("address[@bus]") is not None}
+
+
+def saved_overrides(
+    root: HostRoot, requests: Iterable[Request], moving: Collection[PCIDeviceAddress]
+) -> Iterator[Finding]:
+    """
+    Yield what driverctl keeps devices with, and what becomes of it: it is never changed, and what it set is given back.
+
+    Raises:
+        SysfsError: its folder is there and cannot be read.
+    """
+    for request in requests:
+        saved = read_driverctl_override(root, request.address)
+        if saved is None or request.dev is None:
+            continue
+        driver = request.dev.driver
+        now = "no driver" if driver is None else f"driver '{driver}'"
+        text = f"driverctl gives device {request.address} to {saved!a} whenever it appears"
+        if saved != (driver or NO_DRIVER):
+            text += f", though it is with {now} now"
+        if request.address in moving:
+            text += f"; when the guest has ended it is with {now} again"
+        yield Finding("driverctl", NOTE, request.address, text)

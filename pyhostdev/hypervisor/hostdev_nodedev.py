@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, DeviceMissingError, OperationError, RefusedError
-from pyhostdev.hypervisor.hostdev_checks import consents, host_needs
+from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners
 from pyhostdev.hypervisor.hostdev_plan import ERROR, Finding
+from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.journal import DETACHED, PREPARING, RELEASING, Record, read_boot_id
 from pyhostdev.util.pciassign import Obstacle, endpoint_obstacle, group_obstacle, has_iommu, vfs_obstacle
 from pyhostdev.util.pcidriver import VFIO_PCI
@@ -54,7 +55,9 @@ def reattach(manager: HostdevManager, address: PCIDeviceAddress) -> None:
     record = manager.journal.read()[0].get(address)
     _refuse_active(record)
     if record is None:
-        raise OperationError(f"Device {address} was not detached by this manager", address=address)
+        saved = read_driverctl_override(manager.root, address)
+        other = "" if saved is None else f": driverctl gives it to {saved!a}"
+        raise OperationError(f"Device {address} was not detached by this manager{other}", address=address)
     manager.restorer.check_are_free([record])
     with half_done():
         record = record._replace(state=RELEASING, listed_as=None)
@@ -108,9 +111,12 @@ def _refuse(
     Refuse with all findings at once.
 
     Raises:
-        RefusedError: the kernel would refuse, or the host would lose what nobody consented to.
+        RefusedError: the kernel would refuse, somebody has the device, or the host would lose it and nobody consented.
     """
     findings = [Finding(o.reason, ERROR, o.address, o.message) for o in obstacles]
+    if dev.is_vfio and dev.iommu_group is not None:  # with another driver it is not what the group is held for
+        findings += held_groups(manager.root, {dev.iommu_group: dev.address})
+    findings += [f for f in libvirt_owners(manager.root, [dev.address]) if f.severity == ERROR]
     accepted = consents(accept)
     needs = host_needs(manager.root, [dev.address] if moves else [])
     findings += [need for need in needs if (need.reason, str(need.address)) not in accepted]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
-from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners
+from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners, saved_overrides
 from pyhostdev.hypervisor.hostdev_plan import (
     ASSIGNED,
     ERROR,
@@ -135,12 +135,18 @@ class _Planner:
         moving = [request.address for request in self._moving()]
         found += host_needs(self.host.root, moving)
         found += held_groups(self.host.root, self._first_by_group())
-        found += libvirt_owners(self.host.root, list(self.declared), self.owner)
+        found += libvirt_owners(self.host.root, self._touched())
+        found += saved_overrides(self.host.root, self.present, moving)
         found += self._empty_slots()
         seen: dict[tuple[str, str], Finding] = {}
         for finding in found:
             seen.setdefault((finding.reason, str(finding.address)), finding)
         return list(seen.values())
+
+    def _touched(self) -> set[PCIDeviceAddress]:
+        """Return the declared devices and all that share a group with one: a group has one user."""
+        members = (member.address for group in self.members.values() for member in group)
+        return {*self.declared, *(address for address in members if address is not None)}
 
     def _first_by_group(self) -> dict[int, PCIDeviceAddress]:
         """Return each touched group's number with the first device that was declared in it."""
@@ -180,12 +186,16 @@ class _Planner:
             yield _error(
                 "changed-device", address, f"Device {address} is another one than the one detached"
             )
-        elif not request.managed and record is None and not self._is_vfio(dev):
+        elif not request.managed and not self._is_where_it_was_detached_to(dev, record):
             yield _error(
                 "unmanaged-attached",
                 address,
                 f"Device {address} is not managed and is with {_driver_words(dev.driver)}: detach it first",
             )
+
+    def _is_where_it_was_detached_to(self, dev: virpci.PCIDevice, record: Record | None) -> bool:
+        """Tell whether a device is with a stub: VFIO, or the one on the inactive list, unless somebody took it back."""
+        return self._is_vfio(dev) or (record is not None and dev.driver == record.target)
 
     def _kernels_word(self, obstacle: Obstacle) -> Finding:
         """Return what the kernel will refuse: an error, or where policy off leaves all to others, a note."""

@@ -18,7 +18,7 @@ from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_lock import locked
 from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.hypervisor.hostdev_planner import build_plan
-from pyhostdev.hypervisor.hostdev_prepare import changed_since, execute
+from pyhostdev.hypervisor.hostdev_prepare import execute, replaced_since
 from pyhostdev.hypervisor.hostdev_restore import Restorer, goal_of
 from pyhostdev.hypervisor.hostdev_status import Status, read_status
 from pyhostdev.util.journal import PREPARING, RELEASING, Journal, Record
@@ -80,7 +80,7 @@ class HostdevManager:
         with deferred_signals() as interrupted, self.locked(addresses, owner):
             records, bad = self.journal.read()
             fresh = self._planned_again(plan, owner, records)
-            obstacles = (*fresh.obstacles, *changed_since(plan, fresh, records))
+            obstacles = (*fresh.obstacles, *replaced_since(plan, fresh))
             if obstacles:
                 raise RefusedError(obstacles, fresh)
             for item in bad:

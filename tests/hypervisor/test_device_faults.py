@@ -115,9 +115,10 @@ def test_listed_device_taken_back_by_somebody_is_refused(bcm5719: FakeHost, doma
     for name, value in ((f"devices/{CARD[0]}/driver_override", "tg3"), ("drivers/vfio-pci/unbind", str(CARD[0])),
                         ("drivers/tg3/bind", str(CARD[0]))):
         foreign.write(f"{path}/{name}", value.encode(), device=CARD[0])
-    with pytest.raises(RefusedError) as error:
-        victim.manager.prepare(victim.manager.host.plan(domain("vm1", f"{CARD[0]} unmanaged"), "off"))
-    assert "unmanaged-attached" in [finding.reason for finding in error.value.findings]
+    plan = victim.manager.host.plan(domain("vm1", f"{CARD[0]} unmanaged"), "off")
+    assert [("unmanaged-attached", CARD[0])] == [(finding.reason, finding.address) for finding in plan.findings]
+    with pytest.raises(RefusedError):
+        victim.manager.prepare(plan)
 
 
 @pytest.mark.fault("F17")

@@ -9,9 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from pyhostdev import ConfigError, DeviceInUseError, DomainDef, Host, HostdevManager, PCIDeviceAddress
+from pyhostdev import (
+    ConfigError,
+    DeviceInUseError,
+    DomainDef,
+    Host,
+    HostdevManager,
+    OperationError,
+    PCIDeviceAddress,
+    RefusedError,
+)
 from pyhostdev.testing.fakehost import HOSTS, FakeHost
 from pyhostdev.testing.procfiles import holding_process
+from pyhostdev.util.pcidriver import read_binding
 
 NVME = "0001:07:00.0"
 PORT = "0001:09:00.2"
@@ -73,19 +83,117 @@ def test_held_group_is_in_use(bcm5719: FakeHost, domain: Domain, seed_domain: Do
     assert host.plan(seed_domain).ok
 
 
-def test_running_domain_of_libvirtd_is_in_use(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """libvirtd's status files say what its running domains have; broken ones say nothing."""
-    directory = Path(bcm5719.root.libvirt_status)
-    directory.mkdir(parents=True)
-    address = "<address domain='0x0001' bus='0x09' slot='0x00' function='0x1'/>"
-    (directory / "web.xml").write_text(
-        "<domstatus state='running'><domain type='kvm'><devices><hostdev mode='subsystem' type='pci'>"
-        f"<source>{address}</source></hostdev></devices></domain></domstatus>"
-    )
-    (directory / "broken.xml").write_text("<domstatus")
+def put_status(fake: FakeHost, name: str, device: str) -> None:
+    """Write what libvirtd keeps of a running domain with one device."""
+    directory = Path(fake.root.libvirt_status)
+    directory.mkdir(parents=True, exist_ok=True)
+    text = f"<domstatus state='running'><domain type='kvm'><devices>{device}</devices></domain></domstatus>"
+    (directory / f"{name}.xml").write_text(text)
+
+
+SOURCE = "<source{words}><address type='pci' domain='0x0001' bus='0x09' slot='0x00' function='0x1'/></source>"
+LIBVIRTS_DEVICES = {
+    "hostdev": f"<hostdev mode='subsystem' type='pci' managed='yes'>{SOURCE.format(words='')}</hostdev>",
+    "interface": f"<interface type='hostdev' managed='yes'>{SOURCE.format(words='')}</interface>",
+    "network": "<interface type='network'><source network='vfs'/><actual type='hostdev' managed='yes'>"
+    f"{SOURCE.format(words='')}</actual></interface>",
+    "nvme": f"<disk type='nvme' device='disk'>{SOURCE.format(words=' type=' + repr('pci'))}</disk>",
+}
+
+
+@pytest.mark.parametrize("kind", LIBVIRTS_DEVICES)
+def test_running_domain_of_libvirtd_is_in_use(bcm5719: FakeHost, seed_domain: DomainDef, kind: str) -> None:
+    """libvirtd's status files say what its running domains have, in each way in which a domain can have a function."""
+    put_status(bcm5719, "web", LIBVIRTS_DEVICES[kind])
     plan = Host(bcm5719.root).plan(seed_domain)
     assert [("in-use", "0001:09:00.1")] == [(f.reason, str(f.address)) for f in plan.findings]
     assert "'web'" in plan.findings[0].message
+
+
+def test_libvirts_domain_has_the_group_for_itself(bcm5719: FakeHost, domain: Domain) -> None:
+    """A function that libvirt's guest has keeps those of its group that nobody declared it with."""
+    put_status(bcm5719, "web", LIBVIRTS_DEVICES["hostdev"])
+    plan = Host(bcm5719.root).plan(domain("vm1", "0001:09:00.0"), "off")
+    assert [("in-use", "0001:09:00.1")] == [(f.reason, str(f.address)) for f in plan.findings]
+
+
+_WIDE_BUS = "<hostdev type='pci'><source><address bus='0x1ff'/></source></hostdev>"
+
+
+@pytest.mark.parametrize("text", ["<domstatus", " " * (1 << 20) + "<d/>", f"<d>{_WIDE_BUS}</d>"])
+def test_status_that_is_not_understood_is_told(bcm5719: FakeHost, seed_domain: DomainDef, text: str) -> None:
+    """A status file that is none, or too large, is a note by its domain: what it has is not known."""
+    put_status(bcm5719, "web", "")
+    Path(bcm5719.root.libvirt_status, "broken.xml").write_text(text)
+    plan = Host(bcm5719.root).plan(seed_domain)
+    assert [("libvirt-status", "note", None)] == [(f.reason, f.severity, f.address) for f in plan.findings]
+    assert "'broken'" in plan.findings[0].message
+    assert plan.ok
+
+
+@pytest.mark.parametrize("verb", ["nodedev_detach", "nodedev_reset"])
+def test_nodedev_leaves_libvirts_device_alone(bcm5719: FakeHost, verb: str) -> None:
+    """What a guest of libvirtd has is neither listed as detached nor reset."""
+    put_status(bcm5719, "web", LIBVIRTS_DEVICES["hostdev"])
+    manager = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel))
+    with pytest.raises(RefusedError, match="libvirt's domain 'web'"):
+        getattr(manager, verb)(PCIDeviceAddress(1, 9, 0, 1))
+    assert ([], [], [], 0) == (*manager.status(), bcm5719.kernel.writes)
+
+
+@pytest.mark.parametrize("action", [lambda m, a: m.nodedev_detach(a, "pci-stub"), lambda m, a: m.nodedev_reset(a)])
+def test_nodedev_leaves_a_held_device_alone(
+    bcm5719: FakeHost, seed_domain: DomainDef, action: Callable[[HostdevManager, PCIDeviceAddress], None]
+) -> None:
+    """A device that somebody's QEMU has is not taken from vfio-pci, which would wait for ever, nor reset under it."""
+    first = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel))
+    first.prepare(first.host.plan(seed_domain))
+    other = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel, state_dir=bcm5719.root.join("run/other")))
+    before = bcm5719.kernel.writes
+    with bcm5719.kernel.open_group(14), pytest.raises(RefusedError, match="held open by"):
+        action(other, PCIDeviceAddress(1, 9, 0, 0))
+    assert before == bcm5719.kernel.writes
+
+
+def save_override(fake: FakeHost, address: str, text: str) -> None:
+    """Write what driverctl keeps of one device."""
+    path = Path(fake.root.driverctl_override(PCIDeviceAddress.parse(address)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_saved_override_of_driverctl_is_told(bcm5719: FakeHost, domain: Domain) -> None:
+    """The plan says what driverctl keeps a device with, whether it is there, and that it goes back there."""
+    words = [f"0001:09:00.{function} yes" for function in range(4)]
+    save_override(bcm5719, "0001:09:00.0", "tg3\n")
+    save_override(bcm5719, "0001:09:00.1", "igb_uio\n")
+    plan = Host(bcm5719.root).plan(domain("vm1", *words))
+    assert [("driverctl", "note", "0001:09:00.0"), ("driverctl", "note", "0001:09:00.1")] == [
+        (f.reason, f.severity, str(f.address)) for f in plan.findings
+    ]
+    first, second = (f.message for f in plan.findings)
+    assert ("'tg3'" in first, "though" in first, "with driver 'tg3' again" in first) == (True, False, True)
+    assert ("'igb_uio'" in second, "though it is with driver 'tg3' now" in second) == (True, True)
+    assert plan.ok
+
+
+def test_device_that_driverctl_keeps_with_vfio_stays_there(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
+    """What driverctl gave to vfio-pci is there before and after the guest, with its override."""
+    fake = bcm5719_with(fakehost)
+    address = PCIDeviceAddress.parse(NVME)
+    for path, value in ((f"devices/{NVME}/driver_override", "vfio-pci"), ("drivers/nvme/unbind", NVME),
+                        ("drivers/vfio-pci/bind", NVME)):  # fmt: skip
+        fake.kernel.foreign().write(f"{fake.root.pci_bus}/{path}", value.encode(), device=address)
+    save_override(fake, NVME, "vfio-pci\n")
+    manager = HostdevManager(Host(fake.root, writer=fake.kernel))
+    before = read_binding(fake.root, address)
+    plan = manager.host.plan(domain("vm1", NVME))
+    assert [f"driverctl gives device {NVME} to 'vfio-pci' whenever it appears"] == [f.message for f in plan.findings]
+    with manager.prepared(plan):
+        assert before == read_binding(fake.root, address)
+    assert before == read_binding(fake.root, address)
+    with pytest.raises(OperationError, match="driverctl gives it to 'vfio-pci'"):
+        manager.nodedev_reattach(address)
 
 
 def test_mapping_is_followed_to_its_disk(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:

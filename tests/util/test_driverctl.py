@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What driverctl has saved: one file a device, as somebody with an editor may have left it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pyhostdev import PCIDeviceAddress, SysfsError
+from pyhostdev.util.driverctl import read_driverctl_override
+from pyhostdev.util.hostroot import HostRoot
+
+ADDRESS = PCIDeviceAddress(0, 3, 0, 1)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The file of one device, in a folder that is there."""
+    path = Path(HostRoot(tmp_path).driverctl_override(ADDRESS))
+    path.parent.mkdir(parents=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"vfio-pci\n", "vfio-pci"),
+        (b"vfio-pci", "vfio-pci"),
+        (b" none \nmore\n", "none"),
+        (b"", None),
+        (b"\n", None),
+        (b"\xff/\n", "\\xff/"),
+        (b"a" * 500, "a" * 64),
+    ],
+)
+def test_first_line_is_the_driver(saved: Path, tmp_path: Path, data: bytes, expected: str | None) -> None:
+    """The first line counts, without blanks, whatever its bytes are; an empty file says nothing."""
+    saved.write_bytes(data)
+    assert expected == read_driverctl_override(HostRoot(tmp_path), ADDRESS)
+
+
+def test_host_without_driverctl(tmp_path: Path) -> None:
+    """No folder is no override."""
+    assert read_driverctl_override(HostRoot(tmp_path), ADDRESS) is None
+
+
+def test_pipe_is_not_waited_for(saved: Path, tmp_path: Path) -> None:
+    """A pipe in the place of the file says nothing, and nobody waits for it."""
+    os.mkfifo(saved)
+    assert read_driverctl_override(HostRoot(tmp_path), ADDRESS) is None
+
+
+def test_directory_is_an_error(saved: Path, tmp_path: Path) -> None:
+    """What is there and cannot be read is told, not taken for nothing."""
+    saved.mkdir()
+    with pytest.raises(SysfsError, match="read a saved override"):
+        read_driverctl_override(HostRoot(tmp_path), ADDRESS)
