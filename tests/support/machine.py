@@ -2,7 +2,8 @@
 """
 A host and its managers as a state machine: whatever happens in whatever order, the invariants hold.
 
-The model knows little: which guests were told "prepared", and what nobody of ours did to a device.
+The model knows little: which guests were told "prepared", what each prepare asked for that was done or died, and what
+nobody of ours did to a device.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 
-from crash import Process, deaths, process
+from crash import MortalStateDir, deaths, process
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scenarios import _hostdev, card
 
-from pyhostdev import DomainDef, HostdevError, HostdevManager, PCIDeviceAddress
+from pyhostdev import DomainDef, Host, HostdevError, HostdevManager, PCIDeviceAddress
 from pyhostdev.testing.fakehost import HOSTS, FakeHost
 from pyhostdev.testing.faults import SimulatedKill
-from pyhostdev.util.journal import Record
+from pyhostdev.testing.kernel import SimulatedKernel
+from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pcidriver import read_binding
 from pyhostdev.util.virpci import read_link_name
 
@@ -38,7 +42,23 @@ _PLACES = list(deaths(14, 60))
 places = st.integers(0, len(_PLACES) - 1)
 owners = st.sampled_from(OWNERS)
 numbers = st.integers(0, 3)
-masks = st.integers(1, 15)
+left_out = st.just(0) | st.integers(0, 14)
+words = st.sampled_from(("", "", "", "unmanaged"))
+marks_missing = st.integers(1, 4)  # prepare marks each of up to four devices twice: as begun, at last as done
+
+
+class _DiesMarking(MortalStateDir):
+    """A state directory whose writer dies when its n-th mark is in a file, but not yet in its place."""
+
+    def __init__(self, path: str, kernel: SimulatedKernel, mark: int) -> None:
+        super().__init__(path, kernel)
+        self.left = mark
+
+    def step(self, operation: str, name: str) -> None:
+        super().step(operation, name)
+        self.left -= operation == "rename"
+        if self.left == 0:
+            self.kernel.kill()
 
 
 class HostMachine(RuleBasedStateMachine):
@@ -51,6 +71,7 @@ class HostMachine(RuleBasedStateMachine):
         self.first: dict[str, tuple[int, str | None, str | None]] = {}
         self.foreign: set[str] = set()  # devices that a stranger has had his hands on
         self.told: dict[str, set[str]] = {}  # who was told that he has what
+        self.begun: dict[str, set[frozenset[str]]] = {}  # what he asked for at once and has, or may have
 
     @initialize(which=st.sampled_from(sorted(HOSTS_AND_DEVICES)))
     def make_host(self, which: str) -> None:
@@ -75,14 +96,18 @@ class HostMachine(RuleBasedStateMachine):
                     self.first[str(address)] = (now.incarnation, now.driver, now.override)
                     self.foreign.discard(str(address))
 
-    def _domain(self, owner: str, mask: int, managed: bool) -> DomainDef:
-        chosen = [a for n, a in enumerate(self.devices) if mask & 1 << n]
-        words = [f"{a} {'' if managed else 'unmanaged'}" for a in chosen]
-        hostdevs = "".join(_hostdev(text) for text in words)
-        return DomainDef.parse(_DOMAIN.format(name=owner, hostdevs=hostdevs))
+    def _chosen(self, left_out: int) -> frozenset[str]:
+        return frozenset(str(a) for n, a in enumerate(self.devices) if not left_out & 1 << n)
 
-    def _prepare(self, manager: HostdevManager, owner: str, mask: int, managed: bool) -> None:
-        manager.prepare(manager.host.plan(self._domain(owner, mask, managed), "off"))
+    def _free(self) -> frozenset[str]:
+        """Return what a prepare can have: devices that are there and on no list."""
+        there = {str(a) for a in self.devices if os.path.isdir(self.fake.root.pci_device(a))}
+        return frozenset(there - {str(a) for a in self._records()})
+
+    def _prepare(self, manager: HostdevManager, owner: str, chosen: frozenset[str], word: str = "") -> None:
+        hostdevs = "".join(_hostdev(f"{a} {word}") for a in sorted(chosen))
+        definition = DomainDef.parse(_DOMAIN.format(name=owner, hostdevs=hostdevs))
+        manager.prepare(manager.host.plan(definition, "off"))
 
     def _device(self, number: int) -> PCIDeviceAddress:
         return self.devices[number % len(self.devices)]
@@ -92,29 +117,48 @@ class HostMachine(RuleBasedStateMachine):
         assert [] == bad
         return records
 
-    def _dying(self, place: int) -> Process:
-        return process(self.fake, **_PLACES[place])  # type: ignore[arg-type]
+    def _dying(self, place: int) -> HostdevManager:
+        return process(self.fake, **_PLACES[place]).manager  # type: ignore[arg-type]
+
+    def _dying_at_mark(self, mark: int) -> HostdevManager:
+        kernel = SimulatedKernel(self.fake.root)
+        state = _DiesMarking(self.fake.root.state_dir, kernel, mark)
+        return HostdevManager(Host(self.fake.root, writer=kernel), journal=Journal(state))
+
+    def _held(self) -> dict[str, set[str]]:
+        """Return what each owner has on the active list."""
+        held: dict[str, set[str]] = {}
+        for device in process(self.fake).manager.status().active:
+            held.setdefault(device.owner or "", set()).add(str(device.address))
+        return held
+
+    def _may_have(self, owner: str, chosen: frozenset[str]) -> None:
+        """Note what was asked for at once, and forget what was before and is not there as a whole any more."""
+        held = self._held().get(owner, set())
+        self.begun[owner] = {unit for unit in self.begun.get(owner, ()) if unit <= held} | {chosen}
 
     # What managers do
 
-    @rule(owner=owners, mask=masks, managed=st.booleans())
-    def prepare(self, owner: str, mask: int, managed: bool) -> None:
+    @rule(owner=owners, left_out=left_out, word=words)
+    def prepare(self, owner: str, left_out: int, word: str) -> None:
+        chosen = self._chosen(left_out)
         try:
-            self._prepare(self.manager, owner, mask, managed)
+            self._prepare(self.manager, owner, chosen, word)
         except HostdevError as err:
             assert err.rolled_back is not False or self._records(), err
             return
-        self.told[owner] = {str(a) for a, record in self._records().items() if record.owner == owner}
+        self.told[owner] = self.told.get(owner, set()) | chosen
+        self._may_have(owner, chosen)
 
     @rule(owner=owners)
     def release(self, owner: str) -> None:
+        self.told.pop(owner, None)  # who asks for it has given it up, whatever comes of it
         try:
             self.manager.release(owner)
         except HostdevError:
-            assert owner in {record.owner for record in self._records().values()}
-            return
-        self.told.pop(owner, None)
-        assert owner not in {record.owner for record in self._records().values()}
+            assert owner in self._held()
+        else:
+            assert owner not in self._held()
 
     @rule(number=numbers)
     def detach(self, number: int) -> None:
@@ -156,18 +200,36 @@ class HostMachine(RuleBasedStateMachine):
         second = process(self.fake)
         second.manager.recover(timeout_s=0)
         assert undone or 0 == second.kernel.writes
-        self._forget_interrupted()
+        self._look_for_halves(undone)
 
-    def _forget_interrupted(self) -> None:
-        """A release that died has begun to take what its owner was told; recover has finished it."""
-        mine = {str(a): record.owner for a, record in self._records().items() if record.is_active}
-        for owner, has in list(self.told.items()):
-            if not any(mine.get(a) == owner for a in has):
-                del self.told[owner]
+    def _look_for_halves(self, undone: set[str]) -> None:
+        """Whoever asked for devices at once has all of them after a recover, or none that could be given back."""
+        for owner, held in self._held().items():
+            has = held - undone
+            whole = {unit for unit in self.begun.get(owner, ()) if unit <= has}
+            assert (owner, has) == (owner, has & frozenset().union(*whole))
+            self.begun[owner] = whole
 
-    @rule(place=places, owner=owners, mask=masks, managed=st.booleans())
-    def die_in_prepare(self, place: int, owner: str, mask: int, managed: bool) -> None:
-        self._die(lambda manager: self._prepare(manager, owner, mask, managed), place)
+    @rule(place=places, owner=owners, left_out=left_out, word=words)
+    def die_in_prepare(self, place: int, owner: str, left_out: int, word: str) -> None:
+        self._die_in_prepare(self._dying(place), owner, self._chosen(left_out), word)
+
+    @rule(missing=marks_missing, owner=owners, left_out=left_out)
+    @precondition(lambda self: len(self._free()) > 1)
+    def die_marking_and_recover(self, missing: int, owner: str, left_out: int) -> None:
+        """Die with some devices marked prepared and some not: a moment too short to be met by chance."""
+        chosen = self._free() & self._chosen(left_out)
+        self._die_in_prepare(self._dying_at_mark(max(2 * len(chosen) + 1 - missing, 1)), owner, chosen)
+        self.recover()
+
+    def _die_in_prepare(self, victim: HostdevManager, owner: str, chosen: frozenset[str], word: str = "") -> None:
+        try:
+            self._prepare(victim, owner, chosen, word)
+        except HostdevError:
+            return
+        except SimulatedKill:
+            pass
+        self._may_have(owner, chosen)
 
     @rule(place=places, owner=owners)
     def die_in_release(self, place: int, owner: str) -> None:
@@ -183,13 +245,9 @@ class HostMachine(RuleBasedStateMachine):
     def die_in_recover(self, place: int) -> None:
         self._die(lambda manager: manager.recover(timeout_s=0), place)
 
-    def _die(self, action: object, place: int) -> None:
-        assert callable(action)
-        try:
-            action(self._dying(place).manager)
-        except (SimulatedKill, HostdevError):
-            return
-        self._forget_interrupted()
+    def _die(self, action: Callable[[HostdevManager], object], place: int) -> None:
+        with suppress(SimulatedKill, HostdevError):
+            action(self._dying(place))
 
     # What others do
 
@@ -224,12 +282,14 @@ class HostMachine(RuleBasedStateMachine):
         self._look_at_first()
 
     @rule()
+    @precondition(lambda self: self._records())
     def reboot(self) -> None:
         self.fake.reboot()
         self.manager = process(self.fake).manager
         self.first.clear()
         self.foreign.clear()
         self.told.clear()
+        self.begun.clear()
         self._look_at_first()
 
     # What holds all the time
@@ -250,9 +310,8 @@ class HostMachine(RuleBasedStateMachine):
 
     @invariant()
     def who_was_told_has_it(self) -> None:
-        mine = {str(a): record.owner for a, record in self._records().items() if record.is_active}
-        for owner, has in self.told.items():
-            assert dict.fromkeys(has, owner) == {address: mine.get(address) for address in has}
+        held = self._held()
+        assert self.told == {owner: has & held.get(owner, set()) for owner, has in self.told.items()}
 
     @invariant()
     def unlisted_devices_are_where_they_were(self) -> None:
