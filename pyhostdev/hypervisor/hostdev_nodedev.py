@@ -17,7 +17,14 @@ from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_need
 from pyhostdev.hypervisor.hostdev_plan import ERROR, Finding
 from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.journal import DETACHED, PREPARING, RELEASING, Record, read_boot_id
-from pyhostdev.util.pciassign import Obstacle, endpoint_obstacle, group_obstacle, has_iommu, vfs_obstacle
+from pyhostdev.util.pciassign import (
+    Obstacle,
+    denied_obstacle,
+    endpoint_obstacle,
+    group_obstacle,
+    has_iommu,
+    vfs_obstacle,
+)
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.transaction import Transaction, half_done
 
@@ -92,7 +99,7 @@ def _obstacles(manager: HostdevManager, dev: PCIDevice, driver: str | None) -> I
     if driver is not None:
         vfs = 0 if dev.is_virtual_function else len(dev.read_virtual_functions())
         found += [vfs_obstacle(dev.address, vfs), group_obstacle(dev, has_iommu(manager.root))]
-        found.append(_driver_obstacle(manager, dev, driver))
+        found += [_driver_obstacle(manager, dev, driver), denied_obstacle(dev) if driver == VFIO_PCI else None]
     yield from (obstacle for obstacle in found if obstacle is not None)
 
 

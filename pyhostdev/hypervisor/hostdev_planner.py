@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners, saved_overrides
+from pyhostdev.hypervisor.hostdev_fate import driver_words, fates_of
 from pyhostdev.hypervisor.hostdev_plan import (
     ASSIGNED,
     ERROR,
@@ -24,10 +25,11 @@ from pyhostdev.hypervisor.hostdev_plan import (
     Step,
 )
 from pyhostdev.util import virpci
-from pyhostdev.util.journal import DETACHED, Record
+from pyhostdev.util.journal import Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import (
     Obstacle,
+    denied_obstacle,
     endpoint_obstacle,
     group_obstacle,
     has_iommu,
@@ -174,7 +176,8 @@ class _Planner:
     def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:
         address = request.address
         vfs = 0 if dev.is_virtual_function else len(dev.read_virtual_functions())
-        for obstacle in (vfs_obstacle(address, vfs), group_obstacle(dev, has_iommu(self.host.root))):
+        denied = denied_obstacle(dev) if request.stub == VFIO_PCI and not self._is_vfio(dev) else None
+        for obstacle in (vfs_obstacle(address, vfs), group_obstacle(dev, has_iommu(self.host.root)), denied):
             if obstacle is not None:
                 yield self._kernels_word(obstacle)
         if self.host.is_in_flight(address):
@@ -190,7 +193,7 @@ class _Planner:
             yield _error(
                 "unmanaged-attached",
                 address,
-                f"Device {address} is not managed and is with {_driver_words(dev.driver)}: detach it first",
+                f"Device {address} is not managed and is with {driver_words(dev.driver)}: detach it first",
             )
 
     def _is_where_it_was_detached_to(self, dev: virpci.PCIDevice, record: Record | None) -> bool:
@@ -328,41 +331,9 @@ class _Planner:
         ]
 
     def fates(self) -> list[Fate]:
-        """Return one entry a member of a touched group, then the devices without a group."""
+        """Return what becomes of each member of a touched group, then of the devices without a group."""
         moving = {request.address for request in self._moving()}
-        found = [
-            Fate(m.name, group, m.driver, *self._fate(m, moving))
-            for group, members in self.members.items()
-            for m in members
-        ]
-        named = {fate.name for fate in found}
-        for request in self.requests:
-            if str(request.address) not in named:
-                driver = request.dev.driver if request.dev else None
-                member = virpci.GroupMember(str(request.address), request.address, driver, False)
-                group = request.dev.iommu_group if request.dev else None
-                found.append(Fate(member.name, group, driver, *self._fate(member, moving)))
-        return found
-
-    def _fate(
-        self, member: virpci.GroupMember, moving: set[PCIDeviceAddress]
-    ) -> tuple[str | None, str]:
-        request = self.declared.get(member.address) if member.address else None
-        if request is None:
-            return None, f"not declared, stays with {_driver_words(member.driver)}: {_why(member)}"
-        guest = "given to the guest" if request.role == ASSIGNED else "kept from the guest"
-        if request.dev is None:
-            return request.role, f"{guest}: not on this host"
-        if request.address in moving:
-            before = _driver_words(member.driver)
-            method = request.dev.usable_reset()
-            wiped = f"reset ({method})" if method else "not reset, as it has no way to be"
-            return request.role, (
-                f"{guest}: detached from {before} to {request.stub}; afterwards {wiped} and given back to {before}"
-            )
-        detached = self.records.get(request.address)
-        why = "as it was detached before" if detached and detached.state == DETACHED else "as it was"
-        return request.role, f"{guest}: stays with {_driver_words(member.driver)}, {why}"
+        return fates_of(self.requests, self.members, self.records, moving)
 
 
 def _findings(*obstacles: Obstacle | None) -> list[Finding]:
@@ -380,16 +351,6 @@ def _incomplete(
     return _error(
         "incomplete-device",
         address,
-        f"Function {address} ({_driver_words(driver)}) belongs to the same device as {spokesman} and is not "
+        f"Function {address} ({driver_words(driver)}) belongs to the same device as {spokesman} and is not "
         "declared: declare it too, with assigned='no' if the guest must not get it",
     )
-
-
-def _driver_words(driver: str | None) -> str:
-    return "no driver" if driver is None else f"driver '{driver}'"
-
-
-def _why(member: virpci.GroupMember) -> str:
-    if keeps_dma(member):
-        return "it keeps the group's DMA for the host"
-    return "it does not use the group's DMA"

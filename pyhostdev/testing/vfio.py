@@ -11,11 +11,12 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.simdevice import drop_tree, list_dir, put_file
+from pyhostdev.testing.simdevice import drop_tree, list_dir, put_file, read_file
 
 if TYPE_CHECKING:
     from pyhostdev.testing.iommu import IOMMUGroups
     from pyhostdev.testing.simdevice import SimDevice
+    from pyhostdev.util.hostroot import HostRoot
 
 _DENIED = {  # vfio_pci_dev_in_denylist: accelerators that are unsafe to give away
     (0x8086, device) for device in (0x0435, 0x0443, 0x19E2, 0x19E3, 0x37C8, 0x37C9)
@@ -24,13 +25,18 @@ _DENIED = {  # vfio_pci_dev_in_denylist: accelerators that are unsafe to give aw
 
 def probe(device: SimDevice) -> int:
     """Return the errno with which vfio-pci refuses a function, 0 when it takes it."""
-    if (device.number("vendor"), device.number("device")) in _DENIED:
+    if (device.number("vendor"), device.number("device")) in _DENIED and not _takes_denied(device.root):
         return errno.EINVAL
     if device.is_bridge:
         return errno.EINVAL
     if device.virtual_functions:
         return errno.EBUSY
     return 0 if device.group is not None else errno.EINVAL
+
+
+def _takes_denied(root: HostRoot) -> bool:
+    """True when the module's administrator has disabled the list."""
+    return read_file(os.path.join(root.module("vfio-pci"), "parameters", "disable_denylist")) == b"Y\n"
 
 
 def _next_number(groups: IOMMUGroups) -> int:

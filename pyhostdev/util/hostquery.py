@@ -15,6 +15,7 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import (
     Obstacle,
+    denied_obstacle,
     endpoint_obstacle,
     group_obstacle,
     has_iommu,
@@ -196,6 +197,7 @@ class HostFunctions(Sequence[PCIDevice]):
             endpoint_obstacle(dev, trust_class=True),
             vfs_obstacle(dev.address, vfs),
             group_obstacle(dev, has_iommu(self.root)),
+            denied_obstacle(dev),
         ]
         return [obstacle for obstacle in found if obstacle is not None] + list(self._blockers(dev))
 

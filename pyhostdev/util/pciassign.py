@@ -14,11 +14,14 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.pciregs import CLASS_BASE_BRIDGE
-from pyhostdev.util.virpci import GroupMember, PCIDevice
+from pyhostdev.util.virpci import GroupMember, PCIDevice, read_attribute
 
 # Drivers that claim no DMA for the host (driver_managed_dma, drivers/pci since 5.19); vfio variants are told by
 # their vfio-dev directory.
 DMA_FREE_DRIVERS = frozenset({VFIO_PCI, "pci-stub", "pcieport"})
+
+# Accelerators whose guests could bring down the host (drivers/vfio/pci/vfio_pci.c, Linux 5.9)
+VFIO_DENIED = frozenset((0x8086, device) for device in (0x0435, 0x0443, 0x19E2, 0x19E3, 0x37C8, 0x37C9))
 
 
 class Obstacle(NamedTuple):
@@ -79,6 +82,22 @@ def group_obstacle(dev: PCIDevice, has_groups: bool) -> Obstacle | None:
     if dev.iommu_group is not None or not has_groups:
         return None
     return Obstacle("no-iommu-group", dev.address, f"Device {dev.address} is in no IOMMU group")
+
+
+def denied_obstacle(dev: PCIDevice) -> Obstacle | None:
+    """
+    Say that vfio-pci takes no such device, unless its module was told to.
+
+    Source: vfio_pci_dev_in_denylist (drivers/vfio/pci/vfio_pci.c), ``disable_denylist``
+    """
+    if (dev.vendor, dev.device) not in VFIO_DENIED:
+        return None
+    switch = os.path.join(dev.root.module(VFIO_PCI), "parameters", "disable_denylist")
+    if read_attribute(switch) == "Y":
+        return None
+    what = f"{dev.vendor:04x}:{dev.device:04x}"
+    message = f"Device {dev.address} is a {what}, which vfio-pci takes only with its parameter disable_denylist"
+    return Obstacle("denied-device", dev.address, message)
 
 
 def member_obstacle(group: int, member: GroupMember) -> Obstacle | None:

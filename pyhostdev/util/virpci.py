@@ -7,7 +7,9 @@ Mirrors: src/util/virpci.c. Nothing here writes; binding is in pcidriver.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -30,6 +32,7 @@ T = TypeVar("T")
 BUS_RESETS = ("bus", "cxl_bus")
 _GROUP_LINK = "iommu_group"
 _ATTRIBUTE_MAX = 4096  # a sysfs attribute is at most one page
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)  # ENODEV: the device went away after the open
 
 
 class GroupMember(NamedTuple):
@@ -41,6 +44,12 @@ class GroupMember(NamedTuple):
     is_vfio: bool
 
 
+def _raise_unless_absent(err: OSError, path: str, doing: str) -> None:
+    """Raise what the system answered, unless it says that there is no such thing: nobody knows, and "no" is a guess."""
+    if err.errno not in _ABSENT:
+        raise SysfsError(err.errno or errno.EIO, path, doing) from err
+
+
 def read_attribute(path: str) -> str | None:
     """
     Return a sysfs attribute without its newline; None when the host does not have it.
@@ -50,18 +59,67 @@ def read_attribute(path: str) -> str | None:
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, _ATTRIBUTE_MAX).decode("utf-8", "surrogateescape").rstrip("\n")
+        finally:
+            os.close(fd)
     except OSError as err:
-        if err.errno in (2, 20):  # ENOENT, ENOTDIR
-            return None
-        raise SysfsError(err.errno or 0, path, "read an attribute") from err
+        _raise_unless_absent(err, path, "read an attribute")
+        return None
+
+
+def read_text(path: str) -> str | None:
+    """
+    Return a file's text; None when the host does not have it.
+
+    Raises:
+        SysfsError: it is there and cannot be read.
+    """
     try:
-        return os.read(fd, _ATTRIBUTE_MAX).decode("utf-8", "surrogateescape").rstrip("\n")
+        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+            return stream.read()
     except OSError as err:
-        if err.errno == 19:  # ENODEV: the device went away after the open
-            return None
-        raise SysfsError(err.errno or 0, path, "read an attribute") from err
-    finally:
-        os.close(fd)
+        _raise_unless_absent(err, path, "read a file")
+        return None
+
+
+def read_status(path: str) -> os.stat_result | None:
+    """
+    Return what stat(2) says of a file; None when there is none.
+
+    Raises:
+        SysfsError: nobody can say.
+    """
+    try:
+        return os.stat(path)
+    except OSError as err:
+        _raise_unless_absent(err, path, "look at a file")
+        return None
+
+
+def is_directory(path: str) -> bool:
+    """
+    Tell whether there is a directory; ``os.path.isdir`` says no to an error, too.
+
+    Raises:
+        SysfsError: nobody can say.
+    """
+    status = read_status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def list_names(path: str) -> list[str]:
+    """
+    Return the names in a directory, in no order; none when there is no directory.
+
+    Raises:
+        SysfsError: it is there and cannot be read.
+    """
+    try:
+        return os.listdir(path)
+    except OSError as err:
+        _raise_unless_absent(err, path, "list a directory")
+        return []
 
 
 def read_number(path: str) -> int | None:
@@ -80,19 +138,29 @@ def read_number(path: str) -> int | None:
         raise SysfsError(22, path, f"read a number from '{text!a}'") from None
 
 
+def read_link(path: str) -> str | None:
+    """
+    Return a link's target; None when there is no link.
+
+    Raises:
+        SysfsError: the entry is there and is no link (EINVAL), or cannot be read.
+    """
+    try:
+        return os.readlink(path)
+    except OSError as err:
+        _raise_unless_absent(err, path, "follow a link")
+        return None
+
+
 def read_link_name(path: str) -> str | None:
     """
     Return the last component of a link's target, None when there is no link.
 
     Raises:
-        SysfsError: the entry is there and is no link.
+        SysfsError: as ``read_link``.
     """
-    try:
-        return os.path.basename(os.readlink(path))
-    except OSError as err:
-        if err.errno in (2, 20, 19):
-            return None
-        raise SysfsError(err.errno or 0, path, "follow a link") from err
+    target = read_link(path)
+    return None if target is None else os.path.basename(target)
 
 
 @lru_cache(maxsize=1024)  # VFs come by the hundred, PFs do not
@@ -228,10 +296,8 @@ class PCIDevice:
         """Inode of the sysfs directory: the same address with another inode is another device."""
 
         def read() -> int | None:
-            try:
-                return os.stat(self.path()).st_ino
-            except FileNotFoundError:
-                return None
+            status = read_status(self.path())
+            return None if status is None else status.st_ino
 
         return self._fact("incarnation", read)
 
@@ -290,10 +356,8 @@ class PCIDevice:
         known = pciconfig.is_pci_express(self.read_config())
         if known is not None:
             return known
-        try:
-            return os.stat(self.path("config")).st_size != pciregs.CONFIG_SIZE
-        except FileNotFoundError:
-            return None
+        status = read_status(self.path("config"))
+        return None if status is None else status.st_size != pciregs.CONFIG_SIZE
 
     @property
     def is_ari(self) -> bool:
@@ -346,11 +410,7 @@ class PCIDevice:
         return [dev for dev in found if dev is not None and not dev.is_virtual_function]
 
     def _sibling_addresses(self) -> list[PCIDeviceAddress]:
-        if not self.is_ari:
-            return [self.address.with_function(function) for function in range(8)]
-        prefix = str(self.address)[: -len("00.0")]
-        names = (name for name in os.listdir(self.root.pci_devices) if name.startswith(prefix))
-        return sorted(PCIDeviceAddress.parse(name) for name in names)
+        return self.read_bus() if self.is_ari else [self.address.with_function(function) for function in range(8)]
 
     def read_path(self) -> list[PCIDeviceAddress]:
         """
@@ -363,9 +423,9 @@ class PCIDevice:
         try:
             parts = os.readlink(self.path()[:-1]).split("/")
         except OSError as err:
-            if err.errno in (2, 22):  # ENOENT, EINVAL: a directory
-                return [self.address]
-            raise SysfsError(err.errno or 0, self.path(), "follow a link") from err
+            if err.errno != errno.EINVAL:  # a directory
+                _raise_unless_absent(err, self.path(), "follow a link")
+            return [self.address]
         return [PCIDeviceAddress.parse(part) for part in parts if part.count(":") == 2]
 
     @property
@@ -373,19 +433,26 @@ class PCIDevice:
         """True with vfio-pci or one of its variants, as of when the object was made."""
         return self._fact("vfio", lambda: is_vfio_driver(self.root, self.address, self.driver))
 
+    def read_reset_methods(self) -> list[str]:
+        """
+        Return the methods by which the kernel resets this function, its first choice first; none where it has none.
+
+        Source: drivers/pci/pci.c pci_reset_fn_methods; ``reset_method`` since 5.15
+        """
+        if read_status(self.path("reset")) is None:
+            return []
+        listed = read_attribute(self.path("reset_method"))
+        return self._methods_by_config() if listed is None else listed.split()
+
     def usable_reset(self) -> str | None:
         """
         Return the method by which a write to ``reset`` resets this function alone; None when it cannot be.
 
         The kernel resets a bus this way only for a function that has it to itself.
 
-        Source: drivers/pci/pci.c pci_reset_fn_methods, pci_parent_bus_reset; ``reset_method`` since 5.15
+        Source: drivers/pci/pci.c pci_parent_bus_reset
         """
-        if not os.path.exists(self.path("reset")):
-            return None
-        listed = read_attribute(self.path("reset_method"))
-        methods = self._methods_by_config() if listed is None else listed.split()
-        usable = (m for m in methods if m not in BUS_RESETS or self._is_alone_on_bus())
+        usable = (m for m in self.read_reset_methods() if m not in BUS_RESETS or len(self.read_bus()) == 1)
         return next(usable, None)
 
     def _methods_by_config(self) -> list[str]:
@@ -394,9 +461,11 @@ class PCIDevice:
         pm = pciconfig.has_pm_reset(config)
         return [name for name, there in (("flr", flr), ("pm", pm), ("bus", True)) if there]
 
-    def _is_alone_on_bus(self) -> bool:
+    def read_bus(self) -> list[PCIDeviceAddress]:
+        """Return all functions of this function's bus, itself included, sorted."""
         prefix = str(self.address)[: -len("00.0")]
-        return sum(name.startswith(prefix) for name in os.listdir(self.root.pci_devices)) == 1
+        names = (name for name in list_names(self.root.pci_devices) if name.startswith(prefix))
+        return sorted(PCIDeviceAddress.parse(name) for name in names)
 
     def read_virtual_functions(self) -> list[PCIDeviceAddress]:
         """
@@ -433,7 +502,7 @@ def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | No
     Mirrors: virPCIDeviceNew (src/util/virpci.c), which wants a config file too
     """
     top = root.pci_device(address)
-    if not os.path.isdir(top):
+    if not is_directory(top):
         return None
     group = read_link_name(f"{top}/{_GROUP_LINK}")
     record = pciscan.ScanRecord(
@@ -458,7 +527,7 @@ def is_vfio_driver(root: HostRoot, address: PCIDeviceAddress, driver: str | None
     """
     if driver is None:
         return False
-    return driver == "vfio-pci" or os.path.isdir(
+    return driver == "vfio-pci" or is_directory(
         os.path.join(root.pci_device(address), "vfio-dev")
     )
 
@@ -484,9 +553,6 @@ def read_iommu_group_members(
 
     Mirrors: virPCIDeviceAddressIOMMUGroupIterate (src/util/virpci.c)
     """
-    try:
-        names = os.listdir(root.iommu_group_devices(group))
-    except FileNotFoundError:
-        return []
+    names = list_names(root.iommu_group_devices(group))
     members = [_group_member(root, group, name) for name in names if name not in skip]
     return sorted(members, key=lambda m: (m.address is None, m.address or (), m.name))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -215,3 +216,48 @@ def test_foreign_backend_is_unsupported(bcm5719: FakeHost, seed_domain: DomainDe
     with pytest.raises(ConfigUnsupportedError, match="xen") as error:
         Host(bcm5719.root).plan(seed_domain)
     assert error.value.libvirt_code == 67
+
+
+ACCELERATOR = "driver c6xx 8086:37c8\ndriver vfio-pci\n0000:01:00.0 8086:37c8 0b4000 driver=c6xx group=1\n"
+
+
+@pytest.mark.parametrize(("setting", "denied"), [(None, True), ("N\n", True), ("Y\n", False)])
+def test_device_that_vfio_pci_denies(fakehost: Fake, domain: Domain, setting: str | None, denied: bool) -> None:
+    """What the kernel would refuse after the host driver is gone is refused before, unless the module takes it."""
+    fake = fakehost(ACCELERATOR)
+    if setting is not None:
+        parameters = Path(fake.root.module("vfio-pci"), "parameters")
+        parameters.mkdir(parents=True)
+        (parameters / "disable_denylist").write_text(setting)
+    expected = [("denied-device", "0000:01:00.0")] if denied else []
+    assert expected == reasons(plan_for(fake, domain("vm1", "0000:01:00.0")))
+    scan = Host(fake.root).scan()
+    assert expected == [(o.reason, str(o.address)) for o in scan.obstacles(scan[0]) if o.reason == "denied-device"]
+
+
+BUS = """\
+driver pcieport class:0604 builtin
+driver tg3 14e4:1657
+driver vfio-pci
+0000:00:01.0 8086:1901 060400 driver=pcieport group=1 bridge=01-01 express=root-port
+0000:01:00.0 14e4:1657 020000 driver=tg3 group=2 express=endpoint {first}
+"""
+SECOND = "0000:01:00.1 14e4:1657 020000 group=2 multifunction express=endpoint\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "declared", "words"),
+    [
+        ("flr", "", 1, "afterwards reset (flr, which reaches nothing else) and"),
+        ("pm=noreset", "", 1, "afterwards reset (bus, which reaches nothing else) and"),
+        ("multifunction", SECOND, 1, "its bus reset would reach 0000:01:00.1, which the guest does not have and"),
+        ("multifunction", SECOND, 2, "reset with its bus by vfio-pci when QEMU closes it, as all of the bus"),
+    ],
+)
+def test_plan_shows_method_and_reach_of_the_reset(
+    fakehost: Fake, domain: Domain, first: str, second: str, declared: int, words: str
+) -> None:
+    """How a device is reset, and which others that would reset: a bus only when all of it is the guest's."""
+    fake = fakehost(BUS.format(first=first) + second)
+    plan = plan_for(fake, domain("vm1", *[f"0000:01:00.{number}" for number in range(declared)]), "off")
+    assert [words] == [words for fate in plan.fates if fate.name == "0000:01:00.0" and words in fate.text]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +124,16 @@ def test_denied_accelerator_is_einval(bench):
     host = bench("driver vfio-pci\n0000:01:00.0 8086:37c8 0b4000 group=1\n")
     host.override("0000:01:00.0", "vfio-pci")
     assert "EINVAL" == host.bind("vfio-pci", "0000:01:00.0")
+
+
+def test_denied_accelerator_with_the_list_disabled(bench):
+    """The module's parameter says whether it looks at its list."""
+    host = bench("driver vfio-pci\n0000:01:00.0 8086:37c8 0b4000 group=1\n")
+    parameters = Path(host.root.module("vfio-pci"), "parameters")
+    parameters.mkdir(parents=True)
+    (parameters / "disable_denylist").write_text("Y\n")
+    host.override("0000:01:00.0", "vfio-pci")
+    assert "ok" == host.bind("vfio-pci", "0000:01:00.0")
 
 
 def test_function_without_group_is_einval(bench):

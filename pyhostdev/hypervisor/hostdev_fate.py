@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What becomes of every member of the touched IOMMU groups, in words: the part of a plan that people read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+
+from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Fate, Request
+from pyhostdev.util.journal import DETACHED, Record
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pciassign import keeps_dma
+from pyhostdev.util.virpci import BUS_RESETS, GroupMember
+
+Records = Mapping[PCIDeviceAddress, Record]
+
+
+def fates_of(
+    requests: Sequence[Request],
+    members: Mapping[int, Sequence[GroupMember]],
+    records: Records,
+    moving: Container[PCIDeviceAddress],
+) -> list[Fate]:
+    """
+    Return one entry a member of a touched group, then the devices without a group.
+
+    Args:
+        members: of each touched group.
+        records: the journal's, by address.
+        moving: whose driver changes when the guest starts.
+    """
+    declared = {request.address: request for request in requests}
+
+    def told(member: GroupMember, group: int | None) -> Fate:
+        request = declared.get(member.address) if member.address else None
+        if request is None:
+            return Fate(member.name, group, member.driver, None, _undeclared(member))
+        text = _declared(request, member.driver, records, moving, declared)
+        return Fate(member.name, group, member.driver, request.role, text)
+
+    found = [told(member, group) for group, those in members.items() for member in those]
+    named = {fate.name for fate in found}
+    for request in requests:
+        if str(request.address) not in named:
+            driver, group = (request.dev.driver, request.dev.iommu_group) if request.dev else (None, None)
+            found.append(told(GroupMember(str(request.address), request.address, driver, False), group))
+    return found
+
+
+def driver_words(driver: str | None) -> str:
+    """Return how a sentence names a driver."""
+    return "no driver" if driver is None else f"driver '{driver}'"
+
+
+def _undeclared(member: GroupMember) -> str:
+    why = "it keeps the group's DMA for the host" if keeps_dma(member) else "it does not use the group's DMA"
+    return f"not declared, stays with {driver_words(member.driver)}: {why}"
+
+
+def _declared(
+    request: Request,
+    driver: str | None,
+    records: Records,
+    moving: Container[PCIDeviceAddress],
+    declared: Container[PCIDeviceAddress],
+) -> str:
+    guest = "given to the guest" if request.role == ASSIGNED else "kept from the guest"
+    if request.dev is None:
+        return f"{guest}: not on this host"
+    before = driver_words(driver)
+    if request.address in moving:
+        wiped = _reset_words(request, declared)
+        return f"{guest}: detached from {before} to {request.stub}; afterwards {wiped} and given back to {before}"
+    detached = records.get(request.address)
+    why = "as it was detached before" if detached and detached.state == DETACHED else "as it was"
+    return f"{guest}: stays with {before}, {why}"
+
+
+def _reset_words(request: Request, declared: Container[PCIDeviceAddress]) -> str:
+    """
+    Return by which method a device is reset, and what else that reaches.
+
+    Source: vfio_pci_dev_set_try_reset (drivers/vfio/pci/vfio_pci_core.c), for a bus that is with vfio as a whole
+    """
+    dev = request.dev
+    assert dev is not None
+    method = dev.usable_reset()
+    if method is not None:
+        return f"reset ({method}, which reaches nothing else)"
+    if not set(BUS_RESETS) & set(dev.read_reset_methods()):
+        return "not reset, as it has no way to be"
+    others = [address for address in dev.read_bus() if address not in declared]
+    if others:
+        return f"not reset, as its bus reset would reach {', '.join(map(str, others))}, which the guest does not have"
+    return "reset with its bus by vfio-pci when QEMU closes it, as all of the bus is declared,"
