@@ -86,32 +86,34 @@ class Host:
         return None if dev is None else dev.iommu_group
 
     def has_driver(self, name: str) -> bool | None:
-        """Tell whether the PCI bus has a driver of this name now; None when a directory shows no drivers."""
-        if os.path.isdir(self.root.pci_driver(name)):
+        """
+        Tell whether the PCI bus has a driver of this name now; None when a directory shows no drivers.
+
+        Raises:
+            SysfsError: nobody can say.
+        """
+        if virpci.is_directory(self.root.pci_driver(name)):
             return True
-        return False if os.path.isdir(self.root.pci_drivers) else None
+        return False if virpci.is_directory(self.root.pci_drivers) else None
 
     def has_module(self, name: str) -> bool | None:
-        """Tell whether a module of this name can be loaded; None when the host does not say what it has."""
+        """
+        Tell whether a module of this name can be loaded; None when the host does not say what it has.
+
+        Raises:
+            SysfsError: the list of modules is there and cannot be read.
+        """
         release = self._kernel_release()
         if release is None:
             return None
-        wanted = name.replace("-", "_")
-        try:
-            with open(self.root.modules_dep(release), encoding="utf-8") as listing:
-                paths = (line.partition(":")[0] for line in listing)
-                return any(_module_name(path) == wanted for path in paths)
-        except FileNotFoundError:
+        listing = virpci.read_text(self.root.modules_dep(release))
+        if listing is None:
             return None
+        wanted = name.replace("-", "_")
+        return any(_module_name(line.partition(":")[0]) == wanted for line in listing.split("\n"))
 
     def _kernel_release(self) -> str | None:
-        if self.root.is_live:
-            return os.uname().release
-        try:
-            with open(self.root.kernel_release, encoding="ascii") as stream:
-                return stream.read(64).strip()
-        except FileNotFoundError:
-            return None
+        return os.uname().release if self.root.is_live else virpci.read_attribute(self.root.kernel_release)
 
     def is_in_flight(self, address: PCIDeviceAddress) -> bool:
         """Tell whether a write to this device has not come back from the kernel yet."""

@@ -19,7 +19,7 @@ from pyhostdev.util.journal import DETACHED, PREPARED, PREPARING, RELEASING, Bad
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.transaction import deferred_signals
-from pyhostdev.util.virpci import read_attribute
+from pyhostdev.util.virpci import list_names, read_attribute
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.virhostdev import HostdevManager
@@ -50,8 +50,8 @@ def recover(manager: HostdevManager, *, include_prepared: bool, timeout_s: float
     """
     deadline = time.monotonic() + timeout_s
     records, bad = manager.journal.read()
-    found = [_set_aside(manager, item) for item in bad]
     boot_id = read_boot_id(manager.root)
+    found = [_set_aside(manager, item) for item in bad]
     # what is marked prepared goes first: the marks that say "interrupted" must be the last to vanish
     for record in sorted(records.values(), key=lambda r: (r.state != PREPARED, r.address)):
         try:
@@ -123,13 +123,25 @@ def _unrecorded(manager: HostdevManager, known: Container[str]) -> Iterator[Reco
     Another tool did it, or the journal is younger than the bindings: a container's own /run, a directory that a
     service manager made anew. Where they came from would be a guess, so they stay.
     """
+    top = manager.root.pci_driver(VFIO_PCI)
     try:
-        names = sorted(os.listdir(manager.root.pci_driver(VFIO_PCI)))
-    except FileNotFoundError:
+        names = sorted(list_names(top))
+    except HostdevError as err:
+        yield Recovered(top, None, FAILED, f"nobody can tell whether it has devices without a record: {err}")
         return
     for name in names:
-        if name.count(":") != 2 or name in known or manager.writer.is_in_flight(PCIDeviceAddress.parse(name)):
-            continue
-        address = PCIDeviceAddress.parse(name)
-        if read_attribute(os.path.join(manager.root.pci_device(address), "driver_override")) == VFIO_PCI:
-            yield Recovered(name, None, UNRECORDED, f"it is with '{VFIO_PCI}' and no record says where it came from")
+        if name.count(":") == 2 and name not in known:
+            yield from _without_record(manager, PCIDeviceAddress.parse(name))
+
+
+def _without_record(manager: HostdevManager, address: PCIDeviceAddress) -> Iterator[Recovered]:
+    try:
+        if manager.writer.is_in_flight(address):
+            return
+        override = read_attribute(os.path.join(manager.root.pci_device(address), "driver_override"))
+    except HostdevError as err:
+        yield Recovered(str(address), None, FAILED, f"no record says where it came from: {err}")
+        return
+    if override == VFIO_PCI:
+        text = f"it is with '{VFIO_PCI}' and no record says where it came from"
+        yield Recovered(str(address), None, UNRECORDED, text)

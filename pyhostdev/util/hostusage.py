@@ -7,17 +7,20 @@ Taking such a device away is somebody's decision, never a consequence. What a ho
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.virpci import read_attribute
+from pyhostdev.util.virpci import list_names, read_attribute, read_link, read_text
 
 BOOT_VGA, MOUNTED, DEFAULT_ROUTE = "boot-vga", "mounted", "default-route"
 DEFAULT_DESTINATION = "00000000"  # of /proc/net/route and, eight times, of ipv6_route
 _STACK_MAX = 64  # devices below one mount: partitions, mappings, RAID members
+_LINKS_MAX = 8  # from a name of a device node to the node
 
 
 class Use(NamedTuple):
@@ -32,7 +35,8 @@ class HostUsage:
 
     def __init__(self, root: HostRoot) -> None:
         self.root = root
-        self._blocks = {name: _below(root.class_block, name, "slaves") for name in _block_names(root)}
+        self._block_names = _block_names(root)
+        self._blocks = {name: _below(root.class_block, name, "slaves") for name in self._block_names}
         self._nets = {name: _below(root.class_net, name, "") for name in _route_names(root)}
 
     def of(self, address: PCIDeviceAddress) -> list[Use]:
@@ -41,7 +45,7 @@ class HostUsage:
         uses = []
         if read_attribute(os.path.join(self.root.pci_device(address), "boot_vga")) == "1":
             uses.append(Use(BOOT_VGA, "shows the host's console"))
-        for name, where in _block_names(self.root).items():
+        for name, where in self._block_names.items():
             if any(part in path for path in self._blocks[name]):
                 uses.append(Use(MOUNTED, f"holds '{name}', which is in use as {where}"))
         for name in self._nets:
@@ -51,11 +55,7 @@ class HostUsage:
 
 
 def _lines(path: str) -> list[list[str]]:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
-            return [line.split() for line in stream]
-    except FileNotFoundError:
-        return []
+    return [line.split() for line in (read_text(path) or "").split("\n")]
 
 
 def _block_names(root: HostRoot) -> dict[str, str]:
@@ -71,9 +71,23 @@ def _block_names(root: HostRoot) -> dict[str, str]:
 
 
 def _block_name(root: HostRoot, device: str) -> str:
-    """Return the kernel's name of a device node; names of the device mapper are links to it."""
-    node = root.join(device.lstrip("/"))
-    return os.path.basename(os.path.realpath(node))
+    """Return the kernel's name of a device node; udev's names, and those of the device mapper, are links to it."""
+    for _ in range(_LINKS_MAX):
+        target = _target(root.join(device.lstrip("/")))
+        if target is None:
+            break
+        device = os.path.join(os.path.dirname(device), target)
+    return os.path.basename(device)
+
+
+def _target(path: str) -> str | None:
+    """Return a link's target; None when there is no link, or something else."""
+    try:
+        return read_link(path)
+    except SysfsError as err:
+        if err.errno == errno.EINVAL:
+            return None
+        raise
 
 
 def _route_names(root: HostRoot) -> list[str]:
@@ -91,7 +105,8 @@ def _below(directory: str, name: str, stack: str) -> list[str]:
     found: list[str] = []
     todo = [name]
     while todo and len(found) < _STACK_MAX:
-        path = os.path.realpath(os.path.join(directory, todo.pop())) + "/"
+        part = todo.pop()
+        path = os.path.normpath(os.path.join(directory, _target(os.path.join(directory, part)) or part)) + "/"
         if path not in found:
             found.append(path)
             todo += _parts(path, stack)
@@ -100,17 +115,10 @@ def _below(directory: str, name: str, stack: str) -> list[str]:
 
 def _parts(path: str, stack: str) -> Iterable[str]:
     """Return the names of what a device is made of: slaves of a mapping, lower interfaces of a bridge or bond."""
-    return _names(os.path.join(path, stack)) if stack else _lower_interfaces(path)
+    return sorted(list_names(os.path.join(path, stack))) if stack else _lower_interfaces(path)
 
 
 def _lower_interfaces(path: str) -> Iterator[str]:
-    for name in _names(path):
+    for name in sorted(list_names(path)):
         if name.startswith("lower_"):
             yield name.removeprefix("lower_")
-
-
-def _names(directory: str) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except (FileNotFoundError, NotADirectoryError):
-        return []

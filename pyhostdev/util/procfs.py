@@ -5,12 +5,14 @@ Who has what open, from /proc.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.virpci import list_names, read_status
 
 _GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError)
 
@@ -40,7 +42,7 @@ def read_group_holders(root: HostRoot, groups: Iterable[int]) -> dict[int, list[
     nodes = {_shown(root, node): group for group in groups for node in _nodes(root, group)}
     found: dict[int, list[Process]] = {}
     if nodes:
-        for pid in sorted(int(name) for name in _list(root.proc) if name.isdigit()):
+        for pid in sorted(int(name) for name in list_names(root.proc) if name.isdigit()):
             for group in sorted({nodes[target] for target in _targets(root, pid) & nodes.keys()}):
                 found.setdefault(group, []).append(Process(pid, _name(root, pid)))
     return found
@@ -49,25 +51,26 @@ def read_group_holders(root: HostRoot, groups: Iterable[int]) -> dict[int, list[
 def _nodes(root: HostRoot, group: int) -> list[str]:
     """Return the nodes through which a group is used; those of functions are there since Linux 6.6, for iommufd."""
     nodes = [root.vfio_group(group)]
-    if os.path.isdir(root.dev_vfio_devices):
-        for member in _list(root.iommu_group_devices(group)):
-            names = _list(os.path.join(root.iommu_group_devices(group), member, "vfio-dev"))
+    if _may_be(root.dev_vfio_devices):
+        for member in list_names(root.iommu_group_devices(group)):
+            names = list_names(os.path.join(root.iommu_group_devices(group), member, "vfio-dev"))
             nodes += [os.path.join(root.dev_vfio_devices, name) for name in names]
-    return [node for node in nodes if os.path.exists(node)]
+    return [node for node in nodes if _may_be(node)]
+
+
+def _may_be(path: str) -> bool:
+    """Tell whether something is there; where we may not look, it may."""
+    try:
+        return read_status(path) is not None
+    except SysfsError as err:
+        if err.errno in (errno.EACCES, errno.EPERM):
+            return True
+        raise
 
 
 def _shown(root: HostRoot, node: str) -> str:
     """Return a node as a process that has it open shows it."""
     return node if root.is_live else os.path.join("/", os.path.relpath(node, root.path))
-
-
-def _list(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except _GONE:
-        return []
-    except OSError as err:
-        raise SysfsError(err.errno or 0, directory, "list a directory") from err
 
 
 def _targets(root: HostRoot, pid: int) -> set[str]:

@@ -75,7 +75,11 @@ class StateDir:
             fd = os.open(self.path, _DIRECTORY)
         except FileNotFoundError:
             return None
-        self._check(fd)
+        try:
+            self._check(fd)
+        except BaseException:
+            os.close(fd)
+            raise
         stale, self._fd, self._pid = self._fd, fd, os.getpid()
         if stale is not None:
             os.close(stale)
@@ -90,7 +94,6 @@ class StateDir:
     def _check(self, fd: int) -> None:
         facts = os.fstat(fd)
         if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022:
-            os.close(fd)
             raise OperationError(f"State directory '{self.path}' can be written by others")
 
     def _descriptor(self) -> int:
