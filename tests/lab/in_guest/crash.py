@@ -213,10 +213,7 @@ def start_killed_anywhere() -> None:
     """SIGKILL at a random moment of start: with its guest gone, recover --all restores."""
     rng = workers.dice("start")
     struck: Counter[str] = Counter()
-    total = rounds(0, 12)
-    if total == 0:
-        say("  in the long form only")
-        return
+    total = rounds(2, 60)
     domain = write_domain("unlucky", workers.SPLIT, stay=True)
     longest_s = _time_of_start(domain)
     for _ in range(total):

@@ -11,8 +11,10 @@ from workers import rounds
 
 from pyhostdev import HostdevManager, PCIDeviceAddress
 
-WARM_UP = 10  # cycles after which nothing new is loaded or grown
+WARM_UP = 10  # cycles after which nothing new is loaded
+LOOKS = 8  # how often memory is looked at after that
 GROWTH_KIB = 1024
+LATE_GROWTH_KIB = 256  # in the second half: what grows with every cycle does not stop growing
 
 
 def _cycle(manager: HostdevManager, address: str) -> None:
@@ -25,25 +27,32 @@ def _cycle(manager: HostdevManager, address: str) -> None:
     assert manager.status().inactive == [], manager.status()
 
 
-def _cycles(total: int) -> tuple[list[float], int, int]:
-    """Return what each cycle took, and by how much files and memory (KiB) grew after the warm-up."""
+def _cycles(total: int) -> tuple[list[float], int, list[int]]:
+    """Return what each cycle took, by how many open files grew after the warm-up, and memory (KiB) from then on."""
     manager = workers.new_manager()
     took: list[float] = []
-    files = memory = 0
+    files = 0
+    memory: list[int] = []
+    looks = {WARM_UP + (total - WARM_UP) * number // LOOKS for number in range(LOOKS)}
     for number in range(total):
         if number == WARM_UP:
-            files, memory = workers.open_files(), workers.resident_kib()
+            files = workers.open_files()
+        if number in looks:
+            memory.append(workers.resident_kib())
         with workers.stopwatch(took):
             _cycle(manager, NIC[number % len(NIC)])
-    return took, workers.open_files() - files, workers.resident_kib() - memory
+    return took, workers.open_files() - files, [*memory, workers.resident_kib()]
 
 
 def detach_and_reattach() -> None:
     """Detach and reattach again and again: always as told, with files and memory flat."""
     total = rounds(20, 1000)
     took, files, memory = workers.done(lambda: _cycles(total), 60 + total).value
-    say(f"  a cycle takes {workers.spread(took)}; memory grew by {memory} KiB")
+    growth = [kib - memory[0] for kib in memory]
+    say(f"  a cycle takes {workers.spread(took)}; memory grew by {growth} KiB, looked at {LOOKS} times")
     check(0, files, "no descriptor is left open")
-    check(True, memory <= GROWTH_KIB, f"memory grew by less than {GROWTH_KIB} KiB")
+    check(True, growth[-1] <= GROWTH_KIB, f"memory grew by less than {GROWTH_KIB} KiB")
+    late = growth[-1] - growth[LOOKS // 2]
+    check(True, late <= LATE_GROWTH_KIB, f"and in the second half by less than {LATE_GROWTH_KIB} KiB")
     workers.assert_home()
     check(total, len(took), f"{total} cycles without a mismatch")
