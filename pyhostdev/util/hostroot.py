@@ -157,6 +157,11 @@ class HostRoot:
         return self.join("proc/swaps")
 
     @property
+    def iomem(self) -> str:
+        """``proc/iomem``: who has which part of the address space, by indentation."""
+        return self.join("proc/iomem")
+
+    @property
     def route(self) -> str:
         """``proc/net/route``"""
         return self.join("proc/net/route")
@@ -170,6 +175,11 @@ class HostRoot:
     def class_block(self) -> str:
         """``sys/class/block``: disks, partitions, mappings."""
         return self.join("sys/class/block")
+
+    @property
+    def class_graphics(self) -> str:
+        """``sys/class/graphics``: framebuffers."""
+        return self.join("sys/class/graphics")
 
     @property
     def class_net(self) -> str:

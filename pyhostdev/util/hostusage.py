@@ -19,6 +19,8 @@ from pyhostdev.util.virpci import list_names, read_attribute, read_link, read_te
 
 BOOT_VGA, MOUNTED, DEFAULT_ROUTE = "boot-vga", "mounted", "default-route"
 DEFAULT_DESTINATION = "00000000"  # of /proc/net/route and, eight times, of ipv6_route
+# Who has the firmware's screen before a driver of its own takes the device: sysfb, efifb, vesafb, simplefb, simpledrm
+FIRMWARE_SCREENS = frozenset({"BOOTFB", "efifb", "vesafb", "simplefb", "simple-framebuffer", "simpledrm"})
 _STACK_MAX = 64  # devices below one mount: partitions, mappings, RAID members
 _LINKS_MAX = 8  # from a name of a device node to the node
 
@@ -37,6 +39,8 @@ class HostUsage:
         self.root = root
         self._block_names = _block_names(root)
         self._blocks = {name: _below(root.class_block, name, "slaves") for name in self._block_names}
+        self._screens = {name: _below(root.class_graphics, name, "") for name in _screen_names(root)}
+        self._firmware_screens = _firmware_screens(root)
         self._nets = {name: _below(root.class_net, name, "") for name in _route_names(root)}
 
     def of(self, address: PCIDeviceAddress) -> list[Use]:
@@ -45,6 +49,11 @@ class HostUsage:
         uses = []
         if read_attribute(os.path.join(self.root.pci_device(address), "boot_vga")) == "1":
             uses.append(Use(BOOT_VGA, "shows the host's console"))
+        if str(address) in self._firmware_screens:
+            uses.append(Use(BOOT_VGA, "has the screen that the firmware left to the host"))
+        for name in self._screens:
+            if any(part in path for path in self._screens[name]):
+                uses.append(Use(BOOT_VGA, f"has framebuffer '{name}' of the host's consoles"))
         for name, where in self._block_names.items():
             if any(part in path for path in self._blocks[name]):
                 uses.append(Use(MOUNTED, f"holds '{name}', which is in use as {where}"))
@@ -88,6 +97,30 @@ def _target(path: str) -> str | None:
         if err.errno == errno.EINVAL:
             return None
         raise
+
+
+def _screen_names(root: HostRoot) -> list[str]:
+    """Return the framebuffers; what else is in their class are the consoles on them."""
+    return sorted(name for name in list_names(root.class_graphics) if name.removeprefix("fb").isdigit())
+
+
+def _firmware_screens(root: HostRoot) -> set[str]:
+    """Return the functions in whose memory the firmware's screen lies; who may not see addresses sees names here."""
+    above: list[str] = []
+    found: set[str] = set()
+    try:
+        lines = (read_text(root.iomem) or "").split("\n")
+    except SysfsError as err:
+        if err.errno not in (errno.EACCES, errno.EPERM):
+            raise
+        return found  # hardened hosts keep the table from who plans without rights
+    for line in lines:
+        name = line.partition(" : ")[2]
+        depth = (len(line) - len(line.lstrip())) // 2
+        above = [*above[:depth], name]
+        if name in FIRMWARE_SCREENS:
+            found.update(above)
+    return found
 
 
 def _route_names(root: HostRoot) -> list[str]:

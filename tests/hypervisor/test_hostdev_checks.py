@@ -63,6 +63,42 @@ def test_boot_vga_wants_a_consent(fakehost: Callable[[str], FakeHost], domain: D
     assert [("boot-vga", "consent")] == [(f.reason, f.severity) for f in plan.findings]
 
 
+def test_framebuffer_wants_a_consent(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
+    """A display that is not the one the host booted on may be one of its consoles all the same."""
+    fake = bcm5719_with(fakehost)
+    screen = Path(os.path.realpath(fake.root.pci_device(PCIDeviceAddress.parse(NVME))), "graphics/fb0")
+    screen.mkdir(parents=True)
+    os.mkdir(fake.root.class_graphics)
+    os.symlink(os.path.relpath(screen, fake.root.class_graphics), f"{fake.root.class_graphics}/fb0")
+    Path(fake.root.class_graphics, "fbcon").mkdir()
+    plan = Host(fake.root).plan(domain("vm1", NVME))
+    assert [("boot-vga", "consent")] == [(f.reason, f.severity) for f in plan.findings]
+    assert "'fb0'" in plan.findings[0].message
+
+
+IOMEM = """\
+00000000-00000fff : Reserved
+c0000000-eebfffff : PCI Bus 0001:00
+  c0000000-c00fffff : PCI Bus 0001:07
+    c0000000-c00fffff : {owner}
+      c0000000-c002ffff : {name}
+  c0100000-c010ffff : 0001:07:00.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "reasons"),
+    [(NVME, "BOOTFB", ["boot-vga"]), (NVME, "nvme", []), ("0001:07:00.7", "simpledrm", [])],
+)
+def test_firmwares_screen_wants_a_consent(
+    fakehost: Callable[[str], FakeHost], domain: Domain, owner: str, name: str, reasons: list[str]
+) -> None:
+    """Where no driver has taken the firmware's screen over, the kernel's table of memory says whose memory it is."""
+    fake = bcm5719_with(fakehost)
+    Path(fake.root.iomem).write_text(IOMEM.format(owner=owner, name=name))
+    assert reasons == [f.reason for f in Host(fake.root).plan(domain("vm1", NVME)).findings]
+
+
 @pytest.mark.parametrize("text", ["mounted", "nonsense:0001:07:00.0", "mounted:somewhere"])
 def test_consent_that_is_none_is_an_error(bcm5719: FakeHost, seed_domain: DomainDef, text: str) -> None:
     """A consent is REASON:ADDRESS with a reason that can be accepted; an error is never overridden by a typo."""
