@@ -69,21 +69,21 @@ def locked(
         for lock in lock_set(root, addresses, owner):
             fd = state.open_lock(lock.name)
             held.callback(os.close, fd)
-            _take(state, fd, lock, deadline)
+            _take(state, root, fd, lock, deadline)
             _name_holder(fd, holder)
             if not lock.is_shared:  # a name that others may share stays
                 held.callback(_name_holder, fd, "")
         yield
 
 
-def _take(state: StateDir, fd: int, lock: Lock, deadline: float) -> None:
+def _take(state: StateDir, root: HostRoot, fd: int, lock: Lock, deadline: float) -> None:
     how = fcntl.LOCK_SH if lock.is_shared else fcntl.LOCK_EX
     try:
         state.step("lock", lock.name)
         while not _is_taken(fd, how):
             if time.monotonic() >= deadline:
                 what = lock.name.removesuffix(".lock").replace("-", " ", 1)
-                raise DeviceInUseError(f"The lock of {what} is held by {_read_holder(fd)}", reason="in-use")
+                raise DeviceInUseError(f"The lock of {what} is held by {_read_holder(root, fd)}", reason="in-use")
             time.sleep(_POLL_S)
     except OSError as err:
         raise SysfsError(err.errno or 0, os.path.join(state.path, lock.name), "take a lock") from err
@@ -105,13 +105,46 @@ def _name_holder(fd: int, holder: str) -> None:
             os.pwrite(fd, holder.encode("utf-8", "surrogateescape")[:_HOLDER_MAX], 0)
 
 
-def _read_holder(fd: int) -> str:
-    """Return who has the lock, who may be about to write it."""
+def _read_holder(root: HostRoot, fd: int) -> str:
+    """
+    Return who has the lock, as he says himself and the kernel confirms.
+
+    Who has just taken it is given a moment to name himself. What else is in the file then was left by a holder that
+    was killed, or is by one that counts processes in a namespace of its own.
+    """
     deadline = time.monotonic() + _NAME_WAIT_S
     with tolerated(OSError):
         while True:
-            name = os.pread(fd, _HOLDER_MAX, 0).decode("utf-8", "replace")
-            if name or time.monotonic() > deadline:
-                return name or "somebody else"
+            name, pids = os.pread(fd, _HOLDER_MAX, 0).decode("utf-8", "replace"), _read_pids(root, fd)
+            if name and (not pids or _is_by_one_of(name, pids)):
+                return name
+            if time.monotonic() > deadline:
+                return _numbered(pids, name)
             time.sleep(_NAME_WAIT_S / 10)
     return "somebody else"
+
+
+def _is_by_one_of(name: str, pids: list[int]) -> bool:
+    return name.endswith(tuple(f"process {pid}{end}" for pid in pids for end in ("", ")")))
+
+
+def _numbered(pids: list[int], name: str) -> str:
+    who = f"process {pids[0]}" if pids else "somebody else"
+    return f"{who} (its file says {name})" if name else who
+
+
+def _read_pids(root: HostRoot, fd: int) -> list[int]:
+    """
+    Return who has a lock on an open file, as far as the kernel tells.
+
+    It does not tell of processes that are hidden from this one's pid namespace, nor where a file system shows a
+    file with another device than its locks have.
+
+    Source: proc_locks(5)
+    """
+    facts = os.fstat(fd)
+    file = f"{os.major(facts.st_dev):02x}:{os.minor(facts.st_dev):02x}:{facts.st_ino}"
+    with tolerated(OSError), open(os.path.join(root.proc, "locks"), encoding="ascii") as locks:
+        fields = [line.split() for line in locks if f" {file} " in line]
+        return [int(words[4]) for words in fields if words[1] == "FLOCK"]
+    return []

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pyhostdev import DeviceInUseError, PCIDeviceAddress
-from pyhostdev.hypervisor.hostdev_lock import locked
+from pyhostdev.hypervisor import hostdev_lock
+from pyhostdev.hypervisor.hostdev_lock import lock_set, locked
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.util.statedir import StateDir
 
@@ -54,3 +59,72 @@ def test_wait_has_an_end(bcm5719: FakeHost, tmp_path: Path) -> None:
         with pytest.raises(DeviceInUseError, match="held by 'anna'"):
             locked(StateDir(state), bcm5719.root, DEVICE, "bert", wait_s=0.1).__enter__()
         assert 0.1 <= time.monotonic() - began
+
+
+class Unnamed:
+    """A process that has taken a lock and not said so in its file, and what a second one is told of it."""
+
+    def __init__(self, fake: FakeHost, top: str) -> None:
+        self.root, self.state = fake.root, StateDir(top)
+        self.fd = self.state.open_lock(lock_set(self.root, DEVICE, None)[0].name)
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
+
+    def write(self, name: str) -> None:
+        os.pwrite(self.fd, name.encode(), 0)
+
+    def told(self) -> str:
+        with pytest.raises(DeviceInUseError) as error:
+            locked(self.state, self.root, DEVICE, "bert").__enter__()
+        return str(error.value).rpartition("is held by ")[2]
+
+
+@pytest.fixture
+def unnamed(bcm5719: FakeHost) -> Iterator[Unnamed]:
+    """Such a process: this one, on a host that shows the true list of locks."""
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("there is no /dev/shm: elsewhere a file's device may not be its locks'")
+    Path(bcm5719.root.proc, "locks").symlink_to("/proc/locks")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as top:
+        holder = Unnamed(bcm5719, top)
+        yield holder
+        os.close(holder.fd)
+
+
+ME = f"process {os.getpid()}"
+
+
+def test_holder_without_a_name_is_told_by_its_number(unnamed: Unnamed) -> None:
+    """Who has the lock and has not written it down is found in the kernel's list, after a moment's wait."""
+    began = time.monotonic()
+    assert ME == unnamed.told()
+    assert time.monotonic() - began < 1
+
+
+def test_holder_that_the_kernel_confirms_is_told_by_its_name(unnamed: Unnamed) -> None:
+    """The name in the file is the holder's when the number in it is."""
+    for name in (ME, f"'anna' ({ME})"):
+        os.ftruncate(unnamed.fd, 0)
+        unnamed.write(name)
+        assert name == unnamed.told()
+
+
+@pytest.mark.parametrize("left", ["process 1", "'anna' (process 1)"])
+def test_name_that_a_killed_holder_left_is_not_the_next_ones(unnamed: Unnamed, left: str) -> None:
+    """A name that the kernel does not confirm is told as what it is."""
+    unnamed.write(left)
+    assert f"{ME} (its file says {left})" == unnamed.told()
+
+
+def test_holder_is_given_a_moment_to_write_its_name(unnamed: Unnamed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between taking a lock and naming its holder is a moment in which the second does not settle for a number."""
+    monkeypatch.setattr(hostdev_lock, "_NAME_WAIT_S", 5)
+    threading.Timer(0.05, unnamed.write, [f"'anna' ({ME})"]).start()
+    assert f"'anna' ({ME})" == unnamed.told()
+
+
+def test_name_is_all_there_is_where_the_kernel_does_not_tell(unnamed: Unnamed) -> None:
+    """In a container, or without a list of locks, the file is believed, and nobody is named on a guess."""
+    Path(unnamed.root.proc, "locks").unlink()
+    assert "somebody else" == unnamed.told()
+    unnamed.write("'anna' (process 1)")
+    assert "'anna' (process 1)" == unnamed.told()
