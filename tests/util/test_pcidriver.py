@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyhostdev import DeviceMissingError, OperationError, PCIDeviceAddress, SysfsError
+from pyhostdev import DeviceMissingError, InDoubtError, OperationError, PCIDeviceAddress, SysfsError
 from pyhostdev.testing.fakehost import HOSTS, FakeHost
 from pyhostdev.testing.faults import Hang, Interfere
 from pyhostdev.util.pcidriver import Binding, DriverMover, read_binding
@@ -137,3 +137,24 @@ def test_hang_leaves_the_device_in_doubt(bcm5719: FakeHost) -> None:
     bcm5719.kernel.complete()
     mover.give_back(ADDRESS, original)
     assert ("tg3", None) == shown(bcm5719)
+
+
+def test_binding_is_not_read_while_a_write_is_in_flight(bcm5719: FakeHost) -> None:
+    """In doubt is all that can be said then; who read the override might hang with the write, so nobody opens it."""
+    override = Path(bcm5719.root.pci_device(ADDRESS), "driver_override")
+    before = override.read_bytes()
+    bcm5719.kernel.inject(1, Hang())
+    mover = mover_of(bcm5719)
+    with pytest.raises(InDoubtError):
+        mover.unbind(ADDRESS)
+    override.unlink()
+    override.symlink_to(override)  # whoever opens it gets ELOOP
+    with pytest.raises(InDoubtError) as error:
+        mover.read_binding(ADDRESS)
+    assert ("in-doubt", ADDRESS) == (error.value.reason, error.value.address)
+    with pytest.raises(SysfsError):
+        read_binding(bcm5719.root, ADDRESS)
+    override.unlink()
+    override.write_bytes(before)
+    bcm5719.kernel.complete()
+    assert (None, None) == mover.read_binding(ADDRESS)[:2]

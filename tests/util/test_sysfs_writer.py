@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -375,6 +376,55 @@ def test_ended_manager_takes_nothing_from_its_helper(
         manager.communicate(timeout=PATIENCE_S)
     assert b"late" == read_fifo(stuck)
     wait_until(lambda: not writer.is_in_flight(DEVICE))
+
+
+class Lease:
+    """A hold on a lock's file: who opens it waits in the kernel until the hold ends, for which there is a signal."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.fcntl(self.fd, fcntl.F_SETSIG, signal.SIGURG)  # nobody's death
+        fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+
+    def is_waited_for(self) -> bool:
+        return fcntl.fcntl(self.fd, fcntl.F_GETLEASE) == fcntl.F_UNLCK
+
+    def end(self) -> None:
+        os.close(self.fd)
+
+
+@pytest.mark.parametrize(("lives", "written"), [(True, b"late"), (False, b"")])
+def test_helper_writes_nothing_for_a_manager_that_died_before_its_lock(
+    root: HostRoot, writer: ForkedWriter, lives: bool, written: bytes
+) -> None:
+    """A helper that had no lock yet when its manager died was seen by nobody who recovered: it must not write."""
+    attribute = Path(root.join("stuck"))
+    attribute.touch()
+    try:
+        lease = Lease(Path(writer.inflight_dir, str(DEVICE)))
+    except OSError as err:
+        pytest.skip(f"files here cannot be leased: {err}")
+    with start_manager(root, PATIENCE_S) as manager:
+        wait_until(lease.is_waited_for)
+        helper = os.pidfd_open(children_of(manager.pid).pop())
+        if not lives:
+            manager.kill()
+            manager.wait(PATIENCE_S)
+        lease.end()
+        assert select.select([helper], [], [], PATIENCE_S)[0]
+    os.close(helper)
+    assert written == attribute.read_bytes()
+
+
+def children_of(pid: int) -> set[int]:
+    """Return a process' children, those that send no SIGCHLD too."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                found |= {int(entry.name)} if f"\nPPid:\t{pid}\n" in (entry / "status").read_text() else set()
+    return found
 
 
 def test_helper_outlives_its_thread_and_writer(
