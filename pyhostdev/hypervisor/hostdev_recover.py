@@ -14,7 +14,10 @@ from collections.abc import Callable, Container, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import DeviceInUseError, HostdevError, InDoubtError
+from pyhostdev.hypervisor.hostdev_checks import libvirt_owners
+from pyhostdev.hypervisor.hostdev_plan import ERROR
 from pyhostdev.hypervisor.hostdev_restore import goal_of
+from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.journal import DETACHED, PREPARED, PREPARING, RELEASING, BadRecord, Record, read_boot_id
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
@@ -129,9 +132,9 @@ def _unrecorded(manager: HostdevManager, known: Container[str]) -> Iterator[Reco
     except HostdevError as err:
         yield Recovered(top, None, FAILED, f"nobody can tell whether it has devices without a record: {err}")
         return
-    for name in names:
-        if name.count(":") == 2 and name not in known:
-            yield from _without_record(manager, PCIDeviceAddress.parse(name))
+    addresses = [PCIDeviceAddress.parse(name) for name in names if name.count(":") == 2 and name not in known]
+    for address in addresses:
+        yield from _without_record(manager, address)
 
 
 def _without_record(manager: HostdevManager, address: PCIDeviceAddress) -> Iterator[Recovered]:
@@ -139,9 +142,17 @@ def _without_record(manager: HostdevManager, address: PCIDeviceAddress) -> Itera
         if manager.writer.is_in_flight(address):
             return
         override = read_attribute(os.path.join(manager.root.pci_device(address), "driver_override"))
+        if override == VFIO_PCI:
+            yield Recovered(str(address), None, *_whose(manager, address))
     except HostdevError as err:
         yield Recovered(str(address), None, FAILED, f"no record says where it came from: {err}")
-        return
-    if override == VFIO_PCI:
-        text = f"it is with '{VFIO_PCI}' and no record says where it came from"
-        yield Recovered(str(address), None, UNRECORDED, text)
+
+
+def _whose(manager: HostdevManager, address: PCIDeviceAddress) -> tuple[str, str]:
+    """Return the outcome for a device that is with vfio-pci by somebody else's hand, who is named where he can be."""
+    for finding in libvirt_owners(manager.root, [address]):
+        if finding.severity == ERROR:
+            return KEPT, finding.message
+    if read_driverctl_override(manager.root, address) == VFIO_PCI:
+        return KEPT, f"driverctl gives it to '{VFIO_PCI}'"
+    return UNRECORDED, f"it is with '{VFIO_PCI}' and no record says where it came from"

@@ -232,6 +232,19 @@ def test_device_that_driverctl_keeps_with_vfio_stays_there(fakehost: Callable[[s
         manager.nodedev_reattach(address)
 
 
+def test_recover_names_who_has_what_no_record_knows(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """What driverctl or libvirt gave to vfio-pci is theirs; only what nobody accounts for is unrecorded."""
+    first = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel))
+    first.prepare(first.host.plan(seed_domain))
+    put_status(bcm5719, "web", LIBVIRTS_DEVICES["hostdev"])
+    save_override(bcm5719, "0001:09:00.0", "vfio-pci\n")
+    save_override(bcm5719, "0001:09:00.2", "tg3\n")
+    other = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel, state_dir=bcm5719.root.join("run/other")))
+    found = {item.what[-1]: (item.outcome, item.message) for item in other.recover()}
+    assert ["kept", "kept", "unrecorded", "unrecorded"] == [found[name][0] for name in "0123"]
+    assert ("driverctl" in found["0"][1], "'web'" in found["1"][1]) == (True, True)
+
+
 def test_mapping_is_followed_to_its_disk(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
     """A file system on a device mapper volume needs the disk below it."""
     fake = bcm5719_with(fakehost)
