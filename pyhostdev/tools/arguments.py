@@ -63,14 +63,14 @@ def add_accept(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_changes(parser: argparse.ArgumentParser) -> None:
-    """What every changing verb has."""
+def add_changes(parser: argparse.ArgumentParser, timeout: str = "deadline of each write") -> None:
+    """What every changing verb has; timeout says what --timeout is about."""
     parser.set_defaults(changes_host=True)
     parser.add_argument(
         "--simulate", action="store_true", help="let a simulated kernel react in the --root directory"
     )
     parser.add_argument(
-        "--timeout", type=float, default=30.0, metavar="S", help="deadline of each write in seconds (default: 30)"
+        "--timeout", type=float, default=30.0, metavar="S", help=f"{timeout} in seconds (default: 30)"
     )
 
 

@@ -12,7 +12,7 @@ from pyhostdev.tools.main import DONE, NOT_RESTORED
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_root(parser)
-    arguments.add_changes(parser)
+    arguments.add_changes(parser, "how long to wait for a write still in flight, and deadline of each new one,")
     arguments.add_json(parser)
     parser.add_argument(
         "--all", action="store_true", help="give prepared devices back too, where nobody holds their group open"

@@ -10,12 +10,15 @@ from pyhostdev.tools import arguments
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    arguments.add_file(parser)
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument("file", nargs="?", metavar="FILE", help="the domain's XML; - for standard input")
+    whose.add_argument("--owner", metavar="NAME", help="the domain's name, where its XML is not at hand")
     arguments.add_root(parser)
     arguments.add_changes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Give back what the domain of this name has; the rest of FILE may have changed since, and is not asked."""
-    arguments.manager_of(args).release(arguments.domain_name_of(args))
+    owner = arguments.domain_name_of(args) if args.owner is None else args.owner
+    arguments.manager_of(args).release(owner)
     return 0

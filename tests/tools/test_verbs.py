@@ -87,6 +87,17 @@ def test_s4_refused_prepare_is_one_sentence_a_finding(
     assert before == bcm5719.snapshot()
 
 
+def test_release_by_name(run: Callable[..., Any], bcm5719: FakeHost) -> None:
+    """Where the domain's XML is not at hand its name does; one of both is to be said."""
+    assert 0 == run("prepare", GUEST, "--simulate")[0]
+    owner = json.loads(run("status", "--json")[1])["active"][0]["owner"]
+    assert 0 == run("release", "--owner", owner, "--simulate")[0]
+    assert [] == json.loads(run("status", "--json")[1])["active"]
+    for words in ((), (GUEST, "--owner", owner)):
+        with pytest.raises(SystemExit, match="2"):
+            run("release", *words, "--simulate")
+
+
 def test_prepare_status_release(run: Callable[..., Any], bcm5719: FakeHost) -> None:
     """Each verb is a process of its own: the lists are seen from all of them."""
     before = bcm5719.snapshot()
