@@ -21,7 +21,7 @@ from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.journal import DETACHED, PREPARED, PREPARING, RELEASING, BadRecord, Record, read_boot_id
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
-from pyhostdev.util.transaction import deferred_signals
+from pyhostdev.util.transaction import attempt, deferred_signals
 from pyhostdev.util.virpci import list_names, read_attribute
 
 if TYPE_CHECKING:
@@ -55,18 +55,49 @@ def recover(manager: HostdevManager, *, include_prepared: bool, timeout_s: float
     records, bad = manager.journal.read()
     boot_id = read_boot_id(manager.root)
     found = [_set_aside(manager, item) for item in bad]
+    left: dict[tuple[str | None, str], Recovered] = {}
     # what is marked prepared goes first: the marks that say "interrupted" must be the last to vanish
     for record in sorted(records.values(), key=lambda r: (r.state != PREPARED, r.address)):
-        try:
-            outcome, message = _recover_one(manager, record, boot_id, include_prepared, deadline)
-        except DeviceInUseError as err:
-            outcome, message = KEPT, str(err)
-        except InDoubtError as err:
-            outcome, message = IN_DOUBT, str(err)
-        except HostdevError as err:
-            outcome, message = FAILED, str(err)
-        found.append(Recovered(str(record.address), record.owner, outcome, message))
+        change = (record.owner, record.change)
+        if change in left:
+            item = _waiting(record, left[change])
+        else:
+            item = _tried(manager, record, boot_id, include_prepared, deadline)
+            if goal_of(record, records.values()) is not None and _is_unmarked(manager, record, item):
+                left[change] = item
+        found.append(item)
     return found + list(_unrecorded(manager, {str(address) for address in records}))
+
+
+def _tried(
+    manager: HostdevManager, record: Record, boot_id: str | None, include_prepared: bool, deadline: float
+) -> Recovered:
+    try:
+        outcome, message = _recover_one(manager, record, boot_id, include_prepared, deadline)
+    except DeviceInUseError as err:
+        outcome, message = KEPT, str(err)
+    except InDoubtError as err:
+        outcome, message = IN_DOUBT, str(err)
+    except HostdevError as err:
+        outcome, message = FAILED, str(err)
+    return Recovered(str(record.address), record.owner, outcome, message)
+
+
+def _is_unmarked(manager: HostdevManager, record: Record, item: Recovered) -> bool:
+    """Tell whether an interrupted change's device is not restored, and its own record does not say "interrupted"."""
+    if item.outcome == RESTORED or record.state != PREPARED:
+        return False
+    try:
+        now = manager.journal.read()[0].get(record.address)
+    except HostdevError:
+        return True
+    return now is not None and now.state == PREPARED
+
+
+def _waiting(record: Record, first: Recovered) -> Recovered:
+    """Leave a device alone whose record is what says that another one of its change is to be restored."""
+    text = f"it stays as long as device {first.what}, which was prepared with it, cannot be restored"
+    return Recovered(str(record.address), record.owner, first.outcome, text)
 
 
 def _set_aside(manager: HostdevManager, bad: BadRecord) -> Recovered:
@@ -97,9 +128,12 @@ def _restore(
     record = records.get(address)
     if record is None or record.state == DETACHED:
         return KEPT, "somebody else has finished it"
-    goal = goal_of(record, records.values()) or (RELEASING if include_prepared else None)
+    interrupted = goal_of(record, records.values())
+    goal = interrupted or (RELEASING if include_prepared else None)
     if goal is None:
         return KEPT, "its owner has it"
+    if interrupted not in (None, record.state):  # were it not restored now, the others' marks would vanish before it
+        attempt(manager.journal.write, record._replace(state=goal))
     restorer = manager.restorer
     restorer.check_are_free([record])
     if not _waited(lambda: not manager.writer.is_in_flight(address), deadline):

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from crash import process, recovered
 from scenarios import Case, Stage
 
 from pyhostdev.errors import HostdevError
 from pyhostdev.testing.faults import Fail
+from pyhostdev.util.transaction import log
 
 ERRNOS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENODEV, errno.EBUSY, errno.EINVAL,
@@ -28,12 +31,18 @@ def refusals(stage: Stage) -> Iterator[Case]:
                 yield Case(phase, {"state": number})
 
 
-def check_refusal(stage: Stage, case: Case, errnum: int) -> None:
+def check_refusal(
+    stage: Stage, case: Case, errnum: int, refusing: AbstractContextManager[object] | None = None
+) -> None:
     """
     Refuse one operation, see that the error tells the truth, and that recover ends what is not ended; then rewind.
 
-    No error, and all is as without the refusal; one of ours that was undone, or that came before anything was done, and
-    all is as before; one that says it was not undone, and a record is left. No other kind of exception.
+    No error, and all is as without the refusal, or the log says what was not done; one of ours that was undone, or that
+    came before anything was done, and all is as before; one that says it was not undone, and a record is left. No other
+    kind of exception.
+
+    Args:
+        refusing: what refuses in the place of the kernel and the state directory while the action runs.
     """
     action = stage.action(case.phase)
     start = [stage.prepared] if case.phase == "release" else stage.before
@@ -41,17 +50,43 @@ def check_refusal(stage: Stage, case: Case, errnum: int) -> None:
     victim = process(stage.fake, dies_at_state=int(str(case.fault.get("state", 0))), errnum=errnum)
     if "write" in case.fault:
         victim.kernel.inject(int(str(case.fault["write"])), Fail(errnum))
+    records = process(stage.fake).manager.journal.read()[0]
+    told = _Told(logging.ERROR)
     try:
-        action(victim.manager)
+        with told.collected(), refusing or nullcontext():
+            action(victim.manager)
     except HostdevError as err:
         if err.rolled_back is False:
             assert victim.manager.journal.read()[0], (case, errnum)
         else:
             assert stage.look() in start, (case, errnum, str(err))
+            assert records == victim.manager.journal.read()[0], (case, errnum, str(err))
     else:
         assert end == stage.look(), (case, errnum)
+        whole = stage.releasing if case.phase == "release" else stage.preparing
+        assert told.messages or whole.kernel.writes == victim.kernel.writes, (case, errnum)
     recovered(stage.fake)
     _check_end(stage, case, errnum)
+
+
+class _Told(logging.Handler):
+    """What the log of changes is told."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Listen for as long as the block runs."""
+        log().addHandler(self)
+        try:
+            yield
+        finally:
+            log().removeHandler(self)
 
 
 def _check_end(stage: Stage, case: Case, errnum: int) -> None:
