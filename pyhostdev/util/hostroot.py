@@ -177,6 +177,11 @@ class HostRoot:
         return self.join("sys/class/block")
 
     @property
+    def fs_btrfs(self) -> str:
+        """``sys/fs/btrfs``: one directory a mounted file system, with its devices."""
+        return self.join("sys/fs/btrfs")
+
+    @property
     def class_graphics(self) -> str:
         """``sys/class/graphics``: framebuffers."""
         return self.join("sys/class/graphics")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
@@ -21,6 +22,9 @@ BOOT_VGA, MOUNTED, DEFAULT_ROUTE = "boot-vga", "mounted", "default-route"
 DEFAULT_DESTINATION = "00000000"  # of /proc/net/route and, eight times, of ipv6_route
 # Who has the firmware's screen before a driver of its own takes the device: sysfb, efifb, vesafb, simplefb, simpledrm
 FIRMWARE_SCREENS = frozenset({"BOOTFB", "efifb", "vesafb", "simplefb", "simple-framebuffer", "simpledrm"})
+# Namespaces that several controllers can reach lie below none of them (drivers/nvme/host/multipath.c)
+_NVME_SUBSYSTEM = re.compile(r".*/nvme-subsystem/nvme-subsys[0-9]+(?=/)")
+_NVME_CONTROLLER = re.compile(r"nvme[0-9]+")
 _STACK_MAX = 64  # devices below one mount: partitions, mappings, RAID members
 _LINKS_MAX = 8  # from a name of a device node to the node
 
@@ -38,10 +42,10 @@ class HostUsage:
     def __init__(self, root: HostRoot) -> None:
         self.root = root
         self._block_names = _block_names(root)
-        self._blocks = {name: _below(root.class_block, name, "slaves") for name in self._block_names}
-        self._screens = {name: _below(root.class_graphics, name, "") for name in _screen_names(root)}
+        self._blocks = {name: _below(root.class_block, name, _block_parts) for name in self._block_names}
+        self._screens = {name: _below(root.class_graphics, name, _no_parts) for name in _screen_names(root)}
         self._firmware_screens = _firmware_screens(root)
-        self._nets = {name: _below(root.class_net, name, "") for name in _route_names(root)}
+        self._nets = {name: _below(root.class_net, name, _net_parts) for name in _route_names(root)}
 
     def of(self, address: PCIDeviceAddress) -> list[Use]:
         """Return what the host uses one function for."""
@@ -76,7 +80,17 @@ def _block_names(root: HostRoot) -> dict[str, str]:
     for words in _lines(root.swaps)[1:]:
         if words and words[0].startswith(root.DEV):
             found[_block_name(root, words[0])] = "swap"
+    for names in _btrfs_devices(root):
+        where = next((found[name] for name in names if name in found), None)
+        if where is not None:
+            found.update(dict.fromkeys(names, where))
     return found
+
+
+def _btrfs_devices(root: HostRoot) -> Iterator[list[str]]:
+    """Yield the block devices of each btrfs, of which the table of mounts names one only."""
+    for name in list_names(root.fs_btrfs):
+        yield sorted(list_names(os.path.join(root.fs_btrfs, name, "devices")))
 
 
 def _block_name(root: HostRoot, device: str) -> str:
@@ -133,25 +147,41 @@ def _route_names(root: HostRoot) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _below(directory: str, name: str, stack: str) -> list[str]:
-    """Return the sysfs paths of a device of a class and of all that it is made of."""
+def _below(directory: str, name: str, parts_of: Callable[[str], list[str]]) -> list[str]:
+    """Return the sysfs paths of a device of a class and of all that it is made of; parts_of returns a path's parts."""
     found: list[str] = []
-    todo = [name]
+    todo = [os.path.join(directory, name)]
     while todo and len(found) < _STACK_MAX:
-        part = todo.pop()
-        path = os.path.normpath(os.path.join(directory, _target(os.path.join(directory, part)) or part)) + "/"
-        if path not in found:
-            found.append(path)
-            todo += _parts(path, stack)
+        path = _resolved(todo.pop())
+        if f"{path}/" not in found:
+            found.append(f"{path}/")
+            todo += parts_of(path)
     return found
 
 
-def _parts(path: str, stack: str) -> Iterable[str]:
-    """Return the names of what a device is made of: slaves of a mapping, lower interfaces of a bridge or bond."""
-    return sorted(list_names(os.path.join(path, stack))) if stack else _lower_interfaces(path)
+def _resolved(path: str) -> str:
+    target = _target(path)
+    return path if target is None else os.path.normpath(os.path.join(os.path.dirname(path), target))
 
 
-def _lower_interfaces(path: str) -> Iterator[str]:
-    for name in sorted(list_names(path)):
-        if name.startswith("lower_"):
-            yield name.removeprefix("lower_")
+def _block_parts(path: str) -> list[str]:
+    """Return the slaves of a mapping or an array, those of a partition's disk, the controllers of an NVMe subsystem."""
+    parts = [os.path.join(top, "slaves", name) for top in (path, os.path.dirname(path)) for name in _slaves(top)]
+    subsystem = _NVME_SUBSYSTEM.match(path)
+    if subsystem is not None:
+        names = (name for name in sorted(list_names(subsystem[0])) if _NVME_CONTROLLER.fullmatch(name))
+        parts += [os.path.join(subsystem[0], name) for name in names]
+    return parts
+
+
+def _slaves(top: str) -> list[str]:
+    return sorted(list_names(os.path.join(top, "slaves")))
+
+
+def _net_parts(path: str) -> list[str]:
+    """Return the lower interfaces of a bridge, a bond or a VLAN."""
+    return [os.path.join(path, name) for name in sorted(list_names(path)) if name.startswith("lower_")]
+
+
+def _no_parts(path: str) -> list[str]:
+    return []

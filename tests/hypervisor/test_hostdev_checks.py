@@ -245,20 +245,69 @@ def test_recover_names_who_has_what_no_record_knows(bcm5719: FakeHost, seed_doma
     assert ("driverctl" in found["0"][1], "'web'" in found["1"][1]) == (True, True)
 
 
-def test_mapping_is_followed_to_its_disk(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
-    """A file system on a device mapper volume needs the disk below it."""
+def link(fake: FakeHost, path: str, target: str) -> None:
+    """Make a link as sysfs does: relative, to a directory that is made where there is none."""
+    place, there = Path(fake.root.path, path), Path(fake.root.path, target)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    there.mkdir(parents=True, exist_ok=True)
+    os.symlink(os.path.relpath(os.path.realpath(there), os.path.realpath(place.parent)), place)
+
+
+def mapping(fake: FakeHost) -> str:
+    """A volume of the device mapper, by udev's name."""
+    link(fake, "sys/class/block/dm-0", "sys/devices/virtual/block/dm-0")
+    link(fake, "sys/devices/virtual/block/dm-0/slaves/nvme0n1", "sys/class/block/nvme0n1")
+    Path(fake.root.path, "dev/mapper").mkdir(parents=True)
+    os.symlink("../dm-0", Path(fake.root.path, "dev/mapper/vg-root"))
+    return "/dev/mapper/vg-root"
+
+
+def array(fake: FakeHost) -> str:
+    """A partition of an array, whose members are the array's."""
+    link(fake, "sys/class/block/md0p1", "sys/devices/virtual/block/md0/md0p1")
+    link(fake, "sys/devices/virtual/block/md0/slaves/nvme0n1", "sys/class/block/nvme0n1")
+    return "/dev/md0p1"
+
+
+def shared_namespace(fake: FakeHost) -> str:
+    """A partition of a namespace that other controllers of its subsystem may reach too."""
+    subsystem = "sys/devices/virtual/nvme-subsystem/nvme-subsys0"
+    link(fake, "sys/class/block/nvme9n1p2", f"{subsystem}/nvme9n1/nvme9n1p2")
+    controller = os.path.relpath(os.path.realpath(f"{fake.root.pci_devices}/{NVME}/nvme"), fake.root.path)
+    link(fake, f"{subsystem}/nvme9", f"{controller}/nvme9")
+    return "/dev/nvme9n1p2"
+
+
+def second_of_two(fake: FakeHost) -> str:
+    """A file system on two disks, of which the other is mounted."""
+    link(fake, "sys/class/block/sda", "sys/devices/virtual/block/sda")
+    for name in ("sda", "nvme0n1"):
+        link(fake, f"sys/fs/btrfs/5e3e1d5a/devices/{name}", f"sys/class/block/{name}")
+    return "/dev/sda"
+
+
+@pytest.mark.parametrize("stack", [mapping, array, shared_namespace, second_of_two])
+def test_file_system_is_followed_to_its_disks(
+    fakehost: Callable[[str], FakeHost], domain: Domain, stack: Callable[[FakeHost], str]
+) -> None:
+    """What a file system lies on is needed, however many layers are in between."""
     fake = bcm5719_with(fakehost)
-    volume = Path(fake.root.path, "sys/devices/virtual/block/dm-0")
-    (volume / "slaves").mkdir(parents=True)
-    os.symlink(os.path.realpath(f"{fake.root.class_block}/nvme0n1"), volume / "slaves/nvme0n1")
-    os.symlink(volume, f"{fake.root.class_block}/dm-0")
-    mapper = Path(fake.root.path, "dev/mapper")
-    mapper.mkdir(parents=True)
-    (Path(fake.root.path) / "dev/dm-0").touch()
-    os.symlink("../dm-0", mapper / "vg-root")
     with open(fake.root.mounts, "a") as stream:
-        stream.write("/dev/mapper/vg-root / ext4 rw 0 0\n")
-    assert ["mounted"] == [f.reason for f in Host(fake.root).plan(domain("vm1", NVME)).findings]
+        stream.write(f"{stack(fake)} / some rw 0 0\n")
+    plan = Host(fake.root).plan(domain("vm1", NVME))
+    assert [("mounted", NVME)] == [(f.reason, str(f.address)) for f in plan.findings]
+
+
+def test_default_route_is_followed_to_its_ports(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
+    """A VLAN on a bridge on a port needs the port."""
+    fake = bcm5719_with(fakehost, "route enp9s0f2")
+    text = Path(fake.root.route).read_text()
+    Path(fake.root.route).write_text(text.replace("enp9s0f2", "br0.5"))
+    link(fake, "sys/class/net/br0.5", "sys/devices/virtual/net/br0.5")
+    link(fake, "sys/devices/virtual/net/br0.5/lower_br0", "sys/devices/virtual/net/br0")
+    link(fake, "sys/devices/virtual/net/br0/lower_enp9s0f2", "sys/class/net/enp9s0f2")
+    plan = Host(fake.root).plan(domain("vm1", *[f"0001:09:00.{function} yes" for function in range(4)]))
+    assert [("default-route", PORT)] == [(f.reason, str(f.address)) for f in plan.findings]
 
 
 def test_function_held_through_its_own_node_is_in_use(bcm5719: FakeHost, seed_domain: DomainDef) -> None:

@@ -260,10 +260,11 @@ def spread(figures: list[float]) -> str:
     return f"median {ordered[len(ordered) // 2]:.2f} s, longest {ordered[-1]:.2f} s"
 
 
-def resident_kib() -> int:
-    """Return the memory this process has in use."""
+def memory_kib() -> tuple[int, int]:
+    """Return what this process has reserved for data, and how much of all its memory is resident."""
     text = Path("/proc/self/status").read_text()
-    return int(text.partition("VmRSS:")[2].split()[0])
+    data, resident = (int(text.partition(f"{name}:")[2].split()[0]) for name in ("VmData", "VmRSS"))
+    return data, resident
 
 
 def open_files() -> int:
