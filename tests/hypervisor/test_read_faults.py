@@ -89,6 +89,23 @@ def test_answer_is_right_or_an_error(tmp_path: Path, question: Question) -> None
             question.check(fake, answer, number, errnum)
 
 
+@pytest.mark.parametrize(
+    ("name", "reasons"),
+    [
+        ("plan-busy", {"in-use", "mounted", "default-route", "boot-vga", "driverctl"}),
+        ("plan-looked-at", {"mounted", "boot-vga"}),
+        ("plan-physical", {"pf-with-vfs", "mounted", "default-route"}),
+        ("plan-without-group", {"no-iommu-group"}),
+        ("plan-module-missing", {"driver-missing"}),
+    ],
+)
+def test_questions_ask_for_what_can_vanish(tmp_path: Path, name: str, reasons: set[str]) -> None:
+    """With nothing refused the hosts of the questions have the findings that a refused read could hide."""
+    question = next(question for question in QUESTIONS if question.name == name)
+    plan, *_ = question.answer(question.build(tmp_path))  # type: ignore[misc]
+    assert reasons == {finding["reason"] for finding in plan["findings"]}
+
+
 @pytest.mark.fault("F28")
 def test_reset_is_done_or_an_error(bcm5719: FakeHost) -> None:
     """A device that cannot be looked at is not reset, and that is said."""

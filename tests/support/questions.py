@@ -130,16 +130,32 @@ def _busy(directory: Path) -> FakeHost:
     fake = _named("bcm5719", "driver nouveau 10de:1b80", vga)(directory)
     process(fake).manager.nodedev_detach(PCIDeviceAddress.parse(f"{_CARD}.2"))
     Scenario("other", "", (f"{_CARD}.1",), policy="off").prepare(process(fake).manager)
-    _link(fake, "sys/devices/virtual/block/dm-0/slaves/nvme0n1", "nowhere")
+    _link(fake, "sys/devices/virtual/block/dm-0/slaves/nvme0n1", _device(fake, "sys/class/block/nvme0n1"))
     _link(fake, "sys/class/block/dm-0", "../../devices/virtual/block/dm-0")
     _link(fake, "dev/mapper/vg-root", "../dm-0")
     _put(fake, "proc/mounts", "/dev/mapper/vg-root / ext4 rw 0 0\n")
-    _link(fake, "sys/devices/virtual/net/br0/lower_enp9s0f3", "nowhere")
+    _link(fake, "sys/devices/virtual/net/br0/lower_enp9s0f3", _device(fake, "sys/class/net/enp9s0f3"))
     _link(fake, "sys/class/net/br0", "../../devices/virtual/net/br0")
     _put(fake, "proc/net/ipv6_route", f"{'0' * 32} 00 {'0' * 32} 00 fe80 00000400 00000001 00000000 00000003 br0\n")
     _put(fake, "run/libvirt/qemu/web.xml", _STATUS)
     _put(fake, f"etc/driverctl.d/pci-{_CARD}.0", "vfio-pci\n")
     return _held(fake)
+
+
+def _looked_at(directory: Path) -> FakeHost:
+    """Make a host with a screen of the kernel's, one of the firmware's, and a file system of two disks."""
+    vga = "0001:07:01.0 10de:1b80 030000 driver=nouveau group=40"
+    fake = _named("bcm5719", "driver nouveau 10de:1b80", vga)(directory)
+    _link(fake, "sys/class/graphics/fb0", os.path.join(_device(fake, f"sys/bus/pci/devices/{_VGA}"), "graphics/fb0"))
+    _put(fake, "proc/iomem", f"80000000-80ffffff : {_CARD}.0\n  80000000-800fffff : efifb\n")
+    _put(fake, "proc/mounts", "/dev/sda / btrfs rw 0 0\n")
+    for name in ("sda", "nvme0n1"):
+        _put(fake, f"sys/fs/btrfs/6c2f5a1e/devices/{name}", "")
+    return fake
+
+
+def _device(fake: FakeHost, path: str) -> str:
+    return os.path.realpath(fake.root.join(path))
 
 
 def _prepared(directory: Path) -> FakeHost:
@@ -168,10 +184,12 @@ def _link(fake: FakeHost, path: str, target: str) -> None:
 
 
 _EVERYTHING = (f"{_CARD}.0 yes", f"{_CARD}.1 no", f"{_CARD}.2 no", f"{_CARD}.3 no", _DISK, _VGA)
+_NO_SUCH_DRIVER = ("0000:01:00.0 model=x_vfio_pci", "0000:01:00.1")
 _WITH_VFS = ("0000:06:12.0 yes", "0000:06:12.1 no")
 
 QUESTIONS = (
     Question("plan-busy", _busy, _plan("auto", *_EVERYTHING)),
+    Question("plan-looked-at", _looked_at, _plan("off", f"{_CARD}.0", _DISK, _VGA)),
     Question("plan-complete", _named("bcm5719"), _plan("auto", *(f"{_CARD}.{n} yes" for n in range(4)))),
     Question("plan-incomplete", _named("bcm5719"), _plan("device", f"{_CARD}.0", f"{_CARD}.3")),
     Question("plan-group", _named("bcm5719"), _plan("group", f"{_CARD}.0")),
@@ -185,7 +203,7 @@ QUESTIONS = (
     Question("plan-with-bridges", _named("bridge-group"), _plan("auto", "0000:02:01.0")),
     Question("plan-with-others", _named("non-pci-member"), _plan("auto", "0000:7d:00.0")),
     Question("plan-module-to-load", _card(" available"), _plan("auto", "0000:01:00.0", "0000:01:00.1")),
-    Question("plan-module-missing", _card(" available"), _plan("auto", "0000:01:00.0 model=x_vfio_pci")),
+    Question("plan-module-missing", _card(" available"), _plan("auto", *_NO_SUCH_DRIVER)),
     Question("plan-variant", _card(""), _plan("auto", "0000:01:00.0 model=mlx5_vfio_pci", "0000:01:00.1")),
     Question("plan-swap", _named("bcm5719", "swap nvme0n1", "route enp9s0f2"), _plan("off", _DISK, f"{_CARD}.2")),
     Question("plan-without-group", _named("bcm5719", _LONER), _plan("auto", "0001:07:02.0")),

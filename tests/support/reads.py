@@ -200,9 +200,9 @@ def errnos_in_turn(first: int) -> Iterator[int]:
 
 
 def is_left_out(read: Read, errnum: int) -> bool:
-    """True of what may be passed over: other users' descriptors and libvirtd's files, where we may not look."""
+    """True of what may be passed over where we may not look: others' descriptors, libvirtd's files, addresses."""
     place = f"{read.path}/"
-    theirs = place.startswith("run/libvirt/") or (place.startswith("proc/") and "/fd/" in place)
+    theirs = place.startswith(("run/libvirt/", "proc/iomem/")) or (place.startswith("proc/") and "/fd/" in place)
     return theirs and errnum in (errno.EACCES, errno.EPERM)
 
 
