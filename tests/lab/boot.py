@@ -40,6 +40,7 @@ CONSOLE_TAIL = 4000
 EARLY_MODULES = ["virtio_pci", "9pnet_virtio", "9p", "overlay"]  # what mounting the root takes
 MACHINE = "q35,accel=tcg,kernel-irqchip=off,usb=off,smbus=off,sata=off,vmport=off"
 CMDLINE = "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on nmi_watchdog=0 tsc=reliable "
+DISK_SIZE = 64 << 20
 FARM_MEMORY_MIB = 12 * 1024  # what QEMU itself may take for a farm's address spaces
 
 
@@ -52,6 +53,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--nic-model", default="e1000e")
     add("--sriov", type=int, default=4, metavar="N", help="possible VFs of the NVMe controller")
     add("--vfs", type=int, default=0, metavar="N", help="enable N of them (not probed)")
+    add("--disk", action="store_true", help="an NVMe controller with a disk, in the place of one with VFs")
     add("--functions", type=int, default=0, metavar="N", help="a farm of N cheap functions")
     add("--farm-model", default="pvpanic-pci")
     add("--farm-shape", choices=["pcie", "conv", "mixed"], default="mixed")
@@ -126,8 +128,18 @@ def devices_of(options: argparse.Namespace) -> list[str]:
         *topology.NICS[options.nic](options.nic_model),
         *topology.others(),
         *topology.farm(options.functions, options.farm_model, options.farm_shape),
-        *topology.nvme(options.sriov),
+        *(topology.disk() if options.disk else topology.nvme(options.sriov)),
     ]
+
+
+def disk_argv(options: argparse.Namespace, job: Job) -> list[str]:
+    """Return what the namespace of ``--disk`` keeps its blocks in: a file without any at first."""
+    if not options.disk:
+        return []
+    path = job.directory / topology.DISK
+    with path.open("wb") as stream:
+        stream.truncate(DISK_SIZE)
+    return ["-blockdev", f"file,node-name={topology.DISK},filename={path}"]
 
 
 def write_config(devices: list[str], path: Path) -> None:
@@ -164,6 +176,7 @@ def qemu_argv(options: argparse.Namespace, job: Job, kernel: Path, archive: Path
         "-kernel", str(kernel), "-initrd", str(archive),
         "-append", f"{CMDLINE}intel_iommu=on {options.append}",
         "-device", "intel-iommu,intremap=on,caching-mode=on",  # before the devices it translates for
+        *disk_argv(options, job),
         "-readconfig", str(config),
     ]  # fmt: skip
 

@@ -14,6 +14,7 @@ NIC_SLOT = 4
 NVME_SLOT = 5
 FARM_SLOTS = range(8, 0x1F)  # of pcie.0; what is below is taken
 NIC_FUNCTIONS = 4
+DISK = "disk"  # name of what is behind a namespace
 
 
 class TooManyFunctionsError(Exception):
@@ -102,6 +103,13 @@ def nvme(vfs: int) -> list[str]:
     )  # fmt: skip
     port = device("pcie-root-port", id="rpnvme", bus="pcie.0", chassis=2, addr=NVME_SLOT)
     return [port, device("nvme-subsys", id="subsys0"), controller]
+
+
+def disk() -> list[str]:
+    """An NVMe controller with a namespace that other controllers of its subsystem could reach too."""
+    port = device("pcie-root-port", id="rpdisk", bus="pcie.0", chassis=2, addr=NVME_SLOT)
+    controller = device("nvme", id="nvme0", serial="lab0", bus="rpdisk", subsys="subsys0")
+    return [port, device("nvme-subsys", id="subsys0"), controller, device("nvme-ns", drive=DISK, shared="on")]
 
 
 def others() -> list[str]:

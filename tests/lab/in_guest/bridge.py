@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A card on a conventional bus: its group holds the bridge, and the bridge's driver is in the way.
+What is in the way: the driver of a bridge in a card's group, and what the host has on a disk.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 from domains import hostdev, write_domain
 from labhost import NIC, PCI, check, driver, iommu_group, pyhostdev, pyhostdev_json, run_all, show, traces
@@ -33,5 +35,29 @@ def bridge_in_the_way() -> None:
     check(before, traces(), "'start' has touched no function of the host")
 
 
+def disk_in_use() -> None:
+    """A disk that is swapped to keeps its controller, though its sysfs path does not lead there, as long as it is."""
+    (block,) = Path("/sys/class/block").glob("nvme[0-9]n1")
+    check(True, "/virtual/nvme-subsystem/" in str(block.resolve()), "the disk lies below no controller")
+    (controller,) = Path("/sys/class/nvme").iterdir()
+    address = controller.resolve().parents[1].name
+    domain = write_domain("swapper", hostdev(address, assigned=None))
+    check([], _reasons(domain, 0), "an unused disk is nobody's")
+    for words in (["mkswap"], ["swapon"]):
+        subprocess.run(["busybox", *words, f"/dev/{block.name}"], check=True, stdout=subprocess.DEVNULL)
+    check([("mounted", address)], _reasons(domain, 1), "swap keeps it")
+    before = traces()
+    refusal = pyhostdev("prepare", domain, expect=1)
+    check(True, f"'{block.name}'" in refusal.stderr, "prepare names the disk")
+    check(before, traces(), "'prepare' has touched no function of the host")
+    subprocess.run(["busybox", "swapoff", f"/dev/{block.name}"], check=True)
+    check([], _reasons(domain, 0), "and no longer")
+
+
+def _reasons(domain: Path, status: int) -> list[tuple[str, str]]:
+    findings = pyhostdev_json("plan", domain, expect=status)["findings"]
+    return [(item["reason"], item["address"]) for item in findings if item["severity"] != "note"]
+
+
 if __name__ == "__main__":
-    sys.exit(run_all([bridge_in_the_way]))
+    sys.exit(run_all([bridge_in_the_way, disk_in_use]))
