@@ -152,6 +152,15 @@ class HostRoot:
         return self.join("proc/mounts")
 
     @property
+    def mountinfo(self) -> str:
+        """``proc/self/mountinfo``: mounts with their devices' numbers."""
+        return self.join("proc/self/mountinfo")
+
+    def block_device(self, major: int, minor: int) -> str:
+        """``sys/dev/block/MAJOR:MINOR``, a link to a block device."""
+        return self.join("sys/dev/block", f"{major:d}:{minor:d}")
+
+    @property
     def swaps(self) -> str:
         """``proc/swaps``"""
         return self.join("proc/swaps")

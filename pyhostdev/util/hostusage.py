@@ -26,6 +26,8 @@ FIRMWARE_SCREENS = frozenset({"BOOTFB", "efifb", "vesafb", "simplefb", "simple-f
 _NVME_SUBSYSTEM = re.compile(r".*/nvme-subsystem/nvme-subsys[0-9]+(?=/)")
 _NVME_CONTROLLER = re.compile(r"nvme[0-9]+")
 _STACK_MAX = 64  # devices below one mount: partitions, mappings, RAID members
+_DEVICE_NUMBER = re.compile(r"([0-9]{1,4}):([0-9]{1,7})")
+_BOOT_ROOT = "root"  # what the kernel itself mounted at boot has this name and no node
 _LINKS_MAX = 8  # from a name of a device node to the node
 
 
@@ -76,7 +78,10 @@ def _block_names(root: HostRoot) -> dict[str, str]:
     found = {}
     for words in _lines(root.mounts):
         if len(words) > 1 and words[0].startswith(root.DEV):
-            found[_block_name(root, words[0])] = f"the file system at '{words[1]}'"
+            name = _block_name(root, words[0])
+            if name == _BOOT_ROOT:
+                name = _mounted_number(root, words[1]) or name
+            found[name] = f"the file system at '{words[1]}'"
     for words in _lines(root.swaps)[1:]:
         if words and words[0].startswith(root.DEV):
             found[_block_name(root, words[0])] = "swap"
@@ -101,6 +106,14 @@ def _block_name(root: HostRoot, device: str) -> str:
             break
         device = os.path.join(os.path.dirname(device), target)
     return os.path.basename(device)
+
+
+def _mounted_number(root: HostRoot, where: str) -> str | None:
+    """Return the block device of a mount by its number; None where the table of mounts does not have it."""
+    numbers = [words[2] for words in _lines(root.mountinfo) if len(words) > 4 and words[4] == where]
+    found = _DEVICE_NUMBER.fullmatch(numbers[-1]) if numbers else None
+    target = None if found is None else _target(root.block_device(int(found[1]), int(found[2])))
+    return None if target is None else os.path.basename(target)
 
 
 def _target(path: str) -> str | None:

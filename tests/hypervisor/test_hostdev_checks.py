@@ -286,7 +286,16 @@ def second_of_two(fake: FakeHost) -> str:
     return "/dev/sda"
 
 
-@pytest.mark.parametrize("stack", [mapping, array, shared_namespace, second_of_two])
+def root_without_name(fake: FakeHost) -> str:
+    """What a kernel without initramfs has mounted itself: only its number leads to the disk."""
+    link(fake, "sys/dev/block/259:0", "sys/class/block/nvme0n1")
+    table = Path(fake.root.mountinfo)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text("21 1 259:0 / / rw - some /dev/root rw\n22 21 0:5 / /dev rw - devtmpfs devtmpfs rw\n")
+    return "/dev/root"
+
+
+@pytest.mark.parametrize("stack", [root_without_name, mapping, array, shared_namespace, second_of_two])
 def test_file_system_is_followed_to_its_disks(
     fakehost: Callable[[str], FakeHost], domain: Domain, stack: Callable[[FakeHost], str]
 ) -> None:
