@@ -288,10 +288,10 @@ def second_of_two(fake: FakeHost) -> str:
 
 def root_without_name(fake: FakeHost) -> str:
     """What a kernel without initramfs has mounted itself: only its number leads to the disk."""
-    link(fake, "sys/dev/block/259:0", "sys/class/block/nvme0n1")
+    link(fake, "sys/dev/block/259:7", "sys/class/block/nvme0n1")
     table = Path(fake.root.mountinfo)
     table.parent.mkdir(parents=True, exist_ok=True)
-    table.write_text("21 1 259:0 / / rw - some /dev/root rw\n22 21 0:5 / /dev rw - devtmpfs devtmpfs rw\n")
+    table.write_text("21 1 259:7 / / rw - some /dev/root rw\n22 21 0:5 / /dev rw - devtmpfs devtmpfs rw\n")
     return "/dev/root"
 
 
