@@ -221,6 +221,7 @@ def test_foreign_backend_is_unsupported(bcm5719: FakeHost, seed_domain: DomainDe
 ACCELERATOR = "driver c6xx 8086:37c8\ndriver vfio-pci\n0000:01:00.0 8086:37c8 0b4000 driver=c6xx group=1\n"
 
 
+@pytest.mark.fault("F11")
 @pytest.mark.parametrize(("setting", "denied"), [(None, True), ("N\n", True), ("Y\n", False)])
 def test_device_that_vfio_pci_denies(fakehost: Fake, domain: Domain, setting: str | None, denied: bool) -> None:
     """What the kernel would refuse after the host driver is gone is refused before, unless the module takes it."""
@@ -245,6 +246,7 @@ driver vfio-pci
 SECOND = "0000:01:00.1 14e4:1657 020000 group=2 multifunction express=endpoint\n"
 
 
+@pytest.mark.fault("F19")
 @pytest.mark.parametrize(
     ("first", "second", "declared", "words"),
     [
