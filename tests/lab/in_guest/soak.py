@@ -14,6 +14,7 @@ import sys
 import crash
 import cycles
 import errnos
+import loss
 import races
 import stuck
 import truth
@@ -33,12 +34,19 @@ STEPS = [
     truth.missing_module,
     truth.rebound_in_the_middle,
     truth.odd_originals,
+    loss.vanished,
+    loss.plugged_in_again,
+    loss.stub_unloaded,
+    loss.full_disk,
+    loss.without_rights,
 ]
 
 
 def clean_up() -> None:
     """Bring the host home without the library's help, after a step that failed."""
-    errnos.go_home(errnos.RealKernel())
+    kernel = errnos.RealKernel()
+    kernel.write("rescan", b"1")  # what was unplugged
+    errnos.go_home(kernel)
     shutil.rmtree("/run/pyhostdev", ignore_errors=True)
 
 
