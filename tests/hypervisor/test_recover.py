@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from crash import deaths, prepare, process, recovered, release, run_and_die
+from scenarios import card
 
 from pyhostdev import DomainDef, PCIDeviceAddress
 from pyhostdev.testing import FakeHost
@@ -112,4 +117,108 @@ def test_bad_record_is_set_aside_and_its_device_left_alone(bcm5719: FakeHost, se
     later = process(bcm5719)
     outcomes = {item.what: item.outcome for item in later.manager.recover()}
     assert "set-aside" == outcomes[path.name]
+    assert (False, True) == (path.exists(), path.with_name(f"{path.name}.bad").exists())
     assert str(CARD[0]) not in {os.path.basename(os.path.dirname(e.path)) for e in later.kernel.trace}
+
+
+def half_prepare(fake: FakeHost, definition: DomainDef, spare: FakeHost) -> None:
+    """Die when all devices but the last are marked prepared; spare is such a host too, for a prepare that does not."""
+    whole = process(spare)
+    prepare(definition)(whole.manager)
+    last = max(number for number, name in enumerate(whole.state.names_of_steps, 1) if name == "rename")
+    assert run_and_die(prepare(definition), process(fake, dies_at_state=last))
+    assert {"prepared", "preparing"} == {record.state for record in process(fake).manager.journal.read()[0].values()}
+
+
+def test_device_of_the_inactive_list_is_there_again_as_it_was(
+    fakehost: Callable[[str], FakeHost], domain: Callable[..., DomainDef]
+) -> None:
+    """After a prepare that died, nodedev-reattach still knows the stub it was with, and the driver before that."""
+    fake = fakehost(card(2, f0="override=pci-stub"))
+    device = PCIDeviceAddress(0, 1, 0, 0)
+    before = fake.snapshot()
+    process(fake).manager.nodedev_detach(device, "pci-stub")
+    detached = fake.snapshot()
+    run_and_die(prepare(domain("vm1", str(device), "0000:01:00.1")), process(fake, dies_at_write=6, how="after"))
+    manager = recovered(fake)
+    assert (detached, [device]) == (fake.snapshot(), manager.status().inactive)
+    manager.nodedev_reattach(device)
+    assert (before, ([], [], [])) == (fake.snapshot(), manager.status())
+
+
+@pytest.mark.parametrize("then", ["released", "released-and-detached"])
+def test_recover_of_everything_decides_by_what_is_so_under_its_locks(
+    bcm5719: FakeHost, seed_domain: DomainDef, then: str
+) -> None:
+    """What its owner has released since recover looked is not given back once more, though all is to be given back."""
+    looking = process(bcm5719)
+    prepare(seed_domain)(process(bcm5719).manager)
+    answers = [looking.manager.journal.read()]
+    read = looking.manager.journal.read
+    looking.manager.journal.read = lambda: answers.pop() if answers else read()  # type: ignore[method-assign]
+    process(bcm5719).manager.release("vm1")
+    if then == "released-and-detached":
+        for address in CARD:
+            process(bcm5719).manager.nodedev_detach(address)
+    during = bcm5719.snapshot(books=True)
+    assert ["kept"] * 4 == [item.outcome for item in looking.manager.recover(include_prepared=True)]
+    assert (during, 0) == (bcm5719.snapshot(books=True), looking.kernel.writes)
+
+
+def test_recover_waits_for_a_write_that_lands_in_time(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """A write in flight is waited for, and when it has come back its device is restored in the same call."""
+    before = bcm5719.snapshot()
+    run_and_die(prepare(seed_domain), process(bcm5719, dies_at_write=2, how="blocked"))
+    landing = threading.Timer(0.1, bcm5719.kernel.complete)
+    landing.start()
+    found = process(bcm5719).manager.recover(timeout_s=10)
+    landing.join()
+    assert ({"restored"}, before) == ({item.outcome for item in found}, bcm5719.snapshot())
+
+
+def test_device_that_a_dynamic_id_gave_to_vfio_is_not_unrecorded(bcm5719: FakeHost) -> None:
+    """Without an override nobody has taken it from a driver: vfio-pci is its driver, and there is nothing to tell."""
+    mover, kernel = process(bcm5719).manager.restorer.mover, bcm5719.kernel
+    mover.unbind(CARD[0])
+    kernel.write(f"{bcm5719.root.pci_driver('vfio-pci')}/new_id", b"14e4 1657", device=CARD[0])
+    assert ("vfio-pci", None) == mover.read_binding(CARD[0])[:2]
+    assert [] == process(bcm5719).manager.recover()
+
+
+def test_release_of_what_is_half_prepared_undoes_it(
+    fakehost: Callable[[str], FakeHost], domain: Callable[..., DomainDef]
+) -> None:
+    """A prepare that died has no guest: its devices go where they came from, not where a guest's would go."""
+    fake, spare = fakehost(card(3)), fakehost(card(3))
+    definition = domain("vm1", *(f"0000:01:00.{function}" for function in range(3)))
+    for host in (fake, spare):
+        process(host).manager.nodedev_detach(PCIDeviceAddress(0, 1, 0, 0), "pci-stub")
+    before, lists = fake.snapshot(), process(fake).manager.status()
+    half_prepare(fake, definition, spare)
+    process(fake).manager.release("vm1")
+    assert (before, lists) == (fake.snapshot(), process(fake).manager.status())
+
+
+def test_release_of_what_is_half_prepared_killed_anywhere(
+    tmp_path: Path, domain: Callable[..., DomainDef]
+) -> None:
+    """The last mark that says "half prepared" outlives all that a release which dies has not undone yet."""
+    definition = domain("vm1", "0000:01:00.0", "0000:01:00.1")
+    made = itertools.count()
+
+    def host() -> FakeHost:
+        return FakeHost.from_tree(card(2), tmp_path / str(next(made)))
+
+    def crashed() -> FakeHost:
+        fake = host()
+        half_prepare(fake, definition, host())
+        return fake
+
+    pristine = host().snapshot()
+    whole = process(crashed())
+    release(whole.manager)
+    for death in deaths(whole.kernel.writes, whole.state.steps):
+        fake = crashed()
+        run_and_die(release, process(fake, **death))  # type: ignore[arg-type]
+        manager = recovered(fake)
+        assert (death, pristine, ([], [], [])) == (death, fake.snapshot(), manager.status())

@@ -6,10 +6,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from scenarios import card
 
 from pyhostdev import (
     ConfigError,
@@ -373,3 +376,129 @@ def test_live_host_writes_by_itself_and_a_directory_does_not(bcm5719: FakeHost) 
     assert ForkedWriter is type(HostdevManager(Host("/")).writer)
     with pytest.raises(ConfigError, match="read only"):
         HostdevManager(Host(bcm5719.root))
+
+
+@pytest.mark.parametrize("stub", ["vfio-pci", "pci-stub", "mlx5_vfio_pci"])
+def test_detached_device_comes_from_where_it_came_whoever_had_it_since(
+    fakehost: Callable[[str], FakeHost], domain: Domain, manager_for: Managers, stub: str
+) -> None:
+    """A guest that had a device of the inactive list changes nothing about what nodedev-reattach restores."""
+    fake = fakehost(card(2, f1="override=pci-stub"))
+    addresses = [PCIDeviceAddress(0, 1, 0, function) for function in (0, 1)]
+    before = fake.snapshot()
+    manager = manager_for(fake)
+    for address in addresses:
+        manager.nodedev_detach(address, stub)
+    prepare(manager, domain("vm1", *map(str, addresses)))
+    manager.release("vm1")
+    for address in addresses:
+        manager.nodedev_reattach(address)
+    assert (before, ([], [], [])) == (fake.snapshot(), manager.status())
+
+
+def test_release_resets_only_what_goes_back_to_the_host(
+    bcm5719: FakeHost, domain: Domain, manager_for: Managers
+) -> None:
+    """What was with vfio-pci before, and what goes back to the inactive list, waits for its next guest as it is."""
+    manager = manager_for(bcm5719)
+    DriverMover(bcm5719.root, bcm5719.kernel).detach(CARD[1], read_binding(bcm5719.root, CARD[1]), "vfio-pci")
+    manager.nodedev_detach(CARD[2])
+    prepare(manager, domain("vm1", *map(str, CARD)))
+    manager.release("vm1")
+    resets = [entry.path for entry in bcm5719.kernel.trace if entry.path.endswith("/reset")]
+    assert [str(CARD[0]), str(CARD[3])] == [os.path.basename(os.path.dirname(path)) for path in resets]
+
+
+def test_release_leaves_alone_what_prepare_did_not_move(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """A device that was with vfio-pci before is its finder's: where somebody has put it since, it stays."""
+    mover = DriverMover(bcm5719.root, bcm5719.kernel)
+    original = read_binding(bcm5719.root, CARD[1])
+    mover.detach(CARD[1], original, "vfio-pci")
+    manager = manager_for(bcm5719)
+    prepare(manager, seed_domain)
+    mover.give_back(CARD[1], original)
+    assert CARD == manager.release("vm1")
+    assert ["tg3"] * 4 == drivers(bcm5719)
+
+
+def test_devices_go_back_in_the_order_of_the_domain(bcm5719: FakeHost, domain: Domain, manager_for: Managers) -> None:
+    """The first hostdev is the first to go back, whatever its address."""
+    wanted = [CARD[2], CARD[0], CARD[3], CARD[1]]
+    manager = manager_for(bcm5719)
+    prepare(manager, domain("vm1", *map(str, wanted)))
+    done = len(bcm5719.kernel.trace)
+    assert wanted == manager.release("vm1")
+    bound = [entry.value.decode() for entry in bcm5719.kernel.trace[done:] if entry.path.endswith("/bind")]
+    assert [str(address) for address in wanted] == bound
+
+
+def test_release_waits_for_who_is_being_refused(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """Giving back does not fail for a lock that somebody has for a moment only."""
+    manager = manager_for(bcm5719)
+    prepare(manager, seed_domain)
+    other = ExitStack()
+    other.enter_context(manager_for(bcm5719).locked(CARD, None))
+    threading.Timer(0.05, other.close).start()
+    assert CARD == manager.release("vm1")
+
+
+def test_release_decides_by_what_is_so_under_its_locks(
+    bcm5719: FakeHost, seed_domain: DomainDef, domain: Domain, manager_for: Managers
+) -> None:
+    """What another guest has got since release looked is that guest's."""
+    late = manager_for(bcm5719)
+    prepare(manager_for(bcm5719), seed_domain)
+    read, answers = late.journal.read, [late.journal.read()]
+    late.journal.read = lambda: answers.pop() if answers else read()  # type: ignore[method-assign]
+    manager_for(bcm5719).release("vm1")
+    prepare(manager_for(bcm5719), domain("vm2", *map(str, CARD)))
+    assert [] == late.release("vm1")
+    assert [(address, "vm2") for address in CARD] == late.status().active
+
+
+def test_signal_in_the_middle_of_release_arrives_when_all_is_back(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """SIGTERM after the first device has gone back: the others go back before it is delivered."""
+    before = bcm5719.snapshot()
+    manager = manager_for(bcm5719)
+    prepare(manager, seed_domain)
+    itself = Interfere(lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    bcm5719.kernel.inject(len(CARD) + 3, itself)  # behind a reset of each
+    arrived: list[object] = []
+    old = signal.signal(signal.SIGTERM, lambda *_: arrived.append(bcm5719.snapshot()))
+    try:
+        manager.release("vm1")
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    assert [before] == arrived
+
+
+def test_reattach_gives_back_what_is_asked_for_and_the_domains_own(
+    bcm5719: FakeHost, domain: Domain, manager_for: Managers
+) -> None:
+    """Of a domain's devices those that are named, and of those that are named the domain's."""
+    manager = manager_for(bcm5719)
+    prepare(manager, domain("vm1", *map(str, CARD)))
+    two = domain("vm1", *map(str, CARD[:2])).pci_hostdevs()
+    manager.reattach_pci_devices("qemu", "vm2", two)
+    assert CARD == [device.address for device in manager.status().active]
+    manager.reattach_pci_devices("qemu", "vm1", two)
+    assert CARD[2:] == [device.address for device in manager.status().active]
+
+
+def test_bad_record_is_set_aside_before_another_takes_its_place(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """What cannot be read of a device stays for a look when a prepare writes down what it finds."""
+    os.makedirs(bcm5719.root.state_dir, 0o700)
+    path = Path(bcm5719.root.state_dir, f"{CARD[0]}.json")
+    path.write_bytes(b"half a rec")
+    manager = manager_for(bcm5719)
+    with manager.prepared(manager.host.plan(seed_domain)):
+        assert CARD == [device.address for device in manager.status().active]
+    assert b"half a rec" == path.with_name(f"{path.name}.bad").read_bytes()
