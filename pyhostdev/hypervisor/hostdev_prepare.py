@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, ERROR, Finding, Plan, Request, Step
 from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id
-from pyhostdev.util.transaction import Transaction
+from pyhostdev.util.transaction import Transaction, attempt
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.virhostdev import HostdevManager
@@ -53,6 +53,7 @@ def execute(
                 interrupted()
                 _perform(manager, step, intents)
         _verify_all(manager, plan, intents)
+        change.on_error(_mark_again, manager, intents)
         for record, _ in intents.values():
             manager.journal.write(record._replace(state=PREPARED))
 
@@ -109,6 +110,12 @@ def _listed_intent(record: Record, listed: Record) -> Record:
         original=listed.original,
         listed_as=record.original,
     )
+
+
+def _mark_again(manager: HostdevManager, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
+    """Take the marks back that say "prepared": what cannot be undone now is undone by recover."""
+    for record, _ in intents.values():
+        attempt(manager.journal.write, record)
 
 
 def _undo(manager: HostdevManager, intent: Intent) -> None:

@@ -70,12 +70,17 @@ class Restorer:
         Mirrors: virHostdevResetAllPCIDevices (src/hypervisor/virhostdev.c)
         """
         for record in records:
-            dev = read_pci_device(self.root, record.address)
-            if record.moved and not record.is_kept and dev is not None and dev.driver == record.target:
-                if dev.usable_reset() is None:
-                    log().warning("Device %s cannot be reset before it goes back", record.address)
-                else:
-                    attempt(self.mover.reset, record.address)
+            if record.moved and not record.is_kept:
+                attempt(self._reset_one, record)
+
+    def _reset_one(self, record: Record) -> None:
+        dev = read_pci_device(self.root, record.address)
+        if dev is None or dev.driver != record.target:
+            return
+        if dev.usable_reset() is None:
+            log().warning("Device %s cannot be reset before it goes back", record.address)
+        else:
+            self.mover.reset(record.address)
 
     def give_back(self, record: Record) -> str:
         """

@@ -167,9 +167,22 @@ class HostdevManager:
             attempt(self.journal.write, record._replace(state=RELEASING))  # the mark may fail, giving back may not
         self.restorer.reset(whole)
         failures = [f for record in whole for f in attempt(self.restorer.give_back, record)]
-        # what is marked prepared goes first: the marks that say "half prepared" must be the last to vanish
-        half_prepared.sort(key=lambda record: record.state == PREPARING)
-        return failures + [f for record in half_prepared for f in attempt(self.restorer.undo, record)]
+        return failures + self._undo_all(half_prepared)
+
+    def _undo_all(self, half_prepared: list[Record]) -> list[Exception]:
+        """
+        Undo a prepare that died; what could not be undone must still be known as half prepared to who comes next.
+
+        So each device gets a mark of its own. Where that cannot be written, the marks of the others stay until the
+        device is undone.
+        """
+        marked = [r for r in half_prepared if r.state == PREPARING]
+        unmarked = [r for r in half_prepared if r.state != PREPARING]
+        marked += [r for r in unmarked if not attempt(self.journal.write, r._replace(state=PREPARING))]
+        failures = [f for record in unmarked if record not in marked for f in attempt(self.restorer.undo, record)]
+        if failures:
+            return failures
+        return [f for record in marked for f in attempt(self.restorer.undo, record)]
 
     def recover(self, *, include_prepared: bool = False, timeout_s: float = 30.0) -> list[Recovered]:
         """
