@@ -7,16 +7,19 @@ This is the object a program starts with; it reads, and only a HostdevManager ma
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pyhostdev.errors import SysfsError
 from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.hypervisor.hostdev_planner import build_plan
 from pyhostdev.util import pciscan, virpci
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.journal import Journal
+from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.virfile import is_directory, read_attribute, read_text
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
@@ -92,9 +95,9 @@ class Host:
         Raises:
             SysfsError: nobody can say.
         """
-        if virpci.is_directory(self.root.pci_driver(name)):
+        if is_directory(self.root.pci_driver(name)):
             return True
-        return False if virpci.is_directory(self.root.pci_drivers) else None
+        return False if is_directory(self.root.pci_drivers) else None
 
     def has_module(self, name: str) -> bool | None:
         """
@@ -106,18 +109,27 @@ class Host:
         release = self._kernel_release()
         if release is None:
             return None
-        listing = virpci.read_text(self.root.modules_dep(release))
+        listing = read_text(self.root.modules_dep(release))
         if listing is None:
             return None
         wanted = name.replace("-", "_")
         return any(_module_name(line.partition(":")[0]) == wanted for line in listing.split("\n"))
 
     def _kernel_release(self) -> str | None:
-        return os.uname().release if self.root.is_live else virpci.read_attribute(self.root.kernel_release)
+        return os.uname().release if self.root.is_live else read_attribute(self.root.kernel_release)
 
     def is_in_flight(self, address: PCIDeviceAddress) -> bool:
         """Tell whether a write to this device has not come back from the kernel yet."""
         return self.writer is not None and self.writer.is_in_flight(address)
+
+    def _readable_records(self) -> dict[PCIDeviceAddress, Record] | None:
+        """Return the journal's records, None where they are not ours to read."""
+        try:
+            return Journal(self.state_dir).read()[0]
+        except SysfsError as err:
+            if err.errno not in (errno.EACCES, errno.EPERM):
+                raise
+            return None
 
     def plan(
         self,
@@ -137,15 +149,14 @@ class Host:
 
         Raises:
             ConfigError, ConfigUnsupportedError: the request is wrong, whatever the host.
-            SysfsError: the host cannot be read.
+            SysfsError: the host cannot be read; records that are not ours to read are a finding.
         """
-        records, _ = Journal(self.state_dir).read()
         return build_plan(
             self,
             definition.pci_hostdevs(),
             owner=owner or definition.name,
             policy=policy,
-            records=records,
+            records=self._readable_records(),
             occupied=definition.guest_pci_addresses(),
             accept=accept,
             definition=definition,

@@ -21,7 +21,7 @@ from pyhostdev.errors import DeviceInUseError, SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.statedir import StateDir, tolerated
-from pyhostdev.util.virpci import read_link_name
+from pyhostdev.util.virfile import read_link_name
 
 _HOLDER_MAX = 512  # bytes of a lock file that name its holder
 _POLL_S = 0.01

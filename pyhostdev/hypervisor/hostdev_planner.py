@@ -50,7 +50,7 @@ def build_plan(
     *,
     owner: str,
     policy: str = "auto",
-    records: Mapping[PCIDeviceAddress, Record] | None = None,
+    records: Mapping[PCIDeviceAddress, Record] | None,
     occupied: Iterable[PCIDeviceAddress] = (),
     accept: Iterable[str] = (),
     definition: Definition | None = None,
@@ -62,7 +62,7 @@ def build_plan(
         hostdevs: PCI DomainHostdevDef objects in the order of the XML.
         owner: the domain's name.
         policy: auto, device, group or off; see design.md section 2.
-        records: the journal's, by address.
+        records: the journal's, by address; None where they are not ours to read, which is a finding.
         occupied: guest addresses of the domain's other devices, for ``no-guest-function-0``.
         accept: consents, each as REASON:ADDRESS.
 
@@ -73,7 +73,7 @@ def build_plan(
     if policy not in POLICIES:
         raise ConfigError(f"'{policy}' is no policy: {', '.join(POLICIES)}")
     requests = [Request.of(host, hostdev) for hostdev in hostdevs]
-    planner = _Planner(host, requests, owner, policy, records or {}, frozenset(occupied))
+    planner = _Planner(host, requests, owner, policy, records, frozenset(occupied))
     findings = planner.findings()
     return Plan(
         owner=owner,
@@ -97,14 +97,15 @@ class _Planner:
         requests: list[Request],
         owner: str,
         policy: str,
-        records: Mapping[PCIDeviceAddress, Record],
+        records: Mapping[PCIDeviceAddress, Record] | None,
         occupied: frozenset[PCIDeviceAddress],
     ) -> None:
         self.host = host
         self.requests = requests
         self.owner = owner
         self.policy = policy
-        self.records = records
+        self.records = records or {}
+        self.has_records = records is not None
         self.occupied = occupied
         self.declared = {request.address: request for request in requests}
         self.present = [request for request in requests if request.dev is not None]
@@ -140,6 +141,9 @@ class _Planner:
         found += libvirt_owners(self.host.root, self._touched())
         found += saved_overrides(self.host.root, self.present, moving)
         found += self._empty_slots()
+        if not self.has_records:
+            text = "The records of this host are not ours to read, so what guests have and what is stuck is not known"
+            found.append(Finding("records", NOTE, None, text))
         seen: dict[tuple[str, str], Finding] = {}
         for finding in found:
             seen.setdefault((finding.reason, str(finding.address)), finding)
@@ -180,7 +184,7 @@ class _Planner:
         for obstacle in (vfs_obstacle(address, vfs), group_obstacle(dev, has_iommu(self.host.root)), denied):
             if obstacle is not None:
                 yield self._kernels_word(obstacle)
-        if self.host.is_in_flight(address):
+        if self.has_records and self.host.is_in_flight(address):
             yield _error(
                 "in-doubt", address, f"A write to device {address} has not come back from the kernel"
             )

@@ -22,7 +22,7 @@ from pyhostdev.util.journal import DETACHED, PREPARED, PREPARING, RELEASING, Bad
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.transaction import attempt, deferred_signals
-from pyhostdev.util.virpci import list_names, read_attribute
+from pyhostdev.util.virfile import list_names, read_attribute
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.virhostdev import HostdevManager

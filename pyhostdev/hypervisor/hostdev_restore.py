@@ -16,7 +16,8 @@ from pyhostdev.util.journal import DETACHED, PREPARING, RELEASING, Journal, Reco
 from pyhostdev.util.pcidriver import Binding, DriverMover, read_incarnation
 from pyhostdev.util.procfs import read_group_holders
 from pyhostdev.util.transaction import attempt, log
-from pyhostdev.util.virpci import read_link_name, read_pci_device
+from pyhostdev.util.virfile import read_link_name
+from pyhostdev.util.virpci import read_pci_device
 
 if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import errno
+from typing import TYPE_CHECKING, Any
 
-from pyhostdev.errors import DeviceMissingError
+from pyhostdev.errors import DeviceMissingError, SysfsError
 from pyhostdev.tools import arguments, output
+from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virpci import PCIDevice, read_iommu_group_members
+
+if TYPE_CHECKING:
+    from pyhostdev.hypervisor.host import Host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read one function and print it."""
     address = PCIDeviceAddress.parse(args.address)
-    dev = arguments.host_of(args).pci_device(address)
+    host = arguments.host_of(args)
+    dev = host.pci_device(address)
     if dev is None:
         raise DeviceMissingError(f"Device {address} is not on this host", reason="device-missing", address=address)
-    facts = describe(dev)
+    facts = describe(dev, _in_flight(host, address))
     if args.json:
         output.print_json({"version": 1, **facts})
     else:
@@ -33,8 +39,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(dev: PCIDevice) -> dict[str, Any]:
-    """Return all facts, those that the host does not give as None."""
+def _in_flight(host: Host, address: PCIDeviceAddress) -> bool | None:
+    """Tell whether a write to the function has not come back; None where that is not ours to see."""
+    try:
+        return host.is_in_flight(address)
+    except SysfsError as err:
+        if err.errno not in (errno.EACCES, errno.EPERM):
+            raise
+        return None
+
+
+def describe(dev: PCIDevice, in_flight: bool | None) -> dict[str, Any]:
+    """Return all facts, those that the host does not give as None, as the override while a write is in flight."""
     group = dev.iommu_group
     members = [] if group is None else read_iommu_group_members(dev.root, group)
     return {
@@ -46,7 +62,9 @@ def describe(dev: PCIDevice) -> dict[str, Any]:
         "class": output.hexadecimal(dev.class_, 6),
         "revision": output.hexadecimal(dev.revision, 2),
         "driver": dev.driver,
-        "driver_override": dev.read_driver_override(),
+        "driver_override": None if in_flight else dev.read_driver_override(),
+        "driverctl": read_driverctl_override(dev.root, dev.address),
+        "in_flight": in_flight,
         "iommu_group": group,
         "iommu_group_members": [member.name for member in members],
         "header_type": dev.header_type,

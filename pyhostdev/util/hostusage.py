@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.virpci import list_names, read_attribute, read_link, read_text
+from pyhostdev.util.virfile import list_names, read_attribute, read_link, read_text
 
 BOOT_VGA, MOUNTED, DEFAULT_ROUTE = "boot-vga", "mounted", "default-route"
 DEFAULT_DESTINATION = "00000000"  # of /proc/net/route and, eight times, of ipv6_route

@@ -17,7 +17,7 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import Binding
 from pyhostdev.util.statedir import StateDir
-from pyhostdev.util.virpci import read_attribute
+from pyhostdev.util.virfile import read_attribute
 
 VERSION = 1
 SUFFIX = ".json"

@@ -14,7 +14,8 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.pciregs import CLASS_BASE_BRIDGE
-from pyhostdev.util.virpci import GroupMember, PCIDevice, read_attribute
+from pyhostdev.util.virfile import is_directory, read_attribute
+from pyhostdev.util.virpci import GroupMember, PCIDevice
 
 # Drivers that claim no DMA for the host (driver_managed_dma, drivers/pci since 5.19); vfio variants are told by
 # their vfio-dev directory.
@@ -48,7 +49,7 @@ def keeps_dma(member: GroupMember) -> bool:
 
 def has_iommu(root: HostRoot) -> bool:
     """Tell whether groups are to be expected: a sparse directory may leave them out, the live host may not."""
-    return root.is_live or os.path.isdir(root.iommu_groups)
+    return root.is_live or is_directory(root.iommu_groups)
 
 
 def endpoint_obstacle(dev: PCIDevice, *, trust_class: bool = False) -> Obstacle | None:

@@ -17,7 +17,7 @@ from pyhostdev.errors import DeviceMissingError, InDoubtError, OperationError, S
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.sysfs_writer import SysfsWriter
-from pyhostdev.util.virpci import read_attribute, read_link_name, read_number
+from pyhostdev.util.virfile import read_attribute, read_link_name, read_number
 
 VFIO_PCI = "vfio-pci"
 OVERRIDE_CLEAR = b"\n"  # an empty write never reaches the kernel's handler

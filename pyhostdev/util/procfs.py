@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.virpci import list_names, read_status
+from pyhostdev.util.virfile import list_names, read_status
 
 _GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError)
 

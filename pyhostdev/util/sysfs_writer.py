@@ -17,7 +17,7 @@ import select
 import time
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pyhostdev.errors import (
     ConfigUnsupportedError,
@@ -28,6 +28,7 @@ from pyhostdev.errors import (
 )
 from pyhostdev.util import _sysfs_write as _c  # type: ignore[attr-defined]
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
+from pyhostdev.util.virfile import is_directory, read_text
 
 if TYPE_CHECKING:
     import subprocess
@@ -174,13 +175,19 @@ class ForkedWriter:
         """
         path = os.path.join(self.inflight_dir, str(device))
         try:
-            return _is_locked(path)
+            return self._is_marked(path)
         except FileNotFoundError:
             return False
-        except PermissionError:
-            return _is_listed(path, os.path.join(self.root.proc, "locks"))
+        except SysfsError:
+            raise
         except OSError as err:
             raise _error(err, path, "look for a write in flight", device) from err
+
+    def _is_marked(self, path: str) -> bool:
+        try:
+            return _is_locked(path)
+        except PermissionError:
+            return _is_listed(path, os.path.join(self.root.proc, "locks"))
 
     def reap(self) -> int:
         """Collect helpers that have ended since, without waiting; return how many still run."""
@@ -213,7 +220,7 @@ class ForkedWriter:
             )
         code, words = self._modprobe(name)
         # A blacklisted module makes modprobe say 0
-        if code != 0 or not os.path.isdir(self.root.module(name)):
+        if code != 0 or not is_directory(self.root.module(name)):
             raise _module_error(self.root, name, code, words)
 
     def _attempt(
@@ -286,7 +293,7 @@ class ForkedWriter:
     def _modprobe(self, name: str) -> tuple[int, str]:
         import subprocess
 
-        with open(os.memfd_create("modprobe"), "w+b") as words:
+        with _scratch() as words:
             try:
                 process = subprocess.Popen(
                     ["modprobe", "-b", "--", name],
@@ -299,6 +306,8 @@ class ForkedWriter:
                 process.wait(self.timeout_s)
             except FileNotFoundError as err:
                 raise OperationError("There is no 'modprobe' to load a module with") from err
+            except OSError as err:
+                raise SysfsError(err.errno or errno.EIO, "modprobe", "start a program") from err
             except subprocess.TimeoutExpired as err:
                 self._modprobes.append(process)
                 raise InDoubtError(
@@ -307,6 +316,19 @@ class ForkedWriter:
                 ) from err
             words.seek(0)
             return process.returncode, words.read(4096).decode(errors="replace").strip()
+
+
+def _scratch() -> IO[bytes]:
+    """
+    Return an empty file without a name.
+
+    Raises:
+        SysfsError: the kernel has none to give.
+    """
+    try:
+        return open(os.memfd_create("modprobe"), "w+b")
+    except OSError as err:
+        raise SysfsError(err.errno or errno.EIO, "modprobe", "make a file for what it says") from err
 
 
 def _printable(value: bytes) -> str:
@@ -349,16 +371,29 @@ def _is_listed(path: str, locks: str) -> bool:
     """
     Look a lock up in the kernel's list, for who may not open the file.
 
+    Raises:
+        OSError: there is no such file, or it cannot be looked at.
+        SysfsError: the kernel's list is not there, or cannot be read.
+
     Source: proc_locks(5)
     """
-    try:
-        status = os.stat(path)
-        with open(locks, encoding="ascii") as lines:
-            fields = [line.split() for line in lines]
-    except FileNotFoundError:
-        return False
+    status = os.stat(path)
+    fields = [line.split() for line in _lines(locks)]
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     return any(device in line and "FLOCK" in line for line in fields)
+
+
+def _lines(path: str) -> list[str]:
+    """
+    Return the lines of a file of the kernel that has to be there.
+
+    Raises:
+        SysfsError: it is not, or cannot be read.
+    """
+    text = read_text(path)
+    if text is None:
+        raise SysfsError(errno.ENOENT, path, "read a file")
+    return text.splitlines()
 
 
 def _module_error(root: HostRoot, name: str, code: int, words: str) -> OperationError:
@@ -381,11 +416,8 @@ def _is_installed(root: HostRoot, name: str) -> bool:
     top = os.path.dirname(root.modules_dep(os.uname().release))
     wanted = name.replace("-", "_")
     for index in ("modules.dep", "modules.builtin"):
-        try:
-            with open(os.path.join(top, index), encoding="utf-8") as lines:
-                files = [os.path.basename(line.split(":")[0].strip()) for line in lines]
-        except FileNotFoundError:
-            continue
+        lines = (read_text(os.path.join(top, index)) or "").splitlines()
+        files = (os.path.basename(line.split(":")[0].strip()) for line in lines)
         if wanted in (file.split(".ko")[0].replace("-", "_") for file in files):
             return True
     return False

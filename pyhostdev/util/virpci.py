@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -18,6 +17,15 @@ from pyhostdev.errors import HostdevError, SysfsError
 from pyhostdev.util import pciconfig, pciregs, pciscan
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.virfile import (
+    is_directory,
+    list_names,
+    read_attribute,
+    read_link,
+    read_link_name,
+    read_number,
+    read_status,
+)
 
 __all__ = [
     "GroupMember",
@@ -31,8 +39,6 @@ T = TypeVar("T")
 
 BUS_RESETS = ("bus", "cxl_bus")
 _GROUP_LINK = "iommu_group"
-_ATTRIBUTE_MAX = 4096  # a sysfs attribute is at most one page
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)  # ENODEV: the device went away after the open
 
 
 class GroupMember(NamedTuple):
@@ -42,125 +48,6 @@ class GroupMember(NamedTuple):
     address: PCIDeviceAddress | None
     driver: str | None
     is_vfio: bool
-
-
-def _raise_unless_absent(err: OSError, path: str, doing: str) -> None:
-    """Raise what the system answered, unless it says that there is no such thing: nobody knows, and "no" is a guess."""
-    if err.errno not in _ABSENT:
-        raise SysfsError(err.errno or errno.EIO, path, doing) from err
-
-
-def read_attribute(path: str) -> str | None:
-    """
-    Return a sysfs attribute without its newline; None when the host does not have it.
-
-    Raises:
-        SysfsError: it is there and cannot be read.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.read(fd, _ATTRIBUTE_MAX).decode("utf-8", "surrogateescape").rstrip("\n")
-        finally:
-            os.close(fd)
-    except OSError as err:
-        _raise_unless_absent(err, path, "read an attribute")
-        return None
-
-
-def read_text(path: str) -> str | None:
-    """
-    Return a file's text; None when the host does not have it.
-
-    Raises:
-        SysfsError: it is there and cannot be read.
-    """
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
-            return stream.read()
-    except OSError as err:
-        _raise_unless_absent(err, path, "read a file")
-        return None
-
-
-def read_status(path: str) -> os.stat_result | None:
-    """
-    Return what stat(2) says of a file; None when there is none.
-
-    Raises:
-        SysfsError: nobody can say.
-    """
-    try:
-        return os.stat(path)
-    except OSError as err:
-        _raise_unless_absent(err, path, "look at a file")
-        return None
-
-
-def is_directory(path: str) -> bool:
-    """
-    Tell whether there is a directory; ``os.path.isdir`` says no to an error, too.
-
-    Raises:
-        SysfsError: nobody can say.
-    """
-    status = read_status(path)
-    return status is not None and stat.S_ISDIR(status.st_mode)
-
-
-def list_names(path: str) -> list[str]:
-    """
-    Return the names in a directory, in no order; none when there is no directory.
-
-    Raises:
-        SysfsError: it is there and cannot be read.
-    """
-    try:
-        return os.listdir(path)
-    except OSError as err:
-        _raise_unless_absent(err, path, "list a directory")
-        return []
-
-
-def read_number(path: str) -> int | None:
-    """
-    Return a sysfs attribute that holds one number, in C notation; None when it is absent.
-
-    Raises:
-        SysfsError: it is there and cannot be read, or holds no number (EINVAL).
-    """
-    text = read_attribute(path)
-    if text is None:
-        return None
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise SysfsError(22, path, f"read a number from '{text!a}'") from None
-
-
-def read_link(path: str) -> str | None:
-    """
-    Return a link's target; None when there is no link.
-
-    Raises:
-        SysfsError: the entry is there and is no link (EINVAL), or cannot be read.
-    """
-    try:
-        return os.readlink(path)
-    except OSError as err:
-        _raise_unless_absent(err, path, "follow a link")
-        return None
-
-
-def read_link_name(path: str) -> str | None:
-    """
-    Return the last component of a link's target, None when there is no link.
-
-    Raises:
-        SysfsError: as ``read_link``.
-    """
-    target = read_link(path)
-    return None if target is None else os.path.basename(target)
 
 
 @lru_cache(maxsize=1024)  # VFs come by the hundred, PFs do not
@@ -421,11 +308,12 @@ class PCIDevice:
         Host: sys/bus/pci/devices/ADDRESS, the link only
         """
         try:
-            parts = os.readlink(self.path()[:-1]).split("/")
-        except OSError as err:
+            target = read_link(self.path()[:-1])
+        except SysfsError as err:
             if err.errno != errno.EINVAL:  # a directory
-                _raise_unless_absent(err, self.path(), "follow a link")
+                raise
             return [self.address]
+        parts = [str(self.address)] if target is None else target.split("/")
         return [PCIDeviceAddress.parse(part) for part in parts if part.count(":") == 2]
 
     @property

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,11 @@ from pyhostdev import (
     OperationError,
     PCIDeviceAddress,
     RefusedError,
+    SysfsError,
 )
 from pyhostdev.testing.fakehost import HOSTS, FakeHost
 from pyhostdev.testing.procfiles import holding_process
+from pyhostdev.util.journal import Journal
 from pyhostdev.util.pcidriver import read_binding
 
 NVME = "0001:07:00.0"
@@ -330,3 +333,22 @@ def test_function_held_through_its_own_node_is_in_use(bcm5719: FakeHost, seed_do
     with holding_process(bcm5719.root, str(node)), pytest.raises(DeviceInUseError, match="group 14 .* is held open by"):
         manager.release("vm1")
     assert 4 == len(manager.release("vm1"))
+
+
+def test_plan_needs_no_right_to_the_records(
+    bcm5719: FakeHost, seed_domain: DomainDef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may not look into root's state directory gets a plan that says so, and asks for nothing in there."""
+    HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel)).nodedev_detach(PCIDeviceAddress(1, 9, 0, 0))
+    host = Host(bcm5719.root)
+
+    def refuse(journal: Journal) -> None:
+        raise SysfsError(errno.EACCES, journal.state.path, "open the state directory")
+
+    monkeypatch.setattr(Journal, "read", refuse)
+    monkeypatch.setattr(Host, "is_in_flight", None)
+    plan = host.plan(seed_domain)
+    assert [("records", "note", None)] == [(f.reason, f.severity, f.address) for f in plan.findings]
+    monkeypatch.setattr(Journal, "read", lambda _: (_ for _ in ()).throw(SysfsError(errno.EIO, "there", "look")))
+    with pytest.raises(SysfsError):
+        host.plan(seed_domain)

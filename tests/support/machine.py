@@ -25,7 +25,7 @@ from pyhostdev.testing.faults import SimulatedKill
 from pyhostdev.testing.kernel import SimulatedKernel
 from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pcidriver import read_binding
-from pyhostdev.util.virpci import read_link_name
+from pyhostdev.util.virfile import read_link_name
 
 # Short forms of the hosts that come with the package, and what a guest may ask for there
 HOSTS_AND_DEVICES = {

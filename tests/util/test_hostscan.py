@@ -15,7 +15,7 @@ from pyhostdev import DomainDef, Host
 from pyhostdev.errors import ConfigError
 from pyhostdev.testing.fakehost import FakeHost, named_hosts
 from pyhostdev.testing.generator import PLAIN_CARDS, SRIOV_CARDS, make_tree
-from pyhostdev.util import pciscan, pciscan_ref, virpci
+from pyhostdev.util import pciscan, pciscan_ref, virfile, virpci
 from pyhostdev.util.hostquery import HostFunctions
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostscan import Scan
@@ -195,7 +195,7 @@ def test_multifunction_is_what_the_device_says(fakehost: Fake, ask: Ask, name: s
 def test_multifunction_reads_little(fakehost: Fake, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """ari_enabled is read at most once a bus, one byte of config space once a device of several functions."""
     read: list[tuple[Any, ...]] = []
-    number, config = virpci.read_number, pciscan.read_config
+    number, config = virfile.read_number, pciscan.read_config
 
     def read_number(path: str) -> int | None:
         read.append(("ari", Path(path).parent.name[:-5]))
