@@ -20,6 +20,7 @@ from typing import NamedTuple
 from pyhostdev.errors import DeviceInUseError, SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.procfs import read_lock_holders
 from pyhostdev.util.statedir import StateDir, tolerated
 from pyhostdev.util.virfile import read_link_name
 
@@ -134,17 +135,6 @@ def _numbered(pids: list[int], name: str) -> str:
 
 
 def _read_pids(root: HostRoot, fd: int) -> list[int]:
-    """
-    Return who has a lock on an open file, as far as the kernel tells.
-
-    It does not tell of processes that are hidden from this one's pid namespace, nor where a file system shows a
-    file with another device than its locks have.
-
-    Source: proc_locks(5)
-    """
-    facts = os.fstat(fd)
-    file = f"{os.major(facts.st_dev):02x}:{os.minor(facts.st_dev):02x}:{facts.st_ino}"
-    with tolerated(OSError), open(os.path.join(root.proc, "locks"), encoding="ascii") as locks:
-        fields = [line.split() for line in locks if f" {file} " in line]
-        return [int(words[4]) for words in fields if words[1] == "FLOCK"]
+    with tolerated(OSError):
+        return read_lock_holders(root, os.fstat(fd))
     return []

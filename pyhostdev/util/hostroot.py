@@ -147,6 +147,11 @@ class HostRoot:
         return self.join("proc")
 
     @property
+    def locks(self) -> str:
+        """``proc/locks``"""
+        return self.join("proc/locks")
+
+    @property
     def mounts(self) -> str:
         """``proc/mounts``"""
         return self.join("proc/mounts")

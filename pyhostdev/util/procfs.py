@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Who has what open, from /proc.
+Who has what open, and who has which lock, from /proc.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.virfile import list_names, read_status
+from pyhostdev.util.virfile import list_names, read_status, read_text
 
 _GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError)
 
@@ -46,6 +46,28 @@ def read_group_holders(root: HostRoot, groups: Iterable[int]) -> dict[int, list[
             for group in sorted({nodes[target] for target in _targets(root, pid) & nodes.keys()}):
                 found.setdefault(group, []).append(Process(pid, _name(root, pid)))
     return found
+
+
+def read_lock_holders(root: HostRoot, status: os.stat_result) -> list[int]:
+    """
+    Return the processes that have a lock of flock(2) on a file, as far as the kernel tells.
+
+    It does not tell of processes that are hidden from this one's pid namespace, nor where a file system shows a file
+    with another device than its locks have.
+
+    Raises:
+        SysfsError: the kernel's list is not there, or cannot be read.
+
+    Host: reads ``proc/locks``
+
+    Source: proc_locks(5)
+    """
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    text = read_text(root.locks)
+    if text is None:
+        raise SysfsError(errno.ENOENT, root.locks, "look for the holder of a lock")
+    fields = [line.split() for line in text.splitlines() if f" {file} " in line]
+    return [int(words[4]) for words in fields if words[1] == "FLOCK"]
 
 
 def _nodes(root: HostRoot, group: int) -> list[str]:

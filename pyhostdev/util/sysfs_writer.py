@@ -28,6 +28,7 @@ from pyhostdev.errors import (
 )
 from pyhostdev.util import _sysfs_write as _c  # type: ignore[attr-defined]
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
+from pyhostdev.util.procfs import read_lock_holders
 from pyhostdev.util.virfile import is_directory, read_text
 
 if TYPE_CHECKING:
@@ -186,8 +187,8 @@ class ForkedWriter:
     def _is_marked(self, path: str) -> bool:
         try:
             return _is_locked(path)
-        except PermissionError:
-            return _is_listed(path, os.path.join(self.root.proc, "locks"))
+        except PermissionError:  # the kernel's list has the locks of files that are not ours to open, too
+            return bool(read_lock_holders(self.root, os.stat(path)))
 
     def reap(self) -> int:
         """Collect helpers that have ended since, without waiting; return how many still run."""
@@ -365,35 +366,6 @@ def _is_locked(path: str) -> bool:
     finally:
         os.close(fd)
     return False
-
-
-def _is_listed(path: str, locks: str) -> bool:
-    """
-    Look a lock up in the kernel's list, for who may not open the file.
-
-    Raises:
-        OSError: there is no such file, or it cannot be looked at.
-        SysfsError: the kernel's list is not there, or cannot be read.
-
-    Source: proc_locks(5)
-    """
-    status = os.stat(path)
-    fields = [line.split() for line in _lines(locks)]
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    return any(device in line and "FLOCK" in line for line in fields)
-
-
-def _lines(path: str) -> list[str]:
-    """
-    Return the lines of a file of the kernel that has to be there.
-
-    Raises:
-        SysfsError: it is not, or cannot be read.
-    """
-    text = read_text(path)
-    if text is None:
-        raise SysfsError(errno.ENOENT, path, "read a file")
-    return text.splitlines()
 
 
 def _module_error(root: HostRoot, name: str, code: int, words: str) -> OperationError:

@@ -256,18 +256,48 @@ def test_asking_disturbs_no_write(writer: ForkedWriter, root: HostRoot) -> None:
         thread.join()
 
 
-def test_who_may_not_open_the_lock_looks_it_up(root: HostRoot) -> None:
+def refuse_to_open(path: str) -> bool:
+    raise PermissionError(errno.EACCES, "not yours", path)
+
+
+def test_who_may_not_open_the_lock_looks_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel's list of locks tells an unprivileged reader what is in flight."""
     top = Path("/dev/shm")  # on some file systems the list names another device than stat does
     if not os.access(top, os.W_OK):
         pytest.skip("there is no /dev/shm to lock files in")
+    monkeypatch.setattr(sysfs_writer, "_is_locked", refuse_to_open)
     with tempfile.TemporaryDirectory(dir=top) as locks:
-        held, free = Path(locks, "held"), Path(locks, "free")
-        free.touch()
-        with held.open("w") as lock:
+        held, free, unknown = (PCIDeviceAddress(0, 1, 0, function) for function in range(3))
+        Path(locks, str(free)).touch()
+        writer = ForkedWriter(HostRoot("/"), inflight_dir=locks)
+        with Path(locks, str(held)).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            listed = [sysfs_writer._is_listed(str(path), "/proc/locks") for path in (held, free)]
-    assert [True, False] == listed
+            assert [True, False, False] == [writer.is_in_flight(device) for device in (held, free, unknown)]
+
+
+def test_where_nobody_can_tell_what_is_in_flight(
+    writer: ForkedWriter, root: HostRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the lock and without the kernel's list the answer is an error, not "no"."""
+    Path(writer.inflight_dir).mkdir(parents=True)
+    Path(writer.inflight_dir, str(DEVICE)).touch()
+    monkeypatch.setattr(sysfs_writer, "_is_locked", refuse_to_open)
+    assert not os.path.exists(root.locks)
+    with pytest.raises(SysfsError, match="look for the holder of a lock"):
+        writer.is_in_flight(DEVICE)
+
+
+@pytest.mark.parametrize(("name", "what"), [("os.memfd_create", "file"), ("subprocess.Popen", "program")])
+def test_module_when_there_is_no_room_to_load_it(monkeypatch: pytest.MonkeyPatch, name: str, what: str) -> None:
+    """What keeps modprobe from being started is an error of ours, with the errno."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(name, refuse)
+    with pytest.raises(SysfsError, match=what) as error:
+        ForkedWriter(HostRoot("/")).load_module("no_such_module")
+    assert errno.EMFILE == error.value.errno
 
 
 def test_descriptors_are_closed(writer: ForkedWriter, hasty: ForkedWriter, root: HostRoot, stuck: Path) -> None:
