@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from pyhostdev.errors import ConfigError, SysfsError, XMLError
+from pyhostdev.errors import ConfigError, SysfsError
 from pyhostdev.hypervisor.hostdev_plan import CONSENT, ERROR, NOTE, Finding, Request
 from pyhostdev.util.driverctl import NO_DRIVER, read_driverctl_override
 from pyhostdev.util.hostroot import HostRoot
@@ -73,7 +73,7 @@ def libvirt_owners(root: HostRoot, addresses: Collection[PCIDeviceAddress]) -> I
         domain = name.removesuffix(".xml")
         try:
             devices = _status_devices(os.path.join(root.libvirt_status, name))
-        except XMLError as err:
+        except ConfigError as err:
             text = f"The status of libvirt's domain '{domain}' is not understood, so its devices are not known: {err}"
             yield Finding("libvirt-status", NOTE, None, text)
             continue
@@ -95,7 +95,7 @@ def _status_devices(path: str) -> set[PCIDeviceAddress]:
     Return the host's PCI functions in a status file: host devices, interfaces that are some, NVMe disks.
 
     Raises:
-        XMLError: it is no XML, or an address in it is none.
+        ConfigError: it is no XML, or an address in it is none.
         SysfsError: from reading it.
 
     Mirrors: what virDomainDefFormatInternal writes of each (src/conf/domain_conf.c)
