@@ -172,10 +172,12 @@ def _environment(home: str) -> dict[str, str]:
 class QEMUProcess:
     """One QEMU from its start to its proven end; leaving it as a context manager is that end."""
 
-    def __init__(self, child: subprocess.Popen[bytes], log: BinaryIO, memlock_limit: int | None = None) -> None:
+    def __init__(
+        self, child: subprocess.Popen[bytes], log: BinaryIO, log_start: int, memlock_limit: int | None = None
+    ) -> None:
         self._child = child
         self._log = log
-        self._log_start = os.fstat(log.fileno()).st_size
+        self._log_start = log_start
         try:
             self.pidfd = os.pidfd_open(child.pid)  # not reaped yet: the pid is not another's
             if memlock_limit is not None:  # and no more than that, whatever our own hard limit
@@ -202,6 +204,7 @@ class QEMUProcess:
         Raises:
             OperationError: its memory limit cannot be raised, or it cannot be executed.
         """
+        log_start = os.fstat(log.fileno()).st_size  # what ends at once has written before we look again
         with memlock_limited(memlock_limit):
             try:
                 child = subprocess.Popen(
@@ -216,7 +219,7 @@ class QEMUProcess:
                 )
             except OSError as err:
                 raise OperationError(f"Cannot run '{argv[0]}': {err.strerror}") from err
-        return cls(child, log, memlock_limit)
+        return cls(child, log, log_start, memlock_limit)
 
     def __enter__(self) -> QEMUProcess:
         return self

@@ -15,7 +15,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -346,6 +346,21 @@ class TestStart:
             lab.run(argv)
         words = "QEMU ended with exit status 1 before the guest could run: "
         assert words + "'vfio 0000:01:00.0: no group'" == str(error.value)
+
+    def test_words_of_who_ends_at_once_are_kept(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        What a QEMU wrote that has ended before anybody looks at it is quoted, too.
+        """
+
+        class Ended(subprocess.Popen[bytes]):
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **options)
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+
+        monkeypatch.setattr(subprocess, "Popen", Ended)
+        argv = fake_qemu(lab.directory, "import sys; sys.exit('no memory')")
+        with pytest.raises(OperationError, match="'no memory'"):
+            lab.run(argv)
 
     @needs_qemu
     def test_refused_argument_quotes_qemu(self, lab: Lab) -> None:
