@@ -68,7 +68,7 @@ ROWS = (
     Row("F18", "Dynamic id steals the device", "explicit bind to the recorded driver", (), LAB + "dynamic_id"),
     Row("F19", "No reset, or it fails", "logged, the others are reset; never a bus with others on it",
         ("test_virhostdev.py::test_devices_are_reset_before_the_first_goes_back",),
-        "no policy to keep an unreset device from the next guest"),
+        "the plan says what is not reset; no policy keeps it from the next guest"),
     Row("F20", "All ones or loops in config space", "that device only; walks end",
         ("test_pciconfig.py::test_any_bytes_have_an_answer", "test_pciconfig.py::test_every_two_node_loop_ends")),
     Row("F21", "Short config read", "unknown, neither yes nor no",
