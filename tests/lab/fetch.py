@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from boot import KERNEL
+from boot import CACHE, KERNEL
 
 PACKAGES = {  # program: Debian package
     "qemu-system-x86_64": "qemu-system-x86",
@@ -29,6 +29,7 @@ PACKAGES = {  # program: Debian package
     "lspci": "pciutils",
 }
 KERNEL_METAPACKAGE = "linux-image-amd64"
+DRIVERCTL = CACHE / "driverctl"  # unpacked too: installed it would bind drivers of this machine
 APT_TIMEOUT_S = 600
 
 # Source: Documentation/arch/x86/boot.rst (kernel)
@@ -117,6 +118,20 @@ def fetch_kernel(directory: Path) -> None:
         tree.rename(directory)
 
 
+def fetch_driverctl(directory: Path) -> None:
+    """
+    Download and unpack the tool whose overrides we live with; the directory appears whole or not at all.
+
+    Raises:
+        UnavailableError: the package cannot be had.
+    """
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix="fetch-") as scratch:
+        _apt("apt-get", "download", "driverctl", cwd=Path(scratch))
+        (file,) = Path(scratch).glob("*.deb")
+        subprocess.run(["dpkg-deb", "-x", str(file), str(Path(scratch) / "tree")], check=True)
+        (Path(scratch) / "tree").rename(directory)
+
+
 def _unpack_image(tree: Path) -> None:
     """
     Put the kernel beside its compressed image: unpacking it in a guest of a guest takes half a minute.
@@ -149,6 +164,11 @@ def fetch() -> None:
         install(packages)
     if not KERNEL.exists():
         fetch_kernel(KERNEL)
+    if not DRIVERCTL.exists():
+        try:
+            fetch_driverctl(DRIVERCTL)
+        except UnavailableError as err:
+            sys.stdout.write(f"lab: without driverctl: {err}\n")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ STEPS = [
     truth.missing_module,
     truth.rebound_in_the_middle,
     truth.odd_originals,
+    truth.overrides_of_driverctl,
     loss.vanished,
     loss.plugged_in_again,
     loss.stub_unloaded,

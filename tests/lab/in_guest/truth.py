@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STUB = "pci-stub"  # takes what an override gives it; nobody's host driver here
 EDU = "0000:00:06.0"
 KERNEL = RealKernel()
+DRIVERCTL = Path(__file__).parents[3] / ".lab/driverctl/usr/sbin/driverctl"
 
 
 def write(path: str, value: str) -> None:
@@ -174,6 +175,33 @@ def rebound_in_the_middle() -> None:
     check({NIC[2]: "meddled"}, workers.owners(), "the others are back, and the books know of this one")
     move(NIC[2], VFIO, override=VFIO)
     done(lambda: workers.release("meddled"))
+    workers.assert_home()
+
+
+def overrides_of_driverctl() -> None:
+    """What driverctl keeps with a driver is told by the plan, is there again after a guest, and is its own to undo."""
+    if not DRIVERCTL.exists():
+        say("  driverctl could not be fetched: left out")
+        return
+    _modprobe(STUB)
+    _modprobe(VFIO)
+    for address, name in ((NIC[1], VFIO), (NIC[2], STUB)):
+        subprocess.run(["bash", DRIVERCTL, "set-override", address, name], check=True)
+    before = all_drivers()
+    kept = {NIC[1]: (VFIO, VFIO), NIC[2]: (STUB, STUB)}
+    check(kept, {address: before[address] for address in kept}, "driverctl has given two functions to two stubs")
+    plan = workers.new_manager().host.plan(workers.definition("kept"))
+    told = [(finding.reason, str(finding.address)) for finding in plan.findings]
+    check([("driverctl", address) for address in kept], told, "the plan names both")
+    done(lambda: workers.prepare(workers.definition("kept")))
+    check(workers.TAKEN, drivers(NIC), "all four are on vfio-pci")
+    done(lambda: workers.release("kept"))
+    check(before, all_drivers(), "release brought each to where driverctl keeps it")
+    check([(NIC[1], "kept")], [(what, outcome) for what, _, outcome, *_ in recovered()], "recover knows whose it is")
+    outcome = Child(lambda: workers.new_manager().nodedev_reattach(CARD[1])).result()
+    check(True, "driverctl" in outcome.text, "reattach names driverctl")
+    for address in kept:
+        subprocess.run(["bash", DRIVERCTL, "unset-override", address], check=True)
     workers.assert_home()
 
 
