@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.util import virpci
@@ -58,35 +58,39 @@ class HostFunctions(Sequence[PCIDevice]):
     def find(self, address: PCIDeviceAddress) -> PCIDevice | None:
         """Return the function at an address, None when the host had none."""
 
-    @property
     @abstractmethod
-    def groups(self) -> Mapping[int, list[PCIDevice]]:
-        """IOMMU group number to its PCI functions."""
+    def _index(self, name: str) -> Mapping[Any, list[PCIDevice]]:
+        """Return one of the indexes below by its name, made when it is first asked for."""
 
     @property
-    @abstractmethod
+    def groups(self) -> Mapping[int, list[PCIDevice]]:
+        """IOMMU group number to its PCI functions, in order."""
+        return self._index("groups")
+
+    @property
     def slots(self) -> Mapping[tuple[int, int, int], list[PCIDevice]]:
         """(domain, bus, slot) to its functions, VFs left out."""
+        return self._index("slots")
 
     @property
-    @abstractmethod
     def buses(self) -> Mapping[tuple[int, int], list[PCIDevice]]:
         """(domain, bus) to its functions, VFs left out."""
+        return self._index("buses")
 
     @property
-    @abstractmethod
     def drivers(self) -> Mapping[str, list[PCIDevice]]:
         """A driver's name to the functions bound to it."""
+        return self._index("drivers")
 
     @property
-    @abstractmethod
     def virtual_functions(self) -> Mapping[PCIDeviceAddress, list[PCIDevice]]:
         """A PF's address to its VFs."""
+        return self._index("virtual_functions")
 
     @property
-    @abstractmethod
     def identities(self) -> Mapping[Identity, list[PCIDevice]]:
         """Vendor, device and class to the functions of that kind."""
+        return self._index("identities")
 
     # One device
 

@@ -109,40 +109,10 @@ class Scan(HostFunctions):
         position = self._snapshot.find(address)
         return None if position is None else self[position]
 
-    def _index(self, name: str, make: Callable[[pciscan.Snapshot], Positions[K]]) -> DeviceIndex[K]:
+    def _index(self, name: str) -> DeviceIndex[Any]:
         if name not in self._indexes:
-            self._indexes[name] = DeviceIndex(self, make(self._snapshot))
+            self._indexes[name] = DeviceIndex(self, _POSITIONS[name](self._snapshot))
         return self._indexes[name]
-
-    @property
-    def groups(self) -> Mapping[int, list[PCIDevice]]:
-        """IOMMU group number to its PCI functions, both in order."""
-        return self._index("groups", lambda snapshot: snapshot.groups)
-
-    @property
-    def slots(self) -> Mapping[tuple[int, int, int], list[PCIDevice]]:
-        """(domain, bus, slot) to its functions, VFs left out."""
-        return self._index("slots", _slot_positions)
-
-    @property
-    def buses(self) -> Mapping[tuple[int, int], list[PCIDevice]]:
-        """(domain, bus) to its functions, VFs left out."""
-        return self._index("buses", _bus_positions)
-
-    @property
-    def drivers(self) -> Mapping[str, list[PCIDevice]]:
-        """A driver's name to the functions bound to it."""
-        return self._index("drivers", _driver_positions)
-
-    @property
-    def virtual_functions(self) -> Mapping[PCIDeviceAddress, list[PCIDevice]]:
-        """A PF's address to its VFs."""
-        return self._index("virtual_functions", _vf_positions)
-
-    @property
-    def identities(self) -> Mapping[Identity, list[PCIDevice]]:
-        """Vendor, device and class to the functions of that kind."""
-        return self._index("identities", _identity_positions)
 
 
 def _collect(values: Iterable[K]) -> dict[K, list[int]]:
@@ -193,3 +163,13 @@ def _identity(vendor: int, device: int, class_: int, known: int) -> Identity:
         device if known & pciscan.HAVE_DEVICE else None,
         class_ if known & pciscan.HAVE_CLASS else None,
     )
+
+
+_POSITIONS: dict[str, Callable[[pciscan.Snapshot], Positions[Any]]] = {
+    "groups": lambda snapshot: snapshot.groups,
+    "slots": _slot_positions,
+    "buses": _bus_positions,
+    "drivers": _driver_positions,
+    "virtual_functions": _vf_positions,
+    "identities": _identity_positions,
+}

@@ -79,6 +79,16 @@ def _identity(dev: PCIDevice) -> Identity:
     return Identity(dev.vendor, dev.device, dev.class_)
 
 
+_KEYS: dict[str, Callable[[PCIDevice], Any]] = {
+    "groups": lambda dev: dev.iommu_group,
+    "slots": _slot,
+    "buses": _bus,
+    "drivers": lambda dev: dev.driver,
+    "virtual_functions": lambda dev: dev.physfn,
+    "identities": _identity,
+}
+
+
 class LiveScan(HostFunctions):
     """
     The host's PCI functions as of the last change it was told of.
@@ -150,43 +160,11 @@ class LiveScan(HostFunctions):
         for index in self._indexes.values():
             index.change(number, before, after)
 
-    # Indexes
-
-    def _index(self, name: str, key_of: Callable[[PCIDevice], K | None]) -> LiveIndex[K]:
+    def _index(self, name: str) -> LiveIndex[Any]:
         index = self._indexes.get(name)
         if index is None:
-            index = LiveIndex(self._devices, key_of)
+            index = LiveIndex(self._devices, _KEYS[name])
             for number in self._order:
                 index.change(number, None, self._devices[number])
             self._indexes[name] = index
         return index
-
-    @property
-    def groups(self) -> Mapping[int, list[PCIDevice]]:
-        """IOMMU group number to its PCI functions."""
-        return self._index("groups", lambda dev: dev.iommu_group)
-
-    @property
-    def slots(self) -> Mapping[tuple[int, int, int], list[PCIDevice]]:
-        """(domain, bus, slot) to its functions, VFs left out."""
-        return self._index("slots", _slot)
-
-    @property
-    def buses(self) -> Mapping[tuple[int, int], list[PCIDevice]]:
-        """(domain, bus) to its functions, VFs left out."""
-        return self._index("buses", _bus)
-
-    @property
-    def drivers(self) -> Mapping[str, list[PCIDevice]]:
-        """A driver's name to the functions bound to it."""
-        return self._index("drivers", lambda dev: dev.driver)
-
-    @property
-    def virtual_functions(self) -> Mapping[PCIDeviceAddress, list[PCIDevice]]:
-        """A PF's address to its VFs."""
-        return self._index("virtual_functions", lambda dev: dev.physfn)
-
-    @property
-    def identities(self) -> Mapping[Identity, list[PCIDevice]]:
-        """Vendor, device and class to the functions of that kind."""
-        return self._index("identities", _identity)
