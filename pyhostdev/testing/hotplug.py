@@ -113,7 +113,10 @@ def vanish(core: DriverCore, device: SimDevice) -> None:
     """Take a function off the bus at once, whatever its driver says."""
     for other in _dependents(core, device):
         vanish(core, other)
-    driver = device.driver
+    name = str(device.address)
+    leaving = [entry.driver for entry in core.state.pending if entry.device == name]  # its link has gone before it
+    core.state.pending = [entry for entry in core.state.pending if entry.device != name]
+    driver = device.driver or next(iter(leaving), None)
     if driver is not None:
         core.force_off(device, driver)
     drop(core, device)

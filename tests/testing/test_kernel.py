@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyhostdev.errors import ConfigError, InDoubtError, InternalError, OperationError, SysfsError
-from pyhostdev.testing.faults import NotSimulated
+from pyhostdev.testing.faults import Kill, NotSimulated, SimulatedKill
 from pyhostdev.testing.kernel import SimulatedKernel
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -196,6 +196,20 @@ def open_error(kernel):
     with pytest.raises(SysfsError) as error, kernel.open_group(14):
         pass
     return {2: "ENOENT", 16: "EBUSY", 1: "EPERM"}[error.value.errno]
+
+
+def test_function_that_vanishes_while_its_driver_lets_go(card):
+    """What vfio-pci had made goes with it, so that what is found at the address again is a plain function."""
+    card.to_vfio(F0)
+    card.kernel.inject(1, Kill("blocked"))
+    with pytest.raises(SimulatedKill):
+        card.unbind("vfio-pci", F0)
+    assert card.driver(F0) is None
+    other = SimulatedKernel(card.root)
+    other.vanish(FIRST)
+    assert not os.path.exists(card.root.vfio_group(14))
+    card.write("rescan", "1", kernel=other)
+    assert ("tg3", False) == (card.driver(F0), os.path.exists(f"{card.root.pci_device(FIRST)}/vfio-dev"))
 
 
 def test_group_node_is_single_open(card):
