@@ -26,6 +26,7 @@ from pyhostdev.util.virfile import read_link_name
 
 _HOLDER_MAX = 512  # bytes of a lock file that name its holder
 _POLL_S = 0.01
+_LET_GO_S = 0.5  # how long to try again where nobody is found who has a lock
 _NAME_WAIT_S = 0.05  # between taking a lock and naming itself its holder needs microseconds
 
 
@@ -83,8 +84,11 @@ def _take(state: StateDir, root: HostRoot, fd: int, lock: Lock, deadline: float)
         state.step("lock", lock.name)
         while not _is_taken(fd, how):
             if time.monotonic() >= deadline:
+                who = _read_holder(root, fd)
+                if who is None and time.monotonic() < deadline + _LET_GO_S:
+                    continue  # it was let go while we asked who has it
                 what = lock.name.removesuffix(".lock").replace("-", " ", 1)
-                raise DeviceInUseError(f"The lock of {what} is held by {_read_holder(root, fd)}", reason="in-use")
+                raise DeviceInUseError(f"The lock of {what} is held by {who or 'somebody else'}", reason="in-use")
             time.sleep(_POLL_S)
     except OSError as err:
         raise SysfsError(err.errno or 0, os.path.join(state.path, lock.name), "take a lock") from err
@@ -106,9 +110,9 @@ def _name_holder(fd: int, holder: str) -> None:
             os.pwrite(fd, holder.encode("utf-8", "surrogateescape")[:_HOLDER_MAX], 0)
 
 
-def _read_holder(root: HostRoot, fd: int) -> str:
+def _read_holder(root: HostRoot, fd: int) -> str | None:
     """
-    Return who has the lock, as he says himself and the kernel confirms.
+    Return who has the lock, as he says himself and the kernel confirms; None when nobody can be found who has it.
 
     Who has just taken it is given a moment to name himself. What else is in the file then was left by a holder that
     was killed, or is by one that counts processes in a namespace of its own.
@@ -122,16 +126,17 @@ def _read_holder(root: HostRoot, fd: int) -> str:
             if time.monotonic() > deadline:
                 return _numbered(pids, name)
             time.sleep(_NAME_WAIT_S / 10)
-    return "somebody else"
+    return None
 
 
 def _is_by_one_of(name: str, pids: list[int]) -> bool:
     return name.endswith(tuple(f"process {pid}{end}" for pid in pids for end in ("", ")")))
 
 
-def _numbered(pids: list[int], name: str) -> str:
-    who = f"process {pids[0]}" if pids else "somebody else"
-    return f"{who} (its file says {name})" if name else who
+def _numbered(pids: list[int], name: str) -> str | None:
+    if not pids:
+        return None
+    return f"process {pids[0]} (its file says {name})" if name else f"process {pids[0]}"
 
 
 def _read_pids(root: HostRoot, fd: int) -> list[int]:

@@ -17,6 +17,7 @@ from pyhostdev import DeviceInUseError, PCIDeviceAddress
 from pyhostdev.hypervisor import hostdev_lock
 from pyhostdev.hypervisor.hostdev_lock import lock_set, locked
 from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.statedir import StateDir
 
 DEVICE = [PCIDeviceAddress(1, 9, 0, 0)]
@@ -128,3 +129,14 @@ def test_name_is_all_there_is_where_the_kernel_does_not_tell(unnamed: Unnamed) -
     assert "somebody else" == unnamed.told()
     unnamed.write("'anna' (process 1)")
     assert "'anna' (process 1)" == unnamed.told()
+
+
+def test_lock_that_is_let_go_meanwhile_is_taken(unnamed: Unnamed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is refused for a lock that nobody has any more when its holder is looked for."""
+
+    def let_go(root: HostRoot, fd: int) -> None:
+        fcntl.flock(unnamed.fd, fcntl.LOCK_UN)
+
+    monkeypatch.setattr(hostdev_lock, "_read_holder", let_go)
+    with locked(unnamed.state, unnamed.root, DEVICE, "bert"), pytest.raises(BlockingIOError):
+        fcntl.flock(unnamed.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
