@@ -167,26 +167,45 @@ def _unrecorded(manager: HostdevManager, known: Container[str]) -> Iterator[Reco
         yield Recovered(top, None, FAILED, f"nobody can tell whether it has devices without a record: {err}")
         return
     addresses = [PCIDeviceAddress.parse(name) for name in names if name.count(":") == 2 and name not in known]
+    theirs = []
     for address in addresses:
-        yield from _without_record(manager, address)
+        try:
+            if _is_overridden(manager, address):
+                theirs.append(address)
+        except HostdevError as err:
+            yield _untold(address, err)
+    yield from _whose(manager, theirs)
 
 
-def _without_record(manager: HostdevManager, address: PCIDeviceAddress) -> Iterator[Recovered]:
+def _is_overridden(manager: HostdevManager, address: PCIDeviceAddress) -> bool:
+    """Tell whether an override gives a device to vfio-pci; no, too, while a write to it is in flight."""
+    if manager.writer.is_in_flight(address):
+        return False
+    return read_attribute(os.path.join(manager.root.pci_device(address), "driver_override")) == VFIO_PCI
+
+
+def _whose(manager: HostdevManager, addresses: list[PCIDeviceAddress]) -> Iterator[Recovered]:
+    """Yield the outcomes for devices that are with vfio-pci by somebody else's hand, who is named where he can be."""
     try:
-        if manager.writer.is_in_flight(address):
-            return
-        override = read_attribute(os.path.join(manager.root.pci_device(address), "driver_override"))
-        if override == VFIO_PCI:
-            yield Recovered(str(address), None, *_whose(manager, address))
+        found = libvirt_owners(manager.root, addresses) if addresses else ()
+        owners = {finding.address: finding.message for finding in found if finding.severity == ERROR}
     except HostdevError as err:
-        yield Recovered(str(address), None, FAILED, f"no record says where it came from: {err}")
+        yield from (_untold(address, err) for address in addresses)
+        return
+    for address in addresses:
+        try:
+            by_driverctl = address not in owners and read_driverctl_override(manager.root, address) == VFIO_PCI
+        except HostdevError as err:
+            yield _untold(address, err)
+            continue
+        if address in owners:
+            yield Recovered(str(address), None, KEPT, owners[address])
+        elif by_driverctl:
+            yield Recovered(str(address), None, KEPT, f"driverctl gives it to '{VFIO_PCI}'")
+        else:
+            text = f"it is with '{VFIO_PCI}' and no record says where it came from"
+            yield Recovered(str(address), None, UNRECORDED, text)
 
 
-def _whose(manager: HostdevManager, address: PCIDeviceAddress) -> tuple[str, str]:
-    """Return the outcome for a device that is with vfio-pci by somebody else's hand, who is named where he can be."""
-    for finding in libvirt_owners(manager.root, [address]):
-        if finding.severity == ERROR:
-            return KEPT, finding.message
-    if read_driverctl_override(manager.root, address) == VFIO_PCI:
-        return KEPT, f"driverctl gives it to '{VFIO_PCI}'"
-    return UNRECORDED, f"it is with '{VFIO_PCI}' and no record says where it came from"
+def _untold(address: PCIDeviceAddress, err: HostdevError) -> Recovered:
+    return Recovered(str(address), None, FAILED, f"no record says where it came from: {err}")
