@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Where a journal lives is memory (/run), so tests keep theirs in memory too, where there is some.
 TEMPROOT := $(shell test -w /dev/shm && echo /dev/shm || echo /tmp)
-SOURCES := pyproject.toml $(wildcard csrc/*)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 
 .PHONY: demo test lint oracle clean help
 
@@ -36,7 +36,7 @@ test: $(VENV)/.test
 	PYTEST_DEBUG_TEMPROOT=$(TEMPROOT) $(BIN)/python -m pytest -q
 
 lint: $(VENV)/.lint
-	$(BIN)/ruff check pyhostdev tests benchmarks csrc
+	$(BIN)/ruff check setup.py pyhostdev tests benchmarks csrc
 	$(BIN)/mypy
 
 # libvirt's own answers, where they lie beside the project; the cases that are ours are part of make test.

@@ -16,18 +16,11 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COPIED = ("csrc", "pyhostdev", "tests", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+COPIED = ("csrc", "pyhostdev", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g"
 SCANNER_TESTS = ("tests/util/test_pciscan.py", "tests/util/test_pciscan_equal.py")
 WRITER_TESTS = ("tests/util/test_sysfs_writer.py",)
-BUILD = """
-import sys
-sys.path.insert(0, "csrc")
-import backend
-import setuptools
-sys.argv = ["setup.py", "-q", "build_ext", "--inplace", "--force"]
-setuptools.setup()
-"""
+BUILD = ("setup.py", "-q", "build_ext", "--inplace", "--force")
 
 
 def _compiler() -> str:
@@ -69,7 +62,7 @@ def _analyze() -> bool:
 
 
 def _build(top: Path, flags: str) -> bool:
-    command = [sys.executable, "-W", "ignore", "-c", BUILD]
+    command = [sys.executable, "-W", "ignore", *BUILD]
     built = _run(command, top, f"build with {flags}", CFLAGS=flags, LDFLAGS=SANITIZE)
     made = sorted((top / "pyhostdev/util").glob("*.so"))
     return built and len(made) == 2 and all(b"__asan_" in path.read_bytes() for path in made)
