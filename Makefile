@@ -49,4 +49,4 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find pyhostdev -name '*.so' -delete -o -name __pycache__ -prune -exec rm -rf {} +
 
--include Makefile.lab Makefile.bench Makefile.fuzz Makefile.package
+-include Makefile.lab Makefile.bench Makefile.fuzz Makefile.package Makefile.quality

@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pyhostdev.errors import HostdevError, RefusedError
 
@@ -63,20 +63,27 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _module(verb: str) -> Any:
+    return import_module(f"pyhostdev.tools.{verb.replace('-', '_')}")
+
+
+def verb_parser(verb: str) -> argparse.ArgumentParser:
+    """Return the parser of one verb's arguments."""
+    parser = argparse.ArgumentParser(prog=f"pyhostdev {verb}", description=VERBS[verb], formatter_class=_Formatter)
+    _module(verb).add_arguments(parser)
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] not in VERBS:
         return _without_verb(words)
-    module = import_module(f"pyhostdev.tools.{words[0].replace('-', '_')}")
-    parser = argparse.ArgumentParser(
-        prog=f"pyhostdev {words[0]}", description=VERBS[words[0]], formatter_class=_Formatter
-    )
-    module.add_arguments(parser)
+    parser = verb_parser(words[0])
     args = parser.parse_args(words[1:])
     if getattr(args, "changes_host", False) and args.root != "/" and not args.simulate:
         parser.error("a changing verb under --root needs --simulate")
-    return _run(module.run, args)
+    return _run(_module(words[0]).run, args)
 
 
 def _without_verb(words: list[str]) -> int:
