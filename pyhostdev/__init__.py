@@ -31,9 +31,10 @@ if TYPE_CHECKING:
         XMLError,
     )
     from pyhostdev.hypervisor.host import Host, is_pci_multifunction_device, scan
-    from pyhostdev.hypervisor.hostdev_plan import Finding, Plan, Step
+    from pyhostdev.hypervisor.hostdev_plan import Plan, Step
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.util.events import PCIMonitor
+    from pyhostdev.util.finding import Finding
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -72,7 +73,7 @@ __all__ = [
 _HOMES = {
     "DomainDef": "conf.domain_conf",
     "DomainHostdevDef": "conf.hostdev_conf",
-    "Finding": "hypervisor.hostdev_plan",
+    "Finding": "util.finding",
     "Host": "hypervisor.host",
     "HostRoot": "util.hostroot",
     "HostdevManager": "hypervisor.virhostdev",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TOP = Path(__file__).parent.parent
-GIVES = {"Finding", "Obstacle", "Use", "_error"}  # their first argument is a reason
+GIVES = {"Finding", "Use", "_error"}  # their first argument is a reason
 
 
 def rows() -> dict[str, str]:

@@ -23,6 +23,7 @@ TUTORIALS = Path(__file__).parent.parent / "docs/tutorials"
 BLOCK = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 HOST = re.compile(r"<!-- host: (\w+) -->")
 MATCHER = doctest.OutputChecker()
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def shell(command: str, directory: Path) -> str:
@@ -59,7 +60,7 @@ def test_tutorial(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         elif language == "console":
             for command, expected in commands(body):
                 printed = shell(command, tmp_path)
-                assert MATCHER.check_output(expected, printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), f"$ {command}\n{printed}"
+                assert MATCHER.check_output(expected, printed, FLAGS), f"$ {command}\n{printed}"
 
 
 def test_every_tutorial_runs_something() -> None:

@@ -9,8 +9,9 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from pyhostdev.errors import ConfigError, SysfsError
-from pyhostdev.hypervisor.hostdev_plan import CONSENT, ERROR, NOTE, Finding, Request
+from pyhostdev.hypervisor.hostdev_plan import Request
 from pyhostdev.util.driverctl import NO_DRIVER, read_driverctl_override
+from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import BOOT_VGA, DEFAULT_ROUTE, MOUNTED, HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, DeviceMissingError, OperationError, RefusedError
 from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners
-from pyhostdev.hypervisor.hostdev_plan import ERROR, Finding
 from pyhostdev.util.driverctl import read_driverctl_override
+from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.journal import DETACHED, PREPARING, RELEASING, Record, read_boot_id
 from pyhostdev.util.pciassign import (
-    Obstacle,
     denied_obstacle,
     endpoint_obstacle,
     group_obstacle,
@@ -90,11 +89,11 @@ def _present(manager: HostdevManager, address: PCIDeviceAddress) -> PCIDevice:
     return dev
 
 
-def _obstacles(manager: HostdevManager, dev: PCIDevice, driver: str | None) -> Iterator[Obstacle]:
+def _obstacles(manager: HostdevManager, dev: PCIDevice, driver: str | None) -> Iterator[Finding]:
     """Yield what the kernel would refuse; driver is the one that gets the device, if it moves."""
     if manager.writer.is_in_flight(dev.address):
         message = f"A write to device {dev.address} has not come back from the kernel"
-        yield Obstacle("in-doubt", dev.address, message)
+        yield Finding("in-doubt", ERROR, dev.address, message)
     found = [endpoint_obstacle(dev)]
     if driver is not None:
         vfs = 0 if dev.is_virtual_function else len(dev.read_virtual_functions())
@@ -103,16 +102,16 @@ def _obstacles(manager: HostdevManager, dev: PCIDevice, driver: str | None) -> I
     yield from (obstacle for obstacle in found if obstacle is not None)
 
 
-def _driver_obstacle(manager: HostdevManager, dev: PCIDevice, driver: str) -> Obstacle | None:
+def _driver_obstacle(manager: HostdevManager, dev: PCIDevice, driver: str) -> Finding | None:
     if manager.host.has_driver(driver) is not False or manager.host.has_module(driver):
         return None
     reason = "vfio-missing" if driver == VFIO_PCI else "driver-missing"
     message = f"This host has no driver '{driver}' for device {dev.address}, and no module that brings it"
-    return Obstacle(reason, dev.address, message)
+    return Finding(reason, ERROR, dev.address, message)
 
 
 def _refuse(
-    obstacles: Iterable[Obstacle], accept: Iterable[str], manager: HostdevManager, dev: PCIDevice, *, moves: bool
+    obstacles: Iterable[Finding], accept: Iterable[str], manager: HostdevManager, dev: PCIDevice, *, moves: bool
 ) -> None:
     """
     Refuse with all findings at once.
@@ -120,7 +119,7 @@ def _refuse(
     Raises:
         RefusedError: the kernel would refuse, somebody has the device, or the host would lose it and nobody consented.
     """
-    findings = [Finding(o.reason, ERROR, o.address, o.message) for o in obstacles]
+    findings = list(obstacles)
     if dev.is_vfio and dev.iommu_group is not None:  # with another driver it is not what the group is held for
         findings += held_groups(manager.root, {dev.iommu_group: dev.address})
     findings += [f for f in libvirt_owners(manager.root, [dev.address]) if f.severity == ERROR]

@@ -11,6 +11,7 @@ from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError
+from pyhostdev.util.finding import CONSENT, ERROR, Finding
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
 
@@ -22,27 +23,7 @@ if TYPE_CHECKING:
 
 POLICIES = ("auto", "device", "group", "off")
 ASSIGNED, UNASSIGNED = "assigned", "unassigned"
-ERROR, CONSENT, NOTE = "error", "consent", "note"
 AFTERWARDS = ("reset", "reattach")  # steps that wait for the guest's end
-
-
-class Finding(NamedTuple):
-    """Something that stands in the way (error), needs a yes (consent), or is worth knowing (note)."""
-
-    reason: str
-    severity: str
-    address: PCIDeviceAddress | str | None
-    message: str
-
-    def to_json(self) -> dict[str, str | None]:
-        """Return the finding as the JSON of design.md has it."""
-        where = None if self.address is None else str(self.address)
-        return {
-            "reason": self.reason,
-            "severity": self.severity,
-            "address": where,
-            "message": self.message,
-        }
 
 
 class Step(NamedTuple):

@@ -11,24 +11,12 @@ from typing import TYPE_CHECKING
 from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners, saved_overrides
 from pyhostdev.hypervisor.hostdev_fate import driver_words, fates_of
-from pyhostdev.hypervisor.hostdev_plan import (
-    ASSIGNED,
-    ERROR,
-    NOTE,
-    POLICIES,
-    Definition,
-    Fate,
-    Finding,
-    Plan,
-    PlanHost,
-    Request,
-    Step,
-)
+from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, POLICIES, Definition, Fate, Plan, PlanHost, Request, Step
 from pyhostdev.util import virpci
+from pyhostdev.util.finding import ERROR, NOTE, Finding
 from pyhostdev.util.journal import Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import (
-    Obstacle,
     denied_obstacle,
     endpoint_obstacle,
     group_obstacle,
@@ -183,16 +171,12 @@ class _Planner:
         denied = denied_obstacle(dev) if request.stub == VFIO_PCI and not self._is_vfio(dev) else None
         for obstacle in (vfs_obstacle(address, vfs), group_obstacle(dev, has_iommu(self.host.root)), denied):
             if obstacle is not None:
-                yield self._kernels_word(obstacle)
+                yield self._as_the_policy_has_it(obstacle)
         if self.has_records and self.host.is_in_flight(address):
-            yield _error(
-                "in-doubt", address, f"A write to device {address} has not come back from the kernel"
-            )
+            yield _error("in-doubt", address, f"A write to device {address} has not come back from the kernel")
         record = self.records.get(address)
         if record is not None and record.original.incarnation != dev.incarnation:
-            yield _error(
-                "changed-device", address, f"Device {address} is another one than the one detached"
-            )
+            yield _error("changed-device", address, f"Device {address} is another one than the one detached")
         elif not request.managed and not self._is_where_it_was_detached_to(dev, record):
             yield _error(
                 "unmanaged-attached",
@@ -204,10 +188,9 @@ class _Planner:
         """Tell whether a device is with a stub: VFIO, or the one on the inactive list, unless somebody took it back."""
         return self._is_vfio(dev) or (record is not None and dev.driver == record.target)
 
-    def _kernels_word(self, obstacle: Obstacle) -> Finding:
-        """Return what the kernel will refuse: an error, or where policy off leaves all to others, a note."""
-        severity = NOTE if self.policy == "off" else ERROR
-        return Finding(obstacle.reason, severity, obstacle.address, obstacle.message)
+    def _as_the_policy_has_it(self, obstacle: Finding) -> Finding:
+        """Return what the kernel will refuse: an error, or a note where policy off leaves the decision to others."""
+        return obstacle._replace(severity=NOTE if self.policy == "off" else ERROR)
 
     def _is_vfio(self, dev: virpci.PCIDevice) -> bool:
         return virpci.is_vfio_driver(self.host.root, dev.address, dev.driver)
@@ -238,9 +221,7 @@ class _Planner:
         owner = self._owner(member)
         declared = member.address in self.declared
         if owner is not None and (declared or owner != self.owner):
-            yield _error(
-                "in-use", member.address, f"Device {member.name} is in use by domain '{owner}'"
-            )
+            yield _error("in-use", member.address, f"Device {member.name} is in use by domain '{owner}'")
         elif not declared and self.policy in ("group", "auto"):
             yield from self._blockers(group, member)
 
@@ -293,9 +274,7 @@ class _Planner:
 
     def _already_there(self, request: Request) -> bool:
         assert request.dev is not None
-        return request.dev.driver == request.stub or (
-            request.stub == VFIO_PCI and self._is_vfio(request.dev)
-        )
+        return request.dev.driver == request.stub or (request.stub == VFIO_PCI and self._is_vfio(request.dev))
 
     def steps(self) -> list[Step]:
         """Return the steps in the order in which they are done; giving back comes after the guest."""
@@ -340,18 +319,16 @@ class _Planner:
         return fates_of(self.requests, self.members, self.records, moving)
 
 
-def _findings(*obstacles: Obstacle | None) -> list[Finding]:
-    """Return what the rules that need no domain say, as findings of this plan."""
-    return [_error(*obstacle) for obstacle in obstacles if obstacle is not None]
+def _findings(*found: Finding | None) -> list[Finding]:
+    """Return the findings that there are."""
+    return [finding for finding in found if finding is not None]
 
 
 def _error(reason: str, address: PCIDeviceAddress | str | None, message: str) -> Finding:
     return Finding(reason, ERROR, address, message)
 
 
-def _incomplete(
-    address: PCIDeviceAddress, driver: str | None, spokesman: PCIDeviceAddress
-) -> Finding:
+def _incomplete(address: PCIDeviceAddress, driver: str | None, spokesman: PCIDeviceAddress) -> Finding:
     return _error(
         "incomplete-device",
         address,

@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, ERROR, Finding, Plan, Request, Step
+from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, Plan, Request, Step
+from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id
 from pyhostdev.util.transaction import Transaction, attempt
 
@@ -35,9 +36,7 @@ def replaced_since(plan: Plan, fresh: Plan) -> Iterator[Finding]:
             yield Finding("changed-device", ERROR, old.address, text)
 
 
-def execute(
-    manager: HostdevManager, plan: Plan, owner: str, records: Records, interrupted: Callable[[], None]
-) -> None:
+def execute(manager: HostdevManager, plan: Plan, owner: str, records: Records, interrupted: Callable[[], None]) -> None:
     """
     Do the steps up to the guest's start; the caller holds the locks.
 
@@ -62,9 +61,7 @@ def _moving(plan: Plan) -> set[PCIDeviceAddress]:
     return {step.address for step in plan.steps if step.action == "detach"}
 
 
-def _intents(
-    manager: HostdevManager, plan: Plan, owner: str, records: Records
-) -> dict[PCIDeviceAddress, Intent]:
+def _intents(manager: HostdevManager, plan: Plan, owner: str, records: Records) -> dict[PCIDeviceAddress, Intent]:
     moving = _moving(plan)
     template = _template(manager, owner)
     intents = {}

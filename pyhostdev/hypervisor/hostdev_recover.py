@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import DeviceInUseError, HostdevError, InDoubtError
 from pyhostdev.hypervisor.hostdev_checks import libvirt_owners
-from pyhostdev.hypervisor.hostdev_plan import ERROR
 from pyhostdev.hypervisor.hostdev_restore import goal_of
 from pyhostdev.util.driverctl import read_driverctl_override
+from pyhostdev.util.finding import ERROR
 from pyhostdev.util.journal import DETACHED, PREPARED, PREPARING, RELEASING, BadRecord, Record, read_boot_id
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI

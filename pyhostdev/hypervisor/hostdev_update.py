@@ -63,6 +63,4 @@ def _noted(
             yield record._replace(state=PREPARED, owner=domain_name, listed_as=now, change=name, position=position)
             continue
         target = now.driver or VFIO_PCI
-        yield Record(
-            address, PREPARED, domain_name, hostdev.managed, False, target, now, boot_id, None, name, position
-        )
+        yield Record(address, PREPARED, domain_name, hostdev.managed, False, target, now, boot_id, None, name, position)

@@ -144,9 +144,7 @@ class HostdevManager:
         """
         return self._release(owner, lambda record: record.owner == owner)
 
-    def _release(
-        self, owner: str, is_meant: Callable[[Record], bool]
-    ) -> list[PCIDeviceAddress]:
+    def _release(self, owner: str, is_meant: Callable[[Record], bool]) -> list[PCIDeviceAddress]:
         first, _ = self.journal.read()
         addresses = [r.address for r in first.values() if r.is_active and is_meant(r)]
         with deferred_signals(), self.locked(addresses, owner, GIVE_BACK_WAIT_S):
@@ -235,9 +233,7 @@ class HostdevManager:
             )
         self.prepare(plan, domain_name)
 
-    def reattach_pci_devices(
-        self, driver_name: str, domain_name: str, hostdevs: Iterable[DomainHostdevDef]
-    ) -> None:
+    def reattach_pci_devices(self, driver_name: str, domain_name: str, hostdevs: Iterable[DomainHostdevDef]) -> None:
         """
         Give back those of hostdevs that the domain has; others are passed over.
 
@@ -270,9 +266,7 @@ class HostdevManager:
         with deferred_signals(), self.locked([hostdev.pci_address for hostdev in wanted], domain_name):
             update_active(self, driver_name, domain_name, wanted)
 
-    def nodedev_detach(
-        self, address: PCIDeviceAddress, driver: str = VFIO_PCI, *, accept: Iterable[str] = ()
-    ) -> None:
+    def nodedev_detach(self, address: PCIDeviceAddress, driver: str = VFIO_PCI, *, accept: Iterable[str] = ()) -> None:
         """
         Detach one device for nobody: it goes on the inactive list.
 

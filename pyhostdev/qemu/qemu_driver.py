@@ -12,13 +12,13 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import RefusedError, SysfsError
-from pyhostdev.hypervisor.hostdev_plan import ERROR, Finding
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, for_emulator
 from pyhostdev.qemu.qemu_command import build_command_line
 from pyhostdev.qemu.qemu_command_builder import DomainPaths
 from pyhostdev.qemu.qemu_define import define as define_domain
 from pyhostdev.qemu.qemu_domain import memlock_limit
 from pyhostdev.qemu.qemu_postparse import default_emulator, host_arch
+from pyhostdev.util.finding import ERROR, Finding
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef

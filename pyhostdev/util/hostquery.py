@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.util import virpci
+from pyhostdev.util.finding import Finding
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import (
-    Obstacle,
     denied_obstacle,
     endpoint_obstacle,
     group_obstacle,
@@ -147,9 +147,7 @@ class HostFunctions(Sequence[PCIDevice]):
         first = self.path_to_root_port(dev)[:1]
         return first[0] if first and first[0] is not dev else None
 
-    def free_virtual_functions(
-        self, pf: PCIDevice, taken: Container[PCIDeviceAddress] = ()
-    ) -> list[PCIDevice]:
+    def free_virtual_functions(self, pf: PCIDevice, taken: Container[PCIDeviceAddress] = ()) -> list[PCIDevice]:
         """
         Return the VFs of a PF that nobody uses: without driver or with vfio-pci, and in no book.
 
@@ -186,7 +184,7 @@ class HostFunctions(Sequence[PCIDevice]):
 
     # Who can be given to a guest
 
-    def obstacles(self, dev: PCIDevice) -> list[Obstacle]:
+    def obstacles(self, dev: PCIDevice) -> list[Finding]:
         """
         Return all reasons why a function cannot be given to a guest on its own now; none means that it can.
 
@@ -213,7 +211,7 @@ class HostFunctions(Sequence[PCIDevice]):
         """Return the functions that can be given to a guest on their own now."""
         return [dev for dev in self if self.is_assignable(dev)]
 
-    def _blockers(self, dev: PCIDevice) -> Iterator[Obstacle]:
+    def _blockers(self, dev: PCIDevice) -> Iterator[Finding]:
         if dev.iommu_group is None:
             return
         peers = [other for other in self.iommu_group_members(dev) if other.address != dev.address]

@@ -8,8 +8,8 @@ A plan asks them of the functions a domain declares, a scan of any. Nothing here
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
+from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
@@ -23,19 +23,6 @@ DMA_FREE_DRIVERS = frozenset({VFIO_PCI, "pci-stub", "pcieport"})
 
 # Accelerators whose guests could bring down the host (drivers/vfio/pci/vfio_pci.c, Linux 5.9)
 VFIO_DENIED = frozenset((0x8086, device) for device in (0x0435, 0x0443, 0x19E2, 0x19E3, 0x37C8, 0x37C9))
-
-
-class Obstacle(NamedTuple):
-    """
-    One reason why a function cannot be given to a guest now.
-
-    ``reason`` is one of the stable codes of a finding; ``address`` is who stands in the way: the function itself, or
-    another member of its IOMMU group, which is a plain name where it is no PCI function.
-    """
-
-    reason: str
-    address: PCIDeviceAddress | str
-    message: str
 
 
 def keeps_dma(member: GroupMember) -> bool:
@@ -52,7 +39,7 @@ def has_iommu(root: HostRoot) -> bool:
     return root.is_live or is_directory(root.iommu_groups)
 
 
-def endpoint_obstacle(dev: PCIDevice, *, trust_class: bool = False) -> Obstacle | None:
+def endpoint_obstacle(dev: PCIDevice, *, trust_class: bool = False) -> Finding | None:
     """
     Say that a function is a bridge.
 
@@ -63,10 +50,10 @@ def endpoint_obstacle(dev: PCIDevice, *, trust_class: bool = False) -> Obstacle 
     if not dev.is_bridge and not (reads_header and dev.is_endpoint is False):
         return None
     message = f"Device {dev.address} is a bridge, which no guest can be given"
-    return Obstacle("not-endpoint", dev.address, message)
+    return Finding("not-endpoint", ERROR, dev.address, message)
 
 
-def vfs_obstacle(address: PCIDeviceAddress, count: int) -> Obstacle | None:
+def vfs_obstacle(address: PCIDeviceAddress, count: int) -> Finding | None:
     """
     Say that a PF has VFs.
 
@@ -75,17 +62,17 @@ def vfs_obstacle(address: PCIDeviceAddress, count: int) -> Obstacle | None:
     if not count:
         return None
     message = f"Device {address} has {count} virtual functions enabled, and vfio-pci takes no such device"
-    return Obstacle("pf-with-vfs", address, message)
+    return Finding("pf-with-vfs", ERROR, address, message)
 
 
-def group_obstacle(dev: PCIDevice, has_groups: bool) -> Obstacle | None:
+def group_obstacle(dev: PCIDevice, has_groups: bool) -> Finding | None:
     """Say that the host does not translate a function's DMA, where it has groups at all."""
     if dev.iommu_group is not None or not has_groups:
         return None
-    return Obstacle("no-iommu-group", dev.address, f"Device {dev.address} is in no IOMMU group")
+    return Finding("no-iommu-group", ERROR, dev.address, f"Device {dev.address} is in no IOMMU group")
 
 
-def denied_obstacle(dev: PCIDevice) -> Obstacle | None:
+def denied_obstacle(dev: PCIDevice) -> Finding | None:
     """
     Say that vfio-pci takes no such device, unless its module was told to.
 
@@ -98,15 +85,16 @@ def denied_obstacle(dev: PCIDevice) -> Obstacle | None:
         return None
     what = f"{dev.vendor:04x}:{dev.device:04x}"
     message = f"Device {dev.address} is a {what}, which vfio-pci takes only with its parameter disable_denylist"
-    return Obstacle("denied-device", dev.address, message)
+    return Finding("denied-device", ERROR, dev.address, message)
 
 
-def member_obstacle(group: int, member: GroupMember) -> Obstacle | None:
+def member_obstacle(group: int, member: GroupMember) -> Finding | None:
     """Say that a member of a group keeps the group from every guest."""
     if not keeps_dma(member):
         return None
-    return Obstacle(
+    return Finding(
         "group-not-viable",
+        ERROR,
         member.address or member.name,
         f"{member.name} is in IOMMU group {group} too, and its driver '{member.driver}' keeps the "
         "group's DMA for the host",

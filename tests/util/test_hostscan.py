@@ -331,7 +331,7 @@ def test_why_not_assignable(fakehost: Fake, ask: Ask) -> None:
     assert [] == why["0000:03:10.0"] == why["0000:02:00.0"]
     functions = ask(fakehost("bcm5719"))
     found = functions.obstacles(device(functions, "0001:09:00.1"))
-    assert [("group-not-viable", at(f"0001:09:00.{n}")) for n in (0, 2, 3)] == [o[:2] for o in found]
+    assert [("group-not-viable", at(f"0001:09:00.{n}")) for n in (0, 2, 3)] == [(o.reason, o.address) for o in found]
     assert "'tg3' keeps the group's DMA" in found[0].message
 
 
@@ -339,7 +339,7 @@ def test_group_blocked_by_what_is_no_pci_function(fakehost: Fake, ask: Ask) -> N
     """A platform device in the group is in the way too, though no scan lists it."""
     functions = ask(fakehost("non-pci-member"))
     found = functions.obstacles(functions[0])
-    assert [("group-not-viable", "HISI0131:00")] == [obstacle[:2] for obstacle in found]
+    assert [("group-not-viable", "HISI0131:00")] == [(o.reason, o.address) for o in found]
 
 
 def test_function_without_group(fakehost: Fake, ask: Ask) -> None:
