@@ -36,7 +36,8 @@ test: $(VENV)/.test
 	PYTEST_DEBUG_TEMPROOT=$(TEMPROOT) $(BIN)/python -m pytest -q
 
 lint: $(VENV)/.lint
-	$(BIN)/ruff check setup.py pyhostdev tests benchmarks csrc
+	$(BIN)/ruff check setup.py noxfile.py docs examples pyhostdev tests benchmarks csrc
+	$(BIN)/python docs/check_links.py
 	$(BIN)/mypy
 
 # libvirt's own answers, where they lie beside the project; the cases that are ours are part of make test.

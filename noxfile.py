@@ -15,6 +15,7 @@ import nox
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 COMPILERS = ("gcc", "clang")
+PACKAGES = ("setuptools", "wheel", "build", ".[tools,test]")
 
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
@@ -41,8 +42,8 @@ def tests(session: nox.Session, version: str, compiler: str) -> None:
     if shutil.which(compiler) is None:
         session.skip(f"{compiler} is not on this machine")
     place = f".nox/python{version}-{compiler}"
-    environment = {"CC": compiler, "LDSHARED": f"{compiler} -shared", "PYTEST_DEBUG_TEMPROOT": os.environ.get("PYTEST_DEBUG_TEMPROOT", "/tmp")}
+    environment = {"CC": compiler, "LDSHARED": f"{compiler} -shared"}
     session.run(interpreter, "-m", "venv", "--clear", place, external=True)
     python = os.path.abspath(f"{place}/bin/python")
-    session.run(python, "-m", "pip", "install", "-q", "setuptools", "wheel", "build", ".[tools,test]", env=environment, external=True)
+    session.run(python, "-m", "pip", "install", "-q", *PACKAGES, env=environment, external=True)
     session.run(python, "-m", "pytest", "-q", *session.posargs, env=environment, external=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import DriveAddress
+from pyhostdev.conf.device_conf import DeviceAddress, DriveAddress
+from pyhostdev.conf.domain_limits import CONTROLLERS_MAX
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
 from pyhostdev.conf.xmlcodec import unit_factor
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
@@ -109,10 +110,30 @@ def assign_disk_address(dom: DomainDef, device: DomainDiskDef) -> None:
     if place is None:
         return
     controller, bus, unit = place
+    if controller >= CONTROLLERS_MAX:
+        raise ConfigUnsupportedError(
+            f"The name of disk '{device.target}' asks for {device.bus} controller {controller}, more than the limit "
+            f"of {CONTROLLERS_MAX - 1}",
+            line=device.line,
+        )
     address = DriveAddress(controller=controller, bus=bus, target=0, unit=unit)
-    if device.bus == "scsi" and any(h.type == "scsi" and h.info.address == address for h in dom.hostdevs):
+    if device.bus == "scsi" and any(h.type == "scsi" and _is_at(h.info.address, place) for h in dom.hostdevs):
         raise XMLError(f"A SCSI host device has the address of disk '{device.target}'", line=device.line)
     device.info.address = address
+
+
+def _is_at(address: DeviceAddress | None, place: tuple[int, int, int]) -> bool:
+    """Tell whether an address is this controller, bus and unit; comparing whole definitions takes longer."""
+    return (
+        isinstance(address, DriveAddress)
+        and not address.target
+        and place
+        == (
+            address.controller,
+            address.bus,
+            address.unit,
+        )
+    )
 
 
 def _drive_place(bus: str | None, index: int) -> tuple[int, int, int] | None:
@@ -165,7 +186,8 @@ def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
         if device.info.address is None:
             _assign_hostdev_address(dom, device)
         address = device.info.address
-        if any(d.bus == "scsi" and d.info.address == address for d in dom.disks):
+        place = (address.controller, address.bus, address.unit) if isinstance(address, DriveAddress) else (-1, 0, 0)
+        if any(d.bus == "scsi" and _is_at(d.info.address, place) for d in dom.disks):
             raise XMLError("A SCSI disk has the address of a SCSI host device", line=device.line)
     else:
         device.readonly = device.shareable = False
@@ -180,9 +202,11 @@ def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
 def _assign_hostdev_address(dom: DomainDef, device: DomainHostdevDef) -> None:
     """Take the first free unit, of as many controllers as it needs."""
     users: list[Any] = [*(disk for disk in dom.disks if disk.bus == "scsi"), *dom.hostdevs]
-    used = [u.info.address for u in users if isinstance(u.info.address, DriveAddress)]
-    places = (DriveAddress(controller=n // _SCSI_UNITS_MAX, unit=n % _SCSI_UNITS_MAX) for n in range(len(used) + 1))
-    device.info.address = next(place for place in places if place not in used)
+    addresses = (user.info.address for user in users)
+    used = {(a.controller, a.unit) for a in addresses if isinstance(a, DriveAddress) and a.bus == a.target == 0}
+    places = (divmod(number, _SCSI_UNITS_MAX) for number in range(len(used) + 1))
+    controller, unit = next(place for place in places if place not in used)
+    device.info.address = DriveAddress(controller=controller, unit=unit)
 
 
 def _check_mdev_address(device: DomainHostdevDef) -> None:

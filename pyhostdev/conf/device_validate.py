@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import PCIGuestAddress
+from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
 from pyhostdev.conf.xmlcodec import VIR_ERR_INVALID_ARG
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
 from pyhostdev.util.virxml import shown
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 VIR_ERR_NO_SOURCE = 19
 VIR_ERR_NO_TARGET = 20
 
-PCI_INDEX_MAX = 255
 TARGET_INDEX_MAX = 30
 # option of a PCI controller -> least and largest value
 _PCI_RANGES = {"chassis_nr": (1, 255), "chassis": (0, 255), "port": (0, 255), "bus_nr": (1, 254)}

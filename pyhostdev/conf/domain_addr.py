@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
 from pyhostdev.util.pciaddress import FUNCTION_MAX, SLOT_MAX, PCIDeviceAddress
 
@@ -198,7 +199,7 @@ class DomainPCIAddressSet:
     Mirrors: virDomainPCIAddressSet (src/conf/domain_addr.h)
     """
 
-    __slots__ = ("buses", "dry_run", "multiple_roots")
+    __slots__ = ("_full", "buses", "dry_run", "multiple_roots")
 
     def __init__(
         self,
@@ -210,6 +211,8 @@ class DomainPCIAddressSet:
         self.buses = buses
         self.dry_run = dry_run
         self.multiple_roots = multiple_roots  # conventional buses grow as host bridges (pseries)
+        # flags and function to the number of leading buses without room for them, which stay full until a release
+        self._full: dict[tuple[int, int | None], int] = {}
 
     def validate(self, address: PCIDeviceAddress, flags: int, *, from_config: bool = True) -> None:
         """
@@ -294,8 +297,9 @@ class DomainPCIAddressSet:
         """
         if not self.buses:
             raise XMLError("The guest has no PCI bus")
-        same = (i for i, bus in enumerate(self.buses) if bus.isolation_group == isolation_group)
-        empty = (i for i, bus in enumerate(self.buses) if bus.is_empty and not bus.locked)
+        rest = range(self._first_with_room(flags, function), len(self.buses))
+        same = (i for i in rest if self.buses[i].isolation_group == isolation_group)
+        empty = (i for i in rest if self.buses[i].is_empty and not self.buses[i].locked)
         for candidates in (same, empty):
             for index in candidates:
                 found = self.buses[index].find_unused(flags, function)
@@ -306,12 +310,22 @@ class DomainPCIAddressSet:
         index = self._grow(len(self.buses), flags)
         return PCIDeviceAddress(0, index, self.buses[index].min_slot, function or 0)
 
+    def _first_with_room(self, flags: int, function: int | None) -> int:
+        """Return the number of the first bus with room for these flags, of whatever isolation group."""
+        key = (flags, function)
+        index = self._full.get(key, 0)
+        while index < len(self.buses) and self.buses[index].find_unused(flags, function) is None:
+            index += 1
+        self._full[key] = index
+        return index
+
     def release(self, address: PCIDeviceAddress) -> None:
         """
         Give one function back; one that is not taken is no error.
 
         Mirrors: virDomainPCIAddressReleaseAddr (src/conf/domain_addr.c)
         """
+        self._full.clear()
         slots = self.buses[address.bus].slots
         left = slots.get(address.slot, 0) & ~(1 << address.function) & _ALL_FUNCTIONS
         if left:
@@ -341,6 +355,8 @@ class DomainPCIAddressSet:
             last += len(models) - add
             add = len(models)
         models += ["pci-bridge" if len(models) > 1 else models[-1]] * (add - len(models))
+        if last > PCI_INDEX_MAX:
+            raise _address_error(f"A guest has no more than {PCI_INDEX_MAX + 1} PCI buses", False)
         self.buses.extend(DomainPCIAddressBus(model) for model in models)
         return last
 

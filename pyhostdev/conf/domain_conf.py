@@ -80,6 +80,7 @@ if TYPE_CHECKING:
         DomainShmemDef,
         DomainVsockDef,
     )
+    from pyhostdev.util.finding import Finding
 
 VIR_ERR_NO_NAME = 21
 
@@ -294,9 +295,19 @@ class DomainDef(ElementDef):
         Raises:
             XMLError, ConfigUnsupportedError: the first error; ``domain_validate.validate_all`` has all.
         """
-        from pyhostdev.conf.domain_validate import validate_domain
+        from pyhostdev.conf.domain_validate import validate_domain, word_errors
 
+        for error in word_errors(self):
+            raise error
         validate_domain(self, host)
+
+    def unknown_words(self) -> list[Finding]:
+        """
+        Return the words on host devices that are not known: errors, and notes for words that change nothing here.
+        """
+        from pyhostdev.conf.unknown_words import unknown_words
+
+        return unknown_words(self)
 
     def with_spelling(self, spelling: str, host: FunctionSource | None = None) -> DomainDef:
         """

@@ -23,6 +23,9 @@ def insert_controller(controllers: list[DomainControllerDef], new: DomainControl
     """
     Put a controller among those of its type, by index; those of other types stay where they are.
 
+    The controllers of a type that have an index are in order, so the search ends at the first one that stays before
+    the new one.
+
     Mirrors: virDomainControllerInsertPreAlloced (src/conf/domain_conf.c)
     """
     at: int | None = None
@@ -30,13 +33,13 @@ def insert_controller(controllers: list[DomainControllerDef], new: DomainControl
         current = controllers[place]
         if current.type != new.type:
             continue
-        if new.index is None:
-            at = place + 1
-            break
-        if _goes_before(new, current):
+        if new.index is not None and _goes_before(new, current):
             at = place
-        elif at is None:
+            continue
+        if at is None:
             at = place + 1
+        if new.index is None or current.index is not None:
+            break
     controllers.insert(len(controllers) if at is None else at, new)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.disk_conf import DomainDiskDef
 from pyhostdev.conf.graphics_postparse import fill_graphics
 from pyhostdev.conf.os_conf import ClockDef, SizeDef
-from pyhostdev.conf.uuid import made_uuid
+from pyhostdev.conf.uuid import made_uuid, normal_uuid
 from pyhostdev.conf.xmlcodec import unit_factor
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, XMLError
-from pyhostdev.util.virxml import shown
+from pyhostdev.util.virxml import VIR_ERR_XML_DETAIL, parse_document, shown, text_of
 
 if TYPE_CHECKING:
     from pyhostdev.conf.cpu_conf import FeaturesDef
@@ -27,7 +28,8 @@ def normalise(dom: DomainDef) -> None:
     _normalise_vcpus(dom)
     dom.id = None
     # libvirt draws a random one when it defines a domain; here the same file must give the same guest
-    dom.uuid = dom.uuid or made_uuid(dom.name)
+    dom.uuid = dom.uuid or _sysinfo_uuid(dom) or made_uuid(dom.name)
+    _refuse_two_uuids(dom)
     if "/" in dom.name:
         raise XMLError(f"The name '{shown(dom.name)}' has a slash", line=dom.line)
     _normalise_features(dom.features)
@@ -42,6 +44,41 @@ def normalise(dom: DomainDef) -> None:
         fill_graphics(graphics)
     for device, info in dom.device_infos():
         info.drop_foreign(device.tag)
+
+
+def _sysinfo_uuid(dom: DomainDef) -> str | None:
+    """
+    Return the UUID that <sysinfo> gives the guest's firmware, in libvirt's spelling.
+
+    Raises:
+        XMLError: it is not a UUID.
+
+    Mirrors: virSysinfoSystemParseXML (src/util/virsysinfo.c)
+    """
+    if dom.sysinfo is None:
+        return None
+    document = parse_document(f"<domain>{dom.sysinfo}</domain>")
+    entry = document.find("sysinfo[@type='smbios']/system/entry[@name='uuid']")
+    if entry is None:
+        return None
+    try:
+        return normal_uuid(text_of(entry))
+    except ValueError:
+        text = f"'{shown(text_of(entry))}' in <sysinfo> is not a valid UUID"
+        raise XMLError(text, line=dom.line, libvirt_code=VIR_ERR_XML_DETAIL) from None
+
+
+def _refuse_two_uuids(dom: DomainDef) -> None:
+    """
+    Refuse a domain whose firmware would show another UUID than the domain has.
+
+    Raises:
+        XMLError: naming both.
+    """
+    firmware = _sysinfo_uuid(dom)
+    if firmware not in (None, dom.uuid):
+        text = f"The domain has UUID {dom.uuid}, and <sysinfo> says {firmware}"
+        raise XMLError(text, line=dom.line, libvirt_code=VIR_ERR_XML_DETAIL)
 
 
 def _normalise_memory(dom: DomainDef) -> None:
@@ -80,13 +117,11 @@ def _normalise_vcpus(dom: DomainDef) -> None:
 
 def _sort_disks(dom: DomainDef) -> None:
     """
-    Order the disks of each bus by name, those of other buses stay where they are.
+    Put the disks of each bus together, in the order of their names; buses in the order of their first disk.
 
     Mirrors: virDomainDiskInsert (src/conf/domain_conf.c)
     """
-    given, dom.disks = dom.disks, []
-    for disk in given:
-        later = [i for i, other in enumerate(dom.disks) if other.bus == disk.bus]
-        bigger = [i for i in later if dom.disks[i].name_index() > disk.name_index()]
-        at = bigger[0] if bigger else (later[-1] + 1 if later else len(dom.disks))
-        dom.disks.insert(at, disk)
+    buses: dict[str | None, list[DomainDiskDef]] = {}
+    for disk in dom.disks:
+        buses.setdefault(disk.bus, []).append(disk)
+    dom.disks = [disk for disks in buses.values() for disk in sorted(disks, key=DomainDiskDef.name_index)]

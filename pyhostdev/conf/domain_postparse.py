@@ -20,6 +20,7 @@ from pyhostdev.conf.domain_controllers import (
     maybe_add_controller,
     sort_controllers,
 )
+from pyhostdev.conf.domain_limits import refuse_too_large
 from pyhostdev.conf.domain_normalise import normalise
 from pyhostdev.conf.graphics_conf import DomainVideoDef
 from pyhostdev.conf.os_conf import BootDev, SizeDef
@@ -52,11 +53,13 @@ def post_parse(dom: DomainDef, hypervisor: Hypervisor) -> DomainDef:
     Return a copy with all defaults but guest addresses filled in.
 
     Raises:
-        XMLError, ConfigUnsupportedError: defaults do not exist for what is said, or contradict it.
+        XMLError, ConfigUnsupportedError: defaults do not exist for what is said, or contradict it; or a number is
+            higher than any guest can have.
 
     Mirrors: virDomainDefPostParse (src/conf/domain_postparse.c)
     """
     dom = dom.copy()
+    refuse_too_large(dom)
     normalise(dom)
     sort_controllers(dom)
     assign_indices(dom)

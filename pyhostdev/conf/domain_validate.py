@@ -15,7 +15,9 @@ from pyhostdev.conf.device_conf import UnassignedAddress, is_user_alias
 from pyhostdev.conf.device_validate import device_errors
 from pyhostdev.conf.domain_schema import validate_schema
 from pyhostdev.conf.hostdev_conf import MdevSource, PCISource, SCSIHostSource, SCSISource, USBSource
+from pyhostdev.conf.unknown_words import unknown_words
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, SysfsError, XMLError
+from pyhostdev.util.finding import ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -91,8 +93,20 @@ def validate_domain(
 def validate_all(
     dom: DomainDef, host: FunctionSource | None = None, hypervisor: HypervisorRules | None = None
 ) -> list[ConfigError]:
-    """Return all errors of a domain, by line."""
-    return sorted(domain_errors(dom, host, hypervisor), key=lambda error: error.line or 0)
+    """Return all errors of a domain, by line; words on host devices that are not known are among them."""
+    errors = [*word_errors(dom), *domain_errors(dom, host, hypervisor)]
+    return sorted(errors, key=lambda error: error.line or 0)
+
+
+def word_errors(dom: DomainDef) -> Iterator[ConfigError]:
+    """
+    Yield an error for each unknown word on a host device.
+
+    libvirt ignores such words, so these errors are not among those of a definition (``domain_errors``).
+    """
+    for finding in unknown_words(dom):
+        if finding.severity == ERROR:
+            yield XMLError(finding.message, line=finding.line, reason=finding.reason)
 
 
 def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:
@@ -110,15 +124,15 @@ def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:
 
 def _host_errors(dom: DomainDef, host: FunctionSource) -> Iterator[ConfigError]:
     """
-    Refuse ``assigned`` where the host shows a device of one function.
+    Refuse ``assigned='no'`` where the host shows a device of one function.
 
     A device that is missing or cannot be read passes: a stored definition must not become invalid
     because a card was pulled.
     """
     for hostdev in dom.hostdevs:
-        if hostdev.assigned is not None and is_multifunction(host, hostdev.pci_address) is False:
+        if hostdev.assigned is False and is_multifunction(host, hostdev.pci_address) is False:
             yield XMLError(
-                f"Device {hostdev.pci_address} has only one function, so it cannot have 'assigned'",
+                f"Device {hostdev.pci_address} has only one function, so it cannot have assigned='no'",
                 line=hostdev.line,
                 reason="not-multifunction",
                 address=hostdev.pci_address,

@@ -78,6 +78,10 @@ class DomainInputDef(ElementDef):
     source_grab_toggle = attribute("source/@grabToggle")
     info = embedded(DeviceInfo)
 
+    def hides(self, name: str) -> bool:
+        """An event device has no bus, and libvirt's grammar has no word for that."""
+        return name == "bus" and self.type == "evdev"
+
 
 class DomainIOMMUDef(ElementDef):
     """The guest's own IOMMU."""

@@ -26,8 +26,10 @@ from pyhostdev.util.virxml import (
     dump_element,
     escape_attribute,
     escape_text,
+    own_text_of,
     parse_document,
     source_line,
+    text_of,
 )
 
 if TYPE_CHECKING:
@@ -168,10 +170,13 @@ class ElementDef:
                 found.setdefault(row.place, []).append((value, element))
             else:
                 self._keep_attribute(shape.path, key, value, element)
+        # where only text is expected, elements in it belong to the text
+        is_text = shape.content is not None and not shape.nodes
         for row in (shape.content, shape.flag):
             if row is not None:
-                found.setdefault(row.place, []).append((element.text or "", element))
-        for part in element:
+                text = text_of(element) if is_text else own_text_of(element)
+                found.setdefault(row.place, []).append((text, element))
+        for part in element if not is_text else ():
             if isinstance(part.tag, str):
                 self._collect_part(shape, part.tag, part, found)
 

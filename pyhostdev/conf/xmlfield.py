@@ -122,7 +122,7 @@ class Opaque(Field["str | None"]):
         self.harmless = harmless  # says nothing about the machine
 
     def load(self, found: list[tuple[str, Element]]) -> str | None:
-        return dump_element(found[0][1])
+        return "\n".join(dump_element(element) for _, element in found)
 
     def dump(self, value: str | None) -> str | None:
         return value

@@ -61,7 +61,8 @@ def build_plan(
     if policy not in POLICIES:
         raise ConfigError(f"'{policy}' is no policy: {', '.join(POLICIES)}")
     requests = [Request.of(host, hostdev) for hostdev in hostdevs]
-    planner = _Planner(host, requests, owner, policy, records, frozenset(occupied))
+    words = definition.unknown_words() if definition is not None else ()
+    planner = _Planner(host, requests, owner, policy, records, frozenset(occupied), words)
     findings = planner.findings()
     return Plan(
         owner=owner,
@@ -87,6 +88,7 @@ class _Planner:
         policy: str,
         records: Mapping[PCIDeviceAddress, Record] | None,
         occupied: frozenset[PCIDeviceAddress],
+        words: Iterable[Finding],
     ) -> None:
         self.host = host
         self.requests = requests
@@ -95,6 +97,7 @@ class _Planner:
         self.records = records or {}
         self.has_records = records is not None
         self.occupied = occupied
+        self.words = words
         self.declared = {request.address: request for request in requests}
         self.present = [request for request in requests if request.dev is not None]
         self.members = self._read_members()
@@ -117,7 +120,7 @@ class _Planner:
 
     def findings(self) -> list[Finding]:
         """Return everything that is to be said, the domain's order first, each fact once."""
-        found: list[Finding] = []
+        found: list[Finding] = [*self.words]
         for request in self.requests:
             found += self._device_findings(request)
         found += self._incomplete_devices()
@@ -132,9 +135,9 @@ class _Planner:
         if not self.has_records:
             text = "The records of this host are not ours to read, so what guests have and what is stuck is not known"
             found.append(Finding("records", NOTE, None, text))
-        seen: dict[tuple[str, str], Finding] = {}
+        seen: dict[tuple[str, str, int | None], Finding] = {}
         for finding in found:
-            seen.setdefault((finding.reason, str(finding.address)), finding)
+            seen.setdefault((finding.reason, str(finding.address), finding.line), finding)
         return list(seen.values())
 
     def _touched(self) -> set[PCIDeviceAddress]:
@@ -158,11 +161,9 @@ class _Planner:
             return
         yield from _findings(endpoint_obstacle(dev))
         if request.written is not None and dev.is_multifunction() is False:
-            yield _error(
-                "not-multifunction",
-                address,
-                f"Device {address} has no other functions, so assigned='{request.written}' has no meaning",
-            )
+            severity = ERROR if request.written == "no" else NOTE
+            text = f"Device {address} has no other functions, so assigned='{request.written}' has no meaning"
+            yield Finding("not-multifunction", severity, address, text)
         yield from self._usability_findings(request, dev)
 
     def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:

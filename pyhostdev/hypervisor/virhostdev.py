@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.unknown_words import words_on
 from pyhostdev.errors import ConfigError, DeviceInUseError, InDoubtError, OperationError, RefusedError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_lock import locked
@@ -21,6 +22,7 @@ from pyhostdev.hypervisor.hostdev_planner import build_plan
 from pyhostdev.hypervisor.hostdev_prepare import execute, replaced_since
 from pyhostdev.hypervisor.hostdev_restore import Restorer, goal_of
 from pyhostdev.hypervisor.hostdev_status import Status, read_status
+from pyhostdev.util.finding import Finding
 from pyhostdev.util.journal import PREPARING, RELEASING, Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
@@ -330,6 +332,10 @@ class _HostdevSet:
     def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
         """No other guest device is known."""
         return set()
+
+    def unknown_words(self) -> list[Finding]:
+        """The words on these hostdevs that are not known."""
+        return [finding for hostdev in self.hostdevs for finding in words_on(hostdev)]
 
 
 def _not_given_back(failures: list[Exception], total: int) -> OperationError:

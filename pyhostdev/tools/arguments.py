@@ -142,10 +142,11 @@ def domain_name_of(args: argparse.Namespace) -> str:
     Raises:
         ConfigError: FILE cannot be read, is no domain, or has no name.
     """
-    from pyhostdev.util.virxml import parse_document
+    from pyhostdev.util.virxml import parse_document, text_of
 
     root = parse_document(read_file(args.file))
-    name = root.findtext("name") if root.tag == "domain" else None
+    element = root.find("name") if root.tag == "domain" else None
+    name = None if element is None else text_of(element)
     if not name:
         raise ConfigError(f"'{args.file}' is no domain with a name")
     return name

@@ -227,6 +227,25 @@ def source_line(element: Element) -> int | None:
     return cast("int | None", element.sourceline)
 
 
+def text_of(element: Element) -> str:
+    """
+    Return the whole text in an element, that of elements in it included; comments are not text.
+
+    Mirrors: xmlNodeGetContent of libxml2, as libvirt calls it
+    """
+    return "".join(cast("list[str]", list(element.itertext()))) if len(element) else element.text or ""
+
+
+def own_text_of(element: Element) -> str:
+    """Return the text in an element before the first element in it; comments are not text."""
+    text = element.text or ""
+    for part in element:
+        if isinstance(part.tag, str):
+            break
+        text += part.tail or ""
+    return text
+
+
 def attributes_of(element: Element) -> list[tuple[str, str]]:
     """Return names and values in document order; a name in a namespace is ``{uri}name``."""
     return cast("list[tuple[str, str]]", element.items())

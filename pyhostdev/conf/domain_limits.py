@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Bounds on what a definition can ask for, so that a small document cannot keep a program busy for minutes.
+
+Numbers in the XML make controllers, threads and ports. libvirt trusts whoever defines a domain; a program that
+reads definitions of strangers cannot. Each bound is far above what a guest can have.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.device_conf import DriveAddress, VirtioSerialAddress
+from pyhostdev.errors import ConfigUnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.domain_conf import DomainDef
+
+PCI_INDEX_MAX = 255  # bus numbers have 8 bits (PCI30 3.2.2.3.2)
+CONTROLLERS_MAX = 1024  # of one kind; a SCSI controller takes a PCI function, and there are 256 buses at most
+DEVICES_MAX = 4096  # of all kinds; 256 buses of one device each leave room for disks on shared controllers
+IOTHREADS_MAX = 1024  # one object of QEMU each
+USB_PORTS_MAX = 15  # XHCI has room for 15 ports of each kind (QEMU's hw/usb/hcd-xhci.h)
+SERIAL_PORTS_MAX = 511  # of a virtio-serial controller, whose queues are numbered up to 1024 (QEMU's virtio.h)
+
+
+def refuse_too_large(dom: DomainDef) -> None:
+    """
+    Refuse a definition that asks for more than any guest can have, before anything is made from it.
+
+    Raises:
+        ConfigUnsupportedError: naming the number that is too high, with its line.
+    """
+    for error in _too_large(dom):
+        raise error
+
+
+def _too_large(dom: DomainDef) -> Iterator[ConfigUnsupportedError]:
+    if (dom.iothreads or 0) > IOTHREADS_MAX:
+        yield _error(f"<iothreads> is {dom.iothreads}", IOTHREADS_MAX, dom.line)
+    devices = list(dom.device_infos())
+    if len(devices) > DEVICES_MAX:
+        yield _error(f"The domain has {len(devices)} devices", DEVICES_MAX, dom.line)
+    yield from _controllers_too_large(dom)
+    for device, info in devices:
+        if isinstance(info.address, (DriveAddress, VirtioSerialAddress)) and info.address.controller >= CONTROLLERS_MAX:
+            yield _error(f"A device names controller {info.address.controller}", CONTROLLERS_MAX - 1, device.line)
+
+
+def _controllers_too_large(dom: DomainDef) -> Iterator[ConfigUnsupportedError]:
+    for controller in dom.controllers:
+        index, ports = controller.index or 0, controller.ports or 0
+        if controller.is_pci and index > PCI_INDEX_MAX:
+            yield ConfigUnsupportedError(f"PCI controller index {index} is too high", line=controller.line)
+        if index >= CONTROLLERS_MAX:
+            yield _error(f"A controller has index {index}", CONTROLLERS_MAX - 1, controller.line)
+        if controller.type == "usb" and ports > USB_PORTS_MAX:
+            yield _error(f"A USB controller has {ports} ports", USB_PORTS_MAX, controller.line)
+        if controller.type == "virtio-serial" and ports > SERIAL_PORTS_MAX:
+            yield _error(f"A virtio-serial controller has {ports} ports", SERIAL_PORTS_MAX, controller.line)
+
+
+def _error(what: str, most: int, line: int | None) -> ConfigUnsupportedError:
+    return ConfigUnsupportedError(f"{what}, more than the limit of {most}", line=line)

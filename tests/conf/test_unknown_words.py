@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A typing error on a host device never gives it away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import pyhostdev
+from pyhostdev.conf.domain_conf import DomainDef
+from pyhostdev.conf.domain_validate import validate_all
+from pyhostdev.errors import RefusedError, XMLError
+from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.tools.demo import GUEST
+from pyhostdev.tools.main import main
+
+
+def domain(device: str) -> DomainDef:
+    return DomainDef.parse(
+        "<domain type='qemu'><name>vm</name><memory>524288</memory><os><type>hvm</type></os>"
+        f"<devices>\n{device}\n</devices></domain>"
+    )
+
+
+def hostdev(attributes: str = "", inner: str = "", address: str = "") -> str:
+    return (
+        f"<hostdev mode='subsystem' type='pci' managed='yes' {attributes}>"
+        f"<source><address domain='0' bus='1' slot='0' function='0' {address}/></source>{inner}</hostdev>"
+    )
+
+
+UNKNOWN = [
+    (hostdev("asigned='no'"), "attribute 'asigned' of <hostdev>; did you mean 'assigned'?"),
+    (hostdev("Assigned='no'"), "attribute 'Assigned' of <hostdev>; did you mean 'assigned'?"),
+    (hostdev(inner="<adress type='unassigned'/>"), "element <adress> in <hostdev>; did you mean 'address'?"),
+    (hostdev(inner="<driver nam='vfio'/>"), "attribute 'nam' of <hostdev/driver>; did you mean 'name'?"),
+    (hostdev(address="buss='2'"), "attribute 'buss' of <hostdev/source/address>; did you mean 'bus'?"),
+    (hostdev(inner="<wings/>"), "element <wings> in <hostdev>"),
+    (
+        "<interface type='hostdev' manged='yes'><source><address type='pci' bus='1'/></source></interface>",
+        "attribute 'manged' of <interface>; did you mean 'managed'?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("device", "what"), UNKNOWN)
+def test_an_unknown_word_is_an_error(device: str, what: str) -> None:
+    """validate and the plan name the word, its line and the nearest one that is known."""
+    dom = domain(device)
+    with pytest.raises(XMLError, match="Unknown") as error:
+        dom.validate()
+    assert (f"Unknown {what}", "unknown-word", 2) == (str(error.value), error.value.reason, error.value.line)
+    assert ["unknown-word"] == [found.reason for found in validate_all(dom)]
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        (hostdev(inner="<driver iommufd='yes'/>"), "unsupported"),
+        (hostdev(inner="<acpi index='1' nodeset='0'/>"), "unsupported"),
+        (hostdev(address="type='pci'"), "ignored"),
+    ],
+)
+def test_a_known_word_that_is_not_built_is_a_note(device: str, reason: str) -> None:
+    """A later libvirt's word, or one that says nothing, is reported and does not refuse."""
+    dom = domain(device)
+    dom.validate()
+    assert [(reason, "note", 2)] == [(f.reason, f.severity, f.line) for f in dom.unknown_words()]
+
+
+@pytest.mark.parametrize("device", [hostdev("xmlns:x='urn:x' x:note='mine'"), "<disk type='file' colour='red'/>"])
+def test_other_words_are_kept(device: str) -> None:
+    """A namespace of its own belongs to others, and elsewhere unknown words do not concern host devices."""
+    dom = domain(device)
+    assert [] == dom.unknown_words()
+
+
+def test_the_plan_refuses_a_typing_error(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A guest's file with asigned='no' is refused by plan, prepare and validate, and nothing is touched."""
+    before = bcm5719.snapshot()
+    text = Path(GUEST).read_text().replace("assigned='no'", "asigned='no'", 1)
+    host = pyhostdev.Host(bcm5719.root, writer=bcm5719.kernel)
+    plan = host.plan(DomainDef.parse(text))
+    assert "unknown-word" in [finding.reason for finding in plan.obstacles]
+    with pytest.raises(RefusedError):
+        pyhostdev.HostdevManager(host).prepare(plan)
+    file = tmp_path / "guest.xml"
+    file.write_text(text)
+    for words in (["plan"], ["validate"], ["prepare", "--simulate"]):
+        assert 1 == main([*words, str(file), "--root", bcm5719.root.path])
+    assert "did you mean 'assigned'?" in capsys.readouterr().err
+    assert before == bcm5719.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("<name>web<!-- second -->2</name>", "web2"),
+        ("<name>web<?note x?>2</name>", "web2"),
+        ("<name>we<![CDATA[b&]]>2</name>", "web&2"),
+        ("<name>web<b>2</b></name>", "web2"),
+    ],
+)
+def test_text_is_read_whole(text: str, name: str) -> None:
+    """A comment does not end a text: the owner's name is the same for libvirt and for us."""
+    dom = DomainDef.parse(
+        f"<domain type='qemu'>{text}<memory unit='MiB'>10<!-- -->24</memory><os><type>hvm</type></os></domain>"
+    )
+    assert (name, 1 << 20) == (dom.name, dom.memory_kib)
+    assert name == DomainDef.parse(dom.format()).name
