@@ -16,7 +16,7 @@ sys.path.insert(0, str(HERE))
 
 project = "pyhostdev"
 author = "the pyhostdev authors"
-copyright = "2026, the pyhostdev authors"  # noqa: A001 - Sphinx reads this name
+copyright = "2026, the pyhostdev authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.mermaid"]
 html_theme = "furo"
 html_title = "pyhostdev"
@@ -28,7 +28,7 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": True}
 napoleon_use_rtype = False
-napoleon_custom_sections = [("Units", "notes_style"), ("Host", "notes_style"), ("Mirrors", "notes_style"), ("Source", "notes_style"), ("Processes", "notes_style")]
+napoleon_custom_sections = [(name, "notes_style") for name in ("Units", "Host", "Mirrors", "Source", "Processes")]
 man_pages = [("man", "pyhostdev", "give PCI host devices to virtual machines", author, 1)]
 
 

@@ -65,9 +65,14 @@ class HostdevError(Exception):
 
 
 class ConfigError(HostdevError):
-    """The XML or the request is wrong; nothing was touched."""
+    """
+    The XML or the request is wrong; nothing was touched.
+
+    ``others`` holds the further errors that were found in the same pass.
+    """
 
     libvirt_code = VIR_ERR_XML_ERROR
+    others: tuple[ConfigError, ...] = ()
 
     def __init__(self, message: str, *, line: int | None = None, **fields: Any) -> None:
         super().__init__(message, **fields)
@@ -86,6 +91,24 @@ class ConfigUnsupportedError(ConfigError):
     """The XML is right, and pyhostdev or the emulator cannot do what it asks for."""
 
     libvirt_code = VIR_ERR_CONFIG_UNSUPPORTED
+
+
+def raise_all(errors: Sequence[ConfigError]) -> None:
+    """
+    Raise the first of some errors, with the rest in ``others``; do nothing where there is none.
+
+    Raises:
+        ConfigError: the first error.
+    """
+    if not errors:
+        return
+    found = [part for error in errors for part in (error, *error.others)]
+    unique = {(part.line, part.with_reason): part for part in reversed(found)}
+    first = found[0]
+    first.others = tuple(
+        part for part in found if part is not first and unique.get((part.line, part.with_reason)) is part
+    )
+    raise first
 
 
 class RefusedError(HostdevError):
@@ -148,12 +171,8 @@ class SysfsError(HostdevError, OSError):
     def __new__(cls, *args: Any, **fields: Any) -> SysfsError:
         return OSError.__new__(cls)  # with arguments it would make a subclass chosen by errno
 
-    def __init__(
-        self, errnum: int, filename: str, doing: str, *, address: object | None = None
-    ) -> None:
-        HostdevError.__init__(
-            self, f"Cannot {doing}: {os.strerror(errnum)} ('{filename}')", address=address
-        )
+    def __init__(self, errnum: int, filename: str, doing: str, *, address: object | None = None) -> None:
+        HostdevError.__init__(self, f"Cannot {doing}: {os.strerror(errnum)} ('{filename}')", address=address)
         self.errno = errnum
         self.strerror = os.strerror(errnum)
         self.filename = filename

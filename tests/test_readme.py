@@ -30,7 +30,7 @@ def test_library_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     exec(compile(block("library"), str(README), "exec"), names)  # noqa: S102 - the README is ours
     printed = capsys.readouterr().out
     assert "0001:09:00.3 tg3 True" in printed
-    assert "can start" in printed
+    assert "the host devices can be prepared" in printed
     assert printed.count("owner='vm1'") == 4
 
 

@@ -260,7 +260,8 @@ def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
         device.ifname = None
     if device.hostdev is not None or device.model not in VIRTIO_MODELS:
         device.drop_virtio_driver()
-    device.mac = device.mac or _made_mac(dom, device)
+    if device.mac is None:
+        device.mac, device.mac_is_made = _made_mac(dom, device), True
 
 
 def _made_mac(dom: DomainDef, device: DomainNetDef) -> str:

@@ -36,7 +36,7 @@ from pyhostdev.conf.xmlfield import (
     opaque,
     part,
 )
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, raise_all
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
@@ -293,13 +293,15 @@ class DomainDef(ElementDef):
         Refuse what a well-formed definition must not say; with a host, also what is wrong on it.
 
         Raises:
-            XMLError, ConfigUnsupportedError: the first error; ``domain_validate.validate_all`` has all.
+            XMLError, ConfigUnsupportedError: the first error; ``others`` has the rest.
         """
-        from pyhostdev.conf.domain_validate import validate_domain, word_errors
+        from pyhostdev.conf.domain_validate import domain_errors, word_errors
 
-        for error in word_errors(self):
-            raise error
-        validate_domain(self, host)
+        raise_all([*word_errors(self), *domain_errors(self, host)])
+
+    def has_guest_iommu(self) -> bool:
+        """Tell whether the guest has an IOMMU of its own, so that each of its devices has an address space."""
+        return self.iommu is not None
 
     def unknown_words(self) -> list[Finding]:
         """

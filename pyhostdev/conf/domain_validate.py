@@ -16,7 +16,7 @@ from pyhostdev.conf.device_validate import device_errors
 from pyhostdev.conf.domain_schema import validate_schema
 from pyhostdev.conf.hostdev_conf import MdevSource, PCISource, SCSIHostSource, SCSISource, USBSource
 from pyhostdev.conf.unknown_words import unknown_words
-from pyhostdev.errors import ConfigError, ConfigUnsupportedError, SysfsError, XMLError
+from pyhostdev.errors import ConfigError, ConfigUnsupportedError, SysfsError, XMLError, raise_all
 from pyhostdev.util.finding import ERROR
 
 if TYPE_CHECKING:
@@ -84,10 +84,9 @@ def validate_domain(
     Refuse a domain that is wrong.
 
     Raises:
-        XMLError, ConfigUnsupportedError: the first error.
+        XMLError, ConfigUnsupportedError: the first error; ``others`` has the rest.
     """
-    for error in domain_errors(dom, host, hypervisor):
-        raise error
+    raise_all(list(domain_errors(dom, host, hypervisor)))
 
 
 def validate_all(

@@ -165,6 +165,14 @@ class DomainNetDef(ElementDef):
         self.read(element)
         return self  # type: ignore[return-value]  # asked for as DomainNetDef only
 
+    mac_is_made = False  # the MAC address is a default, and nobody asked for it
+
+    def network_identity(self) -> list[str]:
+        """Return the words that say as whom, and on which network, the interface speaks."""
+        mac = self.mac if not self.mac_is_made else None
+        said = {"mac": mac, "vlan": self.vlan, "virtualport": self.virtualport}
+        return [name for name, value in said.items() if value]
+
     @property
     def hostdev(self) -> DomainHostdevDef | None:
         """The host device that an interface of type hostdev is."""
@@ -186,6 +194,7 @@ class DomainHostdevNetDef(DomainNetDef):
     """An interface that is a PCI function of the host; driver name means the host's driver here."""
 
     host_source = child("source", NetHostdevSource)
+
     _hostdev: DomainHostdevDef | None = None
 
     def parsed(self, element: Element) -> None:

@@ -17,7 +17,8 @@ from pyhostdev.util.hostusage import BOOT_VGA, DEFAULT_ROUTE, MOUNTED, HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.procfs import read_group_holders
 
-CONSENT_REASONS = (BOOT_VGA, MOUNTED, DEFAULT_ROUTE)
+VF_NETWORK = "vf-network"
+CONSENT_REASONS = (BOOT_VGA, MOUNTED, DEFAULT_ROUTE, VF_NETWORK)
 
 # Where a domain's XML names PCI functions of the host
 _PCI_SOURCES = (
@@ -40,7 +41,8 @@ def consents(texts: Iterable[str]) -> frozenset[tuple[str, str]]:
     for text in texts:
         reason, _, address = text.partition(":")
         if reason not in CONSENT_REASONS:
-            raise ConfigError(f"'{text}' accepts nothing: it is REASON:ADDRESS with {', '.join(CONSENT_REASONS)}")
+            known = ", ".join(CONSENT_REASONS)
+            raise ConfigError(f"Invalid consent '{text}': expected REASON:ADDRESS with one of {known}")
         found.add((reason, str(PCIDeviceAddress.parse(address))))
     return frozenset(found)
 

@@ -11,7 +11,7 @@ from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Fate, Request
 from pyhostdev.util.journal import DETACHED, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import keeps_dma
-from pyhostdev.util.virpci import BUS_RESETS, GroupMember
+from pyhostdev.util.virpci import BUS_RESETS, GroupMember, PCIDevice, read_pci_device
 
 Records = Mapping[PCIDeviceAddress, Record]
 
@@ -88,9 +88,21 @@ def _reset_words(request: Request, declared: Container[PCIDeviceAddress]) -> str
     method = dev.usable_reset()
     if method is not None:
         return f"reset ({method}, which reaches nothing else)"
-    if not set(BUS_RESETS) & set(dev.read_reset_methods()):
-        return "not reset, as it has no way to be"
+    if not _has_bus_reset(dev):
+        return "not reset, as the kernel knows no method for it"
     others = [address for address in dev.read_bus() if address not in declared]
     if others:
         return f"not reset, as its bus reset would reach {', '.join(map(str, others))}, which the guest does not have"
     return "reset with its bus by vfio-pci when QEMU closes it, as all of the bus is declared,"
+
+
+def _has_bus_reset(dev: PCIDevice) -> bool:
+    """
+    Tell whether a reset of the bus reaches a function: its own method, or that of another function on the bus.
+
+    Source: pci_parent_bus_reset (drivers/pci/pci.c); sysfs lists the method at the functions that can start it
+    """
+    if set(BUS_RESETS) & set(dev.read_reset_methods()):
+        return True
+    found = (read_pci_device(dev.root, address) for address in dev.read_bus())
+    return any(set(BUS_RESETS) & set(other.read_reset_methods()) for other in found if other is not None)

@@ -11,7 +11,7 @@ from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError
-from pyhostdev.util.finding import CONSENT, ERROR, Finding
+from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 POLICIES = ("auto", "device", "group", "off")
 ASSIGNED, UNASSIGNED = "assigned", "unassigned"
+START_REASONS = ("viommu-group",)  # notes of a plan with which QEMU does not start
 AFTERWARDS = ("reset", "reattach")  # steps that wait for the guest's end
 
 
@@ -68,6 +69,7 @@ class Request(NamedTuple):
     guest_address: PCIDeviceAddress | None
     dev: virpci.PCIDevice | None
     incarnation: int | None  # of dev's directory, when the plan was made
+    network: tuple[str, ...] = ()  # words on a VF's interface that the PF would have to be told
 
     @classmethod
     def of(cls, host: PlanHost, hostdev: DomainHostdevDef) -> Request:
@@ -101,6 +103,7 @@ class Request(NamedTuple):
             guest_address=None if guest is None else guest.pci,
             dev=dev,
             incarnation=None if dev is None else dev.incarnation,
+            network=() if net is None else tuple(net.network_identity()),
         )
 
 
@@ -120,6 +123,7 @@ class Definition(Protocol):
     def pci_hostdevs(self) -> list[DomainHostdevDef]: ...
     def guest_pci_addresses(self) -> Set[PCIDeviceAddress]: ...
     def unknown_words(self) -> list[Finding]: ...
+    def has_guest_iommu(self) -> bool: ...
 
 
 class Plan:
@@ -127,7 +131,8 @@ class Plan:
     Steps and findings for one domain on one host.
 
     ``ok`` is False when a finding is an error, or asks for a consent that was not given; ``proposals`` are the
-    functions that would have to be declared as not assigned.
+    functions that would have to be declared as not assigned. ``can_start`` tells whether ``pyhostdev start`` would run
+    the domain, None when that was not asked: only what knows the emulator can answer.
     """
 
     def __init__(
@@ -142,6 +147,7 @@ class Plan:
         proposals: Sequence[Proposal] = (),
         accepted: Set[tuple[str, str]] = frozenset(),
         definition: Definition | None = None,
+        start_findings: Sequence[Finding] | None = None,
     ) -> None:
         self.owner = owner
         self.policy = policy
@@ -152,11 +158,40 @@ class Plan:
         self.proposals = tuple(proposals)
         self.accepted = frozenset(accepted)
         self.definition = definition
+        self.start_findings = None if start_findings is None else tuple(start_findings)
 
     @property
     def ok(self) -> bool:
-        """True when the guest could start."""
+        """True when the host devices can be prepared."""
         return not self.obstacles
+
+    @property
+    def can_start(self) -> bool | None:
+        """True when ``pyhostdev start`` would run the domain; None when that was not asked."""
+        if self.start_findings is None:
+            return None
+        refused = any(finding.severity == ERROR for finding in self.start_findings)
+        return self.ok and not refused and not any(finding.reason in START_REASONS for finding in self.findings)
+
+    def with_start_findings(self, found: Sequence[Finding]) -> Plan:
+        """
+        Return the plan together with what ``start`` would refuse.
+
+        In the plan's own findings these are notes, since another hypervisor driver may run the domain.
+        """
+        notes = [finding._replace(severity=NOTE) for finding in found]
+        return Plan(
+            owner=self.owner,
+            policy=self.policy,
+            requests=self.requests,
+            steps=self.steps,
+            findings=[*self.findings, *(note for note in notes if note not in self.findings)],
+            fates=self.fates,
+            proposals=self.proposals,
+            accepted=self.accepted,
+            definition=self.definition,
+            start_findings=found,
+        )
 
     @property
     def obstacles(self) -> tuple[Finding, ...]:
@@ -171,6 +206,7 @@ class Plan:
         return {
             "version": 1,
             "ok": self.ok,
+            "can_start": self.can_start,
             "policy": self.policy,
             "steps": [step.to_json() for step in self.steps],
             "findings": [finding.to_json() for finding in self.findings],
@@ -178,13 +214,18 @@ class Plan:
 
     def explain(self) -> str:
         """Return the whole plan in words: one line a function, by group, then one line a finding."""
-        verdict = "can start" if self.ok else "is refused"
-        lines = [f"Domain '{self.owner}' {verdict} (policy {self.policy})"]
+        lines = [self.headline()]
         for group, fates in self.fates_by_group().items():
             lines.append("no IOMMU group" if group is None else f"IOMMU group {group}")
             lines += [f"  {fate.name}  {fate.text}" for fate in fates]
         lines += [f"{f.severity}: {f.reason}: {f.message}" for f in self.findings]
         return "\n".join(lines)
+
+    def headline(self) -> str:
+        """Return the verdict in one sentence: on the host devices and, where it was asked, on ``start``."""
+        verdict = "the host devices can be prepared" if self.ok else "the host devices cannot be prepared"
+        start = {None: "", True: "; pyhostdev start would run it", False: "; pyhostdev start would not run it"}
+        return f"Domain '{self.owner}': {verdict} (policy {self.policy}){start[self.can_start]}"
 
     def fates_by_group(self) -> dict[int | None, list[Fate]]:
         """Return the fates under their groups' numbers, in the order of the plan."""

@@ -13,7 +13,7 @@ from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_need
 from pyhostdev.hypervisor.hostdev_fate import driver_words, fates_of
 from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, POLICIES, Definition, Fate, Plan, PlanHost, Request, Step
 from pyhostdev.util import virpci
-from pyhostdev.util.finding import ERROR, NOTE, Finding
+from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.journal import Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import (
@@ -61,8 +61,7 @@ def build_plan(
     if policy not in POLICIES:
         raise ConfigError(f"'{policy}' is no policy: {', '.join(POLICIES)}")
     requests = [Request.of(host, hostdev) for hostdev in hostdevs]
-    words = definition.unknown_words() if definition is not None else ()
-    planner = _Planner(host, requests, owner, policy, records, frozenset(occupied), words)
+    planner = _Planner(host, requests, owner, policy, records, frozenset(occupied), definition)
     findings = planner.findings()
     return Plan(
         owner=owner,
@@ -88,7 +87,7 @@ class _Planner:
         policy: str,
         records: Mapping[PCIDeviceAddress, Record] | None,
         occupied: frozenset[PCIDeviceAddress],
-        words: Iterable[Finding],
+        definition: Definition | None,
     ) -> None:
         self.host = host
         self.requests = requests
@@ -97,7 +96,8 @@ class _Planner:
         self.records = records or {}
         self.has_records = records is not None
         self.occupied = occupied
-        self.words = words
+        self.words = definition.unknown_words() if definition is not None else []
+        self.has_guest_iommu = definition is not None and definition.has_guest_iommu()
         self.declared = {request.address: request for request in requests}
         self.present = [request for request in requests if request.dev is not None]
         self.members = self._read_members()
@@ -132,6 +132,7 @@ class _Planner:
         found += libvirt_owners(self.host.root, self._touched())
         found += saved_overrides(self.host.root, self.present, moving)
         found += self._empty_slots()
+        found += self._split_groups()
         if not self.has_records:
             text = "The records of this host are not ours to read, so what guests have and what is stuck is not known"
             found.append(Finding("records", NOTE, None, text))
@@ -164,6 +165,12 @@ class _Planner:
             severity = ERROR if request.written == "no" else NOTE
             text = f"Device {address} has no other functions, so assigned='{request.written}' has no meaning"
             yield Finding("not-multifunction", severity, address, text)
+        if request.network:
+            text = (
+                f"The interface of device {address} asks for {', '.join(request.network)}, which is not set on the "
+                "virtual function yet: accept if something else sets it before the guest runs"
+            )
+            yield Finding("vf-network", NOTE if self.policy == "off" else CONSENT, address, text)
         yield from self._usability_findings(request, dev)
 
     def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:
@@ -268,6 +275,28 @@ class _Planner:
                     f"Guest slot {str(guest)[:-2]} has no function 0, so the guest will not see device "
                     f"{request.address} there",
                 )
+
+    def _split_groups(self) -> Iterable[Finding]:
+        """
+        Yield the groups whose functions are in several slots of a guest with an IOMMU of its own.
+
+        Source: vfio_group_get (hw/vfio/common.c of QEMU 7.2), which takes a group into one address space only
+        """
+        visible = [r for r in self.present if r.role == ASSIGNED] if self.has_guest_iommu else []
+        slots: dict[int, set[object]] = {}
+        for request in visible:
+            group = request.dev.iommu_group if request.dev is not None else None
+            if group is not None:
+                guest = request.guest_address
+                slots.setdefault(group, set()).add(request.address if guest is None else guest[:3])
+        for group, places in slots.items():
+            if len(places) > 1:
+                text = (
+                    f"IOMMU group {group} would be in {len(places)} slots of a guest with an IOMMU of its own, which "
+                    "QEMU refuses: put its functions into one slot"
+                )
+                first = next(r.address for r in visible if r.dev is not None and r.dev.iommu_group == group)
+                yield Finding("viommu-group", NOTE, first, text)
 
     def _moving(self) -> list[Request]:
         """The requests whose device changes drivers when the guest starts."""

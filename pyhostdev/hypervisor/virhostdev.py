@@ -333,6 +333,10 @@ class _HostdevSet:
         """No other guest device is known."""
         return set()
 
+    def has_guest_iommu(self) -> bool:
+        """No guest is known."""
+        return False
+
     def unknown_words(self) -> list[Finding]:
         """The words on these hostdevs that are not known."""
         return [finding for hostdev in self.hostdevs for finding in words_on(hostdev)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.errors import ConfigError, raise_all
 from pyhostdev.qemu import qemu_command_chr as chr_
 from pyhostdev.qemu import qemu_command_controller as controller
 from pyhostdev.qemu import qemu_command_cpu as cpu
@@ -23,7 +24,7 @@ from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command_builder import CommandBuilder, DomainPaths, unsupported
 from pyhostdev.qemu.qemu_command_hostdev import build_hostdevs
 from pyhostdev.qemu.qemu_command_net import build_interfaces
-from pyhostdev.qemu.qemu_command_refused import refuse_unbuilt
+from pyhostdev.qemu.qemu_command_refused import unbuilt_errors
 from pyhostdev.qemu.qemu_define import define
 from pyhostdev.util.hostroot import HostRoot
 
@@ -111,24 +112,32 @@ def build_command_line(
 
     Raises:
         ConfigError: the definition is wrong.
-        ConfigUnsupportedError: it has something that we do not know how to build.
+        ConfigUnsupportedError: it has something that we do not know how to build; ``others`` has the rest.
 
     Mirrors: qemuBuildCommandLine (src/qemu/qemu_command.c)
     """
-    check_modelled(dom)
+    errors = unmodelled_errors(dom)
     capabilities = capabilities or stored_capabilities(dom)
-    dom = define(dom, capabilities, host, keep_together=keep_together)
-    refuse_unbuilt(dom)
+    try:
+        dom = define(dom, capabilities, host, keep_together=keep_together)
+    except ConfigError as err:
+        raise_all([*errors, err, *unbuilt_errors(dom)])
+    errors += unbuilt_errors(dom)
     assign_aliases(dom)
     paths = DomainPaths.of(state_dir, dom.name or "", domain_id)
     build = CommandBuilder(dom, capabilities, paths, tap_fd)
     build.add(str(dom.emulator))
-    for part in _BEFORE_MONITOR:
-        part(build)
+    _build(build, _BEFORE_MONITOR)
     machine.build_monitor(build, monitor_fd)
-    for part in _AFTER_MONITOR:
-        part(build)
+    _build(build, _AFTER_MONITOR)
+    raise_all([*errors, *build.errors])
     return build.args
+
+
+def _build(build: CommandBuilder, parts: tuple[Callable[[CommandBuilder], None], ...]) -> None:
+    for part in parts:
+        with build.collecting():
+            part(build)
 
 
 def stored_capabilities(dom: DomainDef) -> QEMUCapabilities:
@@ -144,14 +153,11 @@ def stored_capabilities(dom: DomainDef) -> QEMUCapabilities:
     return load((dom.os.arch if dom.os is not None else None) or host_arch())
 
 
-def check_modelled(dom: DomainDef) -> None:
-    """
-    Refuse a definition with something in it that nobody here understands.
-
-    Raises:
-        ConfigUnsupportedError: naming the first of them.
-    """
+def unmodelled_errors(dom: DomainDef) -> list[ConfigError]:
+    """Return an error for each word of a definition that the tables do not know, with its line."""
+    found: list[ConfigError] = []
     for path, line in dom.unmodelled():
         error = unsupported(f"<{path}>" if "@" not in path else path)
         error.line = line
-        raise error
+        found.append(error)
+    return found

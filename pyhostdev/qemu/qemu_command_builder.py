@@ -9,6 +9,7 @@ ends a value at a comma.
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.conf.device_conf import (
@@ -23,7 +24,7 @@ from pyhostdev.conf.device_conf import (
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
@@ -99,8 +100,17 @@ class CommandBuilder:
         self.paths = paths
         self.tap_fd = tap_fd
         self.args: list[str] = []
+        self.errors: list[ConfigError] = []
         self.boot_order = boot_order(dom)
         self.controllers = {(c.type, c.index): c for c in reversed(dom.controllers)}
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep the error of one device or part, so that the next ones are looked at too."""
+        try:
+            yield
+        except ConfigError as err:
+            self.errors.append(err)
 
     def add(self, *args: str) -> None:
         """Append plain arguments."""

@@ -126,11 +126,12 @@ _RULES: dict[str, Callable[[Any, Any], list[str]]] = {
 def build_serials(build: CommandBuilder) -> None:
     """Add the serial ports."""
     for serial in build.dom.serials:
-        chardev = add_chardev(build, serial, serial.source)
-        if serial.target_type == "system-serial":
-            build.add("-serial", f"chardev:{chardev}")  # the machine has the port already
-            continue
-        build.add_device(_serial(build, serial, chardev))
+        with build.collecting():
+            chardev = add_chardev(build, serial, serial.source)
+            if serial.target_type == "system-serial":
+                build.add("-serial", f"chardev:{chardev}")  # the machine has the port already
+                continue
+            build.add_device(_serial(build, serial, chardev))
 
 
 def _serial(build: CommandBuilder, serial: Any, chardev: str) -> Properties:
@@ -155,22 +156,24 @@ def _serial(build: CommandBuilder, serial: Any, chardev: str) -> Properties:
 def build_parallels(build: CommandBuilder) -> None:
     """Add the parallel ports."""
     for parallel in build.dom.parallels:
-        chardev = add_chardev(build, parallel, parallel.source)
-        build.add_device({"driver": "isa-parallel", "chardev": chardev, "id": parallel.info.alias})
+        with build.collecting():
+            chardev = add_chardev(build, parallel, parallel.source)
+            build.add_device({"driver": "isa-parallel", "chardev": chardev, "id": parallel.info.alias})
 
 
 def build_channels(build: CommandBuilder) -> None:
     """Add the named channels."""
     for channel in build.dom.channels:
-        if channel.target_type != "virtio":
-            raise unsupported(f"A <channel> of type {channel.target_type}", channel)
-        _default_path(build, channel)
-        chardev = add_chardev(build, channel, channel.source)
-        name = channel.target_name
-        if channel.source.type == "spicevmc" and name is None:
-            name = "com.redhat.spice.0"
-        properties = {"driver": "virtserialport", **build.address(channel), "chardev": chardev}
-        build.add_device({**properties, "id": channel.info.alias, "name": name})
+        with build.collecting():
+            if channel.target_type != "virtio":
+                raise unsupported(f"A <channel> of type {channel.target_type}", channel)
+            _default_path(build, channel)
+            chardev = add_chardev(build, channel, channel.source)
+            name = channel.target_name
+            if channel.source.type == "spicevmc" and name is None:
+                name = "com.redhat.spice.0"
+            properties = {"driver": "virtserialport", **build.address(channel), "chardev": chardev}
+            build.add_device({**properties, "id": channel.info.alias, "name": name})
 
 
 def _default_path(build: CommandBuilder, channel: Any) -> None:
@@ -186,42 +189,45 @@ def _default_path(build: CommandBuilder, channel: Any) -> None:
 def build_consoles(build: CommandBuilder) -> None:
     """Add the consoles that are not a serial port again."""
     for console in build.dom.consoles:
-        if console.target_type == "serial":
-            continue
-        if console.target_type != "virtio":
-            raise unsupported(f"A <console> of type {console.target_type}", console)
-        chardev = add_chardev(build, console, console.source)
-        properties = {"driver": "virtconsole", **build.address(console), "chardev": chardev}
-        build.add_device({**properties, "id": console.info.alias})
+        with build.collecting():
+            if console.target_type == "serial":
+                continue
+            if console.target_type != "virtio":
+                raise unsupported(f"A <console> of type {console.target_type}", console)
+            chardev = add_chardev(build, console, console.source)
+            properties = {"driver": "virtconsole", **build.address(console), "chardev": chardev}
+            build.add_device({**properties, "id": console.info.alias})
 
 
 def build_smartcards(build: CommandBuilder) -> None:
     """Put smartcards into their readers."""
     for card in build.dom.smartcards:
-        address = card.info.address
-        if card.mode not in ("host", "passthrough") or not isinstance(address, CCIDAddress):
-            raise unsupported(f"A smartcard of mode {card.mode}", card)
-        properties: Properties = {"driver": "ccid-card-emulated", "backend": "nss-emulated"}
-        if card.mode == "passthrough":
-            properties = {"driver": "ccid-card-passthru", "chardev": add_chardev(build, card, card.source)}
-        reader = build.controller("ccid", address.controller).info.alias
-        build.add_device({**properties, "id": card.info.alias, "bus": f"{reader}.0"})
+        with build.collecting():
+            address = card.info.address
+            if card.mode not in ("host", "passthrough") or not isinstance(address, CCIDAddress):
+                raise unsupported(f"A smartcard of mode {card.mode}", card)
+            properties: Properties = {"driver": "ccid-card-emulated", "backend": "nss-emulated"}
+            if card.mode == "passthrough":
+                properties = {"driver": "ccid-card-passthru", "chardev": add_chardev(build, card, card.source)}
+            reader = build.controller("ccid", address.controller).info.alias
+            build.add_device({**properties, "id": card.info.alias, "bus": f"{reader}.0"})
 
 
 def build_redirdevs(build: CommandBuilder) -> None:
     """Add the USB devices that a viewer redirects."""
     for redirdev in build.dom.redirdevs:
-        chardev = add_chardev(build, redirdev, redirdev.source)
-        build.add_device(
-            {
-                "driver": "usb-redir",
-                "chardev": chardev,
-                "id": redirdev.info.alias,
-                "filter": _redir_filter(build),
-                "bootindex": build.bootindex(redirdev),
-                **build.address(redirdev),
-            }
-        )
+        with build.collecting():
+            chardev = add_chardev(build, redirdev, redirdev.source)
+            build.add_device(
+                {
+                    "driver": "usb-redir",
+                    "chardev": chardev,
+                    "id": redirdev.info.alias,
+                    "filter": _redir_filter(build),
+                    "bootindex": build.bootindex(redirdev),
+                    **build.address(redirdev),
+                }
+            )
 
 
 def _redir_filter(build: CommandBuilder) -> str | None:

@@ -70,9 +70,10 @@ def build_iommu(build: CommandBuilder) -> None:
 def build_global_controllers(build: CommandBuilder) -> None:
     """Set the properties of host bridges, which the machine creates."""
     for controller in build.dom.controllers:
-        if controller.pcihole64:
-            kib = controller.pcihole64 * unit_factor(controller.pcihole64_unit) // 1024
-            build.add("-global", f"{_host_bridge(build, controller)}.pci-hole64-size={kib}K")
+        with build.collecting():
+            if controller.pcihole64:
+                kib = controller.pcihole64 * unit_factor(controller.pcihole64_unit) // 1024
+                build.add("-global", f"{_host_bridge(build, controller)}.pci-hole64-size={kib}K")
 
 
 def _host_bridge(build: CommandBuilder, controller: Any) -> str:
@@ -87,11 +88,13 @@ def build_controllers(build: CommandBuilder) -> None:
     """Add all controllers, kind by kind."""
     for kind in _TYPE_ORDER:
         for controller in build.dom.controllers:
-            if controller.type == kind:
-                _build_controller(build, controller)
+            with build.collecting():
+                if controller.type == kind:
+                    _build_controller(build, controller)
     for controller in build.dom.controllers:
-        if controller.type not in _TYPE_ORDER and controller.type not in ("fdc", "isa"):
-            raise unsupported(f"A controller of type {controller.type}", controller)
+        with build.collecting():
+            if controller.type not in _TYPE_ORDER and controller.type not in ("fdc", "isa"):
+                raise unsupported(f"A controller of type {controller.type}", controller)
 
 
 def _build_controller(build: CommandBuilder, controller: Any) -> None:

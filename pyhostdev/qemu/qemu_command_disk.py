@@ -35,10 +35,11 @@ def build_disks(build: CommandBuilder) -> None:
     with_image = [disk for disk in reversed(disks) if has_image(disk)]
     nodes = {id(disk): f"libvirt-{number}" for number, disk in enumerate(with_image, 1)}
     for disk in disks:
-        node = nodes.get(id(disk))
-        if node is not None:
-            _build_image(build, disk, node)
-        build.add_device(_device(build, disk, node))
+        with build.collecting():
+            node = nodes.get(id(disk))
+            if node is not None:
+                _build_image(build, disk, node)
+            build.add_device(_device(build, disk, node))
 
 
 def has_image(disk: Any) -> bool:
@@ -221,11 +222,12 @@ def build_filesystems(build: CommandBuilder) -> None:
     Mirrors: qemuBuildFilesystemCommandLine
     """
     for filesystem in build.dom.filesystems:
-        if filesystem.type != "mount" or filesystem.driver_type not in (None, "path", "handle"):
-            raise unsupported("A <filesystem> other than 9p of a directory", filesystem)
-        if filesystem.multidevs is not None or filesystem.space_hard_limit is not None:
-            raise unsupported("<filesystem> with multidevs or limits", filesystem)
-        _build_filesystem(build, filesystem)
+        with build.collecting():
+            if filesystem.type != "mount" or filesystem.driver_type not in (None, "path", "handle"):
+                raise unsupported("A <filesystem> other than 9p of a directory", filesystem)
+            if filesystem.multidevs is not None or filesystem.space_hard_limit is not None:
+                raise unsupported("<filesystem> with multidevs or limits", filesystem)
+            _build_filesystem(build, filesystem)
 
 
 def _build_filesystem(build: CommandBuilder, filesystem: Any) -> None:

@@ -56,13 +56,14 @@ _CODEC_DRIVERS = {"duplex": "hda-duplex", "micro": "hda-micro", "output": "hda-o
 def build_inputs(build: CommandBuilder) -> None:
     """Add input devices; the PS/2 ones are part of the machine."""
     for device in build.dom.inputs:
-        if device.bus == "usb":
-            driver = {"driver": _USB_INPUTS[device.type], "id": device.info.alias}
-            build.add_device({**driver, **build.address(device)})
-        elif device.bus == "virtio":
-            _build_virtio_input(build, device)
-        elif device.bus not in ("ps2", None, "none") or device.type == "evdev":
-            raise unsupported(f"An <input> of type {device.type} on the bus '{device.bus}'", device)
+        with build.collecting():
+            if device.bus == "usb":
+                driver = {"driver": _USB_INPUTS[device.type], "id": device.info.alias}
+                build.add_device({**driver, **build.address(device)})
+            elif device.bus == "virtio":
+                _build_virtio_input(build, device)
+            elif device.bus not in ("ps2", None, "none") or device.type == "evdev":
+                raise unsupported(f"An <input> of type {device.type} on the bus '{device.bus}'", device)
 
 
 def _build_virtio_input(build: CommandBuilder, device: Any) -> None:
@@ -84,12 +85,13 @@ def build_audios(build: CommandBuilder) -> None:
         ConfigUnsupportedError: a way we do not know, or details of one.
     """
     for audio in build.dom.audios:
-        driver = _AUDIO_DRIVERS.get(audio.type)
-        if driver is None or audio.input is not None or audio.output is not None or audio.driver is not None:
-            raise unsupported(f"<audio type='{audio.type}'>, or its details,", audio)
-        server = audio.server_name if driver == "pa" else None
-        properties = {"id": f"audio{audio.id}", "driver": driver, "timer-period": audio.timer_period}
-        build.add_json("-audiodev", {**properties, "server": server, "path": audio.path})
+        with build.collecting():
+            driver = _AUDIO_DRIVERS.get(audio.type)
+            if driver is None or audio.input is not None or audio.output is not None or audio.driver is not None:
+                raise unsupported(f"<audio type='{audio.type}'>, or its details,", audio)
+            server = audio.server_name if driver == "pa" else None
+            properties = {"id": f"audio{audio.id}", "driver": driver, "timer-period": audio.timer_period}
+            build.add_json("-audiodev", {**properties, "server": server, "path": audio.path})
 
 
 def _audio_id(build: CommandBuilder, device: Any) -> str | None:
@@ -107,10 +109,11 @@ def build_graphics(build: CommandBuilder) -> None:
         ConfigUnsupportedError: a kind of graphics that we do not build.
     """
     for graphics in build.dom.graphics:
-        rule = _GRAPHICS.get(graphics.type)
-        if rule is None:
-            raise unsupported(f"<graphics type='{graphics.type}'>", graphics)
-        rule(build, graphics)
+        with build.collecting():
+            rule = _GRAPHICS.get(graphics.type)
+            if rule is None:
+                raise unsupported(f"<graphics type='{graphics.type}'>", graphics)
+            rule(build, graphics)
 
 
 def _listen_address(graphics: Any) -> str:
@@ -233,15 +236,16 @@ def build_videos(build: CommandBuilder) -> None:
     Mirrors: qemuBuildVideoCommandLine
     """
     for number, video in enumerate(build.dom.videos):
-        if video.model_type == "none":
-            continue
-        drivers = _PRIMARY_VIDEO if number == 0 else _SECONDARY_VIDEO
-        driver = drivers.get(video.model_type)
-        if driver is None or video.driver_name == "vhostuser" or video.vgaconf is not None:
-            raise unsupported(f"A <video> of type {video.model_type} here", video)
-        if driver == "virtio-vga" and build.dom.os.arch in (*ARM, *PPC64):
-            driver = "virtio-gpu-pci"
-        build.add_device({"driver": driver, **_video(build, video), **build.address(video)})
+        with build.collecting():
+            if video.model_type == "none":
+                continue
+            drivers = _PRIMARY_VIDEO if number == 0 else _SECONDARY_VIDEO
+            driver = drivers.get(video.model_type)
+            if driver is None or video.driver_name == "vhostuser" or video.vgaconf is not None:
+                raise unsupported(f"A <video> of type {video.model_type} here", video)
+            if driver == "virtio-vga" and build.dom.os.arch in (*ARM, *PPC64):
+                driver = "virtio-gpu-pci"
+            build.add_device({"driver": driver, **_video(build, video), **build.address(video)})
 
 
 def _video(_build: CommandBuilder, video: Any) -> Properties:
@@ -271,17 +275,18 @@ def _video(_build: CommandBuilder, video: Any) -> Properties:
 def build_sounds(build: CommandBuilder) -> None:
     """Add sound cards."""
     for sound in build.dom.sounds:
-        if sound.model == "pcspk":
-            raise unsupported("<sound model='pcspk'>", sound)
-        driver = _SOUND_DRIVERS.get(sound.model)
-        if driver is None:
-            raise unsupported(f"<sound model='{sound.model}'>", sound)
-        has_codecs = driver.endswith("intel-hda")
-        audio = None if has_codecs else _audio_id(build, sound)
-        properties = {"driver": driver, "id": sound.info.alias, "audiodev": audio}
-        build.add_device({**properties, **build.address(sound)})
-        if has_codecs:
-            _build_codecs(build, sound)
+        with build.collecting():
+            if sound.model == "pcspk":
+                raise unsupported("<sound model='pcspk'>", sound)
+            driver = _SOUND_DRIVERS.get(sound.model)
+            if driver is None:
+                raise unsupported(f"<sound model='{sound.model}'>", sound)
+            has_codecs = driver.endswith("intel-hda")
+            audio = None if has_codecs else _audio_id(build, sound)
+            properties = {"driver": driver, "id": sound.info.alias, "audiodev": audio}
+            build.add_device({**properties, **build.address(sound)})
+            if has_codecs:
+                _build_codecs(build, sound)
 
 
 def _build_codecs(build: CommandBuilder, sound: Any) -> None:

@@ -29,10 +29,11 @@ def build_hostdevs(build: CommandBuilder) -> None:
         ConfigUnsupportedError: a kind of host device, or a part of one, that we do not build.
     """
     for hostdev in build.dom.guest_visible_hostdevs():
-        kind = hostdev.type if hostdev.mode == "subsystem" else hostdev.mode
-        if kind not in _RULES:
-            raise unsupported(f"A <hostdev> of type {kind}", hostdev)
-        build.add_device(_RULES[kind](build, hostdev))
+        with build.collecting():
+            kind = hostdev.type if hostdev.mode == "subsystem" else hostdev.mode
+            if kind not in _RULES:
+                raise unsupported(f"A <hostdev> of type {kind}", hostdev)
+            build.add_device(_RULES[kind](build, hostdev))
 
 
 def _node(hostdev: Any) -> str:

@@ -27,19 +27,21 @@ _MIB = 1 << 20
 def build_hubs(build: CommandBuilder) -> None:
     """Add USB hubs."""
     for hub in build.dom.hubs:
-        build.add_device({"driver": "usb-hub", "id": hub.info.alias, **build.address(hub)})
+        with build.collecting():
+            build.add_device({"driver": "usb-hub", "id": hub.info.alias, **build.address(hub)})
 
 
 def build_watchdogs(build: CommandBuilder) -> None:
     """Add watchdogs and what they do; QEMU has one action for all."""
     actions = []
     for watchdog in build.dom.watchdogs:
-        if watchdog.model not in ("i6300esb", "ib700"):
-            raise unsupported(f"<watchdog model='{watchdog.model}'>", watchdog)
-        properties = {"driver": watchdog.model, "id": watchdog.info.alias}
-        build.add_device({**properties, **build.address(watchdog)})
-        # a dump is ours to make: the guest is stopped for it
-        actions.append("pause" if watchdog.action == "dump" else str(watchdog.action))
+        with build.collecting():
+            if watchdog.model not in ("i6300esb", "ib700"):
+                raise unsupported(f"<watchdog model='{watchdog.model}'>", watchdog)
+            properties = {"driver": watchdog.model, "id": watchdog.info.alias}
+            build.add_device({**properties, **build.address(watchdog)})
+            # a dump is ours to make: the guest is stopped for it
+            actions.append("pause" if watchdog.action == "dump" else str(watchdog.action))
     for action in actions[:1]:
         build.add("-watchdog-action", action)
 
@@ -64,20 +66,21 @@ def build_memballoon(build: CommandBuilder) -> None:
 def build_rngs(build: CommandBuilder) -> None:
     """Add sources of random numbers."""
     for rng in build.dom.rngs:
-        backend = f"obj{rng.info.alias}"
-        _build_rng_backend(build, rng, backend)
-        period = rng.rate_period or (1000 if rng.rate_bytes else None)
-        build.add_device(
-            {
-                "driver": virtio_driver("rng", rng.model),
-                **virtio_options(rng),
-                "rng": backend,
-                "id": rng.info.alias,
-                "max-bytes": rng.rate_bytes,
-                "period": period if rng.rate_bytes else None,
-                **build.address(rng),
-            }
-        )
+        with build.collecting():
+            backend = f"obj{rng.info.alias}"
+            _build_rng_backend(build, rng, backend)
+            period = rng.rate_period or (1000 if rng.rate_bytes else None)
+            build.add_device(
+                {
+                    "driver": virtio_driver("rng", rng.model),
+                    **virtio_options(rng),
+                    "rng": backend,
+                    "id": rng.info.alias,
+                    "max-bytes": rng.rate_bytes,
+                    "period": period if rng.rate_bytes else None,
+                    **build.address(rng),
+                }
+            )
 
 
 def _build_rng_backend(build: CommandBuilder, rng: Any, object_id: str) -> None:
@@ -113,24 +116,26 @@ def build_vmcoreinfo(build: CommandBuilder) -> None:
 def build_panics(build: CommandBuilder) -> None:
     """Add panic notifiers; pseries has its own."""
     for panic in build.dom.panics:
-        if panic.model == "pseries" and is_pseries(build.dom):
-            continue
-        if panic.model != "isa":
-            raise unsupported(f"<panic model='{panic.model}'>", panic)
-        address = build.address(panic)
-        build.add_device({"driver": "pvpanic", "ioport": address.get("iobase") or _PVPANIC_PORT})
+        with build.collecting():
+            if panic.model == "pseries" and is_pseries(build.dom):
+                continue
+            if panic.model != "isa":
+                raise unsupported(f"<panic model='{panic.model}'>", panic)
+            address = build.address(panic)
+            build.add_device({"driver": "pvpanic", "ioport": address.get("iobase") or _PVPANIC_PORT})
 
 
 def build_memories(build: CommandBuilder) -> None:
     """Add memory modules."""
     for module in build.dom.memories:
-        if module.model != "dimm" or module.source_nodemask is not None or module.source_pagesize is not None:
-            raise unsupported(f"<memory model='{module.model}'>, or its source,", module)
-        backend = f"mem{module.info.alias}"
-        kind, properties = memory_backend(build, module.size_kib, module.access)
-        build.add_object(kind, backend, **properties)
-        device: Properties = {"driver": "pc-dimm", "node": module.target_node, "memdev": backend}
-        build.add_device({**device, "id": module.info.alias, **build.address(module)})
+        with build.collecting():
+            if module.model != "dimm" or module.source_nodemask is not None or module.source_pagesize is not None:
+                raise unsupported(f"<memory model='{module.model}'>, or its source,", module)
+            backend = f"mem{module.info.alias}"
+            kind, properties = memory_backend(build, module.size_kib, module.access)
+            build.add_object(kind, backend, **properties)
+            device: Properties = {"driver": "pc-dimm", "node": module.target_node, "memdev": backend}
+            build.add_device({**device, "id": module.info.alias, **build.address(module)})
 
 
 def build_shmems(build: CommandBuilder) -> None:
@@ -140,10 +145,11 @@ def build_shmems(build: CommandBuilder) -> None:
     Mirrors: qemuBuildShmemCommandLine
     """
     for shmem in build.dom.shmems:
-        if shmem.model == "ivshmem-plain":
-            _build_plain_shmem(build, shmem)
-        else:
-            raise unsupported(f"<shmem> of model {shmem.model}", shmem)
+        with build.collecting():
+            if shmem.model == "ivshmem-plain":
+                _build_plain_shmem(build, shmem)
+            else:
+                raise unsupported(f"<shmem> of model {shmem.model}", shmem)
 
 
 def _build_plain_shmem(build: CommandBuilder, shmem: Any) -> None:
@@ -187,9 +193,10 @@ def build_vsock(build: CommandBuilder) -> None:
 def build_cryptos(build: CommandBuilder) -> None:
     """Add crypto devices."""
     for crypto in build.dom.cryptos:
-        if crypto.backend_model != "builtin":
-            raise unsupported(f"<crypto> with backend {crypto.backend_model}", crypto)
-        backend = f"obj{crypto.info.alias}"
-        build.add_object("cryptodev-backend-builtin", backend, queues=crypto.backend_queues)
-        device = {"driver": "virtio-crypto-pci", **virtio_options(crypto), "cryptodev": backend}
-        build.add_device({**device, "id": crypto.info.alias, **build.address(crypto)})
+        with build.collecting():
+            if crypto.backend_model != "builtin":
+                raise unsupported(f"<crypto> with backend {crypto.backend_model}", crypto)
+            backend = f"obj{crypto.info.alias}"
+            build.add_object("cryptodev-backend-builtin", backend, queues=crypto.backend_queues)
+            device = {"driver": "virtio-crypto-pci", **virtio_options(crypto), "cryptodev": backend}
+            build.add_device({**device, "id": crypto.info.alias, **build.address(crypto)})

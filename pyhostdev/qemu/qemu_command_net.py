@@ -28,8 +28,9 @@ def build_interfaces(build: CommandBuilder) -> None:
         ConfigUnsupportedError: an interface, or a part of one, that we do not build.
     """
     for net in build.dom.interfaces:
-        if net.type != "hostdev":
-            _build_interface(build, net)
+        with build.collecting():
+            if net.type != "hostdev":
+                _build_interface(build, net)
 
 
 def _build_interface(build: CommandBuilder, net: Any) -> None:

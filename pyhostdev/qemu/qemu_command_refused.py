@@ -141,15 +141,9 @@ HARMLESS: dict[str, tuple[str, ...]] = {
 }
 
 
-def refuse_unbuilt(dom: DomainDef) -> None:
-    """
-    Refuse a definition with something in it that is not built.
-
-    Raises:
-        ConfigUnsupportedError: naming the first, with its line.
-    """
-    for error in _unbuilt(dom):
-        raise error
+def unbuilt_errors(dom: DomainDef) -> list[ConfigUnsupportedError]:
+    """Return an error for each field of a definition that is not built, with its line."""
+    return list(_unbuilt(dom))
 
 
 def _unbuilt(definition: ElementDef) -> Iterator[ConfigUnsupportedError]:

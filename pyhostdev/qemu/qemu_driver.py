@@ -11,7 +11,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from pyhostdev.errors import RefusedError, SysfsError
+from pyhostdev.conf.hostdev_conf import MdevSource
+from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, SysfsError, raise_all
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, for_emulator
 from pyhostdev.qemu.qemu_command import build_command_line
 from pyhostdev.qemu.qemu_command_builder import DomainPaths
@@ -19,8 +20,12 @@ from pyhostdev.qemu.qemu_define import define as define_domain
 from pyhostdev.qemu.qemu_domain import memlock_limit
 from pyhostdev.qemu.qemu_postparse import default_emulator, host_arch
 from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.virfile import is_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pyhostdev.conf.disk_conf import DomainDiskDef
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.hypervisor.hostdev_plan import Plan
@@ -63,10 +68,111 @@ def domain_to_native(dom: DomainDef, host: Host, *, keep_together: bool = False)
     Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
     """
     refuse_missing(dom, host)
-    dom.validate(host)
-    return build_command_line(
-        dom, capabilities_of(dom), host=host, state_dir=host.state_dir, keep_together=keep_together
-    )
+    capabilities = capabilities_of(dom)
+    errors: list[ConfigError] = []
+    argv: list[str] = []
+    try:
+        dom.validate(host)
+    except ConfigError as err:
+        errors.append(err)
+    try:
+        argv = build_command_line(dom, capabilities, host=host, state_dir=host.state_dir, keep_together=keep_together)
+    except ConfigError as err:
+        errors.append(err)
+    raise_all(errors)
+    return argv
+
+
+def plan(
+    host: Host,
+    dom: DomainDef,
+    policy: str = "auto",
+    *,
+    owner: str | None = None,
+    accept: Iterable[str] = (),
+    capabilities: QEMUCapabilities | None = None,
+    keep_together: bool = False,
+) -> Plan:
+    """
+    Plan what happens to a domain's host devices, and tell whether ``start`` would run it.
+
+    Args:
+        capabilities: of the emulator; those of the domain's own when None.
+
+    Raises:
+        ConfigError, ConfigUnsupportedError: the request is wrong, whatever the host.
+        SysfsError: the host cannot be read.
+    """
+    made = host.plan(dom, policy, owner=owner, accept=accept)
+    return made.with_start_findings(start_obstacles(dom, host, capabilities, keep_together=keep_together))
+
+
+def start_obstacles(
+    dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None = None, *, keep_together: bool = False
+) -> list[Finding]:
+    """
+    Return everything but the host devices' own obstacles that ``start`` would refuse, with lines.
+
+    Reason ``unsupported`` is a part of the definition that no command line is built for; a missing image or mediated
+    device has a reason of its own.
+    """
+    found = [*_unbuildable(dom, host, capabilities, keep_together), *_unfollowed(dom)]
+    found += storage_obstacles(dom, host)
+    found += _missing_mdevs(dom, host)
+    return list(dict.fromkeys(found))
+
+
+def _unbuildable(
+    dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None, keep_together: bool
+) -> Iterator[Finding]:
+    """Yield what keeps a command line from being built."""
+    try:
+        build_command_line(
+            dom, capabilities or capabilities_of(dom), host=host, state_dir=host.state_dir, keep_together=keep_together
+        )
+    except ConfigError as err:
+        for part in (err, *err.others):
+            yield Finding(part.reason or "unsupported", ERROR, None, part.message, part.line)
+    except OperationError as err:
+        yield Finding("unsupported", ERROR, None, str(err))
+
+
+def _unfollowed(dom: DomainDef) -> Iterator[Finding]:
+    """Yield the words that a running guest would need and that ``start`` does not follow."""
+    from pyhostdev.qemu.qemu_process import lifecycle_actions  # asyncio takes long to load
+
+    try:
+        lifecycle_actions(dom)
+    except ConfigUnsupportedError as err:
+        yield Finding("unsupported", ERROR, None, err.message, dom.line)
+
+
+def storage_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
+    """
+    Yield the disks whose file or block device is not there.
+
+    A directory in the place of ``/`` has the host's devices; files it need not have.
+    """
+    for disk in dom.disks:
+        path = storage_path(disk, host)
+        if path is not None and not os.path.exists(host.root.join(path.lstrip("/"))):
+            yield Finding("image-missing", ERROR, None, f"'{path}' of disk '{disk.target}' does not exist", disk.line)
+
+
+def storage_path(disk: DomainDiskDef, host: Host) -> str | None:
+    """Return the path behind a disk that has to exist on this host, None for other kinds of disks."""
+    if disk.source is None:
+        return None
+    if disk.type == "block":
+        return disk.source.dev
+    return disk.source.file if disk.type == "file" and host.root.is_live else None
+
+
+def _missing_mdevs(dom: DomainDef, host: Host) -> Iterator[Finding]:
+    for hostdev in dom.hostdevs:
+        uuid = hostdev.source_def.uuid if isinstance(hostdev.source_def, MdevSource) else None
+        if uuid is not None and not is_directory(host.root.mdev_device(uuid)):
+            yield Finding("device-missing", ERROR, uuid, f"Mediated device {uuid} is not on this host", hostdev.line)
 
 
 def refuse_missing(dom: DomainDef, host: Host) -> None:
@@ -92,11 +198,7 @@ def refuse_missing_storage(dom: DomainDef, host: Host) -> None:
         SysfsError: naming the first of them (ENOENT).
     """
     for disk in dom.disks:
-        path = None
-        if disk.source is not None and disk.type == "block":
-            path = disk.source.dev
-        elif disk.source is not None and disk.type == "file" and host.root.is_live:
-            path = disk.source.file
+        path = storage_path(disk, host)
         if path is not None and not os.path.exists(host.root.join(path.lstrip("/"))):
             raise SysfsError(errno.ENOENT, path, f"find what is behind disk '{disk.target}'")
 

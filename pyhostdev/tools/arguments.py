@@ -59,7 +59,7 @@ def add_accept(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="REASON:ADDRESS",
-        help="consent to boot-vga, mounted or default-route of one device; can be repeated",
+        help="consent to boot-vga, mounted, default-route or vf-network of one device; can be repeated",
     )
 
 

@@ -116,9 +116,10 @@ def _run(run: object, args: argparse.Namespace) -> int:
 
 
 def _failed(err: HostdevError) -> int:
-    line = getattr(err, "line", None)
-    where = f"line {line}: " if line else ""
-    complain(f"{where}{err.with_reason}")
+    for part in (err, *getattr(err, "others", ())):
+        line = getattr(part, "line", None)
+        where = f"line {line}: " if line else ""
+        complain(f"{where}{part.with_reason}")
     return {None: REFUSED, True: ROLLED_BACK, False: NOT_RESTORED}[err.rolled_back]
 
 

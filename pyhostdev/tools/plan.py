@@ -15,26 +15,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_root(parser)
     arguments.add_policy(parser)
     arguments.add_json(parser)
+    parser.add_argument(
+        "--for-start", action="store_true", help="exit with 1 also when 'pyhostdev start' would not run the domain"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the plan and print it; 1 when it refuses."""
+    """Make the plan and print it; 1 when it refuses, or with --for-start when start would."""
+    from pyhostdev.conf.domain_validate import validate_domain
+    from pyhostdev.qemu import qemu_driver
+
     definition = arguments.definition_of(args)
-    definition.validate()
-    plan = arguments.host_of(args).plan(definition, args.policy, accept=args.accept)
+    validate_domain(definition)  # an unknown word on a host device is a finding of the plan
+    host = arguments.host_of(args)
+    plan = qemu_driver.plan(host, definition, args.policy, accept=args.accept)
     if args.json:
         output.print_json(plan.to_json())
     else:
         print_plan(plan)
-    return 0 if plan.ok else 1
+    return 0 if (plan.can_start if args.for_start else plan.ok) else 1
 
 
 def print_plan(plan: Plan) -> None:
     """Print a plan as a tree: groups, functions, and below them what is in the way."""
     from rich.text import Text
 
-    verdict = "can start" if plan.ok else "is refused"
-    tree = output.tree(f"Domain '{plan.owner}' {verdict} (policy {plan.policy})")
+    tree = output.tree(plan.headline())
     for group, fates in plan.fates_by_group().items():
         branch = tree.add(Text("no IOMMU group" if group is None else f"IOMMU group {group}"))
         for fate in fates:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Cases from the field: small definitions and hosts that were answered wrongly once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import pyhostdev
+from pyhostdev.conf.domain_conf import DomainDef
+from pyhostdev.errors import RefusedError
+from pyhostdev.hypervisor.hostdev_plan import Plan
+from pyhostdev.qemu import qemu_driver
+from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.tools.main import main
+
+CASES = Path(__file__).parent.parent / "testdata/cases"
+
+
+def host_of(tree: str, tmp_path: Path) -> pyhostdev.Host:
+    fake = FakeHost.from_tree(CASES / f"{tree}.tree", tmp_path)
+    return pyhostdev.Host(fake.root, writer=fake.kernel)
+
+
+def plan_of(case: str, tree: str, tmp_path: Path, **options: object) -> Plan:
+    dom = DomainDef.parse((CASES / f"{case}.xml").read_bytes())
+    return qemu_driver.plan(host_of(tree, tmp_path), dom, **options)  # type: ignore[arg-type]
+
+
+def test_plan_says_what_start_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The devices can be prepared and start would not run the guest; the exit code can follow either."""
+    plan = plan_of("plan-can-start", "vf", tmp_path)
+    assert (True, False) == (plan.ok, plan.can_start)
+    assert ("unsupported", "note", 13) == next(
+        (f.reason, f.severity, f.line) for f in plan.findings if "tpms" in f.message
+    )
+    words = ["plan", str(CASES / "plan-can-start.xml"), "--root", str(tmp_path)]
+    assert (0, 1) == (main(words), main([*words, "--for-start"]))
+    assert "can be prepared (policy auto); pyhostdev start would not run it" in capsys.readouterr().out
+    assert False is plan.to_json()["can_start"]
+
+
+def test_all_refusals_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """argv names everything that it cannot build, each with its line."""
+    FakeHost.from_tree(CASES / "vf.tree", tmp_path)
+    text = (CASES / "plan-can-start.xml").read_text()
+    two_more = (
+        "<sound model='es1370' colour='red'/>\n<channel type='unix'><target type='guestfwd'/></channel>\n</devices>"
+    )
+    file = tmp_path / "guest.xml"
+    file.write_text(text.replace("</devices>", two_more))
+    assert 1 == main(["argv", str(file), "--root", str(tmp_path)])
+    said = capsys.readouterr().err.splitlines()
+    assert 3 <= len(said)
+    assert all(line.startswith("pyhostdev: line ") for line in said)
+
+
+@pytest.mark.parametrize(("case", "tree", "functions"), [("gpu4-all", "gpu4", 2), ("navi-both", "navi", 2)])
+def test_a_bus_reset_is_told_for_every_function(case: str, tree: str, functions: int, tmp_path: Path) -> None:
+    """The reset of a bus reaches all its functions, so all of them get the same sentence."""
+    texts = [fate.text for fate in plan_of(case, tree, tmp_path).fates if fate.role]
+    assert functions == sum("reset with its bus by vfio-pci" in text for text in texts)
+    assert not any("not reset" in text for text in texts)
+
+
+def test_a_bus_reset_that_reaches_others_is_told_for_both(tmp_path: Path) -> None:
+    """Both declared functions are not reset, for the same reason."""
+    texts = [fate.text for fate in plan_of("gpu4-two", "gpu4", tmp_path).fates if fate.role]
+    assert [True, True] == ["its bus reset would reach 0000:01:00.2, 0000:01:00.3" in text for text in texts]
+
+
+def test_one_group_in_two_slots_of_a_guest_with_an_iommu(tmp_path: Path) -> None:
+    """QEMU would fail, so the plan says so and start refuses."""
+    plan = plan_of("gpu4-viommu", "gpu4", tmp_path, accept=["boot-vga:0000:01:00.0"])
+    assert ["viommu-group"] == [f.reason for f in plan.findings if f.severity == "note"]
+    assert (True, False) == (plan.ok, plan.can_start)
+
+
+def test_the_network_of_a_vf_is_not_dropped(tmp_path: Path) -> None:
+    """MAC and VLAN that nobody sets refuse prepare until the user says that something else sets them."""
+    host = host_of("vf", tmp_path)
+    dom = DomainDef.parse((CASES / "vf-vlan.xml").read_bytes())
+    (finding,) = [f for f in host.plan(dom).findings if f.reason == "vf-network"]
+    assert "mac, vlan" in finding.message
+    with pytest.raises(RefusedError):
+        pyhostdev.HostdevManager(host).prepare(host.plan(dom))
+    assert host.plan(dom, accept=[f"vf-network:{finding.address}"]).ok
+    assert host.plan(dom, "off").ok
+
+
+def test_a_made_mac_is_not_asked_for(tmp_path: Path) -> None:
+    """An interface without a MAC gets one in its definition, and its function keeps its own."""
+    host = host_of("vf", tmp_path)
+    text = (CASES / "vf-vlan.xml").read_text()
+    plain = "".join(line for line in text.splitlines(True) if "<mac" not in line and "<vlan" not in line)
+    defined = qemu_driver.define(DomainDef.parse(plain), host)
+    assert "<mac address=" in defined.format()
+    assert host.plan(defined).ok
+
+
+def test_assigned_yes_on_a_lone_function_is_a_note(tmp_path: Path) -> None:
+    """It says what holds anyway; 'no' is refused."""
+    tree = (CASES / "lone-function.tree").read_text().replace("group=1 multifunction", "group=1")
+    host = pyhostdev.Host(FakeHost.from_tree(tree, tmp_path).root)
+    dom = DomainDef.parse((CASES / "lone-function-assigned.xml").read_bytes())
+    plan = host.plan(dom)
+    assert [("not-multifunction", "note")] == [(f.reason, f.severity) for f in plan.findings if "assigned" in f.message]
+    assert plan.ok
+    dom.hostdevs[0].assigned = False
+    assert "not-multifunction" in [finding.reason for finding in host.plan(dom).obstacles]
+
+
+def test_an_event_device_has_no_bus() -> None:
+    """libvirt's grammar has no bus there."""
+    defined = qemu_driver.define(DomainDef.parse((CASES / "evdev.xml").read_bytes()))
+    assert "<input type='evdev'>" in defined.format()
