@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Whom a program runs as: a user, a group, and the supplementary groups of that user.
+
+Names are looked up in the databases of this machine; libvirt's spelling ``+64055`` is a number that is never looked
+up as a name.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from typing import NamedTuple
+
+from pyhostdev.errors import ConfigError
+
+DEFAULT_USERS = ("libvirt-qemu", "qemu")  # of Debian's and of Fedora's packages
+
+_ID_MAX = 2**32 - 2  # the last one stands for "leave it" in the system calls
+
+
+class Ownership(NamedTuple):
+    """A user and a group by number; ``name`` is the user's, or the number when the user has no name."""
+
+    uid: int
+    gid: int
+    name: str
+
+    @property
+    def is_root(self) -> bool:
+        """True when the user may do everything anyway."""
+        return self.uid == 0
+
+    def groups(self) -> list[int]:
+        """
+        Return all groups of the user, ``gid`` included, sorted.
+
+        Mirrors: virGetGroupList (src/util/virutil.c)
+        """
+        user = _find_user(self.name)
+        if user is None or user.pw_uid != self.uid:
+            return [self.gid]
+        return sorted({self.gid, *os.getgrouplist(self.name, user.pw_gid)})
+
+
+def parse_ownership(text: str) -> Ownership:
+    """
+    Return the user and group of ``USER[:GROUP]``, names or numbers; the user's own group where none is given.
+
+    Raises:
+        ConfigError: this machine does not have the user or the group.
+
+    Mirrors: virParseOwnershipIds, virGetUserID, virGetGroupID (src/util/virutil.c)
+    """
+    user_text, colon, group_text = text.partition(":")
+    user = _find_user(user_text)
+    uid = _number(user_text) if user is None else user.pw_uid
+    if uid is None:
+        raise ConfigError(f"Unknown user {user_text!a}")
+    user = user or _find_uid(uid)
+    gid = _parse_group(group_text) if colon else None
+    if gid is None:
+        if user is None:
+            raise ConfigError(f"The user {user_text!a} has no group of its own; write {user_text!a}:GROUP")
+        gid = user.pw_gid
+    return Ownership(uid, gid, str(uid) if user is None else user.pw_name)
+
+
+def default_ownership() -> Ownership | None:
+    """
+    Return whom QEMU runs as when root starts it and names no user; None where this machine has no such user.
+
+    The group is the one of the same name, where there is one: the user's own is ``kvm`` on Debian, which all users of
+    virtual machines may be in.
+    """
+    user = next((user for name in DEFAULT_USERS if (user := _find_user(name)) is not None), None)
+    if user is None:
+        return None
+    group = _find_group(user.pw_name)
+    return Ownership(user.pw_uid, user.pw_gid if group is None else group, user.pw_name)
+
+
+def _parse_group(text: str) -> int:
+    group = _find_group(text)
+    gid = _number(text) if group is None else group
+    if gid is None:
+        raise ConfigError(f"Unknown group {text!a}")
+    return gid
+
+
+def _find_user(name: str) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(name)
+    except (KeyError, ValueError):  # a NUL byte is a ValueError
+        return None
+
+
+def _find_uid(uid: int) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        return None
+
+
+def _find_group(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        return None
+
+
+def _number(text: str) -> int | None:
+    """Return a user's or group's number, with or without libvirt's "+"; None when it cannot be one."""
+    digits = text.removeprefix("+")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(_ID_MAX))):
+        return None
+    return int(digits) if int(digits) <= _ID_MAX else None

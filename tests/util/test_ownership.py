@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Users and groups as a user writes them."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+
+import pytest
+
+from pyhostdev.errors import ConfigError
+from pyhostdev.util import ownership
+from pyhostdev.util.ownership import Ownership, default_ownership, parse_ownership
+
+UNUSED = 4_000_000_123  # a number that no user of a machine has
+ROOT = pwd.getpwuid(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("root", Ownership(0, 0, "root")),
+        ("0", Ownership(0, 0, "root")),
+        ("+0", Ownership(0, 0, "root")),
+        ("root:+7", Ownership(0, 7, "root")),
+        (f"{UNUSED}:9", Ownership(UNUSED, 9, str(UNUSED))),
+    ],
+)
+def test_names_and_numbers(text: str, expected: Ownership) -> None:
+    """A user or a group is a name or a number, and a user without a group has its own."""
+    assert expected == parse_ownership(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":", ":0", "no-such-user", "root:", "root:no-such-group", "-1", "4294967295", "99999999999", "ro\0ot", "0x0"]
+    + [str(UNUSED), "٣", "root:0:0", "+", " 0"],
+)
+def test_unknown_is_refused(text: str) -> None:
+    """What names no user and group of this machine is refused; -1, which means "leave it", is no number of one."""
+    with pytest.raises(ConfigError):
+        parse_ownership(text)
+
+
+def test_groups_are_those_of_the_user() -> None:
+    """The supplementary groups are the ones that a login of that user has, and the asked-for group."""
+    assert sorted({7, *os.getgrouplist("root", ROOT.pw_gid)}) == parse_ownership("root:7").groups()
+    assert [9] == parse_ownership(f"{UNUSED}:9").groups()
+
+
+def test_default_is_the_first_user_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default is the first of the known users, with the group of its name where there is one; else none."""
+    name = ROOT.pw_name
+    monkeypatch.setattr(ownership, "DEFAULT_USERS", ("no-such-user", name))
+    assert Ownership(0, grp.getgrnam(name).gr_gid, name) == default_ownership()
+    monkeypatch.setattr(ownership, "DEFAULT_USERS", ("no-such-user",))
+    assert default_ownership() is None
