@@ -34,8 +34,10 @@ def test_names_and_numbers(text: str, expected: Ownership) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":", ":0", "no-such-user", "root:", "root:no-such-group", "-1", "4294967295", "99999999999", "ro\0ot", "0x0"]
-    + [str(UNUSED), "٣", "root:0:0", "+", " 0"],
+    [
+        *("", ":", ":0", "no-such-user", "root:", "root:no-such-group", "-1", "4294967295", "99999999999"),
+        *("ro\0ot", "0x0", str(UNUSED), "٣", "root:0:0", "+", " 0"),
+    ],
 )
 def test_unknown_is_refused(text: str) -> None:
     """What names no user and group of this machine is refused; -1, which means "leave it", is no number of one."""
