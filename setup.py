@@ -10,7 +10,7 @@ from typing import Any
 
 from setuptools import setup
 
-BUILDERS = ["csrc/build_pciscan.py:scan_builder", "csrc/build_pciscan.py:write_builder"]
+BUILDERS = [f"csrc/build_pciscan.py:{name}_builder" for name in ("scan", "write", "spawn")]
 
 
 def wheel_options() -> dict[str, Any]:

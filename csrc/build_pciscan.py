@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Describe the two C extensions to cffi (API mode, limited API).
+Describe the three C extensions to cffi (API mode, limited API).
 
-Two modules, because they have two users: whoever scans does not load what writes.
+Three modules, because they have three users: whoever scans does not load what writes or what starts programs.
 """
 
 from __future__ import annotations
@@ -39,3 +39,8 @@ def scan_builder() -> FFI:
 def write_builder() -> FFI:
     """Return the builder of ``pyhostdev.util._sysfs_write``."""
     return _builder("pyhostdev.util._sysfs_write", "sysfs_write", ["csrc/sysfs_write.c"])
+
+
+def spawn_builder() -> FFI:
+    """Return the builder of ``pyhostdev.util._spawn``."""
+    return _builder("pyhostdev.util._spawn", "spawn", ["csrc/spawn.c"])

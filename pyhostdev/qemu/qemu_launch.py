@@ -18,25 +18,28 @@ import fcntl
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import OperationError
+from pyhostdev.qemu.qemu_log import OutputPipe, RollingLog, rolled_names
+from pyhostdev.util.spawn import SpawnError, is_limit, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
-    from typing import BinaryIO
+
+    from pyhostdev.util.ownership import Ownership
 
 MONITOR_SOCKET = "monitor.sock"
 MASTER_KEY = "master-key.aes"
 MASTER_KEY_BYTES = 32  # AES-256
 LOG = "qemu.log"
-LAST_WORDS_BYTES = 4096
-LAST_WORDS_LINES = 10
+
+# Where programs are, whatever root's own PATH says; QEMU itself is run by its absolute path.
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 KILL_TIMEOUT_S = 30.0  # closing the devices resets them, one after the other
 
@@ -55,26 +58,32 @@ def quoted(words: str) -> str:
 
 class RuntimeDir:
     """
-    The directory of one running guest: monitor socket, master key, log; 0700 and ours alone.
+    The directory of one running guest: monitor socket, master key, log; ours alone, but for QEMU's way to its key.
+
+    Where QEMU is another user, its group may look names up in the directory (0710) and read the key (0640), and no
+    more: what is here it has as descriptors.
 
     It stays locked for as long as QEMU or its starter lives, so two guests never share one and
     anyone can ask whether the guest is still there. Leaving it removes what we put there, and the
     directory when that was all.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, gid: int | None = None) -> None:
         self.path = path
+        self.gid = gid
         self._fds = contextlib.ExitStack()
         self.fd = -1
 
     def __enter__(self) -> RuntimeDir:
-        Path(self.path).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        Path(self.path).mkdir(mode=0o700, exist_ok=True)
+        make_directories(os.path.dirname(self.path))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.path, 0o700)
         self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._fds.callback(os.close, self.fd)
         try:
             self._check_ours()
             self._lock()
+            self._open_to_group(self.fd, 0o700, 0o710)
             self._write_master_key()
         except BaseException:
             self._fds.close()
@@ -88,14 +97,14 @@ class RuntimeDir:
         trace: TracebackType | None,
     ) -> None:
         with self._fds:
-            for name in (MONITOR_SOCKET, MASTER_KEY, LOG):
+            for name in (MONITOR_SOCKET, MASTER_KEY, *rolled_names(LOG)):
                 self._unlink(name)
             with contextlib.suppress(OSError):  # what others put there is not ours to remove
-                Path(self.path).rmdir()
+                os.rmdir(self.path)
 
     def _check_ours(self) -> None:
         status = os.fstat(self.fd)
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        if status.st_uid != os.geteuid() or status.st_mode & 0o067:
             raise OperationError(f"The runtime directory '{self.path}' is open to other users")
 
     def _lock(self) -> None:
@@ -104,88 +113,106 @@ class RuntimeDir:
         except BlockingIOError as err:
             raise OperationError(f"A guest is running in '{self.path}'") from err
 
+    def _open_to_group(self, fd: int, closed: int, opened: int) -> None:
+        """Set the mode of something of ours: for us alone, or for QEMU's group, too; the umask has no say."""
+        if self.gid is not None:
+            os.fchown(fd, -1, self.gid)
+        os.fchmod(fd, closed if self.gid is None else opened)
+
     def _write_master_key(self) -> None:
         self._unlink(MASTER_KEY)
-        fd = os.open(MASTER_KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self.fd)
+        fd = os.open(MASTER_KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
         with os.fdopen(fd, "wb") as file:
+            self._open_to_group(fd, 0o600, 0o640)
             file.write(os.urandom(MASTER_KEY_BYTES))
 
     def _unlink(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.fd)
 
-    def open_log(self, path: str | None) -> BinaryIO:
-        """Open the file QEMU writes to: the caller's, appended to, or one of ours."""
+    def open_log(self, path: str | None) -> OutputPipe:
+        """
+        Return what leads QEMU's words into a file: the caller's, appended to, or one of ours.
+
+        Raises:
+            OperationError: the file cannot be opened.
+        """
         if path is None:
-            self._unlink(LOG)
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
-        fd = os.open(path or LOG, flags, 0o600, dir_fd=self.fd)
-        return os.fdopen(fd, "r+b", buffering=0)
+            for name in rolled_names(LOG):
+                self._unlink(name)
+        return OutputPipe(RollingLog(path or self._path_of(LOG)))
+
+    def _path_of(self, name: str) -> str:
+        """Return a file's path through our fd: it fits a socket address however deep we are."""
+        return f"/proc/self/fd/{self.fd}/{name}"
 
     @property
     def monitor_path(self) -> str:
-        """The socket's path through our fd: it fits a socket address however deep we are."""
-        return f"/proc/self/fd/{self.fd}/{MONITOR_SOCKET}"
+        """Where QEMU's monitor answers."""
+        return self._path_of(MONITOR_SOCKET)
 
     @contextlib.contextmanager
     def listening_socket(self) -> Iterator[int]:
         """Listen where QEMU's monitor will answer: a client can connect before QEMU accepts."""
         self._unlink(MONITOR_SOCKET)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            os.fchmod(listener.fileno(), 0o600)  # the file's mode, whatever the umask
             listener.bind(self.monitor_path)
             listener.listen(1)
             yield listener.fileno()
 
 
-@contextlib.contextmanager
-def memlock_limited(limit: int | None) -> Iterator[None]:
+def make_directories(path: str) -> None:
+    """Make a directory and those above it: to be passed through by all, listed and written by us."""
+    if not os.path.isdir(path):
+        make_directories(os.path.dirname(path))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o711)
+
+
+def environment(home: str, ownership: Ownership | None) -> dict[str, str]:
     """
-    Let a child started inside lock that many bytes; we have the limit ourselves until then.
+    Return QEMU's environment: its words in English, its own directory as home, and nothing of the caller's but,
+    where QEMU is the caller's own user, where programs are.
 
-    Setting it on the child alone would come too late for what it locks first, or need code between
-    fork and exec.
+    Mirrors: qemuBuildCommandLine, virCommandAddEnvXDG
     """
-    if limit is None:
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    unlimited = resource.RLIM_INFINITY in (limit, before[1])
-    hard = resource.RLIM_INFINITY if unlimited else max(limit, before[1])
-    try:
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, hard))
-    except (ValueError, OSError) as err:
-        raise OperationError(
-            f"QEMU must be able to lock {limit} bytes of memory for its host devices, "
-            f"and the limit of {before[1]} bytes cannot be raised: {err}"
-        ) from err
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
+    path = os.environ.get("PATH", os.defpath) if ownership is None and os.geteuid() != 0 else SYSTEM_PATH
+    return {
+        "LC_ALL": "C",
+        "PATH": path,
+        "HOME": home,
+        "XDG_DATA_HOME": f"{home}/.local/share",
+        "XDG_CACHE_HOME": f"{home}/.cache",
+        "XDG_CONFIG_HOME": f"{home}/.config",
+    }
 
 
-def _environment(home: str) -> dict[str, str]:
-    """QEMU's words in English, and nothing of the caller's but where programs are."""
-    return {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath), "HOME": home}
+def absolute_program(name: str) -> str:
+    """
+    Return the path of a program, which QEMU's own directory does not change: a relative one is the caller's.
+
+    Raises:
+        OperationError: it has no directory and is in none of PATH's.
+    """
+    path = os.path.abspath(name) if "/" in name else shutil.which(name)
+    if path is None:
+        raise OperationError(f"Cannot run '{name}': it is in no directory of PATH")
+    return path
 
 
 class QEMUProcess:
     """One QEMU from its start to its proven end; leaving it as a context manager is that end."""
 
-    def __init__(
-        self, child: subprocess.Popen[bytes], log: BinaryIO, log_start: int, memlock_limit: int | None = None
-    ) -> None:
-        self._child = child
-        self._log = log
-        self._log_start = log_start
+    def __init__(self, pid: int, output: OutputPipe) -> None:
+        self.pid = pid  # another's once we have been left
+        self._output = output
+        self._status: int | None = None
         try:
-            self.pidfd = os.pidfd_open(child.pid)  # not reaped yet: the pid is not another's
-            if memlock_limit is not None:  # and no more than that, whatever our own hard limit
-                both = (memlock_limit, memlock_limit)
-                resource.prlimit(child.pid, resource.RLIMIT_MEMLOCK, both)
+            self.pidfd = os.pidfd_open(pid)  # not reaped yet: the pid is not another's
         except OSError:
-            child.kill()
-            child.wait()
+            os.kill(pid, signal.SIGKILL)
+            self._wait()
             raise
 
     @classmethod
@@ -194,9 +221,10 @@ class QEMUProcess:
         argv: Sequence[str],
         *,
         home: str,
-        log: BinaryIO,
+        output: OutputPipe,
         pass_fds: tuple[int, ...] = (),
         memlock_limit: int | None = None,
+        ownership: Ownership | None = None,
     ) -> QEMUProcess:
         """
         Start QEMU in a session of its own.
@@ -204,22 +232,22 @@ class QEMUProcess:
         Raises:
             OperationError: its memory limit cannot be raised, or it cannot be executed.
         """
-        log_start = os.fstat(log.fileno()).st_size  # what ends at once has written before we look again
-        with memlock_limited(memlock_limit):
-            try:
-                child = subprocess.Popen(
-                    list(argv),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=pass_fds,
-                    cwd="/",
-                    env=_environment(home),
-                    start_new_session=True,
-                )
-            except OSError as err:
-                raise OperationError(f"Cannot run '{argv[0]}': {err.strerror}") from err
-        return cls(child, log, log_start, memlock_limit)
+        program = absolute_program(argv[0])
+        try:
+            pid = spawn(
+                [program, *argv[1:]],
+                env=environment(home, ownership),
+                output_fd=output.write_fd,
+                keep_fds=pass_fds,
+                ownership=ownership,
+                memlock=None if memlock_limit is None else (memlock_limit, memlock_limit),
+            )
+        except SpawnError as err:
+            if memlock_limit is not None and is_limit(err):
+                raise _memlock_error(memlock_limit) from err
+            raise
+        output.handed_over()
+        return cls(pid, output)
 
     def __enter__(self) -> QEMUProcess:
         return self
@@ -234,11 +262,6 @@ class QEMUProcess:
             self.kill()
         finally:
             os.close(self.pidfd)
-
-    @property
-    def pid(self) -> int:
-        """The process id; another's once we have been left."""
-        return self._child.pid
 
     def has_ended(self, timeout_s: float = 0.0) -> bool:
         """Ask the kernel whether QEMU is gone, all its threads and open devices included."""
@@ -264,17 +287,30 @@ class QEMUProcess:
                 f"QEMU (process {self.pid}) was killed and does not end; it may hold its devices",
                 rolled_back=False,
             )
-        self._child.wait()
+        self._wait()
 
     @property
     def status(self) -> int:
         """The exit status of a QEMU that has ended, negative for a signal."""
-        return self._child.wait()
+        return self._wait()
+
+    def _wait(self) -> int:
+        """Reap it, once; where the importer ignores SIGCHLD the kernel has done so, and its status is not known."""
+        if self._status is None:
+            try:
+                self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            except ChildProcessError:
+                self._status = 0
+        return self._status
 
     def last_words(self) -> str:
         """The last lines QEMU wrote, joined by "; "; "" when it wrote none."""
-        end = os.fstat(self._log.fileno()).st_size
-        start = max(self._log_start, end - LAST_WORDS_BYTES)
-        text = os.pread(self._log.fileno(), end - start, start).decode(errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return "; ".join(lines[-LAST_WORDS_LINES:])
+        return self._output.last_words()
+
+
+def _memlock_error(limit: int) -> OperationError:
+    hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    return OperationError(
+        f"QEMU must be able to lock {limit} bytes of memory for its host devices, "
+        f"and the limit of {hard} bytes cannot be raised"
+    )

@@ -2,7 +2,9 @@
 """
 The monitor of one QEMU: the few commands a guest in the foreground needs, and what its events mean.
 
-The protocol itself is the library qemu.qmp's; it comes with ``pip install 'pyhostdev[tools]'``.
+The protocol itself is the library qemu.qmp's; it comes with ``pip install 'pyhostdev[tools]'``. What is at the other
+end may have been taken over by its guest: lines are bounded, events are kept only when they are about the guest's life,
+and whatever the library makes of garbage becomes an OperationError.
 
 Mirrors: qemuMonitor (src/qemu/qemu_monitor.c)
 """
@@ -10,6 +12,8 @@ Mirrors: qemuMonitor (src/qemu/qemu_monitor.c)
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
@@ -22,6 +26,13 @@ if TYPE_CHECKING:
 ON_POWEROFF = "on_poweroff"
 ON_REBOOT = "on_reboot"
 ON_CRASH = "on_crash"
+
+LINE_BYTES = 1 << 20  # the greeting, answers without content, events: a few hundred bytes each
+EVENTS_MAX = 64  # that wait to be looked at; one after the other, a guest makes one or two
+WORDS_MAX = 300  # of QEMU's own in an error
+HANGUP_TIMEOUT_S = 5.0
+
+_log = logging.getLogger(__name__)
 
 # A reason that is not here (host-qmp-quit, host-signal, ...) is the end of QEMU itself.
 # Source: ShutdownCause (QEMU's qapi/run-state.json)
@@ -46,7 +57,7 @@ def lifecycle_event(event: str, data: dict[str, Any]) -> LifecycleEvent | None:
     A panic that QEMU turns into a shutdown is followed by a SHUTDOWN event; only that one counts.
     """
     if event == "SHUTDOWN":
-        action = _SHUTDOWN_REASONS.get(data.get("reason", ""))
+        action = _SHUTDOWN_REASONS.get(str(data.get("reason")))
         return None if action is None else LifecycleEvent(action, stopped=True)
     if event == "RESET" and data.get("guest"):
         return LifecycleEvent(ON_REBOOT, stopped=False)
@@ -55,8 +66,72 @@ def lifecycle_event(event: str, data: dict[str, Any]) -> LifecycleEvent | None:
     return None
 
 
-def _data(message: Message) -> dict[str, Any]:
-    return cast("dict[str, Any]", message.get("data", {}))
+class _Heard(NamedTuple):
+    """An event of QEMU's that is about the guest's life."""
+
+    name: str
+    event: LifecycleEvent | None
+
+
+class _LifecycleEvents(EventListener):
+    """
+    The events about the guest's life that nobody has looked at yet; the library's own listener keeps all of them.
+
+    Several of one kind in a row are one: a guest that was reset twice was reset.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(names=("SHUTDOWN", "RESET", "GUEST_PANICKED"))
+        self._heard: deque[_Heard] = deque()
+        self._arrived = asyncio.Event()
+
+    async def put(self, event: Message) -> None:
+        """
+        Take an event from the library.
+
+        Raises:
+            QMPError: too many wait already; the library hangs up then.
+        """
+        if self.accept(event):
+            self._keep(event)
+        await asyncio.sleep(0)  # many may lie in the buffer: signals and deadlines have their turn in between
+
+    def _keep(self, event: Message) -> None:
+        data = event.get("data")
+        name = cast(str, event["event"])
+        heard = _Heard(name, lifecycle_event(name, data if isinstance(data, dict) else {}))
+        if self._heard and self._heard[-1] == heard:
+            return
+        if len(self._heard) >= EVENTS_MAX:
+            raise QMPError("There are more events than a guest makes")
+        self._heard.append(heard)
+        self._arrived.set()
+
+    async def next(self) -> _Heard:
+        """Wait for the next one."""
+        while not self._heard:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._heard.popleft()
+
+
+def _keeps_nothing(_event: Message) -> bool:
+    """Tell the library's own listener, which cannot be removed, that it wants no event."""
+    return False
+
+
+def _client(name: str | None) -> QMPClient:
+    """Return a client with a bound for lines of our own; before 0.0.6 the library has its own, of 10 MiB."""
+    try:
+        return QMPClient(name, readbuflen=LINE_BYTES)
+    except TypeError:
+        return QMPClient(name)
+
+
+def _words(err: BaseException) -> str:
+    """Return what a library or QEMU says, in one line that is not too long."""
+    text = " ".join(str(err)[: 4 * WORDS_MAX].split())
+    return text if len(text) <= WORDS_MAX else f"{text[:WORDS_MAX]}..."
 
 
 def _is_unknown_command(err: BaseException | None) -> bool:
@@ -71,8 +146,9 @@ class QEMUMonitor:
     """
 
     def __init__(self, name: str | None) -> None:
-        self._client = QMPClient(name)
-        self._events = EventListener(names=("SHUTDOWN", "RESET", "GUEST_PANICKED"))
+        self._client = _client(name)
+        self._client.events.event_filter = _keeps_nothing
+        self._events = _LifecycleEvents()
         self._client.register_listener(self._events)
 
     async def connect(self, path: str) -> None:
@@ -80,34 +156,38 @@ class QEMUMonitor:
         try:
             await self._client.connect(path)
         except QMPError as err:
-            raise OperationError(f"Cannot talk to QEMU's monitor: {err}") from err
+            raise OperationError(f"Cannot talk to QEMU's monitor: {_words(err)}") from err
 
     async def close(self) -> None:
-        """Hang up; QEMU having done so first is no error."""
+        """
+        Hang up, within a deadline.
+
+        The library raises here what its reader ended with: the end of the stream, or whatever the peer's garbage led
+        to. What it meant for the guest has been told already, so it is logged only.
+        """
         try:
-            await self._client.disconnect()
-        except (QMPError, EOFError, OSError):
-            return
+            await asyncio.wait_for(self._client.disconnect(), HANGUP_TIMEOUT_S)
+        except Exception as err:
+            _log.debug("The monitor's connection ended with %s", type(err).__name__)
 
     async def execute(self, command: str, **arguments: object) -> object:
         """Run one command and return what QEMU answered."""
         try:
             return await self._client.execute(command, dict(arguments) or None)
         except ExecuteError as err:
-            raise OperationError(f"QEMU refused '{command}': {err}") from err
+            raise OperationError(f"QEMU refused '{command}': {_words(err)}") from err
         except (QMPError, OSError) as err:
-            raise OperationError(f"QEMU went away during '{command}': {err}") from err
+            raise OperationError(f"QEMU went away during '{command}': {_words(err)}") from err
 
     async def next_lifecycle_event(self) -> LifecycleEvent:
         """Wait until the guest's doing asks for one of the domain's lifecycle actions."""
         while True:
-            message = await self._next_event()
-            wanted = lifecycle_event(cast(str, message["event"]), _data(message))
-            if wanted is not None:
-                return wanted
+            heard = await self._next_event()
+            if heard.event is not None:
+                return heard.event
 
-    async def _next_event(self) -> Message:
-        event = asyncio.ensure_future(self._events.get())
+    async def _next_event(self) -> _Heard:
+        event = asyncio.ensure_future(self._events.next())
         hangup = asyncio.ensure_future(self._client.runstate_changed())
         try:
             await asyncio.wait({event, hangup}, return_when=asyncio.FIRST_COMPLETED)
@@ -146,8 +226,8 @@ class QEMUMonitor:
 
     async def _reset_done(self) -> None:
         while True:
-            message = await self._next_event()
-            if message["event"] == "RESET":
+            heard = await self._next_event()
+            if heard.name == "RESET":
                 return
 
     async def quit(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -21,17 +22,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
 from pyhostdev.qemu.qemu_launch import QEMUProcess, RuntimeDir, describe_status, quoted
 from pyhostdev.qemu.qemu_monitor import ON_CRASH, ON_POWEROFF, ON_REBOOT, QEMUMonitor
+from pyhostdev.util.spawn import standard_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
-    from typing import BinaryIO
+
+    from pyhostdev.qemu.qemu_log import OutputPipe
+    from pyhostdev.util.ownership import Ownership
 
     ArgvBuilder = Callable[[int], Sequence[str]]
     OnStarted = Callable[[int], object]
 
 _T = TypeVar("_T")
 
-END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 GREETING_TIMEOUT_S = 120.0  # pinning a big guest's memory comes before the greeting
 ANSWER_TIMEOUT_S = 30.0
@@ -251,25 +255,30 @@ class _Request(NamedTuple):
     actions: dict[str, str]
     memlock_limit: int | None
     on_started: OnStarted | None
+    ownership: Ownership | None
+    pass_fds: tuple[int, ...]
 
-    def spawn(self, runtime: RuntimeDir, log: BinaryIO) -> QEMUProcess:
+    def spawn(self, runtime: RuntimeDir, output: OutputPipe) -> QEMUProcess:
         with runtime.listening_socket() as monitor_fd:
             return QEMUProcess.spawn(
                 self.argv_builder(monitor_fd),
                 home=runtime.path,
-                log=log,
-                pass_fds=(monitor_fd, runtime.fd),
+                output=output,
+                pass_fds=(monitor_fd, runtime.fd, *self.pass_fds),
                 memlock_limit=self.memlock_limit,
+                ownership=self.ownership,
             )
 
-    async def run(self, runtime: RuntimeDir, log: BinaryIO) -> GuestOutcome:
+    async def run(self, runtime: RuntimeDir, output: OutputPipe) -> GuestOutcome:
         over = asyncio.Event()
-        with _end_signals(over.set), self.spawn(runtime, log) as process:
+        with _end_signals(over.set), self.spawn(runtime, output) as process:
+            output.follow(asyncio.get_running_loop())
             guest = _Guest(process, self.name, self.actions, over)
             try:
                 reason = await guest.run(runtime.monitor_path, self.on_started)
             finally:
                 await guest.end()
+                output.unfollow()
         return _outcome(reason, process)
 
 
@@ -287,11 +296,13 @@ def run_guest(
     memlock_limit: int | None = None,
     on_started: OnStarted | None = None,
     log_path: str | None = None,
+    ownership: Ownership | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> GuestOutcome:
     """
     Run a guest until it ends, and QEMU with it.
 
-    SIGINT, SIGTERM and SIGHUP end the guest at once, as pulling its plug would: nothing that the
+    SIGINT, SIGTERM, SIGHUP and SIGQUIT end the guest at once, as pulling its plug would: nothing that the
     guest could refuse stands between the caller and the devices. An orderly shutdown is the guest's.
 
     Args:
@@ -301,13 +312,19 @@ def run_guest(
         runtime_dir: where the argv looks for the master key; made when missing, and emptied again.
         memlock_limit: bytes QEMU may lock; None leaves the limit alone.
         on_started: called with QEMU's process id when the guest's processors run.
-        log_path: a file to append what QEMU writes to; None keeps it for ``last_words`` only.
+        log_path: a file to append what QEMU writes to, which rolls at 2 MiB; a relative one is below the caller's
+            working directory. None keeps it while the guest runs, and its end for ``last_words``.
+        ownership: whom QEMU runs as, without any privilege; None leaves it the caller's user.
+        pass_fds: descriptors that the argv names, beside the monitor's.
 
     Raises:
         ConfigUnsupportedError: the domain asks for a lifecycle action we cannot take.
         OperationError: QEMU could not be run, ended before the guest could run (its own words are
             in the message), or does not do what it is told; it has ended then as well.
     """
-    request = _Request(argv_builder, dom.name, lifecycle_actions(dom), memlock_limit, on_started)
-    with RuntimeDir(runtime_dir) as runtime, runtime.open_log(log_path) as log:
-        return asyncio.run(request.run(runtime, log))
+    actions = lifecycle_actions(dom)
+    request = _Request(argv_builder, dom.name, actions, memlock_limit, on_started, ownership, tuple(pass_fds))
+    gid = None if ownership is None else ownership.gid
+    log_path = None if log_path is None else os.path.abspath(log_path)
+    with standard_descriptors(), RuntimeDir(runtime_dir, gid) as runtime, runtime.open_log(log_path) as output:
+        return asyncio.run(request.run(runtime, output))

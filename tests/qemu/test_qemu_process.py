@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
+from pyhostdev.qemu import qemu_launch
 from pyhostdev.qemu.qemu_monitor import lifecycle_event
 from pyhostdev.qemu.qemu_process import GuestOutcome, run_guest
+from pyhostdev.util.spawn import spawn
 
 QEMU = "qemu-system-x86_64"
 needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed")
@@ -220,7 +222,7 @@ class TestLifecycle:
 
 @needs_qemu
 class TestEnd:
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
     def test_signal_ends_the_guest(self, lab: Lab, number: signal.Signals) -> None:
         """
         A signal to end us ends the guest first, and the caller's signal handlers come back.
@@ -352,12 +354,12 @@ class TestStart:
         What a QEMU wrote that has ended before anybody looks at it is quoted, too.
         """
 
-        class Ended(subprocess.Popen[bytes]):
-            def __init__(self, *args: Any, **options: Any) -> None:
-                super().__init__(*args, **options)
-                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        def spawn_and_end(*args: Any, **options: Any) -> int:
+            pid = spawn(*args, **options)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            return pid
 
-        monkeypatch.setattr(subprocess, "Popen", Ended)
+        monkeypatch.setattr(qemu_launch, "spawn", spawn_and_end)
         argv = fake_qemu(lab.directory, "import sys; sys.exit('no memory')")
         with pytest.raises(OperationError, match="'no memory'"):
             lab.run(argv)
@@ -491,18 +493,20 @@ class TestMemlock:
         A limit that may not be raised is an error before QEMU starts, naming both figures.
         """
         script = """
-            import os, resource
+            import os, resource, sys, tempfile, types
             from pyhostdev.errors import OperationError
-            from pyhostdev.qemu.qemu_launch import memlock_limited
+            from pyhostdev.qemu.qemu_process import run_guest
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
             if os.geteuid() == 0:
                 os.setresuid(65534, 65534, 65534)
+            dom = types.SimpleNamespace(name="vm", on_poweroff=None, on_reboot=None, on_crash=None)
             try:
-                with memlock_limited(1 << 30):
-                    print("started")
+                run_guest(lambda fd: ["/bin/echo", "started"], dom=dom, runtime_dir=tempfile.mkdtemp() + "/run",
+                          memlock_limit=1 << 30)
             except OperationError as err:
                 print(err)
         """
         shown = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
         assert "1073741824 bytes" in shown.stdout
         assert "limit of 65536 bytes cannot be raised" in shown.stdout
+        assert "started" not in shown.stdout

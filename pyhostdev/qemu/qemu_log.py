@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What QEMU writes: through a pipe of ours into a file that rolls, the last words kept for errors.
+
+A guest can make its QEMU write without end (a warning for each access to a register), so the file has a limit, and what
+does not fit moves to ``FILE.0``, ``FILE.1`` and so on. When we are killed the guest goes on: QEMU ignores SIGPIPE.
+
+Mirrors: virRotatingFileWriter (src/util/virrotatingfile.c), virLogHandler (src/logging/log_handler.c)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import OperationError
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from types import TracebackType
+
+MAX_BYTES = 2 << 20  # as virtlogd's max_size and max_backups
+BACKUPS = 3
+LAST_WORDS_BYTES = 4096
+LAST_WORDS_LINES = 10
+
+_CHUNK = 1 << 16  # what a pipe holds
+_CHUNKS_AT_THE_END = 16  # a child that QEMU leaves behind may write for ever
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+
+_log = logging.getLogger(__name__)
+
+
+class RollingLog:
+    """
+    A file that is appended to and never grows beyond a limit; older parts are beside it.
+
+    A device or a pipe in its place gets what it takes at once, and does not roll.
+
+    Raises:
+        OperationError: it cannot be opened.
+    """
+
+    def __init__(self, path: str, *, max_bytes: int = MAX_BYTES, backups: int = BACKUPS) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self.backups = backups
+        self._failed = False
+        try:
+            self._fd = os.open(path, _FLAGS, 0o600)
+        except OSError as err:
+            raise OperationError(f"Cannot open the log {path!r}: {err.strerror}") from err
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def write(self, data: bytes) -> None:
+        """Append; what the file does not take is lost, as no log is worth a guest."""
+        try:
+            self._roll_before(len(data))
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError as err:
+            if not self._failed and err.errno != errno.EAGAIN:
+                _log.warning("Cannot write to the log %a: %s", self.path, err.strerror)
+            self._failed = err.errno != errno.EAGAIN
+        else:
+            self._failed = False
+
+    def _roll_before(self, size: int) -> None:
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size + size <= self.max_bytes:
+            return
+        for number in range(self.backups - 1, 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{self.path}.{number - 1}", f"{self.path}.{number}")
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.path, f"{self.path}.0")
+        fresh = os.open(self.path, _FLAGS | os.O_EXCL, stat.S_IMODE(status.st_mode))
+        os.close(self._fd)
+        self._fd = fresh
+
+
+def rolled_names(name: str, backups: int = BACKUPS) -> list[str]:
+    """Return the names of all files that a log of this name leaves."""
+    return [name, *(f"{name}.{number}" for number in range(backups))]
+
+
+class OutputPipe:
+    """
+    The pipe that QEMU writes to, and where it leads.
+
+    It is read by an event loop while the guest runs; leaving it reads the rest.
+    """
+
+    def __init__(self, log: RollingLog) -> None:
+        self.log = log
+        self._tail = b""
+        self._read_fd, self.write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        self._loop: AbstractEventLoop | None = None
+
+    def __enter__(self) -> OutputPipe:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        err: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.handed_over()
+        self.drain()
+        self.unfollow()
+        os.close(self._read_fd)
+        self.log.close()
+
+    def handed_over(self) -> None:
+        """Let go of the end that QEMU has by now: so its end ends the stream."""
+        if self.write_fd >= 0:
+            os.close(self.write_fd)
+            self.write_fd = -1
+
+    def follow(self, loop: AbstractEventLoop) -> None:
+        """Read whenever there is something, until the end."""
+        self._loop = loop
+        loop.add_reader(self._read_fd, self._read)
+
+    def unfollow(self) -> None:
+        """Stop reading."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._read_fd)
+            self._loop = None
+
+    def drain(self) -> None:
+        """Read what is there now."""
+        for _ in range(_CHUNKS_AT_THE_END):
+            if not self._read():
+                break
+
+    def _read(self) -> bool:
+        """Read once; return whether there may be more."""
+        try:
+            data = os.read(self._read_fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            self.unfollow()  # the end of a stream is readable for ever
+            return False
+        self._tail = (self._tail + data)[-LAST_WORDS_BYTES:]
+        self.log.write(data)
+        return True
+
+    def last_words(self) -> str:
+        """The last lines QEMU wrote, joined by "; "; "" when it wrote none."""
+        self.drain()
+        lines = [line.strip() for line in self._tail.decode(errors="replace").splitlines() if line.strip()]
+        return "; ".join(lines[-LAST_WORDS_LINES:])
