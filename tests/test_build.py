@@ -21,7 +21,7 @@ SHIPPED = (
     "csrc/*.py",
     "pyhostdev/py.typed",
     "pyhostdev/conf/schemas/*.rng",
-    "pyhostdev/qemu/capabilities/*.json",
+    "pyhostdev/qemu/qemu_capabilities/stored/*/*.json",
     "pyhostdev/testing/hosts/*.tree",
     "pyhostdev/tools/demo/*",
 )

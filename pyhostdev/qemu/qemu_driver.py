@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.hostdev_conf import MdevSource
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, SysfsError, raise_all
-from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, for_emulator
+from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+from pyhostdev.qemu.qemu_capabilities.choice import choose
 from pyhostdev.qemu.qemu_command import build_command_line
 from pyhostdev.qemu.qemu_command_builder import DomainPaths
 from pyhostdev.qemu.qemu_define import define as define_domain
@@ -33,33 +34,59 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_process import GuestOutcome
 
 
-def capabilities_of(dom: DomainDef) -> QEMUCapabilities:
+def capabilities_of(dom: DomainDef, host: Host | None = None, choice: str | None = None) -> QEMUCapabilities:
     """
-    Ask the domain's emulator what it can do; stored answers serve where it is not installed.
+    Return what the domain's emulator can do; ``origin`` of the answer says who said so.
+
+    A trusted emulator of the live host is asked, or was before; stored answers serve everywhere else.
+
+    Args:
+        host: of the domain; None stands for the machine that runs this.
+        choice: a stored release, a file, or "probe"; see ``qemu_capabilities.choice``.
 
     Raises:
-        ConfigUnsupportedError: it is not installed, and nothing is stored for its architecture.
+        ConfigError: the choice cannot be had.
+        ConfigUnsupportedError: the emulator cannot be asked, and nothing is stored for its architecture.
         OperationError: it does not answer.
     """
     arch = (dom.os.arch if dom.os is not None else None) or host_arch()
-    return for_emulator(dom.emulator or default_emulator(arch), arch)
+    may_run = host is None or host.root.is_live
+    return choose(dom.emulator or default_emulator(arch), arch, choice=choice, may_run=may_run)
 
 
-def define(dom: DomainDef, host: Host | None = None, *, keep_together: bool = False) -> DomainDef:
+def define(
+    dom: DomainDef,
+    host: Host | None = None,
+    *,
+    keep_together: bool = False,
+    capabilities: QEMUCapabilities | None = None,
+) -> DomainDef:
     """
     Return a copy with defaults and guest addresses, valid for its emulator.
+
+    Args:
+        capabilities: of the emulator; asked for when None.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
 
     Mirrors: qemuDomainDefineXMLFlags (src/qemu/qemu_driver.c)
     """
-    return define_domain(dom, capabilities_of(dom), host, keep_together=keep_together)
+    return define_domain(dom, capabilities or capabilities_of(dom, host), host, keep_together=keep_together)
 
 
-def domain_to_native(dom: DomainDef, host: Host, *, keep_together: bool = False) -> list[str]:
+def domain_to_native(
+    dom: DomainDef,
+    host: Host,
+    *,
+    keep_together: bool = False,
+    capabilities: QEMUCapabilities | None = None,
+) -> list[str]:
     """
     Return the command line of a domain that could be started on this host.
+
+    Args:
+        capabilities: of the emulator; asked for when None.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
@@ -68,7 +95,7 @@ def domain_to_native(dom: DomainDef, host: Host, *, keep_together: bool = False)
     Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
     """
     refuse_missing(dom, host)
-    capabilities = capabilities_of(dom)
+    capabilities = capabilities or capabilities_of(dom, host)
     errors: list[ConfigError] = []
     argv: list[str] = []
     try:
@@ -128,7 +155,11 @@ def _unbuildable(
     """Yield what keeps a command line from being built."""
     try:
         build_command_line(
-            dom, capabilities or capabilities_of(dom), host=host, state_dir=host.state_dir, keep_together=keep_together
+            dom,
+            capabilities or capabilities_of(dom, host),
+            host=host,
+            state_dir=host.state_dir,
+            keep_together=keep_together,
         )
     except ConfigError as err:
         for part in (err, *err.others):
@@ -212,11 +243,18 @@ class Guest:
         RefusedError: a host device is missing.
     """
 
-    def __init__(self, dom: DomainDef, host: Host, *, keep_together: bool = False) -> None:
+    def __init__(
+        self,
+        dom: DomainDef,
+        host: Host,
+        *,
+        keep_together: bool = False,
+        capabilities: QEMUCapabilities | None = None,
+    ) -> None:
         refuse_missing(dom, host)
         dom.validate(host)
         self.host = host
-        self.capabilities = capabilities_of(dom)
+        self.capabilities = capabilities or capabilities_of(dom, host)
         self.definition = define_domain(dom, self.capabilities, host, keep_together=keep_together)
         self.domain_id = os.getpid()
         self.argv(None)  # what cannot be told to QEMU is refused now, before a device is touched

@@ -45,7 +45,10 @@ class QEMURules:
         if dom.type not in ("qemu", "kvm"):
             yield _unsupported(f"QEMU has no domains of type {dom.type}", dom)
         if not self.capabilities.has_machine(dom.os.machine or ""):
-            yield _unsupported(f"The emulator has no machine type '{dom.os.machine}'", dom.os)
+            yield _unsupported(
+                self.capabilities.unknown_machine(str(dom.os.machine)),
+                dom.os,
+            )
         for rule in _DOMAIN_RULES:
             yield from rule(dom)
 

@@ -16,6 +16,7 @@ from pyhostdev.util.hostroot import HostRoot
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
 FILE_MAX = 1 << 20  # bytes; the parser has the same limit
@@ -66,12 +67,8 @@ def add_accept(parser: argparse.ArgumentParser) -> None:
 def add_changes(parser: argparse.ArgumentParser, timeout: str = "deadline of each write") -> None:
     """What every changing verb has; timeout says what --timeout is about."""
     parser.set_defaults(changes_host=True)
-    parser.add_argument(
-        "--simulate", action="store_true", help="let a simulated kernel react in the --root directory"
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=30.0, metavar="S", help=f"{timeout} in seconds (default: 30)"
-    )
+    parser.add_argument("--simulate", action="store_true", help="let a simulated kernel react in the --root directory")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help=f"{timeout} in seconds (default: 30)")
 
 
 def host_of(args: argparse.Namespace) -> Host:
@@ -150,6 +147,31 @@ def domain_name_of(args: argparse.Namespace) -> str:
     if not name:
         raise ConfigError(f"'{args.file}' is no domain with a name")
     return name
+
+
+def add_capabilities(parser: argparse.ArgumentParser) -> None:
+    """--capabilities."""
+    parser.add_argument(
+        "--capabilities",
+        metavar="FILE|VERSION|probe",
+        help="what the emulator can do: a file that a probe wrote, a stored release of QEMU such as 7.2, or 'probe' "
+        "for an emulator that is not trusted (default: ask a trusted emulator, else the newest stored release)",
+    )
+
+
+def capabilities_of(args: argparse.Namespace, dom: DomainDef, host: Host) -> QEMUCapabilities:
+    """
+    Return the capabilities that answer for a domain, and say on stderr which these are.
+
+    Raises:
+        ConfigError, ConfigUnsupportedError, OperationError: as ``qemu_driver.capabilities_of``.
+    """
+    from pyhostdev.qemu import qemu_driver
+    from pyhostdev.tools.main import complain
+
+    found = qemu_driver.capabilities_of(dom, host, args.capabilities)
+    complain(f"note: answered with {found.origin}{found.apology}")
+    return found
 
 
 def add_keep_together(parser: argparse.ArgumentParser) -> None:

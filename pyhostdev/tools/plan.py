@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_file(parser)
     arguments.add_root(parser)
     arguments.add_policy(parser)
+    arguments.add_capabilities(parser)
     arguments.add_json(parser)
     parser.add_argument(
         "--for-start", action="store_true", help="exit with 1 also when 'pyhostdev start' would not run the domain"
@@ -28,9 +29,10 @@ def run(args: argparse.Namespace) -> int:
     definition = arguments.definition_of(args)
     validate_domain(definition)  # an unknown word on a host device is a finding of the plan
     host = arguments.host_of(args)
-    plan = qemu_driver.plan(host, definition, args.policy, accept=args.accept)
+    capabilities = arguments.capabilities_of(args, definition, host)
+    plan = qemu_driver.plan(host, definition, args.policy, accept=args.accept, capabilities=capabilities)
     if args.json:
-        output.print_json(plan.to_json())
+        output.print_json({**plan.to_json(), "capabilities": capabilities.origin})
     else:
         print_plan(plan)
     return 0 if (plan.can_start if args.for_start else plan.ok) else 1

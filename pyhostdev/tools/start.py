@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_root(parser)
     arguments.add_policy(parser)
     arguments.add_keep_together(parser)
+    arguments.add_capabilities(parser)
     arguments.add_changes(parser)
     parser.add_argument("--log", metavar="FILE", help="append what QEMU writes to this file")
 
@@ -26,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
 
     definition = arguments.definition_of(args)
     manager = arguments.manager_of(args)
-    guest = qemu_driver.Guest(definition, manager.host, keep_together=args.keep_together)
+    capabilities = arguments.capabilities_of(args, definition, manager.host)
+    guest = qemu_driver.Guest(definition, manager.host, keep_together=args.keep_together, capabilities=capabilities)
     plan = manager.host.plan(guest.definition, args.policy, accept=args.accept)
     if not plan.ok:
         raise RefusedError(plan.obstacles, plan)

@@ -18,32 +18,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_file(parser)
     arguments.add_root(parser)
+    arguments.add_capabilities(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print every error with its line; 1 when there is one."""
     host = arguments.host_of(args)
-    errors = _errors(arguments.read_file(args.file), host)
+    errors = _errors(arguments.read_file(args.file), host, args)
     for line, sentence in errors:
         where = f"line {line}: " if line else ""
         complain(f"{args.file}: {where}{sentence}")
     return 1 if errors else 0
 
 
-def _errors(data: bytes, host: Host) -> list[tuple[int | None, str]]:
+def _errors(data: bytes, host: Host, args: argparse.Namespace) -> list[tuple[int | None, str]]:
     """Return every error with its line; where a rule and the schema speak of one line, the rule is clearer."""
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.domain_validate import validate_all, validate_schema
     from pyhostdev.qemu import define
-    from pyhostdev.qemu.qemu_command import stored_capabilities
 
     try:
         definition = DomainDef.parse(data)
         errors = validate_all(definition, host)
         if not errors:
-            define(definition, stored_capabilities(definition), host)
+            define(definition, arguments.capabilities_of(args, definition, host), host)
     except ConfigError as err:
-        errors = [err]
+        errors = [err, *err.others]
     lines = {err.line for err in errors}
     found: list[tuple[int | None, str]] = [(err.line, err.with_reason) for err in errors]
     found += [(line, text) for line, text in validate_schema(data) if line not in lines]

@@ -6,6 +6,12 @@ from __future__ import annotations
 import argparse
 
 from pyhostdev.tools import arguments
+from pyhostdev.tools.main import complain
+
+WARNING = (
+    "note: libvirt ignores 'assigned=' and would give such a function to the guest; "
+    "print the definition for libvirt with --spelling unassigned"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,10 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_file(parser)
     arguments.add_root(parser)
     arguments.add_keep_together(parser)
+    arguments.add_capabilities(parser)
     parser.add_argument(
         "--spelling",
         choices=("assigned", "unassigned"),
-        help="how to say that the guest does not get a function; libvirt knows 'unassigned' only",
+        help="how to say that the guest does not get a function; libvirt knows 'unassigned' only, ignores 'assigned' "
+        "and gives the function to the guest",
     )
     parser.add_argument(
         "--complete", action="store_true", help="declare the functions that are missing as not assigned"
@@ -33,6 +41,9 @@ def run(args: argparse.Namespace) -> int:
         definition = definition.completed(host.plan(definition))
     if args.spelling:
         definition = definition.with_spelling(args.spelling)
-    definition = qemu_driver.define(definition, host, keep_together=args.keep_together)
+    capabilities = arguments.capabilities_of(args, definition, host)
+    definition = qemu_driver.define(definition, host, keep_together=args.keep_together, capabilities=capabilities)
+    if args.spelling != "assigned" and any(hostdev.assigned is not None for hostdev in definition.hostdevs):
+        complain(WARNING)
     print(definition.format(), end="")
     return 0

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -62,13 +64,16 @@ def test_absent_emulator_is_answered_for_by_the_stored_one() -> None:
     assert load("x86_64").version == capabilities.version
 
 
-def test_emulator_that_is_none_is_an_error(tmp_path: Path) -> None:
+def test_a_program_that_is_not_an_emulator_is_an_error() -> None:
     """A binary that does not speak QMP is named, and nothing stored stands in for it."""
-    impostor = tmp_path / "qemu"
-    impostor.write_text("#!/bin/sh\necho no QEMU >&2\nexit 3\n")
-    impostor.chmod(0o755)
-    with pytest.raises(OperationError, match="no QEMU"):
-        probe(str(impostor))
+    pytest.importorskip("qemu.qmp", reason="the library qemu.qmp is not installed")
+    with tempfile.TemporaryDirectory() as top:
+        os.chmod(top, 0o755)  # it runs as nobody
+        impostor = Path(top, "qemu")
+        impostor.write_text("#!/bin/sh\necho no QEMU >&2\nexit 3\n")
+        impostor.chmod(0o755)
+        with pytest.raises(OperationError, match="no QEMU"):
+            probe(str(impostor))
 
 
 @needs_qemu

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The answers of an earlier probe of the same file, so that the second question asks no one.
+
+One file per emulator binary, named after what identifies it. A directory or a file that others could have written is
+not used, and an answer that cannot be read is asked for again; without a directory there is no cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import stat
+from typing import Any
+
+FORMAT = 1
+ROOT_DIRECTORY = "/var/cache/pyhostdev"
+ENTRY_BYTES = 4 << 20
+
+
+def directory() -> str | None:
+    """Return the directory of the caller's cache; root's never follows HOME. None where there is no place for one."""
+    if os.geteuid() == 0:
+        return ROOT_DIRECTORY
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "pyhostdev") if os.path.isabs(base) else None
+
+
+def identity(path: str) -> dict[str, Any]:
+    """
+    Return what changes when another binary takes a path.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    real = os.path.realpath(path)
+    status = os.stat(real)
+    return {
+        "format": FORMAT,
+        "path": real,
+        "device": status.st_dev,
+        "inode": status.st_ino,
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "ctime_ns": status.st_ctime_ns,
+    }
+
+
+def read(path: str) -> dict[str, Any] | None:
+    """Return what an earlier probe of this very file found, None when there is nothing that can be used."""
+    top = _own_directory(create=False)
+    if top is None:
+        return None
+    try:
+        wanted = identity(path)
+        entry = json.loads(_read_own_file(os.path.join(top, _name(wanted))))
+        data = entry["data"] if entry["identity"] == wanted else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def write(path: str, before: dict[str, Any], data: dict[str, Any]) -> None:
+    """
+    Keep what a probe found, unless the file changed meanwhile; a cache that cannot be written is no error.
+
+    Args:
+        before: the file's identity when the probe began.
+    """
+    top = _own_directory(create=True)
+    if top is None:
+        return
+    with contextlib.suppress(OSError):
+        if identity(path) == before:
+            _write_own_file(top, _name(before), json.dumps({"identity": before, "data": data}).encode())
+
+
+def _name(wanted: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest() + ".json"
+
+
+def _own_directory(*, create: bool) -> str | None:
+    """Return the cache's directory when it is the caller's and closed to writers."""
+    top = directory()
+    if top is None:
+        return None
+    with contextlib.suppress(OSError):
+        if create:
+            os.makedirs(os.path.dirname(top), mode=0o755, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(top, 0o700)
+        status = os.lstat(top)
+        is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if is_own and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return top
+    return None
+
+
+def _read_own_file(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as stream:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            return b""
+        return stream.read(ENTRY_BYTES)
+
+
+def _write_own_file(top: str, name: str, content: bytes) -> None:
+    temporary = os.path.join(top, f".{secrets.token_hex(8)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as stream:
+            stream.write(content)
+        os.rename(temporary, os.path.join(top, name))
+    except OSError:
+        os.unlink(temporary)
+        raise

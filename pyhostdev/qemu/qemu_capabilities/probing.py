@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Ask an emulator binary what it can do, over QMP and without a machine.
+
+The binary runs without privileges, in a session of its own, with a clean environment, an empty standard input, bounded
+output and a deadline; its process group is killed at the end. Every answer is read before it is told to quit: a QEMU
+that quits drops what did not fit into the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.errors import OperationError
+from pyhostdev.util.ownership import Ownership
+from pyhostdev.util.spawn import spawn
+
+if TYPE_CHECKING:
+    from qemu.qmp import Message, QMPClient
+
+# devices whose properties are recorded: those that decide what we may write on a command line
+ASKED_DEVICES = (
+    "vfio-pci",
+    "vfio-pci-nohotplug",
+    "pcie-root-port",
+    "pci-bridge",
+    "intel-iommu",
+    "virtio-blk-pci",
+    "virtio-net-pci",
+    "virtio-gpu-pci",
+    "usb-host",
+    "usb-redir",
+    "ICH9-LPC",
+    "PIIX4_PM",
+)
+
+# -device takes these names, too, which are those of no type
+DEVICE_ALIASES = {"ahci": "ich9-ahci", "lsi": "lsi53c895a", "virtio-iommu": "virtio-iommu-pci"}
+
+_DEADLINE_S = 30
+
+DEADLINE_S = 30.0
+LINE_BYTES = 16 << 20  # the longest answer, all machine types of one target, has about 100 KiB
+WORDS_BYTES = 4096  # of what the binary wrote, at the end of an error
+NOBODY = Ownership(65534, 65534, "65534")  # by number: the name differs between distributions
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": "/"}
+QUESTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("query-version", {}),
+    ("query-target", {}),
+    ("query-machines", {}),
+    ("query-cpu-definitions", {}),
+    ("qom-list-types", {"implements": "device", "abstract": False}),
+    ("qom-list-types", {"implements": "cpu", "abstract": False}),
+    ("qom-list-types", {"implements": "user-creatable", "abstract": False}),
+)
+
+
+def ask(binary: str) -> dict[str, Any]:
+    """
+    Return what is stored about a binary.
+
+    Raises:
+        OperationError: it does not run, does not answer, or is not a QEMU.
+    """
+    questions = [*QUESTIONS, *(("device-list-properties", {"typename": name}) for name in ASKED_DEVICES)]
+    answers = _answers(binary, questions)
+    try:
+        return _described(answers)
+    except (AttributeError, KeyError, TypeError, ValueError) as err:
+        raise OperationError(f"The emulator '{binary}' answers nonsense over QMP ({type(err).__name__})") from err
+
+
+def _described(answers: list[Any]) -> dict[str, Any]:
+    version, target, machines, cpus, devices, cpu_types, objects, *found = answers
+    models = _cpu_models(cpus or [], target["arch"])
+    plain = {row["name"] for row in devices} - {row["name"] for row in cpu_types}
+    return {
+        "arch": target["arch"],
+        "version": [version["qemu"][part] for part in ("major", "minor", "micro")],
+        "machines": sorted((_machine(row, models) for row in machines), key=lambda row: str(row["name"])),
+        "cpus": sorted(set(models.values())),
+        "devices": sorted(plain),
+        "objects": sorted(row["name"] for row in objects),
+        "properties": {
+            name: sorted(row["name"] for row in rows)
+            for name, rows in zip(ASKED_DEVICES, found, strict=True)
+            if rows is not None
+        },
+    }
+
+
+def _cpu_models(definitions: list[dict[str, Any]], target: str) -> dict[str, str]:
+    """Return type name to model name; of several names the first is the one users write."""
+    models: dict[str, str] = {}
+    for row in definitions:
+        name = row["name"].upper() if target == "ppc64" else row["name"]
+        models.setdefault(row.get("typename", name), name)
+    return models
+
+
+def _machine(row: dict[str, Any], models: dict[str, str]) -> dict[str, Any]:
+    """Return the parts of a machine's description that we use, leaving out what it does not say."""
+    kept = {
+        "name": row["name"],
+        "alias": row.get("alias"),
+        "is_default": row.get("is-default"),
+        "default_cpu": models.get(row.get("default-cpu-type", "")),
+        "ram_id": row.get("default-ram-id"),
+    }
+    return {key: value for key, value in kept.items() if value}
+
+
+def _answers(binary: str, questions: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+    """
+    Run the binary and return its answers in order; None where it says that there is no such thing.
+
+    Raises:
+        OperationError: it does not run, or does not answer in time.
+    """
+    ours, theirs = socket.socketpair()
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    with contextlib.ExitStack() as opened:
+        opened.callback(ours.close)
+        opened.callback(os.close, reader)
+        try:
+            pid = _start(binary, theirs.fileno(), writer)
+        finally:
+            theirs.close()
+            os.close(writer)
+        try:
+            return _run_aside(_talk(ours, questions))
+        except OperationError as err:
+            _kill(pid)
+            pid = 0
+            raise OperationError(f"The emulator '{binary}' cannot be asked: {_words(reader) or err}") from err
+        finally:
+            if pid:
+                _kill(pid)
+
+
+def _start(binary: str, monitor_fd: int, output_fd: int) -> int:
+    argv = [binary, "-M", "none", "-S", "-nodefaults", "-no-user-config", "-display", "none"]
+    argv += ["-chardev", f"socket,id=qmp,fd={monitor_fd}", "-mon", "chardev=qmp,mode=control"]
+    ownership = NOBODY if os.geteuid() == 0 else None
+    return spawn(argv, env=ENVIRONMENT, output_fd=output_fd, keep_fds=[monitor_fd], ownership=ownership)
+
+
+def _kill(pid: int) -> None:
+    """End the binary and everything in its session's process group, and reap it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def _words(reader: int) -> str:
+    """Return the end of what the binary wrote, in one line."""
+    try:
+        text = os.read(reader, WORDS_BYTES).decode("utf-8", "replace")
+    except BlockingIOError:
+        return ""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return ascii(lines[-1].strip())[1:-1] if lines else ""
+
+
+def _run_aside(talk: Any) -> list[Any]:
+    """Run a coroutine to its end, in a thread of its own where this one has a running loop already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(talk)
+    found: list[Any] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.extend(asyncio.run(talk))
+        except BaseException as err:
+            failed.append(err)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found
+
+
+async def _talk(connection: socket.socket, questions: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+    try:
+        return await asyncio.wait_for(_converse(connection, questions), DEADLINE_S)
+    except asyncio.TimeoutError:
+        raise OperationError(f"it did not answer all questions within {DEADLINE_S:g} s") from None
+
+
+async def _converse(connection: socket.socket, questions: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+    from qemu.qmp import ExecuteError, QMPError
+
+    client = _client()
+    answers: list[Any] = []
+    try:
+        await client.connect(connection)
+        for name, arguments in questions:
+            try:
+                answers.append(await client.execute(name, arguments or None))
+            except ExecuteError:
+                answers.append(None)
+        with contextlib.suppress(QMPError, OSError):
+            await client.execute("quit")
+    except (QMPError, OSError, ValueError) as err:
+        raise OperationError(f"it does not speak QMP ({type(err).__name__})") from err
+    finally:
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(client.disconnect(), DEADLINE_S)
+    return answers
+
+
+def _client() -> QMPClient:
+    """Return a client whose lines are bounded and which keeps no events."""
+    from qemu.qmp import QMPClient
+
+    try:
+        client = QMPClient("probe", readbuflen=LINE_BYTES)
+    except TypeError:  # before 0.0.6 the library has a bound of its own, of 10 MiB
+        client = QMPClient("probe")
+    client.events.event_filter = _keeps_nothing
+    return client
+
+
+def _keeps_nothing(_event: Message) -> bool:
+    return False

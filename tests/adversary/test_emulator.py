@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A program that a definition names is not run for a stranger, and one that is asked cannot harm who asks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
+from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, cache, load, probe, probing
+from pyhostdev.qemu.qemu_capabilities.choice import choose
+from pyhostdev.qemu.qemu_capabilities.trust import why_untrusted
+from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.tools.main import main
+
+pytest.importorskip("qemu.qmp", reason="the library qemu.qmp is not installed")
+
+DOMAIN = """<domain type='qemu'><name>vm</name><memory>1024</memory>
+<os><type arch='x86_64' machine='pc'>hvm</type></os><devices><emulator>{}</emulator></devices></domain>"""
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+Script = Callable[[str], str]
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Give a directory that every user can look into, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as top:
+        os.chmod(top, 0o755)
+        yield Path(top)
+
+
+@pytest.fixture
+def script(place: Path) -> Script:
+    """Write a program that plays an emulator; ``fd`` is its end of the monitor."""
+
+    def make(body: str) -> str:
+        path = place / "qemu"
+        head = "import json, os, re, socket, sys, time\n"
+        head += "fd = int(re.search(r'fd=([0-9]+)', ' '.join(sys.argv)).group(1))\n"
+        head += "monitor = socket.socket(fileno=fd)\n"
+        path.write_text(f"#!/usr/bin/python3 -I\n{head}{body}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "directory", lambda: None)
+
+
+@pytest.mark.parametrize("verb", ["plan", "validate", "xml", "argv"])
+@pytest.mark.parametrize("emulator", ["absolute", "./qemu", "../../{}"])
+def test_reading_verbs_run_nothing(
+    verb: str, emulator: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An emulator of someone else is not run: neither on the live host nor for a directory in its place."""
+    proof = place / "proof"
+    evil = place / "qemu"
+    evil.write_text(f"#!/bin/sh\necho ran >> {proof}\n")
+    evil.chmod(0o755)
+    place.chmod(0o777)
+    monkeypatch.chdir(place)
+    named = str(evil) if emulator == "absolute" else emulator.format(str(evil).lstrip("/"))
+    file = tmp_path / "guest.xml"
+    file.write_text(DOMAIN.format(named))
+    (tmp_path / "host").mkdir()
+    FakeHost.named("bcm5719", tmp_path / "host")
+    for root in ("/", str(tmp_path / "host")):
+        main([verb, str(file), "--root", root, "--state-dir", str(tmp_path / "state")])
+    assert not proof.exists()
+
+
+def test_what_is_trusted(place: Path) -> None:
+    """Every component belongs to root or the caller, and no one else can change it."""
+    program = place / "qemu"
+    shutil.copy("/bin/true", program)
+    assert "others can write to" in str(why_untrusted(str(program)))  # the temporary directory's parent
+    assert None is why_untrusted("/usr/bin/env")
+    assert "absolute" in str(why_untrusted("usr/bin/env"))
+    assert "absolute" in str(why_untrusted("/usr/bin/../bin/env"))
+    assert "regular" in str(why_untrusted("/dev"))
+    assert "cannot be looked at" in str(why_untrusted("/nonexistent/qemu"))
+
+
+def test_a_link_is_followed_through_every_directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trusted name that leads through a stranger's directory is not trusted."""
+    closed, opened = place / "closed", place / "opened"
+    closed.mkdir(mode=0o755)
+    opened.mkdir()
+    opened.chmod(0o777)
+    (opened / "link").symlink_to("/usr/bin/env")
+    (closed / "qemu").symlink_to(opened / "link")
+    assert "others can write to" in str(why_untrusted(str(closed / "qemu")))
+
+
+@needs_root
+def test_an_asked_program_has_no_rights(script: Script, place: Path) -> None:
+    """It is nobody, without capabilities, groups and environment, and cannot gain any."""
+    place.chmod(0o777)
+    report = place / "report"
+    path = script(
+        f"status = open('/proc/self/status').read()\n"
+        f"json.dump([os.getuid(), os.getgid(), os.getgroups(), dict(os.environ), os.getcwd(), status, os.getsid(0)], "
+        f"open({str(report)!r}, 'w'))"
+    )
+    os.environ["NOTE"] = "for the caller only"
+    try:
+        with pytest.raises(OperationError):
+            probe(path)
+    finally:
+        del os.environ["NOTE"]
+    uid, gid, groups, environment, directory, status, session = json.loads(report.read_text())
+    assert (65534, 65534, "/") == (uid, gid, directory)
+    assert set(groups) <= {65534}
+    assert set(environment) <= {"PATH", "LC_ALL", "HOME", "LC_CTYPE"}
+    assert "NoNewPrivs:\t1" in status
+    assert all(f"{name}:\t0000000000000000" in status for name in ("CapEff", "CapPrm", "CapBnd", "CapInh"))
+    assert session != os.getsid(0)
+
+
+GREETING = (
+    '(json.dumps({"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, '
+    '"capabilities": []}}) + "\\r\\n").encode()'
+)
+EVENT = '(json.dumps({"event": "X", "data": {}, "timestamp": {"seconds": 1, "microseconds": 1}}) + "\\r\\n").encode()'
+HOSTILE = {
+    "ends at once": "sys.exit(3)",
+    "garbage": "monitor.sendall(b'\\x00\\xff garbage\\n' * 100); time.sleep(30)",
+    "endless line": "[monitor.sendall(b'x' * 65536) for _ in range(1 << 20)]",
+    "endless events": (
+        f"monitor.sendall({GREETING})\nmany = {EVENT} * 500\n[monitor.sendall(many) for _ in range(1 << 20)]"
+    ),
+    "silent": "time.sleep(60)",
+    "endless words": "[os.write(1, b'x' * 65536) for _ in range(1 << 20)]",
+    "answers of the wrong type": (
+        f"monitor.sendall({GREETING})\n"
+        "buffer = b''\n"
+        "while True:\n"
+        "    part = monitor.recv(65536)\n"
+        "    if not part: break\n"
+        "    for line in part.splitlines():\n"
+        "        try: number = json.loads(line).get('id')\n"
+        "        except ValueError: continue\n"
+        "        monitor.sendall(json.dumps({'return': [[1, {'name': None}]], 'id': number}).encode() + b'\\r\\n')\n"
+    ),
+    "child that stays": "os.fork() or time.sleep(600)",
+}
+
+
+@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_peer_is_one_error(body: str, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it sends, or does not send, is one OperationError within the deadline."""
+    monkeypatch.setattr(probing, "DEADLINE_S", 1.5)
+    begin = time.monotonic()
+    with pytest.raises(OperationError):
+        probe(script(body))
+    assert time.monotonic() - begin < 20
+
+
+def test_its_children_are_ended(script: Script, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that it leaves behind in its process group does not outlive the question."""
+    monkeypatch.setattr(probing, "DEADLINE_S", 1.0)
+    place.chmod(0o777)
+    note = place / "child"
+    with pytest.raises(OperationError):
+        probe(script(f"pid = os.fork()\nif pid: open({str(note)!r}, 'w').write(str(pid))\ntime.sleep(600)"))
+    child = int(note.read_text())
+    for _ in range(50):
+        if not Path(f"/proc/{child}").exists() or ") Z " in Path(f"/proc/{child}/stat").read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail("the child is alive")
+
+
+def test_why_stored_ones_answer() -> None:
+    """The answer says where it comes from and why the emulator was not asked."""
+    found = choose("/nonexistent/qemu", "x86_64")
+    assert ("stored capabilities of QEMU 7.2", "the emulator '/nonexistent/qemu' is not on this machine") == (
+        found.origin,
+        found.why_stored,
+    )
+    assert "no emulator is run for another root" == choose("/usr/bin/env", "x86_64", may_run=False).why_stored
+    assert None is choose("/nonexistent", "x86_64", choice="7.2").why_stored
+    with pytest.raises(ConfigUnsupportedError, match="releases: 7.2"):
+        choose(None, "x86_64", choice="1.0")
+    with pytest.raises(ConfigError, match="another root"):
+        choose("/usr/bin/env", "x86_64", choice="probe", may_run=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff", b"[" * 100000, b'{"arch": 1, "version": "x"}'])
+def test_a_file_of_capabilities_is_checked(content: bytes, tmp_path: Path) -> None:
+    """What is not a probe's file is refused in one sentence."""
+    file = tmp_path / "x.json"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError):
+        choose(None, "x86_64", choice=str(file))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match="regular"):
+        choose(None, "x86_64", choice=str(tmp_path / "fifo"))
+
+
+def test_the_cache_is_the_callers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer serves the same file only; an open directory, a link or odd content is not used."""
+    top = tmp_path / "cache/pyhostdev"
+    monkeypatch.setattr(cache, "directory", lambda: str(top))
+    binary = tmp_path / "qemu"
+    binary.write_text("x")
+    data = {"arch": "x86_64"}
+    cache.write(str(binary), cache.identity(str(binary)), data)
+    assert (0o700, data) == (stat.S_IMODE(top.stat().st_mode), cache.read(str(binary)))
+    (entry,) = top.iterdir()
+    entry.write_text("[1, 2")
+    assert None is cache.read(str(binary))
+    cache.write(str(binary), cache.identity(str(binary)), data)
+    top.chmod(0o777)
+    assert None is cache.read(str(binary))
+    top.chmod(0o700)
+    assert data == cache.read(str(binary))
+    binary.write_text("another")
+    assert None is cache.read(str(binary))
+
+
+def test_root_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root's cache never follows HOME or XDG_CACHE_HOME."""
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", "/tmp/evil")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/tmp/evil")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "/var/cache/pyhostdev" == cache.directory()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "/tmp/evil/pyhostdev" == cache.directory()
+
+
+ANSWERING = """
+monitor.sendall({greeting})
+names = [{{"name": "device-%06d" % number}} for number in range(20000)]
+answers = {{
+    "qmp_capabilities": {{}},
+    "query-version": {{"qemu": {{"major": 7, "minor": 2, "micro": 0}}}},
+    "query-target": {{"arch": "x86_64"}},
+    "query-machines": [{{"name": "pc-1", "alias": "pc"}}],
+    "query-cpu-definitions": [],
+    "device-list-properties": [],
+}}
+text = ""
+while True:
+    text += monitor.recv(65536).decode()
+    while text.strip():
+        try:
+            question, end = json.JSONDecoder().raw_decode(text.lstrip())
+        except ValueError:
+            break
+        text = text.lstrip()[end:]
+        if question["execute"] == "quit":
+            os._exit(0)
+        time.sleep(0.02)
+        is_cpus = question.get("arguments", {{}}).get("implements") == "cpu"
+        answer = [] if is_cpus else answers.get(question["execute"], names)
+        monitor.sendall(json.dumps({{"return": answer, "id": question.get("id")}}).encode() + b"\\r\\n")
+"""
+
+
+def test_a_late_reader_gets_the_whole_answer(script: Script) -> None:
+    """An emulator that drops what is unread when it quits is told to quit after the last answer."""
+    found = probe(script(ANSWERING.format(greeting=GREETING)))
+    assert (20000, "pc-1") == (len(found.devices), found.canonical_machine("pc"))
+    assert load("x86_64").origin != found.origin
+
+
+def test_capabilities_of_the_wrong_type_are_refused() -> None:
+    """Data that does not describe an emulator is one ConfigError."""
+    with pytest.raises(ConfigError):
+        QEMUCapabilities({"arch": "x86_64", "version": ["a"]})
