@@ -95,7 +95,7 @@ def test_wheel_serves_every_python(wheel: Path) -> None:
     assert "cp310-abi3" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     extensions = sorted(Path(name).name for name in names if name.endswith(".so"))
-    assert ["_pciscan.abi3.so", "_sysfs_write.abi3.so"] == extensions
+    assert ["_pciscan.abi3.so", "_spawn.abi3.so", "_sysfs_write.abi3.so"] == extensions
     assert not any(name.startswith(("tests", "benchmarks", "csrc")) for name in names)
 
 

@@ -51,7 +51,7 @@ def test_all_refusals_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     file = tmp_path / "guest.xml"
     file.write_text(text.replace("</devices>", two_more))
     assert 1 == main(["argv", str(file), "--root", str(tmp_path)])
-    said = capsys.readouterr().err.splitlines()
+    said = [line for line in capsys.readouterr().err.splitlines() if "note: " not in line]
     assert 3 <= len(said)
     assert all(line.startswith("pyhostdev: line ") for line in said)
 

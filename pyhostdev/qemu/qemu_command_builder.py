@@ -22,6 +22,7 @@ from pyhostdev.conf.device_conf import (
     is_user_alias,
 )
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,6 +69,21 @@ class DomainPaths(NamedTuple):
 def option_value(text: str) -> str:
     """Return a value as QEMU's option grammar wants it: commas are doubled."""
     return text.replace(",", ",,")
+
+
+def plain_value(text: str, what: str, device: Any = None) -> str:
+    """
+    Return a value for an option whose grammar has no way to write a comma.
+
+    Raises:
+        ConfigUnsupportedError: the value has a comma or a control character, which would end it and begin another.
+    """
+    if "," in text or not text.isprintable():
+        raise ConfigUnsupportedError(
+            f"{what} '{shown(text)}' has a comma or a control character, which QEMU's option cannot take",
+            line=getattr(device, "line", None),
+        )
+    return text
 
 
 def on_off(value: bool) -> str:

@@ -8,11 +8,13 @@ qemuBuildNumaCommandLine, qemuBuildClockCommandLine (src/qemu/qemu_command.c)
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported
+from pyhostdev.qemu.qemu_command_builder import on_off, plain_value, unsupported
 from pyhostdev.qemu.qemu_domain import PPC64
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command_builder import CommandBuilder
@@ -66,7 +68,7 @@ def _cpu_model(build: CommandBuilder) -> str:
         return f"max{migratable}"
     if cpu.mode == "host-model":
         raise unsupported("A processor of mode host-model", cpu)
-    return str(cpu.model)
+    return plain_value(str(cpu.model), "CPU model", cpu)
 
 
 def _cpu_features(build: CommandBuilder) -> list[str]:
@@ -74,8 +76,8 @@ def _cpu_features(build: CommandBuilder) -> list[str]:
     options = [*_timer_features(build)]
     if cpu is not None:
         if cpu.vendor_id is not None:
-            options.insert(0, f"vendor={option_value(cpu.vendor_id)}")
-        named = [f"{f.name}={on_off(_ENABLED_POLICIES[f.policy or 'require'])}" for f in cpu.features]
+            options.insert(0, f"vendor={plain_value(cpu.vendor_id, 'CPU vendor', cpu)}")
+        named = [_feature(f) for f in cpu.features]
         options = [*named, *options]
     if features is None:
         return options
@@ -90,6 +92,19 @@ def _cpu_features(build: CommandBuilder) -> list[str]:
     if features.pmu:
         options.append(f"pmu={on_off(features.pmu_state is not False)}")
     return options + _cpu_cache(build)
+
+
+def _feature(feature: Any) -> str:
+    """
+    Return one flag of the processor.
+
+    Raises:
+        ConfigUnsupportedError: its name would say more than one flag.
+    """
+    name = plain_value(str(feature.name), "CPU feature", feature)
+    if "=" in name:
+        raise unsupported(f"CPU feature '{name}'", feature)
+    return f"{name}={on_off(_ENABLED_POLICIES[feature.policy or 'require'])}"
 
 
 def _timer_features(build: CommandBuilder) -> list[str]:
@@ -117,7 +132,7 @@ def _hyperv(hyperv: Any) -> list[str]:
         if name == "stimer" and hyperv.stimer_direct:
             options.append("hv-stimer-direct=on")
         if name == "reset" and hyperv.vendor_id:
-            options.append(f"hv-vendor-id={option_value(hyperv.vendor_id_value or '')}")
+            options.append(f"hv-vendor-id={plain_value(hyperv.vendor_id_value or '', 'Hyper-V vendor', hyperv)}")
     return options
 
 
@@ -138,11 +153,12 @@ def _cpu_cache(build: CommandBuilder) -> list[str]:
     cpu = build.dom.cpu
     if cpu is None or cpu.cache_mode is None:
         return []
-    return {
-        "emulate": ["l3-cache=on"],
-        "passthrough": ["host-cache-info=on"],
-        "disable": ["l3-cache=off", "host-cache-info=off"],
-    }[cpu.cache_mode]
+    options = {"emulate": ["l3-cache=on"], "passthrough": ["host-cache-info=on"], "disable": []}[cpu.cache_mode]
+    if cpu.cache_mode != "passthrough" and cpu.mode in ("host-passthrough", "maximum"):
+        options.append("host-cache-info=off")
+    if cpu.cache_mode != "emulate":
+        options.append("l3-cache=off")
+    return options
 
 
 def build_memory(build: CommandBuilder) -> None:
@@ -280,7 +296,10 @@ def _build_cell(build: CommandBuilder, cell: Any) -> None:
     name = f"ram-node{cell.id}"
     kind, properties = memory_backend(build, _aligned(build, cell.memory_kib), cell.mem_access)
     build.add_object(kind, name, **properties)
-    cpus = [f"cpus={part}" for part in (cell.cpus or "").split(",") if part]
+    parts = [part for part in (cell.cpus or "").split(",") if part]
+    if not all(re.fullmatch(r"[0-9]+(-[0-9]+)?", part, re.ASCII) for part in parts):
+        raise unsupported(f"The processors '{shown(cell.cpus)}' of a NUMA cell", cell)
+    cpus = [f"cpus={part}" for part in parts]
     build.add("-numa", ",".join(["node", f"nodeid={cell.id}", *cpus, f"memdev={name}"]))
 
 
@@ -296,10 +315,17 @@ def build_clock(build: CommandBuilder) -> None:
     if offset not in ("utc", "localtime") or (clock is not None and clock.adjustment not in (None, "reset")):
         raise unsupported(f"<clock offset='{offset}'> with an adjustment or a date", clock)
     timers = {timer.name: timer for timer in clock.timers} if clock is not None else {}
-    drift = ",driftfix=slew" if "rtc" in timers and timers["rtc"].tickpolicy == "catchup" else ""
-    build.add("-rtc", f"base={offset}{drift}")
+    build.add("-rtc", f"base={offset}{_rtc_options(timers.get('rtc'))}")
     for timer in timers.values():
         _build_timer(build, timer)
+
+
+def _rtc_options(timer: Any | None) -> str:
+    """Return what <timer name='rtc'> adds: which clock it follows, and what happens to lost ticks."""
+    if timer is None:
+        return ""
+    clock = {"guest": ",clock=vm", "wall": ",clock=host"}.get(timer.track, "")
+    return clock + (",driftfix=slew" if timer.tickpolicy == "catchup" else "")
 
 
 def _build_timer(build: CommandBuilder, timer: Any) -> None:
@@ -312,7 +338,7 @@ def _build_timer(build: CommandBuilder, timer: Any) -> None:
         if timer.present is False:
             build.add("-no-hpet")
     elif timer.name == "rtc":
-        if timer.tickpolicy not in (None, "catchup", "delay") or timer.track not in (None, "guest"):
+        if timer.tickpolicy not in (None, "catchup", "delay") or timer.track not in (None, "guest", "wall"):
             raise unsupported("<timer name='rtc'> with this track or tickpolicy", timer)
     elif timer.name not in ("kvmclock", "hypervclock", "tsc"):
         raise unsupported(f"<timer name='{timer.name}'>", timer)

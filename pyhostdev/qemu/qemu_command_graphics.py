@@ -8,16 +8,19 @@ qemuBuildSoundCommandLine (src/qemu/qemu_command.c)
 
 from __future__ import annotations
 
+import string
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported, virtio_driver, virtio_options
 from pyhostdev.qemu.qemu_domain import ARM, PPC64
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
 
+_ADDRESS_CHARACTERS = frozenset(string.ascii_letters + string.digits + ".:%_-[]")
 _VNC_BASE = 5900
 _SPICE_PORT = 5901
 _USB_INPUTS = {"mouse": "usb-mouse", "tablet": "usb-tablet", "keyboard": "usb-kbd"}
@@ -121,12 +124,14 @@ def _listen_address(graphics: Any) -> str:
     Return where a server listens.
 
     Raises:
-        ConfigUnsupportedError: on a network of libvirt's.
+        ConfigUnsupportedError: on a network of libvirt's, or at something that is not an address.
     """
     listen = graphics.listens[0] if graphics.listens else None
     if listen is not None and listen.type == "network":
         raise unsupported("<listen type='network'>", graphics)
     address = (listen.address if listen is not None else graphics.listen) or "127.0.0.1"
+    if not _ADDRESS_CHARACTERS.issuperset(address):
+        raise unsupported(f"The address '{shown(address)}' of <graphics>", graphics)
     return f"[{address}]" if ":" in address else address
 
 

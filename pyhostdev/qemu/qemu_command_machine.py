@@ -148,10 +148,12 @@ def build_tseg(build: CommandBuilder) -> None:
 
 
 def build_loader(build: CommandBuilder) -> None:
-    """Name a firmware that is no flash chip."""
+    """Name a firmware that is not in a flash chip, or protect the variables of one that is."""
     os = build.dom.os
     if os.loader is not None and os.loader_type != "pflash":
         build.add("-bios", os.loader)
+    elif os.loader_secure:
+        build.add("-global", "driver=cfi.pflash01,property=secure,value=on")
 
 
 def build_identity(build: CommandBuilder) -> None:

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""No text of a definition tells QEMU more than it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from injection import argv_of, corpus, injections, keys_of
+
+from pyhostdev.conf.domain_conf import DomainDef
+from pyhostdev.errors import ConfigUnsupportedError
+from pyhostdev.qemu.qemu_command import build_command_line
+
+STEP = 40  # of so many changes one is tried here, all in tests/fuzz/fuzz_options.py
+
+
+@pytest.mark.parametrize("path", corpus(), ids=lambda path: path.stem)
+def test_no_value_adds_a_key(path: Path) -> None:
+    """Whatever stands in an attribute or a text, QEMU reads the keys that it read before."""
+    assert [] == list(injections(path, STEP, len(path.stem)))
+
+
+def test_the_keys_are_read_as_qemu_reads_them() -> None:
+    """Two commas are one, a key ends at the first equals sign, and JSON has its own grammar."""
+    assert [("-name", ("debug-threads", "guest"))] == keys_of(["qemu", "-name", "guest=a,,b=c,debug-threads=on"])
+    assert [("-cpu", ("", "evil"))] == keys_of(["qemu", "-cpu", "qemu64,evil=on"])
+    assert [("-device", ("driver", "id"))] == keys_of(["qemu", "-device", '{"driver":"a,evil=on","id":"b"}'])
+
+
+DOMAIN = (
+    "<domain type='kvm'><name>vm</name><memory>1024</memory><os><type arch='x86_64' machine='pc'>hvm</type></os>"
+    "{}<devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{}</devices></domain>"
+)
+CPU = "<cpu mode='custom'><model>{}</model><feature name='{}' policy='require'/></cpu>"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (DOMAIN.format(CPU.format("qemu64,evil=on", "pae"), ""), "CPU model"),
+        (DOMAIN.format(CPU.format("qemu64", "pae=on,evil"), ""), "CPU feature"),
+        (DOMAIN.format(CPU.format("qemu64", "evil=on"), ""), "CPU feature"),
+        (
+            DOMAIN.format(
+                "<cpu><numa><cell id='0' cpus='0' memory='1024'/><cell id='1' cpus='1:e=1' memory='1'/></numa></cpu>",
+                "",
+            ),
+            "NUMA cell",
+        ),
+        (DOMAIN.format("", "<graphics type='vnc' port='5900' listen='evil=on'/>"), "address"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(text: str, what: str) -> None:
+    """Where the option's grammar has no way to write a character, the definition is refused by name."""
+    with pytest.raises(ConfigUnsupportedError, match=what):
+        build_command_line(DomainDef.parse(text))
+    assert None is argv_of(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("case", "wanted"),
+    [
+        ("loader-secure", ["-global", "driver=cfi.pflash01,property=secure,value=on"]),
+        ("cpu-cache-passthrough", ["-cpu", "host,migratable=on,host-cache-info=on,l3-cache=off"]),
+        ("rtc-track-guest", ["-rtc", "base=localtime,clock=vm,driftfix=slew"]),
+    ],
+)
+def test_nothing_is_dropped_silently(case: str, wanted: list[str]) -> None:
+    """Words that were left out of the command line without a word of ours."""
+    path = Path(__file__).parent.parent.parent / "testdata/cases" / f"{case}.xml"
+    argv = build_command_line(DomainDef.parse(path.read_bytes()))
+    assert wanted in [argv[place : place + 2] for place in range(len(argv))]

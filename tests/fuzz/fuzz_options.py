@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every attribute and text of every definition, with every hostile end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from injection import corpus, hostile, injections
+
+
+@pytest.mark.parametrize("path", corpus(), ids=lambda path: path.stem)
+def test_no_value_adds_a_key(path: Path, count_cases: list[int]) -> None:
+    """Whatever stands in an attribute or a text, QEMU reads the keys that it read before."""
+    assert [] == list(injections(path))
+    count_cases.append(sum(1 for _ in hostile(path)))
