@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, Plan, Request, Step
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id
+from pyhostdev.util.record import Asked
 from pyhostdev.util.transaction import Transaction, attempt
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 Records = Mapping["PCIDeviceAddress", Record]
+Intents = dict["PCIDeviceAddress", "Intent"]
 
 
 class Intent(NamedTuple):
@@ -36,7 +38,14 @@ def replaced_since(plan: Plan, fresh: Plan) -> Iterator[Finding]:
             yield Finding("changed-device", ERROR, old.address, text)
 
 
-def execute(manager: HostdevManager, plan: Plan, owner: str, records: Records, interrupted: Callable[[], None]) -> None:
+def execute(
+    manager: HostdevManager,
+    plan: Plan,
+    owner: str,
+    records: Records,
+    interrupted: Callable[[], None],
+    node_owner: tuple[int, int] | None = None,
+) -> None:
     """
     Do the steps up to the guest's start; the caller holds the locks.
 
@@ -44,8 +53,8 @@ def execute(manager: HostdevManager, plan: Plan, owner: str, records: Records, i
     """
     intents = _intents(manager, plan, owner, records)
     with Transaction() as change:
-        for intent in intents.values():
-            change.on_error(_undo, manager, intent)
+        for address, intent in intents.items():
+            change.on_error(_undo, manager, intents, address)
             manager.journal.write(intent.record)
         for step in plan.steps:
             if step.action not in AFTERWARDS:
@@ -53,15 +62,40 @@ def execute(manager: HostdevManager, plan: Plan, owner: str, records: Records, i
                 _perform(manager, step, intents)
         _verify_all(manager, plan, intents)
         change.on_error(_mark_again, manager, intents)
+        if node_owner is not None:
+            interrupted()
+            _give_nodes(manager, plan, intents, node_owner, records, change)
         for record, _ in intents.values():
             manager.journal.write(record._replace(state=PREPARED))
+
+
+def _give_nodes(
+    manager: HostdevManager,
+    plan: Plan,
+    intents: Intents,
+    node_owner: tuple[int, int],
+    records: Records,
+    change: Transaction,
+) -> None:
+    """Give the guest's user its nodes, when whose they were is on disk; they are taken back before devices move."""
+    nodes = manager.restorer.nodes
+    for address, given in nodes.to_give(plan, node_owner, records).items():
+        if given:
+            intents[address] = Intent(intents[address].record._replace(nodes=given), intents[address].listed)
+            manager.journal.write(intents[address].record)
+    given_to = [record for record, _ in intents.values()]
+    change.on_error(nodes.try_to_take_back, given_to, list(records.values()))
+    for record in given_to:
+        nodes.give(record)
 
 
 def _moving(plan: Plan) -> set[PCIDeviceAddress]:
     return {step.address for step in plan.steps if step.action == "detach"}
 
 
-def _intents(manager: HostdevManager, plan: Plan, owner: str, records: Records) -> dict[PCIDeviceAddress, Intent]:
+def _intents(
+    manager: HostdevManager, plan: Plan, owner: str, records: Records
+) -> Intents:
     moving = _moving(plan)
     template = _template(manager, owner)
     intents = {}
@@ -89,6 +123,7 @@ def _template(manager: HostdevManager, owner: str) -> Callable[[Request, bool], 
             original=manager.restorer.mover.read_binding(request.address),
             boot_id=boot_id,
             change=change,
+            asked=Asked(request.role, request.managed, request.stub),
         )
 
     return make
@@ -106,6 +141,7 @@ def _listed_intent(record: Record, listed: Record) -> Record:
         target=record.target if record.moved else listed.target,
         original=listed.original,
         listed_as=record.original,
+        extra=listed.extra,
     )
 
 
@@ -115,8 +151,9 @@ def _mark_again(manager: HostdevManager, intents: Mapping[PCIDeviceAddress, Inte
         attempt(manager.journal.write, record)
 
 
-def _undo(manager: HostdevManager, intent: Intent) -> None:
+def _undo(manager: HostdevManager, intents: Intents, address: PCIDeviceAddress) -> None:
     """Put one device and its record back as they were; a device that was not touched yet stays so."""
+    intent = intents[address]
     if intent.listed is None:
         manager.restorer.undo(intent.record)
     else:

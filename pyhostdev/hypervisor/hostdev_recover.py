@@ -139,6 +139,7 @@ def _restore(
     if not _waited(lambda: not manager.writer.is_in_flight(address), deadline):
         return IN_DOUBT, "a write to it has not come back from the kernel"
     manager.journal.sweep(address)
+    restorer.nodes.try_to_take_back([record], [r for r in records.values() if r.change != record.change])
     if goal == PREPARING:
         return RESTORED, restorer.undo(record)
     restorer.reset([record])

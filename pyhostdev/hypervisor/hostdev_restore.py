@@ -12,11 +12,12 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, HostdevError, OperationError
-from pyhostdev.util.journal import DETACHED, PREPARING, RELEASING, Journal, Record
+from pyhostdev.hypervisor.hostdev_nodes import NodeKeeper, tell
+from pyhostdev.util.iommugroup import read_group
+from pyhostdev.util.journal import PREPARING, RELEASING, Journal, Record
 from pyhostdev.util.pcidriver import Binding, DriverMover, read_incarnation
 from pyhostdev.util.procfs import read_group_holders
 from pyhostdev.util.transaction import attempt, log
-from pyhostdev.util.virfile import read_link_name
 from pyhostdev.util.virpci import read_pci_device
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Restorer:
         self.journal = journal
         self.writer = writer
         self.mover = DriverMover(root, writer)
+        self.nodes = NodeKeeper(root, writer)
 
     def check_are_free(self, records: Sequence[Record]) -> None:
         """
@@ -56,9 +58,9 @@ class Restorer:
         """
         groups: dict[int, Record] = {}
         for record in records:
-            group = read_link_name(f"{self.root.pci_device(record.address)}/iommu_group")
+            group = read_group(self.root, record.address)
             if group is not None:
-                groups.setdefault(int(group), record)
+                groups.setdefault(group, record)
         for number, holders in read_group_holders(self.root, groups).items():
             address = groups[number].address
             text = f"IOMMU group {number} of device {address} is held open by {holders[0]}"
@@ -91,11 +93,10 @@ class Restorer:
             OperationError, SysfsError: it is not as it was; the record stays.
         """
         if record.is_kept:
-            self.journal.write(record._replace(state=DETACHED, owner=None, listed_as=None))
-            return "it is detached for nobody"
-        said = self._move_back(record, record.original) if record.moved else "it was left where it is"
-        self.journal.remove(record.address)
-        return said
+            said = "it is detached for nobody" + self._take_nodes_back(record)
+            self.journal.write(record.detached())
+            return said
+        return self._forget(record)
 
     def undo(self, record: Record) -> str:
         """
@@ -106,12 +107,24 @@ class Restorer:
         """
         if record.listed_as is not None:
             said = self.undo_listed(record)
-            stub = record.listed_as.driver or record.target
-            self.journal.write(record._replace(state=DETACHED, owner=None, target=stub, listed_as=None))
+            self.journal.write(record.detached(record.listed_as.driver))
             return said
+        return self._forget(record)
+
+    def _forget(self, record: Record) -> str:
+        """Move a device back if it was moved, then its nodes, then drop its record."""
         said = self._move_back(record, record.original) if record.moved else "it was left where it is"
+        said += self._take_nodes_back(record)
         self.journal.remove(record.address)
         return said
+
+    def _take_nodes_back(self, record: Record) -> str:
+        """Take back the nodes that are still there, unless another change of this guest has given them away too."""
+        if not record.nodes:
+            return ""
+        records = self.journal.read()[0].values()
+        others = [r for r in records if r.is_active and (r.owner, r.change) != (record.owner, record.change)]
+        return tell(self.nodes.take_back(record, others))
 
     def undo_listed(self, record: Record) -> str:
         """
@@ -122,8 +135,10 @@ class Restorer:
         """
         assert record.listed_as is not None
         if record.target == record.listed_as.driver:
-            return "it is detached for nobody again"
-        return self._move_back(record, record.listed_as)
+            said = "it is detached for nobody again"
+        else:
+            said = self._move_back(record, record.listed_as)
+        return said + self._take_nodes_back(record)
 
     def _move_back(self, record: Record, binding: Binding) -> str:
         try:

@@ -67,11 +67,18 @@ class HostdevManager:
         """
         return read_status(self.host)
 
-    def prepare(self, plan: Plan, owner: str | None = None) -> None:
+    def prepare(
+        self, plan: Plan, owner: str | None = None, *, node_owner: tuple[int, int] | None = None
+    ) -> None:
         """
         Execute a plan: make it again, and when it still holds detach all and note the owner.
 
+        Args:
+            owner: who gets the devices; the plan's domain by default.
+            node_owner: uid and gid that get the nodes below ``/dev/vfio`` which the guest needs, until its release.
+
         Raises:
+            ConfigUnsupportedError: the host's writer cannot change the owner of nodes.
             RefusedError: the host stands in the way; nothing was touched.
             OperationError, SysfsError: a step failed; what was done before it was undone.
 
@@ -87,7 +94,7 @@ class HostdevManager:
                 raise RefusedError(obstacles, fresh)
             for item in bad:
                 self.journal.set_aside(item)
-            execute(self, fresh, owner, records, interrupted)
+            execute(self, fresh, owner, records, interrupted, node_owner)
 
     def locked(
         self, addresses: Iterable[PCIDeviceAddress], owner: str | None, wait_s: float = 0.0
@@ -118,14 +125,16 @@ class HostdevManager:
         )
 
     @contextmanager
-    def prepared(self, plan: Plan, owner: str | None = None) -> Iterator[None]:
+    def prepared(
+        self, plan: Plan, owner: str | None = None, *, node_owner: tuple[int, int] | None = None
+    ) -> Iterator[None]:
         """
         Prepare on enter, release on exit.
 
         Raises:
             RefusedError, OperationError, SysfsError: as ``prepare`` and ``release``.
         """
-        self.prepare(plan, owner)
+        self.prepare(plan, owner, node_owner=node_owner)
         try:
             yield
         finally:
@@ -165,6 +174,7 @@ class HostdevManager:
         whole = [record for record in meant if record not in half_prepared]
         for record in whole:
             attempt(self.journal.write, record._replace(state=RELEASING))  # the mark may fail, giving back may not
+        self.restorer.nodes.try_to_take_back(whole, records)
         self.restorer.reset(whole)
         failures = [f for record in whole for f in attempt(self.restorer.give_back, record)]
         return failures + self._undo_all(half_prepared)

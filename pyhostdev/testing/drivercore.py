@@ -178,6 +178,8 @@ class DriverCore:
         if spec.remove == "hang" or self.block_next:
             self._block(entry, "hang")
         if spec.kind == "vfio" and self.groups.is_device_held(device):
+            if os.path.exists(self.root.dev_iommu):
+                vfio.withdraw_device(self.groups, device)
             self._block(entry, "held")
         self.finish(entry)
 

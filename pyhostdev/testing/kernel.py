@@ -25,8 +25,10 @@ from pyhostdev.testing import attributes
 from pyhostdev.testing.drivercore import DriverCore
 from pyhostdev.testing.faults import Blocked, Fault, NotSimulated, Refusal, SimulatedKill
 from pyhostdev.testing.kernelstate import Pending, StateFile
+from pyhostdev.testing.nodefiles import SimulatedNodes, put_owner
 from pyhostdev.testing.procfiles import holding_process
 from pyhostdev.testing.simdevice import find_device
+from pyhostdev.testing.sysfspaths import words_of
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class TraceEntry(NamedTuple):
     result: str
 
 
-class SimulatedKernel:
+class SimulatedKernel(SimulatedNodes):
     """
     The kernel of one fake host; a SysfsWriter.
 
@@ -149,7 +151,7 @@ class SimulatedKernel:
     def _react(self, path: str, value: bytes, device: str) -> None:
         with self.entered() as core:
             self._check_access(path)
-            if core.ours and core.is_in_flight(device):
+            if core.ours and core.is_in_flight(device) and not _is_node(path):
                 raise Blocked
             self._hang(core, path, value, device)
             try:
@@ -162,7 +164,7 @@ class SimulatedKernel:
         if self.read_only and path.startswith("sys/"):
             raise Refusal(errno.EROFS)
         if not self.privileged:
-            raise Refusal(errno.EPERM if path.startswith("modprobe/") else errno.EACCES)
+            raise Refusal(errno.EACCES if path.startswith("sys/") else errno.EPERM)
 
     def _hang(self, core: DriverCore, path: str, value: bytes, device: str) -> None:
         """
@@ -171,7 +173,7 @@ class SimulatedKernel:
         Raises:
             Blocked: it hangs here.
         """
-        if self._block_next is None:
+        if self._block_next is None or _is_node(path):
             return
         halves = path.endswith(("/bind", "/unbind", "/drivers_probe"))
         if self._block_next and halves:
@@ -196,9 +198,11 @@ class SimulatedKernel:
         Raises:
             Refusal: ENOENT when there is none.
         """
-        match _words(path):
+        match words_of(path):
             case ["module", name]:
                 core.load_module(name)
+            case ["node", *_]:
+                put_owner(self.root.join(path), value)
             case ["bus", name]:
                 self._write_bus(core, name, value)
             case ["driver", driver, name]:
@@ -364,21 +368,9 @@ class SimulatedKernel:
                 core.state.held.pop(str(group), None)  # and entering has finished who waited for us
 
 
-def _words(path: str) -> list[str]:
-    """Return what a path below the root names: module, bus, driver or device, then its parts."""
-    parts = path.split("/")
-    if parts[0] == "modprobe":
-        return ["module", *parts[1:]]
-    if parts[:3] == ["sys", "bus", "pci"] and len(parts) == 4:
-        return ["bus", *parts[3:]]
-    if parts[:4] == ["sys", "bus", "pci", "drivers"]:
-        return ["driver", *parts[4:]]
-    if parts[:4] == ["sys", "bus", "pci", "devices"]:
-        return ["device", *parts[4:]]
-    if parts[:2] == ["sys", "devices"]:  # below bridges: the last address is the function's
-        last = max((n for n, part in enumerate(parts) if part.count(":") == 2), default=0)
-        return ["device", *parts[last:]]
-    return []
+def _is_node(path: str) -> bool:
+    """A change of a node's owner waits for no device."""
+    return path.startswith("dev/")
 
 
 def _is_over(core: DriverCore, entry: Pending) -> bool:

@@ -7,11 +7,12 @@ Source: drivers/vfio/pci/vfio_pci.c, vfio_pci_core.c, drivers/vfio/group.c (Linu
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.simdevice import drop_tree, list_dir, put_file, read_file
+from pyhostdev.testing.simdevice import drop_file, drop_tree, list_dir, put_file, read_file
 
 if TYPE_CHECKING:
     from pyhostdev.testing.iommu import IOMMUGroups
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 _DENIED = {  # vfio_pci_dev_in_denylist: accelerators that are unsafe to give away
     (0x8086, device) for device in (0x0435, 0x0443, 0x19E2, 0x19E3, 0x37C8, 0x37C9)
 }
+
+
+_MAJOR = 239  # of functions' own nodes; the kernel takes one that is free
 
 
 def probe(device: SimDevice) -> int:
@@ -52,17 +56,44 @@ def _next_number(groups: IOMMUGroups) -> int:
 
 
 def add_device(groups: IOMMUGroups, device: SimDevice) -> None:
-    """Make the group's node and the function's ``vfio-dev`` appear."""
+    """Make the group's node and the function's ``vfio-dev`` appear, and its own node on a host with iommufd."""
     if not list_dir(device.join("vfio-dev")):
-        directory = device.join("vfio-dev", f"vfio{_next_number(groups)}")
+        number = _next_number(groups)
+        directory = device.join("vfio-dev", f"vfio{number}")
         os.makedirs(directory)
         put_file(os.path.join(directory, "uevent"), b"")
+        if os.path.exists(groups.root.dev_iommu):
+            put_file(os.path.join(directory, "dev"), f"{_MAJOR}:{number}\n".encode())
+            _put_node(groups.root, f"vfio{number}")
     if device.group is not None:
         groups.add_node(device.group)
 
 
+def _put_node(root: HostRoot, name: str) -> None:
+    os.makedirs(root.dev_vfio_devices, exist_ok=True)
+    path = os.path.join(root.dev_vfio_devices, name)
+    put_file(path, b"")
+    os.chmod(path, 0o600)
+
+
+def withdraw_device(groups: IOMMUGroups, device: SimDevice) -> None:
+    """
+    Make the function's own node and ``vfio-dev`` go, as soon as its unbind begins; ``dev/vfio/devices`` with the last.
+
+    Source: vfio_unregister_group_dev (drivers/vfio/vfio_main.c), Linux 6.6
+    """
+    names = list_dir(device.join("vfio-dev"))
+    for name in names:
+        drop_file(os.path.join(groups.root.dev_vfio_devices, name))
+    drop_tree(device.join("vfio-dev"))
+    if not names:
+        return
+    with contextlib.suppress(OSError):  # absent, or others have nodes there
+        os.rmdir(groups.root.dev_vfio_devices)
+
+
 def remove_device(groups: IOMMUGroups, device: SimDevice) -> None:
     """Make the function's ``vfio-dev`` go, and the group's node with the last one."""
-    drop_tree(device.join("vfio-dev"))
+    withdraw_device(groups, device)
     if device.group is not None:
         groups.drop_node(device.group)

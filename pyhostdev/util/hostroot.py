@@ -114,6 +114,15 @@ class HostRoot:
         """``dev/vfio/devices``: one node a function, for iommufd (Linux 6.6)."""
         return self.join("dev/vfio/devices")
 
+    @property
+    def dev_iommu(self) -> str:
+        """``dev/iommu``: there when the kernel has iommufd."""
+        return self.join("dev/iommu")
+
+    def class_vfio(self, group: int) -> str:
+        """``sys/class/vfio/GROUP``: a group's node as the kernel knows it."""
+        return self.join("sys/class/vfio", str(int(group)))
+
     def module(self, name: str) -> str:
         """
         ``sys/module/NAME`` of a loaded module; the kernel spells names with underscores.

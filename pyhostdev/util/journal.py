@@ -8,65 +8,37 @@ trusted is set aside under another name and reported, and nobody acts on it.
 
 from __future__ import annotations
 
-import json
-import zlib
 from typing import NamedTuple
 
-from pyhostdev.errors import HostdevError
+from pyhostdev.errors import InternalError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.pcidriver import Binding
+from pyhostdev.util.record import (
+    DETACHED,
+    PREPARED,
+    PREPARING,
+    RELEASING,
+    STATES,
+    SUFFIX,
+    Record,
+    decode,
+    encode,
+    newer_text,
+)
 from pyhostdev.util.statedir import StateDir
 from pyhostdev.util.virfile import read_attribute
 
-VERSION = 1
-SUFFIX = ".json"
+__all__ = ["DETACHED", "PREPARED", "PREPARING", "RELEASING", "STATES", "BadRecord", "Journal", "Record", "read_boot_id"]
+
 ASIDE = ".bad"
-
-PREPARING = "preparing"
-PREPARED = "prepared"
-RELEASING = "releasing"
-DETACHED = "detached"  # with a stub and nobody's: libvirt's inactive list
-STATES = (PREPARING, PREPARED, RELEASING, DETACHED)
-
-
-class Record(NamedTuple):
-    """
-    One device that we detached or that a domain uses.
-
-    ``moved`` says that it was we who took it from ``original.driver``; only then is it given back. ``listed_as`` is
-    its binding when it was on the inactive list before its owner got it, and where it goes back to. ``change`` is
-    shared by the records of one prepare: they stand or fall together; ``position`` is the device's place in the domain.
-    """
-
-    address: PCIDeviceAddress
-    state: str
-    owner: str | None
-    managed: bool
-    moved: bool
-    target: str
-    original: Binding
-    boot_id: str | None
-    listed_as: Binding | None = None
-    change: str = ""
-    position: int = 0
-
-    @property
-    def is_active(self) -> bool:
-        """On libvirt's active list: a domain has it, is getting it, or is giving it back."""
-        return self.state != DETACHED
-
-    @property
-    def is_kept(self) -> bool:
-        """Stays detached when its owner gives it back: it was before, or its owner asked for it unmanaged."""
-        return self.listed_as is not None or (not self.managed and self.owner is not None)
 
 
 class BadRecord(NamedTuple):
-    """A file of the journal that nobody can act on, and why."""
+    """A file of the journal that cannot be acted on, and why; one of a newer version stays where it is."""
 
     name: str
     why: str
+    is_newer: bool = False
 
 
 def read_boot_id(root: HostRoot) -> str | None:
@@ -79,36 +51,6 @@ def read_boot_id(root: HostRoot) -> str | None:
     return read_attribute(root.boot_id)
 
 
-def _encode(record: Record) -> bytes:
-    fields = record._asdict()
-    fields["address"] = str(record.address)
-    fields["original"] = record.original._asdict()
-    fields["listed_as"] = record.listed_as and record.listed_as._asdict()
-    body = json.dumps(fields, sort_keys=True)
-    text = {"version": VERSION, "crc32": zlib.crc32(body.encode()), "record": fields}
-    return (json.dumps(text, sort_keys=True) + "\n").encode()
-
-
-def _decode(data: bytes, name: str) -> Record:
-    """Return the record in a file's bytes; ValueError says why it is none."""
-    try:
-        text = json.loads(data)
-        version, fields = text["version"], text["record"]
-        if version != VERSION:
-            raise ValueError(f"version {version!r} is not {VERSION}")
-        if zlib.crc32(json.dumps(fields, sort_keys=True).encode()) != text["crc32"]:
-            raise ValueError("its checksum is wrong")
-        fields["address"] = PCIDeviceAddress.parse(fields["address"])
-        fields["original"] = Binding(**fields["original"])
-        fields["listed_as"] = fields["listed_as"] and Binding(**fields["listed_as"])
-        record = Record(**fields)
-    except (KeyError, TypeError, AttributeError, RecursionError, HostdevError) as err:
-        raise ValueError(f"it is no record ({err})") from None
-    if record.state not in STATES or f"{record.address}{SUFFIX}" != name:
-        raise ValueError("its state or its name is wrong")
-    return record
-
-
 class Journal:
     """The records below one state directory, by address."""
 
@@ -117,7 +59,9 @@ class Journal:
 
     def read(self) -> tuple[dict[PCIDeviceAddress, Record], list[BadRecord]]:
         """
-        Return all records by address, in order, and the files that are none.
+        Return all records by address, in order, and the files that are not records.
+
+        A record of a newer version is in both: its device is in use, and what to do is told.
 
         Raises:
             OperationError: others could write into the state directory.
@@ -134,6 +78,8 @@ class Journal:
                 else:
                     if record is not None:
                         records[record.address] = record
+                    if record is not None and record.is_newer:
+                        bad.append(BadRecord(name, newer_text(record.address), is_newer=True))
         return dict(sorted(records.items())), bad
 
     def _read_one(self, name: str) -> Record | None:
@@ -141,7 +87,7 @@ class Journal:
         if name.endswith(ASIDE):
             raise ValueError("it was set aside earlier")
         data = self.state.read(name)
-        return None if data is None else _decode(data, name)
+        return None if data is None else decode(data, name)
 
     def write(self, record: Record) -> None:
         """
@@ -150,7 +96,9 @@ class Journal:
         Raises:
             SysfsError: the directory or the disk refuses; the earlier record stands.
         """
-        self.state.replace(f"{record.address}{SUFFIX}", _encode(record))
+        if record.is_newer:
+            raise InternalError(f"The record of device {record.address} belongs to a newer pyhostdev")
+        self.state.replace(f"{record.address}{SUFFIX}", encode(record))
 
     def remove(self, address: PCIDeviceAddress) -> None:
         """
@@ -172,10 +120,10 @@ class Journal:
 
     def set_aside(self, bad: BadRecord) -> None:
         """
-        Rename a file that is no record, so that it stays for a look and stands in nobody's way.
+        Rename a file that is not a record, so that it stays for a look and is not in the way.
 
         Raises:
             SysfsError: the directory refuses.
         """
-        if not bad.name.endswith(ASIDE):
+        if not bad.name.endswith(ASIDE) and not bad.is_newer:
             self.state.rename(bad.name, f"{bad.name}{ASIDE}")

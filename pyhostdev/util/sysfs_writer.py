@@ -27,6 +27,7 @@ from pyhostdev.errors import (
     SysfsError,
 )
 from pyhostdev.util import _sysfs_write as _c  # type: ignore[attr-defined]
+from pyhostdev.util.devnode import LiveNodes
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.procfs import read_lock_holders
 from pyhostdev.util.virfile import is_directory, read_text
@@ -121,7 +122,7 @@ class _Helper(NamedTuple):
         _c.lib.phd_write_end(self.result)
 
 
-class ForkedWriter:
+class ForkedWriter(LiveNodes):
     """
     Write from a helper process that outlives its deadline alone.
 

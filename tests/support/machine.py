@@ -35,6 +35,7 @@ HOSTS_AND_DEVICES = {
     card(3, f1="nodriver", f2="override=pci-stub"): ("0000:01:00.0", "0000:01:00.1", "0000:01:00.2"),
 }
 OWNERS = ("vm1", "vm2")
+NODE_OWNERS = {"vm1": (107, 36), "vm2": None}
 _DOMAIN = """<domain type='qemu'><name>{name}</name><memory>131072</memory><os><type machine='pc'>hvm</type></os>
   <devices>{hostdevs}</devices></domain>"""
 _PLACES = list(deaths(14, 60))
@@ -107,7 +108,7 @@ class HostMachine(RuleBasedStateMachine):
     def _prepare(self, manager: HostdevManager, owner: str, chosen: frozenset[str], word: str = "") -> None:
         hostdevs = "".join(_hostdev(f"{a} {word}") for a in sorted(chosen))
         definition = DomainDef.parse(_DOMAIN.format(name=owner, hostdevs=hostdevs))
-        manager.prepare(manager.host.plan(definition, "off"))
+        manager.prepare(manager.host.plan(definition, "off"), node_owner=NODE_OWNERS[owner])
 
     def _device(self, number: int) -> PCIDeviceAddress:
         return self.devices[number % len(self.devices)]
@@ -333,3 +334,12 @@ class HostMachine(RuleBasedStateMachine):
             now = read_binding(self.fake.root, address)
             if now.incarnation == record.original.incarnation:
                 assert record.target == now.driver
+
+    @invariant()
+    def nodes_are_roots_or_their_guests(self) -> None:
+        given = {node.name: (node.to_uid, node.to_gid) for r in self._records().values() for node in r.nodes}
+        top = self.fake.root.dev_vfio
+        for name in os.listdir(top) if os.path.isdir(top) else ():
+            node = self.fake.kernel.read_node(os.path.join(top, name))
+            assert node is not None
+            assert (node.uid, node.gid) in ((0, 0), given.get(name))

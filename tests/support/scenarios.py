@@ -61,7 +61,8 @@ class Scenario(NamedTuple):
 
     Hostdevs are "ADDRESS [yes|no] [unmanaged] [model=DRIVER]"; ``setup`` are raw writes, "PATH=VALUE" in sys/bus/pci;
     ``detached`` is "ADDRESS[ DRIVER]", given to nobody first. With ``loads`` a module stays that was not there. Without
-    a guest (``is_nodedev``) the first hostdev's device is detached for nobody and given back.
+    a guest (``is_nodedev``) the first hostdev's device is detached for nobody and given back. ``node_owner`` gets the
+    nodes; with iommufd each function has one of its own.
     """
 
     name: str
@@ -72,6 +73,8 @@ class Scenario(NamedTuple):
     policy: str = "auto"
     loads: bool = False
     is_nodedev: bool = False
+    node_owner: tuple[int, int] | None = None
+    has_iommufd: bool = False
 
     def definition(self) -> DomainDef:
         """Return the domain."""
@@ -80,6 +83,9 @@ class Scenario(NamedTuple):
     def build(self, directory: Path) -> FakeHost:
         """Make the host as it is when the domain is to start."""
         fake = FakeHost.from_tree(self.tree if "\n" in self.tree else f"{HOSTS}/{self.tree}.tree", directory)
+        if self.has_iommufd:
+            Path(fake.root.dev_iommu).parent.mkdir(exist_ok=True)
+            Path(fake.root.dev_iommu).touch()
         for words in self.setup:
             path, _, value = words.partition("=")
             foreign = fake.kernel.foreign()
@@ -100,7 +106,7 @@ class Scenario(NamedTuple):
         if self.is_nodedev:
             manager.nodedev_detach(self.device)
         else:
-            manager.prepare(manager.host.plan(self.definition(), self.policy))
+            manager.prepare(manager.host.plan(self.definition(), self.policy), node_owner=self.node_owner)
 
     def release(self, manager: HostdevManager) -> None:
         """Give the devices back."""
@@ -214,7 +220,19 @@ def _nodedev() -> Iterator[Scenario]:
     yield Scenario("nodedev-vf", "sriov", ("0000:03:10.4",), is_nodedev=True)
 
 
-SCENARIOS = (*_groups(), *_originals(), *_hosts(), *_nodedev())
+def _given_nodes() -> Iterator[Scenario]:
+    two, user = (address(0), address(1)), (107, 36)
+    by_hand = tuple(word for a in two for word in _bound_by_hand(a))
+    yield Scenario("nodes-2", card(2), two, node_owner=user)
+    yield Scenario("nodes-that-stay", card(2), two, setup=by_hand, node_owner=user)
+    yield Scenario("nodes-of-inactive", card(3), (*two, address(2)), detached=two, node_owner=user)
+    words = (f"{address(0)} yes", f"{address(1)} no")
+    yield Scenario("nodes-of-functions", card(2), words, node_owner=user, has_iommufd=True)
+    yield Scenario("nodes-of-functions-that-stay", card(2), words, setup=by_hand, node_owner=user, has_iommufd=True)
+    yield Scenario("nodes-of-two-groups", "nic-own-groups", ("0000:04:00.0", "0000:04:00.1"), node_owner=user)
+
+
+SCENARIOS = (*_groups(), *_originals(), *_hosts(), *_nodedev(), *_given_nodes())
 
 
 class Case(NamedTuple):

@@ -60,7 +60,9 @@ def test_torn_record_is_reported_and_not_used(journal: Journal, cut: int) -> Non
     assert [f"{ADDRESS}.json"] == [item.name for item in bad]
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"crc32": 0}, {"record": {}}, {"record": None}, []])
+@pytest.mark.parametrize(
+    "change", [{"version": 0}, {"version": "2"}, {"crc32": 0}, {"record": {}}, {"record": None}, []]
+)
 def test_foreign_record_is_reported(journal: Journal, change: object) -> None:
     """Another version, a wrong checksum or another shape is set apart."""
     journal.write(record())

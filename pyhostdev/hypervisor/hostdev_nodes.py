@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Nodes below /dev/vfio for the user of a guest: which ones it needs, giving them to it, taking them back.
+
+A node exists only while a device is with VFIO. So nodes are given last and taken back first; whose they were is on
+disk before the first one is given. A guest gets the nodes of its assigned devices and of their groups: it has no
+business with a function that is only declared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import ConfigUnsupportedError, OperationError
+from pyhostdev.hypervisor.hostdev_plan import ASSIGNED
+from pyhostdev.util.devnode import NodeWriter, replaced
+from pyhostdev.util.iommugroup import read_group
+from pyhostdev.util.record import GivenNode, Record
+from pyhostdev.util.transaction import attempt, log
+from pyhostdev.util.vfionodes import read_device_node_names, read_node_number
+
+if TYPE_CHECKING:
+    from pyhostdev.hypervisor.hostdev_plan import Plan
+    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.util.sysfs_writer import SysfsWriter
+
+Owner = tuple[int, int]  # uid and gid
+
+
+class NodeKeeper:
+    """Gives nodes of one host away and takes them back; who calls it holds the locks of their devices."""
+
+    def __init__(self, root: HostRoot, writer: SysfsWriter) -> None:
+        self.root = root
+        self.writer = writer
+
+    def _nodes(self) -> NodeWriter:
+        if not isinstance(self.writer, NodeWriter):
+            raise ConfigUnsupportedError("What writes to this host cannot change the owner of device nodes")
+        return self.writer
+
+    def path(self, name: str) -> str:
+        """Return a node's path from its name below ``dev/vfio``."""
+        return os.path.join(self.root.dev_vfio, name)
+
+    def to_give(
+        self, plan: Plan, owner: Owner, records: Mapping[PCIDeviceAddress, Record]
+    ) -> dict[PCIDeviceAddress, tuple[GivenNode, ...]]:
+        """
+        Return what each device's record has to say of the nodes that the guest needs; nothing is changed.
+
+        Raises:
+            ConfigUnsupportedError: the writer cannot give nodes away.
+            OperationError, SysfsError: a node is missing, or something else is in its place.
+        """
+        known = {(n.name, n.inode): n for r in records.values() if r.is_active for n in r.nodes}
+        found = {}
+        for request in plan.requests:
+            names = self._names(request.address) if request.role == ASSIGNED else []
+            nodes = [self._to_give(name, request.address, owner) for name in names]
+            found[request.address] = tuple(_as_it_was(node, known.get((node.name, node.inode))) for node in nodes)
+        return found
+
+    def _names(self, address: PCIDeviceAddress) -> list[str]:
+        """Return the names of the nodes through which a guest can use a device; none when VFIO does not have it."""
+        devices = read_device_node_names(self.root, address)
+        group = read_group(self.root, address)
+        if not devices or group is None:
+            return []
+        own = [f"devices/{name}" for name in devices if os.path.lexists(self.path(f"devices/{name}"))]
+        return [str(group), *own]
+
+    def _to_give(self, name: str, address: PCIDeviceAddress, owner: Owner) -> GivenNode:
+        path = self.path(name)
+        node = self._nodes().read_node(path)
+        if node is None:
+            raise OperationError(f"Device {address} has no node '{path}' that could be given away", address=address)
+        number = read_node_number(self.root, name, address)
+        if self.root.is_live and number != node.number:
+            raise OperationError(f"Node '{path}' is not the one of device {address}", address=address)
+        return GivenNode(name, *node, *owner)
+
+    def give(self, record: Record) -> None:
+        """
+        Give a device's nodes to their new owner.
+
+        Raises:
+            OperationError, SysfsError: a node is another one now, has gone, or the kernel refuses.
+        """
+        for node in record.nodes:
+            path = self.path(node.name)
+            if self._nodes().read_node(path) != node.given:
+                self._nodes().set_node_owner(path, node.given, device=record.address)
+
+    def take_back(self, record: Record, others: Iterable[Record]) -> list[str]:
+        """
+        Return a device's nodes to who had them, and say what was left alone.
+
+        Nodes that have gone, that were made again, and that others have changed since stay as they are; so do those
+        that one of the other records has.
+
+        Raises:
+            OperationError, SysfsError: a node could not be given back.
+        """
+        shared = {(node.name, node.inode) for other in others for node in other.nodes}
+        said: list[str] = []
+        for node in record.nodes:
+            if (node.name, node.inode) not in shared:
+                said += self._taken_back(record, node)
+        return said
+
+    def _taken_back(self, record: Record, node: GivenNode) -> Iterator[str]:
+        path = self.path(node.name)
+        now = self._nodes().read_node(path)
+        if now is None or now == node.before:
+            return
+        if not now.is_same(node.before):
+            yield str(replaced(path, record.address))
+        elif now != node.given:
+            yield f"Node '{path}' was given to {now.uid}:{now.gid} by another program, and was left alone"
+        else:
+            self._nodes().set_node_owner(path, node.before, device=record.address)
+
+    def try_to_take_back(self, records: Iterable[Record], all_records: Iterable[Record]) -> None:
+        """Take the nodes of several devices back before they change drivers; what fails is logged and tried again."""
+        meant = list(records)
+        others = [other for other in all_records if other.is_active and other not in meant]
+        for record in meant:
+            if record.nodes:
+                attempt(self.take_back, record, others)
+
+
+def tell(said: Iterable[str]) -> str:
+    """Log what was left alone, and return it as the end of a sentence."""
+    words = list(said)
+    for text in words:
+        log().warning("%s", text)
+    return "".join(f"; {text}" for text in words)
+
+
+def _as_it_was(node: GivenNode, known: GivenNode | None) -> GivenNode:
+    """Return a node with its first owner, when an earlier prepare of this guest has given it away already."""
+    return node if known is None else node._replace(uid=known.uid, gid=known.gid, mode=known.mode)

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What the paths that are written to name.
+"""
+
+from __future__ import annotations
+
+
+def words_of(path: str) -> list[str]:
+    """Return what a path below the root names: module, node, bus, driver or device, then its parts."""
+    parts = path.split("/")
+    if parts[0] == "modprobe":
+        return ["module", *parts[1:]]
+    if parts[:2] == ["dev", "vfio"]:
+        return ["node", *parts[2:]]
+    if parts[:3] == ["sys", "bus", "pci"] and len(parts) == 4:
+        return ["bus", *parts[3:]]
+    if parts[:4] == ["sys", "bus", "pci", "drivers"]:
+        return ["driver", *parts[4:]]
+    if parts[:4] == ["sys", "bus", "pci", "devices"]:
+        return ["device", *parts[4:]]
+    if parts[:2] == ["sys", "devices"]:  # below bridges: the last address is the function's
+        last = max((n for n, part in enumerate(parts) if part.count(":") == 2), default=0)
+        return ["device", *parts[last:]]
+    return []

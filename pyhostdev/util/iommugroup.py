@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The number of a function's IOMMU group.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import SysfsError
+from pyhostdev.util.virfile import read_link_name
+
+if TYPE_CHECKING:
+    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+
+def read_group(root: HostRoot, address: PCIDeviceAddress) -> int | None:
+    """
+    Return the number of a function's IOMMU group; None when it has none, or is not there.
+
+    Raises:
+        SysfsError: the link cannot be read, or leads to something that is not a number (EINVAL).
+    """
+    path = f"{root.pci_device(address)}/iommu_group"
+    name = read_link_name(path)
+    if name is None:
+        return None
+    if not (name.isascii() and name.isdigit()):
+        raise SysfsError(errno.EINVAL, path, f"read the number of an IOMMU group from '{name!a}'", address=address)
+    return int(name)
