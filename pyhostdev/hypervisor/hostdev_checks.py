@@ -15,7 +15,7 @@ from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import BOOT_VGA, DEFAULT_ROUTE, MOUNTED, HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.procfs import read_group_holders
+from pyhostdev.util.vfioholders import read_group_holders
 
 VF_NETWORK = "vf-network"
 CONSENT_REASONS = (BOOT_VGA, MOUNTED, DEFAULT_ROUTE, VF_NETWORK)
@@ -58,7 +58,7 @@ def host_needs(root: HostRoot, moving: Sequence[PCIDeviceAddress]) -> Iterator[F
 
 
 def held_groups(root: HostRoot, groups: Mapping[int, PCIDeviceAddress]) -> Iterator[Finding]:
-    """Yield the groups whose node some process has open; each is told of its first declared device."""
+    """Yield the groups that some process has open, as a group or by function; told of their first declared device."""
     for group, holders in read_group_holders(root, groups).items():
         for holder in holders:
             text = f"IOMMU group {group} of device {groups[group]} is held open by {holder}"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What one call locks: the IOMMU groups of its devices, their PFs, and its owner.
+What one call locks: its owner, the IOMMU groups of its devices, and their PFs.
 
 Who wants devices does not wait: the second is told at once who has them. Who gives devices back waits a moment, as
 the holder may be somebody who is just being refused. Guests that share none of these never meet. A lock ends with its
@@ -13,7 +13,7 @@ import fcntl
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -48,15 +48,20 @@ def lock_set(root: HostRoot, addresses: Iterable[PCIDeviceAddress], owner: str |
         locks[name] = pf is not None and locks.get(name, True)
     if owner is not None:
         locks[f"owner-{zlib.crc32(owner.encode('utf-8', 'surrogateescape')):08x}.lock"] = False
-    return [Lock(name, shared) for name, shared in sorted(locks.items())]
+    return [Lock(name, shared) for name, shared in sorted(locks.items(), key=_place)]
+
+
+def _place(lock: tuple[str, bool]) -> tuple[bool, str]:
+    """The owner's lock comes first: who gives back learns what else to lock only when it has that."""
+    return not lock[0].startswith("owner-"), lock[0]
 
 
 @contextmanager
 def locked(
     state: StateDir, root: HostRoot, addresses: Iterable[PCIDeviceAddress], owner: str | None, wait_s: float = 0.0
-) -> Iterator[None]:
+) -> Iterator[Callable[[Iterable[PCIDeviceAddress]], None]]:
     """
-    Hold all locks of a change.
+    Hold all locks of a change; yield what takes those of more devices, for who learns of them under the owner's.
 
     Args:
         wait_s: how long to wait, in all, for locks that somebody else holds.
@@ -68,14 +73,18 @@ def locked(
     holder = f"'{owner}' (process {os.getpid()})" if owner is not None else f"process {os.getpid()}"
     deadline = time.monotonic() + wait_s
     with ExitStack() as held:
-        for lock in lock_set(root, addresses, owner):
-            fd = state.open_lock(lock.name)
-            held.callback(os.close, fd)
-            _take(state, root, fd, lock, deadline)
-            _name_holder(fd, holder)
-            if not lock.is_shared:  # a name that others may share stays
-                held.callback(_name_holder, fd, "")
-        yield
+
+        def take(locks: Iterable[Lock]) -> None:
+            for lock in locks:
+                fd = state.open_lock(lock.name)
+                held.callback(os.close, fd)
+                _take(state, root, fd, lock, deadline)
+                _name_holder(fd, holder)
+                if not lock.is_shared:  # a name that others may share stays
+                    held.callback(_name_holder, fd, "")
+
+        take(lock_set(root, addresses, owner))
+        yield lambda more: take(lock_set(root, more, None))
 
 
 def _take(state: StateDir, root: HostRoot, fd: int, lock: Lock, deadline: float) -> None:

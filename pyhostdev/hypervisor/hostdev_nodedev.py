@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, DeviceMissingError, OperationError, RefusedError
 from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners
+from pyhostdev.hypervisor.hostdev_holders import check_are_free
+from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.journal import DETACHED, PREPARING, RELEASING, Record, read_boot_id
@@ -64,7 +66,7 @@ def reattach(manager: HostdevManager, address: PCIDeviceAddress) -> None:
         saved = read_driverctl_override(manager.root, address)
         other = "" if saved is None else f": driverctl gives it to {saved!a}"
         raise OperationError(f"Device {address} was not detached by this manager{other}", address=address)
-    manager.restorer.check_are_free([record])
+    check_are_free(manager.root, manager.writer, [record])
     with half_done():
         record = record._replace(state=RELEASING, listed_as=None)
         manager.journal.write(record)

@@ -8,15 +8,13 @@ one that somebody else has moved stay as they are, and that is said.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pyhostdev.errors import DeviceInUseError, HostdevError, OperationError
+from pyhostdev.errors import HostdevError, OperationError
 from pyhostdev.hypervisor.hostdev_nodes import NodeKeeper, tell
-from pyhostdev.util.iommugroup import read_group
 from pyhostdev.util.journal import PREPARING, RELEASING, Journal, Record
 from pyhostdev.util.pcidriver import Binding, DriverMover, read_incarnation
-from pyhostdev.util.procfs import read_group_holders
 from pyhostdev.util.transaction import attempt, log
 from pyhostdev.util.virpci import read_pci_device
 
@@ -47,24 +45,6 @@ class Restorer:
         self.writer = writer
         self.mover = DriverMover(root, writer)
         self.nodes = NodeKeeper(root, writer)
-
-    def check_are_free(self, records: Sequence[Record]) -> None:
-        """
-        Prove that nobody has a device's group open: to unbind it then would wait for as long as they have it.
-
-        Raises:
-            DeviceInUseError: somebody has.
-            SysfsError: nobody can tell.
-        """
-        groups: dict[int, Record] = {}
-        for record in records:
-            group = read_group(self.root, record.address)
-            if group is not None:
-                groups.setdefault(group, record)
-        for number, holders in read_group_holders(self.root, groups).items():
-            address = groups[number].address
-            text = f"IOMMU group {number} of device {address} is held open by {holders[0]}"
-            raise DeviceInUseError(text, reason="in-use", address=address)
 
     def reset(self, records: Iterable[Record]) -> None:
         """

@@ -14,25 +14,24 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.unknown_words import words_on
-from pyhostdev.errors import ConfigError, DeviceInUseError, InDoubtError, OperationError, RefusedError
+from pyhostdev.errors import ConfigError, DeviceInUseError, RefusedError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_lock import locked
 from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.hypervisor.hostdev_planner import build_plan
 from pyhostdev.hypervisor.hostdev_prepare import execute, replaced_since
-from pyhostdev.hypervisor.hostdev_restore import Restorer, goal_of
+from pyhostdev.hypervisor.hostdev_release import release
+from pyhostdev.hypervisor.hostdev_restore import Restorer
 from pyhostdev.hypervisor.hostdev_status import Status, read_status
 from pyhostdev.util.finding import Finding
-from pyhostdev.util.journal import PREPARING, RELEASING, Journal, Record
+from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
-from pyhostdev.util.transaction import attempt, deferred_signals
+from pyhostdev.util.transaction import deferred_signals
 
 if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
-    from pyhostdev.hypervisor.hostdev_recover import Recovered
-
-GIVE_BACK_WAIT_S = 2.0  # for a lock; a prepare that is refused has it for milliseconds
+    from pyhostdev.hypervisor.hostdev_result import RecoveryResult
 
 
 class HostdevManager:
@@ -98,9 +97,9 @@ class HostdevManager:
 
     def locked(
         self, addresses: Iterable[PCIDeviceAddress], owner: str | None, wait_s: float = 0.0
-    ) -> AbstractContextManager[None]:
+    ) -> AbstractContextManager[Callable[[Iterable[PCIDeviceAddress]], None]]:
         """
-        Hold the locks of a change of these devices, after waiting so long for who has them.
+        Hold the locks of a change of these devices, after waiting so long for who has them; take more in the block.
 
         Raises:
             ConfigError: this process is a fork of the manager's.
@@ -129,7 +128,7 @@ class HostdevManager:
         self, plan: Plan, owner: str | None = None, *, node_owner: tuple[int, int] | None = None
     ) -> Iterator[None]:
         """
-        Prepare on enter, release on exit.
+        Prepare on enter, release on exit; what has the devices open must end within the block.
 
         Raises:
             RefusedError, OperationError, SysfsError: as ``prepare`` and ``release``.
@@ -138,63 +137,29 @@ class HostdevManager:
         try:
             yield
         finally:
-            self.release(owner or plan.owner)
+            self.release(owner or plan.owner, guest_ended=True)
 
-    def release(self, owner: str) -> list[PCIDeviceAddress]:
+    def release(self, owner: str, *, guest_ended: bool = False) -> list[PCIDeviceAddress]:
         """
-        Give back what an owner has, and return the addresses; every device is tried.
+        Give back what an owner has, and return the addresses, none when it has nothing; every device is tried.
 
         A managed device that we took goes back to its driver; a managed one that was already with its stub
-        leaves the lists; an unmanaged one stays detached, on the inactive list.
+        leaves the lists; an unmanaged one stays detached, on the inactive list. A prepare of this owner that is
+        under way is waited for, and so is a process that is ending, for ten seconds at most.
+
+        Args:
+            guest_ended: the owner's QEMU has ended, so who still has a group open is about to let go.
 
         Raises:
-            DeviceInUseError: somebody has a device's group open; nothing was touched.
+            DeviceInUseError: somebody has a device's group open, a prepare of this owner takes too long, or a newer
+                program wrote a record; nothing was touched.
             OperationError: a device is not as it was; its record stays and the call can be repeated.
 
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
         """
-        return self._release(owner, lambda record: record.owner == owner)
+        return release(self, owner, lambda record: True, guest_ended=guest_ended)
 
-    def _release(self, owner: str, is_meant: Callable[[Record], bool]) -> list[PCIDeviceAddress]:
-        first, _ = self.journal.read()
-        addresses = [r.address for r in first.values() if r.is_active and is_meant(r)]
-        with deferred_signals(), self.locked(addresses, owner, GIVE_BACK_WAIT_S):
-            records, _ = self.journal.read()
-            meant = [records[a] for a in addresses if a in records and records[a].is_active and is_meant(records[a])]
-            meant.sort(key=lambda record: record.position)
-            self.restorer.check_are_free(meant)
-            failures = self._give_back_all(meant, list(records.values()))
-        if failures:
-            raise _not_given_back(failures, len(meant))
-        return [record.address for record in meant]
-
-    def _give_back_all(self, meant: list[Record], records: list[Record]) -> list[Exception]:
-        """Give back, or undo what a crash left half prepared; return what went wrong, every device is tried."""
-        half_prepared = [record for record in meant if goal_of(record, records) == PREPARING]
-        whole = [record for record in meant if record not in half_prepared]
-        for record in whole:
-            attempt(self.journal.write, record._replace(state=RELEASING))  # the mark may fail, giving back may not
-        self.restorer.nodes.try_to_take_back(whole, records)
-        self.restorer.reset(whole)
-        failures = [f for record in whole for f in attempt(self.restorer.give_back, record)]
-        return failures + self._undo_all(half_prepared)
-
-    def _undo_all(self, half_prepared: list[Record]) -> list[Exception]:
-        """
-        Undo a prepare that died; what could not be undone must still be known as half prepared to who comes next.
-
-        So each device gets a mark of its own. Where that cannot be written, the marks of the others stay until the
-        device is undone.
-        """
-        marked = [r for r in half_prepared if r.state == PREPARING]
-        unmarked = [r for r in half_prepared if r.state != PREPARING]
-        marked += [r for r in unmarked if not attempt(self.journal.write, r._replace(state=PREPARING))]
-        failures = [f for record in unmarked if record not in marked for f in attempt(self.restorer.undo, record)]
-        if failures:
-            return failures
-        return [f for record in marked for f in attempt(self.restorer.undo, record)]
-
-    def recover(self, *, include_prepared: bool = False, timeout_s: float = 30.0) -> list[Recovered]:
+    def recover(self, *, include_prepared: bool = False, timeout_s: float = 30.0) -> list[RecoveryResult]:
         """
         Finish or undo what a crash interrupted, and return what became of each record.
 
@@ -255,7 +220,7 @@ class HostdevManager:
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
         """
         wanted = {hostdev.pci_address for hostdev in hostdevs}
-        self._release(domain_name, lambda r: r.owner == domain_name and r.address in wanted)
+        release(self, domain_name, lambda record: record.address in wanted, guest_ended=False)
 
     def update_active_pci_devices(
         self, driver_name: str, domain_name: str, hostdevs: Iterable[DomainHostdevDef]
@@ -350,16 +315,3 @@ class _HostdevSet:
     def unknown_words(self) -> list[Finding]:
         """The words on these hostdevs that are not known."""
         return [finding for hostdev in self.hostdevs for finding in words_on(hostdev)]
-
-
-def _not_given_back(failures: list[Exception], total: int) -> OperationError:
-    """Return one error for several: a device in doubt has the word, as others most often fail because of it."""
-    worst = next((failure for failure in failures if isinstance(failure, InDoubtError)), failures[0])
-    error = OperationError(
-        f"{len(failures)} of {total} devices could not be given back: {worst}",
-        rolled_back=False,
-        reason=getattr(worst, "reason", None),
-        address=getattr(worst, "address", None),
-    )
-    error.__cause__ = worst
-    return error

@@ -24,9 +24,9 @@ from pyhostdev.errors import (
 from pyhostdev.testing import attributes
 from pyhostdev.testing.drivercore import DriverCore
 from pyhostdev.testing.faults import Blocked, Fault, NotSimulated, Refusal, SimulatedKill
+from pyhostdev.testing.guest import SimulatedGuest
 from pyhostdev.testing.kernelstate import Pending, StateFile
 from pyhostdev.testing.nodefiles import SimulatedNodes, put_owner
-from pyhostdev.testing.procfiles import holding_process
 from pyhostdev.testing.simdevice import find_device
 from pyhostdev.testing.sysfspaths import words_of
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -124,6 +124,13 @@ class SimulatedKernel(SimulatedNodes):
             return False
         with self.entered() as core:
             return core.is_in_flight(str(device))
+
+    def is_group_open(self, path: str) -> bool:
+        """Tell whether the kernel says that the node of a group is open."""
+        if not os.path.exists(self._file.path):
+            return False
+        with self.entered() as core:
+            return core.groups.is_held(int(os.path.basename(path)))
 
     # One write
 
@@ -351,21 +358,12 @@ class SimulatedKernel(SimulatedNodes):
         Raises:
             SysfsError: ENOENT without node, EBUSY when it is open already, EPERM when the group is not viable.
         """
-        path = self.root.vfio_group(group)
+        guest = SimulatedGuest(self, group, devices)
         try:
-            with self.entered() as core:
-                fd = core.groups.open(group)
-                names = core.groups.vfio_members(group) if devices is None else map(str, devices)
-                core.state.held[str(group)] = list(names)
-        except Refusal as refusal:
-            raise SysfsError(refusal.errnum, path, f"open IOMMU group {group}") from None
-        try:
-            with holding_process(self.root, path):
-                yield fd
+            yield guest.fd
         finally:
-            os.close(fd)
-            with self.entered() as core:
-                core.state.held.pop(str(group), None)  # and entering has finished who waited for us
+            guest.vanish()
+            guest.let_go()
 
 
 def _is_node(path: str) -> bool:

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.simdevice import drop_tree, put_file
+from pyhostdev.testing.simdevice import drop_tree, put_file, read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pyhostdev.testing.hostspec import HostSpec
     from pyhostdev.util.hostroot import HostRoot
 
 _FIRST_PID = 4000
+_FIRST_FD = 20
+_PF_EXITING, _PF_RANDOMIZE = 0x4, 0x400000  # include/linux/sched.h
+_NAMES_FUNCTIONS = (6, 18)  # the first kernel whose fdinfo names a function of VFIO
 _ROUTES = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
 
 
@@ -48,6 +52,94 @@ def put_proc(root: HostRoot, host: HostSpec) -> None:
         put_file(path, text.encode())
 
 
+class SimulatedProcess:
+    """
+    A process of a simulated host that has nodes of VFIO open, as the kernel shows it; a host without proc shows none.
+
+    Descriptors are the container, the given nodes, and with ``functions`` one of each function. From Linux 6.18 on
+    fdinfo names the function.
+
+    Host: writes ``proc/PID``
+    """
+
+    def __init__(self, root: HostRoot, nodes: Sequence[str], functions: Sequence[str] = ()) -> None:
+        self.root = root
+        self.is_shown = os.path.isdir(root.proc)
+        self.pid = next(n for n in range(_FIRST_PID, 1 << 22) if not os.path.exists(f"{root.proc}/{n}"))
+        self.directory = os.path.join(root.proc, str(self.pid))
+        if not self.is_shown:
+            return
+        for name in ("fd", "fdinfo"):
+            os.makedirs(os.path.join(self.directory, name))
+        put_file(os.path.join(self.directory, "comm"), b"qemu-system-x86\n")
+        self._put_state("S", _PF_RANDOMIZE)
+        self.add_descriptor("/dev/vfio/vfio", {})
+        for node in nodes:
+            self.add_node(node)
+        for function in functions:
+            self.add_descriptor("anon_inode:[vfio-device]", self._syspath(function))
+
+    def add_node(self, node: str, *, inode: int | None = None, function: str | None = None) -> None:
+        """Open a node; with another inode it is a file of that name which a mount has put there."""
+        shown = os.path.join("/", os.path.relpath(node, self.root.path))
+        info = {"ino": str(os.lstat(node).st_ino if inode is None else inode)}
+        self.add_descriptor(shown, info if function is None else {**info, **self._syspath(function)})
+
+    def add_descriptor(self, text: str, info: Mapping[str, str]) -> None:
+        """Open something: what its link says, and what its fdinfo does."""
+        number = str(_FIRST_FD + len(os.listdir(os.path.join(self.directory, "fd"))))
+        os.symlink(text, os.path.join(self.directory, "fd", number))
+        lines = {"pos": "0", "flags": "02100002", "mnt_id": "24", **info}
+        content = "".join(f"{key}:{' ' if key.startswith('vfio') else chr(9)}{value}\n" for key, value in lines.items())
+        put_file(os.path.join(self.directory, "fdinfo", number), content.encode())
+
+    def _syspath(self, function: str) -> dict[str, str]:
+        release = (read_file(self.root.kernel_release) or b"").decode()
+        number = re.match(r"(\d+)\.(\d+)", release)
+        if number is None or (int(number[1]), int(number[2])) < _NAMES_FUNCTIONS:
+            return {}
+        place = os.path.realpath(os.path.join(self.root.pci_devices, function))
+        return {"vfio-device-syspath": os.path.join("/", os.path.relpath(place, os.path.realpath(self.root.path)))}
+
+    def delete_nodes(self) -> None:
+        """Show the open nodes as the kernel does when they have gone."""
+        top = os.path.join(self.directory, "fd")
+        for number in os.listdir(top):
+            text = os.readlink(os.path.join(top, number))
+            if text.startswith("/dev/vfio/") and text != "/dev/vfio/vfio":
+                os.unlink(os.path.join(top, number))
+                os.symlink(f"{text} (deleted)", os.path.join(top, number))
+
+    def begin_to_end(self) -> None:
+        """Be on the way out, with everything open still: memory goes first, and that takes its time."""
+        if self.is_shown:
+            self._put_state("R", _PF_RANDOMIZE | _PF_EXITING)
+
+    def close_all(self) -> None:
+        """Be a zombie: nothing is open any more as far as /proc shows."""
+        if self.is_shown:
+            for name in ("fd", "fdinfo"):
+                for number in os.listdir(os.path.join(self.directory, name)):
+                    os.unlink(os.path.join(self.directory, name, number))
+            self._put_state("Z", _PF_RANDOMIZE | _PF_EXITING)
+
+    def vanish(self) -> None:
+        """Be gone."""
+        if self.is_shown:
+            drop_tree(self.directory)
+
+    def _put_state(self, state: str, flags: int) -> None:
+        """
+        Write the process's line of numbers, by rename: a reader sees the old or the new one.
+
+        Source: proc_pid_stat(5)
+        """
+        path = os.path.join(self.directory, "stat")
+        line = f"{self.pid} (qemu-system-x86) {state} 1 {self.pid} {self.pid} 0 -1 {flags} 0 0 0 0\n"
+        put_file(f"{path}.new", line.encode())
+        os.rename(f"{path}.new", path)
+
+
 @contextlib.contextmanager
 def holding_process(root: HostRoot, node: str) -> Iterator[None]:
     """
@@ -55,17 +147,8 @@ def holding_process(root: HostRoot, node: str) -> Iterator[None]:
 
     Host: writes ``proc/PID``
     """
-    if not os.path.isdir(root.proc):
-        yield
-        return
-    pid = next(n for n in range(_FIRST_PID, 1 << 22) if not os.path.exists(f"{root.proc}/{n}"))
-    directory = os.path.join(root.proc, str(pid))
-    descriptors = os.path.join(directory, "fd")
-    os.makedirs(descriptors)
-    put_file(os.path.join(directory, "comm"), b"qemu-system-x86\n")
-    os.symlink("/dev/vfio/vfio", os.path.join(descriptors, "20"))
-    os.symlink(os.path.join("/", os.path.relpath(node, root.path)), os.path.join(descriptors, "21"))
+    process = SimulatedProcess(root, [node])
     try:
         yield
     finally:
-        drop_tree(directory)
+        process.vanish()

@@ -64,6 +64,17 @@ class NodeWriter(Protocol):
         """
 
 
+    def is_group_open(self, path: str) -> bool:
+        """
+        Tell whether the kernel says that the node of a group is open; a function's own node is never to be asked.
+
+        False proves nothing: a function may be open by its own node.
+
+        Raises:
+            SysfsError: it cannot be asked.
+        """
+
+
 class LiveNodes:
     """The nodes of the host that we run on; a NodeWriter."""
 
@@ -97,6 +108,26 @@ class LiveNodes:
             _chown(fd, path, node, device)
 
 
+    def is_group_open(self, path: str) -> bool:
+        """
+        Tell whether the kernel says that the node of a group is open; a function's own node is never to be asked.
+
+        False proves nothing: a function may be open by its own node.
+
+        Raises:
+            SysfsError: it cannot be asked.
+
+        Source: vfio_group_fops_open (drivers/vfio/group.c)
+        """
+        try:
+            with _opened(path) as (_, node):
+                return _answers_busy(path, node)
+        except SysfsError as err:
+            if err.errno == errno.ENOENT:
+                return False
+            raise
+
+
 def replaced(path: str, device: PCIDeviceAddress) -> OperationError:
     """Return the error for a node that is another one than expected."""
     return OperationError(f"Node '{path}' of device {device} is another one now, and was left alone", address=device)
@@ -117,6 +148,23 @@ def _opened(path: str) -> Iterator[tuple[int, DeviceNode]]:
         yield fd, DeviceNode(facts.st_rdev, facts.st_ino, facts.st_uid, facts.st_gid, mode)
     finally:
         os.close(fd)
+
+
+def _answers_busy(path: str, node: DeviceNode) -> bool:
+    """Open a node for a moment, if it is still the one that was looked at."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as err:
+        if err.errno == errno.EBUSY:
+            return True
+        raise SysfsError(err.errno or errno.EIO, path, "ask whether a group is open") from err
+    try:
+        facts = os.fstat(fd)
+        if (facts.st_rdev, facts.st_ino) != (node.number, node.inode):
+            raise OperationError(f"'{path}' is another node now")
+    finally:
+        os.close(fd)
+    return False
 
 
 def _chown(fd: int, path: str, node: DeviceNode, device: PCIDeviceAddress) -> None:

@@ -6,6 +6,7 @@ The number of a function's IOMMU group.
 from __future__ import annotations
 
 import errno
+import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import SysfsError
@@ -16,17 +17,20 @@ if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
+_GROUP = re.compile(r"[0-9]{1,9}", re.ASCII)
+
+
 def read_group(root: HostRoot, address: PCIDeviceAddress) -> int | None:
     """
     Return the number of a function's IOMMU group; None when it has none, or is not there.
 
     Raises:
-        SysfsError: the link cannot be read, or leads to something that is not a number (EINVAL).
+        SysfsError: the link cannot be read, or leads to something that is not a number (EBADMSG).
     """
     path = f"{root.pci_device(address)}/iommu_group"
     name = read_link_name(path)
     if name is None:
         return None
-    if not (name.isascii() and name.isdigit()):
-        raise SysfsError(errno.EINVAL, path, f"read the number of an IOMMU group from '{name!a}'", address=address)
+    if _GROUP.fullmatch(name) is None:
+        raise SysfsError(errno.EBADMSG, path, f"read the number of an IOMMU group from {name!a}", address=address)
     return int(name)

@@ -1,51 +1,33 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Who has what open, and who has which lock, from /proc.
+Processes and who has which lock, from /proc.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.virfile import list_names, read_status, read_text
+from pyhostdev.util.virfile import read_text
 
-_GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError)
+GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError)  # what a process that has ended answers
+
+_FILE_MAX = 1024
+_FLAGS, _PF_EXITING = 6, 0x4  # place after the name, and the flag
 
 
 class Process(NamedTuple):
-    """A process by its number and its name."""
+    """A process by its number and its name; one that is ending closes what it has open by itself."""
 
     pid: int
     name: str
+    is_ending: bool = False
 
     def __str__(self) -> str:
         return f"'{self.name}' (process {self.pid})"
-
-
-def read_group_holders(root: HostRoot, groups: Iterable[int]) -> dict[int, list[Process]]:
-    """
-    Return which processes have a node of these IOMMU groups open: the group's own, or that of one of its functions.
-
-    Groups that nobody holds are not in the table; processes we may not look into are left out. Opening a node to see
-    whether it is free would stand in the way of a QEMU that is just starting.
-
-    Raises:
-        SysfsError: /proc or a group cannot be read.
-
-    Host: reads ``proc/*/fd`` once, when one of the nodes is there
-    """
-    nodes = {_shown(root, node): group for group in groups for node in _nodes(root, group)}
-    found: dict[int, list[Process]] = {}
-    if nodes:
-        for pid in sorted(int(name) for name in list_names(root.proc) if name.isdigit()):
-            for group in sorted({nodes[target] for target in _targets(root, pid) & nodes.keys()}):
-                found.setdefault(group, []).append(Process(pid, _name(root, pid)))
-    return found
 
 
 def read_lock_holders(root: HostRoot, status: os.stat_result) -> list[int]:
@@ -70,55 +52,36 @@ def read_lock_holders(root: HostRoot, status: os.stat_result) -> list[int]:
     return [int(words[4]) for words in fields if words[1] == "FLOCK"]
 
 
-def _nodes(root: HostRoot, group: int) -> list[str]:
-    """Return the nodes through which a group is used; those of functions are there since Linux 6.6, for iommufd."""
-    nodes = [root.vfio_group(group)]
-    if _may_be(root.dev_vfio_devices):
-        for member in list_names(root.iommu_group_devices(group)):
-            names = list_names(os.path.join(root.iommu_group_devices(group), member, "vfio-dev"))
-            nodes += [os.path.join(root.dev_vfio_devices, name) for name in names]
-    return [node for node in nodes if _may_be(node)]
+def read_process(root: HostRoot, pid: int) -> Process:
+    """
+    Return a process by its number.
+
+    Raises:
+        SysfsError: its name or its state cannot be read.
+    """
+    return Process(pid, _read(root, pid, "comm") or "?", _is_ending(_read(root, pid, "stat")))
 
 
-def _may_be(path: str) -> bool:
-    """Tell whether something is there; where we may not look, it may."""
-    try:
-        return read_status(path) is not None
-    except SysfsError as err:
-        if err.errno in (errno.EACCES, errno.EPERM):
-            return True
-        raise
+def _is_ending(text: str) -> bool:
+    """
+    Tell from a process's line of numbers whether it is on its way out: gone, dead, or in the middle of its exit.
+
+    Source: proc_pid_stat(5); PF_EXITING (include/linux/sched.h)
+    """
+    words = text.rpartition(")")[2].split()  # the name before it may have anything in it
+    if not words:
+        return True
+    flags = words[_FLAGS] if len(words) > _FLAGS and words[_FLAGS].isdecimal() else "0"
+    return words[0] in "ZXx" or bool(int(flags) & _PF_EXITING)
 
 
-def _shown(root: HostRoot, node: str) -> str:
-    """Return a node as a process that has it open shows it."""
-    return node if root.is_live else os.path.join("/", os.path.relpath(node, root.path))
-
-
-def _targets(root: HostRoot, pid: int) -> set[str]:
-    """Return what a process has open; nothing when it has ended or is not ours to look into."""
-    directory = os.path.join(root.proc, str(pid), "fd")
-    try:
-        return {_target(os.path.join(directory, fd)) for fd in os.listdir(directory)}
-    except (*_GONE, PermissionError):
-        return set()
-    except OSError as err:
-        raise SysfsError(err.errno or 0, directory, "see what a process has open") from err
-
-
-def _target(link: str) -> str:
-    try:
-        return os.readlink(link)
-    except (*_GONE, PermissionError):
-        return ""  # closed meanwhile
-
-
-def _name(root: HostRoot, pid: int) -> str:
-    path = os.path.join(root.proc, str(pid), "comm")
+def _read(root: HostRoot, pid: int, name: str) -> str:
+    """Return one of a process's files, empty when the process has ended."""
+    path = os.path.join(root.proc, str(pid), name)
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read(64).strip()
-    except _GONE:
-        return "?"
+            return stream.read(_FILE_MAX).strip()
+    except GONE:
+        return ""
     except OSError as err:
-        raise SysfsError(err.errno or 0, path, "read a process's name") from err
+        raise SysfsError(err.errno or 0, path, "read about a process") from err

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import HostdevError, OperationError
 
-DEFERRED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DEFERRED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # what asks a program to end
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -82,7 +82,7 @@ def log() -> Logger:
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], None]]:
     """
-    Hold SIGINT and SIGTERM back from this thread; yield a check that turns a waiting one into an error.
+    Hold what asks a program to end back from this thread; yield a check that turns a waiting signal into an error.
 
     So a change stops between two steps, its undo is never interrupted, and the signal arrives afterwards.
     """

@@ -34,14 +34,14 @@ def read_device_node_names(root: HostRoot, address: PCIDeviceAddress) -> list[st
     return sorted(name for name in names if _DEVICE.fullmatch(name))
 
 
-def read_node_number(root: HostRoot, name: str, address: PCIDeviceAddress) -> int | None:
+def read_node_number(root: HostRoot, name: str, address: PCIDeviceAddress | None) -> int | None:
     """
     Return the number of the device that a node below ``dev/vfio`` stands for; None where the host does not tell.
 
     Raises:
         SysfsError: its attribute is there and cannot be read.
     """
-    if name.isdigit():
+    if address is None or name.isdigit():
         top = root.class_vfio(int(name))
     else:
         top = os.path.join(root.pci_device(address), "vfio-dev", os.path.basename(name))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pyhostdev.errors import HostdevError, SysfsError
 from pyhostdev.util import pciconfig, pciregs, pciscan
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.iommugroup import read_group
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virfile import (
     is_directory,
@@ -392,7 +393,6 @@ def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | No
     top = root.pci_device(address)
     if not is_directory(top):
         return None
-    group = read_link_name(f"{top}/{_GROUP_LINK}")
     record = pciscan.ScanRecord(
         address=str(address),
         vendor=read_number(f"{top}/vendor"),
@@ -401,7 +401,7 @@ def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | No
         subsystem_device=read_number(f"{top}/subsystem_device"),
         class_=read_number(f"{top}/class"),
         driver=read_link_name(f"{top}/driver"),
-        iommu_group=None if group is None else int(group),
+        iommu_group=read_group(root, address),
         physfn=read_link_name(f"{top}/physfn"),
     )
     return PCIDevice(root, [record], 0)

@@ -223,13 +223,13 @@ def test_group_node_is_single_open(card):
 
 
 def test_holder_is_seen_in_proc(card):
-    """While a group is open some process has its node among its descriptors."""
+    """While a group is open some process has its node, and its functions', among its descriptors."""
     card.to_vfio(F0, F1, F2, F3)
     before = snapshot(card)
     with card.kernel.open_group(14):
         (pid,) = [name for name in names(card, "proc") if name.isdigit()]
         links = {os.readlink(card.root.join(f"proc/{pid}/fd", n)) for n in names(card, f"proc/{pid}/fd")}
-        assert {"/dev/vfio/vfio", "/dev/vfio/14"} == links
+        assert {"/dev/vfio/vfio", "/dev/vfio/14", "anon_inode:[vfio-device]"} == links
     assert before == snapshot(card)
 
 

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The proof that a device's group is free, and the wait for a holder that is about to let go.
+
+To unbind a device that somebody holds would wait for as long as he has it. A QEMU that has ended lets go only when
+the kernel drops its last reference, a moment after the process has gone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import DeviceInUseError
+from pyhostdev.util.devnode import NodeWriter
+from pyhostdev.util.iommugroup import read_group
+from pyhostdev.util.vfioholders import read_group_holders
+
+if TYPE_CHECKING:
+    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.util.procfs import Process
+    from pyhostdev.util.record import Record
+    from pyhostdev.util.sysfs_writer import SysfsWriter
+
+LET_GO_WAIT_S = 10.0  # what the kernel may take between the end of a process and the last close of its groups
+
+_POLL_S = (0.002, 0.01, 0.05)
+
+
+class Patience:
+    """
+    How long to wait for holders that will let go by themselves.
+
+    Args:
+        wait_s: how long, in all.
+        guest_ended: all holders will let go: the caller knows that its guest has ended.
+        interrupted: called while waiting; what it raises ends the wait.
+    """
+
+    def __init__(
+        self,
+        wait_s: float = LET_GO_WAIT_S,
+        *,
+        guest_ended: bool = False,
+        interrupted: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.deadline = time.monotonic() + wait_s
+        self.guest_ended = guest_ended
+        self.interrupted = interrupted
+        self._polls = 0
+
+    def wait(self, holders: Iterable[Process]) -> bool:
+        """Wait a moment; False when these are not about to let go, or the time is over."""
+        if time.monotonic() >= self.deadline or not (self.guest_ended or all(h.is_ending for h in holders)):
+            return False
+        self.interrupted()
+        time.sleep(_POLL_S[min(self._polls, len(_POLL_S) - 1)])
+        self._polls += 1
+        return True
+
+
+def check_are_free(
+    root: HostRoot, writer: SysfsWriter, records: Iterable[Record], patience: Patience | None = None
+) -> None:
+    """
+    Prove that nobody has a device's group open, after waiting for those who are about to let go.
+
+    Raises:
+        DeviceInUseError: somebody has.
+        OperationError: ``interrupted`` says so.
+        SysfsError: it cannot be told.
+    """
+    patience = patience or Patience()
+    groups: dict[int, PCIDeviceAddress] = {}
+    for record in records:
+        group = read_group(root, record.address)
+        if group is not None:
+            groups.setdefault(group, record.address)
+    while held := _held(root, writer, groups):
+        if not patience.wait(holder for holders in held.values() for holder in holders):
+            raise _in_use(groups, held)
+
+
+def _held(
+    root: HostRoot, writer: SysfsWriter, groups: Mapping[int, PCIDeviceAddress]
+) -> dict[int, list[Process]]:
+    """
+    Return who holds which group; nobody by name where only the kernel knows that a group is open.
+
+    Descriptors are looked for first: a node that was opened and not used yet keeps an unbind waiting, and the kernel
+    says nothing of it.
+    """
+    found = read_group_holders(root, groups)
+    if not found and isinstance(writer, NodeWriter):
+        found = {group: [] for group in groups if writer.is_group_open(root.vfio_group(group))}
+    return found
+
+
+def _in_use(groups: Mapping[int, PCIDeviceAddress], held: Mapping[int, list[Process]]) -> DeviceInUseError:
+    group, holders = next(iter(held.items()))
+    who = holders[0] if holders else "a process that cannot be seen here"
+    text = f"IOMMU group {group} of device {groups[group]} is held open by {who}"
+    return DeviceInUseError(text, reason="in-use", address=groups[group])

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Giving back what an owner has: all that is meant is tried, and the owner is locked from the first look on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import DeviceInUseError, InDoubtError, OperationError
+from pyhostdev.hypervisor.hostdev_holders import LET_GO_WAIT_S, Patience, check_are_free
+from pyhostdev.hypervisor.hostdev_restore import goal_of
+from pyhostdev.util.journal import PREPARING, RELEASING, Record
+from pyhostdev.util.record import newer_text
+from pyhostdev.util.transaction import attempt, deferred_signals, half_done
+
+if TYPE_CHECKING:
+    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+GIVE_BACK_WAIT_S = 2.0  # for a lock; a prepare that is refused has it for milliseconds
+
+
+def release(
+    manager: HostdevManager, owner: str, is_meant: Callable[[Record], bool], *, guest_ended: bool
+) -> list[PCIDeviceAddress]:
+    """
+    Give back those of an owner's devices that are meant; see ``HostdevManager.release``.
+
+    While the owner is locked no device comes to it or leaves it, so what the first look finds is all that there is.
+    """
+    with deferred_signals() as interrupted, manager.locked([], owner, GIVE_BACK_WAIT_S) as lock_more:
+        records, _ = manager.journal.read()
+        meant = [r for r in records.values() if r.is_active and r.owner == owner and is_meant(r)]
+        refuse_newer(meant)
+        meant.sort(key=lambda record: record.position)
+        lock_more(record.address for record in meant)
+        patience = Patience(LET_GO_WAIT_S, guest_ended=guest_ended, interrupted=interrupted)
+        check_are_free(manager.root, manager.writer, meant, patience)
+        failures = _give_back_all(manager, meant, list(records.values()))
+    if failures:
+        raise _not_given_back(failures, len(meant))
+    return [record.address for record in meant]
+
+
+def refuse_newer(records: Iterable[Record]) -> None:
+    """
+    Refuse devices whose records only a newer program can act on.
+
+    Raises:
+        DeviceInUseError: naming the first of them; nothing was touched.
+    """
+    for record in records:
+        if record.is_newer:
+            raise DeviceInUseError(newer_text(record.address), reason="in-use", address=record.address)
+
+
+def _give_back_all(manager: HostdevManager, meant: list[Record], records: list[Record]) -> list[Exception]:
+    """Give back, or undo what a crash left half prepared; return what went wrong, every device is tried."""
+    restorer = manager.restorer
+    half_prepared = [record for record in meant if goal_of(record, records) == PREPARING]
+    whole = [record for record in meant if record not in half_prepared]
+    for record in whole:
+        attempt(manager.journal.write, record._replace(state=RELEASING))  # the mark may fail, giving back may not
+    restorer.nodes.try_to_take_back(meant, records)
+    if any(record.nodes for record in meant):  # their user may have opened one just before he lost it
+        with half_done():
+            check_are_free(manager.root, manager.writer, meant)
+    restorer.reset(whole)
+    failures = [f for record in whole for f in attempt(restorer.give_back, record)]
+    return failures + _undo_all(manager, half_prepared)
+
+
+def _undo_all(manager: HostdevManager, half_prepared: list[Record]) -> list[Exception]:
+    """
+    Undo a prepare that died; what could not be undone must still be known as half prepared to who comes next.
+
+    So each device gets a mark of its own. Where that cannot be written, the marks of the others stay until the
+    device is undone.
+    """
+    write, undo = manager.journal.write, manager.restorer.undo
+    marked = [r for r in half_prepared if r.state == PREPARING]
+    unmarked = [r for r in half_prepared if r.state != PREPARING]
+    marked += [r for r in unmarked if not attempt(write, r._replace(state=PREPARING))]
+    failures = [f for record in unmarked if record not in marked for f in attempt(undo, record)]
+    if failures:
+        return failures
+    return [f for record in marked for f in attempt(undo, record)]
+
+
+def _not_given_back(failures: list[Exception], total: int) -> OperationError:
+    """Return one error for several: a device in doubt has the word, as others most often fail because of it."""
+    worst = next((failure for failure in failures if isinstance(failure, InDoubtError)), failures[0])
+    error = OperationError(
+        f"{len(failures)} of {total} devices could not be given back: {worst}",
+        rolled_back=False,
+        reason=getattr(worst, "reason", None),
+        address=getattr(worst, "address", None),
+    )
+    error.__cause__ = worst
+    return error

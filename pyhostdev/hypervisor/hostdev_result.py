@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What recover says of each record and of each device that it found.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+RESTORED, KEPT, EXPIRED, IN_DOUBT, FAILED, SET_ASIDE = "restored", "kept", "expired", "in-doubt", "failed", "set-aside"
+UNRECORDED = "unrecorded"
+
+
+class RecoveryResult(NamedTuple):
+    """What became of one record; ``what`` is a device's address, or the name of a file that is not a record."""
+
+    what: str
+    owner: str | None
+    outcome: str
+    message: str
+
+    @property
+    def is_done(self) -> bool:
+        """False when the device is not as it should be and somebody must look."""
+        return self.outcome not in (IN_DOUBT, FAILED)
