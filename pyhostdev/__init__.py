@@ -32,12 +32,16 @@ if TYPE_CHECKING:
     )
     from pyhostdev.hypervisor.host import Host, is_pci_multifunction_device, scan
     from pyhostdev.hypervisor.hostdev_plan import Plan, Step
+    from pyhostdev.util.finding import Finding
+    from pyhostdev.hypervisor.hostdev_result import RecoveryResult
+    from pyhostdev.hypervisor.hostdev_status import Status
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.util.events import PCIMonitor
     from pyhostdev.util.finding import Finding
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.util.sysfs_writer import SysfsWriter
     from pyhostdev.util.virpci import PCIDevice
 
 __all__ = [
@@ -60,10 +64,13 @@ __all__ = [
     "PCIDeviceAddress",
     "PCIMonitor",
     "Plan",
+    "RecoveryResult",
     "RefusedError",
     "Scan",
+    "Status",
     "Step",
     "SysfsError",
+    "SysfsWriter",
     "XMLError",
     "is_pci_multifunction_device",
     "qemu",
@@ -81,7 +88,10 @@ _HOMES = {
     "PCIDeviceAddress": "util.pciaddress",
     "PCIMonitor": "util.events",
     "Plan": "hypervisor.hostdev_plan",
+    "RecoveryResult": "hypervisor.hostdev_result",
     "Scan": "util.hostscan",
+    "Status": "hypervisor.hostdev_status",
+    "SysfsWriter": "util.sysfs_writer",
     "Step": "hypervisor.hostdev_plan",
     "is_pci_multifunction_device": "hypervisor.host",
     "scan": "hypervisor.host",

@@ -24,6 +24,7 @@ from pyhostdev.util.virfile import is_directory, read_attribute, read_text
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.hypervisor.hostdev_status import Status
     from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
@@ -130,6 +131,17 @@ class Host:
             if err.errno not in (errno.EACCES, errno.EPERM):
                 raise
             return None
+
+    def status(self) -> Status:
+        """
+        Return which devices are in use and which are detached for nobody; needs no manager and creates nothing.
+
+        Raises:
+            SysfsError: the records are there and cannot be read.
+        """
+        from pyhostdev.hypervisor.hostdev_status import read_status
+
+        return read_status(self)
 
     def plan(
         self,

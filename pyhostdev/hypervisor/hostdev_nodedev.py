@@ -16,9 +16,9 @@ from pyhostdev.errors import DeviceInUseError, DeviceMissingError, OperationErro
 from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners
 from pyhostdev.hypervisor.hostdev_holders import check_are_free
 from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.hypervisor.hostdev_release import refuse_newer
 from pyhostdev.util.driverctl import read_driverctl_override
-from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.journal import DETACHED, PREPARING, RELEASING, Record, read_boot_id
+from pyhostdev.util.journal import PREPARING, RELEASING, Record, read_boot_id
 from pyhostdev.util.pciassign import (
     denied_obstacle,
     endpoint_obstacle,
@@ -36,26 +36,57 @@ if TYPE_CHECKING:
 
 
 def detach(manager: HostdevManager, address: PCIDeviceAddress, driver: str, accept: Iterable[str]) -> None:
-    """Detach one device; the caller holds its locks."""
-    records, _ = manager.journal.read()
-    _refuse_active(records.get(address))
-    if address in records:
-        return
+    """
+    Detach one device; the caller holds its locks.
+
+    What is detached already stays so when it is with the driver that is asked for. With another one it is moved there,
+    and its record still says where it came from.
+
+    Mirrors: virPCIDeviceDetach, which binds to the stub also what is listed (src/util/virpci.c)
+    """
+    listed = manager.journal.read()[0].get(address)
+    _refuse_active(listed)
     dev = _present(manager, address)
-    moves = not (dev.is_vfio and driver == VFIO_PCI)
-    _refuse(_obstacles(manager, dev, driver if moves else None), accept, manager, dev, moves=moves)
-    original = manager.restorer.mover.read_binding(address)
-    name = os.urandom(8).hex()
-    boot_id = read_boot_id(manager.root)
-    record = Record(address, PREPARING, None, False, moves, driver, original, boot_id, change=name)
+    if listed is not None and not _is_detached_still(dev, listed):
+        listed = None
+    is_there = dev.driver == driver or (dev.is_vfio and driver == VFIO_PCI)
+    if listed is not None and is_there:
+        return
+    _refuse(_obstacles(manager, dev, None if is_there else driver), accept, manager, dev, moves=not is_there)
+    record = _intent(manager, address, driver, listed, moves=not is_there)
     with Transaction() as change:
-        change.on_error(manager.restorer.undo, record)
+        change.on_error(_undo, manager, record, listed)
         manager.journal.write(record)
-        if moves:
+        if record.moved and not is_there:
             if manager.host.has_driver(driver) is False:
                 manager.writer.load_module(driver)
-            manager.restorer.mover.detach(address, original, driver)
-        manager.journal.write(record._replace(state=DETACHED))
+            manager.restorer.mover.detach(address, record.listed_as or record.original, driver)
+        manager.journal.write(record.detached())
+
+
+def _is_detached_still(dev: PCIDevice, listed: Record) -> bool:
+    """Tell whether a record is of this device, and no other program has given the device to a driver since."""
+    is_same = listed.original.incarnation == dev.incarnation
+    return is_same and (dev.is_vfio or dev.driver in (None, listed.target))
+
+
+def _intent(
+    manager: HostdevManager, address: PCIDeviceAddress, driver: str, listed: Record | None, *, moves: bool
+) -> Record:
+    now = manager.restorer.mover.read_binding(address)
+    boot_id, change = read_boot_id(manager.root), os.urandom(8).hex()
+    if listed is None:
+        return Record(address, PREPARING, None, False, moves, driver, now, boot_id, change=change)
+    return listed._replace(
+        state=PREPARING, moved=True, target=driver, listed_as=now, boot_id=boot_id, change=change
+    )
+
+
+def _undo(manager: HostdevManager, record: Record, listed: Record | None) -> None:
+    """Put the device and its record back as they were."""
+    manager.restorer.undo(record)
+    if listed is not None:
+        manager.journal.write(listed)
 
 
 def reattach(manager: HostdevManager, address: PCIDeviceAddress) -> None:
@@ -133,6 +164,7 @@ def _refuse(
 
 
 def _refuse_active(record: Record | None) -> None:
+    refuse_newer([record] if record is not None else [])
     if record is not None and record.is_active:
         raise DeviceInUseError(
             f"Device {record.address} is in use by domain '{record.owner}'"

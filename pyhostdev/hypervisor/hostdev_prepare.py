@@ -6,12 +6,14 @@ A plan carried out: intents on disk, then the steps, and all of it undone when o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, Plan, Request, Step
+from pyhostdev.errors import DeviceInUseError
+from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, ASSIGNED, Plan, Request, Step
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id
+from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.record import Asked
 from pyhostdev.util.transaction import Transaction, attempt
 
@@ -36,6 +38,52 @@ def replaced_since(plan: Plan, fresh: Plan) -> Iterator[Finding]:
         if old.incarnation != new.incarnation:
             text = f"Device {old.address} was replaced since the plan was made"
             yield Finding("changed-device", ERROR, old.address, text)
+
+
+def has_it_already(
+    plan: Plan, owner: str, node_owner: tuple[int, int] | None, records: Records
+) -> bool:
+    """
+    Tell whether the owner has exactly what a plan asks for: these devices, for these roles, where they should be.
+
+    A record of an earlier version does not say what was asked for, so it proves nothing.
+    """
+    theirs = {address: r for address, r in records.items() if r.is_active and r.owner == owner}
+    if not theirs or {request.address for request in plan.requests} != theirs.keys():
+        return False
+    return all(_is_done(request, theirs[request.address], node_owner) for request in plan.requests)
+
+
+def _is_done(request: Request, record: Record, node_owner: tuple[int, int] | None) -> bool:
+    dev = request.dev
+    if record.state != PREPARED or dev is None or dev.incarnation != record.original.incarnation:
+        return False
+    is_there = dev.driver == record.target or (dev.is_vfio and request.stub == VFIO_PCI)
+    given = {(node.to_uid, node.to_gid) for node in record.nodes}
+    return is_there and record.asked == _asked(request) and given <= {node_owner} and _has_nodes(record, node_owner)
+
+
+def _has_nodes(record: Record, node_owner: tuple[int, int] | None) -> bool:
+    """Tell whether a device has given nodes, where its guest's user should have some."""
+    needs = node_owner is not None and record.asked is not None and record.asked.role == ASSIGNED
+    return bool(record.nodes) or not needs
+
+
+def _asked(request: Request) -> Asked:
+    return Asked(request.role, request.managed, request.stub)
+
+
+def refuse_active(records: Records, addresses: Iterable[PCIDeviceAddress]) -> None:
+    """
+    Refuse devices that are in use, also those that no rule of a plan looked at, as they are in no group.
+
+    Raises:
+        DeviceInUseError: naming the first of them; nothing was touched.
+    """
+    for record in (records[address] for address in addresses if address in records):
+        if record.is_active:
+            text = f"Device {record.address} is in use by domain '{record.owner}'"
+            raise DeviceInUseError(text, reason="in-use", address=record.address)
 
 
 def execute(
@@ -123,7 +171,7 @@ def _template(manager: HostdevManager, owner: str) -> Callable[[Request, bool], 
             original=manager.restorer.mover.read_binding(request.address),
             boot_id=boot_id,
             change=change,
-            asked=Asked(request.role, request.managed, request.stub),
+            asked=_asked(request),
         )
 
     return make

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError
+from pyhostdev.hypervisor.hostdev_release import refuse_newer
 from pyhostdev.util.journal import PREPARED, Record, read_boot_id
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.transaction import Transaction
@@ -31,6 +32,7 @@ def update_active(
         OperationError, SysfsError: a device cannot be read, or a record not be written.
     """
     records, _ = manager.journal.read()
+    refuse_newer(records[h.pci_address] for h in hostdevs if h.pci_address in records)
     for hostdev in hostdevs:
         record = records.get(hostdev.pci_address)
         if record is not None and record.is_active and record.owner != domain_name:

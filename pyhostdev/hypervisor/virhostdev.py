@@ -19,7 +19,7 @@ from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_lock import locked
 from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.hypervisor.hostdev_planner import build_plan
-from pyhostdev.hypervisor.hostdev_prepare import execute, replaced_since
+from pyhostdev.hypervisor.hostdev_prepare import execute, has_it_already, refuse_active, replaced_since
 from pyhostdev.hypervisor.hostdev_release import release
 from pyhostdev.hypervisor.hostdev_restore import Restorer
 from pyhostdev.hypervisor.hostdev_status import Status, read_status
@@ -68,13 +68,18 @@ class HostdevManager:
 
     def prepare(
         self, plan: Plan, owner: str | None = None, *, node_owner: tuple[int, int] | None = None
-    ) -> None:
+    ) -> bool:
         """
         Execute a plan: make it again, and when it still holds detach all and note the owner.
+
+        What exactly this call has done before is success: hooks are called more than once.
 
         Args:
             owner: who gets the devices; the plan's domain by default.
             node_owner: uid and gid that get the nodes below ``/dev/vfio`` which the guest needs, until its release.
+
+        Returns:
+            False when the owner had all of it already, and nothing was done.
 
         Raises:
             ConfigUnsupportedError: the host's writer cannot change the owner of nodes.
@@ -83,17 +88,23 @@ class HostdevManager:
 
         Mirrors: virHostdevPreparePCIDevices (src/hypervisor/virhostdev.c)
         """
-        owner = owner or plan.owner
+        return self._prepare(plan, owner or plan.owner, node_owner, may_have_it=True)
+
+    def _prepare(self, plan: Plan, owner: str, node_owner: tuple[int, int] | None, *, may_have_it: bool) -> bool:
         addresses = [request.address for request in plan.requests]
         with deferred_signals() as interrupted, self.locked(addresses, owner):
             records, bad = self.journal.read()
             fresh = self._planned_again(plan, owner, records)
+            if may_have_it and has_it_already(fresh, owner, node_owner, records):
+                return False
             obstacles = (*fresh.obstacles, *replaced_since(plan, fresh))
             if obstacles:
                 raise RefusedError(obstacles, fresh)
+            refuse_active(records, addresses)
             for item in bad:
                 self.journal.set_aside(item)
             execute(self, fresh, owner, records, interrupted, node_owner)
+        return True
 
     def locked(
         self, addresses: Iterable[PCIDeviceAddress], owner: str | None, wait_s: float = 0.0
@@ -133,11 +144,12 @@ class HostdevManager:
         Raises:
             RefusedError, OperationError, SysfsError: as ``prepare`` and ``release``.
         """
-        self.prepare(plan, owner, node_owner=node_owner)
+        owner = owner or plan.owner
+        self._prepare(plan, owner, node_owner, may_have_it=False)  # what another call has prepared is its to release
         try:
             yield
         finally:
-            self.release(owner or plan.owner, guest_ended=True)
+            self.release(owner, guest_ended=True)
 
     def release(self, owner: str, *, guest_ended: bool = False) -> list[PCIDeviceAddress]:
         """
@@ -208,7 +220,7 @@ class HostdevManager:
                 reason="in-use",
                 address=used.address,
             )
-        self.prepare(plan, domain_name)
+        self._prepare(plan, domain_name, None, may_have_it=False)
 
     def reattach_pci_devices(self, driver_name: str, domain_name: str, hostdevs: Iterable[DomainHostdevDef]) -> None:
         """
@@ -245,7 +257,9 @@ class HostdevManager:
 
     def nodedev_detach(self, address: PCIDeviceAddress, driver: str = VFIO_PCI, *, accept: Iterable[str] = ()) -> None:
         """
-        Detach one device for nobody: it goes on the inactive list.
+        Detach one device for nobody: it goes on the inactive list, with the driver that is asked for.
+
+        One that is there with another driver, or that was given back by another program, is moved.
 
         Args:
             accept: consents to what the host would lose, each as REASON:ADDRESS.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 
 from pyhostdev.tools import arguments
+from pyhostdev.tools.main import DONE, complain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,5 +22,7 @@ def run(args: argparse.Namespace) -> int:
     definition = arguments.definition_of(args)
     definition.validate()
     manager = arguments.manager_of(args)
-    manager.prepare(manager.host.plan(definition, args.policy, accept=args.accept))
-    return 0
+    plan = manager.host.plan(definition, args.policy, accept=args.accept)
+    if not manager.prepare(plan):
+        complain(f"note: domain '{plan.owner}' has these devices already")
+    return DONE

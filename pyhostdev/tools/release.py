@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 
 from pyhostdev.tools import arguments
+from pyhostdev.tools.main import DONE, REFUSED, complain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Give back what the domain of this name has; the rest of FILE may have changed since, and is not asked."""
+    """
+    Give back what the domain of this name has; the rest of FILE may have changed since, and is not asked.
+
+    A domain without devices is well released, by a hook say; a name that was typed and has none is a mistake.
+    """
     owner = arguments.domain_name_of(args) if args.owner is None else args.owner
-    arguments.manager_of(args).release(owner)
-    return 0
+    if not arguments.manager_of(args).release(owner):
+        complain(f"Domain '{owner}' has no devices on this host")
+        return DONE if args.owner is None else REFUSED
+    return DONE

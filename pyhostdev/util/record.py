@@ -172,7 +172,15 @@ def _newer(fields: Any, name: str) -> Record:
     address = PCIDeviceAddress.parse(name.removesuffix(SUFFIX))
     if f"{address}{SUFFIX}" != name:
         raise ValueError("its name is wrong")
-    return Record(address, NEWER, owner, False, False, "", Binding(None, None, 0, ""), None)
+    return Record(address, NEWER, owner, False, False, "", _newer_original(fields), None)
+
+
+def _newer_original(fields: Any) -> Binding:
+    """Return where a device of a newer record came from, where that is told as we know it."""
+    try:
+        return _binding(fields["original"])
+    except (KeyError, TypeError, ValueError):
+        return Binding(None, None, 0, "")
 
 
 def _record(fields: Mapping[str, Any]) -> Record:
