@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash import process
+from crash import process, recovered, run_and_die
+from endings import release_at_random
 
 from pyhostdev import DeviceInUseError, DomainDef, Host, HostdevManager, PCIDeviceAddress
 from pyhostdev.hypervisor import hostdev_release, virhostdev
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.testing.faults import Fail
+from pyhostdev.testing.guest import SimulatedGuest
 from pyhostdev.util.pcidriver import read_binding
 
 CARD = [PCIDeviceAddress(1, 9, 0, function) for function in range(4)]
@@ -169,8 +172,6 @@ def test_failed_move_to_another_stub_is_undone(bcm5719: FakeHost, number: int) -
 @pytest.mark.parametrize("how", ["before", "after", "blocked"])
 def test_move_to_another_stub_killed_anywhere(bcm5719: FakeHost, number: int, how: str) -> None:
     """Killed in the middle of a move between stubs: recover puts the device back with its first stub."""
-    from crash import recovered, run_and_die
-
     process(bcm5719).manager.nodedev_detach(CARD[1])
     before = bcm5719.snapshot()
     run_and_die(lambda m: m.nodedev_detach(CARD[1], "pci-stub"), process(bcm5719, dies_at_write=number, how=how))
@@ -231,8 +232,6 @@ def test_second_guest_of_that_name_does_not_share_the_firsts_devices(
 @pytest.mark.fault("F3")
 def test_release_waits_for_the_last_close(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
     """QEMU is gone from /proc and the kernel has its group still: nothing is unbound before that is let go."""
-    from pyhostdev.testing.guest import SimulatedGuest
-
     before, manager = bcm5719.snapshot(), process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))
     guest = SimulatedGuest(bcm5719.kernel, 14)
@@ -242,6 +241,13 @@ def test_release_waits_for_the_last_close(bcm5719: FakeHost, seed_domain: Domain
     manager.release("vm1")
     assert time.monotonic() - began >= 0.15
     assert before == bcm5719.snapshot()
+
+
+@pytest.mark.fault("F3")
+def test_release_at_random_moments_of_qemus_end(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """Whatever stage of its end QEMU is in: nothing is unbound under a holder. fuzz_endings.py does it 1,000 times."""
+    chance = random.Random(1)
+    assert "waited" in [release_at_random(bcm5719, seed_domain, chance) for _ in range(12)]
 
 
 def test_status_needs_no_manager(bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Any) -> None:

@@ -39,8 +39,9 @@ ROWS = (
          "test_recover.py::test_recover_killed_anywhere_converges"), LAB + "killed_anywhere, start_killed_anywhere"),
     Row("F2", "Killed while a write is blocked", "locks are free at once; the device is in doubt until the write lands",
         ("test_recover.py::test_write_in_flight_is_in_doubt_until_it_lands",), LAB + "stuck_unbind"),
-    Row("F3", "QEMU killed or crashed", "devices go back when QEMU has ended and nobody has the group open",
-        ("test_qemu_process.py::TestEnd::test_killed_qemu_is_a_failure",), LAB + "killed_guest, held_group"),
+    Row("F3", "QEMU killed or crashed", "devices go back when QEMU has ended and let go of them, 10 s later at most",
+        ("test_qemu_process.py::TestEnd::test_killed_qemu_is_a_failure",),
+        LAB + "killed_guest, held_group, released_at_the_end"),
     Row("F4", "Program restarted while guests run", "active and inactive lists are the same"),
     Row("F5", "Host rebooted with old state", "nothing is replayed; records are reported as expired",
         ("test_recover.py::test_records_of_an_earlier_boot_are_not_replayed",)),
@@ -97,6 +98,11 @@ ROWS = (
         "that a real device forgot is not checked"),
     Row("F41", "A guest's node of VFIO is left with the guest's user", "whose it was is on disk before; restored "
         "like a driver, and another node in its place is left alone", ("test_devnode.py::",)),
+    Row("F42", "Terminal closed, or a signal that ends a program", "the undo is finished first",
+        ("test_virhostdev.py::test_signal_in_the_middle_finishes_the_undo",
+         "test_virhostdev.py::test_signal_in_the_middle_of_release_arrives_when_all_is_back")),
+    Row("F43", "A file named like a node is open", "holders are told by device number, and by what fdinfo names",
+        ("test_vfioholders.py::",)),
 )
 
 HEAD = """\

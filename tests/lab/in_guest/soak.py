@@ -26,6 +26,7 @@ STEPS = [
     crash.start_killed_beside_its_guest,
     stuck.stuck_unbind,
     stuck.held_group,
+    stuck.released_at_the_end,
     races.two_managers,
     races.hostile_writer,
     cycles.detach_and_reattach,

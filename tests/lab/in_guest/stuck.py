@@ -9,6 +9,7 @@ import fcntl
 import os
 import signal
 import struct
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,7 @@ def held(address: str, *, is_group_open: bool = False) -> Iterator[Holder]:
     Have a function held open.
 
     The holder keeps the function alone by default: who has the group's node open, too, can be seen in /proc, and a
-    release does not even begin then.
+    release does not even begin then. Without that the kernel is asked, unless the release is blind.
     """
     holder = Holder(address, is_group_open=is_group_open)
     try:
@@ -113,10 +114,10 @@ def _stuck_round(address: str, figures: _Figures) -> None:
     domain, other = workers.definition(OWNER), workers.definition("other")
     done(lambda: workers.prepare(domain))
     with held(address) as holder:
-        manager = Child(lambda: workers.release(OWNER, 60))
+        manager = Child(lambda: workers.release_blindly(OWNER, 60))
         wait_for(lambda: is_in_flight(address) and driver(address) is None, "the unbind of the function is stuck", 30)
         manager.kill()
-        second = Child(lambda: workers.release(OWNER, DEADLINE_S)).result()
+        second = Child(lambda: workers.release_blindly(OWNER, DEADLINE_S)).result()
         assert manager.result().was_killed, "the first manager was killed while it waited"
         assert second.error == "OperationError", second
         assert "in doubt" in second.text, second.text
@@ -136,7 +137,7 @@ def _deadline_round(address: str, figures: _Figures) -> None:
     domain = workers.definition(OWNER)
     done(lambda: workers.prepare(domain))
     with held(address):
-        outcome = Child(lambda: workers.release(OWNER, DEADLINE_S)).result()
+        outcome = Child(lambda: workers.release_blindly(OWNER, DEADLINE_S)).result()
         _told(outcome, address)
         figures.deadline.append(outcome.seconds)
         findings = workers.new_manager().host.plan(workers.definition("other")).findings
@@ -178,3 +179,26 @@ def held_group() -> None:
         check([False] * len(CARD), [is_in_flight(address) for address in NIC], "no write is in flight")
     done(lambda: workers.release(OWNER))
     workers.assert_home()
+    done(lambda: workers.prepare(workers.definition(OWNER)))
+    with held(NIC[0]):
+        outcome = Child(lambda: workers.release(OWNER)).result()
+        check("DeviceInUseError", outcome.error, "a holder that only the kernel knows is waited for, then told")
+        say(f"    {outcome.seconds:.1f} s: {outcome.text}")
+        check(before, workers.drivers(NIC), "no function was touched")
+    done(lambda: workers.release(OWNER))
+    workers.assert_home()
+
+
+def released_at_the_end() -> None:
+    """Released at a random moment around the end of the process that has the card: no write ever waits for it."""
+    rng, total = workers.dice("end"), rounds(100, 1000)
+    for _ in range(total):
+        done(lambda: workers.prepare(workers.definition(OWNER)))
+        with held(rng.choice(NIC), is_group_open=rng.random() < 0.5) as holder:
+            releasing = Child(lambda: workers.release(OWNER, DEADLINE_S, guest_ended=True))
+            time.sleep(rng.uniform(0, 0.5))
+            holder.end()
+            outcome = releasing.result()
+        assert outcome.error is None, outcome
+        workers.assert_home()
+    check(True, True, f"{total} of {total} releases waited for the end, and none was stuck")
