@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -110,9 +111,20 @@ def _run(run: object, args: argparse.Namespace) -> int:
         return REFUSED
     except HostdevError as err:
         return _failed(err)
+    except KeyboardInterrupt as err:
+        return _interrupted(err)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+
+
+def _interrupted(err: KeyboardInterrupt) -> NoReturn:
+    """Say how a change ended that SIGINT came in the middle of, then end by that signal as others expect."""
+    if isinstance(err.__context__, HostdevError):
+        complain(err.__context__.with_reason)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+    raise err
 
 
 def _failed(err: HostdevError) -> int:

@@ -258,3 +258,35 @@ def test_demo_runs(capsys: Capture) -> None:
     printed = capsys.readouterr().out
     assert all(f"$ pyhostdev {verb}" in printed for verb in ("plan", "prepare", "argv", "status", "release"))
     assert "byte for byte" in printed
+
+
+def test_release_of_a_name_that_has_nothing_is_told(run: Callable[..., Any]) -> None:
+    """A typo is refused; the release of a domain's file that a hook repeats is not."""
+    assert (1, "", "pyhostdev: Domain 'TYPO' has no devices on this host\n") == run(
+        "release", "--owner", "TYPO", "--simulate"
+    )
+    code, _, err = run("release", GUEST, "--simulate")
+    assert (0, True) == (code, "has no devices on this host" in err)
+
+
+def test_prepare_twice_is_success_with_a_note(run: Callable[..., Any], bcm5719: FakeHost) -> None:
+    """The second call says that there was nothing to do, and the release gives everything back."""
+    before = bcm5719.snapshot()
+    assert (0, "", "") == run("prepare", GUEST, "--simulate")
+    code, out, err = run("prepare", GUEST, "--simulate")
+    assert (0, "", True) == (code, out, "note: domain" in err and "already" in err)
+    assert (0, "", "") == run("release", GUEST, "--simulate")
+    assert before == bcm5719.snapshot()
+
+
+def test_prepare_gives_nodes_to_a_user(run: Callable[..., Any], bcm5719: FakeHost) -> None:
+    """--user is a name or a number; an unknown one is refused before anything is touched."""
+    before = bcm5719.snapshot()
+    code, _, err = run("prepare", GUEST, "--simulate", "--user", "no-such-user")
+    assert (1, True, before) == (code, "no-such-user" in err, bcm5719.snapshot())
+    assert (0, "", "") == run("prepare", GUEST, "--simulate", "--user", "107:36")
+    node = bcm5719.kernel.read_node(bcm5719.root.vfio_group(14))
+    assert node is not None
+    assert (107, 36) == (node.uid, node.gid)
+    assert (0, "", "") == run("release", GUEST, "--simulate")
+    assert before == bcm5719.snapshot()
