@@ -62,6 +62,33 @@ def test_signal_that_ends_a_program_finishes_the_undo(
     assert (before, ([], [], [])) == (bcm5719.snapshot(), Host(bcm5719.root).status())
 
 
+INTERRUPTED_VERB = """
+import os, signal, sys
+from pyhostdev.testing.kernel import SimulatedKernel
+from pyhostdev.tools.main import main
+write, left = SimulatedKernel.write, [4]
+def interrupted(self, *args, **options):
+    write(self, *args, **options)
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGINT)
+SimulatedKernel.write = interrupted
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.fault("F42")
+def test_interrupted_verb_says_how_it_ended(bcm5719: FakeHost, tmp_path: Path, seed_domain: DomainDef) -> None:
+    """The command line undoes, tells so in one sentence, and ends by the signal as a shell expects it."""
+    before = bcm5719.snapshot()
+    path = tmp_path / "guest.xml"
+    path.write_text(seed_domain.format())
+    words = ["prepare", str(path), "--root", bcm5719.root.path, "--simulate"]
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_VERB, *words], capture_output=True, text=True, check=False)
+    assert (-signal.SIGINT, "", "pyhostdev: Interrupted by SIGINT\n") == (done.returncode, done.stdout, done.stderr)
+    assert before == bcm5719.snapshot()
+
+
 @pytest.fixture
 def planning(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
     """Planning under a prepare's locks says that it has begun, and goes on when it is told to."""
