@@ -20,6 +20,7 @@ from pyhostdev.errors import OperationError, SysfsError
 if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
+_CANNOT_ASK = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENODEV, errno.ENXIO)  # a container's cgroup, say
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
 
@@ -68,9 +69,10 @@ class NodeWriter(Protocol):
         """
         Tell whether the kernel says that the node of a group is open; a function's own node is never to be asked.
 
-        False proves nothing: a function may be open by its own node.
+        False proves nothing: a function may be open by its own node, or the kernel may not be asked from here.
 
         Raises:
+            OperationError: something else is in its place.
             SysfsError: it cannot be asked.
         """
 
@@ -112,9 +114,10 @@ class LiveNodes:
         """
         Tell whether the kernel says that the node of a group is open; a function's own node is never to be asked.
 
-        False proves nothing: a function may be open by its own node.
+        False proves nothing: a function may be open by its own node, or the kernel may not be asked from here.
 
         Raises:
+            OperationError: something else is in its place.
             SysfsError: it cannot be asked.
 
         Source: vfio_group_fops_open (drivers/vfio/group.c)
@@ -155,8 +158,8 @@ def _answers_busy(path: str, node: DeviceNode) -> bool:
     try:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as err:
-        if err.errno == errno.EBUSY:
-            return True
+        if err.errno in (errno.EBUSY, *_CANNOT_ASK):
+            return err.errno == errno.EBUSY
         raise SysfsError(err.errno or errno.EIO, path, "ask whether a group is open") from err
     try:
         facts = os.fstat(fd)

@@ -58,15 +58,16 @@ class _Descriptor(NamedTuple):
         """
         Return the number of the device it is open on; None when it is not a character device.
 
-        A file of a strange file system may answer with any error: it is not a device of ours.
+        A file of a strange file system may answer with any error, and is not waited for: it is not a device of ours.
         """
+        from pyhostdev.util.statx import read_device_number
+
         try:
-            facts = os.stat(os.path.join(self.directory, "fd", self.number))
+            return read_device_number(os.path.join(self.directory, "fd", self.number))
         except OSError as err:
             if err.errno == errno.ENOMEM:
                 raise SysfsError(err.errno, self.directory, "see what a process has open") from err
             return None
-        return facts.st_rdev if stat.S_ISCHR(facts.st_mode) else None
 
 
 class _Signs:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -78,3 +79,26 @@ def test_missing_node_is_none_or_an_error(tmp_path: Path) -> None:
     os.unlink(path)
     with pytest.raises(SysfsError):
         NODES.set_node_owner(path, NODES.read_node("/dev/null"), device=DEVICE)  # type: ignore[arg-type]
+
+
+def test_group_that_is_open_is_busy(node: str, tmp_path: Path) -> None:
+    """A node that can be opened is not busy, nor is one that is not there; a file in its place is told."""
+    assert NODES.is_group_open(node) is False
+    assert NODES.is_group_open(str(tmp_path / "none")) is False
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OperationError, match="not a device node"):
+        NODES.is_group_open(str(tmp_path / "file"))
+
+
+def test_answer_of_a_busy_group(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EBUSY is the kernel's word that a group is open; where it may not be asked, nothing is known."""
+    opened = os.open
+    for errnum, busy in ((errno.EBUSY, True), (errno.EPERM, False), (errno.ENODEV, False)):
+
+        def refuse(path: str, flags: int, errnum: int = errnum) -> int:
+            if flags & os.O_RDWR:
+                raise OSError(errnum, "refused")
+            return opened(path, flags)
+
+        monkeypatch.setattr(os, "open", refuse)
+        assert busy == NODES.is_group_open(node)
