@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     )
     from pyhostdev.hypervisor.host import Host, is_pci_multifunction_device, scan
     from pyhostdev.hypervisor.hostdev_plan import Plan, Step
-    from pyhostdev.util.finding import Finding
     from pyhostdev.hypervisor.hostdev_result import RecoveryResult
     from pyhostdev.hypervisor.hostdev_status import Status
     from pyhostdev.hypervisor.virhostdev import HostdevManager

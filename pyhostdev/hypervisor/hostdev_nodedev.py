@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from pyhostdev.errors import DeviceInUseError, DeviceMissingError, OperationError, RefusedError
 from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners
 from pyhostdev.hypervisor.hostdev_holders import check_are_free
-from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.hypervisor.hostdev_release import refuse_newer
 from pyhostdev.util.driverctl import read_driverctl_override
+from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.journal import PREPARING, RELEASING, Record, read_boot_id
 from pyhostdev.util.pciassign import (
     denied_obstacle,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import HostdevError, InvalidAddressError
 from pyhostdev.hypervisor.hostdev_checks import libvirt_owners
-from pyhostdev.util.finding import ERROR
 from pyhostdev.hypervisor.hostdev_result import FAILED, KEPT, UNRECORDED, RecoveryResult
 from pyhostdev.util.driverctl import read_driverctl_override
+from pyhostdev.util.finding import ERROR
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virfile import list_names, read_attribute, read_link_name
 from pyhostdev.util.virpci import is_vfio_driver
