@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyhostdev import qemu
-    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.domain_conf import DomainDef, ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.errors import (
         ConfigError,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         XMLError,
     )
     from pyhostdev.hypervisor.host import Host, is_pci_multifunction_device, scan
-    from pyhostdev.hypervisor.hostdev_plan import Plan, Step
+    from pyhostdev.hypervisor.hostdev_plan import FunctionPlan, Plan, Step
     from pyhostdev.hypervisor.hostdev_result import RecoveryResult
     from pyhostdev.hypervisor.hostdev_status import Status
     from pyhostdev.hypervisor.virhostdev import HostdevManager
@@ -51,6 +51,7 @@ __all__ = [
     "DomainDef",
     "DomainHostdevDef",
     "Finding",
+    "FunctionPlan",
     "Host",
     "HostRoot",
     "HostdevError",
@@ -63,6 +64,7 @@ __all__ = [
     "PCIDeviceAddress",
     "PCIMonitor",
     "Plan",
+    "ProposedHostdev",
     "RecoveryResult",
     "RefusedError",
     "Scan",
@@ -80,6 +82,7 @@ _HOMES = {
     "DomainDef": "conf.domain_conf",
     "DomainHostdevDef": "conf.hostdev_conf",
     "Finding": "util.finding",
+    "FunctionPlan": "hypervisor.hostdev_plan",
     "Host": "hypervisor.host",
     "HostRoot": "util.hostroot",
     "HostdevManager": "hypervisor.virhostdev",
@@ -87,6 +90,7 @@ _HOMES = {
     "PCIDeviceAddress": "util.pciaddress",
     "PCIMonitor": "util.events",
     "Plan": "hypervisor.hostdev_plan",
+    "ProposedHostdev": "conf.domain_conf",
     "RecoveryResult": "hypervisor.hostdev_result",
     "Scan": "util.hostscan",
     "Status": "hypervisor.hostdev_status",

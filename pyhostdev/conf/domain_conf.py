@@ -37,6 +37,7 @@ from pyhostdev.conf.xmlfield import (
     part,
 )
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, raise_all
+from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ LIFECYCLE_ACTIONS = ("destroy", "restart", "rename-restart", "preserve")
 CRASH_ACTIONS = (*LIFECYCLE_ACTIONS, "coredump-destroy", "coredump-restart")
 
 
-class Proposal(NamedTuple):
+class ProposedHostdev(NamedTuple):
     """A function that a domain should declare too; ``is_multifunction`` is what the host shows (row S1)."""
 
     address: PCIDeviceAddress
@@ -119,7 +120,7 @@ class Proposing(Protocol):
     """What ``completed`` needs of a plan."""
 
     @property
-    def proposals(self) -> tuple[Proposal, ...]: ...
+    def proposals(self) -> tuple[ProposedHostdev, ...]: ...
 
 
 class DomainDef(ElementDef):
@@ -344,3 +345,6 @@ class DomainDef(ElementDef):
             for proposal in plan.proposals
         ]
         return self.with_hostdevs_added(proposed)
+
+
+__getattr__ = deprecated_names(__name__, {"Proposal": ProposedHostdev})

@@ -242,7 +242,7 @@ class DomainHostdevDef(ElementDef):
     @classmethod
     def for_pci(
         cls,
-        address: PCIDeviceAddress,
+        address: PCIDeviceAddress | str,
         *,
         managed: bool = False,
         assigned: bool | None = None,
@@ -256,7 +256,7 @@ class DomainHostdevDef(ElementDef):
             unassigned: says that the guest does not get it in libvirt's own spelling.
         """
         self = cls(type="pci", managed=managed, assigned=assigned)
-        self.source_def = PCISource(**address._asdict())
+        self.source_def = PCISource(**PCIDeviceAddress.of(address)._asdict())
         if unassigned:
             self.info.address = UnassignedAddress()
         return self

@@ -75,16 +75,21 @@ class Host:
 
         return Scan(self.root, pciscan.scan(self.root))
 
-    def pci_device(self, address: PCIDeviceAddress) -> virpci.PCIDevice | None:
-        """Read one function, None when the host does not have it."""
-        return virpci.read_pci_device(self.root, address)
+    def pci_device(self, address: PCIDeviceAddress | str) -> virpci.PCIDevice | None:
+        """
+        Read one function, None when the host does not have it.
 
-    def is_pci_express(self, address: PCIDeviceAddress) -> bool | None:
+        Raises:
+            InvalidAddressError: the address is a text that is not one; so for every method that takes an address.
+        """
+        return virpci.read_pci_device(self.root, PCIDeviceAddress.of(address))
+
+    def is_pci_express(self, address: PCIDeviceAddress | str) -> bool | None:
         """Tell whether a function is PCI Express; None when it is missing or nobody can say."""
         dev = self.pci_device(address)
         return None if dev is None else dev.is_pci_express()
 
-    def iommu_group(self, address: PCIDeviceAddress) -> int | None:
+    def iommu_group(self, address: PCIDeviceAddress | str) -> int | None:
         """Return the number of a function's IOMMU group; None when it is missing or in none."""
         dev = self.pci_device(address)
         return None if dev is None else dev.iommu_group
@@ -119,9 +124,9 @@ class Host:
     def _kernel_release(self) -> str | None:
         return os.uname().release if self.root.is_live else read_attribute(self.root.kernel_release)
 
-    def is_in_flight(self, address: PCIDeviceAddress) -> bool:
+    def is_in_flight(self, address: PCIDeviceAddress | str) -> bool:
         """Tell whether a write to this device has not come back from the kernel yet."""
-        return self.writer is not None and self.writer.is_in_flight(address)
+        return self.writer is not None and self.writer.is_in_flight(PCIDeviceAddress.of(address))
 
     def _readable_records(self) -> dict[PCIDeviceAddress, Record] | None:
         """Return the journal's records, None where they are not ours to read."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
-from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Fate, Request
+from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, FunctionPlan, Request
 from pyhostdev.util.journal import DETACHED, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import keeps_dma
@@ -21,7 +21,7 @@ def fates_of(
     members: Mapping[int, Sequence[GroupMember]],
     records: Records,
     moving: Container[PCIDeviceAddress],
-) -> list[Fate]:
+) -> list[FunctionPlan]:
     """
     Return one entry a member of a touched group, then the devices without a group.
 
@@ -32,12 +32,12 @@ def fates_of(
     """
     declared = {request.address: request for request in requests}
 
-    def told(member: GroupMember, group: int | None) -> Fate:
+    def told(member: GroupMember, group: int | None) -> FunctionPlan:
         request = declared.get(member.address) if member.address else None
         if request is None:
-            return Fate(member.name, group, member.driver, None, _undeclared(member))
+            return FunctionPlan(member.name, group, member.driver, None, _undeclared(member))
         text = _declared(request, member.driver, records, moving, declared)
-        return Fate(member.name, group, member.driver, request.role, text)
+        return FunctionPlan(member.name, group, member.driver, request.role, text)
 
     found = [told(member, group) for group, those in members.items() for member in those]
     named = {fate.name for fate in found}

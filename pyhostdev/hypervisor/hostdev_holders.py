@@ -83,9 +83,7 @@ def check_are_free(
             raise _in_use(groups, held)
 
 
-def _held(
-    root: HostRoot, writer: SysfsWriter, groups: Mapping[int, PCIDeviceAddress]
-) -> dict[int, list[Process]]:
+def _held(root: HostRoot, writer: SysfsWriter, groups: Mapping[int, PCIDeviceAddress]) -> dict[int, list[Process]]:
     """
     Return who holds which group; nobody by name where only the kernel knows that a group is open.
 

@@ -77,9 +77,7 @@ def _intent(
     boot_id, change = read_boot_id(manager.root), os.urandom(8).hex()
     if listed is None:
         return Record(address, PREPARING, None, False, moves, driver, now, boot_id, change=change)
-    return listed._replace(
-        state=PREPARING, moved=True, target=driver, listed_as=now, boot_id=boot_id, change=change
-    )
+    return listed._replace(state=PREPARING, moved=True, target=driver, listed_as=now, boot_id=boot_id, change=change)
 
 
 def _undo(manager: HostdevManager, record: Record, listed: Record | None) -> None:

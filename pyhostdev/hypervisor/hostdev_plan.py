@@ -11,12 +11,13 @@ from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError
+from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
 
 if TYPE_CHECKING:
-    from pyhostdev.conf.domain_conf import Proposal
+    from pyhostdev.conf.domain_conf import ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.util import virpci
     from pyhostdev.util.hostroot import HostRoot
@@ -107,7 +108,7 @@ class Request(NamedTuple):
         )
 
 
-class Fate(NamedTuple):
+class FunctionPlan(NamedTuple):
     """What becomes of one member of a touched group, in words."""
 
     name: str
@@ -143,8 +144,8 @@ class Plan:
         requests: Sequence[Request],
         steps: Sequence[Step],
         findings: Sequence[Finding],
-        fates: Sequence[Fate],
-        proposals: Sequence[Proposal] = (),
+        fates: Sequence[FunctionPlan],
+        proposals: Sequence[ProposedHostdev] = (),
         accepted: Set[tuple[str, str]] = frozenset(),
         definition: Definition | None = None,
         start_findings: Sequence[Finding] | None = None,
@@ -227,9 +228,12 @@ class Plan:
         start = {None: "", True: "; pyhostdev start would run it", False: "; pyhostdev start would not run it"}
         return f"Domain '{self.owner}': {verdict} (policy {self.policy}){start[self.can_start]}"
 
-    def fates_by_group(self) -> dict[int | None, list[Fate]]:
+    def fates_by_group(self) -> dict[int | None, list[FunctionPlan]]:
         """Return the fates under their groups' numbers, in the order of the plan."""
-        table: dict[int | None, list[Fate]] = {}
+        table: dict[int | None, list[FunctionPlan]] = {}
         for fate in self.fates:
             table.setdefault(fate.group, []).append(fate)
         return table
+
+
+__getattr__ = deprecated_names(__name__, {"Fate": FunctionPlan})

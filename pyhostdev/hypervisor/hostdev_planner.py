@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners, saved_overrides
 from pyhostdev.hypervisor.hostdev_fate import driver_words, fates_of
-from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, POLICIES, Definition, Fate, Plan, PlanHost, Request, Step
+from pyhostdev.hypervisor.hostdev_plan import (
+    ASSIGNED,
+    POLICIES,
+    Definition,
+    FunctionPlan,
+    Plan,
+    PlanHost,
+    Request,
+    Step,
+)
 from pyhostdev.util import virpci
 from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.journal import Record
@@ -28,7 +37,7 @@ from pyhostdev.util.pciassign import (
 from pyhostdev.util.pcidriver import VFIO_PCI
 
 if TYPE_CHECKING:
-    from pyhostdev.conf.domain_conf import Proposal
+    from pyhostdev.conf.domain_conf import ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 
 
@@ -115,7 +124,7 @@ class _Planner:
             dev = request.dev
             assert dev is not None
             if not dev.is_virtual_function and dev.function_zero not in found:
-                found[dev.function_zero] = [s for s in dev.read_siblings() if not s.is_bridge]
+                found[dev.function_zero] = [s for s in dev.read_siblings() if not (s.is_bridge or s.is_host_bridge)]
         return found
 
     def findings(self) -> list[Finding]:
@@ -329,21 +338,21 @@ class _Planner:
         resets = [Step(r.address, r.role, "reset", r.stub, r.stub) for r, dev in back if dev.usable_reset()]
         return resets + [Step(r.address, r.role, "reattach", r.stub, dev.driver) for r, dev in back]
 
-    def proposals(self, findings: Iterable[Finding]) -> list[Proposal]:
+    def proposals(self, findings: Iterable[Finding]) -> list[ProposedHostdev]:
         """Return the missing functions that declaring would help: endpoints, managed as the others are."""
-        from pyhostdev.conf.domain_conf import Proposal
+        from pyhostdev.conf.domain_conf import ProposedHostdev
 
         blockers = (f.address for f in findings if f.reason in ("incomplete-device", "group-not-viable"))
         addresses = sorted({a for a in blockers if isinstance(a, PCIDeviceAddress)})
         devices = (self.host.pci_device(address) for address in addresses)
         managed = all(request.managed for request in self.requests)
         return [
-            Proposal(dev.address, managed, dev.is_multifunction() is True)
+            ProposedHostdev(dev.address, managed, dev.is_multifunction() is True)
             for dev in devices
-            if dev is not None and not dev.is_bridge and dev.is_endpoint is not False
+            if dev is not None and not (dev.is_bridge or dev.is_host_bridge) and dev.is_endpoint is not False
         ]
 
-    def fates(self) -> list[Fate]:
+    def fates(self) -> list[FunctionPlan]:
         """Return what becomes of each member of a touched group, then of the devices without a group."""
         moving = {request.address for request in self._moving()}
         return fates_of(self.requests, self.members, self.records, moving)

@@ -40,9 +40,7 @@ def replaced_since(plan: Plan, fresh: Plan) -> Iterator[Finding]:
             yield Finding("changed-device", ERROR, old.address, text)
 
 
-def has_it_already(
-    plan: Plan, owner: str, node_owner: tuple[int, int] | None, records: Records
-) -> bool:
+def has_it_already(plan: Plan, owner: str, node_owner: tuple[int, int] | None, records: Records) -> bool:
     """
     Tell whether the owner has exactly what a plan asks for: these devices, for these roles, where they should be.
 
@@ -141,9 +139,7 @@ def _moving(plan: Plan) -> set[PCIDeviceAddress]:
     return {step.address for step in plan.steps if step.action == "detach"}
 
 
-def _intents(
-    manager: HostdevManager, plan: Plan, owner: str, records: Records
-) -> Intents:
+def _intents(manager: HostdevManager, plan: Plan, owner: str, records: Records) -> Intents:
     moving = _moving(plan)
     template = _template(manager, owner)
     intents = {}

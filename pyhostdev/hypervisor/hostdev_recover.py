@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, HostdevError, InDoubtError
 from pyhostdev.hypervisor.hostdev_holders import LET_GO_WAIT_S, Patience, check_are_free
@@ -25,6 +25,7 @@ from pyhostdev.hypervisor.hostdev_result import (
     SET_ASIDE,
     RecoveryResult,
 )
+from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.journal import DETACHED, PREPARED, PREPARING, RELEASING, BadRecord, Record, read_boot_id
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.transaction import attempt, deferred_signals
@@ -35,14 +36,7 @@ if TYPE_CHECKING:
 _POLL_S = 0.05
 
 
-def __getattr__(name: str) -> Any:
-    """``Recovered`` is the old name of RecoveryResult."""
-    if name != "Recovered":
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    import warnings
-
-    warnings.warn("'Recovered' is called 'RecoveryResult' now", DeprecationWarning, stacklevel=2)
-    return RecoveryResult
+__getattr__ = deprecated_names(__name__, {"Recovered": RecoveryResult})
 
 
 def recover(manager: HostdevManager, *, include_prepared: bool, timeout_s: float) -> list[RecoveryResult]:

@@ -66,9 +66,7 @@ class HostdevManager:
         """
         return read_status(self.host)
 
-    def prepare(
-        self, plan: Plan, owner: str | None = None, *, node_owner: tuple[int, int] | None = None
-    ) -> bool:
+    def prepare(self, plan: Plan, owner: str | None = None, *, node_owner: tuple[int, int] | None = None) -> bool:
         """
         Execute a plan: make it again, and when it still holds detach all and note the owner.
 
@@ -255,7 +253,9 @@ class HostdevManager:
         with deferred_signals(), self.locked([hostdev.pci_address for hostdev in wanted], domain_name):
             update_active(self, driver_name, domain_name, wanted)
 
-    def nodedev_detach(self, address: PCIDeviceAddress, driver: str = VFIO_PCI, *, accept: Iterable[str] = ()) -> None:
+    def nodedev_detach(
+        self, address: PCIDeviceAddress | str, driver: str = VFIO_PCI, *, accept: Iterable[str] = ()
+    ) -> None:
         """
         Detach one device for nobody: it goes on the inactive list, with the driver that is asked for.
 
@@ -271,12 +271,13 @@ class HostdevManager:
 
         Mirrors: virHostdevPCINodeDeviceDetach (src/hypervisor/virhostdev.c)
         """
+        address = PCIDeviceAddress.of(address)
         from pyhostdev.hypervisor import hostdev_nodedev
 
         with deferred_signals(), self.locked([address], None):
             hostdev_nodedev.detach(self, address, driver, accept)
 
-    def nodedev_reattach(self, address: PCIDeviceAddress) -> None:
+    def nodedev_reattach(self, address: PCIDeviceAddress | str) -> None:
         """
         Give a detached device back to the driver it came from.
 
@@ -286,12 +287,13 @@ class HostdevManager:
 
         Mirrors: virHostdevPCINodeDeviceReAttach (src/hypervisor/virhostdev.c)
         """
+        address = PCIDeviceAddress.of(address)
         from pyhostdev.hypervisor import hostdev_nodedev
 
         with deferred_signals(), self.locked([address], None):
             hostdev_nodedev.reattach(self, address)
 
-    def nodedev_reset(self, address: PCIDeviceAddress, *, accept: Iterable[str] = ()) -> None:
+    def nodedev_reset(self, address: PCIDeviceAddress | str, *, accept: Iterable[str] = ()) -> None:
         """
         Reset one device that no domain has, by a method that leaves other functions alone.
 
@@ -302,6 +304,7 @@ class HostdevManager:
 
         Mirrors: virHostdevPCINodeDeviceReset (src/hypervisor/virhostdev.c)
         """
+        address = PCIDeviceAddress.of(address)
         from pyhostdev.hypervisor import hostdev_nodedev
 
         with deferred_signals(), self.locked([address], None):

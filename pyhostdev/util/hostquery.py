@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.util import virpci
-from pyhostdev.util.finding import Finding
+from pyhostdev.util.finding import CONSENT, Finding
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.hostusage import HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import (
     denied_obstacle,
@@ -55,7 +56,7 @@ class HostFunctions(Sequence[PCIDevice]):
     # Indexes
 
     @abstractmethod
-    def find(self, address: PCIDeviceAddress) -> PCIDevice | None:
+    def find(self, address: PCIDeviceAddress | str) -> PCIDevice | None:
         """Return the function at an address, None when the host had none."""
 
     @abstractmethod
@@ -186,11 +187,14 @@ class HostFunctions(Sequence[PCIDevice]):
 
     def obstacles(self, dev: PCIDevice) -> list[Finding]:
         """
-        Return all reasons why a function cannot be given to a guest on its own now; none means that it can.
+        Return all reasons why a function cannot be given to a guest on its own now; an empty list means that it can.
 
-        What a domain could change by declaring more functions stands here as what it is now: the others' drivers.
+        Errors are facts that only a change of the host would remove; what a domain could change by declaring more
+        functions stands here as it is now: the drivers of the others. Consents are uses by the host (the boot display,
+        a mounted disk, the default route), which a plan refuses until the user agrees.
 
-        Host: sys/kernel/iommu_groups/N/devices, for members that are no PCI functions
+        Host: sys/kernel/iommu_groups/N/devices, for members that are not PCI functions; what ``HostUsage`` reads, once
+            per scan
 
         Mirrors: virPCIDeviceIsAssignable (src/util/virpci.c), which asks for less
         """
@@ -201,10 +205,25 @@ class HostFunctions(Sequence[PCIDevice]):
             group_obstacle(dev, has_iommu(self.root)),
             denied_obstacle(dev),
         ]
-        return [obstacle for obstacle in found if obstacle is not None] + list(self._blockers(dev))
+        errors = [obstacle for obstacle in found if obstacle is not None]
+        return [*errors, *self._blockers(dev), *self._uses(dev)]
+
+    def _uses(self, dev: PCIDevice) -> Iterator[Finding]:
+        if dev.is_vfio:
+            return  # the host has let go of it already
+        for use in self._usage().of(dev.address):
+            yield Finding(use.reason, CONSENT, dev.address, f"Device {dev.address} {use.text}")
+
+    def _usage(self) -> HostUsage:
+        """Return what the host uses its devices for; of the moment, where the functions are of the moment too."""
+        return HostUsage(self.root)
 
     def is_assignable(self, dev: PCIDevice) -> bool:
-        """Tell whether a function can be given to a guest on its own now."""
+        """
+        Tell whether a function is assignable: it could be given to a guest on its own now, and no one is asked.
+
+        That is, nothing refuses it and the host does not use it; see ``obstacles``.
+        """
         return not self.obstacles(dev)
 
     def assignable(self) -> list[PCIDevice]:

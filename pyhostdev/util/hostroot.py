@@ -64,9 +64,14 @@ class HostRoot:
         """``sys/bus/pci/devices``: one link a function."""
         return self.join("sys/bus/pci/devices")
 
-    def pci_device(self, address: PCIDeviceAddress) -> str:
-        """The function's directory."""
-        return self.join("sys/bus/pci/devices", str(address))
+    def pci_device(self, address: PCIDeviceAddress | str) -> str:
+        """
+        The function's directory.
+
+        Raises:
+            InvalidAddressError: the address is a text that is not one.
+        """
+        return self.join("sys/bus/pci/devices", str(PCIDeviceAddress.of(address)))
 
     @property
     def pci_drivers(self) -> str:

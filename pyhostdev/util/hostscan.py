@@ -14,6 +14,7 @@ from typing import Any, TypeVar, overload
 from pyhostdev.util import pciscan
 from pyhostdev.util.hostquery import HostFunctions, Identity
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.hostusage import HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virpci import PCIDevice
 
@@ -63,6 +64,7 @@ class Scan(HostFunctions):
     def __init__(self, root: HostRoot, snapshot: pciscan.Snapshot) -> None:
         super().__init__(root)
         self._snapshot = snapshot
+        self._host_usage: HostUsage | None = None
         self._devices: list[PCIDevice | None] = []
         self._indexes: dict[str, DeviceIndex[Any]] = {}
 
@@ -104,10 +106,16 @@ class Scan(HostFunctions):
         self._devices[:] = made
         return iter(made)
 
-    def find(self, address: PCIDeviceAddress) -> PCIDevice | None:
+    def find(self, address: PCIDeviceAddress | str) -> PCIDevice | None:
         """Return the function at an address, None when the host had none."""
-        position = self._snapshot.find(address)
+        position = self._snapshot.find(PCIDeviceAddress.of(address))
         return None if position is None else self[position]
+
+    def _usage(self) -> HostUsage:
+        """Return what the host used its devices for when it was first asked."""
+        if self._host_usage is None:
+            self._host_usage = HostUsage(self.root)
+        return self._host_usage
 
     def _index(self, name: str) -> DeviceIndex[Any]:
         if name not in self._indexes:

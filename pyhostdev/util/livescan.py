@@ -119,9 +119,9 @@ class LiveScan(HostFunctions):
             return [self._devices[number] for number in self._order[index]]
         return self._devices[self._order[index]]
 
-    def find(self, address: PCIDeviceAddress) -> PCIDevice | None:
+    def find(self, address: PCIDeviceAddress | str) -> PCIDevice | None:
         """Return the function at an address, None when the host has none."""
-        return self._devices.get(pciscan.key_of(address))
+        return self._devices.get(pciscan.key_of(PCIDeviceAddress.of(address)))
 
     # Changes
 

@@ -52,6 +52,16 @@ class PCIDeviceAddress(NamedTuple):
         address.check()
         return address
 
+    @classmethod
+    def of(cls, address: PCIDeviceAddress | str) -> PCIDeviceAddress:
+        """
+        Return an address that is given as one, or as text.
+
+        Raises:
+            InvalidAddressError: the text is not an address.
+        """
+        return cls.parse(address) if isinstance(address, str) else address
+
     def check(self) -> None:
         """
         Refuse a part that no PCI bus has.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -41,12 +42,15 @@ def has_iommu(root: HostRoot) -> bool:
 
 def endpoint_obstacle(dev: PCIDevice, *, trust_class: bool = False) -> Finding | None:
     """
-    Say that a function is a bridge.
+    Say that a function is a bridge, of PCI or of the host.
 
     Args:
         trust_class: read the header type, a bus cycle, of bridges only.
     """
     reads_header = not trust_class or dev.class_ is None or dev.class_ >> 16 == CLASS_BASE_BRIDGE
+    if dev.is_host_bridge:
+        message = f"Device {dev.address} is a host bridge, which no guest can be given"
+        return Finding("not-endpoint", ERROR, dev.address, message)
     if not dev.is_bridge and not (reads_header and dev.is_endpoint is False):
         return None
     message = f"Device {dev.address} is a bridge, which no guest can be given"
@@ -99,3 +103,6 @@ def member_obstacle(group: int, member: GroupMember) -> Finding | None:
         f"{member.name} is in IOMMU group {group} too, and its driver '{member.driver}' keeps the "
         "group's DMA for the host",
     )
+
+
+__getattr__ = deprecated_names(__name__, {"Obstacle": Finding})

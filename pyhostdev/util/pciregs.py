@@ -56,5 +56,6 @@ AF_CAP = 0x03  # AF10
 AF_CAP_FLR = 0x02
 
 CLASS_BRIDGE_PCI = 0x0604  # base class and sub-class, without the interface
+CLASS_BRIDGE_HOST = 0x0600  # PCI30 appendix D
 CLASS_DISPLAY = 0x03
 CLASS_BASE_BRIDGE = 0x06

@@ -153,6 +153,11 @@ class PCIDevice:
         """True for a PCI-to-PCI bridge, ports of PCI Express included; by its class."""
         return self.class_ is not None and self.class_ >> 8 == pciregs.CLASS_BRIDGE_PCI
 
+    @property
+    def is_host_bridge(self) -> bool:
+        """True for the bridge between the host's processors and a PCI domain; by its class."""
+        return self.class_ is not None and self.class_ >> 8 == pciregs.CLASS_BRIDGE_HOST
+
     def _fact(self, name: str, read: Callable[[], T]) -> T:
         if name not in self._facts:
             self._facts[name] = read()
