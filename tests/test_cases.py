@@ -115,3 +115,29 @@ def test_an_event_device_has_no_bus() -> None:
     """libvirt's grammar has no bus there."""
     defined = qemu_driver.define(DomainDef.parse((CASES / "evdev.xml").read_bytes()))
     assert "<input type='evdev'>" in defined.format()
+
+
+def test_what_a_vmd_made_vanishes_with_it(tmp_path: Path) -> None:
+    """The functions of its PCI domain do not block the group, are named, and their mounts are asked about."""
+    host = host_of("vmd", tmp_path)
+    dom = DomainDef.parse((CASES / "vmd-controller.xml").read_bytes())
+    plan = host.plan(dom)
+    assert {"vanishes", "mounted"} == {finding.reason for finding in plan.findings}
+    (note,) = [finding for finding in plan.findings if finding.reason == "vanishes"]
+    assert "10000:00:02.0, 10000:01:00.0" in note.message
+    assert ["mounted"] == [finding.reason for finding in plan.obstacles]
+    assert 2 == sum("vanishes while 0000:2a:00.5 is detached" in fate.text for fate in plan.fates)
+
+
+def test_a_vmd_is_given_back_with_its_domain(tmp_path: Path) -> None:
+    """Prepared, the domain is gone; released, everything is as it was."""
+    fake = FakeHost.from_tree(CASES / "vmd.tree", tmp_path)
+    before = fake.snapshot()
+    host = pyhostdev.Host(fake.root, writer=fake.kernel)
+    dom = DomainDef.parse((CASES / "vmd-controller.xml").read_bytes())
+    plan = host.plan(dom, accept=["mounted:0000:2a:00.5"])
+    manager = pyhostdev.HostdevManager(host)
+    with manager.prepared(plan):
+        assert ["0000:2a:00.5"] == [str(dev.address) for dev in host.scan()]
+    assert ["0000:2a:00.5", "10000:00:02.0", "10000:01:00.0"] == [str(dev.address) for dev in host.scan()]
+    assert before == fake.snapshot()

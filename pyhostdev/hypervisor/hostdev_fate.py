@@ -21,6 +21,7 @@ def fates_of(
     members: Mapping[int, Sequence[GroupMember]],
     records: Records,
     moving: Container[PCIDeviceAddress],
+    vanishing: Mapping[PCIDeviceAddress, PCIDeviceAddress],
 ) -> list[FunctionPlan]:
     """
     Return one entry a member of a touched group, then the devices without a group.
@@ -29,11 +30,15 @@ def fates_of(
         members: of each touched group.
         records: the journal's, by address.
         moving: whose driver changes when the guest starts.
+        vanishing: functions that go while another one is detached, with that one.
     """
     declared = {request.address: request for request in requests}
 
     def told(member: GroupMember, group: int | None) -> FunctionPlan:
         request = declared.get(member.address) if member.address else None
+        if request is None and member.address is not None and member.address in vanishing:
+            text = f"not declared, vanishes while {vanishing[member.address]} is detached, and comes back with it"
+            return FunctionPlan(member.name, group, member.driver, None, text)
         if request is None:
             return FunctionPlan(member.name, group, member.driver, None, _undeclared(member))
         text = _declared(request, member.driver, records, moving, declared)

@@ -111,6 +111,7 @@ class _Planner:
         self.present = [request for request in requests if request.dev is not None]
         self.members = self._read_members()
         self.siblings = self._read_siblings()
+        self.vanishing = self._read_vanishing()
 
     def _read_members(self) -> dict[int, list[virpci.GroupMember]]:
         groups = {r.dev.iommu_group for r in self.present if r.dev is not None}
@@ -125,6 +126,14 @@ class _Planner:
             assert dev is not None
             if not dev.is_virtual_function and dev.function_zero not in found:
                 found[dev.function_zero] = [s for s in dev.read_siblings() if not (s.is_bridge or s.is_host_bridge)]
+        return found
+
+    def _read_vanishing(self) -> dict[PCIDeviceAddress, PCIDeviceAddress]:
+        """Return each function that exists only as long as a declared one keeps its driver, with that one."""
+        found: dict[PCIDeviceAddress, PCIDeviceAddress] = {}
+        for request in self._moving():
+            if request.dev is not None:
+                found.update(dict.fromkeys(request.dev.read_functions_below(), request.address))
         return found
 
     def findings(self) -> list[Finding]:
@@ -142,6 +151,7 @@ class _Planner:
         found += saved_overrides(self.host.root, self.present, moving)
         found += self._empty_slots()
         found += self._split_groups()
+        found += self._vanishing_functions()
         if not self.has_records:
             text = "The records of this host are not ours to read, so what guests have and what is stuck is not known"
             found.append(Finding("records", NOTE, None, text))
@@ -239,7 +249,7 @@ class _Planner:
         declared = member.address in self.declared
         if owner is not None and (declared or owner != self.owner):
             yield _error("in-use", member.address, f"Device {member.name} is in use by domain '{owner}'")
-        elif not declared and self.policy in ("group", "auto"):
+        elif not declared and member.address not in self.vanishing and self.policy in ("group", "auto"):
             yield from self._blockers(group, member)
 
     def _owner(self, member: virpci.GroupMember) -> str | None:
@@ -307,6 +317,18 @@ class _Planner:
                 first = next(r.address for r in visible if r.dev is not None and r.dev.iommu_group == group)
                 yield Finding("viommu-group", NOTE, first, text)
 
+    def _vanishing_functions(self) -> Iterable[Finding]:
+        for maker in dict.fromkeys(self.vanishing.values()):
+            below = [address for address, above in self.vanishing.items() if above == maker]
+            text = (
+                f"Detaching device {maker} removes the PCI functions that its driver made, until it is given back: "
+                + ", ".join(map(str, below))
+            )
+            yield Finding("vanishes", NOTE, maker, text)
+            for address in below:
+                if address in self.declared:
+                    yield _error("vanishes", address, f"Device {address} vanishes when device {maker} is detached")
+
     def _moving(self) -> list[Request]:
         """The requests whose device changes drivers when the guest starts."""
         return [r for r in self.present if r.managed and not self._already_there(r)]
@@ -355,7 +377,7 @@ class _Planner:
     def fates(self) -> list[FunctionPlan]:
         """Return what becomes of each member of a touched group, then of the devices without a group."""
         moving = {request.address for request in self._moving()}
-        return fates_of(self.requests, self.members, self.records, moving)
+        return fates_of(self.requests, self.members, self.records, moving, self.vanishing)
 
 
 def _findings(*found: Finding | None) -> list[Finding]:

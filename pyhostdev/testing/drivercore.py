@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from pyhostdev.testing import vfio
 from pyhostdev.testing.driverfiles import put_driver
 from pyhostdev.testing.faults import Blocked, Refusal
+from pyhostdev.testing.hostspec import VMD
 from pyhostdev.testing.iommu import IOMMUGroups
 from pyhostdev.testing.kernelstate import PARKED, Pending
 from pyhostdev.testing.simdevice import (
@@ -237,6 +238,10 @@ class DriverCore:
         device.update("enable", b"0\n" if kind == "vfio" else b"1\n")
         device.update("power_state", b"D3hot\n" if kind == "vfio" else b"D0\n")
         self._unpark(device, driver)
+        if driver == VMD:
+            from pyhostdev.testing import hotplug
+
+            hotplug.bring_back_domain(self, device)
         if self.state.uevent_driver:
             lines = _uevent_without_driver(device)
             device.update("uevent", b"DRIVER=" + os.fsencode(driver) + b"\n" + lines)
@@ -249,6 +254,10 @@ class DriverCore:
         device.update("enable", b"0\n")
         device.update("power_state", b"unknown\n")
         self._park(device, driver)
+        if driver == VMD:
+            from pyhostdev.testing import hotplug
+
+            hotplug.remove_domain(self, device)
         if self.state.uevent_driver:
             device.update("uevent", _uevent_without_driver(device))
         self._moved(device, None)

@@ -64,7 +64,11 @@ def _place(root: HostRoot, host: HostSpec, spec: FunctionSpec) -> str:
     if above is not None:
         return os.path.join(_place(root, host, above), str(above.address))
     top = spec if spec.physfn is None else host.functions[spec.physfn]
-    return root.join("sys/devices", f"pci{top.address.domain:04x}:{top.address.bus:02x}")
+    bus = f"pci{top.address.domain:04x}:{top.address.bus:02x}"
+    maker = host.domain_maker(top.address.domain)
+    if maker is not None:
+        return os.path.join(_place(root, host, maker), str(maker.address), bus)
+    return root.join("sys/devices", bus)
 
 
 def put_described(root: HostRoot, host: HostSpec, spec: FunctionSpec) -> SimDevice:

@@ -22,6 +22,9 @@ EXPRESS_KINDS = {  # PCIE50 7.5.3.2, bits 4-7
     "integrated-endpoint": 0x9,
 }
 
+VMD = "vmd"  # the driver of volume management devices
+VMD_DOMAIN = 0x10000
+
 
 class FunctionSpec(NamedTuple):
     """One PCI function of a described host."""
@@ -124,6 +127,16 @@ class HostSpec:
             if same_domain and other.bridge_to(spec.address.bus):
                 return other
         return None
+
+    def domain_maker(self, domain: int) -> FunctionSpec | None:
+        """
+        Return the volume management device that made a PCI domain; they are numbered from 0x10000 on.
+
+        Source: vmd_find_free_domain (drivers/pci/controller/vmd.c)
+        """
+        makers = [spec for spec in self.functions.values() if spec.driver == VMD and spec.address.domain < VMD_DOMAIN]
+        number = domain - VMD_DOMAIN
+        return makers[number] if 0 <= number < len(makers) else None
 
     def virtual_functions(self, spec: FunctionSpec) -> list[FunctionSpec]:
         """Return the described VFs of a PF, in the order of their index."""

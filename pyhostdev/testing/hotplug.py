@@ -128,6 +128,31 @@ def forget(core: DriverCore, address: PCIDeviceAddress) -> None:
     drop_tree(core.root.join(REMOVED, str(address)))
 
 
+def remove_domain(core: DriverCore, maker: SimDevice) -> None:
+    """
+    Take the PCI domain that a volume management device made off the bus, with all its functions.
+
+    Raises:
+        Blocked: a driver of one does not let go.
+
+    Source: vmd_remove (drivers/pci/controller/vmd.c)
+    """
+    for other in list_devices(core.root):
+        if other.place.startswith(f"{maker.place}/pci") and find_device(core.root, str(other.address)) is not None:
+            remove(core, other)
+
+
+def bring_back_domain(core: DriverCore, maker: SimDevice) -> None:
+    """
+    Bring back the functions below a volume management device, as its driver finds them.
+
+    Raises:
+        Blocked: a probe has not come back.
+    """
+    below = os.path.relpath(maker.place, os.path.realpath(core.root.path)) + "/pci"
+    _bring_back(core, [name for name, (relative, _) in core.state.removed.items() if relative.startswith(below)])
+
+
 def rescan(core: DriverCore) -> None:
     """
     Bring removed functions back and offer them to the drivers.
@@ -135,7 +160,11 @@ def rescan(core: DriverCore) -> None:
     Raises:
         Blocked: a probe has not come back.
     """
-    depths = {name: relative.count("/") for name, (relative, _) in core.state.removed.items()}
+    _bring_back(core, list(core.state.removed))
+
+
+def _bring_back(core: DriverCore, names: list[str]) -> None:
+    depths = {name: core.state.removed[name][0].count("/") for name in names}
     for name in sorted(depths, key=depths.__getitem__):  # a bridge before what is behind it
         relative, group = core.state.removed.pop(name)
         device = _restore(core, name, relative, group)

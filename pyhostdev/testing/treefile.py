@@ -33,6 +33,9 @@ A **function** starts with its address, then ids, class, and words in any order:
 ``dump=NAME``          config space as a whole from NAME.hex beside the file
 =====================  ==================================================================================
 
+A function on the driver ``vmd`` has a PCI domain of its own below it: the first one 10000, the next 10001. Unbinding
+the driver removes that domain's functions, binding it brings them back.
+
 A **driver**, in order of registration (the first that matches takes a function)::
 
     driver tg3 14e4:1657 14e4:1682

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -39,6 +40,7 @@ __all__ = [
 T = TypeVar("T")
 
 BUS_RESETS = ("bus", "cxl_bus")
+_OWN_DOMAIN = re.compile(r"pci([0-9a-f]{4,8}):[0-9a-f]{2}")
 _GROUP_LINK = "iommu_group"
 
 
@@ -326,6 +328,22 @@ class PCIDevice:
     def is_vfio(self) -> bool:
         """True with vfio-pci or one of its variants, as of when the object was made."""
         return self._fact("vfio", lambda: is_vfio_driver(self.root, self.address, self.driver))
+
+    def read_functions_below(self) -> list[PCIDeviceAddress]:
+        """
+        Return the functions of the PCI domains that this function's driver made below it, sorted; they go with it.
+
+        Host: sys/bus/pci/devices/ADDRESS, names only
+
+        Source: vmd_enable_domain (drivers/pci/controller/vmd.c)
+        """
+        found = (_OWN_DOMAIN.fullmatch(name) for name in list_names(self.path()[:-1]))
+        domains = {int(match[1], 16) for match in found if match}
+        if not domains:
+            return []
+        names = (name for name in list_names(self.root.pci_devices) if name.count(":") == 2)
+        addresses = (PCIDeviceAddress.parse(name) for name in names)
+        return sorted(address for address in addresses if address.domain in domains)
 
     def read_reset_methods(self) -> list[str]:
         """
