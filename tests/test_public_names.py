@@ -17,7 +17,7 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 CLASSES = ("Host", "HostdevManager", "Plan", "Scan")
 # types of the parts below, which are documented where they stand
-KNOWN = {"Identity", "AbstractContextManager", "RunningGuest",  "Definition", "GroupMember", "Request", "Journal", "Record", "BadRecord", "DomainNetDef"}
+KNOWN = {"AbstractContextManager", "BadRecord", "Definition", "GroupMember", "Identity", "Journal", "Record", "Request"}
 A = "0001:09:00.0"
 
 
