@@ -30,7 +30,7 @@ def c_string(value: bytes) -> bytes:
 def named_device(core: DriverCore, value: bytes) -> SimDevice | None:
     """Return the function whose whole name is written, with at most one newline after it."""
     name = c_string(value).removesuffix(b"\n")
-    return find_device(core.root, name.decode("latin-1"))
+    return find_device(core.tree, name.decode("latin-1"))
 
 
 def store_bind(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
@@ -220,7 +220,7 @@ def store_reset(core: DriverCore, device: SimDevice, value: bytes) -> None:
 def _is_alone(core: DriverCore, device: SimDevice) -> bool:
     """True when a bus reset hits no other function."""
     bus = device.address[:2]
-    return all(other.address[:2] != bus or other.address == device.address for other in list_devices(core.root))
+    return all(other.address[:2] != bus or other.address == device.address for other in list_devices(core.tree))
 
 
 def store_reset_method(core: DriverCore, device: SimDevice, value: bytes) -> None:
@@ -231,7 +231,7 @@ def store_reset_method(core: DriverCore, device: SimDevice, value: bytes) -> Non
         Refusal: EINVAL for a name that no kernel or this function does not have.
     """
     name = str(device.address)
-    present = (device.read("reset_method") or b"").decode()
+    present = (device.read("reset_method") or b"").decode("latin-1")
     default = core.state.reset_methods.get(name, present)
     words = c_string(value).decode("latin-1").split()
     if words != ["default"]:
@@ -241,7 +241,7 @@ def store_reset_method(core: DriverCore, device: SimDevice, value: bytes) -> Non
         text = " ".join(words) + "\n" if words else ""
     else:
         text = default
-    device.update("reset_method", text.encode())
+    device.update("reset_method", text.encode("latin-1"))
     core.state.reset_methods[name] = default
     if text == default:
         del core.state.reset_methods[name]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing import vfio
@@ -23,11 +24,8 @@ from pyhostdev.testing.iommu import IOMMUGroups
 from pyhostdev.testing.kernelstate import PARKED, Pending
 from pyhostdev.testing.simdevice import (
     SimDevice,
-    drop_file,
     find_device,
     list_devices,
-    list_dir,
-    put_link,
 )
 from pyhostdev.util import pciconfig, pciregs
 
@@ -36,8 +34,9 @@ if TYPE_CHECKING:
 
     from pyhostdev.testing.driverspec import DriverSpec
     from pyhostdev.testing.kernelstate import KernelState
-    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.testing.tree import Tree
 
+_DEVICE_NUMBER = re.compile(rb"[0-9]{1,10}:[0-9]{1,10}\n?")
 _DRIVER_CLASSES = ("net", "block")  # what a driver puts below its device and takes away again
 _EXPRESS_PORTS = (0x4, 0x5, 0x6, pciregs.EXP_TYPE_RC_EVENT_COLLECTOR)  # PCIE50 7.5.3.2
 
@@ -54,10 +53,11 @@ def id_matches(pattern: str, device: SimDevice) -> bool:
 class DriverCore:
     """The PCI bus's drivers and functions, and what is pending between them."""
 
-    def __init__(self, root: HostRoot, state: KernelState, save: Callable[[], None] = lambda: None) -> None:
-        self.root = root
+    def __init__(self, tree: Tree, state: KernelState, save: Callable[[], None] = lambda: None) -> None:
+        self.tree = tree
+        self.root = tree.root
         self.state = state
-        self.groups = IOMMUGroups(root, state)
+        self.groups = IOMMUGroups(tree, state)
         self.save = save
         self.ours = True  # who writes is a SysfsWriter
         self.events: list[tuple[str, str]] = []
@@ -88,12 +88,12 @@ class DriverCore:
         """
         if device.physfn is None or device.override is not None:
             return True
-        parent = SimDevice(self.root, device.physfn)
+        parent = SimDevice(self.tree, device.physfn)
         return parent.read("sriov_drivers_autoprobe") != b"0\n"
 
     def registered(self) -> list[DriverSpec]:
         """Return the drivers whose directory is there, in the order of their registration."""
-        names = list_dir(self.root.pci_drivers)
+        names = self.tree.list_dir(self.root.pci_drivers)
         known = [name for name in self.state.drivers if name in names]
         return [self.state.driver(name) for name in known + [n for n in names if n not in known]]
 
@@ -179,7 +179,7 @@ class DriverCore:
         if spec.remove == "hang" or self.block_next:
             self._block(entry, "hang")
         if spec.kind == "vfio" and self.groups.is_device_held(device):
-            if os.path.exists(self.root.dev_iommu):
+            if self.tree.exists(self.root.dev_iommu):
                 vfio.withdraw_device(self.groups, device)
             self._block(entry, "held")
         self.finish(entry)
@@ -192,7 +192,7 @@ class DriverCore:
             Refusal: the probe failed; the link is gone again.
         """
         self.state.pending.remove(entry)
-        device = find_device(self.root, entry.device)
+        device = find_device(self.tree, entry.device)
         if device is None:
             return
         if entry.stage == "remove":
@@ -214,12 +214,12 @@ class DriverCore:
 
     def _put_links(self, device: SimDevice, driver: str) -> None:
         directory = self.root.pci_driver(driver)
-        put_link(os.path.join(directory, str(device.address)), device.path)
-        put_link(device.join("driver"), directory)
+        self.tree.put_link(os.path.join(directory, str(device.address)), device.path)
+        self.tree.put_link(device.join("driver"), directory)
 
     def _drop_links(self, device: SimDevice, driver: str) -> None:
-        drop_file(device.join("driver"))
-        drop_file(os.path.join(self.root.pci_driver(driver), str(device.address)))
+        self.tree.drop_file(device.join("driver"))
+        self.tree.drop_file(os.path.join(self.root.pci_driver(driver), str(device.address)))
 
     def _probe(self, driver: DriverSpec, device: SimDevice) -> int:
         """Return the errno with which the driver refuses the function, 0 when it takes it."""
@@ -282,34 +282,33 @@ class DriverCore:
 
     def _class_links(self, device: SimDevice, name: str) -> Iterator[tuple[str, str]]:
         """Yield the links to what a driver has made, and where they lead; a sparse tree has none."""
-        for entry in list_dir(device.join(name)):
+        for entry in self.tree.list_dir(device.join(name)):
             target = device.join(name, entry)
             links = [self.root.join("sys/class", name, entry)]
             number = device.read(f"{name}/{entry}/dev")
-            if number is not None:
+            if number is not None and _DEVICE_NUMBER.fullmatch(number):  # else no kernel wrote it
                 links.append(self.root.join("sys/dev", name, number.decode().strip()))
-            yield from ((link, target) for link in links if os.path.isdir(os.path.dirname(link)))
+            yield from ((link, target) for link in links if self.tree.is_directory(os.path.dirname(link)))
 
     def _park(self, device: SimDevice, driver: str) -> None:
         """Take away what the driver had put below its device, to come back with it."""
         for name in _DRIVER_CLASSES:
-            if os.path.isdir(device.join(name)):
+            if self.tree.is_directory(device.join(name)):
                 for link, _ in self._class_links(device, name):
-                    drop_file(link)
+                    self.tree.drop_file(link)
                 place = self._parking_place(device, driver)
-                os.makedirs(place, exist_ok=True)
-                os.rename(device.join(name), os.path.join(place, name))
+                self.tree.make_dirs(place)
+                self.tree.move(device.join(name), os.path.join(place, name))
 
     def _unpark(self, device: SimDevice, driver: str) -> None:
         place = self._parking_place(device, driver)
-        for name in list_dir(place):
-            os.rename(os.path.join(place, name), device.join(name))
+        for name in self.tree.list_dir(place):
+            self.tree.move(os.path.join(place, name), device.join(name))
         for name in _DRIVER_CLASSES:
             for link, target in self._class_links(device, name):
-                put_link(link, target)
-        with contextlib.suppress(OSError):  # absent, or others are parked still
-            os.rmdir(place)
-            os.rmdir(os.path.dirname(place))
+                self.tree.put_link(link, target)
+        if self.tree.drop_empty(place):
+            self.tree.drop_empty(os.path.dirname(place))  # others may be parked still
 
     # Whole-bus events
 
@@ -323,11 +322,11 @@ class DriverCore:
         module = name.replace("-", "_")
         found = [spec for spec in self.state.drivers.values() if spec.module == module]
         found = [spec for spec in found if spec.availability != "missing"]
-        if not found and not os.path.isdir(self.root.module(name)):
+        if not found and not self.tree.is_directory(self.root.module(name)):
             raise Refusal(errno.ENOENT)
         for spec in found:
-            if not os.path.isdir(self.root.pci_driver(spec.name)):
-                put_driver(self.root, spec)
+            if not self.tree.is_directory(self.root.pci_driver(spec.name)):
+                put_driver(self.tree, spec)
                 self.attach_all(spec)
 
     def attach_any(self, device: SimDevice) -> None:
@@ -364,7 +363,7 @@ class DriverCore:
 
         Source: driver_attach (drivers/base/bus.c)
         """
-        for device in list_devices(self.root):
+        for device in list_devices(self.tree):
             if device.driver is None and self.matches(driver, device):
                 self._offer(driver, device)
 

@@ -8,37 +8,36 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.simdevice import put_file, put_link
-
 if TYPE_CHECKING:
     from pyhostdev.testing.driverspec import DriverSpec
     from pyhostdev.testing.hostspec import HostSpec
-    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.testing.tree import Tree
 
 _DRIVER_FILES = ("bind", "unbind", "new_id", "remove_id", "uevent")
 
 
-def put_driver(root: HostRoot, spec: DriverSpec) -> None:
+def put_driver(tree: Tree, spec: DriverSpec) -> None:
     """
     Register a driver: its directory, its module's, and the links between them.
 
     Host: writes ``sys/bus/pci/drivers/NAME``, ``sys/module/NAME``, ``dev/vfio/vfio``
     """
+    root = tree.root
     directory = root.pci_driver(spec.name)
-    os.makedirs(directory, exist_ok=True)
+    tree.make_dirs(directory)
     for name in _DRIVER_FILES:
-        put_file(os.path.join(directory, name), b"")
+        tree.put_file(os.path.join(directory, name), b"")
     if spec.module is not None:
         module = root.module(spec.module)
-        os.makedirs(os.path.join(module, "drivers"), exist_ok=True)
-        put_link(os.path.join(module, "drivers", f"pci:{spec.name}"), directory)
-        put_link(os.path.join(directory, "module"), module)
+        tree.make_dirs(os.path.join(module, "drivers"))
+        tree.put_link(os.path.join(module, "drivers", f"pci:{spec.name}"), directory)
+        tree.put_link(os.path.join(directory, "module"), module)
     if spec.kind == "vfio":
-        os.makedirs(root.dev_vfio, exist_ok=True)
-        put_file(os.path.join(root.dev_vfio, "vfio"), b"")
+        tree.make_dirs(root.dev_vfio)
+        tree.put_file(os.path.join(root.dev_vfio, "vfio"), b"")
 
 
-def put_modules(root: HostRoot, host: HostSpec) -> None:
+def put_modules(tree: Tree, host: HostSpec) -> None:
     """
     Write the lists that modprobe reads.
 
@@ -50,11 +49,11 @@ def put_modules(root: HostRoot, host: HostSpec) -> None:
         "modules.dep": [f"{_module_file(spec.module)}:" for spec in present if spec.module],
         "modules.builtin": [_module_file(spec.name) for spec in present if not spec.module],
     }
-    directory = os.path.dirname(root.modules_alias(host.release))
-    os.makedirs(directory)
+    directory = os.path.dirname(tree.root.modules_alias(host.release))
+    tree.make_dirs(directory, exist_ok=False)
     for name, lines in files.items():
         text = "".join(f"{line}\n" for line in dict.fromkeys(lines))
-        put_file(os.path.join(directory, name), text.encode())
+        tree.put_file(os.path.join(directory, name), text.encode())
 
 
 def _module_file(name: str) -> str:

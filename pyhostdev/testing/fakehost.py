@@ -10,12 +10,12 @@ Fake hosts: a directory made from a description, and the kernel that reacts in i
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.testing.hostbuild import bind_described, build_host, link_described, put_described
 from pyhostdev.testing.kernel import SimulatedKernel
+from pyhostdev.testing.tree import Tree
 from pyhostdev.testing.treefile import check_function, parse_function, parse_host, read_host
 from pyhostdev.util.hostroot import HostRoot
 
@@ -86,11 +86,11 @@ class FakeHost:
         if os.path.lexists(self.root.pci_device(spec.address)):
             raise ConfigError(f"There is a function at {spec.address}")
         self.spec.functions[spec.address] = spec
-        device = put_described(self.root, self.spec, spec)
-        link_described(self.root, self.spec, self.spec.functions[spec.physfn or spec.address])
         from pyhostdev.testing import hotplug
 
         with self.kernel.entered() as core:
+            device = put_described(core.tree, self.spec, spec)
+            link_described(core.tree, self.spec, self.spec.functions[spec.physfn or spec.address])
             hotplug.forget(core, spec.address)  # what was removed there is not what a rescan finds
             core.tell("add", device)
             if spec.driver is not None:
@@ -114,13 +114,10 @@ class FakeHost:
         """
         import uuid
 
-        for name in os.listdir(self.root.path):
-            if name in _ROOMS or name.startswith(_OWN):
-                path = self.root.join(name)
-                if os.path.isdir(path):
-                    shutil.rmtree(path)
-                else:
-                    os.unlink(path)
+        with Tree(self.root) as tree:
+            for name in tree.list_dir(self.root.path):
+                if name in _ROOMS or name.startswith(_OWN):
+                    tree.drop_tree(self.root.join(name))
         self.spec.settings["boot-id"] = str(uuid.uuid4())
         build_host(self.root, self.spec)
         self.kernel = SimulatedKernel(self.root)

@@ -12,14 +12,14 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing.configspace import apply_patches, build_config, read_dump
-from pyhostdev.testing.simdevice import UNSET_OVERRIDE, SimDevice, put_file, put_link
+from pyhostdev.testing.simdevice import UNSET_OVERRIDE, SimDevice
 from pyhostdev.util import pciregs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pyhostdev.testing.hostspec import FunctionSpec
-    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.testing.tree import Tree
 
 
 def modalias(spec: FunctionSpec) -> str:
@@ -114,7 +114,7 @@ def config_space(spec: FunctionSpec, directory: str, *, numvfs: int) -> bytes:
 
 
 def put_function(
-    root: HostRoot,
+    tree: Tree,
     spec: FunctionSpec,
     place: str,
     *,
@@ -129,37 +129,37 @@ def put_function(
     Host: writes ``sys/devices``, ``sys/bus/pci/devices``
     """
     path = os.path.join(place, str(spec.address))
-    os.makedirs(path)
-    put_file(os.path.join(path, "config"), config_space(spec, directory, numvfs=numvfs))
+    tree.make_dirs(path, exist_ok=False)
+    tree.put_file(os.path.join(path, "config"), config_space(spec, directory, numvfs=numvfs))
     override = UNSET_OVERRIDE if spec.override is None else f"{spec.override}\n".encode()
-    put_file(os.path.join(path, "driver_override"), override)
+    tree.put_file(os.path.join(path, "driver_override"), override)
     for name, text in attributes(spec, numvfs=numvfs, ari=ari, alone=alone).items():
-        put_file(os.path.join(path, name), text.encode())
-    put_link(os.path.join(path, "subsystem"), root.pci_bus)
-    put_on_bus(root, path)
-    return SimDevice(root, spec.address)
+        tree.put_file(os.path.join(path, name), text.encode())
+    tree.put_link(os.path.join(path, "subsystem"), tree.root.pci_bus)
+    put_on_bus(tree, path)
+    return SimDevice(tree, spec.address)
 
 
-def put_on_bus(root: HostRoot, path: str) -> None:
+def put_on_bus(tree: Tree, path: str) -> None:
     """Make the bus list a device's directory."""
-    os.makedirs(root.pci_devices, exist_ok=True)
-    put_link(os.path.join(root.pci_devices, os.path.basename(path)), path)
+    tree.make_dirs(tree.root.pci_devices)
+    tree.put_link(os.path.join(tree.root.pci_devices, os.path.basename(path)), path)
 
 
-def put_in_group(root: HostRoot, path: str, group: int, *, kind: str = "DMA") -> None:
+def put_in_group(tree: Tree, path: str, group: int, *, kind: str = "DMA") -> None:
     """Make an IOMMU group list a device's directory; a new group gets its type."""
-    members = root.iommu_group_devices(group)
+    members = tree.root.iommu_group_devices(group)
     top = os.path.dirname(members)
-    if not os.path.isdir(members):
-        os.makedirs(members)
-        put_file(os.path.join(top, "type"), f"{kind}\n".encode())
-        put_file(os.path.join(top, "reserved_regions"), b"")
-    put_link(os.path.join(members, os.path.basename(path)), path)
-    put_link(os.path.join(path, "iommu_group"), top)
+    if not tree.is_directory(members):
+        tree.make_dirs(members)
+        tree.put_file(os.path.join(top, "type"), f"{kind}\n".encode())
+        tree.put_file(os.path.join(top, "reserved_regions"), b"")
+    tree.put_link(os.path.join(members, os.path.basename(path)), path)
+    tree.put_link(os.path.join(path, "iommu_group"), top)
 
 
 def link_virtual_functions(pf: SimDevice, vfs: Iterable[SimDevice]) -> None:
     """Make the links between a PF and its VFs, in the order of their index."""
     for index, vf in enumerate(vfs):
-        put_link(pf.join(f"virtfn{index}"), vf.path)
-        put_link(vf.join("physfn"), pf.path)
+        pf.tree.put_link(pf.join(f"virtfn{index}"), vf.path)
+        pf.tree.put_link(vf.join("physfn"), pf.path)

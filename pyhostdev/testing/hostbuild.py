@@ -13,7 +13,8 @@ from pyhostdev.testing.driverfiles import put_driver, put_modules
 from pyhostdev.testing.functionfiles import link_virtual_functions, put_function, put_in_group
 from pyhostdev.testing.kernelstate import KernelState, StateFile
 from pyhostdev.testing.procfiles import put_proc
-from pyhostdev.testing.simdevice import SimDevice, put_file, put_link
+from pyhostdev.testing.simdevice import SimDevice
+from pyhostdev.testing.tree import Tree
 
 if TYPE_CHECKING:
     from pyhostdev.testing.hostspec import FunctionSpec, HostSpec, MemberSpec
@@ -27,35 +28,42 @@ def build_host(root: HostRoot, host: HostSpec) -> None:
     Raises:
         FileExistsError: the directory holds a host already.
     """
-    _put_bus(root, host)
+    os.makedirs(root.path, exist_ok=True)
+    with Tree(root) as tree:
+        _build(tree, host)
+
+
+def _build(tree: Tree, host: HostSpec) -> None:
+    _put_bus(tree, host)
     for spec in host.functions.values():
-        put_described(root, host, spec)
+        put_described(tree, host, spec)
     for spec in host.functions.values():
-        link_described(root, host, spec)
+        link_described(tree, host, spec)
     for member in host.members:
-        _put_member(root, host, member)
-    put_proc(root, host)
-    put_modules(root, host)
+        _put_member(tree, host, member)
+    put_proc(tree, host)
+    put_modules(tree, host)
     state = KernelState()
     state.described = True
     state.drivers = dict(host.drivers)
-    core = DriverCore(root, state)
+    core = DriverCore(tree, state)
     for spec in host.functions.values():
         bind_described(core, spec)
-    StateFile(root).save(state)
+    StateFile(tree.root).save(tree, state)
 
 
-def _put_bus(root: HostRoot, host: HostSpec) -> None:
+def _put_bus(tree: Tree, host: HostSpec) -> None:
+    root = tree.root
     for directory in (root.pci_devices, root.pci_drivers, root.iommu_groups):
-        os.makedirs(directory)
+        tree.make_dirs(directory, exist_ok=False)
     for name in ("module", "class/net", "class/block", "dev/block"):
-        os.makedirs(root.join("sys", name))
-    put_file(root.drivers_probe, b"")
-    put_file(root.join("sys/bus/pci/rescan"), b"")
-    put_file(root.join("sys/bus/pci/drivers_autoprobe"), b"1\n")
+        tree.make_dirs(root.join("sys", name), exist_ok=False)
+    tree.put_file(root.drivers_probe, b"")
+    tree.put_file(root.join("sys/bus/pci/rescan"), b"")
+    tree.put_file(root.join("sys/bus/pci/drivers_autoprobe"), b"1\n")
     for spec in host.drivers.values():
         if spec.availability == "loaded":
-            put_driver(root, spec)
+            put_driver(tree, spec)
 
 
 def _place(root: HostRoot, host: HostSpec, spec: FunctionSpec) -> str:
@@ -71,13 +79,13 @@ def _place(root: HostRoot, host: HostSpec, spec: FunctionSpec) -> str:
     return root.join("sys/devices", bus)
 
 
-def put_described(root: HostRoot, host: HostSpec, spec: FunctionSpec) -> SimDevice:
+def put_described(tree: Tree, host: HostSpec, spec: FunctionSpec) -> SimDevice:
     """Make one function's directory; links to VFs and the driver come after all functions."""
     above = host.bridge_above(spec)
     device = put_function(
-        root,
+        tree,
         spec,
-        _place(root, host, spec),
+        _place(tree.root, host, spec),
         directory=host.directory,
         numvfs=len(host.virtual_functions(spec)),
         # the bus that the kernel adds for VFs beyond the PF's has no bridge of its own
@@ -85,37 +93,38 @@ def put_described(root: HostRoot, host: HostSpec, spec: FunctionSpec) -> SimDevi
         alone=above is not None and spec.physfn is None and host.is_first_on_bus(spec),
     )
     if spec.group is not None:
-        put_in_group(root, device.path, spec.group, kind=host.group_type(spec.group))
+        put_in_group(tree, device.path, spec.group, kind=host.group_type(spec.group))
     return device
 
 
-def link_described(root: HostRoot, host: HostSpec, spec: FunctionSpec) -> None:
+def link_described(tree: Tree, host: HostSpec, spec: FunctionSpec) -> None:
     """Make the links between a PF and its described VFs."""
-    vfs = [SimDevice(root, vf.address) for vf in host.virtual_functions(spec)]
-    link_virtual_functions(SimDevice(root, spec.address), vfs)
+    vfs = [SimDevice(tree, vf.address) for vf in host.virtual_functions(spec)]
+    link_virtual_functions(SimDevice(tree, spec.address), vfs)
 
 
 def bind_described(core: DriverCore, spec: FunctionSpec) -> None:
     """Put a function on the driver its line names, with what that driver makes below it."""
     if spec.driver is None:
         return
-    device = SimDevice(core.root, spec.address)
+    tree = core.tree
+    device = SimDevice(tree, spec.address)
     for name in spec.net:
-        os.makedirs(device.join("net", name))
-        put_file(device.join("net", name, "uevent"), f"INTERFACE={name}\n".encode())
+        tree.make_dirs(device.join("net", name))
+        tree.put_file(device.join("net", name, "uevent"), f"INTERFACE={name}\n".encode())
     for name in spec.block:
-        os.makedirs(device.join("block", name))
-        number = len(os.listdir(core.root.join("sys/class/block")))
-        put_file(device.join("block", name, "dev"), f"259:{number}\n".encode())
-        put_file(device.join("block", name, "uevent"), f"DEVNAME={name}\n".encode())
+        tree.make_dirs(device.join("block", name))
+        number = len(tree.list_dir(core.root.class_block))
+        tree.put_file(device.join("block", name, "dev"), f"259:{number}\n".encode())
+        tree.put_file(device.join("block", name, "uevent"), f"DEVNAME={name}\n".encode())
     core.settle_on(device, spec.driver)
 
 
-def _put_member(root: HostRoot, host: HostSpec, member: MemberSpec) -> None:
-    path = root.join("sys/devices/platform", member.name)
-    os.makedirs(path)
-    put_in_group(root, path, member.group, kind=host.group_type(member.group))
+def _put_member(tree: Tree, host: HostSpec, member: MemberSpec) -> None:
+    path = tree.root.join("sys/devices/platform", member.name)
+    tree.make_dirs(path, exist_ok=False)
+    put_in_group(tree, path, member.group, kind=host.group_type(member.group))
     if member.driver is not None:
-        driver = root.join("sys/bus/platform/drivers", member.driver)
-        os.makedirs(driver, exist_ok=True)
-        put_link(os.path.join(path, "driver"), driver)
+        driver = tree.root.join("sys/bus/platform/drivers", member.driver)
+        tree.make_dirs(driver)
+        tree.put_link(os.path.join(path, "driver"), driver)

@@ -8,7 +8,6 @@ What comes back is a new kernel object at the old address: another directory, no
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing.faults import Blocked
@@ -17,11 +16,8 @@ from pyhostdev.testing.kernelstate import REMOVED
 from pyhostdev.testing.simdevice import (
     UNSET_OVERRIDE,
     SimDevice,
-    drop_file,
-    drop_tree,
     find_device,
     list_devices,
-    list_dir,
 )
 from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -35,9 +31,9 @@ if TYPE_CHECKING:
 def _dependents(core: DriverCore, device: SimDevice) -> Iterator[SimDevice]:
     """Yield the VFs of a PF and the functions behind a bridge, while they are there."""
     vfs = device.virtual_functions
-    behind = [other.address for other in list_devices(core.root) if _is_behind(device, other)]
+    behind = [other.address for other in list_devices(core.tree) if _is_behind(device, other)]
     for address in vfs + behind:
-        other = find_device(core.root, str(address))
+        other = find_device(core.tree, str(address))
         if other is not None:  # it may have gone with one before it
             yield other
 
@@ -47,7 +43,8 @@ def _is_behind(device: SimDevice, other: SimDevice) -> bool:
     if other.place.startswith(f"{device.place}/"):
         return True
     config = device.read("config") or b""
-    if pciconfig.header_type(config) != pciregs.HEADER_TYPE_BRIDGE:
+    is_bridge = pciconfig.header_type(config) == pciregs.HEADER_TYPE_BRIDGE
+    if not is_bridge or len(config) < pciregs.CONFIG_SIZE_UNPRIVILEGED:
         return False
     first, last = config[pciregs.SECONDARY_BUS], config[pciregs.SUBORDINATE_BUS]
     return other.address.domain == device.address.domain and 0 < first <= other.address.bus <= last
@@ -74,20 +71,20 @@ def remove(core: DriverCore, device: SimDevice) -> None:
 def drop(core: DriverCore, device: SimDevice) -> None:
     """Take a function without a driver off the bus and keep its directory for a rescan."""
     name, group, place, physfn = str(device.address), device.group, device.place, device.physfn
-    relative = os.path.relpath(place, os.path.realpath(core.root.path))
+    relative = os.path.relpath(place, core.root.path)
     _unlink_from_pf(core, device)
     core.state.pending = [entry for entry in core.state.pending if entry.device != name]
     core.state.moved.pop(name, None)
-    if os.path.islink(device.path):
-        drop_file(device.path)
+    if core.tree.link_name(device.path) is not None:
+        core.tree.drop_file(device.path)
     if group is not None:
         _leave_group(core, name, group)
     core.tell("remove", device)
     kept = core.root.join(REMOVED, name)
-    drop_tree(kept)
-    if os.path.isdir(place):
-        os.makedirs(os.path.dirname(kept), exist_ok=True)
-        os.rename(place, kept)
+    core.tree.drop_tree(kept)
+    if core.tree.is_directory(place):
+        core.tree.make_dirs(os.path.dirname(kept))
+        core.tree.move(place, kept)
     if physfn is None:
         core.state.removed[name] = (relative, group)
 
@@ -95,18 +92,18 @@ def drop(core: DriverCore, device: SimDevice) -> None:
 def _unlink_from_pf(core: DriverCore, device: SimDevice) -> None:
     if device.physfn is None:
         return
-    parent = SimDevice(core.root, device.physfn)
-    for name in list_dir(parent.path):
+    parent = SimDevice(core.tree, device.physfn)
+    for name in core.tree.list_dir(parent.path):
         link = parent.join(name)
-        if name.startswith("virtfn") and os.path.realpath(link) == device.place:
-            drop_file(link)
+        if name.startswith("virtfn") and core.tree.place(link) == device.place:
+            core.tree.drop_file(link)
 
 
 def _leave_group(core: DriverCore, name: str, group: int) -> None:
     directory = core.root.iommu_group_devices(group)
-    drop_file(os.path.join(directory, name))
-    if not list_dir(directory):
-        drop_tree(os.path.dirname(directory))
+    core.tree.drop_file(os.path.join(directory, name))
+    if not core.tree.list_dir(directory):
+        core.tree.drop_tree(os.path.dirname(directory))
 
 
 def vanish(core: DriverCore, device: SimDevice) -> None:
@@ -125,7 +122,7 @@ def vanish(core: DriverCore, device: SimDevice) -> None:
 def forget(core: DriverCore, address: PCIDeviceAddress) -> None:
     """Let no rescan find a removed function."""
     core.state.removed.pop(str(address), None)
-    drop_tree(core.root.join(REMOVED, str(address)))
+    core.tree.drop_tree(core.root.join(REMOVED, str(address)))
 
 
 def remove_domain(core: DriverCore, maker: SimDevice) -> None:
@@ -173,17 +170,18 @@ def _bring_back(core: DriverCore, names: list[str]) -> None:
 
 
 def _restore(core: DriverCore, name: str, relative: str, group: int | None) -> SimDevice:
+    tree = core.tree
     kept, path = core.root.join(REMOVED, name), core.root.join(relative)
-    shutil.copytree(kept, path, symlinks=True)  # a copy: the directory gets another inode
-    drop_tree(kept)
-    if os.path.realpath(core.root.pci_devices) != os.path.realpath(os.path.dirname(path)):
-        put_on_bus(core.root, path)
+    tree.copy_tree(kept, path)  # a copy: the directory gets another inode
+    tree.drop_tree(kept)
+    if tree.place(core.root.pci_devices) != tree.place(os.path.dirname(path)):
+        put_on_bus(tree, path)
     if group is not None:
-        put_in_group(core.root, path, group)
-    device = SimDevice(core.root, PCIDeviceAddress.parse(name))
+        put_in_group(tree, path, group)
+    device = SimDevice(tree, PCIDeviceAddress.parse(name))
     device.update("driver_override", UNSET_OVERRIDE)
     device.update("sriov_numvfs", b"0\n")
-    for entry in list_dir(path):
+    for entry in tree.list_dir(path):
         if entry.startswith("virtfn"):
-            drop_file(device.join(entry))
+            tree.drop_file(device.join(entry))
     return device

@@ -13,31 +13,32 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing.faults import Refusal
-from pyhostdev.testing.simdevice import drop_file, link_name, list_devices, list_dir, put_file
+from pyhostdev.testing.simdevice import list_devices
 
 if TYPE_CHECKING:
     from pyhostdev.testing.kernelstate import KernelState
     from pyhostdev.testing.simdevice import SimDevice
-    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.testing.tree import Tree
 
 
 class IOMMUGroups:
     """The groups of one host, read from its tree each time."""
 
-    __slots__ = ("root", "state")
+    __slots__ = ("root", "state", "tree")
 
-    def __init__(self, root: HostRoot, state: KernelState) -> None:
-        self.root = root
+    def __init__(self, tree: Tree, state: KernelState) -> None:
+        self.tree = tree
+        self.root = tree.root
         self.state = state
 
     def member_drivers(self, group: int) -> dict[str, str | None]:
         """Return each member's name and driver, PCI or not."""
         directory = self.root.iommu_group_devices(group)
-        names = list_dir(directory)
+        names = self.tree.list_dir(directory)
         if names:
-            return {name: link_name(os.path.join(directory, name, "driver")) for name in names}
+            return {name: self.tree.link_name(os.path.join(directory, name, "driver")) for name in names}
         # A sparse tree may have the members' links only.
-        found = (device for device in list_devices(self.root) if device.group == group)
+        found = (device for device in list_devices(self.tree) if device.group == group)
         return {str(device.address): device.driver for device in found}
 
     def host_users(self, group: int) -> list[str]:
@@ -56,7 +57,7 @@ class IOMMUGroups:
     def is_held(self, group: int) -> bool:
         """True while somebody has the group's node open."""
         try:
-            fd = os.open(self.root.vfio_group(group), os.O_RDONLY | os.O_CLOEXEC)
+            fd = self.tree.open_file(self.root.vfio_group(group))
         except FileNotFoundError:
             return False
         try:
@@ -90,10 +91,9 @@ class IOMMUGroups:
     def add_node(self, group: int) -> None:
         """Make the group's node appear with its first vfio device."""
         path = self.root.vfio_group(group)
-        if not os.path.lexists(path):
-            os.makedirs(self.root.dev_vfio, exist_ok=True)
-            put_file(path, b"")
-            os.chmod(path, 0o600)
+        if not self.tree.has_entry(path):
+            self.tree.make_dirs(self.root.dev_vfio)
+            self.tree.put_file(path, b"", mode=0o600)
 
     def drop_node(self, group: int) -> None:
         """Make the group's node go with its last vfio device; one whose removal is stuck still counts."""
@@ -102,7 +102,7 @@ class IOMMUGroups:
         for name, driver in self.member_drivers(group).items():
             if name in stuck or (driver and self.state.driver(driver).kind == "vfio"):
                 return
-        drop_file(self.root.vfio_group(group))
+        self.tree.drop_file(self.root.vfio_group(group))
 
     def open(self, group: int) -> int:
         """
@@ -115,7 +115,7 @@ class IOMMUGroups:
             Refusal: ENOENT without node, EBUSY when another has it open, EPERM when a member is the host's.
         """
         try:
-            fd = os.open(self.root.vfio_group(group), os.O_RDWR | os.O_CLOEXEC)
+            fd = self.tree.open_file(self.root.vfio_group(group), os.O_RDWR)
         except FileNotFoundError:
             raise Refusal(errno.ENOENT) from None
         try:

@@ -29,12 +29,12 @@ from pyhostdev.testing.kernelstate import Pending, StateFile
 from pyhostdev.testing.nodefiles import SimulatedNodes, put_owner
 from pyhostdev.testing.simdevice import find_device
 from pyhostdev.testing.sysfspaths import words_of
+from pyhostdev.testing.tree import Tree
+from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from pyhostdev.util.hostroot import HostRoot
 
 IN_DOUBT = "in-doubt"
 
@@ -64,7 +64,7 @@ class SimulatedKernel(SimulatedNodes):
         read_only: bool = False,
         raw: bool = False,
     ) -> None:
-        if root.is_live:
+        if root.is_live or os.path.samefile(root.path, HostRoot("/").path):
             raise ConfigError("The kernel of the live host cannot be simulated")
         self.root = root
         self.privileged = privileged
@@ -120,14 +120,14 @@ class SimulatedKernel(SimulatedNodes):
 
     def is_in_flight(self, device: PCIDeviceAddress) -> bool:
         """True while a write for the device has not come back, whichever SysfsWriter began it."""
-        if not os.path.exists(self._file.path):
+        if not os.path.lexists(self._file.path):
             return False
         with self.entered() as core:
             return core.is_in_flight(str(device))
 
     def is_group_open(self, path: str) -> bool:
         """Tell whether the kernel says that the node of a group is open."""
-        if not os.path.exists(self._file.path):
+        if not os.path.lexists(self._file.path):
             return False
         with self.entered() as core:
             return core.groups.is_held(int(os.path.basename(path)))
@@ -209,13 +209,13 @@ class SimulatedKernel(SimulatedNodes):
             case ["module", name]:
                 core.load_module(name)
             case ["node", *_]:
-                put_owner(self.root.join(path), value)
+                put_owner(core.tree, self.root.join(path), value)
             case ["bus", name]:
                 self._write_bus(core, name, value)
             case ["driver", driver, name]:
                 self._write_driver(core, driver, name, value)
             case ["device", address, "driver", name]:
-                device = find_device(self.root, address)
+                device = find_device(core.tree, address)
                 if device is None or device.driver is None:
                     raise Refusal(errno.ENOENT)
                 self._write_driver(core, device.driver, name, value)
@@ -231,7 +231,7 @@ class SimulatedKernel(SimulatedNodes):
             attributes.BUS_ATTRIBUTES[name](core, value)
 
     def _write_driver(self, core: DriverCore, driver: str, name: str, value: bytes) -> None:
-        if not os.path.isdir(self.root.join("sys/bus/pci/drivers", driver)):
+        if not core.tree.is_directory(os.path.join(self.root.pci_drivers, driver)):
             raise Refusal(errno.ENOENT)
         if name not in attributes.DRIVER_ATTRIBUTES:
             raise NotSimulated(f"Writing '{name}' of a driver is not simulated")
@@ -239,7 +239,7 @@ class SimulatedKernel(SimulatedNodes):
             attributes.DRIVER_ATTRIBUTES[name](core, core.state.driver(driver), value)
 
     def _write_device(self, core: DriverCore, address: str, name: str, value: bytes) -> None:
-        device = find_device(self.root, address)
+        device = find_device(core.tree, address)
         if device is None or device.read(name) is None:
             raise Refusal(errno.ENOENT)
         if name not in attributes.DEVICE_ATTRIBUTES:
@@ -251,21 +251,34 @@ class SimulatedKernel(SimulatedNodes):
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[DriverCore]:
-        """Hold the tree's lock, with its state as the last write left it; keep what changes."""
-        lock = os.open(self.root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        """
+        Hold the tree's lock, with its state as the last write left it; keep what changes.
+
+        Raises:
+            SysfsError: something in the tree is not what a kernel makes, such as a pipe in the place of an attribute.
+        """
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            state = self._file.load()
-            core = DriverCore(self.root, state, lambda: self._file.save(state))
+            with self._entered() as core:
+                yield core
+        except SysfsError:
+            raise
+        except OSError as err:
+            where = err.filename or self.root.path
+            raise SysfsError(err.errno or errno.EIO, where, "simulate the kernel") from err
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[DriverCore]:
+        with Tree(self.root) as tree:
+            fcntl.flock(tree.fileno(), fcntl.LOCK_EX)
+            state = self._file.load(tree)
+            core = DriverCore(tree, state, lambda: self._file.save(tree, state))
             core.events = self.events
             self._settle(core)
             core.ours = not self.raw
             try:
                 yield core
             finally:
-                self._file.save(state)
-        finally:
-            os.close(lock)
+                self._file.save(tree, state)
 
     def _settle(self, core: DriverCore) -> None:
         """Finish the pending writes whose reason to wait is over."""
@@ -328,7 +341,7 @@ class SimulatedKernel(SimulatedNodes):
         from pyhostdev.testing import hotplug
 
         with self.entered() as core:
-            device = find_device(self.root, str(address))
+            device = find_device(core.tree, str(address))
             if device is not None:
                 hotplug.vanish(core, device)
             if for_ever:
@@ -374,11 +387,11 @@ def _is_node(path: str) -> bool:
 def _is_over(core: DriverCore, entry: Pending) -> bool:
     if entry.reason == "running":
         return True
-    device = find_device(core.root, entry.device)
+    device = find_device(core.tree, entry.device)
     if entry.reason == "held":
         return device is None or not core.groups.is_device_held(device)
     if entry.reason == "queued":
-        blocker = find_device(core.root, entry.driver)
+        blocker = find_device(core.tree, entry.driver)
         return blocker is None or core.lock_holder(blocker) is None
     return False
 

@@ -12,10 +12,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyhostdev.errors import ConfigError, HostdevError
 from pyhostdev.testing.driverspec import DriverSpec, driver_kind
-from pyhostdev.testing.simdevice import SimDevice, drop_file, find_device, link_name, list_dir, put_file, read_file
+from pyhostdev.testing.simdevice import SimDevice, find_device
+from pyhostdev.util.hostroot import check_driver_name
+from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
+    from pyhostdev.testing.tree import Tree
     from pyhostdev.util.hostroot import HostRoot
 
 STATE_FILE = "fakehost.state"
@@ -103,20 +107,67 @@ class KernelState:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> KernelState:
-        """Return the state that a file holds."""
+        """
+        Return the state that a file holds.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError, ConfigError: it holds something else.
+        """
         state = cls()
-        state.described = data["described"]
-        state.taught = data["taught"]
-        state.uevent_driver = data["uevent_driver"]
-        for name, ids, *rest in data["drivers"]:
-            state.drivers[name] = DriverSpec(name, tuple(ids), *rest)
-        state.dynamic = data["dynamic"]
-        state.held = data["held"]
-        state.moved = data["moved"]
-        state.pending = [Pending(*entry) for entry in data["pending"]]
-        state.removed = {name: (path, group) for name, (path, group) in data["removed"].items()}
-        state.reset_methods = data["reset_methods"]
+        state.described = bool(data["described"])
+        state.taught = bool(data["taught"])
+        state.uevent_driver = bool(data["uevent_driver"])
+        state.drivers = {spec.name: spec for spec in map(_driver_of, data["drivers"])}
+        state.dynamic = {check_driver_name(name): _texts(ids) for name, ids in data["dynamic"].items()}
+        state.held = {f"{int(group)}": _texts(names) for group, names in data["held"].items()}
+        state.moved = {_device(name): driver and check_driver_name(driver) for name, driver in data["moved"].items()}
+        state.pending = [_pending_of(entry) for entry in data["pending"]]
+        state.removed = {_device(name): _removed_of(*entry) for name, entry in data["removed"].items()}
+        state.reset_methods = {_device(name): _text(methods) for name, methods in data["reset_methods"].items()}
         return state
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is not a text")
+    return value
+
+
+def _texts(values: Any) -> list[str]:
+    return [_text(value) for value in values]
+
+
+def _device(name: str) -> str:
+    """Return a function's name, which becomes part of a path."""
+    if str(PCIDeviceAddress.parse(name)) != name:
+        raise ValueError(f"{name!r:.40} is not the name of a function")
+    return name
+
+
+def _driver_of(fields: Any) -> DriverSpec:
+    name, ids, kind, module, *rest = fields
+    if module is not None:
+        check_driver_name(module)
+    availability, probe, remove = (text and _text(text) for text in rest)
+    return DriverSpec(check_driver_name(name), tuple(_texts(ids)), _text(kind), module, availability, probe, remove)
+
+
+def _pending_of(fields: Any) -> Pending:
+    device, path, value, stage, driver, reason = _texts(fields[:6])
+    lands, ours = map(bool, fields[6:])
+    entry = Pending(device, path, value, stage, driver, reason, lands, ours)
+    if entry.driver and entry.stage != "write":
+        check_driver_name(entry.driver)
+    bytes.fromhex(entry.value)
+    return entry
+
+
+def _removed_of(path: Any, group: Any) -> tuple[str, int | None]:
+    """Return where a removed function was, below the root, and its group."""
+    parts = _text(path).split("/")
+    if parts[0] != "sys" or ".." in parts:
+        raise ValueError(f"{path!r:.40} is not below sys")
+    return path, None if group is None else int(group)
 
 
 def _learn_binding(state: KernelState, device: SimDevice, driver: str) -> None:
@@ -132,20 +183,21 @@ def _learn_binding(state: KernelState, device: SimDevice, driver: str) -> None:
         state.drivers[driver] = spec._replace(ids=(*spec.ids, pattern))
 
 
-def learn_state(root: HostRoot) -> KernelState:
+def learn_state(tree: Tree) -> KernelState:
     """
     Return what the bindings of a tree teach.
 
     Host: reads the ``driver`` link of every function, ids and override of the bound ones, ``uevent`` of one of them.
     """
+    root = tree.root
     state = KernelState()
     state.uevent_driver = False
-    for name in list_dir(root.pci_drivers):
+    for name in tree.list_dir(root.pci_drivers):
         state.drivers[name] = state.driver(name)
     bound: SimDevice | None = None
-    for name in list_dir(root.pci_devices):
-        driver = link_name(os.path.join(root.pci_devices, name, "driver"))
-        device = None if driver is None else find_device(root, name)
+    for name in tree.list_dir(root.pci_devices):
+        driver = tree.link_name(os.path.join(root.pci_devices, name, "driver"))
+        device = None if driver is None else find_device(tree, name)
         if driver is not None and device is not None:
             bound = device
             _learn_binding(state, device, driver)
@@ -158,41 +210,48 @@ class StateFile:
     """Reads and writes the state of one tree; the caller holds the tree's lock."""
 
     def __init__(self, root: HostRoot) -> None:
-        self.root = root
         self.path = root.join(STATE_FILE)
         self._text: bytes | None = None
         self._learned: dict[str, Any] | None = None
 
-    def load(self) -> KernelState:
-        """Return the state as the file has it, or what the tree teaches where there is none."""
-        self._text = read_file(self.path)
+    def load(self, tree: Tree) -> KernelState:
+        """
+        Return the state as the file has it, or what the tree teaches where there is none.
+
+        Raises:
+            ConfigError: the file holds something else.
+        """
+        self._text = tree.read_file(self.path)
         if self._text is None:
-            state = learn_state(self.root)
+            state = learn_state(tree)
             self._learned = state.to_json()
             return state
         import json
 
         self._learned = None
-        return KernelState.from_json(json.loads(self._text))
+        try:
+            return KernelState.from_json(json.loads(self._text))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, HostdevError) as err:
+            raise ConfigError(f"'{self.path}' is not the state of a simulated kernel ({err})") from None
 
-    def save(self, state: KernelState) -> None:
+    def save(self, tree: Tree, state: KernelState) -> None:
         """Write the state when it has changed, by rename: a reader sees the old or the new one."""
-        if state.is_learnable and self._teaches(state):
-            drop_file(self.path)
+        if state.is_learnable and self._teaches(tree, state):
+            if self._text is not None:
+                tree.drop_file(self.path)
+                tree.sweep()
             self._text = None
             return
         import json
 
         text = json.dumps(state.to_json(), separators=(",", ":")).encode()
         if text != self._text:
-            temporary = f"{self.path}.{os.getpid()}"
-            put_file(temporary, text)
-            os.rename(temporary, self.path)
+            tree.replace_file(self.path, text)
             self._text = text
 
-    def _teaches(self, state: KernelState) -> bool:
+    def _teaches(self, tree: Tree, state: KernelState) -> bool:
         """True when the tree alone would teach this state again."""
         wanted = state.to_json()
         if self._text is None and self._learned == wanted and not state.override_changed:
             return True
-        return learn_state(self.root).to_json() == wanted
+        return learn_state(tree).to_json() == wanted

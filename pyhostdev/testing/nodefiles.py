@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import OperationError, SysfsError
 from pyhostdev.testing.faults import Refusal
-from pyhostdev.testing.simdevice import put_file, read_file
+from pyhostdev.testing.tree import Tree
 from pyhostdev.util.devnode import DeviceNode, replaced
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 _MODE = 0o600
+_OWNER = re.compile(rb"([0-9]{1,10}):([0-9]{1,10})\n?")
 
 
 class SimulatedNodes:
@@ -40,13 +42,13 @@ class SimulatedNodes:
         Raises:
             OperationError: something else is in its place.
         """
-        try:
-            facts = os.lstat(path)
-        except FileNotFoundError:
+        tree = Tree(self.root)
+        facts = tree.status(path)
+        if facts is None:
             return None
         if not stat.S_ISREG(facts.st_mode):
             raise OperationError(f"'{path}' is not a device node")
-        uid, gid = _owner(path)
+        uid, gid = _owner(tree, path)
         return DeviceNode(0, facts.st_ino, uid, gid, _MODE)
 
     def set_node_owner(self, path: str, node: DeviceNode, *, device: PCIDeviceAddress) -> None:
@@ -67,18 +69,20 @@ class SimulatedNodes:
             raise SysfsError(errnum, path, f"give a node to {value}", address=device)
 
 
-def _owner(path: str) -> tuple[int, int]:
-    words = (read_file(path) or b"").partition(b"\n")[0].decode().split(":")
-    return (int(words[0]), int(words[1])) if len(words) == 2 else (0, 0)
+def _owner(tree: Tree, path: str) -> tuple[int, int]:
+    """Return whose a node is; one that says something else is root's."""
+    found = _OWNER.fullmatch(tree.read_file(path) or b"")
+    return (0, 0) if found is None else (int(found[1]), int(found[2]))
 
 
-def put_owner(path: str, value: bytes) -> None:
+def put_owner(tree: Tree, path: str, value: bytes) -> None:
     """
     Let the kernel change the owner of a node.
 
     Raises:
         Refusal: ENOENT when there is no such node.
     """
-    if not os.path.isfile(path) or os.path.islink(path):
+    facts = tree.status(path)
+    if facts is None or not stat.S_ISREG(facts.st_mode):
         raise Refusal(errno.ENOENT)
-    put_file(path, b"" if value == b"0:0" else value + b"\n")
+    tree.put_file(path, b"" if value == b"0:0" else value + b"\n")

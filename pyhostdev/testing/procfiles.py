@@ -12,7 +12,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.simdevice import drop_tree, put_file, read_file
+from pyhostdev.testing.tree import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ _NAMES_FUNCTIONS = (6, 18)  # the first kernel whose fdinfo names a function of 
 _ROUTES = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
 
 
-def put_proc(root: HostRoot, host: HostSpec) -> None:
+def put_proc(tree: Tree, host: HostSpec) -> None:
     """
     Write the files that tell what the host is doing with its devices.
 
@@ -47,9 +47,9 @@ def put_proc(root: HostRoot, host: HostSpec) -> None:
         + "".join(f"{name}\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n" for name in host.routes),
     }
     for name, text in texts.items():
-        path = os.path.join(root.proc, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        put_file(path, text.encode())
+        path = os.path.join(tree.root.proc, name)
+        tree.make_dirs(os.path.dirname(path))
+        tree.put_file(path, text.encode())
 
 
 class SimulatedProcess:
@@ -64,14 +64,15 @@ class SimulatedProcess:
 
     def __init__(self, root: HostRoot, nodes: Sequence[str], functions: Sequence[str] = ()) -> None:
         self.root = root
-        self.is_shown = os.path.isdir(root.proc)
-        self.pid = next(n for n in range(_FIRST_PID, 1 << 22) if not os.path.exists(f"{root.proc}/{n}"))
+        self.tree = Tree(root)
+        self.is_shown = self.tree.is_directory(root.proc)
+        self.pid = next(n for n in range(_FIRST_PID, 1 << 22) if not self.tree.has_entry(f"{root.proc}/{n}"))
         self.directory = os.path.join(root.proc, str(self.pid))
         if not self.is_shown:
             return
         for name in ("fd", "fdinfo"):
-            os.makedirs(os.path.join(self.directory, name))
-        put_file(os.path.join(self.directory, "comm"), b"qemu-system-x86\n")
+            self.tree.make_dirs(os.path.join(self.directory, name))
+        self.tree.put_file(os.path.join(self.directory, "comm"), b"qemu-system-x86\n")
         self._put_state("S", _PF_RANDOMIZE)
         self.add_descriptor("/dev/vfio/vfio", {})
         for node in nodes:
@@ -82,33 +83,34 @@ class SimulatedProcess:
     def add_node(self, node: str, *, inode: int | None = None, function: str | None = None) -> None:
         """Open a node; with another inode it is a file of that name which a mount has put there."""
         shown = os.path.join("/", os.path.relpath(node, self.root.path))
-        info = {"ino": str(os.lstat(node).st_ino if inode is None else inode)}
+        status = self.tree.status(node)
+        info = {"ino": str(status.st_ino if inode is None and status is not None else inode)}
         self.add_descriptor(shown, info if function is None else {**info, **self._syspath(function)})
 
     def add_descriptor(self, text: str, info: Mapping[str, str]) -> None:
         """Open something: what its link says, and what its fdinfo does."""
-        number = str(_FIRST_FD + len(os.listdir(os.path.join(self.directory, "fd"))))
-        os.symlink(text, os.path.join(self.directory, "fd", number))
+        number = str(_FIRST_FD + len(self.tree.list_dir(os.path.join(self.directory, "fd"))))
+        self.tree.put_text_link(os.path.join(self.directory, "fd", number), text)
         lines = {"pos": "0", "flags": "02100002", "mnt_id": "24", **info}
         content = "".join(f"{key}:{' ' if key.startswith('vfio') else chr(9)}{value}\n" for key, value in lines.items())
-        put_file(os.path.join(self.directory, "fdinfo", number), content.encode())
+        self.tree.put_file(os.path.join(self.directory, "fdinfo", number), content.encode())
 
     def _syspath(self, function: str) -> dict[str, str]:
-        release = (read_file(self.root.kernel_release) or b"").decode()
+        release = (self.tree.read_file(self.root.kernel_release) or b"").decode()
         number = re.match(r"(\d+)\.(\d+)", release)
         if number is None or (int(number[1]), int(number[2])) < _NAMES_FUNCTIONS:
             return {}
-        place = os.path.realpath(os.path.join(self.root.pci_devices, function))
-        return {"vfio-device-syspath": os.path.join("/", os.path.relpath(place, os.path.realpath(self.root.path)))}
+        place = self.tree.place(os.path.join(self.root.pci_devices, function))
+        return {"vfio-device-syspath": os.path.join("/", os.path.relpath(place, self.root.path))}
 
     def delete_nodes(self) -> None:
         """Show the open nodes as the kernel does when they have gone."""
         top = os.path.join(self.directory, "fd")
-        for number in os.listdir(top):
-            text = os.readlink(os.path.join(top, number))
+        for number in self.tree.list_dir(top):
+            text = self.tree.read_link(os.path.join(top, number)) or ""
             if text.startswith("/dev/vfio/") and text != "/dev/vfio/vfio":
-                os.unlink(os.path.join(top, number))
-                os.symlink(f"{text} (deleted)", os.path.join(top, number))
+                self.tree.drop_file(os.path.join(top, number))
+                self.tree.put_text_link(os.path.join(top, number), f"{text} (deleted)")
 
     def begin_to_end(self) -> None:
         """Be on the way out, with everything open still: memory goes first, and that takes its time."""
@@ -119,14 +121,14 @@ class SimulatedProcess:
         """Be a zombie: nothing is open any more as far as /proc shows."""
         if self.is_shown:
             for name in ("fd", "fdinfo"):
-                for number in os.listdir(os.path.join(self.directory, name)):
-                    os.unlink(os.path.join(self.directory, name, number))
+                for number in self.tree.list_dir(os.path.join(self.directory, name)):
+                    self.tree.drop_file(os.path.join(self.directory, name, number))
             self._put_state("Z", _PF_RANDOMIZE | _PF_EXITING)
 
     def vanish(self) -> None:
         """Be gone."""
         if self.is_shown:
-            drop_tree(self.directory)
+            self.tree.drop_tree(self.directory)
 
     def _put_state(self, state: str, flags: int) -> None:
         """
@@ -134,10 +136,8 @@ class SimulatedProcess:
 
         Source: proc_pid_stat(5)
         """
-        path = os.path.join(self.directory, "stat")
         line = f"{self.pid} (qemu-system-x86) {state} 1 {self.pid} {self.pid} 0 -1 {flags} 0 0 0 0\n"
-        put_file(f"{path}.new", line.encode())
-        os.rename(f"{path}.new", path)
+        self.tree.replace_file(os.path.join(self.directory, "stat"), line.encode())
 
 
 @contextlib.contextmanager

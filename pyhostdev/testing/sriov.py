@@ -15,7 +15,7 @@ from pyhostdev.testing import hotplug
 from pyhostdev.testing.faults import NotSimulated
 from pyhostdev.testing.functionfiles import link_virtual_functions, put_function, put_in_group
 from pyhostdev.testing.hostspec import FunctionSpec
-from pyhostdev.testing.simdevice import SimDevice, drop_file, list_devices, list_dir
+from pyhostdev.testing.simdevice import SimDevice, list_devices, numbered
 from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -44,13 +44,13 @@ def virtual_address(pf: SimDevice, index: int) -> PCIDeviceAddress:
 
 
 def _virtual_spec(core: DriverCore, pf: SimDevice, index: int) -> FunctionSpec:
-    number = pf.read("sriov_vf_device")
-    if number is None:
+    number = pf.number("sriov_vf_device", 16)
+    if number < 0:
         raise NotSimulated(f"The tree does not say which device the VFs of {pf.address} are")
     return FunctionSpec(
         address=virtual_address(pf, index),
         vendor=pf.number("vendor"),
-        device=int(number, 16),
+        device=number,
         class_=pf.number("class"),
         subsystem=(pf.number("subsystem_vendor"), pf.number("subsystem_device")),
         revision=pf.number("revision"),
@@ -63,7 +63,7 @@ def _virtual_spec(core: DriverCore, pf: SimDevice, index: int) -> FunctionSpec:
 
 
 def _free_group(core: DriverCore) -> int:
-    used = {int(name) for name in list_dir(core.root.iommu_groups)}
+    used = numbered(core.tree.list_dir(core.root.iommu_groups))
     return next(number for number in range(len(used) + 1) if number not in used)
 
 
@@ -80,9 +80,9 @@ def enable(core: DriverCore, pf: SimDevice, count: int) -> None:
         ari = pf.read("ari_enabled") == b"1\n"
         spec = _virtual_spec(core, pf, index)
         on_own_bus = spec.address.bus == pf.address.bus
-        vf = put_function(core.root, spec, place, ari=ari and on_own_bus)
+        vf = put_function(core.tree, spec, place, ari=ari and on_own_bus)
         if spec.group is not None:
-            put_in_group(core.root, vf.path, spec.group)
+            put_in_group(core.tree, vf.path, spec.group)
         vfs.append(vf)
         core.tell("add", vf)
     link_virtual_functions(pf, vfs)
@@ -99,10 +99,10 @@ def disable(core: DriverCore, pf: SimDevice) -> None:
     Raises:
         Blocked: a VF's driver does not let go; the rest waits for it.
     """
-    for name in list_dir(pf.path):
+    for name in core.tree.list_dir(pf.path):
         if name.startswith("virtfn"):
-            drop_file(pf.join(name))
-    for vf in list_devices(core.root):
+            core.tree.drop_file(pf.join(name))
+    for vf in list_devices(core.tree):
         if vf.physfn == pf.address:
             hotplug.remove(core, vf)
             hotplug.forget(core, vf.address)
@@ -114,7 +114,7 @@ def _show_count(pf: SimDevice, count: int) -> None:
     pf.update("sriov_numvfs", f"{count}\n".encode())
     config = bytearray(pf.read("config") or b"")
     where = pciconfig.find_extended_capability(bytes(config), pciregs.EXT_CAP_ID_SRIOV)
-    if where:
+    if where and len(config) >= where + _NUM_VFS + 2:
         struct.pack_into("<H", config, where + 0x08, 0x09 if count else 0)
         struct.pack_into("<H", config, where + _NUM_VFS, count)
         pf.update("config", bytes(config))

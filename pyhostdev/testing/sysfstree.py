@@ -2,7 +2,8 @@
 """
 The sysfs of a described host, written in one go: for hosts too large for FakeHost, which asks for every link's place.
 
-Configuration space is empty here, and nothing reacts to a write.
+Configuration space is empty here, and nothing reacts to a write. The ``sys`` is new and held open, so all that is made
+lies in it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing.functionfiles import attributes
-from pyhostdev.testing.simdevice import UNSET_OVERRIDE, put_file
+from pyhostdev.testing.simdevice import UNSET_OVERRIDE
+from pyhostdev.util.hostroot import check_driver_name
 
 if TYPE_CHECKING:
     from pyhostdev.testing.hostspec import FunctionSpec, HostSpec
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _BUS = "bus/pci/devices"
 _DRIVERS = "bus/pci/drivers"
 _GROUPS = "kernel/iommu_groups"
+_ROOMS = ("devices", "bus", "bus/pci", _BUS, "kernel", _GROUPS)
 _ATTRIBUTES = (  # that anybody who lists functions reads, or must not read
     "vendor",
     "device",
@@ -43,6 +46,7 @@ class SysfsTree:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.sys = os.path.join(os.fspath(directory), "sys")
+        self._fd = -1
         self._behind: dict[tuple[int, int], str] = {}  # bus to the directory of its functions
         self._paths: dict[object, str] = {}  # address to the function's directory
         self._vfs: dict[object, int] = {}
@@ -56,11 +60,21 @@ class SysfsTree:
         Raises:
             FileExistsError: it is there already.
         """
-        os.makedirs(self.sys)
-        for name in ("devices", _BUS, _GROUPS):
-            os.makedirs(os.path.join(self.sys, name))
+        os.makedirs(os.path.dirname(self.sys), exist_ok=True)
+        os.mkdir(self.sys, 0o755)
+        self._fd = os.open(self.sys, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self._write(host)
+        finally:
+            os.close(self._fd)
+
+    def _write(self, host: HostSpec) -> None:
+        for name in _ROOMS:
+            self._make_dir(name)
+        if host.drivers:
+            self._make_dir(_DRIVERS)
         for name in host.drivers:
-            os.makedirs(os.path.join(self.sys, _DRIVERS, name))
+            self._make_dir(f"{_DRIVERS}/{check_driver_name(name)}")
         for spec in host.functions.values():
             self._put_function(spec)
         for address, count in self._vfs.items():
@@ -72,14 +86,14 @@ class SysfsTree:
         bus = spec.address[:2]
         if bus not in self._behind:
             self._behind[bus] = f"devices/pci{bus[0]:04x}:{bus[1]:02x}"
-            os.mkdir(os.path.join(self.sys, self._behind[bus]))
+            self._make_dir(self._behind[bus])
         return self._behind[bus]
 
     def _put_function(self, spec: FunctionSpec) -> None:
         name = str(spec.address)
         path = f"{self._place(spec)}/{name}"
         self._paths[spec.address] = path
-        os.mkdir(os.path.join(self.sys, path))
+        self._make_dir(path)
         for attribute, text in self._attributes(spec).items():
             self._put(f"{path}/{attribute}", text)
         self._link(f"{_BUS}/{name}", path)
@@ -112,7 +126,8 @@ class SysfsTree:
         group = f"{_GROUPS}/{spec.group}"
         if group not in self._made:
             self._made.add(group)
-            os.makedirs(os.path.join(self.sys, group, "devices"))
+            self._make_dir(group)
+            self._make_dir(f"{group}/devices")
         self._link(f"{path}/iommu_group", group)
         self._link(f"{group}/devices/{spec.address}", path)
 
@@ -125,9 +140,16 @@ class SysfsTree:
             self._link(f"{pf}/virtfn{self._vfs[spec.physfn]}", path)
             self._vfs[spec.physfn] += 1
 
+    def _make_dir(self, path: str) -> None:
+        os.mkdir(path, 0o755, dir_fd=self._fd)
+
     def _put(self, path: str, text: str) -> None:
-        put_file(f"{self.sys}/{path}", text.encode())
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=self._fd)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
 
     def _link(self, path: str, target: str) -> None:
         """Link as the kernel does, by a path relative to the link's own directory."""
-        os.symlink("../" * path.count("/") + target, f"{self.sys}/{path}")
+        os.symlink("../" * path.count("/") + target, path, dir_fd=self._fd)

@@ -7,17 +7,16 @@ Source: drivers/vfio/pci/vfio_pci.c, vfio_pci_core.c, drivers/vfio/group.c (Linu
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.simdevice import drop_file, drop_tree, list_dir, put_file, read_file
+from pyhostdev.testing.simdevice import numbered
 
 if TYPE_CHECKING:
     from pyhostdev.testing.iommu import IOMMUGroups
     from pyhostdev.testing.simdevice import SimDevice
-    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.testing.tree import Tree
 
 _DENIED = {  # vfio_pci_dev_in_denylist: accelerators that are unsafe to give away
     (0x8086, device) for device in (0x0435, 0x0443, 0x19E2, 0x19E3, 0x37C8, 0x37C9)
@@ -29,7 +28,7 @@ _MAJOR = 239  # of functions' own nodes; the kernel takes one that is free
 
 def probe(device: SimDevice) -> int:
     """Return the errno with which vfio-pci refuses a function, 0 when it takes it."""
-    if (device.number("vendor"), device.number("device")) in _DENIED and not _takes_denied(device.root):
+    if (device.number("vendor"), device.number("device")) in _DENIED and not _takes_denied(device.tree):
         return errno.EINVAL
     if device.is_bridge:
         return errno.EINVAL
@@ -38,42 +37,39 @@ def probe(device: SimDevice) -> int:
     return 0 if device.group is not None else errno.EINVAL
 
 
-def _takes_denied(root: HostRoot) -> bool:
+def _takes_denied(tree: Tree) -> bool:
     """True when the module's administrator has disabled the list."""
-    return read_file(os.path.join(root.module("vfio-pci"), "parameters", "disable_denylist")) == b"Y\n"
+    return tree.read_file(os.path.join(tree.root.module("vfio-pci"), "parameters", "disable_denylist")) == b"Y\n"
 
 
 def _next_number(groups: IOMMUGroups) -> int:
     """Return the lowest number no vfio device has."""
-    used = {
-        int(name.removeprefix("vfio"))
-        for driver in list_dir(groups.root.pci_drivers)
+    tree, root = groups.tree, groups.root
+    names = (
+        name
+        for driver in tree.list_dir(root.pci_drivers)
         if groups.state.driver(driver).kind == "vfio"
-        for device in list_dir(groups.root.pci_driver(driver))
-        for name in list_dir(os.path.join(groups.root.pci_driver(driver), device, "vfio-dev"))
-    }
+        for device in tree.list_dir(root.pci_driver(driver))
+        for name in tree.list_dir(os.path.join(root.pci_driver(driver), device, "vfio-dev"))
+    )
+    used = numbered(names, "vfio")
     return next(number for number in range(len(used) + 1) if number not in used)
 
 
 def add_device(groups: IOMMUGroups, device: SimDevice) -> None:
     """Make the group's node and the function's ``vfio-dev`` appear, and its own node on a host with iommufd."""
-    if not list_dir(device.join("vfio-dev")):
+    tree = device.tree
+    if not tree.list_dir(device.join("vfio-dev")):
         number = _next_number(groups)
         directory = device.join("vfio-dev", f"vfio{number}")
-        os.makedirs(directory)
-        put_file(os.path.join(directory, "uevent"), b"")
-        if os.path.exists(groups.root.dev_iommu):
-            put_file(os.path.join(directory, "dev"), f"{_MAJOR}:{number}\n".encode())
-            _put_node(groups.root, f"vfio{number}")
+        tree.make_dirs(directory)
+        tree.put_file(os.path.join(directory, "uevent"), b"")
+        if tree.exists(groups.root.dev_iommu):
+            tree.put_file(os.path.join(directory, "dev"), f"{_MAJOR}:{number}\n".encode())
+            tree.make_dirs(groups.root.dev_vfio_devices)
+            tree.put_file(os.path.join(groups.root.dev_vfio_devices, f"vfio{number}"), b"", mode=0o600)
     if device.group is not None:
         groups.add_node(device.group)
-
-
-def _put_node(root: HostRoot, name: str) -> None:
-    os.makedirs(root.dev_vfio_devices, exist_ok=True)
-    path = os.path.join(root.dev_vfio_devices, name)
-    put_file(path, b"")
-    os.chmod(path, 0o600)
 
 
 def withdraw_device(groups: IOMMUGroups, device: SimDevice) -> None:
@@ -82,14 +78,13 @@ def withdraw_device(groups: IOMMUGroups, device: SimDevice) -> None:
 
     Source: vfio_unregister_group_dev (drivers/vfio/vfio_main.c), Linux 6.6
     """
-    names = list_dir(device.join("vfio-dev"))
+    tree, nodes = device.tree, groups.root.dev_vfio_devices
+    names = tree.list_dir(device.join("vfio-dev"))
     for name in names:
-        drop_file(os.path.join(groups.root.dev_vfio_devices, name))
-    drop_tree(device.join("vfio-dev"))
-    if not names:
-        return
-    with contextlib.suppress(OSError):  # absent, or others have nodes there
-        os.rmdir(groups.root.dev_vfio_devices)
+        tree.drop_file(os.path.join(nodes, name))
+    tree.drop_tree(device.join("vfio-dev"))
+    if names:
+        tree.drop_empty(nodes)  # others may have nodes there
 
 
 def remove_device(groups: IOMMUGroups, device: SimDevice) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pyhostdev.errors import HostdevError
 from pyhostdev.testing.fakehost import FakeHost
-from pyhostdev.testing.simdevice import list_devices, list_dir
+from pyhostdev.testing.simdevice import list_devices
+from pyhostdev.testing.tree import Tree
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 CARD = [f"0001:09:00.{function}" for function in range(4)]
@@ -43,13 +44,19 @@ def write(fake: FakeHost, where: str, value: bytes) -> None:
 
 def check(fake: FakeHost) -> None:
     """The links between drivers, functions, groups and nodes agree in both directions."""
+    with Tree(fake.root) as tree:
+        _check(fake, tree)
+
+
+def _check(fake: FakeHost, tree: Tree) -> None:
+    list_dir = tree.list_dir
     listed = {
         (name, driver)
         for driver in list_dir(fake.root.pci_drivers)
         for name in list_dir(fake.root.pci_driver(driver))
         if name.count(":") == 2
     }
-    devices = list_devices(fake.root)
+    devices = list_devices(tree)
     assert listed == {(str(d.address), d.driver) for d in devices if d.driver}
     members = {
         (name, int(group))
