@@ -19,6 +19,7 @@ from pyhostdev.util import pciscan, virpci
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.statedir import StateDir
 from pyhostdev.util.virfile import is_directory, read_attribute, read_text
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class Host:
 
     Args:
         root: "/" for the live host.
-        state_dir: where managers of this host keep their records; ``run/pyhostdev`` below the root.
+        state_dir: where managers of this host keep their records; ``run/pyhostdev`` below the root, where no component
+            is a link. Parents of another one may be links that are root's or the caller's own.
         writer: what performs writes; the live host's own when it is "/", and none (read only) for a directory.
     """
 
@@ -50,7 +52,8 @@ class Host:
         writer: SysfsWriter | None = None,
     ) -> None:
         self.root = root if isinstance(root, HostRoot) else HostRoot(root)
-        self.state_dir = state_dir or self.root.state_dir
+        self.state_dir = os.path.abspath(state_dir or self.root.state_dir)
+        self._state_below = None if state_dir else self.root.path
         self.writer = writer or self._own_writer()
 
     def __repr__(self) -> str:
@@ -63,6 +66,10 @@ class Host:
         from pyhostdev.util.sysfs_writer import ForkedWriter
 
         return ForkedWriter(self.root, inflight_dir=os.path.join(self.state_dir, "in-flight"))
+
+    def state(self) -> StateDir:
+        """Return the directory of this host's records, which is not created for it."""
+        return StateDir(self.state_dir, below=self._state_below)
 
     def scan(self) -> Scan:
         """
@@ -131,7 +138,7 @@ class Host:
     def _readable_records(self) -> dict[PCIDeviceAddress, Record] | None:
         """Return the journal's records, None where they are not ours to read."""
         try:
-            return Journal(self.state_dir).read()[0]
+            return Journal(self.state()).read()[0]
         except SysfsError as err:
             if err.errno not in (errno.EACCES, errno.EPERM):
                 raise

@@ -34,7 +34,7 @@ def read_status(host: Host) -> Status:
     Raises:
         SysfsError: the directory is there and cannot be read.
     """
-    records, problems = Journal(host.state_dir).read()
+    records, problems = Journal(host.state()).read()
     active = [ActiveDevice(r.address, r.owner) for r in records.values() if r.is_active]
     inactive = [r.address for r in records.values() if not r.is_active]
     return Status(active, inactive, problems)

@@ -53,7 +53,7 @@ class HostdevManager:
             raise ConfigError(f"Host directory '{host.root.path}' can be read only")
         self.host = host
         self.root = host.root
-        self.journal = Journal(host.state_dir) if journal is None else journal
+        self.journal = Journal(host.state()) if journal is None else journal
         self.writer = host.writer
         self.restorer = Restorer(host.root, self.journal, host.writer)
         self._pid = os.getpid()

@@ -81,11 +81,10 @@ def host_of(args: argparse.Namespace) -> Host:
     root = HostRoot(args.root)
     if not os.path.isdir(root.path):
         raise ConfigError(f"'{args.root}' is no directory")
-    state_dir = args.state_dir or root.state_dir
-    return Host(root, state_dir=state_dir, writer=_writer_of(args, root, state_dir))
+    return Host(root, state_dir=args.state_dir, writer=_writer_of(args, root))
 
 
-def _writer_of(args: argparse.Namespace, root: HostRoot, state_dir: str) -> SysfsWriter | None:
+def _writer_of(args: argparse.Namespace, root: HostRoot) -> SysfsWriter | None:
     if not getattr(args, "changes_host", False):
         return None
     if args.simulate:
@@ -94,7 +93,8 @@ def _writer_of(args: argparse.Namespace, root: HostRoot, state_dir: str) -> Sysf
         return SimulatedKernel(root)
     from pyhostdev.util.sysfs_writer import ForkedWriter
 
-    return ForkedWriter(root, timeout_s=args.timeout, inflight_dir=os.path.join(state_dir, "in-flight"))
+    inflight_dir = os.path.join(args.state_dir, "in-flight") if args.state_dir else None
+    return ForkedWriter(root, timeout_s=args.timeout, inflight_dir=inflight_dir)
 
 
 def manager_of(args: argparse.Namespace) -> HostdevManager:

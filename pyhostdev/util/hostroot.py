@@ -151,6 +151,11 @@ class HostRoot:
         return self.join("proc/sys/kernel/osrelease")
 
     @property
+    def modprobe(self) -> str:
+        """``proc/sys/kernel/modprobe``: the program that the kernel itself loads modules with."""
+        return self.join("proc/sys/kernel/modprobe")
+
+    @property
     def boot_id(self) -> str:
         """``proc/sys/kernel/random/boot_id``"""
         return self.join("proc/sys/kernel/random/boot_id")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A directory of state that survives its writer: opened once, never through a link, files whole or not at all.
+A directory of state that survives its writer: opened once, files whole or not at all.
 
-It must be ours (or root's) and nobody else's to write into.
+It must be ours (or root's), nobody else's to write into, and in a place where nobody else can exchange it. What is read
+there is an ordinary file of a bounded size, whatever was put there.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 
-from pyhostdev.errors import OperationError, SysfsError
+from pyhostdev.errors import SysfsError
+from pyhostdev.util.securedir import make_directory, open_directory, refused
+
+__all__ = ["StateDir", "make_directory", "tolerated"]
 
 FILE_MAX = 16384  # bytes; a record has a few hundred
+ENTRIES_MAX = 100_000  # records, locks and what dead writers left; a host has some thousand functions
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_FILE = (errno.ELOOP, errno.ENXIO, errno.ENOTDIR)  # what a link, a pipe or a socket in its place answers
 
 
@@ -29,10 +34,15 @@ class StateDir:
     One state directory; reading creates nothing, the first write makes it, mode 0700.
 
     ``step`` is called before each operation on the directory; tests make faults there.
+
+    Args:
+        below: the root that it lies in, below which no component is a link; None where the caller named the directory
+            itself, whose parents may be links that are root's or the caller's own.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, *, below: str | None = None) -> None:
+        self.path = os.path.abspath(path)
+        self.below = below
         self._fd: int | None = None
         self._pid = 0
 
@@ -59,8 +69,8 @@ class StateDir:
         Return the directory's descriptor, None when there is no directory and none is to be made.
 
         Raises:
-            OperationError: others could write into it.
-            SysfsError: it cannot be made or opened, or a link stands in its place.
+            OperationError: others could write into it, or exchange it, or it is reached through a link.
+            SysfsError: it cannot be made or opened.
         """
         with self._doing("open the state directory"):
             if self._fd is not None and self._pid == os.getpid() and os.fstat(self._fd).st_nlink:
@@ -71,9 +81,8 @@ class StateDir:
 
     def _open(self) -> int | None:
         self.step("opendir", self.path)
-        try:
-            fd = os.open(self.path, _DIRECTORY)
-        except FileNotFoundError:
+        fd = open_directory(self.path, below=self.below)
+        if fd is None:
             return None
         try:
             self._check(fd)
@@ -87,14 +96,12 @@ class StateDir:
 
     def _make(self) -> None:
         self.step("mkdir", self.path)
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        with tolerated(FileExistsError):
-            os.mkdir(self.path, 0o700)
+        make_directory(self.path, 0o700, below=self.below)
 
     def _check(self, fd: int) -> None:
         facts = os.fstat(fd)
         if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022:
-            raise OperationError(f"State directory '{self.path}' can be written by others")
+            raise refused(f"State directory '{self.path}' can be written by others")
 
     def _descriptor(self) -> int:
         fd = self.open(create=True)
@@ -107,14 +114,19 @@ class StateDir:
         Return the names of all entries, sorted; none when there is no directory.
 
         Raises:
-            OperationError, SysfsError: as ``open``, or it cannot be read.
+            OperationError: as ``open``, or it has more entries than any host's.
+            SysfsError: as ``open``, or it cannot be read.
         """
         fd = self.open()
         if fd is None:
             return []
         with self._doing("list the state directory"):
             self.step("list", self.path)
-            return sorted(os.listdir(fd))
+            with os.scandir(fd) as entries:
+                names = [entry.name for entry in islice(entries, ENTRIES_MAX + 1)]
+        if len(names) > ENTRIES_MAX:
+            raise refused(f"State directory '{self.path}' has more than {ENTRIES_MAX} entries")
+        return sorted(names)
 
     def read(self, name: str) -> bytes | None:
         """
@@ -130,12 +142,13 @@ class StateDir:
         with self._doing("read a record", name):
             self.step("open", name)
             try:
+                _check_ordinary(os.stat(name, dir_fd=top, follow_symlinks=False))  # opening a device may do something
                 fd = os.open(name, _OLD, dir_fd=top)
             except FileNotFoundError:
                 return None
             except OSError as err:
                 if err.errno in _NO_FILE:
-                    raise ValueError(f"it is no ordinary file ({err.strerror})") from None
+                    raise ValueError(f"it is not an ordinary file ({err.strerror})") from None
                 raise
             try:
                 return self._read_whole(fd, name)
@@ -143,13 +156,12 @@ class StateDir:
                 os.close(fd)
 
     def _read_whole(self, fd: int, name: str) -> bytes:
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:  # 0: replaced since we opened it
-            raise ValueError("it is no ordinary file")
-        if facts.st_uid not in (0, os.geteuid()):
-            raise ValueError("it belongs to somebody else")
+        _check_ordinary(os.fstat(fd))
         self.step("read", name)
-        return os.read(fd, FILE_MAX)
+        data = os.read(fd, FILE_MAX + 1)
+        if len(data) > FILE_MAX:
+            raise ValueError(f"it has more than {FILE_MAX} bytes")
+        return data
 
     def replace(self, name: str, data: bytes) -> None:
         """
@@ -248,12 +260,41 @@ class StateDir:
         Return a descriptor of a lock's file, made where it is not there yet.
 
         Raises:
+            OperationError: something else is in its place.
             SysfsError: the directory refuses.
         """
         top = self._descriptor()
         with self._doing("open a lock", name):
             self.step("open", name)
-            return os.open(name, _LOCK, 0o600, dir_fd=top)
+            try:
+                return _open_lock(name, top)
+            except ValueError as err:
+                raise refused(f"'{os.path.join(self.path, name)}' cannot be a lock: {err}") from None
+
+
+def _open_lock(name: str, top: int) -> int:
+    with tolerated(FileNotFoundError):
+        _check_ordinary(os.stat(name, dir_fd=top, follow_symlinks=False))
+    fd = os.open(name, _LOCK, 0o600, dir_fd=top)
+    try:
+        _check_ordinary(os.fstat(fd))
+    except ValueError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_ordinary(facts: os.stat_result) -> None:
+    """
+    Accept a file of ours that has no other name.
+
+    Raises:
+        ValueError: it is something else; the text says what.
+    """
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:  # 0: replaced since we opened it
+        raise ValueError("it is not an ordinary file")
+    if facts.st_uid not in (0, os.geteuid()):
+        raise ValueError("it belongs to another user")
 
 
 @contextmanager

@@ -14,23 +14,25 @@ import errno
 import fcntl
 import os
 import select
+import stat
 import time
 from collections import deque
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pyhostdev.errors import (
     ConfigUnsupportedError,
     InDoubtError,
     InternalError,
-    OperationError,
     SysfsError,
 )
 from pyhostdev.util import _sysfs_write as _c  # type: ignore[attr-defined]
 from pyhostdev.util.devnode import LiveNodes
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
+from pyhostdev.util.modprobe import module_error, scratch, start_modprobe
 from pyhostdev.util.procfs import read_lock_holders
-from pyhostdev.util.virfile import is_directory, read_text
+from pyhostdev.util.securedir import open_directory
+from pyhostdev.util.virfile import is_directory
 
 if TYPE_CHECKING:
     import subprocess
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT_S = 30.0
 
 _WALL = 0x40000000  # waitid(2) __WALL: a helper sends no SIGCHLD and is invisible without it
-_SBIN = "/usr/sbin:/sbin"  # not in everybody's PATH
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BUSY_RETRIES_S = (0.0, 0.01, 0.05)  # somebody may just be asking whether the lock is held
 
 
@@ -142,7 +142,8 @@ class ForkedWriter(LiveNodes):
     ) -> None:
         self.root = root
         self.timeout_s = timeout_s
-        self.inflight_dir = inflight_dir or os.path.join(root.state_dir, "in-flight")
+        self.inflight_dir = os.path.abspath(inflight_dir or os.path.join(root.state_dir, "in-flight"))
+        self._inflight_below = None if inflight_dir else root.path
         self._left_behind: deque[_Helper] = deque()
         self._modprobes: list[subprocess.Popen[bytes]] = []
 
@@ -175,21 +176,30 @@ class ForkedWriter(LiveNodes):
         Raises:
             SysfsError: the lock's file is there and cannot be read.
         """
-        path = os.path.join(self.inflight_dir, str(device))
         try:
-            return self._is_marked(path)
+            top = open_directory(self.inflight_dir, below=self._inflight_below)
+            if top is None:
+                return False
+            try:
+                return self._is_marked(str(device), top)
+            finally:
+                os.close(top)
         except FileNotFoundError:
             return False
         except SysfsError:
             raise
         except OSError as err:
+            path = os.path.join(self.inflight_dir, str(device))
             raise _error(err, path, "look for a write in flight", device) from err
 
-    def _is_marked(self, path: str) -> bool:
+    def _is_marked(self, name: str, top: int) -> bool:
+        facts = os.stat(name, dir_fd=top, follow_symlinks=False)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.ELOOP if stat.S_ISLNK(facts.st_mode) else errno.EINVAL, name)
         try:
-            return _is_locked(path)
+            return _is_locked(name, top)
         except PermissionError:  # the kernel's list has the locks of files that are not ours to open, too
-            return bool(read_lock_holders(self.root, os.stat(path)))
+            return bool(read_lock_holders(self.root, facts))
 
     def reap(self) -> int:
         """Collect helpers that have ended since, without waiting; return how many still run."""
@@ -223,7 +233,7 @@ class ForkedWriter(LiveNodes):
         code, words = self._modprobe(name)
         # A blacklisted module makes modprobe say 0
         if code != 0 or not is_directory(self.root.module(name)):
-            raise _module_error(self.root, name, code, words)
+            raise module_error(self.root, name, code, words)
 
     def _attempt(
         self, path: str, value: bytes, doing: str, device: PCIDeviceAddress
@@ -262,10 +272,10 @@ class ForkedWriter(LiveNodes):
     def _locks(self, device: PCIDeviceAddress) -> Iterator[int]:
         doing = "open the directory of in-flight locks"
         try:
-            os.makedirs(self.inflight_dir, mode=0o755, exist_ok=True)
-            fd = os.open(self.inflight_dir, _DIRECTORY | os.O_NOFOLLOW)
+            fd = open_directory(self.inflight_dir, below=self._inflight_below, mode=0o755)
         except OSError as err:
             raise _error(err, self.inflight_dir, doing, device) from err
+        assert fd is not None
         try:
             yield fd
         finally:
@@ -295,21 +305,10 @@ class ForkedWriter(LiveNodes):
     def _modprobe(self, name: str) -> tuple[int, str]:
         import subprocess
 
-        with _scratch() as words:
+        with scratch() as words:
+            process = start_modprobe(self.root, name, words)
             try:
-                process = subprocess.Popen(
-                    ["modprobe", "-b", "--", name],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=words,  # a file: no pipe that a hung modprobe would keep open
-                    env={**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:{_SBIN}"},
-                    start_new_session=True,
-                )
                 process.wait(self.timeout_s)
-            except FileNotFoundError as err:
-                raise OperationError("There is no 'modprobe' to load a module with") from err
-            except OSError as err:
-                raise SysfsError(err.errno or errno.EIO, "modprobe", "start a program") from err
             except subprocess.TimeoutExpired as err:
                 self._modprobes.append(process)
                 raise InDoubtError(
@@ -318,19 +317,6 @@ class ForkedWriter(LiveNodes):
                 ) from err
             words.seek(0)
             return process.returncode, words.read(4096).decode(errors="replace").strip()
-
-
-def _scratch() -> IO[bytes]:
-    """
-    Return an empty file without a name.
-
-    Raises:
-        SysfsError: the kernel has none to give.
-    """
-    try:
-        return open(os.memfd_create("modprobe"), "w+b")
-    except OSError as err:
-        raise SysfsError(err.errno or errno.EIO, "modprobe", "make a file for what it says") from err
 
 
 def _printable(value: bytes) -> str:
@@ -358,39 +344,12 @@ def _directory(top: str, path: str, doing: str, device: PCIDeviceAddress) -> Ite
         os.close(fd)
 
 
-def _is_locked(path: str) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _is_locked(name: str, top: int) -> bool:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=top)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
         os.close(fd)
-    return False
-
-
-def _module_error(root: HostRoot, name: str, code: int, words: str) -> OperationError:
-    reason = "vfio-missing" if name.startswith("vfio") else "driver-missing"
-    if not _is_installed(root, name):
-        why = f"the kernel {os.uname().release} has no such module"
-    elif code == 0:
-        why = "the host's configuration of modprobe prohibits it"
-    else:
-        why = words.splitlines()[-1] if words else f"modprobe ended with {code}"
-    return OperationError(f"Cannot load the module '{name}': {why}", reason=reason)
-
-
-def _is_installed(root: HostRoot, name: str) -> bool:
-    """
-    Tell whether the running kernel has a module of that name, in a file or built in.
-
-    Host: lib/modules/RELEASE/modules.dep, lib/modules/RELEASE/modules.builtin
-    """
-    top = os.path.dirname(root.modules_dep(os.uname().release))
-    wanted = name.replace("-", "_")
-    for index in ("modules.dep", "modules.builtin"):
-        lines = (read_text(os.path.join(top, index)) or "").splitlines()
-        files = (os.path.basename(line.split(":")[0].strip()) for line in lines)
-        if wanted in (file.split(".ko")[0].replace("-", "_") for file in files):
-            return True
     return False

@@ -94,7 +94,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("target", ["{outside}", "{outside}/deep", "../../../../../../../../../../..{outside}"])
+@pytest.mark.parametrize("target", ["{outside}", "../../../../../../../../../../..{outside}/deep"])
 def test_link_in_the_place_of_a_directory(tree: Path, outside: Path, place: str, target: str) -> None:
     """Whatever comes of it, a directory outside has the same entries before and after, and no file is read there."""
     before = snapshot_tree(str(outside))

@@ -117,8 +117,9 @@ def test_state_directory_may_not_be_a_link(journal: Journal, tmp_path: Path) -> 
     (tmp_path / "run").mkdir()
     (tmp_path / "real").mkdir()
     os.symlink(tmp_path / "real", journal.state.path)
-    with pytest.raises(SysfsError):
+    with pytest.raises(OperationError, match="is a link") as refusal:
         journal.read()
+    assert "state-directory" == refusal.value.reason
 
 
 def test_failed_write_leaves_the_earlier_record(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from pyhostdev.errors import (
 )
 from pyhostdev.util import sysfs_writer
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.modprobe import module_error
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.sysfs_writer import ForkedWriter, SysfsWriter
 
@@ -217,9 +218,9 @@ def test_lock_files_are_nobody_elses(writer: ForkedWriter, root: HostRoot, tmp_p
     assert 0o600 == stat.S_IMODE(lock.stat().st_mode)
     (tmp_path / "link").symlink_to(writer.inflight_dir)
     trusting = ForkedWriter(root, inflight_dir=str(tmp_path / "link"))
-    with pytest.raises(SysfsError) as refusal:
+    with pytest.raises(OperationError, match="is a link") as refusal:
         trusting.write(root.join("attribute"), b"x", device=DEVICE)
-    assert errno.ENOTDIR == refusal.value.errno
+    assert "state-directory" == refusal.value.reason
 
 
 def test_lock_that_cannot_be_made_stops_the_write(writer: ForkedWriter, root: HostRoot) -> None:
@@ -256,8 +257,8 @@ def test_asking_disturbs_no_write(writer: ForkedWriter, root: HostRoot) -> None:
         thread.join()
 
 
-def refuse_to_open(path: str) -> bool:
-    raise PermissionError(errno.EACCES, "not yours", path)
+def refuse_to_open(name: str, top: int) -> bool:
+    raise PermissionError(errno.EACCES, "not yours", name)
 
 
 def test_who_may_not_open_the_lock_looks_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,6 +296,7 @@ def test_module_when_there_is_no_room_to_load_it(monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.EMFILE, "too many")
 
     monkeypatch.setattr(name, refuse)
+    monkeypatch.setattr("pyhostdev.util.modprobe.PROGRAMS", ("/bin/sh",))
     with pytest.raises(SysfsError, match=what) as error:
         ForkedWriter(HostRoot("/")).load_module("no_such_module")
     assert errno.EMFILE == error.value.errno
@@ -563,7 +565,7 @@ def modprobe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., F
         path = tmp_path / "modprobe"
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        monkeypatch.setattr("pyhostdev.util.modprobe.PROGRAMS", (str(path),))
         return ForkedWriter(HostRoot("/"), timeout_s=timeout_s, inflight_dir=str(tmp_path))
 
     return make
@@ -578,6 +580,39 @@ def test_module_is_loaded_with_blacklist(
     """The administrator's blacklist is obeyed, and no name is taken for an option."""
     modprobe(f'echo "$@" > {tmp_path}/words').load_module(LOADED)
     assert f"-b -- {LOADED}\n" == (tmp_path / "words").read_text()
+
+
+def test_modprobe_inherits_nothing(
+    modprobe: Callable[..., ForkedWriter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither our environment, nor our directory, descriptors or umask reach what loads a module."""
+    monkeypatch.setenv("MODPROBE_OPTIONS", "--dirname /evil")
+    monkeypatch.setenv("LD_PRELOAD", "")
+    script = f"{{ echo $PATH; pwd; umask; ls /proc/self/fd | wc -l; env | cut -d= -f1 | sort; }} > {tmp_path}/words"
+    writer = modprobe(script)
+    with open(tmp_path / "inherited", "w") as inherited:
+        os.set_inheritable(inherited.fileno(), True)
+        before = os.umask(0)
+        try:
+            writer.load_module(LOADED)
+        finally:
+            os.umask(before)
+    path, place, umask, descriptors, *names = (tmp_path / "words").read_text().split()
+    assert ("/usr/sbin:/usr/bin:/sbin:/bin", "/", "0022", "4") == (path, place, umask, descriptors)
+    assert {"LC_ALL", "PATH"} == {*names} - {"PWD", "OLDPWD", "SHLVL", "_"}
+
+
+def test_modprobe_is_not_looked_up_in_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of that name in front of PATH is not run, nor one that another user can change."""
+    path = tmp_path / "modprobe"
+    path.write_text(f"#!/bin/sh\ntouch {tmp_path}/run\n")
+    path.chmod(0o777)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for programs, what in (((), "no_such_module|modprobe"), ((str(path),), "cannot be trusted")):
+        monkeypatch.setattr("pyhostdev.util.modprobe.PROGRAMS", programs)
+        with pytest.raises(OperationError, match=what):
+            ForkedWriter(HostRoot("/"), inflight_dir=str(tmp_path)).load_module("no_such_module")
+    assert not (tmp_path / "run").exists()
 
 
 def test_module_that_does_not_exist(modprobe: Callable[..., ForkedWriter]) -> None:
@@ -622,4 +657,4 @@ def test_why_a_module_does_not_load(tmp_path: Path, code: int, installed: bool, 
     index.parent.mkdir(parents=True)
     line = "kernel/drivers/vfio/pci/vfio-pci.ko.xz: kernel/drivers/vfio/vfio.ko.xz\n"
     index.write_text(line if installed else "")
-    assert why in str(sysfs_writer._module_error(root, "vfio_pci", code, "modprobe:\nno permission"))
+    assert why in str(module_error(root, "vfio_pci", code, "modprobe:\nno permission"))
