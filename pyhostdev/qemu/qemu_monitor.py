@@ -2,7 +2,7 @@
 """
 The monitor of one QEMU: the few commands a guest in the foreground needs, and what its events mean.
 
-The protocol itself is the library qemu.qmp's; it comes with ``pip install 'pyhostdev[tools]'``. What is at the other
+The protocol itself is the library qemu.qmp's; it comes with ``pip install 'pyhostdev[start]'``. What is at the other
 end may have been taken over by its guest: lines are bounded, events are kept only when they are about the guest's life,
 and whatever the library makes of garbage becomes an OperationError.
 

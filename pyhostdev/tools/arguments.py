@@ -6,20 +6,55 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_plan import POLICIES
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
 FILE_MAX = 1 << 20  # bytes; the parser has the same limit
+TIMEOUT_MAX_S = 86400
+
+Value = TypeVar("Value")
+
+
+def checked(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """Return a type for an argument: a value that cannot be read is an error of usage, in the words of its error."""
+
+    def parsed(text: str) -> Value:
+        try:
+            return parse(text)
+        except ConfigError as err:
+            raise argparse.ArgumentTypeError(str(err)) from err
+
+    return parsed
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= TIMEOUT_MAX_S:
+        raise ConfigError(f"{text!a} is not a number of seconds from 0 to {TIMEOUT_MAX_S}")
+    return seconds
+
+
+def _consent(text: str) -> str:
+    from pyhostdev.hypervisor.hostdev_checks import consents
+
+    consents([text])
+    return text
 
 
 def add_root(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +77,9 @@ def add_file(parser: argparse.ArgumentParser) -> None:
 
 def add_address(parser: argparse.ArgumentParser) -> None:
     """ADDRESS of a host's function."""
-    parser.add_argument("address", metavar="ADDRESS", help="like 0000:01:00.0 or pci_0000_01_00_0")
+    parser.add_argument(
+        "address", type=checked(PCIDeviceAddress.parse), metavar="ADDRESS", help="like 0000:01:00.0 or pci_0000_01_00_0"
+    )
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +96,7 @@ def add_accept(parser: argparse.ArgumentParser) -> None:
         "--accept",
         action="append",
         default=[],
+        type=checked(_consent),
         metavar="REASON:ADDRESS",
         help="consent to boot-vga, mounted, default-route or vf-network of one device; can be repeated",
     )
@@ -68,7 +106,9 @@ def add_changes(parser: argparse.ArgumentParser, timeout: str = "deadline of eac
     """What every changing verb has; timeout says what --timeout is about."""
     parser.set_defaults(changes_host=True)
     parser.add_argument("--simulate", action="store_true", help="let a simulated kernel react in the --root directory")
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help=f"{timeout} in seconds (default: 30)")
+    parser.add_argument(
+        "--timeout", type=checked(_seconds), default=30.0, metavar="S", help=f"{timeout} in seconds (default: 30)"
+    )
 
 
 def host_of(args: argparse.Namespace) -> Host:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from pyhostdev.tools import arguments, output
+from pyhostdev.tools import arguments, output, streams
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json(argv)
     else:
-        print(_lines(argv))
+        streams.write(f"{_lines(argv)}\n")
     return 0
 
 

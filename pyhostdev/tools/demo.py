@@ -8,7 +8,7 @@ import os
 import tempfile
 
 from pyhostdev.errors import InternalError
-from pyhostdev.tools import main
+from pyhostdev.tools import main, streams
 
 GUEST = os.path.join(os.path.dirname(__file__), "guests", "seed.xml")
 HOST = "bcm5719"
@@ -38,13 +38,13 @@ def run(args: argparse.Namespace) -> int:
             _show(heading, words, directory)
         if before != fake.snapshot():
             raise InternalError("The simulated host is not as it was before the demo")
-    print("\nThe host is byte for byte as it was.")
+    streams.write("\nThe host is byte for byte as it was.\n")
     return 0
 
 
 def _show(heading: str, words: list[str], directory: str) -> None:
     shown = " ".join(os.path.basename(word) if word == GUEST else word for word in words)
-    print(f"\n# {heading}\n$ pyhostdev {shown} --root HOST", flush=True)
+    streams.write(f"\n# {heading}\n$ pyhostdev {shown} --root HOST\n")
     code = main.main([*words, "--root", directory])
     if code != 0:
         raise InternalError(f"'{shown}' ended with {code}")

@@ -2,7 +2,8 @@
 """
 The command line: finds the verb, runs it, and turns its errors into one sentence and an exit code.
 
-Exit codes: 0 done; 1 refused, the host is unchanged; 2 usage; 3 failed and completely rolled back; 4 not restored.
+Exit codes: 0 done; 1 refused, the host is unchanged; 2 usage; 3 failed and completely rolled back, or done and not to
+be told; 4 not restored.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from pyhostdev.errors import HostdevError, RefusedError
+from pyhostdev.tools import streams
 
 HELP_WIDTH = 100
+EXTRAS = {"qemu": "start", "rich": "tools"}  # by the library that it brings
 DONE, REFUSED, USAGE, ROLLED_BACK, NOT_RESTORED = 0, 1, 2, 3, 4
 
 VERBS = {
@@ -45,7 +48,17 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, width=HELP_WIDTH)
 
 
-class _TopParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help is lost with an error, when it cannot be printed."""
+
+    def print_help(self, file: Any = None) -> None:
+        if file is None:
+            streams.write(self.format_help())
+        else:
+            super().print_help(file)
+
+
+class _TopParser(_Parser):
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"pyhostdev: {message}\n")
 
@@ -70,21 +83,30 @@ def _module(verb: str) -> Any:
 
 def verb_parser(verb: str) -> argparse.ArgumentParser:
     """Return the parser of one verb's arguments."""
-    parser = argparse.ArgumentParser(prog=f"pyhostdev {verb}", description=VERBS[verb], formatter_class=_Formatter)
+    parser = _Parser(prog=f"pyhostdev {verb}", description=VERBS[verb], formatter_class=_Formatter)
     _module(verb).add_arguments(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return the exit code."""
-    words = sys.argv[1:] if argv is None else argv
+    """
+    Run one verb and return the exit code.
+
+    Raises:
+        SystemExit: the arguments are wrong, or help was asked for and given.
+    """
+    streams.open_closed()
+    return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _dispatch(words: list[str]) -> int:
     if not words or words[0] not in VERBS:
         return _without_verb(words)
     parser = verb_parser(words[0])
     args = parser.parse_args(words[1:])
     if getattr(args, "changes_host", False) and args.root != "/" and not args.simulate:
         parser.error("a changing verb under --root needs --simulate")
-    return _run(_module(words[0]).run, args)
+    return int(_module(words[0]).run(args))
 
 
 def _without_verb(words: list[str]) -> int:
@@ -93,18 +115,16 @@ def _without_verb(words: list[str]) -> int:
     if args.version:
         from importlib.metadata import version
 
-        print(f"pyhostdev {version('pyhostdev')}")
+        streams.write(f"pyhostdev {version('pyhostdev')}\n")
         return DONE
-    parser.print_usage(sys.stderr)
+    streams.tell(parser.format_help().rstrip())
     return USAGE
 
 
-def _run(run: object, args: argparse.Namespace) -> int:
-    assert callable(run)
+def _run(words: list[str]) -> int:
     try:
-        code = int(run(args))
-        sys.stdout.flush()
-        return code
+        with streams.writing():
+            return _dispatch(words)
     except RefusedError as err:
         for finding in err.findings:
             complain(f"{finding.reason}: {finding.message}")
@@ -113,8 +133,12 @@ def _run(run: object, args: argparse.Namespace) -> int:
         return _failed(err)
     except KeyboardInterrupt as err:
         return _interrupted(err)
+    except ModuleNotFoundError as err:
+        return _lacking(err)
+    except streams.OutputError as err:
+        complain(str(err))
+        return err.code or ROLLED_BACK
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
 
 
@@ -125,6 +149,15 @@ def _interrupted(err: KeyboardInterrupt) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGINT)
     raise err
+
+
+def _lacking(err: ModuleNotFoundError) -> int:
+    """Say which extra brings a library that is not installed; another one is missing by a fault of ours."""
+    extra = EXTRAS.get((err.name or "").partition(".")[0])
+    if extra is None:
+        raise err
+    complain(f"This needs the extra '{extra}', which is not installed: pip install 'pyhostdev[{extra}]'")
+    return REFUSED
 
 
 def _failed(err: HostdevError) -> int:
@@ -138,4 +171,4 @@ def _failed(err: HostdevError) -> int:
 def complain(sentence: str) -> None:
     """Print one sentence for a person on stderr, what cannot be printed escaped."""
     printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
-    print(f"pyhostdev: {printable}", file=sys.stderr)
+    streams.tell(f"pyhostdev: {printable}")

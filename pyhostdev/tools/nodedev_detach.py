@@ -6,14 +6,19 @@ from __future__ import annotations
 import argparse
 
 from pyhostdev.tools import arguments
-from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.hostroot import check_driver_name
 from pyhostdev.util.pcidriver import VFIO_PCI
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_address(parser)
-    parser.add_argument("--driver", default=VFIO_PCI, help="the driver that gets it (default: vfio-pci)")
+    parser.add_argument(
+        "--driver",
+        type=arguments.checked(check_driver_name),
+        default=VFIO_PCI,
+        help="the driver that gets it (default: vfio-pci)",
+    )
     arguments.add_accept(parser)
     arguments.add_root(parser)
     arguments.add_changes(parser)
@@ -21,6 +26,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Detach it."""
-    address = PCIDeviceAddress.parse(args.address)
-    arguments.manager_of(args).nodedev_detach(address, args.driver, accept=args.accept)
+    arguments.manager_of(args).nodedev_detach(args.address, args.driver, accept=args.accept)
     return 0

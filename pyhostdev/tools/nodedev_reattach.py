@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 
 from pyhostdev.tools import arguments
-from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,5 +17,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Give it back."""
-    arguments.manager_of(args).nodedev_reattach(PCIDeviceAddress.parse(args.address))
+    arguments.manager_of(args).nodedev_reattach(args.address)
     return 0

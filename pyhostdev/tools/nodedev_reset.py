@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 
 from pyhostdev.tools import arguments
-from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,5 +18,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reset it."""
-    arguments.manager_of(args).nodedev_reset(PCIDeviceAddress.parse(args.address), accept=args.accept)
+    arguments.manager_of(args).nodedev_reset(args.address, accept=args.accept)
     return 0

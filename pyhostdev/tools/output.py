@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from io import StringIO
 from typing import TYPE_CHECKING, Any
+
+from pyhostdev.tools import streams
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -16,38 +19,94 @@ def print_json(value: Any) -> None:
     """Print one JSON document; a plain list has one item a line, which thousands of functions need to be quick."""
     if isinstance(value, list):
         lines = ",\n".join(f"  {json.dumps(item)}" for item in value)
-        print(f"[\n{lines}\n]" if lines else "[]")
+        streams.write(f"[\n{lines}\n]\n" if lines else "[]\n")
     else:
-        print(json.dumps(value, indent=2))
+        streams.write(f"{json.dumps(value, indent=2)}\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object | None]]) -> None:
     """Print rows under their columns; None is a dash."""
+    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    text = _plain_table(columns, cells)
+    if not _has_rich():
+        streams.write(text)
+        return
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
-    print_rich(table)
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    _print_rich(table, text)
 
 
-def print_rich(thing: Any) -> None:
-    """Print something of rich; a pipe gets plain text that is never cut to a width."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    if not sys.stdout.isatty():
-        console.width = 1000
-    console.print(thing)
+def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as text: every column as wide as its widest cell."""
+    lines = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    cells = (zip(line, widths, strict=True) for line in lines)
+    return "".join("  ".join(f"{cell:{width}}" for cell, width in line).rstrip() + "\n" for line in cells)
 
 
-def tree(title: str) -> Tree:
-    """Return the root of a tree to hang text on."""
+class Branch:
+    """A line of a tree, with those below it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.below: list[Branch] = []
+
+    def add(self, text: str) -> Branch:
+        """Hang a line below this one, and return it."""
+        self.below.append(Branch(text))
+        return self.below[-1]
+
+    def lines(self, depth: int = 0) -> Iterator[str]:
+        """Yield the tree as indented text."""
+        yield f"{'  ' * depth}{self.text}\n"
+        for branch in self.below:
+            yield from branch.lines(depth + 1)
+
+
+def print_tree(branch: Branch) -> None:
+    """Print a tree, as indented text where rich is not installed."""
+    text = "".join(branch.lines())
+    if _has_rich():
+        _print_rich(_rich_tree(branch), text)
+    else:
+        streams.write(text)
+
+
+def _rich_tree(branch: Branch) -> Tree:
     from rich.text import Text
     from rich.tree import Tree
 
-    return Tree(Text(title))
+    tree = Tree(Text(branch.text))
+    tree.children = [_rich_tree(below) for below in branch.below]
+    return tree
+
+
+def _has_rich() -> bool:
+    try:
+        import rich.table  # noqa: F401 - it is asked for, and used elsewhere
+    except ImportError:
+        return False
+    return True
+
+
+def _print_rich(thing: Any, text: str) -> None:
+    """Print something of rich, which is this text; a pipe gets plain text that is never cut to a width."""
+    from rich.console import Console
+
+    is_terminal = sys.stdout.isatty()
+    rendered = StringIO()
+    console = Console(file=rendered, force_terminal=is_terminal, highlight=False, soft_wrap=not is_terminal)
+    if is_terminal:
+        console.size = Console().size
+    else:
+        console.width = 1000
+    console.print(thing)
+    with streams.writing(text):  # not by rich, which ends the process when a pipe is closed
+        sys.stdout.write(rendered.getvalue())
 
 
 def hexadecimal(value: int | None, digits: int = 4) -> str | None:

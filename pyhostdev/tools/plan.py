@@ -40,13 +40,11 @@ def run(args: argparse.Namespace) -> int:
 
 def print_plan(plan: Plan) -> None:
     """Print a plan as a tree: groups, functions, and below them what is in the way."""
-    from rich.text import Text
-
-    tree = output.tree(plan.headline())
+    tree = output.Branch(plan.headline())
     for group, fates in plan.fates_by_group().items():
-        branch = tree.add(Text("no IOMMU group" if group is None else f"IOMMU group {group}"))
+        branch = tree.add("no IOMMU group" if group is None else f"IOMMU group {group}")
         for fate in fates:
-            branch.add(Text(f"{fate.name}  {fate.text}"))
+            branch.add(f"{fate.name}  {fate.text}")
     for finding in plan.findings:
-        tree.add(Text(f"{finding.severity}: {finding.reason}: {finding.message}"))
-    output.print_rich(tree)
+        tree.add(f"{finding.severity}: {finding.reason}: {finding.message}")
+    output.print_tree(tree)

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from pyhostdev.tools import arguments, output
-from pyhostdev.tools.main import DONE, NOT_RESTORED
+from pyhostdev.tools import arguments, output, streams
+from pyhostdev.tools.main import DONE, NOT_RESTORED, complain
+
+if TYPE_CHECKING:
+    from pyhostdev.hypervisor.hostdev_recover import Recovered
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Recover and tell what became of each record; 4 when a device is not restored."""
     found = arguments.manager_of(args).recover(include_prepared=args.all, timeout_s=args.timeout)
-    if args.json:
+    code = DONE if all(item.is_done for item in found) else NOT_RESTORED
+    try:
+        _print(found, as_json=args.json)
+    except streams.OutputError as err:  # it is done, and not to be found out by doing it again
+        for line in err.text.splitlines():
+            complain(line)
+        err.code = code
+        raise
+    return code
+
+
+def _print(found: list[Recovered], *, as_json: bool) -> None:
+    if as_json:
         output.print_json({"version": 1, "records": [item._asdict() for item in found]})
     else:
         rows = [(item.what, item.owner, item.outcome, item.message) for item in found]
         output.print_table(("DEVICE", "OWNER", "OUTCOME", "WHY"), rows)
-    return DONE if all(item.is_done for item in found) else NOT_RESTORED

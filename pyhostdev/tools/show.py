@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read one function and print it."""
-    address = PCIDeviceAddress.parse(args.address)
+    address: PCIDeviceAddress = args.address
     host = arguments.host_of(args)
     dev = host.pci_device(address)
     if dev is None:

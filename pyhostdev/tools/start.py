@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, prepare, run QEMU to its end, give back."""
+    import qemu.qmp  # noqa: F401 - when it is missing, that is told before anything else
+
     from pyhostdev.qemu import qemu_driver
 
     definition = arguments.definition_of(args)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from pyhostdev.tools import arguments
+from pyhostdev.tools import arguments, streams
 from pyhostdev.tools.main import complain
 
 WARNING = (
@@ -45,5 +45,5 @@ def run(args: argparse.Namespace) -> int:
     definition = qemu_driver.define(definition, host, keep_together=args.keep_together, capabilities=capabilities)
     if args.spelling != "assigned" and any(hostdev.assigned is not None for hostdev in definition.hostdevs):
         complain(WARNING)
-    print(definition.format(), end="")
+    streams.write(definition.format())
     return 0
