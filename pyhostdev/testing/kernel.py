@@ -64,7 +64,7 @@ class SimulatedKernel(SimulatedNodes):
         read_only: bool = False,
         raw: bool = False,
     ) -> None:
-        if root.is_live or os.path.samefile(root.path, HostRoot("/").path):
+        if root.is_live or _is_live(root):
             raise ConfigError("The kernel of the live host cannot be simulated")
         self.root = root
         self.privileged = privileged
@@ -382,6 +382,14 @@ class SimulatedKernel(SimulatedNodes):
 def _is_node(path: str) -> bool:
     """A change of a node's owner waits for no device."""
     return path.startswith("dev/")
+
+
+def _is_live(root: HostRoot) -> bool:
+    """Tell whether a root is the live host by another name; one that is not there yet is not."""
+    try:
+        return os.path.samefile(root.path, HostRoot("/").path)
+    except FileNotFoundError:
+        return False
 
 
 def _is_over(core: DriverCore, entry: Pending) -> bool:
