@@ -87,7 +87,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_serves_every_python(wheel: Path) -> None:
-    """One wheel for all Pythons from 3.10 on: both extensions use the limited API only."""
+    """One wheel for all Pythons from 3.10 on: all extensions use the limited API only."""
     assert "cp310-abi3" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     extensions = sorted(Path(name).name for name in names if name.endswith(".so"))

@@ -19,6 +19,7 @@ from pyhostdev.qemu.qemu_command import build_command_line
 from pyhostdev.qemu.qemu_command_builder import DomainPaths
 from pyhostdev.qemu.qemu_define import define as define_domain
 from pyhostdev.qemu.qemu_domain import memlock_limit
+from pyhostdev.qemu.qemu_lifecycle import lifecycle_actions
 from pyhostdev.qemu.qemu_postparse import default_emulator, host_arch
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.virfile import is_directory
@@ -170,8 +171,6 @@ def _unbuildable(
 
 def _unfollowed(dom: DomainDef) -> Iterator[Finding]:
     """Yield the words that a running guest would need and that ``start`` does not follow."""
-    from pyhostdev.qemu.qemu_process import lifecycle_actions  # asyncio takes long to load
-
     try:
         lifecycle_actions(dom)
     except ConfigUnsupportedError as err:

@@ -19,13 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
 
 from pyhostdev.errors import OperationError
+from pyhostdev.qemu.qemu_lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT
 
 if TYPE_CHECKING:
     from qemu.qmp import Message
-
-ON_POWEROFF = "on_poweroff"
-ON_REBOOT = "on_reboot"
-ON_CRASH = "on_crash"
 
 LINE_BYTES = 1 << 20  # the greeting, answers without content, events: a few hundred bytes each
 EVENTS_MAX = 64  # that wait to be looked at; one after the other, a guest makes one or two

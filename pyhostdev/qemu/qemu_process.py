@@ -19,9 +19,10 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from pyhostdev.errors import ConfigUnsupportedError, OperationError
+from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_launch import QEMUProcess, RuntimeDir, describe_status, quoted
-from pyhostdev.qemu.qemu_monitor import ON_CRASH, ON_POWEROFF, ON_REBOOT, QEMUMonitor
+from pyhostdev.qemu.qemu_lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT, Lifecycle, lifecycle_actions
+from pyhostdev.qemu.qemu_monitor import QEMUMonitor
 from pyhostdev.util.spawn import standard_descriptors
 
 if TYPE_CHECKING:
@@ -47,22 +48,14 @@ SHUTDOWN = "shutdown"
 DESTROYED = "destroyed"
 CRASHED = "crashed"
 
-DEFAULT_ACTIONS = {ON_POWEROFF: "destroy", ON_REBOOT: "restart", ON_CRASH: "destroy"}
 END_REASONS = {ON_POWEROFF: SHUTDOWN, ON_REBOOT: SHUTDOWN, ON_CRASH: CRASHED}
-KNOWN_ACTIONS = ("destroy", "restart", "preserve")
 
 
-class Domain(Protocol):
+class Domain(Lifecycle, Protocol):
     """What of a domain's definition its process needs; a DomainDef is one."""
 
     @property
     def name(self) -> str | None: ...
-    @property
-    def on_poweroff(self) -> str | None: ...
-    @property
-    def on_reboot(self) -> str | None: ...
-    @property
-    def on_crash(self) -> str | None: ...
 
 
 class GuestOutcome(NamedTuple):
@@ -85,20 +78,6 @@ class GuestOutcome(NamedTuple):
         if not self.failed:
             return f"The guest ended ({self.reason})"
         return f"QEMU {describe_status(self.status)}{quoted(self.last_words)}"
-
-
-def lifecycle_actions(dom: Domain) -> dict[str, str]:
-    """
-    Return the domain's action for each lifecycle event, with libvirt's defaults.
-
-    Raises:
-        ConfigUnsupportedError: an action that no foreground guest can take, such as a core dump.
-    """
-    actions = {key: getattr(dom, key) or default for key, default in DEFAULT_ACTIONS.items()}
-    for key, action in actions.items():
-        if action not in KNOWN_ACTIONS:
-            raise ConfigUnsupportedError(f"The action '{action}' of '{key}' is not supported")
-    return actions
 
 
 class _Over(Exception):  # noqa: N818 - no error: QEMU has ended, or its end was asked for

@@ -16,6 +16,9 @@ import secrets
 import stat
 from typing import Any
 
+from pyhostdev.errors import OperationError
+from pyhostdev.util.statedir import make_directory
+
 FORMAT = 1
 ROOT_DIRECTORY = "/var/cache/pyhostdev"
 ENTRY_BYTES = 4 << 20
@@ -87,11 +90,9 @@ def _own_directory(*, create: bool) -> str | None:
     top = directory()
     if top is None:
         return None
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, OperationError):
         if create:
-            os.makedirs(os.path.dirname(top), mode=0o755, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(top, 0o700)
+            make_directory(top, 0o700)
         status = os.lstat(top)
         is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
         if is_own and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
