@@ -28,13 +28,14 @@ from pyhostdev.testing.guest import SimulatedGuest
 from pyhostdev.testing.kernelstate import Pending, StateFile
 from pyhostdev.testing.nodefiles import SimulatedNodes, put_owner
 from pyhostdev.testing.simdevice import find_device
-from pyhostdev.testing.sysfspaths import words_of
-from pyhostdev.testing.tree import Tree
-from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.testing.sysfspaths import is_node, words_of
+from pyhostdev.testing.tree import Tree, is_live_host
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from pyhostdev.util.hostroot import HostRoot
 
 IN_DOUBT = "in-doubt"
 
@@ -64,7 +65,7 @@ class SimulatedKernel(SimulatedNodes):
         read_only: bool = False,
         raw: bool = False,
     ) -> None:
-        if root.is_live or _is_live(root):
+        if is_live_host(root):
             raise ConfigError("The kernel of the live host cannot be simulated")
         self.root = root
         self.privileged = privileged
@@ -158,7 +159,7 @@ class SimulatedKernel(SimulatedNodes):
     def _react(self, path: str, value: bytes, device: str) -> None:
         with self.entered() as core:
             self._check_access(path)
-            if core.ours and core.is_in_flight(device) and not _is_node(path):
+            if core.ours and core.is_in_flight(device) and not is_node(path):
                 raise Blocked
             self._hang(core, path, value, device)
             try:
@@ -180,7 +181,7 @@ class SimulatedKernel(SimulatedNodes):
         Raises:
             Blocked: it hangs here.
         """
-        if self._block_next is None or _is_node(path):
+        if self._block_next is None or is_node(path):
             return
         halves = path.endswith(("/bind", "/unbind", "/drivers_probe"))
         if self._block_next and halves:
@@ -377,19 +378,6 @@ class SimulatedKernel(SimulatedNodes):
         finally:
             guest.vanish()
             guest.let_go()
-
-
-def _is_node(path: str) -> bool:
-    """A change of a node's owner waits for no device."""
-    return path.startswith("dev/")
-
-
-def _is_live(root: HostRoot) -> bool:
-    """Tell whether a root is the live host by another name; one that is not there yet is not."""
-    try:
-        return os.path.samefile(root.path, HostRoot("/").path)
-    except FileNotFoundError:
-        return False
 
 
 def _is_over(core: DriverCore, entry: Pending) -> bool:

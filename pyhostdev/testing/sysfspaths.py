@@ -6,6 +6,11 @@ What the paths that are written to name.
 from __future__ import annotations
 
 
+def is_node(path: str) -> bool:
+    """Tell whether a write changes the owner of a node, which waits for no device."""
+    return path.startswith("dev/")
+
+
 def words_of(path: str) -> list[str]:
     """Return what a path below the root names: module, node, bus, driver or device, then its parts."""
     parts = path.split("/")

@@ -15,11 +15,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing.treewalk import DEPTH_MAX, Place, Walker, failure
+from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from pyhostdev.util.hostroot import HostRoot
 
 FILE_MAX = 1 << 24  # bytes; the state of a large host has some 100 KiB
 TEMPORARY = "fakehost.new."  # what a writer that died leaves at the top
@@ -28,6 +27,14 @@ _CHUNK = 8192  # two pages: all that an attribute or config space has, in one re
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ABSENT = (FileNotFoundError, NotADirectoryError)
+
+
+def is_live_host(root: HostRoot) -> bool:
+    """Tell whether a root is the live host, by whatever name; one that is not there yet is not."""
+    try:
+        return root.is_live or os.path.samefile(root.path, HostRoot("/").path)
+    except FileNotFoundError:
+        return False
 
 
 class Tree:
