@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+    from pyhostdev.util.ownership import Ownership
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
 FILE_MAX = 1 << 20  # bytes; the parser has the same limit
@@ -109,6 +110,17 @@ def add_changes(parser: argparse.ArgumentParser, timeout: str = "deadline of eac
     parser.add_argument(
         "--timeout", type=checked(_seconds), default=30.0, metavar="S", help=f"{timeout} in seconds (default: 30)"
     )
+
+
+def add_user(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """--user, an Ownership."""
+    parser.add_argument("--user", type=checked(_ownership), metavar="USER[:GROUP]", help=help_text)
+
+
+def _ownership(text: str) -> Ownership:
+    from pyhostdev.util.ownership import parse_ownership
+
+    return parse_ownership(text)
 
 
 def host_of(args: argparse.Namespace) -> Host:

@@ -15,30 +15,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_root(parser)
     arguments.add_policy(parser)
     arguments.add_changes(parser)
-    parser.add_argument(
-        "--user",
-        metavar="USER[:GROUP]",
-        help="give the nodes below /dev/vfio that the guest needs to this user until the release",
-    )
+    arguments.add_user(parser, "give the nodes below /dev/vfio that the guest needs to this user until the release")
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan, and execute the plan."""
     definition = arguments.definition_of(args)
     definition.validate()
-    node_owner = _node_owner(args.user)
+    node_owner = None if args.user is None else (args.user.uid, args.user.gid)
     manager = arguments.manager_of(args)
     plan = manager.host.plan(definition, args.policy, accept=args.accept)
     if not manager.prepare(plan, node_owner=node_owner):
         complain(f"note: domain '{plan.owner}' has these devices already")
     return DONE
-
-
-def _node_owner(user: str | None) -> tuple[int, int] | None:
-    """Return the uid and gid that --user names."""
-    if user is None:
-        return None
-    from pyhostdev.util.ownership import parse_ownership
-
-    ownership = parse_ownership(user)
-    return ownership.uid, ownership.gid

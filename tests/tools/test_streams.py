@@ -124,6 +124,7 @@ def test_without_a_verb_the_verbs_are_told(shell: Shell) -> None:
         ["plan", GUEST, "--policy", "none"],
         *(["release", GUEST, "--timeout", text] for text in ("nan", "inf", "-1", "1e300", "86401", "x", "")),
         ["recover", "--timeout=-0.1"],
+        *(["prepare", GUEST, "--user", text] for text in ("no-such-user", "root:no-such-group", "4294967295", ":", "")),
         ["xml", GUEST, "--spelling", "none"],
         ["nonsense"],
         ["--nonsense"],

@@ -280,10 +280,8 @@ def test_prepare_twice_is_success_with_a_note(run: Callable[..., Any], bcm5719: 
 
 
 def test_prepare_gives_nodes_to_a_user(run: Callable[..., Any], bcm5719: FakeHost) -> None:
-    """--user is a name or a number; an unknown one is refused before anything is touched."""
+    """--user is a name or a number."""
     before = bcm5719.snapshot()
-    code, _, err = run("prepare", GUEST, "--simulate", "--user", "no-such-user")
-    assert (1, True, before) == (code, "no-such-user" in err, bcm5719.snapshot())
     assert (0, "", "") == run("prepare", GUEST, "--simulate", "--user", "107:36")
     node = bcm5719.kernel.read_node(bcm5719.root.vfio_group(14))
     assert node is not None
