@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from pyhostdev.testing.drivercore import DriverCore
 
 
-def _dependents(core: DriverCore, device: SimDevice) -> Iterator[SimDevice]:
-    """Yield the VFs of a PF and the functions behind a bridge, while they are there."""
+Above = tuple["PCIDeviceAddress", ...]  # what is being removed, from the outermost on
+
+
+def _dependents(core: DriverCore, device: SimDevice, above: Above) -> Iterator[SimDevice]:
+    """Yield the VFs of a PF and the functions behind a bridge, while they are there; a tree may say "behind itself"."""
     vfs = device.virtual_functions
     behind = [other.address for other in list_devices(core.tree) if _is_behind(device, other)]
     for address in vfs + behind:
         other = find_device(core.tree, str(address))
-        if other is not None:  # it may have gone with one before it
+        if other is not None and address not in above:  # it may have gone with one before it
             yield other
 
 
@@ -50,15 +53,16 @@ def _is_behind(device: SimDevice, other: SimDevice) -> bool:
     return other.address.domain == device.address.domain and 0 < first <= other.address.bus <= last
 
 
-def remove(core: DriverCore, device: SimDevice) -> None:
+def remove(core: DriverCore, device: SimDevice, above: Above = ()) -> None:
     """
     Take a function, its VFs and what is behind it off the bus, from their drivers first.
 
     Raises:
         Blocked: a driver does not let go; the rest of the removal waits for it.
     """
-    for other in _dependents(core, device):
-        remove(core, other)
+    above = (*above, device.address)
+    for other in _dependents(core, device, above):
+        remove(core, other, above)
     if device.driver is not None:
         try:
             core.detach(device)
@@ -106,10 +110,11 @@ def _leave_group(core: DriverCore, name: str, group: int) -> None:
         core.tree.drop_tree(os.path.dirname(directory))
 
 
-def vanish(core: DriverCore, device: SimDevice) -> None:
+def vanish(core: DriverCore, device: SimDevice, above: Above = ()) -> None:
     """Take a function off the bus at once, whatever its driver says."""
-    for other in _dependents(core, device):
-        vanish(core, other)
+    above = (*above, device.address)
+    for other in _dependents(core, device, above):
+        vanish(core, other, above)
     name = str(device.address)
     leaving = [entry.driver for entry in core.state.pending if entry.device == name]  # its link has gone before it
     core.state.pending = [entry for entry in core.state.pending if entry.device != name]
@@ -134,8 +139,8 @@ def remove_domain(core: DriverCore, maker: SimDevice) -> None:
 
     Source: vmd_remove (drivers/pci/controller/vmd.c)
     """
-    for other in list_devices(core.root):
-        if other.place.startswith(f"{maker.place}/pci") and find_device(core.root, str(other.address)) is not None:
+    for other in list_devices(core.tree):
+        if other.place.startswith(f"{maker.place}/pci") and find_device(core.tree, str(other.address)) is not None:
             remove(core, other)
 
 
@@ -146,7 +151,7 @@ def bring_back_domain(core: DriverCore, maker: SimDevice) -> None:
     Raises:
         Blocked: a probe has not come back.
     """
-    below = os.path.relpath(maker.place, os.path.realpath(core.root.path)) + "/pci"
+    below = os.path.relpath(maker.place, core.root.path) + "/pci"
     _bring_back(core, [name for name, (relative, _) in core.state.removed.items() if relative.startswith(below)])
 
 

@@ -222,6 +222,21 @@ def test_removed_function_comes_back_without_what_it_held(tree: Path, outside: P
     assert before == snapshot_tree(str(outside))
 
 
+def test_functions_that_are_behind_each_other(tree: Path) -> None:
+    """VFs of each other, and a bridge to its own bus, are removed once."""
+    other = f"sys/bus/pci/devices/{CARD[:-1]}1"
+    for device, target in ((DEVICE, other), (other, DEVICE)):
+        (tree / device / "virtfn0").symlink_to(f"../{Path(target).name}")
+    with open(tree / DEVICE / "config", "r+b") as config:
+        config.seek(0x0E)
+        config.write(b"\x81")
+        config.seek(0x18)
+        config.write(bytes((9, 9, 9)))
+    kernel = SimulatedKernel(HostRoot(tree), raw=True)
+    kernel.write(f"{tree}/{DEVICE}/remove", b"1", device=ADDRESS)
+    assert not (tree / DEVICE).exists()
+
+
 def test_tree_deeper_than_any_host_is_not_removed(tmp_path: Path) -> None:
     """Removing a directory ends at a depth that no host has, with an error and not with the stack."""
     deep = tmp_path / "a"
