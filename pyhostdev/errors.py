@@ -25,7 +25,12 @@ VIR_ERR_OPERATION_FAILED = 9
 VIR_ERR_DEVICE_MISSING = 99
 
 # What libvirt reports for a finding, where that is not VIR_ERR_OPERATION_INVALID
-REFUSAL_CODES = {"device-missing": VIR_ERR_DEVICE_MISSING, "not-endpoint": VIR_ERR_INTERNAL_ERROR}
+REFUSAL_CODES = {
+    "device-missing": VIR_ERR_DEVICE_MISSING,
+    "not-endpoint": VIR_ERR_INTERNAL_ERROR,
+    "image-missing": VIR_ERR_SYSTEM_ERROR,
+    "image-unreadable": VIR_ERR_SYSTEM_ERROR,
+}
 
 
 class HostdevError(Exception):

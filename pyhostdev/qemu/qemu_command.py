@@ -97,6 +97,7 @@ def build_command_line(
     monitor_fd: int | None = None,
     keep_together: bool = False,
     tap_fd: Callable[[Any], int] | None = None,
+    socket_fd: Callable[[str], int] | None = None,
 ) -> list[str]:
     """
     Return the emulator and its arguments; the definition is not changed.
@@ -109,6 +110,7 @@ def build_command_line(
         monitor_fd: a listening socket that QEMU inherits; without it QEMU creates the socket itself.
         keep_together: the assigned functions of one host device share one guest slot.
         tap_fd: opens the tap of an interface and returns the descriptor that QEMU inherits.
+        socket_fd: returns the descriptor of the socket that listens at a path; without it QEMU makes the socket.
 
     Raises:
         ConfigError: the definition is wrong.
@@ -125,7 +127,7 @@ def build_command_line(
     errors += unbuilt_errors(dom)
     assign_aliases(dom)
     paths = DomainPaths.of(state_dir, dom.name or "", domain_id)
-    build = CommandBuilder(dom, capabilities, paths, tap_fd)
+    build = CommandBuilder(dom, capabilities, paths, tap_fd, socket_fd)
     build.add(str(dom.emulator))
     _build(build, _BEFORE_MONITOR)
     machine.build_monitor(build, monitor_fd)

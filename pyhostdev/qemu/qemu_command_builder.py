@@ -102,6 +102,7 @@ class CommandBuilder:
 
     Args:
         tap_fd: opens the tap of an interface and returns the descriptor that QEMU inherits.
+        socket_fd: returns the descriptor of the socket that listens at a path; None lets QEMU make it.
     """
 
     def __init__(
@@ -110,11 +111,13 @@ class CommandBuilder:
         capabilities: QEMUCapabilities,
         paths: DomainPaths,
         tap_fd: Callable[[Any], int] | None = None,
+        socket_fd: Callable[[str], int] | None = None,
     ) -> None:
         self.dom = dom
         self.capabilities = capabilities
         self.paths = paths
         self.tap_fd = tap_fd
+        self.socket_fd = socket_fd
         self.args: list[str] = []
         self.errors: list[ConfigError] = []
         self.boot_order = boot_order(dom)

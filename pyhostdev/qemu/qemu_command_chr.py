@@ -7,6 +7,7 @@ Mirrors: qemuBuildChardevStr, qemuBuildSerialCommandLine and neighbours (src/qem
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import CCIDAddress
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from pyhostdev.conf.device_conf import CCIDAddress
 from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+
+_SOCKET_NAME_MAX = 80  # bytes, of the 107 that the whole address can have
 
 
 def add_chardev(build: CommandBuilder, device: Any, source: Any) -> str:
@@ -31,6 +34,8 @@ def add_chardev(build: CommandBuilder, device: Any, source: Any) -> str:
     if rule is None:
         raise unsupported(f"A character device of type {source.type}", device)
     backend, *options = rule(device, source)
+    if build.socket_fd is not None and source.type == "unix" and "server=on" in options:
+        options[0] = f"fd={build.socket_fd(source.path)}"
     logs = []
     if source.log_file is not None:
         append = on_off(source.log_append is not False)
@@ -182,8 +187,23 @@ def _default_path(build: CommandBuilder, channel: Any) -> None:
     if source.type == "unix" and source.path is None:
         from pyhostdev.conf.chr_conf import ChrSourceElement
 
-        path = f"{build.paths.channels}/{channel.target_name}"
+        path = f"{build.paths.channels}/{_socket_name(channel)}"
         source.sources = [ChrSourceElement(mode="bind", path=path)]
+
+
+def _socket_name(channel: Any) -> str:
+    """
+    Return the name of a channel's socket, which is the channel's own.
+
+    Raises:
+        ConfigUnsupportedError: no file can have that name.
+
+    Mirrors: qemuDomainPrepareChannel
+    """
+    name = channel.target_name or "unknown.sock"
+    if "/" in name or name in (".", "..") or len(os.fsencode(name)) > _SOCKET_NAME_MAX:
+        raise unsupported(f"The name {name!a} of a <channel> without a path, which no socket can have,", channel)
+    return str(name)
 
 
 def build_consoles(build: CommandBuilder) -> None:

@@ -7,12 +7,12 @@ Mirrors: src/qemu/qemu_driver.c
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.hostdev_conf import MdevSource
-from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, SysfsError, raise_all
+from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, raise_all
+from pyhostdev.qemu.qemu_access import image_obstacles
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 from pyhostdev.qemu.qemu_capabilities.choice import choose
 from pyhostdev.qemu.qemu_command import build_command_line
@@ -25,14 +25,14 @@ from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.virfile import is_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from pyhostdev.conf.disk_conf import DomainDiskDef
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.qemu.qemu_process import GuestOutcome
+    from pyhostdev.util.ownership import Ownership
 
 
 def capabilities_of(dom: DomainDef, host: Host | None = None, choice: str | None = None) -> QEMUCapabilities:
@@ -120,32 +120,41 @@ def plan(
     accept: Iterable[str] = (),
     capabilities: QEMUCapabilities | None = None,
     keep_together: bool = False,
+    ownership: Ownership | None = None,
 ) -> Plan:
     """
     Plan what happens to a domain's host devices, and tell whether ``start`` would run it.
 
     Args:
         capabilities: of the emulator; those of the domain's own when None.
+        ownership: whom QEMU would run as; None stands for us.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the request is wrong, whatever the host.
         SysfsError: the host cannot be read.
     """
     made = host.plan(dom, policy, owner=owner, accept=accept)
-    return made.with_start_findings(start_obstacles(dom, host, capabilities, keep_together=keep_together))
+    return made.with_start_findings(
+        start_obstacles(dom, host, capabilities, keep_together=keep_together, ownership=ownership)
+    )
 
 
 def start_obstacles(
-    dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None = None, *, keep_together: bool = False
+    dom: DomainDef,
+    host: Host,
+    capabilities: QEMUCapabilities | None = None,
+    *,
+    keep_together: bool = False,
+    ownership: Ownership | None = None,
 ) -> list[Finding]:
     """
     Return everything but the host devices' own obstacles that ``start`` would refuse, with lines.
 
     Reason ``unsupported`` is a part of the definition that no command line is built for; a missing image or mediated
-    device has a reason of its own.
+    device, and an image that ``ownership`` cannot open, has a reason of its own.
     """
     found = [*_unbuildable(dom, host, capabilities, keep_together), *_unfollowed(dom)]
-    found += storage_obstacles(dom, host)
+    found += image_obstacles(dom, host, ownership)
     found += _missing_mdevs(dom, host)
     return list(dict.fromkeys(found))
 
@@ -177,27 +186,6 @@ def _unfollowed(dom: DomainDef) -> Iterator[Finding]:
         yield Finding("unsupported", ERROR, None, err.message, dom.line)
 
 
-def storage_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
-    """
-    Yield the disks whose file or block device is not there.
-
-    A directory in the place of ``/`` has the host's devices; files it need not have.
-    """
-    for disk in dom.disks:
-        path = storage_path(disk, host)
-        if path is not None and not os.path.exists(host.root.join(path.lstrip("/"))):
-            yield Finding("image-missing", ERROR, None, f"'{path}' of disk '{disk.target}' does not exist", disk.line)
-
-
-def storage_path(disk: DomainDiskDef, host: Host) -> str | None:
-    """Return the path behind a disk that has to exist on this host, None for other kinds of disks."""
-    if disk.source is None:
-        return None
-    if disk.type == "block":
-        return disk.source.dev
-    return disk.source.file if disk.type == "file" and host.root.is_live else None
-
-
 def _missing_mdevs(dom: DomainDef, host: Host) -> Iterator[Finding]:
     for hostdev in dom.hostdevs:
         uuid = hostdev.source_def.uuid if isinstance(hostdev.source_def, MdevSource) else None
@@ -220,22 +208,24 @@ def refuse_missing(dom: DomainDef, host: Host) -> None:
 
 def refuse_missing_storage(dom: DomainDef, host: Host) -> None:
     """
-    Refuse disks whose file or block device is not there, before QEMU finds out.
+    Refuse disks and other files that are not there, before QEMU finds out.
 
     A directory in the place of ``/`` has the host's devices; files it need not have.
 
     Raises:
-        SysfsError: naming the first of them (ENOENT).
+        RefusedError: with one finding a file.
     """
-    for disk in dom.disks:
-        path = storage_path(disk, host)
-        if path is not None and not os.path.exists(host.root.join(path.lstrip("/"))):
-            raise SysfsError(errno.ENOENT, path, f"find what is behind disk '{disk.target}'")
+    missing = [finding for finding in image_obstacles(dom, host, None) if finding.reason == "image-missing"]
+    if missing:
+        raise RefusedError(missing)
 
 
 class Guest:
     """
     One guest to be run in the foreground: its full definition, and how QEMU is told about it.
+
+    Args:
+        ownership: whom QEMU runs as, without any privilege; None leaves it our own user.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
@@ -249,46 +239,66 @@ class Guest:
         *,
         keep_together: bool = False,
         capabilities: QEMUCapabilities | None = None,
+        ownership: Ownership | None = None,
     ) -> None:
         refuse_missing(dom, host)
         dom.validate(host)
         self.host = host
+        self.ownership = ownership
         self.capabilities = capabilities or capabilities_of(dom, host)
         self.definition = define_domain(dom, self.capabilities, host, keep_together=keep_together)
         self.domain_id = os.getpid()
-        self.argv(None)  # what cannot be told to QEMU is refused now, before a device is touched
+        self.sockets: list[str] = []
+        self.argv(None, self._note_socket)  # what cannot be told to QEMU is refused now, before a device is touched
 
-    def argv(self, monitor_fd: int | None) -> list[str]:
-        """Return QEMU's command line with the monitor on this descriptor."""
+    def _note_socket(self, path: str) -> int:
+        self.sockets.append(path)
+        return -1
+
+    def argv(self, monitor_fd: int | None, socket_fd: Callable[[str], int] | None = None) -> list[str]:
+        """Return QEMU's command line with the monitor, and what else listens, on inherited descriptors."""
         return build_command_line(
             self.definition,
             self.capabilities,
             host=self.host,
-            state_dir=self.host.state_dir,
+            state_dir=os.path.abspath(self.host.state_dir),
             domain_id=self.domain_id,
             monitor_fd=monitor_fd,
+            socket_fd=socket_fd,
         )
 
     def run(self, manager: HostdevManager, plan: Plan, *, log_path: str | None = None) -> GuestOutcome:
         """
         Detach the devices, run QEMU to its end, and give the devices back, whatever happens in between.
 
+        Signals that ask us to end are held back but while QEMU runs, whose end they are then.
+
         Raises:
-            RefusedError: the plan does not hold any more; nothing was touched.
-            OperationError, SysfsError: a disk is missing, a device could not be detached or given back, or QEMU did
-                not start.
+            RefusedError: the plan does not hold any more, or QEMU could not open a file; nothing was touched.
+            OperationError, SysfsError: a socket cannot be made, a device could not be detached or given back, or QEMU
+                did not start.
 
         Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
         """
-        from pyhostdev.qemu.qemu_process import run_guest
+        from pyhostdev.qemu.qemu_process import held_signals, run_guest
+        from pyhostdev.qemu.qemu_sockets import ListeningSockets
 
-        refuse_missing_storage(self.definition, self.host)
-        paths = DomainPaths.of(self.host.state_dir, self.definition.name, self.domain_id)
-        with manager.prepared(plan):
+        obstacles = image_obstacles(self.definition, self.host, self.ownership)
+        if obstacles:
+            raise RefusedError(obstacles)
+        paths = DomainPaths.of(os.path.abspath(self.host.state_dir), self.definition.name or "", self.domain_id)
+        node_owner = None if self.ownership is None else (self.ownership.uid, self.ownership.gid)
+        with (
+            held_signals(),
+            ListeningSockets(self.sockets, paths.channels) as sockets,
+            manager.prepared(plan, node_owner=node_owner),
+        ):
             return run_guest(
-                self.argv,
+                lambda monitor_fd: self.argv(monitor_fd, sockets.fd),
                 dom=self.definition,
                 runtime_dir=paths.lib_dir,
                 memlock_limit=memlock_limit(self.definition),
                 log_path=log_path,
+                ownership=self.ownership,
+                pass_fds=sockets.fds,
             )

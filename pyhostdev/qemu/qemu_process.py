@@ -205,9 +205,23 @@ class _Guest:
 
 
 @contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """
+    Hold back the signals that ask a program to end; what came meanwhile arrives at the end.
+
+    Inside, run_guest still takes them, as the end of its guest.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def _end_signals(react: Callable[[], None]) -> Iterator[None]:
     """
-    Turn the signals that ask a program to end into calls of react; the old handlers return.
+    Turn the signals that ask a program to end into calls of react, held back ones too; the old handlers return.
 
     Only a program's main thread has them to give: elsewhere nothing happens.
     """
@@ -218,9 +232,11 @@ def _end_signals(react: Callable[[], None]) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in END_SIGNALS}
     for number in END_SIGNALS:
         loop.add_signal_handler(number, react)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)

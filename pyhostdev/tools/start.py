@@ -4,10 +4,20 @@
 from __future__ import annotations
 
 import argparse
+import os
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigUnsupportedError, RefusedError
 from pyhostdev.tools import arguments
 from pyhostdev.tools.main import REFUSED, complain
+from pyhostdev.util.ownership import DEFAULT_USERS, chosen_ownership
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.hypervisor.host import Host
+    from pyhostdev.hypervisor.hostdev_plan import Plan
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+    from pyhostdev.util.ownership import Ownership
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_keep_together(parser)
     arguments.add_capabilities(parser)
     arguments.add_changes(parser)
-    parser.add_argument("--log", metavar="FILE", help="append what QEMU writes to this file")
+    parser.add_argument(
+        "--user",
+        metavar="USER[:GROUP]",
+        help=f"whom QEMU runs as when root starts it (default: the first of {', '.join(DEFAULT_USERS)} that exists)",
+    )
+    parser.add_argument("--log", metavar="FILE", help="append what QEMU writes to this file; it rolls at 2 MiB")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,10 +45,15 @@ def run(args: argparse.Namespace) -> int:
     definition = arguments.definition_of(args)
     manager = arguments.manager_of(args)
     capabilities = arguments.capabilities_of(args, definition, manager.host)
-    guest = qemu_driver.Guest(definition, manager.host, keep_together=args.keep_together, capabilities=capabilities)
-    plan = manager.host.plan(guest.definition, args.policy, accept=args.accept)
-    if not plan.ok:
-        raise RefusedError(plan.obstacles, plan)
+    ownership = chosen_ownership(args.user)
+    plan = _plan(args, definition, manager.host, capabilities, ownership)
+    guest = qemu_driver.Guest(
+        definition,
+        manager.host,
+        keep_together=args.keep_together,
+        capabilities=capabilities,
+        ownership=ownership,
+    )
     if args.simulate:
         raise ConfigUnsupportedError("A guest cannot run on a simulated host: its QEMU would reach for the real one")
     outcome = guest.run(manager, plan, log_path=args.log)
@@ -41,3 +61,30 @@ def run(args: argparse.Namespace) -> int:
         complain(str(outcome))
         return REFUSED
     return 0
+
+
+def _plan(
+    args: argparse.Namespace,
+    definition: DomainDef,
+    host: Host,
+    capabilities: QEMUCapabilities,
+    ownership: Ownership | None,
+) -> Plan:
+    """
+    Return the plan of the domain's devices.
+
+    Raises:
+        RefusedError: with all that stands in the way of the devices and of QEMU.
+    """
+    from pyhostdev.qemu import qemu_driver
+
+    if ownership is None and args.user is None and os.geteuid() == 0:
+        users = " or ".join(DEFAULT_USERS)
+        complain(f"warning: QEMU runs as root, as this machine has no user {users}; name one with --user")
+    plan = host.plan(definition, args.policy, accept=args.accept)
+    refused = qemu_driver.start_obstacles(
+        definition, host, capabilities, keep_together=args.keep_together, ownership=ownership
+    )
+    if refused or not plan.ok:
+        raise RefusedError([*plan.obstacles, *refused], plan)
+    return plan

@@ -106,6 +106,15 @@ class HostRoot:
         return self.join("sys/bus/mdev/devices", uuid)
 
     @property
+    def dev_kvm(self) -> str:
+        """``dev/kvm``"""
+        return self.join("dev/kvm")
+
+    def usb_node(self, bus: int, device: int) -> str:
+        """``dev/bus/usb/BUS/DEVICE``"""
+        return self.join("dev/bus/usb", f"{bus:03d}", f"{device:03d}")
+
+    @property
     def dev_vfio(self) -> str:
         """``dev/vfio``: the container node and one node a group."""
         return self.join("dev/vfio")

@@ -81,6 +81,23 @@ def default_ownership() -> Ownership | None:
     return Ownership(user.pw_uid, user.pw_gid if group is None else group, user.pw_name)
 
 
+def chosen_ownership(user: str | None) -> Ownership | None:
+    """
+    Return whom a QEMU runs as that is started by us: ``user`` when given, else the default; None for ourselves.
+
+    Raises:
+        ConfigError: this machine does not have the user, or we are not root and it is another one.
+    """
+    asked = None if user is None else parse_ownership(user)
+    if asked is not None and os.geteuid() != 0 and (asked.uid, asked.gid) != (os.geteuid(), os.getegid()):
+        raise ConfigError(f"Only root can run QEMU as another user than itself, here '{asked.name}'")
+    if asked is not None and asked.is_root and asked.gid != 0:
+        raise ConfigError("QEMU as root runs with root's own group")
+    if os.geteuid() != 0 or (asked is not None and asked.is_root):
+        return None
+    return asked or default_ownership()
+
+
 def _parse_group(text: str) -> int:
     group = _find_group(text)
     gid = _number(text) if group is None else group

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Which files of the host QEMU opens for a domain, and which of them its user could not open.
+
+Files are never given to that user: whose images these are is for the administrator to say. So what would fail is found
+before anything is changed, all at once.
+
+Mirrors: qemuProcessStartValidateDisks, qemuDomainStorageFileInit (in what they are for)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyhostdev.qemu.qemu_command_builder import DomainPaths
+from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.spawn import access_errors
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.hypervisor.host import Host
+    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.util.ownership import Ownership
+
+READ = os.R_OK
+WRITE = os.R_OK | os.W_OK
+RUN = os.X_OK
+MAKE = os.W_OK | os.X_OK  # of a directory: put something into it
+
+_VERBS = {READ: "read", WRITE: "read and write", RUN: "execute", os.W_OK: "write", os.X_OK: "pass through"}
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+
+
+class NeededFile(NamedTuple):
+    """
+    A file that QEMU opens: what it is to the domain, where it is, how it is opened (F_OK: it must be there).
+
+    ``making`` says what else is right: "absent" when QEMU makes a file that is not there, "always" when it makes one
+    and removes what was there. ``is_device`` says that a directory in the place of ``/`` has it, too.
+    """
+
+    what: str
+    path: str
+    mode: int
+    line: int | None = None
+    making: str | None = None
+    is_device: bool = False
+
+    @property
+    def directory(self) -> str:
+        """Where it is made."""
+        return os.path.dirname(self.path)
+
+
+def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
+    """Yield every file that QEMU opens for a domain and that the definition, or a device of it, names."""
+    if dom.emulator:
+        yield NeededFile("the emulator", dom.emulator, RUN, dom.line)
+    if dom.type == "kvm":
+        yield NeededFile("the node of KVM", root.dev_kvm, WRITE, dom.line)
+    yield from _boot_files(dom)
+    for disk in dom.disks:
+        yield from _disk_files(disk)
+    for filesystem in dom.filesystems:
+        if filesystem.source_dir:
+            mode = READ if filesystem.readonly else WRITE
+            yield NeededFile(f"the directory of '{filesystem.target}'", filesystem.source_dir, mode, filesystem.line)
+    yield from _device_files(dom)
+    for device, source in character_devices(dom):
+        yield from _chardev_files(device, source)
+    for hostdev in dom.hostdevs:
+        yield from _hostdev_files(hostdev, root)
+
+
+def _boot_files(dom: DomainDef) -> Iterator[NeededFile]:
+    loader_mode = READ if dom.os.loader_type != "pflash" or dom.os.loader_readonly else WRITE
+    for what, path, mode in (
+        ("the kernel", dom.os.kernel, READ),
+        ("the initial ramdisk", dom.os.initrd, READ),
+        ("the device tree", dom.os.dtb, READ),
+        ("the firmware", dom.os.loader, loader_mode),
+        ("the firmware's variables", dom.os.nvram, WRITE),
+        *(("the ACPI table", table.path, READ) for table in dom.os.acpi_tables),
+    ):
+        if path:
+            yield NeededFile(what, path, mode, dom.os.line)
+
+
+def _disk_files(disk: Any) -> Iterator[NeededFile]:
+    source = disk.source
+    if source is None:
+        return
+    path = {"file": source.file, "block": source.dev}.get(disk.type)
+    what = f"disk '{disk.target}'"
+    if path:
+        mode = READ if disk.readonly or disk.device == "cdrom" else WRITE
+        yield NeededFile(what, path, mode, disk.line, is_device=disk.type == "block")
+    for host in source.hosts:
+        if host.transport == "unix" and host.socket:
+            yield NeededFile(f"the server of {what}", host.socket, os.W_OK, disk.line)
+
+
+def _device_files(dom: DomainDef) -> Iterator[NeededFile]:
+    for device, info in dom.device_infos():
+        if info.rom_file:
+            yield NeededFile(f"the option ROM of a <{device.tag}>", info.rom_file, READ, device.line)
+    for device in dom.inputs:
+        if device.source_evdev:
+            yield NeededFile("the node of an <input>", device.source_evdev, WRITE, device.line)
+    for rng in dom.rngs:
+        if rng.backend is not None and rng.backend.model == "random" and rng.backend.path:
+            yield NeededFile("the source of an <rng>", rng.backend.path, READ, rng.line)
+    for graphics in dom.graphics:
+        if graphics.gl_rendernode:
+            yield NeededFile("the render node of <graphics>", graphics.gl_rendernode, WRITE, graphics.line)
+        socket = graphics_socket(graphics)
+        if socket is not None:
+            what = f"the socket of <graphics type='{graphics.type}'>"
+            yield NeededFile(what, socket, os.W_OK, graphics.line, making="always")
+
+
+def graphics_socket(graphics: Any) -> str | None:
+    """Return the path of the socket that QEMU itself makes for a viewer: it takes no descriptor of one."""
+    listen = graphics.listens[0] if graphics.listens else None
+    if listen is not None and listen.type == "socket":
+        return listen.socket or None
+    return graphics.socket or None
+
+
+def character_devices(dom: DomainDef) -> Iterator[tuple[Any, Any]]:
+    """Yield what is built as a character device, with its host side."""
+    consoles = [console for console in dom.consoles if console.target_type != "serial"]
+    cards = [card for card in dom.smartcards if card.mode == "passthrough"]
+    devices: tuple[Any, ...] = (*dom.serials, *dom.parallels, *dom.channels, *consoles, *cards, *dom.redirdevs)
+    for device in devices:
+        yield device, device.source
+    for rng in dom.rngs:
+        if rng.backend is not None and rng.backend.model == "egd" and rng.backend.chardev is not None:
+            yield rng, rng.backend.chardev
+
+
+def _chardev_files(device: Any, source: Any) -> Iterator[NeededFile]:
+    what = f"the host side of a <{device.tag}>"
+    if source.log_file:
+        yield NeededFile(f"the log of a <{device.tag}>", source.log_file, os.W_OK, device.line, making="absent")
+    if not source.path:
+        return
+    if source.type == "unix":
+        if source.sources[0].mode in (None, "bind"):  # made by us, and handed over
+            yield NeededFile(f"the directory of {what}", os.path.dirname(source.path), os.F_OK, device.line)
+        else:
+            yield NeededFile(what, source.path, os.W_OK, device.line)
+    elif source.type == "file":
+        yield NeededFile(what, source.path, os.W_OK, device.line, making="absent")
+    elif source.type in ("dev", "pipe"):
+        yield NeededFile(what, source.path, WRITE, device.line)
+
+
+def _hostdev_files(hostdev: Any, root: HostRoot) -> Iterator[NeededFile]:
+    if not hostdev.is_assigned:
+        return
+    source = hostdev.source
+    if hostdev.type == "usb" and source.bus is not None and source.device is not None:
+        path = root.usb_node(source.bus, source.device)
+        yield NeededFile("the node of a USB <hostdev>", path, WRITE, hostdev.line)
+
+
+def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> list[Finding]:
+    """
+    Return a finding for each file that is missing, or that QEMU's user cannot open; nothing is opened.
+
+    A directory in the place of ``/`` has the host's devices; other files it need not have, and whose they are there
+    says nothing.
+
+    Args:
+        ownership: whom QEMU will run as; None stands for us.
+    """
+    files = list(needed_files(dom, host.root))
+    if not host.root.is_live:
+        return [_missing(file) for file in files if file.is_device and not _is_there(host, file)]
+    relative = [_relative(file) for file in files if not os.path.isabs(file.path)]
+    files = [file for file in files if os.path.isabs(file.path)]
+    files.append(_state_directory(dom, host))
+    return [*relative, *_judge(files, ownership)]
+
+
+def _is_there(host: Host, file: NeededFile) -> bool:
+    return os.path.exists(host.root.join(file.path.lstrip("/")))
+
+
+def _state_directory(dom: DomainDef, host: Host) -> NeededFile:
+    """QEMU reads its key below the state directory, so its user passes through what there is of the way there."""
+    path = DomainPaths.of(os.path.abspath(host.state_dir), dom.name or "", os.getpid()).lib_dir
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return NeededFile("the state directory", path, os.X_OK)
+
+
+def _judge(files: list[NeededFile], ownership: Ownership | None) -> Iterator[Finding]:
+    """Ask about all files at once; of those that QEMU makes, about their directories as well."""
+    questions = [(file.path, file.mode) for file in files] + [(file.directory, MAKE) for file in files]
+    answers = access_errors(questions, ownership)
+    for file, own, directory in zip(files, answers[: len(files)], answers[len(files) :], strict=True):
+        made = file.making == "always" or (file.making == "absent" and own in _ABSENT)
+        if made and directory:
+            yield _unmakeable(file, directory, ownership)
+        elif own in _ABSENT and not made:
+            yield _missing(file)
+        elif own and not made:
+            yield _unreadable(file, own, ownership)
+
+
+def _relative(file: NeededFile) -> Finding:
+    message = f"The path {file.path!a} of {file.what} is relative, and a domain has no directory that it starts from"
+    return Finding("relative-path", ERROR, None, message, file.line)
+
+
+def _missing(file: NeededFile) -> Finding:
+    return Finding("image-missing", ERROR, None, f"'{file.path}' of {file.what} does not exist", file.line)
+
+
+def _unreadable(file: NeededFile, error: int, ownership: Ownership | None) -> Finding:
+    why = f"{_who(ownership)} cannot {_VERBS.get(file.mode, 'find')} {file.what}"
+    message = f"{why} ('{file.path}'): {os.strerror(error)}{_way_out(ownership)}"
+    return Finding("image-unreadable", ERROR, None, message, file.line)
+
+
+def _unmakeable(file: NeededFile, error: int, ownership: Ownership | None) -> Finding:
+    why = f"{_who(ownership)} cannot make {file.what} in '{file.directory}'"
+    return Finding("image-unreadable", ERROR, None, f"{why}: {os.strerror(error)}{_way_out(ownership)}", file.line)
+
+
+def _who(ownership: Ownership | None) -> str:
+    return "QEMU" if ownership is None else f"QEMU's user '{ownership.name}'"
+
+
+def _way_out(ownership: Ownership | None) -> str:
+    return "" if ownership is None else "; give that user access, or start the guest with --user root"

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The sockets at which a running guest's channels and ports are reached: made by us, listened at by QEMU.
+
+QEMU's user needs no right to make files, and who may connect does not depend on an umask: the owner of a socket is who
+started the guest, and its mode is 0600.
+
+Mirrors: qemuOpenChrChardevUNIXSocket (src/qemu/qemu_process.c)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import OperationError
+from pyhostdev.qemu.qemu_launch import make_directories
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+
+class ListeningSockets:
+    """
+    The sockets of one guest; leaving it removes them.
+
+    A dead socket that an earlier guest left is replaced. Anything else that is there stays, and so does a socket that a
+    program listens at.
+
+    Args:
+        paths: absolute, each of them once.
+        directory: made for those that are below it.
+
+    Raises:
+        OperationError: a socket cannot be made; none is left behind.
+    """
+
+    def __init__(self, paths: Sequence[str], directory: str) -> None:
+        self.paths = paths
+        self.directory = directory
+        self._fds: dict[str, int] = {}
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> ListeningSockets:
+        with contextlib.ExitStack() as undo:
+            if any(os.path.dirname(path) == self.directory for path in self.paths):
+                make_directories(self.directory)
+                undo.callback(_remove_directory, self.directory)
+            for path in self.paths:
+                self._make(path, undo)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        err: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._undo.close()
+
+    def fd(self, path: str) -> int:
+        """Return the descriptor of the socket at a path."""
+        return self._fds[path]
+
+    @property
+    def fds(self) -> list[int]:
+        """All of them."""
+        return list(self._fds.values())
+
+    def _make(self, path: str, undo: contextlib.ExitStack) -> None:
+        if path in self._fds:
+            raise OperationError(f"Two devices of the guest have the socket '{path}'")
+        try:
+            self._fds[path] = _listen(path, undo)
+        except OSError as err:
+            raise OperationError(f"Cannot make the socket '{path}': {err.strerror or err}") from err
+
+
+def _listen(path: str, undo: contextlib.ExitStack) -> int:
+    """Make a socket; undo gets what removes it."""
+    directory, name = os.path.split(path)
+    directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    undo.callback(os.close, directory_fd)
+    # By way of its directory: an address has 107 bytes, and the place is the one that was looked at
+    place = f"/proc/self/fd/{directory_fd}/{name}"
+    _make_room(place, name, directory_fd, path)
+    listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    os.fchmod(listener.fileno(), 0o600)  # what the file gets
+    listener.bind(place)
+    made = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    undo.callback(_remove, name, directory_fd, made)
+    listener.listen(1)
+    return listener.fileno()
+
+
+def _make_room(place: str, name: str, directory_fd: int, path: str) -> None:
+    """
+    Remove a socket that no program listens at any more.
+
+    Raises:
+        OperationError: something else is there.
+    """
+    try:
+        found = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OperationError(f"Cannot make the socket '{path}': something else is there, and it is not a socket")
+    if _is_alive(place):
+        raise OperationError(f"Cannot make the socket '{path}': a program listens at the one that is there")
+    os.unlink(name, dir_fd=directory_fd)
+
+
+def _is_alive(place: str) -> bool:
+    """Ask the kernel, with a kind of socket that no listener takes: it notices nothing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        error = probe.connect_ex(place)
+    return error != errno.ECONNREFUSED
+
+
+def _remove(name: str, directory_fd: int, made: os.stat_result) -> None:
+    """Remove a socket that we made, unless another one has taken its place."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(made, os.stat(name, dir_fd=directory_fd, follow_symlinks=False)):
+            os.unlink(name, dir_fd=directory_fd)
+
+
+def _remove_directory(path: str) -> None:
+    with contextlib.suppress(OSError):  # what others put there is not ours to remove
+        os.rmdir(path)
