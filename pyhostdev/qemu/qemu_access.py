@@ -69,9 +69,11 @@ def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
             mode = READ if filesystem.readonly else WRITE
             yield NeededFile(f"the directory of '{filesystem.target}'", filesystem.source_dir, mode, filesystem.line)
     yield from _device_files(dom)
+    if dom.vsock is not None:
+        yield NeededFile("the node of <vsock>", root.dev_vhost_vsock, WRITE, dom.vsock.line)
     for device, source in character_devices(dom):
         yield from _chardev_files(device, source)
-    for hostdev in dom.hostdevs:
+    for hostdev in dom.all_hostdevs():
         yield from _hostdev_files(hostdev, root)
 
 
@@ -160,12 +162,19 @@ def _chardev_files(device: Any, source: Any) -> Iterator[NeededFile]:
 
 
 def _hostdev_files(hostdev: Any, root: HostRoot) -> Iterator[NeededFile]:
-    if not hostdev.is_assigned:
+    """Yield the nodes that nobody gives to QEMU's user; those of PCI devices are given to it with the device."""
+    source = hostdev.source_def
+    if source is None:
         return
-    source = hostdev.source
     if hostdev.type == "usb" and source.bus is not None and source.device is not None:
         path = root.usb_node(source.bus, source.device)
         yield NeededFile("the node of a USB <hostdev>", path, WRITE, hostdev.line)
+    if hostdev.type == "mdev" and source.uuid is not None:
+        group = os.path.basename(os.path.realpath(os.path.join(root.mdev_device(source.uuid), "iommu_group")))
+        if group.isdecimal():
+            yield NeededFile("the node of a mediated device", root.vfio_group(int(group)), WRITE, hostdev.line)
+    if hostdev.is_pci and hostdev.is_assigned and os.path.exists(root.vfio_container):  # else loading VFIO makes it
+        yield NeededFile("the node of VFIO", root.vfio_container, WRITE, hostdev.line)
 
 
 def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> list[Finding]:

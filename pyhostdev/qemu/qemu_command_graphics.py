@@ -136,8 +136,16 @@ def _listen_address(graphics: Any) -> str:
 
 
 def _socket_path(graphics: Any) -> str | None:
+    """
+    Return the path of the socket that a server listens at.
+
+    Raises:
+        ConfigUnsupportedError: it shall be chosen.
+    """
     listen = graphics.listens[0] if graphics.listens else None
     if listen is not None and listen.type == "socket":
+        if listen.socket is None:
+            raise unsupported("<listen type='socket'> without a path", listen)
         return str(listen.socket)
     return None if graphics.socket is None else str(graphics.socket)
 

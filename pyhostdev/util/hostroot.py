@@ -110,6 +110,16 @@ class HostRoot:
         """``dev/kvm``"""
         return self.join("dev/kvm")
 
+    @property
+    def dev_vhost_vsock(self) -> str:
+        """``dev/vhost-vsock``"""
+        return self.join("dev/vhost-vsock")
+
+    @property
+    def vfio_container(self) -> str:
+        """``dev/vfio/vfio``: what groups are put into; not there before its module is loaded."""
+        return self.join("dev/vfio/vfio")
+
     def usb_node(self, bus: int, device: int) -> str:
         """``dev/bus/usb/BUS/DEVICE``"""
         return self.join("dev/bus/usb", f"{bus:03d}", f"{device:03d}")

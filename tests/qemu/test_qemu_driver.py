@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 
 import pytest
 
-from pyhostdev import DomainDef, Host, HostdevManager, OperationError, RefusedError, SysfsError
+from pyhostdev import DomainDef, Host, HostdevManager, OperationError, RefusedError
 from pyhostdev.qemu import qemu_driver
 from pyhostdev.testing import FakeHost
 
@@ -52,9 +51,9 @@ def test_missing_storage_is_refused_before_a_device_is_touched(
     )
     before = bcm5719.snapshot()
     guest = qemu_driver.Guest(DomainDef.parse(text), host)
-    with pytest.raises(SysfsError, match="vda") as error:
+    with pytest.raises(RefusedError, match="vda") as error:
         guest.run(HostdevManager(host), host.plan(guest.definition))
-    assert (38, errno.ENOENT) == (error.value.libvirt_code, error.value.errno)
+    assert (38, "image-missing") == (error.value.libvirt_code, error.value.reason)
     assert before == bcm5719.snapshot()
 
 
