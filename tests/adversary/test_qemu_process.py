@@ -346,9 +346,9 @@ class Started:
         raise AssertionError(f"no QEMU: {self.end()}")
 
     def refusal(self) -> tuple[int, str]:
-        """Wait for its end, which nobody asks for; return its exit code and what it said."""
+        """Wait for its end; return its exit code and what it said, without the note on who answered for the emulator."""
         _, said = self.process.communicate(timeout=60)
-        return self.process.returncode, said
+        return self.process.returncode, "".join(s for s in said.splitlines(True) if "note: answered with" not in s)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         """Ask it to end; return its exit code and what it said."""
