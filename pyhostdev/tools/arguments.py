@@ -13,6 +13,7 @@ from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_plan import POLICIES
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.ownership import DEFAULT_USERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -224,6 +225,16 @@ def capabilities_of(args: argparse.Namespace, dom: DomainDef, host: Host) -> QEM
     found = qemu_driver.capabilities_of(dom, host, args.capabilities)
     complain(f"note: answered with {found.origin}{found.apology}")
     return found
+
+
+def add_qemu_user(parser: argparse.ArgumentParser) -> None:
+    """--user of QEMU."""
+    users = " and ".join(DEFAULT_USERS)
+    parser.add_argument(
+        "--user",
+        metavar="USER[:GROUP]",
+        help=f"whom QEMU runs as when root starts it (default: the first of {users} that this machine has)",
+    )
 
 
 def add_keep_together(parser: argparse.ArgumentParser) -> None:

@@ -127,7 +127,8 @@ def _run(words: list[str]) -> int:
             return _dispatch(words)
     except RefusedError as err:
         for finding in err.findings:
-            complain(f"{finding.reason}: {finding.message}")
+            where = f"line {finding.line}: " if getattr(finding, "line", None) else ""
+            complain(f"{where}{finding.reason}: {finding.message}")
         return REFUSED
     except HostdevError as err:
         return _failed(err)

@@ -7,6 +7,7 @@ import argparse
 
 from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.tools import arguments, output
+from pyhostdev.util.ownership import chosen_ownership
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_policy(parser)
     arguments.add_capabilities(parser)
     arguments.add_json(parser)
+    arguments.add_qemu_user(parser)
     parser.add_argument(
         "--for-start", action="store_true", help="exit with 1 also when 'pyhostdev start' would not run the domain"
     )
@@ -30,7 +32,10 @@ def run(args: argparse.Namespace) -> int:
     validate_domain(definition)  # an unknown word on a host device is a finding of the plan
     host = arguments.host_of(args)
     capabilities = arguments.capabilities_of(args, definition, host)
-    plan = qemu_driver.plan(host, definition, args.policy, accept=args.accept, capabilities=capabilities)
+    ownership = chosen_ownership(args.user)
+    plan = qemu_driver.plan(
+        host, definition, args.policy, accept=args.accept, capabilities=capabilities, ownership=ownership
+    )
     if args.json:
         output.print_json({**plan.to_json(), "capabilities": capabilities.origin})
     else:

@@ -28,11 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_keep_together(parser)
     arguments.add_capabilities(parser)
     arguments.add_changes(parser)
-    parser.add_argument(
-        "--user",
-        metavar="USER[:GROUP]",
-        help=f"whom QEMU runs as when root starts it (default: the first of {', '.join(DEFAULT_USERS)} that exists)",
-    )
+    arguments.add_qemu_user(parser)
     parser.add_argument("--log", metavar="FILE", help="append what QEMU writes to this file; it rolls at 2 MiB")
 
 
