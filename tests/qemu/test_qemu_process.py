@@ -232,6 +232,29 @@ class TestEnd:
         assert ["destroyed 0 False", "True"] == background.finish()
         assert not is_running(background.guest)
 
+    def test_signal_that_was_held_back_ends_the_guest(self, lab: Lab) -> None:
+        """
+        A signal that comes before the guest runs is its end; one that comes after it arrives when all is given back.
+        """
+        script = f"""
+            import os, signal, sys
+            sys.path.insert(0, {str(Path(__file__).parent)!r})
+            from pathlib import Path
+            from pyhostdev.qemu.qemu_process import held_signals
+            from test_qemu_process import IDLE, Lab
+            lab = Lab(Path({str(lab.directory)!r}))
+            with held_signals():
+                os.kill(os.getpid(), signal.SIGQUIT)
+                print(lab.run(lab.argv(IDLE)).reason, flush=True)
+                os.kill(os.getpid(), signal.SIGHUP)
+                print("given back", flush=True)
+            print("never")
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=lab.directory
+        )
+        assert (-signal.SIGHUP, ["destroyed", "given back"]) == (done.returncode, done.stdout.splitlines())
+
     def test_terminal_signal_does_not_reach_qemu(self, lab: Lab) -> None:
         """
         QEMU leads its own session, so Ctrl-C of a terminal is ours to handle.

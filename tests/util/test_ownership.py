@@ -11,7 +11,7 @@ import pytest
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.util import ownership
-from pyhostdev.util.ownership import Ownership, default_ownership, parse_ownership
+from pyhostdev.util.ownership import Ownership, chosen_ownership, default_ownership, parse_ownership
 
 UNUSED = 4_000_000_123  # a number that no user of a machine has
 ROOT = pwd.getpwuid(0)
@@ -58,3 +58,24 @@ def test_default_is_the_first_user_that_there_is(monkeypatch: pytest.MonkeyPatch
     assert Ownership(0, grp.getgrnam(name).gr_gid, name) == default_ownership()
     monkeypatch.setattr(ownership, "DEFAULT_USERS", ("no-such-user",))
     assert default_ownership() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may choose")
+def test_root_chooses_and_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --user names wins, root stands for itself, and without a name the default does."""
+    monkeypatch.setattr(ownership, "DEFAULT_USERS", ("no-such-user",))
+    assert chosen_ownership(None) is None
+    assert chosen_ownership("root") is None
+    assert Ownership(UNUSED, 9, str(UNUSED)) == chosen_ownership(f"{UNUSED}:9")
+    with pytest.raises(ConfigError, match="root's own group"):
+        chosen_ownership("root:+9")
+
+
+def test_others_can_name_themselves_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is not root runs QEMU as itself: to name another user is an error, not something that is passed over."""
+    monkeypatch.setattr(os, "geteuid", lambda: UNUSED)
+    monkeypatch.setattr(os, "getegid", lambda: 9)
+    assert chosen_ownership(None) is None
+    assert chosen_ownership(f"{UNUSED}:9") is None
+    with pytest.raises(ConfigError, match="Only root"):
+        chosen_ownership("root")

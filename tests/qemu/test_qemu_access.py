@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The files that QEMU opens for a domain, and what is said about those that it could not open."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pyhostdev.conf.domain_conf import DomainDef
+from pyhostdev.hypervisor.host import Host
+from pyhostdev.qemu.qemu_access import READ, RUN, WRITE, image_obstacles, needed_files
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.ownership import Ownership
+
+STRANGER = Ownership(4_000_000_123, 4_000_000_124, "4000000123")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask what another user may open")
+
+EVERYTHING = """
+<domain type='kvm'><name>vm</name><memory unit='MiB'>64</memory>
+  <os><type arch='x86_64' machine='pc'>hvm</type><loader type='pflash' readonly='yes'>/fw/code</loader>
+    <nvram>/fw/vars</nvram><kernel>/boot/kernel</kernel><initrd>/boot/initrd</initrd><dtb>/boot/dtb</dtb>
+    <acpi><table type='slic'>/fw/slic</table></acpi></os>
+  <devices><emulator>/usr/bin/qemu</emulator>
+    <disk type='file'><source file='/disk/rw'/><target dev='vda'/></disk>
+    <disk type='block'><source dev='/disk/ro'/><target dev='vdb'/><readonly/></disk>
+    <disk type='file' device='cdrom'><source file='/disk/cd'/><target dev='sda' bus='sata'/></disk>
+    <disk type='file' device='cdrom'><target dev='sdb' bus='sata'/></disk>
+    <disk type='network'><source protocol='nbd' name='x'><host transport='unix' socket='/nbd/socket'/></source>
+      <target dev='vdc'/></disk>
+    <filesystem><source dir='/share/rw'/><target dir='a'/></filesystem>
+    <filesystem><source dir='/share/ro'/><target dir='b'/><readonly/></filesystem>
+    <interface type='user'><rom file='/rom/net'/></interface>
+    <serial type='file'><source path='/chr/file'/><log file='/chr/log'/></serial>
+    <serial type='dev'><source path='/chr/dev'/></serial>
+    <channel type='unix'><source mode='bind' path='/chr/bound/a'/><target type='virtio' name='a'/></channel>
+    <channel type='unix'><source mode='connect' path='/chr/peer'/><target type='virtio' name='b'/></channel>
+    <channel type='unix'><target type='virtio' name='c'/></channel>
+    <graphics type='vnc'><listen type='socket' socket='/view/vnc'/></graphics>
+    <rng model='virtio'><backend model='random'>/rng/random</backend></rng>
+    <vsock model='virtio'><cid address='3'/></vsock>
+    <hostdev mode='subsystem' type='usb'><source><address bus='1' device='2'/></source></hostdev>
+  </devices>
+</domain>
+"""
+
+
+def domain(devices: str = "", kind: str = "qemu", emulator: str = "/bin/true") -> DomainDef:
+    return DomainDef.parse(
+        f"<domain type='{kind}'><name>vm</name><memory unit='MiB'>64</memory>"
+        "<os><type arch='x86_64' machine='pc'>hvm</type></os>"
+        f"<devices><emulator>{emulator}</emulator>{devices}</devices></domain>"
+    )
+
+
+def disk(path: object, target: str = "vda") -> str:
+    return f"<disk type='file'><source file='{path}'/><target dev='{target}'/></disk>"
+
+
+def test_every_file_is_known_with_what_is_done_to_it() -> None:
+    """All that a command line names for QEMU to open is looked at, and each for what QEMU does with it."""
+    found = {(file.path, file.mode, file.making) for file in needed_files(DomainDef.parse(EVERYTHING), HostRoot("/"))}
+    read = {"/fw/code", "/boot/kernel", "/boot/initrd", "/boot/dtb", "/fw/slic", "/disk/ro", "/disk/cd"}
+    write = {"/dev/kvm", "/fw/vars", "/disk/rw", "/share/rw", "/chr/dev", "/dev/vhost-vsock", "/dev/bus/usb/001/002"}
+    expected = {(path, READ, None) for path in read | {"/share/ro", "/rom/net", "/rng/random"}}
+    expected |= {(path, WRITE, None) for path in write}
+    expected |= {(path, os.W_OK, None) for path in ("/nbd/socket", "/chr/peer")}
+    expected |= {(path, os.W_OK, "absent") for path in ("/chr/file", "/chr/log")}
+    expected |= {("/usr/bin/qemu", RUN, None), ("/chr/bound", os.F_OK, None), ("/view/vnc", os.W_OK, "always")}
+    assert expected == found
+
+
+def test_missing_and_relative_paths_are_told_at_once(tmp_path: Path) -> None:
+    """Every file that is missing is a finding with its line, and so is every path that starts nowhere."""
+    (tmp_path / "there").touch()
+    disks = disk(tmp_path / "gone") + "\n" + disk(tmp_path / "there/in", "vdb") + disk("here", "vdc")
+    dom = domain(disks, emulator="qemu")
+    found = image_obstacles(dom, Host(HostRoot("/"), state_dir=str(tmp_path)), None)
+    reasons = ["relative-path", "relative-path", "image-missing", "image-missing"]
+    assert reasons == [finding.reason for finding in found]
+    assert [1, 2, 1, 2] == [finding.line for finding in found]
+
+
+def test_what_is_there_is_no_finding(tmp_path: Path) -> None:
+    """A domain whose files can be opened has nothing in its way; what QEMU makes need not be there."""
+    (tmp_path / "disk").touch()
+    serial = f"<serial type='file'><source path='{tmp_path}/new'/></serial>"
+    dom = domain(disk(tmp_path / "disk") + serial)
+    assert [] == image_obstacles(dom, Host(HostRoot("/"), state_dir=str(tmp_path)), None)
+
+
+def test_a_foreign_root_need_not_have_files(tmp_path: Path) -> None:
+    """A directory in the place of / has the host's devices only, and whose its files are says nothing."""
+    block = "<disk type='block'><source dev='/dev/gone'/><target dev='vdb'/></disk>"
+    dom = domain(disk("/gone") + block, "kvm", "qemu")
+    found = image_obstacles(dom, Host(HostRoot(str(tmp_path))), STRANGER)
+    assert ["'/dev/gone' of disk 'vdb' does not exist"] == [finding.message for finding in found]
+
+
+@needs_root
+def test_findings_are_the_users(tmp_path: Path) -> None:
+    """What root may open and QEMU's user may not is a finding that says how to run as before; root has none."""
+    for name in ("closed", "open"):
+        (tmp_path / name).touch(mode=0o600)
+    top = tmp_path
+    while top != top.parent:
+        top.chmod(top.stat().st_mode | 0o011)
+        top = top.parent
+    os.chown(tmp_path / "open", STRANGER.uid, -1)
+    dom = domain(disk(tmp_path / "closed") + disk(tmp_path / "open", "vdb"))
+    host = Host(HostRoot("/"), state_dir=str(tmp_path / "state"))
+    (finding,) = image_obstacles(dom, host, STRANGER)
+    assert ("image-unreadable", True) == (finding.reason, finding.message.endswith("with --user root"))
+    assert "/closed')" in finding.message
+    assert [] == image_obstacles(dom, host, None)
+
+
+@needs_root
+def test_way_to_the_state_directory_is_looked_at(tmp_path: Path) -> None:
+    """QEMU's key is below the state directory, so a directory above it that its user cannot pass is a finding."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    found = image_obstacles(domain(), Host(HostRoot("/"), state_dir=str(closed / "state")), STRANGER)
+    assert [f"pass through the state directory ('{closed}')"] == [
+        finding.message.partition("cannot ")[2].partition(":")[0] for finding in found if "/bin" not in finding.message
+    ]
+    assert not (closed / "state").exists()
