@@ -12,8 +12,8 @@ from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_plan import POLICIES
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.ownership import DEFAULT_USERS
+from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
