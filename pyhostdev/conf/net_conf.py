@@ -193,6 +193,7 @@ class DomainNetDef(ElementDef):
 class DomainHostdevNetDef(DomainNetDef):
     """An interface that is a PCI function of the host; driver name means the host's driver here."""
 
+    driver_model = attribute("driver/@model")
     host_source = child("source", NetHostdevSource)
 
     _hostdev: DomainHostdevDef | None = None
@@ -229,6 +230,7 @@ class DomainHostdevNetDef(DomainNetDef):
                 type="pci",
                 managed=bool(self.managed),
                 driver_name=self.driver_name,
+                driver_model=self.driver_model,
                 source_def=self.host_source,
                 teaming_type=self.teaming_type,
                 teaming_persistent=self.teaming_persistent,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Words on a host device that the tables do not know.
+Words of a definition that the tables do not know.
 
-Elsewhere in a domain an unknown word is kept and reported. On a ``<hostdev>``, or an ``<interface>`` that is one, it
-may be a typing error in the word that says who gets the device: ``asigned='no'`` would give it to the guest.
+On a ``<hostdev>``, or an ``<interface>`` that is one, such a word may be a typing error in the word that says who gets
+the device: ``asigned='no'`` would give it to the guest. Elsewhere in a domain it is kept and reported.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.xmlshape import Shape
 from pyhostdev.util.finding import ERROR, NOTE, Finding
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virxml import shown
@@ -20,26 +19,52 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.xmldef import ElementDef, Unknown
+    from pyhostdev.conf.xmlshape import Row, Shape
 
-# libvirt's own words of later releases (its schema of 12.8), which change how the device is handed over
+# libvirt's own words of later releases (its schema of 12.8); prepare does the same with and without them
 _LATER_WORDS = {
     "driver/@iommufd": "12.1",
     "acpi/@nodeset": "11.8",
     "mac/@currentAddress": "11.3",
 }
-# what people write from habit: every source of a PCI device is a PCI address
-_HARMLESS_WORDS = frozenset({"source/address/@type"})
+# what libvirt reads elsewhere and ignores here: every source of a PCI device is a PCI address
+_HARMLESS_WORDS = frozenset({"source/address/@type", "portForward"})
+_LENGTH_MAX = 64  # of a word for which the nearest known one is looked for; the longest of libvirt's has 30
 
 
 def unknown_words(dom: DomainDef) -> list[Finding]:
     """
-    Return the words on PCI host devices that are not known, in the order of the domain.
+    Return the words on host devices that are not known, in the order of the domain.
 
     An error is reason ``unknown-word``; a word of a later libvirt is a note ``unsupported``, and a word that says
     nothing is a note ``ignored``. Attributes and elements in a namespace of their own belong to others.
     """
     return [finding for device in _host_devices(dom) for finding in words_on(device)]
+
+
+def kept_words(dom: DomainDef) -> list[Finding]:
+    """Return a note for each unknown word that is not on a host device; it is kept as it was written."""
+    hostdevs = {id(device) for device in _host_devices(dom)}
+    found = []
+    for device in [*dom.devices(), dom]:
+        if id(device) not in hostdevs:
+            place = ("domain", "devices", device.tag) if device is not dom else ("domain",)
+            found += [_kept(owner, label, line) for owner, label, line in _words_around(device, place)]
+    return sorted(found, key=lambda finding: finding.line or 0)
+
+
+def _words_around(device: ElementDef, place: tuple[str, ...]) -> Iterator[tuple[str, str, int | None]]:
+    """Yield the unknown words of a device, or of a domain outside its devices, each with the element it is in."""
+    for inner, part in device.parts(place):
+        if device.tag != "domain" or inner[1:2] != ("devices",):
+            for path, word in part.own_unknown():
+                if not word.is_foreign:
+                    yield "/".join((*inner, *path)), word.label, word.line
+
+
+def _kept(owner: str, label: str, line: int | None) -> Finding:
+    return Finding("ignored", NOTE, None, f"Unknown {_described(owner, label)} is kept as it is", line)
 
 
 def _host_devices(dom: DomainDef) -> Iterator[ElementDef]:
@@ -51,50 +76,42 @@ def words_on(device: ElementDef) -> Iterator[Finding]:
     """Yield the findings of one device, see ``unknown_words``."""
     source = getattr(device, "source", None)
     address = source if isinstance(source, PCIDeviceAddress) else None
-    for path, line in device.unmodelled():
-        words = path.partition("/")[2]
-        if ":" in words or words.rpartition("/")[2] in _known_opaque(device):
-            continue
-        yield _finding(device, words, address, line)
+    for place, part in device.parts():
+        for path, word in part.own_unknown():
+            if not word.is_foreign:
+                yield _finding(device.tag, part, (*place, *path), path, word, address)
 
 
-def _known_opaque(device: ElementDef) -> set[str]:
-    """Return the elements that are kept as they were written, and refused or built elsewhere."""
-    rows = device.table().rows
-    return {row.field.path[-1] for row in rows if type(row.field).__name__ == "Opaque" and row.field.path}
-
-
-def _finding(device: ElementDef, words: str, address: PCIDeviceAddress | None, line: int | None) -> Finding:
-    place, _, leaf = words.rpartition("/")
-    where = "/".join(filter(None, (device.tag, place)))
-    what = f"attribute '{shown(leaf[1:])}' of <{where}>" if leaf[:1] == "@" else f"element <{shown(leaf)}> in <{where}>"
+def _finding(
+    tag: str,
+    part: ElementDef,
+    place: tuple[str, ...],
+    path: tuple[str, ...],
+    word: Unknown,
+    address: PCIDeviceAddress | None,
+) -> Finding:
+    words = "/".join((*place, word.label))
+    what = _described("/".join((tag, *place)), word.label)
     if words in _HARMLESS_WORDS:
-        return Finding("ignored", NOTE, address, f"The {what} says nothing and is ignored", line)
+        return Finding("ignored", NOTE, address, f"The {what} says nothing and is ignored", word.line)
     if words in _LATER_WORDS:
         release = _LATER_WORDS[words]
-        return Finding("unsupported", NOTE, address, f"The {what} (libvirt {release}) is not supported yet", line)
-    return Finding("unknown-word", ERROR, address, f"Unknown {what}{_hint(device, place, leaf)}", line)
+        return Finding("unsupported", NOTE, address, f"The {what} (libvirt {release}) is not supported yet", word.line)
+    return Finding("unknown-word", ERROR, address, f"Unknown {what}{_hint(part, path, word)}", word.line)
 
 
-def _hint(device: ElementDef, place: str, leaf: str) -> str:
+def _described(owner: str, label: str) -> str:
+    """Return a word as a phrase that says where it stands."""
+    if label[:1] == "@":
+        return f"attribute '{shown(label[1:])}' of <{owner}>"
+    return f"element <{shown(label)}> in <{owner}>"
+
+
+def _hint(part: ElementDef, path: tuple[str, ...], word: Unknown) -> str:
     """Return the known word that is nearest, as the end of a sentence."""
-    shape: Shape | None = device.table().shape
-    for tag in place.split("/") if place else ():
-        node = shape.nodes.get(tag) if shape is not None else None
-        shape = node if isinstance(node, Shape) else _shape_of(device, tag)
-    if shape is None:
-        return ""
-    known = shape.attributes if leaf[:1] == "@" else shape.nodes
-    near = get_close_matches(leaf.lstrip("@"), list(known), n=1)
+    shape: Shape | Row = part.table().shape
+    for tag in path:
+        shape = shape.nodes[tag]  # type: ignore[union-attr]  # what has unknown words of the table's is a shape
+    known = shape.nodes if word.is_element else shape.attributes  # type: ignore[union-attr]
+    near = get_close_matches(word.name[:_LENGTH_MAX], list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
-
-
-def _shape_of(device: ElementDef, tag: str) -> Shape | None:
-    """Return the shape of an element with a definition of its own."""
-    for row in device.table().rows:
-        definition = getattr(row.field, "definition", None)
-        if definition is not None and row.field.path[-1:] == (tag,):
-            value = getattr(device, row.field.name, None)
-            kind: type[ElementDef] = definition if value is None else type(value)
-            return kind.table().shape
-    return None

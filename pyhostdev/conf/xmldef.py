@@ -50,6 +50,16 @@ class Unknown(NamedTuple):
     line: int | None
     is_element: bool
 
+    @property
+    def label(self) -> str:
+        """The name, of an attribute with an @ before it."""
+        return self.name if self.is_element else f"@{self.name}"
+
+    @property
+    def is_foreign(self) -> bool:
+        """True for a name in a namespace of its own, or the declaration of one."""
+        return self.name[:1] == "{" or ":" in self.name
+
 
 class ElementDef:
     """
@@ -293,20 +303,29 @@ class ElementDef:
 
     def unmodelled(self) -> list[tuple[str, int | None]]:
         """Return path and line of all that is kept but not understood, in self and below."""
-        return list(self._unmodelled(self.tag))
+        found: list[tuple[str, int | None]] = []
+        for place, part in self.parts((self.tag,)):
+            where = "/".join(place)
+            found += [("/".join((where, *path, word.label)), word.line) for path, word in part.own_unknown()]
+            for row in part.table().rows:
+                if isinstance(row.field, Opaque) and not row.field.harmless and part._value(row) is not None:
+                    found.append(("/".join((where, *row.field.path)), part.line))
+        return found
 
-    def _unmodelled(self, prefix: str) -> Iterator[tuple[str, int | None]]:
-        for path, kept in self.unknown.items():
-            for part in kept:
-                yield "/".join((prefix, *path, "@" * (not part.is_element) + part.name)), part.line
+    def parts(self, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ElementDef]]:
+        """Yield self and all definitions in it, each with the elements on the way to it."""
+        yield place, self
         for row in self.table().rows:
-            where = "/".join((prefix, *row.field.path))
             value = self._value(row)
-            if isinstance(row.field, Opaque) and value is not None and not row.field.harmless:
-                yield where, self.line
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, ElementDef):
-                    yield from part._unmodelled(where)
+                    yield from part.parts((*place, *row.field.path))
+
+    def own_unknown(self) -> Iterator[tuple[tuple[str, ...], Unknown]]:
+        """Yield what this definition's table does not know, each with the elements on the way to it."""
+        for path, kept in self.unknown.items():
+            for word in kept:
+                yield path, word
 
 
 def _element_lines(head: str, tag: str, indent: str, body: str | None, inner: list[str]) -> list[str]:

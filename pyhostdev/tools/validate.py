@@ -11,7 +11,9 @@ from pyhostdev.tools import arguments
 from pyhostdev.tools.main import complain
 
 if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.host import Host
+    from pyhostdev.util.finding import Finding
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,28 +24,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every error with its line; 1 when there is one."""
+    """Print every error, and a note for each word that is kept or ignored, with its line; 1 when there is an error."""
     host = arguments.host_of(args)
-    errors = _errors(arguments.read_file(args.file), host, args)
-    for line, sentence in errors:
-        where = f"line {line}: " if line else ""
-        complain(f"{args.file}: {where}{sentence}")
-    return 1 if errors else 0
+    data = arguments.read_file(args.file)
+    definition, errors = _parsed(data)
+    if definition is not None:
+        errors = _definition_errors(definition, host, args)
+        for finding in _notes(definition):
+            complain(f"{args.file}: {_at(finding.line)}note: {finding.message}")
+    sentences = _sentences(data, errors)
+    for line, sentence in sentences:
+        complain(f"{args.file}: {_at(line)}{sentence}")
+    return 1 if sentences else 0
 
 
-def _errors(data: bytes, host: Host, args: argparse.Namespace) -> list[tuple[int | None, str]]:
-    """Return every error with its line; where a rule and the schema speak of one line, the rule is clearer."""
+def _at(line: int | None) -> str:
+    return f"line {line}: " if line else ""
+
+
+def _parsed(data: bytes) -> tuple[DomainDef | None, list[ConfigError]]:
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.domain_validate import validate_all, validate_schema
-    from pyhostdev.qemu import define
 
     try:
-        definition = DomainDef.parse(data)
-        errors = validate_all(definition, host)
-        if not errors:
-            define(definition, arguments.capabilities_of(args, definition, host), host)
+        return DomainDef.parse(data), []
     except ConfigError as err:
-        errors = [err, *err.others]
+        return None, [err, *err.others]
+
+
+def _definition_errors(definition: DomainDef, host: Host, args: argparse.Namespace) -> list[ConfigError]:
+    """Return what is wrong with a definition that could be read, also with what defaults make of it."""
+    from pyhostdev.conf.domain_validate import validate_all
+    from pyhostdev.qemu import define
+
+    errors = validate_all(definition, host)
+    try:
+        define(definition, arguments.capabilities_of(args, definition, host), host)
+    except ConfigError as err:
+        errors += [err, *err.others]
+    return errors
+
+
+def _notes(definition: DomainDef) -> list[Finding]:
+    from pyhostdev.conf.unknown_words import kept_words, unknown_words
+    from pyhostdev.util.finding import NOTE
+
+    words = [*unknown_words(definition), *kept_words(definition)]
+    return sorted((word for word in words if word.severity == NOTE), key=lambda word: word.line or 0)
+
+
+def _sentences(data: bytes, errors: list[ConfigError]) -> list[tuple[int | None, str]]:
+    """Return every error once with its line; where a rule and the schema speak of one line, the rule is clearer."""
+    from pyhostdev.conf.domain_validate import validate_schema
+
     lines = {err.line for err in errors}
     found: list[tuple[int | None, str]] = [(err.line, err.with_reason) for err in errors]
     found += [(line, text) for line, text in validate_schema(data) if line not in lines]

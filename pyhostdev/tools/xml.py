@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 
+from pyhostdev.errors import raise_all
 from pyhostdev.tools import arguments, streams
 from pyhostdev.tools.main import complain
 
@@ -33,10 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Complete, respell and define the domain, and print it."""
+    from pyhostdev.conf.domain_validate import word_errors
     from pyhostdev.qemu import qemu_driver
 
     host = arguments.host_of(args)
     definition = arguments.definition_of(args)
+    raise_all(list(word_errors(definition)))
     if args.complete:
         definition = definition.completed(host.plan(definition))
     if args.spelling:
