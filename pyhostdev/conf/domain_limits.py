@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
 
 PCI_INDEX_MAX = 255  # bus numbers have 8 bits (PCI30 3.2.2.3.2)
-CONTROLLERS_MAX = 1024  # of one kind; a SCSI controller takes a PCI function, and there are 256 buses at most
+CONTROLLERS_MAX = 1024  # in all, and of indexes; a SCSI controller takes a PCI function, and there are 256 buses
 DEVICES_MAX = 4096  # of all kinds; 256 buses of one device each leave room for disks on shared controllers
+NUMA_CELLS_MAX = 1024  # QEMU itself has room for 128 (MAX_NODES of its sysemu/numa.h)
 IOTHREADS_MAX = 1024  # one object of QEMU each
 USB_PORTS_MAX = 15  # XHCI has room for 15 ports of each kind (QEMU's hw/usb/hcd-xhci.h)
 SERIAL_PORTS_MAX = 511  # of a virtio-serial controller, whose queues are numbered up to 1024 (QEMU's virtio.h)
@@ -40,9 +41,14 @@ def refuse_too_large(dom: DomainDef) -> None:
 def _too_large(dom: DomainDef) -> Iterator[ConfigUnsupportedError]:
     if (dom.iothreads or 0) > IOTHREADS_MAX:
         yield _error(f"<iothreads> is {dom.iothreads}", IOTHREADS_MAX, dom.line)
+    cells = dom.cpu.cells if dom.cpu is not None else []
+    if len(cells) > NUMA_CELLS_MAX:
+        yield _error(f"The guest has {len(cells)} NUMA cells", NUMA_CELLS_MAX, dom.line)
     devices = list(dom.device_infos())
     if len(devices) > DEVICES_MAX:
         yield _error(f"The domain has {len(devices)} devices", DEVICES_MAX, dom.line)
+    if len(dom.controllers) > CONTROLLERS_MAX:
+        yield _error(f"The domain has {len(dom.controllers)} controllers", CONTROLLERS_MAX, dom.line)
     yield from _controllers_too_large(dom)
     for device, info in devices:
         if isinstance(info.address, (DriveAddress, VirtioSerialAddress)) and info.address.controller >= CONTROLLERS_MAX:

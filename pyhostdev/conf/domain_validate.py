@@ -9,6 +9,7 @@ Mirrors: src/conf/domain_validate.c
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyhostdev.conf.device_conf import UnassignedAddress, is_user_alias
@@ -291,9 +292,9 @@ def _timer_errors(dom: DomainDef) -> Iterator[ConfigError]:
 
 def _audio_errors(dom: DomainDef) -> Iterator[ConfigError]:
     """Mirrors: virDomainAudioDefValidate, virDomainEnsureAudioID (src/conf/domain_validate.c)"""
-    ids = [audio.id for audio in dom.audios]
+    ids = Counter(audio.id for audio in dom.audios)
     for audio in dom.audios:
-        if ids.count(audio.id) > 1:
+        if ids[audio.id] > 1:
             yield XMLError(f"Audio id {audio.id} is there more than once", line=audio.line)
     users: list[Any] = [*dom.sounds, *dom.graphics]
     for user in users:

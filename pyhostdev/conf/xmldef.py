@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pyhostdev.conf.xmlfield import Field, Opaque, Part
 from pyhostdev.conf.xmlshape import Row, Shape, Table, compile_table
-from pyhostdev.errors import XMLError
+from pyhostdev.errors import ConfigError, XMLError, raise_all
 from pyhostdev.util.virxml import (
     attributes_of,
     dump_element,
@@ -115,7 +115,7 @@ class ElementDef:
         Read a document whose root is this element.
 
         Raises:
-            XMLError: not well-formed, another element, or a value that is none.
+            ConfigError: not well-formed, another element, or a value that is not valid; ``others`` has the rest.
         """
         root = parse_document(source)
         if root.tag != cls.tag:
@@ -128,7 +128,7 @@ class ElementDef:
         Read an element of a tree.
 
         Raises:
-            XMLError: a value is none, or a required one is absent.
+            ConfigError: a value is not valid, or a required one is absent; ``others`` has the rest.
         """
         self = cls()
         self.read(element)
@@ -139,18 +139,17 @@ class ElementDef:
         Fill self from an element.
 
         Raises:
-            XMLError: a value is none, or a required one is absent.
+            ConfigError: a value is not valid, or a required one is absent; ``others`` has the rest.
         """
         table = self.table()
         self.line = source_line(element)
         found: dict[int, list[tuple[str, Element]]] = {}
         self._collect(table.shape, element, found)
+        errors: list[ConfigError] = []
         for index in sorted(found):
-            _, field, owner = table.rows[index]
-            holder = self if owner is None else self.__dict__[owner]
-            holder.__dict__[field.name] = field.load(found[index])
-        for row in table.required:
-            self._check_required(row, found, element)
+            self._load(table.rows[index], found[index], errors)
+        errors += self._missing(table, found, element)
+        raise_all(errors)
         for name in table.embedded:
             part = self.__dict__[name]
             part.line = self.line
@@ -164,13 +163,23 @@ class ElementDef:
         """Say whether a field is not printed as things are; the hook of a subclass."""
         return False
 
-    def _check_required(self, row: Row, found: dict[int, list[tuple[str, Element]]], element: Element) -> None:
-        if row.place in found:
-            return
-        field = row.field
-        where = "/".join((str(element.tag), *field.path))
-        what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"
-        raise XMLError(f"The {what} is missing", line=source_line(element), libvirt_code=field.code)
+    def _load(self, row: Row, found: list[tuple[str, Element]], errors: list[ConfigError]) -> None:
+        """Read one row; what it refuses is added to the errors, so that the rows behind it are read too."""
+        holder = self if row.owner is None else self.__dict__[row.owner]
+        try:
+            holder.__dict__[row.field.name] = row.field.load(found)
+        except ConfigError as err:
+            errors.append(err)
+
+    def _missing(
+        self, table: Table, found: dict[int, list[tuple[str, Element]]], element: Element
+    ) -> Iterator[ConfigError]:
+        for row in table.required:
+            if row.place not in found:
+                field = row.field
+                where = "/".join((str(element.tag), *field.path))
+                what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"
+                yield XMLError(f"The {what} is missing", line=source_line(element), libvirt_code=field.code)
 
     def _collect(self, shape: Shape, element: Element, found: dict[int, list[tuple[str, Element]]]) -> None:
         """Sort what stands in an element: to a row, or to the unknown."""

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from pyhostdev.conf.xmlcodec import Codec, text
-from pyhostdev.errors import InternalError
+from pyhostdev.errors import ConfigError, InternalError, raise_all
 from pyhostdev.util.virxml import dump_element, invalid_value, source_line
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from pyhostdev.conf.xmldef import ElementDef
     from pyhostdev.util.virxml import Element
+
+ERRORS_MAX = 100  # of the elements of one list; who has more corrects these first
 
 T = TypeVar("T")
 D = TypeVar("D", bound="ElementDef")
@@ -175,8 +177,17 @@ class Children(_Element["list[D]"]):
     is_fresh = True
 
     def load(self, found: list[tuple[str, Element]]) -> list[D]:
-        parse = self.definition.from_element
-        return [cast("D", parse(element)) for _, element in found]
+        parts: list[D] = []
+        errors: list[ConfigError] = []
+        for _, element in found:
+            try:
+                parts.append(cast("D", self.definition.from_element(element)))
+            except ConfigError as err:
+                errors.append(err)
+                if len(errors) == ERRORS_MAX:
+                    break
+        raise_all(errors)
+        return parts
 
     def initial(self) -> list[D]:
         return []

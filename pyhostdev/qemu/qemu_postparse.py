@@ -222,10 +222,10 @@ def fill_numa(dom: DomainDef) -> None:
         _add_cell(dom)
     cells: list[Any] = dom.cpu.cells if dom.cpu is not None else []
     used = {cell.id for cell in cells if cell.id is not None}
+    unused = (number for number in range(len(cells)) if number not in used)
     for cell in cells:
         if cell.id is None:
-            cell.id = next(number for number in range(len(cells)) if number not in used)
-            used.add(cell.id)
+            cell.id = next(unused)
     cells.sort(key=lambda cell: int(cell.id))
     if cells and any(cell.id != place for place, cell in enumerate(cells)):
         raise XMLError("NUMA cells must be numbered from 0 without gaps", line=dom.line)
