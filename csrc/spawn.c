@@ -16,7 +16,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/sched.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -32,6 +34,15 @@
 #ifndef SYS_close_range
 #define SYS_close_range 436 /* since 5.9, the same everywhere */
 #endif
+
+#ifndef SYS_clone3
+#define SYS_clone3 435 /* since 5.3, the same everywhere */
+#endif
+
+/* struct clone_args of Linux 5.3; later fields are zero when they are left out. */
+struct clone_args_v0 {
+	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
+};
 
 /*
  * The calls themselves: libc's change every thread of the process, and this one has a single one.
@@ -52,15 +63,27 @@ static int result_of(long ret)
 	return ret < 0 ? -errno : 0;
 }
 
+/*
+ * Fork into a PID namespace of its own, whose every process ends with the first one; without the
+ * right to (EPERM), in too many of them (ENOSPC), or without the call: a plain fork.
+ */
+static pid_t fork_contained(void)
+{
+	struct clone_args_v0 args = {.flags = CLONE_NEWPID, .exit_signal = SIGCHLD};
+	pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof(args));
+
+	return pid < 0 ? fork() : pid;
+}
+
 /* Fork with every signal blocked: no handler of the importer runs in the copy. */
-static pid_t fork_blocked(sigset_t *before)
+static pid_t fork_blocked(sigset_t *before, int is_contained)
 {
 	sigset_t all;
 	pid_t pid;
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, before);
-	pid = fork();
+	pid = is_contained ? fork_contained() : fork();
 	if (pid != 0) {
 		int errnum = errno;
 
@@ -200,6 +223,39 @@ static int limit_memlock(const uint64_t *memlock)
 	return result_of(setrlimit(RLIMIT_MEMLOCK, &limit));
 }
 
+static int limit_to(int resource, uint64_t value)
+{
+	struct rlimit limit = {.rlim_cur = (rlim_t)value, .rlim_max = (rlim_t)value};
+	struct rlimit now;
+
+	if (getrlimit(resource, &now) == 0 && now.rlim_max < limit.rlim_max)
+		limit.rlim_cur = limit.rlim_max = now.rlim_max; /* only root raises one */
+	return result_of(setrlimit(resource, &limit));
+}
+
+static int limit_all(const struct phd_bounds *bounds)
+{
+	int ret = limit_to(RLIMIT_CPU, bounds->cpu_s);
+
+	if (ret == 0)
+		ret = limit_to(RLIMIT_AS, bounds->address_bytes);
+	if (ret == 0)
+		ret = limit_to(RLIMIT_FSIZE, 0);
+	if (ret == 0)
+		ret = limit_to(RLIMIT_CORE, 0);
+	if (ret == 0 && bounds->n_processes)
+		ret = limit_to(RLIMIT_NPROC, bounds->n_processes);
+	return ret;
+}
+
+/* After the user has changed, which forgets whose death is waited for. */
+static int bind_to_parent(void)
+{
+	int ret = result_of(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+
+	return ret == 0 ? result_of(prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)) : ret;
+}
+
 static _Noreturn void fail(int report_fd, enum phd_spawn_stage stage, int errnum)
 {
 	struct phd_spawn_error error = {.stage = (int32_t)stage, .errnum = errnum};
@@ -222,7 +278,12 @@ static _Noreturn void run_child(const struct phd_spawn_request *req, int report_
 	ret = req->memlock ? limit_memlock(req->memlock) : 0;
 	if (ret < 0)
 		fail(report_fd, PHD_SPAWN_LIMIT, -ret);
+	ret = req->bounds ? limit_all(req->bounds) : 0;
+	if (ret < 0)
+		fail(report_fd, PHD_SPAWN_BOUNDS, -ret);
 	ret = req->user ? become(req->user) : 0;
+	if (ret == 0 && req->bounds)
+		ret = bind_to_parent();
 	if (ret < 0)
 		fail(report_fd, PHD_SPAWN_USER, -ret);
 	forget_signals();
@@ -262,7 +323,7 @@ int phd_spawn(const struct phd_spawn_request *req, struct phd_spawn_error *error
 
 	if (pipe2(report, O_CLOEXEC) < 0)
 		return set_error(error, errno);
-	pid = fork_blocked(&before);
+	pid = fork_blocked(&before, req->bounds != NULL);
 	if (pid == 0)
 		run_child(req, report[1]);
 	failed = pid < 0 ? set_error(error, errno) : 0;
@@ -295,7 +356,7 @@ int phd_access_start(const struct phd_access *files, size_t n_files, const struc
 		     int out_fd)
 {
 	sigset_t before;
-	pid_t pid = fork_blocked(&before);
+	pid_t pid = fork_blocked(&before, 0);
 
 	if (pid == 0)
 		answer(files, n_files, user, out_fd);

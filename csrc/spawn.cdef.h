@@ -7,6 +7,7 @@ enum phd_spawn_stage {
 	PHD_SPAWN_FORK,	       /* no process could be made */
 	PHD_SPAWN_DESCRIPTORS, /* hand over what it inherits, close the rest */
 	PHD_SPAWN_LIMIT,       /* let it lock so much memory */
+	PHD_SPAWN_BOUNDS,      /* bound what it may use */
 	PHD_SPAWN_USER,	       /* become the user and give up every privilege */
 	PHD_SPAWN_EXEC,	       /* execute the file */
 };
@@ -24,6 +25,18 @@ struct phd_user {
 	size_t n_groups;
 };
 
+/*
+ * What a program may use that is asked a question and writes no file.
+ *
+ * It dies with the thread that started it, a file gives it no privilege, and where a PID namespace
+ * can be made, nothing that it starts outlives it.
+ */
+struct phd_bounds {
+	uint64_t cpu_s;
+	uint64_t address_bytes;
+	uint64_t n_processes; /* of its user altogether; 0: as the caller */
+};
+
 struct phd_spawn_request {
 	const char *file; /* an absolute path */
 	char *const *argv;
@@ -33,6 +46,7 @@ struct phd_spawn_request {
 	size_t n_keep;
 	const struct phd_user *user; /* NULL: as the caller */
 	const uint64_t *memlock;     /* soft and hard limit of locked bytes; NULL: as the caller */
+	const struct phd_bounds *bounds; /* of a program that only answers; NULL: a free one */
 };
 
 /*

@@ -17,7 +17,7 @@ import select
 import signal
 import struct
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.errors import OperationError
 from pyhostdev.util import _spawn as _c  # type: ignore[attr-defined]
@@ -42,10 +42,24 @@ class SpawnError(OperationError):
         super().__init__(f"Cannot run {program!r}{doing}: {os.strerror(errnum)}")
 
 
+class Bounds(NamedTuple):
+    """
+    What a program may use that is asked a question and writes no file.
+
+    It dies with the thread that started it and gains no privilege by a file; where a PID namespace can be made (by
+    root), nothing that it starts outlives it.
+    """
+
+    cpu_s: int
+    address_bytes: int
+    processes: int = 0  # of its user altogether; 0 leaves the caller's limit
+
+
 _DOING = {
     _c.lib.PHD_SPAWN_FORK: ", no process can be made",
     _c.lib.PHD_SPAWN_DESCRIPTORS: ", its files cannot be handed over",
     _c.lib.PHD_SPAWN_LIMIT: ", its limit of locked memory cannot be set",
+    _c.lib.PHD_SPAWN_BOUNDS: ", what it may use cannot be bounded",
     _c.lib.PHD_SPAWN_USER: ", it cannot become the user",
 }
 
@@ -90,6 +104,7 @@ def spawn(
     keep_fds: Sequence[int] = (),
     ownership: Ownership | None = None,
     memlock: tuple[int, int] | None = None,
+    bounds: Bounds | None = None,
 ) -> int:
     """
     Start a program in a session of its own, in ``/``; return the pid of a child that the caller waits for.
@@ -100,6 +115,7 @@ def spawn(
         keep_fds: inherited under their own numbers, which are above 2; all others are closed.
         ownership: whom it becomes, without capabilities and without a way to win any; None leaves all as it is.
         memlock: soft and hard limit of the bytes that it may lock; None leaves it.
+        bounds: of a program that only answers; the caller's thread has to live as long as it.
 
     Raises:
         SpawnError: it could not be started; nothing runs.
@@ -118,6 +134,7 @@ def spawn(
             "n_keep": len(keep),
             "user": memory.user(ownership),
             "memlock": _c.ffi.NULL if memlock is None else memory.new("uint64_t[]", [_limit(n) for n in memlock]),
+            "bounds": _c.ffi.NULL if bounds is None else memory.new("struct phd_bounds *", tuple(bounds)),
         },
     )
     error = memory.new("struct phd_spawn_error *", None)

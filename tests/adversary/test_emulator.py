@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +47,7 @@ def script(place: Path) -> Script:
 
     def make(body: str) -> str:
         path = place / "qemu"
-        head = "import json, os, re, socket, sys, time\n"
+        head = "import json, os, re, resource, socket, sys, time\n"
         head += "fd = int(re.search(r'fd=([0-9]+)', ' '.join(sys.argv)).group(1))\n"
         head += "monitor = socket.socket(fileno=fd)\n"
         path.write_text(f"#!/usr/bin/python3 -I\n{head}{body}\n")
@@ -51,6 +55,17 @@ def script(place: Path) -> Script:
         return str(path)
 
     return make
+
+
+@contextlib.contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """Listen where every user can connect: an asked program cannot write a file."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o777)
+        listener.listen()
+        listener.settimeout(20)
+        yield listener
 
 
 @pytest.fixture(autouse=True)
@@ -104,28 +119,32 @@ def test_a_link_is_followed_through_every_directory(place: Path, monkeypatch: py
 
 
 @needs_root
-def test_an_asked_program_has_no_rights(script: Script, place: Path) -> None:
-    """It is nobody, without capabilities, groups and environment, and cannot gain any."""
-    place.chmod(0o777)
-    report = place / "report"
+def test_an_asked_program_has_no_rights(script: Script, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is nobody, without capabilities, groups, environment and files of the caller's, and cannot gain any."""
     path = script(
         f"status = open('/proc/self/status').read()\n"
-        f"json.dump([os.getuid(), os.getgid(), os.getgroups(), dict(os.environ), os.getcwd(), status, os.getsid(0)], "
-        f"open({str(report)!r}, 'w'))"
+        f"opened = sorted(map(int, os.listdir('/proc/self/fd')))\n"
+        f"limits = [resource.getrlimit(number) for number in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE)]\n"
+        f"said = [os.getuid(), os.getgid(), os.getgroups(), dict(os.environ), os.getcwd(), status, opened, limits]\n"
+        f"listener = socket.socket(socket.AF_UNIX)\n"
+        f"listener.connect({str(place / 'listener')!r})\n"
+        f"listener.sendall(json.dumps(said).encode())"
     )
-    os.environ["NOTE"] = "for the caller only"
-    try:
+    monkeypatch.setenv("NOTE", "for the caller only")
+    monkeypatch.setattr(probing, "DEADLINE_S", 5.0)
+    with open("/etc/passwd", "rb") as inherited, listening(place / "listener") as listener:
+        os.set_inheritable(inherited.fileno(), True)
         with pytest.raises(OperationError):
             probe(path)
-    finally:
-        del os.environ["NOTE"]
-    uid, gid, groups, environment, directory, status, session = json.loads(report.read_text())
-    assert (65534, 65534, "/") == (uid, gid, directory)
+        with listener.accept()[0].makefile("rb") as said:
+            report = json.loads(said.read())
+    uid, gid, groups, environment, directory, status, opened, limits = report
+    assert (65534, 65534, "/", [[0, 0], [0, 0]]) == (uid, gid, directory, limits)
+    assert 5 >= len(opened)  # the standard ones, the monitor, and the listing's own
     assert set(groups) <= {65534}
     assert set(environment) <= {"PATH", "LC_ALL", "HOME", "LC_CTYPE"}
     assert "NoNewPrivs:\t1" in status
     assert all(f"{name}:\t0000000000000000" in status for name in ("CapEff", "CapPrm", "CapBnd", "CapInh"))
-    assert session != os.getsid(0)
 
 
 GREETING = (
@@ -167,19 +186,38 @@ def test_a_hostile_peer_is_one_error(body: str, script: Script, monkeypatch: pyt
     assert time.monotonic() - begin < 20
 
 
-def test_its_children_are_ended(script: Script, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that it leaves behind in its process group does not outlive the question."""
-    monkeypatch.setattr(probing, "DEADLINE_S", 1.0)
-    place.chmod(0o777)
-    note = place / "child"
-    with pytest.raises(OperationError):
-        probe(script(f"pid = os.fork()\nif pid: open({str(note)!r}, 'w').write(str(pid))\ntime.sleep(600)"))
-    child = int(note.read_text())
-    for _ in range(50):
-        if not Path(f"/proc/{child}").exists() or ") Z " in Path(f"/proc/{child}/stat").read_text():
-            return
-        time.sleep(0.1)
-    pytest.fail("the child is alive")
+@pytest.mark.parametrize("leave", ["pass", pytest.param("os.setsid()", marks=needs_root)])
+def test_its_children_are_ended(leave: str, script: Script, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that it leaves behind does not outlive the question; asked by root, not in another session either."""
+    monkeypatch.setattr(probing, "DEADLINE_S", 2.0)
+    body = (
+        f"if os.fork(): time.sleep(600)\n"
+        f"{leave}\n"
+        f"listener = socket.socket(socket.AF_UNIX)\n"
+        f"listener.connect({str(place / 'listener')!r})\n"
+        f"time.sleep(600)"
+    )
+    with listening(place / "listener") as listener:
+        with pytest.raises(OperationError):
+            probe(script(body))
+        connection = listener.accept()[0]
+        connection.settimeout(10)
+        assert b"" == connection.recv(1)  # its end is closed, as the child is gone
+        connection.close()
+
+
+def test_it_dies_with_who_asks(script: Script, place: Path) -> None:
+    """An asked program does not outlive a pyhostdev that is killed in the middle of the question."""
+    body = f"listener = socket.socket(socket.AF_UNIX)\nlistener.connect({str(place / 'listener')!r})\ntime.sleep(600)"
+    asker = f"from pyhostdev.qemu.qemu_capabilities import probe\nprobe({script(body)!r})"
+    with listening(place / "listener") as listener:
+        process = subprocess.Popen([sys.executable, "-c", asker])
+        connection = listener.accept()[0]
+        process.kill()
+        process.wait()
+        connection.settimeout(10)
+        assert b"" == connection.recv(1)
+        connection.close()
 
 
 def test_why_stored_ones_answer() -> None:

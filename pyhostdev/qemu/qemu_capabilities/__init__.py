@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
-from pyhostdev.errors import ConfigError, ConfigUnsupportedError
+from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
+from pyhostdev.qemu.qemu_capabilities.answers import Machine, checked
 
 STORED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stored")
 
@@ -26,16 +27,6 @@ TARGETS = {"i686": "i386", "armv7l": "arm"}
 DEVICE_ALIASES = {"ahci": "ich9-ahci", "lsi": "lsi53c895a", "virtio-iommu": "virtio-iommu-pci"}
 
 _VERSION = re.compile(r"[0-9]+\.[0-9]+")
-
-
-class Machine(NamedTuple):
-    """One machine type of a binary."""
-
-    name: str
-    alias: str | None = None
-    is_default: bool = False
-    default_cpu: str | None = None  # a model name, as libvirt spells it
-    ram_id: str | None = None  # the memory backend's id
 
 
 class QEMUCapabilities:
@@ -66,9 +57,17 @@ class QEMUCapabilities:
 
     def __init__(self, data: dict[str, Any], origin: str | None = None, why_stored: str | None = None) -> None:
         try:
-            self._read(data)
-        except (AttributeError, KeyError, TypeError, ValueError) as err:
-            raise ConfigError(f"The data does not describe what an emulator can do ({err!a})") from err
+            answers = checked(data)
+        except ValueError as err:
+            raise ConfigError(f"The data does not describe what an emulator can do: {err}") from err
+        self.arch = answers.arch
+        self.version = answers.version
+        self.cpus = answers.cpus
+        self.devices = answers.devices
+        self.types = answers.objects
+        self.properties = answers.properties
+        self._machines = answers.machines
+        self._aliases = {machine.alias: machine.name for machine in self._machines.values() if machine.alias}
         self.origin = origin or f"capabilities of QEMU {self.release}"
         self.why_stored = why_stored
 
@@ -81,16 +80,6 @@ class QEMUCapabilities:
     def apology(self) -> str:
         """The end of a sentence that says why the emulator was not asked; empty where it was."""
         return f" (not asked: {self.why_stored})" if self.why_stored else ""
-
-    def _read(self, data: dict[str, Any]) -> None:
-        self.arch: str = data["arch"]
-        self.version: tuple[int, ...] = tuple(int(part) for part in data["version"])
-        self.cpus = frozenset(data["cpus"])
-        self.devices = frozenset(data["devices"])
-        self.types = frozenset(data["objects"])
-        self.properties = {name: frozenset(found) for name, found in data["properties"].items()}
-        self._machines = {row["name"]: Machine(**row) for row in data["machines"]}
-        self._aliases = {machine.alias: machine.name for machine in self._machines.values() if machine.alias}
 
     def canonical_machine(self, name: str) -> str:
         """Return the name behind an alias ("pc" is "pc-i440fx-7.2"); others as they are."""
@@ -114,9 +103,7 @@ class QEMUCapabilities:
         try:
             return self._machines[self.canonical_machine(name)]
         except KeyError:
-            raise ConfigUnsupportedError(
-                f"Machine type '{name}' is unknown: {self.origin} for {self.arch}{self.apology}"
-            ) from None
+            raise ConfigUnsupportedError(self.unknown_machine(name)) from None
 
     def unknown_machine(self, name: str) -> str:
         """Return the sentence about a machine type that the emulator does not have, and who says so."""
@@ -164,6 +151,7 @@ def load(arch: str, version: str | None = None, *, why_stored: str | None = None
         known = ", ".join(stored_versions())
         raise ConfigUnsupportedError(
             f"No capabilities of QEMU {release} for the architecture '{arch}' are stored (releases: {known})"
+            + (f", and nothing was asked: {why_stored}" if why_stored else "")
         )
     with open(path, encoding="utf-8") as file:
         return QEMUCapabilities(json.load(file), f"stored capabilities of QEMU {release}", why_stored)
@@ -195,7 +183,10 @@ def probe(binary: str) -> QEMUCapabilities:
     Raises:
         OperationError: it does not run, does not answer, or is not a QEMU.
     """
-    return QEMUCapabilities(probe_data(binary), f"capabilities of the emulator '{binary}'")
+    try:
+        return QEMUCapabilities(probe_data(binary), f"capabilities of the emulator '{binary}'")
+    except ConfigError as err:
+        raise OperationError(f"The emulator '{binary}' cannot be asked: {err.message}") from err
 
 
 def probe_data(binary: str) -> dict[str, Any]:

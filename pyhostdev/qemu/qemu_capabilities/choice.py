@@ -11,12 +11,16 @@ import re
 import stat
 from importlib.util import find_spec
 
-from pyhostdev.errors import ConfigError, ConfigUnsupportedError
-from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, cache, load, probe_data
+from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
+from pyhostdev.qemu.qemu_capabilities import TARGETS, QEMUCapabilities, cache, load, probe_data
 from pyhostdev.qemu.qemu_capabilities.trust import why_untrusted
 
 PROBE = "probe"
 FILE_BYTES = 4 << 20
+# emulators that run the guests of a smaller one, by QEMU's names
+LARGER = {"i386": "x86_64", "arm": "aarch64", "ppc": "ppc64", "ppc64le": "ppc64"}
+
+_NO_QMP = "the Python module qemu.qmp is not installed"
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 
@@ -31,17 +35,29 @@ def choose(emulator: str | None, arch: str, *, choice: str | None = None, may_ru
 
     Raises:
         ConfigError: the file is not what a probe writes, or "probe" where no program may run.
-        ConfigUnsupportedError: nothing is stored for the architecture.
+        ConfigUnsupportedError: nothing is stored for the architecture, or the answers are about another one.
         OperationError: the emulator does not answer.
     """
     if choice == PROBE:
-        return _probed_on_request(emulator, may_run)
-    if choice is not None and _VERSION.fullmatch(choice):
-        return load(arch, choice)
-    if choice is not None:
-        return _read_file(choice)
-    why = _why_not_asked(emulator, may_run)
-    return load(arch, why_stored=why) if why is not None else _asked(str(emulator))
+        found = _probed_on_request(emulator, may_run)
+    elif choice is not None and _VERSION.fullmatch(choice):
+        found = load(arch, choice)
+    elif choice is not None:
+        found = _read_file(choice)
+    else:
+        why = _why_not_asked(emulator, may_run)
+        found = load(arch, why_stored=why) if why is not None else _asked(str(emulator))
+    _check_arch(found, arch)
+    return found
+
+
+def _check_arch(found: QEMUCapabilities, arch: str) -> None:
+    """Refuse answers about other processors; a family's larger emulator runs the smaller guests, too."""
+    target = TARGETS.get(arch, arch)
+    if found.arch not in (target, LARGER.get(target)):
+        raise ConfigUnsupportedError(
+            f"The domain's architecture is '{arch}', the {found.origin} are for '{found.arch}'"
+        )
 
 
 def _probed_on_request(emulator: str | None, may_run: bool) -> QEMUCapabilities:
@@ -49,6 +65,8 @@ def _probed_on_request(emulator: str | None, may_run: bool) -> QEMUCapabilities:
         raise ConfigError("With another root no emulator is run: choose a stored release or a file")
     if emulator is None or not os.path.isabs(emulator):
         raise ConfigUnsupportedError("The domain names no emulator by an absolute path, so there is nothing to probe")
+    if not _has_qmp():
+        raise ConfigUnsupportedError(f"The emulator cannot be asked: {_NO_QMP}")
     return _asked(emulator)
 
 
@@ -62,7 +80,7 @@ def _why_not_asked(emulator: str | None, may_run: bool) -> str | None:
     why = why_untrusted(emulator)
     if why is not None:
         return f"the emulator '{emulator}' is not trusted: {why}"
-    return None if _has_qmp() else "the Python module qemu.qmp is not installed"
+    return None if _has_qmp() else _NO_QMP
 
 
 def _has_qmp() -> bool:
@@ -85,7 +103,10 @@ def _asked(emulator: str) -> QEMUCapabilities:
     except OSError as err:
         raise ConfigUnsupportedError(f"The emulator '{emulator}' cannot be looked at: {err.strerror}") from err
     data = probe_data(emulator)
-    found = QEMUCapabilities(data, origin)
+    try:
+        found = QEMUCapabilities(data, origin)
+    except ConfigError as err:
+        raise OperationError(f"The emulator '{emulator}' cannot be asked: {err.message}") from err
     cache.write(emulator, before, data)
     return found
 
@@ -105,8 +126,9 @@ def _read_file(path: str) -> QEMUCapabilities:
             content = stream.read(FILE_BYTES + 1)
         if len(content) > FILE_BYTES:
             raise ConfigError(f"'{path}' is larger than the limit of {FILE_BYTES} bytes")
-        return QEMUCapabilities(json.loads(content), f"capabilities in '{path}'")
+        data = json.loads(content)
     except OSError as err:
         raise ConfigError(f"Cannot read '{path}': {err.strerror}") from err
     except (ValueError, RecursionError) as err:
         raise ConfigError(f"'{path}' is not a file of capabilities") from err
+    return QEMUCapabilities(data, f"capabilities in '{path}'")

@@ -2,9 +2,9 @@
 """
 Ask an emulator binary what it can do, over QMP and without a machine.
 
-The binary runs without privileges, in a session of its own, with a clean environment, an empty standard input, bounded
-output and a deadline; its process group is killed at the end. Every answer is read before it is told to quit: a QEMU
-that quits drops what did not fit into the connection.
+The binary runs without privileges, in a session of its own, with a clean environment, an empty standard input, bounds
+on what it says and uses, and a deadline. When every answer is read, it is killed with its process group and, asked by
+root, with all that it started. It is not told to quit: a QEMU that quits drops what did not fit into the connection.
 """
 
 from __future__ import annotations
@@ -18,37 +18,22 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import OperationError
+from pyhostdev.qemu.qemu_capabilities.answers import ASKED_DEVICES, checked
 from pyhostdev.util.ownership import Ownership
-from pyhostdev.util.spawn import spawn
+from pyhostdev.util.spawn import Bounds, spawn
 
 if TYPE_CHECKING:
     from qemu.qmp import Message, QMPClient
 
-# devices whose properties are recorded: those that decide what we may write on a command line
-ASKED_DEVICES = (
-    "vfio-pci",
-    "vfio-pci-nohotplug",
-    "pcie-root-port",
-    "pci-bridge",
-    "intel-iommu",
-    "virtio-blk-pci",
-    "virtio-net-pci",
-    "virtio-gpu-pci",
-    "usb-host",
-    "usb-redir",
-    "ICH9-LPC",
-    "PIIX4_PM",
-)
-
-# -device takes these names, too, which are those of no type
-DEVICE_ALIASES = {"ahci": "ich9-ahci", "lsi": "lsi53c895a", "virtio-iommu": "virtio-iommu-pci"}
-
-_DEADLINE_S = 30
-
 DEADLINE_S = 30.0
 LINE_BYTES = 16 << 20  # the longest answer, all machine types of one target, has about 100 KiB
-WORDS_BYTES = 4096  # of what the binary wrote, at the end of an error
+WORDS_BYTES = 64 << 10  # of what the binary wrote: as much as a pipe holds, what does not fit is lost
+LINE_MAX = 300  # of its words in an error
+HANGUP_TIMEOUT_S = 5.0
 NOBODY = Ownership(65534, 65534, "65534")  # by number: the name differs between distributions
+CPU_S = 30
+ADDRESS_BYTES = 16 << 30  # QEMU reserves 1 GiB for translated code; what it uses is a hundredth of this
+PROCESSES = 512  # of nobody; a QEMU that is asked has four threads
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": "/"}
 QUESTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("query-version", {}),
@@ -68,12 +53,40 @@ def ask(binary: str) -> dict[str, Any]:
     Raises:
         OperationError: it does not run, does not answer, or is not a QEMU.
     """
+    ours, theirs = socket.socketpair()
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    with contextlib.ExitStack() as opened:
+        opened.callback(ours.close)
+        opened.callback(os.close, reader)
+        try:
+            pid = _start(binary, theirs.fileno(), writer)
+        finally:
+            theirs.close()
+            os.close(writer)
+        try:
+            try:
+                return converse(ours)
+            finally:
+                _kill(pid)
+        except OperationError as err:
+            raise OperationError(f"The emulator '{binary}' cannot be asked: {err}{_words(reader)}") from err
+
+
+def converse(connection: socket.socket) -> dict[str, Any]:
+    """
+    Ask all questions over a connection and return what is stored about the binary at its other end.
+
+    Raises:
+        OperationError: what it says is not what a QEMU says, or comes too late.
+    """
     questions = [*QUESTIONS, *(("device-list-properties", {"typename": name}) for name in ASKED_DEVICES)]
-    answers = _answers(binary, questions)
+    answers = _run_aside(_talk(connection, questions))
     try:
-        return _described(answers)
+        data = _described(answers)
+        checked(data)
     except (AttributeError, KeyError, TypeError, ValueError) as err:
-        raise OperationError(f"The emulator '{binary}' answers nonsense over QMP ({type(err).__name__})") from err
+        raise OperationError(f"it answers nonsense over QMP ({type(err).__name__})") from err
+    return data
 
 
 def _described(answers: list[Any]) -> dict[str, Any]:
@@ -116,43 +129,16 @@ def _machine(row: dict[str, Any], models: dict[str, str]) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value}
 
 
-def _answers(binary: str, questions: list[tuple[str, dict[str, Any]]]) -> list[Any]:
-    """
-    Run the binary and return its answers in order; None where it says that there is no such thing.
-
-    Raises:
-        OperationError: it does not run, or does not answer in time.
-    """
-    ours, theirs = socket.socketpair()
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    with contextlib.ExitStack() as opened:
-        opened.callback(ours.close)
-        opened.callback(os.close, reader)
-        try:
-            pid = _start(binary, theirs.fileno(), writer)
-        finally:
-            theirs.close()
-            os.close(writer)
-        try:
-            return _run_aside(_talk(ours, questions))
-        except OperationError as err:
-            _kill(pid)
-            pid = 0
-            raise OperationError(f"The emulator '{binary}' cannot be asked: {_words(reader) or err}") from err
-        finally:
-            if pid:
-                _kill(pid)
-
-
 def _start(binary: str, monitor_fd: int, output_fd: int) -> int:
     argv = [binary, "-M", "none", "-S", "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-chardev", f"socket,id=qmp,fd={monitor_fd}", "-mon", "chardev=qmp,mode=control"]
     ownership = NOBODY if os.geteuid() == 0 else None
-    return spawn(argv, env=ENVIRONMENT, output_fd=output_fd, keep_fds=[monitor_fd], ownership=ownership)
+    bounds = Bounds(CPU_S, ADDRESS_BYTES, PROCESSES if ownership else 0)
+    return spawn(argv, env=ENVIRONMENT, output_fd=output_fd, keep_fds=[monitor_fd], ownership=ownership, bounds=bounds)
 
 
 def _kill(pid: int) -> None:
-    """End the binary and everything in its session's process group, and reap it."""
+    """End the binary, everything in its process group and in its PID namespace, and reap it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
@@ -162,13 +148,13 @@ def _kill(pid: int) -> None:
 
 
 def _words(reader: int) -> str:
-    """Return the end of what the binary wrote, in one line."""
+    """Return the last line that the binary wrote, as the end of a sentence about it."""
     try:
         text = os.read(reader, WORDS_BYTES).decode("utf-8", "replace")
     except BlockingIOError:
         return ""
     lines = [line for line in text.splitlines() if line.strip()]
-    return ascii(lines[-1].strip())[1:-1] if lines else ""
+    return f"; it wrote {lines[-1].strip()[-LINE_MAX:]!a}" if lines else ""
 
 
 def _run_aside(talk: Any) -> list[Any]:
@@ -202,7 +188,7 @@ async def _talk(connection: socket.socket, questions: list[tuple[str, dict[str, 
 
 
 async def _converse(connection: socket.socket, questions: list[tuple[str, dict[str, Any]]]) -> list[Any]:
-    from qemu.qmp import ExecuteError, QMPError
+    from qemu.qmp import ExecuteError
 
     client = _client()
     answers: list[Any] = []
@@ -213,13 +199,11 @@ async def _converse(connection: socket.socket, questions: list[tuple[str, dict[s
                 answers.append(await client.execute(name, arguments or None))
             except ExecuteError:
                 answers.append(None)
-        with contextlib.suppress(QMPError, OSError):
-            await client.execute("quit")
-    except (QMPError, OSError, ValueError) as err:
+    except Exception as err:  # the library hands on whatever its reader stumbled over, RecursionError too
         raise OperationError(f"it does not speak QMP ({type(err).__name__})") from err
     finally:
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(client.disconnect(), DEADLINE_S)
+            await asyncio.wait_for(client.disconnect(), HANGUP_TIMEOUT_S)
     return answers
 
 

@@ -41,20 +41,30 @@ def why_untrusted(path: str) -> str | None:
 
 
 def _components(path: str) -> Iterator[str]:
-    """Yield every directory, link and file on the way to a program, each link's target included."""
-    todo = [path]
-    for _ in range(_LINKS_MAX):
-        if not todo:
-            return
-        parts = PurePosixPath(todo.pop())
-        for part in reversed([parts, *parts.parents]):
-            yield str(part)
-            if os.path.islink(part):
-                target = os.path.join(os.path.dirname(part), os.readlink(part), parts.relative_to(part))
-                todo.append(os.path.normpath(target))
-                break
-    if todo:
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    """
+    Yield every directory, link and file that the kernel looks at on the way to a program.
+
+    ".." in a link is taken from the directory that was reached, not from the link's text.
+    """
+    todo = list(reversed(PurePosixPath(path).parts[1:]))
+    reached, links = "/", 0
+    yield reached
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            reached = os.path.dirname(reached)
+            continue
+        component = os.path.join(reached, part)
+        yield component
+        if not os.path.islink(component):
+            reached = component
+            continue
+        links += 1
+        if links > _LINKS_MAX:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        target = PurePosixPath(os.readlink(component))
+        reached = "/" if target.is_absolute() else reached
+        todo += reversed(target.parts[1:] if target.is_absolute() else target.parts)
 
 
 def _problem(component: str) -> str | None:

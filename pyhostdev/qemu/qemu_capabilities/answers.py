@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What is kept about an emulator, and whether data from a file, a cache or a program has that form.
+
+Whoever wrote the data may be hostile: names go into command lines and messages, so they are plain words of bounded
+length, and everything has the type that it is used with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+# devices whose properties are recorded: those that decide what we may write on a command line
+ASKED_DEVICES = (
+    "vfio-pci",
+    "vfio-pci-nohotplug",
+    "pcie-root-port",
+    "pci-bridge",
+    "intel-iommu",
+    "virtio-blk-pci",
+    "virtio-net-pci",
+    "virtio-gpu-pci",
+    "usb-host",
+    "usb-redir",
+    "ICH9-LPC",
+    "PIIX4_PM",
+)
+
+NAMES_MAX = 100_000  # in one list; QEMU 7.2 for x86_64 has about 500 devices
+VERSION_MAX = 9999
+
+_NAME = re.compile(r"[\x20-\x7e]{1,256}")  # some CPU models of SPARC have spaces
+_ARCH = re.compile(r"[a-z0-9_]{1,32}")
+
+
+class Machine(NamedTuple):
+    """One machine type of a binary."""
+
+    name: str
+    alias: str | None = None
+    is_default: bool = False
+    default_cpu: str | None = None  # a model name, as libvirt spells it
+    ram_id: str | None = None  # the memory backend's id
+
+
+class Answers(NamedTuple):
+    """All that is kept about one emulator."""
+
+    arch: str
+    version: tuple[int, ...]
+    cpus: frozenset[str]
+    devices: frozenset[str]
+    objects: frozenset[str]
+    properties: dict[str, frozenset[str]]
+    machines: dict[str, Machine]
+
+
+def checked(data: object) -> Answers:
+    """
+    Return what the data says.
+
+    Raises:
+        ValueError: it does not have the form that a probe writes; the text says where.
+    """
+    table = _table(data, "the whole")
+    devices = _names(table.get("devices"), "devices")
+    properties = {
+        _name(name, "properties"): _names(found, "properties")
+        for name, found in _table(table.get("properties"), "properties").items()
+    }
+    unrecorded = sorted(devices.intersection(ASKED_DEVICES).difference(properties))
+    if unrecorded:
+        raise ValueError(f"properties of {unrecorded[0]} are missing")
+    machines = [_machine(row) for row in _rows(table.get("machines"), "machines")]
+    return Answers(
+        _match(_ARCH, table.get("arch"), "arch"),
+        _version(table.get("version")),
+        _names(table.get("cpus"), "cpus"),
+        devices,
+        _names(table.get("objects"), "objects"),
+        properties,
+        {machine.name: machine for machine in machines},
+    )
+
+
+def _machine(row: object) -> Machine:
+    table = _table(row, "machines")
+    for key, value in table.items():
+        if key == "is_default" and not isinstance(value, bool):
+            raise ValueError("is_default is not true or false")
+        if key not in Machine._fields:
+            raise ValueError("machines have an unknown key")
+        if key != "is_default" and not (value is None and key != "name"):
+            _name(value, f"machines' {key}")
+    _name(table.get("name"), "machines' name")
+    return Machine(**table)
+
+
+def _version(value: object) -> tuple[int, ...]:
+    parts = _rows(value, "version")
+    if not 2 <= len(parts) <= 3 or not all(type(part) is int and 0 <= part <= VERSION_MAX for part in parts):
+        raise ValueError("version is not two or three numbers")
+    return tuple(parts)
+
+
+def _names(value: object, where: str) -> frozenset[str]:
+    rows: Iterable[object] = _rows(value, where)
+    return frozenset(_name(name, where) for name in rows)
+
+
+def _name(value: object, where: str) -> str:
+    return _match(_NAME, value, where)
+
+
+def _match(pattern: re.Pattern[str], value: object, where: str) -> str:
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise ValueError(f"{where} has something that is not a name")
+    return value
+
+
+def _table(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is not a table")
+    return value
+
+
+def _rows(value: object, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{where} is not a list")
+    if len(value) > NAMES_MAX:
+        raise ValueError(f"{where} has more than {NAMES_MAX} entries")
+    return value
