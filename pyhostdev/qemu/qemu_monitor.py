@@ -152,8 +152,8 @@ class QEMUMonitor:
         """Wait for QEMU's greeting on a unix socket and negotiate."""
         try:
             await self._client.connect(path)
-        except QMPError as err:
-            raise OperationError(f"Cannot talk to QEMU's monitor: {_words(err)}") from err
+        except Exception as err:  # garbage right behind the greeting ends in the library's own assertion
+            raise OperationError(f"Cannot talk to QEMU's monitor: {_words(err) or type(err).__name__}") from err
 
     async def close(self) -> None:
         """

@@ -84,9 +84,7 @@ class _Layout:
                 yield from card
                 bus = last + 1
 
-    def _place(
-        self, kind: FunctionSpec, bus: int, devfn: int, group: int | None = None
-    ) -> FunctionSpec:
+    def _place(self, kind: FunctionSpec, bus: int, devfn: int, group: int | None = None) -> FunctionSpec:
         return kind._replace(
             address=PCIDeviceAddress(self.domain, bus, devfn >> 3, devfn & 7),
             group=next(self.groups) if group is None else group,
@@ -138,9 +136,7 @@ _CARDS: dict[str, Callable[[_Layout, int], list[FunctionSpec]]] = {
 }
 
 
-def synthetic_host(
-    functions: int, *, seed: int = 1, cards: Sequence[str] = SRIOV_CARDS
-) -> HostSpec:
+def synthetic_host(functions: int, *, seed: int = 1, cards: Sequence[str] = SRIOV_CARDS) -> HostSpec:
     """
     Describe a host of exactly that many functions; the same arguments give the same host.
 

@@ -30,9 +30,7 @@ class SimulatedGuest:
         SysfsError: ENOENT without node, EBUSY when it is open already, EPERM when the group is not viable.
     """
 
-    def __init__(
-        self, kernel: SimulatedKernel, group: int, devices: Sequence[PCIDeviceAddress] | None = None
-    ) -> None:
+    def __init__(self, kernel: SimulatedKernel, group: int, devices: Sequence[PCIDeviceAddress] | None = None) -> None:
         self.kernel = kernel
         self.group = group
         path = kernel.root.vfio_group(group)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import argparse
 
+from pyhostdev.errors import ConfigUnsupportedError, OperationError
 from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.tools import arguments, output
+from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.ownership import chosen_ownership
 
 
@@ -31,13 +33,21 @@ def run(args: argparse.Namespace) -> int:
     definition = arguments.definition_of(args)
     validate_domain(definition)  # an unknown word on a host device is a finding of the plan
     host = arguments.host_of(args)
-    capabilities = arguments.capabilities_of(args, definition, host)
     ownership = chosen_ownership(args.user)
-    plan = qemu_driver.plan(
-        host, definition, args.policy, accept=args.accept, capabilities=capabilities, ownership=ownership
-    )
+    plan = host.plan(definition, args.policy, accept=args.accept)
+    origin = None
+    try:
+        capabilities = arguments.capabilities_of(args, definition, host)
+    except (ConfigUnsupportedError, OperationError) as err:
+        if args.capabilities is not None:
+            raise
+        # the host devices can be prepared all the same: another hypervisor driver may run the domain
+        plan = plan.with_start_findings([Finding("unsupported", ERROR, None, str(err))])
+    else:
+        origin = capabilities.origin
+        plan = plan.with_start_findings(qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership))
     if args.json:
-        output.print_json({**plan.to_json(), "capabilities": capabilities.origin})
+        output.print_json({**plan.to_json(), "capabilities": origin})
     else:
         print_plan(plan)
     return 0 if (plan.can_start if args.for_start else plan.ok) else 1

@@ -64,7 +64,6 @@ class NodeWriter(Protocol):
             SysfsError: it has gone, or the kernel refuses.
         """
 
-
     def is_group_open(self, path: str) -> bool:
         """
         Tell whether the kernel says that the node of a group is open; a function's own node is never to be asked.
@@ -108,7 +107,6 @@ class LiveNodes:
             if not now.is_same(node):
                 raise replaced(path, device)
             _chown(fd, path, node, device)
-
 
     def is_group_open(self, path: str) -> bool:
         """

@@ -29,9 +29,7 @@ class LiveIndex(Mapping[K, list[PCIDevice]], Generic[K]):
 
     __slots__ = ("_devices", "_key_of", "_members")
 
-    def __init__(
-        self, devices: Mapping[int, PCIDevice], key_of: Callable[[PCIDevice], K | None]
-    ) -> None:
+    def __init__(self, devices: Mapping[int, PCIDevice], key_of: Callable[[PCIDevice], K | None]) -> None:
         self._devices = devices
         self._key_of = key_of
         self._members: dict[K, list[int]] = {}
@@ -131,9 +129,7 @@ class LiveScan(HostFunctions):
         self._devices = dict(zip(self._order, Scan(self.root, snapshot), strict=True))
         self._indexes.clear()
 
-    def update(
-        self, addresses: Iterable[PCIDeviceAddress], snapshot: pciscan.Snapshot
-    ) -> None:
+    def update(self, addresses: Iterable[PCIDeviceAddress], snapshot: pciscan.Snapshot) -> None:
         """
         Take what some functions are now.
 

@@ -17,12 +17,8 @@ BUS_MAX = 0xFF
 SLOT_MAX = 0x1F
 FUNCTION_MAX = 7
 
-_COLONS = re.compile(
-    r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])", re.IGNORECASE | re.ASCII
-)
-_NODEDEV = re.compile(
-    r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])", re.IGNORECASE | re.ASCII
-)
+_COLONS = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])", re.IGNORECASE | re.ASCII)
+_NODEDEV = re.compile(r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])", re.IGNORECASE | re.ASCII)
 
 
 class PCIDeviceAddress(NamedTuple):
@@ -74,9 +70,7 @@ class PCIDeviceAddress(NamedTuple):
         limits = (DOMAIN_MAX, BUS_MAX, SLOT_MAX, FUNCTION_MAX)
         for name, value, limit in zip(self._fields, self, limits, strict=True):
             if not 0 <= value <= limit:
-                raise InvalidAddressError(
-                    f"PCI address {name} {value:#x} is not within 0 and {limit:#x}"
-                )
+                raise InvalidAddressError(f"PCI address {name} {value:#x} is not within 0 and {limit:#x}")
 
     @property
     def is_empty(self) -> bool:

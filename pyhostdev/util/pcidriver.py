@@ -180,9 +180,7 @@ class DriverMover:
             self.set_override(address, original.override)
         self.verify(address, original, driver=original.driver, override=original.override)
 
-    def verify(
-        self, address: PCIDeviceAddress, before: Binding, *, driver: str | None, override: str | None
-    ) -> None:
+    def verify(self, address: PCIDeviceAddress, before: Binding, *, driver: str | None, override: str | None) -> None:
         """
         Make sure that the function is the one it was before, and has this driver and this override.
 

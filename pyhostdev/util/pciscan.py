@@ -47,9 +47,7 @@ HAVE_DEVICE: int = _c.lib.PHD_HAVE_DEVICE
 _HAVE_SUBSYSTEM_VENDOR: int = _c.lib.PHD_HAVE_SUBSYSTEM_VENDOR
 _HAVE_SUBSYSTEM_DEVICE: int = _c.lib.PHD_HAVE_SUBSYSTEM_DEVICE
 HAVE_CLASS: int = _c.lib.PHD_HAVE_CLASS
-_HAVE_IDS = (
-    HAVE_VENDOR | HAVE_DEVICE | _HAVE_SUBSYSTEM_VENDOR | _HAVE_SUBSYSTEM_DEVICE | HAVE_CLASS
-)
+_HAVE_IDS = HAVE_VENDOR | HAVE_DEVICE | _HAVE_SUBSYSTEM_VENDOR | _HAVE_SUBSYSTEM_DEVICE | HAVE_CLASS
 HAVE_IOMMU_GROUP: int = _c.lib.PHD_HAVE_IOMMU_GROUP
 HAVE_PHYSFN: int = _c.lib.PHD_HAVE_PHYSFN
 
@@ -143,9 +141,7 @@ class Snapshot(Sequence[ScanRecord]):
 
     def __iter__(self) -> Iterator[ScanRecord]:
         drivers, physfns = self.driver_names, self._physfn_texts
-        for address, fields in zip(
-            self.addresses, _RECORD.iter_unpack(self._packed), strict=True
-        ):
+        for address, fields in zip(self.addresses, _RECORD.iter_unpack(self._packed), strict=True):
             yield _record(address, fields, drivers, physfns)
 
     def _record(self, index: int) -> ScanRecord:
@@ -201,9 +197,7 @@ class Snapshot(Sequence[ScanRecord]):
         return index if index < len(keys) and keys[index] == key else None
 
 
-def _record(
-    address: str, fields: tuple[int, ...], drivers: dict[int, str], physfns: dict[int, str]
-) -> ScanRecord:
+def _record(address: str, fields: tuple[int, ...], drivers: dict[int, str], physfns: dict[int, str]) -> ScanRecord:
     _, physfn, class_, group, driver, vendor, device, subvendor, subdevice, have, _ = fields
     rest = (
         drivers.get(driver),  # no name starts at 0
@@ -326,11 +320,7 @@ class _Scanner:
         records = bytearray(count * _RECORD.size)
         view = _c.ffi.from_buffer("struct phd_record[]", records)
         summary = _c.ffi.new("struct phd_summary *")
-        self._check(
-            _c.lib.phd_fill(
-                self.bus_fd, self.tuning, keys, count, view, self.lent, summary, self.error
-            )
-        )
+        self._check(_c.lib.phd_fill(self.bus_fd, self.tuning, keys, count, view, self.lent, summary, self.error))
         text = bytearray(summary.count * _ADDRESS_SIZE)
         used = _c.lib.phd_format(view, summary.count, _c.ffi.from_buffer(text))
         return Snapshot(
@@ -359,9 +349,7 @@ class _Scanner:
         raise SysfsError(-ret, os.path.join(self.root.pci_bus, path), "scan the PCI functions")
 
 
-def read_config(
-    root: HostRoot, address: PCIDeviceAddress, offset: int, size: int
-) -> bytes | None:
+def read_config(root: HostRoot, address: PCIDeviceAddress, offset: int, size: int) -> bytes | None:
     """
     Read a range of a function's configuration space, every dword of it a real bus cycle.
 

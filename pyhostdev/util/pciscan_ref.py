@@ -68,9 +68,7 @@ def _sort_key(name: str) -> tuple[int, ...]:
 
 def _read_function(top: str, name: str) -> ScanRecord | None:
     identity = read_identity(top)
-    record = ScanRecord(
-        name, *identity, _read_link(top, "driver"), _read_group(top), _read_physfn(top)
-    )
+    record = ScanRecord(name, *identity, _read_link(top, "driver"), _read_group(top), _read_physfn(top))
     return record if _is_directory(top) else None
 
 

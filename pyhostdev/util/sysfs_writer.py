@@ -227,17 +227,13 @@ class ForkedWriter(LiveNodes):
         """
         check_driver_name(name)
         if not self.root.is_live:
-            raise ConfigUnsupportedError(
-                f"The module '{name}' cannot be loaded into the host at '{self.root.path}'"
-            )
+            raise ConfigUnsupportedError(f"The module '{name}' cannot be loaded into the host at '{self.root.path}'")
         code, words = self._modprobe(name)
         # A blacklisted module makes modprobe say 0
         if code != 0 or not is_directory(self.root.module(name)):
             raise module_error(self.root, name, code, words)
 
-    def _attempt(
-        self, path: str, value: bytes, doing: str, device: PCIDeviceAddress
-    ) -> _Outcome:
+    def _attempt(self, path: str, value: bytes, doing: str, device: PCIDeviceAddress) -> _Outcome:
         helper = self._start(path, value, doing, device)
         try:
             helper.wait(self.timeout_s)
@@ -251,9 +247,7 @@ class ForkedWriter(LiveNodes):
             self._left_behind.append(helper)
         return outcome
 
-    def _start(
-        self, path: str, value: bytes, doing: str, device: PCIDeviceAddress
-    ) -> _Helper:
+    def _start(self, path: str, value: bytes, doing: str, device: PCIDeviceAddress) -> _Helper:
         top, name = os.path.split(path)
         with _directory(top, path, doing, device) as dir_fd, self._locks(device) as lock_dir_fd:
             keep = [_c.ffi.new("char[]", os.fsencode(text)) for text in (name, str(device))]
@@ -281,9 +275,7 @@ class ForkedWriter(LiveNodes):
         finally:
             os.close(fd)
 
-    def _judge(
-        self, outcome: _Outcome, path: str, value: bytes, doing: str, device: PCIDeviceAddress
-    ) -> None:
+    def _judge(self, outcome: _Outcome, path: str, value: bytes, doing: str, device: PCIDeviceAddress) -> None:
         if outcome.stage == _c.lib.PHD_STAGE_DONE:
             if outcome.taken != len(value):
                 doing = f"{doing}, {outcome.taken} bytes were taken"

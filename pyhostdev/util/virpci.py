@@ -438,9 +438,7 @@ def is_vfio_driver(root: HostRoot, address: PCIDeviceAddress, driver: str | None
     """
     if driver is None:
         return False
-    return driver == "vfio-pci" or is_directory(
-        os.path.join(root.pci_device(address), "vfio-dev")
-    )
+    return driver == "vfio-pci" or is_directory(os.path.join(root.pci_device(address), "vfio-dev"))
 
 
 def _group_member(root: HostRoot, group: int, name: str) -> GroupMember:
@@ -453,9 +451,7 @@ def _group_member(root: HostRoot, group: int, name: str) -> GroupMember:
     return GroupMember(name, address, driver, is_vfio_driver(root, address, driver))
 
 
-def read_iommu_group_members(
-    root: HostRoot, group: int, skip: Container[str] = ()
-) -> list[GroupMember]:
+def read_iommu_group_members(root: HostRoot, group: int, skip: Container[str] = ()) -> list[GroupMember]:
     """
     Return every member of a group, PCI functions first and by address, then the others by name.
 

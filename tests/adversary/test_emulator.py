@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
-from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, cache, load, probe, probing
+from pyhostdev.qemu.qemu_capabilities import STORED, QEMUCapabilities, cache, load, probe, probing, trust
 from pyhostdev.qemu.qemu_capabilities.choice import choose
 from pyhostdev.qemu.qemu_capabilities.trust import why_untrusted
 from pyhostdev.testing.fakehost import FakeHost
@@ -319,3 +319,106 @@ def test_capabilities_of_the_wrong_type_are_refused() -> None:
     """Data that does not describe an emulator is one ConfigError."""
     with pytest.raises(ConfigError):
         QEMUCapabilities({"arch": "x86_64", "version": ["a"]})
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_a_peer_says_is_used_or_one_error(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wrong thing in a conversation is one error, of the probe and of a guest's monitor."""
+    from qmpquestions import probed, watched
+
+    monkeypatch.setattr(probing, "DEADLINE_S", 0.5)
+    assert (None, None) == (probed(seed), watched(seed))
+
+
+def machine_file(directory: Path, machine: str, **changes: object) -> str:
+    """Write the stored answers with one more machine type, as a probe's file."""
+    data = json.loads((Path(STORED) / "7.2/x86_64.json").read_text())
+    data["machines"].append({"name": machine, "default_cpu": "qemu64", "ram_id": "pc.ram"})
+    file = directory / "capabilities.json"
+    file.write_text(json.dumps({**data, "version": [9, 2, 0], **changes}))
+    return str(file)
+
+
+@pytest.mark.parametrize("verb", ["validate", "xml", "argv", "plan"])
+def test_every_verb_answers_from_the_same_capabilities(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine type of the emulator's is accepted by all verbs; without an answer, all say who answers."""
+    domain = tmp_path / "newer.xml"
+    domain.write_text(DOMAIN.format("/nonexistent/qemu").replace("machine='pc'", "machine='pc-q35-9.2'"))
+    FakeHost.named("bcm5719", tmp_path / "host")
+    words = [verb, str(domain), "--root", str(tmp_path / "host")]
+    words += ["--for-start"] if verb == "plan" else []
+    assert 0 == main([*words, "--capabilities", machine_file(tmp_path, "pc-q35-9.2")])
+    assert "answered with capabilities in" in capsys.readouterr().err
+    assert 1 == main(words)
+    said = "".join(capsys.readouterr())
+    assert "stored capabilities of QEMU 7.2 (not asked: no emulator is run for another root)" in said
+    assert "Machine type 'pc-q35-9.2' is unknown" in " ".join(said.split())
+
+
+def test_a_plan_needs_no_capabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The devices of a domain whose emulator no one can answer for are planned; start would not run it."""
+    domain = tmp_path / "s390x.xml"
+    domain.write_text(DOMAIN.format("/nonexistent/qemu").replace("x86_64", "s390x").replace(" machine='pc'", ""))
+    FakeHost.named("bcm5719", tmp_path / "host")
+    words = ["plan", str(domain), "--root", str(tmp_path / "host"), "--json"]
+    assert 0 == main(words)
+    plan = json.loads(capsys.readouterr().out)
+    assert (None, False, ["unsupported"]) == (
+        plan["capabilities"],
+        plan["can_start"],
+        [finding["reason"] for finding in plan["findings"]],
+    )
+    assert 1 == main([*words, "--capabilities", "7.2"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cpus": "qemu64"},
+        {"devices": ["\x1b[31m"]},
+        {"devices": [["vfio-pci"]]},
+        {"version": "72"},
+        {"version": [True, 2]},
+        {"arch": "../x86_64"},
+        {"properties": {}},
+        {"machines": [{"name": "pc", "ram_id": 5}]},
+        {"machines": [{"alias": "pc"}]},
+        {"machines": [{"name": "pc", "extra": 1}]},
+        {"arch": "aarch64"},
+    ],
+    ids=str,
+)
+def test_a_file_that_is_nearly_right_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
+    """Text in the place of a list, names that are not plain, missing properties, another architecture: one error."""
+    with pytest.raises(ConfigError):
+        choose(None, "x86_64", choice=machine_file(tmp_path, "pc-q35-9.2", **changes))
+
+
+def test_the_second_question_asks_no_one(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are kept for the same file; hostile content of the cache is asked for again and written anew."""
+    monkeypatch.setattr(cache, "directory", lambda: str(tmp_path / "cache"))
+    path = script(ANSWERING.format(greeting=GREETING))
+    first = choose(path, "x86_64", choice="probe")
+    monkeypatch.setattr(probing, "ask", lambda _binary: pytest.fail("it was asked again"))
+    assert first.devices == choose(path, "x86_64", choice="probe").devices
+    monkeypatch.undo()
+    monkeypatch.setattr(cache, "directory", lambda: str(tmp_path / "cache"))
+    (entry,) = (tmp_path / "cache").iterdir()
+    kept = json.loads(entry.read_text())
+    entry.write_text(json.dumps({**kept, "data": {**kept["data"], "devices": "abc"}}))
+    assert first.devices == choose(path, "x86_64", choice="probe").devices
+    assert kept == json.loads(entry.read_text())
+
+
+def test_dots_in_a_link_are_the_kernels(place: Path) -> None:
+    """'..' behind a link is the parent of where the link leads, so that directory has to be trusted too."""
+    opened = place / "opened"
+    (opened / "below").mkdir(parents=True)
+    opened.chmod(0o777)
+    (place / "link").symlink_to(opened / "below")
+    (place / "qemu").symlink_to("link/../qemu")
+    components = [str(component) for component in trust._components(str(place / "qemu"))]
+    assert str(opened / "qemu") == components[-1]
+    assert str(opened) in components

@@ -245,9 +245,7 @@ def test_prepare_again_is_no_success_when_a_device_was_taken_away(bcm5719: FakeH
         manager.prepare(manager.host.plan(seed_domain))
 
 
-def test_second_guest_of_that_name_does_not_share_the_firsts_devices(
-    bcm5719: FakeHost, seed_domain: DomainDef
-) -> None:
+def test_second_guest_of_that_name_does_not_share_the_firsts_devices(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
     """A block that prepares gives back what it prepared itself: it never enters with another's devices."""
     manager = process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))

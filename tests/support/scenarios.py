@@ -182,8 +182,12 @@ def _originals() -> Iterator[Scenario]:
     yield Scenario("some-by-hand-7", card(7), eight[:7], setup=by_hand)
     yield Scenario("policy-off-one-of-three", card(3), (address(1),), policy="off")
     yield Scenario("not-assigned-inactive", card(2), (f"{address(0)} yes", f"{address(1)} no"), detached=(address(1),))
-    yield Scenario("not-assigned-unmanaged", card(2), (f"{address(0)} yes", f"{address(1)} no unmanaged"),
-                   setup=_bound_by_hand(address(1)))
+    yield Scenario(
+        "not-assigned-unmanaged",
+        card(2),
+        (f"{address(0)} yes", f"{address(1)} no unmanaged"),
+        setup=_bound_by_hand(address(1)),
+    )
 
 
 def _hosts() -> Iterator[Scenario]:
@@ -198,8 +202,12 @@ def _hosts() -> Iterator[Scenario]:
         "devices/0000:03:00.0/sriov_numvfs=2",
     )
     yield Scenario("vf-not-probed", "sriov", ("0000:03:10.0", "0000:03:10.2"), setup=no_probe)
-    bound = (*no_probe, "devices/0000:03:10.0/driver_override=ixgbevf", "drivers/ixgbevf/bind=0000:03:10.0",
-             "devices/0000:03:10.0/driver_override=\n")
+    bound = (
+        *no_probe,
+        "devices/0000:03:10.0/driver_override=ixgbevf",
+        "drivers/ixgbevf/bind=0000:03:10.0",
+        "devices/0000:03:10.0/driver_override=\n",
+    )
     yield Scenario("vf-bound-where-none-is-probed", "sriov", ("0000:03:10.0",), setup=bound)
     pfs = ("0000:06:12.0", "0000:06:12.1")
     no_vfs = tuple(f"devices/{pf}/sriov_numvfs=0" for pf in pfs)
