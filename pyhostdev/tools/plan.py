@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
         plan = plan.with_start_findings([Finding("unsupported", ERROR, None, str(err))])
     else:
         origin = capabilities.origin
-        plan = plan.with_start_findings(qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership))
+        plan = plan.with_start_findings(
+            qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership)
+        )
     if args.json:
         output.print_json({**plan.to_json(), "capabilities": origin})
     else:
