@@ -7,9 +7,6 @@
 #include "cleanup.h"
 #include "pciscan_internal.h"
 
-/* O_NONBLOCK: what is in the place of an attribute may be a FIFO in a tree that somebody made. */
-#define ATTR_FLAGS (O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)
-
 int phd_fail(struct phd_error *err, int ret, const char *top, const char *name)
 {
 	size_t used = 0;
@@ -44,24 +41,69 @@ const char *phd_attr(struct phd_scan *scan, const char *name)
 
 	memcpy(scan->path + scan->prefix, name, length);
 	scan->path[scan->prefix + length] = '\0';
-	return scan->path;
+	return scan->path + (scan->function_fd >= 0 ? scan->prefix : 0);
+}
+
+/*
+ * In a tree of a stranger a function's name may be a link to anywhere.  Where it was not listed as a
+ * directory, the directory is opened below the root.
+ */
+int phd_enter_function(struct phd_scan *scan, size_t index)
+{
+	const struct phd_record *record = &scan->records[index];
+	int fd;
+
+	phd_close(&scan->function_fd);
+	phd_set_current(scan, record->key);
+	if (!scan->is_confined || (scan->parent_fd >= 0 && record->flags & PHD_FLAG_REAL))
+		return 0;
+	fd = phd_open_bus(-1, scan->lent, "devices", scan->path, O_PATH | O_DIRECTORY);
+	if (fd < 0)
+		return phd_is_absent(-fd) ? 1 : phd_fail_here(scan, fd);
+	scan->function_fd = fd;
+	return 0;
 }
 
 int phd_here(const struct phd_scan *scan)
 {
+	if (scan->function_fd >= 0)
+		return scan->function_fd;
 	return scan->parent_fd >= 0 ? scan->parent_fd : scan->devices_fd;
+}
+
+/* An attribute that is a link. */
+static int open_linked(const struct phd_scan *scan)
+{
+	PHD_AUTO_CLOSE int fd = phd_open_bus(-1, scan->lent, "devices", scan->path, O_PATH);
+
+	return fd < 0 ? fd : phd_reopen_regular(fd);
+}
+
+/* A regular file, or what the kernel itself has there. */
+static int open_attr(struct phd_scan *scan, const char *name)
+{
+	const char *path = phd_attr(scan, name);
+	int fd;
+
+	if (scan->is_confined) {
+		fd = phd_open_regular_at(phd_here(scan), path);
+		return fd == -ELOOP ? open_linked(scan) : fd;
+	}
+	fd = openat(phd_here(scan), path, PHD_FILE_FLAGS);
+	return fd < 0 ? -errno : fd;
 }
 
 /* -ENOENT whatever says that it is absent, as ENODEV does when the function went after the open. */
 static ssize_t read_attr(struct phd_scan *scan, const char *name, char *out, size_t size)
 {
-	PHD_AUTO_CLOSE int fd = openat(phd_here(scan), phd_attr(scan, name), ATTR_FLAGS);
-	ssize_t n;
+	PHD_AUTO_CLOSE int fd = open_attr(scan, name);
+	ssize_t n = fd;
 
-	n = fd < 0 ? -1 : read(fd, out, size);
-	if (n < 0)
-		return phd_is_absent(errno) ? -ENOENT : -errno;
-	return n;
+	if (fd >= 0) {
+		n = read(fd, out, size);
+		n = n < 0 ? -errno : n;
+	}
+	return n < 0 && phd_is_absent((int)-n) ? -ENOENT : n;
 }
 
 /* count digits; UINT32_MAX when one is none, or when the value is above limit */

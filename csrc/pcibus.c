@@ -7,6 +7,7 @@
  * below it, its VFs are over.  A root bus has no bridge that says so.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
 
@@ -80,16 +81,51 @@ static void look_ahead(struct phd_scan *scan)
 }
 
 /*
+ * Mark those functions of a stranger's directory that are directories in it.  What is not found, in
+ * a listing without end for one, is opened function by function.
+ */
+static void find_real(struct phd_scan *scan, size_t index)
+{
+	struct phd_dents dents = {
+		.fd = scan->parent_fd,
+		.buffer = scan->lent->scratch,
+		.size = scan->lent->scratch_size,
+		.steps = &scan->steps,
+	};
+	struct phd_record *record;
+	const char *name;
+	uint64_t key;
+	int ret;
+
+	while ((name = phd_next_name(&dents, &ret))) {
+		if (dents.type != DT_DIR || !phd_parse_address(name, &key))
+			continue;
+		record = phd_find(scan, key);
+		if (record && record >= scan->records + index &&
+		    record < scan->records + scan->directory_end)
+			record->flags |= PHD_FLAG_REAL;
+	}
+}
+
+/*
  * Whatever stands in the way, the function is still to be reached by its entry in devices/, so
  * there is nothing to report.
  */
-static void open_directory(struct phd_scan *scan)
+static void open_directory(struct phd_scan *scan, size_t index)
 {
 	const struct phd_directory *dir = &scan->directories[scan->here];
 
-	if (dir->length)
+	if (!dir->length)
+		return;
+	if (!scan->is_confined) {
 		scan->parent_fd =
 			openat(scan->devices_fd, dir->path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+		return;
+	}
+	scan->parent_fd = phd_open_bus(-1, scan->lent, "devices", dir->path,
+				       O_RDONLY | O_DIRECTORY);
+	if (scan->parent_fd >= 0)
+		find_real(scan, index);
 }
 
 void phd_leave_bus(struct phd_scan *scan)
@@ -100,9 +136,11 @@ void phd_leave_bus(struct phd_scan *scan)
 void phd_reopen_bus(struct phd_scan *scan, uint64_t key)
 {
 	phd_leave_bus(scan);
-	read_directory(scan, key, &scan->directories[scan->here]);
 	scan->is_closed = false;
-	open_directory(scan);
+	if (scan->is_confined)
+		return;
+	read_directory(scan, key, &scan->directories[scan->here]);
+	open_directory(scan, 0);
 }
 
 /* One function alone is not worth a descriptor of its directory. */
@@ -125,6 +163,6 @@ int phd_enter_bus(struct phd_scan *scan, size_t index)
 	if (scan->is_crowd)
 		look_ahead(scan);
 	if (index + 1 < scan->directory_end)
-		open_directory(scan);
+		open_directory(scan, index);
 	return ret;
 }

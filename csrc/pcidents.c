@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #define _GNU_SOURCE
+#include <string.h>
 #include <sys/syscall.h>
 
 #include "cleanup.h"
@@ -12,6 +13,36 @@ struct linux_dirent64 {
 	unsigned char d_type;
 	char d_name[];
 };
+
+/* Put text behind a path, with a slash between them; false when it does not fit */
+static bool append(char *path, size_t size, const char *text)
+{
+	size_t used = strlen(path), length = strlen(text);
+
+	if (used + length + 2 > size)
+		return false;
+	if (used)
+		path[used++] = '/';
+	memcpy(path + used, text, length + 1);
+	return true;
+}
+
+/* An absolute link means the root. */
+int phd_open_bus(int bus_fd, const struct phd_lent *lent, const char *dir, const char *name,
+		 int flags)
+{
+	const char *parts[] = {lent->root_fd < 0 ? "" : lent->bus, dir, name};
+	char path[2 * PHD_LINK_MAX] = "";
+	int ret;
+
+	for (int i = *name == '/' ? 2 : 0; i < 3; i++)
+		if (*parts[i] && !append(path, sizeof(path), parts[i]))
+			return -ENAMETOOLONG;
+	if (lent->root_fd >= 0)
+		return phd_open_inside(lent->root_fd, path, flags);
+	ret = openat(bus_fd, path, flags | O_CLOEXEC);
+	return ret < 0 ? -errno : ret;
+}
 
 /* 1 when there are names to look at, 0 at the end */
 static int refill(struct phd_dents *dents)
@@ -31,11 +62,12 @@ const char *phd_next_name(struct phd_dents *dents, int *ret)
 		struct linux_dirent64 *entry = (void *)(dents->buffer + dents->next);
 
 		dents->next += entry->d_reclen;
-		if (++dents->steps > PHD_MAX_ENTRIES) {
+		if (++*dents->steps > PHD_MAX_ENTRIES) {
 			*ret = -EOVERFLOW;
 			return NULL;
 		}
 		if (entry->d_name[0] != '.') {
+			dents->type = entry->d_type;
 			*ret = 0;
 			return entry->d_name;
 		}

@@ -48,21 +48,32 @@ static int take_function(struct phd_scan *scan, const char *driver, uint64_t key
 	return ret;
 }
 
+static int open_driver(const struct phd_scan *scan, int drivers_fd, const char *driver)
+{
+	int fd;
+
+	if (scan->is_confined)
+		return phd_open_bus(-1, scan->lent, "drivers", driver, O_RDONLY | O_DIRECTORY);
+	fd = openat(drivers_fd, driver, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
 static int invert_driver(struct phd_scan *scan, int drivers_fd, const char *driver)
 {
-	PHD_AUTO_CLOSE int fd = openat(drivers_fd, driver, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	PHD_AUTO_CLOSE int fd = open_driver(scan, drivers_fd, driver);
 	size_t half = scan->lent->scratch_size / 2;
 	struct phd_dents dents = {
 		.fd = fd,
 		.buffer = scan->lent->scratch + half,
 		.size = half,
+		.steps = &scan->steps,
 	};
 	const char *name;
 	uint64_t key;
 	int ret;
 
 	if (fd < 0) /* unloaded meanwhile, or no driver */
-		return phd_is_absent(errno) ? 0 : phd_fail(scan->err, -errno, "drivers", driver);
+		return phd_is_absent(-fd) ? 0 : phd_fail(scan->err, fd, "drivers", driver);
 	while ((name = phd_next_name(&dents, &ret))) {
 		if (!phd_parse_address(name, &key))
 			continue;
@@ -75,12 +86,13 @@ static int invert_driver(struct phd_scan *scan, int drivers_fd, const char *driv
 
 static int open_drivers(struct phd_scan *scan, int bus_fd, struct phd_dents *dents)
 {
-	int fd = openat(bus_fd, "drivers", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int fd = phd_open_bus(bus_fd, scan->lent, "drivers", "", O_RDONLY | O_DIRECTORY);
 
 	*dents = (struct phd_dents){
 		.fd = fd,
 		.buffer = scan->lent->scratch,
 		.size = scan->lent->scratch_size / 2,
+		.steps = &scan->steps,
 	};
 	return fd;
 }
@@ -109,7 +121,7 @@ int phd_invert_drivers(struct phd_scan *scan, int bus_fd)
 	int ret;
 
 	if (fd < 0)
-		return errno == ENOENT ? 0 : phd_fail(scan->err, -errno, "drivers", NULL);
+		return fd == -ENOENT ? 0 : phd_fail(scan->err, fd, "drivers", NULL);
 	ret = is_worth_it(scan, &dents, &is_worth);
 	if (ret < 0 || !is_worth)
 		return ret;

@@ -63,21 +63,56 @@ static int is_there(struct phd_scan *scan, int fd)
 	return phd_is_absent(errno) ? 0 : phd_fail_here(scan, -errno);
 }
 
+static int open_listed(struct phd_scan *scan)
+{
+	phd_attr(scan, ".");
+	return phd_open_bus(-1, scan->lent, "devices", scan->path, O_PATH | O_DIRECTORY);
+}
+
+/* 1 when the function is there by its link, 0 when it is not */
+static int is_listed(struct phd_scan *scan)
+{
+	if (!scan->is_confined)
+		return is_there(scan, scan->devices_fd);
+
+	PHD_AUTO_CLOSE int fd = open_listed(scan);
+
+	if (fd >= 0)
+		return 1;
+	return phd_is_absent(-fd) ? 0 : phd_fail_here(scan, fd);
+}
+
+/* 1 when the function's directory is the one that was opened, 0 when there is none, 2 for another */
+static int is_same(struct phd_scan *scan)
+{
+	PHD_AUTO_CLOSE int fd = open_listed(scan);
+	struct stat before, now;
+
+	if (fd < 0)
+		return phd_is_absent(-fd) ? 0 : phd_fail_here(scan, fd);
+	if (fstat(fd, &now) < 0 || fstat(scan->function_fd, &before) < 0)
+		return phd_fail_here(scan, -errno);
+	return now.st_dev == before.st_dev && now.st_ino == before.st_ino ? 1 : 2;
+}
+
 /*
  * After something of the function was not there: 1 when the function is, 0 when it is gone, 2 when
  * it has to be read again because the bus was replaced by another with the same number.
  */
 static int confirm(struct phd_scan *scan)
 {
-	int ret = is_there(scan, phd_here(scan));
+	int ret;
 
+	if (scan->function_fd >= 0)
+		return is_same(scan);
+	ret = is_there(scan, phd_here(scan));
 	if (ret != 0 || scan->parent_fd < 0)
 		return ret;
-	ret = is_there(scan, scan->devices_fd);
+	ret = is_listed(scan);
 	if (ret != 1)
 		return ret;
 	phd_reopen_bus(scan, scan->current);
-	if (is_there(scan, phd_here(scan)) != 1)
+	if (scan->parent_fd >= 0 && is_there(scan, scan->parent_fd) != 1)
 		phd_leave_bus(scan);
 	return 2;
 }
@@ -203,11 +238,15 @@ static int try_function(struct phd_scan *scan, size_t index)
 	bool is_sure;
 	int ret;
 
-	phd_set_current(scan, scan->records[index].key);
-	ret = read_function(scan, index, &is_sure);
-	if (ret < 0 || is_sure)
-		return ret;
-	ret = confirm(scan);
+	ret = phd_enter_function(scan, index);
+	if (ret == 0) {
+		ret = read_function(scan, index, &is_sure);
+		if (ret < 0 || is_sure)
+			return ret;
+		ret = confirm(scan);
+	} else if (ret == 1) {
+		ret = 0;
+	}
 	if (ret == 0)
 		scan->records[index].flags |= PHD_FLAG_GONE;
 	return ret == 2 ? 1 : ret < 0 ? ret : 0;
@@ -243,6 +282,7 @@ static void prepare(struct phd_scan *scan, const uint64_t *keys)
 	scan->bus = PHD_NONE64;
 	scan->doubtful_domain = PHD_NONE64;
 	scan->pending_first = PHD_NONE64;
+	scan->is_confined = scan->lent->root_fd >= 0 && !scan->is_linked;
 	scan->is_crowd = scan->count >= scan->tuning->crowd;
 	scan->lent->names[0] = '\0';
 	scan->names_used = 1;
@@ -268,10 +308,11 @@ int phd_fill(int bus_fd, const struct phd_tuning *tuning, const uint64_t *keys, 
 	     struct phd_record *records, const struct phd_lent *lent, struct phd_summary *summary,
 	     struct phd_error *err)
 {
-	PHD_AUTO_CLOSE int fd = openat(bus_fd, "devices", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	PHD_AUTO_CLOSE int fd = phd_open_bus(bus_fd, lent, "devices", "", O_PATH | O_DIRECTORY);
 	struct phd_scan scan = {
 		.devices_fd = fd,
 		.parent_fd = -1,
+		.function_fd = -1,
 		.tuning = tuning,
 		.lent = lent,
 		.records = records,
@@ -281,13 +322,14 @@ int phd_fill(int bus_fd, const struct phd_tuning *tuning, const uint64_t *keys, 
 	int ret = 0;
 
 	if (fd < 0)
-		return phd_fail(err, -errno, "devices", NULL);
+		return phd_fail(err, fd, "devices", NULL);
 	prepare(&scan, keys);
 	if (scan.is_crowd)
 		ret = phd_invert_drivers(&scan, bus_fd);
 	for (size_t i = 0; i < count && ret == 0; i++)
 		ret = visit(&scan, i);
 	phd_leave_bus(&scan);
+	phd_close(&scan.function_fd);
 	if (ret == 0)
 		drop_gone(&scan, summary);
 	return ret;

@@ -63,16 +63,18 @@ static void sort_keys(uint64_t *keys, uint64_t *scratch, size_t count)
 int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_lent *lent,
 	     size_t *count, struct phd_error *err)
 {
-	PHD_AUTO_CLOSE int fd = openat(bus_fd, "devices", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	PHD_AUTO_CLOSE int fd = phd_open_bus(bus_fd, lent, "devices", "", O_RDONLY | O_DIRECTORY);
+	uint32_t steps = 0;
 	struct phd_dents dents = {
 		.fd = fd,
 		.buffer = lent->scratch,
 		.size = lent->scratch_size,
+		.steps = &steps,
 	};
 	int ret;
 
 	if (fd < 0)
-		return phd_fail(err, -errno, "devices", NULL);
+		return phd_fail(err, fd, "devices", NULL);
 	ret = list_keys(&dents, keys, capacity, count);
 	if (ret < 0)
 		return phd_fail(err, ret, "devices", NULL);

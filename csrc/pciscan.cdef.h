@@ -44,12 +44,16 @@ struct phd_tuning {
 	uint32_t linked; /* not 0: drivers list all their functions, as they do in sysfs itself */
 };
 
-/* Memory the caller lends for the time of a call. */
+/*
+ * What the caller lends for the time of a call: memory, and the directory that no link leads out of.
+ */
 struct phd_lent {
 	char *scratch; /* for directory listings, at least 8 KiB */
 	size_t scratch_size;
 	char *names; /* receives the drivers' names, each ended by NUL */
 	size_t names_size;
+	int root_fd;	 /* -1 where every link is the kernel's own */
+	const char *bus; /* the directory of the PCI bus below the root */
 };
 
 struct phd_summary {
@@ -84,7 +88,25 @@ int phd_fill(int bus_fd, const struct phd_tuning *tuning, const uint64_t *keys, 
 size_t phd_format(const struct phd_record *records, size_t count, char *text);
 
 /*
- * Read size bytes of a file at offset with one pread.  The number of bytes, which may be smaller,
- * or -errno.
+ * Read size bytes of a regular file at offset with one pread.  The number of bytes, which may be
+ * smaller, or -errno.
  */
-int64_t phd_read_at(const char *path, uint64_t offset, uint8_t *out, size_t size);
+int64_t phd_read_at(const char *root, const char *path, uint64_t offset, uint8_t *out, size_t size);
+
+/*
+ * Open what a path is below a root, which no link leads out of; "" as root is the live host.  With
+ * O_PATH what is there, links at the end too with O_NOFOLLOW; else a directory.  A descriptor or
+ * -errno.
+ */
+int phd_open_below(const char *root, const char *path, int flags);
+
+/*
+ * The same from a descriptor of the root, without openat2: what sandboxes and old kernels get.
+ */
+int phd_walk_inside(int root_fd, const char *path, int flags);
+
+/*
+ * Open a regular file for reading, and nothing else: -EISDIR for a directory, -EMEDIUMTYPE for devices,
+ * FIFOs and sockets, which are not opened at all.
+ */
+int phd_open_file(const char *root, const char *path);

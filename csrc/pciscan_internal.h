@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include "pciaddress.h"
+#include "pciroot.h"
 #include "pciscan.h"
 
 #define PHD_MAX_ENTRIES (1u << 22) /* of all listings of a scan: nothing that ends has more */
@@ -21,6 +22,7 @@ enum phd_flags {
 	PHD_FLAG_GONE = 1,
 	PHD_FLAG_SHARED =
 		2, /* class_code is, for now, the index of the VF to copy the identity from */
+	PHD_FLAG_REAL = 4, /* a directory in the current bus' directory, and no link */
 };
 
 /* A PF whose VFs have not been told from the listing yet. */
@@ -40,6 +42,9 @@ struct phd_scan {
 	int devices_fd;
 	int parent_fd; /* the directory of the current bus' functions, -1: go by the links of
 			  devices/ */
+	int function_fd; /* the current function's directory, -1: a name in phd_here() */
+	bool is_confined; /* somebody else may have made the tree's links */
+	uint32_t steps;	  /* names of listings so far */
 	uint64_t bus;  /* key >> 8 */
 	uint64_t current;
 	struct phd_directory directories[2]; /* the current function's, and the next one */
@@ -74,13 +79,18 @@ static inline bool phd_is_absent(int errnum)
 
 /* pcidents.c */
 
+/* Open DIR/NAME of the bus, or what DIR/NAME is in the root that it may not lead out of. */
+int phd_open_bus(int bus_fd, const struct phd_lent *lent, const char *dir, const char *name,
+		 int flags);
+
 struct phd_dents {
 	int fd;
 	char *buffer;
 	size_t size;
 	long filled;
 	long next;
-	uint32_t steps;
+	unsigned char type; /* of the last name */
+	uint32_t *steps;    /* names so far, of all listings together */
 };
 
 /* The next name that does not start with a dot, NULL at the end; *ret is 0 or -errno. */
@@ -91,6 +101,8 @@ const char *phd_next_name(struct phd_dents *dents, int *ret);
 int phd_fail(struct phd_error *err, int ret, const char *top, const char *name);
 int phd_fail_here(struct phd_scan *scan, int ret);
 void phd_set_current(struct phd_scan *scan, uint64_t key);
+/* Make a function the current one; 1 when it is not there. */
+int phd_enter_function(struct phd_scan *scan, size_t index);
 /* The path of an attribute of the current function, below phd_here(). */
 const char *phd_attr(struct phd_scan *scan, const char *name);
 int phd_here(const struct phd_scan *scan);

@@ -122,8 +122,10 @@ static int derive(struct phd_scan *scan, const struct phd_pending *pf, size_t *c
 	uint64_t n = count_listed(scan, pf), last, next = PHD_NONE64;
 	int ret;
 
-	phd_set_current(scan, scan->records[pf->index].key);
-	if (n == 0)
+	ret = phd_enter_function(scan, pf->index);
+	if (ret < 0)
+		return ret;
+	if (n == 0 || ret == 1)
 		return doubt(scan, pf->first);
 	ret = read_virtfn(scan, n - 1, &last);
 	if (ret == 0 && !is_row_complete(scan, pf, n, claimed))

@@ -20,7 +20,7 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.statedir import StateDir
-from pyhostdev.util.virfile import is_directory, read_attribute, read_text
+from pyhostdev.util.virfile import is_directory, read_attribute, read_lines, read_status
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
@@ -108,9 +108,9 @@ class Host:
         Raises:
             SysfsError: nobody can say.
         """
-        if is_directory(self.root.pci_driver(name)):
+        if is_directory(self.root, self.root.pci_driver(name)):
             return True
-        return False if is_directory(self.root.pci_drivers) else None
+        return False if is_directory(self.root, self.root.pci_drivers) else None
 
     def has_module(self, name: str) -> bool | None:
         """
@@ -122,14 +122,14 @@ class Host:
         release = self._kernel_release()
         if release is None:
             return None
-        listing = read_text(self.root.modules_dep(release))
-        if listing is None:
+        listing = self.root.modules_dep(release)
+        if read_status(self.root, listing) is None:
             return None
         wanted = name.replace("-", "_")
-        return any(_module_name(line.partition(":")[0]) == wanted for line in listing.split("\n"))
+        return any(_module_name(line.partition(":")[0]) == wanted for line in read_lines(self.root, listing))
 
     def _kernel_release(self) -> str | None:
-        return os.uname().release if self.root.is_live else read_attribute(self.root.kernel_release)
+        return os.uname().release if self.root.is_live else read_attribute(self.root, self.root.kernel_release)
 
     def is_in_flight(self, address: PCIDeviceAddress | str) -> bool:
         """Tell whether a write to this device has not come back from the kernel yet."""

@@ -5,6 +5,7 @@ Checks of a plan that look beyond PCI: what the host itself needs, who else is a
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -16,9 +17,13 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import BOOT_VGA, DEFAULT_ROUTE, MOUNTED, HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.vfioholders import read_group_holders
+from pyhostdev.util.virfile import list_names, read_bytes
 
 VF_NETWORK = "vf-network"
 CONSENT_REASONS = (BOOT_VGA, MOUNTED, DEFAULT_ROUTE, VF_NETWORK)
+
+_STATUS_FILES_MAX = 4096  # domains that run on one host
+_STATUS_TOTAL = 64 << 20  # bytes of all of them: 16 KiB each, as a domain with some ten devices has
 
 # Where a domain's XML names PCI functions of the host
 _PCI_SOURCES = (
@@ -70,12 +75,19 @@ def libvirt_owners(root: HostRoot, addresses: Collection[PCIDeviceAddress]) -> I
     Yield the devices that a running domain of libvirtd has; read only, from its status files.
 
     Raises:
-        SysfsError: a file is there and the kernel refuses to read it, but for want of rights.
+        SysfsError: a file is there and the kernel refuses to read it, but for want of rights; or there are too many
+            (EFBIG).
     """
+    left = _STATUS_TOTAL
     for name in _status_files(root):
         domain = name.removesuffix(".xml")
         try:
-            devices = _status_devices(os.path.join(root.libvirt_status, name))
+            data = _read_status_file(root, os.path.join(root.libvirt_status, name))
+            left -= len(data or b"")
+            if left < 0:
+                doing = f"read the status of libvirt's domains, which has more than {_STATUS_TOTAL} bytes"
+                raise SysfsError(errno.EFBIG, root.libvirt_status, doing)
+            devices = set() if data is None else _status_devices(data)
         except ConfigError as err:
             text = f"The status of libvirt's domain '{domain}' is not understood, so its devices are not known: {err}"
             yield Finding("libvirt-status", NOTE, None, text)
@@ -86,33 +98,49 @@ def libvirt_owners(root: HostRoot, addresses: Collection[PCIDeviceAddress]) -> I
 
 def _status_files(root: HostRoot) -> list[str]:
     try:
-        return sorted(name for name in os.listdir(root.libvirt_status) if name.endswith(".xml"))
-    except (FileNotFoundError, PermissionError):
-        return []
-    except OSError as err:
+        names = sorted(name for name in list_names(root, root.libvirt_status) if name.endswith(".xml"))
+    except SysfsError as err:
+        if err.errno in (errno.EACCES, errno.EPERM):
+            return []
         raise SysfsError(err.errno or 0, root.libvirt_status, "look for libvirt's domains") from err
+    if len(names) > _STATUS_FILES_MAX:
+        doing = f"look for libvirt's domains, which are more than {_STATUS_FILES_MAX}"
+        raise SysfsError(errno.EFBIG, root.libvirt_status, doing)
+    return names
 
 
-def _status_devices(path: str) -> set[PCIDeviceAddress]:
+def _read_status_file(root: HostRoot, path: str) -> bytes | None:
+    """
+    Return what is in a status file; None when the domain has just ended, or is not ours to look into.
+
+    Raises:
+        ConfigError: it is larger than a domain can be.
+        SysfsError: from reading it.
+    """
+    from pyhostdev.util.virxml import SIZE_MAX
+
+    try:
+        return read_bytes(root, path, SIZE_MAX)
+    except SysfsError as err:
+        if err.errno in (errno.EACCES, errno.EPERM):
+            return None
+        if err.errno == errno.EFBIG:
+            raise ConfigError(f"it is larger than {SIZE_MAX} bytes") from err
+        raise SysfsError(err.errno or 0, path, "read the status of a domain") from err
+
+
+def _status_devices(data: bytes) -> set[PCIDeviceAddress]:
     """
     Return the host's PCI functions in a status file: host devices, interfaces that are some, NVMe disks.
 
     Raises:
         ConfigError: it is no XML, or an address in it is none.
-        SysfsError: from reading it.
 
     Mirrors: what virDomainDefFormatInternal writes of each (src/conf/domain_conf.c)
     """
     from pyhostdev.conf.hostdev_conf import PCISource
-    from pyhostdev.util.virxml import SIZE_MAX, parse_document
+    from pyhostdev.util.virxml import parse_document
 
-    try:
-        with open(path, "rb") as stream:
-            data = stream.read(SIZE_MAX + 1)
-    except (FileNotFoundError, PermissionError):
-        return set()  # the domain has just ended, or is not ours to look into
-    except OSError as err:
-        raise SysfsError(err.errno or 0, path, "read the status of a domain") from err
     document = parse_document(data)
     sources = [source for where in _PCI_SOURCES for source in document.iterfind(where)]
     return {PCISource.from_element(s).address for s in sources if s.find("address[@bus]") is not None}

@@ -41,9 +41,9 @@ def lock_set(root: HostRoot, addresses: Iterable[PCIDeviceAddress], owner: str |
     """Return what a change of these devices locks, in the one order in which everybody takes them."""
     locks: dict[str, bool] = {}
     for address in addresses:
-        group = read_link_name(os.path.join(root.pci_device(address), "iommu_group"))
+        group = read_link_name(root, os.path.join(root.pci_device(address), "iommu_group"))
         locks[f"device-{address}.lock" if group is None else f"group-{group}.lock"] = False
-        pf = read_link_name(os.path.join(root.pci_device(address), "physfn"))
+        pf = read_link_name(root, os.path.join(root.pci_device(address), "physfn"))
         name = f"pf-{pf or address}.lock"
         locks[name] = pf is not None and locks.get(name, True)
     if owner is not None:

@@ -52,7 +52,7 @@ def unrecorded(manager: HostdevManager, told: Container[PCIDeviceAddress]) -> It
 
 
 def _addresses(manager: HostdevManager) -> Iterator[PCIDeviceAddress]:
-    for name in sorted(list_names(manager.root.pci_devices)):
+    for name in sorted(list_names(manager.root, manager.root.pci_devices)):
         try:
             yield PCIDeviceAddress.parse(name)
         except InvalidAddressError:
@@ -66,10 +66,10 @@ def _vfio_driver_by_override(manager: HostdevManager, address: PCIDeviceAddress)
     Variants are told by the ``vfio-dev`` that they make, as their names are many.
     """
     top = manager.root.pci_device(address)
-    driver = read_link_name(os.path.join(top, "driver"))
+    driver = read_link_name(manager.root, os.path.join(top, "driver"))
     if driver is None or not is_vfio_driver(manager.root, address, driver) or manager.writer.is_in_flight(address):
         return None
-    return driver if read_attribute(os.path.join(top, "driver_override")) == driver else None
+    return driver if read_attribute(manager.root, os.path.join(top, "driver_override")) == driver else None
 
 
 def _whose(manager: HostdevManager, devices: Drivers) -> Iterator[RecoveryResult]:

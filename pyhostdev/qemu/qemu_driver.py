@@ -22,7 +22,7 @@ from pyhostdev.qemu.qemu_domain import memlock_limit
 from pyhostdev.qemu.qemu_lifecycle import lifecycle_actions
 from pyhostdev.qemu.qemu_postparse import default_emulator, host_arch
 from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.virfile import is_directory
+from pyhostdev.util.virfile import is_directory, read_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -189,7 +189,7 @@ def _unfollowed(dom: DomainDef) -> Iterator[Finding]:
 def _missing_mdevs(dom: DomainDef, host: Host) -> Iterator[Finding]:
     for hostdev in dom.hostdevs:
         uuid = hostdev.source_def.uuid if isinstance(hostdev.source_def, MdevSource) else None
-        if uuid is not None and not is_directory(host.root.mdev_device(uuid)):
+        if uuid is not None and not is_directory(host.root, host.root.mdev_device(uuid)):
             yield Finding("device-missing", ERROR, uuid, f"Mediated device {uuid} is not on this host", hostdev.line)
 
 

@@ -54,6 +54,11 @@ class HostRoot:
         """Return a path below the root."""
         return os.path.join(self.path, *parts)
 
+    def follow(self, link: str, target: str) -> str:
+        """Return where a link below the root leads, which is below the root as well; other links are not looked at."""
+        below = os.path.join("/", os.path.relpath(os.path.dirname(link), self.path), target)
+        return self.join(os.path.normpath(below).lstrip("/"))
+
     @property
     def pci_bus(self) -> str:
         """``sys/bus/pci``"""

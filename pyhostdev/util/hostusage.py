@@ -11,12 +11,13 @@ import errno
 import os
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.virfile import list_names, read_attribute, read_link, read_text
+from pyhostdev.util.virfile import list_names, read_attribute, read_lines, read_link
 
 BOOT_VGA, MOUNTED, DEFAULT_ROUTE = "boot-vga", "mounted", "default-route"
 DEFAULT_DESTINATION = "00000000"  # of /proc/net/route and, eight times, of ipv6_route
@@ -44,16 +45,16 @@ class HostUsage:
     def __init__(self, root: HostRoot) -> None:
         self.root = root
         self._block_names = _block_names(root)
-        self._blocks = {name: _below(root.class_block, name, _block_parts) for name in self._block_names}
-        self._screens = {name: _below(root.class_graphics, name, _no_parts) for name in _screen_names(root)}
+        self._blocks = {name: _below(root, root.class_block, name, _block_parts) for name in self._block_names}
+        self._screens = {name: _below(root, root.class_graphics, name, _no_parts) for name in _screen_names(root)}
         self._firmware_screens = _firmware_screens(root)
-        self._nets = {name: _below(root.class_net, name, _net_parts) for name in _route_names(root)}
+        self._nets = {name: _below(root, root.class_net, name, _net_parts) for name in _route_names(root)}
 
     def of(self, address: PCIDeviceAddress) -> list[Use]:
         """Return what the host uses one function for."""
         part = f"/{address}/"
         uses = []
-        if read_attribute(os.path.join(self.root.pci_device(address), "boot_vga")) == "1":
+        if read_attribute(self.root, os.path.join(self.root.pci_device(address), "boot_vga")) == "1":
             uses.append(Use(BOOT_VGA, "shows the host's console"))
         if str(address) in self._firmware_screens:
             uses.append(Use(BOOT_VGA, "has the screen that the firmware left to the host"))
@@ -69,20 +70,21 @@ class HostUsage:
         return uses
 
 
-def _lines(path: str) -> list[list[str]]:
-    return [line.split() for line in (read_text(path) or "").split("\n")]
+def _lines(root: HostRoot, path: str) -> Iterator[list[str]]:
+    """Yield the words of each line of a table."""
+    return (line.split() for line in read_lines(root, path))
 
 
 def _block_names(root: HostRoot) -> dict[str, str]:
     """Return the block devices that are mounted or swapped to, and as what."""
     found = {}
-    for words in _lines(root.mounts):
+    for words in _lines(root, root.mounts):
         if len(words) > 1 and words[0].startswith(root.DEV):
             name = _block_name(root, words[0])
             if name == _BOOT_ROOT:
                 name = _mounted_number(root, words[1]) or name
             found[name] = f"the file system at '{words[1]}'"
-    for words in _lines(root.swaps)[1:]:
+    for words in islice(_lines(root, root.swaps), 1, None):
         if words and words[0].startswith(root.DEV):
             found[_block_name(root, words[0])] = "swap"
     for names in _btrfs_devices(root):
@@ -94,14 +96,14 @@ def _block_names(root: HostRoot) -> dict[str, str]:
 
 def _btrfs_devices(root: HostRoot) -> Iterator[list[str]]:
     """Yield the block devices of each btrfs, of which the table of mounts names one only."""
-    for name in list_names(root.fs_btrfs):
-        yield sorted(list_names(os.path.join(root.fs_btrfs, name, "devices")))
+    for name in list_names(root, root.fs_btrfs):
+        yield sorted(list_names(root, os.path.join(root.fs_btrfs, name, "devices")))
 
 
 def _block_name(root: HostRoot, device: str) -> str:
     """Return the kernel's name of a device node; udev's names, and those of the device mapper, are links to it."""
     for _ in range(_LINKS_MAX):
-        target = _target(root.join(device.lstrip("/")))
+        target = _target(root, root.join(device.lstrip("/")))
         if target is None:
             break
         device = os.path.join(os.path.dirname(device), target)
@@ -110,16 +112,16 @@ def _block_name(root: HostRoot, device: str) -> str:
 
 def _mounted_number(root: HostRoot, where: str) -> str | None:
     """Return the block device of a mount by its number; None where the table of mounts does not have it."""
-    numbers = [words[2] for words in _lines(root.mountinfo) if len(words) > 4 and words[4] == where]
+    numbers = [words[2] for words in _lines(root, root.mountinfo) if len(words) > 4 and words[4] == where]
     found = _DEVICE_NUMBER.fullmatch(numbers[-1]) if numbers else None
-    target = None if found is None else _target(root.block_device(int(found[1]), int(found[2])))
+    target = None if found is None else _target(root, root.block_device(int(found[1]), int(found[2])))
     return None if target is None else os.path.basename(target)
 
 
-def _target(path: str) -> str | None:
+def _target(root: HostRoot, path: str) -> str | None:
     """Return a link's target; None when there is no link, or something else."""
     try:
-        return read_link(path)
+        return read_link(root, path)
     except SysfsError as err:
         if err.errno == errno.EINVAL:
             return None
@@ -128,7 +130,7 @@ def _target(path: str) -> str | None:
 
 def _screen_names(root: HostRoot) -> list[str]:
     """Return the framebuffers; what else is in their class are the consoles on them."""
-    return sorted(name for name in list_names(root.class_graphics) if name.removeprefix("fb").isdigit())
+    return sorted(name for name in list_names(root, root.class_graphics) if name.removeprefix("fb").isdigit())
 
 
 def _firmware_screens(root: HostRoot) -> set[str]:
@@ -136,65 +138,63 @@ def _firmware_screens(root: HostRoot) -> set[str]:
     above: list[str] = []
     found: set[str] = set()
     try:
-        lines = (read_text(root.iomem) or "").split("\n")
+        for line in read_lines(root, root.iomem):
+            name = line.partition(" : ")[2]
+            depth = (len(line) - len(line.lstrip())) // 2
+            above = [*above[:depth], name]
+            if name in FIRMWARE_SCREENS:
+                found.update(above)
     except SysfsError as err:
         if err.errno not in (errno.EACCES, errno.EPERM):
-            raise
-        return found  # hardened hosts keep the table from who plans without rights
-    for line in lines:
-        name = line.partition(" : ")[2]
-        depth = (len(line) - len(line.lstrip())) // 2
-        above = [*above[:depth], name]
-        if name in FIRMWARE_SCREENS:
-            found.update(above)
+            raise  # hardened hosts keep the table from who plans without rights
     return found
 
 
 def _route_names(root: HostRoot) -> list[str]:
     """Return the interfaces that a default route goes through, in both protocols."""
-    names = [words[0] for words in _lines(root.route) if words[1:2] == [DEFAULT_DESTINATION]]
-    for words in _lines(root.ipv6_route):
+    names = [words[0] for words in _lines(root, root.route) if words[1:2] == [DEFAULT_DESTINATION]]
+    for words in _lines(root, root.ipv6_route):
         is_default = words[:2] == [DEFAULT_DESTINATION * 4, "00"]
         if is_default and words[-1] != "lo":
             names.append(words[-1])
     return list(dict.fromkeys(names))
 
 
-def _below(directory: str, name: str, parts_of: Callable[[str], list[str]]) -> list[str]:
+def _below(root: HostRoot, directory: str, name: str, parts_of: Callable[[HostRoot, str], list[str]]) -> list[str]:
     """Return the sysfs paths of a device of a class and of all that it is made of; parts_of returns a path's parts."""
     found: list[str] = []
     todo = [os.path.join(directory, name)]
     while todo and len(found) < _STACK_MAX:
-        path = _resolved(todo.pop())
+        path = _resolved(root, todo.pop())
         if f"{path}/" not in found:
             found.append(f"{path}/")
-            todo += parts_of(path)
+            todo += parts_of(root, path)
     return found
 
 
-def _resolved(path: str) -> str:
-    target = _target(path)
-    return path if target is None else os.path.normpath(os.path.join(os.path.dirname(path), target))
+def _resolved(root: HostRoot, path: str) -> str:
+    target = _target(root, path)
+    return path if target is None else root.follow(path, target)
 
 
-def _block_parts(path: str) -> list[str]:
+def _block_parts(root: HostRoot, path: str) -> list[str]:
     """Return the slaves of a mapping or an array, those of a partition's disk, the controllers of an NVMe subsystem."""
-    parts = [os.path.join(top, "slaves", name) for top in (path, os.path.dirname(path)) for name in _slaves(top)]
+    parts = [os.path.join(top, "slaves", name) for top in (path, os.path.dirname(path)) for name in _slaves(root, top)]
     subsystem = _NVME_SUBSYSTEM.match(path)
     if subsystem is not None:
-        names = (name for name in sorted(list_names(subsystem[0])) if _NVME_CONTROLLER.fullmatch(name))
+        names = (name for name in sorted(list_names(root, subsystem[0])) if _NVME_CONTROLLER.fullmatch(name))
         parts += [os.path.join(subsystem[0], name) for name in names]
     return parts
 
 
-def _slaves(top: str) -> list[str]:
-    return sorted(list_names(os.path.join(top, "slaves")))
+def _slaves(root: HostRoot, top: str) -> list[str]:
+    return sorted(list_names(root, os.path.join(top, "slaves")))
 
 
-def _net_parts(path: str) -> list[str]:
+def _net_parts(root: HostRoot, path: str) -> list[str]:
     """Return the lower interfaces of a bridge, a bond or a VLAN."""
-    return [os.path.join(path, name) for name in sorted(list_names(path)) if name.startswith("lower_")]
+    return [os.path.join(path, name) for name in sorted(list_names(root, path)) if name.startswith("lower_")]
 
 
-def _no_parts(path: str) -> list[str]:
+def _no_parts(root: HostRoot, path: str) -> list[str]:
     return []

@@ -28,7 +28,7 @@ def read_group(root: HostRoot, address: PCIDeviceAddress) -> int | None:
         SysfsError: the link cannot be read, or leads to something that is not a number (EBADMSG).
     """
     path = f"{root.pci_device(address)}/iommu_group"
-    name = read_link_name(path)
+    name = read_link_name(root, path)
     if name is None:
         return None
     if _GROUP.fullmatch(name) is None:

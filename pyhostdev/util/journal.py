@@ -48,7 +48,7 @@ def read_boot_id(root: HostRoot) -> str | None:
     Raises:
         SysfsError: it is there and cannot be read.
     """
-    return read_attribute(root.boot_id)
+    return read_attribute(root, root.boot_id)
 
 
 class Journal:

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 from pyhostdev.errors import OperationError, SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.securedir import is_trusted_file
-from pyhostdev.util.virfile import read_attribute, read_text
+from pyhostdev.util.virfile import read_attribute, read_lines
 
 if TYPE_CHECKING:
     import subprocess
@@ -30,7 +30,7 @@ def find_modprobe(root: HostRoot) -> str:
 
     Host: reads ``proc/sys/kernel/modprobe``
     """
-    for path in (*PROGRAMS, read_attribute(root.modprobe) or ""):
+    for path in (*PROGRAMS, read_attribute(root, root.modprobe) or ""):
         if os.path.isabs(path) and os.path.exists(path):
             if is_trusted_file(path):
                 return path
@@ -100,7 +100,7 @@ def _is_installed(root: HostRoot, name: str) -> bool:
     top = os.path.dirname(root.modules_dep(os.uname().release))
     wanted = name.replace("-", "_")
     for index in ("modules.dep", "modules.builtin"):
-        lines = (read_text(os.path.join(top, index)) or "").splitlines()
+        lines = read_lines(root, os.path.join(top, index))
         files = (os.path.basename(line.split(":")[0].strip()) for line in lines)
         if wanted in (file.split(".ko")[0].replace("-", "_") for file in files):
             return True

@@ -37,7 +37,7 @@ def keeps_dma(member: GroupMember) -> bool:
 
 def has_iommu(root: HostRoot) -> bool:
     """Tell whether groups are to be expected: a sparse directory may leave them out, the live host may not."""
-    return root.is_live or is_directory(root.iommu_groups)
+    return root.is_live or is_directory(root, root.iommu_groups)
 
 
 def endpoint_obstacle(dev: PCIDevice, *, trust_class: bool = False) -> Finding | None:
@@ -85,7 +85,7 @@ def denied_obstacle(dev: PCIDevice) -> Finding | None:
     if (dev.vendor, dev.device) not in VFIO_DENIED:
         return None
     switch = os.path.join(dev.root.module(VFIO_PCI), "parameters", "disable_denylist")
-    if read_attribute(switch) == "Y":
+    if read_attribute(dev.root, switch) == "Y":
         return None
     what = f"{dev.vendor:04x}:{dev.device:04x}"
     message = f"Device {dev.address} is a {what}, which vfio-pci takes only with its parameter disable_denylist"

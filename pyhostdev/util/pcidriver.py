@@ -17,7 +17,7 @@ from pyhostdev.errors import DeviceMissingError, InDoubtError, OperationError, S
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.sysfs_writer import SysfsWriter
-from pyhostdev.util.virfile import read_attribute, read_link_name, read_number
+from pyhostdev.util.virfile import read_attribute, read_link_name, read_number, read_status
 
 VFIO_PCI = "vfio-pci"
 OVERRIDE_CLEAR = b"\n"  # an empty write never reaches the kernel's handler
@@ -44,11 +44,10 @@ def read_incarnation(root: HostRoot, address: PCIDeviceAddress) -> int | None:
         SysfsError: its directory cannot be looked at.
     """
     try:
-        return os.stat(root.pci_device(address)).st_ino
-    except FileNotFoundError:
-        return None
-    except OSError as err:
+        status = read_status(root, root.pci_device(address))
+    except SysfsError as err:
         raise SysfsError(err.errno or 0, root.pci_device(address), "look at a device", address=address) from err
+    return None if status is None else status.st_ino
 
 
 def read_binding(root: HostRoot, address: PCIDeviceAddress) -> Binding:
@@ -63,18 +62,18 @@ def read_binding(root: HostRoot, address: PCIDeviceAddress) -> Binding:
     incarnation = read_incarnation(root, address)
     if incarnation is None:
         raise DeviceMissingError(f"Device {address} is not on this host", reason="device-missing", address=address)
-    override = read_attribute(f"{top}/driver_override")
+    override = read_attribute(root, f"{top}/driver_override")
     return Binding(
-        driver=read_link_name(f"{top}/driver"),
+        driver=read_link_name(root, f"{top}/driver"),
         override=None if override in (None, "", "(null)") else override,
         incarnation=incarnation,
-        fingerprint=_read_fingerprint(top),
+        fingerprint=_read_fingerprint(root, top),
     )
 
 
-def _read_fingerprint(top: str) -> str:
+def _read_fingerprint(root: HostRoot, top: str) -> str:
     names = ("vendor", "device", "subsystem_vendor", "subsystem_device", "class")
-    numbers = (read_number(f"{top}/{name}") for name in names)
+    numbers = (read_number(root, f"{top}/{name}") for name in names)
     return ":".join("-" if number is None else f"{number:04x}" for number in numbers)
 
 
@@ -121,7 +120,7 @@ class DriverMover:
         Raises:
             SysfsError, InDoubtError: from the write.
         """
-        driver = read_link_name(os.path.join(self.root.pci_device(address), "driver"))
+        driver = read_link_name(self.root, os.path.join(self.root.pci_device(address), "driver"))
         if driver is not None:
             self._write(address, os.path.join(self.root.pci_driver(driver), "unbind"), str(address))
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
+from pyhostdev.util import confined
 from pyhostdev.util.groupindex import GroupIndex
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -64,7 +65,8 @@ class Tuning(NamedTuple):
     ``crowd`` counts the host's functions: from there on the VFs are told from their PF's links and
     the listing, and the drivers from the listings of ``drivers/*``. ``share`` counts the VFs of one
     PF: the kernel gives all of them one identity, so it is read once. ``linked`` vouches for a directory
-    that its drivers list all their functions; for sysfs itself the scanner knows that.
+    that it is as the kernel makes it: drivers list all their functions, and no link leads out of it. For sysfs
+    itself the scanner knows that.
     """
 
     crowd: int = 512
@@ -250,7 +252,8 @@ def scan_with(root: HostRoot, tuning: Tuning) -> Snapshot:
     """Scan as ``scan`` does, sharing work from other numbers on."""
     bus_fd = _open_bus(root)
     try:
-        return _Scanner(root, bus_fd, tuning).run()
+        with _Scanner(root, bus_fd, tuning) as scanner:
+            return scanner.run()
     finally:
         os.close(bus_fd)
 
@@ -279,16 +282,24 @@ class FunctionReader:
         return self._scanner.fill(_c.ffi.from_buffer("uint64_t[]", keys), len(keys))
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Give the descriptors back."""
+        self._scanner.close()
         os.close(self._bus_fd)
 
 
 def _open_bus(root: HostRoot) -> int:
     path = root.pci_bus
     try:
-        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return confined.open_path(root, path, os.O_DIRECTORY)
     except OSError as err:
         raise SysfsError(err.errno or 0, path, "list the PCI functions") from err
+
+
+def _open_root(root: HostRoot) -> int:
+    try:
+        return confined.open_path(root, root.path, os.O_DIRECTORY)
+    except OSError as err:
+        raise SysfsError(err.errno or 0, root.path, "open the root") from err
 
 
 class _Scanner:
@@ -299,6 +310,8 @@ class _Scanner:
         self.bus_fd = bus_fd
         self.tuning = _c.ffi.new("struct phd_tuning *", tuning)
         self.error = _c.ffi.new("struct phd_error *")
+        self.root_fd = -1 if root.is_live or tuning.linked else _open_root(root)
+        self.bus = _c.ffi.new("char[]", confined.root_and_path(root, root.pci_bus)[1])
         self.names = bytearray(_NAMES_SIZE)
         # bytearray: calloc gives zero pages that cost nothing until they are used
         self.scratch = bytearray(_SCRATCH_SIZE)
@@ -309,8 +322,22 @@ class _Scanner:
                 _SCRATCH_SIZE,
                 _c.ffi.from_buffer(self.names),
                 _NAMES_SIZE,
+                self.root_fd,
+                self.bus,
             ),
         )
+
+    def __enter__(self) -> _Scanner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the root's descriptor back."""
+        if self.root_fd >= 0:
+            os.close(self.root_fd)
+            self.root_fd = self.lent.root_fd = -1
 
     def run(self) -> Snapshot:
         return self.fill(*self._list())
@@ -345,8 +372,10 @@ class _Scanner:
     def _check(self, ret: int) -> None:
         if ret == 0:
             return
-        path = os.fsdecode(_c.ffi.string(self.error.path))
-        raise SysfsError(-ret, os.path.join(self.root.pci_bus, path), "scan the PCI functions")
+        path = os.path.join(self.root.pci_bus, os.fsdecode(_c.ffi.string(self.error.path)))
+        if -ret == confined.NOT_A_FILE:
+            raise SysfsError(errno.EINVAL, path, "read an attribute that is not a regular file")
+        raise SysfsError(-ret, path, "scan the PCI functions")
 
 
 def read_config(root: HostRoot, address: PCIDeviceAddress, offset: int, size: int) -> bytes | None:
@@ -364,9 +393,12 @@ def read_config(root: HostRoot, address: PCIDeviceAddress, offset: int, size: in
     """
     path = os.path.join(root.pci_device(address), "config")
     out = _c.ffi.new("uint8_t[]", max(size, 1))
-    count: int = _c.lib.phd_read_at(os.fsencode(path), offset, out, size)
+    count: int = _c.lib.phd_read_at(*confined.root_and_path(root, path), offset, out, size)
     if count in (-errno.ENOENT, -errno.ENODEV, -errno.ENOTDIR):
         return None
+    if -count == confined.NOT_A_FILE:
+        doing = "read configuration space that is not a regular file"
+        raise SysfsError(errno.EINVAL, path, doing, address=address)
     if count < 0:
         raise SysfsError(-count, path, "read the configuration space", address=address)
     return bytes(_c.ffi.buffer(out, count))

@@ -14,8 +14,10 @@ import stat
 from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
+from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciscan import ScanRecord
+from pyhostdev.util.virfile import read_link
 
 _NAME = re.compile(r"([0-9a-f]{4}|[1-9a-f][0-9a-f]{4,7}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])")
 _NUMBER = re.compile(rb"(?:0[xX])?([0-9a-fA-F]{1,8})\n?")
@@ -27,7 +29,6 @@ _MODALIAS = re.compile(
     re.IGNORECASE,
 )
 _GROUP_MAX = 0xFFFFFFFE
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ELOOP)
 _DOING = "scan the PCI functions"
 
@@ -52,11 +53,12 @@ def scan(root: HostRoot) -> list[ScanRecord]:
     Host: sys/bus/pci/devices
     """
     try:
-        names = os.listdir(root.pci_devices)
+        with confined.opened(confined.open_directory(root, root.pci_devices)) as fd:
+            names = os.listdir(fd)
     except OSError as err:
         raise SysfsError(err.errno or 0, root.pci_devices, _DOING) from err
     listed = sorted((_sort_key(name), name) for name in names if _NAME.fullmatch(name))
-    records = (_read_function(os.path.join(root.pci_devices, name), name) for _, name in listed)
+    records = (_read_function(root, os.path.join(root.pci_devices, name), name) for _, name in listed)
     return [record for record in records if record is not None]
 
 
@@ -66,40 +68,42 @@ def _sort_key(name: str) -> tuple[int, ...]:
     return tuple(int(part, 16) for part in match.groups())
 
 
-def _read_function(top: str, name: str) -> ScanRecord | None:
-    identity = read_identity(top)
-    record = ScanRecord(name, *identity, _read_link(top, "driver"), _read_group(top), _read_physfn(top))
-    return record if _is_directory(top) else None
+def _read_function(root: HostRoot, top: str, name: str) -> ScanRecord | None:
+    identity = read_identity(root, top)
+    record = ScanRecord(
+        name, *identity, _read_link(root, top, "driver"), _read_group(root, top), _read_physfn(root, top)
+    )
+    return record if _is_directory(root, top) else None
 
 
-def _is_directory(path: str) -> bool:
+def _is_directory(root: HostRoot, path: str) -> bool:
     try:
-        return stat.S_ISDIR(os.stat(path).st_mode)
+        with confined.opened(confined.open_path(root, path)) as fd:
+            return stat.S_ISDIR(os.fstat(fd).st_mode)
     except OSError as err:
         if err.errno in _ABSENT:
             return False
         raise SysfsError(err.errno or 0, path, _DOING) from err
 
 
-def _read(path: str) -> bytes | None:
+def _read(root: HostRoot, path: str) -> bytes | None:
     try:
-        fd = os.open(path, _FLAGS)
-        try:
+        with confined.opened(confined.open_file(root, path)) as fd:
             return os.read(fd, 4096)
-        finally:
-            os.close(fd)
     except OSError as err:
         if err.errno in _ABSENT:
             return None
+        if err.errno == confined.NOT_A_FILE:
+            raise SysfsError(errno.EINVAL, path, "read an attribute that is not a regular file") from err
         raise SysfsError(err.errno or 0, path, _DOING) from err
 
 
-def read_identity(top: str) -> Identity:
+def read_identity(root: HostRoot, top: str) -> Identity:
     """Return what ``modalias`` says, or what the single files say where it says nothing."""
-    modalias = _read(os.path.join(top, "modalias"))
+    modalias = _read(root, os.path.join(top, "modalias"))
     match = _MODALIAS.fullmatch(modalias) if modalias is not None else None
     if match is None:
-        return read_identity_files(top)
+        return read_identity_files(root, top)
     parts = {name: int(text, 16) for name, text in match.groupdict().items()}
     class_ = parts["base"] << 16 | parts["sub"] << 8 | parts["interface"]
     return Identity(
@@ -111,20 +115,20 @@ def read_identity(top: str) -> Identity:
     )
 
 
-def read_identity_files(top: str) -> Identity:
+def read_identity_files(root: HostRoot, top: str) -> Identity:
     """Return what ``vendor``, ``device``, ``subsystem_*`` and ``class`` say."""
     return Identity(
-        _read_number(top, "vendor", 0xFFFF),
-        _read_number(top, "device", 0xFFFF),
-        _read_number(top, "subsystem_vendor", 0xFFFF),
-        _read_number(top, "subsystem_device", 0xFFFF),
-        _read_number(top, "class", 0xFFFFFF),
+        _read_number(root, top, "vendor", 0xFFFF),
+        _read_number(root, top, "device", 0xFFFF),
+        _read_number(root, top, "subsystem_vendor", 0xFFFF),
+        _read_number(root, top, "subsystem_device", 0xFFFF),
+        _read_number(root, top, "class", 0xFFFFFF),
     )
 
 
-def _read_number(top: str, name: str, limit: int) -> int | None:
+def _read_number(root: HostRoot, top: str, name: str, limit: int) -> int | None:
     path = os.path.join(top, name)
-    content = _read(path)
+    content = _read(root, path)
     if content is None:
         return None
     match = _NUMBER.fullmatch(content)
@@ -134,22 +138,24 @@ def _read_number(top: str, name: str, limit: int) -> int | None:
     return value
 
 
-def _read_link(top: str, name: str) -> str | None:
+def _read_link(root: HostRoot, top: str, name: str) -> str | None:
     path = os.path.join(top, name)
     try:
-        target = os.readlink(path)
-    except OSError as err:
+        target = read_link(root, path)
+    except SysfsError as err:
         if err.errno in _ABSENT:
             return None
         raise SysfsError(err.errno or 0, path, _DOING) from err
+    if target is None:
+        return None
     base = target.rpartition("/")[2]
     if not base:
         raise SysfsError(errno.EBADMSG, path, _DOING)
     return base
 
 
-def _read_group(top: str) -> int | None:
-    name = _read_link(top, "iommu_group")
+def _read_group(root: HostRoot, top: str) -> int | None:
+    name = _read_link(root, top, "iommu_group")
     if name is None:
         return None
     if _GROUP.fullmatch(name) is None or int(name) > _GROUP_MAX:
@@ -157,8 +163,8 @@ def _read_group(top: str) -> int | None:
     return int(name)
 
 
-def _read_physfn(top: str) -> str | None:
-    name = _read_link(top, "physfn")
+def _read_physfn(root: HostRoot, top: str) -> str | None:
+    name = _read_link(root, top, "physfn")
     if name is not None and _NAME.fullmatch(name) is None:
         raise SysfsError(errno.EBADMSG, os.path.join(top, "physfn"), _DOING)
     return name

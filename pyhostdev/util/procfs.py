@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.virfile import read_text
+from pyhostdev.util.virfile import read_attribute, read_lines, read_status
 
-GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError)  # what a process that has ended answers
-
-_FILE_MAX = 1024
+_NUMBER = re.compile(r"[0-9]{1,10}")
 _FLAGS, _PF_EXITING = 6, 0x4  # place after the name, and the flag
 
 
@@ -45,10 +44,9 @@ def read_lock_holders(root: HostRoot, status: os.stat_result) -> list[int]:
     Source: proc_locks(5)
     """
     file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    text = read_text(root.locks)
-    if text is None:
+    if read_status(root, root.locks) is None:
         raise SysfsError(errno.ENOENT, root.locks, "look for the holder of a lock")
-    fields = [line.split() for line in text.splitlines() if f" {file} " in line]
+    fields = [line.split() for line in read_lines(root, root.locks) if f" {file} " in line]
     return [int(words[4]) for words in fields if words[1] == "FLOCK"]
 
 
@@ -79,9 +77,8 @@ def _read(root: HostRoot, pid: int, name: str) -> str:
     """Return one of a process's files, empty when the process has ended."""
     path = os.path.join(root.proc, str(pid), name)
     try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read(_FILE_MAX).strip()
-    except GONE:
-        return ""
-    except OSError as err:
+        return (read_attribute(root, path) or "").strip()
+    except SysfsError as err:
+        if err.errno == errno.ESRCH:
+            return ""
         raise SysfsError(err.errno or 0, path, "read about a process") from err

@@ -230,7 +230,7 @@ class ForkedWriter(LiveNodes):
             raise ConfigUnsupportedError(f"The module '{name}' cannot be loaded into the host at '{self.root.path}'")
         code, words = self._modprobe(name)
         # A blacklisted module makes modprobe say 0
-        if code != 0 or not is_directory(self.root.module(name)):
+        if code != 0 or not is_directory(self.root, self.root.module(name)):
             raise module_error(self.root, name, code, words)
 
     def _attempt(self, path: str, value: bytes, doing: str, device: PCIDeviceAddress) -> _Outcome:

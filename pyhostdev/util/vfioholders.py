@@ -13,26 +13,31 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.procfs import GONE, Process, read_process
+from pyhostdev.util.procfs import Process, read_process
 from pyhostdev.util.vfionodes import read_device_node_names, read_node_number
-from pyhostdev.util.virfile import list_names, read_status
+from pyhostdev.util.virfile import bounds_of, list_names, read_lines, read_link, read_status
 
 _DELETED = " (deleted)"  # appended to the path of what has gone
 _VFIO_DEVICE = "anon_inode:[vfio-device]"
 _SYSPATH, _INODE = "vfio-device-syspath:", "ino:"  # fdinfo, since Linux 6.18 and 5.14
-_FDINFO_MAX = 4096
+_FDINFO_MAX = 64  # lines; those looked for are among the first
+_NOT_OURS = (errno.ESRCH, errno.EACCES, errno.EPERM)  # it has ended, or is not ours to look into
+_PID = re.compile(r"[0-9]{1,10}")
 
 
 class _Descriptor(NamedTuple):
     """One open descriptor of a process: where /proc shows it, and what it says it is open on."""
 
+    root: HostRoot
     directory: str  # of the process or of one of its threads
     number: str
     text: str
@@ -46,11 +51,10 @@ class _Descriptor(NamedTuple):
         """
         path = os.path.join(self.directory, "fdinfo", self.number)
         try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as stream:
-                lines = stream.read(_FDINFO_MAX).splitlines()
-        except (*GONE, PermissionError):
-            return {}
-        except OSError as err:
+            lines = list(islice(read_lines(self.root, path), _FDINFO_MAX))
+        except SysfsError as err:
+            if err.errno in _NOT_OURS:
+                return {}
             raise SysfsError(err.errno or 0, path, "see what a process has open") from err
         return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
@@ -87,7 +91,7 @@ class _Signs:
 
     def _add_group(self, group: int) -> None:
         self._add_node(str(group), None, group)
-        for member in list_names(self.root.iommu_group_devices(group)):
+        for member in list_names(self.root, self.root.iommu_group_devices(group)):
             self.functions[member] = group
             if member.count(":") == 2:
                 address = PCIDeviceAddress.parse(member)
@@ -97,14 +101,14 @@ class _Signs:
     def _add_node(self, name: str, address: PCIDeviceAddress | None, group: int) -> None:
         path = os.path.join(self.root.dev_vfio, name)
         if not self.root.is_live:
-            facts = _status(path)
+            facts = _status(self.root, path)
             if facts is not None:
                 shown = os.path.join("/", os.path.relpath(path, self.root.path))
                 self.paths[shown] = (group, facts.st_ino)
             return
         number = read_node_number(self.root, name, address)
         if number is None:
-            facts = _status(path)
+            facts = _status(self.root, path)
             number = facts.st_rdev if facts is not None and stat.S_ISCHR(facts.st_mode) else None
         if number is not None:
             self.numbers[number] = group
@@ -151,20 +155,25 @@ def read_group_holders(root: HostRoot, groups: Iterable[int]) -> dict[int, list[
 
     Host: reads ``proc/*/fd`` and ``proc/*/fdinfo`` once, when one of the nodes is there
     """
-    signs = _Signs(root, groups)
+    signs, left = _Signs(root, groups), bounds_of(root).names
     found: dict[int, list[Process]] = {}
     if signs:
-        for pid in sorted(int(name) for name in list_names(root.proc) if name.isdigit()):
-            held = {signs.group_of(descriptor) for descriptor in _descriptors(root, pid)} - {None}
+        for pid in sorted(int(name) for name in list_names(root, root.proc) if _PID.fullmatch(name)):
+            descriptors = list(islice(_descriptors(root, pid), left + 1))
+            left -= len(descriptors)
+            if left < 0:
+                doing = f"see what processes have open, which is more than {bounds_of(root).names} descriptors"
+                raise SysfsError(errno.EFBIG, root.proc, doing)
+            held = {signs.group_of(descriptor) for descriptor in descriptors} - {None}
             for group in sorted(group for group in held if group is not None):
                 found.setdefault(group, []).append(read_process(root, pid))
     return found
 
 
-def _status(path: str) -> os.stat_result | None:
+def _status(root: HostRoot, path: str) -> os.stat_result | None:
     """Return what is at a node's path; nothing where we may not look, as we could not use it either."""
     try:
-        return read_status(path)
+        return read_status(root, path)
     except SysfsError as err:
         if err.errno in (errno.EACCES, errno.EPERM):
             return None
@@ -175,37 +184,37 @@ def _descriptors(root: HostRoot, pid: int) -> Iterator[_Descriptor]:
     """Yield what a process has open; where its first thread has ended, what the others have."""
     top = os.path.join(root.proc, str(pid))
     found = False
-    for descriptor in _descriptors_in(top):
+    for descriptor in _descriptors_in(root, top):
         found = True
         yield descriptor
     if not found:
-        for thread in _names(os.path.join(top, "task")):
+        for thread in _names(root, os.path.join(top, "task")):
             if thread != str(pid):
-                yield from _descriptors_in(os.path.join(top, "task", thread))
+                yield from _descriptors_in(root, os.path.join(top, "task", thread))
 
 
-def _descriptors_in(top: str) -> Iterator[_Descriptor]:
-    for number in _names(os.path.join(top, "fd")):
-        text = _target(os.path.join(top, "fd", number))
+def _descriptors_in(root: HostRoot, top: str) -> Iterator[_Descriptor]:
+    for number in _names(root, os.path.join(top, "fd")):
+        text = _target(root, os.path.join(top, "fd", number))
         if text:
-            yield _Descriptor(top, number, text)
+            yield _Descriptor(root, top, number, text)
 
 
-def _names(directory: str) -> list[str]:
+def _names(root: HostRoot, directory: str) -> list[str]:
     """Return the names in a process's directory; none when it has ended or is not ours to look into."""
     try:
-        return os.listdir(directory)
-    except (*GONE, PermissionError):
-        return []
-    except OSError as err:
+        return list_names(root, directory)
+    except SysfsError as err:
+        if err.errno in _NOT_OURS:
+            return []
         raise SysfsError(err.errno or 0, directory, "see what a process has open") from err
 
 
-def _target(link: str) -> str:
+def _target(root: HostRoot, link: str) -> str:
     """Return where a descriptor's link leads; nothing when it was closed meanwhile."""
     try:
-        return os.readlink(link)
-    except (*GONE, PermissionError):
-        return ""
-    except OSError as err:
+        return read_link(root, link) or ""
+    except SysfsError as err:
+        if err.errno in _NOT_OURS:
+            return ""
         raise SysfsError(err.errno or 0, link, "see what a process has open") from err

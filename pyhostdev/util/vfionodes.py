@@ -30,7 +30,7 @@ def read_device_node_names(root: HostRoot, address: PCIDeviceAddress) -> list[st
 
     Host: ``devices/ADDRESS/vfio-dev``, since Linux 6.0; the node in ``dev/vfio/devices`` since 6.6, for iommufd
     """
-    names = list_names(os.path.join(root.pci_device(address), "vfio-dev"))
+    names = list_names(root, os.path.join(root.pci_device(address), "vfio-dev"))
     return sorted(name for name in names if _DEVICE.fullmatch(name))
 
 
@@ -45,6 +45,6 @@ def read_node_number(root: HostRoot, name: str, address: PCIDeviceAddress | None
         top = root.class_vfio(int(name))
     else:
         top = os.path.join(root.pci_device(address), "vfio-dev", os.path.basename(name))
-    text = read_attribute(os.path.join(top, "dev"))
+    text = read_attribute(root, os.path.join(top, "dev"))
     found = None if text is None else _NUMBER.fullmatch(text)
     return None if found is None else os.makedev(int(found[1]), int(found[2]))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Reading small files, links and directories of a host, with "it is not there" apart from "nobody can tell".
+Reading small files, links and directories of a host, with "it is not there" apart from "it cannot be read".
+
+Every path is one below the root, as a HostRoot makes it, and leads nowhere else; every read has a bound.
 
 Mirrors: src/util/virfile.c
 """
@@ -10,108 +12,184 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from typing import NamedTuple, NoReturn
 
 from pyhostdev.errors import SysfsError
+from pyhostdev.util import confined
+from pyhostdev.util.hostroot import HostRoot
 
-_ATTRIBUTE_MAX = 4096  # a sysfs attribute is at most one page
+ATTRIBUTE_MAX = 1 << 16  # bytes; a sysfs attribute is at most one page, and Linux has pages of up to 64 KiB
+LINE_MAX = 1 << 16  # bytes; a mount with all its options has a page
+_SHOWN_MAX = 64  # characters of a text in a sentence
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)  # ENODEV: the device went away after the open
 
 
+class Bounds(NamedTuple):
+    """How much is read at most: bytes and lines of a table, names of a directory."""
+
+    size: int
+    lines: int
+    names: int
+
+
+# The kernel's own tables: the Internet's routes are 1,000,000 lines of 128 bytes; PID_MAX_LIMIT is 4,194,304
+LIVE = Bounds(256 << 20, 1 << 22, 1 << 22)
+# A directory in the place of /: modules.alias of a distribution has 2 MiB, 65,536 functions are a segment of PCI
+FOREIGN = Bounds(16 << 20, 1 << 17, 1 << 17)
+
+
+def bounds_of(root: HostRoot) -> Bounds:
+    """Return the bounds of a host's files."""
+    return LIVE if root.is_live else FOREIGN
+
+
 def _raise_unless_absent(err: OSError, path: str, doing: str) -> None:
-    """Raise what the system answered, unless it says that there is no such thing: nobody knows, and "no" is a guess."""
+    """Raise what the system answered, unless it says that there is no such thing."""
+    if err.errno == confined.NOT_A_FILE:
+        raise SysfsError(errno.EINVAL, path, f"{doing} that is not a regular file") from err
     if err.errno not in _ABSENT:
         raise SysfsError(err.errno or errno.EIO, path, doing) from err
 
 
-def read_attribute(path: str) -> str | None:
+def _raise_too_large(path: str, doing: str, limit: int, unit: str) -> NoReturn:
+    raise SysfsError(errno.EFBIG, path, f"{doing} of more than {limit} {unit}")
+
+
+def read_attribute(root: HostRoot, path: str) -> str | None:
     """
     Return a sysfs attribute without its newline; None when the host does not have it.
 
     Raises:
-        SysfsError: it is there and cannot be read.
+        SysfsError: it is there and cannot be read, or has more than a page (EFBIG).
     """
+    doing = "read an attribute"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.read(fd, _ATTRIBUTE_MAX).decode("utf-8", "surrogateescape").rstrip("\n")
-        finally:
-            os.close(fd)
+        with confined.opened(confined.open_file(root, path)) as fd:
+            data = os.read(fd, ATTRIBUTE_MAX + 1)  # it comes in one piece
     except OSError as err:
-        _raise_unless_absent(err, path, "read an attribute")
+        _raise_unless_absent(err, path, doing)
         return None
+    if len(data) > ATTRIBUTE_MAX:
+        _raise_too_large(path, doing, ATTRIBUTE_MAX, "bytes")
+    return data.decode("utf-8", "surrogateescape").rstrip("\n")
 
 
-def read_text(path: str) -> str | None:
+def read_bytes(root: HostRoot, path: str, limit: int) -> bytes | None:
     """
-    Return a file's text; None when the host does not have it.
+    Return what is in a file; None when the host does not have it.
 
     Raises:
-        SysfsError: it is there and cannot be read.
+        SysfsError: it is there and cannot be read, or has more bytes than the limit (EFBIG).
     """
+    doing, data = "read a file", bytearray()
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
-            return stream.read()
+        with confined.opened(confined.open_file(root, path)) as fd:
+            while len(data) <= limit and (piece := os.read(fd, limit + 1 - len(data))):
+                data += piece
     except OSError as err:
-        _raise_unless_absent(err, path, "read a file")
+        _raise_unless_absent(err, path, doing)
         return None
+    if len(data) > limit:
+        _raise_too_large(path, doing, limit, "bytes")
+    return bytes(data)
 
 
-def read_status(path: str) -> os.stat_result | None:
+def read_lines(root: HostRoot, path: str) -> Iterator[str]:
+    """
+    Yield a table's lines without their newlines, in the memory of one line; none when the host does not have it.
+
+    Raises:
+        SysfsError: it is there and cannot be read, or is too large (EFBIG).
+    """
+    bounds, doing, size = bounds_of(root), "read a file", 0
+    try:
+        with open(confined.open_file(root, path), "rb") as stream:
+            for number in range(bounds.lines + 1):
+                line = stream.readline(LINE_MAX + 1)
+                size += len(line)
+                if not line:
+                    return
+                if number == bounds.lines:
+                    _raise_too_large(path, doing, bounds.lines, "lines")
+                if size > bounds.size or len(line) > LINE_MAX:
+                    what, limit = ("file", bounds.size) if size > bounds.size else ("line", LINE_MAX)
+                    _raise_too_large(path, f"read a {what}", limit, "bytes")
+                yield line.decode("utf-8", "surrogateescape").rstrip("\n")
+    except SysfsError:
+        raise
+    except OSError as err:
+        _raise_unless_absent(err, path, doing)
+
+
+def read_status(root: HostRoot, path: str) -> os.stat_result | None:
     """
     Return what stat(2) says of a file; None when there is none.
 
     Raises:
-        SysfsError: nobody can say.
+        SysfsError: it cannot be told.
     """
     try:
-        return os.stat(path)
+        if root.is_live:
+            return os.stat(path)
+        with confined.opened(confined.open_path(root, path)) as fd:
+            return os.fstat(fd)
     except OSError as err:
         _raise_unless_absent(err, path, "look at a file")
         return None
 
 
-def is_directory(path: str) -> bool:
+def is_directory(root: HostRoot, path: str) -> bool:
     """
     Tell whether there is a directory; ``os.path.isdir`` says no to an error, too.
 
     Raises:
-        SysfsError: nobody can say.
+        SysfsError: it cannot be told.
     """
-    status = read_status(path)
+    status = read_status(root, path)
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
-def list_names(path: str) -> list[str]:
+def list_names(root: HostRoot, path: str) -> list[str]:
     """
     Return the names in a directory, in no order; none when there is no directory.
 
     Raises:
-        SysfsError: it is there and cannot be read.
+        SysfsError: it is there and cannot be read, or has too many names (EFBIG).
     """
+    limit, doing = bounds_of(root).names, "list a directory"
+    names: list[str] = []
     try:
-        return os.listdir(path)
+        with confined.opened(confined.open_directory(root, path)) as fd, os.scandir(fd) as entries:
+            for entry in entries:
+                if len(names) == limit:
+                    _raise_too_large(path, doing, limit, "names")
+                names.append(entry.name)
+    except SysfsError:
+        raise
     except OSError as err:
-        _raise_unless_absent(err, path, "list a directory")
-        return []
+        _raise_unless_absent(err, path, doing)
+    return names
 
 
-def read_number(path: str) -> int | None:
+def read_number(root: HostRoot, path: str) -> int | None:
     """
     Return a sysfs attribute that holds one number, in C notation; None when it is absent.
 
     Raises:
         SysfsError: it is there and cannot be read, or holds no number (EINVAL).
     """
-    text = read_attribute(path)
+    text = read_attribute(root, path)
     if text is None:
         return None
     try:
         return int(text, 0)
     except ValueError:
-        raise SysfsError(errno.EINVAL, path, f"read a number from '{text!a}'") from None
+        shown = text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}..."
+        raise SysfsError(errno.EINVAL, path, f"read a number from '{shown!a}'") from None
 
 
-def read_link(path: str) -> str | None:
+def read_link(root: HostRoot, path: str) -> str | None:
     """
     Return a link's target; None when there is no link.
 
@@ -119,18 +197,23 @@ def read_link(path: str) -> str | None:
         SysfsError: the entry is there and is no link (EINVAL), or cannot be read.
     """
     try:
-        return os.readlink(path)
+        if root.is_live:
+            return os.readlink(path)
+        with confined.opened(confined.open_path(root, path, os.O_NOFOLLOW)) as fd:
+            if not stat.S_ISLNK(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+            return os.readlink("", dir_fd=fd)
     except OSError as err:
         _raise_unless_absent(err, path, "follow a link")
         return None
 
 
-def read_link_name(path: str) -> str | None:
+def read_link_name(root: HostRoot, path: str) -> str | None:
     """
     Return the last component of a link's target, None when there is no link.
 
     Raises:
         SysfsError: as ``read_link``.
     """
-    target = read_link(path)
+    target = read_link(root, path)
     return None if target is None else os.path.basename(target)

@@ -173,25 +173,25 @@ class PCIDevice:
     @property
     def revision(self) -> int | None:
         """Revision id."""
-        return self._fact("revision", lambda: read_number(self.path("revision")))
+        return self._fact("revision", lambda: read_number(self.root, self.path("revision")))
 
     @property
     def numa_node(self) -> int | None:
         """The NUMA node the device is near to; None when the host has no opinion (-1)."""
-        node = self._fact("numa_node", lambda: read_number(self.path("numa_node")))
+        node = self._fact("numa_node", lambda: read_number(self.root, self.path("numa_node")))
         return None if node is None or node < 0 else node
 
     @property
     def sriov_totalvfs(self) -> int | None:
         """How many VFs a PF can have; None for what is no PF."""
-        return self._fact("sriov_totalvfs", lambda: read_number(self.path("sriov_totalvfs")))
+        return self._fact("sriov_totalvfs", lambda: read_number(self.root, self.path("sriov_totalvfs")))
 
     @property
     def incarnation(self) -> int | None:
         """Inode of the sysfs directory: the same address with another inode is another device."""
 
         def read() -> int | None:
-            status = read_status(self.path())
+            status = read_status(self.root, self.path())
             return None if status is None else status.st_ino
 
         return self._fact("incarnation", read)
@@ -251,13 +251,13 @@ class PCIDevice:
         known = pciconfig.is_pci_express(self.read_config())
         if known is not None:
             return known
-        status = read_status(self.path("config"))
+        status = read_status(self.root, self.path("config"))
         return None if status is None else status.st_size != pciregs.CONFIG_SIZE
 
     @property
     def is_ari(self) -> bool:
         """True when the port above forwards ARI: the bus is then one device of up to 256 functions."""
-        return self._fact("ari", lambda: read_number(self.path("ari_enabled"))) == 1
+        return self._fact("ari", lambda: read_number(self.root, self.path("ari_enabled"))) == 1
 
     def is_multifunction(self) -> bool | None:
         """
@@ -316,7 +316,7 @@ class PCIDevice:
         Host: sys/bus/pci/devices/ADDRESS, the link only
         """
         try:
-            target = read_link(self.path()[:-1])
+            target = read_link(self.root, self.path()[:-1])
         except SysfsError as err:
             if err.errno != errno.EINVAL:  # a directory
                 raise
@@ -337,11 +337,11 @@ class PCIDevice:
 
         Source: vmd_enable_domain (drivers/pci/controller/vmd.c)
         """
-        found = (_OWN_DOMAIN.fullmatch(name) for name in list_names(self.path()[:-1]))
+        found = (_OWN_DOMAIN.fullmatch(name) for name in list_names(self.root, self.path()[:-1]))
         domains = {int(match[1], 16) for match in found if match}
         if not domains:
             return []
-        names = (name for name in list_names(self.root.pci_devices) if name.count(":") == 2)
+        names = (name for name in list_names(self.root, self.root.pci_devices) if name.count(":") == 2)
         addresses = (PCIDeviceAddress.parse(name) for name in names)
         return sorted(address for address in addresses if address.domain in domains)
 
@@ -351,9 +351,9 @@ class PCIDevice:
 
         Source: drivers/pci/pci.c pci_reset_fn_methods; ``reset_method`` since 5.15
         """
-        if read_status(self.path("reset")) is None:
+        if read_status(self.root, self.path("reset")) is None:
             return []
-        listed = read_attribute(self.path("reset_method"))
+        listed = read_attribute(self.root, self.path("reset_method"))
         return self._methods_by_config() if listed is None else listed.split()
 
     def usable_reset(self) -> str | None:
@@ -376,7 +376,7 @@ class PCIDevice:
     def read_bus(self) -> list[PCIDeviceAddress]:
         """Return all functions of this function's bus, itself included, sorted."""
         prefix = str(self.address)[: -len("00.0")]
-        names = (name for name in list_names(self.root.pci_devices) if name.startswith(prefix))
+        names = (name for name in list_names(self.root, self.root.pci_devices) if name.startswith(prefix))
         return sorted(PCIDeviceAddress.parse(name) for name in names)
 
     def read_virtual_functions(self) -> list[PCIDeviceAddress]:
@@ -386,13 +386,13 @@ class PCIDevice:
         Mirrors: virPCIGetVirtualFunctions (src/util/virpci.c)
         """
         found: list[PCIDeviceAddress] = []
-        while (name := read_link_name(self.path(f"virtfn{len(found)}"))) is not None:
+        while (name := read_link_name(self.root, self.path(f"virtfn{len(found)}"))) is not None:
             found.append(PCIDeviceAddress.parse(name))
         return found
 
     def read_driver(self) -> str | None:
         """Return the driver bound right now; a hint while somebody binds or unbinds."""
-        return read_link_name(self.path("driver"))
+        return read_link_name(self.root, self.path("driver"))
 
     def read_driver_override(self) -> str | None:
         """
@@ -400,7 +400,7 @@ class PCIDevice:
 
         Older kernels take the device lock for this: never for a device with a write in flight.
         """
-        text = read_attribute(self.path("driver_override"))
+        text = read_attribute(self.root, self.path("driver_override"))
         return None if text in (None, "", "(null)") else text
 
 
@@ -414,18 +414,18 @@ def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | No
     Mirrors: virPCIDeviceNew (src/util/virpci.c), which wants a config file too
     """
     top = root.pci_device(address)
-    if not is_directory(top):
+    if not is_directory(root, top):
         return None
     record = pciscan.ScanRecord(
         address=str(address),
-        vendor=read_number(f"{top}/vendor"),
-        device=read_number(f"{top}/device"),
-        subsystem_vendor=read_number(f"{top}/subsystem_vendor"),
-        subsystem_device=read_number(f"{top}/subsystem_device"),
-        class_=read_number(f"{top}/class"),
-        driver=read_link_name(f"{top}/driver"),
+        vendor=read_number(root, f"{top}/vendor"),
+        device=read_number(root, f"{top}/device"),
+        subsystem_vendor=read_number(root, f"{top}/subsystem_vendor"),
+        subsystem_device=read_number(root, f"{top}/subsystem_device"),
+        class_=read_number(root, f"{top}/class"),
+        driver=read_link_name(root, f"{top}/driver"),
         iommu_group=read_group(root, address),
-        physfn=read_link_name(f"{top}/physfn"),
+        physfn=read_link_name(root, f"{top}/physfn"),
     )
     return PCIDevice(root, [record], 0)
 
@@ -438,7 +438,9 @@ def is_vfio_driver(root: HostRoot, address: PCIDeviceAddress, driver: str | None
     """
     if driver is None:
         return False
-    return driver == "vfio-pci" or is_directory(os.path.join(root.pci_device(address), "vfio-dev"))
+    return driver == "vfio-pci" or is_directory(
+        root, os.path.join(root.pci_device(address), "vfio-dev")
+    )
 
 
 def _group_member(root: HostRoot, group: int, name: str) -> GroupMember:
@@ -446,8 +448,8 @@ def _group_member(root: HostRoot, group: int, name: str) -> GroupMember:
         address = PCIDeviceAddress.parse(name)
     except HostdevError:
         link = os.path.join(root.iommu_group_devices(group), name, "driver")
-        return GroupMember(name, None, read_link_name(link), is_vfio=False)
-    driver = read_link_name(os.path.join(root.pci_device(address), "driver"))
+        return GroupMember(name, None, read_link_name(root, link), is_vfio=False)
+    driver = read_link_name(root, os.path.join(root.pci_device(address), "driver"))
     return GroupMember(name, address, driver, is_vfio_driver(root, address, driver))
 
 
@@ -460,6 +462,6 @@ def read_iommu_group_members(root: HostRoot, group: int, skip: Container[str] = 
 
     Mirrors: virPCIDeviceAddressIOMMUGroupIterate (src/util/virpci.c)
     """
-    names = list_names(root.iommu_group_devices(group))
+    names = list_names(root, root.iommu_group_devices(group))
     members = [_group_member(root, group, name) for name in names if name not in skip]
     return sorted(members, key=lambda m: (m.address is None, m.address or (), m.name))

@@ -197,9 +197,9 @@ def test_multifunction_reads_little(fakehost: Fake, name: str, monkeypatch: pyte
     read: list[tuple[Any, ...]] = []
     number, config = virfile.read_number, pciscan.read_config
 
-    def read_number(path: str) -> int | None:
+    def read_number(root: HostRoot, path: str) -> int | None:
         read.append(("ari", Path(path).parent.name[:-5]))
-        return number(path)
+        return number(root, path)
 
     def read_config(root: HostRoot, address: PCIDeviceAddress, offset: int, size: int) -> bytes | None:
         read.append(("config", *address, size))

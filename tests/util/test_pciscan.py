@@ -106,11 +106,13 @@ def test_host_without_functions(tmp_path: Path) -> None:
     assert [] == list(pciscan.scan(HostRoot(tmp_path)))
 
 
-def test_sys_may_be_a_link(root: HostRoot, tmp_path: Path) -> None:
-    """DIR/sys may point to where the tree really is."""
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/sys").symlink_to("../sys")
-    assert list(pciscan.scan(root)) == list(pciscan.scan(HostRoot(tmp_path / "elsewhere")))
+@pytest.mark.parametrize("target", ["tree", "/tree", "../../tree"])
+def test_sys_may_be_a_link(root: HostRoot, tmp_path: Path, target: str) -> None:
+    """DIR/sys may point to where the tree really is, which is in DIR whatever the link says."""
+    before = list(pciscan.scan(root))
+    (tmp_path / "sys").rename(tmp_path / "tree")
+    (tmp_path / "sys").symlink_to(target)
+    assert before == list(pciscan.scan(root))
 
 
 @pytest.mark.parametrize("tuning", [Tuning(), CROWD])
@@ -335,7 +337,7 @@ def traced(root: HostRoot, trace: Path, tuning: str = "Tuning()") -> str:
         pytest.skip(f"strace cannot trace here: {done.stderr.strip()}")
     assert 0 == done.returncode, done.stderr
     calls = trace.read_text()
-    return calls[calls.index('"devices", O_RDONLY') :]
+    return calls[calls.index("/devices\"" if '/devices", {' in calls else '"devices"') :]
 
 
 def test_scan_never_opens_what_can_wait(crowd: HostRoot, tmp_path: Path) -> None:
@@ -344,7 +346,7 @@ def test_scan_never_opens_what_can_wait(crowd: HostRoot, tmp_path: Path) -> None
         if not Path(root.pci_devices).is_dir():
             continue
         calls = traced(root, tmp_path / "trace")
-        assert re.search(r'"[^"]*/modalias", O_RDONLY', calls)
+        assert re.search(r'"[^"]*modalias", (\{flags=)?O_RDONLY', calls)
         found = re.findall(r'"[^"]*\b(?:config|uevent|driver_override|sriov_numvfs)"', calls)
         assert [] == found
 
@@ -352,8 +354,8 @@ def test_scan_never_opens_what_can_wait(crowd: HostRoot, tmp_path: Path) -> None
 def test_crowd_costs_few_calls(crowd: HostRoot, tmp_path: Path) -> None:
     """Of a VF of many only the group is asked for; of its PF three virtfn links; physfn is asked of nobody."""
     calls = traced(crowd, tmp_path / "trace")
-    assert 0 == calls.count("/physfn")
-    assert 600 == calls.count('/iommu_group"')
+    assert 0 == calls.count('physfn"')
+    assert 600 == calls.count('iommu_group"')
     pfs = {record.physfn for record in pciscan.scan(crowd)} - {None}
     ours = [line for line in calls.splitlines() if "/virtfn" in line]
     assert 0 < len(pfs)
@@ -367,8 +369,8 @@ def test_vouched_for_drivers_are_asked_of_nobody(crowd: HostRoot, tmp_path: Path
     vouched = pciscan.scan_with(crowd, Tuning(linked=True))
     assert 0 < unbound
     assert expected == list(vouched)
-    assert unbound == traced(crowd, tmp_path / "asked").count('/driver"')
-    assert 0 == traced(crowd, tmp_path / "vouched", "Tuning(linked=True)").count('/driver"')
+    assert unbound == traced(crowd, tmp_path / "asked").count('driver"')
+    assert 0 == traced(crowd, tmp_path / "vouched", "Tuning(linked=True)").count('driver"')
 
 
 def make_config(root: HostRoot, size: int = 256) -> bytes:

@@ -217,7 +217,7 @@ def test_crowded_host(tmp_path: Path, cards: tuple[str, ...]) -> None:
     assert 700 == len(expected)
     for tuning in TUNINGS:
         assert expected == list(pciscan.scan_with(root, tuning)), tuning
-    files = [pciscan_ref.read_identity_files(f"{root.pci_devices}/{r.address}") for r in expected]
+    files = [pciscan_ref.read_identity_files(root, f"{root.pci_devices}/{r.address}") for r in expected]
     assert [record[1:6] for record in expected] == files
 
 
