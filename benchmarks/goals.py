@@ -151,7 +151,8 @@ def scan_goals(trees: Trees, floor: Floor, rounds: int) -> Iterator[Goal]:
         {
             "c": CPart(root, AS_SYSFS),
             "f4": lambda: floor.f4(root.pci_bus),
-            "unvouched": CPart(root, Tuning()),
+            "unvouched": CPart(root, Tuning(confined=False)),
+            "confined": CPart(root, Tuning()),
             "groups": lambda: snapshot_and_groups(root),
             "objects": lambda: objects_and_index(root),
             "all": lambda: objects_and_groups(root),
@@ -163,6 +164,11 @@ def scan_goals(trees: Trees, floor: Floor, rounds: int) -> Iterator[Goal]:
         f"C part / f4 floor, {name}, a directory whose drivers nobody vouches for",
         t["unvouched"] / t["f4"],
         1.45,
+    )
+    yield Goal(
+        f"C part / f4 floor, {name}, a stranger's directory, which no link leads out of",
+        t["confined"] / t["f4"],
+        1.8,
     )
     yield Goal("snapshot and group index / C part", t["groups"] / t["c"], 1.15)
     yield Goal("all objects and group index / C part", t["objects"] / t["c"], 1.4)
@@ -225,16 +231,16 @@ import os
 from pyhostdev.util import hostroot, pciscan
 root = hostroot.HostRoot({path!r})
 os.access("/begin", 0)
-pciscan.scan_with(root, pciscan.Tuning(linked={linked}))
+pciscan.scan_with(root, pciscan.Tuning(linked={linked}, confined={confined}))
 os.access("/end", 0)
 """
 
 
-def traced(root: HostRoot, *, linked: bool) -> str | None:
+def traced(root: HostRoot, *, linked: bool, confined: bool = False) -> str | None:
     """Return the system calls of one scan; None where nobody can trace."""
     if shutil.which("strace") is None:
         return None
-    code = TRACED.format(path=root.path, linked=linked)
+    code = TRACED.format(path=root.path, linked=linked, confined=confined)
     with tempfile.NamedTemporaryFile("r") as trace:
         command = ["strace", "-f", "-o", trace.name, sys.executable, "-c", code]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -248,12 +254,13 @@ def traced(root: HostRoot, *, linked: bool) -> str | None:
 def call_goals(trees: Trees) -> Iterator[Goal]:
     """Count system calls, and look for files that can wait for a device or wake it."""
     opened: int | None = 0
-    for shape, linked, limit in (
-        ("sriov", True, 1.7), ("sriov", False, 1.7), ("plain", True, 6.6)
+    for shape, linked, confined, limit in (
+        ("sriov", True, False, 1.7), ("sriov", False, False, 1.7), ("plain", True, False, 6.6),
+        ("sriov", False, True, 1.8), ("plain", False, True, 7.2),
     ):
-        calls = traced(trees(shape, SIZE), linked=linked)
+        calls = traced(trees(shape, SIZE), linked=linked, confined=confined)
         figure = None if calls is None else len(calls.splitlines()) / SIZE
-        how = "" if linked else ", a directory nobody vouches for"
+        how = ", a stranger's directory" if confined else "" if linked else ", a directory nobody vouches for"
         words = "with VFs" if shape == "sriov" else "without VFs"
         yield Goal(f"system calls a function, {words}{how}", figure, limit)
         found = None if calls is None else re.findall(rf"/(?:{'|'.join(NEVER_OPENED)})\"", calls)

@@ -92,18 +92,21 @@ static void find_real(struct phd_scan *scan, size_t index)
 		.size = scan->lent->scratch_size,
 		.steps = &scan->steps,
 	};
+	size_t left = scan->directory_end - index;
 	struct phd_record *record;
 	const char *name;
 	uint64_t key;
 	int ret;
 
-	while ((name = phd_next_name(&dents, &ret))) {
+	while (left && (name = phd_next_name(&dents, &ret))) {
 		if (dents.type != DT_DIR || !phd_parse_address(name, &key))
 			continue;
 		record = phd_find(scan, key);
-		if (record && record >= scan->records + index &&
-		    record < scan->records + scan->directory_end)
-			record->flags |= PHD_FLAG_REAL;
+		if (!record || record < scan->records + index ||
+		    record >= scan->records + scan->directory_end)
+			continue;
+		record->flags |= PHD_FLAG_REAL;
+		left--;
 	}
 }
 

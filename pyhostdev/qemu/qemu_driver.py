@@ -22,7 +22,7 @@ from pyhostdev.qemu.qemu_domain import memlock_limit
 from pyhostdev.qemu.qemu_lifecycle import lifecycle_actions
 from pyhostdev.qemu.qemu_postparse import default_emulator, host_arch
 from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.virfile import is_directory, read_status
+from pyhostdev.util.virfile import is_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

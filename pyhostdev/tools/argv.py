@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 
 from pyhostdev.tools import arguments, output, streams
 
@@ -35,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _lines(argv: list[str]) -> str:
     """Return the command as a shell would read it, an option and its value on one line."""
-    lines = [shlex.quote(argv[0])]
+    lines = [output.shell_word(argv[0])]
     for word in argv[1:]:
         if word.startswith("-"):
-            lines.append(shlex.quote(word))
+            lines.append(output.shell_word(word))
         else:
-            lines[-1] += f" {shlex.quote(word)}"
+            lines[-1] += f" {output.shell_word(word)}"
     return " \\\n".join(lines)

@@ -9,6 +9,7 @@ be told; 4 not restored.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 
 from pyhostdev.errors import HostdevError, RefusedError
 from pyhostdev.tools import streams
+from pyhostdev.tools.output import printable
 
 HELP_WIDTH = 100
 EXTRAS = {"qemu": "start", "rich": "tools"}  # by the library that it brings
@@ -122,6 +124,8 @@ def _without_verb(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may have few letters
     try:
         with streams.writing():
             return _dispatch(words)
@@ -171,5 +175,4 @@ def _failed(err: HostdevError) -> int:
 
 def complain(sentence: str) -> None:
     """Print one sentence for a person on stderr, what cannot be printed escaped."""
-    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
-    streams.tell(f"pyhostdev: {printable}")
+    streams.tell(f"pyhostdev: {printable(sentence)}")

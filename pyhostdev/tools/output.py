@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
@@ -13,6 +14,41 @@ from pyhostdev.tools import streams
 
 if TYPE_CHECKING:
     from rich.tree import Tree
+
+
+# What a name of XML may hold and a terminal does not act upon, though it is not printable: joiners of letters
+_JOINERS = "\u200c\u200d"
+
+
+def printable(text: str) -> str:
+    """
+    Return a text as one line in which nothing acts upon a terminal.
+
+    Escaped are control characters of both sets, line ends, what changes the direction of writing, and bytes that are
+    no text: names of drivers, processes, domains and files are whatever somebody chose.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shell_word(word: str) -> str:
+    """Return a word as a shell reads it, what is not printable as escapes of bash, ksh and zsh."""
+    quoted = shlex.quote(word)
+    if quoted.isprintable():
+        return quoted
+    return "$'" + "".join(_shell_character(c) for c in word) + "'"
+
+
+def _shell_character(c: str) -> str:
+    if c in "\\'":
+        return f"\\{c}"
+    if c.isprintable():
+        return c
+    return "".join(f"\\{byte:03o}" for byte in c.encode("utf-8", "surrogateescape"))
+
+
+def printable_xml(text: str) -> str:
+    """Return a document with what is not printable, but line ends and tabs, as references to characters."""
+    return "".join(c if c.isprintable() or c in f"\n\t{_JOINERS}" else f"&#{ord(c)};" for c in text)
 
 
 def print_json(value: Any) -> None:
@@ -26,7 +62,7 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object | None]]) -> None:
     """Print rows under their columns; None is a dash."""
-    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     text = _plain_table(columns, cells)
     if not _has_rich():
         streams.write(text)
@@ -52,7 +88,7 @@ class Branch:
     """A line of a tree, with those below it."""
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text = printable(text)
         self.below: list[Branch] = []
 
     def add(self, text: str) -> Branch:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 
 from pyhostdev.errors import raise_all
-from pyhostdev.tools import arguments, streams
+from pyhostdev.tools import arguments, output, streams
 from pyhostdev.tools.main import complain
 
 WARNING = (
@@ -48,5 +48,5 @@ def run(args: argparse.Namespace) -> int:
     definition = qemu_driver.define(definition, host, keep_together=args.keep_together, capabilities=capabilities)
     if args.spelling != "assigned" and any(hostdev.assigned is not None for hostdev in definition.hostdevs):
         complain(WARNING)
-    streams.write(definition.format())
+    streams.write(output.printable_xml(definition.format()))
     return 0

@@ -66,12 +66,13 @@ class Tuning(NamedTuple):
     the listing, and the drivers from the listings of ``drivers/*``. ``share`` counts the VFs of one
     PF: the kernel gives all of them one identity, so it is read once. ``linked`` vouches for a directory
     that it is as the kernel makes it: drivers list all their functions, and no link leads out of it. For sysfs
-    itself the scanner knows that.
+    itself the scanner knows that. ``confined`` keeps links from leading out of a directory that nobody vouches for.
     """
 
     crowd: int = 512
     share: int = 16
     linked: bool = False
+    confined: bool = True
 
 
 class ScanRecord(NamedTuple):
@@ -308,9 +309,10 @@ class _Scanner:
     def __init__(self, root: HostRoot, bus_fd: int, tuning: Tuning) -> None:
         self.root = root
         self.bus_fd = bus_fd
-        self.tuning = _c.ffi.new("struct phd_tuning *", tuning)
+        self.tuning = _c.ffi.new("struct phd_tuning *", tuning[:3])
         self.error = _c.ffi.new("struct phd_error *")
-        self.root_fd = -1 if root.is_live or tuning.linked else _open_root(root)
+        is_vouched = root.is_live or tuning.linked or not tuning.confined
+        self.root_fd = -1 if is_vouched else _open_root(root)
         self.bus = _c.ffi.new("char[]", confined.root_and_path(root, root.pci_bus)[1])
         self.names = bytearray(_NAMES_SIZE)
         # bytearray: calloc gives zero pages that cost nothing until they are used

@@ -27,7 +27,8 @@ from scenarios import Case, Stage
 
 from pyhostdev.errors import HostdevError
 from pyhostdev.testing.fakehost import FakeHost
-from pyhostdev.util import pciscan
+from pyhostdev.util import confined, pciscan
+from pyhostdev.util.hostroot import HostRoot
 
 ERRNOS = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -66,6 +67,8 @@ class Reads:
             patch(mock.patch.object(os, name, self._of_path(name, getattr(os, name))))
         for name in ("read", "pread", "fstat"):
             patch(mock.patch.object(os, name, self._of_descriptor(name, getattr(os, name))))
+        for name in ("open_path", "open_directory", "open_file"):
+            patch(mock.patch.object(confined, name, self._root_opener(getattr(confined, name))))
         patch(mock.patch.object(os, "open", self._opener(os.open)))
         patch(mock.patch.object(os, "close", self._closer(os.close)))
         patch(mock.patch.object(builtins, "open", self._stream_opener(builtins.open)))
@@ -95,7 +98,7 @@ class Reads:
         if isinstance(path, int):
             return self._fds.get(path, "")
         top = "" if dir_fd is None else self._fds.get(dir_fd, "")
-        return os.path.join(top, os.fsdecode(path))
+        return os.path.join(top, os.fsdecode(path)).rstrip("/")
 
     def _of_path(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any = ".", *args: Any, **options: Any) -> Any:
@@ -122,6 +125,15 @@ class Reads:
 
         return call
 
+    def _root_opener(self, real: Callable[..., int]) -> Callable[..., int]:
+        def call(root: HostRoot, path: str, *args: Any) -> int:
+            self.seen("open", path)
+            fd = real(root, path, *args)
+            self._fds[fd] = path
+            return fd
+
+        return call
+
     def _closer(self, real: Callable[[int], None]) -> Callable[[int], None]:
         def call(fd: int) -> None:
             self._fds.pop(fd, None)
@@ -134,8 +146,9 @@ class Reads:
             place = self._place(file)
             if mode not in ("r", "rb") or not place.startswith(self.top) or not _site():
                 return real(file, mode, *args, **options)
-            self.seen("open", place)
-            stream = io.BufferedReader(_Raw(self, place))
+            if not isinstance(file, int):
+                self.seen("open", place)
+            stream = io.BufferedReader(_Raw(self, file, place))
             return stream if mode == "rb" else io.TextIOWrapper(stream, *args, **options)
 
         return call
@@ -144,16 +157,17 @@ class Reads:
 class _Raw(io.FileIO):
     """A file whose reads count."""
 
-    def __init__(self, reads: Reads, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, reads: Reads, file: Any, path: str) -> None:
+        super().__init__(file)
         self._reads = reads
+        self._path = path
 
     def readinto(self, buffer: Any) -> int:
-        self._reads.seen("read", str(self.name))
+        self._reads.seen("read", self._path)
         return super().readinto(buffer)
 
     def readall(self) -> bytes:
-        self._reads.seen("read", str(self.name))
+        self._reads.seen("read", self._path)
         return super().readall()
 
 
@@ -169,12 +183,12 @@ class _Scanner:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module.lib, name)
 
-    def phd_read_at(self, path: bytes, *args: Any) -> int:
+    def phd_read_at(self, root: bytes, path: bytes, *args: Any) -> int:
         try:
-            self.reads.seen("phd_read_at", os.fsdecode(path))
+            self.reads.seen("phd_read_at", os.fsdecode(os.path.join(root, path)))
         except OSError as err:
             return -(err.errno or 0)
-        count: int = self.module.lib.phd_read_at(path, *args)
+        count: int = self.module.lib.phd_read_at(root, path, *args)
         return count
 
 
