@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
+MEMBERS_MAX = 1 << 13  # of one group: 32 buses that are full
 _GROUP = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 

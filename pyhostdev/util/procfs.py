@@ -47,7 +47,7 @@ def read_lock_holders(root: HostRoot, status: os.stat_result) -> list[int]:
     if read_status(root, root.locks) is None:
         raise SysfsError(errno.ENOENT, root.locks, "look for the holder of a lock")
     fields = [line.split() for line in read_lines(root, root.locks) if f" {file} " in line]
-    return [int(words[4]) for words in fields if words[1] == "FLOCK"]
+    return [int(words[4]) for words in fields if words[1] == "FLOCK" and _NUMBER.fullmatch(words[4])]
 
 
 def read_process(root: HostRoot, pid: int) -> Process:
@@ -69,7 +69,7 @@ def _is_ending(text: str) -> bool:
     words = text.rpartition(")")[2].split()  # the name before it may have anything in it
     if not words:
         return True
-    flags = words[_FLAGS] if len(words) > _FLAGS and words[_FLAGS].isdecimal() else "0"
+    flags = words[_FLAGS] if len(words) > _FLAGS and _NUMBER.fullmatch(words[_FLAGS]) else "0"
     return words[0] in "ZXx" or bool(int(flags) & _PF_EXITING)
 
 

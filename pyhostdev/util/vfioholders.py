@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.iommugroup import MEMBERS_MAX
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.procfs import Process, read_process
 from pyhostdev.util.vfionodes import read_device_node_names, read_node_number
@@ -91,7 +92,7 @@ class _Signs:
 
     def _add_group(self, group: int) -> None:
         self._add_node(str(group), None, group)
-        for member in list_names(self.root, self.root.iommu_group_devices(group)):
+        for member in list_names(self.root, self.root.iommu_group_devices(group), MEMBERS_MAX):
             self.functions[member] = group
             if member.count(":") == 2:
                 address = PCIDeviceAddress.parse(member)

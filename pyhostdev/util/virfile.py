@@ -150,14 +150,17 @@ def is_directory(root: HostRoot, path: str) -> bool:
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
-def list_names(root: HostRoot, path: str) -> list[str]:
+def list_names(root: HostRoot, path: str, limit: int | None = None) -> list[str]:
     """
     Return the names in a directory, in no order; none when there is no directory.
+
+    Args:
+        limit: how many there can be, where that is less than in any directory.
 
     Raises:
         SysfsError: it is there and cannot be read, or has too many names (EFBIG).
     """
-    limit, doing = bounds_of(root).names, "list a directory"
+    limit, doing = limit or bounds_of(root).names, "list a directory"
     names: list[str] = []
     try:
         with confined.opened(confined.open_directory(root, path)) as fd, os.scandir(fd) as entries:

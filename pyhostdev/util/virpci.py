@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pyhostdev.errors import HostdevError, SysfsError
 from pyhostdev.util import pciconfig, pciregs, pciscan
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.iommugroup import read_group
+from pyhostdev.util.iommugroup import MEMBERS_MAX, read_group
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virfile import (
     is_directory,
@@ -40,8 +40,8 @@ __all__ = [
 T = TypeVar("T")
 
 BUS_RESETS = ("bus", "cxl_bus")
+VFS_MAX = 0xFFFF  # SR-IOV 1.1, 3.3.6: TotalVFs has 16 bits
 _OWN_DOMAIN = re.compile(r"pci([0-9a-f]{4,8}):[0-9a-f]{2}")
-_GROUP_LINK = "iommu_group"
 
 
 class GroupMember(NamedTuple):
@@ -386,7 +386,10 @@ class PCIDevice:
         Mirrors: virPCIGetVirtualFunctions (src/util/virpci.c)
         """
         found: list[PCIDeviceAddress] = []
-        while (name := read_link_name(self.root, self.path(f"virtfn{len(found)}"))) is not None:
+        while len(found) < VFS_MAX:
+            name = read_link_name(self.root, self.path(f"virtfn{len(found)}"))
+            if name is None:
+                break
             found.append(PCIDeviceAddress.parse(name))
         return found
 
@@ -462,6 +465,6 @@ def read_iommu_group_members(root: HostRoot, group: int, skip: Container[str] = 
 
     Mirrors: virPCIDeviceAddressIOMMUGroupIterate (src/util/virpci.c)
     """
-    names = list_names(root, root.iommu_group_devices(group))
+    names = list_names(root, root.iommu_group_devices(group), MEMBERS_MAX)
     members = [_group_member(root, group, name) for name in names if name not in skip]
     return sorted(members, key=lambda m: (m.address is None, m.address or (), m.name))
