@@ -304,7 +304,7 @@ class HostMachine(RuleBasedStateMachine):
     def groups_have_one_owner(self) -> None:
         owners_of: dict[str, set[str]] = {}
         for address, record in self._records().items():
-            group = read_link_name(f"{self.fake.root.pci_device(address)}/iommu_group")
+            group = read_link_name(self.fake.root, f"{self.fake.root.pci_device(address)}/iommu_group")
             if group is not None and record.is_active and record.owner is not None:
                 owners_of.setdefault(group, set()).add(record.owner)
         assert [] == [group for group, names in owners_of.items() if len(names) > 1]
