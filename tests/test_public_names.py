@@ -17,7 +17,8 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 CLASSES = ("Host", "HostdevManager", "Plan", "Scan")
 # types of the parts below, which are documented where they stand
-KNOWN = {"AbstractContextManager", "BadRecord", "Definition", "GroupMember", "Identity", "Journal", "Record", "Request", "StateDir"}
+KNOWN = {"AbstractContextManager", "BadRecord", "Definition", "GroupMember", "Identity", "Journal", "Record"}
+KNOWN |= {"Request", "StateDir"}
 A = "0001:09:00.0"
 
 

@@ -179,7 +179,9 @@ class _Planner:
             what = "is not on this host" if dev is None else "does not answer"
             yield _error("device-missing", address, f"Device {address} {what}")
             return
-        yield from _findings(endpoint_obstacle(dev))
+        bridge = endpoint_obstacle(dev)
+        if bridge is not None:  # libvirt refuses bridges of PCI only, and leaves a host bridge to the kernel
+            yield self._as_the_policy_has_it(bridge) if dev.is_host_bridge else bridge
         if request.written is not None and dev.is_multifunction() is False:
             severity = ERROR if request.written == "no" else NOTE
             text = f"Device {address} has no other functions, so assigned='{request.written}' has no meaning"

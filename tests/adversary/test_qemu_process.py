@@ -346,7 +346,7 @@ class Started:
         raise AssertionError(f"no QEMU: {self.end()}")
 
     def refusal(self) -> tuple[int, str]:
-        """Wait for its end; return its exit code and what it said, without the note on who answered for the emulator."""
+        """Wait for its end; return its exit code and what it said, without the note on capabilities."""
         _, said = self.process.communicate(timeout=60)
         return self.process.returncode, "".join(s for s in said.splitlines(True) if "note: answered with" not in s)
 
