@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
+from pyhostdev.errors import HostdevError
+
 
 class OutputError(Exception):
     """What a verb had to say could not be written; ``text`` is that, as far as it is known."""
@@ -52,6 +54,8 @@ def writing(text: str = "") -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
+    except HostdevError:
+        raise  # some are an OSError too, about a file of the host
     except BrokenPipeError:
         silence(sys.stdout)
         raise
