@@ -20,6 +20,7 @@ COPIED = ("csrc", "pyhostdev", "tests", "setup.py", "pyproject.toml", "README.md
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g"
 SCANNER_TESTS = ("tests/util/test_pciscan.py", "tests/util/test_pciscan_equal.py")
 WRITER_TESTS = ("tests/util/test_sysfs_writer.py",)
+SPAWN_TESTS = ("tests/util/test_spawn.py",)
 BUILD = ("setup.py", "-q", "build_ext", "--inplace", "--force")
 
 
@@ -87,7 +88,7 @@ def _sanitize(top: Path) -> bool:
             shutil.copytree(source, top / name, ignore=ignore)
         else:
             shutil.copy(source, top / name)
-    good = _build(top, SANITIZE) and _test(top, runtime, (*SCANNER_TESTS, *WRITER_TESTS))
+    good = _build(top, SANITIZE) and _test(top, runtime, (*SCANNER_TESTS, *WRITER_TESTS, *SPAWN_TESTS))
     # and the helper as it is on machines without bare system calls
     return good and _build(top, f"{SANITIZE} -DPHD_NO_RAWCALL") and _test(top, runtime, WRITER_TESTS)
 

@@ -20,11 +20,12 @@ AT_THE_TOP = (".md", ".py", ".toml", ".in", "LICENSE")
 SCAN = """
 import sys
 import pyhostdev
-from pyhostdev.util import hostroot, pciscan, sysfs_writer
+from pyhostdev.util import hostroot, pciscan, spawn, sysfs_writer
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 root = hostroot.HostRoot(sys.argv[1])
 writer = sysfs_writer.ForkedWriter(root)
 writer.write(sys.argv[1] + "/attribute", b"ok", device=PCIDeviceAddress(0, 2, 0, 0))
+assert spawn.access_errors([(sys.argv[1], 0)], None) == [0]
 print(pyhostdev.__file__, *pciscan.scan(root)[0])
 """
 
