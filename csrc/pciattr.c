@@ -45,8 +45,8 @@ const char *phd_attr(struct phd_scan *scan, const char *name)
 }
 
 /*
- * In a tree of a stranger a function's name may be a link to anywhere.  Where it was not listed as a
- * directory, the directory is opened below the root.
+ * In a tree of a stranger a function's name may be a link to anywhere.  Where it was not listed as
+ * a directory, the directory is opened below the root.
  */
 int phd_enter_function(struct phd_scan *scan, size_t index)
 {

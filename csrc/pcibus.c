@@ -125,8 +125,8 @@ static void open_directory(struct phd_scan *scan, size_t index)
 			openat(scan->devices_fd, dir->path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 		return;
 	}
-	scan->parent_fd = phd_open_bus(-1, scan->lent, "devices", dir->path,
-				       O_RDONLY | O_DIRECTORY);
+	scan->parent_fd =
+		phd_open_bus(-1, scan->lent, "devices", dir->path, O_RDONLY | O_DIRECTORY);
 	if (scan->parent_fd >= 0)
 		find_real(scan, index);
 }

@@ -82,7 +82,8 @@ static int is_listed(struct phd_scan *scan)
 	return phd_is_absent(-fd) ? 0 : phd_fail_here(scan, fd);
 }
 
-/* 1 when the function's directory is the one that was opened, 0 when there is none, 2 for another */
+/* 1 when the function's directory is the one that was opened, 0 when there is none, 2 for another
+ */
 static int is_same(struct phd_scan *scan)
 {
 	PHD_AUTO_CLOSE int fd = open_listed(scan);

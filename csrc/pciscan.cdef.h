@@ -39,13 +39,14 @@ struct phd_error {
 
 /* From how many on the work is shared; the defaults are the Python side's. */
 struct phd_tuning {
-	uint32_t crowd; /* functions: PFs and drivers are found from the other end */
-	uint32_t share; /* VFs of one PF: the first one's identity serves for all */
+	uint32_t crowd;	 /* functions: PFs and drivers are found from the other end */
+	uint32_t share;	 /* VFs of one PF: the first one's identity serves for all */
 	uint32_t linked; /* not 0: drivers list all their functions, as they do in sysfs itself */
 };
 
 /*
- * What the caller lends for the time of a call: memory, and the directory that no link leads out of.
+ * What the caller lends for the time of a call: memory, and the directory that no link leads out
+ * of.
  */
 struct phd_lent {
 	char *scratch; /* for directory listings, at least 8 KiB */
@@ -106,7 +107,7 @@ int phd_open_below(const char *root, const char *path, int flags);
 int phd_walk_inside(int root_fd, const char *path, int flags);
 
 /*
- * Open a regular file for reading, and nothing else: -EISDIR for a directory, -EMEDIUMTYPE for devices,
- * FIFOs and sockets, which are not opened at all.
+ * Open a regular file for reading, and nothing else: -EISDIR for a directory, -EMEDIUMTYPE for
+ * devices, FIFOs and sockets, which are not opened at all.
  */
 int phd_open_file(const char *root, const char *path);

@@ -40,12 +40,12 @@ struct phd_directory {
 
 struct phd_scan {
 	int devices_fd;
-	int parent_fd; /* the directory of the current bus' functions, -1: go by the links of
-			  devices/ */
-	int function_fd; /* the current function's directory, -1: a name in phd_here() */
+	int parent_fd;	  /* the directory of the current bus' functions, -1: go by the links of
+			     devices/ */
+	int function_fd;  /* the current function's directory, -1: a name in phd_here() */
 	bool is_confined; /* somebody else may have made the tree's links */
 	uint32_t steps;	  /* names of listings so far */
-	uint64_t bus;  /* key >> 8 */
+	uint64_t bus;	  /* key >> 8 */
 	uint64_t current;
 	struct phd_directory directories[2]; /* the current function's, and the next one */
 	int here;			     /* which of them is which */

@@ -14,10 +14,12 @@ from pyhostdev.conf.graphics_postparse import fill_graphics
 from pyhostdev.conf.os_conf import ClockDef, SizeDef
 from pyhostdev.conf.uuid import made_uuid, normal_uuid
 from pyhostdev.conf.xmlcodec import unit_factor
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, XMLError
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, XMLError, raise_all
 from pyhostdev.util.virxml import VIR_ERR_XML_DETAIL, parse_document, shown, text_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyhostdev.conf.cpu_conf import FeaturesDef
     from pyhostdev.conf.domain_conf import DomainDef
 
@@ -30,8 +32,7 @@ def normalise(dom: DomainDef) -> None:
     # libvirt draws a random one when it defines a domain; here the same file must give the same guest
     dom.uuid = dom.uuid or _sysinfo_uuid(dom) or made_uuid(dom.name)
     _refuse_two_uuids(dom)
-    if "/" in dom.name:
-        raise XMLError(f"The name '{shown(dom.name)}' has a slash", line=dom.line)
+    raise_all(list(name_errors(dom)))
     _normalise_features(dom.features)
     dom.clock = dom.clock or ClockDef()
     if dom.clock.offset == "variable":
@@ -44,6 +45,17 @@ def normalise(dom: DomainDef) -> None:
         fill_graphics(graphics)
     for device, info in dom.device_infos():
         info.drop_foreign(device.tag)
+
+
+def name_errors(dom: DomainDef) -> Iterator[XMLError]:
+    """
+    Refuse a name that no file can have, or that breaks lines: files and records of the owner have it.
+
+    Mirrors: virDomainDefPostParse for the slash, qemuDomainDefineXMLFlags for the line break
+    """
+    for character, what in (("/", "a slash"), ("\n", "a line break")):
+        if character in (dom.name or ""):
+            yield XMLError(f"The name '{shown(dom.name)}' has {what}", line=dom.line)
 
 
 def _sysinfo_uuid(dom: DomainDef) -> str | None:

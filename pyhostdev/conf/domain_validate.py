@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pyhostdev.conf.device_conf import UnassignedAddress, is_user_alias
 from pyhostdev.conf.device_validate import device_errors
+from pyhostdev.conf.domain_normalise import name_errors
 from pyhostdev.conf.domain_schema import validate_schema
 from pyhostdev.conf.hostdev_conf import MdevSource, PCISource, SCSIHostSource, SCSISource, USBSource
 from pyhostdev.conf.unknown_words import unknown_words
@@ -303,6 +304,7 @@ def _audio_errors(dom: DomainDef) -> Iterator[ConfigError]:
 
 
 _RULES: tuple[Callable[[DomainDef], Iterator[ConfigError]], ...] = (
+    name_errors,
     _audio_errors,
     _disk_duplicates,
     _hostdev_duplicates,

@@ -176,8 +176,12 @@ class ClockDef(ElementDef):
 class SizeDef(ElementDef):
     """An amount of memory with its unit; ``kib`` is what counts."""
 
-    value = content("", big_number, default=0, quiet=True)
+    value = content("", big_number, default=0)
     unit = attribute("unit", size_unit)
+
+    def hides(self, name: str) -> bool:
+        """An amount that nobody wrote is not printed; a zero that was written is."""
+        return name == "value" and not self.value and self.unit is None and self.line is None
 
     @classmethod
     def of_kib(cls, kib: int) -> SizeDef:

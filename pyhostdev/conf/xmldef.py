@@ -191,9 +191,10 @@ class ElementDef:
                 self._keep_attribute(shape.path, key, value, element)
         # where only text is expected, elements in it belong to the text
         is_text = shape.content is not None and not shape.nodes
+        text = text_of(element) if is_text else own_text_of(element)
+        is_indentation = not is_text and len(element) > 0 and not text.strip()
         for row in (shape.content, shape.flag):
-            if row is not None:
-                text = text_of(element) if is_text else own_text_of(element)
+            if row is not None and not (is_indentation and row is shape.content):
                 found.setdefault(row.place, []).append((text, element))
         for part in element if not is_text else ():
             if isinstance(part.tag, str):
@@ -339,7 +340,9 @@ class ElementDef:
 
 def _element_lines(head: str, tag: str, indent: str, body: str | None, inner: list[str]) -> list[str]:
     if inner:
-        return [f"{head}>", *inner, f"{indent}</{tag}>"]
+        # behind a text, indentation would belong to it
+        start = [f"{head}>"] if not body else [f"{head}>{escape_text(body)}{inner.pop(0).lstrip()}"]
+        return [*start, *inner, f"{indent}</{tag}>"]
     return [f"{head}>{escape_text(body)}</{tag}>" if body else f"{head}/>"]
 
 

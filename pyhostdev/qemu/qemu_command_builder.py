@@ -22,7 +22,7 @@ from pyhostdev.conf.device_conf import (
     is_user_alias,
 )
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
-from pyhostdev.util.virxml import shown
+from pyhostdev.util.virxml import printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,7 +93,7 @@ def on_off(value: bool) -> str:
 
 def unsupported(what: str, device: Any = None) -> ConfigUnsupportedError:
     """Return the error of something that we cannot put on a command line."""
-    return ConfigUnsupportedError(f"{what} is not supported", line=getattr(device, "line", None))
+    return ConfigUnsupportedError(f"{printable(what)} is not supported", line=getattr(device, "line", None))
 
 
 class CommandBuilder:

@@ -25,7 +25,7 @@ def printable(text: str) -> str:
     Return a text as one line in which nothing acts upon a terminal.
 
     Escaped are control characters of both sets, line ends, what changes the direction of writing, and bytes that are
-    no text: names of drivers, processes, domains and files are whatever somebody chose.
+    no text: drivers, processes, domains and files can have any name.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 

@@ -268,5 +268,9 @@ def invalid_value(what: str, value: str, expected: str, line: int | None, code: 
 
 def shown(value: str) -> str:
     """Return a user's text as it may stand in a sentence: short, and without control characters."""
-    short = value if len(value) <= SHOWN_MAX else value[:SHOWN_MAX] + "..."
-    return short if short.isprintable() else ascii(short)[1:-1]
+    return printable(value if len(value) <= SHOWN_MAX else value[:SHOWN_MAX] + "...")
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters, and others that cannot be seen, written as escapes."""
+    return text if text.isprintable() else ascii(text)[1:-1]

@@ -10,6 +10,7 @@ import pytest
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.domain_validate import validate_all
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, XMLError
+from pyhostdev.qemu.qemu_command import build_command_line
 
 TESTDATA = Path(__file__).parents[2] / "testdata" / "conf"
 UUID = "53764d0e-85a0-42b4-af5c-2046b460b1dc"
@@ -128,3 +129,22 @@ def test_topology_and_processors_agree():
     assert ([], [67]) == tuple(
         [error.libvirt_code for error in validate_all(domain(rest=cpu.format(number)))] for number in (4, 3)
     )
+
+
+@pytest.mark.parametrize(("name", "what"), [("a/b", "a slash"), ("../x", "a slash"), ("a&#10;b", "a line break")])
+def test_a_name_ends_in_paths_and_lines(name, what):
+    """A name that no file can have, or that breaks a line of output, is refused by validate and define."""
+    dom = DomainDef.parse(
+        f"<domain type='qemu'><name>{name}</name><memory>524288</memory><os><type>hvm</type></os></domain>"
+    )
+    for check in (dom.validate, lambda: build_command_line(dom)):
+        with pytest.raises(XMLError, match=what):
+            check()
+
+
+def test_a_zero_that_was_written_is_printed():
+    """What is printed can be read again, an amount of memory that is none too."""
+    text = domain().format().replace("</name>", "</name><currentMemory>0</currentMemory>", 1)
+    printed = DomainDef.parse(text).format()
+    assert "<currentMemory>0</currentMemory>" in printed
+    assert printed == DomainDef.parse(printed).format()

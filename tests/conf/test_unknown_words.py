@@ -10,6 +10,7 @@ import pytest
 import pyhostdev
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.domain_validate import validate_all
+from pyhostdev.conf.unknown_words import kept_words
 from pyhostdev.errors import RefusedError, XMLError
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.tools.demo import GUEST
@@ -30,6 +31,7 @@ def hostdev(attributes: str = "", inner: str = "", address: str = "") -> str:
     )
 
 
+INTERFACE = "<interface type='hostdev'><source><address type='pci' bus='1'/></source>{}</interface>"
 UNKNOWN = [
     (hostdev("asigned='no'"), "attribute 'asigned' of <hostdev>; did you mean 'assigned'?"),
     (hostdev("Assigned='no'"), "attribute 'Assigned' of <hostdev>; did you mean 'assigned'?"),
@@ -60,6 +62,9 @@ def test_an_unknown_word_is_an_error(device: str, what: str) -> None:
         (hostdev(inner="<driver iommufd='yes'/>"), "unsupported"),
         (hostdev(inner="<acpi index='1' nodeset='0'/>"), "unsupported"),
         (hostdev(address="type='pci'"), "ignored"),
+        (INTERFACE.format("<mac address='52:54:00:00:00:01' currentAddress='52:54:00:00:00:01'/>"), "unsupported"),
+        (INTERFACE.format("<driver name='vfio' iommufd='yes'/>"), "unsupported"),
+        (INTERFACE.format("<portForward proto='tcp'/>"), "ignored"),
     ],
 )
 def test_a_known_word_that_is_not_built_is_a_note(device: str, reason: str) -> None:
@@ -69,11 +74,46 @@ def test_a_known_word_that_is_not_built_is_a_note(device: str, reason: str) -> N
     assert [(reason, "note", 2)] == [(f.reason, f.severity, f.line) for f in dom.unknown_words()]
 
 
-@pytest.mark.parametrize("device", [hostdev("xmlns:x='urn:x' x:note='mine'"), "<disk type='file' colour='red'/>"])
+@pytest.mark.parametrize(
+    "device",
+    [
+        hostdev("xmlns:x='urn:x' x:note='mine'"),
+        hostdev(inner="<wings xmlns='x'/>"),
+        hostdev(inner="<driver model='vfio-pci'/><acpi index='1'/>").replace("</source>", "<origstates/></source>"),
+        INTERFACE.format("<driver model='mlx5_vfio_pci'/><vlan><tag id='4'/></vlan><filterref filter='f'/>"),
+        "<disk type='file' colour='red'/>",
+    ],
+)
 def test_other_words_are_kept(device: str) -> None:
     """A namespace of its own belongs to others, and elsewhere unknown words do not concern host devices."""
     dom = domain(device)
     assert [] == dom.unknown_words()
+
+
+def test_an_interface_names_its_driver() -> None:
+    """<driver model=> of an interface is that of the host device."""
+    (found,) = domain(INTERFACE.format("<driver model='mlx5_vfio_pci'/>")).all_hostdevs()
+    assert "mlx5_vfio_pci" == found.driver_model
+
+
+def test_words_elsewhere_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """validate names each unknown word with its line, outside host devices as a note, and accepts the domain."""
+    dom = domain(
+        "<disk type='file' colour='red'><source file='/x' hue='1'/><target dev='vda'/></disk>\n"
+        "<memballoon model='none'><wings/></memballoon>" + hostdev(inner="<driver iommufd='yes'/>")
+    )
+    kept = [
+        (2, "Unknown attribute 'colour' of <domain/devices/disk> is kept as it is"),
+        (2, "Unknown attribute 'hue' of <domain/devices/disk/source> is kept as it is"),
+        (3, "Unknown element <wings> in <domain/devices/memballoon> is kept as it is"),
+    ]
+    assert kept == [(finding.line, finding.message) for finding in kept_words(dom)]
+    file = tmp_path / "guest.xml"
+    file.write_text(dom.format())
+    assert 0 == main(["validate", str(file), "--capabilities", "7.2"])
+    said = capsys.readouterr().err
+    assert all(text in said for _, text in kept)
+    assert "The attribute 'iommufd' of <hostdev/driver> (libvirt 12.1) is not supported yet" in said
 
 
 def test_the_plan_refuses_a_typing_error(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -87,7 +127,7 @@ def test_the_plan_refuses_a_typing_error(bcm5719: FakeHost, capsys: pytest.Captu
         pyhostdev.HostdevManager(host).prepare(plan)
     file = tmp_path / "guest.xml"
     file.write_text(text)
-    for words in (["plan"], ["validate"], ["prepare", "--simulate"]):
+    for words in (["plan"], ["validate"], ["xml"], ["prepare", "--simulate"]):
         assert 1 == main([*words, str(file), "--root", bcm5719.root.path])
     assert "did you mean 'assigned'?" in capsys.readouterr().err
     assert before == bcm5719.snapshot()

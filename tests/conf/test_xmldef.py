@@ -30,6 +30,13 @@ class Engine(ElementDef):
     fuel = attribute("fuel", enum("petrol", "none"))
 
 
+class Plate(ElementDef):
+    tag = "plate"
+
+    number = content("")
+    wheels = flag("wheels")
+
+
 class Car(ElementDef):
     tag = "car"
 
@@ -40,6 +47,7 @@ class Car(ElementDef):
     body_kind = attribute("body/@kind", enum("van", "coupe"), code=67)
     paint = embedded(Paint)
     engine = part("engine", Engine)
+    plate = part("plate", Plate)
     spare = child("spare", Wheel)
     wheels = children("axles/wheel", Wheel)
     radio = flag("radio")
@@ -51,7 +59,7 @@ class Car(ElementDef):
 def leave_no_definitions() -> Iterator[None]:
     """Take the definitions above back: other tests look at all there are."""
     yield
-    for kind in (Car, Engine, Paint, Wheel):
+    for kind in (Car, Engine, Paint, Plate, Wheel):
         del globals()[kind.__name__]
     del kind
     gc.collect()
@@ -191,3 +199,27 @@ def test_control_characters_survive_in_attributes():
     car = Car(id=1)
     car.paint.colour = "a\n\t\rb"
     assert "a\n\t\rb" == Car.parse(car.format()).paint.colour
+
+
+def test_all_errors_are_found():
+    """The parser goes on after a value that is none; the first error is the one it always was."""
+    text = "<car id='x'>\n<body kind='boat'/>\n<axles>\n<wheel size='a'/>\n<wheel/>\n<wheel size='b'/>\n</axles>\n</car>"
+    with pytest.raises(XMLError) as caught:
+        Car.parse(text)
+    found = [caught.value, *caught.value.others]
+    assert [(1, "'x'"), (2, "'boat'"), (4, "'a'"), (6, "'b'")] == [(e.line, str(e).partition(" ")[0]) for e in found]
+
+
+def test_errors_of_a_list_are_bounded():
+    """Who has thousands of errors is told the first hundred."""
+    wheels = "\n<wheel size='a'/>" * 5000
+    with pytest.raises(XMLError) as caught:
+        Car.parse(f"<car id='1'><axles>{wheels}</axles></car>")
+    assert 100 == 1 + len(caught.value.others)
+
+
+def test_text_beside_elements_is_kept():
+    """A text that an unknown element follows is printed before it, and read as it was; indentation is not a text."""
+    text = "<car id='0x0001'>\n  <plate>53<wheels/>\n    <wings/>\n  </plate>\n</car>\n"
+    assert text == Car.parse(text).format()
+    assert None is Car.parse("<car id='1'><plate>\n<wheels/></plate></car>").plate.number

@@ -199,7 +199,7 @@ def _directory(path: Path, secret: Path, chance: random.Random) -> None:
 
 
 def _names(path: Path, secret: Path, chance: random.Random) -> None:
-    """A directory of names that nobody expects."""
+    """A directory of unexpected names."""
     path.mkdir()
     for name in NAMES:
         with contextlib.suppress(FileExistsError):
