@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyhostdev.errors import SysfsError
 from pyhostdev.qemu.qemu_command_builder import DomainPaths
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.spawn import access_errors
+from pyhostdev.util.virfile import read_link_name, read_status
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
@@ -30,6 +33,7 @@ WRITE = os.R_OK | os.W_OK
 RUN = os.X_OK
 MAKE = os.W_OK | os.X_OK  # of a directory: put something into it
 
+_GROUP = re.compile(r"[0-9]{1,9}")
 _VERBS = {READ: "read", WRITE: "read and write", RUN: "execute", os.W_OK: "write", os.X_OK: "pass through"}
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
@@ -170,10 +174,10 @@ def _hostdev_files(hostdev: Any, root: HostRoot) -> Iterator[NeededFile]:
         path = root.usb_node(source.bus, source.device)
         yield NeededFile("the node of a USB <hostdev>", path, WRITE, hostdev.line)
     if hostdev.type == "mdev" and source.uuid is not None:
-        group = os.path.basename(os.path.realpath(os.path.join(root.mdev_device(source.uuid), "iommu_group")))
-        if group.isdecimal():
+        group = read_link_name(root, os.path.join(root.mdev_device(source.uuid), "iommu_group"))
+        if group is not None and _GROUP.fullmatch(group):
             yield NeededFile("the node of a mediated device", root.vfio_group(int(group)), WRITE, hostdev.line)
-    if hostdev.is_pci and hostdev.is_assigned and os.path.exists(root.vfio_container):  # else loading VFIO makes it
+    if hostdev.is_pci and hostdev.is_assigned and _exists(root, root.vfio_container):  # else loading VFIO makes it
         yield NeededFile("the node of VFIO", root.vfio_container, WRITE, hostdev.line)
 
 
@@ -197,7 +201,15 @@ def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> 
 
 
 def _is_there(host: Host, file: NeededFile) -> bool:
-    return os.path.exists(host.root.join(file.path.lstrip("/")))
+    return _exists(host.root, host.root.join(file.path.lstrip("/")))
+
+
+def _exists(root: HostRoot, path: str) -> bool:
+    """Tell whether something is there that we can reach."""
+    try:
+        return read_status(root, path) is not None
+    except SysfsError:
+        return False
 
 
 def _state_directory(dom: DomainDef, host: Host) -> NeededFile:
