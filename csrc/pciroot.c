@@ -50,16 +50,17 @@ static int open_resolved(int fd, const char *path, int flags, uint64_t resolve)
 
 	for (int i = 0; i < TRIES_MAX; i++) {
 		ret = syscall(SYS_openat2, fd, path, &how, sizeof(how));
-		if (ret >= 0 || errno != EAGAIN)
+		if (ret >= 0 || (errno != EAGAIN && errno != EXDEV))
 			break;
 	}
 	return ret < 0 ? -errno : (int)ret;
 }
 
-/* The kernel does not have it, a sandbox refuses it, or the tree did not hold still. */
+/* The kernel does not have it, a sandbox refuses it, or the tree did not hold still: EXDEV says that
+ * what was found has been moved out of the root meanwhile. */
 static bool is_refused(int ret)
 {
-	return ret == -ENOSYS || ret == -EPERM || ret == -EAGAIN;
+	return ret == -ENOSYS || ret == -EPERM || ret == -EAGAIN || ret == -EXDEV;
 }
 
 static void go_up(struct walk *walk, int depth)
@@ -211,10 +212,7 @@ int phd_open_regular_at(int fd, const char *path)
 		return ret;
 	ret = open_resolved(fd, path, PHD_FILE_FLAGS | O_NOFOLLOW,
 			    RESOLVE_BENEATH_ | RESOLVE_NO_SYMLINKS_);
-	if (!is_refused(ret))
-		return ret;
-	ret = openat(fd, path, PHD_FILE_FLAGS | O_NOFOLLOW);
-	return ret < 0 ? -errno : ret;
+	return is_refused(ret) ? -ELOOP : ret;
 }
 
 int phd_open_below(const char *root, const char *path, int flags)

@@ -22,7 +22,7 @@ int phd_open_inside(int root_fd, const char *path, int flags);
  * nor directory: a device may do something when it is opened, so nothing but a file is.
  */
 int phd_reopen_regular(int path_fd);
-/* A file that no link leads to, with fewer calls; -ELOOP when one does. */
+/* A file that no link leads to, with fewer calls; -ELOOP when one does, or it cannot be told. */
 int phd_open_regular_at(int fd, const char *path);
 
 #endif

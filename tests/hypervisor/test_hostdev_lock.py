@@ -69,6 +69,7 @@ class Unnamed:
         self.root, self.state = fake.root, StateDir(top)
         self.fd = self.state.open_lock(lock_set(self.root, DEVICE, None)[0].name)
         fcntl.flock(self.fd, fcntl.LOCK_EX)
+        Path(self.root.proc, "locks").write_bytes(Path("/proc/locks").read_bytes())
 
     def write(self, name: str) -> None:
         os.pwrite(self.fd, name.encode(), 0)
@@ -81,10 +82,9 @@ class Unnamed:
 
 @pytest.fixture
 def unnamed(bcm5719: FakeHost) -> Iterator[Unnamed]:
-    """Such a process: this one, on a host that shows the true list of locks."""
+    """Such a process: this one, on a host that shows the true list of locks of that moment."""
     if not os.access("/dev/shm", os.W_OK):
         pytest.skip("there is no /dev/shm: elsewhere a file's device may not be its locks'")
-    Path(bcm5719.root.proc, "locks").symlink_to("/proc/locks")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as top:
         holder = Unnamed(bcm5719, top)
         yield holder

@@ -98,7 +98,7 @@ class Reads:
         if isinstance(path, int):
             return self._fds.get(path, "")
         top = "" if dir_fd is None else self._fds.get(dir_fd, "")
-        return os.path.join(top, os.fsdecode(path)).rstrip("/")
+        return os.path.join(top, os.fsdecode(path)).rstrip("/") or "/"
 
     def _of_path(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any = ".", *args: Any, **options: Any) -> Any:
