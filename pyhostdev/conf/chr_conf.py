@@ -52,7 +52,7 @@ class ChrSourceElement(ElementDef):
     mouse_mode = attribute("mouse/@mode", enum("server", "client"))
     reconnect_enabled = attribute("reconnect/@enabled", yes_no)
     reconnect_timeout = attribute("reconnect/@timeout", number)
-    seclabel = opaque("seclabel", harmless=True)
+    seclabel = opaque("seclabel", for_host=True)
 
 
 class ChrSource(ElementDef):

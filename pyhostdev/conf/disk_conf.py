@@ -69,7 +69,7 @@ class StorageSource(ElementDef):
     readahead = opaque("readahead")
     timeout = opaque("timeout")
     address = opaque("address")
-    seclabel = opaque("seclabel", harmless=True)
+    seclabel = opaque("seclabel", for_host=True)
 
 
 class DomainDiskDef(ElementDef):

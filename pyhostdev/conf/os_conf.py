@@ -215,7 +215,7 @@ class HugePage(ElementDef):
 
     tag = "page"
 
-    size = attribute("size", big_number)
+    size = attribute("size", big_number, required=True)
     unit = attribute("unit", size_unit)
     nodeset = attribute("nodeset")
 

@@ -16,6 +16,7 @@ printed behind what it knows.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pyhostdev.conf.xmlfield import Field, Opaque, Part
@@ -33,7 +34,7 @@ from pyhostdev.util.virxml import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from typing_extensions import Self
 
@@ -72,6 +73,7 @@ class ElementDef:
     # attributes that say who gets a device: where they mean nothing, keeping them would mislead
     never_kept: ClassVar[frozenset[str]] = frozenset({"assigned"})
     line: int | None = None  # of the source, for messages
+    lines: Mapping[str, int | None] = MappingProxyType({})  # of the fields that stand in elements below
     unknown: dict[tuple[str, ...], list[Unknown]]
 
     _table: ClassVar[Table | None] = None
@@ -159,6 +161,10 @@ class ElementDef:
     def parsed(self, element: Element) -> None:
         """Check or derive what involves several fields; the hook of a subclass."""
 
+    def line_of(self, name: str) -> int | None:
+        """Return the line that a field was read from, or that of the element where it has none of its own."""
+        return self.lines.get(name, self.line)
+
     def hides(self, name: str) -> bool:
         """Say whether a field is not printed as things are; the hook of a subclass."""
         return False
@@ -170,6 +176,8 @@ class ElementDef:
             holder.__dict__[row.field.name] = row.field.load(found)
         except ConfigError as err:
             errors.append(err)
+        if row.field.path:
+            holder.__dict__.setdefault("lines", {})[row.field.name] = source_line(found[0][1])
 
     def _missing(
         self, table: Table, found: dict[int, list[tuple[str, Element]]], element: Element
@@ -318,8 +326,9 @@ class ElementDef:
             where = "/".join(place)
             found += [("/".join((where, *path, word.label)), word.line) for path, word in part.own_unknown()]
             for row in part.table().rows:
-                if isinstance(row.field, Opaque) and not row.field.harmless and part._value(row) is not None:
-                    found.append(("/".join((where, *row.field.path)), part.line))
+                if isinstance(row.field, Opaque) and not row.field.for_host and part._value(row) is not None:
+                    holder = part if row.owner is None else part.__dict__[row.owner]
+                    found.append(("/".join((where, *row.field.path)), holder.line_of(row.field.name)))
         return found
 
     def parts(self, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ElementDef]]:

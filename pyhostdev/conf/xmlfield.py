@@ -119,9 +119,9 @@ class Flag(Field[bool]):
 class Opaque(Field["str | None"]):
     """An element whose place is known and whose content is kept as it was written."""
 
-    def __init__(self, path: str, *, harmless: bool = False) -> None:
+    def __init__(self, path: str, *, for_host: bool = False) -> None:
         super().__init__(path, None)
-        self.harmless = harmless  # says nothing about the machine
+        self.for_host = for_host  # says nothing about the machine: who runs the guest acts on it, or says so
 
     def load(self, found: list[tuple[str, Element]]) -> str | None:
         return "\n".join(dump_element(element) for _, element in found)
@@ -295,9 +295,14 @@ def flag(path: str) -> Flag:
     return Flag(path, False)
 
 
-def opaque(path: str, *, harmless: bool = False) -> Opaque:
-    """Declare an element that is kept verbatim; harmless when it says nothing about the machine."""
-    return Opaque(path, harmless=harmless)
+def opaque(path: str, *, for_host: bool = False) -> Opaque:
+    """
+    Declare an element that is kept verbatim.
+
+    Args:
+        for_host: it says what the host does for the machine; a hypervisor says what becomes of it.
+    """
+    return Opaque(path, for_host=for_host)
 
 
 def ignored(*paths: str) -> Ignored:

@@ -51,7 +51,7 @@ class Car(ElementDef):
     spare = child("spare", Wheel)
     wheels = children("axles/wheel", Wheel)
     radio = flag("radio")
-    notes = opaque("notes", harmless=True)
+    notes = opaque("notes", for_host=True)
     foreign = ignored("@sails", "body/@anchor", "rudder")
 
 
