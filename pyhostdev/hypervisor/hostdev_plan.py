@@ -199,6 +199,11 @@ class Plan:
         """The findings that refuse: errors, and what needs a consent that was not given."""
         return tuple(f for f in self.findings if f.severity == ERROR or self._wants_consent(f))
 
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """The findings that are worth knowing and refuse nothing."""
+        return tuple(finding for finding in self.findings if finding.severity == NOTE)
+
     def _wants_consent(self, finding: Finding) -> bool:
         return finding.severity == CONSENT and (finding.reason, str(finding.address)) not in self.accepted
 
@@ -219,7 +224,7 @@ class Plan:
         for group, fates in self.fates_by_group().items():
             lines.append("no IOMMU group" if group is None else f"IOMMU group {group}")
             lines += [f"  {fate.name}  {fate.text}" for fate in fates]
-        lines += [f"{f.severity}: {f.reason}: {f.message}" for f in self.findings]
+        lines += [f"{f.severity}: {f.sentence}" for f in self.findings]
         return "\n".join(lines)
 
     def headline(self) -> str:

@@ -211,12 +211,15 @@ def memory_backend(
     Mirrors: qemuBuildMemoryBackendProps
     """
     backing = build.dom.memory_backing
-    access = access or (backing.access_mode if backing is not None else None)
+    access = access or backing.access_mode
     share = None if access is None else access == "shared"
-    if backing is None or (backing.source_type in (None, "anonymous") and not backing.hugepages):
-        return "memory-backend-ram", {"share": share, "size": kib * _KIB}
+    prealloc = True if backing.hugepages or backing.allocation_mode == "immediate" else None
+    if backing.source_type in (None, "anonymous") and not backing.hugepages:
+        return "memory-backend-ram", {"share": share, "prealloc": prealloc, "size": kib * _KIB}
     if backing.source_type == "file":
         raise unsupported("Memory backed by a file", backing)
+    if backing.discard:
+        raise unsupported("<discard> of memory that is backed by a file", backing)
     canonical = False if named else None
     if backing.source_type == "memfd":
         properties: dict[str, Any] = {}
@@ -229,7 +232,7 @@ def memory_backend(
         **properties,
         "share": share,
         "x-use-canonical-path-for-ramblock-id": canonical,
-        "prealloc": True if backing.hugepages or backing.allocation_mode == "immediate" else None,
+        "prealloc": prealloc,
         "size": kib * _KIB,
     }
 

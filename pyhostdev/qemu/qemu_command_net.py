@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # backends that are a tap which somebody has to open, and to connect with what the definition names
 TAP_TYPES = ("network", "bridge", "ethernet", "direct")
-_VIRTIO_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional")
+VIRTIO_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional")
 _REFUSED = ("route", "tune", "coalesce", "host_options", "guest_options", "backend_tap", "backend_vhost")
 
 
@@ -73,7 +73,7 @@ def _backend(build: CommandBuilder, net: Any) -> Properties:
 
 def _frontend(net: Any) -> Properties:
     model = net.model
-    if model not in _VIRTIO_MODELS:
+    if model not in VIRTIO_MODELS:
         if net.driver_name is not None or net.queues:
             raise unsupported(f"<driver> of an <interface> of model {model}", net)
         return {"driver": model}

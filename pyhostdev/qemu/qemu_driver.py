@@ -19,6 +19,7 @@ from pyhostdev.qemu.qemu_command import build_command_line
 from pyhostdev.qemu.qemu_command_builder import DomainPaths
 from pyhostdev.qemu.qemu_define import define as define_domain
 from pyhostdev.qemu.qemu_domain import memlock_limit
+from pyhostdev.qemu.qemu_ignored import start_words
 from pyhostdev.qemu.qemu_lifecycle import lifecycle_actions
 from pyhostdev.qemu.qemu_postparse import default_emulator, host_arch
 from pyhostdev.util.finding import ERROR, Finding
@@ -148,12 +149,13 @@ def start_obstacles(
     ownership: Ownership | None = None,
 ) -> list[Finding]:
     """
-    Return everything but the host devices' own obstacles that ``start`` would refuse, with lines.
+    Return everything but the host devices' own obstacles that ``start`` would refuse, with lines; and notes.
 
-    Reason ``unsupported`` is a part of the definition that no command line is built for; a missing image or mediated
-    device, and an image that ``ownership`` cannot open, has a reason of its own.
+    Reason ``unsupported`` is a part of the definition that no command line is built for, or that a guest must not run
+    without; a missing image or mediated device, and an image that ``ownership`` cannot open, has a reason of its own.
+    A note ``ignored`` is what nothing here does.
     """
-    found = [*_unbuildable(dom, host, capabilities, keep_together), *_unfollowed(dom)]
+    found = [*_unbuildable(dom, host, capabilities, keep_together), *_unfollowed(dom), *start_words(dom)]
     found += image_obstacles(dom, host, ownership)
     found += _missing_mdevs(dom, host)
     return list(dict.fromkeys(found))
@@ -176,6 +178,12 @@ def _unbuildable(
             yield Finding(part.reason or "unsupported", ERROR, None, part.message, part.line)
     except OperationError as err:
         yield Finding("unsupported", ERROR, None, str(err))
+
+
+def unfollowed_errors(dom: DomainDef) -> list[ConfigError]:
+    """Return an error for each word that is no matter of QEMU's, and that a guest must not run without."""
+    refused = (finding for finding in [*_unfollowed(dom), *start_words(dom)] if finding.severity == ERROR)
+    return [ConfigUnsupportedError(finding.message, line=finding.line) for finding in refused]
 
 
 def _unfollowed(dom: DomainDef) -> Iterator[Finding]:
@@ -228,7 +236,8 @@ class Guest:
         ownership: whom QEMU runs as, without any privilege; None leaves it our own user.
 
     Raises:
-        ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
+        ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator or we cannot do it; the first
+            error, with the rest in ``others``.
         RefusedError: a host device is missing.
     """
 
@@ -242,14 +251,19 @@ class Guest:
         ownership: Ownership | None = None,
     ) -> None:
         refuse_missing(dom, host)
-        dom.validate(host)
         self.host = host
         self.ownership = ownership
         self.capabilities = capabilities or capabilities_of(dom, host)
+        errors = unfollowed_errors(dom)
+        try:  # what cannot be told to QEMU is refused now, before a device is touched
+            domain_to_native(dom, host, keep_together=keep_together, capabilities=self.capabilities)
+        except ConfigError as err:
+            errors.insert(0, err)
+        raise_all(errors)
         self.definition = define_domain(dom, self.capabilities, host, keep_together=keep_together)
         self.domain_id = os.getpid()
         self.sockets: list[str] = []
-        self.argv(None, self._note_socket)  # what cannot be told to QEMU is refused now, before a device is touched
+        self.argv(None, self._note_socket)
 
     def _note_socket(self, path: str) -> int:
         self.sockets.append(path)

@@ -14,11 +14,16 @@ import os
 import signal
 import sys
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyhostdev.errors import HostdevError, RefusedError
 from pyhostdev.tools import streams
 from pyhostdev.tools.output import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pyhostdev.util.finding import Finding
 
 HELP_WIDTH = 100
 EXTRAS = {"qemu": "start", "rich": "tools"}  # by the library that it brings
@@ -131,8 +136,7 @@ def _run(words: list[str]) -> int:
             return _dispatch(words)
     except RefusedError as err:
         for finding in err.findings:
-            where = f"line {finding.line}: " if getattr(finding, "line", None) else ""
-            complain(f"{where}{finding.reason}: {finding.message}")
+            complain(finding.sentence)
         return REFUSED
     except HostdevError as err:
         return _failed(err)
@@ -171,6 +175,12 @@ def _failed(err: HostdevError) -> int:
         where = f"line {line}: " if line else ""
         complain(f"{where}{part.with_reason}")
     return {None: REFUSED, True: ROLLED_BACK, False: NOT_RESTORED}[err.rolled_back]
+
+
+def tell_notes(findings: Iterable[Finding]) -> None:
+    """Print findings that stop nothing on stderr, each with its line and its reason."""
+    for finding in dict.fromkeys(findings):
+        complain(f"note: {finding.sentence}")
 
 
 def complain(sentence: str) -> None:

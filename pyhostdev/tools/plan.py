@@ -63,5 +63,5 @@ def print_plan(plan: Plan) -> None:
         for fate in fates:
             branch.add(f"{fate.name}  {fate.text}")
     for finding in plan.findings:
-        tree.add(f"{finding.severity}: {finding.reason}: {finding.message}")
+        tree.add(f"{finding.severity}: {finding.sentence}")
     output.print_tree(tree)

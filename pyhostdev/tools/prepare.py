@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 
 from pyhostdev.tools import arguments
-from pyhostdev.tools.main import DONE, complain
+from pyhostdev.tools.main import DONE, complain, tell_notes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
     node_owner = None if args.user is None else (args.user.uid, args.user.gid)
     manager = arguments.manager_of(args)
     plan = manager.host.plan(definition, args.policy, accept=args.accept)
+    if plan.ok:
+        tell_notes(plan.notes)
     if not manager.prepare(plan, node_owner=node_owner):
         complain(f"note: domain '{plan.owner}' has these devices already")
     return DONE

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigUnsupportedError, RefusedError
 from pyhostdev.tools import arguments
-from pyhostdev.tools.main import REFUSED, complain
+from pyhostdev.tools.main import REFUSED, complain, tell_notes
+from pyhostdev.util.finding import ERROR, NOTE
 from pyhostdev.util.ownership import DEFAULT_USERS, chosen_ownership
 
 if TYPE_CHECKING:
@@ -78,9 +79,11 @@ def _plan(
         users = " or ".join(DEFAULT_USERS)
         complain(f"warning: QEMU runs as root, as this machine has no user {users}; name one with --user")
     plan = host.plan(definition, args.policy, accept=args.accept)
-    refused = qemu_driver.start_obstacles(
+    found = qemu_driver.start_obstacles(
         definition, host, capabilities, keep_together=args.keep_together, ownership=ownership
     )
-    if refused or not plan.ok:
-        raise RefusedError([*plan.obstacles, *refused], plan)
+    refused = [*plan.obstacles, *(finding for finding in found if finding.severity == ERROR)]
+    if refused:
+        raise RefusedError(refused, plan)
+    tell_notes(finding for finding in [*plan.findings, *found] if finding.severity == NOTE)
     return plan

@@ -30,6 +30,12 @@ class Finding(NamedTuple):
     message: str
     line: int | None = None
 
+    @property
+    def sentence(self) -> str:
+        """The message behind its line, where that is known, and its reason."""
+        where = "" if self.line is None else f"line {self.line}: "
+        return f"{where}{self.reason}: {self.message}"
+
     def to_json(self) -> dict[str, str | int | None]:
         """Return the finding as JSON; ``line`` is left out where it is not known."""
         where = None if self.address is None else str(self.address)

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a definition can say that is not on QEMU's command line, and what becomes of it when we run the guest.
+
+``IGNORED`` is told as a note: nothing here does it. ``REFUSED_BY_START`` would put a guest onto another network or
+leave it without the confinement that was asked for, so ``start`` refuses it. ``ELSEWHERE`` needs no word, for the
+reason that stands beside it. libvirt prints the same command line with all of these as without them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyhostdev.qemu.qemu_command_net import VIRTIO_MODELS
+from pyhostdev.qemu.qemu_command_refused import parts_of
+from pyhostdev.util.finding import ERROR, NOTE, Finding
+from pyhostdev.util.virxml import parse_document
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.xmldef import ElementDef
+
+
+class Word(NamedTuple):
+    """What is told about a field: why, the values that ask for nothing, and where it means something here after all."""
+
+    why: str
+    harmless: tuple[object, ...] = (False,)
+    asked: Callable[[Any], bool] = lambda definition: True
+
+    def is_said(self, definition: ElementDef, name: str) -> bool:
+        """True when a definition asks for what we do not do."""
+        value = getattr(definition, name)
+        return value not in (None, [], *self.harmless) and self.asked(definition)
+
+
+def _is_not_virtio(device: Any) -> bool:
+    return device.bus != "virtio"
+
+
+def _is_not_virtio_net(net: Any) -> bool:
+    return net.type != "hostdev" and net.model is not None and net.model not in VIRTIO_MODELS
+
+
+def _is_not_spice(graphics: Any) -> bool:
+    return bool(graphics.type != "spice")
+
+
+def _is_not_qxl(video: Any) -> bool:
+    return video.model_type != "qxl"
+
+
+def _has_one_screen(video: Any) -> bool:
+    return video.model_type not in ("qxl", "virtio")
+
+
+def _is_off(timer: Any) -> bool:
+    return timer.name in ("rtc", "pit", "tsc") and timer.present is False
+
+
+def _has_no_flash(os: Any) -> bool:
+    return os.loader is not None and os.loader_type != "pflash"
+
+
+_NO_CGROUP = "pyhostdev start makes no control group"
+_NO_PINNING = "pyhostdev start binds no thread to a processor"
+_NOT_VIRTIO = "only a virtio device has it"
+_NOT_SPICE = "only a SPICE server has it"
+
+# definition -> field -> why nothing here does it
+IGNORED: dict[str, dict[str, Word]] = {
+    "DomainDef": {
+        "current_memory": Word(
+            "the guest starts with all of its memory", asked=lambda dom: dom.current_memory_kib < dom.memory_kib
+        ),
+        "blkiotune": Word(_NO_CGROUP),
+        "hard_limit": Word(f"{_NO_CGROUP}; it is the limit of locked memory only"),
+        "soft_limit": Word(_NO_CGROUP),
+        "min_guarantee": Word(_NO_CGROUP),
+        "swap_hard_limit": Word(_NO_CGROUP),
+        "resource": Word(_NO_CGROUP),
+        "vcpu_cpuset": Word(_NO_PINNING),
+        "vcpu_placement": Word("pyhostdev start does not ask numad", ("static",)),
+        "cputune": Word(f"{_NO_PINNING}, and limits or schedules none"),
+        "perf": Word("pyhostdev start counts no events"),
+    },
+    "OSDef": {
+        "nvram_template": Word("pyhostdev start makes no variable store; QEMU ends where it is missing"),
+        "nvram": Word("firmware that is not in flash has no variable store", asked=_has_no_flash),
+        "nvram_type": Word("firmware that is not in flash has no variable store", asked=_has_no_flash),
+    },
+    "ClockTimer": {
+        "mode": Word("QEMU has one kind of this timer"),
+        "present": Word("QEMU does not leave this timer out", (True,), _is_off),
+        "frequency": Word("only the timer tsc has it", asked=lambda timer: timer.name != "tsc"),
+        "track": Word("only the timer rtc has it", asked=lambda timer: timer.name != "rtc"),
+        "tickpolicy": Word("only rtc and pit have it", asked=lambda timer: timer.name not in ("rtc", "pit")),
+    },
+    "CPUDef": {
+        "check": Word("pyhostdev start does not compare the guest's processor with what was asked for", ("none",)),
+        "match": Word("pyhostdev start does not compare the host's processor with it", ("exact",)),
+        "vendor": Word("pyhostdev start does not compare the host's processor with it"),
+    },
+    "FeaturesDef": {"hap": Word("the kernel module kvm decides for all guests"), "hap_state": Word("as <hap>")},
+    "MemoryBackingDef": {"discard": Word("memory that no file backs is given back at the guest's end anyway")},
+    "DeviceInfo": {"boot_loadparm": Word("only machines of s390x have it")},
+    "DomainMemballoonDef": {"stats_period": Word("pyhostdev start does not ask the balloon for statistics")},
+    "DomainNetDef": {
+        "bandwidth": Word("pyhostdev start limits no traffic"),
+        **{
+            name: Word(_NOT_VIRTIO, asked=_is_not_virtio_net)
+            for name in ("txmode", "ioeventfd", "event_idx", "rx_queue_size", "tx_queue_size", "rss", "mtu")
+        },
+        "rss_hash_report": Word(_NOT_VIRTIO, asked=_is_not_virtio_net),
+    },
+    "DomainDiskDef": {
+        name: Word(_NOT_VIRTIO, asked=_is_not_virtio)
+        for name in ("ioeventfd", "event_idx", "iothread", "queues", "queue_size")
+    },
+    "DomainGraphicsDef": {
+        "connected": Word("pyhostdev start sets no password"),
+        **{
+            name: Word(_NOT_SPICE, asked=_is_not_spice)
+            for name in (
+                "image_compression",
+                "jpeg_compression",
+                "zlib_compression",
+                "playback_compression",
+                "streaming_mode",
+                "mouse_mode",
+                "clipboard_copypaste",
+                "filetransfer_enable",
+                "channels",
+            )
+        },
+    },
+    "DomainVideoDef": {
+        "heads": Word("this video card has one screen", (1,), _has_one_screen),
+        "ram": Word("only a qxl card has it", asked=_is_not_qxl),
+        "vram64": Word("only a qxl card has it", asked=_is_not_qxl),
+        "vgamem": Word("only a qxl card has it", asked=_is_not_qxl),
+    },
+}
+
+
+def _is_tap(net: Any) -> bool:
+    """A host device's own words are the plan's: it asks for consent."""
+    return net.type != "hostdev"
+
+
+def _is_confined(definition: Any) -> bool:
+    labels = parse_document(f"<seclabels>{definition.seclabel}</seclabels>")
+    return any(label.get("type") != "none" for label in labels)
+
+
+def _is_labelled(source: Any) -> bool:
+    labels = parse_document(f"<seclabels>{source.seclabel}</seclabels>")
+    return any(label.get("relabel") != "no" and label.get("labelskip") != "yes" for label in labels)
+
+
+# definition -> field -> why a guest must not run without it
+REFUSED_BY_START: dict[str, dict[str, Word]] = {
+    "DomainDef": {"seclabel": Word("pyhostdev start confines no guest with a security module", asked=_is_confined)},
+    "StorageSource": {"seclabel": Word("pyhostdev start labels no image", asked=_is_labelled)},
+    "ChrSourceElement": {"seclabel": Word("pyhostdev start labels no file", asked=_is_labelled)},
+    "DomainNetDef": {
+        "vlan": Word("pyhostdev start sets no VLAN", asked=_is_tap),
+        "virtualport": Word("pyhostdev start sets no virtual port", asked=_is_tap),
+        "port_isolated": Word("pyhostdev start isolates no port"),
+    },
+}
+
+_FOR_PEOPLE = "it is for people"
+_REFUSED_AS_A_WHOLE = "a device or mode that has it is refused as a whole"
+_WHO_OPENS_THE_TAP = "who opens the tap does it; start refuses an interface with one"
+_OUTPUT = "libvirt prints it for a running guest"
+
+# definition -> field -> why it needs no word
+ELSEWHERE: dict[str, dict[str, str]] = {
+    "DomainDef": {
+        "id": "every run has one of its own",
+        "title": _FOR_PEOPLE,
+        "description": _FOR_PEOPLE,
+        "metadata": _FOR_PEOPLE,
+        "numatune": "each of its parts is refused",
+        "on_poweroff": "start acts on QEMU's events",
+        "on_reboot": "start acts on QEMU's events",
+        "on_crash": "start acts on QEMU's events",
+        "on_lockfailure": "no lock manager is in use, so none fails",
+    },
+    "OSDef": {"type": "validation takes hvm alone", "loader_stateless": "it says that there is no variable store"},
+    "InitArgument": {"value": _REFUSED_AS_A_WHOLE},
+    "FirmwareFeature": {"name": _REFUSED_AS_A_WHOLE, "enabled": _REFUSED_AS_A_WHOLE},
+    "ACPITable": {"type": "there is one type, which is written as a constant"},
+    "ClockDef": {"basis": _REFUSED_AS_A_WHOLE, "timezone": _REFUSED_AS_A_WHOLE, "start": _REFUSED_AS_A_WHOLE},
+    "CPUDef": {
+        "fallback": "we never take another model than the named one",
+        "cache_level": "validation takes the one level of each mode",
+    },
+    "FeaturesDef": {"pae": "QEMU's processors always have it"},
+    "NumaMemNode": {"cellid": _REFUSED_AS_A_WHOLE, "mode": _REFUSED_AS_A_WHOLE, "nodeset": _REFUSED_AS_A_WHOLE},
+    "DeviceAddress": {"type": "the class of the address says it"},
+    "PCIGuestAddress": {"domain": "a guest has one PCI domain"},
+    "CCIDAddress": {"slot": "QEMU gives slots in the order of the devices"},
+    "CCWAddress": {"cssid": _REFUSED_AS_A_WHOLE, "ssid": _REFUSED_AS_A_WHOLE, "devno": _REFUSED_AS_A_WHOLE},
+    "ChrSourceElement": {
+        "slave": _REFUSED_AS_A_WHOLE,
+        "master": _REFUSED_AS_A_WHOLE,
+        "clipboard_copypaste": _REFUSED_AS_A_WHOLE,
+        "mouse_mode": _REFUSED_AS_A_WHOLE,
+    },
+    "DomainChrDef": {"target_state": _OUTPUT},
+    "SmartcardCertificate": {"name": _REFUSED_AS_A_WHOLE},
+    "DomainRedirdevDef": {"bus": "there is one bus, USB"},
+    "DomainTPMDef": {
+        "model": _REFUSED_AS_A_WHOLE,
+        "backend_type": _REFUSED_AS_A_WHOLE,
+        "backend_version": _REFUSED_AS_A_WHOLE,
+        "persistent_state": _REFUSED_AS_A_WHOLE,
+        "device_path": _REFUSED_AS_A_WHOLE,
+        "encryption_secret": _REFUSED_AS_A_WHOLE,
+        "backend_sources": _REFUSED_AS_A_WHOLE,
+    },
+    "DomainMemoryDef": {
+        "source_path": _REFUSED_AS_A_WHOLE,
+        "source_alignsize": _REFUSED_AS_A_WHOLE,
+        "target_label_size": _REFUSED_AS_A_WHOLE,
+        "target_block": _REFUSED_AS_A_WHOLE,
+        "target_requested": _REFUSED_AS_A_WHOLE,
+    },
+    "DomainInputDef": {
+        "source_dev": _REFUSED_AS_A_WHOLE,
+        "source_grab": _REFUSED_AS_A_WHOLE,
+        "source_repeat": _REFUSED_AS_A_WHOLE,
+        "source_grab_toggle": _REFUSED_AS_A_WHOLE,
+    },
+    "DomainShmemDef": {
+        "server_path": _REFUSED_AS_A_WHOLE,
+        "msi_enabled": _REFUSED_AS_A_WHOLE,
+        "msi_vectors": _REFUSED_AS_A_WHOLE,
+        "msi_ioeventfd": _REFUSED_AS_A_WHOLE,
+    },
+    "DomainControllerDef": {"max_grant_frames": _REFUSED_AS_A_WHOLE, "max_event_channels": _REFUSED_AS_A_WHOLE},
+    "DomainCryptoDef": {"model": "there is one model", "type": "there is one type"},
+    "DomainHubDef": {"type": "there is one type, USB"},
+    "StorageSource": {
+        "mode": _REFUSED_AS_A_WHOLE,
+        "pool": _REFUSED_AS_A_WHOLE,
+        "type": _REFUSED_AS_A_WHOLE,
+        "managed": _REFUSED_AS_A_WHOLE,
+        "namespace": _REFUSED_AS_A_WHOLE,
+        "path": _REFUSED_AS_A_WHOLE,
+        "index": _OUTPUT,
+    },
+    "DomainDiskDef": {
+        "snapshot": "it tells libvirt's snapshots what to do",
+        "driver_name": "validation takes qemu alone",
+        "target": "alias and address come from it",
+    },
+    "DomainFSDef": {
+        "source_file": _REFUSED_AS_A_WHOLE,
+        "source_dev": _REFUSED_AS_A_WHOLE,
+        "source_name": _REFUSED_AS_A_WHOLE,
+    },
+    "GraphicsListen": {"network": _REFUSED_AS_A_WHOLE},
+    "DomainGraphicsDef": {
+        "autoport": "the port says it",
+        "websocket_generated": _OUTPUT,
+        "listen": "<listen> says it",
+        "address": _REFUSED_AS_A_WHOLE,
+    },
+    "DomainVideoDef": {"primary": "the order of the cards says it"},
+    "PCISource": {"write_filtering": "validation refuses it", "foreign": _OUTPUT},
+    "NetHostdevSource": {"address_type": "there is one type, PCI"},
+    "DomainHostdevDef": {
+        "managed": "it tells the plan how to prepare the host's side",
+        "driver_model": "it tells the plan how to prepare the host's side",
+        "teaming_type": "an interface's name as partner says it",
+    },
+    "SCSISource": {
+        "adapter": _REFUSED_AS_A_WHOLE,
+        "bus": _REFUSED_AS_A_WHOLE,
+        "target": _REFUSED_AS_A_WHOLE,
+        "unit": _REFUSED_AS_A_WHOLE,
+    },
+    "SCSIHostSource": {"protocol": "there is one protocol, vhost"},
+    "USBSource": {"vendor_id": _REFUSED_AS_A_WHOLE, "product_id": _REFUSED_AS_A_WHOLE},
+    "NetSource": {
+        name: _WHO_OPENS_THE_TAP
+        for name in (
+            "network",
+            "portgroup",
+            "portid",
+            "bridge",
+            "dev",
+            "mode",
+            "managed",
+            "address",
+            "port",
+            "type",
+            "path",
+            "name",
+            "local_address",
+            "local_port",
+        )
+    },
+    "DomainNetDef": {
+        "managed": "it tells the plan how to prepare the host's side",
+        "mac_type": "it tells VMware how an address was made",
+        "mac_check": "it tells VMware whether to check an address",
+        "source": _WHO_OPENS_THE_TAP,
+        "ifname": _WHO_OPENS_THE_TAP,
+        "target_managed": _WHO_OPENS_THE_TAP,
+        "teaming_persistent": "the host device of the interface says it",
+    },
+    "DomainHostdevNetDef": {"host_source": "the host device of the interface says it"},
+}
+
+
+def start_words(dom: DomainDef) -> list[Finding]:
+    """
+    Return what a definition asks for and a command line does not say: notes, and errors where ``start`` refuses it.
+
+    Args:
+        dom: as it was written; defaults would be taken for wishes.
+    """
+    return [*_words(dom), *_of_unassigned(dom)]
+
+
+def _words(definition: ElementDef) -> Iterator[Finding]:
+    for kind in type(definition).__mro__:
+        for name, word in REFUSED_BY_START.get(kind.__name__, {}).items():
+            if word.is_said(definition, name):
+                message = f"{_place(definition, name)} is not supported: {word.why}"
+                yield Finding("unsupported", ERROR, None, message, definition.line_of(name))
+        for name, word in IGNORED.get(kind.__name__, {}).items():
+            if word.is_said(definition, name):
+                message = f"{_place(definition, name)} is ignored: {word.why}"
+                yield Finding("ignored", NOTE, None, message, definition.line_of(name))
+    for part in parts_of(definition):
+        yield from _words(part)
+
+
+def _place(definition: ElementDef, name: str) -> str:
+    """Return where a field stands, in the words of the XML."""
+    field = type(definition).declared()[name]
+    element = [definition.tag, *field.path][-1]
+    place = f"<{element}>" if element else "a device"
+    return f"'{field.leaf}' of {place}" if field.leaf else place
+
+
+def _of_unassigned(dom: DomainDef) -> Iterator[Finding]:
+    """Yield what is said for the guest about a function that it does not get."""
+    for hostdev in dom.pci_hostdevs():
+        info = hostdev.info
+        said = {
+            "<boot>": [info.boot_order],
+            "<rom>": [info.rom_file, info.rom_enabled, info.rom_bar],
+            "<acpi>": [info.acpi_index],
+            "<teaming>": [hostdev.teaming_type],
+        }
+        for word in (w for w, values in said.items() if any(v is not None for v in values) and not hostdev.is_assigned):
+            message = f"{word} of <hostdev> is ignored: the guest does not get device {hostdev.pci_address}"
+            yield Finding("ignored", NOTE, hostdev.pci_address, message, hostdev.line)
