@@ -116,6 +116,8 @@ def build_graphics(build: CommandBuilder) -> None:
             rule = _GRAPHICS.get(graphics.type)
             if rule is None:
                 raise unsupported(f"<graphics type='{graphics.type}'>", graphics)
+            if len(graphics.listens) > 1:
+                raise unsupported("More than one <listen> of <graphics>", graphics)
             rule(build, graphics)
 
 

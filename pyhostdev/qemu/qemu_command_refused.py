@@ -35,6 +35,7 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "init_group": (),
         "root": (),
         "bios_useserial": (False,),
+        "type": ("hvm",),
     },
     "NumaTuneDef": {"mode": (), "nodeset": (), "placement": (), "memnodes": ()},
     "ClockTimer": {"threshold": (), "slew": (), "limit": ()},
@@ -50,7 +51,7 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainChrDef": {"target_address": ()},
     "DomainSmartcardDef": {"certificates": (), "database": ()},
     "StorageSource": {"tls_hostname": (), "volume": (), "dir": (), "startup_policy": ("mandatory",)},
-    "DomainDiskDef": {"rawio": (False,), "sgio": ("filtered",), "tray": ("closed",)},
+    "DomainDiskDef": {"driver_name": ("qemu",), "rawio": (False,), "sgio": ("filtered",), "tray": ("closed",)},
     "DomainFSDef": {"driver_name": ("path",), "driver_format": (), "queue": (), "source_socket": (), "space_soft_limit": ()},
     "DomainNetDef": {
         "guest_dev": (),

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Nothing that a user writes is left out without a word: each field is built, refused, told, or explained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fieldreads import FieldName, below, defined_corpus, definitions, fields, is_read_when_set, read_fields
+
+from pyhostdev import DomainDef
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import Field, Opaque
+from pyhostdev.qemu.qemu_command_refused import REFUSED
+from pyhostdev.qemu.qemu_ignored import ELSEWHERE, IGNORED, REFUSED_BY_START
+
+TABLES: dict[str, Mapping[str, Mapping[str, Any]]] = {
+    "REFUSED": REFUSED,
+    "REFUSED_BY_START": REFUSED_BY_START,
+    "IGNORED": IGNORED,
+    "ELSEWHERE": ELSEWHERE,
+}
+
+
+@pytest.fixture(scope="module")
+def corpus() -> list[DomainDef]:
+    return defined_corpus()
+
+
+@pytest.fixture(scope="module")
+def read(corpus: list[DomainDef]) -> set[FieldName]:
+    return {name for dom in corpus for name in read_fields(dom)}
+
+
+def in_tables(*names: str) -> set[FieldName]:
+    return {(kind, name) for table in names or TABLES for kind, rows in TABLES[table].items() for name in rows}
+
+
+def is_unit(kind: type[ElementDef], name: str) -> bool:
+    """A unit is read where its number is there, which has a row of its own."""
+    return name.endswith("_unit") and isinstance(vars(kind).get(name.removesuffix("_unit")), Field)
+
+
+def refused_as_kept(field: Field[Any]) -> bool:
+    """What is kept as it was written is refused with the words that we do not know."""
+    return isinstance(field, Opaque) and not field.for_host
+
+
+def test_every_field_is_read_by_a_builder_or_in_a_table(corpus: list[DomainDef], read: set[FieldName]) -> None:
+    """
+    A field has a value in some domain, and the build of that domain reads it; else a table says what becomes of it.
+
+    Reads are traced, not guessed from the text of the builders: parsing, defaults and validation do not count.
+    """
+    told = in_tables()
+    silent = [
+        f"{kind.__name__}.{name}"
+        for kind in definitions()
+        for name, field in fields(kind)
+        if (kind.__name__, name) not in told | read and not refused_as_kept(field) and not is_unit(kind, name)
+        if not is_read_when_set(kind, name, field, corpus)
+    ]
+    assert [] == silent
+
+
+def test_the_trace_sees_what_is_not_read(corpus: list[DomainDef], read: set[FieldName]) -> None:
+    """The guard itself: a field that is built is seen, one that nobody builds is not, though it is in the domains."""
+    set_somewhere = {name for dom in corpus for part in below(dom) for name in part.__dict__}
+    assert {("DomainDiskDef", "serial"), ("DomainDef", "vcpus"), ("CPUFeature", "policy")} <= read
+    assert {"snapshot", "cputune", "stats_period"} & set_somewhere
+    assert set() == {("DomainDef", "cputune"), ("DomainDef", "title"), ("DomainMemballoonDef", "stats_period")} & read
+
+
+def test_tables_say_what_is_so(read: set[FieldName]) -> None:
+    """What a table explains or refuses is not built after all, and no field is in two tables without conditions."""
+    assert set() == in_tables("ELSEWHERE", "REFUSED") & read
+    assert set() == in_tables("ELSEWHERE") & in_tables("REFUSED", "REFUSED_BY_START", "IGNORED")
+
+
+def test_tables_name_fields() -> None:
+    """A field that was renamed must not leave a rule behind that no longer holds."""
+    kinds = {kind.__name__: kind for kind in definitions()}
+    stale = [
+        f"{kind}.{name}" for kind, name in in_tables() if not isinstance(getattr(kinds.get(kind), name, None), Field)
+    ]
+    assert [] == stale
+
+
+def test_what_is_said_to_the_host_is_in_a_table() -> None:
+    """An element that no command line is refused for has a row that says what becomes of it."""
+    told = in_tables("REFUSED_BY_START", "IGNORED", "ELSEWHERE")
+    loose = {
+        (kind.__name__, name)
+        for kind in definitions()
+        for name, field in fields(kind)
+        if isinstance(field, Opaque) and field.for_host
+    } - told
+    assert set() == loose
+
+
+def test_words_is_a_domain_of_many_words() -> None:
+    """The domain that lends its definitions to the trace is valid, and every one of its words is known."""
+    dom = DomainDef.parse((Path(__file__).parent.parent.parent / "testdata/qemu/words.xml").read_bytes())
+    assert [] == dom.unmodelled()

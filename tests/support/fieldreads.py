@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Which fields of a definition the command line's builders really read.
+
+While a domain is built, every read of a field is noted with the definition that it was read from. Parsing, printing,
+defaults, addresses and validation do not count: a field that only they read is one that QEMU never hears of.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyhostdev.conf
+from pyhostdev.conf.domain_conf import DomainDef
+from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xmlfield import Attribute, Child, Children, Content, Embedded, Field, Flag, Ignored, Opaque, Part
+from pyhostdev.errors import HostdevError
+from pyhostdev.qemu import qemu_command
+from pyhostdev.qemu.qemu_command_refused import parts_of
+
+TESTDATA = Path(__file__).parent.parent.parent / "testdata"
+_GENERIC = (DomainDef.devices.__code__,)  # reads every device's field by its name, to no end of its own
+TEXTS = ("1", "16", "4096", "0x10", "x", "/x", "10s", "00:11:22:33:44:55")
+
+FieldName = tuple[str, str]  # the class that declares it, and its name
+
+
+def definitions(kind: type[ElementDef] = ElementDef) -> Iterator[type[ElementDef]]:
+    """Yield all definitions of the conf room, not those that a test made up."""
+    for module in pkgutil.iter_modules(pyhostdev.conf.__path__):
+        importlib.import_module(f"pyhostdev.conf.{module.name}")
+    for derived in kind.__subclasses__():
+        if derived.__module__.startswith(pyhostdev.conf.__name__):
+            yield derived
+            yield from definitions(derived)
+
+
+def fields(kind: type[ElementDef]) -> Iterator[tuple[str, Field[Any]]]:
+    """Yield the fields that hold a value of their own and that a class declares itself."""
+    for name, field in vars(kind).items():
+        if isinstance(field, Field) and not isinstance(field, (Embedded, Ignored)):
+            yield name, field
+
+
+def below(definition: ElementDef) -> Iterator[ElementDef]:
+    """Yield a definition and all that are in it."""
+    yield definition
+    for part in parts_of(definition):
+        yield from below(part)
+
+
+def defined_corpus() -> list[DomainDef]:
+    """Return the domains of testdata with their defaults and addresses, the one with the most words first."""
+    found = []
+    paths = sorted(path for path in TESTDATA.rglob("*.xml") if not path.name.endswith(".out.xml"))
+    for path in sorted(paths, key=lambda path: path.parent.name != "qemu"):
+        with suppress(HostdevError):
+            dom = DomainDef.parse(path.read_bytes())
+            found.append(qemu_command.define(dom, qemu_command.stored_capabilities(dom)))
+    return found
+
+
+class Reads:
+    """The fields that were read, by the identity of the definition."""
+
+    def __init__(self) -> None:
+        self.found: set[tuple[int, str]] = set()
+
+    def of_building(self, dom: DomainDef) -> Reads:
+        """Build a domain that is defined already, whatever it has that is refused, and note what is read."""
+        read = object.__getattribute__
+
+        def noted(definition: ElementDef, name: str) -> Any:
+            if isinstance(getattr(type(definition), name, None), Field) and sys._getframe(1).f_code not in _GENERIC:
+                self.found.add((id(definition), name))
+            return read(definition, name)
+
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(qemu_command, "define", return_value=dom))
+            # these read everything, or every device, and build nothing
+            qemu_command.assign_aliases(dom)
+            for elsewhere in ("unmodelled_errors", "unbuilt_errors", "assign_aliases"):
+                stack.enter_context(mock.patch.object(qemu_command, elsewhere, return_value=[]))
+            capabilities = qemu_command.stored_capabilities(dom)
+            stack.enter_context(mock.patch.object(ElementDef, "__getattribute__", noted))
+            with suppress(HostdevError, TypeError, ValueError, AttributeError):  # of values that are made up
+                qemu_command.build_command_line(dom, capabilities)
+        return self
+
+    def has(self, parts: list[ElementDef], name: str) -> bool:
+        """True when a field of one of these definitions was read."""
+        return any((id(part), name) in self.found for part in parts)
+
+
+def read_fields(dom: DomainDef) -> set[FieldName]:
+    """Return the fields that have a value in a domain and that are read while it is built."""
+    reads = Reads().of_building(dom)
+    return {
+        (owner.__name__, name)
+        for part in below(dom)
+        for owner in type(part).__mro__
+        if issubclass(owner, ElementDef)
+        for name, _ in fields(owner)
+        if part.__dict__.get(name) not in (None, False, []) and reads.has([part], name)
+    }
+
+
+def values(field: Any) -> list[Any]:
+    """Return some values that a field can have."""
+    if isinstance(field, (Child, Part)):
+        return [field.definition()]
+    if isinstance(field, Children):
+        return [[field.definition()]]
+    if isinstance(field, Opaque):
+        return [f"<{field.path[-1]}/>"]
+    if isinstance(field, Flag):
+        return [True]
+    assert isinstance(field, (Attribute, Content))
+    found = []
+    for text in (*field.codec.words, *TEXTS):
+        with suppress(ValueError):
+            found.append(field.codec.parse(text))
+    return found[:3]
+
+
+def is_read_when_set(kind: type[ElementDef], name: str, field: Any, corpus: list[DomainDef], limit: int = 6) -> bool:
+    """
+    Say whether a builder reads a field once it has a value, in one of a few domains that have such a definition.
+
+    Raises:
+        AssertionError: no domain has one: the corpus lacks it.
+    """
+    fitting = [dom for dom in corpus if any(isinstance(part, kind) for part in below(dom))]
+    assert fitting, f"no domain of the corpus has a {kind.__name__}"
+    for dom in fitting[:limit]:
+        for value in values(field):
+            clone = dom.copy()
+            parts = [part for part in below(clone) if isinstance(part, kind)]
+            for part in parts:
+                part.__dict__[name] = value
+            if Reads().of_building(clone).has(parts, name):
+                return True
+    return False
