@@ -3,7 +3,7 @@
 What a definition can say and we cannot put on a command line: it is refused by name, with its line.
 
 Every field of every definition is read by what builds the command line, or is in the table here or in one of
-``qemu_ignored``; a test that traces the reads holds us to that. So nothing that a user wrote is left out without a word.
+``qemu_ignored``; a test that traces the reads proves it. So nothing that a user wrote is left out silently.
 """
 
 from __future__ import annotations
@@ -52,7 +52,13 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainSmartcardDef": {"certificates": (), "database": ()},
     "StorageSource": {"tls_hostname": (), "volume": (), "dir": (), "startup_policy": ("mandatory",)},
     "DomainDiskDef": {"driver_name": ("qemu",), "rawio": (False,), "sgio": ("filtered",), "tray": ("closed",)},
-    "DomainFSDef": {"driver_name": ("path",), "driver_format": (), "queue": (), "source_socket": (), "space_soft_limit": ()},
+    "DomainFSDef": {
+        "driver_name": ("path",),
+        "driver_format": (),
+        "queue": (),
+        "source_socket": (),
+        "space_soft_limit": (),
+    },
     "DomainNetDef": {
         "guest_dev": (),
         "backend_domain": (),

@@ -37,11 +37,11 @@ class Word(NamedTuple):
 
 
 def _is_not_virtio(device: Any) -> bool:
-    return device.bus != "virtio"
+    return bool(device.bus != "virtio")
 
 
 def _is_not_virtio_net(net: Any) -> bool:
-    return net.type != "hostdev" and net.model is not None and net.model not in VIRTIO_MODELS
+    return bool(net.type != "hostdev" and net.model is not None and net.model not in VIRTIO_MODELS)
 
 
 def _is_not_spice(graphics: Any) -> bool:
@@ -49,7 +49,7 @@ def _is_not_spice(graphics: Any) -> bool:
 
 
 def _is_not_qxl(video: Any) -> bool:
-    return video.model_type != "qxl"
+    return bool(video.model_type != "qxl")
 
 
 def _has_one_screen(video: Any) -> bool:
@@ -57,7 +57,7 @@ def _has_one_screen(video: Any) -> bool:
 
 
 def _is_off(timer: Any) -> bool:
-    return timer.name in ("rtc", "pit", "tsc") and timer.present is False
+    return bool(timer.name in ("rtc", "pit", "tsc") and timer.present is False)
 
 
 def _has_no_flash(os: Any) -> bool:
@@ -172,7 +172,7 @@ IGNORED: dict[str, dict[str, Word]] = {
 
 def _is_tap(net: Any) -> bool:
     """A host device's own words are the plan's: it asks for consent."""
-    return net.type != "hostdev"
+    return bool(net.type != "hostdev")
 
 
 def _is_confined(definition: Any) -> bool:
@@ -263,9 +263,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "teaming_type": "an interface's name as partner says it",
     },
     "SCSIHostSource": {"protocol": "there is one protocol, vhost"},
-    "NetSource": {
-        name: _WHO_OPENS_THE_TAP
-        for name in (
+    "NetSource": dict.fromkeys(
+        (
             "network",
             "portgroup",
             "portid",
@@ -280,8 +279,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
             "name",
             "local_address",
             "local_port",
-        )
-    },
+        ),
+        _WHO_OPENS_THE_TAP,
+    ),
     "DomainNetDef": {
         "managed": "it tells the plan how to prepare the host's side",
         "mac_type": "it tells VMware how an address was made",
@@ -290,7 +290,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "target_managed": _WHO_OPENS_THE_TAP,
         "teaming_persistent": "the host device of the interface says it",
     },
-    "DomainHostdevNetDef": {"host_source": "the host device of the interface says it"},
+    "DomainHostdevNetDef": {
+        "host_source": "the host device of the interface says it",
+        "driver_model": "the host device of the interface says it",
+    },
 }
 
 
@@ -330,7 +333,7 @@ def _of_unassigned(dom: DomainDef) -> Iterator[Finding]:
     """Yield what is said for the guest about a function that it does not get."""
     for hostdev in dom.pci_hostdevs():
         info = hostdev.info
-        said = {
+        said: dict[str, list[object]] = {
             "<boot>": [info.boot_order],
             "<rom>": [info.rom_file, info.rom_enabled, info.rom_bar],
             "<acpi>": [info.acpi_index],

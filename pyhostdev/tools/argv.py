@@ -21,12 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Define the domain and print what QEMU would be told; what it would not be told is said on stderr."""
     from pyhostdev.qemu import qemu_driver
+    from pyhostdev.qemu.qemu_ignored import start_words
 
     host = arguments.host_of(args)
     definition = arguments.definition_of(args)
     capabilities = arguments.capabilities_of(args, definition, host)
     argv = qemu_driver.domain_to_native(definition, host, keep_together=args.keep_together, capabilities=capabilities)
-    tell_notes(qemu_driver.start_words(definition))
+    tell_notes(start_words(definition))
     if args.json:
         output.print_json(argv)
     else:

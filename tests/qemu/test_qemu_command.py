@@ -3,26 +3,19 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
 import json
 import os
-import pkgutil
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import pyhostdev.conf
 from pyhostdev import ConfigError, ConfigUnsupportedError, DomainDef
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import Embedded, Field, Opaque
 from pyhostdev.qemu import build_command_line
-from pyhostdev.qemu.qemu_command_refused import HARMLESS, REFUSED
 
 TESTDATA = Path(__file__).parent.parent.parent / "testdata"
 WIDE = ["wide-q35", "wide-pc", "wide-pseries", "wide-virt"]
@@ -190,54 +183,6 @@ def test_emulator_without_a_device_refuses_it() -> None:
     """A device that this binary does not have is refused before QEMU would."""
     with pytest.raises(ConfigUnsupportedError, match="vt82c686b-usb-uhci"):
         build_command_line(domain("<controller type='usb' model='vt82c686b-uhci'/>"))
-
-
-def definitions(kind: type[ElementDef] = ElementDef) -> Iterator[type[ElementDef]]:
-    for module in pkgutil.iter_modules(pyhostdev.conf.__path__):
-        importlib.import_module(f"pyhostdev.conf.{module.name}")
-    for derived in kind.__subclasses__():
-        if derived.__module__.startswith(pyhostdev.conf.__name__):  # not one that a test made up
-            yield derived
-            yield from definitions(derived)
-
-
-def words_of_the_builders() -> set[str]:
-    """Return every attribute and string in the modules that build or refuse."""
-    import pyhostdev.qemu as room
-
-    words: set[str] = set()
-    for path in Path(room.__path__[0]).glob("qemu_*.py"):
-        if path.name.startswith(("qemu_command", "qemu_block", "qemu_alias", "qemu_domain", "qemu_validate")):
-            for node in ast.walk(ast.parse(path.read_text())):
-                words |= {node.attr} if isinstance(node, ast.Attribute) else set()
-                words |= {str(node.value)} if isinstance(node, ast.Constant) else set()
-    return words
-
-
-def test_every_field_is_built_or_refused_or_said_to_be_harmless() -> None:
-    """A field that nobody reads would be left out without a word; what is kept verbatim is refused anyway."""
-    words = words_of_the_builders()
-    silent = []
-    for kind in definitions():
-        bases = [base.__name__ for base in kind.__mro__]
-        tables = {name for base in bases for name in (*REFUSED.get(base, ()), *HARMLESS.get(base, ()))}
-        for name, field in vars(kind).items():
-            if isinstance(field, Field) and not isinstance(field, (Embedded, Opaque)) and name not in words | tables:
-                silent.append(f"{kind.__name__}.{name}")
-    assert [] == silent
-
-
-def test_tables_of_fields_name_fields() -> None:
-    """A field that was renamed must not leave a rule behind that no longer holds."""
-    kinds = {kind.__name__: kind for kind in definitions()}
-    stale = [
-        f"{kind}.{name}"
-        for table in (REFUSED, HARMLESS)
-        for kind, names in table.items()
-        for name in names
-        if kind not in kinds or not isinstance(getattr(kinds[kind], name, None), Field)
-    ]
-    assert [] == stale
 
 
 def wide(name: str, directory: str) -> DomainDef:
