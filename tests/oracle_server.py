@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyhostdev import DomainDef, Host, HostdevManager, HostRoot, PCIDeviceAddress
+from pyhostdev import DomainDef, Host, HostdevManager, HostRoot, PCIDeviceAddress, Plan
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, HostdevError
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
@@ -134,7 +134,7 @@ class Server:
             manager = HostdevManager(Host(self.root, state_dir=state_dir, writer=kernel))
             others = [self.define(parse(first))] if first else []
             for other in others:
-                manager.prepare(manager.host.plan(other, "off"))
+                manager.prepare(self.plan(manager, other))
             begin = len(kernel.trace)
             error = self._start_and_stop(manager, dom)
             steps = kernel.trace[begin:]
@@ -148,13 +148,18 @@ class Server:
             defined = self.define(dom)
             self.argv(defined)
             self._pass_over_missing(defined)
-            plan = manager.host.plan(defined, "off")
+            plan = self.plan(manager, defined)
             if plan.ok:
                 refuse_missing_storage(defined, manager.host)
             with manager.prepared(plan):
                 return None
         except HostdevError as err:
             return err
+
+    def plan(self, manager: HostdevManager, dom: DomainDef) -> Plan:
+        """Plan as libvirt would: it leaves completeness to QEMU, and sets MAC and VLAN of an interface itself."""
+        networks = [f"vf-network:{h.pci_address}" for h in dom.pci_hostdevs() if h.parent_net is not None]
+        return manager.host.plan(dom, "off", accept=networks)
 
     def _pass_over_missing(self, dom: DomainDef) -> None:
         """Drop host devices that are not there: we refuse them, libvirt lets QEMU find out."""

@@ -44,6 +44,7 @@ PCI_MODELS = (
     "pci-expander-bus",
     "pcie-expander-bus",
 )
+CONVENTIONAL_BRIDGES = ("pci-bridge", "dmi-to-pci-bridge", "pcie-to-pci-bridge")
 PCI_ROOT_MODELS = ("pci-root", "pcie-root")
 
 

@@ -304,6 +304,24 @@ class DomainDef(ElementDef):
         """Tell whether the guest has an IOMMU of its own, so that each of its devices has an address space."""
         return self.iommu is not None
 
+    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
+        """
+        Return the address in whose name a guest device does DMA, before an IOMMU of the guest.
+
+        Its own, unless it is behind a conventional bridge: then the first one of the topmost conventional bus.
+        """
+        from pyhostdev.conf.controller_conf import CONVENTIONAL_BRIDGES
+
+        bridges = {controller.index: controller for controller in self.controllers if controller.type == "pci"}
+        space, bus, seen = address, address.bus, set[int]()
+        while bus in bridges and bus not in seen:
+            seen.add(bus)
+            if bridges[bus].model in CONVENTIONAL_BRIDGES:
+                space = PCIDeviceAddress(address.domain, bus, 0, 0)
+            above = bridges[bus].info.pci
+            bus = bus if above is None else above.bus
+        return space
+
     def unknown_words(self) -> list[Finding]:
         """
         Return the words on host devices that are not known: errors, and notes for words that change nothing here.

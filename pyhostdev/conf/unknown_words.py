@@ -40,7 +40,13 @@ def unknown_words(dom: DomainDef) -> list[Finding]:
     An error is reason ``unknown-word``; a word of a later libvirt is a note ``unsupported``, and a word that says
     nothing is a note ``ignored``. Attributes and elements in a namespace of their own belong to others.
     """
-    return [finding for device in _host_devices(dom) for finding in words_on(device)]
+    return [finding for _, finding in words_with_paths(dom)]
+
+
+def words_with_paths(dom: DomainDef) -> list[tuple[str, Finding]]:
+    """Return the findings of ``unknown_words``, each with the path that ``DomainDef.unmodelled`` has for it."""
+    found = (pair for device in _host_devices(dom) for pair in _findings_on(device))
+    return [(f"{dom.tag}/devices/{path}", finding) for path, finding in found]
 
 
 def kept_words(dom: DomainDef) -> list[Finding]:
@@ -74,12 +80,17 @@ def _host_devices(dom: DomainDef) -> Iterator[ElementDef]:
 
 def words_on(device: ElementDef) -> Iterator[Finding]:
     """Yield the findings of one device, see ``unknown_words``."""
+    return (finding for _, finding in _findings_on(device))
+
+
+def _findings_on(device: ElementDef) -> Iterator[tuple[str, Finding]]:
     source = getattr(device, "source", None)
     address = source if isinstance(source, PCIDeviceAddress) else None
     for place, part in device.parts():
         for path, word in part.own_unknown():
             if not word.is_foreign:
-                yield _finding(device.tag, part, (*place, *path), path, word, address)
+                where = "/".join((device.tag, *place, *path, word.label))
+                yield where, _finding(device.tag, part, (*place, *path), path, word, address)
 
 
 def _finding(

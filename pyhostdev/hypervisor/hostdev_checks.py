@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError, SysfsError
-from pyhostdev.hypervisor.hostdev_plan import Request
+from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Definition, Request
 from pyhostdev.util.driverctl import NO_DRIVER, read_driverctl_override
 from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.hostroot import HostRoot
@@ -18,6 +19,10 @@ from pyhostdev.util.hostusage import BOOT_VGA, DEFAULT_ROUTE, MOUNTED, HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.virfile import list_names, read_bytes
+
+if TYPE_CHECKING:
+    from pyhostdev.util.journal import Record
+    from pyhostdev.util.virpci import PCIDevice
 
 VF_NETWORK = "vf-network"
 CONSENT_REASONS = (BOOT_VGA, MOUNTED, DEFAULT_ROUTE, VF_NETWORK)
@@ -50,6 +55,80 @@ def consents(texts: Iterable[str]) -> frozenset[tuple[str, str]]:
             raise ConfigError(f"Invalid consent '{text}': expected REASON:ADDRESS with one of {known}")
         found.add((reason, str(PCIDeviceAddress.parse(address))))
     return frozenset(found)
+
+
+def vf_network(request: Request) -> Iterator[Finding]:
+    """
+    Yield that an interface asks for a network that nobody here puts its virtual function on.
+
+    A consent with every policy: policies say which functions must be declared, and none of them makes the guest's
+    network right. Not an error, as the words may hold already: whoever sets them through the PF, before the guest
+    runs, says so by reason and address, and is asked again for every other device.
+    """
+    if request.network:
+        text = (
+            f"The interface of device {request.address} asks for {', '.join(request.network)}, which is not set on the "
+            "virtual function yet: accept if something else sets it before the guest runs"
+        )
+        yield Finding("vf-network", CONSENT, request.address, text)
+
+
+def split_groups(requests: Iterable[Request], definition: Definition | None) -> Iterator[Finding]:
+    """
+    Yield the groups that would be in several address spaces of a guest with an IOMMU of its own.
+
+    Source: pci_device_iommu_address_space (hw/pci/pci.c of QEMU 7.2) gives each function its own, and one to all
+    behind a conventional bridge; vfio_get_group (hw/vfio/common.c) takes a group into one only
+    """
+    spaces: dict[int, dict[object, PCIDeviceAddress]] = {}
+    for request in requests if definition is not None and definition.has_guest_iommu() else ():
+        dev = request.dev
+        if dev is not None and dev.iommu_group is not None and request.role == ASSIGNED:
+            space = _address_space(request, dev, definition)
+            spaces.setdefault(dev.iommu_group, {}).setdefault(space, request.address)
+    for group, first_of in spaces.items():
+        if len(first_of) > 1:
+            text = (
+                f"IOMMU group {group} would be in {len(first_of)} address spaces of a guest with an IOMMU of its own, "
+                "and QEMU takes a group into one only: put its functions behind one pcie-to-pci-bridge"
+            )
+            yield Finding("viommu-group", NOTE, next(iter(first_of.values())), text)
+
+
+def _address_space(request: Request, dev: PCIDevice, definition: Definition | None) -> object:
+    """Return what tells a function's address space in the guest from those of others."""
+    if request.guest_address is not None and definition is not None:
+        return definition.guest_address_space(request.guest_address)
+    # still to be placed: a conventional function behind a bridge with all others, an Express one below its own port
+    return "conventional" if dev.is_pci_express() is False else request.address
+
+
+def vanishing_functions(
+    vanishing: Mapping[PCIDeviceAddress, PCIDeviceAddress],
+    declared: Collection[PCIDeviceAddress],
+    records: Mapping[PCIDeviceAddress, Record],
+) -> Iterator[Finding]:
+    """
+    Yield what goes away while another device is detached, which it must not while a domain has it.
+
+    Args:
+        vanishing: each function that goes, with the device whose driver made it.
+    """
+    for maker in dict.fromkeys(vanishing.values()):
+        below = [address for address, above in vanishing.items() if above == maker]
+        text = (
+            f"Detaching device {maker} removes the PCI functions that its driver made, until it is given back: "
+            + ", ".join(map(str, below))
+        )
+        yield Finding("vanishes", NOTE, maker, text)
+    for address, maker in vanishing.items():
+        record = records.get(address)
+        if address in declared:
+            text = f"Device {address} vanishes when device {maker} is detached"
+            yield Finding("vanishes", ERROR, address, text)
+        elif record is not None and record.is_active:
+            text = f"Device {address}, which vanishes with {maker}, is in use by domain '{record.owner}'"
+            yield Finding("in-use", ERROR, address, text)
 
 
 def host_needs(root: HostRoot, moving: Sequence[PCIDeviceAddress]) -> Iterator[Finding]:

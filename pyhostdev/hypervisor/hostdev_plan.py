@@ -7,7 +7,7 @@ Making a plan reads the host and writes nothing; a manager executes it after mak
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError
@@ -125,6 +125,7 @@ class Definition(Protocol):
     def guest_pci_addresses(self) -> Set[PCIDeviceAddress]: ...
     def unknown_words(self) -> list[Finding]: ...
     def has_guest_iommu(self) -> bool: ...
+    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress: ...
 
 
 class Plan:
@@ -169,24 +170,32 @@ class Plan:
     @property
     def can_start(self) -> bool | None:
         """True when ``pyhostdev start`` would run the domain; None when that was not asked."""
-        if self.start_findings is None:
-            return None
-        refused = any(finding.severity == ERROR for finding in self.start_findings)
-        return self.ok and not refused and not any(finding.reason in START_REASONS for finding in self.findings)
+        return None if self.start_findings is None else not (self.obstacles or self.start_obstacles)
+
+    @property
+    def start_obstacles(self) -> tuple[Finding, ...]:
+        """What ``start`` refuses besides ``obstacles``, as errors; of what was not asked, nothing."""
+        told = {key for finding in self.obstacles for key in _facts(finding)}
+        found = [finding for finding in self.findings if finding.reason in START_REASONS]
+        found += (finding for finding in self.start_findings or () if finding.severity == ERROR)
+        return tuple(finding._replace(severity=ERROR) for finding in found if told.isdisjoint(_facts(finding)))
 
     def with_start_findings(self, found: Sequence[Finding]) -> Plan:
         """
         Return the plan together with what ``start`` would refuse.
 
-        In the plan's own findings these are notes, since another hypervisor driver may run the domain.
+        In the plan's own findings these are notes, since another hypervisor driver may run the domain. A fact that
+        the plan tells already is not told twice.
         """
-        notes = [finding._replace(severity=NOTE) for finding in found]
+        told = {key for finding in self.findings for key in _facts(finding)}
+        new = [finding for finding in found if told.isdisjoint(_facts(finding))]
+        notes = [finding._replace(severity=NOTE) for finding in new]
         return Plan(
             owner=self.owner,
             policy=self.policy,
             requests=self.requests,
             steps=self.steps,
-            findings=[*self.findings, *(note for note in notes if note not in self.findings)],
+            findings=[*self.findings, *notes],
             fates=self.fates,
             proposals=self.proposals,
             accepted=self.accepted,
@@ -224,7 +233,7 @@ class Plan:
         for group, fates in self.fates_by_group().items():
             lines.append("no IOMMU group" if group is None else f"IOMMU group {group}")
             lines += [f"  {fate.name}  {fate.text}" for fate in fates]
-        lines += [f"{f.severity}: {f.sentence}" for f in self.findings]
+        lines += [f"{finding.severity}: {finding.sentence}" for finding in self.findings]
         return "\n".join(lines)
 
     def headline(self) -> str:
@@ -239,6 +248,13 @@ class Plan:
         for fate in self.fates:
             table.setdefault(fate.group, []).append(fate)
         return table
+
+
+def _facts(finding: Finding) -> Iterator[tuple[object, ...]]:
+    """Yield what tells a finding from others: its words and their line, and its reason on a device."""
+    yield finding.message, finding.line
+    if finding.address is not None:
+        yield finding.reason, str(finding.address)
 
 
 __getattr__ = deprecated_names(__name__, {"Fate": FunctionPlan})

@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
-from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners, saved_overrides
+from pyhostdev.hypervisor.hostdev_checks import (
+    consents,
+    held_groups,
+    host_needs,
+    libvirt_owners,
+    saved_overrides,
+    split_groups,
+    vanishing_functions,
+    vf_network,
+)
 from pyhostdev.hypervisor.hostdev_fate import driver_words, fates_of
 from pyhostdev.hypervisor.hostdev_plan import (
     ASSIGNED,
@@ -22,7 +31,7 @@ from pyhostdev.hypervisor.hostdev_plan import (
     Step,
 )
 from pyhostdev.util import virpci
-from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
+from pyhostdev.util.finding import ERROR, NOTE, Finding
 from pyhostdev.util.journal import Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import (
@@ -106,7 +115,7 @@ class _Planner:
         self.has_records = records is not None
         self.occupied = occupied
         self.words = definition.unknown_words() if definition is not None else []
-        self.has_guest_iommu = definition is not None and definition.has_guest_iommu()
+        self.definition = definition
         self.declared = {request.address: request for request in requests}
         self.present = [request for request in requests if request.dev is not None]
         self.members = self._read_members()
@@ -150,8 +159,8 @@ class _Planner:
         found += libvirt_owners(self.host.root, self._touched())
         found += saved_overrides(self.host.root, self.present, moving)
         found += self._empty_slots()
-        found += self._split_groups()
-        found += self._vanishing_functions()
+        found += split_groups(self.present, self.definition)
+        found += vanishing_functions(self.vanishing, self.declared, self.records)
         if not self.has_records:
             text = "The records of this host are not ours to read, so what guests have and what is stuck is not known"
             found.append(Finding("records", NOTE, None, text))
@@ -161,16 +170,17 @@ class _Planner:
         return list(seen.values())
 
     def _touched(self) -> set[PCIDeviceAddress]:
-        """Return the declared devices and all that share a group with one: a group has one user."""
+        """Return the declared devices, all that share a group with one (a group has one user), and what vanishes."""
         members = (member.address for group in self.members.values() for member in group)
-        return {*self.declared, *(address for address in members if address is not None)}
+        return {*self.declared, *self.vanishing, *(address for address in members if address is not None)}
 
     def _first_by_group(self) -> dict[int, PCIDeviceAddress]:
-        """Return each touched group's number with the first device that was declared in it."""
+        """Return each touched group's number with the first device in it that is declared, or vanishes."""
         found: dict[int, PCIDeviceAddress] = {}
-        for request in self.present:
-            if request.dev is not None and request.dev.iommu_group is not None:
-                found.setdefault(request.dev.iommu_group, request.address)
+        vanishing = (self.host.pci_device(address) for address in self.vanishing)
+        for dev in (*(request.dev for request in self.present), *vanishing):
+            if dev is not None and dev.iommu_group is not None:
+                found.setdefault(dev.iommu_group, dev.address)
         return found
 
     def _device_findings(self, request: Request) -> Iterable[Finding]:
@@ -186,12 +196,7 @@ class _Planner:
             severity = ERROR if request.written == "no" else NOTE
             text = f"Device {address} has no other functions, so assigned='{request.written}' has no meaning"
             yield Finding("not-multifunction", severity, address, text)
-        if request.network:
-            text = (
-                f"The interface of device {address} asks for {', '.join(request.network)}, which is not set on the "
-                "virtual function yet: accept if something else sets it before the guest runs"
-            )
-            yield Finding("vf-network", NOTE if self.policy == "off" else CONSENT, address, text)
+        yield from vf_network(request)
         yield from self._usability_findings(request, dev)
 
     def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:
@@ -296,40 +301,6 @@ class _Planner:
                     f"Guest slot {str(guest)[:-2]} has no function 0, so the guest will not see device "
                     f"{request.address} there",
                 )
-
-    def _split_groups(self) -> Iterable[Finding]:
-        """
-        Yield the groups whose functions are in several slots of a guest with an IOMMU of its own.
-
-        Source: vfio_group_get (hw/vfio/common.c of QEMU 7.2), which takes a group into one address space only
-        """
-        visible = [r for r in self.present if r.role == ASSIGNED] if self.has_guest_iommu else []
-        slots: dict[int, set[object]] = {}
-        for request in visible:
-            group = request.dev.iommu_group if request.dev is not None else None
-            if group is not None:
-                guest = request.guest_address
-                slots.setdefault(group, set()).add(request.address if guest is None else guest[:3])
-        for group, places in slots.items():
-            if len(places) > 1:
-                text = (
-                    f"IOMMU group {group} would be in {len(places)} slots of a guest with an IOMMU of its own, which "
-                    "QEMU refuses: put its functions into one slot"
-                )
-                first = next(r.address for r in visible if r.dev is not None and r.dev.iommu_group == group)
-                yield Finding("viommu-group", NOTE, first, text)
-
-    def _vanishing_functions(self) -> Iterable[Finding]:
-        for maker in dict.fromkeys(self.vanishing.values()):
-            below = [address for address, above in self.vanishing.items() if above == maker]
-            text = (
-                f"Detaching device {maker} removes the PCI functions that its driver made, until it is given back: "
-                + ", ".join(map(str, below))
-            )
-            yield Finding("vanishes", NOTE, maker, text)
-            for address in below:
-                if address in self.declared:
-                    yield _error("vanishes", address, f"Device {address} vanishes when device {maker} is detached")
 
     def _moving(self) -> list[Request]:
         """The requests whose device changes drivers when the guest starts."""

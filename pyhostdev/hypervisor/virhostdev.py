@@ -191,6 +191,7 @@ class HostdevManager:
         hostdevs: Iterable[DomainHostdevDef],
         *,
         policy: str = "auto",
+        accept: Iterable[str] = (),
     ) -> None:
         """
         Prepare hostdevs as libvirt's call of this name does, with a completeness policy.
@@ -199,6 +200,7 @@ class HostdevManager:
             driver_name: the hypervisor's; part of the error only, as domains are told apart by name.
             domain_name: the owner.
             hostdevs: PCI DomainHostdevDef objects; none is no error.
+            accept: consents to what the host would lose, each as REASON:ADDRESS.
 
         Raises:
             DeviceInUseError: a device is some domain's already.
@@ -209,7 +211,13 @@ class HostdevManager:
         wanted = _HostdevSet(list(hostdevs))
         records, _ = self.journal.read()
         plan = build_plan(
-            self.host, wanted.hostdevs, owner=domain_name, policy=policy, records=records, definition=wanted
+            self.host,
+            wanted.hostdevs,
+            owner=domain_name,
+            policy=policy,
+            records=records,
+            accept=accept,
+            definition=wanted,
         )
         used = next((f for f in plan.obstacles if f.reason == "in-use"), None)
         if used is not None:
@@ -328,6 +336,10 @@ class _HostdevSet:
     def has_guest_iommu(self) -> bool:
         """No guest is known."""
         return False
+
+    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
+        """No bridge of the guest is known."""
+        return address
 
     def unknown_words(self) -> list[Finding]:
         """The words on these hostdevs that are not known."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.errors import ConfigError, raise_all
+from pyhostdev.conf.unknown_words import words_with_paths
+from pyhostdev.errors import ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.qemu import qemu_command_chr as chr_
 from pyhostdev.qemu import qemu_command_controller as controller
 from pyhostdev.qemu import qemu_command_cpu as cpu
@@ -26,6 +27,7 @@ from pyhostdev.qemu.qemu_command_hostdev import build_hostdevs
 from pyhostdev.qemu.qemu_command_net import build_interfaces
 from pyhostdev.qemu.qemu_command_refused import unbuilt_errors
 from pyhostdev.qemu.qemu_define import define
+from pyhostdev.util.finding import ERROR
 from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
@@ -156,10 +158,21 @@ def stored_capabilities(dom: DomainDef) -> QEMUCapabilities:
 
 
 def unmodelled_errors(dom: DomainDef) -> list[ConfigError]:
-    """Return an error for each word of a definition that the tables do not know, with its line."""
+    """
+    Return an error for each word of a definition that the tables do not know, with its line.
+
+    On host devices it is the plan's sentence, and a word that says nothing there is none.
+    """
+    told = {(path, finding.line): finding for path, finding in words_with_paths(dom)}
     found: list[ConfigError] = []
     for path, line in dom.unmodelled():
-        error = unsupported(f"<{path}>" if "@" not in path else path)
-        error.line = line
-        found.append(error)
+        finding = told.get((path, line))
+        if finding is None:
+            error: ConfigError = unsupported(f"<{path}>" if "@" not in path else path)
+            error.line = line
+            found.append(error)
+        elif finding.severity == ERROR:
+            found.append(XMLError(finding.message, line=line, reason=finding.reason, address=finding.address))
+        elif finding.reason == "unsupported":
+            found.append(ConfigUnsupportedError(finding.message, line=line))
     return found

@@ -164,20 +164,21 @@ def start_obstacles(
 def _unbuildable(
     dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None, keep_together: bool
 ) -> Iterator[Finding]:
-    """Yield what keeps a command line from being built."""
+    """Yield what makes the definition invalid on this host, and what keeps a command line from being built."""
+    errors: list[ConfigError] = []
     try:
-        build_command_line(
-            dom,
-            capabilities or capabilities_of(dom, host),
-            host=host,
-            state_dir=host.state_dir,
-            keep_together=keep_together,
-        )
+        dom.validate(host)
     except ConfigError as err:
-        for part in (err, *err.others):
-            yield Finding(part.reason or "unsupported", ERROR, None, part.message, part.line)
+        errors += (err, *err.others)
+    try:
+        capabilities = capabilities or capabilities_of(dom, host)
+        build_command_line(dom, capabilities, host=host, state_dir=host.state_dir, keep_together=keep_together)
+    except ConfigError as err:
+        errors += (err, *err.others)
     except OperationError as err:
         yield Finding("unsupported", ERROR, None, str(err))
+    for part in errors:
+        yield Finding(part.reason or "unsupported", ERROR, part.address, part.message, part.line)
 
 
 def unfollowed_errors(dom: DomainDef) -> list[ConfigError]:
@@ -212,6 +213,18 @@ def refuse_missing(dom: DomainDef, host: Host) -> None:
     if missing:
         findings = [Finding("device-missing", ERROR, a, f"Device {a} is not on this host") for a in missing]
         raise RefusedError(findings)
+
+
+def refuse_unstartable(dom: DomainDef, host: Host, plan: Plan) -> None:
+    """
+    Refuse what a plan leaves to whoever starts the guest, and with which QEMU would fail.
+
+    Raises:
+        RefusedError: with one finding a fact.
+    """
+    found = [*plan.start_obstacles, *_missing_mdevs(dom, host)]
+    if found:
+        raise RefusedError(list(dict.fromkeys(found)), plan)
 
 
 def refuse_missing_storage(dom: DomainDef, host: Host) -> None:
@@ -288,7 +301,7 @@ class Guest:
         Signals that ask us to end are held back but while QEMU runs, whose end they are then.
 
         Raises:
-            RefusedError: the plan does not hold any more, or QEMU could not open a file; nothing was touched.
+            RefusedError: the plan does not hold any more, or QEMU would fail with it; nothing was touched.
             OperationError, SysfsError: a socket cannot be made, a device could not be detached or given back, or QEMU
                 did not start.
 
@@ -297,6 +310,7 @@ class Guest:
         from pyhostdev.qemu.qemu_process import held_signals, run_guest
         from pyhostdev.qemu.qemu_sockets import ListeningSockets
 
+        refuse_unstartable(self.definition, self.host, plan)
         obstacles = image_obstacles(self.definition, self.host, self.ownership)
         if obstacles:
             raise RefusedError(obstacles)

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 from pyhostdev.errors import ConfigUnsupportedError, RefusedError
 from pyhostdev.tools import arguments
 from pyhostdev.tools.main import REFUSED, complain, tell_notes
-from pyhostdev.util.finding import ERROR, NOTE
 from pyhostdev.util.ownership import DEFAULT_USERS, chosen_ownership
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.host import Host
-    from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.util.ownership import Ownership
 
@@ -43,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     manager = arguments.manager_of(args)
     capabilities = arguments.capabilities_of(args, definition, manager.host)
     ownership = chosen_ownership(args.user)
-    plan = _plan(args, definition, manager.host, capabilities, ownership)
+    _refuse(args, definition, manager.host, capabilities, ownership)
     guest = qemu_driver.Guest(
         definition,
         manager.host,
@@ -51,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         capabilities=capabilities,
         ownership=ownership,
     )
+    plan = manager.host.plan(guest.definition, args.policy, accept=args.accept)
     if args.simulate:
         raise ConfigUnsupportedError("A guest cannot run on a simulated host: its QEMU would reach for the real one")
     outcome = guest.run(manager, plan, log_path=args.log)
@@ -60,15 +59,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(
+def _refuse(
     args: argparse.Namespace,
     definition: DomainDef,
     host: Host,
     capabilities: QEMUCapabilities,
     ownership: Ownership | None,
-) -> Plan:
+) -> None:
     """
-    Return the plan of the domain's devices.
+    Plan the domain as it was written, whose lines a person knows, and tell the notes.
 
     Raises:
         RefusedError: with all that stands in the way of the devices and of QEMU.
@@ -78,12 +77,15 @@ def _plan(
     if ownership is None and args.user is None and os.geteuid() == 0:
         users = " or ".join(DEFAULT_USERS)
         complain(f"warning: QEMU runs as root, as this machine has no user {users}; name one with --user")
-    plan = host.plan(definition, args.policy, accept=args.accept)
-    found = qemu_driver.start_obstacles(
-        definition, host, capabilities, keep_together=args.keep_together, ownership=ownership
+    plan = qemu_driver.plan(
+        host,
+        definition,
+        args.policy,
+        accept=args.accept,
+        capabilities=capabilities,
+        keep_together=args.keep_together,
+        ownership=ownership,
     )
-    refused = [*plan.obstacles, *(finding for finding in found if finding.severity == ERROR)]
-    if refused:
-        raise RefusedError(refused, plan)
-    tell_notes(finding for finding in [*plan.findings, *found] if finding.severity == NOTE)
-    return plan
+    if not plan.can_start:
+        raise RefusedError((*plan.obstacles, *plan.start_obstacles), plan)
+    tell_notes(plan.notes)
