@@ -178,7 +178,8 @@ def _unbuildable(
     except OperationError as err:
         yield Finding("unsupported", ERROR, None, str(err))
     for part in errors:
-        yield Finding(part.reason or "unsupported", ERROR, part.address, part.message, part.line)
+        address = None if part.address is None else str(part.address)
+        yield Finding(part.reason or "unsupported", ERROR, address, part.message, part.line)
 
 
 def unfollowed_errors(dom: DomainDef) -> list[ConfigError]:

@@ -172,11 +172,16 @@ def read_group_holders(root: HostRoot, groups: Iterable[int]) -> dict[int, list[
 
 
 def _status(root: HostRoot, path: str) -> os.stat_result | None:
-    """Return what is at a node's path; nothing where we may not look, as we could not use it either."""
+    """
+    Return what is at a node's path; nothing where we may not look, as we could not use it either.
+
+    Raises:
+        SysfsError: it cannot be told, for root also for want of rights: root could use it.
+    """
     try:
         return read_status(root, path)
     except SysfsError as err:
-        if err.errno in (errno.EACCES, errno.EPERM):
+        if err.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
             return None
         raise
 

@@ -107,6 +107,7 @@ def test_questions_ask_for_what_can_vanish(tmp_path: Path, name: str, reasons: s
 def test_reset_is_done_or_an_error(bcm5719: FakeHost) -> None:
     """A device that cannot be looked at is not reset, and that is said."""
     disk = PCIDeviceAddress(1, 7, 0, 0)
+    process(bcm5719).manager.nodedev_reset(disk)  # makes the state directory, which is there from then on
     log = reads_of(bcm5719, lambda: process(bcm5719).manager.nodedev_reset(disk))
     for number, errnum in sample(log, "reset"):
         victim = process(bcm5719)

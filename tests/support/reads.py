@@ -216,7 +216,8 @@ def errnos_in_turn(first: int) -> Iterator[int]:
 def is_left_out(read: Read, errnum: int) -> bool:
     """True of what may be passed over where we may not look: others' descriptors, libvirtd's files, addresses."""
     place = f"{read.path}/"
-    theirs = place.startswith(("run/libvirt/", "proc/iomem/")) or (place.startswith("proc/") and "/fd/" in place)
+    tops = ("run/libvirt/", "proc/iomem/", *(() if os.geteuid() == 0 else ("dev/vfio/",)))
+    theirs = place.startswith(tops) or (place.startswith("proc/") and "/fd/" in place)
     return theirs and errnum in (errno.EACCES, errno.EPERM)
 
 
