@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pyhostdev.hypervisor.host import Host
 from pyhostdev.util.journal import BadRecord, Journal
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.statedir import StateDir
 
 
 class ActiveDevice(NamedTuple):
@@ -27,14 +27,14 @@ class Status(NamedTuple):
     problems: list[BadRecord]
 
 
-def read_status(host: Host) -> Status:
+def read_status(state: StateDir) -> Status:
     """
-    Return a host's lists from its state directory, which is not created for it.
+    Return the lists that a state directory holds; the directory is not created.
 
     Raises:
         SysfsError: the directory is there and cannot be read.
     """
-    records, problems = Journal(host.state()).read()
+    records, problems = Journal(state).read()
     active = [ActiveDevice(r.address, r.owner) for r in records.values() if r.is_active]
     inactive = [r.address for r in records.values() if not r.is_active]
     return Status(active, inactive, problems)

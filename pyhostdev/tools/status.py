@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyhostdev.hypervisor.hostdev_status import Status, read_status
+from pyhostdev.hypervisor.hostdev_status import Status
 from pyhostdev.tools import arguments, output
 from pyhostdev.tools.main import complain
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the lists and print them."""
-    status = read_status(arguments.host_of(args))
+    status = arguments.host_of(args).status()
     for bad in status.problems:
         complain(f"record '{bad.name}' cannot be used: {bad.why}")
     if args.json:
