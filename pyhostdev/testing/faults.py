@@ -10,40 +10,17 @@ What goes wrong on purpose: faults that a test puts at the n-th write of a simul
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pyhostdev.errors import ConfigUnsupportedError
+from pyhostdev.testing.answers import NotSimulated, Refusal, SimulatedKill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.testing.kernel import SimulatedKernel
+    from pyhostdev.testing.protocols import FaultyKernel
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
-
-class NotSimulated(ConfigUnsupportedError):  # noqa: N818 - says what it is, and is public
-    """The simulated kernel does not know how the real one would answer."""
-
-
-class SimulatedKill(BaseException):
-    """
-    The writing process was killed here; no Exception, because no handler of a killed process runs.
-
-    Handlers of BaseException and ``finally`` blocks of that process still run in a test; the kernel lets none
-    of their writes through and raises this again.
-    """
-
-
-class Refusal(Exception):  # noqa: N818 - an answer of the kernel, turned into SysfsError at the border
-    """The kernel answers a write with an errno."""
-
-    def __init__(self, errnum: int) -> None:
-        super().__init__(errnum)
-        self.errnum = errnum
-
-
-class Blocked(Exception):  # noqa: N818 - an answer too: the write has not come back
-    """The write waits inside the kernel; what it would do is on the kernel's list of pending writes."""
+__all__ = ["Delay", "Fail", "Fault", "Hang", "Interfere", "Kill", "NotSimulated", "SimulatedKill", "Vanish"]
 
 
 class Fault:
@@ -51,10 +28,10 @@ class Fault:
 
     __slots__ = ()
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         """Act before the kernel sees the write."""
 
-    def after(self, kernel: SimulatedKernel) -> None:
+    def after(self, kernel: FaultyKernel) -> None:
         """Act after the kernel has answered, or has not."""
 
 
@@ -66,7 +43,7 @@ class Fail(Fault):
     def __init__(self, errnum: int) -> None:
         self.errnum = errnum
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         raise Refusal(self.errnum)
 
 
@@ -83,7 +60,7 @@ class Hang(Fault):
     def __init__(self, *, lands: bool = True) -> None:
         self.lands = lands
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         kernel.block_next(lands=self.lands)
 
 
@@ -95,7 +72,7 @@ class Delay(Fault):
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         time.sleep(self.seconds)
 
 
@@ -109,13 +86,13 @@ class Kill(Fault):
             raise ValueError(f"'{when}' is none of before, after, blocked")
         self.when = when
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         if self.when == "before":
             kernel.kill()
         elif self.when == "blocked":
             kernel.block_next(lands=True)
 
-    def after(self, kernel: SimulatedKernel) -> None:
+    def after(self, kernel: FaultyKernel) -> None:
         kernel.kill()
 
 
@@ -132,7 +109,7 @@ class Vanish(Fault):
         self.address = address
         self.opened = opened
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         kernel.vanish(self.address)
         if self.opened:
             raise Refusal(19)  # ENODEV, fs/kernfs/file.c: the node is no longer active
@@ -143,8 +120,8 @@ class Interfere(Fault):
 
     __slots__ = ("action",)
 
-    def __init__(self, action: Callable[[SimulatedKernel], None]) -> None:
+    def __init__(self, action: Callable[[Any], None]) -> None:
         self.action = action
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         self.action(kernel.foreign())
