@@ -158,7 +158,7 @@ class Server:
 
     def plan(self, manager: HostdevManager, dom: DomainDef) -> Plan:
         """Plan as libvirt would: it leaves completeness to QEMU, and sets MAC and VLAN of an interface itself."""
-        networks = [f"vf-network:{h.pci_address}" for h in dom.pci_hostdevs() if h.parent_net is not None]
+        networks = [f"vf-network:{h.pci_address}" for h in dom.pci_hostdevs() if h.interface is not None]
         return manager.host.plan(dom, "off", accept=networks)
 
     def _pass_over_missing(self, dom: DomainDef) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pyhostdev.conf.xmlcodec import Codec, hexadecimal, number, on_off, positive, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, child
+from pyhostdev.conf.xml.xmlcodec import Codec, hexadecimal, number, on_off, positive, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, child
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, InvalidAddressError, XMLError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virxml import ULLONG_MAX, parse_unsigned, shown, source_line

@@ -82,7 +82,9 @@ def assign_indices(dom: DomainDef) -> None:
         controller.index = _unused_index(dom, controller.type) if index is None else index
 
 
-def _companions_index(before: list[DomainControllerDef], dom: DomainDef, controller: DomainControllerDef) -> int | None:
+def _companions_index(
+    before: list[DomainControllerDef], dom: DomainDef, controller: DomainControllerDef
+) -> int | None:
     """Return the index of the companions just before, when they lack one of this model."""
     previous = next((c for c in reversed(before) if c.type == "usb"), None)
     if previous is None or previous.model not in USB2_MODELS:

@@ -29,7 +29,7 @@ from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, XML
 if TYPE_CHECKING:
     from pyhostdev.conf.disk_conf import DomainDiskDef
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.xml.xmldef import ElementDef
 
 ISA_SERIAL_PORTS_MAX = 4
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VirtioOptions
-from pyhostdev.conf.xmlcodec import enum, number, on_off, positive, signed, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, children, embedded, opaque
+from pyhostdev.conf.xml.xmlcodec import enum, number, on_off, positive, signed, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, children, embedded, opaque
 
 GRAPHICS_TYPES = ("sdl", "vnc", "rdp", "desktop", "spice", "egl-headless", "dbus")
 

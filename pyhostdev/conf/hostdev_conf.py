@@ -7,7 +7,7 @@ Mirrors: virDomainHostdevDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.conf.device_conf import (
     DeviceInfo,
@@ -15,9 +15,9 @@ from pyhostdev.conf.device_conf import (
     check_pci_address,
 )
 from pyhostdev.conf.uuid import normal_uuid
-from pyhostdev.conf.xmlcodec import enum, hexadecimal, number_any_base, on_off, text, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, child, embedded, flag, ignored, opaque
+from pyhostdev.conf.xml.xmlcodec import enum, hexadecimal, number_any_base, on_off, text, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, child, embedded, flag, ignored, opaque
 from pyhostdev.errors import (
     VIR_ERR_CONFIG_UNSUPPORTED,
     VIR_ERR_INTERNAL_ERROR,
@@ -30,7 +30,6 @@ from pyhostdev.util.virxml import shown, source_line
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.util.virxml import Element
 
 # what a device that the guest does not get cannot have: nothing in the guest could carry it
@@ -193,6 +192,13 @@ def check_teaming(type_: str | None, element: Element) -> None:
         raise XMLError("A <teaming> has no type", line=source_line(element))
 
 
+class InterfaceNetwork(NamedTuple):
+    """What an ``<interface>`` asks of the network, as phrases, and whether it has a ``<virtualport>``."""
+
+    words: tuple[str, ...]
+    has_virtualport: bool
+
+
 class DomainHostdevDef(ElementDef):
     """
     A device of the host that a domain takes.
@@ -237,7 +243,7 @@ class DomainHostdevDef(ElementDef):
     shareable = flag("shareable")
     info = embedded(DeviceInfo)
 
-    parent_net: DomainNetDef | None = None  # the <interface type='hostdev'> it stands for
+    interface: InterfaceNetwork | None = None  # of the <interface type='hostdev'> that it stands for
 
     @classmethod
     def for_pci(

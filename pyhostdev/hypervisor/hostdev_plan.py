@@ -19,8 +19,8 @@ from pyhostdev.util.pcidriver import VFIO_PCI
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.util import virpci
-    from pyhostdev.util.hostroot import HostRoot
 
 POLICIES = ("auto", "device", "group", "off")
 ASSIGNED, UNASSIGNED = "assigned", "unassigned"
@@ -48,17 +48,6 @@ class Step(NamedTuple):
         }
 
 
-class PlanHost(Protocol):
-    """What a plan asks a host."""
-
-    root: HostRoot
-
-    def pci_device(self, address: PCIDeviceAddress) -> virpci.PCIDevice | None: ...
-    def has_driver(self, name: str) -> bool | None: ...
-    def has_module(self, name: str) -> bool | None: ...
-    def is_in_flight(self, address: PCIDeviceAddress) -> bool: ...
-
-
 class Request(NamedTuple):
     """One declared PCI hostdev: what the domain asks for, and the host's function (None: there is none)."""
 
@@ -73,7 +62,7 @@ class Request(NamedTuple):
     network: tuple[str, ...] = ()  # words on a VF's interface that the PF would have to be told
 
     @classmethod
-    def of(cls, host: PlanHost, hostdev: DomainHostdevDef) -> Request:
+    def of(cls, host: HostFacts, hostdev: DomainHostdevDef) -> Request:
         """
         Read what a hostdev asks for, and the function it names.
 
@@ -87,13 +76,13 @@ class Request(NamedTuple):
             )
         guest = hostdev.info.pci
         dev = host.pci_device(source)
-        net = hostdev.parent_net
+        net = hostdev.interface
         if net is not None and (dev is None or not dev.is_virtual_function):
             raise ConfigUnsupportedError(
                 f"Device {source} is no virtual function, and an <interface type='hostdev'> needs one",
                 address=source,
                 # libvirt asks for the port's network interface first, and finds none
-                libvirt_code=VIR_ERR_INTERNAL_ERROR if net.virtualport is not None else None,
+                libvirt_code=VIR_ERR_INTERNAL_ERROR if net.has_virtualport else None,
             )
         return cls(
             address=source,
@@ -104,7 +93,7 @@ class Request(NamedTuple):
             guest_address=None if guest is None else guest.pci,
             dev=dev,
             incarnation=None if dev is None else dev.incarnation,
-            network=() if net is None else tuple(net.network_identity()),
+            network=() if net is None else net.words,
         )
 
 

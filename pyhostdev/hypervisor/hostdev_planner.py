@@ -26,7 +26,6 @@ from pyhostdev.hypervisor.hostdev_plan import (
     Definition,
     FunctionPlan,
     Plan,
-    PlanHost,
     Request,
     Step,
 )
@@ -48,10 +47,11 @@ from pyhostdev.util.pcidriver import VFIO_PCI
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.hostfacts import HostFacts
 
 
 def build_plan(
-    host: PlanHost,
+    host: HostFacts,
     hostdevs: Iterable[DomainHostdevDef],
     *,
     owner: str,
@@ -99,7 +99,7 @@ class _Planner:
 
     def __init__(
         self,
-        host: PlanHost,
+        host: HostFacts,
         requests: list[Request],
         owner: str,
         policy: str,

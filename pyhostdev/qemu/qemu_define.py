@@ -17,7 +17,7 @@ from pyhostdev.qemu.qemu_validate import QEMURules
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.qemu.qemu_address_flags import HostFacts
+    from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
 

@@ -18,7 +18,12 @@ from pyhostdev.conf.device_validate import device_errors
 from pyhostdev.conf.disk_conf import DomainDiskDef
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 from pyhostdev.conf.net_conf import DomainNetDef
-from pyhostdev.errors import VIR_ERR_DEVICE_MISSING, VIR_ERR_OPERATION_INVALID, ConfigError
+from pyhostdev.errors import (
+    VIR_ERR_DEVICE_MISSING,
+    VIR_ERR_OPERATION_INVALID,
+    VIR_ERR_OPERATION_UNSUPPORTED,
+    ConfigError,
+)
 from pyhostdev.qemu.qemu_define import define
 from pyhostdev.qemu.qemu_validate import QEMURules
 from pyhostdev.util.virxml import parse_document
@@ -27,11 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.xmldef import ElementDef
-    from pyhostdev.qemu.qemu_address_flags import HostFacts
+    from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
-VIR_ERR_OPERATION_UNSUPPORTED = 84
 
 _DEFINITIONS: dict[str, type[ElementDef]] = {
     definition.tag: definition for definition in (DomainHostdevDef, DomainDiskDef, DomainNetDef, DomainControllerDef)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.conf.virtio_conf import DomainShmemDef, DomainVsockDef
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
 QXL_VGAMEM_KIB = 16384

@@ -20,13 +20,13 @@ from pyhostdev.conf.domain_controllers import (
 )
 from pyhostdev.conf.graphics_conf import DomainAudioDef
 from pyhostdev.conf.virtio_conf import DomainInputDef, DomainMemballoonDef
-from pyhostdev.errors import XMLError
+from pyhostdev.errors import VIR_ERR_INVALID_ARG, XMLError
 from pyhostdev.qemu.qemu_device_postparse import fill_device
 from pyhostdev.qemu.qemu_domain import PPC64, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
 _EMULATOR = "/usr/bin/qemu-system-{}"
@@ -82,7 +82,7 @@ class QEMUDefaults:
         dom.emulator = dom.emulator or default_emulator(dom.os.arch)
         machine = dom.os.machine or self.capabilities.default_machine()
         if machine is None:
-            raise XMLError("<os> does not name a machine", line=dom.os.line, libvirt_code=8)
+            raise XMLError("<os> does not name a machine", line=dom.os.line, libvirt_code=VIR_ERR_INVALID_ARG)
         dom.os.machine = self.capabilities.canonical_machine(machine)
 
     def _add_default_devices(self, dom: DomainDef) -> None:

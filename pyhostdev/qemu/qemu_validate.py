@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_XML_DETAIL, ConfigError, ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_alias import is_builtin_ide
 from pyhostdev.qemu.qemu_domain import ARM, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
 from pyhostdev.qemu.qemu_validate_pci import pci_controller_errors
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
     Errors = Iterator[ConfigError]
@@ -149,7 +149,9 @@ def _usb_errors(dom: DomainDef) -> Errors:
     hostdevs = [h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"]
     users: list[Any] = [*controllers[1:], *dom.hubs, *hostdevs, *(i for i in dom.inputs if i.bus == "usb")]
     for user in users:
-        yield XMLError(f"USB is off, so there can be no {user.tag} on it", line=user.line, libvirt_code=35)
+        yield XMLError(
+            f"USB is off, so there can be no {user.tag} on it", line=user.line, libvirt_code=VIR_ERR_XML_DETAIL
+        )
 
 
 _DOMAIN_RULES: tuple[Callable[[DomainDef], Errors], ...] = (

@@ -17,7 +17,7 @@ from xml.parsers import expat
 
 from lxml import etree
 
-from pyhostdev.errors import XMLError
+from pyhostdev.errors import VIR_ERR_XML_DETAIL, XMLError
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -29,7 +29,6 @@ DEPTH_MAX = 256  # libxml2 itself stops about here
 NODES_MAX = 100_000  # elements and attributes together
 ATTRIBUTES_MAX = 256  # of one element
 
-VIR_ERR_XML_DETAIL = 35  # the document is not well-formed
 
 SHOWN_MAX = 64  # characters of a refused value in a message
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from pyhostdev.errors import VIR_ERR_XML_ERROR
+from pyhostdev.errors import VIR_ERR_INVALID_ARG, VIR_ERR_XML_ERROR
 from pyhostdev.util.virxml import ULLONG_MAX, parse_integer, parse_unsigned
 
 if TYPE_CHECKING:
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-VIR_ERR_INVALID_ARG = 8
 INT_MAX = 0x7FFFFFFF
 WORDS_NAMED_MAX = 10  # in one sentence
 

@@ -10,20 +10,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
-from pyhostdev.conf.xmlcodec import Codec, text
+from pyhostdev.conf.xml.xmlcodec import Codec, text
 from pyhostdev.errors import ConfigError, InternalError, raise_all
 from pyhostdev.util.virxml import dump_element, invalid_value, source_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.xml.definition import Definition
     from pyhostdev.util.virxml import Element
 
 ERRORS_MAX = 100  # of the elements of one list; who has more corrects these first
 
 T = TypeVar("T")
-D = TypeVar("D", bound="ElementDef")
+D = TypeVar("D", bound="Definition")
 
 
 class Field(Generic[T]):
@@ -34,6 +34,7 @@ class Field(Generic[T]):
     """
 
     name = ""
+    package = ""  # of the definition that has the row
     is_fresh = False  # every instance gets a value of its own
     leaf = ""  # attribute name, for attributes
 
@@ -47,15 +48,16 @@ class Field(Generic[T]):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+        self.package = owner.__module__.rpartition(".")[0]
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, instance: ElementDef, owner: type) -> T: ...
-    def __get__(self, instance: ElementDef | None, owner: type) -> Self | T:
+    def __get__(self, instance: Definition, owner: type) -> T: ...
+    def __get__(self, instance: Definition | None, owner: type) -> Self | T:
         return self if instance is None else self.missing(instance)
 
-    def missing(self, instance: ElementDef) -> T:
+    def missing(self, instance: Definition) -> T:
         """Return the value of an instance that has none yet."""
         return self.default
 
@@ -134,21 +136,21 @@ class _Element(Field[T]):
     """
     An element with a definition of its own.
 
-    The definition may be named as ``module.Class`` of this package: it is imported when it is needed, as
+    The definition may be named as ``module.Class`` of its owner's package: it is imported when it is needed, as
     few domains have devices of every kind and start-up time counts.
     """
 
-    def __init__(self, path: str, definition: type[ElementDef] | str, default: Any) -> None:
+    def __init__(self, path: str, definition: type[Definition] | str, default: Any) -> None:
         super().__init__(path, default)
         self._definition = definition
 
     @property
-    def definition(self) -> type[ElementDef]:
+    def definition(self) -> type[Definition]:
         """The class of the element's definition."""
         if isinstance(self._definition, str):
             module, name = self._definition.split(".")
-            self._definition = getattr(import_module(f"{__package__}.{module}"), name)
-        return cast("type[ElementDef]", self._definition)
+            self._definition = getattr(import_module(f"{self.package}.{module}"), name)
+        return cast("type[Definition]", self._definition)
 
 
 class Child(_Element["D | None"]):
@@ -164,7 +166,7 @@ class Part(_Element[D]):
     def load(self, found: list[tuple[str, Element]]) -> D:
         return cast("D", self.definition.from_element(found[0][1]))
 
-    def missing(self, instance: ElementDef) -> D:
+    def missing(self, instance: Definition) -> D:
         """Make the part when somebody asks for it."""
         made = self.definition()
         instance.__dict__[self.name] = made
@@ -216,7 +218,7 @@ class Embedded(Field[D]):
         super().__init__("", cast("D", None))
         self.definition = definition
 
-    def initial(self) -> ElementDef:
+    def initial(self) -> Definition:
         return self.definition()
 
 
