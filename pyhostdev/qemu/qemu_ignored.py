@@ -283,7 +283,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         _WHO_OPENS_THE_TAP,
     ),
     "DomainNetDef": {
-        "managed": "it tells the plan how to prepare the host's side",
         "mac_type": "it tells VMware how an address was made",
         "mac_check": "it tells VMware whether to check an address",
         "ifname": _WHO_OPENS_THE_TAP,
@@ -291,7 +290,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "teaming_persistent": "the host device of the interface says it",
     },
     "DomainHostdevNetDef": {
-        "host_source": "the host device of the interface says it",
         "driver_model": "the host device of the interface says it",
     },
 }
