@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported
+from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported, uses_machine_option
 from pyhostdev.qemu.qemu_domain import ARM, X86, is_i440fx, is_q35
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def build_machine(build: CommandBuilder) -> None:
     if dom.iommu is not None and dom.iommu.model == "smmuv3":
         options.append("iommu=smmuv3")
     options += _memory_backend(build)
+    options += _firmware_switches(build)
     build.add("-machine", ",".join(options), "-accel", _accelerator(build))
 
 
@@ -123,6 +124,23 @@ def _memory_backend(build: CommandBuilder) -> list[str]:
     return [f"memory-backend={ram}", *flash]
 
 
+def _firmware_switches(build: CommandBuilder) -> list[str]:
+    """Return the machine options that say whether the guest has HPET and ACPI, where QEMU is told so there."""
+    options = []
+    if uses_machine_option(build, "hpet"):
+        timers = build.dom.clock.timers if build.dom.clock is not None else []
+        states = [timer.present for timer in timers if timer.name == "hpet" and timer.present is not None]
+        options += [f"hpet={on_off(state)}" for state in states]
+    if uses_machine_option(build, "acpi"):
+        options.append(f"acpi={on_off(_has_acpi(build))}")
+    return options
+
+
+def _has_acpi(build: CommandBuilder) -> bool:
+    features = build.dom.features
+    return features is not None and bool(features.acpi)
+
+
 def _accelerator(build: CommandBuilder) -> str:
     dom = build.dom
     if dom.type not in _ACCELERATORS:
@@ -170,7 +188,10 @@ def build_monitor(build: CommandBuilder, monitor_fd: int | None) -> None:
     """Open QEMU's monitor: on a socket that listens already, or one for others to find."""
     where = f"path={option_value(build.paths.lib_dir)}/monitor.sock" if monitor_fd is None else f"fd={monitor_fd}"
     build.add("-chardev", f"socket,id=charmonitor,{where},server=on,wait=off")
-    build.add("-mon", "chardev=charmonitor,id=monitor,mode=control")
+    if build.release.has("monitor-object") and build.capabilities.has_object("monitor-qmp"):
+        build.add_object("monitor-qmp", "monitor", chardev="charmonitor")
+    else:
+        build.add("-mon", "chardev=charmonitor,id=monitor,mode=control")
 
 
 def build_power(build: CommandBuilder) -> None:
@@ -181,8 +202,7 @@ def build_power(build: CommandBuilder) -> None:
     """
     dom = build.dom
     build.add("-no-shutdown")
-    has_acpi = dom.features is not None and dom.features.acpi
-    if not has_acpi and dom.os.arch in (*X86, *ARM):
+    if not _has_acpi(build) and dom.os.arch in (*X86, *ARM) and not uses_machine_option(build, "acpi"):
         build.add("-no-acpi")
     chip = "PIIX4_PM" if is_i440fx(dom) else "ICH9-LPC" if is_q35(dom) else None
     for name, enabled in (("disable_s3", dom.suspend_to_mem), ("disable_s4", dom.suspend_to_disk)):

@@ -19,6 +19,7 @@ from pyhostdev.conf.domain_controllers import (
     maybe_add_controller,
 )
 from pyhostdev.conf.graphics_conf import DomainAudioDef
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.virtio_conf import DomainInputDef, DomainMemballoonDef
 from pyhostdev.errors import XMLError
 from pyhostdev.qemu.qemu_device_postparse import fill_device
@@ -26,6 +27,7 @@ from pyhostdev.qemu.qemu_domain import PPC64, X86, is_arm_virt, is_i440fx, is_ps
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.conf.xmldef import ElementDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
@@ -33,28 +35,34 @@ _EMULATOR = "/usr/bin/qemu-system-{}"
 _TARGETS = {"i686": "i386", "armv7l": "arm", "ppc64le": "ppc64"}
 
 
-def post_parse(dom: DomainDef, capabilities: QEMUCapabilities | None = None) -> DomainDef:
+def post_parse(
+    dom: DomainDef, capabilities: QEMUCapabilities | None = None, release: LibvirtRelease = DEFAULT_RELEASE
+) -> DomainDef:
     """
     Return a copy with all defaults but guest addresses filled in.
 
     Args:
         capabilities: of the emulator the domain names; the stored ones where None.
+        release: the libvirt whose defaults are meant.
 
     Raises:
         XMLError, ConfigUnsupportedError: the defaults contradict what is said.
     """
-    return domain_postparse.post_parse(dom, QEMUDefaults(dom, capabilities))
+    return domain_postparse.post_parse(dom, QEMUDefaults(dom, capabilities, release))
 
 
 class QEMUDefaults:
     """What domain_postparse asks of a hypervisor, answered for one emulator."""
 
-    def __init__(self, dom: DomainDef, capabilities: QEMUCapabilities | None) -> None:
+    def __init__(
+        self, dom: DomainDef, capabilities: QEMUCapabilities | None, release: LibvirtRelease = DEFAULT_RELEASE
+    ) -> None:
         if capabilities is None:
             from pyhostdev.qemu.qemu_capabilities import load
 
-            capabilities = load(dom.os.arch or host_arch())
+            capabilities = load(dom.os.arch or host_arch(), release.qemu)
         self.capabilities = capabilities
+        self.release = release
 
     def fill_domain(self, dom: DomainDef) -> None:
         """
