@@ -130,7 +130,7 @@ class Server:
                 defined = verbs[verb](defined, xml, capabilities, self.host, self.release)
                 codes.append(None)
             except HostdevError as err:
-                codes.append(err.libvirt_code)
+                codes.append(err.code_in(self.release))
         return {"codes": codes, "xml": defined.format()}
 
     def start(self, dom: DomainDef, first: str) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Server:
             steps = kernel.trace[begin:]
             for other in others:
                 manager.release(other.name)
-        code = None if error is None else error.libvirt_code
+        code = None if error is None else error.code_in(self.release)
         return {"error": error and str(error), "code": code, "ops": handovers(steps)}
 
     def _start_and_stop(self, manager: HostdevManager, dom: DomainDef) -> HostdevError | None:
@@ -196,7 +196,7 @@ def main() -> None:
         try:
             answer = {"ok": server.answer(kind, path, extra)}
         except HostdevError as err:
-            answer = {"error": str(err), "code": err.libvirt_code}
+            answer = {"error": str(err), "code": err.code_in(server.release)}
         except Exception as err:
             traceback.print_exc()  # a bug of ours is one wrong answer, and not the end of all others
             answer = {"error": str(err), "code": VIR_ERR_INTERNAL_ERROR}

@@ -31,6 +31,14 @@ CHANGES: dict[str, Change] = {
     "memory-size-in-kib": Change(_11_3, "-m size=1048576k instead of -m 1024"),
     "machine-acpi": Change(_11_3, "acpi=on|off in -machine, at its end, instead of -no-acpi"),
     "machine-hpet": Change(_11_3, "hpet=off in -machine, before acpi=, instead of -no-hpet"),
+    "added-controllers-sorted": Change(_11_3, "added controllers stand among those of their type, by index"),
+    "itco-watchdog": Change(_11_3, "q35's own watchdog is named in the XML, and lets the chipset reboot"),
+    "raw-image-one-node": Change(_11_3, "a raw image has no format node, and its storage node says read-only"),
+    "hostdev-driver-model": Change(_11_3, "<driver model=> of a host device is kept"),
+    "attribute-number": Change(_11_3, "27 for hostdev's mode and type, and address types, that are none; was 67"),
+    "mdev-uuid-number": Change(_12_8, "27 for a mediated device's missing or wrong uuid; was 67 or 1"),
+    "video-device": Change(_12_8, "<model device=> of a virtio video"),
+    "iommu-after-pci-controllers": Change(_12_8, "intel-iommu and virtio-iommu behind the PCI controllers"),
     "monitor-object": Change(_12_8, "-object monitor-qmp instead of -mon"),
 }
 

@@ -45,14 +45,26 @@ def build_firmware_blockdevs(build: CommandBuilder) -> None:
         return
     if os.nvram_source is not None or os.nvram_type not in (None, "file"):
         raise unsupported("<nvram> that is no file", build.dom.os)
-    for number, (path, readonly) in enumerate(((os.loader, os.loader_readonly), (os.nvram, False))):
-        if path is None:
-            continue
-        node = f"libvirt-pflash{number}"
-        storage = {"driver": "file", "filename": path, "node-name": f"{node}-storage"}
-        build.add_json("-blockdev", {**storage, "auto-read-only": True, "discard": "unmap"})
-        raw = {"node-name": f"{node}-format", "read-only": bool(readonly), "driver": "raw"}
-        build.add_json("-blockdev", {**raw, "file": f"{node}-storage"})
+    if os.loader is not None:
+        _build_flash(build, "libvirt-pflash0", os.loader, bool(os.loader_readonly))
+    if os.nvram is not None and build.release.has("raw-image-one-node"):
+        storage = {"driver": "file", "filename": os.nvram, "node-name": _variables(build)}
+        build.add_json("-blockdev", {**storage, "read-only": False})
+    elif os.nvram is not None:
+        _build_flash(build, "libvirt-pflash1", os.nvram, False)
+
+
+def _build_flash(build: CommandBuilder, node: str, path: str, readonly: bool) -> None:
+    """Define a flash chip: where its content is, and that it is raw."""
+    storage = {"driver": "file", "filename": path, "node-name": f"{node}-storage"}
+    build.add_json("-blockdev", {**storage, "auto-read-only": True, "discard": "unmap"})
+    raw = {"node-name": f"{node}-format", "read-only": readonly, "driver": "raw"}
+    build.add_json("-blockdev", {**raw, "file": f"{node}-storage"})
+
+
+def _variables(build: CommandBuilder) -> str:
+    """Return the node of the firmware's variables."""
+    return "libvirt-pflash1-" + ("storage" if build.release.has("raw-image-one-node") else "format")
 
 
 def build_machine(build: CommandBuilder) -> None:
@@ -117,7 +129,7 @@ def _memory_backend(build: CommandBuilder) -> list[str]:
     flash = []
     if dom.os.loader_type == "pflash":
         flash = ["pflash0=libvirt-pflash0-format"]
-        flash += ["pflash1=libvirt-pflash1-format"] if dom.os.nvram is not None else []
+        flash += [f"pflash1={_variables(build)}"] if dom.os.nvram is not None else []
     ram = build.capabilities.machine(str(dom.os.machine)).ram_id
     if ram is None or (dom.cpu is not None and dom.cpu.cells):
         return flash

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.controller_conf import DomainControllerDef
 from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG, CONNECT_PCI_DEVICE, DomainPCIAddressBus, DomainPCIAddressSet
+from pyhostdev.conf.domain_controllers import place_controller
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
 from pyhostdev.qemu.qemu_address_chipset import is_piix3_function, reserve_chipset
@@ -222,7 +223,7 @@ class _Run:
         while index < len(self.addrs.buses):  # placing one may add another
             if index not in known:
                 controller = DomainControllerDef(type="pci", index=index, model=self.addrs.buses[index].model)
-                self.dom.controllers.append(controller)
+                place_controller(self.dom, controller, release)
                 if controller.model not in _ROOTS:
                     self.addrs.reserve_next(self.flags.of(controller))
             index += 1
