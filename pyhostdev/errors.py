@@ -9,7 +9,7 @@ have reported, and is independent of the class.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +39,20 @@ REFUSAL_CODES = {
 }
 
 
+class HasChanges(Protocol):
+    """A libvirt release, as an error asks for it."""
+
+    def has(self, change: str) -> bool:
+        """Return True when the release has a row of the table of changes."""
+
+
+class Renumbering(NamedTuple):
+    """The number that libvirt reports since a row of the table of changes."""
+
+    change: str
+    code: int
+
+
 class HostdevError(Exception):
     """
     Root of the tree; never raised itself.
@@ -50,12 +64,14 @@ class HostdevError(Exception):
 
     libvirt_code = VIR_ERR_INTERNAL_ERROR
     rolled_back: bool | None = None
+    renumbered: Renumbering | None = None
 
     def __init__(
         self,
         message: str,
         *,
         libvirt_code: int | None = None,
+        renumbered: Renumbering | None = None,
         reason: str | None = None,
         address: object | None = None,
     ) -> None:
@@ -65,6 +81,14 @@ class HostdevError(Exception):
         self.address = address
         if libvirt_code is not None:
             self.libvirt_code = libvirt_code
+        if renumbered is not None:
+            self.renumbered = renumbered
+
+    def code_in(self, release: HasChanges) -> int:
+        """Return the number that a libvirt release reports; ``libvirt_code`` is that of the oldest one."""
+        if self.renumbered is not None and release.has(self.renumbered.change):
+            return self.renumbered.code
+        return self.libvirt_code
 
     def __str__(self) -> str:
         return self.message

@@ -44,7 +44,7 @@ class DomainWatchdogDef(ElementDef):
 
     tag = "watchdog"
 
-    model = attribute("model", enum("i6300esb", "ib700", "diag288", "itco"), required=True)
+    model = attribute("model", enum("i6300esb", "ib700", "diag288", later={"itco": "itco-watchdog"}), required=True)
     action = attribute(
         "action",
         enum("reset", "shutdown", "poweroff", "pause", "dump", "none", "inject-nmi"),

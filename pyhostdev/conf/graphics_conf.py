@@ -125,6 +125,11 @@ class DomainVideoDef(ElementDef):
     heads = attribute("model/@heads", number)
     primary = attribute("model/@primary", yes_no)
     blob = attribute("model/@blob", on_off)
+    device = attribute(
+        "model/@device",
+        enum("virtio-vga", "virtio-gpu", "virtio-vga-gl", "virtio-gpu-gl", "vhost-user-vga", "vhost-user-gpu"),
+        since="video-device",
+    )
     accel3d = attribute("model/acceleration/@accel3d", yes_no)
     accel2d = attribute("model/acceleration/@accel2d", yes_no)
     rendernode = attribute("model/acceleration/@rendernode")

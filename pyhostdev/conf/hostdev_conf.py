@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.conf.device_conf import (
+    ATTRIBUTE_NUMBER,
     DeviceInfo,
     UnassignedAddress,
     check_pci_address,
@@ -21,7 +22,9 @@ from pyhostdev.conf.xml.xmlfield import attribute, child, embedded, flag, ignore
 from pyhostdev.errors import (
     VIR_ERR_CONFIG_UNSUPPORTED,
     VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_XML_ERROR,
     ConfigUnsupportedError,
+    Renumbering,
     XMLError,
 )
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pyhostdev.util.virxml import Element
+
+_MDEV_NUMBER = Renumbering("mdev-uuid-number", VIR_ERR_XML_ERROR)
 
 # what a device that the guest does not get cannot have: nothing in the guest could carry it
 _GUEST_SIDE = ("address", "alias", "boot", "rom", "acpi", "teaming")
@@ -163,12 +168,16 @@ class MdevSource(HostdevSource):
     def parsed(self, element: Element) -> None:
         """Refuse a source that names no device; print its name as libvirt does."""
         if self.uuid is None:
-            raise ConfigUnsupportedError("The source of a mediated device has no uuid", line=source_line(element))
+            text = "The source of a mediated device has no uuid"
+            raise ConfigUnsupportedError(text, line=source_line(element), renumbered=_MDEV_NUMBER)
         try:
             self.uuid = normal_uuid(self.uuid)
         except ValueError:
             raise XMLError(
-                f"'{shown(self.uuid)}' is no valid UUID", line=source_line(element), libvirt_code=VIR_ERR_INTERNAL_ERROR
+                f"'{shown(self.uuid)}' is no valid UUID",
+                line=source_line(element),
+                libvirt_code=VIR_ERR_INTERNAL_ERROR,
+                renumbered=_MDEV_NUMBER,
             ) from None
 
 
@@ -215,8 +224,15 @@ class DomainHostdevDef(ElementDef):
         enum("subsystem", "capabilities"),
         default="subsystem",
         code=VIR_ERR_CONFIG_UNSUPPORTED,
+        renumbered=ATTRIBUTE_NUMBER,
     )
-    type = attribute("type", enum(*SOURCE_TYPES, "storage", "misc", "net"), default="", code=VIR_ERR_CONFIG_UNSUPPORTED)
+    type = attribute(
+        "type",
+        enum(*SOURCE_TYPES, "storage", "misc", "net"),
+        default="",
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+        renumbered=ATTRIBUTE_NUMBER,
+    )
     managed = attribute("managed", yes_no, default=False, lenient=True)
     assigned = attribute("assigned", yes_no)
     sgio = attribute("sgio", enum("filtered", "unfiltered"))
@@ -235,7 +251,7 @@ class DomainHostdevDef(ElementDef):
     display = attribute("display", on_off)
     ramfb = attribute("ramfb", on_off)
     driver_name = attribute("driver/@name", enum("kvm", "vfio", "xen"))
-    driver_model = attribute("driver/@model", text)
+    driver_model = attribute("driver/@model", text, since="hostdev-driver-model")
     source_def = child("source", HostdevSource)
     teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
     teaming_persistent = attribute("teaming/@persistent")

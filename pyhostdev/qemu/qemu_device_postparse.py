@@ -78,6 +78,16 @@ def _fill_video(dom: DomainDef, device: DomainVideoDef, capabilities: QEMUCapabi
         device.vgamem = QXL_VGAMEM_KIB
 
 
+def name_virtio_video(dom: DomainDef, video: DomainVideoDef) -> None:
+    """Name the device of a virtio video: the primary one has VGA where the architecture has that."""
+    if video.model_type != "virtio" or video.device is not None:
+        return
+    has_vga = bool(video.primary) and dom.os.arch in X86
+    kind = "vhost-user" if video.driver_name == "vhostuser" else "virtio"
+    suffix = "-gl" if kind == "virtio" and video.accel3d else ""
+    video.device = f"{kind}-{'vga' if has_vga else 'gpu'}{suffix}"
+
+
 def _default_video(dom: DomainDef, capabilities: QEMUCapabilities) -> str:
     if dom.os.arch in PPC64:
         return "vga"

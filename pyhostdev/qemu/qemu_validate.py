@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_XML_DETAIL, ConfigError, ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_alias import is_builtin_ide
 from pyhostdev.qemu.qemu_domain import ARM, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
@@ -33,8 +35,9 @@ _HDA_MODELS = ("ich6", "ich9")
 class QEMURules:
     """The rules of one emulator, as domain_validate asks for them."""
 
-    def __init__(self, capabilities: QEMUCapabilities) -> None:
+    def __init__(self, capabilities: QEMUCapabilities, release: LibvirtRelease = DEFAULT_RELEASE) -> None:
         self.capabilities = capabilities
+        self.release = release
 
     def domain_errors(self, dom: DomainDef) -> Errors:
         """

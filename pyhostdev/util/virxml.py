@@ -22,6 +22,8 @@ from pyhostdev.errors import VIR_ERR_XML_DETAIL, XMLError
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    from pyhostdev.errors import Renumbering
+
     Element: TypeAlias = etree._Element
 
 SIZE_MAX = 1 << 20  # bytes; a domain with 250 devices has a tenth of it
@@ -260,9 +262,17 @@ def dump_element(element: Element) -> str:
     return etree.tostring(clone, encoding="unicode")
 
 
-def invalid_value(what: str, value: str, expected: str, line: int | None, code: int | None = None) -> XMLError:
+def invalid_value(
+    what: str,
+    value: str,
+    expected: str,
+    line: int | None,
+    code: int | None = None,
+    renumbered: Renumbering | None = None,
+) -> XMLError:
     """Return the error of an attribute or text that is not what it should be."""
-    return XMLError(f"'{shown(value)}' is no valid {what}: {expected} expected", line=line, libvirt_code=code)
+    message = f"'{shown(value)}' is no valid {what}: {expected} expected"
+    return XMLError(message, line=line, libvirt_code=code, renumbered=renumbered)
 
 
 def shown(value: str) -> str:

@@ -203,8 +203,8 @@ def test_control_characters_survive_in_attributes():
 
 def test_all_errors_are_found():
     """The parser goes on after a value that is none; the first error is the one it always was."""
-    text = "<car id='x'>\n<body kind='boat'/>\n<axles>\n"
-    text += "<wheel size='a'/>\n<wheel/>\n<wheel size='b'/>\n</axles>\n</car>"
+    axles = "<axles>\n<wheel size='a'/>\n<wheel/>\n<wheel size='b'/>\n</axles>"
+    text = f"<car id='x'>\n<body kind='boat'/>\n{axles}\n</car>"
     with pytest.raises(XMLError) as caught:
         Car.parse(text)
     found = [caught.value, *caught.value.others]

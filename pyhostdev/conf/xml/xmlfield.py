@@ -11,13 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from pyhostdev.conf.xml.xmlcodec import Codec, text
-from pyhostdev.errors import ConfigError, InternalError, raise_all
+from pyhostdev.errors import ConfigError, InternalError, XMLError, raise_all
 from pyhostdev.util.virxml import dump_element, invalid_value, source_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pyhostdev.conf.xml.definition import Definition
+    from pyhostdev.errors import Renumbering
     from pyhostdev.util.virxml import Element
 
 ERRORS_MAX = 100  # of the elements of one list; who has more corrects these first
@@ -38,13 +39,14 @@ class Field(Generic[T]):
     is_fresh = False  # every instance gets a value of its own
     leaf = ""  # attribute name, for attributes
 
-    def __init__(self, path: str, default: T, *, quiet: bool = False) -> None:
+    def __init__(self, path: str, default: T, *, quiet: bool = False, since: str | None = None) -> None:
         parts = path.split("/") if path else []
         if parts and parts[-1].startswith("@"):
             parts, self.leaf = parts[:-1], parts[-1][1:]
         self.path = tuple(parts)
         self.default = default
         self.quiet = quiet  # the default is not printed
+        self.since = since  # the row of the table of changes that brought it; older releases drop it
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -80,6 +82,7 @@ class _Value(Field[T]):
     def __init__(self, path: str, codec: Codec[Any], default: Any, code: int | None, **options: Any) -> None:
         self.lenient = options.pop("lenient", False)  # libvirt ignores what it cannot read
         self.required = options.pop("required", False)
+        self.renumbered = options.pop("renumbered", None)  # libvirt's number for a value the codec refuses, later
         super().__init__(path, default, **options)
         self.codec = codec
         self.code = code or codec.code
@@ -91,8 +94,12 @@ class _Value(Field[T]):
         except ValueError:
             if self.lenient:
                 return self.default
-            what = f"'{self.leaf}' of <{element.tag}>" if self.leaf else f"<{element.tag}>"
-            raise invalid_value(what, value, self.codec.expected, source_line(element), self.code) from None
+            raise self.refusal(value, str(element.tag), source_line(element)) from None
+
+    def refusal(self, value: str, tag: str, line: int | None) -> XMLError:
+        """Return the error of a value that the codec, or an older release, refuses."""
+        what = f"'{self.leaf}' of <{tag}>" if self.leaf else f"<{tag}>"
+        return invalid_value(what, value, self.codec.expected, line, self.code, self.renumbered)
 
     def dump(self, value: T) -> str | None:
         if value is None or (self.quiet and value == self.default):
@@ -223,13 +230,21 @@ class Embedded(Field[D]):
 
 
 @overload
-def attribute(path: str, *, lenient: bool = ...) -> Attribute[str | None]: ...
+def attribute(path: str, *, lenient: bool = ..., since: str | None = ...) -> Attribute[str | None]: ...
 @overload
 def attribute(path: str, *, required: Literal[True]) -> Attribute[str]: ...
 @overload
 def attribute(path: str, codec: Codec[T], *, code: int | None = ..., required: Literal[True]) -> Attribute[T]: ...
 @overload
-def attribute(path: str, codec: Codec[T], *, code: int | None = ..., lenient: bool = ...) -> Attribute[T | None]: ...
+def attribute(
+    path: str,
+    codec: Codec[T],
+    *,
+    code: int | None = ...,
+    lenient: bool = ...,
+    since: str | None = ...,
+    renumbered: Renumbering | None = ...,
+) -> Attribute[T | None]: ...
 @overload
 def attribute(
     path: str,
@@ -239,6 +254,7 @@ def attribute(
     code: int | None = ...,
     quiet: bool = ...,
     lenient: bool = ...,
+    renumbered: Renumbering | None = ...,
 ) -> Attribute[T]: ...
 def attribute(
     path: str,
@@ -255,7 +271,8 @@ def attribute(
         default: the value where the attribute is absent; it is printed.
         code: the VIR_ERR_* number of a value the codec refuses, where it is not 27.
         options: ``quiet`` does not print the default, ``lenient`` takes it for a value the codec
-            refuses, ``required`` refuses absence.
+            refuses, ``required`` refuses absence, ``since`` names the change that brought the attribute,
+            ``renumbered`` the one that changed the number of a value the codec refuses.
     """
     *parents, leaf = path.split("/")
     where = "/".join([*parents, "@" + leaf.removeprefix("@")])
@@ -269,7 +286,9 @@ def content(path: str, *, required: Literal[True]) -> Content[str]: ...
 @overload
 def content(path: str, codec: Codec[T], *, code: int | None = ..., required: Literal[True]) -> Content[T]: ...
 @overload
-def content(path: str, codec: Codec[T], *, code: int | None = ..., lenient: bool = ...) -> Content[T | None]: ...
+def content(
+    path: str, codec: Codec[T], *, code: int | None = ..., lenient: bool = ..., since: str | None = ...
+) -> Content[T | None]: ...
 @overload
 def content(
     path: str,

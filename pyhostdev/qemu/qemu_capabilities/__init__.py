@@ -16,8 +16,9 @@ import re
 from typing import Any
 
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
-from pyhostdev.qemu.qemu_capabilities.answers import Machine, checked
+from pyhostdev.qemu.qemu_capabilities.answers import VERSION_MAX, Machine, checked
 
+DEFAULT_VERSION = "7.2"  # the QEMU of the default libvirt release
 STORED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stored")
 
 # libvirt's architecture names, where QEMU's target has another
@@ -25,6 +26,18 @@ TARGETS = {"i686": "i386", "armv7l": "arm"}
 
 # -device takes these names, too, which are those of no type
 DEVICE_ALIASES = {"ahci": "ich9-ahci", "lsi": "lsi53c895a", "virtio-iommu": "virtio-iommu-pci"}
+
+# machines of a family are named after it, and all have the options of one QOM type
+_FAMILIES = (
+    ("pc", "generic-pc-machine"),
+    ("q35", "generic-pc-machine"),
+    ("isapc", "generic-pc-machine"),
+    ("pseries", "spapr-machine"),
+    ("virt", "virt-machine"),
+)
+
+# options that later QEMUs have no more, with the version that dropped them (docs/about/removed-features.rst)
+_REMOVED_OPTIONS = {"no-acpi": (9, 0), "no-hpet": (9, 0)}
 
 _VERSION = re.compile(r"[0-9]+\.[0-9]+")
 
@@ -133,19 +146,29 @@ class QEMUCapabilities:
         """Return True when ``-object name`` exists."""
         return name in self.types
 
+    def has_machine_option(self, machine: str, name: str) -> bool:
+        """Return True when ``-machine machine,name=`` exists; False for a machine whose options are not recorded."""
+        family = self.canonical_machine(machine).split("-")[0]
+        kind = dict(_FAMILIES).get(family, "")
+        return name in self.properties.get(kind, ())
+
+    def has_option(self, name: str) -> bool:
+        """Return True unless the option is one that this version has no more."""
+        return self.version < _REMOVED_OPTIONS.get(name, (VERSION_MAX + 1,))
+
 
 def load(arch: str, version: str | None = None, *, why_stored: str | None = None) -> QEMUCapabilities:
     """
     Return stored capabilities of an architecture, by libvirt's or QEMU's name.
 
     Args:
-        version: MAJOR.MINOR of a stored release; the newest when None.
+        version: MAJOR.MINOR of a stored release; DEFAULT_VERSION when None.
         why_stored: why no emulator was asked.
 
     Raises:
         ConfigUnsupportedError: none are stored for it.
     """
-    release = version or stored_versions()[-1]
+    release = version or DEFAULT_VERSION
     path = os.path.join(STORED, release, f"{TARGETS.get(arch, arch)}.json")
     if not (arch.isidentifier() and release in stored_versions() and os.path.exists(path)):
         known = ", ".join(stored_versions())
