@@ -254,7 +254,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "websocket_generated": _OUTPUT,
         "listen": "<listen> says it",
     },
-    "DomainVideoDef": {"primary": "the order of the cards says it"},
+    "DomainVideoDef": {
+        "primary": "the order of the cards says it",
+        "device": "a later libvirt writes the name of the device that follows from model and place",
+    },
     "PCISource": {"write_filtering": "validation refuses it", "foreign": _OUTPUT},
     "NetHostdevSource": {"address_type": "there is one type, PCI"},
     "DomainHostdevDef": {
