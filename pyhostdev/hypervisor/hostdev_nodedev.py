@@ -18,7 +18,7 @@ from pyhostdev.hypervisor.hostdev_holders import check_are_free
 from pyhostdev.hypervisor.hostdev_release import refuse_newer
 from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.journal import PREPARING, RELEASING, Record, read_boot_id
+from pyhostdev.util.journal import PREPARING, RELEASING, Record, read_boot_id, read_clock
 from pyhostdev.util.pciassign import (
     denied_obstacle,
     endpoint_obstacle,
@@ -61,7 +61,7 @@ def detach(context: HostdevContext, address: PCIDeviceAddress, driver: str, acce
             if context.host.has_driver(driver) is False:
                 context.writer.load_module(driver)
             context.restorer.mover.detach(address, record.listed_as or record.original, driver)
-        context.journal.write(record.detached())
+        context.journal.write(record.detached(record.since))
 
 
 def _is_detached_still(dev: PCIDevice, listed: Record) -> bool:
@@ -74,10 +74,11 @@ def _intent(
     context: HostdevContext, address: PCIDeviceAddress, driver: str, listed: Record | None, *, moves: bool
 ) -> Record:
     now = context.restorer.mover.read_binding(address)
-    boot_id, change = read_boot_id(context.root), os.urandom(8).hex()
     if listed is None:
-        return Record(address, PREPARING, None, False, moves, driver, now, boot_id, change=change)
-    return listed._replace(state=PREPARING, moved=True, target=driver, listed_as=now, boot_id=boot_id, change=change)
+        record = Record(address, PREPARING, None, False, moves, driver, now, None)
+    else:
+        record = listed._replace(state=PREPARING, moved=True, target=driver, listed_as=now)
+    return record._replace(boot_id=read_boot_id(context.root), change=os.urandom(8).hex(), since=read_clock())
 
 
 def _undo(context: HostdevContext, record: Record, listed: Record | None) -> None:

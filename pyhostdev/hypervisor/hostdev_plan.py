@@ -7,7 +7,8 @@ Making a plan reads the host and writes nothing; a manager executes it after mak
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+import copy
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 POLICIES = ("auto", "device", "group", "off")
 ASSIGNED, UNASSIGNED = "assigned", "unassigned"
+DETACHED, STAYS, VANISHES, MISSING = FATES = ("detached", "stays", "vanishes", "missing")
 START_REASONS = ("viommu-group",)  # notes of a plan with which QEMU does not start
 AFTERWARDS = ("reset", "reattach")  # steps that wait for the guest's end
 
@@ -38,7 +40,7 @@ class Step(NamedTuple):
     after: str | None
 
     def to_json(self) -> dict[str, str | None]:
-        """Return the step as the JSON of design.md has it."""
+        """Return the step as ``plan --json`` has it."""
         return {
             "address": str(self.address),
             "role": self.role,
@@ -98,13 +100,25 @@ class Request(NamedTuple):
 
 
 class FunctionPlan(NamedTuple):
-    """What becomes of one member of a touched group, in words."""
+    """What becomes of one member of a touched group: in one word of ``FATES``, and in words for people."""
 
     name: str
     group: int | None
     driver: str | None
     role: str | None
     text: str
+    fate: str
+
+    def to_json(self, guest_address: str | None) -> dict[str, str | None]:
+        """Return the member as ``plan --json`` has it; a function that is not assigned has no guest address."""
+        return {
+            "name": self.name,
+            "driver": self.driver,
+            "role": self.role,
+            "fate": self.fate,
+            "guest_address": guest_address if self.role == ASSIGNED else None,
+            "text": self.text,
+        }
 
 
 class Definition(Protocol):
@@ -139,6 +153,7 @@ class Plan:
         accepted: Set[tuple[str, str]] = frozenset(),
         definition: Definition | None = None,
         start_findings: Sequence[Finding] | None = None,
+        guest_addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress] | None = None,
     ) -> None:
         self.owner = owner
         self.policy = policy
@@ -150,6 +165,7 @@ class Plan:
         self.accepted = frozenset(accepted)
         self.definition = definition
         self.start_findings = None if start_findings is None else tuple(start_findings)
+        self.guest_addresses = dict(guest_addresses or _written_guest_addresses(requests))
 
     @property
     def ok(self) -> bool:
@@ -179,18 +195,19 @@ class Plan:
         told = {key for finding in self.findings for key in _facts(finding)}
         new = [finding for finding in found if told.isdisjoint(_facts(finding))]
         notes = [finding._replace(severity=NOTE) for finding in new]
-        return Plan(
-            owner=self.owner,
-            policy=self.policy,
-            requests=self.requests,
-            steps=self.steps,
-            findings=[*self.findings, *notes],
-            fates=self.fates,
-            proposals=self.proposals,
-            accepted=self.accepted,
-            definition=self.definition,
-            start_findings=found,
-        )
+        plan = copy.copy(self)
+        plan.findings, plan.start_findings = (*self.findings, *notes), tuple(found)
+        return plan
+
+    def with_guest_addresses(self, addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress]) -> Plan:
+        """
+        Return the plan together with the guest address of each assigned function, by its host address.
+
+        A plan by itself knows only the addresses that the definition says; a hypervisor driver chooses the others.
+        """
+        plan = copy.copy(self)
+        plan.guest_addresses = dict(addresses)
+        return plan
 
     @property
     def obstacles(self) -> tuple[Finding, ...]:
@@ -206,14 +223,25 @@ class Plan:
         return finding.severity == CONSENT and (finding.reason, str(finding.address)) not in self.accepted
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as the JSON of design.md has it."""
+        """Return the plan as ``plan --json`` has it, but without what the emulator can do."""
+        guests = {str(host): str(guest) for host, guest in self.guest_addresses.items()}
         return {
             "version": 1,
             "ok": self.ok,
             "can_start": self.can_start,
+            "owner": self.owner,
             "policy": self.policy,
             "steps": [step.to_json() for step in self.steps],
             "findings": [finding.to_json() for finding in self.findings],
+            "accepted": [{"reason": reason, "address": address} for reason, address in sorted(self.accepted)],
+            "groups": [
+                {"iommu_group": group, "functions": [fate.to_json(guests.get(fate.name)) for fate in fates]}
+                for group, fates in self.fates_by_group().items()
+            ],
+            "proposal": [
+                {"address": str(p.address), "managed": p.managed, "multifunction": p.is_multifunction}
+                for p in self.proposals
+            ],
         }
 
     def explain(self) -> str:
@@ -237,6 +265,11 @@ class Plan:
         for fate in self.fates:
             table.setdefault(fate.group, []).append(fate)
         return table
+
+
+def _written_guest_addresses(requests: Sequence[Request]) -> dict[PCIDeviceAddress, PCIDeviceAddress]:
+    """Return the guest addresses that the definition itself says, by host address."""
+    return {request.address: request.guest_address for request in requests if request.guest_address is not None}
 
 
 def _facts(finding: Finding) -> Iterator[tuple[object, ...]]:

@@ -67,7 +67,7 @@ def build_plan(
     Args:
         hostdevs: PCI DomainHostdevDef objects in the order of the XML.
         owner: the domain's name.
-        policy: auto, device, group or off; see design.md section 2.
+        policy: auto, device, group or off.
         records: the journal's, by address; None where they are not ours to read, which is a finding.
         occupied: guest addresses of the domain's other devices, for ``no-guest-function-0``.
         accept: consents, each as REASON:ADDRESS.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyhostdev.errors import DeviceInUseError
 from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, ASSIGNED, Plan, Request, Step
 from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id
+from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id, read_clock
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.record import Asked
 from pyhostdev.util.transaction import Transaction, attempt
@@ -154,7 +154,7 @@ def _intents(context: HostdevContext, plan: Plan, owner: str, records: Records) 
 
 def _template(context: HostdevContext, owner: str) -> Callable[[Request, bool], Record]:
     """Return what makes the record of one device of this change."""
-    boot_id, change = read_boot_id(context.root), os.urandom(8).hex()
+    boot_id, change, since = read_boot_id(context.root), os.urandom(8).hex(), read_clock()
 
     def make(request: Request, moves: bool) -> Record:
         return Record(
@@ -168,6 +168,7 @@ def _template(context: HostdevContext, owner: str) -> Callable[[Request, bool], 
             boot_id=boot_id,
             change=change,
             asked=_asked(request),
+            since=since,
         )
 
     return make

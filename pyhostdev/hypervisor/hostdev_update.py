@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError
 from pyhostdev.hypervisor.hostdev_release import refuse_newer
-from pyhostdev.util.journal import PREPARED, Record, read_boot_id
+from pyhostdev.util.journal import PREPARED, Record, read_boot_id, read_clock
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.transaction import Transaction
 
@@ -55,14 +55,15 @@ def _noted(
     records: Mapping[PCIDeviceAddress, Record],
 ) -> Iterator[Record]:
     """Yield the records to be written: of devices without one, and of those that are detached for nobody."""
-    boot_id, name = read_boot_id(context.root), os.urandom(8).hex()
+    boot_id, name, since = read_boot_id(context.root), os.urandom(8).hex(), read_clock()
     for position, hostdev in enumerate(hostdevs):
         address, record = hostdev.pci_address, records.get(hostdev.pci_address)
         if record is not None and record.is_active:
             continue
         now = context.restorer.mover.read_binding(address)
         if record is not None:
-            yield record._replace(state=PREPARED, owner=domain_name, listed_as=now, change=name, position=position)
-            continue
-        target = now.driver or VFIO_PCI
-        yield Record(address, PREPARED, domain_name, hostdev.managed, False, target, now, boot_id, None, name, position)
+            record = record._replace(state=PREPARED, owner=domain_name, listed_as=now)
+        else:
+            target = now.driver or VFIO_PCI
+            record = Record(address, PREPARED, domain_name, hostdev.managed, False, target, now, boot_id)
+        yield record._replace(change=name, position=position, since=since)
