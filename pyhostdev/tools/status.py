@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``pyhostdev status``: which devices are in use, and which are detached for nobody."""
+"""``pyhostdev status``: which devices are in use, and which are detached without an owner."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(status: Status) -> dict[str, Any]:
-    """Return what the JSON says."""
+    """Return the JSON object."""
     return {
         "version": 1,
         "active": [{"address": str(dev.address), "owner": dev.owner} for dev in status.active],
@@ -39,7 +39,7 @@ def describe(status: Status) -> dict[str, Any]:
 
 
 def print_status(status: Status) -> None:
-    """Print the lists as one table."""
+    """Print both lists as one table."""
     rows: list[tuple[object | None, ...]] = [(dev.address, "active", dev.owner) for dev in status.active]
     rows += [(address, "inactive", None) for address in status.inactive]
     output.print_table(("DEVICE", "LIST", "OWNER"), rows)
