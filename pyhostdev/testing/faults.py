@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What goes wrong on purpose: faults that a test puts at the n-th write of a simulated kernel.
+Fault injection: a test places a fault at the n-th write of a simulated kernel.
 
     kernel.inject(3, Fail(errno.EBUSY))
     kernel.inject(5, Hang())
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
-class NotSimulated(ConfigUnsupportedError):  # noqa: N818 - says what it is, and is public
-    """The simulated kernel does not know how the real one would answer."""
+class NotSimulated(ConfigUnsupportedError):  # noqa: N818 - a descriptive and public name
+    """The simulated kernel does not know the reaction of the real one."""
 
 
 class SimulatedKill(BaseException):
     """
-    The writing process was killed here; no Exception, because no handler of a killed process runs.
+    The writing process was killed here; not an Exception, because a killed process runs no handlers.
 
-    Handlers of BaseException and ``finally`` blocks of that process still run in a test; the kernel lets none
-    of their writes through and raises this again.
+    In a test, handlers of BaseException and ``finally`` blocks of that process still run. The kernel refuses all of
+    their writes and raises this error again.
     """
 
 
-class Refusal(Exception):  # noqa: N818 - an answer of the kernel, turned into SysfsError at the border
-    """The kernel answers a write with an errno."""
+class Refusal(Exception):  # noqa: N818 - the kernel's errno, turned into SysfsError at the border
+    """The kernel refuses a write with an errno."""
 
     def __init__(self, errnum: int) -> None:
         super().__init__(errnum)
         self.errnum = errnum
 
 
-class Blocked(Exception):  # noqa: N818 - an answer too: the write has not come back
-    """The write waits inside the kernel; what it would do is on the kernel's list of pending writes."""
+class Blocked(Exception):  # noqa: N818 - not an error: the write has not returned
+    """The write waits inside the kernel; its remaining effect is on the kernel's list of pending writes."""
 
 
 class Fault:
-    """Something that happens around one write; the base class does nothing."""
+    """An event around one write; the base class does nothing."""
 
     __slots__ = ()
 
@@ -55,11 +55,11 @@ class Fault:
         """Act before the kernel sees the write."""
 
     def after(self, kernel: SimulatedKernel) -> None:
-        """Act after the kernel has answered, or has not."""
+        """Act after the kernel has answered the write, or has blocked it."""
 
 
 class Fail(Fault):
-    """The write is answered with an errno and changes nothing."""
+    """The write fails with an errno and changes nothing."""
 
     __slots__ = ("errnum",)
 
@@ -72,10 +72,10 @@ class Fail(Fault):
 
 class Hang(Fault):
     """
-    The write does not come back.
+    The write does not return.
 
-    Its first half has happened (bind has made the ``driver`` link, unbind has removed it). The second half happens
-    in ``kernel.complete()``, or, with ``lands`` False, never: the write is then forgotten by complete().
+    Its first half takes effect (bind creates the ``driver`` link, unbind removes it). The second half happens in
+    ``kernel.complete()``; if ``lands`` is False, it never happens, and complete() discards the write.
     """
 
     __slots__ = ("lands",)
@@ -88,7 +88,7 @@ class Hang(Fault):
 
 
 class Delay(Fault):
-    """The write takes its time: for a test that kills a process in the middle."""
+    """The write is delayed, for a test that kills a process in the middle."""
 
     __slots__ = ("seconds",)
 
@@ -100,13 +100,13 @@ class Delay(Fault):
 
 
 class Kill(Fault):
-    """The writing process dies ``before`` the write, ``after`` it, or while it is ``blocked`` in it."""
+    """The writing process is killed ``before`` the write, ``after`` it, or while it is ``blocked`` in it."""
 
     __slots__ = ("when",)
 
     def __init__(self, when: str) -> None:
         if when not in ("before", "after", "blocked"):
-            raise ValueError(f"'{when}' is none of before, after, blocked")
+            raise ValueError(f"Unknown time '{when}': expected before, after or blocked")
         self.when = when
 
     def before(self, kernel: SimulatedKernel) -> None:
@@ -121,9 +121,9 @@ class Kill(Fault):
 
 class Vanish(Fault):
     """
-    A device goes away just before the write, as by surprise removal.
+    A device disappears just before the write, as after a surprise removal.
 
-    With ``opened`` it goes between the open and the write: the answer is ENODEV and no longer ENOENT.
+    With ``opened`` it disappears between the open and the write: the error is then ENODEV instead of ENOENT.
     """
 
     __slots__ = ("address", "opened")
@@ -139,7 +139,7 @@ class Vanish(Fault):
 
 
 class Interfere(Fault):
-    """Somebody else acts just before the write; gets a kernel without faults to write with."""
+    """Another process acts just before the write; ``action`` receives a kernel without faults to write with."""
 
     __slots__ = ("action",)
 
