@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Tell setuptools about the C extensions, which cffi builders describe; pyproject.toml holds the rest.
+Tell setuptools about the C extensions, which cffi builders describe; the rest is in pyproject.toml.
 """
 
 from __future__ import annotations

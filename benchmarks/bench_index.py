@@ -62,7 +62,7 @@ class CallsOfC:
         records = ffi.from_buffer("struct phd_record[]", bytearray(count * pciscan._RECORD.size))
         summary = ffi.new("struct phd_summary *")
         ret = lib.phd_fill(
-            self.fd, scanner.tuning, keys, count, records, scanner.lent, summary, scanner.error
+            self.fd, scanner.tuning, keys, count, records, scanner.buffers, summary, scanner.error
         )
         assert 0 == ret
         text = bytearray(summary.count * pciscan._ADDRESS_SIZE)

@@ -86,9 +86,9 @@ class CPart:
 
     def __call__(self) -> None:
         scanner, capacity = self.scanner, len(self.keys) // 2
-        args = (self.keys, capacity, scanner.lent, self.found, scanner.error)
+        args = (self.keys, capacity, scanner.buffers, self.found, scanner.error)
         scanner._check(self.lib.phd_list(self.bus_fd, *args))
-        more = (self.records, scanner.lent, self.summary, scanner.error)
+        more = (self.records, scanner.buffers, self.summary, scanner.error)
         scanner._check(
             self.lib.phd_fill(self.bus_fd, scanner.tuning, self.keys, self.found[0], *more)
         )

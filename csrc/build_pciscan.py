@@ -2,7 +2,7 @@
 """
 Describe the three C extensions to cffi (API mode, limited API).
 
-Three modules, because they have three users: whoever scans does not load what writes or what starts programs.
+Three modules, because they have three users: a program that scans loads no code for writing or starting programs.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Guards: what a function opened is closed on every way out of it. */
+/* Guards: a descriptor that a function opened is closed on every path out of it. */
 #ifndef PHD_CLEANUP_H
 #define PHD_CLEANUP_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The text of a PCI address as the kernel writes it, to a key and back. */
+/* Convert the text of a PCI address, in the kernel's form, to a key and back. */
 #ifndef PHD_PCIADDRESS_H
 #define PHD_PCIADDRESS_H
 
@@ -9,7 +9,7 @@
 
 #define PHD_ADDRESS_MAX 17 /* eight digits of domain, and a NUL */
 
-/* Value of a hexadecimal digit, or -1. */
+/* The value of a hexadecimal digit, or -1. */
 static inline int phd_hex_digit(char c)
 {
 	if (c >= '0' && c <= '9')
@@ -18,7 +18,7 @@ static inline int phd_hex_digit(char c)
 	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-/* As phd_hex_digit, but capitals are no digits: the kernel writes none into an address. */
+/* As phd_hex_digit, but without capitals: the kernel does not use them in addresses. */
 static inline int phd_lower_digit(char c)
 {
 	static const signed char plus_one[256] = {
@@ -30,7 +30,7 @@ static inline int phd_lower_digit(char c)
 	return plus_one[(unsigned char)c] - 1;
 }
 
-/* Four to eight digits; the kernel pads to four and no further.  Returns what follows, or NULL. */
+/* Four to eight digits; the kernel only pads to four.  Returns the text that follows, or NULL. */
 static inline const char *phd_parse_domain(const char *text, uint64_t *domain)
 {
 	uint64_t value = 0;
@@ -46,7 +46,7 @@ static inline const char *phd_parse_domain(const char *text, uint64_t *domain)
 	return text + length;
 }
 
-/* False for everything that the kernel would not write: such a name is no function's. */
+/* False for any text that the kernel would not write: such a name is not a function's. */
 static inline bool phd_parse_address(const char *text, uint64_t *key)
 {
 	uint64_t domain;
@@ -65,7 +65,7 @@ static inline bool phd_parse_address(const char *text, uint64_t *key)
 	return true;
 }
 
-/* Writes no NUL.  The number of bytes. */
+/* Writes no NUL; returns the number of bytes. */
 static inline size_t phd_format_address(uint64_t key, char *text)
 {
 	static const char digits[] = "0123456789abcdef";

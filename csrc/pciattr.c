@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-/* Attributes and links of the function the scan is at. */
+/* Attributes and links of the current function of the scan. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <string.h>
@@ -45,8 +45,8 @@ const char *phd_attr(struct phd_scan *scan, const char *name)
 }
 
 /*
- * In a tree of a stranger a function's name may be a link to anywhere.  Where it was not listed as
- * a directory, the directory is opened below the root.
+ * In an untrusted tree a function's name may be a link to anywhere.  Unless the listing showed it
+ * as a directory, the directory is opened below the root.
  */
 int phd_enter_function(struct phd_scan *scan, size_t index)
 {
@@ -57,7 +57,7 @@ int phd_enter_function(struct phd_scan *scan, size_t index)
 	phd_set_current(scan, record->key);
 	if (!scan->is_confined || (scan->parent_fd >= 0 && record->flags & PHD_FLAG_REAL))
 		return 0;
-	fd = phd_open_bus(-1, scan->lent, "devices", scan->path, O_PATH | O_DIRECTORY);
+	fd = phd_open_bus(-1, scan->buffers, "devices", scan->path, O_PATH | O_DIRECTORY);
 	if (fd < 0)
 		return phd_is_absent(-fd) ? 1 : phd_fail_here(scan, fd);
 	scan->function_fd = fd;
@@ -71,15 +71,15 @@ int phd_here(const struct phd_scan *scan)
 	return scan->parent_fd >= 0 ? scan->parent_fd : scan->devices_fd;
 }
 
-/* An attribute that is a link. */
+/* Open an attribute that is a link. */
 static int open_linked(const struct phd_scan *scan)
 {
-	PHD_AUTO_CLOSE int fd = phd_open_bus(-1, scan->lent, "devices", scan->path, O_PATH);
+	PHD_AUTO_CLOSE int fd = phd_open_bus(-1, scan->buffers, "devices", scan->path, O_PATH);
 
 	return fd < 0 ? fd : phd_reopen_regular(fd);
 }
 
-/* A regular file, or what the kernel itself has there. */
+/* Open an attribute: a regular file, or anything in a tree made by the kernel. */
 static int open_attr(struct phd_scan *scan, const char *name)
 {
 	const char *path = phd_attr(scan, name);
@@ -93,7 +93,7 @@ static int open_attr(struct phd_scan *scan, const char *name)
 	return fd < 0 ? -errno : fd;
 }
 
-/* -ENOENT whatever says that it is absent, as ENODEV does when the function went after the open. */
+/* Returns -ENOENT for every absent attribute; ENODEV: the function went after the open. */
 static ssize_t read_attr(struct phd_scan *scan, const char *name, char *out, size_t size)
 {
 	PHD_AUTO_CLOSE int fd = open_attr(scan, name);
@@ -106,7 +106,7 @@ static ssize_t read_attr(struct phd_scan *scan, const char *name, char *out, siz
 	return n < 0 && phd_is_absent((int)-n) ? -ENOENT : n;
 }
 
-/* count digits; UINT32_MAX when one is none, or when the value is above limit */
+/* Parses count digits; UINT32_MAX for an invalid digit or a value above limit */
 static uint32_t hex(const char *text, int count, uint32_t limit)
 {
 	uint32_t value = 0;
@@ -154,7 +154,7 @@ static bool parse_modalias(const char *text, ssize_t n, struct phd_record *recor
 	return true;
 }
 
-/* 0x8086; 1 when there is no such attribute */
+/* Reads a number like 0x8086; returns 1 if the attribute is absent */
 static int read_number(struct phd_scan *scan, const char *name, uint32_t limit, uint32_t *value)
 {
 	char text[16];

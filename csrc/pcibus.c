@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * The directory that functions of a bus share, and where VFs that belong to it end.
+ * The directory shared by the functions of a bus, and the end of the VFs that belong to it.
  *
- * VFs are in their PF's directory, on its bus or on those that follow.  The buses below a bridge
- * have consecutive numbers (PCI-to-PCI Bridge 1.2, 3.2.5), so where functions begin that are not
- * below it, its VFs are over.  A root bus has no bridge that says so.
+ * VFs are in their PF's directory, on its bus or on the buses that follow.  The buses below a
+ * bridge have consecutive numbers (PCI-to-PCI Bridge 1.2, 3.2.5), so the bridge's VFs end at the
+ * first function that is not below it.  A root bus has no such bridge.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -14,7 +14,7 @@
 #include "cleanup.h"
 #include "pciscan_internal.h"
 
-/* Where the function's link leads, without its name; nowhere when it is no link to such a name. */
+/* The target of the function's link, without its name; empty if it does not end in that name. */
 static void read_directory(const struct phd_scan *scan, uint64_t key, struct phd_directory *dir)
 {
 	char name[PHD_ADDRESS_MAX];
@@ -42,7 +42,7 @@ static bool is_below(const struct phd_directory *a, const struct phd_directory *
 	       a->path[b->length] == '/';
 }
 
-/* A bridge's directory is called as the bridge is, a root bus' as its domain and number. */
+/* A bridge's directory has the bridge's name, a root bus' directory its domain and number. */
 static bool is_bridge(const struct phd_directory *dir)
 {
 	const char *slash = dir->length ? memrchr(dir->path, '/', dir->length) : NULL;
@@ -60,7 +60,7 @@ static size_t end_of_bus(const struct phd_scan *scan, size_t index)
 	return index;
 }
 
-/* Find the end of the current directory's functions, reading the link of the first of the next. */
+/* Find the end of the current directory's functions; reads the link of the next one's first. */
 static void look_ahead(struct phd_scan *scan)
 {
 	const struct phd_directory *here = &scan->directories[scan->here];
@@ -81,15 +81,15 @@ static void look_ahead(struct phd_scan *scan)
 }
 
 /*
- * Mark those functions of a stranger's directory that are directories in it.  What is not found, in
- * a listing without end for one, is opened function by function.
+ * Mark the functions that are real directories in an untrusted directory.  Any function not found,
+ * for example in an endless listing, is opened singly.
  */
 static void find_real(struct phd_scan *scan, size_t index)
 {
 	struct phd_dents dents = {
 		.fd = scan->parent_fd,
-		.buffer = scan->lent->scratch,
-		.size = scan->lent->scratch_size,
+		.buffer = scan->buffers->scratch,
+		.size = scan->buffers->scratch_size,
 		.steps = &scan->steps,
 	};
 	size_t left = scan->directory_end - index;
@@ -111,8 +111,7 @@ static void find_real(struct phd_scan *scan, size_t index)
 }
 
 /*
- * Whatever stands in the way, the function is still to be reached by its entry in devices/, so
- * there is nothing to report.
+ * A failure needs no report: the function can still be reached through its entry in devices/.
  */
 static void open_directory(struct phd_scan *scan, size_t index)
 {
@@ -126,7 +125,7 @@ static void open_directory(struct phd_scan *scan, size_t index)
 		return;
 	}
 	scan->parent_fd =
-		phd_open_bus(-1, scan->lent, "devices", dir->path, O_RDONLY | O_DIRECTORY);
+		phd_open_bus(-1, scan->buffers, "devices", dir->path, O_RDONLY | O_DIRECTORY);
 	if (scan->parent_fd >= 0)
 		find_real(scan, index);
 }
@@ -146,7 +145,7 @@ void phd_reopen_bus(struct phd_scan *scan, uint64_t key)
 	open_directory(scan, 0);
 }
 
-/* One function alone is not worth a descriptor of its directory. */
+/* A single function is not worth a descriptor of its directory. */
 int phd_enter_bus(struct phd_scan *scan, size_t index)
 {
 	uint64_t key = scan->records[index].key;

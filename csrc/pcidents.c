@@ -14,7 +14,7 @@ struct linux_dirent64 {
 	char d_name[];
 };
 
-/* Put text behind a path, with a slash between them; false when it does not fit */
+/* Append text to a path, after a slash; false if it does not fit */
 static bool append(char *path, size_t size, const char *text)
 {
 	size_t used = strlen(path), length = strlen(text);
@@ -27,24 +27,24 @@ static bool append(char *path, size_t size, const char *text)
 	return true;
 }
 
-/* An absolute link means the root. */
-int phd_open_bus(int bus_fd, const struct phd_lent *lent, const char *dir, const char *name,
+/* An absolute link starts at the root. */
+int phd_open_bus(int bus_fd, const struct phd_buffers *buffers, const char *dir, const char *name,
 		 int flags)
 {
-	const char *parts[] = {lent->root_fd < 0 ? "" : lent->bus, dir, name};
+	const char *parts[] = {buffers->root_fd < 0 ? "" : buffers->bus, dir, name};
 	char path[2 * PHD_LINK_MAX] = "";
 	int ret;
 
 	for (int i = *name == '/' ? 2 : 0; i < 3; i++)
 		if (*parts[i] && !append(path, sizeof(path), parts[i]))
 			return -ENAMETOOLONG;
-	if (lent->root_fd >= 0)
-		return phd_open_inside(lent->root_fd, path, flags);
+	if (buffers->root_fd >= 0)
+		return phd_open_inside(buffers->root_fd, path, flags);
 	ret = openat(bus_fd, path, flags | O_CLOEXEC);
 	return ret < 0 ? -errno : ret;
 }
 
-/* 1 when there are names to look at, 0 at the end */
+/* 1 if there are more names, 0 at the end */
 static int refill(struct phd_dents *dents)
 {
 	if (dents->next < dents->filled)

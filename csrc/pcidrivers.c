@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-/* Drivers from the other end: few big listings instead of one link for each function. */
+/* Find drivers in reverse: a few large listings instead of one link for each function. */
 #include <fcntl.h>
 #include <string.h>
 
 #include "cleanup.h"
 #include "pciscan_internal.h"
 
-#define DEAR_DRIVER                                                                                \
-	5 /* listing a driver costs as much as reading the links of so many functions              \
+#define LISTING_COST                                                                               \
+	5 /* listing a driver costs as much as reading this many functions' links                  \
 	   */
 
-/* Driver 0 of the pool is the empty name, so that no name starts at 0. */
+/* Offset 0 of the pool is the empty name, so offset 0 means "no driver". */
 int phd_add_driver(struct phd_scan *scan, const char *name, size_t length, uint32_t *driver)
 {
-	char *names = scan->lent->names;
+	char *names = scan->buffers->names;
 	size_t at = scan->last_driver;
 
 	if (at && !strncmp(names + at, name, length) && !names[at + length]) {
@@ -24,7 +24,7 @@ int phd_add_driver(struct phd_scan *scan, const char *name, size_t length, uint3
 		if (!strncmp(names + at, name, length) && !names[at + length])
 			break;
 	if (at >= scan->names_used) {
-		if (scan->names_used + length + 1 > scan->lent->names_size)
+		if (scan->names_used + length + 1 > scan->buffers->names_size)
 			return phd_fail(scan->err, -ENOBUFS, "drivers", NULL);
 		memcpy(names + at, name, length);
 		names[at + length] = '\0';
@@ -53,7 +53,7 @@ static int open_driver(const struct phd_scan *scan, int drivers_fd, const char *
 	int fd;
 
 	if (scan->is_confined)
-		return phd_open_bus(-1, scan->lent, "drivers", driver, O_RDONLY | O_DIRECTORY);
+		return phd_open_bus(-1, scan->buffers, "drivers", driver, O_RDONLY | O_DIRECTORY);
 	fd = openat(drivers_fd, driver, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	return fd < 0 ? -errno : fd;
 }
@@ -61,10 +61,10 @@ static int open_driver(const struct phd_scan *scan, int drivers_fd, const char *
 static int invert_driver(struct phd_scan *scan, int drivers_fd, const char *driver)
 {
 	PHD_AUTO_CLOSE int fd = open_driver(scan, drivers_fd, driver);
-	size_t half = scan->lent->scratch_size / 2;
+	size_t half = scan->buffers->scratch_size / 2;
 	struct phd_dents dents = {
 		.fd = fd,
-		.buffer = scan->lent->scratch + half,
+		.buffer = scan->buffers->scratch + half,
 		.size = half,
 		.steps = &scan->steps,
 	};
@@ -72,7 +72,7 @@ static int invert_driver(struct phd_scan *scan, int drivers_fd, const char *driv
 	uint64_t key;
 	int ret;
 
-	if (fd < 0) /* unloaded meanwhile, or no driver */
+	if (fd < 0) /* unloaded meanwhile, or not a driver */
 		return phd_is_absent(-fd) ? 0 : phd_fail(scan->err, fd, "drivers", driver);
 	while ((name = phd_next_name(&dents, &ret))) {
 		if (!phd_parse_address(name, &key))
@@ -86,18 +86,18 @@ static int invert_driver(struct phd_scan *scan, int drivers_fd, const char *driv
 
 static int open_drivers(struct phd_scan *scan, int bus_fd, struct phd_dents *dents)
 {
-	int fd = phd_open_bus(bus_fd, scan->lent, "drivers", "", O_RDONLY | O_DIRECTORY);
+	int fd = phd_open_bus(bus_fd, scan->buffers, "drivers", "", O_RDONLY | O_DIRECTORY);
 
 	*dents = (struct phd_dents){
 		.fd = fd,
-		.buffer = scan->lent->scratch,
-		.size = scan->lent->scratch_size / 2,
+		.buffer = scan->buffers->scratch,
+		.size = scan->buffers->scratch_size / 2,
 		.steps = &scan->steps,
 	};
 	return fd;
 }
 
-/* Whether listing the drivers is cheaper than reading the links. */
+/* Tell whether listing the drivers is cheaper than reading the links. */
 static int is_worth_it(struct phd_scan *scan, struct phd_dents *dents, bool *is_worth)
 {
 	size_t drivers = 0;
@@ -105,7 +105,7 @@ static int is_worth_it(struct phd_scan *scan, struct phd_dents *dents, bool *is_
 
 	while (phd_next_name(dents, &ret))
 		drivers++;
-	*is_worth = drivers && scan->count / drivers >= DEAR_DRIVER;
+	*is_worth = drivers && scan->count / drivers >= LISTING_COST;
 	if (ret == 0 && *is_worth && lseek(dents->fd, 0, SEEK_SET) < 0)
 		ret = -errno;
 	dents->filled = dents->next = 0;

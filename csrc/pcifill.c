@@ -2,10 +2,10 @@
 /*
  * The facts of every function, with as few system calls as the host's shape allows.
  *
- * Following the link in devices/ costs more than the work at its end, so functions that share a bus
- * share one descriptor of their directory.  On a crowded host VFs, drivers and the VFs' identity
- * come from the other end.  Never opened: config (each dword is a real cycle and wakes the device),
- * uevent, driver_override and sriov_numvfs (they can wait for a device that is stuck).
+ * Following the link in devices/ costs more than reading the attributes, so functions on a bus
+ * share one descriptor of their directory.  On a large host, VFs, drivers and the VFs' identity are
+ * found in reverse.  These files are never opened: config (each dword costs a bus cycle and wakes
+ * the device), uevent, driver_override and sriov_numvfs (they can wait for a stuck device).
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -19,8 +19,8 @@
 #define BRIDGE_BASE_CLASS 0x06 /* PCI Code and ID Assignment 1.7; has no SR-IOV capability */
 
 /*
- * The first index from which on keys are not below this one, looked for between two that are known
- * to have it between them.
+ * The index of the first key that is not below this one; the caller knows that it lies between low
+ * and high.
  */
 static size_t bisect(const struct phd_scan *scan, uint64_t key, size_t low, size_t high)
 {
@@ -35,7 +35,7 @@ static size_t bisect(const struct phd_scan *scan, uint64_t key, size_t low, size
 	return low;
 }
 
-/* Drivers list their functions more or less in order, so the next one is near the last. */
+/* Drivers list their functions roughly in order, so the search starts at the last result. */
 struct phd_record *phd_find(struct phd_scan *scan, uint64_t key)
 {
 	size_t low = scan->last_found, high = low, reach = 1;
@@ -50,7 +50,7 @@ struct phd_record *phd_find(struct phd_scan *scan, uint64_t key)
 	return low < scan->count && scan->records[low].key == key ? &scan->records[low] : NULL;
 }
 
-/* 1 when the function is there below fd, 0 when it is not */
+/* 1 if the function exists below fd, 0 if it does not */
 static int is_there(struct phd_scan *scan, int fd)
 {
 	struct stat status;
@@ -66,10 +66,10 @@ static int is_there(struct phd_scan *scan, int fd)
 static int open_listed(struct phd_scan *scan)
 {
 	phd_attr(scan, ".");
-	return phd_open_bus(-1, scan->lent, "devices", scan->path, O_PATH | O_DIRECTORY);
+	return phd_open_bus(-1, scan->buffers, "devices", scan->path, O_PATH | O_DIRECTORY);
 }
 
-/* 1 when the function is there by its link, 0 when it is not */
+/* 1 if the function exists through its link, 0 if it does not */
 static int is_listed(struct phd_scan *scan)
 {
 	if (!scan->is_confined)
@@ -82,8 +82,7 @@ static int is_listed(struct phd_scan *scan)
 	return phd_is_absent(-fd) ? 0 : phd_fail_here(scan, fd);
 }
 
-/* 1 when the function's directory is the one that was opened, 0 when there is none, 2 for another
- */
+/* 1 if the function's directory is still the opened one, 0 if it is gone, 2 if it was replaced */
 static int is_same(struct phd_scan *scan)
 {
 	PHD_AUTO_CLOSE int fd = open_listed(scan);
@@ -97,8 +96,8 @@ static int is_same(struct phd_scan *scan)
 }
 
 /*
- * After something of the function was not there: 1 when the function is, 0 when it is gone, 2 when
- * it has to be read again because the bus was replaced by another with the same number.
+ * After an attribute or a link was absent: 1 if the function exists, 0 if it is gone, 2 if it must
+ * be read again because another bus with the same number replaced its bus.
  */
 static int confirm(struct phd_scan *scan)
 {
@@ -140,7 +139,7 @@ static bool copy_ids(const struct phd_scan *scan, struct phd_record *record)
 	return true;
 }
 
-/* *is_sure is cleared when the function may be gone */
+/* *is_sure is cleared if the function may be gone */
 static int read_group(struct phd_scan *scan, struct phd_record *record, bool *is_sure)
 {
 	char target[PHD_LINK_MAX];
@@ -208,7 +207,7 @@ static int read_sriov(struct phd_scan *scan, size_t index)
 	if (ret < 0 || !scan->is_crowd || is_bridge || record->have & PHD_HAVE_PHYSFN)
 		return ret;
 	if (scan->is_closed && index + 1 == scan->directory_end)
-		return 0; /* nothing comes after it that could be its VF */
+		return 0; /* no later function can be its VF */
 	return phd_find_vfs(scan, index);
 }
 
@@ -233,7 +232,7 @@ static int read_function(struct phd_scan *scan, size_t index, bool *is_sure)
 	return ret;
 }
 
-/* 1 when the function has to be read again */
+/* 1 if the function has to be read again */
 static int try_function(struct phd_scan *scan, size_t index)
 {
 	bool is_sure;
@@ -283,9 +282,9 @@ static void prepare(struct phd_scan *scan, const uint64_t *keys)
 	scan->bus = PHD_NONE64;
 	scan->doubtful_domain = PHD_NONE64;
 	scan->pending_first = PHD_NONE64;
-	scan->is_confined = scan->lent->root_fd >= 0 && !scan->is_linked;
+	scan->is_confined = scan->buffers->root_fd >= 0 && !scan->is_linked;
 	scan->is_crowd = scan->count >= scan->tuning->crowd;
-	scan->lent->names[0] = '\0';
+	scan->buffers->names[0] = '\0';
 	scan->names_used = 1;
 	for (size_t i = 0; i < scan->count; i++)
 		scan->records[i] = (struct phd_record){.key = keys[i]};
@@ -306,16 +305,16 @@ static void drop_gone(struct phd_scan *scan, struct phd_summary *summary)
 }
 
 int phd_fill(int bus_fd, const struct phd_tuning *tuning, const uint64_t *keys, size_t count,
-	     struct phd_record *records, const struct phd_lent *lent, struct phd_summary *summary,
-	     struct phd_error *err)
+	     struct phd_record *records, const struct phd_buffers *buffers,
+	     struct phd_summary *summary, struct phd_error *err)
 {
-	PHD_AUTO_CLOSE int fd = phd_open_bus(bus_fd, lent, "devices", "", O_PATH | O_DIRECTORY);
+	PHD_AUTO_CLOSE int fd = phd_open_bus(bus_fd, buffers, "devices", "", O_PATH | O_DIRECTORY);
 	struct phd_scan scan = {
 		.devices_fd = fd,
 		.parent_fd = -1,
 		.function_fd = -1,
 		.tuning = tuning,
-		.lent = lent,
+		.buffers = buffers,
 		.records = records,
 		.count = count,
 		.err = err,

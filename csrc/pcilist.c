@@ -40,7 +40,7 @@ static void sort_by_byte(const uint64_t *from, uint64_t *to, size_t count, int s
 		to[start[from[i] >> shift & 0xff]++] = from[i];
 }
 
-/* By bytes from the lowest up, leaving out those that are the same everywhere. */
+/* Sort by bytes from the lowest up; bytes that are the same in all keys are skipped. */
 static void sort_keys(uint64_t *keys, uint64_t *scratch, size_t count)
 {
 	uint64_t differ = 0, *from = keys, *to = scratch;
@@ -60,15 +60,16 @@ static void sort_keys(uint64_t *keys, uint64_t *scratch, size_t count)
 		memcpy(keys, from, count * sizeof(*keys));
 }
 
-int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_lent *lent,
+int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_buffers *buffers,
 	     size_t *count, struct phd_error *err)
 {
-	PHD_AUTO_CLOSE int fd = phd_open_bus(bus_fd, lent, "devices", "", O_RDONLY | O_DIRECTORY);
+	PHD_AUTO_CLOSE int fd =
+		phd_open_bus(bus_fd, buffers, "devices", "", O_RDONLY | O_DIRECTORY);
 	uint32_t steps = 0;
 	struct phd_dents dents = {
 		.fd = fd,
-		.buffer = lent->scratch,
-		.size = lent->scratch_size,
+		.buffer = buffers->scratch,
+		.size = buffers->scratch_size,
 		.steps = &steps,
 	};
 	int ret;

@@ -2,8 +2,8 @@
 /*
  * Paths that never lead out of a root: a link to /etc is a link to ROOT/etc, and ROOT/.. is ROOT.
  *
- * The kernel does it (openat2 with RESOLVE_IN_ROOT, Linux 5.6).  Where it does not, or a sandbox
- * forbids it, a walk does, one component at a time.
+ * The kernel resolves them (openat2 with RESOLVE_IN_ROOT, Linux 5.6).  If it cannot, or a sandbox
+ * forbids it, the code below walks the path, one component at a time.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -23,7 +23,7 @@
 #define RESOLVE_BENEATH_       0x08
 #define RESOLVE_IN_ROOT_       0x10
 
-#define TRIES_MAX 64   /* while directories on the way are being renamed */
+#define TRIES_MAX 64   /* while directories of the path are being renamed */
 #define DEPTH_MAX 64   /* sysfs itself has 20 */
 #define LINKS_MAX 40   /* MAXSYMLINKS of the kernel */
 #define PATH_SIZE 4096 /* PATH_MAX of the kernel */
@@ -35,7 +35,7 @@ struct how {
 	uint64_t resolve;
 };
 
-/* A walk from the root down: fds[0] is the root, which is the caller's. */
+/* A walk from the root down: fds[0] is the root and belongs to the caller. */
 struct walk {
 	int fds[DEPTH_MAX];
 	int depth;
@@ -56,8 +56,8 @@ static int open_resolved(int fd, const char *path, int flags, uint64_t resolve)
 	return ret < 0 ? -errno : (int)ret;
 }
 
-/* The kernel does not have it, a sandbox refuses it, or the tree did not hold still: EXDEV says that
- * what was found has been moved out of the root meanwhile. */
+/* The call is missing, a sandbox refuses it, or the tree changed meanwhile: EXDEV means that the
+ * result was moved out of the root. */
 static bool is_refused(int ret)
 {
 	return ret == -ENOSYS || ret == -EPERM || ret == -EAGAIN || ret == -EXDEV;
@@ -69,7 +69,7 @@ static void go_up(struct walk *walk, int depth)
 		phd_close(&walk->fds[walk->depth--]);
 }
 
-/* Take the first component of what is to do; 0 when there is none, *is_last when none follows. */
+/* Take the first remaining component; 0 if there is none, *is_last if none follows. */
 static int next_name(struct walk *walk, char *name, bool *is_last)
 {
 	char *start = walk->todo + strspn(walk->todo, "/"), *rest;
@@ -184,7 +184,7 @@ static int open_again(int fd, int flags)
 	return ret < 0 ? -errno : ret;
 }
 
-/* A directory says so by its own errno. */
+/* A directory has its own errno. */
 static int check_regular(mode_t mode)
 {
 	if (S_ISREG(mode))

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What the scanner gives out; read by the compiler and by cffi, so without preprocessor lines.
+ * The scanner's interface; read by the compiler and by cffi, so without preprocessor lines.
  *
- * A function is named by its key: domain << 16 | bus << 8 | slot << 3 | function.  Every call
- * returns 0 or -errno, with the path that failed in the caller's phd_error, relative to the
- * directory of the PCI bus.
+ * A function is identified by its key: domain << 16 | bus << 8 | slot << 3 | function.  Every call
+ * returns 0 or -errno; the failing path is in the caller's phd_error, relative to the directory of
+ * the PCI bus.
  */
 
 enum phd_have {
@@ -23,13 +23,13 @@ struct phd_record {
 	uint64_t physfn; /* key of the PF */
 	uint32_t class_code;
 	uint32_t iommu_group;
-	uint32_t driver; /* where its name starts in the pool of names */
+	uint32_t driver; /* offset of its name in the pool of names */
 	uint16_t vendor;
 	uint16_t device;
 	uint16_t subsystem_vendor;
 	uint16_t subsystem_device;
-	uint16_t have;	/* which of the above are known; zero is a value like any other */
-	uint16_t flags; /* the scanner's own */
+	uint16_t have;	/* which fields are valid; zero is a value like any other */
+	uint16_t flags; /* private to the scanner */
 };
 
 struct phd_error {
@@ -37,28 +37,27 @@ struct phd_error {
 	char path[508];
 };
 
-/* From how many on the work is shared; the defaults are the Python side's. */
+/* The sizes from which on work is shared; Python holds the defaults. */
 struct phd_tuning {
-	uint32_t crowd;	 /* functions: PFs and drivers are found from the other end */
-	uint32_t share;	 /* VFs of one PF: the first one's identity serves for all */
-	uint32_t linked; /* not 0: drivers list all their functions, as they do in sysfs itself */
+	uint32_t crowd;	 /* functions: VFs and drivers are found in reverse */
+	uint32_t share;	 /* VFs of one PF: all get the identity of the first */
+	uint32_t linked; /* not 0: drivers list all their functions, as in sysfs itself */
 };
 
 /*
- * What the caller lends for the time of a call: memory, and the directory that no link leads out
- * of.
+ * Memory of the caller for the time of a call, and the root directory that no link leads out of.
  */
-struct phd_lent {
+struct phd_buffers {
 	char *scratch; /* for directory listings, at least 8 KiB */
 	size_t scratch_size;
-	char *names; /* receives the drivers' names, each ended by NUL */
+	char *names; /* receives the drivers' names, each terminated by NUL */
 	size_t names_size;
-	int root_fd;	 /* -1 where every link is the kernel's own */
+	int root_fd;	 /* -1 if every link was made by the kernel */
 	const char *bus; /* the directory of the PCI bus below the root */
 };
 
 struct phd_summary {
-	size_t count;	   /* records that are left */
+	size_t count;	   /* remaining records */
 	size_t vanished;   /* listed functions that were gone when they were read */
 	size_t names_used; /* bytes of the pool of names */
 };
@@ -66,43 +65,43 @@ struct phd_summary {
 /*
  * List the host's functions in address order.
  *
- * keys has room for two times capacity, the second half is scratch.  When the host has more
- * functions, *count says how many and the call fails with -ENOBUFS.
+ * keys has room for twice the capacity; the second half is scratch space.  If the host has more
+ * functions, *count holds their number and the call fails with -ENOBUFS.
  */
-int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_lent *lent,
+int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_buffers *buffers,
 	     size_t *count, struct phd_error *err);
 
 /*
- * Fill one record for each key; those that went away meanwhile are left out.
+ * Fill one record for each key; functions that have vanished are left out.
  *
- * The keys are all that phd_list gave, or tuning->crowd is above count: what a crowd shares is told
- * from who else is there.
+ * Either the keys are all that phd_list returned, or tuning->crowd is above count: sharing needs
+ * the complete list.
  */
 int phd_fill(int bus_fd, const struct phd_tuning *tuning, const uint64_t *keys, size_t count,
-	     struct phd_record *records, const struct phd_lent *lent, struct phd_summary *summary,
-	     struct phd_error *err);
+	     struct phd_record *records, const struct phd_buffers *buffers,
+	     struct phd_summary *summary, struct phd_error *err);
 
 /*
- * Write the addresses as text, each ended by a newline, at most 17 bytes each.  The number of
- * bytes.
+ * Write the addresses as text, each terminated by a newline, at most 17 bytes each.  Returns the
+ * number of bytes.
  */
 size_t phd_format(const struct phd_record *records, size_t count, char *text);
 
 /*
- * Read size bytes of a regular file at offset with one pread.  The number of bytes, which may be
- * smaller, or -errno.
+ * Read size bytes of a regular file at offset with one pread.  Returns the number of bytes, which
+ * may be smaller, or -errno.
  */
 int64_t phd_read_at(const char *root, const char *path, uint64_t offset, uint8_t *out, size_t size);
 
 /*
- * Open what a path is below a root, which no link leads out of; "" as root is the live host.  With
- * O_PATH what is there, links at the end too with O_NOFOLLOW; else a directory.  A descriptor or
+ * Open a path below a root, which no link leads out of; "" as root is the live host.  With O_PATH
+ * any entry, including a final link with O_NOFOLLOW; else a directory.  Returns a descriptor or
  * -errno.
  */
 int phd_open_below(const char *root, const char *path, int flags);
 
 /*
- * The same from a descriptor of the root, without openat2: what sandboxes and old kernels get.
+ * The same from a descriptor of the root, without openat2: for sandboxes and old kernels.
  */
 int phd_walk_inside(int root_fd, const char *path, int flags);
 

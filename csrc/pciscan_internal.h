@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What the parts of the scanner know of each other. */
+/* Declarations shared by the parts of the scanner. */
 #ifndef PHD_PCISCAN_INTERNAL_H
 #define PHD_PCISCAN_INTERNAL_H
 
@@ -11,8 +11,8 @@
 #include "pciroot.h"
 #include "pciscan.h"
 
-#define PHD_MAX_ENTRIES (1u << 22) /* of all listings of a scan: nothing that ends has more */
-#define PHD_MAX_PENDING 256	   /* PFs of one bus */
+#define PHD_MAX_ENTRIES (1u << 22) /* in all listings of a scan: no finite one has more */
+#define PHD_MAX_PENDING 256	   /* PFs on one bus */
 #define PHD_ATTR_MAX	32	   /* a name like "subsystem_vendor" */
 #define PHD_PREFIX_MAX	(PHD_ADDRESS_MAX + 1)
 #define PHD_LINK_MAX	1024
@@ -21,18 +21,18 @@
 enum phd_flags {
 	PHD_FLAG_GONE = 1,
 	PHD_FLAG_SHARED =
-		2, /* class_code is, for now, the index of the VF to copy the identity from */
-	PHD_FLAG_REAL = 4, /* a directory in the current bus' directory, and no link */
+		2, /* class_code temporarily holds the index of the VF to copy the identity from */
+	PHD_FLAG_REAL = 4, /* a directory in the current bus' directory, not a link */
 };
 
-/* A PF whose VFs have not been told from the listing yet. */
+/* A PF whose VFs have not been found in the listing yet. */
 struct phd_pending {
 	size_t index;
 	uint64_t first;	 /* key of VF 0 */
-	uint64_t stride; /* 0: there is one VF */
+	uint64_t stride; /* 0 for a single VF */
 };
 
-/* A directory of functions, as a link of devices/ names it; length 0: not known. */
+/* A directory of functions, as named by a link of devices/; length 0: unknown. */
 struct phd_directory {
 	size_t length;
 	char path[PHD_LINK_MAX];
@@ -40,24 +40,24 @@ struct phd_directory {
 
 struct phd_scan {
 	int devices_fd;
-	int parent_fd;	  /* the directory of the current bus' functions, -1: go by the links of
+	int parent_fd;	  /* the directory of the current bus' functions, -1: use the links of
 			     devices/ */
 	int function_fd;  /* the current function's directory, -1: a name in phd_here() */
-	bool is_confined; /* somebody else may have made the tree's links */
-	uint32_t steps;	  /* names of listings so far */
+	bool is_confined; /* the tree's links may be untrusted */
+	uint32_t steps;	  /* names listed so far */
 	uint64_t bus;	  /* key >> 8 */
 	uint64_t current;
 	struct phd_directory directories[2]; /* the current function's, and the next one */
-	int here;			     /* which of them is which */
-	size_t directory_end;		     /* where the current directory's functions end */
-	bool is_closed;			     /* and none that comes later can be a VF of theirs */
+	int here;			     /* the index of the current one */
+	size_t directory_end;		     /* the end of the current directory's functions */
+	bool is_closed;			     /* no later function can be a VF of this directory */
 	bool is_crowd;
-	bool is_linked; /* between devices and drivers both ways, as the kernel's own tree is */
+	bool is_linked; /* between devices and drivers both ways, as in the kernel's own tree */
 	bool are_drivers_known; /* found by listing the drivers */
 	bool has_groups;
-	uint64_t doubtful_domain; /* in which the VFs cannot be derived, each has to be asked */
+	uint64_t doubtful_domain; /* a domain whose VFs cannot be derived: each is read singly */
 	const struct phd_tuning *tuning;
-	const struct phd_lent *lent;
+	const struct phd_buffers *buffers;
 	size_t names_used;
 	size_t last_driver;
 	size_t last_found;
@@ -71,7 +71,7 @@ struct phd_scan {
 	struct phd_error *err;
 };
 
-/* A path that leads nowhere: what it named does not exist, or went away. */
+/* The path does not exist: the object never existed, or it is gone. */
 static inline bool phd_is_absent(int errnum)
 {
 	return errnum == ENOENT || errnum == ENOTDIR || errnum == ELOOP || errnum == ENODEV;
@@ -79,8 +79,8 @@ static inline bool phd_is_absent(int errnum)
 
 /* pcidents.c */
 
-/* Open DIR/NAME of the bus, or what DIR/NAME is in the root that it may not lead out of. */
-int phd_open_bus(int bus_fd, const struct phd_lent *lent, const char *dir, const char *name,
+/* Open DIR/NAME of the bus; with a root, below the root and without leaving it. */
+int phd_open_bus(int bus_fd, const struct phd_buffers *buffers, const char *dir, const char *name,
 		 int flags);
 
 struct phd_dents {
@@ -101,19 +101,19 @@ const char *phd_next_name(struct phd_dents *dents, int *ret);
 int phd_fail(struct phd_error *err, int ret, const char *top, const char *name);
 int phd_fail_here(struct phd_scan *scan, int ret);
 void phd_set_current(struct phd_scan *scan, uint64_t key);
-/* Make a function the current one; 1 when it is not there. */
+/* Make a function the current one; 1 if it does not exist. */
 int phd_enter_function(struct phd_scan *scan, size_t index);
 /* The path of an attribute of the current function, below phd_here(). */
 const char *phd_attr(struct phd_scan *scan, const char *name);
 int phd_here(const struct phd_scan *scan);
-/* Set the current function's ids; 1 when there is neither modalias nor vendor. */
+/* Set the current function's ids; 1 if it has neither modalias nor vendor. */
 int phd_read_ids(struct phd_scan *scan, struct phd_record *record);
 /*
- * The last component of a link of the current function into name, which has room for PHD_LINK_MAX.
- * Its length, 0 when there is no such link.
+ * Store the last component of a link of the current function in name; target has PHD_LINK_MAX
+ * bytes.  Returns its length, 0 if the link does not exist.
  */
 ssize_t phd_read_link(struct phd_scan *scan, const char *attr, char *target, const char **name);
-/* The key a link points to; PHD_NONE64 when there is no such link. */
+/* The key of a link's target; PHD_NONE64 if the link does not exist. */
 int phd_read_address_link(struct phd_scan *scan, const char *attr, uint64_t *key);
 
 /* pcidrivers.c */
@@ -123,17 +123,17 @@ int phd_add_driver(struct phd_scan *scan, const char *name, size_t length, uint3
 
 /* pcibus.c */
 
-/* Open the directory of the functions that share the bus of this one. */
+/* Open the directory shared by the functions on the bus of this one. */
 int phd_enter_bus(struct phd_scan *scan, size_t index);
-/* Once more, when it may have been replaced by another. */
+/* Open it again, because it may have been replaced. */
 void phd_reopen_bus(struct phd_scan *scan, uint64_t key);
 void phd_leave_bus(struct phd_scan *scan);
 
 /* pcisriov.c */
 
-/* Remember the current function's VFs, if it has any. */
+/* Record the current function's VFs, if it has any. */
 int phd_find_vfs(struct phd_scan *scan, size_t index);
-/* Tell the VFs of all pending PFs from the listing, while their bus is the current one. */
+/* Find the VFs of all pending PFs in the listing, while their bus is the current one. */
 int phd_derive_vfs(struct phd_scan *scan);
 
 /* pcifill.c */

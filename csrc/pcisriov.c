@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * Virtual functions without asking each of them.
+ * Find virtual functions without reading each of them.
  *
- * VF k of a PF sits at first + k * stride (SR-IOV 1.1, 2.1.2), so virtfn0 and virtfn1 tell where
- * all of them are, and the listing how many there are; the last link confirms, and that there is no
- * further one.  sriov_numvfs would say it too, but takes the device lock: one function that is
- * stuck in a driver would stop the scan for ever.
+ * VF k of a PF is at first + k * stride (SR-IOV 1.1, 2.1.2).  So virtfn0 and virtfn1 give the
+ * positions of all VFs, and the listing gives their number.  The last link confirms the result,
+ * and the absence of a further link confirms the number.  sriov_numvfs would give it, too, but
+ * takes the device lock: one function stuck in its driver would block the scan for ever.
  */
 #include "pciscan_internal.h"
 
@@ -23,8 +23,8 @@ static int read_virtfn(struct phd_scan *scan, uint64_t number, uint64_t *key)
 	return phd_read_address_link(scan, name, key);
 }
 
-/* VFs come after their PF in address order, so whoever doubts has to ask those that follow only. */
-static int doubt(struct phd_scan *scan, uint64_t key)
+/* VFs follow their PF in address order, so only later functions have to be read singly. */
+static int mark_doubtful(struct phd_scan *scan, uint64_t key)
 {
 	scan->doubtful_domain = key >> 16;
 	return 0;
@@ -41,7 +41,7 @@ int phd_find_vfs(struct phd_scan *scan, size_t index)
 	if (ret < 0)
 		return ret;
 	if (scan->pending_count == PHD_MAX_PENDING || first <= pf || second <= first)
-		return doubt(scan, pf);
+		return mark_doubtful(scan, pf);
 	scan->pending[scan->pending_count++] = (struct phd_pending){
 		.index = index,
 		.first = first,
@@ -61,7 +61,7 @@ static bool is_first_of_other(const struct phd_scan *scan, const struct phd_pend
 	return false;
 }
 
-/* The index of the record with that key at or after from; count when there is none. */
+/* The index of the record with that key, at or after from; count if there is none. */
 static size_t seek(const struct phd_scan *scan, size_t from, uint64_t key)
 {
 	while (from < scan->count && scan->records[from].key < key)
@@ -69,7 +69,7 @@ static size_t seek(const struct phd_scan *scan, size_t from, uint64_t key)
 	return from < scan->count && scan->records[from].key == key ? from : scan->count;
 }
 
-/* How many functions are where the PF's VFs would be, one after the other. */
+/* The number of consecutive functions at the positions of the PF's VFs. */
 static uint64_t count_listed(const struct phd_scan *scan, const struct phd_pending *pf)
 {
 	uint64_t key = pf->first, n = 0;
@@ -102,8 +102,8 @@ static void mark(struct phd_scan *scan, const struct phd_pending *pf, uint64_t n
 }
 
 /*
- * Whether every listed function behind the PF's VFs is known as another PF's.  If not, one that was
- * taken out of the row may hide those that follow it.
+ * Whether every listed function after the PF's VFs belongs to another PF.  If not, a removed VF may
+ * hide the VFs that follow it.
  */
 static bool is_row_complete(struct phd_scan *scan, const struct phd_pending *pf, uint64_t n,
 			    size_t *claimed)
@@ -116,7 +116,7 @@ static bool is_row_complete(struct phd_scan *scan, const struct phd_pending *pf,
 	return true;
 }
 
-/* All functions from *claimed to the end of the directory are VFs that were told already. */
+/* All functions from *claimed to the end of the directory are VFs already found. */
 static int derive(struct phd_scan *scan, const struct phd_pending *pf, size_t *claimed)
 {
 	uint64_t n = count_listed(scan, pf), last, next = PHD_NONE64;
@@ -126,7 +126,7 @@ static int derive(struct phd_scan *scan, const struct phd_pending *pf, size_t *c
 	if (ret < 0)
 		return ret;
 	if (n == 0 || ret == 1)
-		return doubt(scan, pf->first);
+		return mark_doubtful(scan, pf->first);
 	ret = read_virtfn(scan, n - 1, &last);
 	if (ret == 0 && !is_row_complete(scan, pf, n, claimed))
 		ret = read_virtfn(scan, n, &next);
@@ -134,7 +134,7 @@ static int derive(struct phd_scan *scan, const struct phd_pending *pf, size_t *c
 		return ret;
 	if (last != pf->first + (n - 1) * pf->stride || next != PHD_NONE64) {
 		*claimed = 0;
-		return doubt(scan, pf->first);
+		return mark_doubtful(scan, pf->first);
 	}
 	mark(scan, pf, n);
 	return 0;
@@ -145,7 +145,7 @@ int phd_derive_vfs(struct phd_scan *scan)
 	size_t claimed = scan->is_closed ? scan->directory_end : 0;
 	int ret = 0;
 
-	/* from the last one, behind whose VFs nothing is left to claim */
+	/* from the last one: no unclaimed function follows its VFs */
 	for (size_t i = scan->pending_count; i-- > 0 && ret == 0;)
 		ret = derive(scan, &scan->pending[i], &claimed);
 	scan->pending_count = 0;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * System calls that touch no memory but their arguments.
+ * System calls that only touch their arguments in memory.
  *
- * libc's syscall() stores errno in the calling thread's storage.  A process that runs in another's
- * memory has none of its own: it would write into that of a thread which may have ended.
+ * libc's syscall() stores errno in the calling thread's storage.  A process that shares another
+ * process' memory has no such storage: it would write into that of a thread that may have ended.
  */
 #ifndef PHD_RAWCALL_H
 #define PHD_RAWCALL_H
@@ -13,8 +13,8 @@
 #include <unistd.h>
 
 /*
- * For code that runs so: nothing may be added to it that looks things up in a thread's storage, as
- * the stack protector does, or in tables of the process.
+ * For code in such a process: the compiler must not add code that uses a thread's storage, such as
+ * the stack protector, or tables of the process.
  */
 #if __has_attribute(no_stack_protector)
 #define PHD_BARE __attribute__((no_sanitize("address", "undefined"), no_stack_protector))
@@ -27,7 +27,7 @@
 
 #define PHD_HAVE_RAWCALL 1
 
-/* What the call returned, or -errno. */
+/* The result of the call, or -errno. */
 static inline PHD_BARE long phd_rawcall(long number, long a, long b, long c, long d)
 {
 	register long r10 __asm__("r10") = d;

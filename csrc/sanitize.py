@@ -2,8 +2,8 @@
 """
 Run the tests of the C code under the compiler's sanitizers, and its analyzer over the sources.
 
-As a program: works on a copy of the checkout in a temporary directory. What the compiler lacks is
-skipped by name; ends with 1 when something was found.
+As a program: it works on a copy of the checkout in a temporary directory. Tools that the compiler lacks are skipped
+and named; the exit code is 1 if a problem was found.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _run(command: list[str], cwd: Path, what: str, **env: str) -> bool:
 
 
 def _runtime() -> str | None:
-    """The library that has to be there before everybody else; None when the compiler has none."""
+    """Return the library that must be loaded before any other; None if the compiler does not have it."""
     done = subprocess.run(
         [_compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True
     )
@@ -70,7 +70,7 @@ def _build(top: Path, flags: str) -> bool:
 
 
 def _test(top: Path, runtime: str, tests: tuple[str, ...]) -> bool:
-    """Run tests on what was built; what is left at the end is Python's, so leaks are not looked for."""
+    """Run tests on the build; memory left at the end belongs to Python, so leaks are not detected."""
     options = "detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     return _run(command, top, "test", LD_PRELOAD=runtime, ASAN_OPTIONS=options)
@@ -89,7 +89,7 @@ def _sanitize(top: Path) -> bool:
         else:
             shutil.copy(source, top / name)
     good = _build(top, SANITIZE) and _test(top, runtime, (*SCANNER_TESTS, *WRITER_TESTS, *SPAWN_TESTS))
-    # and the helper as it is on machines without bare system calls
+    # The helper on machines without bare system calls
     return good and _build(top, f"{SANITIZE} -DPHD_NO_RAWCALL") and _test(top, runtime, WRITER_TESTS)
 
 

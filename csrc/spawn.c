@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * A program that runs as another user, started from a process with threads.
+ * A program that runs as another user, started from a threaded process.
  *
- * Between fork and exec only this code runs, and it makes system calls only: no Python, no malloc,
- * no lock that another thread may have held.  The memory is copied (fork), not shared (vfork,
- * posix_spawn): a process that has become another user must not stand in the memory of root's.
+ * Between fork and exec only this code runs, and it only makes system calls: no Python, no malloc,
+ * no lock that another thread may hold.  The memory is copied (fork), not shared (vfork,
+ * posix_spawn): a process that has become another user must not share root's memory.
  *
- * What subprocess.Popen(user=) leaves out is what this is for: the bounding set, which can be
- * emptied by root only and so before the user changes, and no_new_privs, without which a file of
- * root's with the setuid bit would give all of it back.
+ * It does what subprocess.Popen(user=) leaves out: it empties the bounding set, which only root can
+ * do, so before the user changes, and it sets no_new_privs; without that, a setuid file of root
+ * would give all privileges back.
  */
 #define _GNU_SOURCE
 #include "spawn.h"
@@ -39,13 +39,13 @@
 #define SYS_clone3 435 /* since 5.3, the same everywhere */
 #endif
 
-/* struct clone_args of Linux 5.3; later fields are zero when they are left out. */
+/* struct clone_args of Linux 5.3; later fields are zero if left out. */
 struct clone_args_v0 {
 	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
 };
 
 /*
- * The calls themselves: libc's change every thread of the process, and this one has a single one.
+ * The bare calls: those of libc change every thread of the process, and this one has only one.
  * The first calls of 32-bit machines had 16-bit ids.
  */
 #ifdef SYS_setresuid32
@@ -64,8 +64,8 @@ static int result_of(long ret)
 }
 
 /*
- * Fork into a PID namespace of its own, whose every process ends with the first one; without the
- * right to (EPERM), in too many of them (ENOSPC), or without the call: a plain fork.
+ * Fork into a new PID namespace, whose processes all end with the first one; a plain fork without
+ * permission (EPERM), in too many nested namespaces (ENOSPC), or without the call.
  */
 static pid_t fork_contained(void)
 {
@@ -93,14 +93,14 @@ static pid_t fork_blocked(sigset_t *before, int is_contained)
 	return pid;
 }
 
-/* What is ignored stays ignored across an exec, as Python ignores SIGPIPE. */
+/* An ignored signal stays ignored across an exec; Python ignores SIGPIPE. */
 static void forget_signals(void)
 {
 	struct sigaction action = {.sa_handler = SIG_DFL};
 	sigset_t none;
 
 	for (int number = 1; number < NSIG; number++)
-		sigaction(number, &action, NULL); /* SIGKILL and SIGSTOP have no other anyway */
+		sigaction(number, &action, NULL); /* fails for SIGKILL and SIGSTOP, which is fine */
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
@@ -128,7 +128,7 @@ static int close_between(unsigned int first, unsigned int last)
 	return 0;
 }
 
-/* Close all from FIRST_KEPT on but an ascending list and one more, whose place in it is not known. */
+/* Close all from FIRST_KEPT on, except an ascending list and one more, at any position in it. */
 static int close_others(const int *keep, size_t n_keep, int more)
 {
 	unsigned int next = FIRST_KEPT;
@@ -180,7 +180,7 @@ static int inherit(const struct phd_spawn_request *req, int report_fd)
 	return ret;
 }
 
-/* The set that limits what a file can give; the last capability is the one before EINVAL. */
+/* The set that limits what a file can grant; EINVAL comes after the last capability. */
 static int empty_bounding_set(void)
 {
 	for (unsigned long capability = 0; prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0;)
@@ -198,7 +198,7 @@ static int drop_capabilities(void)
 	return result_of(syscall(SYS_capset, &header, none));
 }
 
-/* Irrevocably: real, effective and saved ids, the file system's along with them. */
+/* Irrevocable: sets the real, effective and saved ids, and the file system's with them. */
 static int become(const struct phd_user *user)
 {
 	int ret = empty_bounding_set();
@@ -229,7 +229,7 @@ static int limit_to(int resource, uint64_t value)
 	struct rlimit now;
 
 	if (getrlimit(resource, &now) == 0 && now.rlim_max < limit.rlim_max)
-		limit.rlim_cur = limit.rlim_max = now.rlim_max; /* only root raises one */
+		limit.rlim_cur = limit.rlim_max = now.rlim_max; /* only root can raise it */
 	return result_of(setrlimit(resource, &limit));
 }
 
@@ -248,7 +248,7 @@ static int limit_all(const struct phd_bounds *bounds)
 	return ret;
 }
 
-/* After the user has changed, which forgets whose death is waited for. */
+/* Called after the user has changed, because that change clears the parent-death signal. */
 static int bind_to_parent(void)
 {
 	int ret = result_of(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
@@ -260,7 +260,7 @@ static _Noreturn void fail(int report_fd, enum phd_spawn_stage stage, int errnum
 {
 	struct phd_spawn_error error = {.stage = (int32_t)stage, .errnum = errnum};
 
-	/* A caller who does not listen is told by the status alone. */
+	/* If the report cannot be written, the exit status is the only answer. */
 	_exit(write(report_fd, &error, sizeof(error)) < 0 ? EXIT_FAILED - 1 : EXIT_FAILED);
 }
 
@@ -291,7 +291,7 @@ static _Noreturn void run_child(const struct phd_spawn_request *req, int report_
 	fail(report_fd, PHD_SPAWN_EXEC, errno);
 }
 
-/* What the child says before its exec, which closes the pipe; nothing when all went well. */
+/* The child's report before its exec, which closes the pipe; empty after a success. */
 static int read_report(int fd, struct phd_spawn_error *error)
 {
 	ssize_t n;

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What a starter of programs sees; read by the compiler and by cffi, so without preprocessor
+/* The interface for starting programs; read by the compiler and by cffi, so without preprocessor
  * lines. */
 
-/* Where a new process failed; its errno comes along. */
+/* The step at which a new process failed; its errno is returned with it. */
 enum phd_spawn_stage {
-	PHD_SPAWN_FORK,	       /* no process could be made */
-	PHD_SPAWN_DESCRIPTORS, /* hand over what it inherits, close the rest */
-	PHD_SPAWN_LIMIT,       /* let it lock so much memory */
-	PHD_SPAWN_BOUNDS,      /* bound what it may use */
+	PHD_SPAWN_FORK,	       /* create the process */
+	PHD_SPAWN_DESCRIPTORS, /* pass the inherited descriptors, close the rest */
+	PHD_SPAWN_LIMIT,       /* set the limit of locked memory */
+	PHD_SPAWN_BOUNDS,      /* limit its resources */
 	PHD_SPAWN_USER,	       /* become the user and give up every privilege */
 	PHD_SPAWN_EXEC,	       /* execute the file */
 };
@@ -17,7 +17,7 @@ struct phd_spawn_error {
 	int32_t errnum;
 };
 
-/* Whom the process runs as; without any capability, and none can be won back by a file. */
+/* The user of the process; it has no capability, and no file can grant it one. */
 struct phd_user {
 	uint32_t uid;
 	uint32_t gid;
@@ -26,15 +26,15 @@ struct phd_user {
 };
 
 /*
- * What a program may use that is asked a question and writes no file.
+ * The limits of a program that only answers a query and writes no file.
  *
- * It dies with the thread that started it, a file gives it no privilege, and where a PID namespace
- * can be made, nothing that it starts outlives it.
+ * It dies with the thread that started it and gains no privilege from a file.  If a PID namespace
+ * can be created, none of its children outlives it.
  */
 struct phd_bounds {
 	uint64_t cpu_s;
 	uint64_t address_bytes;
-	uint64_t n_processes; /* of its user altogether; 0: as the caller */
+	uint64_t n_processes; /* of its user in total; 0: the caller's limit */
 };
 
 struct phd_spawn_request {
@@ -42,18 +42,18 @@ struct phd_spawn_request {
 	char *const *argv;
 	char *const *envp;
 	int out_fd;	 /* standard output and error; standard input is empty */
-	const int *keep; /* descriptors that are inherited as they are: ascending, from 3 on */
+	const int *keep; /* descriptors inherited under their own numbers: ascending, from 3 on */
 	size_t n_keep;
-	const struct phd_user *user; /* NULL: as the caller */
-	const uint64_t *memlock;     /* soft and hard limit of locked bytes; NULL: as the caller */
-	const struct phd_bounds *bounds; /* of a program that only answers; NULL: a free one */
+	const struct phd_user *user; /* NULL: the caller's */
+	const uint64_t *memlock;     /* soft and hard limit of locked bytes; NULL: the caller's */
+	const struct phd_bounds *bounds; /* of a program that only answers; NULL: no limits */
 };
 
 /*
- * Start a program in a session of its own, in "/", with the umask 077 and no signal blocked,
- * ignored or handled.
+ * Start a program in its own session, in "/", with the umask 077 and without blocked, ignored or
+ * handled signals.
  *
- * Its pid (a child of the caller's, not reaped), or -1 with *error filled.
+ * Returns its pid (a child of the caller, not reaped), or -1 with *error filled.
  */
 int phd_spawn(const struct phd_spawn_request *req, struct phd_spawn_error *error);
 
@@ -65,8 +65,8 @@ struct phd_access {
 /*
  * Start a process that asks the kernel, as a user, whether it may open files, and opens none.
  *
- * It writes an errno, an int32_t, for each of them to out_fd, 0 for "yes", and ends.  Its pid, or
- * -errno.  When it cannot become the user it writes nothing.
+ * For each file it writes an errno (int32_t) to out_fd, 0 for "yes"; then it exits.  If it cannot
+ * become the user, it writes nothing.  Returns its pid, or -errno.
  */
 int phd_access_start(const struct phd_access *files, size_t n_files, const struct phd_user *user,
 		     int out_fd);

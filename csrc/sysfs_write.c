@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * A write to sysfs that may never return, in a process that nobody has to wait for.
+ * A write to sysfs that may never return, in a process that the caller need not wait for.
  *
- * The process runs in the importing process' memory, on a stack of its own.  To copy the page
- * tables, as fork does, took 43 ms in a process of 1 GB, and 190 ms of page faults afterwards in
- * the importer; this takes under 0.1 ms at any size.  To start a program instead (vfork and exec)
- * took twice as long, and would need a file to run wherever the library is installed.  CLONE_VFORK
- * is not used: it would stop the caller for as long as the write hangs.
+ * The process runs in the importing process' memory, on its own stack.  Copying the page tables, as
+ * fork does, took 43 ms in a process of 1 GB, and 190 ms of page faults afterwards in the importer;
+ * this takes under 0.1 ms at any size.  Starting a program instead (vfork and exec) took twice as
+ * long, and would need an installed program besides the library.  CLONE_VFORK is not used: it would
+ * stop the caller for as long as the write hangs.
  *
- * So the helper must leave no trace in that memory: it makes bare system calls only, and reads and
- * writes its own block only.  No errno, no libc call (whose first use would be bound by the
- * dynamic linker), no stack protector (it is looked up in the storage of a thread that may have
- * ended), no handler of a signal.  The importer's end does not end it: exit_group ends one thread
- * group, and the memory goes with its last user.
+ * So the helper must leave no trace in that memory: it only makes bare system calls, and only
+ * accesses its own block.  It uses no errno, no libc call (the dynamic linker would bind its
+ * first use), no stack protector (whose value is in the storage of a thread that may have ended),
+ * and no signal handler.  The importer's end does not end the helper: exit_group ends one thread
+ * group, and the memory is freed with its last user.
  *
- * Where there are no bare system calls for the machine the memory is copied as fork does.
+ * On a machine without bare system calls the memory is copied, as by fork.
  */
 #define _GNU_SOURCE
 #include "sysfs_write.h"
@@ -34,7 +34,7 @@
 #define STACK_SIZE	 (size_t)(1 << 16) /* a multiple of every page size */
 #define GUARD_SIZE	 (size_t)(1 << 16)
 
-/* 0 as the exit signal: the importer sees no SIGCHLD. */
+/* The exit signal is 0: the importer gets no SIGCHLD. */
 #define CLONE_FLAGS (CLONE_PIDFD | (PHD_HAVE_RAWCALL ? CLONE_VM : 0))
 
 #ifndef CLONE_PIDFD
@@ -44,9 +44,9 @@
 #define SYS_close_range 436 /* since 5.9, the same everywhere */
 #endif
 
-/* What the helper works on: lies above its stack, with a page below that no stack grows through. */
+/* The helper's data: above its stack, with a guard page below that the stack cannot cross. */
 struct block {
-	struct phd_write_result result; /* first: the caller knows the block by it */
+	struct phd_write_result result; /* first: the caller identifies the block by it */
 	size_t mapped;
 	pid_t manager;
 	int dir_fd;
@@ -54,7 +54,7 @@ struct block {
 	size_t size;
 	const char *name;
 	const char *lock_name;
-	char value[]; /* and the two names */
+	char value[]; /* followed by the two names */
 };
 
 static PHD_BARE void close_each(unsigned int first, unsigned int last)
@@ -102,7 +102,7 @@ static PHD_BARE void begin(struct block *block, enum phd_write_stage stage)
 	__atomic_store_n(&block->result.stage, (int32_t)stage, __ATOMIC_RELEASE);
 }
 
-/* The descriptor stays open: the end of the process frees the lock, and nothing else does. */
+/* The descriptor stays open: only the end of the process releases the lock. */
 static PHD_BARE long take_lock(const struct block *block)
 {
 	long fd = phd_rawcall(SYS_openat, block->lock_dir_fd, (long)block->lock_name,
@@ -123,7 +123,7 @@ static PHD_BARE long perform(struct block *block)
 	ret = take_lock(block);
 	if (ret < 0)
 		return ret;
-	/* Before the lock nobody could see us: who recovers after a dead manager would not wait. */
+	/* Until the lock was taken, a recovery after the manager's death would not have waited. */
 	if (phd_rawcall(SYS_getppid, 0, 0, 0, 0) != block->manager)
 		return -ECANCELED;
 	begin(block, PHD_STAGE_OPEN);
@@ -149,7 +149,7 @@ static PHD_BARE int run(void *arg)
 	__builtin_unreachable();
 }
 
-/* Shared, for where the helper's memory is a copy. */
+/* Shared memory, for a helper whose other memory is a copy. */
 static struct block *make_block(const struct phd_write_request *req)
 {
 	size_t name = strlen(req->name) + 1, lock_name = strlen(req->lock_name) + 1;
@@ -161,7 +161,7 @@ static struct block *make_block(const struct phd_write_request *req)
 
 	if (bottom == MAP_FAILED)
 		return NULL;
-	mprotect(bottom, GUARD_SIZE, PROT_NONE); /* a net only: the stack's use is known */
+	mprotect(bottom, GUARD_SIZE, PROT_NONE); /* only a safety net: the stack use is known */
 	block = (void *)(bottom + GUARD_SIZE + STACK_SIZE);
 	names = block->value + req->size;
 	block->mapped = size;
@@ -176,7 +176,7 @@ static struct block *make_block(const struct phd_write_request *req)
 	return block;
 }
 
-/* With every signal blocked, for good: a handler of the importer must not run in the helper. */
+/* Signals stay blocked in the helper: a handler of the importer must not run there. */
 static int start(struct block *block)
 {
 	sigset_t all, before;

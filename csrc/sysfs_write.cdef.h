@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What the write helper's user sees; read by the compiler and by cffi, so without preprocessor
+/* The interface of the write helper; read by the compiler and by cffi, so without preprocessor
  * lines. */
 
-/* What the helper is at; it stays where it is when the helper fails, hangs or is killed. */
+/* The helper's current step; it does not change any more after a failure, a hang or a kill. */
 enum phd_write_stage {
 	PHD_STAGE_ISOLATE, /* leave the session, close what was inherited */
 	PHD_STAGE_LOCK,	   /* take the device's in-flight lock */
@@ -14,7 +14,7 @@ enum phd_write_stage {
 /* In memory shared with the helper. */
 struct phd_write_result {
 	int32_t stage;
-	int32_t errnum; /* why the stage failed, 0 while it has not */
+	int32_t errnum; /* why the step failed, 0 if it has not */
 	int64_t count;	/* what write(2) returned */
 	int32_t pid;
 };
@@ -30,16 +30,16 @@ struct phd_write_request {
 
 /*
  * Start a process that takes the lock, opens the attribute, writes the value with one write(2) and
- * ends.
+ * exits.
  *
- * The process has a session of its own, no descriptor but the two directories, sends no SIGCHLD
- * when it ends and is no child that wait(2) for any child would find.  Its lock is freed by the
- * kernel when the write is over, whoever is left to see that.  The request is copied.
+ * The process has its own session and only the descriptors of the two directories.  It sends no
+ * SIGCHLD, and a wait(2) for any child does not find it.  The kernel releases its lock when the
+ * write is over, even if no other process is left.  The request is copied.
  *
- * A pidfd, or -errno.  *result is to be given to phd_write_end once the process has ended, and
- * never before: the process stands on the memory around it.
+ * Returns a pidfd, or -errno.  Pass *result to phd_write_end once the process has ended, and never
+ * before: the process uses the memory around it.
  */
 int phd_write_start(const struct phd_write_request *req, const struct phd_write_result **result);
 
-/* Free what phd_write_start made. */
+/* Free the memory of phd_write_start. */
 void phd_write_end(const struct phd_write_result *result);

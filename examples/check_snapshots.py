@@ -4,7 +4,7 @@
 Which hosts can take this domain? check_snapshots.py DOMAIN.xml HOST.tree...
 
 A .tree file describes a host as text. The check runs in continuous integration: no hardware, no privileges.
-Ends with 0 when every host can take the domain, else with 1.
+The exit code is 0 if every host can take the domain, else 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyhostdev.testing import FakeHost
 
 
 def obstacles(domain: pyhostdev.DomainDef, tree: str) -> list[str]:
-    """Return what stands in the way on one host, one sentence per finding."""
+    """Return the obstacles on one host, one sentence per finding."""
     with tempfile.TemporaryDirectory() as directory:
         host = pyhostdev.Host(FakeHost.from_tree(tree, directory).root)
         return [f"{finding.reason}: {finding.message}" for finding in host.plan(domain).obstacles]

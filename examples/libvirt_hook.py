@@ -3,9 +3,9 @@
 """
 A libvirt hook: libvirt calls it as /etc/libvirt/hooks/qemu GUEST OPERATION SUB-OPERATION - with the domain on stdin.
 
-Before libvirt touches a device, the plan must hold, else the guest does not start and libvirt logs the reasons. libvirt
-detaches what is ``managed='yes'``; this hook prepares the rest (``managed='no'``, kept functions) and gives it back.
-PYHOSTDEV_ROOT names a simulated host for tests. A hook must not call back into libvirt, and this one does not.
+If the plan has obstacles, the guest does not start and libvirt logs the reasons. libvirt detaches the devices with
+``managed='yes'``; this hook prepares the rest (``managed='no'``, kept functions) and releases them. PYHOSTDEV_ROOT
+names a simulated host for tests. A hook must not call libvirt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyhostdev
 
 
 def open_host() -> pyhostdev.Host:
-    """Return the live host, or the simulated one that the tests name."""
+    """Return the live host, or the simulated host of the tests."""
     root = os.environ.get("PYHOSTDEV_ROOT", "/")
     if root == "/":
         return pyhostdev.Host("/")
@@ -27,7 +27,7 @@ def open_host() -> pyhostdev.Host:
 
 
 def managed_copy(domain: pyhostdev.DomainDef, *, all_of_them: bool) -> pyhostdev.DomainDef:
-    """Return the domain with all its PCI devices, or only those that libvirt does not detach; all of them managed."""
+    """Return a copy with all PCI devices, or only those that libvirt does not detach; every device is managed."""
     copy = domain.copy()
     copy.hostdevs = [h for h in copy.hostdevs if all_of_them or (h.is_pci and not h.managed)]
     for hostdev in copy.pci_hostdevs():
@@ -36,7 +36,7 @@ def managed_copy(domain: pyhostdev.DomainDef, *, all_of_them: bool) -> pyhostdev
 
 
 def begin(domain: pyhostdev.DomainDef) -> int:
-    """Refuse the start unless the whole plan holds, then prepare what libvirt leaves."""
+    """Refuse the start if the whole plan has obstacles, then prepare the devices that libvirt leaves."""
     host = open_host()
     plan = host.plan(managed_copy(domain, all_of_them=True))
     if not plan.ok:
@@ -49,7 +49,7 @@ def begin(domain: pyhostdev.DomainDef) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Act on the two moments that concern devices; every other call succeeds at once."""
+    """Act before the start and after the end of a guest; every other call succeeds at once."""
     guest, operation, moment = argv[:3]
     if (operation, moment) == ("prepare", "begin"):
         return begin(pyhostdev.DomainDef.parse(sys.stdin.read()))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Plan a domain, prepare its devices, wait for Enter, give them back: plan_and_prepare.py DOMAIN.xml [DIR]
+Plan a domain, prepare its devices, wait for Enter, release them: plan_and_prepare.py DOMAIN.xml [DIR]
 
 With DIR, a directory made by FakeHost, a simulated kernel takes the place of the real one.
 """
@@ -23,7 +23,7 @@ def open_host(root: str) -> pyhostdev.Host:
 
 
 def main(path: str, root: str = "/") -> int:
-    """Return 0 when the devices were prepared and given back, 1 when the plan refuses."""
+    """Return 0 if the devices were prepared and released, 1 if the plan refuses."""
     host = open_host(root)
     with open(path, encoding="utf-8") as stream:
         domain = pyhostdev.DomainDef.parse(stream.read())

@@ -39,7 +39,7 @@ def test_the_tool_refuses_half_a_card(fakehost):
 
 
 def test_the_tool_gives_everything_back(fakehost):
-    """All four are declared, two are kept from the guest: prepared, then as before."""
+    """All four are declared, two are kept from the guest: prepared, then restored."""
     fake = fakehost("bcm5719")
     before = fake.snapshot()
     host = pyhostdev.Host(fake.root, writer=fake.kernel)

@@ -30,7 +30,7 @@ VIR_ERR_OPERATION_FAILED = 9
 VIR_ERR_OPERATION_UNSUPPORTED = 84
 VIR_ERR_DEVICE_MISSING = 99
 
-# What libvirt reports for a finding, where that is not VIR_ERR_OPERATION_INVALID
+# The code that libvirt reports for a finding, where that is not VIR_ERR_OPERATION_INVALID
 REFUSAL_CODES = {
     "device-missing": VIR_ERR_DEVICE_MISSING,
     "not-endpoint": VIR_ERR_INTERNAL_ERROR,
@@ -55,11 +55,11 @@ class Renumbering(NamedTuple):
 
 class HostdevError(Exception):
     """
-    Root of the tree; never raised itself.
+    Base class of all errors; never raised itself.
 
-    ``reason`` is one of the stable codes of a finding, or None; ``address`` is the host device it is
-    about (anything that prints as one), or None. ``rolled_back`` is True when a change that failed was undone
-    completely, False when ``recover`` has work to do, None where nothing was being changed.
+    ``reason`` is one of the stable codes of a finding, or None. ``address`` is the host device concerned (anything
+    that prints as an address), or None. ``rolled_back`` is True when a failed change was undone completely, False
+    when ``recover`` has to finish the work, and None when nothing was being changed.
     """
 
     libvirt_code = VIR_ERR_INTERNAL_ERROR
@@ -95,7 +95,7 @@ class HostdevError(Exception):
 
     @property
     def with_reason(self) -> str:
-        """The sentence behind its reason code, when it has one."""
+        """The message, preceded by its reason code when it has one."""
         return f"{self.reason}: {self.message}" if self.reason else self.message
 
 
@@ -103,7 +103,7 @@ class ConfigError(HostdevError):
     """
     The XML or the request is wrong; nothing was touched.
 
-    ``others`` holds the further errors that were found in the same pass.
+    ``others`` holds further errors found in the same pass.
     """
 
     libvirt_code = VIR_ERR_XML_ERROR
@@ -115,22 +115,22 @@ class ConfigError(HostdevError):
 
 
 class XMLError(ConfigError):
-    """The XML does not say what the grammar of a domain asks for."""
+    """The XML does not follow the grammar of a domain."""
 
 
 class InvalidAddressError(ConfigError):
-    """A text or a set of numbers is no PCI address."""
+    """A string or a set of numbers is not a PCI address."""
 
 
 class ConfigUnsupportedError(ConfigError):
-    """The XML is right, and pyhostdev or the emulator cannot do what it asks for."""
+    """The XML is valid, but pyhostdev or the emulator does not support what it requests."""
 
     libvirt_code = VIR_ERR_CONFIG_UNSUPPORTED
 
 
 def raise_all(errors: Sequence[ConfigError]) -> None:
     """
-    Raise the first of some errors, with the rest in ``others``; do nothing where there is none.
+    Raise the first of several errors, with the rest in ``others``; do nothing if the sequence is empty.
 
     Raises:
         ConfigError: the first error.
@@ -148,9 +148,9 @@ def raise_all(errors: Sequence[ConfigError]) -> None:
 
 class RefusedError(HostdevError):
     """
-    The request is valid and the host or the state stands in the way; nothing was touched.
+    The request is valid, but the host or the state prevents it; nothing was touched.
 
-    ``findings`` holds all of them, in the order of the plan; the text names the first and counts the rest.
+    ``findings`` holds all of them, in the order of the plan; the message names the first and counts the rest.
     """
 
     libvirt_code = VIR_ERR_OPERATION_INVALID
@@ -166,7 +166,7 @@ class RefusedError(HostdevError):
 
 
 class OperationError(HostdevError):
-    """We tried and failed; ``rolled_back`` says how the host is now."""
+    """A change was tried and failed; ``rolled_back`` tells the state of the host."""
 
     libvirt_code = VIR_ERR_OPERATION_FAILED
 
@@ -176,19 +176,19 @@ class OperationError(HostdevError):
 
 
 class DeviceInUseError(OperationError):
-    """The device belongs to a domain, or somebody holds it open."""
+    """The device belongs to a domain, or a process holds it open."""
 
     libvirt_code = VIR_ERR_OPERATION_INVALID
 
 
 class DeviceMissingError(OperationError):
-    """The host has no such device, or it went away."""
+    """The host does not have the device, or the device went away."""
 
     libvirt_code = VIR_ERR_DEVICE_MISSING
 
 
 class InDoubtError(OperationError):
-    """A write did not come back within its deadline and may still take effect."""
+    """A write did not return within its deadline and may still take effect."""
 
     libvirt_code = VIR_ERR_OPERATION_TIMEOUT
 
@@ -197,14 +197,14 @@ class SysfsError(HostdevError, OSError):
     """
     The kernel refused a read or a write.
 
-    Has ``errno``, ``filename`` and ``doing`` (what was tried, as a verb phrase). Whatever the errno, this is no
-    FileNotFoundError or PermissionError: test ``errno``.
+    It has ``errno``, ``filename`` and ``doing`` (what was tried, as a verb phrase). It is never a FileNotFoundError or
+    a PermissionError, whatever the errno: test ``errno``.
     """
 
     libvirt_code = VIR_ERR_SYSTEM_ERROR
 
     def __new__(cls, *args: Any, **fields: Any) -> SysfsError:
-        return OSError.__new__(cls)  # with arguments it would make a subclass chosen by errno
+        return OSError.__new__(cls)  # given arguments, it would return a subclass chosen by errno
 
     def __init__(self, errnum: int, filename: str, doing: str, *, address: object | None = None) -> None:
         HostdevError.__init__(self, f"Cannot {doing}: {os.strerror(errnum)} ('{filename}')", address=address)
@@ -215,4 +215,4 @@ class SysfsError(HostdevError, OSError):
 
 
 class InternalError(HostdevError):
-    """A bug of pyhostdev; never raised for what a user wrote."""
+    """A bug in pyhostdev; never raised for user input."""

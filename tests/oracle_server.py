@@ -203,7 +203,7 @@ def main() -> None:
         except HostdevError as err:
             answer = {"error": str(err), "code": err.code_in(server.release)}
         except Exception as err:
-            traceback.print_exc()  # a bug of ours is one wrong answer, and not the end of all others
+            traceback.print_exc()  # a bug here is one wrong answer, and must not end the others
             answer = {"error": str(err), "code": VIR_ERR_INTERNAL_ERROR}
         print(json.dumps(answer), flush=True)
 

@@ -46,7 +46,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_left(path: Path) -> None:
-    """A room imports itself and rooms to its left, and a room nobody declared is an error."""
+    """A room imports itself and rooms to its left, and an undeclared room is an error."""
     here = room(path)
     rooms = {name.split(".")[1] for name in imports(path) if name.count(".")} - {here}
     known = {name for name in rooms if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()}

@@ -78,7 +78,7 @@ def test_one_group_in_two_slots_of_a_guest_with_an_iommu(tmp_path: Path) -> None
 
 
 def test_the_network_of_a_vf_is_not_dropped(tmp_path: Path) -> None:
-    """MAC and VLAN that nobody sets refuse prepare until the user says that something else sets them."""
+    """Unsupported MAC and VLAN settings refuse prepare until the user consents, after setting them otherwise."""
     host = host_of("vf", tmp_path)
     dom = DomainDef.parse((CASES / "vf-vlan.xml").read_bytes())
     (finding,) = [f for f in host.plan(dom).findings if f.reason == "vf-network"]

@@ -110,7 +110,7 @@ def test_refusal_has_libvirts_number(name: str, host: DescribedHost) -> None:
 
 @pytest.fixture(scope="module")
 def host_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The oracle's host as a directory; whoever simulates a start there leaves it as it was."""
+    """The oracle's host as a directory; a simulated start restores it."""
     directory = tmp_path_factory.mktemp("oracle")
     FakeHost.from_tree(ORACLE / "host.tree", directory)
     return directory

@@ -35,7 +35,7 @@ def annotations(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_types_of_public_methods_are_public(name: str) -> None:
-    """Whoever calls a method can name what it gives."""
+    """The return type of every public method can be imported."""
     assert set() == annotations(name) - set(pyhostdev.__all__)
 
 

@@ -20,7 +20,7 @@ SEED_CASES = ["hostdev-pci-multifunction", "hostdev-pci-multifunction-partial"]
 
 
 def devices(host: Host) -> Iterator[list[PCIDevice]]:
-    """Yield each device of a host that could be somebody's: its functions, bridges left out."""
+    """Yield each device of a host that could be assigned: its functions without the bridges."""
     seen = set()
     for dev in host.scan():
         if not dev.is_bridge and dev.address not in seen:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Hosts without hardware, for tests of this project and others; what it exports is imported when it is used."""
+"""Hosts without hardware, for tests of this project and of others; the exported names are imported on first use."""
 
 from __future__ import annotations
 

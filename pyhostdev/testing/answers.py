@@ -8,26 +8,26 @@ from __future__ import annotations
 from pyhostdev.errors import ConfigUnsupportedError
 
 
-class NotSimulated(ConfigUnsupportedError):  # noqa: N818 - says what it is, and is public
-    """The simulated kernel does not know how the real one would answer."""
+class NotSimulated(ConfigUnsupportedError):  # noqa: N818 - a descriptive and public name
+    """The simulated kernel does not know the reaction of the real one."""
 
 
 class SimulatedKill(BaseException):
     """
-    The writing process was killed here; no Exception, because no handler of a killed process runs.
+    The writing process was killed here; not an Exception, because a killed process runs no handlers.
 
-    Handlers of BaseException and ``finally`` blocks of that process still run in a test; the kernel lets none
-    of their writes through and raises this again.
+    In a test, handlers of BaseException and ``finally`` blocks of that process still run. The kernel refuses all of
+    their writes and raises this error again.
     """
 
 
-class Refusal(Exception):  # noqa: N818 - an answer of the kernel, turned into SysfsError at the border
-    """The kernel answers a write with an errno."""
+class Refusal(Exception):  # noqa: N818 - the kernel's errno, turned into SysfsError at the border
+    """The kernel refuses a write with an errno."""
 
     def __init__(self, errnum: int) -> None:
         super().__init__(errnum)
         self.errnum = errnum
 
 
-class Blocked(Exception):  # noqa: N818 - an answer too: the write has not come back
-    """The write waits inside the kernel; what it would do is on the kernel's list of pending writes."""
+class Blocked(Exception):  # noqa: N818 - not an error: the write has not returned
+    """The write waits inside the kernel; its remaining effect is on the kernel's list of pending writes."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What the kernel does when an attribute is written: one ``store_NAME`` for each that is modelled.
+The kernel's reaction to a written attribute: one ``store_NAME`` for each attribute that is modelled.
 
 Source: drivers/base/bus.c, drivers/base/driver.c, drivers/pci/pci-driver.c, pci-sysfs.c, iov.c, pci.c (Linux 6.1);
 the errnos were measured on 6.1.192 and 6.12.117
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from pyhostdev.testing.drivercore import DriverCore
     from pyhostdev.testing.driverspec import DriverSpec
 
-OVERRIDE_LIMIT = 4095  # a page less one, for pages of 4 KiB
+OVERRIDE_LIMIT = 4095  # a page less one byte, for pages of 4 KiB
 _RESET_NAMES = ("device_specific", "acpi", "flr", "af_flr", "pm", "bus")
 
 
 def c_string(value: bytes) -> bytes:
-    """Return the bytes up to the first NUL, which is all that C code sees."""
+    """Return the bytes up to the first NUL, as C code sees them."""
     return value.split(b"\0", 1)[0]
 
 
 def named_device(core: DriverCore, value: bytes) -> SimDevice | None:
-    """Return the function whose whole name is written, with at most one newline after it."""
+    """Return the function whose complete name was written, with at most one trailing newline."""
     name = c_string(value).removesuffix(b"\n")
     return find_device(core.tree, name.decode("latin-1"))
 
 
 def store_bind(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
     """
-    Bind a function to this driver and no other.
+    Bind a function to this driver, regardless of other matching drivers.
 
     Raises:
-        Refusal: ENODEV when they do not match, EBUSY when it is bound, else what the probe says.
+        Refusal: ENODEV if they do not match, EBUSY if the function is bound, else the errno of the probe.
     """
     device = named_device(core, value)
     if device is None or not core.matches(driver, device):
@@ -54,7 +54,7 @@ def store_unbind(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
     Unbind a function from this driver.
 
     Raises:
-        Refusal: ENODEV when it is not bound to it.
+        Refusal: ENODEV if the function is not bound to it.
     """
     device = named_device(core, value)
     holder = None if device is None else core.lock_holder(device)
@@ -66,7 +66,7 @@ def store_unbind(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
 
 
 def _read_id(value: bytes) -> str:
-    """Return vendor and device as an id table has them; further fields narrow and are not modelled."""
+    """Return vendor and device as in an id table; further fields, which narrow the match, are not modelled."""
     try:
         vendor, device, *_ = (int(field, 16) for field in c_string(value).split())
     except ValueError:
@@ -76,10 +76,10 @@ def _read_id(value: bytes) -> str:
 
 def store_new_id(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
     """
-    Add a dynamic id and offer all functions without a driver to the driver.
+    Add a dynamic id and offer all unbound functions to the driver.
 
     Raises:
-        Refusal: EINVAL for fewer than two fields, EEXIST for an id it has.
+        Refusal: EINVAL for fewer than two fields, EEXIST for an id that the driver already has.
     """
     pattern = _read_id(value)
     known = core.state.dynamic.setdefault(driver.name, [])
@@ -92,7 +92,7 @@ def store_new_id(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
 
 def store_remove_id(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
     """
-    Remove a dynamic id; who is bound by it stays bound.
+    Remove a dynamic id; functions bound through it stay bound.
 
     Raises:
         Refusal: EINVAL for fewer than two fields, ENODEV for an id that was not added.
@@ -107,7 +107,7 @@ def store_remove_id(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
 
 def store_drivers_probe(core: DriverCore, value: bytes) -> None:
     """
-    Offer a function to all drivers; nothing matching, a failing probe and a bound function are successes.
+    Offer a function to all drivers; it is a success if none matches, the probe fails, or the function is bound.
 
     Raises:
         Refusal: ENODEV for an unknown name, EINVAL while user space owns the group.
@@ -128,7 +128,7 @@ def store_rescan(core: DriverCore, value: bytes) -> None:
     Find removed functions again.
 
     Raises:
-        Refusal: EINVAL for what is no number.
+        Refusal: EINVAL for anything but a number.
     """
     if _number(value):
         from pyhostdev.testing import hotplug
@@ -146,7 +146,7 @@ def _number(value: bytes) -> int:
 
 def store_driver_override(core: DriverCore, device: SimDevice, value: bytes) -> None:
     """
-    Set or clear the override; binds nothing.
+    Set or clear the override; the binding does not change.
 
     Raises:
         Refusal: EINVAL for a page or more.
@@ -162,10 +162,10 @@ def store_driver_override(core: DriverCore, device: SimDevice, value: bytes) -> 
 
 def store_sriov_numvfs(core: DriverCore, device: SimDevice, value: bytes) -> None:
     """
-    Make a PF's VFs appear or go.
+    Create or remove the VFs of a PF.
 
     Raises:
-        Refusal: ERANGE for more than it has, ENOENT without a driver, EBUSY from one number to another.
+        Refusal: ERANGE above the maximum, ENOENT without a driver, EBUSY for a change between two non-zero numbers.
     """
     wanted = _number(value)
     if not 0 <= wanted <= device.number("sriov_totalvfs"):
@@ -188,10 +188,10 @@ def store_sriov_numvfs(core: DriverCore, device: SimDevice, value: bytes) -> Non
 
 def store_sriov_drivers_autoprobe(core: DriverCore, device: SimDevice, value: bytes) -> None:
     """
-    Let drivers have new VFs, or keep them from all without an override.
+    Let drivers bind to new VFs, or keep them from all VFs without an override.
 
     Raises:
-        Refusal: EINVAL for no boolean.
+        Refusal: EINVAL for anything but a boolean.
     """
     del core
     first = c_string(value)[:1].lower()
@@ -202,10 +202,10 @@ def store_sriov_drivers_autoprobe(core: DriverCore, device: SimDevice, value: by
 
 def store_reset(core: DriverCore, device: SimDevice, value: bytes) -> None:
     """
-    Reset the function by the first method that can.
+    Reset the function by its first usable method.
 
     Raises:
-        Refusal: EINVAL for another value than 1, ENOTTY when no method is left.
+        Refusal: EINVAL for a value other than 1, ENOTTY if no method is usable.
     """
     if _number(value) != 1:
         raise Refusal(errno.EINVAL)
@@ -218,17 +218,17 @@ def store_reset(core: DriverCore, device: SimDevice, value: bytes) -> None:
 
 
 def _is_alone(core: DriverCore, device: SimDevice) -> bool:
-    """True when a bus reset hits no other function."""
+    """True if a bus reset affects no other function."""
     bus = device.address[:2]
     return all(other.address[:2] != bus or other.address == device.address for other in list_devices(core.tree))
 
 
 def store_reset_method(core: DriverCore, device: SimDevice, value: bytes) -> None:
     """
-    Choose the ways to reset a function, in order.
+    Choose the methods to reset a function, in order.
 
     Raises:
-        Refusal: EINVAL for a name that no kernel or this function does not have.
+        Refusal: EINVAL for a name unknown to the kernel or not supported by this function.
     """
     name = str(device.address)
     present = (device.read("reset_method") or b"").decode("latin-1")
@@ -249,10 +249,10 @@ def store_reset_method(core: DriverCore, device: SimDevice, value: bytes) -> Non
 
 def store_remove(core: DriverCore, device: SimDevice, value: bytes) -> None:
     """
-    Take a function off the bus.
+    Remove a function from the bus.
 
     Raises:
-        Refusal: EINVAL for what is no number.
+        Refusal: EINVAL for anything but a number.
     """
     if _number(value):
         from pyhostdev.testing import hotplug

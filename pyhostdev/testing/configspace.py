@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Configuration space made from a function's description: bytes a scanner or lspci reads as that function.
+Configuration space built from a function's description: a scanner or lspci reads the bytes as that function.
 
-Source: register names and their specifications are in pyhostdev.util.pciregs; here are those only a device needs.
+Source: register names and their specifications are in pyhostdev.util.pciregs; the names below are used only here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EXPRESS_VERSION = 2
 _DEVCAP2 = 0x24  # PCIE50 7.5.3.15
 _DEVCTL2 = 0x28  # PCIE50 7.5.3.16
 _ARI_FORWARDING = 1 << 5  # PCIE50 7.5.3.15 and .16, the same bit
-_ACS_SV_RR_CR_UF = 0x1D  # PCIE50 7.7.8.2: what keeps functions apart
+_ACS_SV_RR_CR_UF = 0x1D  # PCIE50 7.7.8.2: the controls that isolate functions
 _SRIOV_CTRL_ENABLED = 0x09  # PCIE50 9.3.3.3: VF enable, VF memory enable
 _SRIOV_SIZE = 0x40
 _PORT_TYPES = (0x4, 0x5, pciregs.EXP_TYPE_DOWNSTREAM)
@@ -50,7 +50,7 @@ def _express(spec: FunctionSpec, kind: int) -> bytes:
     if kind in _PORT_TYPES:
         struct.pack_into("<I", body, _DEVCAP2, _ARI_FORWARDING)
         struct.pack_into("<H", body, _DEVCTL2, _ARI_FORWARDING if spec.ari else 0)
-    return bytes(body[2:])  # without id and next pointer
+    return bytes(body[2:])  # without the id and the next pointer
 
 
 def _capabilities(spec: FunctionSpec) -> list[tuple[int, bytes]]:
@@ -72,7 +72,7 @@ def _sriov(spec: FunctionSpec, numvfs: int) -> bytes:
     struct.pack_into("<HHH", body, 0x0C, total, total, numvfs)
     struct.pack_into("<HH", body, 0x14, spec.vf_offset, spec.vf_stride)
     struct.pack_into("<H", body, 0x1A, spec.vf_device)
-    struct.pack_into("<II", body, 0x1C, 0x553, 1)  # page sizes, of which 4 KiB is used
+    struct.pack_into("<II", body, 0x1C, 0x553, 1)  # supported page sizes; 4 KiB is selected
     return bytes(body[4:])
 
 
@@ -127,9 +127,9 @@ def _write_extended(config: bytearray, spec: FunctionSpec, numvfs: int) -> None:
 
 def build_config(spec: FunctionSpec, *, numvfs: int = 0) -> bytes:
     """
-    Return the configuration space that the words of a description ask for.
+    Return the configuration space described by the fields of a description.
 
-    Host: nothing is read; a ``dump=`` word is read_dump()'s.
+    Host: nothing is read; a ``dump=`` field is handled by read_dump()
     """
     size = pciregs.CONFIG_SIZE if spec.express is None else pciregs.CONFIG_SIZE_EXPRESS
     config = bytearray(size)
@@ -142,10 +142,10 @@ def build_config(spec: FunctionSpec, *, numvfs: int = 0) -> bytes:
 
 def apply_patches(config: bytes, spec: FunctionSpec) -> bytes:
     """
-    Replace the bytes that hex dump lines below a function give.
+    Replace the bytes given by the hex dump lines below a function.
 
     Raises:
-        ConfigError: one lies outside.
+        ConfigError: a byte lies outside configuration space.
     """
     patched = bytearray(config)
     for offset, data in spec.patches:
@@ -157,13 +157,13 @@ def apply_patches(config: bytes, spec: FunctionSpec) -> bytes:
 
 def read_dump(directory: str, name: str) -> bytes:
     """
-    Read a whole configuration space from NAME.hex, lines as ``lspci -xxxx`` prints them.
+    Read a whole configuration space from NAME.hex, whose lines have the form of ``lspci -xxxx``.
 
     Returns:
         64, 256 or 4096 bytes, the smallest that holds the lines.
 
     Raises:
-        ConfigError: a line is no dump line, or there are too many.
+        ConfigError: a line is not a dump line, or there are too many bytes.
         OSError: the file cannot be read.
     """
     with open(os.path.join(directory, f"{name}.hex"), encoding="ascii") as file:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Which driver takes which function: matching, probing, removing, as the kernel's driver core does it.
+Matching, binding and unbinding of functions and drivers, as in the kernel's driver core.
 
-Both halves of a bind and an unbind are apart, because the ``driver`` link changes between them: it appears before the
-probe, and is gone before the driver's remove has run.
+A bind and an unbind have two halves, because the ``driver`` link changes between them: it appears before the probe
+runs, and it disappears before the driver's remove runs.
 
 Source: drivers/base/dd.c, drivers/base/bus.c, drivers/pci/pci-driver.c (Linux 6.1)
 """
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from pyhostdev.testing.tree import Tree
 
 _DEVICE_NUMBER = re.compile(rb"[0-9]{1,10}:[0-9]{1,10}\n?")
-_DRIVER_CLASSES = ("net", "block")  # what a driver puts below its device and takes away again
+_DRIVER_CLASSES = ("net", "block")  # directories that a driver creates below its device and removes again
 _EXPRESS_PORTS = (0x4, 0x5, 0x6, pciregs.EXP_TYPE_RC_EVENT_COLLECTOR)  # PCIE50 7.5.3.2
 
 
 def id_matches(pattern: str, device: SimDevice) -> bool:
-    """True when one entry of an id table is for the function."""
+    """True if an entry of an id table matches the function."""
     first, second = pattern.split(":")
     if first == "class":
         return f"{device.number('class') & 0xFFFFFF:06x}".startswith(second)
@@ -51,7 +51,7 @@ def id_matches(pattern: str, device: SimDevice) -> bool:
 
 
 class DriverCore:
-    """The PCI bus's drivers and functions, and what is pending between them."""
+    """The drivers and functions of the PCI bus, and the pending writes between them."""
 
     def __init__(self, tree: Tree, state: KernelState, save: Callable[[], None] = lambda: None) -> None:
         self.tree = tree
@@ -59,16 +59,16 @@ class DriverCore:
         self.state = state
         self.groups = IOMMUGroups(tree, state)
         self.save = save
-        self.ours = True  # who writes is a SysfsWriter
+        self.ours = True  # the current writer is a SysfsWriter
         self.events: list[tuple[str, str]] = []
         self.block_next = False  # the next probe or remove hangs
-        self.waiting_for: str | None = None  # whose lock a write waits for
+        self.waiting_for: str | None = None  # the device whose lock a write waits for
 
     # Matching
 
     def matches(self, driver: DriverSpec, device: SimDevice) -> bool:
         """
-        True when the driver is for the function; an override decides alone.
+        True if the driver matches the function; an override alone decides.
 
         Source: pci_match_device (drivers/pci/pci-driver.c)
         """
@@ -76,13 +76,13 @@ class DriverCore:
         if override is not None:
             return override == driver.name
         ids = list(self.state.dynamic.get(driver.name, ()))
-        if driver.kind != "vfio":  # ids of vfio drivers serve the modules' aliases only
+        if driver.kind != "vfio":  # the ids of vfio drivers only serve the aliases of their modules
             ids += driver.ids
         return any(id_matches(pattern, device) for pattern in ids)
 
     def can_probe(self, device: SimDevice) -> bool:
         """
-        True unless the PF keeps drivers from its VFs; an override lifts that.
+        True unless the PF keeps drivers from its VFs; an override lifts this restriction.
 
         Source: pci_device_can_probe (drivers/pci/pci-driver.c)
         """
@@ -92,7 +92,7 @@ class DriverCore:
         return parent.read("sriov_drivers_autoprobe") != b"0\n"
 
     def registered(self) -> list[DriverSpec]:
-        """Return the drivers whose directory is there, in the order of their registration."""
+        """Return the drivers with a directory, in the order of their registration."""
         names = self.tree.list_dir(self.root.pci_drivers)
         known = [name for name in self.state.drivers if name in names]
         return [self.state.driver(name) for name in known + [n for n in names if n not in known]]
@@ -100,11 +100,11 @@ class DriverCore:
     # Pending
 
     def is_in_flight(self, device: str) -> bool:
-        """True while a write of a SysfsWriter for the device has not come back."""
+        """True while a write of a SysfsWriter to the device has not returned."""
         return any(entry.device == device and entry.ours for entry in self.state.pending)
 
     def lock_holder(self, device: SimDevice) -> Pending | None:
-        """Return the write that has the device's lock, if one is stuck inside its driver."""
+        """Return the write that holds the device's lock, if one is stuck inside its driver."""
         for entry in self.state.pending:
             if entry.device == str(device.address) and entry.stage in ("probe", "remove"):
                 return entry
@@ -115,7 +115,7 @@ class DriverCore:
         Take the device's lock.
 
         Raises:
-            Blocked: a write that is stuck in the device's driver has it.
+            Blocked: a write that is stuck in the device's driver holds it.
         """
         if self.lock_holder(device) is not None:
             self.waiting_for = str(device.address)
@@ -130,7 +130,7 @@ class DriverCore:
         return entry
 
     def _block(self, entry: Pending, reason: str) -> None:
-        """Leave the entry on the list and give up waiting for it."""
+        """Leave the entry on the list and stop waiting for it."""
         self.block_next = False
         where = self.state.pending.index(entry)
         self.state.pending[where] = entry._replace(reason=reason)
@@ -139,17 +139,17 @@ class DriverCore:
     # Binding
 
     def settle_on(self, device: SimDevice, driver: str) -> None:
-        """Put a function on a driver as it was when the host was described; no probe is asked."""
+        """Bind a function to a driver as described for the host; no probe runs."""
         self._put_links(device, driver)
         self._bound(device, driver)
 
     def attach(self, driver: DriverSpec, device: SimDevice) -> None:
         """
-        Let a driver take a function.
+        Bind a function to a driver.
 
         Raises:
             Refusal: with the errno of the step that failed.
-            Blocked: the probe has not come back.
+            Blocked: the probe has not returned.
 
         Source: really_probe (drivers/base/dd.c)
         """
@@ -164,10 +164,10 @@ class DriverCore:
 
     def detach(self, device: SimDevice) -> None:
         """
-        Take a function from its driver.
+        Unbind a function from its driver.
 
         Raises:
-            Blocked: the driver's remove has not come back.
+            Blocked: the driver's remove has not returned.
 
         Source: __device_release_driver (drivers/base/dd.c)
         """
@@ -189,7 +189,7 @@ class DriverCore:
         Run the second half of a bind or an unbind.
 
         Raises:
-            Refusal: the probe failed; the link is gone again.
+            Refusal: the probe failed; the link is removed again.
         """
         self.state.pending.remove(entry)
         device = find_device(self.tree, entry.device)
@@ -208,7 +208,7 @@ class DriverCore:
         self._bound(device, entry.driver)
 
     def force_off(self, device: SimDevice, driver: str) -> None:
-        """Part a function that is gone from its driver, whoever holds it."""
+        """Unbind a removed function, even if it is held open."""
         self._drop_links(device, driver)
         self._removed(device, driver)
 
@@ -222,7 +222,7 @@ class DriverCore:
         self.tree.drop_file(os.path.join(self.root.pci_driver(driver), str(device.address)))
 
     def _probe(self, driver: DriverSpec, device: SimDevice) -> int:
-        """Return the errno with which the driver refuses the function, 0 when it takes it."""
+        """Return the errno with which the driver refuses the function, 0 if it accepts it."""
         if driver.probe == "defer":
             return errno.EAGAIN
         if driver.probe not in (None, "hang"):
@@ -265,14 +265,14 @@ class DriverCore:
 
     def tell(self, action: str, device: SimDevice) -> None:
         """
-        Send an event; a bind's and an unbind's are the last thing of all.
+        Send an event; the event of a bind or an unbind comes last of all.
 
         Source: driver_bound, __device_release_driver (drivers/base/dd.c)
         """
         self.events.append((action, str(device.address)))
 
     def _moved(self, device: SimDevice, driver: str | None) -> None:
-        """Forget where the function came from when it is there again."""
+        """Forget the function's original driver once it is bound to that driver again."""
         name = str(device.address)
         if name in self.state.moved and self.state.moved[name] == driver:
             del self.state.moved[name]
@@ -281,17 +281,17 @@ class DriverCore:
         return self.root.join(PARKED, f"{device.address}.{driver}")
 
     def _class_links(self, device: SimDevice, name: str) -> Iterator[tuple[str, str]]:
-        """Yield the links to what a driver has made, and where they lead; a sparse tree has none."""
+        """Yield the links to a driver's directories, with their targets; a sparse tree has none."""
         for entry in self.tree.list_dir(device.join(name)):
             target = device.join(name, entry)
             links = [self.root.join("sys/class", name, entry)]
             number = device.read(f"{name}/{entry}/dev")
-            if number is not None and _DEVICE_NUMBER.fullmatch(number):  # else no kernel wrote it
+            if number is not None and _DEVICE_NUMBER.fullmatch(number):  # other content does not come from a kernel
                 links.append(self.root.join("sys/dev", name, number.decode().strip()))
             yield from ((link, target) for link in links if self.tree.is_directory(os.path.dirname(link)))
 
     def _park(self, device: SimDevice, driver: str) -> None:
-        """Take away what the driver had put below its device, to come back with it."""
+        """Move away the directories that the driver created below its device, until it is bound again."""
         for name in _DRIVER_CLASSES:
             if self.tree.is_directory(device.join(name)):
                 for link, _ in self._class_links(device, name):
@@ -308,16 +308,16 @@ class DriverCore:
             for link, target in self._class_links(device, name):
                 self.tree.put_link(link, target)
         if self.tree.drop_empty(place):
-            self.tree.drop_empty(os.path.dirname(place))  # others may be parked still
+            self.tree.drop_empty(os.path.dirname(place))  # may still hold parked directories of others
 
     # Whole-bus events
 
     def load_module(self, name: str) -> None:
         """
-        Register a module's drivers and offer them all functions without a driver.
+        Register the drivers of a module and offer them all unbound functions.
 
         Raises:
-            Refusal: ENOENT when no driver says it comes with that module.
+            Refusal: ENOENT if no driver belongs to that module.
         """
         module = name.replace("-", "_")
         found = [spec for spec in self.state.drivers.values() if spec.module == module]
@@ -331,11 +331,11 @@ class DriverCore:
 
     def attach_any(self, device: SimDevice) -> None:
         """
-        Offer a function to the drivers in turn; one whose probe fails leaves it to the next.
+        Offer a function to the drivers in turn; after a failed probe, the next driver is tried.
 
         Raises:
-            Refusal: the group's DMA is not to be had.
-            Blocked: a probe has not come back.
+            Refusal: the group's DMA is not available to the host.
+            Blocked: a probe has not returned.
 
         Source: __device_attach (drivers/base/dd.c)
         """
@@ -347,10 +347,10 @@ class DriverCore:
 
     def attach_new(self, device: SimDevice) -> None:
         """
-        Offer a function that has just appeared to the drivers; nobody hears of a failure.
+        Offer a new function to the drivers; a failure is not reported.
 
         Raises:
-            Blocked: a probe has not come back.
+            Blocked: a probe has not returned.
 
         Source: pci_bus_add_device (drivers/pci/bus.c)
         """
@@ -359,7 +359,7 @@ class DriverCore:
 
     def attach_all(self, driver: DriverSpec) -> None:
         """
-        Offer all functions without a driver to one that is new, or has a new id.
+        Offer all unbound functions to a new driver, or to a driver with a new id.
 
         Source: driver_attach (drivers/base/bus.c)
         """
@@ -377,7 +377,7 @@ class DriverCore:
 
 def _is_express_port(device: SimDevice) -> bool:
     """
-    True for what the port driver takes of all the bridges it matches; a tree without config space has ports only.
+    True for the bridges that the port driver accepts; in a tree without config space, every bridge is a port.
 
     Source: pcie_portdrv_probe (drivers/pci/pcie/portdrv_pci.c), Linux 6.1
     """

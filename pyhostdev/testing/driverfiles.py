@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The sysfs directory of a driver and its module, and what lib/modules says of modules.
+The sysfs directories of a driver and its module, and the module lists in lib/modules.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _module_file(name: str) -> str:
 
 
 def module_aliases(spec: DriverSpec) -> list[str]:
-    """Return a module's lines of modules.alias; those of vfio drivers have a prefix of their own."""
+    """Return a module's lines of modules.alias; vfio drivers use a separate prefix."""
     if spec.module is None:
         return []
     prefix = "vfio_pci" if spec.kind == "vfio" else "pci"

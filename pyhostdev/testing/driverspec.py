@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What the kernel knows of a driver; a module of its own because every process that simulates needs it.
+The description of a driver; a separate module because every simulating process loads it.
 """
 
 from __future__ import annotations

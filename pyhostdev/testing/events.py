@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 class SimulatedEvents:
     """
-    What one SimulatedKernel does, as an EventSource; another process's writes to the same tree are not heard.
+    The events of one SimulatedKernel, as an EventSource; writes of other processes to the same tree cause no events.
 
     Args:
-        limit: how many events the queue holds; when there are more, some are lost, and that is all one hears.
+        limit: the size of the queue; if it overflows, the source only reports that events were lost.
     """
 
     def __init__(self, kernel: SimulatedKernel, *, limit: int = 10000) -> None:
@@ -35,11 +35,11 @@ class SimulatedEvents:
         self._seen = len(self.kernel.events)
 
     def fileno(self) -> int:
-        """Return a descriptor for whoever wants one to wait for; nothing ever comes."""
+        """Return a descriptor to wait for; it never becomes readable."""
         return self._readable
 
     def receive(self, timeout_s: float) -> PCIEvent | None:
-        del timeout_s  # nothing happens while we wait: who writes is we
+        del timeout_s  # nothing can happen during a wait: this process is the only writer
         waiting = len(self.kernel.events) - self._seen
         if waiting > self.limit:
             raise events_lost()

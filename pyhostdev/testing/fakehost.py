@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Fake hosts: a directory made from a description, and the kernel that reacts in it.
+Fake hosts: a directory built from a description, and the kernel that reacts in it.
 
     host = FakeHost.named("bcm5719", tmp_path)
     host.kernel.write(path, b"0001:09:00.0", device=address)
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 HOSTS = os.path.join(os.path.dirname(__file__), "hosts")
 _ROOMS = ("dev", "lib", "proc", "run", "sys")
-_OWN = "fakehost."  # files of the simulation, which no host has
+_OWN = "fakehost."  # prefix of the simulation's own files, which a real host does not have
 
 
 def named_hosts() -> list[str]:
-    """Return the names of the hosts that come with the package."""
+    """Return the names of the hosts included in the package."""
     return sorted(name.removesuffix(".tree") for name in os.listdir(HOSTS) if name.endswith(".tree"))
 
 
 class FakeHost:
-    """One fake host; ``root`` is for everything that takes a HostRoot, ``kernel`` is its SysfsWriter."""
+    """One fake host; pass ``root`` to anything that takes a HostRoot; ``kernel`` is its SysfsWriter."""
 
     def __init__(self, spec: HostSpec, directory: str | os.PathLike[str]) -> None:
         self.root = HostRoot(directory)
@@ -49,11 +49,11 @@ class FakeHost:
     @classmethod
     def from_tree(cls, tree: str | os.PathLike[str], directory: str | os.PathLike[str]) -> FakeHost:
         """
-        Build a host from a description: its text, when that has a newline, else the path of its file.
+        Build a host from a description: from its text if that contains a newline, else from the file at that path.
 
         Raises:
-            ConfigError: the description is wrong; its line is named.
-            FileExistsError: the directory holds a host already.
+            ConfigError: the description is invalid; the message names its line.
+            FileExistsError: the directory already holds a host.
         """
         if isinstance(tree, str) and "\n" in tree:
             return cls(parse_host(tree), directory)
@@ -62,21 +62,21 @@ class FakeHost:
     @classmethod
     def named(cls, name: str, directory: str | os.PathLike[str]) -> FakeHost:
         """
-        Build one of the hosts that come with the package.
+        Build one of the hosts included in the package.
 
         Raises:
-            ConfigError: there is none of that name.
+            ConfigError: there is no host of that name.
         """
         if name not in named_hosts():
-            raise ConfigError(f"No host is called '{name}': there are {', '.join(named_hosts())}")
+            raise ConfigError(f"Unknown host '{name}': expected one of {', '.join(named_hosts())}")
         return cls(read_host(os.path.join(HOSTS, f"{name}.tree")), directory)
 
     def add_function(self, line: str) -> SimDevice:
         """
-        Plug in a function, from a line of a description; without ``driver=`` it goes to a driver that matches.
+        Plug in a function given by a description line; without ``driver=``, a matching driver binds to it.
 
         Raises:
-            ConfigError: the line is wrong, or there is such a function.
+            ConfigError: the line is invalid, or the address is taken.
         """
         try:
             spec = parse_function(line)
@@ -84,14 +84,14 @@ class FakeHost:
         except ValueError as err:
             raise ConfigError(f"'{line}': {err}") from err
         if os.path.lexists(self.root.pci_device(spec.address)):
-            raise ConfigError(f"There is a function at {spec.address}")
+            raise ConfigError(f"Address {spec.address} already has a function")
         self.spec.functions[spec.address] = spec
         from pyhostdev.testing import hotplug
 
         with self.kernel.entered() as core:
             device = put_described(core.tree, self.spec, spec)
             link_described(core.tree, self.spec, self.spec.functions[spec.physfn or spec.address])
-            hotplug.forget(core, spec.address)  # what was removed there is not what a rescan finds
+            hotplug.forget(core, spec.address)  # a rescan must not bring back an earlier function
             core.tell("add", device)
             if spec.driver is not None:
                 bind_described(core, spec)
@@ -100,7 +100,7 @@ class FakeHost:
         return device
 
     def remove_function(self, address: PCIDeviceAddress) -> None:
-        """Pull out a function, with its VFs; nothing brings it back."""
+        """Unplug a function and its VFs for good; a rescan does not bring them back."""
         self.kernel.vanish(address, for_ever=True)
         gone = [a for a, spec in self.spec.functions.items() if address in (a, spec.physfn)]
         for other in gone:
@@ -108,9 +108,9 @@ class FakeHost:
 
     def reboot(self) -> None:
         """
-        Start the host anew as it was described and changed by add_function() and remove_function().
+        Restart the host as described, including the changes by add_function() and remove_function().
 
-        Bindings, overrides and dynamic ids are gone, as is ``run``; the boot's id is another one.
+        Bindings, overrides, dynamic ids and ``run`` are gone; the boot id is new.
         """
         import uuid
 
@@ -124,7 +124,7 @@ class FakeHost:
 
     def snapshot(self, *, books: bool = False) -> dict[str, bytes | str | None]:
         """
-        Return the whole tree: a file's bytes, a link's target, None for a directory.
+        Return the whole tree: the bytes of a file, the target of a link, None for a directory.
 
         Args:
             books: include run, where managers keep their state.
@@ -133,7 +133,7 @@ class FakeHost:
 
 
 def snapshot_tree(directory: str, *, skip: tuple[str, ...] = ()) -> dict[str, bytes | str | None]:
-    """Return every file, link and directory below a directory but the simulation's own, and ``skip`` at its top."""
+    """Return every entry below a directory, without the simulation's own files and the top-level names in ``skip``."""
     found: dict[str, bytes | str | None] = {}
     top = [n for n in sorted(os.listdir(directory)) if n not in skip and not n.startswith(_OWN)]
     todo = list(reversed(top))

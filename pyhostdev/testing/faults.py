@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What goes wrong on purpose: faults that a test puts at the n-th write of a simulated kernel.
+Fault injection: a test places a fault at the n-th write of a simulated kernel.
 
     kernel.inject(3, Fail(errno.EBUSY))
     kernel.inject(5, Hang())
@@ -24,7 +24,7 @@ __all__ = ["Delay", "Fail", "Fault", "Hang", "Interfere", "Kill", "NotSimulated"
 
 
 class Fault:
-    """Something that happens around one write; the base class does nothing."""
+    """An event around one write; the base class does nothing."""
 
     __slots__ = ()
 
@@ -32,11 +32,11 @@ class Fault:
         """Act before the kernel sees the write."""
 
     def after(self, kernel: FaultyKernel) -> None:
-        """Act after the kernel has answered, or has not."""
+        """Act after the kernel has answered the write, or has blocked it."""
 
 
 class Fail(Fault):
-    """The write is answered with an errno and changes nothing."""
+    """The write fails with an errno and changes nothing."""
 
     __slots__ = ("errnum",)
 
@@ -49,10 +49,10 @@ class Fail(Fault):
 
 class Hang(Fault):
     """
-    The write does not come back.
+    The write does not return.
 
-    Its first half has happened (bind has made the ``driver`` link, unbind has removed it). The second half happens
-    in ``kernel.complete()``, or, with ``lands`` False, never: the write is then forgotten by complete().
+    Its first half takes effect (bind creates the ``driver`` link, unbind removes it). The second half happens in
+    ``kernel.complete()``; if ``lands`` is False, it never happens, and complete() discards the write.
     """
 
     __slots__ = ("lands",)
@@ -65,7 +65,7 @@ class Hang(Fault):
 
 
 class Delay(Fault):
-    """The write takes its time: for a test that kills a process in the middle."""
+    """The write is delayed, for a test that kills a process in the middle."""
 
     __slots__ = ("seconds",)
 
@@ -77,13 +77,13 @@ class Delay(Fault):
 
 
 class Kill(Fault):
-    """The writing process dies ``before`` the write, ``after`` it, or while it is ``blocked`` in it."""
+    """The writing process is killed ``before`` the write, ``after`` it, or while it is ``blocked`` in it."""
 
     __slots__ = ("when",)
 
     def __init__(self, when: str) -> None:
         if when not in ("before", "after", "blocked"):
-            raise ValueError(f"'{when}' is none of before, after, blocked")
+            raise ValueError(f"Unknown time '{when}': expected before, after or blocked")
         self.when = when
 
     def before(self, kernel: FaultyKernel) -> None:
@@ -98,9 +98,9 @@ class Kill(Fault):
 
 class Vanish(Fault):
     """
-    A device goes away just before the write, as by surprise removal.
+    A device disappears just before the write, as after a surprise removal.
 
-    With ``opened`` it goes between the open and the write: the answer is ENODEV and no longer ENOENT.
+    With ``opened`` it disappears between the open and the write: the error is then ENODEV instead of ENOENT.
     """
 
     __slots__ = ("address", "opened")
@@ -116,7 +116,7 @@ class Vanish(Fault):
 
 
 class Interfere(Fault):
-    """Somebody else acts just before the write; gets a kernel without faults to write with."""
+    """Another process acts just before the write; ``action`` receives a kernel without faults to write with."""
 
     __slots__ = ("action",)
 

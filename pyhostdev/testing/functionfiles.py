@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The sysfs directory of one described function: attributes, links, and its places on the bus and in its group.
+The sysfs directory of one described function: attributes, links, and its entries on the bus and in its group.
 
-Source: Documentation/ABI/testing/sysfs-bus-pci; which attribute a function has, and how it reads, was measured on
+Source: Documentation/ABI/testing/sysfs-bus-pci; the attributes of a function and their form were measured on
 Linux 6.1
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def modalias(spec: FunctionSpec) -> str:
-    """Return the text that modules.alias is matched against."""
+    """Return the text that the patterns of modules.alias are matched against."""
     vendor, device = spec.subsystem or (spec.vendor, spec.device)
     base, sub, interface = spec.class_ >> 16, spec.class_ >> 8 & 0xFF, spec.class_ & 0xFF
     return (
@@ -47,7 +47,7 @@ def reset_methods(spec: FunctionSpec, *, alone: bool) -> list[str]:
     Return the names in ``reset_method``.
 
     Args:
-        alone: nothing else was on the bus when the kernel found the function.
+        alone: the bus was otherwise empty when the kernel found the function.
 
     Source: pci_reset_fn_methods (drivers/pci/pci.c), Linux 6.1
     """
@@ -87,7 +87,7 @@ def _sriov(spec: FunctionSpec, numvfs: int) -> dict[str, str]:
 
 
 def attributes(spec: FunctionSpec, *, numvfs: int, ari: bool, alone: bool) -> dict[str, str]:
-    """Return the text attributes of a function without a driver."""
+    """Return the text attributes of an unbound function."""
     found = {name: f"{text}\n" for name, text in _identity(spec).items()}
     found |= {"uevent": _uevent(spec), "remove": "", "rescan": ""}
     if spec.express is not None:
@@ -104,7 +104,7 @@ def attributes(spec: FunctionSpec, *, numvfs: int, ari: bool, alone: bool) -> di
 
 def config_space(spec: FunctionSpec, directory: str, *, numvfs: int) -> bytes:
     """
-    Return the function's configuration space, from its dump when it names one.
+    Return the function's configuration space, from its dump if it names one.
 
     Host: reads ``directory/NAME.hex``
     """
@@ -124,7 +124,7 @@ def put_function(
     alone: bool = False,
 ) -> SimDevice:
     """
-    Make a function's directory in ``place`` and put it on the bus; its group is put_in_group()'s.
+    Create a function's directory in ``place`` and list it on the bus; put_in_group() adds it to its group.
 
     Host: writes ``sys/devices``, ``sys/bus/pci/devices``
     """
@@ -141,13 +141,13 @@ def put_function(
 
 
 def put_on_bus(tree: Tree, path: str) -> None:
-    """Make the bus list a device's directory."""
+    """List a device's directory on the bus."""
     tree.make_dirs(tree.root.pci_devices)
     tree.put_link(os.path.join(tree.root.pci_devices, os.path.basename(path)), path)
 
 
 def put_in_group(tree: Tree, path: str, group: int, *, kind: str = "DMA") -> None:
-    """Make an IOMMU group list a device's directory; a new group gets its type."""
+    """List a device's directory in an IOMMU group; a new group gets its type."""
     members = tree.root.iommu_group_devices(group)
     top = os.path.dirname(members)
     if not tree.is_directory(members):
@@ -159,7 +159,7 @@ def put_in_group(tree: Tree, path: str, group: int, *, kind: str = "DMA") -> Non
 
 
 def link_virtual_functions(pf: SimDevice, vfs: Iterable[SimDevice]) -> None:
-    """Make the links between a PF and its VFs, in the order of their index."""
+    """Create the links between a PF and its VFs, in the order of their index."""
     for index, vf in enumerate(vfs):
         pf.tree.put_link(pf.join(f"virtfn{index}"), vf.path)
         pf.tree.put_link(vf.join("physfn"), pf.path)

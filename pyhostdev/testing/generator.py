@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Synthetic hosts of any size: cards of realistic shape behind root ports, over as many domains as it takes.
+Synthetic hosts of any size: cards of realistic shape behind root ports, in as many domains as needed.
 
-    FakeHost(synthetic_host(200, seed=7), directory)     # small: a kernel that reacts comes with it
+    FakeHost(synthetic_host(200, seed=7), directory)     # small: includes a kernel that reacts
     make_tree(directory, 50000)                          # large: the part of sysfs that is read
 """
 
@@ -31,7 +31,7 @@ _NOWHERE = PCIDeviceAddress(0, 0, 0, 0)
 
 
 def _kind(vendor: int, device: int, class_: int, driver: str | None, **fields: object) -> FunctionSpec:
-    """Return a function without its place."""
+    """Return a function without an address."""
     return FunctionSpec(_NOWHERE, vendor, device, class_, driver, **fields)  # type: ignore[arg-type]
 
 
@@ -60,7 +60,7 @@ DRIVERS = (
 
 
 class _Layout:
-    """A host being laid out: where the next card goes, which groups are taken."""
+    """A host under construction: the position of the next card, and the groups in use."""
 
     def __init__(self, seed: int, cards: Sequence[str]) -> None:
         self.random = random.Random(seed)
@@ -69,7 +69,7 @@ class _Layout:
         self.domain = 0
 
     def functions(self) -> Iterator[FunctionSpec]:
-        """Yield functions without end, bridges before what is behind them."""
+        """Yield functions without end, a bridge before the functions behind it."""
         for self.domain in itertools.count():
             yield self._place(HOST_BRIDGE, 0, 0)
             bus = 1
@@ -92,12 +92,12 @@ class _Layout:
         )
 
     def endpoints(self, bus: int, *kinds: FunctionSpec) -> list[FunctionSpec]:
-        """Return a card of some functions in one group."""
+        """Return a card whose functions share one group."""
         group = next(self.groups)
         return [self._place(kind, bus, devfn, group) for devfn, kind in enumerate(kinds)]
 
     def nic(self, bus: int, pfs: int, vfs: int) -> list[FunctionSpec]:
-        """Return a card whose PFs come first, then the VFs of each, every one in a group of its own."""
+        """Return a card with its PFs first, then the VFs of each; every function has its own group."""
         pf = NIC_PF._replace(sriov=vfs, vf_device=NIC_VF.device, multifunction=pfs > 1)
         card = []
         for number in range(pfs):
@@ -115,7 +115,7 @@ class _Layout:
         return self._place(kind, bus, devfn)
 
     def switch(self, bus: int) -> list[FunctionSpec]:
-        """Return a switch with a drive behind each of its four ports, all in one group as it has no ACS."""
+        """Return a switch with a drive behind each of its four ports, all in one group because it lacks ACS."""
         group = next(self.groups)
         card = [self._place(SWITCH_UP._replace(bridge=(bus + 1, bus + 5)), bus, 0, group)]
         for port in range(4):
@@ -138,10 +138,10 @@ _CARDS: dict[str, Callable[[_Layout, int], list[FunctionSpec]]] = {
 
 def synthetic_host(functions: int, *, seed: int = 1, cards: Sequence[str] = SRIOV_CARDS) -> HostSpec:
     """
-    Describe a host of exactly that many functions; the same arguments give the same host.
+    Describe a host with exactly this many functions; the same arguments give the same host.
 
     Args:
-        cards: dealt one after the other; PLAIN_CARDS makes a host without VFs.
+        cards: used in turn; PLAIN_CARDS gives a host without VFs.
     """
     host = HostSpec(f"synthetic-{functions}")
     for name, *ids in DRIVERS:
@@ -160,10 +160,10 @@ def make_tree(
     cards: Sequence[str] = SRIOV_CARDS,
 ) -> HostSpec:
     """
-    Make such a host's ``sys`` in a directory, as far as it is read: fast, and no kernel reacts in it.
+    Create the ``sys`` of such a host in a directory, as far as it is read: fast, without a kernel that reacts.
 
     Raises:
-        FileExistsError: the directory has a ``sys`` already.
+        FileExistsError: the directory already has a ``sys``.
     """
     host = synthetic_host(functions, seed=seed, cards=cards)
     SysfsTree(directory).write(host)

@@ -2,8 +2,8 @@
 """
 A simulated QEMU that holds a group, and the stages of its end.
 
-A process closes its descriptors in the middle of its exit, after its memory has gone; the group itself is let go with
-its last reference, which others in the kernel may have a while longer than /proc shows the process.
+An exiting process releases its memory before it closes its descriptors. The group is released with its last reference,
+which other parts of the kernel may keep after the process has disappeared from /proc.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 class SimulatedGuest:
     """
-    Hold a group as QEMU does: the node, its container, and devices in it (all on vfio drivers by default).
+    Hold a group as QEMU does: the node, its container, and devices of the group (by default all on vfio drivers).
 
     Raises:
-        SysfsError: ENOENT without node, EBUSY when it is open already, EPERM when the group is not viable.
+        SysfsError: ENOENT without a node, EBUSY if the node is already open, EPERM if the group is not viable.
     """
 
     def __init__(self, kernel: GroupKernel, group: int, devices: Sequence[PCIDeviceAddress] | None = None) -> None:
@@ -44,19 +44,19 @@ class SimulatedGuest:
         self.process = SimulatedProcess(kernel.root, [path], names)
 
     def begin_to_end(self) -> None:
-        """Be killed: the process is on its way out, with everything open still."""
+        """Start to exit after a kill; everything is still open."""
         self.process.begin_to_end()
 
     def close_all(self) -> None:
-        """Be a zombie; the kernel still holds the group."""
+        """Become a zombie; the kernel still holds the group."""
         self.process.close_all()
 
     def vanish(self) -> None:
-        """Be gone from /proc; the kernel still holds the group."""
+        """Disappear from /proc; the kernel still holds the group."""
         self.process.vanish()
 
     def let_go(self) -> None:
-        """Let the kernel close the group for the last time, and finish who waited for that."""
+        """Release the group for the last time, and finish the writes that waited for it."""
         os.close(self.fd)
         with self.kernel.entered() as core:
             core.state.held.pop(str(self.group), None)

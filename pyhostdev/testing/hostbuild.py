@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-From a description to a directory that looks like a host: sys, proc, dev and lib/modules.
+Builds a directory that looks like a host from a description: sys, proc, dev and lib/modules.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 def build_host(root: HostRoot, host: HostSpec) -> None:
     """
-    Make the whole tree and its kernel's state.
+    Create the whole tree and the state of its kernel.
 
     Raises:
-        FileExistsError: the directory holds a host already.
+        FileExistsError: the directory already holds a host.
     """
     os.makedirs(root.path, exist_ok=True)
     with Tree(root) as tree:
@@ -67,7 +67,7 @@ def _put_bus(tree: Tree, host: HostSpec) -> None:
 
 
 def _place(root: HostRoot, host: HostSpec, spec: FunctionSpec) -> str:
-    """Return the directory that a function's own lies in."""
+    """Return the parent directory of a function's directory."""
     above = host.bridge_above(spec)
     if above is not None:
         return os.path.join(_place(root, host, above), str(above.address))
@@ -80,7 +80,7 @@ def _place(root: HostRoot, host: HostSpec, spec: FunctionSpec) -> str:
 
 
 def put_described(tree: Tree, host: HostSpec, spec: FunctionSpec) -> SimDevice:
-    """Make one function's directory; links to VFs and the driver come after all functions."""
+    """Create one function's directory; links to VFs and the driver follow after all functions."""
     above = host.bridge_above(spec)
     device = put_function(
         tree,
@@ -88,7 +88,7 @@ def put_described(tree: Tree, host: HostSpec, spec: FunctionSpec) -> SimDevice:
         _place(tree.root, host, spec),
         directory=host.directory,
         numvfs=len(host.virtual_functions(spec)),
-        # the bus that the kernel adds for VFs beyond the PF's has no bridge of its own
+        # The bus that the kernel adds for VFs beyond the PF's bus has no bridge of its own
         ari=above is not None and above.ari and above.bridge_to(spec.address.bus),
         alone=above is not None and spec.physfn is None and host.is_first_on_bus(spec),
     )
@@ -98,13 +98,13 @@ def put_described(tree: Tree, host: HostSpec, spec: FunctionSpec) -> SimDevice:
 
 
 def link_described(tree: Tree, host: HostSpec, spec: FunctionSpec) -> None:
-    """Make the links between a PF and its described VFs."""
+    """Create the links between a PF and its described VFs."""
     vfs = [SimDevice(tree, vf.address) for vf in host.virtual_functions(spec)]
     link_virtual_functions(SimDevice(tree, spec.address), vfs)
 
 
 def bind_described(core: DriverCore, spec: FunctionSpec) -> None:
-    """Put a function on the driver its line names, with what that driver makes below it."""
+    """Bind a function to the driver in its description, and create that driver's directories below it."""
     if spec.driver is None:
         return
     tree = core.tree

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a host's description says, as values: functions, drivers, the rest.
+The values in a host's description: functions, drivers, and the rest.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class FunctionSpec(NamedTuple):
     patches: tuple[tuple[int, bytes], ...] = ()
 
     def bridge_to(self, bus: int) -> bool:
-        """True when the bus directly below this bridge has that number."""
+        """True if the bus directly below this bridge has that number."""
         return self.bridge is not None and self.bridge[0] == bus
 
 
 class MemberSpec(NamedTuple):
-    """A group member that is no PCI function."""
+    """A group member that is not a PCI function."""
 
     group: int
     name: str
@@ -75,7 +75,7 @@ class MemberSpec(NamedTuple):
 
 
 class HostSpec:
-    """A described host, as its text says it."""
+    """A described host, as given by its text."""
 
     __slots__ = (
         "directory",
@@ -92,7 +92,7 @@ class HostSpec:
 
     def __init__(self, name: str, directory: str = "") -> None:
         self.name = name
-        self.directory = directory  # where dump= looks for its file
+        self.directory = directory  # where the file of dump= is looked up
         self.functions: dict[PCIDeviceAddress, FunctionSpec] = {}
         self.drivers: dict[str, DriverSpec] = {}
         self.members: list[MemberSpec] = []
@@ -109,7 +109,7 @@ class HostSpec:
 
     @property
     def boot_id(self) -> str:
-        """The boot's id."""
+        """The boot id."""
         return self.settings.get("boot-id", DEFAULT_BOOT_ID)
 
     def group_type(self, group: int) -> str:
@@ -117,7 +117,7 @@ class HostSpec:
         return self.group_types.get(group, "DMA")
 
     def bridge_above(self, spec: FunctionSpec) -> FunctionSpec | None:
-        """Return the bridge that leads to a function's bus; a VF is where its PF is."""
+        """Return the bridge that leads to a function's bus; a VF is in the place of its PF."""
         if spec.physfn is not None:
             return self.bridge_above(self.functions[spec.physfn])
         if spec.parent is not None:
@@ -130,7 +130,7 @@ class HostSpec:
 
     def domain_maker(self, domain: int) -> FunctionSpec | None:
         """
-        Return the volume management device that made a PCI domain; they are numbered from 0x10000 on.
+        Return the volume management device that created a PCI domain; these domains are numbered from 0x10000 on.
 
         Source: vmd_find_free_domain (drivers/pci/controller/vmd.c)
         """

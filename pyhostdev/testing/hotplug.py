@@ -2,7 +2,7 @@
 """
 Functions that leave the bus and come back: surprise removal, ``remove`` and ``rescan``.
 
-What comes back is a new kernel object at the old address: another directory, no override, no VFs.
+A function that comes back is a new kernel object at the old address: with a new directory, no override, no VFs.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from pyhostdev.testing.protocols import Bus
 
 
-Above = tuple["PCIDeviceAddress", ...]  # what is being removed, from the outermost on
+Above = tuple["PCIDeviceAddress", ...]  # the functions being removed, outermost first
 
 
 def _dependents(core: Bus, device: SimDevice, above: Above) -> Iterator[SimDevice]:
-    """Yield the VFs of a PF and the functions behind a bridge, while they are there; a tree may say "behind itself"."""
+    """Yield the existing VFs of a PF and the functions behind a bridge; a bad tree may put a bridge behind itself."""
     vfs = device.virtual_functions
     behind = [other.address for other in list_devices(core.tree) if _is_behind(device, other)]
     for address in vfs + behind:
         other = find_device(core.tree, str(address))
-        if other is not None and address not in above:  # it may have gone with one before it
+        if other is not None and address not in above:  # it may have been removed with an earlier one
             yield other
 
 
 def _is_behind(device: SimDevice, other: SimDevice) -> bool:
-    """True below the bridge's directory, or, where all directories are in one place, on one of its buses."""
+    """True below the bridge's directory, or, if all directories are in one place, on one of the bridge's buses."""
     if other.place.startswith(f"{device.place}/"):
         return True
     config = device.read("config") or b""
@@ -55,10 +55,10 @@ def _is_behind(device: SimDevice, other: SimDevice) -> bool:
 
 def remove(core: Bus, device: SimDevice, above: Above = ()) -> None:
     """
-    Take a function, its VFs and what is behind it off the bus, from their drivers first.
+    Unbind a function, its VFs and the functions behind it, and remove them from the bus.
 
     Raises:
-        Blocked: a driver does not let go; the rest of the removal waits for it.
+        Blocked: a driver does not release its function; the rest of the removal waits for it.
     """
     above = (*above, device.address)
     for other in _dependents(core, device, above):
@@ -73,7 +73,7 @@ def remove(core: Bus, device: SimDevice, above: Above = ()) -> None:
 
 
 def drop(core: Bus, device: SimDevice) -> None:
-    """Take a function without a driver off the bus and keep its directory for a rescan."""
+    """Remove an unbound function from the bus, and keep its directory for a rescan."""
     name, group, place, physfn = str(device.address), device.group, device.place, device.physfn
     relative = os.path.relpath(place, core.root.path)
     _unlink_from_pf(core, device)
@@ -111,12 +111,12 @@ def _leave_group(core: Bus, name: str, group: int) -> None:
 
 
 def vanish(core: Bus, device: SimDevice, above: Above = ()) -> None:
-    """Take a function off the bus at once, whatever its driver says."""
+    """Remove a function from the bus at once, whatever its driver does."""
     above = (*above, device.address)
     for other in _dependents(core, device, above):
         vanish(core, other, above)
     name = str(device.address)
-    leaving = [entry.driver for entry in core.state.pending if entry.device == name]  # its link has gone before it
+    leaving = [entry.driver for entry in core.state.pending if entry.device == name]  # unbinding: the link is gone
     core.state.pending = [entry for entry in core.state.pending if entry.device != name]
     driver = device.driver or next(iter(leaving), None)
     if driver is not None:
@@ -125,17 +125,17 @@ def vanish(core: Bus, device: SimDevice, above: Above = ()) -> None:
 
 
 def forget(core: Bus, address: PCIDeviceAddress) -> None:
-    """Let no rescan find a removed function."""
+    """Keep a rescan from finding a removed function."""
     core.state.removed.pop(str(address), None)
     core.tree.drop_tree(core.root.join(REMOVED, str(address)))
 
 
 def remove_domain(core: Bus, maker: SimDevice) -> None:
     """
-    Take the PCI domain that a volume management device made off the bus, with all its functions.
+    Remove the PCI domain of a volume management device from the bus, with all its functions.
 
     Raises:
-        Blocked: a driver of one does not let go.
+        Blocked: the driver of one function does not release it.
 
     Source: vmd_remove (drivers/pci/controller/vmd.c)
     """
@@ -146,10 +146,10 @@ def remove_domain(core: Bus, maker: SimDevice) -> None:
 
 def bring_back_domain(core: Bus, maker: SimDevice) -> None:
     """
-    Bring back the functions below a volume management device, as its driver finds them.
+    Bring back the functions below a volume management device, as its driver does.
 
     Raises:
-        Blocked: a probe has not come back.
+        Blocked: a probe has not returned.
     """
     below = os.path.relpath(maker.place, core.root.path) + "/pci"
     _bring_back(core, [name for name, (relative, _) in core.state.removed.items() if relative.startswith(below)])
@@ -160,14 +160,14 @@ def rescan(core: Bus) -> None:
     Bring removed functions back and offer them to the drivers.
 
     Raises:
-        Blocked: a probe has not come back.
+        Blocked: a probe has not returned.
     """
     _bring_back(core, list(core.state.removed))
 
 
 def _bring_back(core: Bus, names: list[str]) -> None:
     depths = {name: core.state.removed[name][0].count("/") for name in names}
-    for name in sorted(depths, key=depths.__getitem__):  # a bridge before what is behind it
+    for name in sorted(depths, key=depths.__getitem__):  # a bridge before the functions behind it
         relative, group = core.state.removed.pop(name)
         device = _restore(core, name, relative, group)
         core.tell("add", device)
@@ -177,7 +177,7 @@ def _bring_back(core: Bus, names: list[str]) -> None:
 def _restore(core: Bus, name: str, relative: str, group: int | None) -> SimDevice:
     tree = core.tree
     kept, path = core.root.join(REMOVED, name), core.root.join(relative)
-    tree.copy_tree(kept, path)  # a copy: the directory gets another inode
+    tree.copy_tree(kept, path)  # a copy, so that the directory gets a new inode
     tree.drop_tree(kept)
     if tree.place(core.root.pci_devices) != tree.place(os.path.dirname(path)):
         put_on_bus(tree, path)

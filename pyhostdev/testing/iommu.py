@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-IOMMU groups of a simulated host: members, who has the DMA, the nodes below dev/vfio.
+The IOMMU groups of a simulated host: members, owner of the DMA, the nodes below dev/vfio.
 
-A user such as QEMU holds a group by an flock on its node, so it lets go when its process ends, however it ends.
+A user such as QEMU holds a group by an flock on its node, so the group is released however the user's process ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class IOMMUGroups:
-    """The groups of one host, read from its tree each time."""
+    """The groups of one host, read from its tree at each call."""
 
     __slots__ = ("root", "state", "tree")
 
@@ -32,22 +32,22 @@ class IOMMUGroups:
         self.state = state
 
     def member_drivers(self, group: int) -> dict[str, str | None]:
-        """Return each member's name and driver, PCI or not."""
+        """Return the name and driver of each member, PCI function or not."""
         directory = self.root.iommu_group_devices(group)
         names = self.tree.list_dir(directory)
         if names:
             return {name: self.tree.link_name(os.path.join(directory, name, "driver")) for name in names}
-        # A sparse tree may have the members' links only.
+        # A sparse tree may only have the links in the members' directories.
         found = (device for device in list_devices(self.tree) if device.group == group)
         return {str(device.address): device.driver for device in found}
 
     def host_users(self, group: int) -> list[str]:
-        """Return the members whose driver has the group's DMA for the host."""
+        """Return the members whose driver uses the group's DMA for the host."""
         drivers = self.member_drivers(group).items()
         return [name for name, driver in drivers if driver and self._owns_dma(driver)]
 
     def vfio_members(self, group: int) -> list[str]:
-        """Return the members on vfio drivers."""
+        """Return the members bound to vfio drivers."""
         drivers = self.member_drivers(group).items()
         return [name for name, d in drivers if d and self.state.driver(d).kind == "vfio"]
 
@@ -55,7 +55,7 @@ class IOMMUGroups:
         return self.state.driver(driver).kind == "host"
 
     def is_held(self, group: int) -> bool:
-        """True while somebody has the group's node open."""
+        """True while the group's node is open."""
         try:
             fd = self.tree.open_file(self.root.vfio_group(group))
         except FileNotFoundError:
@@ -77,10 +77,10 @@ class IOMMUGroups:
 
     def claim_for_host(self, device: SimDevice, driver: str) -> None:
         """
-        Give the group's DMA to an ordinary driver.
+        Claim the group's DMA for an ordinary driver.
 
         Raises:
-            Refusal: EBUSY while user space owns it.
+            Refusal: EBUSY while user space owns the DMA.
 
         Source: iommu_device_use_default_domain (drivers/iommu/iommu.c), Linux 5.19
         """
@@ -89,14 +89,14 @@ class IOMMUGroups:
             raise Refusal(errno.EBUSY)
 
     def add_node(self, group: int) -> None:
-        """Make the group's node appear with its first vfio device."""
+        """Create the group's node with its first vfio device."""
         path = self.root.vfio_group(group)
         if not self.tree.has_entry(path):
             self.tree.make_dirs(self.root.dev_vfio)
             self.tree.put_file(path, b"", mode=0o600)
 
     def drop_node(self, group: int) -> None:
-        """Make the group's node go with its last vfio device; one whose removal is stuck still counts."""
+        """Remove the group's node with its last vfio device; a device whose removal is stuck still counts."""
         removing = [entry for entry in self.state.pending if entry.stage == "remove"]
         stuck = {entry.device for entry in removing if self.state.driver(entry.driver).kind == "vfio"}
         for name, driver in self.member_drivers(group).items():
@@ -106,13 +106,13 @@ class IOMMUGroups:
 
     def open(self, group: int) -> int:
         """
-        Open a group's node and give it a container, as QEMU does.
+        Open a group's node and attach it to a container, as QEMU does.
 
         Returns:
             A descriptor that holds the group.
 
         Raises:
-            Refusal: ENOENT without node, EBUSY when another has it open, EPERM when a member is the host's.
+            Refusal: ENOENT without a node, EBUSY if the node is already open, EPERM if the host uses a member.
         """
         try:
             fd = self.tree.open_file(self.root.vfio_group(group), os.O_RDWR)

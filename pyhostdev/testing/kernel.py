@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A kernel that reacts to writes in a directory that looks like a host.
+A simulated kernel that reacts to writes in a directory that looks like a host.
 
-It writes as the helper for the live host does (the SysfsWriter protocol), on any tree, and keeps no state of its own:
-every write reads the tree, so two processes that simulate on one directory see one kernel.
+It implements the SysfsWriter protocol, as the helper of the live host does, on any tree. It keeps no state of its own:
+every write reads the tree, so two processes that simulate on one directory see the same kernel.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class SimulatedKernel(SimulatedNodes):
     """
     The kernel of one fake host; a SysfsWriter.
 
-    ``trace`` lists the writes of this object, modules included, ``writes`` counts them. A write that hangs raises
-    InDoubtError at once: nobody waits for a deadline that has to pass. A ``raw`` one writes as a shell does: empty
-    values too, and without the in-flight lock that keeps a SysfsWriter from a device in doubt.
+    ``trace`` lists the writes of this object, including the loading of modules; ``writes`` counts them. A hanging
+    write raises InDoubtError at once, without waiting for a deadline. With ``raw``, it writes like a shell: empty
+    values are written, too, and the in-flight lock, which keeps a SysfsWriter from a device in doubt, is ignored.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class SimulatedKernel(SimulatedNodes):
         self.read_only = read_only
         self.raw = raw
         self.trace: list[TraceEntry] = []
-        self.events: list[tuple[str, str]] = []  # action and address, as the kernel tells who listens
+        self.events: list[tuple[str, str]] = []  # action and address, as sent to listeners
         self.writes = 0
         self.killed = False
         self._file = StateFile(root)
         self._faults: dict[int, list[Fault]] = {}
-        self._block_next: bool | None = None  # lands?
+        self._block_next: bool | None = None  # None: no; else whether the write will land
 
     # The SysfsWriter protocol
 
@@ -87,10 +87,10 @@ class SimulatedKernel(SimulatedNodes):
         Write a whole attribute.
 
         Raises:
-            SysfsError: the kernel refuses, or there is no such attribute.
-            InDoubtError: the write hangs, or an earlier one to the device does.
-            InternalError: the value is empty, which the kernel would ignore.
-            NotSimulated: nobody has told this kernel what the write does.
+            SysfsError: the kernel refuses, or the attribute does not exist.
+            InDoubtError: the write hangs, or an earlier write to the device hangs.
+            InternalError: the value is empty; the kernel would ignore it.
+            NotSimulated: the effect of the write is not simulated.
         """
         if not value and not self.raw:
             raise InternalError(f"An empty write to '{path}' would change nothing")
@@ -104,15 +104,15 @@ class SimulatedKernel(SimulatedNodes):
 
     def load_module(self, name: str) -> None:
         """
-        Load a module; its drivers take what they match.
+        Load a module; its drivers bind to the unbound functions that they match.
 
         Raises:
-            OperationError: the host has no such module, or may not load it.
+            OperationError: the host does not have the module, or may not load it.
             InDoubtError: loading hangs.
         """
         result = self._answer(f"modprobe/{name}", b"", "")
         if result == IN_DOUBT:
-            raise InDoubtError(f"Loading the module '{name}' has not ended", reason=IN_DOUBT)
+            raise InDoubtError(f"Loading the module '{name}' has not finished", reason=IN_DOUBT)
         if result != "ok":
             why = "the kernel has no such module"
             if result != "ENOENT":
@@ -121,14 +121,14 @@ class SimulatedKernel(SimulatedNodes):
             raise OperationError(f"Cannot load the module '{name}': {why}", reason=reason)
 
     def is_in_flight(self, device: PCIDeviceAddress) -> bool:
-        """True while a write for the device has not come back, whichever SysfsWriter began it."""
+        """True while a write to the device has not returned, by any SysfsWriter."""
         if not os.path.lexists(self._file.path):
             return False
         with self.entered() as core:
             return core.is_in_flight(str(device))
 
     def is_group_open(self, path: str) -> bool:
-        """Tell whether the kernel says that the node of a group is open."""
+        """Tell whether the kernel reports the node of a group as open."""
         if not os.path.lexists(self._file.path):
             return False
         with self.entered() as core:
@@ -137,7 +137,7 @@ class SimulatedKernel(SimulatedNodes):
     # One write
 
     def _answer(self, path: str, value: bytes, device: str) -> str:
-        """Let the faults of this write and the kernel act; record and return the result."""
+        """Apply the faults of this write and the kernel's reaction; record and return the result."""
         if self.killed:
             raise SimulatedKill
         self.writes += 1
@@ -177,10 +177,10 @@ class SimulatedKernel(SimulatedNodes):
 
     def _hang(self, core: DriverCore, path: str, value: bytes, device: str) -> None:
         """
-        Prepare a hang: a bind or an unbind hangs in its middle, all else before its start.
+        Prepare a hang: a bind or an unbind hangs in the middle, any other write before its start.
 
         Raises:
-            Blocked: it hangs here.
+            Blocked: the write hangs here.
         """
         if self._block_next is None or is_node(path):
             return
@@ -194,7 +194,7 @@ class SimulatedKernel(SimulatedNodes):
         raise Blocked
 
     def _queue(self, core: DriverCore, path: str, value: bytes, device: str) -> None:
-        """Remember a write that waits for a lock, and what is left of one that waits inside a driver."""
+        """Record a write that waits for a lock; a write stuck inside a driver is already recorded."""
         waiting, core.waiting_for = core.waiting_for, None
         if waiting is not None:
             entry = Pending(device, path, value.hex(), "write", waiting, "queued", True, core.ours)
@@ -202,10 +202,10 @@ class SimulatedKernel(SimulatedNodes):
 
     def _dispatch(self, core: DriverCore, path: str, value: bytes) -> None:
         """
-        Find whose attribute a path is and let it react.
+        Find the owner of an attribute and let it react.
 
         Raises:
-            Refusal: ENOENT when there is none.
+            Refusal: ENOENT if the attribute does not exist.
         """
         match words_of(path):
             case ["module", name]:
@@ -224,11 +224,11 @@ class SimulatedKernel(SimulatedNodes):
             case ["device", address, name]:
                 self._write_device(core, address, name, value)
             case _:
-                raise NotSimulated(f"The simulated kernel has nothing to write at '{path}'")
+                raise NotSimulated(f"Writing '{path}' is not simulated")
 
     def _write_bus(self, core: DriverCore, name: str, value: bytes) -> None:
         if name not in attributes.BUS_ATTRIBUTES:
-            raise NotSimulated(f"Writing the bus's '{name}' is not simulated")
+            raise NotSimulated(f"Writing the bus attribute '{name}' is not simulated")
         if value:
             attributes.BUS_ATTRIBUTES[name](core, value)
 
@@ -236,7 +236,7 @@ class SimulatedKernel(SimulatedNodes):
         if not core.tree.is_directory(os.path.join(self.root.pci_drivers, driver)):
             raise Refusal(errno.ENOENT)
         if name not in attributes.DRIVER_ATTRIBUTES:
-            raise NotSimulated(f"Writing '{name}' of a driver is not simulated")
+            raise NotSimulated(f"Writing the driver attribute '{name}' is not simulated")
         if value:
             attributes.DRIVER_ATTRIBUTES[name](core, core.state.driver(driver), value)
 
@@ -245,7 +245,7 @@ class SimulatedKernel(SimulatedNodes):
         if device is None or device.read(name) is None:
             raise Refusal(errno.ENOENT)
         if name not in attributes.DEVICE_ATTRIBUTES:
-            raise NotSimulated(f"Writing '{name}' of a device is not simulated")
+            raise NotSimulated(f"Writing the device attribute '{name}' is not simulated")
         if value:  # kernfs does not call the handler for an empty write
             attributes.DEVICE_ATTRIBUTES[name](core, device, value)
 
@@ -254,10 +254,10 @@ class SimulatedKernel(SimulatedNodes):
     @contextlib.contextmanager
     def entered(self) -> Iterator[DriverCore]:
         """
-        Hold the tree's lock, with its state as the last write left it; keep what changes.
+        Hold the tree's lock and yield the state that the last write left; save its changes.
 
         Raises:
-            SysfsError: something in the tree is not what a kernel makes, such as a pipe in the place of an attribute.
+            SysfsError: the tree contains something that a kernel does not create, such as a pipe as an attribute.
         """
         try:
             with self._entered() as core:
@@ -283,7 +283,7 @@ class SimulatedKernel(SimulatedNodes):
                 self._file.save(tree, state)
 
     def _settle(self, core: DriverCore) -> None:
-        """Finish the pending writes whose reason to wait is over."""
+        """Finish the pending writes that no longer have to wait."""
         over = [entry for entry in core.state.pending if _is_over(core, entry)]
         while over:
             with contextlib.suppress(Refusal, Blocked):
@@ -303,19 +303,19 @@ class SimulatedKernel(SimulatedNodes):
         except Blocked:
             self._queue(core, entry.path, bytes.fromhex(entry.value), entry.device)
 
-    # What a test can do to it
+    # Controls for tests
 
     def inject(self, number: int, *faults: Fault) -> None:
-        """Put faults at the number-th write from now, counted from 1."""
+        """Inject faults at the number-th write from now, counted from 1."""
         self._faults.setdefault(self.writes + number, []).extend(faults)
 
     def block_next(self, *, lands: bool) -> None:
-        """Make the write that is about to happen hang."""
+        """Make the current write hang."""
         self._block_next = lands
 
     def kill(self) -> None:
         """
-        End the writing process: no later write of this object does anything.
+        Kill the writing process: later writes of this object have no effect.
 
         Raises:
             SimulatedKill: always.
@@ -324,13 +324,13 @@ class SimulatedKernel(SimulatedNodes):
         raise SimulatedKill
 
     def foreign(self) -> SimulatedKernel:
-        """Return the same kernel for a shell: with no faults, and a trace of its own."""
+        """Return the same kernel for a shell: without faults, with a separate trace."""
         shell = SimulatedKernel(self.root, raw=True)
         shell.events = self.events
         return shell
 
     def complete(self, device: PCIDeviceAddress | None = None) -> None:
-        """Let the writes that hang come back, of one device or of all, and those behind them."""
+        """Let the hanging writes return, of one device or of all devices, and the writes queued behind them."""
         with self.entered() as core:
             for index, entry in enumerate(core.state.pending):
                 chosen = device is None or entry.device == str(device)
@@ -339,7 +339,7 @@ class SimulatedKernel(SimulatedNodes):
             self._settle(core)
 
     def vanish(self, address: PCIDeviceAddress, *, for_ever: bool = False) -> None:
-        """Take a function off the bus at once, as a surprise removal does; a rescan finds it unless for_ever."""
+        """Remove a function at once, as a surprise removal does; a rescan finds it again unless ``for_ever``."""
         from pyhostdev.testing import hotplug
 
         with self.entered() as core:
@@ -351,10 +351,10 @@ class SimulatedKernel(SimulatedNodes):
 
     def change_driver(self, name: str, *, probe: str | None = None, remove: str | None = None) -> None:
         """
-        Make a driver misbehave from now on, in every process, or behave again.
+        Make a driver misbehave from now on, in every process, or make it behave again.
 
         Args:
-            probe: an errno's name, "defer" or "hang".
+            probe: the name of an errno, "defer" or "hang".
             remove: "hang".
         """
         with self.entered() as core:
@@ -365,13 +365,13 @@ class SimulatedKernel(SimulatedNodes):
     @contextlib.contextmanager
     def open_group(self, group: int, devices: Sequence[PCIDeviceAddress] | None = None) -> Iterator[int]:
         """
-        Hold a group as QEMU does: the node, its container, and devices in it (all on vfio drivers by default).
+        Hold a group as QEMU does: the node, its container, and devices of the group (by default all on vfio drivers).
 
         Returns:
-            The descriptor that holds it.
+            The descriptor that holds the group.
 
         Raises:
-            SysfsError: ENOENT without node, EBUSY when it is open already, EPERM when the group is not viable.
+            SysfsError: ENOENT without a node, EBUSY if the node is already open, EPERM if the group is not viable.
         """
         guest = SimulatedGuest(self, group, devices)
         try:

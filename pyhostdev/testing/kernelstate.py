@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a kernel knows and sysfs does not show: id tables, dynamic ids, writes that hang, who holds a group.
+The state of a kernel that sysfs does not show: id tables, dynamic ids, hanging writes, holders of groups.
 
-Kept in ``DIR/fakehost.state``, so that every process that simulates on DIR is the same kernel. A described host has
-the file from the start. On a tree that somebody else made it appears with the first write, holds what the bindings
-taught, and goes when every function is back on its first driver: the tree is then as it came.
+It is kept in ``DIR/fakehost.state``, so that all processes that simulate on DIR share one kernel. A described host has
+the file from the start. On any other tree the file appears with the first write and starts with what the bindings
+show. It is removed when every function is back on its first driver: the tree is then in its original form.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
 
 STATE_FILE = "fakehost.state"
-PARKED = "fakehost.parked"  # directories that belong to a driver and went with it
-REMOVED = "fakehost.removed"  # functions taken off the bus
+PARKED = "fakehost.parked"  # directories of a driver, moved away when it was unbound
+REMOVED = "fakehost.removed"  # functions removed from the bus
 _VERSION = 1
 
 
 class Pending(NamedTuple):
     """
-    One write that has not come back.
+    One write that has not returned.
 
-    ``stage`` says what is left: "remove" or "probe" (that half of unbind or bind, in ``driver``), or "write" (all of
-    it). ``reason`` says until when: "held" while somebody holds the device open, "hang" until complete(), "queued"
-    behind the write that has the device's lock, "running" when the simulating process died in the middle. One with
-    ``lands`` False leaves no effect. ``ours`` are the writes of a SysfsWriter, which keep its later ones away.
+    ``stage`` tells what is left: "remove" or "probe" (that half of an unbind or bind, in ``driver``), or "write" (all
+    of it). ``reason`` tells how long it waits: "held" while the device is held open, "hang" until complete(), "queued"
+    behind the write that holds the device's lock, "running" if the simulating process died in the middle. A write
+    with ``lands`` False has no effect. ``ours`` marks a write of a SysfsWriter, which blocks its later writes.
     """
 
     device: str
@@ -49,7 +49,7 @@ class Pending(NamedTuple):
 
 
 class KernelState:
-    """The state of one simulated kernel, as it is in its file."""
+    """The state of one simulated kernel, as stored in its file."""
 
     __slots__ = (
         "described",
@@ -67,8 +67,8 @@ class KernelState:
 
     def __init__(self) -> None:
         self.described = False
-        self.taught = False  # by a write: the tree's bindings do not show it
-        self.override_changed = False  # in this write, of a function on vfio-pci; not kept in the file
+        self.taught = False  # a write changed state that the tree's bindings do not show
+        self.override_changed = False  # in this write, for a function on vfio-pci; not saved in the file
         self.uevent_driver = True
         self.drivers: dict[str, DriverSpec] = {}
         self.dynamic: dict[str, list[str]] = {}
@@ -80,17 +80,17 @@ class KernelState:
 
     @property
     def is_learnable(self) -> bool:
-        """True when nothing is kept that no tree can teach."""
+        """True if all of the state can be learned from a tree."""
         lists = (self.moved, self.pending, self.removed, self.reset_methods, self.held)
         kept = (self.described, self.taught, *lists)
         return not any(kept)
 
     def driver(self, name: str) -> DriverSpec:
-        """Return what is known of a driver; one that nobody described matches nothing."""
+        """Return the description of a driver; an undescribed driver matches nothing."""
         return self.drivers.get(name) or DriverSpec(name, kind=driver_kind(name))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the file's content."""
+        """Return the contents of the file."""
         return {
             "version": _VERSION,
             "described": self.described,
@@ -108,10 +108,10 @@ class KernelState:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> KernelState:
         """
-        Return the state that a file holds.
+        Return the state stored in a file.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError, ConfigError: it holds something else.
+            ValueError, TypeError, KeyError, AttributeError, ConfigError: the contents are invalid.
         """
         state = cls()
         state.described = bool(data["described"])
@@ -138,7 +138,7 @@ def _texts(values: Any) -> list[str]:
 
 
 def _device(name: str) -> str:
-    """Return a function's name, which becomes part of a path."""
+    """Return a function's name after checking it, because it becomes part of a path."""
     if str(PCIDeviceAddress.parse(name)) != name:
         raise ValueError(f"{name!r:.40} is not the name of a function")
     return name
@@ -163,7 +163,7 @@ def _pending_of(fields: Any) -> Pending:
 
 
 def _removed_of(path: Any, group: Any) -> tuple[str, int | None]:
-    """Return where a removed function was, below the root, and its group."""
+    """Return the path of a removed function below the root, and its group."""
     parts = _text(path).split("/")
     if parts[0] != "sys" or ".." in parts:
         raise ValueError(f"{path!r:.40} is not below sys")
@@ -171,7 +171,7 @@ def _removed_of(path: Any, group: Any) -> tuple[str, int | None]:
 
 
 def _learn_binding(state: KernelState, device: SimDevice, driver: str) -> None:
-    """A driver matches what it is bound to; vfio-pci without an override has been given a dynamic id."""
+    """A driver matches the functions bound to it; vfio-pci without an override must have a dynamic id."""
     spec = state.driver(driver)
     if spec.kind == "vfio" and device.override == driver:
         return
@@ -185,9 +185,9 @@ def _learn_binding(state: KernelState, device: SimDevice, driver: str) -> None:
 
 def learn_state(tree: Tree) -> KernelState:
     """
-    Return what the bindings of a tree teach.
+    Return the state that the bindings of a tree show.
 
-    Host: reads the ``driver`` link of every function, ids and override of the bound ones, ``uevent`` of one of them.
+    Host: reads the ``driver`` link of every function, ids and override of bound functions, ``uevent`` of one of them
     """
     root = tree.root
     state = KernelState()
@@ -216,10 +216,10 @@ class StateFile:
 
     def load(self, tree: Tree) -> KernelState:
         """
-        Return the state as the file has it, or what the tree teaches where there is none.
+        Return the state from the file, or the state learned from the tree if there is no file.
 
         Raises:
-            ConfigError: the file holds something else.
+            ConfigError: the contents of the file are invalid.
         """
         self._text = tree.read_file(self.path)
         if self._text is None:
@@ -235,7 +235,7 @@ class StateFile:
             raise ConfigError(f"'{self.path}' is not the state of a simulated kernel ({err})") from None
 
     def save(self, tree: Tree, state: KernelState) -> None:
-        """Write the state when it has changed, by rename: a reader sees the old or the new one."""
+        """Write the state if it has changed, by a rename: a reader sees the old or the new state."""
         if state.is_learnable and self._teaches(tree, state):
             if self._text is not None:
                 tree.drop_file(self.path)
@@ -250,7 +250,7 @@ class StateFile:
             self._text = text
 
     def _teaches(self, tree: Tree, state: KernelState) -> bool:
-        """True when the tree alone would teach this state again."""
+        """True if this state can be learned from the tree alone."""
         wanted = state.to_json()
         if self._text is None and self._learned == wanted and not state.override_changed:
             return True

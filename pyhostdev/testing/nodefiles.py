@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Device nodes of a simulated host: ordinary files, whose content says whose they would be.
+The device nodes of a simulated host: regular files whose contents name their owner.
 
-An empty one is root's with mode 0600, as the kernel makes it. Nobody needs rights to simulate another owner, and a
-snapshot of the tree shows him.
+An empty file belongs to root with mode 0600, as the kernel creates it. So simulating another owner needs no
+privileges, and a snapshot of the tree shows the owner.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OWNER = re.compile(rb"([0-9]{1,10}):([0-9]{1,10})\n?")
 
 
 class SimulatedNodes:
-    """What a simulated kernel answers as a NodeWriter; ``_answer`` is the kernel's."""
+    """The NodeWriter half of a simulated kernel; the kernel provides ``_answer``."""
 
     root: HostRoot
 
@@ -37,10 +37,10 @@ class SimulatedNodes:
 
     def read_node(self, path: str) -> DeviceNode | None:
         """
-        Return which node is there and whose it is, None when there is none.
+        Return the node at a path with its owner, None if the path does not exist.
 
         Raises:
-            OperationError: something else is in its place.
+            OperationError: the path is not a device node.
         """
         tree = Tree(self.root)
         facts = tree.status(path)
@@ -53,11 +53,11 @@ class SimulatedNodes:
 
     def set_node_owner(self, path: str, node: DeviceNode, *, device: PCIDeviceAddress) -> None:
         """
-        Give the node at path to the user and the group that ``node`` names, if it is that node.
+        Give the node at path to the user and the group in ``node``, if it is that node.
 
         Raises:
-            OperationError: another node or something else is in its place; nothing was changed.
-            SysfsError: it has gone, or the kernel refuses.
+            OperationError: the path is another node or something else; nothing was changed.
+            SysfsError: the node is gone, or the kernel refuses.
         """
         now = self.read_node(path)
         if now is not None and not now.is_same(node):
@@ -70,17 +70,17 @@ class SimulatedNodes:
 
 
 def _owner(tree: Tree, path: str) -> tuple[int, int]:
-    """Return whose a node is; one that says something else is root's."""
+    """Return the owner of a node; a node with invalid contents belongs to root."""
     found = _OWNER.fullmatch(tree.read_file(path) or b"")
     return (0, 0) if found is None else (int(found[1]), int(found[2]))
 
 
 def put_owner(tree: Tree, path: str, value: bytes) -> None:
     """
-    Let the kernel change the owner of a node.
+    Change the owner of a node, as the kernel does.
 
     Raises:
-        Refusal: ENOENT when there is no such node.
+        Refusal: ENOENT if the node does not exist.
     """
     facts = tree.status(path)
     if facts is None or not stat.S_ISREG(facts.st_mode):

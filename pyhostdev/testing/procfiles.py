@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a fake host's /proc says: the boot, mounted block devices, the default route, who has a group open.
+The /proc of a fake host: the boot, mounted block devices, the default route, holders of groups.
 
-Source: formats are proc(5)'s
+Source: proc(5)
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 _FIRST_PID = 4000
 _FIRST_FD = 20
 _PF_EXITING, _PF_RANDOMIZE = 0x4, 0x400000  # include/linux/sched.h
-_NAMES_FUNCTIONS = (6, 18)  # the first kernel whose fdinfo names a function of VFIO
+_NAMES_FUNCTIONS = (6, 18)  # the first kernel whose fdinfo names a VFIO function
 _ROUTES = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
 
 
 def put_proc(tree: Tree, host: HostSpec) -> None:
     """
-    Write the files that tell what the host is doing with its devices.
+    Write the files that show the host's use of its devices.
 
     Host: writes below ``proc``
     """
@@ -54,9 +54,9 @@ def put_proc(tree: Tree, host: HostSpec) -> None:
 
 class SimulatedProcess:
     """
-    A process of a simulated host that has nodes of VFIO open, as the kernel shows it; a host without proc shows none.
+    A process of a simulated host that has VFIO nodes open, as the kernel shows it; a host without proc shows nothing.
 
-    Descriptors are the container, the given nodes, and with ``functions`` one of each function. From Linux 6.18 on
+    Its descriptors are the container, the given nodes, and one per function in ``functions``. From Linux 6.18 on,
     fdinfo names the function.
 
     Host: writes ``proc/PID``
@@ -81,14 +81,14 @@ class SimulatedProcess:
             self.add_descriptor("anon_inode:[vfio-device]", self._syspath(function))
 
     def add_node(self, node: str, *, inode: int | None = None, function: str | None = None) -> None:
-        """Open a node; with another inode it is a file of that name which a mount has put there."""
+        """Open a node; with another inode, it is a file of the same name put there by a mount."""
         shown = os.path.join("/", os.path.relpath(node, self.root.path))
         status = self.tree.status(node)
         info = {"ino": str(status.st_ino if inode is None and status is not None else inode)}
         self.add_descriptor(shown, info if function is None else {**info, **self._syspath(function)})
 
     def add_descriptor(self, text: str, info: Mapping[str, str]) -> None:
-        """Open something: what its link says, and what its fdinfo does."""
+        """Add an open descriptor: the text of its link, and the fields of its fdinfo."""
         number = str(_FIRST_FD + len(self.tree.list_dir(os.path.join(self.directory, "fd"))))
         self.tree.put_text_link(os.path.join(self.directory, "fd", number), text)
         lines = {"pos": "0", "flags": "02100002", "mnt_id": "24", **info}
@@ -104,7 +104,7 @@ class SimulatedProcess:
         return {"vfio-device-syspath": os.path.join("/", os.path.relpath(place, self.root.path))}
 
     def delete_nodes(self) -> None:
-        """Show the open nodes as the kernel does when they have gone."""
+        """Show the open nodes as the kernel shows deleted files."""
         top = os.path.join(self.directory, "fd")
         for number in self.tree.list_dir(top):
             text = self.tree.read_link(os.path.join(top, number)) or ""
@@ -113,12 +113,12 @@ class SimulatedProcess:
                 self.tree.put_text_link(os.path.join(top, number), f"{text} (deleted)")
 
     def begin_to_end(self) -> None:
-        """Be on the way out, with everything open still: memory goes first, and that takes its time."""
+        """Start to exit with everything still open: memory is released first, which takes time."""
         if self.is_shown:
             self._put_state("R", _PF_RANDOMIZE | _PF_EXITING)
 
     def close_all(self) -> None:
-        """Be a zombie: nothing is open any more as far as /proc shows."""
+        """Become a zombie: /proc shows no open files any more."""
         if self.is_shown:
             for name in ("fd", "fdinfo"):
                 for number in self.tree.list_dir(os.path.join(self.directory, name)):
@@ -126,13 +126,13 @@ class SimulatedProcess:
             self._put_state("Z", _PF_RANDOMIZE | _PF_EXITING)
 
     def vanish(self) -> None:
-        """Be gone."""
+        """Disappear from /proc."""
         if self.is_shown:
             self.tree.drop_tree(self.directory)
 
     def _put_state(self, state: str, flags: int) -> None:
         """
-        Write the process's line of numbers, by rename: a reader sees the old or the new one.
+        Write the process's ``stat`` line, by a rename: a reader sees the old or the new line.
 
         Source: proc_pid_stat(5)
         """
@@ -143,7 +143,7 @@ class SimulatedProcess:
 @contextlib.contextmanager
 def holding_process(root: HostRoot, node: str) -> Iterator[None]:
     """
-    Show a process that has a node of VFIO open, as long as the block runs; a host without proc shows none.
+    Show a process that has a VFIO node open while the block runs; a host without proc shows nothing.
 
     Host: writes ``proc/PID``
     """

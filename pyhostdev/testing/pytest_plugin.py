@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Fake hosts for pytest, in every environment that has pyhostdev installed.
+Fake hosts for pytest, in every environment with pyhostdev installed.
 
-Loaded in each run of pytest there: nothing of ours is imported before a test asks for a host.
+The plugin is loaded in each run of pytest there: pyhostdev is only imported when a test requests a host.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class FakeHostFactory(Protocol):
-    """Makes a fake host in a directory of its own; call it as often as hosts are needed."""
+    """Builds fake hosts, each in its own directory; call it once per host."""
 
     def __call__(self, tree: str | os.PathLike[str]) -> FakeHost:
-        """Build a host from a shipped host's name, a description's text or the path of a ``.tree`` file."""
+        """Build a host from the name of a shipped host, the text of a description, or the path of a ``.tree`` file."""
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-One PCI function of a simulated host: its directory, and what its attributes and links say.
+One PCI function of a simulated host: its directory, attributes and links.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ class SimDevice:
 
     @property
     def place(self) -> str:
-        """The directory itself; ``path`` goes through the bus's link."""
+        """The real directory; ``path`` goes through the bus's link."""
         return self.tree.place(self.path)
 
     def read(self, name: str) -> bytes | None:
-        """Return an attribute, None when the function has none of that name."""
+        """Return the contents of an attribute, None if the function does not have it."""
         return self.tree.read_file(self.join(name))
 
     def update(self, name: str, content: bytes) -> None:
-        """Change an attribute that is there; others do not appear."""
+        """Change an existing attribute; a missing one is not created."""
         if self.tree.exists(self.join(name)):
             self.tree.replace_file(self.join(name), content)
 
     def number(self, name: str, base: int = 0) -> int:
         """
-        Return an attribute's number, -1 when there is none: it then matches no id.
+        Return the number in an attribute, -1 if it is absent: -1 matches no id.
 
         Raises:
-            OSError: EINVAL when it holds something else.
+            OSError: EINVAL if the attribute is not a number.
         """
         content = self.read(name)
         return -1 if content is None else _number(content, base, self.join(name))
@@ -67,12 +67,12 @@ class SimDevice:
 
     @property
     def driver(self) -> str | None:
-        """Where the ``driver`` link leads: bound, or being probed."""
+        """The target of the ``driver`` link: bound, or being probed."""
         return self._link_name("driver")
 
     @property
     def override(self) -> str | None:
-        """The override's bytes up to the newline, as the driver core compares them."""
+        """The override up to the newline, as the driver core compares it."""
         content = self.read("driver_override")
         if content in (None, b"", b"\n", UNSET_OVERRIDE):
             return None
@@ -81,7 +81,7 @@ class SimDevice:
 
     @property
     def group(self) -> int | None:
-        """Number of the IOMMU group."""
+        """The number of the IOMMU group."""
         name = self._link_name("iommu_group")
         return None if name is None else _number(name, 10, self.join("iommu_group"))
 
@@ -100,7 +100,7 @@ class SimDevice:
 
     @property
     def is_bridge(self) -> bool:
-        """True where config space has another header than an endpoint's, by class where there is no config."""
+        """True if the header in config space is not an endpoint's; without config space, the class decides."""
         header = pciconfig.header_type(self.read("config") or b"")
         if header is not None:
             return header != pciregs.HEADER_TYPE_ENDPOINT
@@ -115,13 +115,13 @@ def _number(text: bytes | str, base: int, path: str) -> int:
 
 
 def numbered(names: Iterable[str], prefix: str = "") -> dict[int, str]:
-    """Return the names that are a prefix and a number, by number."""
+    """Return the names that consist of a prefix and a number, by number."""
     found = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
     return {int(rest): name for rest, name in found.items() if rest.isdecimal()}
 
 
 def find_device(tree: Tree, name: str) -> SimDevice | None:
-    """Return the function of that exact name, None when the bus has none."""
+    """Return the function with exactly this name, None if the bus does not have it."""
     try:
         address = PCIDeviceAddress.parse(name)
     except InvalidAddressError:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-VFs that appear and go with ``sriov_numvfs``.
+VFs that are created and removed through ``sriov_numvfs``.
 
 Source: sriov_numvfs_store, sriov_enable, pci_iov_add_virtfn (drivers/pci/iov.c), Linux 6.1
 """
@@ -27,16 +27,16 @@ _NUM_VFS = 0x10  # PCIE50 9.3.3.7, from the capability's start
 
 def virtual_address(pf: SimDevice, index: int) -> PCIDeviceAddress:
     """
-    Return where a PF's VF is: routing id plus offset plus index times stride.
+    Return the address of a PF's VF: routing id plus offset plus index times stride.
 
     Raises:
-        NotSimulated: the tree does not say offset and stride.
+        NotSimulated: the tree does not show offset and stride.
 
     Source: PCIE50 9.2.1.2
     """
     offset, stride = pf.number("sriov_offset"), pf.number("sriov_stride")
     if offset < 0 or stride < 0:
-        raise NotSimulated(f"The tree does not say where the VFs of {pf.address} are")
+        raise NotSimulated(f"The tree does not show the addresses of the VFs of {pf.address}")
     routing_id = pf.address.bus << 8 | pf.address.devfn
     routing_id += offset + index * stride
     bus, devfn = routing_id >> 8, routing_id & 0xFF
@@ -46,7 +46,7 @@ def virtual_address(pf: SimDevice, index: int) -> PCIDeviceAddress:
 def _virtual_spec(core: DriverCore, pf: SimDevice, index: int) -> FunctionSpec:
     number = pf.number("sriov_vf_device", 16)
     if number < 0:
-        raise NotSimulated(f"The tree does not say which device the VFs of {pf.address} are")
+        raise NotSimulated(f"The tree does not show the device id of the VFs of {pf.address}")
     return FunctionSpec(
         address=virtual_address(pf, index),
         vendor=pf.number("vendor"),
@@ -69,7 +69,7 @@ def _free_group(core: DriverCore) -> int:
 
 def enable(core: DriverCore, pf: SimDevice, count: int) -> None:
     """
-    Make VFs appear, each in a group of its own, and offer them to the drivers.
+    Create VFs, each in its own group, and offer them to the drivers.
 
     Raises:
         NotSimulated: the tree does not describe them.
@@ -94,10 +94,10 @@ def enable(core: DriverCore, pf: SimDevice, count: int) -> None:
 
 def disable(core: DriverCore, pf: SimDevice) -> None:
     """
-    Make all VFs go, the PF's links to them first.
+    Remove all VFs, the PF's links to them first.
 
     Raises:
-        Blocked: a VF's driver does not let go; the rest waits for it.
+        Blocked: the driver of a VF does not release it; the rest waits for it.
     """
     for name in core.tree.list_dir(pf.path):
         if name.startswith("virtfn"):
@@ -110,7 +110,7 @@ def disable(core: DriverCore, pf: SimDevice) -> None:
 
 
 def _show_count(pf: SimDevice, count: int) -> None:
-    """Write the number of VFs where the attribute and config space show it."""
+    """Write the number of VFs to the attribute and to config space."""
     pf.update("sriov_numvfs", f"{count}\n".encode())
     config = bytearray(pf.read("config") or b"")
     where = pciconfig.find_extended_capability(bytes(config), pciregs.EXT_CAP_ID_SRIOV)

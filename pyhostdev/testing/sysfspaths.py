@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What the paths that are written to name.
+The objects that written paths refer to.
 """
 
 from __future__ import annotations
 
 
 def is_node(path: str) -> bool:
-    """Tell whether a write changes the owner of a node, which waits for no device."""
+    """Tell whether a write changes the owner of a node; such a write waits for no device."""
     return path.startswith("dev/")
 
 
 def words_of(path: str) -> list[str]:
-    """Return what a path below the root names: module, node, bus, driver or device, then its parts."""
+    """Return the kind of object that a path below the root names (module, node, bus, driver, device), and the rest."""
     parts = path.split("/")
     if parts[0] == "modprobe":
         return ["module", *parts[1:]]

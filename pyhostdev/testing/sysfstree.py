@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The sysfs of a described host, written in one go: for hosts too large for FakeHost, which asks for every link's place.
+The sysfs of a described host, written in one pass: for hosts too large for FakeHost, which resolves every link.
 
-Configuration space is empty here, and nothing reacts to a write. The ``sys`` is new and held open, so all that is made
-lies in it.
+Configuration space is empty here, and nothing reacts to a write. The ``sys`` directory is new and held open, so
+everything is created inside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BUS = "bus/pci/devices"
 _DRIVERS = "bus/pci/drivers"
 _GROUPS = "kernel/iommu_groups"
 _ROOMS = ("devices", "bus", "bus/pci", _BUS, "kernel", _GROUPS)
-_ATTRIBUTES = (  # that anybody who lists functions reads, or must not read
+_ATTRIBUTES = (  # that a program listing functions reads, or must not read
     "vendor",
     "device",
     "subsystem_vendor",
@@ -42,7 +42,7 @@ _ATTRIBUTES = (  # that anybody who lists functions reads, or must not read
 
 
 class SysfsTree:
-    """A ``sys`` below a directory; paths are kept relative to it, so that links need no look at the tree."""
+    """A ``sys`` below a directory; paths are kept relative to it, so that a link can be made without reading it."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.sys = os.path.join(os.fspath(directory), "sys")
@@ -55,10 +55,10 @@ class SysfsTree:
 
     def write(self, host: HostSpec) -> None:
         """
-        Make the tree; a host's functions are described bridges and PFs first.
+        Create the tree; the host's functions must be described with bridges and PFs first.
 
         Raises:
-            FileExistsError: it is there already.
+            FileExistsError: the ``sys`` directory already exists.
         """
         os.makedirs(os.path.dirname(self.sys), exist_ok=True)
         os.mkdir(self.sys, 0o755)
@@ -151,5 +151,5 @@ class SysfsTree:
             os.close(fd)
 
     def _link(self, path: str, target: str) -> None:
-        """Link as the kernel does, by a path relative to the link's own directory."""
+        """Create a link with a target relative to the link's directory, as the kernel does."""
         os.symlink("../" * path.count("/") + target, path, dir_fd=self._fd)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The files below a host's root, read and changed so that nothing outside is touched, whoever made the tree.
+The files below a host's root, read and changed so that nothing outside the root is touched, even in an untrusted tree.
 
-What is read is an ordinary file of a bounded size, and opening it waits for nobody. What is written is a new file, or
-one that has no second name, which could be outside.
+Only regular files of a bounded size are read, and opening them never blocks. Only new files, or files without a second
+name, which could be outside, are written.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pyhostdev.util.hostroot import HostRoot
 if TYPE_CHECKING:
     from types import TracebackType
 
-FILE_MAX = 1 << 24  # bytes; the state of a large host has some 100 KiB
-TEMPORARY = "fakehost.new."  # what a writer that died leaves at the top
-_CHUNK = 8192  # two pages: all that an attribute or config space has, in one read
+FILE_MAX = 1 << 24  # bytes; the state of a large host takes some 100 KiB
+TEMPORARY = "fakehost.new."  # prefix of files that a dead writer leaves at the top
+_CHUNK = 8192  # two pages: enough for an attribute or config space in one read
 
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -30,7 +30,7 @@ _ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
 def is_live_host(root: HostRoot) -> bool:
-    """Tell whether a root is the live host, by whatever name; one that is not there yet is not."""
+    """Tell whether a root is the live host, by any name; False if the root does not exist yet."""
     try:
         return root.is_live or os.path.samefile(root.path, HostRoot("/").path)
     except FileNotFoundError:
@@ -39,11 +39,11 @@ def is_live_host(root: HostRoot) -> bool:
 
 class Tree:
     """
-    One host's files, by paths that its HostRoot makes.
+    The files of one host, by the paths of its HostRoot.
 
-    A ``with`` block keeps directories open, for a series of changes that nobody else makes meanwhile; outside of one,
-    each call opens what it needs. Every change can be made twice without harm: a kernel that was interrupted repeats
-    its last write. What the system refuses is an OSError; ELOOP and EXDEV say that a path leads nowhere in a host.
+    A ``with`` block keeps directories open for a series of changes without other writers; outside of a block, each call
+    opens what it needs. Every change can be repeated without harm: an interrupted kernel repeats its last write. A
+    failing system call raises OSError; ELOOP and EXDEV mean that a path does not lead to a place in the host.
     """
 
     __slots__ = ("_top", "_walker", "root")
@@ -61,7 +61,7 @@ class Tree:
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._walker is not None
-        self._walker.close()  # now: an error that is kept keeps all that it passed through
+        self._walker.close()  # now, because a kept error would keep the frames with their descriptors
         self._walker = None
 
     def fileno(self) -> int:
@@ -79,7 +79,7 @@ class Tree:
         Return a path relative to the root.
 
         Raises:
-            OSError: EXDEV when it does not begin with the root.
+            OSError: EXDEV if the path does not begin with the root.
         """
         if path.startswith(self._top):
             return path[len(self._top) :]
@@ -87,14 +87,14 @@ class Tree:
             return ""
         raise failure(errno.EXDEV, path)
 
-    # Looking
+    # Reading
 
     def place(self, path: str) -> str:
-        """Return a path without links; the last component need not be there."""
+        """Return a path without links; the last component may be absent."""
         return self.root.join(self._walking().find(self._below(path), follow=True).path).rstrip("/")
 
     def status(self, path: str, *, follow: bool = False) -> os.stat_result | None:
-        """Return what is there, a link by default and not what it leads to; None when nothing is."""
+        """Return the status of an entry, without following a link by default; None if it does not exist."""
         walker = self._walking()
         try:
             place = walker.find(self._below(path), follow=follow)
@@ -103,15 +103,15 @@ class Tree:
             return None
 
     def exists(self, path: str) -> bool:
-        """True when there is an entry, and not only a link that leads nowhere."""
+        """True if an entry exists; False for a dangling link."""
         return self.status(path, follow=True) is not None
 
     def has_entry(self, path: str) -> bool:
-        """True when there is an entry, wherever it leads."""
+        """True if an entry exists, even as a dangling link."""
         return self.status(path) is not None
 
     def is_directory(self, path: str) -> bool:
-        """True for a directory, and for a link that leads to one."""
+        """True for a directory, and for a link to one."""
         try:
             self._walking().enter(self._below(path))
         except _ABSENT:
@@ -119,12 +119,12 @@ class Tree:
         return True
 
     def link_name(self, path: str) -> str | None:
-        """Return the last component of a link's target, None when there is no link."""
+        """Return the last component of a link's target, None if the path is not a link."""
         target = self.read_link(path)
         return None if target is None else os.path.basename(target)
 
     def read_link(self, path: str) -> str | None:
-        """Return a link's target, None when there is no link."""
+        """Return a link's target, None if the path is not a link."""
         walker = self._walking()
         try:
             place = walker.find(self._below(path))
@@ -135,7 +135,7 @@ class Tree:
             raise
 
     def list_dir(self, path: str) -> list[str]:
-        """Return the sorted names in a directory, none when it is not there."""
+        """Return the sorted names in a directory, an empty list if it does not exist."""
         walker = self._walking()
         try:
             fd = os.open(".", _LIST, dir_fd=walker.enter(self._below(path)))
@@ -148,17 +148,17 @@ class Tree:
 
     def open_file(self, path: str, flags: int = os.O_RDONLY) -> int:
         """
-        Open an ordinary file that is there.
+        Open an existing regular file.
 
         Raises:
-            OSError: EINVAL when it is something else.
+            OSError: EINVAL if it is something else.
         """
         walker = self._walking()
         place = walker.find(self._below(path), follow=True)
         return _open_ordinary(place.fd, place.name, flags)
 
     def read_file(self, path: str) -> bytes | None:
-        """Return a file's bytes, None when there is none."""
+        """Return a file's bytes, None if it does not exist."""
         try:
             fd = self.open_file(path)
         except _ABSENT:
@@ -172,10 +172,10 @@ class Tree:
 
     def make_dirs(self, path: str, *, exist_ok: bool = True) -> None:
         """
-        Make a directory and those that it is in.
+        Create a directory and its missing parents.
 
         Raises:
-            FileExistsError: it is there, or something else is in its place.
+            FileExistsError: the directory exists and ``exist_ok`` is False, or the path is something else.
         """
         try:
             self._make_dir(path)
@@ -193,10 +193,10 @@ class Tree:
 
     def put_file(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         """
-        Write a file's whole content, of a new file or of one that is there.
+        Write the whole contents of a new or an existing file.
 
         Raises:
-            OSError: EINVAL when something else is in its place, or the file has another name, too.
+            OSError: EINVAL if the path is not a regular file, or the file has another name.
         """
         walker = self._walking()
         place = walker.find(self._below(path))
@@ -208,7 +208,7 @@ class Tree:
             os.close(fd)
 
     def replace_file(self, path: str, content: bytes) -> None:
-        """Put a new file in the place of a file or a link; who is killed here leaves the old or the new one."""
+        """Replace a file or a link by a new file; a killed process leaves the old or the new one."""
         walker = self._walking()
         temporary = f"{TEMPORARY}{os.urandom(8).hex()}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, 0o644, dir_fd=walker.top)
@@ -224,13 +224,13 @@ class Tree:
             os.close(fd)
 
     def sweep(self) -> None:
-        """Remove what writers that died left; the caller keeps others from writing."""
+        """Remove the temporary files of dead writers; the caller keeps other writers away."""
         for name in self.list_dir(self.root.path):
             if name.startswith(TEMPORARY):
                 self.drop_file(self.root.join(name))
 
     def put_link(self, path: str, target: str) -> None:
-        """Make a relative link from path to the target's real place, in place of any other."""
+        """Create a relative link from path to the target's real path, replacing any other link."""
         walker = self._walking()
         real = self.place(target)
         place = walker.find(self._below(path))
@@ -243,13 +243,13 @@ class Tree:
             os.symlink(text, place.name, dir_fd=place.fd)
 
     def put_text_link(self, path: str, text: str) -> None:
-        """Make a link with a text that may lead nowhere, as those below proc do."""
+        """Create a link with a text that may lead nowhere, like the links below proc."""
         walker = self._walking()
         place = walker.find(self._below(path))
         os.symlink(text, place.name, dir_fd=place.fd)
 
     def move(self, path: str, other: str) -> None:
-        """Rename an entry, which takes its whole content along."""
+        """Rename an entry with all its contents."""
         walker = self._walking()
         old = walker.find(self._below(path))
         walker.forget(old)
@@ -258,7 +258,7 @@ class Tree:
 
     def copy_tree(self, path: str, other: str) -> None:
         """
-        Copy a directory of directories, ordinary files and links.
+        Copy a directory of directories, regular files and links.
 
         Raises:
             OSError: EINVAL for an entry of another kind.
@@ -268,7 +268,7 @@ class Tree:
         _copy(old.fd, old.name, new.fd, new.name, DEPTH_MAX)
 
     def drop_file(self, path: str) -> None:
-        """Remove a file or a link that may be gone already."""
+        """Remove a file or a link, if it exists."""
         walker = self._walking()
         with suppress(*_ABSENT):
             place = walker.find(self._below(path))
@@ -276,7 +276,7 @@ class Tree:
             walker.forget(place)
 
     def drop_empty(self, path: str) -> bool:
-        """Remove a directory, and tell whether it has gone; one with entries stays."""
+        """Remove a directory, and tell whether it is gone; one with entries stays."""
         walker = self._walking()
         try:
             place = walker.find(self._below(path))
@@ -289,7 +289,7 @@ class Tree:
         return True
 
     def drop_tree(self, path: str) -> None:
-        """Remove an entry with all that is in it; it may be gone already."""
+        """Remove an entry with all its contents, if it exists."""
         walker = self._walking()
         with suppress(*_ABSENT):
             place = walker.find(self._below(path))
@@ -298,7 +298,7 @@ class Tree:
 
 
 def _open_to_write(place: Place, mode: int) -> int:
-    """Open a new file, or one that is there and has no other name."""
+    """Open a new file, or an existing file without another name."""
     try:
         return os.open(place.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, mode, dir_fd=place.fd)
     except FileExistsError:
@@ -310,7 +310,7 @@ def _open_to_write(place: Place, mode: int) -> int:
 
 
 def _open_ordinary(top: int, name: str, flags: int) -> int:
-    """Open a file, and nothing but a file: opening a pipe may wait, and opening a device may do something."""
+    """Open a regular file and nothing else: opening a pipe may block, and opening a device may have effects."""
     _check_ordinary(os.stat(name, dir_fd=top, follow_symlinks=False), name)
     fd = os.open(name, flags | _SAFE, dir_fd=top)
     try:
@@ -342,10 +342,10 @@ def _write_whole(fd: int, content: bytes) -> None:
 
 
 def _drop(top: int, name: str, depth: int) -> None:
-    with suppress(FileNotFoundError):  # somebody else was quicker
+    with suppress(FileNotFoundError):  # another process removed it meanwhile
         try:
             fd = os.open(name, _LIST, dir_fd=top)
-        except NotADirectoryError:  # a link is not a directory either
+        except NotADirectoryError:  # also raised for a link
             os.unlink(name, dir_fd=top)
             return
         try:

@@ -1,58 +1,59 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Hosts as text: the ``.tree`` format, one reviewable line for a function, a driver, a group.
+Hosts as text: the ``.tree`` format, with one reviewable line for a function, a driver, a group.
 
-``#`` starts a comment. Numbers of PCI are hexadecimal, all others decimal.
+``#`` starts a comment. PCI numbers are hexadecimal, all others decimal.
 
-A **function** starts with its address, then ids, class, and words in any order::
+A **function** starts with its address, then ids, class, and fields in any order::
 
     0001:08:00.0 8086:6f08 060400 driver=pcieport group=13 bridge=09-09 express=root-port acs
     0001:09:00.0 14e4:1657 020000 driver=tg3 group=14 multifunction express=endpoint pm flr net=enp9s0f0
-      40: 01 00 03 c8 08 00 00 00          # bytes that replace the generated ones, as lspci -xxxx prints them
+      40: 01 00 03 c8 08 00 00 00          # bytes that replace generated ones, in the form of lspci -xxxx
 
 =====================  ==================================================================================
-``driver=NAME``        bound now; ``nodriver`` says aloud that it is not
-``override=NAME``      content of ``driver_override``
-``group=N``            IOMMU group; without it the host does not translate the function's DMA
-``subsys=VVVV:DDDD``   subsystem ids, default: the function's own
+``driver=NAME``        the bound driver; ``nodriver`` states explicitly that the function is unbound
+``override=NAME``      the content of ``driver_override``
+``group=N``            the IOMMU group; without it the host does not translate the function's DMA
+``subsys=VVVV:DDDD``   subsystem ids; default: the function's own ids
 ``rev=XX`` ``numa=N``  revision (00) and NUMA node (-1)
 ``multifunction``      header type bit 7
 ``bridge=SS-UU``       a bridge to the buses SS to UU: header type 1
 ``express=KIND``       PCI Express, 4096 bytes of config: endpoint, legacy-endpoint, root-port, upstream-port,
                        downstream-port, pci-bridge, integrated-endpoint; without it conventional, 256 bytes
-``pm``                 can be reset by D3hot and D0; ``pm=noreset`` has power states and keeps its state in them
+``pm``                 resets on the way from D3hot to D0; ``pm=noreset`` has power states but does not reset
 ``flr`` ``af``         function-level reset by PCI Express, by Advanced Features
 ``acs`` ``acs=off``    Access Control Services, switched on or off
 ``ari``                ARI: on a bridge, forwarding is on (``ari_enabled`` of its bus is 1); else the capability
 ``sriov=N``            a PF of up to N VFs, with ``vf-device=DDDD vf-offset=N vf-stride=N``; ``autoprobe=0``
 ``physfn=ADDRESS``     a VF of that PF: ids read ffff:ffff in config space; its index follows the order of lines
-``parent=ADDRESS``     the bridge above, where bus ranges do not tell
+``parent=ADDRESS``     the bridge above, if the bus ranges do not show it
 ``boot-vga``           the firmware's display
 ``net=NAME``           network interfaces of its host driver, separated by commas
 ``block=NAME``         block devices of its host driver
-``dump=NAME``          config space as a whole from NAME.hex beside the file
+``dump=NAME``          the whole config space, from NAME.hex next to the file
 =====================  ==================================================================================
 
-A function on the driver ``vmd`` has a PCI domain of its own below it: the first one 10000, the next 10001. Unbinding
-the driver removes that domain's functions, binding it brings them back.
+A function bound to the driver ``vmd`` has its own PCI domain below it: the first one has 10000, the next 10001.
+Unbinding the driver removes that domain's functions, binding it brings them back.
 
-A **driver**, in order of registration (the first that matches takes a function)::
+A **driver**; the order of the lines is the order of registration, and the first matching driver binds a function::
 
     driver tg3 14e4:1657 14e4:1682
     driver pcieport class:0604 builtin
     driver vfio-pci available
     driver mlx5_vfio_pci 15b3:101e module=mlx5-vfio-pci missing
 
-Ids are ``VVVV:DDDD`` (``*`` for any) or ``class:`` with leading digits of the class. ``loaded`` is the default;
-``available`` appears when its module is loaded; ``missing`` cannot be loaded; ``builtin`` has no module;
-``module=NAME`` when it is not the driver's name. ``managed-dma`` leaves the group's DMA alone (known of vfio-pci,
-pci-stub, pcieport), ``vfio`` behaves as vfio-pci (known by a name that ends in vfio-pci or vfio_pci, and then ids match
-only what an override names). ``probe=ERRNO``, ``probe=defer``, ``probe=hang`` and ``remove=hang`` misbehave.
+Ids are ``VVVV:DDDD`` (``*`` matches anything) or ``class:`` with leading digits of the class. ``loaded`` is the
+default; ``available`` appears when its module is loaded; ``missing`` cannot be loaded; ``builtin`` has no module;
+``module=NAME`` gives a module name that differs from the driver's. ``managed-dma`` leaves the group's DMA alone
+(default for vfio-pci, pci-stub, pcieport). ``vfio`` behaves like vfio-pci (default for a name that ends in vfio-pci or
+vfio_pci): its ids only match a function with an override. ``probe=ERRNO``, ``probe=defer``, ``probe=hang`` and
+``remove=hang`` make the driver misbehave.
 
 The **rest**::
 
     group 14 DMA-FQ                        # type, default DMA
-    member 14 platform-dma0 driver=idma    # a group member that is no PCI function
+    member 14 platform-dma0 driver=idma    # a group member that is not a PCI function
     release 6.1.0-56-amd64                 # uname -r
     boot-id 7d4c3a3e-…                     # /proc/sys/kernel/random/boot_id
     mount nvme0n1 / ext4
@@ -106,7 +107,7 @@ def _bus_range(text: str) -> tuple[int, int]:
 
 def _express(text: str) -> int:
     if text not in EXPRESS_KINDS:
-        raise ValueError(f"'{text}' is none of {', '.join(EXPRESS_KINDS)}")
+        raise ValueError(f"Unknown kind '{text}': expected one of {', '.join(EXPRESS_KINDS)}")
     return EXPRESS_KINDS[text]
 
 
@@ -115,16 +116,16 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _component(text: str) -> str:
-    """Return a device's name, which can have colons as on the platform bus."""
+    """Return a device's name; it may contain colons, as on the platform bus."""
     if "/" in text or text in (".", ".."):
-        raise ValueError(f"'{text}' cannot be the name of a device")
+        raise ValueError(f"Invalid device name '{text}'")
     return text
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"'{text}' is none of {', '.join(choices)}")
+            raise ValueError(f"Invalid value '{text}': expected {' or '.join(choices)}")
         return text
 
     return read
@@ -156,23 +157,23 @@ _FIELDS = {"subsys": "subsystem", "rev": "revision", "numa": "numa_node"}
 
 
 def _word(word: str) -> tuple[str, Any]:
-    """Return the field and the value of a function's word."""
+    """Return the field of a FunctionSpec and its value, from one field of a function's line."""
     key, equals, text = word.partition("=")
     field = _FIELDS.get(key, key.replace("-", "_"))
     if not equals and key in _FLAGS:
         return field, "on" if key in ("pm", "acs") else True
     if not equals or key not in _VALUES:
-        raise ValueError(f"'{word}' is no word for a function")
+        raise ValueError(f"Unknown function field '{word}'")
     return field, _VALUES[key](text)
 
 
 def parse_function(line: str) -> FunctionSpec:
     """
-    Read one function's line.
+    Parse one function's line.
 
     Raises:
-        ConfigError: the address is none.
-        ValueError: another part is wrong.
+        ConfigError: the address is invalid.
+        ValueError: another part is invalid.
     """
     words = line.split()
     if len(words) < 3:
@@ -181,7 +182,7 @@ def parse_function(line: str) -> FunctionSpec:
     fields = dict(_word(word) for word in words[3:])
     spec = FunctionSpec(PCIDeviceAddress.parse(words[0]), vendor, device, _hex(words[2], 6), **fields)
     if spec.nodriver and spec.driver is not None:
-        raise ValueError("a function has a driver or has none")
+        raise ValueError("'driver=' and 'nodriver' exclude each other")
     return spec
 
 
@@ -199,22 +200,22 @@ def _driver_word(word: str) -> tuple[str, Any]:
         return key, text
     if _DRIVER_ID.fullmatch(word):
         return "ids", word
-    raise ValueError(f"'{word}' is no word for a driver")
+    raise ValueError(f"Unknown driver field '{word}'")
 
 
 def parse_driver(words: list[str]) -> DriverSpec:
     """
-    Read the words after ``driver``.
+    Parse the fields after ``driver``.
 
     Raises:
-        ValueError, ConfigError: one is wrong.
+        ValueError, ConfigError: a field is invalid.
     """
     name = check_driver_name(words[0])
     found = [_driver_word(word) for word in words[1:]]
     fields = {key: value for key, value in found if key != "ids"}
     probe = fields.get("probe")
     if probe not in (None, "hang", "defer") and probe not in errno.errorcode.values():
-        raise ValueError(f"'{probe}' is neither an errno nor hang nor defer")
+        raise ValueError(f"Invalid probe '{probe}': expected the name of an errno, hang or defer")
     module = fields.pop("module", name.replace("-", "_"))
     kind = fields.pop("kind", driver_kind(name))
     ids = tuple(value for key, value in found if key == "ids")
@@ -223,14 +224,14 @@ def parse_driver(words: list[str]) -> DriverSpec:
 
 def parse_dump_line(line: str) -> tuple[int, bytes]:
     """
-    Read offset and bytes from a line as ``lspci -xxxx`` prints it.
+    Parse the offset and the bytes of a line in the form of ``lspci -xxxx``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the line has another form.
     """
     match = _DUMP_LINE.fullmatch(line.strip())
     if match is None:
-        raise ValueError(f"'{line.strip()}' is no line of a hex dump")
+        raise ValueError(f"Invalid line of a hex dump: '{line.strip()}'")
     return int(match[1], 16), bytes.fromhex(match[2])
 
 
@@ -243,7 +244,7 @@ class _Reader:
         self.lines: dict[PCIDeviceAddress, int] = {}
 
     def read(self, number: int, line: str) -> None:
-        """Take one line without its comment."""
+        """Parse one line without its comment."""
         if line[0].isspace():
             self._patch(line)
         elif _ADDRESS_START.match(line):
@@ -254,7 +255,7 @@ class _Reader:
             key, *words = line.split()
             reader = getattr(self, f"read_{key.replace('-', '_')}", None)
             if reader is None:
-                raise ValueError(f"'{key}' starts no line of a host")
+                raise ValueError(f"Unknown kind of line '{key}'")
             reader(words)
 
     def _patch(self, line: str) -> None:
@@ -303,13 +304,13 @@ class _Reader:
 
 def parse_host(text: str, *, name: str = "host", directory: str = "") -> HostSpec:
     """
-    Read a host's description.
+    Parse a host's description.
 
     Args:
-        directory: where the files that ``dump=`` names are.
+        directory: where the files of ``dump=`` are looked up.
 
     Raises:
-        ConfigError: a line is wrong, or contradicts another; ``line`` is its number where one line is to blame.
+        ConfigError: a line is invalid, or contradicts another; ``line`` is the number of the line, if there is one.
     """
     host = HostSpec(name, directory)
     reader = _Reader(host)
@@ -337,7 +338,7 @@ def check_function(host: HostSpec, spec: FunctionSpec) -> None:
     Refuse a function that contradicts the rest of its host.
 
     Raises:
-        ValueError: it names what is not described, or is not what it is named as.
+        ValueError: it names an undescribed object, or an object of the wrong kind.
     """
     for address in (spec.physfn, spec.parent):
         if address is not None and address not in host.functions:
@@ -345,12 +346,12 @@ def check_function(host: HostSpec, spec: FunctionSpec) -> None:
     if spec.physfn is not None and host.functions[spec.physfn].sriov is None:
         raise ValueError(f"{spec.physfn} has no VFs")
     if spec.parent is not None and host.functions[spec.parent].bridge is None:
-        raise ValueError(f"{spec.parent} is no bridge")
+        raise ValueError(f"{spec.parent} is not a bridge")
     driver = host.drivers.get(spec.driver or "")
     if spec.driver is not None and (driver is None or driver.availability != "loaded"):
         raise ValueError(f"the driver '{spec.driver}' is not loaded")
     if spec.driver is None and (spec.net or spec.block):
-        raise ValueError("interfaces and block devices come with a driver")
+        raise ValueError("interfaces and block devices need a driver")
 
 
 def read_host(path: str | os.PathLike[str]) -> HostSpec:

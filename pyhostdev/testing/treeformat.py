@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A host's description as text, the way ``treefile`` reads it; comments are the author's and do not come back.
+A host's description as text, in the form that ``treefile`` parses; comments of an original text are lost.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _EXPRESS_NAMES = {number: name for name, number in EXPRESS_KINDS.items()}
 
 
 def _flag(value: object) -> str | None:
-    """Return a flag's value: none after it, or the one it has instead of ``on``."""
+    """Return a flag's value: None if it has none, or the value that replaces ``on``."""
     return None if value in (True, "on") else f"{value}"
 
 
-# In the order of a line; a value that is the default is left out
+# In the order of a line; default values are left out
 _WORDS: dict[str, tuple[str, Callable[[Any], str | None]]] = {
     "driver": ("driver", str),
     "nodriver": ("nodriver", _flag),
@@ -56,7 +56,7 @@ _WORDS: dict[str, tuple[str, Callable[[Any], str | None]]] = {
 
 
 def format_function(spec: FunctionSpec) -> str:
-    """Return a function's line, and the lines of bytes that belong to it."""
+    """Return a function's line, and the lines of its dumped bytes."""
     words = [str(spec.address), f"{spec.vendor:04x}:{spec.device:04x}", f"{spec.class_:06x}"]
     for field, (word, show) in _WORDS.items():
         value = getattr(spec, field)
@@ -83,7 +83,7 @@ def format_driver(spec: DriverSpec) -> str:
 
 
 def format_host(host: HostSpec) -> str:
-    """Return the whole description; ``parse_host`` reads the same host from it."""
+    """Return the whole description; ``parse_host`` parses it into the same host."""
     return "\n".join(_lines(host)) + "\n"
 
 

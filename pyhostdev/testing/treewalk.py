@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-From a path below a root to the open directory that its last component is in, without a way out of the root.
+Resolves a path below a root to the open parent directory of its last component, without leaving the root.
 
-A path means what it means in a chroot: a link's target is looked up below the root, and ``..`` stops there. Every
-component is opened by itself and never through a link, so nobody who changes the tree meanwhile can lead us out.
+A path is resolved as in a chroot: a link's target is looked up below the root, and ``..`` stops there. Every component
+is opened singly and never through a link, so a concurrent change of the tree cannot lead outside.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import os
 from typing import NamedTuple
 
 _LINKS_MAX = 40  # Source: MAXSYMLINKS (include/linux/namei.h)
-DEPTH_MAX = 64  # directories in each other; a sysfs has less than half of that
+DEPTH_MAX = 64  # nested directories; a sysfs has less than half of that
 _OPEN_MAX = 256
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def failure(errnum: int, path: str) -> OSError:
-    """Return an error that looks like the system's."""
+    """Return an error in the form of a system error."""
     return OSError(errnum, os.strerror(errnum), path)
 
 
 class Place(NamedTuple):
-    """One entry: its directory, by a path without links and as a descriptor, and its name there."""
+    """One entry: its directory, as a path without links and as a descriptor, and its name there."""
 
     directory: str
     fd: int
@@ -32,28 +32,28 @@ class Place(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The entry's path below the root; without links up to the name."""
+        """The entry's path below the root, without links up to the name."""
         return self.directory if self.name == "." else f"{self.directory}{self.name}"
 
 
 class Walker:
     """
-    The directories of one tree that were opened, by their paths without links; each ends with a slash.
+    The opened directories of one tree, by their paths without links; each path ends with a slash.
 
-    They stay open until ``close``, or as long as the object lives; whoever changes where a path leads has to ``forget``
-    it.
+    They stay open until ``close``, or as long as the object lives. A caller that changes where a path leads has to
+    ``forget`` it.
     """
 
     __slots__ = ("_fds", "_links", "_links_left")
 
     def __init__(self, top: str) -> None:
         self._fds: dict[str, int] = {}
-        self._links: dict[str, str] = {}  # to the directory that a link leads to
+        self._links: dict[str, str] = {}  # path of a link to the directory it leads to
         self._links_left = _LINKS_MAX
         self._fds[""] = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Close all, and let go of the root."""
+        """Close all directories, including the root."""
         while self._fds:
             os.close(self._fds.popitem()[1])
 
@@ -65,14 +65,14 @@ class Walker:
         return self._fds[""]
 
     def make_room(self) -> None:
-        """Close all but the root when many are open; a process may open so many."""
+        """Close all but the root if many are open, because a process may only open a limited number."""
         if len(self._fds) > _OPEN_MAX // 2:
             self._links.clear()
             for path in [path for path in self._fds if path]:
                 os.close(self._fds.pop(path))
 
     def forget(self, place: Place) -> None:
-        """Open anew what is at a place, or was reached through it."""
+        """Close the directories at or below a place, so that they are opened again."""
         self._links.clear()
         path = f"{place.path}/"
         for known in [known for known in self._fds if known.startswith(path)]:
@@ -80,10 +80,10 @@ class Walker:
 
     def find(self, path: str, *, follow: bool = False) -> Place:
         """
-        Return where a path's last component is; with ``follow`` it is no link.
+        Return the place of a path's last component; with ``follow``, links are resolved until it is not a link.
 
         Raises:
-            OSError: what the system says of a component; ELOOP for too many links or directories.
+            OSError: the system error for a component; ELOOP for too many links or directories.
         """
         self._links_left = _LINKS_MAX
         top, _, name = path.rpartition("/")
@@ -91,7 +91,7 @@ class Walker:
         for _ in range(_LINKS_MAX if follow else 0):
             try:
                 target = os.readlink(place.name, dir_fd=place.fd)
-            except OSError:  # not a link, or not there
+            except OSError:  # not a link, or absent
                 break
             base = "" if target.startswith("/") else place.directory
             top, _, name = target.rstrip("/").rpartition("/")
@@ -108,13 +108,13 @@ class Walker:
         Return a descriptor of a directory.
 
         Raises:
-            OSError: as ``find``, or it is no directory.
+            OSError: as ``find``, or the path is not a directory.
         """
         self._links_left = _LINKS_MAX
         return self._fds[self._enter("", path)]
 
     def _enter(self, directory: str, path: str) -> str:
-        """Go from a directory along a path, and return where that leads."""
+        """Follow a path from a directory, and return the directory that it leads to."""
         for name in path.split("/"):
             if name == "..":
                 directory = _above(directory)
@@ -124,7 +124,7 @@ class Walker:
         return directory
 
     def _step(self, directory: str, name: str) -> str:
-        """Open one directory, or find where a link leads."""
+        """Open one directory, or resolve a link to one."""
         below = f"{directory}{name}/"
         if directory.count("/") >= DEPTH_MAX or len(self._fds) >= _OPEN_MAX or not self._links_left:
             raise failure(errno.ELOOP, below)
@@ -149,6 +149,6 @@ def _read_link(name: str, top: int, path: str) -> str:
     try:
         return os.readlink(name, dir_fd=top)
     except OSError as err:
-        if err.errno == errno.EINVAL:  # it is neither a link nor a directory
+        if err.errno == errno.EINVAL:  # neither a link nor a directory
             raise failure(errno.ENOTDIR, path) from None
         raise

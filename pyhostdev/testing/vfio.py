@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-vfio-pci and its variants: which functions they refuse, and what appears when they take one.
+vfio-pci and its variants: the functions that they refuse, and the nodes that appear with a bind.
 
 Source: drivers/vfio/pci/vfio_pci.c, vfio_pci_core.c, drivers/vfio/group.c (Linux 6.1)
 """
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from pyhostdev.testing.simdevice import SimDevice
     from pyhostdev.testing.tree import Tree
 
-_DENIED = {  # vfio_pci_dev_in_denylist: accelerators that are unsafe to give away
+_DENIED = {  # vfio_pci_dev_in_denylist: accelerators that are unsafe to assign
     (0x8086, device) for device in (0x0435, 0x0443, 0x19E2, 0x19E3, 0x37C8, 0x37C9)
 }
 
 
-_MAJOR = 239  # of functions' own nodes; the kernel takes one that is free
+_MAJOR = 239  # of the functions' own nodes; a real kernel picks a free major
 
 
 def probe(device: SimDevice) -> int:
-    """Return the errno with which vfio-pci refuses a function, 0 when it takes it."""
+    """Return the errno with which vfio-pci refuses a function, 0 if it accepts it."""
     if (device.number("vendor"), device.number("device")) in _DENIED and not _takes_denied(device.tree):
         return errno.EINVAL
     if device.is_bridge:
@@ -38,12 +38,12 @@ def probe(device: SimDevice) -> int:
 
 
 def _takes_denied(tree: Tree) -> bool:
-    """True when the module's administrator has disabled the list."""
+    """True if the administrator has disabled the list."""
     return tree.read_file(os.path.join(tree.root.module("vfio-pci"), "parameters", "disable_denylist")) == b"Y\n"
 
 
 def _next_number(groups: IOMMUGroups) -> int:
-    """Return the lowest number no vfio device has."""
+    """Return the lowest free number for a vfio device."""
     tree, root = groups.tree, groups.root
     names = (
         name
@@ -57,7 +57,7 @@ def _next_number(groups: IOMMUGroups) -> int:
 
 
 def add_device(groups: IOMMUGroups, device: SimDevice) -> None:
-    """Make the group's node and the function's ``vfio-dev`` appear, and its own node on a host with iommufd."""
+    """Create the group's node and the function's ``vfio-dev``, and its own node on a host with iommufd."""
     tree = device.tree
     if not tree.list_dir(device.join("vfio-dev")):
         number = _next_number(groups)
@@ -74,7 +74,9 @@ def add_device(groups: IOMMUGroups, device: SimDevice) -> None:
 
 def withdraw_device(groups: IOMMUGroups, device: SimDevice) -> None:
     """
-    Make the function's own node and ``vfio-dev`` go, as soon as its unbind begins; ``dev/vfio/devices`` with the last.
+    Remove the function's own node and ``vfio-dev`` as soon as its unbind begins.
+
+    ``dev/vfio/devices`` is removed with its last node.
 
     Source: vfio_unregister_group_dev (drivers/vfio/vfio_main.c), Linux 6.6
     """
@@ -84,11 +86,11 @@ def withdraw_device(groups: IOMMUGroups, device: SimDevice) -> None:
         tree.drop_file(os.path.join(nodes, name))
     tree.drop_tree(device.join("vfio-dev"))
     if names:
-        tree.drop_empty(nodes)  # others may have nodes there
+        tree.drop_empty(nodes)  # it may hold nodes of other functions
 
 
 def remove_device(groups: IOMMUGroups, device: SimDevice) -> None:
-    """Make the function's ``vfio-dev`` go, and the group's node with the last one."""
+    """Remove the function's ``vfio-dev``, and the group's node with the last one."""
     withdraw_device(groups, device)
     if device.group is not None:
         groups.drop_node(device.group)

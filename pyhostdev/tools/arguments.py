@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Arguments that several verbs have, and what they stand for."""
+"""Arguments shared by several verbs, and the objects that they select."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Value = TypeVar("Value")
 
 
 def checked(parse: Callable[[str], Value]) -> Callable[[str], Value]:
-    """Return a type for an argument: a value that cannot be read is an error of usage, in the words of its error."""
+    """Return an argument type that turns a ConfigError of ``parse`` into a usage error with the same message."""
 
     def parsed(text: str) -> Value:
         try:
@@ -48,7 +48,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds <= TIMEOUT_MAX_S:
-        raise ConfigError(f"{text!a} is not a number of seconds from 0 to {TIMEOUT_MAX_S}")
+        raise ConfigError(f"Invalid timeout {text!a}: expected a number of seconds from 0 to {TIMEOUT_MAX_S}")
     return seconds
 
 
@@ -61,9 +61,9 @@ def _consent(text: str) -> str:
 
 def add_root(parser: argparse.ArgumentParser) -> None:
     """--root and --state-dir."""
-    parser.add_argument("--root", default="/", metavar="DIR", help="a directory in the place of /")
+    parser.add_argument("--root", default="/", metavar="DIR", help="use DIR in place of /")
     parser.add_argument(
-        "--state-dir", metavar="DIR", help="where records are kept (default: run/pyhostdev below the root)"
+        "--state-dir", metavar="DIR", help="directory of the records (default: run/pyhostdev below the root)"
     )
 
 
@@ -78,9 +78,9 @@ def add_file(parser: argparse.ArgumentParser) -> None:
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
-    """ADDRESS of a host's function."""
+    """ADDRESS of a host function."""
     parser.add_argument(
-        "address", type=checked(PCIDeviceAddress.parse), metavar="ADDRESS", help="like 0000:01:00.0 or pci_0000_01_00_0"
+        "address", type=checked(PCIDeviceAddress.parse), metavar="ADDRESS", help="e.g. 0000:01:00.0 or pci_0000_01_00_0"
     )
 
 
@@ -105,7 +105,7 @@ def add_accept(parser: argparse.ArgumentParser) -> None:
 
 
 def add_changes(parser: argparse.ArgumentParser, timeout: str = "deadline of each write") -> None:
-    """What every changing verb has; timeout says what --timeout is about."""
+    """Arguments of every changing verb; ``timeout`` describes what --timeout limits."""
     parser.set_defaults(changes_host=True)
     parser.add_argument("--simulate", action="store_true", help="let a simulated kernel react in the --root directory")
     parser.add_argument(
@@ -126,14 +126,14 @@ def _ownership(text: str) -> Ownership:
 
 def host_of(args: argparse.Namespace) -> Host:
     """
-    Return the host that --root names, with what performs writes when the verb changes it.
+    Return the host at --root, with a writer if the verb changes the host.
 
     Raises:
-        ConfigError: --root is no directory.
+        ConfigError: --root is not a directory.
     """
     root = HostRoot(args.root)
     if not os.path.isdir(root.path):
-        raise ConfigError(f"'{args.root}' is no directory")
+        raise ConfigError(f"'{args.root}' is not a directory")
     return Host(root, state_dir=args.state_dir, writer=_writer_of(args, root))
 
 
@@ -151,7 +151,7 @@ def _writer_of(args: argparse.Namespace, root: HostRoot) -> SysfsWriter | None:
 
 
 def manager_of(args: argparse.Namespace) -> HostdevManager:
-    """Return the manager of the host that --root names."""
+    """Return the manager of the host at --root."""
     from pyhostdev.hypervisor.virhostdev import HostdevManager
 
     return HostdevManager(host_of(args))
@@ -162,7 +162,7 @@ def read_file(path: str) -> bytes:
     Return the bytes of FILE, standard input for "-".
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
     """
     try:
         if path == "-":
@@ -178,7 +178,7 @@ def definition_of(args: argparse.Namespace) -> DomainDef:
     Return the domain in FILE.
 
     Raises:
-        ConfigError: FILE cannot be read, or is no domain.
+        ConfigError: FILE cannot be read, or is not a domain.
     """
     from pyhostdev.conf.domain_conf import DomainDef
 
@@ -190,7 +190,7 @@ def domain_name_of(args: argparse.Namespace) -> str:
     Return the name of the domain in FILE.
 
     Raises:
-        ConfigError: FILE cannot be read, is no domain, or has no name.
+        ConfigError: FILE cannot be read, is not a domain, or has no name.
     """
     from pyhostdev.util.virxml import parse_document, text_of
 
@@ -198,7 +198,7 @@ def domain_name_of(args: argparse.Namespace) -> str:
     element = root.find("name") if root.tag == "domain" else None
     name = None if element is None else text_of(element)
     if not name:
-        raise ConfigError(f"'{args.file}' is no domain with a name")
+        raise ConfigError(f"'{args.file}' is not a domain with a name")
     return name
 
 
@@ -207,14 +207,14 @@ def add_capabilities(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--capabilities",
         metavar="FILE|VERSION|probe",
-        help="what the emulator can do: a file that a probe wrote, a stored release of QEMU such as 7.2, or 'probe' "
-        "for an emulator that is not trusted (default: ask a trusted emulator, else the newest stored release)",
+        help="the emulator's capabilities: a file written by a probe, a stored release of QEMU such as 7.2, or 'probe' "
+        "for an untrusted emulator (default: probe a trusted emulator, else use the newest stored release)",
     )
 
 
 def capabilities_of(args: argparse.Namespace, dom: DomainDef, host: Host) -> QEMUCapabilities:
     """
-    Return the capabilities that answer for a domain, and say on stderr which these are.
+    Return the capabilities used for a domain, and report their origin on stderr.
 
     Raises:
         ConfigError, ConfigUnsupportedError, OperationError: as ``qemu_driver.capabilities_of``.
@@ -233,7 +233,7 @@ def add_qemu_user(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--user",
         metavar="USER[:GROUP]",
-        help=f"whom QEMU runs as when root starts it (default: the first of {users} that this machine has)",
+        help=f"the user to run QEMU as, when started by root (default: the first of {users} that exists)",
     )
 
 
@@ -242,5 +242,5 @@ def add_keep_together(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-together",
         action="store_true",
-        help="give the assigned functions of one host device one guest slot, where libvirt spreads them",
+        help="put the assigned functions of one host device into one guest slot, where libvirt spreads them",
     )

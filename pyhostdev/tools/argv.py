@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Define the domain and print what QEMU would be told; what it would not be told is said on stderr."""
+    """Define the domain and print QEMU's command line; report on stderr what the command line leaves out."""
     from pyhostdev.qemu import qemu_driver
     from pyhostdev.qemu.qemu_ignored import start_words
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _lines(argv: list[str]) -> str:
-    """Return the command as a shell would read it, an option and its value on one line."""
+    """Return the command in shell syntax, an option and its value on one line."""
     lines = [output.shell_word(argv[0])]
     for word in argv[1:]:
         if word.startswith("-"):

@@ -14,12 +14,12 @@ GUEST = os.path.join(os.path.dirname(__file__), "guests", "seed.xml")
 HOST = "bcm5719"
 DETACHED_VERBS = (
     ("A four-port card in one IOMMU group, each port with its host driver.", ["list"]),
-    ("The guest wants ports 0 and 3. What would happen to each function, and why:", ["plan", GUEST]),
+    ("The guest needs ports 0 and 3. What would happen to each function, and why:", ["plan", GUEST]),
     ("Detach all four.", ["prepare", GUEST, "--simulate"]),
-    ("What QEMU is told: two vfio-pci devices, nothing of ports 1 and 2.", ["argv", GUEST]),
-    ("Who has what now:", ["status"]),
-    ("The guest has ended: everything goes back to the driver it came from.", ["release", GUEST, "--simulate"]),
-    ("As before:", ["list"]),
+    ("The command line for QEMU: two vfio-pci devices, without ports 1 and 2.", ["argv", GUEST]),
+    ("The devices in use now:", ["status"]),
+    ("The guest has ended: bind every port back to its original driver.", ["release", GUEST, "--simulate"]),
+    ("The same as before:", ["list"]),
 )
 
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         for heading, words in DETACHED_VERBS:
             _show(heading, words, directory)
         if before != fake.snapshot():
-            raise InternalError("The simulated host is not as it was before the demo")
+            raise InternalError("The simulated host differs from its state before the demo")
     streams.write("\nThe host is byte for byte as it was.\n")
     return 0
 

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Scan and print."""
+    """Scan the host and print the functions."""
     scan = arguments.host_of(args).scan()
     functions = [describe(scan, dev) for dev in scan]
     if args.json:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(scan: Scan, dev: PCIDevice) -> dict[str, Any]:
-    """Return what the JSON says of one function."""
+    """Return the JSON object of one function."""
     return {
         "address": str(dev.address),
         "vendor_id": output.hexadecimal(dev.vendor),

@@ -2,8 +2,8 @@
 """
 The command line: finds the verb, runs it, and turns its errors into one sentence and an exit code.
 
-Exit codes: 0 done; 1 refused, the host is unchanged; 2 usage; 3 failed and completely rolled back, or done and not to
-be told; 4 not restored.
+Exit codes: 0 done; 1 refused, the host is unchanged; 2 usage; 3 failed and completely rolled back, or done but the
+result could not be printed; 4 not restored.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ if TYPE_CHECKING:
     from pyhostdev.util.finding import Finding
 
 HELP_WIDTH = 100
-EXTRAS = {"qemu": "start", "rich": "tools"}  # by the library that it brings
+EXTRAS = {"qemu": "start", "rich": "tools"}  # library to the extra that installs it
 DONE, REFUSED, USAGE, ROLLED_BACK, NOT_RESTORED = 0, 1, 2, 3, 4
 
 VERBS = {
     "list": "list the PCI functions of a host",
-    "show": "show everything that is known about one function",
+    "show": "show all known facts about one function",
     "plan": "show what happens to each function of each touched group, and why",
     "validate": "check a domain's XML against the schema and the rules, with line numbers",
     "argv": "print the QEMU command line of a domain",
     "xml": "print a domain with its defaults and guest addresses",
     "prepare": "detach a domain's host devices",
-    "release": "give a domain's host devices back",
-    "start": "run a domain in the foreground, its host devices prepared and given back",
-    "status": "show which devices are in use, and which are detached for nobody",
+    "release": "release a domain's host devices, and reattach the managed ones",
+    "start": "run a domain in the foreground; prepare its host devices, and release them at the end",
+    "status": "show which devices are in use, and which are detached without an owner",
     "recover": "finish or undo what a crash interrupted",
-    "nodedev-detach": "detach one device for nobody",
-    "nodedev-reattach": "give one detached device back to its driver",
-    "nodedev-reset": "reset one device that no domain has, and no other with it",
+    "nodedev-detach": "detach one device without assigning it to a guest",
+    "nodedev-reattach": "bind one detached device back to its driver",
+    "nodedev-reset": "reset one device that no domain uses, without resetting any other device",
     "demo": "run the whole scenario on a simulated host",
 }
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Help of a fixed width: asking the terminal, for each argument, loads compression libraries first."""
+    """Help of a fixed width: asking the terminal for its width, per argument, loads compression libraries first."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=HELP_WIDTH)
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose help is lost with an error, when it cannot be printed."""
+    """A parser that reports an error if its help cannot be printed."""
 
     def print_help(self, file: Any = None) -> None:
         if file is None:
@@ -75,7 +75,7 @@ def _top_parser() -> argparse.ArgumentParser:
     parser = _TopParser(
         prog="pyhostdev",
         description="Give PCI host devices to virtual machines.",
-        epilog=f"verbs:\n{lines}\n\npyhostdev VERB --help tells more.",
+        epilog=f"verbs:\n{lines}\n\nRun pyhostdev VERB --help for more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="pyhostdev [--version] VERB ...",
     )
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     Run one verb and return the exit code.
 
     Raises:
-        SystemExit: the arguments are wrong, or help was asked for and given.
+        SystemExit: the arguments are invalid, or help was requested and printed.
     """
     streams.open_closed()
     return _run(sys.argv[1:] if argv is None else argv)
@@ -130,7 +130,7 @@ def _without_verb(words: list[str]) -> int:
 
 def _run(words: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may have few letters
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may be limited
     try:
         with streams.writing():
             return _dispatch(words)
@@ -152,7 +152,7 @@ def _run(words: list[str]) -> int:
 
 
 def _interrupted(err: KeyboardInterrupt) -> NoReturn:
-    """Say how a change ended that SIGINT came in the middle of, then end by that signal as others expect."""
+    """Report how a change interrupted by SIGINT ended, then die by that signal as callers expect."""
     if isinstance(err.__context__, HostdevError):
         complain(err.__context__.with_reason)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -161,7 +161,7 @@ def _interrupted(err: KeyboardInterrupt) -> NoReturn:
 
 
 def _lacking(err: ModuleNotFoundError) -> int:
-    """Say which extra brings a library that is not installed; another one is missing by a fault of ours."""
+    """Report the extra that provides a missing library; any other missing library is a bug and is raised."""
     extra = EXTRAS.get((err.name or "").partition(".")[0])
     if extra is None:
         raise err
@@ -178,11 +178,11 @@ def _failed(err: HostdevError) -> int:
 
 
 def tell_notes(findings: Iterable[Finding]) -> None:
-    """Print findings that stop nothing on stderr, each with its line and its reason."""
+    """Print findings of severity note on stderr, each with its line and its reason."""
     for finding in dict.fromkeys(findings):
         complain(f"note: {finding.sentence}")
 
 
 def complain(sentence: str) -> None:
-    """Print one sentence for a person on stderr, what cannot be printed escaped."""
+    """Print one sentence on stderr, with unprintable characters escaped."""
     streams.tell(f"pyhostdev: {printable(sentence)}")

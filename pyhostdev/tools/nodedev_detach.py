@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``pyhostdev nodedev-detach``: detach one device for nobody."""
+"""``pyhostdev nodedev-detach``: detach one device without assigning it to a guest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--driver",
         type=arguments.checked(check_driver_name),
         default=VFIO_PCI,
-        help="the driver that gets it (default: vfio-pci)",
+        help="the driver to bind it to (default: vfio-pci)",
     )
     arguments.add_accept(parser)
     arguments.add_root(parser)
@@ -25,6 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detach it."""
+    """Detach the device."""
     arguments.manager_of(args).nodedev_detach(args.address, args.driver, accept=args.accept)
     return 0

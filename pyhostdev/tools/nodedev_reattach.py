@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``pyhostdev nodedev-reattach``: give one detached device back to its driver."""
+"""``pyhostdev nodedev-reattach``: bind one detached device back to its driver."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Give it back."""
+    """Reattach the device."""
     arguments.manager_of(args).nodedev_reattach(args.address)
     return 0

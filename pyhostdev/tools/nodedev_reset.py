@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``pyhostdev nodedev-reset``: reset one device that no domain has, and no other with it."""
+"""``pyhostdev nodedev-reset``: reset one device that no domain uses, without resetting any other device."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reset it."""
+    """Reset the device."""
     arguments.manager_of(args).nodedev_reset(args.address, accept=args.accept)
     return 0

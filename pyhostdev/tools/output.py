@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How verbs print: JSON for programs, a table or a tree for people."""
+"""The output of verbs: JSON for programs, a table or a tree for people."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
 
-# What a name of XML may hold and a terminal does not act upon, though it is not printable: joiners of letters
+# Unprintable, yet allowed in XML names and harmless on a terminal: joiners of letters
 _JOINERS = "\u200c\u200d"
 _PLAIN_TERMINALS = ("dumb", "unknown")
 _USUAL_WIDTH = 80
@@ -26,16 +26,16 @@ _USUAL_WIDTH = 80
 
 def printable(text: str) -> str:
     """
-    Return a text as one line in which nothing acts upon a terminal.
+    Return a text as one line that has no effect on a terminal.
 
-    Escaped are control characters of both sets, line ends, what changes the direction of writing, and bytes that are
-    no text: drivers, processes, domains and files can have any name.
+    Control characters of both sets, line ends, marks that change the direction of writing, and undecodable bytes are
+    escaped: drivers, processes, domains and files can have any name.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shell_word(word: str) -> str:
-    """Return a word as a shell reads it, what is not printable as escapes of bash, ksh and zsh."""
+    """Return a word in shell syntax, with unprintable characters as escapes of bash, ksh and zsh."""
     quoted = shlex.quote(word)
     if quoted.isprintable():
         return quoted
@@ -51,12 +51,12 @@ def _shell_character(c: str) -> str:
 
 
 def printable_xml(text: str) -> str:
-    """Return a document with what is not printable, but line ends and tabs, as references to characters."""
+    """Return a document with unprintable characters, except line ends and tabs, as character references."""
     return "".join(c if c.isprintable() or c in f"\n\t{_JOINERS}" else f"&#{ord(c)};" for c in text)
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document; a plain list has one item a line, which thousands of functions need to be quick."""
+    """Print one JSON document; a plain list has one item per line, which is fast for thousands of functions."""
     if isinstance(value, list):
         lines = ",\n".join(f"  {json.dumps(item)}" for item in value)
         streams.write(f"[\n{lines}\n]\n" if lines else "[]\n")
@@ -91,14 +91,14 @@ def _terminal_width() -> int:
 
 
 class Branch:
-    """A line of a tree, with those below it."""
+    """A line of a tree, with the lines below it."""
 
     def __init__(self, text: str) -> None:
         self.text = printable(text)
         self.below: list[Branch] = []
 
     def add(self, text: str) -> Branch:
-        """Hang a line below this one, and return it."""
+        """Add a line below this one, and return it."""
         self.below.append(Branch(text))
         return self.below[-1]
 
@@ -110,7 +110,7 @@ class Branch:
 
 
 def print_tree(branch: Branch) -> None:
-    """Print a tree, as indented text where rich is not installed."""
+    """Print a tree; as indented text if rich is not installed."""
     text = "".join(branch.lines())
     if _has_rich():
         _print_rich(_rich_tree(branch), text)
@@ -129,14 +129,14 @@ def _rich_tree(branch: Branch) -> Tree:
 
 def _has_rich() -> bool:
     try:
-        import rich.tree  # noqa: F401 - it is asked for, and used elsewhere
+        import rich.tree  # noqa: F401 - only a test here; used elsewhere
     except ImportError:
         return False
     return True
 
 
 def _print_rich(thing: Any, text: str) -> None:
-    """Print something of rich, which is this text; a pipe gets plain text that is never cut to a width."""
+    """Print a rich object whose plain form is ``text``; a pipe gets plain text that is never cut to a width."""
     from rich.console import Console
 
     is_terminal = sys.stdout.isatty()
@@ -147,7 +147,7 @@ def _print_rich(thing: Any, text: str) -> None:
     else:
         console.width = 1000
     console.print(thing)
-    with streams.writing(text):  # not by rich, which ends the process when a pipe is closed
+    with streams.writing(text):  # not with rich, which ends the process if a pipe is closed
         sys.stdout.write(rendered.getvalue())
 
 

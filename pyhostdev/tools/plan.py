@@ -21,17 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_json(parser)
     arguments.add_qemu_user(parser)
     parser.add_argument(
-        "--for-start", action="store_true", help="exit with 1 also when 'pyhostdev start' would not run the domain"
+        "--for-start", action="store_true", help="also exit with 1 if 'pyhostdev start' would not run the domain"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the plan and print it; 1 when it refuses, or with --for-start when start would."""
+    """Make the plan and print it; return 1 if the plan refuses, or with --for-start if start would refuse."""
     from pyhostdev.conf.domain_validate import validate_domain
     from pyhostdev.qemu import qemu_driver
 
     definition = arguments.definition_of(args)
-    validate_domain(definition)  # an unknown word on a host device is a finding of the plan
+    validate_domain(definition)  # an unknown attribute or element of a host device is a finding of the plan
     host = arguments.host_of(args)
     ownership = chosen_ownership(args.user)
     plan = host.plan(definition, args.policy, accept=args.accept)
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     except (ConfigUnsupportedError, OperationError) as err:
         if args.capabilities is not None:
             raise
-        # the host devices can be prepared all the same: another hypervisor driver may run the domain
+        # The host devices can still be prepared: another hypervisor driver may run the domain
         plan = plan.with_start_findings([Finding("unsupported", ERROR, None, str(err))])
     else:
         origin = capabilities.origin
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_plan(plan: Plan) -> None:
-    """Print a plan as a tree: groups, functions, and below them what is in the way."""
+    """Print a plan as a tree: the groups with their functions, then the findings."""
     tree = output.Branch(plan.headline())
     for group, fates in plan.fates_by_group().items():
         branch = tree.add("no IOMMU group" if group is None else f"IOMMU group {group}")

@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_root(parser)
     arguments.add_policy(parser)
     arguments.add_changes(parser)
-    arguments.add_user(parser, "give the nodes below /dev/vfio that the guest needs to this user until the release")
+    arguments.add_user(parser, "give the guest's nodes below /dev/vfio to this user until the release")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan, and execute the plan."""
+    """Make the plan and execute it."""
     definition = arguments.definition_of(args)
     definition.validate()
     node_owner = None if args.user is None else (args.user.uid, args.user.gid)
@@ -28,5 +28,5 @@ def run(args: argparse.Namespace) -> int:
     if plan.ok:
         tell_notes(plan.notes)
     if not manager.prepare(plan, node_owner=node_owner):
-        complain(f"note: domain '{plan.owner}' has these devices already")
+        complain(f"note: domain '{plan.owner}' already has these devices")
     return DONE

@@ -16,20 +16,18 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_root(parser)
-    arguments.add_changes(parser, "how long to wait for a write still in flight, and deadline of each new one,")
+    arguments.add_changes(parser, "how long to wait for a write in flight, and the deadline of each new write,")
     arguments.add_json(parser)
-    parser.add_argument(
-        "--all", action="store_true", help="give prepared devices back too, where nobody holds their group open"
-    )
+    parser.add_argument("--all", action="store_true", help="also release prepared devices whose group is not held open")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Recover and tell what became of each record; 4 when a device is not restored."""
+    """Recover and report the outcome of each record; return 4 if a device is not restored."""
     found = arguments.manager_of(args).recover(include_prepared=args.all, timeout_s=args.timeout)
     code = DONE if all(item.is_done for item in found) else NOT_RESTORED
     try:
         _print(found, as_json=args.json)
-    except streams.OutputError as err:  # it is done, and not to be found out by doing it again
+    except streams.OutputError as err:  # the recovery is done, and running it again would not show its outcome
         for line in err.text.splitlines():
             complain(line)
         err.code = code

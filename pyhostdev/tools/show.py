@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``pyhostdev show``: everything that is known about one function."""
+"""``pyhostdev show``: all known facts about one function."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _in_flight(host: Host, address: PCIDeviceAddress) -> bool | None:
-    """Tell whether a write to the function has not come back; None where that is not ours to see."""
+    """Tell whether a write to the function has not returned; None if this user may not see it."""
     try:
         return host.is_in_flight(address)
     except SysfsError as err:
@@ -50,7 +50,7 @@ def _in_flight(host: Host, address: PCIDeviceAddress) -> bool | None:
 
 
 def describe(dev: PCIDevice, in_flight: bool | None) -> dict[str, Any]:
-    """Return all facts, those that the host does not give as None, as the override while a write is in flight."""
+    """Return all facts; None stands for an unavailable fact, such as the override while a write is in flight."""
     group = dev.iommu_group
     members = [] if group is None else read_iommu_group_members(dev.root, group)
     return {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``pyhostdev start``: run a domain in the foreground, its host devices prepared and given back."""
+"""``pyhostdev start``: run a domain in the foreground; prepare its host devices, and release them at the end."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_capabilities(parser)
     arguments.add_changes(parser)
     arguments.add_qemu_user(parser)
-    parser.add_argument("--log", metavar="FILE", help="append what QEMU writes to this file; it rolls at 2 MiB")
+    parser.add_argument("--log", metavar="FILE", help="append QEMU's output to this file; it rolls over at 2 MiB")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan, prepare, run QEMU to its end, give back."""
-    import qemu.qmp  # noqa: F401 - when it is missing, that is told before anything else
+    """Plan, prepare, run QEMU to its end, release."""
+    import qemu.qmp  # noqa: F401 - if it is missing, report that before anything else
 
     from pyhostdev.qemu import qemu_driver
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     )
     plan = manager.host.plan(guest.definition, args.policy, accept=args.accept)
     if args.simulate:
-        raise ConfigUnsupportedError("A guest cannot run on a simulated host: its QEMU would reach for the real one")
+        raise ConfigUnsupportedError("A guest cannot run on a simulated host: QEMU would access the real one")
     outcome = guest.run(manager, plan, log_path=args.log)
     if outcome.failed:
         complain(str(outcome))
@@ -67,16 +67,16 @@ def _refuse(
     ownership: Ownership | None,
 ) -> None:
     """
-    Plan the domain as it was written, whose lines a person knows, and tell the notes.
+    Plan the domain as written, with the line numbers that the user knows, and print the notes.
 
     Raises:
-        RefusedError: with all that stands in the way of the devices and of QEMU.
+        RefusedError: holds all obstacles of the devices and of QEMU.
     """
     from pyhostdev.qemu import qemu_driver
 
     if ownership is None and args.user is None and os.geteuid() == 0:
         users = " or ".join(DEFAULT_USERS)
-        complain(f"warning: QEMU runs as root, as this machine has no user {users}; name one with --user")
+        complain(f"warning: QEMU runs as root, because this machine has no user {users}; choose one with --user")
     plan = qemu_driver.plan(
         host,
         definition,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``pyhostdev status``: which devices are in use, and which are detached for nobody."""
+"""``pyhostdev status``: which devices are in use, and which are detached without an owner."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(devices: Sequence[RecordedDevice]) -> dict[str, Any]:
-    """Return what the JSON says."""
+    """Return the JSON object."""
     return {
         "version": 1,
         "active": [{**_facts(dev), "owner": dev.owner} for dev in devices if dev.is_active],

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Standard output and standard error, which can be closed, full, or a pipe that nobody reads.
+Standard output and standard error, which can be closed, full, or a pipe without a reader.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pyhostdev.errors import HostdevError
 
 
 class OutputError(Exception):
-    """What a verb had to say could not be written; ``text`` is that, as far as it is known."""
+    """The output of a verb could not be written; ``text`` holds that output, as far as it is known."""
 
     def __init__(self, err: OSError, text: str = "") -> None:
         super().__init__(f"Cannot write to standard output: {err.strerror}")
         self.text = text
-        self.code: int | None = None  # what the verb would have ended with, where that is worse
+        self.code: int | None = None  # the exit code of the verb, if that is worse
 
 
 def open_closed() -> None:
     """
-    Put something in the place of standard streams that are closed, so that no file of ours gets their number.
+    Occupy closed standard streams, so that no other file gets their numbers.
 
-    Writing to an output that was closed fails as it would have; what is told on a closed standard error is dropped.
+    Writing to a closed output fails as before; messages to a closed standard error are dropped.
     """
     for fd, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
@@ -36,7 +36,7 @@ def open_closed() -> None:
         except OSError as err:
             if err.errno != errno.EBADF:
                 raise
-            os.open(os.devnull, flags)  # gets the lowest number that is free
+            os.open(os.devnull, flags)  # gets the lowest free number
     sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
@@ -45,17 +45,17 @@ def open_closed() -> None:
 @contextmanager
 def writing(text: str = "") -> Iterator[None]:
     """
-    Print something within, all of it.
+    Write and flush everything printed inside the block.
 
     Raises:
-        OutputError: it cannot be written.
-        BrokenPipeError: nobody reads it.
+        OutputError: the output cannot be written.
+        BrokenPipeError: the pipe has no reader.
     """
     try:
         yield
         sys.stdout.flush()
     except HostdevError:
-        raise  # some are an OSError too, about a file of the host
+        raise  # some are also an OSError, about a file of the host
     except BrokenPipeError:
         silence(sys.stdout)
         raise
@@ -66,7 +66,7 @@ def writing(text: str = "") -> Iterator[None]:
 
 def write(text: str) -> None:
     """
-    Print a text and nothing after it.
+    Print a text and flush it.
 
     Raises:
         OutputError, BrokenPipeError: as ``writing``.
@@ -76,7 +76,7 @@ def write(text: str) -> None:
 
 
 def tell(line: str) -> None:
-    """Print a line on standard error, where that is possible: a change does not fail because nobody hears of it."""
+    """Print a line on standard error, if possible: a change does not fail because its message cannot be printed."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -84,7 +84,7 @@ def tell(line: str) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Let what is left in a stream go nowhere, when it is flushed at the end."""
+    """Redirect a stream to /dev/null, so that its final flush succeeds."""
     with suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(null, stream.fileno(), inheritable=True)

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every error, and a note for each word that is kept or ignored, with its line; 1 when there is an error."""
+    """Print every error and every note with its line; return 1 if there is an error."""
     host = arguments.host_of(args)
     data = arguments.read_file(args.file)
     definition, errors = _parsed(data)
@@ -52,7 +52,7 @@ def _parsed(data: bytes) -> tuple[DomainDef | None, list[ConfigError]]:
 
 
 def _definition_errors(definition: DomainDef, host: Host, args: argparse.Namespace) -> list[ConfigError]:
-    """Return what is wrong with a definition that could be read, also with what defaults make of it."""
+    """Return the errors of a definition that could be parsed, including those that appear after its defaults."""
     from pyhostdev.conf.domain_validate import validate_all
     from pyhostdev.qemu import define
 
@@ -73,7 +73,7 @@ def _notes(definition: DomainDef) -> list[Finding]:
 
 
 def _sentences(data: bytes, errors: list[ConfigError]) -> list[tuple[int | None, str]]:
-    """Return every error once with its line; where a rule and the schema speak of one line, the rule is clearer."""
+    """Return every error once with its line; if a rule and the schema report the same line, keep the clearer rule."""
     from pyhostdev.conf.domain_validate import validate_schema
 
     lines = {err.line for err in errors}

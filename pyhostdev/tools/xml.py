@@ -24,12 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spelling",
         choices=("assigned", "unassigned"),
-        help="how to say that the guest does not get a function; libvirt knows 'unassigned' only, ignores 'assigned' "
-        "and gives the function to the guest",
+        help="the attribute of a function that the guest does not get; libvirt only supports 'unassigned', ignores "
+        "'assigned' and gives the function to the guest",
     )
-    parser.add_argument(
-        "--complete", action="store_true", help="declare the functions that are missing as not assigned"
-    )
+    parser.add_argument("--complete", action="store_true", help="declare missing functions as not assigned")
 
 
 def run(args: argparse.Namespace) -> int:

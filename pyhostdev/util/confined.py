@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Opening below a root whose links, files and devices may have been made by a stranger.
+Open files below a root whose contents may come from an untrusted source.
 
-Below a root that is not "/" no link leads out: an absolute one starts at the root. Nothing is opened for reading but
-a regular file or a directory, so no FIFO lets us wait and no device does what it does when it is opened.
+Below a root other than "/", no link leads out of the root: an absolute link starts at the root. Only regular files and
+directories are opened for reading, so no FIFO can block and no device is triggered by an open.
 
-Source: openat2(2), RESOLVE_IN_ROOT; csrc/pciroot.c walks by itself where the kernel does not have it
+Source: openat2(2), RESOLVE_IN_ROOT; csrc/pciroot.c walks the path itself when the kernel lacks it
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pyhostdev.errors import InternalError
 from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
 from pyhostdev.util.hostroot import HostRoot
 
-NOT_A_FILE = errno.EMEDIUMTYPE  # the answer for devices, FIFOs and sockets; a directory is EISDIR
+NOT_A_FILE = errno.EMEDIUMTYPE  # reported for devices, FIFOs and sockets; a directory gives EISDIR
 
 
 def root_and_path(root: HostRoot, path: str) -> tuple[bytes, bytes]:
     """
-    Return the root and a path below it as the C side wants them; the live root is empty.
+    Return the root and the path below it as the C code expects them; the live root is empty.
 
     Raises:
         InternalError: the path is not below the root.
@@ -38,40 +38,40 @@ def root_and_path(root: HostRoot, path: str) -> tuple[bytes, bytes]:
 
 def open_path(root: HostRoot, path: str, flags: int = 0) -> int:
     """
-    Return a descriptor that stands for what is there, and has not opened it.
+    Return an O_PATH descriptor: it refers to the file but does not open it.
 
     Args:
-        flags: O_NOFOLLOW to stop at a link at the end, O_DIRECTORY to want a directory.
+        flags: O_NOFOLLOW not to follow a final link, O_DIRECTORY to require a directory.
 
     Raises:
-        OSError: the kernel's answer.
+        OSError: the kernel's error.
     """
     return _result(_c.lib.phd_open_below(*_arguments(root, path), os.O_PATH | flags), path)
 
 
 def open_directory(root: HostRoot, path: str) -> int:
     """
-    Return a descriptor to list a directory with.
+    Return a descriptor for listing a directory.
 
     Raises:
-        OSError: the kernel's answer.
+        OSError: the kernel's error.
     """
     return _result(_c.lib.phd_open_below(*_arguments(root, path), os.O_RDONLY | os.O_DIRECTORY), path)
 
 
 def open_file(root: HostRoot, path: str) -> int:
     """
-    Return a descriptor to read a regular file with.
+    Return a descriptor for reading a regular file.
 
     Raises:
-        OSError: the kernel's answer; EISDIR for a directory, NOT_A_FILE for anything else than a file.
+        OSError: the kernel's error; EISDIR for a directory, NOT_A_FILE for any other non-regular file.
     """
     return _result(_c.lib.phd_open_file(*_arguments(root, path)), path)
 
 
 @contextmanager
 def opened(fd: int) -> Iterator[int]:
-    """Close a descriptor at the end."""
+    """Close a descriptor at the end of the block."""
     try:
         yield fd
     finally:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Old spellings of public names: they still work, and say what they are called now.
+Old spellings of public names: they still work and warn with the new name.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 
 def deprecated_names(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:
     """
-    Return a module's ``__getattr__`` that knows old names.
+    Return a ``__getattr__`` for a module that supports old names.
 
     Args:
-        names: old name to what it is called now, an object with a ``__name__``.
+        names: maps each old name to the new object, which has a ``__name__``.
     """
 
     def find(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module '{module}' has no attribute '{name}'")
         found = names[name]
-        text = f"'{name}' is called '{found.__name__}' now, see docs/deprecations.md"
+        text = f"'{name}' is now called '{found.__name__}', see docs/deprecations.md"
         warnings.warn(text, DeprecationWarning, stacklevel=2)
         return found
 

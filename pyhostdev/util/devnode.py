@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Device nodes of VFIO: which one a node is, whose it is, and giving it to another user.
+VFIO device nodes: identify a node, read its owner, give it to another user.
 
-A node is opened by its path once, never through a link, and compared with what is expected of it; what is changed is
-the node that was compared, whatever has happened to the path since.
+A node is opened by its path once, never through a link, and compared with the expected node. Changes apply to the
+node that was compared, even if the path has changed since.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pyhostdev.errors import OperationError, SysfsError
 if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
-_CANNOT_ASK = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENODEV, errno.ENXIO)  # a container's cgroup, say
+_CANNOT_ASK = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENODEV, errno.ENXIO)  # e.g. a container's cgroup
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
 
 class DeviceNode(NamedTuple):
     """
-    What stat(2) says of a node.
+    What stat(2) reports for a node.
 
-    ``number`` is its device's (st_rdev), ``inode`` its own: a node that was made again has another one.
+    ``number`` is the device number (st_rdev), ``inode`` the node's own number: a recreated node has another inode.
     """
 
     number: int
@@ -38,54 +38,54 @@ class DeviceNode(NamedTuple):
     mode: int
 
     def is_same(self, other: DeviceNode) -> bool:
-        """Tell whether both are one node, whoever owns it."""
+        """Tell whether both are the same node, whatever its owner."""
         return (self.number, self.inode) == (other.number, other.inode)
 
 
 @runtime_checkable
 class NodeWriter(Protocol):
-    """What changes the owner of nodes: the live host, or the simulated kernel, whose nodes are ordinary files."""
+    """Changes the owner of nodes: the live host, or the simulated kernel, whose nodes are regular files."""
 
     def read_node(self, path: str) -> DeviceNode | None:
         """
-        Return which node is there and whose it is, None when there is none.
+        Return the node at a path with its owner, None if the path does not exist.
 
         Raises:
-            OperationError: something else is in its place.
-            SysfsError: it cannot be looked at.
+            OperationError: the path is not a device node.
+            SysfsError: the path cannot be examined.
         """
 
     def set_node_owner(self, path: str, node: DeviceNode, *, device: PCIDeviceAddress) -> None:
         """
-        Give the node at path to the user and the group that ``node`` names, if it is that node.
+        Give the node at path to the user and the group in ``node``, if it is that node.
 
         Raises:
-            OperationError: another node or something else is in its place; nothing was changed.
-            SysfsError: it has gone, or the kernel refuses.
+            OperationError: the path is another node or something else; nothing was changed.
+            SysfsError: the node is gone, or the kernel refuses.
         """
 
     def is_group_open(self, path: str) -> bool:
         """
-        Tell whether the kernel says that the node of a group is open; a function's own node is never to be asked.
+        Tell whether the kernel reports the node of a group as open; never call it for a function's own node.
 
-        False proves nothing: a function may be open by its own node, or the kernel may not be asked from here.
+        False proves nothing: a function may be open through its own node, or the group's node may be inaccessible.
 
         Raises:
-            OperationError: something else is in its place.
-            SysfsError: it cannot be asked.
+            OperationError: the path is not a device node, or has become another one.
+            SysfsError: the kernel gives no answer.
         """
 
 
 class LiveNodes:
-    """The nodes of the host that we run on; a NodeWriter."""
+    """The nodes of the live host; a NodeWriter."""
 
     def read_node(self, path: str) -> DeviceNode | None:
         """
-        Return which node is there and whose it is, None when there is none.
+        Return the node at a path with its owner, None if the path does not exist.
 
         Raises:
-            OperationError: something else is in its place.
-            SysfsError: it cannot be looked at.
+            OperationError: the path is not a device node.
+            SysfsError: the path cannot be examined.
         """
         try:
             with _opened(path) as (_, node):
@@ -97,11 +97,11 @@ class LiveNodes:
 
     def set_node_owner(self, path: str, node: DeviceNode, *, device: PCIDeviceAddress) -> None:
         """
-        Give the node at path to the user and the group that ``node`` names, if it is that node.
+        Give the node at path to the user and the group in ``node``, if it is that node.
 
         Raises:
-            OperationError: another node or something else is in its place; nothing was changed.
-            SysfsError: it has gone, or the kernel refuses.
+            OperationError: the path is another node or something else; nothing was changed.
+            SysfsError: the node is gone, or the kernel refuses.
         """
         with _opened(path) as (fd, now):
             if not now.is_same(node):
@@ -110,13 +110,13 @@ class LiveNodes:
 
     def is_group_open(self, path: str) -> bool:
         """
-        Tell whether the kernel says that the node of a group is open; a function's own node is never to be asked.
+        Tell whether the kernel reports the node of a group as open; never call it for a function's own node.
 
-        False proves nothing: a function may be open by its own node, or the kernel may not be asked from here.
+        False proves nothing: a function may be open through its own node, or the group's node may be inaccessible.
 
         Raises:
-            OperationError: something else is in its place.
-            SysfsError: it cannot be asked.
+            OperationError: the path is not a device node, or has become another one.
+            SysfsError: the kernel gives no answer.
 
         Source: vfio_group_fops_open (drivers/vfio/group.c)
         """
@@ -130,13 +130,13 @@ class LiveNodes:
 
 
 def replaced(path: str, device: PCIDeviceAddress) -> OperationError:
-    """Return the error for a node that is another one than expected."""
-    return OperationError(f"Node '{path}' of device {device} is another one now, and was left alone", address=device)
+    """Return the error for a node that is not the expected one."""
+    return OperationError(f"Node '{path}' of device {device} was replaced, and was left alone", address=device)
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[int, DeviceNode]]:
-    """Open a node without opening its device, which would hold it, and say which one it is."""
+    """Open a node with O_PATH, which does not hold its device, and yield the descriptor and the node."""
     try:
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as err:
@@ -152,7 +152,7 @@ def _opened(path: str) -> Iterator[tuple[int, DeviceNode]]:
 
 
 def _answers_busy(path: str, node: DeviceNode) -> bool:
-    """Open a node for a moment, if it is still the one that was looked at."""
+    """Open a node briefly, if it is still the node that was examined, and tell whether it is busy."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as err:
@@ -162,7 +162,7 @@ def _answers_busy(path: str, node: DeviceNode) -> bool:
     try:
         facts = os.fstat(fd)
         if (facts.st_rdev, facts.st_ino) != (node.number, node.inode):
-            raise OperationError(f"'{path}' is another node now")
+            raise OperationError(f"'{path}' was replaced by another node")
     finally:
         os.close(fd)
     return False
@@ -170,7 +170,7 @@ def _answers_busy(path: str, node: DeviceNode) -> bool:
 
 def _chown(fd: int, path: str, node: DeviceNode, device: PCIDeviceAddress) -> None:
     """
-    Change the owner of what a descriptor of O_PATH stands for; ``os.chown`` has no AT_EMPTY_PATH.
+    Change the owner of the file of an O_PATH descriptor; ``os.chown`` does not support AT_EMPTY_PATH.
 
     Source: fchownat(2)
     """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-driverctl's folder: one file a device, with the driver that is made its override whenever the device appears.
+The driverctl directory: one file per device, naming the driver override to set whenever the device appears.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virfile import read_bytes
 
-NO_DRIVER = "none"  # what is saved to keep a device from every driver
+NO_DRIVER = "none"  # saved to keep a device without a driver
 _SIZE_MAX = 4096  # bytes; driverctl writes one name, an editor may leave comments
-_SHOWN_MAX = 64  # characters; more than a driver's name can have
+_SHOWN_MAX = 64  # characters; the longest driver name
 
 
 def read_driverctl_override(root: HostRoot, address: PCIDeviceAddress) -> str | None:
     """
-    Return the driver that driverctl keeps a function with; None when it has nothing saved.
+    Return the override that driverctl saved for a function; None if it saved nothing.
 
-    The text is as it is in the file, its first line without blanks around it: it may be no driver's name.
+    The result is the first line of the file without surrounding blanks; it may be an invalid driver name.
 
     Raises:
-        SysfsError: the file is there and cannot be read, or has more than a page (EFBIG).
+        SysfsError: the file exists but cannot be read, or is larger than a page (EFBIG).
 
     Host: reads ``etc/driverctl.d/pci-ADDRESS``
     """

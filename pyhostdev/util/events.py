@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The host's PCI functions, kept up to date by the kernel's own events.
+The host's PCI functions, kept up to date by kernel events.
 
-An event says where to look, sysfs says what is there: what an event claims is never believed.
+An event only tells where to look; the state is always read from sysfs.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from pyhostdev.util.livescan import LiveScan
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virpci import PCIDevice
 
-BATCH_MAX = 1024  # events of one poll: who asks for news gets an answer during a storm, too
-REFRESH_MAX = 8  # a rescan is dearer than reading an eighth of all functions one by one
+BATCH_MAX = 1024  # events per poll, so that a poll returns even during a storm of events
+REFRESH_MAX = 8  # a rescan costs more than reading an eighth of all functions one by one
 _REFRESH_MIN = 64  # functions that are read one by one on any host
 _RECEIVE_BUFFER = 16 << 20  # some 50,000 events: VFs come by the thousand
 
 
 class PCIEvent(NamedTuple):
-    """One event of the kernel; ``action`` is add, remove, bind, unbind, change, online, offline or move."""
+    """One kernel event; ``action`` is add, remove, bind, unbind, change, online, offline or move."""
 
     action: str
     address: PCIDeviceAddress
 
 
 class EventSource(Protocol):
-    """Where events come from; it listens from the moment it is made."""
+    """A source of events; it listens from the moment it is created."""
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when there is an event."""
+        """Return a descriptor that is readable when an event is waiting."""
 
     def receive(self, timeout_s: float) -> PCIEvent | None:
         """
-        Return the next event, None when there is none in time.
+        Return the next event, None if none arrives in time.
 
         Raises:
             OSError: events were lost.
         """
 
     def restart(self) -> None:
-        """Listen anew, without what was queued."""
+        """Start listening again, without the queued events."""
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
 
 
 class UdevEvents:
     """
-    The kernel's events of the PCI bus, before udev has done anything about them.
+    The kernel events of the PCI bus, before udev has processed them.
 
     Raises:
         ConfigError: pyudev is not installed.
@@ -72,7 +72,7 @@ class UdevEvents:
             raise ConfigError("Following the host's events needs pyudev") from err
         monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
         monitor.filter_by("pci")
-        with suppress(OSError):  # an ordinary user stays with the default, and rescans more often
+        with suppress(OSError):  # an unprivileged user keeps the default size, and rescans more often
             monitor.set_receive_buffer_size(_RECEIVE_BUFFER)
         monitor.start()
         self._monitor = monitor
@@ -85,7 +85,7 @@ class UdevEvents:
             try:
                 return PCIEvent(device.action, PCIDeviceAddress.parse(device.sys_name))
             except InvalidAddressError:
-                continue  # not a function: services of a port are on a bus of their own
+                continue  # not a function: a port's services have a bus of their own
         return None
 
     def close(self) -> None:
@@ -94,27 +94,27 @@ class UdevEvents:
 
 class PCIMonitor:
     """
-    One scan, and then what changes: add, remove, bind, unbind, VFs.
+    A scan that follows changes: add, remove, bind, unbind, VFs.
 
         with PCIMonitor(HostRoot()) as monitor:
             while True:
                 for event in monitor.poll(timeout_s=60):
                     print(event.action, monitor.functions.find(event.address))
 
-    ``functions`` equals a scan once the kernel is quiet and everything it said was polled; between two polls it stands
-    still, and its indexes make no system call. Whoever has a loop waits for ``fileno()`` himself.
+    ``functions`` equals a scan once the kernel is quiet and all its events were polled. Between two polls it does not
+    change, and its indexes make no system call. A caller with an event loop waits for ``fileno()`` itself.
 
     Args:
-        source: for a directory that takes the place of /, which has no kernel to listen to.
+        source: events for a root other than /, which has no kernel to listen to.
 
     Raises:
-        ConfigError: a directory without a source, or pyudev is not installed.
-        SysfsError: an attribute is there and cannot be read.
+        ConfigError: the root is a directory and has no source, or pyudev is not installed.
+        SysfsError: an attribute exists but cannot be read.
     """
 
     def __init__(self, root: HostRoot, source: EventSource | None = None) -> None:
         if source is None and not root.is_live:
-            raise ConfigError(f"Nobody sends events for the directory {root.path}")
+            raise ConfigError(f"The directory {root.path} has no source of events")
         self.root = root
         self.source: EventSource = UdevEvents() if source is None else source
         self.rescans = 0
@@ -124,7 +124,7 @@ class PCIMonitor:
             undo.callback(self.source.close)
             self._reader = pciscan.FunctionReader(root)
             undo.callback(self._reader.close)
-            # The source listens already: what happens during the scan is read again afterwards.
+            # The source is already listening: changes during the scan are read again afterwards.
             self.functions = LiveScan(root, pciscan.scan(root))
             undo.pop_all()
 
@@ -150,16 +150,16 @@ class PCIMonitor:
 
     def poll(self, timeout_s: float = 0) -> list[PCIEvent]:
         """
-        Take in what the kernel has said, and return it; where events were lost everything is read again.
+        Apply the pending kernel events and return them; read everything again if events were lost.
 
-        Nothing returned means that nothing was heard, unless ``rescans`` counts one more. What could not be read
-        stays to be read at the next call.
+        An empty list means that nothing happened, unless ``rescans`` has increased. A function that could not be read
+        is read again at the next call.
 
         Args:
             timeout_s: how long to wait for the first event.
 
         Raises:
-            SysfsError: an attribute is there and cannot be read.
+            SysfsError: an attribute exists but cannot be read.
         """
         events: list[PCIEvent] = []
         try:
@@ -180,8 +180,8 @@ class PCIMonitor:
         """
         Yield the VFs of PFs that changed.
 
-        A VF's ``add`` comes before its ``physfn`` link. Where it gets no driver nothing follows but ``change``: the
-        PF's at the end, and the VF's own where the kernel sends one [measured on 6.1].
+        A VF's ``add`` comes before its ``physfn`` link. If the VF gets no driver, only ``change`` follows: the PF's at
+        the end, and the VF's own if the kernel sends one [measured on 6.1].
 
         Source: pci_iov_add_virtfn, sriov_enable (drivers/pci/iov.c)
         """
@@ -202,10 +202,10 @@ class PCIMonitor:
 
     def refresh(self, addresses: Iterable[PCIDeviceAddress]) -> list[PCIDevice]:
         """
-        Read some functions again, whether an event named them or not; return those that are there.
+        Read some functions again, whether an event named them or not; return those that exist.
 
         Raises:
-            SysfsError: an attribute is there and cannot be read.
+            SysfsError: an attribute exists but cannot be read.
         """
         asked = sorted(set(addresses))
         self.functions.update(asked, self._reader.read(asked))
@@ -217,7 +217,7 @@ class PCIMonitor:
         Read all functions again.
 
         Raises:
-            SysfsError: an attribute is there and cannot be read.
+            SysfsError: an attribute exists but cannot be read.
         """
         self.functions.replace(pciscan.scan(self.root))
         self.rescans += 1
@@ -226,5 +226,5 @@ class PCIMonitor:
 
 
 def events_lost() -> OSError:
-    """Return what a source raises when events were lost, as the kernel's sockets do."""
+    """Return the error that a source raises when events were lost, like a kernel socket."""
     return OSError(errno.ENOBUFS, "The kernel's events came faster than they were read")

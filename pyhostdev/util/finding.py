@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-One fact that a plan, a scan or a check reports: a stable reason, a severity, an address and a sentence.
+One fact reported by a plan, a scan or a check: a stable reason, a severity, an address and a sentence.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ NOTE: Literal["note"] = "note"
 
 class Finding(NamedTuple):
     """
-    Something that stands in the way (error), needs the user's agreement (consent), or is worth knowing (note).
+    An obstacle (error), a question that needs the user's consent (consent), or useful information (note).
 
-    ``address`` is the function that the finding is about, or the plain name of a group member that is not a PCI
-    function; None where it is about the domain or the host. ``line`` is the line in the domain's XML, where known.
+    ``address`` is the function concerned, or the plain name of a group member that is not a PCI function; None if the
+    finding concerns the domain or the host. ``line`` is the line in the domain's XML, if known.
     """
 
     reason: str
@@ -32,12 +32,12 @@ class Finding(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """The message behind its line, where that is known, and its reason."""
+        """The message, preceded by its line, if known, and its reason."""
         where = "" if self.line is None else f"line {self.line}: "
         return f"{where}{self.reason}: {self.message}"
 
     def to_json(self) -> dict[str, str | int | None]:
-        """Return the finding as JSON; ``line`` is left out where it is not known."""
+        """Return the finding as JSON; ``line`` is left out if unknown."""
         where = None if self.address is None else str(self.address)
         found: dict[str, str | int | None] = {
             "reason": self.reason,

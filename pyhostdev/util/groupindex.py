@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-IOMMU groups of a snapshot, packed: a host with VFs has about one group a function.
+The IOMMU groups of a snapshot in packed form; a host with VFs has about one group per function.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from itertools import groupby
 
 class GroupIndex(Mapping[int, tuple[int, ...]]):
     """
-    IOMMU group number to the positions of its functions, both in order.
+    Maps an IOMMU group number to the positions of its functions, both in order.
 
-    8 bytes a function, where a dictionary of tuples needs 150.
+    It needs 8 bytes per function; a dictionary of tuples needs 150.
 
     Args:
         groups: position and group number of each function that is in a group.
@@ -27,7 +27,7 @@ class GroupIndex(Mapping[int, tuple[int, ...]]):
         self._codes = array("Q", sorted([group << 32 | position for position, group in groups]))
 
     def __getitem__(self, group: int) -> tuple[int, ...]:
-        if not isinstance(group, int):  # None above all: what a function in no group has
+        if not isinstance(group, int):  # None in particular: the group of a function without a group
             raise KeyError(group)
         first = bisect_left(self._codes, group << 32)
         last = bisect_left(self._codes, group + 1 << 32, first)
@@ -36,7 +36,7 @@ class GroupIndex(Mapping[int, tuple[int, ...]]):
         return tuple(code & 0xFFFFFFFF for code in self._codes[first:last])
 
     def items(self) -> ItemsView[int, tuple[int, ...]]:
-        """Return all groups with their positions, made in one pass."""
+        """Return all groups with their positions, computed in one pass."""
         made: dict[int, list[int]] = {}
         for code in self._codes:
             made.setdefault(code >> 32, []).append(code & 0xFFFFFFFF)

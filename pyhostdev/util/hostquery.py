@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The questions people ask about a host's PCI functions, put to a scan or to a monitor's live view alike.
+Queries about a host's PCI functions, shared by a scan and by a monitor's live view.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.virpci import GroupMember, PCIDevice
 
 _CLASS = 2
-# Field of an Identity, mask and digits of each part of a filter
+# For each part of a filter: index of the Identity field, mask, number of digits
 _FIELDS = ((0, 0xFFFF, 4), (1, 0xFFFF, 4), (_CLASS, 0xFFFFFF, 6), (_CLASS, 0xFF, 2))
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
 
 class Identity(NamedTuple):
-    """What kind of function it is; None is what the host does not say."""
+    """What kind of function it is; None stands for a value that the host does not report."""
 
     vendor: int | None
     device: int | None
@@ -44,8 +44,8 @@ class HostFunctions(Sequence[PCIDevice]):
     """
     The PCI functions of a host in address order.
 
-    The indexes are made on first use. A function in none of an index's keys is not in the index; lists are in
-    address order.
+    The indexes are built on first use. A function without a key is left out of that index; lists are in address
+    order.
     """
 
     root: HostRoot
@@ -57,11 +57,11 @@ class HostFunctions(Sequence[PCIDevice]):
 
     @abstractmethod
     def find(self, address: PCIDeviceAddress | str) -> PCIDevice | None:
-        """Return the function at an address, None when the host had none."""
+        """Return the function at an address, None if the host has none."""
 
     @abstractmethod
     def _index(self, name: str) -> Mapping[Any, list[PCIDevice]]:
-        """Return one of the indexes below by its name, made when it is first asked for."""
+        """Return the index with a given name, built on first use."""
 
     @property
     def groups(self) -> Mapping[int, list[PCIDevice]]:
@@ -70,34 +70,34 @@ class HostFunctions(Sequence[PCIDevice]):
 
     @property
     def slots(self) -> Mapping[tuple[int, int, int], list[PCIDevice]]:
-        """(domain, bus, slot) to its functions, VFs left out."""
+        """(domain, bus, slot) to its functions, without VFs."""
         return self._index("slots")
 
     @property
     def buses(self) -> Mapping[tuple[int, int], list[PCIDevice]]:
-        """(domain, bus) to its functions, VFs left out."""
+        """(domain, bus) to its functions, without VFs."""
         return self._index("buses")
 
     @property
     def drivers(self) -> Mapping[str, list[PCIDevice]]:
-        """A driver's name to the functions bound to it."""
+        """Driver name to the functions bound to it."""
         return self._index("drivers")
 
     @property
     def virtual_functions(self) -> Mapping[PCIDeviceAddress, list[PCIDevice]]:
-        """A PF's address to its VFs."""
+        """PF address to its VFs."""
         return self._index("virtual_functions")
 
     @property
     def identities(self) -> Mapping[Identity, list[PCIDevice]]:
-        """Vendor, device and class to the functions of that kind."""
+        """Vendor, device and class to the functions with these values."""
         return self._index("identities")
 
     # One device
 
     def iommu_group_members(self, dev: PCIDevice) -> list[PCIDevice]:
         """
-        Return all PCI functions of a function's IOMMU group, itself included; none when it is in no group.
+        Return all PCI functions of a function's IOMMU group, itself included; empty if it has no group.
 
         Mirrors: virPCIDeviceGetIOMMUGroupList (src/util/virpci.c)
         """
@@ -105,9 +105,9 @@ class HostFunctions(Sequence[PCIDevice]):
 
     def siblings(self, dev: PCIDevice) -> list[PCIDevice]:
         """
-        Return all functions of the device that a function belongs to, itself included; a VF has no others.
+        Return all functions of the device that a function belongs to, itself included; a VF stands alone.
 
-        The same domain, bus and slot; where the bus has ARI on, all of the bus.
+        They share domain, bus and slot; with ARI enabled on the bus, they share the bus.
         """
         if dev.is_virtual_function:
             return [dev]
@@ -115,10 +115,10 @@ class HostFunctions(Sequence[PCIDevice]):
 
     def is_multifunction(self, dev: PCIDevice) -> bool | None:
         """
-        Tell what ``PCIDevice.is_multifunction`` tells, reading no configuration space where it need not.
+        Return what ``PCIDevice.is_multifunction`` returns, but read configuration space only when needed.
 
-        A function that is alone in its slot and on its bus shares its device with nobody; of others the header
-        type of function 0 is read, once a device.
+        A function that is alone in its slot and on its bus is not multifunction. Otherwise the header type of
+        function 0 is read, once per device.
         """
         if dev.is_virtual_function or len(self.siblings(dev)) == 1:
             return False
@@ -128,11 +128,11 @@ class HostFunctions(Sequence[PCIDevice]):
         return dev.has_multifunction_bit if answer is None else answer
 
     def _is_ari(self, dev: PCIDevice) -> bool:
-        """Ask one function of each bus, and none where slots and devices are the same anyway."""
+        """Ask one function of each bus, and only where ARI makes a difference."""
         peers = self.buses[dev.address[:2]]
         if len(peers) == 1 or peers[-1].address.slot == 0:
             return False
-        return peers[0].is_ari  # who has read it once knows it
+        return peers[0].is_ari  # the result is cached in that function
 
     def path_to_root_port(self, dev: PCIDevice) -> list[PCIDevice]:
         """
@@ -144,37 +144,37 @@ class HostFunctions(Sequence[PCIDevice]):
         return [step for step in found if step is not None]
 
     def root_port(self, dev: PCIDevice) -> PCIDevice | None:
-        """Return the port through which a function is reached; None for what sits on a root bus itself."""
+        """Return the port above a function; None for a function on a root bus."""
         first = self.path_to_root_port(dev)[:1]
         return first[0] if first and first[0] is not dev else None
 
     def free_virtual_functions(self, pf: PCIDevice, taken: Container[PCIDeviceAddress] = ()) -> list[PCIDevice]:
         """
-        Return the VFs of a PF that nobody uses: without driver or with vfio-pci, and in no book.
+        Return the free VFs of a PF: without a driver or with vfio-pci, and not taken.
 
         Args:
-            taken: the addresses that somebody has written down as his, such as those in a Journal's records.
+            taken: addresses already claimed, such as those of a Journal's records.
         """
         vfs = self.virtual_functions.get(pf.address, [])
         return [vf for vf in vfs if vf.driver in (None, VFIO_PCI) and vf.address not in taken]
 
-    # Which ones
+    # Selections
 
     def with_driver(self, driver: str | None) -> list[PCIDevice]:
-        """Return the functions bound to a driver; None asks for those without any."""
+        """Return the functions bound to a driver; None selects those without a driver."""
         if driver is None:
             return [dev for dev in self if dev.driver is None]
         return self.drivers.get(driver, [])
 
     def filter(self, pattern: str) -> list[PCIDevice]:
         """
-        Return the functions that a pattern ``[vendor]:[device][:class[:interface]]`` fits, all hexadecimal.
+        Return the functions that match a pattern ``[vendor]:[device][:class[:interface]]``, all hexadecimal.
 
-        A part that is empty or ``*`` fits everything. A class of two digits is a base class: ``::02`` is all network
-        controllers, ``::0200`` the Ethernet ones, ``8086:1521`` all of one kind.
+        An empty part or ``*`` matches everything. A class of two digits is a base class: ``::02`` selects all network
+        controllers, ``::0200`` the Ethernet controllers, ``8086:1521`` all functions of one kind.
 
         Raises:
-            ConfigError: the pattern is none.
+            ConfigError: the pattern is invalid.
 
         Mirrors: ``lspci -d``
         """
@@ -183,20 +183,20 @@ class HostFunctions(Sequence[PCIDevice]):
         kinds = [kind for kind in index if all(_fits(kind, *test) for test in tests)]
         return sorted((dev for kind in kinds for dev in index[kind]), key=lambda dev: dev.address)
 
-    # Who can be given to a guest
+    # Assignable functions
 
     def obstacles(self, dev: PCIDevice) -> list[Finding]:
         """
         Return all reasons why a function cannot be given to a guest on its own now; an empty list means that it can.
 
-        Errors are facts that only a change of the host would remove; what a domain could change by declaring more
-        functions stands here as it is now: the drivers of the others. Consents are uses by the host (the boot display,
-        a mounted disk, the default route), which a plan refuses until the user agrees.
+        Errors are facts that only a change of the host would remove. A fact that a domain could change by declaring
+        more functions is reported as it is now: the drivers of the others. Consents are uses by the host (the boot
+        display, a mounted disk, the default route), which a plan refuses until the user agrees.
 
-        Host: sys/kernel/iommu_groups/N/devices, for members that are not PCI functions; what ``HostUsage`` reads, once
+        Host: sys/kernel/iommu_groups/N/devices, for members that are not PCI functions; files of ``HostUsage``, once
             per scan
 
-        Mirrors: virPCIDeviceIsAssignable (src/util/virpci.c), which asks for less
+        Mirrors: virPCIDeviceIsAssignable (src/util/virpci.c), which checks less
         """
         vfs = len(self.virtual_functions.get(dev.address, ()))
         found = [
@@ -210,19 +210,19 @@ class HostFunctions(Sequence[PCIDevice]):
 
     def _uses(self, dev: PCIDevice) -> Iterator[Finding]:
         if dev.is_vfio:
-            return  # the host has let go of it already
+            return  # the host has already released it
         for use in self._usage().of(dev.address):
             yield Finding(use.reason, CONSENT, dev.address, f"Device {dev.address} {use.text}")
 
     def _usage(self) -> HostUsage:
-        """Return what the host uses its devices for; of the moment, where the functions are of the moment too."""
+        """Return what the host uses its devices for, read at the same moment as the functions."""
         return HostUsage(self.root)
 
     def is_assignable(self, dev: PCIDevice) -> bool:
         """
-        Tell whether a function is assignable: it could be given to a guest on its own now, and no one is asked.
+        Tell whether a function could be given to a guest on its own now, without consent.
 
-        That is, nothing refuses it and the host does not use it; see ``obstacles``.
+        True if no error and no use by the host stands in the way; see ``obstacles``.
         """
         return not self.obstacles(dev)
 
@@ -248,10 +248,10 @@ def _as_member(dev: PCIDevice) -> GroupMember:
 
 
 def _parse_filter(pattern: str) -> list[tuple[int, int, int]]:
-    """Return what is asked of identities: field, mask, value."""
+    """Return the conditions on an identity: field, mask, value."""
     parts = pattern.split(":")
     if not 2 <= len(parts) <= len(_FIELDS):
-        raise ConfigError(f"'{pattern}' is no filter like 8086:1521 or ::0200")
+        raise ConfigError(f"Invalid filter '{pattern}': expected one like 8086:1521 or ::0200")
     asked = [(number, part) for number, part in enumerate(parts) if part not in ("", "*")]
     return [_parse_part(pattern, number, part) for number, part in asked]
 
@@ -259,7 +259,9 @@ def _parse_filter(pattern: str) -> list[tuple[int, int, int]]:
 def _parse_part(pattern: str, number: int, part: str) -> tuple[int, int, int]:
     field, mask, digits = _FIELDS[number]
     if set(part) - _HEX_DIGITS or len(part) > digits:
-        raise ConfigError(f"'{part}' in the filter '{pattern}' is no hexadecimal number of its size")
+        raise ConfigError(
+            f"Invalid filter '{pattern}': expected a hexadecimal number of up to {digits} digits, not '{part}'"
+        )
     if field != _CLASS or number > _CLASS or len(part) == digits:
         return field, mask, int(part, 16)
     shift = 16 if len(part) <= 2 else 8

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Where a host's files are: the only place that spells /sys, /dev, /run, /proc, /etc and /lib/modules.
+The locations of a host's files: the only module that spells /sys, /dev, /run, /proc, /etc and /lib/modules.
 
-A directory that looks like a host and the live host are the same to every reader that takes a HostRoot.
+Every reader takes a HostRoot, so that it works the same on the live host and on a directory that looks like a host.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _DRIVER_NAME = re.compile(r"[A-Za-z0-9_.+-]{1,64}", re.ASCII)
 
 def check_driver_name(name: str) -> str:
     """
-    Return name when it can be one path component naming a driver or a module.
+    Return name if it is valid as one path component that names a driver or a module.
 
     Raises:
-        ConfigError: it has other characters than a driver's name can have, or is "." or "..".
+        ConfigError: it has characters that a driver name cannot have, or is "." or "..".
     """
     if _DRIVER_NAME.fullmatch(name) is None or name in (".", ".."):
-        raise ConfigError(f"'{name!a}' cannot be the name of a driver")
+        raise ConfigError(f"Invalid driver name '{name!a}'")
     return name
 
 
@@ -32,12 +32,12 @@ class HostRoot:
     """
     The directory that takes the place of ``/``; every path is a plain string below it.
 
-    Paths are built from validated integers and names only, so nothing a user wrote becomes a path component.
+    Paths are built only from validated integers and names, so unchecked user input never becomes a path component.
     """
 
     __slots__ = ("path",)
 
-    DEV = "/dev/"  # how the host itself names its device nodes
+    DEV = "/dev/"  # how the host itself spells its device nodes
 
     def __init__(self, path: str | os.PathLike[str] = "/") -> None:
         self.path = os.path.abspath(os.fspath(path))
@@ -55,7 +55,7 @@ class HostRoot:
         return os.path.join(self.path, *parts)
 
     def follow(self, link: str, target: str) -> str:
-        """Return where a link below the root leads, which is below the root as well; other links are not looked at."""
+        """Return where a link below the root leads, also below the root; links on the way are not resolved."""
         below = os.path.join("/", os.path.relpath(os.path.dirname(link), self.path), target)
         return self.join(os.path.normpath(below).lstrip("/"))
 
@@ -66,7 +66,7 @@ class HostRoot:
 
     @property
     def pci_devices(self) -> str:
-        """``sys/bus/pci/devices``: one link a function."""
+        """``sys/bus/pci/devices``: one link per function."""
         return self.join("sys/bus/pci/devices")
 
     def pci_device(self, address: PCIDeviceAddress | str) -> str:
@@ -74,13 +74,13 @@ class HostRoot:
         The function's directory.
 
         Raises:
-            InvalidAddressError: the address is a text that is not one.
+            InvalidAddressError: the address is a string that is not a PCI address.
         """
         return self.join("sys/bus/pci/devices", str(PCIDeviceAddress.of(address)))
 
     @property
     def pci_drivers(self) -> str:
-        """``sys/bus/pci/drivers``: one directory a registered driver."""
+        """``sys/bus/pci/drivers``: one directory per registered driver."""
         return self.join("sys/bus/pci/drivers")
 
     def pci_driver(self, name: str) -> str:
@@ -88,7 +88,7 @@ class HostRoot:
         The driver's directory.
 
         Raises:
-            ConfigError: the name cannot be one path component.
+            ConfigError: the name is not valid as one path component.
         """
         return self.join("sys/bus/pci/drivers", check_driver_name(name))
 
@@ -99,15 +99,15 @@ class HostRoot:
 
     @property
     def iommu_groups(self) -> str:
-        """``sys/kernel/iommu_groups``: one directory a group."""
+        """``sys/kernel/iommu_groups``: one directory per group."""
         return self.join("sys/kernel/iommu_groups")
 
     def iommu_group_devices(self, group: int) -> str:
-        """The directory that lists a group's members, PCI or not."""
+        """The directory that lists a group's members, PCI functions and others."""
         return self.join("sys/kernel/iommu_groups", str(int(group)), "devices")
 
     def mdev_device(self, uuid: str) -> str:
-        """The directory of a mediated device; its name was parsed as a UUID."""
+        """The directory of a mediated device; the caller has parsed the UUID."""
         return self.join("sys/bus/mdev/devices", uuid)
 
     @property
@@ -122,7 +122,7 @@ class HostRoot:
 
     @property
     def vfio_container(self) -> str:
-        """``dev/vfio/vfio``: what groups are put into; not there before its module is loaded."""
+        """``dev/vfio/vfio``: the container of groups; absent until its module is loaded."""
         return self.join("dev/vfio/vfio")
 
     def usb_node(self, bus: int, device: int) -> str:
@@ -131,25 +131,25 @@ class HostRoot:
 
     @property
     def dev_vfio(self) -> str:
-        """``dev/vfio``: the container node and one node a group."""
+        """``dev/vfio``: the container node and one node per group."""
         return self.join("dev/vfio")
 
     def vfio_group(self, group: int) -> str:
-        """The character device of a group."""
+        """``dev/vfio/GROUP``, the character device of a group."""
         return self.join("dev/vfio", str(int(group)))
 
     @property
     def dev_vfio_devices(self) -> str:
-        """``dev/vfio/devices``: one node a function, for iommufd (Linux 6.6)."""
+        """``dev/vfio/devices``: one node per function, for iommufd (Linux 6.6)."""
         return self.join("dev/vfio/devices")
 
     @property
     def dev_iommu(self) -> str:
-        """``dev/iommu``: there when the kernel has iommufd."""
+        """``dev/iommu``: present if the kernel has iommufd."""
         return self.join("dev/iommu")
 
     def class_vfio(self, group: int) -> str:
-        """``sys/class/vfio/GROUP``: a group's node as the kernel knows it."""
+        """``sys/class/vfio/GROUP``: a group's node in the kernel's device model."""
         return self.join("sys/class/vfio", str(int(group)))
 
     def module(self, name: str) -> str:
@@ -157,16 +157,16 @@ class HostRoot:
         ``sys/module/NAME`` of a loaded module; the kernel spells names with underscores.
 
         Raises:
-            ConfigError: the name cannot be one path component.
+            ConfigError: the name is not valid as one path component.
         """
         return self.join("sys/module", check_driver_name(name).replace("-", "_"))
 
     def modules_dep(self, release: str) -> str:
-        """``lib/modules/RELEASE/modules.dep``: every module that can be loaded."""
+        """``lib/modules/RELEASE/modules.dep``: all modules that can be loaded."""
         return self.join("lib/modules", release, "modules.dep")
 
     def modules_alias(self, release: str) -> str:
-        """``lib/modules/RELEASE/modules.alias``: what identifies the devices of each module."""
+        """``lib/modules/RELEASE/modules.alias``: the device IDs that each module supports."""
         return self.join("lib/modules", release, "modules.alias")
 
     @property
@@ -176,7 +176,7 @@ class HostRoot:
 
     @property
     def modprobe(self) -> str:
-        """``proc/sys/kernel/modprobe``: the program that the kernel itself loads modules with."""
+        """``proc/sys/kernel/modprobe``: the program that the kernel uses to load modules."""
         return self.join("proc/sys/kernel/modprobe")
 
     @property
@@ -201,7 +201,7 @@ class HostRoot:
 
     @property
     def mountinfo(self) -> str:
-        """``proc/self/mountinfo``: mounts with their devices' numbers."""
+        """``proc/self/mountinfo``: mounts with the numbers of their devices."""
         return self.join("proc/self/mountinfo")
 
     def block_device(self, major: int, minor: int) -> str:
@@ -215,7 +215,7 @@ class HostRoot:
 
     @property
     def iomem(self) -> str:
-        """``proc/iomem``: who has which part of the address space, by indentation."""
+        """``proc/iomem``: the owner of each part of the address space, nested by indentation."""
         return self.join("proc/iomem")
 
     @property
@@ -235,7 +235,7 @@ class HostRoot:
 
     @property
     def fs_btrfs(self) -> str:
-        """``sys/fs/btrfs``: one directory a mounted file system, with its devices."""
+        """``sys/fs/btrfs``: one directory per mounted file system, listing its devices."""
         return self.join("sys/fs/btrfs")
 
     @property
@@ -259,5 +259,5 @@ class HostRoot:
 
     @property
     def state_dir(self) -> str:
-        """``run/pyhostdev``: dies with the boot, as the kernel's bindings do."""
+        """``run/pyhostdev``: does not survive a reboot; neither do the kernel's bindings."""
         return self.join("run/pyhostdev")

@@ -2,7 +2,7 @@
 """
 All PCI functions of a host at one moment, and indexes of them.
 
-What nobody asks for is not made: the scan stays as the scanner packed it until then.
+Objects are created on demand: until then the scan stays as the scanner packed it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HAVE_IDENTITY = pciscan.HAVE_VENDOR | pciscan.HAVE_DEVICE | pciscan.HAVE_CLASS
 
 
 class DeviceIndex(Mapping[K, list[PCIDevice]]):
-    """A key to the functions at certain positions of a sequence; objects are made of those asked for."""
+    """Maps a key to the functions at certain positions of a sequence; creates only the requested objects."""
 
     __slots__ = ("_devices", "_positions")
 
@@ -37,7 +37,7 @@ class DeviceIndex(Mapping[K, list[PCIDevice]]):
         return [self._devices[position] for position in self._positions[key]]
 
     def items(self) -> ItemsView[K, list[PCIDevice]]:
-        """Return all keys with their functions; all objects are made at once."""
+        """Return all keys with their functions; creates all objects at once."""
         devices = list(self._devices)
         return {key: [devices[at] for at in where] for key, where in self._positions.items()}.items()
 
@@ -56,7 +56,7 @@ class DeviceIndex(Mapping[K, list[PCIDevice]]):
 
 class Scan(HostFunctions):
     """
-    All PCI functions of a host at one moment, in address order; objects are made when asked for.
+    All PCI functions of a host at one moment, in address order; objects are created on demand.
 
     ``vanished`` counts functions that went away while the scan ran.
     """
@@ -107,12 +107,12 @@ class Scan(HostFunctions):
         return iter(made)
 
     def find(self, address: PCIDeviceAddress | str) -> PCIDevice | None:
-        """Return the function at an address, None when the host had none."""
+        """Return the function at an address, None if the host had none."""
         position = self._snapshot.find(PCIDeviceAddress.of(address))
         return None if position is None else self[position]
 
     def _usage(self) -> HostUsage:
-        """Return what the host used its devices for when it was first asked."""
+        """Return what the host used its devices for, read at the first call."""
         if self._host_usage is None:
             self._host_usage = HostUsage(self.root)
         return self._host_usage
@@ -124,7 +124,7 @@ class Scan(HostFunctions):
 
 
 def _collect(values: Iterable[K]) -> dict[K, list[int]]:
-    """Return each value with the positions it is at."""
+    """Return each value with its positions."""
     found: dict[K, list[int]] = {}
     for position, value in enumerate(values):
         found.setdefault(value, []).append(position)
@@ -132,7 +132,7 @@ def _collect(values: Iterable[K]) -> dict[K, list[int]]:
 
 
 def _places(snapshot: pciscan.Snapshot, shift: int) -> Iterator[tuple[PCIDeviceAddress, list[int]]]:
-    """Yield the first address of each place that functions other than VFs share, and where these are."""
+    """Yield the first address of each slot or bus and the positions of its functions, without VFs."""
     columns = zip(snapshot.column("key"), snapshot.column("have"), strict=True)
     rows = [(key, i) for i, (key, have) in enumerate(columns) if not have & pciscan.HAVE_PHYSFN]
     for place, members in groupby(rows, lambda row: row[0] >> shift):

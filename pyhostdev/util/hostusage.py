@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What the host itself needs a device for: its console, its disks, its way to the network.
+Host devices in use by the host itself: consoles, disks, the default route.
 
-Taking such a device away is somebody's decision, never a consequence. What a host does not show is not in use.
+Taking such a device needs an explicit decision, so a plan asks for consent. A use that the host does not show is not
+reported.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virfile import list_names, read_attribute, read_lines, read_link
 
 BOOT_VGA, MOUNTED, DEFAULT_ROUTE = "boot-vga", "mounted", "default-route"
-DEFAULT_DESTINATION = "00000000"  # of /proc/net/route and, eight times, of ipv6_route
-# Who has the firmware's screen before a driver of its own takes the device: sysfb, efifb, vesafb, simplefb, simpledrm
+DEFAULT_DESTINATION = "00000000"  # in /proc/net/route and, four times, in ipv6_route
+# Owners of the firmware's screen until a native driver binds: sysfb, efifb, vesafb, simplefb, simpledrm
 FIRMWARE_SCREENS = frozenset({"BOOTFB", "efifb", "vesafb", "simplefb", "simple-framebuffer", "simpledrm"})
-# Namespaces that several controllers can reach lie below none of them (drivers/nvme/host/multipath.c)
+# A namespace shared by several controllers is not below any of them in sysfs (drivers/nvme/host/multipath.c)
 _NVME_SUBSYSTEM = re.compile(r".*/nvme-subsystem/nvme-subsys[0-9]+(?=/)")
 _NVME_CONTROLLER = re.compile(r"nvme[0-9]+")
 _STACK_MAX = 64  # devices below one mount: partitions, mappings, RAID members
 _DEVICE_NUMBER = re.compile(r"([0-9]{1,4}):([0-9]{1,7})")
-_BOOT_ROOT = "root"  # what the kernel itself mounted at boot has this name and no node
-_DEVICES_MAX = 1 << 12  # that are mounted or swapped to
-_PARTS_MAX = 1 << 11  # of a device: a bridge has up to 1,024 ports
-_PATHS_MAX = 1 << 14  # of all devices of a class that are in use, with what they are made of
-_LINKS_MAX = 8  # from a name of a device node to the node
+_BOOT_ROOT = "root"  # the name of the device that the kernel mounted at boot; it has no node
+_DEVICES_MAX = 1 << 12  # mounted or swap devices
+_PARTS_MAX = 1 << 11  # per device: a bridge has up to 1,024 ports
+_PATHS_MAX = 1 << 14  # all devices of a class in use, with their parts
+_LINKS_MAX = 8  # links from the name of a device node to the node
 
 
 class Use(NamedTuple):
-    """One use by the host: the reason code of a finding, and the end of its sentence."""
+    """One use by the host: the reason code of a finding, and the predicate of its sentence."""
 
     reason: str
     text: str
@@ -54,7 +55,7 @@ class HostUsage:
         self._nets = _all_below(root, root.class_net, _route_names(root), _net_parts)
 
     def of(self, address: PCIDeviceAddress) -> list[Use]:
-        """Return what the host uses one function for."""
+        """Return what the host uses a function for."""
         part = f"/{address}/"
         uses = []
         if read_attribute(self.root, os.path.join(self.root.pci_device(address), "boot_vga")) == "1":
@@ -74,12 +75,12 @@ class HostUsage:
 
 
 def _lines(root: HostRoot, path: str) -> Iterator[list[str]]:
-    """Yield the words of each line of a table."""
+    """Yield the fields of each line of a table."""
     return (line.split() for line in read_lines(root, path))
 
 
 def _block_names(root: HostRoot) -> dict[str, str]:
-    """Return the block devices that are mounted or swapped to, and as what."""
+    """Return the block devices that are mounted or swap, and the use of each."""
     found: dict[str, str] = {}
     known = _BlockNames(root)
     for words in _lines(root, root.mounts):
@@ -99,7 +100,7 @@ def _block_names(root: HostRoot) -> dict[str, str]:
 
 
 class _BlockNames:
-    """The kernel's names of device nodes; a node that is mounted in many places is looked at once."""
+    """The kernel's names of device nodes; a node mounted in several places is looked up once."""
 
     def __init__(self, root: HostRoot) -> None:
         self.root = root
@@ -108,19 +109,19 @@ class _BlockNames:
 
     def of(self, device: str, table: str) -> str:
         """
-        Return the kernel's name of a device node of a table.
+        Return the kernel's name of a device node in a table.
 
         Raises:
             SysfsError: a link cannot be read, or there are too many devices (EFBIG).
         """
         if device not in self._names:
             if len(self._names) == _DEVICES_MAX:
-                raise SysfsError(errno.EFBIG, table, f"tell what more than {_DEVICES_MAX} devices are")
+                raise SysfsError(errno.EFBIG, table, f"identify more than {_DEVICES_MAX} devices")
             self._names[device] = _block_name(self.root, device)
         return self._names[device]
 
     def of_mount(self, where: str) -> str | None:
-        """Return the block device of a mount by its number; None where the table of mounts does not have it."""
+        """Return the block device of a mount by its number; None if mountinfo does not list it."""
         if self._numbers is None:
             lines = _lines(self.root, self.root.mountinfo)
             self._numbers = {words[4]: words[2] for words in lines if len(words) > 4}
@@ -130,13 +131,13 @@ class _BlockNames:
 
 
 def _btrfs_devices(root: HostRoot) -> Iterator[list[str]]:
-    """Yield the block devices of each btrfs, of which the table of mounts names one only."""
+    """Yield the block devices of each btrfs; the table of mounts names only one of them."""
     for name in list_names(root, root.fs_btrfs, _DEVICES_MAX):
         yield sorted(list_names(root, os.path.join(root.fs_btrfs, name, "devices"), _PARTS_MAX))
 
 
 def _block_name(root: HostRoot, device: str) -> str:
-    """Return the kernel's name of a device node; udev's names, and those of the device mapper, are links to it."""
+    """Return the kernel's name of a device node; names made by udev and the device mapper are links to the node."""
     for _ in range(_LINKS_MAX):
         target = _target(root, root.join(device.lstrip("/")))
         if target is None:
@@ -146,7 +147,7 @@ def _block_name(root: HostRoot, device: str) -> str:
 
 
 def _target(root: HostRoot, path: str) -> str | None:
-    """Return a link's target; None when there is no link, or something else."""
+    """Return a link's target; None if the path is absent or not a link."""
     try:
         return read_link(root, path)
     except SysfsError as err:
@@ -156,13 +157,13 @@ def _target(root: HostRoot, path: str) -> str | None:
 
 
 def _screen_names(root: HostRoot) -> list[str]:
-    """Return the framebuffers; what else is in their class are the consoles on them."""
+    """Return the framebuffers; the other entries of their class are consoles."""
     names = list_names(root, root.class_graphics, _DEVICES_MAX)
     return sorted(name for name in names if name.removeprefix("fb").isdigit())
 
 
 def _firmware_screens(root: HostRoot) -> set[str]:
-    """Return the functions in whose memory the firmware's screen lies; who may not see addresses sees names here."""
+    """Return the functions whose memory holds the firmware's screen; names are visible to unprivileged users, too."""
     above: list[str] = []
     found: set[str] = set()
     try:
@@ -174,12 +175,12 @@ def _firmware_screens(root: HostRoot) -> set[str]:
                 found.update(above)
     except SysfsError as err:
         if err.errno not in (errno.EACCES, errno.EPERM):
-            raise  # hardened hosts keep the table from who plans without rights
+            raise  # hardened hosts hide the table from unprivileged users
     return found
 
 
 def _route_names(root: HostRoot) -> list[str]:
-    """Return the interfaces that a default route goes through, in both protocols."""
+    """Return the interfaces of all default routes, IPv4 and IPv6."""
     names = dict.fromkeys(words[0] for words in _lines(root, root.route) if words[1:2] == [DEFAULT_DESTINATION])
     for words in _lines(root, root.ipv6_route):
         is_default = words[:2] == [DEFAULT_DESTINATION * 4, "00"]
@@ -192,10 +193,10 @@ def _all_below(
     root: HostRoot, directory: str, names: Iterable[str], parts_of: Callable[[HostRoot, str], list[str]]
 ) -> dict[str, list[str]]:
     """
-    Return, for each device of a class, its sysfs path and those of all that it is made of.
+        Return, for each device of a class, the sysfs paths of the device and of all its parts.
 
     Raises:
-        SysfsError: they cannot be read; a name is not one (EBADMSG); all together are too many (EFBIG).
+        SysfsError: a path cannot be read; a name is invalid (EBADMSG); there are too many paths (EFBIG).
     """
     found: dict[str, list[str]] = {}
     left = _PATHS_MAX
@@ -210,7 +211,7 @@ def _all_below(
 
 
 def _below(root: HostRoot, directory: str, name: str, parts_of: Callable[[HostRoot, str], list[str]]) -> list[str]:
-    """Return the sysfs paths of a device of a class and of all that it is made of; parts_of returns a path's parts."""
+    """Return the sysfs paths of a device and of all its parts; ``parts_of`` returns the direct parts of a path."""
     found: list[str] = []
     todo = [os.path.join(directory, name)]
     while todo and len(found) < _STACK_MAX:
@@ -227,7 +228,7 @@ def _resolved(root: HostRoot, path: str) -> str:
 
 
 def _block_parts(root: HostRoot, path: str) -> list[str]:
-    """Return the slaves of a mapping or an array, those of a partition's disk, the controllers of an NVMe subsystem."""
+    """Return the slaves of a mapping, an array or a partition's disk, and the controllers of an NVMe subsystem."""
     parts = [os.path.join(top, "slaves", name) for top in (path, os.path.dirname(path)) for name in _slaves(root, top)]
     subsystem = _NVME_SUBSYSTEM.match(path)
     if subsystem is not None:

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
-MEMBERS_MAX = 1 << 13  # of one group: 32 buses that are full
+MEMBERS_MAX = 1 << 13  # per group: 32 full buses
 _GROUP = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 def read_group(root: HostRoot, address: PCIDeviceAddress) -> int | None:
     """
-    Return the number of a function's IOMMU group; None when it has none, or is not there.
+    Return the number of a function's IOMMU group; None if it has no group or does not exist.
 
     Raises:
-        SysfsError: the link cannot be read, or leads to something that is not a number (EBADMSG).
+        SysfsError: the link cannot be read, or its target is not a number (EBADMSG).
     """
     path = f"{root.pci_device(address)}/iommu_group"
     name = read_link_name(root, path)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Who wants which device, and what to restore: one small file a device, written before the kernel is touched.
+The owner of each device and what to restore: one small file per device, written before the kernel is touched.
 
-The state directory lies under /run and dies with the boot, as the kernel's bindings do. A record that cannot be
-trusted is set aside under another name and reported, and nobody acts on it.
+The state directory lies under /run and does not survive a reboot; neither do the kernel's bindings. A record that
+cannot be trusted is renamed and reported, and pyhostdev does not act on it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ASIDE = ".bad"
 
 
 class BadRecord(NamedTuple):
-    """A file of the journal that cannot be acted on, and why; one of a newer version stays where it is."""
+    """A journal file that cannot be used, and why; a file of a newer version keeps its name."""
 
     name: str
     why: str
@@ -55,10 +55,10 @@ class BadRecord(NamedTuple):
 
 def read_boot_id(root: HostRoot) -> str | None:
     """
-    Return the running kernel's boot id, None where the host has no such file.
+    Return the running kernel's boot id, None if the host does not have the file.
 
     Raises:
-        SysfsError: it is there and cannot be read.
+        SysfsError: the file exists but cannot be read.
     """
     return read_attribute(root, root.boot_id)
 
@@ -69,20 +69,20 @@ def read_clock() -> int:
 
 
 class Journal:
-    """The records below one state directory, by address."""
+    """The records in a state directory, by address."""
 
     def __init__(self, state: StateDir | str) -> None:
         self.state = StateDir(state) if isinstance(state, str) else state
 
     def read(self) -> tuple[dict[PCIDeviceAddress, Record], list[BadRecord]]:
         """
-        Return all records by address, in order, and the files that are not records.
+        Return all records by address, in order, and the files that are not valid records.
 
-        A record of a newer version is in both: its device is in use, and what to do is told.
+        A record of a newer version is in both: its device is in use, and the reason explains what to do.
 
         Raises:
-            OperationError: others could write into the state directory.
-            SysfsError: it is there and cannot be read.
+            OperationError: another user can write into the state directory.
+            SysfsError: the directory exists but cannot be read.
         """
         records: dict[PCIDeviceAddress, Record] = {}
         bad: list[BadRecord] = []
@@ -100,7 +100,7 @@ class Journal:
         return dict(sorted(records.items())), bad
 
     def _read_one(self, name: str) -> Record | None:
-        """Return what is in a file, None when somebody has removed it since it was listed."""
+        """Return the record in a file, None if the file was removed since it was listed."""
         if name.endswith(ASIDE):
             raise ValueError("it was set aside earlier")
         data = self.state.read(name)
@@ -108,10 +108,10 @@ class Journal:
 
     def write(self, record: Record) -> None:
         """
-        Put a record on disk, durably, in the place of an earlier one.
+        Write a record to disk, durably; it replaces an earlier record.
 
         Raises:
-            SysfsError: the directory or the disk refuses; the earlier record stands.
+            SysfsError: the directory or the disk refuses; the earlier record remains.
         """
         if record.is_newer:
             raise InternalError(f"The record of device {record.address} belongs to a newer pyhostdev")
@@ -119,7 +119,7 @@ class Journal:
 
     def remove(self, address: PCIDeviceAddress) -> None:
         """
-        Forget a device; nothing happens when there is no record of it.
+        Remove the record of a device; do nothing if there is none.
 
         Raises:
             SysfsError: the directory refuses.
@@ -128,7 +128,7 @@ class Journal:
 
     def sweep(self, address: PCIDeviceAddress) -> None:
         """
-        Remove what killed writers left of a device's record; the caller holds its locks.
+        Remove temporary files that killed writers left for a device's record; the caller holds its locks.
 
         Raises:
             SysfsError: the directory refuses.
@@ -137,7 +137,7 @@ class Journal:
 
     def set_aside(self, bad: BadRecord) -> None:
         """
-        Rename a file that is not a record, so that it stays for a look and is not in the way.
+        Rename a file that is not a valid record, so that it remains for inspection and does not interfere.
 
         Raises:
             SysfsError: the directory refuses.

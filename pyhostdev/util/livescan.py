@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A host's PCI functions that change while one looks at them: indexes that take one function's change at a time.
+A host's PCI functions as they change; the indexes are updated one function at a time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ K = TypeVar("K")
 
 class LiveIndex(Mapping[K, list[PCIDevice]], Generic[K]):
     """
-    A key to its functions in address order; follows the functions.
+    Maps a key to its functions in address order; follows their changes.
 
     Args:
-        key_of: what a function is to be found under; None where it is not.
+        key_of: returns the key of a function; None leaves the function out.
     """
 
     __slots__ = ("_devices", "_key_of", "_members")
@@ -35,7 +35,7 @@ class LiveIndex(Mapping[K, list[PCIDevice]], Generic[K]):
         self._members: dict[K, list[int]] = {}
 
     def change(self, number: int, before: PCIDevice | None, after: PCIDevice | None) -> None:
-        """Follow a function from what it was to what it is; None where it is not there."""
+        """Apply a change of a function; None stands for an absent function."""
         old = None if before is None else self._key_of(before)
         new = None if after is None else self._key_of(after)
         if old == new:
@@ -46,7 +46,7 @@ class LiveIndex(Mapping[K, list[PCIDevice]], Generic[K]):
             insort(self._members.setdefault(new, []), number)
 
     def _drop(self, key: K, number: int) -> None:
-        """Forget a function; a key without any is gone."""
+        """Remove a function; a key without functions is removed."""
         members = self._members[key]
         del members[bisect_left(members, number)]
         if not members:
@@ -89,10 +89,10 @@ _KEYS: dict[str, Callable[[PCIDevice], Any]] = {
 
 class LiveScan(HostFunctions):
     """
-    The host's PCI functions as of the last change it was told of.
+    The host's PCI functions after the latest change applied to it.
 
-    Answers what a Scan answers, and no index makes a system call. A changed function is another PCIDevice: one that
-    a caller keeps stays as it was. One thread at a time while it changes.
+    It offers the queries of a Scan, and no index makes a system call. A changed function becomes a new PCIDevice; an
+    object that a caller keeps does not change. Not thread-safe during changes.
     """
 
     def __init__(self, root: HostRoot, snapshot: pciscan.Snapshot) -> None:
@@ -118,24 +118,24 @@ class LiveScan(HostFunctions):
         return self._devices[self._order[index]]
 
     def find(self, address: PCIDeviceAddress | str) -> PCIDevice | None:
-        """Return the function at an address, None when the host has none."""
+        """Return the function at an address, None if the host has none."""
         return self._devices.get(pciscan.key_of(PCIDeviceAddress.of(address)))
 
     # Changes
 
     def replace(self, snapshot: pciscan.Snapshot) -> None:
-        """Take a whole scan in the place of all that was known."""
+        """Replace all functions by those of a scan."""
         self._order = list(snapshot.column("key"))
         self._devices = dict(zip(self._order, Scan(self.root, snapshot), strict=True))
         self._indexes.clear()
 
     def update(self, addresses: Iterable[PCIDeviceAddress], snapshot: pciscan.Snapshot) -> None:
         """
-        Take what some functions are now.
+        Apply the current state of some functions.
 
         Args:
-            addresses: the functions that were asked for.
-            snapshot: those of them that are there.
+            addresses: the functions that were read.
+            snapshot: those of them that exist.
         """
         numbers = snapshot.column("key")
         found = {number: index for index, number in enumerate(numbers)}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Running modprobe: which program that is, what it inherits, and why a module was not loaded.
+Running modprobe: find the program, bound its environment, and explain why a module was not loaded.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     import subprocess
 
 PROGRAMS = ("/usr/sbin/modprobe", "/sbin/modprobe", "/usr/bin/modprobe", "/bin/modprobe")
-ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}  # "install" lines of its configuration use it
+ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}  # for "install" lines in its configuration
 
 
 def find_modprobe(root: HostRoot) -> str:
     """
-    Return the program that loads modules: one of the usual paths, else the one that the kernel uses itself.
+    Return the program that loads modules: at one of the usual paths, else the program that the kernel uses.
 
     Raises:
-        OperationError: there is none, or another user could have put it there.
+        OperationError: no program was found, or another user could have put it there.
 
     Host: reads ``proc/sys/kernel/modprobe``
     """
@@ -35,19 +35,19 @@ def find_modprobe(root: HostRoot) -> str:
             if is_trusted_file(path):
                 return path
             raise OperationError(f"'{path}' cannot be trusted to load a module: another user can change it")
-    raise OperationError("There is no 'modprobe' to load a module with")
+    raise OperationError("Cannot load a module: the program 'modprobe' was not found")
 
 
-def start_modprobe(root: HostRoot, name: str, words: IO[bytes]) -> subprocess.Popen[bytes]:
+def start_modprobe(root: HostRoot, name: str, output: IO[bytes]) -> subprocess.Popen[bytes]:
     """
-    Start ``modprobe -b``, which obeys the administrator's blacklist; it inherits nothing of ours.
+    Start ``modprobe -b``, which honors the administrator's blacklist; it inherits no descriptor and no environment.
 
     Args:
-        words: a file for what it says, as a pipe would be kept open by one that hangs.
+        output: a file for its messages; a hanging modprobe would keep a pipe open.
 
     Raises:
         OperationError: as ``find_modprobe``.
-        SysfsError: it cannot be started.
+        SysfsError: the program cannot be started.
     """
     import subprocess
 
@@ -56,7 +56,7 @@ def start_modprobe(root: HostRoot, name: str, words: IO[bytes]) -> subprocess.Po
             [find_modprobe(root), "-b", "--", name],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=words,
+            stderr=output,
             env=ENVIRONMENT,
             cwd=HostRoot("/").path,
             umask=0o022,
@@ -71,29 +71,29 @@ def scratch() -> IO[bytes]:
     Return an empty file without a name.
 
     Raises:
-        SysfsError: the kernel has none to give.
+        SysfsError: the kernel cannot create the file.
     """
     try:
         return open(os.memfd_create("modprobe"), "w+b")
     except OSError as err:
-        raise SysfsError(err.errno or errno.EIO, "modprobe", "make a file for what it says") from err
+        raise SysfsError(err.errno or errno.EIO, "modprobe", "create a file for its messages") from err
 
 
-def module_error(root: HostRoot, name: str, code: int, words: str) -> OperationError:
-    """Return the error of a module that is not there after modprobe ended with a code and these words."""
+def module_error(root: HostRoot, name: str, code: int, output: str) -> OperationError:
+    """Return the error for a module that is not loaded after modprobe ended with this exit code and output."""
     reason = "vfio-missing" if name.startswith("vfio") else "driver-missing"
     if not _is_installed(root, name):
         why = f"the kernel {os.uname().release} has no such module"
     elif code == 0:
-        why = "the host's configuration of modprobe prohibits it"
+        why = "the host's modprobe configuration prohibits it"
     else:
-        why = words.splitlines()[-1] if words else f"modprobe ended with {code}"
+        why = output.splitlines()[-1] if output else f"modprobe ended with {code}"
     return OperationError(f"Cannot load the module '{name}': {why}", reason=reason)
 
 
 def _is_installed(root: HostRoot, name: str) -> bool:
     """
-    Tell whether the running kernel has a module of that name, in a file or built in.
+    Tell whether the running kernel has a module of that name, as a file or built in.
 
     Host: lib/modules/RELEASE/modules.dep, lib/modules/RELEASE/modules.builtin
     """

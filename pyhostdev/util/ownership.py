@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Whom a program runs as: a user, a group, and the supplementary groups of that user.
+The user that a program runs as: a user, a group, and the user's supplementary groups.
 
-Names are looked up in the databases of this machine; libvirt's spelling ``+64055`` is a number that is never looked
-up as a name.
+Names are looked up in this machine's databases. A number in libvirt's spelling ``+64055`` is never looked up as a
+name.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from pyhostdev.errors import ConfigError
 
-DEFAULT_USERS = ("libvirt-qemu", "qemu")  # of Debian's and of Fedora's packages
+DEFAULT_USERS = ("libvirt-qemu", "qemu")  # from the packages of Debian and Fedora
 
-_ID_MAX = 2**32 - 2  # the last one stands for "leave it" in the system calls
+_ID_MAX = 2**32 - 2  # 2**32 - 1 means "unchanged" in the system calls
 
 
 class Ownership(NamedTuple):
-    """A user and a group by number; ``name`` is the user's, or the number when the user has no name."""
+    """A user and a group by number; ``name`` is the user's name, or the number if the user has no name."""
 
     uid: int
     gid: int
@@ -29,7 +29,7 @@ class Ownership(NamedTuple):
 
     @property
     def is_root(self) -> bool:
-        """True when the user may do everything anyway."""
+        """True if the user is root."""
         return self.uid == 0
 
     def groups(self) -> list[int]:
@@ -46,7 +46,7 @@ class Ownership(NamedTuple):
 
 def parse_ownership(text: str) -> Ownership:
     """
-    Return the user and group of ``USER[:GROUP]``, names or numbers; the user's own group where none is given.
+    Return the user and group of ``USER[:GROUP]``, names or numbers; without GROUP, the user's primary group.
 
     Raises:
         ConfigError: this machine does not have the user or the group.
@@ -62,17 +62,17 @@ def parse_ownership(text: str) -> Ownership:
     gid = _parse_group(group_text) if colon else None
     if gid is None:
         if user is None:
-            raise ConfigError(f"The user {user_text!a} has no group of its own; write {user_text!a}:GROUP")
+            raise ConfigError(f"The user {user_text!a} has no primary group; write {user_text!a}:GROUP")
         gid = user.pw_gid
     return Ownership(uid, gid, str(uid) if user is None else user.pw_name)
 
 
 def default_ownership() -> Ownership | None:
     """
-    Return whom QEMU runs as when root starts it and names no user; None where this machine has no such user.
+    Return the default user for a QEMU that root starts; None if this machine has none of the default users.
 
-    The group is the one of the same name, where there is one: the user's own is ``kvm`` on Debian, which all users of
-    virtual machines may be in.
+    The group is the one with the user's name, if it exists. The primary group is ``kvm`` on Debian, and any user of
+    virtual machines may be a member of it.
     """
     user = next((user for name in DEFAULT_USERS if (user := _find_user(name)) is not None), None)
     if user is None:
@@ -83,16 +83,16 @@ def default_ownership() -> Ownership | None:
 
 def chosen_ownership(user: str | None) -> Ownership | None:
     """
-    Return whom a QEMU runs as that is started by us: ``user`` when given, else the default; None for ourselves.
+    Return the user for a QEMU that we start: ``user`` if given, else the default; None for the current user.
 
     Raises:
-        ConfigError: this machine does not have the user, or we are not root and it is another one.
+            ConfigError: this machine does not have the user, or only root could switch to it.
     """
     asked = None if user is None else parse_ownership(user)
     if asked is not None and os.geteuid() != 0 and (asked.uid, asked.gid) != (os.geteuid(), os.getegid()):
-        raise ConfigError(f"Only root can run QEMU as another user than itself, here '{asked.name}'")
+        raise ConfigError(f"Only root can run QEMU as another user, here '{asked.name}'")
     if asked is not None and asked.is_root and asked.gid != 0:
-        raise ConfigError("QEMU as root runs with root's own group")
+        raise ConfigError("QEMU run as root must use the group root")
     if os.geteuid() != 0 or (asked is not None and asked.is_root):
         return None
     return asked or default_ownership()
@@ -128,7 +128,7 @@ def _find_group(name: str) -> int | None:
 
 
 def _number(text: str) -> int | None:
-    """Return a user's or group's number, with or without libvirt's "+"; None when it cannot be one."""
+    """Return the number of a user or a group, with or without libvirt's "+"; None if it is not a valid number."""
     digits = text.removeprefix("+")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(_ID_MAX))):
         return None

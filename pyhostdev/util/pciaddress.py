@@ -23,7 +23,7 @@ _NODEDEV = re.compile(r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])"
 
 class PCIDeviceAddress(NamedTuple):
     """
-    One PCI function of a host or a guest; ordered, hashable, ``str()`` parses back.
+    One PCI function of a host or a guest; ordered and hashable; ``parse`` accepts its ``str()``.
 
     Mirrors: virPCIDeviceAddress (src/util/virpci.h)
     """
@@ -36,10 +36,10 @@ class PCIDeviceAddress(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> PCIDeviceAddress:
         """
-        Read ``0000:01:00.0``, ``01:00.0`` or ``pci_0000_01_00_0``; domains have 4 to 8 digits.
+        Parse ``0000:01:00.0``, ``01:00.0`` or ``pci_0000_01_00_0``; domains have 4 to 8 digits.
 
         Raises:
-            InvalidAddressError: text is none of these, or a part is out of range.
+            InvalidAddressError: the text has none of these forms, or a part is out of range.
         """
         match = _COLONS.fullmatch(text) or _NODEDEV.fullmatch(text)
         if match is None:
@@ -51,7 +51,7 @@ class PCIDeviceAddress(NamedTuple):
     @classmethod
     def of(cls, address: PCIDeviceAddress | str) -> PCIDeviceAddress:
         """
-        Return an address that is given as one, or as text.
+        Return an address given as an address or as text.
 
         Raises:
             InvalidAddressError: the text is not an address.
@@ -60,17 +60,17 @@ class PCIDeviceAddress(NamedTuple):
 
     def check(self) -> None:
         """
-        Refuse a part that no PCI bus has.
+        Refuse an address with a part out of range.
 
         Raises:
-            InvalidAddressError: naming the part and its limit.
+            InvalidAddressError: names the part and its limit.
 
         Mirrors: virPCIDeviceAddressIsValid (src/util/virpci.c), which also refuses the empty address
         """
         limits = (DOMAIN_MAX, BUS_MAX, SLOT_MAX, FUNCTION_MAX)
         for name, value, limit in zip(self._fields, self, limits, strict=True):
             if not 0 <= value <= limit:
-                raise InvalidAddressError(f"PCI address {name} {value:#x} is not within 0 and {limit:#x}")
+                raise InvalidAddressError(f"PCI address {name} {value:#x} is not between 0 and {limit:#x}")
 
     @property
     def is_empty(self) -> bool:
@@ -83,7 +83,7 @@ class PCIDeviceAddress(NamedTuple):
 
     @property
     def devfn(self) -> int:
-        """Slot and function as the kernel's 8-bit number; under ARI this is the function number."""
+        """Slot and function as the kernel's 8-bit number; with ARI this is the function number."""
         return self.slot << 3 | self.function
 
     @property
@@ -92,7 +92,7 @@ class PCIDeviceAddress(NamedTuple):
         return f"pci_{self.domain:04x}_{self.bus:02x}_{self.slot:02x}_{self.function:x}"
 
     def with_function(self, function: int) -> PCIDeviceAddress:
-        """Return the same slot's other function."""
+        """Return the address of another function in the same slot."""
         return self._replace(function=function)
 
     def __str__(self) -> str:

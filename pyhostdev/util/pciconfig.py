@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What the bytes of a configuration space say: pure functions, no file is opened here.
+Interpret the bytes of a configuration space: pure functions that open no file.
 
-Bytes may be few (an unprivileged reader gets 64) and hostile (a broken device links its capabilities in a
-circle): a value that lies behind the end is None, "unknown", and every walk is bounded.
+The bytes may be few (an unprivileged reader gets 64) or hostile (a broken device links its capabilities in a circle).
+A value beyond the end is None, "unknown", and every walk is bounded.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from pyhostdev.util import pciregs
 
 
 def byte(config: bytes, offset: int) -> int | None:
-    """Return the byte at offset, None behind the end of what could be read."""
+    """Return the byte at offset, None beyond the end of the bytes."""
     return config[offset] if offset < len(config) else None
 
 
 def word(config: bytes, offset: int) -> int | None:
-    """Return the 16-bit little-endian value at offset, None behind the end."""
+    """Return the 16-bit little-endian value at offset, None beyond the end."""
     end = offset + 2
     return int.from_bytes(config[offset:end], "little") if end <= len(config) else None
 
 
 def dword(config: bytes, offset: int) -> int | None:
-    """Return the 32-bit little-endian value at offset, None behind the end."""
+    """Return the 32-bit little-endian value at offset, None beyond the end."""
     end = offset + 4
     return int.from_bytes(config[offset:end], "little") if end <= len(config) else None
 
 
 def header_type(config: bytes) -> int | None:
     """
-    Return the layout of the header: 0 endpoint, 1 PCI bridge, 2 CardBus, 0x7f nobody answered.
+    Return the layout of the header: 0 endpoint, 1 PCI bridge, 2 CardBus, 0x7f if the device does not answer.
 
     Mirrors: virPCIGetHeaderType (src/util/virpci.c)
     """
@@ -40,9 +40,9 @@ def header_type(config: bytes) -> int | None:
 
 def is_multifunction(config: bytes) -> bool | None:
     """
-    Tell whether this function says that its device has more than one.
+    Tell whether this function's header marks its device as multifunction.
 
-    Source: PCI30 6.2.1, header type bit 7. A device that does not answer (all ones) is unknown.
+    Source: PCI30 6.2.1, header type bit 7. None if the device does not answer (all ones).
     """
     value = byte(config, pciregs.HEADER_TYPE)
     if value is None or value & pciregs.HEADER_TYPE_MASK == pciregs.HEADER_TYPE_DEAD:
@@ -52,10 +52,10 @@ def is_multifunction(config: bytes) -> bool | None:
 
 def find_capability(config: bytes, capability: int) -> int | None:
     """
-    Return the offset of a capability, 0 when the device has none, None when the bytes end before it is known.
+    Return the offset of a capability, 0 if the device does not have it, None if the bytes end too early to tell.
 
-    Source: PCI30 6.7. The low two bits of a pointer are reserved; at most 48 capabilities fit, so a list that
-    is longer goes in a circle and what was not met is not there.
+    Source: PCI30 6.7. The low two bits of a pointer are reserved. At most 48 capabilities fit: a longer list is
+    circular, and a capability not found until then is absent.
     """
     status = word(config, pciregs.STATUS)
     if status is None:
@@ -78,9 +78,9 @@ def find_capability(config: bytes, capability: int) -> int | None:
 
 def find_extended_capability(config: bytes, capability: int) -> int | None:
     """
-    Return the offset of an extended capability, 0 when there is none, None when it cannot be known.
+    Return the offset of an extended capability, 0 if the device does not have it, None if unknown.
 
-    Source: PCIE50 7.6.3. Bounded like the short list.
+    Source: PCIE50 7.6.3. The walk is bounded like that of the standard list.
     """
     position = pciregs.EXT_CAP_START
     for _ in range(pciregs.EXT_CAP_STEPS_MAX):
@@ -99,16 +99,16 @@ def find_extended_capability(config: bytes, capability: int) -> int | None:
 
 def is_pci_express(config: bytes) -> bool | None:
     """
-    Tell whether the function has a PCI Express capability; None when too few bytes could be read.
+    Tell whether the function has a PCI Express capability; None if too few bytes could be read.
 
-    Mirrors: virPCIDeviceIsPCIExpress (src/util/virpci.c), which takes "absent" for "unreadable"
+    Mirrors: virPCIDeviceIsPCIExpress (src/util/virpci.c), which treats "unreadable" as "absent"
     """
     offset = find_capability(config, pciregs.CAP_ID_EXPRESS)
     return None if offset is None else offset != 0
 
 
 def express_type(config: bytes) -> int | None:
-    """Return the PCI Express device/port type, None when it is not PCIe or unknown."""
+    """Return the PCI Express device/port type, None if the function is not PCIe or its type is unknown."""
     offset = find_capability(config, pciregs.CAP_ID_EXPRESS)
     flags = word(config, offset + pciregs.EXP_FLAGS) if offset else None
     if flags is None:
@@ -118,9 +118,9 @@ def express_type(config: bytes) -> int | None:
 
 def has_flr(config: bytes) -> bool | None:
     """
-    Tell whether the function can be reset alone: PCIe function level reset, or that of advanced features.
+    Tell whether the function supports function level reset, by its PCIe or its Advanced Features capability.
 
-    A VF always can, whatever it advertises; only its caller knows that it is one.
+    A VF always supports it, whatever it advertises; only the caller knows whether the function is a VF.
     """
     express = find_capability(config, pciregs.CAP_ID_EXPRESS)
     if express:
@@ -136,7 +136,7 @@ def has_flr(config: bytes) -> bool | None:
 
 def has_pm_reset(config: bytes) -> bool | None:
     """
-    Tell whether going to D3hot and back resets the function.
+    Tell whether a transition to D3hot and back resets the function.
 
     Source: PCIPM12 3.2.4, No_Soft_Reset clear.
     """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Moving a PCI function between drivers: every write through a SysfsWriter, every result verified.
+Moving a PCI function between drivers: every write goes through a SysfsWriter, every result is verified.
 
-The order is override, unbind, explicit bind: no window in which another driver could take the function, and an
-answer from the driver that was meant. ``drivers_probe`` says "success" when nothing was bound, so it is not used.
+The order is override, unbind, explicit bind. So no other driver can take the function in between, and the error comes
+from the intended driver. ``drivers_probe`` reports success even if nothing was bound, so it is not used.
 
 Mirrors: virPCIDeviceDetach, virPCIDeviceReattach (src/util/virpci.c)
 """
@@ -25,9 +25,9 @@ OVERRIDE_CLEAR = b"\n"  # an empty write never reaches the kernel's handler
 
 class Binding(NamedTuple):
     """
-    Who has a function: driver and override as the kernel shows them, and which function it is.
+    The driver and the override of a function, as the kernel shows them, and the identity of the function.
 
-    ``incarnation`` is the inode of its directory: after a re-plug the same address has another one.
+    ``incarnation`` is the inode of its sysfs directory: a device plugged in again at the same address has another one.
     """
 
     driver: str | None
@@ -38,10 +38,10 @@ class Binding(NamedTuple):
 
 def read_incarnation(root: HostRoot, address: PCIDeviceAddress) -> int | None:
     """
-    Return which function is at an address, None when there is none; never waits for a write in flight.
+    Return the inode of the function at an address, None if the address is empty; never waits for a write in flight.
 
     Raises:
-        SysfsError: its directory cannot be looked at.
+        SysfsError: its directory cannot be examined.
     """
     try:
         status = read_status(root, root.pci_device(address))
@@ -52,10 +52,10 @@ def read_incarnation(root: HostRoot, address: PCIDeviceAddress) -> int | None:
 
 def read_binding(root: HostRoot, address: PCIDeviceAddress) -> Binding:
     """
-    Read who has the function now; may wait for a write in flight to it, as the override's reader does.
+    Read the current binding of a function; may wait for a write in flight, because reading the override may.
 
     Raises:
-        DeviceMissingError: it is not there.
+        DeviceMissingError: the function does not exist.
         SysfsError: an attribute cannot be read.
     """
     top = root.pci_device(address)
@@ -86,15 +86,15 @@ class DriverMover:
 
     def read_binding(self, address: PCIDeviceAddress) -> Binding:
         """
-        Read who has the function now, but not while a write to it is in flight: that says neither before nor after.
+        Read the current binding of a function; refuse while a write is in flight, as the state is then undefined.
 
         Raises:
-            InDoubtError: a write is in flight; up to Linux 6.1 a reader of the override would hang with it.
-            DeviceMissingError, SysfsError: as the function of this name.
+            InDoubtError: a write is in flight; up to Linux 6.1, reading the override would hang with it.
+            DeviceMissingError, SysfsError: as the module's ``read_binding``.
         """
         if self.writer.is_in_flight(address):
             raise InDoubtError(
-                f"Device {address} is in doubt: a write to it has not come back from the kernel",
+                f"Device {address} is in doubt: a write to it has not returned from the kernel",
                 reason="in-doubt",
                 address=address,
             )
@@ -115,7 +115,7 @@ class DriverMover:
 
     def unbind(self, address: PCIDeviceAddress) -> None:
         """
-        Take the function from the driver it has; nothing happens when it has none.
+        Unbind the function from its driver; do nothing if it has no driver.
 
         Raises:
             SysfsError, InDoubtError: from the write.
@@ -126,29 +126,29 @@ class DriverMover:
 
     def bind(self, address: PCIDeviceAddress, driver: str) -> None:
         """
-        Ask one driver to take the function.
+        Bind the function to a driver.
 
         Raises:
-            SysfsError, InDoubtError: from the write; the errno is the driver's own.
+            SysfsError, InDoubtError: from the write; the errno comes from the driver.
         """
         self._write(address, os.path.join(self.root.pci_driver(driver), "bind"), str(address))
 
     def reset(self, address: PCIDeviceAddress) -> None:
         """
-        Reset the function, by the method the kernel chooses.
+        Reset the function by the method that the kernel chooses.
 
         Raises:
-            SysfsError, InDoubtError: from the write; ENOTTY when no method can reset it alone.
+            SysfsError, InDoubtError: from the write; ENOTTY if no method can reset the function alone.
         """
         self._write(address, os.path.join(self.root.pci_device(address), "reset"), "1")
 
     def detach(self, address: PCIDeviceAddress, before: Binding, stub: str) -> None:
         """
-        Take the function from its host driver and give it to a stub.
+        Unbind the function from its host driver and bind it to a stub.
 
         Raises:
             SysfsError, InDoubtError: from a write.
-            OperationError: all writes went through and the function is not with the stub.
+            OperationError: all writes succeeded but the function is not bound to the stub.
         """
         self.set_override(address, stub)
         if before.driver != stub:
@@ -158,14 +158,14 @@ class DriverMover:
 
     def give_back(self, address: PCIDeviceAddress, original: Binding) -> None:
         """
-        Return the function to the driver and the override it had, by name.
+        Restore the driver and the override of the function, by name.
 
-        While it is bound the override names the driver: with another recorded override, or none where VFs are
-        not probed by themselves, the kernel would refuse the bind.
+        During the bind, the override names the driver. With another recorded override, or with no override while
+        automatic probing of VFs is off, the kernel would refuse the bind.
 
         Raises:
             SysfsError, InDoubtError: from a write.
-            OperationError: the function is not as it was.
+            OperationError: the function does not have its original state.
         """
         now = self.read_binding(address)
         if now.driver != original.driver:
@@ -181,10 +181,10 @@ class DriverMover:
 
     def verify(self, address: PCIDeviceAddress, before: Binding, *, driver: str | None, override: str | None) -> None:
         """
-        Make sure that the function is the one it was before, and has this driver and this override.
+        Make sure that the function is still the same and has this driver and this override.
 
         Raises:
-            OperationError, DeviceMissingError: it is another one, has others, or is gone.
+            OperationError, DeviceMissingError: the function was replaced, differs, or is gone.
         """
         now = self.read_binding(address)
         if (now.incarnation, now.fingerprint) != (before.incarnation, before.fingerprint):
@@ -196,7 +196,7 @@ class DriverMover:
         if (now.driver, now.override) != (driver, override):
             raise OperationError(
                 f"Device {address} should have driver {_shown(driver)} and override "
-                f"{_shown(override)}, and has {_shown(now.driver)} and {_shown(now.override)}",
+                f"{_shown(override)}, but has {_shown(now.driver)} and {_shown(now.override)}",
                 address=address,
             )
 

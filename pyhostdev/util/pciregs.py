@@ -10,7 +10,7 @@ from __future__ import annotations
 
 CONFIG_SIZE = 256  # PCI30 6.1
 CONFIG_SIZE_EXPRESS = 4096  # PCIE50 7.2
-CONFIG_SIZE_UNPRIVILEGED = 64  # what the kernel gives without CAP_SYS_ADMIN (drivers/pci/pci-sysfs.c)
+CONFIG_SIZE_UNPRIVILEGED = 64  # what the kernel returns without CAP_SYS_ADMIN (drivers/pci/pci-sysfs.c)
 
 VENDOR_ID = 0x00  # PCI30 6.1, 16 bits
 STATUS = 0x06  # PCI30 6.2.3, 16 bits

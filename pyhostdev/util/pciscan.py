@@ -2,8 +2,8 @@
 """
 All PCI functions of a host at one moment, read by the C scanner.
 
-A snapshot keeps the packed records of the C side, some 55 bytes a function; texts and ScanRecords are
-made when asked for. ``pciscan_ref`` does the same work in plain Python.
+A snapshot keeps the packed records of the C code, some 55 bytes per function; texts and ScanRecords are created on
+demand. ``pciscan_ref`` does the same work in plain Python.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 # struct phd_record of csrc/pciscan.cdef.h
 _RECORD = struct.Struct("=QQIIIHHHHHH")
 _KEY = struct.Struct("=Q")
-_COLUMNS: dict[str, tuple[Literal["Q", "I", "H"], slice]] = {  # of words of a size
+_COLUMNS: dict[str, tuple[Literal["Q", "I", "H"], slice]] = {  # item size, and position in a record
     "key": ("Q", slice(0, None, 5)),
     "physfn": ("Q", slice(1, None, 5)),
     "class_": ("I", slice(4, None, 10)),
@@ -38,8 +38,8 @@ _COLUMNS: dict[str, tuple[Literal["Q", "I", "H"], slice]] = {  # of words of a s
     "have": ("H", slice(18, None, 20)),
 }
 
-_CAPACITY = 1 << 16  # functions; the pages are touched as far as there are any
-_SCRATCH_SIZE = 1 << 17  # two listings: the drivers, and the functions of one
+_CAPACITY = 1 << 16  # functions; only the pages in use are touched
+_SCRATCH_SIZE = 1 << 17  # two listings: the drivers, and the functions of one driver
 _NAMES_SIZE = 1 << 16
 _ADDRESS_SIZE = 17  # 00010000:00:00.0 and a newline
 
@@ -53,20 +53,20 @@ HAVE_IOMMU_GROUP: int = _c.lib.PHD_HAVE_IOMMU_GROUP
 HAVE_PHYSFN: int = _c.lib.PHD_HAVE_PHYSFN
 
 _SHARE_NEVER = 0xFFFFFFFF
-_MOST = 16  # who has asked for a sixteenth of the records one by one is given all at a third of the price each
+_MOST = 16  # once a sixteenth of the records was created singly, create all: each costs a third then
 
 
 class Tuning(NamedTuple):
     """
-    From how many on the scanner shares work between functions.
+    The sizes from which on the scanner shares work between functions.
 
-    Below, every function is asked for everything: on a small host that costs less than the sharing.
+    On a smaller host every attribute of every function is read, which costs less than sharing.
 
-    ``crowd`` counts the host's functions: from there on the VFs are told from their PF's links and
-    the listing, and the drivers from the listings of ``drivers/*``. ``share`` counts the VFs of one
-    PF: the kernel gives all of them one identity, so it is read once. ``linked`` vouches for a directory
-    that it is as the kernel makes it: drivers list all their functions, and no link leads out of it. For sysfs
-    itself the scanner knows that. ``confined`` keeps links from leading out of a directory that nobody vouches for.
+    ``crowd`` counts the host's functions: from there on, VFs are found through their PF's links and the listing, and
+    drivers through the listings of ``drivers/*``. ``share`` counts the VFs of one PF: the kernel gives all of them
+    the same identity, so it is read once. ``linked`` asserts that a directory has the form the kernel gives it:
+    drivers list all their functions, and no link leads out of it. The scanner knows this for sysfs itself.
+    ``confined`` keeps links from leading out of a directory without this assertion.
     """
 
     crowd: int = 512
@@ -77,9 +77,9 @@ class Tuning(NamedTuple):
 
 class ScanRecord(NamedTuple):
     """
-    One PCI function as sysfs shows it; None is what the host does not have.
+    One PCI function as sysfs shows it; None stands for a value that the host does not have.
 
-    ``address`` and ``physfn`` are in libvirt's spelling, ``class_`` has three bytes.
+    ``address`` and ``physfn`` are in libvirt's spelling; ``class_`` has three bytes.
     """
 
     address: str
@@ -97,7 +97,7 @@ class Snapshot(Sequence[ScanRecord]):
     """
     The functions of one scan, sorted by address; immutable.
 
-    ``vanished`` counts functions that were listed and gone when their attributes were read.
+    ``vanished`` counts functions that were listed but gone when their attributes were read.
     """
 
     __slots__ = (
@@ -152,7 +152,7 @@ class Snapshot(Sequence[ScanRecord]):
         return _record(self.addresses[index], fields, self.driver_names, self._physfn_texts)
 
     def column(self, name: str) -> memoryview[int]:
-        """Return one field of all functions as the scanner packed it; ``have`` says which are known."""
+        """Return one field of all functions as the scanner packed it; ``have`` tells which values are valid."""
         kind, where = _COLUMNS[name]
         return memoryview(self._packed).cast(kind)[where]
 
@@ -165,7 +165,7 @@ class Snapshot(Sequence[ScanRecord]):
 
     @property
     def driver_names(self) -> dict[int, str]:
-        """Where a driver's name starts in the pool, to the name."""
+        """Maps the offset of a driver's name in the pool to the name."""
         if self._drivers is None:
             offset, self._drivers = 1, {}
             for name in self._names[1:].split(b"\0")[:-1]:
@@ -189,11 +189,11 @@ class Snapshot(Sequence[ScanRecord]):
         return self._groups
 
     def address(self, index: int) -> PCIDeviceAddress:
-        """Return one function's address."""
+        """Return the address of the function at an index."""
         return address_of(_KEY.unpack_from(self._packed, index * _RECORD.size)[0])
 
     def find(self, address: PCIDeviceAddress) -> int | None:
-        """Return the index of the function at an address, None when the host had none."""
+        """Return the index of the function at an address, None if the host had none."""
         keys = self.column("key")
         key = key_of(address)
         index = bisect_left(keys, key)
@@ -203,7 +203,7 @@ class Snapshot(Sequence[ScanRecord]):
 def _record(address: str, fields: tuple[int, ...], drivers: dict[int, str], physfns: dict[int, str]) -> ScanRecord:
     _, physfn, class_, group, driver, vendor, device, subvendor, subdevice, have, _ = fields
     rest = (
-        drivers.get(driver),  # no name starts at 0
+        drivers.get(driver),  # offset 0 means unbound
         group if have & HAVE_IOMMU_GROUP else None,
         physfns[physfn] if have & HAVE_PHYSFN else None,
     )
@@ -221,28 +221,28 @@ def _record(address: str, fields: tuple[int, ...], drivers: dict[int, str], phys
 
 
 def key_of(address: PCIDeviceAddress) -> int:
-    """Return the number the scanner knows a function by; functions are sorted by it."""
+    """Return the number by which the scanner identifies and sorts a function."""
     domain, bus, slot, function = address
     return domain << 16 | bus << 8 | slot << 3 | function
 
 
 def address_of(key: int) -> PCIDeviceAddress:
-    """Return the address of the function the scanner knows by a number."""
+    """Return the address of the function with a scanner's number."""
     return PCIDeviceAddress(key >> 16, key >> 8 & 0xFF, key >> 3 & 0x1F, key & 7)
 
 
 def scan(root: HostRoot, *, ids_once_per_pf: bool = True) -> Snapshot:
     """
-    Read what sysfs says of every PCI function.
+    Read the sysfs attributes of every PCI function.
 
-    Never opens a file that can wait for a stuck device or wake a sleeping one. Safe in several threads at
-    once, and lets the others run.
+    Never opens a file that could wait for a stuck device or wake a sleeping one. Thread-safe; other threads run
+    meanwhile.
 
     Args:
-        ids_once_per_pf: read the identity of the VFs of a PF with many once, as the kernel has it once.
+        ids_once_per_pf: for a PF with many VFs, read their identity once; the kernel stores it once, too.
 
     Raises:
-        SysfsError: the root has no PCI bus, or an attribute is there and cannot be read or understood.
+        SysfsError: the root has no PCI bus, or an attribute exists but cannot be read or understood.
 
     Host: sys/bus/pci/devices, sys/bus/pci/drivers
     """
@@ -250,7 +250,7 @@ def scan(root: HostRoot, *, ids_once_per_pf: bool = True) -> Snapshot:
 
 
 def scan_with(root: HostRoot, tuning: Tuning) -> Snapshot:
-    """Scan as ``scan`` does, sharing work from other numbers on."""
+    """Scan as ``scan`` does, but share work according to ``tuning``."""
     bus_fd = _open_bus(root)
     try:
         with _Scanner(root, bus_fd, tuning) as scanner:
@@ -261,7 +261,7 @@ def scan_with(root: HostRoot, tuning: Tuning) -> Snapshot:
 
 class FunctionReader:
     """
-    Reads a few functions at a time, as often as one likes; keeps a descriptor and the memory for it.
+    Reads a few functions at a time, any number of times; keeps a descriptor and the memory for it.
 
     Raises:
         SysfsError: the root has no PCI bus.
@@ -269,21 +269,21 @@ class FunctionReader:
 
     def __init__(self, root: HostRoot) -> None:
         self._bus_fd = _open_bus(root)
-        # each is asked for everything itself: what others share is not there to be found
+        # Every attribute is read from the function itself: the functions that could share it may not be in the request
         self._scanner = _Scanner(root, self._bus_fd, Tuning(crowd=_SHARE_NEVER))
 
     def read(self, addresses: Iterable[PCIDeviceAddress]) -> Snapshot:
         """
-        Read what sysfs says of some functions; those that are not there are left out and counted as vanished.
+        Read the sysfs attributes of some functions; absent ones are left out and counted as vanished.
 
         Raises:
-            SysfsError: as of ``scan``.
+            SysfsError: as ``scan``.
         """
         keys = array("Q", sorted({key_of(address) for address in addresses}))
         return self._scanner.fill(_c.ffi.from_buffer("uint64_t[]", keys), len(keys))
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Close the descriptors."""
         self._scanner.close()
         os.close(self._bus_fd)
 
@@ -304,7 +304,7 @@ def _open_root(root: HostRoot) -> int:
 
 
 class _Scanner:
-    """The memory lent to the C side for one scan, and its three calls."""
+    """The memory that the C code uses for one scan, and its three calls."""
 
     def __init__(self, root: HostRoot, bus_fd: int, tuning: Tuning) -> None:
         self.root = root
@@ -315,10 +315,10 @@ class _Scanner:
         self.root_fd = -1 if is_vouched else _open_root(root)
         self.bus = _c.ffi.new("char[]", confined.root_and_path(root, root.pci_bus)[1])
         self.names = bytearray(_NAMES_SIZE)
-        # bytearray: calloc gives zero pages that cost nothing until they are used
+        # bytearray: calloc returns zero pages that cost nothing until they are used
         self.scratch = bytearray(_SCRATCH_SIZE)
-        self.lent = _c.ffi.new(
-            "struct phd_lent *",
+        self.buffers = _c.ffi.new(
+            "struct phd_buffers *",
             (
                 _c.ffi.from_buffer(self.scratch),
                 _SCRATCH_SIZE,
@@ -336,20 +336,20 @@ class _Scanner:
         self.close()
 
     def close(self) -> None:
-        """Give the root's descriptor back."""
+        """Close the descriptor of the root."""
         if self.root_fd >= 0:
             os.close(self.root_fd)
-            self.root_fd = self.lent.root_fd = -1
+            self.root_fd = self.buffers.root_fd = -1
 
     def run(self) -> Snapshot:
         return self.fill(*self._list())
 
     def fill(self, keys: Any, count: int) -> Snapshot:
-        """Read the functions of some keys, which are sorted."""
+        """Read the functions with these keys, which are sorted."""
         records = bytearray(count * _RECORD.size)
         view = _c.ffi.from_buffer("struct phd_record[]", records)
         summary = _c.ffi.new("struct phd_summary *")
-        self._check(_c.lib.phd_fill(self.bus_fd, self.tuning, keys, count, view, self.lent, summary, self.error))
+        self._check(_c.lib.phd_fill(self.bus_fd, self.tuning, keys, count, view, self.buffers, summary, self.error))
         text = bytearray(summary.count * _ADDRESS_SIZE)
         used = _c.lib.phd_format(view, summary.count, _c.ffi.from_buffer(text))
         return Snapshot(
@@ -364,10 +364,10 @@ class _Scanner:
         capacity = _CAPACITY
         while True:
             keys = _c.ffi.from_buffer("uint64_t[]", bytearray(16 * capacity))
-            ret = _c.lib.phd_list(self.bus_fd, keys, capacity, self.lent, count, self.error)
+            ret = _c.lib.phd_list(self.bus_fd, keys, capacity, self.buffers, count, self.error)
             if count[0] <= capacity:
                 break
-            capacity = count[0] * 2  # it may grow once more while we ask again
+            capacity = count[0] * 2  # the list may grow again before the next try
         self._check(ret)
         return keys, count[0]
 
@@ -382,14 +382,14 @@ class _Scanner:
 
 def read_config(root: HostRoot, address: PCIDeviceAddress, offset: int, size: int) -> bytes | None:
     """
-    Read a range of a function's configuration space, every dword of it a real bus cycle.
+    Read a range of a function's configuration space; every dword costs a bus cycle.
 
     Returns:
-        What the kernel gives: 64 bytes in all for who is not root, fewer than asked for at the end;
-        None when there is no such function, or it shows no configuration space.
+        The bytes that the kernel returns: only the first 64 for an unprivileged user, fewer than requested at the end;
+        None if the function does not exist or has no configuration space in sysfs.
 
     Raises:
-        SysfsError: the file is there and cannot be read.
+        SysfsError: the file exists but cannot be read.
 
     Host: sys/bus/pci/devices/ADDRESS/config
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What the C scanner does, in plain Python: every function is asked for everything.
+The C scanner's work in plain Python: every attribute of every function is read.
 
-The oracle of the scanner's tests and the baseline of its benchmarks; nothing falls back to it.
+It is the reference for the scanner's tests and the baseline of its benchmarks; it is not a fallback.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DOING = "scan the PCI functions"
 
 
 class Identity(NamedTuple):
-    """What a function says it is; None where it does not say."""
+    """The identity that a function reports; None for a value that it does not report."""
 
     vendor: int | None
     device: int | None
@@ -45,10 +45,10 @@ class Identity(NamedTuple):
 
 def scan(root: HostRoot) -> list[ScanRecord]:
     """
-    Read what sysfs says of every PCI function, one after the other; sorted by address.
+    Read the sysfs attributes of every PCI function, one after the other; sorted by address.
 
     Raises:
-        SysfsError: the root has no PCI bus, or an attribute is there and cannot be read or understood.
+        SysfsError: the root has no PCI bus, or an attribute exists but cannot be read or understood.
 
     Host: sys/bus/pci/devices
     """
@@ -99,7 +99,7 @@ def _read(root: HostRoot, path: str) -> bytes | None:
 
 
 def read_identity(root: HostRoot, top: str) -> Identity:
-    """Return what ``modalias`` says, or what the single files say where it says nothing."""
+    """Return the identity from ``modalias``, or from the single files if ``modalias`` is absent or malformed."""
     modalias = _read(root, os.path.join(top, "modalias"))
     match = _MODALIAS.fullmatch(modalias) if modalias is not None else None
     if match is None:
@@ -116,7 +116,7 @@ def read_identity(root: HostRoot, top: str) -> Identity:
 
 
 def read_identity_files(root: HostRoot, top: str) -> Identity:
-    """Return what ``vendor``, ``device``, ``subsystem_*`` and ``class`` say."""
+    """Return the identity from ``vendor``, ``device``, ``subsystem_*`` and ``class``."""
     return Identity(
         _read_number(root, top, "vendor", 0xFFFF),
         _read_number(root, top, "device", 0xFFFF),

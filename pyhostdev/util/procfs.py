@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Processes and who has which lock, from /proc.
+Processes and the holders of locks, from /proc.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.virfile import read_attribute, read_lines, read_status
 
 _NUMBER = re.compile(r"[0-9]{1,10}")
-_FLAGS, _PF_EXITING = 6, 0x4  # place after the name, and the flag
+_FLAGS, _PF_EXITING = 6, 0x4  # index after the name, and the flag
 
 
 class Process(NamedTuple):
-    """A process by its number and its name; one that is ending closes what it has open by itself."""
+    """A process by its number and its name; an exiting process closes its open files by itself."""
 
     pid: int
     name: str
@@ -31,13 +31,13 @@ class Process(NamedTuple):
 
 def read_lock_holders(root: HostRoot, status: os.stat_result) -> list[int]:
     """
-    Return the processes that have a lock of flock(2) on a file, as far as the kernel tells.
+    Return the processes that hold a flock(2) lock on a file, as far as the kernel shows them.
 
-    It does not tell of processes that are hidden from this one's pid namespace, nor where a file system shows a file
-    with another device than its locks have.
+    The kernel does not show processes outside this PID namespace. It also shows none if a file system reports another
+    device number for the file than for its locks.
 
     Raises:
-        SysfsError: the kernel's list is not there, or cannot be read.
+        SysfsError: the kernel's list does not exist, or cannot be read.
 
     Host: reads ``proc/locks``
 
@@ -62,11 +62,11 @@ def read_process(root: HostRoot, pid: int) -> Process:
 
 def _is_ending(text: str) -> bool:
     """
-    Tell from a process's line of numbers whether it is on its way out: gone, dead, or in the middle of its exit.
+    Tell from the text of ``stat`` whether a process is gone, dead or exiting.
 
     Source: proc_pid_stat(5); PF_EXITING (include/linux/sched.h)
     """
-    words = text.rpartition(")")[2].split()  # the name before it may have anything in it
+    words = text.rpartition(")")[2].split()  # the name before it may contain any character
     if not words:
         return True
     flags = words[_FLAGS] if len(words) > _FLAGS and _NUMBER.fullmatch(words[_FLAGS]) else "0"
@@ -74,7 +74,7 @@ def _is_ending(text: str) -> bool:
 
 
 def _read(root: HostRoot, pid: int, name: str) -> str:
-    """Return one of a process's files, empty when the process has ended."""
+    """Return one of a process's files, empty if the process has ended."""
     path = os.path.join(root.proc, str(pid), name)
     try:
         return (read_attribute(root, path) or "").strip()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-One record of the journal: its fields, and its form on disk.
+A record of the journal: its fields, and its form on disk.
 
-Form: ``{"version", "crc32", "record"}``; the checksum is over the record's JSON with sorted keys. Records of every
-version up to ours are read. Fields that we do not know survive a rewrite, so a field that an older program may pass
-over needs no new version. One that must be restored does: an older program then refuses the record, and treats its
+Form: ``{"version", "crc32", "record"}``; the checksum covers the record's JSON with sorted keys. Records of every
+version up to the current one are read. Unknown fields survive a rewrite, so a field that an older program may ignore
+needs no new version. A field that must be restored needs one: an older program then refuses the record and treats its
 device as in use.
 """
 
@@ -27,19 +27,19 @@ SUFFIX = ".json"
 PREPARING = "preparing"
 PREPARED = "prepared"
 RELEASING = "releasing"
-DETACHED = "detached"  # with a stub and nobody's: libvirt's inactive list
+DETACHED = "detached"  # bound to a stub without an owner: libvirt's inactive list
 STATES = (PREPARING, PREPARED, RELEASING, DETACHED)
 LAST_MOMENT = 253402300799  # seconds since 1970 UTC, at the end of the year 9999
-NEWER = "newer"  # of a record in a version that we do not know; never written
+NEWER = "newer"  # stands for a record in an unknown, newer version; never written
 
 _NODE_NAME = re.compile(r"[0-9]{1,9}|devices/vfio[0-9]{1,9}", re.ASCII)
 
 
 class GivenNode(NamedTuple):
     """
-    A node that was given to a guest's user: its name below ``dev/vfio``, what it was before, and who got it.
+    A node that was given to a guest's user: its name below ``dev/vfio``, its earlier owner, and the new one.
 
-    The device's number and the inode tell whether it is still that node.
+    The device number and the inode tell whether it is still the same node.
     """
 
     name: str
@@ -53,17 +53,17 @@ class GivenNode(NamedTuple):
 
     @property
     def before(self) -> DeviceNode:
-        """The node as it was before it was given away."""
+        """The node before it was given to the user."""
         return DeviceNode(self.number, self.inode, self.uid, self.gid, self.mode)
 
     @property
     def given(self) -> DeviceNode:
-        """The node as its user has it."""
+        """The node after it was given to the user."""
         return self.before._replace(uid=self.to_uid, gid=self.to_gid)
 
 
 class Asked(NamedTuple):
-    """What a domain asked for, where the record has something else: role, managed, and the stub."""
+    """What a domain requested, if the record differs from it: role, managed, and the stub."""
 
     role: str
     managed: bool
@@ -72,13 +72,13 @@ class Asked(NamedTuple):
 
 class Record(NamedTuple):
     """
-    One device that we detached or that a domain uses.
+    One device that pyhostdev detached or that a domain uses.
 
-    ``moved`` says that it was we who took it from ``original.driver``; only then is it given back. ``listed_as`` is
-    its binding when it was on the inactive list before its owner got it, and where it goes back to. ``change`` is
-    shared by the records of one prepare: they stand or fall together; ``position`` is the device's place in the
-    domain. ``since`` is when its owner asked for it, or when it came on the inactive list, in seconds since 1970 UTC;
-    earlier programs did not write it. ``extra`` has, as JSON, the fields that only another program knows.
+    ``moved`` is True if pyhostdev unbound the device from ``original.driver``; only then does it bind the device back.
+    ``listed_as`` is the binding of a device that was on the inactive list before its owner got it; the device returns
+    to that list. ``change`` is shared by the records of one prepare: they succeed or fail together. ``position`` is
+    the device's place in the domain. ``since`` is when its owner asked for it, or when it came on the inactive list,
+    in seconds since 1970 UTC; earlier versions did not write it. ``extra`` holds unknown fields as JSON.
     """
 
     address: PCIDeviceAddress
@@ -99,17 +99,17 @@ class Record(NamedTuple):
 
     @property
     def is_active(self) -> bool:
-        """On libvirt's active list: a domain has it, is getting it, or is giving it back."""
+        """On libvirt's active list: the device is being prepared, is prepared, or is being released."""
         return self.state != DETACHED
 
     @property
     def is_kept(self) -> bool:
-        """Stays detached when its owner gives it back: it was before, or its owner asked for it unmanaged."""
+        """Stays detached on release: it was detached before, or its owner declared it unmanaged."""
         return self.listed_as is not None or (not self.managed and self.owner is not None)
 
     @property
     def is_newer(self) -> bool:
-        """Written by a newer pyhostdev: of the device only this is known, and only that program can act on it."""
+        """Written by a newer pyhostdev: it is only known that the device is in use; only that version can act on it."""
         return self.state == NEWER
 
     def detached(self, since: int | None, target: str | None = None) -> Record:
@@ -122,7 +122,7 @@ _KNOWN = frozenset(Record._fields) - {"extra"}
 
 
 def newer_text(address: PCIDeviceAddress) -> str:
-    """Return the sentence about a device whose record is of a newer version."""
+    """Return the message about a device whose record has a newer version."""
     return (
         f"The record of device {address} was written by a newer pyhostdev: "
         "release or recover the device with that version"
@@ -148,7 +148,7 @@ def encode(record: Record) -> bytes:
 
 
 def decode(data: bytes, name: str) -> Record:
-    """Return the record in a file's bytes; ValueError says why there is none."""
+    """Return the record in a file's bytes; raise ValueError with the reason if they are not a valid record."""
     try:
         text = json.loads(data)
         version, fields = text["version"], text["record"]
@@ -167,7 +167,7 @@ def decode(data: bytes, name: str) -> Record:
 
 
 def _newer(fields: Any, name: str) -> Record:
-    """Return what stands for a record in a version that we do not know: its device is in use, by its owner if told."""
+    """Return a placeholder for a record in a newer version: its device is in use, by its owner if that is known."""
     owner = fields.get("owner") if isinstance(fields, dict) else None
     if not isinstance(owner, str):
         owner = "unknown (its record was written by a newer pyhostdev)"
@@ -178,7 +178,7 @@ def _newer(fields: Any, name: str) -> Record:
 
 
 def _newer_original(fields: Any) -> Binding:
-    """Return where a device of a newer record came from, where that is told as we know it."""
+    """Return the original binding of a device from a newer record, if its form is known."""
     try:
         return _binding(fields["original"])
     except (KeyError, TypeError, ValueError):
@@ -187,7 +187,7 @@ def _newer_original(fields: Any) -> Binding:
 
 def _record(fields: Mapping[str, Any]) -> Record:
     """
-    Return the record with these fields, each of the type that it must have.
+    Return the record with these fields, after checking the type of each.
 
     Raises:
         ValueError, KeyError, InvalidAddressError: a field is missing or has another type.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Directories that nobody else can exchange: every one on the way is looked at, from the root on.
+Directories that no other user can exchange: every component of the path is checked, starting at the root.
 
-Below a root that a tree's maker chose, no component is a link: a link could lead to the state of another host. A path
-that the caller named may lead through links that are root's or the caller's own, and does not end at one.
+Below a root given by the caller of a tree, no component may be a link: a link could lead to the state of another host.
+A path that the caller named may pass through links owned by root or by the caller, but its last component is not a
+link.
 """
 
 from __future__ import annotations
@@ -18,31 +19,31 @@ from pyhostdev.errors import OperationError
 from pyhostdev.util.hostroot import HostRoot
 
 _LINKS_MAX = 40  # Source: MAXSYMLINKS (include/linux/namei.h)
-_PARENT_MODE = 0o755  # whatever the umask allows beyond it
+_PARENT_MODE = 0o755  # at most; the umask may remove bits
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ON_THE_WAY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def refused(message: str) -> OperationError:
-    """Return the error of a directory that cannot be used."""
+    """Return the error for a directory that cannot be used."""
     return OperationError(message, reason="state-directory")
 
 
 def open_directory(path: str, *, below: str | None = None, mode: int | None = None) -> int | None:
     """
-    Open a directory that nobody else can put another in the place of.
+    Open a directory that no other user can replace by another one.
 
     Args:
-        path: absolute.
-        below: the root that the path begins with; None when the path is the caller's own.
-        mode: make the directory with it when it is missing, and those that it is in with 0755 at most.
+        path: an absolute path.
+        below: the root that the path begins with; None if the path is the caller's own.
+        mode: create a missing directory with this mode, and missing parents with 0755 at most.
 
     Returns:
-        A descriptor, None when it is missing and not to be made.
+        A descriptor, None if the directory is missing and not to be created.
 
     Raises:
-        OperationError: a link is on the way, or another user could exchange a directory there.
-        OSError: the system refuses.
+        OperationError: a component is a link, or another user could exchange a directory of the path.
+        OSError: the system call failed.
     """
     with _Way(path, below, mode) as way:
         return way.open()
@@ -50,11 +51,11 @@ def open_directory(path: str, *, below: str | None = None, mode: int | None = No
 
 def make_directory(path: str, mode: int = 0o755, *, below: str | None = None) -> None:
     """
-    Make a directory that may be there already, and those that it is in with 0755 at most, whatever the umask.
+    Create a directory if it is missing, and missing parents with 0755 at most, whatever the umask.
 
     Raises:
-        OperationError: a link is on the way, or another user could exchange a directory there.
-        OSError: the system refuses.
+        OperationError: a component is a link, or another user could exchange a directory of the path.
+        OSError: the system call failed.
     """
     fd = open_directory(os.path.abspath(path), below=below, mode=mode)
     assert fd is not None
@@ -62,7 +63,7 @@ def make_directory(path: str, mode: int = 0o755, *, below: str | None = None) ->
 
 
 def is_trusted_file(path: str) -> bool:
-    """Tell whether nobody but root, or we, could have put an ordinary file in its place, or can write to it."""
+    """Tell whether a file is regular and only root or the current user could have put it there or can write to it."""
     try:
         real = os.path.realpath(path, strict=True)
         top = open_directory(os.path.dirname(real))
@@ -80,20 +81,20 @@ def is_trusted_file(path: str) -> bool:
 
 
 class _Trust(NamedTuple):
-    """Whose directories and links are relied on; a user's own group has the user's number."""
+    """The users and groups whose directories and links are trusted; a user's private group has the user's number."""
 
     users: frozenset[int]
     groups: frozenset[int]
 
     @classmethod
     def of(cls, top: os.stat_result) -> _Trust:
-        """Root, we, and the owner of the tree; in a user namespace root may show as another user."""
+        """Trust root, the current user, and the owner of the tree; in a user namespace root may have another number."""
         root = os.stat(HostRoot("/").path)
         user = os.geteuid()
         return cls(frozenset((0, user, root.st_uid, top.st_uid)), frozenset((0, user)))
 
     def objection(self, status: os.stat_result) -> str | None:
-        """Return why another user could exchange what is in a directory, None when nobody could."""
+        """Return why another user could exchange the contents of a directory, None if no user could."""
         if status.st_uid not in self.users:
             return f"belongs to another user (uid {status.st_uid})"
         writable = status.st_mode & (stat.S_IWOTH if status.st_gid in self.groups else stat.S_IWOTH | stat.S_IWGRP)
@@ -101,7 +102,7 @@ class _Trust(NamedTuple):
 
 
 class _Way:
-    """The way from a root to one directory; ``shown`` is how far it has come."""
+    """The path from a root to one directory; ``shown`` is the part walked so far."""
 
     def __init__(self, path: str, below: str | None, mode: int | None) -> None:
         self.path = path
@@ -123,7 +124,7 @@ class _Way:
         os.close(self.fd)
 
     def open(self) -> int | None:
-        """Go the whole way; what is missing and not to be made can be in a directory of any kind."""
+        """Walk the whole path; a missing directory that is not to be created may be below any kind of directory."""
         while len(self.todo) > 1:
             self._look()
             if not self._enter(self.todo.pop()):
@@ -136,7 +137,7 @@ class _Way:
         return fd
 
     def _look(self) -> None:
-        """Note what is wrong with the directory we are in, and make nothing in such a one."""
+        """Note what is wrong with the current directory; refuse to create anything in such a directory."""
         objection = self.trust.objection(os.fstat(self.fd))
         if objection is not None and self.objection is None:
             self.objection = f"Directory '{self.shown}' {objection}, so '{self.path}' cannot keep state"
@@ -144,7 +145,7 @@ class _Way:
             raise refused(self.objection)
 
     def _enter(self, name: str) -> bool:
-        """Go one component on; False when it is missing and not to be made."""
+        """Enter one component; return False if it is missing and not to be created."""
         try:
             fd = self._open(name, _ON_THE_WAY, _PARENT_MODE)
         except NotADirectoryError:
@@ -165,7 +166,7 @@ class _Way:
         except FileNotFoundError:
             if self.mode is None:
                 return None
-        with suppress(FileExistsError):  # another process was quicker
+        with suppress(FileExistsError):  # another process created it meanwhile
             os.mkdir(name, mode, dir_fd=self.fd)
         return os.open(name, flags, dir_fd=self.fd)
 
@@ -181,7 +182,7 @@ class _Way:
         Return a link's target.
 
         Raises:
-            NotADirectoryError: it is not a link either.
+            NotADirectoryError: it is not a link.
         """
         try:
             return os.readlink(name, dir_fd=self.fd)

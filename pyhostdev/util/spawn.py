@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Start programs as another user, and ask what that user may open.
+Start programs as another user, and test which files that user may open.
 
-The work between fork and exec is done in C (csrc/spawn.c), where no other thread's lock can be in the way.
-subprocess.Popen knows users and groups, and neither the capability bounding set nor ``no_new_privs``; setting them in
-its ``preexec_fn`` would run Python in a copy of a process with threads.
+The work between fork and exec is done in C (csrc/spawn.c), where another thread's lock cannot interfere.
+subprocess.Popen supports users and groups, but neither the capability bounding set nor ``no_new_privs``. Its
+``preexec_fn`` could set them, but would run Python in the copy of a threaded process.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
     from pyhostdev.util.ownership import Ownership
 
-ACCESS_TIMEOUT_S = 10.0  # a server of files that does not answer
+ACCESS_TIMEOUT_S = 10.0  # for a file server that does not answer
 
 _ERRNO = struct.Struct("=i")
 
 
 class SpawnError(OperationError):
-    """A program could not be started; ``stage`` says at what, ``errno`` why."""
+    """A program could not be started; ``stage`` tells at which step, ``errno`` why."""
 
     def __init__(self, program: str, stage: int, errnum: int) -> None:
         self.stage = stage
@@ -44,33 +44,33 @@ class SpawnError(OperationError):
 
 class Bounds(NamedTuple):
     """
-    What a program may use that is asked a question and writes no file.
+    The limits of a program that only answers a query and writes no file.
 
-    It dies with the thread that started it and gains no privilege by a file; where a PID namespace can be made (by
-    root), nothing that it starts outlives it.
+    It dies with the thread that started it and gains no privilege from a file. If a PID namespace can be created (by
+    root), none of its children outlives it.
     """
 
     cpu_s: int
     address_bytes: int
-    processes: int = 0  # of its user altogether; 0 leaves the caller's limit
+    processes: int = 0  # of its user in total; 0 keeps the caller's limit
 
 
 _DOING = {
-    _c.lib.PHD_SPAWN_FORK: ", no process can be made",
-    _c.lib.PHD_SPAWN_DESCRIPTORS: ", its files cannot be handed over",
+    _c.lib.PHD_SPAWN_FORK: ", a process cannot be created",
+    _c.lib.PHD_SPAWN_DESCRIPTORS: ", its files cannot be passed on",
     _c.lib.PHD_SPAWN_LIMIT: ", its limit of locked memory cannot be set",
-    _c.lib.PHD_SPAWN_BOUNDS: ", what it may use cannot be bounded",
+    _c.lib.PHD_SPAWN_BOUNDS: ", its resources cannot be limited",
     _c.lib.PHD_SPAWN_USER: ", it cannot become the user",
 }
 
 
 def is_limit(error: SpawnError) -> bool:
-    """Tell whether a program was not started because of its limit of locked memory."""
+    """Tell whether a program was not started because its limit of locked memory could not be set."""
     return bool(error.stage == _c.lib.PHD_SPAWN_LIMIT)
 
 
 class _Memory:
-    """C values that stay alive for as long as this does."""
+    """C values that live as long as this object."""
 
     def __init__(self) -> None:
         self._kept: list[Any] = []
@@ -81,14 +81,14 @@ class _Memory:
         return pointer
 
     def strings(self, texts: Sequence[str]) -> Any:
-        """Return the NULL-terminated array of an argv."""
+        """Return the NULL-terminated array for an argv."""
         return self.new("char *[]", [*(self.string(text) for text in texts), _c.ffi.NULL])
 
     def string(self, text: str) -> Any:
         return self.new("char[]", os.fsencode(text))
 
     def user(self, ownership: Ownership | None) -> Any:
-        """Return a user's numbers; NULL where nothing is to change."""
+        """Return a user's numbers; NULL to change nothing."""
         if ownership is None:
             return _c.ffi.NULL
         groups = ownership.groups()
@@ -107,18 +107,18 @@ def spawn(
     bounds: Bounds | None = None,
 ) -> int:
     """
-    Start a program in a session of its own, in ``/``; return the pid of a child that the caller waits for.
+    Start a program in its own session, in ``/``; return the pid of the child, which the caller reaps.
 
     Args:
-        argv: the first word is the program's absolute path.
-        output_fd: gets its standard output and error; its standard input is empty.
+        argv: the first item is the program's absolute path.
+        output_fd: receives its standard output and error; its standard input is empty.
         keep_fds: inherited under their own numbers, which are above 2; all others are closed.
-        ownership: whom it becomes, without capabilities and without a way to win any; None leaves all as it is.
-        memlock: soft and hard limit of the bytes that it may lock; None leaves it.
-        bounds: of a program that only answers; the caller's thread has to live as long as it.
+        ownership: the user it becomes, without capabilities or a way to gain any; None changes nothing.
+        memlock: soft and hard limit of the bytes that it may lock; None keeps the caller's.
+        bounds: limits of a program that only answers a query; the calling thread must outlive the program.
 
     Raises:
-        SpawnError: it could not be started; nothing runs.
+        SpawnError: the program could not be started; no process remains.
     """
     check_texts([*argv, *env.values()])
     memory = _Memory()
@@ -146,14 +146,14 @@ def spawn(
 
 def check_texts(texts: Sequence[str]) -> None:
     """
-    Refuse what would end early in C.
+    Refuse a text that C would truncate.
 
     Raises:
-        OperationError: there is a NUL byte in one of them.
+        OperationError: a text contains a NUL byte.
     """
     bad = next((text for text in texts if "\0" in text), None)
     if bad is not None:
-        raise OperationError(f"A NUL byte cannot be told to a program: {bad!a}")
+        raise OperationError(f"A NUL byte cannot be passed to a program: {bad!a}")
 
 
 def _limit(value: int) -> int:
@@ -162,7 +162,7 @@ def _limit(value: int) -> int:
 
 @contextlib.contextmanager
 def standard_descriptors() -> Iterator[None]:
-    """Keep 0, 1 and 2 occupied, so that nothing opened inside gets the number of a stream that the caller closed."""
+    """Keep 0, 1 and 2 occupied, so that no file opened inside gets the number of a stream that the caller closed."""
     with contextlib.ExitStack() as opened:
         while True:
             fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -176,18 +176,18 @@ def access_errors(
     files: Sequence[tuple[str, int]], ownership: Ownership | None, *, timeout_s: float = ACCESS_TIMEOUT_S
 ) -> list[int]:
     """
-    Ask the kernel whether a user may open files, supplementary groups considered; nothing is opened.
+    Ask the kernel whether a user may open files, considering supplementary groups; nothing is opened.
 
     Args:
         files: paths, each with os.R_OK, os.W_OK and os.X_OK combined, or os.F_OK.
-        ownership: whose right is asked for; None asks for our own.
-        timeout_s: for all of them.
+        ownership: the user to test; None tests the current user.
+        timeout_s: for all files together.
 
     Returns:
-        An errno for each, 0 where it may; ETIMEDOUT for those that got no answer within the time.
+        An errno for each file, 0 if the user may open it; ETIMEDOUT for files without an answer in time.
 
     Raises:
-        OperationError: the question cannot be put.
+        OperationError: the test cannot be made.
     """
     check_texts([path for path, _ in files])
     memory = _Memory()
@@ -200,13 +200,13 @@ def access_errors(
             os.close(write_fd)
         try:
             if pid < 0:
-                raise OperationError(f"No process can be made: {os.strerror(-pid)}")
+                raise OperationError(f"A process cannot be created: {os.strerror(-pid)}")
             answers = _read_answers(read_fd, len(files), timeout_s)
         finally:
             os.close(read_fd)
             status = _end(pid) if pid > 0 else 0
     if status != 0 and len(answers) < len(files):
-        raise OperationError(f"Cannot become the user {ownership.name if ownership else ''!r} to ask what it may open")
+        raise OperationError(f"Cannot become the user {ownership.name if ownership else ''!r} to test file access")
     return answers + [errno.ETIMEDOUT] * (len(files) - len(answers))
 
 
@@ -228,15 +228,15 @@ def _read_answers(fd: int, count: int, timeout_s: float) -> list[int]:
 
 def _end(pid: int) -> int:
     """
-    Reap a child of ours that only asks; return its exit status, 0 when it had to be ended.
+    Reap a child that only tests access; return its exit status, 0 if it had to be killed.
 
-    One that hangs in the kernel, with a file server, is left: nobody waits for what cannot be killed.
+    A child that hangs in the kernel, for example with a file server, is left behind: it cannot be killed.
     """
     pidfd = os.pidfd_open(pid)
     try:
         ready = select.poll()
         ready.register(pidfd, select.POLLIN)
-        if not ready.poll(200):  # it has answered, and is about to end
+        if not ready.poll(200):  # it has answered, and is about to exit
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             if not ready.poll(1000):
                 return 0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A directory of state that survives its writer: opened once, files whole or not at all.
+A directory of state that survives its writer: opened once, each file complete or absent.
 
-It must be ours (or root's), nobody else's to write into, and in a place where nobody else can exchange it. What is read
-there is an ordinary file of a bounded size, whatever was put there.
+It must belong to the current user or to root, and no other user may be able to write into it or to exchange it. Only
+regular files of a bounded size are read from it.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from pyhostdev.util.securedir import make_directory, open_directory, refused
 __all__ = ["StateDir", "make_directory", "tolerated"]
 
 FILE_MAX = 16384  # bytes; a record has a few hundred
-ENTRIES_MAX = 100_000  # records, locks and what dead writers left; a host has some thousand functions
+ENTRIES_MAX = 100_000  # records, locks and files of dead writers; a host has some thousand functions
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NO_FILE = (errno.ELOOP, errno.ENXIO, errno.ENOTDIR)  # what a link, a pipe or a socket in its place answers
+_NO_FILE = (errno.ELOOP, errno.ENXIO, errno.ENOTDIR)  # from opening a link, a pipe or a socket
 
 
 class StateDir:
     """
-    One state directory; reading creates nothing, the first write makes it, mode 0700.
+    One state directory; reading creates nothing, the first write creates it with mode 0700.
 
-    ``step`` is called before each operation on the directory; tests make faults there.
+    ``step`` is called before each operation on the directory; tests inject faults there.
 
     Args:
-        below: the root that it lies in, below which no component is a link; None where the caller named the directory
-            itself, whose parents may be links that are root's or the caller's own.
+        below: the root that contains it, below which no component may be a link; None if the caller named the
+            directory itself, whose parents may then be links owned by root or by the caller.
     """
 
     def __init__(self, path: str, *, below: str | None = None) -> None:
@@ -51,11 +51,11 @@ class StateDir:
             os.close(self._fd)
 
     def step(self, operation: str, name: str) -> None:
-        """Called before each operation and after each change; does nothing."""
+        """Called before each operation and after each change; does nothing here."""
 
     @contextmanager
     def _doing(self, doing: str, name: str = "") -> Iterator[None]:
-        """Turn what the system refuses into an error that says what was tried."""
+        """Turn a system error into an error that names the operation."""
         try:
             yield
         except SysfsError:
@@ -66,11 +66,11 @@ class StateDir:
 
     def open(self, *, create: bool = False) -> int | None:
         """
-        Return the directory's descriptor, None when there is no directory and none is to be made.
+        Return the directory's descriptor, None if it does not exist and is not to be created.
 
         Raises:
-            OperationError: others could write into it, or exchange it, or it is reached through a link.
-            SysfsError: it cannot be made or opened.
+            OperationError: another user could write into it or exchange it, or its path contains a link.
+            SysfsError: it cannot be created or opened.
         """
         with self._doing("open the state directory"):
             if self._fd is not None and self._pid == os.getpid() and os.fstat(self._fd).st_nlink:
@@ -106,15 +106,15 @@ class StateDir:
     def _descriptor(self) -> int:
         fd = self.open(create=True)
         if fd is None:
-            raise SysfsError(errno.ENOENT, self.path, "make the state directory")
+            raise SysfsError(errno.ENOENT, self.path, "create the state directory")
         return fd
 
     def names(self) -> list[str]:
         """
-        Return the names of all entries, sorted; none when there is no directory.
+        Return the names of all entries, sorted; empty if there is no directory.
 
         Raises:
-            OperationError: as ``open``, or it has more entries than any host's.
+            OperationError: as ``open``, or it has too many entries.
             SysfsError: as ``open``, or it cannot be read.
         """
         fd = self.open()
@@ -130,11 +130,11 @@ class StateDir:
 
     def read(self, name: str) -> bytes | None:
         """
-        Return a file's bytes, None when it has gone.
+        Return a file's bytes, None if the file is gone.
 
         Raises:
-            SysfsError: it is there and cannot be read now.
-            ValueError: it is no ordinary file of ours; the text says what it is.
+            SysfsError: it exists but cannot be read now.
+            ValueError: it is not a regular file of a trusted user; the text gives the reason.
         """
         top = self.open()
         if top is None:
@@ -142,7 +142,7 @@ class StateDir:
         with self._doing("read a record", name):
             self.step("open", name)
             try:
-                _check_ordinary(os.stat(name, dir_fd=top, follow_symlinks=False))  # opening a device may do something
+                _check_ordinary(os.stat(name, dir_fd=top, follow_symlinks=False))  # opening a device may have effects
                 fd = os.open(name, _OLD, dir_fd=top)
             except FileNotFoundError:
                 return None
@@ -165,11 +165,11 @@ class StateDir:
 
     def replace(self, name: str, data: bytes) -> None:
         """
-        Put a file in the place of an earlier one, durably and as a whole.
+        Replace a file, durably and as a whole.
 
         Raises:
-            SysfsError: the directory or the disk refuses; the earlier file stands, or, where only making the
-                new one durable failed, the new one.
+            SysfsError: the directory or the disk refuses; the earlier file remains. If only the final flush failed,
+                the new file is there, but may not be durable.
         """
         top = self._descriptor()
         temporary = f".{name}.{os.urandom(8).hex()}"
@@ -212,9 +212,9 @@ class StateDir:
 
     def remove(self, name: str) -> None:
         """
-        Remove a file; nothing happens when it is not there.
+        Remove a file; do nothing if it does not exist.
 
-        It need not be durable: a file that comes back after a power loss is of an earlier boot.
+        The removal need not be durable: a file that reappears after a power loss belongs to an earlier boot.
 
         Raises:
             SysfsError: the directory refuses.
@@ -230,7 +230,7 @@ class StateDir:
 
     def sweep(self, name: str) -> None:
         """
-        Remove what writers that died left of a file; who calls this keeps others from writing it.
+        Remove temporary files that dead writers left for a file; the caller keeps other writers away.
 
         Raises:
             SysfsError: the directory refuses.
@@ -245,7 +245,7 @@ class StateDir:
 
     def rename(self, name: str, other: str) -> None:
         """
-        Rename a file; nothing happens when it is not there.
+        Rename a file; do nothing if it does not exist.
 
         Raises:
             SysfsError: the directory refuses.
@@ -257,10 +257,10 @@ class StateDir:
 
     def open_lock(self, name: str) -> int:
         """
-        Return a descriptor of a lock's file, made where it is not there yet.
+        Return a descriptor of a lock file, which is created if missing.
 
         Raises:
-            OperationError: something else is in its place.
+            OperationError: the path is not a regular file of a trusted user.
             SysfsError: the directory refuses.
         """
         top = self._descriptor()
@@ -286,12 +286,12 @@ def _open_lock(name: str, top: int) -> int:
 
 def _check_ordinary(facts: os.stat_result) -> None:
     """
-    Accept a file of ours that has no other name.
+    Accept a regular file of a trusted user that has no other name.
 
     Raises:
-        ValueError: it is something else; the text says what.
+        ValueError: it is something else; the text gives the reason.
     """
-    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:  # 0: replaced since we opened it
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:  # st_nlink 0: replaced since it was opened
         raise ValueError("it is not an ordinary file")
     if facts.st_uid not in (0, os.geteuid()):
         raise ValueError("it belongs to another user")
@@ -299,7 +299,7 @@ def _check_ordinary(facts: os.stat_result) -> None:
 
 @contextmanager
 def tolerated(error: type[OSError]) -> Iterator[None]:
-    """Let one kind of OSError pass as "nothing to do"."""
+    """Ignore one kind of OSError: there is nothing to do then."""
     try:
         yield
     except error:

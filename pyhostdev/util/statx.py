@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The number of the device behind a path, without waiting for whoever keeps the file.
+The number of the device at a path, without waiting for a file server.
 
-stat(2) of a file on FUSE or on a network asks its server, which may be a stranger's program that never answers.
+stat(2) of a file on FUSE or on a network asks its server, which may be an untrusted program that never answers.
 
 Source: statx(2), include/uapi/linux/stat.h
 """
@@ -26,7 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def read_device_number(path: str) -> int | None:
     """
-    Return the number of a character device, None for everything else.
+    Return the number of a character device, None for any other file.
 
     Raises:
         OSError: from statx(2).

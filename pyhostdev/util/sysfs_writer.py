@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Writing to sysfs so that a write that never returns costs a deadline and nothing else.
+Writing to sysfs so that a write that never returns costs only its deadline.
 
-The kernel keeps an unbind waiting for as long as a guest holds the device, no signal ends that
-wait, and every lock and pipe of the waiting process stays held with it. So the write happens in a
-process of its own that owns nothing but the device's in-flight lock. While that lock is held the
-device is in doubt.
+The kernel blocks an unbind for as long as a guest holds the device. No signal ends that wait, and every lock and pipe
+of the waiting process stays held. So the write happens in a process of its own that holds only the device's in-flight
+lock. While that lock is held, the device is in doubt.
 """
 
 from __future__ import annotations
@@ -42,37 +41,37 @@ if TYPE_CHECKING:
 
 DEFAULT_TIMEOUT_S = 30.0
 
-_WALL = 0x40000000  # waitid(2) __WALL: a helper sends no SIGCHLD and is invisible without it
-_BUSY_RETRIES_S = (0.0, 0.01, 0.05)  # somebody may just be asking whether the lock is held
+_WALL = 0x40000000  # waitid(2) __WALL: a helper sends no SIGCHLD and is invisible without this flag
+_BUSY_RETRIES_S = (0.0, 0.01, 0.05)  # another process may just be testing whether the lock is held
 
 
 class SysfsWriter(Protocol):
-    """What changes a host: the live one's helper, or the simulated kernel."""
+    """Changes a host: the helper of the live host, or the simulated kernel."""
 
     def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
         """
         Write the whole value to an attribute with one write(2).
 
         Raises:
-            SysfsError: the kernel refused, or took only a part of the value.
-            InDoubtError: the write, or an earlier one to the device, has not come back.
+            SysfsError: the kernel refused, or accepted only a part of the value.
+            InDoubtError: this write, or an earlier write to the device, has not returned.
         """
 
     def load_module(self, name: str) -> None:
         """
-        Load a kernel module and what it needs; one that is loaded already is fine.
+        Load a kernel module and its dependencies; do nothing if it is already loaded.
 
         Raises:
             OperationError: the module is absent, prohibited or broken.
-            InDoubtError: loading has not come back within the deadline.
+            InDoubtError: loading has not finished within the deadline.
         """
 
     def is_in_flight(self, device: PCIDeviceAddress) -> bool:
-        """Tell whether a write to the device has not come back yet, whoever began it."""
+        """Tell whether a write to the device has not returned yet, by any process."""
 
 
 class _Outcome(NamedTuple):
-    """How far a helper came, as struct phd_write_result says."""
+    """How far a helper got, from struct phd_write_result."""
 
     has_ended: bool
     stage: int
@@ -88,49 +87,49 @@ class _Outcome(NamedTuple):
 
 class _Helper(NamedTuple):
     """
-    A process that writes, and the memory it stands on.
+    A process that writes, and the memory it uses.
 
-    There is no finalizer: memory of a helper that nobody waits for any more has to stay.
+    There is no finalizer: the memory of an abandoned helper must stay.
     """
 
     pidfd: int
     result: Any
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until it ends, or until the deadline."""
+        """Wait until the helper ends, or until the deadline."""
         poller = select.poll()
         poller.register(self.pidfd, select.POLLIN)
         poller.poll(timeout_s * 1000)
 
     def collect(self) -> bool:
-        """Reap the process if it has ended, and close its pidfd then."""
+        """Reap the process if it has ended, and close its pidfd in that case."""
         try:
             if os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | _WALL) is None:
                 return False
-        except ChildProcessError:  # we are a fork of the process that started it
+        except ChildProcessError:  # this process is a fork of the one that started the helper
             pass
         os.close(self.pidfd)
         return True
 
     def outcome(self, *, has_ended: bool) -> _Outcome:
-        """Tell how far it came."""
+        """Return how far the helper got."""
         result = self.result
         return _Outcome(has_ended, result.stage, result.errnum, result.count, result.pid)
 
     def free(self) -> None:
-        """Free the memory of a helper that was collected."""
+        """Free the memory of a reaped helper."""
         _c.lib.phd_write_end(self.result)
 
 
 class ForkedWriter(LiveNodes):
     """
-    Write from a helper process that outlives its deadline alone.
+    Write from a helper process; after the deadline only the helper is left waiting.
 
-    Safe in a process with threads: the helper makes system calls only, has its own session,
-    inherits no descriptor but two directories, and sends no SIGCHLD. It is never signalled; one
-    that outlives its deadline is reaped by a later call. It runs in the importing process' memory,
-    which costs the same at any size, and which stays in use until the last write has come back, even
-    when the importer is killed. Several processes may have a writer on one ``inflight_dir``.
+    Safe in a threaded process: the helper only makes system calls, has its own session, inherits only the
+    descriptors of two directories, and sends no SIGCHLD. It is never signalled; one that outlives its deadline is
+    reaped by a later call. It shares the memory of the importing process, which costs the same at any size. That
+    memory stays in use until the last write has returned, even if the importer is killed. Several processes may have
+    a writer on the same ``inflight_dir``.
     """
 
     def __init__(
@@ -151,12 +150,12 @@ class ForkedWriter(LiveNodes):
         """
         Write the whole value to an attribute with one write(2), in a helper.
 
-        An exception that a signal handler raises here leaves the write in flight.
+        An exception raised here by a signal handler leaves the write in flight.
 
         Raises:
-            SysfsError: the kernel refused, or took only a part of the value.
-            InDoubtError: the deadline passed, or an earlier write to the device has not come back.
-            InternalError: the value is empty, which the kernel would ignore.
+            SysfsError: the kernel refused, or accepted only a part of the value.
+            InDoubtError: the deadline passed, or an earlier write to the device has not returned.
+            InternalError: the value is empty; the kernel would ignore it.
         """
         if not value:
             raise InternalError(f"An empty write to '{path}' would change nothing")
@@ -164,17 +163,17 @@ class ForkedWriter(LiveNodes):
         doing = f"write '{_printable(value)}'"
         for delay_s in _BUSY_RETRIES_S:
             time.sleep(delay_s)
-            outcome = self._attempt(path, value, doing, device)
+            outcome = self._try_write(path, value, doing, device)
             if not outcome.met_lock:
                 break
         self._judge(outcome, path, value, doing, device)
 
     def is_in_flight(self, device: PCIDeviceAddress) -> bool:
         """
-        Tell whether a write to the device has not come back yet, whoever began it; creates nothing.
+        Tell whether a write to the device has not returned yet, by any process; creates nothing.
 
         Raises:
-            SysfsError: the lock's file is there and cannot be read.
+            SysfsError: the lock file exists but cannot be read.
         """
         try:
             top = open_directory(self.inflight_dir, below=self._inflight_below)
@@ -198,15 +197,15 @@ class ForkedWriter(LiveNodes):
             raise OSError(errno.ELOOP if stat.S_ISLNK(facts.st_mode) else errno.EINVAL, name)
         try:
             return _is_locked(name, top)
-        except PermissionError:  # the kernel's list has the locks of files that are not ours to open, too
+        except PermissionError:  # the kernel's list also covers files that this user may not open
             return bool(read_lock_holders(self.root, facts))
 
     def reap(self) -> int:
-        """Collect helpers that have ended since, without waiting; return how many still run."""
+        """Reap helpers that have ended, without waiting; return how many still run."""
         for _ in range(len(self._left_behind)):
             try:
                 helper = self._left_behind.popleft()
-            except IndexError:  # another thread reaps too
+            except IndexError:  # another thread is reaping too
                 break
             if helper.collect():
                 helper.free()
@@ -217,23 +216,23 @@ class ForkedWriter(LiveNodes):
 
     def load_module(self, name: str) -> None:
         """
-        Load a kernel module with ``modprobe -b``, which obeys the administrator's blacklist.
+        Load a kernel module with ``modprobe -b``, which honors the administrator's blacklist.
 
         Raises:
-            ConfigError: the name cannot be a module's.
+            ConfigError: the name is not valid for a module.
             ConfigUnsupportedError: the root is not the live host.
             OperationError: the module is absent, prohibited or broken, or there is no modprobe.
-            InDoubtError: loading has not come back within the deadline.
+            InDoubtError: loading has not finished within the deadline.
         """
         check_driver_name(name)
         if not self.root.is_live:
             raise ConfigUnsupportedError(f"The module '{name}' cannot be loaded into the host at '{self.root.path}'")
-        code, words = self._modprobe(name)
-        # A blacklisted module makes modprobe say 0
+        code, output = self._modprobe(name)
+        # modprobe returns 0 for a blacklisted module
         if code != 0 or not is_directory(self.root, self.root.module(name)):
-            raise module_error(self.root, name, code, words)
+            raise module_error(self.root, name, code, output)
 
-    def _attempt(self, path: str, value: bytes, doing: str, device: PCIDeviceAddress) -> _Outcome:
+    def _try_write(self, path: str, value: bytes, doing: str, device: PCIDeviceAddress) -> _Outcome:
         helper = self._start(path, value, doing, device)
         try:
             helper.wait(self.timeout_s)
@@ -278,7 +277,7 @@ class ForkedWriter(LiveNodes):
     def _judge(self, outcome: _Outcome, path: str, value: bytes, doing: str, device: PCIDeviceAddress) -> None:
         if outcome.stage == _c.lib.PHD_STAGE_DONE:
             if outcome.taken != len(value):
-                doing = f"{doing}, {outcome.taken} bytes were taken"
+                doing = f"{doing}, only {outcome.taken} bytes were accepted"
                 raise SysfsError(errno.EIO, path, doing, address=device)
         elif outcome.met_lock:
             raise _in_doubt(device, f"{doing} to '{path}' while an earlier write is in flight")
@@ -297,18 +296,18 @@ class ForkedWriter(LiveNodes):
     def _modprobe(self, name: str) -> tuple[int, str]:
         import subprocess
 
-        with scratch() as words:
-            process = start_modprobe(self.root, name, words)
+        with scratch() as output:
+            process = start_modprobe(self.root, name, output)
             try:
                 process.wait(self.timeout_s)
             except subprocess.TimeoutExpired as err:
                 self._modprobes.append(process)
                 raise InDoubtError(
-                    f"Loading the module '{name}' has not ended within {self.timeout_s:g} s",
+                    f"Loading the module '{name}' has not finished within {self.timeout_s:g} s",
                     reason="in-doubt",
                 ) from err
-            words.seek(0)
-            return process.returncode, words.read(4096).decode(errors="replace").strip()
+            output.seek(0)
+            return process.returncode, output.read(4096).decode(errors="replace").strip()
 
 
 def _printable(value: bytes) -> str:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A change of the host that is made as a whole or undone: undo in reverse, past failures, with signals held back.
+A change of the host that succeeds as a whole or is rolled back: in reverse, past failures, with signals deferred.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import HostdevError, OperationError
 
-DEFERRED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # what asks a program to end
+DEFERRED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # requests to end the program
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 class Transaction:
     """
-    Undo actions, run in reverse when the ``with`` block ends with an error.
+    A list of undo actions; they run in reverse when the ``with`` block ends with an error.
 
-    An undo action that fails is logged and the rest goes on; the first error is the one that is raised, its
-    ``rolled_back`` says whether all of the undoing worked, and its text says what did not.
+    A failing undo action is logged and the others continue. The first error is raised; its ``rolled_back`` tells
+    whether all undo actions succeeded, and its text names the first that failed.
     """
 
     def __init__(self) -> None:
         self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     def on_error(self, action: Callable[..., Any], *args: Any) -> None:
-        """Register what undoes the next thing that is done."""
+        """Register the action that undoes the next step."""
         self._undo.append((action, args))
 
     def __enter__(self) -> Transaction:
@@ -54,7 +54,7 @@ class Transaction:
 
 @contextmanager
 def half_done() -> Iterator[None]:
-    """Say of an error that it came in the middle of a change that nobody undoes, and that ``recover`` finishes."""
+    """Mark an error as not rolled back; ``recover`` finishes the change."""
     try:
         yield
     except HostdevError as err:
@@ -63,7 +63,7 @@ def half_done() -> Iterator[None]:
 
 
 def attempt(action: Callable[..., Any], *args: Any) -> list[Exception]:
-    """Run one action that must not stop the others; return its failure, logged, or nothing."""
+    """Run an action whose failure must not stop the others; return the failure, which is logged, in a list."""
     try:
         action(*args)
     except (HostdevError, OSError) as err:
@@ -73,7 +73,7 @@ def attempt(action: Callable[..., Any], *args: Any) -> list[Exception]:
 
 
 def log() -> Logger:
-    """Return the log of changes; loading what logs takes is put off until something goes wrong."""
+    """Return the logger of changes; the logging module is loaded only if something goes wrong."""
     import logging
 
     return logging.getLogger("pyhostdev.change")
@@ -82,9 +82,9 @@ def log() -> Logger:
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], None]]:
     """
-    Hold what asks a program to end back from this thread; yield a check that turns a waiting signal into an error.
+    Defer requests to end the program in this thread; yield a check that turns a pending signal into an error.
 
-    So a change stops between two steps, its undo is never interrupted, and the signal arrives afterwards.
+    So a change stops between two steps, its undo is never interrupted, and the signal is delivered afterwards.
     """
     old = signal.pthread_sigmask(signal.SIG_BLOCK, DEFERRED_SIGNALS)
 

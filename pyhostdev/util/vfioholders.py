@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Who has a device or a group of VFIO open: found among the open descriptors of all processes.
+The holders of a VFIO device or group, found among the open descriptors of all processes.
 
-A descriptor counts by the number of its device, or by the function that the kernel names in its fdinfo; the text of
-its path proves nothing, as anybody can name a file ``/dev/vfio/14``. Below a directory that takes the place of ``/``
-nodes are ordinary files without such numbers: there the path counts, and where fdinfo is shown, the node's inode.
+A descriptor is recognized by its device number, or by the function that the kernel names in its fdinfo. The text of its
+path proves nothing: any user can name a file ``/dev/vfio/14``. Below a root other than ``/``, nodes are regular files
+without such numbers: the path is used there and, if fdinfo is available, the node's inode.
 
-Opening a node to see whether it is free proves nothing either, and an open node keeps an unbind waiting.
+Opening a node to see whether it is free proves nothing either, and an open node blocks an unbind.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from pyhostdev.util.procfs import Process, read_process
 from pyhostdev.util.vfionodes import read_device_node_names, read_node_number
 from pyhostdev.util.virfile import bounds_of, list_names, read_lines, read_link, read_status
 
-_DELETED = " (deleted)"  # appended to the path of what has gone
+_DELETED = " (deleted)"  # appended to the path of a removed file
 _VFIO_DEVICE = "anon_inode:[vfio-device]"
 _SYSPATH, _INODE = "vfio-device-syspath:", "ino:"  # fdinfo, since Linux 6.18 and 5.14
-_FDINFO_MAX = 64  # lines; those looked for are among the first
-_NOT_OURS = (errno.ESRCH, errno.EACCES, errno.EPERM)  # it has ended, or is not ours to look into
+_FDINFO_MAX = 64  # lines; the relevant ones are among the first
+_NOT_OURS = (errno.ESRCH, errno.EACCES, errno.EPERM)  # the process has ended, or this user may not examine it
 _PID = re.compile(r"[0-9]{1,10}")
 
 
 class _Descriptor(NamedTuple):
-    """One open descriptor of a process: where /proc shows it, and what it says it is open on."""
+    """One open descriptor of a process: its place in /proc, and the target that it shows."""
 
     root: HostRoot
     directory: str  # of the process or of one of its threads
@@ -45,7 +45,7 @@ class _Descriptor(NamedTuple):
 
     def read_info(self) -> dict[str, str]:
         """
-        Return what fdinfo says; nothing when it was closed meanwhile or is not ours to read.
+        Return the fields of fdinfo; empty if the descriptor was closed or may not be examined.
 
         Raises:
             SysfsError: it cannot be read.
@@ -56,14 +56,14 @@ class _Descriptor(NamedTuple):
         except SysfsError as err:
             if err.errno in _NOT_OURS:
                 return {}
-            raise SysfsError(err.errno or 0, path, "see what a process has open") from err
+            raise SysfsError(err.errno or 0, path, "list the open files of a process") from err
         return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
     def read_device_number(self) -> int | None:
         """
-        Return the number of the device it is open on; None when it is not a character device.
+        Return the number of the open device; None if the file is not a character device.
 
-        A file of a strange file system may answer with any error, and is not waited for: it is not a device of ours.
+        A file on an untrusted file system may fail with any error; it is not a VFIO device. It is never waited for.
         """
         from pyhostdev.util.statx import read_device_number
 
@@ -71,23 +71,23 @@ class _Descriptor(NamedTuple):
             return read_device_number(os.path.join(self.directory, "fd", self.number))
         except OSError as err:
             if err.errno == errno.ENOMEM:
-                raise SysfsError(err.errno, self.directory, "see what a process has open") from err
+                raise SysfsError(err.errno, self.directory, "list the open files of a process") from err
             return None
 
 
 class _Signs:
-    """What tells of a descriptor that it holds one of some groups."""
+    """The marks by which a descriptor of one of these groups is recognized."""
 
     def __init__(self, root: HostRoot, groups: Iterable[int]) -> None:
         self.root = root
-        self.numbers: dict[int, int] = {}  # of nodes' devices, on the live host
-        self.paths: dict[str, tuple[int, int]] = {}  # of nodes, elsewhere: group and inode
+        self.numbers: dict[int, int] = {}  # device number of a node to its group, on the live host
+        self.paths: dict[str, tuple[int, int]] = {}  # path of a node to its group and inode, elsewhere
         self.functions: dict[str, int] = {}
         for group in groups:
             self._add_group(group)
 
     def __bool__(self) -> bool:
-        """False when nothing is there that somebody could have open."""
+        """False if none of the groups has a node that could be open."""
         return bool(self.numbers or self.paths)
 
     def _add_group(self, group: int) -> None:
@@ -115,7 +115,7 @@ class _Signs:
             self.numbers[number] = group
 
     def group_of(self, descriptor: _Descriptor) -> int | None:
-        """Return which of the groups a descriptor holds."""
+        """Return the group that a descriptor holds, None for any other descriptor."""
         if descriptor.text == _VFIO_DEVICE:
             return self._named_group(descriptor.read_info())
         if not descriptor.text.startswith("/"):
@@ -141,20 +141,20 @@ class _Signs:
         return group
 
     def _named_group(self, info: dict[str, str]) -> int | None:
-        """Return the group of the function that the kernel itself names."""
+        """Return the group of the function that the kernel names in fdinfo."""
         return self.functions.get(os.path.basename(info.get(_SYSPATH[:-1], "")))
 
 
 def read_group_holders(root: HostRoot, groups: Iterable[int]) -> dict[int, list[Process]]:
     """
-    Return which processes have one of these IOMMU groups open, through its node or through one of its functions.
+    Return the processes that have one of these IOMMU groups open, through its node or one of its functions.
 
-    Groups that nobody holds are not in the table; processes we may not look into are left out.
+    Groups without holders are left out, and so are processes that this user may not examine.
 
     Raises:
         SysfsError: /proc or a group cannot be read.
 
-    Host: reads ``proc/*/fd`` and ``proc/*/fdinfo`` once, when one of the nodes is there
+    Host: reads ``proc/*/fd`` and ``proc/*/fdinfo`` once, if one of the nodes exists
     """
     signs, left = _Signs(root, groups), bounds_of(root).names
     found: dict[int, list[Process]] = {}
@@ -163,7 +163,7 @@ def read_group_holders(root: HostRoot, groups: Iterable[int]) -> dict[int, list[
             descriptors = list(islice(_descriptors(root, pid), left + 1))
             left -= len(descriptors)
             if left < 0:
-                doing = f"see what processes have open, which is more than {bounds_of(root).names} descriptors"
+                doing = f"list the open files of all processes, more than {bounds_of(root).names} descriptors"
                 raise SysfsError(errno.EFBIG, root.proc, doing)
             held = {signs.group_of(descriptor) for descriptor in descriptors} - {None}
             for group in sorted(group for group in held if group is not None):
@@ -173,10 +173,10 @@ def read_group_holders(root: HostRoot, groups: Iterable[int]) -> dict[int, list[
 
 def _status(root: HostRoot, path: str) -> os.stat_result | None:
     """
-    Return what is at a node's path; nothing where we may not look, as we could not use it either.
+    Return the status of a node; None if this user may not see it and so could not use it.
 
     Raises:
-        SysfsError: it cannot be told, for root also for want of rights: root could use it.
+        SysfsError: the status cannot be read; for root also if permission is denied, as root could use the node.
     """
     try:
         return read_status(root, path)
@@ -187,7 +187,7 @@ def _status(root: HostRoot, path: str) -> os.stat_result | None:
 
 
 def _descriptors(root: HostRoot, pid: int) -> Iterator[_Descriptor]:
-    """Yield what a process has open; where its first thread has ended, what the others have."""
+    """Yield the open descriptors of a process; if its first thread has ended, those of its other threads."""
     top = os.path.join(root.proc, str(pid))
     found = False
     for descriptor in _descriptors_in(root, top):
@@ -207,20 +207,20 @@ def _descriptors_in(root: HostRoot, top: str) -> Iterator[_Descriptor]:
 
 
 def _names(root: HostRoot, directory: str) -> list[str]:
-    """Return the names in a process's directory; none when it has ended or is not ours to look into."""
+    """Return the names in a process's directory; empty if the process has ended or may not be examined."""
     try:
         return list_names(root, directory)
     except SysfsError as err:
         if err.errno in _NOT_OURS:
             return []
-        raise SysfsError(err.errno or 0, directory, "see what a process has open") from err
+        raise SysfsError(err.errno or 0, directory, "list the open files of a process") from err
 
 
 def _target(root: HostRoot, link: str) -> str:
-    """Return where a descriptor's link leads; nothing when it was closed meanwhile."""
+    """Return the target of a descriptor's link; empty if the descriptor was closed."""
     try:
         return read_link(root, link) or ""
     except SysfsError as err:
         if err.errno in _NOT_OURS:
             return ""
-        raise SysfsError(err.errno or 0, link, "see what a process has open") from err
+        raise SysfsError(err.errno or 0, link, "list the open files of a process") from err

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Which nodes VFIO has for a function and its group, and which numbers their devices have.
+The VFIO nodes of a function and of its group, and their device numbers.
 
-The majors are dynamic; sysfs tells the numbers.
+The major numbers are dynamic; sysfs holds the device numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DEVICE = re.compile(r"vfio[0-9]{1,9}", re.ASCII)
 
 def read_device_node_names(root: HostRoot, address: PCIDeviceAddress) -> list[str]:
     """
-    Return the names of a function's own devices of VFIO; one when a driver of VFIO has it, else none.
+    Return the names of a function's own VFIO devices: one if a VFIO driver is bound to it, else an empty list.
 
     Raises:
         SysfsError: they cannot be listed.
@@ -36,10 +36,10 @@ def read_device_node_names(root: HostRoot, address: PCIDeviceAddress) -> list[st
 
 def read_node_number(root: HostRoot, name: str, address: PCIDeviceAddress | None) -> int | None:
     """
-    Return the number of the device that a node below ``dev/vfio`` stands for; None where the host does not tell.
+    Return the device number of a node below ``dev/vfio``; None if the host does not show it.
 
     Raises:
-        SysfsError: its attribute is there and cannot be read.
+        SysfsError: its attribute exists but cannot be read.
     """
     if address is None or name.isdigit():
         top = root.class_vfio(int(name))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Reading small files, links and directories of a host, with "it is not there" apart from "it cannot be read".
+Reading small files, links and directories of a host; an absent file is distinguished from an unreadable one.
 
-Every path is one below the root, as a HostRoot makes it, and leads nowhere else; every read has a bound.
+Every path comes from a HostRoot and never leads out of the root; every read is bounded.
 
 Mirrors: src/util/virfile.c
 """
@@ -20,32 +20,32 @@ from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
 
 ATTRIBUTE_MAX = 1 << 16  # bytes; a sysfs attribute is at most one page, and Linux has pages of up to 64 KiB
-LINE_MAX = 1 << 16  # bytes; a mount with all its options has a page
-_SHOWN_MAX = 64  # characters of a text in a sentence
+LINE_MAX = 1 << 16  # bytes; a mount with all its options takes up to a page
+_SHOWN_MAX = 64  # characters of a text shown in a message
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)  # ENODEV: the device went away after the open
 
 
 class Bounds(NamedTuple):
-    """How much is read at most: bytes and lines of a table, names of a directory."""
+    """The limits of a read: bytes and lines of a table, names of a directory."""
 
     size: int
     lines: int
     names: int
 
 
-# The kernel's own tables: the Internet's routes are 1,000,000 lines of 128 bytes; PID_MAX_LIMIT is 4,194,304
+# The kernel's own tables: a full Internet routing table is 1,000,000 lines of 128 bytes; PID_MAX_LIMIT is 4,194,304
 LIVE = Bounds(256 << 20, 1 << 22, 1 << 22)
-# A directory in the place of /: modules.alias of a distribution has 2 MiB, 65,536 functions are a segment of PCI
+# A root other than /: a distribution's modules.alias has 2 MiB, and a PCI segment has up to 65,536 functions
 FOREIGN = Bounds(16 << 20, 1 << 17, 1 << 17)
 
 
 def bounds_of(root: HostRoot) -> Bounds:
-    """Return the bounds of a host's files."""
+    """Return the limits for a host's files."""
     return LIVE if root.is_live else FOREIGN
 
 
 def _raise_unless_absent(err: OSError, path: str, doing: str) -> None:
-    """Raise what the system answered, unless it says that there is no such thing."""
+    """Raise the system error, unless it means that the file is absent."""
     if err.errno == confined.NOT_A_FILE:
         raise SysfsError(errno.EINVAL, path, f"{doing} that is not a regular file") from err
     if err.errno not in _ABSENT:
@@ -58,15 +58,15 @@ def _raise_too_large(path: str, doing: str, limit: int, unit: str) -> NoReturn:
 
 def read_attribute(root: HostRoot, path: str) -> str | None:
     """
-    Return a sysfs attribute without its newline; None when the host does not have it.
+    Return a sysfs attribute without its newline; None if the host does not have it.
 
     Raises:
-        SysfsError: it is there and cannot be read, or has more than a page (EFBIG).
+        SysfsError: it exists but cannot be read, or is larger than a page (EFBIG).
     """
     doing = "read an attribute"
     try:
         with confined.opened(confined.open_file(root, path)) as fd:
-            data = os.read(fd, ATTRIBUTE_MAX + 1)  # it comes in one piece
+            data = os.read(fd, ATTRIBUTE_MAX + 1)  # sysfs returns it in one piece
     except OSError as err:
         _raise_unless_absent(err, path, doing)
         return None
@@ -77,10 +77,10 @@ def read_attribute(root: HostRoot, path: str) -> str | None:
 
 def read_bytes(root: HostRoot, path: str, limit: int) -> bytes | None:
     """
-    Return what is in a file; None when the host does not have it.
+    Return the contents of a file; None if the host does not have it.
 
     Raises:
-        SysfsError: it is there and cannot be read, or has more bytes than the limit (EFBIG).
+        SysfsError: it exists but cannot be read, or is larger than the limit (EFBIG).
     """
     doing, data = "read a file", bytearray()
     try:
@@ -97,10 +97,10 @@ def read_bytes(root: HostRoot, path: str, limit: int) -> bytes | None:
 
 def read_lines(root: HostRoot, path: str) -> Iterator[str]:
     """
-    Yield a table's lines without their newlines, in the memory of one line; none when the host does not have it.
+    Yield a table's lines without their newlines, one at a time; yield none if the host does not have the table.
 
     Raises:
-        SysfsError: it is there and cannot be read, or is too large (EFBIG).
+        SysfsError: it exists but cannot be read, or is too large (EFBIG).
     """
     bounds, doing, size = bounds_of(root), "read a file", 0
     try:
@@ -124,10 +124,10 @@ def read_lines(root: HostRoot, path: str) -> Iterator[str]:
 
 def read_status(root: HostRoot, path: str) -> os.stat_result | None:
     """
-    Return what stat(2) says of a file; None when there is none.
+    Return the result of stat(2) for a file; None if the file does not exist.
 
     Raises:
-        SysfsError: it cannot be told.
+        SysfsError: the status cannot be read.
     """
     try:
         if root.is_live:
@@ -141,10 +141,10 @@ def read_status(root: HostRoot, path: str) -> os.stat_result | None:
 
 def is_directory(root: HostRoot, path: str) -> bool:
     """
-    Tell whether there is a directory; ``os.path.isdir`` says no to an error, too.
+    Tell whether a path is a directory; ``os.path.isdir`` would also return False for an error.
 
     Raises:
-        SysfsError: it cannot be told.
+        SysfsError: the path cannot be examined.
     """
     status = read_status(root, path)
     return status is not None and stat.S_ISDIR(status.st_mode)
@@ -152,13 +152,13 @@ def is_directory(root: HostRoot, path: str) -> bool:
 
 def list_names(root: HostRoot, path: str, limit: int | None = None) -> list[str]:
     """
-    Return the names in a directory, in no order; none when there is no directory.
+    Return the names in a directory, in no particular order; empty if the directory does not exist.
 
     Args:
-        limit: how many there can be, where that is less than in any directory.
+        limit: how many names to accept, if less than for any directory.
 
     Raises:
-        SysfsError: it is there and cannot be read, or has too many names (EFBIG).
+        SysfsError: it exists but cannot be read, or has too many names (EFBIG).
     """
     limit, doing = limit or bounds_of(root).names, "list a directory"
     names: list[str] = []
@@ -177,10 +177,10 @@ def list_names(root: HostRoot, path: str, limit: int | None = None) -> list[str]
 
 def read_number(root: HostRoot, path: str) -> int | None:
     """
-    Return a sysfs attribute that holds one number, in C notation; None when it is absent.
+    Return a sysfs attribute that holds one number, in C notation; None if it is absent.
 
     Raises:
-        SysfsError: it is there and cannot be read, or holds no number (EINVAL).
+        SysfsError: it exists but cannot be read, or does not hold a number (EINVAL).
     """
     text = read_attribute(root, path)
     if text is None:
@@ -194,10 +194,10 @@ def read_number(root: HostRoot, path: str) -> int | None:
 
 def read_link(root: HostRoot, path: str) -> str | None:
     """
-    Return a link's target; None when there is no link.
+    Return a link's target; None if the path does not exist.
 
     Raises:
-        SysfsError: the entry is there and is no link (EINVAL), or cannot be read.
+        SysfsError: the path is not a link (EINVAL), or cannot be read.
     """
     try:
         if root.is_live:
@@ -213,7 +213,7 @@ def read_link(root: HostRoot, path: str) -> str | None:
 
 def read_link_name(root: HostRoot, path: str) -> str | None:
     """
-    Return the last component of a link's target, None when there is no link.
+    Return the last component of a link's target, None if the path does not exist.
 
     Raises:
         SysfsError: as ``read_link``.

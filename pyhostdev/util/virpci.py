@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-PCI functions of a host: what sysfs and configuration space say about one, and about its relatives.
+PCI functions of a host: the facts about one function and its relatives, from sysfs and configuration space.
 
-Mirrors: src/util/virpci.c. Nothing here writes; binding is in pcidriver.
+Mirrors: src/util/virpci.c. This module only reads; binding is in pcidriver.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _OWN_DOMAIN = re.compile(r"pci([0-9a-f]{4,8}):[0-9a-f]{2}")
 
 
 class GroupMember(NamedTuple):
-    """One entry of an IOMMU group; ``address`` is None for what is no PCI function."""
+    """One entry of an IOMMU group; ``address`` is None if the entry is not a PCI function."""
 
     name: str
     address: PCIDeviceAddress | None
@@ -63,10 +63,10 @@ class PCIDevice:
     One PCI function of a host.
 
     Identity, driver, group and PF were read when the object was made; everything else is read on first use and
-    then kept. ``None`` is what the host does not say.
+    then kept. ``None`` stands for a value that the host does not report.
 
     Args:
-        records: of a scan, in which this function is the index-th.
+        records: the records of a scan; this function has the given index.
 
     Mirrors: virPCIDevice (src/util/virpci.c)
     """
@@ -82,10 +82,10 @@ class PCIDevice:
         self._records = records
         self._index = index
 
-    if not TYPE_CHECKING:  # it would let a checker believe in any attribute
+    if not TYPE_CHECKING:  # a type checker would otherwise accept any attribute
 
         def __getattr__(self, name: str) -> Any:
-            """Fill a slot when it is first read: of thousands of functions most are looked at by few facts."""
+            """Fill a slot on first access: most functions of a large host are asked for few facts."""
             if name == "_record":
                 value = self._record = self._records[self._index]
             elif name == "address":
@@ -106,7 +106,7 @@ class PCIDevice:
 
     @property
     def vendor(self) -> int | None:
-        """Vendor id from sysfs: configuration space has none for a VF."""
+        """Vendor id from sysfs; configuration space does not have it for a VF."""
         return self._record.vendor
 
     @property
@@ -131,7 +131,7 @@ class PCIDevice:
 
     @property
     def driver(self) -> str | None:
-        """The bound driver's name when the object was made."""
+        """The name of the bound driver, read when the object was made."""
         return self._record.driver
 
     @property
@@ -147,17 +147,21 @@ class PCIDevice:
 
     @property
     def is_virtual_function(self) -> bool:
-        """Mirrors: virPCIIsVirtualFunction (src/util/virpci.c)"""
+        """
+        True for an SR-IOV virtual function.
+
+        Mirrors: virPCIIsVirtualFunction (src/util/virpci.c)
+        """
         return self._record.physfn is not None
 
     @property
     def is_bridge(self) -> bool:
-        """True for a PCI-to-PCI bridge, ports of PCI Express included; by its class."""
+        """True for a PCI-to-PCI bridge, including PCI Express ports; decided by the class."""
         return self.class_ is not None and self.class_ >> 8 == pciregs.CLASS_BRIDGE_PCI
 
     @property
     def is_host_bridge(self) -> bool:
-        """True for the bridge between the host's processors and a PCI domain; by its class."""
+        """True for the bridge between the host's processors and a PCI domain; decided by the class."""
         return self.class_ is not None and self.class_ >> 8 == pciregs.CLASS_BRIDGE_HOST
 
     def _fact(self, name: str, read: Callable[[], T]) -> T:
@@ -177,18 +181,18 @@ class PCIDevice:
 
     @property
     def numa_node(self) -> int | None:
-        """The NUMA node the device is near to; None when the host has no opinion (-1)."""
+        """The NUMA node of the device; None if the host does not report one (-1)."""
         node = self._fact("numa_node", lambda: read_number(self.root, self.path("numa_node")))
         return None if node is None or node < 0 else node
 
     @property
     def sriov_totalvfs(self) -> int | None:
-        """How many VFs a PF can have; None for what is no PF."""
+        """How many VFs a PF supports; None if the function is not a PF."""
         return self._fact("sriov_totalvfs", lambda: read_number(self.root, self.path("sriov_totalvfs")))
 
     @property
     def incarnation(self) -> int | None:
-        """Inode of the sysfs directory: the same address with another inode is another device."""
+        """Inode of the sysfs directory: another inode at the same address means another device."""
 
         def read() -> int | None:
             status = read_status(self.root, self.path())
@@ -198,10 +202,10 @@ class PCIDevice:
 
     def read_config(self, size: int = pciregs.CONFIG_SIZE) -> bytes:
         """
-        Return up to size bytes of configuration space; fewer, or none, where the host gives no more.
+        Return up to size bytes of configuration space; fewer or none if the host returns no more.
 
         Raises:
-            SysfsError: the file is there and cannot be read.
+            SysfsError: the file exists but cannot be read.
         """
         return self._fact(
             f"config{size}",
@@ -209,7 +213,7 @@ class PCIDevice:
         )
 
     def _header_byte(self) -> bytes:
-        """Return configuration space as far as the header type, with only that byte read from the device."""
+        """Return configuration space up to the header type; only that byte is read from the device."""
 
         def read() -> bytes:
             offset = pciregs.HEADER_TYPE
@@ -221,7 +225,7 @@ class PCIDevice:
     @property
     def header_type(self) -> int | None:
         """
-        0 endpoint, 1 bridge, 2 CardBus, 0x7f when the device does not answer.
+        Header layout: 0 endpoint, 1 bridge, 2 CardBus, 0x7f if the device does not answer.
 
         Mirrors: virPCIGetHeaderType (src/util/virpci.c)
         """
@@ -229,7 +233,7 @@ class PCIDevice:
 
     @property
     def is_endpoint(self) -> bool | None:
-        """True for what can be given to a guest at all; None when configuration space cannot be read."""
+        """True if a guest can be given such a function at all; None if configuration space cannot be read."""
         if self.is_virtual_function:
             return True
         kind = self.header_type
@@ -237,14 +241,14 @@ class PCIDevice:
 
     @property
     def is_unreadable(self) -> bool:
-        """True when the device is listed and answers nothing but ones; a VF's ids read so by specification."""
+        """True if the device is listed but reads as all ones; a VF's ids read so by specification."""
         return not self.is_virtual_function and self.header_type == pciregs.HEADER_TYPE_DEAD
 
     def is_pci_express(self) -> bool | None:
         """
-        Tell whether the function is PCI Express; None when it cannot be known.
+        Tell whether the function is PCI Express; None if unknown.
 
-        Where only the unprivileged 64 bytes are readable the size of the file decides, as in libvirt.
+        If only the unprivileged 64 bytes are readable, the size of the file decides, as in libvirt.
 
         Mirrors: virPCIDeviceIsPCIExpress (src/util/virpci.c)
         """
@@ -256,17 +260,17 @@ class PCIDevice:
 
     @property
     def is_ari(self) -> bool:
-        """True when the port above forwards ARI: the bus is then one device of up to 256 functions."""
+        """True if the port above forwards ARI: the bus is then one device of up to 256 functions."""
         return self._fact("ari", lambda: read_number(self.root, self.path("ari_enabled"))) == 1
 
     def is_multifunction(self) -> bool | None:
         """
-        Tell whether the device this function belongs to has more functions; None when nobody can say.
+        Tell whether the device that this function belongs to has more functions; None if unknown.
 
-        Function 0's bit decides; where function 0 is absent or unreadable, the function's own. A VF never is.
+        The bit of function 0 decides; if function 0 is absent or unreadable, the function's own bit. A VF never is.
 
         Mirrors: virPCIDeviceIsMultifunction (proposed for src/util/virpci.c)
-        Source: PCI30 6.2.1; PCIE50 9.3.4.1.3 has 0 in the header type of a VF, whatever some hardware says
+        Source: PCI30 6.2.1; PCIE50 9.3.4.1.3 requires 0 in the header type of a VF, although some hardware differs
         """
         if self.is_virtual_function:
             return False
@@ -274,7 +278,7 @@ class PCIDevice:
 
     @property
     def has_multifunction_bit(self) -> bool | None:
-        """Bit 7 of this function's own header type; None when configuration space cannot be read."""
+        """Bit 7 of this function's own header type; None if configuration space cannot be read."""
         return pciconfig.is_multifunction(self._header_byte())
 
     def _read_multifunction(self) -> bool | None:
@@ -289,15 +293,15 @@ class PCIDevice:
 
     @property
     def function_zero(self) -> PCIDeviceAddress:
-        """The address of the function whose header speaks for the whole device."""
+        """The address of the function whose header describes the whole device."""
         slot = 0 if self.is_ari else self.address.slot
         return self.address._replace(slot=slot, function=0)
 
     def read_siblings(self) -> list[PCIDevice]:
         """
-        Return all functions of this device, itself included, sorted by address; VFs are none.
+        Return all functions of this device, itself included, sorted by address; VFs are left out.
 
-        The same domain, bus and slot; where the bus has ARI on, all of the bus.
+        They share domain, bus and slot; with ARI enabled on the bus, they share the bus.
         """
         if self.is_virtual_function:
             return [self]
@@ -309,9 +313,9 @@ class PCIDevice:
 
     def read_path(self) -> list[PCIDeviceAddress]:
         """
-        Return the bridges above this function, root port first, and itself last; a VF is where its PF is.
+        Return the bridges above this function, root port first, and itself last; a VF is in the place of its PF.
 
-        In a directory that has no links to where the functions are, nobody knows more than the function itself.
+        If the devices are directories instead of links, only the function itself is known.
 
         Host: sys/bus/pci/devices/ADDRESS, the link only
         """
@@ -326,12 +330,12 @@ class PCIDevice:
 
     @property
     def is_vfio(self) -> bool:
-        """True with vfio-pci or one of its variants, as of when the object was made."""
+        """True if it was bound to vfio-pci or one of its variants when the object was made."""
         return self._fact("vfio", lambda: is_vfio_driver(self.root, self.address, self.driver))
 
     def read_functions_below(self) -> list[PCIDeviceAddress]:
         """
-        Return the functions of the PCI domains that this function's driver made below it, sorted; they go with it.
+        Return the functions in PCI domains that this function's driver created below it, sorted; they vanish with it.
 
         Host: sys/bus/pci/devices/ADDRESS, names only
 
@@ -347,7 +351,7 @@ class PCIDevice:
 
     def read_reset_methods(self) -> list[str]:
         """
-        Return the methods by which the kernel resets this function, its first choice first; none where it has none.
+        Return the methods by which the kernel resets this function, in the kernel's order; empty if there are none.
 
         Source: drivers/pci/pci.c pci_reset_fn_methods; ``reset_method`` since 5.15
         """
@@ -358,9 +362,9 @@ class PCIDevice:
 
     def usable_reset(self) -> str | None:
         """
-        Return the method by which a write to ``reset`` resets this function alone; None when it cannot be.
+        Return the method by which a write to ``reset`` resets this function alone; None if there is none.
 
-        The kernel resets a bus this way only for a function that has it to itself.
+        The kernel uses a bus reset here only for a function that is alone on its bus.
 
         Source: drivers/pci/pci.c pci_parent_bus_reset
         """
@@ -374,14 +378,14 @@ class PCIDevice:
         return [name for name, there in (("flr", flr), ("pm", pm), ("bus", True)) if there]
 
     def read_bus(self) -> list[PCIDeviceAddress]:
-        """Return all functions of this function's bus, itself included, sorted."""
+        """Return all functions on this function's bus, itself included, sorted."""
         prefix = str(self.address)[: -len("00.0")]
         names = (name for name in list_names(self.root, self.root.pci_devices) if name.startswith(prefix))
         return sorted(PCIDeviceAddress.parse(name) for name in names)
 
     def read_virtual_functions(self) -> list[PCIDeviceAddress]:
         """
-        Return a PF's live VFs in the order of their numbers; at the first gap the list ends.
+        Return a PF's VFs in the order of their numbers; the list ends at the first gap.
 
         Mirrors: virPCIGetVirtualFunctions (src/util/virpci.c)
         """
@@ -394,14 +398,14 @@ class PCIDevice:
         return found
 
     def read_driver(self) -> str | None:
-        """Return the driver bound right now; a hint while somebody binds or unbinds."""
+        """Return the currently bound driver; a hint while another process binds or unbinds."""
         return read_link_name(self.root, self.path("driver"))
 
     def read_driver_override(self) -> str | None:
         """
-        Return the driver override, None when it is unset or the kernel has no such attribute.
+        Return the driver override, None if it is unset or the kernel does not have the attribute.
 
-        Older kernels take the device lock for this: never for a device with a write in flight.
+        Older kernels take the device lock for this: never call it for a device with a write in flight.
         """
         text = read_attribute(self.root, self.path("driver_override"))
         return None if text in (None, "", "(null)") else text
@@ -409,12 +413,12 @@ class PCIDevice:
 
 def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | None:
     """
-    Return one function of the host, None when there is none at that address.
+    Return one function of the host, None if there is no function at that address.
 
     Raises:
-        SysfsError: an attribute is there and cannot be read.
+        SysfsError: an attribute exists but cannot be read.
 
-    Mirrors: virPCIDeviceNew (src/util/virpci.c), which wants a config file too
+    Mirrors: virPCIDeviceNew (src/util/virpci.c), which also requires a config file
     """
     top = root.pci_device(address)
     if not is_directory(root, top):
@@ -435,7 +439,7 @@ def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | No
 
 def is_vfio_driver(root: HostRoot, address: PCIDeviceAddress, driver: str | None) -> bool:
     """
-    Tell whether a device is with vfio-pci or one of its variants: these make a ``vfio-dev`` directory.
+    Tell whether a device is bound to vfio-pci or one of its variants: these create a ``vfio-dev`` directory.
 
     Mirrors: virPCIDeviceGetCurrentDriverNameAndType (src/util/virpci.c)
     """
@@ -459,7 +463,7 @@ def read_iommu_group_members(root: HostRoot, group: int, skip: Container[str] = 
     Return every member of a group, PCI functions first and by address, then the others by name.
 
     Args:
-        skip: names that are not looked at.
+        skip: names to leave out.
 
     Mirrors: virPCIDeviceAddressIOMMUGroupIterate (src/util/virpci.c)
     """

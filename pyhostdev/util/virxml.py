@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-XML as libvirt reads it, from callers who cannot be trusted.
+XML as libvirt reads it, from untrusted callers.
 
-A document passes a streaming check of its size, depth and number of nodes before any tree is
-built; a DOCTYPE is refused as such, so there are no entities to expand. Numbers follow C's strtoul
-as libvirt calls it.
+A document passes a streaming check of its size, depth and number of nodes before any tree is built. A DOCTYPE is
+refused, so there are no entities to expand. Numbers follow C's strtoul as libvirt calls it.
 
 Mirrors: src/util/virxml.c, src/util/virstring.c
 """
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
 
     Element: TypeAlias = etree._Element
 
-SIZE_MAX = 1 << 20  # bytes; a domain with 250 devices has a tenth of it
-DEPTH_MAX = 256  # libxml2 itself stops about here
+SIZE_MAX = 1 << 20  # bytes; a domain with 250 devices takes a tenth of it
+DEPTH_MAX = 256  # libxml2 itself stops near this depth
 NODES_MAX = 100_000  # elements and attributes together
-ATTRIBUTES_MAX = 256  # of one element
+ATTRIBUTES_MAX = 256  # per element
 
 
-SHOWN_MAX = 64  # characters of a refused value in a message
+SHOWN_MAX = 64  # characters of an invalid value in a message
 
 UINT_MAX = 0xFFFFFFFF
 ULLONG_MAX = 0xFFFFFFFFFFFFFFFF
@@ -48,7 +47,7 @@ _ENCODINGS = {
 }
 
 _DIGITS = {8: frozenset("01234567"), 10: frozenset("0123456789"), 16: frozenset("0123456789abcdefABCDEF")}
-_DIGITS_MAX = 64  # more than any number we read has, and few enough to be read at once
+_DIGITS_MAX = 64  # longer than any valid number, and short enough to be converted at once
 
 
 def parse_document(source: str | bytes) -> Element:
@@ -56,8 +55,7 @@ def parse_document(source: str | bytes) -> Element:
     Parse a document and return its root element.
 
     Raises:
-        XMLError: it is too large, too deep, has a DOCTYPE, is not valid text or not well-formed;
-            with the line.
+        XMLError: it is too large, too deep, has a DOCTYPE, is not valid text or not well-formed; with the line.
     """
     data = _as_utf8(source)
     _check_limits(data)
@@ -74,10 +72,10 @@ def _not_well_formed(why: str, line: int | None) -> XMLError:
 
 def _as_utf8(source: str | bytes) -> bytes:
     """
-    Return the document as UTF-8, so that both parsers read the same characters.
+    Return the document as UTF-8, so that both parsers see the same characters.
 
     Raises:
-        XMLError: too large, an encoding we do not read, or bytes that are not valid in it.
+        XMLError: it is too large, its encoding is not supported, or its bytes are not valid in that encoding.
     """
     if len(source) > SIZE_MAX:
         raise XMLError(f"XML of {len(source)} characters is larger than the limit of {SIZE_MAX}")
@@ -97,7 +95,7 @@ def _encode(text: str) -> bytes:
         data = text.encode("utf-8")
     except UnicodeEncodeError as err:
         line = text.count("\n", 0, err.start) + 1
-        raise _not_well_formed("a lone surrogate is no character", line) from None
+        raise _not_well_formed("a lone surrogate is not a character", line) from None
     if len(data) > SIZE_MAX:
         raise XMLError(f"XML of {len(data)} bytes is larger than the limit of {SIZE_MAX}")
     return data
@@ -113,7 +111,7 @@ def _checked_utf8(data: bytes, encoding: str) -> bytes:
 
 
 class _Limits:
-    """Counts what a streaming parser sees and stops it when it has seen enough."""
+    """Counts the nodes that a streaming parser reports, and stops the parser at a limit."""
 
     def __init__(self, parser: expat.XMLParserType) -> None:
         self.parser = parser
@@ -145,7 +143,7 @@ class _Limits:
 
 def _check_limits(data: bytes) -> None:
     """
-    Stream through the document once, building nothing.
+    Read the document once as a stream, without building a tree.
 
     Raises:
         XMLError: a limit is exceeded, there is a DOCTYPE, or the document is not well-formed.
@@ -161,12 +159,12 @@ def _check_limits(data: bytes) -> None:
 
 def parse_unsigned(text: str, base: int = 10, maximum: int = UINT_MAX) -> int:
     """
-    Read a non-negative number; base 0 is C's choice by prefix (0x hexadecimal, 0 octal).
+    Parse a non-negative number; base 0 selects the base by the prefix as in C (0x hexadecimal, 0 octal).
 
-    Leading blanks and a plus sign are accepted, as strtoul does; anything behind the digits is not.
+    Leading blanks and a plus sign are accepted, as by strtoul; text after the digits is not.
 
     Raises:
-        ValueError: no such number, or larger than maximum.
+        ValueError: the text is not such a number, or the number is larger than maximum.
 
     Mirrors: virStrToLong_uip (src/util/virstring.c)
     """
@@ -178,10 +176,10 @@ def parse_unsigned(text: str, base: int = 10, maximum: int = UINT_MAX) -> int:
 
 def parse_integer(text: str, base: int = 10) -> int:
     """
-    Read a number that may be negative, in C's way; the range is the caller's concern.
+    Parse a number that may be negative, in C notation; the caller checks the range.
 
     Raises:
-        ValueError: no such number.
+        ValueError: the text is not such a number.
 
     Mirrors: virStrToLong_ll (src/util/virstring.c)
     """
@@ -214,23 +212,23 @@ _TEXT_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#
 
 
 def escape_attribute(value: str) -> str:
-    """Return value as it stands between single quotes."""
+    """Return value escaped for an attribute between single quotes."""
     return value.translate(_ATTRIBUTE_ESCAPES)
 
 
 def escape_text(value: str) -> str:
-    """Return value as it stands between two tags."""
+    """Return value escaped for text between two tags."""
     return value.translate(_TEXT_ESCAPES)
 
 
 def source_line(element: Element) -> int | None:
-    """Return the line an element stood in."""
+    """Return the line of an element in its document."""
     return cast("int | None", element.sourceline)
 
 
 def text_of(element: Element) -> str:
     """
-    Return the whole text in an element, that of elements in it included; comments are not text.
+    Return all text in an element, including that of its descendants; comments are not text.
 
     Mirrors: xmlNodeGetContent of libxml2, as libvirt calls it
     """
@@ -238,7 +236,7 @@ def text_of(element: Element) -> str:
 
 
 def own_text_of(element: Element) -> str:
-    """Return the text in an element before the first element in it; comments are not text."""
+    """Return the text in an element before its first child element; comments are not text."""
     text = element.text or ""
     for part in element:
         if isinstance(part.tag, str):
@@ -248,12 +246,12 @@ def own_text_of(element: Element) -> str:
 
 
 def attributes_of(element: Element) -> list[tuple[str, str]]:
-    """Return names and values in document order; a name in a namespace is ``{uri}name``."""
+    """Return names and values in document order; a namespaced name is ``{uri}name``."""
     return cast("list[tuple[str, str]]", element.items())
 
 
 def dump_element(element: Element) -> str:
-    """Return an element verbatim with everything in it and the namespaces it needs."""
+    """Return an element verbatim with its contents and the namespaces it needs."""
     import copy
 
     clone = copy.deepcopy(element)
@@ -270,16 +268,16 @@ def invalid_value(
     code: int | None = None,
     renumbered: Renumbering | None = None,
 ) -> XMLError:
-    """Return the error of an attribute or text that is not what it should be."""
-    message = f"'{shown(value)}' is no valid {what}: {expected} expected"
+    """Return the error for an attribute or a text with an invalid value."""
+    message = f"Invalid {what} '{shown(value)}': expected {expected}"
     return XMLError(message, line=line, libvirt_code=code, renumbered=renumbered)
 
 
 def shown(value: str) -> str:
-    """Return a user's text as it may stand in a sentence: short, and without control characters."""
+    """Return a user's text in a form fit for a message: short, and without control characters."""
     return printable(value if len(value) <= SHOWN_MAX else value[:SHOWN_MAX] + "...")
 
 
 def printable(text: str) -> str:
-    """Return a text with control characters, and others that cannot be seen, written as escapes."""
+    """Return a text with control characters and other invisible characters escaped."""
     return text if text.isprintable() else ascii(text)[1:-1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A program that a definition names is not run for a stranger, and one that is asked cannot harm who asks."""
+"""A program that a definition names is not run for an untrusted user, and a probed program cannot harm the caller."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_link_is_followed_through_every_directory(place: Path, monkeypatch: py
 
 @needs_root
 def test_an_asked_program_has_no_rights(script: Script, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is nobody, without capabilities, groups, environment and files of the caller's, and cannot gain any."""
+    """It runs as the user `nobody`, without the caller's capabilities, groups, environment and files, for good."""
     path = script(
         f"status = open('/proc/self/status').read()\n"
         f"opened = sorted(map(int, os.listdir('/proc/self/fd')))\n"

@@ -169,7 +169,7 @@ def give_back_from_a_shell(fake: FakeHost, address: PCIDeviceAddress) -> None:
 
 
 def test_detach_of_what_another_program_gave_back_detaches_again(bcm5719: FakeHost) -> None:
-    """A record that says "detached" is no proof: the device is detached again, and goes back to where it was."""
+    """A record with "detached" proves nothing: the device is detached again, and then restored to its earlier state."""
     before, manager = bcm5719.snapshot(), process(bcm5719).manager
     manager.nodedev_detach(CARD[1])
     give_back_from_a_shell(bcm5719, CARD[1])

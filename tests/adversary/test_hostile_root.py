@@ -296,7 +296,7 @@ def test_kernel_without_openat2(bcm5719: FakeHost, secret: Path, answer: int) ->
 
 
 def test_devices_and_fifos_are_looked_at_only(tmp_path: Path) -> None:
-    """Whoever waits for a reader of a FIFO goes on waiting, and what a device does when opened is not done."""
+    """A writer that waits for a reader of a FIFO keeps waiting, and opening a device has no effects."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for root in (HostRoot(tmp_path), HostRoot("/")):

@@ -67,7 +67,7 @@ def test_what_cannot_be_written_is_refused(text: str, what: str) -> None:
     ],
 )
 def test_nothing_is_dropped_silently(case: str, wanted: list[str]) -> None:
-    """Words that were left out of the command line without a word of ours."""
+    """Attributes and elements that were silently left out of the command line."""
     path = Path(__file__).parent.parent.parent / "testdata/cases" / f"{case}.xml"
     argv = build_command_line(DomainDef.parse(path.read_bytes()))
     assert wanted in [argv[place : place + 2] for place in range(len(argv))]

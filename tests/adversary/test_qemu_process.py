@@ -157,7 +157,7 @@ GARBAGE = {
     "no number": "client.sendall(b'{\"event\": NaN}\\r\\n'); time.sleep(30)",
     "an event that is a list": "say(event=[]); time.sleep(30)",
     "an answer to a list": "say(**{'return': {}, 'id': []}); time.sleep(30)",
-    "an error to nobody": "say(error={'class': 'GenericError', 'desc': 'x' * 900_000}); time.sleep(30)",
+    "an error without a command": "say(error={'class': 'GenericError', 'desc': 'x' * 900_000}); time.sleep(30)",
     "another protocol": "client.sendall(b'HTTP/1.1 200 OK\\r\\n\\r\\n'); time.sleep(30)",
     "silence": "time.sleep(30)",
     "the end": "client.close(); time.sleep(30)",
@@ -210,7 +210,7 @@ class TestGarbage:
         assert "shutdown" == run(tmp_path, script).reason
 
     def test_two_answers_to_one_question_do_not_hang(self, tmp_path: Path) -> None:
-        """An answer that nobody waits for holds nothing up for ever."""
+        """An unexpected answer does not block anything for ever."""
         script = """
             def twice():
                 for number in range(100):
@@ -416,7 +416,7 @@ class TestChannel:
 @needs_root
 class TestUser:
     def test_qemu_is_another_user_and_reaches_its_own_things_only(self, place: Path) -> None:
-        """QEMU has the user's numbers and no capability; it may read its key and may list nothing of ours."""
+        """QEMU has the user's numbers and no capability; it may read its key, but list none of our directories."""
         started = Started(place, CHANNEL.format(name="agent"), "--user", "nobody")
         pid = started.guest()
         nobody = pwd.getpwnam("nobody")

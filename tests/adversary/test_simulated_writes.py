@@ -149,7 +149,7 @@ def test_pipe_in_the_place_of_an_attribute_does_not_hang(tree: Path, name: str) 
 
 
 def test_group_node_that_is_a_pipe_does_not_hang(tree: Path) -> None:
-    """Asking who holds a group opens its node, and only an ordinary file."""
+    """Looking for the holder of a group only opens its node if it is a regular file."""
     assert 0 == run("prepare", tree)
     (tree / "dev/vfio/14").unlink()
     os.mkfifo(tree / "dev/vfio/14")

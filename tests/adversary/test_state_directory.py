@@ -133,7 +133,7 @@ def test_parents_of_in_flight_locks_are_never_open_to_others(tmp_path: Path) -> 
 def test_directory_that_others_can_write_into(
     tree: Path, capsys: pytest.CaptureFixture[str], words: list[str], depth: str
 ) -> None:
-    """Records that anybody can rename away prove nothing: no verb uses them, and each says so."""
+    """Records that another user can rename prove nothing: no verb uses them, and each verb reports it."""
     assert 0 == run(["prepare", GUEST], tree)
     (tree / depth).chmod(0o777)
     before = snapshot_tree(str(tree))
@@ -163,7 +163,7 @@ def test_parent_that_others_can_write_into_is_made_nothing_in(tmp_path: Path) ->
 
 @needs_root
 def test_parent_of_another_user(tmp_path: Path) -> None:
-    """Whoever owns the directory above can exchange ours; below a root its owner is trusted, whose host it is."""
+    """The owner of the parent directory can exchange ours; below a root, the root's owner is trusted as the host's."""
     os.chown(tmp_path, STRANGER, STRANGER)
     with pytest.raises(OperationError, match=f"belongs to another user \\(uid {STRANGER}\\)"):
         StateDir(str(tmp_path / "state")).replace("record", b"x")
@@ -239,7 +239,7 @@ def test_more_entries_than_any_host_has(tree: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("what", ["symlink", "hardlink", "fifo", "device", "directory"])
 def test_lock_file_that_is_another_file(tmp_path: Path, what: str) -> None:
-    """A lock is taken on a file of ours alone: its holder's name is written into it."""
+    """A lock is only taken on our own file: its holder's name is written into it."""
     victim = tmp_path / "victim"
     victim.write_text("important\n")
     state = StateDir(str(tmp_path / "state"))

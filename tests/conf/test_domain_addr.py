@@ -126,7 +126,7 @@ def test_what_is_hotplugged_needs_a_port_that_can() -> None:
 
 
 def test_nothing_is_put_on_pcie_root_by_itself_but_ports() -> None:
-    """Endpoints go to ports, where they can be unplugged; the root is for who asks for it."""
+    """Endpoints go to ports, where they can be unplugged; the root only takes devices that request it."""
     addrs = buses("pcie-root", "pcie-root-port")
     assert guest("0000:01:00.0") == addrs.reserve_next(EXPRESS)
     assert guest("0000:00:01.0") == addrs.reserve_next(ROOT_PORT)
@@ -209,7 +209,7 @@ def test_first_device_decides_a_buss_isolation_group() -> None:
 
 
 def test_user_who_mixes_groups_ends_isolation() -> None:
-    """A device of another group by hand makes the bus everybody's."""
+    """Placing a device of another group by hand opens the bus for all groups."""
     addrs = buses("pci-root", "pci-root", multiple_roots=True)
     addrs.reserve(guest("0000:01:01.0"), CONVENTIONAL, 5)
     addrs.reserve(guest("0000:01:02.0"), CONVENTIONAL, 6)
@@ -217,7 +217,7 @@ def test_user_who_mixes_groups_ends_isolation() -> None:
 
 
 def test_release_frees_one_function() -> None:
-    """Giving back a function leaves the others of its slot; giving back what is free is no error."""
+    """Freeing a function keeps the others of its slot; freeing a free one is not an error."""
     addrs = buses("pci-root")
     for function in (0, 3):
         addrs.reserve(guest(f"0000:00:04.{function}"), CONVENTIONAL)

@@ -104,7 +104,7 @@ def test_made_domains_survive_parsing_and_printing(made):
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.sampled_from("<>/='\" \n&;a!-?[]domain"), max_size=60) | st.binary(max_size=60))
 def test_noise_is_refused_as_xml(noise):
-    """Bytes and texts that are no domain give an XMLError, never another exception."""
+    """Bytes and texts that are not a domain give an XMLError, never another exception."""
     with pytest.raises(XMLError):
         DomainDef.parse(noise)
 

@@ -46,7 +46,7 @@ def test_a_domain_that_libvirt_defined_lacks_nothing(path):
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.stem)
 def test_defaults_are_those_of_libvirt(path):
-    """Everything libvirt filled in that is no guest address, nor a controller that only addresses need."""
+    """All values that libvirt filled in, except guest addresses and controllers that only addresses need."""
     want = DomainDef.parse(path.with_suffix(".out.xml").read_bytes())
     have = post_parse(DomainDef.parse(path.read_bytes()))
     for each in (want, have):

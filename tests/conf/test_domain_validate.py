@@ -143,7 +143,7 @@ def test_a_name_ends_in_paths_and_lines(name, what):
 
 
 def test_a_zero_that_was_written_is_printed():
-    """What is printed can be read again, an amount of memory that is none too."""
+    """The printed form can be parsed again, even with an invalid amount of memory."""
     text = domain().format().replace("</name>", "</name><currentMemory>0</currentMemory>", 1)
     printed = DomainDef.parse(text).format()
     assert "<currentMemory>0</currentMemory>" in printed

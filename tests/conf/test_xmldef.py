@@ -202,9 +202,9 @@ def test_control_characters_survive_in_attributes():
 
 
 def test_all_errors_are_found():
-    """The parser goes on after a value that is none; the first error is the one it always was."""
-    axles = "<axles>\n<wheel size='a'/>\n<wheel/>\n<wheel size='b'/>\n</axles>"
-    text = f"<car id='x'>\n<body kind='boat'/>\n{axles}\n</car>"
+    """The parser continues after an invalid value; the first error stays the first."""
+    text = "<car id='x'>\n<body kind='boat'/>\n<axles>\n"
+    text += "<wheel size='a'/>\n<wheel/>\n<wheel size='b'/>\n</axles>\n</car>"
     with pytest.raises(XMLError) as caught:
         Car.parse(text)
     found = [caught.value, *caught.value.others]
@@ -212,7 +212,7 @@ def test_all_errors_are_found():
 
 
 def test_errors_of_a_list_are_bounded():
-    """Who has thousands of errors is told the first hundred."""
+    """Of thousands of errors the first hundred are reported."""
     wheels = "\n<wheel size='a'/>" * 5000
     with pytest.raises(XMLError) as caught:
         Car.parse(f"<car id='1'><axles>{wheels}</axles></car>")

@@ -15,7 +15,7 @@ MOMENTS = 1000
 
 
 def test_release_at_every_moment_of_the_end(tmp_path: Path, seed_domain: DomainDef) -> None:
-    """Nothing is unbound under a holder, whoever still has the group, and all is back in the end."""
+    """No function is unbound under a holder of any kind, and all functions are restored in the end."""
     fake, chance = FakeHost.named("bcm5719", tmp_path), random.Random(9)
     outcomes = [release_at_random(fake, seed_domain, chance) for _ in range(MOMENTS)]
     assert {"waited", "refused"} == set(outcomes)

@@ -48,7 +48,7 @@ def test_every_place_that_reads_in_recover(tmp_path: Path, scenario: Scenario, c
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
 def test_every_read_of_every_question(tmp_path: Path, question: Question, count_cases: list[int]) -> None:
-    """The same answer as without, or an error of ours."""
+    """The same answer as without, or a HostdevError."""
     fake = question.build(tmp_path)
     answer = question.answer(fake)
     log = reads_of(fake, lambda: question.answer(fake))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Devices that vanish, come back as others, are moved by somebody else, or cannot be reset."""
+"""Devices that vanish, return as others, are moved by another tool, or cannot be reset."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_reboot_leaves_nothing_to_replay(bcm5719: FakeHost, seed_domain: DomainD
 
 @pytest.mark.fault("F5")
 def test_journal_younger_than_the_bindings_is_told(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """With the records gone, as in a container's own /run, recover names what nobody knows the origin of."""
+    """With the records gone, as in a container with its own /run, recover names the functions of unknown origin."""
     process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
     for path in Path(bcm5719.root.state_dir).iterdir():
         path.unlink()
@@ -147,7 +147,7 @@ def test_journal_younger_than_the_bindings_is_told(bcm5719: FakeHost, seed_domai
 
 @pytest.mark.fault("F7")
 def test_deadlines_do_not_look_at_the_clock_of_the_wall() -> None:
-    """No module asks what time it is: only clocks that nobody can set are read."""
+    """No module reads the time of day: only clocks that cannot be set are read."""
     package = Path(__file__).parents[2] / "pyhostdev"
     users = [str(path) for path in package.rglob("*.py") if "time.time(" in path.read_text()]
     assert [] == users
@@ -221,7 +221,7 @@ def test_what_a_killed_writer_leaves_is_swept(bcm5719: FakeHost, seed_domain: Do
 
 @pytest.mark.fault("F25")
 def test_state_directory_removed_under_a_manager(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A manager that lives on after somebody removed its directory makes a new one."""
+    """A manager whose directory was removed creates a new one."""
     manager = process(bcm5719).manager
     for _ in range(2):
         manager.prepare(manager.host.plan(seed_domain))
@@ -246,7 +246,7 @@ def test_looking_keeps_no_descriptor(bcm5719: FakeHost, seed_domain: DomainDef) 
 
 @pytest.mark.fault("F4")
 def test_update_active_after_a_restart(bcm5719: FakeHost, seed_domain: DomainDef, domain: Domain) -> None:
-    """What a running domain has gets on the list without a write; others' devices do not, and none is no operation."""
+    """A running domain's devices are listed without a write; others' devices are not; an empty list does nothing."""
     prepared = process(bcm5719)
     prepared.manager.prepare(prepared.manager.host.plan(seed_domain))
     for path in Path(bcm5719.root.state_dir).iterdir():

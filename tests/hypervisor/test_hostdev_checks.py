@@ -150,7 +150,7 @@ def test_running_domain_of_libvirtd_is_in_use(bcm5719: FakeHost, seed_domain: Do
 
 
 def test_libvirts_domain_has_the_group_for_itself(bcm5719: FakeHost, domain: Domain) -> None:
-    """A function that libvirt's guest has keeps those of its group that nobody declared it with."""
+    """A function in use by libvirt's guest keeps the undeclared functions of its group from other guests."""
     put_status(bcm5719, "web", LIBVIRTS_DEVICES["hostdev"])
     plan = Host(bcm5719.root).plan(domain("vm1", "0001:09:00.0"), "off")
     assert [("in-use", "0001:09:00.1")] == [(f.reason, str(f.address)) for f in plan.findings]
@@ -161,7 +161,7 @@ _WIDE_BUS = "<hostdev type='pci'><source><address bus='0x1ff'/></source></hostde
 
 @pytest.mark.parametrize("text", ["<domstatus", " " * (1 << 20) + "<d/>", f"<d>{_WIDE_BUS}</d>"])
 def test_status_that_is_not_understood_is_told(bcm5719: FakeHost, seed_domain: DomainDef, text: str) -> None:
-    """A status file that is none, or too large, is a note by its domain: what it has is not known."""
+    """An invalid or oversized status file is a note with its domain: the domain's devices are unknown."""
     put_status(bcm5719, "web", "")
     Path(bcm5719.root.libvirt_status, "broken.xml").write_text(text)
     plan = Host(bcm5719.root).plan(seed_domain)
@@ -184,7 +184,7 @@ def test_nodedev_leaves_libvirts_device_alone(bcm5719: FakeHost, verb: str) -> N
 def test_nodedev_leaves_a_held_device_alone(
     bcm5719: FakeHost, seed_domain: DomainDef, action: Callable[[HostdevManager, PCIDeviceAddress], None]
 ) -> None:
-    """A device that somebody's QEMU has is not taken from vfio-pci, which would wait for ever, nor reset under it."""
+    """A device in use by a running QEMU is not unbound from vfio-pci, which would wait for ever, nor reset under it."""
     first = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel))
     first.prepare(first.host.plan(seed_domain))
     other = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel, state_dir=bcm5719.root.join("run/other")))
@@ -236,7 +236,7 @@ def test_device_that_driverctl_keeps_with_vfio_stays_there(fakehost: Callable[[s
 
 
 def test_recover_names_who_has_what_no_record_knows(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """What driverctl or libvirt gave to vfio-pci is theirs; only what nobody accounts for is unrecorded."""
+    """Devices that driverctl or libvirt bound to vfio-pci have an owner; only the remaining ones are unrecorded."""
     first = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel))
     first.prepare(first.host.plan(seed_domain))
     put_status(bcm5719, "web", LIBVIRTS_DEVICES["hostdev"])
@@ -338,7 +338,7 @@ def test_function_held_through_its_own_node_is_in_use(bcm5719: FakeHost, seed_do
 def test_plan_needs_no_right_to_the_records(
     bcm5719: FakeHost, seed_domain: DomainDef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who may not look into root's state directory gets a plan that says so, and asks for nothing in there."""
+    """Without access to root's state directory a plan has a note, and looks for nothing in there."""
     HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel)).nodedev_detach(PCIDeviceAddress(1, 9, 0, 0))
     host = Host(bcm5719.root)
 

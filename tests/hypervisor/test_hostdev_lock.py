@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Locks of a change: who wants is refused at once, who gives back waits a moment."""
+"""Locks of a change: a prepare is refused at once, a release waits a moment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEVICE = [PCIDeviceAddress(1, 9, 0, 0)]
 
 
 def test_second_is_told_the_holder_at_once(bcm5719: FakeHost, tmp_path: Path) -> None:
-    """Without a wait the second is refused and told who has the lock."""
+    """Without a wait the second is refused, and its error names the holder of the lock."""
     state = str(tmp_path / "state")
     second = locked(StateDir(state), bcm5719.root, DEVICE, "bert")
     with locked(StateDir(state), bcm5719.root, DEVICE, "anna"), pytest.raises(DeviceInUseError, match="held by 'anna'"):
@@ -32,7 +32,7 @@ def test_second_is_told_the_holder_at_once(bcm5719: FakeHost, tmp_path: Path) ->
 
 
 def test_who_waits_gets_what_is_let_go(bcm5719: FakeHost, tmp_path: Path) -> None:
-    """A holder that lets go within the wait is no reason to fail."""
+    """A holder that releases within the wait causes no failure."""
     state = str(tmp_path / "state")
     has_it, let_go = threading.Event(), threading.Event()
 
@@ -95,7 +95,7 @@ ME = f"process {os.getpid()}"
 
 
 def test_holder_without_a_name_is_told_by_its_number(unnamed: Unnamed) -> None:
-    """Who has the lock and has not written it down is found in the kernel's list, after a moment's wait."""
+    """A holder that has not written its name yet is found in the kernel's list, after a moment's wait."""
     began = time.monotonic()
     assert ME == unnamed.told()
     assert time.monotonic() - began < 1
@@ -124,7 +124,7 @@ def test_holder_is_given_a_moment_to_write_its_name(unnamed: Unnamed, monkeypatc
 
 
 def test_name_is_all_there_is_where_the_kernel_does_not_tell(unnamed: Unnamed) -> None:
-    """In a container, or without a list of locks, the file is believed, and nobody is named on a guess."""
+    """In a container, or without a list of locks, the file is believed, and no holder is guessed."""
     Path(unnamed.root.proc, "locks").unlink()
     assert "somebody else" == unnamed.told()
     unnamed.write("'anna' (process 1)")
@@ -132,7 +132,7 @@ def test_name_is_all_there_is_where_the_kernel_does_not_tell(unnamed: Unnamed) -
 
 
 def test_lock_that_is_let_go_meanwhile_is_taken(unnamed: Unnamed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is refused for a lock that nobody has any more when its holder is looked for."""
+    """A lock that is released while its holder is looked up causes no refusal."""
 
     def let_go(root: HostRoot, fd: int) -> None:
         fcntl.flock(unnamed.fd, fcntl.LOCK_UN)

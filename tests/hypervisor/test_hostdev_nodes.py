@@ -81,7 +81,7 @@ def test_group_of_a_function_that_is_only_declared_is_not_given(
 
 
 def test_prepare_without_a_user_changes_no_owner(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Nodes stay root's unless somebody asks for more."""
+    """Nodes keep root as their owner unless another owner is requested."""
     manager = process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))
     assert {"14": (0, 0)} == owners(bcm5719)
@@ -101,7 +101,7 @@ def test_node_that_stays_is_given_back(bcm5719: FakeHost, seed_domain: DomainDef
 
 @pytest.mark.fault("F41")
 def test_node_that_was_made_again_is_left_alone(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Another node under the old name is not the one that was given, whoever owns it."""
+    """Another node under the old name is not the given one, whatever its owner."""
     manager = process(bcm5719).manager
     for address in CARD:
         manager.nodedev_detach(address)
@@ -111,7 +111,7 @@ def test_node_that_was_made_again_is_left_alone(bcm5719: FakeHost, seed_domain: 
     node.write_text("5:5\n")
     node.with_name("old").unlink()
     messages = [item.message for item in manager.recover(include_prepared=True)]
-    assert 2 == sum("is another one now, and was left alone" in text for text in messages)
+    assert 2 == sum("was replaced, and was left alone" in text for text in messages)
     assert {"14": (5, 5)} == owners(bcm5719)
 
 
@@ -129,7 +129,7 @@ def test_node_that_others_have_given_away_since_is_left_alone(bcm5719: FakeHost,
 def test_second_prepare_of_a_guest_remembers_the_first_owner(
     fakehost: Callable[[str], FakeHost], domain: Domain
 ) -> None:
-    """A node that the same guest has already goes back to who had it before the guest."""
+    """A node that the same guest already has returns to its owner before the guest."""
     fake = fakehost("bcm5719")
     manager = process(fake).manager
     for address in CARD:

@@ -50,7 +50,7 @@ def test_s4_missing_functions_are_all_named(bcm5719: FakeHost, domain: Domain) -
 def test_s4_holds_for_managed_and_unmanaged_alike(
     bcm5719: FakeHost, domain: Domain, manager_for: Callable[[FakeHost], object], managed: str
 ) -> None:
-    """S4: who has detached all by hand must still declare all."""
+    """S4: with functions detached by hand, all must still be declared."""
     manager = manager_for(bcm5719)
     for dev in Host(bcm5719.root).scan():
         if str(dev.address) in CARD:
@@ -97,7 +97,7 @@ def test_speaking_assigned_gets_the_device_rule(fakehost: Fake, domain: Domain) 
 
 
 def test_driverless_sibling_does_not_block_its_group(bcm5719: FakeHost, domain: Domain) -> None:
-    """Policy group: a member without a driver holds nobody's DMA."""
+    """Policy group: a member without a driver does not keep the DMA."""
     for address in CARD[1:3]:
         bcm5719.kernel.write(
             f"{bcm5719.root.pci_driver('tg3')}/unbind", address.encode(), device=None  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def test_s6_vf_is_not_multifunction_so_assigned_is_refused(fakehost: Fake, domai
 
 
 def test_unmanaged_device_on_its_host_driver(bcm5719: FakeHost, domain: Domain) -> None:
-    """managed='no' says that somebody has detached it: when nobody has, that is refused."""
+    """managed='no' means that the device is already detached: if it is not, the plan refuses it."""
     plan = plan_for(bcm5719, domain("vm1", *(f"{a} unmanaged" for a in CARD)))
     assert [("unmanaged-attached", a) for a in CARD] == reasons(plan)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Devices whose records another version wrote, and records and links that are odd: nobody else is kept waiting."""
+"""Devices with records of another version, and invalid records and links: no other device has to wait."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_guest_of_the_first_release_is_released(bcm5719: FakeHost, seed_domain: 
 def test_device_of_a_newer_version_is_left_alone(
     bcm5719: FakeHost, seed_domain: DomainDef, domain: Domain
 ) -> None:
-    """A device whose record only a newer program understands is in use for everybody, and nothing is done to it."""
+    """A device whose record only a newer program understands is in use for everyone, and nothing is done to it."""
     victim = process(bcm5719)
     manager = victim.manager
     manager.prepare(manager.host.plan(seed_domain))

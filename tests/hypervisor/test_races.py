@@ -69,7 +69,7 @@ class Busy:
 
 @pytest.mark.fault("F6")
 def test_loser_is_told_the_owner_at_once(bcm5719: FakeHost, seed_domain: DomainDef, domain: Domain) -> None:
-    """Who wants what another process is just preparing hears whose it is, and does not wait."""
+    """A request for a device that another process is preparing is refused with its owner's name, without a wait."""
     manager = process(bcm5719).manager
     plan = manager.host.plan(domain("vm2", *(f"{a} {'no' if a.function else 'yes'}" for a in CARD)))
     with Busy(bcm5719, seed_domain) as busy:
@@ -115,7 +115,7 @@ def test_vfs_share_their_pf_and_the_pf_shares_with_nobody(fakehost: Callable[[st
 
 
 def test_lock_sets_are_sorted_and_shared_where_they_may_be(fakehost: Callable[[str], FakeHost]) -> None:
-    """The owner, then groups alone, a PF alone, its VFs together, in one order for everybody."""
+    """The owner, then groups alone, a PF alone, its VFs together, in one order for all processes."""
     fake = fakehost("sriov")
     names = [lock.name for lock in lock_set(fake.root, [OTHER_VF, VF], "vm1")]
     assert names[0].startswith("owner-")
@@ -127,7 +127,7 @@ def test_lock_sets_are_sorted_and_shared_where_they_may_be(fakehost: Callable[[s
 
 @pytest.mark.fault("F6")
 def test_recover_leaves_alone_who_is_at_work(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A prepare in the middle is no crash: recover finds its locks held and keeps its hands off."""
+    """A prepare in progress is not a crash: recover finds its locks held and leaves it alone."""
     with Busy(bcm5719, seed_domain):
         assert {"kept"} == {item.outcome for item in process(bcm5719).manager.recover(timeout_s=0)}
     assert 4 == len(process(bcm5719).manager.status().active)
@@ -153,7 +153,7 @@ def test_prepare_that_ends_while_recover_looks_stays(bcm5719: FakeHost, seed_dom
 
 @pytest.mark.fault("F2")
 def test_locks_are_free_when_their_holder_is_killed(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A manager killed in the middle of a write keeps nobody waiting."""
+    """A manager killed in the middle of a write keeps no other manager waiting."""
     before = bcm5719.snapshot()
     busy = Busy(bcm5719, seed_domain)
     busy.process.start()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Reads that are refused: an error of ours, and never "it is not there"; a sample of tests/fuzz/fuzz_read_faults.py."""
+"""Refused reads: a HostdevError, and never "it is not there"; a sample of tests/fuzz/fuzz_read_faults.py."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_records_of_an_earlier_boot_are_not_replayed(bcm5719: FakeHost, seed_dom
 
 
 def test_bad_record_is_set_aside_and_its_device_left_alone(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Nobody guesses where a device came from: its file is kept for a look, the others are recovered."""
+    """The origin of a device is never guessed: its file is kept for inspection, the others are recovered."""
     run_and_die(prepare(seed_domain), process(bcm5719, dies_at_write=12, how="after"))
     path = Path(bcm5719.root.state_dir, f"{CARD[0]}.json")
     path.write_bytes(path.read_bytes()[:40])
@@ -177,7 +177,7 @@ def test_recover_waits_for_a_write_that_lands_in_time(bcm5719: FakeHost, seed_do
 
 
 def test_device_that_a_dynamic_id_gave_to_vfio_is_not_unrecorded(bcm5719: FakeHost) -> None:
-    """Without an override nobody has taken it from a driver: vfio-pci is its driver, and there is nothing to tell."""
+    """Without an override the device was not taken from a driver: vfio-pci is its driver, and nothing is reported."""
     mover, kernel = process(bcm5719).manager.context.restorer.mover, bcm5719.kernel
     mover.unbind(CARD[0])
     kernel.write(f"{bcm5719.root.pci_driver('vfio-pci')}/new_id", b"14e4 1657", device=CARD[0])

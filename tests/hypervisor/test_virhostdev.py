@@ -95,7 +95,7 @@ def test_refusal_touches_nothing(bcm5719: FakeHost, domain: Domain, manager_for:
 
 
 def test_s5_second_domain_is_told_the_owner(bcm5719: FakeHost, domain: Domain, manager_for: Managers) -> None:
-    """S5: a not-assigned function is on the active list like any other; who wants it is told the owner."""
+    """S5: a not-assigned function is on the active list like any other; a second owner's error names the first."""
     words = [f"{CARD[0]} yes", f"{CARD[1]} no", f"{CARD[2]} no", f"{CARD[3]} yes"]
     manager = manager_for(bcm5719)
     prepare(manager, domain("vm1", *words))
@@ -202,7 +202,7 @@ def test_devices_are_reset_before_the_first_goes_back(
 def test_foreign_change_is_reported_and_not_undone(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """A device that somebody moved to a third driver is left there, and said."""
+    """A device that another tool moved to a third driver is left there, and reported."""
     manager = manager_for(bcm5719)
     prepare(manager, seed_domain)
     top = bcm5719.root.pci_device(CARD[1])
@@ -282,7 +282,7 @@ def test_roundtrip_no_guest(scenario: Scenario) -> None:
 
 
 def test_roundtrip_unmanaged(scenario: Scenario) -> None:
-    """RoundtripUnmanaged: inactive to active and back; no hostdevs is no operation; conflicts change nothing."""
+    """RoundtripUnmanaged: inactive to active and back; an empty list does nothing; conflicts change nothing."""
     scenario.detach_all()
     scenario.manager.prepare_pci_devices("qemu", "vm", [])
     scenario.prepare(scenario.unmanaged)
@@ -413,7 +413,7 @@ def test_release_resets_only_what_goes_back_to_the_host(
 def test_release_leaves_alone_what_prepare_did_not_move(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """A device that was with vfio-pci before is its finder's: where somebody has put it since, it stays."""
+    """A device that was bound to vfio-pci before stays where another tool has bound it since."""
     mover = DriverMover(bcm5719.root, bcm5719.kernel)
     original = read_binding(bcm5719.root, CARD[1])
     mover.detach(CARD[1], original, "vfio-pci")
@@ -438,7 +438,7 @@ def test_devices_go_back_in_the_order_of_the_domain(bcm5719: FakeHost, domain: D
 def test_release_waits_for_who_is_being_refused(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """Giving back does not fail for a lock that somebody has for a moment only."""
+    """A release does not fail for a lock that is held only for a moment."""
     manager = manager_for(bcm5719)
     prepare(manager, seed_domain)
     other = ExitStack()

@@ -35,7 +35,7 @@ class Write(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """From here on somebody owns the DMA of a function's group, as a running guest does."""
+    """From here on user space owns the DMA of a function's group, as with a running guest."""
 
     address: str
 
@@ -225,7 +225,7 @@ RESET_SCRIPTS = [
     Script("reset without a method",
            (attribute(NIC0, "reset_method", "\n"), attribute(NIC0, "reset", "1"),
             attribute(NIC0, "reset_method", "default"), attribute(NIC0, "reset", "1")), (NIC0,)),
-    Script("reset method that nobody knows", (attribute(NIC0, "reset_method", "kick"),), ()),
+    Script("unknown reset method", (attribute(NIC0, "reset_method", "kick"),), ()),
 ]  # fmt: skip
 
 HELD = (*to_vfio("e1000e", NIC0), unbind("e1000e", NIC1), unbind("e1000e", NIC2), unbind("e1000e", NIC3), Hold(NIC0))

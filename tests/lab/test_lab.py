@@ -106,6 +106,6 @@ def test_exit_status_tells_how_far_the_host_came(lines: list[bytes], expected: i
 
 def test_kernel_image_without_xz_is_kept_as_it_is() -> None:
     """
-    An image whose kernel is compressed otherwise is no error: it boots, only slower.
+    An image whose kernel is compressed otherwise is not an error: it boots, only slower.
     """
     assert fetch.unpacked(bytes(4096)) is None

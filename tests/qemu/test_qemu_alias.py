@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Names of devices: how they count, what is kept, who has none."""
+"""Names of devices: how they count, which are kept, which devices have no name."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_a_program_that_is_not_an_emulator_is_an_error() -> None:
     """A binary that does not speak QMP is named, and nothing stored stands in for it."""
     pytest.importorskip("qemu.qmp", reason="the library qemu.qmp is not installed")
     with tempfile.TemporaryDirectory() as top:
-        os.chmod(top, 0o755)  # it runs as nobody
+        os.chmod(top, 0o755)  # it runs as the user `nobody`
         impostor = Path(top, "qemu")
         impostor.write_text("#!/bin/sh\necho no QEMU >&2\nexit 3\n")
         impostor.chmod(0o755)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Guests that run: a real QEMU with firmware of a few instructions, and programs that are no QEMU.
+Guests that run: a real QEMU with firmware of a few instructions, and programs that are not QEMU.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class TestLifecycle:
 
     def test_on_poweroff_preserve_keeps_the_guest(self, lab: Lab) -> None:
         """
-        With on_poweroff=preserve a guest that powers off stays, stopped, until somebody ends it.
+        With on_poweroff=preserve a guest that powers off stays, stopped, until it is ended from outside.
         """
 
         def end_later(pid: int) -> None:
@@ -266,7 +266,7 @@ class TestEnd:
 
     def test_killed_qemu_is_a_failure(self, lab: Lab) -> None:
         """
-        A QEMU that somebody killed is told as such, at once.
+        A QEMU that was killed is reported as killed, at once.
         """
         outcome = lab.run(lab.argv(IDLE), on_started=lambda pid: os.kill(pid, signal.SIGKILL))
         assert ("crashed", -signal.SIGKILL, True) == outcome[:3]
@@ -274,7 +274,7 @@ class TestEnd:
 
     def test_qemu_that_was_asked_to_end_has_not_failed(self, lab: Lab) -> None:
         """
-        SIGTERM is how others end a guest: QEMU exits in order, and that is no failure.
+        SIGTERM is the usual way to end a guest: QEMU exits in order, and that is not a failure.
         """
         outcome = lab.run(lab.argv(IDLE), on_started=lambda pid: os.kill(pid, signal.SIGTERM))
         assert ("destroyed", 0, False) == outcome[:3]
@@ -356,7 +356,7 @@ def test_event_asks_for_one_action_at_most(
     event: str, data: dict[str, object], expected: tuple[str, bool] | None
 ) -> None:
     """
-    What a guest did is told by exactly one of QEMU's events, and QEMU's own end is none of them.
+    Exactly one of QEMU's events tells how a guest ended, and QEMU's own end is not one of them.
     """
     assert expected == lifecycle_event(event, data)
 
@@ -374,7 +374,7 @@ class TestStart:
 
     def test_words_of_who_ends_at_once_are_kept(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
         """
-        What a QEMU wrote that has ended before anybody looks at it is quoted, too.
+        The output of a QEMU that ended before it was examined is quoted, too.
         """
 
         def spawn_and_end(*args: Any, **options: Any) -> int:
@@ -446,7 +446,7 @@ class TestStart:
 
     def test_open_runtime_directory_is_refused(self, lab: Lab) -> None:
         """
-        A directory that others may enter is no place for a key and a monitor.
+        A directory that others may enter is not a place for a key and a monitor.
         """
         lab.runtime.mkdir(parents=True, mode=0o755)
         lab.runtime.chmod(0o755)

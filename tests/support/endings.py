@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A guest whose QEMU ends in its stages while somebody gives its devices back, at random moments."""
+"""A guest whose QEMU ends in its stages while its devices are released, at random moments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def release_at_random(fake: FakeHost, definition: DomainDef, chance: random.Rand
     """
     Release at a random moment around the end of QEMU; return "waited" or "refused".
 
-    It succeeds when nobody holds the group any more, or refuses while QEMU runs; no write ever waits for a holder.
+    It succeeds when the group has no holder any more, or refuses while QEMU runs; no write ever waits for a holder.
     """
     before = fake.snapshot()
     victim = process(fake)

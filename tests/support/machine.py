@@ -2,8 +2,8 @@
 """
 A host and its managers as a state machine: whatever happens in whatever order, the invariants hold.
 
-The model knows little: which guests were told "prepared", what each prepare asked for that was done or died, and what
-nobody of ours did to a device.
+The model only knows the prepared guests, what each completed or killed prepare requested, and which changes of a device
+were not made by pyhostdev.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class HostMachine(RuleBasedStateMachine):
 
     @rule(owner=owners)
     def release(self, owner: str) -> None:
-        self.told.pop(owner, None)  # who asks for it has given it up, whatever comes of it
+        self.told.pop(owner, None)  # a release request gives the devices up, whatever its result
         try:
             self.manager.release(owner)
         except HostdevError:
@@ -204,7 +204,7 @@ class HostMachine(RuleBasedStateMachine):
         self._look_for_halves(undone)
 
     def _look_for_halves(self, undone: set[str]) -> None:
-        """Whoever asked for devices at once has all of them after a recover, or none that could be given back."""
+        """After a recover, a domain has all the devices of one prepare, or none that could be given back."""
         for owner, held in self._held().items():
             has = held - undone
             whole = {unit for unit in self.begun.get(owner, ()) if unit <= has}

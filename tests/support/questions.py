@@ -33,9 +33,9 @@ _STATUS = """<domstatus state='running'><domain type='kvm'><devices><hostdev mod
 
 class Question(NamedTuple):
     """
-    One question to one host, which is made once; an error of ours is an answer, too.
+    One question to one host, asked once; a HostdevError is an answer, too.
 
-    Where the answer is that nothing was done, no error makes it another one.
+    If the answer is that nothing was done, an error does not change it.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Question(NamedTuple):
             return type(err)
 
     def check(self, fake: FakeHost, answer: object, number: int, errnum: int) -> None:
-        """Refuse one read: the same answer, one that says that it could not see the records, or an error of ours."""
+        """Refuse one read: the same answer, an answer that notes the unreadable records, or a HostdevError."""
         with Reads(fake, number, errnum) as reads:
             try:
                 found = self.ask(fake)
@@ -123,10 +123,10 @@ def _card(module: str) -> Callable[[Path], FakeHost]:
 
 def _busy(directory: Path) -> FakeHost:
     """
-    Make a host where everything is used by somebody, found in every way there is.
+    Make a host where every device is in use, in every way that can be found.
 
-    Another domain of ours and one of libvirtd's have functions of the card, one is detached for nobody, and a process
-    holds its group; below a mapping is the disk, below a bridge the way to the network, and a card shows the console.
+    Another domain of pyhostdev and one of libvirtd use functions of the card, one is detached without an owner, and
+    a process holds its group. The disk is below a mapping, the default route below a bridge, a card shows the console.
     """
     vga = "0001:07:01.0 10de:1b80 030000 driver=nouveau group=40 boot-vga"
     fake = _named("bcm5719", "driver nouveau 10de:1b80", vga)(directory)

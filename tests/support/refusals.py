@@ -35,11 +35,11 @@ def check_refusal(
     stage: Stage, case: Case, errnum: int, refusing: AbstractContextManager[object] | None = None
 ) -> None:
     """
-    Refuse one operation, see that the error tells the truth, and that recover ends what is not ended; then rewind.
+    Refuse one operation; check that the error is correct and that recover finishes the rest; then rewind.
 
-    No error, and all is as without the refusal, or the log says what was not done; one of ours that was undone, or that
-    came before anything was done, and all is as before; one that says it was not undone, and a record is left. No other
-    kind of exception.
+    Without an error, the result is as without the refusal, or the log has the omission. A HostdevError before any
+    change, or rolled back, leaves all as before. One that was not rolled back leaves a record. No other kind of
+    exception occurs.
 
     Args:
         refusing: what refuses in the place of the kernel and the state directory while the action runs.

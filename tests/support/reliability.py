@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A pytest plugin that writes docs/reliability.md from what the tests just did: fault, promise, tests, result.
+A pytest plugin that writes docs/reliability.md from a run of the tests: fault, promise, tests, result.
 
     make reliability
 
-A test says by @pytest.mark.fault("F1") which row it is about; tests elsewhere are named in the rows.
+The mark @pytest.mark.fault("F1") assigns a test to a row; rows name further tests.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ LAB = "real kernel: "
 
 class Row(NamedTuple):
     """
-    One fault, and what we promise when it happens.
+    One fault, and the promise for it.
 
-    ``tests`` are names of test functions without a mark; ``elsewhere`` says what this run does not show: steps of
-    ``make lab``, or what nobody has shown.
+    ``tests`` are names of test functions without a mark; ``elsewhere`` lists evidence outside of this run: steps of
+    ``make lab``, or what is not shown at all.
     """
 
     fault: str
@@ -36,7 +36,7 @@ ROWS = (
     Row(
         "F1",
         "Killed between two writes",
-        "recover puts driver, override and lists back; killed itself, again",
+        "recover restores driver, override and lists; killed itself, it can be repeated",
         (
             "test_recover.py::test_prepare_killed_anywhere_is_undone",
             "test_recover.py::test_recover_twice_writes_nothing",
@@ -54,7 +54,7 @@ ROWS = (
     Row(
         "F3",
         "QEMU killed or crashed",
-        "devices go back when QEMU has ended and let go of them, 10 s later at most",
+        "devices are reattached when QEMU has ended and released them, 10 s later at most",
         ("test_qemu_process.py::TestEnd::test_killed_qemu_is_a_failure",),
         LAB + "killed_guest, held_group, released_at_the_end",
     ),
@@ -65,7 +65,7 @@ ROWS = (
         "nothing is replayed; records are reported as expired",
         ("test_recover.py::test_records_of_an_earlier_boot_are_not_replayed",),
     ),
-    Row("F6", "Two managers race", "never two owners; the loser is told whose it is", (), LAB + "two_managers"),
+    Row("F6", "Two managers race", "never two owners; the loser's error names the owner", (), LAB + "two_managers"),
     Row("F7", "Clock set, suspend", "deadlines are on the monotonic clock", (), "not shown by a suspended host"),
     Row("F8", "Fork and exec by the program", "a manager refuses after a fork; nothing leaks into programs"),
     Row(
@@ -75,19 +75,23 @@ ROWS = (
         ("test_sysfs_writer.py::",),
         LAB + "stuck_unbind",
     ),
-    Row("F10", "vfio-pci missing or prohibited", "told before the first write", (), LAB + "missing_module"),
+    Row("F10", "vfio-pci missing or prohibited", "reported before the first write", (), LAB + "missing_module"),
     Row(
         "F11",
         "drivers_probe lies",
-        "explicit bind, verified; what vfio-pci refuses is refused before",
+        "explicit bind, verified; the plan refuses what vfio-pci would refuse",
         ("test_pcidriver.py::",),
         LAB + "functions_with_vfs",
     ),
-    Row("F12", "Probe fails after the host driver is gone", "back in the same call; if not, both errors and a record"),
+    Row(
+        "F12",
+        "Probe fails after the host driver is gone",
+        "restored in the same call; if not, both errors and a record",
+    ),
     Row(
         "F13",
         "Device vanishes",
-        "no scan aborts; the others go back; its record is closed",
+        "no scan aborts; the others are restored; its record is closed",
         (
             "test_pciscan.py::test_function_that_went_away_is_counted",
             "test_pciscan.py::test_scan_while_functions_come_and_go",
@@ -114,7 +118,7 @@ ROWS = (
     Row(
         "F17",
         "Stub unloaded under a guest",
-        "release still gives back to the recorded driver",
+        "release still binds the recorded driver",
         (),
         LAB + "stub_unloaded",
     ),
@@ -122,9 +126,9 @@ ROWS = (
     Row(
         "F19",
         "No reset, or it fails",
-        "logged, the others are reset; never a bus with others on it",
+        "logged, the others are reset; never a bus shared with other devices",
         ("test_virhostdev.py::test_devices_are_reset_before_the_first_goes_back",),
-        "the plan says what is not reset; no policy keeps it from the next guest",
+        "the plan reports what is not reset; no policy keeps such a device from the next guest",
     ),
     Row(
         "F20",
@@ -138,17 +142,22 @@ ROWS = (
         "unknown, neither yes nor no",
         ("test_pciconfig.py::test_short_read_is_unknown", "test_pciscan.py::test_config_is_short_for_who_may_not"),
     ),
-    Row("F22", "Wide domains, ARI, many functions", "right, or told; nothing cut off", ("test_pciscan_equal.py::",)),
+    Row(
+        "F22",
+        "Wide domains, ARI, many functions",
+        "correct, or an error; nothing is cut off",
+        ("test_pciscan_equal.py::",),
+    ),
     Row(
         "F23",
         "Late or lost uevents",
-        "no list depends on names; overflow means a rescan",
+        "no list depends on names; an overflow causes a rescan",
         ("test_events.py::test_lost_events_mean_a_rescan", "test_events.py::test_storm_means_a_rescan"),
     ),
     Row(
         "F24",
         "Record torn, corrupt, of another version",
-        "set aside, told, its device left alone",
+        "set aside, reported, its device left alone",
         (
             "test_journal.py::test_torn_record_is_reported_and_not_used",
             "test_journal.py::test_foreign_record_is_reported",
@@ -158,16 +167,16 @@ ROWS = (
     Row(
         "F25",
         "State directory full, failing, gone",
-        "refused with nothing done; giving back goes on",
+        "a prepare is refused untouched; a release continues",
         ("test_journal.py::test_failed_write_leaves_the_earlier_record",),
         LAB + "full_disk",
     ),
     Row(
         "F26",
         "Power loss around a rename",
-        "file, fsync, rename, fsync; the rest of a dead writer is swept",
+        "file, fsync, rename, fsync; files of a dead writer are swept",
         (),
-        "no power was cut: records of an earlier boot expire whatever they say (F5)",
+        "no power was cut: records of an earlier boot always expire (F5)",
     ),
     Row(
         "F27",
@@ -188,7 +197,7 @@ ROWS = (
     ),
     Row(
         "F39",
-        "A reader changes something",
+        "A reading verb changes something",
         "reading verbs change no byte",
         (
             "test_verbs.py::test_reading_verbs_change_no_byte",
@@ -198,21 +207,21 @@ ROWS = (
     ),
     Row(
         "F40",
-        "Handed back with a guest's state in it",
-        "reset before it goes back, where it can be",
+        "Reattached with a guest's state in it",
+        "reset before it is reattached, if it can be reset",
         ("test_virhostdev.py::test_devices_are_reset_before_the_first_goes_back",),
-        "that a real device forgot is not checked",
+        "the state of a real device after a reset is not checked",
     ),
     Row(
         "F41",
-        "A guest's node of VFIO is left with the guest's user",
-        "whose it was is on disk before; restored like a driver, and another node in its place is left alone",
+        "A guest's VFIO node keeps the guest's user",
+        "its owner is recorded first; restored like a driver; another node in its place is left alone",
         ("test_devnode.py::",),
     ),
     Row(
         "F42",
         "Terminal closed, or a signal that ends a program",
-        "the undo is finished first",
+        "the rollback is finished first",
         (
             "test_virhostdev.py::test_signal_in_the_middle_finishes_the_undo",
             "test_virhostdev.py::test_signal_in_the_middle_of_release_arrives_when_all_is_back",
@@ -221,7 +230,7 @@ ROWS = (
     Row(
         "F43",
         "A file named like a node is open",
-        "holders are told by device number, and by what fdinfo names",
+        "holders are found by device number, and by the function in fdinfo",
         ("test_vfioholders.py::",),
     ),
 )
@@ -229,17 +238,18 @@ ROWS = (
 HEAD = """\
 # What happens when things go wrong
 
-Made by `make reliability` from a run of the tests; do not edit. A test's name stands for all its cases. The simulated
-kernel answers as a real one was measured to (`tests/testing/test_measured.py`, `tests/lab/test_kernel_scripts.py`);
-steps of `make lab` and `make soak` (`docs/lab.md`) do it to a real one and are **not** part of this run.
+Generated by `make reliability` from a run of the tests; do not edit. A test's name stands for all its cases. The
+simulated kernel answers as measured on a real one (`tests/testing/test_measured.py`,
+`tests/lab/test_kernel_scripts.py`). Steps of `make lab` and `make soak` (`docs/lab.md`) use a real kernel and are
+**not** part of this run.
 
-Longer forms of what is sampled here: `make fuzz`.
+`make fuzz` runs longer forms of the sampled tests.
 
-Records live in `/run/pyhostdev`, which dies with the boot as the kernel's bindings do. A container with a `/run` of its
-own, or a service manager that removes a service's directory when it stops (`RuntimeDirectory=` without
-`RuntimeDirectoryPreserve=`), makes a journal that is younger than the bindings. `recover` then names the functions that
-an override gave to vfio-pci as `unrecorded` and leaves them alone; `--state-dir` takes a directory that lives as long
-as the boot.
+Records are in `/run/pyhostdev`, which does not survive a reboot; neither do the kernel's bindings. In a container with
+its own `/run`, or under a service manager that removes a service's directory when it stops (`RuntimeDirectory=`
+without `RuntimeDirectoryPreserve=`), the journal is younger than the bindings. `recover` then reports functions with an
+override for vfio-pci as `unrecorded` and leaves them alone. Use `--state-dir` with a directory that lasts as long as
+the boot.
 
 | | Fault | Promise | Tests | Result | Shown elsewhere, or not |
 |---|---|---|---|---|---|
@@ -247,7 +257,7 @@ as the boot.
 
 
 class _Writer:
-    """Collects what the run says about each row."""
+    """Collects the results for each row."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -293,7 +303,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect results when they are asked for."""
+    """Collect results if requested."""
     path = config.getoption("--write-reliability")
     if path:
         config.pluginmanager.register(_Writer(path))

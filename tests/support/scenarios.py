@@ -57,12 +57,12 @@ def card(count: int, *, module: str = "", reset: str = "pm flr", **words: str) -
 
 class Scenario(NamedTuple):
     """
-    One host, one domain, and what was done to the host before.
+    One host, one domain, and the state of the host before.
 
     Hostdevs are "ADDRESS [yes|no] [unmanaged] [model=DRIVER]"; ``setup`` are raw writes, "PATH=VALUE" in sys/bus/pci;
-    ``detached`` is "ADDRESS[ DRIVER]", given to nobody first. With ``loads`` a module stays that was not there. Without
-    a guest (``is_nodedev``) the first hostdev's device is detached for nobody and given back. ``node_owner`` gets the
-    nodes; with iommufd each function has one of its own.
+    ``detached`` is "ADDRESS[ DRIVER]", detached without an owner first. With ``loads`` a newly loaded module stays.
+    Without a guest (``is_nodedev``) the first hostdev's device is detached without an owner and reattached.
+    ``node_owner`` gets the nodes; with iommufd each function has its own.
     """
 
     name: str

@@ -189,7 +189,7 @@ def test_reboot_starts_anew(fakehost):
 
 
 def test_directory_with_a_host_is_refused(fakehost, tmp_path):
-    """Two hosts in one directory would be one that nobody described."""
+    """A second host in the same directory is refused: the mix would match no description."""
     fake = fakehost("bcm5719")
     with pytest.raises(FileExistsError):
         FakeHost.named("sriov", fake.root.path)

@@ -32,7 +32,7 @@ def test_module_load_counts_as_a_write(card):
     with pytest.raises(Exception, match="not permitted"):
         card.kernel.load_module("vfio-pci")
     card.kernel.inject(1, Hang())
-    with pytest.raises(Exception, match="has not ended"):
+    with pytest.raises(Exception, match="has not finished"):
         card.kernel.load_module("vfio-pci")
 
 
@@ -108,7 +108,7 @@ def test_vanished_function_is_gone_from_everywhere(card):
 
 
 def test_foreign_writer_acts_between_two_writes(card):
-    """Its write is no write of ours: not counted, not traced."""
+    """A foreign write is neither counted nor traced."""
     override = f"{card.root.pci_device(FIRST)}/driver_override"
     card.kernel.inject(2, Interfere(lambda shell: shell.write(override, b"stolen", device=FIRST)))
     card.override(F0, "vfio-pci")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Trees that somebody else made: flat, sparse, without a description. What the bindings show is all there is."""
+"""Trees from other sources: flat, sparse, without a description. Only the bindings show the state."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def driver_of(root: HostRoot, address: str) -> str:
 
 
 def test_there_and_back_leaves_no_trace(tree):
-    """By turns in several processes: each byte, and no file of ours is left either."""
+    """By turns in several processes: every byte is restored, and no file of the simulation is left."""
     before = snapshot_tree(tree.path)
     names = sorted(os.listdir(tree.path))
     for address in ("0000:03:00.0", "0000:03:00.1"):
@@ -161,7 +161,7 @@ def test_vfs_that_nobody_described_cannot_be_made(tree):
     device = PCIDeviceAddress.parse(F0)
     for name, text in {"sriov_totalvfs": "4\n", "sriov_numvfs": "0\n"}.items():
         Path(tree.pci_device(device), name).write_text(text)
-    with pytest.raises(NotSimulated, match="tree does not say"):
+    with pytest.raises(NotSimulated, match="tree does not show"):
         SimulatedKernel(tree).write(f"{tree.pci_device(device)}/sriov_numvfs", b"2", device=device)
 
 

@@ -177,7 +177,7 @@ def test_vfio_devices_are_numbered_from_0(card):
 
 @pytest.mark.parametrize("how", ["host driver", "no driver", "pci-stub"])
 def test_group_is_viable_when_no_member_is_the_hosts(card, how):
-    """A peer on its host driver is EPERM; one without driver, or on pci-stub, is no obstacle."""
+    """A peer on its host driver gives EPERM; one without a driver, or on pci-stub, does not."""
     card.to_vfio(F0, F2, F3)
     if how == "host driver":
         with pytest.raises(SysfsError) as error, card.kernel.open_group(14):
@@ -451,7 +451,7 @@ def test_remove_and_rescan_make_another_incarnation(card):
 
 
 def test_last_member_takes_its_group_along(card):
-    """A group without members is none; a rescan makes it again."""
+    """A group without members disappears; a rescan creates it again."""
     nvme = "0001:07:00.0"
     before = snapshot(card)
     card.write(f"devices/{nvme}/remove", "1")
@@ -507,7 +507,7 @@ def test_live_host_is_not_simulated():
 
 
 def move_for_ever(root):
-    """Take the first function to vfio-pci and back, until somebody kills us."""
+    """Bind the first function to vfio-pci and back, until this process is killed."""
     kernel = SimulatedKernel(root)
     before, after = "tg3", "vfio-pci"
     while True:

@@ -70,7 +70,7 @@ def test_override_bytes_that_are_not_utf8(card):
 
 
 def test_override_unknown_driver_binds_nothing(card):
-    """A name nobody has is accepted, and keeps all drivers away."""
+    """An unknown driver name is accepted, and keeps all drivers away."""
     card.unbind("tg3", F0)
     assert "ok" == card.override(F0, "nosuchdriver")
     assert "ok" == card.write("drivers_probe", F0)
@@ -96,7 +96,7 @@ def test_unbind_of_a_device_not_bound_to_it_is_enodev(card, address):
 
 @pytest.mark.parametrize(("suffix", "result"), [("\n", "ok"), ("\n\n", "ENODEV")])
 def test_unbind_accepts_one_newline(card, suffix, result):
-    """echo's newline is fine, two are a name nobody has."""
+    """echo's newline is accepted; with two newlines the name is unknown."""
     assert result == card.unbind("tg3", F0 + suffix)
 
 
@@ -166,7 +166,7 @@ def test_bind_without_the_module_is_enoent(bench):
 
 @pytest.mark.parametrize("name", ["0000:55:00.0", "09:00.0", F0 + "x", F0 + "\n\n", " " + F0])
 def test_drivers_probe_of_another_name_is_enodev(card, name):
-    """Unknown addresses, short forms and junk are no names."""
+    """Unknown addresses, short forms and junk are not names."""
     assert "ENODEV" == card.write("drivers_probe", name)
 
 
@@ -214,7 +214,7 @@ def test_drivers_probe_while_user_space_owns_the_group_is_einval(card):
 
 
 def test_new_id_twice_is_eexist_and_one_field_is_einval(card):
-    """Known in the table or in the dynamic list: EEXIST; one number is no id."""
+    """Known in the table or in the dynamic list: EEXIST; one number is not an id."""
     assert "EEXIST" == card.write("drivers/tg3/new_id", "14e4 1657")
     assert "ok" == card.write("drivers/vfio-pci/new_id", "14e4 1657")
     assert "EEXIST" == card.write("drivers/vfio-pci/new_id", "14e4 1657\n")
@@ -269,7 +269,7 @@ def test_reset_without_a_method_left_is_enotty(card):
 
 
 def test_reset_by_the_bus_alone_needs_the_bus_alone(card):
-    """With neighbours the bus's reset is no method, and the attribute lists it all the same; alone it is one."""
+    """With neighbours the bus reset does not work, although the attribute lists it; alone it works."""
     assert "ok" == card.write(f"devices/{F0}/reset_method", "bus")
     assert "ENOTTY" == card.write(f"devices/{F0}/reset", "1")
     nvme = "0001:07:00.0"
@@ -302,7 +302,7 @@ def test_attribute_of_a_device_that_went_away(card, opened, result):
 
 
 def test_attribute_that_a_function_does_not_have_is_enoent(card):
-    """A port has no reset, a function that is no PF no sriov_numvfs."""
+    """A port has no reset; only a PF has sriov_numvfs."""
     assert "ENOENT" == card.write(f"devices/{BRIDGE}/reset", "1")
     assert "ENOENT" == card.write(f"devices/{F0}/sriov_numvfs", "1")
 

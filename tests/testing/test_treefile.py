@@ -122,7 +122,7 @@ def test_reset_words_show_in_config_space():
 
 
 def test_extended_capabilities_are_one_chain():
-    """ACS, ARI and SR-IOV follow each other, and a port's ari is no capability of its own."""
+    """ACS, ARI and SR-IOV follow each other, and a port's ari is not a capability of its own."""
     words = "express=endpoint acs ari sriov=7 vf-device=1520 vf-offset=128 vf-stride=2"
     ids = (pciregs.EXT_CAP_ID_ACS, pciregs.EXT_CAP_ID_ARI, pciregs.EXT_CAP_ID_SRIOV)
     assert all(pciconfig.find_extended_capability(config(words), number) for number in ids)

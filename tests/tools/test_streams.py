@@ -56,7 +56,7 @@ def test_reading_verb_that_cannot_be_heard(shell: Shell, verb: str, where: str, 
 
 @pytest.mark.parametrize("words", ["--help", "--version", "list --help"])
 def test_help_that_cannot_be_heard(shell: Shell, words: str) -> None:
-    """Help that was asked for and is lost is no success."""
+    """Lost help output is not a success."""
     done = shell(f"pyhostdev {words} > /dev/full")
     assert (3, True) == (done.returncode, one_sentence(done.stderr)), done.stderr
 
@@ -72,7 +72,7 @@ def test_reader_that_has_seen_enough(shell: Shell, verb: str) -> None:
 
 @pytest.mark.parametrize("where", ["", "> /dev/full", ">&-", "2>&-", "2> /dev/full", ">&- 2>&- <&-", "<&-"])
 def test_change_is_made_once_whoever_hears_of_it(shell: Shell, bcm5719: FakeHost, where: str) -> None:
-    """Prepare and release say nothing, so nothing is lost; and no file of theirs gets the number of a closed stream."""
+    """Prepare and release print nothing, so nothing is lost; and their files do not get a closed stream's number."""
     before = bcm5719.snapshot()
     assert 0 == shell(f"pyhostdev prepare {GUEST} --root HOST --simulate {where}").returncode
     active = json.loads(shell("pyhostdev status --json --root HOST").stdout)["active"]

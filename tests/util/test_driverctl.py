@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What driverctl has saved: one file a device, as somebody with an editor may have left it."""
+"""The overrides saved by driverctl: one file per device, possibly changed in an editor."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_first_line_is_the_driver(saved: Path, tmp_path: Path, data: bytes, expe
 
 
 def test_host_without_driverctl(tmp_path: Path) -> None:
-    """No folder is no override."""
+    """Without the folder there is no override."""
     assert read_driverctl_override(HostRoot(tmp_path), ADDRESS) is None
 
 

@@ -327,8 +327,8 @@ os.access("/end-of-look", 0)
 
 
 def test_directory_needs_a_source(fake: FakeHost) -> None:
-    """Nobody sends events for a directory, and that is said at once."""
-    with pytest.raises(ConfigError, match="Nobody sends events"):
+    """A directory without a source of events is refused at once."""
+    with pytest.raises(ConfigError, match="has no source of events"):
         PCIMonitor(fake.root)
 
 

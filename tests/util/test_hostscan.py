@@ -30,7 +30,7 @@ KINDS: list[type[Scan] | type[LiveScan]] = [Scan, LiveScan]
 
 @pytest.fixture(scope="module", params=[SRIOV_CARDS, PLAIN_CARDS], ids=["sriov", "plain"])
 def crowd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HostRoot:
-    """A host of 700 functions that nobody changes."""
+    """A host of 700 functions that no test changes."""
     top = tmp_path_factory.mktemp("crowd")
     make_tree(top, 700, cards=request.param)
     return HostRoot(top)
@@ -239,7 +239,7 @@ def test_path_to_the_root_port(fakehost: Fake, ask: Ask) -> None:
 
 
 def test_path_in_a_tree_without_links(tmp_path: Path) -> None:
-    """Where sysfs was copied without its links nobody knows the bridges."""
+    """If sysfs was copied without its links, the bridges are unknown."""
     root = HostRoot(tmp_path)
     Path(root.pci_devices, "0000:01:00.0").mkdir(parents=True)
     scan = Scan(root, pciscan.scan(root))
@@ -247,7 +247,7 @@ def test_path_in_a_tree_without_links(tmp_path: Path) -> None:
 
 
 def test_free_virtual_functions(fakehost: Fake, ask: Ask) -> None:
-    """A VF is free without a driver or on vfio-pci, unless somebody wrote down that it is his."""
+    """A VF is free without a driver or on vfio-pci, unless it is already claimed."""
     fake = fakehost("sriov")
     vfs = [at(f"0000:03:10.{function}") for function in (0, 2, 4, 6)]
     for vf in vfs[1:]:
@@ -301,13 +301,13 @@ def test_filter(fakehost: Fake, ask: Ask, pattern: str, expected: list[str]) -> 
     "pattern", ["", "8086", "80867:", "8o86:", "::1234567", ":::123", "1:2:3:4:5", "-1:", "0x8086:"]
 )
 def test_filter_that_is_none(fakehost: Fake, ask: Ask, pattern: str) -> None:
-    """What is no filter is refused, not taken for one that fits nothing."""
+    """An invalid filter is refused, not treated as a filter that matches nothing."""
     with pytest.raises(ConfigError):
         ask(fakehost("sriov")).filter(pattern)
 
 
 def test_with_driver(fakehost: Fake, ask: Ask) -> None:
-    """Functions by their driver's name, by none, and by one that nobody has."""
+    """Functions by their driver's name, by None, and by an unused name."""
     functions = ask(fakehost("sriov"))
     assert ["0000:02:00.0"] == addresses(functions.with_driver("nvme"))
     assert ["0000:00:00.0"] == addresses(functions.with_driver(None))

@@ -35,13 +35,13 @@ def test_what_is_written_is_read_by_another_process(journal: Journal) -> None:
 
 
 def test_reading_creates_nothing(journal: Journal) -> None:
-    """A journal that nobody wrote is empty and leaves no directory."""
+    """An unwritten journal is empty and leaves no directory."""
     assert journal.read() == ({}, [])
     assert not os.path.exists(journal.state.path)
 
 
 def test_bytes_of_a_driver_name_survive(journal: Journal) -> None:
-    """An override that is no UTF-8 comes back as it was."""
+    """An override that is not UTF-8 survives a round trip."""
     odd = record(original=record().original._replace(override="a\udcffb"))
     journal.write(odd)
     assert odd == journal.read()[0][ADDRESS]
@@ -49,7 +49,7 @@ def test_bytes_of_a_driver_name_survive(journal: Journal) -> None:
 
 @pytest.mark.parametrize("cut", range(0, 260, 13))
 def test_torn_record_is_reported_and_not_used(journal: Journal, cut: int) -> None:
-    """A record cut anywhere is no record, and others stay readable."""
+    """A record cut anywhere is invalid, and others stay readable."""
     other = record(address=ADDRESS.with_function(1))
     journal.write(record())
     journal.write(other)

@@ -40,7 +40,7 @@ def test_names_and_numbers(text: str, expected: Ownership) -> None:
     ],
 )
 def test_unknown_is_refused(text: str) -> None:
-    """What names no user and group of this machine is refused; -1, which means "leave it", is no number of one."""
+    """A name without a user or group on this machine is refused; -1, which means "unchanged", is not a valid number."""
     with pytest.raises(ConfigError):
         parse_ownership(text)
 
@@ -67,12 +67,12 @@ def test_root_chooses_and_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None
     assert chosen_ownership(None) is None
     assert chosen_ownership("root") is None
     assert Ownership(UNUSED, 9, str(UNUSED)) == chosen_ownership(f"{UNUSED}:9")
-    with pytest.raises(ConfigError, match="root's own group"):
+    with pytest.raises(ConfigError, match="must use the group root"):
         chosen_ownership("root:+9")
 
 
 def test_others_can_name_themselves_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is not root runs QEMU as itself: to name another user is an error, not something that is passed over."""
+    """Without root, QEMU runs as the caller: naming another user is an error, not ignored."""
     monkeypatch.setattr(os, "geteuid", lambda: UNUSED)
     monkeypatch.setattr(os, "getegid", lambda: 9)
     assert chosen_ownership(None) is None

@@ -31,7 +31,7 @@ def test_header_type_byte(byte: int, kind: int, multi: bool) -> None:
 
 
 def test_dead_device_has_no_opinion() -> None:
-    """All ones is nobody's answer: multifunction is unknown, not yes."""
+    """All ones means that the device does not answer: multifunction is unknown, not yes."""
     assert pciconfig.is_multifunction(b"\xff" * 256) is None
 
 

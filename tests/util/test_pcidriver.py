@@ -72,7 +72,7 @@ def test_dynamic_id_does_not_steal_the_device(fakehost: Callable[[str], FakeHost
 
 
 def test_interference_is_reported(bcm5719: FakeHost) -> None:
-    """Somebody who changes the override behind our last write is noticed."""
+    """A foreign change of the override after our last write is noticed."""
     path = f"{bcm5719.root.pci_device(ADDRESS)}/driver_override"
     bcm5719.kernel.inject(3, Interfere(lambda other: other.write(path, b"pci-stub", device=ADDRESS)))
     with pytest.raises((OperationError, SysfsError)):
@@ -140,7 +140,7 @@ def test_hang_leaves_the_device_in_doubt(bcm5719: FakeHost) -> None:
 
 
 def test_binding_is_not_read_while_a_write_is_in_flight(bcm5719: FakeHost) -> None:
-    """In doubt is all that can be said then; who read the override might hang with the write, so nobody opens it."""
+    """In doubt is the only answer then; reading the override might hang with the write, so it is not opened."""
     override = Path(bcm5719.root.pci_device(ADDRESS), "driver_override")
     before = override.read_bytes()
     bcm5719.kernel.inject(1, Hang())
@@ -148,7 +148,7 @@ def test_binding_is_not_read_while_a_write_is_in_flight(bcm5719: FakeHost) -> No
     with pytest.raises(InDoubtError):
         mover.unbind(ADDRESS)
     override.unlink()
-    override.symlink_to(override.name)  # whoever opens it gets ELOOP
+    override.symlink_to(override.name)  # opening it gives ELOOP
     with pytest.raises(InDoubtError) as error:
         mover.read_binding(ADDRESS)
     assert ("in-doubt", ADDRESS) == (error.value.reason, error.value.address)

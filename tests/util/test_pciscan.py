@@ -48,7 +48,7 @@ def root(tmp_path: Path) -> HostRoot:
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> HostRoot:
-    """Make a host of 600 functions, three PFs with many VFs among them, that nobody changes."""
+    """Make a host of 600 functions, among them three PFs with many VFs, that no test changes."""
     top = tmp_path_factory.mktemp("crowd")
     make_tree(top, 600)
     return HostRoot(top)
@@ -177,7 +177,7 @@ def test_modalias_that_does_not_parse(root: HostRoot, text: str) -> None:
 
 
 def test_fifo_for_an_attribute_blocks_nothing(root: HostRoot) -> None:
-    """What somebody put in the place of an attribute cannot stop the scan."""
+    """An entry of another kind in place of an attribute cannot stop the scan."""
     os.mkfifo(Path(root.pci_devices, "10000:e1:1f.7", "vendor"))
     for scan in (pciscan.scan, pciscan_ref.scan):
         with pytest.raises(SysfsError):
@@ -185,7 +185,7 @@ def test_fifo_for_an_attribute_blocks_nothing(root: HostRoot) -> None:
 
 
 def test_function_that_went_away_is_counted(root: HostRoot) -> None:
-    """A function that is listed and gone is left out and counted; a file is no function."""
+    """A function that is listed but gone is left out and counted; a file is not a function."""
     Path(root.pci_devices, "0000:03:00.0").symlink_to("../../../devices/gone")
     Path(root.pci_devices, "0000:03:00.1").symlink_to("0000:03:00.1")
     Path(root.pci_devices, "0000:03:00.2").write_text("")
@@ -341,7 +341,7 @@ def traced(root: HostRoot, trace: Path, tuning: str = "Tuning()") -> str:
 
 
 def test_scan_never_opens_what_can_wait(crowd: HostRoot, tmp_path: Path) -> None:
-    """Nobody opens config, uevent, driver_override or sriov_numvfs, which wait for a device that is stuck."""
+    """The scan never opens config, uevent, driver_override or sriov_numvfs, which wait for a stuck device."""
     for root in (crowd, HostRoot("/")):
         if not Path(root.pci_devices).is_dir():
             continue
@@ -352,7 +352,7 @@ def test_scan_never_opens_what_can_wait(crowd: HostRoot, tmp_path: Path) -> None
 
 
 def test_crowd_costs_few_calls(crowd: HostRoot, tmp_path: Path) -> None:
-    """Of a VF of many only the group is asked for; of its PF three virtfn links; physfn is asked of nobody."""
+    """Of many VFs only the group is read; of their PF three virtfn links; physfn is never read."""
     calls = traced(crowd, tmp_path / "trace")
     assert 0 == calls.count('physfn"')
     assert 600 == calls.count('iommu_group"')
@@ -363,7 +363,7 @@ def test_crowd_costs_few_calls(crowd: HostRoot, tmp_path: Path) -> None:
 
 
 def test_vouched_for_drivers_are_asked_of_nobody(crowd: HostRoot, tmp_path: Path) -> None:
-    """A directory that somebody vouches for is read as sysfs itself: a function no driver lists has none."""
+    """A directory asserted to be linked is read like sysfs: a function that no driver lists has no driver."""
     expected = list(pciscan.scan(crowd))
     unbound = sum(record.driver is None for record in expected)
     vouched = pciscan.scan_with(crowd, Tuning(linked=True))
@@ -389,7 +389,7 @@ def test_config_range(root: HostRoot, offset: int, size: int) -> None:
 
 @pytest.mark.parametrize(("offset", "size", "expected"), [(0, 4096, 64), (60, 8, 4), (0x100, 4, 0)])
 def test_config_is_short_for_who_may_not(root: HostRoot, offset: int, size: int, expected: int) -> None:
-    """Who is not given all gets what there is, and no zeros for the rest."""
+    """An unprivileged reader gets the readable bytes, and no zeros for the rest."""
     make_config(root, 64)
     config = pciscan.read_config(root, PCIDeviceAddress.parse("0000:02:00.0"), offset, size)
     assert config is not None
@@ -397,7 +397,7 @@ def test_config_is_short_for_who_may_not(root: HostRoot, offset: int, size: int,
 
 
 def test_config_that_is_not_there(root: HostRoot) -> None:
-    """A function that is missing, or has no config, has none; that is no error."""
+    """A missing function, or one without config, gives None; that is not an error."""
     for text in ("0000:02:00.1", "0000:1f:00.0"):
         assert pciscan.read_config(root, PCIDeviceAddress.parse(text), 0, 64) is None
 

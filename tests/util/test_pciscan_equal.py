@@ -87,7 +87,7 @@ def functions(draw: st.DrawFn, /, key: int, **fixed: Any) -> Function:
 
 @st.composite
 def virtual_functions(draw: st.DrawFn, pf: Function, taken: set[int]) -> list[Function]:
-    """Draw the VFs of a PF, one identity for all, where nobody is yet."""
+    """Draw the VFs of a PF, with one identity, at free addresses."""
     first = pf.key + draw(st.sampled_from([1, 2, 3, 0x80, 0x100, 0x1FF]))
     stride = draw(st.integers(1, 3))
     keys = [first + number * stride for number in range(draw(st.integers(1, 6)))]
@@ -140,7 +140,7 @@ def write_attributes(top: str, function: Function) -> None:
 
 
 def is_kernel_like(bus: int, host: list[Function]) -> bool:
-    """Tell whether nobody else is on the buses that the VFs of a bus' PFs are on."""
+    """Tell whether the buses of the VFs of a bus' PFs are otherwise empty."""
     pfs = [function for function in host if function.key >> 8 == bus and function.pf is None]
     reach = max([vf >> 8 for pf in pfs for vf in pf.vfs], default=bus)
     return {pf.key for pf in pfs} >= {

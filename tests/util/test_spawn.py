@@ -58,7 +58,7 @@ def test_another_user_has_no_privilege_and_no_way_to_one(program: Program) -> No
 
 
 def test_descriptors_are_those_that_are_named(program: Program) -> None:
-    """An inheritable descriptor of ours is closed in the program; one that is to be kept has its number there."""
+    """Our inheritable descriptors are closed in the program; a kept one has its number there."""
     kept, other = os.pipe()
     os.set_inheritable(other, True)
     try:
@@ -106,14 +106,14 @@ def test_failure_is_told_with_its_stage(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may become any user")
 def test_becoming_another_user_needs_root(tmp_path: Path) -> None:
-    """Who is not root cannot, and nothing runs."""
+    """Without root it fails, and nothing runs."""
     with (tmp_path / "out").open("wb") as out, pytest.raises(SpawnError, match="cannot become the user"):
         spawn(["/bin/sh"], env={}, output_fd=out.fileno(), ownership=STRANGER)
 
 
 def test_descriptor_of_a_standard_stream_is_refused(tmp_path: Path) -> None:
     """A descriptor that is to be kept cannot be one of those that the program gets anyway."""
-    with (tmp_path / "out").open("wb") as out, pytest.raises(SpawnError, match="handed over"):
+    with (tmp_path / "out").open("wb") as out, pytest.raises(SpawnError, match="passed on"):
         spawn(["/bin/sh"], env={}, output_fd=out.fileno(), keep_fds=[1])
 
 
@@ -161,7 +161,7 @@ def open_to_all(tmp_path: Path) -> Iterator[Path]:
 class TestAccess:
     @needs_root
     def test_answers_are_the_users(self, open_to_all: Path) -> None:
-        """What root may open the user may not; its own files, its group's and everybody's it may."""
+        """Files that only root may open are refused; the user's own, its group's and public files are not."""
         files = [("roots", 0, 0, 0o600), ("own", STRANGER.uid, 0, 0o400), ("groups", 0, STRANGER.gid, 0o060)]
         for name, uid, gid, mode in [*files, ("alls", 0, 0, 0o644)]:
             (open_to_all / name).touch()
@@ -177,7 +177,7 @@ class TestAccess:
         assert [no, yes, no, yes, yes, no, no, errno.ENOENT] == access_errors(asked, STRANGER)
 
     def test_nothing_is_opened(self, tmp_path: Path) -> None:
-        """A FIFO that nobody writes to is asked about like any file."""
+        """A FIFO without a writer is tested like any file."""
         os.mkfifo(tmp_path / "fifo")
         assert [0] == access_errors([(str(tmp_path / "fifo"), os.R_OK | os.W_OK)], None, timeout_s=5)
 

@@ -18,7 +18,7 @@ def test_number_is_what_stat_says(name: str) -> None:
 
 
 def test_other_files_have_none(tmp_path: Path) -> None:
-    """Files and directories are no devices; what is missing is an error with its errno."""
+    """Files and directories are not devices; a missing file is an error with its errno."""
     (tmp_path / "file").write_text("")
     assert [None, None] == [read_device_number(str(path)) for path in (tmp_path, tmp_path / "file")]
     with pytest.raises(FileNotFoundError):

@@ -62,7 +62,7 @@ def hasty(root: HostRoot) -> ForkedWriter:
 
 @pytest.fixture
 def stuck(root: HostRoot) -> Iterator[Path]:
-    """Make an attribute whose writer waits until somebody reads; whoever waits still is let go."""
+    """Make an attribute whose writer waits for a reader; a waiting writer is released at the end."""
     path = Path(root.join("stuck"))
     os.mkfifo(path)
     yield path
@@ -147,7 +147,7 @@ def test_short_count_is_an_error(root: HostRoot) -> None:
     command = [sys.executable, "-c", SHORT_WRITE, root.path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert f"SysfsError {errno.EIO}" in done.stdout, done.stderr
-    assert "100 bytes were taken" in done.stdout
+    assert "only 100 bytes were accepted" in done.stdout
 
 
 # A file may grow to the limit: the write that would pass it is cut there.
@@ -202,7 +202,7 @@ def test_doubt_ends_with_the_write(writer: ForkedWriter, hasty: ForkedWriter, ro
 
 
 def test_another_writer_knows_of_the_doubt(hasty: ForkedWriter, root: HostRoot, stuck: Path) -> None:
-    """What is in flight is known to whoever uses the same directory of locks."""
+    """A write in flight is known to all users of the same directory of locks."""
     with pytest.raises(InDoubtError):
         hasty.write(str(stuck), b"x", device=DEVICE)
     other = ForkedWriter(root, timeout_s=TIMEOUT_S)
@@ -233,13 +233,13 @@ def test_lock_that_cannot_be_made_stops_the_write(writer: ForkedWriter, root: Ho
 
 
 def test_asking_creates_nothing(writer: ForkedWriter) -> None:
-    """Who asks what is in flight leaves the host as it is."""
+    """Asking for writes in flight leaves the host unchanged."""
     assert not writer.is_in_flight(DEVICE)
     assert not Path(writer.inflight_dir).exists()
 
 
 def test_asking_disturbs_no_write(writer: ForkedWriter, root: HostRoot) -> None:
-    """Writes go through while somebody keeps asking whether they are in flight."""
+    """Writes succeed while another process keeps asking whether they are in flight."""
     stop = threading.Event()
 
     def ask() -> None:
@@ -290,7 +290,7 @@ def test_where_nobody_can_tell_what_is_in_flight(
 
 @pytest.mark.parametrize(("name", "what"), [("os.memfd_create", "file"), ("subprocess.Popen", "program")])
 def test_module_when_there_is_no_room_to_load_it(monkeypatch: pytest.MonkeyPatch, name: str, what: str) -> None:
-    """What keeps modprobe from being started is an error of ours, with the errno."""
+    """If modprobe cannot be started, a HostdevError has the errno."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "too many")
@@ -378,7 +378,7 @@ def start_manager(root: HostRoot, timeout_s: float) -> subprocess.Popen[str]:
 
 
 def test_hung_helper_keeps_no_pipe_open(root: HostRoot, stuck: Path, writer: ForkedWriter) -> None:
-    """Whoever reads the manager's output sees its end when the manager ends, stuck helper or not."""
+    """A reader of the manager's output sees its end when the manager ends, stuck helper or not."""
     with start_manager(root, TIMEOUT_S) as manager:
         output, _ = manager.communicate(timeout=PATIENCE_S)
     assert (0, "begin\nin doubt\n") == (manager.returncode, output)
@@ -416,7 +416,7 @@ class Lease:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.fcntl(self.fd, fcntl.F_SETSIG, signal.SIGURG)  # nobody's death
+        fcntl.fcntl(self.fd, fcntl.F_SETSIG, signal.SIGURG)  # not fatal by default
         fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
     def is_waited_for(self) -> bool:
@@ -430,7 +430,7 @@ class Lease:
 def test_helper_writes_nothing_for_a_manager_that_died_before_its_lock(
     root: HostRoot, writer: ForkedWriter, lives: bool, written: bytes
 ) -> None:
-    """A helper that had no lock yet when its manager died was seen by nobody who recovered: it must not write."""
+    """A helper without a lock at its manager's death was invisible to a recovery: it must not write."""
     attribute = Path(root.join("stuck"))
     attribute.touch()
     try:
@@ -521,7 +521,7 @@ def test_helper_owns_nothing(writer: ForkedWriter, hasty: ForkedWriter, stuck: P
 
 
 def test_helper_that_was_killed_is_an_error(root: HostRoot, stuck: Path) -> None:
-    """A helper that ends without having written is no success and no doubt."""
+    """A helper that ends without having written is neither a success nor in doubt."""
     writer = ForkedWriter(root, timeout_s=PATIENCE_S)
 
     def kill() -> None:

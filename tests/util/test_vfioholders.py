@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Who holds a group: told by number and by what the kernel names, never by the text of a path."""
+"""The holders of a group: found by number and by the function that the kernel names, never by the text of a path."""
 
 from __future__ import annotations
 

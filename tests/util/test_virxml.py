@@ -50,7 +50,7 @@ def test_the_size_counts_in_bytes():
 
 
 def test_attributes_of_one_element_are_limited():
-    """An element with a thousand attributes is no domain."""
+    """An element with a thousand attributes is refused."""
     with pytest.raises(XMLError, match="attributes"):
         parse_document("<a " + " ".join(f"a{n}=''" for n in range(1000)) + "/>")
 

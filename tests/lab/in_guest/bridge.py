@@ -42,7 +42,7 @@ def disk_in_use() -> None:
     (controller,) = Path("/sys/class/nvme").iterdir()
     address = controller.resolve().parents[1].name
     domain = write_domain("swapper", hostdev(address, assigned=None))
-    check([], _reasons(domain, 0), "an unused disk is nobody's")
+    check([], _reasons(domain, 0), "an unused disk is free")
     for words in (["mkswap"], ["swapon"]):
         subprocess.run(["busybox", *words, f"/dev/{block.name}"], check=True, stdout=subprocess.DEVNULL)
     check([("mounted", address)], _reasons(domain, 1), "swap keeps it")

@@ -149,7 +149,7 @@ def has_group_open(pid: int) -> bool:
 
 
 def end(pid: int) -> None:
-    """Kill a process that is no child of ours, and wait for its end."""
+    """Kill a process that is not our child, and wait for its end."""
     pidfd = os.pidfd_open(pid)
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), "a killed QEMU ends", 30)

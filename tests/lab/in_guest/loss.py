@@ -92,10 +92,10 @@ def plugged_in_again() -> None:
 
 
 def stub_unloaded() -> None:
-    """Devices whose stub is unloaded under them are without driver, and go back to theirs."""
+    """Devices whose stub is unloaded under them have no driver, and are bound to their original one."""
     done(lambda: workers.prepare(workers.definition("unloaded")))
     subprocess.run(["modprobe", "-r", VFIO], check=True)
-    check(dict.fromkeys(NIC, (None, VFIO)), drivers(NIC), "vfio-pci is gone, and nobody has the four")
+    check(dict.fromkeys(NIC, (None, VFIO)), drivers(NIC), "vfio-pci is gone, and the four are unbound")
     done(lambda: workers.release("unloaded"))
     workers.assert_home()
     check(workers.HOME, drivers(NIC), "all four are on their driver")
@@ -169,7 +169,7 @@ def _with_read_only_sysfs(state: Path) -> None:
 
 
 def without_rights() -> None:
-    """Another user, and who has /sys read-only, gets the kernel's answer, and no function is touched."""
+    """Another user, and root with a read-only /sys, get the kernel's error, and no function is touched."""
     state = Path("/run/lab-nobody")
     before = traces()
     try:
@@ -185,7 +185,7 @@ def without_rights() -> None:
             check([], left, "no record is left")
             subprocess.run(["rm", "-r", state], check=True)
         outcome = Child(lambda: _as_nobody(Path("/run/pyhostdev"))).result()
-        check(True, outcome.error is not None, "nobody has no use of root's records either")
+        check(True, outcome.error is not None, "the user cannot use root's records either")
         say(f"    {outcome.error}: {outcome.text}")
     finally:
         subprocess.run(["rm", "-rf", state], check=True)

@@ -210,7 +210,7 @@ def prepare_and_release() -> None:
 
 
 def virtual_functions() -> None:
-    """A VF is given alone: it is no multifunction device, and its siblings and PF stay where they are."""
+    """A VF is given alone: it is not a multifunction device, and its siblings and PF stay bound."""
     devices = {device["address"]: device for device in pyhostdev_json("list")}
     vfs = sorted(address for address, device in devices.items() if device["physfn"] == NVME[0])
     check(4, len(vfs), "the controller has four VFs")

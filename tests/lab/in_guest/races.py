@@ -37,7 +37,7 @@ def _one_try(owner: str, rival: str, domain: Any, witness: int) -> str:
     Prepare and release once; return what happened.
 
     Raises:
-        AssertionError: both have the card, or the loser was not told who has it.
+        AssertionError: both have the card, or the loser's error does not name the owner.
     """
     try:
         workers.prepare(domain)
@@ -75,7 +75,7 @@ def _rivalry(owner: str, rival: str, total: int, path: str, rng: random.Random) 
 
 
 def two_managers() -> None:
-    """Two managers want the same four functions: never both have them, and the loser is told who has."""
+    """Two managers compete for the same four functions: never both own them, and the loser's error names the owner."""
     total = rounds(10, 200)
     rng = workers.dice("races")
     with tempfile.NamedTemporaryFile() as witness:
@@ -94,7 +94,7 @@ def two_managers() -> None:
 
 
 class Foreign(NamedTuple):
-    """One write of somebody else, and what the kernel said when; None as long as it has not."""
+    """One foreign write, with the time of the kernel's answer; None until then."""
 
     address: str
     path: str
@@ -248,7 +248,7 @@ class _Fight:
         Prepare and release while the vandal works, then tidy up.
 
         Raises:
-            AssertionError: a success was none, or the books are wrong.
+            AssertionError: a success was wrong, or the records are.
         """
         pause_s = self.rng.choice([0.02, 0.1, 0.4])
         with Vandal(self.rng, directory / "diary", pause_s) as vandal:
@@ -286,7 +286,7 @@ class _Fight:
 
 
 def hostile_writer() -> None:
-    """Somebody writes overrides, binds and unbinds at random: what is said to have succeeded has."""
+    """Another process writes overrides, binds and unbinds at random: every reported success is real."""
     total = rounds(5, 50)
     fight = _Fight()
     with tempfile.TemporaryDirectory() as directory:

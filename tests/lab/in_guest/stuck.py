@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A write that does not come back: somebody has the function open, and the kernel's unbind waits for him.
+A write that does not return: a process holds the function open, and the kernel's unbind waits for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VFIO_GROUP_GET_DEVICE_FD = 0x3B6A
 
 OWNER = "stuck"
 DEADLINE_S = 2.0
-ANSWER_S = 1.0  # what somebody else waits for an answer at most
+ANSWER_S = 1.0  # how long another manager waits for an answer at most
 
 
 def _open_function(address: str, *, is_group_open: bool) -> None:
@@ -73,8 +73,8 @@ def held(address: str, *, is_group_open: bool = False) -> Iterator[Holder]:
     """
     Have a function held open.
 
-    The holder keeps the function alone by default: who has the group's node open, too, can be seen in /proc, and a
-    release does not even begin then. Without that the kernel is asked, unless the release is blind.
+    The holder keeps only the function open by default: a process with the group's node open, too, is visible in /proc,
+    and a release then does not even begin. Otherwise the kernel is asked, unless the release is blind.
     """
     holder = Holder(address, is_group_open=is_group_open)
     try:

@@ -22,7 +22,7 @@ from pyhostdev import PCIDeviceAddress
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STUB = "pci-stub"  # takes what an override gives it; nobody's host driver here
+STUB = "pci-stub"  # takes any function with an override for it; not a host driver here
 EDU = "0000:00:06.0"
 KERNEL = RealKernel()
 DRIVERCTL = Path(__file__).parents[3] / ".lab/driverctl/usr/sbin/driverctl"
@@ -56,7 +56,7 @@ def _modprobe(*words: str) -> None:
 
 
 def functions_with_vfs() -> None:
-    """A PF with VFs is refused before its driver is touched, for a domain and for nobody."""
+    """A PF with VFs is refused before its driver is touched, with and without a domain."""
     domain = workers.definition("pf", hostdev(NVME[0], assigned=None))
     before = traces()
     outcome = Child(lambda: workers.prepare(domain)).result()
@@ -157,7 +157,7 @@ def _meddled(moment: int, name: str) -> None:
 
 
 def rebound_in_the_middle() -> None:
-    """A driver that another tool binds in the middle makes prepare fail or release report it; nobody is lied to."""
+    """A driver that another tool binds in the middle makes prepare fail or release report it; no report is wrong."""
     for moment in (3, 4, 12):  # after the first function's bind, in the middle, after the last bind
         outcome = Child(lambda m=moment: _meddled(m, NIC_DRIVER)).result()  # type: ignore[misc]
         check(True, outcome.error is not None, f"prepare fails when function 0 is taken after write {moment}")
@@ -168,7 +168,7 @@ def rebound_in_the_middle() -> None:
     _modprobe(STUB)
     move(NIC[2], STUB)
     outcome = Child(lambda: workers.release("meddled")).result()
-    check("OperationError", outcome.error, "release reports the function that somebody has taken")
+    check("OperationError", outcome.error, "release reports the function that another tool has taken")
     say(f"    {outcome.text}")
     check([True, True], [word in outcome.text for word in (NIC[2], STUB)], "it names function and driver")
     check((STUB, UNSET), drivers(NIC)[NIC[2]], "the foreign driver is not fought")
@@ -207,7 +207,7 @@ def overrides_of_driverctl() -> None:
 
 def _round_trip(addresses: list[str]) -> None:
     """
-    Prepare and release some functions, each for a domain, and detach and reattach each for nobody.
+    Prepare and release some functions, each for a domain, and detach and reattach each without a domain.
 
     Raises:
         AssertionError: a function of the host is not as it was.

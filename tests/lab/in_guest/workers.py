@@ -114,7 +114,7 @@ class Outcome(NamedTuple):
 
 
 class Child:
-    """A fork of ours that does one thing and tells how it went, unless it is killed first."""
+    """A forked process that does one thing and reports the result, unless it is killed first."""
 
     def __init__(self, action: Callable[[], Any]) -> None:
         self.began = time.monotonic()

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The English of the project: phrases that a reader has to decode are rejected in all texts of the clean folders."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parent.parent
+CLEAN = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "csrc",
+    "docs",
+    "examples",
+    "pyhostdev/errors.py",
+    "pyhostdev/testing",
+    "pyhostdev/tools",
+    "pyhostdev/util",
+)
+GENERATED = ("verbs.md",)
+BANNED = re.compile(
+    r"(?<!there )\b(?:is|are|was|were|be) (?:no(?! longer| more| less)|(?-i:none))\b"  # write "X is not a Y"
+    r"|\bwho (?:has|have|had|wants?|is|are|holds?|asks?|takes?|took|gives?|gets?|may)\b"  # name the actor
+    r"|\b(?:some|no|any|every)body\b|\bwho(?:m|ever)\b|\bof ours\b|\b(?:theirs|aloud)\b",
+    re.IGNORECASE,
+)
+CODE = re.compile(r"`[^`]*`")  # names, such as the user `nobody`
+C_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def python_texts(source: str) -> Iterator[str]:
+    """Yield the docstrings, comments and messages of a Python file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.value
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+
+
+def texts(path: Path) -> Iterator[str]:
+    """Yield the texts of a file that a person reads."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        yield from python_texts(source)
+    elif path.suffix in (".c", ".h"):
+        yield from C_COMMENT.findall(source)
+    else:
+        yield FENCE.sub("", source)
+
+
+def banned_phrases(text: str) -> list[str]:
+    """Return the rejected phrases of a text, in order."""
+    plain = re.sub(r"[\s*#]+", " ", CODE.sub("", text))
+    return [match[0] for match in BANNED.finditer(plain)]
+
+
+def files(name: str) -> list[Path]:
+    """Return the files of a clean folder that hold texts."""
+    top = TOP / name
+    found = sorted(top.rglob("*")) if top.is_dir() else [top]
+    kept = [path for path in found if path.name not in GENERATED and "_build" not in path.parts]
+    return [path for path in kept if path.suffix in (".py", ".c", ".h", ".md")]
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_clean_folders_stay_clean(name: str) -> None:
+    """A folder that was once rewritten keeps none of the rejected phrases."""
+    found = {path: [phrase for text in texts(path) for phrase in banned_phrases(text)] for path in files(name)}
+    assert {} == {str(path.relative_to(TOP)): phrases for path, phrases in found.items() if phrases}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("'x' is no policy", ["is no"]),
+        ("What has none\n    is none of these", ["is none"]),
+        ("Somebody who has it open", ["Somebody", "who has"]),
+        ("whoever it is, and theirs", ["whoever", "theirs"]),
+        ("there is no driver, and it is no longer bound", []),
+        ("run as the user `nobody`, whose group is None", []),
+    ],
+)
+def test_phrases(text: str, expected: list[str]) -> None:
+    """Idioms are found across line ends; the plain forms that resemble them are not."""
+    assert expected == banned_phrases(text)
