@@ -40,7 +40,7 @@ def _port(vendor: int, device: int, express: str) -> FunctionSpec:
 
 
 HOST_BRIDGE = _kind(0x8086, 0x29C0, 0x060000, None)
-ROOT_PORT = _port(0x8086, 0x2030, "root-port")
+ROOT_PORT = _port(0x8086, 0x2030, "root-port")._replace(multifunction=True)
 SWITCH_UP = _port(0x10B5, 0x8747, "upstream-port")._replace(acs=None)
 SWITCH_DOWN = _port(0x10B5, 0x8747, "downstream-port")._replace(acs=None)
 NVME = _kind(0x144D, 0xA808, 0x010802, "nvme", express=_ENDPOINT, flr=True)

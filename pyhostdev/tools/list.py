@@ -4,55 +4,98 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-from pyhostdev.tools import arguments, output
+from pyhostdev.tools import arguments, output, streams
 from pyhostdev.util.hostscan import Scan
-from pyhostdev.util.virpci import PCIDevice
+
+K = TypeVar("K")
+
+COLUMNS = ("ADDRESS", "ID", "CLASS", "GROUP", "DRIVER", "MULTIFUNCTION", "PF")
+_YES_NO = {True: "yes", False: "no", None: "unknown"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_root(parser)
     arguments.add_json(parser)
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read from configuration space whether a function is multifunction; it wakes sleeping devices",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Scan the host and print the functions."""
     scan = arguments.host_of(args).scan()
-    functions = [describe(scan, dev) for dev in scan]
+    multifunction = _multifunction(scan, verify=args.verify)
     if args.json:
-        output.print_json(functions)
+        lines = ",\n".join(_json_lines(scan, multifunction))
+        streams.write(f"[\n{lines}\n]\n" if lines else "[]\n")
     else:
-        output.print_table(
-            ("ADDRESS", "ID", "CLASS", "GROUP", "DRIVER", "MULTIFUNCTION", "PF"),
-            (_row(function) for function in functions),
-        )
+        output.print_rows(COLUMNS, list(_rows(scan, multifunction)))
     return 0
 
 
-def describe(scan: Scan, dev: PCIDevice) -> dict[str, Any]:
-    """Return the JSON object of one function."""
-    return {
-        "address": str(dev.address),
-        "vendor_id": output.hexadecimal(dev.vendor),
-        "device_id": output.hexadecimal(dev.device),
-        "class": output.hexadecimal(dev.class_, 6),
-        "driver": dev.driver,
-        "iommu_group": dev.iommu_group,
-        "multifunction": scan.is_multifunction(dev),
-        "physfn": None if dev.physfn is None else str(dev.physfn),
-    }
+def _multifunction(scan: Scan, *, verify: bool) -> Sequence[bool | None]:
+    """Return whether functions belong to a device with several; asked of the devices only to verify it."""
+    return [scan.is_multifunction(dev) for dev in scan] if verify else scan.columns().shares_slot
 
 
-def _row(function: dict[str, Any]) -> tuple[object | None, ...]:
-    ids = (function["vendor_id"], function["device_id"])
-    return (
-        function["address"],
-        ":".join("?" if number is None else number[2:] for number in ids),
-        function["class"] and function["class"][2:],
-        function["iommu_group"],
-        function["driver"],
-        {True: "yes", False: "no", None: "unknown"}[function["multifunction"]],
-        function["physfn"],
+def _texts(values: list[K], text: Callable[[K], str]) -> Iterator[str]:
+    """Return a column as texts, each made once: thousands of functions have few different values."""
+    texts = {value: text(value) for value in set(values)}
+    return map(texts.__getitem__, values)
+
+
+def _json_lines(scan: Scan, multifunction: Sequence[bool | None]) -> Iterator[str]:
+    """Return one line of JSON a function, as ``json.dumps`` would write it."""
+    columns = scan.columns()
+    identities = list(zip(columns.vendor, columns.device, columns.class_, strict=True))
+    return map(
+        '  {"address": "%s", %s, "driver": %s, "iommu_group": %s, "multifunction": %s, "physfn": %s}'.__mod__,
+        zip(
+            columns.address,
+            _texts(identities, _json_identity),
+            _texts(columns.driver, json.dumps),
+            _texts(columns.iommu_group, json.dumps),
+            _texts(list(multifunction), json.dumps),
+            _texts(columns.physfn, json.dumps),
+            strict=True,
+        ),
     )
+
+
+def _json_identity(identity: tuple[int | None, int | None, int | None]) -> str:
+    vendor, device, class_ = identity
+    known = {
+        "vendor_id": output.hexadecimal(vendor),
+        "device_id": output.hexadecimal(device),
+        "class": output.hexadecimal(class_, 6),
+    }
+    return json.dumps(known)[1:-1]
+
+
+def _rows(scan: Scan, multifunction: Sequence[bool | None]) -> Iterator[tuple[str, ...]]:
+    columns = scan.columns()
+    return zip(
+        columns.address,
+        _texts(list(zip(columns.vendor, columns.device, strict=True)), _identity_cell),
+        _texts(columns.class_, lambda class_: "-" if class_ is None else f"{class_:06x}"),
+        _texts(columns.iommu_group, _cell),
+        _texts(columns.driver, _cell),
+        _texts(list(multifunction), _YES_NO.__getitem__),
+        _texts(columns.physfn, _cell),
+        strict=True,
+    )
+
+
+def _identity_cell(identity: tuple[int | None, int | None]) -> str:
+    return ":".join("?" if number is None else f"{number:04x}" for number in identity)
+
+
+def _cell(value: object | None) -> str:
+    return "-" if value is None else output.printable(str(value))

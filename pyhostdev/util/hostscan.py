@@ -16,6 +16,7 @@ from pyhostdev.util.hostquery import HostFunctions, Identity
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.scancolumns import ScanColumns
 from pyhostdev.util.virpci import PCIDevice
 
 K = TypeVar("K")
@@ -75,6 +76,10 @@ class Scan(HostFunctions):
     def vanished(self) -> int:
         """How many listed functions were gone when their attributes were read."""
         return self._snapshot.vanished
+
+    def columns(self) -> ScanColumns:
+        """Return the facts as one list each, for who reads a fact of all functions: no objects are made."""
+        return ScanColumns(self._snapshot)
 
     def __len__(self) -> int:
         return len(self._snapshot)

@@ -143,13 +143,13 @@ class Snapshot(Sequence[ScanRecord]):
         return self._records[index]
 
     def __iter__(self) -> Iterator[ScanRecord]:
-        drivers, physfns = self.driver_names, self._physfn_texts
+        drivers, physfns = self.driver_names, self.physfn_texts
         for address, fields in zip(self.addresses, _RECORD.iter_unpack(self._packed), strict=True):
             yield _record(address, fields, drivers, physfns)
 
     def _record(self, index: int) -> ScanRecord:
         fields = _RECORD.unpack_from(self._packed, index * _RECORD.size)
-        return _record(self.addresses[index], fields, self.driver_names, self._physfn_texts)
+        return _record(self.addresses[index], fields, self.driver_names, self.physfn_texts)
 
     def column(self, name: str) -> memoryview[int]:
         """Return one field of all functions as the scanner packed it; ``have`` tells which values are valid."""
@@ -157,7 +157,8 @@ class Snapshot(Sequence[ScanRecord]):
         return memoryview(self._packed).cast(kind)[where]
 
     @property
-    def _physfn_texts(self) -> dict[int, str]:
+    def physfn_texts(self) -> dict[int, str]:
+        """The key of each PF that has VFs, to its address as text."""
         if self._physfns is None:
             keys = set(self.column("physfn"))
             self._physfns = {key: str(address_of(key)) for key in keys}

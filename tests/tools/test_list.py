@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The verb list: what it says of every host, and what it never opens."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyhostdev.testing.fakehost import FakeHost, named_hosts
+from pyhostdev.testing.generator import synthetic_host
+from pyhostdev.tools import main
+from pyhostdev.tools.output import hexadecimal
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.hostscan import Scan
+from pyhostdev.util.pciscan import scan as read_scan
+
+CASES = Path(__file__).parents[2] / "testdata" / "cases"
+TREES = [*named_hosts(), *sorted(str(path) for path in CASES.glob("*.tree"))]
+Capture = pytest.CaptureFixture[str]
+
+
+def listed(capsys: Capture, root: HostRoot, *words: str) -> str:
+    assert 0 == main.main(["list", "--root", root.path, *words])
+    return capsys.readouterr().out
+
+
+def facts(scan: Scan, multifunction: Callable[[Any], bool | None]) -> list[dict[str, Any]]:
+    """Return what the JSON says, from the objects of a scan."""
+    return [
+        {
+            "address": str(dev.address),
+            "vendor_id": hexadecimal(dev.vendor),
+            "device_id": hexadecimal(dev.device),
+            "class": hexadecimal(dev.class_, 6),
+            "driver": dev.driver,
+            "iommu_group": dev.iommu_group,
+            "multifunction": multifunction(dev),
+            "physfn": None if dev.physfn is None else str(dev.physfn),
+        }
+        for dev in scan
+    ]
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_list_says_what_the_devices_say(fakehost: Callable[[str], FakeHost], capsys: Capture, name: str) -> None:
+    """Two functions in a slot are a device of several, as its header type says: the answers are equal."""
+    root = fakehost(name).root
+    scan = Scan(root, read_scan(root))
+    expected = facts(scan, scan.is_multifunction)
+    assert expected == json.loads(listed(capsys, root, "--json"))
+    lines = ",\n".join(f"  {json.dumps(fact)}" for fact in expected)
+    assert f"[\n{lines}\n]\n" == listed(capsys, root, "--json", "--verify")
+    assert listed(capsys, root) == listed(capsys, root, "--verify")
+
+
+def test_generated_hosts_have_the_bit(tmp_path: Path, capsys: Capture) -> None:
+    """Where synthetic functions share a slot their header types say so, root ports included."""
+    root = FakeHost(synthetic_host(170), tmp_path).root
+    text = listed(capsys, root, "--json")
+    assert text == listed(capsys, root, "--json", "--verify")
+    assert {True, False} == {function["multifunction"] for function in json.loads(text)}
+
+
+def test_list_reads_a_device_only_to_verify(fakehost: Callable[[str], FakeHost], capsys: Capture) -> None:
+    """A header type that contradicts the slot is seen by --verify alone."""
+    host = fakehost("bcm5719")
+    for config in Path(host.root.pci_devices).glob("0001:09:00.*/config"):
+        data = bytearray(config.read_bytes())
+        data[14] &= 0x7F
+        config.write_bytes(data)
+    bits = [
+        {function["multifunction"] for function in json.loads(text) if function["address"].startswith("0001:09:00.")}
+        for text in (listed(capsys, host.root, "--json"), listed(capsys, host.root, "--json", "--verify"))
+    ]
+    assert [{True}, {False}] == bits
+
+
+def test_a_device_that_lacks_everything(tmp_path: Path, capsys: Capture) -> None:
+    """What the host does not say is null, and a dash or a question mark in text."""
+    (tmp_path / "sys/bus/pci/devices/0000:00:00.0").mkdir(parents=True)
+    root = HostRoot(tmp_path)
+    (function,) = json.loads(listed(capsys, root, "--json"))
+    assert {"address": "0000:00:00.0", "multifunction": False} == {k: v for k, v in function.items() if v is not None}
+    assert ["0000:00:00.0", "?:?", "-", "-", "-", "no", "-"] == listed(capsys, root).splitlines()[1].split()
+
+
+def test_empty_bus(tmp_path: Path, capsys: Capture) -> None:
+    """No functions: an empty list, a header."""
+    (tmp_path / "sys/bus/pci/devices").mkdir(parents=True)
+    root = HostRoot(tmp_path)
+    assert [] == json.loads(listed(capsys, root, "--json"))
+    assert 1 == len(listed(capsys, root).splitlines())
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize(("words", "opens"), [((), False), (("--json",), False), (("--verify",), True)])
+def test_list_opens_no_configuration_space(
+    fakehost: Callable[[str], FakeHost], tmp_path: Path, words: tuple[str, ...], opens: bool
+) -> None:
+    """A read of it is a bus cycle and wakes a sleeping device; ari_enabled is not read either."""
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-e", "trace=/^open", "-o", str(trace), sys.executable, "-m", "pyhostdev", "list"]
+    done = subprocess.run([*command, "--root", fakehost("ari").root.path, *words], capture_output=True, text=True)
+    if "ptrace" in done.stderr:
+        pytest.skip("strace cannot trace here")
+    assert 0 == done.returncode, done.stderr
+    calls = trace.read_text()
+    assert "modalias" in calls or "/vendor" in calls
+    assert opens == bool(re.search(r"/(config|ari_enabled)\"", calls))
