@@ -120,7 +120,8 @@ class Proposing(Protocol):
     """What ``completed`` needs of a plan."""
 
     @property
-    def proposals(self) -> tuple[ProposedHostdev, ...]: ...
+    def proposals(self) -> tuple[ProposedHostdev, ...]:
+        """Return the functions that the domain lacks."""
 
 
 class DomainDef(ElementDef):

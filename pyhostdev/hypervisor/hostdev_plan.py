@@ -55,10 +55,17 @@ class PlanHost(Protocol):
 
     root: HostRoot
 
-    def pci_device(self, address: PCIDeviceAddress) -> virpci.PCIDevice | None: ...
-    def has_driver(self, name: str) -> bool | None: ...
-    def has_module(self, name: str) -> bool | None: ...
-    def is_in_flight(self, address: PCIDeviceAddress) -> bool: ...
+    def pci_device(self, address: PCIDeviceAddress) -> virpci.PCIDevice | None:
+        """Return the function at an address, None when there is none."""
+
+    def has_driver(self, name: str) -> bool | None:
+        """Tell whether the host has a driver; None when it does not say."""
+
+    def has_module(self, name: str) -> bool | None:
+        """Tell whether the host has a module; None when it does not say."""
+
+    def is_in_flight(self, address: PCIDeviceAddress) -> bool:
+        """Tell whether a write to the function has not come back from the kernel."""
 
 
 class Request(NamedTuple):
@@ -135,11 +142,20 @@ class FunctionPlan(NamedTuple):
 class Definition(Protocol):
     """What a plan is made for: a DomainDef, or a bare set of hostdevs."""
 
-    def pci_hostdevs(self) -> list[DomainHostdevDef]: ...
-    def guest_pci_addresses(self) -> Set[PCIDeviceAddress]: ...
-    def unknown_words(self) -> list[Finding]: ...
-    def has_guest_iommu(self) -> bool: ...
-    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress: ...
+    def pci_hostdevs(self) -> list[DomainHostdevDef]:
+        """Return the PCI host devices in the order of the XML."""
+
+    def guest_pci_addresses(self) -> Set[PCIDeviceAddress]:
+        """Return the guest addresses of all devices but the host devices."""
+
+    def unknown_words(self) -> list[Finding]:
+        """Return findings about words on host devices that are not known."""
+
+    def has_guest_iommu(self) -> bool:
+        """Tell whether the guest has an IOMMU of its own."""
+
+    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
+        """Return the address in whose name a guest device does DMA."""
 
 
 class Plan:

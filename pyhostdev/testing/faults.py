@@ -67,6 +67,7 @@ class Fail(Fault):
         self.errnum = errnum
 
     def before(self, kernel: SimulatedKernel) -> None:
+        """Refuse the write."""
         raise Refusal(self.errnum)
 
 
@@ -84,6 +85,7 @@ class Hang(Fault):
         self.lands = lands
 
     def before(self, kernel: SimulatedKernel) -> None:
+        """Let the write block in its middle."""
         kernel.block_next(lands=self.lands)
 
 
@@ -96,6 +98,7 @@ class Delay(Fault):
         self.seconds = seconds
 
     def before(self, kernel: SimulatedKernel) -> None:
+        """Sleep."""
         time.sleep(self.seconds)
 
 
@@ -110,12 +113,14 @@ class Kill(Fault):
         self.when = when
 
     def before(self, kernel: SimulatedKernel) -> None:
+        """End the process, or let the write block."""
         if self.when == "before":
             kernel.kill()
         elif self.when == "blocked":
             kernel.block_next(lands=True)
 
     def after(self, kernel: SimulatedKernel) -> None:
+        """End the process."""
         kernel.kill()
 
 
@@ -133,6 +138,7 @@ class Vanish(Fault):
         self.opened = opened
 
     def before(self, kernel: SimulatedKernel) -> None:
+        """Remove the device, and refuse a write whose file is open already."""
         kernel.vanish(self.address)
         if self.opened:
             raise Refusal(19)  # ENODEV, fs/kernfs/file.c: the node is no longer active
@@ -147,4 +153,5 @@ class Interfere(Fault):
         self.action = action
 
     def before(self, kernel: SimulatedKernel) -> None:
+        """Let the other program act."""
         self.action(kernel.foreign())
