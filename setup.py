@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Tell setuptools about the C extensions, which cffi builders describe; the rest is in pyproject.toml.
+Tell setuptools what pyproject.toml cannot: the C extensions, which cffi builders describe, and what make dist made.
 """
 
 from __future__ import annotations
 
+import sys
 import sysconfig
+from pathlib import Path
 from typing import Any
 
 from setuptools import setup
@@ -20,4 +22,12 @@ def wheel_options() -> dict[str, Any]:
     return {"bdist_wheel": {"py_limited_api": "cp310"}}
 
 
-setup(cffi_modules=BUILDERS, options=wheel_options())
+def shared_files() -> list[tuple[str, list[str]]]:
+    """Return the man page and the completions, where ``make dist`` has made them; an editable install has none."""
+    if {"editable_wheel", "develop"} & set(sys.argv):
+        return []
+    files = [path for path in sorted(Path("share").rglob("*")) if path.is_file()]
+    return [(str(path.parent), [str(path)]) for path in files]
+
+
+setup(cffi_modules=BUILDERS, data_files=shared_files(), options=wheel_options())

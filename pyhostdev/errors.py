@@ -204,7 +204,8 @@ class SysfsError(HostdevError, OSError):
     libvirt_code = VIR_ERR_SYSTEM_ERROR
 
     def __new__(cls, *args: Any, **fields: Any) -> SysfsError:
-        return OSError.__new__(cls)  # given arguments, it would return a subclass chosen by errno
+        """Make the error itself, and not the subclass of OSError for its errno."""
+        return OSError.__new__(cls)
 
     def __init__(self, errnum: int, filename: str, doing: str, *, address: object | None = None) -> None:
         HostdevError.__init__(self, f"Cannot {doing}: {os.strerror(errnum)} ('{filename}')", address=address)

@@ -15,6 +15,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOT_SHIPPED = ("debian/", ".")  # a distribution keeps its packaging beside the sdist
+SHARED = (
+    "share/bash-completion/completions/pyhostdev",
+    "share/fish/vendor_completions.d/pyhostdev.fish",
+    "share/man/man1/pyhostdev.1",
+    "share/zsh/site-functions/_pyhostdev",
+)
 AT_THE_TOP = (".md", ".py", ".toml", ".in", "LICENSE")
 
 SCAN = """
@@ -47,13 +53,16 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         target = source / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / path).read_bytes())
+    for path in SHARED:  # as make dist does
+        (source / path).parent.mkdir(parents=True)
+        (source / path).touch()
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", out, source, cwd=out)
     return next(out.glob("*.tar.gz"))
 
 
 def tracked() -> Iterator[str]:
     """Give the files of the source, built or temporary ones left out."""
-    skipped = {".git", ".venv", ".lab", "build", "_build", "dist", "__pycache__"}
+    skipped = {".git", ".venv", ".lab", "build", "_build", "dist", "share", "__pycache__"}
     for top, directories, names in os.walk(ROOT):
         directories[:] = [
             name for name in directories if name not in skipped and not name.startswith(".")
@@ -68,7 +77,7 @@ def test_sdist_holds_all_that_its_tests_need(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         held = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     made = {path for path in held if path.startswith("pyhostdev.egg-info/")} | {"PKG-INFO", "setup.cfg"}
-    assert wanted() - made == held - made
+    assert (wanted() | set(SHARED)) - made == held - made
     assert {"README.md", "docs/reasons.md", "csrc/sysfs_write.h", "pyhostdev/py.typed"} <= held
 
 
@@ -94,6 +103,26 @@ def test_wheel_serves_every_python(wheel: Path) -> None:
     extensions = sorted(Path(name).name for name in names if name.endswith(".so"))
     assert ["_pciscan.abi3.so", "_spawn.abi3.so", "_sysfs_write.abi3.so"] == extensions
     assert not any(name.startswith(("tests", "benchmarks", "csrc")) for name in names)
+
+
+def test_wheel_has_schemas_man_page_and_completions(wheel: Path) -> None:
+    """What is made before a release is installed below share/; the schemas are part of the package."""
+    names = zipfile.ZipFile(wheel).namelist()
+    assert sorted(SHARED) == sorted(name.partition(".data/data/")[2] for name in names if ".data/data/" in name)
+    schemas = {f"pyhostdev/schemas/{path.name}" for path in (ROOT / "pyhostdev/schemas").iterdir()}
+    assert schemas <= set(names)
+    assert len(schemas) > 1
+
+
+def test_editable_install_has_nothing_below_share(sdist: Path, tmp_path: Path) -> None:
+    """A developer's install needs no Sphinx and puts nothing into the system's directories."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    build = "import sys, setuptools.build_meta as b; print(b.build_editable(sys.argv[1]))"
+    run(sys.executable, "-c", build, tmp_path, cwd=next(tmp_path.glob("pyhostdev-*")))
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert [] == [name for name in names if "share/" in name]
+    assert any(name.endswith("METADATA") for name in names)
 
 
 def test_install_from_sdist_scans(wheel: Path, tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ class Proposing(Protocol):
     """What ``completed`` needs of a plan."""
 
     @property
-    def proposals(self) -> tuple[ProposedHostdev, ...]: ...
+    def proposals(self) -> tuple[ProposedHostdev, ...]:
+        """Return the functions that the domain lacks."""
 
 
 class DomainDef(DomainFields):

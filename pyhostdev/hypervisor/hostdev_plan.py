@@ -124,11 +124,20 @@ class FunctionPlan(NamedTuple):
 class Definition(Protocol):
     """What a plan is made for: a DomainDef, or a bare set of hostdevs."""
 
-    def pci_hostdevs(self) -> list[DomainHostdevDef]: ...
-    def guest_pci_addresses(self) -> Set[PCIDeviceAddress]: ...
-    def unknown_words(self) -> list[Finding]: ...
-    def has_guest_iommu(self) -> bool: ...
-    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress: ...
+    def pci_hostdevs(self) -> list[DomainHostdevDef]:
+        """Return the PCI host devices in the order of the XML."""
+
+    def guest_pci_addresses(self) -> Set[PCIDeviceAddress]:
+        """Return the guest addresses of all devices but the host devices."""
+
+    def unknown_words(self) -> list[Finding]:
+        """Return findings about words on host devices that are not known."""
+
+    def has_guest_iommu(self) -> bool:
+        """Tell whether the guest has an IOMMU of its own."""
+
+    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
+        """Return the address in whose name a guest device does DMA."""
 
 
 class Plan:

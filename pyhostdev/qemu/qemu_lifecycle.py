@@ -21,11 +21,16 @@ class Lifecycle(Protocol):
     """A domain's actions; a DomainDef has them."""
 
     @property
-    def on_poweroff(self) -> str | None: ...
+    def on_poweroff(self) -> str | None:
+        """Return what follows when the guest switches itself off."""
+
     @property
-    def on_reboot(self) -> str | None: ...
+    def on_reboot(self) -> str | None:
+        """Return what follows when the guest reboots."""
+
     @property
-    def on_crash(self) -> str | None: ...
+    def on_crash(self) -> str | None:
+        """Return what follows when the guest crashes."""
 
 
 def lifecycle_actions(dom: Lifecycle) -> dict[str, str]:

@@ -55,7 +55,8 @@ class Domain(Lifecycle, Protocol):
     """What of a domain's definition its process needs; a DomainDef is one."""
 
     @property
-    def name(self) -> str | None: ...
+    def name(self) -> str | None:
+        """Return the name of the domain."""
 
 
 class GuestOutcome(NamedTuple):

@@ -32,6 +32,7 @@ class SimulatedEvents:
         self.restart()
 
     def restart(self) -> None:
+        """Forget the events that were not received yet."""
         self._seen = len(self.kernel.events)
 
     def fileno(self) -> int:
@@ -39,6 +40,12 @@ class SimulatedEvents:
         return self._readable
 
     def receive(self, timeout_s: float) -> PCIEvent | None:
+        """
+        Return the next event, None when there is none; the timeout has no effect.
+
+        Raises:
+            OSError: events were lost (ENOBUFS).
+        """
         del timeout_s  # nothing can happen during a wait: this process is the only writer
         waiting = len(self.kernel.events) - self._seen
         if waiting > self.limit:
@@ -50,5 +57,6 @@ class SimulatedEvents:
         return PCIEvent(action, PCIDeviceAddress.parse(address))
 
     def close(self) -> None:
+        """Close the descriptor."""
         os.close(self._readable)
         os.close(self._ready)

@@ -44,6 +44,7 @@ class Fail(Fault):
         self.errnum = errnum
 
     def before(self, kernel: FaultyKernel) -> None:
+        """Refuse the write."""
         raise Refusal(self.errnum)
 
 
@@ -61,6 +62,7 @@ class Hang(Fault):
         self.lands = lands
 
     def before(self, kernel: FaultyKernel) -> None:
+        """Let the write block in its middle."""
         kernel.block_next(lands=self.lands)
 
 
@@ -73,6 +75,7 @@ class Delay(Fault):
         self.seconds = seconds
 
     def before(self, kernel: FaultyKernel) -> None:
+        """Sleep."""
         time.sleep(self.seconds)
 
 
@@ -87,12 +90,14 @@ class Kill(Fault):
         self.when = when
 
     def before(self, kernel: FaultyKernel) -> None:
+        """End the process, or let the write block."""
         if self.when == "before":
             kernel.kill()
         elif self.when == "blocked":
             kernel.block_next(lands=True)
 
     def after(self, kernel: FaultyKernel) -> None:
+        """End the process."""
         kernel.kill()
 
 
@@ -110,6 +115,7 @@ class Vanish(Fault):
         self.opened = opened
 
     def before(self, kernel: FaultyKernel) -> None:
+        """Remove the device, and refuse a write whose file is open already."""
         kernel.vanish(self.address)
         if self.opened:
             raise Refusal(19)  # ENODEV, fs/kernfs/file.c: the node is no longer active
@@ -124,4 +130,5 @@ class Interfere(Fault):
         self.action = action
 
     def before(self, kernel: FaultyKernel) -> None:
+        """Let the other program act."""
         self.action(kernel.foreign())

@@ -21,10 +21,17 @@ if TYPE_CHECKING:
 class FaultyKernel(Protocol):
     """The kernel that a fault acts on."""
 
-    def block_next(self, *, lands: bool) -> None: ...
-    def kill(self) -> None: ...
-    def vanish(self, address: PCIDeviceAddress) -> None: ...
-    def foreign(self) -> Any: ...
+    def block_next(self, *, lands: bool) -> None:
+        """Let the next write hang; without lands it never takes effect."""
+
+    def kill(self) -> None:
+        """End the writing process."""
+
+    def vanish(self, address: PCIDeviceAddress) -> None:
+        """Remove a function from the bus at once."""
+
+    def foreign(self) -> Any:
+        """Return the same kernel for another program."""
 
 
 class GroupKernel(Protocol):
@@ -32,7 +39,8 @@ class GroupKernel(Protocol):
 
     root: HostRoot
 
-    def entered(self) -> AbstractContextManager[Any]: ...
+    def entered(self) -> AbstractContextManager[Any]:
+        """Hold the lock of the tree and yield its bus."""
 
 
 class Bus(Protocol):
@@ -44,7 +52,14 @@ class Bus(Protocol):
     groups: IOMMUGroups
     waiting_for: str | None
 
-    def detach(self, device: SimDevice) -> None: ...
-    def force_off(self, device: SimDevice, driver: str) -> None: ...
-    def attach_new(self, device: SimDevice) -> None: ...
-    def tell(self, action: str, device: SimDevice) -> None: ...
+    def detach(self, device: SimDevice) -> None:
+        """Unbind a function."""
+
+    def force_off(self, device: SimDevice, driver: str) -> None:
+        """Unbind a function that is removed, whatever its driver does."""
+
+    def attach_new(self, device: SimDevice) -> None:
+        """Offer a new function to the drivers."""
+
+    def tell(self, action: str, device: SimDevice) -> None:
+        """Send an event."""

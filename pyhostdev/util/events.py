@@ -66,6 +66,12 @@ class UdevEvents:
         self.restart()
 
     def restart(self) -> None:
+        """
+        Open the socket anew; events that were not received are lost.
+
+        Raises:
+            ConfigError: pyudev is not installed.
+        """
         try:
             import pyudev
         except ImportError as err:
@@ -78,9 +84,16 @@ class UdevEvents:
         self._monitor = monitor
 
     def fileno(self) -> int:
+        """Return the socket's descriptor, to wait for."""
         return int(self._monitor.fileno())
 
     def receive(self, timeout_s: float) -> PCIEvent | None:
+        """
+        Return the next event of a PCI function, None when none comes in time.
+
+        Raises:
+            OSError: events were lost (ENOBUFS).
+        """
         while (device := self._monitor.poll(timeout_s)) is not None:
             try:
                 return PCIEvent(device.action, PCIDeviceAddress.parse(device.sys_name))
@@ -89,6 +102,7 @@ class UdevEvents:
         return None
 
     def close(self) -> None:
+        """Close the socket."""
         del self._monitor  # pyudev closes the socket with the last reference
 
 

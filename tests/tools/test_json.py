@@ -10,14 +10,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from pyhostdev.testing.fakehost import FakeHost, named_hosts
 from pyhostdev.testing.faults import Fail
 from pyhostdev.tools import arguments, main
 from pyhostdev.tools.demo import GUEST
-
-jsonschema = pytest.importorskip("jsonschema")
 
 TESTDATA = Path(__file__).parents[2] / "testdata"
 CARD = [f"0001:09:00.{function}" for function in range(4)]

@@ -17,7 +17,9 @@ class Definition(Protocol):
     """A definition: its fields, and how it is made from an element."""
 
     @classmethod
-    def declared(cls) -> dict[str, Any]: ...
+    def declared(cls) -> dict[str, Any]:
+        """Return the fields by name, in the order of printing."""
 
     @classmethod
-    def from_element(cls, element: Element) -> Self: ...
+    def from_element(cls, element: Element) -> Self:
+        """Read the definition from its element."""

@@ -119,9 +119,11 @@ class Flag(Field[bool]):
     """An empty element that is there or not."""
 
     def load(self, found: list[tuple[str, Element]]) -> bool:
+        """Return True: the element is there."""
         return True
 
     def dump(self, value: bool) -> str | None:
+        """Return an empty text for True, None for False: no element."""
         return "" if value else None
 
 
@@ -133,9 +135,11 @@ class Opaque(Field["str | None"]):
         self.for_host = for_host  # says nothing about the machine: who runs the guest acts on it, or says so
 
     def load(self, found: list[tuple[str, Element]]) -> str | None:
+        """Return the elements as text, with all that is in them."""
         return "\n".join(dump_element(element) for _, element in found)
 
     def dump(self, value: str | None) -> str | None:
+        """Return the text as it was read."""
         return value
 
 
@@ -164,6 +168,7 @@ class Child(_Element["D | None"]):
     """An element with a definition of its own, at most once."""
 
     def load(self, found: list[tuple[str, Element]]) -> D | None:
+        """Return the definition in the element."""
         return cast("D", self.definition.from_element(found[0][1]))
 
 
@@ -171,6 +176,7 @@ class Part(_Element[D]):
     """An element with a definition of its own that is always there, and printed when it says something."""
 
     def load(self, found: list[tuple[str, Element]]) -> D:
+        """Return the definition in the element."""
         return cast("D", self.definition.from_element(found[0][1]))
 
     def missing(self, instance: Definition) -> D:
@@ -186,6 +192,12 @@ class Children(_Element["list[D]"]):
     is_fresh = True
 
     def load(self, found: list[tuple[str, Element]]) -> list[D]:
+        """
+        Return the definitions in the elements.
+
+        Raises:
+            ConfigError: elements are wrong; the first error, with further ones in ``others``.
+        """
         parts: list[D] = []
         errors: list[ConfigError] = []
         for _, element in found:
@@ -199,6 +211,7 @@ class Children(_Element["list[D]"]):
         return parts
 
     def initial(self) -> list[D]:
+        """Return an empty list of the instance's own."""
         return []
 
 
@@ -210,10 +223,10 @@ class Ignored(Field[None]):
         self.paths = paths
 
     def load(self, found: list[tuple[str, Element]]) -> None:
-        return None
+        """Return None, whatever was found."""
 
     def dump(self, value: None) -> None:
-        return None
+        """Return None: nothing is printed."""
 
 
 class Embedded(Field[D]):
@@ -226,6 +239,7 @@ class Embedded(Field[D]):
         self.definition = definition
 
     def initial(self) -> Definition:
+        """Return an empty definition of the instance's own."""
         return self.definition()
 
 
