@@ -73,6 +73,8 @@ class ElementDef:
     never_kept: ClassVar[frozenset[str]] = frozenset({"assigned"})
     line: int | None = None  # of the source, for messages
     unknown: dict[tuple[str, ...], list[Unknown]]
+    # of words that came later, each with its row of the table of changes: an older libvirt does not read them
+    late_errors: tuple[tuple[str, ConfigError], ...] = ()
 
     _table: ClassVar[Table | None] = None
     _initials: ClassVar[tuple[tuple[str, Field[Any]], ...]] = ()
@@ -169,7 +171,10 @@ class ElementDef:
         try:
             holder.__dict__[row.field.name] = row.field.load(found)
         except ConfigError as err:
-            errors.append(err)
+            if row.field.since is None:
+                errors.append(err)
+            else:
+                self.late_errors += ((row.field.since, err),)
 
     def _missing(
         self, table: Table, found: dict[int, list[tuple[str, Element]]], element: Element

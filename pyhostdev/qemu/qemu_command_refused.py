@@ -25,8 +25,11 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "bootloader": (),
         "bootloader_args": (),
         "tpms": (),
+        "iommufds": (),
     },
     "OSDef": {
+        "loader_format": ("raw",),
+        "nvram_format": ("raw",),
         "firmware_features": (),
         "init": (),
         "init_arguments": (),
@@ -41,8 +44,7 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "FeaturesDef": {
         "viridian": (),
         "privnet": (),
-        "hpt_maxpagesize": (),
-        "msrs_unknown": (),
+                "msrs_unknown": (),
         "async_teardown": (False,),
     },
     "CPUDef": {"maxphysaddr_mode": (), "maxphysaddr_bits": ()},
@@ -70,7 +72,7 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainVideoDef": {"accel2d": (False,), "rendernode": ()},
     "DomainAudioDef": {"try_mmap": (), "exclusive": (), "dsp_policy": ()},
     "HostdevSource": {"startup_policy": ("mandatory",)},
-    "DomainHostdevDef": {"rawio": (), "sgio": ()},
+    "DomainHostdevDef": {"rawio": (), "sgio": (), "iommufd": (False,)},
     "DomainVsockDef": {"cid_auto": (False,)},
 }
 
@@ -94,7 +96,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
         "on_lockfailure",
         "hostdevs",  # asked for by guest_visible_hostdevs()
     ),
-    "OSDef": ("boots", "nvram_template", "loader_stateless"),
+    "OSDef": ("boots", "nvram_template", "nvram_template_format", "loader_stateless"),
     "InitArgument": ("value",),
     "FirmwareFeature": ("enabled",),
     "ClockDef": ("basis", "timezone", "start"),
@@ -129,7 +131,9 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     "StorageSource": ("managed", "namespace"),
     "DomainFSDef": ("source_file", "source_dev", "source_name"),
     "DomainGraphicsDef": ("autoport", "websocket_generated", "connected"),
-    "DomainVideoDef": ("primary",),
+    "DomainVideoDef": ("primary", "device"),  # which one it is follows from the model; another is refused
+    "DomainIOMMUDef": ("granule_unit",),
+    "IOMMUFDDef": ("fdgroup",),
     "PCISource": ("domain", "foreign"),
     "NetHostdevSource": ("address_type",),
     "USBSource": ("product_id",),

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.hostdev_conf import MdevSource
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, raise_all
 from pyhostdev.qemu.qemu_access import image_obstacles
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.virhostdev import HostdevManager
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
     from pyhostdev.util.ownership import Ownership
 
 
-def capabilities_of(dom: DomainDef, host: Host | None = None, choice: str | None = None) -> QEMUCapabilities:
+def capabilities_of(
+    dom: DomainDef, host: Host | None = None, choice: str | None = None, release: LibvirtRelease = DEFAULT_RELEASE
+) -> QEMUCapabilities:
     """
     Return what the domain's emulator can do; ``origin`` of the answer says who said so.
 
@@ -44,6 +48,7 @@ def capabilities_of(dom: DomainDef, host: Host | None = None, choice: str | None
     Args:
         host: of the domain; None stands for the machine that runs this.
         choice: a stored release, a file, or "probe"; see ``qemu_capabilities.choice``.
+        release: the libvirt whose QEMU's stored answers serve where the emulator cannot be asked.
 
     Raises:
         ConfigError: the choice cannot be had.
@@ -52,7 +57,7 @@ def capabilities_of(dom: DomainDef, host: Host | None = None, choice: str | None
     """
     arch = (dom.os.arch if dom.os is not None else None) or host_arch()
     may_run = host is None or host.root.is_live
-    return choose(dom.emulator or default_emulator(arch), arch, choice=choice, may_run=may_run)
+    return choose(dom.emulator or default_emulator(arch), arch, choice=choice, may_run=may_run, stored=release.qemu)
 
 
 def define(
@@ -61,19 +66,22 @@ def define(
     *,
     keep_together: bool = False,
     capabilities: QEMUCapabilities | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> DomainDef:
     """
     Return a copy with defaults and guest addresses, valid for its emulator.
 
     Args:
         capabilities: of the emulator; asked for when None.
+        release: the libvirt whose defaults, order and rules are meant.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
 
     Mirrors: qemuDomainDefineXMLFlags (src/qemu/qemu_driver.c)
     """
-    return define_domain(dom, capabilities or capabilities_of(dom, host), host, keep_together=keep_together)
+    capabilities = capabilities or capabilities_of(dom, host, release=release)
+    return define_domain(dom, capabilities, host, keep_together=keep_together, release=release)
 
 
 def domain_to_native(
@@ -82,12 +90,14 @@ def domain_to_native(
     *,
     keep_together: bool = False,
     capabilities: QEMUCapabilities | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> list[str]:
     """
     Return the command line of a domain that could be started on this host.
 
     Args:
         capabilities: of the emulator; asked for when None.
+        release: the libvirt whose defaults, order and rules are meant.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
@@ -96,7 +106,7 @@ def domain_to_native(
     Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
     """
     refuse_missing(dom, host)
-    capabilities = capabilities or capabilities_of(dom, host)
+    capabilities = capabilities or capabilities_of(dom, host, release=release)
     errors: list[ConfigError] = []
     argv: list[str] = []
     try:
@@ -104,7 +114,9 @@ def domain_to_native(
     except ConfigError as err:
         errors.append(err)
     try:
-        argv = build_command_line(dom, capabilities, host=host, state_dir=host.state_dir, keep_together=keep_together)
+        argv = build_command_line(
+            dom, capabilities, host=host, state_dir=host.state_dir, keep_together=keep_together, release=release
+        )
     except ConfigError as err:
         errors.append(err)
     raise_all(errors)
@@ -121,6 +133,7 @@ def plan(
     capabilities: QEMUCapabilities | None = None,
     keep_together: bool = False,
     ownership: Ownership | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> Plan:
     """
     Plan what happens to a domain's host devices, and tell whether ``start`` would run it.
@@ -135,7 +148,7 @@ def plan(
     """
     made = host.plan(dom, policy, owner=owner, accept=accept)
     return made.with_start_findings(
-        start_obstacles(dom, host, capabilities, keep_together=keep_together, ownership=ownership)
+        start_obstacles(dom, host, capabilities, keep_together=keep_together, ownership=ownership, release=release)
     )
 
 
@@ -146,6 +159,7 @@ def start_obstacles(
     *,
     keep_together: bool = False,
     ownership: Ownership | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> list[Finding]:
     """
     Return everything but the host devices' own obstacles that ``start`` would refuse, with lines.
@@ -153,23 +167,24 @@ def start_obstacles(
     Reason ``unsupported`` is a part of the definition that no command line is built for; a missing image or mediated
     device, and an image that ``ownership`` cannot open, has a reason of its own.
     """
-    found = [*_unbuildable(dom, host, capabilities, keep_together), *_unfollowed(dom)]
+    found = [*_unbuildable(dom, host, capabilities, keep_together, release), *_unfollowed(dom)]
     found += image_obstacles(dom, host, ownership)
     found += _missing_mdevs(dom, host)
     return list(dict.fromkeys(found))
 
 
 def _unbuildable(
-    dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None, keep_together: bool
+    dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None, keep_together: bool, release: LibvirtRelease
 ) -> Iterator[Finding]:
     """Yield what keeps a command line from being built."""
     try:
         build_command_line(
             dom,
-            capabilities or capabilities_of(dom, host),
+            capabilities or capabilities_of(dom, host, release=release),
             host=host,
             state_dir=host.state_dir,
             keep_together=keep_together,
+            release=release,
         )
     except ConfigError as err:
         for part in (err, *err.others):
@@ -240,13 +255,15 @@ class Guest:
         keep_together: bool = False,
         capabilities: QEMUCapabilities | None = None,
         ownership: Ownership | None = None,
+        release: LibvirtRelease = DEFAULT_RELEASE,
     ) -> None:
         refuse_missing(dom, host)
         dom.validate(host)
         self.host = host
         self.ownership = ownership
-        self.capabilities = capabilities or capabilities_of(dom, host)
-        self.definition = define_domain(dom, self.capabilities, host, keep_together=keep_together)
+        self.release = release
+        self.capabilities = capabilities or capabilities_of(dom, host, release=release)
+        self.definition = define_domain(dom, self.capabilities, host, keep_together=keep_together, release=release)
         self.domain_id = os.getpid()
         self.sockets: list[str] = []
         self.argv(None, self._note_socket)  # what cannot be told to QEMU is refused now, before a device is touched
@@ -265,6 +282,7 @@ class Guest:
             domain_id=self.domain_id,
             monitor_fd=monitor_fd,
             socket_fd=socket_fd,
+            release=self.release,
         )
 
     def run(self, manager: HostdevManager, plan: Plan, *, log_path: str | None = None) -> GuestOutcome:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_root(parser)
     arguments.add_policy(parser)
     arguments.add_keep_together(parser)
-    arguments.add_capabilities(parser)
+    arguments.add_release(parser)
     arguments.add_changes(parser)
     arguments.add_qemu_user(parser)
     parser.add_argument("--log", metavar="FILE", help="append what QEMU writes to this file; it rolls at 2 MiB")
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         manager.host,
         keep_together=args.keep_together,
         capabilities=capabilities,
+        release=args.libvirt,
         ownership=ownership,
     )
     if args.simulate:
@@ -79,7 +80,7 @@ def _plan(
         complain(f"warning: QEMU runs as root, as this machine has no user {users}; name one with --user")
     plan = host.plan(definition, args.policy, accept=args.accept)
     refused = qemu_driver.start_obstacles(
-        definition, host, capabilities, keep_together=args.keep_together, ownership=ownership
+        definition, host, capabilities, keep_together=args.keep_together, ownership=ownership, release=args.libvirt
     )
     if refused or not plan.ok:
         raise RefusedError([*plan.obstacles, *refused], plan)
