@@ -58,7 +58,7 @@ class DomainPanicDef(ElementDef):
 
     tag = "panic"
 
-    model = attribute("model", enum("isa", "pseries", "hyperv", "s390", "pvpanic"))
+    model = attribute("model", enum("isa", "pseries", "hyperv", "s390", later={"pvpanic": "pvpanic-pci"}))
     info = embedded(DeviceInfo)
 
 

@@ -129,6 +129,7 @@ class DomainControllerDef(ElementDef):
     bus_nr = attribute("target/@busNr", signed(base=0))
     target_index = attribute("target/@index", signed(base=0))
     hotplug = attribute("target/@hotplug", on_off)
+    mem_reserve = attribute("target/@memReserve", big_number, since="controller-mem-reserve")
     numa_node = content("target/node", signed())
     queues = attribute("driver/@queues", number)
     cmd_per_lun = attribute("driver/@cmd_per_lun", number)
@@ -152,7 +153,7 @@ class DomainControllerDef(ElementDef):
             if getattr(self, name) == _UNSET or not self.is_pci:
                 setattr(self, name, None)
         if not self.is_pci:
-            self.model_name = self.hotplug = None
+            self.model_name = self.hotplug = self.mem_reserve = None
         if not self.is_pci_root:
             self.pcihole64 = self.pcihole64_unit = None
         if self.type not in ("virtio-serial", "usb"):

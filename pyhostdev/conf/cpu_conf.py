@@ -69,6 +69,7 @@ class CPUDef(ElementDef):
     vendor = content("vendor")
     sockets = attribute("topology/@sockets", number)
     dies = attribute("topology/@dies", number)
+    clusters = attribute("topology/@clusters", number, since="cpu-clusters")
     cores = attribute("topology/@cores", number)
     threads = attribute("topology/@threads", number)
     cache_level = attribute("cache/@level", number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pyhostdev.conf.xml.xmlcodec import Codec, hexadecimal, number, on_off, positive, yes_no
+from pyhostdev.conf.xml.xmlcodec import Codec, hexadecimal, nodeset, number, on_off, positive, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, child
 from pyhostdev.errors import (
@@ -267,6 +267,7 @@ class DeviceInfo(ElementDef):
     rom_bar = attribute("rom/@bar", on_off)
     rom_file = attribute("rom/@file")
     acpi_index = attribute("acpi/@index", positive)
+    acpi_nodeset = attribute("acpi/@nodeset", nodeset, since="acpi-nodeset")
     address = child("address", DeviceAddress)
 
     def parsed(self, element: Element) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.device_conf import PCIGuestAddress
+from pyhostdev.conf.device_conf import PCIGuestAddress, SpaprVIOAddress
 from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
 from pyhostdev.errors import (
     VIR_ERR_INTERNAL_ERROR,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     Errors = Iterator[ConfigError]
 
 
+SPAPR_REG_MAX = 0xFFFFFFFF
 TARGET_INDEX_MAX = 30
 # option of a PCI controller -> least and largest value
 _PCI_RANGES = {"chassis_nr": (1, 255), "chassis": (0, 255), "port": (0, 255), "bus_nr": (1, 254)}
@@ -73,6 +74,8 @@ def _info_errors(dom: DomainFields, device: ElementDef, info: DeviceInfo) -> Err
         yield ConfigUnsupportedError("A ROM that is not enabled has no bar and no file", line=line)
     if has_rom and address is not None and address.kind not in ("pci", "unassigned"):
         yield ConfigUnsupportedError("Only PCI devices have a ROM", line=line)
+    if isinstance(address, SpaprVIOAddress) and (address.reg or 0) > SPAPR_REG_MAX:
+        yield ConfigUnsupportedError(f"The highest register of spapr-vio is {SPAPR_REG_MAX:#x}", line=line)
     has_zpci = isinstance(address, PCIGuestAddress) and (address.zpci_uid, address.zpci_fid) != (None, None)
     if has_zpci and dom.os.arch not in ("s390x", "s390", None):
         yield ConfigUnsupportedError(f"The architecture {dom.os.arch} has no zPCI", line=line)

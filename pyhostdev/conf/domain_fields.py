@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         DomainVideoDef,
     )
     from pyhostdev.conf.net_conf import DomainNetDef
+    from pyhostdev.conf.os_conf import IOMMUFDDef
     from pyhostdev.conf.rng_conf import DomainRNGDef
     from pyhostdev.conf.virtio_conf import (
         DomainCryptoDef,
@@ -157,6 +158,7 @@ class DomainFields(ElementDef):
     on_lockfailure = content("on_lockfailure", enum("poweroff", "restart", "pause", "ignore"))
     suspend_to_mem = attribute("pm/suspend-to-mem/@enabled", yes_no)
     suspend_to_disk = attribute("pm/suspend-to-disk/@enabled", yes_no)
+    iommufds: Children[IOMMUFDDef] = later("iommufd", "os_conf.IOMMUFDDef", since="iommufd")
     perf = opaque("perf", for_host=True)
     emulator = content("devices/emulator")
     disks: Children[DomainDiskDef] = later("devices/disk", "disk_conf.DomainDiskDef")
@@ -186,7 +188,7 @@ class DomainFields(ElementDef):
     panics: Children[DomainPanicDef] = later("devices/panic", "board_conf.DomainPanicDef")
     shmems: Children[DomainShmemDef] = later("devices/shmem", "virtio_conf.DomainShmemDef")
     memories: Children[DomainMemoryDef] = later("devices/memory", "board_conf.DomainMemoryDef")
-    iommu: Child[DomainIOMMUDef] = later_child("devices/iommu", "virtio_conf.DomainIOMMUDef")
+    iommus: Children[DomainIOMMUDef] = later("devices/iommu", "virtio_conf.DomainIOMMUDef")
     vsock: Child[DomainVsockDef] = later_child("devices/vsock", "virtio_conf.DomainVsockDef")
     cryptos: Children[DomainCryptoDef] = later("devices/crypto", "virtio_conf.DomainCryptoDef")
     seclabel = opaque("seclabel", for_host=True)
@@ -272,7 +274,12 @@ class DomainFields(ElementDef):
 
     def has_guest_iommu(self) -> bool:
         """Tell whether the guest has an IOMMU of its own, so that each of its devices has an address space."""
-        return self.iommu is not None
+        return bool(self.iommus)
+
+    @property
+    def iommu(self) -> DomainIOMMUDef | None:
+        """The first of the guest's own IOMMUs; None where it has none."""
+        return next(iter(self.iommus), None)
 
     def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
         """

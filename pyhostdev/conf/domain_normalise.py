@@ -113,6 +113,9 @@ def _normalise_features(features: FeaturesDef) -> None:
     for name in ("hap", "pvspinlock", "pmu", "vmport", "smm", "vmcoreinfo"):
         if getattr(features, name) and getattr(features, f"{name}_state") is None:
             setattr(features, f"{name}_state", True)
+    if features.hpt_maxpagesize is not None:
+        size = features.hpt_maxpagesize * unit_factor(features.hpt_maxpagesize_unit)
+        features.hpt_maxpagesize, features.hpt_maxpagesize_unit = -(-size // 1024), "KiB"
 
 
 def _normalise_vcpus(dom: DomainFields) -> None:

@@ -68,6 +68,8 @@ def post_parse(dom: DomainDef, hypervisor: Hypervisor) -> DomainDef:
     normalise(dom)
     sort_controllers(dom)
     assign_indices(dom)
+    if hypervisor.release.has("added-controllers-sorted"):
+        sort_controllers(dom)
     hypervisor.fill_domain(dom)
     _assign_isa_ports(dom)
     for device in _in_parse_order(dom):
@@ -95,7 +97,7 @@ def _in_parse_order(dom: DomainDef) -> list[ElementDef]:
         [part for part in (dom.memballoon, dom.nvram) if part is not None],
         [*dom.watchdogs, *dom.rngs, *dom.hubs, *dom.shmems, *dom.tpms, *dom.videos],
         [*dom.redirdevs, *dom.panics, *dom.memories, *dom.cryptos],
-        [part for part in (dom.iommu, dom.vsock) if part is not None],
+        [*dom.iommus, *([] if dom.vsock is None else [dom.vsock])],
     ]
     return [device for group in groups for device in group]
 

@@ -88,13 +88,16 @@ def validate_all(
 
 def word_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """
-    Yield an error for each unknown word on a host device.
+    Yield an error for each unknown word on a host device, and for each value that no release takes.
 
-    libvirt ignores such words, so these errors are not among those of a definition (``domain_errors``).
+    libvirt, or an older one, ignores such words, so these errors are not among those of a definition
+    (``domain_errors``).
     """
     for finding in unknown_words(dom):
         if finding.severity == ERROR:
             yield XMLError(finding.message, line=finding.line, reason=finding.reason)
+    for _, part in dom.parts():
+        yield from (error for _, error in part.late_errors)
 
 
 def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:
@@ -206,7 +209,7 @@ def _topology_errors(dom: DomainFields) -> Iterator[ConfigError]:
     cpu = dom.cpu
     if cpu is None or not cpu.sockets:
         return
-    total = cpu.sockets * (cpu.dies or 1) * (cpu.cores or 1) * (cpu.threads or 1)
+    total = cpu.sockets * (cpu.dies or 1) * (cpu.clusters or 1) * (cpu.cores or 1) * (cpu.threads or 1)
     if total != dom.vcpus:
         yield ConfigUnsupportedError(
             f"The CPU topology has {total} threads and the domain {dom.vcpus} virtual CPUs", line=cpu.line
@@ -225,15 +228,37 @@ def _alias_duplicates(dom: DomainFields) -> Iterator[ConfigError]:
         seen.add(alias)
 
 
+def _iommufd_errors(dom: DomainFields) -> Iterator[ConfigError]:
+    """Mirrors: virDomainDefIommufdValidate (src/conf/domain_validate.c)"""
+    for second in dom.iommufds[1:2]:
+        yield XMLError("A domain has one <iommufd> at most", line=second.line)
+    for iommufd in dom.iommufds:
+        if iommufd.fdgroup is not None and not iommufd.enabled:
+            yield ConfigUnsupportedError("<iommufd> that is not enabled has no fdgroup", line=iommufd.line)
+
+
+# model -> the options it has; all that are declared belong to one or more
+_IOMMU_OPTIONS = {
+    "intel": ("intremap", "caching_mode", "eim", "iotlb", "aw_bits", "dma_translation"),
+    "amd": ("intremap", "iotlb", "xtsup", "passthrough"),
+    "smmuv3": ("pci_bus", "accel", "cmdqv", "ats", "ril", "ssidsize", "oas"),
+    "virtio": ("granule_mode", "granule", "granule_unit"),
+}
+
+
 def _iommu_errors(dom: DomainFields) -> Iterator[ConfigError]:
-    """Mirrors: virDomainDefIOMMUValidate (src/conf/domain_validate.c)"""
-    iommu = dom.iommu
-    if iommu is None:
-        return
-    if iommu.intremap and dom.features.ioapic_driver != "qemu":
-        yield ConfigUnsupportedError("Interrupt remapping needs <ioapic driver='qemu'/>", line=iommu.line)
-    if iommu.eim and not iommu.intremap:
-        yield ConfigUnsupportedError("Extended interrupt mode needs interrupt remapping", line=iommu.line)
+    """Mirrors: virDomainIOMMUDefValidate, virDomainDefIOMMUValidate (src/conf/domain_validate.c)"""
+    for iommu in dom.iommus:
+        own = _IOMMU_OPTIONS[iommu.model]
+        foreign = [name for names in _IOMMU_OPTIONS.values() for name in names if name not in own]
+        if any(getattr(iommu, name) is not None for name in foreign):
+            yield XMLError(f"An IOMMU of model {iommu.model} does not have all of these options", line=iommu.line)
+        if iommu.model in ("intel", "smmuv3") and iommu.info.address is not None:
+            yield XMLError(f"An IOMMU of model {iommu.model} has no address", line=iommu.line)
+        if iommu.intremap and dom.features.ioapic_driver != "qemu":
+            yield ConfigUnsupportedError("Interrupt remapping needs <ioapic driver='qemu'/>", line=iommu.line)
+        if iommu.eim and not iommu.intremap:
+            yield ConfigUnsupportedError("Extended interrupt mode needs interrupt remapping", line=iommu.line)
 
 
 def _os_errors(dom: DomainFields) -> Iterator[ConfigError]:
@@ -292,6 +317,7 @@ _RULES: tuple[Callable[[DomainFields], Iterator[ConfigError]], ...] = (
     _topology_errors,
     _alias_duplicates,
     _iommu_errors,
+    _iommufd_errors,
     _timer_errors,
     _os_errors,
     _video_errors,

@@ -252,6 +252,7 @@ class DomainHostdevDef(ElementDef):
     ramfb = attribute("ramfb", on_off)
     driver_name = attribute("driver/@name", enum("kvm", "vfio", "xen"))
     driver_model = attribute("driver/@model", text, since="hostdev-driver-model")
+    iommufd = attribute("driver/@iommufd", yes_no, since="iommufd")
     source_def = child("source", HostdevSource)
     teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
     teaming_persistent = attribute("teaming/@persistent")

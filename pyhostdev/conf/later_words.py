@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.xmlfield import Attribute, Content
-from pyhostdev.errors import XMLError, raise_all
+from pyhostdev.errors import raise_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.conf.xml.xmlshape import Row
+    from pyhostdev.errors import ConfigError
 
 
 def forget_later_words(definition: ElementDef, release: LibvirtRelease) -> None:
@@ -23,20 +24,29 @@ def forget_later_words(definition: ElementDef, release: LibvirtRelease) -> None:
     Drop from a definition what the release does not know yet; the definition is changed.
 
     Raises:
-        XMLError: a known attribute has a value that came later; ``others`` has the rest.
+        ConfigError: a known attribute has a value that came later, or a later word a value that is none; ``others``
+            has the rest.
     """
     raise_all([error for _, part in definition.parts() for error in _forget(part, release)])
 
 
-def _forget(part: ElementDef, release: LibvirtRelease) -> Iterator[XMLError]:
+def _forget(part: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
+    yield from (error for change, error in part.late_errors if release.has(change))
     for row in part.table().rows:
         if row.field.since is not None and not release.has(row.field.since):
-            vars(_holder(part, row)).pop(row.field.name, None)
+            _drop(_holder(part, row), row)
         elif isinstance(row.field, (Attribute, Content)) and row.field.codec.later:
             value = getattr(_holder(part, row), row.field.name)
             change = row.field.codec.later.get(value)
             if change is not None and not release.has(change):
                 yield row.field.refusal(value, part.tag, part.line)
+
+
+def _drop(holder: ElementDef, row: Row) -> None:
+    if row.field.is_fresh:
+        vars(holder)[row.field.name] = row.field.initial()
+    else:
+        vars(holder).pop(row.field.name, None)
 
 
 def _holder(part: ElementDef, row: Row) -> Any:

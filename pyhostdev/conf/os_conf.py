@@ -113,9 +113,12 @@ class OSDef(ElementDef):
     loader_secure = attribute("loader/@secure", yes_no)
     loader_type = attribute("loader/@type", enum("rom", "pflash"))
     loader_stateless = attribute("loader/@stateless", yes_no)
+    loader_format = attribute("loader/@format", enum("raw", "qcow2"), since="firmware-format")
     nvram = content("nvram")
     nvram_template = attribute("nvram/@template")
     nvram_type = attribute("nvram/@type")
+    nvram_format = attribute("nvram/@format", enum("raw", "qcow2"), since="firmware-format")
+    nvram_template_format = attribute("nvram/@templateFormat", enum("raw", "qcow2"), since="firmware-format")
     nvram_source = opaque("nvram/source")
     kernel = content("kernel")
     initrd = content("initrd")
@@ -171,6 +174,15 @@ class ClockDef(ElementDef):
     timezone = attribute("timezone")
     start = attribute("start", big_number)
     timers = children("timer", ClockTimer)
+
+
+class IOMMUFDDef(ElementDef):
+    """Whether all host devices are reached by iommufd, and through which descriptors."""
+
+    tag = "iommufd"
+
+    enabled = attribute("enabled", yes_no, required=True)
+    fdgroup = attribute("fdgroup")
 
 
 class SizeDef(ElementDef):

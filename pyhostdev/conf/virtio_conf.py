@@ -8,7 +8,7 @@ Mirrors: virDomainVirtioOptions and the devices' own structures (src/conf/domain
 from __future__ import annotations
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, size_unit, yes_no
+from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, size_unit, unit_factor, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, embedded
 
@@ -84,17 +84,35 @@ class DomainInputDef(ElementDef):
 
 
 class DomainIOMMUDef(ElementDef):
-    """The guest's own IOMMU."""
+    """The guest's own IOMMU, or one of several."""
 
     tag = "iommu"
 
-    model = attribute("model", enum("intel", "smmuv3", "virtio"), required=True)
+    model = attribute("model", enum("intel", "smmuv3", "virtio", later={"amd": "amd-iommu"}), required=True)
+    pci_bus = attribute("driver/@pciBus", number, since="smmuv3-options")
+    accel = attribute("driver/@accel", on_off, since="smmuv3-options")
+    cmdqv = attribute("driver/@cmdqv", on_off, since="smmuv3-options")
+    ats = attribute("driver/@ats", on_off, since="smmuv3-options")
+    ril = attribute("driver/@ril", on_off, since="smmuv3-options")
+    ssidsize = attribute("driver/@ssidsize", number, since="smmuv3-options")
+    oas = attribute("driver/@oas", number, since="smmuv3-options")
     intremap = attribute("driver/@intremap", on_off)
     caching_mode = attribute("driver/@caching_mode", on_off)
     eim = attribute("driver/@eim", on_off)
     iotlb = attribute("driver/@iotlb", on_off)
     aw_bits = attribute("driver/@aw_bits", number)
+    dma_translation = attribute("driver/@dma_translation", on_off, since="iommu-dma-translation")
+    xtsup = attribute("driver/@xtsup", on_off, since="amd-iommu")
+    passthrough = attribute("driver/@passthrough", on_off, since="amd-iommu")
+    granule_mode = attribute("driver/granule/@mode", enum("size", "host"), since="iommu-granule")
+    granule = attribute("driver/granule/@size", big_number, since="iommu-granule")
+    granule_unit = attribute("driver/granule/@unit", size_unit, since="iommu-granule")
     info = embedded(DeviceInfo)
+
+    @property
+    def granule_kib(self) -> float | None:
+        """The size of the pages that it maps, in KiB; None where none is said."""
+        return None if self.granule is None else self.granule * unit_factor(self.granule_unit) / 1024
 
 
 class DomainShmemDef(ElementDef):

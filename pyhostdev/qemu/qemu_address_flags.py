@@ -156,9 +156,15 @@ class ConnectFlags:
         """Return a memory device's flags."""
         return self.pcie if device.model in ("virtio-pmem", "virtio-mem") else 0
 
+    def panic(self, device: Any) -> int:
+        """Return a panic notifier's flags: the one on PCI is a part of the chipset."""
+        if device.model != "pvpanic":
+            return 0
+        return (self.pcie & ~CONNECT_AUTOASSIGN) | CONNECT_INTEGRATED
+
     def iommu(self, device: Any) -> int:
-        """Return the flags of a guest IOMMU: virtio's is a part of the chipset."""
-        if device.model != "virtio":
+        """Return the flags of a guest IOMMU: those on PCI are a part of the chipset."""
+        if device.model not in ("amd", "virtio"):
             return 0
         return (self.pcie & ~CONNECT_AUTOASSIGN) | CONNECT_INTEGRATED
 
@@ -195,4 +201,5 @@ _RULES: dict[str, Callable[[ConnectFlags, Any], int]] = {
     "serial": ConnectFlags.serial,
     "memory": ConnectFlags.memory,
     "iommu": ConnectFlags.iommu,
+    "panic": ConnectFlags.panic,
 }

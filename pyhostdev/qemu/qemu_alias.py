@@ -43,8 +43,9 @@ _NUMBERED = (
     ("tpms", "tpm"),
     ("cryptos", "crypto"),
     ("panics", "panic"),
+    ("iommus", "iommu"),
 )
-_SINGLE = (("memballoon", "balloon0"), ("vsock", "vsock0"), ("iommu", "iommu0"))
+_SINGLE = (("memballoon", "balloon0"), ("vsock", "vsock0"))
 
 
 def assign_aliases(dom: DomainDef) -> None:

@@ -20,6 +20,7 @@ from pyhostdev.qemu import qemu_command_controller as controller
 from pyhostdev.qemu import qemu_command_cpu as cpu
 from pyhostdev.qemu import qemu_command_disk as disk
 from pyhostdev.qemu import qemu_command_graphics as graphics
+from pyhostdev.qemu import qemu_command_iommu as iommu
 from pyhostdev.qemu import qemu_command_machine as machine
 from pyhostdev.qemu import qemu_command_misc as misc
 from pyhostdev.qemu.qemu_alias import assign_aliases
@@ -58,9 +59,10 @@ _AFTER_MONITOR = (
     cpu.build_clock,
     machine.build_power,
     machine.build_boot,
-    controller.build_iommu,
+    iommu.build_iommus_first,
     controller.build_global_controllers,
     controller.build_controllers,
+    iommu.build_iommus_last,
     misc.build_hubs,
     disk.build_disks,
     disk.build_filesystems,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Controllers and the guest's IOMMU on the command line.
+Controllers on the command line.
 
-Mirrors: qemuBuildControllersCommandLine, qemuBuildIOMMUCommandLine (src/qemu/qemu_command.c)
+Mirrors: qemuBuildControllersCommandLine (src/qemu/qemu_command.c)
 """
 
 from __future__ import annotations
@@ -46,33 +46,6 @@ _SCSI_DRIVERS = {
 }
 
 
-def build_iommu(build: CommandBuilder) -> None:
-    """Add the guest's IOMMU before the controllers, as libvirt did first."""
-    if not build.release.has("iommu-after-pci-controllers"):
-        _build_iommu(build)
-
-
-def _build_iommu(build: CommandBuilder) -> None:
-    """Add the guest's IOMMU, except where it is an option of the machine."""
-    iommu = build.dom.iommu
-    if iommu is None or iommu.model == "smmuv3":
-        return
-    if iommu.model == "virtio":
-        build.add_device({"driver": "virtio-iommu", "id": iommu.info.alias, **build.address(iommu)})
-        return
-    build.add_device(
-        {
-            "driver": "intel-iommu",
-            "id": iommu.info.alias,
-            "intremap": None if iommu.intremap is None else on_off(iommu.intremap),
-            "caching-mode": iommu.caching_mode,
-            "eim": None if iommu.eim is None else on_off(iommu.eim),
-            "device-iotlb": iommu.iotlb,
-            "aw-bits": iommu.aw_bits or None,
-        }
-    )
-
-
 def build_global_controllers(build: CommandBuilder) -> None:
     """Set the properties of host bridges, which the machine creates."""
     for controller in build.dom.controllers:
@@ -80,6 +53,8 @@ def build_global_controllers(build: CommandBuilder) -> None:
             if controller.pcihole64:
                 kib = controller.pcihole64 * unit_factor(controller.pcihole64_unit) // 1024
                 build.add("-global", f"{_host_bridge(build, controller)}.pci-hole64-size={kib}K")
+            if controller.is_pci_root and controller.hotplug is not None:
+                build.add("-global", f"PIIX4_PM.acpi-root-pci-hotplug={on_off(controller.hotplug)}")
 
 
 def _host_bridge(build: CommandBuilder, controller: Any) -> str:
@@ -97,9 +72,6 @@ def build_controllers(build: CommandBuilder) -> None:
             with build.collecting():
                 if controller.type == kind:
                     _build_controller(build, controller)
-        if kind == "pci" and build.release.has("iommu-after-pci-controllers"):
-            with build.collecting():
-                _build_iommu(build)
     for controller in build.dom.controllers:
         with build.collecting():
             if controller.type not in _TYPE_ORDER and controller.type not in ("fdc", "isa"):
@@ -134,7 +106,13 @@ def _plain_bridge(controller: Any) -> Properties:
 
 
 def _bridge(controller: Any) -> Properties:
-    return {"chassis_nr": controller.chassis_nr, "id": controller.info.alias}
+    reserve = _reserved_bytes(controller)
+    return {"chassis_nr": controller.chassis_nr, "mem-reserve": reserve, "id": controller.info.alias}
+
+
+def _reserved_bytes(controller: Any) -> int | None:
+    """Return the memory that firmware keeps for what is plugged in later."""
+    return controller.mem_reserve * 1024 if controller.mem_reserve else None
 
 
 def _expander(controller: Any) -> Properties:
@@ -151,6 +129,7 @@ def _port(controller: Any) -> Properties:
         "chassis": controller.chassis,
         "id": controller.info.alias,
         "hotplug": controller.hotplug,
+        "mem-reserve": _reserved_bytes(controller),
     }
 
 

@@ -269,7 +269,8 @@ def build_smp(build: CommandBuilder) -> None:
     cpu = dom.cpu
     if cpu is not None and cpu.sockets:
         dies = cpu.dies or 1
-        options.append(f"sockets={cpu.sockets},dies={dies},cores={cpu.cores},threads={cpu.threads}")
+        clusters = f"clusters={cpu.clusters}," if cpu.clusters else ""
+        options.append(f"sockets={cpu.sockets},dies={dies},{clusters}cores={cpu.cores},threads={cpu.threads}")
     else:
         options.append(f"sockets={dom.vcpus},cores=1,threads=1")
     build.add("-smp", ",".join(options))
@@ -298,14 +299,16 @@ def build_numa(build: CommandBuilder) -> None:
 def _build_cell(build: CommandBuilder, cell: Any) -> None:
     if cell.distances is not None or cell.cache is not None:
         raise unsupported("<distances> or <cache> of a NUMA cell", cell)
-    name = f"ram-node{cell.id}"
-    kind, properties = memory_backend(build, _aligned(build, cell.memory_kib), cell.mem_access)
-    build.add_object(kind, name, **properties)
+    memory = []
+    if cell.memory_kib or not build.release.has("numa-cells-without-memory"):
+        memory = [f"memdev=ram-node{cell.id}"]
+        kind, properties = memory_backend(build, _aligned(build, cell.memory_kib), cell.mem_access)
+        build.add_object(kind, f"ram-node{cell.id}", **properties)
     parts = [part for part in (cell.cpus or "").split(",") if part]
     if not all(re.fullmatch(r"[0-9]+(-[0-9]+)?", part, re.ASCII) for part in parts):
         raise unsupported(f"The processors '{shown(cell.cpus)}' of a NUMA cell", cell)
     cpus = [f"cpus={part}" for part in parts]
-    build.add("-numa", ",".join(["node", f"nodeid={cell.id}", *cpus, f"memdev={name}"]))
+    build.add("-numa", ",".join(["node", f"nodeid={cell.id}", *cpus, *memory]))
 
 
 def build_clock(build: CommandBuilder) -> None:

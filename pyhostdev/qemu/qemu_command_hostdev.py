@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DriveAddress, PCIGuestAddress
+from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.qemu.qemu_block import iscsi_properties
 from pyhostdev.qemu.qemu_command_builder import unsupported
 from pyhostdev.qemu.qemu_command_disk import scsi_place
@@ -34,6 +35,15 @@ def build_hostdevs(build: CommandBuilder) -> None:
             if kind not in _RULES:
                 raise unsupported(f"A <hostdev> of type {kind}", hostdev)
             build.add_device(_RULES[kind](build, hostdev))
+            _build_generic_initiators(build, hostdev)
+
+
+def _build_generic_initiators(build: CommandBuilder, hostdev: Any) -> None:
+    """Tell the guest's firmware which NUMA nodes the device starts work in."""
+    for node in nodes_of(hostdev.info.acpi_nodeset or ""):
+        number = sum('"acpi-generic-initiator"' in word for word in build.args)
+        place = {"pci-dev": hostdev.info.alias, "node": node}
+        build.add_object("acpi-generic-initiator", f"gi{number}", **place)
 
 
 def _node(hostdev: Any) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported, uses_machine_option
+from pyhostdev.qemu.qemu_command_iommu import is_machine_option
 from pyhostdev.qemu.qemu_domain import ARM, X86, is_i440fx, is_q35
 
 if TYPE_CHECKING:
@@ -75,14 +76,17 @@ def build_machine(build: CommandBuilder) -> None:
     """
     dom = build.dom
     options = [str(dom.os.machine), "usb=off", *_machine_features(build)]
+    smmu = ["iommu=smmuv3"] if any(is_machine_option(iommu) for iommu in dom.iommus) else []
+    if build.release.has("machine-iommu-first"):
+        options += smmu
     options += [f"dump-guest-core={on_off(dom.memory is not None and dom.memory.dump_core is True)}"]
     backing = dom.memory_backing
     if backing is not None and backing.nosharepages:
         options.append("mem-merge=off")
     if any(module.model == "nvdimm" for module in dom.memories):
         options.append("nvdimm=on")
-    if dom.iommu is not None and dom.iommu.model == "smmuv3":
-        options.append("iommu=smmuv3")
+    if not build.release.has("machine-iommu-first"):
+        options += smmu
     options += _memory_backend(build)
     options += _firmware_switches(build)
     build.add("-machine", ",".join(options), "-accel", _accelerator(build))
@@ -111,6 +115,8 @@ def _pseries_features(build: CommandBuilder) -> list[str]:
     options = []
     if features.hpt_resizing is not None:
         options.append(f"resize-hpt={features.hpt_resizing}")
+    if features.hpt_maxpagesize is not None:
+        options.append(f"cap-hpt-max-page-size={features.hpt_maxpagesize}k")
     if features.htm is not None:
         options.append(f"cap-htm={on_off(features.htm)}")
     if features.nested_hv is not None:
@@ -223,9 +229,6 @@ def build_power(build: CommandBuilder) -> None:
         if chip is None:
             raise unsupported(f"<pm> on the machine '{dom.os.machine}'", dom)
         build.add("-global", f"{chip}.{name}={int(not enabled)}")
-    root = next((c for c in dom.controllers if c.is_pci_root and c.hotplug is not None), None)
-    if root is not None:
-        build.add("-global", f"{chip}.acpi-root-pci-hotplug={on_off(root.hotplug is True)}")
 
 
 def build_boot(build: CommandBuilder) -> None:

@@ -125,6 +125,9 @@ def build_panics(build: CommandBuilder) -> None:
         with build.collecting():
             if panic.model == "pseries" and is_pseries(build.dom):
                 continue
+            if panic.model == "pvpanic":
+                build.add_device({"driver": "pvpanic-pci", **build.address(panic)})
+                continue
             if panic.model != "isa":
                 raise unsupported(f"<panic model='{panic.model}'>", panic)
             address = build.address(panic)

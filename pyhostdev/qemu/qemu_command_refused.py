@@ -25,8 +25,11 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "bootloader": (),
         "bootloader_args": (),
         "tpms": (),
+        "iommufds": (),
     },
     "OSDef": {
+        "loader_format": ("raw",),
+        "nvram_format": ("raw",),
         "firmware_features": (),
         "init": (),
         "init_arguments": (),
@@ -42,7 +45,6 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "FeaturesDef": {
         "viridian": (),
         "privnet": (),
-        "hpt_maxpagesize": (),
         "msrs_unknown": (),
         "async_teardown": (False,),
     },
@@ -78,7 +80,7 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainVideoDef": {"accel2d": (False,), "rendernode": ()},
     "DomainAudioDef": {"try_mmap": (), "exclusive": (), "dsp_policy": ()},
     "HostdevSource": {"startup_policy": ("mandatory",)},
-    "DomainHostdevDef": {"rawio": (), "sgio": ()},
+    "DomainHostdevDef": {"rawio": (), "sgio": (), "iommufd": (False,)},
     "DomainVsockDef": {"cid_auto": (False,)},
     "DomainMemoryDef": {"discard": (False,), "uuid": ()},
     "NumaCell": {"discard": (False,)},

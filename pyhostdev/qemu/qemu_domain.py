@@ -42,6 +42,18 @@ def is_q35(dom: DomainDef) -> bool:
     return dom.os.arch in X86 and (machine == "q35" or machine.startswith("pc-q35"))
 
 
+def lacks_pci(dom: DomainDef) -> bool:
+    """
+    True for a machine that is known to have no PCI.
+
+    Mirrors: qemuDomainSupportsPCI (src/qemu/qemu_domain.c)
+    """
+    machine = dom.os.machine or ""
+    if dom.os.arch in ARM:
+        return not is_arm_virt(dom) and machine != "versatilepb"
+    return machine == "isapc" or machine.split("-")[0] == "microvm"
+
+
 def is_pseries(dom: DomainDef) -> bool:
     """
     True for the paravirtualised POWER machines.
@@ -109,7 +121,7 @@ def memlock_limit(dom: DomainDef) -> int | None:
     if nvfio == 0:
         return None
     # without a virtual IOMMU all devices share one address space, with one each pins its own
-    return (nvfio if dom.iommu is not None else 1) * _total_memory(dom) + _GIB
+    return (nvfio if dom.has_guest_iommu() else 1) * _total_memory(dom) + _GIB
 
 
 def _total_memory(dom: DomainDef) -> int:

@@ -18,7 +18,7 @@ from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG, CONNECT_PCI_DEVICE, DomainPCIAddressBus, DomainPCIAddressSet
 from pyhostdev.conf.domain_controllers import place_controller
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, Renumbering, XMLError
 from pyhostdev.qemu.qemu_address_chipset import is_piix3_function, reserve_chipset
 from pyhostdev.qemu.qemu_address_flags import CONVENTIONAL, EXPRESS, ConnectFlags
 from pyhostdev.qemu.qemu_address_keep import HostDeviceSlots
@@ -30,7 +30,7 @@ from pyhostdev.qemu.qemu_address_other import (
     assign_virtio_serial_addresses,
 )
 from pyhostdev.qemu.qemu_controller_defaults import fill_controller_defaults
-from pyhostdev.qemu.qemu_domain import has_pci_root, has_pcie_root, is_arm_virt, is_pseries
+from pyhostdev.qemu.qemu_domain import has_pci_root, has_pcie_root, is_arm_virt, is_pseries, lacks_pci
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
+# a machine that could have PCI and is not known: libvirt takes that for a fault of its own
+_UNKNOWN_MACHINE = Renumbering("unknown-machine-number", VIR_ERR_INTERNAL_ERROR)
 _ROOTS = ("pci-root", "pcie-root")
 _USB2_MODELS = ("ich9-ehci1", "ich9-uhci1", "ich9-uhci2", "ich9-uhci3")
 # the companions of an EHCI controller are functions of its slot
@@ -143,13 +145,14 @@ class _Run:
         Raises:
             XMLError: naming nothing but the lack of buses, as there are none to name.
         """
+        late = None if lacks_pci(self.dom) else _UNKNOWN_MACHINE
         wanting = [device for device in _in_slot_order(self.dom) if device.info.wants_address]
         for device in wanting:
             if self.flags.of(device):
-                raise XMLError("The guest has no PCI bus", line=device.line)
+                raise XMLError("The guest has no PCI bus", line=device.line, renumbered=late)
         for device, info in self.dom.device_infos():
             if info.pci is not None:
-                raise XMLError("The guest has no PCI bus", line=device.line)
+                raise XMLError("The guest has no PCI bus", line=device.line, renumbered=late)
 
     def assign(self) -> None:
         """
@@ -300,8 +303,8 @@ def _in_slot_order(dom: DomainDef) -> Iterator[Any]:
     yield from dom.serials
     yield from dom.memories
     yield from dom.cryptos
-    if dom.iommu is not None:
-        yield dom.iommu
+    yield from dom.iommus
+    yield from dom.panics
     if dom.vsock is not None:
         yield dom.vsock
 

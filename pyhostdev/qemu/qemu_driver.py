@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.hostdev_conf import MdevSource
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, raise_all
 from pyhostdev.qemu.qemu_access import image_obstacles
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.virhostdev import HostdevManager
@@ -38,7 +40,9 @@ if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
-def capabilities_of(dom: DomainDef, host: Host | None = None, choice: str | None = None) -> QEMUCapabilities:
+def capabilities_of(
+    dom: DomainDef, host: Host | None = None, choice: str | None = None, release: LibvirtRelease = DEFAULT_RELEASE
+) -> QEMUCapabilities:
     """
     Return what the domain's emulator can do; ``origin`` of the answer says who said so.
 
@@ -47,6 +51,7 @@ def capabilities_of(dom: DomainDef, host: Host | None = None, choice: str | None
     Args:
         host: of the domain; None stands for the machine that runs this.
         choice: a stored release, a file, or "probe"; see ``qemu_capabilities.choice``.
+        release: the libvirt whose QEMU's stored answers serve where the emulator cannot be asked.
 
     Raises:
         ConfigError: the choice cannot be had.
@@ -55,7 +60,7 @@ def capabilities_of(dom: DomainDef, host: Host | None = None, choice: str | None
     """
     arch = (dom.os.arch if dom.os is not None else None) or host_arch()
     may_run = host is None or host.root.is_live
-    return choose(dom.emulator or default_emulator(arch), arch, choice=choice, may_run=may_run)
+    return choose(dom.emulator or default_emulator(arch), arch, choice=choice, may_run=may_run, stored=release.qemu)
 
 
 def define(
@@ -64,19 +69,22 @@ def define(
     *,
     keep_together: bool = False,
     capabilities: QEMUCapabilities | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> DomainDef:
     """
     Return a copy with defaults and guest addresses, valid for its emulator.
 
     Args:
         capabilities: of the emulator; asked for when None.
+        release: the libvirt whose defaults, order and rules are meant.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
 
     Mirrors: qemuDomainDefineXMLFlags (src/qemu/qemu_driver.c)
     """
-    return define_domain(dom, capabilities or capabilities_of(dom, host), host, keep_together=keep_together)
+    capabilities = capabilities or capabilities_of(dom, host, release=release)
+    return define_domain(dom, capabilities, host, keep_together=keep_together, release=release)
 
 
 def domain_to_native(
@@ -85,12 +93,14 @@ def domain_to_native(
     *,
     keep_together: bool = False,
     capabilities: QEMUCapabilities | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> list[str]:
     """
     Return the command line of a domain that could be started on this host.
 
     Args:
         capabilities: of the emulator; asked for when None.
+        release: the libvirt whose defaults, order and rules are meant.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
@@ -99,7 +109,7 @@ def domain_to_native(
     Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
     """
     refuse_missing(dom, host)
-    capabilities = capabilities or capabilities_of(dom, host)
+    capabilities = capabilities or capabilities_of(dom, host, release=release)
     errors: list[ConfigError] = []
     argv: list[str] = []
     try:
@@ -107,7 +117,9 @@ def domain_to_native(
     except ConfigError as err:
         errors.append(err)
     try:
-        argv = build_command_line(dom, capabilities, host=host, state_dir=host.state_dir, keep_together=keep_together)
+        argv = build_command_line(
+            dom, capabilities, host=host, state_dir=host.state_dir, keep_together=keep_together, release=release
+        )
     except ConfigError as err:
         errors.append(err)
     raise_all(errors)
@@ -124,6 +136,7 @@ def plan(
     capabilities: QEMUCapabilities | None = None,
     keep_together: bool = False,
     ownership: Ownership | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> Plan:
     """
     Plan what happens to a domain's host devices, and tell whether ``start`` would run it.
@@ -137,13 +150,18 @@ def plan(
         SysfsError: the host cannot be read.
     """
     made = host.plan(dom, policy, owner=owner, accept=accept)
-    found = start_obstacles(dom, host, capabilities, keep_together=keep_together, ownership=ownership)
-    addresses = guest_addresses(dom, host, capabilities, keep_together=keep_together)
+    found = start_obstacles(dom, host, capabilities, keep_together=keep_together, ownership=ownership, release=release)
+    addresses = guest_addresses(dom, host, capabilities, keep_together=keep_together, release=release)
     return made.with_start_findings(found).with_guest_addresses(addresses)
 
 
 def guest_addresses(
-    dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None = None, *, keep_together: bool = False
+    dom: DomainDef,
+    host: Host,
+    capabilities: QEMUCapabilities | None = None,
+    *,
+    keep_together: bool = False,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> dict[PCIDeviceAddress, PCIDeviceAddress]:
     """
     Return the guest address that each assigned PCI host device gets, by its host address.
@@ -151,7 +169,7 @@ def guest_addresses(
     Of a definition that cannot be completed, only the addresses that it says itself are known.
     """
     with suppress(ConfigError, OperationError):  # start_obstacles tells why
-        dom = define(dom, host, capabilities=capabilities, keep_together=keep_together)
+        dom = define(dom, host, capabilities=capabilities, keep_together=keep_together, release=release)
     places = ((hostdev.pci_address, hostdev.info.pci) for hostdev in dom.pci_hostdevs() if hostdev.is_assigned)
     return {address: place.pci for address, place in places if place is not None}
 
@@ -163,6 +181,7 @@ def start_obstacles(
     *,
     keep_together: bool = False,
     ownership: Ownership | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> list[Finding]:
     """
     Return everything but the host devices' own obstacles that ``start`` would refuse, with lines; and notes.
@@ -171,14 +190,14 @@ def start_obstacles(
     without; a missing image or mediated device, and an image that ``ownership`` cannot open, has a reason of its own.
     A note ``ignored`` is what nothing here does.
     """
-    found = [*_unbuildable(dom, host, capabilities, keep_together), *_unfollowed(dom), *start_words(dom)]
+    found = [*_unbuildable(dom, host, capabilities, keep_together, release), *_unfollowed(dom), *start_words(dom)]
     found += image_obstacles(dom, host, ownership)
     found += _missing_mdevs(dom, host)
     return list(dict.fromkeys(found))
 
 
 def _unbuildable(
-    dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None, keep_together: bool
+    dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None, keep_together: bool, release: LibvirtRelease
 ) -> Iterator[Finding]:
     """Yield what makes the definition invalid on this host, and what keeps a command line from being built."""
     errors: list[ConfigError] = []
@@ -187,8 +206,14 @@ def _unbuildable(
     except ConfigError as err:
         errors += (err, *err.others)
     try:
-        capabilities = capabilities or capabilities_of(dom, host)
-        build_command_line(dom, capabilities, host=host, state_dir=host.state_dir, keep_together=keep_together)
+        build_command_line(
+            dom,
+            capabilities or capabilities_of(dom, host, release=release),
+            host=host,
+            state_dir=host.state_dir,
+            keep_together=keep_together,
+            release=release,
+        )
     except ConfigError as err:
         errors += (err, *err.others)
     except OperationError as err:
@@ -279,18 +304,20 @@ class Guest:
         keep_together: bool = False,
         capabilities: QEMUCapabilities | None = None,
         ownership: Ownership | None = None,
+        release: LibvirtRelease = DEFAULT_RELEASE,
     ) -> None:
         refuse_missing(dom, host)
         self.host = host
         self.ownership = ownership
-        self.capabilities = capabilities or capabilities_of(dom, host)
+        self.release = release
+        self.capabilities = capabilities or capabilities_of(dom, host, release=release)
         errors = unfollowed_errors(dom)
         try:  # what cannot be told to QEMU is refused now, before a device is touched
-            domain_to_native(dom, host, keep_together=keep_together, capabilities=self.capabilities)
+            domain_to_native(dom, host, keep_together=keep_together, capabilities=self.capabilities, release=release)
         except ConfigError as err:
             errors.insert(0, err)
         raise_all(errors)
-        self.definition = define_domain(dom, self.capabilities, host, keep_together=keep_together)
+        self.definition = define_domain(dom, self.capabilities, host, keep_together=keep_together, release=release)
         self.domain_id = os.getpid()
         self.sockets: list[str] = []
         self.argv(None, self._note_socket)
@@ -309,6 +336,7 @@ class Guest:
             domain_id=self.domain_id,
             monitor_fd=monitor_fd,
             socket_fd=socket_fd,
+            release=self.release,
         )
 
     def run(self, manager: HostdevManager, plan: Plan, *, log_path: str | None = None) -> GuestOutcome:

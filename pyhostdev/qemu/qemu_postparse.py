@@ -24,6 +24,7 @@ from pyhostdev.conf.virtio_conf import DomainInputDef, DomainMemballoonDef
 from pyhostdev.errors import VIR_ERR_INVALID_ARG, XMLError
 from pyhostdev.qemu.qemu_device_postparse import fill_device, name_virtio_video
 from pyhostdev.qemu.qemu_domain import PPC64, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
+from pyhostdev.qemu.qemu_iommu_postparse import fill_iommus, refuse_several_iommus
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 
 _EMULATOR = "/usr/bin/qemu-system-{}"
 _TARGETS = {"i686": "i386", "armv7l": "arm", "ppc64le": "ppc64"}
+
+# firmware -> what its variables are made from; libvirt's own list, where no descriptor names the firmware
+_NVRAM_TEMPLATES = {
+    "/usr/share/OVMF/OVMF_CODE.fd": "/usr/share/OVMF/OVMF_VARS.fd",
+    "/usr/share/OVMF/OVMF_CODE.secboot.fd": "/usr/share/OVMF/OVMF_VARS.fd",
+    "/usr/share/OVMF/OVMF_CODE.ms.fd": "/usr/share/OVMF/OVMF_VARS.ms.fd",
+    "/usr/share/AAVMF/AAVMF_CODE.fd": "/usr/share/AAVMF/AAVMF_VARS.fd",
+    "/usr/share/AAVMF/AAVMF32_CODE.fd": "/usr/share/AAVMF/AAVMF32_VARS.fd",
+}
 
 
 def post_parse(
@@ -73,6 +83,8 @@ class QEMUDefaults:
 
         Mirrors: qemuDomainDefPostParseBasic, qemuDomainDefPostParse
         """
+        if not self.release.has("several-iommus"):
+            refuse_several_iommus(dom)
         self._fill_machine(dom)
         self._add_default_devices(dom)
         self._fill_cpu(dom)
@@ -80,7 +92,13 @@ class QEMUDefaults:
             dom.features.gic = True
         if dom.features.gic and dom.features.gic_version is None:
             dom.features.gic_version = "2"
+        if self.release.has("nvram-template") and dom.os.nvram is not None:
+            dom.os.nvram_template = dom.os.nvram_template or _NVRAM_TEMPLATES.get(dom.os.loader or "")
+        if self.release.has("firmware-format"):
+            _fill_firmware_format(dom)
         fill_numa(dom)
+        if self.release.has("iommu-defaults"):
+            fill_iommus(dom)
 
     def fill_device(self, dom: DomainDef, device: ElementDef) -> None:
         """Fill in one device."""
@@ -149,13 +167,14 @@ class QEMUDefaults:
         cpu = dom.cpu
         if cpu is not None and cpu.sockets is not None:
             cpu.dies = cpu.dies or 1
+            cpu.clusters = (cpu.clusters or 1) if self.release.has("cpu-clusters") else None
         if cpu is None or cpu.mode is None:
             return
         if cpu.mode == "custom":
             cpu.match = cpu.match or "exact"
         if cpu.mode in ("custom", "host-model"):
             cpu.fallback = cpu.fallback or "allow"
-        if cpu.mode == "host-passthrough" and cpu.migratable is None:
+        if cpu.mode == "host-passthrough" and cpu.migratable is None and dom.os.arch in X86:
             cpu.migratable = True
         if cpu.check is None:
             is_partial = cpu.mode == "host-model" or (cpu.mode == "custom" and dom.type != "qemu")
@@ -170,6 +189,16 @@ class QEMUDefaults:
         dom.cpu = dom.cpu or CPUDef()
         dom.cpu.mode, dom.cpu.match, dom.cpu.check = "custom", "exact", "none"
         dom.cpu.model, dom.cpu.fallback = model, "forbid"
+
+
+def _fill_firmware_format(dom: DomainDef) -> None:
+    """Say the format of firmware in a flash chip, and of its variables."""
+    if dom.os.loader is not None and dom.os.loader_type == "pflash":
+        dom.os.loader_format = dom.os.loader_format or "raw"
+        if dom.os.nvram is not None:
+            dom.os.nvram_format = dom.os.nvram_format or "raw"
+        if dom.os.nvram_template is not None:
+            dom.os.nvram_template_format = dom.os.nvram_template_format or "raw"
 
 
 def default_emulator(arch: str) -> str:

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_XML_DETAIL, ConfigError, ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_alias import is_builtin_ide
-from pyhostdev.qemu.qemu_domain import ARM, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
+from pyhostdev.qemu.qemu_domain import (
+    ARM,
+    X86,
+    has_pci_root,
+    has_pcie_root,
+    is_arm_virt,
+    is_i440fx,
+    is_pseries,
+    is_q35,
+    lacks_pci,
+)
 from pyhostdev.qemu.qemu_validate_pci import pci_controller_errors
 
 if TYPE_CHECKING:
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
 
 _USB_PORTS_MAX = 15  # of an xHCI controller, per speed
 _XHCI_MODELS = ("nec-xhci", "qemu-xhci")
+_GRANULES_KIB = (4, 8, 16, 64)
 _HDA_MODELS = ("ich6", "ich9")
 
 
@@ -54,6 +65,21 @@ class QEMURules:
             )
         for rule in _DOMAIN_RULES:
             yield from rule(dom)
+        yield from self._machine_errors(dom)
+
+    def _machine_errors(self, dom: DomainDef) -> Errors:
+        """Yield what the machine cannot have, as far as the emulator says so."""
+        name = dom.os.machine or ""
+        if not self.capabilities.has_machine(name):
+            return
+        machine = self.capabilities.machine(name)
+        if lacks_pci(dom) and self.release.has("pci-needs-machine"):
+            for controller in (c for c in dom.controllers if c.is_pci):
+                yield _unsupported(f"The machine '{name}' has no PCI", controller)
+        if dom.features.acpi and machine.acpi is False and self.release.has("acpi-needs-machine"):
+            yield _unsupported(f"The machine '{name}' has no ACPI", dom.features)
+        if machine.max_cpus is not None and dom.vcpus > machine.max_cpus:
+            yield _unsupported(f"The machine '{name}' has {machine.max_cpus} processors at most", dom)
 
     def device_errors(self, dom: DomainDef, device: ElementDef) -> Errors:
         """
@@ -64,6 +90,10 @@ class QEMURules:
         rule = _DEVICE_RULES.get(device.tag)
         if rule is not None:
             yield from rule(dom, device)
+        if device.tag == "hostdev":
+            yield from _hostdev_errors(dom, device, self.release)
+        if device.tag == "disk" and self.release.has("sheepdog-is-gone"):
+            yield from _sheepdog_errors(device)
 
 
 def _unsupported(message: str, where: Any) -> ConfigError:
@@ -115,12 +145,18 @@ def _feature_errors(dom: DomainDef) -> Errors:
 
 def _iommu_errors(dom: DomainDef) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefIOMMU"""
-    iommu = dom.iommu
-    if iommu is None:
-        return
-    homes = {"intel": is_q35(dom), "smmuv3": is_arm_virt(dom), "virtio": is_q35(dom) or is_arm_virt(dom)}
-    if not homes.get(iommu.model or "", False):
-        yield _unsupported(f"The machine '{dom.os.machine}' has no IOMMU of model {iommu.model}", iommu)
+    has_virtio = is_q35(dom) or is_arm_virt(dom)
+    homes = {"intel": is_q35(dom), "amd": is_q35(dom), "smmuv3": is_arm_virt(dom), "virtio": has_virtio}
+    for iommu in dom.iommus:
+        address = iommu.info.address
+        if not homes[iommu.model]:
+            yield _unsupported(f"The machine '{dom.os.machine}' has no IOMMU of model {iommu.model}", iommu)
+        elif iommu.model in ("amd", "virtio") and address is not None and address.kind != "pci":
+            yield _unsupported(f"An IOMMU of model {iommu.model} is a PCI device", iommu)
+        if iommu.model == "virtio" and not dom.features.acpi:
+            yield _unsupported("The guest finds an IOMMU of model virtio by ACPI", iommu)
+        if iommu.granule is not None and iommu.granule_kib not in _GRANULES_KIB:
+            yield _unsupported(f"An IOMMU's granule cannot have {iommu.granule_kib} KiB", iommu)
 
 
 def _power_errors(dom: DomainDef) -> Errors:
@@ -147,6 +183,10 @@ def _usb_errors(dom: DomainDef) -> Errors:
     Mirrors: the checks of virDomainDefParseXML (src/conf/domain_conf.c)
     """
     controllers = [c for c in dom.controllers if c.type == "usb"]
+    masters = {c.index for c in controllers if c.info.master_startport is None}
+    for controller in controllers:
+        if controller.info.master_startport is not None and controller.index not in masters:
+            yield XMLError("A USB companion has no controller it stands by", line=controller.line, libvirt_code=35)
     if not any(c.model == "none" for c in controllers):
         return
     hostdevs = [h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"]
@@ -180,17 +220,19 @@ def _controller_errors(dom: DomainDef, device: Any) -> Errors:
         yield _unsupported(f"The machine '{dom.os.machine}' has no IDE controller {device.index}", device)
 
 
-def _hostdev_errors(dom: DomainDef, device: Any) -> Errors:
+def _hostdev_errors(dom: DomainDef, device: Any, release: LibvirtRelease) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefHostdev"""
     if device.mode != "subsystem":
         yield _unsupported(f"A hostdev of mode {device.mode} is not for QEMU", device)
     elif device.type == "pci":
-        yield from _pci_hostdev_errors(device)
+        yield from _pci_hostdev_errors(dom, device, release)
     elif device.type == "mdev":
         yield from _mdev_errors(dom, device)
 
 
-def _pci_hostdev_errors(device: Any) -> Errors:
+def _pci_hostdev_errors(dom: DomainDef, device: Any, release: LibvirtRelease) -> Errors:
+    if device.display and not dom.graphics and release.has("pci-hostdev-display"):
+        yield _unsupported("display='on' of a <hostdev> needs <graphics>", device)
     if device.source_def is not None and device.source_def.write_filtering is not None:
         yield _unsupported("QEMU filters no writes to a device's configuration space", device)
 
@@ -250,6 +292,11 @@ def _disk_errors(_dom: DomainDef, device: Any) -> Errors:
         )
 
 
+def _sheepdog_errors(device: Any) -> Errors:
+    if device.source is not None and device.source.protocol == "sheepdog":
+        yield _unsupported("QEMU has no sheepdog any more", device)
+
+
 def _memballoon_errors(_dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefMemballoon"""
     if device.model == "xen":
@@ -268,13 +315,13 @@ def _watchdog_errors(_dom: DomainDef, device: Any) -> Errors:
 def _panic_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDefPanic"""
     homes = {"pseries": is_pseries(dom), "isa": dom.os.arch in X86, "hyperv": dom.os.arch in X86}
+    homes["pvpanic"] = has_pci_root(dom) or has_pcie_root(dom)
     if not homes.get(device.model, False):
         yield _unsupported(f"The machine '{dom.os.machine}' has no panic device of model {device.model}", device)
 
 
 _DEVICE_RULES: dict[str, Callable[[DomainDef, Any], Errors]] = {
     "controller": _controller_errors,
-    "hostdev": _hostdev_errors,
     "serial": _serial_errors,
     "parallel": _parallel_errors,
     "channel": _chr_errors,

@@ -27,14 +27,15 @@ class _Kind(NamedTuple):
 
 
 _PORT = _Kind(("chassis", "port"), ("hotplug",))
+_ROOT_PORT = _Kind(("chassis", "port"), ("hotplug", "mem_reserve"))
 
 _KINDS = {
     "pci-root": _Kind((), ("hotplug", "pcihole64")),
     "pcie-root": _Kind((), ("pcihole64",)),
-    "pci-bridge": _Kind(("chassis_nr",)),
+    "pci-bridge": _Kind(("chassis_nr",), ("mem_reserve",)),
     "dmi-to-pci-bridge": _Kind(),
     "pcie-to-pci-bridge": _Kind(),
-    "pcie-root-port": _PORT,
+    "pcie-root-port": _ROOT_PORT,
     "pcie-switch-upstream-port": _Kind(),
     "pcie-switch-downstream-port": _PORT,
     "pci-expander-bus": _Kind(("bus_nr",), ("numa_node",)),
@@ -42,7 +43,17 @@ _KINDS = {
 }
 _PHB = _Kind(("target_index",), ("numa_node",))
 
-_OPTIONS = ("chassis_nr", "chassis", "port", "bus_nr", "target_index", "numa_node", "hotplug", "pcihole64")
+_OPTIONS = (
+    "chassis_nr",
+    "chassis",
+    "port",
+    "bus_nr",
+    "target_index",
+    "numa_node",
+    "hotplug",
+    "mem_reserve",
+    "pcihole64",
+)
 
 
 def pci_controller_errors(dom: DomainDef, device: Any) -> Iterator[ConfigError]:

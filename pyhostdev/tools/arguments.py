@@ -8,6 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, TypeVar
 
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, RELEASES, LibvirtRelease
 from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_plan import POLICIES
@@ -202,13 +203,42 @@ def domain_name_of(args: argparse.Namespace) -> str:
     return name
 
 
-def add_capabilities(parser: argparse.ArgumentParser) -> None:
-    """--capabilities."""
+def add_release(parser: argparse.ArgumentParser) -> None:
+    """--libvirt, a LibvirtRelease; and what the emulator can do."""
+    parser.add_argument(
+        "--libvirt",
+        type=checked(LibvirtRelease.parse),
+        default=DEFAULT_RELEASE,
+        metavar="VERSION",
+        help=f"the libvirt whose defaults, order and rules are meant: {', '.join(map(str, RELEASES))} "
+        f"(default: {DEFAULT_RELEASE})",
+    )
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--qemu",
+        dest="capabilities",
+        type=checked(_stored_version),
+        metavar="VERSION",
+        help="the stored release of QEMU that answers for the emulator, such as 10.0",
+    )
+    _add_capabilities(chosen)
+
+
+def _stored_version(text: str) -> str:
+    from pyhostdev.qemu.qemu_capabilities import stored_versions
+
+    if text not in stored_versions():
+        raise ConfigError(f"{text!a} is not a stored release of QEMU (releases: {', '.join(stored_versions())})")
+    return text
+
+
+def _add_capabilities(parser: argparse._MutuallyExclusiveGroup) -> None:
     parser.add_argument(
         "--capabilities",
         metavar="FILE|VERSION|probe",
         help="the emulator's capabilities: a file written by a probe, a stored release of QEMU such as 7.2, or 'probe' "
-        "for an untrusted emulator (default: probe a trusted emulator, else use the newest stored release)",
+        "for an untrusted emulator (default: probe a trusted emulator, else use the stored release that goes with the "
+        "libvirt release)",
     )
 
 
@@ -222,8 +252,8 @@ def capabilities_of(args: argparse.Namespace, dom: DomainDef, host: Host) -> QEM
     from pyhostdev.qemu import qemu_driver
     from pyhostdev.tools.main import complain
 
-    found = qemu_driver.capabilities_of(dom, host, args.capabilities)
-    complain(f"note: answered with {found.origin}{found.apology}")
+    found = qemu_driver.capabilities_of(dom, host, args.capabilities, args.libvirt)
+    complain(f"note: answered with {found.origin}{found.apology}, as libvirt {args.libvirt}")
     return found
 
 

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_file(parser)
     arguments.add_root(parser)
     arguments.add_keep_together(parser)
-    arguments.add_capabilities(parser)
+    arguments.add_release(parser)
     arguments.add_json(parser)
 
 
@@ -26,7 +26,9 @@ def run(args: argparse.Namespace) -> int:
     host = arguments.host_of(args)
     definition = arguments.definition_of(args)
     capabilities = arguments.capabilities_of(args, definition, host)
-    argv = qemu_driver.domain_to_native(definition, host, keep_together=args.keep_together, capabilities=capabilities)
+    argv = qemu_driver.domain_to_native(
+        definition, host, keep_together=args.keep_together, capabilities=capabilities, release=args.libvirt
+    )
     tell_notes(start_words(definition))
     if args.json:
         output.print_json(argv)

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_file(parser)
     arguments.add_root(parser)
     arguments.add_policy(parser)
-    arguments.add_capabilities(parser)
+    arguments.add_release(parser)
     arguments.add_json(parser)
     arguments.add_qemu_user(parser)
     parser.add_argument(
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         origin = capabilities.origin
         plan = plan.with_start_findings(
-            qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership)
-        ).with_guest_addresses(qemu_driver.guest_addresses(definition, host, capabilities))
+            qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership, release=args.libvirt)
+        ).with_guest_addresses(qemu_driver.guest_addresses(definition, host, capabilities, release=args.libvirt))
     if args.json:
         output.print_json({**plan.to_json(), "capabilities": origin})
     else:

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_root(parser)
     arguments.add_policy(parser)
     arguments.add_keep_together(parser)
-    arguments.add_capabilities(parser)
+    arguments.add_release(parser)
     arguments.add_changes(parser)
     arguments.add_qemu_user(parser)
     parser.add_argument("--log", metavar="FILE", help="append QEMU's output to this file; it rolls over at 2 MiB")
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         manager.host,
         keep_together=args.keep_together,
         capabilities=capabilities,
+        release=args.libvirt,
         ownership=ownership,
     )
     plan = manager.host.plan(guest.definition, args.policy, accept=args.accept)
@@ -85,6 +86,7 @@ def _refuse(
         capabilities=capabilities,
         keep_together=args.keep_together,
         ownership=ownership,
+        release=args.libvirt,
     )
     if not plan.can_start:
         raise RefusedError((*plan.obstacles, *plan.start_obstacles), plan)

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_file(parser)
     arguments.add_root(parser)
-    arguments.add_capabilities(parser)
+    arguments.add_release(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def _definition_errors(definition: DomainDef, host: Host, args: argparse.Namespa
 
     errors = validate_all(definition, host)
     try:
-        define(definition, arguments.capabilities_of(args, definition, host), host)
+        define(definition, arguments.capabilities_of(args, definition, host), host, release=args.libvirt)
     except ConfigError as err:
         errors += [err, *err.others]
     return errors

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_file(parser)
     arguments.add_root(parser)
     arguments.add_keep_together(parser)
-    arguments.add_capabilities(parser)
+    arguments.add_release(parser)
     parser.add_argument(
         "--spelling",
         choices=("assigned", "unassigned"),
@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     if args.spelling:
         definition = definition.with_spelling(args.spelling)
     capabilities = arguments.capabilities_of(args, definition, host)
-    definition = qemu_driver.define(definition, host, keep_together=args.keep_together, capabilities=capabilities)
+    definition = qemu_driver.define(
+        definition, host, keep_together=args.keep_together, capabilities=capabilities, release=args.libvirt
+    )
     if args.spelling != "assigned" and any(hostdev.assigned is not None for hostdev in definition.hostdevs):
         complain(WARNING)
     streams.write(output.printable_xml(definition.format()))

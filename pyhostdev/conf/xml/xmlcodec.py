@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INT_MAX = 0x7FFFFFFF
+NODE_MAX = 1023  # of a NUMA node that a set may name
 WORDS_NAMED_MAX = 10  # in one sentence
 
 
@@ -98,6 +99,31 @@ def signed(minimum: int = -INT_MAX - 1, base: int = 10) -> Codec[int]:
     return Codec(parse, str, f"a number from {minimum} on")
 
 
+def nodes_of(text: str) -> list[int]:
+    """
+    Return the numbers of a set, ascending: 0,2-4,^3 has 0, 2 and 4.
+
+    Raises:
+        ValueError: the text is not a set of numbers, or one is too high.
+
+    Mirrors: virBitmapParse (src/util/virbitmap.c)
+    """
+    found: set[int] = set()
+    for part in text.split(",") if text else ():
+        first, dash, last = part.strip().removeprefix("^").partition("-")
+        low = parse_unsigned(first, 10, NODE_MAX)
+        high = parse_unsigned(last, 10, NODE_MAX) if dash else low
+        if high < low or (part.strip().startswith("^") and (dash or low not in found)):
+            raise ValueError(text)
+        found = found - {low} if part.strip().startswith("^") else found | set(range(low, high + 1))
+    return sorted(found)
+
+
+def _checked_nodeset(text: str) -> str:
+    nodes_of(text)
+    return text
+
+
 def _non_empty(value: str) -> str:
     if not value:
         raise ValueError(value)
@@ -106,6 +132,7 @@ def _non_empty(value: str) -> str:
 
 text: Codec[str] = Codec(str, str, "text")
 name_text: Codec[str] = Codec(_non_empty, str, "a text that is not empty")
+nodeset: Codec[str] = Codec(_checked_nodeset, str, "numbers and ranges like 0,2-3", code=VIR_ERR_INVALID_ARG)
 yes_no: Codec[bool] = _choice("yes", "no")
 on_off: Codec[bool] = _choice("on", "off")
 number: Codec[int] = unsigned()

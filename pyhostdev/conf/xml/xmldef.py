@@ -75,6 +75,8 @@ class ElementDef:
     line: int | None = None  # of the source, for messages
     lines: Mapping[str, int | None] = MappingProxyType({})  # of the fields that stand in elements below
     unknown: dict[tuple[str, ...], list[Unknown]]
+    # of words that came later, each with its row of the table of changes: an older libvirt does not read them
+    late_errors: tuple[tuple[str, ConfigError], ...] = ()
 
     _table: ClassVar[Table | None] = None
     _initials: ClassVar[tuple[tuple[str, Field[Any]], ...]] = ()
@@ -175,7 +177,10 @@ class ElementDef:
         try:
             holder.__dict__[row.field.name] = row.field.load(found)
         except ConfigError as err:
-            errors.append(err)
+            if row.field.since is None:
+                errors.append(err)
+            else:
+                self.late_errors += ((row.field.since, err),)
         if row.field.path:
             holder.__dict__.setdefault("lines", {})[row.field.name] = source_line(found[0][1])
 

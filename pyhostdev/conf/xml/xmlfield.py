@@ -151,8 +151,10 @@ class _Element(Field[T]):
     few domains have devices of every kind and start-up time counts.
     """
 
-    def __init__(self, path: str, definition: type[Definition] | str, default: Any) -> None:
-        super().__init__(path, default)
+    def __init__(
+        self, path: str, definition: type[Definition] | str, default: Any, *, since: str | None = None
+    ) -> None:
+        super().__init__(path, default, since=since)
         self._definition = definition
 
     @property
@@ -370,9 +372,9 @@ def later_part(path: str, definition: str) -> Part[Any]:
     return Part(path, definition, None)
 
 
-def later(path: str, definition: str) -> Children[Any]:
+def later(path: str, definition: str, *, since: str | None = None) -> Children[Any]:
     """Declare a list of elements whose definition is imported when it is needed."""
-    return Children(path, definition, ())
+    return Children(path, definition, (), since=since)
 
 
 def embedded(definition: type[D]) -> Embedded[D]:

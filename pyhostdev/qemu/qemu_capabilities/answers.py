@@ -17,6 +17,7 @@ from pyhostdev.qemu.qemu_capabilities.asked import ASKED_DEVICES, ASKED_OBJECTS
 NAMES_MAX = 100_000  # in one list; QEMU 7.2 for x86_64 has about 500 devices
 VERSION_MAX = 9999
 
+_SWITCHES = ("is_default", "acpi")  # of a machine
 _NAME = re.compile(r"[\x20-\x7e]{1,256}")  # some CPU models of SPARC have spaces
 _ARCH = re.compile(r"[a-z0-9_]{1,32}")
 
@@ -29,6 +30,8 @@ class Machine(NamedTuple):
     is_default: bool = False
     default_cpu: str | None = None  # a model name, as libvirt spells it
     ram_id: str | None = None  # the memory backend's id
+    acpi: bool | None = None  # whether it can have ACPI; QEMU before 8.0 does not say
+    max_cpus: int | None = None
 
 
 class Answers(NamedTuple):
@@ -76,14 +79,21 @@ def checked(data: object) -> Answers:
 def _machine(row: object) -> Machine:
     table = _table(row, "machines")
     for key, value in table.items():
-        if key == "is_default" and not isinstance(value, bool):
-            raise ValueError("is_default is not true or false")
         if key not in Machine._fields:
             raise ValueError("machines have an unknown key")
-        if key != "is_default" and not (value is None and key != "name"):
+        if key in _SWITCHES:
+            _typed(value, bool, f"machines' {key}")
+        elif key == "max_cpus":
+            _typed(value, int, f"machines' {key}")
+        elif not (value is None and key != "name"):
             _name(value, f"machines' {key}")
     _name(table.get("name"), "machines' name")
     return Machine(**table)
+
+
+def _typed(value: object, kind: type, where: str) -> None:
+    if type(value) is not kind:
+        raise ValueError(f"{where} is not of type {kind.__name__}")
 
 
 def _version(value: object) -> tuple[int, ...]:

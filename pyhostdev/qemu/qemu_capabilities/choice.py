@@ -25,13 +25,16 @@ _NO_QMP = "the Python module qemu.qmp is not installed"
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 
-def choose(emulator: str | None, arch: str, *, choice: str | None = None, may_run: bool = True) -> QEMUCapabilities:
+def choose(
+    emulator: str | None, arch: str, *, choice: str | None = None, may_run: bool = True, stored: str | None = None
+) -> QEMUCapabilities:
     """
     Return the capabilities that answer for a domain; ``origin`` says which they are.
 
     Args:
         choice: a stored release (7.2), a file that a probe wrote, or "probe" for the emulator whatever its owner; None
-            asks a trusted emulator, and takes the newest stored ones where it cannot be asked.
+            asks a trusted emulator, and takes stored ones where it cannot be asked.
+        stored: the release whose stored answers serve where the emulator cannot be asked.
         may_run: False where the host is not this machine, whose programs say nothing about it.
 
     Raises:
@@ -47,7 +50,7 @@ def choose(emulator: str | None, arch: str, *, choice: str | None = None, may_ru
         found = _read_file(choice)
     else:
         why = _why_not_asked(emulator, may_run)
-        found = load(arch, why_stored=why) if why is not None else _asked(str(emulator))
+        found = load(arch, stored, why_stored=why) if why is not None else _asked(str(emulator))
     _check_arch(found, arch)
     return found
 

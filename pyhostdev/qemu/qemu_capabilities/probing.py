@@ -131,8 +131,10 @@ def _machine(row: dict[str, Any], models: dict[str, str]) -> dict[str, Any]:
         "is_default": row.get("is-default"),
         "default_cpu": models.get(row.get("default-cpu-type", "")),
         "ram_id": row.get("default-ram-id"),
+        "max_cpus": row.get("cpu-max"),
     }
-    return {key: value for key, value in kept.items() if value}
+    found = {key: value for key, value in kept.items() if value}
+    return {**found, "acpi": row["acpi"]} if "acpi" in row else found
 
 
 def _start(binary: str, monitor_fd: int, output_fd: int) -> int:

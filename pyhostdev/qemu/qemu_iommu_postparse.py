@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+QEMU's defaults of a guest's own IOMMUs.
+
+Mirrors: qemuDomainIOMMUDefPostParse, qemuDomainDefEnableDefaultFeatures (src/qemu/qemu_postparse.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.virtio_conf import DomainIOMMUDef
+from pyhostdev.errors import XMLError
+from pyhostdev.qemu.qemu_domain import is_q35
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+
+VCPUS_WITHOUT_EIM_MAX = 255  # an APIC id of xAPIC has 8 bits, and the last one is the broadcast
+
+
+def refuse_several_iommus(dom: DomainDef) -> None:
+    """
+    Refuse more than one IOMMU.
+
+    Raises:
+        XMLError: with the second one's line.
+    """
+    for iommu in dom.iommus[1:2]:
+        raise XMLError("A guest has one IOMMU at most", line=iommu.line)
+
+
+def fill_iommus(dom: DomainDef) -> None:
+    """
+    Let the interrupts of many processors be remapped, and the I/O APIC be where that can be done.
+    """
+    if dom.vcpus > VCPUS_WITHOUT_EIM_MAX and is_q35(dom):
+        if not dom.iommus:
+            dom.iommus.append(DomainIOMMUDef(model="intel"))
+        for iommu in dom.iommus:
+            _reach_all_processors(iommu)
+    if any(iommu.intremap for iommu in dom.iommus) and dom.features.ioapic_driver is None:
+        dom.features.ioapic_driver = "qemu"
+
+
+def _reach_all_processors(iommu: Any) -> None:
+    """Switch on wide APIC ids where nobody said otherwise, and the remapping that they need."""
+    wide = {"intel": "eim", "amd": "xtsup"}.get(iommu.model)
+    if wide is None:
+        return
+    for option in ("intremap", wide):
+        if getattr(iommu, option) is None:
+            setattr(iommu, option, True)
