@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Properties = dict[str, Any]
 
 _SHORT_NAME_MAX = 20
+QDEV_WORDS = ("driver", "bus", "id")  # of every -device
 
 
 class DomainPaths(NamedTuple):
@@ -145,7 +146,15 @@ class CommandBuilder:
         self.add(option, json.dumps(kept, separators=(",", ":"), ensure_ascii=False))
 
     def add_object(self, qom_type: str, object_id: str, **properties: Any) -> None:
-        """Append a backend object."""
+        """
+        Append a backend object.
+
+        Raises:
+            ConfigUnsupportedError: the binary has no such object, or the object no such property.
+        """
+        if not self.capabilities.has_object(qom_type):
+            raise unsupported(f"The object '{qom_type}', which {self._emulator} does not have,")
+        self._check_properties(qom_type, properties, ())
         self.add_json("-object", {"qom-type": qom_type, "id": object_id, **properties})
 
     def add_device(self, properties: Properties) -> None:
@@ -153,12 +162,29 @@ class CommandBuilder:
         Append a device.
 
         Raises:
-            ConfigUnsupportedError: the binary has no such device.
+            ConfigUnsupportedError: the binary has no such device, or the device no such property.
         """
         driver = properties["driver"]
         if not self.capabilities.has_device(driver):
-            raise unsupported(f"The device '{driver}', which this QEMU binary does not have,")
+            raise unsupported(f"The device '{driver}', which {self._emulator} does not have,")
+        self._check_properties(driver, properties, QDEV_WORDS)
         self.add_json("-device", properties)
+
+    @property
+    def _emulator(self) -> str:
+        return f"QEMU {self.capabilities.release}"
+
+    def _check_properties(self, kind: str, properties: Properties, words: tuple[str, ...]) -> None:
+        """
+        Refuse a property that the emulator does not have; where its properties are not recorded, QEMU decides.
+
+        Args:
+            words: what is no property, and understood for all kinds.
+        """
+        said = {name for name, value in properties.items() if value is not None and name not in words}
+        unknown = sorted(said - self.capabilities.properties_of(kind, said))
+        if unknown:
+            raise unsupported(f"The property '{unknown[0]}' of '{kind}', which {self._emulator} does not have,")
 
     def bootindex(self, device: Any) -> int | None:
         """Return when QEMU tries to boot from a device; None for not at all."""

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pyhostdev import DomainDef
+from pyhostdev import ConfigError, ConfigUnsupportedError, DomainDef, XMLError
 from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
 from pyhostdev.qemu import build_command_line, define
-from pyhostdev.qemu.qemu_capabilities import load
+from pyhostdev.qemu.qemu_capabilities import STORED, QEMUCapabilities, load
 
 R9_0, R11_3, R12_8 = RELEASES
 DOMAIN = """
@@ -186,3 +188,172 @@ def test_the_guests_iommu_follows_the_pci_controllers() -> None:
         devices = [json.loads(value)["driver"] for option, value in pairwise(args) if option == "-device"]
         found.append(devices.index("intel-iommu") > devices.index("pcie-root-port"))
     assert [False, False, True] == found
+
+
+TESTDATA = Path(__file__).parents[2] / "testdata"
+CORPUS = sorted(path for path in TESTDATA.rglob("*.xml") if not path.name.endswith(".out.xml"))
+
+
+def option_values(args: list[str], option: str) -> list[dict[str, Any]]:
+    """The JSON values of an option."""
+    return [json.loads(value) for name, value in pairwise(args) if name == option and value.startswith("{")]
+
+
+@pytest.mark.parametrize("release", RELEASES, ids=str)
+def test_all_that_is_printed_is_a_property_of_the_emulator(release: LibvirtRelease) -> None:
+    """Over the whole corpus: what is said about a device or an object was recorded from the QEMU it is for."""
+    printed = set()
+    for path in CORPUS:
+        try:
+            dom = DomainDef.parse(path.read_bytes())
+            args = build_command_line(dom, release=release, tap_fd=lambda _net: 3)
+        except ConfigError:
+            continue
+        known = load(str(dom.os.arch), release.qemu)
+        for kind, words in (("driver", {"driver", "bus", "id"}), ("qom-type", {"qom-type", "id"})):
+            for properties in option_values(args, "-device" if kind == "driver" else "-object"):
+                found = known.properties_of(properties[kind])
+                assert set(properties) - words <= found, (path.name, properties)
+                printed.add(properties[kind])
+    assert len(printed) > 40
+
+
+def changed_capabilities(kind: str, *missing: str) -> QEMUCapabilities:
+    """The stored capabilities of QEMU 11.1 without some properties of a device or an object, or without it."""
+    data = json.loads((Path(STORED) / "11.1/x86_64.json").read_text())
+    if missing:
+        data["properties"][kind] = sorted(set(data["properties"][kind]) - set(missing))
+    data["objects"] = [name for name in data["objects"] if missing or name != kind]
+    return QEMUCapabilities(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "said"),
+    [
+        ("vfio-pci", ["bootindex"], "The property 'bootindex' of 'vfio-pci', which QEMU 11.1.2 does not have"),
+        ("pcie-root-port", ["chassis"], "The property 'chassis' of 'pcie-root-port', which QEMU 11.1.2"),
+        ("secret", ["format"], "The property 'format' of 'secret', which QEMU 11.1.2 does not have"),
+        ("secret", [], "The object 'secret', which QEMU 11.1.2 does not have"),
+    ],
+)
+def test_a_property_that_the_emulator_lacks_is_refused(kind: str, missing: list[str], said: str) -> None:
+    """Nothing that this QEMU does not have is printed; the error names the property and QEMU's version."""
+    source = "<source><address domain='0' bus='1' slot='0' function='0'/></source><boot order='1'/>"
+    dom = domain(f"<hostdev mode='subsystem' type='pci'>{source}</hostdev>")
+    build_command_line(dom, changed_capabilities("vmcoreinfo"), release=R12_8)
+    with pytest.raises(ConfigUnsupportedError, match=re.escape(said)):
+        build_command_line(dom, changed_capabilities(kind, *missing), release=R12_8)
+
+
+def test_a_property_that_libvirt_prints_and_qemu_dropped_is_refused() -> None:
+    """QEMU 11.1 has no 'pt' of an AMD IOMMU: libvirt 12.8 prints it, and such a guest does not start."""
+    with pytest.raises(ConfigUnsupportedError, match="The property 'pt' of 'amd-iommu', which QEMU 11"):
+        argv(domain("<iommu model='amd'><driver passthrough='on'/></iommu>"), R12_8)
+
+
+IOAPIC = "<features><acpi/><ioapic driver='qemu'/></features>"
+
+
+@pytest.mark.parametrize(
+    ("devices", "arch", "machine", "expected"),
+    [
+        (
+            "<iommu model='amd'><driver intremap='on'/></iommu><iommu model='amd'/>",
+            "x86_64",
+            "q35",
+            [
+                {"driver": "AMDVI-PCI", "id": "iommu0", "bus": "pcie.0", "addr": "0x2"},
+                {"driver": "amd-iommu", "pci-id": "iommu0", "intremap": "on"},
+                {"driver": "AMDVI-PCI", "id": "iommu1", "bus": "pcie.0", "addr": "0x3"},
+                {"driver": "amd-iommu", "pci-id": "iommu1"},
+            ],
+        ),
+        (
+            "<controller type='pci' index='1' model='pcie-expander-bus'/>"
+            "<iommu model='smmuv3'><driver pciBus='1' accel='on' ats='off' oas='48'/></iommu>",
+            "aarch64",
+            "virt",
+            [
+                {
+                    "driver": "arm-smmuv3",
+                    "primary-bus": "pci.1",
+                    "id": "iommu0",
+                    "accel": True,
+                    "ats": "off",
+                    "oas": "48",
+                }
+            ],
+        ),
+        (
+            "<iommu model='virtio'><driver><granule size='64' unit='KiB'/></driver></iommu>",
+            "x86_64",
+            "q35",
+            [{"driver": "virtio-iommu", "id": "iommu0", "granule": "64k", "bus": "pcie.0", "addr": "0x2"}],
+        ),
+    ],
+    ids=["amd", "smmuv3", "virtio"],
+)
+def test_iommus_of_12_8(devices: str, arch: str, machine: str, expected: list[dict[str, Any]]) -> None:
+    """Several of them, AMD's as two devices, SMMUv3 behind one bus, virtio's with a granule."""
+    head = IOAPIC if arch == "x86_64" else ""
+    found = option_values(argv(domain(devices, head, arch, machine), R12_8), "-device")
+    assert expected == [row for row in found if "iommu" in str(row.get("id", row.get("pci-id")))]
+
+
+def test_an_older_libvirt_has_one_iommu() -> None:
+    """Two IOMMUs are refused with 27 before 12.8."""
+    dom = domain("<iommu model='intel'/><iommu model='intel'/>", IOAPIC)
+    for release in (R9_0, R11_3):
+        with pytest.raises(XMLError, match="one IOMMU at most") as caught:
+            argv(dom, release)
+        assert 27 == caught.value.code_in(release)
+    assert 2 == argv(dom, R12_8).count("-device") - argv(domain(head=IOAPIC), R12_8).count("-device")
+
+
+def test_many_processors_bring_an_iommu() -> None:
+    """Since 11.3 more than 255 processors get interrupt remapping with wide ids, and the I/O APIC that needs it."""
+    dom = domain(head="<vcpu>256</vcpu>")
+    defined = define(dom, load("x86_64", "10.0"), release=R11_3)
+    (iommu,) = defined.iommus
+    assert ("intel", True, True, "qemu") == (iommu.model, iommu.intremap, iommu.eim, defined.features.ioapic_driver)
+    assert [] == define(dom, load("x86_64"), release=R9_0).iommus
+    with pytest.raises(ConfigUnsupportedError, match="255 processors at most"):
+        argv(domain(head="<vcpu>256</vcpu>", machine="pc"), R11_3)
+
+
+CELLS = "<cpu><numa><cell id='0' cpus='0' memory='1048576'/><cell id='1' memory='0'/></numa></cpu>"
+
+
+def test_node_sets_and_cells_without_memory() -> None:
+    """A node set is an object a node behind its device; a cell of size 0 has no backend."""
+    source = "<source><address domain='0' bus='1' slot='0' function='0'/></source><acpi nodeset='0-1'/>"
+    dom = domain(f"<hostdev mode='subsystem' type='pci'>{source}</hostdev>", CELLS)
+    objects = option_values(argv(dom, R12_8), "-object")
+    found = [(row["id"], row["pci-dev"], row["node"]) for row in objects if row["qom-type"] == "acpi-generic-initiator"]
+    assert [("gi0", "hostdev0", 0), ("gi1", "hostdev0", 1)] == found
+    assert "node,nodeid=1" in argv(dom, R12_8)
+    assert "node,nodeid=1,memdev=ram-node1" in argv(dom, R11_3)
+    assert "generic-initiator" not in "".join(argv(dom, R11_3))
+
+
+def test_reserved_memory_of_a_port() -> None:
+    """KiB in the definition, bytes on the command line; only root ports and bridges have it."""
+    port = "<controller type='pci' index='1' model='{}'><target memReserve='8192'/></controller>"
+    (found,) = (
+        row
+        for row in option_values(argv(domain(port.format("pcie-root-port")), R11_3), "-device")
+        if row["id"] == "pci.1"
+    )
+    assert 8192 * 1024 == found["mem-reserve"]
+    assert "mem-reserve" not in "".join(argv(domain(port.format("pcie-root-port")), R9_0))
+    with pytest.raises(ConfigUnsupportedError, match="mem_reserve"):
+        argv(domain(port.format("dmi-to-pci-bridge")), R11_3)
+
+
+def test_acpi_needs_a_machine_that_has_it() -> None:
+    """QEMU says which machines have ACPI since 8.0; libvirt 11.3 looks at that."""
+    dom = domain(head="<features><acpi/></features>", arch="ppc64", machine="pseries")
+    argv(dom, R9_0)
+    argv(dom, R11_3, "7.2")
+    with pytest.raises(ConfigUnsupportedError, match="has no ACPI"):
+        argv(dom, R11_3)

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
 from pyhostdev.qemu.qemu_capabilities.answers import VERSION_MAX, Machine, checked
+
+if TYPE_CHECKING:
+    from collections.abc import Set
 
 DEFAULT_VERSION = "7.2"  # the QEMU of the default libvirt release
 STORED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stored")
@@ -136,6 +139,10 @@ class QEMUCapabilities:
         if device not in self.devices:
             return False
         return name in self.properties[device]
+
+    def properties_of(self, kind: str, default: Set[str] = frozenset()) -> Set[str]:
+        """Return the recorded properties of a device, under this or its full name, or of an object; else a default."""
+        return self.properties.get(DEVICE_ALIASES.get(kind, kind), default)
 
     def has_object(self, name: str) -> bool:
         """Return True when ``-object name`` exists."""
