@@ -16,6 +16,7 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.record import (
     DETACHED,
+    LAST_MOMENT,
     PREPARED,
     PREPARING,
     RELEASING,
@@ -64,8 +65,12 @@ def read_boot_id(root: HostRoot) -> str | None:
 
 
 def read_clock() -> int:
-    """Return the time for a record's ``since``: seconds since 1970 UTC."""
-    return int(time.time())
+    """
+    Return the moment for a record's ``since``: seconds since 1970 UTC, of a clock that anyone may set.
+
+    It is told to people, and nothing is decided by it.
+    """
+    return min(max(int(time.time()), 0), LAST_MOMENT)
 
 
 class Journal:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
@@ -147,10 +148,28 @@ def test_journal_younger_than_the_bindings_is_told(bcm5719: FakeHost, seed_domai
 
 @pytest.mark.fault("F7")
 def test_deadlines_do_not_look_at_the_clock_of_the_wall() -> None:
-    """No module reads the time of day: only clocks that cannot be set are read."""
+    """Deadlines use clocks that cannot be set; the time of day goes only into a record, and from there to status."""
     package = Path(__file__).parents[2] / "pyhostdev"
-    users = [str(path) for path in package.rglob("*.py") if "time.time(" in path.read_text()]
-    assert [] == users
+    users = [path.name for path in package.rglob("*.py") if "time.time(" in path.read_text()]
+    assert ["journal.py"] == users
+
+
+@pytest.mark.fault("F7")
+@pytest.mark.parametrize("jump", [-4e9, 1e12])
+def test_clock_that_jumps_changes_nothing(
+    bcm5719: FakeHost, seed_domain: DomainDef, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """A clock that shows a year that no calendar has, or goes back, is no reason to mistrust a record."""
+    before = bcm5719.snapshot()
+    manager = process(bcm5719).manager
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + jump)
+    manager.prepare(manager.host.plan(seed_domain))
+    monkeypatch.undo()
+    later = process(bcm5719).manager
+    assert ([], 4) == (later.status().problems, len(later.status().active))
+    later.release(seed_domain.name)
+    assert before == bcm5719.snapshot()
 
 
 @pytest.mark.fault("F8")
