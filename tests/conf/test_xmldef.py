@@ -158,7 +158,7 @@ def test_of_elements_that_can_be_there_once_the_first_counts():
     ],
 )
 def test_errors_have_line_number_and_name(text, line, code, named):
-    """A refused value says where it is, what it is and libvirt's number."""
+    """The error for an invalid value has its line, the value and libvirt's number."""
     with pytest.raises(XMLError) as error:
         Car.parse(text)
     assert (line, code, True) == (error.value.line, error.value.libvirt_code, named in str(error.value))
