@@ -9,19 +9,25 @@ have reported, and is independent of the class.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # virErrorNumber (include/libvirt/virterror.h)
 VIR_ERR_INTERNAL_ERROR = 1
+VIR_ERR_INVALID_ARG = 8
+VIR_ERR_NO_SOURCE = 19
+VIR_ERR_NO_TARGET = 20
+VIR_ERR_NO_NAME = 21
 VIR_ERR_XML_ERROR = 27
+VIR_ERR_XML_DETAIL = 35  # the document is not well-formed
 VIR_ERR_SYSTEM_ERROR = 38
 VIR_ERR_OPERATION_INVALID = 55
 VIR_ERR_CONFIG_UNSUPPORTED = 67
 VIR_ERR_OPERATION_TIMEOUT = 68
 VIR_ERR_OPERATION_FAILED = 9
+VIR_ERR_OPERATION_UNSUPPORTED = 84
 VIR_ERR_DEVICE_MISSING = 99
 
 # The code that libvirt reports for a finding, where that is not VIR_ERR_OPERATION_INVALID
@@ -31,6 +37,20 @@ REFUSAL_CODES = {
     "image-missing": VIR_ERR_SYSTEM_ERROR,
     "image-unreadable": VIR_ERR_SYSTEM_ERROR,
 }
+
+
+class HasChanges(Protocol):
+    """A libvirt release, as an error asks for it."""
+
+    def has(self, change: str) -> bool:
+        """Return True when the release has a row of the table of changes."""
+
+
+class Renumbering(NamedTuple):
+    """The number that libvirt reports since a row of the table of changes."""
+
+    change: str
+    code: int
 
 
 class HostdevError(Exception):
@@ -44,12 +64,14 @@ class HostdevError(Exception):
 
     libvirt_code = VIR_ERR_INTERNAL_ERROR
     rolled_back: bool | None = None
+    renumbered: Renumbering | None = None
 
     def __init__(
         self,
         message: str,
         *,
         libvirt_code: int | None = None,
+        renumbered: Renumbering | None = None,
         reason: str | None = None,
         address: object | None = None,
     ) -> None:
@@ -59,6 +81,14 @@ class HostdevError(Exception):
         self.address = address
         if libvirt_code is not None:
             self.libvirt_code = libvirt_code
+        if renumbered is not None:
+            self.renumbered = renumbered
+
+    def code_in(self, release: HasChanges) -> int:
+        """Return the number that a libvirt release reports; ``libvirt_code`` is that of the oldest one."""
+        if self.renumbered is not None and release.has(self.renumbered.change):
+            return self.renumbered.code
+        return self.libvirt_code
 
     def __str__(self) -> str:
         return self.message

@@ -2,8 +2,9 @@
 """
 Answer the questions of the oracle's compare.py through the public API.
 
-    oracle_server.py SYSFS DEV
+    oracle_server.py [--libvirt RELEASE] SYSFS DEV
 
+The answers are those of a libvirt release with the QEMU that goes with it; of 9.0 without the option.
 SYSFS is DIR/sys of a host that takes the place of /. Reads lines "KIND<TAB>FILE<TAB>EXTRA" and answers each
 with one line of JSON: {"ok": value}, or {"error": message, "code": libvirt's error number}. What a start does
 happens in a kernel that refuses nothing, and is as before when the answer is given; completeness is left to QEMU, as
@@ -12,6 +13,7 @@ libvirt does.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyhostdev import DomainDef, Host, HostdevManager, HostRoot, PCIDeviceAddress, Plan
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, LibvirtRelease
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, HostdevError
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
@@ -83,7 +86,8 @@ class RecordingKernel:
 class Server:
     """One host, and the answers about definitions on it."""
 
-    def __init__(self, sysfs: str) -> None:
+    def __init__(self, sysfs: str, release: LibvirtRelease = DEFAULT_RELEASE) -> None:
+        self.release = release
         self.root = HostRoot(Path(sysfs).parent)
         self.host = Host(self.root)
 
@@ -107,24 +111,26 @@ class Server:
 
     def define(self, dom: DomainDef) -> DomainDef:
         """Return the definition with defaults and addresses."""
-        return define(dom, stored_capabilities(dom), self.host)
+        return define(dom, stored_capabilities(dom, self.release), self.host, release=self.release)
 
     def argv(self, dom: DomainDef) -> list[str]:
         """Return the command line."""
-        return build_command_line(dom, host=self.host, state_dir="@ROOT@", tap_fd=lambda net: NO_TAP)
+        return build_command_line(
+            dom, host=self.host, state_dir="@ROOT@", tap_fd=lambda net: NO_TAP, release=self.release
+        )
 
     def edit(self, dom: DomainDef, steps: str) -> dict[str, Any]:
         """Return the errors of changes to the definition, and what it is after all of them."""
         verbs = {"attach": attach_device, "detach": detach_device, "update": update_device}
-        capabilities = stored_capabilities(dom)
+        capabilities = stored_capabilities(dom, self.release)
         defined = self.define(dom)
         codes: list[int | None] = []
         for verb, xml in json.loads(Path(steps).read_text()):
             try:
-                defined = verbs[verb](defined, xml, capabilities, self.host)
+                defined = verbs[verb](defined, xml, capabilities, self.host, self.release)
                 codes.append(None)
             except HostdevError as err:
-                codes.append(err.libvirt_code)
+                codes.append(err.code_in(self.release))
         return {"codes": codes, "xml": defined.format()}
 
     def start(self, dom: DomainDef, first: str) -> dict[str, Any]:
@@ -140,7 +146,7 @@ class Server:
             steps = kernel.trace[begin:]
             for other in others:
                 manager.release(other.name)
-        code = None if error is None else error.libvirt_code
+        code = None if error is None else error.code_in(self.release)
         return {"error": error and str(error), "code": code, "ops": handovers(steps)}
 
     def _start_and_stop(self, manager: HostdevManager, dom: DomainDef) -> HostdevError | None:
@@ -158,7 +164,7 @@ class Server:
 
     def plan(self, manager: HostdevManager, dom: DomainDef) -> Plan:
         """Plan as libvirt would: it leaves completeness to QEMU, and sets MAC and VLAN of an interface itself."""
-        networks = [f"vf-network:{h.pci_address}" for h in dom.pci_hostdevs() if h.parent_net is not None]
+        networks = [f"vf-network:{h.pci_address}" for h in dom.pci_hostdevs() if h.interface is not None]
         return manager.host.plan(dom, "off", accept=networks)
 
     def _pass_over_missing(self, dom: DomainDef) -> None:
@@ -184,13 +190,18 @@ def handovers(trace: list[Any]) -> list[list[str]]:
 
 def main() -> None:
     """Serve standard input until it ends."""
-    server = Server(sys.argv[1])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--libvirt", type=LibvirtRelease.parse, default=DEFAULT_RELEASE)
+    parser.add_argument("sysfs")
+    parser.add_argument("dev")
+    options = parser.parse_args()
+    server = Server(options.sysfs, options.libvirt)
     for line in sys.stdin:
         kind, path, extra = line.rstrip("\n").split("\t")
         try:
             answer = {"ok": server.answer(kind, path, extra)}
         except HostdevError as err:
-            answer = {"error": str(err), "code": err.libvirt_code}
+            answer = {"error": str(err), "code": err.code_in(server.release)}
         except Exception as err:
             traceback.print_exc()  # a bug here is one wrong answer, and must not end the others
             answer = {"error": str(err), "code": VIR_ERR_INTERNAL_ERROR}

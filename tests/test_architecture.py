@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The rooms of the house: imports go one way, siblings form no cycles, one room spells the host's paths."""
+"""The rooms of the house: imports go one way and in no circles, one room spells the host's paths."""
 
 from __future__ import annotations
 
@@ -32,12 +32,10 @@ def room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path, *, lazy: bool = True) -> set[str]:
-    """Dotted names of our own modules that a file imports, inside functions too unless lazy is False."""
-    tree = ast.parse(path.read_text())
-    nodes = ast.walk(tree) if lazy else iter(tree.body)
+def imports(path: Path) -> set[str]:
+    """Dotted names of our own modules that a file imports, inside functions and for types too."""
     found = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -55,18 +53,49 @@ def test_imports_go_left(path: Path) -> None:
     assert set() == known - ALLOWED[here]
 
 
-def test_siblings_form_no_cycles() -> None:
-    """No module imports, through others and at module level, itself."""
-    names = {".".join(("pyhostdev", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in modules()}
-    graph = {name: imports(path, lazy=False) & names.keys() for name, path in names.items()}
+def dotted(path: Path) -> str:
+    """The name of a module; a package is named like its directory."""
+    parts = ("pyhostdev", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def graph() -> dict[str, set[str]]:
+    """Which module imports which, also inside functions and for types; the top package looks its names up lazily."""
+    names = {dotted(path): path for path in modules()}
+    found = {}
+    for name, path in names.items():
+        wanted = imports(path)
+        parts = {target for target in wanted if target in names}
+        # "from package import module" does not need what the package itself holds
+        packages = {target for target in parts if any(other.startswith(f"{target}.") for other in parts)}
+        found[name] = (parts - {package for package in packages if holds_only_modules(path, package, names)}) - {name}
+    found["pyhostdev"] = set()
+    return found
+
+
+def holds_only_modules(path: Path, package: str, names: dict[str, Path]) -> bool:
+    """Tell whether a file imports nothing from a package but modules of it."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    return all(
+        f"{package}.{alias.name}" in names for node in nodes if node.module == package for alias in node.names
+    )
+
+
+def test_there_are_no_circles() -> None:
+    """No module reaches itself by imports of any kind, lazy ones and those for types included."""
+    edges, state = graph(), dict[str, int]()
 
     def walk(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, " -> ".join((*trail, name))
-        for target in graph[name]:
-            walk(target, (*trail, name))
+        state[name] = 1
+        for target in sorted(edges[name]):
+            assert state.get(target) != 1, " -> ".join((*trail, name, target))
+            if target not in state:
+                walk(target, (*trail, name))
+        state[name] = 2
 
-    for name in graph:
-        walk(name, ())
+    for name in edges:
+        if name not in state:
+            walk(name, ())
 
 
 def test_one_module_spells_host_paths() -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pyhostdev.conf.chr_conf import ChrSourceElement
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.xmlcodec import enum, number, signed, size_unit, unit_factor, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, children, content, embedded, opaque
+from pyhostdev.conf.xml.xmlcodec import enum, number, signed, size_unit, unit_factor, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, children, content, embedded, opaque
 
 
 class DomainTPMDef(ElementDef):
@@ -44,7 +44,7 @@ class DomainWatchdogDef(ElementDef):
 
     tag = "watchdog"
 
-    model = attribute("model", enum("i6300esb", "ib700", "diag288", "itco"), required=True)
+    model = attribute("model", enum("i6300esb", "ib700", "diag288", later={"itco": "itco-watchdog"}), required=True)
     action = attribute(
         "action",
         enum("reset", "shutdown", "poweroff", "pause", "dump", "none", "inject-nmi"),

@@ -8,9 +8,9 @@ Mirrors: virDomainChrSourceDef, virDomainChrDef (src/conf/domain_conf.h)
 from __future__ import annotations
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.xmlcodec import Codec, enum, hexadecimal, number, on_off, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, children, content, embedded, opaque
+from pyhostdev.conf.xml.xmlcodec import Codec, enum, hexadecimal, number, on_off, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, children, content, embedded, opaque
 
 CHR_TYPES = (
     "null",

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
-from pyhostdev.conf.xmlcodec import Codec, big_number, enum, number, on_off, signed, size_unit, unit_factor
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, content, embedded
+from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, signed, size_unit, unit_factor
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, content, embedded
 from pyhostdev.errors import XMLError
 from pyhostdev.util.virxml import parse_integer, shown
 

@@ -7,9 +7,18 @@ Mirrors: virCPUDef (src/conf/cpu_conf.h), virDomainNuma (src/conf/numa_conf.c), 
 
 from __future__ import annotations
 
-from pyhostdev.conf.xmlcodec import big_number, enum, number, number_any_base, on_off, size_unit, unit_factor, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, child, children, content, flag, opaque
+from pyhostdev.conf.xml.xmlcodec import (
+    big_number,
+    enum,
+    number,
+    number_any_base,
+    on_off,
+    size_unit,
+    unit_factor,
+    yes_no,
+)
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, child, children, content, flag, opaque
 
 
 class CPUFeature(ElementDef):

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pyhostdev.conf.xmlcodec import Codec, hexadecimal, number, on_off, positive, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, child
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, InvalidAddressError, XMLError
+from pyhostdev.conf.xml.xmlcodec import Codec, hexadecimal, number, on_off, positive, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, child
+from pyhostdev.errors import (
+    VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_XML_ERROR,
+    ConfigUnsupportedError,
+    InvalidAddressError,
+    Renumbering,
+    XMLError,
+)
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virxml import ULLONG_MAX, parse_unsigned, shown, source_line
 
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.util.virxml import Element
 
+ATTRIBUTE_NUMBER = Renumbering("attribute-number", VIR_ERR_XML_ERROR)
 USB_DEPTH_MAX = 4  # numbers of a port: hubs behind hubs
 _ALIAS_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
@@ -54,7 +62,7 @@ class DeviceAddress(ElementDef):
         definition = ADDRESS_TYPES.get(str(kind))
         if definition is None:
             said = "An <address> has no type" if kind is None else f"Address type '{shown(kind)}' is unknown"
-            raise ConfigUnsupportedError(said, line=source_line(element))
+            raise ConfigUnsupportedError(said, line=source_line(element), renumbered=ATTRIBUTE_NUMBER)
         self = definition()
         self.read(element)
         return self  # type: ignore[return-value]  # asked for as DeviceAddress only

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.device_conf import DeviceAddress, DriveAddress
 from pyhostdev.conf.domain_limits import CONTROLLERS_MAX
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
-from pyhostdev.conf.xmlcodec import unit_factor
+from pyhostdev.conf.xml.xmlcodec import unit_factor
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
 from pyhostdev.util.virxml import shown
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.conf.rng_conf import DomainRNGDef
     from pyhostdev.conf.virtio_conf import DomainInputDef, DomainShmemDef, DomainVsockDef
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.xml.xmldef import ElementDef
 
 X86 = ("x86_64", "i686")
 _VRAM_KIB = {"vga": 16384, "cirrus": 16384, "vmvga": 16384, "bochs": 16384, "qxl": 65536, "xen": 4096}

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
-from pyhostdev.conf.xmlcodec import VIR_ERR_INVALID_ARG
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
+from pyhostdev.errors import (
+    VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_INVALID_ARG,
+    VIR_ERR_NO_SOURCE,
+    VIR_ERR_NO_TARGET,
+    ConfigError,
+    ConfigUnsupportedError,
+    XMLError,
+)
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
@@ -22,17 +29,15 @@ if TYPE_CHECKING:
     from pyhostdev.conf.controller_conf import DomainControllerDef
     from pyhostdev.conf.device_conf import DeviceInfo
     from pyhostdev.conf.disk_conf import DomainDiskDef, DomainFSDef
-    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.graphics_conf import DomainGraphicsDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.conf.virtio_conf import DomainInputDef, DomainShmemDef, DomainVsockDef
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.xml.xmldef import ElementDef
 
     Errors = Iterator[ConfigError]
 
-VIR_ERR_NO_SOURCE = 19
-VIR_ERR_NO_TARGET = 20
 
 TARGET_INDEX_MAX = 30
 # option of a PCI controller -> least and largest value
@@ -45,7 +50,7 @@ _VIRTIO_DISK_ADDRESSES = ("pci", "ccw", "virtio-s390", "virtio-mmio")
 _CHANNEL_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 
-def device_errors(dom: DomainDef, device: ElementDef) -> Errors:
+def device_errors(dom: DomainFields, device: ElementDef) -> Errors:
     """Yield what is wrong with one device."""
     info = getattr(device, "info", None)
     if info is not None:
@@ -55,7 +60,7 @@ def device_errors(dom: DomainDef, device: ElementDef) -> Errors:
         yield from rule(dom, device)
 
 
-def _info_errors(dom: DomainDef, device: ElementDef, info: DeviceInfo) -> Errors:
+def _info_errors(dom: DomainFields, device: ElementDef, info: DeviceInfo) -> Errors:
     """
     Yield what is wrong with ROM and address.
 
@@ -78,7 +83,7 @@ def _internal(message: str, line: int | None) -> ConfigError:
     return ConfigUnsupportedError(message, line=line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
 
 
-def _controller_errors(dom: DomainDef, device: DomainControllerDef) -> Errors:
+def _controller_errors(dom: DomainFields, device: DomainControllerDef) -> Errors:
     """Mirrors: virDomainControllerDefValidate (src/conf/domain_validate.c)"""
     if not device.is_pci:
         return
@@ -116,7 +121,7 @@ _HOSTDEV_ADDRESSES: dict[str, tuple[tuple[str, ...], int | None]] = {
 }
 
 
-def _hostdev_errors(dom: DomainDef, device: DomainHostdevDef) -> Errors:
+def _hostdev_errors(dom: DomainFields, device: DomainHostdevDef) -> Errors:
     """Mirrors: virDomainHostdevDefValidate (src/conf/domain_validate.c)"""
     line, address = device.line, device.info.address
     kinds, code = _HOSTDEV_ADDRESSES.get(device.type, ((), None))
@@ -140,7 +145,7 @@ def _hostdev_errors(dom: DomainDef, device: DomainHostdevDef) -> Errors:
         yield ConfigUnsupportedError("Only PCI host devices can be in a team", line=line)
 
 
-def _net_errors(dom: DomainDef, device: DomainNetDef) -> Errors:
+def _net_errors(dom: DomainFields, device: DomainNetDef) -> Errors:
     """Mirrors: virDomainNetDefValidate (src/conf/domain_validate.c)"""
     line = device.line
     if device.teaming_type == "transient" and device.teaming_persistent is None:
@@ -155,7 +160,7 @@ def _net_errors(dom: DomainDef, device: DomainNetDef) -> Errors:
         yield ConfigUnsupportedError("A host device has no bandwidth settings", line=line)
 
 
-def _disk_errors(dom: DomainDef, device: DomainDiskDef) -> Errors:
+def _disk_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
     """Mirrors: virDomainDiskDefValidate (src/conf/domain_validate.c)"""
     if device.target is None:
         yield XMLError("A disk has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)
@@ -197,7 +202,7 @@ def _disk_kind_errors(device: DomainDiskDef) -> Errors:
         yield _internal(f"'{shown(name)}' is no name of a floppy", line)
 
 
-def _chr_errors(dom: DomainDef, device: DomainChrDef) -> Errors:
+def _chr_errors(dom: DomainFields, device: DomainChrDef) -> Errors:
     is_virtio_channel = device.tag == "channel" and device.target_type in ("virtio", "xen")
     yield from chr_source_errors(device.source, device.line, may_choose_path=is_virtio_channel)
 
@@ -233,7 +238,7 @@ def _socket_errors(source: ChrSource, line: int | None) -> Errors:
         yield _internal(f"A {source.type} character device has no service", line)
 
 
-def _redirdev_errors(dom: DomainDef, device: DomainRedirdevDef) -> Errors:
+def _redirdev_errors(dom: DomainFields, device: DomainRedirdevDef) -> Errors:
     """Mirrors: virDomainRedirdevDefValidate (src/conf/domain_validate.c)"""
     usb = [controller for controller in dom.controllers if controller.type == "usb"]
     if usb and all(controller.model == "none" for controller in usb):
@@ -241,7 +246,7 @@ def _redirdev_errors(dom: DomainDef, device: DomainRedirdevDef) -> Errors:
     yield from chr_source_errors(device.source, device.line)
 
 
-def _smartcard_errors(dom: DomainDef, device: DomainSmartcardDef) -> Errors:
+def _smartcard_errors(dom: DomainFields, device: DomainSmartcardDef) -> Errors:
     address = device.info.address
     if address is not None and address.kind != "ccid":
         yield ConfigUnsupportedError("A smartcard has an address of type ccid", line=device.line)
@@ -249,12 +254,12 @@ def _smartcard_errors(dom: DomainDef, device: DomainSmartcardDef) -> Errors:
         yield from chr_source_errors(device.source, device.line)
 
 
-def _vsock_errors(dom: DomainDef, device: DomainVsockDef) -> Errors:
+def _vsock_errors(dom: DomainFields, device: DomainVsockDef) -> Errors:
     if device.cid_address in (1, 2):
         yield ConfigUnsupportedError("The addresses of guests on vsock begin with 3", line=device.line)
 
 
-def _input_errors(dom: DomainDef, device: DomainInputDef) -> Errors:
+def _input_errors(dom: DomainFields, device: DomainInputDef) -> Errors:
     """Mirrors: virDomainInputDefValidate (src/conf/domain_validate.c)"""
     line, kind, bus = device.line, device.type, device.bus
     if bus == "ps2" and kind not in ("mouse", "keyboard"):
@@ -271,19 +276,19 @@ def _input_errors(dom: DomainDef, device: DomainInputDef) -> Errors:
         yield ConfigUnsupportedError("Only an input device on bus virtio has a model", line=line)
 
 
-def _shmem_errors(dom: DomainDef, device: DomainShmemDef) -> Errors:
+def _shmem_errors(dom: DomainFields, device: DomainShmemDef) -> Errors:
     if "/" in device.name or device.name in (".", ".."):
         yield ConfigUnsupportedError(f"'{shown(device.name)}' is no name of shared memory", line=device.line)
 
 
-def _fs_errors(dom: DomainDef, device: DomainFSDef) -> Errors:
+def _fs_errors(dom: DomainFields, device: DomainFSDef) -> Errors:
     if device.target is None:
         yield XMLError("A file system has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)
     if device.info.boot_order is not None and device.driver_type != "virtiofs":
         yield ConfigUnsupportedError("Only virtiofs can be booted from", line=device.line)
 
 
-def _graphics_errors(dom: DomainDef, device: DomainGraphicsDef) -> Errors:
+def _graphics_errors(dom: DomainFields, device: DomainGraphicsDef) -> Errors:
     if any(part.type == "network" and part.network is None for part in device.listens):
         yield XMLError("A <listen> of type network does not name it", line=device.line)
     if device.type == "dbus" and device.p2p and device.address is not None:

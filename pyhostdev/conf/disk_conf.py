@@ -12,9 +12,9 @@ import re
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.os_conf import SizeDef
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
-from pyhostdev.conf.xmlcodec import enum, number, on_off, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, child, children, content, embedded, flag, opaque
+from pyhostdev.conf.xml.xmlcodec import enum, number, on_off, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, child, children, content, embedded, flag, opaque
 
 _DISK_NAME = r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*"
 

@@ -14,6 +14,7 @@ from pyhostdev.conf.controller_conf import DomainControllerDef
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
 
 USB2_MODELS = ("ich9-ehci1", "ich9-uhci1", "ich9-uhci2", "ich9-uhci3")
 _COMPANION_PORTS = {"ich9-uhci1": 0, "ich9-uhci2": 2, "ich9-uhci3": 4}  # of the EHCI they stand by
@@ -101,35 +102,51 @@ def find_controller(dom: DomainDef, type_: str, index: int) -> DomainControllerD
     return next((c for c in dom.controllers if c.type == type_ and c.index == index), None)
 
 
-def add_controller(dom: DomainDef, type_: str, index: int, model: str | None = None) -> DomainControllerDef:
+def place_controller(dom: DomainDef, controller: DomainControllerDef, release: LibvirtRelease) -> None:
     """
-    Append a controller.
+    Put a controller that nobody wrote among the others.
+
+    Mirrors: virDomainControllerInsert (src/conf/domain_conf.c)
+    """
+    if release.has("added-controllers-sorted"):
+        insert_controller(dom.controllers, controller)
+    else:
+        dom.controllers.append(controller)
+
+
+def add_controller(
+    dom: DomainDef, release: LibvirtRelease, type_: str, index: int, model: str | None = None
+) -> DomainControllerDef:
+    """
+    Add a controller.
 
     Mirrors: virDomainDefAddController (src/conf/domain_conf.c)
     """
     controller = DomainControllerDef(type=type_, index=index, model=model)
-    dom.controllers.append(controller)
+    place_controller(dom, controller, release)
     return controller
 
 
-def maybe_add_controller(dom: DomainDef, type_: str, index: int, model: str | None = None) -> None:
+def maybe_add_controller(
+    dom: DomainDef, release: LibvirtRelease, type_: str, index: int, model: str | None = None
+) -> None:
     """
-    Append a controller where there is none of its type and index.
+    Add a controller where there is none of its type and index.
 
     Mirrors: virDomainDefMaybeAddController (src/conf/domain_conf.c)
     """
     if find_controller(dom, type_, index) is None:
-        add_controller(dom, type_, index, model)
+        add_controller(dom, release, type_, index, model)
 
 
-def add_usb_controller(dom: DomainDef, index: int, model: str | None) -> None:
+def add_usb_controller(dom: DomainDef, release: LibvirtRelease, index: int, model: str | None) -> None:
     """
-    Append a USB controller, with its companions where the model has some.
+    Add a USB controller, with its companions where the model has some.
 
     Mirrors: virDomainDefAddUSBController (src/conf/domain_conf.c)
     """
-    add_controller(dom, "usb", index, model)
+    add_controller(dom, release, "usb", index, model)
     if model != "ich9-ehci1":
         return
     for companion, port in _COMPANION_PORTS.items():
-        add_controller(dom, "usb", index, companion).info.master_startport = port
+        add_controller(dom, release, "usb", index, companion).info.master_startport = port

@@ -16,7 +16,7 @@ from pyhostdev.errors import ConfigUnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.domain_fields import DomainFields
 
 PCI_INDEX_MAX = 255  # bus numbers have 8 bits (PCI30 3.2.2.3.2)
 CONTROLLERS_MAX = 1024  # in all, and of indexes; a SCSI controller takes a PCI function, and there are 256 buses
@@ -27,7 +27,7 @@ USB_PORTS_MAX = 15  # XHCI has room for 15 ports of each kind (QEMU's hw/usb/hcd
 SERIAL_PORTS_MAX = 511  # of a virtio-serial controller, whose queues are numbered up to 1024 (QEMU's virtio.h)
 
 
-def refuse_too_large(dom: DomainDef) -> None:
+def refuse_too_large(dom: DomainFields) -> None:
     """
     Refuse a definition that asks for more than any guest can have, before anything is made from it.
 
@@ -38,7 +38,7 @@ def refuse_too_large(dom: DomainDef) -> None:
         raise error
 
 
-def _too_large(dom: DomainDef) -> Iterator[ConfigUnsupportedError]:
+def _too_large(dom: DomainFields) -> Iterator[ConfigUnsupportedError]:
     if (dom.iothreads or 0) > IOTHREADS_MAX:
         yield _error(f"<iothreads> is {dom.iothreads}", IOTHREADS_MAX, dom.line)
     cells = dom.cpu.cells if dom.cpu is not None else []
@@ -55,7 +55,7 @@ def _too_large(dom: DomainDef) -> Iterator[ConfigUnsupportedError]:
             yield _error(f"A device names controller {info.address.controller}", CONTROLLERS_MAX - 1, device.line)
 
 
-def _controllers_too_large(dom: DomainDef) -> Iterator[ConfigUnsupportedError]:
+def _controllers_too_large(dom: DomainFields) -> Iterator[ConfigUnsupportedError]:
     for controller in dom.controllers:
         index, ports = controller.index or 0, controller.ports or 0
         if controller.is_pci and index > PCI_INDEX_MAX:

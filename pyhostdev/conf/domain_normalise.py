@@ -13,18 +13,18 @@ from pyhostdev.conf.disk_conf import DomainDiskDef
 from pyhostdev.conf.graphics_postparse import fill_graphics
 from pyhostdev.conf.os_conf import ClockDef, SizeDef
 from pyhostdev.conf.uuid import made_uuid, normal_uuid
-from pyhostdev.conf.xmlcodec import unit_factor
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, XMLError, raise_all
-from pyhostdev.util.virxml import VIR_ERR_XML_DETAIL, parse_document, shown, text_of
+from pyhostdev.conf.xml.xmlcodec import unit_factor
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_XML_DETAIL, XMLError, raise_all
+from pyhostdev.util.virxml import parse_document, shown, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyhostdev.conf.cpu_conf import FeaturesDef
-    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.domain_fields import DomainFields
 
 
-def normalise(dom: DomainDef) -> None:
+def normalise(dom: DomainFields) -> None:
     """Bring what can be spelled in several ways into libvirt's own spelling."""
     _normalise_memory(dom)
     _normalise_vcpus(dom)
@@ -47,7 +47,7 @@ def normalise(dom: DomainDef) -> None:
         info.drop_foreign(device.tag)
 
 
-def name_errors(dom: DomainDef) -> Iterator[XMLError]:
+def name_errors(dom: DomainFields) -> Iterator[XMLError]:
     """
     Refuse a name that no file can have, or that breaks lines: files and records of the owner have it.
 
@@ -58,7 +58,7 @@ def name_errors(dom: DomainDef) -> Iterator[XMLError]:
             yield XMLError(f"The name '{shown(dom.name)}' has {what}", line=dom.line)
 
 
-def _sysinfo_uuid(dom: DomainDef) -> str | None:
+def _sysinfo_uuid(dom: DomainFields) -> str | None:
     """
     Return the UUID that <sysinfo> gives the guest's firmware, in libvirt's spelling.
 
@@ -80,7 +80,7 @@ def _sysinfo_uuid(dom: DomainDef) -> str | None:
         raise XMLError(text, line=dom.line, libvirt_code=VIR_ERR_XML_DETAIL) from None
 
 
-def _refuse_two_uuids(dom: DomainDef) -> None:
+def _refuse_two_uuids(dom: DomainFields) -> None:
     """
     Refuse a domain whose firmware would show another UUID than the domain has.
 
@@ -93,7 +93,7 @@ def _refuse_two_uuids(dom: DomainDef) -> None:
         raise XMLError(text, line=dom.line, libvirt_code=VIR_ERR_XML_DETAIL)
 
 
-def _normalise_memory(dom: DomainDef) -> None:
+def _normalise_memory(dom: DomainFields) -> None:
     for name in ("current_memory", "hard_limit", "soft_limit", "min_guarantee", "swap_hard_limit"):
         size = getattr(dom, name)
         if size is not None:
@@ -115,7 +115,7 @@ def _normalise_features(features: FeaturesDef) -> None:
             setattr(features, f"{name}_state", True)
 
 
-def _normalise_vcpus(dom: DomainDef) -> None:
+def _normalise_vcpus(dom: DomainFields) -> None:
     dom.vcpu_placement = dom.vcpu_placement or "static"
     if dom.vcpu_current is not None and dom.vcpu_current > dom.vcpus:
         raise XMLError(
@@ -127,7 +127,7 @@ def _normalise_vcpus(dom: DomainDef) -> None:
         dom.vcpu_current = None
 
 
-def _sort_disks(dom: DomainDef) -> None:
+def _sort_disks(dom: DomainFields) -> None:
     """
     Put the disks of each bus together, in the order of their names; buses in the order of their first disk.
 

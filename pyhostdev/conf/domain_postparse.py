@@ -23,13 +23,15 @@ from pyhostdev.conf.domain_controllers import (
 from pyhostdev.conf.domain_limits import refuse_too_large
 from pyhostdev.conf.domain_normalise import normalise
 from pyhostdev.conf.graphics_conf import DomainVideoDef
+from pyhostdev.conf.later_words import forget_later_words
 from pyhostdev.conf.os_conf import BootDev, SizeDef
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, XMLError
 
 if TYPE_CHECKING:
     from pyhostdev.conf.disk_conf import DomainDiskDef
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.conf.xml.xmldef import ElementDef
 
 ISA_SERIAL_PORTS_MAX = 4
 
@@ -40,6 +42,8 @@ class Hypervisor(Protocol):
 
     Mirrors: virDomainDefParserConfig (src/conf/domain_conf.h)
     """
+
+    release: LibvirtRelease
 
     def fill_domain(self, dom: DomainDef) -> None:
         """Fill in machine, emulator, CPU and the devices the machine always has."""
@@ -60,6 +64,7 @@ def post_parse(dom: DomainDef, hypervisor: Hypervisor) -> DomainDef:
     """
     dom = dom.copy()
     refuse_too_large(dom)
+    forget_later_words(dom, hypervisor.release)
     normalise(dom)
     sort_controllers(dom)
     assign_indices(dom)
@@ -132,7 +137,7 @@ def _fill_common(dom: DomainDef, hypervisor: Hypervisor) -> None:
     _refuse_duplicate_controllers(dom)
     _fill_boot(dom)
     _add_console(dom)
-    _add_implicit_controllers(dom)
+    _add_implicit_controllers(dom, hypervisor.release)
     _add_implicit_video(dom, hypervisor)
     late: list[ElementDef] = [*dom.serials[:1]]
     late += [c for c in dom.controllers if c.type == "scsi" and c.model is None]
@@ -271,23 +276,23 @@ def _serial_of(console: DomainConsoleDef) -> DomainSerialDef:
     return serial
 
 
-def _add_implicit_controllers(dom: DomainDef) -> None:
+def _add_implicit_controllers(dom: DomainDef, release: LibvirtRelease) -> None:
     """
     Add the controllers that devices need and nobody has written.
 
     Mirrors: virDomainDefAddImplicitControllers (src/conf/domain_conf.c)
     """
     for bus in ("scsi", "fdc", "ide", "sata"):
-        _add_disk_controllers(dom, bus)
+        _add_disk_controllers(dom, release, bus)
     virtio = [c for c in [*dom.channels, *dom.consoles] if c.target_type in ("virtio", "virtio-serial")]
     for character in virtio:
         address = character.info.address
         index = address.controller if isinstance(address, VirtioSerialAddress) else 0
-        maybe_add_controller(dom, "virtio-serial", index)
+        maybe_add_controller(dom, release, "virtio-serial", index)
     for card in dom.smartcards:
         address = card.info.address
-        maybe_add_controller(dom, "ccid", address.controller if isinstance(address, CCIDAddress) else 0)
-    _add_hostdev_controllers(dom)
+        maybe_add_controller(dom, release, "ccid", address.controller if isinstance(address, CCIDAddress) else 0)
+    _add_hostdev_controllers(dom, release)
 
 
 def _drive_controllers(devices: list[DomainDiskDef]) -> range:
@@ -295,12 +300,12 @@ def _drive_controllers(devices: list[DomainDiskDef]) -> range:
     return range(max(found, default=-1) + 1)
 
 
-def _add_disk_controllers(dom: DomainDef, bus: str) -> None:
+def _add_disk_controllers(dom: DomainDef, release: LibvirtRelease, bus: str) -> None:
     for index in _drive_controllers([disk for disk in dom.disks if disk.bus == bus]):
-        maybe_add_controller(dom, bus, index)
+        maybe_add_controller(dom, release, bus, index)
 
 
-def _add_hostdev_controllers(dom: DomainDef) -> None:
+def _add_hostdev_controllers(dom: DomainDef, release: LibvirtRelease) -> None:
     """
     Add the SCSI controllers that SCSI host devices are plugged into; of the model of those there are.
 
@@ -310,7 +315,7 @@ def _add_hostdev_controllers(dom: DomainDef) -> None:
     units = [h.info.address for h in dom.hostdevs if h.type == "scsi" and h.mode == "subsystem"]
     found = [address.controller for address in units if isinstance(address, DriveAddress)]
     for index in range(max(found, default=-1) + 1):
-        maybe_add_controller(dom, "scsi", index, model)
+        maybe_add_controller(dom, release, "scsi", index, model)
 
 
 def _add_implicit_video(dom: DomainDef, hypervisor: Hypervisor) -> None:

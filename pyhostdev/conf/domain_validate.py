@@ -17,49 +17,36 @@ from pyhostdev.conf.device_validate import device_errors
 from pyhostdev.conf.domain_normalise import name_errors
 from pyhostdev.conf.domain_schema import validate_schema
 from pyhostdev.conf.hostdev_conf import MdevSource, PCISource, SCSIHostSource, SCSISource, USBSource
+from pyhostdev.conf.hostfacts import is_multifunction
 from pyhostdev.conf.unknown_words import unknown_words
-from pyhostdev.errors import ConfigError, ConfigUnsupportedError, SysfsError, XMLError, raise_all
+from pyhostdev.errors import VIR_ERR_XML_DETAIL, ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.util.finding import ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
-    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
-    from pyhostdev.conf.xmldef import ElementDef
-    from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.xml.xmldef import ElementDef
 
 __all__ = ["validate_all", "validate_domain", "validate_schema"]
 
 USHORT_MAX = 0xFFFF  # of firmware's times in milliseconds
 
 
-class Function(Protocol):
-    """What validation asks of a PCI function of the host."""
-
-    def is_multifunction(self) -> bool | None:
-        """True, False, or None for unknown."""
-
-
-class FunctionSource(Protocol):
-    """What validation asks of a host."""
-
-    def pci_device(self, address: PCIDeviceAddress) -> Function | None:
-        """Return a function, None where there is none."""
-
-
 class HypervisorRules(Protocol):
     """The rules of a hypervisor, checked together with the general ones."""
 
-    def domain_errors(self, dom: DomainDef) -> Iterator[ConfigError]:
+    def domain_errors(self, dom: Any) -> Iterator[ConfigError]:
         """Yield what is wrong with the domain as a whole."""
 
-    def device_errors(self, dom: DomainDef, device: ElementDef) -> Iterator[ConfigError]:
+    def device_errors(self, dom: Any, device: ElementDef) -> Iterator[ConfigError]:
         """Yield what is wrong with one device."""
 
 
 def domain_errors(
-    dom: DomainDef, host: FunctionSource | None = None, hypervisor: HypervisorRules | None = None
+    dom: DomainFields, host: HostFacts | None = None, hypervisor: HypervisorRules | None = None
 ) -> Iterator[ConfigError]:
     """
     Yield all errors of a domain, in libvirt's order.
@@ -80,7 +67,7 @@ def domain_errors(
 
 
 def validate_domain(
-    dom: DomainDef, host: FunctionSource | None = None, hypervisor: HypervisorRules | None = None
+    dom: DomainFields, host: HostFacts | None = None, hypervisor: HypervisorRules | None = None
 ) -> None:
     """
     Refuse a domain that is wrong.
@@ -92,14 +79,14 @@ def validate_domain(
 
 
 def validate_all(
-    dom: DomainDef, host: FunctionSource | None = None, hypervisor: HypervisorRules | None = None
+    dom: DomainFields, host: HostFacts | None = None, hypervisor: HypervisorRules | None = None
 ) -> list[ConfigError]:
     """Return all errors of a domain, by line; words on host devices that are not known are among them."""
     errors = [*word_errors(dom), *domain_errors(dom, host, hypervisor)]
     return sorted(errors, key=lambda error: error.line or 0)
 
 
-def word_errors(dom: DomainDef) -> Iterator[ConfigError]:
+def word_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """
     Yield an error for each unknown word on a host device.
 
@@ -123,7 +110,7 @@ def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:
         )
 
 
-def _host_errors(dom: DomainDef, host: FunctionSource) -> Iterator[ConfigError]:
+def _host_errors(dom: DomainFields, host: HostFacts) -> Iterator[ConfigError]:
     """
     Refuse ``assigned='no'`` where the host shows a device of one function.
 
@@ -140,16 +127,7 @@ def _host_errors(dom: DomainDef, host: FunctionSource) -> Iterator[ConfigError]:
             )
 
 
-def is_multifunction(host: FunctionSource, address: PCIDeviceAddress) -> bool | None:
-    """Return what a host says of a function; None for one that is unknown, missing or unreadable."""
-    try:
-        function = host.pci_device(address)
-        return None if function is None else function.is_multifunction()
-    except SysfsError:
-        return None
-
-
-def _disk_duplicates(dom: DomainDef) -> Iterator[ConfigError]:
+def _disk_duplicates(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDiskDefCheckDuplicateInfo (src/conf/domain_conf.c)"""
     for name in ("target", "wwn", "serial"):
         seen: set[str] = set()
@@ -161,7 +139,7 @@ def _disk_duplicates(dom: DomainDef) -> Iterator[ConfigError]:
                 seen.add(value)
 
 
-def _hostdev_duplicates(dom: DomainDef) -> Iterator[ConfigError]:
+def _hostdev_duplicates(dom: DomainFields) -> Iterator[ConfigError]:
     """
     Refuse one host device declared twice, as an interface or otherwise.
 
@@ -208,7 +186,7 @@ def _identity(hostdev: DomainHostdevDef) -> Hashable:
     return None
 
 
-def _drive_duplicates(dom: DomainDef) -> Iterator[ConfigError]:
+def _drive_duplicates(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefDuplicateDriveAddressesValidate (src/conf/domain_validate.c)"""
     seen: set[Hashable] = set()
     users: list[tuple[str | None, Any]] = [(disk.bus, disk) for disk in dom.disks]
@@ -223,7 +201,7 @@ def _drive_duplicates(dom: DomainDef) -> Iterator[ConfigError]:
         seen.add(key)
 
 
-def _topology_errors(dom: DomainDef) -> Iterator[ConfigError]:
+def _topology_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefGetVcpusTopology (src/conf/domain_conf.c)"""
     cpu = dom.cpu
     if cpu is None or not cpu.sockets:
@@ -235,7 +213,7 @@ def _topology_errors(dom: DomainDef) -> Iterator[ConfigError]:
         )
 
 
-def _alias_duplicates(dom: DomainDef) -> Iterator[ConfigError]:
+def _alias_duplicates(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefValidateAliases (src/conf/domain_validate.c)"""
     seen: set[str] = set()
     for device, info in dom.device_infos():
@@ -247,7 +225,7 @@ def _alias_duplicates(dom: DomainDef) -> Iterator[ConfigError]:
         seen.add(alias)
 
 
-def _iommu_errors(dom: DomainDef) -> Iterator[ConfigError]:
+def _iommu_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefIOMMUValidate (src/conf/domain_validate.c)"""
     iommu = dom.iommu
     if iommu is None:
@@ -258,12 +236,14 @@ def _iommu_errors(dom: DomainDef) -> Iterator[ConfigError]:
         yield ConfigUnsupportedError("Extended interrupt mode needs interrupt remapping", line=iommu.line)
 
 
-def _os_errors(dom: DomainDef) -> Iterator[ConfigError]:
+def _os_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefOSValidate, virDomainDefBootValidate (src/conf/domain_validate.c)"""
     boot = dom.os
     has_loader = bool(boot.loader_type or boot.loader_readonly or boot.loader_secure)
     if has_loader and not boot.loader and boot.firmware is None:
-        yield XMLError("A <loader> without path needs firmware to be chosen", line=boot.line, libvirt_code=35)
+        yield XMLError(
+            "A <loader> without path needs firmware to be chosen", line=boot.line, libvirt_code=VIR_ERR_XML_DETAIL
+        )
     if (boot.bootmenu_timeout or 0) > USHORT_MAX:
         yield ConfigUnsupportedError("The timeout of the boot menu is too long", line=boot.line)
     delay = boot.bios_reboot_timeout
@@ -271,13 +251,13 @@ def _os_errors(dom: DomainDef) -> Iterator[ConfigError]:
         yield ConfigUnsupportedError("The reboot timeout is out of range", line=boot.line)
 
 
-def _video_errors(dom: DomainDef) -> Iterator[ConfigError]:
+def _video_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefVideoValidate (src/conf/domain_validate.c)"""
     if len(dom.videos) > 1 and any(video.model_type == "none" for video in dom.videos):
         yield ConfigUnsupportedError("A video device of type none must be the only one", line=dom.line)
 
 
-def _timer_errors(dom: DomainDef) -> Iterator[ConfigError]:
+def _timer_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefPostParseTimer (src/conf/domain_postparse.c)"""
     for timer in dom.clock.timers if dom.clock is not None else ():
         name, line = timer.name, timer.line
@@ -291,7 +271,7 @@ def _timer_errors(dom: DomainDef) -> Iterator[ConfigError]:
             yield ConfigUnsupportedError(f"Timer {name} has no track", line=line)
 
 
-def _audio_errors(dom: DomainDef) -> Iterator[ConfigError]:
+def _audio_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainAudioDefValidate, virDomainEnsureAudioID (src/conf/domain_validate.c)"""
     ids = Counter(audio.id for audio in dom.audios)
     for audio in dom.audios:
@@ -303,7 +283,7 @@ def _audio_errors(dom: DomainDef) -> Iterator[ConfigError]:
             yield XMLError(f"There is no audio with id {user.audio_id}", line=user.line)
 
 
-_RULES: tuple[Callable[[DomainDef], Iterator[ConfigError]], ...] = (
+_RULES: tuple[Callable[[DomainFields], Iterator[ConfigError]], ...] = (
     name_errors,
     _audio_errors,
     _disk_duplicates,

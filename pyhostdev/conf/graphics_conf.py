@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VirtioOptions
-from pyhostdev.conf.xmlcodec import enum, number, on_off, positive, signed, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, children, embedded, opaque
+from pyhostdev.conf.xml.xmlcodec import enum, number, on_off, positive, signed, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, children, embedded, opaque
 
 GRAPHICS_TYPES = ("sdl", "vnc", "rdp", "desktop", "spice", "egl-headless", "dbus")
 
@@ -125,6 +125,11 @@ class DomainVideoDef(ElementDef):
     heads = attribute("model/@heads", number)
     primary = attribute("model/@primary", yes_no)
     blob = attribute("model/@blob", on_off)
+    device = attribute(
+        "model/@device",
+        enum("virtio-vga", "virtio-gpu", "virtio-vga-gl", "virtio-gpu-gl", "vhost-user-vga", "vhost-user-gpu"),
+        since="video-device",
+    )
     accel3d = attribute("model/acceleration/@accel3d", yes_no)
     accel2d = attribute("model/acceleration/@accel2d", yes_no)
     rendernode = attribute("model/acceleration/@rendernode")

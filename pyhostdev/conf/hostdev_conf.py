@@ -7,21 +7,24 @@ Mirrors: virDomainHostdevDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.conf.device_conf import (
+    ATTRIBUTE_NUMBER,
     DeviceInfo,
     UnassignedAddress,
     check_pci_address,
 )
 from pyhostdev.conf.uuid import normal_uuid
-from pyhostdev.conf.xmlcodec import enum, hexadecimal, number_any_base, on_off, text, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, child, embedded, flag, ignored, opaque
+from pyhostdev.conf.xml.xmlcodec import enum, hexadecimal, number_any_base, on_off, text, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, child, embedded, flag, ignored, opaque
 from pyhostdev.errors import (
     VIR_ERR_CONFIG_UNSUPPORTED,
     VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_XML_ERROR,
     ConfigUnsupportedError,
+    Renumbering,
     XMLError,
 )
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -30,8 +33,9 @@ from pyhostdev.util.virxml import shown, source_line
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.util.virxml import Element
+
+_MDEV_NUMBER = Renumbering("mdev-uuid-number", VIR_ERR_XML_ERROR)
 
 # what a device that the guest does not get cannot have: nothing in the guest could carry it
 _GUEST_SIDE = ("address", "alias", "boot", "rom", "acpi", "teaming")
@@ -164,12 +168,16 @@ class MdevSource(HostdevSource):
     def parsed(self, element: Element) -> None:
         """Refuse a source that names no device; print its name as libvirt does."""
         if self.uuid is None:
-            raise ConfigUnsupportedError("The source of a mediated device has no uuid", line=source_line(element))
+            text = "The source of a mediated device has no uuid"
+            raise ConfigUnsupportedError(text, line=source_line(element), renumbered=_MDEV_NUMBER)
         try:
             self.uuid = normal_uuid(self.uuid)
         except ValueError:
             raise XMLError(
-                f"'{shown(self.uuid)}' is no valid UUID", line=source_line(element), libvirt_code=VIR_ERR_INTERNAL_ERROR
+                f"'{shown(self.uuid)}' is no valid UUID",
+                line=source_line(element),
+                libvirt_code=VIR_ERR_INTERNAL_ERROR,
+                renumbered=_MDEV_NUMBER,
             ) from None
 
 
@@ -193,6 +201,13 @@ def check_teaming(type_: str | None, element: Element) -> None:
         raise XMLError("A <teaming> has no type", line=source_line(element))
 
 
+class InterfaceNetwork(NamedTuple):
+    """What an ``<interface>`` asks of the network, as phrases, and whether it has a ``<virtualport>``."""
+
+    words: tuple[str, ...]
+    has_virtualport: bool
+
+
 class DomainHostdevDef(ElementDef):
     """
     A device of the host that a domain takes.
@@ -209,8 +224,15 @@ class DomainHostdevDef(ElementDef):
         enum("subsystem", "capabilities"),
         default="subsystem",
         code=VIR_ERR_CONFIG_UNSUPPORTED,
+        renumbered=ATTRIBUTE_NUMBER,
     )
-    type = attribute("type", enum(*SOURCE_TYPES, "storage", "misc", "net"), default="", code=VIR_ERR_CONFIG_UNSUPPORTED)
+    type = attribute(
+        "type",
+        enum(*SOURCE_TYPES, "storage", "misc", "net"),
+        default="",
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+        renumbered=ATTRIBUTE_NUMBER,
+    )
     managed = attribute("managed", yes_no, default=False, lenient=True)
     assigned = attribute("assigned", yes_no)
     sgio = attribute("sgio", enum("filtered", "unfiltered"))
@@ -229,7 +251,7 @@ class DomainHostdevDef(ElementDef):
     display = attribute("display", on_off)
     ramfb = attribute("ramfb", on_off)
     driver_name = attribute("driver/@name", enum("kvm", "vfio", "xen"))
-    driver_model = attribute("driver/@model", text)
+    driver_model = attribute("driver/@model", text, since="hostdev-driver-model")
     source_def = child("source", HostdevSource)
     teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
     teaming_persistent = attribute("teaming/@persistent")
@@ -237,7 +259,7 @@ class DomainHostdevDef(ElementDef):
     shareable = flag("shareable")
     info = embedded(DeviceInfo)
 
-    parent_net: DomainNetDef | None = None  # the <interface type='hostdev'> it stands for
+    interface: InterfaceNetwork | None = None  # of the <interface type='hostdev'> that it stands for
 
     @classmethod
     def for_pci(

@@ -9,21 +9,23 @@ the others are to be declared, too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pyhostdev.conf.device_conf import UnassignedAddress
-from pyhostdev.conf.domain_validate import is_multifunction
+from pyhostdev.conf.hostfacts import is_multifunction
 from pyhostdev.errors import ConfigError, XMLError
 
 if TYPE_CHECKING:
-    from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.domain_validate import FunctionSource
+    from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.hostfacts import HostFacts
+
+Domain = TypeVar("Domain", bound="DomainFields")
 
 SPELLINGS = ("assigned", "unassigned")
 
 
-def with_spelling(dom: DomainDef, spelling: str, host: FunctionSource | None = None) -> DomainDef:
+def with_spelling(dom: Domain, spelling: str, host: HostFacts | None = None) -> Domain:
     """
     Return a copy in which all host devices speak one language.
 
@@ -48,7 +50,7 @@ def _spell_unassigned(hostdev: DomainHostdevDef) -> None:
     hostdev.assigned = None
 
 
-def _spell_all_assigned(dom: DomainDef, host: FunctionSource | None) -> None:
+def _spell_all_assigned(dom: DomainFields, host: HostFacts | None) -> None:
     """Write the attribute on every declared function of each device that has one not assigned."""
     pci = [hostdev for hostdev in dom.hostdevs if hostdev.is_pci]
     slots = {hostdev.pci_address.with_function(0) for hostdev in pci if not hostdev.is_assigned}
@@ -60,7 +62,7 @@ def _spell_all_assigned(dom: DomainDef, host: FunctionSource | None) -> None:
                 hostdev.info.address = None
 
 
-def _check_can_be_spelled(hostdev: DomainHostdevDef, host: FunctionSource | None) -> None:
+def _check_can_be_spelled(hostdev: DomainHostdevDef, host: HostFacts | None) -> None:
     """
     Refuse what rows S1 and S2 of the contract forbid.
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.hostdev_conf import DomainHostdevDef, PCISource, check_teaming
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef, InterfaceNetwork, PCISource, check_teaming
 from pyhostdev.conf.virtio_conf import VirtioOptions
-from pyhostdev.conf.xmlcodec import Codec, enum, number, on_off, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, child, embedded, opaque
+from pyhostdev.conf.xml.xmlcodec import Codec, enum, number, on_off, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, child, embedded, opaque
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
 from pyhostdev.util.virxml import parse_unsigned, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pyhostdev.conf.xmlfield import Field
+    from pyhostdev.conf.xml.xmlfield import Field
     from pyhostdev.util.virxml import Element
 
 NET_TYPES = (
@@ -196,8 +196,6 @@ class DomainHostdevNetDef(DomainNetDef):
     driver_model = attribute("driver/@model")
     host_source = child("source", NetHostdevSource)
 
-    _hostdev: DomainHostdevDef | None = None
-
     def parsed(self, element: Element) -> None:
         """Refuse an interface without a device, and a driver that hands over no devices."""
         super().parsed(element)
@@ -221,21 +219,20 @@ class DomainHostdevNetDef(DomainNetDef):
     @property
     def hostdev(self) -> DomainHostdevDef:
         """
-        The host device behind the interface; it shares alias, address, boot order and ROM.
+        The host device behind the interface, made from it each time; it shares alias, address, boot order and ROM.
 
         Mirrors: virDomainNetGetActualHostdev (src/conf/domain_conf.c)
         """
-        if self._hostdev is None:
-            self._hostdev = DomainHostdevDef(
-                type="pci",
-                managed=bool(self.managed),
-                driver_name=self.driver_name,
-                driver_model=self.driver_model,
-                source_def=self.host_source,
-                teaming_type=self.teaming_type,
-                teaming_persistent=self.teaming_persistent,
-                info=self.info,
-            )
-            self._hostdev.parent_net = self
-            self._hostdev.line = self.line
-        return self._hostdev
+        hostdev = DomainHostdevDef(
+            type="pci",
+            managed=bool(self.managed),
+            driver_name=self.driver_name,
+            driver_model=self.driver_model,
+            source_def=self.host_source,
+            teaming_type=self.teaming_type,
+            teaming_persistent=self.teaming_persistent,
+            info=self.info,
+        )
+        hostdev.interface = InterfaceNetwork(tuple(self.network_identity()), self.virtualport is not None)
+        hostdev.line = self.line
+        return hostdev

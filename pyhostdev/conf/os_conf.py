@@ -7,10 +7,10 @@ Mirrors: virDomainOSDef, virDomainClockDef, virDomainMemtune (src/conf/domain_co
 
 from __future__ import annotations
 
-from pyhostdev.conf.xmlcodec import big_number, enum, number, on_off, signed, size_unit, yes_no
-from pyhostdev.conf.xmlcodec import unit_factor as unit_factor
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, children, content, flag, opaque
+from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, signed, size_unit, yes_no
+from pyhostdev.conf.xml.xmlcodec import unit_factor as unit_factor
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, children, content, flag, opaque
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR
 
 ARCHITECTURES = (

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pyhostdev.conf.chr_conf import ChrSource
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
-from pyhostdev.conf.xmlcodec import enum, number, positive
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, child, content, embedded
+from pyhostdev.conf.xml.xmlcodec import enum, number, positive
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, child, content, embedded
 
 
 class RNGBackend(ElementDef):

@@ -18,9 +18,9 @@ from pyhostdev.util.virxml import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.xmldef import ElementDef, Unknown
-    from pyhostdev.conf.xmlshape import Row, Shape
+    from pyhostdev.conf.domain_fields import DomainFields
+    from pyhostdev.conf.xml.xmldef import ElementDef, Unknown
+    from pyhostdev.conf.xml.xmlshape import Row, Shape
 
 # libvirt's own words of later releases (its schema of 12.8); prepare does the same with and without them
 _LATER_WORDS = {
@@ -33,7 +33,7 @@ _HARMLESS_WORDS = frozenset({"source/address/@type", "portForward"})
 _LENGTH_MAX = 64  # of a word for which the nearest known one is looked for; the longest of libvirt's has 30
 
 
-def unknown_words(dom: DomainDef) -> list[Finding]:
+def unknown_words(dom: DomainFields) -> list[Finding]:
     """
     Return the words on host devices that are not known, in the order of the domain.
 
@@ -43,13 +43,13 @@ def unknown_words(dom: DomainDef) -> list[Finding]:
     return [finding for _, finding in words_with_paths(dom)]
 
 
-def words_with_paths(dom: DomainDef) -> list[tuple[str, Finding]]:
-    """Return the findings of ``unknown_words``, each with the path that ``DomainDef.unmodelled`` has for it."""
+def words_with_paths(dom: DomainFields) -> list[tuple[str, Finding]]:
+    """Return the findings of ``unknown_words``, each with the path that ``DomainFields.unmodelled`` has for it."""
     found = (pair for device in _host_devices(dom) for pair in _findings_on(device))
     return [(f"{dom.tag}/devices/{path}", finding) for path, finding in found]
 
 
-def kept_words(dom: DomainDef) -> list[Finding]:
+def kept_words(dom: DomainFields) -> list[Finding]:
     """Return a note for each unknown word that is not on a host device; it is kept as it was written."""
     hostdevs = {id(device) for device in _host_devices(dom)}
     found = []
@@ -73,7 +73,7 @@ def _kept(owner: str, label: str, line: int | None) -> Finding:
     return Finding("ignored", NOTE, None, f"Unknown {_described(owner, label)} is kept as it is", line)
 
 
-def _host_devices(dom: DomainDef) -> Iterator[ElementDef]:
+def _host_devices(dom: DomainFields) -> Iterator[ElementDef]:
     yield from dom.hostdevs
     yield from (net for net in dom.interfaces if net.hostdev is not None)
 

@@ -8,9 +8,9 @@ Mirrors: virDomainVirtioOptions and the devices' own structures (src/conf/domain
 from __future__ import annotations
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.xmlcodec import big_number, enum, number, on_off, size_unit, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, content, embedded
+from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, size_unit, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, content, embedded
 
 VIRTIO_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional")
 

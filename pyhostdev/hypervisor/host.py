@@ -153,7 +153,7 @@ class Host:
         """
         from pyhostdev.hypervisor.hostdev_status import read_status
 
-        return read_status(self)
+        return read_status(self.state())
 
     def plan(
         self,

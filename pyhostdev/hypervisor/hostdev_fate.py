@@ -7,8 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
-from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, FunctionPlan, Request
-from pyhostdev.util.journal import DETACHED, Record
+from pyhostdev.hypervisor.hostdev_plan import (
+    ASSIGNED,
+    DETACHED,
+    MISSING,
+    STAYS,
+    VANISHES,
+    FunctionPlan,
+    Request,
+)
+from pyhostdev.util.journal import DETACHED as RECORDED_DETACHED
+from pyhostdev.util.journal import Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import keeps_dma
 from pyhostdev.util.virpci import BUS_RESETS, GroupMember, PCIDevice, read_pci_device
@@ -38,11 +47,11 @@ def fates_of(
         request = declared.get(member.address) if member.address else None
         if request is None and member.address is not None and member.address in vanishing:
             text = f"not declared, vanishes while {vanishing[member.address]} is detached, and comes back with it"
-            return FunctionPlan(member.name, group, member.driver, None, text)
+            return FunctionPlan(member.name, group, member.driver, None, text, VANISHES)
         if request is None:
-            return FunctionPlan(member.name, group, member.driver, None, _undeclared(member))
+            return FunctionPlan(member.name, group, member.driver, None, _undeclared(member), STAYS)
         text = _declared(request, member.driver, records, moving, declared)
-        return FunctionPlan(member.name, group, member.driver, request.role, text)
+        return FunctionPlan(member.name, group, member.driver, request.role, text, _fate(request, moving))
 
     found = [told(member, group) for group, those in members.items() for member in those]
     named = {fate.name for fate in found}
@@ -51,6 +60,13 @@ def fates_of(
             driver, group = (request.dev.driver, request.dev.iommu_group) if request.dev else (None, None)
             found.append(told(GroupMember(str(request.address), request.address, driver, False), group))
     return found
+
+
+def _fate(request: Request, moving: Container[PCIDeviceAddress]) -> str:
+    """Return the word for what becomes of a declared function when the guest starts."""
+    if request.dev is None:
+        return MISSING
+    return DETACHED if request.address in moving else STAYS
 
 
 def driver_words(driver: str | None) -> str:
@@ -78,7 +94,7 @@ def _declared(
         wiped = _reset_words(request, declared)
         return f"{guest}: detached from {before} to {request.stub}; afterwards {wiped} and given back to {before}"
     detached = records.get(request.address)
-    why = "as it was detached before" if detached and detached.state == DETACHED else "as it was"
+    why = "as it was detached before" if detached and detached.state == RECORDED_DETACHED else "as it was"
     return f"{guest}: stays with {before}, {why}"
 
 

@@ -18,7 +18,7 @@ from pyhostdev.hypervisor.hostdev_holders import check_are_free
 from pyhostdev.hypervisor.hostdev_release import refuse_newer
 from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.journal import PREPARING, RELEASING, Record, read_boot_id
+from pyhostdev.util.journal import PREPARING, RELEASING, Record, read_boot_id, read_clock
 from pyhostdev.util.pciassign import (
     denied_obstacle,
     endpoint_obstacle,
@@ -30,12 +30,12 @@ from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.transaction import Transaction, half_done
 
 if TYPE_CHECKING:
-    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.hypervisor.hostdev_context import HostdevContext
     from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.virpci import PCIDevice
 
 
-def detach(manager: HostdevManager, address: PCIDeviceAddress, driver: str, accept: Iterable[str]) -> None:
+def detach(context: HostdevContext, address: PCIDeviceAddress, driver: str, accept: Iterable[str]) -> None:
     """
     Detach one device; the caller holds its locks.
 
@@ -44,24 +44,24 @@ def detach(manager: HostdevManager, address: PCIDeviceAddress, driver: str, acce
 
     Mirrors: virPCIDeviceDetach, which binds to the stub also what is listed (src/util/virpci.c)
     """
-    listed = manager.journal.read()[0].get(address)
+    listed = context.journal.read()[0].get(address)
     _refuse_active(listed)
-    dev = _present(manager, address)
+    dev = _present(context, address)
     if listed is not None and not _is_detached_still(dev, listed):
         listed = None
     is_there = dev.driver == driver or (dev.is_vfio and driver == VFIO_PCI)
     if listed is not None and is_there:
         return
-    _refuse(_obstacles(manager, dev, None if is_there else driver), accept, manager, dev, moves=not is_there)
-    record = _intent(manager, address, driver, listed, moves=not is_there)
+    _refuse(_obstacles(context, dev, None if is_there else driver), accept, context, dev, moves=not is_there)
+    record = _intent(context, address, driver, listed, moves=not is_there)
     with Transaction() as change:
-        change.on_error(_undo, manager, record, listed)
-        manager.journal.write(record)
+        change.on_error(_undo, context, record, listed)
+        context.journal.write(record)
         if record.moved and not is_there:
-            if manager.host.has_driver(driver) is False:
-                manager.writer.load_module(driver)
-            manager.restorer.mover.detach(address, record.listed_as or record.original, driver)
-        manager.journal.write(record.detached())
+            if context.host.has_driver(driver) is False:
+                context.writer.load_module(driver)
+            context.restorer.mover.detach(address, record.listed_as or record.original, driver)
+        context.journal.write(record.detached(record.since))
 
 
 def _is_detached_still(dev: PCIDevice, listed: Record) -> bool:
@@ -71,70 +71,71 @@ def _is_detached_still(dev: PCIDevice, listed: Record) -> bool:
 
 
 def _intent(
-    manager: HostdevManager, address: PCIDeviceAddress, driver: str, listed: Record | None, *, moves: bool
+    context: HostdevContext, address: PCIDeviceAddress, driver: str, listed: Record | None, *, moves: bool
 ) -> Record:
-    now = manager.restorer.mover.read_binding(address)
-    boot_id, change = read_boot_id(manager.root), os.urandom(8).hex()
+    now = context.restorer.mover.read_binding(address)
     if listed is None:
-        return Record(address, PREPARING, None, False, moves, driver, now, boot_id, change=change)
-    return listed._replace(state=PREPARING, moved=True, target=driver, listed_as=now, boot_id=boot_id, change=change)
+        record = Record(address, PREPARING, None, False, moves, driver, now, None)
+    else:
+        record = listed._replace(state=PREPARING, moved=True, target=driver, listed_as=now)
+    return record._replace(boot_id=read_boot_id(context.root), change=os.urandom(8).hex(), since=read_clock())
 
 
-def _undo(manager: HostdevManager, record: Record, listed: Record | None) -> None:
+def _undo(context: HostdevContext, record: Record, listed: Record | None) -> None:
     """Put the device and its record back as they were."""
-    manager.restorer.undo(record)
+    context.restorer.undo(record)
     if listed is not None:
-        manager.journal.write(listed)
+        context.journal.write(listed)
 
 
-def reattach(manager: HostdevManager, address: PCIDeviceAddress) -> None:
+def reattach(context: HostdevContext, address: PCIDeviceAddress) -> None:
     """Give one detached device back; the caller holds its locks."""
-    record = manager.journal.read()[0].get(address)
+    record = context.journal.read()[0].get(address)
     _refuse_active(record)
     if record is None:
-        saved = read_driverctl_override(manager.root, address)
+        saved = read_driverctl_override(context.root, address)
         other = "" if saved is None else f": driverctl gives it to {saved!a}"
         raise OperationError(f"Device {address} was not detached by this manager{other}", address=address)
-    check_are_free(manager.root, manager.writer, [record])
+    check_are_free(context.root, context.writer, [record])
     with half_done():
         record = record._replace(state=RELEASING, listed_as=None)
-        manager.journal.write(record)
-        manager.restorer.give_back(record)
+        context.journal.write(record)
+        context.restorer.give_back(record)
 
 
-def reset(manager: HostdevManager, address: PCIDeviceAddress, accept: Iterable[str]) -> None:
+def reset(context: HostdevContext, address: PCIDeviceAddress, accept: Iterable[str]) -> None:
     """Reset one device that no domain has; the caller holds its locks."""
-    record = manager.journal.read()[0].get(address)
+    record = context.journal.read()[0].get(address)
     _refuse_active(record)
-    dev = _present(manager, address)
-    _refuse(_obstacles(manager, dev, None), accept, manager, dev, moves=dev.driver is not None and not dev.is_vfio)
+    dev = _present(context, address)
+    _refuse(_obstacles(context, dev, None), accept, context, dev, moves=dev.driver is not None and not dev.is_vfio)
     if dev.usable_reset() is None:
         raise OperationError(f"Device {address} has no reset that leaves other functions alone", address=address)
-    manager.restorer.mover.reset(address)
+    context.restorer.mover.reset(address)
 
 
-def _present(manager: HostdevManager, address: PCIDeviceAddress) -> PCIDevice:
-    dev = manager.host.pci_device(address)
+def _present(context: HostdevContext, address: PCIDeviceAddress) -> PCIDevice:
+    dev = context.host.pci_device(address)
     if dev is None:
         raise DeviceMissingError(f"Device {address} is not on this host", reason="device-missing", address=address)
     return dev
 
 
-def _obstacles(manager: HostdevManager, dev: PCIDevice, driver: str | None) -> Iterator[Finding]:
+def _obstacles(context: HostdevContext, dev: PCIDevice, driver: str | None) -> Iterator[Finding]:
     """Yield what the kernel would refuse; driver is the one that gets the device, if it moves."""
-    if manager.writer.is_in_flight(dev.address):
+    if context.writer.is_in_flight(dev.address):
         message = f"A write to device {dev.address} has not come back from the kernel"
         yield Finding("in-doubt", ERROR, dev.address, message)
     found = [endpoint_obstacle(dev)]
     if driver is not None:
         vfs = 0 if dev.is_virtual_function else len(dev.read_virtual_functions())
-        found += [vfs_obstacle(dev.address, vfs), group_obstacle(dev, has_iommu(manager.root))]
-        found += [_driver_obstacle(manager, dev, driver), denied_obstacle(dev) if driver == VFIO_PCI else None]
+        found += [vfs_obstacle(dev.address, vfs), group_obstacle(dev, has_iommu(context.root))]
+        found += [_driver_obstacle(context, dev, driver), denied_obstacle(dev) if driver == VFIO_PCI else None]
     yield from (obstacle for obstacle in found if obstacle is not None)
 
 
-def _driver_obstacle(manager: HostdevManager, dev: PCIDevice, driver: str) -> Finding | None:
-    if manager.host.has_driver(driver) is not False or manager.host.has_module(driver):
+def _driver_obstacle(context: HostdevContext, dev: PCIDevice, driver: str) -> Finding | None:
+    if context.host.has_driver(driver) is not False or context.host.has_module(driver):
         return None
     reason = "vfio-missing" if driver == VFIO_PCI else "driver-missing"
     message = f"This host has no driver '{driver}' for device {dev.address}, and no module that brings it"
@@ -142,7 +143,7 @@ def _driver_obstacle(manager: HostdevManager, dev: PCIDevice, driver: str) -> Fi
 
 
 def _refuse(
-    obstacles: Iterable[Finding], accept: Iterable[str], manager: HostdevManager, dev: PCIDevice, *, moves: bool
+    obstacles: Iterable[Finding], accept: Iterable[str], context: HostdevContext, dev: PCIDevice, *, moves: bool
 ) -> None:
     """
     Refuse with all findings at once.
@@ -152,10 +153,10 @@ def _refuse(
     """
     findings = list(obstacles)
     if dev.is_vfio and dev.iommu_group is not None:  # with another driver it is not what the group is held for
-        findings += held_groups(manager.root, {dev.iommu_group: dev.address})
-    findings += [f for f in libvirt_owners(manager.root, [dev.address]) if f.severity == ERROR]
+        findings += held_groups(context.root, {dev.iommu_group: dev.address})
+    findings += [f for f in libvirt_owners(context.root, [dev.address]) if f.severity == ERROR]
     accepted = consents(accept)
-    needs = host_needs(manager.root, [dev.address] if moves else [])
+    needs = host_needs(context.root, [dev.address] if moves else [])
     findings += [need for need in needs if (need.reason, str(need.address)) not in accepted]
     if findings:
         raise RefusedError(findings)

@@ -22,12 +22,12 @@ from pyhostdev.util.virfile import list_names, read_attribute, read_link_name
 from pyhostdev.util.virpci import is_vfio_driver
 
 if TYPE_CHECKING:
-    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.hypervisor.hostdev_context import HostdevContext
 
 Drivers = Mapping[PCIDeviceAddress, str]
 
 
-def unrecorded(manager: HostdevManager, told: Container[PCIDeviceAddress]) -> Iterator[RecoveryResult]:
+def unrecorded(context: HostdevContext, told: Container[PCIDeviceAddress]) -> Iterator[RecoveryResult]:
     """
     Yield the functions that an override gave to a driver of VFIO, and that have no record; ``told`` had one.
 
@@ -35,54 +35,54 @@ def unrecorded(manager: HostdevManager, told: Container[PCIDeviceAddress]) -> It
     """
     found: dict[PCIDeviceAddress, str] = {}
     try:
-        for address in _addresses(manager):
+        for address in _addresses(context):
             try:
-                driver = _vfio_driver_by_override(manager, address)
+                driver = _vfio_driver_by_override(context, address)
             except HostdevError as err:
                 yield _untold(address, err)
                 continue
             if driver is not None:
                 found[address] = driver
-        known = manager.journal.read()[0]
+        known = context.journal.read()[0]
     except HostdevError as err:
-        top = manager.root.pci_devices
+        top = context.root.pci_devices
         yield RecoveryResult(top, None, FAILED, f"it cannot be told whether there are devices without a record: {err}")
         return
-    yield from _whose(manager, {a: driver for a, driver in found.items() if a not in known and a not in told})
+    yield from _whose(context, {a: driver for a, driver in found.items() if a not in known and a not in told})
 
 
-def _addresses(manager: HostdevManager) -> Iterator[PCIDeviceAddress]:
-    for name in sorted(list_names(manager.root, manager.root.pci_devices)):
+def _addresses(context: HostdevContext) -> Iterator[PCIDeviceAddress]:
+    for name in sorted(list_names(context.root, context.root.pci_devices)):
         try:
             yield PCIDeviceAddress.parse(name)
         except InvalidAddressError:
             continue
 
 
-def _vfio_driver_by_override(manager: HostdevManager, address: PCIDeviceAddress) -> str | None:
+def _vfio_driver_by_override(context: HostdevContext, address: PCIDeviceAddress) -> str | None:
     """
     Return the driver of VFIO that an override gave a device to; None, too, while a write to it is in flight.
 
     Variants are told by the ``vfio-dev`` that they make, as their names are many.
     """
-    top = manager.root.pci_device(address)
-    driver = read_link_name(manager.root, os.path.join(top, "driver"))
-    if driver is None or not is_vfio_driver(manager.root, address, driver) or manager.writer.is_in_flight(address):
+    top = context.root.pci_device(address)
+    driver = read_link_name(context.root, os.path.join(top, "driver"))
+    if driver is None or not is_vfio_driver(context.root, address, driver) or context.writer.is_in_flight(address):
         return None
-    return driver if read_attribute(manager.root, os.path.join(top, "driver_override")) == driver else None
+    return driver if read_attribute(context.root, os.path.join(top, "driver_override")) == driver else None
 
 
-def _whose(manager: HostdevManager, devices: Drivers) -> Iterator[RecoveryResult]:
+def _whose(context: HostdevContext, devices: Drivers) -> Iterator[RecoveryResult]:
     """Yield the outcomes for devices that another program moved, which is named where it can be."""
     try:
-        found = libvirt_owners(manager.root, devices) if devices else ()
+        found = libvirt_owners(context.root, devices) if devices else ()
         owners = {finding.address: finding.message for finding in found if finding.severity == ERROR}
     except HostdevError as err:
         yield from (_untold(address, err) for address in devices)
         return
     for address, driver in devices.items():
         try:
-            by_driverctl = address not in owners and read_driverctl_override(manager.root, address) == driver
+            by_driverctl = address not in owners and read_driverctl_override(context.root, address) == driver
         except HostdevError as err:
             yield _untold(address, err)
             continue

@@ -7,7 +7,8 @@ Making a plan reads the host and writes nothing; a manager executes it after mak
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+import copy
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError
@@ -19,11 +20,12 @@ from pyhostdev.util.pcidriver import VFIO_PCI
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.util import virpci
-    from pyhostdev.util.hostroot import HostRoot
 
 POLICIES = ("auto", "device", "group", "off")
 ASSIGNED, UNASSIGNED = "assigned", "unassigned"
+DETACHED, STAYS, VANISHES, MISSING = FATES = ("detached", "stays", "vanishes", "missing")
 START_REASONS = ("viommu-group",)  # notes of a plan with which QEMU does not start
 AFTERWARDS = ("reset", "reattach")  # steps that wait for the guest's end
 
@@ -38,7 +40,7 @@ class Step(NamedTuple):
     after: str | None
 
     def to_json(self) -> dict[str, str | None]:
-        """Return the step as the JSON of design.md has it."""
+        """Return the step as ``plan --json`` has it."""
         return {
             "address": str(self.address),
             "role": self.role,
@@ -46,17 +48,6 @@ class Step(NamedTuple):
             "from": self.before,
             "to": self.after,
         }
-
-
-class PlanHost(Protocol):
-    """What a plan asks a host."""
-
-    root: HostRoot
-
-    def pci_device(self, address: PCIDeviceAddress) -> virpci.PCIDevice | None: ...
-    def has_driver(self, name: str) -> bool | None: ...
-    def has_module(self, name: str) -> bool | None: ...
-    def is_in_flight(self, address: PCIDeviceAddress) -> bool: ...
 
 
 class Request(NamedTuple):
@@ -73,7 +64,7 @@ class Request(NamedTuple):
     network: tuple[str, ...] = ()  # words on a VF's interface that the PF would have to be told
 
     @classmethod
-    def of(cls, host: PlanHost, hostdev: DomainHostdevDef) -> Request:
+    def of(cls, host: HostFacts, hostdev: DomainHostdevDef) -> Request:
         """
         Read what a hostdev asks for, and the function it names.
 
@@ -87,13 +78,13 @@ class Request(NamedTuple):
             )
         guest = hostdev.info.pci
         dev = host.pci_device(source)
-        net = hostdev.parent_net
+        net = hostdev.interface
         if net is not None and (dev is None or not dev.is_virtual_function):
             raise ConfigUnsupportedError(
                 f"Device {source} is no virtual function, and an <interface type='hostdev'> needs one",
                 address=source,
                 # libvirt asks for the port's network interface first, and finds none
-                libvirt_code=VIR_ERR_INTERNAL_ERROR if net.virtualport is not None else None,
+                libvirt_code=VIR_ERR_INTERNAL_ERROR if net.has_virtualport else None,
             )
         return cls(
             address=source,
@@ -104,18 +95,30 @@ class Request(NamedTuple):
             guest_address=None if guest is None else guest.pci,
             dev=dev,
             incarnation=None if dev is None else dev.incarnation,
-            network=() if net is None else tuple(net.network_identity()),
+            network=() if net is None else net.words,
         )
 
 
 class FunctionPlan(NamedTuple):
-    """What becomes of one member of a touched group, in words."""
+    """What becomes of one member of a touched group: in one word of ``FATES``, and in words for people."""
 
     name: str
     group: int | None
     driver: str | None
     role: str | None
     text: str
+    fate: str
+
+    def to_json(self, guest_address: str | None) -> dict[str, str | None]:
+        """Return the member as ``plan --json`` has it; a function that is not assigned has no guest address."""
+        return {
+            "name": self.name,
+            "driver": self.driver,
+            "role": self.role,
+            "fate": self.fate,
+            "guest_address": guest_address if self.role == ASSIGNED else None,
+            "text": self.text,
+        }
 
 
 class Definition(Protocol):
@@ -150,6 +153,7 @@ class Plan:
         accepted: Set[tuple[str, str]] = frozenset(),
         definition: Definition | None = None,
         start_findings: Sequence[Finding] | None = None,
+        guest_addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress] | None = None,
     ) -> None:
         self.owner = owner
         self.policy = policy
@@ -161,6 +165,7 @@ class Plan:
         self.accepted = frozenset(accepted)
         self.definition = definition
         self.start_findings = None if start_findings is None else tuple(start_findings)
+        self.guest_addresses = dict(guest_addresses or _written_guest_addresses(requests))
 
     @property
     def ok(self) -> bool:
@@ -190,18 +195,19 @@ class Plan:
         told = {key for finding in self.findings for key in _facts(finding)}
         new = [finding for finding in found if told.isdisjoint(_facts(finding))]
         notes = [finding._replace(severity=NOTE) for finding in new]
-        return Plan(
-            owner=self.owner,
-            policy=self.policy,
-            requests=self.requests,
-            steps=self.steps,
-            findings=[*self.findings, *notes],
-            fates=self.fates,
-            proposals=self.proposals,
-            accepted=self.accepted,
-            definition=self.definition,
-            start_findings=found,
-        )
+        plan = copy.copy(self)
+        plan.findings, plan.start_findings = (*self.findings, *notes), tuple(found)
+        return plan
+
+    def with_guest_addresses(self, addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress]) -> Plan:
+        """
+        Return the plan together with the guest address of each assigned function, by its host address.
+
+        A plan by itself knows only the addresses that the definition says; a hypervisor driver chooses the others.
+        """
+        plan = copy.copy(self)
+        plan.guest_addresses = dict(addresses)
+        return plan
 
     @property
     def obstacles(self) -> tuple[Finding, ...]:
@@ -217,14 +223,25 @@ class Plan:
         return finding.severity == CONSENT and (finding.reason, str(finding.address)) not in self.accepted
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as the JSON of design.md has it."""
+        """Return the plan as ``plan --json`` has it, but without what the emulator can do."""
+        guests = {str(host): str(guest) for host, guest in self.guest_addresses.items()}
         return {
             "version": 1,
             "ok": self.ok,
             "can_start": self.can_start,
+            "owner": self.owner,
             "policy": self.policy,
             "steps": [step.to_json() for step in self.steps],
             "findings": [finding.to_json() for finding in self.findings],
+            "accepted": [{"reason": reason, "address": address} for reason, address in sorted(self.accepted)],
+            "groups": [
+                {"iommu_group": group, "functions": [fate.to_json(guests.get(fate.name)) for fate in fates]}
+                for group, fates in self.fates_by_group().items()
+            ],
+            "proposal": [
+                {"address": str(p.address), "managed": p.managed, "multifunction": p.is_multifunction}
+                for p in self.proposals
+            ],
         }
 
     def explain(self) -> str:
@@ -248,6 +265,11 @@ class Plan:
         for fate in self.fates:
             table.setdefault(fate.group, []).append(fate)
         return table
+
+
+def _written_guest_addresses(requests: Sequence[Request]) -> dict[PCIDeviceAddress, PCIDeviceAddress]:
+    """Return the guest addresses that the definition itself says, by host address."""
+    return {request.address: request.guest_address for request in requests if request.guest_address is not None}
 
 
 def _facts(finding: Finding) -> Iterator[tuple[object, ...]]:

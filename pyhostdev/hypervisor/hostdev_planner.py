@@ -26,7 +26,6 @@ from pyhostdev.hypervisor.hostdev_plan import (
     Definition,
     FunctionPlan,
     Plan,
-    PlanHost,
     Request,
     Step,
 )
@@ -48,10 +47,11 @@ from pyhostdev.util.pcidriver import VFIO_PCI
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.hostfacts import HostFacts
 
 
 def build_plan(
-    host: PlanHost,
+    host: HostFacts,
     hostdevs: Iterable[DomainHostdevDef],
     *,
     owner: str,
@@ -67,7 +67,7 @@ def build_plan(
     Args:
         hostdevs: PCI DomainHostdevDef objects in the order of the XML.
         owner: the domain's name.
-        policy: auto, device, group or off; see design.md section 2.
+        policy: auto, device, group or off.
         records: the journal's, by address; None where they are not ours to read, which is a finding.
         occupied: guest addresses of the domain's other devices, for ``no-guest-function-0``.
         accept: consents, each as REASON:ADDRESS.
@@ -99,7 +99,7 @@ class _Planner:
 
     def __init__(
         self,
-        host: PlanHost,
+        host: HostFacts,
         requests: list[Request],
         owner: str,
         policy: str,

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyhostdev.errors import DeviceInUseError
 from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, ASSIGNED, Plan, Request, Step
 from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id
+from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id, read_clock
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.record import Asked
 from pyhostdev.util.transaction import Transaction, attempt
 
 if TYPE_CHECKING:
-    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.hypervisor.hostdev_context import HostdevContext
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 Records = Mapping["PCIDeviceAddress", Record]
@@ -85,7 +85,7 @@ def refuse_active(records: Records, addresses: Iterable[PCIDeviceAddress]) -> No
 
 
 def execute(
-    manager: HostdevManager,
+    context: HostdevContext,
     plan: Plan,
     owner: str,
     records: Records,
@@ -97,26 +97,26 @@ def execute(
 
     All originals are on disk before the first write.
     """
-    intents = _intents(manager, plan, owner, records)
+    intents = _intents(context, plan, owner, records)
     with Transaction() as change:
         for address, intent in intents.items():
-            change.on_error(_undo, manager, intents, address)
-            manager.journal.write(intent.record)
+            change.on_error(_undo, context, intents, address)
+            context.journal.write(intent.record)
         for step in plan.steps:
             if step.action not in AFTERWARDS:
                 interrupted()
-                _perform(manager, step, intents)
-        _verify_all(manager, plan, intents)
-        change.on_error(_mark_again, manager, intents)
+                _perform(context, step, intents)
+        _verify_all(context, plan, intents)
+        change.on_error(_mark_again, context, intents)
         if node_owner is not None:
             interrupted()
-            _give_nodes(manager, plan, intents, node_owner, records, change)
+            _give_nodes(context, plan, intents, node_owner, records, change)
         for record, _ in intents.values():
-            manager.journal.write(record._replace(state=PREPARED))
+            context.journal.write(record._replace(state=PREPARED))
 
 
 def _give_nodes(
-    manager: HostdevManager,
+    context: HostdevContext,
     plan: Plan,
     intents: Intents,
     node_owner: tuple[int, int],
@@ -124,11 +124,11 @@ def _give_nodes(
     change: Transaction,
 ) -> None:
     """Give the guest's user its nodes, when whose they were is on disk; they are taken back before devices move."""
-    nodes = manager.restorer.nodes
+    nodes = context.restorer.nodes
     for address, given in nodes.to_give(plan, node_owner, records).items():
         if given:
             intents[address] = Intent(intents[address].record._replace(nodes=given), intents[address].listed)
-            manager.journal.write(intents[address].record)
+            context.journal.write(intents[address].record)
     given_to = [record for record, _ in intents.values()]
     change.on_error(nodes.try_to_take_back, given_to, list(records.values()))
     for record in given_to:
@@ -139,9 +139,9 @@ def _moving(plan: Plan) -> set[PCIDeviceAddress]:
     return {step.address for step in plan.steps if step.action == "detach"}
 
 
-def _intents(manager: HostdevManager, plan: Plan, owner: str, records: Records) -> Intents:
+def _intents(context: HostdevContext, plan: Plan, owner: str, records: Records) -> Intents:
     moving = _moving(plan)
-    template = _template(manager, owner)
+    template = _template(context, owner)
     intents = {}
     for position, request in enumerate(plan.requests):
         listed = records.get(request.address)
@@ -152,9 +152,9 @@ def _intents(manager: HostdevManager, plan: Plan, owner: str, records: Records) 
     return intents
 
 
-def _template(manager: HostdevManager, owner: str) -> Callable[[Request, bool], Record]:
+def _template(context: HostdevContext, owner: str) -> Callable[[Request, bool], Record]:
     """Return what makes the record of one device of this change."""
-    boot_id, change = read_boot_id(manager.root), os.urandom(8).hex()
+    boot_id, change, since = read_boot_id(context.root), os.urandom(8).hex(), read_clock()
 
     def make(request: Request, moves: bool) -> Record:
         return Record(
@@ -164,10 +164,11 @@ def _template(manager: HostdevManager, owner: str) -> Callable[[Request, bool], 
             managed=request.managed,
             moved=moves,
             target=request.stub,
-            original=manager.restorer.mover.read_binding(request.address),
+            original=context.restorer.mover.read_binding(request.address),
             boot_id=boot_id,
             change=change,
             asked=_asked(request),
+            since=since,
         )
 
     return make
@@ -189,33 +190,33 @@ def _listed_intent(record: Record, listed: Record) -> Record:
     )
 
 
-def _mark_again(manager: HostdevManager, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
+def _mark_again(context: HostdevContext, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
     """Take the marks back that say "prepared": what cannot be undone now is undone by recover."""
     for record, _ in intents.values():
-        attempt(manager.journal.write, record)
+        attempt(context.journal.write, record)
 
 
-def _undo(manager: HostdevManager, intents: Intents, address: PCIDeviceAddress) -> None:
+def _undo(context: HostdevContext, intents: Intents, address: PCIDeviceAddress) -> None:
     """Put one device and its record back as they were; a device that was not touched yet stays so."""
     intent = intents[address]
     if intent.listed is None:
-        manager.restorer.undo(intent.record)
+        context.restorer.undo(intent.record)
     else:
-        manager.restorer.undo_listed(intent.record)
-        manager.journal.write(intent.listed)
+        context.restorer.undo_listed(intent.record)
+        context.journal.write(intent.listed)
 
 
-def _perform(manager: HostdevManager, step: Step, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
+def _perform(context: HostdevContext, step: Step, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
     """The one place that performs steps."""
     if step.action == "load-module":
         assert step.after is not None
-        manager.writer.load_module(step.after)
+        context.writer.load_module(step.after)
     elif step.action == "detach":
         record = intents[step.address].record
-        manager.restorer.mover.detach(step.address, record.listed_as or record.original, record.target)
+        context.restorer.mover.detach(step.address, record.listed_as or record.original, record.target)
 
 
-def _verify_all(manager: HostdevManager, plan: Plan, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
+def _verify_all(context: HostdevContext, plan: Plan, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
     """
     Look at all devices once more: somebody may have had his hands on the first while we moved the last.
 
@@ -230,4 +231,4 @@ def _verify_all(manager: HostdevManager, plan: Plan, intents: Mapping[PCIDeviceA
         if request.address not in moving:
             assert request.dev is not None
             driver, override = request.dev.driver, before.override
-        manager.restorer.mover.verify(request.address, before, driver=driver, override=override)
+        context.restorer.mover.verify(request.address, before, driver=driver, override=override)

@@ -31,7 +31,7 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.transaction import attempt, deferred_signals
 
 if TYPE_CHECKING:
-    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.hypervisor.hostdev_context import HostdevContext
 
 _POLL_S = 0.05
 
@@ -39,14 +39,14 @@ _POLL_S = 0.05
 __getattr__ = deprecated_names(__name__, {"Recovered": RecoveryResult})
 
 
-def recover(manager: HostdevManager, *, include_prepared: bool, timeout_s: float) -> list[RecoveryResult]:
+def recover(context: HostdevContext, *, include_prepared: bool, timeout_s: float) -> list[RecoveryResult]:
     """
     Finish or undo what was interrupted; see ``HostdevManager.recover``.
     """
     deadline = time.monotonic() + timeout_s
-    records, bad = manager.journal.read()
-    boot_id = read_boot_id(manager.root)
-    found = [_set_aside(manager, item) for item in bad]  # those of a newer version, too: they stay, and are told
+    records, bad = context.journal.read()
+    boot_id = read_boot_id(context.root)
+    found = [_set_aside(context, item) for item in bad]  # those of a newer version, too: they stay, and are told
     left: dict[tuple[str | None, str], RecoveryResult] = {}
     # what is marked prepared goes first: the marks that say "interrupted" must be the last to vanish
     ours = [record for record in records.values() if not record.is_newer]
@@ -55,18 +55,18 @@ def recover(manager: HostdevManager, *, include_prepared: bool, timeout_s: float
         if change in left:
             item = _waiting(record, left[change])
         else:
-            item = _tried(manager, record, boot_id, include_prepared, deadline)
-            if goal_of(record, records.values()) is not None and _is_unmarked(manager, record, item):
+            item = _tried(context, record, boot_id, include_prepared, deadline)
+            if goal_of(record, records.values()) is not None and _is_unmarked(context, record, item):
                 left[change] = item
         found.append(item)
-    return found + list(unrecorded(manager, records))
+    return found + list(unrecorded(context, records))
 
 
 def _tried(
-    manager: HostdevManager, record: Record, boot_id: str | None, include_prepared: bool, deadline: float
+    context: HostdevContext, record: Record, boot_id: str | None, include_prepared: bool, deadline: float
 ) -> RecoveryResult:
     try:
-        outcome, message = _recover_one(manager, record, boot_id, include_prepared, deadline)
+        outcome, message = _recover_one(context, record, boot_id, include_prepared, deadline)
     except DeviceInUseError as err:
         outcome, message = KEPT, str(err)
     except InDoubtError as err:
@@ -76,12 +76,12 @@ def _tried(
     return RecoveryResult(str(record.address), record.owner, outcome, message)
 
 
-def _is_unmarked(manager: HostdevManager, record: Record, item: RecoveryResult) -> bool:
+def _is_unmarked(context: HostdevContext, record: Record, item: RecoveryResult) -> bool:
     """Tell whether an interrupted change's device is not restored, and its own record does not say "interrupted"."""
     if item.outcome == RESTORED or record.state != PREPARED:
         return False
     try:
-        now = manager.journal.read()[0].get(record.address)
+        now = context.journal.read()[0].get(record.address)
     except HostdevError:
         return True
     return now is not None and now.state == PREPARED
@@ -93,44 +93,44 @@ def _waiting(record: Record, first: RecoveryResult) -> RecoveryResult:
     return RecoveryResult(str(record.address), record.owner, first.outcome, text)
 
 
-def _set_aside(manager: HostdevManager, bad: BadRecord) -> RecoveryResult:
+def _set_aside(context: HostdevContext, bad: BadRecord) -> RecoveryResult:
     if bad.is_newer:
         return RecoveryResult(bad.name, None, FAILED, bad.why)
     try:
-        manager.journal.set_aside(bad)
+        context.journal.set_aside(bad)
     except HostdevError as err:
         return RecoveryResult(bad.name, None, FAILED, f"it is not a record: {bad.why}, and stays: {err}")
     return RecoveryResult(bad.name, None, SET_ASIDE, f"it is not a record: {bad.why}")
 
 
 def _recover_one(
-    manager: HostdevManager, record: Record, boot_id: str | None, include_prepared: bool, deadline: float
+    context: HostdevContext, record: Record, boot_id: str | None, include_prepared: bool, deadline: float
 ) -> tuple[str, str]:
     if record.boot_id == boot_id and record.state == DETACHED:
         return KEPT, "it is detached for nobody"
-    with deferred_signals() as interrupted, manager.locked([record.address], record.owner):
+    with deferred_signals() as interrupted, context.locked([record.address], record.owner):
         if record.boot_id != boot_id:
-            return _expire(manager, record)
-        return _restore(manager, record.address, include_prepared, deadline, interrupted)
+            return _expire(context, record)
+        return _restore(context, record.address, include_prepared, deadline, interrupted)
 
 
-def _expire(manager: HostdevManager, record: Record) -> tuple[str, str]:
+def _expire(context: HostdevContext, record: Record) -> tuple[str, str]:
     """Forget a record of an earlier boot, unless another one has taken its place."""
-    if manager.journal.read()[0].get(record.address) != record:
+    if context.journal.read()[0].get(record.address) != record:
         return KEPT, "another program has finished it"
-    manager.journal.remove(record.address)
+    context.journal.remove(record.address)
     return EXPIRED, "it is of an earlier boot, whose bindings are gone"
 
 
 def _restore(
-    manager: HostdevManager,
+    context: HostdevContext,
     address: PCIDeviceAddress,
     include_prepared: bool,
     deadline: float,
     interrupted: Callable[[], None],
 ) -> tuple[str, str]:
     """Restore one device under its locks, from its record as it is now and whatever others did meanwhile."""
-    records, _ = manager.journal.read()
+    records, _ = context.journal.read()
     record = records.get(address)
     if record is None or record.is_newer or record.state == DETACHED:
         return KEPT, "another program has finished it"
@@ -139,13 +139,13 @@ def _restore(
     if goal is None:
         return KEPT, "its owner has it"
     if begun not in (None, record.state):  # were it not restored now, the others' marks would vanish before it
-        attempt(manager.journal.write, record._replace(state=goal))
-    restorer = manager.restorer
+        attempt(context.journal.write, record._replace(state=goal))
+    restorer = context.restorer
     wait_s = min(LET_GO_WAIT_S, deadline - time.monotonic())
-    check_are_free(manager.root, manager.writer, [record], Patience(wait_s, interrupted=interrupted))
-    if not _waited(lambda: not manager.writer.is_in_flight(address), deadline):
+    check_are_free(context.root, context.writer, [record], Patience(wait_s, interrupted=interrupted))
+    if not _waited(lambda: not context.writer.is_in_flight(address), deadline):
         return IN_DOUBT, "a write to it has not come back from the kernel"
-    manager.journal.sweep(address)
+    context.journal.sweep(address)
     restorer.nodes.try_to_take_back([record], [r for r in records.values() if r.change != record.change])
     if goal == PREPARING:
         return RESTORED, restorer.undo(record)

@@ -16,29 +16,29 @@ from pyhostdev.util.record import newer_text
 from pyhostdev.util.transaction import attempt, deferred_signals, half_done
 
 if TYPE_CHECKING:
-    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.hypervisor.hostdev_context import HostdevContext
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 GIVE_BACK_WAIT_S = 2.0  # for a lock; a prepare that is refused has it for milliseconds
 
 
 def release(
-    manager: HostdevManager, owner: str, is_meant: Callable[[Record], bool], *, guest_ended: bool
+    context: HostdevContext, owner: str, is_meant: Callable[[Record], bool], *, guest_ended: bool
 ) -> list[PCIDeviceAddress]:
     """
     Give back those of an owner's devices that are meant; see ``HostdevManager.release``.
 
     While the owner is locked no device comes to it or leaves it, so what the first look finds is all that there is.
     """
-    with deferred_signals() as interrupted, manager.locked([], owner, GIVE_BACK_WAIT_S) as lock_more:
-        records, _ = manager.journal.read()
+    with deferred_signals() as interrupted, context.locked([], owner, GIVE_BACK_WAIT_S) as lock_more:
+        records, _ = context.journal.read()
         meant = [r for r in records.values() if r.is_active and r.owner == owner and is_meant(r)]
         refuse_newer(meant)
         meant.sort(key=lambda record: record.position)
         lock_more(record.address for record in meant)
         patience = Patience(LET_GO_WAIT_S, guest_ended=guest_ended, interrupted=interrupted)
-        check_are_free(manager.root, manager.writer, meant, patience)
-        failures = _give_back_all(manager, meant, list(records.values()))
+        check_are_free(context.root, context.writer, meant, patience)
+        failures = _give_back_all(context, meant, list(records.values()))
     if failures:
         raise _not_given_back(failures, len(meant))
     return [record.address for record in meant]
@@ -56,30 +56,30 @@ def refuse_newer(records: Iterable[Record]) -> None:
             raise DeviceInUseError(newer_text(record.address), reason="in-use", address=record.address)
 
 
-def _give_back_all(manager: HostdevManager, meant: list[Record], records: list[Record]) -> list[Exception]:
+def _give_back_all(context: HostdevContext, meant: list[Record], records: list[Record]) -> list[Exception]:
     """Give back, or undo what a crash left half prepared; return what went wrong, every device is tried."""
-    restorer = manager.restorer
+    restorer = context.restorer
     half_prepared = [record for record in meant if goal_of(record, records) == PREPARING]
     whole = [record for record in meant if record not in half_prepared]
     for record in whole:
-        attempt(manager.journal.write, record._replace(state=RELEASING))  # the mark may fail, giving back may not
+        attempt(context.journal.write, record._replace(state=RELEASING))  # the mark may fail, giving back may not
     restorer.nodes.try_to_take_back(meant, records)
     if any(record.nodes for record in meant):  # their user may have opened one just before he lost it
         with half_done():
-            check_are_free(manager.root, manager.writer, meant)
+            check_are_free(context.root, context.writer, meant)
     restorer.reset(whole)
     failures = [f for record in whole for f in attempt(restorer.give_back, record)]
-    return failures + _undo_all(manager, half_prepared)
+    return failures + _undo_all(context, half_prepared)
 
 
-def _undo_all(manager: HostdevManager, half_prepared: list[Record]) -> list[Exception]:
+def _undo_all(context: HostdevContext, half_prepared: list[Record]) -> list[Exception]:
     """
     Undo a prepare that died; what could not be undone must still be known as half prepared to who comes next.
 
     So each device gets a mark of its own. Where that cannot be written, the marks of the others stay until the
     device is undone.
     """
-    write, undo = manager.journal.write, manager.restorer.undo
+    write, undo = context.journal.write, context.restorer.undo
     marked = [r for r in half_prepared if r.state == PREPARING]
     unmarked = [r for r in half_prepared if r.state != PREPARING]
     marked += [r for r in unmarked if not attempt(write, r._replace(state=PREPARING))]

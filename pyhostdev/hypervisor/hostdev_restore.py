@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import HostdevError, OperationError
 from pyhostdev.hypervisor.hostdev_nodes import NodeKeeper, tell
-from pyhostdev.util.journal import PREPARING, RELEASING, Journal, Record
+from pyhostdev.util.journal import PREPARING, RELEASING, Journal, Record, read_clock
 from pyhostdev.util.pcidriver import Binding, DriverMover, read_incarnation
 from pyhostdev.util.transaction import attempt, log
 from pyhostdev.util.virpci import read_pci_device
@@ -74,7 +74,7 @@ class Restorer:
         """
         if record.is_kept:
             said = "it is detached for nobody" + self._take_nodes_back(record)
-            self.journal.write(record.detached())
+            self.journal.write(record.detached(read_clock()))
             return said
         return self._forget(record)
 
@@ -87,7 +87,7 @@ class Restorer:
         """
         if record.listed_as is not None:
             said = self.undo_listed(record)
-            self.journal.write(record.detached(record.listed_as.driver))
+            self.journal.write(record.detached(read_clock(), record.listed_as.driver))
             return said
         return self._forget(record)
 

@@ -5,11 +5,16 @@ The lists of a host's devices, as they are on disk: in use, and detached for nob
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
-from pyhostdev.hypervisor.host import Host
-from pyhostdev.util.journal import BadRecord, Journal
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.journal import BadRecord, Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.statedir import StateDir
+from pyhostdev.util.virfile import read_link_name
+
+ROLES = {"assigned": "assigned", "unassigned": "kept"}  # what a domain asked for, and the word for what became of it
 
 
 class ActiveDevice(NamedTuple):
@@ -27,14 +32,55 @@ class Status(NamedTuple):
     problems: list[BadRecord]
 
 
-def read_status(host: Host) -> Status:
+class RecordedDevice(NamedTuple):
     """
-    Return a host's lists from its state directory, which is not created for it.
+    One device that has a record, and what its record and the host say about it.
+
+    ``role`` is assigned or kept (declared, and kept from the guest); None where the record does not say it.
+    ``driver`` is the present one, ``original_driver`` the one that it is given back to; None is no driver. ``since``
+    is in seconds since 1970 UTC, None where the record does not say it.
+    """
+
+    address: PCIDeviceAddress
+    is_active: bool
+    owner: str | None
+    role: str | None
+    driver: str | None
+    original_driver: str | None
+    since: int | None
+
+
+def read_status(state: StateDir) -> Status:
+    """
+    Return the lists that a state directory holds; the directory is not created.
 
     Raises:
         SysfsError: the directory is there and cannot be read.
     """
-    records, problems = Journal(host.state()).read()
+    records, problems = Journal(state).read()
     active = [ActiveDevice(r.address, r.owner) for r in records.values() if r.is_active]
     inactive = [r.address for r in records.values() if not r.is_active]
     return Status(active, inactive, problems)
+
+
+def read_recorded_devices(root: HostRoot, state: StateDir) -> tuple[list[RecordedDevice], list[BadRecord]]:
+    """
+    Return the devices of both lists with what is known about each, sorted by address; and what is not a record.
+
+    Raises:
+        SysfsError: the state directory is there and cannot be read, or a device cannot be looked at.
+    """
+    records, problems = Journal(state).read()
+    return [_recorded_device(root, record) for record in records.values()], problems
+
+
+def _recorded_device(root: HostRoot, record: Record) -> RecordedDevice:
+    return RecordedDevice(
+        address=record.address,
+        is_active=record.is_active,
+        owner=record.owner,
+        role=None if record.asked is None else ROLES.get(record.asked.role),
+        driver=read_link_name(root, os.path.join(root.pci_device(record.address), "driver")),
+        original_driver=record.original.driver,
+        since=record.since,
+    )

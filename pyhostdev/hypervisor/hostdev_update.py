@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError
 from pyhostdev.hypervisor.hostdev_release import refuse_newer
-from pyhostdev.util.journal import PREPARED, Record, read_boot_id
+from pyhostdev.util.journal import PREPARED, Record, read_boot_id, read_clock
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.transaction import Transaction
 
 if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
-    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.hypervisor.hostdev_context import HostdevContext
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
 def update_active(
-    manager: HostdevManager, driver_name: str, domain_name: str, hostdevs: Sequence[DomainHostdevDef]
+    context: HostdevContext, driver_name: str, domain_name: str, hostdevs: Sequence[DomainHostdevDef]
 ) -> None:
     """
     Write the records that a running domain's devices lack, all or none; the caller holds their locks.
@@ -31,7 +31,7 @@ def update_active(
         DeviceInUseError: a device is another domain's.
         OperationError, SysfsError: a device cannot be read, or a record not be written.
     """
-    records, _ = manager.journal.read()
+    records, _ = context.journal.read()
     refuse_newer(records[h.pci_address] for h in hostdevs if h.pci_address in records)
     for hostdev in hostdevs:
         record = records.get(hostdev.pci_address)
@@ -39,30 +39,31 @@ def update_active(
             text = f"Device {record.address} is in use by domain '{record.owner}' ({driver_name} says '{domain_name}')"
             raise DeviceInUseError(text, reason="in-use", address=record.address)
     with Transaction() as change:
-        for record in list(_noted(manager, domain_name, hostdevs, records)):  # all is read before the first is written
+        for record in list(_noted(context, domain_name, hostdevs, records)):  # all is read before the first is written
             before = records.get(record.address)
             if before is None:
-                change.on_error(manager.journal.remove, record.address)
+                change.on_error(context.journal.remove, record.address)
             else:
-                change.on_error(manager.journal.write, before)
-            manager.journal.write(record)
+                change.on_error(context.journal.write, before)
+            context.journal.write(record)
 
 
 def _noted(
-    manager: HostdevManager,
+    context: HostdevContext,
     domain_name: str,
     hostdevs: Sequence[DomainHostdevDef],
     records: Mapping[PCIDeviceAddress, Record],
 ) -> Iterator[Record]:
     """Yield the records to be written: of devices without one, and of those that are detached for nobody."""
-    boot_id, name = read_boot_id(manager.root), os.urandom(8).hex()
+    boot_id, name, since = read_boot_id(context.root), os.urandom(8).hex(), read_clock()
     for position, hostdev in enumerate(hostdevs):
         address, record = hostdev.pci_address, records.get(hostdev.pci_address)
         if record is not None and record.is_active:
             continue
-        now = manager.restorer.mover.read_binding(address)
+        now = context.restorer.mover.read_binding(address)
         if record is not None:
-            yield record._replace(state=PREPARED, owner=domain_name, listed_as=now, change=name, position=position)
-            continue
-        target = now.driver or VFIO_PCI
-        yield Record(address, PREPARED, domain_name, hostdev.managed, False, target, now, boot_id, None, name, position)
+            record = record._replace(state=PREPARED, owner=domain_name, listed_as=now)
+        else:
+            target = now.driver or VFIO_PCI
+            record = Record(address, PREPARED, domain_name, hostdev.managed, False, target, now, boot_id)
+        yield record._replace(change=name, position=position, since=since)

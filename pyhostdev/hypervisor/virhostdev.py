@@ -8,22 +8,19 @@ differs: lists are on disk, a completeness policy is part of the check, and each
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.unknown_words import words_on
 from pyhostdev.errors import ConfigError, DeviceInUseError, RefusedError
 from pyhostdev.hypervisor.host import Host
-from pyhostdev.hypervisor.hostdev_lock import locked
+from pyhostdev.hypervisor.hostdev_context import HostdevContext
 from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.hypervisor.hostdev_planner import build_plan
 from pyhostdev.hypervisor.hostdev_prepare import execute, has_it_already, refuse_active, replaced_since
 from pyhostdev.hypervisor.hostdev_release import release
-from pyhostdev.hypervisor.hostdev_restore import Restorer
 from pyhostdev.hypervisor.hostdev_status import Status, read_status
-from pyhostdev.util.finding import Finding
+from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
@@ -45,18 +42,29 @@ class HostdevManager:
     Args:
         journal: where records are kept; one in the host's ``state_dir`` by default.
 
+    Raises:
+        ConfigError: the host can be read only.
+
     Mirrors: virHostdevManager (src/hypervisor/virhostdev.h)
     """
 
     def __init__(self, host: Host, *, journal: Journal | None = None) -> None:
-        if host.writer is None:
-            raise ConfigError(f"Host directory '{host.root.path}' can be read only")
-        self.host = host
-        self.root = host.root
-        self.journal = Journal(host.state()) if journal is None else journal
-        self.writer = host.writer
-        self.restorer = Restorer(host.root, self.journal, host.writer)
-        self._pid = os.getpid()
+        self.context = HostdevContext(host, journal)
+
+    @property
+    def host(self) -> Host:
+        """The host whose devices are managed."""
+        return self.context.host
+
+    @property
+    def root(self) -> HostRoot:
+        """The paths of that host."""
+        return self.context.root
+
+    @property
+    def journal(self) -> Journal:
+        """The records."""
+        return self.context.journal
 
     def status(self) -> Status:
         """
@@ -64,7 +72,7 @@ class HostdevManager:
 
         Mirrors: the activePCIHostdevs and inactivePCIHostdevs of virHostdevManager
         """
-        return read_status(self.host)
+        return read_status(self.journal.state)
 
     def prepare(self, plan: Plan, owner: str | None = None, *, node_owner: tuple[int, int] | None = None) -> bool:
         """
@@ -90,7 +98,7 @@ class HostdevManager:
 
     def _prepare(self, plan: Plan, owner: str, node_owner: tuple[int, int] | None, *, may_have_it: bool) -> bool:
         addresses = [request.address for request in plan.requests]
-        with deferred_signals() as interrupted, self.locked(addresses, owner):
+        with deferred_signals() as interrupted, self.context.locked(addresses, owner):
             records, bad = self.journal.read()
             fresh = self._planned_again(plan, owner, records)
             if may_have_it and has_it_already(fresh, owner, node_owner, records):
@@ -101,22 +109,8 @@ class HostdevManager:
             refuse_active(records, addresses)
             for item in bad:
                 self.journal.set_aside(item)
-            execute(self, fresh, owner, records, interrupted, node_owner)
+            execute(self.context, fresh, owner, records, interrupted, node_owner)
         return True
-
-    def locked(
-        self, addresses: Iterable[PCIDeviceAddress], owner: str | None, wait_s: float = 0.0
-    ) -> AbstractContextManager[Callable[[Iterable[PCIDeviceAddress]], None]]:
-        """
-        Hold the locks of a change of these devices, after waiting so long for who has them; take more in the block.
-
-        Raises:
-            ConfigError: this process is a fork of the manager's.
-            DeviceInUseError, SysfsError: from taking them.
-        """
-        if os.getpid() != self._pid:
-            raise ConfigError("A manager cannot be used after a fork: the new process makes its own")
-        return locked(self.journal.state, self.root, addresses, owner, wait_s)
 
     def _planned_again(self, plan: Plan, owner: str, records: dict[PCIDeviceAddress, Record]) -> Plan:
         if plan.definition is None:
@@ -167,7 +161,7 @@ class HostdevManager:
 
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
         """
-        return release(self, owner, lambda record: True, guest_ended=guest_ended)
+        return release(self.context, owner, lambda record: True, guest_ended=guest_ended)
 
     def recover(self, *, include_prepared: bool = False, timeout_s: float = 30.0) -> list[RecoveryResult]:
         """
@@ -182,7 +176,7 @@ class HostdevManager:
         """
         from pyhostdev.hypervisor.hostdev_recover import recover
 
-        return recover(self, include_prepared=include_prepared, timeout_s=timeout_s)
+        return recover(self.context, include_prepared=include_prepared, timeout_s=timeout_s)
 
     def prepare_pci_devices(
         self,
@@ -208,11 +202,13 @@ class HostdevManager:
 
         Mirrors: virHostdevPreparePCIDevices (src/hypervisor/virhostdev.c)
         """
-        wanted = _HostdevSet(list(hostdevs))
+        from pyhostdev.conf.domain_conf import DomainDef
+
+        wanted = DomainDef(hostdevs=list(hostdevs))
         records, _ = self.journal.read()
         plan = build_plan(
             self.host,
-            wanted.hostdevs,
+            wanted.pci_hostdevs(),
             owner=domain_name,
             policy=policy,
             records=records,
@@ -238,7 +234,7 @@ class HostdevManager:
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
         """
         wanted = {hostdev.pci_address for hostdev in hostdevs}
-        release(self, domain_name, lambda record: record.address in wanted, guest_ended=False)
+        release(self.context, domain_name, lambda record: record.address in wanted, guest_ended=False)
 
     def update_active_pci_devices(
         self, driver_name: str, domain_name: str, hostdevs: Iterable[DomainHostdevDef]
@@ -258,8 +254,8 @@ class HostdevManager:
         from pyhostdev.hypervisor.hostdev_update import update_active
 
         wanted = [hostdev for hostdev in hostdevs if self.host.pci_device(hostdev.pci_address) is not None]
-        with deferred_signals(), self.locked([hostdev.pci_address for hostdev in wanted], domain_name):
-            update_active(self, driver_name, domain_name, wanted)
+        with deferred_signals(), self.context.locked([hostdev.pci_address for hostdev in wanted], domain_name):
+            update_active(self.context, driver_name, domain_name, wanted)
 
     def nodedev_detach(
         self, address: PCIDeviceAddress | str, driver: str = VFIO_PCI, *, accept: Iterable[str] = ()
@@ -282,8 +278,8 @@ class HostdevManager:
         address = PCIDeviceAddress.of(address)
         from pyhostdev.hypervisor import hostdev_nodedev
 
-        with deferred_signals(), self.locked([address], None):
-            hostdev_nodedev.detach(self, address, driver, accept)
+        with deferred_signals(), self.context.locked([address], None):
+            hostdev_nodedev.detach(self.context, address, driver, accept)
 
     def nodedev_reattach(self, address: PCIDeviceAddress | str) -> None:
         """
@@ -298,8 +294,8 @@ class HostdevManager:
         address = PCIDeviceAddress.of(address)
         from pyhostdev.hypervisor import hostdev_nodedev
 
-        with deferred_signals(), self.locked([address], None):
-            hostdev_nodedev.reattach(self, address)
+        with deferred_signals(), self.context.locked([address], None):
+            hostdev_nodedev.reattach(self.context, address)
 
     def nodedev_reset(self, address: PCIDeviceAddress | str, *, accept: Iterable[str] = ()) -> None:
         """
@@ -315,32 +311,5 @@ class HostdevManager:
         address = PCIDeviceAddress.of(address)
         from pyhostdev.hypervisor import hostdev_nodedev
 
-        with deferred_signals(), self.locked([address], None):
-            hostdev_nodedev.reset(self, address, accept)
-
-
-class _HostdevSet:
-    """A bare list of hostdevs in the place of a domain definition."""
-
-    def __init__(self, hostdevs: list[DomainHostdevDef]) -> None:
-        self.hostdevs = hostdevs
-
-    def pci_hostdevs(self) -> list[DomainHostdevDef]:
-        """The hostdevs."""
-        return self.hostdevs
-
-    def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
-        """No other guest device is known."""
-        return set()
-
-    def has_guest_iommu(self) -> bool:
-        """No guest is known."""
-        return False
-
-    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
-        """No bridge of the guest is known."""
-        return address
-
-    def unknown_words(self) -> list[Finding]:
-        """The words on these hostdevs that are not known."""
-        return [finding for hostdev in self.hostdevs for finding in words_on(hostdev)]
+        with deferred_signals(), self.context.locked([address], None):
+            hostdev_nodedev.reset(self.context, address, accept)

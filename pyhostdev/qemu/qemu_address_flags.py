@@ -7,7 +7,7 @@ Mirrors: qemuDomainDeviceCalculatePCIConnectFlags (src/qemu/qemu_domain_address.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.domain_addr import (
     CONNECT_AUTOASSIGN,
@@ -23,17 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.util.pciaddress import PCIDeviceAddress
-
-
-class HostFacts(Protocol):
-    """What address assignment asks a host."""
-
-    def is_pci_express(self, address: PCIDeviceAddress) -> bool | None:
-        """Tell whether the function is PCI Express; None when it is missing or nobody can say."""
-
-    def iommu_group(self, address: PCIDeviceAddress) -> int | None:
-        """Return the function's IOMMU group; None when it is missing or in none."""
 
 
 # no CONNECT_HOTPLUG: what is there at start need not be where it could be unplugged

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_addr import DomainPCIAddressSet
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
-    from pyhostdev.qemu.qemu_address_flags import HostFacts
+    from pyhostdev.conf.hostfacts import HostFacts
 
 
 class HostDeviceSlots:

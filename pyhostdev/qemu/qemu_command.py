@@ -2,7 +2,7 @@
 """
 A domain as QEMU's command line.
 
-What is printed, and in which order, is what libvirt 9.0 prints for the same definition. What we do not
+What is printed, and in which order, is what the asked libvirt release prints for the same definition. What we do not
 know how to build is refused by name and never left out.
 
 Mirrors: qemuBuildCommandLine (src/qemu/qemu_command.c)
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.unknown_words import words_with_paths
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.qemu import qemu_command_chr as chr_
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.qemu.qemu_address_flags import HostFacts
+    from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
 _BEFORE_MONITOR = (
@@ -100,6 +102,7 @@ def build_command_line(
     keep_together: bool = False,
     tap_fd: Callable[[Any], int] | None = None,
     socket_fd: Callable[[str], int] | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> list[str]:
     """
     Return the emulator and its arguments; the definition is not changed.
@@ -113,6 +116,7 @@ def build_command_line(
         keep_together: the assigned functions of one host device share one guest slot.
         tap_fd: opens the tap of an interface and returns the descriptor that QEMU inherits.
         socket_fd: returns the descriptor of the socket that listens at a path; without it QEMU makes the socket.
+        release: the libvirt whose command line is meant.
 
     Raises:
         ConfigError: the definition is wrong.
@@ -121,15 +125,15 @@ def build_command_line(
     Mirrors: qemuBuildCommandLine (src/qemu/qemu_command.c)
     """
     errors = unmodelled_errors(dom)
-    capabilities = capabilities or stored_capabilities(dom)
+    capabilities = capabilities or stored_capabilities(dom, release)
     try:
-        dom = define(dom, capabilities, host, keep_together=keep_together)
+        dom = define(dom, capabilities, host, keep_together=keep_together, release=release)
     except ConfigError as err:
         raise_all([*errors, err, *unbuilt_errors(dom)])
     errors += unbuilt_errors(dom)
     assign_aliases(dom)
     paths = DomainPaths.of(state_dir, dom.name or "", domain_id)
-    build = CommandBuilder(dom, capabilities, paths, tap_fd, socket_fd)
+    build = CommandBuilder(dom, capabilities, paths, tap_fd, socket_fd, release)
     build.add(str(dom.emulator))
     _build(build, _BEFORE_MONITOR)
     machine.build_monitor(build, monitor_fd)
@@ -144,9 +148,9 @@ def _build(build: CommandBuilder, parts: tuple[Callable[[CommandBuilder], None],
             part(build)
 
 
-def stored_capabilities(dom: DomainDef) -> QEMUCapabilities:
+def stored_capabilities(dom: DomainDef, release: LibvirtRelease = DEFAULT_RELEASE) -> QEMUCapabilities:
     """
-    Return the stored capabilities of a domain's architecture.
+    Return the stored capabilities of a domain's architecture, of the QEMU that goes with a libvirt release.
 
     Raises:
         ConfigUnsupportedError: none are stored for it.
@@ -154,7 +158,7 @@ def stored_capabilities(dom: DomainDef) -> QEMUCapabilities:
     from pyhostdev.qemu.qemu_capabilities import load
     from pyhostdev.qemu.qemu_postparse import host_arch
 
-    return load((dom.os.arch if dom.os is not None else None) or host_arch())
+    return load((dom.os.arch if dom.os is not None else None) or host_arch(), release.qemu)
 
 
 def unmodelled_errors(dom: DomainDef) -> list[ConfigError]:

@@ -21,6 +21,7 @@ from pyhostdev.conf.device_conf import (
     VirtioSerialAddress,
     is_user_alias,
 )
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
 from pyhostdev.util.virxml import printable, shown
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
 Properties = dict[str, Any]
@@ -112,12 +114,14 @@ class CommandBuilder:
         paths: DomainPaths,
         tap_fd: Callable[[Any], int] | None = None,
         socket_fd: Callable[[str], int] | None = None,
+        release: LibvirtRelease = DEFAULT_RELEASE,
     ) -> None:
         self.dom = dom
         self.capabilities = capabilities
         self.paths = paths
         self.tap_fd = tap_fd
         self.socket_fd = socket_fd
+        self.release = release
         self.args: list[str] = []
         self.errors: list[ConfigError] = []
         self.boot_order = boot_order(dom)
@@ -244,6 +248,17 @@ class CommandBuilder:
         if info.rom_enabled is False:
             return {"romfile": ""}  # QEMU reads the empty name as "none"
         return {"rombar": None if info.rom_bar is None else int(info.rom_bar), "romfile": info.rom_file}
+
+
+def uses_machine_option(build: CommandBuilder, name: str) -> bool:
+    """
+    Return True when ACPI or the HPET is switched in -machine, False when by an option of its own.
+
+    Later releases of libvirt have done so where the machine can; and QEMU 9.0 dropped -no-acpi and -no-hpet.
+    """
+    prefers = {"acpi": build.release.has("machine-acpi"), "hpet": build.release.has("machine-hpet")}[name]
+    can = build.capabilities.has_machine_option(str(build.dom.os.machine), name)
+    return can and (prefers or not build.capabilities.has_option(f"no-{name}"))
 
 
 def boot_order(dom: DomainDef) -> dict[int, int]:

@@ -47,6 +47,12 @@ _SCSI_DRIVERS = {
 
 
 def build_iommu(build: CommandBuilder) -> None:
+    """Add the guest's IOMMU before the controllers, as libvirt did first."""
+    if not build.release.has("iommu-after-pci-controllers"):
+        _build_iommu(build)
+
+
+def _build_iommu(build: CommandBuilder) -> None:
     """Add the guest's IOMMU, except where it is an option of the machine."""
     iommu = build.dom.iommu
     if iommu is None or iommu.model == "smmuv3":
@@ -91,6 +97,9 @@ def build_controllers(build: CommandBuilder) -> None:
             with build.collecting():
                 if controller.type == kind:
                     _build_controller(build, controller)
+        if kind == "pci" and build.release.has("iommu-after-pci-controllers"):
+            with build.collecting():
+                _build_iommu(build)
     for controller in build.dom.controllers:
         with build.collecting():
             if controller.type not in _TYPE_ORDER and controller.type not in ("fdc", "isa"):

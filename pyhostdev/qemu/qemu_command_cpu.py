@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.qemu.qemu_command_builder import on_off, plain_value, unsupported
+from pyhostdev.qemu.qemu_command_builder import on_off, plain_value, unsupported, uses_machine_option
 from pyhostdev.qemu.qemu_domain import PPC64
 from pyhostdev.util.virxml import shown
 
@@ -164,9 +164,11 @@ def _cpu_cache(build: CommandBuilder) -> list[str]:
 def build_memory(build: CommandBuilder) -> None:
     """Size the guest's memory and say what backs it."""
     dom = build.dom
+    size = f"size={_initial_kib(build)}k"
     if dom.max_memory is not None and dom.max_memory.slots:
-        limits = f"slots={dom.max_memory.slots},maxmem={dom.max_memory.kib}k"
-        build.add("-m", f"size={_initial_kib(build)}k,{limits}")
+        build.add("-m", f"{size},slots={dom.max_memory.slots},maxmem={dom.max_memory.kib}k")
+    elif build.release.has("memory-size-in-kib"):
+        build.add("-m", size)
     else:
         build.add("-m", str(_initial_kib(build) // 1024))
     ram = build.capabilities.machine(str(dom.os.machine)).ram_id
@@ -338,7 +340,7 @@ def _build_timer(build: CommandBuilder, timer: Any) -> None:
         elif timer.tickpolicy is not None:
             raise unsupported(f"<timer name='pit' tickpolicy='{timer.tickpolicy}'>", timer)
     elif timer.name == "hpet":
-        if timer.present is False:
+        if timer.present is False and not uses_machine_option(build, "hpet"):
             build.add("-no-hpet")
     elif timer.name == "rtc":
         if timer.tickpolicy not in (None, "catchup", "delay") or timer.track not in (None, "guest", "wall"):

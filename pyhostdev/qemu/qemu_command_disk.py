@@ -33,12 +33,11 @@ def build_disks(build: CommandBuilder) -> None:
     """Add the disks; image nodes are numbered from the last disk to the first."""
     disks = build.dom.disks
     with_image = [disk for disk in reversed(disks) if has_image(disk)]
-    nodes = {id(disk): f"libvirt-{number}" for number, disk in enumerate(with_image, 1)}
+    numbers = {id(disk): number for number, disk in enumerate(with_image, 1)}
     for disk in disks:
         with build.collecting():
-            node = nodes.get(id(disk))
-            if node is not None:
-                _build_image(build, disk, node)
+            number = numbers.get(id(disk))
+            node = None if number is None else _build_image(build, disk, f"libvirt-{number}")
             build.add_device(_device(build, disk, node))
 
 
@@ -48,9 +47,9 @@ def has_image(disk: Any) -> bool:
     return source is not None and any((source.file, source.dev, source.name, source.protocol, source.pool))
 
 
-def _build_image(build: CommandBuilder, disk: Any, node: str) -> None:
+def _build_image(build: CommandBuilder, disk: Any, node: str) -> str:
     """
-    Define where an image is, and how what is in it is read.
+    Define where an image is, and how what is in it is read; return the node that a device reads.
 
     Raises:
         ConfigUnsupportedError: an image we do not build, or a format nobody named.
@@ -59,22 +58,21 @@ def _build_image(build: CommandBuilder, disk: Any, node: str) -> None:
     image_format = disk.driver_type or "raw"
     if image_format not in _FORMATS:
         raise unsupported(f"A disk image of format '{image_format}'", disk)
+    storage, top = f"{node}-storage", f"{node}-format"
     cache = _cache(disk)
-    common: Properties = {"node-name": f"{node}-storage", "cache": cache}
-    common |= {"auto-read-only": True, "discard": "unmap"}
+    content: Properties = {
+        "read-only": is_readonly(disk),
+        "discard": disk.discard,
+        "detect-zeroes": disk.detect_zeroes,
+        "cache": cache,
+    }
+    if image_format == "raw" and build.release.has("raw-image-one-node"):
+        build.add_json("-blockdev", {**storage_properties(disk), "node-name": storage, **content})
+        return storage
+    common: Properties = {"node-name": storage, "cache": cache, "auto-read-only": True, "discard": "unmap"}
     build.add_json("-blockdev", {**storage_properties(disk), **common})
-    build.add_json(
-        "-blockdev",
-        {
-            "node-name": f"{node}-format",
-            "read-only": is_readonly(disk),
-            "discard": disk.discard,
-            "detect-zeroes": disk.detect_zeroes,
-            "cache": cache,
-            "driver": image_format,
-            "file": f"{node}-storage",
-        },
-    )
+    build.add_json("-blockdev", {"node-name": top, **content, "driver": image_format, "file": storage})
+    return top
 
 
 def _refuse(disk: Any) -> None:
@@ -123,7 +121,7 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
     return {
         **_frontend(build, disk),
         "share-rw": share,
-        "drive": None if node is None else f"{node}-format",
+        "drive": node,
         "id": disk.info.alias,
         "bootindex": build.bootindex(disk),
         "logical_block_size": disk.logical_block_size,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported
+from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported, uses_machine_option
 from pyhostdev.qemu.qemu_domain import ARM, X86, is_i440fx, is_q35
 
 if TYPE_CHECKING:
@@ -45,14 +45,26 @@ def build_firmware_blockdevs(build: CommandBuilder) -> None:
         return
     if os.nvram_source is not None or os.nvram_type not in (None, "file"):
         raise unsupported("<nvram> that is no file", build.dom.os)
-    for number, (path, readonly) in enumerate(((os.loader, os.loader_readonly), (os.nvram, False))):
-        if path is None:
-            continue
-        node = f"libvirt-pflash{number}"
-        storage = {"driver": "file", "filename": path, "node-name": f"{node}-storage"}
-        build.add_json("-blockdev", {**storage, "auto-read-only": True, "discard": "unmap"})
-        raw = {"node-name": f"{node}-format", "read-only": bool(readonly), "driver": "raw"}
-        build.add_json("-blockdev", {**raw, "file": f"{node}-storage"})
+    if os.loader is not None:
+        _build_flash(build, "libvirt-pflash0", os.loader, bool(os.loader_readonly))
+    if os.nvram is not None and build.release.has("raw-image-one-node"):
+        storage = {"driver": "file", "filename": os.nvram, "node-name": _variables(build)}
+        build.add_json("-blockdev", {**storage, "read-only": False})
+    elif os.nvram is not None:
+        _build_flash(build, "libvirt-pflash1", os.nvram, False)
+
+
+def _build_flash(build: CommandBuilder, node: str, path: str, readonly: bool) -> None:
+    """Define a flash chip: where its content is, and that it is raw."""
+    storage = {"driver": "file", "filename": path, "node-name": f"{node}-storage"}
+    build.add_json("-blockdev", {**storage, "auto-read-only": True, "discard": "unmap"})
+    raw = {"node-name": f"{node}-format", "read-only": readonly, "driver": "raw"}
+    build.add_json("-blockdev", {**raw, "file": f"{node}-storage"})
+
+
+def _variables(build: CommandBuilder) -> str:
+    """Return the node of the firmware's variables."""
+    return "libvirt-pflash1-" + ("storage" if build.release.has("raw-image-one-node") else "format")
 
 
 def build_machine(build: CommandBuilder) -> None:
@@ -72,6 +84,7 @@ def build_machine(build: CommandBuilder) -> None:
     if dom.iommu is not None and dom.iommu.model == "smmuv3":
         options.append("iommu=smmuv3")
     options += _memory_backend(build)
+    options += _firmware_switches(build)
     build.add("-machine", ",".join(options), "-accel", _accelerator(build))
 
 
@@ -116,11 +129,28 @@ def _memory_backend(build: CommandBuilder) -> list[str]:
     flash = []
     if dom.os.loader_type == "pflash":
         flash = ["pflash0=libvirt-pflash0-format"]
-        flash += ["pflash1=libvirt-pflash1-format"] if dom.os.nvram is not None else []
+        flash += [f"pflash1={_variables(build)}"] if dom.os.nvram is not None else []
     ram = build.capabilities.machine(str(dom.os.machine)).ram_id
     if ram is None or (dom.cpu is not None and dom.cpu.cells):
         return flash
     return [f"memory-backend={ram}", *flash]
+
+
+def _firmware_switches(build: CommandBuilder) -> list[str]:
+    """Return the machine options that say whether the guest has HPET and ACPI, where QEMU is told so there."""
+    options = []
+    if uses_machine_option(build, "hpet"):
+        timers = build.dom.clock.timers if build.dom.clock is not None else []
+        states = [timer.present for timer in timers if timer.name == "hpet" and timer.present is not None]
+        options += [f"hpet={on_off(state)}" for state in states]
+    if uses_machine_option(build, "acpi"):
+        options.append(f"acpi={on_off(_has_acpi(build))}")
+    return options
+
+
+def _has_acpi(build: CommandBuilder) -> bool:
+    features = build.dom.features
+    return features is not None and bool(features.acpi)
 
 
 def _accelerator(build: CommandBuilder) -> str:
@@ -170,7 +200,10 @@ def build_monitor(build: CommandBuilder, monitor_fd: int | None) -> None:
     """Open QEMU's monitor: on a socket that listens already, or one for others to find."""
     where = f"path={option_value(build.paths.lib_dir)}/monitor.sock" if monitor_fd is None else f"fd={monitor_fd}"
     build.add("-chardev", f"socket,id=charmonitor,{where},server=on,wait=off")
-    build.add("-mon", "chardev=charmonitor,id=monitor,mode=control")
+    if build.release.has("monitor-object") and build.capabilities.has_object("monitor-qmp"):
+        build.add_object("monitor-qmp", "monitor", chardev="charmonitor")
+    else:
+        build.add("-mon", "chardev=charmonitor,id=monitor,mode=control")
 
 
 def build_power(build: CommandBuilder) -> None:
@@ -181,8 +214,7 @@ def build_power(build: CommandBuilder) -> None:
     """
     dom = build.dom
     build.add("-no-shutdown")
-    has_acpi = dom.features is not None and dom.features.acpi
-    if not has_acpi and dom.os.arch in (*X86, *ARM):
+    if not _has_acpi(build) and dom.os.arch in (*X86, *ARM) and not uses_machine_option(build, "acpi"):
         build.add("-no-acpi")
     chip = "PIIX4_PM" if is_i440fx(dom) else "ICH9-LPC" if is_q35(dom) else None
     for name, enabled in (("disable_s3", dom.suspend_to_mem), ("disable_s4", dom.suspend_to_disk)):

@@ -36,14 +36,20 @@ def build_watchdogs(build: CommandBuilder) -> None:
     actions = []
     for watchdog in build.dom.watchdogs:
         with build.collecting():
-            if watchdog.model not in ("i6300esb", "ib700"):
-                raise unsupported(f"<watchdog model='{watchdog.model}'>", watchdog)
-            properties = {"driver": watchdog.model, "id": watchdog.info.alias}
-            build.add_device({**properties, **build.address(watchdog)})
+            _build_watchdog(build, watchdog)
             # a dump is ours to make: the guest is stopped for it
             actions.append("pause" if watchdog.action == "dump" else str(watchdog.action))
     for action in actions[:1]:
         build.add("-watchdog-action", action)
+
+
+def _build_watchdog(build: CommandBuilder, watchdog: Any) -> None:
+    if watchdog.model == "itco":
+        build.add("-global", "ICH9-LPC.noreboot=off")  # the chipset has it; it is let loose
+        return
+    if watchdog.model not in ("i6300esb", "ib700"):
+        raise unsupported(f"<watchdog model='{watchdog.model}'>", watchdog)
+    build.add_device({"driver": watchdog.model, "id": watchdog.info.alias, **build.address(watchdog)})
 
 
 def build_memballoon(build: CommandBuilder) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.xmldef import ElementDef
+from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.qemu.qemu_command_builder import unsupported
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # definition -> field -> the values that change nothing, besides absence
 REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
-    "DomainDef": {
+    "DomainFields": {
         "bootloader": (),
         "bootloader_args": (),
         "tpms": (),

@@ -11,13 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.domain_validate import validate_domain
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.qemu.qemu_domain_address import assign_addresses
 from pyhostdev.qemu.qemu_postparse import post_parse
 from pyhostdev.qemu.qemu_validate import QEMURules
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.qemu.qemu_address_flags import HostFacts
+    from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
 
@@ -27,6 +29,7 @@ def define(
     host: HostFacts | None = None,
     *,
     keep_together: bool = False,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> DomainDef:
     """
     Return a copy with all defaults and addresses; defining it again changes nothing.
@@ -34,12 +37,13 @@ def define(
     Args:
         host: says which functions are conventional, and their IOMMU groups; None knows none.
         keep_together: the assigned functions of one host device share one guest slot.
+        release: the libvirt whose defaults, order and rules are meant.
 
     Raises:
         ConfigError: the definition is wrong.
         ConfigUnsupportedError: QEMU cannot do what it asks for.
     """
-    defined = post_parse(dom, capabilities)
-    assign_addresses(defined, host, capabilities, keep_together=keep_together)
-    validate_domain(defined, hypervisor=QEMURules(capabilities))
+    defined = post_parse(dom, capabilities, release)
+    assign_addresses(defined, host, capabilities, keep_together=keep_together, release=release)
+    validate_domain(defined, hypervisor=QEMURules(capabilities, release))
     return defined

@@ -17,8 +17,14 @@ from pyhostdev.conf.controller_conf import DomainControllerDef
 from pyhostdev.conf.device_validate import device_errors
 from pyhostdev.conf.disk_conf import DomainDiskDef
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.net_conf import DomainNetDef
-from pyhostdev.errors import VIR_ERR_DEVICE_MISSING, VIR_ERR_OPERATION_INVALID, ConfigError
+from pyhostdev.errors import (
+    VIR_ERR_DEVICE_MISSING,
+    VIR_ERR_OPERATION_INVALID,
+    VIR_ERR_OPERATION_UNSUPPORTED,
+    ConfigError,
+)
 from pyhostdev.qemu.qemu_define import define
 from pyhostdev.qemu.qemu_validate import QEMURules
 from pyhostdev.util.virxml import parse_document
@@ -27,11 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.xmldef import ElementDef
-    from pyhostdev.qemu.qemu_address_flags import HostFacts
+    from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
-VIR_ERR_OPERATION_UNSUPPORTED = 84
 
 _DEFINITIONS: dict[str, type[ElementDef]] = {
     definition.tag: definition for definition in (DomainHostdevDef, DomainDiskDef, DomainNetDef, DomainControllerDef)
@@ -55,14 +61,18 @@ def parse_device(xml: str | bytes) -> Any:
 
 
 def attach_device(
-    dom: DomainDef, xml: str | bytes, capabilities: QEMUCapabilities, host: HostFacts | None = None
+    dom: DomainDef,
+    xml: str | bytes,
+    capabilities: QEMUCapabilities,
+    host: HostFacts | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> DomainDef:
     """
     Return the definition with one device more.
 
     Args:
         dom: a complete definition, as ``define`` returns it.
-        host: as for ``define``.
+        host, release: as for ``define``.
 
     Raises:
         ConfigError: the device is wrong, there already, or does not fit.
@@ -71,18 +81,22 @@ def attach_device(
     """
     device = parse_device(xml)
     if device.tag in ("hostdev", "controller"):
-        for error in (*device_errors(dom, device), *QEMURules(capabilities).device_errors(dom, device)):
+        for error in (*device_errors(dom, device), *QEMURules(capabilities, release).device_errors(dom, device)):
             raise error
     others = dom.all_hostdevs() if device.tag == "hostdev" else getattr(dom, _LISTS[device.tag])
     if _find(others, device) is not None:
         raise ConfigError(f"The domain has this {device.tag} already", libvirt_code=VIR_ERR_OPERATION_INVALID)
     changed = dom.copy()
     getattr(changed, _LISTS[device.tag]).append(device)
-    return define(changed, capabilities, host)
+    return define(changed, capabilities, host, release=release)
 
 
 def detach_device(
-    dom: DomainDef, xml: str | bytes, capabilities: QEMUCapabilities, host: HostFacts | None = None
+    dom: DomainDef,
+    xml: str | bytes,
+    capabilities: QEMUCapabilities,
+    host: HostFacts | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> DomainDef:
     """
     Return the definition without one device; controllers that were added for it stay.
@@ -96,11 +110,15 @@ def detach_device(
     place = _place(dom, device)
     changed = dom.copy()
     del getattr(changed, _LISTS[device.tag])[place]
-    return define(changed, capabilities, host)
+    return define(changed, capabilities, host, release=release)
 
 
 def update_device(
-    dom: DomainDef, xml: str | bytes, capabilities: QEMUCapabilities, host: HostFacts | None = None
+    dom: DomainDef,
+    xml: str | bytes,
+    capabilities: QEMUCapabilities,
+    host: HostFacts | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> DomainDef:
     """
     Return the definition with one device replaced by its new description.
@@ -121,7 +139,7 @@ def update_device(
     if device.info.address is None:
         device.info.address = devices[place].info.address
     devices[place] = device
-    return define(changed, capabilities, host)
+    return define(changed, capabilities, host, release=release)
 
 
 def _place(dom: DomainDef, device: Any) -> int:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.conf.virtio_conf import DomainShmemDef, DomainVsockDef
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
 QXL_VGAMEM_KIB = 16384
@@ -76,6 +76,16 @@ def _fill_video(dom: DomainDef, device: DomainVideoDef, capabilities: QEMUCapabi
         device.model_type = _default_video(dom, capabilities)
     if device.model_type == "qxl" and not device.vgamem:
         device.vgamem = QXL_VGAMEM_KIB
+
+
+def name_virtio_video(dom: DomainDef, video: DomainVideoDef) -> None:
+    """Name the device of a virtio video: the primary one has VGA where the architecture has that."""
+    if video.model_type != "virtio" or video.device is not None:
+        return
+    has_vga = bool(video.primary) and dom.os.arch in X86
+    kind = "vhost-user" if video.driver_name == "vhostuser" else "virtio"
+    suffix = "-gl" if kind == "virtio" and video.accel3d else ""
+    video.device = f"{kind}-{'vga' if has_vga else 'gpu'}{suffix}"
 
 
 def _default_video(dom: DomainDef, capabilities: QEMUCapabilities) -> str:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.controller_conf import DomainControllerDef
 from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG, CONNECT_PCI_DEVICE, DomainPCIAddressBus, DomainPCIAddressSet
+from pyhostdev.conf.domain_controllers import place_controller
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
 from pyhostdev.qemu.qemu_address_chipset import is_piix3_function, reserve_chipset
 from pyhostdev.qemu.qemu_address_flags import CONVENTIONAL, EXPRESS, ConnectFlags
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.qemu.qemu_address_flags import HostFacts
+    from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -50,6 +53,7 @@ def assign_addresses(
     capabilities: QEMUCapabilities | None = None,
     *,
     keep_together: bool = False,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> None:
     """
     Give every device of the guest its address; the definition has its defaults and is changed.
@@ -59,6 +63,7 @@ def assign_addresses(
             and in no group.
         capabilities: of the emulator; not asked yet, as all that we support have the same controllers.
         keep_together: the assigned functions of one host device share one guest slot.
+        release: the libvirt whose order of controllers is meant.
 
     Raises:
         ConfigError: an address is impossible or taken, or there is no room left.
@@ -68,12 +73,18 @@ def assign_addresses(
     assign_virtio_serial_addresses(dom)
     assign_ccid_addresses(dom)
     assign_spapr_vio_addresses(dom)
-    assign_pci_addresses(dom, host, keep_together=keep_together)
+    assign_pci_addresses(dom, host, keep_together=keep_together, release=release)
     assign_usb_addresses(dom)
     assign_memory_slots(dom)
 
 
-def assign_pci_addresses(dom: DomainDef, host: HostFacts | None = None, *, keep_together: bool = False) -> None:
+def assign_pci_addresses(
+    dom: DomainDef,
+    host: HostFacts | None = None,
+    *,
+    keep_together: bool = False,
+    release: LibvirtRelease = DEFAULT_RELEASE,
+) -> None:
     """
     Give every PCI device of the guest an address, adding the controllers that takes.
 
@@ -81,6 +92,7 @@ def assign_pci_addresses(dom: DomainDef, host: HostFacts | None = None, *, keep_
         host: says which functions are conventional, and their IOMMU groups; without it all are Express
             and in no group.
         keep_together: the assigned functions of one host device share one guest slot.
+        release: the libvirt whose order of controllers is meant.
 
     Raises:
         ConfigError: an address is impossible or taken, or there is no room left.
@@ -104,7 +116,7 @@ def assign_pci_addresses(dom: DomainDef, host: HostFacts | None = None, *, keep_
     if highest == 0 and len(dry.addrs.buses) > 1 and has_pcie_root(dom):
         # the user leaves the topology to us: leave one port free for hotplug
         dry.addrs.reserve_next(EXPRESS | CONNECT_HOTPLUG)
-    dry.add_controllers()
+    dry.add_controllers(release)
     run(len(dry.addrs.buses), dry_run=False).assign()
     _mark_multifunction(dom)
     fill_controller_defaults(dom)
@@ -204,14 +216,14 @@ class _Run:
         companions = (c for c in self.dom.controllers if c.model in _USB2_MODELS and c.index == index)
         return next((c.info.pci.pci for c in companions if c.info.pci is not None), None)
 
-    def add_controllers(self) -> None:
+    def add_controllers(self, release: LibvirtRelease) -> None:
         """Define the controllers of buses that have none, and find a place for each of them."""
         known = {c.index for c in self.dom.controllers if c.is_pci}
         index = 0
         while index < len(self.addrs.buses):  # placing one may add another
             if index not in known:
                 controller = DomainControllerDef(type="pci", index=index, model=self.addrs.buses[index].model)
-                self.dom.controllers.append(controller)
+                place_controller(self.dom, controller, release)
                 if controller.model not in _ROOTS:
                     self.addrs.reserve_next(self.flags.of(controller))
             index += 1

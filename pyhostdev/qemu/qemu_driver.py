@@ -8,6 +8,7 @@ Mirrors: src/qemu/qemu_driver.c
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.hostdev_conf import MdevSource
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.qemu.qemu_process import GuestOutcome
     from pyhostdev.util.ownership import Ownership
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
 def capabilities_of(dom: DomainDef, host: Host | None = None, choice: str | None = None) -> QEMUCapabilities:
@@ -135,9 +137,23 @@ def plan(
         SysfsError: the host cannot be read.
     """
     made = host.plan(dom, policy, owner=owner, accept=accept)
-    return made.with_start_findings(
-        start_obstacles(dom, host, capabilities, keep_together=keep_together, ownership=ownership)
-    )
+    found = start_obstacles(dom, host, capabilities, keep_together=keep_together, ownership=ownership)
+    addresses = guest_addresses(dom, host, capabilities, keep_together=keep_together)
+    return made.with_start_findings(found).with_guest_addresses(addresses)
+
+
+def guest_addresses(
+    dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None = None, *, keep_together: bool = False
+) -> dict[PCIDeviceAddress, PCIDeviceAddress]:
+    """
+    Return the guest address that each assigned PCI host device gets, by its host address.
+
+    Of a definition that cannot be completed, only the addresses that it says itself are known.
+    """
+    with suppress(ConfigError, OperationError):  # start_obstacles tells why
+        dom = define(dom, host, capabilities=capabilities, keep_together=keep_together)
+    places = ((hostdev.pci_address, hostdev.info.pci) for hostdev in dom.pci_hostdevs() if hostdev.is_assigned)
+    return {address: place.pci for address, place in places if place is not None}
 
 
 def start_obstacles(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.xml.xmldef import ElementDef
 
 
 class Word(NamedTuple):
@@ -78,7 +78,7 @@ def _of_other_kinds(*names: str) -> dict[str, Word]:
 
 # definition -> field -> why nothing here does it
 IGNORED: dict[str, dict[str, Word]] = {
-    "DomainDef": {
+    "DomainFields": {
         "current_memory": Word(
             "the guest starts with all of its memory", asked=lambda dom: dom.current_memory_kib < dom.memory_kib
         ),
@@ -187,7 +187,7 @@ def _is_labelled(source: Any) -> bool:
 
 # definition -> field -> why a guest must not run without it
 REFUSED_BY_START: dict[str, dict[str, Word]] = {
-    "DomainDef": {"seclabel": Word("pyhostdev start confines no guest with a security module", asked=_is_confined)},
+    "DomainFields": {"seclabel": Word("pyhostdev start confines no guest with a security module", asked=_is_confined)},
     "StorageSource": {"seclabel": Word("pyhostdev start labels no image", asked=_is_labelled)},
     "ChrSourceElement": {"seclabel": Word("pyhostdev start labels no file", asked=_is_labelled)},
     "DomainNetDef": {
@@ -204,7 +204,7 @@ _OUTPUT = "libvirt prints it for a running guest"
 
 # definition -> field -> why it needs no word
 ELSEWHERE: dict[str, dict[str, str]] = {
-    "DomainDef": {
+    "DomainFields": {
         "id": "every run has one of its own",
         "title": _FOR_PEOPLE,
         "description": _FOR_PEOPLE,
@@ -254,7 +254,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "websocket_generated": _OUTPUT,
         "listen": "<listen> says it",
     },
-    "DomainVideoDef": {"primary": "the order of the cards says it"},
+    "DomainVideoDef": {
+        "primary": "the order of the cards says it",
+        "device": "a later libvirt writes the name of the device that follows from model and place",
+    },
     "PCISource": {"write_filtering": "validation refuses it", "foreign": _OUTPUT},
     "NetHostdevSource": {"address_type": "there is one type, PCI"},
     "DomainHostdevDef": {
@@ -283,7 +286,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         _WHO_OPENS_THE_TAP,
     ),
     "DomainNetDef": {
-        "managed": "it tells the plan how to prepare the host's side",
         "mac_type": "it tells VMware how an address was made",
         "mac_check": "it tells VMware whether to check an address",
         "ifname": _WHO_OPENS_THE_TAP,
@@ -291,7 +293,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "teaming_persistent": "the host device of the interface says it",
     },
     "DomainHostdevNetDef": {
-        "host_source": "the host device of the interface says it",
         "driver_model": "the host device of the interface says it",
     },
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf import domain_postparse
-from pyhostdev.conf.board_conf import DomainPanicDef
+from pyhostdev.conf.board_conf import DomainPanicDef, DomainWatchdogDef
 from pyhostdev.conf.cpu_conf import CPUDef
 from pyhostdev.conf.domain_controllers import (
     add_controller,
@@ -19,42 +19,53 @@ from pyhostdev.conf.domain_controllers import (
     maybe_add_controller,
 )
 from pyhostdev.conf.graphics_conf import DomainAudioDef
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.virtio_conf import DomainInputDef, DomainMemballoonDef
-from pyhostdev.errors import XMLError
-from pyhostdev.qemu.qemu_device_postparse import fill_device
+from pyhostdev.errors import VIR_ERR_INVALID_ARG, XMLError
+from pyhostdev.qemu.qemu_device_postparse import fill_device, name_virtio_video
 from pyhostdev.qemu.qemu_domain import PPC64, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
 _EMULATOR = "/usr/bin/qemu-system-{}"
 _TARGETS = {"i686": "i386", "armv7l": "arm", "ppc64le": "ppc64"}
 
 
-def post_parse(dom: DomainDef, capabilities: QEMUCapabilities | None = None) -> DomainDef:
+def post_parse(
+    dom: DomainDef, capabilities: QEMUCapabilities | None = None, release: LibvirtRelease = DEFAULT_RELEASE
+) -> DomainDef:
     """
     Return a copy with all defaults but guest addresses filled in.
 
     Args:
         capabilities: of the emulator the domain names; the stored ones where None.
+        release: the libvirt whose defaults are meant.
 
     Raises:
         XMLError, ConfigUnsupportedError: the defaults contradict what is said.
     """
-    return domain_postparse.post_parse(dom, QEMUDefaults(dom, capabilities))
+    filled = domain_postparse.post_parse(dom, QEMUDefaults(dom, capabilities, release))
+    for video in filled.videos if release.has("video-device") else ():
+        name_virtio_video(filled, video)
+    return filled
 
 
 class QEMUDefaults:
     """What domain_postparse asks of a hypervisor, answered for one emulator."""
 
-    def __init__(self, dom: DomainDef, capabilities: QEMUCapabilities | None) -> None:
+    def __init__(
+        self, dom: DomainDef, capabilities: QEMUCapabilities | None, release: LibvirtRelease = DEFAULT_RELEASE
+    ) -> None:
         if capabilities is None:
             from pyhostdev.qemu.qemu_capabilities import load
 
-            capabilities = load(dom.os.arch or host_arch())
+            capabilities = load(dom.os.arch or host_arch(), release.qemu)
         self.capabilities = capabilities
+        self.release = release
 
     def fill_domain(self, dom: DomainDef) -> None:
         """
@@ -82,7 +93,7 @@ class QEMUDefaults:
         dom.emulator = dom.emulator or default_emulator(dom.os.arch)
         machine = dom.os.machine or self.capabilities.default_machine()
         if machine is None:
-            raise XMLError("<os> does not name a machine", line=dom.os.line, libvirt_code=8)
+            raise XMLError("<os> does not name a machine", line=dom.os.line, libvirt_code=VIR_ERR_INVALID_ARG)
         dom.os.machine = self.capabilities.canonical_machine(machine)
 
     def _add_default_devices(self, dom: DomainDef) -> None:
@@ -99,28 +110,30 @@ class QEMUDefaults:
         if has_devices and find_controller(dom, "usb", 0) is None:
             self._add_usb(dom)
         if is_q35(dom):
-            maybe_add_controller(dom, "sata", 0)
+            maybe_add_controller(dom, self.release, "sata", 0)
         root = _root_model(dom)
         if root is not None:
-            _check_root(dom, root)
+            _check_root(dom, self.release, root)
         if has_devices and dom.memballoon is None:
             dom.memballoon = DomainMemballoonDef(model="virtio")
         if arch in PPC64 and dom.graphics:
             _add_usb_inputs(dom)
         if is_pseries(dom) and all(panic.model not in (None, "pseries") for panic in dom.panics):
             dom.panics.append(DomainPanicDef())
+        if is_q35(dom) and self.release.has("itco-watchdog"):
+            _add_itco_watchdog(dom)
         if not dom.audios:
             dom.audios.append(_default_audio(dom))
 
     def _add_usb(self, dom: DomainDef) -> None:
         """Add the default USB controller; on q35 one for USB 3 where there is one, or none at all."""
         if not is_q35(dom):
-            add_usb_controller(dom, 0, None)
+            add_usb_controller(dom, self.release, 0, None)
             return
         models = {"qemu-xhci": "qemu-xhci", "nec-usb-xhci": "nec-xhci", "ich9-usb-ehci1": "ich9-ehci1"}
         model = next((m for d, m in models.items() if self.capabilities.has_device(d)), None)
         if model is not None:
-            add_usb_controller(dom, 0, model)
+            add_usb_controller(dom, self.release, 0, model)
 
     def _fill_cpu(self, dom: DomainDef) -> None:
         """
@@ -179,10 +192,10 @@ def _root_model(dom: DomainDef) -> str | None:
     return "pcie-root" if is_q35(dom) or is_arm_virt(dom) else None
 
 
-def _check_root(dom: DomainDef, model: str) -> None:
+def _check_root(dom: DomainDef, release: LibvirtRelease, model: str) -> None:
     root = find_controller(dom, "pci", 0)
     if root is None:
-        add_controller(dom, "pci", 0, model)
+        add_controller(dom, release, "pci", 0, model)
     elif root.model != model:
         raise XMLError(
             f"PCI controller 0 of machine '{dom.os.machine}' is a {model}, not a {root.model}",
@@ -200,6 +213,13 @@ def _add_usb_inputs(dom: DomainDef) -> None:
     _maybe_add_input(dom, "keyboard", "usb")
     if not any(part.type == "tablet" and part.bus == "usb" for part in dom.inputs):
         _maybe_add_input(dom, "mouse", "usb")
+
+
+def _add_itco_watchdog(dom: DomainDef) -> None:
+    """Name the watchdog that the chipset has; all watchdogs of a guest do the same."""
+    if all(watchdog.model != "itco" for watchdog in dom.watchdogs):
+        action = dom.watchdogs[0].action if dom.watchdogs else "reset"
+        dom.watchdogs.append(DomainWatchdogDef(model="itco", action=action))
 
 
 def _default_audio(dom: DomainDef) -> DomainAudioDef:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_XML_DETAIL, ConfigError, ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_alias import is_builtin_ide
 from pyhostdev.qemu.qemu_domain import ARM, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
 from pyhostdev.qemu.qemu_validate_pci import pci_controller_errors
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
     Errors = Iterator[ConfigError]
@@ -33,8 +35,9 @@ _HDA_MODELS = ("ich6", "ich9")
 class QEMURules:
     """The rules of one emulator, as domain_validate asks for them."""
 
-    def __init__(self, capabilities: QEMUCapabilities) -> None:
+    def __init__(self, capabilities: QEMUCapabilities, release: LibvirtRelease = DEFAULT_RELEASE) -> None:
         self.capabilities = capabilities
+        self.release = release
 
     def domain_errors(self, dom: DomainDef) -> Errors:
         """
@@ -149,7 +152,9 @@ def _usb_errors(dom: DomainDef) -> Errors:
     hostdevs = [h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"]
     users: list[Any] = [*controllers[1:], *dom.hubs, *hostdevs, *(i for i in dom.inputs if i.bus == "usb")]
     for user in users:
-        yield XMLError(f"USB is off, so there can be no {user.tag} on it", line=user.line, libvirt_code=35)
+        yield XMLError(
+            f"USB is off, so there can be no {user.tag} on it", line=user.line, libvirt_code=VIR_ERR_XML_DETAIL
+        )
 
 
 _DOMAIN_RULES: tuple[Callable[[DomainDef], Errors], ...] = (

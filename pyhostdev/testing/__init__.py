@@ -6,17 +6,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyhostdev.testing.answers import NotSimulated, SimulatedKill
     from pyhostdev.testing.fakehost import FakeHost
-    from pyhostdev.testing.faults import NotSimulated, SimulatedKill
     from pyhostdev.testing.kernel import SimulatedKernel
 
 __all__ = ["FakeHost", "NotSimulated", "SimulatedKernel", "SimulatedKill"]
 
 _HOMES = {
     "FakeHost": "fakehost",
-    "NotSimulated": "faults",
+    "NotSimulated": "answers",
     "SimulatedKernel": "kernel",
-    "SimulatedKill": "faults",
+    "SimulatedKill": "answers",
 }
 
 

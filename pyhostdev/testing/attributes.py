@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.faults import Refusal
+from pyhostdev.testing.answers import Refusal
 from pyhostdev.testing.simdevice import UNSET_OVERRIDE, SimDevice, find_device, list_devices
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing import vfio
+from pyhostdev.testing.answers import Blocked, Refusal
 from pyhostdev.testing.driverfiles import put_driver
-from pyhostdev.testing.faults import Blocked, Refusal
 from pyhostdev.testing.hostspec import VMD
 from pyhostdev.testing.iommu import IOMMUGroups
 from pyhostdev.testing.kernelstate import PARKED, Pending

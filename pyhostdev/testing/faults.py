@@ -10,40 +10,17 @@ Fault injection: a test places a fault at the n-th write of a simulated kernel.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pyhostdev.errors import ConfigUnsupportedError
+from pyhostdev.testing.answers import NotSimulated, Refusal, SimulatedKill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.testing.kernel import SimulatedKernel
+    from pyhostdev.testing.protocols import FaultyKernel
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
-
-class NotSimulated(ConfigUnsupportedError):  # noqa: N818 - a descriptive and public name
-    """The simulated kernel does not know the reaction of the real one."""
-
-
-class SimulatedKill(BaseException):
-    """
-    The writing process was killed here; not an Exception, because a killed process runs no handlers.
-
-    In a test, handlers of BaseException and ``finally`` blocks of that process still run. The kernel refuses all of
-    their writes and raises this error again.
-    """
-
-
-class Refusal(Exception):  # noqa: N818 - the kernel's errno, turned into SysfsError at the border
-    """The kernel refuses a write with an errno."""
-
-    def __init__(self, errnum: int) -> None:
-        super().__init__(errnum)
-        self.errnum = errnum
-
-
-class Blocked(Exception):  # noqa: N818 - not an error: the write has not returned
-    """The write waits inside the kernel; its remaining effect is on the kernel's list of pending writes."""
+__all__ = ["Delay", "Fail", "Fault", "Hang", "Interfere", "Kill", "NotSimulated", "SimulatedKill", "Vanish"]
 
 
 class Fault:
@@ -51,10 +28,10 @@ class Fault:
 
     __slots__ = ()
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         """Act before the kernel sees the write."""
 
-    def after(self, kernel: SimulatedKernel) -> None:
+    def after(self, kernel: FaultyKernel) -> None:
         """Act after the kernel has answered the write, or has blocked it."""
 
 
@@ -66,7 +43,7 @@ class Fail(Fault):
     def __init__(self, errnum: int) -> None:
         self.errnum = errnum
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         raise Refusal(self.errnum)
 
 
@@ -83,7 +60,7 @@ class Hang(Fault):
     def __init__(self, *, lands: bool = True) -> None:
         self.lands = lands
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         kernel.block_next(lands=self.lands)
 
 
@@ -95,7 +72,7 @@ class Delay(Fault):
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         time.sleep(self.seconds)
 
 
@@ -109,13 +86,13 @@ class Kill(Fault):
             raise ValueError(f"Unknown time '{when}': expected before, after or blocked")
         self.when = when
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         if self.when == "before":
             kernel.kill()
         elif self.when == "blocked":
             kernel.block_next(lands=True)
 
-    def after(self, kernel: SimulatedKernel) -> None:
+    def after(self, kernel: FaultyKernel) -> None:
         kernel.kill()
 
 
@@ -132,7 +109,7 @@ class Vanish(Fault):
         self.address = address
         self.opened = opened
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         kernel.vanish(self.address)
         if self.opened:
             raise Refusal(19)  # ENODEV, fs/kernfs/file.c: the node is no longer active
@@ -143,8 +120,8 @@ class Interfere(Fault):
 
     __slots__ = ("action",)
 
-    def __init__(self, action: Callable[[SimulatedKernel], None]) -> None:
+    def __init__(self, action: Callable[[Any], None]) -> None:
         self.action = action
 
-    def before(self, kernel: SimulatedKernel) -> None:
+    def before(self, kernel: FaultyKernel) -> None:
         self.action(kernel.foreign())

@@ -12,13 +12,13 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import SysfsError
-from pyhostdev.testing.faults import Refusal
+from pyhostdev.testing.answers import Refusal
 from pyhostdev.testing.procfiles import SimulatedProcess
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyhostdev.testing.kernel import SimulatedKernel
+    from pyhostdev.testing.protocols import GroupKernel
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
@@ -30,7 +30,7 @@ class SimulatedGuest:
         SysfsError: ENOENT without a node, EBUSY if the node is already open, EPERM if the group is not viable.
     """
 
-    def __init__(self, kernel: SimulatedKernel, group: int, devices: Sequence[PCIDeviceAddress] | None = None) -> None:
+    def __init__(self, kernel: GroupKernel, group: int, devices: Sequence[PCIDeviceAddress] | None = None) -> None:
         self.kernel = kernel
         self.group = group
         path = kernel.root.vfio_group(group)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.faults import Blocked
+from pyhostdev.testing.answers import Blocked
 from pyhostdev.testing.functionfiles import put_in_group, put_on_bus
 from pyhostdev.testing.kernelstate import REMOVED
 from pyhostdev.testing.simdevice import (
@@ -25,13 +25,13 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyhostdev.testing.drivercore import DriverCore
+    from pyhostdev.testing.protocols import Bus
 
 
 Above = tuple["PCIDeviceAddress", ...]  # the functions being removed, outermost first
 
 
-def _dependents(core: DriverCore, device: SimDevice, above: Above) -> Iterator[SimDevice]:
+def _dependents(core: Bus, device: SimDevice, above: Above) -> Iterator[SimDevice]:
     """Yield the existing VFs of a PF and the functions behind a bridge; a bad tree may put a bridge behind itself."""
     vfs = device.virtual_functions
     behind = [other.address for other in list_devices(core.tree) if _is_behind(device, other)]
@@ -53,7 +53,7 @@ def _is_behind(device: SimDevice, other: SimDevice) -> bool:
     return other.address.domain == device.address.domain and 0 < first <= other.address.bus <= last
 
 
-def remove(core: DriverCore, device: SimDevice, above: Above = ()) -> None:
+def remove(core: Bus, device: SimDevice, above: Above = ()) -> None:
     """
     Unbind a function, its VFs and the functions behind it, and remove them from the bus.
 
@@ -72,7 +72,7 @@ def remove(core: DriverCore, device: SimDevice, above: Above = ()) -> None:
     drop(core, device)
 
 
-def drop(core: DriverCore, device: SimDevice) -> None:
+def drop(core: Bus, device: SimDevice) -> None:
     """Remove an unbound function from the bus, and keep its directory for a rescan."""
     name, group, place, physfn = str(device.address), device.group, device.place, device.physfn
     relative = os.path.relpath(place, core.root.path)
@@ -93,7 +93,7 @@ def drop(core: DriverCore, device: SimDevice) -> None:
         core.state.removed[name] = (relative, group)
 
 
-def _unlink_from_pf(core: DriverCore, device: SimDevice) -> None:
+def _unlink_from_pf(core: Bus, device: SimDevice) -> None:
     if device.physfn is None:
         return
     parent = SimDevice(core.tree, device.physfn)
@@ -103,14 +103,14 @@ def _unlink_from_pf(core: DriverCore, device: SimDevice) -> None:
             core.tree.drop_file(link)
 
 
-def _leave_group(core: DriverCore, name: str, group: int) -> None:
+def _leave_group(core: Bus, name: str, group: int) -> None:
     directory = core.root.iommu_group_devices(group)
     core.tree.drop_file(os.path.join(directory, name))
     if not core.tree.list_dir(directory):
         core.tree.drop_tree(os.path.dirname(directory))
 
 
-def vanish(core: DriverCore, device: SimDevice, above: Above = ()) -> None:
+def vanish(core: Bus, device: SimDevice, above: Above = ()) -> None:
     """Remove a function from the bus at once, whatever its driver does."""
     above = (*above, device.address)
     for other in _dependents(core, device, above):
@@ -124,13 +124,13 @@ def vanish(core: DriverCore, device: SimDevice, above: Above = ()) -> None:
     drop(core, device)
 
 
-def forget(core: DriverCore, address: PCIDeviceAddress) -> None:
+def forget(core: Bus, address: PCIDeviceAddress) -> None:
     """Keep a rescan from finding a removed function."""
     core.state.removed.pop(str(address), None)
     core.tree.drop_tree(core.root.join(REMOVED, str(address)))
 
 
-def remove_domain(core: DriverCore, maker: SimDevice) -> None:
+def remove_domain(core: Bus, maker: SimDevice) -> None:
     """
     Remove the PCI domain of a volume management device from the bus, with all its functions.
 
@@ -144,7 +144,7 @@ def remove_domain(core: DriverCore, maker: SimDevice) -> None:
             remove(core, other)
 
 
-def bring_back_domain(core: DriverCore, maker: SimDevice) -> None:
+def bring_back_domain(core: Bus, maker: SimDevice) -> None:
     """
     Bring back the functions below a volume management device, as its driver does.
 
@@ -155,7 +155,7 @@ def bring_back_domain(core: DriverCore, maker: SimDevice) -> None:
     _bring_back(core, [name for name, (relative, _) in core.state.removed.items() if relative.startswith(below)])
 
 
-def rescan(core: DriverCore) -> None:
+def rescan(core: Bus) -> None:
     """
     Bring removed functions back and offer them to the drivers.
 
@@ -165,7 +165,7 @@ def rescan(core: DriverCore) -> None:
     _bring_back(core, list(core.state.removed))
 
 
-def _bring_back(core: DriverCore, names: list[str]) -> None:
+def _bring_back(core: Bus, names: list[str]) -> None:
     depths = {name: core.state.removed[name][0].count("/") for name in names}
     for name in sorted(depths, key=depths.__getitem__):  # a bridge before the functions behind it
         relative, group = core.state.removed.pop(name)
@@ -174,7 +174,7 @@ def _bring_back(core: DriverCore, names: list[str]) -> None:
         core.attach_new(device)
 
 
-def _restore(core: DriverCore, name: str, relative: str, group: int | None) -> SimDevice:
+def _restore(core: Bus, name: str, relative: str, group: int | None) -> SimDevice:
     tree = core.tree
     kept, path = core.root.join(REMOVED, name), core.root.join(relative)
     tree.copy_tree(kept, path)  # a copy, so that the directory gets a new inode

@@ -12,7 +12,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from pyhostdev.testing.faults import Refusal
+from pyhostdev.testing.answers import Refusal
 from pyhostdev.testing.simdevice import list_devices
 
 if TYPE_CHECKING:

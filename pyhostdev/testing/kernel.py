@@ -22,8 +22,9 @@ from pyhostdev.errors import (
     SysfsError,
 )
 from pyhostdev.testing import attributes
+from pyhostdev.testing.answers import Blocked, NotSimulated, Refusal, SimulatedKill
 from pyhostdev.testing.drivercore import DriverCore
-from pyhostdev.testing.faults import Blocked, Fault, NotSimulated, Refusal, SimulatedKill
+from pyhostdev.testing.faults import Fault
 from pyhostdev.testing.guest import SimulatedGuest
 from pyhostdev.testing.kernelstate import Pending, StateFile
 from pyhostdev.testing.nodefiles import SimulatedNodes, put_owner

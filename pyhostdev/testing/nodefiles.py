@@ -15,7 +15,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import OperationError, SysfsError
-from pyhostdev.testing.faults import Refusal
+from pyhostdev.testing.answers import Refusal
 from pyhostdev.testing.tree import Tree
 from pyhostdev.util.devnode import DeviceNode, replaced
 

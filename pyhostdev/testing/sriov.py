@@ -12,7 +12,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing import hotplug
-from pyhostdev.testing.faults import NotSimulated
+from pyhostdev.testing.answers import NotSimulated
 from pyhostdev.testing.functionfiles import link_virtual_functions, put_function, put_in_group
 from pyhostdev.testing.hostspec import FunctionSpec
 from pyhostdev.testing.simdevice import SimDevice, list_devices, numbered

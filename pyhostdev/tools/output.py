@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.tools import streams
+from pyhostdev.tools.table import format_table
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 # Unprintable, yet allowed in XML names and harmless on a terminal: joiners of letters
 _JOINERS = "\u200c\u200d"
+_PLAIN_TERMINALS = ("dumb", "unknown")
+_USUAL_WIDTH = 80
 
 
 def printable(text: str) -> str:
@@ -62,26 +66,28 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object | None]]) -> None:
     """Print rows under their columns; None is a dash."""
-    cells = [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
-    text = _plain_table(columns, cells)
-    if not _has_rich():
-        streams.write(text)
-        return
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
-    _print_rich(table, text)
+    print_rows(columns, [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows])
 
 
-def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table as text: every column as wide as its widest cell."""
-    lines = [columns, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    cells = (zip(line, widths, strict=True) for line in lines)
-    return "".join("  ".join(f"{cell:{width}}" for cell, width in line).rstrip() + "\n" for line in cells)
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of texts that nothing in a terminal acts upon; as wide as the terminal at most, if it is one."""
+    text = shown = format_table(columns, rows)
+    if sys.stdout.isatty():
+        bold = os.environ.get("TERM", "dumb") not in _PLAIN_TERMINALS
+        shown = format_table(columns, rows, _terminal_width(), bold=bold)
+    with streams.writing(text):
+        sys.stdout.write(shown)
+
+
+def _terminal_width() -> int:
+    """Return the width that the user says, or the terminal; 80 where neither does."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or _USUAL_WIDTH
+    except OSError:
+        return _USUAL_WIDTH
 
 
 class Branch:
@@ -123,7 +129,7 @@ def _rich_tree(branch: Branch) -> Tree:
 
 def _has_rich() -> bool:
     try:
-        import rich.table  # noqa: F401 - only a test here; used elsewhere
+        import rich.tree  # noqa: F401 - only a test here; used elsewhere
     except ImportError:
         return False
     return True

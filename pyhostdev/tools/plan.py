@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         origin = capabilities.origin
         plan = plan.with_start_findings(
             qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership)
-        )
+        ).with_guest_addresses(qemu_driver.guest_addresses(definition, host, capabilities))
     if args.json:
         output.print_json({**plan.to_json(), "capabilities": origin})
     else:

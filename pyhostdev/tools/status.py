@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Sequence
 from typing import Any
 
-from pyhostdev.hypervisor.hostdev_status import Status, read_status
+from pyhostdev.hypervisor.hostdev_status import RecordedDevice, read_recorded_devices
 from pyhostdev.tools import arguments, output
 from pyhostdev.tools.main import complain
 
@@ -19,27 +21,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the lists and print them."""
-    status = read_status(arguments.host_of(args))
-    for bad in status.problems:
+    host = arguments.host_of(args)
+    devices, problems = read_recorded_devices(host.root, host.state())
+    for bad in problems:
         complain(f"record '{bad.name}' cannot be used: {bad.why}")
     if args.json:
-        output.print_json(describe(status))
+        output.print_json(describe(devices))
     else:
-        print_status(status)
+        print_status(devices)
     return 0
 
 
-def describe(status: Status) -> dict[str, Any]:
+def describe(devices: Sequence[RecordedDevice]) -> dict[str, Any]:
     """Return the JSON object."""
     return {
         "version": 1,
-        "active": [{"address": str(dev.address), "owner": dev.owner} for dev in status.active],
-        "inactive": [{"address": str(address)} for address in status.inactive],
+        "active": [{**_facts(dev), "owner": dev.owner} for dev in devices if dev.is_active],
+        "inactive": [_facts(dev) for dev in devices if not dev.is_active],
     }
 
 
-def print_status(status: Status) -> None:
-    """Print both lists as one table."""
-    rows: list[tuple[object | None, ...]] = [(dev.address, "active", dev.owner) for dev in status.active]
-    rows += [(address, "inactive", None) for address in status.inactive]
-    output.print_table(("DEVICE", "LIST", "OWNER"), rows)
+def _facts(dev: RecordedDevice) -> dict[str, str | None]:
+    """Return what the JSON says about a device of either list; nothing writes a unit or a phase yet."""
+    return {
+        "address": str(dev.address),
+        "role": dev.role,
+        "driver": dev.driver,
+        "original_driver": dev.original_driver,
+        "since": _moment(dev.since),
+        "unit": None,
+        "phase": None,
+    }
+
+
+def _moment(since: int | None) -> str | None:
+    """Return a moment in the form of RFC 3339, in UTC."""
+    return None if since is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since))
+
+
+def print_status(devices: Sequence[RecordedDevice]) -> None:
+    """Print the lists as one table: the devices in use, then those that are detached for nobody."""
+    rows = [
+        (
+            dev.address,
+            "active" if dev.is_active else "inactive",
+            dev.owner,
+            dev.role,
+            dev.driver,
+            dev.original_driver,
+            _moment(dev.since),
+        )
+        for dev in sorted(devices, key=lambda dev: not dev.is_active)
+    ]
+    output.print_table(("DEVICE", "LIST", "OWNER", "ROLE", "DRIVER", "ORIGINAL", "SINCE"), rows)

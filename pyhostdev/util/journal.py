@@ -8,6 +8,7 @@ cannot be trusted is renamed and reported, and pyhostdev does not act on it.
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 from pyhostdev.errors import InternalError
@@ -28,7 +29,18 @@ from pyhostdev.util.record import (
 from pyhostdev.util.statedir import StateDir
 from pyhostdev.util.virfile import read_attribute
 
-__all__ = ["DETACHED", "PREPARED", "PREPARING", "RELEASING", "STATES", "BadRecord", "Journal", "Record", "read_boot_id"]
+__all__ = [
+    "DETACHED",
+    "PREPARED",
+    "PREPARING",
+    "RELEASING",
+    "STATES",
+    "BadRecord",
+    "Journal",
+    "Record",
+    "read_boot_id",
+    "read_clock",
+]
 
 ASIDE = ".bad"
 
@@ -49,6 +61,11 @@ def read_boot_id(root: HostRoot) -> str | None:
         SysfsError: the file exists but cannot be read.
     """
     return read_attribute(root, root.boot_id)
+
+
+def read_clock() -> int:
+    """Return the time for a record's ``since``: seconds since 1970 UTC."""
+    return int(time.time())
 
 
 class Journal:

@@ -29,6 +29,7 @@ PREPARED = "prepared"
 RELEASING = "releasing"
 DETACHED = "detached"  # bound to a stub without an owner: libvirt's inactive list
 STATES = (PREPARING, PREPARED, RELEASING, DETACHED)
+LAST_MOMENT = 253402300799  # seconds since 1970 UTC, at the end of the year 9999
 NEWER = "newer"  # stands for a record in an unknown, newer version; never written
 
 _NODE_NAME = re.compile(r"[0-9]{1,9}|devices/vfio[0-9]{1,9}", re.ASCII)
@@ -76,7 +77,8 @@ class Record(NamedTuple):
     ``moved`` is True if pyhostdev unbound the device from ``original.driver``; only then does it bind the device back.
     ``listed_as`` is the binding of a device that was on the inactive list before its owner got it; the device returns
     to that list. ``change`` is shared by the records of one prepare: they succeed or fail together. ``position`` is
-    the device's place in the domain. ``extra`` holds unknown fields as JSON.
+    the device's place in the domain. ``since`` is when its owner asked for it, or when it came on the inactive list,
+    in seconds since 1970 UTC; earlier versions did not write it. ``extra`` holds unknown fields as JSON.
     """
 
     address: PCIDeviceAddress
@@ -92,6 +94,7 @@ class Record(NamedTuple):
     position: int = 0
     nodes: tuple[GivenNode, ...] = ()
     asked: Asked | None = None
+    since: int | None = None
     extra: str = "{}"
 
     @property
@@ -109,11 +112,10 @@ class Record(NamedTuple):
         """Written by a newer pyhostdev: it is only known that the device is in use; only that version can act on it."""
         return self.state == NEWER
 
-    def detached(self, target: str | None = None) -> Record:
-        """Return the record of the device on the inactive list."""
-        return self._replace(
-            state=DETACHED, owner=None, target=target or self.target, listed_as=None, nodes=(), asked=None
-        )
+    def detached(self, since: int | None, target: str | None = None) -> Record:
+        """Return the record of the device when it is on the inactive list (again), since a moment."""
+        changed = self._replace(state=DETACHED, owner=None, listed_as=None, nodes=(), asked=None)
+        return changed._replace(target=target or self.target, since=since)
 
 
 _KNOWN = frozenset(Record._fields) - {"extra"}
@@ -210,6 +212,7 @@ def _record(fields: Mapping[str, Any]) -> Record:
         position=_number(fields, "position", 0),
         nodes=tuple(_nodes(fields.get("nodes", ()))),
         asked=None if asked is None else Asked(_text(asked, "role"), _flag(asked, "managed"), _text(asked, "stub")),
+        since=None if fields.get("since") is None else _moment(fields, "since"),
         extra=json.dumps(extra, sort_keys=True),
     )
 
@@ -248,6 +251,13 @@ def _flag(fields: Mapping[str, Any], key: str) -> bool:
 
 def _number(fields: Mapping[str, Any], key: str, default: int | None = None) -> int:
     return int(_typed(fields, key, int, default))
+
+
+def _moment(fields: Mapping[str, Any], key: str) -> int:
+    seconds = _number(fields, key)
+    if not 0 <= seconds <= LAST_MOMENT:
+        raise ValueError(f"its '{key}' is not a moment")
+    return seconds
 
 
 def _optional(fields: Mapping[str, Any], key: str, read: Callable[[Mapping[str, Any], str], str]) -> str | None:

@@ -445,9 +445,7 @@ def is_vfio_driver(root: HostRoot, address: PCIDeviceAddress, driver: str | None
     """
     if driver is None:
         return False
-    return driver == "vfio-pci" or is_directory(
-        root, os.path.join(root.pci_device(address), "vfio-dev")
-    )
+    return driver == "vfio-pci" or is_directory(root, os.path.join(root.pci_device(address), "vfio-dev"))
 
 
 def _group_member(root: HostRoot, group: int, name: str) -> GroupMember:

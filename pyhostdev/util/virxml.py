@@ -16,10 +16,12 @@ from xml.parsers import expat
 
 from lxml import etree
 
-from pyhostdev.errors import XMLError
+from pyhostdev.errors import VIR_ERR_XML_DETAIL, XMLError
 
 if TYPE_CHECKING:
     from typing import TypeAlias
+
+    from pyhostdev.errors import Renumbering
 
     Element: TypeAlias = etree._Element
 
@@ -28,7 +30,6 @@ DEPTH_MAX = 256  # libxml2 itself stops near this depth
 NODES_MAX = 100_000  # elements and attributes together
 ATTRIBUTES_MAX = 256  # per element
 
-VIR_ERR_XML_DETAIL = 35  # the document is not well-formed
 
 SHOWN_MAX = 64  # characters of an invalid value in a message
 
@@ -259,9 +260,17 @@ def dump_element(element: Element) -> str:
     return etree.tostring(clone, encoding="unicode")
 
 
-def invalid_value(what: str, value: str, expected: str, line: int | None, code: int | None = None) -> XMLError:
+def invalid_value(
+    what: str,
+    value: str,
+    expected: str,
+    line: int | None,
+    code: int | None = None,
+    renumbered: Renumbering | None = None,
+) -> XMLError:
     """Return the error for an attribute or a text with an invalid value."""
-    return XMLError(f"Invalid {what} '{shown(value)}': expected {expected}", line=line, libvirt_code=code)
+    message = f"Invalid {what} '{shown(value)}': expected {expected}"
+    return XMLError(message, line=line, libvirt_code=code, renumbered=renumbered)
 
 
 def shown(value: str) -> str:

@@ -289,6 +289,7 @@ answers = {{
     "query-machines": [{{"name": "pc-1", "alias": "pc"}}],
     "query-cpu-definitions": [],
     "device-list-properties": [],
+    "qom-list-properties": [],
 }}
 text = ""
 while True:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pyhostdev.conf.domain_conf import DomainDef
-from pyhostdev.conf.xmldef import ElementDef, Unknown
-from pyhostdev.conf.xmlfield import Attribute, Child, Children, Content, Embedded, Flag, Opaque, Part
+from pyhostdev.conf.xml.xmldef import ElementDef, Unknown
+from pyhostdev.conf.xml.xmlfield import Attribute, Child, Children, Content, Embedded, Flag, Opaque, Part
 from pyhostdev.errors import ConfigError, XMLError
 
 TESTDATA = Path(__file__).parents[2] / "testdata" / "conf"

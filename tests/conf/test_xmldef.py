@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyhostdev.conf.xmlcodec import enum, hexadecimal, number, yes_no
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import attribute, child, children, content, embedded, flag, ignored, opaque, part
+from pyhostdev.conf.xml.xmlcodec import enum, hexadecimal, number, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, child, children, content, embedded, flag, ignored, opaque, part
 from pyhostdev.errors import XMLError
 
 

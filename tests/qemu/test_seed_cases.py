@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pyhostdev import DomainDef, Host
+from pyhostdev.conf.hostfacts import HostFacts
 from pyhostdev.qemu import build_command_line, define
-from pyhostdev.qemu.qemu_address_flags import HostFacts
 from pyhostdev.qemu.qemu_capabilities import load
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.testing.fakehost import FakeHost

@@ -19,8 +19,19 @@ from unittest import mock
 
 import pyhostdev.conf
 from pyhostdev.conf.domain_conf import DomainDef
-from pyhostdev.conf.xmldef import ElementDef
-from pyhostdev.conf.xmlfield import Attribute, Child, Children, Content, Embedded, Field, Flag, Ignored, Opaque, Part
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import (
+    Attribute,
+    Child,
+    Children,
+    Content,
+    Embedded,
+    Field,
+    Flag,
+    Ignored,
+    Opaque,
+    Part,
+)
 from pyhostdev.errors import HostdevError
 from pyhostdev.qemu import qemu_command
 from pyhostdev.qemu.qemu_command_refused import parts_of

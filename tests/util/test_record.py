@@ -23,7 +23,7 @@ FIRST_RELEASE = Path(__file__).parents[2] / "testdata" / "records-0.1.0"
 ORIGINAL = Binding("tg3", None, 42, "14e4:1657:-:-:20000")
 NODE = GivenNode("14", 5, 6, 0, 0, 0o600, 107, 36)
 WHOLE = Record(ADDRESS, PREPARED, "vm1", True, True, "vfio-pci", ORIGINAL, "boot", ORIGINAL, "name", 3, (NODE,),
-               Asked("assigned", True, "vfio-pci"))  # fmt: skip
+               Asked("assigned", True, "vfio-pci"), 1_790_000_000)  # fmt: skip
 
 
 def file_of(fields: dict[str, Any], version: int = VERSION) -> bytes:
@@ -114,6 +114,13 @@ def test_field_of_another_type_is_reported(journal: Journal, key: str) -> None:
     put(journal, file_of(fields_of(WHOLE) | {key: WRONG[key]}))
     records, bad = journal.read()
     assert ({}, [NAME]) == (records, [item.name for item in bad])
+
+
+@pytest.mark.parametrize("since", [-1, 253402300800, True, 1.5, "2026-11-26"])
+def test_since_is_a_moment(since: object) -> None:
+    """Seconds that no calendar has are not passed on to whoever prints them."""
+    with pytest.raises(ValueError, match="'since'"):
+        decode(file_of(fields_of(WHOLE) | {"since": since}), NAME)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "14/..", "vfio", "devices/vfio", "devices/vfio1/2", "", "１"])

@@ -10,157 +10,28 @@ Mirrors: src/qemu/qemu_capabilities.c
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from typing import Any
+from pyhostdev.qemu.qemu_capabilities.reading import (
+    DEFAULT_VERSION,
+    STORED,
+    TARGETS,
+    QEMUCapabilities,
+    load,
+    probe,
+    probe_data,
+    stored_versions,
+)
 
-from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
-from pyhostdev.qemu.qemu_capabilities.answers import Machine, checked
-
-STORED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stored")
-
-# libvirt's architecture names, where QEMU's target has another
-TARGETS = {"i686": "i386", "armv7l": "arm"}
-
-# -device takes these names, too, which are those of no type
-DEVICE_ALIASES = {"ahci": "ich9-ahci", "lsi": "lsi53c895a", "virtio-iommu": "virtio-iommu-pci"}
-
-_VERSION = re.compile(r"[0-9]+\.[0-9]+")
-
-
-class QEMUCapabilities:
-    """
-    What one binary can do; never changed.
-
-    ``origin`` says in words where the answers come from; ``why_stored`` why the emulator was not asked, None when it
-    was, or when the caller chose the stored ones.
-
-    Raises:
-        ConfigError: the data does not describe an emulator.
-
-    Mirrors: virQEMUCaps (src/qemu/qemu_capabilities.c)
-    """
-
-    __slots__ = (
-        "_aliases",
-        "_machines",
-        "arch",
-        "cpus",
-        "devices",
-        "origin",
-        "properties",
-        "types",
-        "version",
-        "why_stored",
-    )
-
-    def __init__(self, data: dict[str, Any], origin: str | None = None, why_stored: str | None = None) -> None:
-        try:
-            answers = checked(data)
-        except ValueError as err:
-            raise ConfigError(f"The data does not describe what an emulator can do: {err}") from err
-        self.arch = answers.arch
-        self.version = answers.version
-        self.cpus = answers.cpus
-        self.devices = answers.devices
-        self.types = answers.objects
-        self.properties = answers.properties
-        self._machines = answers.machines
-        self._aliases = {machine.alias: machine.name for machine in self._machines.values() if machine.alias}
-        self.origin = origin or f"capabilities of QEMU {self.release}"
-        self.why_stored = why_stored
-
-    @property
-    def release(self) -> str:
-        """The version in words: 7.2.22."""
-        return ".".join(map(str, self.version))
-
-    @property
-    def apology(self) -> str:
-        """The end of a sentence that says why the emulator was not asked; empty where it was."""
-        return f" (not asked: {self.why_stored})" if self.why_stored else ""
-
-    def canonical_machine(self, name: str) -> str:
-        """Return the name behind an alias ("pc" is "pc-i440fx-7.2"); others as they are."""
-        return self._aliases.get(name, name)
-
-    def default_machine(self) -> str | None:
-        """Return the machine QEMU takes when none is named, None where it takes none."""
-        return next((m.name for m in self._machines.values() if m.is_default), None)
-
-    def has_machine(self, name: str) -> bool:
-        """Return True when the binary has the machine, by name or alias."""
-        return name in self._machines or name in self._aliases
-
-    def machine(self, name: str) -> Machine:
-        """
-        Return what is known about a machine.
-
-        Raises:
-            ConfigUnsupportedError: the binary has no such machine.
-        """
-        try:
-            return self._machines[self.canonical_machine(name)]
-        except KeyError:
-            raise ConfigUnsupportedError(self.unknown_machine(name)) from None
-
-    def unknown_machine(self, name: str) -> str:
-        """Return the sentence about a machine type that the emulator does not have, and who says so."""
-        return f"Machine type '{name}' is unknown: {self.origin} for {self.arch}{self.apology}"
-
-    def default_cpu(self, machine: str) -> str | None:
-        """Return the CPU model the machine has when none is named; None for an unknown machine."""
-        row = self._machines.get(self.canonical_machine(machine))
-        return row.default_cpu if row else None
-
-    def has_device(self, name: str) -> bool:
-        """Return True when ``-device name`` exists, under this or its full name."""
-        return DEVICE_ALIASES.get(name, name) in self.devices
-
-    def has_property(self, device: str, name: str) -> bool:
-        """
-        Return True when the device has the property.
-
-        Raises:
-            KeyError: the device's properties are not among the recorded ones (ASKED_DEVICES).
-        """
-        if device not in self.devices:
-            return False
-        return name in self.properties[device]
-
-    def has_object(self, name: str) -> bool:
-        """Return True when ``-object name`` exists."""
-        return name in self.types
-
-
-def load(arch: str, version: str | None = None, *, why_stored: str | None = None) -> QEMUCapabilities:
-    """
-    Return stored capabilities of an architecture, by libvirt's or QEMU's name.
-
-    Args:
-        version: MAJOR.MINOR of a stored release; the newest when None.
-        why_stored: why no emulator was asked.
-
-    Raises:
-        ConfigUnsupportedError: none are stored for it.
-    """
-    release = version or stored_versions()[-1]
-    path = os.path.join(STORED, release, f"{TARGETS.get(arch, arch)}.json")
-    if not (arch.isidentifier() and release in stored_versions() and os.path.exists(path)):
-        known = ", ".join(stored_versions())
-        raise ConfigUnsupportedError(
-            f"No capabilities of QEMU {release} for the architecture '{arch}' are stored (releases: {known})"
-            + (f", and nothing was asked: {why_stored}" if why_stored else "")
-        )
-    with open(path, encoding="utf-8") as file:
-        return QEMUCapabilities(json.load(file), f"stored capabilities of QEMU {release}", why_stored)
-
-
-def stored_versions() -> list[str]:
-    """Return the releases whose capabilities are stored, oldest first."""
-    found = [name for name in os.listdir(STORED) if _VERSION.fullmatch(name)]
-    return sorted(found, key=lambda name: tuple(map(int, name.split("."))))
+__all__ = [
+    "DEFAULT_VERSION",
+    "STORED",
+    "TARGETS",
+    "QEMUCapabilities",
+    "for_emulator",
+    "load",
+    "probe",
+    "probe_data",
+    "stored_versions",
+]
 
 
 def for_emulator(path: str | None, arch: str) -> QEMUCapabilities:
@@ -174,28 +45,3 @@ def for_emulator(path: str | None, arch: str) -> QEMUCapabilities:
     from pyhostdev.qemu.qemu_capabilities.choice import choose
 
     return choose(path, arch)
-
-
-def probe(binary: str) -> QEMUCapabilities:
-    """
-    Ask a binary.
-
-    Raises:
-        OperationError: it does not run, does not answer, or is not a QEMU.
-    """
-    try:
-        return QEMUCapabilities(probe_data(binary), f"capabilities of the emulator '{binary}'")
-    except ConfigError as err:
-        raise OperationError(f"The emulator '{binary}' cannot be asked: {err.message}") from err
-
-
-def probe_data(binary: str) -> dict[str, Any]:
-    """
-    Ask a binary and return what is stored about it.
-
-    Raises:
-        OperationError: it does not run, does not answer, or is not a QEMU.
-    """
-    from pyhostdev.qemu.qemu_capabilities.probing import ask
-
-    return ask(binary)

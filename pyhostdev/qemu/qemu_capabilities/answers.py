@@ -12,21 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-# devices whose properties are recorded: those that decide what we may write on a command line
-ASKED_DEVICES = (
-    "vfio-pci",
-    "vfio-pci-nohotplug",
-    "pcie-root-port",
-    "pci-bridge",
-    "intel-iommu",
-    "virtio-blk-pci",
-    "virtio-net-pci",
-    "virtio-gpu-pci",
-    "usb-host",
-    "usb-redir",
-    "ICH9-LPC",
-    "PIIX4_PM",
-)
+from pyhostdev.qemu.qemu_capabilities.asked import ASKED_DEVICES, ASKED_OBJECTS
 
 NAMES_MAX = 100_000  # in one list; QEMU 7.2 for x86_64 has about 500 devices
 VERSION_MAX = 9999
@@ -66,11 +52,13 @@ def checked(data: object) -> Answers:
     """
     table = _table(data, "the whole")
     devices = _names(table.get("devices"), "devices")
+    objects = _names(table.get("objects"), "objects")
     properties = {
         _name(name, "properties"): _names(found, "properties")
         for name, found in _table(table.get("properties"), "properties").items()
     }
-    unrecorded = sorted(devices.intersection(ASKED_DEVICES).difference(properties))
+    asked = devices.intersection(ASKED_DEVICES) | objects.intersection(ASKED_OBJECTS)
+    unrecorded = sorted(asked.difference(properties))
     if unrecorded:
         raise ValueError(f"properties of {unrecorded[0]} are missing")
     machines = [_machine(row) for row in _rows(table.get("machines"), "machines")]
@@ -79,7 +67,7 @@ def checked(data: object) -> Answers:
         _version(table.get("version")),
         _names(table.get("cpus"), "cpus"),
         devices,
-        _names(table.get("objects"), "objects"),
+        objects,
         properties,
         {machine.name: machine for machine in machines},
     )

@@ -12,7 +12,8 @@ import stat
 from importlib.util import find_spec
 
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
-from pyhostdev.qemu.qemu_capabilities import TARGETS, QEMUCapabilities, cache, load, probe_data
+from pyhostdev.qemu.qemu_capabilities import cache
+from pyhostdev.qemu.qemu_capabilities.reading import TARGETS, QEMUCapabilities, load, probe_data
 from pyhostdev.qemu.qemu_capabilities.trust import why_untrusted
 
 PROBE = "probe"

@@ -18,7 +18,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import OperationError
-from pyhostdev.qemu.qemu_capabilities.answers import ASKED_DEVICES, checked
+from pyhostdev.qemu.qemu_capabilities.answers import checked
+from pyhostdev.qemu.qemu_capabilities.asked import ASKED_DEVICES, ASKED_MACHINES, ASKED_OBJECTS
 from pyhostdev.util.ownership import Ownership
 from pyhostdev.util.spawn import Bounds, spawn
 
@@ -43,6 +44,11 @@ QUESTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("qom-list-types", {"implements": "device", "abstract": False}),
     ("qom-list-types", {"implements": "cpu", "abstract": False}),
     ("qom-list-types", {"implements": "user-creatable", "abstract": False}),
+)
+# how the properties of each are asked for: a type that the binary does not have is answered with an error
+PROPERTY_QUESTIONS = (
+    *(("device-list-properties", name) for name in ASKED_DEVICES),
+    *(("qom-list-properties", name) for name in (*ASKED_OBJECTS, *ASKED_MACHINES)),
 )
 
 
@@ -79,7 +85,7 @@ def converse(connection: socket.socket) -> dict[str, Any]:
     Raises:
         OperationError: what it says is not what a QEMU says, or comes too late.
     """
-    questions = [*QUESTIONS, *(("device-list-properties", {"typename": name}) for name in ASKED_DEVICES)]
+    questions = [*QUESTIONS, *((command, {"typename": name}) for command, name in PROPERTY_QUESTIONS)]
     answers = _run_aside(_talk(connection, questions))
     try:
         data = _described(answers)
@@ -102,7 +108,7 @@ def _described(answers: list[Any]) -> dict[str, Any]:
         "objects": sorted(row["name"] for row in objects),
         "properties": {
             name: sorted(row["name"] for row in rows)
-            for name, rows in zip(ASKED_DEVICES, found, strict=True)
+            for (_, name), rows in zip(PROPERTY_QUESTIONS, found, strict=True)
             if rows is not None
         },
     }

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,18 @@ def serial() -> str:
     return SERIAL.read_text(errors="replace") if SERIAL.exists() else ""
 
 
+def say_state() -> None:
+    """Print what a guest that did not do what we waited for has printed, and what the processes are doing."""
+    for line in serial().splitlines()[-8:]:
+        say(f"    guest: {line}")
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, words = status.read_text().rpartition(")")
+            if "qemu" in name:
+                state, *_, user, kernel = words.split()[:13]
+                say(f"    QEMU: state {state}, {user} ticks in itself, {kernel} in the kernel")
+
+
 @contextmanager
 def started(domain: Path) -> Iterator[subprocess.Popen[str]]:
     """Run ``start`` beside us; whatever happens, it has ended afterwards."""
@@ -67,6 +79,9 @@ def started(domain: Path) -> Iterator[subprocess.Popen[str]]:
     ) as verb:
         try:
             yield verb
+        except AssertionError:
+            say_state()
+            raise
         finally:
             verb.terminate()
             output, _ = verb.communicate()

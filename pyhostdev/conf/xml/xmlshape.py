@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyhostdev.conf.xmlfield import Attribute, Content, Embedded, Flag, Ignored
+from pyhostdev.conf.xml.xmlfield import Attribute, Content, Embedded, Flag, Ignored
 
 if TYPE_CHECKING:
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.xml.definition import Definition
 
 
 class Row(NamedTuple):
@@ -74,7 +74,7 @@ class Table(NamedTuple):
     required: tuple[Row, ...]
 
 
-def compile_table(cls: type[ElementDef]) -> Table:
+def compile_table(cls: type[Definition]) -> Table:
     """Return what the fields of a class amount to."""
     rows: list[Row] = []
     embedded: list[str] = []

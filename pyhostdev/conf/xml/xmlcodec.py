@@ -5,15 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from pyhostdev.errors import VIR_ERR_XML_ERROR
+from pyhostdev.errors import VIR_ERR_INVALID_ARG, VIR_ERR_XML_ERROR
 from pyhostdev.util.virxml import ULLONG_MAX, parse_integer, parse_unsigned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 
-VIR_ERR_INVALID_ARG = 8
 INT_MAX = 0x7FFFFFFF
 WORDS_NAMED_MAX = 10  # in one sentence
 
@@ -21,7 +20,7 @@ WORDS_NAMED_MAX = 10  # in one sentence
 class Codec(Generic[T]):
     """A pair of pure functions; ``parse`` raises ValueError, ``expected`` says what it wanted."""
 
-    __slots__ = ("code", "expected", "format", "parse", "words")
+    __slots__ = ("code", "expected", "format", "later", "parse", "words")
 
     def __init__(
         self,
@@ -30,7 +29,9 @@ class Codec(Generic[T]):
         expected: str,
         words: tuple[str, ...] = (),
         code: int = VIR_ERR_XML_ERROR,
+        later: Mapping[str, str] | None = None,
     ) -> None:
+        self.later = later or {}  # words that came later: each with its row of the table of changes
         self.parse = parse
         self.format = format_
         self.expected = expected
@@ -38,8 +39,9 @@ class Codec(Generic[T]):
         self.code = code  # libvirt's number of a value that is none
 
 
-def enum(*words: str) -> Codec[str]:
-    """Return the codec of one of some words."""
+def enum(*words: str, later: Mapping[str, str] | None = None) -> Codec[str]:
+    """Return the codec of one of some words; ``later`` has those that an older release refuses, with their rows."""
+    words = (*words, *(later or ()))
 
     def parse(value: str) -> str:
         if value not in words:
@@ -47,7 +49,7 @@ def enum(*words: str) -> Codec[str]:
         return value
 
     few = len(words) <= WORDS_NAMED_MAX
-    return Codec(parse, str, f"one of {', '.join(words)}" if few else "a known word", words)
+    return Codec(parse, str, f"one of {', '.join(words)}" if few else "a known word", words, later=later)
 
 
 def _choice(true: str, false: str) -> Codec[bool]:

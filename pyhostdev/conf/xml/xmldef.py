@@ -19,8 +19,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pyhostdev.conf.xmlfield import Field, Opaque, Part
-from pyhostdev.conf.xmlshape import Row, Shape, Table, compile_table
+from pyhostdev.conf.xml.xmlfield import Field, Opaque, Part
+from pyhostdev.conf.xml.xmlshape import Row, Shape, Table, compile_table
 from pyhostdev.errors import ConfigError, XMLError, raise_all
 from pyhostdev.util.virxml import (
     attributes_of,

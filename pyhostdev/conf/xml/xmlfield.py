@@ -10,20 +10,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
-from pyhostdev.conf.xmlcodec import Codec, text
-from pyhostdev.errors import ConfigError, InternalError, raise_all
+from pyhostdev.conf.xml.xmlcodec import Codec, text
+from pyhostdev.errors import ConfigError, InternalError, XMLError, raise_all
 from pyhostdev.util.virxml import dump_element, invalid_value, source_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pyhostdev.conf.xmldef import ElementDef
+    from pyhostdev.conf.xml.definition import Definition
+    from pyhostdev.errors import Renumbering
     from pyhostdev.util.virxml import Element
 
 ERRORS_MAX = 100  # of the elements of one list; who has more corrects these first
 
 T = TypeVar("T")
-D = TypeVar("D", bound="ElementDef")
+D = TypeVar("D", bound="Definition")
 
 
 class Field(Generic[T]):
@@ -34,28 +35,31 @@ class Field(Generic[T]):
     """
 
     name = ""
+    package = ""  # of the definition that has the row
     is_fresh = False  # every instance gets a value of its own
     leaf = ""  # attribute name, for attributes
 
-    def __init__(self, path: str, default: T, *, quiet: bool = False) -> None:
+    def __init__(self, path: str, default: T, *, quiet: bool = False, since: str | None = None) -> None:
         parts = path.split("/") if path else []
         if parts and parts[-1].startswith("@"):
             parts, self.leaf = parts[:-1], parts[-1][1:]
         self.path = tuple(parts)
         self.default = default
         self.quiet = quiet  # the default is not printed
+        self.since = since  # the row of the table of changes that brought it; older releases drop it
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+        self.package = owner.__module__.rpartition(".")[0]
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, instance: ElementDef, owner: type) -> T: ...
-    def __get__(self, instance: ElementDef | None, owner: type) -> Self | T:
+    def __get__(self, instance: Definition, owner: type) -> T: ...
+    def __get__(self, instance: Definition | None, owner: type) -> Self | T:
         return self if instance is None else self.missing(instance)
 
-    def missing(self, instance: ElementDef) -> T:
+    def missing(self, instance: Definition) -> T:
         """Return the value of an instance that has none yet."""
         return self.default
 
@@ -78,6 +82,7 @@ class _Value(Field[T]):
     def __init__(self, path: str, codec: Codec[Any], default: Any, code: int | None, **options: Any) -> None:
         self.lenient = options.pop("lenient", False)  # libvirt ignores what it cannot read
         self.required = options.pop("required", False)
+        self.renumbered = options.pop("renumbered", None)  # libvirt's number for a value the codec refuses, later
         super().__init__(path, default, **options)
         self.codec = codec
         self.code = code or codec.code
@@ -89,8 +94,12 @@ class _Value(Field[T]):
         except ValueError:
             if self.lenient:
                 return self.default
-            what = f"'{self.leaf}' of <{element.tag}>" if self.leaf else f"<{element.tag}>"
-            raise invalid_value(what, value, self.codec.expected, source_line(element), self.code) from None
+            raise self.refusal(value, str(element.tag), source_line(element)) from None
+
+    def refusal(self, value: str, tag: str, line: int | None) -> XMLError:
+        """Return the error of a value that the codec, or an older release, refuses."""
+        what = f"'{self.leaf}' of <{tag}>" if self.leaf else f"<{tag}>"
+        return invalid_value(what, value, self.codec.expected, line, self.code, self.renumbered)
 
     def dump(self, value: T) -> str | None:
         if value is None or (self.quiet and value == self.default):
@@ -134,21 +143,21 @@ class _Element(Field[T]):
     """
     An element with a definition of its own.
 
-    The definition may be named as ``module.Class`` of this package: it is imported when it is needed, as
+    The definition may be named as ``module.Class`` of its owner's package: it is imported when it is needed, as
     few domains have devices of every kind and start-up time counts.
     """
 
-    def __init__(self, path: str, definition: type[ElementDef] | str, default: Any) -> None:
+    def __init__(self, path: str, definition: type[Definition] | str, default: Any) -> None:
         super().__init__(path, default)
         self._definition = definition
 
     @property
-    def definition(self) -> type[ElementDef]:
+    def definition(self) -> type[Definition]:
         """The class of the element's definition."""
         if isinstance(self._definition, str):
             module, name = self._definition.split(".")
-            self._definition = getattr(import_module(f"{__package__}.{module}"), name)
-        return cast("type[ElementDef]", self._definition)
+            self._definition = getattr(import_module(f"{self.package}.{module}"), name)
+        return cast("type[Definition]", self._definition)
 
 
 class Child(_Element["D | None"]):
@@ -164,7 +173,7 @@ class Part(_Element[D]):
     def load(self, found: list[tuple[str, Element]]) -> D:
         return cast("D", self.definition.from_element(found[0][1]))
 
-    def missing(self, instance: ElementDef) -> D:
+    def missing(self, instance: Definition) -> D:
         """Make the part when somebody asks for it."""
         made = self.definition()
         instance.__dict__[self.name] = made
@@ -216,18 +225,26 @@ class Embedded(Field[D]):
         super().__init__("", cast("D", None))
         self.definition = definition
 
-    def initial(self) -> ElementDef:
+    def initial(self) -> Definition:
         return self.definition()
 
 
 @overload
-def attribute(path: str, *, lenient: bool = ...) -> Attribute[str | None]: ...
+def attribute(path: str, *, lenient: bool = ..., since: str | None = ...) -> Attribute[str | None]: ...
 @overload
 def attribute(path: str, *, required: Literal[True]) -> Attribute[str]: ...
 @overload
 def attribute(path: str, codec: Codec[T], *, code: int | None = ..., required: Literal[True]) -> Attribute[T]: ...
 @overload
-def attribute(path: str, codec: Codec[T], *, code: int | None = ..., lenient: bool = ...) -> Attribute[T | None]: ...
+def attribute(
+    path: str,
+    codec: Codec[T],
+    *,
+    code: int | None = ...,
+    lenient: bool = ...,
+    since: str | None = ...,
+    renumbered: Renumbering | None = ...,
+) -> Attribute[T | None]: ...
 @overload
 def attribute(
     path: str,
@@ -237,6 +254,7 @@ def attribute(
     code: int | None = ...,
     quiet: bool = ...,
     lenient: bool = ...,
+    renumbered: Renumbering | None = ...,
 ) -> Attribute[T]: ...
 def attribute(
     path: str,
@@ -253,7 +271,8 @@ def attribute(
         default: the value where the attribute is absent; it is printed.
         code: the VIR_ERR_* number of a value the codec refuses, where it is not 27.
         options: ``quiet`` does not print the default, ``lenient`` takes it for a value the codec
-            refuses, ``required`` refuses absence.
+            refuses, ``required`` refuses absence, ``since`` names the change that brought the attribute,
+            ``renumbered`` the one that changed the number of a value the codec refuses.
     """
     *parents, leaf = path.split("/")
     where = "/".join([*parents, "@" + leaf.removeprefix("@")])
@@ -267,7 +286,9 @@ def content(path: str, *, required: Literal[True]) -> Content[str]: ...
 @overload
 def content(path: str, codec: Codec[T], *, code: int | None = ..., required: Literal[True]) -> Content[T]: ...
 @overload
-def content(path: str, codec: Codec[T], *, code: int | None = ..., lenient: bool = ...) -> Content[T | None]: ...
+def content(
+    path: str, codec: Codec[T], *, code: int | None = ..., lenient: bool = ..., since: str | None = ...
+) -> Content[T | None]: ...
 @overload
 def content(
     path: str,

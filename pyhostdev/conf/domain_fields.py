@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a domain's XML holds, and what follows from it alone; the rules and the spellings are built on it.
+
+Mirrors: virDomainDef (src/conf/domain_conf.h)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+from pyhostdev.conf.os_conf import (
+    ClockDef,
+    DomainMemorySize,
+    MaxMemorySize,
+    MemoryBackingDef,
+    NumaTuneDef,
+    OSDef,
+    SizeDef,
+)
+from pyhostdev.conf.uuid import normal_uuid
+from pyhostdev.conf.xml.xmlcodec import Codec, enum, name_text, number, unsigned, yes_no
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import (
+    Child,
+    Children,
+    Part,
+    attribute,
+    child,
+    children,
+    content,
+    later,
+    later_child,
+    later_part,
+    opaque,
+    part,
+)
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_INVALID_ARG, VIR_ERR_NO_NAME
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.board_conf import (
+        DomainHubDef,
+        DomainMemoryDef,
+        DomainNVRAMDef,
+        DomainPanicDef,
+        DomainTPMDef,
+        DomainWatchdogDef,
+    )
+    from pyhostdev.conf.chr_conf import (
+        DomainChannelDef,
+        DomainConsoleDef,
+        DomainParallelDef,
+        DomainRedirdevDef,
+        DomainSerialDef,
+        DomainSmartcardDef,
+        RedirFilterUSBDev,
+    )
+    from pyhostdev.conf.controller_conf import DomainControllerDef
+    from pyhostdev.conf.cpu_conf import CPUDef, FeaturesDef
+    from pyhostdev.conf.device_conf import DeviceInfo
+    from pyhostdev.conf.disk_conf import DomainDiskDef, DomainFSDef
+    from pyhostdev.conf.graphics_conf import (
+        DomainAudioDef,
+        DomainGraphicsDef,
+        DomainSoundDef,
+        DomainVideoDef,
+    )
+    from pyhostdev.conf.net_conf import DomainNetDef
+    from pyhostdev.conf.rng_conf import DomainRNGDef
+    from pyhostdev.conf.virtio_conf import (
+        DomainCryptoDef,
+        DomainInputDef,
+        DomainIOMMUDef,
+        DomainMemballoonDef,
+        DomainShmemDef,
+        DomainVsockDef,
+    )
+
+
+uuid_text = Codec(normal_uuid, str, "32 hexadecimal digits", code=VIR_ERR_INTERNAL_ERROR)
+VIRT_TYPES = (
+    "qemu",
+    "kqemu",
+    "kvm",
+    "xen",
+    "lxc",
+    "uml",
+    "openvz",
+    "test",
+    "vmware",
+    "hyperv",
+    "vbox",
+    "phyp",
+    "parallels",
+    "bhyve",
+    "vz",
+    "hvf",
+)
+LIFECYCLE_ACTIONS = ("destroy", "restart", "rename-restart", "preserve")
+CRASH_ACTIONS = (*LIFECYCLE_ACTIONS, "coredump-destroy", "coredump-restart")
+
+
+class DomainFields(ElementDef):
+    """
+    The fields of a domain, see ``DomainDef``.
+
+    ``parse`` is pure: it knows neither the host nor the emulator, and fills in no defaults.
+
+    Mirrors: virDomainDef (src/conf/domain_conf.h)
+    """
+
+    tag = "domain"
+
+    type = attribute("type", enum(*VIRT_TYPES), required=True)
+    id = attribute("id", number, lenient=True)
+    name = content("name", name_text, required=True, code=VIR_ERR_NO_NAME)
+    uuid = content("uuid", uuid_text)
+    genid = opaque("genid")
+    title = content("title")
+    description = content("description")
+    metadata = opaque("metadata", for_host=True)
+    max_memory = child("maxMemory", MaxMemorySize)
+    memory = part("memory", DomainMemorySize)
+    current_memory = child("currentMemory", SizeDef)
+    blkiotune = opaque("blkiotune", for_host=True)
+    hard_limit = child("memtune/hard_limit", SizeDef)
+    soft_limit = child("memtune/soft_limit", SizeDef)
+    min_guarantee = child("memtune/min_guarantee", SizeDef)
+    swap_hard_limit = child("memtune/swap_hard_limit", SizeDef)
+    memory_backing = part("memoryBacking", MemoryBackingDef)
+    vcpus = content("vcpu", unsigned(minimum=1, code=VIR_ERR_INVALID_ARG), default=1)
+    vcpu_placement = attribute("vcpu/@placement", enum("static", "auto"))
+    vcpu_cpuset = attribute("vcpu/@cpuset")
+    vcpu_current = attribute("vcpu/@current", number)
+    vcpu_list = opaque("vcpus")
+    iothreads = content("iothreads", number)
+    iothread_ids = opaque("iothreadids")
+    default_iothread = opaque("defaultiothread")
+    cputune = opaque("cputune", for_host=True)
+    numatune = part("numatune", NumaTuneDef)
+    resource = opaque("resource", for_host=True)
+    sysinfo = opaque("sysinfo")
+    bootloader = content("bootloader")
+    bootloader_args = content("bootloader_args")
+    os = part("os", OSDef)
+    idmap = opaque("idmap")
+    features: Part[FeaturesDef] = later_part("features", "cpu_conf.FeaturesDef")
+    cpu: Child[CPUDef] = later_child("cpu", "cpu_conf.CPUDef")
+    clock = child("clock", ClockDef)
+    on_poweroff = content("on_poweroff", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
+    on_reboot = content("on_reboot", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
+    on_crash = content("on_crash", enum(*CRASH_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
+    on_lockfailure = content("on_lockfailure", enum("poweroff", "restart", "pause", "ignore"))
+    suspend_to_mem = attribute("pm/suspend-to-mem/@enabled", yes_no)
+    suspend_to_disk = attribute("pm/suspend-to-disk/@enabled", yes_no)
+    perf = opaque("perf", for_host=True)
+    emulator = content("devices/emulator")
+    disks: Children[DomainDiskDef] = later("devices/disk", "disk_conf.DomainDiskDef")
+    controllers: Children[DomainControllerDef] = later("devices/controller", "controller_conf.DomainControllerDef")
+    lease = opaque("devices/lease")
+    filesystems: Children[DomainFSDef] = later("devices/filesystem", "disk_conf.DomainFSDef")
+    interfaces: Children[DomainNetDef] = later("devices/interface", "net_conf.DomainNetDef")
+    smartcards: Children[DomainSmartcardDef] = later("devices/smartcard", "chr_conf.DomainSmartcardDef")
+    serials: Children[DomainSerialDef] = later("devices/serial", "chr_conf.DomainSerialDef")
+    parallels: Children[DomainParallelDef] = later("devices/parallel", "chr_conf.DomainParallelDef")
+    consoles: Children[DomainConsoleDef] = later("devices/console", "chr_conf.DomainConsoleDef")
+    channels: Children[DomainChannelDef] = later("devices/channel", "chr_conf.DomainChannelDef")
+    inputs: Children[DomainInputDef] = later("devices/input", "virtio_conf.DomainInputDef")
+    tpms: Children[DomainTPMDef] = later("devices/tpm", "board_conf.DomainTPMDef")
+    graphics: Children[DomainGraphicsDef] = later("devices/graphics", "graphics_conf.DomainGraphicsDef")
+    sounds: Children[DomainSoundDef] = later("devices/sound", "graphics_conf.DomainSoundDef")
+    audios: Children[DomainAudioDef] = later("devices/audio", "graphics_conf.DomainAudioDef")
+    videos: Children[DomainVideoDef] = later("devices/video", "graphics_conf.DomainVideoDef")
+    hostdevs = children("devices/hostdev", DomainHostdevDef)
+    redirdevs: Children[DomainRedirdevDef] = later("devices/redirdev", "chr_conf.DomainRedirdevDef")
+    redirfilter: Children[RedirFilterUSBDev] = later("devices/redirfilter/usbdev", "chr_conf.RedirFilterUSBDev")
+    hubs: Children[DomainHubDef] = later("devices/hub", "board_conf.DomainHubDef")
+    watchdogs: Children[DomainWatchdogDef] = later("devices/watchdog", "board_conf.DomainWatchdogDef")
+    memballoon: Child[DomainMemballoonDef] = later_child("devices/memballoon", "virtio_conf.DomainMemballoonDef")
+    rngs: Children[DomainRNGDef] = later("devices/rng", "rng_conf.DomainRNGDef")
+    nvram: Child[DomainNVRAMDef] = later_child("devices/nvram", "board_conf.DomainNVRAMDef")
+    panics: Children[DomainPanicDef] = later("devices/panic", "board_conf.DomainPanicDef")
+    shmems: Children[DomainShmemDef] = later("devices/shmem", "virtio_conf.DomainShmemDef")
+    memories: Children[DomainMemoryDef] = later("devices/memory", "board_conf.DomainMemoryDef")
+    iommu: Child[DomainIOMMUDef] = later_child("devices/iommu", "virtio_conf.DomainIOMMUDef")
+    vsock: Child[DomainVsockDef] = later_child("devices/vsock", "virtio_conf.DomainVsockDef")
+    cryptos: Children[DomainCryptoDef] = later("devices/crypto", "virtio_conf.DomainCryptoDef")
+    seclabel = opaque("seclabel", for_host=True)
+    keywrap = opaque("keywrap")
+    launch_security = opaque("launchSecurity")
+
+    @property
+    def memory_kib(self) -> int:
+        """Memory at start, in KiB."""
+        return self.memory.kib
+
+    @property
+    def current_memory_kib(self) -> int:
+        """What the balloon leaves the guest, in KiB."""
+        return self.current_memory.kib if self.current_memory is not None else self.memory_kib
+
+    @property
+    def max_memory_kib(self) -> int | None:
+        """What memory can grow to by plugging in more, in KiB; None where it cannot."""
+        return self.max_memory.kib if self.max_memory is not None else None
+
+    @property
+    def memtune_hard_limit_kib(self) -> int | None:
+        """The limit of what the whole emulator may use, in KiB."""
+        return self.hard_limit.kib if self.hard_limit is not None else None
+
+    @property
+    def memory_locked(self) -> bool:
+        """True when the guest's memory must stay in RAM."""
+        return self.memory_backing.locked
+
+    def all_hostdevs(self) -> list[DomainHostdevDef]:
+        """
+        Return all host devices of any type, interfaces that are some first, as libvirt's array has them.
+
+        Mirrors: the hostdevs of virDomainDef, filled by virDomainNetInsert and the parser
+        """
+        return [n.hostdev for n in self.interfaces if n.hostdev is not None] + self.hostdevs
+
+    def pci_hostdevs(self) -> list[DomainHostdevDef]:
+        """Return all PCI host devices, in the order of all_hostdevs()."""
+        return [hostdev for hostdev in self.all_hostdevs() if hostdev.is_pci]
+
+    def guest_visible_hostdevs(self) -> list[DomainHostdevDef]:
+        """Return the host devices of any type that the guest gets, in the order of all_hostdevs()."""
+        return [hostdev for hostdev in self.all_hostdevs() if hostdev.is_assigned]
+
+    def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
+        """Return the guest addresses that are taken by devices other than host devices."""
+        hostdevs = {id(hostdev.info) for hostdev in self.all_hostdevs()}
+        infos = (info for _, info in self.device_infos() if id(info) not in hostdevs)
+        return {info.pci.pci for info in infos if info.pci is not None}
+
+    def devices(self) -> Iterator[ElementDef]:
+        """Yield all devices in the order they are printed."""
+        for name, field in self.declared().items():
+            if field.path[:1] != ("devices",):
+                continue
+            value = getattr(self, name)
+            for device in value if isinstance(value, list) else [value]:
+                if isinstance(device, ElementDef):
+                    yield device
+
+    def device_infos(self) -> Iterator[tuple[ElementDef, DeviceInfo]]:
+        """
+        Yield every device that has an alias and an address, with them.
+
+        Mirrors: virDomainDeviceInfoIterate (src/conf/domain_conf.c)
+        """
+        for device in self.devices():
+            info = getattr(device, "info", None)
+            if info is not None and not getattr(device, "mirrors_serial", False):
+                yield device, info
+
+    def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:
+        """Return the lines of the domain; a console that is a serial port is printed as that port."""
+        for console in self.consoles[:1]:
+            if console.mirrors_serial and self.serials:
+                port = self.serials[0]
+                console.source, console.info = port.source.copy(), port.info.copy()
+                console.target_port = port.target_port
+        return super().format_lines(tag, indent, always=always)
+
+    def has_guest_iommu(self) -> bool:
+        """Tell whether the guest has an IOMMU of its own, so that each of its devices has an address space."""
+        return self.iommu is not None
+
+    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
+        """
+        Return the address in whose name a guest device does DMA, before an IOMMU of the guest.
+
+        Its own, unless it is behind a conventional bridge: then the first one of the topmost conventional bus.
+        """
+        from pyhostdev.conf.controller_conf import CONVENTIONAL_BRIDGES
+
+        bridges = {controller.index: controller for controller in self.controllers if controller.type == "pci"}
+        space, bus, seen = address, address.bus, set[int]()
+        while bus in bridges and bus not in seen:
+            seen.add(bus)
+            if bridges[bus].model in CONVENTIONAL_BRIDGES:
+                space = PCIDeviceAddress(address.domain, bus, 0, 0)
+            above = bridges[bus].info.pci
+            bus = bus if above is None else above.bus
+        return space

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What an older libvirt makes of words that came later: it drops attributes and elements, and refuses values.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.xml.xmlfield import Attribute, Content
+from pyhostdev.errors import XMLError, raise_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.conf.xml.xmldef import ElementDef
+    from pyhostdev.conf.xml.xmlshape import Row
+
+
+def forget_later_words(definition: ElementDef, release: LibvirtRelease) -> None:
+    """
+    Drop from a definition what the release does not know yet; the definition is changed.
+
+    Raises:
+        XMLError: a known attribute has a value that came later; ``others`` has the rest.
+    """
+    raise_all([error for _, part in definition.parts() for error in _forget(part, release)])
+
+
+def _forget(part: ElementDef, release: LibvirtRelease) -> Iterator[XMLError]:
+    for row in part.table().rows:
+        if row.field.since is not None and not release.has(row.field.since):
+            vars(_holder(part, row)).pop(row.field.name, None)
+        elif isinstance(row.field, (Attribute, Content)) and row.field.codec.later:
+            value = getattr(_holder(part, row), row.field.name)
+            change = row.field.codec.later.get(value)
+            if change is not None and not release.has(change):
+                yield row.field.refusal(value, part.tag, part.line)
+
+
+def _holder(part: ElementDef, row: Row) -> Any:
+    return part if row.owner is None else getattr(part, row.owner)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What the parts of the simulated kernel ask of each other where one is made of the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from pyhostdev.testing.iommu import IOMMUGroups
+    from pyhostdev.testing.kernelstate import KernelState
+    from pyhostdev.testing.simdevice import SimDevice
+    from pyhostdev.testing.tree import Tree
+    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+
+class FaultyKernel(Protocol):
+    """The kernel that a fault acts on."""
+
+    def block_next(self, *, lands: bool) -> None: ...
+    def kill(self) -> None: ...
+    def vanish(self, address: PCIDeviceAddress) -> None: ...
+    def foreign(self) -> Any: ...
+
+
+class GroupKernel(Protocol):
+    """The kernel that a guest opens groups of."""
+
+    root: HostRoot
+
+    def entered(self) -> AbstractContextManager[Any]: ...
+
+
+class Bus(Protocol):
+    """The PCI bus that functions leave and come back to; its drivers are a part of it."""
+
+    tree: Tree
+    root: HostRoot
+    state: KernelState
+    groups: IOMMUGroups
+    waiting_for: str | None
+
+    def detach(self, device: SimDevice) -> None: ...
+    def force_off(self, device: SimDevice, driver: str) -> None: ...
+    def attach_new(self, device: SimDevice) -> None: ...
+    def tell(self, action: str, device: SimDevice) -> None: ...

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Tables as text: one pass measures the columns, a second one writes them.
+
+Plain formatting, as a library that lays tables out costs more than everything else that a verb does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+GAP = "  "
+NARROWEST = 4  # letters of a column whose words are broken
+
+Row = Sequence[str]
+
+
+def format_table(columns: Row, rows: Sequence[Row], width: int | None = None, *, bold: bool = False) -> str:
+    """
+    Return rows under their columns, each as wide as its widest cell.
+
+    Args:
+        rows: of texts without line ends.
+        width: of the terminal; cells of a wider table go on below, between words where possible. What has a colon,
+            as an address has, is never broken. None for no limit.
+        bold: the header stands out.
+    """
+    lines = [columns, *rows]
+    is_ascii = "".join(map("".join, lines)).isascii()
+    measure = len if is_ascii else display_width
+    widths = [max(map(measure, column)) for column in zip(*lines, strict=True)]
+    room = sum(widths) if width is None else width - len(GAP) * (len(widths) - 1)
+    if is_ascii and sum(widths) <= room:
+        template = GAP.join([*(f"%-{width}s" for width in widths[:-1]), "%s"])
+        written = [(template % tuple(line)).rstrip() for line in lines]
+    else:
+        widths = _narrowed(lines, widths, room)
+        written = [_folded(line, widths) for line in lines]
+    if bold:
+        written[0] = f"\x1b[1m{written[0]}\x1b[0m"
+    return "\n".join([*written, ""])
+
+
+def display_width(text: str) -> int:
+    """Return how many places a terminal gives a text: two to a wide letter, none to an accent of its own."""
+    return len(text) if text.isascii() else sum(map(_letter_width, text))
+
+
+def _letter_width(letter: str) -> int:
+    import unicodedata
+
+    if unicodedata.category(letter) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+
+
+def _narrowed(lines: Sequence[Row], widths: list[int], room: int) -> list[int]:
+    """Return widths that fit into the room as far as possible: words are broken only when nothing else helps."""
+    columns = list(zip(*lines, strict=True))
+    for least in (_longest_word, _longest_unbroken):
+        widths = _shrunk(widths, [least(column) for column in columns], room)
+    return widths
+
+
+def _shrunk(widths: list[int], floors: list[int], room: int) -> list[int]:
+    """Take from the widest column that has something to give, until all fit or none has."""
+    widths = list(widths)
+    while sum(widths) > room:
+        givers = [n for n, (width, floor) in enumerate(zip(widths, floors, strict=True)) if width > floor]
+        if not givers:
+            break
+        widths[max(givers, key=lambda n: widths[n])] -= 1
+    return widths
+
+
+def _longest_word(column: Row) -> int:
+    return max((display_width(word) for cell in column for word in cell.split()), default=0)
+
+
+def _longest_unbroken(column: Row) -> int:
+    return max([NARROWEST, *(display_width(word) for cell in column for word in cell.split() if ":" in word)])
+
+
+def _folded(line: Row, widths: list[int]) -> str:
+    """Return one row as several lines, where its cells are wider than their columns."""
+    cells = [list(_fold(cell, width)) for cell, width in zip(line, widths, strict=True)]
+    height = max(map(len, cells))
+    parts = ([cell[n] if n < len(cell) else "" for cell in cells] for n in range(height))
+    return "\n".join(GAP.join(map(_padded, part, widths)).rstrip() for part in parts)
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - display_width(text))
+
+
+def _fold(cell: str, width: int) -> Iterator[str]:
+    """Yield a cell's text in parts of this width; one that fits is kept with all its blanks."""
+    if display_width(cell) <= width:
+        yield cell
+        return
+    line = ""
+    for word in [part for whole in cell.split() for part in _broken(whole, width)]:
+        if line and display_width(line) + 1 + display_width(word) > width:
+            yield line
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+    yield line
+
+
+def _broken(word: str, width: int) -> Iterator[str]:
+    """Yield a word in parts that fit, at least one letter each; what has a colon is one part."""
+    if ":" in word:
+        yield word
+        return
+    part = ""
+    for letter in word:
+        if part and display_width(part + letter) > width:
+            yield part
+            part = ""
+        part += letter
+    yield part

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What an older release makes of words that came later, and the numbers of errors in each release."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyhostdev import ConfigError, DomainDef, XMLError
+from pyhostdev.conf.later_words import forget_later_words
+from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
+
+R9_0, R11_3, R12_8 = RELEASES
+HOSTDEV = (
+    "<hostdev mode='subsystem' type='pci'><driver name='vfio' model='nvme_vfio_pci'/>"
+    "<source><address domain='1' bus='2' slot='3' function='0'/></source></hostdev>"
+)
+
+
+def domain(devices: str) -> DomainDef:
+    head = "<name>d</name><memory>1024</memory><os><type>hvm</type></os>"
+    return DomainDef.parse(f"<domain type='kvm'>{head}<devices>{devices}</devices></domain>")
+
+
+@pytest.mark.parametrize(("release", "model"), [(R9_0, None), (R11_3, "nvme_vfio_pci"), (R12_8, "nvme_vfio_pci")])
+def test_a_later_attribute_is_dropped(release: LibvirtRelease, model: str | None) -> None:
+    """An older libvirt does not see an attribute that it does not know; its element keeps the rest."""
+    dom = domain(HOSTDEV)
+    forget_later_words(dom, release)
+    assert ("vfio", model) == (dom.hostdevs[0].driver_name, dom.hostdevs[0].driver_model)
+
+
+def test_a_later_value_is_refused_with_its_line() -> None:
+    """A known attribute with a value that came later is an error of an older libvirt."""
+    dom = domain("\n<watchdog model='itco'/>\n<watchdog model='i6300esb'/>")
+    with pytest.raises(XMLError, match="'itco' is no valid 'model' of <watchdog>") as caught:
+        forget_later_words(dom, R9_0)
+    assert (2, ()) == (caught.value.line, caught.value.others)
+    forget_later_words(dom, R11_3)
+    assert ["itco", "i6300esb"] == [watchdog.model for watchdog in dom.watchdogs]
+
+
+@pytest.mark.parametrize(
+    ("xml", "numbers"),
+    [
+        ("<hostdev mode='Subsystem' type='pci'/>", [67, 27, 27]),
+        ("<hostdev mode='subsystem' type='isa'/>", [67, 27, 27]),
+        (HOSTDEV.replace("</source>", "</source><address type='none'/>"), [67, 27, 27]),
+        ("<hostdev type='mdev' model='vfio-pci'><source><address/></source></hostdev>", [67, 67, 27]),
+        ("<hostdev type='mdev' model='vfio-pci'><source><address uuid='1'/></source></hostdev>", [1, 1, 27]),
+        ("<hostdev type='pci' assigned='maybe'/>", [27, 27, 27]),
+    ],
+    ids=["mode", "type", "address-type", "no-uuid", "uuid", "assigned"],
+)
+def test_an_error_knows_its_number_in_each_release(xml: str, numbers: list[int]) -> None:
+    """Parsing knows no release; the error does, and libvirt_code is the oldest's."""
+    with pytest.raises(ConfigError) as caught:
+        domain(xml)
+    assert numbers == [caught.value.code_in(release) for release in RELEASES]
+    assert numbers[0] == caught.value.libvirt_code

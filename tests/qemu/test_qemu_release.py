@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What each libvirt release makes of a domain; what its emulator cannot do is not printed."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from pyhostdev import DomainDef
+from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
+from pyhostdev.qemu import build_command_line, define
+from pyhostdev.qemu.qemu_capabilities import load
+
+R9_0, R11_3, R12_8 = RELEASES
+DOMAIN = """
+<domain type='qemu'><name>d</name><memory unit='MiB'>1024</memory>{head}
+  <os><type arch='{arch}' machine='{machine}'>hvm</type></os><devices>{devices}</devices></domain>
+"""
+
+
+def domain(devices: str = "", head: str = "", arch: str = "x86_64", machine: str = "q35") -> DomainDef:
+    return DomainDef.parse(DOMAIN.format(devices=devices, head=head, arch=arch, machine=machine))
+
+
+def argv(dom: DomainDef, release: LibvirtRelease, qemu: str | None = None) -> list[str]:
+    """The command line as a release with its QEMU, or with another one, has it."""
+    return build_command_line(dom, load(str(dom.os.arch), qemu or release.qemu), release=release)
+
+
+def value(args: list[str], option: str) -> str:
+    return args[args.index(option) + 1]
+
+
+@pytest.mark.parametrize(
+    ("release", "machine"),
+    [(R9_0, "pc-q35-7.2"), (R11_3, "pc-q35-10.0"), (R12_8, "pc-q35-11.1")],
+    ids=str,
+)
+def test_each_release_comes_with_its_qemu(release: LibvirtRelease, machine: str) -> None:
+    """An alias means the newest machine of the QEMU beside the release, where no capabilities are given."""
+    assert value(build_command_line(domain(), release=release), "-machine").startswith(f"{machine},")
+
+
+@pytest.mark.parametrize(("release", "size"), [(R9_0, "1024"), (R11_3, "size=1048576k"), (R12_8, "size=1048576k")])
+def test_memory_size(release: LibvirtRelease, size: str) -> None:
+    """9.0 says MiB, later releases KiB with a unit."""
+    assert size == value(argv(domain(), release), "-m")
+
+
+@pytest.mark.parametrize(
+    ("release", "qemu", "option", "where"),
+    [
+        (R9_0, "7.2", True, ""),
+        (R11_3, "10.0", False, ",acpi=off"),
+        (R12_8, "11.1", False, ",acpi=off"),
+        (R11_3, "7.2", False, ",acpi=off"),
+        (R9_0, "10.0", False, ",acpi=off"),
+        (R9_0, "11.1", False, ",acpi=off"),
+    ],
+)
+def test_acpi_is_switched_where_the_emulator_can(release: LibvirtRelease, qemu: str, option: bool, where: str) -> None:
+    """QEMU since 9.0 has no -no-acpi, whatever the libvirt; later libvirts name the state in -machine always."""
+    args = argv(domain(), release, qemu)
+    assert (option, where) == ("-no-acpi" in args, value(args, "-machine").partition("pc.ram")[2])
+    assert "-no-acpi" not in argv(domain(head="<features><acpi/></features>"), release, qemu)
+
+
+def test_pseries_has_no_acpi_to_switch() -> None:
+    """A machine without the option is not told about ACPI."""
+    for release in RELEASES:
+        args = argv(domain(arch="ppc64", machine="pseries"), release)
+        assert "acpi" not in value(args, "-machine")
+        assert "-no-acpi" not in args
+
+
+@pytest.mark.parametrize(
+    ("release", "machine"), [(R9_0, ""), (R11_3, ",hpet=off,acpi=on"), (R12_8, ",hpet=off,acpi=on")]
+)
+def test_hpet_is_switched_before_acpi(release: LibvirtRelease, machine: str) -> None:
+    """9.0 has an option of its own for the absent timer."""
+    head = "<features><acpi/></features><clock offset='utc'><timer name='hpet' present='no'/></clock>"
+    args = argv(domain(head=head), release)
+    assert (not machine, machine) == ("-no-hpet" in args, value(args, "-machine").partition("pc.ram")[2])
+
+
+@pytest.mark.parametrize(
+    ("release", "qemu", "is_object"),
+    [(R9_0, "7.2", False), (R11_3, "11.1", False), (R12_8, "11.1", True), (R12_8, "10.0", False)],
+)
+def test_monitor_is_an_object_where_both_know_it(release: LibvirtRelease, qemu: str, is_object: bool) -> None:
+    """The object is of libvirt 12.8 and of QEMU 11.1; without one of them the option stays."""
+    args = argv(domain(), release, qemu)
+    assert (is_object, not is_object) == ('"qom-type":"monitor-qmp"' in "".join(args), "-mon" in args)
+
+
+def controllers(dom: DomainDef, release: LibvirtRelease) -> list[tuple[str, int | None]]:
+    defined = define(dom, load(str(dom.os.arch), release.qemu), release=release)
+    return [(controller.type, controller.index) for controller in defined.controllers]
+
+
+def test_added_controllers_stand_among_their_type() -> None:
+    """9.0 adds at the end; later releases put a controller before the first of its type with a larger index."""
+    dom = domain("<controller type='pci' index='2' model='pcie-root-port'/><controller type='usb' model='none'/>")
+    first = [("pci", 2), ("usb", 0), ("sata", 0), ("pci", 0), ("pci", 1)]
+    later = [("pci", 0), ("pci", 1), ("pci", 2), ("usb", 0), ("sata", 0)]
+    assert [first, later, later] == [controllers(dom, release) for release in RELEASES]
+
+
+@pytest.mark.parametrize(
+    ("machine", "devices", "expected"),
+    [
+        ("q35", "", [("itco", "reset")]),
+        ("q35", "<watchdog model='i6300esb' action='dump'/>", [("i6300esb", "dump"), ("itco", "dump")]),
+        ("q35", "<watchdog model='itco' action='pause'/>", [("itco", "pause")]),
+        ("pc", "", []),
+    ],
+)
+def test_the_chipset_has_a_watchdog(machine: str, devices: str, expected: list[tuple[str, str]]) -> None:
+    """q35's own watchdog is in the definition since 11.3, does what the others do, and is let loose once."""
+    dom = domain(devices, machine=machine)
+    for release in (R11_3, R12_8):
+        defined = define(dom, load("x86_64", release.qemu), release=release)
+        assert expected == [(watchdog.model, watchdog.action) for watchdog in defined.watchdogs]
+        args = argv(dom, release)
+        assert args.count("ICH9-LPC.noreboot=off") == args.count("-watchdog-action") == len(expected[-1:])
+    if "itco" not in devices:
+        assert "ICH9-LPC.noreboot=off" not in argv(dom, R9_0)
+
+
+DISK = (
+    "<disk type='file' device='disk'><driver name='qemu' type='{}' cache='none' discard='unmap'/>"
+    "<source file='/d'/><target dev='vda' bus='virtio'/></disk>"
+)
+
+
+def blockdevs(args: list[str]) -> list[dict[str, Any]]:
+    return [json.loads(value) for option, value in pairwise(args) if option == "-blockdev"]
+
+
+def test_a_raw_image_is_one_node() -> None:
+    """Since 11.3 the storage node of a raw image is what the device reads; other formats keep two nodes."""
+    two = ["libvirt-1-storage", "libvirt-1-format"]
+    for release, image, nodes in ((R9_0, "raw", two), (R11_3, "raw", two[:1]), (R12_8, "qcow2", two)):
+        args = argv(domain(DISK.format(image)), release)
+        assert nodes == [node["node-name"] for node in blockdevs(args)]
+        assert f'"drive":"{nodes[-1]}"' in "".join(args)
+    (node,) = blockdevs(argv(domain(DISK.format("raw")), R12_8))
+    cache = {"direct": True, "no-flush": False}
+    assert {"read-only": False, "discard": "unmap", "cache": cache} == {key: node[key] for key in list(node)[-3:]}
+
+
+def test_variables_of_firmware_are_one_node() -> None:
+    """The firmware itself keeps its format node, its variables have none since 11.3."""
+    loader = "<loader readonly='yes' type='pflash'>/code</loader><nvram>/vars</nvram>"
+    dom = domain(head="<features><acpi/></features>")
+    dom = DomainDef.parse(dom.format().replace("</os>", f"{loader}</os>"))
+    for release, last in ((R9_0, "libvirt-pflash1-format"), (R11_3, "libvirt-pflash1-storage")):
+        args = argv(dom, release)
+        assert last == blockdevs(args)[-1]["node-name"]
+        assert f"pflash0=libvirt-pflash0-format,pflash1={last}" in value(args, "-machine")
+
+
+@pytest.mark.parametrize(
+    ("machine", "arch", "expected"),
+    [("q35", "x86_64", ["virtio-vga", "virtio-gpu"]), ("virt", "aarch64", ["virtio-gpu", "virtio-gpu"])],
+)
+def test_a_virtio_video_names_its_device(machine: str, arch: str, expected: list[str]) -> None:
+    """Since 12.8 the definition says which device a virtio video is; before, the word is dropped."""
+    videos = "<video><model type='virtio'/></video>" * 2
+    for release, named in ((R11_3, [None, None]), (R12_8, expected)):
+        defined = define(domain(videos, arch=arch, machine=machine), load(arch, release.qemu), release=release)
+        assert named == [video.device for video in defined.videos]
+
+
+def test_the_guests_iommu_follows_the_pci_controllers() -> None:
+    """It came first until 11.3, since it has to be there before the devices behind it."""
+    head = "<features><ioapic driver='qemu'/></features>"
+    iommu = "<iommu model='intel'><driver intremap='on'/></iommu>"
+    ports = "<controller type='pci' index='1' model='pcie-root-port'/>"
+    found = []
+    for release in RELEASES:
+        args = argv(domain(iommu + ports, head), release)
+        devices = [json.loads(value)["driver"] for option, value in pairwise(args) if option == "-device"]
+        found.append(devices.index("intel-iommu") > devices.index("pcie-root-port"))
+    assert [False, False, True] == found
