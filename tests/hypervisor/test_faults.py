@@ -65,7 +65,7 @@ def test_both_errors_are_told_when_undoing_fails_too(
 
 @pytest.mark.fault("F10")
 def test_missing_module_is_told_before_the_first_write(fakehost: Callable[[str], FakeHost]) -> None:
-    """Without vfio-pci, and no module that brings it, nodedev-detach writes nothing."""
+    """Without vfio-pci and a module that provides it, nodedev-detach writes nothing."""
     fake = fakehost("driver igb 8086:1521\n0000:01:00.0 8086:1521 020000 driver=igb group=1\n")
     victim = process(fake)
     with pytest.raises(RefusedError) as error:

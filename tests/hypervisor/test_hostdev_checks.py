@@ -211,13 +211,13 @@ def test_saved_override_of_driverctl_is_told(bcm5719: FakeHost, domain: Domain) 
         (f.reason, f.severity, str(f.address)) for f in plan.findings
     ]
     first, second = (f.message for f in plan.findings)
-    assert ("'tg3'" in first, "though" in first, "with driver 'tg3' again" in first) == (True, False, True)
-    assert ("'igb_uio'" in second, "though it is with driver 'tg3' now" in second) == (True, True)
+    assert ("'tg3'" in first, "though" in first, "it has driver 'tg3' again" in first) == (True, False, True)
+    assert ("'igb_uio'" in second, "although it has driver 'tg3' now" in second) == (True, True)
     assert plan.ok
 
 
 def test_device_that_driverctl_keeps_with_vfio_stays_there(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
-    """What driverctl gave to vfio-pci is there before and after the guest, with its override."""
+    """A device that driverctl bound to vfio-pci stays there before and after the guest, with its override."""
     fake = bcm5719_with(fakehost)
     address = PCIDeviceAddress.parse(NVME)
     for path, value in ((f"devices/{NVME}/driver_override", "vfio-pci"), ("drivers/nvme/unbind", NVME),
@@ -227,11 +227,11 @@ def test_device_that_driverctl_keeps_with_vfio_stays_there(fakehost: Callable[[s
     manager = HostdevManager(Host(fake.root, writer=fake.kernel))
     before = read_binding(fake.root, address)
     plan = manager.host.plan(domain("vm1", NVME))
-    assert [f"driverctl gives device {NVME} to 'vfio-pci' whenever it appears"] == [f.message for f in plan.findings]
+    assert [f"driverctl binds device {NVME} to 'vfio-pci' whenever it appears"] == [f.message for f in plan.findings]
     with manager.prepared(plan):
         assert before == read_binding(fake.root, address)
     assert before == read_binding(fake.root, address)
-    with pytest.raises(OperationError, match="driverctl gives it to 'vfio-pci'"):
+    with pytest.raises(OperationError, match="driverctl binds it to 'vfio-pci'"):
         manager.nodedev_reattach(address)
 
 

@@ -126,7 +126,7 @@ def test_holder_is_given_a_moment_to_write_its_name(unnamed: Unnamed, monkeypatc
 def test_name_is_all_there_is_where_the_kernel_does_not_tell(unnamed: Unnamed) -> None:
     """In a container, or without a list of locks, the file is believed, and no holder is guessed."""
     Path(unnamed.root.proc, "locks").unlink()
-    assert "somebody else" == unnamed.told()
+    assert "another process" == unnamed.told()
     unnamed.write("'anna' (process 1)")
     assert "'anna' (process 1)" == unnamed.told()
 
