@@ -118,7 +118,7 @@ def test_field_of_another_type_is_reported(journal: Journal, key: str) -> None:
 
 @pytest.mark.parametrize("since", [-1, 253402300800, True, 1.5, "2026-11-26"])
 def test_since_is_a_moment(since: object) -> None:
-    """Seconds that no calendar has are not passed on to whoever prints them."""
+    """Seconds outside any calendar are not passed on to be printed."""
     with pytest.raises(ValueError, match="'since'"):
         decode(file_of(fields_of(WHOLE) | {"since": since}), NAME)
 
