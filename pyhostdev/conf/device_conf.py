@@ -293,7 +293,7 @@ class DeviceInfo(ElementDef):
 
     @property
     def wants_address(self) -> bool:
-        """True when nobody has said where in the guest the device goes."""
+        """True if the definition does not place the device in the guest."""
         address = self.address
         return address is None or (isinstance(address, PCIGuestAddress) and address.is_empty)
 

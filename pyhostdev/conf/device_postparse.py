@@ -105,7 +105,7 @@ def assign_disk_address(dom: DomainDef, device: DomainDiskDef) -> None:
     """
     index = device.name_index()
     if index < 0:
-        raise XMLError(f"'{shown(str(device.target))}' is no name of a disk", line=device.line)
+        raise XMLError(f"Invalid disk name '{shown(str(device.target))}'", line=device.line)
     place = _drive_place(device.bus, index)
     if place is None:
         return

@@ -200,9 +200,9 @@ def _disk_kind_errors(device: DomainDiskDef) -> Errors:
     if device.bus is not None and (kind == "floppy") != (device.bus == "fdc"):
         yield _internal(f"A {kind} cannot be on bus {device.bus}", line)
     if kind in ("disk", "lun") and not name.startswith(("hd", "sd", "vd", "xvd", "ubd")):
-        yield _internal(f"'{shown(name)}' is no name of a disk", line)
+        yield _internal(f"Invalid disk name '{shown(name)}'", line)
     if kind == "floppy" and not name.startswith("fd"):
-        yield _internal(f"'{shown(name)}' is no name of a floppy", line)
+        yield _internal(f"Invalid floppy name '{shown(name)}'", line)
 
 
 def _chr_errors(dom: DomainFields, device: DomainChrDef) -> Errors:
@@ -228,7 +228,7 @@ def chr_source_errors(source: ChrSource, line: int | None, *, may_choose_path: b
         if channel is None:
             yield ConfigUnsupportedError(f"A character device of type {kind} has no channel", line=line)
         elif set(channel) - _CHANNEL_NAME_CHARACTERS:
-            yield XMLError(f"'{shown(channel)}' is no name of a channel", line=line, libvirt_code=VIR_ERR_INVALID_ARG)
+            yield XMLError(f"Invalid channel name '{shown(channel)}'", line=line, libvirt_code=VIR_ERR_INVALID_ARG)
 
 
 def _socket_errors(source: ChrSource, line: int | None) -> Errors:
@@ -281,7 +281,7 @@ def _input_errors(dom: DomainFields, device: DomainInputDef) -> Errors:
 
 def _shmem_errors(dom: DomainFields, device: DomainShmemDef) -> Errors:
     if "/" in device.name or device.name in (".", ".."):
-        yield ConfigUnsupportedError(f"'{shown(device.name)}' is no name of shared memory", line=device.line)
+        yield ConfigUnsupportedError(f"Invalid name of shared memory '{shown(device.name)}'", line=device.line)
 
 
 def _fs_errors(dom: DomainFields, device: DomainFSDef) -> Errors:

@@ -146,7 +146,7 @@ class DomainDiskDef(ElementDef):
 
     def name_index(self) -> int:
         """
-        Return the place a target name stands for, 0 for ``vda``; -1 when it is no such name.
+        Return the index of a target name, 0 for ``vda``; -1 if the name is invalid.
 
         Mirrors: virDiskNameToIndex (src/util/virutil.c)
         """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The PCI addresses of a guest: which buses there are, what may be plugged where, what is taken.
+The PCI addresses of a guest: the buses, the devices that may be plugged into each slot, and the used addresses.
 
-Pure: knows neither a host nor an emulator. Who asks says with connect flags what a device is and
-needs; a bus says with the same flags what it offers.
+Pure: knows neither a host nor an emulator. Connect flags describe what a device is and needs; the same flags describe
+what a bus offers.
 
 Mirrors: src/conf/domain_addr.c
 """
@@ -321,7 +321,7 @@ class DomainPCIAddressSet:
 
     def release(self, address: PCIDeviceAddress) -> None:
         """
-        Give one function back; one that is not taken is no error.
+        Free one function; freeing an unused one is not an error.
 
         Mirrors: virDomainPCIAddressReleaseAddr (src/conf/domain_addr.c)
         """

@@ -104,7 +104,7 @@ def find_controller(dom: DomainDef, type_: str, index: int) -> DomainControllerD
 
 def place_controller(dom: DomainDef, controller: DomainControllerDef, release: LibvirtRelease) -> None:
     """
-    Put a controller that nobody wrote among the others.
+    Insert a controller that is not in the XML among the others.
 
     Mirrors: virDomainControllerInsert (src/conf/domain_conf.c)
     """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Bounds on what a definition can ask for, so that a small document cannot keep a program busy for minutes.
+Limits on the requests of a definition, so that a small document cannot keep a program busy for minutes.
 
-Numbers in the XML make controllers, threads and ports. libvirt trusts whoever defines a domain; a program that
-reads definitions of strangers cannot. Each bound is far above what a guest can have.
+Numbers in the XML create controllers, threads and ports. libvirt trusts the author of a domain; a program that reads
+untrusted definitions cannot. Each limit is far above what a guest can have.
 """
 
 from __future__ import annotations

@@ -280,7 +280,7 @@ def _serial_of(console: DomainConsoleDef) -> DomainSerialDef:
 
 def _add_implicit_controllers(dom: DomainDef, release: LibvirtRelease) -> None:
     """
-    Add the controllers that devices need and nobody has written.
+    Add the controllers that devices need and that are not in the XML.
 
     Mirrors: virDomainDefAddImplicitControllers (src/conf/domain_conf.c)
     """

@@ -102,7 +102,7 @@ def word_errors(dom: DomainFields) -> Iterator[ConfigError]:
 
 def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:
     """
-    Refuse ``type='unassigned'`` for what is no host device.
+    Refuse ``type='unassigned'`` for anything but a host device.
 
     Mirrors: virDomainDeviceInfoValidate (src/conf/domain_validate.c)
     """

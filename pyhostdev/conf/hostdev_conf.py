@@ -174,7 +174,7 @@ class MdevSource(HostdevSource):
             self.uuid = normal_uuid(self.uuid)
         except ValueError:
             raise XMLError(
-                f"'{shown(self.uuid)}' is no valid UUID",
+                f"Invalid UUID '{shown(self.uuid)}'",
                 line=source_line(element),
                 libvirt_code=VIR_ERR_INTERNAL_ERROR,
                 renumbered=_MDEV_NUMBER,
@@ -318,7 +318,7 @@ class DomainHostdevDef(ElementDef):
         return name == "managed" and self.mode != "subsystem"
 
     def guest_side_names(self) -> list[str]:
-        """Return the elements that name, place or tune it in the guest; the unassigned address is none."""
+        """Return the elements that name, place or tune it in the guest, without the unassigned address."""
         info = self.info
         found = {
             "address": info.address is not None and not info.is_unassigned,

@@ -34,7 +34,7 @@ def with_spelling(dom: Domain, spelling: str, host: HostFacts | None = None) -> 
         XMLError: ``assigned`` cannot say what the definition says; the element or the device is named.
     """
     if spelling not in SPELLINGS:
-        raise ConfigError(f"'{spelling}' is no spelling: {', '.join(SPELLINGS)}")
+        raise ConfigError(f"Unknown spelling '{spelling}': expected one of {', '.join(SPELLINGS)}")
     clone = dom.copy()
     if spelling == "unassigned":
         for hostdev in clone.hostdevs:

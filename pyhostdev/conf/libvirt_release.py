@@ -35,7 +35,7 @@ CHANGES: dict[str, Change] = {
     "itco-watchdog": Change(_11_3, "q35's own watchdog is named in the XML, and lets the chipset reboot"),
     "raw-image-one-node": Change(_11_3, "a raw image has no format node, and its storage node says read-only"),
     "hostdev-driver-model": Change(_11_3, "<driver model=> of a host device is kept"),
-    "attribute-number": Change(_11_3, "27 for hostdev's mode and type, and address types, that are none; was 67"),
+    "attribute-number": Change(_11_3, "27 for invalid values of hostdev's mode and type, and of address types; was 67"),
     "mdev-uuid-number": Change(_12_8, "27 for a mediated device's missing or wrong uuid; was 67 or 1"),
     "video-device": Change(_12_8, "<model device=> of a virtio video"),
     "controller-mem-reserve": Change(_11_3, "<target memReserve=> of a PCI controller"),

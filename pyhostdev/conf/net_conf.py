@@ -62,7 +62,7 @@ _mac = Codec(_parse_mac, str, "a MAC address of one station")
 
 
 class NetSource(ElementDef):
-    """The host side of an interface that is no host device."""
+    """The host side of an interface that is not a host device."""
 
     tag = "source"
 
@@ -156,19 +156,19 @@ class DomainNetDef(ElementDef):
     @classmethod
     def from_element(cls, element: Element) -> Self:
         """
-        Read an interface; one that is a host device is a DomainHostdevNetDef.
+        Parse an interface; one that is a host device becomes a DomainHostdevNetDef.
 
         Raises:
-            XMLError: a value is none.
+            XMLError: a value is invalid.
         """
         self = DomainHostdevNetDef() if element.get("type") == "hostdev" else cls()
         self.read(element)
         return self  # type: ignore[return-value]  # asked for as DomainNetDef only
 
-    mac_is_made = False  # the MAC address is a default, and nobody asked for it
+    mac_is_made = False  # the MAC address is a default, not a request of the user
 
     def network_identity(self) -> list[str]:
-        """Return the words that say as whom, and on which network, the interface speaks."""
+        """Return the settings of the interface's identity and of its network."""
         mac = self.mac if not self.mac_is_made else None
         said = {"mac": mac, "vlan": self.vlan, "virtualport": self.virtualport}
         return [name for name, value in said.items() if value]
@@ -202,7 +202,7 @@ class DomainHostdevNetDef(DomainNetDef):
         if self.host_source is None:
             raise XMLError("An <interface type='hostdev'> has no <source>", line=self.line)
         if self.driver_name not in (None, "kvm", "vfio", "xen"):
-            raise XMLError(f"'{shown(str(self.driver_name))}' is no driver that hands over a device", line=self.line)
+            raise XMLError(f"Driver '{shown(str(self.driver_name))}' does not assign devices", line=self.line)
 
     @classmethod
     def declared(cls) -> dict[str, Field[Any]]:

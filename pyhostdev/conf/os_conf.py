@@ -192,7 +192,7 @@ class SizeDef(ElementDef):
     unit = attribute("unit", size_unit)
 
     def hides(self, name: str) -> bool:
-        """An amount that nobody wrote is not printed; a zero that was written is."""
+        """Do not print an absent amount; print a zero that was written."""
         return name == "value" and not self.value and self.unit is None and self.line is None
 
     @classmethod

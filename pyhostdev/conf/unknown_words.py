@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Words of a definition that the tables do not know.
+Attributes and elements of a definition that the tables do not know.
 
-On a ``<hostdev>``, or an ``<interface>`` that is one, such a word may be a typing error in the word that says who gets
-the device: ``asigned='no'`` would give it to the guest. Elsewhere in a domain it is kept and reported.
+On a ``<hostdev>``, or an ``<interface>`` that is one, an unknown name may be a misspelled attribute that decides
+whether the guest gets the device: ``asigned='no'`` would assign it. Elsewhere in a domain it is kept and reported.
 """
 
 from __future__ import annotations

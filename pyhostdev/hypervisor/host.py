@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A host: the live machine, or a directory that takes the place of ``/``.
+A host: the live machine, or a directory in place of ``/``.
 
-This is the object a program starts with; it reads, and only a HostdevManager made for it writes.
+A program starts with this object; it only reads. A HostdevManager made for it writes.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 class Host:
     """
-    One host, by the directory that takes the place of ``/``.
+    One host, identified by the directory in place of ``/``.
 
-    Facts are read when asked for and not kept: two calls may differ when the host changed between them. Objects
-    of this class hold no descriptor and may be shared between threads and used after a fork.
+    Facts are read on request and not kept: two calls may differ if the host changed in between. Objects of this class
+    hold no descriptor; they may be shared between threads and used after a fork.
 
     Args:
         root: "/" for the live host.
-        state_dir: where managers of this host keep their records; ``run/pyhostdev`` below the root, where no component
-            is a link. Parents of another one may be links that are root's or the caller's own.
-        writer: what performs writes; the live host's own when it is "/", and none (read only) for a directory.
+        state_dir: where managers of this host keep their records; default ``run/pyhostdev`` below the root, where no
+            component may be a link. The parents of another directory may be links owned by root or by the caller.
+        writer: performs writes; default for "/" the live host's own writer, for a directory None (read only).
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Host:
         return f"Host({self.root.path!r})"
 
     def _own_writer(self) -> SysfsWriter | None:
-        """Only the live host has a kernel that reacts."""
+        """Return the writer of the live host; a directory has no kernel that reacts."""
         if not self.root.is_live:
             return None
         from pyhostdev.util.sysfs_writer import ForkedWriter
@@ -68,7 +68,7 @@ class Host:
         return ForkedWriter(self.root, inflight_dir=os.path.join(self.state_dir, "in-flight"))
 
     def state(self) -> StateDir:
-        """Return the directory of this host's records, which is not created for it."""
+        """Return the directory of this host's records; it is not created."""
         return StateDir(self.state_dir, below=self._state_below)
 
     def scan(self) -> Scan:
@@ -76,37 +76,37 @@ class Host:
         Read all PCI functions at once.
 
         Raises:
-            SysfsError: an attribute is there and cannot be read.
+            SysfsError: an attribute exists but cannot be read.
         """
-        from pyhostdev.util.hostscan import Scan  # few verbs scan, all import this module
+        from pyhostdev.util.hostscan import Scan  # only few verbs scan, but all import this module
 
         return Scan(self.root, pciscan.scan(self.root))
 
     def pci_device(self, address: PCIDeviceAddress | str) -> virpci.PCIDevice | None:
         """
-        Read one function, None when the host does not have it.
+        Read one function, None if the host does not have it.
 
         Raises:
-            InvalidAddressError: the address is a text that is not one; so for every method that takes an address.
+            InvalidAddressError: the text is not a PCI address; this applies to every method that takes an address.
         """
         return virpci.read_pci_device(self.root, PCIDeviceAddress.of(address))
 
     def is_pci_express(self, address: PCIDeviceAddress | str) -> bool | None:
-        """Tell whether a function is PCI Express; None when it is missing or nobody can say."""
+        """Tell whether a function is PCI Express; None if it is missing or unknown."""
         dev = self.pci_device(address)
         return None if dev is None else dev.is_pci_express()
 
     def iommu_group(self, address: PCIDeviceAddress | str) -> int | None:
-        """Return the number of a function's IOMMU group; None when it is missing or in none."""
+        """Return the number of a function's IOMMU group; None if the function is missing or has no group."""
         dev = self.pci_device(address)
         return None if dev is None else dev.iommu_group
 
     def has_driver(self, name: str) -> bool | None:
         """
-        Tell whether the PCI bus has a driver of this name now; None when a directory shows no drivers.
+        Tell whether the PCI bus has a driver of this name now; None if a directory shows no drivers.
 
         Raises:
-            SysfsError: nobody can say.
+            SysfsError: the drivers cannot be read.
         """
         if is_directory(self.root, self.root.pci_driver(name)):
             return True
@@ -114,10 +114,10 @@ class Host:
 
     def has_module(self, name: str) -> bool | None:
         """
-        Tell whether a module of this name can be loaded; None when the host does not say what it has.
+        Tell whether a module of this name can be loaded; None if the host has no list of modules.
 
         Raises:
-            SysfsError: the list of modules is there and cannot be read.
+            SysfsError: the list of modules exists but cannot be read.
         """
         release = self._kernel_release()
         if release is None:
@@ -132,11 +132,11 @@ class Host:
         return os.uname().release if self.root.is_live else read_attribute(self.root, self.root.kernel_release)
 
     def is_in_flight(self, address: PCIDeviceAddress | str) -> bool:
-        """Tell whether a write to this device has not come back from the kernel yet."""
+        """Tell whether a write to this device has not returned from the kernel."""
         return self.writer is not None and self.writer.is_in_flight(PCIDeviceAddress.of(address))
 
     def _readable_records(self) -> dict[PCIDeviceAddress, Record] | None:
-        """Return the journal's records, None where they are not ours to read."""
+        """Return the journal's records, None if this user may not read them."""
         try:
             return Journal(self.state()).read()[0]
         except SysfsError as err:
@@ -146,10 +146,10 @@ class Host:
 
     def status(self) -> Status:
         """
-        Return which devices are in use and which are detached for nobody; needs no manager and creates nothing.
+        Return the devices in use and the devices detached without an owner; needs no manager and creates nothing.
 
         Raises:
-            SysfsError: the records are there and cannot be read.
+            SysfsError: the records exist but cannot be read.
         """
         from pyhostdev.hypervisor.hostdev_status import read_status
 
@@ -168,12 +168,12 @@ class Host:
 
         Args:
             policy: which functions must be declared: auto, device, group or off.
-            owner: who will have them; the domain's name.
-            accept: consents to what the host would lose, each as REASON:ADDRESS.
+            owner: the name of the domain that will own the devices; the definition's name by default.
+            accept: consents to losses of the host, each as REASON:ADDRESS.
 
         Raises:
-            ConfigError, ConfigUnsupportedError: the request is wrong, whatever the host.
-            SysfsError: the host cannot be read; records that are not ours to read are a finding.
+            ConfigError, ConfigUnsupportedError: the request is invalid for any host.
+            SysfsError: the host cannot be read; records that this user may not read are a finding.
         """
         return build_plan(
             self,
@@ -196,14 +196,14 @@ def scan(root: str | os.PathLike[str] = "/") -> Scan:
     Read all PCI functions of the host at root.
 
     Raises:
-        SysfsError: an attribute is there and cannot be read.
+        SysfsError: an attribute exists but cannot be read.
     """
     return Host(root).scan()
 
 
 def is_pci_multifunction_device(hostdev: DomainHostdevDef, host: Host) -> bool | None:
     """
-    Tell whether a hostdev names a function of a multifunction device; False for what is no PCI hostdev or is missing.
+    Tell whether a hostdev names a function of a multifunction device; False if it is not PCI or the device is missing.
 
     Mirrors: virHostdevIsPCIMultifunctionDevice (proposed for src/hypervisor/virhostdev.c)
     """

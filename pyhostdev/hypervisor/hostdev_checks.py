@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Checks of a plan that look beyond PCI: what the host itself needs, who else is at work on it.
+Checks of a plan beyond PCI: uses by the host itself, and devices in use by other programs.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 VF_NETWORK = "vf-network"
 CONSENT_REASONS = (BOOT_VGA, MOUNTED, DEFAULT_ROUTE, VF_NETWORK)
 
-_STATUS_FILES_MAX = 4096  # domains that run on one host
-_STATUS_TOTAL = 64 << 20  # bytes of all of them: 16 KiB each, as a domain with some ten devices has
+_STATUS_FILES_MAX = 4096  # running domains on one host
+_STATUS_TOTAL = 64 << 20  # bytes in total: 16 KiB per domain, enough for some ten devices
 
-# Where a domain's XML names PCI functions of the host
+# Places where a domain's XML names PCI functions of the host
 _PCI_SOURCES = (
     ".//hostdev[@type='pci']/source",
     ".//interface[@type='hostdev']/source",
@@ -44,8 +44,8 @@ def consents(texts: Iterable[str]) -> frozenset[tuple[str, str]]:
     Return consents as reason and address.
 
     Raises:
-        ConfigError: a text is not REASON:ADDRESS, or no such reason can be accepted.
-        InvalidAddressError: its address is none.
+        ConfigError: a text is not REASON:ADDRESS, or the reason cannot be accepted.
+        InvalidAddressError: its address is invalid.
     """
     found = set()
     for text in texts:
@@ -59,26 +59,26 @@ def consents(texts: Iterable[str]) -> frozenset[tuple[str, str]]:
 
 def vf_network(request: Request) -> Iterator[Finding]:
     """
-    Yield that an interface asks for a network that nobody here puts its virtual function on.
+    Yield a finding if an interface requests a network that pyhostdev does not set on its virtual function.
 
-    A consent with every policy: policies say which functions must be declared, and none of them makes the guest's
-    network right. Not an error, as the words may hold already: whoever sets them through the PF, before the guest
-    runs, says so by reason and address, and is asked again for every other device.
+    It needs consent with every policy: a policy decides which functions must be declared, and none makes the guest's
+    network right. It is not an error, because the settings may be made otherwise: a user who sets them through the PF
+    before the guest runs consents by reason and address, for each device separately.
     """
     if request.network:
         text = (
-            f"The interface of device {request.address} asks for {', '.join(request.network)}, which is not set on the "
-            "virtual function yet: accept if something else sets it before the guest runs"
+            f"The interface of device {request.address} requests {', '.join(request.network)}, which is not set on the "
+            "virtual function yet: accept if another program sets it before the guest runs"
         )
         yield Finding("vf-network", CONSENT, request.address, text)
 
 
 def split_groups(requests: Iterable[Request], definition: Definition | None) -> Iterator[Finding]:
     """
-    Yield the groups that would be in several address spaces of a guest with an IOMMU of its own.
+    Yield the groups that would be in several address spaces of a guest with its own IOMMU.
 
-    Source: pci_device_iommu_address_space (hw/pci/pci.c of QEMU 7.2) gives each function its own, and one to all
-    behind a conventional bridge; vfio_get_group (hw/vfio/common.c) takes a group into one only
+    Source: pci_device_iommu_address_space (hw/pci/pci.c of QEMU 7.2) gives each function its own space, and one space
+        to all functions behind a conventional bridge; vfio_get_group (hw/vfio/common.c) adds a group to one space only
     """
     spaces: dict[int, dict[object, PCIDeviceAddress]] = {}
     for request in requests if definition is not None and definition.has_guest_iommu() else ():
@@ -89,17 +89,17 @@ def split_groups(requests: Iterable[Request], definition: Definition | None) -> 
     for group, first_of in spaces.items():
         if len(first_of) > 1:
             text = (
-                f"IOMMU group {group} would be in {len(first_of)} address spaces of a guest with an IOMMU of its own, "
-                "and QEMU takes a group into one only: put its functions behind one pcie-to-pci-bridge"
+                f"IOMMU group {group} would be in {len(first_of)} address spaces of a guest with its own IOMMU, "
+                "and QEMU adds a group to one only: put its functions behind one pcie-to-pci-bridge"
             )
             yield Finding("viommu-group", NOTE, next(iter(first_of.values())), text)
 
 
 def _address_space(request: Request, dev: PCIDevice, definition: Definition | None) -> object:
-    """Return what tells a function's address space in the guest from those of others."""
+    """Return an identifier of a function's address space in the guest."""
     if request.guest_address is not None and definition is not None:
         return definition.guest_address_space(request.guest_address)
-    # still to be placed: a conventional function behind a bridge with all others, an Express one below its own port
+    # not placed yet: a conventional function goes behind a bridge with all others, an Express one below its own port
     return "conventional" if dev.is_pci_express() is False else request.address
 
 
@@ -109,15 +109,15 @@ def vanishing_functions(
     records: Mapping[PCIDeviceAddress, Record],
 ) -> Iterator[Finding]:
     """
-    Yield what goes away while another device is detached, which it must not while a domain has it.
+    Yield the functions that vanish while another device is detached; an error if a domain uses or declares one.
 
     Args:
-        vanishing: each function that goes, with the device whose driver made it.
+        vanishing: each vanishing function, with the device whose driver created it.
     """
     for maker in dict.fromkeys(vanishing.values()):
         below = [address for address, above in vanishing.items() if above == maker]
         text = (
-            f"Detaching device {maker} removes the PCI functions that its driver made, until it is given back: "
+            f"Detaching device {maker} removes the PCI functions that its driver created, until it is reattached: "
             + ", ".join(map(str, below))
         )
         yield Finding("vanishes", NOTE, maker, text)
@@ -132,7 +132,7 @@ def vanishing_functions(
 
 
 def host_needs(root: HostRoot, moving: Sequence[PCIDeviceAddress]) -> Iterator[Finding]:
-    """Yield what the host would lose with the devices that leave their drivers."""
+    """Yield what the host would lose with the devices that are unbound from their drivers."""
     if not moving:
         return
     usage = HostUsage(root)
@@ -142,7 +142,7 @@ def host_needs(root: HostRoot, moving: Sequence[PCIDeviceAddress]) -> Iterator[F
 
 
 def held_groups(root: HostRoot, groups: Mapping[int, PCIDeviceAddress]) -> Iterator[Finding]:
-    """Yield the groups that some process has open, as a group or by function; told of their first declared device."""
+    """Yield the groups that a process has open, directly or by function; each names its first declared device."""
     for group, holders in read_group_holders(root, groups).items():
         for holder in holders:
             text = f"IOMMU group {group} of device {groups[group]} is held open by {holder}"
@@ -151,11 +151,11 @@ def held_groups(root: HostRoot, groups: Mapping[int, PCIDeviceAddress]) -> Itera
 
 def libvirt_owners(root: HostRoot, addresses: Collection[PCIDeviceAddress]) -> Iterator[Finding]:
     """
-    Yield the devices that a running domain of libvirtd has; read only, from its status files.
+    Yield the devices in use by a running domain of libvirtd, read from its status files.
 
     Raises:
-        SysfsError: a file is there and the kernel refuses to read it, but for want of rights; or there are too many
-            (EFBIG).
+        SysfsError: a file exists but cannot be read, except for lack of permission; or the files are too many or too
+            large (EFBIG).
     """
     left = _STATUS_TOTAL
     for name in _status_files(root):
@@ -168,7 +168,7 @@ def libvirt_owners(root: HostRoot, addresses: Collection[PCIDeviceAddress]) -> I
                 raise SysfsError(errno.EFBIG, root.libvirt_status, doing)
             devices = set() if data is None else _status_devices(data)
         except ConfigError as err:
-            text = f"The status of libvirt's domain '{domain}' is not understood, so its devices are not known: {err}"
+            text = f"The status of libvirt's domain '{domain}' is not understood, so its devices are unknown: {err}"
             yield Finding("libvirt-status", NOTE, None, text)
             continue
         for address in sorted(devices & set(addresses)):
@@ -190,11 +190,11 @@ def _status_files(root: HostRoot) -> list[str]:
 
 def _read_status_file(root: HostRoot, path: str) -> bytes | None:
     """
-    Return what is in a status file; None when the domain has just ended, or is not ours to look into.
+    Return the contents of a status file; None if the domain has just ended, or this user may not read the file.
 
     Raises:
         ConfigError: it is larger than a domain can be.
-        SysfsError: from reading it.
+        SysfsError: it cannot be read.
     """
     from pyhostdev.util.virxml import SIZE_MAX
 
@@ -210,12 +210,12 @@ def _read_status_file(root: HostRoot, path: str) -> bytes | None:
 
 def _status_devices(data: bytes) -> set[PCIDeviceAddress]:
     """
-    Return the host's PCI functions in a status file: host devices, interfaces that are some, NVMe disks.
+    Return the host's PCI functions in a status file: host devices, interfaces of type hostdev, NVMe disks.
 
     Raises:
-        ConfigError: it is no XML, or an address in it is none.
+        ConfigError: it is not XML, or an address in it is invalid.
 
-    Mirrors: what virDomainDefFormatInternal writes of each (src/conf/domain_conf.c)
+    Mirrors: the form that virDomainDefFormatInternal writes for each (src/conf/domain_conf.c)
     """
     from pyhostdev.conf.hostdev_conf import PCISource
     from pyhostdev.util.virxml import parse_document
@@ -229,10 +229,10 @@ def saved_overrides(
     root: HostRoot, requests: Iterable[Request], moving: Collection[PCIDeviceAddress]
 ) -> Iterator[Finding]:
     """
-    Yield what driverctl keeps devices with, and what becomes of it: it is never changed, and what it set is given back.
+    Report each override saved by driverctl; it is never changed, and the present driver is restored at the end.
 
     Raises:
-        SysfsError: its folder is there and cannot be read.
+        SysfsError: driverctl's directory exists but cannot be read.
     """
     for request in requests:
         saved = read_driverctl_override(root, request.address)
@@ -240,9 +240,9 @@ def saved_overrides(
             continue
         driver = request.dev.driver
         now = "no driver" if driver is None else f"driver '{driver}'"
-        text = f"driverctl gives device {request.address} to {saved!a} whenever it appears"
+        text = f"driverctl binds device {request.address} to {saved!a} whenever it appears"
         if saved != (driver or NO_DRIVER):
-            text += f", though it is with {now} now"
+            text += f", although it has {now} now"
         if request.address in moving:
-            text += f"; when the guest has ended it is with {now} again"
+            text += f"; it has {now} again after the guest has ended"
         yield Finding("driverctl", NOTE, request.address, text)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What every change of host devices needs: the host, its records, what writes to the kernel, and the locks.
+The common basis of every change of host devices: the host, its records, the writer, and the locks.
 
 The parts of the manager (prepare, release, recover, nodedev, update) take a context; the manager composes them.
 """
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 class HostdevContext:
     """
-    One host that can be changed, and the journal of its changes; it belongs to the process that made it.
+    One host that can be changed, and the journal of its changes; it belongs to the process that created it.
 
     Args:
         journal: where records are kept; one in the host's ``state_dir`` by default.
 
     Raises:
-        ConfigError: the host can be read only.
+        ConfigError: the host is read only.
     """
 
     def __init__(self, host: Host, journal: Journal | None = None) -> None:
         if host.writer is None:
-            raise ConfigError(f"Host directory '{host.root.path}' can be read only")
+            raise ConfigError(f"Host directory '{host.root.path}' is read only")
         self.host = host
         self.root = host.root
         self.journal = Journal(host.state()) if journal is None else journal
@@ -50,12 +50,12 @@ class HostdevContext:
         Hold the locks of a change of these devices; the block can take the locks of more devices.
 
         Args:
-            wait_s: how long to wait, in all, for another process that holds one.
+            wait_s: how long to wait, in total, for locks held by other processes.
 
         Raises:
-            ConfigError: this process is a fork of the one that made the context.
+            ConfigError: this process is a fork of the one that created the context.
             DeviceInUseError, SysfsError: a lock cannot be taken.
         """
         if os.getpid() != self._pid:
-            raise ConfigError("A manager cannot be used after a fork: the new process makes its own")
+            raise ConfigError("A manager cannot be used after a fork: create one in the new process")
         return locked(self.journal.state, self.root, addresses, owner, wait_s)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What becomes of every member of the touched IOMMU groups, in words: the part of a plan that people read.
+The fate of every member of the touched IOMMU groups, as text: the part of a plan that people read.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def fates_of(
     vanishing: Mapping[PCIDeviceAddress, PCIDeviceAddress],
 ) -> list[FunctionPlan]:
     """
-    Return one entry a member of a touched group, then the devices without a group.
+    Return one entry per member of a touched group, then the devices without a group.
 
     Args:
         members: of each touched group.
-        records: the journal's, by address.
-        moving: whose driver changes when the guest starts.
-        vanishing: functions that go while another one is detached, with that one.
+        records: the journal's records, by address.
+        moving: the devices whose driver changes when the guest starts.
+        vanishing: functions that vanish while another device is detached, with that device.
     """
     declared = {request.address: request for request in requests}
 
@@ -63,14 +63,14 @@ def fates_of(
 
 
 def _fate(request: Request, moving: Container[PCIDeviceAddress]) -> str:
-    """Return the word for what becomes of a declared function when the guest starts."""
+    """Return the fate of a declared function when the guest starts."""
     if request.dev is None:
         return MISSING
     return DETACHED if request.address in moving else STAYS
 
 
 def driver_words(driver: str | None) -> str:
-    """Return how a sentence names a driver."""
+    """Return the text that names a driver in a sentence."""
     return "no driver" if driver is None else f"driver '{driver}'"
 
 
@@ -100,9 +100,9 @@ def _declared(
 
 def _reset_words(request: Request, declared: Container[PCIDeviceAddress]) -> str:
     """
-    Return by which method a device is reset, and what else that reaches.
+    Return the reset method of a device, and the other functions that it reaches.
 
-    Source: vfio_pci_dev_set_try_reset (drivers/vfio/pci/vfio_pci_core.c), for a bus that is with vfio as a whole
+    Source: vfio_pci_dev_set_try_reset (drivers/vfio/pci/vfio_pci_core.c), for a bus whose devices are all bound to vfio
     """
     dev = request.dev
     assert dev is not None
@@ -119,9 +119,9 @@ def _reset_words(request: Request, declared: Container[PCIDeviceAddress]) -> str
 
 def _has_bus_reset(dev: PCIDevice) -> bool:
     """
-    Tell whether a reset of the bus reaches a function: its own method, or that of another function on the bus.
+    Tell whether a bus reset reaches a function: its own method, or that of another function on the bus.
 
-    Source: pci_parent_bus_reset (drivers/pci/pci.c); sysfs lists the method at the functions that can start it
+    Source: pci_parent_bus_reset (drivers/pci/pci.c); sysfs lists the method for the functions that can start it
     """
     if set(BUS_RESETS) & set(dev.read_reset_methods()):
         return True

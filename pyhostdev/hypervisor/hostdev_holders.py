@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The proof that a device's group is free, and the wait for a holder that is about to let go.
+Prove that a device's group is free, and wait for a holder that is about to release it.
 
-To unbind a device that somebody holds would wait for as long as he has it. A QEMU that has ended lets go only when
-the kernel drops its last reference, a moment after the process has gone.
+Unbinding a held device would block for as long as it is held. A QEMU that has ended releases its group only when the
+kernel drops the last reference, a moment after the process has gone.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from pyhostdev.util.record import Record
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
-LET_GO_WAIT_S = 10.0  # what the kernel may take between the end of a process and the last close of its groups
+LET_GO_WAIT_S = 10.0  # the time that the kernel may take from the end of a process to the last close of its groups
 
 _POLL_S = (0.002, 0.01, 0.05)
 
 
 class Patience:
     """
-    How long to wait for holders that will let go by themselves.
+    How long to wait for holders that are about to release by themselves.
 
     Args:
-        wait_s: how long, in all.
-        guest_ended: all holders will let go: the caller knows that its guest has ended.
-        interrupted: called while waiting; what it raises ends the wait.
+        wait_s: how long, in total.
+        guest_ended: the caller knows that its guest has ended, so all holders are about to release.
+        interrupted: called while waiting; an error that it raises ends the wait.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Patience:
         self._polls = 0
 
     def wait(self, holders: Iterable[Process]) -> bool:
-        """Wait a moment; False when these are not about to let go, or the time is over."""
+        """Wait a moment; return False if these holders are not about to release, or the time is over."""
         if time.monotonic() >= self.deadline or not (self.guest_ended or all(h.is_ending for h in holders)):
             return False
         self.interrupted()
@@ -65,12 +65,12 @@ def check_are_free(
     root: HostRoot, writer: SysfsWriter, records: Iterable[Record], patience: Patience | None = None
 ) -> None:
     """
-    Prove that nobody has a device's group open, after waiting for those who are about to let go.
+    Prove that no process has a device's group open, after waiting for holders that are about to release.
 
     Raises:
-        DeviceInUseError: somebody has.
-        OperationError: ``interrupted`` says so.
-        SysfsError: it cannot be told.
+        DeviceInUseError: a process has a group open.
+        OperationError: raised by ``interrupted``.
+        SysfsError: the holders cannot be read.
     """
     patience = patience or Patience()
     groups: dict[int, PCIDeviceAddress] = {}
@@ -85,10 +85,10 @@ def check_are_free(
 
 def _held(root: HostRoot, writer: SysfsWriter, groups: Mapping[int, PCIDeviceAddress]) -> dict[int, list[Process]]:
     """
-    Return who holds which group; nobody by name where only the kernel knows that a group is open.
+    Return the holders of each held group; an empty list if only the kernel knows that a group is open.
 
-    Descriptors are looked for first: a node that was opened and not used yet keeps an unbind waiting, and the kernel
-    says nothing of it.
+    Descriptors are searched first: a node that is open but not used yet blocks an unbind, and the kernel does not
+    report it as busy.
     """
     found = read_group_holders(root, groups)
     if not found and isinstance(writer, NodeWriter):

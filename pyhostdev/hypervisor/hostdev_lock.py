@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What one call locks: its owner, the IOMMU groups of its devices, and their PFs.
+The locks of one call: its owner, the IOMMU groups of its devices, and their PFs.
 
-Who wants devices does not wait: the second is told at once who has them. Who gives devices back waits a moment, as
-the holder may be somebody who is just being refused. Guests that share none of these never meet. A lock ends with its
-holder, also when a write of the holder is stuck in the kernel.
+A prepare does not wait: a second one is refused at once, with the name of the holder. A release waits a moment,
+because the holder may be a prepare that is about to be refused. Guests without a common lock do not affect each other.
+A lock ends with its holder, even if a write of the holder is stuck in the kernel.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from pyhostdev.util.virfile import read_link_name
 
 _HOLDER_MAX = 512  # bytes of a lock file that name its holder
 _POLL_S = 0.01
-_LET_GO_S = 0.5  # how long to try again where nobody is found who has a lock
-_NAME_WAIT_S = 0.05  # between taking a lock and naming itself its holder needs microseconds
+_LET_GO_S = 0.5  # how long to retry if no holder of a lock is found
+_NAME_WAIT_S = 0.05  # a holder writes its name microseconds after taking the lock
 
 
 class Lock(NamedTuple):
-    """One lock file; a VF shares its PF's with the other VFs, the PF has it alone."""
+    """One lock file; VFs share their PF's lock, the PF takes it exclusively."""
 
     name: str
     is_shared: bool
 
 
 def lock_set(root: HostRoot, addresses: Iterable[PCIDeviceAddress], owner: str | None) -> list[Lock]:
-    """Return what a change of these devices locks, in the one order in which everybody takes them."""
+    """Return the locks for a change of these devices, in the order in which every process takes them."""
     locks: dict[str, bool] = {}
     for address in addresses:
         group = read_link_name(root, os.path.join(root.pci_device(address), "iommu_group"))
@@ -52,7 +52,7 @@ def lock_set(root: HostRoot, addresses: Iterable[PCIDeviceAddress], owner: str |
 
 
 def _place(lock: tuple[str, bool]) -> tuple[bool, str]:
-    """The owner's lock comes first: who gives back learns what else to lock only when it has that."""
+    """Sort the owner's lock first: a release only learns its other locks once it has that lock."""
     return not lock[0].startswith("owner-"), lock[0]
 
 
@@ -61,13 +61,13 @@ def locked(
     state: StateDir, root: HostRoot, addresses: Iterable[PCIDeviceAddress], owner: str | None, wait_s: float = 0.0
 ) -> Iterator[Callable[[Iterable[PCIDeviceAddress]], None]]:
     """
-    Hold all locks of a change; yield what takes those of more devices, for who learns of them under the owner's.
+    Hold all locks of a change; yield a function that takes the locks of more devices, found under the owner's lock.
 
     Args:
-        wait_s: how long to wait, in all, for locks that somebody else holds.
+        wait_s: how long to wait, in total, for locks held by other processes.
 
     Raises:
-        DeviceInUseError: somebody else holds one of them; the text names the holder.
+        DeviceInUseError: another process holds one of them; the text names the holder.
         SysfsError: the state directory refuses.
     """
     holder = f"'{owner}' (process {os.getpid()})" if owner is not None else f"process {os.getpid()}"
@@ -80,7 +80,7 @@ def locked(
                 held.callback(os.close, fd)
                 _take(state, root, fd, lock, deadline)
                 _name_holder(fd, holder)
-                if not lock.is_shared:  # a name that others may share stays
+                if not lock.is_shared:  # other holders may share the name
                     held.callback(_name_holder, fd, "")
 
         take(lock_set(root, addresses, owner))
@@ -95,9 +95,9 @@ def _take(state: StateDir, root: HostRoot, fd: int, lock: Lock, deadline: float)
             if time.monotonic() >= deadline:
                 who = _read_holder(root, fd)
                 if who is None and time.monotonic() < deadline + _LET_GO_S:
-                    continue  # it was let go while we asked who has it
+                    continue  # it was released while its holder was looked up
                 what = lock.name.removesuffix(".lock").replace("-", " ", 1)
-                raise DeviceInUseError(f"The lock of {what} is held by {who or 'somebody else'}", reason="in-use")
+                raise DeviceInUseError(f"The lock of {what} is held by {who or 'another process'}", reason="in-use")
             time.sleep(_POLL_S)
     except OSError as err:
         raise SysfsError(err.errno or 0, os.path.join(state.path, lock.name), "take a lock") from err
@@ -112,7 +112,7 @@ def _is_taken(fd: int, how: int) -> bool:
 
 
 def _name_holder(fd: int, holder: str) -> None:
-    """Write who has the lock, for who comes second; on a full disk it is held as well without a name."""
+    """Write the holder's name for later processes; on a full disk the lock is held without a name."""
     with tolerated(OSError):
         os.ftruncate(fd, 0)
         if holder:
@@ -121,10 +121,10 @@ def _name_holder(fd: int, holder: str) -> None:
 
 def _read_holder(root: HostRoot, fd: int) -> str | None:
     """
-    Return who has the lock, as he says himself and the kernel confirms; None when nobody can be found who has it.
+    Return the holder of the lock, by the name in its file if the kernel confirms it; None if no holder can be found.
 
-    Who has just taken it is given a moment to name himself. What else is in the file then was left by a holder that
-    was killed, or is by one that counts processes in a namespace of its own.
+    A new holder gets a moment to write its name. Any other name in the file was left by a killed holder, or comes from
+    another PID namespace.
     """
     deadline = time.monotonic() + _NAME_WAIT_S
     with tolerated(OSError):

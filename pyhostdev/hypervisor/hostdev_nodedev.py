@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-One device for nobody: detach it, give it back, reset it.
+One device without an owner: detach it, reattach it, reset it.
 
-Mirrors: virHostdevPCINodeDeviceDetach and its relatives (src/hypervisor/virhostdev.c). What the kernel would refuse
-after the host driver is gone is refused here before it is touched.
+Mirrors: virHostdevPCINodeDeviceDetach and its relatives (src/hypervisor/virhostdev.c). A device that the kernel would
+refuse after its host driver is unbound is refused here before it is touched.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def detach(context: HostdevContext, address: PCIDeviceAddress, driver: str, acce
     """
     Detach one device; the caller holds its locks.
 
-    What is detached already stays so when it is with the driver that is asked for. With another one it is moved there,
-    and its record still says where it came from.
+    A device that is already detached stays as it is if it has the requested driver. Otherwise it moves to that driver,
+    and its record keeps the original one.
 
-    Mirrors: virPCIDeviceDetach, which binds to the stub also what is listed (src/util/virpci.c)
+    Mirrors: virPCIDeviceDetach, which also binds a listed device to the stub (src/util/virpci.c)
     """
     listed = context.journal.read()[0].get(address)
     _refuse_active(listed)
@@ -65,7 +65,7 @@ def detach(context: HostdevContext, address: PCIDeviceAddress, driver: str, acce
 
 
 def _is_detached_still(dev: PCIDevice, listed: Record) -> bool:
-    """Tell whether a record is of this device, and no other program has given the device to a driver since."""
+    """Tell whether a record is about this device, and no other program has bound the device to a driver since."""
     is_same = listed.original.incarnation == dev.incarnation
     return is_same and (dev.is_vfio or dev.driver in (None, listed.target))
 
@@ -82,19 +82,19 @@ def _intent(
 
 
 def _undo(context: HostdevContext, record: Record, listed: Record | None) -> None:
-    """Put the device and its record back as they were."""
+    """Restore the device and its record."""
     context.restorer.undo(record)
     if listed is not None:
         context.journal.write(listed)
 
 
 def reattach(context: HostdevContext, address: PCIDeviceAddress) -> None:
-    """Give one detached device back; the caller holds its locks."""
+    """Reattach one detached device; the caller holds its locks."""
     record = context.journal.read()[0].get(address)
     _refuse_active(record)
     if record is None:
         saved = read_driverctl_override(context.root, address)
-        other = "" if saved is None else f": driverctl gives it to {saved!a}"
+        other = "" if saved is None else f": driverctl binds it to {saved!a}"
         raise OperationError(f"Device {address} was not detached by this manager{other}", address=address)
     check_are_free(context.root, context.writer, [record])
     with half_done():
@@ -104,7 +104,7 @@ def reattach(context: HostdevContext, address: PCIDeviceAddress) -> None:
 
 
 def reset(context: HostdevContext, address: PCIDeviceAddress, accept: Iterable[str]) -> None:
-    """Reset one device that no domain has; the caller holds its locks."""
+    """Reset one device that no domain uses; the caller holds its locks."""
     record = context.journal.read()[0].get(address)
     _refuse_active(record)
     dev = _present(context, address)
@@ -122,9 +122,9 @@ def _present(context: HostdevContext, address: PCIDeviceAddress) -> PCIDevice:
 
 
 def _obstacles(context: HostdevContext, dev: PCIDevice, driver: str | None) -> Iterator[Finding]:
-    """Yield what the kernel would refuse; driver is the one that gets the device, if it moves."""
+    """Yield what the kernel would refuse; driver is the new driver of the device, None if it does not move."""
     if context.writer.is_in_flight(dev.address):
-        message = f"A write to device {dev.address} has not come back from the kernel"
+        message = f"A write to device {dev.address} has not returned from the kernel"
         yield Finding("in-doubt", ERROR, dev.address, message)
     found = [endpoint_obstacle(dev)]
     if driver is not None:
@@ -138,7 +138,7 @@ def _driver_obstacle(context: HostdevContext, dev: PCIDevice, driver: str) -> Fi
     if context.host.has_driver(driver) is not False or context.host.has_module(driver):
         return None
     reason = "vfio-missing" if driver == VFIO_PCI else "driver-missing"
-    message = f"This host has no driver '{driver}' for device {dev.address}, and no module that brings it"
+    message = f"This host has no driver '{driver}' for device {dev.address}, and no module that provides it"
     return Finding(reason, ERROR, dev.address, message)
 
 
@@ -149,10 +149,10 @@ def _refuse(
     Refuse with all findings at once.
 
     Raises:
-        RefusedError: the kernel would refuse, somebody has the device, or the host would lose it and nobody consented.
+        RefusedError: the kernel would refuse, the device is in use, or the host would lose it without consent.
     """
     findings = list(obstacles)
-    if dev.is_vfio and dev.iommu_group is not None:  # with another driver it is not what the group is held for
+    if dev.is_vfio and dev.iommu_group is not None:  # a holder of the group does not use a device with another driver
         findings += held_groups(context.root, {dev.iommu_group: dev.address})
     findings += [f for f in libvirt_owners(context.root, [dev.address]) if f.severity == ERROR]
     accepted = consents(accept)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Nodes below /dev/vfio for the user of a guest: which ones it needs, giving them to it, taking them back.
+Nodes below /dev/vfio for the user of a guest: find the needed nodes, give them to the user, restore their owner.
 
-A node exists only while a device is with VFIO. So nodes are given last and taken back first; whose they were is on
-disk before the first one is given. A guest gets the nodes of its assigned devices and of their groups: it has no
-business with a function that is only declared.
+A node exists only while a device is bound to a VFIO driver. So nodes are given last and restored first. Their original
+owner is on disk before the first node is given. A guest gets the nodes of its assigned devices and of their groups, not
+those of functions that are only declared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyhostdev.hypervisor.hostdev_plan import ASSIGNED
 from pyhostdev.util.devnode import NodeWriter, replaced
 from pyhostdev.util.iommugroup import read_group
 from pyhostdev.util.record import GivenNode, Record
-from pyhostdev.util.transaction import attempt, log
+from pyhostdev.util.transaction import log, run_logged
 from pyhostdev.util.vfionodes import read_device_node_names, read_node_number
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ Owner = tuple[int, int]  # uid and gid
 
 
 class NodeKeeper:
-    """Gives nodes of one host away and takes them back; who calls it holds the locks of their devices."""
+    """Gives the nodes of one host to users and restores them; the caller holds the locks of their devices."""
 
     def __init__(self, root: HostRoot, writer: SysfsWriter) -> None:
         self.root = root
@@ -39,7 +39,7 @@ class NodeKeeper:
 
     def _nodes(self) -> NodeWriter:
         if not isinstance(self.writer, NodeWriter):
-            raise ConfigUnsupportedError("What writes to this host cannot change the owner of device nodes")
+            raise ConfigUnsupportedError("The writer of this host cannot change the owner of device nodes")
         return self.writer
 
     def path(self, name: str) -> str:
@@ -50,11 +50,11 @@ class NodeKeeper:
         self, plan: Plan, owner: Owner, records: Mapping[PCIDeviceAddress, Record]
     ) -> dict[PCIDeviceAddress, tuple[GivenNode, ...]]:
         """
-        Return what each device's record has to say of the nodes that the guest needs; nothing is changed.
+        Return the nodes to record for each device, for the nodes that the guest needs; nothing is changed.
 
         Raises:
-            ConfigUnsupportedError: the writer cannot give nodes away.
-            OperationError, SysfsError: a node is missing, or something else is in its place.
+            ConfigUnsupportedError: the writer cannot change the owner of nodes.
+            OperationError, SysfsError: a node is missing, or its path is something else.
         """
         known = {(n.name, n.inode): n for r in records.values() if r.is_active for n in r.nodes}
         found = {}
@@ -65,7 +65,7 @@ class NodeKeeper:
         return found
 
     def _names(self, address: PCIDeviceAddress) -> list[str]:
-        """Return the names of the nodes through which a guest can use a device; none when VFIO does not have it."""
+        """Return the names of the nodes through which a guest can use a device; empty without a VFIO driver."""
         devices = read_device_node_names(self.root, address)
         group = read_group(self.root, address)
         if not devices or group is None:
@@ -77,10 +77,10 @@ class NodeKeeper:
         path = self.path(name)
         node = self._nodes().read_node(path)
         if node is None:
-            raise OperationError(f"Device {address} has no node '{path}' that could be given away", address=address)
+            raise OperationError(f"Device {address} has no node '{path}' to give to the user", address=address)
         number = read_node_number(self.root, name, address)
         if self.root.is_live and number != node.number:
-            raise OperationError(f"Node '{path}' is not the one of device {address}", address=address)
+            raise OperationError(f"Node '{path}' does not belong to device {address}", address=address)
         return GivenNode(name, *node, *owner)
 
     def give(self, record: Record) -> None:
@@ -88,7 +88,7 @@ class NodeKeeper:
         Give a device's nodes to their new owner.
 
         Raises:
-            OperationError, SysfsError: a node is another one now, has gone, or the kernel refuses.
+            OperationError, SysfsError: a node was replaced, is gone, or the kernel refuses.
         """
         for node in record.nodes:
             path = self.path(node.name)
@@ -97,13 +97,13 @@ class NodeKeeper:
 
     def take_back(self, record: Record, others: Iterable[Record]) -> list[str]:
         """
-        Return a device's nodes to who had them, and say what was left alone.
+        Restore the owners of a device's nodes, and return messages about nodes that were left alone.
 
-        Nodes that have gone, that were made again, and that others have changed since stay as they are; so do those
-        that one of the other records has.
+        Nodes that are gone, recreated, or changed by another program are left alone, and so are nodes in one of the
+        other records.
 
         Raises:
-            OperationError, SysfsError: a node could not be given back.
+            OperationError, SysfsError: the owner of a node could not be restored.
         """
         shared = {(node.name, node.inode) for other in others for node in other.nodes}
         said: list[str] = []
@@ -125,16 +125,16 @@ class NodeKeeper:
             self._nodes().set_node_owner(path, node.before, device=record.address)
 
     def try_to_take_back(self, records: Iterable[Record], all_records: Iterable[Record]) -> None:
-        """Take the nodes of several devices back before they change drivers; what fails is logged and tried again."""
+        """Restore the nodes of several devices before these change drivers; failures are logged and retried later."""
         meant = list(records)
         others = [other for other in all_records if other.is_active and other not in meant]
         for record in meant:
             if record.nodes:
-                attempt(self.take_back, record, others)
+                run_logged(self.take_back, record, others)
 
 
 def tell(said: Iterable[str]) -> str:
-    """Log what was left alone, and return it as the end of a sentence."""
+    """Log messages about nodes left alone, and return them as the end of a sentence."""
     words = list(said)
     for text in words:
         log().warning("%s", text)
@@ -142,5 +142,5 @@ def tell(said: Iterable[str]) -> str:
 
 
 def _as_it_was(node: GivenNode, known: GivenNode | None) -> GivenNode:
-    """Return a node with its first owner, when an earlier prepare of this guest has given it away already."""
+    """Return a node with its first owner, if an earlier prepare of this guest has already given it to the user."""
     return node if known is None else node._replace(uid=known.uid, gid=known.gid, mode=known.mode)

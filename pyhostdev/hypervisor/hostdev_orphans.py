@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Devices that are with a driver of VFIO and that no record knows.
+Devices that are bound to a VFIO driver and have no record.
 
-Another tool gave them to it, or the journal is younger than the bindings: a container's own /run, a directory that a
-service manager made anew. Where they came from would be a guess, so they stay.
+Another tool bound them, or the journal is younger than the bindings: a container's own /run, or a directory that a
+service manager created again. Their original driver is unknown, so they are left alone.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Drivers = Mapping[PCIDeviceAddress, str]
 
 def unrecorded(context: HostdevContext, told: Container[PCIDeviceAddress]) -> Iterator[RecoveryResult]:
     """
-    Yield the functions that an override gave to a driver of VFIO, and that have no record; ``told`` had one.
+    Yield the functions that an override bound to a VFIO driver, and that have no record; ``told`` lists recorded ones.
 
-    The records are read last: a device has its record before it is moved, so one that is being prepared now has one.
+    The records are read last: a device gets its record before it moves, so a device being prepared now has one.
     """
     found: dict[PCIDeviceAddress, str] = {}
     try:
@@ -46,7 +46,7 @@ def unrecorded(context: HostdevContext, told: Container[PCIDeviceAddress]) -> It
         known = context.journal.read()[0]
     except HostdevError as err:
         top = context.root.pci_devices
-        yield RecoveryResult(top, None, FAILED, f"it cannot be told whether there are devices without a record: {err}")
+        yield RecoveryResult(top, None, FAILED, f"devices without a record cannot be found: {err}")
         return
     yield from _whose(context, {a: driver for a, driver in found.items() if a not in known and a not in told})
 
@@ -61,9 +61,9 @@ def _addresses(context: HostdevContext) -> Iterator[PCIDeviceAddress]:
 
 def _vfio_driver_by_override(context: HostdevContext, address: PCIDeviceAddress) -> str | None:
     """
-    Return the driver of VFIO that an override gave a device to; None, too, while a write to it is in flight.
+    Return the VFIO driver that an override bound a device to; None also while a write to the device is in flight.
 
-    Variants are told by the ``vfio-dev`` that they make, as their names are many.
+    Variants are recognized by their ``vfio-dev`` directory, because they have many names.
     """
     top = context.root.pci_device(address)
     driver = read_link_name(context.root, os.path.join(top, "driver"))
@@ -73,7 +73,7 @@ def _vfio_driver_by_override(context: HostdevContext, address: PCIDeviceAddress)
 
 
 def _whose(context: HostdevContext, devices: Drivers) -> Iterator[RecoveryResult]:
-    """Yield the outcomes for devices that another program moved, which is named where it can be."""
+    """Yield the outcomes for devices that another program moved; the program is named if it is known."""
     try:
         found = libvirt_owners(context.root, devices) if devices else ()
         owners = {finding.address: finding.message for finding in found if finding.severity == ERROR}
@@ -89,11 +89,11 @@ def _whose(context: HostdevContext, devices: Drivers) -> Iterator[RecoveryResult
         if address in owners:
             yield RecoveryResult(str(address), None, KEPT, owners[address])
         elif by_driverctl:
-            yield RecoveryResult(str(address), None, KEPT, f"driverctl gives it to '{driver}'")
+            yield RecoveryResult(str(address), None, KEPT, f"driverctl binds it to '{driver}'")
         else:
-            text = f"it is with '{driver}' and no record says where it came from"
+            text = f"it is bound to '{driver}' and has no record of its original driver"
             yield RecoveryResult(str(address), None, UNRECORDED, text)
 
 
 def _untold(address: PCIDeviceAddress, err: HostdevError) -> RecoveryResult:
-    return RecoveryResult(str(address), None, FAILED, f"no record says where it came from: {err}")
+    return RecoveryResult(str(address), None, FAILED, f"it has no record of its original driver: {err}")

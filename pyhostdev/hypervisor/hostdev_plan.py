@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The plan: what happens to every function of every touched IOMMU group, and why, or what stands in the way.
+The plan: what happens to every function of every touched IOMMU group and why, or what prevents it.
 
-Making a plan reads the host and writes nothing; a manager executes it after making it again.
+Making a plan reads the host and writes nothing; a manager makes it again before it executes it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 POLICIES = ("auto", "device", "group", "off")
 ASSIGNED, UNASSIGNED = "assigned", "unassigned"
 DETACHED, STAYS, VANISHES, MISSING = FATES = ("detached", "stays", "vanishes", "missing")
-START_REASONS = ("viommu-group",)  # notes of a plan with which QEMU does not start
-AFTERWARDS = ("reset", "reattach")  # steps that wait for the guest's end
+START_REASONS = ("viommu-group",)  # notes of a plan that keep QEMU from starting
+AFTERWARDS = ("reset", "reattach")  # steps after the guest's end
 
 
 class Step(NamedTuple):
-    """One thing that is done to one function; ``before`` and ``after`` are drivers, None for no driver."""
+    """One action on one function; ``before`` and ``after`` are drivers, None for no driver."""
 
     address: PCIDeviceAddress
     role: str
@@ -40,7 +40,7 @@ class Step(NamedTuple):
     after: str | None
 
     def to_json(self) -> dict[str, str | None]:
-        """Return the step as ``plan --json`` has it."""
+        """Return the step as in ``plan --json``."""
         return {
             "address": str(self.address),
             "role": self.role,
@@ -51,25 +51,25 @@ class Step(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One declared PCI hostdev: what the domain asks for, and the host's function (None: there is none)."""
+    """One declared PCI hostdev: the domain's request, and the host's function (None: the host does not have it)."""
 
     address: PCIDeviceAddress
     role: str
     managed: bool
-    written: str | None  # the value of assigned=, None when the attribute is not there
+    written: str | None  # the value of assigned=, None without the attribute
     stub: str
     guest_address: PCIDeviceAddress | None
     dev: virpci.PCIDevice | None
     incarnation: int | None  # of dev's directory, when the plan was made
-    network: tuple[str, ...] = ()  # words on a VF's interface that the PF would have to be told
+    network: tuple[str, ...] = ()  # settings of a VF's interface that must be made through the PF
 
     @classmethod
     def of(cls, host: HostFacts, hostdev: DomainHostdevDef) -> Request:
         """
-        Read what a hostdev asks for, and the function it names.
+        Read a hostdev's request, and the function it names.
 
         Raises:
-            ConfigUnsupportedError: a backend that is not VFIO, or an interface that is no virtual function.
+            ConfigUnsupportedError: the backend is not VFIO, or the device of an interface is not a virtual function.
         """
         source = hostdev.pci_address
         if hostdev.driver_name not in (None, "vfio"):
@@ -81,9 +81,9 @@ class Request(NamedTuple):
         net = hostdev.interface
         if net is not None and (dev is None or not dev.is_virtual_function):
             raise ConfigUnsupportedError(
-                f"Device {source} is no virtual function, and an <interface type='hostdev'> needs one",
+                f"Device {source} is not a virtual function, and an <interface type='hostdev'> needs one",
                 address=source,
-                # libvirt asks for the port's network interface first, and finds none
+                # libvirt looks up the port's network interface first, and finds none
                 libvirt_code=VIR_ERR_INTERNAL_ERROR if net.has_virtualport else None,
             )
         return cls(
@@ -100,7 +100,7 @@ class Request(NamedTuple):
 
 
 class FunctionPlan(NamedTuple):
-    """What becomes of one member of a touched group: in one word of ``FATES``, and in words for people."""
+    """The fate of one member of a touched group: as one of ``FATES``, and as text for people."""
 
     name: str
     group: int | None
@@ -110,7 +110,7 @@ class FunctionPlan(NamedTuple):
     fate: str
 
     def to_json(self, guest_address: str | None) -> dict[str, str | None]:
-        """Return the member as ``plan --json`` has it; a function that is not assigned has no guest address."""
+        """Return the member as in ``plan --json``; a function that is not assigned has no guest address."""
         return {
             "name": self.name,
             "driver": self.driver,
@@ -122,7 +122,7 @@ class FunctionPlan(NamedTuple):
 
 
 class Definition(Protocol):
-    """What a plan is made for: a DomainDef, or a bare set of hostdevs."""
+    """The subject of a plan: a DomainDef, or a bare set of hostdevs."""
 
     def pci_hostdevs(self) -> list[DomainHostdevDef]:
         """Return the PCI host devices in the order of the XML."""
@@ -144,9 +144,9 @@ class Plan:
     """
     Steps and findings for one domain on one host.
 
-    ``ok`` is False when a finding is an error, or asks for a consent that was not given; ``proposals`` are the
-    functions that would have to be declared as not assigned. ``can_start`` tells whether ``pyhostdev start`` would run
-    the domain, None when that was not asked: only what knows the emulator can answer.
+    ``ok`` is False if a finding is an error, or needs a consent that was not given. ``proposals`` are the functions
+    to declare as not assigned. ``can_start`` tells whether ``pyhostdev start`` would run the domain, None if that was
+    not asked: the answer needs the emulator's capabilities.
     """
 
     def __init__(
@@ -178,17 +178,17 @@ class Plan:
 
     @property
     def ok(self) -> bool:
-        """True when the host devices can be prepared."""
+        """True if the host devices can be prepared."""
         return not self.obstacles
 
     @property
     def can_start(self) -> bool | None:
-        """True when ``pyhostdev start`` would run the domain; None when that was not asked."""
+        """True if ``pyhostdev start`` would run the domain; None if that was not asked."""
         return None if self.start_findings is None else not (self.obstacles or self.start_obstacles)
 
     @property
     def start_obstacles(self) -> tuple[Finding, ...]:
-        """What ``start`` refuses besides ``obstacles``, as errors; of what was not asked, nothing."""
+        """The errors of ``start`` besides ``obstacles``; empty if ``start`` was not asked."""
         told = {key for finding in self.obstacles for key in _facts(finding)}
         found = [finding for finding in self.findings if finding.reason in START_REASONS]
         found += (finding for finding in self.start_findings or () if finding.severity == ERROR)
@@ -196,10 +196,10 @@ class Plan:
 
     def with_start_findings(self, found: Sequence[Finding]) -> Plan:
         """
-        Return the plan together with what ``start`` would refuse.
+        Return the plan with the findings of ``start``.
 
-        In the plan's own findings these are notes, since another hypervisor driver may run the domain. A fact that
-        the plan tells already is not told twice.
+        In the plan's own findings they are notes, because another hypervisor driver may run the domain. A fact that
+        the plan already has is not repeated.
         """
         told = {key for finding in self.findings for key in _facts(finding)}
         new = [finding for finding in found if told.isdisjoint(_facts(finding))]
@@ -210,9 +210,9 @@ class Plan:
 
     def with_guest_addresses(self, addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress]) -> Plan:
         """
-        Return the plan together with the guest address of each assigned function, by its host address.
+        Return the plan with the guest address of each assigned function, by its host address.
 
-        A plan by itself knows only the addresses that the definition says; a hypervisor driver chooses the others.
+        The plan itself only knows the addresses in the definition; a hypervisor driver chooses the others.
         """
         plan = copy.copy(self)
         plan.guest_addresses = dict(addresses)
@@ -220,19 +220,19 @@ class Plan:
 
     @property
     def obstacles(self) -> tuple[Finding, ...]:
-        """The findings that refuse: errors, and what needs a consent that was not given."""
+        """The findings that refuse: errors, and findings without the needed consent."""
         return tuple(f for f in self.findings if f.severity == ERROR or self._wants_consent(f))
 
     @property
     def notes(self) -> tuple[Finding, ...]:
-        """The findings that are worth knowing and refuse nothing."""
+        """The findings that are only information."""
         return tuple(finding for finding in self.findings if finding.severity == NOTE)
 
     def _wants_consent(self, finding: Finding) -> bool:
         return finding.severity == CONSENT and (finding.reason, str(finding.address)) not in self.accepted
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as ``plan --json`` has it, but without what the emulator can do."""
+        """Return the plan as in ``plan --json``, without the emulator's capabilities."""
         guests = {str(host): str(guest) for host, guest in self.guest_addresses.items()}
         return {
             "version": 1,
@@ -254,7 +254,7 @@ class Plan:
         }
 
     def explain(self) -> str:
-        """Return the whole plan in words: one line a function, by group, then one line a finding."""
+        """Return the whole plan as text: one line per function, by group, then one line per finding."""
         lines = [self.headline()]
         for group, fates in self.fates_by_group().items():
             lines.append("no IOMMU group" if group is None else f"IOMMU group {group}")
@@ -263,7 +263,7 @@ class Plan:
         return "\n".join(lines)
 
     def headline(self) -> str:
-        """Return the verdict in one sentence: on the host devices and, where it was asked, on ``start``."""
+        """Return the verdict in one sentence: on the host devices and, if asked, on ``start``."""
         verdict = "the host devices can be prepared" if self.ok else "the host devices cannot be prepared"
         start = {None: "", True: "; pyhostdev start would run it", False: "; pyhostdev start would not run it"}
         return f"Domain '{self.owner}': {verdict} (policy {self.policy}){start[self.can_start]}"
@@ -277,12 +277,12 @@ class Plan:
 
 
 def _written_guest_addresses(requests: Sequence[Request]) -> dict[PCIDeviceAddress, PCIDeviceAddress]:
-    """Return the guest addresses that the definition itself says, by host address."""
+    """Return the guest addresses in the definition itself, by host address."""
     return {request.address: request.guest_address for request in requests if request.guest_address is not None}
 
 
 def _facts(finding: Finding) -> Iterator[tuple[object, ...]]:
-    """Yield what tells a finding from others: its words and their line, and its reason on a device."""
+    """Yield the keys that identify a finding: its message and line, and its reason on a device."""
     yield finding.message, finding.line
     if finding.address is not None:
         yield finding.reason, str(finding.address)

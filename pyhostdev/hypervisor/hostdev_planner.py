@@ -68,16 +68,16 @@ def build_plan(
         hostdevs: PCI DomainHostdevDef objects in the order of the XML.
         owner: the domain's name.
         policy: auto, device, group or off.
-        records: the journal's, by address; None where they are not ours to read, which is a finding.
+        records: the journal's records, by address; None if this user may not read them, which is a finding.
         occupied: guest addresses of the domain's other devices, for ``no-guest-function-0``.
         accept: consents, each as REASON:ADDRESS.
 
     Raises:
-        ConfigError: no such policy, or a consent that is none.
-        ConfigUnsupportedError: a backend that is not VFIO.
+        ConfigError: the policy is unknown, or a consent is invalid.
+        ConfigUnsupportedError: a backend is not VFIO.
     """
     if policy not in POLICIES:
-        raise ConfigError(f"'{policy}' is no policy: {', '.join(POLICIES)}")
+        raise ConfigError(f"Unknown policy '{policy}': expected one of {', '.join(POLICIES)}")
     requests = [Request.of(host, hostdev) for hostdev in hostdevs]
     planner = _Planner(host, requests, owner, policy, records, frozenset(occupied), definition)
     findings = planner.findings()
@@ -95,7 +95,7 @@ def build_plan(
 
 
 class _Planner:
-    """One plan being made: each rule is one method that yields its findings."""
+    """A plan in the making: each rule is one method that yields its findings."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class _Planner:
         return {n: virpci.read_iommu_group_members(self.host.root, n) for n in numbers}
 
     def _read_siblings(self) -> dict[PCIDeviceAddress, list[virpci.PCIDevice]]:
-        """Function 0's address of each declared multifunction device to the device's functions."""
+        """Map function 0's address of each declared multifunction device to the device's functions."""
         found: dict[PCIDeviceAddress, list[virpci.PCIDevice]] = {}
         for request in self.present:
             dev = request.dev
@@ -138,7 +138,7 @@ class _Planner:
         return found
 
     def _read_vanishing(self) -> dict[PCIDeviceAddress, PCIDeviceAddress]:
-        """Return each function that exists only as long as a declared one keeps its driver, with that one."""
+        """Return each function that exists only while a declared device keeps its driver, with that device."""
         found: dict[PCIDeviceAddress, PCIDeviceAddress] = {}
         for request in self._moving():
             if request.dev is not None:
@@ -146,7 +146,7 @@ class _Planner:
         return found
 
     def findings(self) -> list[Finding]:
-        """Return everything that is to be said, the domain's order first, each fact once."""
+        """Return all findings, those in the domain's order first, each fact once."""
         found: list[Finding] = [*self.words]
         for request in self.requests:
             found += self._device_findings(request)
@@ -162,7 +162,7 @@ class _Planner:
         found += split_groups(self.present, self.definition)
         found += vanishing_functions(self.vanishing, self.declared, self.records)
         if not self.has_records:
-            text = "The records of this host are not ours to read, so what guests have and what is stuck is not known"
+            text = "This user may not read the records of this host, so devices in use or in doubt are unknown"
             found.append(Finding("records", NOTE, None, text))
         seen: dict[tuple[str, str, int | None], Finding] = {}
         for finding in found:
@@ -170,12 +170,12 @@ class _Planner:
         return list(seen.values())
 
     def _touched(self) -> set[PCIDeviceAddress]:
-        """Return the declared devices, all that share a group with one (a group has one user), and what vanishes."""
+        """Return the declared devices, all that share a group with one (a group has one user), and vanishing ones."""
         members = (member.address for group in self.members.values() for member in group)
         return {*self.declared, *self.vanishing, *(address for address in members if address is not None)}
 
     def _first_by_group(self) -> dict[int, PCIDeviceAddress]:
-        """Return each touched group's number with the first device in it that is declared, or vanishes."""
+        """Return each touched group's number with the first declared or vanishing device in it."""
         found: dict[int, PCIDeviceAddress] = {}
         vanishing = (self.host.pci_device(address) for address in self.vanishing)
         for dev in (*(request.dev for request in self.present), *vanishing):
@@ -190,7 +190,7 @@ class _Planner:
             yield _error("device-missing", address, f"Device {address} {what}")
             return
         bridge = endpoint_obstacle(dev)
-        if bridge is not None:  # libvirt refuses bridges of PCI only, and leaves a host bridge to the kernel
+        if bridge is not None:  # libvirt only refuses PCI bridges, and leaves a host bridge to the kernel
             yield self._as_the_policy_has_it(bridge) if dev.is_host_bridge else bridge
         if request.written is not None and dev.is_multifunction() is False:
             severity = ERROR if request.written == "no" else NOTE
@@ -207,23 +207,23 @@ class _Planner:
             if obstacle is not None:
                 yield self._as_the_policy_has_it(obstacle)
         if self.has_records and self.host.is_in_flight(address):
-            yield _error("in-doubt", address, f"A write to device {address} has not come back from the kernel")
+            yield _error("in-doubt", address, f"A write to device {address} has not returned from the kernel")
         record = self.records.get(address)
         if record is not None and record.original.incarnation != dev.incarnation:
-            yield _error("changed-device", address, f"Device {address} is another one than the one detached")
+            yield _error("changed-device", address, f"Device {address} is not the one that was detached")
         elif not request.managed and not self._is_where_it_was_detached_to(dev, record):
             yield _error(
                 "unmanaged-attached",
                 address,
-                f"Device {address} is not managed and is with {driver_words(dev.driver)}: detach it first",
+                f"Device {address} is not managed and has {driver_words(dev.driver)}: detach it first",
             )
 
     def _is_where_it_was_detached_to(self, dev: virpci.PCIDevice, record: Record | None) -> bool:
-        """Tell whether a device is with a stub: VFIO, or the one on the inactive list, unless somebody took it back."""
+        """Tell whether a device has a stub: a VFIO driver, or its stub on the inactive list."""
         return self._is_vfio(dev) or (record is not None and dev.driver == record.target)
 
     def _as_the_policy_has_it(self, obstacle: Finding) -> Finding:
-        """Return what the kernel will refuse: an error, or a note where policy off leaves the decision to others."""
+        """Return what the kernel will refuse: an error, or a note if policy off leaves the decision to the kernel."""
         return obstacle._replace(severity=NOTE if self.policy == "off" else ERROR)
 
     def _is_vfio(self, dev: virpci.PCIDevice) -> bool:
@@ -233,10 +233,10 @@ class _Planner:
         for siblings in self.siblings.values():
             if not self._device_rule_applies(siblings):
                 continue
-            spokesman = next(s.address for s in siblings if s.address in self.declared)
+            sibling = next(s.address for s in siblings if s.address in self.declared)
             for dev in siblings:
                 if dev.address not in self.declared:
-                    yield _incomplete(dev.address, dev.driver, spokesman)
+                    yield _incomplete(dev.address, dev.driver, sibling)
 
     def _device_rule_applies(self, siblings: list[virpci.PCIDevice]) -> bool:
         declared = [self.declared[s.address] for s in siblings if s.address in self.declared]
@@ -267,8 +267,8 @@ class _Planner:
         for siblings in self.siblings.values():
             here = [s.address for s in siblings]
             if member.address in here and keeps_dma(member):
-                spokesman = next(a for a in here if a in self.declared)
-                yield _incomplete(here[here.index(member.address)], member.driver, spokesman)
+                sibling = next(a for a in here if a in self.declared)
+                yield _incomplete(here[here.index(member.address)], member.driver, sibling)
                 return
         yield from _findings(member_obstacle(group, member))
 
@@ -281,7 +281,7 @@ class _Planner:
             yield _error(
                 reason,
                 request.address,
-                f"This host has no driver '{name}' for device {request.address}, and no module that brings it",
+                f"This host has no driver '{name}' for device {request.address}, and no module that provides it",
             )
             return
 
@@ -303,7 +303,7 @@ class _Planner:
                 )
 
     def _moving(self) -> list[Request]:
-        """The requests whose device changes drivers when the guest starts."""
+        """Return the requests whose device changes drivers when the guest starts."""
         return [r for r in self.present if r.managed and not self._already_there(r)]
 
     def _already_there(self, request: Request) -> bool:
@@ -311,7 +311,7 @@ class _Planner:
         return request.dev.driver == request.stub or (request.stub == VFIO_PCI and self._is_vfio(request.dev))
 
     def steps(self) -> list[Step]:
-        """Return the steps in the order in which they are done; giving back comes after the guest."""
+        """Return the steps in their order; reset and reattach come after the guest's end."""
         steps: list[Step] = []
         loaded: set[str] = set()
         for request in self._moving():
@@ -334,7 +334,7 @@ class _Planner:
         return resets + [Step(r.address, r.role, "reattach", r.stub, dev.driver) for r, dev in back]
 
     def proposals(self, findings: Iterable[Finding]) -> list[ProposedHostdev]:
-        """Return the missing functions that declaring would help: endpoints, managed as the others are."""
+        """Return the missing functions whose declaration would help: endpoints, managed like the others."""
         from pyhostdev.conf.domain_conf import ProposedHostdev
 
         blockers = (f.address for f in findings if f.reason in ("incomplete-device", "group-not-viable"))
@@ -348,13 +348,13 @@ class _Planner:
         ]
 
     def fates(self) -> list[FunctionPlan]:
-        """Return what becomes of each member of a touched group, then of the devices without a group."""
+        """Return the fate of each member of a touched group, then of the devices without a group."""
         moving = {request.address for request in self._moving()}
         return fates_of(self.requests, self.members, self.records, moving, self.vanishing)
 
 
 def _findings(*found: Finding | None) -> list[Finding]:
-    """Return the findings that there are."""
+    """Return the findings without None."""
     return [finding for finding in found if finding is not None]
 
 
@@ -362,10 +362,10 @@ def _error(reason: str, address: PCIDeviceAddress | str | None, message: str) ->
     return Finding(reason, ERROR, address, message)
 
 
-def _incomplete(address: PCIDeviceAddress, driver: str | None, spokesman: PCIDeviceAddress) -> Finding:
+def _incomplete(address: PCIDeviceAddress, driver: str | None, sibling: PCIDeviceAddress) -> Finding:
     return _error(
         "incomplete-device",
         address,
-        f"Function {address} ({driver_words(driver)}) belongs to the same device as {spokesman} and is not "
+        f"Function {address} ({driver_words(driver)}) belongs to the same device as {sibling} and is not "
         "declared: declare it too, with assigned='no' if the guest must not get it",
     )

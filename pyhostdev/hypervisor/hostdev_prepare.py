@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A plan carried out: intents on disk, then the steps, and all of it undone when one fails.
+Execution of a plan: records on disk first, then the steps; everything is rolled back if one fails.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id, read_clock
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.record import Asked
-from pyhostdev.util.transaction import Transaction, attempt
+from pyhostdev.util.transaction import Transaction, run_logged
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_context import HostdevContext
@@ -26,14 +26,14 @@ Intents = dict["PCIDeviceAddress", "Intent"]
 
 
 class Intent(NamedTuple):
-    """What is written down of one device before anything is done, and its record on the inactive list."""
+    """The record of one device, written before anything is done, and its record on the inactive list."""
 
     record: Record
     listed: Record | None
 
 
 def replaced_since(plan: Plan, fresh: Plan) -> Iterator[Finding]:
-    """Yield the devices that are others than those that the plan saw: the one finding that takes two plans."""
+    """Yield the devices that were replaced since the plan was made: the only finding that compares two plans."""
     for old, new in zip(plan.requests, fresh.requests, strict=True):
         if old.incarnation != new.incarnation:
             text = f"Device {old.address} was replaced since the plan was made"
@@ -42,14 +42,14 @@ def replaced_since(plan: Plan, fresh: Plan) -> Iterator[Finding]:
 
 def has_it_already(plan: Plan, owner: str, node_owner: tuple[int, int] | None, records: Records) -> bool:
     """
-    Tell whether the owner has exactly what a plan asks for: these devices, for these roles, where they should be.
+    Tell whether the owner already has exactly what a plan requests: these devices, in these roles, properly bound.
 
-    A record of an earlier version does not say what was asked for, so it proves nothing.
+    A record of an earlier version does not contain the request, so it proves nothing.
     """
-    theirs = {address: r for address, r in records.items() if r.is_active and r.owner == owner}
-    if not theirs or {request.address for request in plan.requests} != theirs.keys():
+    owned = {address: r for address, r in records.items() if r.is_active and r.owner == owner}
+    if not owned or {request.address for request in plan.requests} != owned.keys():
         return False
-    return all(_is_done(request, theirs[request.address], node_owner) for request in plan.requests)
+    return all(_is_done(request, owned[request.address], node_owner) for request in plan.requests)
 
 
 def _is_done(request: Request, record: Record, node_owner: tuple[int, int] | None) -> bool:
@@ -62,7 +62,7 @@ def _is_done(request: Request, record: Record, node_owner: tuple[int, int] | Non
 
 
 def _has_nodes(record: Record, node_owner: tuple[int, int] | None) -> bool:
-    """Tell whether a device has given nodes, where its guest's user should have some."""
+    """Tell whether a device has given nodes, if its guest's user should have some."""
     needs = node_owner is not None and record.asked is not None and record.asked.role == ASSIGNED
     return bool(record.nodes) or not needs
 
@@ -73,10 +73,10 @@ def _asked(request: Request) -> Asked:
 
 def refuse_active(records: Records, addresses: Iterable[PCIDeviceAddress]) -> None:
     """
-    Refuse devices that are in use, also those that no rule of a plan looked at, as they are in no group.
+    Refuse devices that are in use, also devices without a group, which no rule of a plan checks.
 
     Raises:
-        DeviceInUseError: naming the first of them; nothing was touched.
+        DeviceInUseError: names the first of them; nothing was touched.
     """
     for record in (records[address] for address in addresses if address in records):
         if record.is_active:
@@ -93,9 +93,9 @@ def execute(
     node_owner: tuple[int, int] | None = None,
 ) -> None:
     """
-    Do the steps up to the guest's start; the caller holds the locks.
+    Perform the steps up to the guest's start; the caller holds the locks.
 
-    All originals are on disk before the first write.
+    The original drivers of all devices are on disk before the first write.
     """
     intents = _intents(context, plan, owner, records)
     with Transaction() as change:
@@ -123,7 +123,7 @@ def _give_nodes(
     records: Records,
     change: Transaction,
 ) -> None:
-    """Give the guest's user its nodes, when whose they were is on disk; they are taken back before devices move."""
+    """Give the guest's user its nodes, after recording their owners; they are restored before devices move."""
     nodes = context.restorer.nodes
     for address, given in nodes.to_give(plan, node_owner, records).items():
         if given:
@@ -153,7 +153,7 @@ def _intents(context: HostdevContext, plan: Plan, owner: str, records: Records) 
 
 
 def _template(context: HostdevContext, owner: str) -> Callable[[Request, bool], Record]:
-    """Return what makes the record of one device of this change."""
+    """Return a function that makes the record of one device of this change."""
     boot_id, change, since = read_boot_id(context.root), os.urandom(8).hex(), read_clock()
 
     def make(request: Request, moves: bool) -> Record:
@@ -176,9 +176,9 @@ def _template(context: HostdevContext, owner: str) -> Callable[[Request, bool], 
 
 def _listed_intent(record: Record, listed: Record) -> Record:
     """
-    Return the intent for a device of the inactive list: what that says decides over the request.
+    Return the intent for a device of the inactive list: its record there takes precedence over the request.
 
-    Mirrors: virPCIDeviceDetach, which keeps the object that is listed (src/util/virpci.c)
+    Mirrors: virPCIDeviceDetach, which keeps the listed object (src/util/virpci.c)
     """
     return record._replace(
         managed=listed.managed,
@@ -191,13 +191,13 @@ def _listed_intent(record: Record, listed: Record) -> Record:
 
 
 def _mark_again(context: HostdevContext, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
-    """Take the marks back that say "prepared": what cannot be undone now is undone by recover."""
+    """Change "prepared" records back to "preparing": recover undoes what cannot be undone now."""
     for record, _ in intents.values():
-        attempt(context.journal.write, record)
+        run_logged(context.journal.write, record)
 
 
 def _undo(context: HostdevContext, intents: Intents, address: PCIDeviceAddress) -> None:
-    """Put one device and its record back as they were; a device that was not touched yet stays so."""
+    """Restore one device and its record; a device that was not touched yet is left as it is."""
     intent = intents[address]
     if intent.listed is None:
         context.restorer.undo(intent.record)
@@ -207,7 +207,7 @@ def _undo(context: HostdevContext, intents: Intents, address: PCIDeviceAddress) 
 
 
 def _perform(context: HostdevContext, step: Step, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
-    """The one place that performs steps."""
+    """Perform one step; the only place that does."""
     if step.action == "load-module":
         assert step.after is not None
         context.writer.load_module(step.after)
@@ -218,9 +218,9 @@ def _perform(context: HostdevContext, step: Step, intents: Mapping[PCIDeviceAddr
 
 def _verify_all(context: HostdevContext, plan: Plan, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
     """
-    Look at all devices once more: somebody may have had his hands on the first while we moved the last.
+    Verify all devices once more: another program may have changed the first while the last was moved.
 
-    One that was to stay where it was must be where the plan saw it.
+    A kept device must still have the driver that the plan saw.
     """
     moving = _moving(plan)
     for request in plan.requests:

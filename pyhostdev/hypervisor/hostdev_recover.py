@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-After a crash: compare what was wanted with what is, and finish or undo what was interrupted.
+After a crash: compare the records with the host, and finish or undo what was interrupted.
 
-The kernel says what is, the journal who wanted what and what to restore. Nothing is replayed blindly, a prepared
-device is its owner's, and running this again, or killing it anywhere, does no harm.
+The kernel shows the present state, the journal holds the owners and the original drivers. Nothing is replayed blindly,
+a prepared device keeps its owner, and it is safe to run this again or to kill it anywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pyhostdev.errors import DeviceInUseError, HostdevError, InDoubtError
 from pyhostdev.hypervisor.hostdev_holders import LET_GO_WAIT_S, Patience, check_are_free
 from pyhostdev.hypervisor.hostdev_orphans import unrecorded
-from pyhostdev.hypervisor.hostdev_restore import goal_of
+from pyhostdev.hypervisor.hostdev_restore import interrupted_state
 from pyhostdev.hypervisor.hostdev_result import (
     EXPIRED,
     FAILED,
@@ -28,7 +28,7 @@ from pyhostdev.hypervisor.hostdev_result import (
 from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.journal import DETACHED, PREPARED, PREPARING, RELEASING, BadRecord, Record, read_boot_id
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.transaction import attempt, deferred_signals
+from pyhostdev.util.transaction import deferred_signals, run_logged
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_context import HostdevContext
@@ -46,9 +46,9 @@ def recover(context: HostdevContext, *, include_prepared: bool, timeout_s: float
     deadline = time.monotonic() + timeout_s
     records, bad = context.journal.read()
     boot_id = read_boot_id(context.root)
-    found = [_set_aside(context, item) for item in bad]  # those of a newer version, too: they stay, and are told
+    found = [_set_aside(context, item) for item in bad]  # records of a newer version stay, and are reported
     left: dict[tuple[str | None, str], RecoveryResult] = {}
-    # what is marked prepared goes first: the marks that say "interrupted" must be the last to vanish
+    # Prepared records go first: the records that mark an interruption must be removed last
     ours = [record for record in records.values() if not record.is_newer]
     for record in sorted(ours, key=lambda r: (r.state != PREPARED, r.address)):
         change = (record.owner, record.change)
@@ -56,7 +56,7 @@ def recover(context: HostdevContext, *, include_prepared: bool, timeout_s: float
             item = _waiting(record, left[change])
         else:
             item = _tried(context, record, boot_id, include_prepared, deadline)
-            if goal_of(record, records.values()) is not None and _is_unmarked(context, record, item):
+            if interrupted_state(record, records.values()) is not None and _is_unmarked(context, record, item):
                 left[change] = item
         found.append(item)
     return found + list(unrecorded(context, records))
@@ -77,7 +77,7 @@ def _tried(
 
 
 def _is_unmarked(context: HostdevContext, record: Record, item: RecoveryResult) -> bool:
-    """Tell whether an interrupted change's device is not restored, and its own record does not say "interrupted"."""
+    """Tell whether a device of an interrupted change is not restored, and its own record does not mark it."""
     if item.outcome == RESTORED or record.state != PREPARED:
         return False
     try:
@@ -88,8 +88,8 @@ def _is_unmarked(context: HostdevContext, record: Record, item: RecoveryResult) 
 
 
 def _waiting(record: Record, first: RecoveryResult) -> RecoveryResult:
-    """Leave a device alone whose record is what says that another one of its change is to be restored."""
-    text = f"it stays as long as device {first.what}, which was prepared with it, cannot be restored"
+    """Skip this device: its record is the only mark that another device of its change must be restored."""
+    text = f"it is kept until device {first.what}, which was prepared with it, can be restored"
     return RecoveryResult(str(record.address), record.owner, first.outcome, text)
 
 
@@ -107,7 +107,7 @@ def _recover_one(
     context: HostdevContext, record: Record, boot_id: str | None, include_prepared: bool, deadline: float
 ) -> tuple[str, str]:
     if record.boot_id == boot_id and record.state == DETACHED:
-        return KEPT, "it is detached for nobody"
+        return KEPT, "it is detached without an owner"
     with deferred_signals() as interrupted, context.locked([record.address], record.owner):
         if record.boot_id != boot_id:
             return _expire(context, record)
@@ -115,11 +115,11 @@ def _recover_one(
 
 
 def _expire(context: HostdevContext, record: Record) -> tuple[str, str]:
-    """Forget a record of an earlier boot, unless another one has taken its place."""
+    """Remove a record of an earlier boot, unless another record has replaced it."""
     if context.journal.read()[0].get(record.address) != record:
         return KEPT, "another program has finished it"
     context.journal.remove(record.address)
-    return EXPIRED, "it is of an earlier boot, whose bindings are gone"
+    return EXPIRED, "it is from an earlier boot, whose bindings are gone"
 
 
 def _restore(
@@ -129,22 +129,22 @@ def _restore(
     deadline: float,
     interrupted: Callable[[], None],
 ) -> tuple[str, str]:
-    """Restore one device under its locks, from its record as it is now and whatever others did meanwhile."""
+    """Restore one device under its locks, from its present record and state."""
     records, _ = context.journal.read()
     record = records.get(address)
     if record is None or record.is_newer or record.state == DETACHED:
         return KEPT, "another program has finished it"
-    begun = goal_of(record, records.values())
+    begun = interrupted_state(record, records.values())
     goal = begun or (RELEASING if include_prepared else None)
     if goal is None:
         return KEPT, "its owner has it"
-    if begun not in (None, record.state):  # were it not restored now, the others' marks would vanish before it
-        attempt(context.journal.write, record._replace(state=goal))
+    if begun not in (None, record.state):  # this mark must outlive those of the other devices
+        run_logged(context.journal.write, record._replace(state=goal))
     restorer = context.restorer
     wait_s = min(LET_GO_WAIT_S, deadline - time.monotonic())
     check_are_free(context.root, context.writer, [record], Patience(wait_s, interrupted=interrupted))
     if not _waited(lambda: not context.writer.is_in_flight(address), deadline):
-        return IN_DOUBT, "a write to it has not come back from the kernel"
+        return IN_DOUBT, "a write to it has not returned from the kernel"
     context.journal.sweep(address)
     restorer.nodes.try_to_take_back([record], [r for r in records.values() if r.change != record.change])
     if goal == PREPARING:

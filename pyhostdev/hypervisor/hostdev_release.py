@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Giving back what an owner has: all that is meant is tried, and the owner is locked from the first look on.
+Release an owner's devices: every device is tried, and the owner is locked from the first look on.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, InDoubtError, OperationError
 from pyhostdev.hypervisor.hostdev_holders import LET_GO_WAIT_S, Patience, check_are_free
-from pyhostdev.hypervisor.hostdev_restore import goal_of
+from pyhostdev.hypervisor.hostdev_restore import interrupted_state
 from pyhostdev.util.journal import PREPARING, RELEASING, Record
 from pyhostdev.util.record import newer_text
-from pyhostdev.util.transaction import attempt, deferred_signals, half_done
+from pyhostdev.util.transaction import deferred_signals, half_done, run_logged
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_context import HostdevContext
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
-GIVE_BACK_WAIT_S = 2.0  # for a lock; a prepare that is refused has it for milliseconds
+GIVE_BACK_WAIT_S = 2.0  # for a lock; a refused prepare holds it for milliseconds
 
 
 def release(
     context: HostdevContext, owner: str, is_meant: Callable[[Record], bool], *, guest_ended: bool
 ) -> list[PCIDeviceAddress]:
     """
-    Give back those of an owner's devices that are meant; see ``HostdevManager.release``.
+    Release the matching devices of an owner; see ``HostdevManager.release``.
 
-    While the owner is locked no device comes to it or leaves it, so what the first look finds is all that there is.
+    While the owner is locked, it neither gains nor loses a device, so the first look finds all of them.
     """
     with deferred_signals() as interrupted, context.locked([], owner, GIVE_BACK_WAIT_S) as lock_more:
         records, _ = context.journal.read()
@@ -46,10 +46,10 @@ def release(
 
 def refuse_newer(records: Iterable[Record]) -> None:
     """
-    Refuse devices whose records only a newer program can act on.
+    Refuse devices whose records only a newer program can handle.
 
     Raises:
-        DeviceInUseError: naming the first of them; nothing was touched.
+        DeviceInUseError: names the first of them; nothing was touched.
     """
     for record in records:
         if record.is_newer:
@@ -57,40 +57,40 @@ def refuse_newer(records: Iterable[Record]) -> None:
 
 
 def _give_back_all(context: HostdevContext, meant: list[Record], records: list[Record]) -> list[Exception]:
-    """Give back, or undo what a crash left half prepared; return what went wrong, every device is tried."""
+    """Release devices, or undo a half prepared change; return all failures, every device is tried."""
     restorer = context.restorer
-    half_prepared = [record for record in meant if goal_of(record, records) == PREPARING]
+    half_prepared = [record for record in meant if interrupted_state(record, records) == PREPARING]
     whole = [record for record in meant if record not in half_prepared]
     for record in whole:
-        attempt(context.journal.write, record._replace(state=RELEASING))  # the mark may fail, giving back may not
+        run_logged(context.journal.write, record._replace(state=RELEASING))  # a failing mark must not stop the release
     restorer.nodes.try_to_take_back(meant, records)
-    if any(record.nodes for record in meant):  # their user may have opened one just before he lost it
+    if any(record.nodes for record in meant):  # their user may have opened one just before it was taken back
         with half_done():
             check_are_free(context.root, context.writer, meant)
     restorer.reset(whole)
-    failures = [f for record in whole for f in attempt(restorer.give_back, record)]
+    failures = [f for record in whole for f in run_logged(restorer.give_back, record)]
     return failures + _undo_all(context, half_prepared)
 
 
 def _undo_all(context: HostdevContext, half_prepared: list[Record]) -> list[Exception]:
     """
-    Undo a prepare that died; what could not be undone must still be known as half prepared to who comes next.
+    Undo a prepare that died; a device that cannot be undone must stay marked as half prepared.
 
-    So each device gets a mark of its own. Where that cannot be written, the marks of the others stay until the
-    device is undone.
+    So each device gets its own mark. If that cannot be written, the marks of the others stay until this device is
+    undone.
     """
     write, undo = context.journal.write, context.restorer.undo
     marked = [r for r in half_prepared if r.state == PREPARING]
     unmarked = [r for r in half_prepared if r.state != PREPARING]
-    marked += [r for r in unmarked if not attempt(write, r._replace(state=PREPARING))]
-    failures = [f for record in unmarked if record not in marked for f in attempt(undo, record)]
+    marked += [r for r in unmarked if not run_logged(write, r._replace(state=PREPARING))]
+    failures = [f for record in unmarked if record not in marked for f in run_logged(undo, record)]
     if failures:
         return failures
-    return [f for record in marked for f in attempt(undo, record)]
+    return [f for record in marked for f in run_logged(undo, record)]
 
 
 def _not_given_back(failures: list[Exception], total: int) -> OperationError:
-    """Return one error for several: a device in doubt has the word, as others most often fail because of it."""
+    """Return one error for several: a device in doubt takes precedence, as the others often fail because of it."""
     worst = next((failure for failure in failures if isinstance(failure, InDoubtError)), failures[0])
     error = OperationError(
         f"{len(failures)} of {total} devices could not be given back: {worst}",

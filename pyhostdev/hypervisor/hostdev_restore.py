@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Back to where a device came from: what release, undo and recover have in common.
+Restore a device's original state: the common part of release, undo and recover.
 
-A record says where. Nothing is given back on a guess: a device that went away, one that has taken its address, and
-one that somebody else has moved stay as they are, and that is said.
+The record holds that state, and nothing is guessed. Vanished, replaced or rebound devices are left alone and reported.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pyhostdev.errors import HostdevError, OperationError
 from pyhostdev.hypervisor.hostdev_nodes import NodeKeeper, tell
 from pyhostdev.util.journal import PREPARING, RELEASING, Journal, Record, read_clock
 from pyhostdev.util.pcidriver import Binding, DriverMover, read_incarnation
-from pyhostdev.util.transaction import attempt, log
+from pyhostdev.util.transaction import log, run_logged
 from pyhostdev.util.virpci import read_pci_device
 
 if TYPE_CHECKING:
@@ -26,18 +25,18 @@ GONE = "it is not on the host any more"
 REPLACED = "another device has its address now, and was left alone"
 
 
-def goal_of(record: Record, records: Iterable[Record]) -> str | None:
+def interrupted_state(record: Record, records: Iterable[Record]) -> str | None:
     """
-    Return how the change that a record belongs to was interrupted: PREPARING, RELEASING, or None when it was not.
+    Return how the change of a record was interrupted: PREPARING, RELEASING, or None if it was not.
 
-    One record that is still being prepared undoes all of its change, whatever was done to the others since.
+    One record that is still being prepared causes its whole change to be undone, whatever happened to the others since.
     """
     states = {r.state for r in records if (r.owner, r.change) == (record.owner, record.change)}
     return next((state for state in (PREPARING, RELEASING) if state in states), None)
 
 
 class Restorer:
-    """Gives one host's devices back; who calls it holds their locks."""
+    """Restores the devices of one host; the caller holds their locks."""
 
     def __init__(self, root: HostRoot, journal: Journal, writer: SysfsWriter) -> None:
         self.root = root
@@ -48,42 +47,42 @@ class Restorer:
 
     def reset(self, records: Iterable[Record]) -> None:
         """
-        Wipe what the guest left, of all devices before the first goes back; one that cannot be is logged.
+        Reset all devices before the first is reattached; a device that cannot be reset is logged.
 
         Mirrors: virHostdevResetAllPCIDevices (src/hypervisor/virhostdev.c)
         """
         for record in records:
             if record.moved and not record.is_kept:
-                attempt(self._reset_one, record)
+                run_logged(self._reset_one, record)
 
     def _reset_one(self, record: Record) -> None:
         dev = read_pci_device(self.root, record.address)
         if dev is None or dev.driver != record.target:
             return
         if dev.usable_reset() is None:
-            log().warning("Device %s cannot be reset before it goes back", record.address)
+            log().warning("Device %s cannot be reset before it is reattached", record.address)
         else:
             self.mover.reset(record.address)
 
     def give_back(self, record: Record) -> str:
         """
-        Return one device to where its record says it came from, and say what became of it.
+        Reattach one device as its record specifies, and return a message about the result.
 
         Raises:
-            OperationError, SysfsError: it is not as it was; the record stays.
+            OperationError, SysfsError: it could not be restored; the record stays.
         """
         if record.is_kept:
-            said = "it is detached for nobody" + self._take_nodes_back(record)
+            said = "it is detached without an owner" + self._take_nodes_back(record)
             self.journal.write(record.detached(read_clock()))
             return said
         return self._forget(record)
 
     def undo(self, record: Record) -> str:
         """
-        Undo what an interrupted prepare did to one device, and say what became of it.
+        Undo the effect of an interrupted prepare on one device, and return a message about the result.
 
         Raises:
-            OperationError, SysfsError: it is not as it was; the record stays.
+            OperationError, SysfsError: it could not be restored; the record stays.
         """
         if record.listed_as is not None:
             said = self.undo_listed(record)
@@ -92,14 +91,14 @@ class Restorer:
         return self._forget(record)
 
     def _forget(self, record: Record) -> str:
-        """Move a device back if it was moved, then its nodes, then drop its record."""
+        """Restore a device if it was moved, then its nodes, then remove its record."""
         said = self._move_back(record, record.original) if record.moved else "it was left where it is"
         said += self._take_nodes_back(record)
         self.journal.remove(record.address)
         return said
 
     def _take_nodes_back(self, record: Record) -> str:
-        """Take back the nodes that are still there, unless another change of this guest has given them away too."""
+        """Restore the remaining nodes, unless another change of this guest has also given them to the user."""
         if not record.nodes:
             return ""
         records = self.journal.read()[0].values()
@@ -108,14 +107,14 @@ class Restorer:
 
     def undo_listed(self, record: Record) -> str:
         """
-        Return a device from the inactive list to the stub it was there with.
+        Return a device of the inactive list to its stub there.
 
         Raises:
-            OperationError, SysfsError: it is not as it was.
+            OperationError, SysfsError: it could not be restored.
         """
         assert record.listed_as is not None
         if record.target == record.listed_as.driver:
-            said = "it is detached for nobody again"
+            said = "it is detached without an owner again"
         else:
             said = self._move_back(record, record.listed_as)
         return said + self._take_nodes_back(record)
@@ -124,12 +123,12 @@ class Restorer:
         try:
             return self._fate(record) or self._move_back_present(record, binding)
         except HostdevError:
-            if fate := self._fate(record):  # it went while we were at it
+            if fate := self._fate(record):  # it vanished in the meantime
                 return fate
             raise
 
     def _fate(self, record: Record) -> str | None:
-        """Return what is to be said instead of giving back, None when the device is there and the same one."""
+        """Return the message about a missing or replaced device, None if the device is still the same."""
         incarnation = read_incarnation(self.root, record.address)
         if incarnation is None:
             return GONE
@@ -139,8 +138,8 @@ class Restorer:
         now = self.mover.read_binding(record.address)
         if now.driver not in (None, record.target, binding.driver):
             raise OperationError(
-                f"Device {record.address} was moved to driver '{now.driver}' by somebody else",
+                f"Device {record.address} was moved to driver '{now.driver}' by another program",
                 address=record.address,
             )
         self.mover.give_back(record.address, binding)
-        return f"it is with driver '{binding.driver}' again" if binding.driver else "it is without driver again"
+        return f"it has driver '{binding.driver}' again" if binding.driver else "it has no driver again"

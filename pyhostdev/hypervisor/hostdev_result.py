@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What recover says of each record and of each device that it found.
+Recover's report about each record and each device that it found.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ UNRECORDED = "unrecorded"
 
 
 class RecoveryResult(NamedTuple):
-    """What became of one record; ``what`` is a device's address, or the name of a file that is not a record."""
+    """The outcome of one record; ``what`` is a device's address, or the name of a file that is not a record."""
 
     what: str
     owner: str | None
@@ -21,5 +21,5 @@ class RecoveryResult(NamedTuple):
 
     @property
     def is_done(self) -> bool:
-        """False when the device is not as it should be and somebody must look."""
+        """False if the device is not restored and needs attention."""
         return self.outcome not in (IN_DOUBT, FAILED)

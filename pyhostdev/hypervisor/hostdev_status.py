@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The lists of a host's devices, as they are on disk: in use, and detached for nobody.
+The lists of a host's devices, as they are on disk: in use, and detached without an owner.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.statedir import StateDir
 from pyhostdev.util.virfile import read_link_name
 
-ROLES = {"assigned": "assigned", "unassigned": "kept"}  # what a domain asked for, and the word for what became of it
+ROLES = {"assigned": "assigned", "unassigned": "kept"}  # the role in a record, and its public name
 
 
 class ActiveDevice(NamedTuple):
@@ -34,11 +34,11 @@ class Status(NamedTuple):
 
 class RecordedDevice(NamedTuple):
     """
-    One device that has a record, and what its record and the host say about it.
+    One device with a record, and the facts from its record and the host.
 
-    ``role`` is assigned or kept (declared, and kept from the guest); None where the record does not say it.
-    ``driver`` is the present one, ``original_driver`` the one that it is given back to; None is no driver. ``since``
-    is in seconds since 1970 UTC, None where the record does not say it.
+    ``role`` is assigned or kept (declared, but not given to the guest); None if the record does not contain it.
+    ``driver`` is the present driver, ``original_driver`` the one to restore; None means no driver. ``since`` is in
+    seconds since 1970 UTC, None if the record does not contain it.
     """
 
     address: PCIDeviceAddress
@@ -52,10 +52,10 @@ class RecordedDevice(NamedTuple):
 
 def read_status(state: StateDir) -> Status:
     """
-    Return the lists that a state directory holds; the directory is not created.
+    Return the lists in a state directory; the directory is not created.
 
     Raises:
-        SysfsError: the directory is there and cannot be read.
+        SysfsError: the directory exists but cannot be read.
     """
     records, problems = Journal(state).read()
     active = [ActiveDevice(r.address, r.owner) for r in records.values() if r.is_active]
@@ -65,10 +65,10 @@ def read_status(state: StateDir) -> Status:
 
 def read_recorded_devices(root: HostRoot, state: StateDir) -> tuple[list[RecordedDevice], list[BadRecord]]:
     """
-    Return the devices of both lists with what is known about each, sorted by address; and what is not a record.
+    Return the devices of both lists with all known facts, sorted by address; and the files that are not valid records.
 
     Raises:
-        SysfsError: the state directory is there and cannot be read, or a device cannot be looked at.
+        SysfsError: the state directory exists but cannot be read, or a device cannot be examined.
     """
     records, problems = Journal(state).read()
     return [_recorded_device(root, record) for record in records.values()], problems

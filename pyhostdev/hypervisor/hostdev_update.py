@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Devices of domains that run already: on the active list again, without being touched.
+Devices of domains that already run: list them as active again, without touching them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def update_active(
     context: HostdevContext, driver_name: str, domain_name: str, hostdevs: Sequence[DomainHostdevDef]
 ) -> None:
     """
-    Write the records that a running domain's devices lack, all or none; the caller holds their locks.
+    Write the missing records of a running domain's devices, all or none; the caller holds their locks.
 
     Raises:
-        DeviceInUseError: a device is another domain's.
-        OperationError, SysfsError: a device cannot be read, or a record not be written.
+        DeviceInUseError: a device belongs to another domain.
+        OperationError, SysfsError: a device cannot be read, or a record cannot be written.
     """
     records, _ = context.journal.read()
     refuse_newer(records[h.pci_address] for h in hostdevs if h.pci_address in records)
@@ -39,7 +39,7 @@ def update_active(
             text = f"Device {record.address} is in use by domain '{record.owner}' ({driver_name} says '{domain_name}')"
             raise DeviceInUseError(text, reason="in-use", address=record.address)
     with Transaction() as change:
-        for record in list(_noted(context, domain_name, hostdevs, records)):  # all is read before the first is written
+        for record in list(_noted(context, domain_name, hostdevs, records)):  # read everything before the first write
             before = records.get(record.address)
             if before is None:
                 change.on_error(context.journal.remove, record.address)
@@ -54,7 +54,7 @@ def _noted(
     hostdevs: Sequence[DomainHostdevDef],
     records: Mapping[PCIDeviceAddress, Record],
 ) -> Iterator[Record]:
-    """Yield the records to be written: of devices without one, and of those that are detached for nobody."""
+    """Yield the records to write: for devices without a record, and for devices detached without an owner."""
     boot_id, name, since = read_boot_id(context.root), os.urandom(8).hex(), read_clock()
     for position, hostdev in enumerate(hostdevs):
         address, record = hostdev.pci_address, records.get(hostdev.pci_address)

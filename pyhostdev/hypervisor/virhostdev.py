@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The manager of a host's PCI host devices: prepare for a guest, give back, know who has what.
+The manager of a host's PCI host devices: prepare them for a guest, release them, list owners.
 
-Mirrors: src/hypervisor/virhostdev.c. The order is libvirt's (check all, detach all, mark active, set owner); what
-differs: lists are on disk, a completeness policy is part of the check, and each step undoes itself.
+Mirrors: src/hypervisor/virhostdev.c. The order is libvirt's (check all, detach all, mark active, set owner). The
+differences: lists are on disk, a completeness policy is part of the check, and each step can be undone.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 class HostdevManager:
     """
-    Prepares host devices for domains and gives them back.
+    Prepares host devices for domains and releases them.
 
-    A prepared device stays its owner's until ``release``, also when the process ends. One object serves one
-    thread at a time; processes exclude each other through the state directory. After a fork the child makes its
-    own manager: this one refuses to change anything there.
+    A prepared device keeps its owner until ``release``, even if the process ends. One object serves one thread at a
+    time; processes exclude each other through the state directory. After a fork the child creates its own manager:
+    this one refuses every change there.
 
     Args:
         journal: where records are kept; one in the host's ``state_dir`` by default.
 
     Raises:
-        ConfigError: the host can be read only.
+        ConfigError: the host is read only.
 
     Mirrors: virHostdevManager (src/hypervisor/virhostdev.h)
     """
@@ -76,21 +76,21 @@ class HostdevManager:
 
     def prepare(self, plan: Plan, owner: str | None = None, *, node_owner: tuple[int, int] | None = None) -> bool:
         """
-        Execute a plan: make it again, and when it still holds detach all and note the owner.
+        Execute a plan: make it again and, if it still has no obstacles, detach all devices and record the owner.
 
-        What exactly this call has done before is success: hooks are called more than once.
+        Repeating exactly the same call is a success: hooks may be called more than once.
 
         Args:
-            owner: who gets the devices; the plan's domain by default.
-            node_owner: uid and gid that get the nodes below ``/dev/vfio`` which the guest needs, until its release.
+            owner: the owner of the devices; the plan's domain by default.
+            node_owner: uid and gid that own the guest's nodes below ``/dev/vfio`` until its release.
 
         Returns:
-            False when the owner had all of it already, and nothing was done.
+            False if the owner already had all of it, and nothing was done.
 
         Raises:
             ConfigUnsupportedError: the host's writer cannot change the owner of nodes.
-            RefusedError: the host stands in the way; nothing was touched.
-            OperationError, SysfsError: a step failed; what was done before it was undone.
+            RefusedError: the plan has obstacles; nothing was touched.
+            OperationError, SysfsError: a step failed; the steps before it were rolled back.
 
         Mirrors: virHostdevPreparePCIDevices (src/hypervisor/virhostdev.c)
         """
@@ -131,13 +131,13 @@ class HostdevManager:
         self, plan: Plan, owner: str | None = None, *, node_owner: tuple[int, int] | None = None
     ) -> Iterator[None]:
         """
-        Prepare on enter, release on exit; what has the devices open must end within the block.
+        Prepare on enter, release on exit; every holder of the devices must end within the block.
 
         Raises:
             RefusedError, OperationError, SysfsError: as ``prepare`` and ``release``.
         """
         owner = owner or plan.owner
-        self._prepare(plan, owner, node_owner, may_have_it=False)  # what another call has prepared is its to release
+        self._prepare(plan, owner, node_owner, may_have_it=False)  # devices of another call are not released here
         try:
             yield
         finally:
@@ -145,19 +145,19 @@ class HostdevManager:
 
     def release(self, owner: str, *, guest_ended: bool = False) -> list[PCIDeviceAddress]:
         """
-        Give back what an owner has, and return the addresses, none when it has nothing; every device is tried.
+        Release an owner's devices, and return their addresses, empty if it has none; every device is tried.
 
-        A managed device that we took goes back to its driver; a managed one that was already with its stub
-        leaves the lists; an unmanaged one stays detached, on the inactive list. A prepare of this owner that is
-        under way is waited for, and so is a process that is ending, for ten seconds at most.
+        A managed device that pyhostdev detached is bound to its driver. A managed device that already had its stub
+        leaves the lists. An unmanaged device stays detached, on the inactive list. The call waits for a prepare of this
+        owner in progress, and up to ten seconds for a holder that is ending.
 
         Args:
-            guest_ended: the owner's QEMU has ended, so who still has a group open is about to let go.
+            guest_ended: the owner's QEMU has ended, so a remaining holder is about to release the group.
 
         Raises:
-            DeviceInUseError: somebody has a device's group open, a prepare of this owner takes too long, or a newer
+            DeviceInUseError: a process has a device's group open, a prepare of this owner takes too long, or a newer
                 program wrote a record; nothing was touched.
-            OperationError: a device is not as it was; its record stays and the call can be repeated.
+            OperationError: a device could not be restored; its record stays and the call can be repeated.
 
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
         """
@@ -165,11 +165,11 @@ class HostdevManager:
 
     def recover(self, *, include_prepared: bool = False, timeout_s: float = 30.0) -> list[RecoveryResult]:
         """
-        Finish or undo what a crash interrupted, and return what became of each record.
+        Finish or undo what a crash interrupted, and return the outcome of each record.
 
         Args:
-            include_prepared: give prepared devices back too, where nobody holds their group open.
-            timeout_s: how long to wait, in all, for writes that have not come back from the kernel.
+            include_prepared: also release prepared devices whose group is not held open.
+            timeout_s: how long to wait, in total, for writes that have not returned from the kernel.
 
         Raises:
             SysfsError: the state directory cannot be read.
@@ -191,13 +191,13 @@ class HostdevManager:
         Prepare hostdevs as libvirt's call of this name does, with a completeness policy.
 
         Args:
-            driver_name: the hypervisor's; part of the error only, as domains are told apart by name.
+            driver_name: the hypervisor's name; only used in errors, because domains are identified by name.
             domain_name: the owner.
-            hostdevs: PCI DomainHostdevDef objects; none is no error.
-            accept: consents to what the host would lose, each as REASON:ADDRESS.
+            hostdevs: PCI DomainHostdevDef objects; may be empty.
+            accept: consents to losses of the host, each as REASON:ADDRESS.
 
         Raises:
-            DeviceInUseError: a device is some domain's already.
+            DeviceInUseError: a device already belongs to a domain.
             RefusedError, OperationError, SysfsError: as ``prepare``.
 
         Mirrors: virHostdevPreparePCIDevices (src/hypervisor/virhostdev.c)
@@ -226,7 +226,7 @@ class HostdevManager:
 
     def reattach_pci_devices(self, driver_name: str, domain_name: str, hostdevs: Iterable[DomainHostdevDef]) -> None:
         """
-        Give back those of hostdevs that the domain has; others are passed over.
+        Release those hostdevs that the domain owns; others are skipped.
 
         Raises:
             OperationError: as ``release``.
@@ -240,13 +240,13 @@ class HostdevManager:
         self, driver_name: str, domain_name: str, hostdevs: Iterable[DomainHostdevDef]
     ) -> None:
         """
-        Note what a running domain has, after a restart of a program that did not prepare it here.
+        Record the devices of a running domain, after a restart of a program that did not prepare them here.
 
-        What has a record keeps it. What has none is written down as it is now, as a device that was never moved: so it
-        stays where it is when it is released. A device that has gone is passed over.
+        A device with a record keeps it. A device without a record gets one with its present driver and moved=False, so
+        a release leaves it there. A missing device is skipped.
 
         Raises:
-            DeviceInUseError: a device is another domain's; nothing was noted.
+            DeviceInUseError: a device belongs to another domain; nothing was recorded.
             SysfsError: the journal cannot be written.
 
         Mirrors: virHostdevUpdateActivePCIDevices (src/hypervisor/virhostdev.c)
@@ -261,17 +261,17 @@ class HostdevManager:
         self, address: PCIDeviceAddress | str, driver: str = VFIO_PCI, *, accept: Iterable[str] = ()
     ) -> None:
         """
-        Detach one device for nobody: it goes on the inactive list, with the driver that is asked for.
+        Detach one device without an owner: it goes on the inactive list, bound to the given driver.
 
-        One that is there with another driver, or that was given back by another program, is moved.
+        A listed device with another driver, or one that another program has reattached, is moved.
 
         Args:
-            accept: consents to what the host would lose, each as REASON:ADDRESS.
+            accept: consents to losses of the host, each as REASON:ADDRESS.
 
         Raises:
-            RefusedError: the kernel would refuse, or the host needs it; nothing was touched.
-            DeviceInUseError: a domain has it.
-            DeviceMissingError, OperationError, SysfsError: it is not there, or a write failed and was undone.
+            RefusedError: the kernel would refuse, or the host uses the device; nothing was touched.
+            DeviceInUseError: a domain uses the device.
+            DeviceMissingError, OperationError, SysfsError: it does not exist, or a write failed and was rolled back.
 
         Mirrors: virHostdevPCINodeDeviceDetach (src/hypervisor/virhostdev.c)
         """
@@ -283,11 +283,11 @@ class HostdevManager:
 
     def nodedev_reattach(self, address: PCIDeviceAddress | str) -> None:
         """
-        Give a detached device back to the driver it came from.
+        Reattach a detached device to its original driver.
 
         Raises:
-            DeviceInUseError: a domain has it, or somebody holds its group open.
-            OperationError: nobody knows where it came from, or it could not be given back.
+            DeviceInUseError: a domain uses the device, or a process holds its group open.
+            OperationError: its original driver is unknown, or the device could not be reattached.
 
         Mirrors: virHostdevPCINodeDeviceReAttach (src/hypervisor/virhostdev.c)
         """
@@ -299,12 +299,12 @@ class HostdevManager:
 
     def nodedev_reset(self, address: PCIDeviceAddress | str, *, accept: Iterable[str] = ()) -> None:
         """
-        Reset one device that no domain has, by a method that leaves other functions alone.
+        Reset one device that no domain uses, by a method that affects no other function.
 
         Raises:
-            RefusedError: it is a bridge, or the host needs it.
-            DeviceInUseError: a domain has it.
-            DeviceMissingError, OperationError, SysfsError: it is not there, has no such method, or the kernel refused.
+            RefusedError: it is a bridge, or the host uses it.
+            DeviceInUseError: a domain uses the device.
+            DeviceMissingError, OperationError, SysfsError: it does not exist, has no such method, or the write failed.
 
         Mirrors: virHostdevPCINodeDeviceReset (src/hypervisor/virhostdev.c)
         """

@@ -166,7 +166,7 @@ def _chardev_files(device: Any, source: Any) -> Iterator[NeededFile]:
 
 
 def _hostdev_files(hostdev: Any, root: HostRoot) -> Iterator[NeededFile]:
-    """Yield the nodes that nobody gives to QEMU's user; those of PCI devices are given to it with the device."""
+    """Yield the nodes whose owner is not changed for QEMU's user; those of PCI devices are given with the device."""
     source = hostdev.source_def
     if source is None:
         return
@@ -185,11 +185,10 @@ def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> 
     """
     Return a finding for each file that is missing, or that QEMU's user cannot open; nothing is opened.
 
-    A directory in the place of ``/`` has the host's devices; other files it need not have, and whose they are there
-    says nothing.
+    A root other than ``/`` only has the host's devices. Other files may be missing, and their owners prove nothing.
 
     Args:
-        ownership: whom QEMU will run as; None stands for us.
+        ownership: the user that QEMU will run as; None stands for the current user.
     """
     files = list(needed_files(dom, host.root))
     if not host.root.is_live:

@@ -51,13 +51,13 @@ _ON_Q35 = CONNECT_PCIE_DEVICE
 
 def reserve_chipset(dom: DomainDef, addrs: DomainPCIAddressSet, place: PlaceAnywhere) -> None:
     """
-    Take what the chipset has, and give the devices that belong to it their addresses.
+    Reserve the chipset's own addresses, and assign the devices that belong to it.
 
     Args:
-        place: finds an address for a device whose customary one is taken.
+        place: finds an address for a device whose usual one is taken.
 
     Raises:
-        ConfigError: such a device has another address, or another device has one of theirs.
+        ConfigError: such a device has another address, or another device has its address.
     """
     if is_i440fx(dom):
         _reserve_piix3(dom, addrs, place)
@@ -108,10 +108,10 @@ def _reserve_ich9(dom: DomainDef, addrs: DomainPCIAddressSet, place: PlaceAnywhe
 
 def _pin(device: Any, address: PCIDeviceAddress, addrs: DomainPCIAddressSet | None = None) -> None:
     """
-    Give a device the one address it can have, and take that in addrs where nobody else will.
+    Assign the only possible address of a device, and reserve it in addrs if no other code does.
 
     Raises:
-        ConfigError: it has another.
+        ConfigError: the device has another address.
     """
     pci = device.info.pci
     if pci is None:
@@ -133,7 +133,7 @@ def _prefer(
     flags: int,
     multifunction: bool | None = None,
 ) -> None:
-    """Give a device the first of its customary addresses whose slot is free; none is no error."""
+    """Assign the first of a device's usual addresses whose slot is free; do nothing if none is."""
     if not device.info.wants_address:
         return
     for address in addresses:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The name each device has in QEMU.
+The name of each device in QEMU.
 
-A name that the user chose is kept; the others count from 0 per kind of device. A device that the guest
-gets under ``assigned='no'`` rules is none of QEMU's: it has no name and takes no number.
+A name chosen by the user is kept; the others count from 0 per kind of device. A host device with ``assigned='no'`` is
+not given to QEMU: it has no name and uses up no number.
 
 Mirrors: src/qemu/qemu_alias.c
 """

@@ -67,10 +67,10 @@ def _iscsi(disk: Any) -> Properties:
 
 def iscsi_properties(host: str | None, port: object, name: str | None, initiator: str | None) -> Properties:
     """
-    Return the block driver of an iSCSI unit; its name is the target's, and a number behind a slash.
+    Return the block driver of an iSCSI unit; its name is the target's name, and a number after a slash.
 
     Raises:
-        ConfigUnsupportedError: what is behind the slash is no number.
+        ConfigUnsupportedError: the text after the slash is not a number.
     """
     target, _, lun = (name or "").partition("/")
     if not (lun or "0").isdecimal():

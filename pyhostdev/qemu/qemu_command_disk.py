@@ -49,10 +49,10 @@ def has_image(disk: Any) -> bool:
 
 def _build_image(build: CommandBuilder, disk: Any, node: str) -> str:
     """
-    Define where an image is, and how what is in it is read; return the node that a device reads.
+    Define where an image is, and how its contents are read; return the node that a device reads.
 
     Raises:
-        ConfigUnsupportedError: an image we do not build, or a format nobody named.
+        ConfigUnsupportedError: the kind of image is not supported, or its format is not given.
     """
     _refuse(disk)
     image_format = disk.driver_type or "raw"

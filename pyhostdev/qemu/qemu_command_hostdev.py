@@ -55,7 +55,7 @@ def _scsi(build: CommandBuilder, hostdev: Any) -> Properties:
     Return the properties of a SCSI unit, and define where it is.
 
     Raises:
-        ConfigUnsupportedError: a unit of a host adapter, whose device node nobody here looks up.
+        ConfigUnsupportedError: a unit of a host adapter, whose device node is not looked up here.
 
     Mirrors: qemuBuildSCSIHostdevDevProps
     """

@@ -45,7 +45,7 @@ def build_firmware_blockdevs(build: CommandBuilder) -> None:
     if os.loader_type != "pflash":
         return
     if os.nvram_source is not None or os.nvram_type not in (None, "file"):
-        raise unsupported("<nvram> that is no file", build.dom.os)
+        raise unsupported("<nvram> that is not a file", build.dom.os)
     if os.loader is not None:
         _build_flash(build, "libvirt-pflash0", os.loader, bool(os.loader_readonly))
     if os.nvram is not None and build.release.has("raw-image-one-node"):

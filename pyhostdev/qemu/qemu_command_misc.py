@@ -178,10 +178,10 @@ def _shmem_bytes(shmem: Any) -> int:
 
 def build_vsock(build: CommandBuilder) -> None:
     """
-    Add the socket to the host; its number must be known, since nobody here keeps a list of them.
+    Add the socket to the host; its number must be given, because pyhostdev keeps no list of used numbers.
 
     Raises:
-        ConfigUnsupportedError: the number shall be chosen.
+        ConfigUnsupportedError: the number is to be chosen automatically.
     """
     vsock = build.dom.vsock
     if vsock is None:

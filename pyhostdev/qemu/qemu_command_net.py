@@ -14,7 +14,7 @@ from pyhostdev.qemu.qemu_command_builder import unsupported, virtio_driver, virt
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
 
-# backends that are a tap which somebody has to open, and to connect with what the definition names
+# backends with a tap that the caller must open and connect to the definition's network
 TAP_TYPES = ("network", "bridge", "ethernet", "direct")
 VIRTIO_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional")
 _REFUSED = ("route", "tune", "coalesce", "host_options", "guest_options", "backend_tap", "backend_vhost")
@@ -58,7 +58,7 @@ def _backend(build: CommandBuilder, net: Any) -> Properties:
     Return where an interface leads on the host.
 
     Raises:
-        ConfigUnsupportedError: a backend we do not build, or a tap that nobody opened for us.
+        ConfigUnsupportedError: the backend is not supported, or needs a tap opened by the caller.
     """
     if net.type == "user":
         if net.backend_type not in (None, "default") or net.ip is not None:
@@ -66,7 +66,7 @@ def _backend(build: CommandBuilder, net: Any) -> Properties:
         return {"type": "user"}
     if net.type in TAP_TYPES:
         if build.tap_fd is None:
-            raise unsupported(f"An <interface> of type {net.type}, whose tap nobody has opened,", net)
+            raise unsupported(f"An <interface> of type {net.type}, which needs a tap opened by the caller,", net)
         return {"type": "tap", "fd": str(build.tap_fd(net))}
     raise unsupported(f"An <interface> of type {net.type}", net)
 

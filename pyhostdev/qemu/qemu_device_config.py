@@ -150,7 +150,7 @@ def _place(dom: DomainDef, device: Any) -> int:
 
 
 def _find(devices: Sequence[Any], device: Any) -> int | None:
-    """Return the place of the device that is meant, None when it is none of these."""
+    """Return the index of the matching device, None if there is none."""
     identity = _IDENTITIES[device.tag]
     wanted = identity(device)
     if wanted is None:

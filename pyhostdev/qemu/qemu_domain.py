@@ -104,10 +104,10 @@ def is_vfio(hostdev: DomainHostdevDef) -> bool:
 
 def memlock_limit(dom: DomainDef) -> int | None:
     """
-    Return how much QEMU must be able to lock, None where nothing needs to be raised.
+    Return how much memory QEMU must be able to lock, None if the limit is sufficient.
 
     Units:
-        bytes; -1 is no limit.
+        bytes; -1 means unlimited.
 
     Mirrors: qemuDomainGetMemLockLimitBytes (src/qemu/qemu_domain.c)
     """

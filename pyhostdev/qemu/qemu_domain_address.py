@@ -135,7 +135,7 @@ class _Run:
         self.slots: HostDeviceSlots | None = None
 
     def group_of(self, device: Any) -> int:
-        """Return the isolation group a device belongs to; 0 is everybody's."""
+        """Return the isolation group of a device; 0 is shared by all."""
         return self.groups.get(id(device.info), 0)
 
     def check_no_bus(self) -> None:
@@ -180,7 +180,7 @@ class _Run:
             pci = info.pci
             if pci is None or is_piix3_function(device):
                 continue
-            # what should be no PCI device at all was let through in the past, as a conventional one
+            # invalid PCI devices were accepted in the past, as conventional ones
             self.addrs.reserve(pci.pci, self.flags.of(device) or CONNECT_PCI_DEVICE, self.group_of(device))
 
     def place(self, device: Any) -> None:
@@ -244,7 +244,7 @@ def _create_set(dom: DomainDef, nbuses: int, dry_run: bool) -> DomainPCIAddressS
     filler = {"pcie-root": "pcie-root-port"}.get(root, "pci-root" if is_pseries(dom) else "pci-bridge")
     buses = [_bus(models.get(index), root if index == 0 else filler) for index in range(nbuses)]
     if is_pseries(dom) and buses:
-        buses[0].locked = True  # PHB 0 is everybody's, so no group can have it
+        buses[0].locked = True  # PHB 0 is shared, so no group can own it
     return DomainPCIAddressSet(buses, dry_run=dry_run, multiple_roots=is_pseries(dom))
 
 

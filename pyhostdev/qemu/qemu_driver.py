@@ -142,11 +142,11 @@ def plan(
     Plan what happens to a domain's host devices, and tell whether ``start`` would run it.
 
     Args:
-        capabilities: of the emulator; those of the domain's own when None.
-        ownership: whom QEMU would run as; None stands for us.
+        capabilities: of the emulator; None uses those of the domain's own emulator.
+        ownership: the user that QEMU would run as; None stands for the current user.
 
     Raises:
-        ConfigError, ConfigUnsupportedError: the request is wrong, whatever the host.
+        ConfigError, ConfigUnsupportedError: the request is invalid for any host.
         SysfsError: the host cannot be read.
     """
     made = host.plan(dom, policy, owner=owner, accept=accept)
@@ -224,7 +224,7 @@ def _unbuildable(
 
 
 def unfollowed_errors(dom: DomainDef) -> list[ConfigError]:
-    """Return an error for each word that is no matter of QEMU's, and that a guest must not run without."""
+    """Return an error for each setting that QEMU does not handle, and that a guest must not run without."""
     refused = (finding for finding in [*_unfollowed(dom), *start_words(dom)] if finding.severity == ERROR)
     return [ConfigUnsupportedError(finding.message, line=finding.line) for finding in refused]
 
@@ -259,10 +259,10 @@ def refuse_missing(dom: DomainDef, host: Host) -> None:
 
 def refuse_unstartable(dom: DomainDef, host: Host, plan: Plan) -> None:
     """
-    Refuse what a plan leaves to whoever starts the guest, and with which QEMU would fail.
+    Refuse what a plan leaves to the starter of the guest, and with which QEMU would fail.
 
     Raises:
-        RefusedError: with one finding a fact.
+        RefusedError: holds one finding per fact.
     """
     found = [*plan.start_obstacles, *_missing_mdevs(dom, host)]
     if found:
@@ -285,14 +285,14 @@ def refuse_missing_storage(dom: DomainDef, host: Host) -> None:
 
 class Guest:
     """
-    One guest to be run in the foreground: its full definition, and how QEMU is told about it.
+    One guest to be run in the foreground: its full definition, and the means to start QEMU with it.
 
     Args:
-        ownership: whom QEMU runs as, without any privilege; None leaves it our own user.
+        ownership: the user that QEMU runs as, without any privilege; None keeps the current user.
 
     Raises:
-        ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator or we cannot do it; the first
-            error, with the rest in ``others``.
+        ConfigError, ConfigUnsupportedError: the definition is invalid, or the emulator or pyhostdev does not support
+            it; the first error, with the rest in ``others``.
         RefusedError: a host device is missing.
     """
 

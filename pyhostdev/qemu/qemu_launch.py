@@ -114,7 +114,7 @@ class RuntimeDir:
             raise OperationError(f"A guest is running in '{self.path}'") from err
 
     def _open_to_group(self, fd: int, closed: int, opened: int) -> None:
-        """Set the mode of something of ours: for us alone, or for QEMU's group, too; the umask has no say."""
+        """Set the mode of our file: for the current user, or also for QEMU's group; the umask has no effect."""
         if self.gid is not None:
             os.fchown(fd, -1, self.gid)
         os.fchmod(fd, closed if self.gid is None else opened)
@@ -132,7 +132,7 @@ class RuntimeDir:
 
     def open_log(self, path: str | None) -> OutputPipe:
         """
-        Return what leads QEMU's words into a file: the caller's, appended to, or one of ours.
+        Return a writer that copies QEMU's output into a file: the caller's, appended to, or our own.
 
         Raises:
             OperationError: the file cannot be opened.
@@ -270,7 +270,7 @@ class QEMUProcess:
         return bool(ready.poll(timeout_s * 1000))
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to this very process, or to nobody."""
+        """Send a signal to this very process, or to none."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 

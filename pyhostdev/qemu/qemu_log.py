@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What QEMU writes: through a pipe of ours into a file that rolls, the last words kept for errors.
+QEMU's output: it goes through our pipe into a file that rolls over; the last lines are kept for errors.
 
-A guest can make its QEMU write without end (a warning for each access to a register), so the file has a limit, and what
-does not fit moves to ``FILE.0``, ``FILE.1`` and so on. When we are killed the guest goes on: QEMU ignores SIGPIPE.
+A guest can make its QEMU write without end (a warning for each access to a register), so the file has a limit, and
+older output moves to ``FILE.0``, ``FILE.1`` and so on. If we are killed the guest goes on: QEMU ignores SIGPIPE.
 
 Mirrors: virRotatingFileWriter (src/util/virrotatingfile.c), virLogHandler (src/logging/log_handler.c)
 """

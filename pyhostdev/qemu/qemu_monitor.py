@@ -72,9 +72,9 @@ class _Heard(NamedTuple):
 
 class _LifecycleEvents(EventListener):
     """
-    The events about the guest's life that nobody has looked at yet; the library's own listener keeps all of them.
+    The unread events about the guest's life; the library's own listener keeps all of them.
 
-    Several of one kind in a row are one: a guest that was reset twice was reset.
+    Several consecutive events of one kind count as one: a guest that was reset twice was reset.
     """
 
     def __init__(self) -> None:
@@ -229,9 +229,9 @@ class QEMUMonitor:
 
     async def quit(self) -> bool:
         """
-        Tell QEMU to end now; False when there is nobody to tell.
+        Send QEMU the quit command; return False if the connection is gone.
 
-        A connection that closes before the answer is an answer too.
+        A connection that closes before the answer counts as an answer.
         """
         try:
             await self._client.execute("quit")

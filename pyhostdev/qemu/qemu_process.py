@@ -279,7 +279,7 @@ class _Request(NamedTuple):
 
 
 def _outcome(reason: str | None, process: QEMUProcess) -> GuestOutcome:
-    """A QEMU that ends by itself without an error was asked to by somebody else."""
+    """A QEMU that ends by itself without an error was asked to by another program."""
     failed = reason is None and process.status != 0
     return GuestOutcome(reason or (CRASHED if failed else DESTROYED), process.status, failed, process.last_words())
 
@@ -298,25 +298,25 @@ def run_guest(
     """
     Run a guest until it ends, and QEMU with it.
 
-    SIGINT, SIGTERM, SIGHUP and SIGQUIT end the guest at once, as pulling its plug would: nothing that the
-    guest could refuse stands between the caller and the devices. An orderly shutdown is the guest's.
+    SIGINT, SIGTERM, SIGHUP and SIGQUIT end the guest at once, like pulling its plug: the guest cannot delay the
+    release of its devices. An orderly shutdown is the guest's own.
 
     Args:
-        argv_builder: gets the fd of the listening monitor socket and returns QEMU's argv, which
+        argv_builder: receives the fd of the listening monitor socket and returns QEMU's argv, which
             starts the guest paused (-S) and keeps QEMU when the guest powers off (-no-shutdown).
-        dom: the guest's name and what to do when it powers off, reboots or crashes.
-        runtime_dir: where the argv looks for the master key; made when missing, and emptied again.
-        memlock_limit: bytes QEMU may lock; None leaves the limit alone.
+        dom: the guest's name, and its actions for a power-off, a reboot or a crash.
+        runtime_dir: where the argv looks for the master key; created if missing, and emptied at the end.
+        memlock_limit: bytes QEMU may lock; None keeps the limit.
         on_started: called with QEMU's process id when the guest's processors run.
-        log_path: a file to append what QEMU writes to, which rolls at 2 MiB; a relative one is below the caller's
-            working directory. None keeps it while the guest runs, and its end for ``last_words``.
-        ownership: whom QEMU runs as, without any privilege; None leaves it the caller's user.
-        pass_fds: descriptors that the argv names, beside the monitor's.
+        log_path: a file to which QEMU's output is appended, which rolls over at 2 MiB; a relative path is below the
+            caller's working directory. None keeps the output while the guest runs, and its end for ``last_words``.
+        ownership: the user that QEMU runs as, without any privilege; None keeps the caller's user.
+        pass_fds: descriptors in the argv besides the monitor's.
 
     Raises:
-        ConfigUnsupportedError: the domain asks for a lifecycle action we cannot take.
-        OperationError: QEMU could not be run, ended before the guest could run (its own words are
-            in the message), or does not do what it is told; it has ended then as well.
+        ConfigUnsupportedError: the domain requests an unsupported lifecycle action.
+        OperationError: QEMU could not be run, ended before the guest could run (its own output is in the message), or
+            does not obey; it has ended then as well.
     """
     actions = lifecycle_actions(dom)
     request = _Request(argv_builder, dom.name, actions, memlock_limit, on_started, ownership, tuple(pass_fds))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The sockets at which a running guest's channels and ports are reached: made by us, listened at by QEMU.
+The sockets of a running guest's channels and ports: created by pyhostdev, listened at by QEMU.
 
-QEMU's user needs no right to make files, and who may connect does not depend on an umask: the owner of a socket is who
-started the guest, and its mode is 0600.
+QEMU's user needs no right to create files, and the permission to connect does not depend on an umask: a socket belongs
+to the user that started the guest, and its mode is 0600.
 
 Mirrors: qemuOpenChrChardevUNIXSocket (src/qemu/qemu_process.c)
 """

@@ -193,7 +193,7 @@ def _usb_errors(dom: DomainDef) -> Errors:
     users: list[Any] = [*controllers[1:], *dom.hubs, *hostdevs, *(i for i in dom.inputs if i.bus == "usb")]
     for user in users:
         yield XMLError(
-            f"USB is off, so there can be no {user.tag} on it", line=user.line, libvirt_code=VIR_ERR_XML_DETAIL
+            f"USB is off, so a {user.tag} cannot use it", line=user.line, libvirt_code=VIR_ERR_XML_DETAIL
         )
 
 

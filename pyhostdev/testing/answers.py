@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-How a write to the simulated kernel can end other than well; every part of the kernel raises these.
+The ways in which a write to the simulated kernel can fail; every part of the kernel raises these.
 """
 
 from __future__ import annotations

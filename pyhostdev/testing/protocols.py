@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What the parts of the simulated kernel ask of each other where one is made of the other.
+The interfaces between parts of the simulated kernel that would otherwise import each other.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FaultyKernel(Protocol):
 
 
 class GroupKernel(Protocol):
-    """The kernel that a guest opens groups of."""
+    """The kernel whose groups a guest opens."""
 
     root: HostRoot
 
@@ -44,7 +44,7 @@ class GroupKernel(Protocol):
 
 
 class Bus(Protocol):
-    """The PCI bus that functions leave and come back to; its drivers are a part of it."""
+    """The PCI bus that functions leave and return to, with its drivers."""
 
     tree: Tree
     root: HostRoot

@@ -70,7 +70,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object | None]])
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of texts that nothing in a terminal acts upon; as wide as the terminal at most, if it is one."""
+    """Print rows without effects on a terminal; on a terminal, at most as wide as it."""
     text = shown = format_table(columns, rows)
     if sys.stdout.isatty():
         bold = os.environ.get("TERM", "dumb") not in _PLAIN_TERMINALS
@@ -80,7 +80,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _terminal_width() -> int:
-    """Return the width that the user says, or the terminal; 80 where neither does."""
+    """Return the width set by the user, else the terminal's, else 80."""
     told = os.environ.get("COLUMNS", "")
     if told.isdecimal() and int(told):
         return int(told)

@@ -42,7 +42,7 @@ def describe(devices: Sequence[RecordedDevice]) -> dict[str, Any]:
 
 
 def _facts(dev: RecordedDevice) -> dict[str, str | None]:
-    """Return what the JSON says about a device of either list; nothing writes a unit or a phase yet."""
+    """Return the JSON object of a device on either list; no code writes a unit or a phase yet."""
     return {
         "address": str(dev.address),
         "role": dev.role,
@@ -55,12 +55,12 @@ def _facts(dev: RecordedDevice) -> dict[str, str | None]:
 
 
 def _moment(since: int | None) -> str | None:
-    """Return a moment in the form of RFC 3339, in UTC."""
+    """Return a time in the form of RFC 3339, in UTC."""
     return None if since is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since))
 
 
 def print_status(devices: Sequence[RecordedDevice]) -> None:
-    """Print the lists as one table: the devices in use, then those that are detached for nobody."""
+    """Print the lists as one table: the devices in use, then those detached without an owner."""
     rows = [
         (
             dev.address,

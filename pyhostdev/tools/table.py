@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Tables as text: one pass measures the columns, a second one writes them.
+Tables as text: one pass measures the columns, a second pass writes them.
 
-Plain formatting, as a library that lays tables out costs more than everything else that a verb does.
+The formatting is done here, because a table library costs more than the rest of a verb.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def format_table(columns: Row, rows: Sequence[Row], width: int | None = None, *,
     Return rows under their columns, each as wide as its widest cell.
 
     Args:
-        rows: of texts without line ends.
-        width: of the terminal; cells of a wider table go on below, between words where possible. What has a colon,
-            as an address has, is never broken. None for no limit.
-        bold: the header stands out.
+        rows: texts without line ends.
+        width: the terminal's width; cells of a wider table continue below, if possible broken between words. A word
+            with a colon, such as an address, is never broken. None for no limit.
+        bold: print the header in bold.
     """
     lines = [columns, *rows]
     is_ascii = "".join(map("".join, lines)).isascii()
@@ -42,7 +42,7 @@ def format_table(columns: Row, rows: Sequence[Row], width: int | None = None, *,
 
 
 def display_width(text: str) -> int:
-    """Return how many places a terminal gives a text: two to a wide letter, none to an accent of its own."""
+    """Return the number of terminal columns of a text: two for a wide letter, none for a combining accent."""
     return len(text) if text.isascii() else sum(map(_letter_width, text))
 
 
@@ -55,7 +55,7 @@ def _letter_width(letter: str) -> int:
 
 
 def _narrowed(lines: Sequence[Row], widths: list[int], room: int) -> list[int]:
-    """Return widths that fit into the room as far as possible: words are broken only when nothing else helps."""
+    """Return widths that fit into the room as far as possible; words are broken only as a last resort."""
     columns = list(zip(*lines, strict=True))
     for least in (_longest_word, _longest_unbroken):
         widths = _shrunk(widths, [least(column) for column in columns], room)
@@ -63,7 +63,7 @@ def _narrowed(lines: Sequence[Row], widths: list[int], room: int) -> list[int]:
 
 
 def _shrunk(widths: list[int], floors: list[int], room: int) -> list[int]:
-    """Take from the widest column that has something to give, until all fit or none has."""
+    """Shrink the widest column that can shrink, until all fit or none can."""
     widths = list(widths)
     while sum(widths) > room:
         givers = [n for n, (width, floor) in enumerate(zip(widths, floors, strict=True)) if width > floor]
@@ -109,7 +109,7 @@ def _fold(cell: str, width: int) -> Iterator[str]:
 
 
 def _broken(word: str, width: int) -> Iterator[str]:
-    """Yield a word in parts that fit, at least one letter each; what has a colon is one part."""
+    """Yield a word in parts that fit, at least one letter each; a word with a colon is one part."""
     if ":" in word:
         yield word
         return

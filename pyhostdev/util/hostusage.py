@@ -36,7 +36,7 @@ _PATHS_MAX = 1 << 14  # all devices of a class in use, with their parts
 _LINKS_MAX = 8  # links from the name of a device node to the node
 
 
-class Use(NamedTuple):
+class HostUse(NamedTuple):
     """One use by the host: the reason code of a finding, and the predicate of its sentence."""
 
     reason: str
@@ -54,23 +54,23 @@ class HostUsage:
         self._firmware_screens = _firmware_screens(root)
         self._nets = _all_below(root, root.class_net, _route_names(root), _net_parts)
 
-    def of(self, address: PCIDeviceAddress) -> list[Use]:
+    def of(self, address: PCIDeviceAddress) -> list[HostUse]:
         """Return what the host uses a function for."""
         part = f"/{address}/"
         uses = []
         if read_attribute(self.root, os.path.join(self.root.pci_device(address), "boot_vga")) == "1":
-            uses.append(Use(BOOT_VGA, "shows the host's console"))
+            uses.append(HostUse(BOOT_VGA, "shows the host's console"))
         if str(address) in self._firmware_screens:
-            uses.append(Use(BOOT_VGA, "has the screen that the firmware left to the host"))
+            uses.append(HostUse(BOOT_VGA, "has the screen that the firmware left to the host"))
         for name in self._screens:
             if any(part in path for path in self._screens[name]):
-                uses.append(Use(BOOT_VGA, f"has framebuffer '{name}' of the host's consoles"))
+                uses.append(HostUse(BOOT_VGA, f"has framebuffer '{name}' of the host's consoles"))
         for name, where in self._block_names.items():
             if any(part in path for path in self._blocks[name]):
-                uses.append(Use(MOUNTED, f"holds '{name}', which is in use as {where}"))
+                uses.append(HostUse(MOUNTED, f"holds '{name}', which is in use as {where}"))
         for name in self._nets:
             if any(part in path for path in self._nets[name]):
-                uses.append(Use(DEFAULT_ROUTE, f"has interface '{name}', which has the default route"))
+                uses.append(HostUse(DEFAULT_ROUTE, f"has interface '{name}', which has the default route"))
         return uses
 
 

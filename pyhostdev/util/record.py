@@ -113,7 +113,7 @@ class Record(NamedTuple):
         return self.state == NEWER
 
     def detached(self, since: int | None, target: str | None = None) -> Record:
-        """Return the record of the device when it is on the inactive list (again), since a moment."""
+        """Return the record of the device on the inactive list, with the time of the change."""
         changed = self._replace(state=DETACHED, owner=None, listed_as=None, nodes=(), asked=None)
         return changed._replace(target=target or self.target, since=since)
 
@@ -256,7 +256,7 @@ def _number(fields: Mapping[str, Any], key: str, default: int | None = None) -> 
 def _moment(fields: Mapping[str, Any], key: str) -> int:
     seconds = _number(fields, key)
     if not 0 <= seconds <= LAST_MOMENT:
-        raise ValueError(f"its '{key}' is not a moment")
+        raise ValueError(f"its '{key}' is not a time")
     return seconds
 
 

@@ -45,7 +45,7 @@ class Transaction:
     ) -> None:
         if error is None:
             return
-        failures = [failure for action, args in reversed(self._undo) for failure in attempt(action, *args)]
+        failures = [failure for action, args in reversed(self._undo) for failure in run_logged(action, *args)]
         if isinstance(error, HostdevError):
             error.rolled_back = not failures
             if failures:
@@ -62,7 +62,7 @@ def half_done() -> Iterator[None]:
         raise
 
 
-def attempt(action: Callable[..., Any], *args: Any) -> list[Exception]:
+def run_logged(action: Callable[..., Any], *args: Any) -> list[Exception]:
     """Run an action whose failure must not stop the others; return the failure, which is logged, in a list."""
     try:
         action(*args)

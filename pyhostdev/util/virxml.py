@@ -269,7 +269,7 @@ def invalid_value(
     renumbered: Renumbering | None = None,
 ) -> XMLError:
     """Return the error for an attribute or a text with an invalid value."""
-    message = f"Invalid {what} '{shown(value)}': expected {expected}"
+    message = f"Invalid value '{shown(value)}' of {what}: expected {expected}"
     return XMLError(message, line=line, libvirt_code=code, renumbered=renumbered)
 
 

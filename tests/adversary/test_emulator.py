@@ -221,7 +221,7 @@ def test_it_dies_with_who_asks(script: Script, place: Path) -> None:
 
 
 def test_why_stored_ones_answer() -> None:
-    """The answer says where it comes from and why the emulator was not asked."""
+    """The output names the origin of the capabilities and why the emulator was not probed."""
     found = choose("/nonexistent/qemu", "x86_64")
     assert ("stored capabilities of QEMU 7.2", "the emulator '/nonexistent/qemu' is not on this machine") == (
         found.origin,
@@ -310,7 +310,7 @@ while True:
 
 
 def test_a_late_reader_gets_the_whole_answer(script: Script) -> None:
-    """An emulator that drops what is unread when it quits is told to quit after the last answer."""
+    """An emulator that discards unread input when it quits gets the quit command after its last answer."""
     found = probe(script(ANSWERING.format(greeting=GREETING)))
     assert (20000, "pc-1") == (len(found.devices), found.canonical_machine("pc"))
     assert load("x86_64").origin != found.origin
@@ -344,7 +344,7 @@ def machine_file(directory: Path, machine: str, **changes: object) -> str:
 def test_every_verb_answers_from_the_same_capabilities(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A machine type of the emulator's is accepted by all verbs; without an answer, all say who answers."""
+    """A machine type of the emulator is accepted by all verbs; without a probe, all name the origin of the answer."""
     domain = tmp_path / "newer.xml"
     domain.write_text(DOMAIN.format("/nonexistent/qemu").replace("machine='pc'", "machine='pc-q35-9.2'"))
     FakeHost.named("bcm5719", tmp_path / "host")
@@ -359,7 +359,7 @@ def test_every_verb_answers_from_the_same_capabilities(
 
 
 def test_a_plan_needs_no_capabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The devices of a domain whose emulator no one can answer for are planned; start would not run it."""
+    """The devices of a domain whose emulator has no known capabilities are planned; start would not run it."""
     domain = tmp_path / "s390x.xml"
     domain.write_text(DOMAIN.format("/nonexistent/qemu").replace("x86_64", "s390x").replace(" machine='pc'", ""))
     FakeHost.named("bcm5719", tmp_path / "host")
@@ -392,7 +392,7 @@ def test_a_plan_needs_no_capabilities(tmp_path: Path, capsys: pytest.CaptureFixt
     ids=str,
 )
 def test_a_file_that_is_nearly_right_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
-    """Text in the place of a list, names that are not plain, missing properties, another architecture: one error."""
+    """Text instead of a list, invalid names, missing properties, another architecture: one error."""
     with pytest.raises(ConfigError):
         choose(None, "x86_64", choice=machine_file(tmp_path, "pc-q35-9.2", **changes))
 

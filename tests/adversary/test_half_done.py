@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Nothing is left half done: signals in the middle, two calls at once, a device that is not where it was put."""
+"""No change is left half done: signals in the middle, two calls at once, a device that was moved meanwhile."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.fault("F42")
 def test_interrupted_verb_says_how_it_ended(bcm5719: FakeHost, tmp_path: Path, seed_domain: DomainDef) -> None:
-    """The command line undoes, tells so in one sentence, and ends by the signal as a shell expects it."""
+    """The command line rolls back, reports it in one sentence, and dies by the signal as a shell expects."""
     before = bcm5719.snapshot()
     path = tmp_path / "guest.xml"
     path.write_text(seed_domain.format())
@@ -91,7 +91,7 @@ def test_interrupted_verb_says_how_it_ended(bcm5719: FakeHost, tmp_path: Path, s
 
 @pytest.fixture
 def planning(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
-    """Planning under a prepare's locks says that it has begun, and goes on when it is told to."""
+    """Plan under a prepare's locks, signal the start, and continue on request."""
     begun, go_on = threading.Event(), threading.Event()
     plan = virhostdev.build_plan
 
@@ -117,7 +117,7 @@ def start_to_prepare(fake: FakeHost, definition: DomainDef) -> threading.Thread:
 def test_release_waits_for_a_prepare_of_its_owner(
     bcm5719: FakeHost, seed_domain: DomainDef, planning: tuple[threading.Event, threading.Event]
 ) -> None:
-    """A release that is asked for while a prepare plans gives back what that has prepared."""
+    """A release requested while a prepare plans releases what that prepare has prepared."""
     before = bcm5719.snapshot()
     thread = start_to_prepare(bcm5719, seed_domain)
     assert planning[0].wait(30)
@@ -134,7 +134,7 @@ def test_release_refuses_rather_than_wait_for_ever(
     planning: tuple[threading.Event, threading.Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A prepare of its owner that takes too long is told: "nothing" would not be true a moment later."""
+    """A release during a long prepare of its owner fails: "nothing to do" would soon be wrong."""
     monkeypatch.setattr(hostdev_release, "GIVE_BACK_WAIT_S", 0.1)
     thread = start_to_prepare(bcm5719, seed_domain)
     assert planning[0].wait(30)
@@ -147,7 +147,7 @@ def test_release_refuses_rather_than_wait_for_ever(
 
 
 def test_detach_to_another_stub_moves(bcm5719: FakeHost) -> None:
-    """A device that is detached already is with the driver that is asked for, and still knows where it came from."""
+    """A detached device moves to the requested stub, and its record keeps the original driver."""
     before, manager = bcm5719.snapshot(), process(bcm5719).manager
     for driver in ("vfio-pci", "pci-stub", "pci-stub", "vfio-pci"):
         manager.nodedev_detach(CARD[1], driver)
@@ -207,7 +207,7 @@ def test_move_to_another_stub_killed_anywhere(bcm5719: FakeHost, number: int, ho
 
 
 def test_prepare_again_is_success(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """What its own owner has already is prepared: a hook may call twice, and nothing is written the second time."""
+    """A second prepare by the same owner succeeds without a write, as a hook may call twice."""
     manager = process(bcm5719).manager
     assert manager.prepare(manager.host.plan(seed_domain), node_owner=(107, 36)) is True
     before, again = bcm5719.snapshot(books=True), process(bcm5719)
@@ -237,7 +237,7 @@ def test_prepare_again_of_something_else_is_refused(bcm5719: FakeHost, domain: D
 
 
 def test_prepare_again_is_no_success_when_a_device_was_taken_away(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A device that another program has given back since is not prepared."""
+    """A device that another program has reattached since is not prepared."""
     manager = process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))
     give_back_from_a_shell(bcm5719, CARD[2])
@@ -246,7 +246,7 @@ def test_prepare_again_is_no_success_when_a_device_was_taken_away(bcm5719: FakeH
 
 
 def test_second_guest_of_that_name_does_not_share_the_firsts_devices(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A block that prepares gives back what it prepared itself: it never enters with another's devices."""
+    """A ``prepared`` block only releases what it prepared itself: it never starts with another's devices."""
     manager = process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))
     with pytest.raises(Exception, match="in use by domain 'vm1'"), manager.prepared(manager.host.plan(seed_domain)):
@@ -256,7 +256,7 @@ def test_second_guest_of_that_name_does_not_share_the_firsts_devices(bcm5719: Fa
 
 @pytest.mark.fault("F3")
 def test_release_waits_for_the_last_close(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """QEMU is gone from /proc and the kernel has its group still: nothing is unbound before that is let go."""
+    """QEMU is gone from /proc but the kernel still holds its group: nothing is unbound before the release."""
     before, manager = bcm5719.snapshot(), process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))
     guest = SimulatedGuest(bcm5719.kernel, 14)
@@ -270,7 +270,7 @@ def test_release_waits_for_the_last_close(bcm5719: FakeHost, seed_domain: Domain
 
 @pytest.mark.fault("F3")
 def test_release_at_random_moments_of_qemus_end(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Whatever stage of its end QEMU is in: nothing is unbound under a holder. fuzz_endings.py does it 1,000 times."""
+    """At every stage of QEMU's end: nothing is unbound under a holder. fuzz_endings.py does it 1,000 times."""
     chance = random.Random(1)
     assert "waited" in [release_at_random(bcm5719, seed_domain, chance) for _ in range(12)]
 

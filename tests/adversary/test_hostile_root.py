@@ -52,7 +52,7 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_changed_at_random(tree: Tree, secret: Path, tmp_path: Path, seed: int) -> None:
-    """Whatever stands in the place of what: an end in time, with 0 or 1, and nothing of what is outside."""
+    """Any kind of file in any place: an end in time, with 0 or 1, and nothing from outside the root."""
     check_at_random(tree, tmp_path / "changed", secret, seed)
 
 
@@ -140,7 +140,7 @@ def test_rule_is_not_blind() -> None:
 
 
 def test_secret_is_told_without_the_prison(tree: Tree, secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cases would tell what is outside if links were followed as they are."""
+    """The cases would show files outside the root if links were followed literally."""
     monkeypatch.setattr(confined, "root_and_path", lambda root, path: (b"", os.fsencode(path)))
     monkeypatch.setattr(pciscan, "_open_root", lambda root: -1)
     with place_in_copy(tree, f"{DEVICE}/driver_override", "secret_file", secret) as top:
@@ -178,7 +178,7 @@ def test_scanner_reads_nothing_outside(tmp_path: Path, tuning: Tuning, where: st
 @pytest.mark.parametrize("tuning", TUNINGS)
 @pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
 def test_scanner_opens_files_only(tmp_path: Path, bcm5719: FakeHost, tuning: Tuning, kind: str) -> None:
-    """A FIFO in the place of an identity is an error, of the scanner and of the reference."""
+    """A FIFO as an identity file is an error, of the scanner and of the reference."""
     hostile.place(Path(bcm5719.root.path), f"{DEVICE}/modalias", kind, tmp_path, hostile.random.Random(0))
     with pytest.raises(SysfsError, match="not a regular file"):
         pciscan.scan_with(bcm5719.root, tuning)
@@ -339,7 +339,7 @@ def test_path_outside_is_a_mistake_of_ours(tmp_path: Path) -> None:
 
 
 def test_attribute_of_more_than_a_page(tmp_path: Path) -> None:
-    """An attribute has 64 KiB at most: one byte more is an error that says so."""
+    """An attribute has 64 KiB at most: one more byte is an error with that reason."""
     path, root = tmp_path / "file", HostRoot(tmp_path)
     path.write_bytes(b"x" * virfile.ATTRIBUTE_MAX)
     assert virfile.ATTRIBUTE_MAX == len(virfile.read_attribute(root, str(path)) or "")
@@ -400,7 +400,7 @@ def endless(bcm5719: FakeHost) -> Iterator[Path]:
 
 
 def test_endless_directories(endless: Path) -> None:
-    """A crowd in the place of every directory that is listed: each verb ends in time."""
+    """A huge number of entries in every listed directory: each verb ends in time."""
     for where in ("proc", "run/libvirt/qemu", "sys/class/graphics", "sys/fs/btrfs", "sys/bus/pci/drivers/tg3"):
         hostile.remove(endless / where)
         (endless / where).parent.mkdir(parents=True, exist_ok=True)
@@ -443,7 +443,7 @@ def test_word_of_a_shell_survives(word: str) -> None:
 
 
 def test_document_survives() -> None:
-    """XML whose control characters are written as references says the same."""
+    """XML with control characters as references has the same content."""
     from lxml import etree
 
     text = "<domain><name>a\x85b\u202ec\u200d\n\t</name></domain>\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""No text of a definition tells QEMU more than it should."""
+"""No text of a definition adds options to QEMU's command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEP = 40  # of so many changes one is tried here, all in tests/fuzz/fuzz_option
 
 @pytest.mark.parametrize("path", corpus(), ids=lambda path: path.stem)
 def test_no_value_adds_a_key(path: Path) -> None:
-    """Whatever stands in an attribute or a text, QEMU reads the keys that it read before."""
+    """For any attribute or text value, QEMU reads the same keys as before."""
     assert [] == list(injections(path, STEP, len(path.stem)))
 
 

@@ -88,7 +88,7 @@ def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(directory: Path, script: str, dom: Dom = Dom(), log: Path | None = None) -> GuestOutcome:  # noqa: B008
-    """Run a peer in the place of QEMU."""
+    """Run a peer program instead of QEMU."""
     program = directory / "peer.py"
     program.write_text(PEER + textwrap.dedent(script))
     log_path = None if log is None else str(log)
@@ -97,7 +97,7 @@ def run(directory: Path, script: str, dom: Dom = Dom(), log: Path | None = None)
 
 
 def fails(directory: Path, script: str, dom: Dom = Dom()) -> bool:  # noqa: B008
-    """Run a peer that does not do as a QEMU does; tell whether that was told, as an error or as a failed guest."""
+    """Run a peer that misbehaves; tell whether the result was an error or a failed guest."""
     try:
         outcome = run(directory, script, dom)
     except OperationError as err:
@@ -183,7 +183,7 @@ class TestGarbage:
 
     @pytest.mark.parametrize("what", GARBAGE)
     def test_garbage_while_the_guest_runs_ends_it(self, tmp_path: Path, what: str) -> None:
-        """Whatever comes while a guest runs is one OperationError, or the guest goes on until it powers off."""
+        """Any input during a guest's life is one OperationError, or the guest continues until it powers off."""
         before, begin = peak_memory(), time.monotonic()
         script = f"""
             def garbage():
@@ -198,7 +198,7 @@ class TestGarbage:
 
     @pytest.mark.parametrize("data", ["[]", "null", '"x"', '{"reason": []}', '{"reason": {}}', '{"action": 5}'])
     def test_event_without_the_right_data_is_passed_over(self, tmp_path: Path, data: str) -> None:
-        """An event about the guest's life that says nothing understandable changes nothing."""
+        """An invalid event about the guest's life changes nothing."""
         script = f"""
             import json
             def odd():
@@ -225,7 +225,7 @@ class TestGarbage:
 
 class TestLog:
     def test_log_rolls_and_has_a_limit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What a QEMU writes without end takes a limited place beside the caller's file; its last words are kept."""
+        """Endless output of QEMU takes limited space beside the caller's file; the end of it is kept."""
         monkeypatch.setattr(qemu_log.RollingLog.__init__, "__kwdefaults__", {"max_bytes": 100_000, "backups": 3})
         log = tmp_path / "guest.log"
         log.write_text("earlier\n")
@@ -275,7 +275,7 @@ class TestLog:
         assert "said\n" == (tmp_path / "here/guest.log").read_text()
 
     def test_log_that_takes_nothing_is_no_obstacle(self, tmp_path: Path) -> None:
-        """A full disk costs words, and not the guest."""
+        """A full disk loses output, not the guest."""
         script = "os.write(2, b'x' * 100); serve(power_off)"
         assert "shutdown" == run(tmp_path, script, log=Path("/dev/full")).reason
 
@@ -346,12 +346,12 @@ class Started:
         raise AssertionError(f"no QEMU: {self.end()}")
 
     def refusal(self) -> tuple[int, str]:
-        """Wait for its end; return its exit code and what it said, without the note on capabilities."""
+        """Wait for its end; return its exit code and its messages, without the note on capabilities."""
         _, said = self.process.communicate(timeout=60)
         return self.process.returncode, "".join(s for s in said.splitlines(True) if "note: answered with" not in s)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """Ask it to end; return its exit code and what it said."""
+        """Ask it to end; return its exit code and its messages."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.refusal()
@@ -433,7 +433,7 @@ class TestUser:
         assert (0, "") == started.end()
 
     def test_images_are_found_before_anything_is_made(self, place: Path) -> None:
-        """All that the user cannot open is told at once, with the way out, and nothing was written."""
+        """All files that the user cannot open are reported at once, with the remedy, and nothing was written."""
         for name, mode in (("disk.img", 0o600), ("cd.iso", 0o644), ("kernel", 0o600)):
             (place / name).write_bytes(bytes(1 << 16))
             (place / name).chmod(mode)
@@ -461,7 +461,7 @@ class TestUser:
         assert (0, "") == started.end()
 
     def test_unknown_user_is_refused(self, place: Path) -> None:
-        """A user that this machine does not have is an error, and nothing is made."""
+        """A user that this machine does not have is an error, and nothing is created."""
         code, said = Started(place, "", "--user", "no-such-user").refusal()
         assert (1, "pyhostdev: Unknown user 'no-such-user'\n") == (code, said)
         assert not (place / "state").exists()

@@ -64,7 +64,7 @@ def test_temporary_names_cannot_be_guessed(tree: Path, outside: Path, name: str)
 )
 @pytest.mark.parametrize("kind", ["net", "block"])
 def test_device_number_that_is_a_path(tree: Path, outside: Path, kind: str, number: str) -> None:
-    """What stands in ``dev`` of an interface or a disk names a link only when it is digits:digits."""
+    """The ``dev`` of an interface or a disk only names a link if it has the form digits:digits."""
     before, links = snapshot_tree(str(outside)), os.listdir(tree / "sys/dev/block")
     entry = tree / DEVICE / kind / "enp9s0f0"
     entry.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def edited_state(tree: Path, **fields: object) -> None:
 def test_state_of_the_kernel_that_names_paths(
     tree: Path, outside: Path, fields: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a state file says becomes part of a path only when it is a name; else one sentence, and nothing is done."""
+    """A value of a state file only becomes part of a path if it is a name; else one sentence, and nothing is done."""
     before = snapshot_tree(str(outside))
     edited_state(tree, **fields)
     with pytest.raises(ConfigError, match=r"fakehost\.state' is not the state of a simulated kernel"):
@@ -205,7 +205,7 @@ def test_state_of_the_kernel_that_names_paths(
 
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100000, "\0", "{}", "null"])
 def test_state_of_the_kernel_that_is_none(tree: Path, content: str) -> None:
-    """Whatever else is in the file is told in one sentence."""
+    """Any other content of the file is reported in one sentence."""
     (tree / "fakehost.state").write_text(content)
     with pytest.raises(HostdevError, match=r"fakehost\.state"):
         SimulatedKernel(HostRoot(tree)).write(f"{tree}/sys/bus/pci/rescan", b"1", device=ADDRESS)

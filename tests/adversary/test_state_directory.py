@@ -59,7 +59,7 @@ def mode(path: Path) -> int:
 def test_link_to_another_hosts_records(
     fakehost: Callable[[str], FakeHost], capsys: pytest.CaptureFixture[str], words: list[str], link: str
 ) -> None:
-    """A tree whose run leads to the live host's changes no record there, shows none, and says why."""
+    """A tree whose run leads to the live host's changes no record there, shows none, and reports the reason."""
     foreign, live = (Path(fakehost("bcm5719").root.path) for _ in range(2))
     assert 0 == run(["prepare", GUEST], live)
     (foreign / link).parent.mkdir(exist_ok=True)
@@ -151,7 +151,7 @@ def test_sticky_directory_is_no_danger(tmp_path: Path) -> None:
 
 
 def test_parent_that_others_can_write_into_is_made_nothing_in(tmp_path: Path) -> None:
-    """A missing state directory is nothing to read, and is not made where others could exchange it."""
+    """A missing state directory has nothing to read, and is not created where others could exchange it."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     state = StateDir(str(tmp_path / "open/new/state"))
@@ -172,7 +172,7 @@ def test_parent_of_another_user(tmp_path: Path) -> None:
 
 
 def test_path_that_leaves_its_root(tmp_path: Path) -> None:
-    """A path is below the root that it is said to be below."""
+    """A path must be below the given root."""
     (tmp_path / "root").mkdir()
     with pytest.raises(OperationError, match="is not below"):
         open_directory(str(tmp_path / "beside"), below=str(tmp_path / "root"))
@@ -195,7 +195,7 @@ def test_relative_directory_stays_where_it_was_named(tmp_path: Path, monkeypatch
 def test_what_is_not_a_record_neither_hangs_nor_fills_memory(
     tree: Path, capsys: pytest.CaptureFixture[str], verb: str, what: str
 ) -> None:
-    """A pipe, a device, a file without end: each is told by `status`, and none is waited for."""
+    """A pipe, a device, an endless file: `status` reports each, and waits for none."""
     state = tree / "run/pyhostdev"
     state.mkdir(parents=True, mode=0o700)
     path = state / f"{ADDRESS}.json"
@@ -266,7 +266,7 @@ def test_in_flight_lock_that_is_no_file(tmp_path: Path, what: str) -> None:
 
 @pytest.mark.parametrize("words", [["list"], *READING], ids=lambda words: words[0])
 def test_reading_verbs_make_no_state_directory(tree: Path, tmp_path: Path, words: list[str]) -> None:
-    """Neither below the root nor where --state-dir says."""
+    """Neither below the root nor at --state-dir."""
     before = snapshot_tree(str(tree))
     for more in ((), ("--state-dir", str(tmp_path / "new/state"))):
         assert 0 == run(words, tree, *more)

@@ -72,7 +72,7 @@ def test_slot_out_of_range_is_the_users_mistake(slot: str) -> None:
 
 
 def test_double_use_is_an_xml_error_for_the_user_and_internal_for_us() -> None:
-    """The number tells whether the user or our own choice was wrong."""
+    """The error number tells whether the user's choice or our own was wrong."""
     addrs = buses("pci-root")
     addrs.reserve(guest("0000:00:02.0"), CONVENTIONAL)
     codes = []
@@ -246,7 +246,7 @@ def test_every_address_found_is_new_and_valid(wanted: list[int], root: str) -> N
 
 
 def test_every_model_says_what_it_plugs_into() -> None:
-    """Each model but the roots is accepted by another one."""
+    """Each model except the roots is accepted by another one."""
     for name, model in CONTROLLER_MODELS.items():
         homes = [other for other, bus in CONTROLLER_MODELS.items() if bus.offers & model.plug]
         assert (name in ("pci-root", "pcie-root")) == (homes == [])

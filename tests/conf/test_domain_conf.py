@@ -162,7 +162,7 @@ def test_scalars_have_their_units():
     ],
 )
 def test_a_domain_that_is_none_is_refused_with_its_line(text, line):
-    """Missing and impossible values say where they are."""
+    """Errors about missing and impossible values name their place."""
     with pytest.raises(XMLError) as error:
         DomainDef.parse(text)
     assert line == error.value.line

@@ -81,7 +81,7 @@ def test_machines_have_the_controllers_they_always_have(machine, arch, expected)
 
 
 def test_scalars_have_defaults():
-    """What every domain has, in libvirt's words."""
+    """The elements that every domain has, with libvirt's values."""
     dom = defined()
     assert (
         "pc-i440fx-7.2",
@@ -111,7 +111,7 @@ def test_scalars_have_defaults():
 
 
 def test_a_domain_without_uuid_or_mac_gets_the_same_ones_every_time():
-    """The same file is the same guest: nothing is drawn at random."""
+    """The same file gives the same guest: no value is random."""
     one, other = defined("<interface type='user'/><interface type='user'/>"), defined("<interface type='user'/>")
     assert (one.uuid, one.interfaces[0].mac) == (other.uuid, other.interfaces[0].mac)
     assert one.interfaces[0].mac != one.interfaces[1].mac
@@ -232,7 +232,7 @@ def test_libvirt_does_not_look_at_what_a_kind_does_not_have():
     ],
 )
 def test_contradictions_have_libvirts_numbers(devices, rest, code):
-    """A default that cannot be is an error with libvirt's number; 0 stands for none."""
+    """An impossible default is an error with libvirt's number; 0 means none."""
     if not code:
         assert "virtio-serial" in defined(devices, rest).format()
         return
@@ -242,7 +242,7 @@ def test_contradictions_have_libvirts_numbers(devices, rest, code):
 
 
 def test_boot_order_of_devices_excludes_that_of_the_domain():
-    """One or the other says what boots; the default is for neither."""
+    """One of the two defines what boots; the default only applies without both."""
     device = "<hostdev type='pci'><source><address bus='1'/></source><boot order='1'/></hostdev>"
     assert [] == defined(device).os.boot_devs
     with pytest.raises(ConfigError) as error:
@@ -251,6 +251,6 @@ def test_boot_order_of_devices_excludes_that_of_the_domain():
 
 
 def test_memory_that_can_be_plugged_in_needs_a_numa_cell():
-    """One cell with all processors is made where there is none."""
+    """A domain without cells gets one with all processors."""
     dom = defined(rest="<maxMemory slots='2' unit='GiB'>4</maxMemory><vcpu>4</vcpu>")
     assert [(0, "0-3", 1048576, "KiB")] == [(c.id, c.cpus, c.memory, c.unit) for c in dom.cpu.cells]

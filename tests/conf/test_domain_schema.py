@@ -42,7 +42,7 @@ def test_s7_whole_domains_are_valid(path):
     ],
 )
 def test_s7_what_we_model_is_valid(device):
-    """The schema and the parser agree on what a host device can say."""
+    """The schema and the parser agree on the attributes and elements of a host device."""
     assert [] == validate_schema(domain(device))
     DomainDef.parse(domain(device))
 
@@ -63,7 +63,7 @@ def test_s7_what_we_model_is_valid(device):
     ],
 )
 def test_s7_what_rows_s1_and_s2_forbid_is_invalid(device):
-    """The schema says it with a line, and the parser refuses it, too."""
+    """The schema reports it with a line, and the parser refuses it, too."""
     errors = validate_schema(domain(device))
     assert [4] == sorted({line for line, _ in errors})
     with pytest.raises(ConfigError):

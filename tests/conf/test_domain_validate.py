@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a well-formed definition must not say."""
+"""Contradictions in a well-formed definition."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_what_libvirt_refuses_is_refused_with_its_number(devices, code, line):
     ],
 )
 def test_neighbours_of_what_is_refused_are_accepted(devices):
-    """Rules refuse no more than they say."""
+    """A rule refuses only what it names."""
     assert [] == validate_all(domain(devices))
 
 

@@ -50,7 +50,7 @@ class StubHost:
     [("", None, True), ("assigned='yes'", True, True), ("assigned='no'", False, False)],
 )
 def test_s1_assigned_has_three_states_and_is_never_invented(attributes, assigned, is_assigned):
-    """Absent means yes and stays absent when printed; yes and no are printed as they were said."""
+    """Absent means yes and stays absent when printed; yes and no are printed as written."""
     device = DomainHostdevDef.parse(hostdev(attributes))
     assert (assigned, is_assigned) == (device.assigned, device.is_assigned)
     assert ("assigned" in device.format()) is (assigned is not None)
@@ -143,7 +143,7 @@ def test_s2_a_not_assigned_device_cannot_have_what_needs_the_guest(name, element
 
 
 def test_s2_unassigned_contradicts_assigned_yes():
-    """The two spellings cannot say two things."""
+    """The two spellings cannot contradict each other."""
     with pytest.raises(XMLError, match="unassigned"):
         DomainHostdevDef.parse(hostdev("assigned='yes'", "<address type='unassigned'/>"))
 

@@ -36,7 +36,7 @@ class SingleFunctionHost:
 
 
 def test_to_unassigned_leaves_no_assigned_anywhere():
-    """libvirt ignores the attribute, which would give the function away: none may be left."""
+    """libvirt ignores the attribute, and would give the function to the guest: no attribute may be left."""
     dom = domain(
         (f"{CARD}.0", "assigned='yes'", "<address type='pci' slot='4'/>"),
         (f"{CARD}.1", "assigned='no'", ""),
@@ -65,7 +65,7 @@ def test_there_and_back_means_the_same():
 
 
 def test_the_original_is_not_changed():
-    """A conversion gives back a copy."""
+    """A conversion returns a copy."""
     dom = domain((f"{CARD}.0", "assigned='no'", ""))
     before = dom.format()
     dom.with_spelling("unassigned")

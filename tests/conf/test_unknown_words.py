@@ -48,7 +48,7 @@ UNKNOWN = [
 
 @pytest.mark.parametrize(("device", "what"), UNKNOWN)
 def test_an_unknown_word_is_an_error(device: str, what: str) -> None:
-    """validate and the plan name the word, its line and the nearest one that is known."""
+    """validate and the plan name the attribute or element, its line and the nearest known name."""
     dom = domain(device)
     with pytest.raises(XMLError, match="Unknown") as error:
         dom.validate()
@@ -66,7 +66,7 @@ def test_an_unknown_word_is_an_error(device: str, what: str) -> None:
     ],
 )
 def test_a_known_word_that_is_not_built_is_a_note(device: str, reason: str) -> None:
-    """A later libvirt's word, or one that says nothing, is reported and does not refuse."""
+    """An attribute of a later libvirt, or one without effect, is reported and does not refuse."""
     dom = domain(device)
     dom.validate()
     assert [(reason, "note", 2)] == [(f.reason, f.severity, f.line) for f in dom.unknown_words()]
@@ -83,7 +83,7 @@ def test_a_known_word_that_is_not_built_is_a_note(device: str, reason: str) -> N
     ],
 )
 def test_other_words_are_kept(device: str) -> None:
-    """A namespace of its own belongs to others, and elsewhere unknown words do not concern host devices."""
+    """Other namespaces are ignored, and unknown names outside host devices do not concern them."""
     dom = domain(device)
     assert [] == dom.unknown_words()
 
@@ -95,7 +95,7 @@ def test_an_interface_names_its_driver() -> None:
 
 
 def test_words_elsewhere_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """validate names each unknown word with its line, outside host devices as a note, and accepts the domain."""
+    """validate names each unknown name with its line, outside host devices as a note, and accepts the domain."""
     dom = domain(
         "<disk type='file' colour='red'><source file='/x' hue='1'/><target dev='vda'/></disk>\n"
         "<memballoon model='none'><wings/></memballoon>"
@@ -116,7 +116,7 @@ def test_words_elsewhere_are_told(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 
 def test_the_plan_refuses_a_typing_error(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A guest's file with asigned='no' is refused by plan, prepare and validate, and nothing is touched."""
+    """A file with asigned='no' is refused by plan, prepare and validate, and nothing is touched."""
     before = bcm5719.snapshot()
     text = Path(GUEST).read_text().replace("assigned='no'", "asigned='no'", 1)
     host = pyhostdev.Host(bcm5719.root, writer=bcm5719.kernel)

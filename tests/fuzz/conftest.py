@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What long runs tell at their end: how many cases there were."""
+"""The final report of long runs: the number of cases."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from scenarios import SCENARIOS, Scenario, Stage
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_every_operation_and_every_errno(tmp_path: Path, scenario: Scenario, count_cases: list[int]) -> None:
-    """All as before, or an error that says it is not, and a recover that ends it."""
+    """All is as before, or the error reports otherwise and recover finishes."""
     stage = Stage(scenario, tmp_path)
     for case in refusals(stage):
         for errnum in ERRNOS:

@@ -11,6 +11,6 @@ from injection import corpus, hostile, injections
 
 @pytest.mark.parametrize("path", corpus(), ids=lambda path: path.stem)
 def test_no_value_adds_a_key(path: Path, count_cases: list[int]) -> None:
-    """Whatever stands in an attribute or a text, QEMU reads the keys that it read before."""
+    """For any attribute or text value, QEMU reads the same keys as before."""
     assert [] == list(injections(path))
     count_cases.append(sum(1 for _ in hostile(path)))

@@ -26,7 +26,7 @@ DEATHS_EACH = 4  # of each scenario, spread over prepare and release
 @pytest.mark.parametrize("phase", ["prepare", "release"])
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_every_read(tmp_path: Path, scenario: Scenario, phase: str, count_cases: list[int]) -> None:
-    """All as before, or an error that says it is not, and a recover that ends it."""
+    """All is as before, or the error reports otherwise and recover finishes."""
     stage = Stage(scenario, tmp_path)
     errnos = errnos_in_turn(SCENARIOS.index(scenario))
     for number in range(1, 1 + len(reads_of_phase(stage, phase))):
@@ -36,7 +36,7 @@ def test_every_read(tmp_path: Path, scenario: Scenario, phase: str, count_cases:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_every_place_that_reads_in_recover(tmp_path: Path, scenario: Scenario, count_cases: list[int]) -> None:
-    """What recover says is done is done, and the next one finishes."""
+    """Recover's reported results are real, and the next recover finishes."""
     stage = Stage(scenario, tmp_path)
     errnos = errnos_in_turn(SCENARIOS.index(scenario))
     deaths = stage.deaths()

@@ -13,7 +13,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "2000"))
 
 
 def test_invariants_hold_whatever_happens() -> None:
-    """Many more runs, and longer ones; FUZZ_EXAMPLES says how many."""
+    """Many more runs, and longer ones; FUZZ_EXAMPLES sets how many."""
     checks = list(HealthCheck)
     many = settings(max_examples=EXAMPLES, stateful_step_count=50, deadline=None, suppress_health_check=checks)
     run_state_machine_as_test(HostMachine, settings=many)

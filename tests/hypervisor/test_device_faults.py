@@ -48,7 +48,7 @@ def test_device_that_vanishes_while_it_is_prepared(
 @pytest.mark.fault("F13")
 @pytest.mark.parametrize("number", range(1, 21))
 def test_device_that_vanishes_while_it_is_released(bcm5719: FakeHost, seed_domain: DomainDef, number: int) -> None:
-    """Gone before any write of release: the others go back, and nothing is left to do for the one that went."""
+    """A device vanishes before any write of release: the others are restored, and its own record is closed."""
     victim = process(bcm5719)
     victim.manager.prepare(victim.manager.host.plan(seed_domain))
     victim.kernel.inject(number, Vanish(CARD[2]))
@@ -65,7 +65,7 @@ def replug(fake: FakeHost, address: PCIDeviceAddress) -> None:
 
 @pytest.mark.fault("F14")
 def test_device_plugged_in_again_is_another_one(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """What has taken a prepared device's address is not given back: its record goes, and it stays where it is."""
+    """A new device at a prepared one's address is left alone by release, and the old record is removed."""
     victim = process(bcm5719)
     victim.manager.prepare(victim.manager.host.plan(seed_domain))
     replug(bcm5719, CARD[1])
@@ -78,7 +78,7 @@ def test_device_plugged_in_again_is_another_one(bcm5719: FakeHost, seed_domain: 
 
 @pytest.mark.fault("F14")
 def test_device_replaced_since_the_plan_is_refused(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A plan is for the devices it has seen: another one at the same address is a finding."""
+    """A plan is bound to the devices it saw: another one at the same address is a finding."""
     victim = process(bcm5719)
     plan = victim.manager.host.plan(seed_domain)
     replug(bcm5719, CARD[1])
@@ -93,7 +93,7 @@ def test_device_replaced_since_the_plan_is_refused(bcm5719: FakeHost, seed_domai
 def test_foreign_write_between_two_of_ours_is_no_success(
     bcm5719: FakeHost, seed_domain: DomainDef, number: int
 ) -> None:
-    """Who changes an override while prepare is at work makes it fail, and all go back to their drivers."""
+    """A foreign change of an override during prepare makes it fail, and all are rolled back to their drivers."""
     victim = process(bcm5719)
     address = CARD[(number - 2) // 3]
     override = f"{bcm5719.root.pci_device(address)}/driver_override"
@@ -123,7 +123,7 @@ def test_listed_device_taken_back_by_somebody_is_refused(bcm5719: FakeHost, doma
 
 @pytest.mark.fault("F17")
 def test_stub_unloaded_under_a_guest(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A prepared device that has lost its stub goes back to its own driver when it is released."""
+    """A prepared device that has lost its stub is bound to its original driver by release."""
     before = bcm5719.snapshot()
     victim = process(bcm5719)
     victim.manager.prepare(victim.manager.host.plan(seed_domain))
@@ -147,7 +147,7 @@ def test_dynamic_id_steals_nothing(fakehost: Callable[[str], FakeHost], seed_dom
 
 @pytest.mark.fault("F19", "F40")
 def test_crashed_release_resets_before_it_is_finished(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Recover wipes what a guest left before a device goes back, as release does."""
+    """Recover resets a device before it is reattached, as release does."""
     process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
     last = process(bcm5719)
     last.manager.recover(include_prepared=True, timeout_s=0)

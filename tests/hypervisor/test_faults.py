@@ -40,7 +40,7 @@ SAMPLE = [s for s in SCENARIOS if s.name in ("not-assigned-3", "mixed-managed", 
 @pytest.mark.fault("F12", "F15", "F25", "F28")
 @pytest.mark.parametrize("scenario", SAMPLE, ids=lambda scenario: scenario.name)
 def test_every_refused_operation_is_undone_or_told(tmp_path: Path, scenario: Scenario) -> None:
-    """Each operation is refused once, the errnos in turn: all as before, or an error that says it is not."""
+    """Each operation is refused once, with the errnos in turn: all is as before, or the error reports otherwise."""
     stage = Stage(scenario, tmp_path)
     cases = list(zip(refusals(stage), cycle(ERRNOS), strict=False))
     for case, errnum in cases[len(scenario.name) % 2 :: 2]:
@@ -66,7 +66,7 @@ def test_both_errors_are_told_when_undoing_fails_too(
 
 @pytest.mark.fault("F10")
 def test_missing_module_is_told_before_the_first_write(fakehost: Callable[[str], FakeHost]) -> None:
-    """Without vfio-pci, and no module that brings it, nodedev-detach writes nothing."""
+    """Without vfio-pci and a module that provides it, nodedev-detach writes nothing."""
     fake = fakehost("driver igb 8086:1521\n0000:01:00.0 8086:1521 020000 driver=igb group=1\n")
     victim = process(fake)
     with pytest.raises(RefusedError) as error:
@@ -122,7 +122,7 @@ def test_release_while_somebody_has_the_group_open(bcm5719: FakeHost, seed_domai
 
 @pytest.mark.fault("F5")
 def test_reboot_leaves_nothing_to_replay(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Records that outlive a boot, on a disk say, are reported as expired and nothing is written for them."""
+    """Records that outlive a boot, for example on a disk, are reported as expired, without a write for them."""
     process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
     kept = {path.name: path.read_bytes() for path in Path(bcm5719.root.state_dir).iterdir()}
     bcm5719.reboot()
@@ -201,7 +201,7 @@ def test_locks_do_not_leak_into_programs(bcm5719: FakeHost) -> None:
 
 @pytest.mark.fault("F25")
 def test_record_that_cannot_be_read_now_is_no_bad_record(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Out of descriptors is an error to come back from: nothing is set aside, and nothing forgotten."""
+    """Running out of descriptors is a recoverable error: no record is set aside or lost."""
     process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
     opens = 3  # the directory, its list, the first record
     with pytest.raises(SysfsError) as error:
@@ -212,7 +212,7 @@ def test_record_that_cannot_be_read_now_is_no_bad_record(bcm5719: FakeHost, seed
 
 @pytest.mark.fault("F25")
 def test_full_disk_does_not_keep_a_device_from_its_driver(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Release goes on where no record can be written any more: records are removed, which needs no room."""
+    """Release continues if no record can be written any more: removing records needs no space."""
     before = bcm5719.snapshot()
     process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the host needs, and who else is at work: asked before the first write, told by reason and address."""
+"""Uses by the host and by other programs: checked before the first write, reported by reason and address."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_boot_vga_wants_a_consent(fakehost: Callable[[str], FakeHost], domain: D
 
 
 def test_framebuffer_wants_a_consent(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
-    """A display that is not the one the host booted on may be one of its consoles all the same."""
+    """A display other than the boot display may still show one of the host's consoles."""
     fake = bcm5719_with(fakehost)
     screen = Path(os.path.realpath(fake.root.pci_device(PCIDeviceAddress.parse(NVME))), "graphics/fb0")
     screen.mkdir(parents=True)
@@ -96,7 +96,7 @@ c0000000-eebfffff : PCI Bus 0001:00
 def test_firmwares_screen_wants_a_consent(
     fakehost: Callable[[str], FakeHost], domain: Domain, owner: str, name: str, reasons: list[str]
 ) -> None:
-    """Where no driver has taken the firmware's screen over, the kernel's table of memory says whose memory it is."""
+    """If no driver has taken over the firmware's screen, the kernel's memory table names its device."""
     fake = bcm5719_with(fakehost)
     Path(fake.root.iomem).write_text(IOMEM.format(owner=owner, name=name))
     assert reasons == [f.reason for f in Host(fake.root).plan(domain("vm1", NVME)).findings]
@@ -142,7 +142,7 @@ LIBVIRTS_DEVICES = {
 
 @pytest.mark.parametrize("kind", LIBVIRTS_DEVICES)
 def test_running_domain_of_libvirtd_is_in_use(bcm5719: FakeHost, seed_domain: DomainDef, kind: str) -> None:
-    """libvirtd's status files say what its running domains have, in each way in which a domain can have a function."""
+    """libvirtd's status files name the devices of its running domains, in every form of use."""
     put_status(bcm5719, "web", LIBVIRTS_DEVICES[kind])
     plan = Host(bcm5719.root).plan(seed_domain)
     assert [("in-use", "0001:09:00.1")] == [(f.reason, str(f.address)) for f in plan.findings]
@@ -172,7 +172,7 @@ def test_status_that_is_not_understood_is_told(bcm5719: FakeHost, seed_domain: D
 
 @pytest.mark.parametrize("verb", ["nodedev_detach", "nodedev_reset"])
 def test_nodedev_leaves_libvirts_device_alone(bcm5719: FakeHost, verb: str) -> None:
-    """What a guest of libvirtd has is neither listed as detached nor reset."""
+    """A device of a libvirtd guest is neither listed as detached nor reset."""
     put_status(bcm5719, "web", LIBVIRTS_DEVICES["hostdev"])
     manager = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel))
     with pytest.raises(RefusedError, match="libvirt's domain 'web'"):
@@ -202,7 +202,7 @@ def save_override(fake: FakeHost, address: str, text: str) -> None:
 
 
 def test_saved_override_of_driverctl_is_told(bcm5719: FakeHost, domain: Domain) -> None:
-    """The plan says what driverctl keeps a device with, whether it is there, and that it goes back there."""
+    """The plan reports the override saved by driverctl, whether that driver is bound, and that it will be restored."""
     words = [f"0001:09:00.{function} yes" for function in range(4)]
     save_override(bcm5719, "0001:09:00.0", "tg3\n")
     save_override(bcm5719, "0001:09:00.1", "igb_uio\n")
@@ -211,13 +211,13 @@ def test_saved_override_of_driverctl_is_told(bcm5719: FakeHost, domain: Domain) 
         (f.reason, f.severity, str(f.address)) for f in plan.findings
     ]
     first, second = (f.message for f in plan.findings)
-    assert ("'tg3'" in first, "though" in first, "with driver 'tg3' again" in first) == (True, False, True)
-    assert ("'igb_uio'" in second, "though it is with driver 'tg3' now" in second) == (True, True)
+    assert ("'tg3'" in first, "though" in first, "it has driver 'tg3' again" in first) == (True, False, True)
+    assert ("'igb_uio'" in second, "although it has driver 'tg3' now" in second) == (True, True)
     assert plan.ok
 
 
 def test_device_that_driverctl_keeps_with_vfio_stays_there(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
-    """What driverctl gave to vfio-pci is there before and after the guest, with its override."""
+    """A device that driverctl bound to vfio-pci stays there before and after the guest, with its override."""
     fake = bcm5719_with(fakehost)
     address = PCIDeviceAddress.parse(NVME)
     for path, value in ((f"devices/{NVME}/driver_override", "vfio-pci"), ("drivers/nvme/unbind", NVME),
@@ -227,11 +227,11 @@ def test_device_that_driverctl_keeps_with_vfio_stays_there(fakehost: Callable[[s
     manager = HostdevManager(Host(fake.root, writer=fake.kernel))
     before = read_binding(fake.root, address)
     plan = manager.host.plan(domain("vm1", NVME))
-    assert [f"driverctl gives device {NVME} to 'vfio-pci' whenever it appears"] == [f.message for f in plan.findings]
+    assert [f"driverctl binds device {NVME} to 'vfio-pci' whenever it appears"] == [f.message for f in plan.findings]
     with manager.prepared(plan):
         assert before == read_binding(fake.root, address)
     assert before == read_binding(fake.root, address)
-    with pytest.raises(OperationError, match="driverctl gives it to 'vfio-pci'"):
+    with pytest.raises(OperationError, match="driverctl binds it to 'vfio-pci'"):
         manager.nodedev_reattach(address)
 
 
@@ -249,7 +249,7 @@ def test_recover_names_who_has_what_no_record_knows(bcm5719: FakeHost, seed_doma
 
 
 def link(fake: FakeHost, path: str, target: str) -> None:
-    """Make a link as sysfs does: relative, to a directory that is made where there is none."""
+    """Make a link as in sysfs: relative, to a directory that is created if missing."""
     place, there = Path(fake.root.path, path), Path(fake.root.path, target)
     place.parent.mkdir(parents=True, exist_ok=True)
     there.mkdir(parents=True, exist_ok=True)
@@ -266,7 +266,7 @@ def mapping(fake: FakeHost) -> str:
 
 
 def array(fake: FakeHost) -> str:
-    """A partition of an array, whose members are the array's."""
+    """A partition of an array, with the members of the array."""
     link(fake, "sys/class/block/md0p1", "sys/devices/virtual/block/md0/md0p1")
     link(fake, "sys/devices/virtual/block/md0/slaves/nvme0n1", "sys/class/block/nvme0n1")
     return "/dev/md0p1"
@@ -302,7 +302,7 @@ def root_without_name(fake: FakeHost) -> str:
 def test_file_system_is_followed_to_its_disks(
     fakehost: Callable[[str], FakeHost], domain: Domain, stack: Callable[[FakeHost], str]
 ) -> None:
-    """What a file system lies on is needed, however many layers are in between."""
+    """All devices below a file system are in use, through any number of layers."""
     fake = bcm5719_with(fakehost)
     with open(fake.root.mounts, "a") as stream:
         stream.write(f"{stack(fake)} / some rw 0 0\n")

@@ -53,7 +53,7 @@ def test_who_waits_gets_what_is_let_go(bcm5719: FakeHost, tmp_path: Path) -> Non
 
 
 def test_wait_has_an_end(bcm5719: FakeHost, tmp_path: Path) -> None:
-    """A holder that does not let go is told after the wait."""
+    """A holder that does not release is named after the wait."""
     state = str(tmp_path / "state")
     with locked(StateDir(state), bcm5719.root, DEVICE, "anna"):
         began = time.monotonic()
@@ -63,7 +63,7 @@ def test_wait_has_an_end(bcm5719: FakeHost, tmp_path: Path) -> None:
 
 
 class Unnamed:
-    """A process that has taken a lock and not said so in its file, and what a second one is told of it."""
+    """A process that holds a lock without its name in the file, and the error of a second process."""
 
     def __init__(self, fake: FakeHost, top: str) -> None:
         self.root, self.state = fake.root, StateDir(top)
@@ -111,7 +111,7 @@ def test_holder_that_the_kernel_confirms_is_told_by_its_name(unnamed: Unnamed) -
 
 @pytest.mark.parametrize("left", ["process 1", "'anna' (process 1)"])
 def test_name_that_a_killed_holder_left_is_not_the_next_ones(unnamed: Unnamed, left: str) -> None:
-    """A name that the kernel does not confirm is told as what it is."""
+    """A name that the kernel does not confirm is reported as unconfirmed."""
     unnamed.write(left)
     assert f"{ME} (its file says {left})" == unnamed.told()
 
@@ -126,7 +126,7 @@ def test_holder_is_given_a_moment_to_write_its_name(unnamed: Unnamed, monkeypatc
 def test_name_is_all_there_is_where_the_kernel_does_not_tell(unnamed: Unnamed) -> None:
     """In a container, or without a list of locks, the file is believed, and no holder is guessed."""
     Path(unnamed.root.proc, "locks").unlink()
-    assert "somebody else" == unnamed.told()
+    assert "another process" == unnamed.told()
     unnamed.write("'anna' (process 1)")
     assert "'anna' (process 1)" == unnamed.told()
 

@@ -30,7 +30,7 @@ Domain = Callable[..., DomainDef]
 
 
 def owners(fake: FakeHost) -> dict[str, tuple[int, int]]:
-    """Return whose each node of VFIO is, by its name below dev/vfio."""
+    """Return the owner of each VFIO node, by its name below dev/vfio."""
     found = {}
     for top, _, names in os.walk(fake.root.dev_vfio):
         for name in names:
@@ -50,7 +50,7 @@ def with_iommufd(fake: FakeHost) -> FakeHost:
 
 @pytest.mark.fault("F41")
 def test_group_node_is_the_users_while_the_guest_has_it(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """The node is given when the devices are, and nothing is left of it when they go back."""
+    """The node is given together with the devices, and restored completely with them."""
     before = bcm5719.snapshot()
     manager = process(bcm5719).manager
     with manager.prepared(manager.host.plan(seed_domain), node_owner=USER):
@@ -174,7 +174,7 @@ def test_what_is_not_a_node_is_not_given(bcm5719: FakeHost, seed_domain: DomainD
 
 
 def test_writer_that_knows_no_nodes_is_told(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Who writes a SysfsWriter of his own and gives no nodes hears so, and everything is undone."""
+    """With a foreign SysfsWriter that cannot give nodes, the error names the reason and everything is rolled back."""
 
     class Writer:
         def __init__(self, kernel: SimulatedKernel) -> None:

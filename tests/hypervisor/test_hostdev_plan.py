@@ -82,14 +82,14 @@ def test_policies_on_one_group(bcm5719: FakeHost, domain: Domain, policy: str, e
 
 @pytest.mark.parametrize(("policy", "ok"), [("auto", True), ("group", True), ("device", False), ("off", True)])
 def test_port_with_its_own_group_goes_alone(fakehost: Fake, domain: Domain, policy: str, ok: bool) -> None:
-    """One port of a NIC whose ports sit in separate groups works as in libvirt; only policy device objects."""
+    """One port of a NIC with ports in separate groups works as in libvirt; only policy device objects."""
     fake = fakehost("nic-own-groups")
     first = next(d for d in Host(fake.root).scan() if d.is_multifunction() and not d.is_bridge)
     assert ok == plan_for(fake, domain("vm1", str(first.address)), policy).ok
 
 
 def test_speaking_assigned_gets_the_device_rule(fakehost: Fake, domain: Domain) -> None:
-    """Who writes assigned= on one function gets S4, separate groups or not."""
+    """assigned= on one function enables S4, with separate groups or not."""
     fake = fakehost("nic-own-groups")
     first = next(d for d in Host(fake.root).scan() if d.is_multifunction() and not d.is_bridge)
     plan = plan_for(fake, domain("vm1", f"{first.address} yes"))
@@ -126,7 +126,7 @@ def test_bridge_is_no_endpoint(bcm5719: FakeHost, domain: Domain) -> None:
 
 
 def test_pf_with_vfs_is_refused_before_its_driver_is_gone(fakehost: Fake, domain: Domain) -> None:
-    """A PF whose VFs are live is pf-with-vfs; one of its VFs is fine, and is never multifunction."""
+    """A PF with enabled VFs is pf-with-vfs; one of its VFs is accepted, and is never multifunction."""
     fake = fakehost("sriov")
     vf = next(d for d in Host(fake.root).scan() if d.is_virtual_function)
     assert "pf-with-vfs" in [r for r, _ in reasons(plan_for(fake, domain("vm1", str(vf.physfn))))]
@@ -143,7 +143,7 @@ def test_policy_off_leaves_the_kernels_refusals_to_the_kernel(fakehost: Fake, do
 
 
 def test_s6_vf_is_not_multifunction_so_assigned_is_refused(fakehost: Fake, domain: Domain) -> None:
-    """S6: a VF in the slot of a multifunction PF has no siblings and cannot say assigned=."""
+    """S6: a VF in the slot of a multifunction PF has no siblings and does not support assigned=."""
     fake = fakehost("pf-multifunction")
     vf = next(d for d in Host(fake.root).scan() if d.is_virtual_function)
     assert vf.is_multifunction() is False
@@ -166,7 +166,7 @@ def test_s8_slot_without_function_0_is_a_note(bcm5719: FakeHost, domain: Domain)
 
 
 def test_device_on_vfio_stays_there(bcm5719: FakeHost, domain: Domain) -> None:
-    """A function already with vfio-pci is kept, not given back, and the plan says so."""
+    """A function already bound to vfio-pci stays there, is not reattached, and the plan reports it."""
     host = Host(bcm5719.root, writer=bcm5719.kernel)
     from pyhostdev.util.pcidriver import DriverMover, read_binding
 
@@ -178,7 +178,7 @@ def test_device_on_vfio_stays_there(bcm5719: FakeHost, domain: Domain) -> None:
 
 
 def test_no_vfio_at_all_is_vfio_missing(fakehost: Fake, domain: Domain) -> None:
-    """Without driver and module nothing is started; the reason is told once."""
+    """Without driver and module nothing is started; the reason is reported once."""
     fake = fakehost("bcm5719")
     import shutil
 

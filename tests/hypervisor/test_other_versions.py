@@ -95,7 +95,7 @@ def test_odd_record_stops_no_other_recovery(
 
 @pytest.mark.parametrize("name", ["noiommu", "..", "14x", "99999999999999999999"])
 def test_group_link_that_is_no_number_is_told(bcm5719: FakeHost, seed_domain: DomainDef, name: str) -> None:
-    """A group's link that leads to something else is an error with its path, and others are given back."""
+    """A group's link to something else is an error with its path, and other devices are released."""
     manager = process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))
     link = Path(os.path.realpath(bcm5719.root.pci_device(CARD[1])), "iommu_group")
@@ -111,7 +111,7 @@ def test_group_link_that_is_no_number_is_told(bcm5719: FakeHost, seed_domain: Do
 
 @pytest.mark.fault("F5")
 def test_orphans_of_variant_drivers_are_told(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
-    """What an override gave to a variant of vfio-pci and no record knows is told like the rest."""
+    """An unrecorded function with an override for a variant of vfio-pci is reported like the others."""
     fake = fakehost(card(2))
     manager = process(fake).manager
     words = [f"0000:01:00.{n}" for n in range(2)]
@@ -126,7 +126,7 @@ def test_orphans_of_variant_drivers_are_told(fakehost: Callable[[str], FakeHost]
 
 @pytest.mark.fault("F6")
 def test_device_that_is_prepared_while_recover_looks_is_no_orphan(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A record that was written after recover's first look is one all the same."""
+    """A record written after recover's first look is handled as well."""
     looking = process(bcm5719).manager
     read, answers = looking.journal.read, [looking.journal.read()]
     looking.journal.read = lambda: answers.pop() if answers else read()  # type: ignore[method-assign]

@@ -36,7 +36,7 @@ def test_killed_at_random(tmp_path: Path, name: str) -> None:
 
 
 def hold(fake: FakeHost, definition: DomainDef, started: object, go_on: object) -> None:
-    """Prepare in a child, slowly: say when it is in the middle, and end when told."""
+    """Prepare in a child, slowly: signal when it is in the middle, and end on request."""
     child = process(fake)
     write = child.kernel.write
 
@@ -165,7 +165,7 @@ def test_locks_are_free_when_their_holder_is_killed(bcm5719: FakeHost, seed_doma
 
 
 def contend(fake: FakeHost, owner: str, definition: DomainDef, rounds: int, told: object) -> None:
-    """Prepare and release again and again; say how often it was ours, and count what should never be."""
+    """Prepare and release repeatedly; count the successes, and the states that must never occur."""
     won = wrong = 0
     for _ in range(rounds):
         racer = process(fake)

@@ -57,7 +57,7 @@ def sample(log: list[Read], name: str) -> Iterator[tuple[int, int]]:
 @pytest.mark.parametrize("phase", ["prepare", "release"])
 @scenarios
 def test_refused_read_is_undone_or_told(tmp_path: Path, scenario: Scenario, phase: str) -> None:
-    """Whatever cannot be read while devices are taken or given back: all as before, or an error that says it is not."""
+    """Any read refused during prepare or release: all is as before, or the error reports otherwise."""
     stage = Stage(scenario, tmp_path)
     for number, errnum in sample(reads_of_phase(stage, phase), scenario.name):
         check_read(stage, phase, number, errnum)
@@ -66,7 +66,7 @@ def test_refused_read_is_undone_or_told(tmp_path: Path, scenario: Scenario, phas
 @pytest.mark.fault("F28", "F25", "F1")
 @scenarios
 def test_refused_read_of_recover_is_told(tmp_path: Path, scenario: Scenario) -> None:
-    """Whatever recover cannot read after a crash: what it says is done is done, and the next one finishes."""
+    """Any read refused during recover after a crash: reported results are real, and the next recover finishes."""
     stage = Stage(scenario, tmp_path)
     deaths = [case for case in stage.deaths() if case.fault.get("how") == "after"]
     death = deaths[len(deaths) // 2]
@@ -77,7 +77,7 @@ def test_refused_read_of_recover_is_told(tmp_path: Path, scenario: Scenario) -> 
 @pytest.mark.fault("F28", "F25")
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
 def test_answer_is_right_or_an_error(tmp_path: Path, question: Question) -> None:
-    """A plan, a list, a refusal: what stands in the way does not vanish because it cannot be read."""
+    """A plan, a list, a refusal: an obstacle does not vanish because it cannot be read."""
     fake = question.build(tmp_path)
     answer = question.answer(fake)
     log = reads_of(fake, lambda: question.answer(fake))
@@ -105,7 +105,7 @@ def test_questions_ask_for_what_can_vanish(tmp_path: Path, name: str, reasons: s
 
 @pytest.mark.fault("F28")
 def test_reset_is_done_or_an_error(bcm5719: FakeHost) -> None:
-    """A device that cannot be looked at is not reset, and that is said."""
+    """A device that cannot be examined is not reset, and the log reports it."""
     disk = PCIDeviceAddress(1, 7, 0, 0)
     process(bcm5719).manager.nodedev_reset(disk)  # makes the state directory, which is there from then on
     log = reads_of(bcm5719, lambda: process(bcm5719).manager.nodedev_reset(disk))
@@ -118,7 +118,7 @@ def test_reset_is_done_or_an_error(bcm5719: FakeHost) -> None:
 
 @pytest.mark.fault("F28", "F4")
 def test_update_active_notes_all_or_nothing(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """What a running domain has is noted for all its devices, or for none where one cannot be read."""
+    """The devices of a running domain are recorded all together, or not at all if one cannot be read."""
     process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
     for path in Path(bcm5719.root.state_dir).iterdir():
         path.unlink()
@@ -148,7 +148,7 @@ def test_reads_are_counted_once_and_not_the_kernels(bcm5719: FakeHost, seed_doma
 
 
 def leave_half_prepared(stage: Stage) -> None:
-    """Let a prepare die when some of its records say "prepared" and the last one does not yet."""
+    """Kill a prepare when some of its records are "prepared" and the last one is not."""
     last = max(number for number, name in enumerate(stage.preparing.state.names_of_steps, 1) if name == "write")
     run_and_die(stage.scenario.prepare, process(stage.fake, dies_at_state=last))
 

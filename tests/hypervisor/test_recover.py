@@ -82,7 +82,7 @@ def test_recover_twice_writes_nothing(bcm5719: FakeHost, seed_domain: DomainDef)
 
 
 def test_prepared_devices_stay_their_owners(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A finished prepare has no process: recover leaves its devices, unless it is told to give all back."""
+    """A finished prepare has no process: recover leaves its devices alone, unless --all is given."""
     before = bcm5719.snapshot()
     prepare(seed_domain)(process(bcm5719).manager)
     assert ["kept"] * 4 == [item.outcome for item in process(bcm5719).manager.recover()]
@@ -91,7 +91,7 @@ def test_prepared_devices_stay_their_owners(bcm5719: FakeHost, seed_domain: Doma
 
 
 def test_write_in_flight_is_in_doubt_until_it_lands(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Recover waits for a write that has not come back, then says so; when it has landed it finishes."""
+    """Recover waits for a write that has not returned, then reports it; once the write has landed, it finishes."""
     before = bcm5719.snapshot()
     run_and_die(prepare(seed_domain), process(bcm5719, dies_at_write=2, how="blocked"))
     found = process(bcm5719).manager.recover(timeout_s=0.1)
@@ -150,7 +150,7 @@ def test_device_of_the_inactive_list_is_there_again_as_it_was(
 def test_recover_of_everything_decides_by_what_is_so_under_its_locks(
     bcm5719: FakeHost, seed_domain: DomainDef, then: str
 ) -> None:
-    """What its owner has released since recover looked is not given back once more, though all is to be given back."""
+    """Devices that their owner released since recover looked are not released again, even with --all."""
     looking = process(bcm5719)
     prepare(seed_domain)(process(bcm5719).manager)
     answers = [looking.manager.journal.read()]
@@ -202,7 +202,7 @@ def test_release_of_what_is_half_prepared_undoes_it(
 def test_release_of_what_is_half_prepared_killed_anywhere(
     tmp_path: Path, domain: Callable[..., DomainDef]
 ) -> None:
-    """The last mark that says "half prepared" outlives all that a release which dies has not undone yet."""
+    """The last mark of a half prepared change outlives the parts that a dying release has not undone yet."""
     definition = domain("vm1", "0000:01:00.0", "0000:01:00.1")
     made = itertools.count()
 

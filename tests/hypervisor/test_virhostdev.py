@@ -46,7 +46,7 @@ def prepare(manager: HostdevManager, definition: DomainDef, policy: str = "auto"
 
 
 def test_s5_prepare_and_release_round_trip(bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers) -> None:
-    """S5: all four are detached and active with their owner, given back afterwards, the host as before."""
+    """S5: all four are detached and active with their owner, and reattached afterwards; the host is as before."""
     before = bcm5719.snapshot()
     manager = manager_for(bcm5719)
     with manager.prepared(manager.host.plan(seed_domain), owner="vm1"):
@@ -59,7 +59,7 @@ def test_s5_prepare_and_release_round_trip(bcm5719: FakeHost, seed_domain: Domai
 def test_lists_are_seen_and_released_by_another_process(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """A second manager sees the owner, and can give back what the first one prepared."""
+    """A second manager sees the owner, and can release what the first one prepared."""
     before = bcm5719.snapshot()
     prepare(manager_for(bcm5719), seed_domain)
     assert manager_for(bcm5719).release("vm1") == CARD
@@ -111,7 +111,7 @@ def writes_of(fake: FakeHost) -> int:
 def test_every_failing_write_is_rolled_back(
     fakehost: Callable[[str], FakeHost], tmp_path: Path, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """Whichever write of prepare fails, the host and the lists are as before and the first error is told."""
+    """For any failing write of prepare, the host and the lists are as before, and the first error is raised."""
     fake = fakehost("bcm5719")
     prepare(manager_for(fake), seed_domain)
     total = writes_of(fake)
@@ -187,7 +187,7 @@ def test_signal_in_the_middle_finishes_the_undo(
 def test_devices_are_reset_before_the_first_goes_back(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """No function goes back to its driver with a guest's state in it; a reset that fails keeps none detached."""
+    """No function is reattached with a guest's state in it; after a failed reset it is reattached all the same."""
     manager = manager_for(bcm5719)
     prepare(manager, seed_domain)
     done = len(bcm5719.kernel.trace)
@@ -220,7 +220,7 @@ def test_foreign_change_is_reported_and_not_undone(
 def test_module_is_loaded_as_a_visible_step(
     fakehost: Callable[[str], FakeHost], seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """Where vfio-pci is a module that is not loaded, the plan says so once and prepare loads it."""
+    """If the vfio-pci module is not loaded, the plan reports it once and prepare loads it."""
     text = Path(HOSTS, "bcm5719.tree").read_text()
     fake = fakehost(text.replace("driver vfio-pci\n", "driver vfio-pci available\n"))
     manager = manager_for(fake)
@@ -304,7 +304,7 @@ def test_roundtrip_managed(scenario: Scenario) -> None:
 
 
 def test_roundtrip_mixed(scenario: Scenario) -> None:
-    """RoundtripMixed: what was detached by hand goes back to the inactive list, managed request or not."""
+    """RoundtripMixed: devices detached by hand return to the inactive list, managed or not."""
     scenario.detach_all()
     scenario.prepare(scenario.managed)
     assert scenario.counts() == (3, 0)
@@ -317,7 +317,7 @@ def test_roundtrip_mixed(scenario: Scenario) -> None:
 def test_foreign_hand_on_a_device_already_moved_is_no_success(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """Who changes the first device while prepare moves the last makes prepare fail, and all go back."""
+    """A foreign change of the first device while prepare moves the last makes prepare fail, and all are rolled back."""
     before = bcm5719.snapshot()
     override = f"{bcm5719.root.pci_device(CARD[0])}/driver_override"
     last = 3 * len(CARD)  # override, unbind and bind a device
@@ -346,7 +346,7 @@ def test_foreign_hand_on_a_device_that_was_to_stay_is_no_success(
 def test_release_refuses_before_it_writes_while_the_group_is_held(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """A process that has the group open would keep the unbind waiting for ever: it is named, and nothing is written."""
+    """A process with the group open would block the unbind for ever: it is named, and nothing is written."""
     manager = manager_for(bcm5719)
     prepare(manager, seed_domain)
     during = bcm5719.snapshot()
@@ -400,7 +400,7 @@ def test_detached_device_comes_from_where_it_came_whoever_had_it_since(
 def test_release_resets_only_what_goes_back_to_the_host(
     bcm5719: FakeHost, domain: Domain, manager_for: Managers
 ) -> None:
-    """What was with vfio-pci before, and what goes back to the inactive list, waits for its next guest as it is."""
+    """Devices that stay on vfio-pci or return to the inactive list are not reset."""
     manager = manager_for(bcm5719)
     DriverMover(bcm5719.root, bcm5719.kernel).detach(CARD[1], read_binding(bcm5719.root, CARD[1]), "vfio-pci")
     manager.nodedev_detach(CARD[2])

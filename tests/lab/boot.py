@@ -79,7 +79,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def note(text: str) -> None:
-    """Say something beside the command's output."""
+    """Print a message beside the command's output."""
     sys.stderr.write(f"boot: {text}\n")
 
 
@@ -182,7 +182,7 @@ def qemu_argv(options: argparse.Namespace, job: Job, kernel: Path, archive: Path
 
 
 class Report:
-    """What the host says on its second serial port: our marks, and the command's output."""
+    """The output of the host's second serial port: our marks, and the command's output."""
 
     def __init__(self) -> None:
         self.start = time.monotonic()

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Fetch what the lab is made of: programs, with apt, and a Debian kernel, unpacked and not installed.
+Fetch the parts of the lab: programs, with apt, and a Debian kernel, unpacked and not installed.
 
-Nothing is fetched twice. Without apt, root or a network the lab cannot be had: Unavailable says what
-is missing by name.
+Nothing is fetched twice. Without apt, root or a network the lab is not available: UnavailableError names what
+is missing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The lab: fetch what it takes, boot each host once, run its scenario there, report times.
+The lab: fetch its parts, boot each host once, run its scenario there, report times.
 
-Exit status 0 when every scenario passed, or when the lab cannot be had here: then it says what is missing.
+Exit status 0 if every scenario passed, or if the lab is not available here: then it names what is missing.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def run_host(host: Host, command: list[str]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run both hosts, and write down what they say."""
+    """Run both hosts, and write their results."""
     try:
         fetch.fetch()
     except fetch.UnavailableError as err:

@@ -46,7 +46,7 @@ def _nic_root_port() -> str:
 
 
 def onegroup(model: str) -> list[str]:
-    """One IOMMU group of four: the root port has ACS, the functions behind it have none."""
+    """One IOMMU group of four: the root port has ACS, the functions behind it do not."""
     return [_nic_root_port(), *_ports_of(model, "rpnic", 0)]
 
 
@@ -93,7 +93,7 @@ NICS: dict[str, Callable[[str], list[str]]] = {
 
 
 def nvme(vfs: int) -> list[str]:
-    """An NVMe controller that can have so many virtual functions; none for 0."""
+    """An NVMe controller with up to this many virtual functions; none for 0."""
     if vfs == 0:
         return []
     controller = device(

@@ -39,12 +39,12 @@ class DescribedHost:
         self.functions = read_host(path).functions
 
     def is_pci_express(self, address: PCIDeviceAddress) -> bool | None:
-        """Return whether the function is PCI Express, None for one the host does not have."""
+        """Return whether the function is PCI Express, None if the host does not have it."""
         spec = self.functions.get(address)
         return None if spec is None else spec.express is not None
 
     def iommu_group(self, address: PCIDeviceAddress) -> int | None:
-        """Return the function's group, None for one the host does not have."""
+        """Return the function's group, None if the host does not have it."""
         spec = self.functions.get(address)
         return None if spec is None else spec.group
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Nothing that a user writes is left out without a word: each field is built, refused, told, or explained."""
+"""No field of a user's definition is silently left out: each is built, refused, reported or explained."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def is_unit(kind: type[ElementDef], name: str) -> bool:
 
 
 def refused_as_kept(field: Field[Any]) -> bool:
-    """What is kept as it was written is refused with the words that we do not know."""
+    """Elements kept verbatim are refused together with unknown ones."""
     return isinstance(field, Opaque) and not field.for_host
 
 
 def test_every_field_is_read_by_a_builder_or_in_a_table(corpus: list[DomainDef], read: set[FieldName]) -> None:
     """
-    A field has a value in some domain, and the build of that domain reads it; else a table says what becomes of it.
+    A field has a value in some domain, and the build of that domain reads it; else a table names its treatment.
 
     Reads are traced, not guessed from the text of the builders: parsing, defaults and validation do not count.
     """
@@ -90,7 +90,7 @@ def test_tables_name_fields() -> None:
 
 
 def test_what_is_said_to_the_host_is_in_a_table() -> None:
-    """An element that no command line is refused for has a row that says what becomes of it."""
+    """An element that the command line neither builds nor refuses has a row with its treatment."""
     told = in_tables("REFUSED_BY_START", "IGNORED", "ELSEWHERE")
     loose = {
         (kind.__name__, name)
@@ -102,6 +102,6 @@ def test_what_is_said_to_the_host_is_in_a_table() -> None:
 
 
 def test_words_is_a_domain_of_many_words() -> None:
-    """The domain that lends its definitions to the trace is valid, and every one of its words is known."""
+    """The domain that provides definitions for the trace is valid, and all its attributes and elements are known."""
     dom = DomainDef.parse((Path(__file__).parent.parent.parent / "testdata/qemu/words.xml").read_bytes())
     assert [] == dom.unmodelled()

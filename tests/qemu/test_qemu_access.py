@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The files that QEMU opens for a domain, and what is said about those that it could not open."""
+"""The files that QEMU opens for a domain, and the findings about those that it could not open."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_missing_and_relative_paths_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_no_finding(tmp_path: Path) -> None:
-    """A domain whose files can be opened has nothing in its way; what QEMU makes need not be there."""
+    """A domain whose files can be opened has no obstacle; files that QEMU creates need not exist."""
     (tmp_path / "disk").touch()
     serial = f"<serial type='file'><source path='{tmp_path}/new'/></serial>"
     dom = domain(disk(tmp_path / "disk") + serial)
@@ -91,7 +91,7 @@ def test_what_is_there_is_no_finding(tmp_path: Path) -> None:
 
 
 def test_a_foreign_root_need_not_have_files(tmp_path: Path) -> None:
-    """A directory in the place of / has the host's devices only, and whose its files are says nothing."""
+    """A root other than / only has the host's devices, and the owners of its files prove nothing."""
     block = "<disk type='block'><source dev='/dev/gone'/><target dev='vdb'/></disk>"
     dom = domain(disk("/gone") + block, "kvm", "qemu")
     found = image_obstacles(dom, Host(HostRoot(str(tmp_path))), STRANGER)
@@ -100,7 +100,7 @@ def test_a_foreign_root_need_not_have_files(tmp_path: Path) -> None:
 
 @needs_root
 def test_findings_are_the_users(tmp_path: Path) -> None:
-    """What root may open and QEMU's user may not is a finding that says how to run as before; root has none."""
+    """A file that root may open and QEMU's user may not is a finding with the remedy; for root there is no finding."""
     for name in ("closed", "open"):
         (tmp_path / name).touch(mode=0o600)
     top = tmp_path

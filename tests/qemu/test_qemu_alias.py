@@ -59,7 +59,7 @@ def test_user_alias_is_kept_and_not_counted() -> None:
 
 
 def test_interfaces_that_are_host_devices_count_first() -> None:
-    """One count for both; interfaces are named before host devices, wherever they stand."""
+    """Both share one count; interfaces are named before host devices, in any order of the XML."""
     dom = named(hostdev(0), interface(1), "<interface type='user'/>")
     assert ["hostdev0", "hostdev1"] == aliases(dom)
     assert ["hostdev0", "net0"] == [net.info.alias for net in dom.interfaces]

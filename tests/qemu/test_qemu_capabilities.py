@@ -95,7 +95,7 @@ def test_absent_emulator_is_answered_for_by_the_stored_one() -> None:
 
 
 def test_a_program_that_is_not_an_emulator_is_an_error() -> None:
-    """A binary that does not speak QMP is named, and nothing stored stands in for it."""
+    """A binary that does not speak QMP is named, and no stored capabilities replace it."""
     pytest.importorskip("qemu.qmp", reason="the library qemu.qmp is not installed")
     with tempfile.TemporaryDirectory() as top:
         os.chmod(top, 0o755)  # it runs as the user `nobody`

@@ -60,7 +60,7 @@ def hostdev(more: str = "", attributes: str = "") -> str:
     ],
 )
 def test_each_hostdev_option_is_one_property(more: str, expected: dict[str, Any]) -> None:
-    """What is said about a host device is a property of its own, and nothing else changes."""
+    """An attribute of a host device becomes one property, and nothing else changes."""
     plain = {"driver": "vfio-pci", "host": "0001:01:00.0", "id": "hostdev0", "bus": "pci.0", "addr": "0x2"}
     assert [plain | expected] == devices(build_command_line(domain(hostdev(more))), "vfio-pci")
 
@@ -98,7 +98,7 @@ def test_a_path_stays_within_its_value(path: str) -> None:
 
 
 def test_kernel_command_line_is_one_argument() -> None:
-    """What the guest's kernel is told needs no escaping, and gets none."""
+    """The guest kernel's command line needs no escaping, and gets none."""
     more = '<kernel>/boot/vmlinuz</kernel><initrd>/boot/initrd</initrd><cmdline>a=b,c "d e"</cmdline>'
     argv = build_command_line(domain(os_more=more))
     expected = ["/boot/vmlinuz", "/boot/initrd", 'a=b,c "d e"']
@@ -144,7 +144,7 @@ def test_what_is_not_built_is_refused_by_name(xml: str, named: str) -> None:
     ],
 )
 def test_what_the_machine_cannot_be_told_is_refused_by_name(head: str, named: str) -> None:
-    """The same holds for what is said about the domain as a whole."""
+    """The same holds for attributes of the domain as a whole."""
     with pytest.raises(ConfigUnsupportedError, match=named):
         build_command_line(domain(head=head))
 
@@ -218,7 +218,7 @@ def test_qemu_takes_wide_domains(name: str, tmp_path: Path) -> None:
 
 
 def test_error_of_a_build_says_the_line() -> None:
-    """Who wrote the definition is told where to look."""
+    """The error points the author of the definition to its place."""
     with pytest.raises(ConfigError) as refusal:
         build_command_line(domain("\n\n<frobnicate/>"))
     assert 3 == refusal.value.line

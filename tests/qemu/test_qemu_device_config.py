@@ -50,7 +50,7 @@ def test_attached_unassigned_function_gets_none(dom: DomainDef) -> None:
 
 
 def test_detached_function_can_be_attached_again(dom: DomainDef) -> None:
-    """Detaching goes by the host's address; what the XML says otherwise does not count."""
+    """Detaching finds the device by the host's address; other values in the XML are ignored."""
     without = detach_device(dom, hostdev(0, "<boot order='9'/>"), CAPABILITIES)
     assert [] == functions(without)
     assert [(0, True)] == functions(attach_device(without, hostdev(0), CAPABILITIES))

@@ -17,7 +17,7 @@ BRIDGE = "<controller type='pci' index='1' model='pci-bridge'>{}</controller>"
 
 
 class Functions:
-    """A host that knows what the test says: conventional ones, groups, single functions."""
+    """A host with the facts of the test: conventional functions, groups, single functions."""
 
     def __init__(self, conventional: str = "", groups: dict[str, int] | None = None, single: str = "") -> None:
         self.conventional, self.groups, self.single = conventional.split(), groups or {}, single.split()
@@ -74,7 +74,7 @@ def test_i440fx_keeps_room_for_a_bridge_unless_full() -> None:
 
 
 def test_q35_gets_one_spare_port_when_we_choose_the_topology() -> None:
-    """One port more than devices, so that one can be plugged in later; none when the user chose ports."""
+    """One port more than devices, so that one can be plugged in later; none if the user chose the ports."""
     dom = defined(hostdev(f"{CARD}.0"), machine="q35")
     assert {0: "pcie-root", 1: "pcie-root-port", 2: "pcie-root-port"} == models(dom)
     port = "<controller type='pci' index='1' model='pcie-root-port'/>"
@@ -82,7 +82,7 @@ def test_q35_gets_one_spare_port_when_we_choose_the_topology() -> None:
 
 
 def test_conventional_function_gets_a_bridge_on_q35() -> None:
-    """The host says which function is conventional; it goes behind a bridge, and the bridge into a port."""
+    """A function that the host reports as conventional goes behind a bridge, and the bridge into a port."""
     dom = defined(hostdev(f"{CARD}.0"), machine="q35", host=Functions(conventional=f"{CARD}.0"))
     assert {0: "pcie-root", 1: "pcie-root-port", 2: "pcie-to-pci-bridge", 3: "pcie-root-port"} == models(dom)
     assert ["02:01.0"] == guests(dom)
@@ -113,7 +113,7 @@ def test_s3_unassigned_in_either_spelling_gets_no_address() -> None:
 
 
 def test_multifunction_off_is_the_users_word() -> None:
-    """Function 0 says that there are more, unless the user said that there are none."""
+    """Function 0 is marked multifunction, unless the user forbids it."""
     dom = defined(hostdev(f"{CARD}.0", "00:05.0"), hostdev(f"{CARD}.1", "00:05.1"))
     assert [True, None] == [h.info.pci.multifunction for h in dom.hostdevs if h.info.pci]
     again = DomainDef.parse(dom.format().replace("multifunction='on'", "multifunction='off'"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Define, command line and a guest's run: refused before a device is touched, given back whatever happens."""
+"""Definition, command line and run of a guest: refused before a device is touched, released after any end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_missing_devices_are_refused_all_at_once(host: Host, domain: Domain) -> 
 def test_missing_storage_is_refused_before_a_device_is_touched(
     bcm5719: FakeHost, host: Host, seed_domain: DomainDef
 ) -> None:
-    """A disk whose volume is not there stops the start as in libvirt, with its number."""
+    """A disk whose volume is missing stops the start as in libvirt, with its number."""
     text = seed_domain.format().replace(
         "<devices>", "<devices><disk type='block'><source dev='/dev/vg/a'/><target dev='vda' bus='virtio'/></disk>"
     )

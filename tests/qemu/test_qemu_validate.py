@@ -113,7 +113,7 @@ def test_possible_domain_is_accepted(case: str) -> None:
 
 
 def test_all_errors_are_found_at_once() -> None:
-    """Who validates a domain sees what both the general rules and QEMU's say."""
+    """Validating a domain reports the general rules' errors and QEMU's."""
     dom = parse("<iommu model='smmuv3'/><memballoon model='xen'/>", machine="pc-i440fx-7.2")
     errors = validate_all(dom, hypervisor=QEMURules(load("x86_64")))
     assert 2 <= len(errors)

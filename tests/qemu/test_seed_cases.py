@@ -36,7 +36,7 @@ def parse(name: str) -> DomainDef:
 
 
 def host_devices(dom: DomainDef) -> list[str]:
-    """Return host and guest address of each host device; the guest's is "-" where it gets none."""
+    """Return host and guest address of each host device; the guest's is "-" if it gets none."""
     rows = ((hostdev.pci_address, hostdev.info.pci) for hostdev in dom.pci_hostdevs())
     return [f"{source} {guest.pci if guest is not None else '-'}" for source, guest in rows]
 
@@ -74,7 +74,7 @@ def test_s3_assigned_no_has_no_guest_address_and_takes_no_slot(libvirt_host: Hos
 
 
 def test_every_function_has_a_slot_of_its_own(libvirt_host: HostFacts) -> None:
-    """libvirt spreads the functions of multifunction devices over slots; nothing is multifunction then."""
+    """libvirt spreads the functions of multifunction devices over slots; no slot is multifunction then."""
     defined = define(parse("hostdev-pci-multifunction"), load("x86_64"), libvirt_host)
     guests = [hostdev.info.pci for hostdev in defined.pci_hostdevs()]
     expected = [(0, slot, 0, None) for slot in range(2, 10)]
@@ -82,7 +82,7 @@ def test_every_function_has_a_slot_of_its_own(libvirt_host: HostFacts) -> None:
 
 
 def test_partial_functions_share_the_slot_the_user_chose(libvirt_host: HostFacts) -> None:
-    """Functions 0 and 3 keep slot 4, and its function 0 says that there are more."""
+    """Functions 0 and 3 keep slot 4, and its function 0 is marked multifunction."""
     defined = define(parse("hostdev-pci-multifunction-partial"), load("x86_64"), libvirt_host)
     guests = [hostdev.info.pci for hostdev in defined.guest_visible_hostdevs()]
     expected = [(4, 0, True), (4, 3, None)]
@@ -100,7 +100,7 @@ def test_partial_fail_is_refused_by_the_plan_only(fakehost: Callable[[str], Fake
 
 
 def test_pseries_gives_each_group_a_host_bridge(libvirt_host: HostFacts) -> None:
-    """On pseries an interface and a card of another group are behind two bridges, none behind bridge 0."""
+    """On pseries an interface and a card of another group are behind two bridges, neither behind bridge 0."""
     defined = define(parse("pseries-hostdevs-1"), load("ppc64"), libvirt_host)
     expected = ["0000:06:12.1 0000:01:01.0", "0001:01:00.0 0000:02:01.0", "0001:01:00.1 0000:02:02.0"]
     assert expected == host_devices(defined)

@@ -17,9 +17,9 @@ from pyhostdev.util.statedir import StateDir
 
 class MortalStateDir(StateDir):
     """
-    A state directory whose writer dies at its n-th operation, and does nothing more once it is dead.
+    A state directory whose writer dies at its n-th operation, and does nothing afterwards.
 
-    With ``torn`` it dies in the middle of what it writes there; with ``errnum`` the operation fails instead.
+    With ``torn`` it dies in the middle of a write there; with ``errnum`` the operation fails instead.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Which fields of a definition the command line's builders really read.
+The fields of a definition that the command line's builders really read.
 
-While a domain is built, every read of a field is noted with the definition that it was read from. Parsing, printing,
-defaults, addresses and validation do not count: a field that only they read is one that QEMU never hears of.
+While a domain is built, every read of a field is recorded with its definition. Parsing, printing, defaults, addresses
+and validation do not count: a field that only they read never reaches QEMU.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def below(definition: ElementDef) -> Iterator[ElementDef]:
 
 
 def defined_corpus() -> list[DomainDef]:
-    """Return the domains of testdata with their defaults and addresses, the one with the most words first."""
+    """Return the domains of testdata with their defaults and addresses, the largest first."""
     found = []
     paths = sorted(path for path in TESTDATA.rglob("*.xml") if not path.name.endswith(".out.xml"))
     for path in sorted(paths, key=lambda path: path.parent.name != "qemu"):
@@ -143,10 +143,10 @@ def values(field: Any) -> list[Any]:
 
 def is_read_when_set(kind: type[ElementDef], name: str, field: Any, corpus: list[DomainDef], limit: int = 6) -> bool:
     """
-    Say whether a builder reads a field once it has a value, in one of a few domains that have such a definition.
+    Tell whether a builder reads a field with a value, in one of a few domains that have such a definition.
 
     Raises:
-        AssertionError: no domain has one: the corpus lacks it.
+        AssertionError: no domain has such a definition: the corpus lacks it.
     """
     fitting = [dom for dom in corpus if any(isinstance(part, kind) for part in below(dom))]
     assert fitting, f"no domain of the corpus has a {kind.__name__}"

@@ -56,7 +56,7 @@ Kind = Callable[[Path, Path, random.Random], None]
 
 
 class Answer(NamedTuple):
-    """What a verb said, and how it ended."""
+    """The output of a verb, and its end."""
 
     code: int
     text: str
@@ -220,7 +220,7 @@ KINDS: dict[str, Kind] = {
 
 
 def place(top: Path, where: str, kind: str, secret: Path, chance: random.Random) -> None:
-    """Put something of a kind in the place of what is somewhere in a tree; links on the way are followed in it."""
+    """Replace an entry of a tree by one of another kind; links of its path are followed inside the tree."""
     path = (top / where).parent.resolve() / (top / where).name
     if not path.is_relative_to(top):
         return
@@ -310,7 +310,7 @@ def mutate(tree: Tree, top: Path, secret: Path, chance: random.Random) -> list[t
 
 @contextlib.contextmanager
 def place_in_copy(tree: Tree, where: str, kind: str, secret: Path) -> Iterator[Path]:
-    """Give a copy of a tree with one thing in the place of what is somewhere in it."""
+    """Make a copy of a tree with one entry replaced."""
     top = tree.top.parent / f"{tree.top.name}-changed"
     shutil.copytree(tree.top, top, symlinks=True)
     try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Hostile definitions: domains of the corpus, changed at random, and what must hold whatever they say.
+Hostile definitions: domains of the corpus, changed at random, and what must hold for all of them.
 
-A document may be refused by a HostdevError, or give a command line. It may not raise anything else, and may take
-neither long nor much memory. Every document is made from a seed, so that a failure can be made again.
+A document may be refused by a HostdevError, or give a command line. It must not raise anything else, and must not take
+much time or memory. Every document is made from a seed, so that a failure can be reproduced.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def _samples() -> dict[tuple[str, ...], tuple[Path, str]]:
 
 
 def repeated(kind: tuple[str, ...]) -> bytes:
-    """Return a definition in which one element stands as often as a document can hold it."""
+    """Return a definition in which one element occurs as often as a document can hold it."""
     path, place = _samples()[kind]
     root = etree.fromstring(path.read_bytes())
     element = root.xpath(place)[0]  # type: ignore[index]
@@ -276,7 +276,7 @@ def too_costly(data: bytes) -> list[str]:
 
 
 def failures(seeds: range, paths: list[Path], read: Callable[[bytes], None] = read_hostile) -> Iterator[str]:
-    """Yield each document that does what none may, in words; children with bounds read them."""
+    """Yield each forbidden document, with a description; children with limits read them."""
     for first in range(seeds.start, seeds.stop, BATCH):
         batch = list(range(first, min(first + BATCH, seeds.stop)))
         while batch:
@@ -291,7 +291,7 @@ def failures(seeds: range, paths: list[Path], read: Callable[[bytes], None] = re
 def _in_child(
     batch: list[int], read: Callable[[bytes], None], make: Callable[[int], bytes], time_s: float
 ) -> tuple[int, str] | None:
-    """Return the first seed of a batch that failed and how; None where all went well."""
+    """Return the first failing seed of a batch with its failure; None if all passed."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -313,7 +313,7 @@ def _in_child(
 def _child(
     batch: list[int], read: Callable[[bytes], None], make: Callable[[int], bytes], time_s: float, writer: int
 ) -> int:
-    """Read a batch within bounds and return the exit status; the last line says what is being read, and what failed."""
+    """Read a batch within limits and return the exit status; the last line names the current input, and the failure."""
     _bound_memory()
     signal.signal(signal.SIGVTALRM, _too_long)
     for seed in batch:

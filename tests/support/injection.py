@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Text of a definition that would say more to QEMU than it should: an option's value that begins another option.
+Injection: the text of a definition could end an option's value and begin another option.
 
-Every attribute and every text of a domain gets such an end, one at a time. What is built then must have the keys that
-it had before; a value that cannot be written is to be refused.
+Every attribute and every text of a domain gets such an ending, one at a time. The result must have the same keys as
+before; a value that cannot be represented must be refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def corpus() -> list[Path]:
 
 
 def argv_of(text: bytes) -> list[str] | None:
-    """Return the command line of a definition, None where it is refused."""
+    """Return the command line of a definition, None if it is refused."""
     try:
         return build_command_line(DomainDef.parse(text))
     except HostdevError:

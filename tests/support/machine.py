@@ -49,7 +49,7 @@ marks_missing = st.integers(1, 4)  # prepare marks each of up to four devices tw
 
 
 class _DiesMarking(MortalStateDir):
-    """A state directory whose writer dies when its n-th mark is in a file, but not yet in its place."""
+    """A state directory whose writer dies when its n-th mark is in a temporary file, but not yet renamed."""
 
     def __init__(self, path: str, kernel: SimulatedKernel, mark: int) -> None:
         super().__init__(path, kernel)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Peers that speak QMP nearly as QEMU does: one thing in each conversation is wrong, and a seed says which.
+Peers that speak QMP nearly as QEMU does: one thing in each conversation is wrong, chosen by a seed.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Question(NamedTuple):
     ask: Callable[[FakeHost], object]
 
     def answer(self, fake: FakeHost) -> object:
-        """Return what the host says, or the kind of error."""
+        """Return the host's answer, or the kind of error."""
         try:
             return self.ask(fake)
         except HostdevError as err:
@@ -97,7 +97,7 @@ def _validate(*hostdevs: str) -> Callable[[FakeHost], object]:
 
 
 def _writes_of(action: Callable[[HostdevManager], object]) -> Callable[[FakeHost], object]:
-    """Ask for how many writes something that is refused comes to: none, even where what refuses it cannot be read."""
+    """Count the writes of a refused request: none, even if the reason for the refusal cannot be read."""
 
     def ask(fake: FakeHost) -> object:
         victim = process(fake)
@@ -161,7 +161,7 @@ def _device(fake: FakeHost, path: str) -> str:
 
 
 def _prepared(directory: Path) -> FakeHost:
-    """Make a host whose guest has its devices, and runs still."""
+    """Make a host whose guest has its devices and is still running."""
     fake = _named("bcm5719")(directory)
     Scenario("guest", "", tuple(f"{_CARD}.{n} yes" for n in range(4))).prepare(process(fake).manager)
     return _held(fake)

@@ -50,7 +50,7 @@ class Reads:
     """
     Counts a block's reads below a fake host's directory, and refuses one of them.
 
-    ``refused`` is the number, from 1, of the one that fails with ``errnum``; with 0 none does. ``log`` has them all.
+    ``refused`` is the number, from 1, of the read that fails with ``errnum``; 0 refuses none. ``log`` has all reads.
     """
 
     def __init__(self, fake: FakeHost, refused: int = 0, errnum: int = 0) -> None:
@@ -80,7 +80,7 @@ class Reads:
 
     @property
     def what(self) -> str:
-        """Say what was refused, for the message of a failed test."""
+        """Describe the refused read, for the message of a failed test."""
         if not 0 < self.refused <= len(self.log):
             return "nothing was refused"
         call, path, site = self.log[self.refused - 1]
@@ -155,7 +155,7 @@ class Reads:
 
 
 class _Raw(io.FileIO):
-    """A file whose reads count."""
+    """A file whose reads are counted."""
 
     def __init__(self, reads: Reads, file: Any, path: str) -> None:
         super().__init__(file)
@@ -172,7 +172,7 @@ class _Raw(io.FileIO):
 
 
 class _Scanner:
-    """The C module of a scan, whose reads of configuration space count."""
+    """The C module of a scan, whose reads of configuration space are counted."""
 
     def __init__(self, reads: Reads, module: Any) -> None:
         self.reads = reads
@@ -193,7 +193,7 @@ class _Scanner:
 
 
 def _site() -> Site:
-    """Return the lines of pyhostdev that lead here, innermost first; none when a test or its kernel reads."""
+    """Return the lines of pyhostdev on the call stack, innermost first; empty if a test or its kernel reads."""
     found: list[str] = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
@@ -271,7 +271,7 @@ def check_recover(stage: Stage, death: Case, number: int, errnum: int) -> None:
     """
     Refuse one read of the recover after a death.
 
-    It says of everything whether it is done, and when it says so it is; the next recover finishes.
+    It reports for every device whether it is done, and reported results are real; the next recover finishes.
     """
     _leave_dead(stage, death)
     victim = process(stage.fake)

@@ -70,7 +70,7 @@ def check_refusal(
 
 
 class _Told(logging.Handler):
-    """What the log of changes is told."""
+    """The messages in the log of changes."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)

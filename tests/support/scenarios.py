@@ -322,9 +322,9 @@ class Stage:
 
     def check_restored(self, case: Case) -> None:
         """
-        Recover, and see everything where it was, or where the domain's owner has it; then rewind.
+        Recover, and check that every device is restored, or with the domain's owner; then rewind.
 
-        A prepare that had said so to the journal before it died is done; a release that had not has not begun.
+        A prepare with a "prepared" record before its death is done; a release without its record has not begun.
         """
         recovered(self.fake)
         found = self.look()

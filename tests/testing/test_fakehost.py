@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Fake hosts look like real ones, and every shipped one is what its name says."""
+"""Fake hosts look like real ones, and every shipped host matches its name."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_reset_methods_are_as_measured(fakehost):
 
 
 def test_modules_lists_tell_loaded_available_and_builtin(fakehost):
-    """modules.dep, modules.builtin and modules.alias, as modprobe reads them; a missing module is in none."""
+    """modules.dep, modules.builtin and modules.alias, as modprobe reads them; a missing module is not listed."""
     fake = fakehost(
         "release 6.1\ndriver tg3 14e4:1657\ndriver vfio-pci available\ndriver pcieport class:0604 builtin\n"
         "driver mlx5_vfio_pci 15b3:101e available\ndriver lost missing\n0000:00:00.0 8086:0000 060000\n"
@@ -121,7 +121,7 @@ def test_modules_lists_tell_loaded_available_and_builtin(fakehost):
 
 
 def test_mounts_and_routes_lead_to_functions(fakehost):
-    """proc names a block device and an interface, and sysfs says below which function they are."""
+    """proc names a block device and an interface, and sysfs shows the functions above them."""
     fake = fakehost("sriov")
     assert read(fake, "proc/mounts").startswith("/dev/nvme0n1 / ext4 ")
     assert "enp3s0\t00000000\t" in read(fake, "proc/net/route")
@@ -151,7 +151,7 @@ def test_snapshot_sees_every_change(fakehost):
 
 
 def test_added_function_goes_to_its_driver(fakehost):
-    """Hot-plug: a matching driver takes it, unless the line says otherwise; removed, nothing of it is left."""
+    """Hot-plug: a matching driver binds, unless the line forbids it; a removal leaves no trace."""
     fake = fakehost("bcm5719")
     before = fake.snapshot()
     added = fake.add_function("0001:09:00.4 14e4:1657 020000 group=14 multifunction express=endpoint flr")
@@ -176,7 +176,7 @@ def test_function_that_cannot_be_added_is_refused(fakehost, line):
 
 
 def test_reboot_starts_anew(fakehost):
-    """Bindings, overrides, held groups and run are gone; the boot is another one; all else is as described."""
+    """Bindings, overrides, held groups and run are gone; the boot id is new; the rest is as described."""
     fake = fakehost("bcm5719")
     before = fake.snapshot()
     fake.kernel.write(f"{fake.root.pci_device(F0)}/driver_override", b"vfio-pci", device=F0)
@@ -196,6 +196,6 @@ def test_directory_with_a_host_is_refused(fakehost, tmp_path):
 
 
 def test_unknown_host_is_refused_with_those_there_are(tmp_path):
-    """A slip in a name is told at once."""
+    """A misspelled name is an error at once."""
     with pytest.raises(ConfigError, match="bcm5719"):
         FakeHost.named("bcm5791", tmp_path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Faults at the n-th write: each does what it says, once, and nothing else."""
+"""Faults at the n-th write: each has its documented effect, once, and no other."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_looking_makes_no_file(tree):
 
 
 def test_driver_takes_the_ids_it_was_seen_with(tree):
-    """tg3 matches its functions when none is left on it, and no other device."""
+    """tg3 matches its functions even if all are unbound, and no other device."""
     device = PCIDeviceAddress.parse(F0)
     for address in ("0000:03:00.0", "0000:03:00.1"):
         move(tree, address, "tg3", "vfio-pci", "vfio-pci")
@@ -179,7 +179,7 @@ def test_removed_directory_comes_back_as_another(tree):
 
 
 def test_refused_bind_leaves_no_trace(tree):
-    """vfio-pci without a group: nothing is remembered of the attempt."""
+    """vfio-pci without a group: the failed bind leaves no trace."""
     device = PCIDeviceAddress.parse("0000:05:00.0")
     os.unlink(f"{tree.pci_device(device)}/iommu_group")
     before = snapshot_tree(tree.path)

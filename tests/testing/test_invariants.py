@@ -75,7 +75,7 @@ def _check(fake: FakeHost, tree: Tree) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(writes, max_size=12))
 def test_tree_never_contradicts_itself(sequence: list[tuple[str, bytes]]) -> None:
-    """After every write, and afterwards all can be given back: the tree is as it was."""
+    """The invariants hold after every write, and in the end the tree can be restored completely."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         fake = FakeHost.named("bcm5719", directory)
         before = fake.snapshot()

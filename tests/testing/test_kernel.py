@@ -127,7 +127,7 @@ def test_denied_accelerator_is_einval(bench):
 
 
 def test_denied_accelerator_with_the_list_disabled(bench):
-    """The module's parameter says whether it looks at its list."""
+    """The module's parameter decides whether the denylist is checked."""
     host = bench("driver vfio-pci\n0000:01:00.0 8086:37c8 0b4000 group=1\n")
     parameters = Path(host.root.module("vfio-pci"), "parameters")
     parameters.mkdir(parents=True)
@@ -213,7 +213,7 @@ def test_function_that_vanishes_while_its_driver_lets_go(card):
 
 
 def test_group_node_is_single_open(card):
-    """A second open is EBUSY, after the first let go it works; without node ENOENT."""
+    """A second open gives EBUSY and works after the first is closed; without a node it gives ENOENT."""
     assert "ENOENT" == open_error(card.kernel)
     card.to_vfio(F0, F1, F2, F3)
     with card.kernel.open_group(14):
@@ -305,7 +305,7 @@ def test_shell_waits_for_the_lock_and_its_write_lands_later(card, name, value):
 
 
 def test_shell_binds_behind_a_stuck_unbind(card):
-    """A matching driver waits for the lock and gets the function then; one that does not match is told at once."""
+    """A matching driver waits for the lock and then binds the function; another driver fails at once."""
     card.to_vfio(F0, F1, F2, F3)
     shell = card.kernel.foreign()
     with card.kernel.open_group(14, [FIRST]):
@@ -360,7 +360,7 @@ def test_module_load_makes_the_driver_appear_and_take_its_devices(bench):
 
 @pytest.mark.parametrize("name", ["vfio-pci", "nosuch"])
 def test_missing_module_cannot_be_loaded(bench, name):
-    """As modprobe: an error that says which, and nothing changes."""
+    """Like modprobe: the error names the module, and nothing changes."""
     host = bench("driver vfio-pci missing\n0000:01:00.0 14e4:1657 020000 group=1\n")
     before = snapshot(host)
     with pytest.raises(OperationError, match=f"'{name}'.*no such module"):
@@ -391,7 +391,7 @@ def test_vfs_go_and_come_back(bench):
 
 
 def test_vfs_can_be_on_the_next_bus(bench):
-    """Routing ids go on counting; that bus has no bridge of its own, so no ARI, and lies beside the PF."""
+    """Routing ids continue on the next bus; it has no bridge, so no ARI, and is listed beside the PF."""
     host = bench(
         "driver a 1234:0001\n0000:00:01.0 8086:1901 060400 bridge=01-02 express=root-port ari\n"
         "0000:01:00.0 1234:0001 020000 driver=a group=5 express=endpoint "
@@ -518,7 +518,7 @@ def move_for_ever(root):
 
 
 def test_killed_process_leaves_no_half_write(card):
-    """SIGKILL at any moment: the next look at the kernel finds the function on one driver, or on none, as a whole."""
+    """SIGKILL at any moment: the next access finds the function completely bound or completely unbound."""
     for number in range(40):
         pid = os.fork()
         if not pid:

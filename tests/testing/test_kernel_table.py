@@ -78,7 +78,7 @@ def test_override_unknown_driver_binds_nothing(card):
 
 
 def test_override_literal_null_reads_like_unset(card):
-    """The text (null) is accepted, and cannot be told from no override."""
+    """The text (null) is accepted, and looks like an unset override."""
     unset = card.read(F0, "driver_override")
     assert "ok" == card.override(F0, "(null)")
     assert unset == card.read(F0, "driver_override")
@@ -89,7 +89,7 @@ def test_override_literal_null_reads_like_unset(card):
 
 @pytest.mark.parametrize("address", [F0, "0000:55:00.0"])
 def test_unbind_of_a_device_not_bound_to_it_is_enodev(card, address):
-    """Another driver's function, or none at all, is ENODEV."""
+    """A function of another driver, or of no driver, gives ENODEV."""
     assert "ENODEV" == card.unbind("vfio-pci", address)
     assert "tg3" == card.driver(F0)
 
@@ -104,7 +104,7 @@ def test_unbind_accepts_one_newline(card, suffix, result):
 
 
 def test_bind_without_match_is_enodev(card):
-    """A driver whose table lacks the device, and one that is not the override's."""
+    """A driver whose table lacks the device, and a driver other than the override."""
     assert "ENODEV" == card.bind("vfio-pci", F0)
     card.unbind("tg3", F0)
     card.override(F0, "vfio-pci")
@@ -171,7 +171,7 @@ def test_drivers_probe_of_another_name_is_enodev(card, name):
 
 
 def test_drivers_probe_without_match_is_a_success(card):
-    """Nothing matches: success, and nothing is bound."""
+    """If no driver matches, the write succeeds and nothing is bound."""
     assert "ok" == card.write("drivers_probe", "0001:00:00.0")
     assert card.driver("0001:00:00.0") is None
 
@@ -185,7 +185,7 @@ def test_drivers_probe_with_failing_probe_is_a_success(card):
 
 
 def test_drivers_probe_of_a_bound_device_does_nothing(card):
-    """Already bound is a success, whatever the override says."""
+    """For a bound function the write succeeds, whatever the override."""
     card.override(F0, "vfio-pci")
     assert "ok" == card.write("drivers_probe", F0)
     assert "tg3" == card.driver(F0)
@@ -202,7 +202,7 @@ def test_drivers_probe_while_an_unbind_is_stuck_is_a_success_at_once(card):
 
 
 def test_drivers_probe_while_user_space_owns_the_group_is_einval(card):
-    """Here the refusal is EINVAL, where bind says EBUSY."""
+    """Here the errno is EINVAL, where bind gives EBUSY."""
     card.to_vfio(F0, F1, F2, F3)
     with card.kernel.open_group(14, [PCIDeviceAddress.parse(F0)]):
         card.unbind("vfio-pci", F2)

@@ -16,7 +16,7 @@ def value_of(text: str) -> bytes:
 
 
 def answer(host, line: str) -> str:
-    """Do what a line says on the simulated host, and return the line as it should have been."""
+    """Perform a line on the simulated host, and return the line with the actual result."""
     words = line.split()
     if words[0] == "write":
         value, _, rest = line.removeprefix("write ").partition(" -> ")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The text format of hosts: what a word means, and which line is to blame."""
+"""The text format of hosts: the meaning of each field, and the line named in an error."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_comments_and_empty_lines_say_nothing():
 
 
 def test_function_words():
-    """Each word fills its field; a function without any is conventional, alone and without driver."""
+    """Each field sets its value; a function without fields is conventional, alone and unbound."""
     spec = parse_function(f"{NIC} group=3 subsys=1028:02aa rev=0a numa=1 override=x net=a,b boot-vga")
     assert (3, (0x1028, 0x02AA), 10, 1, "x", ("a", "b"), True) == (
         spec.group, spec.subsystem, spec.revision, spec.numa_node, spec.override, spec.net, spec.boot_vga,
@@ -104,7 +104,7 @@ def test_driver_words():
     ],
 )
 def test_driver_kind_by_name(name, kind):
-    """Who leaves the group's DMA alone is known by name."""
+    """The drivers that leave the group's DMA alone are known by name."""
     assert kind == driver_kind(name)
 
 
@@ -137,7 +137,7 @@ def test_bridge_has_its_buses():
 
 
 def test_vf_reads_all_ones_where_a_pf_has_ids():
-    """And is never multifunction, whatever the line says."""
+    """A VF is never multifunction, whatever its line."""
     found = build_config(parse_function(f"{NIC} multifunction express=endpoint physfn=0000:01:00.1"))
     assert (b"\xff\xff\xff\xff", 0) == (found[:4], found[pciregs.HEADER_TYPE])
 

@@ -186,7 +186,7 @@ def sriov(fakehost: Callable[[str], FakeHost]) -> FakeHost:
 
 
 def test_status_tells_role_drivers_and_since(bcm5719: FakeHost, ask: Ask) -> None:
-    """Of devices in use, with their owner, and of one that is detached for nobody; unit and phase are reserved."""
+    """Devices in use, with their owner, and one detached without an owner; unit and phase are reserved."""
     empty = ask(bcm5719, "status")
     assert {"version": 1, "active": [], "inactive": []} == empty
     assert 0 == change(bcm5719, "prepare", GUEST)

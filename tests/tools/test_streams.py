@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A closed terminal, a full disk, missing libraries, wrong values: one sentence and an exit code that tells."""
+"""A closed terminal, a full disk, missing libraries, wrong values: one sentence and a suitable exit code."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shell(bcm5719: FakeHost) -> Shell:
 
 
 def one_sentence(err: str) -> bool:
-    """Tell whether all that was said is one sentence, behind notes."""
+    """Tell whether the output is one sentence, after notes."""
     *notes, last = err.splitlines() or [""]
     return all(note.startswith("pyhostdev: note: ") for note in notes) and last.startswith("pyhostdev: ")
 
@@ -63,7 +63,7 @@ def test_help_that_cannot_be_heard(shell: Shell, words: str) -> None:
 
 @pytest.mark.parametrize("verb", READING)
 def test_reader_that_has_seen_enough(shell: Shell, verb: str) -> None:
-    """A pipe that is closed early is how `head` works: 0, and not a word."""
+    """A pipe that is closed early, as by `head`: exit code 0, and no message."""
     done = shell(f"{{ pyhostdev {READING[verb]} --root HOST; echo $? >&2; }} | true")
     *notes, code = done.stderr.splitlines()
     assert "0" == code
@@ -84,7 +84,7 @@ def test_change_is_made_once_whoever_hears_of_it(shell: Shell, bcm5719: FakeHost
 @pytest.mark.parametrize("more", ["", "--json"])
 @pytest.mark.parametrize("where", ["> /dev/full", ">&-"])
 def test_recover_tells_what_was_done_where_it_can(shell: Shell, bcm5719: FakeHost, where: str, more: str) -> None:
-    """What is recovered is recovered once: who does not see the table gets it on standard error, with 3."""
+    """A recovery runs once: if its table cannot be printed, it goes to standard error, with exit code 3."""
     before = bcm5719.snapshot()
     assert 0 == shell(f"pyhostdev prepare {GUEST} --root HOST --simulate").returncode
     done = shell(f"pyhostdev recover --all {more} --root HOST --simulate {where}")
@@ -94,7 +94,7 @@ def test_recover_tells_what_was_done_where_it_can(shell: Shell, bcm5719: FakeHos
 
 
 def test_refusal_is_told_by_its_code_when_nothing_else_can(shell: Shell) -> None:
-    """A closed standard error changes no exit code, and what is said there does not end up on standard output."""
+    """A closed standard error changes no exit code, and its messages do not end up on standard output."""
     for where in ("2>&-", "2> /dev/full"):
         done = shell(f"pyhostdev show 0001:0a:00.0 --root HOST {where}")
         assert (1, "") == (done.returncode, done.stdout)
@@ -135,7 +135,7 @@ def test_without_a_verb_the_verbs_are_told(shell: Shell) -> None:
 def test_wrong_value_is_an_error_of_usage(
     words: list[str], bcm5719: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """2, the argument is named, and nothing is touched."""
+    """Exit code 2, the argument is named, and nothing is touched."""
     before = bcm5719.snapshot(books=True)
     if "--root" not in words and len(words) > 1:
         words = [*words, "--root", bcm5719.root.path]
@@ -147,7 +147,7 @@ def test_wrong_value_is_an_error_of_usage(
 
 
 def test_timeouts_that_are_right(bcm5719: FakeHost) -> None:
-    """None at all, a part of a second, a whole day."""
+    """Zero, a part of a second, a whole day."""
     for text in ("0", "0.5", "86400"):
         assert 0 == main.main(["recover", "--timeout", text, "--root", bcm5719.root.path, "--simulate"])
 
@@ -164,7 +164,7 @@ def call(program: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("verb", READING)
 def test_everything_but_start_works_without_extras(bcm5719: FakeHost, verb: str) -> None:
-    """The same words in the same order, as plain text."""
+    """The same text in the same order, without formatting."""
     words = [*READING[verb].split(), "--root", bcm5719.root.path]
     bare, full = (call(without(*names), *words) for names in (("rich", "qemu"), ()))
     assert (0, True) == (bare.returncode, "Traceback" not in bare.stderr), bare.stderr

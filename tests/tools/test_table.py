@@ -34,7 +34,7 @@ def test_columns_are_as_wide_as_their_widest_cell() -> None:
 
 
 def test_a_table_without_rows_is_its_header() -> None:
-    """Nobody takes an empty host for an error."""
+    """An empty host does not look like an error."""
     assert "DEVICE  LIST\n" == format_table(("DEVICE", "LIST"), [])
 
 

@@ -48,7 +48,7 @@ def incomplete(tmp_path: Path) -> str:
 
 
 def test_list_json_is_a_list_with_the_contracts_keys(run: Callable[..., Any]) -> None:
-    """Addresses in order; ids as lower-case hex strings; None where the host has nothing."""
+    """Addresses in order; ids as lower-case hex strings; None for values that the host does not have."""
     code, out, _ = run("list", "--json")
     functions = {function["address"]: function for function in json.loads(out)}
     assert 0 == code
@@ -88,7 +88,7 @@ def test_s4_refused_prepare_is_one_sentence_a_finding(
 
 
 def test_release_by_name(run: Callable[..., Any], bcm5719: FakeHost) -> None:
-    """Where the domain's XML is not at hand its name does; one of both is to be said."""
+    """Without the domain's XML its name is enough; one of the two is required."""
     assert 0 == run("prepare", GUEST, "--simulate")[0]
     owner = json.loads(run("status", "--json")[1])["active"][0]["owner"]
     assert 0 == run("release", "--owner", owner, "--simulate")[0]
@@ -130,7 +130,7 @@ def test_changing_verb_under_root_needs_simulate(run: Callable[..., Any], bcm571
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["plan"], ["plan", GUEST, "--policy", "sometimes"]])
 def test_usage_is_2(words: list[str], capsys: Capture) -> None:
-    """A wrong call is 2, and says what is wrong."""
+    """A wrong call gives exit code 2 and names the mistake."""
     try:
         code: object = main.main(words)
     except SystemExit as end:
@@ -270,7 +270,7 @@ def test_release_of_a_name_that_has_nothing_is_told(run: Callable[..., Any]) -> 
 
 
 def test_prepare_twice_is_success_with_a_note(run: Callable[..., Any], bcm5719: FakeHost) -> None:
-    """The second call says that there was nothing to do, and the release gives everything back."""
+    """The second call reports that there was nothing to do, and the release reattaches everything."""
     before = bcm5719.snapshot()
     assert (0, "", "") == run("prepare", GUEST, "--simulate")
     code, out, err = run("prepare", GUEST, "--simulate")

@@ -70,7 +70,7 @@ def test_link_is_not_followed(node: str, tmp_path: Path) -> None:
 
 
 def test_missing_node_is_none_or_an_error(tmp_path: Path) -> None:
-    """Asked about, a missing node is None; to be changed, it is ENOENT."""
+    """For a query, a missing node is None; for a change, it is ENOENT."""
     path = str(tmp_path / "none")
     assert NODES.read_node(path) is None
     Path(path).touch()
@@ -82,7 +82,7 @@ def test_missing_node_is_none_or_an_error(tmp_path: Path) -> None:
 
 
 def test_group_that_is_open_is_busy(node: str, tmp_path: Path) -> None:
-    """A node that can be opened is not busy, nor is one that is not there; a file in its place is told."""
+    """A node that can be opened is not busy, and neither is a missing one; a file in its place is an error."""
     assert NODES.is_group_open(node) is False
     assert NODES.is_group_open(str(tmp_path / "none")) is False
     (tmp_path / "file").write_text("")
@@ -91,7 +91,7 @@ def test_group_that_is_open_is_busy(node: str, tmp_path: Path) -> None:
 
 
 def test_answer_of_a_busy_group(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EBUSY is the kernel's word that a group is open; where it may not be asked, nothing is known."""
+    """EBUSY means that a group is open; if the kernel may not be asked, nothing is known."""
     opened = os.open
     for errnum, busy in ((errno.EBUSY, True), (errno.EPERM, False), (errno.ENODEV, False)):
 

@@ -36,7 +36,7 @@ def saved(tmp_path: Path) -> Path:
     ],
 )
 def test_first_line_is_the_driver(saved: Path, tmp_path: Path, data: bytes, expected: str | None) -> None:
-    """The first line counts, without blanks, whatever its bytes are; an empty file says nothing."""
+    """The first line is used, without blanks, whatever its bytes are; an empty file means no override."""
     saved.write_bytes(data)
     assert expected == read_driverctl_override(HostRoot(tmp_path), ADDRESS)
 
@@ -47,14 +47,14 @@ def test_host_without_driverctl(tmp_path: Path) -> None:
 
 
 def test_pipe_is_not_waited_for(saved: Path, tmp_path: Path) -> None:
-    """A pipe in the place of the file is an error at once."""
+    """A pipe in place of the file is an error at once."""
     os.mkfifo(saved)
     with pytest.raises(SysfsError, match="read a saved override"):
         read_driverctl_override(HostRoot(tmp_path), ADDRESS)
 
 
 def test_directory_is_an_error(saved: Path, tmp_path: Path) -> None:
-    """What is there and cannot be read is told, not taken for nothing."""
+    """An existing but unreadable file is an error, not treated as absent."""
     saved.mkdir()
     with pytest.raises(SysfsError, match="read a saved override"):
         read_driverctl_override(HostRoot(tmp_path), ADDRESS)

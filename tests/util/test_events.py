@@ -170,7 +170,7 @@ def test_monitor_follows_a_bind(fake: FakeHost) -> None:
 
 
 def test_monitor_follows_vfs(fake: FakeHost) -> None:
-    """VFs that appear are known by their PF, and gone when the PF has none."""
+    """VFs that appear are found through their PF, and disappear when they are removed from it."""
     with monitor_of(fake) as monitor:
         write(fake, PF, "sriov_numvfs", "3")
         monitor.poll()
@@ -184,7 +184,7 @@ def test_monitor_follows_vfs(fake: FakeHost) -> None:
 
 
 class Scripted:
-    """A source that says what it is given."""
+    """A source that returns the given events."""
 
     def __init__(self, *script: PCIEvent | OSError) -> None:
         self.script = list(script)
@@ -257,7 +257,7 @@ def test_storm_is_taken_in_parts(fake: FakeHost, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_cannot_be_read_is_read_later(fake: FakeHost) -> None:
-    """An event whose function cannot be read is not forgotten: the next poll reads it."""
+    """An event for an unreadable function is not forgotten: the next poll reads the function."""
     path = os.path.join(fake.root.pci_device(CARD[0]), "driver")
     source = Scripted(PCIEvent("unbind", CARD[0]))
     with PCIMonitor(fake.root, source) as monitor:

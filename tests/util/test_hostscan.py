@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Indexes and questions of a scan: what they say, and what they leave alone."""
+"""Indexes and queries of a scan: their results, and the files that they do not read."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", KEYS)
 def test_index_holds_every_function_once(crowd: HostRoot, kind: Any, name: str) -> None:
-    """An index says what the plain-Python reference says, in address order."""
+    """An index equals the plain-Python reference, in address order."""
     index = getattr(kind(crowd, pciscan.scan(crowd)), name)
     expected = index_by(crowd, KEYS[name])
     assert expected == {key: addresses(devs) for key, devs in index.items()}
@@ -184,7 +184,7 @@ def test_siblings_are_what_the_device_says(fakehost: Fake, ask: Ask, name: str) 
 
 @pytest.mark.parametrize("name", named_hosts())
 def test_multifunction_is_what_the_device_says(fakehost: Fake, ask: Ask, name: str) -> None:
-    """S6: a scan tells multifunction as PCIDevice does, where the device has more functions than one."""
+    """S6: for a device with several functions, a scan reports multifunction as PCIDevice does."""
     functions = ask(fakehost(name))
     for dev in functions:
         alone = len(dev.read_siblings()) == 1
@@ -227,7 +227,7 @@ def test_multifunction_without_function_0(fakehost: Fake, ask: Ask) -> None:
 
 
 def test_path_to_the_root_port(fakehost: Fake, ask: Ask) -> None:
-    """The bridges above a function, root port first; a VF is where its PF is; a root bus has none."""
+    """The bridges above a function, root port first; a VF is in the place of its PF; a root bus has no bridge above."""
     functions = ask(fakehost("bridge-group"))
     path = functions.path_to_root_port(device(functions, "0000:02:01.2"))
     assert ["0000:00:03.0", "0000:01:00.0", "0000:02:01.2"] == addresses(path)
@@ -262,7 +262,7 @@ def test_free_virtual_functions(fakehost: Fake, ask: Ask) -> None:
 
 
 def test_group_members(fakehost: Fake, ask: Ask) -> None:
-    """All functions of the group, the asked one included; without group none."""
+    """All functions of the group, including the function itself; empty without a group."""
     functions = ask(fakehost("bcm5719"))
     card = [f"0001:09:00.{function}" for function in range(4)]
     assert card == addresses(functions.iommu_group_members(device(functions, card[2])))
@@ -307,7 +307,7 @@ def test_filter_that_is_none(fakehost: Fake, ask: Ask, pattern: str) -> None:
 
 
 def test_with_driver(fakehost: Fake, ask: Ask) -> None:
-    """Functions by their driver's name, by None, and by an unused name."""
+    """Functions by their driver's name, without a driver, and by an unused name."""
     functions = ask(fakehost("sriov"))
     assert ["0000:02:00.0"] == addresses(functions.with_driver("nvme"))
     assert ["0000:00:00.0"] == addresses(functions.with_driver(None))
@@ -320,7 +320,7 @@ REASONS = {"not-endpoint", "pf-with-vfs", "no-iommu-group", "group-not-viable", 
 
 
 def test_why_not_assignable(fakehost: Fake, ask: Ask) -> None:
-    """Every reason names who stands in the way: a bridge, a PF with VFs, the other ports and what holds them."""
+    """Every finding names its cause: a bridge, a PF with VFs, the other ports and their drivers."""
     fake = fakehost("sriov")
     functions = ask(fake)
     why = {
@@ -344,7 +344,7 @@ def test_group_blocked_by_what_is_no_pci_function(fakehost: Fake, ask: Ask) -> N
 
 
 def test_function_without_group(fakehost: Fake, ask: Ask) -> None:
-    """Where the host has groups, a function in none cannot be given away."""
+    """If the host has groups, a function without a group cannot be assigned."""
     functions = ask(fakehost("0000:00:01.0 8086:1521 020000\n0000:00:02.0 8086:1521 020000 group=1\n"))
     assert ["no-iommu-group"] == [o.reason for o in functions.obstacles(functions[0])]
     assert ["0000:00:02.0"] == addresses(functions.assignable())
@@ -352,7 +352,7 @@ def test_function_without_group(fakehost: Fake, ask: Ask) -> None:
 
 @pytest.mark.parametrize("name", named_hosts())
 def test_scan_and_plan_agree(fakehost: Fake, ask: Ask, domain: Callable[..., DomainDef], name: str) -> None:
-    """What a scan says of a function is what a plan says of a domain with that function alone."""
+    """A scan reports the same obstacles for a function as a plan for a domain with only that function."""
     fake = fakehost(name)
     functions = ask(fake)
     for dev in functions:

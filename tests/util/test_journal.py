@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The journal: whole records or none, nothing through links, nothing acted on that cannot be trusted."""
+"""The journal: complete records only, no path through links, no action on an untrusted record."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_state_directory_may_not_be_a_link(journal: Journal, tmp_path: Path) -> 
 
 
 def test_failed_write_leaves_the_earlier_record(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk is an error, the record of before stands, and no temporary file stays."""
+    """A full disk is an error, the earlier record remains, and no temporary file is left."""
     journal.write(record())
 
     def full(_fd: int) -> None:

@@ -52,7 +52,7 @@ def test_groups_are_those_of_the_user() -> None:
 
 
 def test_default_is_the_first_user_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default is the first of the known users, with the group of its name where there is one; else none."""
+    """The default is the first existing default user, with the group of that name if it exists; else None."""
     name = ROOT.pw_name
     monkeypatch.setattr(ownership, "DEFAULT_USERS", ("no-such-user", name))
     assert Ownership(0, grp.getgrnam(name).gr_gid, name) == default_ownership()
@@ -62,7 +62,7 @@ def test_default_is_the_first_user_that_there_is(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may choose")
 def test_root_chooses_and_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What --user names wins, root stands for itself, and without a name the default does."""
+    """--user takes precedence, root means root itself, and without --user the default applies."""
     monkeypatch.setattr(ownership, "DEFAULT_USERS", ("no-such-user",))
     assert chosen_ownership(None) is None
     assert chosen_ownership("root") is None

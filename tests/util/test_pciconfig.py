@@ -25,7 +25,7 @@ def config_space(capabilities: dict[int, tuple[int, int]], *, size: int = 256, h
     ("byte", "kind", "multi"), [(0x00, 0, False), (0x80, 0, True), (0x81, 1, True), (0x01, 1, False)]
 )
 def test_header_type_byte(byte: int, kind: int, multi: bool) -> None:
-    """Bit 7 says multifunction, the other seven are the layout."""
+    """Bit 7 is the multifunction bit, the other seven are the layout."""
     data = config_space({}, header=byte)
     assert (kind, multi) == (pciconfig.header_type(data), pciconfig.is_multifunction(data))
 
@@ -36,7 +36,7 @@ def test_dead_device_has_no_opinion() -> None:
 
 
 def test_short_read_is_unknown() -> None:
-    """What 64 bytes cannot show is None, not absent."""
+    """A value beyond 64 bytes is None, not absent."""
     data = config_space({0x40: (pciregs.CAP_ID_EXPRESS, 0)})[:64]
     assert pciconfig.find_capability(data, pciregs.CAP_ID_EXPRESS) is None
     assert pciconfig.is_pci_express(data) is None

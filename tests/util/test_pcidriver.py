@@ -59,7 +59,7 @@ def test_give_back_of_what_was_not_touched_writes_nothing(bcm5719: FakeHost) -> 
 
 
 def test_dynamic_id_does_not_steal_the_device(fakehost: Callable[[str], FakeHost]) -> None:
-    """With an id of the card on vfio-pci a probe would give it back to vfio-pci; a bind by name does not."""
+    """With the card's id on vfio-pci, a probe would bind the function to vfio-pci again; a bind by name does not."""
     text = Path(HOSTS, "bcm5719.tree").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("driver vfio-pci")]
     fake = fakehost("driver vfio-pci\n" + "\n".join(lines) + "\n")  # registered first, as ids= at boot makes it

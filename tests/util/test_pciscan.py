@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The scanner's promises: what it says of odd hosts, what it never touches, what it leaves behind."""
+"""The scanner's promises: its results for odd hosts, the files that it never opens, the descriptors that it closes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CROWD = Tuning(crowd=0, share=1)
 
 
 def make_function(root: HostRoot, address: str, modalias: str = MODALIAS, **links: str) -> Path:
-    """Make a function with its directory in the place of its link, as a copied sysfs has it."""
+    """Make a function with a directory instead of a link, as in a copied sysfs."""
     top = Path(root.pci_devices, address)
     top.mkdir(parents=True)
     (top / "modalias").write_text(modalias)
@@ -55,7 +55,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> HostRoot:
 
 
 def test_record_says_what_sysfs_says(root: HostRoot) -> None:
-    """Every field is its attribute's, and None where the host has none."""
+    """Every field equals its attribute, and is None if the host does not have it."""
     assert [
         ScanRecord("0000:02:00.0", 0x8086, 0x1521, 0x1028, 0x602, 0x020000, "igb", 14, None),
         ScanRecord("0000:02:00.1", 0x8086, 0x1521, 0x1028, 0x602, 0x020000, None, 14, "0000:02:00.0"),
@@ -75,7 +75,7 @@ def test_snapshot_is_a_sequence(root: HostRoot) -> None:
 
 
 def test_snapshot_finds_by_address_and_group(root: HostRoot) -> None:
-    """Addresses and groups lead to positions; what the host has not leads to None."""
+    """Addresses and groups lead to positions; absent ones lead to None."""
     snapshot = pciscan.scan(root)
     assert ["0000:02:00.0", "0000:02:00.1", "10000:e1:1f.7"] == snapshot.addresses
     assert [0, 1, 2] == [snapshot.find(PCIDeviceAddress.parse(text)) for text in snapshot.addresses]
@@ -108,7 +108,7 @@ def test_host_without_functions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["tree", "/tree", "../../tree"])
 def test_sys_may_be_a_link(root: HostRoot, tmp_path: Path, target: str) -> None:
-    """DIR/sys may point to where the tree really is, which is in DIR whatever the link says."""
+    """DIR/sys may be a link to the real tree, which is resolved inside DIR."""
     before = list(pciscan.scan(root))
     (tmp_path / "sys").rename(tmp_path / "tree")
     (tmp_path / "sys").symlink_to(target)
@@ -167,7 +167,7 @@ def test_malformed_link_is_named(root: HostRoot, link: str, target: str, tuning:
     ],
 )
 def test_modalias_that_does_not_parse(root: HostRoot, text: str) -> None:
-    """Where modalias says nothing, the single files do."""
+    """If modalias is unusable, the single files are read."""
     top = Path(root.pci_devices, "0000:02:00.0")
     (top / "modalias").write_text(text)
     (top / "device").write_text("0x10c9\n")
@@ -195,7 +195,7 @@ def test_function_that_went_away_is_counted(root: HostRoot) -> None:
 
 
 def test_scan_while_functions_come_and_go(root: HostRoot, tmp_path: Path) -> None:
-    """A scan never fails for what happens meanwhile, and says nothing false of those that stay."""
+    """A scan never fails because of concurrent changes, and its results for the remaining functions are correct."""
     top = make_function(HostRoot(tmp_path / "other"), "0000:03:00.0")
     there, stay = Path(root.pci_devices, "0000:03:00.0"), ["0000:02:00.0", "0000:02:00.1", "10000:e1:1f.7"]
     stop = threading.Event()
@@ -241,7 +241,7 @@ class Flicker:
 
 
 def test_scan_while_virtual_functions_come_and_go(tmp_path: Path) -> None:
-    """A PF whose VFs come and go never makes a scan fail, and all it says of the others stays as it was."""
+    """A PF whose VFs come and go never makes a scan fail, and the results for the others stay the same."""
     make_tree(tmp_path, 600)
     root = HostRoot(tmp_path)
     before = {record.address: record for record in pciscan.scan(root)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The C scanner and the plain-Python reference say the same of every host, however it is scanned."""
+"""The C scanner and the plain-Python reference give the same results for every host, in every mode."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ JUNK = (
 
 
 class Function(NamedTuple):
-    """A function to be made; ``form`` says what its entry in devices/ is."""
+    """A function to create; ``form`` is the kind of its entry in devices/."""
 
     key: int
     ids: tuple[int, int, int, int, int]
@@ -210,7 +210,7 @@ def test_any_host(host: list[Function], junk: set[str]) -> None:
 
 @pytest.mark.parametrize("cards", [SRIOV_CARDS, PLAIN_CARDS], ids=["sriov", "plain"])
 def test_crowded_host(tmp_path: Path, cards: tuple[str, ...]) -> None:
-    """What is shared on a crowded host is what each function would have said, by its files too."""
+    """Shared results on a large host equal the results of each function's own files."""
     make_tree(tmp_path, 700, cards=cards)
     root = HostRoot(tmp_path)
     expected = pciscan_ref.scan(root)
@@ -232,7 +232,7 @@ def test_live_host(tuning: Tuning) -> None:
 
 @pytest.mark.parametrize("listed", [12, 8])
 def test_vfs_of_neighbours(listed: int) -> None:
-    """VFs that follow those of another PF without a gap are told apart, listed or not."""
+    """VFs that directly follow those of another PF are told apart, listed or not."""
     ids = (0x8086, 0x1572, 0x8086, 1, 0x020000)
     whole = frozenset({"modalias"})
     plain = Function(0, ids, whole, "nvme", True, None, "link", False)

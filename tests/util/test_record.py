@@ -87,7 +87,7 @@ def test_unknown_fields_survive_a_rewrite(journal: Journal) -> None:
 @pytest.mark.fault("F24")
 @pytest.mark.parametrize("owner", ["vm1", None, 5])
 def test_device_of_a_newer_record_is_in_use(journal: Journal, owner: object) -> None:
-    """A version that we do not know: its device is not free, what to do is told, and the file stays as it is."""
+    """Unknown version: the device is in use, the error names the remedy, and the file stays unchanged."""
     data = file_of({"owner": owner, "devices": ["another", "form"]}, VERSION + 1)
     put(journal, data)
     records, bad = journal.read()
@@ -118,7 +118,7 @@ def test_field_of_another_type_is_reported(journal: Journal, key: str) -> None:
 
 @pytest.mark.parametrize("since", [-1, 253402300800, True, 1.5, "2026-11-26"])
 def test_since_is_a_moment(since: object) -> None:
-    """Seconds that no calendar has are not passed on to whoever prints them."""
+    """Seconds outside any calendar are not passed on to be printed."""
     with pytest.raises(ValueError, match="'since'"):
         decode(file_of(fields_of(WHOLE) | {"since": since}), NAME)
 

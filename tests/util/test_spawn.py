@@ -118,7 +118,7 @@ def test_descriptor_of_a_standard_stream_is_refused(tmp_path: Path) -> None:
 
 
 def test_nul_byte_is_refused(tmp_path: Path) -> None:
-    """A word that would end early in C is an error."""
+    """An argument that would be truncated in C is an error."""
     with (tmp_path / "out").open("wb") as out, pytest.raises(OperationError, match="NUL"):
         spawn(["/bin/sh", "a\0b"], env={}, output_fd=out.fileno())
 
@@ -192,7 +192,7 @@ class TestAccess:
 
 
 def test_standard_descriptors_are_not_given_away() -> None:
-    """Where the caller has closed its streams, what is opened meanwhile gets none of their numbers."""
+    """If the caller has closed its streams, no file opened meanwhile gets one of their numbers."""
     script = (
         "import os\nfrom pyhostdev.util.spawn import standard_descriptors\n"
         "out = os.dup(1)\n[os.close(fd) for fd in (0, 1, 2)]\n"

@@ -94,7 +94,7 @@ def test_writer_keeps_the_protocol(writer: ForkedWriter) -> None:
 
 @pytest.mark.parametrize("value", [b"vfio-pci", b"\n", b"a\0b", b"\xff" * 4096])
 def test_value_arrives_whole(writer: ForkedWriter, root: HostRoot, value: bytes) -> None:
-    """Every byte of the value is written, nothing is added, and nothing is in flight afterwards."""
+    """Every byte of the value is written, no byte is added, and no write is in flight afterwards."""
     path = Path(root.join("attribute"))
     path.write_bytes(b"as it was, only longer than what is written".ljust(5000))
     writer.write(str(path), value, device=DEVICE)
@@ -212,7 +212,7 @@ def test_another_writer_knows_of_the_doubt(hasty: ForkedWriter, root: HostRoot, 
 
 
 def test_lock_files_are_nobody_elses(writer: ForkedWriter, root: HostRoot, tmp_path: Path) -> None:
-    """A lock's file is for its owner only, and a link in the place of the directory is not followed."""
+    """Only the owner can open a lock file, and a link in place of the directory is not followed."""
     writer.write(root.join("attribute"), b"x", device=DEVICE)
     lock = Path(writer.inflight_dir, str(DEVICE))
     assert 0o600 == stat.S_IMODE(lock.stat().st_mode)
@@ -262,7 +262,7 @@ def refuse_to_open(name: str, top: int) -> bool:
 
 
 def test_who_may_not_open_the_lock_looks_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's list of locks tells an unprivileged reader what is in flight."""
+    """The kernel's list of locks shows writes in flight to an unprivileged reader."""
     top = Path("/dev/shm")  # on some file systems the list names another device than stat does
     if not os.access(top, os.W_OK):
         pytest.skip("there is no /dev/shm to lock files in")
@@ -403,7 +403,7 @@ def test_killed_manager_frees_its_locks_only(
 def test_ended_manager_takes_nothing_from_its_helper(
     root: HostRoot, stuck: Path, writer: ForkedWriter
 ) -> None:
-    """A helper stands on its manager's memory, and still writes the value when the manager is gone."""
+    """A helper uses its manager's memory, and still writes the value after the manager's end."""
     with start_manager(root, TIMEOUT_S) as manager:
         manager.communicate(timeout=PATIENCE_S)
     assert b"late" == read_fifo(stuck)
@@ -411,7 +411,7 @@ def test_ended_manager_takes_nothing_from_its_helper(
 
 
 class Lease:
-    """A hold on a lock's file: who opens it waits in the kernel until the hold ends, for which there is a signal."""
+    """A hold on a lock file: an open waits in the kernel until the hold ends, and causes a signal."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -479,7 +479,7 @@ def test_helper_outlives_its_thread_and_writer(
 def test_helper_leaves_signals_to_the_importer(
     hasty: ForkedWriter, writer: ForkedWriter, root: HostRoot, stuck: Path
 ) -> None:
-    """No handler of the importer runs in a helper, whose memory it would share."""
+    """No signal handler of the importer runs in a helper, which shares its memory."""
     seen: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(os.getpid()))
     try:
@@ -495,7 +495,7 @@ def test_helper_leaves_signals_to_the_importer(
 
 
 def test_helpers_leave_no_memory_behind(writer: ForkedWriter, root: HostRoot) -> None:
-    """The memory a helper stood on is given back when it has ended."""
+    """A helper's memory is freed after its end."""
     path = root.join("attribute")
     writer.write(path, b"x", device=DEVICE)
     before = len(Path("/proc/self/maps").read_text().splitlines())
@@ -616,14 +616,14 @@ def test_modprobe_is_not_looked_up_in_path(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_module_that_does_not_exist(modprobe: Callable[..., ForkedWriter]) -> None:
-    """A module that is in no index of the kernel is told so, whatever modprobe says."""
+    """A module that is in no index of the kernel is reported as absent, whatever modprobe prints."""
     with pytest.raises(OperationError, match="'no_such_module'.*has no such module") as failure:
         modprobe("exit 0").load_module("no_such_module")
     assert "driver-missing" == failure.value.reason
 
 
 def test_vfio_module_that_does_not_load(modprobe: Callable[..., ForkedWriter]) -> None:
-    """Without its module there is no vfio, and the reason says so."""
+    """Without its module there is no vfio, and the reason is vfio-missing."""
     if Path("/sys/module/vfio_pci").exists():
         pytest.skip("vfio-pci is loaded on this host")
     with pytest.raises(OperationError) as failure:
@@ -651,7 +651,7 @@ def test_module_that_never_loads(modprobe: Callable[..., ForkedWriter]) -> None:
     ],
 )
 def test_why_a_module_does_not_load(tmp_path: Path, code: int, installed: bool, why: str) -> None:
-    """Absent, prohibited and broken are told apart by the kernel's index and modprobe's exit code."""
+    """Absent, prohibited and broken modules are distinguished by the kernel's index and modprobe's exit code."""
     root = HostRoot(tmp_path)
     index = Path(root.modules_dep(os.uname().release))
     index.parent.mkdir(parents=True)

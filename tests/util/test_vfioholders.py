@@ -44,7 +44,7 @@ def node_of(fake: FakeHost, address: PCIDeviceAddress) -> str:
 @pytest.mark.fault("F43")
 @pytest.mark.parametrize("which", ["group", "function"])
 def test_file_of_that_name_holds_nothing(prepared: FakeHost, which: str) -> None:
-    """A user's file that a mount of his shows as /dev/vfio/14 keeps no device from going back."""
+    """A user's file mounted as /dev/vfio/14 does not keep a device from being released."""
     before = prepared.snapshot()
     node = prepared.root.vfio_group(14) if which == "group" else node_of(prepared, CARD[1])
     stranger = SimulatedProcess(prepared.root, [])
@@ -113,7 +113,7 @@ def test_process_on_its_way_out(bcm5719: FakeHost, line: str, is_ending: bool) -
 
 
 class Live:
-    """This process's own descriptors, on the live host, with /dev/null in the place of a group's node."""
+    """This process's own descriptors, on the live host, with /dev/null as a group's node."""
 
     def __init__(self) -> None:
         self.root = HostRoot("/")

@@ -46,7 +46,7 @@ def test_s6_own_bit_where_function_0_is_absent_or_dead(bcm5719: FakeHost) -> Non
 
 
 def test_s6_unreadable_is_unknown(bcm5719: FakeHost) -> None:
-    """S6: when neither function 0 nor the function can be read the answer is None, not no."""
+    """S6: if neither function 0 nor the function can be read, the answer is None, not False."""
     for function in (0, 1):
         set_header_type(bcm5719, f"0001:09:00.{function}", 0xFF)
     assert device(bcm5719, "0001:09:00.1").is_multifunction() is None
@@ -82,7 +82,7 @@ def test_s6_under_ari_the_whole_bus_is_one_device(fakehost: Fake) -> None:
 
 
 def test_s6_seeds_names_answer(fakehost: Fake, domain: Callable[..., DomainDef]) -> None:
-    """S6: the helper of the seed says the same of a hostdev, False for one that is missing."""
+    """S6: the seed's helper gives the same answer for a hostdev, False for a missing device."""
     host = Host(fakehost("libvirt").root)
     words = ["0005:90:01.2", "0000:00:01.0", "0000:06:12.1", "0009:00:00.0"]
     hostdevs = domain("vm1", *words).hostdevs
@@ -90,7 +90,7 @@ def test_s6_seeds_names_answer(fakehost: Fake, domain: Callable[..., DomainDef])
 
 
 def test_list_answers_without_config_where_a_function_is_alone(fakehost: Fake) -> None:
-    """A scan says no for a function alone in its slot, and reads no byte for it."""
+    """A scan reports False for a function alone in its slot, without reading a byte."""
     fake = fakehost("bcm5719")
     os.unlink(f"{fake.root.pci_device(PCIDeviceAddress.parse('0001:07:00.0'))}/config")
     scan = Host(fake.root).scan()
@@ -110,7 +110,7 @@ def test_five_digit_domain(fakehost: Fake) -> None:
 
 
 def test_scan_and_single_read_agree(fakehost: Fake) -> None:
-    """A function read alone says the same as in a scan, on every host that comes with the package."""
+    """A function read alone equals the same function in a scan, on every shipped host."""
     from pyhostdev.testing.fakehost import named_hosts
 
     for name in named_hosts():
@@ -143,7 +143,7 @@ def test_usable_reset_hits_this_function_alone(fakehost: Fake, words: str, alone
 
 
 def test_absent_is_none_and_malformed_is_an_error(bcm5719: FakeHost) -> None:
-    """A missing attribute is None; one with nonsense in it names its file."""
+    """A missing attribute is None; for an invalid one, the error names its file."""
     top = bcm5719.root.pci_device(PCIDeviceAddress.parse("0001:09:00.0"))
     os.unlink(f"{top}/numa_node")
     assert device(bcm5719, "0001:09:00.0").numa_node is None

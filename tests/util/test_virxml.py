@@ -20,7 +20,7 @@ PUBLIC = '<!DOCTYPE domain PUBLIC "a" "http://localhost/x.dtd"><domain/>'
 
 @pytest.mark.parametrize("document", [BOMB, EXTERNAL, PUBLIC, "<!DOCTYPE d><d/>"])
 def test_a_doctype_is_refused_whatever_it_declares(document):
-    """No entity can be declared, so none can be expanded or fetched."""
+    """No entity can be declared, so no entity can be expanded or fetched."""
     with pytest.raises(XMLError, match="DOCTYPE") as error:
         parse_document(document)
     assert 1 == error.value.line
@@ -80,7 +80,7 @@ def test_elements_are_limited():
     ],
 )
 def test_bytes_that_are_no_document_are_refused_with_their_line(document, line):
-    """What is not text, or not XML, is an error that says where."""
+    """A source that is not text or not XML is an error with its line."""
     with pytest.raises(XMLError) as error:
         parse_document(document)
     assert (virxml.VIR_ERR_XML_DETAIL, line) == (error.value.libvirt_code, error.value.line)

@@ -37,7 +37,7 @@ class Codec(Generic[T]):
         self.format = format_
         self.expected = expected
         self.words = words  # all there are, where they can be counted
-        self.code = code  # libvirt's number of a value that is none
+        self.code = code  # libvirt's error number for an invalid value
 
 
 def enum(*words: str, later: Mapping[str, str] | None = None) -> Codec[str]:

@@ -70,7 +70,7 @@ class ElementDef:
     """
 
     tag: ClassVar[str] = ""
-    # attributes that say who gets a device: where they mean nothing, keeping them would mislead
+    # attributes that decide whether a guest gets a device: where they have no effect, keeping them would mislead
     never_kept: ClassVar[frozenset[str]] = frozenset({"assigned"})
     line: int | None = None  # of the source, for messages
     lines: Mapping[str, int | None] = MappingProxyType({})  # of the fields that stand in elements below

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyhostdev.errors import Renumbering
     from pyhostdev.util.virxml import Element
 
-ERRORS_MAX = 100  # of the elements of one list; who has more corrects these first
+ERRORS_MAX = 100  # per list of elements; the user corrects these first
 
 T = TypeVar("T")
 D = TypeVar("D", bound="Definition")
@@ -98,7 +98,7 @@ class _Value(Field[T]):
 
     def refusal(self, value: str, tag: str, line: int | None) -> XMLError:
         """Return the error of a value that the codec, or an older release, refuses."""
-        what = f"'{self.leaf}' of <{tag}>" if self.leaf else f"<{tag}>"
+        what = f"'{self.leaf}' in <{tag}>" if self.leaf else f"<{tag}>"
         return invalid_value(what, value, self.codec.expected, line, self.code, self.renumbered)
 
     def dump(self, value: T) -> str | None:
@@ -182,7 +182,7 @@ class Part(_Element[D]):
         return cast("D", self.definition.from_element(found[0][1]))
 
     def missing(self, instance: Definition) -> D:
-        """Make the part when somebody asks for it."""
+        """Create the part on first access."""
         made = self.definition()
         instance.__dict__[self.name] = made
         return cast("D", made)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """A field as one definition has it: its place in the order, and who holds the value."""
+    """A field in one definition: its place in the order, and the object that holds the value."""
 
     place: int
     field: Any  # a Field; the name of its type would make type checkers ask it for its value

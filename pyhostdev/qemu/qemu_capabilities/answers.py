@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What is kept about an emulator, and whether data from a file, a cache or a program has that form.
+The stored facts about an emulator, and checks that data from a file, a cache or a program has that form.
 
-Whoever wrote the data may be hostile: names go into command lines and messages, so they are plain words of bounded
-length, and everything has the type that it is used with.
+The data may be hostile: names go into command lines and messages, so they must be plain words of bounded length, and
+every value must have the expected type.
 """
 
 from __future__ import annotations

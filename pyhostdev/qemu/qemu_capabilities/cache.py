@@ -68,7 +68,7 @@ def read(path: str) -> dict[str, Any] | None:
 
 def write(path: str, before: dict[str, Any], data: dict[str, Any]) -> None:
     """
-    Keep what a probe found, unless the file changed meanwhile; a cache that cannot be written is no error.
+    Store the result of a probe, unless the file has changed meanwhile; an unwritable cache is not an error.
 
     Args:
         before: the file's identity when the probe began.

@@ -34,7 +34,7 @@ HANGUP_TIMEOUT_S = 5.0
 NOBODY = Ownership(65534, 65534, "65534")  # by number: the name differs between distributions
 CPU_S = 30
 ADDRESS_BYTES = 16 << 30  # QEMU reserves 1 GiB for translated code; what it uses is a hundredth of this
-PROCESSES = 512  # of nobody; a QEMU that is asked has four threads
+PROCESSES = 512  # of the user `nobody`; a probed QEMU has four threads
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": "/"}
 QUESTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("query-version", {}),

@@ -53,7 +53,7 @@ def _memory() -> tuple[int, int]:
 
 
 def detach_and_reattach() -> None:
-    """Detach and reattach again and again: always as told, with files and memory flat."""
+    """Detach and reattach repeatedly: each step as expected, with constant files and memory."""
     total = rounds(20, 1000)
     took, files, memory = workers.done(lambda: _cycles(total), 60 + total).value
     data, resident = ([kib - numbers[0] for kib in numbers] for numbers in zip(*memory, strict=True))

@@ -101,7 +101,7 @@ def real_answers() -> dict[str, list[str]]:
 
 
 def same_answers() -> None:
-    """The kernel answers every script as the record says, which the simulated kernel is tested with."""
+    """The kernel answers every script as recorded; the simulated kernel is tested with the same record."""
     check([kernel_scripts.NVME], NVME, "the host is the one the scripts are about")
     answers = real_answers()
     kernel_scripts.record(answers, Path(os.environ["LAB_OUT"]) / "kernel_answers.json")

@@ -39,7 +39,7 @@ def write(path: Path, text: str) -> None:
 
 
 def follow(monitor: PCIMonitor, what: str, *changes: tuple[Path, str]) -> list[str]:
-    """Make changes, wait until the kernel is quiet, compare; return the actions heard."""
+    """Make changes, wait until the kernel is quiet, compare; return the received actions."""
     for path, text in changes:
         write(path, text)
     actions: list[str] = []
@@ -52,7 +52,7 @@ def follow(monitor: PCIMonitor, what: str, *changes: tuple[Path, str]) -> list[s
 
 
 def step_drivers() -> None:
-    """An unbind and a bind are heard and followed."""
+    """An unbind and a bind are received and followed."""
     with PCIMonitor(ROOT) as monitor:
         driver = PCI / "drivers" / NIC_DRIVER
         check(["unbind"], follow(monitor, "unbind", (driver / "unbind", NIC[1])), "what was heard")

@@ -33,7 +33,7 @@ def say(text: str) -> None:
 
 
 def link_name(path: Path) -> str | None:
-    """Return the last component of what a link points to; None without a link."""
+    """Return the last component of a link's target; None without a link."""
     try:
         return path.readlink().name
     except FileNotFoundError:
@@ -80,7 +80,7 @@ def _identity(device: Path) -> tuple[object, ...]:
 
 
 def show(when: str, addresses: list[str]) -> None:
-    """Print the drivers of some functions, and who can reach them through VFIO."""
+    """Print the drivers of some functions, and the processes that hold them through VFIO."""
     words = (f"{address}={name or '-'}" for address, (name, _) in drivers(addresses).items())
     nodes = sorted(path.name for path in Path("/dev/vfio").iterdir())
     say(f"  {when}: {' '.join(words)} (/dev/vfio: {' '.join(nodes)})")
@@ -135,9 +135,9 @@ def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 60) 
 
 def run_all(steps: list[Callable[[], None]], clean_up: Callable[[], None] = lambda: None) -> int:
     """
-    Run the steps, or those our arguments name, each from the same state of the host; return an exit status.
+    Run the steps, or those in our arguments, each from the same state of the host; return an exit status.
 
-    A step that fails is reported and cleaned up after, and the others still run: one boot shall tell everything.
+    A failed step is reported and cleaned up, and the others still run: one boot reports everything.
     """
     home = all_drivers()
     failed = []

@@ -74,7 +74,7 @@ def vanished() -> None:
 
 
 def plugged_in_again() -> None:
-    """What has taken the address of a device is another one: not prepared by an old plan, not given back."""
+    """A new device at a device's address is refused to an old plan, and left alone by release."""
     manager = workers.new_manager()
     plan = manager.host.plan(workers.definition("replugged"))
     _unplug(NIC[2])

@@ -95,7 +95,7 @@ def ended(verb: subprocess.Popen[str]) -> bool:
 
 
 def listed(verb: subprocess.Popen[str]) -> bool:
-    """Tell whether the guest has printed its devices; a ``start`` that is over will not."""
+    """Tell whether the guest has printed its devices; a finished ``start`` never will."""
     return "GUEST-END" in serial() or ended(verb)
 
 
@@ -120,7 +120,7 @@ def wait_for_qemu(verb: subprocess.Popen[str]) -> int:
 
 
 def check_detached(owner: str) -> None:
-    """All four functions are on vfio-pci, and the books say whose they are."""
+    """All four functions are on vfio-pci, and the records name their owner."""
     show("during", NIC)
     check(dict.fromkeys(NIC, (VFIO, VFIO)), drivers(NIC), "all four functions are on vfio-pci")
     active = {device["address"]: device["owner"] for device in pyhostdev_json("status")["active"]}
@@ -162,7 +162,7 @@ def seed_scenario() -> None:
 
 
 def undeclared_functions() -> None:
-    """Without functions 1 and 2 in the XML the start is refused, both named, and nothing is written."""
+    """Without functions 1 and 2 in the XML the start is refused, both are named, and nothing is written."""
     domain = write_domain("only03", ONLY_0_AND_3)
     before = traces()
     for verb in ("plan", "start"):
@@ -177,7 +177,7 @@ def undeclared_functions() -> None:
 
 
 def killed_guest() -> None:
-    """A guest whose QEMU is killed gives all four functions back; start says that QEMU failed."""
+    """A guest whose QEMU is killed releases all four functions; start reports QEMU's failure."""
     with started(write_domain("killed", SPLIT, stay=True)) as verb:
         pid = wait_for_qemu(verb)
         check_detached("killed")

@@ -103,7 +103,7 @@ class Foreign(NamedTuple):
     answer: str = "ok"
 
     def is_after(self, moment: float) -> bool:
-        """Tell whether it may have changed something after a moment."""
+        """Tell whether the write may have changed something after a moment."""
         return self.answer == "ok" and (self.ended is None or self.ended > moment)
 
 
@@ -197,7 +197,7 @@ def _records() -> dict[str, Any]:
 
 
 def _kept() -> dict[str, bool]:
-    """Tell which prepared functions were on vfio-pci before: the vandal may have brought them there."""
+    """Return the prepared functions that were on vfio-pci before: the vandal may have bound them there."""
     return {address: not record.moved for address, record in _records().items()}
 
 
@@ -212,10 +212,10 @@ def _originals() -> dict[str, Any]:
 
 def _differing(expected: dict[str, Any], said: dict[str, Any], deeds: list[Foreign], since: str) -> list[str]:
     """
-    Return what is other than a success promised (driver and override), without a foreign hand in it afterwards.
+    Return the promises of a success (driver and override) that do not hold, without a later foreign write.
 
-    A prepared device must be right until ``prepare`` returns, so what counts is the last of all our writes; a device
-    that was given back is the host's, so what counts is the last write to that device.
+    A prepared device must be right until ``prepare`` returns, so the last of all our writes counts; a released device
+    belongs to the host, so the last write to that device counts.
     """
     wrong = []
     for address in NIC:
@@ -228,7 +228,7 @@ def _differing(expected: dict[str, Any], said: dict[str, Any], deeds: list[Forei
 
 
 def _is_kept_promise(promised: tuple[Any, Any] | None, found: tuple[Any, Any]) -> bool:
-    """Compare; nothing is promised of the override of a function that stays, and of one that is not given back."""
+    """Compare; the override of a function that stays, or is not given back, is not promised."""
     if promised is None:
         return True
     return promised[0] == found[0] and promised[1] in (None, found[1])
@@ -277,7 +277,7 @@ class _Fight:
         return said
 
     def _tidy(self) -> None:
-        """What the vandal left is not ours to undo: bring it by hand to where the books say, and they must close."""
+        """The vandal's changes are not ours to undo: restore the recorded state by hand, to close the records."""
         for address, record in _records().items():
             truth.move(address, record.original.driver, override=record.original.override or "\n")
         recovered(include_prepared=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Nothing is ever lost: crashes, stuck writes, races and foreign hands, on a real kernel.
+Nothing is ever lost: crashes, stuck writes, races and foreign writes, on a real kernel.
 
 A short form belongs to ``make lab``; with LAB_SOAK=1 the long one runs, which is ``make soak``.
 """

@@ -32,7 +32,7 @@ ANSWER_S = 1.0  # how long another manager waits for an answer at most
 
 
 def _open_function(address: str, *, is_group_open: bool) -> None:
-    """Open a function as QEMU does; the kernel keeps a group whose node was closed again."""
+    """Open a function as QEMU does; the kernel keeps the group after its node is closed again."""
     group = os.open(f"/dev/vfio/{iommu_group(address)}", os.O_RDWR)
     container = os.open("/dev/vfio/vfio", os.O_RDWR)
     fcntl.ioctl(group, VFIO_GROUP_SET_CONTAINER, struct.pack("i", container))
@@ -84,7 +84,7 @@ def held(address: str, *, is_group_open: bool = False) -> Iterator[Holder]:
 
 
 def is_in_flight(address: str) -> bool:
-    """Tell whether a write to a function has not come back."""
+    """Tell whether a write to a function has not returned."""
     return workers.new_manager().host.is_in_flight(PCIDeviceAddress.parse(address))
 
 
@@ -149,7 +149,7 @@ def _deadline_round(address: str, figures: _Figures) -> None:
 
 
 def stuck_unbind() -> None:
-    """An unbind that hangs costs its deadline only, is told as in doubt, and resolves itself when the holder ends."""
+    """A hanging unbind costs only its deadline, is reported as in doubt, and resolves itself when the holder ends."""
     figures = _Figures()
     rng = workers.dice("stuck")
     total = rounds(1, 10)
@@ -167,7 +167,7 @@ def stuck_unbind() -> None:
 
 
 def held_group() -> None:
-    """Where the holder can be seen, release refuses before it writes, names him, and works once he has ended."""
+    """If the holder is visible, release refuses before it writes, names it, and succeeds after its end."""
     done(lambda: workers.prepare(workers.definition(OWNER)))
     before = workers.drivers(NIC)
     with held(NIC[0], is_group_open=True) as holder:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Told truthfully: where the plain sequence of writes says success and leaves a wrong state, and what came from odd
-places goes back there.
+Truthful reports: cases where the plain sequence of writes reports success but leaves a wrong state, and devices with
+an unusual original state.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _dynamic_id() -> Iterator[None]:
 
 
 def dynamic_id() -> None:
-    """With a dynamic id on vfio-pci every function goes back to its driver, where a plain probe gives it to vfio."""
+    """With a dynamic id on vfio-pci every function is bound to its driver, where a plain probe would bind vfio-pci."""
     with _dynamic_id():
         check(workers.HOME, drivers(NIC), "all four are on their driver")
         write(f"drivers/{NIC_DRIVER}/unbind", NIC[0])
@@ -121,7 +121,7 @@ def _without_vfio(*, blacklisted: bool) -> Iterator[None]:
 
 
 def missing_module() -> None:
-    """Where vfio-pci is not there or prohibited, prepare says so and has touched nothing."""
+    """If vfio-pci is missing or prohibited, prepare reports it and has touched nothing."""
     domain = workers.definition("moduleless")
     before = traces()
     for blacklisted in (False, True):
@@ -179,7 +179,7 @@ def rebound_in_the_middle() -> None:
 
 
 def overrides_of_driverctl() -> None:
-    """What driverctl keeps with a driver is told by the plan, is there again after a guest, and is its own to undo."""
+    """A driver saved by driverctl is reported by the plan, restored after a guest, and only driverctl undoes it."""
     if not DRIVERCTL.exists():
         say("  driverctl could not be fetched: left out")
         return

@@ -67,7 +67,7 @@ class Watched:
         self._written = written
 
     def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
-        """Write, and tell of it."""
+        """Write, and report the write."""
         self._writer.write(path, value, device=device)
         self._written(path, value, device)
 
@@ -83,7 +83,7 @@ class Watched:
 def new_manager(
     timeout_s: float = 30.0, written: Callable[[str, bytes, PCIDeviceAddress], None] | None = None
 ) -> HostdevManager:
-    """Return a manager of this host, as the command line makes it; ``written`` hears of each of its writes."""
+    """Return a manager of this host, like that of the command line; ``written`` is called for each of its writes."""
     root = HostRoot("/")
     writer: SysfsWriter = ForkedWriter(
         root, timeout_s=timeout_s, inflight_dir=os.path.join(root.state_dir, "in-flight")
@@ -100,7 +100,7 @@ def definition(name: str, hostdevs: str = SPLIT) -> DomainDef:
 
 
 class Outcome(NamedTuple):
-    """How a child went: its error's class and sentence, or the value it returned; None for both when it was killed."""
+    """The result of a child: its error's class and sentence, or the returned value; None for both if it was killed."""
 
     error: str | None
     text: str
@@ -109,7 +109,7 @@ class Outcome(NamedTuple):
 
     @property
     def was_killed(self) -> bool:
-        """True when it had no time to say how it went."""
+        """True if the child had no time to report a result."""
         return self.error == "killed"
 
 
