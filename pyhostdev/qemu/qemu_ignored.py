@@ -95,6 +95,7 @@ IGNORED: dict[str, dict[str, Word]] = {
     },
     "OSDef": {
         "nvram_template": Word("pyhostdev start makes no variable store; QEMU ends where it is missing"),
+        "nvram_template_format": Word("pyhostdev start makes no variable store; QEMU ends where it is missing"),
         "nvram": Word("firmware that is not in flash has no variable store", asked=_has_no_flash),
         "nvram_type": Word("firmware that is not in flash has no variable store", asked=_has_no_flash),
     },
@@ -217,6 +218,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "OSDef": {"loader_stateless": "it says that there is no variable store"},
     "InitArgument": {"value": _REFUSED_AS_A_WHOLE},
+    "IOMMUFDDef": {"enabled": _REFUSED_AS_A_WHOLE, "fdgroup": _REFUSED_AS_A_WHOLE},
     "FirmwareFeature": {"name": _REFUSED_AS_A_WHOLE, "enabled": _REFUSED_AS_A_WHOLE},
     "ACPITable": {"type": "there is one type, which is written as a constant"},
     "CPUDef": {

@@ -19,6 +19,7 @@ from unittest import mock
 
 import pyhostdev.conf
 from pyhostdev.conf.domain_conf import DomainDef
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, RELEASES
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
     Attribute,
@@ -68,13 +69,16 @@ def below(definition: ElementDef) -> Iterator[ElementDef]:
 
 
 def defined_corpus() -> list[DomainDef]:
-    """Return the domains of testdata with their defaults and addresses, the largest first."""
+    """Return the domains of testdata with their defaults and addresses; those in later/ as the newest release does."""
     found = []
     paths = sorted(path for path in TESTDATA.rglob("*.xml") if not path.name.endswith(".out.xml"))
     for path in sorted(paths, key=lambda path: path.parent.name != "qemu"):
         with suppress(HostdevError):
             dom = DomainDef.parse(path.read_bytes())
-            found.append(qemu_command.define(dom, qemu_command.stored_capabilities(dom)))
+            release = DEFAULT_RELEASE if path.parent.name != "later" else RELEASES[-1]
+            dom = qemu_command.define(dom, qemu_command.stored_capabilities(dom, release), release=release)
+            dom.__dict__["release"] = release
+            found.append(dom)
     return found
 
 
@@ -99,10 +103,11 @@ class Reads:
             qemu_command.assign_aliases(dom)
             for elsewhere in ("unmodelled_errors", "unbuilt_errors", "assign_aliases"):
                 stack.enter_context(mock.patch.object(qemu_command, elsewhere, return_value=[]))
-            capabilities = qemu_command.stored_capabilities(dom)
+            release = dom.__dict__.get("release", DEFAULT_RELEASE)
+            capabilities = qemu_command.stored_capabilities(dom, release)
             stack.enter_context(mock.patch.object(ElementDef, "__getattribute__", noted))
             with suppress(HostdevError, TypeError, ValueError, AttributeError):  # of values that are made up
-                qemu_command.build_command_line(dom, capabilities)
+                qemu_command.build_command_line(dom, capabilities, release=release)
         return self
 
     def has(self, parts: list[ElementDef], name: str) -> bool:
