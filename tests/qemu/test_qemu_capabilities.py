@@ -88,6 +88,12 @@ def test_properties_of_all_that_is_asked_are_stored(version: str, arch: str) -> 
     assert len(capabilities.properties.keys() & ASKED_MACHINES) == 1
 
 
+def test_stored_answers_are_read_once() -> None:
+    """The same question gets the same object; why nothing was asked is part of the question."""
+    assert load("x86_64", "10.0") is load("x86_64", "10.0")
+    assert "no reason" == load("x86_64", "10.0", why_stored="no reason").why_stored
+
+
 def test_absent_emulator_is_answered_for_by_the_stored_one() -> None:
     """A definition that names a binary of another machine can still be built."""
     capabilities = for_emulator("/nonexistent/qemu-system-x86_64", "x86_64")

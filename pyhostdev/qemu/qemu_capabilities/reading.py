@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
@@ -178,6 +179,12 @@ def load(arch: str, version: str | None = None, *, why_stored: str | None = None
             f"No capabilities of QEMU {release} for the architecture '{arch}' are stored (releases: {known})"
             + (f", and nothing was asked: {why_stored}" if why_stored else "")
         )
+    return _read_stored(path, release, why_stored)
+
+
+@lru_cache(maxsize=32)
+def _read_stored(path: str, release: str, why_stored: str | None) -> QEMUCapabilities:
+    """Return what a file of ours says; the package's files stay as they are, and capabilities are never changed."""
     with open(path, encoding="utf-8") as file:
         return QEMUCapabilities(json.load(file), f"stored capabilities of QEMU {release}", why_stored)
 
