@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.util.scancolumns import ScanColumns
     from pyhostdev.util.sysfs_writer import SysfsWriter
     from pyhostdev.util.virpci import PCIDevice
 
@@ -68,6 +69,7 @@ __all__ = [
     "RecoveryResult",
     "RefusedError",
     "Scan",
+    "ScanColumns",
     "Status",
     "Step",
     "SysfsError",
@@ -93,6 +95,7 @@ _HOMES = {
     "ProposedHostdev": "conf.domain_conf",
     "RecoveryResult": "hypervisor.hostdev_result",
     "Scan": "util.hostscan",
+    "ScanColumns": "util.scancolumns",
     "Status": "hypervisor.hostdev_status",
     "SysfsWriter": "util.sysfs_writer",
     "Step": "hypervisor.hostdev_plan",

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from pyhostdev.testing import vfio
 from pyhostdev.testing.answers import Blocked, Refusal
 from pyhostdev.testing.driverfiles import put_driver
-from pyhostdev.testing.hostspec import VMD
 from pyhostdev.testing.iommu import IOMMUGroups
 from pyhostdev.testing.kernelstate import PARKED, Pending
 from pyhostdev.testing.simdevice import (
@@ -27,6 +26,7 @@ from pyhostdev.testing.simdevice import (
     find_device,
     list_devices,
 )
+from pyhostdev.testing.topology import VMD
 from pyhostdev.util import pciconfig, pciregs
 
 if TYPE_CHECKING:

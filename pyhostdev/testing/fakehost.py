@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pyhostdev.errors import ConfigError
 from pyhostdev.testing.hostbuild import bind_described, build_host, link_described, put_described
 from pyhostdev.testing.kernel import SimulatedKernel
+from pyhostdev.testing.topology import Topology
 from pyhostdev.testing.tree import Tree
 from pyhostdev.testing.treefile import check_function, parse_function, parse_host, read_host
 from pyhostdev.util.hostroot import HostRoot
@@ -88,9 +89,10 @@ class FakeHost:
         self.spec.functions[spec.address] = spec
         from pyhostdev.testing import hotplug
 
+        topology = Topology(self.spec)
         with self.kernel.entered() as core:
-            device = put_described(core.tree, self.spec, spec)
-            link_described(core.tree, self.spec, self.spec.functions[spec.physfn or spec.address])
+            device = put_described(core.tree, topology, spec)
+            link_described(core.tree, topology, self.spec.functions[spec.physfn or spec.address])
             hotplug.forget(core, spec.address)  # a rescan must not bring back an earlier function
             core.tell("add", device)
             if spec.driver is not None:

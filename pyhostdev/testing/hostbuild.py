@@ -14,6 +14,7 @@ from pyhostdev.testing.functionfiles import link_virtual_functions, put_function
 from pyhostdev.testing.kernelstate import KernelState, StateFile
 from pyhostdev.testing.procfiles import put_proc
 from pyhostdev.testing.simdevice import SimDevice
+from pyhostdev.testing.topology import Topology
 from pyhostdev.testing.tree import Tree
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ def build_host(root: HostRoot, host: HostSpec) -> None:
 
 def _build(tree: Tree, host: HostSpec) -> None:
     _put_bus(tree, host)
+    topology = Topology(host)
     for spec in host.functions.values():
-        put_described(tree, host, spec)
+        put_described(tree, topology, spec)
     for spec in host.functions.values():
-        link_described(tree, host, spec)
+        link_described(tree, topology, spec)
     for member in host.members:
         _put_member(tree, host, member)
     put_proc(tree, host)
@@ -46,6 +48,7 @@ def _build(tree: Tree, host: HostSpec) -> None:
     state = KernelState()
     state.described = True
     state.drivers = dict(host.drivers)
+    state.vfio_free = [0]
     core = DriverCore(tree, state)
     for spec in host.functions.values():
         bind_described(core, spec)
@@ -66,40 +69,40 @@ def _put_bus(tree: Tree, host: HostSpec) -> None:
             put_driver(tree, spec)
 
 
-def _place(root: HostRoot, host: HostSpec, spec: FunctionSpec) -> str:
-    """Return the parent directory of a function's directory."""
-    above = host.bridge_above(spec)
+def _place(root: HostRoot, topology: Topology, spec: FunctionSpec) -> str:
+    """Return the directory that a function's own lies in."""
+    above = topology.bridge_above(spec)
     if above is not None:
-        return os.path.join(_place(root, host, above), str(above.address))
-    top = spec if spec.physfn is None else host.functions[spec.physfn]
+        return os.path.join(_place(root, topology, above), str(above.address))
+    top = spec if spec.physfn is None else topology.host.functions[spec.physfn]
     bus = f"pci{top.address.domain:04x}:{top.address.bus:02x}"
-    maker = host.domain_maker(top.address.domain)
+    maker = topology.domain_maker(top.address.domain)
     if maker is not None:
-        return os.path.join(_place(root, host, maker), str(maker.address), bus)
+        return os.path.join(_place(root, topology, maker), str(maker.address), bus)
     return root.join("sys/devices", bus)
 
 
-def put_described(tree: Tree, host: HostSpec, spec: FunctionSpec) -> SimDevice:
-    """Create one function's directory; links to VFs and the driver follow after all functions."""
-    above = host.bridge_above(spec)
+def put_described(tree: Tree, topology: Topology, spec: FunctionSpec) -> SimDevice:
+    """Make one function's directory; links to VFs and the driver come after all functions."""
+    above = topology.bridge_above(spec)
     device = put_function(
         tree,
         spec,
-        _place(tree.root, host, spec),
-        directory=host.directory,
-        numvfs=len(host.virtual_functions(spec)),
-        # The bus that the kernel adds for VFs beyond the PF's bus has no bridge of its own
+        _place(tree.root, topology, spec),
+        directory=topology.host.directory,
+        numvfs=len(topology.virtual_functions(spec)),
+        # the bus that the kernel adds for VFs beyond the PF's has no bridge of its own
         ari=above is not None and above.ari and above.bridge_to(spec.address.bus),
-        alone=above is not None and spec.physfn is None and host.is_first_on_bus(spec),
+        alone=above is not None and spec.physfn is None and topology.is_first_on_bus(spec),
     )
     if spec.group is not None:
-        put_in_group(tree, device.path, spec.group, kind=host.group_type(spec.group))
+        put_in_group(tree, device.path, spec.group, kind=topology.host.group_type(spec.group))
     return device
 
 
-def link_described(tree: Tree, host: HostSpec, spec: FunctionSpec) -> None:
-    """Create the links between a PF and its described VFs."""
-    vfs = [SimDevice(tree, vf.address) for vf in host.virtual_functions(spec)]
+def link_described(tree: Tree, topology: Topology, spec: FunctionSpec) -> None:
+    """Make the links between a PF and its described VFs."""
+    vfs = [SimDevice(tree, vf.address) for vf in topology.virtual_functions(spec)]
     link_virtual_functions(SimDevice(tree, spec.address), vfs)
 
 

@@ -22,9 +22,6 @@ EXPRESS_KINDS = {  # PCIE50 7.5.3.2, bits 4-7
     "integrated-endpoint": 0x9,
 }
 
-VMD = "vmd"  # the driver of volume management devices
-VMD_DOMAIN = 0x10000
-
 
 class FunctionSpec(NamedTuple):
     """One PCI function of a described host."""
@@ -115,34 +112,3 @@ class HostSpec:
     def group_type(self, group: int) -> str:
         """Return the domain type of a group."""
         return self.group_types.get(group, "DMA")
-
-    def bridge_above(self, spec: FunctionSpec) -> FunctionSpec | None:
-        """Return the bridge that leads to a function's bus; a VF is in the place of its PF."""
-        if spec.physfn is not None:
-            return self.bridge_above(self.functions[spec.physfn])
-        if spec.parent is not None:
-            return self.functions[spec.parent]
-        for other in self.functions.values():
-            same_domain = other.address.domain == spec.address.domain
-            if same_domain and other.bridge_to(spec.address.bus):
-                return other
-        return None
-
-    def domain_maker(self, domain: int) -> FunctionSpec | None:
-        """
-        Return the volume management device that created a PCI domain; these domains are numbered from 0x10000 on.
-
-        Source: vmd_find_free_domain (drivers/pci/controller/vmd.c)
-        """
-        makers = [spec for spec in self.functions.values() if spec.driver == VMD and spec.address.domain < VMD_DOMAIN]
-        number = domain - VMD_DOMAIN
-        return makers[number] if 0 <= number < len(makers) else None
-
-    def virtual_functions(self, spec: FunctionSpec) -> list[FunctionSpec]:
-        """Return the described VFs of a PF, in the order of their index."""
-        return [vf for vf in self.functions.values() if vf.physfn == spec.address]
-
-    def is_first_on_bus(self, spec: FunctionSpec) -> bool:
-        """True for the function that the kernel finds first on its bus."""
-        bus = spec.address[:2]
-        return spec.address == min(other for other in self.functions if other[:2] == bus)

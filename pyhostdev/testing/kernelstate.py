@@ -10,6 +10,7 @@ show. It is removed when every function is back on its first driver: the tree is
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.errors import ConfigError, HostdevError
@@ -63,6 +64,7 @@ class KernelState:
         "reset_methods",
         "taught",
         "uevent_driver",
+        "vfio_free",
     )
 
     def __init__(self) -> None:
@@ -77,6 +79,7 @@ class KernelState:
         self.pending: list[Pending] = []
         self.removed: dict[str, tuple[str, int | None]] = {}
         self.reset_methods: dict[str, str] = {}
+        self.vfio_free: list[int] | None = None  # sorted; all after the last are free too; None: not counted yet
 
     @property
     def is_learnable(self) -> bool:
@@ -103,6 +106,7 @@ class KernelState:
             "pending": [list(entry) for entry in self.pending],
             "removed": self.removed,
             "reset_methods": self.reset_methods,
+            **({} if self.vfio_free is None else {"vfio_free": self.vfio_free}),
         }
 
     @classmethod
@@ -124,6 +128,7 @@ class KernelState:
         state.pending = [_pending_of(entry) for entry in data["pending"]]
         state.removed = {_device(name): _removed_of(*entry) for name, entry in data["removed"].items()}
         state.reset_methods = {_device(name): _text(methods) for name, methods in data["reset_methods"].items()}
+        state.vfio_free = _numbers(data["vfio_free"]) if "vfio_free" in data else None
         return state
 
 
@@ -135,6 +140,14 @@ def _text(value: Any) -> str:
 
 def _texts(values: Any) -> list[str]:
     return [_text(value) for value in values]
+
+
+def _numbers(values: Any) -> list[int]:
+    """Return numbers that ascend from at least zero."""
+    numbers = [-1, *map(int, values)]
+    if len(numbers) == 1 or any(a >= b for a, b in pairwise(numbers)):
+        raise ValueError("these are not free numbers")
+    return numbers[1:]
 
 
 def _device(name: str) -> str:
@@ -252,6 +265,7 @@ class StateFile:
     def _teaches(self, tree: Tree, state: KernelState) -> bool:
         """True if this state can be learned from the tree alone."""
         wanted = state.to_json()
+        wanted.pop("vfio_free", None)  # can be counted again
         if self._text is None and self._learned == wanted and not state.override_changed:
             return True
         return learn_state(tree).to_json() == wanted

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from bisect import insort
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing.simdevice import numbered
@@ -24,6 +25,7 @@ _DENIED = {  # vfio_pci_dev_in_denylist: accelerators that are unsafe to assign
 
 
 _MAJOR = 239  # of the functions' own nodes; a real kernel picks a free major
+_NUMBERS = 1 << 20  # the minors that one major has; a name with a larger number is not a vfio device
 
 
 def probe(device: SimDevice) -> int:
@@ -42,8 +44,31 @@ def _takes_denied(tree: Tree) -> bool:
     return tree.read_file(os.path.join(tree.root.module("vfio-pci"), "parameters", "disable_denylist")) == b"Y\n"
 
 
-def _next_number(groups: IOMMUGroups) -> int:
-    """Return the lowest free number for a vfio device."""
+def _take_number(groups: IOMMUGroups) -> int:
+    """Return the lowest number that no vfio device has, and remember that it is taken."""
+    state = groups.state
+    if state.vfio_free is None:
+        used = _used_numbers(groups)
+        top = max(used, default=-1) + 1
+        state.vfio_free = [*(number for number in range(top) if number not in used), top]
+    number = state.vfio_free.pop(0)
+    if not state.vfio_free:
+        state.vfio_free.append(number + 1)
+    return number
+
+
+def _free_number(groups: IOMMUGroups, number: int) -> None:
+    """Remember that a number is free again; where numbers were not counted yet, they will be."""
+    free = groups.state.vfio_free
+    if free is None or number >= free[-1] or number in free:
+        return
+    insort(free, number)
+    while len(free) > 1 and free[-2] == free[-1] - 1:
+        free.pop()
+
+
+def _used_numbers(groups: IOMMUGroups) -> set[int]:
+    """Count the numbers of all vfio devices, for which every function on such a driver is looked at."""
     tree, root = groups.tree, groups.root
     names = (
         name
@@ -52,15 +77,14 @@ def _next_number(groups: IOMMUGroups) -> int:
         for device in tree.list_dir(root.pci_driver(driver))
         for name in tree.list_dir(os.path.join(root.pci_driver(driver), device, "vfio-dev"))
     )
-    used = numbered(names, "vfio")
-    return next(number for number in range(len(used) + 1) if number not in used)
+    return {number for number in numbered(names, "vfio") if number < _NUMBERS}
 
 
 def add_device(groups: IOMMUGroups, device: SimDevice) -> None:
     """Create the group's node and the function's ``vfio-dev``, and its own node on a host with iommufd."""
     tree = device.tree
     if not tree.list_dir(device.join("vfio-dev")):
-        number = _next_number(groups)
+        number = _take_number(groups)
         directory = device.join("vfio-dev", f"vfio{number}")
         tree.make_dirs(directory)
         tree.put_file(os.path.join(directory, "uevent"), b"")
@@ -85,6 +109,8 @@ def withdraw_device(groups: IOMMUGroups, device: SimDevice) -> None:
     for name in names:
         tree.drop_file(os.path.join(nodes, name))
     tree.drop_tree(device.join("vfio-dev"))
+    for number in numbered(names, "vfio"):
+        _free_number(groups, number)
     if names:
         tree.drop_empty(nodes)  # it may hold nodes of other functions
 
