@@ -341,6 +341,8 @@ class DomainHostdevDef(ElementDef):
             raise XMLError("A <hostdev> has no <source>", line=line)
         check_teaming(self.teaming_type, element)
         self._check_type(line)
+        if not self.is_pci:
+            self.iommufd = None  # libvirt reads it of PCI devices only
 
     def _check_assigned(self, element: Element) -> None:
         """

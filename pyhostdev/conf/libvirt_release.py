@@ -34,6 +34,7 @@ CHANGES: dict[str, Change] = {
     "added-controllers-sorted": Change(_11_3, "added controllers stand among those of their type, by index"),
     "itco-watchdog": Change(_11_3, "q35's own watchdog is named in the XML, and lets the chipset reboot"),
     "raw-image-one-node": Change(_11_3, "a raw image has no format node, and its storage node says read-only"),
+    "storage-cache-last": Change(_11_3, "cache of a storage node behind auto-read-only and discard"),
     "hostdev-driver-model": Change(_11_3, "<driver model=> of a host device is kept"),
     "attribute-number": Change(_11_3, "27 for invalid values of hostdev's mode and type, and of address types; was 67"),
     "mdev-uuid-number": Change(_12_8, "27 for a mediated device's missing or wrong uuid; was 67 or 1"),

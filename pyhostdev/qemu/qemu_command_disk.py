@@ -69,8 +69,9 @@ def _build_image(build: CommandBuilder, disk: Any, node: str) -> str:
     if image_format == "raw" and build.release.has("raw-image-one-node"):
         build.add_json("-blockdev", {**storage_properties(disk), "node-name": storage, **content})
         return storage
-    common: Properties = {"node-name": storage, "cache": cache, "auto-read-only": True, "discard": "unmap"}
-    build.add_json("-blockdev", {**storage_properties(disk), **common})
+    plain: Properties = {"auto-read-only": True, "discard": "unmap"}
+    common = {**plain, "cache": cache} if build.release.has("storage-cache-last") else {"cache": cache, **plain}
+    build.add_json("-blockdev", {**storage_properties(disk), "node-name": storage, **common})
     build.add_json("-blockdev", {"node-name": top, **content, "driver": image_format, "file": storage})
     return top
 

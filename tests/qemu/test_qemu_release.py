@@ -357,3 +357,21 @@ def test_acpi_needs_a_machine_that_has_it() -> None:
     argv(dom, R11_3, "7.2")
     with pytest.raises(ConfigUnsupportedError, match="has no ACPI"):
         argv(dom, R11_3)
+
+
+def test_cache_of_a_storage_node_comes_last() -> None:
+    """Since 11.3 the cache of an image with a format stands behind what the node always says."""
+    for release, last in ((R9_0, "discard"), (R11_3, "cache")):
+        assert last == list(blockdevs(argv(domain(DISK.format("qcow2")), release))[0])[-1]
+
+
+def test_iommufd_is_refused_where_it_means_something() -> None:
+    """11.3 drops the words, wrong ones too; 12.8 refuses wrong values, and what is not built yet is named."""
+    source = "<source><address domain='0' bus='1' slot='0' function='0'/></source>"
+    hostdev = "<hostdev mode='subsystem' type='pci'><driver iommufd='{}'/>{}</hostdev>"
+    for word in ("yes", "maybe"):
+        assert "iommufd" not in "".join(argv(domain(hostdev.format(word, source)), R11_3))
+    with pytest.raises(XMLError, match="'maybe' is no valid 'iommufd'"):
+        argv(domain(hostdev.format("maybe", source)), R12_8)
+    with pytest.raises(ConfigUnsupportedError, match="'iommufd' of <hostdev>"):
+        argv(domain(hostdev.format("yes", source)), R12_8)
