@@ -24,7 +24,7 @@ def forget_later_words(definition: ElementDef, release: LibvirtRelease) -> None:
     Drop from a definition what the release does not know yet; the definition is changed.
 
     Raises:
-        ConfigError: a known attribute has a value that came later, or a later word a value that is none; ``others``
+        ConfigError: a known attribute has a value that came later, or a later attribute an invalid value; ``others``
             has the rest.
     """
     raise_all([error for _, part in definition.parts() for error in _forget(part, release)])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.conf.domain_limits import refuse_too_large
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.unknown_words import words_with_paths
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, XMLError, raise_all
@@ -126,6 +127,7 @@ def build_command_line(
 
     Mirrors: qemuBuildCommandLine (src/qemu/qemu_command.c)
     """
+    refuse_too_large(dom)  # before anything else is made from it
     errors = unmodelled_errors(dom)
     capabilities = capabilities or stored_capabilities(dom, release)
     try:

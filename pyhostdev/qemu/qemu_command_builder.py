@@ -179,7 +179,7 @@ class CommandBuilder:
         Refuse a property that the emulator does not have; where its properties are not recorded, QEMU decides.
 
         Args:
-            words: what is no property, and understood for all kinds.
+            words: keys that are not properties; every kind accepts them.
         """
         said = {name for name, value in properties.items() if value is not None and name not in words}
         unknown = sorted(said - self.capabilities.properties_of(kind, said))

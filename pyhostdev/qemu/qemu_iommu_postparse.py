@@ -44,7 +44,7 @@ def fill_iommus(dom: DomainDef) -> None:
 
 
 def _reach_all_processors(iommu: Any) -> None:
-    """Switch on wide APIC ids where nobody said otherwise, and the remapping that they need."""
+    """Enable wide APIC ids unless the definition disables them, and the remapping that they need."""
     wide = {"intel": "eim", "amd": "xtsup"}.get(iommu.model)
     if wide is None:
         return

@@ -159,7 +159,7 @@ def test_deadlines_do_not_look_at_the_clock_of_the_wall() -> None:
 def test_clock_that_jumps_changes_nothing(
     bcm5719: FakeHost, seed_domain: DomainDef, monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:
-    """A clock that shows a year that no calendar has, or goes back, is no reason to mistrust a record."""
+    """A clock that shows an impossible year, or goes back, does not make a record invalid."""
     before = bcm5719.snapshot()
     manager = process(bcm5719).manager
     now = time.time()

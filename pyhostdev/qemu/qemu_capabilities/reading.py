@@ -184,7 +184,7 @@ def load(arch: str, version: str | None = None, *, why_stored: str | None = None
 
 @lru_cache(maxsize=32)
 def _read_stored(path: str, release: str, why_stored: str | None) -> QEMUCapabilities:
-    """Return what a file of ours says; the package's files stay as they are, and capabilities are never changed."""
+    """Return the content of a stored file; neither these files nor capabilities ever change."""
     with open(path, encoding="utf-8") as file:
         return QEMUCapabilities(json.load(file), f"stored capabilities of QEMU {release}", why_stored)
 
