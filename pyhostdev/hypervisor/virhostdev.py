@@ -8,9 +8,10 @@ differences: lists are on disk, a completeness policy is part of the check, and 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigError, DeviceInUseError, RefusedError
 from pyhostdev.hypervisor.host import Host
@@ -29,6 +30,9 @@ from pyhostdev.util.transaction import deferred_signals
 if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.hypervisor.hostdev_result import RecoveryResult
+
+
+_IN_CONTEXT = ("locked", "restorer", "writer")  # attributes that a manager itself had
 
 
 class HostdevManager:
@@ -65,6 +69,16 @@ class HostdevManager:
     def journal(self) -> Journal:
         """The records."""
         return self.context.journal
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a part of the context under its old spelling, with a warning."""
+            if name not in _IN_CONTEXT:
+                raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+            text = f"'{name}' of a manager is now called 'context.{name}', see docs/deprecations.md"
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            return getattr(self.context, name)
 
     def status(self) -> Status:
         """

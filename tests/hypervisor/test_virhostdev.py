@@ -374,7 +374,7 @@ def test_device_in_doubt_has_the_word_when_several_cannot_be_given_back(
 
 def test_live_host_writes_by_itself_and_a_directory_does_not(bcm5719: FakeHost) -> None:
     """HostdevManager(Host("/")) is all a program needs; a directory is read only until it is given a kernel."""
-    assert ForkedWriter is type(HostdevManager(Host("/")).writer)
+    assert ForkedWriter is type(HostdevManager(Host("/")).context.writer)
     with pytest.raises(ConfigError, match="read only"):
         HostdevManager(Host(bcm5719.root))
 
@@ -442,7 +442,7 @@ def test_release_waits_for_who_is_being_refused(
     manager = manager_for(bcm5719)
     prepare(manager, seed_domain)
     other = ExitStack()
-    other.enter_context(manager_for(bcm5719).locked(CARD, None))
+    other.enter_context(manager_for(bcm5719).context.locked(CARD, None))
     threading.Timer(0.05, other.close).start()
     assert CARD == manager.release("vm1")
 
@@ -453,15 +453,15 @@ def test_release_decides_by_what_is_so_under_its_locks(
     """What another guest has got just before release has its owner's lock is that guest's."""
     late = manager_for(bcm5719)
     prepare(manager_for(bcm5719), seed_domain)
-    locked = late.locked
+    locked = late.context.locked
 
     def locked_late(*args: Any) -> Any:
-        late.locked = locked  # type: ignore[method-assign]
+        late.context.locked = locked  # type: ignore[method-assign]
         manager_for(bcm5719).release("vm1")
         prepare(manager_for(bcm5719), domain("vm2", *map(str, CARD)))
         return locked(*args)
 
-    late.locked = locked_late  # type: ignore[method-assign]
+    late.context.locked = locked_late  # type: ignore[method-assign]
     assert [] == late.release("vm1")
     assert [(address, "vm2") for address in CARD] == late.status().active
 
@@ -508,3 +508,13 @@ def test_bad_record_is_set_aside_before_another_takes_its_place(
     with manager.prepared(manager.host.plan(seed_domain)):
         assert CARD == [device.address for device in manager.status().active]
     assert b"half a rec" == path.with_name(f"{path.name}.bad").read_bytes()
+
+
+def test_old_spellings_of_the_context_warn(bcm5719: FakeHost) -> None:
+    """What moved into the context is found at the manager, with a warning; any other name is not."""
+    manager = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel))
+    for name in ("locked", "restorer", "writer"):
+        with pytest.warns(DeprecationWarning, match=f"context.{name}"):
+            assert getattr(manager.context, name) == getattr(manager, name)
+    with pytest.raises(AttributeError, match="no attribute 'gone'"):
+        manager.gone  # noqa: B018
