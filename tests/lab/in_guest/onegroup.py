@@ -145,7 +145,7 @@ def seed_scenario() -> None:
         wait_for_qemu(verb)
         say(f"  the guest runs after {time.monotonic() - begin:.1f} s")
         check_detached("split")
-        wait_for(lambda: listed(verb), "the guest lists its devices", 300)
+        wait_for(lambda: listed(verb), "the guest lists its devices", 900)
         say(f"  it has listed its devices after {time.monotonic() - begin:.1f} s")
         wait_for(lambda: ended(verb), "the guest powers off and its devices are given back")
         say(f"  start ended after {time.monotonic() - begin:.1f} s")
