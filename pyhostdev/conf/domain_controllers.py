@@ -131,7 +131,7 @@ def maybe_add_controller(
     dom: DomainDef, release: LibvirtRelease, type_: str, index: int, model: str | None = None
 ) -> None:
     """
-    Add a controller where there is none of its type and index.
+    Add a controller, unless one of its type and index exists.
 
     Mirrors: virDomainDefMaybeAddController (src/conf/domain_conf.c)
     """

@@ -18,7 +18,7 @@ from pyhostdev.util.virxml import shown
 
 
 class Change(NamedTuple):
-    """One difference: the first release that has it, and what was seen."""
+    """One difference: the first release that has it, and the observed behaviour."""
 
     since: tuple[int, int]
     what: str

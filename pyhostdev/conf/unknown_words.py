@@ -118,10 +118,10 @@ def _described(owner: str, label: str) -> str:
 
 
 def _hint(part: ElementDef, path: tuple[str, ...], word: Unknown) -> str:
-    """Return the known word that is nearest, as the end of a sentence."""
+    """Return the nearest known name, as the end of a sentence."""
     shape: Shape | Row = part.table().shape
     for tag in path:
-        shape = shape.nodes[tag]  # type: ignore[union-attr]  # what has unknown words of the table's is a shape
+        shape = shape.nodes[tag]  # type: ignore[union-attr]  # only shapes hold unknown names
     known = shape.nodes if word.is_element else shape.attributes  # type: ignore[union-attr]
     near = get_close_matches(word.name[:_LENGTH_MAX], list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""

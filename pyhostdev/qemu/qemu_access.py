@@ -40,10 +40,10 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 class NeededFile(NamedTuple):
     """
-    A file that QEMU opens: what it is to the domain, where it is, how it is opened (F_OK: it must be there).
+    A file that QEMU opens: its purpose in the domain, its path, and the access that QEMU needs (F_OK: it must exist).
 
-    ``making`` says what else is right: "absent" when QEMU makes a file that is not there, "always" when it makes one
-    and removes what was there. ``is_device`` says that a directory in the place of ``/`` has it, too.
+    ``making`` is "absent" if QEMU creates a missing file, and "always" if it replaces the file. ``is_device`` is True
+    for a file that a host directory in place of ``/`` contains, too.
     """
 
     what: str
@@ -137,7 +137,7 @@ def graphics_socket(graphics: Any) -> str | None:
 
 
 def character_devices(dom: DomainDef) -> Iterator[tuple[Any, Any]]:
-    """Yield what is built as a character device, with its host side."""
+    """Yield each definition that becomes a character device, with its host side."""
     consoles = [console for console in dom.consoles if console.target_type != "serial"]
     cards = [card for card in dom.smartcards if card.mode == "passthrough"]
     devices: tuple[Any, ...] = (*dom.serials, *dom.parallels, *dom.channels, *consoles, *cards, *dom.redirdevs)

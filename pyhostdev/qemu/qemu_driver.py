@@ -166,7 +166,7 @@ def guest_addresses(
     """
     Return the guest address that each assigned PCI host device gets, by its host address.
 
-    Of a definition that cannot be completed, only the addresses that it says itself are known.
+    If the definition cannot be completed, only the addresses that it contains are returned.
     """
     with suppress(ConfigError, OperationError):  # start_obstacles tells why
         dom = define(dom, host, capabilities=capabilities, keep_together=keep_together, release=release)
@@ -184,11 +184,11 @@ def start_obstacles(
     release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> list[Finding]:
     """
-    Return everything but the host devices' own obstacles that ``start`` would refuse, with lines; and notes.
+    Return the findings for which ``start`` would refuse the domain, except those of its PCI host devices; and notes.
 
-    Reason ``unsupported`` is a part of the definition that no command line is built for, or that a guest must not run
-    without; a missing image or mediated device, and an image that ``ownership`` cannot open, has a reason of its own.
-    A note ``ignored`` is what nothing here does.
+    Reason ``unsupported`` names a part of the definition that is not built, or that a guest must not run without. A
+    missing image, a missing mediated device and an image that ``ownership`` cannot open have reasons of their own. A
+    note ``ignored`` names a part that has no effect.
     """
     found = [*_unbuildable(dom, host, capabilities, keep_together, release), *_unfollowed(dom), *start_words(dom)]
     found += image_obstacles(dom, host, ownership)

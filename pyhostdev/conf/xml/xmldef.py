@@ -164,7 +164,7 @@ class ElementDef:
         """Check or derive what involves several fields; the hook of a subclass."""
 
     def line_of(self, name: str) -> int | None:
-        """Return the line that a field was read from, or that of the element where it has none of its own."""
+        """Return the line of a field, or the line of its element if the field has no line of its own."""
         return self.lines.get(name, self.line)
 
     def hides(self, name: str) -> bool:

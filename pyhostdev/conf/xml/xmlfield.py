@@ -337,7 +337,7 @@ def opaque(path: str, *, for_host: bool = False) -> Opaque:
     Declare an element that is kept verbatim.
 
     Args:
-        for_host: it says what the host does for the machine; a hypervisor says what becomes of it.
+        for_host: the element configures the host's side; the hypervisor driver decides how to treat it.
     """
     return Opaque(path, for_host=for_host)
 
