@@ -239,17 +239,13 @@ class HostFunctions(Sequence[PCIDevice]):
         if dev.iommu_group is None:
             return
         peers = [other for other in self.iommu_group_members(dev) if other.address != dev.address]
-        members = [_as_member(peer) for peer in peers]
+        members = [GroupMember.of(peer) for peer in peers]
         known = {str(dev.address)} | {member.name for member in members}
         members += virpci.read_iommu_group_members(self.root, dev.iommu_group, skip=known)
         for member in members:
             obstacle = member_obstacle(dev.iommu_group, member)
             if obstacle is not None:
                 yield obstacle
-
-
-def _as_member(dev: PCIDevice) -> GroupMember:
-    return GroupMember(str(dev.address), dev.address, dev.driver, dev.is_vfio)
 
 
 def _parse_filter(pattern: str) -> list[tuple[int, int, int]]:
