@@ -7,7 +7,7 @@ What columns and one look at each group answer is answered from there; only of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pyhostdev.util.iommugroup import MEMBERS_MAX
@@ -16,26 +16,27 @@ from pyhostdev.util.pciregs import CLASS_BASE_BRIDGE, CLASS_BRIDGE_HOST, CLASS_B
 from pyhostdev.util.virfile import list_names
 
 if TYPE_CHECKING:
+    from pyhostdev.util.hostquery import HostFunctions
     from pyhostdev.util.hostroot import HostRoot
-    from pyhostdev.util.hostscan import Positions, Scan
     from pyhostdev.util.hostusage import HostUsage
+    from pyhostdev.util.scancolumns import ScanColumns
     from pyhostdev.util.virpci import PCIDevice
+
+    Groups = Mapping[int, Sequence[int]]  # number to the positions of its functions in the scan
 
 Kind = tuple["int | None", "int | None", "int | None"]  # vendor, device, class
 
 
-def assignable(scan: Scan, groups: Positions[int], usage: HostUsage) -> list[PCIDevice]:
+def assignable(scan: HostFunctions, columns: ScanColumns, groups: Groups, usage: HostUsage) -> list[PCIDevice]:
     """
     Return the functions that nothing stands in the way of, in order.
 
     Args:
-        groups: IOMMU group number to the positions of its functions in the scan.
-        usage: what the host uses its devices for.
+        columns, usage: of the scan.
 
     Raises:
         SysfsError: the host cannot be read.
     """
-    columns = scan.columns()
     kinds = list(zip(columns.vendor, columns.device, columns.class_, strict=True))
     pfs = set(columns.physfn)
     never = {kind for kind in set(kinds) if _is_bridge(kind)}
@@ -65,7 +66,7 @@ def _is_plain(kind: Kind) -> bool:
 
 
 def _in_clear_groups(
-    root: HostRoot, groups: Positions[int], addresses: Sequence[str], drivers: Sequence[str | None]
+    root: HostRoot, groups: Groups, addresses: Sequence[str], drivers: Sequence[str | None]
 ) -> Iterator[int]:
     """Yield the positions of functions that have no others in their group but those whose drivers leave the DMA."""
     for group, positions in groups.items():

@@ -130,7 +130,7 @@ class Scan(HostFunctions):
         """
         from pyhostdev.util.assignable import assignable  # few ask
 
-        return assignable(self, self._snapshot.groups, self._usage())
+        return assignable(self, self.columns(), self._snapshot.groups, self._usage())
 
     def _index(self, name: str) -> DeviceIndex[Any]:
         if name not in self._indexes:

@@ -48,7 +48,7 @@ def assert_all_is_one_by_one(scan: Scan) -> None:
 
 @pytest.mark.parametrize("name", TREES)
 def test_of_every_host(fakehost: Callable[[str], FakeHost], name: str) -> None:
-    """With bridges, groups that are shared with what is no PCI function, PFs with VFs, and the boot display."""
+    """With bridges, members of groups that are not PCI functions, PFs with VFs, and the boot display."""
     assert_all_is_one_by_one(read(fakehost(name).root))
 
 
