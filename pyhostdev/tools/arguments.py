@@ -8,7 +8,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, TypeVar
 
-from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, RELEASES, LibvirtRelease
 from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.util.hostroot import HostRoot
@@ -205,6 +204,8 @@ def domain_name_of(args: argparse.Namespace) -> str:
 
 def add_release(parser: argparse.ArgumentParser) -> None:
     """--libvirt, a LibvirtRelease; and what the emulator can do."""
+    from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, RELEASES, LibvirtRelease  # lxml comes with it
+
     parser.add_argument(
         "--libvirt",
         type=checked(LibvirtRelease.parse),

@@ -255,6 +255,16 @@ def test_changing_verbs_load_little(bcm5719: FakeHost, words: list[str]) -> None
     assert "[] 0" == done.stderr.strip()
 
 
+@pytest.mark.parametrize("words", [["list"], ["show", CARD[0]], ["status"]])
+def test_verbs_that_look_load_less(bcm5719: FakeHost, words: list[str]) -> None:
+    """They read no XML, make no plan and write nothing: what does that is not loaded."""
+    dear = {"lxml.etree", "rich", "pyhostdev.hypervisor.hostdev_planner", "pyhostdev.util.sysfs_writer", "subprocess"}
+    code = f"from pyhostdev.tools.main import main; main({[*words, '--root', bcm5719.root.path]!r})"
+    program = f"{code}; import sys; print(*sorted({dear!r} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "" == done.stderr.strip()
+
+
 def test_demo_runs(capsys: Capture) -> None:
     """The demo shows plan, prepare, argv, status and release, and ends with the host as it was."""
     assert 0 == main.main(["demo"])
