@@ -331,7 +331,9 @@ def write_results(goals: list[Goal], costs: dict[int, dict[str, float]]) -> None
     for size, times in costs.items():
         costs_table.append(f"| {size:,} | " + " | ".join(f"{times[name]:.3g}" for name in names) + " |")
     parts = [head, *table, "", "## CPU milliseconds", "", "![plot](results.svg)", "", *costs_table]
-    parts += lab_lines()
+    import waits  # which imports this module
+
+    parts += [*waits.lines(), *lab_lines()]
     (HERE / "RESULTS.md").write_text("\n".join([*parts, ""]), encoding="utf-8")
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import shtab
 
 from pyhostdev.hypervisor.hostdev_checks import CONSENT_REASONS
-from pyhostdev.tools.main import VERBS, verb_parser
+from pyhostdev.tools.contract import VERBS
+from pyhostdev.tools.parsers import verb_parser
 
 HERE = Path(__file__).parent
 PLACES = {

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 
-from pyhostdev.tools.main import VERBS, verb_parser
+from pyhostdev.tools.contract import VERBS
+from pyhostdev.tools.parsers import verb_parser
 
 
 def page() -> str:

@@ -9,10 +9,10 @@ a time.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # importing typing costs as much as the rest of Python's start
 if TYPE_CHECKING:
+    from typing import Any
+
     from pyhostdev import qemu
     from pyhostdev.conf.domain_conf import DomainDef, ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from pyhostdev.util.scancolumns import ScanColumns
     from pyhostdev.util.sysfs_writer import SysfsWriter
     from pyhostdev.util.virpci import PCIDevice
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",
@@ -105,6 +107,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name not in __all__:
         raise AttributeError(f"module 'pyhostdev' has no attribute '{name}'")
     if name == "qemu":

@@ -9,10 +9,18 @@ have reported, and is independent of the class.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+TYPE_CHECKING = False  # typing costs more than all of these classes
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Protocol
+
+    class HasChanges(Protocol):
+        """A libvirt release, as an error asks for it."""
+
+        def has(self, change: str) -> bool:
+            """Return True when the release has a row of the table of changes."""
+
 
 # virErrorNumber (include/libvirt/virterror.h)
 VIR_ERR_INTERNAL_ERROR = 1
@@ -39,18 +47,14 @@ REFUSAL_CODES = {
 }
 
 
-class HasChanges(Protocol):
-    """A libvirt release, as an error asks for it."""
-
-    def has(self, change: str) -> bool:
-        """Return True when the release has a row of the table of changes."""
-
-
-class Renumbering(NamedTuple):
+class Renumbering:
     """The number that libvirt reports since a row of the table of changes."""
 
-    change: str
-    code: int
+    __slots__ = ("change", "code")
+
+    def __init__(self, change: str, code: int) -> None:
+        self.change = change
+        self.code = code
 
 
 class HostdevError(Exception):

@@ -14,7 +14,8 @@ import pytest
 
 from pyhostdev.hypervisor.hostdev_checks import CONSENT_REASONS
 from pyhostdev.testing.fakehost import FakeHost
-from pyhostdev.tools.main import VERBS, verb_parser
+from pyhostdev.tools.contract import VERBS
+from pyhostdev.tools.parsers import verb_parser
 
 pytest.importorskip("shtab")
 

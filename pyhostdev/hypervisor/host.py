@@ -13,11 +13,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import SysfsError
-from pyhostdev.hypervisor.hostdev_plan import Plan
-from pyhostdev.hypervisor.hostdev_planner import build_plan
 from pyhostdev.util import pciscan, virpci
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.statedir import StateDir
 from pyhostdev.util.virfile import is_directory, read_attribute, read_lines, read_status
@@ -25,8 +22,10 @@ from pyhostdev.util.virfile import is_directory, read_attribute, read_lines, rea
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.hostdev_status import Status
     from pyhostdev.util.hostscan import Scan
+    from pyhostdev.util.journal import Record
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
 
@@ -137,6 +136,8 @@ class Host:
 
     def _readable_records(self) -> dict[PCIDeviceAddress, Record] | None:
         """Return the journal's records, None if this user may not read them."""
+        from pyhostdev.util.journal import Journal
+
         try:
             return Journal(self.state()).read()[0]
         except SysfsError as err:
@@ -175,6 +176,8 @@ class Host:
             ConfigError, ConfigUnsupportedError: the request is invalid for any host.
             SysfsError: the host cannot be read; records that this user may not read are a finding.
         """
+        from pyhostdev.hypervisor.hostdev_planner import build_plan  # what only looks at a host does not need it
+
         return build_plan(
             self,
             definition.pci_hostdevs(),

@@ -118,6 +118,8 @@ class _Planner:
         self.definition = definition
         self.declared = {request.address: request for request in requests}
         self.present = [request for request in requests if request.dev is not None]
+        self.moving = [r for r in self.present if r.managed and not _is_already_there(r)]
+        self.drivers = {stub: host.has_driver(stub) for stub in {r.stub for r in self.moving}}
         self.members = self._read_members()
         self.siblings = self._read_siblings()
         self.vanishing = self._read_vanishing()
@@ -125,7 +127,8 @@ class _Planner:
     def _read_members(self) -> dict[int, list[virpci.GroupMember]]:
         groups = {r.dev.iommu_group for r in self.present if r.dev is not None}
         numbers = sorted(group for group in groups if group is not None)
-        return {n: virpci.read_iommu_group_members(self.host.root, n) for n in numbers}
+        known = {str(r.address): virpci.GroupMember.of(r.dev) for r in self.present if r.dev is not None}
+        return {n: virpci.read_iommu_group_members(self.host.root, n, known=known) for n in numbers}
 
     def _read_siblings(self) -> dict[PCIDeviceAddress, list[virpci.PCIDevice]]:
         """Map function 0's address of each declared multifunction device to the device's functions."""
@@ -140,7 +143,7 @@ class _Planner:
     def _read_vanishing(self) -> dict[PCIDeviceAddress, PCIDeviceAddress]:
         """Return each function that exists only while a declared device keeps its driver, with that device."""
         found: dict[PCIDeviceAddress, PCIDeviceAddress] = {}
-        for request in self._moving():
+        for request in self.moving:
             if request.dev is not None:
                 found.update(dict.fromkeys(request.dev.read_functions_below(), request.address))
         return found
@@ -153,7 +156,7 @@ class _Planner:
         found += self._incomplete_devices()
         found += self._group_findings()
         found += self._missing_drivers()
-        moving = [request.address for request in self._moving()]
+        moving = [request.address for request in self.moving]
         found += host_needs(self.host.root, moving)
         found += held_groups(self.host.root, self._first_by_group())
         found += libvirt_owners(self.host.root, self._touched())
@@ -202,8 +205,9 @@ class _Planner:
     def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:
         address = request.address
         vfs = 0 if dev.is_virtual_function else len(dev.read_virtual_functions())
-        denied = denied_obstacle(dev) if request.stub == VFIO_PCI and not self._is_vfio(dev) else None
-        for obstacle in (vfs_obstacle(address, vfs), group_obstacle(dev, has_iommu(self.host.root)), denied):
+        denied = denied_obstacle(dev) if request.stub == VFIO_PCI and not dev.is_vfio else None
+        in_no_group = group_obstacle(dev, has_iommu(self.host.root)) if dev.iommu_group is None else None
+        for obstacle in (vfs_obstacle(address, vfs), in_no_group, denied):
             if obstacle is not None:
                 yield self._as_the_policy_has_it(obstacle)
         if self.has_records and self.host.is_in_flight(address):
@@ -220,14 +224,11 @@ class _Planner:
 
     def _is_where_it_was_detached_to(self, dev: virpci.PCIDevice, record: Record | None) -> bool:
         """Tell whether a device has a stub: a VFIO driver, or its stub on the inactive list."""
-        return self._is_vfio(dev) or (record is not None and dev.driver == record.target)
+        return dev.is_vfio or (record is not None and dev.driver == record.target)
 
     def _as_the_policy_has_it(self, obstacle: Finding) -> Finding:
         """Return what the kernel will refuse: an error, or a note if policy off leaves the decision to the kernel."""
         return obstacle._replace(severity=NOTE if self.policy == "off" else ERROR)
-
-    def _is_vfio(self, dev: virpci.PCIDevice) -> bool:
-        return virpci.is_vfio_driver(self.host.root, dev.address, dev.driver)
 
     def _incomplete_devices(self) -> Iterable[Finding]:
         for siblings in self.siblings.values():
@@ -273,9 +274,9 @@ class _Planner:
         yield from _findings(member_obstacle(group, member))
 
     def _missing_drivers(self) -> Iterable[Finding]:
-        for request in self._moving():
+        for request in self.moving:
             name = request.stub
-            if self.host.has_driver(name) is not False or self.host.has_module(name):
+            if self.drivers[name] is not False or self.host.has_module(name):
                 continue
             reason = "vfio-missing" if name == VFIO_PCI else "driver-missing"
             yield _error(
@@ -302,23 +303,15 @@ class _Planner:
                     f"{request.address} there",
                 )
 
-    def _moving(self) -> list[Request]:
-        """Return the requests whose device changes drivers when the guest starts."""
-        return [r for r in self.present if r.managed and not self._already_there(r)]
-
-    def _already_there(self, request: Request) -> bool:
-        assert request.dev is not None
-        return request.dev.driver == request.stub or (request.stub == VFIO_PCI and self._is_vfio(request.dev))
-
     def steps(self) -> list[Step]:
         """Return the steps in their order; reset and reattach come after the guest's end."""
         steps: list[Step] = []
         loaded: set[str] = set()
-        for request in self._moving():
-            if self.host.has_driver(request.stub) is False and request.stub not in loaded:
+        for request in self.moving:
+            if self.drivers[request.stub] is False and request.stub not in loaded:
                 loaded.add(request.stub)
                 steps.append(Step(request.address, request.role, "load-module", None, request.stub))
-        moving = {request.address for request in self._moving()}
+        moving = {request.address for request in self.moving}
         for request in self.present:
             assert request.dev is not None
             driver = request.dev.driver
@@ -349,8 +342,14 @@ class _Planner:
 
     def fates(self) -> list[FunctionPlan]:
         """Return the fate of each member of a touched group, then of the devices without a group."""
-        moving = {request.address for request in self._moving()}
+        moving = {request.address for request in self.moving}
         return fates_of(self.requests, self.members, self.records, moving, self.vanishing)
+
+
+def _is_already_there(request: Request) -> bool:
+    """Tell whether a device has the driver that it will have, so that the guest's start changes nothing."""
+    assert request.dev is not None
+    return request.dev.driver == request.stub or (request.stub == VFIO_PCI and request.dev.is_vfio)
 
 
 def _findings(*found: Finding | None) -> list[Finding]:

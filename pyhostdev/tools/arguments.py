@@ -8,12 +8,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, TypeVar
 
-from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, RELEASES, LibvirtRelease
 from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.host import Host
-from pyhostdev.hypervisor.hostdev_plan import POLICIES
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.ownership import DEFAULT_USERS
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
@@ -87,6 +84,8 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
     """--policy and --accept."""
+    from pyhostdev.hypervisor.hostdev_plan import POLICIES
+
     parser.add_argument(
         "--policy", default="auto", choices=POLICIES, help="which functions must be declared (default: auto)"
     )
@@ -205,6 +204,8 @@ def domain_name_of(args: argparse.Namespace) -> str:
 
 def add_release(parser: argparse.ArgumentParser) -> None:
     """--libvirt, a LibvirtRelease; and what the emulator can do."""
+    from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, RELEASES, LibvirtRelease  # lxml comes with it
+
     parser.add_argument(
         "--libvirt",
         type=checked(LibvirtRelease.parse),
@@ -259,6 +260,8 @@ def capabilities_of(args: argparse.Namespace, dom: DomainDef, host: Host) -> QEM
 
 def add_qemu_user(parser: argparse.ArgumentParser) -> None:
     """--user of QEMU."""
+    from pyhostdev.util.ownership import DEFAULT_USERS
+
     users = " and ".join(DEFAULT_USERS)
     parser.add_argument(
         "--user",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
@@ -36,6 +35,8 @@ def printable(text: str) -> str:
 
 def shell_word(word: str) -> str:
     """Return a word in shell syntax, with unprintable characters as escapes of bash, ksh and zsh."""
+    import shlex
+
     quoted = shlex.quote(word)
     if quoted.isprintable():
         return quoted

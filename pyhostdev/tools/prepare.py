@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 
 from pyhostdev.tools import arguments
-from pyhostdev.tools.main import DONE, complain, tell_notes
+from pyhostdev.tools.contract import DONE
+from pyhostdev.tools.main import complain, tell_notes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pyhostdev.tools import arguments, output, streams
-from pyhostdev.tools.main import DONE, NOT_RESTORED, complain
+from pyhostdev.tools.contract import DONE, NOT_RESTORED
+from pyhostdev.tools.main import complain
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_recover import Recovered

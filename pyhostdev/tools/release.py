@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 
 from pyhostdev.tools import arguments
-from pyhostdev.tools.main import DONE, REFUSED, complain
+from pyhostdev.tools.contract import DONE, REFUSED
+from pyhostdev.tools.main import complain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

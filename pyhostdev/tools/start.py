@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigUnsupportedError, RefusedError
 from pyhostdev.tools import arguments
-from pyhostdev.tools.main import REFUSED, complain, tell_notes
+from pyhostdev.tools.contract import REFUSED
+from pyhostdev.tools.main import complain, tell_notes
 from pyhostdev.util.ownership import DEFAULT_USERS, chosen_ownership
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TextIO
 
 from pyhostdev.errors import HostdevError
+
+TYPE_CHECKING = False  # typing costs more than this module
+if TYPE_CHECKING:
+    from typing import TextIO
 
 
 class OutputError(Exception):
@@ -42,26 +43,41 @@ def open_closed() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
-@contextmanager
-def writing(text: str = "") -> Iterator[None]:
+class writing:  # noqa: N801 - read as a verb; contextlib would double what the version costs
     """
     Write and flush everything printed inside the block.
+
+    Args:
+        text: the output, as an OutputError holds it.
 
     Raises:
         OutputError: the output cannot be written.
         BrokenPipeError: the pipe has no reader.
     """
-    try:
-        yield
-        sys.stdout.flush()
-    except HostdevError:
-        raise  # some are also an OSError, about a file of the host
-    except BrokenPipeError:
+
+    def __init__(self, text: str = "") -> None:
+        self.text = text
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
+        if err is not None:
+            self._failed(err)
+            return
+        try:
+            sys.stdout.flush()
+        except OSError as flushed:
+            self._failed(flushed)
+            raise
+
+    def _failed(self, err: BaseException) -> None:
+        """Silence the stream; errors about a file of the host, some of which are also an OSError, pass."""
+        if not isinstance(err, OSError) or isinstance(err, HostdevError):
+            return
         silence(sys.stdout)
-        raise
-    except OSError as err:
-        silence(sys.stdout)
-        raise OutputError(err, text) from err
+        if not isinstance(err, BrokenPipeError):
+            raise OutputError(err, self.text) from err
 
 
 def write(text: str) -> None:
@@ -85,7 +101,9 @@ def tell(line: str) -> None:
 
 def silence(stream: TextIO) -> None:
     """Redirect a stream to /dev/null, so that its final flush succeeds."""
-    with suppress(OSError):
+    try:
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(null, stream.fileno(), inheritable=True)
         os.close(null)
+    except OSError:
+        return

@@ -198,15 +198,20 @@ class HostFunctions(Sequence[PCIDevice]):
 
         Mirrors: virPCIDeviceIsAssignable (src/util/virpci.c), which checks less
         """
+        return list(self._each_obstacle(dev))
+
+    def _each_obstacle(self, dev: PCIDevice) -> Iterator[Finding]:
+        """Yield the obstacles as they are found, what costs most to find at the end."""
         vfs = len(self.virtual_functions.get(dev.address, ()))
-        found = [
-            endpoint_obstacle(dev, trust_class=True),
-            vfs_obstacle(dev.address, vfs),
-            group_obstacle(dev, has_iommu(self.root)),
-            denied_obstacle(dev),
-        ]
-        errors = [obstacle for obstacle in found if obstacle is not None]
-        return [*errors, *self._blockers(dev), *self._uses(dev)]
+        for obstacle in (endpoint_obstacle(dev, trust_class=True), vfs_obstacle(dev.address, vfs)):
+            if obstacle is not None:
+                yield obstacle
+        in_no_group = group_obstacle(dev, has_iommu(self.root)) if dev.iommu_group is None else None
+        for obstacle in (in_no_group, denied_obstacle(dev)):
+            if obstacle is not None:
+                yield obstacle
+        yield from self._blockers(dev)
+        yield from self._uses(dev)
 
     def _uses(self, dev: PCIDevice) -> Iterator[Finding]:
         if dev.is_vfio:
@@ -224,7 +229,7 @@ class HostFunctions(Sequence[PCIDevice]):
 
         True if no error and no use by the host stands in the way; see ``obstacles``.
         """
-        return not self.obstacles(dev)
+        return next(self._each_obstacle(dev), None) is None
 
     def assignable(self) -> list[PCIDevice]:
         """Return the functions that can be given to a guest on their own now."""
@@ -234,17 +239,13 @@ class HostFunctions(Sequence[PCIDevice]):
         if dev.iommu_group is None:
             return
         peers = [other for other in self.iommu_group_members(dev) if other.address != dev.address]
-        members = [_as_member(peer) for peer in peers]
+        members = [GroupMember.of(peer) for peer in peers]
         known = {str(dev.address)} | {member.name for member in members}
         members += virpci.read_iommu_group_members(self.root, dev.iommu_group, skip=known)
         for member in members:
             obstacle = member_obstacle(dev.iommu_group, member)
             if obstacle is not None:
                 yield obstacle
-
-
-def _as_member(dev: PCIDevice) -> GroupMember:
-    return GroupMember(str(dev.address), dev.address, dev.driver, dev.is_vfio)
 
 
 def _parse_filter(pattern: str) -> list[tuple[int, int, int]]:

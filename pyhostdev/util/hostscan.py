@@ -122,6 +122,16 @@ class Scan(HostFunctions):
             self._host_usage = HostUsage(self.root)
         return self._host_usage
 
+    def assignable(self) -> list[PCIDevice]:
+        """
+        Return the functions that can be given to a guest on their own now.
+
+        Host: as ``obstacles``, but the members of each group once
+        """
+        from pyhostdev.util.assignable import assignable  # few ask
+
+        return assignable(self, self.columns(), self._snapshot.groups, self._usage())
+
     def _index(self, name: str) -> DeviceIndex[Any]:
         if name not in self._indexes:
             self._indexes[name] = DeviceIndex(self, _POSITIONS[name](self._snapshot))

@@ -54,6 +54,16 @@ class HostUsage:
         self._firmware_screens = _firmware_screens(root)
         self._nets = _all_below(root, root.class_net, _route_names(root), _net_parts)
 
+    @property
+    def addresses(self) -> set[str]:
+        """
+        The names of all that is in use, addresses of functions among them.
+
+        ``of`` says more only of a function with a screen that the firmware started, which its own directory tells.
+        """
+        found = [*self._screens.values(), *self._blocks.values(), *self._nets.values()]
+        return {part for paths in found for path in paths for part in path.split("/")} | self._firmware_screens
+
     def of(self, address: PCIDeviceAddress) -> list[HostUse]:
         """Return what the host uses a function for."""
         part = f"/{address}/"

@@ -11,13 +11,15 @@ Mirrors: virPCIDeviceDetach, virPCIDeviceReattach (src/util/virpci.c)
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import DeviceMissingError, InDoubtError, OperationError, SysfsError
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.sysfs_writer import SysfsWriter
 from pyhostdev.util.virfile import read_attribute, read_link_name, read_number, read_status
+
+if TYPE_CHECKING:
+    from pyhostdev.util.sysfs_writer import SysfsWriter
 
 VFIO_PCI = "vfio-pci"
 OVERRIDE_CLEAR = b"\n"  # an empty write never reaches the kernel's handler

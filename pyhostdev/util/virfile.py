@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple, NoReturn
 
 from pyhostdev.errors import SysfsError
@@ -164,14 +165,11 @@ def list_names(root: HostRoot, path: str, limit: int | None = None) -> list[str]
     names: list[str] = []
     try:
         with confined.opened(confined.open_directory(root, path)) as fd, os.scandir(fd) as entries:
-            for entry in entries:
-                if len(names) == limit:
-                    _raise_too_large(path, doing, limit, "names")
-                names.append(entry.name)
-    except SysfsError:
-        raise
+            names = [entry.name for entry in islice(entries, limit + 1)]
     except OSError as err:
         _raise_unless_absent(err, path, doing)
+    if len(names) > limit:
+        _raise_too_large(path, doing, limit, "names")
     return names
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Container, Sequence
+import stat
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pyhostdev.errors import HostdevError, SysfsError
@@ -51,6 +53,11 @@ class GroupMember(NamedTuple):
     address: PCIDeviceAddress | None
     driver: str | None
     is_vfio: bool
+
+    @classmethod
+    def of(cls, dev: PCIDevice) -> GroupMember:
+        """Return a function as a member of its group, as it was when it was read."""
+        return cls(str(dev.address), dev.address, dev.driver, dev.is_vfio)
 
 
 @lru_cache(maxsize=1024)  # VFs come by the hundred, PFs do not
@@ -421,7 +428,8 @@ def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | No
     Mirrors: virPCIDeviceNew (src/util/virpci.c), which also requires a config file
     """
     top = root.pci_device(address)
-    if not is_directory(root, top):
+    status = read_status(root, top)
+    if status is None or not stat.S_ISDIR(status.st_mode):
         return None
     record = pciscan.ScanRecord(
         address=str(address),
@@ -434,7 +442,9 @@ def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | No
         iommu_group=read_group(root, address),
         physfn=read_link_name(root, f"{top}/physfn"),
     )
-    return PCIDevice(root, [record], 0)
+    dev = PCIDevice(root, [record], 0)
+    dev._facts["incarnation"] = status.st_ino
+    return dev
 
 
 def is_vfio_driver(root: HostRoot, address: PCIDeviceAddress, driver: str | None) -> bool:
@@ -458,15 +468,18 @@ def _group_member(root: HostRoot, group: int, name: str) -> GroupMember:
     return GroupMember(name, address, driver, is_vfio_driver(root, address, driver))
 
 
-def read_iommu_group_members(root: HostRoot, group: int, skip: Container[str] = ()) -> list[GroupMember]:
+def read_iommu_group_members(
+    root: HostRoot, group: int, skip: Container[str] = (), *, known: Mapping[str, GroupMember] = MappingProxyType({})
+) -> list[GroupMember]:
     """
     Return every member of a group, PCI functions first and by address, then the others by name.
 
     Args:
         skip: names to leave out.
+        known: members that were read before, by name.
 
     Mirrors: virPCIDeviceAddressIOMMUGroupIterate (src/util/virpci.c)
     """
     names = list_names(root, root.iommu_group_devices(group), MEMBERS_MAX)
-    members = [_group_member(root, group, name) for name in names if name not in skip]
+    members = [known.get(name) or _group_member(root, group, name) for name in names if name not in skip]
     return sorted(members, key=lambda m: (m.address is None, m.address or (), m.name))

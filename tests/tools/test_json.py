@@ -15,7 +15,7 @@ import pytest
 
 from pyhostdev.testing.fakehost import FakeHost, named_hosts
 from pyhostdev.testing.faults import Fail
-from pyhostdev.tools import arguments, main
+from pyhostdev.tools import arguments, main, parsers
 from pyhostdev.tools.demo import GUEST
 
 TESTDATA = Path(__file__).parents[2] / "testdata"
@@ -33,7 +33,7 @@ def schemas() -> dict[str, Any]:
 
 def verbs() -> list[str]:
     """Return the verbs that have --json."""
-    return [verb for verb in main.VERBS if "--json" in main.verb_parser(verb).format_usage()]
+    return [verb for verb in main.VERBS if "--json" in parsers.verb_parser(verb).format_usage()]
 
 
 def errors(verb: str, value: object) -> list[str]:

@@ -8,17 +8,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pyhostdev
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.testing.faults import Fail
 from pyhostdev.tools import arguments, main
 from pyhostdev.tools.demo import GUEST
 
+PROJECT = str(Path(__file__).parents[2])
 CARD = [f"0001:09:00.{function}" for function in range(4)]
 Capture = pytest.CaptureFixture[str]
 
@@ -252,6 +255,16 @@ def test_changing_verbs_load_little(bcm5719: FakeHost, words: list[str]) -> None
     assert "[] 0" == done.stderr.strip()
 
 
+@pytest.mark.parametrize("words", [["list"], ["show", CARD[0]], ["status"]])
+def test_verbs_that_look_load_less(bcm5719: FakeHost, words: list[str]) -> None:
+    """They read no XML, make no plan and write nothing: what does that is not loaded."""
+    dear = {"lxml.etree", "rich", "pyhostdev.hypervisor.hostdev_planner", "pyhostdev.util.sysfs_writer", "subprocess"}
+    code = f"from pyhostdev.tools.main import main; main({[*words, '--root', bcm5719.root.path]!r})"
+    program = f"{code}; import sys; print(*sorted({dear!r} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "" == done.stderr.strip()
+
+
 def test_demo_runs(capsys: Capture) -> None:
     """The demo shows plan, prepare, argv, status and release, and ends with the host as it was."""
     assert 0 == main.main(["demo"])
@@ -288,3 +301,25 @@ def test_prepare_gives_nodes_to_a_user(run: Callable[..., Any], bcm5719: FakeHos
     assert (107, 36) == (node.uid, node.gid)
     assert (0, "", "") == run("release", GUEST, "--simulate")
     assert before == bcm5719.snapshot()
+
+
+def loaded_by(code: str) -> set[str]:
+    """Return the modules that code loads, with those of the interpreter's own start left out."""
+    program = f"before = set(sys.modules); {code}; print(*sorted(set(sys.modules) - before), file=sys.stderr)"
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {PROJECT!r}); {program}"]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stderr.split())
+
+
+def test_the_version_and_the_package_load_next_to_nothing() -> None:
+    """No typing, no parser of arguments, no metadata: what a call does not need costs more than the call."""
+    dear = {"typing", "re", "enum", "contextlib", "functools", "argparse", "json", "importlib.metadata"}
+    assert set() == dear & loaded_by("import pyhostdev")
+    assert set() == dear & loaded_by("from pyhostdev.tools.main import main; main(['--version'])")
+
+
+def test_version_is_the_distributions(capsys: Capture) -> None:
+    """It is written in two places, which agree."""
+    assert 0 == main.main(["--version"])
+    assert f"pyhostdev {version('pyhostdev')}\n" == capsys.readouterr().out
+    assert version("pyhostdev") == pyhostdev.__version__
+    assert f'version = "{pyhostdev.__version__}"' in Path(PROJECT, "pyproject.toml").read_text()

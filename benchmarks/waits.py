@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a person waits for: whole processes beside lspci and an interpreter that does nothing, and questions to a scan.
+
+As a program: ``waits.py [--rounds N]`` writes waits.json, of which ``goals.py`` makes the second table of RESULTS.md.
+Ends with 1 when a goal is missed. Our processes and the empty one run without site-packages' own start, which an
+editable installation makes slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import goals
+import peers
+from goals import AS_SYSFS, SIZE, CPart, Goal, Trees, in_turns
+
+import pyhostdev
+from pyhostdev import DomainDef, Host
+from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.testing.generator import synthetic_host
+from pyhostdev.util import pciscan
+from pyhostdev.util.hostscan import Scan
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "waits.json"
+EMPTY = [sys.executable, "-S", "-c", "import os"]
+PATHS = [str(Path(pyhostdev.__file__).parents[1]), *filter(None, sys.path)]
+START = f"import sys; sys.path[:] = {PATHS!r}; "
+MAIN = "from pyhostdev.tools.main import main; sys.exit(main(sys.argv[1:]))"
+# the peak of what has run since the exec: getrusage has that of the process that forked, too
+WEIGHED = "from pyhostdev.tools.main import main; main(sys.argv[1:]); " + (
+    "print(*[line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')], file=sys.stderr)"
+)
+CARD = "0001:09:00.0"
+PLANNED = 64
+MEMORY = 35  # MB
+INFORMATION = float("inf")  # the limit of what is no goal
+
+HOSTDEV = (
+    "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
+    "<address domain='{0.domain}' bus='{0.bus}' slot='{0.slot}' function='{0.function}'/></source></hostdev>"
+)
+DOMAIN = (
+    "<domain type='kvm'><name>a</name><memory>1024</memory>"
+    "<os><type machine='q35'>hvm</type></os><devices>{}</devices></domain>"
+)
+
+
+def ours(*words: str) -> list[str]:
+    """Return the command of a verb."""
+    return [sys.executable, "-S", "-c", START + MAIN, *words]
+
+
+def processes(rounds: int, commands: dict[str, list[str]]) -> dict[str, float]:
+    """Run commands in turns; medians of CPU milliseconds."""
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for name in [*commands] * (rounds + 1):  # the first round warms up
+        taken[name].append(peers.run(commands[name]) * 1e3)
+    return {name: statistics.median(times[1:]) for name, times in taken.items()}
+
+
+def verbs_beside_lspci(trees: Trees, rounds: int) -> tuple[list[Goal], dict[int, dict[str, float]]]:
+    """Compare list with lspci at three sizes."""
+    found, costs = [], {}
+    for size in (20, 1000, SIZE):
+        root = trees("sriov", size)
+        commands = {
+            "list": ours("list", "--root", root.path),
+            "list --json": ours("list", "--json", "--root", root.path),
+        }
+        for words in (["-n"], ["-nk"]):
+            command = peers.lspci(root.join("sys"), *words)
+            if command is not None:
+                commands[" ".join(["lspci", *words])] = command
+        times = costs[size] = processes(rounds, commands)
+        limits = {1000: (("list", 1.0),), SIZE: (("list", 0.35), ("list --json", 0.2))}.get(size, ())
+        for name, limit in limits:
+            figure = times[name] / times["lspci -nk"] if "lspci -nk" in times else None
+            found.append(Goal(f"{name} / lspci -nk, {size:,} functions, whole processes", figure, limit))
+    return found, costs
+
+
+def start_goals(top: Path, rounds: int) -> Iterator[Goal]:
+    """Compare small verbs with an interpreter that does nothing."""
+    root = FakeHost.named("bcm5719", top / "bcm5719").root.path
+    commands = {
+        "python": EMPTY,
+        "import pyhostdev": [sys.executable, "-S", "-c", START + "import os, pyhostdev"],
+        "--version": ours("--version"),
+        "show": ours("show", CARD, "--root", root),
+        "status": ours("status", "--root", root),
+    }
+    times = processes(rounds, commands)
+    limits = {"import pyhostdev": 1.25, "--version": 1.5, "show": 4.5, "status": 4.5}
+    for name, limit in limits.items():
+        yield Goal(f"{name} / python that does nothing", times[name] / times["python"], limit)
+
+
+def list_goals(trees: Trees) -> Iterator[Goal]:
+    """Weigh list, and look for opens that wake a device."""
+    command = ours("list", "--root", trees("sriov", SIZE).path)
+    weighed = [*command[:3], START + WEIGHED, *command[4:]]
+    done = subprocess.run(weighed, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
+    yield Goal(f"MB that list takes, {SIZE:,} functions", int(done.stderr) / 1024, MEMORY)
+    opened = None
+    if shutil.which("strace"):
+        traced = ["strace", "-f", "-e", "trace=/^open", *command]
+        done = subprocess.run(traced, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode == 0:
+            opened = len(re.findall(r"/(?:config|ari_enabled)\"", done.stderr))
+    yield Goal("opens of config and ari_enabled in list", opened, 0)
+
+
+def bulk_goals(trees: Trees, rounds: int) -> Iterator[Goal]:
+    """Compare facts of all functions with the scan that they come from."""
+    root = trees("sriov", SIZE)
+    kept = pciscan.scan_with(root, AS_SYSFS)
+
+    def columns() -> None:
+        found = Scan(root, pciscan.scan_with(root, AS_SYSFS)).columns()
+        assert found.address and found.driver and found.iommu_group and found.physfn
+
+    def five_facts() -> None:
+        for dev in Scan(root, pciscan.scan_with(root, AS_SYSFS)):
+            _ = dev.address, dev.vendor, dev.driver, dev.iommu_group, dev.physfn
+
+    works = {
+        "c": CPart(root, AS_SYSFS),
+        "scan": lambda: pciscan.scan_with(root, AS_SYSFS),
+        "columns": columns,
+        "facts": five_facts,
+        "assignable": lambda: len(Scan(root, kept).assignable()),
+    }
+    t = in_turns(rounds, works)
+    yield Goal("columns of address, driver, group and PF / C part", t["columns"] / t["c"], 1.35)
+    yield Goal("assignable() / scan", t["assignable"] / t["scan"], 1)
+    yield Goal("all objects, five facts each / C part", t["facts"] / t["c"], INFORMATION)
+
+
+def plan_goals(top: Path, rounds: int) -> Iterator[Goal]:
+    """Compare a plan of many devices with reading their facts in C."""
+    fake = FakeHost(synthetic_host(300), top / "fake-300")
+    vfs = [address for address, spec in fake.spec.functions.items() if spec.physfn][:PLANNED]
+    definition = DomainDef.parse(DOMAIN.format("".join(map(HOSTDEV.format, vfs))).encode())
+    host, reader = Host(fake.root), pciscan.FunctionReader(fake.root)
+    t = in_turns(rounds, {"plan": lambda: len(host.plan(definition).steps), "c": lambda: many(reader, vfs)})
+    reader.close()
+    yield Goal(f"plan of {PLANNED} devices / their facts in C", t["plan"] / t["c"] * 20, 6)
+
+
+def many(reader: pciscan.FunctionReader, addresses: list[pciscan.PCIDeviceAddress]) -> None:
+    """Read often enough to be timed."""
+    for _ in range(20):
+        reader.read(addresses)
+
+
+def fake_host_goals(top: Path) -> Iterator[Goal]:
+    """Compare the cost of a function of a simulated host of two sizes."""
+    sizes = (500, 4000)
+    t = in_turns(1, {str(size): lambda size=size: build(top, size) for size in sizes})  # type: ignore[misc]
+    each = [t[str(size)] / size for size in sizes]
+    yield Goal(f"FakeHost, cost of a function, {sizes[1]:,} / {sizes[0]:,}", each[1] / each[0], 1.3)
+
+
+def build(top: Path, size: int) -> None:
+    """Make a host and throw it away."""
+    with tempfile.TemporaryDirectory(dir=top) as directory:
+        FakeHost(synthetic_host(size), directory)
+
+
+def row(goal: Goal) -> str:
+    """Return a goal's line of the table, or that of a figure without a limit."""
+    return f"| {goal.name} | | {goal.figure:.3g} | |" if goal.limit == INFORMATION else goal.row()
+
+
+def lines() -> list[str]:
+    """Return the table of what was measured last."""
+    if not RESULTS.exists():
+        return []
+    kept = json.loads(RESULTS.read_text(encoding="utf-8"))
+    found = ["", "## What a person waits for", "", f"Measured by `waits.py` on: {kept['machine']}.", ""]
+    found += ["| goal | limit | figure | met |", "|---|---|---|---|", *kept["goals"]]
+    found += ["", "CPU milliseconds, whole processes:", ""]
+    names = list(next(iter(kept["costs"].values())))
+    found += [f"| functions | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for size, times in kept["costs"].items():
+        found.append(f"| {int(size):,} | " + " | ".join(f"{times[name]:.3g}" for name in names) + " |")
+    return found
+
+
+def main() -> int:
+    """Measure, print and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # it would compile everything at each call
+    with goals.trees_in_memory() as (trees, _), tempfile.TemporaryDirectory(dir=trees.top) as top:
+        found, costs = verbs_beside_lspci(trees, rounds)
+        found += [*start_goals(Path(top), rounds), *list_goals(trees), *bulk_goals(trees, rounds)]
+        found += [*plan_goals(Path(top), rounds), *fake_host_goals(Path(top))]
+    rows = [row(goal) for goal in found]
+    print(*rows, sep="\n")
+    kept = {"machine": goals.machine(), "goals": rows, "costs": costs}
+    RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    return 0 if all(goal.is_met is not False for goal in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

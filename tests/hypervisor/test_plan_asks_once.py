@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a plan asks of a host: the same of every host size, and what is common to its devices once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from reads import Reads
+
+from pyhostdev import DomainDef, Host
+from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.testing.generator import synthetic_host
+
+Domain = Callable[..., DomainDef]
+
+
+def asked(domain: Domain, size: int, count: int, top: Path) -> Counter[tuple[str, str]]:
+    """Return how often a plan of some VFs asks what of which file."""
+    fake = FakeHost(synthetic_host(size), top / f"{size}-{count}")
+    vfs = [address for address, spec in fake.spec.functions.items() if spec.physfn and spec.driver != "vfio-pci"]
+    definition = domain("vm1", *map(str, vfs[:count]))
+    with Reads(fake) as reads:
+        Host(fake.root).plan(definition)
+    return Counter((read.call, read.path) for read in reads.log)
+
+
+def test_a_plan_does_not_grow_with_the_host(domain: Domain, tmp_path: Path) -> None:
+    """It asks about its devices and their groups."""
+    small, large = (asked(domain, size, 8, tmp_path) for size in (140, 280))
+    assert sum(small.values()) == sum(large.values())
+
+
+def test_what_is_common_is_asked_once(domain: Domain, tmp_path: Path) -> None:
+    """Twice as many devices ask their drivers, modules and tables as often as one."""
+    few, many = (asked(domain, 140, count, tmp_path) for count in (4, 16))
+    common = {what: times for what, times in many.items() if "0000:01:" not in what[1] and "iommu_group" not in what[1]}
+    again = {what: times for what, times in common.items() if times > max(few[what], 1)}
+    assert {} == again
+
+
+def test_a_device_is_asked_little_twice(domain: Domain, tmp_path: Path) -> None:
+    """Its driver, its group's members and its identity are read once and kept."""
+    counts = asked(domain, 140, 8, tmp_path)
+    facts = ("/vendor", "/device", "/class", "/driver")
+    assert {1} == {times for (_, path), times in counts.items() if path.endswith(facts)}
