@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, for_emulator
     from pyhostdev.qemu.qemu_command import build_command_line
-    from pyhostdev.qemu.qemu_define import define
-    from pyhostdev.qemu.qemu_device_config import attach_device, detach_device, update_device
     from pyhostdev.qemu.qemu_domain import memlock_limit
+    from pyhostdev.qemu.qemu_domain.define import define
     from pyhostdev.qemu.qemu_domain_address import assign_addresses
+    from pyhostdev.qemu.qemu_driver.device_config import attach_device, detach_device, update_device
 
 __all__ = [
     "QEMUCapabilities",
@@ -28,13 +28,13 @@ __all__ = [
 _HOMES = {
     "QEMUCapabilities": "qemu_capabilities",
     "assign_addresses": "qemu_domain_address",
-    "attach_device": "qemu_device_config",
+    "attach_device": "qemu_driver.device_config",
     "build_command_line": "qemu_command",
-    "define": "qemu_define",
-    "detach_device": "qemu_device_config",
+    "define": "qemu_domain.define",
+    "detach_device": "qemu_driver.device_config",
     "for_emulator": "qemu_capabilities",
     "memlock_limit": "qemu_domain",
-    "update_device": "qemu_device_config",
+    "update_device": "qemu_driver.device_config",
 }
 
 

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Define the domain and print QEMU's command line; report on stderr what the command line leaves out."""
     from pyhostdev.qemu import qemu_driver
-    from pyhostdev.qemu.qemu_ignored import start_words
+    from pyhostdev.qemu.qemu_command.ignored import start_words
 
     host = arguments.host_of(args)
     definition = arguments.definition_of(args)

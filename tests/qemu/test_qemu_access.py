@@ -10,7 +10,7 @@ import pytest
 
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.hypervisor.host import Host
-from pyhostdev.qemu.qemu_access import READ, RUN, WRITE, image_obstacles, needed_files
+from pyhostdev.qemu.qemu_process.access import READ, RUN, WRITE, image_obstacles, needed_files
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.ownership import Ownership
 

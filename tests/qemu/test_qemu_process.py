@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
-from pyhostdev.qemu import qemu_launch
-from pyhostdev.qemu.qemu_monitor import lifecycle_event
 from pyhostdev.qemu.qemu_process import GuestOutcome, run_guest
+from pyhostdev.qemu.qemu_process import launch as qemu_launch
+from pyhostdev.qemu.qemu_process.monitor import lifecycle_event
 from pyhostdev.util.spawn import spawn
 
 QEMU = "qemu-system-x86_64"

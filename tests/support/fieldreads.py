@@ -35,7 +35,7 @@ from pyhostdev.conf.xml.xmlfield import (
 )
 from pyhostdev.errors import HostdevError
 from pyhostdev.qemu import qemu_command
-from pyhostdev.qemu.qemu_command_refused import parts_of
+from pyhostdev.qemu.qemu_command.refused import parts_of
 
 TESTDATA = Path(__file__).parent.parent.parent / "testdata"
 _GENERIC = (DomainDef.devices.__code__,)  # reads every device's field by its name, to no end of its own

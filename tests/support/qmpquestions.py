@@ -14,7 +14,7 @@ from qmppeer import peer
 from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 from pyhostdev.qemu.qemu_capabilities.probing import converse
-from pyhostdev.qemu.qemu_monitor import QEMUMonitor
+from pyhostdev.qemu.qemu_process.monitor import QEMUMonitor
 
 MONITOR_S = 0.5
 

@@ -19,7 +19,6 @@ from domains import write_domain
 from labhost import NIC, VFIO, check, driver, drivers, link_name, pyhostdev_json, say, wait_for
 from workers import Child, Outcome, done, recovered, rounds
 
-from pyhostdev.qemu import qemu_driver  # noqa: F401 - what start imports, before the fork
 from pyhostdev.tools import start  # noqa: F401
 from pyhostdev.tools.main import main
 

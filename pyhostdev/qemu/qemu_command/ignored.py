@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyhostdev.qemu.qemu_command_net import VIRTIO_MODELS
-from pyhostdev.qemu.qemu_command_refused import parts_of
+from pyhostdev.qemu.qemu_command.net import VIRTIO_MODELS
+from pyhostdev.qemu.qemu_command.refused import parts_of
 from pyhostdev.util.finding import ERROR, NOTE, Finding
 from pyhostdev.util.virxml import parse_document
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.errors import SysfsError
-from pyhostdev.qemu.qemu_command_builder import DomainPaths
+from pyhostdev.qemu.qemu_command.builder import DomainPaths
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.spawn import access_errors
 from pyhostdev.util.virfile import read_link_name, read_status

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DriveAddress, PCIGuestAddress
 from pyhostdev.conf.xml.xmlcodec import nodes_of
-from pyhostdev.qemu.qemu_block import iscsi_properties
-from pyhostdev.qemu.qemu_command_builder import unsupported
-from pyhostdev.qemu.qemu_command_disk import scsi_place
+from pyhostdev.qemu.qemu_command.block import iscsi_properties
+from pyhostdev.qemu.qemu_command.builder import unsupported
+from pyhostdev.qemu.qemu_command.disk import scsi_place
 from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 
 def build_hostdevs(build: CommandBuilder) -> None:

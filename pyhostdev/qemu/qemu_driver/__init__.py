@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 from pyhostdev.conf.hostdev_conf import MdevSource
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, raise_all
-from pyhostdev.qemu.qemu_access import image_obstacles
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 from pyhostdev.qemu.qemu_capabilities.choice import choose
 from pyhostdev.qemu.qemu_command import build_command_line
-from pyhostdev.qemu.qemu_command_builder import DomainPaths
-from pyhostdev.qemu.qemu_define import define as define_domain
+from pyhostdev.qemu.qemu_command.builder import DomainPaths
+from pyhostdev.qemu.qemu_command.ignored import start_words
 from pyhostdev.qemu.qemu_domain import memlock_limit
-from pyhostdev.qemu.qemu_ignored import start_words
-from pyhostdev.qemu.qemu_lifecycle import lifecycle_actions
+from pyhostdev.qemu.qemu_domain.define import define as define_domain
 from pyhostdev.qemu.qemu_postparse import default_emulator, host_arch
+from pyhostdev.qemu.qemu_process.access import image_obstacles
+from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.virfile import is_directory
 
@@ -353,7 +353,7 @@ class Guest:
         Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
         """
         from pyhostdev.qemu.qemu_process import held_signals, run_guest
-        from pyhostdev.qemu.qemu_sockets import ListeningSockets
+        from pyhostdev.qemu.qemu_process.sockets import ListeningSockets
 
         refuse_unstartable(self.definition, self.host, plan)
         obstacles = image_obstacles(self.definition, self.host, self.ownership)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import SpaprVIOAddress
 from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.qemu.qemu_command_builder import unsupported, virtio_driver, virtio_options
-from pyhostdev.qemu.qemu_command_chr import add_chardev
-from pyhostdev.qemu.qemu_command_cpu import memory_backend
+from pyhostdev.qemu.qemu_command.builder import unsupported, virtio_driver, virtio_options
+from pyhostdev.qemu.qemu_command.chr import add_chardev
+from pyhostdev.qemu.qemu_command.cpu import memory_backend
 from pyhostdev.qemu.qemu_domain import is_pseries
 
 if TYPE_CHECKING:
     from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 _PVPANIC_PORT = 0x505
 _MIB = 1 << 20

@@ -3,7 +3,7 @@
 What a definition can say and we cannot put on a command line: it is refused by name, with its line.
 
 Every field of every definition is read by what builds the command line, or is in the table here or in one of
-``qemu_ignored``; a test that traces the reads proves it. So nothing that a user wrote is left out silently.
+``ignored``; a test that traces the reads proves it. So nothing that a user wrote is left out silently.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.qemu.qemu_command_builder import unsupported
+from pyhostdev.qemu.qemu_command.builder import unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

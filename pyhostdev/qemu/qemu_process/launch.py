@@ -24,7 +24,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import OperationError
-from pyhostdev.qemu.qemu_log import OutputPipe, RollingLog, rolled_names
+from pyhostdev.qemu.qemu_process.log import OutputPipe, RollingLog, rolled_names
 from pyhostdev.util.spawn import SpawnError, is_limit, spawn
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.qemu.qemu_command_builder import unsupported
+from pyhostdev.qemu.qemu_command.builder import unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.qemu.qemu_command_builder import Properties
+    from pyhostdev.qemu.qemu_command.builder import Properties
 
 _PORTS = {"nbd": 10809, "iscsi": 3260, "http": 80, "https": 443, "ftp": 21, "ftps": 990}
 

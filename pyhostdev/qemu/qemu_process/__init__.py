@@ -20,15 +20,15 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from pyhostdev.errors import OperationError
-from pyhostdev.qemu.qemu_launch import QEMUProcess, RuntimeDir, describe_status, quoted
-from pyhostdev.qemu.qemu_lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT, Lifecycle, lifecycle_actions
-from pyhostdev.qemu.qemu_monitor import QEMUMonitor
+from pyhostdev.qemu.qemu_process.launch import QEMUProcess, RuntimeDir, describe_status, quoted
+from pyhostdev.qemu.qemu_process.lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT, Lifecycle, lifecycle_actions
+from pyhostdev.qemu.qemu_process.monitor import QEMUMonitor
 from pyhostdev.util.spawn import standard_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
-    from pyhostdev.qemu.qemu_log import OutputPipe
+    from pyhostdev.qemu.qemu_process.log import OutputPipe
     from pyhostdev.util.ownership import Ownership
 
     ArgvBuilder = Callable[[int], Sequence[str]]

@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported, uses_machine_option
-from pyhostdev.qemu.qemu_command_iommu import is_machine_option
+from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported, uses_machine_option
+from pyhostdev.qemu.qemu_command.iommu import is_machine_option
 from pyhostdev.qemu.qemu_domain import ARM, X86, is_i440fx, is_q35
 
 if TYPE_CHECKING:
-    from pyhostdev.qemu.qemu_command_builder import CommandBuilder
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder
 
 _ACCELERATORS = {"qemu": "tcg", "kvm": "kvm"}
 

@@ -22,9 +22,9 @@ from pyhostdev.conf.graphics_conf import DomainAudioDef
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.virtio_conf import DomainInputDef, DomainMemballoonDef
 from pyhostdev.errors import VIR_ERR_INVALID_ARG, XMLError
-from pyhostdev.qemu.qemu_device_postparse import fill_device, name_virtio_video
 from pyhostdev.qemu.qemu_domain import PPC64, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
-from pyhostdev.qemu.qemu_iommu_postparse import fill_iommus, refuse_several_iommus
+from pyhostdev.qemu.qemu_postparse.device import fill_device, name_virtio_video
+from pyhostdev.qemu.qemu_postparse.iommu import fill_iommus, refuse_several_iommus
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.qemu.qemu_command_builder import on_off
+from pyhostdev.qemu.qemu_command.builder import on_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 
 def build_iommus_first(build: CommandBuilder) -> None:

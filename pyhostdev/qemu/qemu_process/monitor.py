@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
 
 from pyhostdev.errors import OperationError
-from pyhostdev.qemu.qemu_lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT
+from pyhostdev.qemu.qemu_process.lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT
 
 if TYPE_CHECKING:
     from qemu.qmp import Message

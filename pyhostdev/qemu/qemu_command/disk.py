@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DriveAddress
 from pyhostdev.qemu.qemu_alias import scsi_model
-from pyhostdev.qemu.qemu_block import storage_properties
-from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported, virtio_driver, virtio_options
+from pyhostdev.qemu.qemu_command.block import storage_properties
+from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported, virtio_driver, virtio_options
 
 if TYPE_CHECKING:
-    from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 _FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels", "dmg", "bochs", "cloop")
 

@@ -18,7 +18,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import OperationError
-from pyhostdev.qemu.qemu_launch import make_directories
+from pyhostdev.qemu.qemu_process.launch import make_directories
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

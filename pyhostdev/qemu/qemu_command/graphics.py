@@ -11,14 +11,14 @@ from __future__ import annotations
 import string
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported, virtio_driver, virtio_options
+from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported, virtio_driver, virtio_options
 from pyhostdev.qemu.qemu_domain import ARM, PPC64
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 _ADDRESS_CHARACTERS = frozenset(string.ascii_letters + string.digits + ".:%_-[]")
 _VNC_BASE = 5900

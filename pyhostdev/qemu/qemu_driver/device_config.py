@@ -25,7 +25,7 @@ from pyhostdev.errors import (
     VIR_ERR_OPERATION_UNSUPPORTED,
     ConfigError,
 )
-from pyhostdev.qemu.qemu_define import define
+from pyhostdev.qemu.qemu_domain.define import define
 from pyhostdev.qemu.qemu_validate import QEMURules
 from pyhostdev.util.virxml import parse_document
 

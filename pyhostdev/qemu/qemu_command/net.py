@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.qemu.qemu_command_builder import unsupported, virtio_driver, virtio_options
+from pyhostdev.qemu.qemu_command.builder import unsupported, virtio_driver, virtio_options
 
 if TYPE_CHECKING:
-    from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 # backends with a tap that the caller must open and connect to the definition's network
 TAP_TYPES = ("network", "bridge", "ethernet", "direct")

@@ -16,20 +16,14 @@ from pyhostdev.conf.domain_limits import refuse_too_large
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.unknown_words import words_with_paths
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, XMLError, raise_all
-from pyhostdev.qemu import qemu_command_chr as chr_
-from pyhostdev.qemu import qemu_command_controller as controller
-from pyhostdev.qemu import qemu_command_cpu as cpu
-from pyhostdev.qemu import qemu_command_disk as disk
-from pyhostdev.qemu import qemu_command_graphics as graphics
-from pyhostdev.qemu import qemu_command_iommu as iommu
-from pyhostdev.qemu import qemu_command_machine as machine
-from pyhostdev.qemu import qemu_command_misc as misc
 from pyhostdev.qemu.qemu_alias import assign_aliases
-from pyhostdev.qemu.qemu_command_builder import CommandBuilder, DomainPaths, unsupported
-from pyhostdev.qemu.qemu_command_hostdev import build_hostdevs
-from pyhostdev.qemu.qemu_command_net import build_interfaces
-from pyhostdev.qemu.qemu_command_refused import unbuilt_errors
-from pyhostdev.qemu.qemu_define import define
+from pyhostdev.qemu.qemu_command import chr as chr_
+from pyhostdev.qemu.qemu_command import controller, cpu, disk, graphics, iommu, machine, misc
+from pyhostdev.qemu.qemu_command.builder import CommandBuilder, DomainPaths, unsupported
+from pyhostdev.qemu.qemu_command.hostdev import build_hostdevs
+from pyhostdev.qemu.qemu_command.net import build_interfaces
+from pyhostdev.qemu.qemu_command.refused import unbuilt_errors
+from pyhostdev.qemu.qemu_domain.define import define
 from pyhostdev.util.finding import ERROR
 from pyhostdev.util.hostroot import HostRoot
 

@@ -11,13 +11,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import CCIDAddress
-from pyhostdev.qemu.qemu_command_builder import on_off, option_value, unsupported
+from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyhostdev.conf.device_conf import CCIDAddress
-from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 _SOCKET_NAME_MAX = 80  # bytes, of the 107 that the whole address can have
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.qemu.qemu_alias import is_builtin_ide
-from pyhostdev.qemu.qemu_command_builder import on_off, unsupported, virtio_driver, virtio_options
+from pyhostdev.qemu.qemu_command.builder import on_off, unsupported, virtio_driver, virtio_options
 from pyhostdev.qemu.qemu_domain import is_i440fx, is_q35
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.qemu.qemu_command_builder import CommandBuilder, Properties
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 # a controller must be there before what plugs into it
 _TYPE_ORDER = ("pci", "usb", "scsi", "ide", "sata", "virtio-serial", "ccid")

@@ -19,18 +19,18 @@ from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG, CONNECT_PCI_DEVICE, Doma
 from pyhostdev.conf.domain_controllers import place_controller
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, Renumbering, XMLError
-from pyhostdev.qemu.qemu_address_chipset import is_piix3_function, reserve_chipset
-from pyhostdev.qemu.qemu_address_flags import CONVENTIONAL, EXPRESS, ConnectFlags
-from pyhostdev.qemu.qemu_address_keep import HostDeviceSlots
-from pyhostdev.qemu.qemu_address_other import (
+from pyhostdev.qemu.qemu_domain import has_pci_root, has_pcie_root, is_arm_virt, is_pseries, lacks_pci
+from pyhostdev.qemu.qemu_domain_address.chipset import is_piix3_function, reserve_chipset
+from pyhostdev.qemu.qemu_domain_address.flags import CONVENTIONAL, EXPRESS, ConnectFlags
+from pyhostdev.qemu.qemu_domain_address.keep_together import HostDeviceSlots
+from pyhostdev.qemu.qemu_domain_address.other import (
     assign_ccid_addresses,
     assign_memory_slots,
     assign_spapr_vio_addresses,
     assign_usb_addresses,
     assign_virtio_serial_addresses,
 )
-from pyhostdev.qemu.qemu_controller_defaults import fill_controller_defaults
-from pyhostdev.qemu.qemu_domain import has_pci_root, has_pcie_root, is_arm_virt, is_pseries, lacks_pci
+from pyhostdev.qemu.qemu_postparse.controller_defaults import fill_controller_defaults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,12 +12,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.qemu.qemu_command_builder import on_off, plain_value, unsupported, uses_machine_option
+from pyhostdev.qemu.qemu_command.builder import on_off, plain_value, unsupported, uses_machine_option
 from pyhostdev.qemu.qemu_domain import PPC64
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
-    from pyhostdev.qemu.qemu_command_builder import CommandBuilder
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder
 
 _KIB = 1024
 _PSERIES_STEP_KIB = 256 * _KIB  # the firmware hands out memory in blocks of 256 MiB

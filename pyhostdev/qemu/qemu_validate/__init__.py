@@ -25,7 +25,7 @@ from pyhostdev.qemu.qemu_domain import (
     is_q35,
     lacks_pci,
 )
-from pyhostdev.qemu.qemu_validate_pci import pci_controller_errors
+from pyhostdev.qemu.qemu_validate.pci import pci_controller_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
