@@ -37,6 +37,7 @@ test: $(VENV)/.test
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check setup.py noxfile.py docs examples pyhostdev tests benchmarks csrc
+	$(BIN)/ruff format -q --check setup.py noxfile.py docs examples pyhostdev tests benchmarks csrc
 	$(BIN)/python docs/check_links.py
 	$(BIN)/mypy
 

@@ -61,9 +61,7 @@ class CallsOfC:
         keys, count = scanner._list()
         records = ffi.from_buffer("struct phd_record[]", bytearray(count * pciscan._RECORD.size))
         summary = ffi.new("struct phd_summary *")
-        ret = lib.phd_fill(
-            self.fd, scanner.tuning, keys, count, records, scanner.buffers, summary, scanner.error
-        )
+        ret = lib.phd_fill(self.fd, scanner.tuning, keys, count, records, scanner.buffers, summary, scanner.error)
         assert 0 == ret
         text = bytearray(summary.count * pciscan._ADDRESS_SIZE)
         lib.phd_format(records, summary.count, ffi.from_buffer(text))
@@ -84,9 +82,7 @@ class Repeated:
         pass
 
 
-def assert_ratios(
-    measure: Callable[[], dict[str, float]], limits: dict[str, float], extra: dict[str, Any]
-) -> None:
+def assert_ratios(measure: Callable[[], dict[str, float]], limits: dict[str, float], extra: dict[str, Any]) -> None:
     """Hold measured ratios to their limits; noise gets one more chance."""
     ratios = measure()
     if any(ratios[name] > limit for name, limit in limits.items()):

@@ -89,9 +89,7 @@ class CPart:
         args = (self.keys, capacity, scanner.buffers, self.found, scanner.error)
         scanner._check(self.lib.phd_list(self.bus_fd, *args))
         more = (self.records, scanner.buffers, self.summary, scanner.error)
-        scanner._check(
-            self.lib.phd_fill(self.bus_fd, scanner.tuning, self.keys, self.found[0], *more)
-        )
+        scanner._check(self.lib.phd_fill(self.bus_fd, scanner.tuning, self.keys, self.found[0], *more))
         self.lib.phd_format(self.records, self.summary.count, self.text)
 
 
@@ -178,9 +176,7 @@ def scan_goals(trees: Trees, floor: Floor, rounds: int) -> Iterator[Goal]:
 def plain_tree_goals(trees: Trees, floor: Floor, rounds: int) -> Iterator[Goal]:
     """Compare the scan with the kernel's part of it, on a host without VFs."""
     root = trees("plain", SIZE)
-    t = in_turns(
-        rounds, {"c": CPart(root, AS_SYSFS), "fpm": lambda: floor.fpm(root.pci_bus)}
-    )
+    t = in_turns(rounds, {"c": CPart(root, AS_SYSFS), "fpm": lambda: floor.fpm(root.pci_bus)})
     name = f"{SIZE:,} functions without VFs"
     yield Goal(f"C part / (fpm floor and virtfn0 probes), {name}", t["c"] / t["fpm"], 1.2)
 
@@ -255,8 +251,11 @@ def call_goals(trees: Trees) -> Iterator[Goal]:
     """Count system calls, and look for files that can wait for a device or wake it."""
     opened: int | None = 0
     for shape, linked, confined, limit in (
-        ("sriov", True, False, 1.7), ("sriov", False, False, 1.7), ("plain", True, False, 6.6),
-        ("sriov", False, True, 1.8), ("plain", False, True, 7.2),
+        ("sriov", True, False, 1.7),
+        ("sriov", False, False, 1.7),
+        ("plain", True, False, 6.6),
+        ("sriov", False, True, 1.8),
+        ("plain", False, True, 7.2),
     ):
         calls = traced(trees(shape, SIZE), linked=linked, confined=confined)
         figure = None if calls is None else len(calls.splitlines()) / SIZE
@@ -321,10 +320,14 @@ def write_results(goals: list[Goal], costs: dict[int, dict[str, float]]) -> None
     lines = {name: [(size, times[name]) for size, times in costs.items()] for name in names}
     plot = svgplot.draw("Reading all PCI functions of a host", "functions", "CPU ms", lines)
     (HERE / "results.svg").write_text(plot, encoding="utf-8")
-    head = (HERE / "RESULTS.head.md").read_text(encoding="utf-8").format(
-        machine=machine(),
-        algorithm=f"{costs[SIZE][PLAIN] / costs[SIZE][SAME]:.1f}",
-        c=f"{costs[SIZE][SAME] / costs[SIZE][OURS]:.1f}",
+    head = (
+        (HERE / "RESULTS.head.md")
+        .read_text(encoding="utf-8")
+        .format(
+            machine=machine(),
+            algorithm=f"{costs[SIZE][PLAIN] / costs[SIZE][SAME]:.1f}",
+            c=f"{costs[SIZE][SAME] / costs[SIZE][OURS]:.1f}",
+        )
     )
     table = ["| goal | limit | figure | met |", "|---|---|---|---|", *(goal.row() for goal in goals)]
     costs_table = [f"| functions | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
@@ -367,9 +370,7 @@ def main() -> int:
         goals = with_retry(lambda: scan_goals(trees, floor, args.rounds))
         goals += with_retry(lambda: plain_tree_goals(trees, floor, args.rounds))
         costs = curves(trees, floor, args.largest)
-        goals += with_retry(
-            lambda: peer_goals(in_turns(9, peer_works(trees("sriov", SIZE), floor)))
-        )
+        goals += with_retry(lambda: peer_goals(in_turns(9, peer_works(trees("sriov", SIZE), floor))))
         goals += with_retry(lambda: linear_goals(trees, args.largest, 9))
         goals += with_retry(lambda: call_goals(trees))
         goals += with_retry(lambda: memory_goals(trees))

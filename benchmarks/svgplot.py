@@ -59,9 +59,7 @@ def _label_heights(lines: Mapping[str, Points], y: _Scale) -> dict[str, float]:
     return heights
 
 
-def _series(
-    name: str, points: Points, colour: str, height: float, x: _Scale, y: _Scale
-) -> list[str]:
+def _series(name: str, points: Points, colour: str, height: float, x: _Scale, y: _Scale) -> list[str]:
     places = [(x(a), y(b)) for a, b in points]
     path = " ".join(f"{a},{b}" for a, b in places)
     dots = [f'<circle cx="{a}" cy="{b}" r="3" fill="{colour}"/>' for a, b in places]

@@ -35,9 +35,7 @@ def _run(command: list[str], cwd: Path, what: str, **env: str) -> bool:
 
 def _runtime() -> str | None:
     """Return the library that must be loaded before any other; None if the compiler does not have it."""
-    done = subprocess.run(
-        [_compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True
-    )
+    done = subprocess.run([_compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
     path = done.stdout.strip()
     return path if done.returncode == 0 and os.path.isabs(path) else None
 

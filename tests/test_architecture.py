@@ -76,9 +76,7 @@ def graph() -> dict[str, set[str]]:
 def holds_only_modules(path: Path, package: str, names: dict[str, Path]) -> bool:
     """Tell whether a file imports nothing from a package but modules of it."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    return all(
-        f"{package}.{alias.name}" in names for node in nodes if node.module == package for alias in node.names
-    )
+    return all(f"{package}.{alias.name}" in names for node in nodes if node.module == package for alias in node.names)
 
 
 def test_there_are_no_circles() -> None:
@@ -112,9 +110,7 @@ def test_one_module_spells_host_paths() -> None:
 
 def test_two_modules_import_the_scanner() -> None:
     """The C module has two importers: the scanner, and what opens files below a root."""
-    importers = {
-        path.name for path in modules() if any("._pciscan" in name for name in imports(path))
-    }
+    importers = {path.name for path in modules() if any("._pciscan" in name for name in imports(path))}
     assert {"confined.py", "pciscan.py"} == importers
 
 

@@ -64,9 +64,7 @@ def tracked() -> Iterator[str]:
     """Give the files of the source, built or temporary ones left out."""
     skipped = {".git", ".venv", ".lab", "build", "_build", "dist", "share", "__pycache__"}
     for top, directories, names in os.walk(ROOT):
-        directories[:] = [
-            name for name in directories if name not in skipped and not name.startswith(".")
-        ]
+        directories[:] = [name for name in directories if name not in skipped and not name.startswith(".")]
         for name in names:
             if not name.endswith((".so", ".pyc")) and ".egg-info" not in top:
                 yield str(Path(top, name).relative_to(ROOT))

@@ -34,7 +34,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run QEM
 
 MEMORY_MAX = 160 << 20  # that our process may grow by, whatever a peer sends; lines are bounded at 1 MiB
 
-PEER = '''
+PEER = """
 import json, os, socket, sys, time
 client, _ = socket.socket(fileno=int(sys.argv[1])).accept()
 def say(**message):
@@ -68,7 +68,7 @@ def serve(on_cont):
             on_cont()
 def power_off():
     client.sendall(event("SHUTDOWN", guest=True, reason="guest-shutdown"))
-'''
+"""
 
 
 class Dom(NamedTuple):

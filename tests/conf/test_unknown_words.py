@@ -98,8 +98,7 @@ def test_words_elsewhere_are_told(capsys: pytest.CaptureFixture[str], tmp_path: 
     """validate names each unknown name with its line, outside host devices as a note, and accepts the domain."""
     dom = domain(
         "<disk type='file' colour='red'><source file='/x' hue='1'/><target dev='vda'/></disk>\n"
-        "<memballoon model='none'><wings/></memballoon>"
-        + INTERFACE.format("<driver name='vfio' iommufd='yes'/>")
+        "<memballoon model='none'><wings/></memballoon>" + INTERFACE.format("<driver name='vfio' iommufd='yes'/>")
     )
     kept = [
         (2, "Unknown attribute 'colour' of <domain/devices/disk> is kept as it is"),

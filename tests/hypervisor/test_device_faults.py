@@ -112,8 +112,11 @@ def test_listed_device_taken_back_by_somebody_is_refused(bcm5719: FakeHost, doma
     for address in CARD:
         victim.manager.nodedev_detach(address)
     foreign, path = bcm5719.kernel.foreign(), bcm5719.root.join("sys/bus/pci")
-    for name, value in ((f"devices/{CARD[0]}/driver_override", "tg3"), ("drivers/vfio-pci/unbind", str(CARD[0])),
-                        ("drivers/tg3/bind", str(CARD[0]))):
+    for name, value in (
+        (f"devices/{CARD[0]}/driver_override", "tg3"),
+        ("drivers/vfio-pci/unbind", str(CARD[0])),
+        ("drivers/tg3/bind", str(CARD[0])),
+    ):
         foreign.write(f"{path}/{name}", value.encode(), device=CARD[0])
     plan = victim.manager.host.plan(domain("vm1", f"{CARD[0]} unmanaged"), "off")
     assert [("unmanaged-attached", CARD[0])] == [(finding.reason, finding.address) for finding in plan.findings]
@@ -162,8 +165,10 @@ def test_nodedev_reset_needs_a_reset_of_its_own(fakehost: Callable[[str], FakeHo
     manager.nodedev_reset(PCIDeviceAddress.parse("0000:00:01.0"))
     with pytest.raises(RefusedError, match="bridge"):
         manager.nodedev_reset(PCIDeviceAddress.parse("0000:00:04.0"))
-    text = "0000:01:00.0 8086:1521 020000 driver=igb group=1 express=endpoint multifunction\n" \
-           "0000:01:00.1 8086:1521 020000 driver=igb group=1 express=endpoint multifunction\n"
+    text = (
+        "0000:01:00.0 8086:1521 020000 driver=igb group=1 express=endpoint multifunction\n"
+        "0000:01:00.1 8086:1521 020000 driver=igb group=1 express=endpoint multifunction\n"
+    )
     bare = process(fakehost(f"driver igb 8086:1521\n{text}")).manager
     with pytest.raises(OperationError, match="no reset"):
         bare.nodedev_reset(PCIDeviceAddress(0, 1, 0, 0))

@@ -85,9 +85,7 @@ def test_pf_with_vfs_is_told_before_the_first_write(fakehost: Callable[[str], Fa
 
 @pytest.mark.fault("F9")
 @pytest.mark.parametrize("number", range(1, 13))
-def test_write_that_hangs_costs_its_device_only(
-    bcm5719: FakeHost, seed_domain: DomainDef, number: int
-) -> None:
+def test_write_that_hangs_costs_its_device_only(bcm5719: FakeHost, seed_domain: DomainDef, number: int) -> None:
     """Whichever write of prepare hangs: the others go back at once, its device when the kernel has finished."""
     before = bcm5719.snapshot()
     stuck = process(bcm5719)

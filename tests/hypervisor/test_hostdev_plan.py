@@ -100,7 +100,9 @@ def test_driverless_sibling_does_not_block_its_group(bcm5719: FakeHost, domain: 
     """Policy group: a member without a driver does not keep the DMA."""
     for address in CARD[1:3]:
         bcm5719.kernel.write(
-            f"{bcm5719.root.pci_driver('tg3')}/unbind", address.encode(), device=None  # type: ignore[arg-type]
+            f"{bcm5719.root.pci_driver('tg3')}/unbind",
+            address.encode(),
+            device=None,  # type: ignore[arg-type]
         )
     assert plan_for(bcm5719, domain("vm1", CARD[0], CARD[3])).ok
 

@@ -53,9 +53,7 @@ def test_guest_of_the_first_release_is_released(bcm5719: FakeHost, seed_domain: 
 
 
 @pytest.mark.fault("F24")
-def test_device_of_a_newer_version_is_left_alone(
-    bcm5719: FakeHost, seed_domain: DomainDef, domain: Domain
-) -> None:
+def test_device_of_a_newer_version_is_left_alone(bcm5719: FakeHost, seed_domain: DomainDef, domain: Domain) -> None:
     """A device whose record only a newer program understands is in use for everyone, and nothing is done to it."""
     victim = process(bcm5719)
     manager = victim.manager

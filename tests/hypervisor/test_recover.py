@@ -57,6 +57,7 @@ def test_release_killed_anywhere_is_finished(tmp_path: Path, seed_domain: Domain
 
 def test_recover_killed_anywhere_converges(tmp_path: Path, seed_domain: DomainDef) -> None:
     """Recover itself may be killed at each write and state operation: the next one finishes."""
+
     def crashed(directory: Path) -> FakeHost:
         fake = FakeHost.named("bcm5719", directory)
         run_and_die(prepare(seed_domain), process(fake, dies_at_write=8, how="after"))
@@ -199,9 +200,7 @@ def test_release_of_what_is_half_prepared_undoes_it(
     assert (before, lists) == (fake.snapshot(), process(fake).manager.status())
 
 
-def test_release_of_what_is_half_prepared_killed_anywhere(
-    tmp_path: Path, domain: Callable[..., DomainDef]
-) -> None:
+def test_release_of_what_is_half_prepared_killed_anywhere(tmp_path: Path, domain: Callable[..., DomainDef]) -> None:
     """The last mark of a half prepared change outlives the parts that a dying release has not undone yet."""
     definition = domain("vm1", "0000:01:00.0", "0000:01:00.1")
     made = itertools.count()

@@ -12,6 +12,12 @@ from machine import HostMachine
 @pytest.mark.fault("F1", "F4", "F5", "F13", "F14", "F16")
 def test_invariants_hold_whatever_happens() -> None:
     """No list has a device twice, no group two owners, and what is on no list is where it was."""
-    few = settings(max_examples=200, stateful_step_count=12, deadline=None, database=None, derandomize=True,
-                   suppress_health_check=list(HealthCheck))
+    few = settings(
+        max_examples=200,
+        stateful_step_count=12,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     run_state_machine_as_test(HostMachine, settings=few)

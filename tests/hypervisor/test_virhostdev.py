@@ -148,9 +148,7 @@ def test_driver_and_override_come_back_as_recorded(
     """A recorded override that names another driver than the recorded one comes back too."""
     override = f"{bcm5719.root.pci_device(CARD[1])}/driver_override"
     bcm5719.kernel.write(override, b"pci-stub", device=CARD[1])
-    bcm5719.kernel.write(
-        f"{bcm5719.root.pci_driver('tg3')}/unbind", str(CARD[2]).encode(), device=CARD[2]
-    )
+    bcm5719.kernel.write(f"{bcm5719.root.pci_driver('tg3')}/unbind", str(CARD[2]).encode(), device=CARD[2])
     before = bcm5719.snapshot()
     manager = manager_for(bcm5719)
     with manager.prepared(manager.host.plan(seed_domain)):

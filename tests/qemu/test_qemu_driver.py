@@ -57,9 +57,7 @@ def test_missing_storage_is_refused_before_a_device_is_touched(
     assert before == bcm5719.snapshot()
 
 
-def test_devices_come_back_when_qemu_does_not_start(
-    bcm5719: FakeHost, host: Host, seed_domain: DomainDef
-) -> None:
+def test_devices_come_back_when_qemu_does_not_start(bcm5719: FakeHost, host: Host, seed_domain: DomainDef) -> None:
     """An emulator that cannot be run is an error, and the host is as before."""
     seed_domain.emulator = NO_QEMU
     before = bcm5719.snapshot()

@@ -113,9 +113,7 @@ def test_prepare_status_release(run: Callable[..., Any], bcm5719: FakeHost) -> N
 
 
 @pytest.mark.parametrize("words", [("list",), ("show", CARD[0]), ("plan", GUEST), ("status",), ("xml", GUEST)])
-def test_reading_verbs_change_no_byte(
-    run: Callable[..., Any], bcm5719: FakeHost, words: tuple[str, ...]
-) -> None:
+def test_reading_verbs_change_no_byte(run: Callable[..., Any], bcm5719: FakeHost, words: tuple[str, ...]) -> None:
     """Reading creates no state directory and touches nothing."""
     before = bcm5719.snapshot(books=True)
     assert 0 == run(*words)[0]
@@ -159,9 +157,7 @@ def test_rolled_back_is_3_and_not_restored_is_4(
 
 @pytest.mark.parametrize("data", [b"", b"<domain", b"<!DOCTYPE a [<!ENTITY b 'c'>]><domain/>", b"\xff\xfe", b"<a/>"])
 @pytest.mark.parametrize("verb", ["plan", "validate", "argv", "xml"])
-def test_bad_xml_is_one_sentence_and_1(
-    run: Callable[..., Any], tmp_path: Path, verb: str, data: bytes
-) -> None:
+def test_bad_xml_is_one_sentence_and_1(run: Callable[..., Any], tmp_path: Path, verb: str, data: bytes) -> None:
     """Whatever the bytes, one line on stderr and 1; no traceback."""
     path = tmp_path / "bad.xml"
     path.write_bytes(data)
@@ -193,9 +189,7 @@ def test_argv_gives_the_guest_two_functions(run: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("verb", ["argv", "plan", "start"])
-def test_s1_missing_device_is_refused(
-    run: Callable[..., Any], tmp_path: Path, verb: str
-) -> None:
+def test_s1_missing_device_is_refused(run: Callable[..., Any], tmp_path: Path, verb: str) -> None:
     """S1: a device that is missing is refused with device-missing by plan, argv and start; validate accepts it."""
     path = tmp_path / "missing.xml"
     path.write_text(Path(GUEST).read_text().replace("bus='0x09'", "bus='0x0a'"))

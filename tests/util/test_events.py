@@ -58,8 +58,7 @@ def facts(dev: PCIDevice) -> tuple[Any, ...]:
 def view(functions: HostFunctions) -> dict[str, Any]:
     """Return all that one can look up, as values."""
     found: dict[str, Any] = {
-        name: {key: [facts(dev) for dev in devs] for key, devs in getattr(functions, name).items()}
-        for name in INDEXES
+        name: {key: [facts(dev) for dev in devs] for key, devs in getattr(functions, name).items()} for name in INDEXES
     }
     found["all"] = [facts(dev) for dev in functions]
     found["length"] = len(functions)

@@ -127,9 +127,7 @@ def test_sys_may_be_a_link(root: HostRoot, tmp_path: Path, target: str) -> None:
         ("subsystem_device", "0x"),
     ],
 )
-def test_malformed_attribute_is_named(
-    root: HostRoot, attribute: str, content: str, tuning: Tuning
-) -> None:
+def test_malformed_attribute_is_named(root: HostRoot, attribute: str, content: str, tuning: Tuning) -> None:
     """An attribute with another content than a number is an error that names its file."""
     path = Path(root.pci_devices, "10000:e1:1f.7", attribute)
     path.write_text(content)
@@ -337,7 +335,7 @@ def traced(root: HostRoot, trace: Path, tuning: str = "Tuning()") -> str:
         pytest.skip(f"strace cannot trace here: {done.stderr.strip()}")
     assert 0 == done.returncode, done.stderr
     calls = trace.read_text()
-    return calls[calls.index("/devices\"" if '/devices", {' in calls else '"devices"') :]
+    return calls[calls.index('/devices"' if '/devices", {' in calls else '"devices"') :]
 
 
 def test_scan_never_opens_what_can_wait(crowd: HostRoot, tmp_path: Path) -> None:

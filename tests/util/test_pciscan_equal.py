@@ -99,9 +99,7 @@ def virtual_functions(draw: st.DrawFn, pf: Function, taken: set[int]) -> list[Fu
         draw(functions(key, is_bridge=False, pf=pf.key))._replace(
             ids=model.ids,
             attributes=model.attributes,
-            form="unlisted" if key in hidden else draw(
-                st.sampled_from(["link", "link", "directory", "dangling"])
-            ),
+            form="unlisted" if key in hidden else draw(st.sampled_from(["link", "link", "directory", "dangling"])),
         )
         for key in keys
     ]
@@ -144,9 +142,7 @@ def is_kernel_like(bus: int, host: list[Function]) -> bool:
     pfs = [function for function in host if function.key >> 8 == bus and function.pf is None]
     reach = max([vf >> 8 for pf in pfs for vf in pf.vfs], default=bus)
     return {pf.key for pf in pfs} >= {
-        function.key if function.pf is None else function.pf
-        for function in host
-        if bus <= function.key >> 8 <= reach
+        function.key if function.pf is None else function.pf for function in host if bus <= function.key >> 8 <= reach
     }
 
 
@@ -237,8 +233,7 @@ def test_vfs_of_neighbours(listed: int) -> None:
     whole = frozenset({"modalias"})
     plain = Function(0, ids, whole, "nvme", True, None, "link", False)
     pfs = [
-        plain._replace(key=key, vfs=tuple(range(first, first + 6)))
-        for key, first in ((0x100, 0x108), (0x101, 0x10E))
+        plain._replace(key=key, vfs=tuple(range(first, first + 6))) for key, first in ((0x100, 0x108), (0x101, 0x10E))
     ]
     vfs = [
         plain._replace(key=key, pf=pf.key, form="link" if key < 0x108 + listed else "unlisted")

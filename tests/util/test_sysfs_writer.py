@@ -385,9 +385,7 @@ def test_hung_helper_keeps_no_pipe_open(root: HostRoot, stuck: Path, writer: For
     wait_until(lambda: writer.is_in_flight(DEVICE))
 
 
-def test_killed_manager_frees_its_locks_only(
-    root: HostRoot, stuck: Path, writer: ForkedWriter
-) -> None:
+def test_killed_manager_frees_its_locks_only(root: HostRoot, stuck: Path, writer: ForkedWriter) -> None:
     """A manager killed in a hanging write gives up its own locks; the device stays in doubt until the end."""
     with start_manager(root, PATIENCE_S) as manager:
         wait_until(lambda: writer.is_in_flight(DEVICE))
@@ -400,9 +398,7 @@ def test_killed_manager_frees_its_locks_only(
     wait_until(lambda: not writer.is_in_flight(DEVICE))
 
 
-def test_ended_manager_takes_nothing_from_its_helper(
-    root: HostRoot, stuck: Path, writer: ForkedWriter
-) -> None:
+def test_ended_manager_takes_nothing_from_its_helper(root: HostRoot, stuck: Path, writer: ForkedWriter) -> None:
     """A helper uses its manager's memory, and still writes the value after the manager's end."""
     with start_manager(root, TIMEOUT_S) as manager:
         manager.communicate(timeout=PATIENCE_S)
@@ -459,9 +455,7 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
-def test_helper_outlives_its_thread_and_writer(
-    writer: ForkedWriter, root: HostRoot, stuck: Path
-) -> None:
+def test_helper_outlives_its_thread_and_writer(writer: ForkedWriter, root: HostRoot, stuck: Path) -> None:
     """Neither the end of the thread that wrote nor that of its writer takes a helper's memory away."""
 
     def work() -> None:
@@ -574,9 +568,7 @@ def modprobe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., F
 LOADED = "kernel"  # every Linux has /sys/module/kernel
 
 
-def test_module_is_loaded_with_blacklist(
-    modprobe: Callable[..., ForkedWriter], tmp_path: Path
-) -> None:
+def test_module_is_loaded_with_blacklist(modprobe: Callable[..., ForkedWriter], tmp_path: Path) -> None:
     """The administrator's blacklist is obeyed, and no name is taken for an option."""
     modprobe(f'echo "$@" > {tmp_path}/words').load_module(LOADED)
     assert f"-b -- {LOADED}\n" == (tmp_path / "words").read_text()

@@ -192,9 +192,7 @@ def _usb_errors(dom: DomainDef) -> Errors:
     hostdevs = [h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"]
     users: list[Any] = [*controllers[1:], *dom.hubs, *hostdevs, *(i for i in dom.inputs if i.bus == "usb")]
     for user in users:
-        yield XMLError(
-            f"USB is off, so a {user.tag} cannot use it", line=user.line, libvirt_code=VIR_ERR_XML_DETAIL
-        )
+        yield XMLError(f"USB is off, so a {user.tag} cannot use it", line=user.line, libvirt_code=VIR_ERR_XML_DETAIL)
 
 
 _DOMAIN_RULES: tuple[Callable[[DomainDef], Errors], ...] = (
