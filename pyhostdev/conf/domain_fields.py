@@ -19,7 +19,6 @@ from pyhostdev.conf.os_conf import (
     OSDef,
     SizeDef,
 )
-from pyhostdev.conf.uuid import normal_uuid
 from pyhostdev.conf.xml.xmlcodec import Codec, enum, name_text, number, unsigned, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
@@ -38,6 +37,7 @@ from pyhostdev.conf.xml.xmlfield import (
 )
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_INVALID_ARG, VIR_ERR_NO_NAME
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.viruuid import normal_uuid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

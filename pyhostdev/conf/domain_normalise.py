@@ -7,14 +7,15 @@ Mirrors: what the parser of libvirt does on its way (src/conf/domain_conf.c)
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.disk_conf import DomainDiskDef
 from pyhostdev.conf.graphics_postparse import fill_graphics
 from pyhostdev.conf.os_conf import ClockDef, SizeDef
-from pyhostdev.conf.uuid import made_uuid, normal_uuid
 from pyhostdev.conf.xml.xmlcodec import unit_factor
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_XML_DETAIL, XMLError, raise_all
+from pyhostdev.util.viruuid import normal_uuid
 from pyhostdev.util.virxml import parse_document, shown, text_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pyhostdev.conf.cpu_conf import FeaturesDef
     from pyhostdev.conf.domain_fields import DomainFields
 
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:pyhostdev:domain")  # of the UUIDs that are made from a domain's name
+
 
 def normalise(dom: DomainFields) -> None:
     """Bring what can be spelled in several ways into libvirt's own spelling."""
@@ -30,7 +33,7 @@ def normalise(dom: DomainFields) -> None:
     _normalise_vcpus(dom)
     dom.id = None
     # libvirt draws a random one when it defines a domain; here the same file must give the same guest
-    dom.uuid = dom.uuid or _sysinfo_uuid(dom) or made_uuid(dom.name)
+    dom.uuid = dom.uuid or _sysinfo_uuid(dom) or _uuid_of_name(dom.name)
     _refuse_two_uuids(dom)
     raise_all(list(name_errors(dom)))
     _normalise_features(dom.features)
@@ -45,6 +48,11 @@ def normalise(dom: DomainFields) -> None:
         fill_graphics(graphics)
     for device, info in dom.device_infos():
         info.drop_foreign(device.tag)
+
+
+def _uuid_of_name(name: str) -> str:
+    """Return a UUID made from a name: the same name gives the same UUID."""
+    return str(uuid.uuid5(_NAMESPACE, name))
 
 
 def name_errors(dom: DomainFields) -> Iterator[XMLError]:

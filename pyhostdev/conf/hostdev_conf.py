@@ -15,7 +15,6 @@ from pyhostdev.conf.device_conf import (
     UnassignedAddress,
     check_pci_address,
 )
-from pyhostdev.conf.uuid import normal_uuid
 from pyhostdev.conf.xml.xmlcodec import enum, hexadecimal, number_any_base, on_off, text, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, child, embedded, flag, ignored, opaque
@@ -28,6 +27,7 @@ from pyhostdev.errors import (
     XMLError,
 )
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.viruuid import normal_uuid
 from pyhostdev.util.virxml import shown, source_line
 
 if TYPE_CHECKING:

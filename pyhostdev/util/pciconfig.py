@@ -145,14 +145,3 @@ def has_pm_reset(config: bytes) -> bool | None:
         return None if offset is None else False
     control = word(config, offset + pciregs.PM_CTRL)
     return None if control is None else not control & pciregs.PM_CTRL_NO_SOFT_RESET
-
-
-def bridge_buses(config: bytes) -> tuple[int, int] | None:
-    """Return a bridge's secondary and subordinate bus numbers; None for other headers."""
-    if header_type(config) != pciregs.HEADER_TYPE_BRIDGE:
-        return None
-    secondary = byte(config, pciregs.SECONDARY_BUS)
-    subordinate = byte(config, pciregs.SUBORDINATE_BUS)
-    if secondary is None or subordinate is None:
-        return None
-    return secondary, subordinate

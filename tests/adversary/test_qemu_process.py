@@ -24,9 +24,9 @@ import pytest
 
 from pyhostdev.errors import OperationError
 from pyhostdev.qemu import qemu_process
-from pyhostdev.qemu.qemu_process import GuestOutcome, run_guest
 from pyhostdev.qemu.qemu_process import log as qemu_log
 from pyhostdev.qemu.qemu_process import monitor as qemu_monitor
+from pyhostdev.qemu.qemu_process.process import GuestOutcome, run_guest
 
 QEMU = shutil.which("qemu-system-x86_64")
 needs_qemu = pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is not installed")

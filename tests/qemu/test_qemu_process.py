@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
-from pyhostdev.qemu.qemu_process import GuestOutcome, run_guest
 from pyhostdev.qemu.qemu_process import launch as qemu_launch
 from pyhostdev.qemu.qemu_process.monitor import lifecycle_event
+from pyhostdev.qemu.qemu_process.process import GuestOutcome, run_guest
 from pyhostdev.util.spawn import spawn
 
 QEMU = "qemu-system-x86_64"
@@ -240,7 +240,7 @@ class TestEnd:
             import os, signal, sys
             sys.path.insert(0, {str(Path(__file__).parent)!r})
             from pathlib import Path
-            from pyhostdev.qemu.qemu_process import held_signals
+            from pyhostdev.qemu.qemu_process.process import held_signals
             from test_qemu_process import IDLE, Lab
             lab = Lab(Path({str(lab.directory)!r}))
             with held_signals():
@@ -283,8 +283,8 @@ class TestEnd:
         """
         A QEMU that neither answers nor heeds SIGTERM is killed when its deadlines have passed.
         """
-        monkeypatch.setattr("pyhostdev.qemu.qemu_process.ANSWER_TIMEOUT_S", 0.2)
-        monkeypatch.setattr("pyhostdev.qemu.qemu_process.TERM_TIMEOUT_S", 0.2)
+        monkeypatch.setattr("pyhostdev.qemu.qemu_process.process.ANSWER_TIMEOUT_S", 0.2)
+        monkeypatch.setattr("pyhostdev.qemu.qemu_process.process.TERM_TIMEOUT_S", 0.2)
 
         def stop_and_fail(pid: int) -> None:
             lab.pid = pid
@@ -407,7 +407,7 @@ class TestStart:
         """
         A program that never greets is ended when the deadline for it has passed.
         """
-        monkeypatch.setattr("pyhostdev.qemu.qemu_process.GREETING_TIMEOUT_S", 0.3)
+        monkeypatch.setattr("pyhostdev.qemu.qemu_process.process.GREETING_TIMEOUT_S", 0.3)
         argv = fake_qemu(lab.directory, "import time; time.sleep(60)")
         with pytest.raises(OperationError, match=r"did not answer within 0\.3 s"):
             lab.run(argv)
@@ -518,7 +518,7 @@ class TestMemlock:
         script = """
             import os, resource, sys, tempfile, types
             from pyhostdev.errors import OperationError
-            from pyhostdev.qemu.qemu_process import run_guest
+            from pyhostdev.qemu.qemu_process.process import run_guest
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
             if os.geteuid() == 0:
                 os.setresuid(65534, 65534, 65534)

@@ -90,11 +90,3 @@ def test_resets_are_read_from_their_capabilities() -> None:
     assert pciconfig.has_pm_reset(bytes(power)) is True
     power[0x44] = pciregs.PM_CTRL_NO_SOFT_RESET
     assert pciconfig.has_pm_reset(bytes(power)) is False
-
-
-def test_bridge_buses() -> None:
-    """Only a bridge has a secondary and a subordinate bus."""
-    data = bytearray(config_space({}, header=pciregs.HEADER_TYPE_BRIDGE))
-    data[0x18:0x1B] = bytes((0, 9, 12))
-    assert pciconfig.bridge_buses(bytes(data)) == (9, 12)
-    assert pciconfig.bridge_buses(config_space({})) is None

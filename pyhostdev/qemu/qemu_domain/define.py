@@ -44,6 +44,6 @@ def define(
         ConfigUnsupportedError: QEMU cannot do what it asks for.
     """
     defined = post_parse(dom, capabilities, release)
-    assign_addresses(defined, host, capabilities, keep_together=keep_together, release=release)
+    assign_addresses(defined, host, keep_together=keep_together, release=release)
     validate_domain(defined, hypervisor=QEMURules(capabilities, release))
     return defined

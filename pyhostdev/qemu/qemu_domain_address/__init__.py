@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.conf.libvirt_release import LibvirtRelease
-    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 # a machine that could have PCI and is not known: libvirt takes that for a fault of its own
@@ -52,7 +51,6 @@ _USB2_FUNCTIONS = {"ich9-ehci1": 7, "ich9-uhci1": 0, "ich9-uhci2": 1, "ich9-uhci
 def assign_addresses(
     dom: DomainDef,
     host: HostFacts | None = None,
-    capabilities: QEMUCapabilities | None = None,
     *,
     keep_together: bool = False,
     release: LibvirtRelease = DEFAULT_RELEASE,
@@ -63,7 +61,6 @@ def assign_addresses(
     Args:
         host: says which functions are conventional, and their IOMMU groups; without it all are Express
             and in no group.
-        capabilities: of the emulator; not asked yet, as all that we support have the same controllers.
         keep_together: the assigned functions of one host device share one guest slot.
         release: the libvirt whose order of controllers is meant.
 

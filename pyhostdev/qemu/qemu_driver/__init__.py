@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.virhostdev import HostdevManager
-    from pyhostdev.qemu.qemu_process import GuestOutcome
+    from pyhostdev.qemu.qemu_process.process import GuestOutcome
     from pyhostdev.util.ownership import Ownership
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -352,7 +352,7 @@ class Guest:
 
         Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
         """
-        from pyhostdev.qemu.qemu_process import held_signals, run_guest
+        from pyhostdev.qemu.qemu_process.process import held_signals, run_guest
         from pyhostdev.qemu.qemu_process.sockets import ListeningSockets
 
         refuse_unstartable(self.definition, self.host, plan)

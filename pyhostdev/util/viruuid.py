@@ -19,10 +19,3 @@ def normal_uuid(text: str) -> str:
     if len(digits) != 32 or not _DIGITS.issuperset(digits):
         raise ValueError(text)
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-
-
-def made_uuid(name: str) -> str:
-    """Return a UUID made from a name: the same name gives the same UUID."""
-    import hashlib
-
-    return normal_uuid(hashlib.sha256(f"pyhostdev {name}".encode()).hexdigest()[:32])

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Run one guest in the foreground: from fork to the proven end of its QEMU.
+
+The end is proven by a pidfd before anything here returns or raises, so that a caller can give host
+devices back right away.
+
+Processes: one fork, safe beside other threads; signals are taken over in the main thread only.
+
+Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from pyhostdev.errors import OperationError
+from pyhostdev.qemu.qemu_process.launch import QEMUProcess, RuntimeDir, describe_status, quoted
+from pyhostdev.qemu.qemu_process.lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT, Lifecycle, lifecycle_actions
+from pyhostdev.qemu.qemu_process.monitor import QEMUMonitor
+from pyhostdev.util.spawn import standard_descriptors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
+
+    from pyhostdev.qemu.qemu_process.log import OutputPipe
+    from pyhostdev.util.ownership import Ownership
+
+    ArgvBuilder = Callable[[int], Sequence[str]]
+    OnStarted = Callable[[int], object]
+
+_T = TypeVar("_T")
+
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+GREETING_TIMEOUT_S = 120.0  # pinning a big guest's memory comes before the greeting
+ANSWER_TIMEOUT_S = 30.0
+HANGUP_TIMEOUT_S = 2.0  # between QEMU's last word and its end
+QUIT_TIMEOUT_S = 10.0
+TERM_TIMEOUT_S = 10.0
+
+SHUTDOWN = "shutdown"
+DESTROYED = "destroyed"
+CRASHED = "crashed"
+
+END_REASONS = {ON_POWEROFF: SHUTDOWN, ON_REBOOT: SHUTDOWN, ON_CRASH: CRASHED}
+
+
+class Domain(Lifecycle, Protocol):
+    """What of a domain's definition its process needs; a DomainDef is one."""
+
+    @property
+    def name(self) -> str | None:
+        """Return the name of the domain."""
+
+
+class GuestOutcome(NamedTuple):
+    """
+    How a guest ended.
+
+    ``reason`` is "shutdown" (the guest's own doing), "destroyed" (asked for from outside) or
+    "crashed" (the guest panicked, or QEMU failed: then ``failed`` is True). ``status`` is QEMU's
+    exit status, negative for a signal.
+
+    Mirrors: virDomainShutoffReason
+    """
+
+    reason: str
+    status: int
+    failed: bool
+    last_words: str
+
+    def __str__(self) -> str:
+        if not self.failed:
+            return f"The guest ended ({self.reason})"
+        return f"QEMU {describe_status(self.status)}{quoted(self.last_words)}"
+
+
+class _Over(Exception):  # noqa: N818 - no error: QEMU has ended, or its end was asked for
+    """What we were waiting for will not come."""
+
+
+class _Guest:
+    """A QEMU, its monitor and the actions of its domain, until its end comes or is asked for."""
+
+    def __init__(
+        self,
+        process: QEMUProcess,
+        name: str | None,
+        actions: dict[str, str],
+        over: asyncio.Event,
+    ) -> None:
+        self.process = process
+        self.monitor = QEMUMonitor(name)
+        self.actions = actions
+        self.ended = asyncio.Event()
+        self.over = over
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(process.pidfd, self._on_end)
+
+    def _on_end(self) -> None:
+        self._loop.remove_reader(self.process.pidfd)  # it would stay readable for ever
+        self.ended.set()
+        self.over.set()
+
+    async def run(self, monitor_path: str, on_started: OnStarted | None) -> str | None:
+        """
+        Let the guest run; return the reason of its end, None when QEMU ended by itself.
+
+        Raises:
+            OperationError: QEMU ended before the guest could run, or does not do what it is told.
+        """
+        try:
+            await self._start(monitor_path)
+            if on_started is not None:
+                on_started(self.process.pid)
+            return await self._follow()
+        except _Over:
+            return None if self.ended.is_set() else DESTROYED
+
+    async def _start(self, monitor_path: str) -> None:
+        try:
+            await self._unless_over(self.monitor.connect(monitor_path), GREETING_TIMEOUT_S)
+            if self.actions[ON_REBOOT] != "restart":
+                await self._unless_over(self.monitor.stop_on_reboot(), ANSWER_TIMEOUT_S)
+            await self._unless_over(self.monitor.cont(), ANSWER_TIMEOUT_S)
+        except _Over:
+            if self.ended.is_set():
+                raise self._early_end() from None
+            raise
+
+    async def _follow(self) -> str:
+        """Do what the domain says about each thing the guest does, until that is its end."""
+        while True:
+            event = await self._unless_over(self.monitor.next_lifecycle_event())
+            action = self.actions[event.action]
+            if action == "destroy":
+                return END_REASONS[event.action]
+            if action == "restart" and event.stopped:
+                await self._unless_over(self.monitor.restart(), ANSWER_TIMEOUT_S)
+            elif action == "preserve" and not event.stopped:
+                await self._unless_over(self.monitor.stop(), ANSWER_TIMEOUT_S)
+
+    async def _unless_over(self, wanted: Coroutine[Any, Any, _T], timeout_s: float | None = None) -> _T:
+        """
+        Wait for something while the guest is on.
+
+        Raises:
+            _Over: its end came first.
+            OperationError: the deadline did, or what we waited for failed while QEMU lives on.
+        """
+        task = asyncio.ensure_future(wanted)
+        over = asyncio.ensure_future(self.over.wait())
+        try:
+            await asyncio.wait({task, over}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if over.done():
+                raise _Over
+            if not task.done():
+                raise OperationError(f"QEMU's monitor did not answer within {timeout_s:g} s")
+            return await self._result(task)
+        finally:
+            task.cancel()
+            over.cancel()
+            await asyncio.gather(task, over, return_exceptions=True)
+
+    async def _result(self, task: asyncio.Future[_T]) -> _T:
+        """A monitor that breaks off most often means that QEMU is ending: its end has the word."""
+        try:
+            return task.result()
+        except OperationError:
+            if await self._ends_within(HANGUP_TIMEOUT_S):
+                raise _Over from None
+            raise
+
+    async def _ends_within(self, timeout_s: float) -> bool:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.ended.wait(), timeout_s)
+        return self.ended.is_set()
+
+    def _early_end(self) -> OperationError:
+        process = self.process
+        return OperationError(
+            f"QEMU {describe_status(process.status)} before the guest could run{quoted(process.last_words())}"
+        )
+
+    async def end(self) -> None:
+        """Ask QEMU to end, ever less kindly; leaving the process kills what is left then."""
+        try:
+            if not await self._quit():
+                self.process.send_signal(signal.SIGTERM)
+                await self._ends_within(TERM_TIMEOUT_S)
+        finally:
+            self._loop.remove_reader(self.process.pidfd)
+            await self.monitor.close()
+
+    async def _quit(self) -> bool:
+        with contextlib.suppress(asyncio.TimeoutError):
+            if await asyncio.wait_for(self.monitor.quit(), ANSWER_TIMEOUT_S):
+                return await self._ends_within(QUIT_TIMEOUT_S)
+        return self.ended.is_set()
+
+
+@contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """
+    Hold back the signals that ask a program to end; what came meanwhile arrives at the end.
+
+    Inside, run_guest still takes them, as the end of its guest.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _end_signals(react: Callable[[], None]) -> Iterator[None]:
+    """
+    Turn the signals that ask a program to end into calls of react, held back ones too; the old handlers return.
+
+    Only a program's main thread has them to give: elsewhere nothing happens.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in END_SIGNALS}
+    for number in END_SIGNALS:
+        loop.add_signal_handler(number, react)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+
+class _Request(NamedTuple):
+    """What run_guest was asked for."""
+
+    argv_builder: ArgvBuilder
+    name: str | None
+    actions: dict[str, str]
+    memlock_limit: int | None
+    on_started: OnStarted | None
+    ownership: Ownership | None
+    pass_fds: tuple[int, ...]
+
+    def spawn(self, runtime: RuntimeDir, output: OutputPipe) -> QEMUProcess:
+        with runtime.listening_socket() as monitor_fd:
+            return QEMUProcess.spawn(
+                self.argv_builder(monitor_fd),
+                home=runtime.path,
+                output=output,
+                pass_fds=(monitor_fd, runtime.fd, *self.pass_fds),
+                memlock_limit=self.memlock_limit,
+                ownership=self.ownership,
+            )
+
+    async def run(self, runtime: RuntimeDir, output: OutputPipe) -> GuestOutcome:
+        over = asyncio.Event()
+        with _end_signals(over.set), self.spawn(runtime, output) as process:
+            output.follow(asyncio.get_running_loop())
+            guest = _Guest(process, self.name, self.actions, over)
+            try:
+                reason = await guest.run(runtime.monitor_path, self.on_started)
+            finally:
+                await guest.end()
+                output.unfollow()
+        return _outcome(reason, process)
+
+
+def _outcome(reason: str | None, process: QEMUProcess) -> GuestOutcome:
+    """A QEMU that ends by itself without an error was asked to by another program."""
+    failed = reason is None and process.status != 0
+    return GuestOutcome(reason or (CRASHED if failed else DESTROYED), process.status, failed, process.last_words())
+
+
+def run_guest(
+    argv_builder: ArgvBuilder,
+    *,
+    dom: Domain,
+    runtime_dir: str,
+    memlock_limit: int | None = None,
+    on_started: OnStarted | None = None,
+    log_path: str | None = None,
+    ownership: Ownership | None = None,
+    pass_fds: Sequence[int] = (),
+) -> GuestOutcome:
+    """
+    Run a guest until it ends, and QEMU with it.
+
+    SIGINT, SIGTERM, SIGHUP and SIGQUIT end the guest at once, like pulling its plug: the guest cannot delay the
+    release of its devices. An orderly shutdown is the guest's own.
+
+    Args:
+        argv_builder: receives the fd of the listening monitor socket and returns QEMU's argv, which
+            starts the guest paused (-S) and keeps QEMU when the guest powers off (-no-shutdown).
+        dom: the guest's name, and its actions for a power-off, a reboot or a crash.
+        runtime_dir: where the argv looks for the master key; created if missing, and emptied at the end.
+        memlock_limit: bytes QEMU may lock; None keeps the limit.
+        on_started: called with QEMU's process id when the guest's processors run.
+        log_path: a file to which QEMU's output is appended, which rolls over at 2 MiB; a relative path is below the
+            caller's working directory. None keeps the output while the guest runs, and its end for ``last_words``.
+        ownership: the user that QEMU runs as, without any privilege; None keeps the caller's user.
+        pass_fds: descriptors in the argv besides the monitor's.
+
+    Raises:
+        ConfigUnsupportedError: the domain requests an unsupported lifecycle action.
+        OperationError: QEMU could not be run, ended before the guest could run (its own output is in the message), or
+            does not obey; it has ended then as well.
+    """
+    actions = lifecycle_actions(dom)
+    request = _Request(argv_builder, dom.name, actions, memlock_limit, on_started, ownership, tuple(pass_fds))
+    gid = None if ownership is None else ownership.gid
+    log_path = None if log_path is None else os.path.abspath(log_path)
+    with standard_descriptors(), RuntimeDir(runtime_dir, gid) as runtime, runtime.open_log(log_path) as output:
+        return asyncio.run(request.run(runtime, output))
