@@ -18,38 +18,6 @@
 
 #define BRIDGE_BASE_CLASS 0x06 /* PCI Code and ID Assignment 1.7; has no SR-IOV capability */
 
-/*
- * The index of the first key that is not below this one; the caller knows that it lies between low
- * and high.
- */
-static size_t bisect(const struct phd_scan *scan, uint64_t key, size_t low, size_t high)
-{
-	while (low < high) {
-		size_t middle = low + (high - low) / 2;
-
-		if (scan->records[middle].key < key)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return low;
-}
-
-/* Drivers list their functions roughly in order, so the search starts at the last result. */
-struct phd_record *phd_find(struct phd_scan *scan, uint64_t key)
-{
-	size_t low = scan->last_found, high = low, reach = 1;
-
-	if (low < scan->count && scan->records[low].key < key)
-		for (; high < scan->count && scan->records[high].key < key; reach *= 2)
-			high = high + reach < scan->count ? high + reach : scan->count;
-	else
-		for (; low > 0 && scan->records[low - 1].key >= key; reach *= 2)
-			low = low > reach ? low - reach : 0;
-	low = scan->last_found = bisect(scan, key, low, high);
-	return low < scan->count && scan->records[low].key == key ? &scan->records[low] : NULL;
-}
-
 /* 1 if the function exists below fd, 0 if it does not */
 static int is_there(struct phd_scan *scan, int fd)
 {

@@ -116,6 +116,11 @@ ssize_t phd_read_link(struct phd_scan *scan, const char *attr, char *target, con
 /* The key of a link's target; PHD_NONE64 if the link does not exist. */
 int phd_read_address_link(struct phd_scan *scan, const char *attr, uint64_t *key);
 
+/* pcilist.c */
+
+/* The record of a function, NULL where the scan has none. */
+struct phd_record *phd_find(struct phd_scan *scan, uint64_t key);
+
 /* pcidrivers.c */
 
 int phd_invert_drivers(struct phd_scan *scan, int bus_fd);
@@ -135,9 +140,5 @@ void phd_leave_bus(struct phd_scan *scan);
 int phd_find_vfs(struct phd_scan *scan, size_t index);
 /* Find the VFs of all pending PFs in the listing, while their bus is the current one. */
 int phd_derive_vfs(struct phd_scan *scan);
-
-/* pcifill.c */
-
-struct phd_record *phd_find(struct phd_scan *scan, uint64_t key);
 
 #endif

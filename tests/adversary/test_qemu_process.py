@@ -23,9 +23,9 @@ from typing import NamedTuple
 import pytest
 
 from pyhostdev.errors import OperationError
-from pyhostdev.qemu import qemu_process
 from pyhostdev.qemu.qemu_process import log as qemu_log
 from pyhostdev.qemu.qemu_process import monitor as qemu_monitor
+from pyhostdev.qemu.qemu_process import process as qemu_process
 from pyhostdev.qemu.qemu_process.process import GuestOutcome, run_guest
 
 QEMU = shutil.which("qemu-system-x86_64")
