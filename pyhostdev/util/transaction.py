@@ -6,6 +6,7 @@ A change of the host that succeeds as a whole or is rolled back: in reverse, pas
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -82,18 +83,40 @@ def log() -> Logger:
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], None]]:
     """
-    Defer requests to end the program in this thread; yield a check that turns a pending signal into an error.
+    Defer requests to end the program; yield a check that turns a signal that has come into an error.
 
-    So a change stops between two steps, its undo is never interrupted, and the signal is delivered afterwards.
+    So a change stops between two steps, its undo is never interrupted, and the signal is delivered afterwards. The
+    signals are blocked in this thread. Another thread of the program may take one all the same, so in the main thread,
+    which runs the handlers, they are also noted and raised again at the end.
     """
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, DEFERRED_SIGNALS)
+    # a blocked signal waits even where the program ignores it, as under nohup
+    numbers = {number for number in DEFERRED_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    noted: set[int] = set()
+    handlers = _replaced_handlers(numbers, lambda number, _frame: noted.add(number))
 
     def check() -> None:
-        waiting = signal.sigpending() & set(DEFERRED_SIGNALS)
+        waiting = (signal.sigpending() & numbers) | noted
         if waiting:
             raise OperationError(f"Interrupted by {signal.Signals(min(waiting)).name}")
 
     try:
         yield check
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        for number in noted:
+            signal.raise_signal(number)
+
+
+def _replaced_handlers(numbers: set[signal.Signals], replacement: Callable[[int, Any], Any]) -> dict[int, Any]:
+    """Replace the handlers of signals, which only the main thread may do; return the former ones by signal."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    former = {number: signal.getsignal(number) for number in numbers}
+    # None: a handler that is not Python's cannot be put back
+    known: dict[int, Any] = {number: handler for number, handler in former.items() if handler is not None}
+    for number in known:
+        signal.signal(number, replacement)
+    return known
