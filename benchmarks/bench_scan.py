@@ -8,12 +8,12 @@ ratios of works timed in turns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import peers
 import pytest
 
-from benchmarks import peers
 from pyhostdev.util import pciscan, pciscan_ref
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostscan import Scan
@@ -101,7 +101,7 @@ def test_reference(benchmark: Any, large_host: LargeHost, functions: int, shape:
     benchmark.group = f"scan {shape} {functions}"
     benchmark.pedantic(pciscan_ref.scan, (root,), rounds=3, warmup_rounds=1)
 
-
+def scan_all(root: HostRoot) -> tuple[list[pciscan.ScanRecord], Mapping[int, tuple[int, ...]]]:
 def scan_all(root: HostRoot) -> tuple[list[pciscan.ScanRecord], dict[int, tuple[int, ...]]]:
     """Scan and make everything a snapshot can make."""
     snapshot = pciscan.scan(root)

@@ -71,7 +71,9 @@ class SameAlgorithm:
         }
         functions: list[tuple[Any, ...]] = []
         groups: dict[str | None, list[str]] = defaultdict(list)
-        bus, pfs, first = "", {}, {}
+        bus = ""
+        pfs: dict[str, Any] = {}
+        first: dict[str, Any] = {}
         for name in sorted(os.listdir(self.devices)):
             if name[:-5] != bus:
                 bus = name[:-5]

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import goals
 import peers
@@ -135,7 +136,7 @@ def bulk_goals(trees: Trees, rounds: int) -> Iterator[Goal]:
         for dev in Scan(root, pciscan.scan_with(root, AS_SYSFS)):
             _ = dev.address, dev.vendor, dev.driver, dev.iommu_group, dev.physfn
 
-    works = {
+    works: dict[str, Any] = {
         "c": CPart(root, AS_SYSFS),
         "scan": lambda: pciscan.scan_with(root, AS_SYSFS),
         "columns": columns,

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import typing
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ KNOWN |= {"Request", "StateDir"}
 A = "0001:09:00.0"
 
 
-def annotations(name: str) -> set[str]:
+def named_classes(name: str) -> set[str]:
     """Return the names of our own classes in the signatures of a class's public methods."""
     found: set[str] = set()
     for method, function in inspect.getmembers(getattr(pyhostdev, name), callable):
@@ -36,7 +37,7 @@ def annotations(name: str) -> set[str]:
 @pytest.mark.parametrize("name", CLASSES)
 def test_types_of_public_methods_are_public(name: str) -> None:
     """The return type of every public method can be imported."""
-    assert set() == annotations(name) - set(pyhostdev.__all__)
+    assert set() == named_classes(name) - set(pyhostdev.__all__)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_an_address_is_accepted_as_text(bcm5719: FakeHost) -> None:
 
 def test_assignable_means_that_no_one_is_asked(bcm5719: FakeHost) -> None:
     """A mounted disk asks for consent and a host bridge is refused; each stands in the way."""
-    scan = pyhostdev.Host(bcm5719.root).scan()
+    scan: Any = pyhostdev.Host(bcm5719.root).scan()
     (found,) = scan.obstacles(scan.find("0001:00:00.0"))
     assert ("not-endpoint", "error") == (found.reason, found.severity)
     assert scan.is_assignable(scan.find("0001:07:00.0"))

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -34,14 +36,14 @@ def canonical(text: str) -> list[object]:
 
 
 @pytest.mark.parametrize("path", DEFINED, ids=lambda path: path.stem)
-def test_what_libvirt_printed_is_printed_again(path):
+def test_what_libvirt_printed_is_printed_again(path: Path) -> None:
     """A definition as libvirt prints it comes out in the same order with the same values."""
     text = path.read_text()
     assert canonical(text) == canonical(DomainDef.parse(text).format())
 
 
 @pytest.mark.parametrize("path", DEFINED + WRITTEN, ids=lambda path: path.stem)
-def test_printing_what_was_parsed_is_a_fixed_point(path):
+def test_printing_what_was_parsed_is_a_fixed_point(path: Path) -> None:
     """format(parse(x)) parses to the same definition and prints the same text."""
     dom = DomainDef.parse(path.read_bytes())
     once = dom.format()
@@ -66,7 +68,7 @@ def values(field: object) -> st.SearchStrategy[object]:
     return definitions(field.definition)
 
 
-def readable(parse, text: str) -> list[object]:
+def readable(parse: Callable[[str], object], text: str) -> list[object]:
     try:
         return [parse(text)]
     except ValueError:
@@ -74,9 +76,9 @@ def readable(parse, text: str) -> list[object]:
 
 
 @st.composite
-def definitions(draw: st.DrawFn, definition: type[ElementDef]) -> ElementDef:
+def definitions(draw: st.DrawFn, definition: type[Any]) -> ElementDef:
     """Return a definition with a few fields set, and a few things the tables do not know."""
-    made = definition()
+    made: ElementDef = definition()
     fields = {name: field for name, field in definition.declared().items() if hasattr(field, "path")}
     required = [name for name, field in fields.items() if getattr(field, "required", False)]
     free = sorted(set(fields) - set(required) - {"foreign"})
@@ -90,7 +92,7 @@ def definitions(draw: st.DrawFn, definition: type[ElementDef]) -> ElementDef:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(definitions(DomainDef))
-def test_made_domains_survive_parsing_and_printing(made):
+def test_made_domains_survive_parsing_and_printing(made: DomainDef) -> None:
     """Whatever the tables can hold and the parser accepts is read back as it was printed."""
     try:
         parsed = DomainDef.parse(made.format())
@@ -103,13 +105,13 @@ def test_made_domains_survive_parsing_and_printing(made):
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.sampled_from("<>/='\" \n&;a!-?[]domain"), max_size=60) | st.binary(max_size=60))
-def test_noise_is_refused_as_xml(noise):
+def test_noise_is_refused_as_xml(noise: str | bytes) -> None:
     """Bytes and texts that are not a domain give an XMLError, never another exception."""
     with pytest.raises(XMLError):
         DomainDef.parse(noise)
 
 
-def test_what_is_not_modelled_is_kept_and_named():
+def test_what_is_not_modelled_is_kept_and_named() -> None:
     """Unknown elements and attributes survive and are listed with their lines; metadata is harmless."""
     text = """<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>d</name>
@@ -134,7 +136,7 @@ def test_what_is_not_modelled_is_kept_and_named():
     assert all(kept in dom.format() for kept in ("<!-- kept -->", "speed=", "-foo", "mass='1'"))
 
 
-def test_scalars_have_their_units():
+def test_scalars_have_their_units() -> None:
     """Memory is in KiB whatever unit it was written in, rounded up."""
     text = (
         "<domain type='kvm'><name>d</name><maxMemory slots='2' unit='GiB'>4</maxMemory>"
@@ -161,14 +163,14 @@ def test_scalars_have_their_units():
         ("<network/>", 1),
     ],
 )
-def test_a_domain_that_is_none_is_refused_with_its_line(text, line):
+def test_a_domain_that_is_none_is_refused_with_its_line(text: str, line: int) -> None:
     """Errors about missing and impossible values name their place."""
     with pytest.raises(XMLError) as error:
         DomainDef.parse(text)
     assert line == error.value.line
 
 
-def test_guest_pci_addresses_leave_out_host_devices():
+def test_guest_pci_addresses_leave_out_host_devices() -> None:
     """Addresses of other devices, so that a host device's slot can be checked for function 0."""
     dom = DomainDef.parse((TESTDATA / "ifhostdev-vlan.out.xml").read_bytes())
     hostdevs = {hostdev.info.pci.pci for hostdev in dom.pci_hostdevs()}
@@ -177,7 +179,7 @@ def test_guest_pci_addresses_leave_out_host_devices():
     assert len(list(dom.device_infos())) > len(taken) > 2
 
 
-def test_hostdevs_can_be_added_to_a_copy():
+def test_hostdevs_can_be_added_to_a_copy() -> None:
     """The original keeps its devices, the copy has independent new ones."""
     dom = DomainDef.parse((TESTDATA / "unassigned-x-seed-example.out.xml").read_bytes())
     before = len(dom.hostdevs)

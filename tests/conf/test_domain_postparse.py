@@ -35,7 +35,7 @@ def controllers(dom: DomainDef) -> list[tuple[str, int | None, str | None]]:
 
 
 @pytest.mark.parametrize("path", DEFINED, ids=lambda path: path.stem)
-def test_a_domain_that_libvirt_defined_lacks_nothing(path):
+def test_a_domain_that_libvirt_defined_lacks_nothing(path: Path) -> None:
     """Filling in defaults changes nothing but the order of controllers, which libvirt sorts when it parses."""
     dom = DomainDef.parse(path.read_bytes())
     again = post_parse(dom)
@@ -45,7 +45,7 @@ def test_a_domain_that_libvirt_defined_lacks_nothing(path):
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.stem)
-def test_defaults_are_those_of_libvirt(path):
+def test_defaults_are_those_of_libvirt(path: Path) -> None:
     """All values that libvirt filled in, except guest addresses and controllers that only addresses need."""
     want = DomainDef.parse(path.with_suffix(".out.xml").read_bytes())
     have = post_parse(DomainDef.parse(path.read_bytes()))
@@ -57,7 +57,7 @@ def test_defaults_are_those_of_libvirt(path):
 
 
 @pytest.mark.parametrize("path", DEFINED + WRITTEN, ids=lambda path: path.stem)
-def test_filling_in_twice_changes_nothing(path):
+def test_filling_in_twice_changes_nothing(path: Path) -> None:
     """Defaults are a fixed point, and the definition that was given is left alone."""
     dom = DomainDef.parse(path.read_bytes())
     before = dom.format()
@@ -75,12 +75,14 @@ def test_filling_in_twice_changes_nothing(path):
         ("isapc", "x86_64", []),
     ],
 )
-def test_machines_have_the_controllers_they_always_have(machine, arch, expected):
+def test_machines_have_the_controllers_they_always_have(
+    machine: str, arch: str, expected: list[tuple[str, int | None, str | None]]
+) -> None:
     """Implicit controllers follow the machine type."""
     assert expected == controllers(defined(machine=machine, arch=arch))
 
 
-def test_scalars_have_defaults():
+def test_scalars_have_defaults() -> None:
     """The elements that every domain has, with libvirt's values."""
     dom = defined()
     assert (
@@ -110,7 +112,7 @@ def test_scalars_have_defaults():
     )
 
 
-def test_a_domain_without_uuid_or_mac_gets_the_same_ones_every_time():
+def test_a_domain_without_uuid_or_mac_gets_the_same_ones_every_time() -> None:
     """The same file gives the same guest: no value is random."""
     one, other = defined("<interface type='user'/><interface type='user'/>"), defined("<interface type='user'/>")
     assert (one.uuid, one.interfaces[0].mac) == (other.uuid, other.interfaces[0].mac)
@@ -118,7 +120,7 @@ def test_a_domain_without_uuid_or_mac_gets_the_same_ones_every_time():
     assert one.interfaces[0].mac.startswith("52:54:00:")
 
 
-def test_controllers_are_sorted_and_numbered_within_their_type():
+def test_controllers_are_sorted_and_numbered_within_their_type() -> None:
     """A lower index goes before a higher one of its type; without index the lowest free one is taken."""
     dom = defined(
         "<controller type='scsi' index='3' model='virtio-scsi'/><controller type='usb' index='0'/>"
@@ -127,7 +129,7 @@ def test_controllers_are_sorted_and_numbered_within_their_type():
     assert [("scsi", 1), ("scsi", 3), ("scsi", 0), ("usb", 0), ("pci", 0)] == [row[:2] for row in controllers(dom)]
 
 
-def test_usb_companions_share_an_index_and_get_their_ports():
+def test_usb_companions_share_an_index_and_get_their_ports() -> None:
     """EHCI and its UHCI companions that follow it are one controller."""
     dom = defined("".join(f"<controller type='usb' model='ich9-{m}'/>" for m in ("ehci1", "uhci1", "uhci2", "uhci3")))
     usb = [(c.index, c.info.master_startport) for c in dom.controllers if c.type == "usb"]
@@ -144,7 +146,7 @@ def test_usb_companions_share_an_index_and_get_their_ports():
         ("fdb", "fdc", (0, 0, 1)),
     ],
 )
-def test_disks_take_the_place_their_name_says(target, bus, place):
+def test_disks_take_the_place_their_name_says(target: str, bus: str, place: tuple[int, ...] | None) -> None:
     """Controller, bus and unit follow from the name; the controller is added."""
     kind = "floppy" if bus == "fdc" else "disk"
     said = "" if bus != "sata" else "bus='sata'"
@@ -156,7 +158,7 @@ def test_disks_take_the_place_their_name_says(target, bus, place):
     assert place is None or (bus, place[0]) in {(c.type, c.index) for c in dom.controllers}
 
 
-def test_a_console_and_the_first_serial_port_are_one():
+def test_a_console_and_the_first_serial_port_are_one() -> None:
     """Either makes the other; they are printed alike."""
     for device in ("<console type='pty'/>", "<serial type='pty'/>"):
         dom = defined(device)
@@ -182,13 +184,13 @@ def test_a_console_and_the_first_serial_port_are_one():
         ("type='spice'", {"port": None, "autoport": None, "listen": None}),
     ],
 )
-def test_ports_of_graphics_are_settled(graphics, expected):
+def test_ports_of_graphics_are_settled(graphics: str, expected: dict[str, object]) -> None:
     """Ports that are chosen when the guest starts are not kept."""
     screen = defined(f"<graphics {graphics}/>").graphics[0]
     assert expected == {name: getattr(screen, name) for name in expected}
 
 
-def test_graphics_bring_a_video_device():
+def test_graphics_bring_a_video_device() -> None:
     """The first video device is the primary one."""
     dom = defined("<graphics type='vnc'/>")
     assert [("cirrus", 16384, 1, True)] == [(v.model_type, v.vram, v.heads, v.primary) for v in dom.videos]
@@ -196,7 +198,7 @@ def test_graphics_bring_a_video_device():
     assert [("virtio", True), ("qxl", None)] == [(v.model_type, v.primary) for v in dom.videos]
 
 
-def test_libvirt_does_not_look_at_what_a_kind_does_not_have():
+def test_libvirt_does_not_look_at_what_a_kind_does_not_have() -> None:
     """ROM and boot order of a controller, multiqueue of a device that is not virtio, filters without tap."""
     dom = defined(
         "<controller type='usb' index='0' ports='4' vectors='2'><rom bar='on'/><boot order='1'/></controller>"
@@ -231,7 +233,7 @@ def test_libvirt_does_not_look_at_what_a_kind_does_not_have():
         ),
     ],
 )
-def test_contradictions_have_libvirts_numbers(devices, rest, code):
+def test_contradictions_have_libvirts_numbers(devices: str, rest: str, code: int) -> None:
     """An impossible default is an error with libvirt's number; 0 means none."""
     if not code:
         assert "virtio-serial" in defined(devices, rest).format()
@@ -241,7 +243,7 @@ def test_contradictions_have_libvirts_numbers(devices, rest, code):
     assert code == error.value.libvirt_code
 
 
-def test_boot_order_of_devices_excludes_that_of_the_domain():
+def test_boot_order_of_devices_excludes_that_of_the_domain() -> None:
     """One of the two defines what boots; the default only applies without both."""
     device = "<hostdev type='pci'><source><address bus='1'/></source><boot order='1'/></hostdev>"
     assert [] == defined(device).os.boot_devs
@@ -250,7 +252,7 @@ def test_boot_order_of_devices_excludes_that_of_the_domain():
     assert 67 == error.value.libvirt_code
 
 
-def test_memory_that_can_be_plugged_in_needs_a_numa_cell():
+def test_memory_that_can_be_plugged_in_needs_a_numa_cell() -> None:
     """A domain without cells gets one with all processors."""
     dom = defined(rest="<maxMemory slots='2' unit='GiB'>4</maxMemory><vcpu>4</vcpu>")
     assert [(0, "0-3", 1048576, "KiB")] == [(c.id, c.cpus, c.memory, c.unit) for c in dom.cpu.cells]

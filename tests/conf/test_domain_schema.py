@@ -21,7 +21,7 @@ def domain(device: str) -> str:
 
 
 @pytest.mark.parametrize("path", sorted(TESTDATA.glob("*.xml")), ids=lambda path: path.stem)
-def test_s7_whole_domains_are_valid(path):
+def test_s7_whole_domains_are_valid(path: Path) -> None:
     """Any element elsewhere is let through, host devices of real definitions are allowed."""
     assert [] == validate_schema(path.read_bytes())
 
@@ -41,7 +41,7 @@ def test_s7_whole_domains_are_valid(path):
         "<thing><deeper unknown='yes'/>text</thing>",
     ],
 )
-def test_s7_what_we_model_is_valid(device):
+def test_s7_what_we_model_is_valid(device: str) -> None:
     """The schema and the parser agree on the attributes and elements of a host device."""
     assert [] == validate_schema(domain(device))
     DomainDef.parse(domain(device))
@@ -62,7 +62,7 @@ def test_s7_what_we_model_is_valid(device):
         "<disk assigned='no'/>",
     ],
 )
-def test_s7_what_rows_s1_and_s2_forbid_is_invalid(device):
+def test_s7_what_rows_s1_and_s2_forbid_is_invalid(device: str) -> None:
     """The schema reports it with a line, and the parser refuses it, too."""
     errors = validate_schema(domain(device))
     assert [4] == sorted({line for line, _ in errors})
@@ -70,7 +70,7 @@ def test_s7_what_rows_s1_and_s2_forbid_is_invalid(device):
         DomainDef.parse(domain(device))
 
 
-def test_s7_a_document_that_is_none_is_an_error_with_its_line():
+def test_s7_a_document_that_is_none_is_an_error_with_its_line() -> None:
     """Malformed or hostile input is reported like any other error."""
     assert [2] == [line for line, _ in validate_schema("<domain>\n<a></domain>")]
     assert "DOCTYPE" in validate_schema("<!DOCTYPE d><domain/>")[0][1]

@@ -26,7 +26,7 @@ def domain(devices: str = "", rest: str = "") -> DomainDef:
 
 
 @pytest.mark.parametrize("path", sorted(TESTDATA.glob("*.xml")), ids=lambda path: path.stem)
-def test_domains_that_libvirt_accepts_are_accepted(path):
+def test_domains_that_libvirt_accepts_are_accepted(path: Path) -> None:
     """No rule is stricter than libvirt."""
     assert [] == validate_all(DomainDef.parse(path.read_bytes()))
 
@@ -77,7 +77,7 @@ def test_domains_that_libvirt_accepts_are_accepted(path):
         ("<controller type='usb' index='0' model='none'/>\n<redirdev bus='usb' type='spicevmc'/>", 67, 3),
     ],
 )
-def test_what_libvirt_refuses_is_refused_with_its_number(devices, code, line):
+def test_what_libvirt_refuses_is_refused_with_its_number(devices: str, code: int, line: int) -> None:
     """One error, with libvirt's number and the line of the device at fault."""
     errors = validate_all(domain(devices))
     assert [(code, line)] == [(error.libvirt_code, error.line) for error in errors]
@@ -99,12 +99,12 @@ def test_what_libvirt_refuses_is_refused_with_its_number(devices, code, line):
         "<controller type='pci' index='1' model='pci-root'><target index='30'/></controller>",
     ],
 )
-def test_neighbours_of_what_is_refused_are_accepted(devices):
+def test_neighbours_of_what_is_refused_are_accepted(devices: str) -> None:
     """A rule refuses only what it names."""
     assert [] == validate_all(domain(devices))
 
 
-def test_all_errors_are_found_and_sorted_by_line():
+def test_all_errors_are_found_and_sorted_by_line() -> None:
     """A user sees everything at once; raising gives the first of libvirt's order."""
     dom = domain(
         "<controller type='pci' index='300' model='pci-bridge'/>\n" + PCI.format(1, "") * 2,
@@ -116,14 +116,14 @@ def test_all_errors_are_found_and_sorted_by_line():
     ]
 
 
-def test_ramfb_is_for_one_device():
+def test_ramfb_is_for_one_device() -> None:
     """Two devices cannot both be the boot display."""
     other = MDEV.replace(UUID, UUID.replace("5", "6"))
     dom = domain(MDEV.format("ramfb='on'") + other.format("ramfb='on'"))
     assert [67] == [error.libvirt_code for error in validate_all(dom)]
 
 
-def test_topology_and_processors_agree():
+def test_topology_and_processors_agree() -> None:
     """Sockets, dies, cores and threads multiply to the number of virtual CPUs."""
     cpu = "<vcpu>{}</vcpu><cpu><topology sockets='2' cores='2' threads='1'/></cpu>"
     assert ([], [67]) == tuple(
@@ -132,7 +132,7 @@ def test_topology_and_processors_agree():
 
 
 @pytest.mark.parametrize(("name", "what"), [("a/b", "a slash"), ("../x", "a slash"), ("a&#10;b", "a line break")])
-def test_a_name_ends_in_paths_and_lines(name, what):
+def test_a_name_ends_in_paths_and_lines(name: str, what: str) -> None:
     """A name that no file can have, or that breaks a line of output, is refused by validate and define."""
     dom = DomainDef.parse(
         f"<domain type='qemu'><name>{name}</name><memory>524288</memory><os><type>hvm</type></os></domain>"
@@ -142,7 +142,7 @@ def test_a_name_ends_in_paths_and_lines(name, what):
             check()
 
 
-def test_a_zero_that_was_written_is_printed():
+def test_a_zero_that_was_written_is_printed() -> None:
     """The printed form can be parsed again, even with an invalid amount of memory."""
     text = domain().format().replace("</name>", "</name><currentMemory>0</currentMemory>", 1)
     printed = DomainDef.parse(text).format()

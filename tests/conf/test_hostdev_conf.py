@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pyhostdev.conf.device_conf import PCIGuestAddress, UnassignedAddress
@@ -26,10 +28,10 @@ def domain(*devices: str) -> DomainDef:
 
 
 class StubFunction:
-    def __init__(self, multifunction):
+    def __init__(self, multifunction: bool | Exception | None) -> None:
         self.multifunction = multifunction
 
-    def is_multifunction(self):
+    def is_multifunction(self) -> bool | None:
         if isinstance(self.multifunction, Exception):
             raise self.multifunction
         return self.multifunction
@@ -38,18 +40,25 @@ class StubFunction:
 class StubHost:
     """A host on which every function is alike."""
 
-    def __init__(self, multifunction, *, present=True):
+    def __init__(self, multifunction: bool | Exception | None, *, present: bool = True) -> None:
         self.function = StubFunction(multifunction) if present else None
 
-    def pci_device(self, address):
+    def pci_device(self, address: Any) -> Any:
         return self.function
+
+
+def stub_host(multifunction: bool | Exception | None, *, present: bool = True) -> Any:
+    """Return a host that answers this one question."""
+    return StubHost(multifunction, present=present)
 
 
 @pytest.mark.parametrize(
     ("attributes", "assigned", "is_assigned"),
     [("", None, True), ("assigned='yes'", True, True), ("assigned='no'", False, False)],
 )
-def test_s1_assigned_has_three_states_and_is_never_invented(attributes, assigned, is_assigned):
+def test_s1_assigned_has_three_states_and_is_never_invented(
+    attributes: str, assigned: bool | None, is_assigned: bool
+) -> None:
     """Absent means yes and stays absent when printed; yes and no are printed as written."""
     device = DomainHostdevDef.parse(hostdev(attributes))
     assert (assigned, is_assigned) == (device.assigned, device.is_assigned)
@@ -58,7 +67,7 @@ def test_s1_assigned_has_three_states_and_is_never_invented(attributes, assigned
 
 
 @pytest.mark.parametrize("value", ["", "maybe", "on", "true", "1", "YES", " no"])
-def test_s1_another_value_of_assigned_is_a_parse_error(value):
+def test_s1_another_value_of_assigned_is_a_parse_error(value: str) -> None:
     """Only yes and no are values."""
     with pytest.raises(XMLError, match="assigned") as error:
         DomainHostdevDef.parse(hostdev(f"assigned='{value}'"))
@@ -83,40 +92,40 @@ def test_s1_another_value_of_assigned_is_a_parse_error(value):
     ],
 )
 @pytest.mark.parametrize("value", ["yes", "no"])
-def test_s1_assigned_elsewhere_is_a_parse_error(device, value):
+def test_s1_assigned_elsewhere_is_a_parse_error(device: str, value: str) -> None:
     """It is an attribute of PCI host devices; kept anywhere else it would give a device away."""
     with pytest.raises(XMLError, match="assigned") as error:
         domain(device.format(value))
     assert 3 == error.value.line
 
 
-def test_s1_a_single_function_device_cannot_be_kept_from_the_guest():
+def test_s1_a_single_function_device_cannot_be_kept_from_the_guest() -> None:
     """validate(host) names the device with reason not-multifunction; without host it cannot know."""
     dom = domain(hostdev("assigned='no'"))
     dom.validate()
-    domain(hostdev("assigned='yes'")).validate(StubHost(False))  # says what holds anyway
+    domain(hostdev("assigned='yes'")).validate(stub_host(False))  # says what holds anyway
     with pytest.raises(ConfigError) as error:
-        dom.validate(StubHost(False))
+        dom.validate(stub_host(False))
     assert ("not-multifunction", FUNCTION_0, 3) == (error.value.reason, error.value.address, error.value.line)
 
 
 @pytest.mark.parametrize(
     "host",
     [
-        StubHost(True),
-        StubHost(None),
-        StubHost(None, present=False),
-        StubHost(SysfsError(5, "/sys/x", "read")),
+        stub_host(True),
+        stub_host(None),
+        stub_host(None, present=False),
+        stub_host(SysfsError(5, "/sys/x", "read")),
     ],
 )
-def test_s1_a_device_that_is_multifunction_unknown_missing_or_unreadable_passes(host):
+def test_s1_a_device_that_is_multifunction_unknown_missing_or_unreadable_passes(host: Any) -> None:
     """A stored definition must not become invalid because a card was pulled."""
     domain(hostdev("assigned='no'")).validate(host)
 
 
-def test_s1_without_the_attribute_a_single_function_device_is_no_matter():
+def test_s1_without_the_attribute_a_single_function_device_is_no_matter() -> None:
     """The rule is about the attribute; unassigned in libvirt's spelling asks for nothing."""
-    domain(hostdev(), hostdev(inner="<address type='unassigned'/>", function=1)).validate(StubHost(False))
+    domain(hostdev(), hostdev(inner="<address type='unassigned'/>", function=1)).validate(stub_host(False))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +143,7 @@ def test_s1_without_the_attribute_a_single_function_device_is_no_matter():
         ("teaming", "<teaming type='transient' persistent='ua-n'/>"),
     ],
 )
-def test_s2_a_not_assigned_device_cannot_have_what_needs_the_guest(name, element):
+def test_s2_a_not_assigned_device_cannot_have_what_needs_the_guest(name: str, element: str) -> None:
     """Each element is refused by name, with its line."""
     with pytest.raises(XMLError, match=f"<{name}>") as error:
         DomainHostdevDef.parse(hostdev("assigned='no'", element))
@@ -142,13 +151,13 @@ def test_s2_a_not_assigned_device_cannot_have_what_needs_the_guest(name, element
     DomainHostdevDef.parse(hostdev("assigned='yes'" if "unassigned" not in element else "", element))
 
 
-def test_s2_unassigned_contradicts_assigned_yes():
+def test_s2_unassigned_contradicts_assigned_yes() -> None:
     """The two spellings cannot contradict each other."""
     with pytest.raises(XMLError, match="unassigned"):
         DomainHostdevDef.parse(hostdev("assigned='yes'", "<address type='unassigned'/>"))
 
 
-def test_s2_holds_for_definitions_made_by_hand():
+def test_s2_holds_for_definitions_made_by_hand() -> None:
     """validate refuses what parse would have refused."""
     dom = domain()
     dom.hostdevs = [DomainHostdevDef.for_pci(FUNCTION_0, assigned=False)]
@@ -167,12 +176,12 @@ def test_s2_holds_for_definitions_made_by_hand():
         (hostdev(inner="<address type='unassigned'/>"), "unassigned"),
     ],
 )
-def test_a_hostdev_knows_its_spelling(device, spelling):
+def test_a_hostdev_knows_its_spelling(device: str, spelling: str | None) -> None:
     """What a user wrote is kept as it was written."""
     assert spelling == DomainHostdevDef.parse(device).spelling
 
 
-def test_guest_visible_hostdevs_leaves_out_both_spellings():
+def test_guest_visible_hostdevs_leaves_out_both_spellings() -> None:
     """One rule for both languages, in one place; order and other types stay."""
     dom = domain(
         hostdev("assigned='yes'"),
@@ -188,7 +197,7 @@ def test_guest_visible_hostdevs_leaves_out_both_spellings():
     assert [0, 0, 1, 2, 3] == [device.pci_address.function for device in dom.pci_hostdevs()]
 
 
-def test_an_interface_that_is_a_hostdev_shares_its_guest_side():
+def test_an_interface_that_is_a_hostdev_shares_its_guest_side() -> None:
     """Alias and address of the interface are those of the host device behind it."""
     dom = domain("<interface type='hostdev' managed='yes'><source><address type='pci' bus='1'/></source></interface>")
     net = dom.interfaces[0]
@@ -204,7 +213,7 @@ def test_an_interface_that_is_a_hostdev_shares_its_guest_side():
     assert 4 == dom.pci_hostdevs()[0].info.pci.slot
 
 
-def test_for_pci_is_what_the_xml_would_say():
+def test_for_pci_is_what_the_xml_would_say() -> None:
     """The constructor and the parser give equal definitions."""
     made = DomainHostdevDef.for_pci(PCIDeviceAddress(0x10000, 9, 0, 3), managed=True, unassigned=True)
     text = """<hostdev mode='subsystem' type='pci' managed='yes'>
@@ -225,7 +234,7 @@ def test_for_pci_is_what_the_xml_would_say():
         ("mdev", "model='vfio-pci'", "<address uuid='53764d0e-85a0-42b4-af5c-2046b460b1dc'/>", MdevSource),
     ],
 )
-def test_other_hostdevs_have_sources_of_their_own(type_, model, source, kind):
+def test_other_hostdevs_have_sources_of_their_own(type_: str, model: str, source: str, kind: type) -> None:
     """The type of the hostdev decides how its source is read."""
     device = DomainHostdevDef.parse(f"<hostdev type='{type_}' {model}><source>{source}</source></hostdev>")
     assert (kind, False) == (type(device.source), device.is_pci)
@@ -250,14 +259,14 @@ def test_other_hostdevs_have_sources_of_their_own(type_, model, source, kind):
         ("<hostdev type='pci'><driver name='foo'/><source/></hostdev>", 27),
     ],
 )
-def test_what_libvirt_does_not_parse_has_its_error_number(text, code):
+def test_what_libvirt_does_not_parse_has_its_error_number(text: str, code: int) -> None:
     """The wording is ours, the number is libvirt's."""
     with pytest.raises(ConfigError) as error:
         DomainHostdevDef.parse(text)
     assert code == error.value.libvirt_code
 
 
-def test_a_wrong_kind_of_guest_address_is_for_validation():
+def test_a_wrong_kind_of_guest_address_is_for_validation() -> None:
     """A PCI host device at a USB address parses, and is refused with libvirt's internal error."""
     dom = domain(hostdev(inner="<address type='usb' bus='0' port='1'/>"))
     with pytest.raises(ConfigUnsupportedError) as error:
@@ -265,14 +274,14 @@ def test_a_wrong_kind_of_guest_address_is_for_validation():
     assert 1 == error.value.libvirt_code
 
 
-def test_aliases_that_are_not_the_users_are_dropped():
+def test_aliases_that_are_not_the_users_are_dropped() -> None:
     """Only ua- names with safe characters stay, as in libvirt's inactive definitions."""
     names = ["ua-one", "hostdev0", "ua-a b", "ua-"]
     parsed = [DomainHostdevDef.parse(hostdev(inner=f"<alias name='{name}'/>")).info.alias for name in names]
     assert ["ua-one", None, None, "ua-"] == parsed
 
 
-def test_unassigned_is_an_address_without_numbers():
+def test_unassigned_is_an_address_without_numbers() -> None:
     """It parses and prints alone."""
     device = DomainHostdevDef.parse(hostdev(inner="<address type='unassigned'/>"))
     assert (UnassignedAddress(), False) == (device.info.address, device.info.wants_address)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pyhostdev.conf.domain_conf import DomainDef
@@ -28,14 +30,17 @@ def said(dom: DomainDef) -> list[tuple[bool | None, bool]]:
 
 
 class SingleFunctionHost:
-    def pci_device(self, address):
+    def pci_device(self, address: Any) -> Any:
         return self
 
-    def is_multifunction(self):
+    def is_multifunction(self) -> bool:
         return False
 
 
-def test_to_unassigned_leaves_no_assigned_anywhere():
+one_function: Any = SingleFunctionHost()
+
+
+def test_to_unassigned_leaves_no_assigned_anywhere() -> None:
     """libvirt ignores the attribute, and would give the function to the guest: no attribute may be left."""
     dom = domain(
         (f"{CARD}.0", "assigned='yes'", "<address type='pci' slot='4'/>"),
@@ -50,13 +55,13 @@ def test_to_unassigned_leaves_no_assigned_anywhere():
     assert [True, False, False, True] == [hostdev.is_assigned for hostdev in other.hostdevs]
 
 
-def test_to_assigned_writes_on_every_function_of_a_device_that_has_one_not_assigned():
+def test_to_assigned_writes_on_every_function_of_a_device_that_has_one_not_assigned() -> None:
     """Other devices are left as they are."""
     dom = domain((f"{CARD}.0", "", ""), (f"{CARD}.1", "", UNASSIGNED), ("0000:03:00.0", "", ""))
     assert [(True, False), (False, False), (None, False)] == said(dom.with_spelling("assigned"))
 
 
-def test_there_and_back_means_the_same():
+def test_there_and_back_means_the_same() -> None:
     """Each function is as much the guest's after two conversions as before."""
     dom = domain((f"{CARD}.0", "", ""), (f"{CARD}.1", "", UNASSIGNED), (f"{CARD}.3", "", ""))
     back = dom.with_spelling("assigned").with_spelling("unassigned")
@@ -64,7 +69,7 @@ def test_there_and_back_means_the_same():
     assert said(dom.with_spelling("assigned")) == said(back.with_spelling("assigned"))
 
 
-def test_the_original_is_not_changed():
+def test_the_original_is_not_changed() -> None:
     """A conversion returns a copy."""
     dom = domain((f"{CARD}.0", "assigned='no'", ""))
     before = dom.format()
@@ -82,7 +87,7 @@ def test_the_original_is_not_changed():
         ("teaming", "<teaming type='transient' persistent='ua-n'/>"),
     ],
 )
-def test_to_assigned_refuses_by_name_what_it_cannot_say(name, inner):
+def test_to_assigned_refuses_by_name_what_it_cannot_say(name: str, inner: str) -> None:
     """An unassigned device may have what assigned='no' forbids; the error names element and device."""
     dom = domain((f"{CARD}.1", "", inner + UNASSIGNED))
     with pytest.raises(XMLError, match=f"<{name}>") as error:
@@ -90,16 +95,16 @@ def test_to_assigned_refuses_by_name_what_it_cannot_say(name, inner):
     assert f"{CARD}.1" == str(error.value.address)
 
 
-def test_to_assigned_refuses_a_device_of_one_function():
+def test_to_assigned_refuses_a_device_of_one_function() -> None:
     """Where the host is asked, a single-function device cannot be written with the attribute."""
     dom = domain(("0000:03:00.0", "", UNASSIGNED))
     dom.with_spelling("assigned")
     with pytest.raises(XMLError) as error:
-        dom.with_spelling("assigned", SingleFunctionHost())
+        dom.with_spelling("assigned", one_function)
     assert ("not-multifunction", "0000:03:00.0") == (error.value.reason, str(error.value.address))
 
 
-def test_another_spelling_does_not_exist():
+def test_another_spelling_does_not_exist() -> None:
     """Only the two."""
     with pytest.raises(ConfigError, match="spelling"):
         domain().with_spelling("partial")

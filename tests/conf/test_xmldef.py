@@ -83,7 +83,7 @@ FULL = """<car id='0x00ff' towed='no'>
 """
 
 
-def test_what_is_printed_is_what_was_parsed():
+def test_what_is_printed_is_what_was_parsed() -> None:
     """Everything a table knows survives, in the table's order."""
     car = Car.parse(FULL)
     assert FULL == car.format()
@@ -100,14 +100,14 @@ def test_what_is_printed_is_what_was_parsed():
     )
 
 
-def test_the_order_of_the_source_does_not_matter():
+def test_the_order_of_the_source_does_not_matter() -> None:
     """Known elements are printed in the order of the table."""
     mixed = "<car id='255'><radio/><axles><wheel/></axles><name>x</name><!-- gone --></car>"
     lines = ["<car id='0x00ff'>", "  <name>x</name>", "  <axles>", "    <wheel size='16'/>", "  </axles>", "  <radio/>"]
     assert "\n".join([*lines, "</car>\n"]) == Car.parse(mixed).format()
 
 
-def test_unknown_attributes_and_elements_are_kept_where_they_were():
+def test_unknown_attributes_and_elements_are_kept_where_they_were() -> None:
     """What a table does not know is printed behind what it knows, at every depth."""
     text = """<car id='0x0001' new='1'>
   <body kind='van' high='yes'>
@@ -122,7 +122,7 @@ def test_unknown_attributes_and_elements_are_kept_where_they_were():
     assert [("car/@new", 1), ("car/wings", 6), ("car/body/@high", 2), ("car/body/roof", 4)] == car.unmodelled()
 
 
-def test_names_in_other_namespaces_are_not_mistaken_for_ours():
+def test_names_in_other_namespaces_are_not_mistaken_for_ours() -> None:
     """<x:name> is not <name>; prefixes and their meaning survive."""
     text = "<car xmlns:x='urn:x' id='1' x:id='7'><x:name>n</x:name></car>"
     car = Car.parse(text)
@@ -133,14 +133,14 @@ def test_names_in_other_namespaces_are_not_mistaken_for_ours():
     assert "xmlns:x='urn:x'" in car.format() and "x:id='7'" in car.format()
 
 
-def test_what_has_a_meaning_elsewhere_only_is_dropped():
+def test_what_has_a_meaning_elsewhere_only_is_dropped() -> None:
     """Ignored attributes and elements neither stay nor count as unknown."""
     car = Car.parse("<car id='1' sails='2'><rudder/><body anchor='x'><doors>1</doors></body></car>")
     assert [] == car.unmodelled()
     assert "<car id='0x0001'>\n  <body>\n    <doors>1</doors>\n  </body>\n</car>\n" == car.format()
 
 
-def test_of_elements_that_can_be_there_once_the_first_counts():
+def test_of_elements_that_can_be_there_once_the_first_counts() -> None:
     """As XPath gives libvirt the first node."""
     assert "a" == Car.parse("<car id='1'><name>a</name><name>b</name></car>").name
 
@@ -157,19 +157,19 @@ def test_of_elements_that_can_be_there_once_the_first_counts():
         ("<car id='1'>\n<boat assigned='no'/></car>", 2, 27, "'assigned'"),
     ],
 )
-def test_errors_have_line_number_and_name(text, line, code, named):
+def test_errors_have_line_number_and_name(text: str, line: int, code: int, named: str) -> None:
     """The error for an invalid value has its line, the value and libvirt's number."""
     with pytest.raises(XMLError) as error:
         Car.parse(text)
     assert (line, code, True) == (error.value.line, error.value.libvirt_code, named in str(error.value))
 
 
-def test_lenient_values_fall_back():
+def test_lenient_values_fall_back() -> None:
     """What libvirt ignores when it cannot read it is the default here, too."""
     assert None is Car.parse("<car id='1' towed='perhaps'/>").towed
 
 
-def test_a_copy_is_equal_and_independent():
+def test_a_copy_is_equal_and_independent() -> None:
     """Changing a copy, at any depth, leaves the original alone."""
     car = Car.parse(FULL)
     copy = car.copy()
@@ -179,14 +179,14 @@ def test_a_copy_is_equal_and_independent():
     assert (FULL, False) == (car.format(), car == copy)
 
 
-def test_definitions_can_be_made_without_xml():
+def test_definitions_can_be_made_without_xml() -> None:
     """A definition made by hand prints like a parsed one; a wrong name is a mistake at once."""
     assert "<car id='0x0002'>\n  <name>x</name>\n</car>\n" == Car(id=2, name="x").format()
     with pytest.raises(TypeError, match="wings"):
         Car(id=2, wings=1)
 
 
-def test_instances_do_not_share_their_lists():
+def test_instances_do_not_share_their_lists() -> None:
     """A new definition has lists and parts of its own."""
     one, other = Car(id=1), Car(id=1)
     one.wheels.append(Wheel())
@@ -194,14 +194,14 @@ def test_instances_do_not_share_their_lists():
     assert ([], None) == (other.wheels, other.paint.colour)
 
 
-def test_control_characters_survive_in_attributes():
+def test_control_characters_survive_in_attributes() -> None:
     """Line ends in an attribute are printed so that they are read back."""
     car = Car(id=1)
     car.paint.colour = "a\n\t\rb"
     assert "a\n\t\rb" == Car.parse(car.format()).paint.colour
 
 
-def test_all_errors_are_found():
+def test_all_errors_are_found() -> None:
     """The parser continues after an invalid value; the first error stays the first."""
     text = "<car id='x'>\n<body kind='boat'/>\n<axles>\n"
     text += "<wheel size='a'/>\n<wheel/>\n<wheel size='b'/>\n</axles>\n</car>"
@@ -211,7 +211,7 @@ def test_all_errors_are_found():
     assert [(1, "'x'"), (2, "'boat'"), (4, "'a'"), (6, "'b'")] == [(e.line, str(e).split()[2]) for e in found]
 
 
-def test_errors_of_a_list_are_bounded():
+def test_errors_of_a_list_are_bounded() -> None:
     """Of thousands of errors the first hundred are reported."""
     wheels = "\n<wheel size='a'/>" * 5000
     with pytest.raises(XMLError) as caught:
@@ -219,7 +219,7 @@ def test_errors_of_a_list_are_bounded():
     assert 100 == 1 + len(caught.value.others)
 
 
-def test_text_beside_elements_is_kept():
+def test_text_beside_elements_is_kept() -> None:
     """A text that an unknown element follows is printed before it, and read as it was; indentation is not a text."""
     text = "<car id='0x0001'>\n  <plate>53<wheels/>\n    <wings/>\n  </plate>\n</car>\n"
     assert text == Car.parse(text).format()

@@ -140,7 +140,7 @@ def test_record_that_took_an_expired_ones_place_stays(bcm5719: FakeHost, seed_do
     looking.prepare(looking.host.plan(seed_domain))
     read = looking.journal.read
     old = {address: record._replace(boot_id="another") for address, record in read()[0].items()}
-    answers = [(old, [])]
-    looking.journal.read = lambda: answers.pop() if answers else read()  # type: ignore[method-assign,assignment,return-value]
+    answers: list[Any] = [(old, [])]
+    looking.journal.read = lambda: answers.pop() if answers else read()  # type: ignore[method-assign]
     assert ["kept"] * 4 == [item.outcome for item in looking.recover(timeout_s=0)]
     assert 4 == len(looking.status().active)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -228,7 +228,13 @@ RESET_SCRIPTS = [
     Script("unknown reset method", (attribute(NIC0, "reset_method", "kick"),), ()),
 ]  # fmt: skip
 
-HELD = (*to_vfio("e1000e", NIC0), unbind("e1000e", NIC1), unbind("e1000e", NIC2), unbind("e1000e", NIC3), Hold(NIC0))
+HELD: tuple[Any, ...] = (
+    *to_vfio("e1000e", NIC0),
+    unbind("e1000e", NIC1),
+    unbind("e1000e", NIC2),
+    unbind("e1000e", NIC3),
+    Hold(NIC0),
+)
 
 HOLD_SCRIPTS = [
     Script("bind a host driver beside a guest", (*HELD, bind("e1000e", NIC1)), (NIC1,)),

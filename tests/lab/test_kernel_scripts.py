@@ -39,7 +39,7 @@ class Simulated:
         try:
             self.kernel.write(os.path.join(self.host.root.pci_bus, path), value, device=device)
         except SysfsError as err:
-            return errno.errorcode[err.errno]
+            return errno.errorcode[err.errno or 0]
         return "ok"
 
     def driver(self, address: str) -> str | None:

@@ -63,7 +63,9 @@ def test_every_file_is_known_with_what_is_done_to_it() -> None:
     found = {(file.path, file.mode, file.making) for file in needed_files(DomainDef.parse(EVERYTHING), HostRoot("/"))}
     read = {"/fw/code", "/boot/kernel", "/boot/initrd", "/boot/dtb", "/fw/slic", "/disk/ro", "/disk/cd"}
     write = {"/dev/kvm", "/fw/vars", "/disk/rw", "/share/rw", "/chr/dev", "/dev/vhost-vsock", "/dev/bus/usb/001/002"}
-    expected = {(path, READ, None) for path in read | {"/share/ro", "/rom/net", "/rng/random"}}
+    expected: set[tuple[str, int, str | None]] = {
+        (path, READ, None) for path in read | {"/share/ro", "/rom/net", "/rng/random"}
+    }
     expected |= {(path, WRITE, None) for path in write}
     expected |= {(path, os.W_OK, None) for path in ("/nbd/socket", "/chr/peer")}
     expected |= {(path, os.W_OK, "absent") for path in ("/chr/file", "/chr/log")}

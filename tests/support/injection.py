@@ -74,13 +74,13 @@ def hostile(path: Path) -> Iterator[tuple[str, bytes]]:
     root = etree.fromstring(path.read_bytes())
     for element in root.iter(etree.Element):
         for name in list(element.attrib):
-            value = element.get(name)
+            value = str(element.get(name))
             for end in ENDS:
                 element.set(name, f"{value}{end}")
-                yield f"{path.name}: {element.tag}/@{name}{end!r}", etree.tostring(root)
+                yield f"{path.name}: {element.tag}/@{name}{end!r}", etree.tostring(root)  # type: ignore[str-bytes-safe]
             element.set(name, str(value))
         if element.text and element.text.strip():
-            value = element.text
+            value = str(element.text)
             for end in ENDS:
                 element.text = f"{value}{end}"
                 yield f"{path.name}: {element.tag}{end!r}", etree.tostring(root)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -19,13 +21,13 @@ F0 = PCIDeviceAddress.parse("0001:09:00.0")
 NVME = PCIDeviceAddress.parse("0001:07:00.0")
 
 
-def read(fake, path):
+def read(fake: FakeHost, path: str) -> str:
     with open(fake.root.join(path), encoding="ascii") as file:
         return file.read()
 
 
 @pytest.mark.parametrize("name", named_hosts())
-def test_shipped_host_is_as_described(name, tmp_path):
+def test_shipped_host_is_as_described(name: str, tmp_path: Path) -> None:
     """Every function of its text is on its bus, in its group, on its driver, below its PF, with ids and class."""
     fake = FakeHost.named(name, tmp_path)
     for spec in fake.spec.functions.values():
@@ -44,13 +46,13 @@ def test_shipped_host_is_as_described(name, tmp_path):
         assert (spec.physfn is None and spec.multifunction) == pciconfig.is_multifunction(config)
 
 
-def pathbytes(path):
+def pathbytes(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
 
 
 @pytest.mark.parametrize("name", named_hosts())
-def test_shipped_host_can_be_scanned(name, tmp_path):
+def test_shipped_host_can_be_scanned(name: str, tmp_path: Path) -> None:
     """The plain scanner sees the functions of the description."""
     fake = FakeHost.named(name, tmp_path)
     assert sorted(map(str, fake.spec.functions)) == sorted(record.address for record in scan(fake.root))
@@ -58,7 +60,7 @@ def test_shipped_host_can_be_scanned(name, tmp_path):
 
 @pytest.mark.skipif(shutil.which("lspci") is None, reason="no lspci here")
 @pytest.mark.parametrize("name", named_hosts())
-def test_lspci_reads_a_shipped_host(name, tmp_path):
+def test_lspci_reads_a_shipped_host(name: str, tmp_path: Path) -> None:
     """An independent reader sees the same functions and drivers, and its capability walk ends without complaint."""
     fake = FakeHost.named(name, tmp_path)
     command = ["lspci", "-A", "linux-sysfs", "-O", f"sysfs.path={fake.root.pci_bus}", "-D", "-n", "-k", "-vv"]
@@ -69,7 +71,7 @@ def test_lspci_reads_a_shipped_host(name, tmp_path):
     assert not [word for word in ("<chain", "<access denied", "broken") if word in done.stdout]
 
 
-def test_functions_lie_below_their_bridge(fakehost):
+def test_functions_lie_below_their_bridge(fakehost: Callable[[str], FakeHost]) -> None:
     """As in sysfs: the host bridge's bus, the port, the function; links lead there."""
     fake = fakehost("bcm5719")
     place = "sys/devices/pci0001:08/0001:08:00.0/0001:09:00.0"
@@ -77,7 +79,7 @@ def test_functions_lie_below_their_bridge(fakehost):
     assert "../../../../bus/pci/drivers/tg3" == os.readlink(fake.root.join(place, "driver"))
 
 
-def test_vfs_lie_beside_their_pf(fakehost):
+def test_vfs_lie_beside_their_pf(fakehost: Callable[[str], FakeHost]) -> None:
     """And virtfnN and physfn are one step away."""
     fake = fakehost("sriov")
     pf = os.path.realpath(fake.root.join("sys/bus/pci/devices/0000:03:00.0"))
@@ -85,7 +87,7 @@ def test_vfs_lie_beside_their_pf(fakehost):
     assert "../0000:03:00.0" == os.readlink(f"{pf}/virtfn2/physfn")
 
 
-def test_ari_shows_on_the_bus_below_the_port(fakehost):
+def test_ari_shows_on_the_bus_below_the_port(fakehost: Callable[[str], FakeHost]) -> None:
     """ari_enabled is a fact of the bus: functions in slot 0 and slot 1 have it, the port does not."""
     fake = fakehost("ari")
     found = [
@@ -94,7 +96,7 @@ def test_ari_shows_on_the_bus_below_the_port(fakehost):
     assert ["1\n", "1\n", "1\n", "0\n"] == found
 
 
-def test_reset_methods_are_as_measured(fakehost):
+def test_reset_methods_are_as_measured(fakehost: Callable[[str], FakeHost]) -> None:
     """Only the first function of a bus can be reset by it; ports and functions of the root bus have no such file."""
     fake = fakehost("bcm5719")
     assert ["flr pm bus\n", "flr pm\n"] == [
@@ -105,7 +107,7 @@ def test_reset_methods_are_as_measured(fakehost):
         assert not os.path.exists(fake.root.join("sys/bus/pci/devices", address, "reset"))
 
 
-def test_modules_lists_tell_loaded_available_and_builtin(fakehost):
+def test_modules_lists_tell_loaded_available_and_builtin(fakehost: Callable[[str], FakeHost]) -> None:
     """modules.dep, modules.builtin and modules.alias, as modprobe reads them; a missing module is not listed."""
     fake = fakehost(
         "release 6.1\ndriver tg3 14e4:1657\ndriver vfio-pci available\ndriver pcieport class:0604 builtin\n"
@@ -120,7 +122,7 @@ def test_modules_lists_tell_loaded_available_and_builtin(fakehost):
     ] == texts
 
 
-def test_mounts_and_routes_lead_to_functions(fakehost):
+def test_mounts_and_routes_lead_to_functions(fakehost: Callable[[str], FakeHost]) -> None:
     """proc names a block device and an interface, and sysfs shows the functions above them."""
     fake = fakehost("sriov")
     assert read(fake, "proc/mounts").startswith("/dev/nvme0n1 / ext4 ")
@@ -131,7 +133,7 @@ def test_mounts_and_routes_lead_to_functions(fakehost):
     assert disk == os.path.realpath(fake.root.join("sys/dev/block/259:0"))
 
 
-def test_snapshot_sees_every_change(fakehost):
+def test_snapshot_sees_every_change(fakehost: Callable[[str], FakeHost]) -> None:
     """A byte, a link, a directory; not the simulation's own files, and run only when asked."""
     fake = fakehost("bcm5719")
     before, books = fake.snapshot(), fake.snapshot(books=True)
@@ -150,7 +152,7 @@ def test_snapshot_sees_every_change(fakehost):
     }
 
 
-def test_added_function_goes_to_its_driver(fakehost):
+def test_added_function_goes_to_its_driver(fakehost: Callable[[str], FakeHost]) -> None:
     """Hot-plug: a matching driver binds, unless the line forbids it; a removal leaves no trace."""
     fake = fakehost("bcm5719")
     before = fake.snapshot()
@@ -166,7 +168,7 @@ def test_added_function_goes_to_its_driver(fakehost):
 @pytest.mark.parametrize(
     "line", ["0001:09:00.0 14e4:1657 020000", "0001:0a:00.0 14e4:1657", "0001:0a:00.0 14e4:1657 020000 driver=x"]
 )
-def test_function_that_cannot_be_added_is_refused(fakehost, line):
+def test_function_that_cannot_be_added_is_refused(fakehost: Callable[[str], FakeHost], line: str) -> None:
     """There is one, or the line is wrong: nothing changes."""
     fake = fakehost("bcm5719")
     before = fake.snapshot()
@@ -175,7 +177,7 @@ def test_function_that_cannot_be_added_is_refused(fakehost, line):
     assert before == fake.snapshot()
 
 
-def test_reboot_starts_anew(fakehost):
+def test_reboot_starts_anew(fakehost: Callable[[str], FakeHost]) -> None:
     """Bindings, overrides, held groups and run are gone; the boot id is new; the rest is as described."""
     fake = fakehost("bcm5719")
     before = fake.snapshot()
@@ -188,14 +190,14 @@ def test_reboot_starts_anew(fakehost):
     assert before == after
 
 
-def test_directory_with_a_host_is_refused(fakehost, tmp_path):
+def test_directory_with_a_host_is_refused(fakehost: Callable[[str], FakeHost], tmp_path: Path) -> None:
     """A second host in the same directory is refused: the mix would match no description."""
     fake = fakehost("bcm5719")
     with pytest.raises(FileExistsError):
         FakeHost.named("sriov", fake.root.path)
 
 
-def test_unknown_host_is_refused_with_those_there_are(tmp_path):
+def test_unknown_host_is_refused_with_those_there_are(tmp_path: Path) -> None:
     """A misspelled name is an error at once."""
     with pytest.raises(ConfigError, match="bcm5719"):
         FakeHost.named("bcm5791", tmp_path)

@@ -7,6 +7,7 @@ import errno
 import time
 
 import pytest
+from bench import Bench
 
 from pyhostdev.testing.fakehost import snapshot_tree
 from pyhostdev.testing.faults import Delay, Fail, Hang, Interfere, Kill, SimulatedKill, Vanish
@@ -17,7 +18,7 @@ F0, F1 = "0001:09:00.0", "0001:09:00.1"
 FIRST = PCIDeviceAddress.parse(F0)
 
 
-def test_fail_refuses_the_nth_write_alone(card):
+def test_fail_refuses_the_nth_write_alone(card: Bench) -> None:
     """Counted from the injection; the write before and the write after are real."""
     card.override(F1, "x")
     card.kernel.inject(2, Fail(errno.EIO))
@@ -26,7 +27,7 @@ def test_fail_refuses_the_nth_write_alone(card):
     assert b"c\n" == card.read(F0, "driver_override")
 
 
-def test_module_load_counts_as_a_write(card):
+def test_module_load_counts_as_a_write(card: Bench) -> None:
     """It changes the host, so it can fail as a write can."""
     card.kernel.inject(1, Fail(errno.EPERM))
     with pytest.raises(Exception, match="not permitted"):
@@ -36,7 +37,7 @@ def test_module_load_counts_as_a_write(card):
         card.kernel.load_module("vfio-pci")
 
 
-def test_hanging_override_lands_when_it_completes(card):
+def test_hanging_override_lands_when_it_completes(card: Bench) -> None:
     """In doubt until then: in flight, and without effect."""
     card.kernel.inject(1, Hang())
     assert "in-doubt" == card.override(F0, "vfio-pci")
@@ -45,7 +46,7 @@ def test_hanging_override_lands_when_it_completes(card):
     assert (False, b"vfio-pci\n") == (card.kernel.is_in_flight(FIRST), card.read(F0, "driver_override"))
 
 
-def test_hang_that_does_not_land_leaves_nothing(card):
+def test_hang_that_does_not_land_leaves_nothing(card: Bench) -> None:
     """The write never reached the kernel."""
     before = snapshot_tree(card.root.path)
     card.kernel.inject(1, Hang(lands=False))
@@ -56,7 +57,7 @@ def test_hang_that_does_not_land_leaves_nothing(card):
     assert before == snapshot_tree(card.root.path)
 
 
-def test_hanging_bind_and_unbind_stop_in_their_middle(card):
+def test_hanging_bind_and_unbind_stop_in_their_middle(card: Bench) -> None:
     """The link has changed, what the driver makes or takes away has not."""
     card.kernel.inject(1, Hang())
     assert "in-doubt" == card.unbind("tg3", F0)
@@ -68,7 +69,7 @@ def test_hanging_bind_and_unbind_stop_in_their_middle(card):
     assert ("tg3", False) == (card.driver(F0), card.exists(f"sys/bus/pci/devices/{F0}/net"))
 
 
-def test_complete_of_one_device_leaves_the_other(card):
+def test_complete_of_one_device_leaves_the_other(card: Bench) -> None:
     """Each device's write is its own."""
     for address in (F0, F1):
         card.kernel.inject(1, Hang())
@@ -78,7 +79,7 @@ def test_complete_of_one_device_leaves_the_other(card):
 
 
 @pytest.mark.parametrize(("when", "content"), [("before", b"(null)\n"), ("after", b"x\n"), ("blocked", b"(null)\n")])
-def test_kill_ends_the_writer(card, when, content):
+def test_kill_ends_the_writer(card: Bench, when: str, content: bytes) -> None:
     """Before, after or inside a write: later writes of this process do nothing; others see what happened."""
     card.kernel.inject(1, Kill(when))
     with pytest.raises(SimulatedKill):
@@ -93,13 +94,13 @@ def test_kill_ends_the_writer(card, when, content):
     assert (b"(null)\n" if when == "before" else b"x\n") == card.read(F0, "driver_override")
 
 
-def test_kill_when_is_checked():
+def test_kill_when_is_checked() -> None:
     """Another moment is a mistake of the test's author."""
     with pytest.raises(ValueError, match="during"):
         Kill("during")
 
 
-def test_vanished_function_is_gone_from_everywhere(card):
+def test_vanished_function_is_gone_from_everywhere(card: Bench) -> None:
     """Bus, driver, group: nothing of it is left, its neighbours stay."""
     card.kernel.inject(1, Vanish(FIRST))
     assert "ENODEV" == card.unbind("tg3", F0)
@@ -107,7 +108,7 @@ def test_vanished_function_is_gone_from_everywhere(card):
     assert ([], "tg3") == (left, card.driver(F1))
 
 
-def test_foreign_writer_acts_between_two_writes(card):
+def test_foreign_writer_acts_between_two_writes(card: Bench) -> None:
     """A foreign write is neither counted nor traced."""
     override = f"{card.root.pci_device(FIRST)}/driver_override"
     card.kernel.inject(2, Interfere(lambda shell: shell.write(override, b"stolen", device=FIRST)))
@@ -117,7 +118,7 @@ def test_foreign_writer_acts_between_two_writes(card):
     assert 2 == len(card.kernel.trace) == card.kernel.writes
 
 
-def test_delay_takes_its_time_and_changes_nothing_else(card):
+def test_delay_takes_its_time_and_changes_nothing_else(card: Bench) -> None:
     """The write is late, and real."""
     start = time.monotonic()
     card.kernel.inject(1, Delay(0.05))

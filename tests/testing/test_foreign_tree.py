@@ -56,7 +56,7 @@ def add_device(bus: Path, root: Path, address: str) -> None:
 
 
 @pytest.fixture
-def tree(tmp_path):
+def tree(tmp_path: Path) -> HostRoot:
     """A tree as a shell script would make it: directories where sysfs has links, few attributes."""
     put(tmp_path / "dev/vfio/vfio")
     for address in DEVICES:
@@ -77,7 +77,7 @@ def driver_of(root: HostRoot, address: str) -> str:
     return os.path.basename(os.readlink(f"{root.pci_devices}/{address}/driver"))
 
 
-def test_there_and_back_leaves_no_trace(tree):
+def test_there_and_back_leaves_no_trace(tree: HostRoot) -> None:
     """By turns in several processes: every byte is restored, and no file of the simulation is left."""
     before = snapshot_tree(tree.path)
     names = sorted(os.listdir(tree.path))
@@ -91,14 +91,14 @@ def test_there_and_back_leaves_no_trace(tree):
     assert names == sorted(os.listdir(tree.path))
 
 
-def test_looking_makes_no_file(tree):
+def test_looking_makes_no_file(tree: HostRoot) -> None:
     """A kernel that has not written, and one that was asked only, leave the tree alone."""
     before = sorted(os.listdir(tree.path))
     assert not SimulatedKernel(tree).is_in_flight(PCIDeviceAddress.parse(F0))
     assert before == sorted(os.listdir(tree.path))
 
 
-def test_driver_takes_the_ids_it_was_seen_with(tree):
+def test_driver_takes_the_ids_it_was_seen_with(tree: HostRoot) -> None:
     """tg3 matches its functions even if all are unbound, and no other device."""
     device = PCIDeviceAddress.parse(F0)
     for address in ("0000:03:00.0", "0000:03:00.1"):
@@ -113,7 +113,7 @@ def test_driver_takes_the_ids_it_was_seen_with(tree):
     assert not os.path.exists(f"{tree.pci_device(other)}/driver")
 
 
-def test_vfio_without_override_shows_a_dynamic_id(tree):
+def test_vfio_without_override_shows_a_dynamic_id(tree: HostRoot) -> None:
     """So drivers_probe gives that function back to vfio-pci, and not the two that an override brought there."""
     for address, bound in (("0000:0b:00.0", True), ("0000:0a:00.0", False)):
         device = PCIDeviceAddress.parse(address)
@@ -124,7 +124,7 @@ def test_vfio_without_override_shows_a_dynamic_id(tree):
         assert bound == os.path.exists(f"{tree.pci_device(device)}/driver")
 
 
-def test_group_node_stays_for_the_neighbour(tree):
+def test_group_node_stays_for_the_neighbour(tree: HostRoot) -> None:
     """The tree's own vfio members count."""
     device = PCIDeviceAddress.parse("0000:0a:00.0")
     kernel = SimulatedKernel(tree)
@@ -132,7 +132,7 @@ def test_group_node_stays_for_the_neighbour(tree):
     assert os.path.exists(tree.vfio_group(31))
 
 
-def test_driverless_function_comes_back_driverless(tree):
+def test_driverless_function_comes_back_driverless(tree: HostRoot) -> None:
     """To vfio-pci and off it again: no state is left."""
     before = snapshot_tree(tree.path)
     address = "0000:05:00.0"
@@ -145,7 +145,7 @@ def test_driverless_function_comes_back_driverless(tree):
     assert "fakehost.state" not in os.listdir(tree.path)
 
 
-def test_sys_may_be_a_link(tree, tmp_path):
+def test_sys_may_be_a_link(tree: HostRoot, tmp_path: Path) -> None:
     """The room is where the link leads."""
     os.rename(tmp_path / "sys", tmp_path / "elsewhere")
     (tmp_path / "sys").symlink_to("elsewhere")
@@ -156,7 +156,7 @@ def test_sys_may_be_a_link(tree, tmp_path):
     assert before == snapshot_tree(tree.path)
 
 
-def test_vfs_that_nobody_described_cannot_be_made(tree):
+def test_vfs_that_nobody_described_cannot_be_made(tree: HostRoot) -> None:
     """No guess about their addresses."""
     device = PCIDeviceAddress.parse(F0)
     for name, text in {"sriov_totalvfs": "4\n", "sriov_numvfs": "0\n"}.items():
@@ -165,7 +165,7 @@ def test_vfs_that_nobody_described_cannot_be_made(tree):
         SimulatedKernel(tree).write(f"{tree.pci_device(device)}/sriov_numvfs", b"2", device=device)
 
 
-def test_removed_directory_comes_back_as_another(tree):
+def test_removed_directory_comes_back_as_another(tree: HostRoot) -> None:
     """Where the bus has directories and no links, remove and rescan work too."""
     before = snapshot_tree(tree.path)
     device = PCIDeviceAddress.parse(F0)
@@ -178,7 +178,7 @@ def test_removed_directory_comes_back_as_another(tree):
     assert before == snapshot_tree(tree.path)
 
 
-def test_refused_bind_leaves_no_trace(tree):
+def test_refused_bind_leaves_no_trace(tree: HostRoot) -> None:
     """vfio-pci without a group: the failed bind leaves no trace."""
     device = PCIDeviceAddress.parse("0000:05:00.0")
     os.unlink(f"{tree.pci_device(device)}/iommu_group")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from bench import Bench, Benches
 
 from pyhostdev.errors import ConfigError, InDoubtError, InternalError, OperationError, SysfsError
 from pyhostdev.testing.faults import Kill, NotSimulated, SimulatedKill
@@ -21,11 +22,11 @@ FIRST = PCIDeviceAddress.parse(F0)
 PF = "0000:03:00.0"
 
 
-def names(card, path):
+def names(card: Bench, path: str) -> list[str]:
     return sorted(os.listdir(card.root.join(path)))
 
 
-def snapshot(card):
+def snapshot(card: Bench) -> dict[str, bytes | str | None]:
     from pyhostdev.testing.fakehost import snapshot_tree
 
     return snapshot_tree(card.root.path)
@@ -34,7 +35,7 @@ def snapshot(card):
 # Binding
 
 
-def test_detach_and_give_back_leave_the_tree_as_it_was(card):
+def test_detach_and_give_back_leave_the_tree_as_it_was(card: Bench) -> None:
     """Override, unbind, bind there and back again: every byte, link and directory is as before."""
     before = snapshot(card)
     card.to_vfio(F0, F1, F2, F3)
@@ -46,7 +47,7 @@ def test_detach_and_give_back_leave_the_tree_as_it_was(card):
     assert before == snapshot(card)
 
 
-def test_override_binds_and_unbinds_nothing(card):
+def test_override_binds_and_unbinds_nothing(card: Bench) -> None:
     """It filters later matching, no more."""
     card.override(F0, "vfio-pci")
     assert "tg3" == card.driver(F0)
@@ -55,7 +56,7 @@ def test_override_binds_and_unbinds_nothing(card):
     assert card.driver(F0) is None
 
 
-def test_bound_function_is_listed_by_its_driver_only(card):
+def test_bound_function_is_listed_by_its_driver_only(card: Bench) -> None:
     """The link, the driver's entry, uevent and what the old driver had made follow the driver."""
     card.to_vfio(F0)
     assert F0 not in names(card, "sys/bus/pci/drivers/tg3")
@@ -66,13 +67,13 @@ def test_bound_function_is_listed_by_its_driver_only(card):
     assert [b"0\n", b"D3hot\n"] == [card.read(F0, name) for name in ("enable", "power_state")]
 
 
-def test_device_driver_unbind_is_the_same_file(card):
+def test_device_driver_unbind_is_the_same_file(card: Bench) -> None:
     """devices/A/driver/unbind works while there is a driver, and is ENOENT after it."""
     assert "ok" == card.write(f"devices/{F0}/driver/unbind", F0)
     assert "ENOENT" == card.write(f"devices/{F0}/driver/unbind", F0)
 
 
-def test_two_step_restore_where_override_is_not_the_driver(card):
+def test_two_step_restore_where_override_is_not_the_driver(card: Bench) -> None:
     """With the recorded override back first the bind is ENODEV; naming the driver in between works."""
     card.unbind("tg3", F0)
     card.override(F0, "vfio-pci")
@@ -83,7 +84,7 @@ def test_two_step_restore_where_override_is_not_the_driver(card):
     assert "tg3" == card.driver(F0)
 
 
-def test_failed_probe_takes_the_link_away(card):
+def test_failed_probe_takes_the_link_away(card: Bench) -> None:
     """Nothing of an attempted bind is left."""
     card.unbind("tg3", F0)
     before = snapshot(card)
@@ -92,7 +93,7 @@ def test_failed_probe_takes_the_link_away(card):
     assert before == snapshot(card)
 
 
-def test_port_driver_leaves_conventional_bridges_alone(bench):
+def test_port_driver_leaves_conventional_bridges_alone(bench: Benches) -> None:
     """pcieport matches every bridge and takes ports only, so shpchp comes second and gets the bridge."""
     host = bench("bridge-group")
     assert "ok" == host.unbind("shpchp", "0000:01:00.0")
@@ -101,7 +102,7 @@ def test_port_driver_leaves_conventional_bridges_alone(bench):
     assert "shpchp" == host.driver("0000:01:00.0")
 
 
-def test_dynamic_id_steals_the_function_from_its_driver(bench):
+def test_dynamic_id_steals_the_function_from_its_driver(bench: Benches) -> None:
     """drivers_probe takes the driver that registered first: with a dynamic id on vfio-pci that is not the host's."""
     host = bench("driver vfio-pci\ndriver tg3 14e4:1657\n0000:01:00.0 14e4:1657 020000 driver=tg3 group=1\n")
     host.write("drivers/vfio-pci/new_id", "14e4 1657")
@@ -110,7 +111,7 @@ def test_dynamic_id_steals_the_function_from_its_driver(bench):
     assert "vfio-pci" == host.driver("0000:01:00.0")
 
 
-def test_new_id_takes_every_function_without_a_driver(card):
+def test_new_id_takes_every_function_without_a_driver(card: Bench) -> None:
     """All at once, and remove_id leaves them bound."""
     for address in (F2, F3):
         card.unbind("tg3", address)
@@ -119,14 +120,14 @@ def test_new_id_takes_every_function_without_a_driver(card):
     assert ["tg3", "tg3", "vfio-pci", "vfio-pci"] == [card.driver(a) for a in (F0, F1, F2, F3)]
 
 
-def test_denied_accelerator_is_einval(bench):
+def test_denied_accelerator_is_einval(bench: Benches) -> None:
     """vfio-pci knows devices that are unsafe to give away."""
     host = bench("driver vfio-pci\n0000:01:00.0 8086:37c8 0b4000 group=1\n")
     host.override("0000:01:00.0", "vfio-pci")
     assert "EINVAL" == host.bind("vfio-pci", "0000:01:00.0")
 
 
-def test_denied_accelerator_with_the_list_disabled(bench):
+def test_denied_accelerator_with_the_list_disabled(bench: Benches) -> None:
     """The module's parameter decides whether the denylist is checked."""
     host = bench("driver vfio-pci\n0000:01:00.0 8086:37c8 0b4000 group=1\n")
     parameters = Path(host.root.module("vfio-pci"), "parameters")
@@ -136,14 +137,14 @@ def test_denied_accelerator_with_the_list_disabled(bench):
     assert "ok" == host.bind("vfio-pci", "0000:01:00.0")
 
 
-def test_function_without_group_is_einval(bench):
+def test_function_without_group_is_einval(bench: Benches) -> None:
     """There is no vfio without an IOMMU."""
     host = bench("driver vfio-pci\n0000:01:00.0 14e4:1657 020000\n")
     host.override("0000:01:00.0", "vfio-pci")
     assert "EINVAL" == host.bind("vfio-pci", "0000:01:00.0")
 
 
-def test_variant_driver_takes_what_the_override_names(bench):
+def test_variant_driver_takes_what_the_override_names(bench: Benches) -> None:
     """Its ids are for modules.alias: without an override they match nothing."""
     host = bench("driver mlx5_vfio_pci 15b3:101e\n0000:01:00.0 15b3:101e 020000 group=1\n")
     assert "ENODEV" == host.bind("mlx5_vfio_pci", "0000:01:00.0")
@@ -155,7 +156,7 @@ def test_variant_driver_takes_what_the_override_names(bench):
 # Groups
 
 
-def test_group_node_comes_with_the_first_and_goes_with_the_last(card):
+def test_group_node_comes_with_the_first_and_goes_with_the_last(card: Bench) -> None:
     """dev/vfio/14 exists while any member is on vfio-pci."""
     seen = []
     card.to_vfio(F0, F1)
@@ -166,7 +167,7 @@ def test_group_node_comes_with_the_first_and_goes_with_the_last(card):
     assert ["vfio"] == names(card, "dev/vfio")
 
 
-def test_vfio_devices_are_numbered_from_0(card):
+def test_vfio_devices_are_numbered_from_0(card: Bench) -> None:
     """The lowest free number, as vfio-dev/vfioN."""
     card.to_vfio(F0, F1, F2)
     card.unbind("vfio-pci", F1)
@@ -176,7 +177,7 @@ def test_vfio_devices_are_numbered_from_0(card):
 
 
 @pytest.mark.parametrize("how", ["host driver", "no driver", "pci-stub"])
-def test_group_is_viable_when_no_member_is_the_hosts(card, how):
+def test_group_is_viable_when_no_member_is_the_hosts(card: Bench, how: str) -> None:
     """A peer on its host driver gives EPERM; one without a driver, or on pci-stub, does not."""
     card.to_vfio(F0, F2, F3)
     if how == "host driver":
@@ -192,13 +193,13 @@ def test_group_is_viable_when_no_member_is_the_hosts(card, how):
         assert "EBUSY" == open_error(SimulatedKernel(card.root))
 
 
-def open_error(kernel):
+def open_error(kernel: SimulatedKernel) -> str:
     with pytest.raises(SysfsError) as error, kernel.open_group(14):
         pass
-    return {2: "ENOENT", 16: "EBUSY", 1: "EPERM"}[error.value.errno]
+    return {2: "ENOENT", 16: "EBUSY", 1: "EPERM"}[error.value.errno or 0]
 
 
-def test_function_that_vanishes_while_its_driver_lets_go(card):
+def test_function_that_vanishes_while_its_driver_lets_go(card: Bench) -> None:
     """What vfio-pci had made goes with it, so that what is found at the address again is a plain function."""
     card.to_vfio(F0)
     card.kernel.inject(1, Kill("blocked"))
@@ -212,7 +213,7 @@ def test_function_that_vanishes_while_its_driver_lets_go(card):
     assert ("tg3", False) == (card.driver(F0), os.path.exists(f"{card.root.pci_device(FIRST)}/vfio-dev"))
 
 
-def test_group_node_is_single_open(card):
+def test_group_node_is_single_open(card: Bench) -> None:
     """A second open gives EBUSY and works after the first is closed; without a node it gives ENOENT."""
     assert "ENOENT" == open_error(card.kernel)
     card.to_vfio(F0, F1, F2, F3)
@@ -222,7 +223,7 @@ def test_group_node_is_single_open(card):
         pass
 
 
-def test_holder_is_seen_in_proc(card):
+def test_holder_is_seen_in_proc(card: Bench) -> None:
     """While a group is open some process has its node, and its functions', among its descriptors."""
     card.to_vfio(F0, F1, F2, F3)
     before = snapshot(card)
@@ -233,7 +234,7 @@ def test_holder_is_seen_in_proc(card):
     assert before == snapshot(card)
 
 
-def test_unused_member_can_leave_while_the_group_is_open(card):
+def test_unused_member_can_leave_while_the_group_is_open(card: Bench) -> None:
     """The user holds the functions it has opened, not its group's others; vfio-pci may take them again."""
     card.to_vfio(F0, F1, F2, F3)
     with card.kernel.open_group(14, [FIRST]):
@@ -241,7 +242,7 @@ def test_unused_member_can_leave_while_the_group_is_open(card):
         assert "ok" == card.bind("vfio-pci", F1)
 
 
-def test_non_pci_member_on_a_host_driver_makes_the_group_not_viable(bench):
+def test_non_pci_member_on_a_host_driver_makes_the_group_not_viable(bench: Benches) -> None:
     """Members of other buses count."""
     host = bench("non-pci-member")
     host.kernel.load_module("vfio-pci")
@@ -254,7 +255,7 @@ def test_non_pci_member_on_a_host_driver_makes_the_group_not_viable(bench):
 # Stuck writes
 
 
-def test_unbind_of_a_held_function_is_stuck_until_it_is_let_go(card):
+def test_unbind_of_a_held_function_is_stuck_until_it_is_let_go(card: Bench) -> None:
     """Link and entry go at once; the node stays and is busy; the write ends with the holder."""
     card.to_vfio(F0, F1, F2, F3)
     with card.kernel.open_group(14):
@@ -269,7 +270,7 @@ def test_unbind_of_a_held_function_is_stuck_until_it_is_let_go(card):
     assert not card.kernel.is_in_flight(FIRST)
 
 
-def test_node_stays_for_a_stuck_member(card):
+def test_node_stays_for_a_stuck_member(card: Bench) -> None:
     """When all others have left, the one that is being removed still has the group."""
     card.to_vfio(F0, F1, F2, F3)
     with card.kernel.open_group(14, [FIRST]):
@@ -279,7 +280,7 @@ def test_node_stays_for_a_stuck_member(card):
     assert not card.exists("dev/vfio/14")
 
 
-def test_writer_keeps_off_a_device_in_flight(card):
+def test_writer_keeps_off_a_device_in_flight(card: Bench) -> None:
     """A SysfsWriter does not begin another write there; other devices are free."""
     card.to_vfio(F0, F1, F2, F3)
     with card.kernel.open_group(14, [FIRST]):
@@ -291,7 +292,7 @@ def test_writer_keeps_off_a_device_in_flight(card):
 
 
 @pytest.mark.parametrize(("name", "value"), [("driver_override", "\n"), ("reset", "1"), ("remove", "1")])
-def test_shell_waits_for_the_lock_and_its_write_lands_later(card, name, value):
+def test_shell_waits_for_the_lock_and_its_write_lands_later(card: Bench, name: str, value: str) -> None:
     """Override, reset and removal need the device's lock: abandoned writes still take effect."""
     card.to_vfio(F0, F1, F2, F3)
     with card.kernel.open_group(14, [FIRST]):
@@ -304,7 +305,7 @@ def test_shell_waits_for_the_lock_and_its_write_lands_later(card, name, value):
         assert b"(null)\n" == card.read(F0, "driver_override")
 
 
-def test_shell_binds_behind_a_stuck_unbind(card):
+def test_shell_binds_behind_a_stuck_unbind(card: Bench) -> None:
     """A matching driver waits for the lock and then binds the function; another driver fails at once."""
     card.to_vfio(F0, F1, F2, F3)
     shell = card.kernel.foreign()
@@ -316,7 +317,7 @@ def test_shell_binds_behind_a_stuck_unbind(card):
     assert "vfio-pci" == card.driver(F0)
 
 
-def test_hanging_remove_and_probe_end_by_complete(card):
+def test_hanging_remove_and_probe_end_by_complete(card: Bench) -> None:
     """A driver that hangs: the link is gone, or there, long before the write is back."""
     card.kernel.change_driver("tg3", remove="hang")
     assert "in-doubt" == card.unbind("tg3", F0)
@@ -331,7 +332,7 @@ def test_hanging_remove_and_probe_end_by_complete(card):
     assert card.exists(f"sys/bus/pci/devices/{F0}/net")
 
 
-def test_in_doubt_is_seen_by_another_process(card):
+def test_in_doubt_is_seen_by_another_process(card: Bench) -> None:
     """The kernel's state is in the tree, so a second object sees the stuck write and can end it."""
     card.kernel.change_driver("tg3", remove="hang")
     card.unbind("tg3", F0)
@@ -344,7 +345,7 @@ def test_in_doubt_is_seen_by_another_process(card):
 # Modules
 
 
-def test_module_load_makes_the_driver_appear_and_take_its_devices(bench):
+def test_module_load_makes_the_driver_appear_and_take_its_devices(bench: Benches) -> None:
     """What matches and has no driver is bound; a second load changes nothing."""
     host = bench("driver tg3 14e4:1657 available\ndriver vfio-pci available\n0000:01:00.0 14e4:1657 020000 group=1\n")
     assert not host.exists("dev/vfio/vfio")
@@ -359,7 +360,7 @@ def test_module_load_makes_the_driver_appear_and_take_its_devices(bench):
 
 
 @pytest.mark.parametrize("name", ["vfio-pci", "nosuch"])
-def test_missing_module_cannot_be_loaded(bench, name):
+def test_missing_module_cannot_be_loaded(bench: Benches, name: str) -> None:
     """Like modprobe: the error names the module, and nothing changes."""
     host = bench("driver vfio-pci missing\n0000:01:00.0 14e4:1657 020000 group=1\n")
     before = snapshot(host)
@@ -371,7 +372,7 @@ def test_missing_module_cannot_be_loaded(bench, name):
 # SR-IOV
 
 
-def test_vfs_go_and_come_back(bench):
+def test_vfs_go_and_come_back(bench: Benches) -> None:
     """numvfs 0 and 4 again: same addresses, same ids, own groups, bound."""
     host = bench("sriov")
     vfs = [f"0000:03:10.{function}" for function in (0, 2, 4, 6)]
@@ -390,7 +391,7 @@ def test_vfs_go_and_come_back(bench):
     assert b"\xff\xff\xff\xff" == host.read(vfs[0], "config")[:4]
 
 
-def test_vfs_can_be_on_the_next_bus(bench):
+def test_vfs_can_be_on_the_next_bus(bench: Benches) -> None:
     """Routing ids continue on the next bus; it has no bridge, so no ARI, and is listed beside the PF."""
     host = bench(
         "driver a 1234:0001\n0000:00:01.0 8086:1901 060400 bridge=01-02 express=root-port ari\n"
@@ -404,7 +405,7 @@ def test_vfs_can_be_on_the_next_bus(bench):
     assert {host.root.join("sys/devices/pci0000:00/0000:00:01.0")} == places
 
 
-def test_autoprobe_off_keeps_drivers_from_vfs_without_override(bench):
+def test_autoprobe_off_keeps_drivers_from_vfs_without_override(bench: Benches) -> None:
     """drivers_probe is a success that binds nothing, bind is ENODEV; an override lifts it."""
     host = bench("sriov")
     vf = "0000:03:10.0"
@@ -417,13 +418,13 @@ def test_autoprobe_off_keeps_drivers_from_vfs_without_override(bench):
     assert "ok" == host.bind("ixgbevf", vf)
 
 
-def test_sriov_drivers_autoprobe_takes_booleans(bench):
+def test_sriov_drivers_autoprobe_takes_booleans(bench: Benches) -> None:
     """Anything else is EINVAL."""
     host = bench("sriov")
     assert "EINVAL" == host.write(f"devices/{PF}/sriov_drivers_autoprobe", "2")
 
 
-def test_vfs_cannot_go_while_one_is_held(bench):
+def test_vfs_cannot_go_while_one_is_held(bench: Benches) -> None:
     """The write waits for the VF's holder, then takes them all."""
     host = bench("sriov")
     vf = "0000:03:10.0"
@@ -438,7 +439,7 @@ def test_vfs_cannot_go_while_one_is_held(bench):
 # Removal
 
 
-def test_remove_and_rescan_make_another_incarnation(card):
+def test_remove_and_rescan_make_another_incarnation(card: Bench) -> None:
     """The same address comes back with another inode, on its driver, without its override."""
     card.override(F0, "vfio-pci")
     path = card.root.join("sys/bus/pci/devices", F0)
@@ -450,7 +451,7 @@ def test_remove_and_rescan_make_another_incarnation(card):
     assert ("tg3", b"(null)\n") == (card.driver(F0), card.read(F0, "driver_override"))
 
 
-def test_last_member_takes_its_group_along(card):
+def test_last_member_takes_its_group_along(card: Bench) -> None:
     """A group without members disappears; a rescan creates it again."""
     nvme = "0001:07:00.0"
     before = snapshot(card)
@@ -463,7 +464,7 @@ def test_last_member_takes_its_group_along(card):
 # The writer
 
 
-def test_trace_tells_path_value_and_result(card):
+def test_trace_tells_path_value_and_result(card: Bench) -> None:
     """One entry a write, modules included."""
     card.override(F0, "vfio-pci")
     card.bind("tg3", F0)
@@ -475,7 +476,7 @@ def test_trace_tells_path_value_and_result(card):
     ] == card.kernel.trace
 
 
-def test_errors_say_what_was_tried(card):
+def test_errors_say_what_was_tried(card: Bench) -> None:
     """A refusal is a SysfsError with errno, path and device; a hang an InDoubtError."""
     path = card.root.join("sys/bus/pci/drivers/vfio-pci/unbind")
     with pytest.raises(SysfsError, match=f"write '{F0}'") as error:
@@ -487,26 +488,26 @@ def test_errors_say_what_was_tried(card):
     assert ("in-doubt", FIRST) == (doubt.value.reason, doubt.value.address)
 
 
-def test_empty_write_of_a_writer_is_a_bug(card):
+def test_empty_write_of_a_writer_is_a_bug(card: Bench) -> None:
     """The kernel would ignore it, so no caller can have meant it."""
     with pytest.raises(InternalError):
         card.kernel.write(card.root.drivers_probe, b"", device=FIRST)
 
 
 @pytest.mark.parametrize("where", [f"devices/{F0}/enable", "drivers/tg3/uevent", "drivers_autoprobe", "slots/1/power"])
-def test_what_is_not_modelled_is_said(card, where):
+def test_what_is_not_modelled_is_said(card: Bench, where: str) -> None:
     """No silent success."""
     with pytest.raises(NotSimulated):
         card.write(where, "1")
 
 
-def test_live_host_is_not_simulated():
+def test_live_host_is_not_simulated() -> None:
     """A kernel that plays with links has no business in the real sysfs."""
     with pytest.raises(ConfigError):
         SimulatedKernel(HostRoot("/"))
 
 
-def move_for_ever(root):
+def move_for_ever(root: HostRoot) -> None:
     """Bind the first function to vfio-pci and back, until this process is killed."""
     kernel = SimulatedKernel(root)
     before, after = "tg3", "vfio-pci"
@@ -517,7 +518,7 @@ def move_for_ever(root):
         before, after = after, before
 
 
-def test_killed_process_leaves_no_half_write(card):
+def test_killed_process_leaves_no_half_write(card: Bench) -> None:
     """SIGKILL at any moment: the next access finds the function completely bound or completely unbound."""
     for number in range(40):
         pid = os.fork()
@@ -542,7 +543,7 @@ def test_killed_process_leaves_no_half_write(card):
         assert "ok" == card.bind("tg3", F0)
 
 
-def test_attributes_have_two_paths(card):
+def test_attributes_have_two_paths(card: Bench) -> None:
     """Through the bus's link or at the function's own place: the same file."""
     place = os.path.realpath(card.root.pci_device(FIRST))
     card.kernel.write(f"{place}/driver_override", b"vfio-pci", device=FIRST)
@@ -550,7 +551,7 @@ def test_attributes_have_two_paths(card):
     assert (None, b"vfio-pci\n") == (card.driver(F0), card.read(F0, "driver_override"))
 
 
-def test_bridge_takes_along_what_is_behind_it(card):
+def test_bridge_takes_along_what_is_behind_it(card: Bench) -> None:
     """Removed together, back together; also when it goes by surprise."""
     before = snapshot(card)
     assert "ok" == card.write("devices/0001:08:00.0/remove", "1")

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bench import Bench, Benches
+
 TESTDATA = Path(__file__).parents[2] / "testdata"
 
 
@@ -15,7 +17,7 @@ def value_of(text: str) -> bytes:
     return unit.encode() * int(count) if star else text.encode().decode("unicode_escape").encode("latin-1")
 
 
-def answer(host, line: str) -> str:
+def answer(host: Bench, line: str) -> str:
     """Perform a line on the simulated host, and return the line with the actual result."""
     words = line.split()
     if words[0] == "write":
@@ -28,7 +30,7 @@ def answer(host, line: str) -> str:
     return f"{words[0]} {host.driver(words[0]) or '-'} {override} {host.read(words[0], 'enable').decode().strip()}"
 
 
-def test_simulated_kernel_answers_as_linux_did(bench):
+def test_simulated_kernel_answers_as_linux_did(bench: Benches) -> None:
     """Forty-six writes and what followed from them: results, drivers, overrides, enable, group nodes."""
     lines = (TESTDATA / "kernel" / "sysfs-facts.txt").read_text().splitlines()
     said = [line for line in lines if line and not line.startswith("#")]

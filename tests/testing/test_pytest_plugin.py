@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 CASE = """
 def test_host(fakehost):
@@ -25,7 +26,7 @@ def test_plugin_imports_nothing_of_ours_early() -> None:
     assert "[]\n" == done.stdout
 
 
-def test_fixture_makes_hosts_of_their_own(tmp_path) -> None:
+def test_fixture_makes_hosts_of_their_own(tmp_path: Path) -> None:
     """In a project that is not ours, by name and by text."""
     (tmp_path / "test_other.py").write_text(CASE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "pyhostdev.testing.pytest_plugin", "-p", "no:cacheprovider"]

@@ -8,9 +8,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
+from bench import Bench
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.testing.fakehost import FakeHost
@@ -34,7 +36,8 @@ def counted() -> Iterator[dict[str, int]]:
 
         return call
 
-    with mock.patch.multiple(os, **{name: counting(name, getattr(os, name)) for name in CALLS}):
+    replaced: dict[str, Any] = {name: counting(name, getattr(os, name)) for name in CALLS}
+    with mock.patch.multiple(os, **replaced):
         yield counts
 
 
@@ -71,12 +74,12 @@ def move(kernel: SimulatedKernel, address: PCIDeviceAddress, old: str, new: str)
     kernel.write(os.path.join(root.pci_driver(new), "bind"), name, device=address)
 
 
-def number(card, address):
+def number(card: Bench, address: str) -> int:
     (name,) = os.listdir(card.root.join(f"sys/bus/pci/devices/{address}/vfio-dev"))
     return int(name.removeprefix("vfio"))
 
 
-def test_vfio_devices_get_the_lowest_free_number(card) -> None:
+def test_vfio_devices_get_the_lowest_free_number(card: Bench) -> None:
     """As the kernel gives them: what is given back is given out again first."""
     card.to_vfio(F0, F1, F2)
     assert [0, 1, 2] == [number(card, address) for address in (F0, F1, F2)]
@@ -88,7 +91,7 @@ def test_vfio_devices_get_the_lowest_free_number(card) -> None:
     assert [2, 0, 1, 3] == [number(card, address) for address in (F2, F3, F1, F0)]
 
 
-def test_numbers_are_counted_where_nobody_kept_them(card) -> None:
+def test_numbers_are_counted_where_nobody_kept_them(card: Bench) -> None:
     """A state of an earlier version does not have them: the tree does."""
     card.to_vfio(F0, F1)
     card.unbind("vfio-pci", F0)
@@ -102,7 +105,7 @@ def test_numbers_are_counted_where_nobody_kept_them(card) -> None:
 
 
 @pytest.mark.parametrize("free", [[], [3, 1], [-1], ["x"], 7])
-def test_free_numbers_that_are_none(card, free: object) -> None:
+def test_free_numbers_that_are_none(card: Bench, free: object) -> None:
     """What is not the state of a kernel is refused."""
     path = Path(card.root.join("fakehost.state"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "vfio_free": free}))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pyhostdev.errors import ConfigError
@@ -48,7 +50,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG.values(), ids=WRONG.keys())
-def test_wrong_line_is_named(text):
+def test_wrong_line_is_named(text: str) -> None:
     """The error has the number of the last line, which is the wrong one, and the host's name."""
     number = 2 + text.count("\n")
     with pytest.raises(ConfigError, match=f"Line {number} of host 'bad': ") as error:
@@ -56,13 +58,13 @@ def test_wrong_line_is_named(text):
     assert number == error.value.line
 
 
-def test_comments_and_empty_lines_say_nothing():
+def test_comments_and_empty_lines_say_nothing() -> None:
     """A host of comments is empty."""
     host = parse_host("# x\n\n   # y\n")
     assert ({}, {}) == (host.functions, host.drivers)
 
 
-def test_function_words():
+def test_function_words() -> None:
     """Each field sets its value; a function without fields is conventional, alone and unbound."""
     spec = parse_function(f"{NIC} group=3 subsys=1028:02aa rev=0a numa=1 override=x net=a,b boot-vga")
     assert (3, (0x1028, 0x02AA), 10, 1, "x", ("a", "b"), True) == (
@@ -78,7 +80,7 @@ def test_function_words():
     )
 
 
-def test_driver_words():
+def test_driver_words() -> None:
     """Availability, module, ids and misbehaviour; a module is spelled as the kernel does."""
     drivers = parse_host(
         "driver tg3 14e4:1657 14e4:* class:02\n"
@@ -103,7 +105,7 @@ def test_driver_words():
         ("e1000e", "host"),
     ],
 )
-def test_driver_kind_by_name(name, kind):
+def test_driver_kind_by_name(name: str, kind: str) -> None:
     """The drivers that leave the group's DMA alone are known by name."""
     assert kind == driver_kind(name)
 
@@ -112,7 +114,7 @@ def config(words: str) -> bytes:
     return build_config(parse_function(f"{NIC} {words}"))
 
 
-def test_reset_words_show_in_config_space():
+def test_reset_words_show_in_config_space() -> None:
     """flr, af and pm are what a reader of capabilities finds; pm=noreset keeps its state."""
     found = [
         (pciconfig.has_flr(config(words)), pciconfig.has_pm_reset(config(words)))
@@ -121,7 +123,7 @@ def test_reset_words_show_in_config_space():
     assert [(False, False), (False, True), (False, False), (True, False), (True, False), (True, True)] == found
 
 
-def test_extended_capabilities_are_one_chain():
+def test_extended_capabilities_are_one_chain() -> None:
     """ACS, ARI and SR-IOV follow each other, and a port's ari is not a capability of its own."""
     words = "express=endpoint acs ari sriov=7 vf-device=1520 vf-offset=128 vf-stride=2"
     ids = (pciregs.EXT_CAP_ID_ACS, pciregs.EXT_CAP_ID_ARI, pciregs.EXT_CAP_ID_SRIOV)
@@ -130,19 +132,19 @@ def test_extended_capabilities_are_one_chain():
     assert [0, 0, 0] == [pciconfig.find_extended_capability(port, number) for number in ids]
 
 
-def test_bridge_has_its_buses():
+def test_bridge_has_its_buses() -> None:
     """Header type 1, with the function's own bus as primary."""
     found = config("bridge=02-05 multifunction")
     assert (0x81, bytes((1, 2, 5))) == (found[pciregs.HEADER_TYPE], found[0x18:0x1B])
 
 
-def test_vf_reads_all_ones_where_a_pf_has_ids():
+def test_vf_reads_all_ones_where_a_pf_has_ids() -> None:
     """A VF is never multifunction, whatever its line."""
     found = build_config(parse_function(f"{NIC} multifunction express=endpoint physfn=0000:01:00.1"))
     assert (b"\xff\xff\xff\xff", 0) == (found[:4], found[pciregs.HEADER_TYPE])
 
 
-def test_dump_lines_replace_generated_bytes(tmp_path):
+def test_dump_lines_replace_generated_bytes(tmp_path: Path) -> None:
     """Below a function, as lspci prints them; bytes beyond the end are an error."""
     fake = FakeHost.from_tree(f"{NIC} pm\n  00: 11 22 33\n  0e: 80\n", tmp_path)
     with open(fake.root.join("sys/bus/pci/devices/0000:01:00.0/config"), "rb") as file:
@@ -155,7 +157,7 @@ def test_dump_lines_replace_generated_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "size"), [("00: e4 14 57 16", 64), ("80: 01", 256), ("00: e4\nffc: 00 00 00 01", 4096)]
 )
-def test_dump_by_name(tmp_path, lines, size):
+def test_dump_by_name(tmp_path: Path, lines: str, size: int) -> None:
     """NAME.hex beside the tree is the whole config space, in the smallest size that holds it."""
     (tmp_path / "nic.hex").write_text(f"# from lspci -xxxx\n{lines}\n")
     (tmp_path / "my.tree").write_text(f"{NIC} dump=nic\n")
@@ -167,7 +169,7 @@ def test_dump_by_name(tmp_path, lines, size):
         assert read_dump(str(tmp_path), "nic") == file.read()
 
 
-def test_dump_with_junk_is_refused(tmp_path):
+def test_dump_with_junk_is_refused(tmp_path: Path) -> None:
     """The file is named."""
     (tmp_path / "nic.hex").write_text("00: e4 xx\n")
     with pytest.raises(ConfigError, match="'nic.hex'"):

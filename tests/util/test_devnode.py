@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,11 @@ def test_link_is_not_followed(node: str, tmp_path: Path) -> None:
     link.symlink_to(node)
     before = NODES.read_node(node)
     assert before is not None
-    for action in (
+    actions: tuple[Callable[[], object], ...] = (
         lambda: NODES.read_node(str(link)),
         lambda: NODES.set_node_owner(str(link), before._replace(uid=107), device=DEVICE),
-    ):
+    )
+    for action in actions:
         with pytest.raises(OperationError, match="not a device node"):
             action()
     assert before == NODES.read_node(node)

@@ -19,7 +19,7 @@ PUBLIC = '<!DOCTYPE domain PUBLIC "a" "http://localhost/x.dtd"><domain/>'
 
 
 @pytest.mark.parametrize("document", [BOMB, EXTERNAL, PUBLIC, "<!DOCTYPE d><d/>"])
-def test_a_doctype_is_refused_whatever_it_declares(document):
+def test_a_doctype_is_refused_whatever_it_declares(document: str) -> None:
     """No entity can be declared, so no entity can be expanded or fetched."""
     with pytest.raises(XMLError, match="DOCTYPE") as error:
         parse_document(document)
@@ -27,7 +27,7 @@ def test_a_doctype_is_refused_whatever_it_declares(document):
 
 
 @pytest.mark.parametrize(("depth", "accepted"), [(255, True), (256, True), (257, False), (100_000, False)])
-def test_nesting_is_limited(depth, accepted):
+def test_nesting_is_limited(depth: int, accepted: bool) -> None:
     """256 levels are read, one more is refused; a hundred thousand do not reach the C stack."""
     document = "<a>" * depth + "</a>" * depth
     if accepted:
@@ -37,25 +37,25 @@ def test_nesting_is_limited(depth, accepted):
             parse_document(document)
 
 
-def test_the_size_is_limited_before_anything_is_read():
+def test_the_size_is_limited_before_anything_is_read() -> None:
     """A document larger than the limit is refused without looking into it."""
     with pytest.raises(XMLError, match="larger than the limit"):
         parse_document(b"\xff" * (virxml.SIZE_MAX + 1))
 
 
-def test_the_size_counts_in_bytes():
+def test_the_size_counts_in_bytes() -> None:
     """Characters that take several bytes cannot slip under the limit."""
     with pytest.raises(XMLError, match="larger than the limit"):
         parse_document("<a>" + "\u20ac" * (virxml.SIZE_MAX // 2) + "</a>")
 
 
-def test_attributes_of_one_element_are_limited():
+def test_attributes_of_one_element_are_limited() -> None:
     """An element with a thousand attributes is refused."""
     with pytest.raises(XMLError, match="attributes"):
         parse_document("<a " + " ".join(f"a{n}=''" for n in range(1000)) + "/>")
 
 
-def test_elements_are_limited():
+def test_elements_are_limited() -> None:
     """A flat document of many empty elements is refused in little memory and time."""
     document = "<a>" + "<b/>" * (virxml.NODES_MAX + 1) + "</a>"
     tracemalloc.start()
@@ -79,7 +79,7 @@ def test_elements_are_limited():
         (b"", 1),
     ],
 )
-def test_bytes_that_are_no_document_are_refused_with_their_line(document, line):
+def test_bytes_that_are_no_document_are_refused_with_their_line(document: bytes | str, line: int) -> None:
     """A source that is not text or not XML is an error with its line."""
     with pytest.raises(XMLError) as error:
         parse_document(document)
@@ -87,7 +87,7 @@ def test_bytes_that_are_no_document_are_refused_with_their_line(document, line):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-7", "ebcdic-cp-us", "x-unknown"])
-def test_encodings_that_hide_things_are_refused(encoding):
+def test_encodings_that_hide_things_are_refused(encoding: str) -> None:
     """Only encodings in which ASCII is ASCII are read."""
     with pytest.raises(XMLError, match="encoding"):
         parse_document(f"<?xml version='1.0' encoding='{encoding}'?><a/>".encode())
@@ -103,7 +103,7 @@ def test_encodings_that_hide_things_are_refused(encoding):
         b"<?xml version='1.0' encoding='ISO-8859-1'?><a>\xe4</a>",
     ],
 )
-def test_text_is_text_whatever_bytes_it_came_in(document):
+def test_text_is_text_whatever_bytes_it_came_in(document: str) -> None:
     """UTF-8, with or without a mark, Latin-1 and str give the same characters."""
     assert "\u00e4" == parse_document(document).text
 
@@ -124,7 +124,7 @@ def test_text_is_text_whatever_bytes_it_came_in(document):
         ("4294967295", 0, 0xFFFFFFFF),
     ],
 )
-def test_numbers_are_read_as_strtoul_reads_them(text, base, value):
+def test_numbers_are_read_as_strtoul_reads_them(text: str, base: int, value: int) -> None:
     """Leading blanks, a plus sign and C's prefixes are accepted."""
     assert value == parse_unsigned(text, base)
 
@@ -133,20 +133,20 @@ def test_numbers_are_read_as_strtoul_reads_them(text, base, value):
     "text",
     ["", " ", "-1", "-0", "5 ", "0x", "0a", "08", "1_0", "\u0665", "0x100000005", "4294967296", "1e3", "++1", "- 1"],
 )
-def test_what_strtoul_does_not_read_to_its_end_is_no_number(text):
+def test_what_strtoul_does_not_read_to_its_end_is_no_number(text: str) -> None:
     """Signs, separators, digits of other scripts and overflow are refused."""
     with pytest.raises(ValueError):
         parse_unsigned(text, 0)
 
 
-def test_a_number_of_a_million_digits_is_refused_at_once():
+def test_a_number_of_a_million_digits_is_refused_at_once() -> None:
     """Reading it would take quadratic time."""
     with pytest.raises(ValueError):
         parse_integer("9" * 1_000_000)
 
 
 @pytest.mark.parametrize(("text", "value"), [("-1", -1), ("+7", 7), ("-0x10", -16)])
-def test_signed_numbers_have_a_sign(text, value):
+def test_signed_numbers_have_a_sign(text: str, value: int) -> None:
     """What may be negative is read with its sign."""
     assert value == parse_integer(text, 0)
 
@@ -155,6 +155,6 @@ def test_signed_numbers_have_a_sign(text, value):
     ("value", "printed"),
     [("x", "x"), ("\u00e4", "\u00e4"), ("a\nb", "a\\nb"), ("\x9b31m", "\\x9b31m"), ("n" * 100, "n" * 64 + "...")],
 )
-def test_refused_values_are_safe_to_print(value, printed):
+def test_refused_values_are_safe_to_print(value: str, printed: str) -> None:
     """A message shows no more than a line of what a user wrote, and nothing a terminal would obey."""
     assert printed == shown(value)

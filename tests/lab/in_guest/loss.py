@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import subprocess
 from contextlib import contextmanager
@@ -45,18 +46,18 @@ def _replug(address: str) -> None:
 def vanished() -> None:
     """A function that is unplugged while it is prepared, or afterwards, costs the others nothing."""
     for moment in (1, 4, 5, 12):
+        counter = itertools.count(1)
 
-        def unplug(_path: str, _value: bytes, _device: PCIDeviceAddress, *, at: int = moment) -> None:
-            nonlocal writes
-            writes += 1
-            if writes == at:
+        def unplug(
+            _path: str, _value: bytes, _device: PCIDeviceAddress, *, at: int = moment, count: Iterator[int] = counter
+        ) -> None:
+            if next(count) == at:
                 _unplug(NIC[1])
 
         def doomed() -> None:
             manager = workers.new_manager(written=unplug)
             manager.prepare(manager.host.plan(workers.definition("vanished")))
 
-        writes = 0
         outcome = Child(doomed).result()
         say(f"    {outcome.error}: {outcome.text}")
         check(True, outcome.error in FAILURES, f"prepare fails, unplugged after write {moment}")
