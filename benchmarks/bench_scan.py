@@ -101,8 +101,8 @@ def test_reference(benchmark: Any, large_host: LargeHost, functions: int, shape:
     benchmark.group = f"scan {shape} {functions}"
     benchmark.pedantic(pciscan_ref.scan, (root,), rounds=3, warmup_rounds=1)
 
+
 def scan_all(root: HostRoot) -> tuple[list[pciscan.ScanRecord], Mapping[int, tuple[int, ...]]]:
-def scan_all(root: HostRoot) -> tuple[list[pciscan.ScanRecord], dict[int, tuple[int, ...]]]:
     """Scan and make everything a snapshot can make."""
     snapshot = pciscan.scan(root)
     return list(snapshot), snapshot.groups
