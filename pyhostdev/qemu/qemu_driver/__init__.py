@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.hostdev_conf import MdevSource
+from pyhostdev.conf.later_words import later_word_notes
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, raise_all
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
@@ -191,6 +192,7 @@ def start_obstacles(
     note ``ignored`` names a part that has no effect.
     """
     found = [*_unbuildable(dom, host, capabilities, keep_together, release), *_unfollowed(dom), *start_words(dom)]
+    found += later_word_notes(dom, release)
     found += image_obstacles(dom, host, ownership)
     found += _missing_mdevs(dom, host)
     return list(dict.fromkeys(found))
