@@ -45,7 +45,7 @@ def nodes_of(device: SimDevice) -> list[str]:
 
 
 def withdraw(device: SimDevice, name: str) -> None:
-    """Remove a node from ``dev``; its file stays with those who have it open, and they see that it was deleted."""
+    """Remove a node from ``dev``; its file stays open for its holders, which see that it was deleted."""
     tree, root = device.tree, device.tree.root
     path = os.path.join(root.dev_vfio_devices, name)
     if not tree.has_entry(path):

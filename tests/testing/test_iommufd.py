@@ -150,7 +150,7 @@ def test_function_is_bound_once(new):
 
 
 def test_binding_belongs_to_the_open_file(new):
-    """What a child has bound stays bound when the child has gone, for those who have the same open file."""
+    """What a child has bound stays bound when the child has gone, for every process with the same open file."""
     fd, iommufd = opened(new, CARD[0]), iommufd_of(new)
     child = os.fork()
     if child == 0:
