@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 
 from pyhostdev import ConfigUnsupportedError, DomainDef, Host, HostdevManager, OperationError, PCIDeviceAddress
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 from pyhostdev.conf.libvirt_release import RELEASES
 from pyhostdev.errors import InDoubtError, RefusedError, SysfsError
 from pyhostdev.qemu import qemu_driver
-from pyhostdev.qemu.qemu_driver.iommufd import iommufd_obstacles, vfio_nodes
+from pyhostdev.qemu.qemu_driver.iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
+from pyhostdev.qemu.qemu_process.access import needed_files
 from pyhostdev.qemu.qemu_process.vfiofds import VFIODescriptors
 from pyhostdev.testing import FakeHost
 from pyhostdev.testing.faults import Fail, Interfere
+from pyhostdev.tools.main import main
 
 R9_0, _, R12_8 = RELEASES
 CARD = [PCIDeviceAddress(1, 9, 0, function) for function in range(4)]
@@ -113,6 +116,7 @@ def our_nodes(fake: FakeHost) -> list[str]:
     return [link for link in links if link.startswith((fake.root.dev_vfio, fake.root.dev_iommu))]
 
 
+@pytest.mark.fault("F44")
 def test_qemu_gets_nodes_as_descriptors(
     fake: FakeHost, seed_domain: DomainDef, qemu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +134,7 @@ def test_qemu_gets_nodes_as_descriptors(
     assert (before, []) == (fake.snapshot(), our_nodes(fake))
 
 
+@pytest.mark.fault("F44")
 def test_roll_back_with_an_open_node_would_hang(fake: FakeHost, seed_domain: DomainDef) -> None:
     """What libvirt 12.8 does to itself: the first unbind waits for the descriptor of the process that unbinds."""
     host = host_of(fake)
@@ -145,6 +150,7 @@ def test_roll_back_with_an_open_node_would_hang(fake: FakeHost, seed_domain: Dom
     assert not fake.kernel.is_in_flight(CARD[0])
 
 
+@pytest.mark.fault("F44")
 @pytest.mark.parametrize("number", range(1, 5))
 def test_failure_of_each_open_is_rolled_back(
     fake: FakeHost, seed_domain: DomainDef, qemu: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -273,6 +279,41 @@ def test_user_of_qemu_gets_no_node(fake: FakeHost, seed_domain: DomainDef, qemu:
         nodes = [fake.kernel.read_node(path) for path in paths]
         assert {(0, 0)} == {(node.uid, node.gid) for node in nodes if node is not None}
         assert {0o600} == {stat.S_IMODE(os.stat(path).st_mode) for path in paths}
+
+
+def test_user_of_qemu_gets_the_group_of_a_device_that_it_opens_itself(
+    fakehost: Callable[[str], FakeHost], seed_domain: DomainDef, qemu: Path
+) -> None:
+    """Legacy VFIO beside iommufd: the container and the group's node are for the former alone."""
+    fake = fakehost("nic-own-groups")
+    host = host_of(fake)
+    ports = [PCIDeviceAddress(0, 4, 0, function) for function in range(2)]
+    seed_domain.hostdevs = [DomainHostdevDef.for_pci(port, managed=True, assigned=True) for port in ports]
+    legacy = ports[0]
+    dom = domain(seed_domain, qemu, legacy=[legacy])
+    by_iommufd = functions_by_iommufd(dom)
+    assert ports[1:] == by_iommufd
+    manager = HostdevManager(host)
+    with manager.prepared(host.plan(dom), node_owner=(107, 36), by_descriptor=by_iommufd):
+        groups = {a: host.iommu_group(a) for a in (legacy, *by_iommufd)}
+        owners = {a: fake.kernel.read_node(fake.root.vfio_group(int(group or 0))) for a, group in groups.items()}
+        assert {legacy: 107, **dict.fromkeys(by_iommufd, 0)} == {a: node and node.uid for a, node in owners.items()}
+
+
+def test_container_is_for_devices_by_their_group(fake: FakeHost, seed_domain: DomainDef, qemu: Path) -> None:
+    """QEMU's user needs access to /dev/vfio/vfio only where QEMU opens it."""
+    for words, needs in (("<iommufd enabled='yes'/>", False), ("", True)):
+        files = [file.path for file in needed_files(domain(seed_domain, qemu, words=words), fake.root)]
+        assert needs == (fake.root.vfio_container in files)
+
+
+@pytest.mark.parametrize("text", ["io", "io=", "io=x", "io=99999", "io=-1"])
+def test_descriptor_on_the_command_line_must_be_open(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--fd-group names a group and an open descriptor, else it is a usage error."""
+    with pytest.raises(SystemExit) as end:
+        main(["start", "/nonexistent.xml", "--fd-group", text])
+    assert 2 == end.value.code
+    assert text in capsys.readouterr().err
 
 
 def test_writer_without_nodes_is_refused(fake: FakeHost) -> None:
