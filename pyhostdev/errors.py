@@ -41,6 +41,7 @@ VIR_ERR_DEVICE_MISSING = 99
 # The code that libvirt reports for a finding, where that is not VIR_ERR_OPERATION_INVALID
 REFUSAL_CODES = {
     "device-missing": VIR_ERR_DEVICE_MISSING,
+    "fdgroup-missing": VIR_ERR_INVALID_ARG,
     "not-endpoint": VIR_ERR_INTERNAL_ERROR,
     "image-missing": VIR_ERR_SYSTEM_ERROR,
     "image-unreadable": VIR_ERR_SYSTEM_ERROR,

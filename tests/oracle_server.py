@@ -18,6 +18,7 @@ import json
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +28,11 @@ from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, Hos
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.qemu.qemu_driver import refuse_missing_storage
+from pyhostdev.qemu.qemu_driver.iommufd import refuse_missing_descriptors
 
 NO_TAP = 3  # compare.py does not look at a tap's descriptor
+NO_NODE = 4  # nor at those of iommufd
+GIVEN = "-associated.xml"  # a case of this name was recorded with the descriptors that it names
 GIVEN_BACK = ""
 
 
@@ -90,6 +94,7 @@ class Server:
         self.release = release
         self.root = HostRoot(Path(sysfs).parent)
         self.host = Host(self.root)
+        self.fd_groups: dict[str, tuple[int, ...]] = {}
 
     def answer(self, kind: str, path: str, extra: str) -> Any:
         """
@@ -99,6 +104,7 @@ class Server:
             HostdevError: libvirt's number is in it.
         """
         dom = parse(path)
+        self.fd_groups = {str(dom.iommufd_fdgroup): (NO_NODE,)} if path.endswith(GIVEN) else {}
         if kind == "xml":
             return self.define(dom).format()
         if kind == "argv":
@@ -114,9 +120,20 @@ class Server:
         return define(dom, stored_capabilities(dom, self.release), self.host, release=self.release)
 
     def argv(self, dom: DomainDef) -> list[str]:
-        """Return the command line."""
+        """Return the command line: that of a start, whose iommufd has descriptors, where the start succeeds."""
+        if not dom.needs_iommufd() or self.start(dom, "")["error"] is not None:
+            return self.build(dom)
+        return self.build(dom, vfio_fd=lambda address: NO_NODE)
+
+    def build(self, dom: DomainDef, vfio_fd: Callable[[PCIDeviceAddress | None], int] | None = None) -> list[str]:
+        """Return the command line with or without descriptors of VFIO nodes."""
         return build_command_line(
-            dom, host=self.host, state_dir="@ROOT@", tap_fd=lambda net: NO_TAP, release=self.release
+            dom,
+            host=self.host,
+            state_dir="@ROOT@",
+            tap_fd=lambda net: NO_TAP,
+            vfio_fd=vfio_fd,
+            release=self.release,
         )
 
     def edit(self, dom: DomainDef, steps: str) -> dict[str, Any]:
@@ -152,11 +169,12 @@ class Server:
     def _start_and_stop(self, manager: HostdevManager, dom: DomainDef) -> HostdevError | None:
         try:
             defined = self.define(dom)
-            self.argv(defined)
+            self.build(defined)
             self._pass_over_missing(defined)
             plan = self.plan(manager, defined)
             if plan.ok:
                 refuse_missing_storage(defined, manager.host)
+                refuse_missing_descriptors(defined, self.fd_groups)
             with manager.prepared(plan):
                 return None
         except HostdevError as err:

@@ -236,6 +236,21 @@ class DomainFields(ElementDef):
         """Return the host devices of any type that the guest gets, in the order of all_hostdevs()."""
         return [hostdev for hostdev in self.all_hostdevs() if hostdev.is_assigned]
 
+    def uses_iommufd(self, hostdev: DomainHostdevDef) -> bool:
+        """Return True for a PCI host device that QEMU reaches by iommufd: its own word counts, else the domain's."""
+        if not hostdev.is_pci:
+            return False
+        return any(row.enabled for row in self.iommufds) if hostdev.iommufd is None else hostdev.iommufd
+
+    @property
+    def iommufd_fdgroup(self) -> str | None:
+        """The name of the group of descriptors in which the caller hands over ``/dev/iommu``."""
+        return next((row.fdgroup for row in self.iommufds if row.fdgroup is not None), None)
+
+    def needs_iommufd(self) -> bool:
+        """Return True if QEMU gets the object iommufd: for a host device, assigned or not, or as it is handed in."""
+        return self.iommufd_fdgroup is not None or any(map(self.uses_iommufd, self.pci_hostdevs()))
+
     def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
         """Return the guest addresses that are taken by devices other than host devices."""
         hostdevs = {id(hostdev.info) for hostdev in self.all_hostdevs()}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.xmlfield import Attribute, Content
 from pyhostdev.errors import raise_all
+from pyhostdev.util.finding import NOTE, Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,27 @@ def _forget(part: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
             change = row.field.codec.later.get(value)
             if change is not None and not release.has(change):
                 yield row.field.refusal(value, part.tag, part.line)
+
+
+def later_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Finding]:
+    """
+    Return a note for each attribute and element of a definition that the release does not know yet, and so ignores.
+
+    Args:
+        definition: as it was written.
+    """
+    return [note for _, part in definition.parts() for note in _notes(part, release)]
+
+
+def _notes(part: ElementDef, release: LibvirtRelease) -> Iterator[Finding]:
+    for row in part.table().rows:
+        field = row.field
+        if field.since is None or release.has(field.since) or not vars(_holder(part, row)).get(field.name):
+            continue
+        element = [part.tag, *field.path][-1]
+        place = f"'{field.leaf}' of <{element}>" if field.leaf else f"<{element}>"
+        message = f"{place} is ignored, as in libvirt {release}: a later release has it"
+        yield Finding("ignored", NOTE, None, message, part.line)
 
 
 def _drop(holder: ElementDef, row: Row) -> None:

@@ -55,7 +55,7 @@ CHANGES: dict[str, Change] = {
     "smmuv3-options": Change(_12_8, "<driver pciBus=> and the rest of <iommu model='smmuv3'>"),
     "iommu-granule": Change(_12_8, "<granule> of <iommu model='virtio'>"),
     "iommu-after-controllers": Change(_12_8, "intel-iommu and virtio-iommu behind the controllers"),
-    "iommufd": Change(_12_8, "<driver iommufd=> of a host device, <iommufd> of a domain"),
+    "iommufd": Change(_12_8, "<driver iommufd=> of a host device, <iommufd> of a domain, and the object iommufd"),
     "pci-needs-machine": Change(_12_8, "67 for a PCI controller in a machine without PCI"),
     "acpi-nodeset": Change(_12_8, "<acpi nodeset=>, an acpi-generic-initiator for each node"),
     "numa-cells-without-memory": Change(_12_8, "a NUMA cell of size 0 has no memory backend"),

@@ -165,6 +165,7 @@ class DomainNetDef(ElementDef):
         self.read(element)
         return self  # type: ignore[return-value]  # asked for as DomainNetDef only
 
+    host_driver_names: tuple[str, ...] = ("driver_name",)  # of <driver>, not about virtio
     mac_is_made = False  # the MAC address is a default, not a request of the user
 
     def network_identity(self) -> list[str]:
@@ -185,7 +186,7 @@ class DomainNetDef(ElementDef):
     def drop_virtio_driver(self) -> None:
         """Forget what <driver> says about virtio; libvirt does not read it for other models."""
         for name, field in type(self).declared().items():
-            if field.path[:1] == ("driver",) and name != "driver_name":
+            if field.path[:1] == ("driver",) and name not in self.host_driver_names:
                 setattr(self, name, None)
         self.virtio = VirtioOptions()
 
@@ -193,7 +194,10 @@ class DomainNetDef(ElementDef):
 class DomainHostdevNetDef(DomainNetDef):
     """An interface that is a PCI function of the host; driver name means the host's driver here."""
 
-    driver_model = attribute("driver/@model")
+    host_driver_names = ("driver_name", "driver_model", "iommufd")
+
+    driver_model = attribute("driver/@model", since="hostdev-driver-model")
+    iommufd = attribute("driver/@iommufd", yes_no, since="iommufd")
     host_source = child("source", NetHostdevSource)
 
     def parsed(self, element: Element) -> None:
@@ -228,6 +232,7 @@ class DomainHostdevNetDef(DomainNetDef):
             managed=bool(self.managed),
             driver_name=self.driver_name,
             driver_model=self.driver_model,
+            iommufd=self.iommufd,
             source_def=self.host_source,
             teaming_type=self.teaming_type,
             teaming_persistent=self.teaming_persistent,

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 # libvirt's own words of later releases (its schema of 12.8); prepare does the same with and without them
 _LATER_WORDS = {
-    "driver/@iommufd": "12.1",  # of an interface
     "mac/@currentAddress": "11.3",
 }
 # what libvirt reads elsewhere and ignores here: every source of a PCI device is a PCI address

@@ -22,7 +22,7 @@ from pyhostdev.util.transaction import log, run_logged
 from pyhostdev.util.vfionodes import read_device_node_names, read_node_number
 
 if TYPE_CHECKING:
-    from pyhostdev.hypervisor.hostdev_plan import Plan
+    from pyhostdev.hypervisor.hostdev_plan import Request
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.sysfs_writer import SysfsWriter
@@ -47,7 +47,7 @@ class NodeKeeper:
         return os.path.join(self.root.dev_vfio, name)
 
     def to_give(
-        self, plan: Plan, owner: Owner, records: Mapping[PCIDeviceAddress, Record]
+        self, requests: Iterable[Request], owner: Owner, records: Mapping[PCIDeviceAddress, Record]
     ) -> dict[PCIDeviceAddress, tuple[GivenNode, ...]]:
         """
         Return the nodes to record for each device, for the nodes that the guest needs; nothing is changed.
@@ -58,7 +58,7 @@ class NodeKeeper:
         """
         known = {(n.name, n.inode): n for r in records.values() if r.is_active for n in r.nodes}
         found = {}
-        for request in plan.requests:
+        for request in requests:
             names = self._names(request.address) if request.role == ASSIGNED else []
             nodes = [self._to_give(name, request.address, owner) for name in names]
             found[request.address] = tuple(_as_it_was(node, known.get((node.name, node.inode))) for node in nodes)

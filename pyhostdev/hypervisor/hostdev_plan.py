@@ -109,14 +109,15 @@ class FunctionPlan(NamedTuple):
     text: str
     fate: str
 
-    def to_json(self, guest_address: str | None) -> dict[str, str | None]:
-        """Return the member as in ``plan --json``; a function that is not assigned has no guest address."""
+    def to_json(self, guest_address: str | None, nodes: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the member as in ``plan --json``; a function that is not assigned has no guest address or nodes."""
         return {
             "name": self.name,
             "driver": self.driver,
             "role": self.role,
             "fate": self.fate,
             "guest_address": guest_address if self.role == ASSIGNED else None,
+            "nodes": list(nodes),
             "text": self.text,
         }
 
@@ -163,6 +164,7 @@ class Plan:
         definition: Definition | None = None,
         start_findings: Sequence[Finding] | None = None,
         guest_addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress] | None = None,
+        nodes: Mapping[PCIDeviceAddress, Sequence[str]] | None = None,
     ) -> None:
         self.owner = owner
         self.policy = policy
@@ -175,6 +177,7 @@ class Plan:
         self.definition = definition
         self.start_findings = None if start_findings is None else tuple(start_findings)
         self.guest_addresses = dict(guest_addresses or _written_guest_addresses(requests))
+        self.nodes = dict(nodes or {})
 
     @property
     def ok(self) -> bool:
@@ -218,6 +221,17 @@ class Plan:
         plan.guest_addresses = dict(addresses)
         return plan
 
+    def with_nodes(self, nodes: Mapping[PCIDeviceAddress, Sequence[str]]) -> Plan:
+        """Return the plan with the nodes through which the hypervisor reaches each assigned function."""
+        plan = copy.copy(self)
+        plan.nodes = dict(nodes)
+        return plan
+
+    def fate_words(self, fate: FunctionPlan) -> str:
+        """Return the text about one member, with the nodes through which the guest gets it."""
+        nodes = {str(address): found for address, found in self.nodes.items()}.get(fate.name)
+        return fate.text if not nodes else f"{fate.text} (QEMU's nodes: {', '.join(nodes)})"
+
     @property
     def obstacles(self) -> tuple[Finding, ...]:
         """The findings that refuse: errors, and findings without the needed consent."""
@@ -234,6 +248,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as in ``plan --json``, without the emulator's capabilities."""
         guests = {str(host): str(guest) for host, guest in self.guest_addresses.items()}
+        nodes = {str(address): found for address, found in self.nodes.items()}
         return {
             "version": 1,
             "ok": self.ok,
@@ -244,7 +259,10 @@ class Plan:
             "findings": [finding.to_json() for finding in self.findings],
             "accepted": [{"reason": reason, "address": address} for reason, address in sorted(self.accepted)],
             "groups": [
-                {"iommu_group": group, "functions": [fate.to_json(guests.get(fate.name)) for fate in fates]}
+                {
+                    "iommu_group": group,
+                    "functions": [fate.to_json(guests.get(fate.name), nodes.get(fate.name, ())) for fate in fates],
+                }
                 for group, fates in self.fates_by_group().items()
             ],
             "proposal": [
@@ -258,7 +276,7 @@ class Plan:
         lines = [self.headline()]
         for group, fates in self.fates_by_group().items():
             lines.append("no IOMMU group" if group is None else f"IOMMU group {group}")
-            lines += [f"  {fate.name}  {fate.text}" for fate in fates]
+            lines += [f"  {fate.name}  {self.fate_words(fate)}" for fate in fates]
         lines += [f"{finding.severity}: {finding.sentence}" for finding in self.findings]
         return "\n".join(lines)
 

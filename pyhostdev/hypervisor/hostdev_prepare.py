@@ -6,7 +6,7 @@ Execution of a plan: records on disk first, then the steps; everything is rolled
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import DeviceInUseError
@@ -91,11 +91,15 @@ def execute(
     records: Records,
     interrupted: Callable[[], None],
     node_owner: tuple[int, int] | None = None,
+    by_descriptor: Collection[PCIDeviceAddress] = (),
 ) -> None:
     """
     Perform the steps up to the guest's start; the caller holds the locks.
 
     The original drivers of all devices are on disk before the first write.
+
+    Args:
+        by_descriptor: functions whose nodes are not given, because the guest gets open descriptors.
     """
     intents = _intents(context, plan, owner, records)
     with Transaction() as change:
@@ -110,14 +114,15 @@ def execute(
         change.on_error(_mark_again, context, intents)
         if node_owner is not None:
             interrupted()
-            _give_nodes(context, plan, intents, node_owner, records, change)
+            given = [request for request in plan.requests if request.address not in by_descriptor]
+            _give_nodes(context, given, intents, node_owner, records, change)
         for record, _ in intents.values():
             context.journal.write(record._replace(state=PREPARED))
 
 
 def _give_nodes(
     context: HostdevContext,
-    plan: Plan,
+    requests: Sequence[Request],
     intents: Intents,
     node_owner: tuple[int, int],
     records: Records,
@@ -125,7 +130,7 @@ def _give_nodes(
 ) -> None:
     """Give the guest's user its nodes, after recording their owners; they are restored before devices move."""
     nodes = context.restorer.nodes
-    for address, given in nodes.to_give(plan, node_owner, records).items():
+    for address, given in nodes.to_give(requests, node_owner, records).items():
         if given:
             intents[address] = Intent(intents[address].record._replace(nodes=given), intents[address].listed)
             context.journal.write(intents[address].record)

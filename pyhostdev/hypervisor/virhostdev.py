@@ -9,7 +9,7 @@ differences: lists are on disk, a completeness policy is part of the check, and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,15 @@ class HostdevManager:
         """
         return self._prepare(plan, owner or plan.owner, node_owner, may_have_it=True)
 
-    def _prepare(self, plan: Plan, owner: str, node_owner: tuple[int, int] | None, *, may_have_it: bool) -> bool:
+    def _prepare(
+        self,
+        plan: Plan,
+        owner: str,
+        node_owner: tuple[int, int] | None,
+        *,
+        may_have_it: bool,
+        by_descriptor: Collection[PCIDeviceAddress] = (),
+    ) -> bool:
         addresses = [request.address for request in plan.requests]
         with deferred_signals() as interrupted, self.context.locked(addresses, owner):
             records, bad = self.journal.read()
@@ -123,7 +131,7 @@ class HostdevManager:
             refuse_active(records, addresses)
             for item in bad:
                 self.journal.set_aside(item)
-            execute(self.context, fresh, owner, records, interrupted, node_owner)
+            execute(self.context, fresh, owner, records, interrupted, node_owner, by_descriptor)
         return True
 
     def _planned_again(self, plan: Plan, owner: str, records: dict[PCIDeviceAddress, Record]) -> Plan:
@@ -142,16 +150,27 @@ class HostdevManager:
 
     @contextmanager
     def prepared(
-        self, plan: Plan, owner: str | None = None, *, node_owner: tuple[int, int] | None = None
+        self,
+        plan: Plan,
+        owner: str | None = None,
+        *,
+        node_owner: tuple[int, int] | None = None,
+        by_descriptor: Collection[PCIDeviceAddress] = (),
     ) -> Iterator[None]:
         """
         Prepare on enter, release on exit; every holder of the devices must end within the block.
+
+        Args:
+            node_owner: as in ``prepare``.
+            by_descriptor: functions that the guest gets as open descriptors, so that their nodes are not given.
 
         Raises:
             RefusedError, OperationError, SysfsError: as ``prepare`` and ``release``.
         """
         owner = owner or plan.owner
-        self._prepare(plan, owner, node_owner, may_have_it=False)  # devices of another call are not released here
+        self._prepare(
+            plan, owner, node_owner, may_have_it=False, by_descriptor=by_descriptor
+        )  # devices of another call are not released here
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing.answers import Refusal
+from pyhostdev.testing.release import has_change
 from pyhostdev.testing.simdevice import UNSET_OVERRIDE, SimDevice, find_device, list_devices
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ def store_driver_override(core: DriverCore, device: SimDevice, value: bytes) -> 
     """
     if len(value) >= OVERRIDE_LIMIT:
         raise Refusal(errno.EINVAL)
-    core.wait_for_lock(device)
+    if not has_change(core.tree, "override-without-lock"):
+        core.wait_for_lock(device)
     name = c_string(value).split(b"\n", 1)[0]
     driver = device.driver
     core.state.override_changed = driver is not None and core.state.driver(driver).kind == "vfio"

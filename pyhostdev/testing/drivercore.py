@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.testing import vfio
 from pyhostdev.testing.answers import Blocked, Refusal
-from pyhostdev.testing.driverfiles import put_driver
+from pyhostdev.testing.driverfiles import IOMMUFD, has_iommufd_module, put_driver, put_iommufd
 from pyhostdev.testing.iommu import IOMMUGroups
 from pyhostdev.testing.kernelstate import PARKED, Pending
 from pyhostdev.testing.simdevice import (
@@ -320,6 +320,9 @@ class DriverCore:
             Refusal: ENOENT if no driver belongs to that module.
         """
         module = name.replace("-", "_")
+        if module == IOMMUFD and has_iommufd_module(self.tree):
+            put_iommufd(self.tree)
+            return
         found = [spec for spec in self.state.drivers.values() if spec.module == module]
         found = [spec for spec in found if spec.availability != "missing"]
         if not found and not self.tree.is_directory(self.root.module(name)):

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pyhostdev.testing.hostspec import HostSpec
     from pyhostdev.testing.tree import Tree
 
+IOMMUFD = "iommufd"
+
 _DRIVER_FILES = ("bind", "unbind", "new_id", "remove_id", "uevent")
 
 
@@ -35,13 +37,34 @@ def put_driver(tree: Tree, spec: DriverSpec) -> None:
     if spec.kind == "vfio":
         tree.make_dirs(root.dev_vfio)
         tree.put_file(os.path.join(root.dev_vfio, "vfio"), b"")
+        if has_iommufd_module(tree):
+            put_iommufd(tree)
+
+
+def has_iommufd_module(tree: Tree) -> bool:
+    """True if iommufd is a module of the host; VFIO then depends on it, and loads it."""
+    release = (tree.read_file(tree.root.kernel_release) or b"").decode().strip()
+    listed = tree.read_file(tree.root.modules_dep(release)) if release else None
+    return listed is not None and _module_file(IOMMUFD).encode() + b":" in listed
+
+
+def put_iommufd(tree: Tree) -> None:
+    """
+    Load iommufd, once.
+
+    Host: writes ``dev/iommu``, ``sys/module/iommufd``
+    """
+    if not tree.has_entry(tree.root.dev_iommu):
+        tree.make_dirs(os.path.dirname(tree.root.dev_iommu))
+        tree.put_file(tree.root.dev_iommu, b"", mode=0o660)
+    tree.make_dirs(tree.root.module(IOMMUFD))
 
 
 def put_modules(tree: Tree, host: HostSpec) -> None:
     """
-    Write the lists that modprobe reads.
+    Write the lists that modprobe reads, and load iommufd where it is loaded.
 
-    Host: writes ``lib/modules/RELEASE/modules.{alias,dep,builtin}``
+    Host: writes ``lib/modules/RELEASE/modules.{alias,dep,builtin}``, ``dev/iommu``
     """
     present = [spec for spec in host.drivers.values() if spec.availability != "missing"]
     files = {
@@ -49,11 +72,16 @@ def put_modules(tree: Tree, host: HostSpec) -> None:
         "modules.dep": [f"{_module_file(spec.module)}:" for spec in present if spec.module],
         "modules.builtin": [_module_file(spec.name) for spec in present if not spec.module],
     }
+    if host.iommufd is not None:
+        files["modules.dep"].append(f"{_module_file(IOMMUFD)}:")
     directory = os.path.dirname(tree.root.modules_alias(host.release))
     tree.make_dirs(directory, exist_ok=False)
     for name, lines in files.items():
         text = "".join(f"{line}\n" for line in dict.fromkeys(lines))
         tree.put_file(os.path.join(directory, name), text.encode())
+    has_vfio = any(spec.kind == "vfio" and spec.availability == "loaded" for spec in present)
+    if host.iommufd == "loaded" or (host.iommufd is not None and has_vfio):
+        put_iommufd(tree)
 
 
 def _module_file(name: str) -> str:

@@ -12,6 +12,7 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 DEFAULT_RELEASE = "6.1.0-fake"
 DEFAULT_BOOT_ID = "1bd2d2c6-3fd5-4b5e-9e0c-5f3a3c9e1d00"
+IOMMUFD_KINDS = ("available", "loaded")
 EXPRESS_KINDS = {  # PCIE50 7.5.3.2, bits 4-7
     "endpoint": 0x0,
     "legacy-endpoint": 0x1,
@@ -108,6 +109,11 @@ class HostSpec:
     def boot_id(self) -> str:
         """The boot id."""
         return self.settings.get("boot-id", DEFAULT_BOOT_ID)
+
+    @property
+    def iommufd(self) -> str | None:
+        """How the kernel has iommufd: as a module, loaded, or not at all."""
+        return self.settings.get("iommufd")
 
     def group_type(self, group: int) -> str:
         """Return the domain type of a group."""

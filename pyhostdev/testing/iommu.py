@@ -13,7 +13,8 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing.answers import Refusal
-from pyhostdev.testing.simdevice import list_devices
+from pyhostdev.testing.devicenodes import bind_node, bound_iommufd, iommufd_number, is_open
+from pyhostdev.testing.simdevice import find_device, list_devices
 
 if TYPE_CHECKING:
     from pyhostdev.testing.kernelstate import KernelState
@@ -68,8 +69,22 @@ class IOMMUGroups:
             os.close(fd)
         return False
 
+    def is_busy(self, group: int) -> bool:
+        """True while the group's node cannot be opened: it is open, or a function is bound to an iommufd."""
+        return self.is_held(group) or bool(self.bound_iommufds(group))
+
+    def bound_iommufds(self, group: int) -> dict[str, int]:
+        """Return the members that are bound to an iommufd, with its number."""
+        if not self.tree.has_entry(self.root.dev_vfio_devices):
+            return {}
+        members = [find_device(self.tree, name) for name in self.member_drivers(group)]
+        found = {str(device.address): bound_iommufd(device) for device in members if device is not None}
+        return {name: number for name, number in found.items() if number is not None}
+
     def is_device_held(self, device: SimDevice) -> bool:
-        """True while a user of the group has this device open."""
+        """True while a user of the group has this device open, or a process has its own node open."""
+        if is_open(device):
+            return True
         group = device.group
         if group is None or str(device.address) not in self.state.held.get(str(group), ()):
             return False
@@ -85,7 +100,7 @@ class IOMMUGroups:
         Source: iommu_device_use_default_domain (drivers/iommu/iommu.c), Linux 5.19
         """
         group = device.group
-        if group is not None and self._owns_dma(driver) and self.is_held(group):
+        if group is not None and self._owns_dma(driver) and self.is_busy(group):
             raise Refusal(errno.EBUSY)
 
     def add_node(self, group: int) -> None:
@@ -112,8 +127,11 @@ class IOMMUGroups:
             A descriptor that holds the group.
 
         Raises:
-            Refusal: ENOENT without a node, EBUSY if the node is already open, EPERM if the host uses a member.
+            Refusal: ENOENT without a node, EBUSY if the node is already open or a member is bound to an iommufd, EPERM
+                if the host uses a member.
         """
+        if self.bound_iommufds(group):
+            raise Refusal(errno.EBUSY)
         try:
             fd = self.tree.open_file(self.root.vfio_group(group), os.O_RDWR)
         except FileNotFoundError:
@@ -127,3 +145,24 @@ class IOMMUGroups:
             os.close(fd)
             raise Refusal(errno.EPERM)
         return fd
+
+    def bind_iommufd(self, device: SimDevice, fd: int, iommufd: int) -> None:
+        """
+        Bind an open node of a function to an iommufd.
+
+        Raises:
+            Refusal: EBUSY while the group's node is open, EINVAL if the function is bound already, EPERM if the host
+                uses a member or another iommufd has one.
+
+        Source: vfio_df_ioctl_bind_iommufd (drivers/vfio/device_cdev.c), iommufd_device_bind
+        """
+        group = device.group
+        assert group is not None
+        bound = self.bound_iommufds(group)
+        if self.is_held(group):
+            raise Refusal(errno.EBUSY)
+        if str(device.address) in bound:
+            raise Refusal(errno.EINVAL)
+        if self.host_users(group) or set(bound.values()) - {iommufd_number(iommufd)}:
+            raise Refusal(errno.EPERM)
+        bind_node(fd, iommufd)

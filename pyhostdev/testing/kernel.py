@@ -27,7 +27,7 @@ from pyhostdev.testing.drivercore import DriverCore
 from pyhostdev.testing.faults import Fault
 from pyhostdev.testing.guest import SimulatedGuest
 from pyhostdev.testing.kernelstate import Pending, StateFile
-from pyhostdev.testing.nodefiles import SimulatedNodes, put_owner
+from pyhostdev.testing.nodefiles import SimulatedNodes, react_on_node
 from pyhostdev.testing.simdevice import find_device
 from pyhostdev.testing.sysfspaths import is_node, words_of
 from pyhostdev.testing.tree import Tree, is_live_host
@@ -132,7 +132,7 @@ class SimulatedKernel(SimulatedNodes):
         if not os.path.lexists(self._file.path):
             return False
         with self.entered() as core:
-            return core.groups.is_held(int(os.path.basename(path)))
+            return core.groups.is_busy(int(os.path.basename(path)))
 
     # One write
 
@@ -211,7 +211,7 @@ class SimulatedKernel(SimulatedNodes):
             case ["module", name]:
                 core.load_module(name)
             case ["node", *_]:
-                put_owner(core.tree, self.root.join(path), value)
+                react_on_node(core.tree, self.root.join(path), value)
             case ["bus", name]:
                 self._write_bus(core, name, value)
             case ["driver", driver, name]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from typing import TYPE_CHECKING
 
+from pyhostdev.testing.release import has_change
 from pyhostdev.testing.tree import Tree
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _FIRST_PID = 4000
 _FIRST_FD = 20
 _PF_EXITING, _PF_RANDOMIZE = 0x4, 0x400000  # include/linux/sched.h
-_NAMES_FUNCTIONS = (6, 18)  # the first kernel whose fdinfo names a VFIO function
 _ROUTES = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
 
 
@@ -96,9 +95,7 @@ class SimulatedProcess:
         self.tree.put_file(os.path.join(self.directory, "fdinfo", number), content.encode())
 
     def _syspath(self, function: str) -> dict[str, str]:
-        release = (self.tree.read_file(self.root.kernel_release) or b"").decode()
-        number = re.match(r"(\d+)\.(\d+)", release)
-        if number is None or (int(number[1]), int(number[2])) < _NAMES_FUNCTIONS:
+        if not has_change(self.tree, "fdinfo-names-function"):
             return {}
         place = self.tree.place(os.path.join(self.root.pci_devices, function))
         return {"vfio-device-syspath": os.path.join("/", os.path.relpath(place, self.root.path))}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def is_node(path: str) -> bool:
-    """Tell whether a write changes the owner of a node; such a write waits for no device."""
+    """Tell whether a write is made to a node, for another owner or to open it; it waits for no device."""
     return path.startswith("dev/")
 
 
@@ -16,7 +16,7 @@ def words_of(path: str) -> list[str]:
     parts = path.split("/")
     if parts[0] == "modprobe":
         return ["module", *parts[1:]]
-    if parts[:2] == ["dev", "vfio"]:
+    if parts[:2] == ["dev", "vfio"] or parts == ["dev", "iommu"]:
         return ["node", *parts[2:]]
     if parts[:3] == ["sys", "bus", "pci"] and len(parts) == 4:
         return ["bus", *parts[3:]]

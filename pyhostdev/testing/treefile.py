@@ -56,6 +56,7 @@ The **rest**::
     member 14 platform-dma0 driver=idma    # a group member that is not a PCI function
     release 6.1.0-56-amd64                 # uname -r
     boot-id 7d4c3a3e-…                     # /proc/sys/kernel/random/boot_id
+    iommufd available                      # the module iommufd can be loaded, or is loaded
     mount nvme0n1 / ext4
     swap nvme0n1
     route enp9s0f0                         # the default route
@@ -73,6 +74,7 @@ from pyhostdev.errors import ConfigError
 from pyhostdev.testing.driverspec import DriverSpec, driver_kind
 from pyhostdev.testing.hostspec import (
     EXPRESS_KINDS,
+    IOMMUFD_KINDS,
     FunctionSpec,
     HostSpec,
     MemberSpec,
@@ -290,6 +292,11 @@ class _Reader:
 
     def read_boot_id(self, words: list[str]) -> None:
         self.host.settings["boot-id"] = words[0]
+
+    def read_iommufd(self, words: list[str]) -> None:
+        if words[0] not in IOMMUFD_KINDS:
+            raise ValueError(f"Invalid iommufd '{words[0]}': expected one of {', '.join(IOMMUFD_KINDS)}")
+        self.host.settings["iommufd"] = words[0]
 
     def read_mount(self, words: list[str]) -> None:
         device, where, filesystem = words

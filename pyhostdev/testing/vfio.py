@@ -12,6 +12,7 @@ import os
 from bisect import insort
 from typing import TYPE_CHECKING
 
+from pyhostdev.testing.devicenodes import withdraw, withdrawn_nodes
 from pyhostdev.testing.simdevice import numbered
 
 if TYPE_CHECKING:
@@ -98,25 +99,30 @@ def add_device(groups: IOMMUGroups, device: SimDevice) -> None:
 
 def withdraw_device(groups: IOMMUGroups, device: SimDevice) -> None:
     """
-    Remove the function's own node and ``vfio-dev`` as soon as its unbind begins.
+    Remove the function's own node and ``vfio-dev`` as soon as its unbind begins; the number stays taken until it ends.
 
     ``dev/vfio/devices`` is removed with its last node.
 
     Source: vfio_unregister_group_dev (drivers/vfio/vfio_main.c), Linux 6.6
     """
-    tree, nodes = device.tree, groups.root.dev_vfio_devices
-    names = tree.list_dir(device.join("vfio-dev"))
+    names = device.tree.list_dir(device.join("vfio-dev"))
     for name in names:
-        tree.drop_file(os.path.join(nodes, name))
-    tree.drop_tree(device.join("vfio-dev"))
-    for number in numbered(names, "vfio"):
-        _free_number(groups, number)
+        withdraw(device, name)
+    device.tree.drop_tree(device.join("vfio-dev"))
     if names:
-        tree.drop_empty(nodes)  # it may hold nodes of other functions
+        device.tree.drop_empty(groups.root.dev_vfio_devices)  # it may hold nodes of other functions
 
 
 def remove_device(groups: IOMMUGroups, device: SimDevice) -> None:
     """Remove the function's ``vfio-dev``, and the group's node with the last one."""
+    names = device.tree.list_dir(device.join("vfio-dev"))
     withdraw_device(groups, device)
+    gone = withdrawn_nodes(device)
+    for path in gone:
+        device.tree.drop_file(path)
+    for number in numbered({*names, *(path.rpartition(".")[2] for path in gone)}, "vfio"):
+        _free_number(groups, number)
+    if gone:
+        device.tree.drop_empty(os.path.dirname(gone[0]))  # it may hold those of other functions
     if device.group is not None:
         groups.drop_node(device.group)

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Make the plan and print it; return 1 if the plan refuses, or with --for-start if start would refuse."""
     from pyhostdev.conf.domain_validate import validate_domain
     from pyhostdev.qemu import qemu_driver
+    from pyhostdev.qemu.qemu_driver.iommufd import vfio_nodes
 
     definition = arguments.definition_of(args)
     validate_domain(definition)  # an unknown attribute or element of a host device is a finding of the plan
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         plan = plan.with_start_findings(
             qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership, release=args.libvirt)
         ).with_guest_addresses(qemu_driver.guest_addresses(definition, host, capabilities, release=args.libvirt))
+    plan = plan.with_nodes(vfio_nodes(definition, host, args.libvirt))
     if args.json:
         output.print_json({**plan.to_json(), "capabilities": origin})
     else:
@@ -61,7 +63,7 @@ def print_plan(plan: Plan) -> None:
     for group, fates in plan.fates_by_group().items():
         branch = tree.add("no IOMMU group" if group is None else f"IOMMU group {group}")
         for fate in fates:
-            branch.add(f"{fate.name}  {fate.text}")
+            branch.add(f"{fate.name}  {plan.fate_words(fate)}")
     for finding in plan.findings:
         tree.add(f"{finding.severity}: {finding.sentence}")
     output.print_tree(tree)

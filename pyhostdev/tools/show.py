@@ -11,6 +11,7 @@ from pyhostdev.errors import DeviceMissingError, SysfsError
 from pyhostdev.tools import arguments, output
 from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.vfionodes import read_nodes
 from pyhostdev.util.virpci import PCIDevice, read_iommu_group_members
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def describe(dev: PCIDevice, in_flight: bool | None) -> dict[str, Any]:
         "in_flight": in_flight,
         "iommu_group": group,
         "iommu_group_members": [member.name for member in members],
+        "vfio_nodes": read_nodes(dev.root, dev.address),
         "header_type": dev.header_type,
         "pci_express": dev.is_pci_express(),
         "multifunction": dev.is_multifunction(),

@@ -7,7 +7,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from pyhostdev.errors import ConfigUnsupportedError, RefusedError
+from pyhostdev.errors import ConfigError, ConfigUnsupportedError, RefusedError
 from pyhostdev.tools import arguments
 from pyhostdev.tools.contract import REFUSED
 from pyhostdev.tools.main import complain, tell_notes
@@ -29,7 +29,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_release(parser)
     arguments.add_changes(parser)
     arguments.add_qemu_user(parser)
+    parser.add_argument(
+        "--fd-group",
+        action="append",
+        default=[],
+        type=arguments.checked(_fd_group),
+        metavar="NAME=FD",
+        help="an open /dev/iommu that pyhostdev inherits, for <iommufd fdgroup='NAME'>; can be repeated",
+    )
     parser.add_argument("--log", metavar="FILE", help="append QEMU's output to this file; it rolls over at 2 MiB")
+
+
+def _fd_group(text: str) -> tuple[str, int]:
+    name, _, number = text.rpartition("=")
+    if not number.isdecimal():
+        raise ConfigError(f"{text!a} is not NAME=FD")
+    try:
+        os.fstat(int(number))
+    except (OSError, OverflowError):
+        raise ConfigError(f"Descriptor {number} of {text!a} is not open") from None
+    return name, int(number)
+
+
+def _fd_groups(args: argparse.Namespace) -> dict[str, list[int]]:
+    """Return the descriptors of each group, in the order of the options."""
+    groups: dict[str, list[int]] = {}
+    for name, number in args.fd_group:
+        groups.setdefault(name, []).append(number)
+    return groups
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         capabilities=capabilities,
         release=args.libvirt,
         ownership=ownership,
+        fd_groups=_fd_groups(args),
     )
     plan = manager.host.plan(guest.definition, args.policy, accept=args.accept)
     if args.simulate:
@@ -88,6 +116,7 @@ def _refuse(
         keep_together=args.keep_together,
         ownership=ownership,
         release=args.libvirt,
+        fd_groups=_fd_groups(args),
     )
     if not plan.can_start:
         raise RefusedError((*plan.obstacles, *plan.start_obstacles), plan)

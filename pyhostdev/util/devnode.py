@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 _CANNOT_ASK = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENODEV, errno.ENXIO)  # e.g. a container's cgroup
+_IOMMU_OPTION_REQUEST = ord(";") << 8 | 0x87  # linux/iommufd.h: _IO(IOMMUFD_TYPE, IOMMUFD_CMD_OPTION)
+_IOMMU_OPTION = struct.Struct("=IIHHIQ")  # size, option, operation, reserved, object, value
+_RLIMIT_MODE, _OPTION_SET, _PER_PROCESS = 0, 0, 1
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
 
@@ -76,8 +80,46 @@ class NodeWriter(Protocol):
         """
 
 
+@runtime_checkable
+class NodeOpener(Protocol):
+    """
+    Opens the nodes that a guest gets as descriptors.
+
+    An open node of a function makes its unbind wait, so it is only opened for a guest that starts now.
+    """
+
+    def open_node(self, path: str, number: int | None, *, device: PCIDeviceAddress) -> int:
+        """
+        Open a function's own node, and return the descriptor, which holds the function.
+
+        Args:
+            number: the node's device number; None if the host does not show it.
+
+        Raises:
+            OperationError: the path is another node, or no device node.
+            SysfsError: there is no such node, or the kernel refuses.
+        """
+
+    def open_iommufd(self, path: str) -> int:
+        """
+        Open ``dev/iommu``, and return the descriptor, which holds nothing.
+
+        Raises:
+            OperationError: the path is not a device node.
+            SysfsError: there is no such node, or the kernel refuses.
+        """
+
+    def charge_to_process(self, fd: int, path: str) -> None:
+        """
+        Let an iommufd charge locked memory to each process instead of each user; nothing may use it yet.
+
+        Raises:
+            SysfsError: EPERM without CAP_SYS_RESOURCE.
+        """
+
+
 class LiveNodes:
-    """The nodes of the live host; a NodeWriter."""
+    """The nodes of the live host; a NodeWriter and a NodeOpener."""
 
     def read_node(self, path: str) -> DeviceNode | None:
         """
@@ -128,6 +170,51 @@ class LiveNodes:
                 return False
             raise
 
+    def open_node(self, path: str, number: int | None, *, device: PCIDeviceAddress) -> int:
+        """
+        Open a function's own node, and return the descriptor, which holds the function.
+
+        Args:
+            number: the node's device number; None if the host does not show it.
+
+        Raises:
+            OperationError: the path is another node, or no device node.
+            SysfsError: there is no such node, or the kernel refuses.
+        """
+        with _opened(path) as (fd, node):
+            if node.number != number:
+                raise replaced(path, device)
+            return _opened_again(fd, path, "open the node of a function", device)
+
+    def open_iommufd(self, path: str) -> int:
+        """
+        Open ``dev/iommu``, and return the descriptor, which holds nothing.
+
+        Raises:
+            OperationError: the path is not a device node.
+            SysfsError: there is no such node, or the kernel refuses.
+        """
+        with _opened(path) as (fd, _):
+            return _opened_again(fd, path, "open iommufd", None)
+
+    def charge_to_process(self, fd: int, path: str) -> None:
+        """
+        Let an iommufd charge locked memory to each process instead of each user; nothing may use it yet.
+
+        Raises:
+            SysfsError: EPERM without CAP_SYS_RESOURCE.
+
+        Source: struct iommu_option (include/uapi/linux/iommufd.h), Linux 6.2
+        """
+        import fcntl
+
+        request = _IOMMU_OPTION.pack(_IOMMU_OPTION.size, _RLIMIT_MODE, _OPTION_SET, 0, 0, _PER_PROCESS)
+        try:
+            fcntl.ioctl(fd, _IOMMU_OPTION_REQUEST, request)
+        except OSError as err:
+            doing = "charge locked memory to each process"
+            raise SysfsError(err.errno or errno.EIO, path, doing) from err
+
 
 def replaced(path: str, device: PCIDeviceAddress) -> OperationError:
     """Return the error for a node that is not the expected one."""
@@ -149,6 +236,14 @@ def _opened(path: str) -> Iterator[tuple[int, DeviceNode]]:
         yield fd, DeviceNode(facts.st_rdev, facts.st_ino, facts.st_uid, facts.st_gid, mode)
     finally:
         os.close(fd)
+
+
+def _opened_again(fd: int, path: str, doing: str, device: PCIDeviceAddress | None) -> int:
+    """Open the very node that an O_PATH descriptor names; the path may lead elsewhere by now."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as err:
+        raise SysfsError(err.errno or errno.EIO, path, doing, address=device) from err
 
 
 def _answers_busy(path: str, node: DeviceNode) -> bool:

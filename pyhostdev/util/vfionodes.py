@@ -11,6 +11,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from pyhostdev.util.iommugroup import read_group
 from pyhostdev.util.virfile import list_names, read_attribute
 
 if TYPE_CHECKING:
@@ -32,6 +33,21 @@ def read_device_node_names(root: HostRoot, address: PCIDeviceAddress) -> list[st
     """
     names = list_names(root, os.path.join(root.pci_device(address), "vfio-dev"))
     return sorted(name for name in names if _DEVICE.fullmatch(name))
+
+
+def read_nodes(root: HostRoot, address: PCIDeviceAddress) -> list[str]:
+    """
+    Return the nodes through which a function can be used now: its group's, and its own for iommufd.
+
+    Raises:
+        SysfsError: they cannot be listed.
+    """
+    names = read_device_node_names(root, address)
+    group = read_group(root, address)
+    if not names or group is None:
+        return []
+    paths = [root.vfio_group(group), *(os.path.join(root.dev_vfio_devices, name) for name in names)]
+    return [path for path in paths if os.path.lexists(path)]
 
 
 def read_node_number(root: HostRoot, name: str, address: PCIDeviceAddress | None) -> int | None:

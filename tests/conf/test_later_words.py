@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from pyhostdev import ConfigError, DomainDef, XMLError
-from pyhostdev.conf.later_words import forget_later_words
+from pyhostdev.conf.later_words import forget_later_words, later_word_notes
 from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
 
 R9_0, R11_3, R12_8 = RELEASES
@@ -57,3 +57,18 @@ def test_an_error_knows_its_number_in_each_release(xml: str, numbers: list[int])
         domain(xml)
     assert numbers == [caught.value.code_in(release) for release in RELEASES]
     assert numbers[0] == caught.value.libvirt_code
+
+
+def test_note_about_a_word_that_the_release_does_not_know() -> None:
+    """What is dropped is said, with its place; what a definition does not say gets no note."""
+    text = (
+        "<domain type='qemu'><name>vm</name><iommufd enabled='yes'/><devices><hostdev mode='subsystem' type='pci'>"
+        "<driver iommufd='yes'/><source><address domain='0' bus='3' slot='0' function='0'/></source></hostdev>"
+        "</devices></domain>"
+    )
+    dom = DomainDef.parse(text)
+    old, new = RELEASES[0], RELEASES[-1]
+    said = [(finding.reason, finding.severity, finding.message) for finding in later_word_notes(dom, old)]
+    rest = "is ignored, as in libvirt 9.0: a later release has it"
+    assert [("ignored", "note", f"<iommufd> {rest}"), ("ignored", "note", f"'iommufd' of <driver> {rest}")] == said
+    assert [] == later_word_notes(dom, new)

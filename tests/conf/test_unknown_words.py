@@ -44,6 +44,7 @@ UNKNOWN = [
         "attribute 'manged' of <interface>; did you mean 'managed'?",
     ),
 ]
+CURRENT = "<mac address='52:54:00:00:00:01' currentAddress='52:54:00:00:00:01'/>"
 
 
 @pytest.mark.parametrize(("device", "what"), UNKNOWN)
@@ -60,8 +61,7 @@ def test_an_unknown_word_is_an_error(device: str, what: str) -> None:
     ("device", "reason"),
     [
         (hostdev(address="type='pci'"), "ignored"),
-        (INTERFACE.format("<mac address='52:54:00:00:00:01' currentAddress='52:54:00:00:00:01'/>"), "unsupported"),
-        (INTERFACE.format("<driver name='vfio' iommufd='yes'/>"), "unsupported"),
+        (INTERFACE.format(CURRENT), "unsupported"),
         (INTERFACE.format("<portForward proto='tcp'/>"), "ignored"),
     ],
 )
@@ -89,16 +89,16 @@ def test_other_words_are_kept(device: str) -> None:
 
 
 def test_an_interface_names_its_driver() -> None:
-    """<driver model=> of an interface is that of the host device."""
-    (found,) = domain(INTERFACE.format("<driver model='mlx5_vfio_pci'/>")).all_hostdevs()
-    assert "mlx5_vfio_pci" == found.driver_model
+    """<driver model= iommufd=> of an interface is that of the host device."""
+    (found,) = domain(INTERFACE.format("<driver model='mlx5_vfio_pci' iommufd='yes'/>")).all_hostdevs()
+    assert ("mlx5_vfio_pci", True) == (found.driver_model, found.iommufd)
 
 
 def test_words_elsewhere_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """validate names each unknown name with its line, outside host devices as a note, and accepts the domain."""
     dom = domain(
         "<disk type='file' colour='red'><source file='/x' hue='1'/><target dev='vda'/></disk>\n"
-        "<memballoon model='none'><wings/></memballoon>" + INTERFACE.format("<driver name='vfio' iommufd='yes'/>")
+        "<memballoon model='none'><wings/></memballoon>" + INTERFACE.format(CURRENT)
     )
     kept = [
         (2, "Unknown attribute 'colour' of <domain/devices/disk> is kept as it is"),
@@ -111,7 +111,7 @@ def test_words_elsewhere_are_told(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert 0 == main(["validate", str(file), "--capabilities", "7.2"])
     said = capsys.readouterr().err
     assert all(text in said for _, text in kept)
-    assert "The attribute 'iommufd' of <interface/driver> (libvirt 12.1) is not supported yet" in said
+    assert "The attribute 'currentAddress' of <interface/mac> (libvirt 11.3) is not supported yet" in said
 
 
 def test_the_plan_refuses_a_typing_error(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -233,6 +233,13 @@ ROWS = (
         "holders are found by device number, and by the function in fdinfo",
         ("test_vfioholders.py::",),
     ),
+    Row(
+        "F44",
+        "A node of iommufd is open while its device is given back",
+        "the nodes are closed before the first unbind, also when QEMU does not start",
+        (),
+        "not run on a real kernel yet: tests/lab/in_guest/iommufd.py",
+    ),
 )
 
 HEAD = """\

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pyhostdev import OperationError, PCIDeviceAddress, SysfsError
-from pyhostdev.util.devnode import LiveNodes, NodeWriter
+from pyhostdev import HostRoot, OperationError, PCIDeviceAddress, SysfsError
+from pyhostdev.util.devnode import LiveNodes, NodeOpener, NodeWriter
 from pyhostdev.util.sysfs_writer import ForkedWriter
 
 DEVICE = PCIDeviceAddress(0, 1, 0, 0)
@@ -106,3 +106,48 @@ def test_answer_of_a_busy_group(node: str, monkeypatch: pytest.MonkeyPatch) -> N
 
         monkeypatch.setattr(os, "open", refuse)
         assert busy == NODES.is_group_open(node)
+
+
+def test_live_writer_can_open_nodes(tmp_path: Path) -> None:
+    """The helper of the live host opens the nodes that a guest gets as descriptors."""
+    assert isinstance(ForkedWriter(HostRoot(tmp_path)), NodeOpener)
+
+
+def test_node_is_opened_if_it_is_the_expected_one(node: str, tmp_path: Path) -> None:
+    """Its device number decides, not its name; a link is not followed, and a file is refused."""
+    fd = NODES.open_node(node, os.makedev(1, 3), device=DEVICE)
+    assert os.path.samestat(os.fstat(fd), os.stat(node))
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+    for number in (os.makedev(1, 5), None):
+        with pytest.raises(OperationError, match="was replaced"):
+            NODES.open_node(node, number, device=DEVICE)
+    link, file = tmp_path / "link", tmp_path / "file"
+    link.symlink_to(node)
+    file.touch()
+    for path in (link, file):
+        with pytest.raises(OperationError, match="is not a device node"):
+            NODES.open_iommufd(str(path))
+    with pytest.raises(SysfsError) as error:
+        NODES.open_node(str(tmp_path / "none"), 0, device=DEVICE)
+    assert errno.ENOENT == error.value.errno
+
+
+def test_mode_of_accounting_is_set_on_an_iommufd_only(node: str) -> None:
+    """Another device does not know the request."""
+    fd = NODES.open_iommufd(node)
+    with pytest.raises(SysfsError, match="charge locked memory to each process") as error:
+        NODES.charge_to_process(fd, node)
+    assert errno.ENOTTY == error.value.errno
+    os.close(fd)
+
+
+def test_open_files_leave_no_descriptor_behind(node: str) -> None:
+    """What is looked at is closed, and a node that cannot be opened as well."""
+    before = set(os.listdir("/proc/self/fd"))
+    fd = NODES.open_iommufd(node)
+    assert 1 == len(set(os.listdir("/proc/self/fd")) - before)
+    os.close(fd)
+    with pytest.raises(OperationError):
+        NODES.open_node(node, 0, device=DEVICE)
+    assert before == set(os.listdir("/proc/self/fd"))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+    from pyhostdev.qemu.qemu_command.builder import VFIODescriptor
 
 _BEFORE_MONITOR = (
     machine.build_name,
@@ -99,6 +100,7 @@ def build_command_line(
     keep_together: bool = False,
     tap_fd: Callable[[Any], int] | None = None,
     socket_fd: Callable[[str], int] | None = None,
+    vfio_fd: VFIODescriptor | None = None,
     release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> list[str]:
     """
@@ -113,6 +115,8 @@ def build_command_line(
         keep_together: the assigned functions of one host device share one guest slot.
         tap_fd: opens the tap of an interface and returns the descriptor that QEMU inherits.
         socket_fd: returns the descriptor of the socket that listens at a path; without it QEMU makes the socket.
+        vfio_fd: returns the descriptor of a function's VFIO node that QEMU inherits, of ``/dev/iommu`` for None; the
+            command line of a domain that is only shown has none.
         release: the libvirt whose command line is meant.
 
     Raises:
@@ -131,7 +135,7 @@ def build_command_line(
     errors += unbuilt_errors(dom)
     assign_aliases(dom)
     paths = DomainPaths.of(state_dir, dom.name or "", domain_id)
-    build = CommandBuilder(dom, capabilities, paths, tap_fd, socket_fd, release)
+    build = CommandBuilder(dom, capabilities, paths, tap_fd, socket_fd, release, vfio_fd)
     build.add(str(dom.emulator))
     _build(build, _BEFORE_MONITOR)
     machine.build_monitor(build, monitor_fd)

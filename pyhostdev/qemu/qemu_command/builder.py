@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+    VFIODescriptor = Callable[[PCIDeviceAddress | None], int]
 
 Properties = dict[str, Any]
 
@@ -106,6 +109,7 @@ class CommandBuilder:
     Args:
         tap_fd: opens the tap of an interface and returns the descriptor that QEMU inherits.
         socket_fd: returns the descriptor of the socket that listens at a path; None lets QEMU make it.
+        vfio_fd: returns the descriptor of a function's VFIO node, of ``/dev/iommu`` for None.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class CommandBuilder:
         tap_fd: Callable[[Any], int] | None = None,
         socket_fd: Callable[[str], int] | None = None,
         release: LibvirtRelease = DEFAULT_RELEASE,
+        vfio_fd: VFIODescriptor | None = None,
     ) -> None:
         self.dom = dom
         self.capabilities = capabilities
@@ -123,6 +128,7 @@ class CommandBuilder:
         self.tap_fd = tap_fd
         self.socket_fd = socket_fd
         self.release = release
+        self.vfio_fd = vfio_fd
         self.args: list[str] = []
         self.errors: list[ConfigError] = []
         self.boot_order = boot_order(dom)
@@ -185,6 +191,10 @@ class CommandBuilder:
         unknown = sorted(said - self.capabilities.properties_of(kind, said))
         if unknown:
             raise unsupported(f"The property '{unknown[0]}' of '{kind}', which {self._emulator} does not have,")
+
+    def vfio_descriptor(self, address: PCIDeviceAddress | None) -> str | None:
+        """Return what names an inherited node of iommufd; None where the domain is not started."""
+        return None if self.vfio_fd is None else str(self.vfio_fd(address))
 
     def bootindex(self, device: Any) -> int | None:
         """Return when QEMU tries to boot from a device; None for not at all."""

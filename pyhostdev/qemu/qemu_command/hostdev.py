@@ -22,13 +22,18 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 
+IOMMUFD = "iommufd0"  # one for all functions of a guest: those of one group must share it
+
+
 def build_hostdevs(build: CommandBuilder) -> None:
     """
-    Add the host devices that the guest gets.
+    Add the host devices that the guest gets, after the iommufd that they share.
 
     Raises:
         ConfigUnsupportedError: a kind of host device, or a part of one, that we do not build.
     """
+    with build.collecting():
+        _build_iommufd(build)
     for hostdev in build.dom.guest_visible_hostdevs():
         with build.collecting():
             kind = hostdev.type if hostdev.mode == "subsystem" else hostdev.mode
@@ -36,6 +41,16 @@ def build_hostdevs(build: CommandBuilder) -> None:
                 raise unsupported(f"A <hostdev> of type {kind}", hostdev)
             build.add_device(_RULES[kind](build, hostdev))
             _build_generic_initiators(build, hostdev)
+
+
+def _build_iommufd(build: CommandBuilder) -> None:
+    """
+    Add the object through which QEMU reaches ``/dev/iommu``.
+
+    Mirrors: qemuBuildIOMMUFDCommandLine (src/qemu/qemu_command.c)
+    """
+    if build.dom.needs_iommufd():
+        build.add_object("iommufd", IOMMUFD, fd=build.vfio_descriptor(None))
 
 
 def _build_generic_initiators(build: CommandBuilder, hostdev: Any) -> None:
@@ -102,14 +117,17 @@ def _pci(build: CommandBuilder, hostdev: Any) -> Properties:
         raise unsupported(f"<driver name='{hostdev.driver_name}'> of a <hostdev>", hostdev)
     if not isinstance(hostdev.info.address, PCIGuestAddress):
         raise unsupported("A PCI <hostdev> without a PCI address in the guest", hostdev)
+    by_iommufd = build.dom.uses_iommufd(hostdev)
     return {
         "driver": _driver(hostdev),
-        "host": str(hostdev.pci_address),
+        "host": None if by_iommufd else str(hostdev.pci_address),
         "id": hostdev.info.alias,
         "bootindex": build.bootindex(hostdev),
         "failover_pair_id": hostdev.teaming_persistent,
         "display": _display(hostdev),
         "ramfb": hostdev.ramfb or None,
+        "iommufd": IOMMUFD if by_iommufd else None,
+        "fd": build.vfio_descriptor(hostdev.pci_address) if by_iommufd else None,
         **build.address(hostdev),
         **build.rom(hostdev),
     }

@@ -218,7 +218,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "OSDef": {"loader_stateless": "it says that there is no variable store"},
     "InitArgument": {"value": _REFUSED_AS_A_WHOLE},
-    "IOMMUFDDef": {"enabled": _REFUSED_AS_A_WHOLE, "fdgroup": _REFUSED_AS_A_WHOLE},
     "FirmwareFeature": {"name": _REFUSED_AS_A_WHOLE, "enabled": _REFUSED_AS_A_WHOLE},
     "ACPITable": {"type": "there is one type, which is written as a constant"},
     "CPUDef": {

@@ -25,7 +25,6 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "bootloader": (),
         "bootloader_args": (),
         "tpms": (),
-        "iommufds": (),
     },
     "OSDef": {
         "loader_format": ("raw",),
@@ -80,7 +79,7 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainVideoDef": {"accel2d": (False,), "rendernode": ()},
     "DomainAudioDef": {"try_mmap": (), "exclusive": (), "dsp_policy": ()},
     "HostdevSource": {"startup_policy": ("mandatory",)},
-    "DomainHostdevDef": {"rawio": (), "sgio": (), "iommufd": (False,)},
+    "DomainHostdevDef": {"rawio": (), "sgio": ()},
     "DomainVsockDef": {"cid_auto": (False,)},
     "DomainMemoryDef": {"discard": (False,), "uuid": ()},
     "NumaCell": {"discard": (False,)},

@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.hostdev_conf import MdevSource
+from pyhostdev.conf.later_words import later_word_notes
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, raise_all
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
@@ -21,11 +21,17 @@ from pyhostdev.qemu.qemu_command.builder import DomainPaths
 from pyhostdev.qemu.qemu_command.ignored import start_words
 from pyhostdev.qemu.qemu_domain import memlock_limit
 from pyhostdev.qemu.qemu_domain.define import define as define_domain
+from pyhostdev.qemu.qemu_driver.iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
+from pyhostdev.qemu.qemu_driver.refusals import (
+    missing_mdevs,
+    refuse_missing,
+    refuse_missing_storage,
+    refuse_unstartable,
+)
 from pyhostdev.qemu.qemu_postparse import default_emulator, host_arch
 from pyhostdev.qemu.qemu_process.access import image_obstacles
 from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
 from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.virfile import is_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,9 +41,26 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.qemu.qemu_command.builder import VFIODescriptor
+    from pyhostdev.qemu.qemu_driver.iommufd import FDGroups
     from pyhostdev.qemu.qemu_process.process import GuestOutcome
+    from pyhostdev.qemu.qemu_process.vfiofds import VFIODescriptors
     from pyhostdev.util.ownership import Ownership
     from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+__all__ = [
+    "Guest",
+    "capabilities_of",
+    "define",
+    "domain_to_native",
+    "guest_addresses",
+    "plan",
+    "refuse_missing",
+    "refuse_missing_storage",
+    "refuse_unstartable",
+    "start_obstacles",
+    "unfollowed_errors",
+]
 
 
 def capabilities_of(
@@ -137,6 +160,7 @@ def plan(
     keep_together: bool = False,
     ownership: Ownership | None = None,
     release: LibvirtRelease = DEFAULT_RELEASE,
+    fd_groups: FDGroups | None = None,
 ) -> Plan:
     """
     Plan what happens to a domain's host devices, and tell whether ``start`` would run it.
@@ -144,15 +168,25 @@ def plan(
     Args:
         capabilities: of the emulator; None uses those of the domain's own emulator.
         ownership: the user that QEMU would run as; None stands for the current user.
+        fd_groups: descriptors that the caller would hand over, by the name of their group.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the request is invalid for any host.
         SysfsError: the host cannot be read.
     """
     made = host.plan(dom, policy, owner=owner, accept=accept)
-    found = start_obstacles(dom, host, capabilities, keep_together=keep_together, ownership=ownership, release=release)
+    found = start_obstacles(
+        dom,
+        host,
+        capabilities,
+        keep_together=keep_together,
+        ownership=ownership,
+        release=release,
+        fd_groups=fd_groups,
+    )
     addresses = guest_addresses(dom, host, capabilities, keep_together=keep_together, release=release)
-    return made.with_start_findings(found).with_guest_addresses(addresses)
+    made = made.with_start_findings(found).with_guest_addresses(addresses)
+    return made.with_nodes(vfio_nodes(dom, host, release))
 
 
 def guest_addresses(
@@ -182,6 +216,7 @@ def start_obstacles(
     keep_together: bool = False,
     ownership: Ownership | None = None,
     release: LibvirtRelease = DEFAULT_RELEASE,
+    fd_groups: FDGroups | None = None,
 ) -> list[Finding]:
     """
     Return the findings for which ``start`` would refuse the domain, except those of its PCI host devices; and notes.
@@ -191,8 +226,10 @@ def start_obstacles(
     note ``ignored`` names a part that has no effect.
     """
     found = [*_unbuildable(dom, host, capabilities, keep_together, release), *_unfollowed(dom), *start_words(dom)]
+    found += later_word_notes(dom, release)
     found += image_obstacles(dom, host, ownership)
-    found += _missing_mdevs(dom, host)
+    found += iommufd_obstacles(dom, host, release, fd_groups)
+    found += missing_mdevs(dom, host)
     return list(dict.fromkeys(found))
 
 
@@ -237,58 +274,13 @@ def _unfollowed(dom: DomainDef) -> Iterator[Finding]:
         yield Finding("unsupported", ERROR, None, err.message, dom.line)
 
 
-def _missing_mdevs(dom: DomainDef, host: Host) -> Iterator[Finding]:
-    for hostdev in dom.hostdevs:
-        uuid = hostdev.source_def.uuid if isinstance(hostdev.source_def, MdevSource) else None
-        if uuid is not None and not is_directory(host.root, host.root.mdev_device(uuid)):
-            yield Finding("device-missing", ERROR, uuid, f"Mediated device {uuid} is not on this host", hostdev.line)
-
-
-def refuse_missing(dom: DomainDef, host: Host) -> None:
-    """
-    Refuse host devices that the host does not have.
-
-    Raises:
-        RefusedError: with one finding a device.
-    """
-    missing = [h.pci_address for h in dom.pci_hostdevs() if host.pci_device(h.pci_address) is None]
-    if missing:
-        findings = [Finding("device-missing", ERROR, a, f"Device {a} is not on this host") for a in missing]
-        raise RefusedError(findings)
-
-
-def refuse_unstartable(dom: DomainDef, host: Host, plan: Plan) -> None:
-    """
-    Refuse what a plan leaves to the starter of the guest, and with which QEMU would fail.
-
-    Raises:
-        RefusedError: holds one finding per fact.
-    """
-    found = [*plan.start_obstacles, *_missing_mdevs(dom, host)]
-    if found:
-        raise RefusedError(list(dict.fromkeys(found)), plan)
-
-
-def refuse_missing_storage(dom: DomainDef, host: Host) -> None:
-    """
-    Refuse disks and other files that are not there, before QEMU finds out.
-
-    A directory in the place of ``/`` has the host's devices; files it need not have.
-
-    Raises:
-        RefusedError: with one finding a file.
-    """
-    missing = [finding for finding in image_obstacles(dom, host, None) if finding.reason == "image-missing"]
-    if missing:
-        raise RefusedError(missing)
-
-
 class Guest:
     """
     One guest to be run in the foreground: its full definition, and the means to start QEMU with it.
 
     Args:
         ownership: the user that QEMU runs as, without any privilege; None keeps the current user.
+        fd_groups: descriptors that the caller hands over, by the name of their group; they stay the caller's.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is invalid, or the emulator or pyhostdev does not support
@@ -305,8 +297,10 @@ class Guest:
         capabilities: QEMUCapabilities | None = None,
         ownership: Ownership | None = None,
         release: LibvirtRelease = DEFAULT_RELEASE,
+        fd_groups: FDGroups | None = None,
     ) -> None:
         refuse_missing(dom, host)
+        self.fd_groups = dict(fd_groups or {})
         self.host = host
         self.ownership = ownership
         self.release = release
@@ -326,8 +320,13 @@ class Guest:
         self.sockets.append(path)
         return -1
 
-    def argv(self, monitor_fd: int | None, socket_fd: Callable[[str], int] | None = None) -> list[str]:
-        """Return QEMU's command line with the monitor, and what else listens, on inherited descriptors."""
+    def argv(
+        self,
+        monitor_fd: int | None,
+        socket_fd: Callable[[str], int] | None = None,
+        vfio_fd: VFIODescriptor | None = None,
+    ) -> list[str]:
+        """Return QEMU's command line with the monitor, what else listens, and iommufd on inherited descriptors."""
         return build_command_line(
             self.definition,
             self.capabilities,
@@ -336,6 +335,7 @@ class Guest:
             domain_id=self.domain_id,
             monitor_fd=monitor_fd,
             socket_fd=socket_fd,
+            vfio_fd=vfio_fd,
             release=self.release,
         )
 
@@ -355,23 +355,46 @@ class Guest:
         from pyhostdev.qemu.qemu_process.process import held_signals, run_guest
         from pyhostdev.qemu.qemu_process.sockets import ListeningSockets
 
-        refuse_unstartable(self.definition, self.host, plan)
-        obstacles = image_obstacles(self.definition, self.host, self.ownership)
-        if obstacles:
-            raise RefusedError(obstacles)
+        self._refuse(plan)
         paths = DomainPaths.of(os.path.abspath(self.host.state_dir), self.definition.name or "", self.domain_id)
         node_owner = None if self.ownership is None else (self.ownership.uid, self.ownership.gid)
         with (
             held_signals(),
             ListeningSockets(self.sockets, paths.channels) as sockets,
-            manager.prepared(plan, node_owner=node_owner),
+            manager.prepared(plan, node_owner=node_owner, by_descriptor=functions_by_iommufd(self.definition)),
+            self._vfio_descriptors() as vfio,  # closed before the devices are given back
         ):
             return run_guest(
-                lambda monitor_fd: self.argv(monitor_fd, sockets.fd),
+                lambda monitor_fd: self.argv(monitor_fd, sockets.fd, vfio.fd),
                 dom=self.definition,
                 runtime_dir=paths.lib_dir,
                 memlock_limit=memlock_limit(self.definition),
                 log_path=log_path,
                 ownership=self.ownership,
-                pass_fds=sockets.fds,
+                pass_fds=(*sockets.fds, *vfio.fds),
+                on_spawned=vfio.close,
             )
+
+    def _refuse(self, plan: Plan) -> None:
+        """
+        Refuse what the plan leaves to the starter, and with which QEMU would fail.
+
+        Raises:
+            RefusedError: holds one finding per fact.
+        """
+        refuse_unstartable(self.definition, self.host, plan)
+        obstacles = image_obstacles(self.definition, self.host, self.ownership)
+        obstacles += iommufd_obstacles(self.definition, self.host, self.release, self.fd_groups)
+        if obstacles:
+            raise RefusedError(obstacles)
+
+    def _vfio_descriptors(self) -> VFIODescriptors:
+        from pyhostdev.qemu.qemu_process.vfiofds import VFIODescriptors
+
+        handed_over = self.fd_groups.get(self.definition.iommufd_fdgroup or "", ())
+        return VFIODescriptors(
+            self.host,
+            functions_by_iommufd(self.definition),
+            iommufd=next(iter(handed_over), None) if self.definition.iommufd_fdgroup is not None else None,
+            needed=self.definition.needs_iommufd(),
+        )

@@ -78,7 +78,7 @@ def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
     for device, source in character_devices(dom):
         yield from _chardev_files(device, source)
     for hostdev in dom.all_hostdevs():
-        yield from _hostdev_files(hostdev, root)
+        yield from _hostdev_files(hostdev, root, by_descriptor=dom.uses_iommufd(hostdev))
 
 
 def _boot_files(dom: DomainDef) -> Iterator[NeededFile]:
@@ -165,7 +165,7 @@ def _chardev_files(device: Any, source: Any) -> Iterator[NeededFile]:
         yield NeededFile(what, source.path, WRITE, device.line)
 
 
-def _hostdev_files(hostdev: Any, root: HostRoot) -> Iterator[NeededFile]:
+def _hostdev_files(hostdev: Any, root: HostRoot, *, by_descriptor: bool) -> Iterator[NeededFile]:
     """Yield the nodes whose owner is not changed for QEMU's user; those of PCI devices are given with the device."""
     source = hostdev.source_def
     if source is None:
@@ -177,7 +177,8 @@ def _hostdev_files(hostdev: Any, root: HostRoot) -> Iterator[NeededFile]:
         group = read_link_name(root, os.path.join(root.mdev_device(source.uuid), "iommu_group"))
         if group is not None and _GROUP.fullmatch(group):
             yield NeededFile("the node of a mediated device", root.vfio_group(int(group)), WRITE, hostdev.line)
-    if hostdev.is_pci and hostdev.is_assigned and _exists(root, root.vfio_container):  # else loading VFIO makes it
+    by_group = hostdev.is_pci and hostdev.is_assigned and not by_descriptor
+    if by_group and _exists(root, root.vfio_container):  # else loading VFIO makes it
         yield NeededFile("the node of VFIO", root.vfio_container, WRITE, hostdev.line)
 
 

@@ -253,10 +253,11 @@ class _Request(NamedTuple):
     on_started: OnStarted | None
     ownership: Ownership | None
     pass_fds: tuple[int, ...]
+    on_spawned: Callable[[], object]
 
     def spawn(self, runtime: RuntimeDir, output: OutputPipe) -> QEMUProcess:
         with runtime.listening_socket() as monitor_fd:
-            return QEMUProcess.spawn(
+            process = QEMUProcess.spawn(
                 self.argv_builder(monitor_fd),
                 home=runtime.path,
                 output=output,
@@ -264,6 +265,8 @@ class _Request(NamedTuple):
                 memlock_limit=self.memlock_limit,
                 ownership=self.ownership,
             )
+        self.on_spawned()
+        return process
 
     async def run(self, runtime: RuntimeDir, output: OutputPipe) -> GuestOutcome:
         over = asyncio.Event()
@@ -294,6 +297,7 @@ def run_guest(
     log_path: str | None = None,
     ownership: Ownership | None = None,
     pass_fds: Sequence[int] = (),
+    on_spawned: Callable[[], object] = lambda: None,
 ) -> GuestOutcome:
     """
     Run a guest until it ends, and QEMU with it.
@@ -312,6 +316,8 @@ def run_guest(
             caller's working directory. None keeps the output while the guest runs, and its end for ``last_words``.
         ownership: the user that QEMU runs as, without any privilege; None keeps the caller's user.
         pass_fds: descriptors in the argv besides the monitor's.
+        on_spawned: called when QEMU has inherited the descriptors: copies that would hold a device can be closed. It
+            must not raise.
 
     Raises:
         ConfigUnsupportedError: the domain requests an unsupported lifecycle action.
@@ -319,7 +325,9 @@ def run_guest(
             does not obey; it has ended then as well.
     """
     actions = lifecycle_actions(dom)
-    request = _Request(argv_builder, dom.name, actions, memlock_limit, on_started, ownership, tuple(pass_fds))
+    request = _Request(
+        argv_builder, dom.name, actions, memlock_limit, on_started, ownership, tuple(pass_fds), on_spawned
+    )
     gid = None if ownership is None else ownership.gid
     log_path = None if log_path is None else os.path.abspath(log_path)
     with standard_descriptors(), RuntimeDir(runtime_dir, gid) as runtime, runtime.open_log(log_path) as output:

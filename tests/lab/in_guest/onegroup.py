@@ -70,12 +70,12 @@ def say_state() -> None:
 
 
 @contextmanager
-def started(domain: Path) -> Iterator[subprocess.Popen[str]]:
+def started(domain: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """Run ``start`` beside us; whatever happens, it has ended afterwards."""
     SERIAL.unlink(missing_ok=True)
-    say(f"  $ pyhostdev start {domain} &")
+    say(f"  $ pyhostdev start {' '.join([str(domain), *options])} &")
     with subprocess.Popen(
-        command("start", domain), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command("start", domain, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as verb:
         try:
             yield verb

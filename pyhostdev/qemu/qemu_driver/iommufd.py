@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a start by iommufd needs of the caller and of the host, and the nodes through which a guest reaches its devices.
+
+Mirrors: qemuProcessOpenIommuFd (src/qemu/qemu_process.c)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import RefusedError
+from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.iommugroup import read_group
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.vfionodes import read_device_node_names
+from pyhostdev.util.virfile import read_status
+from pyhostdev.util.virxml import shown
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.hypervisor.host import Host
+
+FDGroups = Mapping[str, Sequence[int]]
+
+_MODULE = "iommufd"
+_UNKNOWN_NODE = "vfioN"  # the kernel chooses the number when the function is bound
+
+
+def functions_by_iommufd(dom: DomainDef) -> list[PCIDeviceAddress]:
+    """Return the functions that the guest gets by iommufd, in the order of the command line."""
+    found = (hostdev for hostdev in dom.guest_visible_hostdevs() if dom.uses_iommufd(hostdev))
+    return [hostdev.pci_address for hostdev in found]
+
+
+def iommufd_obstacles(
+    dom: DomainDef, host: Host, release: LibvirtRelease, fd_groups: FDGroups | None = None
+) -> list[Finding]:
+    """Return the findings for which a start by iommufd would fail; nothing for a release without the words."""
+    if not release.has("iommufd"):
+        return []
+    found = [*missing_descriptors(dom, fd_groups or {}), *_split_groups(dom, host)]
+    return [*found, *_missing_iommufd(dom, host)]
+
+
+def missing_descriptors(dom: DomainDef, fd_groups: FDGroups) -> Iterator[Finding]:
+    """Yield a finding if a domain names a group of descriptors that the caller does not hand over."""
+    name = dom.iommufd_fdgroup
+    if name is not None and not fd_groups.get(name):
+        text = f"The caller does not hand over the descriptors that <iommufd fdgroup='{shown(name)}'> names"
+        yield Finding("fdgroup-missing", ERROR, None, text, dom.iommufds[0].line)
+
+
+def refuse_missing_descriptors(dom: DomainDef, fd_groups: FDGroups) -> None:
+    """
+    Refuse a domain that names a group of descriptors which the caller does not hand over.
+
+    Raises:
+        RefusedError: with libvirt's number for it.
+
+    Mirrors: the use of virDomainFDAssociate's groups in qemuProcessOpenIommuFd
+    """
+    found = list(missing_descriptors(dom, fd_groups))
+    if found:
+        raise RefusedError(found)
+
+
+def _missing_iommufd(dom: DomainDef, host: Host) -> Iterator[Finding]:
+    """Yield a finding if the kernel has no iommufd, neither loaded nor as a module."""
+    by_iommufd = functions_by_iommufd(dom)
+    is_opened = dom.needs_iommufd() and dom.iommufd_fdgroup is None
+    if not by_iommufd and not is_opened:
+        return
+    if read_status(host.root, host.root.dev_iommu) is None and host.has_module(_MODULE) is False:
+        text = f"The kernel has no iommufd: there is neither '{host.root.dev_iommu}' nor a module '{_MODULE}'"
+        yield Finding("iommufd-missing", ERROR, next(iter(by_iommufd), None), text, dom.line)
+
+
+def _split_groups(dom: DomainDef, host: Host) -> Iterator[Finding]:
+    """
+    Yield a finding for each function that QEMU would reach by its group, while one of the group is bound to iommufd.
+
+    Source: vfio_device_block_group (drivers/vfio/group.c): the group cannot be opened then
+    """
+    groups = {read_group(host.root, address): address for address in reversed(functions_by_iommufd(dom))}
+    for hostdev in dom.guest_visible_hostdevs():
+        if not hostdev.is_pci or dom.uses_iommufd(hostdev):
+            continue
+        group = read_group(host.root, hostdev.pci_address)
+        if group is not None and group in groups:
+            text = (
+                f"Device {hostdev.pci_address} would be reached by IOMMU group {group}, and device {groups[group]} of "
+                "that group by iommufd: the kernel allows one way for a group"
+            )
+            yield Finding("iommufd-mixed", ERROR, hostdev.pci_address, text, hostdev.line)
+
+
+def vfio_nodes(dom: DomainDef, host: Host, release: LibvirtRelease) -> dict[PCIDeviceAddress, tuple[str, ...]]:
+    """
+    Return the nodes through which QEMU reaches each assigned function, by its address.
+
+    By iommufd these are ``dev/iommu`` and the function's own, whose number is N until the function is bound; else the
+    container's and the group's.
+    """
+    root = host.root
+    by_iommufd = functions_by_iommufd(dom) if release.has("iommufd") else []
+    found: dict[PCIDeviceAddress, tuple[str, ...]] = {}
+    for hostdev in dom.pci_hostdevs():
+        address = hostdev.pci_address
+        group = read_group(root, address)
+        if address in by_iommufd:
+            name = next(iter(read_device_node_names(root, address)), _UNKNOWN_NODE)
+            found[address] = (root.dev_iommu, os.path.join(root.dev_vfio_devices, name))
+        elif hostdev.is_assigned and group is not None:
+            found[address] = (root.vfio_container, root.vfio_group(group))
+    return found

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What is refused right before a start: host devices, mediated devices and files that are not there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.hostdev_conf import MdevSource
+from pyhostdev.errors import RefusedError
+from pyhostdev.qemu.qemu_process.access import image_obstacles
+from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.virfile import is_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.hypervisor.host import Host
+    from pyhostdev.hypervisor.hostdev_plan import Plan
+
+
+def missing_mdevs(dom: DomainDef, host: Host) -> Iterator[Finding]:
+    """Yield the mediated devices that the host does not have."""
+    for hostdev in dom.hostdevs:
+        uuid = hostdev.source_def.uuid if isinstance(hostdev.source_def, MdevSource) else None
+        if uuid is not None and not is_directory(host.root, host.root.mdev_device(uuid)):
+            yield Finding("device-missing", ERROR, uuid, f"Mediated device {uuid} is not on this host", hostdev.line)
+
+
+def refuse_missing(dom: DomainDef, host: Host) -> None:
+    """
+    Refuse host devices that the host does not have.
+
+    Raises:
+        RefusedError: with one finding a device.
+    """
+    missing = [h.pci_address for h in dom.pci_hostdevs() if host.pci_device(h.pci_address) is None]
+    if missing:
+        findings = [Finding("device-missing", ERROR, a, f"Device {a} is not on this host") for a in missing]
+        raise RefusedError(findings)
+
+
+def refuse_unstartable(dom: DomainDef, host: Host, plan: Plan) -> None:
+    """
+    Refuse what a plan leaves to the starter of the guest, and with which QEMU would fail.
+
+    Raises:
+        RefusedError: holds one finding per fact.
+    """
+    found = [*plan.start_obstacles, *missing_mdevs(dom, host)]
+    if found:
+        raise RefusedError(list(dict.fromkeys(found)), plan)
+
+
+def refuse_missing_storage(dom: DomainDef, host: Host) -> None:
+    """
+    Refuse disks and other files that are not there, before QEMU finds out.
+
+    A directory in the place of ``/`` has the host's devices; files it need not have.
+
+    Raises:
+        RefusedError: with one finding a file.
+    """
+    missing = [finding for finding in image_obstacles(dom, host, None) if finding.reason == "image-missing"]
+    if missing:
+        raise RefusedError(missing)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The descriptors through which QEMU reaches host devices by iommufd.
+
+QEMU's user needs no access to the nodes then. An open node of a function makes its unbind wait until the last copy of
+the descriptor is closed. So the nodes are opened right before QEMU starts, after all devices were moved; our copies
+are closed as soon as QEMU has its own, and in any case before a device is given back.
+
+Mirrors: qemuProcessOpenVfioFds, qemuProcessOpenIommuFd (src/qemu/qemu_process.c)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import ConfigUnsupportedError, OperationError, SysfsError
+from pyhostdev.util.devnode import NodeOpener
+from pyhostdev.util.vfionodes import read_device_node_names, read_node_number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from pyhostdev.hypervisor.host import Host
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+
+class VFIODescriptors:
+    """
+    The open nodes of one guest: those of its functions, then ``/dev/iommu``; leaving it closes ours.
+
+    Args:
+        addresses: the functions that the guest gets by iommufd.
+        iommufd: an open ``/dev/iommu`` of the caller, which is used as it is; None opens one where ``needed``.
+        needed: QEMU gets an iommufd, with or without functions.
+
+    Raises:
+        ConfigUnsupportedError: the writer of the host opens no nodes.
+        OperationError, SysfsError: a node is missing, was replaced or cannot be opened; none stays open.
+    """
+
+    def __init__(
+        self, host: Host, addresses: Sequence[PCIDeviceAddress], *, iommufd: int | None = None, needed: bool = True
+    ) -> None:
+        self.host = host
+        self.addresses = addresses
+        self.iommufd = iommufd
+        self.needed = needed
+        self._fds: dict[PCIDeviceAddress | None, int] = {}
+        self._opened = contextlib.ExitStack()
+
+    def __enter__(self) -> VFIODescriptors:
+        if not self.needed:
+            return self
+        with contextlib.ExitStack() as opened:
+            for address in self.addresses:
+                self._keep(opened, address, self._open_node(address))
+            self._keep(opened, None, self._open_iommufd())
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        err: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close our copies; those that QEMU has inherited stay."""
+        self._opened.close()
+
+    def fd(self, address: PCIDeviceAddress | None) -> int:
+        """Return the descriptor of a function's node, of ``/dev/iommu`` for None."""
+        return self._fds[address]
+
+    @property
+    def fds(self) -> list[int]:
+        """All of them."""
+        return list(self._fds.values())
+
+    def _keep(self, opened: contextlib.ExitStack, address: PCIDeviceAddress | None, fd: int) -> None:
+        opened.callback(os.close, fd)
+        self._fds[address] = fd
+
+    def _opener(self) -> NodeOpener:
+        writer = self.host.writer
+        if not isinstance(writer, NodeOpener):
+            raise ConfigUnsupportedError("The writer of this host cannot open device nodes")
+        return writer
+
+    def _open_node(self, address: PCIDeviceAddress) -> int:
+        root = self.host.root
+        names = read_device_node_names(root, address)
+        if not names:
+            raise OperationError(f"Device {address} has no VFIO driver, and so no node for iommufd", address=address)
+        name = f"devices/{names[0]}"
+        path = os.path.join(root.dev_vfio, name)
+        number = read_node_number(root, name, address)
+        try:
+            return self._opener().open_node(path, number, device=address)
+        except SysfsError as err:
+            if err.errno != errno.ENOENT:
+                raise
+            text = f"Device {address} has no node '{path}': the kernel has VFIO without device nodes"
+            raise OperationError(text, reason="iommufd-missing", address=address) from err
+
+    def _open_iommufd(self) -> int:
+        """Return a copy of the caller's, or open one, which charges locked memory to each QEMU and not to its user."""
+        if self.iommufd is not None:
+            return os.dup(self.iommufd)
+        path, opener = self.host.root.dev_iommu, self._opener()
+        fd = opener.open_iommufd(path)
+        try:
+            opener.charge_to_process(fd, path)
+        except SysfsError as err:
+            if err.errno != errno.EPERM:
+                os.close(fd)
+                raise
+            logging.getLogger(__name__).warning("%s: all guests of one user share its limit", err)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The seed's guest by iommufd: QEMU has open nodes and no access to them, and a start that fails hangs nothing.
+
+Needs a kernel with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV, and QEMU 10.0 or later (``LAB_QEMU``). On another kernel
+the refusal alone is looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from domains import guest_devices, write_domain
+from labhost import (
+    NIC,
+    NIC_DRIVER,
+    UNSET,
+    check,
+    drivers,
+    link_name,
+    pyhostdev,
+    pyhostdev_json,
+    run_all,
+    say,
+    traces,
+    wait_for,  # fmt: skip
+)
+from onegroup import SPLIT, check_detached, check_home, clean_up, ended, listed, serial, started
+
+QEMU = os.environ.get("LAB_QEMU", "/usr/bin/qemu-system-x86_64")
+NODES = Path("/dev/vfio/devices")
+AS_LIBVIRT = ("--libvirt", "12.8")
+
+
+def by_iommufd(name: str, *, emulator: str = QEMU, stay: bool = False) -> Path:
+    """Write the seed's domain with ``<iommufd enabled='yes'/>``."""
+    path = write_domain(name, SPLIT, stay=stay)
+    text = path.read_text().replace("<vcpu>", "<iommufd enabled='yes'/><vcpu>")
+    path.write_text(text.replace("/usr/bin/qemu-system-x86_64", emulator))
+    return path
+
+
+def has_iommufd() -> bool:
+    """Tell whether the kernel has iommufd, as a module or loaded."""
+    return subprocess.run(["modprobe", "iommufd"], capture_output=True).returncode == 0 and Path("/dev/iommu").exists()
+
+
+def open_nodes(pid: int | str) -> list[str]:
+    """Return the nodes of functions that a process has open."""
+    links = (link_name(fd) for fd in Path(f"/proc/{pid}/fd").iterdir())
+    return [link for link in links if link is not None and link.startswith("vfio")]
+
+
+def qemu_of(verb: subprocess.Popen[str]) -> int | None:
+    """Return the process id of the QEMU of a ``start`` once it has locked the guest's memory."""
+    try:
+        for pid in Path(f"/proc/{verb.pid}/task/{verb.pid}/children").read_text().split():
+            if len(open_nodes(pid)) == 2 and locked_kib(pid) > 0:
+                return int(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # a child has ended meanwhile
+    return None
+
+
+def locked_kib(pid: int | str) -> int:
+    """Return the memory that is charged to a process: with the mode that we set, it is VmLck."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmLck:"))
+
+
+def wait_for_qemu(verb: subprocess.Popen[str]) -> int:
+    """Wait until the guest has its functions, and return QEMU's process id."""
+    wait_for(lambda: ended(verb) or qemu_of(verb), "QEMU binds the guest's functions")
+    pid = qemu_of(verb)
+    assert pid is not None, "start ended before the guest ran"
+    return pid
+
+
+def seed_by_iommufd() -> None:
+    """The guest gets functions 0 and 3; QEMU has two nodes open, the starter none, and their owner is still root."""
+    domain = by_iommufd("byiommufd")
+    with started(domain, *AS_LIBVIRT) as verb:
+        pid = wait_for_qemu(verb)
+        check_detached("byiommufd")
+        check([], open_nodes(verb.pid), "the starter has no node open")
+        owners = {(path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) for path in NODES.iterdir()}
+        check({(0, 0o600)}, owners, "the nodes are root's with mode 0600")
+        say(f"  QEMU has locked {locked_kib(pid)} KiB")
+        wait_for(lambda: listed(verb), "the guest lists its devices", 900)
+        wait_for(lambda: ended(verb), "the guest powers off and its devices are given back")
+    check(0, verb.returncode, "exit code of 'start'")
+    nics = [address for address, (class_, _) in guest_devices(serial()).items() if class_.startswith("02")]
+    check(["00:04.0", "00:04.3"], nics, "the guest has functions 0 and 3 of one slot and no other NIC")
+    check_home()
+
+
+def killed_guest() -> None:
+    """A guest whose QEMU is killed releases all four functions."""
+    with started(by_iommufd("killed", stay=True), *AS_LIBVIRT) as verb:
+        os.kill(wait_for_qemu(verb), signal.SIGKILL)
+        wait_for(lambda: ended(verb), "start notices the end of QEMU", 30)
+    check(1, verb.returncode, "exit code of 'start'")
+    check_home()
+
+
+def start_that_fails() -> None:
+    """An emulator that ends at once: all is rolled back within seconds, and no unbind waits for our own nodes."""
+    begin = time.monotonic()
+    pyhostdev("start", by_iommufd("fails", emulator="/bin/false"), *AS_LIBVIRT, "--qemu", "11.1", expect=3)
+    say(f"  rolled back after {time.monotonic() - begin:.1f} s")
+    check(dict.fromkeys(NIC, (NIC_DRIVER, UNSET)), drivers(NIC), "all four functions are back, overrides cleared")
+    check_home()
+
+
+def kernel_without_it() -> None:
+    """plan and start name the kernel as the reason, and nothing is written."""
+    domain = by_iommufd("without")
+    before = traces()
+    found = pyhostdev_json("plan", domain, *AS_LIBVIRT, "--qemu", "11.1")["findings"]
+    check(True, "iommufd-missing" in [item["reason"] for item in found], "the plan says iommufd-missing")
+    pyhostdev("start", domain, *AS_LIBVIRT, "--qemu", "11.1", expect=1)
+    check(before, traces(), "no function was touched")
+
+
+STEPS = [start_that_fails, killed_guest, seed_by_iommufd] if has_iommufd() else [kernel_without_it]
+
+if __name__ == "__main__":
+    sys.exit(run_all(STEPS, clean_up))
