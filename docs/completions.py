@@ -31,7 +31,13 @@ LISTS = {
     "driver": "bound_by",
     "user": "users",
 }
-FILES = {"file": shtab.FILE, "log": shtab.FILE, "root": shtab.DIRECTORY, "state_dir": shtab.DIRECTORY}
+FILES = {
+    "diff": shtab.FILE,
+    "file": shtab.FILE,
+    "log": shtab.FILE,
+    "root": shtab.DIRECTORY,
+    "state_dir": shtab.DIRECTORY,
+}
 
 
 def whole_parser() -> argparse.ArgumentParser:

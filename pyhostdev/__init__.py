@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from pyhostdev import qemu
     from pyhostdev.conf.domain_conf import DomainDef, ProposedHostdev
+    from pyhostdev.conf.guest_addresses import AddressChange, GuestAddress, compare_addresses
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.errors import (
         ConfigError,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddressChange",
     "ConfigError",
     "ConfigUnsupportedError",
     "DeviceInUseError",
@@ -55,6 +57,7 @@ __all__ = [
     "DomainHostdevDef",
     "Finding",
     "FunctionPlan",
+    "GuestAddress",
     "Host",
     "HostRoot",
     "HostdevError",
@@ -77,16 +80,19 @@ __all__ = [
     "SysfsError",
     "SysfsWriter",
     "XMLError",
+    "compare_addresses",
     "is_pci_multifunction_device",
     "qemu",
     "scan",
 ]
 
 _HOMES = {
+    "AddressChange": "conf.guest_addresses",
     "DomainDef": "conf.domain_conf",
     "DomainHostdevDef": "conf.hostdev_conf",
     "Finding": "util.finding",
     "FunctionPlan": "hypervisor.hostdev_plan",
+    "GuestAddress": "conf.guest_addresses",
     "Host": "hypervisor.host",
     "HostRoot": "util.hostroot",
     "HostdevManager": "hypervisor.virhostdev",
@@ -101,6 +107,7 @@ _HOMES = {
     "Status": "hypervisor.hostdev_status",
     "SysfsWriter": "util.sysfs_writer",
     "Step": "hypervisor.hostdev_plan",
+    "compare_addresses": "conf.guest_addresses",
     "is_pci_multifunction_device": "hypervisor.host",
     "scan": "hypervisor.host",
 }

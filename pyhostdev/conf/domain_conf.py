@@ -17,6 +17,7 @@ from pyhostdev.util.deprecation import deprecated_names
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from pyhostdev.conf.guest_addresses import GuestAddress
     from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.util.finding import Finding
     from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -65,6 +66,27 @@ class DomainDef(DomainFields):
         from pyhostdev.conf.unknown_words import unknown_words
 
         return unknown_words(self)
+
+    def addresses(self) -> list[GuestAddress]:
+        """
+        Return which device has which guest address, and why.
+
+        Only ``qemu.define`` chooses addresses: before, the answer is what the definition contains.
+        """
+        from pyhostdev.conf.guest_addresses import addresses
+
+        return addresses(self)
+
+    def with_addresses_of(self, defined: DomainDef) -> Self:
+        """
+        Return a copy in which every guest address is written down, so that a later definition keeps it.
+
+        Args:
+            defined: this domain as ``qemu.define`` returned it.
+        """
+        from pyhostdev.conf.guest_addresses import pinned
+
+        return pinned(self, defined)
 
     def with_spelling(self, spelling: str, host: HostFacts | None = None) -> Self:
         """

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.util.ownership import Ownership
@@ -250,12 +251,34 @@ def capabilities_of(args: argparse.Namespace, dom: DomainDef, host: Host) -> QEM
     Raises:
         ConfigError, ConfigUnsupportedError, OperationError: as ``qemu_driver.capabilities_of``.
     """
+    return chosen_capabilities(dom, host, args.capabilities, args.libvirt)
+
+
+def chosen_capabilities(dom: DomainDef, host: Host, choice: str | None, release: LibvirtRelease) -> QEMUCapabilities:
+    """
+    Return the capabilities of a choice, as ``capabilities_of`` does for the one of the command line.
+
+    Raises:
+        ConfigError, ConfigUnsupportedError, OperationError: as ``qemu_driver.capabilities_of``.
+    """
     from pyhostdev.qemu import qemu_driver
     from pyhostdev.tools.main import complain
 
-    found = qemu_driver.capabilities_of(dom, host, args.capabilities, args.libvirt)
-    complain(f"note: answered with {found.origin}{found.apology}, as libvirt {args.libvirt}")
+    found = qemu_driver.capabilities_of(dom, host, choice, release)
+    complain(f"note: answered with {found.origin}{found.apology}, as libvirt {release}")
     return found
+
+
+def add_against(parser: argparse.ArgumentParser) -> None:
+    """--against-libvirt, a LibvirtRelease."""
+    from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
+
+    parser.add_argument(
+        "--against-libvirt",
+        type=checked(LibvirtRelease.parse),
+        metavar="VERSION",
+        help=f"tell what moves with this libvirt and the QEMU that goes with it: {', '.join(map(str, RELEASES))}",
+    )
 
 
 def add_qemu_user(parser: argparse.ArgumentParser) -> None:

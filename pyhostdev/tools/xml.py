@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the attribute of a function that the guest does not get; libvirt only supports 'unassigned', ignores "
         "'assigned' and gives the function to the guest",
     )
+    parser.add_argument(
+        "--pin",
+        action="store_true",
+        help="write down every guest address and the devices that need one, and leave all else as it is",
+    )
     parser.add_argument("--complete", action="store_true", help="declare missing functions as not assigned")
 
 
@@ -43,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
     if args.spelling:
         definition = definition.with_spelling(args.spelling)
     capabilities = arguments.capabilities_of(args, definition, host)
-    definition = qemu_driver.define(
+    defined = qemu_driver.define(
         definition, host, keep_together=args.keep_together, capabilities=capabilities, release=args.libvirt
     )
+    definition = definition.with_addresses_of(defined) if args.pin else defined
     if args.spelling != "assigned" and any(hostdev.assigned is not None for hostdev in definition.hostdevs):
         complain(WARNING)
     streams.write(output.printable_xml(definition.format()))
