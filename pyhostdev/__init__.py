@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef, ProposedHostdev
     from pyhostdev.conf.guest_addresses import AddressChange, GuestAddress, compare_addresses
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.errors import (
         ConfigError,
         ConfigUnsupportedError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.util.pciidentity import DeviceIdentity
     from pyhostdev.util.scancolumns import ScanColumns
     from pyhostdev.util.sysfs_writer import SysfsWriter
     from pyhostdev.util.virpci import PCIDevice
@@ -51,6 +53,7 @@ __all__ = [
     "AddressChange",
     "ConfigError",
     "ConfigUnsupportedError",
+    "DeviceIdentity",
     "DeviceInUseError",
     "DeviceMissingError",
     "DomainDef",
@@ -62,6 +65,7 @@ __all__ = [
     "HostRoot",
     "HostdevError",
     "HostdevManager",
+    "HostdevPin",
     "InDoubtError",
     "InternalError",
     "InvalidAddressError",
@@ -88,6 +92,7 @@ __all__ = [
 
 _HOMES = {
     "AddressChange": "conf.guest_addresses",
+    "DeviceIdentity": "util.pciidentity",
     "DomainDef": "conf.domain_conf",
     "DomainHostdevDef": "conf.hostdev_conf",
     "Finding": "util.finding",
@@ -96,6 +101,7 @@ _HOMES = {
     "Host": "hypervisor.host",
     "HostRoot": "util.hostroot",
     "HostdevManager": "hypervisor.virhostdev",
+    "HostdevPin": "conf.pin_conf",
     "PCIDevice": "util.virpci",
     "PCIDeviceAddress": "util.pciaddress",
     "PCIMonitor": "util.events",

@@ -22,6 +22,7 @@ from pyhostdev.util.virfile import is_directory, read_attribute, read_lines, rea
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.hostdev_status import Status
     from pyhostdev.util.hostscan import Scan
@@ -155,6 +156,31 @@ class Host:
         from pyhostdev.hypervisor.hostdev_status import read_status
 
         return read_status(self.state())
+
+    def read_pins(self, definition: DomainDef) -> list[HostdevPin]:
+        """
+        Return the identity of each PCI host device of a domain, for ``DomainDef.with_hostdev_pins``.
+
+        Raises:
+            DeviceMissingError: the host does not have a declared function.
+            SysfsError: the host cannot be read; what this user may not read is named in ``identity.unseen``.
+        """
+        from pyhostdev.hypervisor.hostdev_pins import read_pins
+
+        return read_pins(self, definition)
+
+    def find_pinned(self, definition: DomainDef) -> dict[PCIDeviceAddress, list[PCIDeviceAddress]]:
+        """
+        Return where the pinned devices of a domain are now, by the address at which each of them is pinned.
+
+        Raises:
+            XMLError: a pin is not valid.
+            SysfsError: the host cannot be read.
+        """
+        from pyhostdev.hypervisor.hostdev_pins import find_pinned
+
+        pins = definition.hostdev_pins()
+        return find_pinned(self.scan(), pins) if pins else {}
 
     def plan(
         self,

@@ -97,6 +97,18 @@ def find_extended_capability(config: bytes, capability: int) -> int | None:
     return 0
 
 
+def serial_number(config: bytes, offset: int) -> str | None:
+    """
+    Return the device serial number at the offset of its capability, as the kernel prints it; None if it is zero.
+
+    Source: PCIE50 7.9.3; drivers/pci/pci.c pci_get_dsn
+    """
+    low, high = dword(config, offset + 4), dword(config, offset + 8)
+    if low is None or high is None or not (low or high):
+        return None
+    return (high << 32 | low).to_bytes(8, "big").hex("-")
+
+
 def is_pci_express(config: bytes) -> bool | None:
     """
     Tell whether the function has a PCI Express capability; None if too few bytes could be read.

@@ -22,6 +22,7 @@ TESTDATA = Path(__file__).parents[2] / "testdata"
 CARD = [f"0001:09:00.{function}" for function in range(4)]
 NVME = "0001:07:00.0"
 CASES = (("gpu4-two", "gpu4"), ("gpu4-viommu", "gpu4"), ("vmd-controller", "vmd"), ("vf-vlan", "vf"))
+PINNED = str(TESTDATA / "pins" / "pinned.xml")
 OTHER = str(TESTDATA / "hostdev-pci-multifunction.xml")
 Ask = Callable[..., Any]
 
@@ -263,7 +264,7 @@ def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 SAMPLES: dict[str, list[tuple[str, ...]]] = {
     "list": [()],
     "show": [(CARD[0],)],
-    "plan": [(GUEST,), (GUEST, "--accept", f"mounted:{NVME}")],
+    "plan": [(GUEST,), (GUEST, "--accept", f"mounted:{NVME}"), (PINNED, "--find")],
     "argv": [(GUEST,)],
     "addresses": [(GUEST,), (GUEST, "--against-libvirt", "12.8"), (GUEST, "--diff", OTHER)],
     "status": [()],
