@@ -35,7 +35,9 @@ FILES = {
     "diff": shtab.FILE,
     "file": shtab.FILE,
     "log": shtab.FILE,
-    "root": shtab.DIRECTORY,
+    "output": shtab.FILE,
+    "root": shtab.FILE,
+    "roots": shtab.FILE,
     "state_dir": shtab.DIRECTORY,
 }
 

@@ -53,6 +53,7 @@ class Host:
     ) -> None:
         self.root = root if isinstance(root, HostRoot) else HostRoot(root)
         self.state_dir = os.path.abspath(state_dir or self.root.state_dir)
+        self.shown_state_dir = self.state_dir  # in paths on a command line; of a snapshot, the directory on its host
         self._state_below = None if state_dir else self.root.path
         self.writer = writer or self._own_writer()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from typing import TYPE_CHECKING, TypeVar
 
 from pyhostdev.errors import ConfigError
@@ -60,7 +61,26 @@ def _consent(text: str) -> str:
 
 def add_root(parser: argparse.ArgumentParser) -> None:
     """--root and --state-dir."""
-    parser.add_argument("--root", default="/", metavar="DIR", help="use DIR in place of /")
+    parser.add_argument(
+        "--root", default="/", metavar="DIR|FILE", help="use a directory, or a snapshot's FILE.tar.gz, in place of /"
+    )
+    add_state_dir(parser)
+
+
+def add_roots(parser: argparse.ArgumentParser) -> None:
+    """--root, several times, and --state-dir."""
+    parser.add_argument(
+        "--root",
+        dest="roots",
+        action="append",
+        metavar="DIR|FILE",
+        help="use a directory, or a snapshot's FILE.tar.gz, in place of /; with several, tell which hosts can take it",
+    )
+    add_state_dir(parser)
+
+
+def add_state_dir(parser: argparse.ArgumentParser) -> None:
+    """--state-dir."""
     parser.add_argument(
         "--state-dir", metavar="DIR", help="directory of the records (default: run/pyhostdev below the root)"
     )
@@ -133,9 +153,43 @@ def host_of(args: argparse.Namespace) -> Host:
         ConfigError: --root is not a directory.
     """
     root = HostRoot(args.root)
+    if os.path.isfile(root.path):
+        if getattr(args, "changes_host", False):
+            raise ConfigError(f"'{args.root}' is a snapshot, which is not changed: 'snapshot --tree' describes a host")
+        return snapshot_host(_unpacked(args.root), args.state_dir)
     if not os.path.isdir(root.path):
         raise ConfigError(f"'{args.root}' is not a directory")
     return Host(root, state_dir=args.state_dir, writer=_writer_of(args, root))
+
+
+def snapshot_host(root: HostRoot, state_dir: str | None = None) -> Host:
+    """Return the host of an unpacked snapshot; its command lines name the directories on that host."""
+    host = Host(root, state_dir=state_dir)
+    host.shown_state_dir = state_dir or os.path.join("/", os.path.relpath(root.state_dir, root.path))
+    return host
+
+
+_unpacked_here: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _unpacked(path: str) -> HostRoot:
+    """Unpack a snapshot into a directory that lasts until the verb has ended, and report what it lacks."""
+    from pyhostdev.tools.main import complain
+    from pyhostdev.util.snapshotfile import unpack
+
+    directory = tempfile.TemporaryDirectory(prefix="pyhostdev-snapshot-")
+    _unpacked_here.append(directory)
+    root = HostRoot(directory.name)
+    manifest = unpack(path, root)
+    if manifest.unreadable:
+        complain(f"note: snapshot '{path}' lacks {len(manifest.unreadable)} files, which its user could not read")
+    return root
+
+
+def forget_snapshots() -> None:
+    """Remove the directories of unpacked snapshots."""
+    while _unpacked_here:
+        _unpacked_here.pop().cleanup()
 
 
 def _writer_of(args: argparse.Namespace, root: HostRoot) -> SysfsWriter | None:

@@ -27,5 +27,6 @@ VERBS = {
     "nodedev-detach": "detach one device without assigning it to a guest",
     "nodedev-reattach": "bind one detached device back to its driver",
     "nodedev-reset": "reset one device that no domain uses, without resetting any other device",
+    "snapshot": "write what can be read of a host into a file that takes its place, or describe the host as text",
     "demo": "run the whole scenario on a simulated host",
 }

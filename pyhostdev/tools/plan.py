@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
+from typing import TYPE_CHECKING
 
-from pyhostdev.errors import ConfigUnsupportedError, OperationError
-from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.tools import arguments, output
-from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.ownership import chosen_ownership
-from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.tools.planning import Found, planned, to_json
+
+if TYPE_CHECKING:
+    from pyhostdev.hypervisor.hostdev_plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_file(parser)
-    arguments.add_root(parser)
+    arguments.add_roots(parser)
     arguments.add_policy(parser)
     arguments.add_release(parser)
     arguments.add_json(parser)
@@ -30,41 +31,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the plan and print it; return 1 if the plan refuses, or with --for-start if start would refuse."""
     from pyhostdev.conf.domain_validate import validate_domain
-    from pyhostdev.qemu import qemu_driver
 
+    roots = args.roots or ["/"]
     definition = arguments.definition_of(args)
     validate_domain(definition)  # an unknown attribute or element of a host device is a finding of the plan
+    if len(roots) > 1:
+        from pyhostdev.tools import plan_hosts
+
+        return plan_hosts.run(args, definition, roots)
+    args.root = roots[0]
     host = arguments.host_of(args)
-    ownership = chosen_ownership(args.user)
-    plan = host.plan(definition, args.policy, accept=args.accept)
-    origin = None
-    try:
-        capabilities = arguments.capabilities_of(args, definition, host)
-    except (ConfigUnsupportedError, OperationError) as err:
-        if args.capabilities is not None:
-            raise
-        # The host devices can still be prepared: another hypervisor driver may run the domain
-        plan = plan.with_start_findings([Finding("unsupported", ERROR, None, str(err))])
-    else:
-        origin = capabilities.origin
-        plan = plan.with_start_findings(
-            qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership, release=args.libvirt)
-        ).with_guest_addresses(qemu_driver.guest_addresses(definition, host, capabilities, release=args.libvirt))
+    plan, origin = planned(args, definition, host, partial(arguments.capabilities_of, args, definition, host))
     found = host.find_pinned(definition) if args.find else None
     if args.json:
-        output.print_json({**plan.to_json(), "capabilities": origin, "found": _found_to_json(found)})
+        output.print_json(to_json(plan, origin, found))
     else:
         print_plan(plan, found or {})
     return 0 if (plan.can_start if args.for_start else plan.ok) else 1
-
-
-Found = dict[PCIDeviceAddress, list[PCIDeviceAddress]]
-
-
-def _found_to_json(found: Found | None) -> list[dict[str, object]] | None:
-    if found is None:
-        return None
-    return [{"pinned": str(pinned), "now": [str(place) for place in places]} for pinned, places in found.items()]
 
 
 def print_plan(plan: Plan, found: Found) -> None:
