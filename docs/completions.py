@@ -32,7 +32,10 @@ LISTS = {
     "user": "users",
 }
 FILES = {
+    "after": shtab.FILE,
+    "before": shtab.FILE,
     "diff": shtab.FILE,
+    "domains": shtab.FILE,
     "file": shtab.FILE,
     "log": shtab.FILE,
     "output": shtab.FILE,

@@ -162,6 +162,16 @@ def host_of(args: argparse.Namespace) -> Host:
     return Host(root, state_dir=args.state_dir, writer=_writer_of(args, root))
 
 
+def host_at(path: str) -> Host:
+    """
+    Return a host that is only read: a directory, or a snapshot.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    return host_of(argparse.Namespace(root=path, state_dir=None))
+
+
 def snapshot_host(root: HostRoot, state_dir: str | None = None) -> Host:
     """Return the host of an unpacked snapshot; its command lines name the directories on that host."""
     host = Host(root, state_dir=state_dir)

@@ -28,5 +28,6 @@ VERBS = {
     "nodedev-reattach": "bind one detached device back to its driver",
     "nodedev-reset": "reset one device that no domain uses, without resetting any other device",
     "snapshot": "write what can be read of a host into a file that takes its place, or describe the host as text",
+    "diff": "show what differs between two hosts, and what it means for domains",
     "demo": "run the whole scenario on a simulated host",
 }

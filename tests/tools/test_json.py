@@ -50,7 +50,8 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
 
     def ask_host(fake: FakeHost, verb: str, *words: str) -> Any:
         capsys.readouterr()
-        main.main([verb, *words, "--json", "--root", fake.root.path])
+        root = [fake.root.path] if verb == "diff" else ["--root", fake.root.path]  # the second host
+        main.main([verb, *words, "--json", *root])
         value = json.loads(capsys.readouterr().out)
         assert [] == errors(verb, value)
         return value
@@ -278,6 +279,8 @@ def test_schemas_refuse_every_mutation(verb: str, bcm5719: FakeHost, ask: Ask, t
     if verb in ("status", "recover"):
         assert 0 == change(bcm5719, "prepare", GUEST)
         assert 0 == change(bcm5719, "nodedev-detach", NVME)
+    if verb == "diff":
+        SAMPLES[verb] = [(FakeHost.named("sriov", tmp_path / "other").root.path, "--domain", GUEST)]
     samples = [ask(bcm5719, verb, *words) for words in SAMPLES[verb]]
     if verb == "plan":
         path = guest(tmp_path, ("function='0x2'", "function='0x5'"))
