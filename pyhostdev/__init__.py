@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pyhostdev.util.finding import Finding
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.hostscan import Scan
+    from pyhostdev.util.hostusage import HostUse
     from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.pciidentity import DeviceIdentity
     from pyhostdev.util.scancolumns import ScanColumns
@@ -63,6 +64,7 @@ __all__ = [
     "GuestAddress",
     "Host",
     "HostRoot",
+    "HostUse",
     "HostdevError",
     "HostdevManager",
     "HostdevPin",
@@ -100,6 +102,7 @@ _HOMES = {
     "GuestAddress": "conf.guest_addresses",
     "Host": "hypervisor.host",
     "HostRoot": "util.hostroot",
+    "HostUse": "util.hostusage",
     "HostdevManager": "hypervisor.virhostdev",
     "HostdevPin": "conf.pin_conf",
     "PCIDevice": "util.virpci",

@@ -136,8 +136,13 @@ class Host:
         """Tell whether a write to this device has not returned from the kernel."""
         return self.writer is not None and self.writer.is_in_flight(PCIDeviceAddress.of(address))
 
-    def _readable_records(self) -> dict[PCIDeviceAddress, Record] | None:
-        """Return the journal's records, None if this user may not read them."""
+    def readable_records(self) -> dict[PCIDeviceAddress, Record] | None:
+        """
+        Return pyhostdev's records by address; None if this user may not read them.
+
+        Raises:
+            SysfsError: they exist but cannot be read for another reason.
+        """
         from pyhostdev.util.journal import Journal
 
         try:
@@ -210,7 +215,7 @@ class Host:
             definition.pci_hostdevs(),
             owner=owner or definition.name,
             policy=policy,
-            records=self._readable_records(),
+            records=self.readable_records(),
             occupied=definition.guest_pci_addresses(),
             accept=accept,
             definition=definition,

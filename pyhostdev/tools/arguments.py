@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.selector import FORMS, Selector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.util.ownership import Ownership
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
 FILE_MAX = 1 << 20  # bytes; the parser has the same limit
@@ -97,10 +98,8 @@ def add_file(parser: argparse.ArgumentParser) -> None:
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
-    """ADDRESS of a host function."""
-    parser.add_argument(
-        "address", type=checked(PCIDeviceAddress.parse), metavar="ADDRESS", help="e.g. 0000:01:00.0 or pci_0000_01_00_0"
-    )
+    """ADDRESS of a host function, or another name of it."""
+    parser.add_argument("address", type=checked(Selector.parse), metavar="ADDRESS", help=f"e.g. {FORMS}")
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
@@ -213,6 +212,17 @@ def _writer_of(args: argparse.Namespace, root: HostRoot) -> SysfsWriter | None:
 
     inflight_dir = os.path.join(args.state_dir, "in-flight") if args.state_dir else None
     return ForkedWriter(root, timeout_s=args.timeout, inflight_dir=inflight_dir)
+
+
+def address_of(args: argparse.Namespace, host: Host) -> PCIDeviceAddress:
+    """
+    Return the address of the function that the command line names.
+
+    Raises:
+        DeviceMissingError, InvalidAddressError, SysfsError: as ``Selector.resolve``.
+    """
+    selector: Selector = args.address
+    return selector.resolve(host.root)
 
 
 def manager_of(args: argparse.Namespace) -> HostdevManager:

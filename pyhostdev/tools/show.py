@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read one function and print it."""
-    address: PCIDeviceAddress = args.address
     host = arguments.host_of(args)
+    address = arguments.address_of(args, host)
     dev = host.pci_device(address)
     if dev is None:
         raise DeviceMissingError(f"Device {address} is not on this host", reason="device-missing", address=address)

@@ -190,6 +190,10 @@ class HostRoot:
         )
         return list(names)
 
+    def pci_ids(self) -> list[str]:
+        """Return where distributions keep the names of PCI vendors and devices."""
+        return [self.join("usr/share", name, "pci.ids") for name in ("misc", "hwdata")]
+
     @property
     def dev_block(self) -> str:
         """``sys/dev/block``: links to block devices by number."""

@@ -220,6 +220,20 @@ def _all_below(
     return found
 
 
+def net_device_paths(root: HostRoot, name: str) -> list[str]:
+    """Return the sysfs paths of a network interface and of the interfaces below it; empty if there is none."""
+    return _paths_of(root, root.class_net, name, _net_parts)
+
+
+def block_device_paths(root: HostRoot, name: str) -> list[str]:
+    """Return the sysfs paths of a disk and of the disks below it; empty if there is none."""
+    return _paths_of(root, root.class_block, name, _block_parts)
+
+
+def _paths_of(root: HostRoot, directory: str, name: str, parts_of: Callable[[HostRoot, str], list[str]]) -> list[str]:
+    return _below(root, directory, name, parts_of) if _target(root, os.path.join(directory, name)) else []
+
+
 def _below(root: HostRoot, directory: str, name: str, parts_of: Callable[[HostRoot, str], list[str]]) -> list[str]:
     """Return the sysfs paths of a device and of all its parts; ``parts_of`` returns the direct parts of a path."""
     found: list[str] = []
