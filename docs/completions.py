@@ -27,11 +27,15 @@ PLACES = {
 LISTS = {
     "accept": "consents",
     "address": "addresses",
+    "devices": "addresses",
+    "keep": "addresses",
     "capabilities": "capabilities",
     "driver": "bound_by",
     "user": "users",
 }
 FILES = {
+    "directory": shtab.DIRECTORY,
+    "host": shtab.FILE,
     "after": shtab.FILE,
     "before": shtab.FILE,
     "diff": shtab.FILE,

@@ -29,5 +29,6 @@ VERBS = {
     "nodedev-reset": "reset one device that no domain uses, without resetting any other device",
     "snapshot": "write what can be read of a host into a file that takes its place, or describe the host as text",
     "diff": "show what differs between two hosts, and what it means for domains",
+    "fakehost": "build a simulated host in a directory",
     "demo": "run the whole scenario on a simulated host",
 }

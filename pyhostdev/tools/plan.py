@@ -7,7 +7,8 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pyhostdev.tools import arguments, output
+from pyhostdev.errors import ConfigError
+from pyhostdev.tools import arguments, devices, output
 from pyhostdev.tools.planning import Found, planned, to_json
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    arguments.add_file(parser)
+    devices.add_arguments(parser)
     arguments.add_roots(parser)
     arguments.add_policy(parser)
     arguments.add_release(parser)
@@ -33,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
     from pyhostdev.conf.domain_validate import validate_domain
 
     roots = args.roots or ["/"]
+    if devices.is_named(args):
+        return _run_named(args, roots)
     definition = arguments.definition_of(args)
     validate_domain(definition)  # an unknown attribute or element of a host device is a finding of the plan
     if len(roots) > 1:
@@ -48,6 +51,20 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_plan(plan, found or {})
     return 0 if (plan.can_start if args.for_start else plan.ok) else 1
+
+
+def _run_named(args: argparse.Namespace, roots: list[str]) -> int:
+    """Plan for devices without a domain: nothing is known of the guest that would get them."""
+    if len(roots) > 1 or args.for_start or args.find:
+        raise ConfigError("--device names functions of one host, and says nothing about a guest or about pins")
+    args.root = roots[0]
+    host = arguments.host_of(args)
+    plan = host.plan(devices.named_domain(args, host), args.policy, accept=args.accept)
+    if args.json:
+        output.print_json(to_json(plan, None, None))
+    else:
+        print_plan(plan, {})
+    return 0 if plan.ok else 1
 
 
 def print_plan(plan: Plan, found: Found) -> None:
