@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-_ACS_CONTROL = 6  # PCIE50 7.7.8.3, from the capability's start
 
 
 def describe_host(root: HostRoot, *, redact: bool = False) -> str:
@@ -134,7 +133,8 @@ class _Capture:
         if dev.is_bridge and len(config) > pciregs.SUBORDINATE_BUS and config[pciregs.SECONDARY_BUS]:
             found["bridge"] = (config[pciregs.SECONDARY_BUS], config[pciregs.SUBORDINATE_BUS])
         found["ari"] = bool(pciconfig.find_extended_capability(config, pciregs.EXT_CAP_ID_ARI)) and not dev.is_bridge
-        found["acs"] = _acs(config)
+        acs = pciconfig.acs_state(config)
+        found["acs"] = None if acs == "absent" else acs
         return found
 
     def _sriov(self, dev: PCIDevice) -> dict[str, Any]:
@@ -201,10 +201,3 @@ class _Capture:
 
 def _names_of(found: dict[str, str], dev: PCIDevice) -> tuple[str, ...]:
     return tuple(name for name, address in found.items() if address == str(dev.address))
-
-
-def _acs(config: bytes) -> str | None:
-    offset = pciconfig.find_extended_capability(config, pciregs.EXT_CAP_ID_ACS)
-    if not offset:
-        return None
-    return "on" if pciconfig.word(config, offset + _ACS_CONTROL) else "off"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.hostusage import names_by_function
 from pyhostdev.util.pciids import PCIIds
-from pyhostdev.util.virfile import list_names, read_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 DEFAULT = ("address", "id", "class", "group", "driver", "multifunction", "pf")
 NAMES = ("address", "name", "class", "group", "driver", "netdevs", "blocks", "owner")
 COLUMNS = (*DEFAULT, "name", "netdevs", "blocks", "mounts", "owner", "numa")
-_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _CLASS_DIGITS = (2, 4, 6)
 _NO_DRIVER = "none"
 
@@ -136,7 +135,7 @@ class Listing:
 
     def _below(self, kind: str, directory: str, dev: PCIDevice) -> str | None:
         if kind not in self._tables:
-            self._tables[kind] = _names_by_function(self.host.root, directory)
+            self._tables[kind] = names_by_function(self.host.root, directory)
         return " ".join(self._tables[kind].get(str(dev.address), ())) or None
 
     @property
@@ -146,13 +145,3 @@ class Listing:
             records = self.host.readable_records() or {}
             self._owners = {str(a): r.owner for a, r in records.items() if r.owner is not None}
         return self._owners
-
-
-def _names_by_function(root: HostRoot, directory: str) -> dict[str, list[str]]:
-    """Return the devices of a class by the function that they are on."""
-    found: dict[str, list[str]] = {}
-    for name in sorted(list_names(root, directory)):
-        parts = _ADDRESS.findall(read_link(root, f"{directory}/{name}") or "")
-        if parts:
-            found.setdefault(parts[-1], []).append(name)
-    return found

@@ -128,6 +128,19 @@ def express_type(config: bytes) -> int | None:
     return flags >> pciregs.EXP_FLAGS_TYPE_SHIFT & pciregs.EXP_FLAGS_TYPE_MASK
 
 
+def acs_state(config: bytes) -> str | None:
+    """
+    Return whether a port isolates what is below it: ``on``, ``off``, ``absent``; None if the bytes end too early.
+
+    Source: PCIE50 7.7.8.3, the control register
+    """
+    offset = find_extended_capability(config, pciregs.EXT_CAP_ID_ACS)
+    if not offset:
+        return None if offset is None else "absent"
+    control = word(config, offset + pciregs.ACS_CTRL)
+    return None if control is None else "on" if control else "off"
+
+
 def has_flr(config: bytes) -> bool | None:
     """
     Tell whether the function supports function level reset, by its PCIe or its Advanced Features capability.

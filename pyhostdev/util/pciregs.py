@@ -35,6 +35,7 @@ CAP_STEPS_MAX = 48  # (256 - 64) / 4: each capability takes at least a dword
 EXT_CAP_START = 0x100  # PCIE50 7.6.1
 EXT_CAP_ID_DSN = 0x0003  # PCIE50 7.9.3
 EXT_CAP_ID_ACS = 0x000D  # PCIE50 7.7.8
+ACS_CTRL = 0x06  # PCIE50 7.7.8.3, from the capability's start
 EXT_CAP_ID_ARI = 0x000E  # PCIE50 7.8.7
 EXT_CAP_ID_SRIOV = 0x0010  # PCIE50 9.3.3
 EXT_CAP_STEPS_MAX = (CONFIG_SIZE_EXPRESS - EXT_CAP_START) // 8

@@ -88,7 +88,7 @@ def test_incomplete_requests_are_refused(line: str, words: list[str], capsys: py
     assert 1 == len(capsys.readouterr().err.splitlines())
 
 
-@pytest.mark.parametrize(("name", "count"), [("bcm5719", 7), ("generate:40", 40), ("own.tree", 1)])
+@pytest.mark.parametrize(("name", "count"), [("bcm5719", 8), ("generate:40", 40), ("own.tree", 1)])
 def test_fakehost_builds_hosts(name: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By name, by size, and from a description; never over what is there."""
     (tmp_path / "own.tree").write_text("0000:01:00.0 8086:1521 020000\n")

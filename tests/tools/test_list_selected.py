@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +88,21 @@ def test_selectors_in_every_verb(sriov: FakeHost, capsys: pytest.CaptureFixture[
     assert 0 == main(["nodedev-reattach", "pf:03:00.0/vf1", "--simulate", *root])
     assert 1 == main(["show", "net:enp9s9", *root])
     assert "no such device" in capsys.readouterr().err
+
+
+def test_show_tells_what_surrounds_a_function(sriov: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ports above with their ACS, resets, interfaces, disks, uses, owner and linked functions."""
+    Path(sriov.root.pci_device(DISK), "consumer:pci:0000:03:00.0").mkdir()
+    root = ["--root", sriov.root.path]
+    assert 0 == main(["nodedev-detach", VF, "--simulate", *root])
+    capsys.readouterr()
+    assert 0 == main(["show", "block:nvme0n1", "--json", *root])
+    disk = json.loads(capsys.readouterr().out)
+    assert (["0000:00:02.0 (ACS on)"], ["nvme0n1"], []) == (disk["path"], disk["blocks"], disk["netdevs"])
+    assert ["mounted: holds 'nvme0n1', which is in use as the file system at '/'"] == disk["uses"]
+    assert (["consumer 0000:03:00.0"], [], None) == (disk["companions"], disk["holders"], disk["owner"])
+    assert "flr" in disk["reset_methods"]
+    assert 0 == main(["show", PF, *root])
+    text = capsys.readouterr().out
+    assert "default-route: has interface 'enp3s0'" in text
+    assert "netdevs" in text
