@@ -27,11 +27,26 @@ PLACES = {
 LISTS = {
     "accept": "consents",
     "address": "addresses",
+    "devices": "addresses",
+    "keep": "addresses",
     "capabilities": "capabilities",
     "driver": "bound_by",
     "user": "users",
 }
-FILES = {"file": shtab.FILE, "log": shtab.FILE, "root": shtab.DIRECTORY, "state_dir": shtab.DIRECTORY}
+FILES = {
+    "directory": shtab.DIRECTORY,
+    "host": shtab.FILE,
+    "after": shtab.FILE,
+    "before": shtab.FILE,
+    "diff": shtab.FILE,
+    "domains": shtab.FILE,
+    "file": shtab.FILE,
+    "log": shtab.FILE,
+    "output": shtab.FILE,
+    "root": shtab.FILE,
+    "roots": shtab.FILE,
+    "state_dir": shtab.DIRECTORY,
+}
 
 
 def whole_parser() -> argparse.ArgumentParser:

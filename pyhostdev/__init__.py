@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from pyhostdev import qemu
     from pyhostdev.conf.domain_conf import DomainDef, ProposedHostdev
+    from pyhostdev.conf.guest_addresses import AddressChange, GuestAddress, compare_addresses
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.errors import (
         ConfigError,
         ConfigUnsupportedError,
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
     from pyhostdev.util.finding import Finding
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.hostscan import Scan
+    from pyhostdev.util.hostusage import HostUse
     from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.util.pciidentity import DeviceIdentity
     from pyhostdev.util.scancolumns import ScanColumns
     from pyhostdev.util.sysfs_writer import SysfsWriter
     from pyhostdev.util.virpci import PCIDevice
@@ -47,18 +51,23 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddressChange",
     "ConfigError",
     "ConfigUnsupportedError",
+    "DeviceIdentity",
     "DeviceInUseError",
     "DeviceMissingError",
     "DomainDef",
     "DomainHostdevDef",
     "Finding",
     "FunctionPlan",
+    "GuestAddress",
     "Host",
     "HostRoot",
+    "HostUse",
     "HostdevError",
     "HostdevManager",
+    "HostdevPin",
     "InDoubtError",
     "InternalError",
     "InvalidAddressError",
@@ -77,19 +86,25 @@ __all__ = [
     "SysfsError",
     "SysfsWriter",
     "XMLError",
+    "compare_addresses",
     "is_pci_multifunction_device",
     "qemu",
     "scan",
 ]
 
 _HOMES = {
+    "AddressChange": "conf.guest_addresses",
+    "DeviceIdentity": "util.pciidentity",
     "DomainDef": "conf.domain_conf",
     "DomainHostdevDef": "conf.hostdev_conf",
     "Finding": "util.finding",
     "FunctionPlan": "hypervisor.hostdev_plan",
+    "GuestAddress": "conf.guest_addresses",
     "Host": "hypervisor.host",
     "HostRoot": "util.hostroot",
+    "HostUse": "util.hostusage",
     "HostdevManager": "hypervisor.virhostdev",
+    "HostdevPin": "conf.pin_conf",
     "PCIDevice": "util.virpci",
     "PCIDeviceAddress": "util.pciaddress",
     "PCIMonitor": "util.events",
@@ -101,6 +116,7 @@ _HOMES = {
     "Status": "hypervisor.hostdev_status",
     "SysfsWriter": "util.sysfs_writer",
     "Step": "hypervisor.hostdev_plan",
+    "compare_addresses": "conf.guest_addresses",
     "is_pci_multifunction_device": "hypervisor.host",
     "scan": "hypervisor.host",
 }

@@ -270,6 +270,10 @@ class DeviceInfo(ElementDef):
     acpi_nodeset = attribute("acpi/@nodeset", nodeset, since="acpi-nodeset")
     address = child("address", DeviceAddress)
 
+    # set when the domain is defined, see guest_addresses
+    written_at: int | None = None  # its number among the devices that the user wrote; None for others
+    why: str | None = None  # the address is what it is
+
     def parsed(self, element: Element) -> None:
         """Refuse a boot element without order, and drop an alias that is not the user's to choose."""
         is_bootable = element.tag in BOOTABLE

@@ -15,9 +15,13 @@ from pyhostdev.errors import raise_all
 from pyhostdev.util.deprecation import deprecated_names
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from typing_extensions import Self
 
+    from pyhostdev.conf.guest_addresses import GuestAddress
     from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.util.finding import Finding
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -54,9 +58,9 @@ class DomainDef(DomainFields):
         Raises:
             XMLError, ConfigUnsupportedError: the first error; ``others`` has the rest.
         """
-        from pyhostdev.conf.domain_validate import domain_errors, word_errors
+        from pyhostdev.conf.domain_validate import domain_errors, pin_errors, word_errors
 
-        raise_all([*word_errors(self), *domain_errors(self, host)])
+        raise_all([*word_errors(self), *pin_errors(self), *domain_errors(self, host)])
 
     def unknown_words(self) -> list[Finding]:
         """
@@ -65,6 +69,58 @@ class DomainDef(DomainFields):
         from pyhostdev.conf.unknown_words import unknown_words
 
         return unknown_words(self)
+
+    def addresses(self) -> list[GuestAddress]:
+        """
+        Return which device has which guest address, and why.
+
+        Only ``qemu.define`` chooses addresses: before, the answer is what the definition contains.
+        """
+        from pyhostdev.conf.guest_addresses import addresses
+
+        return addresses(self)
+
+    def with_addresses_of(self, defined: DomainDef) -> Self:
+        """
+        Return a copy in which every guest address is written down, so that a later definition keeps it.
+
+        Args:
+            defined: this domain as ``qemu.define`` returned it.
+        """
+        from pyhostdev.conf.guest_addresses import pinned
+
+        return pinned(self, defined)
+
+    def hostdev_pins(self) -> list[HostdevPin]:
+        """
+        Return the identities of host devices that the metadata contains.
+
+        Raises:
+            XMLError: a pin is not valid.
+        """
+        if self.metadata is None:
+            return []
+        from pyhostdev.conf.pin_conf import read_pins
+
+        return read_pins(self)
+
+    def with_hostdev_pins(self, pins: Iterable[HostdevPin]) -> Self:
+        """Return a copy whose metadata contains these pins, and no others."""
+        from pyhostdev.conf.pin_conf import with_pins
+
+        clone = self.copy()
+        clone.metadata = with_pins(self, pins)
+        return clone
+
+    def with_host_addresses(self, moves: Mapping[PCIDeviceAddress, PCIDeviceAddress]) -> Self:
+        """Return a copy in which host devices, and their pins, have other addresses on the host."""
+        pins = [pin._replace(address=moves.get(pin.address, pin.address)) for pin in self.hostdev_pins()]
+        clone = self.with_hostdev_pins(pins) if pins else self.copy()
+        for hostdev in clone.pci_hostdevs():
+            target = moves.get(hostdev.pci_address)
+            for name, value in target._asdict().items() if target is not None else ():
+                setattr(hostdev.source_def, name, value)
+        return clone
 
     def with_spelling(self, spelling: str, host: HostFacts | None = None) -> Self:
         """

@@ -18,6 +18,7 @@ from pyhostdev.conf.domain_normalise import name_errors
 from pyhostdev.conf.domain_schema import validate_schema
 from pyhostdev.conf.hostdev_conf import MdevSource, PCISource, SCSIHostSource, SCSISource, USBSource
 from pyhostdev.conf.hostfacts import is_multifunction
+from pyhostdev.conf.pin_conf import read_pins
 from pyhostdev.conf.unknown_words import unknown_words
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.util.finding import ERROR
@@ -84,6 +85,14 @@ def validate_all(
     """Return all errors of a domain, by line; words on host devices that are not known are among them."""
     errors = [*word_errors(dom), *domain_errors(dom, host, hypervisor)]
     return sorted(errors, key=lambda error: error.line or 0)
+
+
+def pin_errors(dom: DomainFields) -> Iterator[ConfigError]:
+    """Yield the error of the pins in the metadata, which libvirt keeps and does not read."""
+    try:
+        read_pins(dom)
+    except XMLError as err:
+        yield err
 
 
 def word_errors(dom: DomainFields) -> Iterator[ConfigError]:

@@ -22,6 +22,7 @@ from pyhostdev.util.virfile import is_directory, read_attribute, read_lines, rea
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.hostdev_status import Status
     from pyhostdev.util.hostscan import Scan
@@ -52,6 +53,7 @@ class Host:
     ) -> None:
         self.root = root if isinstance(root, HostRoot) else HostRoot(root)
         self.state_dir = os.path.abspath(state_dir or self.root.state_dir)
+        self.shown_state_dir = self.state_dir  # in paths on a command line; of a snapshot, the directory on its host
         self._state_below = None if state_dir else self.root.path
         self.writer = writer or self._own_writer()
 
@@ -134,8 +136,13 @@ class Host:
         """Tell whether a write to this device has not returned from the kernel."""
         return self.writer is not None and self.writer.is_in_flight(PCIDeviceAddress.of(address))
 
-    def _readable_records(self) -> dict[PCIDeviceAddress, Record] | None:
-        """Return the journal's records, None if this user may not read them."""
+    def readable_records(self) -> dict[PCIDeviceAddress, Record] | None:
+        """
+        Return pyhostdev's records by address; None if this user may not read them.
+
+        Raises:
+            SysfsError: they exist but cannot be read for another reason.
+        """
         from pyhostdev.util.journal import Journal
 
         try:
@@ -155,6 +162,31 @@ class Host:
         from pyhostdev.hypervisor.hostdev_status import read_status
 
         return read_status(self.state())
+
+    def read_pins(self, definition: DomainDef) -> list[HostdevPin]:
+        """
+        Return the identity of each PCI host device of a domain, for ``DomainDef.with_hostdev_pins``.
+
+        Raises:
+            DeviceMissingError: the host does not have a declared function.
+            SysfsError: the host cannot be read; what this user may not read is named in ``identity.unseen``.
+        """
+        from pyhostdev.hypervisor.hostdev_pins import read_pins
+
+        return read_pins(self, definition)
+
+    def find_pinned(self, definition: DomainDef) -> dict[PCIDeviceAddress, list[PCIDeviceAddress]]:
+        """
+        Return where the pinned devices of a domain are now, by the address at which each of them is pinned.
+
+        Raises:
+            XMLError: a pin is not valid.
+            SysfsError: the host cannot be read.
+        """
+        from pyhostdev.hypervisor.hostdev_pins import find_pinned
+
+        pins = definition.hostdev_pins()
+        return find_pinned(self.scan(), pins) if pins else {}
 
     def plan(
         self,
@@ -183,7 +215,7 @@ class Host:
             definition.pci_hostdevs(),
             owner=owner or definition.name,
             policy=policy,
-            records=self._readable_records(),
+            records=self.readable_records(),
             occupied=definition.guest_pci_addresses(),
             accept=accept,
             definition=definition,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.util import virpci
 
 POLICIES = ("auto", "device", "group", "off")
@@ -133,6 +134,9 @@ class Definition(Protocol):
 
     def unknown_words(self) -> list[Finding]:
         """Return findings about words on host devices that are not known."""
+
+    def hostdev_pins(self) -> list[HostdevPin]:
+        """Return the identities of pinned host devices."""
 
     def has_guest_iommu(self) -> bool:
         """Tell whether the guest has an IOMMU of its own."""

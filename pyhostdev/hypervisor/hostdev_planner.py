@@ -153,6 +153,7 @@ class _Planner:
         found: list[Finding] = [*self.words]
         for request in self.requests:
             found += self._device_findings(request)
+        found += self._changed_identities()
         found += self._incomplete_devices()
         found += self._group_findings()
         found += self._missing_drivers()
@@ -171,6 +172,14 @@ class _Planner:
         for finding in found:
             seen.setdefault((finding.reason, str(finding.address), finding.line), finding)
         return list(seen.values())
+
+    def _changed_identities(self) -> Iterable[Finding]:
+        pins = self.definition.hostdev_pins() if self.definition is not None else []
+        if not pins:
+            return ()
+        from pyhostdev.hypervisor.hostdev_pins import pin_findings  # few domains have pins
+
+        return pin_findings(pins, {request.address: request.dev for request in self.requests})
 
     def _touched(self) -> set[PCIDeviceAddress]:
         """Return the declared devices, all that share a group with one (a group has one user), and vanishing ones."""

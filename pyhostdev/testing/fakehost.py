@@ -21,6 +21,9 @@ from pyhostdev.testing.treefile import check_function, parse_function, parse_hos
 from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    from pyhostdev import Host
     from pyhostdev.testing.hostspec import HostSpec
     from pyhostdev.testing.simdevice import SimDevice
     from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -71,6 +74,17 @@ class FakeHost:
         if name not in named_hosts():
             raise ConfigError(f"Unknown host '{name}': expected one of {', '.join(named_hosts())}")
         return cls(read_host(os.path.join(HOSTS, f"{name}.tree")), directory)
+
+    def host(self, **options: Any) -> Host:
+        """
+        Return the host for a HostdevManager, with the simulated kernel as its writer.
+
+        Args:
+            options: further arguments of ``pyhostdev.Host``.
+        """
+        from pyhostdev import Host
+
+        return Host(self.root, writer=self.kernel, **options)
 
     def add_function(self, line: str) -> SimDevice:
         """

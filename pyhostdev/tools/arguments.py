@@ -6,20 +6,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from typing import TYPE_CHECKING, TypeVar
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.selector import FORMS, Selector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.util.ownership import Ownership
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
 FILE_MAX = 1 << 20  # bytes; the parser has the same limit
@@ -59,7 +62,26 @@ def _consent(text: str) -> str:
 
 def add_root(parser: argparse.ArgumentParser) -> None:
     """--root and --state-dir."""
-    parser.add_argument("--root", default="/", metavar="DIR", help="use DIR in place of /")
+    parser.add_argument(
+        "--root", default="/", metavar="DIR|FILE", help="use a directory, or a snapshot's FILE.tar.gz, in place of /"
+    )
+    add_state_dir(parser)
+
+
+def add_roots(parser: argparse.ArgumentParser) -> None:
+    """--root, several times, and --state-dir."""
+    parser.add_argument(
+        "--root",
+        dest="roots",
+        action="append",
+        metavar="DIR|FILE",
+        help="use a directory, or a snapshot's FILE.tar.gz, in place of /; with several, tell which hosts can take it",
+    )
+    add_state_dir(parser)
+
+
+def add_state_dir(parser: argparse.ArgumentParser) -> None:
+    """--state-dir."""
     parser.add_argument(
         "--state-dir", metavar="DIR", help="directory of the records (default: run/pyhostdev below the root)"
     )
@@ -76,10 +98,8 @@ def add_file(parser: argparse.ArgumentParser) -> None:
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
-    """ADDRESS of a host function."""
-    parser.add_argument(
-        "address", type=checked(PCIDeviceAddress.parse), metavar="ADDRESS", help="e.g. 0000:01:00.0 or pci_0000_01_00_0"
-    )
+    """ADDRESS of a host function, or another name of it."""
+    parser.add_argument("address", type=checked(Selector.parse), metavar="ADDRESS", help=f"e.g. {FORMS}")
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
@@ -132,9 +152,53 @@ def host_of(args: argparse.Namespace) -> Host:
         ConfigError: --root is not a directory.
     """
     root = HostRoot(args.root)
+    if os.path.isfile(root.path):
+        if getattr(args, "changes_host", False):
+            raise ConfigError(f"'{args.root}' is a snapshot, which is not changed: 'snapshot --tree' describes a host")
+        return snapshot_host(_unpacked(args.root), args.state_dir)
     if not os.path.isdir(root.path):
         raise ConfigError(f"'{args.root}' is not a directory")
     return Host(root, state_dir=args.state_dir, writer=_writer_of(args, root))
+
+
+def host_at(path: str) -> Host:
+    """
+    Return a host that is only read: a directory, or a snapshot.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    return host_of(argparse.Namespace(root=path, state_dir=None))
+
+
+def snapshot_host(root: HostRoot, state_dir: str | None = None) -> Host:
+    """Return the host of an unpacked snapshot; its command lines name the directories on that host."""
+    host = Host(root, state_dir=state_dir)
+    host.shown_state_dir = state_dir or os.path.join("/", os.path.relpath(root.state_dir, root.path))
+    return host
+
+
+_unpacked_here: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _unpacked(path: str) -> HostRoot:
+    """Unpack a snapshot into a directory that lasts until the verb has ended, and report what it lacks."""
+    from pyhostdev.tools.main import complain
+    from pyhostdev.util.snapshotfile import unpack
+
+    directory = tempfile.TemporaryDirectory(prefix="pyhostdev-snapshot-")
+    _unpacked_here.append(directory)
+    root = HostRoot(directory.name)
+    manifest = unpack(path, root)
+    if manifest.unreadable:
+        complain(f"note: snapshot '{path}' lacks {len(manifest.unreadable)} files, which its user could not read")
+    return root
+
+
+def forget_snapshots() -> None:
+    """Remove the directories of unpacked snapshots."""
+    while _unpacked_here:
+        _unpacked_here.pop().cleanup()
 
 
 def _writer_of(args: argparse.Namespace, root: HostRoot) -> SysfsWriter | None:
@@ -148,6 +212,17 @@ def _writer_of(args: argparse.Namespace, root: HostRoot) -> SysfsWriter | None:
 
     inflight_dir = os.path.join(args.state_dir, "in-flight") if args.state_dir else None
     return ForkedWriter(root, timeout_s=args.timeout, inflight_dir=inflight_dir)
+
+
+def address_of(args: argparse.Namespace, host: Host) -> PCIDeviceAddress:
+    """
+    Return the address of the function that the command line names.
+
+    Raises:
+        DeviceMissingError, InvalidAddressError, SysfsError: as ``Selector.resolve``.
+    """
+    selector: Selector = args.address
+    return selector.resolve(host.root)
 
 
 def manager_of(args: argparse.Namespace) -> HostdevManager:
@@ -250,12 +325,34 @@ def capabilities_of(args: argparse.Namespace, dom: DomainDef, host: Host) -> QEM
     Raises:
         ConfigError, ConfigUnsupportedError, OperationError: as ``qemu_driver.capabilities_of``.
     """
+    return chosen_capabilities(dom, host, args.capabilities, args.libvirt)
+
+
+def chosen_capabilities(dom: DomainDef, host: Host, choice: str | None, release: LibvirtRelease) -> QEMUCapabilities:
+    """
+    Return the capabilities of a choice, as ``capabilities_of`` does for the one of the command line.
+
+    Raises:
+        ConfigError, ConfigUnsupportedError, OperationError: as ``qemu_driver.capabilities_of``.
+    """
     from pyhostdev.qemu import qemu_driver
     from pyhostdev.tools.main import complain
 
-    found = qemu_driver.capabilities_of(dom, host, args.capabilities, args.libvirt)
-    complain(f"note: answered with {found.origin}{found.apology}, as libvirt {args.libvirt}")
+    found = qemu_driver.capabilities_of(dom, host, choice, release)
+    complain(f"note: answered with {found.origin}{found.apology}, as libvirt {release}")
     return found
+
+
+def add_against(parser: argparse.ArgumentParser) -> None:
+    """--against-libvirt, a LibvirtRelease."""
+    from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
+
+    parser.add_argument(
+        "--against-libvirt",
+        type=checked(LibvirtRelease.parse),
+        metavar="VERSION",
+        help=f"tell what moves with this libvirt and the QEMU that goes with it: {', '.join(map(str, RELEASES))}",
+    )
 
 
 def add_qemu_user(parser: argparse.ArgumentParser) -> None:

@@ -3,12 +3,13 @@
 The verbs of the command line, and the exit codes of all of them.
 
 Exit codes: 0 done; 1 refused, the host is unchanged; 2 usage; 3 failed and completely rolled back, or done but the
-result could not be printed; 4 not restored.
+result could not be printed; 4 not restored; 6 they differ.
 """
 
 from __future__ import annotations
 
 DONE, REFUSED, USAGE, ROLLED_BACK, NOT_RESTORED = 0, 1, 2, 3, 4
+DIFFER = 6
 
 VERBS = {
     "list": "list the PCI functions of a host",
@@ -17,6 +18,7 @@ VERBS = {
     "validate": "check a domain's XML against the schema and the rules, with line numbers",
     "argv": "print the QEMU command line of a domain",
     "xml": "print a domain with its defaults and guest addresses",
+    "addresses": "show the guest address of each device and why, and what another definition or libvirt would move",
     "prepare": "detach a domain's host devices",
     "release": "release a domain's host devices, and reattach the managed ones",
     "start": "run a domain in the foreground; prepare its host devices, and release them at the end",
@@ -25,5 +27,8 @@ VERBS = {
     "nodedev-detach": "detach one device without assigning it to a guest",
     "nodedev-reattach": "bind one detached device back to its driver",
     "nodedev-reset": "reset one device that no domain uses, without resetting any other device",
+    "snapshot": "write what can be read of a host into a file that takes its place, or describe the host as text",
+    "diff": "show what differs between two hosts, and what it means for domains",
+    "fakehost": "build a simulated host in a directory",
     "demo": "run the whole scenario on a simulated host",
 }

@@ -6,14 +6,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pyhostdev.tools import arguments, output, streams
 from pyhostdev.util.hostscan import Scan
 
+if TYPE_CHECKING:
+    from pyhostdev.hypervisor.host import Host
+
 K = TypeVar("K")
 
 COLUMNS = ("ADDRESS", "ID", "CLASS", "GROUP", "DRIVER", "MULTIFUNCTION", "PF")
+_FILTERS = ("group", "driver", "class_", "vendor", "owner", "assignable", "names", "columns")
 _YES_NO = {True: "yes", False: "no", None: "unknown"}
 
 
@@ -26,11 +30,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read from configuration space whether a function is multifunction; it wakes sleeping devices",
     )
+    _add_filters(parser)
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("filters and columns")
+    group.add_argument("--group", type=int, metavar="N", help="only the members of this IOMMU group")
+    group.add_argument("--driver", metavar="NAME", help="only functions with this driver; 'none' for unbound functions")
+    group.add_argument("--class", dest="class_", type=_hex, metavar="CLASS", help="only this class, e.g. 02 or 0108")
+    group.add_argument("--vendor", type=_hex, metavar="ID", help="only this vendor, e.g. 8086")
+    group.add_argument("--owner", metavar="NAME", help="only devices in use by this domain")
+    group.add_argument("--assignable", action="store_true", help="only functions that can be given to a guest now")
+    group.add_argument("--names", action="store_true", help="name vendors, devices, interfaces, disks and owners")
+    group.add_argument("--columns", type=_columns, metavar="NAME,...", help="print these columns")
+
+
+def _hex(text: str) -> str:
+    from pyhostdev.tools.list_selected import parse_hex
+
+    return arguments.checked(parse_hex)(text)
+
+
+def _columns(text: str) -> tuple[str, ...]:
+    from pyhostdev.tools.list_selected import parse_columns
+
+    return arguments.checked(parse_columns)(text)
+
+
+def _has_filters(args: argparse.Namespace) -> bool:
+    return any(getattr(args, name) not in (None, False) for name in _FILTERS)
+
+
+def _run_selected(args: argparse.Namespace, host: Host) -> int:
+    """Print the functions that pass the filters, with the chosen columns."""
+    from pyhostdev.tools import list_selected
+
+    scan = host.scan()
+    multifunction = _multifunction(scan, verify=args.verify)
+    listing = list_selected.Listing(host, scan, multifunction.__getitem__)
+    positions = listing.selected(args)
+    if args.json:
+        lines = list(_json_lines(scan, multifunction))
+        streams.write(",\n".join(lines[at] for at in positions).join(("[\n", "\n]\n")) if positions else "[]\n")
+        return 0
+    columns = args.columns or (list_selected.NAMES if args.names else list_selected.DEFAULT)
+    output.print_table([name.upper() for name in columns], listing.rows(positions, columns))
+    return 0
 
 
 def run(args: argparse.Namespace) -> int:
     """Scan the host and print the functions."""
-    scan = arguments.host_of(args).scan()
+    host = arguments.host_of(args)
+    if _has_filters(args):
+        return _run_selected(args, host)
+    scan = host.scan()
     multifunction = _multifunction(scan, verify=args.verify)
     if args.json:
         lines = ",\n".join(_json_lines(scan, multifunction))

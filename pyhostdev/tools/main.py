@@ -52,7 +52,17 @@ def _dispatch(words: list[str]) -> int:
     args = parser.parse_args(words[1:])
     if getattr(args, "changes_host", False) and args.root != "/" and not args.simulate:
         parser.error("a changing verb under --root needs --simulate")
-    return int(parsers.module_of(words[0]).run(args))
+    try:
+        return int(parsers.module_of(words[0]).run(args))
+    finally:
+        _clean_up()
+
+
+def _clean_up() -> None:
+    """Remove what a verb has unpacked."""
+    arguments = sys.modules.get("pyhostdev.tools.arguments")
+    if arguments is not None:
+        arguments.forget_snapshots()
 
 
 def _tell_version() -> int:

@@ -26,5 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Detach the device."""
-    arguments.manager_of(args).nodedev_detach(args.address, args.driver, accept=args.accept)
+    manager = arguments.manager_of(args)
+    manager.nodedev_detach(arguments.address_of(args, manager.host), args.driver, accept=args.accept)
     return 0

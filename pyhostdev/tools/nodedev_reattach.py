@@ -17,5 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reattach the device."""
-    arguments.manager_of(args).nodedev_reattach(args.address)
+    manager = arguments.manager_of(args)
+    manager.nodedev_reattach(arguments.address_of(args, manager.host))
     return 0

@@ -18,5 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reset the device."""
-    arguments.manager_of(args).nodedev_reset(args.address, accept=args.accept)
+    manager = arguments.manager_of(args)
+    manager.nodedev_reset(arguments.address_of(args, manager.host), accept=args.accept)
     return 0

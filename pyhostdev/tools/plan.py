@@ -4,22 +4,26 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
+from typing import TYPE_CHECKING
 
-from pyhostdev.errors import ConfigUnsupportedError, OperationError
-from pyhostdev.hypervisor.hostdev_plan import Plan
-from pyhostdev.tools import arguments, output
-from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.ownership import chosen_ownership
+from pyhostdev.errors import ConfigError
+from pyhostdev.tools import arguments, devices, output
+from pyhostdev.tools.planning import Found, planned, to_json
+
+if TYPE_CHECKING:
+    from pyhostdev.hypervisor.hostdev_plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    arguments.add_file(parser)
-    arguments.add_root(parser)
+    devices.add_arguments(parser)
+    arguments.add_roots(parser)
     arguments.add_policy(parser)
     arguments.add_release(parser)
     arguments.add_json(parser)
     arguments.add_qemu_user(parser)
+    parser.add_argument("--find", action="store_true", help="tell where the pinned host devices are now")
     parser.add_argument(
         "--for-start", action="store_true", help="also exit with 1 if 'pyhostdev start' would not run the domain"
     )
@@ -28,37 +32,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the plan and print it; return 1 if the plan refuses, or with --for-start if start would refuse."""
     from pyhostdev.conf.domain_validate import validate_domain
-    from pyhostdev.qemu import qemu_driver
-    from pyhostdev.qemu.qemu_driver.iommufd import vfio_nodes
 
+    roots = args.roots or ["/"]
+    if devices.is_named(args):
+        return _run_named(args, roots)
     definition = arguments.definition_of(args)
     validate_domain(definition)  # an unknown attribute or element of a host device is a finding of the plan
+    if len(roots) > 1:
+        from pyhostdev.tools import plan_hosts
+
+        return plan_hosts.run(args, definition, roots)
+    args.root = roots[0]
     host = arguments.host_of(args)
-    ownership = chosen_ownership(args.user)
-    plan = host.plan(definition, args.policy, accept=args.accept)
-    origin = None
-    try:
-        capabilities = arguments.capabilities_of(args, definition, host)
-    except (ConfigUnsupportedError, OperationError) as err:
-        if args.capabilities is not None:
-            raise
-        # The host devices can still be prepared: another hypervisor driver may run the domain
-        plan = plan.with_start_findings([Finding("unsupported", ERROR, None, str(err))])
-    else:
-        origin = capabilities.origin
-        plan = plan.with_start_findings(
-            qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership, release=args.libvirt)
-        ).with_guest_addresses(qemu_driver.guest_addresses(definition, host, capabilities, release=args.libvirt))
-    plan = plan.with_nodes(vfio_nodes(definition, host, args.libvirt))
+    plan, origin = planned(args, definition, host, partial(arguments.capabilities_of, args, definition, host))
+    found = host.find_pinned(definition) if args.find else None
     if args.json:
-        output.print_json({**plan.to_json(), "capabilities": origin})
+        output.print_json(to_json(plan, origin, found))
     else:
-        print_plan(plan)
+        print_plan(plan, found or {})
     return 0 if (plan.can_start if args.for_start else plan.ok) else 1
 
 
-def print_plan(plan: Plan) -> None:
-    """Print a plan as a tree: the groups with their functions, then the findings."""
+def _run_named(args: argparse.Namespace, roots: list[str]) -> int:
+    """Plan for devices without a domain: nothing is known of the guest that would get them."""
+    if len(roots) > 1 or args.for_start or args.find:
+        raise ConfigError("--device names functions of one host, and says nothing about a guest or about pins")
+    args.root = roots[0]
+    host = arguments.host_of(args)
+    plan = host.plan(devices.named_domain(args, host), args.policy, accept=args.accept)
+    if args.json:
+        output.print_json(to_json(plan, None, None))
+    else:
+        print_plan(plan, {})
+    return 0 if plan.ok else 1
+
+
+def print_plan(plan: Plan, found: Found) -> None:
+    """Print a plan as a tree: the groups with their functions, the findings, then where pinned devices are."""
     tree = output.Branch(plan.headline())
     for group, fates in plan.fates_by_group().items():
         branch = tree.add("no IOMMU group" if group is None else f"IOMMU group {group}")
@@ -66,4 +76,7 @@ def print_plan(plan: Plan) -> None:
             branch.add(f"{fate.name}  {plan.fate_words(fate)}")
     for finding in plan.findings:
         tree.add(f"{finding.severity}: {finding.sentence}")
+    for pinned, places in found.items():
+        where = f"is at {' or '.join(map(str, places))}" if places else "is not on this host"
+        tree.add(f"the device pinned at {pinned} {where}")
     output.print_tree(tree)

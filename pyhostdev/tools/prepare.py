@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import argparse
 
-from pyhostdev.tools import arguments
+from pyhostdev.tools import arguments, devices
 from pyhostdev.tools.contract import DONE
 from pyhostdev.tools.main import complain, tell_notes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    arguments.add_file(parser)
+    devices.add_arguments(parser)
     arguments.add_root(parser)
     arguments.add_policy(parser)
     arguments.add_changes(parser)
@@ -21,10 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the plan and execute it."""
-    definition = arguments.definition_of(args)
-    definition.validate()
+    is_named = devices.is_named(args)
     node_owner = None if args.user is None else (args.user.uid, args.user.gid)
     manager = arguments.manager_of(args)
+    if is_named:
+        definition = devices.named_domain(args, manager.host)
+    else:
+        definition = arguments.definition_of(args)
+        definition.validate()
     plan = manager.host.plan(definition, args.policy, accept=args.accept)
     if plan.ok:
         tell_notes(plan.notes)

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import DeviceMissingError, SysfsError
 from pyhostdev.tools import arguments, output
+from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.driverctl import read_driverctl_override
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.hostusage import HostUsage, names_on
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pciids import PCIIds
+from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.vfionodes import read_nodes
+from pyhostdev.util.virfile import list_names
 from pyhostdev.util.virpci import PCIDevice, read_iommu_group_members
 
 if TYPE_CHECKING:
@@ -27,12 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read one function and print it."""
-    address: PCIDeviceAddress = args.address
     host = arguments.host_of(args)
+    address = arguments.address_of(args, host)
     dev = host.pci_device(address)
     if dev is None:
         raise DeviceMissingError(f"Device {address} is not on this host", reason="device-missing", address=address)
-    facts = describe(dev, _in_flight(host, address))
+    facts = {**describe(dev, _in_flight(host, address)), **surroundings(host, dev)}
     if args.json:
         output.print_json({"version": 1, **facts})
     else:
@@ -80,7 +86,50 @@ def describe(dev: PCIDevice, in_flight: bool | None) -> dict[str, Any]:
     }
 
 
+def surroundings(host: Host, dev: PCIDevice) -> dict[str, Any]:
+    """Return names, what isolates the function, how it is reset, and what uses it; None for an unavailable fact."""
+    ids = PCIIds.read(host.root, HostRoot("/"))
+    uses = HostUsage(host.root).of(dev.address)
+    group = dev.iommu_group
+    holders = {} if group is None else read_group_holders(host.root, [group])
+    records = host.readable_records()
+    record = None if records is None else records.get(dev.address)
+    return {
+        "vendor_name": ids.vendor(dev.vendor),
+        "device_name": ids.device(dev.vendor, dev.device),
+        "reset_methods": dev.read_reset_methods(),
+        "path": [_port(host, address) for address in dev.read_path()[:-1]],
+        "netdevs": names_on(host.root, host.root.class_net, dev.address),
+        "blocks": names_on(host.root, host.root.class_block, dev.address),
+        "uses": [f"{use.reason}: {use.text}" for use in uses],
+        "owner": None if record is None else record.owner,
+        "holders": [str(holder) for held in holders.values() for holder in held],
+        "companions": _companions(dev),
+    }
+
+
+def _port(host: Host, address: PCIDeviceAddress) -> str:
+    """Return a bridge above with its Access Control Services: without them, what is below shares a group."""
+    port = host.pci_device(address)
+    state = None if port is None else pciconfig.acs_state(port.read_config(pciregs.CONFIG_SIZE_EXPRESS))
+    return f"{address} (ACS {state or 'unknown'})"
+
+
+def _companions(dev: PCIDevice) -> list[str]:
+    """
+    Return the functions that the kernel links to this one, such as a GPU's audio.
+
+    Source: drivers/pci/quirks.c pci_create_device_link; device links in sysfs since Linux 5.8
+    """
+    found = []
+    for name in sorted(list_names(dev.root, dev.path())):
+        role, _, other = name.partition(":pci:")
+        if role in ("consumer", "supplier") and other.count(":") == 2:
+            found.append(f"{role} {other}")
+    return found
+
+
 def _words(value: Any) -> object | None:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return " ".join(value) or None if isinstance(value, list) else value
+    return ", ".join(value) or None if isinstance(value, list) else value

@@ -91,6 +91,18 @@ def write(text: str) -> None:
         sys.stdout.write(text)
 
 
+def write_bytes(data: bytes) -> None:
+    """
+    Write bytes to standard output and flush it.
+
+    Raises:
+        OutputError, BrokenPipeError: as ``writing``.
+    """
+    with writing():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+
+
 def tell(line: str) -> None:
     """Print a line on standard error, if possible: a change does not fail because its message cannot be printed."""
     try:

@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from pyhostdev.errors import raise_all
+from pyhostdev.errors import ConfigError, raise_all
 from pyhostdev.tools import arguments, output, streams
 from pyhostdev.tools.main import complain
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.hypervisor.host import Host
 
 WARNING = (
     "note: libvirt ignores 'assigned=' and would give such a function to the guest; "
@@ -27,6 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the attribute of a function that the guest does not get; libvirt only supports 'unassigned', ignores "
         "'assigned' and gives the function to the guest",
     )
+    parser.add_argument(
+        "--pin",
+        action="store_true",
+        help="write down every guest address and the devices that need one, and leave all else as it is",
+    )
+    parser.add_argument(
+        "--pin-devices",
+        action="store_true",
+        help="write the identity of each PCI host device into <metadata>; a plan then refuses another device there",
+    )
+    parser.add_argument(
+        "--repoint", action="store_true", help="declare pinned host devices at the addresses where they are now"
+    )
     parser.add_argument("--complete", action="store_true", help="declare missing functions as not assigned")
 
 
@@ -38,15 +56,37 @@ def run(args: argparse.Namespace) -> int:
     host = arguments.host_of(args)
     definition = arguments.definition_of(args)
     raise_all(list(word_errors(definition)))
+    if args.repoint:
+        definition = _repointed(host, definition)
     if args.complete:
         definition = definition.completed(host.plan(definition))
+    if args.pin_devices:
+        definition = _with_pins(host, definition)
     if args.spelling:
         definition = definition.with_spelling(args.spelling)
     capabilities = arguments.capabilities_of(args, definition, host)
-    definition = qemu_driver.define(
+    defined = qemu_driver.define(
         definition, host, keep_together=args.keep_together, capabilities=capabilities, release=args.libvirt
     )
+    definition = definition.with_addresses_of(defined) if args.pin else defined
     if args.spelling != "assigned" and any(hostdev.assigned is not None for hostdev in definition.hostdevs):
         complain(WARNING)
     streams.write(output.printable_xml(definition.format()))
     return 0
+
+
+def _repointed(host: Host, definition: DomainDef) -> DomainDef:
+    from pyhostdev.hypervisor.hostdev_pins import repointed
+
+    found = host.find_pinned(definition)
+    if not found:
+        raise ConfigError("The domain has no pinned host devices: 'xml --pin-devices' pins them")
+    return repointed(definition, found)
+
+
+def _with_pins(host: Host, definition: DomainDef) -> DomainDef:
+    pins = host.read_pins(definition)
+    for pin in pins:
+        if "serial" in pin.identity.unseen:
+            complain(f"note: only root can read the serial number of device {pin.address}, so it is not pinned")
+    return definition.with_hostdev_pins(pins)

@@ -13,7 +13,7 @@ from pyhostdev.errors import ConfigError
 from pyhostdev.util import virpci
 from pyhostdev.util.finding import CONSENT, Finding
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.hostusage import HostUsage
+from pyhostdev.util.hostusage import HostUsage, HostUse
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import (
     denied_obstacle,
@@ -212,6 +212,10 @@ class HostFunctions(Sequence[PCIDevice]):
                 yield obstacle
         yield from self._blockers(dev)
         yield from self._uses(dev)
+
+    def uses(self, dev: PCIDevice) -> list[HostUse]:
+        """Return what the host uses a function for: its console, a mounted disk, the default route."""
+        return self._usage().of(dev.address)
 
     def _uses(self, dev: PCIDevice) -> Iterator[Finding]:
         if dev.is_vfio:

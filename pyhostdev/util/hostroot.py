@@ -161,6 +161,49 @@ class HostRoot:
         """
         return self.join("sys/module", check_driver_name(name).replace("-", "_"))
 
+    @property
+    def modules(self) -> str:
+        """``sys/module``: the loaded and built-in modules."""
+        return self.join("sys/module")
+
+    def modules_directory(self, release: str) -> str:
+        """
+        ``lib/modules/RELEASE``
+
+        Raises:
+            ConfigError: the release is not valid as one path component.
+        """
+        return self.join("lib/modules", check_driver_name(release))
+
+    def tables(self) -> list[str]:
+        """Return the tables that a snapshot takes: what the host is, and what it uses its devices for."""
+        names = (
+            self.kernel_release,
+            self.modprobe,
+            self.boot_id,
+            self.mounts,
+            self.mountinfo,
+            self.swaps,
+            self.iomem,
+            self.route,
+            self.ipv6_route,
+        )
+        return list(names)
+
+    def pci_ids(self) -> list[str]:
+        """Return where distributions keep the names of PCI vendors and devices."""
+        return [self.join("usr/share", name, "pci.ids") for name in ("misc", "hwdata")]
+
+    @property
+    def dev_block(self) -> str:
+        """``sys/dev/block``: links to block devices by number."""
+        return self.join("sys/dev/block")
+
+    @property
+    def driverctl_directory(self) -> str:
+        """``etc/driverctl.d``: the overrides that driverctl has saved."""
+        return self.join("etc/driverctl.d")
+
     def modules_dep(self, release: str) -> str:
         """``lib/modules/RELEASE/modules.dep``: all modules that can be loaded."""
         return self.join("lib/modules", release, "modules.dep")

@@ -26,6 +26,7 @@ DEFAULT_DESTINATION = "00000000"  # in /proc/net/route and, four times, in ipv6_
 FIRMWARE_SCREENS = frozenset({"BOOTFB", "efifb", "vesafb", "simplefb", "simple-framebuffer", "simpledrm"})
 # A namespace shared by several controllers is not below any of them in sysfs (drivers/nvme/host/multipath.c)
 _NVME_SUBSYSTEM = re.compile(r".*/nvme-subsystem/nvme-subsys[0-9]+(?=/)")
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _NVME_CONTROLLER = re.compile(r"nvme[0-9]+")
 _STACK_MAX = 64  # devices below one mount: partitions, mappings, RAID members
 _DEVICE_NUMBER = re.compile(r"([0-9]{1,4}):([0-9]{1,7})")
@@ -218,6 +219,35 @@ def _all_below(
         if left < 0:
             raise SysfsError(errno.EFBIG, directory, f"follow more than {_PATHS_MAX} devices")
     return found
+
+
+def names_by_function(root: HostRoot, directory: str) -> dict[str, list[str]]:
+    """Return the devices of a class by the address of the function that they are on."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(list_names(root, directory)):
+        parts = _ADDRESS.findall(_target(root, os.path.join(directory, name)) or "")
+        if parts:
+            found.setdefault(parts[-1], []).append(name)
+    return found
+
+
+def names_on(root: HostRoot, directory: str, address: PCIDeviceAddress) -> list[str]:
+    """Return the devices of a class on one function."""
+    return names_by_function(root, directory).get(str(address), [])
+
+
+def net_device_paths(root: HostRoot, name: str) -> list[str]:
+    """Return the sysfs paths of a network interface and of the interfaces below it; empty if there is none."""
+    return _paths_of(root, root.class_net, name, _net_parts)
+
+
+def block_device_paths(root: HostRoot, name: str) -> list[str]:
+    """Return the sysfs paths of a disk and of the disks below it; empty if there is none."""
+    return _paths_of(root, root.class_block, name, _block_parts)
+
+
+def _paths_of(root: HostRoot, directory: str, name: str, parts_of: Callable[[HostRoot, str], list[str]]) -> list[str]:
+    return _below(root, directory, name, parts_of) if _target(root, os.path.join(directory, name)) else []
 
 
 def _below(root: HostRoot, directory: str, name: str, parts_of: Callable[[HostRoot, str], list[str]]) -> list[str]:

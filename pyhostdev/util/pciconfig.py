@@ -97,6 +97,18 @@ def find_extended_capability(config: bytes, capability: int) -> int | None:
     return 0
 
 
+def serial_number(config: bytes, offset: int) -> str | None:
+    """
+    Return the device serial number at the offset of its capability, as the kernel prints it; None if it is zero.
+
+    Source: PCIE50 7.9.3; drivers/pci/pci.c pci_get_dsn
+    """
+    low, high = dword(config, offset + 4), dword(config, offset + 8)
+    if low is None or high is None or not (low or high):
+        return None
+    return (high << 32 | low).to_bytes(8, "big").hex("-")
+
+
 def is_pci_express(config: bytes) -> bool | None:
     """
     Tell whether the function has a PCI Express capability; None if too few bytes could be read.
@@ -114,6 +126,19 @@ def express_type(config: bytes) -> int | None:
     if flags is None:
         return None
     return flags >> pciregs.EXP_FLAGS_TYPE_SHIFT & pciregs.EXP_FLAGS_TYPE_MASK
+
+
+def acs_state(config: bytes) -> str | None:
+    """
+    Return whether a port isolates what is below it: ``on``, ``off``, ``absent``; None if the bytes end too early.
+
+    Source: PCIE50 7.7.8.3, the control register
+    """
+    offset = find_extended_capability(config, pciregs.EXT_CAP_ID_ACS)
+    if not offset:
+        return None if offset is None else "absent"
+    control = word(config, offset + pciregs.ACS_CTRL)
+    return None if control is None else "on" if control else "off"
 
 
 def has_flr(config: bytes) -> bool | None:

@@ -33,7 +33,9 @@ CAP_ID_AF = 0x13  # AF10
 CAP_STEPS_MAX = 48  # (256 - 64) / 4: each capability takes at least a dword
 
 EXT_CAP_START = 0x100  # PCIE50 7.6.1
+EXT_CAP_ID_DSN = 0x0003  # PCIE50 7.9.3
 EXT_CAP_ID_ACS = 0x000D  # PCIE50 7.7.8
+ACS_CTRL = 0x06  # PCIE50 7.7.8.3, from the capability's start
 EXT_CAP_ID_ARI = 0x000E  # PCIE50 7.8.7
 EXT_CAP_ID_SRIOV = 0x0010  # PCIE50 9.3.3
 EXT_CAP_STEPS_MAX = (CONFIG_SIZE_EXPRESS - EXT_CAP_START) // 8
@@ -55,6 +57,7 @@ EXP_LNKSTA = 0x12  # PCIE50 7.5.3.8
 AF_CAP = 0x03  # AF10
 AF_CAP_FLR = 0x02
 
+CLASS_BASE_NETWORK = 0x02  # PCI30 appendix D
 CLASS_BRIDGE_PCI = 0x0604  # base class and sub-class, without the interface
 CLASS_BRIDGE_HOST = 0x0600  # PCI30 appendix D
 CLASS_DISPLAY = 0x03

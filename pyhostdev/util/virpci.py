@@ -262,6 +262,9 @@ class PCIDevice:
         known = pciconfig.is_pci_express(self.read_config())
         if known is not None:
             return known
+        told = None if self.root.is_live else read_number(self.root, self.path("config_size"))  # of a snapshot
+        if told is not None:
+            return told != pciregs.CONFIG_SIZE
         status = read_status(self.root, self.path("config"))
         return None if status is None else status.st_size != pciregs.CONFIG_SIZE
 

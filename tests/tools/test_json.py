@@ -22,6 +22,8 @@ TESTDATA = Path(__file__).parents[2] / "testdata"
 CARD = [f"0001:09:00.{function}" for function in range(4)]
 NVME = "0001:07:00.0"
 CASES = (("gpu4-two", "gpu4"), ("gpu4-viommu", "gpu4"), ("vmd-controller", "vmd"), ("vf-vlan", "vf"))
+PINNED = str(TESTDATA / "pins" / "pinned.xml")
+OTHER = str(TESTDATA / "hostdev-pci-multifunction.xml")
 Ask = Callable[..., Any]
 
 
@@ -48,7 +50,8 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
 
     def ask_host(fake: FakeHost, verb: str, *words: str) -> Any:
         capsys.readouterr()
-        main.main([verb, *words, "--json", "--root", fake.root.path])
+        root = [fake.root.path] if verb == "diff" else ["--root", fake.root.path]  # the second host
+        main.main([verb, *words, "--json", *root])
         value = json.loads(capsys.readouterr().out)
         assert [] == errors(verb, value)
         return value
@@ -262,8 +265,9 @@ def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 SAMPLES: dict[str, list[tuple[str, ...]]] = {
     "list": [()],
     "show": [(CARD[0],)],
-    "plan": [(GUEST,), (GUEST, "--accept", f"mounted:{NVME}")],
+    "plan": [(GUEST,), (GUEST, "--accept", f"mounted:{NVME}"), (PINNED, "--find")],
     "argv": [(GUEST,)],
+    "addresses": [(GUEST,), (GUEST, "--against-libvirt", "12.8"), (GUEST, "--diff", OTHER)],
     "status": [()],
     "recover": [("--simulate",)],
 }
@@ -275,6 +279,8 @@ def test_schemas_refuse_every_mutation(verb: str, bcm5719: FakeHost, ask: Ask, t
     if verb in ("status", "recover"):
         assert 0 == change(bcm5719, "prepare", GUEST)
         assert 0 == change(bcm5719, "nodedev-detach", NVME)
+    if verb == "diff":
+        SAMPLES[verb] = [(FakeHost.named("sriov", tmp_path / "other").root.path, "--domain", GUEST)]
     samples = [ask(bcm5719, verb, *words) for words in SAMPLES[verb]]
     if verb == "plan":
         path = guest(tmp_path, ("function='0x2'", "function='0x5'"))

@@ -17,6 +17,7 @@ from pyhostdev.conf.controller_conf import DomainControllerDef
 from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG, CONNECT_PCI_DEVICE, DomainPCIAddressBus, DomainPCIAddressSet
 from pyhostdev.conf.domain_controllers import place_controller
+from pyhostdev.conf.guest_addresses import COMPANION
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, Renumbering, XMLError
 from pyhostdev.qemu.qemu_domain import has_pci_root, has_pcie_root, is_arm_virt, is_pseries, lacks_pci
@@ -189,6 +190,7 @@ class _Run:
             return
         if self.slots is not None and device.tag == "hostdev" and device.is_pci:
             address = self.slots.place(device, flags)
+            device.info.why = COMPANION if self.slots.has_joined(device) else None
         else:
             address = self.addrs.reserve_next(flags, self.group_of(device))
         self._store(device, address)
@@ -211,6 +213,7 @@ class _Run:
         address = slot.with_function(function)
         self.addrs.reserve(address, flags)
         device.info.address = PCIGuestAddress.at(address, multifunction=multifunction)
+        device.info.why = COMPANION
 
     def _usb2_slot(self, index: int) -> PCIDeviceAddress | None:
         companions = (c for c in self.dom.controllers if c.model in _USB2_MODELS and c.index == index)

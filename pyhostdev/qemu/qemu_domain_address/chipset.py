@@ -19,6 +19,7 @@ from pyhostdev.conf.domain_addr import (
     CONNECT_PCI_DEVICE,
     CONNECT_PCIE_DEVICE,
 )
+from pyhostdev.conf.guest_addresses import CHIPSET
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
 from pyhostdev.qemu.qemu_domain import is_i440fx, is_q35
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -115,7 +116,7 @@ def _pin(device: Any, address: PCIDeviceAddress, addrs: DomainPCIAddressSet | No
     """
     pci = device.info.pci
     if pci is None:
-        device.info.address = PCIGuestAddress.at(address)
+        _store(device, address)
     elif pci.pci != address:
         raise ConfigError(
             f"The first {device.type} controller of this machine is at {address} and nowhere else",
@@ -139,8 +140,13 @@ def _prefer(
     for address in addresses:
         if not addrs.is_slot_in_use(address):
             addrs.reserve(address, flags)
-            device.info.address = PCIGuestAddress.at(address, multifunction=multifunction)
+            _store(device, address, multifunction)
             return
+
+
+def _store(device: Any, address: PCIDeviceAddress, multifunction: bool | None = None) -> None:
+    device.info.address = PCIGuestAddress.at(address, multifunction=multifunction)
+    device.info.why = CHIPSET
 
 
 def _place_video(
@@ -155,4 +161,4 @@ def _place_video(
         place(video)
         return
     addrs.reserve(address, flags)
-    video.info.address = PCIGuestAddress.at(address)
+    _store(video, address)

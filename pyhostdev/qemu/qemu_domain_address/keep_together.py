@@ -42,6 +42,7 @@ class HostDeviceSlots:
         self.host = host
         self.group_of = group_of
         self._numbers: dict[PCIDeviceAddress, int] = {}
+        self._joined: set[PCIDeviceAddress] = set()
         self._slots: dict[tuple[PCIDeviceAddress, int], PCIDeviceAddress] = {}
         assigned = [hostdev for hostdev in dom.pci_hostdevs() if hostdev.is_assigned]
         self._number(assigned)
@@ -86,10 +87,16 @@ class HostDeviceSlots:
         address = None
         if key in self._slots:
             address = self._join(self._slots[key], self._numbers[source], flags, group)
-        if address is None:
+        if address is not None:
+            self._joined.add(source)
+        else:
             address = self.addrs.reserve_next(flags, group, self._numbers[source])
             self._slots[key] = address
         return address
+
+    def has_joined(self, hostdev: Any) -> bool:
+        """Tell whether a function shares the slot that another function of its device has."""
+        return hostdev.pci_address in self._joined
 
     def _join(self, slot: PCIDeviceAddress, wanted: int, flags: int, group: int) -> PCIDeviceAddress | None:
         """Take the wanted function of a slot, or its first free one; None when nothing fits there."""

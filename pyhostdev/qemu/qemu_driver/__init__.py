@@ -141,7 +141,7 @@ def domain_to_native(
         errors.append(err)
     try:
         argv = build_command_line(
-            dom, capabilities, host=host, state_dir=host.state_dir, keep_together=keep_together, release=release
+            dom, capabilities, host=host, state_dir=host.shown_state_dir, keep_together=keep_together, release=release
         )
     except ConfigError as err:
         errors.append(err)
@@ -247,7 +247,7 @@ def _unbuildable(
             dom,
             capabilities or capabilities_of(dom, host, release=release),
             host=host,
-            state_dir=host.state_dir,
+            state_dir=host.shown_state_dir,
             keep_together=keep_together,
             release=release,
         )

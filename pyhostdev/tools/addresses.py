@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev addresses``: the guest address of each device, why, and what moves."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.tools import arguments, output
+from pyhostdev.tools.contract import DIFFER, DONE
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.guest_addresses import AddressChange, GuestAddress
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.hypervisor.host import Host
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_file(parser)
+    arguments.add_root(parser)
+    arguments.add_keep_together(parser)
+    arguments.add_release(parser)
+    arguments.add_json(parser)
+    parser.add_argument("--diff", metavar="OTHER", help="tell what moves if the domain becomes the one in this file")
+    arguments.add_against(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the addresses, or what moves; return 6 if a device moves."""
+    from pyhostdev.conf.guest_addresses import compare_addresses, has_moved
+
+    host = arguments.host_of(args)
+    old = _defined(args, host, args.file, args.libvirt)
+    against = None
+    changes: list[AddressChange] = []
+    if args.diff is not None or args.against_libvirt is not None:
+        release = args.against_libvirt or args.libvirt
+        other = args.file if args.diff is None else args.diff
+        new = _defined(args, host, other, release)
+        changes = compare_addresses(old, new)
+        against = {"file": other, "libvirt": str(release), "changes": [_change_to_json(c) for c in changes]}
+    if args.json:
+        addresses = [_address_to_json(found) for found in old.addresses()]
+        output.print_json(
+            {"version": 1, "libvirt": str(args.libvirt), "addresses": addresses, "against": against},
+        )
+    elif against is None:
+        output.print_table(("DEVICE", "ADDRESS", "WHY"), (_row(found) for found in old.addresses()))
+    else:
+        output.print_table(("CHANGE", "DEVICE", "BEFORE", "AFTER"), (_change_row(change) for change in changes))
+    return DIFFER if has_moved(changes) else DONE
+
+
+def _defined(args: argparse.Namespace, host: Host, path: str, release: LibvirtRelease) -> DomainDef:
+    """Return the domain in a file, with its defaults and addresses as a release of libvirt fills them in."""
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.domain_validate import word_errors
+    from pyhostdev.errors import raise_all
+    from pyhostdev.qemu import qemu_driver
+
+    definition = DomainDef.parse(arguments.read_file(path))
+    raise_all(list(word_errors(definition)))
+    # another release comes with another QEMU than the one of this host
+    choice = args.capabilities or (release.qemu if release != args.libvirt else None)
+    capabilities = arguments.chosen_capabilities(definition, host, choice, release)
+    return qemu_driver.define(
+        definition, host, keep_together=args.keep_together, capabilities=capabilities, release=release
+    )
+
+
+def _place(found: GuestAddress | None) -> str | None:
+    if found is None:
+        return None
+    return found.address if found.type == "pci" else f"{found.type} {found.address}".rstrip()
+
+
+def _row(found: GuestAddress) -> tuple[object | None, ...]:
+    return found.device, _place(found), found.why if found.declared else f"{found.why}, device added"
+
+
+def _change_row(change: AddressChange) -> tuple[object | None, ...]:
+    return change.change, change.device, _place(change.old), _place(change.new)
+
+
+def _address_to_json(found: GuestAddress) -> dict[str, Any]:
+    return found._asdict()
+
+
+def _change_to_json(change: AddressChange) -> dict[str, Any]:
+    return {
+        "change": change.change,
+        "old": None if change.old is None else _address_to_json(change.old),
+        "new": None if change.new is None else _address_to_json(change.new),
+    }

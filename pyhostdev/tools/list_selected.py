@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev list`` with filters, names and chosen columns; the plain list does not load this."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import ConfigError
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.hostusage import names_by_function
+from pyhostdev.util.pciids import PCIIds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pyhostdev.hypervisor.host import Host
+    from pyhostdev.util.hostscan import Scan
+    from pyhostdev.util.virpci import PCIDevice
+
+DEFAULT = ("address", "id", "class", "group", "driver", "multifunction", "pf")
+NAMES = ("address", "name", "class", "group", "driver", "netdevs", "blocks", "owner")
+COLUMNS = (*DEFAULT, "name", "netdevs", "blocks", "mounts", "owner", "numa")
+_CLASS_DIGITS = (2, 4, 6)
+_NO_DRIVER = "none"
+
+
+def parse_columns(text: str) -> tuple[str, ...]:
+    """
+    Return the columns of a text like ``address,driver``.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in COLUMNS]
+    if unknown:
+        raise ConfigError(f"Unknown column '{unknown[0]}': expected some of {', '.join(COLUMNS)}")
+    return names
+
+
+def parse_hex(text: str) -> str:
+    """
+    Return an id or a class as the digits that it begins with.
+
+    Raises:
+        ConfigError: it is not hexadecimal, or has another number of digits.
+    """
+    digits = text.lower().removeprefix("0x")
+    if re.fullmatch(r"[0-9a-f]{2,6}", digits) is None or len(digits) not in _CLASS_DIGITS:
+        raise ConfigError(f"{text!a} is not a number of 2, 4 or 6 hexadecimal digits")
+    return digits
+
+
+class Listing:
+    """The functions that pass the filters, and their columns."""
+
+    def __init__(self, host: Host, scan: Scan, multifunction: Callable[[int], bool | None]) -> None:
+        self.host = host
+        self.scan = scan
+        self.multifunction = multifunction
+        self._tables: dict[str, dict[str, list[str]]] = {}
+        self._owners: dict[str, str] | None = None
+        self._ids: PCIIds | None = None
+
+    def selected(self, args: argparse.Namespace) -> list[int]:
+        """Return the positions of the functions that pass all filters."""
+        tests = list(self._tests(args))
+        return [at for at, dev in enumerate(self.scan) if all(test(dev) for test in tests)]
+
+    def _tests(self, args: argparse.Namespace) -> Iterator[Callable[[PCIDevice], bool]]:
+        if args.group is not None:
+            yield lambda dev: dev.iommu_group == args.group
+        if args.driver is not None:
+            yield lambda dev: (dev.driver or _NO_DRIVER) == args.driver
+        if args.class_ is not None:
+            yield lambda dev: dev.class_ is not None and f"{dev.class_:06x}".startswith(args.class_)
+        if args.vendor is not None:
+            yield lambda dev: dev.vendor is not None and f"{dev.vendor:04x}" == args.vendor
+        if args.owner is not None:
+            yield lambda dev: self.owners.get(str(dev.address)) == args.owner
+        if args.assignable:
+            found = {dev.address for dev in self.scan.assignable()}
+            yield lambda dev: dev.address in found
+
+    def rows(self, positions: list[int], columns: tuple[str, ...]) -> Iterator[tuple[object | None, ...]]:
+        """Yield the rows of a table."""
+        cells = [getattr(self, f"_{name}") for name in columns]
+        for at in positions:
+            dev = self.scan[at]
+            yield tuple(self._multifunction(at) if cell == self._multifunction else cell(dev) for cell in cells)
+
+    def _address(self, dev: PCIDevice) -> object:
+        return dev.address
+
+    def _id(self, dev: PCIDevice) -> object:
+        return ":".join("?" if number is None else f"{number:04x}" for number in (dev.vendor, dev.device))
+
+    def _class(self, dev: PCIDevice) -> object | None:
+        return None if dev.class_ is None else f"{dev.class_:06x}"
+
+    def _group(self, dev: PCIDevice) -> object | None:
+        return dev.iommu_group
+
+    def _driver(self, dev: PCIDevice) -> object | None:
+        return dev.driver
+
+    def _multifunction(self, at: int) -> object:
+        return {True: "yes", False: "no", None: "unknown"}[self.multifunction(at)]
+
+    def _pf(self, dev: PCIDevice) -> object | None:
+        return dev.physfn
+
+    def _numa(self, dev: PCIDevice) -> object | None:
+        return dev.numa_node
+
+    def _name(self, dev: PCIDevice) -> object:
+        if self._ids is None:
+            self._ids = PCIIds.read(self.host.root, HostRoot("/"))
+        return self._ids.name(dev.vendor, dev.device)
+
+    def _netdevs(self, dev: PCIDevice) -> object | None:
+        return self._below("net", self.host.root.class_net, dev)
+
+    def _blocks(self, dev: PCIDevice) -> object | None:
+        return self._below("block", self.host.root.class_block, dev)
+
+    def _mounts(self, dev: PCIDevice) -> object | None:
+        uses = self.scan.uses(dev)
+        return "; ".join(use.text for use in uses if use.reason == "mounted") or None
+
+    def _owner(self, dev: PCIDevice) -> object | None:
+        return self.owners.get(str(dev.address))
+
+    def _below(self, kind: str, directory: str, dev: PCIDevice) -> str | None:
+        if kind not in self._tables:
+            self._tables[kind] = names_by_function(self.host.root, directory)
+        return " ".join(self._tables[kind].get(str(dev.address), ())) or None
+
+    @property
+    def owners(self) -> dict[str, str]:
+        """The owners of the functions in use, as far as this user may read the records."""
+        if self._owners is None:
+            records = self.host.readable_records() or {}
+            self._owners = {str(a): r.owner for a, r in records.items() if r.owner is not None}
+        return self._owners

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev plan`` with several hosts: which of them can take the guest, and what prevents it on the others."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyhostdev.errors import ConfigError, HostdevError
+from pyhostdev.hypervisor.host import Host
+from pyhostdev.hypervisor.hostdev_plan import Plan
+from pyhostdev.tools import arguments, output, streams
+from pyhostdev.tools.planning import Found, planned, to_json
+from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.snapshotfile import unpack
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+
+
+class Answer(NamedTuple):
+    """What one host's plan says."""
+
+    root: str
+    can: bool
+    obstacles: tuple[str, ...]
+    value: dict[str, Any]
+    lacking: int  # files that the snapshot's user could not read
+
+
+class _Worker:
+    """Plans one domain on one host after the other; what does not depend on the host is kept."""
+
+    def __init__(self, args: argparse.Namespace, definition: DomainDef) -> None:
+        self.args = args
+        self.definition = definition
+        self.stored: QEMUCapabilities | None = None
+
+    def answer(self, root: str) -> Answer:
+        """Plan on a host: a directory, or a snapshot that is unpacked meanwhile."""
+        try:
+            if not os.path.isfile(root):
+                return self._answer(root, self._host_in(root), 0)
+            with tempfile.TemporaryDirectory(prefix="pyhostdev-snapshot-") as directory:
+                unpacked = HostRoot(directory)
+                lacking = len(unpack(root, unpacked).unreadable)
+                return self._answer(root, arguments.snapshot_host(unpacked), lacking)
+        except HostdevError as err:
+            finding = Finding("host-unreadable", ERROR, None, f"The host cannot be read: {err}")
+            requests: dict[str, Any] = {"requests": (), "steps": (), "fates": ()}
+            owner = self.definition.name or ""
+            return self._told(root, Plan(owner=owner, policy=self.args.policy, findings=[finding], **requests), None, 0)
+
+    def _host_in(self, directory: str) -> Host:
+        if not os.path.isdir(directory):
+            raise ConfigError(f"'{directory}' is not a directory")
+        return Host(directory)
+
+    def _answer(self, name: str, host: Host, lacking: int) -> Answer:
+        made, origin = planned(self.args, self.definition, host, lambda: self._capabilities(host))
+        found = host.find_pinned(self.definition) if self.args.find else None
+        return self._told(name, made, origin, lacking, found)
+
+    def _told(self, name: str, made: Plan, origin: str | None, lacking: int, found: Found | None = None) -> Answer:
+        can = bool(made.can_start) if self.args.for_start else made.ok
+        obstacles = [*made.obstacles, *(made.start_obstacles if self.args.for_start else ())]
+        value = to_json(made, origin, found, name)
+        return Answer(name, can, tuple(finding.sentence for finding in obstacles), value, lacking)
+
+    def _capabilities(self, host: Host) -> QEMUCapabilities:
+        from pyhostdev.qemu import qemu_driver
+
+        if host.root.is_live:
+            return qemu_driver.capabilities_of(self.definition, host, self.args.capabilities, self.args.libvirt)
+        if self.stored is None:
+            self.stored = qemu_driver.capabilities_of(self.definition, host, self.args.capabilities, self.args.libvirt)
+        return self.stored
+
+
+_workers: list[_Worker] = []  # of a process of the pool: one
+
+
+def _begin(args: argparse.Namespace, definition: DomainDef) -> None:
+    _workers[:] = [_Worker(args, definition)]
+
+
+def _answer(root: str) -> Answer:
+    return _workers[0].answer(root)
+
+
+def run(args: argparse.Namespace, definition: DomainDef, roots: list[str]) -> int:
+    """Plan on all hosts and print the answers in their order; return 0 if a host can take the guest."""
+    if args.state_dir is not None:
+        raise ConfigError("--state-dir names the records of one host, and several are given")
+    answers = []
+    processes = min(len(roots), os.cpu_count() or 1)
+    with ProcessPoolExecutor(processes, initializer=_begin, initargs=(args, definition)) as pool:
+        for number, answer in enumerate(pool.map(_answer, roots, chunksize=1 + len(roots) // 64), 1):
+            answers.append(answer)
+            _show_progress(number, len(roots))
+    if args.json:
+        streams.write("".join(f"{json.dumps(answer.value)}\n" for answer in answers))
+    else:
+        output.print_table(("HOST", "CAN", "WHAT PREVENTS IT"), _rows(answers))
+    return 0 if any(answer.can for answer in answers) else 1
+
+
+def _show_progress(number: int, total: int) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{number} of {total} hosts" + ("\r\x1b[K" if number == total else ""))
+        sys.stderr.flush()
+
+
+def _rows(answers: list[Answer]) -> Iterator[tuple[str, ...]]:
+    for answer in answers:
+        more = len(answer.obstacles) - 1
+        words = [*answer.obstacles[:1], *([f"and {more} more"] if more > 0 else [])]
+        if answer.lacking:
+            words.append(f"(the snapshot lacks {answer.lacking} files)")
+        yield answer.root, "yes" if answer.can else "no", "; ".join(words) or "-"

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A plan as the command line makes it: with what keeps QEMU from starting, and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.errors import ConfigUnsupportedError, OperationError
+from pyhostdev.hypervisor.hostdev_plan import Plan
+from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.ownership import chosen_ownership
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.hypervisor.host import Host
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+
+
+def planned(
+    args: argparse.Namespace, definition: DomainDef, host: Host, capabilities_of: Callable[[], QEMUCapabilities]
+) -> tuple[Plan, str | None]:
+    """Return the plan with what keeps QEMU from starting, and the origin of the emulator's capabilities."""
+    from pyhostdev.qemu import qemu_driver
+    from pyhostdev.qemu.qemu_driver.iommufd import vfio_nodes
+
+    ownership = chosen_ownership(args.user)
+    plan = host.plan(definition, args.policy, accept=args.accept)
+    plan = plan.with_nodes(vfio_nodes(definition, host, args.libvirt))
+    try:
+        capabilities = capabilities_of()
+    except (ConfigUnsupportedError, OperationError) as err:
+        if args.capabilities is not None:
+            raise
+        # The host devices can still be prepared: another hypervisor driver may run the domain
+        return plan.with_start_findings([Finding("unsupported", ERROR, None, str(err))]), None
+    plan = plan.with_start_findings(
+        qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership, release=args.libvirt)
+    ).with_guest_addresses(qemu_driver.guest_addresses(definition, host, capabilities, release=args.libvirt))
+    return plan, capabilities.origin
+
+
+Found = dict[PCIDeviceAddress, list[PCIDeviceAddress]]
+
+
+def to_json(plan: Plan, origin: str | None, found: Found | None, root: str | None = None) -> dict[str, Any]:
+    """Return a plan as printed with --json; ``root`` is only named if there are several."""
+    return {**plan.to_json(), "capabilities": origin, "found": _found_to_json(found), "root": root}
+
+
+def _found_to_json(found: Found | None) -> list[dict[str, object]] | None:
+    if found is None:
+        return None
+    return [{"pinned": str(pinned), "now": [str(place) for place in places]} for pinned, places in found.items()]

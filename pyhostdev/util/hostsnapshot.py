@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What the readers read of a host, as one table: a snapshot answers them as the host did.
+
+Only what is read is taken: facts about PCI functions, groups, drivers and modules, and the tables that tell what the
+host uses its devices for. What this user may not read is listed and left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyhostdev.errors import HostdevError, SysfsError
+from pyhostdev.util import pciregs
+from pyhostdev.util.record import SUFFIX, decode
+from pyhostdev.util.vfioholders import read_group_holders
+from pyhostdev.util.virfile import is_directory, list_names, read_bytes, read_link, read_status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pyhostdev.util.hostroot import HostRoot
+
+ATTRIBUTES = (
+    "vendor",
+    "device",
+    "subsystem_vendor",
+    "subsystem_device",
+    "class",
+    "revision",
+    "numa_node",
+    "boot_vga",
+    "driver_override",
+    "ari_enabled",
+    "reset_method",
+    "sriov_totalvfs",
+    "sriov_numvfs",
+    "sriov_vf_device",
+    "sriov_offset",
+    "sriov_stride",
+    "sriov_drivers_autoprobe",
+    "modalias",
+    "irq",
+    "resource",
+    "serial_number",
+    "max_link_speed",
+    "max_link_width",
+    "current_link_speed",
+    "current_link_width",
+)
+WRITE_ONLY = ("reset",)  # that they exist is a fact
+CONFIG_SIZE = "config_size"  # of a snapshot only: the real size of a config that could not be read to its end
+_LINKS = re.compile(r"driver|iommu_group|physfn|subsystem|virtfn[0-9]+")
+_OWN_DOMAIN = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
+_CLASS_ATTRIBUTES = ("address", "addr_assign_type", "operstate", "dev", "partition", "size", "name")
+_PROCESS_FILES = ("comm", "stat")
+_NVME_SUBSYSTEM = re.compile(r"(.*/nvme-subsystem/nvme-subsys[0-9]+)/")
+_LINKS_MAX = 8  # from the name of a disk in a table to its node
+_FILE_MAX = 16 << 20  # bytes, as a reader of a directory takes them
+
+
+class HostSnapshot(NamedTuple):
+    """
+    The entries of a host by their paths below the root: bytes of a file, target of a link, None for a directory.
+
+    ``unreadable`` lists the files that this user could not read. ``present`` lists the functions with a record that
+    was written for the very device that is there.
+    """
+
+    entries: dict[str, bytes | str | None]
+    unreadable: list[str]
+    present: list[str]
+
+
+def take_snapshot(root: HostRoot) -> HostSnapshot:
+    """
+    Read all that readers read of a host, in the order of the paths; write nothing.
+
+    Raises:
+        SysfsError: the list of PCI functions cannot be read.
+    """
+    taker = _Taker(root)
+    for name in sorted(list_names(root, root.pci_devices)):
+        taker.add_function(name)
+    taker.add_drivers()
+    taker.add_groups()
+    for directory in (root.class_net, root.class_block, root.class_graphics):
+        taker.add_class(directory)
+    taker.add_tables()
+    taker.add_nodes()
+    taker.add_holders()
+    taker.add_records()
+    return HostSnapshot(dict(sorted(taker.entries.items())), sorted(set(taker.unreadable)), sorted(taker.present))
+
+
+class _Taker:
+    """Collects entries; every read is bounded, and a file that cannot be read is listed."""
+
+    def __init__(self, root: HostRoot) -> None:
+        self.root = root
+        self.entries: dict[str, bytes | str | None] = {}
+        self.unreadable: list[str] = []
+        self.present: list[str] = []
+
+    def _key(self, path: str) -> str:
+        return os.path.relpath(path, self.root.path)
+
+    def add_file(self, path: str, limit: int = _FILE_MAX) -> None:
+        """Take a file, if it is there."""
+        try:
+            data = read_bytes(self.root, path, limit)
+        except SysfsError:
+            self.unreadable.append(self._key(path))
+            return
+        if data is not None:
+            self.entries[self._key(path)] = data
+
+    def add_link(self, path: str) -> str | None:
+        """Take a link, and return where it leads, below the root; None if it is not a link."""
+        try:
+            target = read_link(self.root, path)
+        except SysfsError:
+            return None
+        if target is None:
+            return None
+        self.entries[self._key(path)] = target
+        return self.root.follow(path, target)
+
+    def add_directory(self, path: str) -> list[str]:
+        """Take a directory without its contents, and return the names in it."""
+        try:
+            if not is_directory(self.root, path):
+                return []
+            names = sorted(list_names(self.root, path))
+        except SysfsError:
+            self.unreadable.append(self._key(path))
+            return []
+        self.entries[self._key(path)] = None
+        return names
+
+    def add_function(self, name: str) -> None:
+        """Take a PCI function."""
+        path = os.path.join(self.root.pci_devices, name)
+        top = self.add_link(path) or path
+        names = self.add_directory(top)
+        for attribute in (*ATTRIBUTES, "uevent"):
+            if attribute in names:
+                self.add_file(os.path.join(top, attribute))
+        for attribute in WRITE_ONLY:
+            if attribute in names:
+                self.entries[self._key(os.path.join(top, attribute))] = b""
+        for link in names:
+            if _LINKS.fullmatch(link):
+                self.add_link(os.path.join(top, link))
+            elif _OWN_DOMAIN.fullmatch(link):
+                self.add_directory(os.path.join(top, link))
+        for group in ("net", "vfio-dev"):
+            for part in self.add_directory(os.path.join(top, group)) if group in names else ():
+                self._add_class_device(os.path.join(top, group, part))
+        if "config" in names:
+            self._add_config(os.path.join(top, "config"))
+
+    def _add_config(self, path: str) -> None:
+        self.add_file(path, pciregs.CONFIG_SIZE_EXPRESS)
+        data = self.entries.get(self._key(path))
+        status = read_status(self.root, path)
+        if isinstance(data, bytes) and status is not None and len(data) < status.st_size:
+            size = os.path.join(os.path.dirname(path), CONFIG_SIZE)
+            self.entries[self._key(size)] = f"{status.st_size}\n".encode()
+            self.unreadable.append(self._key(path))
+
+    def _add_class_device(self, top: str) -> None:
+        """Take a network interface, a disk or a framebuffer: few attributes, and what stands below it."""
+        names = self.add_directory(top)
+        for attribute in _CLASS_ATTRIBUTES:
+            if attribute in names:
+                self.add_file(os.path.join(top, attribute))
+        for name in names:
+            if name.startswith("lower_") or name == "device":
+                self.add_link(os.path.join(top, name))
+        if "slaves" in names:
+            for name in self.add_directory(os.path.join(top, "slaves")):
+                self.add_link(os.path.join(top, "slaves", name))
+
+    def add_class(self, directory: str) -> None:
+        """Take the devices of a class: the links to them, and the devices."""
+        for name in self.add_directory(directory):
+            top = self.add_link(os.path.join(directory, name))
+            if top is None:
+                continue
+            self._add_class_device(top)
+            if self._key(os.path.join(top, "partition")) in self.entries:
+                self._add_class_device(os.path.dirname(top))
+            subsystem = _NVME_SUBSYSTEM.match(f"{top}/")
+            if subsystem is not None:
+                for controller in self.add_directory(subsystem[1]):
+                    self.add_link(os.path.join(subsystem[1], controller))
+
+    def add_drivers(self) -> None:
+        """Take the drivers and modules: which there are, and whose module is which."""
+        for name in self.add_directory(self.root.pci_drivers):
+            top = os.path.join(self.root.pci_drivers, name)
+            for entry in self.add_directory(top):
+                if entry == "module" or entry.count(":") == 2:
+                    self.add_link(os.path.join(top, entry))
+        for name in self.add_directory(self.root.modules):
+            top = os.path.join(self.root.modules, name)
+            self.entries[self._key(top)] = None
+            drivers = os.path.join(top, "drivers")
+            for entry in self.add_directory(drivers):
+                if entry.startswith("pci:"):
+                    self.add_link(os.path.join(drivers, entry))
+
+    def add_groups(self) -> None:
+        """Take the IOMMU groups with their members."""
+        for name in self.add_directory(self.root.iommu_groups):
+            top = os.path.join(self.root.iommu_groups, name)
+            self.entries[self._key(top)] = None
+            self.add_file(os.path.join(top, "type"))
+            for member in self.add_directory(os.path.join(top, "devices")):
+                self._add_member(os.path.join(top, "devices", member))
+
+    def _add_member(self, path: str) -> None:
+        top = self.add_link(path)
+        if top is not None and os.path.basename(top).count(":") != 2:
+            self.add_directory(top)
+            self.add_link(os.path.join(top, "driver"))
+
+    def add_tables(self) -> None:
+        """Take the tables of the kernel, of the module tools, of driverctl and of libvirt."""
+        root = self.root
+        for path in root.tables():
+            self.add_file(path)
+        release = self.entries.get(self._key(root.kernel_release))
+        if isinstance(release, bytes):
+            for name in ("modules.dep", "modules.alias", "modules.builtin"):
+                self.add_file(os.path.join(root.modules_directory(release.decode().strip()), name))
+        for directory, suffix in ((root.driverctl_directory, ""), (root.libvirt_status, ".xml")):
+            for name in self.add_directory(directory):
+                if name.endswith(suffix):
+                    self.add_file(os.path.join(directory, name))
+        for name in self.add_directory(root.dev_block):
+            self.add_link(os.path.join(root.dev_block, name))
+        for name in self.add_directory(root.fs_btrfs):
+            devices = os.path.join(root.fs_btrfs, name, "devices")
+            for disk in self.add_directory(devices):
+                self.add_link(os.path.join(devices, disk))
+
+    def add_nodes(self) -> None:
+        """Take which nodes of VFIO and KVM there are, as empty files, and the links that name mounted disks."""
+        root = self.root
+        for path in (root.dev_kvm, root.dev_iommu, root.dev_vhost_vsock):
+            self._add_node(path)
+        for directory in (root.dev_vfio, root.dev_vfio_devices):
+            for name in self.add_directory(directory):
+                self._add_node(os.path.join(directory, name))
+        for table in (root.mounts, root.swaps):
+            for device in self._devices_in(table):
+                link: str | None = root.join(device.lstrip("/"))
+                for _ in range(_LINKS_MAX):
+                    link = None if link is None else self.add_link(link)
+
+    def _add_node(self, path: str) -> None:
+        try:
+            status = read_status(self.root, path)
+        except SysfsError:
+            self.unreadable.append(self._key(path))
+            return
+        if status is not None and not is_directory(self.root, path):
+            self.entries[self._key(path)] = b""
+
+    def _devices_in(self, table: str) -> Iterable[str]:
+        data = self.entries.get(self._key(table))
+        lines = data.decode("utf-8", "surrogateescape").splitlines() if isinstance(data, bytes) else []
+        return sorted({line.split()[0] for line in lines if line.startswith(self.root.DEV)})
+
+    def add_holders(self) -> None:
+        """Take the processes that have a group open, each with one descriptor for a group."""
+        root = self.root
+        groups = [int(name) for name in list_names(root, root.iommu_groups) if name.isdigit()]
+        for group, processes in sorted(read_group_holders(root, groups).items()):
+            for process in processes:
+                top = os.path.join(root.proc, str(process.pid))
+                for name in _PROCESS_FILES:
+                    self.add_file(os.path.join(top, name))
+                shown = f"{root.DEV}{os.path.relpath(root.vfio_group(group), root.join(root.DEV.strip('/')))}"
+                self.entries[self._key(os.path.join(top, "fd", str(group)))] = shown
+                self.entries.setdefault(self._key(root.vfio_group(group)), b"")
+
+    def add_records(self) -> None:
+        """Take pyhostdev's own records, and which of them are about the device that is there."""
+        for name in self.add_directory(self.root.state_dir):
+            path = os.path.join(self.root.state_dir, name)
+            if not name.endswith(SUFFIX) or name.startswith("."):
+                continue
+            self.add_file(path)
+            data = self.entries.get(self._key(path))
+            if isinstance(data, bytes):
+                self._add_present(name, data)
+
+    def _add_present(self, name: str, data: bytes) -> None:
+        try:
+            record = decode(data, name)
+            status = read_status(self.root, self.root.pci_device(record.address))
+        except (ValueError, HostdevError):
+            return  # a reader reports it
+        if status is not None and status.st_ino == record.original.incarnation:
+            self.present.append(str(record.address))

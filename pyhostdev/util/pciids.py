@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Names of vendors and devices, from the distribution's list.
+
+Only the wanted lines are looked up: the list has 40,000, and a host has few kinds of devices.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import SysfsError
+from pyhostdev.util.virfile import read_bytes
+
+if TYPE_CHECKING:
+    from pyhostdev.util.hostroot import HostRoot
+
+_FILE_MAX = 16 << 20
+
+
+class PCIIds:
+    """The list of names; empty if the host has none."""
+
+    def __init__(self, text: bytes) -> None:
+        self._text = b"\n" + text
+        self._vendors: dict[int, bytes] = {}
+
+    @classmethod
+    def read(cls, *roots: HostRoot) -> PCIIds:
+        """Return the list of the first of these hosts that has one; a snapshot has none."""
+        for root in roots:
+            for path in root.pci_ids():
+                try:
+                    data = read_bytes(root, path, _FILE_MAX)
+                except SysfsError:
+                    continue
+                if data is not None:
+                    return cls(data)
+        return cls(b"")
+
+    def _section(self, vendor: int) -> bytes:
+        """Return the lines of one vendor, its own first."""
+        if vendor not in self._vendors:
+            start = self._text.find(b"\n%04x  " % vendor)
+            end = start
+            while start >= 0:
+                end = self._text.find(b"\n", end + 1)
+                if end < 0 or self._text[end + 1 : end + 2] not in (b"\t", b"#", b"\n"):
+                    break
+            self._vendors[vendor] = b"" if start < 0 else self._text[start : end if end >= 0 else None]
+        return self._vendors[vendor]
+
+    def vendor(self, vendor: int | None) -> str | None:
+        """Return a vendor's name, None if it is not in the list."""
+        if vendor is None:
+            return None
+        line = self._section(vendor).lstrip(b"\n").partition(b"\n")[0]
+        return line[6:].decode("utf-8", "replace").strip() or None
+
+    def device(self, vendor: int | None, device: int | None) -> str | None:
+        """Return a device's name, None if it is not in the list."""
+        if vendor is None or device is None:
+            return None
+        found = self._section(vendor).partition(b"\n\t%04x  " % device)[2]
+        return found.partition(b"\n")[0].decode("utf-8", "replace").strip() or None
+
+    def name(self, vendor: int | None, device: int | None) -> str:
+        """Return vendor and device in words, numbers where the list has no name."""
+        numbers = [None if number is None else f"{number:04x}" for number in (vendor, device)]
+        words = (self.vendor(vendor) or numbers[0] or "?", self.device(vendor, device) or numbers[1] or "?")
+        return " ".join(words)

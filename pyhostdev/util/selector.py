@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+A function as a person names it: by its address, its network interface, its disk, or the number of a VF of its PF.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyhostdev.errors import DeviceMissingError, InvalidAddressError
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.virfile import read_link_name
+
+if TYPE_CHECKING:
+    from pyhostdev.util.hostroot import HostRoot
+
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_NAME = re.compile(r"[^/\s\0]{1,255}")
+_VF = re.compile(r"(.+)/vf([0-9]{1,5})", re.ASCII)
+FORMS = "0000:01:00.0, 01:00.0, pci_0000_01_00_0, net:eno1, block:nvme0n1 or pf:eno1/vf3"
+
+
+class Selector(NamedTuple):
+    """
+    What a person wrote: an address, or a kind and a name.
+
+    ``net`` and ``block`` name an interface and a disk; ``pf`` names a PF, by address or interface, with ``vf``.
+    """
+
+    text: str
+    address: PCIDeviceAddress | None = None
+    kind: str = ""
+    name: str = ""
+    vf: int = 0
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def parse(cls, text: str) -> Selector:
+        """
+        Read a selector.
+
+        Raises:
+            InvalidAddressError: the text has none of the forms, or a part of an address is out of range.
+        """
+        kind, colon, name = text.partition(":")
+        if kind in ("net", "block") and colon and _is_name(name):
+            return cls(text, kind=kind, name=name)
+        vf = _VF.fullmatch(name) if kind == "pf" else None
+        if vf is not None:
+            cls._parse_pf(vf[1])
+            return cls(text, kind=kind, name=vf[1], vf=int(vf[2]))
+        try:
+            return cls(text, PCIDeviceAddress.parse(text))
+        except InvalidAddressError as err:
+            if "is not a PCI address" not in str(err):
+                raise
+            raise InvalidAddressError(f"'{text}' is not a PCI address or another selector: {FORMS}") from None
+
+    @staticmethod
+    def _parse_pf(text: str) -> PCIDeviceAddress | str:
+        """Return the address, else the interface, that names a PF."""
+        try:
+            return PCIDeviceAddress.parse(text)
+        except InvalidAddressError:
+            if not _is_name(text):
+                raise
+            return text
+
+    def resolve(self, root: HostRoot) -> PCIDeviceAddress:
+        """
+        Return the address of the function; an address is returned as it is, whether the host has it or not.
+
+        Raises:
+            DeviceMissingError: the host has no such interface, disk or VF, or it is not on a PCI function.
+            InvalidAddressError: the name stands for several functions.
+            SysfsError: the host cannot be read.
+        """
+        if self.address is not None:
+            return self.address
+        from pyhostdev.util.hostusage import block_device_paths, net_device_paths  # most people write addresses
+
+        if self.kind == "net":
+            return _only(self.text, net_device_paths(root, self.name))
+        if self.kind == "block":
+            return _only(self.text, block_device_paths(root, self.name))
+        found = self._parse_pf(self.name)
+        if isinstance(found, str):
+            found = _only(f"net:{found}", net_device_paths(root, found))
+        name = read_link_name(root, f"{root.pci_device(found)}/virtfn{self.vf}")
+        if name is None:
+            raise _missing(self.text, f"device {found} has no VF {self.vf}")
+        return PCIDeviceAddress.parse(name)
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None and text not in (".", "..")
+
+
+def _only(text: str, paths: list[str]) -> PCIDeviceAddress:
+    """Return the only function on which the devices at these sysfs paths are: the last one of each path."""
+    if not paths:
+        raise _missing(text, "the host has no such device")
+    found = {parts[-1] for parts in map(_ADDRESS.findall, paths) if parts}
+    if not found:
+        raise _missing(text, "it is not on a PCI function")
+    if len(found) > 1:
+        names = ", ".join(sorted(found))
+        raise InvalidAddressError(f"'{text}' stands for several functions: {names}")
+    return PCIDeviceAddress.parse(found.pop())
+
+
+def _missing(text: str, why: str) -> DeviceMissingError:
+    return DeviceMissingError(f"'{text}' names no function: {why}", reason="device-missing")

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Names of vendors and devices, and numbers where the list has none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciids import PCIIds
+
+TEXT = b"""# comment
+0001  First
+8086  Intel Corporation
+\t1521  I350 Gigabit
+\t\t8086 0001  Board
+# a comment in a section
+\t1563  X550
+8087  Other
+\t1522  Not Intel's
+ffff  Last"""
+
+
+@pytest.mark.parametrize(
+    ("vendor", "device", "expected"),
+    [
+        (0x8086, 0x1521, "Intel Corporation I350 Gigabit"),
+        (0x8086, 0x1563, "Intel Corporation X550"),
+        (0x8086, 0x1522, "Intel Corporation 1522"),
+        (0x8086, 0x0001, "Intel Corporation 0001"),
+        (0x1234, 0x1521, "1234 1521"),
+        (0xFFFF, 0x0001, "Last 0001"),
+        (None, None, "? ?"),
+    ],
+)
+def test_names(vendor: int | None, device: int | None, expected: str) -> None:
+    """A device belongs to its vendor, boards are not devices, comments end no section."""
+    assert expected == PCIIds(TEXT).name(vendor, device)
+
+
+def test_the_first_host_with_a_list_answers(tmp_path: Path) -> None:
+    """Distributions keep it in two places; a host without it has numbers."""
+    (tmp_path / "usr/share/hwdata").mkdir(parents=True)
+    (tmp_path / "usr/share/hwdata/pci.ids").write_bytes(TEXT)
+    (tmp_path / "empty").mkdir()
+    empty, full = HostRoot(tmp_path / "empty"), HostRoot(tmp_path)
+    assert "First" == PCIIds.read(empty, full).vendor(1)
+    assert "8086 1521" == PCIIds.read(empty).name(0x8086, 0x1521)
