@@ -189,7 +189,7 @@ def sriov(fakehost: Callable[[str], FakeHost]) -> FakeHost:
 
 
 def test_status_tells_role_drivers_and_since(bcm5719: FakeHost, ask: Ask) -> None:
-    """Devices in use, with their owner, and one detached without an owner; unit and phase are reserved."""
+    """Devices in use, with their owner, with their owner and unit, and one detached without an owner."""
     empty = ask(bcm5719, "status")
     assert {"version": 1, "active": [], "inactive": []} == empty
     assert 0 == change(bcm5719, "prepare", GUEST)
@@ -198,7 +198,7 @@ def test_status_tells_role_drivers_and_since(bcm5719: FakeHost, ask: Ask) -> Non
     assert [*zip(CARD, ("assigned", "kept", "kept", "assigned"), strict=True)] == [
         (dev["address"], dev["role"]) for dev in status["active"]
     ]
-    assert {("vfio-pci", "tg3", "seed", None, None)} == {
+    assert {("vfio-pci", "tg3", "seed", "0001:09:00", "prepared")} == {
         (dev["driver"], dev["original_driver"], dev["owner"], dev["unit"], dev["phase"]) for dev in status["active"]
     }
     nobody = status["inactive"][0]
