@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -69,7 +71,7 @@ class QMPServer(threading.Thread):
             self._loop.run_until_complete(self._serve())
 
     async def _serve(self) -> None:
-        servers = [await asyncio.start_unix_server(_Monitor(self).serve, path) for path in self._paths]
+        servers = [await asyncio.start_unix_server(_Monitor(self).serve, sock=_listener(path)) for path in self._paths]
         ticker = asyncio.ensure_future(self._tick())
         self._listening.set()
         await self._over.wait()
@@ -121,6 +123,18 @@ class QMPServer(threading.Thread):
         else:
             send(client, answer)
             self.flush()
+
+
+def _listener(path: str) -> socket.socket:
+    """Return a socket bound by way of its directory: an address has 107 bytes only."""
+    directory, name = os.path.split(os.path.abspath(path))
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(f"/proc/self/fd/{fd}/{name}")
+    finally:
+        os.close(fd)
+    return listener
 
 
 class _Monitor:

@@ -352,6 +352,7 @@ class Guest:
 
         Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
         """
+        from pyhostdev.qemu.qemu_hotplug.owner import GuestOwner
         from pyhostdev.qemu.qemu_process.process import held_signals, run_guest
         from pyhostdev.qemu.qemu_process.sockets import ListeningSockets
 
@@ -373,6 +374,7 @@ class Guest:
                 ownership=self.ownership,
                 pass_fds=(*sockets.fds, *vfio.fds),
                 on_spawned=vfio.close,
+                control=GuestOwner(self.definition, self.host, self.capabilities, self.release, node_owner),
             )
 
     def _refuse(self, plan: Plan) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.hostdev_plan import Plan
+    from pyhostdev.hypervisor.hostdev_units import Unit
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.qemu.qemu_hotplug.connection import QMPConnection
@@ -136,14 +137,25 @@ class Guest:
             PendingError: the guest was asked and has not let go; repeat the call, or ``finish`` later.
             OperationError: QEMU or the guest refused, or a device could not be given back.
         """
+        return await detach(self._guest, await self._unit(unit), timeout_s=timeout_s)
+
+    async def unit_name(self, addresses: Collection[PCIDeviceAddress]) -> str:
+        """
+        Return the name of the unit whose functions these are, all of them.
+
+        Raises:
+            DeviceMissingError, RefusedError: they are not those of one unit.
+        """
+        return (await self._unit(addresses)).name
+
+    async def _unit(self, unit: str | Collection[PCIDeviceAddress]) -> Unit:
         units = await self._guest.units()
-        if isinstance(unit, str):
-            named = next((known for known in units if known.name == unit), None)
-            if named is None:
-                raise DeviceMissingError(f"Domain '{self._guest.owner}' does not have unit {unit}")
-        else:
-            named = named_unit(units, unit, self._guest.owner)
-        return await detach(self._guest, named, timeout_s=timeout_s)
+        if not isinstance(unit, str):
+            return named_unit(units, unit, self._guest.owner)
+        for known in units:
+            if known.name == unit:
+                return known
+        raise DeviceMissingError(f"Domain '{self._guest.owner}' does not have unit {unit}")
 
     async def finish(self, *, timeout_s: float = TIMEOUT_S) -> list[Finished]:
         """

@@ -205,7 +205,7 @@ def _check_written(assigned: Sequence[DomainHostdevDef]) -> None:
     addresses = [hostdev.info.pci for hostdev in assigned if hostdev.info.pci is not None]
     if len(addresses) == 1 and addresses[0].function:
         raise ConfigError(
-            f"Guest PCI address {addresses[0].pci} is not function 0, and without it a running guest sees none of the slot",
+            f"Guest PCI address {addresses[0].pci} is not function 0, without which a running guest sees no function",
             libvirt_code=VIR_ERR_INTERNAL_ERROR,
             reason="no-guest-function-0",
             address=assigned[0].pci_address,

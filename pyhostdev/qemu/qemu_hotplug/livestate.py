@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
+from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.util.memlock import MemoryLimit
 from pyhostdev.util.virxml import parse_document
 
@@ -180,6 +181,7 @@ def parse_live(xml: bytes | str) -> DomainDef:
     for tag, found in (("hostdev", dom.hostdevs), ("interface", dom.interfaces)):
         elements = [] if devices is None else devices.findall(tag)
         _take_aliases(found, elements)
+    assign_aliases(dom)  # those of the others follow from the definition
     return dom
 
 

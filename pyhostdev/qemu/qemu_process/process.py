@@ -20,13 +20,15 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from pyhostdev.errors import OperationError
-from pyhostdev.qemu.qemu_process.launch import QEMUProcess, RuntimeDir, describe_status, quoted
+from pyhostdev.qemu.qemu_process.launch import CONTROL_SOCKET, QEMUProcess, RuntimeDir, describe_status, quoted
 from pyhostdev.qemu.qemu_process.lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT, Lifecycle, lifecycle_actions
 from pyhostdev.qemu.qemu_process.monitor import QEMUMonitor
 from pyhostdev.util.spawn import standard_descriptors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+
+    from qemu.qmp import QMPClient
 
     from pyhostdev.qemu.qemu_process.log import OutputPipe
     from pyhostdev.util.ownership import Ownership
@@ -57,6 +59,25 @@ class Domain(Lifecycle, Protocol):
     @property
     def name(self) -> str | None:
         """Return the name of the domain."""
+
+
+class Control(Protocol):
+    """How other processes reach a running guest, and what its owner does meanwhile."""
+
+    def arguments(self, control_fd: int) -> list[str]:
+        """Return what QEMU's command line needs for the second monitor."""
+
+    def owning(self, runtime_path: str) -> contextlib.AbstractContextManager[None]:
+        """Show others that the owner of the guest lives, while the block runs."""
+
+    def spawned(self, pid: int) -> None:
+        """Write down what others need to know, before the guest's processors run."""
+
+    async def follow(self, client: QMPClient) -> None:
+        """React to devices that leave, until ``stop`` is called."""
+
+    def stop(self) -> None:
+        """Let ``follow`` return as soon as it can."""
 
 
 class GuestOutcome(NamedTuple):
@@ -108,7 +129,7 @@ class _Guest:
         self.ended.set()
         self.over.set()
 
-    async def run(self, monitor_path: str, on_started: OnStarted | None) -> str | None:
+    async def run(self, monitor_path: str, on_started: OnStarted | None, control: Control | None) -> str | None:
         """
         Let the guest run; return the reason of its end, None when QEMU ended by itself.
 
@@ -119,7 +140,8 @@ class _Guest:
             await self._start(monitor_path)
             if on_started is not None:
                 on_started(self.process.pid)
-            return await self._follow()
+            async with _beside(control, self.monitor.client):
+                return await self._follow()
         except _Over:
             return None if self.ended.is_set() else DESTROYED
 
@@ -205,6 +227,20 @@ class _Guest:
         return self.ended.is_set()
 
 
+@contextlib.asynccontextmanager
+async def _beside(control: Control | None, client: QMPClient) -> AsyncIterator[None]:
+    """Let the owner react to devices that leave while the block runs; a device that it gives back is waited for."""
+    if control is None:
+        yield
+        return
+    following = asyncio.ensure_future(control.follow(client))
+    try:
+        yield
+    finally:
+        control.stop()
+        await following
+
+
 @contextlib.contextmanager
 def held_signals() -> Iterator[None]:
     """
@@ -254,14 +290,20 @@ class _Request(NamedTuple):
     ownership: Ownership | None
     pass_fds: tuple[int, ...]
     on_spawned: Callable[[], object]
+    control: Control | None
 
     def spawn(self, runtime: RuntimeDir, output: OutputPipe) -> QEMUProcess:
-        with runtime.listening_socket() as monitor_fd:
+        with contextlib.ExitStack() as listening:
+            monitor_fd = listening.enter_context(runtime.listening_socket())
+            argv, fds = list(self.argv_builder(monitor_fd)), [monitor_fd]
+            if self.control is not None:
+                fds.append(listening.enter_context(runtime.listening_socket(CONTROL_SOCKET)))
+                argv += self.control.arguments(fds[-1])
             process = QEMUProcess.spawn(
-                self.argv_builder(monitor_fd),
+                argv,
                 home=runtime.path,
                 output=output,
-                pass_fds=(monitor_fd, runtime.fd, *self.pass_fds),
+                pass_fds=(*fds, runtime.fd, *self.pass_fds),
                 memlock_limit=self.memlock_limit,
                 ownership=self.ownership,
             )
@@ -270,11 +312,14 @@ class _Request(NamedTuple):
 
     async def run(self, runtime: RuntimeDir, output: OutputPipe) -> GuestOutcome:
         over = asyncio.Event()
-        with _end_signals(over.set), self.spawn(runtime, output) as process:
+        owning = contextlib.nullcontext() if self.control is None else self.control.owning(runtime.path)
+        with owning, _end_signals(over.set), self.spawn(runtime, output) as process:
             output.follow(asyncio.get_running_loop())
             guest = _Guest(process, self.name, self.actions, over)
             try:
-                reason = await guest.run(runtime.monitor_path, self.on_started)
+                if self.control is not None:
+                    self.control.spawned(process.pid)
+                reason = await guest.run(runtime.monitor_path, self.on_started, self.control)
             finally:
                 await guest.end()
                 output.unfollow()
@@ -298,6 +343,7 @@ def run_guest(
     ownership: Ownership | None = None,
     pass_fds: Sequence[int] = (),
     on_spawned: Callable[[], object] = lambda: None,
+    control: Control | None = None,
 ) -> GuestOutcome:
     """
     Run a guest until it ends, and QEMU with it.
@@ -318,6 +364,7 @@ def run_guest(
         pass_fds: descriptors in the argv besides the monitor's.
         on_spawned: called when QEMU has inherited the descriptors: copies that would hold a device can be closed. It
             must not raise.
+        control: gives the guest a second monitor, and reacts to devices that leave; None for a guest without hot-plug.
 
     Raises:
         ConfigUnsupportedError: the domain requests an unsupported lifecycle action.
@@ -326,7 +373,7 @@ def run_guest(
     """
     actions = lifecycle_actions(dom)
     request = _Request(
-        argv_builder, dom.name, actions, memlock_limit, on_started, ownership, tuple(pass_fds), on_spawned
+        argv_builder, dom.name, actions, memlock_limit, on_started, ownership, tuple(pass_fds), on_spawned, control
     )
     gid = None if ownership is None else ownership.gid
     log_path = None if log_path is None else os.path.abspath(log_path)
