@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import DeviceMissingError
-from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.qemu.qemu_hotplug.attach import attach
-from pyhostdev.qemu.qemu_hotplug.detach import detach, named_unit
+from pyhostdev.qemu.qemu_hotplug.detach import detach, named_part, named_unit
 from pyhostdev.qemu.qemu_hotplug.devices import PlannedUnit, plan_unit
 from pyhostdev.qemu.qemu_hotplug.finish import Finished, finish
 from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest
-from pyhostdev.qemu.qemu_hotplug.livestate import MemoryState
+from pyhostdev.qemu.qemu_hotplug.livestate import MemoryState, live_definition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -78,11 +77,9 @@ class Guest:
     ) -> None:
         if state is None:
             assert definition is not None, "a guest needs its definition, or the state that has it"
-            definition = definition.copy()
-            assign_aliases(definition)
-            state = MemoryState(definition)
+            state = MemoryState(live_definition(definition))
         self.release = release
-        self._state = state
+        self.state = state
         self.capabilities = capabilities or stored_capabilities(self.definition, release)
         self.node_owner = node_owner
         self._guest = RunningGuest(
@@ -92,7 +89,7 @@ class Guest:
     @property
     def definition(self) -> DomainDef:
         """A copy of the live definition, with aliases and addresses."""
-        return self._state.load()
+        return self.state.load()
 
     def plan_guest_side(self, plan: Plan) -> PlannedUnit:
         """
@@ -121,13 +118,14 @@ class Guest:
         return planned.name
 
     async def detach(
-        self, unit: str | Collection[PCIDeviceAddress], *, timeout_s: float = TIMEOUT_S
+        self, unit: str | Collection[PCIDeviceAddress], *, timeout_s: float = TIMEOUT_S, policy: str = "auto"
     ) -> list[PCIDeviceAddress]:
         """
         Ask the guest to let go of a unit, wait for every function, and give all back.
 
         Args:
             unit: its name, or the addresses of all of its functions.
+            policy: with "off", some functions of a unit can go alone, as in libvirt: unless others share their slot.
 
         Returns:
             The functions that were given back.
@@ -137,7 +135,11 @@ class Guest:
             PendingError: the guest was asked and has not let go; repeat the call, or ``finish`` later.
             OperationError: QEMU or the guest refused, or a device could not be given back.
         """
-        return await detach(self._guest, await self._unit(unit), timeout_s=timeout_s)
+        if policy == "off" and not isinstance(unit, str):
+            named = named_part(await self._guest.units(), unit, self.definition, self._guest.owner)
+        else:
+            named = await self._unit(unit)
+        return await detach(self._guest, named, timeout_s=timeout_s)
 
     async def unit_name(self, addresses: Collection[PCIDeviceAddress]) -> str:
         """

@@ -57,6 +57,7 @@ class QEMURefusedError(OperationError):
 
     def __init__(self, command: str, err: Exception) -> None:
         super().__init__(f"QEMU refused '{command}': {_words(err)}")
+        self.command = command
         self.error_class = str(getattr(err, "error_class", ""))
         self.words = _words(err)
 

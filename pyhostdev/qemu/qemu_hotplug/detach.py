@@ -27,6 +27,7 @@ from pyhostdev.util.iommugroup import read_group
 from pyhostdev.util.record import PLUGGED, UNPLUGGING
 
 if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -57,6 +58,30 @@ def named_unit(units: Collection[Unit], addresses: Collection[PCIDeviceAddress],
         error.libvirt_code = VIR_ERR_OPERATION_FAILED
         raise error
     return found[0]
+
+
+def named_part(units: Collection[Unit], addresses: Collection[PCIDeviceAddress], live: DomainDef, owner: str) -> Unit:
+    """
+    Return the named functions of one unit, which go without the others as in libvirt.
+
+    Raises:
+        DeviceMissingError: the domain does not have one of them.
+        OperationError: another device of the guest is in the slot of one of them.
+
+    Mirrors: qemuDomainDetachPrepHostdev, qemuIsMultiFunctionDevice (src/qemu/qemu_hotplug.c)
+    """
+    wanted = set(addresses)
+    found = next((unit for unit in units if wanted <= set(unit.addresses)), None)
+    if found is None:
+        missing = min(wanted)
+        raise DeviceMissingError(f"Domain '{owner}' does not have device {missing}", address=missing)
+    places = {id(info): info.pci.pci for _, info in live.device_infos() if info.pci is not None}
+    mine = {id(h.info) for h in live.pci_hostdevs() if h.pci_address in wanted}
+    slots = {place[:3] for identity, place in places.items() if identity in mine}
+    if any(place[:3] in slots for identity, place in places.items() if identity not in mine):
+        text = f"Another device of the guest is in the slot of device {min(wanted)}: both leave together"
+        raise OperationError(text, reason="partial-unit", address=min(wanted))
+    return found._replace(members=tuple(record for record in found.members if record.address in wanted))
 
 
 async def detach(guest: RunningGuest, unit: Unit, *, timeout_s: float) -> list[PCIDeviceAddress]:
@@ -118,10 +143,12 @@ async def group_mate(guest: RunningGuest, unit: Unit) -> Unit | None:
     """Return another unit of the guest in QEMU whose group a unit shares, None if there is none."""
     present = await guest.monitor.present_ids()
     groups = _groups(guest, unit)
+    mine = set(unit.addresses)
     for other in await guest.units():
-        is_there = not present.isdisjoint(guest.ids_of(other))
-        if other.change != unit.change and is_there and not groups.isdisjoint(_groups(guest, other)):
-            return other
+        rest = other._replace(members=tuple(record for record in other.members if record.address not in mine))
+        is_there = bool(rest.members) and not present.isdisjoint(guest.ids_of(rest))
+        if is_there and not groups.isdisjoint(_groups(guest, rest)):
+            return rest
     return None
 
 

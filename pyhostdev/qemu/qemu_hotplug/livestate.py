@@ -169,6 +169,20 @@ def _unit_file(unit: str) -> str:
     return f"unit-{unit}.xml"
 
 
+def live_definition(dom: DomainDef) -> DomainDef:
+    """
+    Return a domain as it runs: every device has its name in QEMU, every PCI host device its backend.
+
+    Args:
+        dom: complete, as it is started.
+    """
+    live = dom.copy()
+    assign_aliases(live)
+    for hostdev in live.pci_hostdevs():
+        hostdev.driver_name = hostdev.driver_name or "vfio"
+    return live
+
+
 def parse_live(xml: bytes | str) -> DomainDef:
     """
     Return a running domain, whose host devices and interfaces have the aliases that QEMU knows them by.

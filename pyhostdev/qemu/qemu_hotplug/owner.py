@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import HostdevError, OperationError
 from pyhostdev.hypervisor.virhostdev import HostdevManager
-from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command.machine import second_monitor
 from pyhostdev.qemu.qemu_hotplug import Guest
 from pyhostdev.qemu.qemu_hotplug.finish import PENDING, RETURNED
+from pyhostdev.qemu.qemu_hotplug.livestate import live_definition
 from pyhostdev.qemu.qemu_hotplug.qmpclient import ClientConnection
 from pyhostdev.qemu.qemu_hotplug.runtime import GUEST_FILE, GuestDirectory, GuestFacts
 
@@ -56,8 +56,7 @@ class GuestOwner:
         release: LibvirtRelease,
         node_owner: tuple[int, int] | None,
     ) -> None:
-        self.definition = definition.copy()
-        assign_aliases(self.definition)
+        self.definition = live_definition(definition)
         self._host = host
         self._capabilities = capabilities
         self._release = release
