@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyhostdev.hypervisor.hostdev_release import GIVE_BACK_WAIT_S, kept_last, release
 from pyhostdev.hypervisor.hostdev_status import unit_of_record
 from pyhostdev.util.journal import PREPARED, Record
-from pyhostdev.util.record import Plug
+from pyhostdev.util.record import PLUGGED, PLUGGING, STUCK_STAGED, UNPLUGGING, Plug
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_context import HostdevContext
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+_ORDER = (STUCK_STAGED, PREPARED, PLUGGING, PLUGGED, UNPLUGGING)
 
 
 class Unit(NamedTuple):
@@ -31,16 +33,29 @@ class Unit(NamedTuple):
 
     @property
     def phase(self) -> str | None:
-        """How far it is: that of the plug, ``prepared`` without one, None while it is prepared or released."""
+        """
+        How far it is: that of the plug, ``prepared`` without one, None while it is prepared or released.
+
+        A process that was killed while it marked the members leaves several phases: then the step after the marking was
+        not begun, so the earlier phase counts.
+        """
         if any(record.state != PREPARED for record in self.members):
             return None
-        plug = self.members[0].plug
-        return PREPARED if plug is None else plug.phase
+        return min(self._phases, key=_ORDER.index)
+
+    @property
+    def _phases(self) -> set[str]:
+        return {PREPARED if record.plug is None else record.plug.phase for record in self.members}
+
+    @property
+    def is_mixed(self) -> bool:
+        """True if its members were not all marked."""
+        return len(self._phases) > 1 or len({record.plug is None for record in self.members}) > 1
 
     @property
     def is_hot(self) -> bool:
         """True if a running guest got it, or is asked to let it go."""
-        return self.members[0].plug is not None
+        return all(record.plug is not None for record in self.members)
 
     @property
     def addresses(self) -> list[PCIDeviceAddress]:

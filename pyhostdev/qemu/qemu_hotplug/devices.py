@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.device_validate import device_errors
 from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG
+from pyhostdev.conf.later_words import forget_later_words
 from pyhostdev.errors import (
     VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_OPERATION_INVALID,
@@ -116,6 +117,7 @@ def _refuse_wrong(
     rules = QEMURules(capabilities, release)
     errors: list[ConfigError] = []
     for hostdev in hostdevs:
+        forget_later_words(hostdev, release)
         errors += device_errors(live, hostdev)
         errors += rules.device_errors(live, hostdev)
         errors += unbuilt_errors(hostdev) if hostdev.is_assigned else []

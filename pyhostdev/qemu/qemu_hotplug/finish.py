@@ -73,6 +73,8 @@ async def _decide(guest: RunningGuest, unit: Unit, present: Collection[str], tim
     if phase == STUCK_STAGED:
         return await _take_back(guest, unit, there, timeout_s)
     if len(there) == len(ids):
+        if unit.is_mixed:
+            await guest.mark(unit, PLUGGED, guest.plugs_of(unit, PLUGGED))
         return Finished(unit.name, PENDING, "the guest has not let go") if phase == UNPLUGGING else None
     await guest.mark(unit, UNPLUGGING, guest.plugs_of(unit, UNPLUGGING))  # the rest leaves by itself
     return Finished(unit.name, PENDING, f"the guest has let go of {len(ids) - len(there)} of {len(ids)} functions")

@@ -74,7 +74,8 @@ def _of_ended(manager: HostdevManager, directory: GuestDirectory) -> Iterator[Re
     """Give back the units of an ended guest that were on their way, and remove what its owner left."""
     owner = directory.facts.name
     for unit in read_units(manager.context, owner):
-        if not unit.is_hot or unit.phase == PLUGGED:
+        is_on_its_way = unit.is_mixed or (unit.is_hot and unit.phase != PLUGGED)
+        if not is_on_its_way:
             continue
         try:
             give_back(manager.context, owner, unit)
