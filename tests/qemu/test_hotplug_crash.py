@@ -10,7 +10,7 @@ from plugcrash import ACTIONS, World, scenarios
 
 from pyhostdev.testing import FakeHost
 
-EACH = 12
+EACH = 5
 
 
 def world(tmp_path: Path, machine: str, guest: str) -> World:
