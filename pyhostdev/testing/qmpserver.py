@@ -41,7 +41,8 @@ class QMPServer(threading.Thread):
         self.machine = machine
         self.speed = speed
         self.lock = threading.RLock()
-        self.clients: set[asyncio.StreamWriter] = set()
+        self.clients: set[asyncio.StreamWriter] = set()  # that have negotiated
+        self.connections: set[asyncio.StreamWriter] = set()
         self._paths = paths
         self._listening = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -78,11 +79,10 @@ class QMPServer(threading.Thread):
         ticker.cancel()
         for server in servers:
             server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-        await asyncio.sleep(0)
-        for client in list(self.clients):
-            client.close()
+        while len(asyncio.all_tasks()) > 1:  # each client's task ends with its connection
+            for client in list(self.connections):
+                client.close()
+            await asyncio.sleep(_TICK_S)
 
     async def _tick(self) -> None:
         """Let virtual time pass."""
@@ -146,12 +146,14 @@ class _Monitor:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Talk to one client when it is its turn."""
-        async with self._turn:
-            try:
+        self._server.connections.add(writer)
+        try:
+            async with self._turn:
                 await self._talk(reader, writer)
-            finally:
-                self._server.clients.discard(writer)
-                writer.close()
+        finally:
+            self._server.clients.discard(writer)
+            self._server.connections.discard(writer)
+            writer.close()
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         version = self._server.machine.execute("query-version")
@@ -167,7 +169,8 @@ class _Monitor:
                 is_negotiated = True
                 self._server.clients.add(writer)
             self._server.tell(writer, self._server.answer(question))
-            await writer.drain()
+            with contextlib.suppress(ConnectionError):  # the client has hung up, which its reader tells, too
+                await writer.drain()
 
 
 async def _questions(reader: asyncio.StreamReader) -> Any:

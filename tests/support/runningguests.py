@@ -44,7 +44,8 @@ def running_guest(
     os.chmod(path, 0o700)
     dom = (definition or live_domain(fake, machine.partition("-")[0])).copy()
     assign_aliases(dom)
-    qemu = SimulatedQEMU([path / "control.sock"], machine=machine, kernel=fake.kernel, speed=speed, **options)
+    sockets = [path / "control.sock", path / "monitor.sock"]
+    qemu = SimulatedQEMU(sockets, machine=machine, kernel=fake.kernel, speed=speed, **options)
     assert qemu.pid is not None
     directory = GuestDirectory(str(path), GuestFacts("vm1", qemu.pid, "9.0", None))
     directory.state.save(dom)
