@@ -2,7 +2,7 @@
 """
 The process that started a guest, while the guest runs: it lets others reach QEMU, and finishes what they leave.
 
-A device can leave without a request of ours: a program on the host unbinds a held function, a guest ejects a slot, or
+A device can leave that we did not ask for: a program on the host unbinds a held function, a guest ejects a slot, or
 the process that asked was killed. The owner sees each event, and acts when no other process holds the control lock.
 """
 
