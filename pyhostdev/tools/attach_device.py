@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         if hotplug.is_live(args):
             unit, functions = _attach(args, manager, hostdevs, check)
         if stored is not None:
-            stored.write()
+            stored.write(after_live=hotplug.is_live(args))
     hotplug.tell(args, "plugged" if unit else "configured", unit, functions)
     return 0
 

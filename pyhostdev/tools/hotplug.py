@@ -95,9 +95,12 @@ class StoredDefinition:
         complete = define(dom, capabilities, host, release=args.libvirt)
         self.changed = change(complete, subject, capabilities, host, args.libvirt)
 
-    def write(self) -> None:
+    def write(self, *, after_live: bool) -> None:
         """
         Replace the file; its mode and owner stay.
+
+        Args:
+            after_live: the running guest was changed already.
 
         Raises:
             OperationError: it cannot be replaced, and is as it was.
@@ -115,7 +118,10 @@ class StoredDefinition:
                 os.fchmod(fd, status.st_mode & 0o7777)
                 os.rename(name, place)
         except OSError as err:
-            raise OperationError(f"Cannot replace '{self.path}': {err.strerror}") from err
+            done = ", but the running guest was changed" if after_live else ""
+            raise OperationError(
+                f"Cannot replace '{self.path}': {err.strerror}{done}", rolled_back=False if after_live else None
+            ) from err
 
 
 @contextlib.contextmanager

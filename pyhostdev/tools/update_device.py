@@ -27,6 +27,6 @@ def run(args: argparse.Namespace) -> int:
     if args.config is None:
         raise ConfigUnsupportedError("A device of a running guest cannot be updated: name a definition with --config")
     stored = hotplug.StoredDefinition(args, arguments.host_of(args), update_device, arguments.read_file(args.file))
-    stored.write()
+    stored.write(after_live=False)
     streams.write(f"{args.config}: changed\n")
     return 0

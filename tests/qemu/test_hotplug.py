@@ -371,6 +371,41 @@ def test_two_units(fakehost: Callable[[str], FakeHost], tmp_path: Path) -> None:
     assert ["hostdev0", "hostdev1", "hostdev2"] == stage.qemu.ids
 
 
+def test_kept_functions_of_a_group_stay_while_the_guest_has_others(bcm5719: FakeHost) -> None:
+    """A host driver could not take them; after the others have left, they go."""
+    stage = Stage(bcm5719)
+    kept = [DomainHostdevDef.for_pci(address, managed=True, unassigned=True) for address in CARD[1:3]]
+    given = [DomainHostdevDef.for_pci(address, managed=True) for address in (CARD[0], CARD[3])]
+    run(stage.guest.attach(stage.plan(kept, policy="off")))
+    run(stage.guest.attach(stage.plan(given, policy="off")))
+    first = [PCIDeviceAddress.parse(address) for address in CARD[1:3]]
+    with pytest.raises(OperationError, match="same IOMMU group"):
+        run(stage.guest.detach(first))
+    assert VFIO == stage.drivers()
+    run(stage.guest.detach([PCIDeviceAddress.parse(address) for address in (CARD[0], CARD[3])]))
+    assert ["tg3", "vfio-pci", "vfio-pci", "tg3"] == stage.drivers()
+    run(stage.guest.detach(first))
+    assert TG3 == stage.drivers()
+
+
+def test_a_qemu_that_lies(bcm5719: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says that the devices have left and holds their group: nothing is given back."""
+    from pyhostdev.hypervisor import hostdev_release
+
+    monkeypatch.setattr(hostdev_release, "LET_GO_WAIT_S", 0.1)
+    stage = Stage(bcm5719)
+    stage.attach()
+    honest = stage.qemu.machine.execute
+    monkeypatch.setattr(
+        stage.qemu.machine,
+        "execute",
+        lambda c, a=None: [] if c == "qom-list" else honest(c, a) if c != "device_del" else {},
+    )
+    with pytest.raises(OperationError, match="held open") as error:
+        stage.detach()
+    assert (False, VFIO) == (error.value.rolled_back, stage.drivers())
+
+
 def test_live_definition_keeps_its_names(bcm5719: FakeHost, tmp_path: Path) -> None:
     """Aliases that QEMU knows survive the file, unlike those of a definition."""
     from pyhostdev.qemu.qemu_hotplug.livestate import DirectoryState

@@ -172,6 +172,35 @@ def test_both(bcm5719: FakeHost, verb: Verb, unit: str, tmp_path: Path) -> None:
         assert [] == hostdevs(path)
 
 
+def test_a_file_that_cannot_be_written(
+    bcm5719: FakeHost, verb: Verb, unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 4 if the guest was changed already, 1 if nothing was; the file is as before, and nothing lies beside it."""
+    import os
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "d").mkdir()
+    path = stored(tmp_path / "d", bcm5719)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "rename", refuse_of(path, os.rename, refuse))
+    assert 1 == verb("attach-device", "vm1", unit, "--config", path)
+    with running_guest(bcm5719) as guest:
+        assert 4 == verb("attach-device", "vm1", unit, "--live", "--config", path)
+        assert ["hostdev0", "hostdev1"] == guest.qemu.ids
+    assert (before, [path]) == (path.read_bytes(), list(path.parent.iterdir()))
+
+
+def refuse_of(path: Path, rename: Callable[..., None], refuse: Callable[..., None]) -> Callable[..., None]:
+    """A rename that is refused for one target."""
+
+    def chosen(source: Any, target: Any, **fds: Any) -> None:
+        (refuse if str(target) == str(path) else rename)(source, target, **fds)
+
+    return chosen
+
+
 def test_update(bcm5719: FakeHost, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a definition only: a running guest's device is refused, and so is a kind that libvirt does not update."""
     path, device = stored(tmp_path, bcm5719), tmp_path / "device.xml"

@@ -71,7 +71,10 @@ class GuestDirectory:
     @property
     def is_running(self) -> bool:
         """True while QEMU or its owner lives."""
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # it has ended since it was found
+            return False
         try:
             return not _try_lock(fd, fcntl.LOCK_SH)
         finally:
