@@ -243,7 +243,7 @@ class Host:
         """
         from pyhostdev.hypervisor.hostdev_attach import plan_attach
 
-        return plan_attach(self, live, hostdevs, policy, records=self._readable_records(), accept=accept)
+        return plan_attach(self, live, hostdevs, policy, records=self.readable_records(), accept=accept)
 
 
 def _module_name(path: str) -> str:

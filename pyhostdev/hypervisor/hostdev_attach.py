@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.util.journal import Record
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -48,6 +49,10 @@ class AddedHostdevs:
         from pyhostdev.conf.domain_conf import DomainDef
 
         return DomainDef(hostdevs=list(self.hostdevs)).unknown_words()
+
+    def hostdev_pins(self) -> list[HostdevPin]:
+        """Return the identities of pinned devices: a device in a file of its own has none."""
+        return []
 
     def has_guest_iommu(self) -> bool:
         """Tell whether the guest has an IOMMU of its own."""

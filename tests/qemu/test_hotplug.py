@@ -396,11 +396,8 @@ def test_a_qemu_that_lies(bcm5719: FakeHost, monkeypatch: pytest.MonkeyPatch) ->
     stage = Stage(bcm5719)
     stage.attach()
     honest = stage.qemu.machine.execute
-    monkeypatch.setattr(
-        stage.qemu.machine,
-        "execute",
-        lambda c, a=None: [] if c == "qom-list" else honest(c, a) if c != "device_del" else {},
-    )
+    lies: dict[str, object] = {"qom-list": [], "device_del": {}}
+    monkeypatch.setattr(stage.qemu.machine, "execute", lambda c, a=None: lies[c] if c in lies else honest(c, a))
     with pytest.raises(OperationError, match="held open") as error:
         stage.detach()
     assert (False, VFIO) == (error.value.rolled_back, stage.drivers())
@@ -414,12 +411,12 @@ def test_live_definition_keeps_its_names(bcm5719: FakeHost, tmp_path: Path) -> N
     state = DirectoryState(StateDir(str(tmp_path / "run")))
     dom = live_domain(bcm5719)
     hostdevs = card()
-    hostdevs[3].info.alias = "hostdev7"
+    hostdevs[0].info.alias, hostdevs[3].info.alias = "hostdev9", "hostdev7"
     state.save(dom.with_hostdevs_added(hostdevs))
     state.put_unit(UNIT, hostdevs)
-    assert [None, None, None, "hostdev7"] == [hostdev.info.alias for hostdev in state.load().hostdevs]
+    assert ["hostdev9", None, None, "hostdev7"] == [hostdev.info.alias for hostdev in state.load().hostdevs]
     found = state.read_unit(UNIT)
     assert found is not None
-    assert ([None, None, None, "hostdev7"], [UNIT]) == ([h.info.alias for h in found], state.unit_names())
+    assert (["hostdev9", None, None, "hostdev7"], [UNIT]) == ([h.info.alias for h in found], state.unit_names())
     state.drop_unit(UNIT)
     assert (None, []) == (state.read_unit(UNIT), state.unit_names())

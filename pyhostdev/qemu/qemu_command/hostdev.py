@@ -53,6 +53,7 @@ def _build_iommufd(build: CommandBuilder) -> None:
     if build.dom.needs_iommufd():
         build.add_object("iommufd", IOMMUFD, fd=build.vfio_descriptor(None))
 
+
 def hotplug_properties(build: CommandBuilder, hostdev: Any) -> Properties:
     """
     Return what ``device_add`` is told about a PCI function, each value in the JSON type that QEMU checks.

@@ -341,9 +341,7 @@ class Guest:
 
     def run(self, manager: HostdevManager, plan: Plan, *, log_path: str | None = None) -> GuestOutcome:
         """
-        Detach the devices, run QEMU to its end, and give the devices back, whatever happens in between.
-
-        Signals that ask us to end are held back but while QEMU runs, whose end they are then.
+        Detach the devices, run QEMU to its end, which a signal to us brings about as well, and give the devices back.
 
         Raises:
             RefusedError: the plan does not hold any more, or QEMU would fail with it; nothing was touched.

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
-from pyhostdev.errors import DeviceMissingError
+from pyhostdev.errors import ConfigUnsupportedError, DeviceMissingError
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.qemu.qemu_hotplug.attach import attach
 from pyhostdev.qemu.qemu_hotplug.detach import detach, named_part, named_unit
@@ -114,6 +114,10 @@ class Guest:
             OperationError, SysfsError: a step failed; ``rolled_back`` tells whether everything was undone.
         """
         planned = self.plan_guest_side(plan)
+        if any("iommufd" in properties for properties in planned.arguments):
+            raise ConfigUnsupportedError(
+                "A running guest cannot get a device by iommufd: its nodes cannot be handed over"
+            )
         await attach(self._guest, plan, planned, timeout_s=timeout_s, node_owner=self.node_owner)
         return planned.name
 
