@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DeviceAddress, DriveAddress
 from pyhostdev.conf.domain_limits import CONTROLLERS_MAX
+from pyhostdev.conf.hostdev_conf import USBSource
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
 from pyhostdev.conf.xml.xmlcodec import unit_factor
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
@@ -176,12 +177,14 @@ def _fill_video(dom: DomainDef, device: DomainVideoDef) -> None:
 
 def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
     """
-    Place SCSI units, and check the addresses of mediated devices.
+    Place SCSI units, check the addresses of mediated devices, and drop a source that names nothing.
 
     Mirrors: virDomainHostdevDefPostParse (src/conf/domain_postparse.c)
     """
     if device.mode != "subsystem":
         return
+    if isinstance(device.source_def, USBSource) and device.source_def.is_empty:
+        device.source_def = None  # libvirt accepts it, prints nothing, and refuses to start the domain
     if device.type == "scsi":
         if device.info.address is None:
             _assign_hostdev_address(dom, device)
@@ -260,6 +263,8 @@ def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
         device.ifname = None
     if device.hostdev is not None or device.model not in VIRTIO_MODELS:
         device.drop_virtio_driver()
+    if device.type == "direct" and device.source is not None:
+        device.source.mode = device.source.mode or "vepa"
     if device.mac is None:
         device.mac, device.mac_is_made = _made_mac(dom, device), True
 

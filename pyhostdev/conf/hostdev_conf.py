@@ -111,6 +111,11 @@ class USBSource(HostdevSource):
     bus = attribute("address/@bus", number_any_base)
     device = attribute("address/@device", number_any_base)
 
+    @property
+    def is_empty(self) -> bool:
+        """True when it names no device."""
+        return self.vendor_id is None and self.bus is None
+
     def parsed(self, element: Element) -> None:
         """Refuse a source that names half a device."""
         for what, parts in (("vendor and product", "vendor product"), ("address", "bus device")):

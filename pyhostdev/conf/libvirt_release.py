@@ -60,6 +60,7 @@ CHANGES: dict[str, Change] = {
     "acpi-nodeset": Change(_12_8, "<acpi nodeset=>, an acpi-generic-initiator for each node"),
     "numa-cells-without-memory": Change(_12_8, "a NUMA cell of size 0 has no memory backend"),
     "unknown-machine-number": Change(_12_8, "1 for a PCI device in an unknown machine; was 27"),
+    "reconnect-in-ms": Change(_11_3, "reconnect-ms of vhost-user, and of a -netdev that leads to passt"),
     "monitor-object": Change(_12_8, "-object monitor-qmp instead of -mon"),
 }
 

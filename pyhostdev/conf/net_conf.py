@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef, InterfaceNetwork, PCISource, check_teaming
-from pyhostdev.conf.virtio_conf import VirtioOptions
-from pyhostdev.conf.xml.xmlcodec import Codec, enum, number, on_off, yes_no
+from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
+from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child, embedded, opaque
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
+from pyhostdev.conf.xml.xmlfield import attribute, child, children, content, embedded, opaque
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INVALID_ARG, XMLError
 from pyhostdev.util.virxml import parse_unsigned, shown
 
 if TYPE_CHECKING:
@@ -43,6 +43,23 @@ NET_TYPES = (
 )
 
 
+# type -> the attributes that its <source> must have
+_REQUIRED_OF_SOURCE: dict[str, tuple[str, ...]] = {
+    "network": ("network",),
+    "bridge": ("bridge",),
+    "direct": ("dev",),
+    "vdpa": ("dev",),
+    "internal": ("name",),
+    "vhostuser": ("type", "path", "mode"),
+    "server": ("port",),
+    "client": ("port", "address"),
+    "mcast": ("port", "address"),
+    "udp": ("port", "address"),
+}
+DIRECT_MODES = ("vepa", "private", "bridge", "passthrough")
+_MODES = {"direct": DIRECT_MODES, "vhostuser": ("client", "server")}
+_MODEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+
 _MULTICAST = 0x01  # IEEE 802-2014 8.2.2, the I/G bit of the first octet
 
 
@@ -59,6 +76,52 @@ def _parse_mac(text: str) -> str:
 
 
 _mac = Codec(_parse_mac, str, "a MAC address of one station")
+
+
+def _checked_model(text: str) -> str:
+    if not _MODEL_CHARACTERS.issuperset(text):
+        raise ValueError(text)
+    return text
+
+
+_model = Codec(_checked_model, str, "letters, digits, '-' and '_'", code=VIR_ERR_INVALID_ARG)
+
+
+class NetIP(ElementDef):
+    """An address of the guest's side; QEMU's own network takes one of each family."""
+
+    tag = "ip"
+
+    address = attribute("address", required=True)
+    family = attribute("family", enum("ipv4", "ipv6"))
+    prefix = attribute("prefix", number)
+    peer = attribute("peer")
+
+    @property
+    def is_ipv6(self) -> bool:
+        """True for an address of IPv6; without a family the address tells."""
+        return self.family == "ipv6" or (self.family is None and ":" in self.address)
+
+
+class NetOffloads(ElementDef):
+    """
+    What a virtio interface leaves to the other side, in both directions.
+
+    Mirrors: driver.virtio.host and driver.virtio.guest of virDomainNetDef (src/conf/domain_conf.h)
+    """
+
+    host_csum = attribute("driver/host/@csum", on_off)
+    host_gso = attribute("driver/host/@gso", on_off)
+    host_tso4 = attribute("driver/host/@tso4", on_off)
+    host_tso6 = attribute("driver/host/@tso6", on_off)
+    host_ecn = attribute("driver/host/@ecn", on_off)
+    host_ufo = attribute("driver/host/@ufo", on_off)
+    host_mrg_rxbuf = attribute("driver/host/@mrg_rxbuf", on_off)
+    guest_csum = attribute("driver/guest/@csum", on_off)
+    guest_tso4 = attribute("driver/guest/@tso4", on_off)
+    guest_tso6 = attribute("driver/guest/@tso6", on_off)
+    guest_ecn = attribute("driver/guest/@ecn", on_off)
+    guest_ufo = attribute("driver/guest/@ufo", on_off)
 
 
 class NetSource(ElementDef):
@@ -80,8 +143,27 @@ class NetSource(ElementDef):
     name = attribute("name")
     local_address = attribute("local/@address")
     local_port = attribute("local/@port", number)
-    reconnect = opaque("reconnect")
-    ip = opaque("ip")
+    reconnect_enabled = attribute("reconnect/@enabled", yes_no)
+    reconnect_timeout = attribute("reconnect/@timeout", number)
+    ip = opaque("ip", for_host=True)
+
+    def check(self, kind: str) -> None:
+        """
+        Refuse a source that lacks what its type of interface needs.
+
+        Raises:
+            XMLError: naming the attribute that is missing or not valid.
+        """
+        for name in _REQUIRED_OF_SOURCE.get(kind, ()):
+            if getattr(self, name) in (None, ""):
+                raise XMLError(f"The <source> of an <interface type='{kind}'> has no {name}", line=self.line)
+        modes = _MODES.get(kind, ())
+        if self.mode is not None and modes and self.mode not in modes:
+            text = f"'{shown(self.mode)}' in the <source> of an <interface type='{kind}'>"
+            raise XMLError(f"Invalid mode {text}: expected one of {', '.join(modes)}", line=self.line)
+        if kind == "vhostuser" and self.type != "unix":
+            text = f"The <source> of an <interface type='vhostuser'> cannot have the type '{shown(str(self.type))}'"
+            raise XMLError(text, line=self.line, libvirt_code=VIR_ERR_CONFIG_UNSUPPORTED)
 
 
 class NetHostdevSource(PCISource):
@@ -118,16 +200,17 @@ class DomainNetDef(ElementDef):
     source = child("source", NetSource)
     vlan = opaque("vlan", for_host=True)
     virtualport = opaque("virtualport", for_host=True)
-    ip = opaque("ip")
+    bandwidth = opaque("bandwidth", for_host=True)
+    port_isolated = attribute("port/@isolated", yes_no)
+    ips = children("ip", NetIP)
     route = opaque("route")
     script = attribute("script/@path")
     downscript = attribute("downscript/@path")
     backend_domain = attribute("backenddomain/@name")
-    bandwidth = opaque("bandwidth", for_host=True)
     ifname = attribute("target/@dev")
     target_managed = attribute("target/@managed", yes_no)
     guest_dev = attribute("guest/@dev")
-    model = attribute("model/@type")
+    model = attribute("model/@type", _model)
     driver_name = attribute("driver/@name")
     txmode = attribute("driver/@txmode", enum("iothread", "timer"))
     ioeventfd = attribute("driver/@ioeventfd", on_off)
@@ -137,20 +220,18 @@ class DomainNetDef(ElementDef):
     tx_queue_size = attribute("driver/@tx_queue_size", number)
     rss = attribute("driver/@rss", on_off)
     rss_hash_report = attribute("driver/@rss_hash_report", on_off)
-    host_options = opaque("driver/host")
-    guest_options = opaque("driver/guest")
     virtio = embedded(VirtioOptions)
+    offloads = embedded(NetOffloads)
     backend_type = attribute("backend/@type", enum("default", "passt"))
     backend_tap = attribute("backend/@tap")
     backend_vhost = attribute("backend/@vhost")
-    filterref = opaque("filterref")
-    tune = opaque("tune")
+    filterref = opaque("filterref", for_host=True)
+    sndbuf = content("tune/sndbuf", big_number)
     link_state = attribute("link/@state", enum("up", "down"))
     mtu = attribute("mtu/@size", number)
     teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
     teaming_persistent = attribute("teaming/@persistent")
-    coalesce = opaque("coalesce")
-    port_isolated = attribute("port/@isolated", yes_no)
+    coalesce = opaque("coalesce", for_host=True)
     info = embedded(DeviceInfo)
 
     @classmethod
@@ -165,7 +246,7 @@ class DomainNetDef(ElementDef):
         self.read(element)
         return self  # type: ignore[return-value]  # asked for as DomainNetDef only
 
-    host_driver_names: tuple[str, ...] = ("driver_name",)  # of <driver>, not about virtio
+    host_driver_names: tuple[str, ...] = ()  # of <driver>, not about virtio
     mac_is_made = False  # the MAC address is a default, not a request of the user
 
     def network_identity(self) -> list[str]:
@@ -179,9 +260,19 @@ class DomainNetDef(ElementDef):
         """The host device that an interface of type hostdev is."""
         return None
 
+    @property
+    def is_virtio(self) -> bool:
+        """True for a virtio device of the guest."""
+        return self.model in VIRTIO_MODELS
+
     def parsed(self, element: Element) -> None:
         """Refuse what is incomplete."""
         check_teaming(self.teaming_type, element)
+        if self.type not in _REQUIRED_OF_SOURCE:
+            return
+        if self.source is None:
+            raise XMLError(f"An <interface type='{self.type}'> has no <source>", line=self.line)
+        self.source.check(self.type)
 
     def drop_virtio_driver(self) -> None:
         """Forget what <driver> says about virtio; libvirt does not read it for other models."""
@@ -189,6 +280,7 @@ class DomainNetDef(ElementDef):
             if field.path[:1] == ("driver",) and name not in self.host_driver_names:
                 setattr(self, name, None)
         self.virtio = VirtioOptions()
+        self.offloads = NetOffloads()
 
 
 class DomainHostdevNetDef(DomainNetDef):
@@ -202,7 +294,7 @@ class DomainHostdevNetDef(DomainNetDef):
 
     def parsed(self, element: Element) -> None:
         """Refuse an interface without a device, and a driver that hands over no devices."""
-        super().parsed(element)
+        check_teaming(self.teaming_type, element)
         if self.host_source is None:
             raise XMLError("An <interface type='hostdev'> has no <source>", line=self.line)
         if self.driver_name not in (None, "kvm", "vfio", "xen"):

@@ -16,7 +16,6 @@ from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
-from pyhostdev.util.record import Plug
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import ProposedHostdev
@@ -29,6 +28,7 @@ POLICIES = ("auto", "device", "group", "off")
 ASSIGNED, UNASSIGNED = "assigned", "unassigned"
 DETACHED, STAYS, VANISHES, MISSING = FATES = ("detached", "stays", "vanishes", "missing")
 START_REASONS = ("viommu-group",)  # notes of a plan that keep QEMU from starting
+AROUND_PLAN = "around-plan"  # of a domain that takes a host device past its plan
 AFTERWARDS = ("reset", "reattach")  # steps after the guest's end
 
 
@@ -170,7 +170,6 @@ class Plan:
         start_findings: Sequence[Finding] | None = None,
         guest_addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress] | None = None,
         nodes: Mapping[PCIDeviceAddress, Sequence[str]] | None = None,
-        plugs: Mapping[PCIDeviceAddress, Plug] | None = None,
     ) -> None:
         self.owner = owner
         self.policy = policy
@@ -182,7 +181,6 @@ class Plan:
         self.accepted = frozenset(accepted)
         self.definition = definition
         self.start_findings = None if start_findings is None else tuple(start_findings)
-        self.plugs = dict(plugs or {})
         self.guest_addresses = dict(guest_addresses or _written_guest_addresses(requests))
         self.nodes = dict(nodes or {})
 
@@ -208,12 +206,12 @@ class Plan:
         """
         Return the plan with the findings of ``start``.
 
-        In the plan's own findings they are notes, because another hypervisor driver may run the domain. A fact that
-        the plan already has is not repeated.
+        In the plan's own findings they are notes, because another hypervisor driver may run the domain; what goes
+        around the plan remains an error. A fact that the plan already has is not repeated.
         """
         told = {key for finding in self.findings for key in _facts(finding)}
         new = [finding for finding in found if told.isdisjoint(_facts(finding))]
-        notes = [finding._replace(severity=NOTE) for finding in new]
+        notes = [f if f.reason == AROUND_PLAN else f._replace(severity=NOTE) for f in new]
         plan = copy.copy(self)
         plan.findings, plan.start_findings = (*self.findings, *notes), tuple(found)
         return plan
@@ -238,12 +236,6 @@ class Plan:
         """Return the text about one member, with the nodes through which the guest gets it."""
         nodes = {str(address): found for address, found in self.nodes.items()}.get(fate.name)
         return fate.text if not nodes else f"{fate.text} (QEMU's nodes: {', '.join(nodes)})"
-
-    def with_plugs(self, plugs: Mapping[PCIDeviceAddress, Plug]) -> Plan:
-        """Return the plan of functions that will be plugged into a running guest: what their records say about it."""
-        plan = copy.copy(self)
-        plan.plugs = dict(plugs)
-        return plan
 
     @property
     def obstacles(self) -> tuple[Finding, ...]:

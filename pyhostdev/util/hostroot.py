@@ -121,9 +121,33 @@ class HostRoot:
         return self.join("dev/vhost-vsock")
 
     @property
+    def dev_net_tun(self) -> str:
+        """``dev/net/tun``: the node of taps."""
+        return self.join("dev/net/tun")
+
+    @property
+    def dev_vhost_net(self) -> str:
+        """``dev/vhost-net``: the node through which the kernel moves a guest's packets."""
+        return self.join("dev/vhost-net")
+
+    def macvtap_node(self, index: int) -> str:
+        """``dev/tapINDEX``, the node of the macvtap with this number."""
+        return self.join("dev", f"tap{int(index)}")
+
+    @property
+    def process_status(self) -> str:
+        """``proc/self/status``"""
+        return self.join("proc/self/status")
+
+    @property
     def vfio_container(self) -> str:
         """``dev/vfio/vfio``: the container of groups; absent until its module is loaded."""
         return self.join("dev/vfio/vfio")
+
+    @property
+    def usb_devices(self) -> str:
+        """``sys/bus/usb/devices``: one link per device, and one per interface of a device."""
+        return self.join("sys/bus/usb/devices")
 
     def usb_node(self, bus: int, device: int) -> str:
         """``dev/bus/usb/BUS/DEVICE``"""
@@ -251,6 +275,10 @@ class HostRoot:
         """``sys/dev/block/MAJOR:MINOR``, a link to a block device."""
         return self.join("sys/dev/block", f"{major:d}:{minor:d}")
 
+    def character_device(self, major: int, minor: int) -> str:
+        """``sys/dev/char/MAJOR:MINOR``, a link to a character device."""
+        return self.join("sys/dev/char", f"{major:d}:{minor:d}")
+
     @property
     def swaps(self) -> str:
         """``proc/swaps``"""
@@ -294,6 +322,14 @@ class HostRoot:
     def driverctl_override(self, address: PCIDeviceAddress) -> str:
         """``etc/driverctl.d/pci-ADDRESS``: the override that driverctl sets whenever the function appears."""
         return self.join("etc/driverctl.d", f"pci-{address}")
+
+    def libvirt_network_status(self, name: str) -> str:
+        """``run/libvirt/network/NAME.xml``: libvirt's status of an active network; the caller has checked the name."""
+        return self.join("run/libvirt/network", f"{name}.xml")
+
+    def libvirt_network(self, name: str) -> str:
+        """``etc/libvirt/qemu/networks/NAME.xml``: a network's definition; the caller has checked the name."""
+        return self.join("etc/libvirt/qemu/networks", f"{name}.xml")
 
     @property
     def libvirt_status(self) -> str:

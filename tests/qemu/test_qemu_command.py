@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -121,8 +120,8 @@ def test_kernel_command_line_is_one_argument() -> None:
             "<total_bytes_sec>1</total_bytes_sec></iotune></disk>",
             "iotune",
         ),
-        ("<interface type='bridge'><source bridge='br0'/></interface>", "tap"),
-        ("<interface type='user'><link state='down'/></interface>", "link state"),
+        ("<interface type='null'/>", "null"),
+        ("<interface type='udp'><source address='127.0.0.1' port='1'/></interface>", "local port"),
         ("<disk type='file' rawio='yes'><source file='/a'/><target dev='vda' bus='virtio'/></disk>", "rawio"),
         ("<audio id='1' type='jack'/>", "jack"),
     ],
@@ -203,8 +202,7 @@ def test_qemu_takes_wide_domains(name: str, tmp_path: Path) -> None:
     dom = wide(name, str(tmp_path))
     if shutil.which(str(dom.emulator or f"qemu-system-{dom.os.arch}")) is None:
         pytest.skip(f"no QEMU for {dom.os.arch} is installed")
-    if name == "wide-virt" and not os.access("/dev/vhost-vsock", os.R_OK):
-        dom.vsock = None
+    dom.vsock = None  # its node is opened by who starts the guest
     for image in "abcd":
         (tmp_path / f"{image}.img").write_bytes(bytes(1 << 20))
     argv = build_command_line(dom, state_dir=str(tmp_path))

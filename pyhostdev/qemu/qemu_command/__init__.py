@@ -21,9 +21,11 @@ from pyhostdev.qemu.qemu_command import chr as chr_
 from pyhostdev.qemu.qemu_command import controller, cpu, disk, graphics, iommu, machine, misc
 from pyhostdev.qemu.qemu_command.builder import CommandBuilder, DomainPaths, unsupported
 from pyhostdev.qemu.qemu_command.hostdev import build_hostdevs
+from pyhostdev.qemu.qemu_command.namespace import KNOWN_PATHS, build_arguments
 from pyhostdev.qemu.qemu_command.net import build_interfaces
 from pyhostdev.qemu.qemu_command.refused import unbuilt_errors
 from pyhostdev.qemu.qemu_domain.define import define
+from pyhostdev.qemu.qemu_hostdev import find_usb_devices
 from pyhostdev.util.finding import ERROR
 from pyhostdev.util.hostroot import HostRoot
 
@@ -80,6 +82,7 @@ _AFTER_MONITOR = (
     misc.build_rngs,
     misc.build_nvram,
     misc.build_vmcoreinfo,
+    build_arguments,
     machine.build_sandbox,
     misc.build_panics,
     misc.build_shmems,
@@ -99,9 +102,11 @@ def build_command_line(
     monitor_fd: int | None = None,
     keep_together: bool = False,
     tap_fd: Callable[[Any], int] | None = None,
+    device_fd: Callable[[str, Any], int | None] | None = None,
     socket_fd: Callable[[str], int] | None = None,
     vfio_fd: VFIODescriptor | None = None,
     release: LibvirtRelease = DEFAULT_RELEASE,
+    usb_may_be_absent: bool = False,
 ) -> list[str]:
     """
     Return the emulator and its arguments; the definition is not changed.
@@ -113,11 +118,15 @@ def build_command_line(
         host: says which functions are conventional; without it all are PCI Express.
         monitor_fd: a listening socket that QEMU inherits; without it QEMU creates the socket itself.
         keep_together: the assigned functions of one host device share one guest slot.
-        tap_fd: opens the tap of an interface and returns the descriptor that QEMU inherits.
+        tap_fd: opens a queue of the tap of an interface, and returns the descriptor that QEMU inherits.
+        device_fd: the same for any purpose of a device: "tap", "vhost", "vdpa" or "vsock", and "usb", for which QEMU
+            opens the node itself if None is returned; without both, descriptors have the numbers that follow the
+            standard ones, and the caller of QEMU opens them.
         socket_fd: returns the descriptor of the socket that listens at a path; without it QEMU makes the socket.
         vfio_fd: returns the descriptor of a function's VFIO node that QEMU inherits, of ``/dev/iommu`` for None; the
             command line of a domain that is only shown has none.
         release: the libvirt whose command line is meant.
+        usb_may_be_absent: QEMU looks for a USB device itself if the host does not have it.
 
     Raises:
         ConfigError: the definition is wrong.
@@ -135,13 +144,21 @@ def build_command_line(
     errors += unbuilt_errors(dom)
     assign_aliases(dom)
     paths = DomainPaths.of(state_dir, dom.name or "", domain_id)
-    build = CommandBuilder(dom, capabilities, paths, tap_fd, socket_fd, release, vfio_fd)
+    opener = device_fd or _only_taps(tap_fd)
+    build = CommandBuilder(dom, capabilities, paths, opener, socket_fd, release, vfio_fd)
+    with build.collecting():
+        find_usb_devices(dom, host, may_be_absent=usb_may_be_absent)
     build.add(str(dom.emulator))
     _build(build, _BEFORE_MONITOR)
     machine.build_monitor(build, monitor_fd)
     _build(build, _AFTER_MONITOR)
     raise_all([*errors, *build.errors])
     return build.args
+
+
+def _only_taps(tap_fd: Callable[[Any], int] | None) -> Callable[[str, Any], int | None] | None:
+    """Return the opener for all purposes of a caller that has one for taps."""
+    return None if tap_fd is None else lambda purpose, device: None if purpose == "usb" else tap_fd(device)
 
 
 def _build(build: CommandBuilder, parts: tuple[Callable[[CommandBuilder], None], ...]) -> None:
@@ -171,7 +188,7 @@ def unmodelled_errors(dom: DomainDef) -> list[ConfigError]:
     """
     told = {(path, finding.line): finding for path, finding in words_with_paths(dom)}
     found: list[ConfigError] = []
-    for path, line in dom.unmodelled():
+    for path, line in (word for word in dom.unmodelled() if word[0] not in KNOWN_PATHS):
         finding = told.get((path, line))
         if finding is None:
             error: ConfigError = unsupported(f"<{path}>" if "@" not in path else path)

@@ -23,6 +23,7 @@ from pyhostdev.conf.device_conf import (
 )
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
+from pyhostdev.qemu.qemu_domain.namespace import namespace_of
 from pyhostdev.util.virxml import printable, shown
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 Properties = dict[str, Any]
 
 _SHORT_NAME_MAX = 20
+_FIRST_FD = 3  # behind standard input, output and error
+DEVICE_JSON = "device.json"  # libvirt's name of the capability that -device takes JSON
 QDEV_WORDS = ("driver", "bus", "id")  # of every -device
 
 
@@ -92,6 +95,20 @@ def plain_value(text: str, what: str, device: Any = None) -> str:
     return text
 
 
+def option_string(properties: Properties) -> str:
+    """
+    Return the properties of a device in QEMU's option grammar, the driver first and without its name.
+
+    Mirrors: virQEMUBuildCommandLineJSON (src/util/virqemu.c)
+    """
+    words = [option_value(str(properties["driver"]))]
+    for key, value in properties.items():
+        if key != "driver":
+            text = on_off(value) if isinstance(value, bool) else option_value(str(value))
+            words.append(f"{key}={text}")
+    return ",".join(words)
+
+
 def on_off(value: bool) -> str:
     """Return a switch as QEMU's option grammar spells it."""
     return "on" if value else "off"
@@ -107,7 +124,8 @@ class CommandBuilder:
     The command line under construction, and what its parts ask.
 
     Args:
-        tap_fd: opens the tap of an interface and returns the descriptor that QEMU inherits.
+        device_fd: returns the descriptor that QEMU inherits for a purpose of a device, such as the tap of an interface;
+            without it descriptors have the numbers that follow the standard ones.
         socket_fd: returns the descriptor of the socket that listens at a path; None lets QEMU make it.
         vfio_fd: returns the descriptor of a function's VFIO node, of ``/dev/iommu`` for None.
     """
@@ -117,7 +135,7 @@ class CommandBuilder:
         dom: DomainDef,
         capabilities: QEMUCapabilities,
         paths: DomainPaths,
-        tap_fd: Callable[[Any], int] | None = None,
+        device_fd: Callable[[str, Any], int | None] | None = None,
         socket_fd: Callable[[str], int] | None = None,
         release: LibvirtRelease = DEFAULT_RELEASE,
         vfio_fd: VFIODescriptor | None = None,
@@ -125,8 +143,11 @@ class CommandBuilder:
         self.dom = dom
         self.capabilities = capabilities
         self.paths = paths
-        self.tap_fd = tap_fd
+        self.device_fd = device_fd
         self.socket_fd = socket_fd
+        self.namespace = namespace_of(dom)
+        self._fds = 0
+        self._fdsets = 0
         self.release = release
         self.vfio_fd = vfio_fd
         self.args: list[str] = []
@@ -174,7 +195,31 @@ class CommandBuilder:
         if not self.capabilities.has_device(driver):
             raise unsupported(f"The device '{driver}', which {self._emulator} does not have,")
         self._check_properties(driver, properties, QDEV_WORDS)
-        self.add_json("-device", properties)
+        said = {key: value for key, value in properties.items() if value is not None}
+        said = self.namespace.overridden(properties.get("id"), said)
+        if DEVICE_JSON in self.namespace.deleted_capabilities:
+            self.add("-device", option_string(said))
+        else:
+            self.add_json("-device", said)
+
+    def descriptor(self, purpose: str, device: Any) -> str:
+        """Return the number of a descriptor that QEMU inherits for a device."""
+        opened = self.opened(purpose, device)
+        if opened is not None:
+            return opened
+        self._fds += 1
+        return str(_FIRST_FD + self._fds - 1)
+
+    def opened(self, purpose: str, device: Any) -> str | None:
+        """Return the number of a descriptor that the caller has opened for a device; None where QEMU opens it."""
+        number = None if self.device_fd is None else self.device_fd(purpose, device)
+        return None if number is None else str(number)
+
+    def add_fdset(self, descriptor: str, name: str) -> str:
+        """Append a set of one descriptor and return the path at which QEMU opens it."""
+        self.add("-add-fd", f"set={self._fdsets},fd={descriptor},opaque={name}")
+        self._fdsets += 1
+        return f"/dev/fdset/{self._fdsets - 1}"
 
     @property
     def _emulator(self) -> str:

@@ -7,14 +7,15 @@ Mirrors: qemuBuildHostdevCommandLine, qemuBuildPCIHostdevDevProps (src/qemu/qemu
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DriveAddress, PCIGuestAddress
 from pyhostdev.conf.xml.xmlcodec import nodes_of
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
 from pyhostdev.qemu.qemu_command.block import iscsi_properties
 from pyhostdev.qemu.qemu_command.builder import unsupported
 from pyhostdev.qemu.qemu_command.disk import scsi_place
+from pyhostdev.qemu.qemu_command.namespace import USB_HOSTDEVICE
 from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
@@ -52,21 +53,6 @@ def _build_iommufd(build: CommandBuilder) -> None:
     """
     if build.dom.needs_iommufd():
         build.add_object("iommufd", IOMMUFD, fd=build.vfio_descriptor(None))
-
-
-def hotplug_properties(build: CommandBuilder, hostdev: Any) -> Properties:
-    """
-    Return what ``device_add`` is told about a PCI function, each value in the JSON type that QEMU checks.
-
-    Raises:
-        ConfigUnsupportedError: the emulator cannot, or a running guest cannot get such a device.
-    """
-    if hostdev.ramfb or hostdev.info.acpi_nodeset is not None:
-        what = "<acpi nodeset=>" if hostdev.info.acpi_nodeset is not None else "ramfb"
-        raise unsupported(f"{what} of a <hostdev> for a running guest", hostdev)
-    build.add_device(_pci(build, hostdev))
-    properties: Properties = json.loads(build.args[-1])
-    return properties
 
 
 def _build_generic_initiators(build: CommandBuilder, hostdev: Any) -> None:
@@ -179,18 +165,33 @@ def _usb(build: CommandBuilder, hostdev: Any) -> Properties:
     Mirrors: qemuBuildUSBHostdevDevProps
     """
     source = hostdev.source
-    if source.bus is None or source.device is None:
-        raise unsupported("A USB <hostdev> without its <address> on the host", hostdev)
+    if source is None:
+        text = "A USB <hostdev> does not say which device it is"
+        raise ConfigError(text, line=hostdev.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
     resets = {None: {}, "off": {"guest-reset": False}, "always": {"guest-resets-all": True}}
     resets["uninitialized"] = {"guest-reset": True}
     return {
         "driver": "usb-host",
-        "hostdevice": f"/dev/bus/usb/{source.bus:03}/{source.device:03}",
+        **_usb_place(build, hostdev),
         "id": hostdev.info.alias,
         **resets[source.guest_reset],
         "bootindex": build.bootindex(hostdev),
         **build.address(hostdev),
     }
+
+
+def _usb_place(build: CommandBuilder, hostdev: Any) -> Properties:
+    """Return where a USB device is on the host; what QEMU looks for if it is absent, nothing if it may be."""
+    source = hostdev.source
+    if source.bus is None or source.device is None:
+        is_wanted = source.startup_policy != "optional"
+        return {"vendorid": source.vendor_id, "productid": source.product_id} if is_wanted else {}
+    if USB_HOSTDEVICE in build.namespace.deleted_capabilities:
+        return {"hostbus": source.bus, "hostaddr": source.device}
+    opened = build.opened("usb", hostdev)
+    if opened is not None:
+        return {"hostdevice": build.add_fdset(opened, f"{hostdev.info.alias}-usb")}
+    return {"hostdevice": f"/dev/bus/usb/{source.bus:03}/{source.device:03}"}
 
 
 _RULES: dict[str, Callable[[CommandBuilder, Any], Properties]] = {

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyhostdev.qemu.qemu_command.net import VIRTIO_MODELS
+from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
+from pyhostdev.qemu.qemu_command.namespace import around_words, namespace_words
+from pyhostdev.qemu.qemu_command.net import TAP_TYPES
 from pyhostdev.qemu.qemu_command.refused import parts_of
 from pyhostdev.util.finding import ERROR, NOTE, Finding
 from pyhostdev.util.virxml import parse_document
@@ -42,6 +44,10 @@ def _is_not_virtio(device: Any) -> bool:
 
 def _is_not_virtio_net(net: Any) -> bool:
     return bool(net.type != "hostdev" and net.model is not None and net.model not in VIRTIO_MODELS)
+
+
+def _has_no_tap(net: Any) -> bool:
+    return net.type not in TAP_TYPES
 
 
 def _is_not_spice(graphics: Any) -> bool:
@@ -131,12 +137,16 @@ IGNORED: dict[str, dict[str, Word]] = {
     "MemoryBackingDef": {"discard": Word("memory that no file backs is given back at the guest's end anyway")},
     "DeviceInfo": {"boot_loadparm": Word("only machines of s390x have it")},
     "DomainMemballoonDef": {"stats_period": Word("pyhostdev start does not ask the balloon for statistics")},
+    "NetSource": {"ip": Word("pyhostdev start gives the host's side no address")},
     "DomainNetDef": {
         "bandwidth": Word("pyhostdev start limits no traffic"),
+        "coalesce": Word("pyhostdev start leaves the host's side as the kernel made it"),
+        "trust_guest_rx_filters": Word("pyhostdev start does not follow what the guest's card receives"),
+        "sndbuf": Word("only a tap has it", asked=_has_no_tap),
         "source": Word("QEMU's own network has no other side", asked=lambda net: net.type == "user"),
         **{
             name: Word(_NOT_VIRTIO, asked=_is_not_virtio_net)
-            for name in ("txmode", "ioeventfd", "event_idx", "rx_queue_size", "tx_queue_size", "rss", "mtu")
+            for name in ("txmode", "ioeventfd", "event_idx", "rx_queue_size", "tx_queue_size", "rss")
         },
         "rss_hash_report": Word(_NOT_VIRTIO, asked=_is_not_virtio_net),
     },
@@ -194,13 +204,15 @@ REFUSED_BY_START: dict[str, dict[str, Word]] = {
     "DomainNetDef": {
         "vlan": Word("pyhostdev start sets no VLAN", asked=_is_tap),
         "virtualport": Word("pyhostdev start sets no virtual port", asked=_is_tap),
-        "port_isolated": Word("pyhostdev start isolates no port"),
+        "filterref": Word("it needs libvirt's network filter driver"),
+        "script": Word("pyhostdev start runs no script of an interface"),
+        "downscript": Word("pyhostdev start runs no script of an interface"),
     },
 }
 
 _FOR_PEOPLE = "it is for people"
 _REFUSED_AS_A_WHOLE = "a device or mode that has it is refused as a whole"
-_WHO_OPENS_THE_TAP = "who opens the tap does it; start refuses an interface with one"
+_WHO_OPENS_THE_TAP = "who opens the tap does it: pyhostdev start"
 _OUTPUT = "libvirt prints it for a running guest"
 
 # definition -> field -> why it needs no word
@@ -243,6 +255,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "backend_sources": _REFUSED_AS_A_WHOLE,
     },
     "DomainCryptoDef": {"model": "there is one model", "type": "there is one type"},
+    "DomainVsockDef": {"cid_auto": "it says that no number is given"},
     "DomainHubDef": {"type": "there is one type, USB"},
     "StorageSource": {"index": _OUTPUT},
     "DomainDiskDef": {
@@ -274,23 +287,21 @@ ELSEWHERE: dict[str, dict[str, str]] = {
             "portid",
             "bridge",
             "dev",
-            "mode",
             "managed",
-            "address",
-            "port",
-            "type",
-            "path",
-            "name",
-            "local_address",
-            "local_port",
         ),
         _WHO_OPENS_THE_TAP,
-    ),
+    )
+    | {"type": "there is one type, unix", "name": _REFUSED_AS_A_WHOLE},
+    "NetIP": {"peer": "validation refuses it"},
     "DomainNetDef": {
         "mac_type": "it tells VMware how an address was made",
         "mac_check": "it tells VMware whether to check an address",
         "ifname": _WHO_OPENS_THE_TAP,
         "target_managed": _WHO_OPENS_THE_TAP,
+        "link_state": "pyhostdev start tells QEMU before the guest runs",
+        "port_isolated": _WHO_OPENS_THE_TAP,
+        "backend_tap": _WHO_OPENS_THE_TAP,
+        "backend_vhost": _WHO_OPENS_THE_TAP,
         "teaming_persistent": "the host device of the interface says it",
     },
     "DomainHostdevNetDef": {
@@ -306,7 +317,7 @@ def start_words(dom: DomainDef) -> list[Finding]:
     Args:
         dom: as it was written; defaults would be taken for wishes.
     """
-    return [*_words(dom), *_of_unassigned(dom)]
+    return [*_words(dom), *_of_unassigned(dom), *namespace_words(dom), *around_words(dom)]
 
 
 def _words(definition: ElementDef) -> Iterator[Finding]:

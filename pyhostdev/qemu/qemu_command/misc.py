@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 _PVPANIC_PORT = 0x505
+VSOCK_CID_MIN = 3  # linux/vm_sockets.h: those below are the host's and the hypervisor's
 _MIB = 1 << 20
 
 
@@ -177,23 +178,17 @@ def _shmem_bytes(shmem: Any) -> int:
 
 
 def build_vsock(build: CommandBuilder) -> None:
-    """
-    Add the socket to the host; its number must be given, because pyhostdev keeps no list of used numbers.
-
-    Raises:
-        ConfigUnsupportedError: the number is to be chosen automatically.
-    """
+    """Add the socket to the host; who starts the guest chooses a number where none is given."""
     vsock = build.dom.vsock
     if vsock is None:
         return
-    if vsock.cid_address is None:
-        raise unsupported("<vsock> without <cid address=>", vsock)
     build.add_device(
         {
             "driver": "vhost-vsock-pci" + (vsock.model or "virtio").removeprefix("virtio"),
             **virtio_options(vsock),
             "id": vsock.info.alias,
-            "guest-cid": vsock.cid_address,
+            "guest-cid": vsock.cid_address or VSOCK_CID_MIN,
+            "vhostfd": build.descriptor("vsock", vsock),
             **build.address(vsock),
         }
     )

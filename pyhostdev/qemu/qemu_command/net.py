@@ -2,22 +2,24 @@
 """
 Network interfaces on the command line; those that are host devices are built as such.
 
-Mirrors: qemuBuildInterfaceCommandLine, qemuBuildNicDevProps (src/qemu/qemu_command.c)
+Mirrors: qemuBuildInterfaceCommandLine, qemuBuildHostNetProps, qemuBuildNicDevProps (src/qemu/qemu_command.c)
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.qemu.qemu_command.builder import unsupported, virtio_driver, virtio_options
+from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
+from pyhostdev.qemu.qemu_command.builder import option_value, unsupported, virtio_driver, virtio_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-# backends with a tap that the caller must open and connect to the definition's network
+# types whose packets pass a tap device of the host; QEMU inherits its descriptor
 TAP_TYPES = ("network", "bridge", "ethernet", "direct")
-VIRTIO_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional")
-_REFUSED = ("route", "tune", "coalesce", "host_options", "guest_options", "backend_tap", "backend_vhost")
+_RECONNECT_S = 5  # how long QEMU waits before it connects to passt again
 
 
 def build_interfaces(build: CommandBuilder) -> None:
@@ -34,9 +36,6 @@ def build_interfaces(build: CommandBuilder) -> None:
 
 
 def _build_interface(build: CommandBuilder, net: Any) -> None:
-    for name in _REFUSED:
-        if getattr(net, name) is not None:
-            raise unsupported(f"{name.replace('_', ' ')} of an <interface>", net)
     netdev = f"host{net.info.alias}"
     build.add_json("-netdev", {**_backend(build, net), "id": netdev})
     build.add_device({**_frontend(net), **_identity(build, net, netdev)})
@@ -58,33 +57,140 @@ def _backend(build: CommandBuilder, net: Any) -> Properties:
     Return where an interface leads on the host.
 
     Raises:
-        ConfigUnsupportedError: the backend is not supported, or needs a tap opened by the caller.
+        ConfigUnsupportedError: the backend is not supported.
     """
-    if net.type == "user":
-        if net.backend_type not in (None, "default") or net.ip is not None:
-            raise unsupported("<backend> or <ip> of a user <interface>", net)
-        return {"type": "user"}
-    if net.type in TAP_TYPES:
-        if build.tap_fd is None:
-            raise unsupported(f"An <interface> of type {net.type}, which needs a tap opened by the caller,", net)
-        return {"type": "tap", "fd": str(build.tap_fd(net))}
-    raise unsupported(f"An <interface> of type {net.type}", net)
+    rule = _BACKENDS.get(net.type)
+    if rule is None:
+        raise unsupported(f"An <interface> of type {net.type}", net)
+    return rule(build, net)
+
+
+def queues_of(net: Any) -> int:
+    """Return the number of an interface's queues, each of which has a descriptor."""
+    return max(net.queues or 1, 1)
+
+
+def wants_vhost(dom: Any, net: Any) -> bool:
+    """
+    Return True when the kernel moves an interface's packets: for a virtio device under KVM, unless it says otherwise.
+
+    Mirrors: qemuInterfaceOpenVhostNet (src/qemu/qemu_interface.c)
+    """
+    return bool(dom.type == "kvm" and net.type in TAP_TYPES and net.is_virtio and net.driver_name != "qemu")
+
+
+def _tap(build: CommandBuilder, net: Any) -> Properties:
+    taps = _descriptors(build, "tap", net)
+    vhosts = _descriptors(build, "vhost", net) if wants_vhost(build.dom, net) else []
+    return {
+        "type": "tap",
+        **_listed("fd", taps),
+        "vhost": True if vhosts else None,
+        **_listed("vhostfd", vhosts),
+        "sndbuf": net.sndbuf,
+    }
+
+
+def _descriptors(build: CommandBuilder, purpose: str, net: Any) -> list[str]:
+    return [build.descriptor(purpose, net) for _ in range(queues_of(net))]
+
+
+def _listed(name: str, numbers: list[str]) -> Properties:
+    """Return descriptors under their name, which is a plural for more than one."""
+    if not numbers:
+        return {}
+    return {name: numbers[0]} if len(numbers) == 1 else {f"{name}s": ":".join(numbers)}
+
+
+def _user(build: CommandBuilder, net: Any) -> Properties:
+    if net.backend_type == "passt":
+        return _passt(build, net)
+    found: Properties = {"type": "user"}
+    for ip in net.ips:
+        if ip.is_ipv6:
+            found |= {"ipv6-prefix": ip.address, "ipv6-prefixlen": ip.prefix or None}
+        else:
+            found["net"] = f"{ip.address}/{ip.prefix}" if ip.prefix else ip.address
+    return found
+
+
+def passt_socket(build: CommandBuilder, net: Any) -> str:
+    """
+    Return where an interface's passt listens.
+
+    Mirrors: qemuPasstCreateSocketPath (src/qemu/qemu_passt.c)
+    """
+    return f"{build.paths.state_dir}/run/qemu/passt/{build.paths.short_name}-{net.info.alias}.socket"
+
+
+def _passt(build: CommandBuilder, net: Any) -> Properties:
+    reconnect = _RECONNECT_S * 1000 if build.release.has("reconnect-in-ms") else None
+    address = {"type": "unix", "path": passt_socket(build, net)}
+    return {"type": "stream", "addr": address, "server": False, "reconnect-ms": reconnect}
+
+
+def _socket(build: CommandBuilder, net: Any) -> Properties:
+    """Return a socket that carries an interface's packets between emulators."""
+    word = {"server": "listen", "client": "connect"}.get(net.type, net.type)
+    source = net.source
+    found: Properties = {"type": "socket", word: f"{source.address or ''}:{source.port}"}
+    if net.type == "udp":
+        if source.local_port is None:
+            raise unsupported("An <interface> of type udp without <local port=>", net)
+        found["localaddr"] = f"{source.local_address or ''}:{source.local_port}"
+    return found
+
+
+def _vhostuser(build: CommandBuilder, net: Any) -> Properties:
+    """Return a socket of another program that moves the packets; the guest's memory is shared with it."""
+    chardev = f"char{net.info.alias}"
+    where = f"path={option_value(_vhostuser_path(build, net))}"
+    options: list[str] = []
+    if net.source.mode == "server":
+        options = ["server=on"]  # QEMU waits for the program, so no wait=off
+        if build.socket_fd is not None:
+            where = f"fd={build.socket_fd(net.source.path)}"
+    elif net.source.reconnect_enabled and net.source.reconnect_timeout:
+        seconds = net.source.reconnect_timeout
+        is_new = build.release.has("reconnect-in-ms")
+        options = [f"reconnect-ms={seconds * 1000}" if is_new else f"reconnect={seconds}"]
+    build.add("-chardev", ",".join(["socket", f"id={chardev}", where, *options]))
+    queues = queues_of(net)
+    return {"type": "vhost-user", "chardev": chardev, "queues": queues if queues > 1 else None}
+
+
+def _vhostuser_path(build: CommandBuilder, net: Any) -> str:
+    return passt_socket(build, net) if net.backend_type == "passt" else str(net.source.path)
+
+
+def _vdpa(build: CommandBuilder, net: Any) -> Properties:
+    """Return a vDPA device, whose node QEMU inherits as a member of a set of descriptors."""
+    fdset = build.add_fdset(build.descriptor("vdpa", net), f"{net.info.alias}-vdpa")
+    queues = queues_of(net)
+    return {"type": "vhost-vdpa", "vhostdev": fdset, "queues": queues if queues > 1 else None}
+
+
+_BACKENDS: dict[str, Callable[[CommandBuilder, Any], Properties]] = {
+    **dict.fromkeys(TAP_TYPES, _tap),
+    **dict.fromkeys(("server", "client", "mcast", "udp"), _socket),
+    "user": _user,
+    "vhostuser": _vhostuser,
+    "vdpa": _vdpa,
+}
 
 
 def _frontend(net: Any) -> Properties:
-    model = net.model
-    if model not in VIRTIO_MODELS:
-        if net.driver_name is not None or net.queues:
-            raise unsupported(f"<driver> of an <interface> of model {model}", net)
-        return {"driver": model}
-    queues = net.queues or 0
+    if net.model not in VIRTIO_MODELS:
+        return {"driver": net.model}
+    queues = queues_of(net)
     return {
-        "driver": virtio_driver("net", model),
+        "driver": virtio_driver("net", net.model),
         **virtio_options(net),
         "failover": True if net.teaming_type == "persistent" else None,
         "tx": {"iothread": "bh", "timer": "timer"}.get(net.txmode or ""),
         "ioeventfd": net.ioeventfd,
         "event_idx": net.event_idx,
+        **_offloads(net.offloads),
         "mq": True if queues > 1 else None,
         "vectors": 2 * queues + 2 if queues > 1 else None,  # one a queue and direction, control, config
         "rx_queue_size": net.rx_queue_size,
@@ -92,4 +198,21 @@ def _frontend(net: Any) -> Properties:
         "rss": net.rss,
         "hash": net.rss_hash_report,
         "host_mtu": net.mtu,
+    }
+
+
+def _offloads(offloads: Any) -> Properties:
+    return {
+        "csum": offloads.host_csum,
+        "gso": offloads.host_gso,
+        "host_tso4": offloads.host_tso4,
+        "host_tso6": offloads.host_tso6,
+        "host_ecn": offloads.host_ecn,
+        "host_ufo": offloads.host_ufo,
+        "mrg_rxbuf": offloads.host_mrg_rxbuf,
+        "guest_csum": offloads.guest_csum,
+        "guest_tso4": offloads.guest_tso4,
+        "guest_tso6": offloads.guest_tso6,
+        "guest_ecn": offloads.guest_ecn,
+        "guest_ufo": offloads.guest_ufo,
     }

@@ -16,6 +16,7 @@ from pyhostdev.qemu.qemu_command.builder import unsupported
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.errors import ConfigUnsupportedError
 
 # definition -> field -> the values that change nothing, besides absence
@@ -62,10 +63,6 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainNetDef": {
         "guest_dev": (),
         "backend_domain": (),
-        "link_state": ("up",),
-        "script": (),
-        "downscript": (),
-        "trust_guest_rx_filters": (False,),
     },
     "DomainGraphicsDef": {
         "default_mode": ("any",),
@@ -77,15 +74,13 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     },
     "DomainVideoDef": {"accel2d": (False,), "rendernode": ()},
     "DomainAudioDef": {"try_mmap": (), "exclusive": (), "dsp_policy": ()},
-    "HostdevSource": {"startup_policy": ("mandatory",)},
     "DomainHostdevDef": {"rawio": (), "sgio": ()},
-    "DomainVsockDef": {"cid_auto": (False,)},
     "DomainMemoryDef": {"discard": (False,), "uuid": ()},
     "NumaCell": {"discard": (False,)},
 }
 
 
-def unbuilt_errors(dom: ElementDef) -> list[ConfigUnsupportedError]:
+def unbuilt_errors(dom: DomainDef) -> list[ConfigUnsupportedError]:
     """Return an error for each field of a definition that is not built, with its line."""
     return list(_unbuilt(dom))
 

@@ -33,7 +33,11 @@ EXPRESS = CONNECT_PCIE_DEVICE | CONNECT_AUTOASSIGN
 
 _XHCI_MODELS = ("nec-xhci", "qemu-xhci")
 _PLAIN_SCSI_MODELS = ("auto", "buslogic", "lsilogic", "lsisas1068", "lsisas1078", "vmpvscsi", "dc390", "am53c974")
-_EXPRESS_NICS = ("e1000e", "igb", "vmxnet3")
+# models that libvirt knows and takes for conventional; a model it does not know is taken for Express
+_OLD_NICS = ("netfront", "rtl8139", "e1000", "lan9118", "smc91c111", "virtio-transitional")
+_VMWARE_NICS = ("vlance", "vmxnet", "vmxnet2", "vmxnet3")
+_VBOX_NICS = ("Am79C970A", "Am79C973", "82540EM", "82545EM", "82543GC")
+_CONVENTIONAL_NICS = (*_OLD_NICS, *_VMWARE_NICS, *_VBOX_NICS)
 _PCI_SOUND = ("es1370", "ac97", "ich6", "ich7", "ich9")
 _PCI_VIDEO = ("vga", "cirrus", "vmvga", "xen", "qxl", "bochs")
 
@@ -92,11 +96,7 @@ class ConnectFlags:
         """Return an interface's flags; one that is a host device is asked as such."""
         if device.type == "hostdev" or device.model in ("usb-net", "spapr-vlan"):
             return 0
-        if device.model in _EXPRESS_NICS:
-            return self.pcie
-        if device.model in ("virtio", "virtio-non-transitional"):
-            return self.pcie
-        return CONVENTIONAL
+        return CONVENTIONAL if device.model in _CONVENTIONAL_NICS else self.pcie
 
     def sound(self, device: Any) -> int:
         """Return a sound card's flags."""

@@ -12,7 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_XML_DETAIL, ConfigError, ConfigUnsupportedError, XMLError
+from pyhostdev.errors import (
+    VIR_ERR_CONFIG_UNSUPPORTED,
+    VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_XML_DETAIL,
+    ConfigError,
+    ConfigUnsupportedError,
+    XMLError,
+)
 from pyhostdev.qemu.qemu_alias import is_builtin_ide
 from pyhostdev.qemu.qemu_domain import (
     ARM,
@@ -25,6 +32,8 @@ from pyhostdev.qemu.qemu_domain import (
     is_q35,
     lacks_pci,
 )
+from pyhostdev.qemu.qemu_domain.namespace import namespace_of
+from pyhostdev.qemu.qemu_validate.net import net_errors
 from pyhostdev.qemu.qemu_validate.pci import pci_controller_errors
 
 if TYPE_CHECKING:
@@ -192,7 +201,13 @@ def _usb_errors(dom: DomainDef) -> Errors:
     hostdevs = [h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"]
     users: list[Any] = [*controllers[1:], *dom.hubs, *hostdevs, *(i for i in dom.inputs if i.bus == "usb")]
     for user in users:
-        yield XMLError(f"USB is off, so a {user.tag} cannot use it", line=user.line, libvirt_code=VIR_ERR_XML_DETAIL)
+        code = VIR_ERR_CONFIG_UNSUPPORTED if user.tag == "hostdev" else VIR_ERR_XML_DETAIL
+        yield XMLError(f"USB is off, so a {user.tag} cannot use it", line=user.line, libvirt_code=code)
+
+
+def _namespace_errors(dom: DomainDef) -> Errors:
+    """Mirrors: qemuDomainDefNamespaceParse (src/qemu/qemu_domain.c)"""
+    yield from namespace_of(dom).errors
 
 
 _DOMAIN_RULES: tuple[Callable[[DomainDef], Errors], ...] = (
@@ -202,6 +217,7 @@ _DOMAIN_RULES: tuple[Callable[[DomainDef], Errors], ...] = (
     _power_errors,
     _clock_errors,
     _usb_errors,
+    _namespace_errors,
 )
 
 
@@ -330,4 +346,5 @@ _DEVICE_RULES: dict[str, Callable[[DomainDef, Any], Errors]] = {
     "memballoon": _memballoon_errors,
     "watchdog": _watchdog_errors,
     "panic": _panic_errors,
+    "interface": net_errors,
 }

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a domain says in QEMU's own namespace: printed as libvirt does, and told when it goes around the plan.
+
+Mirrors: qemuBuildCommandLine for qemu:arg (src/qemu/qemu_command.c), qemuDomainXmlNsDef
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import TYPE_CHECKING
+
+from pyhostdev.qemu.qemu_command.builder import DEVICE_JSON
+from pyhostdev.qemu.qemu_domain.namespace import ELEMENTS, namespace_of, namespace_path
+from pyhostdev.util.finding import ERROR, NOTE, Finding
+from pyhostdev.util.virxml import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.domain_fields import DomainFields
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder
+
+KNOWN_PATHS = frozenset(map(namespace_path, ELEMENTS))
+
+# capabilities whose absence changes what we print; of the others nothing that is printed depends
+USB_HOSTDEVICE = "usb-host.hostdevice"
+FOLLOWED_CAPABILITIES = (DEVICE_JSON, USB_HOSTDEVICE)
+
+_DEVICES = r"vfio-(?:pci|ap|ccw|platform|amd-xgbe|calxeda-xgmac)"
+_FUNCTION = r"(?<![0-9a-f:.])(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](?![0-9a-f])"
+_AROUND = re.compile(rf"{_DEVICES}|iommufd|sysfsdev|/dev/(?:vfio|iommu)|{_FUNCTION}", re.IGNORECASE)
+_FILE_OPTION = "readconfig"  # a file of further options, which no plan sees
+_HOST_PROPERTIES = ("driver", "host", "sysfsdev", "iommufd", "fd")
+_LOADER_PREFIXES = ("LD_", "GLIBC_TUNABLES")
+
+
+def build_arguments(build: CommandBuilder) -> None:
+    """Add the words of the user, as they were written."""
+    build.add(*(arg.value for arg in build.namespace.args))
+
+
+def environment_of(dom: DomainFields) -> dict[str, str]:
+    """Return the variables that a domain adds to QEMU's environment; the last of one name counts."""
+    return {row.name: row.value for row in namespace_of(dom).env}
+
+
+def around_words(dom: DomainFields) -> list[Finding]:
+    """
+    Return an error for each word in QEMU's namespace that names a host function or a way to one.
+
+    The plan knows the host devices of the definition only, so such a word would give the guest a device that is not
+    checked, not recorded and not given back.
+    """
+    found = namespace_of(dom)
+    said = [(arg.value, "A <qemu:arg>", arg.line) for arg in found.args if _goes_around(arg.value)]
+    for row in found.properties:
+        if row.name in _HOST_PROPERTIES or _goes_around(f"{row.name}={row.value}"):
+            said.append((row.name, "A <qemu:property>", row.line))
+    return [
+        Finding("around-plan", ERROR, None, f"{what} goes around the plan: '{shown(text)}'", line)
+        for text, what, line in said
+    ]
+
+
+def _goes_around(text: str) -> bool:
+    plain = _without_escapes(text)
+    return plain.lstrip("-") == _FILE_OPTION or _AROUND.search(plain) is not None
+
+
+def _without_escapes(text: str) -> str:
+    r"""Return JSON with its characters in plain, because ``\u002d`` is a hyphen there; other text as it is."""
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False)
+    except ValueError:
+        return text
+
+
+def namespace_words(dom: DomainFields) -> Iterator[Finding]:
+    """Yield what ``start`` says about the words in QEMU's namespace, besides ``around_words``."""
+    found = namespace_of(dom)
+    for row in found.env:
+        if row.name.startswith(_LOADER_PREFIXES) and os.geteuid() == 0:
+            message = f"<qemu:env name='{shown(row.name)}'> loads code into QEMU, and root starts it"
+            yield Finding("unsupported", ERROR, None, message, row.line)
+    for name in (*found.added_capabilities, *found.deleted_capabilities):
+        if name not in FOLLOWED_CAPABILITIES:
+            message = f"The capability '{shown(name)}' in <qemu:capabilities> is ignored: the emulator is asked itself"
+            yield Finding("ignored", NOTE, None, message, dom.line)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The words of a domain in QEMU's own namespace: arguments, environment, capabilities and properties of devices.
+
+They are printed as they were written, and tell QEMU what the definition does not know. What they must not do is in
+``namespace_words`` and ``around_words`` of ``qemu_command.namespace``.
+
+Mirrors: qemuDomainXmlNsDef (src/qemu/qemu_domain.h), qemuDomainDefNamespaceParse (src/qemu/qemu_domain.c)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, XMLError
+from pyhostdev.util.virxml import parse_document, shown, source_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pyhostdev.conf.domain_fields import DomainFields
+    from pyhostdev.errors import ConfigError
+    from pyhostdev.util.virxml import Element
+
+NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+ELEMENTS = ("commandline", "capabilities", "override")
+REMOVE = "remove"
+
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_UNSIGNED_MAX = (1 << 64) - 1
+_SIGNED_MAX = (1 << 63) - 1
+
+
+class QEMUEnvironment(NamedTuple):
+    """A variable of QEMU's environment."""
+
+    name: str
+    value: str
+    line: int | None
+
+
+class QEMUArgument(NamedTuple):
+    """One word of QEMU's command line."""
+
+    value: str
+    line: int | None
+
+
+class QEMUProperty(NamedTuple):
+    """A property of one device: a new value, or None to leave it out."""
+
+    alias: str
+    name: str
+    value: int | bool | str | None
+    line: int | None
+
+
+class QEMUNamespace(NamedTuple):
+    """All of a domain's words in QEMU's namespace."""
+
+    args: tuple[QEMUArgument, ...] = ()
+    env: tuple[QEMUEnvironment, ...] = ()
+    added_capabilities: tuple[str, ...] = ()
+    deleted_capabilities: tuple[str, ...] = ()
+    properties: tuple[QEMUProperty, ...] = ()
+    errors: tuple[ConfigError, ...] = ()
+
+    def joined(self, other: QEMUNamespace) -> QEMUNamespace:
+        """Return the words of both, in this order."""
+        return QEMUNamespace(
+            self.args + other.args,
+            self.env + other.env,
+            self.added_capabilities + other.added_capabilities,
+            self.deleted_capabilities + other.deleted_capabilities,
+            self.properties + other.properties,
+            self.errors + other.errors,
+        )
+
+    def overridden(self, alias: str | None, properties: dict[str, object]) -> dict[str, object]:
+        """Return the properties of a device with the values that are asked for; what is set anew comes last."""
+        found = dict(properties)
+        for row in self.properties:
+            if row.alias == alias:
+                found.pop(row.name, None)
+                found |= {} if row.value is None else {row.name: row.value}
+        return found
+
+
+def namespace_path(name: str) -> str:
+    """Return the name of an element of QEMU's namespace, as ``DomainFields.unmodelled`` has it."""
+    return f"domain/{{{NAMESPACE}}}{name}"
+
+
+def namespace_of(dom: DomainFields) -> QEMUNamespace:
+    """Return what a domain says in QEMU's namespace; what is wrong with it is in ``errors``."""
+    found = QEMUNamespace()
+    for word in dom.unknown.get((), ()):
+        kind = word.name.removeprefix(f"{{{NAMESPACE}}}")
+        if word.is_element and kind != word.name and kind in _READERS:
+            before = (word.line or 1) - 1
+            read = _READERS[kind](_Reader(parse_document(word.value), before))
+            found = found.joined(read)
+    return found
+
+
+class _Reader:
+    """One element of the namespace, and the errors found in it."""
+
+    def __init__(self, root: Element, before: int) -> None:
+        self.root = root
+        self.before = before  # lines of the document before the element
+        self.errors: list[ConfigError] = []
+
+    def elements(self, *path: str) -> list[Element]:
+        return self.below(self.root, *path)
+
+    def below(self, element: Element, *path: str) -> list[Element]:
+        return list(element.iterfind("/".join(f"{{{NAMESPACE}}}{name}" for name in path)))
+
+    def line(self, element: Element) -> int | None:
+        return self.before + (source_line(element) or 1)
+
+    def wrong(self, message: str, element: Element, code: int | None = None) -> None:
+        self.errors.append(XMLError(message, line=self.line(element), libvirt_code=code))
+
+    def required(self, element: Element, name: str, what: str, code: int | None = None) -> str | None:
+        """Return an attribute; its absence is an error."""
+        value: str | None = element.get(name)
+        if not value and (value is None or name == "name"):
+            self.wrong(f"A <{what}> has no {name}", element, code)
+            return None
+        return value
+
+
+def _commandline(reader: _Reader) -> QEMUNamespace:
+    args, env = [], []
+    for element in reader.elements("arg"):
+        value = reader.required(element, "value", "qemu:arg", VIR_ERR_INTERNAL_ERROR)
+        if value is not None:
+            args.append(QEMUArgument(value, reader.line(element)))
+    for element in reader.elements("env"):
+        name = reader.required(element, "name", "qemu:env", VIR_ERR_INTERNAL_ERROR)
+        if name is None:
+            continue
+        if _ENVIRONMENT_NAME.fullmatch(name) is None:
+            text = f"'{shown(name)}' is not valid as the name of a variable of the environment"
+            reader.wrong(text, element, VIR_ERR_INTERNAL_ERROR)
+            continue
+        env.append(QEMUEnvironment(name, element.get("value") or "", reader.line(element)))
+    return QEMUNamespace(args=tuple(args), env=tuple(env), errors=tuple(reader.errors))
+
+
+def _capabilities(reader: _Reader) -> QEMUNamespace:
+    named: dict[str, list[str]] = {"add": [], "del": []}
+    for verb, names in named.items():
+        for element in reader.elements(verb):
+            name = reader.required(element, "capability", f"qemu:{verb}", VIR_ERR_INTERNAL_ERROR)
+            names += [] if name is None else [name]
+    return QEMUNamespace(
+        added_capabilities=tuple(named["add"]), deleted_capabilities=tuple(named["del"]), errors=tuple(reader.errors)
+    )
+
+
+def _override(reader: _Reader) -> QEMUNamespace:
+    rows: list[QEMUProperty] = []
+    for device in reader.elements("device"):
+        alias = reader.required(device, "alias", "qemu:device")
+        for element in reader.below(device, "frontend", "property"):
+            rows += _property(reader, alias or "", element)
+    return QEMUNamespace(properties=tuple(rows), errors=tuple(reader.errors))
+
+
+def _property(reader: _Reader, alias: str, element: Element) -> Iterator[QEMUProperty]:
+    name = reader.required(element, "name", "qemu:property")
+    kind = reader.required(element, "type", "qemu:property")
+    if name is None or kind is None:
+        return
+    if kind == REMOVE:
+        yield QEMUProperty(alias, name, None, reader.line(element))
+        return
+    text = reader.required(element, "value", "qemu:property")
+    if kind not in _VALUES:
+        expected = ", ".join([*_VALUES, REMOVE])
+        reader.wrong(f"Invalid type '{shown(kind)}' of a <qemu:property>: expected one of {expected}", element)
+    elif text is not None:
+        try:
+            yield QEMUProperty(alias, name, _VALUES[kind](text), reader.line(element))
+        except ValueError:
+            reader.wrong(f"Invalid value '{shown(text)}' of a <qemu:property> of type {kind}", element)
+
+
+def _boolean(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
+def _integer(text: str, least: int, largest: int) -> int:
+    value = int(text, 10)
+    if not least <= value <= largest:
+        raise ValueError(text)
+    return value
+
+
+_VALUES: dict[str, Callable[[str], int | bool | str]] = {
+    "unsigned": lambda text: _integer(text, 0, _UNSIGNED_MAX),
+    "signed": lambda text: _integer(text, -_SIGNED_MAX - 1, _SIGNED_MAX),
+    "bool": _boolean,
+    "string": str,
+}
+
+_READERS: dict[str, Callable[[_Reader], QEMUNamespace]] = {
+    "commandline": _commandline,
+    "capabilities": _capabilities,
+    "override": _override,
+}
