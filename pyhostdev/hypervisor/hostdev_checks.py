@@ -59,7 +59,7 @@ def consents(texts: Iterable[str]) -> frozenset[tuple[str, str]]:
 
 def vf_network(request: Request) -> Iterator[Finding]:
     """
-    Yield a finding if an interface requests a network that pyhostdev does not set on its virtual function.
+    Yield a finding if an interface requests a network, which preparing its virtual function does not set.
 
     It needs consent with every policy: a policy decides which functions must be declared, and none makes the guest's
     network right. It is not an error, because the settings may be made otherwise: a user who sets them through the PF
@@ -67,8 +67,8 @@ def vf_network(request: Request) -> Iterator[Finding]:
     """
     if request.network:
         text = (
-            f"The interface of device {request.address} requests {', '.join(request.network)}, which is not set on the "
-            "virtual function yet: accept if another program sets it before the guest runs"
+            f"The interface of device {request.address} requests {', '.join(request.network)}, which only "
+            "pyhostdev start sets on the virtual function: accept if another program sets it before the guest runs"
         )
         yield Finding("vf-network", CONSENT, request.address, text)
 

@@ -146,7 +146,7 @@ class HostdevManager:
             occupied=plan.definition.guest_pci_addresses(),
             accept=[f"{reason}:{address}" for reason, address in plan.accepted],
             definition=plan.definition,
-        ).with_plugs(plan.plugs)
+        )
 
     @contextmanager
     def prepared(
@@ -208,8 +208,12 @@ class HostdevManager:
             SysfsError: the state directory cannot be read.
         """
         from pyhostdev.hypervisor.hostdev_recover import recover
+        from pyhostdev.hypervisor.netdev_journal import MacvtapJournal
+        from pyhostdev.hypervisor.vf_network import VFJournal
 
-        return recover(self.context, include_prepared=include_prepared, timeout_s=timeout_s)
+        # a host driver reads the settings of its virtual function when it binds
+        networks = [*VFJournal(self.host).recover(), *MacvtapJournal(self.host).recover()]
+        return [*recover(self.context, include_prepared=include_prepared, timeout_s=timeout_s), *networks]
 
     def prepare_pci_devices(
         self,

@@ -22,14 +22,20 @@ def run(args: argparse.Namespace) -> int:
     """Define the domain and print QEMU's command line; report on stderr what the command line leaves out."""
     from pyhostdev.qemu import qemu_driver
     from pyhostdev.qemu.qemu_command.ignored import start_words
+    from pyhostdev.qemu.qemu_hostdev import unfound_usb
 
     host = arguments.host_of(args)
     definition = arguments.definition_of(args)
     capabilities = arguments.capabilities_of(args, definition, host)
     argv = qemu_driver.domain_to_native(
-        definition, host, keep_together=args.keep_together, capabilities=capabilities, release=args.libvirt
+        definition,
+        host,
+        keep_together=args.keep_together,
+        capabilities=capabilities,
+        release=args.libvirt,
+        usb_may_be_absent=True,
     )
-    tell_notes(start_words(definition))
+    tell_notes([*start_words(definition), *unfound_usb(definition, host)])
     if args.json:
         output.print_json(argv)
     else:

@@ -24,11 +24,13 @@ def planned(
     args: argparse.Namespace, definition: DomainDef, host: Host, capabilities_of: Callable[[], QEMUCapabilities]
 ) -> tuple[Plan, str | None]:
     """Return the plan with what keeps QEMU from starting, and the origin of the emulator's capabilities."""
+    from pyhostdev.hypervisor.vf_network import vf_consents
     from pyhostdev.qemu import qemu_driver
     from pyhostdev.qemu.qemu_driver.iommufd import vfio_nodes
 
     ownership = chosen_ownership(args.user)
-    plan = host.plan(definition, args.policy, accept=args.accept)
+    own = vf_consents(definition) if args.for_start else []  # start sets the network of virtual functions itself
+    plan = host.plan(definition, args.policy, accept=[*args.accept, *own])
     plan = plan.with_nodes(vfio_nodes(definition, host, args.libvirt))
     try:
         capabilities = capabilities_of()

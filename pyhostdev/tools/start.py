@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Plan, prepare, run QEMU to its end, release."""
     import qemu.qmp  # noqa: F401 - if it is missing, report that before anything else
 
+    from pyhostdev.hypervisor.vf_network import vf_consents
     from pyhostdev.qemu import qemu_driver
 
     definition = arguments.definition_of(args)
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         ownership=ownership,
         fd_groups=_fd_groups(args),
     )
-    plan = manager.host.plan(guest.definition, args.policy, accept=args.accept)
+    plan = manager.host.plan(guest.definition, args.policy, accept=[*args.accept, *vf_consents(definition)])
     if args.simulate:
         raise ConfigUnsupportedError("A guest cannot run on a simulated host: QEMU would access the real one")
     outcome = guest.run(manager, plan, log_path=args.log)

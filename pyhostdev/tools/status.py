@@ -42,15 +42,15 @@ def describe(devices: Sequence[RecordedDevice]) -> dict[str, Any]:
 
 
 def _facts(dev: RecordedDevice) -> dict[str, str | None]:
-    """Return the JSON object of a device on either list."""
+    """Return the JSON object of a device on either list; no code writes a unit or a phase yet."""
     return {
         "address": str(dev.address),
         "role": dev.role,
         "driver": dev.driver,
         "original_driver": dev.original_driver,
         "since": _moment(dev.since),
-        "unit": dev.unit,
-        "phase": dev.phase,
+        "unit": None,
+        "phase": None,
     }
 
 
@@ -69,9 +69,8 @@ def print_status(devices: Sequence[RecordedDevice]) -> None:
             dev.role,
             dev.driver,
             dev.original_driver,
-            dev.phase,
             _moment(dev.since),
         )
         for dev in sorted(devices, key=lambda dev: not dev.is_active)
     ]
-    output.print_table(("DEVICE", "LIST", "OWNER", "ROLE", "DRIVER", "ORIGINAL", "PHASE", "SINCE"), rows)
+    output.print_table(("DEVICE", "LIST", "OWNER", "ROLE", "DRIVER", "ORIGINAL", "SINCE"), rows)

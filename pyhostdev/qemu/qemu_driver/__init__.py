@@ -8,27 +8,30 @@ Mirrors: src/qemu/qemu_driver.c
 from __future__ import annotations
 
 import os
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.later_words import later_word_notes
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, raise_all
+from pyhostdev.hypervisor.vf_network import VFNetwork, vf_consents, vf_obstacles
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
-from pyhostdev.qemu.qemu_capabilities.choice import choose
 from pyhostdev.qemu.qemu_command import build_command_line
 from pyhostdev.qemu.qemu_command.builder import DomainPaths
 from pyhostdev.qemu.qemu_command.ignored import start_words
+from pyhostdev.qemu.qemu_command.namespace import environment_of
 from pyhostdev.qemu.qemu_domain import memlock_limit
 from pyhostdev.qemu.qemu_domain.define import define as define_domain
 from pyhostdev.qemu.qemu_driver.iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
+from pyhostdev.qemu.qemu_driver.native import capabilities_of, define, domain_to_native
 from pyhostdev.qemu.qemu_driver.refusals import (
     missing_mdevs,
     refuse_missing,
     refuse_missing_storage,
     refuse_unstartable,
 )
-from pyhostdev.qemu.qemu_postparse import default_emulator, host_arch
+from pyhostdev.qemu.qemu_hostdev import absent_usb, without_absent_usb
+from pyhostdev.qemu.qemu_interface import interface_obstacles
 from pyhostdev.qemu.qemu_process.access import image_obstacles
 from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
 from pyhostdev.util.finding import ERROR, Finding
@@ -63,90 +66,19 @@ __all__ = [
 ]
 
 
-def capabilities_of(
-    dom: DomainDef, host: Host | None = None, choice: str | None = None, release: LibvirtRelease = DEFAULT_RELEASE
-) -> QEMUCapabilities:
-    """
-    Return what the domain's emulator can do; ``origin`` of the answer says who said so.
-
-    A trusted emulator of the live host is asked, or was before; stored answers serve everywhere else.
-
-    Args:
-        host: of the domain; None stands for the machine that runs this.
-        choice: a stored release, a file, or "probe"; see ``qemu_capabilities.choice``.
-        release: the libvirt whose QEMU's stored answers serve where the emulator cannot be asked.
-
-    Raises:
-        ConfigError: the choice cannot be had.
-        ConfigUnsupportedError: the emulator cannot be asked, and nothing is stored for its architecture.
-        OperationError: it does not answer.
-    """
-    arch = (dom.os.arch if dom.os is not None else None) or host_arch()
-    may_run = host is None or host.root.is_live
-    return choose(dom.emulator or default_emulator(arch), arch, choice=choice, may_run=may_run, stored=release.qemu)
-
-
-def define(
-    dom: DomainDef,
-    host: Host | None = None,
-    *,
-    keep_together: bool = False,
-    capabilities: QEMUCapabilities | None = None,
-    release: LibvirtRelease = DEFAULT_RELEASE,
-) -> DomainDef:
-    """
-    Return a copy with defaults and guest addresses, valid for its emulator.
-
-    Args:
-        capabilities: of the emulator; asked for when None.
-        release: the libvirt whose defaults, order and rules are meant.
-
-    Raises:
-        ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
-
-    Mirrors: qemuDomainDefineXMLFlags (src/qemu/qemu_driver.c)
-    """
-    capabilities = capabilities or capabilities_of(dom, host, release=release)
-    return define_domain(dom, capabilities, host, keep_together=keep_together, release=release)
-
-
-def domain_to_native(
-    dom: DomainDef,
-    host: Host,
-    *,
-    keep_together: bool = False,
-    capabilities: QEMUCapabilities | None = None,
-    release: LibvirtRelease = DEFAULT_RELEASE,
-) -> list[str]:
-    """
-    Return the command line of a domain that could be started on this host.
-
-    Args:
-        capabilities: of the emulator; asked for when None.
-        release: the libvirt whose defaults, order and rules are meant.
-
-    Raises:
-        ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
-        RefusedError: a host device is missing.
-
-    Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
-    """
-    refuse_missing(dom, host)
-    capabilities = capabilities or capabilities_of(dom, host, release=release)
-    errors: list[ConfigError] = []
-    argv: list[str] = []
-    try:
-        dom.validate(host)
-    except ConfigError as err:
-        errors.append(err)
-    try:
-        argv = build_command_line(
-            dom, capabilities, host=host, state_dir=host.shown_state_dir, keep_together=keep_together, release=release
-        )
-    except ConfigError as err:
-        errors.append(err)
-    raise_all(errors)
-    return argv
+__all__ = [
+    "Guest",
+    "capabilities_of",
+    "define",
+    "domain_to_native",
+    "guest_addresses",
+    "plan",
+    "refuse_missing",
+    "refuse_missing_storage",
+    "refuse_unstartable",
+    "start_obstacles",
+    "unfollowed_errors",
+]
 
 
 def plan(
@@ -174,7 +106,7 @@ def plan(
         ConfigError, ConfigUnsupportedError: the request is invalid for any host.
         SysfsError: the host cannot be read.
     """
-    made = host.plan(dom, policy, owner=owner, accept=accept)
+    made = host.plan(dom, policy, owner=owner, accept=[*accept, *vf_consents(dom)])
     found = start_obstacles(
         dom,
         host,
@@ -230,6 +162,7 @@ def start_obstacles(
     found += image_obstacles(dom, host, ownership)
     found += iommufd_obstacles(dom, host, release, fd_groups)
     found += missing_mdevs(dom, host)
+    found += [*interface_obstacles(dom, host), *vf_obstacles(dom, host), *absent_usb(dom, host)]
     return list(dict.fromkeys(found))
 
 
@@ -263,7 +196,7 @@ def _unbuildable(
 def unfollowed_errors(dom: DomainDef) -> list[ConfigError]:
     """Return an error for each setting that QEMU does not handle, and that a guest must not run without."""
     refused = (finding for finding in [*_unfollowed(dom), *start_words(dom)] if finding.severity == ERROR)
-    return [ConfigUnsupportedError(finding.message, line=finding.line) for finding in refused]
+    return [ConfigUnsupportedError(finding.message, line=finding.line, reason=finding.reason) for finding in refused]
 
 
 def _unfollowed(dom: DomainDef) -> Iterator[Finding]:
@@ -311,7 +244,8 @@ class Guest:
         except ConfigError as err:
             errors.insert(0, err)
         raise_all(errors)
-        self.definition = define_domain(dom, self.capabilities, host, keep_together=keep_together, release=release)
+        defined = define_domain(dom, self.capabilities, host, keep_together=keep_together, release=release)
+        self.definition = without_absent_usb(defined, host)
         self.domain_id = os.getpid()
         self.sockets: list[str] = []
         self.argv(None, self._note_socket)
@@ -324,6 +258,7 @@ class Guest:
         self,
         monitor_fd: int | None,
         socket_fd: Callable[[str], int] | None = None,
+        device_fd: Callable[[str, Any], int | None] | None = None,
         vfio_fd: VFIODescriptor | None = None,
     ) -> list[str]:
         """Return QEMU's command line with the monitor, what else listens, and iommufd on inherited descriptors."""
@@ -335,13 +270,16 @@ class Guest:
             domain_id=self.domain_id,
             monitor_fd=monitor_fd,
             socket_fd=socket_fd,
+            device_fd=device_fd,
             vfio_fd=vfio_fd,
             release=self.release,
         )
 
     def run(self, manager: HostdevManager, plan: Plan, *, log_path: str | None = None) -> GuestOutcome:
         """
-        Detach the devices, run QEMU to its end, which a signal to us brings about as well, and give the devices back.
+        Detach the devices, run QEMU to its end, and give the devices back, whatever happens in between.
+
+        Signals that ask us to end are held back but while QEMU runs, whose end they are then.
 
         Raises:
             RefusedError: the plan does not hold any more, or QEMU would fail with it; nothing was touched.
@@ -350,7 +288,7 @@ class Guest:
 
         Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
         """
-        from pyhostdev.qemu.qemu_hotplug.owner import GuestOwner
+        from pyhostdev.qemu.qemu_process.descriptors import DeviceDescriptors
         from pyhostdev.qemu.qemu_process.process import held_signals, run_guest
         from pyhostdev.qemu.qemu_process.sockets import ListeningSockets
 
@@ -360,19 +298,24 @@ class Guest:
         with (
             held_signals(),
             ListeningSockets(self.sockets, paths.channels) as sockets,
+            DeviceDescriptors(self.definition, self.host) as devices,
             manager.prepared(plan, node_owner=node_owner, by_descriptor=functions_by_iommufd(self.definition)),
             self._vfio_descriptors() as vfio,  # closed before the devices are given back
+            ExitStack() as undo,
         ):
+            networks = VFNetwork(self.host, self.definition.name or "", undo)
+            networks.set_all(self.definition)
             return run_guest(
-                lambda monitor_fd: self.argv(monitor_fd, sockets.fd, vfio.fd),
+                lambda monitor_fd: self.argv(monitor_fd, sockets.fd, devices.fd, vfio.fd),
                 dom=self.definition,
                 runtime_dir=paths.lib_dir,
                 memlock_limit=memlock_limit(self.definition),
                 log_path=log_path,
                 ownership=self.ownership,
-                pass_fds=(*sockets.fds, *vfio.fds),
+                pass_fds=(*sockets.fds, *devices.fds, *networks.lock_fds, *vfio.fds),
                 on_spawned=vfio.close,
-                control=GuestOwner(self.definition, self.host, self.capabilities, self.release, node_owner),
+                environment=environment_of(self.definition),
+                links_down=devices.links_down,
             )
 
     def _refuse(self, plan: Plan) -> None:
@@ -385,6 +328,8 @@ class Guest:
         refuse_unstartable(self.definition, self.host, plan)
         obstacles = image_obstacles(self.definition, self.host, self.ownership)
         obstacles += iommufd_obstacles(self.definition, self.host, self.release, self.fd_groups)
+        found = [*interface_obstacles(self.definition, self.host), *vf_obstacles(self.definition, self.host)]
+        obstacles += (finding for finding in found if finding.severity == ERROR)
         if obstacles:
             raise RefusedError(obstacles)
 

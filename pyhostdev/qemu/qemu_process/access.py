@@ -52,6 +52,7 @@ class NeededFile(NamedTuple):
     line: int | None = None
     making: str | None = None
     is_device: bool = False
+    is_handed_over: bool = False  # opened by us, and inherited by QEMU
 
     @property
     def directory(self) -> str:
@@ -74,9 +75,12 @@ def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
             yield NeededFile(f"the directory of '{filesystem.target}'", filesystem.source_dir, mode, filesystem.line)
     yield from _device_files(dom)
     if dom.vsock is not None:
-        yield NeededFile("the node of <vsock>", root.dev_vhost_vsock, WRITE, dom.vsock.line)
+        path = root.dev_vhost_vsock
+        yield NeededFile("the node of <vsock>", path, WRITE, dom.vsock.line, is_handed_over=True)
     for device, source in character_devices(dom):
         yield from _chardev_files(device, source)
+    for net in dom.interfaces:
+        yield from _interface_files(net)
     for hostdev in dom.all_hostdevs():
         yield from _hostdev_files(hostdev, root, by_descriptor=dom.uses_iommufd(hostdev))
 
@@ -165,6 +169,18 @@ def _chardev_files(device: Any, source: Any) -> Iterator[NeededFile]:
         yield NeededFile(what, source.path, WRITE, device.line)
 
 
+def _interface_files(net: Any) -> Iterator[NeededFile]:
+    """Yield what an interface other than a tap is connected to."""
+    if net.source is None:
+        return
+    if net.type == "vdpa":
+        yield NeededFile("an <interface>", net.source.dev, WRITE, net.line, is_handed_over=True)
+    elif net.type == "vhostuser" and net.source.mode == "client":
+        yield NeededFile("an <interface>", net.source.path, os.W_OK, net.line)
+    elif net.type == "vhostuser":
+        yield NeededFile("the directory of an <interface>", os.path.dirname(net.source.path), os.F_OK, net.line)
+
+
 def _hostdev_files(hostdev: Any, root: HostRoot, *, by_descriptor: bool) -> Iterator[NeededFile]:
     """Yield the nodes whose owner is not changed for QEMU's user; those of PCI devices are given with the device."""
     source = hostdev.source_def
@@ -172,7 +188,7 @@ def _hostdev_files(hostdev: Any, root: HostRoot, *, by_descriptor: bool) -> Iter
         return
     if hostdev.type == "usb" and source.bus is not None and source.device is not None:
         path = root.usb_node(source.bus, source.device)
-        yield NeededFile("the node of a USB <hostdev>", path, WRITE, hostdev.line)
+        yield NeededFile("the node of a USB <hostdev>", path, WRITE, hostdev.line, is_handed_over=True)
     if hostdev.type == "mdev" and source.uuid is not None:
         group = read_link_name(root, os.path.join(root.mdev_device(source.uuid), "iommu_group"))
         if group is not None and _GROUP.fullmatch(group):
@@ -197,7 +213,9 @@ def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> 
     relative = [_relative(file) for file in files if not os.path.isabs(file.path)]
     files = [file for file in files if os.path.isabs(file.path)]
     files.append(_state_directory(dom, host))
-    return [*relative, *_judge(files, ownership)]
+    ours = [file for file in files if file.is_handed_over]
+    others = [file for file in files if not file.is_handed_over]
+    return [*relative, *_judge(others, ownership), *_judge(ours, None)]
 
 
 def _is_there(host: Host, file: NeededFile) -> bool:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import resource
 import select
 import shutil
@@ -29,20 +28,15 @@ from pyhostdev.qemu.qemu_process.log import OutputPipe, RollingLog, rolled_names
 from pyhostdev.util.spawn import SpawnError, is_limit, spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from pyhostdev.util.ownership import Ownership
 
 MONITOR_SOCKET = "monitor.sock"
-CONTROL_SOCKET = "control.sock"  # the second monitor: for other processes, one at a time
 MASTER_KEY = "master-key.aes"
 MASTER_KEY_BYTES = 32  # AES-256
 LOG = "qemu.log"
-# what is known about the running guest, and what killed writers left of it
-_GUEST_FILES = re.compile(
-    r"\.?(?:control\.lock|owner\.lock|guest\.json|live\.xml|memlock\.json|unit-[0-9a-f:.]+\.xml)(?:\.[0-9a-f]{16})?"
-)
 
 # Where programs are, whatever root's own PATH says; QEMU itself is run by its absolute path.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -103,8 +97,7 @@ class RuntimeDir:
         trace: TracebackType | None,
     ) -> None:
         with self._fds:
-            found = [name for name in os.listdir(self.fd) if _GUEST_FILES.fullmatch(name)]
-            for name in (MONITOR_SOCKET, CONTROL_SOCKET, MASTER_KEY, *rolled_names(LOG), *found):
+            for name in (MONITOR_SOCKET, MASTER_KEY, *rolled_names(LOG)):
                 self._unlink(name)
             with contextlib.suppress(OSError):  # what others put there is not ours to remove
                 os.rmdir(self.path)
@@ -159,12 +152,12 @@ class RuntimeDir:
         return self._path_of(MONITOR_SOCKET)
 
     @contextlib.contextmanager
-    def listening_socket(self, name: str = MONITOR_SOCKET) -> Iterator[int]:
+    def listening_socket(self) -> Iterator[int]:
         """Listen where QEMU's monitor will answer: a client can connect before QEMU accepts."""
-        self._unlink(name)
+        self._unlink(MONITOR_SOCKET)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             os.fchmod(listener.fileno(), 0o600)  # the file's mode, whatever the umask
-            listener.bind(self._path_of(name))
+            listener.bind(self.monitor_path)
             listener.listen(1)
             yield listener.fileno()
 
@@ -232,6 +225,7 @@ class QEMUProcess:
         pass_fds: tuple[int, ...] = (),
         memlock_limit: int | None = None,
         ownership: Ownership | None = None,
+        more_environment: Mapping[str, str] | None = None,
     ) -> QEMUProcess:
         """
         Start QEMU in a session of its own.
@@ -243,7 +237,7 @@ class QEMUProcess:
         try:
             pid = spawn(
                 [program, *argv[1:]],
-                env=environment(home, ownership),
+                env=environment(home, ownership) | dict(more_environment or {}),
                 output_fd=output.write_fd,
                 keep_fds=pass_fds,
                 ownership=ownership,

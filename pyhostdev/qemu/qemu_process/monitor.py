@@ -148,11 +148,6 @@ class QEMUMonitor:
         self._events = _LifecycleEvents()
         self._client.register_listener(self._events)
 
-    @property
-    def client(self) -> QMPClient:
-        """The library's client, to which further listeners can be added."""
-        return self._client
-
     async def connect(self, path: str) -> None:
         """Wait for QEMU's greeting on a unix socket and negotiate."""
         try:
@@ -211,6 +206,15 @@ class QEMUMonitor:
         except OperationError as err:
             if not _is_unknown_command(err.__cause__):
                 raise
+
+    async def set_link_down(self, device: str) -> None:
+        """
+        Pull the cable of a guest's network card.
+
+        Raises:
+            OperationError: QEMU refuses.
+        """
+        await self.execute("set_link", name=device, up=False)
 
     async def cont(self) -> None:
         """Let the guest's processors run."""

@@ -20,15 +20,13 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from pyhostdev.errors import OperationError
-from pyhostdev.qemu.qemu_process.launch import CONTROL_SOCKET, QEMUProcess, RuntimeDir, describe_status, quoted
+from pyhostdev.qemu.qemu_process.launch import QEMUProcess, RuntimeDir, describe_status, quoted
 from pyhostdev.qemu.qemu_process.lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT, Lifecycle, lifecycle_actions
 from pyhostdev.qemu.qemu_process.monitor import QEMUMonitor
 from pyhostdev.util.spawn import standard_descriptors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-
-    from qemu.qmp import QMPClient
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 
     from pyhostdev.qemu.qemu_process.log import OutputPipe
     from pyhostdev.util.ownership import Ownership
@@ -59,25 +57,6 @@ class Domain(Lifecycle, Protocol):
     @property
     def name(self) -> str | None:
         """Return the name of the domain."""
-
-
-class Control(Protocol):
-    """How other processes reach a running guest, and what its owner does meanwhile."""
-
-    def arguments(self, control_fd: int) -> list[str]:
-        """Return what QEMU's command line needs for the second monitor."""
-
-    def owning(self, runtime_path: str) -> contextlib.AbstractContextManager[None]:
-        """Show others that the owner of the guest lives, while the block runs."""
-
-    def spawned(self, pid: int) -> None:
-        """Write down what others need to know, before the guest's processors run."""
-
-    async def follow(self, client: QMPClient) -> None:
-        """React to devices that leave, until ``stop`` is called."""
-
-    def stop(self) -> None:
-        """Let ``follow`` return as soon as it can."""
 
 
 class GuestOutcome(NamedTuple):
@@ -115,8 +94,10 @@ class _Guest:
         name: str | None,
         actions: dict[str, str],
         over: asyncio.Event,
+        links_down: Sequence[str] = (),
     ) -> None:
         self.process = process
+        self.links_down = links_down
         self.monitor = QEMUMonitor(name)
         self.actions = actions
         self.ended = asyncio.Event()
@@ -129,7 +110,7 @@ class _Guest:
         self.ended.set()
         self.over.set()
 
-    async def run(self, monitor_path: str, on_started: OnStarted | None, control: Control | None) -> str | None:
+    async def run(self, monitor_path: str, on_started: OnStarted | None) -> str | None:
         """
         Let the guest run; return the reason of its end, None when QEMU ended by itself.
 
@@ -140,8 +121,7 @@ class _Guest:
             await self._start(monitor_path)
             if on_started is not None:
                 on_started(self.process.pid)
-            async with _beside(control, self.monitor.client):
-                return await self._follow()
+            return await self._follow()
         except _Over:
             return None if self.ended.is_set() else DESTROYED
 
@@ -150,6 +130,8 @@ class _Guest:
             await self._unless_over(self.monitor.connect(monitor_path), GREETING_TIMEOUT_S)
             if self.actions[ON_REBOOT] != "restart":
                 await self._unless_over(self.monitor.stop_on_reboot(), ANSWER_TIMEOUT_S)
+            for device in self.links_down:
+                await self._unless_over(self.monitor.set_link_down(device), ANSWER_TIMEOUT_S)
             await self._unless_over(self.monitor.cont(), ANSWER_TIMEOUT_S)
         except _Over:
             if self.ended.is_set():
@@ -227,20 +209,6 @@ class _Guest:
         return self.ended.is_set()
 
 
-@contextlib.asynccontextmanager
-async def _beside(control: Control | None, client: QMPClient) -> AsyncIterator[None]:
-    """Let the owner react to devices that leave while the block runs; a device that it gives back is waited for."""
-    if control is None:
-        yield
-        return
-    following = asyncio.ensure_future(control.follow(client))
-    try:
-        yield
-    finally:
-        control.stop()
-        await following
-
-
 @contextlib.contextmanager
 def held_signals() -> Iterator[None]:
     """
@@ -290,36 +258,30 @@ class _Request(NamedTuple):
     ownership: Ownership | None
     pass_fds: tuple[int, ...]
     on_spawned: Callable[[], object]
-    control: Control | None
+    environment: Mapping[str, str]
+    links_down: tuple[str, ...]
 
     def spawn(self, runtime: RuntimeDir, output: OutputPipe) -> QEMUProcess:
-        with contextlib.ExitStack() as listening:
-            monitor_fd = listening.enter_context(runtime.listening_socket())
-            argv, fds = list(self.argv_builder(monitor_fd)), [monitor_fd]
-            if self.control is not None:
-                fds.append(listening.enter_context(runtime.listening_socket(CONTROL_SOCKET)))
-                argv += self.control.arguments(fds[-1])
+        with runtime.listening_socket() as monitor_fd:
             process = QEMUProcess.spawn(
-                argv,
+                self.argv_builder(monitor_fd),
                 home=runtime.path,
                 output=output,
-                pass_fds=(*fds, runtime.fd, *self.pass_fds),
+                pass_fds=(monitor_fd, runtime.fd, *self.pass_fds),
                 memlock_limit=self.memlock_limit,
                 ownership=self.ownership,
+                more_environment=self.environment,
             )
         self.on_spawned()
         return process
 
     async def run(self, runtime: RuntimeDir, output: OutputPipe) -> GuestOutcome:
         over = asyncio.Event()
-        owning = contextlib.nullcontext() if self.control is None else self.control.owning(runtime.path)
-        with owning, _end_signals(over.set), self.spawn(runtime, output) as process:
+        with _end_signals(over.set), self.spawn(runtime, output) as process:
             output.follow(asyncio.get_running_loop())
-            guest = _Guest(process, self.name, self.actions, over)
+            guest = _Guest(process, self.name, self.actions, over, self.links_down)
             try:
-                if self.control is not None:
-                    self.control.spawned(process.pid)
-                reason = await guest.run(runtime.monitor_path, self.on_started, self.control)
+                reason = await guest.run(runtime.monitor_path, self.on_started)
             finally:
                 await guest.end()
                 output.unfollow()
@@ -343,7 +305,8 @@ def run_guest(
     ownership: Ownership | None = None,
     pass_fds: Sequence[int] = (),
     on_spawned: Callable[[], object] = lambda: None,
-    control: Control | None = None,
+    environment: Mapping[str, str] | None = None,
+    links_down: Sequence[str] = (),
 ) -> GuestOutcome:
     """
     Run a guest until it ends, and QEMU with it.
@@ -364,7 +327,8 @@ def run_guest(
         pass_fds: descriptors in the argv besides the monitor's.
         on_spawned: called when QEMU has inherited the descriptors: copies that would hold a device can be closed. It
             must not raise.
-        control: gives the guest a second monitor, and reacts to devices that leave; None for a guest without hot-plug.
+        environment: variables of QEMU's besides its own.
+        links_down: the names of network cards whose cable is out when the guest begins.
 
     Raises:
         ConfigUnsupportedError: the domain requests an unsupported lifecycle action.
@@ -373,7 +337,16 @@ def run_guest(
     """
     actions = lifecycle_actions(dom)
     request = _Request(
-        argv_builder, dom.name, actions, memlock_limit, on_started, ownership, tuple(pass_fds), on_spawned, control
+        argv_builder,
+        dom.name,
+        actions,
+        memlock_limit,
+        on_started,
+        ownership,
+        tuple(pass_fds),
+        on_spawned,
+        dict(environment or {}),
+        tuple(links_down),
     )
     gid = None if ownership is None else ownership.gid
     log_path = None if log_path is None else os.path.abspath(log_path)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+libvirt's virtual networks, as far as an interface needs them: where its packets go on the host.
+
+Mirrors: virNetworkDef (src/conf/network_conf.h)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.virxml import parse_document
+
+_BRIDGED = (None, "nat", "route", "open")  # modes for which libvirt makes the bridge
+DIRECT_MODES = ("bridge", "private", "vepa", "passthrough")
+
+
+class NetworkDef(NamedTuple):
+    """A virtual network: its bridge, the interfaces it shares, or the pool of functions that it gives out."""
+
+    name: str
+    bridge: str | None = None
+    mode: str | None = None  # of <forward>
+    devices: tuple[str, ...] = ()
+    pf: str | None = None
+    functions: tuple[PCIDeviceAddress, ...] = ()
+    managed: bool = False
+    special: tuple[str, ...] = ()  # elements that need more than a port on a bridge
+
+    @property
+    def is_pool(self) -> bool:
+        """True for a network that gives host devices out."""
+        return self.mode == "hostdev"
+
+    @property
+    def is_direct(self) -> bool:
+        """True for a network whose interfaces are on one of the host directly."""
+        return self.mode in DIRECT_MODES and self.bridge is None
+
+
+def parse_network(source: bytes) -> NetworkDef:
+    """
+    Read a network from its definition, or from the status of one that is active.
+
+    Raises:
+        XMLError: it is not well-formed, or an address is not valid.
+
+    Mirrors: virNetworkDefParseXML (src/conf/network_conf.c)
+    """
+    root = parse_document(source)
+    network = root if root.tag == "network" else root.find("network")
+    if network is None:
+        return NetworkDef("")
+    forward, pf, bridge = (network.find(path) for path in ("forward", "forward/pf", "bridge"))
+    mode = None if forward is None else forward.get("mode", "nat")
+    devices = [part.get("dev") for part in network.iterfind("forward/interface")]
+    devices += [forward.get("dev")] if forward is not None and mode in DIRECT_MODES else []
+    special = [name for name in ("vlan", "virtualport", "portgroup/vlan") if network.find(name) is not None]
+    return NetworkDef(
+        name=network.findtext("name") or "",
+        bridge=None if bridge is None else bridge.get("name"),
+        mode=None if mode in _BRIDGED else mode,
+        devices=tuple(dict.fromkeys(device for device in devices if device)),
+        pf=None if pf is None else pf.get("dev"),
+        functions=tuple(_address(part) for part in network.iterfind("forward/address")),
+        managed=forward is not None and forward.get("managed") == "yes",
+        special=tuple(special),
+    )
+
+
+def _address(element: object) -> PCIDeviceAddress:
+    words = [element.get(name, "0") for name in ("domain", "bus", "slot", "function")]  # type: ignore[attr-defined]
+    domain, bus, slot, function = (word.removeprefix("0x") for word in words)
+    return PCIDeviceAddress.parse(f"{domain:0>4}:{bus:0>2}:{slot:0>2}.{function}")

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What running guests changed on the host's network, and a crash would leave: one small file each, written before.
+
+A tap ends with the programs that have it open. A macvtap does not, nor do the settings of a virtual function. The lock
+of a record is held by pyhostdev and inherited by QEMU, so a program that gets the lock knows that both have ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pyhostdev.errors import HostdevError, OperationError
+from pyhostdev.hypervisor.hostdev_result import EXPIRED, FAILED, KEPT, RESTORED, SET_ASIDE, RecoveryResult
+from pyhostdev.util import netlink, virnetdev
+from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
+from pyhostdev.util.journal import read_boot_id
+from pyhostdev.util.statedir import StateDir
+from pyhostdev.util.virfile import is_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pyhostdev.hypervisor.host import Host
+
+_VERSION = 1
+_LOCK = ".lock"
+_ASIDE = ".bad"
+
+
+class NetdevJournal:
+    """The records of one kind, below the directory of the other records; a subclass says how a change is undone."""
+
+    suffix: ClassVar[str]
+    fields: ClassVar[frozenset[str]]  # of a record, besides those that all have
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.state = StateDir(os.path.join(host.state_dir, "interfaces"), below=host.state().below)
+
+    def undo(self, name: str, facts: dict[str, Any]) -> str:
+        """
+        Undo a change whose guest has ended, and return a message about the result.
+
+        Raises:
+            HostdevError: the kernel refuses, or does not return; the record stays.
+            ValueError, TypeError, KeyError: the record is not one of this kind.
+        """
+        raise NotImplementedError
+
+    def begin(self, name: str, owner: str, **facts: object) -> int:
+        """
+        Record that a change is about to be made; return its lock, which the guest's QEMU inherits.
+
+        Raises:
+            OperationError: the interface or function belongs to another guest.
+            SysfsError: the record cannot be written.
+        """
+        lock = self._lock(name)
+        if lock is None:
+            raise OperationError(f"The network interface or function '{name}' belongs to another guest")
+        try:
+            self.note(name, owner, **facts)
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
+
+    def note(self, name: str, owner: str, **facts: object) -> None:
+        """
+        Write a record; the caller has its lock.
+
+        Raises:
+            SysfsError: it cannot be written.
+        """
+        text = {**dict.fromkeys(self.fields), **facts, "version": _VERSION, "owner": owner}
+        text["boot_id"] = read_boot_id(self.host.root)
+        self.state.replace(f"{name}{self.suffix}", json.dumps(text).encode())
+
+    def end(self, name: str, lock: int) -> None:
+        """Remove a record, and let its lock go."""
+        try:
+            self.state.remove(f"{name}{self.suffix}")
+        finally:
+            os.close(lock)
+
+    def finish(self, name: str, lock: int, undo: Callable[[], object]) -> None:
+        """
+        Undo a change, then remove its record; a change that cannot be undone keeps it, for ``recover``.
+
+        Raises:
+            HostdevError: the change cannot be undone.
+        """
+        try:
+            undo()
+        except BaseException:
+            os.close(lock)
+            raise
+        self.end(name, lock)
+
+    def _lock(self, name: str) -> int | None:
+        """Return the lock of a record; None while its guest lives."""
+        fd = self.state.open_lock(f"{name}{self.suffix}{_LOCK}")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        return fd
+
+    def recover(self) -> Iterator[RecoveryResult]:
+        """
+        Undo the changes whose guests have ended, and yield what became of each.
+
+        Raises:
+            SysfsError: the records cannot be read.
+        """
+        for file in self.state.names():
+            if file.endswith(self.suffix) and not file.startswith("."):
+                name = file.removesuffix(self.suffix)
+                yield RecoveryResult(name, *self._recover_one(name))
+
+    def _recover_one(self, name: str) -> tuple[str | None, str, str]:
+        facts = self._read(name)
+        if facts is None:
+            return self._set_aside(name)
+        owner = str(facts["owner"])
+        lock = self._lock(name)
+        if lock is None:
+            return owner, KEPT, "its guest runs"
+        try:
+            is_old = facts["boot_id"] != read_boot_id(self.host.root)
+            said = "it is from an earlier boot, whose interfaces are gone" if is_old else self.undo(name, facts)
+            self.state.remove(f"{name}{self.suffix}")
+        except HostdevError as err:
+            return owner, FAILED, str(err)
+        except (ValueError, TypeError, KeyError):
+            return self._set_aside(name)
+        finally:
+            os.close(lock)
+        return owner, EXPIRED if is_old else RESTORED, said
+
+    def _set_aside(self, name: str) -> tuple[str | None, str, str]:
+        self.state.rename(f"{name}{self.suffix}", f"{name}{self.suffix}{_ASIDE}")
+        return None, SET_ASIDE, "it is not a record of a network interface"
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """Return a record; None for a file that is not one."""
+        try:
+            facts = json.loads(self.state.read(f"{name}{self.suffix}") or b"")
+        except ValueError:
+            return None
+        is_record = isinstance(facts, dict) and facts.get("version") == _VERSION
+        return facts if is_record and {"owner", "boot_id", *self.fields} <= facts.keys() else None
+
+
+class MacvtapJournal(NetdevJournal):
+    """The macvtaps of a host; ``index`` is the number of one, None until it is created."""
+
+    suffix = ".netdev"
+    fields = frozenset({"index"})
+
+    def undo(self, name: str, facts: dict[str, Any]) -> str:
+        """Remove a macvtap that is still there; one without a recorded number was perhaps created, by this name."""
+        if not virnetdev.is_interface_name(name):
+            raise ValueError(name)
+        now = virnetdev.interface_index(name)
+        is_ours = facts["index"] == now or (facts["index"] is None and self._is_macvtap(name))
+        if now is None or not is_ours:
+            return "the macvtap is gone"
+        within(NETWORK_TIMEOUT_S, f"remove the macvtap '{name}'", lambda: netlink.remove_link(name, now))
+        return "the macvtap is removed"
+
+    def _is_macvtap(self, name: str) -> bool:
+        return is_directory(self.host.root, os.path.join(self.host.root.class_net, name, "macvtap"))

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The network identity of virtual functions: MAC address, VLAN and trust, set through the PF while a guest has them.
+
+The settings are made when the function has left its host driver, and the former ones are restored before it returns to
+that driver, which reads them when it binds. They are read back: a PF that does not keep what it took is an error.
+
+Mirrors: virHostdevSetNetConfig, virHostdevRestoreNetConfig (src/hypervisor/virhostdev.c)
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyhostdev.errors import OperationError
+from pyhostdev.hypervisor.netdev_journal import NetdevJournal
+from pyhostdev.util import netlink, virnetdev
+from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
+from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.netlink import VFSettings
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.virfile import list_names, read_link_name
+from pyhostdev.util.virxml import parse_document
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import ExitStack
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.hypervisor.host import Host
+    from pyhostdev.util.hostroot import HostRoot
+
+_VLAN_MAX = 4094  # IEEE 802.1Q: 4095 is reserved
+
+
+class VFPlace(NamedTuple):
+    """A virtual function as its PF knows it: the interface of the PF, and the number of the function."""
+
+    pf: str
+    number: int
+
+
+def place_of(root: HostRoot, address: PCIDeviceAddress) -> VFPlace | None:
+    """
+    Return where a virtual function's settings are; None if its PF has no single network interface here.
+
+    Raises:
+        SysfsError: the host cannot be read.
+
+    Host: the links physfn and virtfnN, and the directory net of the PF
+    """
+    pf = read_link_name(root, os.path.join(root.pci_device(address), "physfn"))
+    if pf is None:
+        return None
+    place = root.pci_device(PCIDeviceAddress.parse(pf))
+    interfaces = list_names(root, os.path.join(place, "net"))
+    links = (name for name in list_names(root, place) if name.startswith("virtfn") and name[6:].isdigit())
+    numbers = [int(name[6:]) for name in links if read_link_name(root, os.path.join(place, name)) == str(address)]
+    return VFPlace(interfaces[0], numbers[0]) if len(interfaces) == 1 and numbers else None
+
+
+def vf_interfaces(dom: DomainDef) -> Iterator[tuple[Any, PCIDeviceAddress]]:
+    """Yield the interfaces that are virtual functions, each with its address on the host."""
+    for net in dom.interfaces:
+        if net.hostdev is not None and net.hostdev.is_assigned:
+            yield net, net.hostdev.pci_address
+
+
+def vf_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
+    """Yield a finding for each identity that cannot be set on this host; nothing is changed."""
+    for net, address in vf_interfaces(dom):
+        if net.virtualport is not None:
+            message = "A virtual function has no <virtualport> of a kind that is supported"
+            yield Finding("unsupported", ERROR, address, message, net.line)
+        try:
+            _vlan_of(net)
+        except ValueError as err:
+            yield Finding("unsupported", ERROR, address, str(err), net.line)
+        if place_of(host.root, address) is None:
+            message = f"The physical function of {address} has no network interface in this network namespace"
+            yield Finding("network-missing", ERROR, None, message, net.line)
+        elif host.root.is_live and not netlink.has_netlink():
+            message = "A virtual function's network needs the Python package pyroute2, which is not installed"
+            yield Finding("network-missing", ERROR, None, message, net.line)
+
+
+def vf_consents(dom: DomainDef) -> list[str]:
+    """Return the consents that a starter gives itself, because it sets the network of virtual functions."""
+    return [f"vf-network:{address}" for _, address in vf_interfaces(dom)]
+
+
+def _vlan_of(net: Any) -> int:
+    """
+    Return the VLAN of an interface, 0 for none.
+
+    Raises:
+        ValueError: it is not one that a virtual function can have; the text gives the reason.
+    """
+    if net.vlan is None:
+        return 0
+    root = parse_document(f"<vlans>{net.vlan}</vlans>")
+    tags = [tag.get("id", "") for tag in root.iterfind("vlan/tag")]
+    if root.find("vlan[@trunk='yes']") is not None or len(tags) != 1:
+        raise ValueError("A virtual function has one <vlan> tag and no trunk")
+    if not (tags[0].isdecimal() and int(tags[0]) <= _VLAN_MAX):
+        raise ValueError(f"A <vlan> tag is a number up to {_VLAN_MAX}")
+    return int(tags[0])
+
+
+class VFJournal(NetdevJournal):
+    """The functions whose settings were changed; ``before`` are the former ones, by the names of VFSettings."""
+
+    suffix = ".vf"
+    fields = frozenset({"before"})
+
+    def undo(self, name: str, facts: dict[str, Any]) -> str:
+        """Restore the settings of a function that is still there."""
+        before = VFSettings(**facts["before"])
+        place = place_of(self.host.root, PCIDeviceAddress.parse(name))
+        if place is None:
+            return "the function, or the interface of its physical function, is gone"
+        _set(place, before)
+        return "the network settings of the function are restored"
+
+
+class VFNetwork:
+    """
+    Sets the identities of one guest's virtual functions; all is undone by the stack that it is given.
+
+    Args:
+        owner: the name of the domain, for the records.
+    """
+
+    def __init__(self, host: Host, owner: str, undo: ExitStack) -> None:
+        self.host = host
+        self.owner = owner
+        self.undo = undo
+        self.lock_fds: list[int] = []
+
+    def set_all(self, dom: DomainDef) -> None:
+        """
+        Set the identity of every virtual function.
+
+        Raises:
+            OperationError: the kernel refuses, does not return, or does not keep a setting.
+        """
+        for net, address in vf_interfaces(dom):
+            self._set_one(net, address)
+
+    def _set_one(self, net: Any, address: PCIDeviceAddress) -> None:
+        place = place_of(self.host.root, address)
+        if place is None:
+            raise OperationError(f"The physical function of {address} has no network interface", address=address)
+        before = _read(place)
+        trust = before.trust if net.trust_guest_rx_filters is None else int(net.trust_guest_rx_filters)
+        wanted = before._replace(mac=net.mac, vlan=_vlan_of(net), qos=0, trust=trust)
+        journal = VFJournal(self.host)
+        lock = journal.begin(str(address), self.owner, before=before._asdict())
+        self.lock_fds.append(lock)
+        self.undo.callback(journal.finish, str(address), lock, lambda: _set(place, before))
+        _set(place, wanted)
+
+
+def _index(place: VFPlace) -> int:
+    index = virnetdev.interface_index(place.pf)
+    if index is None:
+        raise OperationError(f"The host has no network interface '{place.pf}'")
+    return index
+
+
+def _read(place: VFPlace) -> VFSettings:
+    what = f"read virtual function {place.number} of '{place.pf}'"
+    found = within(NETWORK_TIMEOUT_S, what, lambda: netlink.read_vf(_index(place), place.number))
+    if found is None:
+        raise OperationError(f"The driver of '{place.pf}' does not tell the settings of its virtual functions")
+    return found
+
+
+def _set(place: VFPlace, wanted: VFSettings) -> None:
+    """
+    Set what differs, and read it back.
+
+    Raises:
+        OperationError: the kernel refuses, does not return, or does not keep a setting.
+    """
+    before = _read(place)
+    new = {name: value for name, value in wanted._asdict().items() if value != getattr(before, name)}
+    if not new:
+        return
+    what = f"set virtual function {place.number} of '{place.pf}'"
+    within(NETWORK_TIMEOUT_S, what, lambda: netlink.set_vf(_index(place), place.number, wanted, new))
+    if _read(place) != wanted:
+        raise OperationError(f"Virtual function {place.number} of '{place.pf}' does not keep {', '.join(new)}")

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+libvirt's virtual networks on this host, without its daemon: what its files and the kernel show.
+
+Mirrors: virNetworkObj (src/conf/virnetworkobj.h)
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyhostdev.conf.network_conf import NetworkDef, parse_network
+from pyhostdev.errors import XMLError
+from pyhostdev.util.virfile import is_directory, read_bytes
+
+if TYPE_CHECKING:
+    from pyhostdev.util.hostroot import HostRoot
+
+_NETWORK_MAX = 1 << 20  # bytes of a network's file; one with a thousand fixed addresses has 100 KiB
+
+
+class HostNetwork(NamedTuple):
+    """A network of this host; one is active while its status file is there, or its bridge."""
+
+    definition: NetworkDef
+    is_active: bool
+
+
+def read_network(root: HostRoot, name: str) -> HostNetwork | None:
+    """
+    Return a network by its name: by its status, else by its definition; None if libvirt has neither.
+
+    Raises:
+        XMLError: the file is not well-formed.
+        SysfsError: it exists but cannot be read.
+
+    Host: run/libvirt/network, etc/libvirt/qemu/networks
+    """
+    if "/" in name or "\0" in name or name in ("", ".", ".."):
+        return None
+    for path, is_status in ((root.libvirt_network_status(name), True), (root.libvirt_network(name), False)):
+        data = read_bytes(root, path, _NETWORK_MAX)
+        if data is not None:
+            definition = _parsed(data, path)
+            bridge = definition.bridge
+            return HostNetwork(definition, is_status or (bridge is not None and is_bridge(root, bridge)))
+    return None
+
+
+def _parsed(data: bytes, path: str) -> NetworkDef:
+    try:
+        return parse_network(data)
+    except XMLError as err:
+        raise XMLError(f"The network's file '{path}' cannot be read: {err.message}") from err
+
+
+def is_bridge(root: HostRoot, name: str) -> bool:
+    """Tell whether the host has a bridge of the kernel with this name."""
+    return is_interface(root, name) and is_directory(root, os.path.join(root.class_net, name, "bridge"))
+
+
+def is_interface(root: HostRoot, name: str) -> bool:
+    """Tell whether the host has a network interface with this name."""
+    return "/" not in name and name not in ("", ".", "..") and is_directory(root, os.path.join(root.class_net, name))

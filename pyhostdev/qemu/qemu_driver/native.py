@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+A domain without a run of it: what its emulator can do, its full definition, its command line.
+
+Mirrors: qemuDomainDefineXMLFlags, qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
+from pyhostdev.errors import ConfigError, raise_all
+from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+from pyhostdev.qemu.qemu_capabilities.choice import choose
+from pyhostdev.qemu.qemu_command import build_command_line
+from pyhostdev.qemu.qemu_domain.define import define as define_domain
+from pyhostdev.qemu.qemu_driver.refusals import refuse_missing
+from pyhostdev.qemu.qemu_postparse import default_emulator, host_arch
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.hypervisor.host import Host
+
+
+def capabilities_of(
+    dom: DomainDef, host: Host | None = None, choice: str | None = None, release: LibvirtRelease = DEFAULT_RELEASE
+) -> QEMUCapabilities:
+    """
+    Return what the domain's emulator can do; ``origin`` of the answer says who said so.
+
+    A trusted emulator of the live host is asked, or was before; stored answers serve everywhere else.
+
+    Args:
+        host: of the domain; None stands for the machine that runs this.
+        choice: a stored release, a file, or "probe"; see ``qemu_capabilities.choice``.
+        release: the libvirt whose QEMU's stored answers serve where the emulator cannot be asked.
+
+    Raises:
+        ConfigError: the choice cannot be had.
+        ConfigUnsupportedError: the emulator cannot be asked, and nothing is stored for its architecture.
+        OperationError: it does not answer.
+    """
+    arch = (dom.os.arch if dom.os is not None else None) or host_arch()
+    may_run = host is None or host.root.is_live
+    return choose(dom.emulator or default_emulator(arch), arch, choice=choice, may_run=may_run, stored=release.qemu)
+
+
+def define(
+    dom: DomainDef,
+    host: Host | None = None,
+    *,
+    keep_together: bool = False,
+    capabilities: QEMUCapabilities | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
+) -> DomainDef:
+    """
+    Return a copy with defaults and guest addresses, valid for its emulator.
+
+    Args:
+        capabilities: of the emulator; asked for when None.
+        release: the libvirt whose defaults, order and rules are meant.
+
+    Raises:
+        ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
+
+    Mirrors: qemuDomainDefineXMLFlags (src/qemu/qemu_driver.c)
+    """
+    capabilities = capabilities or capabilities_of(dom, host, release=release)
+    return define_domain(dom, capabilities, host, keep_together=keep_together, release=release)
+
+
+def domain_to_native(
+    dom: DomainDef,
+    host: Host,
+    *,
+    keep_together: bool = False,
+    capabilities: QEMUCapabilities | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
+    usb_may_be_absent: bool = False,
+) -> list[str]:
+    """
+    Return the command line of a domain that could be started on this host.
+
+    Args:
+        capabilities: of the emulator; asked for when None.
+        release: the libvirt whose defaults, order and rules are meant.
+        usb_may_be_absent: QEMU looks for a USB device itself if the host does not have it.
+
+    Raises:
+        ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
+        RefusedError: a host device is missing.
+
+    Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
+    """
+    refuse_missing(dom, host)
+    capabilities = capabilities or capabilities_of(dom, host, release=release)
+    errors: list[ConfigError] = []
+    argv: list[str] = []
+    try:
+        dom.validate(host)
+    except ConfigError as err:
+        errors.append(err)
+    try:
+        argv = build_command_line(
+            dom,
+            capabilities,
+            host=host,
+            state_dir=host.shown_state_dir,
+            keep_together=keep_together,
+            release=release,
+            usb_may_be_absent=usb_may_be_absent,
+        )
+    except ConfigError as err:
+        errors.append(err)
+    raise_all(errors)
+    return argv

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Where the interfaces of a guest lead on the host: found before anything is changed, opened when the guest starts.
+
+Mirrors: src/qemu/qemu_interface.c, virDomainNetDefActualFromNetworkPort (src/conf/domain_conf.c)
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyhostdev.errors import HostdevError, OperationError
+from pyhostdev.hypervisor.netdev_journal import MacvtapJournal
+from pyhostdev.hypervisor.virnetwork import is_bridge, is_interface, read_network
+from pyhostdev.qemu.qemu_command.net import TAP_TYPES, queues_of, wants_vhost
+from pyhostdev.util import netlink, virnetdev
+from pyhostdev.util.charnode import is_vhost_net, open_character_device
+from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
+from pyhostdev.util.finding import ERROR, NOTE, Finding
+from pyhostdev.util.virfile import read_lines
+from pyhostdev.util.virnetdevtap import Tap, open_tap, set_up_macvtap
+from pyhostdev.util.virxml import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import ExitStack
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.network_conf import NetworkDef
+    from pyhostdev.hypervisor.host import Host
+    from pyhostdev.util.hostroot import HostRoot
+
+BRIDGE, DIRECT, ETHERNET = "bridge", "direct", "ethernet"
+
+_CAP_NET_ADMIN = 12  # linux/capability.h
+# models whose packets have virtio's header before them, which carries offloads
+_HEADER_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional", "e1000e", "igb", "vmxnet3")
+_TAP_MAC_PREFIX = "fe"  # a bridge takes the lowest address of its ports, which must not be a guest's
+
+
+class Connection(NamedTuple):
+    """What an interface is connected to: a bridge, an interface of the host with a macvtap's mode, or nothing."""
+
+    kind: str
+    where: str = ""
+    mode: str = ""
+
+
+def tap_interfaces(dom: DomainDef) -> list[Any]:
+    """Return the interfaces that are given a tap."""
+    return [net for net in dom.interfaces if net.type in TAP_TYPES]
+
+
+def interface_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
+    """Yield a finding for each interface that cannot be connected on this host; nothing is changed."""
+    taps = tap_interfaces(dom)
+    for net in taps:
+        found = connection_of(host.root, net)
+        if isinstance(found, Finding):
+            yield found
+        else:
+            yield from _connection_obstacles(host.root, net, found)
+    if taps and host.root.is_live:
+        yield from _right_obstacles(dom, taps, host.root)
+
+
+def connection_of(root: HostRoot, net: Any) -> Connection | Finding:
+    """Return what an interface is connected to, or why that cannot be known."""
+    if net.type == "network":
+        return _of_network(root, net)
+    if net.type == "direct":
+        return Connection(DIRECT, net.source.dev, net.source.mode or "vepa")
+    return Connection(BRIDGE, net.source.bridge) if net.type == "bridge" else Connection(ETHERNET)
+
+
+def _of_network(root: HostRoot, net: Any) -> Connection | Finding:
+    name = net.source.network
+    try:
+        network = read_network(root, name)
+    except HostdevError as err:
+        return _missing(net, str(err))
+    if network is None:
+        return _missing(net, f"libvirt has no network '{shown(name)}' on this host")
+    definition = network.definition
+    if definition.special or net.source.portgroup is not None:
+        words = ", ".join(definition.special) or "portgroup"
+        message = f"<{words}> of the network '{shown(name)}' is not supported"
+        return Finding("unsupported", ERROR, None, message, net.line)
+    if definition.is_pool:
+        message = f"The network '{shown(name)}' gives out host devices; an <interface type='hostdev'> names one"
+        return Finding("unsupported", ERROR, None, message, net.line)
+    if definition.is_direct:
+        return _of_direct(root, net, definition)
+    if definition.bridge is None or not network.is_active:
+        return _missing(net, f"The network '{shown(name)}' is not active; libvirt's daemon starts it")
+    return Connection(BRIDGE, definition.bridge)
+
+
+def _of_direct(root: HostRoot, net: Any, network: NetworkDef) -> Connection | Finding:
+    """Return the first interface that the network shares and the host has."""
+    device = next((name for name in network.devices if is_interface(root, name)), None)
+    if device is None:
+        return _missing(net, f"The host has no interface of the network '{shown(network.name)}'")
+    return Connection(DIRECT, device, str(network.mode))
+
+
+def _missing(net: Any, message: str) -> Finding:
+    return Finding("network-missing", ERROR, None, message, net.line)
+
+
+def _connection_obstacles(root: HostRoot, net: Any, found: Connection) -> Iterator[Finding]:
+    if found.kind == BRIDGE and not is_bridge(root, found.where):
+        yield _missing(net, f"The host has no bridge '{shown(found.where)}'")
+    if found.kind == DIRECT and not is_interface(root, found.where):
+        yield _missing(net, f"The host has no network interface '{shown(found.where)}'")
+    name = net.ifname
+    if name is None:
+        return
+    if not virnetdev.is_interface_name(name):
+        yield Finding("unsupported", ERROR, None, f"'{shown(name)}' cannot be the name of an interface", net.line)
+    elif net.target_managed is False and not is_interface(root, name):
+        yield _missing(net, f"The host has no network interface '{name}'")
+    elif net.target_managed is not False and is_interface(root, name):
+        yield _missing(net, f"The host has a network interface '{name}' already")
+
+
+def _right_obstacles(dom: DomainDef, taps: list[Any], root: HostRoot) -> Iterator[Finding]:
+    """Yield what this machine, or this user on it, lacks to open a tap."""
+    if not os.path.exists(root.dev_net_tun):
+        yield _missing(taps[0], f"This machine has no node '{root.dev_net_tun}', through which taps are made")
+    if not _may_change_network(root):
+        yield _missing(taps[0], "Only root, or a program with the capability CAP_NET_ADMIN, can make a tap")
+    for net in taps:
+        if net.driver_name == "vhost" and wants_vhost(dom, net) and not os.path.exists(_vhost_node(root, net)):
+            yield _missing(net, f"This machine has no node '{_vhost_node(root, net)}', which the interface asks for")
+        elif wants_vhost(dom, net) and not os.path.exists(_vhost_node(root, net)):
+            message = "QEMU moves the packets of this interface: the kernel has no vhost-net"
+            yield Finding("ignored", NOTE, None, message, net.line)
+        found = connection_of(root, net)
+        if isinstance(found, Connection) and found.kind == DIRECT and not netlink.has_netlink():
+            yield _missing(net, "A macvtap needs the Python package pyroute2, which is not installed")
+
+
+def _may_change_network(root: HostRoot) -> bool:
+    """Tell whether we have the capability to change network interfaces."""
+    words = (line.split() for line in read_lines(root, root.process_status) if line.startswith("CapEff:"))
+    return any(int(word[1], 16) >> _CAP_NET_ADMIN & 1 for word in words)
+
+
+def _vhost_node(root: HostRoot, net: Any) -> str:
+    return net.backend_vhost or root.dev_vhost_net
+
+
+def open_vhosts(dom: DomainDef, net: Any, root: HostRoot) -> list[int]:
+    """
+    Open vhost once per queue; empty where QEMU moves the packets itself. The caller closes the descriptors.
+
+    Raises:
+        OperationError: the definition asks for vhost, and the kernel refuses.
+
+    Mirrors: qemuInterfaceOpenVhostNet
+    """
+    if not wants_vhost(dom, net):
+        return []
+    fds: list[int] = []
+    try:
+        for _ in range(queues_of(net)):
+            fds.append(open_character_device(_vhost_node(root, net), "vhost-net", is_vhost_net))
+    except OperationError:
+        for fd in fds:
+            os.close(fd)
+        if net.driver_name == "vhost" or net.backend_vhost is not None:
+            raise
+        return []
+    return fds
+
+
+class InterfaceConnector:
+    """
+    Connects the interfaces of one guest; all that it makes is undone by the stack that it is given.
+
+    Args:
+        owner: the name of the domain, for the record of what outlives a crash.
+    """
+
+    def __init__(self, host: Host, owner: str, undo: ExitStack) -> None:
+        self.host = host
+        self.owner = owner
+        self.undo = undo
+        self.lock_fds: list[int] = []  # of records; QEMU inherits them, so that they tell whether it lives
+
+    def connect(self, net: Any) -> Tap:
+        """
+        Open an interface's tap and connect it.
+
+        Raises:
+            OperationError: the kernel refuses, or does not return.
+
+        Mirrors: qemuInterfaceBridgeConnect, qemuInterfaceEthernetConnect, qemuInterfaceDirectConnect
+        """
+        found = connection_of(self.host.root, net)
+        if isinstance(found, Finding):
+            raise OperationError(found.message)
+        what = f"connect the interface with MAC address {net.mac}"
+        connect = self._macvtap if found.kind == DIRECT else self._tap
+        return within(NETWORK_TIMEOUT_S, what, lambda: connect(net, found))
+
+    def _tap(self, net: Any, found: Connection) -> Tap:
+        is_ours = net.target_managed is not False
+        tap = open_tap(
+            net.backend_tap or self.host.root.dev_net_tun,
+            net.ifname,
+            queues=queues_of(net),
+            has_header=net.model in _HEADER_MODELS,
+            is_new=is_ours,
+        )
+        self._close_at_end(tap.fds)
+        if is_ours:
+            virnetdev.set_mac(tap.name, _TAP_MAC_PREFIX + net.mac[2:])
+            self._set_mtu(tap, net, found)
+        if found.kind == BRIDGE:
+            virnetdev.add_bridge_port(found.where, tap.name)
+            if net.port_isolated:
+                virnetdev.isolate_bridge_port(self.host.root, tap.name)
+        if is_ours:
+            virnetdev.set_online(tap.name, is_up=True)
+        return tap
+
+    def _set_mtu(self, tap: Tap, net: Any, found: Connection) -> None:
+        """Set what the definition says, else what the bridge has: a smaller port would make the bridge smaller."""
+        if net.mtu is not None:
+            virnetdev.set_mtu(tap.name, net.mtu)
+        elif found.kind == BRIDGE:
+            virnetdev.set_mtu(tap.name, virnetdev.read_mtu(found.where))
+
+    def _macvtap(self, net: Any, found: Connection) -> Tap:
+        """
+        Create a macvtap, which outlives its users: it is recorded before, and removed at the end or by ``recover``.
+
+        Mirrors: virNetDevMacVLanCreateWithVPortProfile (src/util/virnetdevmacvlan.c)
+        """
+        lower = virnetdev.interface_index(found.where)
+        if lower is None:
+            raise OperationError(f"The host has no network interface '{found.where}'")
+        journal = MacvtapJournal(self.host)
+        name = net.ifname or _free_name()
+        lock = journal.begin(name, self.owner)
+        created: list[int] = []
+        self.lock_fds.append(lock)
+        self.undo.callback(journal.finish, name, lock, lambda: _remove(name, created))
+        index = netlink.add_macvtap(name, lower, found.mode, net.mac)
+        created.append(index)
+        journal.note(name, self.owner, index=index)
+        fds = self._open_macvtap(name, index, net)
+        virnetdev.set_online(name, is_up=True)
+        return Tap(name, fds)
+
+    def _open_macvtap(self, name: str, index: int, net: Any) -> tuple[int, ...]:
+        fds: list[int] = []
+        has_header, queues = net.model in _HEADER_MODELS, queues_of(net)
+        with virnetdev.doing("open the macvtap", name):
+            for _ in range(queues):
+                fds.append(os.open(self.host.root.macvtap_node(index), os.O_RDWR | os.O_CLOEXEC))
+                self._close_at_end(fds[-1:])
+                set_up_macvtap(fds[-1], has_header=has_header, queues=queues)
+        return tuple(fds)
+
+    def _close_at_end(self, fds: tuple[int, ...] | list[int]) -> None:
+        for fd in fds:
+            self.undo.callback(os.close, fd)
+
+
+def _remove(name: str, created: list[int]) -> None:
+    """Remove a macvtap, if it was created."""
+    for index in created:
+        within(NETWORK_TIMEOUT_S, f"remove the macvtap '{name}'", partial(netlink.remove_link, name, index))
+
+
+def _free_name() -> str:
+    """Return the first name of a macvtap that the host does not have."""
+    taken: Callable[[str], object] = virnetdev.interface_index
+    return next(name for name in (f"macvtap{number}" for number in range(1 << 16)) if taken(name) is None)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What only netlink can do to the network interfaces of this machine: macvtaps, and virtual functions through their PF.
+
+pyroute2 speaks it. The library is imported when it is needed: it is a part of the extra ``start``.
+
+Mirrors: src/util/virnetlink.c, src/util/virnetdevmacvlan.c
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyhostdev.errors import OperationError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+
+def has_netlink() -> bool:
+    """Tell whether the library is installed."""
+    return find_spec("pyroute2") is not None
+
+
+@contextmanager
+def _route(doing: str) -> Iterator[Any]:
+    """
+    Connect to the kernel, and turn its refusal into an error that says what failed.
+
+    Raises:
+        OperationError: the kernel refuses, or the library is not installed.
+    """
+    try:
+        from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
+    except ImportError as err:
+        raise OperationError(f"Cannot {doing}: the Python package pyroute2 is not installed") from err
+    try:
+        with IPRoute() as route:
+            yield route
+    except NetlinkError as err:
+        raise OperationError(f"Cannot {doing}: {os.strerror(err.code)}") from err
+    except OSError as err:
+        raise OperationError(f"Cannot {doing}: {err.strerror or err}") from err
+
+
+def add_macvtap(name: str, lower: int, mode: str, mac: str) -> int:
+    """
+    Create a macvtap and return its number.
+
+    Args:
+        lower: the number of the interface that it is on.
+
+    Raises:
+        OperationError: the kernel refuses.
+
+    Mirrors: virNetDevMacVLanCreate
+    """
+    mode = {"passthrough": "passthru"}.get(mode, mode)
+    with _route(f"create the macvtap '{name}'") as route:
+        route.link("add", ifname=name, kind="macvtap", link=lower, macvtap_mode=mode, address=mac)
+        return int(route.link_lookup(ifname=name)[0])
+
+
+def remove_link(name: str, index: int) -> None:
+    """
+    Remove an interface, if its number is still the one that we know.
+
+    Raises:
+        OperationError: the kernel refuses.
+    """
+    with _route(f"remove the network interface '{name}'") as route:
+        if route.link_lookup(ifname=name) == [index]:
+            route.link("del", index=index)
+
+
+class VFSettings(NamedTuple):
+    """The settings of a virtual function that its PF keeps; ``trust`` is None where the driver has no such setting."""
+
+    mac: str
+    vlan: int
+    qos: int
+    trust: int | None
+
+
+_UNKNOWN = 0xFFFFFFFF  # what the kernel says for a setting that the driver does not have
+
+
+def read_vf(pf: int, number: int) -> VFSettings | None:
+    """
+    Return the settings of a virtual function; None if the PF's driver tells none.
+
+    Args:
+        pf: the number of the PF's network interface.
+
+    Raises:
+        OperationError: the kernel refuses.
+
+    Mirrors: virNetDevGetVfConfig (src/util/virnetdev.c)
+    """
+    with _route(f"read the settings of virtual function {number}") as route:
+        message = route.link("get", index=pf, ext_mask=1)[0]  # RTEXT_FILTER_VF
+    return parse_vf(message.get_attr("IFLA_VFINFO_LIST"), number)
+
+
+def parse_vf(functions: Any, number: int) -> VFSettings | None:
+    """Return the settings of one virtual function in the kernel's list of all of a PF."""
+    for function in functions.get_attrs("IFLA_VF_INFO") if functions is not None else ():
+        mac, vlan, trust = (function.get_attr(f"IFLA_VF_{name}") for name in ("MAC", "VLAN", "TRUST"))
+        if mac is not None and mac["vf"] == number:
+            known = trust is not None and trust["trust"] != _UNKNOWN
+            tag, priority = (0, 0) if vlan is None else (vlan["vlan"], vlan["qos"])
+            return VFSettings(mac["mac"], tag, priority, trust["trust"] if known else None)
+    return None
+
+
+def set_vf(pf: int, number: int, settings: VFSettings, names: Collection[str]) -> None:
+    """
+    Set some settings of a virtual function.
+
+    Args:
+        names: of the settings that are set.
+
+    Raises:
+        OperationError: the kernel refuses.
+
+    Mirrors: virNetDevSetVfConfig (src/util/virnetdev.c)
+    """
+    wanted: dict[str, Any] = {"vf": number}
+    if "mac" in names:
+        wanted["mac"] = settings.mac
+    if {"vlan", "qos"} & set(names):
+        wanted["vlan"] = {"vlan": settings.vlan, "qos": settings.qos}
+    if "trust" in names:
+        wanted["trust"] = settings.trust
+    with _route(f"set {', '.join(names)} of virtual function {number}") as route:
+        route.link("set", index=pf, vf=wanted)

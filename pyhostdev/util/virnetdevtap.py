@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Tap devices: interfaces of the host whose other end is a descriptor.
+
+A tap is gone when the last program that has it open ends, so a crash leaves none behind.
+
+Mirrors: src/util/virnetdevtap.c
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from pyhostdev.util.charnode import is_tun, open_character_device
+from pyhostdev.util.virnetdev import doing, request
+
+# linux/if_tun.h
+_TUNSETIFF = 0x400454CA
+_IFF_TAP = 0x0002
+_IFF_MULTI_QUEUE = 0x0100
+_IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
+_IFF_TUN_EXCL = 0x8000
+
+GENERATED = "vnet%d"  # the kernel puts the first free number in
+
+
+class Tap(NamedTuple):
+    """A tap device, with one descriptor per queue."""
+
+    name: str
+    fds: tuple[int, ...]
+
+
+def open_tap(path: str, name: str | None, *, queues: int = 1, has_header: bool = False, is_new: bool = True) -> Tap:
+    """
+    Open a tap device; the caller closes its descriptors.
+
+    Args:
+        path: the node of the kernel's driver.
+        name: of the interface; None lets the kernel choose one.
+        has_header: packets have virtio's header before them, which carries offloads.
+        is_new: the interface must not exist yet; else it must.
+
+    Raises:
+        OperationError: the kernel refuses.
+    """
+    flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if has_header else 0) | (_IFF_MULTI_QUEUE if queues > 1 else 0)
+    fds: list[int] = []
+    with ExitStack() as undo, doing("open the tap", name or GENERATED):
+        for number in range(queues):
+            fds.append(open_character_device(path, "the node of taps", is_tun))
+            undo.callback(os.close, fds[-1])
+            once = _IFF_TUN_EXCL if is_new and number == 0 else 0
+            name = _attach(fds[-1], name or GENERATED, flags | once)
+        undo.pop_all()
+    return Tap(str(name), tuple(fds))
+
+
+def _attach(fd: int, name: str, flags: int) -> str:
+    """Connect a descriptor with an interface, and return the interface's name."""
+    answer = fcntl.ioctl(fd, _TUNSETIFF, request(name, "H", flags))
+    return os.fsdecode(struct.unpack_from("=16s", answer)[0].rstrip(b"\0"))
+
+
+def set_up_macvtap(fd: int, *, has_header: bool, queues: int) -> None:
+    """
+    Say how a descriptor of a macvtap passes packets on.
+
+    Raises:
+        OSError: the kernel refuses.
+
+    Mirrors: virNetDevMacVLanTapSetup (src/util/virnetdevmacvlan.c)
+    """
+    flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if has_header else 0) | (_IFF_MULTI_QUEUE if queues > 1 else 0)
+    fcntl.ioctl(fd, _TUNSETIFF, request("", "H", flags))

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The network identity of virtual functions: set through the PF, read back, restored, also after a crash."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyhostdev import DomainDef, Host, PCIDeviceAddress
+from pyhostdev.errors import OperationError
+from pyhostdev.hypervisor import vf_network
+from pyhostdev.hypervisor.vf_network import VFJournal, VFNetwork, place_of, vf_obstacles
+from pyhostdev.qemu import qemu_driver
+from pyhostdev.testing import FakeHost
+from pyhostdev.util.netlink import VFSettings, parse_vf
+
+CASES = Path(__file__).parent.parent.parent / "testdata/cases"
+VF = PCIDeviceAddress.parse("0000:ca:00.2")
+FRESH = VFSettings("00:00:00:00:00:00", 0, 0, 0)
+
+
+class FakePF:
+    """What a PF keeps of its functions, by the kernel's calls; ``keeps`` False takes settings and forgets them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, keeps: bool = True) -> None:
+        self.functions = {0: FRESH}
+        self.keeps = keeps
+        self.calls: list[list[str]] = []
+        monkeypatch.setattr(vf_network.netlink, "read_vf", lambda pf, number: self.functions.get(number))
+        monkeypatch.setattr(vf_network.netlink, "set_vf", self.set)
+        monkeypatch.setattr(vf_network.virnetdev, "interface_index", lambda name: 3)
+
+    def set(self, pf: int, number: int, settings: VFSettings, names: Any) -> None:
+        self.calls.append(sorted(names))
+        if self.keeps:
+            self.functions[number] = settings
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    fake = FakeHost.from_tree(CASES / "vf.tree", tmp_path)
+    pf = Path(fake.root.pci_device("0000:ca:00.0"))
+    if not (pf / "virtfn0").exists():
+        (pf / "virtfn0").symlink_to(f"../{VF}")
+    return Host(fake.root, writer=fake.kernel)
+
+
+def domain(**changes: str) -> DomainDef:
+    text = (CASES / "vf-vlan.xml").read_text()
+    for before, after in changes.items():
+        text = text.replace(before, after)
+    return DomainDef.parse(text)
+
+
+def test_a_function_has_a_number_and_an_interface_of_its_pf(host: Host) -> None:
+    """The links of sysfs say both; a function that is not virtual has neither."""
+    assert ("ens5f0np0", 0) == place_of(host.root, VF)
+    assert None is place_of(host.root, PCIDeviceAddress.parse("0000:ca:00.0"))
+
+
+def test_identity_is_set_and_restored(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MAC address and VLAN are the definition's while the guest runs, and the former ones afterwards."""
+    pf = FakePF(monkeypatch)
+    with ExitStack() as undo:
+        VFNetwork(host, "vm", undo).set_all(domain())
+        assert VFSettings("52:54:00:00:00:01", 42, 0, 0) == pf.functions[0]
+        assert ["0000:ca:00.2.vf"] == [name for name in VFJournal(host).state.names() if name.endswith(".vf")]
+    assert FRESH == pf.functions[0]
+    assert [["mac", "vlan"], ["mac", "vlan"]] == pf.calls
+    assert [] == list(VFJournal(host).recover())
+
+
+def test_identity_is_restored_after_a_crash(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While QEMU holds the lock the settings stay; then recover restores them once."""
+    pf = FakePF(monkeypatch)
+    undo = ExitStack()
+    network = VFNetwork(host, "vm", undo)
+    network.set_all(domain())
+    undo.pop_all()  # a killed program undoes nothing
+    assert ["kept"] == [item.outcome for item in VFJournal(host).recover()]
+    os.close(network.lock_fds[0])
+    assert [("0000:ca:00.2", "vm", "restored")] == [item[:3] for item in VFJournal(host).recover()]
+    assert FRESH == pf.functions[0]
+    assert [] == list(VFJournal(host).recover())
+
+
+def test_setting_that_is_not_kept_is_an_error(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that takes a setting and forgets it would leave the guest on another network."""
+    FakePF(monkeypatch, keeps=False)
+    with pytest.raises(OperationError, match="does not keep mac, vlan"), ExitStack() as undo:
+        VFNetwork(host, "vm", undo).set_all(domain())
+    assert [] == list(VFJournal(host).recover())
+
+
+def test_restoring_that_fails_keeps_the_record(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """recover can try again: the former settings are not forgotten."""
+    pf = FakePF(monkeypatch)
+    with pytest.raises(OperationError, match="does not keep"), ExitStack() as undo:
+        VFNetwork(host, "vm", undo).set_all(domain())
+        pf.keeps = False
+    pf.keeps = True
+    assert ["restored"] == [item.outcome for item in VFJournal(host).recover()]
+    assert FRESH == pf.functions[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("<vlan><tag id='42'/></vlan>", "<vlan trunk='yes'><tag id='42'/></vlan>", "no trunk"),
+        ("<tag id='42'/>", "<tag id='42'/><tag id='43'/>", "one <vlan> tag"),
+        ("id='42'", "id='4095'", "up to 4094"),
+        ("<vlan><tag id='42'/></vlan>", "<virtualport type='802.1Qbg'/>", "no <virtualport>"),
+    ],
+)
+def test_what_a_virtual_function_does_not_have(host: Host, before: str, after: str, said: str) -> None:
+    """Refused before anything is changed, with the line."""
+    (finding,) = vf_obstacles(domain(**{before: after}), host)
+    assert (True, "unsupported", "error") == (said in finding.message, finding.reason, finding.severity)
+
+
+def test_pf_without_an_interface_here(host: Host) -> None:
+    """The interface of the PF may be in another network namespace: then its settings are, too."""
+    shutil.rmtree(Path(host.root.pci_device("0000:ca:00.0")) / "net")
+    assert ["network-missing"] == [finding.reason for finding in vf_obstacles(domain(), host)]
+
+
+def test_start_needs_no_consent_for_what_it_sets_itself(host: Host) -> None:
+    """prepare leaves the network to others and asks; start sets it."""
+    dom = domain()
+    assert "vf-network" in [finding.reason for finding in host.plan(dom).obstacles]
+    assert "vf-network" not in [finding.reason for finding in qemu_driver.plan(host, dom).obstacles]
+
+
+def test_the_kernels_list_is_read() -> None:
+    """The settings of one function among several, as the kernel encodes them; a missing setting is None."""
+    module = pytest.importorskip("pyroute2.netlink.rtnl.ifinfmsg", reason="pyroute2 is not installed")
+    functions = [
+        ("IFLA_VF_INFO", {"attrs": [
+            ("IFLA_VF_MAC", {"vf": number, "mac": f"02:00:00:00:00:0{number}"}),
+            ("IFLA_VF_VLAN", {"vf": number, "vlan": 40 + number, "qos": number}),
+            ("IFLA_VF_TRUST", {"vf": number, "trust": 1 if number else 0xFFFFFFFF}),
+        ]})
+        for number in range(2)
+    ]  # fmt: skip
+    message = module.ifinfmsg()
+    message["attrs"] = [("IFLA_VFINFO_LIST", {"attrs": functions})]
+    message.encode()
+    read = module.ifinfmsg(message.data)
+    read.decode()
+    listed = read.get_attr("IFLA_VFINFO_LIST")
+    assert VFSettings("02:00:00:00:00:00", 40, 0, None) == parse_vf(listed, 0)
+    assert VFSettings("02:00:00:00:00:01", 41, 1, 1) == parse_vf(listed, 1)
+    assert None is parse_vf(listed, 2)
+    assert None is parse_vf(None, 0)
