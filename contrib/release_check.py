@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -52,7 +53,8 @@ def run(*command: object, cwd: Path = TOP) -> str:
     words = [str(word) for word in command]
     if shutil.which(words[0]) is None:
         raise MissingError(f"{Path(words[0]).name} is not installed")
-    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True)
+    environment = {**os.environ, "NO_COLOR": "1"}
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise FailedError((done.stdout + done.stderr).strip()[-2000:])
     return done.stdout
@@ -146,7 +148,12 @@ def check_wheel() -> str:
 
 def check_twine() -> str:
     """The metadata renders on a package index."""
-    return run(tool("twine"), "check", "--strict", *OUT.iterdir()).strip().splitlines()[-1].rpartition(": ")[2]
+    return (
+        run(tool("twine"), "--no-color", "check", "--strict", *OUT.iterdir())
+        .strip()
+        .splitlines()[-1]
+        .rpartition(": ")[2]
+    )
 
 
 def check_abi3() -> str:
@@ -172,6 +179,11 @@ def check_docs() -> str:
     return f"{sum(1 for _ in (TOP / 'dist/docs').rglob('*.html'))} pages"
 
 
+def normalised(name: str) -> str:
+    """Return the spelling of a package's name that package indexes compare."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def requirements(name: str, extras: Iterable[str] = ()) -> set[str]:
     """Return the names of all packages that one needs at run time, itself left out."""
     found: set[str] = set()
@@ -183,7 +195,7 @@ def requirements(name: str, extras: Iterable[str] = ()) -> set[str]:
             condition = re.search(r"extra == ['\"]([^'\"]+)['\"]", line)
             if match is None or (condition and condition[1] not in wanted):
                 continue
-            other = re.sub(r"[-_.]+", "-", match[1]).lower()
+            other = normalised(match[1])
             if other not in found | {name} or (other == name and match[2]):
                 found |= {other} - {name}
                 try:
@@ -224,12 +236,25 @@ def check_licences() -> str:
 
 
 def check_sbom() -> str:
-    """Write the bill of materials of the environment that pyhostdev is installed in."""
+    """Write the bill of materials of pyhostdev and what is installed with it; the tools of a release are left out."""
+    if not _installed("pyhostdev"):
+        raise MissingError("pyhostdev is not installed in this environment")
     target = TOP / "dist" / "sbom.json"
     target.parent.mkdir(exist_ok=True)
-    run(tool("cyclonedx-py"), "environment", sys.executable, "--pyproject", "pyproject.toml", "-o", target)
-    parts = json.loads(target.read_text())["components"]
-    return f"{target.relative_to(TOP)}, {len(parts)} components"
+    bill = json.loads(run(tool("cyclonedx-py"), "environment", sys.executable, "--pyproject", "pyproject.toml"))
+    wanted = requirements("pyhostdev", ["tools", "start"])
+    bill["components"] = [part for part in bill["components"] if normalised(part["name"]) in wanted]
+    kept = {bill["metadata"]["component"]["bom-ref"], *(part["bom-ref"] for part in bill["components"])}
+    bill["dependencies"] = [
+        {**entry, "dependsOn": [ref for ref in entry.get("dependsOn", ()) if ref in kept]}
+        for entry in bill["dependencies"]
+        if entry["ref"] in kept
+    ]
+    absent = wanted - {normalised(part["name"]) for part in bill["components"]}
+    target.write_text(json.dumps(bill, indent=2) + "\n")
+    if absent:
+        raise FailedError(f"the bill of materials lacks {sorted(absent)}")
+    return f"{target.relative_to(TOP)}, {len(bill['components'])} components"
 
 
 def check_debian() -> str:
