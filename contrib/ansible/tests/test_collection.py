@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import pyhostdev
+from pyhostdev.hypervisor import hostdiff
 
 TOP = Path(__file__).parent.parent
 MODULES = sorted(path.stem for path in (TOP / "plugins/modules").glob("*.py"))
@@ -41,6 +42,11 @@ def test_tarball(ansible: Any) -> None:
     wanted = {f"plugins/modules/{name}.py" for name in MODULES}
     assert wanted | {"LICENSE", "roles/host/files/libvirt_hook.py", "playbooks/park.yml"} <= names
     assert not [name for name in names if name.startswith("tests") or name.endswith(".pyc")]
+
+
+def test_kinds_of_differences() -> None:
+    """pci_diff knows every kind that pyhostdev diff reports."""
+    assert {*hostdiff.KINDS, "plan"} == set(_captured("pci_diff")["fail_on"]["choices"])
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pyhostdev.tools.demo import GUEST
@@ -130,3 +131,23 @@ def test_failing_host_is_named(fleet: Build) -> None:
     assert found["gone"]["failed"]
     assert "is not a directory" in found["gone"]["msg"]
     assert CARD == found["web"]["groups"]["14"]
+
+
+def test_snapshot_and_diff(fleet: Build, tmp_path: Path) -> None:
+    """A snapshot is written once, differs in nothing from its host, and from the host with a new driver in that."""
+    some = fleet(web="bcm5719")
+    dest = tmp_path / "before.tar.gz"
+    assert some.module("pci_snapshot", "-C", dest=str(dest))["web"]["changed"]
+    assert not dest.exists()
+    assert some.module("pci_snapshot", dest=str(dest))["web"]["changed"]
+    assert not some.module("pci_snapshot", dest=str(dest))["web"]["changed"]
+    same = some.module("pci_diff", before=str(dest), domains=[str(GUEST)], fail_on=["driver", "gone", "plan"])["web"]
+    assert (False, False, []) == (same["failed"], same["differs"], same["changes"])
+
+    some.module("pci_prepare", owner="vm1", devices=TWO, complete=True)
+    other = some.module("pci_diff", before=str(dest))["web"]
+    assert (False, True) == (other["failed"], other["differs"])
+    assert set(CARD) == {change["address"] for change in other["changes"] if change["change"] == "driver"}
+    failed = some.module("pci_diff", before=str(dest), fail_on=["driver"])["web"]
+    assert failed["failed"]
+    assert f"{CARD[0]}: driver (tg3 -> vfio-pci)" in failed["msg"]

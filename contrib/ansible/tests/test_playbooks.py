@@ -52,13 +52,14 @@ def test_firmware_upgrade_stops_at_the_first_changed_host(fleet: Build, tmp_path
     )
     upgrade.chmod(0o755)
     command = [str(upgrade), "{{ inventory_hostname }}"]
-    done = some.playbook("firmware_upgrade", pyhostdev_firmware_command=command)
+    snapshot = str(tmp_path / "{{ inventory_hostname }}.tar.gz")
+    done = some.playbook("firmware_upgrade", pyhostdev_firmware_command=command, pyhostdev_snapshot=snapshot)
     assert 0 != done.returncode
     assert ["a", "b"] == log.read_text().split(), done.stdout
     counts = recap(done)
     assert (0, 1) == (counts["a"]["failed"], counts["b"]["failed"])
     assert "c" not in counts
-    assert "groups are other ones" in done.stdout
+    assert "The host has changed: 0001:07:00.0: group-" in done.stdout
 
 
 def test_firmware_upgrade_in_check_mode(fleet: Build, tmp_path: Path) -> None:
@@ -66,12 +67,14 @@ def test_firmware_upgrade_in_check_mode(fleet: Build, tmp_path: Path) -> None:
     some = fleet(a="bcm5719")
     before = some.trees()
     command = ["touch", str(tmp_path / "upgraded")]
-    done = some.playbook("firmware_upgrade", "--check", pyhostdev_firmware_command=command)
+    variables = {"pyhostdev_firmware_command": command, "pyhostdev_snapshot": str(tmp_path / "before.tar.gz")}
+    done = some.playbook("firmware_upgrade", "--check", **variables)
     assert 0 == done.returncode, done.stdout
     assert not (tmp_path / "upgraded").exists()
+    assert not (tmp_path / "before.tar.gz").exists()
     assert before == some.trees()
     some.module("pci_prepare", owner="vm1", devices=[{"driver": "tg3"}])
-    done = some.playbook("firmware_upgrade", pyhostdev_firmware_command=command)
+    done = some.playbook("firmware_upgrade", **variables)
     assert f"in use: {' '.join(CARD)}" in done.stdout
     assert not (tmp_path / "upgraded").exists()
 

@@ -50,11 +50,11 @@ class Pyhostdev:
         executable = module.params["executable"]
         self.executable = executable if "/" in executable else module.get_bin_path(executable, required=True)
 
-    def run(self, verb, *words, stdin=None, changes=False):
-        """Return the exit code, the output and the sentences of one verb."""
+    def run(self, verb, *words, stdin=None, changes=False, other_root=True):
+        """Return the exit code, the output and the sentences of one verb; ``diff`` names its roots itself."""
         params = self.module.params
-        command = [self.executable, verb, *words, "--root", params["root"]]
-        if params["state_dir"]:
+        command = [self.executable, verb, *words, *(["--root", params["root"]] if other_root else [])]
+        if params["state_dir"] and other_root:
             command += ["--state-dir", params["state_dir"]]
         if changes:
             command += ["--timeout", str(params["timeout"]), *(["--simulate"] if params["simulate"] else [])]
