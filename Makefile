@@ -11,7 +11,8 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 .PHONY: demo test lint oracle clean help
 
 help:
-	@echo "make demo | test | lint | docs | dist | lab | soak | bench | fuzz | sanitize | oracle | clean"
+	@echo "make demo | test | test-all | lint | docs | dist | wheels | deb | release-check | ansible | downstream"
+	@echo "make lab | soak | bench | fuzz | sanitize | oracle | clean"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -56,7 +57,7 @@ oracle: $(VENV)/.test
 		$(ORACLE)/visible/generated $(ORACLE)/visible/libvirt; else echo "oracle: there are no answers in $(ORACLE)"; fi
 
 clean:
-	rm -rf $(VENV) build dist share *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build dist share *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find pyhostdev -name '*.so' -delete -o -name __pycache__ -prune -exec rm -rf {} +
 
--include Makefile.lab Makefile.bench Makefile.fuzz Makefile.package Makefile.quality
+-include Makefile.lab Makefile.bench Makefile.fuzz Makefile.package Makefile.quality Makefile.fleet

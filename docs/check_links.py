@@ -23,7 +23,8 @@ GENERATED = {"verbs.md"}  # written by docs/conf.py
 def pages() -> Iterator[Path]:
     """Yield the Markdown files of the tree."""
     for path in sorted(TOP.rglob("*.md")):
-        if not SKIPPED & set(path.relative_to(TOP).parts):
+        parts = path.relative_to(TOP).parts
+        if not SKIPPED & set(parts) and not parts[0].startswith(".venv-"):
             yield path
 
 

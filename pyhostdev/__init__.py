@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef, ProposedHostdev
     from pyhostdev.conf.guest_addresses import AddressChange, GuestAddress, compare_addresses
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.node_device_conf import NodeDeviceDef
     from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.errors import (
         ConfigError,
@@ -71,6 +72,7 @@ __all__ = [
     "InDoubtError",
     "InternalError",
     "InvalidAddressError",
+    "NodeDeviceDef",
     "OperationError",
     "PCIDevice",
     "PCIDeviceAddress",
@@ -105,6 +107,7 @@ _HOMES = {
     "HostUse": "util.hostusage",
     "HostdevManager": "hypervisor.virhostdev",
     "HostdevPin": "conf.pin_conf",
+    "NodeDeviceDef": "conf.node_device_conf",
     "PCIDevice": "util.virpci",
     "PCIDeviceAddress": "util.pciaddress",
     "PCIMonitor": "util.events",

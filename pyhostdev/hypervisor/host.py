@@ -22,6 +22,7 @@ from pyhostdev.util.virfile import is_directory, read_attribute, read_lines, rea
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.node_device_conf import NodeDeviceDef
     from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.hostdev_status import Status
@@ -91,6 +92,18 @@ class Host:
             InvalidAddressError: the text is not a PCI address; this applies to every method that takes an address.
         """
         return virpci.read_pci_device(self.root, PCIDeviceAddress.of(address))
+
+    def node_device(self, address: PCIDeviceAddress | str) -> NodeDeviceDef | None:
+        """
+        Return a function as libvirt's node device, None if the host does not have it.
+
+        Raises:
+            SysfsError: an attribute exists but cannot be read.
+        """
+        from pyhostdev.hypervisor.node_device_udev import read_node_device
+
+        dev = self.pci_device(address)
+        return None if dev is None else read_node_device(dev)
 
     def is_pci_express(self, address: PCIDeviceAddress | str) -> bool | None:
         """Tell whether a function is PCI Express; None if it is missing or unknown."""

@@ -8,7 +8,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import DeviceMissingError, SysfsError
-from pyhostdev.tools import arguments, output
+from pyhostdev.tools import arguments, output, streams
 from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.hostroot import HostRoot
@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_address(parser)
     arguments.add_root(parser)
-    arguments.add_json(parser)
+    form = parser.add_mutually_exclusive_group()
+    arguments.add_json(form)
+    form.add_argument("--xml", action="store_true", help="print the XML of 'virsh nodedev-dumpxml'")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,12 +40,21 @@ def run(args: argparse.Namespace) -> int:
     dev = host.pci_device(address)
     if dev is None:
         raise DeviceMissingError(f"Device {address} is not on this host", reason="device-missing", address=address)
+    if args.xml:
+        _print_xml(dev)
+        return 0
     facts = {**describe(dev, _in_flight(host, address)), **surroundings(host, dev)}
     if args.json:
         output.print_json({"version": 1, **facts})
     else:
         output.print_table(("FACT", "VALUE"), ((name, _words(value)) for name, value in facts.items()))
     return 0
+
+
+def _print_xml(dev: PCIDevice) -> None:
+    from pyhostdev.hypervisor.node_device_udev import read_node_device
+
+    streams.write(output.printable_xml(read_node_device(dev).format()))
 
 
 def _in_flight(host: Host, address: PCIDeviceAddress) -> bool | None:

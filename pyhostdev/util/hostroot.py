@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The locations of a host's files: the only module that spells /sys, /dev, /run, /proc, /etc and /lib/modules.
+The locations of a host's files: the only module that spells /sys, /dev, /run, /proc, /etc, /usr/share and /lib/modules.
 
 Every reader takes a HostRoot, so that it works the same on the live host and on a directory that looks like a host.
 """
@@ -216,7 +216,7 @@ class HostRoot:
 
     def pci_ids(self) -> list[str]:
         """Return where distributions keep the names of PCI vendors and devices."""
-        return [self.join("usr/share", name, "pci.ids") for name in ("misc", "hwdata")]
+        return [self.join("usr/share", name, "pci.ids") for name in ("misc", "hwdata", "")]
 
     @property
     def dev_block(self) -> str:

@@ -54,18 +54,22 @@ class PCIIds:
         """Return a vendor's name, None if it is not in the list."""
         if vendor is None:
             return None
-        line = self._section(vendor).lstrip(b"\n").partition(b"\n")[0]
-        return line[6:].decode("utf-8", "replace").strip() or None
+        return _words(self._section(vendor).lstrip(b"\n")[6:])
 
     def device(self, vendor: int | None, device: int | None) -> str | None:
         """Return a device's name, None if it is not in the list."""
         if vendor is None or device is None:
             return None
-        found = self._section(vendor).partition(b"\n\t%04x  " % device)[2]
-        return found.partition(b"\n")[0].decode("utf-8", "replace").strip() or None
+        return _words(self._section(vendor).partition(b"\n\t%04x  " % device)[2])
 
     def name(self, vendor: int | None, device: int | None) -> str:
         """Return vendor and device in words, numbers where the list has no name."""
         numbers = [None if number is None else f"{number:04x}" for number in (vendor, device)]
         words = (self.vendor(vendor) or numbers[0] or "?", self.device(vendor, device) or numbers[1] or "?")
         return " ".join(words)
+
+
+def _words(text: bytes) -> str | None:
+    """Return the rest of a line, without characters that no terminal and no XML should get; None if it is empty."""
+    words = text.partition(b"\n")[0].decode("utf-8", "replace").strip()
+    return "".join(c for c in words if c.isprintable()) or None

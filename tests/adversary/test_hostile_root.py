@@ -118,7 +118,7 @@ def test_driver_by_any_name(bcm5719: FakeHost, name: str) -> None:
     link.unlink()
     os.symlink(os.fsencode(f"../{name}"), link)
     top = Path(bcm5719.root.path)
-    for verb in ("list", "show", "plan", "list-json", "show-json"):
+    for verb in ("list", "show", "plan", "list-json", "show-json", "show-xml"):
         check(top, verb, name)
     assert printable(name) in ask(top, "list").text
 

@@ -43,6 +43,7 @@ VERBS = {
     "list": ("list",),
     "list-json": ("list", "--json"),
     "show": ("show", "0001:09:00.0"),
+    "show-xml": ("show", "0001:09:00.0", "--xml"),
     "show-json": ("show", "0001:09:00.0", "--json"),
     "plan": ("plan", SEED),
     "plan-json": ("plan", SEED, "--json"),

@@ -47,3 +47,17 @@ def test_the_first_host_with_a_list_answers(tmp_path: Path) -> None:
     empty, full = HostRoot(tmp_path / "empty"), HostRoot(tmp_path)
     assert "First" == PCIIds.read(empty, full).vendor(1)
     assert "8086 1521" == PCIIds.read(empty).name(0x8086, 0x1521)
+
+
+@pytest.mark.parametrize("place", ["misc", "hwdata", ""])
+def test_places(tmp_path: Path, place: str) -> None:
+    """Debian, Fedora and older systems keep the list in different places."""
+    path = tmp_path / "usr/share" / place / "pci.ids"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(TEXT)
+    assert "First" == PCIIds.read(HostRoot(tmp_path)).vendor(1)
+
+
+def test_bytes_that_are_not_text() -> None:
+    """Control characters are dropped, and invalid UTF-8 is replaced: a name is always printable."""
+    assert "Evil\ufffd[31m" == PCIIds(b"8086  Evil\xff\x1b[31m\x00\r\n").vendor(0x8086)
