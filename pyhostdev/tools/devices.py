@@ -51,13 +51,14 @@ def is_named(args: argparse.Namespace) -> bool:
     Tell whether the devices are named on the command line.
 
     Raises:
-        ConfigError: they are named there and in a file, or nowhere, or without an owner.
+        ArgumentTypeError: they are named there and in a file, or nowhere, or without an owner.
     """
     named = bool(args.devices or args.keep)
     if named == (args.file is not None):
-        raise ConfigError("Expected either FILE, or --device and --owner")
+        raise argparse.ArgumentTypeError("Expected either FILE, or --device and --owner")
     if named != (args.owner is not None):
-        raise ConfigError("--device and --keep need --owner" if named else "--owner needs --device: FILE has a name")
+        text = "--device and --keep need --owner" if named else "--owner needs --device: FILE has a name"
+        raise argparse.ArgumentTypeError(text)
     return named
 
 

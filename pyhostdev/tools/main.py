@@ -49,11 +49,15 @@ def _dispatch(words: list[str]) -> int:
         streams.tell(parser.format_help().rstrip())
         return USAGE
     parser = parsers.verb_parser(words[0])
+    import argparse
+
     args = parser.parse_args(words[1:])
     if getattr(args, "changes_host", False) and args.root != "/" and not args.simulate:
         parser.error("a changing verb under --root needs --simulate")
     try:
         return int(parsers.module_of(words[0]).run(args))
+    except argparse.ArgumentTypeError as err:  # options that do not go together
+        parser.error(str(err))
     finally:
         _clean_up()
 
