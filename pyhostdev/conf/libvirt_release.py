@@ -36,6 +36,7 @@ CHANGES: dict[str, Change] = {
     "raw-image-one-node": Change(_11_3, "a raw image has no format node, and its storage node says read-only"),
     "storage-cache-last": Change(_11_3, "cache of a storage node behind auto-read-only and discard"),
     "hostdev-driver-model": Change(_11_3, "<driver model=> of a host device is kept"),
+    "vfio-variants": Change(_11_3, "a managed device gets the best VFIO driver of modules.alias; was vfio-pci"),
     "attribute-number": Change(_11_3, "27 for invalid values of hostdev's mode and type, and of address types; was 67"),
     "mdev-uuid-number": Change(_12_8, "27 for a mediated device's missing or wrong uuid; was 67 or 1"),
     "video-device": Change(_12_8, "<model device=> of a virtio video"),
