@@ -45,6 +45,7 @@ CHANGES: dict[str, Change] = {
     "pci-hostdev-display": Change(_11_3, "67 for display='on' of a PCI host device without graphics"),
     "sheepdog-is-gone": Change(_11_3, "67 for a disk of protocol sheepdog"),
     "pvpanic-pci": Change(_11_3, "<panic model='pvpanic'>, a PCI device"),
+    "pstore": Change(_11_3, "<pstore>, memory of the guest for its last messages"),
     "iommu-defaults": Change(_11_3, "interrupt remapping brings <ioapic driver='qemu'/>, more than 255 vCPUs an IOMMU"),
     "iommu-dma-translation": Change(_11_3, "<driver dma_translation=> of an IOMMU"),
     "machine-iommu-first": Change(_11_3, "iommu=smmuv3 before dump-guest-core in -machine"),
