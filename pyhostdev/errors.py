@@ -42,6 +42,7 @@ VIR_ERR_DEVICE_MISSING = 99
 REFUSAL_CODES = {
     "device-missing": VIR_ERR_DEVICE_MISSING,
     "fdgroup-missing": VIR_ERR_INVALID_ARG,
+    "driver-missing": VIR_ERR_INTERNAL_ERROR,
     "not-endpoint": VIR_ERR_INTERNAL_ERROR,
     "image-missing": VIR_ERR_SYSTEM_ERROR,
     "image-unreadable": VIR_ERR_SYSTEM_ERROR,

@@ -18,7 +18,7 @@ import json
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from pyhostdev.qemu import attach_device, build_command_line, define, detach_dev
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.qemu.qemu_driver import refuse_missing_storage
 from pyhostdev.qemu.qemu_driver.iommufd import refuse_missing_descriptors
+from pyhostdev.util.modprobe import module_error
 
 NO_TAP = 3  # compare.py does not look at a tap's descriptor
 NO_NODE = 4  # nor at those of iommufd
@@ -60,6 +61,7 @@ class RecordingKernel:
         self.root = root
         self.trace: list[Write] = []
         self.links: dict[tuple[Path, Path], Path] = {}  # as they were before an unbind
+        self.overrides: dict[PCIDeviceAddress, bytes] = {}  # as they were before the first write
 
     def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
         """Take a driver override, an unbind or a bind; all else is only remembered."""
@@ -67,6 +69,7 @@ class RecordingKernel:
         top = Path(self.root.pci_device(device))
         attribute = Path(path)
         if attribute.name == "driver_override":
+            self.overrides.setdefault(device, attribute.read_bytes().strip())
             attribute.write_bytes(value.strip() + b"\n" if value.strip() else b"(null)\n")
         elif attribute.name == "unbind":
             for link in (top / "driver", attribute.parent / str(device)):
@@ -80,7 +83,8 @@ class RecordingKernel:
                 link.symlink_to(self.links.get((link, attribute.parent), target))
 
     def load_module(self, name: str) -> None:
-        """All drivers are there."""
+        """Refuse: what this host can have is loaded."""
+        raise module_error(self.root, name, 1, "")
 
     def is_in_flight(self, device: PCIDeviceAddress) -> bool:
         """Every write comes back."""
@@ -164,7 +168,7 @@ class Server:
             for other in others:
                 manager.release(other.name)
         code = None if error is None else error.code_in(self.release)
-        return {"error": error and str(error), "code": code, "ops": handovers(steps)}
+        return {"error": error and str(error), "code": code, "ops": handovers(steps, kernel.overrides)}
 
     def _start_and_stop(self, manager: HostdevManager, dom: DomainDef) -> HostdevError | None:
         try:
@@ -183,7 +187,7 @@ class Server:
     def plan(self, manager: HostdevManager, dom: DomainDef) -> Plan:
         """Plan as libvirt would: it leaves completeness to QEMU, and sets MAC and VLAN of an interface itself."""
         networks = [f"vf-network:{h.pci_address}" for h in dom.pci_hostdevs() if h.interface is not None]
-        return manager.host.plan(dom, "off", accept=networks)
+        return manager.host.plan(dom, "off", accept=networks, release=self.release)
 
     def _pass_over_missing(self, dom: DomainDef) -> None:
         """Drop host devices that are not there: we refuse them, libvirt lets QEMU find out."""
@@ -191,18 +195,20 @@ class Server:
         dom.hostdevs = [h for h in hostdevs if not h.is_pci or self.host.pci_device(h.pci_address) is not None]
 
 
-def handovers(trace: list[Any]) -> list[list[str]]:
+def handovers(trace: list[Write], overrides: Mapping[PCIDeviceAddress, bytes]) -> list[list[str]]:
     """
     Return the writes that hand a device over or give it back, in libvirt's form.
 
-    We give back by naming the host's driver first and restoring the override last; only the last counts.
+    We give back by naming the host's driver first and restoring the override last; only the last counts. Where libvirt
+    clears the override of a device that had one before, we restore it, which is also to give back.
     """
     found = []
     for entry in trace:
-        value = entry.value.decode().strip()
-        is_handover = entry.path.endswith("/driver_override") and ("vfio" in value or not value)
+        value = entry.value.strip()
+        is_handover = entry.path.endswith("/driver_override") and (b"vfio" in value or not value)
         if is_handover:
-            found.append(["/" + entry.path.lstrip("/"), value or GIVEN_BACK, entry.result])
+            is_back = not value or value == overrides[PCIDeviceAddress.parse(Path(entry.path).parent.name)]
+            found.append(["/" + entry.path.lstrip("/"), GIVEN_BACK if is_back else value.decode(), entry.result])
     return found
 
 

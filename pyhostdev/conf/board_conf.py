@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from pyhostdev.conf.chr_conf import ChrSourceElement
 from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.os_conf import SizeDef
 from pyhostdev.conf.xml.xmlcodec import enum, number, signed, size_unit, unit_factor, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, children, content, embedded, opaque
+from pyhostdev.conf.xml.xmlfield import attribute, child, children, content, embedded, opaque
 
 
 class DomainTPMDef(ElementDef):
@@ -60,6 +61,26 @@ class DomainPanicDef(ElementDef):
 
     model = attribute("model", enum("isa", "pseries", "hyperv", "s390", later={"pvpanic": "pvpanic-pci"}))
     info = embedded(DeviceInfo)
+
+
+class DomainPstoreDef(ElementDef):
+    """
+    Memory that keeps the guest's last messages.
+
+    Mirrors: virDomainPstoreDef (src/conf/domain_conf.h)
+    """
+
+    tag = "pstore"
+
+    backend = attribute("backend", enum("acpi-erst"), required=True)
+    path = content("path")
+    size = child("size", SizeDef)
+    info = embedded(DeviceInfo)
+
+    @property
+    def size_kib(self) -> int:
+        """Its size in KiB, 0 if it is not given."""
+        return self.size.kib if self.size is not None else 0
 
 
 class DomainNVRAMDef(ElementDef):

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         DomainMemoryDef,
         DomainNVRAMDef,
         DomainPanicDef,
+        DomainPstoreDef,
         DomainTPMDef,
         DomainWatchdogDef,
     )
@@ -186,6 +187,7 @@ class DomainFields(ElementDef):
     rngs: Children[DomainRNGDef] = later("devices/rng", "rng_conf.DomainRNGDef")
     nvram: Child[DomainNVRAMDef] = later_child("devices/nvram", "board_conf.DomainNVRAMDef")
     panics: Children[DomainPanicDef] = later("devices/panic", "board_conf.DomainPanicDef")
+    pstore: Child[DomainPstoreDef] = later_child("devices/pstore", "board_conf.DomainPstoreDef", since="pstore")
     shmems: Children[DomainShmemDef] = later("devices/shmem", "virtio_conf.DomainShmemDef")
     memories: Children[DomainMemoryDef] = later("devices/memory", "board_conf.DomainMemoryDef")
     iommus: Children[DomainIOMMUDef] = later("devices/iommu", "virtio_conf.DomainIOMMUDef")

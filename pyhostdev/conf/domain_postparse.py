@@ -99,7 +99,7 @@ def _in_parse_order(dom: DomainDef) -> list[ElementDef]:
         [part for part in (dom.memballoon, dom.nvram) if part is not None],
         [*dom.watchdogs, *dom.rngs, *dom.hubs, *dom.shmems, *dom.tpms, *dom.videos],
         [*dom.redirdevs, *dom.panics, *dom.memories, *dom.cryptos],
-        [*dom.iommus, *([] if dom.vsock is None else [dom.vsock])],
+        [*dom.iommus, *(part for part in (dom.vsock, dom.pstore) if part is not None)],
     ]
     return [device for group in groups for device in group]
 

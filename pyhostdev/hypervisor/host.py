@@ -17,11 +17,13 @@ from pyhostdev.util import pciscan, virpci
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.statedir import StateDir
-from pyhostdev.util.virfile import is_directory, read_attribute, read_lines, read_status
+from pyhostdev.util.vfiodriver import read_kernel_release
+from pyhostdev.util.virfile import is_directory, read_lines, read_status
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.conf.node_device_conf import NodeDeviceDef
     from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.hypervisor.hostdev_plan import Plan
@@ -133,7 +135,7 @@ class Host:
         Raises:
             SysfsError: the list of modules exists but cannot be read.
         """
-        release = self._kernel_release()
+        release = read_kernel_release(self.root)
         if release is None:
             return None
         listing = self.root.modules_dep(release)
@@ -141,9 +143,6 @@ class Host:
             return None
         wanted = name.replace("-", "_")
         return any(_module_name(line.partition(":")[0]) == wanted for line in read_lines(self.root, listing))
-
-    def _kernel_release(self) -> str | None:
-        return os.uname().release if self.root.is_live else read_attribute(self.root, self.root.kernel_release)
 
     def is_in_flight(self, address: PCIDeviceAddress | str) -> bool:
         """Tell whether a write to this device has not returned from the kernel."""
@@ -208,6 +207,7 @@ class Host:
         *,
         owner: str | None = None,
         accept: Iterable[str] = (),
+        release: LibvirtRelease | None = None,
     ) -> Plan:
         """
         Plan what happens to a domain's host devices; needs no root and writes nothing.
@@ -216,6 +216,7 @@ class Host:
             policy: which functions must be declared: auto, device, group or off.
             owner: the name of the domain that will own the devices; the definition's name by default.
             accept: consents to losses of the host, each as REASON:ADDRESS.
+            release: the libvirt whose choice of drivers is meant; the newest by default.
 
         Raises:
             ConfigError, ConfigUnsupportedError: the request is invalid for any host.
@@ -232,6 +233,7 @@ class Host:
             occupied=definition.guest_pci_addresses(),
             accept=accept,
             definition=definition,
+            release=release,
         )
 
 

@@ -17,10 +17,12 @@ from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import BOOT_VGA, DEFAULT_ROUTE, MOUNTED, HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.vfioholders import read_group_holders
-from pyhostdev.util.virfile import list_names, read_bytes
+from pyhostdev.util.virfile import is_directory, list_names, read_bytes
 
 if TYPE_CHECKING:
+    from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.util.journal import Record
     from pyhostdev.util.virpci import PCIDevice
 
@@ -55,6 +57,20 @@ def consents(texts: Iterable[str]) -> frozenset[tuple[str, str]]:
             raise ConfigError(f"Invalid consent '{text}': expected REASON:ADDRESS with one of {known}")
         found.add((reason, str(PCIDeviceAddress.parse(address))))
     return frozenset(found)
+
+
+def driver_obstacle(host: HostFacts, address: PCIDeviceAddress, driver: str, module: str | None) -> Finding | None:
+    """Return a finding if a driver is not registered, and its module cannot be loaded; None for no module to load."""
+    if module is None:
+        return None
+    if host.has_module(module) and not is_directory(host.root, host.root.module(module)):
+        return None
+    if is_directory(host.root, host.root.module(module)):
+        text = f"The module '{module}' for device {address} has no PCI driver"
+        return Finding("driver-missing", ERROR, address, text)
+    reason = "vfio-missing" if driver == VFIO_PCI else "driver-missing"
+    text = f"This host has no driver '{driver}' for device {address}, and no module that provides it"
+    return Finding(reason, ERROR, address, text)
 
 
 def vf_network(request: Request) -> Iterator[Finding]:
@@ -128,6 +144,24 @@ def vanishing_functions(
             yield Finding("vanishes", ERROR, address, text)
         elif record is not None and record.is_active:
             text = f"Device {address}, which vanishes with {maker}, is in use by domain '{record.owner}'"
+            yield Finding("in-use", ERROR, address, text)
+
+
+def used_vfs(
+    virtual: Mapping[PCIDeviceAddress, PCIDeviceAddress], records: Mapping[PCIDeviceAddress, Record]
+) -> Iterator[Finding]:
+    """
+    Yield the VFs in use by a domain whose PF is detached: its driver may remove them, and would wait for their users.
+
+    Args:
+        virtual: each VF of a PF that is detached, with its PF.
+
+    Source: igb_remove (drivers/net/ethernet/intel/igb/igb_main.c), Linux 7.2
+    """
+    for address, pf in virtual.items():
+        record = records.get(address)
+        if record is not None and record.is_active:
+            text = f"Device {address}, a virtual function of {pf}, is in use by domain '{record.owner}'"
             yield Finding("in-use", ERROR, address, text)
 
 

@@ -92,7 +92,8 @@ def _declared(
     before = driver_words(driver)
     if request.address in moving:
         wiped = _reset_words(request, declared)
-        return f"{guest}: detached from {before} to {request.stub}; afterwards {wiped} and given back to {before}"
+        stub = f"{request.stub} ({request.why})" if request.why else request.stub
+        return f"{guest}: detached from {before} to {stub}; afterwards {wiped} and given back to {before}"
     detached = records.get(request.address)
     why = "as it was detached before" if detached and detached.state == RECORDED_DETACHED else "as it was"
     return f"{guest}: stays with {before}, {why}"

@@ -9,13 +9,14 @@ kernel drops the last reference, a moment after the process has gone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError
 from pyhostdev.util.devnode import NodeWriter
 from pyhostdev.util.iommugroup import read_group
 from pyhostdev.util.vfioholders import read_group_holders
+from pyhostdev.util.virpci import read_virtual_functions
 
 if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
@@ -67,6 +68,8 @@ def check_are_free(
     """
     Prove that no process has a device's group open, after waiting for holders that are about to release.
 
+    The VFs of a PF count, too: vfio-pci and some drivers remove them when the PF is unbound, and wait for each holder.
+
     Raises:
         DeviceInUseError: a process has a group open.
         OperationError: raised by ``interrupted``.
@@ -75,12 +78,33 @@ def check_are_free(
     patience = patience or Patience()
     groups: dict[int, PCIDeviceAddress] = {}
     for record in records:
-        group = read_group(root, record.address)
-        if group is not None:
-            groups.setdefault(group, record.address)
+        for address in (record.address, *read_virtual_functions(root, record.address)):
+            group = read_group(root, address)
+            if group is not None:
+                groups.setdefault(group, address)
     while held := _held(root, writer, groups):
         if not patience.wait(holder for holders in held.values() for holder in holders):
             raise _in_use(groups, held)
+
+
+def refuse_used_vfs(root: HostRoot, records: Collection[Record], others: Iterable[Record]) -> None:
+    """
+    Refuse to unbind PFs with VFs that other records have in use.
+
+    Args:
+        records: of the devices to unbind.
+        others: all records.
+
+    Raises:
+        DeviceInUseError: names the first such VF; nothing was touched.
+    """
+    leaving = {record.address for record in records}
+    used = {r.address: r for r in others if r.is_active and r.address not in leaving}
+    for address in leaving if used else ():
+        for vf in read_virtual_functions(root, address):
+            if vf in used:
+                text = f"Device {vf}, a virtual function of {address}, is in use by domain '{used[vf].owner}'"
+                raise DeviceInUseError(text, reason="in-use", address=vf)
 
 
 def _held(root: HostRoot, writer: SysfsWriter, groups: Mapping[int, PCIDeviceAddress]) -> dict[int, list[Process]]:

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, DeviceMissingError, OperationError, RefusedError
-from pyhostdev.hypervisor.hostdev_checks import consents, held_groups, host_needs, libvirt_owners
-from pyhostdev.hypervisor.hostdev_holders import check_are_free
+from pyhostdev.hypervisor.hostdev_checks import consents, driver_obstacle, held_groups, host_needs, libvirt_owners
+from pyhostdev.hypervisor.hostdev_holders import check_are_free, refuse_used_vfs
 from pyhostdev.hypervisor.hostdev_release import refuse_newer
 from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.finding import ERROR, Finding
@@ -28,6 +28,7 @@ from pyhostdev.util.pciassign import (
 )
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.transaction import Transaction, half_done
+from pyhostdev.util.vfiodriver import GENERIC_NAMES, DriverChoice, VFIODrivers, loaded_driver
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_context import HostdevContext
@@ -35,12 +36,15 @@ if TYPE_CHECKING:
     from pyhostdev.util.virpci import PCIDevice
 
 
-def detach(context: HostdevContext, address: PCIDeviceAddress, driver: str, accept: Iterable[str]) -> None:
+def detach(context: HostdevContext, address: PCIDeviceAddress, name: str | None, accept: Iterable[str]) -> None:
     """
     Detach one device; the caller holds its locks.
 
     A device that is already detached stays as it is if it has the requested driver. Otherwise it moves to that driver,
     and its record keeps the original one.
+
+    Args:
+        name: the driver or its module; None for the best match of the host's VFIO drivers.
 
     Mirrors: virPCIDeviceDetach, which also binds a listed device to the stub (src/util/virpci.c)
     """
@@ -49,18 +53,24 @@ def detach(context: HostdevContext, address: PCIDeviceAddress, driver: str, acce
     dev = _present(context, address)
     if listed is not None and not _is_detached_still(dev, listed):
         listed = None
-    is_there = dev.driver == driver or (dev.is_vfio and driver == VFIO_PCI)
+    drivers = VFIODrivers(context.root)
+    choice = drivers.choose(dev, name)
+    is_there = dev.driver == choice.driver
     if listed is not None and is_there:
         return
-    _refuse(_obstacles(context, dev, None if is_there else driver), accept, context, dev, moves=not is_there)
-    record = _intent(context, address, driver, listed, moves=not is_there)
+    found = [*_obstacles(context, dev, None if is_there else choice)]
+    if name not in GENERIC_NAMES and not is_there:
+        found += [obstacle for obstacle in (drivers.mismatch(dev, choice),) if obstacle is not None]
+    _refuse(found, accept, context, dev, moves=not is_there)
+    if choice.module is not None:
+        context.writer.load_module(choice.module)
+        choice = DriverChoice(loaded_driver(context.root, choice.module), None, choice.why)
+    record = _intent(context, address, choice.driver, listed, moves=not is_there)
     with Transaction() as change:
         change.on_error(_undo, context, record, listed)
         context.journal.write(record)
         if record.moved and not is_there:
-            if context.host.has_driver(driver) is False:
-                context.writer.load_module(driver)
-            context.restorer.mover.detach(address, record.listed_as or record.original, driver)
+            context.restorer.mover.detach(address, record.listed_as or record.original, choice.driver)
         context.journal.write(record.detached(record.since))
 
 
@@ -90,12 +100,14 @@ def _undo(context: HostdevContext, record: Record, listed: Record | None) -> Non
 
 def reattach(context: HostdevContext, address: PCIDeviceAddress) -> None:
     """Reattach one detached device; the caller holds its locks."""
-    record = context.journal.read()[0].get(address)
+    records = context.journal.read()[0]
+    record = records.get(address)
     _refuse_active(record)
     if record is None:
         saved = read_driverctl_override(context.root, address)
         other = "" if saved is None else f": driverctl binds it to {saved!a}"
         raise OperationError(f"Device {address} was not detached by this manager{other}", address=address)
+    refuse_used_vfs(context.root, [record], records.values())
     check_are_free(context.root, context.writer, [record])
     with half_done():
         record = record._replace(state=RELEASING, listed_as=None)
@@ -121,25 +133,18 @@ def _present(context: HostdevContext, address: PCIDeviceAddress) -> PCIDevice:
     return dev
 
 
-def _obstacles(context: HostdevContext, dev: PCIDevice, driver: str | None) -> Iterator[Finding]:
-    """Yield what the kernel would refuse; driver is the new driver of the device, None if it does not move."""
+def _obstacles(context: HostdevContext, dev: PCIDevice, choice: DriverChoice | None) -> Iterator[Finding]:
+    """Yield what the kernel would refuse; choice is the new driver of the device, None if it does not move."""
     if context.writer.is_in_flight(dev.address):
         message = f"A write to device {dev.address} has not returned from the kernel"
         yield Finding("in-doubt", ERROR, dev.address, message)
     found = [endpoint_obstacle(dev)]
-    if driver is not None:
+    if choice is not None:
         vfs = 0 if dev.is_virtual_function else len(dev.read_virtual_functions())
         found += [vfs_obstacle(dev.address, vfs), group_obstacle(dev, has_iommu(context.root))]
-        found += [_driver_obstacle(context, dev, driver), denied_obstacle(dev) if driver == VFIO_PCI else None]
+        found += [driver_obstacle(context.host, dev.address, choice.driver, choice.module)]
+        found += [denied_obstacle(dev) if choice.driver == VFIO_PCI else None]
     yield from (obstacle for obstacle in found if obstacle is not None)
-
-
-def _driver_obstacle(context: HostdevContext, dev: PCIDevice, driver: str) -> Finding | None:
-    if context.host.has_driver(driver) is not False or context.host.has_module(driver):
-        return None
-    reason = "vfio-missing" if driver == VFIO_PCI else "driver-missing"
-    message = f"This host has no driver '{driver}' for device {dev.address}, and no module that provides it"
-    return Finding(reason, ERROR, dev.address, message)
 
 
 def _refuse(

@@ -16,13 +16,16 @@ from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.vfiodriver import DriverChoice
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.util import virpci
+    from pyhostdev.util.vfiodriver import VFIODrivers
 
 POLICIES = ("auto", "device", "group", "off")
 ASSIGNED, UNASSIGNED = "assigned", "unassigned"
@@ -64,13 +67,17 @@ class Request(NamedTuple):
     dev: virpci.PCIDevice | None
     incarnation: int | None  # of dev's directory, when the plan was made
     network: tuple[str, ...] = ()  # settings of a VF's interface that must be made through the PF
+    module: str | None = None  # the module to load before the stub is registered
+    named: bool = False  # the definition names the stub
+    why: str = ""  # why it is this stub, empty for vfio-pci by default
 
     @classmethod
-    def of(cls, host: HostFacts, hostdev: DomainHostdevDef) -> Request:
+    def of(cls, host: HostFacts, hostdev: DomainHostdevDef, drivers: VFIODrivers) -> Request:
         """
         Read a hostdev's request, and the function it names.
 
         Raises:
+            ConfigError: the name of the driver cannot be that of a driver.
             ConfigUnsupportedError: the backend is not VFIO, or the device of an interface is not a virtual function.
         """
         source = hostdev.pci_address
@@ -88,17 +95,34 @@ class Request(NamedTuple):
                 # libvirt looks up the port's network interface first, and finds none
                 libvirt_code=VIR_ERR_INTERNAL_ERROR if net.has_virtualport else None,
             )
+        choice = _driver_for(hostdev, dev, drivers)
         return cls(
             address=source,
             role=ASSIGNED if hostdev.is_assigned else UNASSIGNED,
             managed=hostdev.managed,
             written=None if hostdev.assigned is None else ("no", "yes")[hostdev.assigned],
-            stub=hostdev.driver_model or VFIO_PCI,
+            stub=choice.driver,
             guest_address=None if guest is None else guest.pci,
             dev=dev,
             incarnation=None if dev is None else dev.incarnation,
             network=() if net is None else net.words,
+            module=choice.module,
+            named=hostdev.managed and hostdev.driver_model is not None,
+            why=choice.why,
         )
+
+    def with_driver(self, driver: str) -> Request:
+        """Return the request after its module was loaded, with the name of the registered driver."""
+        return self._replace(stub=driver, module=None)
+
+
+def _driver_for(hostdev: DomainHostdevDef, dev: virpci.PCIDevice | None, drivers: VFIODrivers) -> DriverChoice:
+    """Return the driver that a device gets; a device that is not managed keeps the VFIO driver that it has."""
+    if dev is None:
+        return DriverChoice(VFIO_PCI, None, "")
+    if hostdev.managed:
+        return drivers.choose(dev, hostdev.driver_model)
+    return DriverChoice(dev.driver if dev.driver is not None and dev.is_vfio else VFIO_PCI, None, "")
 
 
 class FunctionPlan(NamedTuple):
@@ -170,6 +194,7 @@ class Plan:
         start_findings: Sequence[Finding] | None = None,
         guest_addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress] | None = None,
         nodes: Mapping[PCIDeviceAddress, Sequence[str]] | None = None,
+        release: LibvirtRelease | None = None,
     ) -> None:
         self.owner = owner
         self.policy = policy
@@ -183,6 +208,7 @@ class Plan:
         self.start_findings = None if start_findings is None else tuple(start_findings)
         self.guest_addresses = dict(guest_addresses or _written_guest_addresses(requests))
         self.nodes = dict(nodes or {})
+        self.release = release
 
     @property
     def ok(self) -> bool:
@@ -236,6 +262,22 @@ class Plan:
         """Return the text about one member, with the nodes through which the guest gets it."""
         nodes = {str(address): found for address, found in self.nodes.items()}.get(fate.name)
         return fate.text if not nodes else f"{fate.text} (QEMU's nodes: {', '.join(nodes)})"
+
+    def with_loaded_modules(self, drivers: Mapping[str, str]) -> Plan:
+        """
+        Return the plan after modules were loaded, with the names of the drivers that they registered.
+
+        Args:
+            drivers: each module that was loaded, with its driver.
+        """
+        named = {r.address: r.with_driver(drivers[r.module]) for r in self.requests if r.module is not None}
+        plan = copy.copy(self)
+        plan.requests = tuple(named.get(request.address, request) for request in self.requests)
+        plan.steps = tuple(
+            step._replace(after=named[step.address].stub) if step.action == "detach" and step.address in named else step
+            for step in self.steps
+        )
+        return plan
 
     @property
     def obstacles(self) -> tuple[Finding, ...]:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.hostdev_checks import (
     consents,
+    driver_obstacle,
     held_groups,
     host_needs,
     libvirt_owners,
     saved_overrides,
     split_groups,
+    used_vfs,
     vanishing_functions,
     vf_network,
 )
@@ -43,11 +45,13 @@ from pyhostdev.util.pciassign import (
     vfs_obstacle,
 )
 from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
 
 
 def build_plan(
@@ -60,6 +64,7 @@ def build_plan(
     occupied: Iterable[PCIDeviceAddress] = (),
     accept: Iterable[str] = (),
     definition: Definition | None = None,
+    release: LibvirtRelease | None = None,
 ) -> Plan:
     """
     Plan what happens to the host devices of one domain.
@@ -71,15 +76,17 @@ def build_plan(
         records: the journal's records, by address; None if this user may not read them, which is a finding.
         occupied: guest addresses of the domain's other devices, for ``no-guest-function-0``.
         accept: consents, each as REASON:ADDRESS.
+        release: the libvirt whose choice of drivers is meant; the newest by default.
 
     Raises:
-        ConfigError: the policy is unknown, or a consent is invalid.
+        ConfigError: the policy is unknown, or a consent or the name of a driver is invalid.
         ConfigUnsupportedError: a backend is not VFIO.
     """
     if policy not in POLICIES:
         raise ConfigError(f"Unknown policy '{policy}': expected one of {', '.join(POLICIES)}")
-    requests = [Request.of(host, hostdev) for hostdev in hostdevs]
-    planner = _Planner(host, requests, owner, policy, records, frozenset(occupied), definition)
+    drivers = VFIODrivers(host.root, variants=release is None or release.has("vfio-variants"))
+    requests = [Request.of(host, hostdev, drivers) for hostdev in hostdevs]
+    planner = _Planner(host, requests, owner, policy, records, frozenset(occupied), definition, drivers)
     findings = planner.findings()
     return Plan(
         owner=owner,
@@ -91,6 +98,7 @@ def build_plan(
         proposals=planner.proposals(findings),
         accepted=consents(accept),
         definition=definition,
+        release=release,
     )
 
 
@@ -106,6 +114,7 @@ class _Planner:
         records: Mapping[PCIDeviceAddress, Record] | None,
         occupied: frozenset[PCIDeviceAddress],
         definition: Definition | None,
+        drivers: VFIODrivers,
     ) -> None:
         self.host = host
         self.requests = requests
@@ -119,10 +128,11 @@ class _Planner:
         self.declared = {request.address: request for request in requests}
         self.present = [request for request in requests if request.dev is not None]
         self.moving = [r for r in self.present if r.managed and not _is_already_there(r)]
-        self.drivers = {stub: host.has_driver(stub) for stub in {r.stub for r in self.moving}}
+        self.drivers = drivers
         self.members = self._read_members()
         self.siblings = self._read_siblings()
         self.vanishing = self._read_vanishing()
+        self.virtual = self._read_virtual()
 
     def _read_members(self) -> dict[int, list[virpci.GroupMember]]:
         groups = {r.dev.iommu_group for r in self.present if r.dev is not None}
@@ -148,6 +158,11 @@ class _Planner:
                 found.update(dict.fromkeys(request.dev.read_functions_below(), request.address))
         return found
 
+    def _read_virtual(self) -> dict[PCIDeviceAddress, PCIDeviceAddress]:
+        """Return the VFs that a PF's driver may remove when the PF is detached, each with its PF."""
+        pfs = [r.dev for r in self.moving if r.dev is not None and not r.dev.is_virtual_function]
+        return {vf: pf.address for pf in pfs for vf in pf.read_virtual_functions()}
+
     def findings(self) -> list[Finding]:
         """Return all findings, those in the domain's order first, each fact once."""
         found: list[Finding] = [*self.words]
@@ -165,6 +180,7 @@ class _Planner:
         found += self._empty_slots()
         found += split_groups(self.present, self.definition)
         found += vanishing_functions(self.vanishing, self.declared, self.records)
+        found += used_vfs(self.virtual, self.records)
         if not self.has_records:
             text = "This user may not read the records of this host, so devices in use or in doubt are unknown"
             found.append(Finding("records", NOTE, None, text))
@@ -184,12 +200,17 @@ class _Planner:
     def _touched(self) -> set[PCIDeviceAddress]:
         """Return the declared devices, all that share a group with one (a group has one user), and vanishing ones."""
         members = (member.address for group in self.members.values() for member in group)
-        return {*self.declared, *self.vanishing, *(address for address in members if address is not None)}
+        return {
+            *self.declared,
+            *self.vanishing,
+            *self.virtual,
+            *(address for address in members if address is not None),
+        }
 
     def _first_by_group(self) -> dict[int, PCIDeviceAddress]:
         """Return each touched group's number with the first declared or vanishing device in it."""
         found: dict[int, PCIDeviceAddress] = {}
-        vanishing = (self.host.pci_device(address) for address in self.vanishing)
+        vanishing = (self.host.pci_device(address) for address in (*self.vanishing, *self.virtual))
         for dev in (*(request.dev for request in self.present), *vanishing):
             if dev is not None and dev.iommu_group is not None:
                 found.setdefault(dev.iommu_group, dev.address)
@@ -216,7 +237,9 @@ class _Planner:
         vfs = 0 if dev.is_virtual_function else len(dev.read_virtual_functions())
         denied = denied_obstacle(dev) if request.stub == VFIO_PCI and not dev.is_vfio else None
         in_no_group = group_obstacle(dev, has_iommu(self.host.root)) if dev.iommu_group is None else None
-        for obstacle in (vfs_obstacle(address, vfs), in_no_group, denied):
+        choice = DriverChoice(request.stub, request.module, request.why)
+        mismatch = self.drivers.mismatch(dev, choice) if request.named else None
+        for obstacle in (vfs_obstacle(address, vfs), in_no_group, denied, mismatch):
             if obstacle is not None:
                 yield self._as_the_policy_has_it(obstacle)
         if self.has_records and self.host.is_in_flight(address):
@@ -283,17 +306,11 @@ class _Planner:
         yield from _findings(member_obstacle(group, member))
 
     def _missing_drivers(self) -> Iterable[Finding]:
+        seen = set()
         for request in self.moving:
-            name = request.stub
-            if self.drivers[name] is not False or self.host.has_module(name):
-                continue
-            reason = "vfio-missing" if name == VFIO_PCI else "driver-missing"
-            yield _error(
-                reason,
-                request.address,
-                f"This host has no driver '{name}' for device {request.address}, and no module that provides it",
-            )
-            return
+            if request.module not in seen:
+                seen.add(request.module)
+                yield from _findings(driver_obstacle(self.host, request.address, request.stub, request.module))
 
     def _empty_slots(self) -> Iterable[Finding]:
         visible = [r for r in self.requests if r.role == ASSIGNED and r.guest_address is not None]
@@ -317,9 +334,9 @@ class _Planner:
         steps: list[Step] = []
         loaded: set[str] = set()
         for request in self.moving:
-            if self.drivers[request.stub] is False and request.stub not in loaded:
-                loaded.add(request.stub)
-                steps.append(Step(request.address, request.role, "load-module", None, request.stub))
+            if request.module is not None and request.module not in loaded:
+                loaded.add(request.module)
+                steps.append(Step(request.address, request.role, "load-module", None, request.module))
         moving = {request.address for request in self.moving}
         for request in self.present:
             assert request.dev is not None
@@ -356,9 +373,13 @@ class _Planner:
 
 
 def _is_already_there(request: Request) -> bool:
-    """Tell whether a device has the driver that it will have, so that the guest's start changes nothing."""
+    """
+    Tell whether a device has the driver that it will have, so that the guest's start changes nothing.
+
+    Mirrors: virPCIDeviceBindToStub, which also moves a device from one VFIO driver to another (src/util/virpci.c)
+    """
     assert request.dev is not None
-    return request.dev.driver == request.stub or (request.stub == VFIO_PCI and request.dev.is_vfio)
+    return request.dev.driver == request.stub
 
 
 def _findings(*found: Finding | None) -> list[Finding]:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import DeviceInUseError
-from pyhostdev.hypervisor.hostdev_plan import AFTERWARDS, ASSIGNED, Plan, Request, Step
+from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Plan, Request
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id, read_clock
-from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.record import Asked
 from pyhostdev.util.transaction import Transaction, run_logged
+from pyhostdev.util.vfiodriver import loaded_driver
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_context import HostdevContext
@@ -56,7 +56,7 @@ def _is_done(request: Request, record: Record, node_owner: tuple[int, int] | Non
     dev = request.dev
     if record.state != PREPARED or dev is None or dev.incarnation != record.original.incarnation:
         return False
-    is_there = dev.driver == record.target or (dev.is_vfio and request.stub == VFIO_PCI)
+    is_there = dev.driver == record.target
     given = {(node.to_uid, node.to_gid) for node in record.nodes}
     return is_there and record.asked == _asked(request) and given <= {node_owner} and _has_nodes(record, node_owner)
 
@@ -96,20 +96,22 @@ def execute(
     """
     Perform the steps up to the guest's start; the caller holds the locks.
 
-    The original drivers of all devices are on disk before the first write.
+    Modules are loaded first, because only then the name of a driver is known; that is not undone. The original drivers
+    of all devices are on disk before the first write.
 
     Args:
         by_descriptor: functions whose nodes are not given, because the guest gets open descriptors.
     """
+    plan = _with_modules(context, plan, interrupted)
     intents = _intents(context, plan, owner, records)
     with Transaction() as change:
         for address, intent in intents.items():
             change.on_error(_undo, context, intents, address)
             context.journal.write(intent.record)
         for step in plan.steps:
-            if step.action not in AFTERWARDS:
+            if step.action == "detach":
                 interrupted()
-                _perform(context, step, intents)
+                _detach(context, intents[step.address].record)
         _verify_all(context, plan, intents)
         change.on_error(_mark_again, context, intents)
         if node_owner is not None:
@@ -118,6 +120,23 @@ def execute(
             _give_nodes(context, given, intents, node_owner, records, change)
         for record, _ in intents.values():
             context.journal.write(record._replace(state=PREPARED))
+
+
+def _with_modules(context: HostdevContext, plan: Plan, interrupted: Callable[[], None]) -> Plan:
+    """
+    Load the modules of a plan, and return it with the drivers that they registered.
+
+    Raises:
+        OperationError: a module is absent, prohibited or broken, or has no PCI driver.
+        InDoubtError: loading has not finished within the deadline.
+    """
+    drivers = {}
+    for step in plan.steps:
+        if step.action == "load-module" and step.after is not None:
+            interrupted()
+            context.writer.load_module(step.after)
+            drivers[step.after] = loaded_driver(context.root, step.after)
+    return plan.with_loaded_modules(drivers)
 
 
 def _give_nodes(
@@ -211,14 +230,8 @@ def _undo(context: HostdevContext, intents: Intents, address: PCIDeviceAddress) 
         context.journal.write(intent.listed)
 
 
-def _perform(context: HostdevContext, step: Step, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
-    """Perform one step; the only place that does."""
-    if step.action == "load-module":
-        assert step.after is not None
-        context.writer.load_module(step.after)
-    elif step.action == "detach":
-        record = intents[step.address].record
-        context.restorer.mover.detach(step.address, record.listed_as or record.original, record.target)
+def _detach(context: HostdevContext, record: Record) -> None:
+    context.restorer.mover.detach(record.address, record.listed_as or record.original, record.target)
 
 
 def _verify_all(context: HostdevContext, plan: Plan, intents: Mapping[PCIDeviceAddress, Intent]) -> None:

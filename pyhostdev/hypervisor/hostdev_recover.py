@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, HostdevError, InDoubtError
-from pyhostdev.hypervisor.hostdev_holders import LET_GO_WAIT_S, Patience, check_are_free
+from pyhostdev.hypervisor.hostdev_holders import LET_GO_WAIT_S, Patience, check_are_free, refuse_used_vfs
 from pyhostdev.hypervisor.hostdev_orphans import unrecorded
 from pyhostdev.hypervisor.hostdev_restore import interrupted_state
 from pyhostdev.hypervisor.hostdev_result import (
@@ -142,6 +142,7 @@ def _restore(
         run_logged(context.journal.write, record._replace(state=goal))
     restorer = context.restorer
     wait_s = min(LET_GO_WAIT_S, deadline - time.monotonic())
+    refuse_used_vfs(context.root, [record], records.values())
     check_are_free(context.root, context.writer, [record], Patience(wait_s, interrupted=interrupted))
     if not _waited(lambda: not context.writer.is_in_flight(address), deadline):
         return IN_DOUBT, "a write to it has not returned from the kernel"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, InDoubtError, OperationError
-from pyhostdev.hypervisor.hostdev_holders import LET_GO_WAIT_S, Patience, check_are_free
+from pyhostdev.hypervisor.hostdev_holders import LET_GO_WAIT_S, Patience, check_are_free, refuse_used_vfs
 from pyhostdev.hypervisor.hostdev_restore import interrupted_state
 from pyhostdev.util.journal import PREPARING, RELEASING, Record
 from pyhostdev.util.record import newer_text
@@ -37,6 +37,7 @@ def release(
         meant.sort(key=lambda record: record.position)
         lock_more(record.address for record in meant)
         patience = Patience(LET_GO_WAIT_S, guest_ended=guest_ended, interrupted=interrupted)
+        refuse_used_vfs(context.root, meant, records.values())
         check_are_free(context.root, context.writer, meant, patience)
         failures = _give_back_all(context, meant, list(records.values()))
     if failures:

@@ -24,7 +24,6 @@ from pyhostdev.hypervisor.hostdev_status import Status, read_status
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.transaction import deferred_signals
 
 if TYPE_CHECKING:
@@ -146,6 +145,7 @@ class HostdevManager:
             occupied=plan.definition.guest_pci_addresses(),
             accept=[f"{reason}:{address}" for reason, address in plan.accepted],
             definition=plan.definition,
+            release=plan.release,
         )
 
     @contextmanager
@@ -295,14 +295,15 @@ class HostdevManager:
             update_active(self.context, driver_name, domain_name, wanted)
 
     def nodedev_detach(
-        self, address: PCIDeviceAddress | str, driver: str = VFIO_PCI, *, accept: Iterable[str] = ()
+        self, address: PCIDeviceAddress | str, driver: str | None = None, *, accept: Iterable[str] = ()
     ) -> None:
         """
-        Detach one device without an owner: it goes on the inactive list, bound to the given driver.
+        Detach one device without an owner: it goes on the inactive list, bound to a VFIO driver.
 
         A listed device with another driver, or one that another program has reattached, is moved.
 
         Args:
+            driver: the driver, or its module; None or "vfio" for the best match of the host's VFIO drivers.
             accept: consents to losses of the host, each as REASON:ADDRESS.
 
         Raises:

@@ -45,7 +45,7 @@ _NUMBERED = (
     ("panics", "panic"),
     ("iommus", "iommu"),
 )
-_SINGLE = (("memballoon", "balloon0"), ("vsock", "vsock0"))
+_SINGLE = (("memballoon", "balloon0"), ("vsock", "vsock0"), ("pstore", "pstore0"))
 
 
 def assign_aliases(dom: DomainDef) -> None:

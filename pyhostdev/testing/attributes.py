@@ -63,6 +63,10 @@ def store_unbind(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
         core.wait_for_lock(device)
     if device is None or device.driver != driver.name:
         raise Refusal(errno.ENODEV)
+    if driver.remove == "vfs":
+        from pyhostdev.testing import sriov
+
+        sriov.disable(core, device)  # as igb_remove does; it waits for a VF that is held
     core.detach(device)
 
 

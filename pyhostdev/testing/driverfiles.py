@@ -93,7 +93,8 @@ def module_aliases(spec: DriverSpec) -> list[str]:
     if spec.module is None:
         return []
     prefix = "vfio_pci" if spec.kind == "vfio" else "pci"
-    return [f"alias {prefix}:{_alias_fields(pattern)} {spec.module}" for pattern in spec.ids]
+    ids = spec.ids or (("*:*",) if spec.name == "vfio-pci" else ())  # vfio-pci takes any function
+    return [f"alias {prefix}:{_alias_fields(pattern)} {spec.module}" for pattern in ids]
 
 
 def _alias_fields(pattern: str) -> str:

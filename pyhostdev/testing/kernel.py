@@ -15,6 +15,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import (
+    VIR_ERR_INTERNAL_ERROR,
     ConfigError,
     InDoubtError,
     InternalError,
@@ -118,7 +119,8 @@ class SimulatedKernel(SimulatedNodes):
             if result != "ENOENT":
                 why = os.strerror(getattr(errno, result))
             reason = "vfio-missing" if name.startswith("vfio") else "driver-missing"
-            raise OperationError(f"Cannot load the module '{name}': {why}", reason=reason)
+            text = f"Cannot load the module '{name}': {why}"
+            raise OperationError(text, reason=reason, libvirt_code=VIR_ERR_INTERNAL_ERROR)
 
     def is_in_flight(self, device: PCIDeviceAddress) -> bool:
         """True while a write to the device has not returned, by any SysfsWriter."""
@@ -355,7 +357,7 @@ class SimulatedKernel(SimulatedNodes):
 
         Args:
             probe: the name of an errno, "defer" or "hang".
-            remove: "hang".
+            remove: "hang", or "vfs" to remove the function's VFs first.
         """
         with self.entered() as core:
             spec = core.state.driver(name)

@@ -48,7 +48,7 @@ default; ``available`` appears when its module is loaded; ``missing`` cannot be 
 ``module=NAME`` gives a module name that differs from the driver's. ``managed-dma`` leaves the group's DMA alone
 (default for vfio-pci, pci-stub, pcieport). ``vfio`` behaves like vfio-pci (default for a name that ends in vfio-pci or
 vfio_pci): its ids only match a function with an override. ``probe=ERRNO``, ``probe=defer``, ``probe=hang`` and
-``remove=hang`` make the driver misbehave.
+``remove=hang`` make the driver misbehave. ``remove=vfs`` is a driver that removes the VFs of a function with it.
 
 The **rest**::
 
@@ -198,7 +198,7 @@ def _driver_word(word: str) -> tuple[str, Any]:
         return "module", ""
     if equals and key == "module":
         return "module", check_driver_name(text)
-    if equals and (key == "probe" or word == "remove=hang"):
+    if equals and (key == "probe" or word in ("remove=hang", "remove=vfs")):
         return key, text
     if _DRIVER_ID.fullmatch(word):
         return "ids", word

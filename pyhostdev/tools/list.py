@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pyhostdev.tools import arguments, output, streams
 from pyhostdev.util.hostscan import Scan
+from pyhostdev.util.pciregs import CLASS_BRIDGE_PCI
+from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host
 
 K = TypeVar("K")
 
-COLUMNS = ("ADDRESS", "ID", "CLASS", "GROUP", "DRIVER", "MULTIFUNCTION", "PF")
+COLUMNS = ("ADDRESS", "ID", "CLASS", "GROUP", "DRIVER", "MULTIFUNCTION", "PF", "VFIO")
 _FILTERS = ("group", "driver", "class_", "vendor", "owner", "assignable", "names", "columns")
 _YES_NO = {True: "yes", False: "no", None: "unknown"}
 
@@ -108,8 +110,10 @@ def _json_lines(scan: Scan, multifunction: Sequence[bool | None]) -> Iterator[st
     """Return one line of JSON a function, as ``json.dumps`` would write it."""
     columns = scan.columns()
     identities = list(zip(columns.vendor, columns.device, columns.class_, strict=True))
+    choices = _choices(scan)
     return map(
-        '  {"address": "%s", %s, "driver": %s, "iommu_group": %s, "multifunction": %s, "physfn": %s}'.__mod__,
+        '  {"address": "%s", %s, "driver": %s, "iommu_group": %s, "multifunction": %s, "physfn": %s, '
+        '"vfio_driver": %s, "vfio_driver_why": %s}'.__mod__,
         zip(
             columns.address,
             _texts(identities, _json_identity),
@@ -117,6 +121,8 @@ def _json_lines(scan: Scan, multifunction: Sequence[bool | None]) -> Iterator[st
             _texts(columns.iommu_group, json.dumps),
             _texts(list(multifunction), json.dumps),
             _texts(columns.physfn, json.dumps),
+            _texts([choice and choice.driver for choice in choices], json.dumps),
+            _texts([choice and choice.why for choice in choices], lambda why: json.dumps(why or None)),
             strict=True,
         ),
     )
@@ -142,8 +148,27 @@ def _rows(scan: Scan, multifunction: Sequence[bool | None]) -> Iterator[tuple[st
         _texts(columns.driver, _cell),
         _texts(list(multifunction), _YES_NO.__getitem__),
         _texts(columns.physfn, _cell),
+        _texts([choice and choice.driver for choice in _choices(scan)], _cell),
         strict=True,
     )
+
+
+def _choices(scan: Scan) -> list[DriverChoice | None]:
+    """
+    Return the VFIO driver for each function, None for a bridge; only vendors that have a variant are looked at closely.
+    """
+    drivers, columns = VFIODrivers(scan.root), scan.columns()
+    common = drivers.common()
+    vendors = drivers.vendors_with_variants()
+    every = None in vendors
+    return [
+        None
+        if class_ is not None and class_ >> 8 == CLASS_BRIDGE_PCI
+        else drivers.choose(scan[at])
+        if every or vendor in vendors
+        else common
+        for at, (vendor, class_) in enumerate(zip(columns.vendor, columns.class_, strict=True))
+    ]
 
 
 def _identity_cell(identity: tuple[int | None, int | None]) -> str:

@@ -11,6 +11,7 @@ from pyhostdev.errors import ConfigError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import names_by_function
 from pyhostdev.util.pciids import PCIIds
+from pyhostdev.util.vfiodriver import VFIODrivers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.virpci import PCIDevice
 
-DEFAULT = ("address", "id", "class", "group", "driver", "multifunction", "pf")
+DEFAULT = ("address", "id", "class", "group", "driver", "multifunction", "pf", "vfio")
 NAMES = ("address", "name", "class", "group", "driver", "netdevs", "blocks", "owner")
 COLUMNS = (*DEFAULT, "name", "netdevs", "blocks", "mounts", "owner", "numa")
 _CLASS_DIGITS = (2, 4, 6)
@@ -63,6 +64,7 @@ class Listing:
         self._tables: dict[str, dict[str, list[str]]] = {}
         self._owners: dict[str, str] | None = None
         self._ids: PCIIds | None = None
+        self._drivers = VFIODrivers(host.root)
 
     def selected(self, args: argparse.Namespace) -> list[int]:
         """Return the positions of the functions that pass all filters."""
@@ -111,6 +113,9 @@ class Listing:
 
     def _pf(self, dev: PCIDevice) -> object | None:
         return dev.physfn
+
+    def _vfio(self, dev: PCIDevice) -> object | None:
+        return None if dev.is_bridge else self._drivers.choose(dev).driver
 
     def _numa(self, dev: PCIDevice) -> object | None:
         return dev.numa_node

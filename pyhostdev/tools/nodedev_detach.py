@@ -7,7 +7,6 @@ import argparse
 
 from pyhostdev.tools import arguments
 from pyhostdev.util.hostroot import check_driver_name
-from pyhostdev.util.pcidriver import VFIO_PCI
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--driver",
         type=arguments.checked(check_driver_name),
-        default=VFIO_PCI,
-        help="the driver to bind it to (default: vfio-pci)",
+        help="the driver to bind it to, or its module (default: the best match of the host's VFIO drivers)",
     )
     arguments.add_accept(parser)
     arguments.add_root(parser)

@@ -30,7 +30,7 @@ def planned(
 
     ownership = chosen_ownership(args.user)
     own = vf_consents(definition) if args.for_start else []  # start sets the network of virtual functions itself
-    plan = host.plan(definition, args.policy, accept=[*args.accept, *own])
+    plan = host.plan(definition, args.policy, accept=[*args.accept, *own], release=args.libvirt)
     plan = plan.with_nodes(vfio_nodes(definition, host, args.libvirt))
     try:
         capabilities = capabilities_of()

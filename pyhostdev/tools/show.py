@@ -15,6 +15,7 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage, names_on
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciids import PCIIds
+from pyhostdev.util.vfiodriver import VFIODrivers
 from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.vfionodes import read_nodes
 from pyhostdev.util.virfile import list_names
@@ -70,6 +71,7 @@ def _in_flight(host: Host, address: PCIDeviceAddress) -> bool | None:
 def describe(dev: PCIDevice, in_flight: bool | None) -> dict[str, Any]:
     """Return all facts; None stands for an unavailable fact, such as the override while a write is in flight."""
     group = dev.iommu_group
+    choice = VFIODrivers(dev.root).choose(dev)
     members = [] if group is None else read_iommu_group_members(dev.root, group)
     return {
         "address": str(dev.address),
@@ -81,6 +83,8 @@ def describe(dev: PCIDevice, in_flight: bool | None) -> dict[str, Any]:
         "revision": output.hexadecimal(dev.revision, 2),
         "driver": dev.driver,
         "driver_override": None if in_flight else dev.read_driver_override(),
+        "vfio_driver": choice.driver,
+        "vfio_driver_why": choice.why or None,
         "driverctl": read_driverctl_override(dev.root, dev.address),
         "in_flight": in_flight,
         "iommu_group": group,

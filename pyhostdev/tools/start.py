@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
         ownership=ownership,
         fd_groups=_fd_groups(args),
     )
-    plan = manager.host.plan(guest.definition, args.policy, accept=[*args.accept, *vf_consents(definition)])
+    accept = [*args.accept, *vf_consents(definition)]
+    plan = manager.host.plan(guest.definition, args.policy, accept=accept, release=args.libvirt)
     if args.simulate:
         raise ConfigUnsupportedError("A guest cannot run on a simulated host: QEMU would access the real one")
     outcome = guest.run(manager, plan, log_path=args.log)

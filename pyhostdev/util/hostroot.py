@@ -228,6 +228,11 @@ class HostRoot:
         """``etc/driverctl.d``: the overrides that driverctl has saved."""
         return self.join("etc/driverctl.d")
 
+    @property
+    def installed_kernels(self) -> str:
+        """``lib/modules``: one directory per installed kernel."""
+        return self.join("lib/modules")
+
     def modules_dep(self, release: str) -> str:
         """``lib/modules/RELEASE/modules.dep``: all modules that can be loaded."""
         return self.join("lib/modules", release, "modules.dep")

@@ -9,7 +9,7 @@ import errno
 import os
 from typing import IO, TYPE_CHECKING
 
-from pyhostdev.errors import OperationError, SysfsError
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, OperationError, SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.securedir import is_trusted_file
 from pyhostdev.util.virfile import read_attribute, read_lines
@@ -88,7 +88,8 @@ def module_error(root: HostRoot, name: str, code: int, output: str) -> Operation
         why = "the host's modprobe configuration prohibits it"
     else:
         why = output.splitlines()[-1] if output else f"modprobe ended with {code}"
-    return OperationError(f"Cannot load the module '{name}': {why}", reason=reason)
+    text = f"Cannot load the module '{name}': {why}"
+    return OperationError(text, reason=reason, libvirt_code=VIR_ERR_INTERNAL_ERROR)
 
 
 def _is_installed(root: HostRoot, name: str) -> bool:

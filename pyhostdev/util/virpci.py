@@ -399,13 +399,7 @@ class PCIDevice:
 
         Mirrors: virPCIGetVirtualFunctions (src/util/virpci.c)
         """
-        found: list[PCIDeviceAddress] = []
-        while len(found) < VFS_MAX:
-            name = read_link_name(self.root, self.path(f"virtfn{len(found)}"))
-            if name is None:
-                break
-            found.append(PCIDeviceAddress.parse(name))
-        return found
+        return read_virtual_functions(self.root, self.address)
 
     def read_driver(self) -> str | None:
         """Return the currently bound driver; a hint while another process binds or unbinds."""
@@ -419,6 +413,17 @@ class PCIDevice:
         """
         text = read_attribute(self.root, self.path("driver_override"))
         return None if text in (None, "", "(null)") else text
+
+
+def read_virtual_functions(root: HostRoot, address: PCIDeviceAddress) -> list[PCIDeviceAddress]:
+    """Return the VFs of the function at an address; see ``PCIDevice.read_virtual_functions``."""
+    found: list[PCIDeviceAddress] = []
+    while len(found) < VFS_MAX:
+        name = read_link_name(root, os.path.join(root.pci_device(address), f"virtfn{len(found)}"))
+        if name is None:
+            break
+        found.append(PCIDeviceAddress.parse(name))
+    return found
 
 
 def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | None:

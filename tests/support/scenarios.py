@@ -25,11 +25,13 @@ driver pcieport class:0604 builtin
 driver tg3 14e4:1657
 driver vfio-pci{module}
 driver pci-stub builtin
-driver mlx5_vfio_pci 14e4:1657 vfio
-0000:00:00.0 8086:6f00 060000 group=0
+driver mlx5_vfio_pci
+{variant}0000:00:00.0 8086:6f00 060000 group=0
 0000:00:02.0 8086:6f04 060400 driver=pcieport group=1 bridge=01-01 express=root-port acs
 """
 _FUNCTION = "0000:01:00.{number} 14e4:1657 020000 {driver} group=14 {many}express=endpoint {reset} {words}\n"
+
+_VARIANT = "xe-vfio-pci 14e4:1657 available"  # its module is called xe_vfio_pci
 
 _HOSTDEV = """
     <hostdev mode='subsystem' type='pci' managed='{managed}'{assigned}>{model}
@@ -44,9 +46,9 @@ def address(number: int) -> str:
     return f"0000:01:00.{number}"
 
 
-def card(count: int, *, module: str = "", reset: str = "pm flr", **words: str) -> str:
+def card(count: int, *, module: str = "", variant: str = "", reset: str = "pm flr", **words: str) -> str:
     """Return a host with a card of some functions in one group; f1="nodriver" is about function 1 only."""
-    text = _CARD.format(module=module)
+    text = _CARD.format(module=module, variant=variant and f"driver {variant}\n")
     for number in range(count):
         special = words.get(f"f{number}", "")
         driver = "" if "nodriver" in special or "driver=" in special else "driver=tg3"
@@ -60,7 +62,8 @@ class Scenario(NamedTuple):
     One host, one domain, and the state of the host before.
 
     Hostdevs are "ADDRESS [yes|no] [unmanaged] [model=DRIVER]"; ``setup`` are raw writes, "PATH=VALUE" in sys/bus/pci;
-    ``detached`` is "ADDRESS[ DRIVER]", detached without an owner first. With ``loads`` a newly loaded module stays.
+    ``detached`` is "ADDRESS[ DRIVER]", detached without an owner first. ``loads`` is a module that
+    is loaded and stays.
     Without a guest (``is_nodedev``) the first hostdev's device is detached without an owner and reattached.
     ``node_owner`` gets the nodes; with iommufd each function has its own.
     """
@@ -71,7 +74,7 @@ class Scenario(NamedTuple):
     setup: tuple[str, ...] = ()
     detached: tuple[str, ...] = ()
     policy: str = "auto"
-    loads: bool = False
+    loads: str = ""
     is_nodedev: bool = False
     node_owner: tuple[int, int] | None = None
     has_iommufd: bool = False
@@ -150,7 +153,7 @@ def _groups() -> Iterator[Scenario]:
         by_hand = tuple(word for a in everything for word in _bound_by_hand(a))
         yield Scenario(f"unmanaged-by-hand-{count}", card(count), unmanaged, setup=by_hand)
         yield Scenario(f"already-on-vfio-{count}", card(count), everything, setup=by_hand)
-        yield Scenario(f"module-to-load-{count}", card(count, module=" available"), everything, loads=True)
+        yield Scenario(f"module-to-load-{count}", card(count, module=" available"), everything, loads="vfio-pci")
         yield Scenario(f"no-reset-{count}", card(count, reset="pm=noreset"), everything)
 
 
@@ -173,6 +176,10 @@ def _originals() -> Iterator[Scenario]:
     models = tuple(f"{a} model=mlx5_vfio_pci" for a in two)
     yield Scenario("variant-driver", card(2), models)
     yield Scenario("variant-driver-from-inactive", card(2), models, detached=two)
+    yield Scenario("best-variant", card(2, variant=_VARIANT.replace(" available", "")), two)
+    yield Scenario("best-variant-to-load", card(2, variant=_VARIANT), two, loads="xe_vfio_pci")
+    by_hand = tuple(word for a in two for word in _bound_by_hand(a))
+    yield Scenario("best-variant-from-vfio", card(2, variant=_VARIANT), two, setup=by_hand, loads="xe_vfio_pci")
     eight = tuple(f"{address(n)} {'no' if n % 3 else 'yes'}" for n in range(8))
     odd = {f"f{n}": ("nodriver", "override=pci-stub")[n // 2 % 2] for n in range(1, 8, 2)}
     yield Scenario("odd-originals-8", card(8, **odd), eight)
@@ -224,7 +231,9 @@ def _nodedev() -> Iterator[Scenario]:
     yield Scenario("nodedev", card(2), (address(0),), is_nodedev=True)
     yield Scenario("nodedev-driverless", card(1, f0="nodriver"), (address(0),), is_nodedev=True)
     yield Scenario("nodedev-override", card(1, f0="override=pci-stub"), (address(0),), is_nodedev=True)
-    yield Scenario("nodedev-module", card(1, module=" available"), (address(0),), is_nodedev=True, loads=True)
+    yield Scenario("nodedev-module", card(1, module=" available"), (address(0),), is_nodedev=True, loads="vfio-pci")
+    variant = card(1, variant=_VARIANT)
+    yield Scenario("nodedev-variant", variant, (address(0),), is_nodedev=True, loads="xe_vfio_pci")
     yield Scenario("nodedev-vf", "sriov", ("0000:03:10.4",), is_nodedev=True)
 
 
@@ -267,7 +276,7 @@ class Stage:
         self.after = self.look()
         if scenario.loads:  # a module that was loaded for a change that is undone stays
             self._build()
-            self.fake.kernel.load_module("vfio-pci")
+            self.fake.kernel.load_module(scenario.loads)
             self.before.append(self.look())
         self.rewind()
 

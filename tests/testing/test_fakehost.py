@@ -118,6 +118,7 @@ def test_modules_lists_tell_loaded_available_and_builtin(fakehost: Callable[[str
         "kernel/drivers/tg3.ko:\nkernel/drivers/vfio-pci.ko:\nkernel/drivers/mlx5-vfio-pci.ko:\n",
         "kernel/drivers/pcieport.ko\n",
         "alias pci:v000014E4d00001657sv*sd*bc*sc*i* tg3\n"
+        "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci\n"
         "alias vfio_pci:v000015B3d0000101Esv*sd*bc*sc*i* mlx5_vfio_pci\n",
     ] == texts
 

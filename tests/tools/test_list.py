@@ -21,6 +21,7 @@ from pyhostdev.tools.output import hexadecimal
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostscan import Scan
 from pyhostdev.util.pciscan import scan as read_scan
+from pyhostdev.util.vfiodriver import VFIODrivers
 
 CASES = Path(__file__).parents[2] / "testdata" / "cases"
 TREES = [*named_hosts(), *sorted(str(path) for path in CASES.glob("*.tree"))]
@@ -44,6 +45,8 @@ def facts(scan: Scan, multifunction: Callable[[Any], bool | None]) -> list[dict[
             "iommu_group": dev.iommu_group,
             "multifunction": multifunction(dev),
             "physfn": None if dev.physfn is None else str(dev.physfn),
+            "vfio_driver": None if dev.is_bridge else VFIODrivers(scan.root).choose(dev).driver,
+            "vfio_driver_why": None,
         }
         for dev in scan
     ]
@@ -59,6 +62,20 @@ def test_list_says_what_the_devices_say(fakehost: Callable[[str], FakeHost], cap
     lines = ",\n".join(f"  {json.dumps(fact)}" for fact in expected)
     assert f"[\n{lines}\n]\n" == listed(capsys, root, "--json", "--verify")
     assert listed(capsys, root) == listed(capsys, root, "--verify")
+
+
+def test_variants_are_named_with_the_reason(fakehost: Callable[[str], FakeHost], capsys: Capture) -> None:
+    """The driver that a guest's start would bind, and the alias that it comes from; a bridge has none."""
+    root = fakehost(
+        "driver pcieport class:0604 builtin\ndriver vfio-pci\ndriver xe-vfio-pci 8086:e20b\n"
+        "0000:00:01.0 8086:6f04 060400 driver=pcieport bridge=01-01 express=root-port\n"
+        "0000:01:00.0 8086:e20b 030000 nodriver\n0000:01:00.1 8086:e2f7 040300 nodriver\n"
+    ).root
+    functions = json.loads(listed(capsys, root, "--json"))
+    why = "the best match of modules.alias, vfio_pci:v00008086d0000E20Bsv*sd*bc*sc*i*"
+    expected = [(None, None), ("xe-vfio-pci", why), ("vfio-pci", None)]
+    assert expected == [(function["vfio_driver"], function["vfio_driver_why"]) for function in functions]
+    assert ["-", "xe-vfio-pci", "vfio-pci"] == [line.split()[-1] for line in listed(capsys, root).splitlines()[1:]]
 
 
 def test_generated_hosts_have_the_bit(tmp_path: Path, capsys: Capture) -> None:
@@ -88,8 +105,9 @@ def test_a_device_that_lacks_everything(tmp_path: Path, capsys: Capture) -> None
     (tmp_path / "sys/bus/pci/devices/0000:00:00.0").mkdir(parents=True)
     root = HostRoot(tmp_path)
     (function,) = json.loads(listed(capsys, root, "--json"))
-    assert {"address": "0000:00:00.0", "multifunction": False} == {k: v for k, v in function.items() if v is not None}
-    assert ["0000:00:00.0", "?:?", "-", "-", "-", "no", "-"] == listed(capsys, root).splitlines()[1].split()
+    expected = {"address": "0000:00:00.0", "multifunction": False, "vfio_driver": "vfio-pci"}
+    assert expected == {k: v for k, v in function.items() if v is not None}
+    assert ["0000:00:00.0", "?:?", "-", "-", "-", "no", "-", "vfio-pci"] == listed(capsys, root).splitlines()[1].split()
 
 
 def test_empty_bus(tmp_path: Path, capsys: Capture) -> None:

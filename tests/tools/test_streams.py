@@ -178,7 +178,7 @@ def words_of(text: str) -> list[str]:
 def test_plain_tables_and_trees(bcm5719: FakeHost) -> None:
     """Without rich a table has columns, and a tree is indented."""
     table = call(without("rich"), "list", "--root", bcm5719.root.path).stdout.splitlines()
-    assert table[0] == "ADDRESS       ID         CLASS   GROUP  DRIVER    MULTIFUNCTION  PF"
+    assert table[0] == "ADDRESS       ID         CLASS   GROUP  DRIVER    MULTIFUNCTION  PF  VFIO"
     assert table[-1].startswith("0001:09:00.3  14e4:1657  020000  14     tg3       yes            -")
     tree = call(without("rich"), "plan", GUEST, "--root", bcm5719.root.path).stdout.splitlines()
     assert ("  IOMMU group 14", True) == (tree[1], tree[2].startswith(f"    {CARD}  given to the guest"))

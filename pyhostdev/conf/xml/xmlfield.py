@@ -362,9 +362,9 @@ def children(path: str, definition: type[D]) -> Children[D]:
     return Children(path, definition, ())
 
 
-def later_child(path: str, definition: str) -> Child[Any]:
+def later_child(path: str, definition: str, *, since: str | None = None) -> Child[Any]:
     """Declare an element whose definition, ``module.Class``, is imported when it is needed."""
-    return Child(path, definition, None)
+    return Child(path, definition, None, since=since)
 
 
 def later_part(path: str, definition: str) -> Part[Any]:

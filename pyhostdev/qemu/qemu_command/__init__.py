@@ -84,6 +84,7 @@ _AFTER_MONITOR = (
     misc.build_vmcoreinfo,
     build_arguments,
     machine.build_sandbox,
+    misc.build_pstore,
     misc.build_panics,
     misc.build_shmems,
     misc.build_vsock,

@@ -18,6 +18,7 @@ from pyhostdev.conf.device_conf import (
     PCIGuestAddress,
     SpaprVIOAddress,
     USBAddress,
+    VirtioMMIOAddress,
     VirtioSerialAddress,
     is_user_alias,
 )
@@ -292,6 +293,9 @@ class CommandBuilder:
             return {"bus": f"{bus}.0", "port": address.port}
         if isinstance(address, SpaprVIOAddress):
             return {"reg": address.reg}
+        if isinstance(address, VirtioMMIOAddress) and device.tag in _MMIO_DEVICES:
+            kind = device.type.removeprefix("virtio-") if device.tag == "controller" else _MMIO_DEVICES[device.tag]
+            return {"driver": f"virtio-{kind}-device"}  # the transport decides on the driver, and has no places
         if isinstance(address, ISAAddress):
             return {"iobase": address.iobase, "irq": address.irq}
         if isinstance(address, DIMMAddress):
@@ -329,6 +333,10 @@ class CommandBuilder:
         if info.rom_enabled is False:
             return {"romfile": ""}  # QEMU reads the empty name as "none"
         return {"rombar": None if info.rom_bar is None else int(info.rom_bar), "romfile": info.rom_file}
+
+
+# devices that have a driver for virtio-mmio, and the word for them in its name; a controller's type is that word
+_MMIO_DEVICES = {"disk": "blk", "interface": "net", "controller": "", "memballoon": "balloon", "rng": "rng"}
 
 
 def uses_machine_option(build: CommandBuilder, name: str) -> bool:

@@ -168,7 +168,7 @@ def _accelerator(build: CommandBuilder) -> str:
     if features is not None and features.kvm is not None and features.kvm.dirty_ring:
         options.append(f"dirty-ring-size={features.kvm.dirty_ring_size}")
     if features is not None and features.tcg_tb_cache is not None and dom.type == "qemu":
-        raise unsupported("<tb-cache>", features)
+        options.append(f"tb-size={features.tcg_tb_cache * unit_factor(features.tcg_tb_cache_unit or 'KiB') >> 20}")
     return ",".join(options)
 
 

@@ -14,7 +14,7 @@ from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.qemu.qemu_command.builder import unsupported, virtio_driver, virtio_options
 from pyhostdev.qemu.qemu_command.chr import add_chardev
 from pyhostdev.qemu.qemu_command.cpu import memory_backend
-from pyhostdev.qemu.qemu_domain import is_pseries
+from pyhostdev.qemu.qemu_domain import is_i440fx, is_pseries, is_q35
 
 if TYPE_CHECKING:
     from pyhostdev.conf.os_conf import unit_factor
@@ -118,6 +118,36 @@ def build_vmcoreinfo(build: CommandBuilder) -> None:
     features = build.dom.features
     if features is not None and features.vmcoreinfo and features.vmcoreinfo_state is not False:
         build.add_device({"driver": "vmcoreinfo"})
+
+
+def build_pstore(build: CommandBuilder) -> None:
+    """
+    Add the memory for the guest's last messages, backed by a file.
+
+    Mirrors: qemuBuildPstoreCommandLine (src/qemu/qemu_command.c)
+    """
+    pstore = build.dom.pstore
+    if pstore is None:
+        return
+    with build.collecting():
+        if pstore.path is None or not pstore.size_kib:
+            raise unsupported("A <pstore> without path or size", pstore)
+        if not (is_i440fx(build.dom) or is_q35(build.dom)):
+            raise unsupported("A <pstore> in this machine", pstore)
+        backend = f"mem{pstore.info.alias}"
+        build.add_json(
+            "-object",
+            {
+                "qom-type": "memory-backend-file",
+                "id": backend,
+                "mem-path": pstore.path,
+                "size": pstore.size_kib * 1024,
+                "share": True,
+            },
+        )
+        build.add_device(
+            {"driver": pstore.backend, "id": pstore.info.alias, "memdev": backend, **build.address(pstore)}
+        )
 
 
 def build_panics(build: CommandBuilder) -> None:

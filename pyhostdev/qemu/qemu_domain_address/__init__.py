@@ -20,7 +20,7 @@ from pyhostdev.conf.domain_controllers import place_controller
 from pyhostdev.conf.guest_addresses import COMPANION
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, Renumbering, XMLError
-from pyhostdev.qemu.qemu_domain import has_pci_root, has_pcie_root, is_arm_virt, is_pseries, lacks_pci
+from pyhostdev.qemu.qemu_domain import ARM, has_pci_root, has_pcie_root, is_arm_virt, is_pseries, lacks_pci
 from pyhostdev.qemu.qemu_domain_address.chipset import is_piix3_function, reserve_chipset
 from pyhostdev.qemu.qemu_domain_address.flags import CONVENTIONAL, EXPRESS, ConnectFlags
 from pyhostdev.qemu.qemu_domain_address.keep_together import HostDeviceSlots
@@ -29,6 +29,7 @@ from pyhostdev.qemu.qemu_domain_address.other import (
     assign_memory_slots,
     assign_spapr_vio_addresses,
     assign_usb_addresses,
+    assign_virtio_mmio_addresses,
     assign_virtio_serial_addresses,
 )
 from pyhostdev.qemu.qemu_postparse.controller_defaults import fill_controller_defaults
@@ -73,6 +74,7 @@ def assign_addresses(
     assign_virtio_serial_addresses(dom)
     assign_ccid_addresses(dom)
     assign_spapr_vio_addresses(dom)
+    assign_virtio_mmio_addresses(dom)
     assign_pci_addresses(dom, host, keep_together=keep_together, release=release)
     assign_usb_addresses(dom)
     assign_memory_slots(dom)
@@ -111,6 +113,8 @@ def assign_pci_addresses(
     if highest < 0:
         run(0, dry_run=False).check_no_bus()
         return
+    if dom.os.arch in ARM and lacks_pci(dom):
+        return  # a controller that the machine cannot have
     dry = run(highest + 1, dry_run=True)
     dry.assign()
     if highest == 0 and len(dry.addrs.buses) > 1 and has_pcie_root(dom):
@@ -305,8 +309,7 @@ def _in_slot_order(dom: DomainDef) -> Iterator[Any]:
     yield from dom.cryptos
     yield from dom.iommus
     yield from dom.panics
-    if dom.vsock is not None:
-        yield dom.vsock
+    yield from (device for device in (dom.vsock, dom.pstore) if device is not None)
 
 
 def _mark_multifunction(dom: DomainDef) -> None:

@@ -162,6 +162,10 @@ class ConnectFlags:
             return 0
         return (self.pcie & ~CONNECT_AUTOASSIGN) | CONNECT_INTEGRATED
 
+    def pstore(self, device: Any) -> int:
+        """Return the flags of a guest's memory for its last messages."""
+        return CONVENTIONAL
+
     def iommu(self, device: Any) -> int:
         """Return the flags of a guest IOMMU: those on PCI are a part of the chipset."""
         if device.model not in ("amd", "virtio"):
@@ -202,4 +206,5 @@ _RULES: dict[str, Callable[[ConnectFlags, Any], int]] = {
     "memory": ConnectFlags.memory,
     "iommu": ConnectFlags.iommu,
     "panic": ConnectFlags.panic,
+    "pstore": ConnectFlags.pstore,
 }

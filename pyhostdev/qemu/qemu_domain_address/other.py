@@ -10,9 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.board_conf import DomainHubDef
-from pyhostdev.conf.device_conf import CCIDAddress, DIMMAddress, SpaprVIOAddress, USBAddress, VirtioSerialAddress
+from pyhostdev.conf.device_conf import (
+    CCIDAddress,
+    DIMMAddress,
+    SpaprVIOAddress,
+    USBAddress,
+    VirtioMMIOAddress,
+    VirtioSerialAddress,
+)
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
-from pyhostdev.qemu.qemu_domain import is_pseries
+from pyhostdev.qemu.qemu_domain import is_arm_virt, is_pseries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +35,7 @@ _HUB_PORTS = 8
 _USB_PORTS = {"piix3-uhci": 2, "piix4-uhci": 2, "ehci": 6, "ich9-ehci1": 6, "vt82c686b-uhci": 2, "pci-ohci": 3}
 _XHCI_MODELS = ("nec-xhci", "qemu-xhci")
 _XHCI_PORTS = 4
+_VIRTIO_SCSI = ("virtio-scsi", "virtio-transitional", "virtio-non-transitional")
 
 
 def assign_virtio_serial_addresses(dom: DomainDef) -> None:
@@ -117,6 +125,37 @@ def _vio_devices(dom: DomainDef) -> Iterator[Any]:
     yield from (serial for serial in dom.serials if serial.target_model == "spapr-vty")
     if dom.nvram is not None:
         yield dom.nvram
+
+
+def assign_virtio_mmio_addresses(dom: DomainDef) -> None:
+    """
+    Put all virtio devices without an address on virtio-mmio, if one of an ARM guest is there.
+
+    Mirrors: qemuDomainAssignVirtioMMIOAddresses (src/qemu/qemu_domain_address.c)
+    """
+    if not is_arm_virt(dom):
+        return
+    infos = [info for _, info in dom.device_infos()]
+    if any(isinstance(info.address, VirtioMMIOAddress) for info in infos):
+        for device in _virtio_devices(dom):
+            if device.info.address is None:
+                device.info.address = VirtioMMIOAddress()
+
+
+def _virtio_devices(dom: DomainDef) -> Iterator[Any]:
+    """
+    Yield the devices that can stand on any virtio transport.
+
+    Mirrors: qemuDomainPrimeVirtioDeviceAddresses (src/qemu/qemu_domain_address.c)
+    """
+    yield from (disk for disk in dom.disks if disk.bus == "virtio")
+    yield from (device for device in dom.inputs if device.bus == "virtio")
+    yield from (net for net in dom.interfaces if net.type != "hostdev" and (net.model or "").startswith("virtio"))
+    yield from (c for c in dom.controllers if c.type == "virtio-serial" or c.model in _VIRTIO_SCSI)
+    yield from (h for h in dom.hostdevs if h.type == "scsi_host" and h.mode == "subsystem")
+    yield from (video for video in dom.videos if video.model_type == "virtio")
+    yield from (device for device in (dom.memballoon, dom.vsock) if device is not None and device.model != "none")
+    yield from (*dom.rngs, *dom.filesystems)
 
 
 def assign_memory_slots(dom: DomainDef) -> None:

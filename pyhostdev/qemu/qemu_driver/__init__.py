@@ -106,7 +106,7 @@ def plan(
         ConfigError, ConfigUnsupportedError: the request is invalid for any host.
         SysfsError: the host cannot be read.
     """
-    made = host.plan(dom, policy, owner=owner, accept=[*accept, *vf_consents(dom)])
+    made = host.plan(dom, policy, owner=owner, accept=[*accept, *vf_consents(dom)], release=release)
     found = start_obstacles(
         dom,
         host,
