@@ -81,4 +81,6 @@ def test_virtual_function(built: Build, fakehost: Callable[[str], FakeHost]) -> 
 
 def command_line(domain: pyhostdev.DomainDef, host: pyhostdev.Host) -> list[str]:
     """Return QEMU's arguments."""
-    return list(pyhostdev.qemu.build_command_line(pyhostdev.qemu.define(domain, host)))
+    capabilities = pyhostdev.qemu.for_emulator(None, "x86_64")
+    defined = pyhostdev.qemu.define(domain, capabilities, host)
+    return [str(word) for word in pyhostdev.qemu.build_command_line(defined, capabilities, host=host)]

@@ -41,7 +41,9 @@ def main(paths):
     guest.os.machine = "q35"
     guest.emulator = "/usr/bin/qemu-system-x86_64"
     for path in paths:
-        guest.add_device(hostdev(conn, path))
+        dev = hostdev(conn, path)
+        dev.set_defaults(guest)
+        guest.add_device(dev)
     print(guest.get_xml())
 
 
