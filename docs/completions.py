@@ -34,6 +34,7 @@ LISTS = {
     "user": "users",
 }
 FILES = {
+    "domain": shtab.FILE,
     "directory": shtab.DIRECTORY,
     "host": shtab.FILE,
     "after": shtab.FILE,

@@ -56,7 +56,7 @@ class Host:
     ) -> None:
         self.root = root if isinstance(root, HostRoot) else HostRoot(root)
         self.state_dir = os.path.abspath(state_dir or self.root.state_dir)
-        self.shown_state_dir = self.state_dir  # in paths on a command line; of a snapshot, the directory on its host
+        self.is_snapshot = False  # its files are elsewhere than on the host itself
         self._state_below = None if state_dir else self.root.path
         self.writer = writer or self._own_writer()
 
@@ -70,6 +70,11 @@ class Host:
         from pyhostdev.util.sysfs_writer import ForkedWriter
 
         return ForkedWriter(self.root, inflight_dir=os.path.join(self.state_dir, "in-flight"))
+
+    def shown(self, path: str) -> str:
+        """Return a path as the host itself spells it: of a snapshot, without the directory that it is unpacked in."""
+        below = self.is_snapshot and path.startswith(f"{self.root.path}/")
+        return path[len(self.root.path) :] if below else path
 
     def state(self) -> StateDir:
         """Return the directory of this host's records; it is not created."""

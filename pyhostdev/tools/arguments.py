@@ -174,7 +174,7 @@ def host_at(path: str) -> Host:
 def snapshot_host(root: HostRoot, state_dir: str | None = None) -> Host:
     """Return the host of an unpacked snapshot; its command lines name the directories on that host."""
     host = Host(root, state_dir=state_dir)
-    host.shown_state_dir = state_dir or os.path.join("/", os.path.relpath(root.state_dir, root.path))
+    host.is_snapshot = True
     return host
 
 

@@ -14,6 +14,7 @@ DIFFER = 6
 VERBS = {
     "list": "list the PCI functions of a host",
     "show": "show all known facts about one function",
+    "topology": "show how the functions of a host are connected and grouped",
     "plan": "show what happens to each function of each touched group, and why",
     "validate": "check a domain's XML against the schema and the rules, with line numbers",
     "argv": "print the QEMU command line of a domain",

@@ -73,16 +73,29 @@ def test_some_devices_are_released(bcm5719: FakeHost, words: list[str], capsys: 
         "plan x.xml --device 01:00.0 --owner vm1",
         "plan --device 0001:09:00.0",
         "plan x.xml --owner vm1",
+        "prepare --keep 0001:09:00.0 --simulate",
+        "release x.xml --owner vm1 --simulate",
+    ],
+)
+def test_incomplete_requests_are_usage_errors(line: str, words: list[str]) -> None:
+    """Either a file, or devices with an owner."""
+    with pytest.raises(SystemExit) as end:
+        main([*line.split(), *words])
+    assert 2 == end.value.code
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
         "plan --device 0001:09:00.0 0001:09:00.0 --owner vm1",
         "plan --device 0001:09:00.0 --owner a/b",
         "plan --device 0001:7f:00.0 --owner vm1",
         "plan --device net:none --owner vm1",
         "plan --device 0001:09:00.0 --owner vm1 --find",
-        "prepare --keep 0001:09:00.0 --simulate",
         "release x.xml --device 0001:09:00.0 --simulate",
     ],
 )
-def test_incomplete_requests_are_refused(line: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_requests_are_refused(line: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """One sentence, and nothing is touched."""
     assert 1 == main([*line.split(), *words])
     assert 1 == len(capsys.readouterr().err.splitlines())

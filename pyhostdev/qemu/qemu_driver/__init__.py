@@ -180,7 +180,7 @@ def _unbuildable(
             dom,
             capabilities or capabilities_of(dom, host, release=release),
             host=host,
-            state_dir=host.shown_state_dir,
+            state_dir=host.shown(host.state_dir),
             keep_together=keep_together,
             release=release,
         )

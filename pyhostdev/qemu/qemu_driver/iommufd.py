@@ -116,4 +116,4 @@ def vfio_nodes(dom: DomainDef, host: Host, release: LibvirtRelease) -> dict[PCID
             found[address] = (root.dev_iommu, os.path.join(root.dev_vfio_devices, name))
         elif hostdev.is_assigned and group is not None:
             found[address] = (root.vfio_container, root.vfio_group(group))
-    return found
+    return {address: tuple(host.shown(path) for path in paths) for address, paths in found.items()}

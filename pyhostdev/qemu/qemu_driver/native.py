@@ -107,7 +107,7 @@ def domain_to_native(
             dom,
             capabilities,
             host=host,
-            state_dir=host.shown_state_dir,
+            state_dir=host.shown(host.state_dir),
             keep_together=keep_together,
             release=release,
             usb_may_be_absent=usb_may_be_absent,

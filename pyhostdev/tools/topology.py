@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``pyhostdev topology``: the functions below their ports, with their IOMMU groups, as a tree or for Graphviz."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from pyhostdev.tools import arguments, output, streams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pyhostdev.hypervisor.host import Host
+    from pyhostdev.util.hostscan import Scan
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.util.virpci import PCIDevice
+
+Roles = dict["PCIDeviceAddress", str]
+_COLORS = {"given": "palegreen", "kept": "lightyellow"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_root(parser)
+    parser.add_argument("--domain", metavar="FILE", help="mark the functions that this domain declares: given or kept")
+    parser.add_argument("--dot", action="store_true", help="print a graph in Graphviz's language: groups are boxes")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the host and print how its functions are connected."""
+    host = arguments.host_of(args)
+    roles = {} if args.domain is None else _roles(args.domain)
+    scan = host.scan()
+    above = {dev.address: _parent(dev) for dev in scan}
+    if args.dot:
+        streams.write("".join(f"{line}\n" for line in _graph(scan, above, roles)))
+    else:
+        output.print_tree(_tree(host, scan, above, roles))
+    return 0
+
+
+def _roles(path: str) -> Roles:
+    from pyhostdev.conf.domain_conf import DomainDef
+
+    definition = DomainDef.parse(arguments.read_file(path))
+    return {hostdev.pci_address: "given" if hostdev.is_assigned else "kept" for hostdev in definition.pci_hostdevs()}
+
+
+def _parent(dev: PCIDevice) -> PCIDeviceAddress | None:
+    """Return the bridge above, or the PF of a VF."""
+    if dev.physfn is not None:
+        return dev.physfn
+    path = dev.read_path()
+    return path[-2] if len(path) > 1 else None
+
+
+def _tree(
+    host: Host, scan: Scan, above: Mapping[PCIDeviceAddress, PCIDeviceAddress | None], roles: Roles
+) -> output.Branch:
+    top = output.Branch(f"{len(scan)} functions of {host.root.path}")
+    branches: dict[PCIDeviceAddress, output.Branch] = {}
+
+    def branch_of(dev: PCIDevice) -> output.Branch:
+        if dev.address not in branches:
+            parent = above[dev.address]
+            upper = None if parent is None else scan.find(parent)
+            branches[dev.address] = (top if upper is None else branch_of(upper)).add(_line(dev, roles))
+        return branches[dev.address]
+
+    for dev in scan:
+        branch_of(dev)
+    return top
+
+
+def _line(dev: PCIDevice, roles: Roles) -> str:
+    group = "no group" if dev.iommu_group is None else f"group {dev.iommu_group}"
+    words = [str(dev.address), _ids(dev), group, dev.driver or "no driver"]
+    if dev.address in roles:
+        words.append(f"[{roles[dev.address]}]")
+    return "  ".join(words)
+
+
+def _ids(dev: PCIDevice) -> str:
+    return ":".join("?" if number is None else f"{number:04x}" for number in (dev.vendor, dev.device))
+
+
+def _graph(scan: Scan, above: Mapping[PCIDeviceAddress, PCIDeviceAddress | None], roles: Roles) -> Iterator[str]:
+    """Yield the lines of a graph: a box for each group, an edge from each port to what is below it."""
+    yield "digraph host {"
+    yield "  rankdir=LR; node [shape=box];"
+    for group, members in sorted(scan.groups.items()):
+        yield f"  subgraph cluster_{group} {{"
+        yield f'    label="IOMMU group {group}";'
+        yield from (f"    {_node(dev, roles)}" for dev in members)
+        yield "  }"
+    yield from (f"  {_node(dev, roles)}" for dev in scan if dev.iommu_group is None)
+    for address, parent in sorted(above.items()):
+        if parent is not None and scan.find(parent) is not None:
+            yield f'  "{parent}" -> "{address}";'
+    yield "}"
+
+
+def _node(dev: PCIDevice, roles: Roles) -> str:
+    role = roles.get(dev.address)
+    words = [str(dev.address), _ids(dev), dev.driver or "no driver", *([role] if role else [])]
+    color = f', style=filled, fillcolor="{_COLORS[role]}"' if role else ""
+    label = "\\n".join(map(_quoted, words))
+    return f'"{dev.address}" [label="{label}"{color}];'
+
+
+def _quoted(text: str) -> str:
+    """Return a text as part of a quoted string of Graphviz's language."""
+    return output.printable(text).replace("\\", "\\\\").replace('"', '\\"')

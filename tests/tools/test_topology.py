@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``topology``: each function once, below its port or PF; groups as boxes of a graph; names cannot break the graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyhostdev.testing.fakehost import FakeHost, named_hosts
+from pyhostdev.tools.demo import GUEST
+from pyhostdev.tools.main import main
+
+ADDRESS = r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
+
+
+def shown(capsys: pytest.CaptureFixture[str], fake: FakeHost, *words: str) -> str:
+    """Return what the verb prints."""
+    capsys.readouterr()
+    assert 0 == main(["topology", "--root", fake.root.path, *words])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", named_hosts())
+def test_every_function_is_there_once(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the tree and in the graph."""
+    fake = FakeHost.named(name, tmp_path)
+    expected = sorted(Path(fake.root.pci_devices, name).name for name in Path(fake.root.pci_devices).iterdir())
+    assert expected == sorted(re.findall(rf"({ADDRESS})  [0-9a-f?]", shown(capsys, fake)))
+    graph = shown(capsys, fake, "--dot")
+    assert expected == sorted(re.findall(rf'"({ADDRESS})" \[', graph))
+    assert graph.count("{") == graph.count("}") == 1 + graph.count("subgraph")
+
+
+def test_vfs_are_below_their_pf(fakehost: Callable[[str], FakeHost], capsys: pytest.CaptureFixture[str]) -> None:
+    """And the PF below its root port."""
+    graph = shown(capsys, fakehost("sriov"), "--dot")
+    assert '"0000:00:03.0" -> "0000:03:00.0";' in graph
+    assert '"0000:03:00.0" -> "0000:03:10.2";' in graph
+
+
+def test_roles_of_a_domain(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the guest gets and what is kept away from it."""
+    text = shown(capsys, bcm5719, "--domain", GUEST)
+    assert (2, 2) == (text.count("[given]"), text.count("[kept]"))
+    assert 4 == shown(capsys, bcm5719, "--domain", GUEST, "--dot").count("fillcolor")
+
+
+def test_a_drivers_name_cannot_break_the_graph(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    """Quotes and backslashes are escaped."""
+    link = Path(bcm5719.root.pci_device("0001:09:00.0"), "driver")
+    link.unlink()
+    link.symlink_to('../x"];evil\\')
+    assert '\\nx\\"];evil\\\\"' in shown(capsys, bcm5719, "--dot")
