@@ -166,6 +166,7 @@ def choose_at_start(dom: DomainDef, host: HostFacts | None, release: LibvirtRele
         if chosen is not None:
             _apply(dom, chosen)
             _place_variables(dom.os, dom.name)
+            dom.os.firmware, dom.os.firmware_features = None, []  # the choice is made
 
 
 def _choose(dom: DomainDef, host: HostFacts | None) -> Firmware | None:

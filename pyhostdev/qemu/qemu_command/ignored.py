@@ -110,6 +110,17 @@ IGNORED: dict[str, dict[str, Word]] = {
         "track": Word("only the timer rtc has it", asked=lambda timer: timer.name != "rtc"),
         "tickpolicy": Word("only rtc and pit have it", asked=lambda timer: timer.name not in ("rtc", "pit")),
     },
+    "DomainTPMDef": {
+        "persistent_state": Word("pyhostdev start always keeps the state of the emulator", (True,)),
+        **dict.fromkeys(
+            ("pcr_sha1", "pcr_sha256", "pcr_sha384", "pcr_sha512"),
+            Word("swtpm and the guest's firmware choose the banks"),
+        ),
+        **dict.fromkeys(
+            ("debug", "profile_name", "profile_source", "profile_remove_disabled"),
+            Word("pyhostdev start uses the emulator's defaults"),
+        ),
+    },
     "DomainAudioDef": dict.fromkeys(("driver", "runtime_dir"), Word("pyhostdev start sets no environment for sound")),
     "ClockDef": _of_other_kinds("basis", "timezone", "start"),
     "ChrSourceElement": _of_other_kinds("master", "slave"),
@@ -183,11 +194,6 @@ def _is_tap(net: Any) -> bool:
     return bool(net.type != "hostdev")
 
 
-def _needs_daemon(filesystem: Any) -> bool:
-    """A socket is the one of another program."""
-    return filesystem.source_socket is None
-
-
 def _is_confined(definition: Any) -> bool:
     labels = parse_document(f"<seclabels>{definition.seclabel}</seclabels>")
     return any(label.get("type") != "none" for label in labels)
@@ -203,11 +209,11 @@ REFUSED_BY_START: dict[str, dict[str, Word]] = {
     "DomainFields": {"seclabel": Word("pyhostdev start confines no guest with a security module", asked=_is_confined)},
     "StorageSource": {"seclabel": Word("pyhostdev start labels no image", asked=_is_labelled)},
     "ChrSourceElement": {"seclabel": Word("pyhostdev start labels no file", asked=_is_labelled)},
-    "DomainTPMDef": {
-        "backend_type": Word("pyhostdev start runs no TPM emulator", ("passthrough", "external")),
-        "device_path": Word("pyhostdev start opens no TPM of the host"),
+    "DomainTPMDef": {"encryption_secret": Word("pyhostdev start knows no secrets")},
+    "DomainFSDef": {
+        "uid_map": Word("pyhostdev start maps no ids"),
+        "gid_map": Word("pyhostdev start maps no ids"),
     },
-    "DomainFSDef": {"driver_type": Word("pyhostdev start runs no virtiofsd", ("path", "handle"), _needs_daemon)},
     "DomainNetDef": {
         "vlan": Word("pyhostdev start sets no VLAN", asked=_is_tap),
         "virtualport": Word("pyhostdev start sets no virtual port", asked=_is_tap),
@@ -222,19 +228,7 @@ _REFUSED_AS_A_WHOLE = "a device or mode that has it is refused as a whole"
 _WHO_OPENS_THE_TAP = "who opens the tap does it: pyhostdev start"
 _OUTPUT = "libvirt prints it for a running guest"
 
-_TPM_EMULATOR = (
-    "backend_version",
-    "persistent_state",
-    "encryption_secret",
-    "debug",
-    "pcr_sha1",
-    "pcr_sha256",
-    "pcr_sha384",
-    "pcr_sha512",
-    "profile_name",
-    "profile_source",
-    "profile_remove_disabled",
-)
+_TPM_EMULATOR = ("backend_version",)
 _VIRTIOFSD = (
     "binary_path",
     "binary_xattr",
@@ -244,8 +238,6 @@ _VIRTIOFSD = (
     "binary_flock",
     "binary_threads",
     "binary_openfiles",
-    "uid_map",
-    "gid_map",
 )
 
 # definition -> field -> why it needs no word
