@@ -17,7 +17,6 @@ from pyhostdev.conf.libvirt_release import RELEASES
 from pyhostdev.conf.os_conf import OSDef
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
 from pyhostdev.qemu import define
-from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_capabilities import load
 from pyhostdev.qemu.qemu_command.builder import DomainPaths
 from pyhostdev.qemu.qemu_process import daemons as daemons_module
@@ -37,7 +36,6 @@ FS = "<filesystem type='mount'><driver type='virtiofs'/>{}<source dir='{}'/><tar
 
 def specs(devices: str, state: str = "/run/x") -> list[DaemonSpec]:
     dom = define(DomainDef.parse(DOMAIN.format(devices)), load("x86_64", R12_8.qemu), release=R12_8)
-    assign_aliases(dom)
     return list(daemon_specs(dom, DomainPaths.of(state, "d", 1)))
 
 

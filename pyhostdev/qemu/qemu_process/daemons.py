@@ -18,6 +18,7 @@ import signal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.errors import OperationError
+from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command.builder import plain_value
 from pyhostdev.qemu.qemu_process.launch import SYSTEM_PATH, environment, make_directories
 from pyhostdev.qemu.qemu_process.sockets import listen
@@ -65,11 +66,13 @@ def virtiofsd_program(filesystem: Any) -> str:
 
 def daemon_specs(dom: DomainDef, paths: DomainPaths) -> Iterator[DaemonSpec]:
     """
-    Yield the programs that a domain needs beside QEMU; its devices have their aliases.
+    Yield the programs that a domain needs beside QEMU.
 
     Raises:
         ConfigUnsupportedError: a path that the program's options cannot take.
     """
+    dom = dom.copy()
+    assign_aliases(dom)
     for tpm in dom.tpms:
         if tpm.backend_type == "emulator":
             yield _swtpm(dom, tpm, paths)
@@ -172,6 +175,16 @@ class Daemons:
             os.mkdir(spec.state, 0o700)
             if self.ownership is not None:
                 os.chown(spec.state, self.ownership.uid, self.ownership.gid)
+
+
+def daemons_of(dom: DomainDef, paths: DomainPaths, ownership: Ownership | None) -> Daemons:
+    """
+    Return the programs of a domain, not started yet.
+
+    Raises:
+        ConfigUnsupportedError: a path that a program's options cannot take.
+    """
+    return Daemons(list(daemon_specs(dom, paths)), ownership)
 
 
 def _remove_directory(path: str) -> None:
