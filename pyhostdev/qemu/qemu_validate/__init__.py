@@ -33,8 +33,8 @@ from pyhostdev.qemu.qemu_domain import (
     lacks_pci,
 )
 from pyhostdev.qemu.qemu_domain.namespace import namespace_of
-from pyhostdev.qemu.qemu_validate.net import net_errors
 from pyhostdev.qemu.qemu_validate.firmware import firmware_errors
+from pyhostdev.qemu.qemu_validate.net import net_errors
 from pyhostdev.qemu.qemu_validate.pci import pci_controller_errors
 
 if TYPE_CHECKING:
