@@ -27,7 +27,7 @@ from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, LibvirtRelease
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, HostdevError
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
-from pyhostdev.qemu.qemu_driver import refuse_missing_storage
+from pyhostdev.qemu.qemu_driver import refuse_missing, refuse_missing_storage
 from pyhostdev.qemu.qemu_driver.iommufd import refuse_missing_descriptors
 from pyhostdev.util.modprobe import module_error
 
@@ -130,15 +130,33 @@ class Server:
         return self.build(dom, vfio_fd=lambda address: NO_NODE)
 
     def build(self, dom: DomainDef, vfio_fd: Callable[[PCIDeviceAddress | None], int] | None = None) -> list[str]:
-        """Return the command line with or without descriptors of VFIO nodes."""
+        """
+        Return the command line, with or without descriptors of VFIO nodes.
+
+        It is that of a start where the guest could be started, which opens sockets and files for QEMU.
+        """
+        opener = (lambda path: NO_TAP) if self.is_startable(dom) else None
         return build_command_line(
             dom,
             host=self.host,
             state_dir="@ROOT@",
             tap_fd=lambda net: NO_TAP,
             vfio_fd=vfio_fd,
+            socket_fd=opener,
+            file_fd=opener,
             release=self.release,
         )
+
+    def is_startable(self, dom: DomainDef) -> bool:
+        """Tell whether the host has the devices and the images of a domain; without a device none was started."""
+        if not dom.pci_hostdevs():
+            return False
+        try:
+            refuse_missing(dom, self.host)
+            refuse_missing_storage(dom, self.host)
+        except HostdevError:
+            return False
+        return True
 
     def edit(self, dom: DomainDef, steps: str) -> dict[str, Any]:
         """Return the errors of changes to the definition, and what it is after all of them."""

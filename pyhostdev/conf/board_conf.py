@@ -7,16 +7,29 @@ Mirrors: the devices' own structures (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from pyhostdev.conf.chr_conf import ChrSourceElement
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.os_conf import SizeDef
 from pyhostdev.conf.xml.xmlcodec import enum, number, signed, size_unit, unit_factor, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child, children, content, embedded, opaque
+from pyhostdev.conf.xml.xmlfield import attribute, child, content, embedded, flag, opaque
+
+
+class TPMSource(ElementDef):
+    """Where an emulator keeps its state, or where an external one listens."""
+
+    tag = "source"
+
+    type = attribute("type", enum("dir", "file", "unix"))
+    mode = attribute("mode", enum("connect", "bind"))
+    path = attribute("path")
 
 
 class DomainTPMDef(ElementDef):
-    """A trusted platform module."""
+    """
+    A trusted platform module.
+
+    Mirrors: virDomainTPMDef (src/conf/domain_conf.h)
+    """
 
     tag = "tpm"
 
@@ -25,10 +38,24 @@ class DomainTPMDef(ElementDef):
     backend_version = attribute("backend/@version", enum("1.2", "2.0"))
     persistent_state = attribute("backend/@persistent_state", yes_no)
     device_path = attribute("backend/device/@path")
+    debug = attribute("backend/@debug", number, since="tpm-profile")
     encryption_secret = attribute("backend/encryption/@secret")
-    active_pcr_banks = opaque("backend/active_pcr_banks")
-    backend_sources = children("backend/source", ChrSourceElement)
+    pcr_sha1 = flag("backend/active_pcr_banks/sha1")
+    pcr_sha256 = flag("backend/active_pcr_banks/sha256")
+    pcr_sha384 = flag("backend/active_pcr_banks/sha384")
+    pcr_sha512 = flag("backend/active_pcr_banks/sha512")
+    profile_name = attribute("backend/profile/@name", since="tpm-profile")
+    profile_source = attribute("backend/profile/@source", since="tpm-profile")
+    profile_remove_disabled = attribute(
+        "backend/profile/@removeDisabled", enum("check", "fips-host"), since="tpm-profile"
+    )
+    backend_source = child("backend/source", TPMSource)
     info = embedded(DeviceInfo)
+
+    @property
+    def pcr_banks(self) -> list[str]:
+        """The banks of platform configuration registers that shall be active; empty for the emulator's own choice."""
+        return [bank for bank in ("sha1", "sha256", "sha384", "sha512") if getattr(self, f"pcr_{bank}")]
 
 
 class DomainHubDef(ElementDef):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.xml.xmlcodec import Codec, enum, hexadecimal, number, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, children, content, embedded, opaque
+from pyhostdev.conf.xml.xmlfield import attribute, children, content, embedded, ignored, opaque
 
 CHR_TYPES = (
     "null",
@@ -124,6 +124,7 @@ class DomainConsoleDef(DomainChrDef):
 
     tag = "console"
 
+    tty = ignored("@tty")  # libvirt prints it for a running guest
     mirrors_serial = False  # the first serial port by another name
 
 

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from pyhostdev.conf.board_conf import DomainMemoryDef
     from pyhostdev.conf.chr_conf import DomainChrDef, DomainRedirdevDef, DomainSmartcardDef
     from pyhostdev.conf.controller_conf import DomainControllerDef
-    from pyhostdev.conf.disk_conf import DomainDiskDef, DomainFSDef
+    from pyhostdev.conf.disk_conf import DomainDiskDef
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.fs_conf import DomainFSDef
     from pyhostdev.conf.graphics_conf import DomainVideoDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef

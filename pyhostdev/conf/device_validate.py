@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from pyhostdev.conf.chr_conf import ChrSource, DomainChrDef, DomainRedirdevDef, DomainSmartcardDef
     from pyhostdev.conf.controller_conf import DomainControllerDef
     from pyhostdev.conf.device_conf import DeviceInfo
-    from pyhostdev.conf.disk_conf import DomainDiskDef, DomainFSDef
+    from pyhostdev.conf.disk_conf import DomainDiskDef
     from pyhostdev.conf.domain_fields import DomainFields
+    from pyhostdev.conf.fs_conf import DomainFSDef
     from pyhostdev.conf.graphics_conf import DomainGraphicsDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.os_conf import SizeDef
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import enum, number, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
@@ -157,33 +156,3 @@ class DomainDiskDef(ElementDef):
         for letter in match[1]:
             index = index * 26 + ord(letter) - ord("a") + 1
         return index - 1
-
-
-class DomainFSDef(ElementDef):
-    """A directory of the host in the guest."""
-
-    tag = "filesystem"
-
-    type = attribute("type", default="mount")
-    accessmode = attribute("accessmode", enum("passthrough", "mapped", "squash"))
-    model = attribute("model", enum(*VIRTIO_MODELS))
-    multidevs = attribute("multidevs", enum("default", "remap", "forbid", "warn"))
-    fmode = attribute("fmode")
-    dmode = attribute("dmode")
-    driver_type = attribute("driver/@type")
-    driver_format = attribute("driver/@format")
-    driver_name = attribute("driver/@name")
-    wrpolicy = attribute("driver/@wrpolicy", enum("immediate"))
-    queue = attribute("driver/@queue", number)
-    virtio = embedded(VirtioOptions)
-    binary = opaque("binary")
-    source_dir = attribute("source/@dir")
-    source_file = attribute("source/@file")
-    source_dev = attribute("source/@dev")
-    source_socket = attribute("source/@socket")
-    source_name = attribute("source/@name")
-    target = attribute("target/@dir")
-    readonly = flag("readonly")
-    info = embedded(DeviceInfo)
-    space_hard_limit = child("space_hard_limit", SizeDef)
-    space_soft_limit = child("space_soft_limit", SizeDef)

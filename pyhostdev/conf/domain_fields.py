@@ -63,7 +63,8 @@ if TYPE_CHECKING:
     from pyhostdev.conf.controller_conf import DomainControllerDef
     from pyhostdev.conf.cpu_conf import CPUDef, FeaturesDef
     from pyhostdev.conf.device_conf import DeviceInfo
-    from pyhostdev.conf.disk_conf import DomainDiskDef, DomainFSDef
+    from pyhostdev.conf.disk_conf import DomainDiskDef
+    from pyhostdev.conf.fs_conf import DomainFSDef
     from pyhostdev.conf.graphics_conf import (
         DomainAudioDef,
         DomainGraphicsDef,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.conf.os_conf import IOMMUFDDef
     from pyhostdev.conf.rng_conf import DomainRNGDef
+    from pyhostdev.conf.sysinfo_conf import SysinfoDef
     from pyhostdev.conf.virtio_conf import (
         DomainCryptoDef,
         DomainInputDef,
@@ -84,6 +86,14 @@ if TYPE_CHECKING:
 
 
 uuid_text = Codec(normal_uuid, str, "32 hexadecimal digits", code=VIR_ERR_INTERNAL_ERROR)
+
+
+def _parse_genid(text: str) -> str:
+    """Return an id in libvirt's spelling; an empty one is to be made."""
+    return normal_uuid(text) if text.strip() else ""
+
+
+genid_text = Codec(_parse_genid, str, "32 hexadecimal digits", code=VIR_ERR_INTERNAL_ERROR)
 VIRT_TYPES = (
     "qemu",
     "kqemu",
@@ -121,7 +131,7 @@ class DomainFields(ElementDef):
     id = attribute("id", number, lenient=True)
     name = content("name", name_text, required=True, code=VIR_ERR_NO_NAME)
     uuid = content("uuid", uuid_text)
-    genid = opaque("genid")
+    genid = content("genid", genid_text)
     title = content("title")
     description = content("description")
     metadata = opaque("metadata", for_host=True)
@@ -145,7 +155,7 @@ class DomainFields(ElementDef):
     cputune = opaque("cputune", for_host=True)
     numatune = part("numatune", NumaTuneDef)
     resource = opaque("resource", for_host=True)
-    sysinfo = opaque("sysinfo")
+    sysinfos: Children[SysinfoDef] = later("sysinfo", "sysinfo_conf.SysinfoDef")
     bootloader = content("bootloader")
     bootloader_args = content("bootloader_args")
     iommufds: Children[IOMMUFDDef] = later("iommufd", "os_conf.IOMMUFDDef", since="iommufd")
@@ -165,7 +175,7 @@ class DomainFields(ElementDef):
     disks: Children[DomainDiskDef] = later("devices/disk", "disk_conf.DomainDiskDef")
     controllers: Children[DomainControllerDef] = later("devices/controller", "controller_conf.DomainControllerDef")
     lease = opaque("devices/lease")
-    filesystems: Children[DomainFSDef] = later("devices/filesystem", "disk_conf.DomainFSDef")
+    filesystems: Children[DomainFSDef] = later("devices/filesystem", "fs_conf.DomainFSDef")
     interfaces: Children[DomainNetDef] = later("devices/interface", "net_conf.DomainNetDef")
     smartcards: Children[DomainSmartcardDef] = later("devices/smartcard", "chr_conf.DomainSmartcardDef")
     serials: Children[DomainSerialDef] = later("devices/serial", "chr_conf.DomainSerialDef")

@@ -16,7 +16,7 @@ from pyhostdev.conf.os_conf import ClockDef, SizeDef
 from pyhostdev.conf.xml.xmlcodec import unit_factor
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_XML_DETAIL, XMLError, raise_all
 from pyhostdev.util.viruuid import normal_uuid
-from pyhostdev.util.virxml import parse_document, shown, text_of
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,10 @@ def normalise(dom: DomainFields) -> None:
     dom.id = None
     # libvirt draws a random one when it defines a domain; here the same file must give the same guest
     dom.uuid = dom.uuid or _sysinfo_uuid(dom) or _uuid_of_name(dom.name)
+    dom.os.loader = dom.os.loader or None  # without a path it says what the firmware must be able to do
     _refuse_two_uuids(dom)
+    if dom.genid == "":
+        dom.genid = _uuid_of_name(f"{dom.uuid} genid")
     raise_all(list(name_errors(dom)))
     _normalise_features(dom.features)
     dom.clock = dom.clock or ClockDef()
@@ -44,6 +47,8 @@ def normalise(dom: DomainFields) -> None:
     dom.on_reboot = dom.on_reboot or "restart"
     dom.on_crash = dom.on_crash or "destroy"
     _sort_disks(dom)
+    for sysinfo in dom.sysinfos:
+        sysinfo.settle()
     for graphics in dom.graphics:
         fill_graphics(graphics)
     for device, info in dom.device_infos():
@@ -75,17 +80,15 @@ def _sysinfo_uuid(dom: DomainFields) -> str | None:
 
     Mirrors: virSysinfoSystemParseXML (src/util/virsysinfo.c)
     """
-    if dom.sysinfo is None:
-        return None
-    document = parse_document(f"<domain>{dom.sysinfo}</domain>")
-    entry = document.find("sysinfo[@type='smbios']/system/entry[@name='uuid']")
+    entries = (info.uuid_entry for info in dom.sysinfos if info.type == "smbios")
+    entry = next((entry for entry in entries if entry is not None), None)
     if entry is None:
         return None
     try:
-        return normal_uuid(text_of(entry))
+        return normal_uuid(entry.value)
     except ValueError:
-        text = f"'{shown(text_of(entry))}' in <sysinfo> is not a valid UUID"
-        raise XMLError(text, line=dom.line, libvirt_code=VIR_ERR_XML_DETAIL) from None
+        text = f"'{shown(entry.value)}' in <sysinfo> is not a valid UUID"
+        raise XMLError(text, line=entry.line or dom.line, libvirt_code=VIR_ERR_XML_DETAIL) from None
 
 
 def _refuse_two_uuids(dom: DomainFields) -> None:

@@ -11,7 +11,7 @@ from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import enum, number, on_off, positive, signed, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, children, embedded, opaque
+from pyhostdev.conf.xml.xmlfield import attribute, children, embedded, part
 
 GRAPHICS_TYPES = ("sdl", "vnc", "rdp", "desktop", "spice", "egl-headless", "dbus")
 
@@ -161,23 +161,61 @@ class DomainSoundDef(ElementDef):
     info = embedded(DeviceInfo)
 
 
+class AudioSide(ElementDef):
+    """How sound is recorded or played: what all ways have, and what only some of them have."""
+
+    mixing_engine = attribute("mixingEngine", yes_no)
+    fixed_settings = attribute("fixedSettings", yes_no)
+    voices = attribute("voices", positive)
+    buffer_length = attribute("bufferLength", positive)
+    dev = attribute("dev")
+    buffer_count = attribute("bufferCount", positive)
+    try_poll = attribute("tryPoll", yes_no)
+    name = attribute("name")
+    stream_name = attribute("streamName")
+    latency = attribute("latency", positive)
+    server_name = attribute("serverName")
+    client_name = attribute("clientName")
+    connect_ports = attribute("connectPorts")
+    exact_name = attribute("exactName", yes_no)
+    frequency = attribute("settings/@frequency", positive)
+    channels = attribute("settings/@channels", positive)
+    format_ = attribute("settings/@format", enum("s8", "u8", "s16", "u16", "s32", "u32", "f32"))
+
+
+class AudioInput(AudioSide):
+    """How sound is recorded."""
+
+    tag = "input"
+
+
+class AudioOutput(AudioSide):
+    """How sound is played."""
+
+    tag = "output"
+
+
+AUDIO_TYPES = ("none", "alsa", "coreaudio", "jack", "oss", "pulseaudio", "sdl", "spice", "file", "dbus")
+
+
 class DomainAudioDef(ElementDef):
-    """Where sound goes on the host."""
+    """
+    Where sound goes on the host.
+
+    Mirrors: virDomainAudioDef (src/conf/domain_conf.h)
+    """
 
     tag = "audio"
 
     id = attribute("id", positive, required=True)
-    type = attribute(
-        "type",
-        enum("none", "alsa", "coreaudio", "jack", "oss", "pulseaudio", "sdl", "spice", "file", "dbus"),
-        required=True,
-    )
+    type = attribute("type", enum(*AUDIO_TYPES, later={"pipewire": "audio-pipewire"}), required=True)
     timer_period = attribute("timerPeriod", number)
     driver = attribute("driver")
     path = attribute("path")
     server_name = attribute("serverName")
+    runtime_dir = attribute("runtimeDir", since="audio-pipewire")
     try_mmap = attribute("tryMMap", yes_no)
     exclusive = attribute("exclusive", yes_no)
-    dsp_policy = attribute("dspPolicy")
-    input = opaque("input")
-    output = opaque("output")
+    dsp_policy = attribute("dspPolicy", number)
+    input = part("input", AudioInput)
+    output = part("output", AudioOutput)

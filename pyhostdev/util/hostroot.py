@@ -38,6 +38,8 @@ class HostRoot:
     __slots__ = ("path",)
 
     DEV = "/dev/"  # how the host itself spells its device nodes
+    NVRAM = "/var/lib/libvirt/qemu/nvram"  # how the host itself spells where guests' firmware variables are
+    SWTPM = "/var/lib/libvirt/swtpm"  # and where the state of their TPMs is
 
     def __init__(self, path: str | os.PathLike[str] = "/") -> None:
         self.path = os.path.abspath(os.fspath(path))
@@ -109,6 +111,20 @@ class HostRoot:
     def mdev_device(self, uuid: str) -> str:
         """The directory of a mediated device; the caller has parsed the UUID."""
         return self.join("sys/bus/mdev/devices", uuid)
+
+    @property
+    def firmware_descriptors(self) -> tuple[str, str]:
+        """``usr/share/qemu/firmware`` and ``etc/qemu/firmware``, the vendor's and the administrator's."""
+        return self.join("usr/share/qemu/firmware"), self.join("etc/qemu/firmware")
+
+    @staticmethod
+    def tpm_cancel(device: str) -> str:
+        """``/sys/class/tpm/NAME/device/cancel`` of a TPM's node, as the host itself spells it."""
+        return os.path.join("/sys/class/tpm", os.path.basename(device), "device/cancel")
+
+    def dmi(self, name: str) -> str:
+        """``sys/class/dmi/id/NAME``: one value of the host's SMBIOS tables; the name is a constant."""
+        return self.join("sys/class/dmi/id", name)
 
     @property
     def dev_kvm(self) -> str:

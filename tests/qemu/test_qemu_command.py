@@ -113,7 +113,7 @@ def test_kernel_command_line_is_one_argument() -> None:
             "<address bus='0' target='0' unit='0'/></source></hostdev>",
             "SCSI",
         ),
-        ("<tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", "tpm"),
+        ("<tpm model='tpm-tis'><backend type='external'/></tpm>", "external"),
         ("<smartcard mode='host-certificates'><certificate>a</certificate></smartcard>", "smartcard"),
         (
             "<disk type='file'><source file='/a'/><target dev='vda' bus='virtio'/><iotune>"
@@ -123,7 +123,7 @@ def test_kernel_command_line_is_one_argument() -> None:
         ("<interface type='null'/>", "null"),
         ("<interface type='udp'><source address='127.0.0.1' port='1'/></interface>", "local port"),
         ("<disk type='file' rawio='yes'><source file='/a'/><target dev='vda' bus='virtio'/></disk>", "rawio"),
-        ("<audio id='1' type='jack'/>", "jack"),
+        ("<channel type='pty'><target type='guestfwd'/></channel>", "guestfwd"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(xml: str, named: str) -> None:

@@ -357,9 +357,9 @@ def part(path: str, definition: type[D]) -> Part[D]:
     return Part(path, definition, None)
 
 
-def children(path: str, definition: type[D]) -> Children[D]:
+def children(path: str, definition: type[D], *, since: str | None = None) -> Children[D]:
     """Declare a list of elements with a definition of their own."""
-    return Children(path, definition, ())
+    return Children(path, definition, (), since=since)
 
 
 def later_child(path: str, definition: str, *, since: str | None = None) -> Child[Any]:

@@ -17,8 +17,20 @@ from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.unknown_words import words_with_paths
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.qemu.qemu_alias import assign_aliases
+from pyhostdev.qemu.qemu_command import (
+    audio,
+    controller,
+    cpu,
+    disk,
+    filesystem,
+    firmware,
+    graphics,
+    iommu,
+    machine,
+    misc,
+    tpm,
+)
 from pyhostdev.qemu.qemu_command import chr as chr_
-from pyhostdev.qemu.qemu_command import controller, cpu, disk, graphics, iommu, machine, misc
 from pyhostdev.qemu.qemu_command.builder import CommandBuilder, DomainPaths, unsupported
 from pyhostdev.qemu.qemu_command.hostdev import build_hostdevs
 from pyhostdev.qemu.qemu_command.namespace import KNOWN_PATHS, build_arguments
@@ -41,11 +53,11 @@ if TYPE_CHECKING:
 _BEFORE_MONITOR = (
     machine.build_name,
     machine.build_master_key,
-    machine.build_firmware_blockdevs,
+    firmware.build_firmware_blockdevs,
     machine.build_machine,
     machine.build_tseg,
     cpu.build_cpu,
-    machine.build_loader,
+    firmware.build_loader,
     cpu.build_memory,
     cpu.build_smp,
     cpu.build_iothreads,
@@ -63,15 +75,16 @@ _AFTER_MONITOR = (
     iommu.build_iommus_last,
     misc.build_hubs,
     disk.build_disks,
-    disk.build_filesystems,
+    filesystem.build_filesystems,
     build_interfaces,
     chr_.build_smartcards,
     chr_.build_serials,
     chr_.build_parallels,
     chr_.build_channels,
     chr_.build_consoles,
+    tpm.build_tpms,
     graphics.build_inputs,
-    graphics.build_audios,
+    audio.build_audios,
     graphics.build_graphics,
     graphics.build_videos,
     graphics.build_sounds,
@@ -106,6 +119,7 @@ def build_command_line(
     device_fd: Callable[[str, Any], int | None] | None = None,
     socket_fd: Callable[[str], int] | None = None,
     vfio_fd: VFIODescriptor | None = None,
+    file_fd: Callable[[str], int | None] | None = None,
     release: LibvirtRelease = DEFAULT_RELEASE,
     usb_may_be_absent: bool = False,
 ) -> list[str]:
@@ -126,6 +140,7 @@ def build_command_line(
         socket_fd: returns the descriptor of the socket that listens at a path; without it QEMU makes the socket.
         vfio_fd: returns the descriptor of a function's VFIO node that QEMU inherits, of ``/dev/iommu`` for None; the
             command line of a domain that is only shown has none.
+        file_fd: opens a file of the host and returns the descriptor that QEMU inherits; None where QEMU opens it.
         release: the libvirt whose command line is meant.
         usb_may_be_absent: QEMU looks for a USB device itself if the host does not have it.
 
@@ -146,7 +161,7 @@ def build_command_line(
     assign_aliases(dom)
     paths = DomainPaths.of(state_dir, dom.name or "", domain_id)
     opener = device_fd or _only_taps(tap_fd)
-    build = CommandBuilder(dom, capabilities, paths, opener, socket_fd, release, vfio_fd)
+    build = CommandBuilder(dom, capabilities, paths, opener, socket_fd, release, vfio_fd, file_fd, host)
     with build.collecting():
         find_usb_devices(dom, host, may_be_absent=usb_may_be_absent)
     build.add(str(dom.emulator))

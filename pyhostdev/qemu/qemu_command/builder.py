@@ -24,13 +24,16 @@ from pyhostdev.conf.device_conf import (
 )
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
+from pyhostdev.qemu.qemu_command.bootorder import boot_order
 from pyhostdev.qemu.qemu_domain.namespace import namespace_of
+from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.virxml import printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -69,6 +72,15 @@ class DomainPaths(NamedTuple):
     def master_key(self) -> str:
         """The key that secrets on the command line are encrypted with; exists before QEMU starts."""
         return f"{self.lib_dir}/master-key.aes"
+
+    @property
+    def tpm_socket(self) -> str:
+        """The socket where the emulator of this run's TPM listens."""
+        return f"{self.state_dir}/swtpm/{self.short_name}-swtpm.sock"
+
+    def fs_socket(self, alias: str) -> str:
+        """Return the socket where the daemon of a file system listens."""
+        return f"{self.lib_dir}/{alias}-fs.sock"
 
     @property
     def channels(self) -> str:
@@ -129,6 +141,8 @@ class CommandBuilder:
             without it descriptors have the numbers that follow the standard ones.
         socket_fd: returns the descriptor of the socket that listens at a path; None lets QEMU make it.
         vfio_fd: returns the descriptor of a function's VFIO node, of ``/dev/iommu`` for None.
+        file_fd: opens a file of the host and returns the descriptor that QEMU inherits, or None where QEMU opens it.
+        host: has what only the host says; None has nothing.
     """
 
     def __init__(
@@ -140,7 +154,12 @@ class CommandBuilder:
         socket_fd: Callable[[str], int] | None = None,
         release: LibvirtRelease = DEFAULT_RELEASE,
         vfio_fd: VFIODescriptor | None = None,
+        file_fd: Callable[[str], int | None] | None = None,
+        host: HostFacts | None = None,
     ) -> None:
+        self.file_fd = file_fd
+        self.host = host
+        self.passed_files = 0
         self.dom = dom
         self.capabilities = capabilities
         self.paths = paths
@@ -167,6 +186,20 @@ class CommandBuilder:
     def add(self, *args: str) -> None:
         """Append plain arguments."""
         self.args += args
+
+    def passed_file(self, path: str, name: str) -> str:
+        """
+        Return the path under which QEMU opens a file: that of a set of one inherited descriptor, or its own.
+
+        Mirrors: qemuFDPassTransferCommand (src/qemu/qemu_fd.c)
+        """
+        fd = None if self.file_fd is None else self.file_fd(path)
+        if fd is None:
+            return path
+        number = self.passed_files
+        self.passed_files += 1
+        self.add("-add-fd", f"set={number},fd={fd},opaque={name}")
+        return f"{HostRoot.DEV}fdset/{number}"
 
     def add_json(self, option: str, properties: Properties) -> None:
         """Append an option whose value is JSON; what is None is left out."""
@@ -348,39 +381,6 @@ def uses_machine_option(build: CommandBuilder, name: str) -> bool:
     prefers = {"acpi": build.release.has("machine-acpi"), "hpet": build.release.has("machine-hpet")}[name]
     can = build.capabilities.has_machine_option(str(build.dom.os.machine), name)
     return can and (prefers or not build.capabilities.has_option(f"no-{name}"))
-
-
-def boot_order(dom: DomainDef) -> dict[int, int]:
-    """
-    Return the boot indices by the identity of a device's info.
-
-    A device says its own, or <os> names kinds of devices and the first of each kind boots.
-
-    Mirrors: qemuProcessPrepareDeviceBootorder (src/qemu/qemu_process.c)
-    """
-    found = {id(info): info.boot_order for _, info in dom.device_infos() if info.boot_order}
-    for order, kind in enumerate(dom.os.boot_devs, 1):
-        device = _first_to_boot(dom, kind)
-        if device is not None:
-            found.setdefault(id(device.info), order)
-    return found
-
-
-def _first_to_boot(dom: DomainDef, kind: str) -> Any:
-    """Return the first device of a kind that <os> names."""
-    if kind == "network":
-        return _first_network(dom)
-    kinds = {"hd": ("disk", "lun"), "cdrom": ("cdrom",), "fd": ("floppy",)}[kind]
-    return next((disk for disk in dom.disks if disk.device in kinds), None)
-
-
-def _first_network(dom: DomainDef) -> Any:
-    """Return the first interface; of those that are host devices, the first that the guest gets."""
-    first = next(iter(dom.interfaces), None)
-    if first is None or first.type != "hostdev":
-        return first
-    hostdevs = (net.hostdev for net in dom.interfaces if net.hostdev is not None)
-    return next((hostdev for hostdev in hostdevs if hostdev.is_assigned), None)
 
 
 def virtio_driver(name: str, model: str | None) -> str:

@@ -16,8 +16,7 @@ from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupporte
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.conf.device_conf import CCIDAddress
-from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 _SOCKET_NAME_MAX = 80  # bytes, of the 107 that the whole address can have
 
@@ -34,14 +33,28 @@ def add_chardev(build: CommandBuilder, device: Any, source: Any) -> str:
     if rule is None:
         raise unsupported(f"A character device of type {source.type}", device)
     backend, *options = rule(device, source)
+    if source.type == "file":
+        options = _passed_source(build, device, source) or options
     if build.socket_fd is not None and source.type == "unix" and "server=on" in options:
         options[0] = f"fd={build.socket_fd(source.path)}"
     logs = []
     if source.log_file is not None:
-        append = on_off(source.log_append is not False)
-        logs = [f"logfile={option_value(source.log_file)}", f"logappend={append}"]
+        logs = _log(build, device, source)
     build.add("-chardev", ",".join([backend, f"id={chardev}", *options, *logs]))
     return chardev
+
+
+def _passed_source(build: CommandBuilder, device: Any, source: Any) -> list[str]:
+    """Return how QEMU writes to a file that it inherits: at the end of what is there; empty if it opens it itself."""
+    path = build.passed_file(source.path, f"{device.info.alias}-source")
+    return [] if path == source.path else [f"path={path}", "append=on"]
+
+
+def _log(build: CommandBuilder, device: Any, source: Any) -> list[str]:
+    """Return where QEMU writes down what passes; a file that it inherits is its opener's to empty."""
+    path = build.passed_file(source.log_file, f"{device.info.alias}-log")
+    append = path != source.log_file or source.log_append is not False
+    return [f"logfile={option_value(path)}", f"logappend={on_off(append)}"]
 
 
 def _plain(_device: Any, source: Any) -> list[str]:
@@ -112,6 +125,24 @@ def _spiceport(device: Any, source: Any) -> list[str]:
     return ["spiceport", f"name={option_value(channel)}"]
 
 
+def _vdagent(_device: Any, source: Any) -> list[str]:
+    """Return QEMU's own agent for the clipboard and the mouse."""
+    part = source.sources[0] if source.sources else None
+    options = ["qemu-vdagent", "name=vdagent"]
+    if part is not None and part.clipboard_copypaste is not None:
+        options.append(f"clipboard={on_off(part.clipboard_copypaste)}")
+    if part is not None and part.mouse_mode is not None:
+        options.append(f"mouse={on_off(part.mouse_mode == 'client')}")
+    return options
+
+
+def _dbus(device: Any, source: Any) -> list[str]:
+    channel = source.sources[0].channel if source.sources else None
+    if channel is None:
+        raise unsupported("A character device of type dbus without a channel", device)
+    return ["dbus", f"name={option_value(channel)}"]
+
+
 _RULES: dict[str, Callable[[Any, Any], list[str]]] = {
     "null": _plain,
     "vc": _plain,
@@ -125,6 +156,8 @@ _RULES: dict[str, Callable[[Any, Any], list[str]]] = {
     "udp": _udp,
     "spicevmc": _spicevmc,
     "spiceport": _spiceport,
+    "qemu-vdagent": _vdagent,
+    "dbus": _dbus,
 }
 
 

@@ -87,6 +87,8 @@ def _cpu_features(build: CommandBuilder) -> list[str]:
         options.append(f"kvm-pv-unhalt={on_off(features.pvspinlock_state is not False)}")
     if features.hyperv is not None:
         options += _hyperv(features.hyperv)
+    if any(panic.model == "hyperv" for panic in build.dom.panics):
+        options.append("hv-crash=on" if build.release.has("hv-crash-on") else "hv-crash")
     if features.kvm is not None:
         options += _kvm(features.kvm)
     if features.pmu:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.device_conf import DriveAddress
 from pyhostdev.qemu.qemu_alias import scsi_model
 from pyhostdev.qemu.qemu_command.block import storage_properties
-from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported, virtio_driver, virtio_options
+from pyhostdev.qemu.qemu_command.builder import on_off, unsupported, virtio_driver, virtio_options
 
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
@@ -212,43 +212,3 @@ def scsi_place(build: CommandBuilder, address: DriveAddress) -> Properties:
     if scsi_model(build.dom, address.controller) == "lsilogic":
         return {"bus": bus, "scsi-id": address.unit}
     return {"bus": bus, "channel": address.bus, "scsi-id": address.target, "lun": address.unit}
-
-
-def build_filesystems(build: CommandBuilder) -> None:
-    """
-    Add directories of the host.
-
-    Mirrors: qemuBuildFilesystemCommandLine
-    """
-    for filesystem in build.dom.filesystems:
-        with build.collecting():
-            if filesystem.type != "mount" or filesystem.driver_type not in (None, "path", "handle"):
-                raise unsupported("A <filesystem> other than 9p of a directory", filesystem)
-            if filesystem.multidevs is not None or filesystem.space_hard_limit is not None:
-                raise unsupported("<filesystem> with multidevs or limits", filesystem)
-            _build_filesystem(build, filesystem)
-
-
-def _build_filesystem(build: CommandBuilder, filesystem: Any) -> None:
-    backend = f"fsdev-{filesystem.info.alias}"
-    security = {"mapped": "mapped", "squash": "none"}.get(filesystem.accessmode, "passthrough")
-    options = ["local", f"security_model={security}"]
-    for name in ("fmode", "dmode"):
-        if getattr(filesystem, name) is not None:
-            options.append(f"{name}={option_value(getattr(filesystem, name))}")
-    if filesystem.wrpolicy == "immediate":
-        options.append("writeout=immediate")
-    options += [f"id={backend}", f"path={option_value(filesystem.source_dir or '')}"]
-    if filesystem.readonly:
-        options.append("readonly=on")
-    build.add("-fsdev", ",".join(options))
-    build.add_device(
-        {
-            "driver": virtio_driver("9p", filesystem.model),
-            **virtio_options(filesystem),
-            "id": filesystem.info.alias,
-            "fsdev": backend,
-            "mount_tag": filesystem.target,
-            **build.address(filesystem),
-        }
-    )

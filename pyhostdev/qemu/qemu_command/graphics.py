@@ -44,15 +44,6 @@ _SOUND_DRIVERS = {
     "sb16": "sb16",
     "usb": "usb-audio",
 }
-_AUDIO_DRIVERS = {
-    "none": "none",
-    "alsa": "alsa",
-    "file": "wav",
-    "oss": "oss",
-    "pulseaudio": "pa",
-    "sdl": "sdl",
-    "spice": "spice",
-}
 _CODEC_DRIVERS = {"duplex": "hda-duplex", "micro": "hda-micro", "output": "hda-output"}
 
 
@@ -65,7 +56,9 @@ def build_inputs(build: CommandBuilder) -> None:
                 build.add_device({**driver, **build.address(device)})
             elif device.bus == "virtio":
                 _build_virtio_input(build, device)
-            elif device.bus not in ("ps2", None, "none") or device.type == "evdev":
+            elif device.type == "evdev":
+                _build_evdev(build, device)
+            elif device.bus not in ("ps2", None, "none"):
                 raise unsupported(f"An <input> of type {device.type} on the bus '{device.bus}'", device)
 
 
@@ -80,21 +73,24 @@ def _build_virtio_input(build: CommandBuilder, device: Any) -> None:
     build.add_device({**properties, **build.address(device)})
 
 
-def build_audios(build: CommandBuilder) -> None:
+def _build_evdev(build: CommandBuilder, device: Any) -> None:
     """
-    Say where sound goes on the host.
+    Add an event device of the host, whose events the guest's own keyboard and mouse deliver.
 
     Raises:
-        ConfigUnsupportedError: a way we do not know, or details of one.
+        ConfigUnsupportedError: it names no node.
+
+    Mirrors: qemuBuildInputEvdevProps
     """
-    for audio in build.dom.audios:
-        with build.collecting():
-            driver = _AUDIO_DRIVERS.get(audio.type)
-            if driver is None or audio.input is not None or audio.output is not None or audio.driver is not None:
-                raise unsupported(f"<audio type='{audio.type}'>, or its details,", audio)
-            server = audio.server_name if driver == "pa" else None
-            properties = {"id": f"audio{audio.id}", "driver": driver, "timer-period": audio.timer_period}
-            build.add_json("-audiodev", {**properties, "server": server, "path": audio.path})
+    if device.source_dev is None:
+        raise unsupported("An <input type='evdev'> without <source dev=>", device)
+    words = {
+        "evdev": device.source_dev,
+        "repeat": device.source_repeat,
+        "grab_all": True if device.source_grab == "all" else None,
+        "grab-toggle": device.source_grab_toggle,
+    }
+    build.add_object("input-linux", str(device.info.alias), **words)
 
 
 def _audio_id(build: CommandBuilder, device: Any) -> str | None:

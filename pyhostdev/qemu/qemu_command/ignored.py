@@ -100,8 +100,6 @@ IGNORED: dict[str, dict[str, Word]] = {
         "perf": Word("pyhostdev start counts no events"),
     },
     "OSDef": {
-        "nvram_template": Word("pyhostdev start makes no variable store; QEMU ends where it is missing"),
-        "nvram_template_format": Word("pyhostdev start makes no variable store; QEMU ends where it is missing"),
         "nvram": Word("firmware that is not in flash has no variable store", asked=_has_no_flash),
         "nvram_type": Word("firmware that is not in flash has no variable store", asked=_has_no_flash),
     },
@@ -112,13 +110,23 @@ IGNORED: dict[str, dict[str, Word]] = {
         "track": Word("only the timer rtc has it", asked=lambda timer: timer.name != "rtc"),
         "tickpolicy": Word("only rtc and pit have it", asked=lambda timer: timer.name not in ("rtc", "pit")),
     },
+    "DomainTPMDef": {
+        "persistent_state": Word("pyhostdev start always keeps the state of the emulator", (True,)),
+        **dict.fromkeys(
+            ("pcr_sha1", "pcr_sha256", "pcr_sha384", "pcr_sha512"),
+            Word("swtpm and the guest's firmware choose the banks"),
+        ),
+        **dict.fromkeys(
+            ("debug", "profile_name", "profile_source", "profile_remove_disabled"),
+            Word("pyhostdev start uses the emulator's defaults"),
+        ),
+    },
+    "DomainAudioDef": dict.fromkeys(("driver", "runtime_dir"), Word("pyhostdev start sets no environment for sound")),
     "ClockDef": _of_other_kinds("basis", "timezone", "start"),
-    "ChrSourceElement": _of_other_kinds("master", "slave", "clipboard_copypaste", "mouse_mode"),
+    "ChrSourceElement": _of_other_kinds("master", "slave"),
     "DomainMemoryDef": _of_other_kinds(
         "source_path", "source_alignsize", "target_label_size", "target_block", "target_requested"
     ),
-    "DomainInputDef": _of_other_kinds("source_dev", "source_grab", "source_repeat", "source_grab_toggle"),
-    "DomainShmemDef": _of_other_kinds("server_path", "msi_enabled", "msi_vectors", "msi_ioeventfd"),
     "DomainControllerDef": _of_other_kinds("max_grant_frames", "max_event_channels"),
     "StorageSource": _of_other_kinds("mode", "pool", "type", "managed", "namespace", "path"),
     "DomainFSDef": _of_other_kinds("source_file", "source_dev", "source_name"),
@@ -201,6 +209,11 @@ REFUSED_BY_START: dict[str, dict[str, Word]] = {
     "DomainFields": {"seclabel": Word("pyhostdev start confines no guest with a security module", asked=_is_confined)},
     "StorageSource": {"seclabel": Word("pyhostdev start labels no image", asked=_is_labelled)},
     "ChrSourceElement": {"seclabel": Word("pyhostdev start labels no file", asked=_is_labelled)},
+    "DomainTPMDef": {"encryption_secret": Word("pyhostdev start knows no secrets")},
+    "DomainFSDef": {
+        "uid_map": Word("pyhostdev start maps no ids"),
+        "gid_map": Word("pyhostdev start maps no ids"),
+    },
     "DomainNetDef": {
         "vlan": Word("pyhostdev start sets no VLAN", asked=_is_tap),
         "virtualport": Word("pyhostdev start sets no virtual port", asked=_is_tap),
@@ -215,6 +228,18 @@ _REFUSED_AS_A_WHOLE = "a device or mode that has it is refused as a whole"
 _WHO_OPENS_THE_TAP = "who opens the tap does it: pyhostdev start"
 _OUTPUT = "libvirt prints it for a running guest"
 
+_TPM_EMULATOR = ("backend_version",)
+_VIRTIOFSD = (
+    "binary_path",
+    "binary_xattr",
+    "binary_cache",
+    "binary_sandbox",
+    "binary_posix_lock",
+    "binary_flock",
+    "binary_threads",
+    "binary_openfiles",
+)
+
 # definition -> field -> why it needs no word
 ELSEWHERE: dict[str, dict[str, str]] = {
     "DomainFields": {
@@ -228,9 +253,14 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "on_crash": "start acts on QEMU's events",
         "on_lockfailure": "no lock manager is in use, so none fails",
     },
-    "OSDef": {"loader_stateless": "it says that there is no variable store"},
+    "OSDef": {
+        "loader_stateless": "it says that there is no variable store",
+        "firmware_features": "the firmware is chosen by them",
+        "nvram_template": "start makes the variable store from it",
+        "nvram_template_format": "start makes the variable store from it",
+    },
     "InitArgument": {"value": _REFUSED_AS_A_WHOLE},
-    "FirmwareFeature": {"name": _REFUSED_AS_A_WHOLE, "enabled": _REFUSED_AS_A_WHOLE},
+    "FirmwareFeature": {"name": "the firmware is chosen by it", "enabled": "the firmware is chosen by it"},
     "ACPITable": {"type": "there is one type, which is written as a constant"},
     "CPUDef": {
         "fallback": "we never take another model than the named one",
@@ -245,15 +275,12 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "DomainChrDef": {"target_state": _OUTPUT},
     "SmartcardCertificate": {"name": _REFUSED_AS_A_WHOLE},
     "DomainRedirdevDef": {"bus": "there is one bus, USB"},
-    "DomainTPMDef": {
-        "model": _REFUSED_AS_A_WHOLE,
-        "backend_type": _REFUSED_AS_A_WHOLE,
-        "backend_version": _REFUSED_AS_A_WHOLE,
-        "persistent_state": _REFUSED_AS_A_WHOLE,
-        "device_path": _REFUSED_AS_A_WHOLE,
-        "encryption_secret": _REFUSED_AS_A_WHOLE,
-        "backend_sources": _REFUSED_AS_A_WHOLE,
-    },
+    "DomainTPMDef": dict.fromkeys(_TPM_EMULATOR, "start tells the emulator"),
+    "DomainFSDef": dict.fromkeys(_VIRTIOFSD, "start tells virtiofsd"),
+    "IdMapEntry": dict.fromkeys(("start", "target", "count"), "start tells virtiofsd"),
+    "DomainConsoleDef": {"tty": _OUTPUT},
+    "DomainShmemDef": {"msi_enabled": "the number of vectors says it"},
+    "TPMSource": {"mode": "there is one way, to connect"},
     "DomainCryptoDef": {"model": "there is one model", "type": "there is one type"},
     "DomainVsockDef": {"cid_auto": "it says that no number is given"},
     "DomainHubDef": {"type": "there is one type, USB"},

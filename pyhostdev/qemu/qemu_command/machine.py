@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported, uses_machine_option
+from pyhostdev.qemu.qemu_command.firmware import flash_options
 from pyhostdev.qemu.qemu_command.iommu import is_machine_option
+from pyhostdev.qemu.qemu_command.smbios import build_fw_cfg, build_smbios
 from pyhostdev.qemu.qemu_domain import ARM, X86, is_i440fx, is_q35
 
 if TYPE_CHECKING:
@@ -31,41 +33,6 @@ def build_name(build: CommandBuilder) -> None:
 def build_master_key(build: CommandBuilder) -> None:
     """Give QEMU the key that secrets are encrypted with."""
     build.add_object("secret", "masterKey0", format="raw", file=build.paths.master_key)
-
-
-def build_firmware_blockdevs(build: CommandBuilder) -> None:
-    """
-    Define the flash chips that firmware and its variables are in.
-
-    Mirrors: qemuBuildPflashBlockdevCommandLine
-    """
-    os = build.dom.os
-    if os.firmware is not None and os.loader is None:
-        raise unsupported(f"<os firmware='{os.firmware}'> without a <loader>", os)
-    if os.loader_type != "pflash":
-        return
-    if os.nvram_source is not None or os.nvram_type not in (None, "file"):
-        raise unsupported("<nvram> that is not a file", build.dom.os)
-    if os.loader is not None:
-        _build_flash(build, "libvirt-pflash0", os.loader, bool(os.loader_readonly))
-    if os.nvram is not None and build.release.has("raw-image-one-node"):
-        storage = {"driver": "file", "filename": os.nvram, "node-name": _variables(build)}
-        build.add_json("-blockdev", {**storage, "read-only": False})
-    elif os.nvram is not None:
-        _build_flash(build, "libvirt-pflash1", os.nvram, False)
-
-
-def _build_flash(build: CommandBuilder, node: str, path: str, readonly: bool) -> None:
-    """Define a flash chip: where its content is, and that it is raw."""
-    storage = {"driver": "file", "filename": path, "node-name": f"{node}-storage"}
-    build.add_json("-blockdev", {**storage, "auto-read-only": True, "discard": "unmap"})
-    raw = {"node-name": f"{node}-format", "read-only": readonly, "driver": "raw"}
-    build.add_json("-blockdev", {**raw, "file": f"{node}-storage"})
-
-
-def _variables(build: CommandBuilder) -> str:
-    """Return the node of the firmware's variables."""
-    return "libvirt-pflash1-" + ("storage" if build.release.has("raw-image-one-node") else "format")
 
 
 def build_machine(build: CommandBuilder) -> None:
@@ -132,10 +99,7 @@ def _pseries_features(build: CommandBuilder) -> list[str]:
 
 def _memory_backend(build: CommandBuilder) -> list[str]:
     dom = build.dom
-    flash = []
-    if dom.os.loader_type == "pflash":
-        flash = ["pflash0=libvirt-pflash0-format"]
-        flash += [f"pflash1={_variables(build)}"] if dom.os.nvram is not None else []
+    flash = flash_options(build)
     ram = build.capabilities.machine(str(dom.os.machine)).ram_id
     if ram is None or (dom.cpu is not None and dom.cpu.cells):
         return flash
@@ -183,20 +147,14 @@ def build_tseg(build: CommandBuilder) -> None:
     build.add("-global", f"mch.extended-tseg-mbytes={mib}")
 
 
-def build_loader(build: CommandBuilder) -> None:
-    """Name a firmware that is not in a flash chip, or protect the variables of one that is."""
-    os = build.dom.os
-    if os.loader is not None and os.loader_type != "pflash":
-        build.add("-bios", os.loader)
-    elif os.loader_secure:
-        build.add("-global", "driver=cfi.pflash01,property=secure,value=on")
-
-
 def build_identity(build: CommandBuilder) -> None:
     """Tell the guest who it is, and QEMU to add nothing by itself."""
     build.add("-uuid", str(build.dom.uuid))
-    if build.dom.os.smbios_mode not in (None, "none", "emulate"):
-        raise unsupported(f"<smbios mode='{build.dom.os.smbios_mode}'>", build.dom.os)
+    with build.collecting():
+        build_smbios(build)
+    build_fw_cfg(build)
+    if build.dom.genid is not None:
+        build.add_device({"driver": "vmgenid", "guid": build.dom.genid, "id": "vmgenid0"})
     if not build.dom.graphics:
         build.add("-display", "none")
     build.add("-no-user-config", "-nodefaults")

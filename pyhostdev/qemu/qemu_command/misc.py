@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import SpaprVIOAddress
 from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.qemu.qemu_command.builder import unsupported, virtio_driver, virtio_options
+from pyhostdev.qemu.qemu_command.builder import option_value, unsupported, virtio_driver, virtio_options
 from pyhostdev.qemu.qemu_command.chr import add_chardev
 from pyhostdev.qemu.qemu_command.cpu import memory_backend
 from pyhostdev.qemu.qemu_domain import is_i440fx, is_pseries, is_q35
 
 if TYPE_CHECKING:
-    from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-_PVPANIC_PORT = 0x505
 VSOCK_CID_MIN = 3  # linux/vm_sockets.h: those below are the host's and the hypervisor's
 _MIB = 1 << 20
 
@@ -154,15 +152,14 @@ def build_panics(build: CommandBuilder) -> None:
     """Add panic notifiers; pseries has its own."""
     for panic in build.dom.panics:
         with build.collecting():
-            if panic.model == "pseries" and is_pseries(build.dom):
-                continue
+            if panic.model == "hyperv" or (panic.model == "pseries" and is_pseries(build.dom)):
+                continue  # a flag of the processor, and a part of the machine
             if panic.model == "pvpanic":
                 build.add_device({"driver": "pvpanic-pci", **build.address(panic)})
                 continue
             if panic.model != "isa":
                 raise unsupported(f"<panic model='{panic.model}'>", panic)
-            address = build.address(panic)
-            build.add_device({"driver": "pvpanic", "ioport": address.get("iobase") or _PVPANIC_PORT})
+            build.add_device({"driver": "pvpanic", "ioport": build.address(panic).get("iobase")})
 
 
 def build_memories(build: CommandBuilder) -> None:
@@ -188,6 +185,8 @@ def build_shmems(build: CommandBuilder) -> None:
         with build.collecting():
             if shmem.model == "ivshmem-plain":
                 _build_plain_shmem(build, shmem)
+            elif shmem.model == "ivshmem-doorbell":
+                _build_doorbell(build, shmem)
             else:
                 raise unsupported(f"<shmem> of model {shmem.model}", shmem)
 
@@ -200,6 +199,18 @@ def _build_plain_shmem(build: CommandBuilder, shmem: Any) -> None:
     master = None if shmem.role is None else shmem.role == "master"
     device = {"driver": "ivshmem-plain", "id": shmem.info.alias, "memdev": backend, "master": master}
     build.add_device({**device, **build.address(shmem)})
+
+
+def _build_doorbell(build: CommandBuilder, shmem: Any) -> None:
+    """Connect to the server of shared memory; guests ring at each other through it."""
+    if not shmem.server_path:
+        raise unsupported("<server> of <shmem> without a path", shmem)
+    chardev = f"char{shmem.info.alias}"
+    build.add("-chardev", f"socket,id={chardev},path={option_value(shmem.server_path)}")
+    master = None if shmem.role is None else shmem.role == "master"
+    device: Properties = {"driver": "ivshmem-doorbell", "id": shmem.info.alias, "chardev": chardev, "master": master}
+    interrupts = {"vectors": shmem.msi_vectors or None, "ioeventfd": shmem.msi_ioeventfd}
+    build.add_device({**device, **interrupts, **build.address(shmem)})
 
 
 def _shmem_bytes(shmem: Any) -> int:
@@ -228,9 +239,9 @@ def build_cryptos(build: CommandBuilder) -> None:
     """Add crypto devices."""
     for crypto in build.dom.cryptos:
         with build.collecting():
-            if crypto.backend_model != "builtin":
-                raise unsupported(f"<crypto> with backend {crypto.backend_model}", crypto)
+            if crypto.backend_model is None:
+                raise unsupported("<crypto> without a backend", crypto)
             backend = f"obj{crypto.info.alias}"
-            build.add_object("cryptodev-backend-builtin", backend, queues=crypto.backend_queues)
+            build.add_object(f"cryptodev-backend-{crypto.backend_model}", backend, queues=crypto.backend_queues)
             device = {"driver": "virtio-crypto-pci", **virtio_options(crypto), "cryptodev": backend}
             build.add_device({**device, "id": crypto.info.alias, **build.address(crypto)})

@@ -24,12 +24,8 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainFields": {
         "bootloader": (),
         "bootloader_args": (),
-        "tpms": (),
     },
     "OSDef": {
-        "loader_format": ("raw",),
-        "nvram_format": ("raw",),
-        "firmware_features": (),
         "init": (),
         "init_arguments": (),
         "init_dir": (),
@@ -56,8 +52,6 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainFSDef": {
         "driver_name": ("path",),
         "driver_format": (),
-        "queue": (),
-        "source_socket": (),
         "space_soft_limit": (),
     },
     "DomainNetDef": {
@@ -73,7 +67,6 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "passwd_valid_to": (),
     },
     "DomainVideoDef": {"accel2d": (False,), "rendernode": ()},
-    "DomainAudioDef": {"try_mmap": (), "exclusive": (), "dsp_policy": ()},
     "DomainHostdevDef": {"rawio": (), "sgio": ()},
     "DomainMemoryDef": {"discard": (False,), "uuid": ()},
     "NumaCell": {"discard": (False,)},

@@ -14,6 +14,7 @@ from pyhostdev.conf.domain_validate import validate_domain
 from pyhostdev.conf.guest_addresses import remember_chosen
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.qemu.qemu_domain_address import assign_addresses
+from pyhostdev.qemu.qemu_firmware import fill_firmware
 from pyhostdev.qemu.qemu_postparse import post_parse
 from pyhostdev.qemu.qemu_validate import QEMURules
 
@@ -45,6 +46,7 @@ def define(
         ConfigUnsupportedError: QEMU cannot do what it asks for.
     """
     defined = post_parse(dom, capabilities, release)
+    fill_firmware(defined, host, release)
     assign_addresses(defined, host, keep_together=keep_together, release=release)
     remember_chosen(defined)
     validate_domain(defined, hypervisor=QEMURules(capabilities, release))

@@ -40,14 +40,17 @@ _VIRTIO_SCSI = ("virtio-scsi", "virtio-transitional", "virtio-non-transitional")
 
 def assign_virtio_serial_addresses(dom: DomainDef) -> None:
     """
-    Give virtio consoles and channels their ports; port 0 is kept for a console.
+    Give channels their ports, and consoles that name their controller; port 0 is kept for a console.
+
+    QEMU places a console without an address.
 
     Raises:
         XMLError: a controller is missing, a port is taken, or there is none left.
 
     Mirrors: qemuDomainAssignVirtioSerialAddresses
     """
-    users = [d for d in [*dom.consoles, *dom.channels] if d.target_type == "virtio"]
+    placed = [console for console in dom.consoles if isinstance(console.info.address, VirtioSerialAddress)]
+    users = [device for device in [*placed, *dom.channels] if device.target_type == "virtio"]
     ports = {c.index: c.ports or _SERIAL_PORTS for c in dom.controllers if c.type == "virtio-serial"}
     taken: set[tuple[int, int]] = set()
     for device in users:

@@ -30,6 +30,7 @@ from pyhostdev.qemu.qemu_driver.refusals import (
     refuse_missing_storage,
     refuse_unstartable,
 )
+from pyhostdev.qemu.qemu_firmware import choose_at_start
 from pyhostdev.qemu.qemu_hostdev import absent_usb, without_absent_usb
 from pyhostdev.qemu.qemu_interface import interface_obstacles
 from pyhostdev.qemu.qemu_process.access import image_obstacles
@@ -245,6 +246,7 @@ class Guest:
             errors.insert(0, err)
         raise_all(errors)
         defined = define_domain(dom, self.capabilities, host, keep_together=keep_together, release=release)
+        choose_at_start(defined, host, release)
         self.definition = without_absent_usb(defined, host)
         self.domain_id = os.getpid()
         self.sockets: list[str] = []
@@ -288,17 +290,22 @@ class Guest:
 
         Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
         """
+        from pyhostdev.qemu.qemu_process.daemons import daemons_of
         from pyhostdev.qemu.qemu_process.descriptors import DeviceDescriptors
         from pyhostdev.qemu.qemu_process.process import held_signals, run_guest
         from pyhostdev.qemu.qemu_process.sockets import ListeningSockets
+        from pyhostdev.qemu.qemu_process.variables import make_variables
 
         self._refuse(plan)
         paths = DomainPaths.of(os.path.abspath(self.host.state_dir), self.definition.name or "", self.domain_id)
+        daemons = daemons_of(self.definition, paths, self.ownership)
+        make_variables(self.definition.os, self.ownership)
         node_owner = None if self.ownership is None else (self.ownership.uid, self.ownership.gid)
         with (
             held_signals(),
             ListeningSockets(self.sockets, paths.channels) as sockets,
             DeviceDescriptors(self.definition, self.host) as devices,
+            daemons,
             manager.prepared(plan, node_owner=node_owner, by_descriptor=functions_by_iommufd(self.definition)),
             self._vfio_descriptors() as vfio,  # closed before the devices are given back
             ExitStack() as undo,

@@ -35,15 +35,6 @@ if TYPE_CHECKING:
 _EMULATOR = "/usr/bin/qemu-system-{}"
 _TARGETS = {"i686": "i386", "armv7l": "arm", "ppc64le": "ppc64"}
 
-# firmware -> what its variables are made from; libvirt's own list, where no descriptor names the firmware
-_NVRAM_TEMPLATES = {
-    "/usr/share/OVMF/OVMF_CODE.fd": "/usr/share/OVMF/OVMF_VARS.fd",
-    "/usr/share/OVMF/OVMF_CODE.secboot.fd": "/usr/share/OVMF/OVMF_VARS.fd",
-    "/usr/share/OVMF/OVMF_CODE.ms.fd": "/usr/share/OVMF/OVMF_VARS.ms.fd",
-    "/usr/share/AAVMF/AAVMF_CODE.fd": "/usr/share/AAVMF/AAVMF_VARS.fd",
-    "/usr/share/AAVMF/AAVMF32_CODE.fd": "/usr/share/AAVMF/AAVMF32_VARS.fd",
-}
-
 
 def post_parse(
     dom: DomainDef, capabilities: QEMUCapabilities | None = None, release: LibvirtRelease = DEFAULT_RELEASE
@@ -92,10 +83,6 @@ class QEMUDefaults:
             dom.features.gic = True
         if dom.features.gic and dom.features.gic_version is None:
             dom.features.gic_version = "2"
-        if self.release.has("nvram-template") and dom.os.nvram is not None:
-            dom.os.nvram_template = dom.os.nvram_template or _NVRAM_TEMPLATES.get(dom.os.loader or "")
-        if self.release.has("firmware-format"):
-            _fill_firmware_format(dom)
         fill_numa(dom)
         if self.release.has("iommu-defaults"):
             fill_iommus(dom)
@@ -189,16 +176,6 @@ class QEMUDefaults:
         dom.cpu = dom.cpu or CPUDef()
         dom.cpu.mode, dom.cpu.match, dom.cpu.check = "custom", "exact", "none"
         dom.cpu.model, dom.cpu.fallback = model, "forbid"
-
-
-def _fill_firmware_format(dom: DomainDef) -> None:
-    """Say the format of firmware in a flash chip, and of its variables."""
-    if dom.os.loader is not None and dom.os.loader_type == "pflash":
-        dom.os.loader_format = dom.os.loader_format or "raw"
-        if dom.os.nvram is not None:
-            dom.os.nvram_format = dom.os.nvram_format or "raw"
-        if dom.os.nvram_template is not None:
-            dom.os.nvram_template_format = dom.os.nvram_template_format or "raw"
 
 
 def default_emulator(arch: str) -> str:

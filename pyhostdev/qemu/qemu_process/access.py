@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.qemu.qemu_command.builder import DomainPaths
+from pyhostdev.qemu.qemu_command.tpm import DEFAULT_DEVICE
+from pyhostdev.qemu.qemu_process.daemons import swtpm_program, virtiofsd_program
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.spawn import access_errors
 from pyhostdev.util.virfile import read_link_name, read_status
@@ -74,6 +76,7 @@ def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
             mode = READ if filesystem.readonly else WRITE
             yield NeededFile(f"the directory of '{filesystem.target}'", filesystem.source_dir, mode, filesystem.line)
     yield from _device_files(dom)
+    yield from _daemon_files(dom)
     if dom.vsock is not None:
         path = root.dev_vhost_vsock
         yield NeededFile("the node of <vsock>", path, WRITE, dom.vsock.line, is_handed_over=True)
@@ -92,11 +95,35 @@ def _boot_files(dom: DomainDef) -> Iterator[NeededFile]:
         ("the initial ramdisk", dom.os.initrd, READ),
         ("the device tree", dom.os.dtb, READ),
         ("the firmware", dom.os.loader, loader_mode),
-        ("the firmware's variables", dom.os.nvram, WRITE),
+        _variables(dom.os),
         *(("the ACPI table", table.path, READ) for table in dom.os.acpi_tables),
     ):
         if path:
             yield NeededFile(what, path, mode, dom.os.line)
+
+
+def _variables(os_: Any) -> tuple[str, str | None, int]:
+    """Return the store of the firmware's variables; its template where that has to be made."""
+    if os_.nvram and os_.nvram_template and not os.path.lexists(os_.nvram):
+        return "the template of the firmware's variables", os_.nvram_template, os.F_OK
+    return "the firmware's variables", os_.nvram, WRITE
+
+
+def _daemon_files(dom: DomainDef) -> Iterator[NeededFile]:
+    """Yield the programs that run beside QEMU, and the TPM of the host."""
+    for tpm in dom.tpms:
+        if tpm.backend_type == "emulator":
+            yield NeededFile("the emulator of <tpm>", swtpm_program(), RUN, tpm.line)
+        elif tpm.backend_type == "passthrough":
+            yield NeededFile("the node of <tpm>", tpm.device_path or DEFAULT_DEVICE, WRITE, tpm.line, is_device=True)
+        elif tpm.backend_source is not None and tpm.backend_source.path:
+            yield NeededFile("the socket of <tpm>", tpm.backend_source.path, os.W_OK, tpm.line)
+    for filesystem in (filesystem for filesystem in dom.filesystems if filesystem.is_virtiofs):
+        if filesystem.source_socket:
+            what = f"the socket of '{filesystem.target}'"
+            yield NeededFile(what, filesystem.source_socket, os.W_OK, filesystem.line)
+        else:
+            yield NeededFile("the program virtiofsd", virtiofsd_program(filesystem), RUN, filesystem.line)
 
 
 def _disk_files(disk: Any) -> Iterator[NeededFile]:
@@ -118,8 +145,9 @@ def _device_files(dom: DomainDef) -> Iterator[NeededFile]:
         if info.rom_file:
             yield NeededFile(f"the option ROM of a <{device.tag}>", info.rom_file, READ, device.line)
     for device in dom.inputs:
-        if device.source_evdev:
-            yield NeededFile("the node of an <input>", device.source_evdev, WRITE, device.line)
+        node = device.source_dev if device.type == "evdev" else device.source_evdev
+        if node:
+            yield NeededFile("the node of an <input>", node, WRITE, device.line)
     for rng in dom.rngs:
         if rng.backend is not None and rng.backend.model == "random" and rng.backend.path:
             yield NeededFile("the source of an <rng>", rng.backend.path, READ, rng.line)

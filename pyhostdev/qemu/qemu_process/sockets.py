@@ -77,13 +77,19 @@ class ListeningSockets:
         if path in self._fds:
             raise OperationError(f"Two devices of the guest have the socket '{path}'")
         try:
-            self._fds[path] = _listen(path, undo)
+            self._fds[path] = listen(path, undo).fileno()
         except OSError as err:
             raise OperationError(f"Cannot make the socket '{path}': {err.strerror or err}") from err
 
 
-def _listen(path: str, undo: contextlib.ExitStack) -> int:
-    """Make a socket; undo gets what removes it."""
+def listen(path: str, undo: contextlib.ExitStack) -> socket.socket:
+    """
+    Make a listening socket; undo gets what removes it.
+
+    Raises:
+        OSError: it cannot be made.
+        OperationError: something else is there.
+    """
     directory, name = os.path.split(path)
     directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     undo.callback(os.close, directory_fd)
@@ -96,7 +102,7 @@ def _listen(path: str, undo: contextlib.ExitStack) -> int:
     made = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
     undo.callback(_remove, name, directory_fd, made)
     listener.listen(1)
-    return listener.fileno()
+    return listener
 
 
 def _make_room(place: str, name: str, directory_fd: int, path: str) -> None:

@@ -33,6 +33,7 @@ from pyhostdev.qemu.qemu_domain import (
     lacks_pci,
 )
 from pyhostdev.qemu.qemu_domain.namespace import namespace_of
+from pyhostdev.qemu.qemu_validate.firmware import firmware_errors
 from pyhostdev.qemu.qemu_validate.net import net_errors
 from pyhostdev.qemu.qemu_validate.pci import pci_controller_errors
 
@@ -72,6 +73,7 @@ class QEMURules:
                 self.capabilities.unknown_machine(str(dom.os.machine)),
                 dom.os,
             )
+        yield from firmware_errors(dom, self.release)
         for rule in _DOMAIN_RULES:
             yield from rule(dom)
         yield from self._machine_errors(dom)
@@ -101,24 +103,14 @@ class QEMURules:
             yield from rule(dom, device)
         if device.tag == "hostdev":
             yield from _hostdev_errors(dom, device, self.release)
+        if device.tag == "filesystem" and not self.release.has("virtiofs-readonly"):
+            yield from _readonly_virtiofs_errors(device)
         if device.tag == "disk" and self.release.has("sheepdog-is-gone"):
             yield from _sheepdog_errors(device)
 
 
 def _unsupported(message: str, where: Any) -> ConfigError:
     return ConfigUnsupportedError(message, line=where.line)
-
-
-def _firmware_errors(dom: DomainDef) -> Errors:
-    """Mirrors: qemuValidateDomainDefBoot and the firmware part of qemuValidateDomainDef"""
-    has_flash = dom.os.loader_type == "pflash" or dom.os.firmware == "efi"
-    has_acpi = dom.features is not None and dom.features.acpi
-    if has_flash and not has_acpi and dom.os.arch in X86:
-        yield _unsupported("UEFI needs ACPI on this architecture", dom.os)
-    if has_acpi and not has_flash and dom.os.arch == "aarch64":
-        yield _unsupported("ACPI needs UEFI on this architecture", dom.os)
-    if dom.os.loader_secure and not (is_q35(dom) and dom.features is not None and dom.features.smm):
-        yield _unsupported("Secure boot needs a q35 machine with SMM", dom.os)
 
 
 # feature -> the machines that have it
@@ -211,7 +203,6 @@ def _namespace_errors(dom: DomainDef) -> Errors:
 
 
 _DOMAIN_RULES: tuple[Callable[[DomainDef], Errors], ...] = (
-    _firmware_errors,
     _feature_errors,
     _iommu_errors,
     _power_errors,
@@ -334,6 +325,32 @@ def _panic_errors(dom: DomainDef, device: Any) -> Errors:
         yield _unsupported(f"The machine '{dom.os.machine}' has no panic device of model {device.model}", device)
 
 
+def _filesystem_errors(dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainDeviceDefFS"""
+    if not device.is_virtiofs:
+        return
+    if device.accessmode not in (None, "passthrough") or device.wrpolicy is not None:
+        yield _unsupported("virtiofs has no accessmode but passthrough and no wrpolicy", device)
+    if device.model not in (None, "virtio") or device.multidevs not in (None, "default"):
+        yield _unsupported("virtiofs has no model but virtio and no multidevs", device)
+    if device.fmode is not None or device.dmode is not None:
+        yield _unsupported("virtiofs has no fmode and no dmode", device)
+    if not _shares_memory(dom):
+        yield _unsupported("virtiofs needs <memoryBacking> with <access mode='shared'/>", device)
+
+
+def _readonly_virtiofs_errors(device: Any) -> Errors:
+    if device.is_virtiofs and device.readonly:
+        yield _unsupported("virtiofs shares no directory read-only", device)
+
+
+def _shares_memory(dom: DomainDef) -> bool:
+    """Tell whether another program can reach all of a guest's memory."""
+    cells = dom.cpu.cells if dom.cpu is not None else []
+    default = dom.memory_backing.access_mode
+    return all((access or default) == "shared" for access in [cell.mem_access for cell in cells] or [None])
+
+
 _DEVICE_RULES: dict[str, Callable[[DomainDef, Any], Errors]] = {
     "controller": _controller_errors,
     "serial": _serial_errors,
@@ -347,4 +364,5 @@ _DEVICE_RULES: dict[str, Callable[[DomainDef, Any], Errors]] = {
     "watchdog": _watchdog_errors,
     "panic": _panic_errors,
     "interface": net_errors,
+    "filesystem": _filesystem_errors,
 }

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Directories of the host that a guest mounts.
+
+Mirrors: virDomainFSDef (src/conf/domain_conf.h)
+"""
+
+from __future__ import annotations
+
+from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.os_conf import SizeDef
+from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
+from pyhostdev.conf.xml.xmlcodec import enum, number, on_off
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, child, children, embedded, flag
+
+
+class IdMapEntry(ElementDef):
+    """A range of ids of the guest and where it begins on the host."""
+
+    start = attribute("start", number, required=True)
+    target = attribute("target", number, required=True)
+    count = attribute("count", number, required=True)
+
+
+class DomainFSDef(ElementDef):
+    """A directory of the host in the guest."""
+
+    tag = "filesystem"
+
+    type = attribute("type", default="mount")
+    accessmode = attribute("accessmode", enum("passthrough", "mapped", "squash"))
+    model = attribute("model", enum(*VIRTIO_MODELS))
+    multidevs = attribute("multidevs", enum("default", "remap", "forbid", "warn"))
+    fmode = attribute("fmode")
+    dmode = attribute("dmode")
+    driver_type = attribute("driver/@type")
+    driver_format = attribute("driver/@format")
+    driver_name = attribute("driver/@name")
+    wrpolicy = attribute("driver/@wrpolicy", enum("immediate"))
+    queue = attribute("driver/@queue", number)
+    virtio = embedded(VirtioOptions)
+    binary_path = attribute("binary/@path")
+    binary_xattr = attribute("binary/@xattr", on_off)
+    binary_cache = attribute("binary/cache/@mode", enum("none", "always", later={"metadata": "virtiofs-idmap"}))
+    binary_sandbox = attribute("binary/sandbox/@mode", enum("namespace", "chroot", "none"))
+    binary_posix_lock = attribute("binary/lock/@posix", on_off)
+    binary_flock = attribute("binary/lock/@flock", on_off)
+    binary_threads = attribute("binary/thread_pool/@size", number)
+    binary_openfiles = attribute("binary/openfiles/@max", number, since="virtiofs-idmap")
+    uid_map = children("idmap/uid", IdMapEntry, since="virtiofs-idmap")
+    gid_map = children("idmap/gid", IdMapEntry, since="virtiofs-idmap")
+    source_dir = attribute("source/@dir")
+    source_file = attribute("source/@file")
+    source_dev = attribute("source/@dev")
+    source_socket = attribute("source/@socket")
+    source_name = attribute("source/@name")
+    target = attribute("target/@dir")
+    readonly = flag("readonly")
+    info = embedded(DeviceInfo)
+    space_hard_limit = child("space_hard_limit", SizeDef)
+    space_soft_limit = child("space_soft_limit", SizeDef)
+
+    @property
+    def is_virtiofs(self) -> bool:
+        """True for a directory that a daemon of its own serves."""
+        return self.driver_type == "virtiofs"

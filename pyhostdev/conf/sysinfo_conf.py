@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a guest reads about its machine: tables of its firmware, and files that QEMU hands to firmware.
+
+Mirrors: virSysinfoDef (src/util/virsysinfo.h)
+"""
+
+from __future__ import annotations
+
+from pyhostdev.conf.xml.xmlcodec import enum
+from pyhostdev.conf.xml.xmldef import ElementDef
+from pyhostdev.conf.xml.xmlfield import attribute, children, content
+
+# table -> the names of its entries, in the order of printing
+SMBIOS_ENTRIES = {
+    "bios": ("vendor", "version", "date", "release"),
+    "system": ("manufacturer", "product", "version", "serial", "uuid", "sku", "family"),
+    "baseBoard": ("manufacturer", "product", "version", "serial", "asset", "location"),
+    "chassis": ("manufacturer", "version", "serial", "asset", "sku"),
+}
+
+
+class SysinfoEntry(ElementDef):
+    """One value; a file of fwcfg instead of a value."""
+
+    tag = "entry"
+
+    name = attribute("name")
+    file = attribute("file")
+    value = content("", default="")
+
+
+class SysinfoTable(ElementDef):
+    """One SMBIOS table."""
+
+    entries = children("entry", SysinfoEntry)
+
+    def values(self, table: str) -> dict[str, str]:
+        """Return the values by name in the order of SMBIOS; of two of one name the first counts."""
+        said: dict[str | None, str] = {}
+        for entry in self.entries:
+            said.setdefault(entry.name, entry.value)
+        return {name: said[name] for name in SMBIOS_ENTRIES[table] if said.get(name)}
+
+    def settle(self, table: str) -> None:
+        """Forget entries that the table does not have, and sort the others."""
+        self.entries = [SysinfoEntry(name=name, value=value) for name, value in self.values(table).items()]
+
+
+class SysinfoDef(ElementDef):
+    """
+    One <sysinfo>: SMBIOS tables, or files of fw_cfg.
+
+    Mirrors: virSysinfoDef (src/util/virsysinfo.h)
+    """
+
+    tag = "sysinfo"
+
+    type = attribute("type", enum("smbios", "fwcfg"), required=True)
+    bios = children("bios", SysinfoTable)
+    system = children("system", SysinfoTable)
+    boards = children("baseBoard", SysinfoTable)
+    chassis = children("chassis", SysinfoTable)
+    oem_strings = children("oemStrings/entry", SysinfoEntry)
+    entries = children("entry", SysinfoEntry)
+
+    def tables(self) -> list[tuple[str, SysinfoTable]]:
+        """Return the SMBIOS tables in the order of their types; of all but base boards there is one."""
+        found = [("bios", table) for table in self.bios[:1]]
+        found += [("system", table) for table in self.system[:1]]
+        found += [("baseBoard", table) for table in self.boards]
+        return found + [("chassis", table) for table in self.chassis[:1]]
+
+    def settle(self) -> None:
+        """Keep what belongs to the type, in the order of libvirt."""
+        self.bios, self.system, self.chassis = self.bios[:1], self.system[:1], self.chassis[:1]
+        for table, part in self.tables():
+            part.settle(table)
+
+    @property
+    def uuid_entry(self) -> SysinfoEntry | None:
+        """The UUID that the guest's firmware shows."""
+        return next((e for t in self.system[:1] for e in t.entries if e.name == "uuid" and e.value), None)

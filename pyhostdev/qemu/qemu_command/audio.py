@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Where sound goes on the host, on the command line.
+
+Mirrors: qemuBuildAudioCommandLine (src/qemu/qemu_command.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
+
+_DRIVERS = {"file": "wav", "pulseaudio": "pa"}  # the others have QEMU's name
+
+# property of a side -> its field, for all kinds, and for one
+_COMMON = {
+    "mixing-engine": "mixing_engine",
+    "fixed-settings": "fixed_settings",
+    "voices": "voices",
+    "buffer-length": "buffer_length",
+}
+_SETTINGS = {"frequency": "frequency", "channels": "channels", "format": "format_"}
+_STREAM = {"name": "name", "stream-name": "stream_name", "latency": "latency"}
+_OWN: dict[str, dict[str, str]] = {
+    "alsa": {"dev": "dev"},
+    "coreaudio": {"buffer-count": "buffer_count"},
+    "jack": {
+        "server-name": "server_name",
+        "client-name": "client_name",
+        "connect-ports": "connect_ports",
+        "exact-name": "exact_name",
+    },
+    "oss": {"dev": "dev", "buffer-count": "buffer_count", "try-poll": "try_poll"},
+    "pulseaudio": _STREAM,
+    "pipewire": _STREAM,
+    "sdl": {"buffer-count": "buffer_count"},
+}
+
+
+def build_audios(build: CommandBuilder) -> None:
+    """Say where sound goes."""
+    for audio in build.dom.audios:
+        with build.collecting():
+            kind = _DRIVERS.get(audio.type, audio.type)
+            properties = {"id": f"audio{audio.id}", "driver": kind, "timer-period": audio.timer_period or None}
+            sides = {"in": _side(audio, audio.input), "out": _side(audio, audio.output)}
+            build.add_json("-audiodev", {**properties, **_backend(audio), **sides})
+
+
+def _backend(audio: Any) -> Properties:
+    """Return what belongs to one kind of backend."""
+    if audio.type == "pulseaudio":
+        return {"server": audio.server_name}
+    if audio.type == "file":
+        return {"path": audio.path}
+    if audio.type == "oss":
+        oss = {"try-mmap": audio.try_mmap, "exclusive": audio.exclusive}
+        return {**oss, "dsp-policy": audio.dsp_policy or None}
+    return {}
+
+
+def _side(audio: Any, side: Any) -> Properties | None:
+    """Return recording or playing; None where nothing is said."""
+    names = {**_COMMON, **(_SETTINGS if side.fixed_settings else {}), **_OWN.get(audio.type, {})}
+    said = {name: getattr(side, field) for name, field in names.items()}
+    return {name: value for name, value in said.items() if value is not None} or None

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Firmware on the command line: the flash chips that it and its variables are in, or a ROM.
+
+Mirrors: qemuBuildPflashBlockdevCommandLine, qemuBuildDomainLoaderCommandLine (src/qemu/qemu_command.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.qemu.qemu_command.builder import unsupported
+from pyhostdev.qemu.qemu_firmware import choose_at_start
+
+if TYPE_CHECKING:
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder
+
+_CODE = "libvirt-pflash0"
+_VARIABLES = "libvirt-pflash1"
+
+
+def build_firmware_blockdevs(build: CommandBuilder) -> None:
+    """
+    Define the flash chips.
+
+    Raises:
+        ConfigUnsupportedError: firmware that no descriptor was looked up for, or variables that are not in a file.
+    """
+    choose_at_start(build.dom, build.host, build.release)
+    os = build.dom.os
+    if os.firmware is not None and os.loader is None:
+        raise unsupported(f"<os firmware='{os.firmware}'> without a <loader>, and without a host that has one,", os)
+    if os.loader_type != "pflash":
+        return
+    if os.nvram_source is not None or os.nvram_type not in (None, "file"):
+        raise unsupported("<nvram> that is not a file", build.dom.os)
+    if os.loader is not None:
+        _build_flash(build, _CODE, os.loader, os.loader_format, bool(os.loader_readonly))
+    if os.nvram is not None and _is_one_node(build):
+        storage = {"driver": "file", "filename": os.nvram, "node-name": f"{_VARIABLES}-storage"}
+        build.add_json("-blockdev", {**storage, "read-only": False})
+    elif os.nvram is not None:
+        _build_flash(build, _VARIABLES, os.nvram, os.nvram_format, False)
+
+
+def _build_flash(build: CommandBuilder, node: str, path: str, format_: str | None, readonly: bool) -> None:
+    """Define a flash chip: where its content is, and in which format."""
+    storage = {"driver": "file", "filename": path, "node-name": f"{node}-storage"}
+    build.add_json("-blockdev", {**storage, "auto-read-only": True, "discard": "unmap"})
+    image = {"node-name": f"{node}-format", "read-only": readonly, "driver": format_ or "raw"}
+    build.add_json("-blockdev", {**image, "file": f"{node}-storage"})
+
+
+def _is_one_node(build: CommandBuilder) -> bool:
+    """True where the variables need no node for their format."""
+    return build.release.has("raw-image-one-node") and build.dom.os.nvram_format in (None, "raw")
+
+
+def flash_options(build: CommandBuilder) -> list[str]:
+    """Return the machine options that name the flash chips."""
+    os = build.dom.os
+    if os.loader_type != "pflash":
+        return []
+    variables = f"{_VARIABLES}-{'storage' if _is_one_node(build) else 'format'}"
+    return [f"pflash0={_CODE}-format", *([f"pflash1={variables}"] if os.nvram is not None else [])]
+
+
+def build_loader(build: CommandBuilder) -> None:
+    """Name a firmware that is not in a flash chip, or protect the variables of one that is."""
+    os = build.dom.os
+    if os.loader is not None and os.loader_type != "pflash":
+        build.add("-bios", os.loader)
+    elif os.loader_secure:
+        build.add("-global", "driver=cfi.pflash01,property=secure,value=on")

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Programs that run beside QEMU: swtpm for a TPM, virtiofsd for a directory.
+
+Each listens at a socket that we make, runs as QEMU's user, and ends when QEMU closes its connection; so it also ends
+if we were killed. What is left when the guest has ended is ended here.
+
+Mirrors: src/qemu/qemu_tpm.c, src/qemu/qemu_virtiofs.c
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyhostdev.errors import OperationError
+from pyhostdev.qemu.qemu_alias import assign_aliases
+from pyhostdev.qemu.qemu_command.builder import plain_value
+from pyhostdev.qemu.qemu_process.launch import SYSTEM_PATH, environment, make_directories
+from pyhostdev.qemu.qemu_process.sockets import listen
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.spawn import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.qemu.qemu_command.builder import DomainPaths
+    from pyhostdev.util.ownership import Ownership
+
+END_TIMEOUT_S = 5.0  # between the end of QEMU and that of a program it was connected to; and after each signal
+_VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
+
+
+class DaemonSpec(NamedTuple):
+    """A program to run: with which arguments besides its socket, where that is, and a directory to make for it."""
+
+    what: str
+    program: str
+    fd_argument: str
+    arguments: list[str]
+    socket: str
+    state: str | None = None
+
+    def argv(self, fd: int) -> list[str]:
+        """Return the command line for a listening socket."""
+        return [self.program, *(word.replace("{fd}", f"{fd}") for word in self.fd_argument.split()), *self.arguments]
+
+
+def swtpm_program() -> str:
+    """Return the path of swtpm, or where it would be."""
+    return shutil.which("swtpm", path=SYSTEM_PATH) or "/usr/bin/swtpm"
+
+
+def virtiofsd_program(filesystem: Any) -> str:
+    """Return the path of the program that serves a directory: the one that is named, or the host's."""
+    if filesystem.binary_path:
+        return str(filesystem.binary_path)
+    return next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), _VIRTIOFSD[0])
+
+
+def daemon_specs(dom: DomainDef, paths: DomainPaths) -> Iterator[DaemonSpec]:
+    """
+    Yield the programs that a domain needs beside QEMU.
+
+    Raises:
+        ConfigUnsupportedError: a path that the program's options cannot take.
+    """
+    dom = dom.copy()
+    assign_aliases(dom)
+    for tpm in dom.tpms:
+        if tpm.backend_type == "emulator":
+            yield _swtpm(dom, tpm, paths)
+    for filesystem in dom.filesystems:
+        if filesystem.is_virtiofs and filesystem.source_socket is None:
+            yield _virtiofsd(filesystem, paths)
+
+
+def _swtpm(dom: DomainDef, tpm: Any, paths: DomainPaths) -> DaemonSpec:
+    """Mirrors: qemuTPMEmulatorBuildCommand"""
+    version = "tpm1.2" if tpm.backend_version == "1.2" else "tpm2"
+    state = f"{HostRoot.SWTPM}/{dom.uuid}/{version}"
+    if tpm.backend_source is not None and tpm.backend_source.type == "dir" and tpm.backend_source.path:
+        state = tpm.backend_source.path
+    words = ["--tpmstate", f"dir={plain_value(state, 'The directory', tpm)},mode=0600", "--terminate"]
+    words += ["--tpm2"] if version == "tpm2" else []
+    what = "the emulator of <tpm>"
+    return DaemonSpec(what, swtpm_program(), "socket --ctrl type=unixio,fd={fd}", words, paths.tpm_socket, state)
+
+
+def _virtiofsd(filesystem: Any, paths: DomainPaths) -> DaemonSpec:
+    """Mirrors: qemuVirtioFSBuildCommandLine"""
+    options = [f"source={plain_value(filesystem.source_dir or '', 'The directory', filesystem)}"]
+    if filesystem.binary_cache is not None:
+        options.append(f"cache={filesystem.binary_cache}")
+    if filesystem.binary_sandbox is not None:
+        options.append(f"sandbox={filesystem.binary_sandbox}")
+    for name in ("xattr", "posix_lock", "flock"):
+        value = getattr(filesystem, f"binary_{name}")
+        options += [] if value is None else [name if value else f"no_{name}"]
+    words = ["-o", ",".join(options)]
+    if filesystem.binary_threads is not None:
+        words.append(f"--thread-pool-size={filesystem.binary_threads}")
+    if filesystem.binary_openfiles is not None:
+        words.append(f"--rlimit-nofile={filesystem.binary_openfiles}")
+    words += ["--readonly"] if filesystem.readonly else []
+    what = f"virtiofsd of '{filesystem.target}'"
+    socket = paths.fs_socket(str(filesystem.info.alias))
+    return DaemonSpec(what, virtiofsd_program(filesystem), "--fd={fd}", words, socket)
+
+
+class Daemons:
+    """
+    The programs of one guest; leaving it ends them and removes their sockets. Their state stays.
+
+    Args:
+        ownership: the user that they run as, which is QEMU's.
+
+    Raises:
+        OperationError: one cannot be started; none is left behind.
+    """
+
+    def __init__(self, specs: Sequence[DaemonSpec], ownership: Ownership | None) -> None:
+        self.specs = specs
+        self.ownership = ownership
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Daemons:
+        with contextlib.ExitStack() as undo:
+            for spec in self.specs:
+                self._start(spec, undo)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        err: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._undo.close()
+
+    def _start(self, spec: DaemonSpec, undo: contextlib.ExitStack) -> None:
+        try:
+            self._make_directories(spec, undo)
+            listener = listen(spec.socket, undo)
+            if self.ownership is not None:
+                os.chown(spec.socket, self.ownership.uid, self.ownership.gid, follow_symlinks=False)
+            with open(os.devnull, "wb") as output:
+                pid = spawn(
+                    spec.argv(listener.fileno()),
+                    env=environment(spec.state or "/", self.ownership),
+                    output_fd=output.fileno(),
+                    keep_fds=[listener.fileno()],
+                    ownership=self.ownership,
+                )
+            undo.callback(_end, pid, os.pidfd_open(pid), spec)
+            listener.close()  # if the program fails, QEMU learns it from its connection
+        except OSError as err:
+            raise OperationError(f"Cannot start {spec.what}: {err.strerror or err}") from err
+
+    def _make_directories(self, spec: DaemonSpec, undo: contextlib.ExitStack) -> None:
+        directory = os.path.dirname(spec.socket)
+        make_directories(os.path.dirname(directory))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o711 if spec.state is not None else 0o700)
+        undo.callback(_remove_directory, directory)
+        if spec.state is not None and not os.path.isdir(spec.state):
+            make_directories(os.path.dirname(spec.state))
+            os.mkdir(spec.state, 0o700)
+            if self.ownership is not None:
+                os.chown(spec.state, self.ownership.uid, self.ownership.gid)
+
+
+def daemons_of(dom: DomainDef, paths: DomainPaths, ownership: Ownership | None) -> Daemons:
+    """
+    Return the programs of a domain, not started yet.
+
+    Raises:
+        ConfigUnsupportedError: a path that a program's options cannot take.
+    """
+    return Daemons(list(daemon_specs(dom, paths)), ownership)
+
+
+def _remove_directory(path: str) -> None:
+    with contextlib.suppress(OSError):  # another guest has its socket there
+        os.rmdir(path)
+
+
+def _end(pid: int, pidfd: int, spec: DaemonSpec) -> None:
+    """
+    Wait for the end of a program, and force it; reap it.
+
+    Raises:
+        OperationError: it does not end.
+    """
+    ready = select.poll()
+    ready.register(pidfd, select.POLLIN)
+    try:
+        for number in (None, signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                if number is not None:
+                    signal.pidfd_send_signal(pidfd, number)
+            if ready.poll(END_TIMEOUT_S * 1000):
+                break
+        else:
+            raise OperationError(f"Process {pid} ({spec.what}) was killed and does not end")
+        with contextlib.suppress(ChildProcessError):  # the importer ignores SIGCHLD
+            os.waitpid(pid, 0)
+    finally:
+        os.close(pidfd)

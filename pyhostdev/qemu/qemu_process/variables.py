@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The store of a guest's firmware variables: made from its template where it is missing.
+
+Mirrors: qemuPrepareNVRAM (src/qemu/qemu_process.c)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import OperationError
+from pyhostdev.qemu.qemu_process.launch import make_directories
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.os_conf import OSDef
+    from pyhostdev.util.ownership import Ownership
+
+
+def make_variables(os_: OSDef, ownership: Ownership | None) -> bool:
+    """
+    Copy the template into the store of a guest, for QEMU's user alone; return False if there was nothing to do.
+
+    A store that exists is never written, and appears complete or not at all.
+
+    Raises:
+        OperationError: the copy cannot be made, or the store has another format than its template.
+    """
+    path, template = os_.nvram, os_.nvram_template
+    if not path or not template or os.path.lexists(path):
+        return False
+    formats = [os_.nvram_template_format or "raw", os_.nvram_format or "raw"]
+    if formats[0] != formats[1]:
+        raise OperationError(f"Cannot make '{path}' of format {formats[1]} from '{template}' of format {formats[0]}")
+    try:
+        make_directories(os.path.dirname(path))
+        _copy(template, path, ownership)
+    except FileExistsError:  # made by another start in the meantime
+        return False
+    except OSError as err:
+        raise OperationError(f"Cannot make '{path}' from '{template}': {err.strerror or err}") from err
+    return True
+
+
+def _copy(template: str, path: str, ownership: Ownership | None) -> None:
+    """Write beside the path and link: unlike a rename, a link never replaces what is there."""
+    descriptor, partial = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
+    try:
+        with os.fdopen(descriptor, "wb") as target, open(template, "rb") as source:
+            shutil.copyfileobj(source, target)
+            target.flush()
+            if ownership is not None:
+                os.fchown(target.fileno(), ownership.uid, ownership.gid)
+            os.fsync(target.fileno())
+        os.link(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)

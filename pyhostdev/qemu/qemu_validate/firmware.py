@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What QEMU asks of a guest's firmware, and of what firmware shows of the machine.
+
+Mirrors: qemuValidateDomainDef (src/qemu/qemu_validate.c), virDomainDefOSValidate (src/conf/domain_validate.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import VIR_ERR_XML_DETAIL, ConfigUnsupportedError, XMLError
+from pyhostdev.qemu.qemu_domain import X86, is_q35
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.errors import ConfigError
+
+    Errors = Iterator[ConfigError]
+
+_CHOSEN_BY_9_0 = ("loader", "loader_readonly", "loader_type", "nvram_template")
+_OF_OTHERS = ("opt/ovmf/", "opt/org.qemu/")  # fw_cfg names that firmware and QEMU give a meaning
+
+
+def firmware_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
+    """Yield what is wrong with the firmware of a domain."""
+    os = dom.os
+    has_flash = os.loader_type == "pflash" or os.firmware == "efi"
+    if has_flash and not dom.features.acpi and os.arch in X86:
+        yield ConfigUnsupportedError("UEFI needs ACPI on this architecture", line=os.line)
+    if dom.features.acpi and not has_flash and os.arch == "aarch64":
+        yield ConfigUnsupportedError("ACPI needs UEFI on this architecture", line=os.line)
+    if os.loader_secure and not (is_q35(dom) and dom.features.smm):
+        yield ConfigUnsupportedError("Secure boot needs a q35 machine with SMM", line=os.line)
+    yield from _choice_errors(dom, release)
+    yield from _fw_cfg_errors(dom)
+
+
+def _choice_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
+    os = dom.os
+    wanted = {feature.name: feature.enabled for feature in os.firmware_features}
+    if wanted.get("enrolled-keys") and wanted.get("secure-boot") is False:
+        yield XMLError("Enrolled keys need secure boot", line=os.line, libvirt_code=VIR_ERR_XML_DETAIL)
+    if wanted and os.firmware is None:
+        yield XMLError("<firmware> needs <os firmware=>", line=os.line, libvirt_code=VIR_ERR_XML_DETAIL)
+    if os.firmware is None or release.has("firmware-and-loader"):
+        return
+    for name in (name for name in _CHOSEN_BY_9_0 if getattr(os, name) is not None):
+        message = f"<os firmware=> chooses the firmware, and '{name.replace('_', ' ')}' names one"
+        yield XMLError(message, line=os.line, libvirt_code=VIR_ERR_XML_DETAIL)
+
+
+def _fw_cfg_errors(dom: DomainDef) -> Errors:
+    """Mirrors: qemuValidateDomainDefSysinfo"""
+    for entry in (entry for info in dom.sysinfos if info.type == "fwcfg" for entry in info.entries):
+        name = entry.name or ""
+        if not name.startswith("opt/") or name.startswith(_OF_OTHERS):
+            message = f"The name of a fw_cfg file begins with opt/, and not with {' or '.join(_OF_OTHERS)}"
+            yield ConfigUnsupportedError(message, line=entry.line)
+        if bool(entry.value) == bool(entry.file):
+            yield ConfigUnsupportedError("A fw_cfg <entry> has a value or a file", line=entry.line)

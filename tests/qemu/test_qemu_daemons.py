@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What start makes for a guest beside QEMU: variables of firmware, the emulator of a TPM, virtiofsd."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from pyhostdev import DomainDef, Host
+from pyhostdev.conf.libvirt_release import RELEASES
+from pyhostdev.conf.os_conf import OSDef
+from pyhostdev.errors import ConfigUnsupportedError, OperationError
+from pyhostdev.qemu import define
+from pyhostdev.qemu.qemu_capabilities import load
+from pyhostdev.qemu.qemu_command.builder import DomainPaths
+from pyhostdev.qemu.qemu_process import daemons as daemons_module
+from pyhostdev.qemu.qemu_process.access import needed_files
+from pyhostdev.qemu.qemu_process.daemons import Daemons, DaemonSpec, daemon_specs
+from pyhostdev.qemu.qemu_process.variables import make_variables
+
+R12_8 = RELEASES[-1]
+DOMAIN = """
+<domain type='qemu'><name>d</name><uuid>6cb9df67-db89-5919-bb3e-efaeef4a35b1</uuid><memory unit='MiB'>64</memory>
+  <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os><devices>{}</devices></domain>
+"""
+PCI_TPM = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'>{}</backend></tpm>"
+FS = "<filesystem type='mount'><driver type='virtiofs'/>{}<source dir='{}'/><target dir='t'/></filesystem>"
+
+
+def specs(devices: str, state: str = "/run/x") -> list[DaemonSpec]:
+    dom = define(DomainDef.parse(DOMAIN.format(devices)), load("x86_64", R12_8.qemu), release=R12_8)
+    return list(daemon_specs(dom, DomainPaths.of(state, "d", 1)))
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    path = tmp_path / "template"
+    path.write_bytes(b"variables")
+    return path
+
+
+def test_variables_are_made_from_their_template(template: Path, tmp_path: Path) -> None:
+    """The store is complete and its owner's alone, and no part of the copy is left beside it."""
+    store = tmp_path / "new" / "d_VARS.fd"
+    assert True is make_variables(OSDef(nvram=str(store), nvram_template=str(template)), None)
+    assert (b"variables", 0o600) == (store.read_bytes(), stat.S_IMODE(store.stat().st_mode))
+    assert ["d_VARS.fd"] == os.listdir(store.parent)
+
+
+def test_variables_are_never_overwritten(template: Path, tmp_path: Path) -> None:
+    """What a guest has saved stays, even where a link that leads nowhere has the name."""
+    store, link = tmp_path / "store", tmp_path / "link"
+    store.write_bytes(b"saved")
+    link.symlink_to(tmp_path / "nowhere")
+    for path in (store, link):
+        assert False is make_variables(OSDef(nvram=str(path), nvram_template=str(template)), None)
+    assert (b"saved", True) == (store.read_bytes(), link.is_symlink())
+
+
+def test_variables_that_cannot_be_made(template: Path, tmp_path: Path) -> None:
+    """A template that is missing, or of another format, is named; nothing is left."""
+    store = tmp_path / "store"
+    with pytest.raises(OperationError, match="No such file"):
+        make_variables(OSDef(nvram=str(store), nvram_template=str(tmp_path / "absent")), None)
+    with pytest.raises(OperationError, match="format qcow2"):
+        make_variables(OSDef(nvram=str(store), nvram_format="qcow2", nvram_template=str(template)), None)
+    assert ["template"] == os.listdir(tmp_path)
+
+
+def test_the_emulator_of_a_tpm_is_told_its_state() -> None:
+    """Versions have different directories, below the UUID of the domain; another one can be named."""
+    (spec,) = specs(PCI_TPM.format(""))
+    state = "/var/lib/libvirt/swtpm/6cb9df67-db89-5919-bb3e-efaeef4a35b1/tpm2"
+    assert [spec.program, "socket", "--ctrl", "type=unixio,fd=7"] == spec.argv(7)[:4]
+    assert (state, "/run/x/swtpm/1-d-swtpm.sock") == (spec.state, spec.socket)
+    assert ["--tpmstate", f"dir={state},mode=0600", "--terminate", "--tpm2"] == spec.arguments
+    (spec,) = specs(PCI_TPM.format("<source type='dir' path='/srv/tpm'/>"))
+    assert "/srv/tpm" == spec.state
+    with pytest.raises(ConfigUnsupportedError, match="comma"):
+        specs(PCI_TPM.format("<source type='dir' path='/srv,mode=0666'/>"))
+
+
+def test_virtiofsd_is_told_what_it_serves() -> None:
+    """The words of <binary> are its options; a socket of another program needs none."""
+    binary = (
+        "<binary path='/opt/virtiofsd' xattr='on'><cache mode='always'/><sandbox mode='chroot'/>"
+        "<lock posix='off' flock='on'/><thread_pool size='4'/></binary>"
+    )
+    (spec,) = specs(FS.format(binary, "/srv"))
+    options = "source=/srv,cache=always,sandbox=chroot,xattr,no_posix_lock,flock"
+    assert ["/opt/virtiofsd", "--fd=5", "-o", options, "--thread-pool-size=4"] == spec.argv(5)
+    assert "/run/x/lib/qemu/domain-1-d/fs0-fs.sock" == spec.socket
+    assert [] == specs(FS.format("", "/srv").replace("dir='/srv'", "socket='/s'"))
+    with pytest.raises(ConfigUnsupportedError, match="comma"):
+        specs(FS.format("", "/srv,source=/"))
+
+
+def test_programs_and_nodes_are_looked_for_before_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan names a program that is missing, and the nodes that QEMU opens."""
+    monkeypatch.setattr(daemons_module, "SYSTEM_PATH", "/nowhere")
+    evdev = "<input type='evdev'><source dev='/dev/input/event9'/></input>"
+    dom = DomainDef.parse(DOMAIN.format(PCI_TPM.format("") + FS.format("<binary path='/v'/>", "/srv") + evdev))
+    paths = {file.path for file in needed_files(dom, Host("/").root)}
+    assert {"/usr/bin/swtpm", "/v", "/srv", "/dev/input/event9"} <= paths
+
+
+def sleeper(tmp_path: Path, script: str) -> DaemonSpec:
+    """A program that a shell plays; it has its socket as descriptor."""
+    place, state = str(tmp_path / "run" / "s.sock"), str(tmp_path / "state")
+    return DaemonSpec("the sleeper", "/bin/sh", "-c", [script], place, state)
+
+
+def test_a_program_ends_with_its_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not end by itself is ended by force; its socket goes, its state stays."""
+    monkeypatch.setattr(daemons_module, "END_TIMEOUT_S", 0.2)
+    spec = sleeper(tmp_path, f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.05; done")
+    with Daemons([spec], None):
+        assert stat.S_ISSOCK(os.stat(spec.socket).st_mode)
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            pass
+        pid = int((tmp_path / "pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert (False, True) == (os.path.exists(spec.socket), os.path.isdir(tmp_path / "state"))
+
+
+def test_a_program_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
+    """The programs before it are ended, and the sockets are removed."""
+    first = sleeper(tmp_path, "exit 0")
+    second = first._replace(program="/nowhere/program", socket=str(tmp_path / "run" / "t.sock"))
+    with pytest.raises(OperationError), Daemons([first, second], None):
+        pass
+    assert False is (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed")
+def test_swtpm_serves_and_ends_with_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers at the socket that it inherits, and ends when the other end of its data channel closes."""
+    ours, theirs = socket.socketpair()
+    signals: list[object] = []
+    monkeypatch.setattr(signal, "pidfd_send_signal", lambda *words: signals.append(words))
+    (spec,) = specs(PCI_TPM.format(f"<source type='dir' path='{tmp_path}/state'/>"), str(tmp_path))
+    with Daemons([spec], None), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(spec.socket)
+        socket.send_fds(client, [(16).to_bytes(4, "big")], [theirs.fileno()])  # CMD_SET_DATAFD of its tpm_ioctl.h
+        assert bytes(4) == client.recv(4)
+        theirs.close()
+        ours.close()
+    assert [] == signals
