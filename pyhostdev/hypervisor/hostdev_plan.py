@@ -16,6 +16,7 @@ from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.record import Plug
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import ProposedHostdev
@@ -170,6 +171,7 @@ class Plan:
         start_findings: Sequence[Finding] | None = None,
         guest_addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress] | None = None,
         nodes: Mapping[PCIDeviceAddress, Sequence[str]] | None = None,
+        plugs: Mapping[PCIDeviceAddress, Plug] | None = None,
     ) -> None:
         self.owner = owner
         self.policy = policy
@@ -181,6 +183,7 @@ class Plan:
         self.accepted = frozenset(accepted)
         self.definition = definition
         self.start_findings = None if start_findings is None else tuple(start_findings)
+        self.plugs = dict(plugs or {})
         self.guest_addresses = dict(guest_addresses or _written_guest_addresses(requests))
         self.nodes = dict(nodes or {})
 
@@ -236,6 +239,12 @@ class Plan:
         """Return the text about one member, with the nodes through which the guest gets it."""
         nodes = {str(address): found for address, found in self.nodes.items()}.get(fate.name)
         return fate.text if not nodes else f"{fate.text} (QEMU's nodes: {', '.join(nodes)})"
+
+    def with_plugs(self, plugs: Mapping[PCIDeviceAddress, Plug]) -> Plan:
+        """Return the plan of functions that will be plugged into a running guest: what their records say about it."""
+        plan = copy.copy(self)
+        plan.plugs = dict(plugs)
+        return plan
 
     @property
     def obstacles(self) -> tuple[Finding, ...]:

@@ -146,7 +146,7 @@ class HostdevManager:
             occupied=plan.definition.guest_pci_addresses(),
             accept=[f"{reason}:{address}" for reason, address in plan.accepted],
             definition=plan.definition,
-        )
+        ).with_plugs(plan.plugs)
 
     @contextmanager
     def prepared(
