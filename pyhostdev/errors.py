@@ -193,6 +193,10 @@ class DeviceMissingError(OperationError):
     libvirt_code = VIR_ERR_DEVICE_MISSING
 
 
+class PendingError(OperationError):
+    """A guest was asked to let go of its devices and has not: nothing was given back, and the request stays."""
+
+
 class InDoubtError(OperationError):
     """A write did not return within its deadline and may still take effect."""
 

@@ -14,6 +14,7 @@ libvirt does.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 import tempfile
@@ -22,13 +23,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyhostdev import DomainDef, Host, HostdevManager, HostRoot, PCIDeviceAddress, Plan
+from pyhostdev import DomainDef, DomainHostdevDef, Host, HostdevManager, HostRoot, PCIDeviceAddress, Plan
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, LibvirtRelease
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, HostdevError
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.qemu.qemu_driver import refuse_missing, refuse_missing_storage
 from pyhostdev.qemu.qemu_driver.iommufd import refuse_missing_descriptors
+from pyhostdev.qemu.qemu_hotplug import Guest
+from pyhostdev.qemu.qemu_hotplug.connection import QEMURefusedError
+from pyhostdev.qemu.qemu_hotplug.livestate import live_definition, parse_hostdevs
 from pyhostdev.util.modprobe import module_error
 
 NO_TAP = 3  # compare.py does not look at a tap's descriptor
@@ -91,6 +95,35 @@ class RecordingKernel:
         return False
 
 
+class QEMUWithoutDevices:
+    """A running QEMU that has the devices of its command line, and refuses any other."""
+
+    class RefusalError(Exception):
+        """The answer to a command."""
+
+        error_class = "GenericError"
+
+    class Silence:
+        """Events that never come."""
+
+        async def get(self) -> dict[str, Any]:
+            """Wait."""
+            await asyncio.Event().wait()
+            return {}
+
+    def __init__(self, dom: DomainDef) -> None:
+        self.events = self.Silence()
+        self.ids = [info.alias for _, info in live_definition(dom).device_infos() if info.alias]
+
+    async def execute(self, cmd: str, arguments: dict[str, Any] | None = None) -> Any:
+        """Answer questions."""
+        if cmd == "query-status":
+            return {"status": "running"}
+        if cmd == "qom-list":
+            return [{"name": name, "type": "child<device>"} for name in self.ids]
+        raise self.RefusalError("there is no such device")
+
+
 class Server:
     """One host, and the answers about definitions on it."""
 
@@ -115,6 +148,8 @@ class Server:
             return self.argv(dom)
         if kind == "start":
             return self.start(dom, extra)
+        if kind == "live":
+            return self.live(dom, extra)
         if kind == "edit":
             return self.edit(dom, extra)
         raise ConfigUnsupportedError(f"'{kind}' is not answered")
@@ -206,6 +241,47 @@ class Server:
         """Plan as libvirt would: it leaves completeness to QEMU, and sets MAC and VLAN of an interface itself."""
         networks = [f"vf-network:{h.pci_address}" for h in dom.pci_hostdevs() if h.interface is not None]
         return manager.host.plan(dom, "off", accept=networks, release=self.release)
+
+    def live(self, dom: DomainDef, steps: str) -> dict[str, Any]:
+        """Return what plugging and unplugging does while a domain runs, and its host devices afterwards."""
+        with tempfile.TemporaryDirectory() as state_dir:
+            kernel = RecordingKernel(self.root)
+            manager = HostdevManager(Host(self.root, state_dir=state_dir, writer=kernel))
+            defined = self.define(dom)
+            manager.prepare(self.plan(manager, defined))
+            qemu = QEMUWithoutDevices(defined)
+            guest = Guest(qemu, manager, defined, capabilities=stored_capabilities(dom, self.release),
+                          release=self.release)  # fmt: skip
+            found = []
+            for verb, xml in json.loads(Path(steps).read_text()):
+                begin = len(kernel.trace)
+                code = self._live_step(guest, manager, verb, xml)
+                found.append({"code": code, "ops": handovers(kernel.trace[begin:])})
+            hostdevs = [hostdev.format() for hostdev in guest.definition.hostdevs]
+            manager.release(str(defined.name), guest_ended=True)
+        return {"steps": found, "hostdevs": hostdevs}
+
+    def _live_step(self, guest: Guest, manager: HostdevManager, verb: str, xml: str) -> Any:
+        """Return None, libvirt's number, or the command of QEMU that has no such device."""
+        try:
+            hostdevs = parse_hostdevs(xml, is_live=False)
+            if verb == "detach":
+                addresses = [hostdev.pci_address for hostdev in hostdevs]
+                asyncio.run(guest.detach(addresses, timeout_s=0, policy="off"))
+            else:
+                self._live_attach(guest, manager, hostdevs)
+        except QEMURefusedError as err:
+            return {"qemu": err.command}
+        except HostdevError as err:
+            return err.code_in(self.release)
+        return None
+
+    def _live_attach(self, guest: Guest, manager: HostdevManager, hostdevs: list[DomainHostdevDef]) -> None:
+        plan = manager.host.plan_attach(guest.definition, hostdevs, "off")
+        if {finding.reason for finding in plan.obstacles} == {"device-missing"} and not hostdevs[0].is_assigned:
+            guest.state.save(guest.plan_guest_side(plan).definition)  # we refuse it, libvirt only writes it down
+        else:
+            asyncio.run(guest.attach(plan))
 
     def _pass_over_missing(self, dom: DomainDef) -> None:
         """Drop host devices that are not there: we refuse them, libvirt lets QEMU find out."""

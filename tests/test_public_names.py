@@ -18,7 +18,7 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 CLASSES = ("Host", "HostdevManager", "Plan", "Scan")
 # types of the parts below, which are documented where they stand
-KNOWN = {"AbstractContextManager", "BadRecord", "Definition", "GroupMember", "Identity", "Journal", "Record"}
+KNOWN = {"AbstractContextManager", "BadRecord", "Definition", "GroupMember", "Identity", "Journal", "Plug", "Record"}
 KNOWN |= {"Request", "StateDir"}
 A = "0001:09:00.0"
 

@@ -145,16 +145,20 @@ class DomainDef(DomainFields):
 
     def completed(self, plan: Proposing) -> Self:
         """Return a proposal: a copy that declares, as not assigned, what a plan misses; the caller consents."""
-        proposed = [
-            DomainHostdevDef.for_pci(
-                proposal.address,
-                managed=proposal.managed,
-                assigned=False if proposal.is_multifunction else None,
-                unassigned=not proposal.is_multifunction,
-            )
-            for proposal in plan.proposals
-        ]
-        return self.with_hostdevs_added(proposed)
+        return self.with_hostdevs_added(proposed_hostdevs(plan))
+
+
+def proposed_hostdevs(plan: Proposing) -> list[DomainHostdevDef]:
+    """Return host devices that declare, as not assigned, what a plan misses."""
+    return [
+        DomainHostdevDef.for_pci(
+            proposal.address,
+            managed=proposal.managed,
+            assigned=False if proposal.is_multifunction else None,
+            unassigned=not proposal.is_multifunction,
+        )
+        for proposal in plan.proposals
+    ]
 
 
 __getattr__ = deprecated_names(__name__, {"Proposal": ProposedHostdev})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import SysfsError
@@ -240,6 +240,30 @@ class Host:
             definition=definition,
             release=release,
         )
+
+    def plan_attach(
+        self,
+        live: DomainDef,
+        hostdevs: Sequence[DomainHostdevDef],
+        policy: str = "auto",
+        *,
+        accept: Iterable[str] = (),
+    ) -> Plan:
+        """
+        Plan what happens to host devices that a running domain gets as one unit; needs no root and writes nothing.
+
+        Args:
+            live: the running domain, without these devices.
+            hostdevs: the declared functions of one host device.
+            policy, accept: as for ``plan``.
+
+        Raises:
+            ConfigError, ConfigUnsupportedError: the request is invalid for any host.
+            SysfsError: the host cannot be read; records that this user may not read are a finding.
+        """
+        from pyhostdev.hypervisor.hostdev_attach import plan_attach
+
+        return plan_attach(self, live, hostdevs, policy, records=self.readable_records(), accept=accept)
 
 
 def _module_name(path: str) -> str:

@@ -16,6 +16,7 @@ from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.record import Plug
 from pyhostdev.util.vfiodriver import DriverChoice
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ class Plan:
         guest_addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress] | None = None,
         nodes: Mapping[PCIDeviceAddress, Sequence[str]] | None = None,
         release: LibvirtRelease | None = None,
+        plugs: Mapping[PCIDeviceAddress, Plug] | None = None,
     ) -> None:
         self.owner = owner
         self.policy = policy
@@ -206,6 +208,7 @@ class Plan:
         self.accepted = frozenset(accepted)
         self.definition = definition
         self.start_findings = None if start_findings is None else tuple(start_findings)
+        self.plugs = dict(plugs or {})
         self.guest_addresses = dict(guest_addresses or _written_guest_addresses(requests))
         self.nodes = dict(nodes or {})
         self.release = release
@@ -277,6 +280,12 @@ class Plan:
             step._replace(after=named[step.address].stub) if step.action == "detach" and step.address in named else step
             for step in self.steps
         )
+        return plan
+
+    def with_plugs(self, plugs: Mapping[PCIDeviceAddress, Plug]) -> Plan:
+        """Return the plan of functions that will be plugged into a running guest: what their records say about it."""
+        plan = copy.copy(self)
+        plan.plugs = dict(plugs)
         return plan
 
     @property

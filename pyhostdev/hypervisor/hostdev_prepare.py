@@ -169,7 +169,8 @@ def _intents(context: HostdevContext, plan: Plan, owner: str, records: Records) 
     intents = {}
     for position, request in enumerate(plan.requests):
         listed = records.get(request.address)
-        record = template(request, request.address in moving)._replace(position=position)
+        record = template(request, request.address in moving)
+        record = record._replace(position=position, plug=plan.plugs.get(request.address))
         if listed is not None:
             record = _listed_intent(record, listed)
         intents[request.address] = Intent(record, listed)

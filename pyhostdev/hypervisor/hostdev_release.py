@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, InDoubtError, OperationError
 from pyhostdev.hypervisor.hostdev_holders import LET_GO_WAIT_S, Patience, check_are_free, refuse_used_vfs
+from pyhostdev.hypervisor.hostdev_plan import UNASSIGNED
 from pyhostdev.hypervisor.hostdev_restore import interrupted_state
 from pyhostdev.util.journal import PREPARING, RELEASING, Record
 from pyhostdev.util.record import newer_text
@@ -22,8 +23,23 @@ if TYPE_CHECKING:
 GIVE_BACK_WAIT_S = 2.0  # for a lock; a refused prepare holds it for milliseconds
 
 
+def by_position(record: Record) -> tuple[bool, int]:
+    """Return the order of a release: as in the domain."""
+    return False, record.position
+
+
+def kept_last(record: Record) -> tuple[bool, int]:
+    """Return the order in which a unit is given back while its guest runs: functions that it did not have, last."""
+    return record.asked is not None and record.asked.role == UNASSIGNED, record.position
+
+
 def release(
-    context: HostdevContext, owner: str, is_meant: Callable[[Record], bool], *, guest_ended: bool
+    context: HostdevContext,
+    owner: str,
+    is_meant: Callable[[Record], bool],
+    *,
+    guest_ended: bool,
+    order: Callable[[Record], tuple[bool, int]] = by_position,
 ) -> list[PCIDeviceAddress]:
     """
     Release the matching devices of an owner; see ``HostdevManager.release``.
@@ -34,7 +50,7 @@ def release(
         records, _ = context.journal.read()
         meant = [r for r in records.values() if r.is_active and r.owner == owner and is_meant(r)]
         refuse_newer(meant)
-        meant.sort(key=lambda record: record.position)
+        meant.sort(key=order)
         lock_more(record.address for record in meant)
         patience = Patience(LET_GO_WAIT_S, guest_ended=guest_ended, interrupted=interrupted)
         refuse_used_vfs(context.root, meant, records.values())

@@ -9,7 +9,7 @@ import os
 from typing import NamedTuple
 
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.journal import BadRecord, Journal, Record
+from pyhostdev.util.journal import PREPARED, BadRecord, Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.statedir import StateDir
 from pyhostdev.util.virfile import read_link_name
@@ -38,7 +38,9 @@ class RecordedDevice(NamedTuple):
 
     ``role`` is assigned or kept (declared, but not given to the guest); None if the record does not contain it.
     ``driver`` is the present driver, ``original_driver`` the one to restore; None means no driver. ``since`` is in
-    seconds since 1970 UTC, None if the record does not contain it.
+    seconds since 1970 UTC, None if the record does not contain it. ``unit`` names the device with all of its functions,
+    None if no domain has it. ``phase`` is how far plugging or unplugging is, None while the device is prepared or
+    released.
     """
 
     address: PCIDeviceAddress
@@ -48,6 +50,8 @@ class RecordedDevice(NamedTuple):
     driver: str | None
     original_driver: str | None
     since: int | None
+    unit: str | None = None
+    phase: str | None = None
 
 
 def read_status(state: StateDir) -> Status:
@@ -83,4 +87,30 @@ def _recorded_device(root: HostRoot, record: Record) -> RecordedDevice:
         driver=read_link_name(root, os.path.join(root.pci_device(record.address), "driver")),
         original_driver=record.original.driver,
         since=record.since,
+        unit=unit_of_record(root, record) if record.is_active else None,
+        phase=_phase_of(record),
     )
+
+
+def unit_of_record(root: HostRoot, record: Record) -> str:
+    """
+    Return the name of the unit that a device belongs to.
+
+    Raises:
+        SysfsError: the device cannot be examined.
+    """
+    if record.plug is not None:
+        return record.plug.unit
+    is_vf = read_link_name(root, os.path.join(root.pci_device(record.address), "physfn")) is not None
+    return unit_name(record.address, is_virtual_function=is_vf)
+
+
+def _phase_of(record: Record) -> str | None:
+    if record.state != PREPARED:
+        return None
+    return PREPARED if record.plug is None else record.plug.phase
+
+
+def unit_name(address: PCIDeviceAddress, *, is_virtual_function: bool) -> str:
+    """Return the name of a unit: the address of the device without a function; a VF is a unit of its own."""
+    return str(address) if is_virtual_function else str(address)[:-2]

@@ -146,7 +146,7 @@ class HostdevManager:
             accept=[f"{reason}:{address}" for reason, address in plan.accepted],
             definition=plan.definition,
             release=plan.release,
-        )
+        ).with_plugs(plan.plugs)
 
     @contextmanager
     def prepared(

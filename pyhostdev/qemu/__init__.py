@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_domain.define import define
     from pyhostdev.qemu.qemu_domain_address import assign_addresses
     from pyhostdev.qemu.qemu_driver.device_config import attach_device, detach_device, update_device
+    from pyhostdev.qemu.qemu_hotplug import Guest
 
 __all__ = [
+    "Guest",
     "QEMUCapabilities",
     "assign_addresses",
     "attach_device",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Guest": "qemu_hotplug",
     "QEMUCapabilities": "qemu_capabilities",
     "assign_addresses": "qemu_domain_address",
     "attach_device": "qemu_driver.device_config",

@@ -9,14 +9,30 @@ if TYPE_CHECKING:
     from pyhostdev.testing.answers import NotSimulated, SimulatedKill
     from pyhostdev.testing.fakehost import FakeHost
     from pyhostdev.testing.kernel import SimulatedKernel
+    from pyhostdev.testing.qemuslots import QMPRefusal, SimulatedBus
+    from pyhostdev.testing.qmpconnection import SimulatedConnection
+    from pyhostdev.testing.simqemu import SimulatedQEMU
 
-__all__ = ["FakeHost", "NotSimulated", "SimulatedKernel", "SimulatedKill"]
+__all__ = [
+    "FakeHost",
+    "NotSimulated",
+    "QMPRefusal",
+    "SimulatedBus",
+    "SimulatedConnection",
+    "SimulatedKernel",
+    "SimulatedKill",
+    "SimulatedQEMU",
+]
 
 _HOMES = {
     "FakeHost": "fakehost",
     "NotSimulated": "answers",
+    "QMPRefusal": "qemuslots",
+    "SimulatedBus": "qemuslots",
+    "SimulatedConnection": "qmpconnection",
     "SimulatedKernel": "kernel",
     "SimulatedKill": "answers",
+    "SimulatedQEMU": "simqemu",
 }
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.errors import OperationError, SysfsError
 from pyhostdev.testing.answers import Refusal
 from pyhostdev.testing.devicenodes import open_iommufd, open_node
-from pyhostdev.testing.procfiles import SimulatedProcess
+from pyhostdev.testing.procfiles import SimulatedProcess, put_memory_limit
 from pyhostdev.testing.simdevice import SimDevice
 from pyhostdev.testing.tree import Tree
 from pyhostdev.util.devnode import DeviceNode, replaced
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.util.memlock import MemoryLimit
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 OPEN, CHARGE = b"open", b"rlimit-mode=1"  # in a kernel's trace: a node was opened, an iommufd's mode was set
@@ -36,7 +37,7 @@ _OWNER = re.compile(rb"([0-9]{1,10}):([0-9]{1,10})\n?")
 
 
 class SimulatedNodes:
-    """The NodeWriter and NodeOpener half of a simulated kernel; the kernel provides ``_answer``."""
+    """The NodeWriter, NodeOpener and LimitWriter part of a simulated kernel; the kernel provides ``_answer``."""
 
     root: HostRoot
 
@@ -172,6 +173,18 @@ class SimulatedNodes:
         os.close(fd)
         with self.entered():
             pass
+
+    def set_memlock(self, pid: int, limit: MemoryLimit) -> None:
+        """
+        Set both limits of a process's locked memory.
+
+        Raises:
+            OperationError: the process has ended.
+        """
+        tree = Tree(self.root)
+        if not tree.is_directory(os.path.join(self.root.proc, str(pid))):
+            raise OperationError(f"Process {pid} has ended")
+        put_memory_limit(tree, pid, limit.soft, limit.hard)
 
 
 def _owner(tree: Tree, path: str) -> tuple[int, int]:

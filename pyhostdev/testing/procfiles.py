@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing.release import has_change
@@ -88,7 +89,8 @@ class SimulatedProcess:
 
     def add_descriptor(self, text: str, info: Mapping[str, str]) -> None:
         """Add an open descriptor: the text of its link, and the fields of its fdinfo."""
-        number = str(_FIRST_FD + len(self.tree.list_dir(os.path.join(self.directory, "fd"))))
+        taken = self.tree.list_dir(os.path.join(self.directory, "fd"))
+        number = next(str(n) for n in range(_FIRST_FD, _FIRST_FD + len(taken) + 1) if str(n) not in taken)
         self.tree.put_text_link(os.path.join(self.directory, "fd", number), text)
         lines = {"pos": "0", "flags": "02100002", "mnt_id": "24", **info}
         content = "".join(f"{key}:{' ' if key.startswith('vfio') else chr(9)}{value}\n" for key, value in lines.items())
@@ -99,6 +101,29 @@ class SimulatedProcess:
             return {}
         place = self.tree.place(os.path.join(self.root.pci_devices, function))
         return {"vfio-device-syspath": os.path.join("/", os.path.relpath(place, self.root.path))}
+
+    def drop_node(self, node: str) -> None:
+        """Close a node."""
+        top, shown = os.path.join(self.directory, "fd"), os.path.join("/", os.path.relpath(node, self.root.path))
+        for number in self.tree.list_dir(top):
+            if self.tree.read_link(os.path.join(top, number)) == shown:
+                for name in ("fd", "fdinfo"):
+                    self.tree.drop_file(os.path.join(self.directory, name, number))
+
+    def put_limit(self, soft: int, hard: int) -> None:
+        """
+        Write how much memory the process may lock; -1 means unlimited.
+
+        Source: proc_pid_limits (fs/proc/base.c)
+        """
+        if self.is_shown:
+            put_memory_limit(self.tree, self.pid, soft, hard)
+
+    def read_limit(self) -> int:
+        """Return the soft limit; -1 means unlimited."""
+        text = (self.tree.read_file(os.path.join(self.directory, "limits")) or b"").decode()
+        found = re.search(r"^Max locked memory +(\d+)", text, re.MULTILINE)
+        return -1 if found is None else int(found[1])
 
     def delete_nodes(self) -> None:
         """Show the open nodes as the kernel shows deleted files."""
@@ -135,6 +160,18 @@ class SimulatedProcess:
         """
         line = f"{self.pid} (qemu-system-x86) {state} 1 {self.pid} {self.pid} 0 -1 {flags} 0 0 0 0\n"
         self.tree.replace_file(os.path.join(self.directory, "stat"), line.encode())
+
+
+def put_memory_limit(tree: Tree, pid: int, soft: int, hard: int) -> None:
+    """
+    Write the file that shows a process's limits.
+
+    Host: writes ``proc/PID/limits``
+    """
+    words = [str(value) if value >= 0 else "unlimited" for value in (soft, hard)]
+    header = f"{'Limit':25} {'Soft Limit':20} {'Hard Limit':20} Units\n"
+    line = f"{'Max locked memory':25} {words[0]:20} {words[1]:20} bytes\n"
+    tree.put_file(os.path.join(tree.root.proc, str(pid), "limits"), (header + line).encode())
 
 
 @contextlib.contextmanager

@@ -43,14 +43,20 @@ def checked(parse: Callable[[str], Value]) -> Callable[[str], Value]:
     return parsed
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """
+    Return a timeout.
+
+    Raises:
+        ConfigError: the text is not a number of seconds.
+    """
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= TIMEOUT_MAX_S:
+        number = -1.0
+    if not 0 <= number <= TIMEOUT_MAX_S:
         raise ConfigError(f"Invalid timeout {text!a}: expected a number of seconds from 0 to {TIMEOUT_MAX_S}")
-    return seconds
+    return number
 
 
 def _consent(text: str) -> str:
@@ -129,7 +135,7 @@ def add_changes(parser: argparse.ArgumentParser, timeout: str = "deadline of eac
     parser.set_defaults(changes_host=True)
     parser.add_argument("--simulate", action="store_true", help="let a simulated kernel react in the --root directory")
     parser.add_argument(
-        "--timeout", type=checked(_seconds), default=30.0, metavar="S", help=f"{timeout} in seconds (default: 30)"
+        "--timeout", type=checked(seconds), default=30.0, metavar="S", help=f"{timeout} in seconds (default: 30)"
     )
 
 
@@ -211,7 +217,7 @@ def _writer_of(args: argparse.Namespace, root: HostRoot) -> SysfsWriter | None:
     from pyhostdev.util.sysfs_writer import ForkedWriter
 
     inflight_dir = os.path.join(args.state_dir, "in-flight") if args.state_dir else None
-    return ForkedWriter(root, timeout_s=args.timeout, inflight_dir=inflight_dir)
+    return ForkedWriter(root, timeout_s=getattr(args, "write_timeout", args.timeout), inflight_dir=inflight_dir)
 
 
 def address_of(args: argparse.Namespace, host: Host) -> PCIDeviceAddress:

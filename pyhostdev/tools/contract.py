@@ -3,12 +3,12 @@
 The verbs of the command line, and the exit codes of all of them.
 
 Exit codes: 0 done; 1 refused, the host is unchanged; 2 usage; 3 failed and completely rolled back, or done but the
-result could not be printed; 4 not restored; 6 they differ.
+result could not be printed; 4 not restored; 5 asked, and the guest has not let go; 6 they differ.
 """
 
 from __future__ import annotations
 
-DONE, REFUSED, USAGE, ROLLED_BACK, NOT_RESTORED = 0, 1, 2, 3, 4
+DONE, REFUSED, USAGE, ROLLED_BACK, NOT_RESTORED, PENDING = 0, 1, 2, 3, 4, 5
 DIFFER = 6
 
 VERBS = {
@@ -23,6 +23,9 @@ VERBS = {
     "prepare": "detach a domain's host devices",
     "release": "release a domain's host devices, and reattach the managed ones",
     "start": "run a domain in the foreground; prepare its host devices, and release them at the end",
+    "attach-device": "plug a host device, or a card as one, into a running guest or into a definition",
+    "detach-device": "unplug a host device, or a card as one, from a running guest or from a definition",
+    "update-device": "replace a device of a definition by its new description",
     "status": "show which devices are in use, and which are detached without an owner",
     "recover": "finish or undo what a crash interrupted",
     "nodedev-detach": "detach one device without assigning it to a guest",

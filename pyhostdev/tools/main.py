@@ -12,9 +12,9 @@ import os
 import sys
 
 from pyhostdev import __version__
-from pyhostdev.errors import HostdevError, RefusedError
+from pyhostdev.errors import HostdevError, PendingError, RefusedError
 from pyhostdev.tools import streams
-from pyhostdev.tools.contract import DONE, NOT_RESTORED, REFUSED, ROLLED_BACK, USAGE, VERBS
+from pyhostdev.tools.contract import DONE, NOT_RESTORED, PENDING, REFUSED, ROLLED_BACK, USAGE, VERBS
 
 TYPE_CHECKING = False  # typing costs a third of the start
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ def _failed(err: HostdevError) -> int:
         line = getattr(part, "line", None)
         where = f"line {line}: " if line else ""
         complain(f"{where}{part.with_reason}")
+    if isinstance(err, PendingError):
+        return PENDING
     return {None: REFUSED, True: ROLLED_BACK, False: NOT_RESTORED}[err.rolled_back]
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.tools import arguments, output, streams
@@ -11,7 +12,8 @@ from pyhostdev.tools.contract import DONE, NOT_RESTORED
 from pyhostdev.tools.main import complain
 
 if TYPE_CHECKING:
-    from pyhostdev.hypervisor.hostdev_recover import Recovered
+    from pyhostdev.hypervisor.hostdev_result import RecoveryResult as Recovered
+    from pyhostdev.hypervisor.virhostdev import HostdevManager
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Recover and report the outcome of each record; return 4 if a device is not restored."""
-    found = arguments.manager_of(args).recover(include_prepared=args.all, timeout_s=args.timeout)
+    manager = arguments.manager_of(args)
+    found = _finish_guests(manager, args.timeout)
+    found += manager.recover(include_prepared=args.all, timeout_s=args.timeout)
     code = DONE if all(item.is_done for item in found) else NOT_RESTORED
     try:
         _print(found, as_json=args.json)
@@ -34,6 +38,17 @@ def run(args: argparse.Namespace) -> int:
         err.code = code
         raise
     return code
+
+
+def _finish_guests(manager: HostdevManager, timeout_s: float) -> list[Recovered]:
+    """Finish what is pending of guests that were started here, before the records are looked at one by one."""
+    if not os.path.isdir(os.path.join(manager.host.state_dir, "lib", "qemu")):
+        return []  # most often, and QEMU's part need not be imported then
+    from pyhostdev.qemu.qemu_hotplug.recovery import finish_all
+    from pyhostdev.util.transaction import deferred_signals
+
+    with deferred_signals() as check:
+        return finish_all(manager, timeout_s=timeout_s, check=check)
 
 
 def _print(found: list[Recovered], *, as_json: bool) -> None:

@@ -42,15 +42,15 @@ def describe(devices: Sequence[RecordedDevice]) -> dict[str, Any]:
 
 
 def _facts(dev: RecordedDevice) -> dict[str, str | None]:
-    """Return the JSON object of a device on either list; no code writes a unit or a phase yet."""
+    """Return the JSON object of a device on either list."""
     return {
         "address": str(dev.address),
         "role": dev.role,
         "driver": dev.driver,
         "original_driver": dev.original_driver,
         "since": _moment(dev.since),
-        "unit": None,
-        "phase": None,
+        "unit": dev.unit,
+        "phase": dev.phase,
     }
 
 
@@ -69,8 +69,9 @@ def print_status(devices: Sequence[RecordedDevice]) -> None:
             dev.role,
             dev.driver,
             dev.original_driver,
+            dev.phase,
             _moment(dev.since),
         )
         for dev in sorted(devices, key=lambda dev: not dev.is_active)
     ]
-    output.print_table(("DEVICE", "LIST", "OWNER", "ROLE", "DRIVER", "ORIGINAL", "SINCE"), rows)
+    output.print_table(("DEVICE", "LIST", "OWNER", "ROLE", "DRIVER", "ORIGINAL", "PHASE", "SINCE"), rows)

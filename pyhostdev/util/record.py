@@ -29,6 +29,11 @@ PREPARED = "prepared"
 RELEASING = "releasing"
 DETACHED = "detached"  # bound to a stub without an owner: libvirt's inactive list
 STATES = (PREPARING, PREPARED, RELEASING, DETACHED)
+PLUGGING = "plugging"  # QEMU is being told; some functions may be in it
+PLUGGED = "plugged"
+UNPLUGGING = "unplugging"  # the guest was asked and has not let go
+STUCK_STAGED = "stuck-staged"  # QEMU has functions that the guest cannot see and cannot let go
+PHASES = (PREPARED, PLUGGING, PLUGGED, UNPLUGGING, STUCK_STAGED)
 LAST_MOMENT = 253402300799  # seconds since 1970 UTC, at the end of the year 9999
 NEWER = "newer"  # stands for a record in an unknown, newer version; never written
 
@@ -70,6 +75,20 @@ class Asked(NamedTuple):
     stub: str
 
 
+class Plug(NamedTuple):
+    """
+    A device's part in plugging its unit into a running guest, or in unplugging it.
+
+    ``unit`` names the device on the host, ``phase`` is one of ``PHASES``. ``alias`` is the name in QEMU, ``guest`` the
+    address there; both are None for a function that the guest does not get.
+    """
+
+    unit: str
+    phase: str
+    alias: str | None
+    guest: str | None
+
+
 class Record(NamedTuple):
     """
     One device that pyhostdev detached or that a domain uses.
@@ -78,7 +97,8 @@ class Record(NamedTuple):
     ``listed_as`` is the binding of a device that was on the inactive list before its owner got it; the device returns
     to that list. ``change`` is shared by the records of one prepare: they succeed or fail together. ``position`` is
     the device's place in the domain. ``since`` is when its owner asked for it, or when it came on the inactive list,
-    in seconds since 1970 UTC; earlier versions did not write it. ``extra`` holds unknown fields as JSON.
+    in seconds since 1970 UTC; earlier versions did not write it. ``plug`` is None for a device that the guest got at
+    its start and was not asked for since. ``extra`` holds unknown fields as JSON.
     """
 
     address: PCIDeviceAddress
@@ -95,6 +115,7 @@ class Record(NamedTuple):
     nodes: tuple[GivenNode, ...] = ()
     asked: Asked | None = None
     since: int | None = None
+    plug: Plug | None = None
     extra: str = "{}"
 
     @property
@@ -114,7 +135,7 @@ class Record(NamedTuple):
 
     def detached(self, since: int | None, target: str | None = None) -> Record:
         """Return the record of the device on the inactive list, with the time of the change."""
-        changed = self._replace(state=DETACHED, owner=None, listed_as=None, nodes=(), asked=None)
+        changed = self._replace(state=DETACHED, owner=None, listed_as=None, nodes=(), asked=None, plug=None)
         return changed._replace(target=target or self.target, since=since)
 
 
@@ -138,6 +159,7 @@ def encode(record: Record) -> bytes:
     fields["listed_as"] = record.listed_as and record.listed_as._asdict()
     fields["nodes"] = [node._asdict() for node in record.nodes]
     fields["asked"] = record.asked and record.asked._asdict()
+    fields["plug"] = record.plug and record.plug._asdict()
     for name in ("original", "listed_as"):
         if fields[name] is not None:
             fields[name] = {**extra.pop(name, {}), **fields[name]}
@@ -213,8 +235,21 @@ def _record(fields: Mapping[str, Any]) -> Record:
         nodes=tuple(_nodes(fields.get("nodes", ()))),
         asked=None if asked is None else Asked(_text(asked, "role"), _flag(asked, "managed"), _text(asked, "stub")),
         since=None if fields.get("since") is None else _moment(fields, "since"),
+        plug=None if fields.get("plug") is None else _plug(fields["plug"]),
         extra=json.dumps(extra, sort_keys=True),
     )
+
+
+def _plug(fields: Mapping[str, Any]) -> Plug:
+    plug = Plug(
+        _text(fields, "unit"),
+        _text(fields, "phase"),
+        _optional(fields, "alias", _text),
+        _optional(fields, "guest", _text),
+    )
+    if plug.phase not in PHASES:
+        raise ValueError(f"its phase '{plug.phase}' is unknown")
+    return plug
 
 
 def _binding(fields: Mapping[str, Any]) -> Binding:

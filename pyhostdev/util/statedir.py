@@ -128,9 +128,12 @@ class StateDir:
             raise refused(f"State directory '{self.path}' has more than {ENTRIES_MAX} entries")
         return sorted(names)
 
-    def read(self, name: str) -> bytes | None:
+    def read(self, name: str, *, limit: int = FILE_MAX) -> bytes | None:
         """
         Return a file's bytes, None if the file is gone.
+
+        Args:
+            limit: bytes that the file may have.
 
         Raises:
             SysfsError: it exists but cannot be read now.
@@ -151,16 +154,16 @@ class StateDir:
                     raise ValueError(f"it is not an ordinary file ({err.strerror})") from None
                 raise
             try:
-                return self._read_whole(fd, name)
+                return self._read_whole(fd, name, limit)
             finally:
                 os.close(fd)
 
-    def _read_whole(self, fd: int, name: str) -> bytes:
+    def _read_whole(self, fd: int, name: str, limit: int) -> bytes:
         _check_ordinary(os.fstat(fd))
         self.step("read", name)
-        data = os.read(fd, FILE_MAX + 1)
-        if len(data) > FILE_MAX:
-            raise ValueError(f"it has more than {FILE_MAX} bytes")
+        data = os.read(fd, limit + 1)
+        if len(data) > limit:
+            raise ValueError(f"it has more than {limit} bytes")
         return data
 
     def replace(self, name: str, data: bytes) -> None:

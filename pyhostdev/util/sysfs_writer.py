@@ -28,6 +28,7 @@ from pyhostdev.errors import (
 from pyhostdev.util import _sysfs_write as _c  # type: ignore[attr-defined]
 from pyhostdev.util.devnode import LiveNodes
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
+from pyhostdev.util.memlock import LiveLimits
 from pyhostdev.util.modprobe import module_error, scratch, start_modprobe
 from pyhostdev.util.procfs import read_lock_holders
 from pyhostdev.util.securedir import open_directory
@@ -121,7 +122,7 @@ class _Helper(NamedTuple):
         _c.lib.phd_write_end(self.result)
 
 
-class ForkedWriter(LiveNodes):
+class ForkedWriter(LiveNodes, LiveLimits):
     """
     Write from a helper process; after the deadline only the helper is left waiting.
 

@@ -37,6 +37,7 @@ class Host(NamedTuple):
 
 HOSTS = [
     Host("one IOMMU group and an NVMe controller with VFs", ("--nic", "onegroup", "--vfs", "4"), "onegroup.py", 600),
+    Host("a card plugged into a running guest", ("--nic", "onegroup", "--vfs", "4"), "hotplug.py", 900),
     Host("a bridge in the group and a disk", ("--nic", "bridge", "--disk"), "bridge.py", 120),
     Host("kernel events", ("--nic", "onegroup", "--vfs", "4"), "events.py", 120),
     Host("crashes, races and foreign hands", ("--nic", "onegroup", "--vfs", "4"), "soak.py", 400),

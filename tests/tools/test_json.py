@@ -12,7 +12,10 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hotplugging import card
+from runningguests import running_guest
 
+from pyhostdev.qemu.qemu_hotplug.livestate import format_hostdevs
 from pyhostdev.testing.fakehost import FakeHost, named_hosts
 from pyhostdev.testing.faults import Fail
 from pyhostdev.tools import arguments, main, parsers
@@ -189,7 +192,7 @@ def sriov(fakehost: Callable[[str], FakeHost]) -> FakeHost:
 
 
 def test_status_tells_role_drivers_and_since(bcm5719: FakeHost, ask: Ask) -> None:
-    """Devices in use, with their owner, and one detached without an owner; unit and phase are reserved."""
+    """Devices in use, with their owner, with their owner and unit, and one detached without an owner."""
     empty = ask(bcm5719, "status")
     assert {"version": 1, "active": [], "inactive": []} == empty
     assert 0 == change(bcm5719, "prepare", GUEST)
@@ -198,7 +201,7 @@ def test_status_tells_role_drivers_and_since(bcm5719: FakeHost, ask: Ask) -> Non
     assert [*zip(CARD, ("assigned", "kept", "kept", "assigned"), strict=True)] == [
         (dev["address"], dev["role"]) for dev in status["active"]
     ]
-    assert {("vfio-pci", "tg3", "seed", None, None)} == {
+    assert {("vfio-pci", "tg3", "seed", "0001:09:00", "prepared")} == {
         (dev["driver"], dev["original_driver"], dev["owner"], dev["unit"], dev["phase"]) for dev in status["active"]
     }
     nobody = status["inactive"][0]
@@ -262,6 +265,15 @@ def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from paths(part, (*above, key))
 
 
+def plugged(fake: FakeHost, ask: Ask, tmp_path: Path) -> dict[str, list[Any]]:
+    """Plug the card into a running guest and unplug it; return what both verbs print."""
+    path = tmp_path / "unit.xml"
+    path.write_text(format_hostdevs(card()))
+    verbs_of_units = ("attach-device", "detach-device")
+    with running_guest(fake):
+        return {verb: [ask(fake, verb, "vm1", str(path), "--simulate")] for verb in verbs_of_units}
+
+
 SAMPLES: dict[str, list[tuple[str, ...]]] = {
     "list": [()],
     "show": [(CARD[0],)],
@@ -281,7 +293,10 @@ def test_schemas_refuse_every_mutation(verb: str, bcm5719: FakeHost, ask: Ask, t
         assert 0 == change(bcm5719, "nodedev-detach", NVME)
     if verb == "diff":
         SAMPLES[verb] = [(FakeHost.named("sriov", tmp_path / "other").root.path, "--domain", GUEST)]
-    samples = [ask(bcm5719, verb, *words) for words in SAMPLES[verb]]
+    if verb.endswith("-device"):
+        samples = plugged(bcm5719, ask, tmp_path)[verb]
+    else:
+        samples = [ask(bcm5719, verb, *words) for words in SAMPLES[verb]]
     if verb == "plan":
         path = guest(tmp_path, ("function='0x2'", "function='0x5'"))
         samples.append(ask(bcm5719, verb, path))

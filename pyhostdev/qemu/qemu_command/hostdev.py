@@ -7,6 +7,7 @@ Mirrors: qemuBuildHostdevCommandLine, qemuBuildPCIHostdevDevProps (src/qemu/qemu
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DriveAddress, PCIGuestAddress
@@ -53,6 +54,21 @@ def _build_iommufd(build: CommandBuilder) -> None:
     """
     if build.dom.needs_iommufd():
         build.add_object("iommufd", IOMMUFD, fd=build.vfio_descriptor(None))
+
+
+def hotplug_properties(build: CommandBuilder, hostdev: Any) -> Properties:
+    """
+    Return what ``device_add`` is told about a PCI function, each value in the JSON type that QEMU checks.
+
+    Raises:
+        ConfigUnsupportedError: the emulator cannot, or a running guest cannot get such a device.
+    """
+    if hostdev.ramfb or hostdev.info.acpi_nodeset is not None:
+        what = "<acpi nodeset=>" if hostdev.info.acpi_nodeset is not None else "ramfb"
+        raise unsupported(f"{what} of a <hostdev> for a running guest", hostdev)
+    build.add_device(_pci(build, hostdev))
+    properties: Properties = json.loads(build.args[-1])
+    return properties
 
 
 def _build_generic_initiators(build: CommandBuilder, hostdev: Any) -> None:

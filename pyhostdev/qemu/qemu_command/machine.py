@@ -170,6 +170,14 @@ def build_monitor(build: CommandBuilder, monitor_fd: int | None) -> None:
         build.add("-mon", "chardev=charmonitor,id=monitor,mode=control")
 
 
+def second_monitor(fd: int, *, as_object: bool) -> list[str]:
+    """Return the arguments of one more monitor, which another program than the guest's owner talks to."""
+    chardev = ["-chardev", f"socket,id=charcontrol,fd={fd},server=on,wait=off"]
+    if as_object:
+        return [*chardev, "-object", '{"qom-type":"monitor-qmp","id":"control","chardev":"charcontrol"}']
+    return [*chardev, "-mon", "chardev=charcontrol,id=control,mode=control"]
+
+
 def build_power(build: CommandBuilder) -> None:
     """
     Keep QEMU when the guest is off, so that we learn why, and set up ACPI.

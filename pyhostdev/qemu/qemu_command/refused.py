@@ -16,7 +16,6 @@ from pyhostdev.qemu.qemu_command.builder import unsupported
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.errors import ConfigUnsupportedError
 
 # definition -> field -> the values that change nothing, besides absence
@@ -73,7 +72,7 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
 }
 
 
-def unbuilt_errors(dom: DomainDef) -> list[ConfigUnsupportedError]:
+def unbuilt_errors(dom: ElementDef) -> list[ConfigUnsupportedError]:
     """Return an error for each field of a definition that is not built, with its line."""
     return list(_unbuilt(dom))
 

@@ -126,6 +126,20 @@ def assign_pci_addresses(
     fill_controller_defaults(dom)
 
 
+def occupied_addresses(dom: DomainDef, host: HostFacts | None = None) -> _Run:
+    """
+    Return the buses of a complete domain with all addresses taken that it and its chipset have; they never grow.
+
+    Raises:
+        ConfigError: an address of the domain is impossible, or taken twice.
+    """
+    highest = max((c.index or 0 for c in dom.controllers if c.is_pci), default=-1)
+    run = _Run(dom, ConnectFlags(dom, host), _isolation_groups(dom, host), _create_set(dom, highest + 1, False))
+    run.collect()
+    reserve_chipset(dom, run.addrs, run.place)
+    return run
+
+
 class _Run:
     """One pass over the guest's devices, on buses of its own."""
 
@@ -162,7 +176,7 @@ class _Run:
 
         Mirrors: qemuDomainPCIAddressSetCreate, qemuDomainAssignDevicePCISlots
         """
-        self._collect()
+        self.collect()
         reserve_chipset(self.dom, self.addrs, self.place)
         if self.addrs.dry_run and self._wants_spare_slot():
             self.addrs.reserve_next(CONVENTIONAL)
@@ -177,7 +191,8 @@ class _Run:
         full = all(bus.is_fully_reserved for bus in self.addrs.buses)
         return has_pci_root(self.dom) and not full and not is_arm_virt(self.dom)
 
-    def _collect(self) -> None:
+    def collect(self) -> None:
+        """Take the addresses that the definition has."""
         for device, info in self.dom.device_infos():
             pci = info.pci
             if pci is None or is_piix3_function(device):

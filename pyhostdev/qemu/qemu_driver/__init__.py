@@ -279,9 +279,7 @@ class Guest:
 
     def run(self, manager: HostdevManager, plan: Plan, *, log_path: str | None = None) -> GuestOutcome:
         """
-        Detach the devices, run QEMU to its end, and give the devices back, whatever happens in between.
-
-        Signals that ask us to end are held back but while QEMU runs, whose end they are then.
+        Detach the devices, run QEMU to its end, which a signal to us brings about as well, and give the devices back.
 
         Raises:
             RefusedError: the plan does not hold any more, or QEMU would fail with it; nothing was touched.
@@ -290,6 +288,7 @@ class Guest:
 
         Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
         """
+        from pyhostdev.qemu.qemu_hotplug.owner import GuestOwner
         from pyhostdev.qemu.qemu_process.daemons import daemons_of
         from pyhostdev.qemu.qemu_process.descriptors import DeviceDescriptors
         from pyhostdev.qemu.qemu_process.process import held_signals, run_guest
@@ -323,6 +322,7 @@ class Guest:
                 on_spawned=vfio.close,
                 environment=environment_of(self.definition),
                 links_down=devices.links_down,
+                control=GuestOwner(self.definition, self.host, self.capabilities, self.release, node_owner),
             )
 
     def _refuse(self, plan: Plan) -> None:

@@ -91,6 +91,48 @@ def attach_device(
     return define(changed, capabilities, host, release=release)
 
 
+def attach_hostdevs(
+    dom: DomainDef,
+    hostdevs: Sequence[DomainHostdevDef],
+    capabilities: QEMUCapabilities,
+    host: HostFacts | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
+) -> DomainDef:
+    """
+    Return the definition with several host devices more; those of one device share a slot of the guest.
+
+    Raises:
+        ConfigError: one of them is wrong, there already, or does not fit.
+    """
+    changed = dom.copy()
+    for hostdev in hostdevs:
+        for error in (*device_errors(dom, hostdev), *QEMURules(capabilities, release).device_errors(dom, hostdev)):
+            raise error
+        if _find(changed.all_hostdevs(), hostdev) is not None:
+            raise ConfigError("The domain has this hostdev already", libvirt_code=VIR_ERR_OPERATION_INVALID)
+        changed.hostdevs.append(hostdev.copy())
+    return define(changed, capabilities, host, keep_together=len(hostdevs) > 1, release=release)
+
+
+def detach_hostdevs(
+    dom: DomainDef,
+    hostdevs: Sequence[DomainHostdevDef],
+    capabilities: QEMUCapabilities,
+    host: HostFacts | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
+) -> DomainDef:
+    """
+    Return the definition without several host devices; controllers that were added for them stay.
+
+    Raises:
+        ConfigError: it does not have one of them.
+    """
+    changed = dom.copy()
+    for hostdev in hostdevs:
+        del changed.hostdevs[_place(changed, hostdev)]
+    return define(changed, capabilities, host, release=release)
+
+
 def detach_device(
     dom: DomainDef,
     xml: str | bytes,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import resource
 import select
 import shutil
@@ -34,9 +35,14 @@ if TYPE_CHECKING:
     from pyhostdev.util.ownership import Ownership
 
 MONITOR_SOCKET = "monitor.sock"
+CONTROL_SOCKET = "control.sock"  # the second monitor: for other processes, one at a time
 MASTER_KEY = "master-key.aes"
 MASTER_KEY_BYTES = 32  # AES-256
 LOG = "qemu.log"
+# what is known about the running guest, and what killed writers left of it
+_GUEST_FILES = re.compile(
+    r"\.?(?:control\.lock|owner\.lock|guest\.json|live\.xml|memlock\.json|unit-[0-9a-f:.]+\.xml)(?:\.[0-9a-f]{16})?"
+)
 
 # Where programs are, whatever root's own PATH says; QEMU itself is run by its absolute path.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -97,7 +103,8 @@ class RuntimeDir:
         trace: TracebackType | None,
     ) -> None:
         with self._fds:
-            for name in (MONITOR_SOCKET, MASTER_KEY, *rolled_names(LOG)):
+            found = [name for name in os.listdir(self.fd) if _GUEST_FILES.fullmatch(name)]
+            for name in (MONITOR_SOCKET, CONTROL_SOCKET, MASTER_KEY, *rolled_names(LOG), *found):
                 self._unlink(name)
             with contextlib.suppress(OSError):  # what others put there is not ours to remove
                 os.rmdir(self.path)
@@ -152,12 +159,12 @@ class RuntimeDir:
         return self._path_of(MONITOR_SOCKET)
 
     @contextlib.contextmanager
-    def listening_socket(self) -> Iterator[int]:
+    def listening_socket(self, name: str = MONITOR_SOCKET) -> Iterator[int]:
         """Listen where QEMU's monitor will answer: a client can connect before QEMU accepts."""
-        self._unlink(MONITOR_SOCKET)
+        self._unlink(name)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             os.fchmod(listener.fileno(), 0o600)  # the file's mode, whatever the umask
-            listener.bind(self.monitor_path)
+            listener.bind(self._path_of(name))
             listener.listen(1)
             yield listener.fileno()
 

@@ -148,6 +148,11 @@ class QEMUMonitor:
         self._events = _LifecycleEvents()
         self._client.register_listener(self._events)
 
+    @property
+    def client(self) -> QMPClient:
+        """The library's client, to which further listeners can be added."""
+        return self._client
+
     async def connect(self, path: str) -> None:
         """Wait for QEMU's greeting on a unix socket and negotiate."""
         try:

@@ -20,7 +20,8 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from pyhostdev.errors import OperationError
-from pyhostdev.qemu.qemu_process.launch import QEMUProcess, RuntimeDir, describe_status, quoted
+from pyhostdev.qemu.qemu_process.control import Control, beside
+from pyhostdev.qemu.qemu_process.launch import CONTROL_SOCKET, QEMUProcess, RuntimeDir, describe_status, quoted
 from pyhostdev.qemu.qemu_process.lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT, Lifecycle, lifecycle_actions
 from pyhostdev.qemu.qemu_process.monitor import QEMUMonitor
 from pyhostdev.util.spawn import standard_descriptors
@@ -110,7 +111,7 @@ class _Guest:
         self.ended.set()
         self.over.set()
 
-    async def run(self, monitor_path: str, on_started: OnStarted | None) -> str | None:
+    async def run(self, monitor_path: str, on_started: OnStarted | None, control: Control | None) -> str | None:
         """
         Let the guest run; return the reason of its end, None when QEMU ended by itself.
 
@@ -121,7 +122,8 @@ class _Guest:
             await self._start(monitor_path)
             if on_started is not None:
                 on_started(self.process.pid)
-            return await self._follow()
+            async with beside(control, self.monitor.client):
+                return await self._follow()
         except _Over:
             return None if self.ended.is_set() else DESTROYED
 
@@ -260,14 +262,20 @@ class _Request(NamedTuple):
     on_spawned: Callable[[], object]
     environment: Mapping[str, str]
     links_down: tuple[str, ...]
+    control: Control | None
 
     def spawn(self, runtime: RuntimeDir, output: OutputPipe) -> QEMUProcess:
-        with runtime.listening_socket() as monitor_fd:
+        with contextlib.ExitStack() as listening:
+            monitor_fd = listening.enter_context(runtime.listening_socket())
+            argv, fds = list(self.argv_builder(monitor_fd)), [monitor_fd]
+            if self.control is not None:
+                fds.append(listening.enter_context(runtime.listening_socket(CONTROL_SOCKET)))
+                argv += self.control.arguments(fds[-1])
             process = QEMUProcess.spawn(
-                self.argv_builder(monitor_fd),
+                argv,
                 home=runtime.path,
                 output=output,
-                pass_fds=(monitor_fd, runtime.fd, *self.pass_fds),
+                pass_fds=(*fds, runtime.fd, *self.pass_fds),
                 memlock_limit=self.memlock_limit,
                 ownership=self.ownership,
                 more_environment=self.environment,
@@ -277,11 +285,14 @@ class _Request(NamedTuple):
 
     async def run(self, runtime: RuntimeDir, output: OutputPipe) -> GuestOutcome:
         over = asyncio.Event()
-        with _end_signals(over.set), self.spawn(runtime, output) as process:
+        owning = contextlib.nullcontext() if self.control is None else self.control.owning(runtime.path)
+        with owning, _end_signals(over.set), self.spawn(runtime, output) as process:
             output.follow(asyncio.get_running_loop())
             guest = _Guest(process, self.name, self.actions, over, self.links_down)
             try:
-                reason = await guest.run(runtime.monitor_path, self.on_started)
+                if self.control is not None:
+                    self.control.spawned(process.pid)
+                reason = await guest.run(runtime.monitor_path, self.on_started, self.control)
             finally:
                 await guest.end()
                 output.unfollow()
@@ -307,6 +318,7 @@ def run_guest(
     on_spawned: Callable[[], object] = lambda: None,
     environment: Mapping[str, str] | None = None,
     links_down: Sequence[str] = (),
+    control: Control | None = None,
 ) -> GuestOutcome:
     """
     Run a guest until it ends, and QEMU with it.
@@ -329,6 +341,7 @@ def run_guest(
             must not raise.
         environment: variables of QEMU's besides its own.
         links_down: the names of network cards whose cable is out when the guest begins.
+        control: gives the guest a second monitor, and reacts to devices that leave; None for a guest without hot-plug.
 
     Raises:
         ConfigUnsupportedError: the domain requests an unsupported lifecycle action.
@@ -347,6 +360,7 @@ def run_guest(
         on_spawned,
         dict(environment or {}),
         tuple(links_down),
+        control,
     )
     gid = None if ownership is None else ownership.gid
     log_path = None if log_path is None else os.path.abspath(log_path)

@@ -28,6 +28,10 @@ $b mount -t devtmpfs dev /dev
 echo "GUEST-BEGIN"
 /bin/lspci -n
 echo "GUEST-END"
+while [ -e /watch ]; do
+	echo "GUEST-NOW $(/bin/lspci -n | $b tr '\n' ';')"
+	$b sleep 1
+done
 [ -e /stay ] && $b sleep 1000000
 $b poweroff -f
 """
@@ -39,16 +43,20 @@ def guest_kernel() -> Path:
     return next(iter(sorted(boot.glob("vmlinux-*")) or sorted(boot.glob("vmlinuz-*"))))
 
 
-def guest_archive(*, stay: bool) -> Path:
-    """Return the guest's initramfs; a guest that stays does not power off by itself."""
-    archive = RUN / ("stay.cpio" if stay else "list.cpio")
+def guest_archive(kind: str) -> Path:
+    """
+    Return the guest's initramfs.
+
+    Args:
+        kind: "list" powers off, "stay" does not, "watch" prints its devices every second.
+    """
+    archive = RUN / f"{kind}.cpio"
     if not archive.exists():
         RUN.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory() as directory:
             content = initramfs.Initramfs(Path(directory), INIT)
             content.add_program(initramfs.tool("lspci"))
-            if stay:
-                (content.top / "stay").touch()
+            (content.top / kind).touch()
             content.write(archive)
     return archive
 
@@ -78,17 +86,32 @@ def hostdev(address: str, *, assigned: str | None = "yes", function: int | None 
     </hostdev>"""
 
 
-def write_domain(name: str, hostdevs: str, *, stay: bool = False) -> Path:
-    """Write a domain that boots the guest, and return its file."""
-    archive = guest_archive(stay=stay)
-    cmdline = "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable cryptomgr.notests random.trust_cpu=on"
+def watched_devices(serial: str) -> set[str]:
+    """Return the addresses of the guest's network devices in its latest listing."""
+    latest = serial.rpartition("GUEST-NOW ")[2].partition("\n")[0]
+    return set(re.findall(r"(\S+) 0200:", latest))
+
+
+def write_domain(
+    name: str, hostdevs: str, *, stay: bool = False, watch: bool = False, more: str = "", machine: str = "pc"
+) -> Path:
+    """
+    Write a domain that boots the guest, and return its file.
+
+    Args:
+        more: words for the guest kernel's command line.
+    """
+    archive = guest_archive("watch" if watch else "stay" if stay else "list")
+    ports = '<controller type="pci" index="1" model="pcie-root-port"/>' if machine == "q35" else ""
+    words = "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable cryptomgr.notests random.trust_cpu=on"
+    cmdline = f"{words} {more}".strip()
     path = RUN / f"{name}.xml"
     path.write_text(f"""<domain type='qemu'>
   <name>{name}</name>
   <memory unit='MiB'>256</memory>
   <vcpu>1</vcpu>
   <os>
-    <type arch='x86_64' machine='pc'>hvm</type>
+    <type arch='x86_64' machine='{machine}'>hvm</type>
     <kernel>{guest_kernel()}</kernel>
     <initrd>{archive}</initrd>
     <cmdline>{cmdline}</cmdline>
@@ -96,7 +119,7 @@ def write_domain(name: str, hostdevs: str, *, stay: bool = False) -> Path:
   <features><acpi/></features>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
-    <controller type='usb' model='none'/>
+    <controller type='usb' model='none'/>{ports}
     <serial type='file'><source path='{SERIAL}'/></serial>
     <memballoon model='none'/>{hostdevs}
   </devices>

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The plan of a unit: the functions of one host device that a running domain gets together.
+
+Rows S1 to S4 and the policies hold as in the plan of a definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError
+from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Plan, Request
+from pyhostdev.hypervisor.hostdev_planner import build_plan
+from pyhostdev.hypervisor.hostdev_status import unit_name
+from pyhostdev.util.finding import ERROR, Finding
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.pin_conf import HostdevPin
+    from pyhostdev.util.journal import Record
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+
+class AddedHostdevs:
+    """
+    The subject of a plan: host devices that a running domain gets in addition.
+
+    The devices that the guest gets come first, so that they are detached first and given back first.
+    """
+
+    def __init__(self, live: DomainDef, hostdevs: Iterable[DomainHostdevDef]) -> None:
+        self.live = live
+        self.hostdevs = sorted(hostdevs, key=lambda hostdev: not hostdev.is_assigned)
+
+    def pci_hostdevs(self) -> list[DomainHostdevDef]:
+        """Return the new devices."""
+        return self.hostdevs
+
+    def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
+        """Return the guest addresses of all devices that the guest has."""
+        return {info.pci.pci for _, info in self.live.device_infos() if info.pci is not None}
+
+    def unknown_words(self) -> list[Finding]:
+        """Return findings about words on the new devices that are not known."""
+        from pyhostdev.conf.domain_conf import DomainDef
+
+        return DomainDef(hostdevs=list(self.hostdevs)).unknown_words()
+
+    def hostdev_pins(self) -> list[HostdevPin]:
+        """Return the identities of pinned devices: a device in a file of its own has none."""
+        return []
+
+    def has_guest_iommu(self) -> bool:
+        """Tell whether the guest has an IOMMU of its own."""
+        return self.live.has_guest_iommu()
+
+    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
+        """Return the address in whose name a guest device does DMA."""
+        return self.live.guest_address_space(address)
+
+
+def plan_attach(
+    host: HostFacts,
+    live: DomainDef,
+    hostdevs: Sequence[DomainHostdevDef],
+    policy: str = "auto",
+    *,
+    records: Mapping[PCIDeviceAddress, Record] | None,
+    accept: Iterable[str] = (),
+) -> Plan:
+    """
+    Plan what happens to the functions of one host device that a running domain gets; see ``Host.plan_attach``.
+
+    Raises:
+        ConfigError, ConfigUnsupportedError: the request is invalid for any host.
+    """
+    if not hostdevs or not all(hostdev.is_pci for hostdev in hostdevs):
+        raise ConfigError(
+            "Only PCI host devices can be attached as one device", libvirt_code=VIR_ERR_CONFIG_UNSUPPORTED
+        )
+    added = AddedHostdevs(live, hostdevs)
+    plan = build_plan(
+        host,
+        added.pci_hostdevs(),
+        owner=str(live.name),
+        policy=policy,
+        records=records,
+        occupied=added.guest_pci_addresses(),
+        accept=accept,
+        definition=added,
+    )
+    plan.findings = (*plan.findings, *_several_devices(plan.requests), *_unfit_group(plan))
+    return plan
+
+
+def unit_of(requests: Sequence[Request]) -> str:
+    """Return the name of the unit that these functions form."""
+    request = min(requests, key=lambda request: (request.role != ASSIGNED, request.address))
+    dev = request.dev
+    if dev is None:
+        return unit_name(request.address, is_virtual_function=False)
+    address = dev.address if dev.is_virtual_function else dev.function_zero
+    return unit_name(address, is_virtual_function=dev.is_virtual_function)
+
+
+def _several_devices(requests: Sequence[Request]) -> Iterable[Finding]:
+    """Yield a finding for the first function of another device: they are plugged one after the other."""
+    first = requests[0]
+    for request in requests[1:]:
+        if unit_of([request]) != unit_of([first]):
+            text = (
+                f"Functions {first.address} and {request.address} belong to different devices: attach one device after "
+                "the other"
+            )
+            yield Finding("several-devices", ERROR, request.address, text)
+            return
+
+
+def _unfit_group(plan: Plan) -> Iterable[Finding]:
+    """Yield the notes of a plan that are errors for a running guest: QEMU would refuse the device."""
+    for finding in plan.findings:
+        if finding.reason == "viommu-group":
+            yield finding._replace(severity=ERROR, message=f"{finding.message} (the guest is running)")

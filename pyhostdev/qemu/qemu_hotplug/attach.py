@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Plugging a unit into a running guest: all functions are detached first, function 0 comes last and is the commit.
+
+Order: the unit's devices are remembered, all are detached (those that the guest does not get, too) and recorded, QEMU's
+memory limit is raised, the records say "plugging", the functions other than 0 are added, then function 0; the live
+definition is written, the records say "plugged". A failure undoes the steps before it, staged functions included.
+
+Mirrors: qemuDomainAttachHostPCIDevice (src/qemu/qemu_hotplug.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import HostdevError, OperationError, RefusedError
+from pyhostdev.hypervisor.hostdev_units import Unit
+from pyhostdev.qemu.qemu_hotplug.connection import MonitorLost
+from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest, in_thread
+from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.record import PLUGGED, PLUGGING, STUCK_STAGED
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.hypervisor.hostdev_plan import Plan
+    from pyhostdev.qemu.qemu_hotplug.devices import PlannedUnit
+
+
+async def attach(
+    guest: RunningGuest,
+    plan: Plan,
+    planned: PlannedUnit,
+    *,
+    timeout_s: float,
+    node_owner: tuple[int, int] | None = None,
+) -> Unit:
+    """
+    Give a unit to a running guest, as a whole or not at all.
+
+    Args:
+        timeout_s: how long a rollback waits until the guest lets go of staged functions.
+        node_owner: uid and gid that QEMU runs as; None for the current user.
+
+    Raises:
+        RefusedError: the plan has obstacles, or the guest has not run yet; nothing was touched.
+        OperationError, SysfsError: a step failed; ``rolled_back`` tells whether everything was undone.
+    """
+    await _refuse_unready(guest, plan, planned)
+    await in_thread(guest.state.put_unit, planned.name, planned.hostdevs)
+    unit = await _prepare(guest, plan, planned, node_owner)
+    try:
+        await in_thread(guest.memory.raise_for, planned.definition)
+        if planned.arguments:
+            unit = await guest.mark(unit, PLUGGING)
+    except HostdevError as err:
+        await _undo(guest, unit, err)
+        raise
+    await _plug(guest, unit, planned, timeout_s)
+    return await commit(guest, unit, planned.definition)
+
+
+async def commit(guest: RunningGuest, unit: Unit, definition: DomainDef) -> Unit:
+    """
+    Write down that a guest has a unit.
+
+    Raises:
+        OperationError, SysfsError: the state directory refuses; ``recover`` writes it down.
+    """
+    try:
+        await in_thread(guest.state.save, definition)
+        unit = await guest.mark(unit, PLUGGED)
+        await in_thread(guest.state.drop_unit, unit.name)
+    except HostdevError as err:
+        err.rolled_back = False
+        raise
+    return unit
+
+
+async def _refuse_unready(guest: RunningGuest, plan: Plan, planned: PlannedUnit) -> None:
+    """
+    Refuse a plan with obstacles, and a guest that cannot be asked.
+
+    Raises:
+        RefusedError: nothing was touched.
+    """
+    if plan.obstacles:
+        raise RefusedError(plan.obstacles, plan)
+    if not planned.arguments:
+        return
+    if not await guest.monitor.has_run():
+        raise RefusedError([not_run(guest.owner)], plan)
+    taken = sorted(set(planned.ids) & await guest.monitor.present_ids())
+    if taken:
+        text = f"QEMU has a device named '{taken[0]}' that the live definition does not have"
+        raise RefusedError([Finding("guest-slot", ERROR, None, text)], plan)
+
+
+def not_run(owner: str) -> Finding:
+    """Return the finding about a guest that has not run."""
+    text = (
+        f"The guest of domain '{owner}' has not run yet: a request to let go of a device would be stuck until a reset"
+    )
+    return Finding("guest-not-run", ERROR, None, text)
+
+
+async def _prepare(guest: RunningGuest, plan: Plan, planned: PlannedUnit, node_owner: tuple[int, int] | None) -> Unit:
+    """Detach all functions and record them."""
+    prepared = plan.with_plugs(planned.plugs)
+    try:
+        is_new = await in_thread(lambda: guest.manager.prepare(prepared, guest.owner, node_owner=node_owner))
+    except HostdevError as err:
+        if err.rolled_back is not False:
+            guest.state.drop_unit(planned.name)
+        raise
+    if not is_new:
+        text = f"Domain '{guest.owner}' got unit {planned.name} from another call"
+        raise RefusedError([Finding("in-use", ERROR, plan.requests[0].address, text)])
+    wanted = {request.address for request in plan.requests}
+    units = await guest.units()
+    return next(unit for unit in units if unit.name == planned.name and wanted == set(unit.addresses))
+
+
+async def _undo(guest: RunningGuest, unit: Unit, err: HostdevError) -> None:
+    """Give back what QEMU does not have; the error tells whether that succeeded."""
+    try:
+        await guest.complete(unit)
+    except HostdevError as failure:
+        err.rolled_back = False
+        err.message = f"{err.message}; and it could not be undone: {failure}"
+    else:
+        err.rolled_back = True
+
+
+async def _plug(guest: RunningGuest, unit: Unit, planned: PlannedUnit, timeout_s: float) -> None:
+    """
+    Add the functions to QEMU.
+
+    Raises:
+        OperationError: QEMU refused one, or went away.
+    """
+    staged: list[str] = []
+    for properties in planned.arguments:
+        try:
+            guest.check()
+            await guest.monitor.device_add(properties)
+        except MonitorLost as err:
+            err.rolled_back = False  # what QEMU has is known at its end, or when it answers again
+            raise
+        except OperationError as err:
+            await roll_back(guest, unit, staged, err, timeout_s)
+            raise
+        staged.append(str(properties["id"]))
+
+
+async def roll_back(guest: RunningGuest, unit: Unit, staged: list[str], err: OperationError, timeout_s: float) -> None:
+    """
+    Take staged functions back, then give the unit back; what QEMU cannot let go stays as it is.
+
+    A guest that is paused or has no operating system keeps them until its reset or its end.
+    """
+    try:
+        is_clear = not staged or await _clear(guest, staged, timeout_s)
+    except OperationError as failure:
+        is_clear, err.message = False, f"{err.message}; and the rollback failed: {failure}"
+    if is_clear:
+        await _undo(guest, unit, err)
+        return
+    err.rolled_back = False
+    err.message = (
+        f"{err.message}; the guest cannot let go of {len(staged)} functions that it does not see yet: they stay with "
+        "QEMU until the guest resets or ends, or detach-device is repeated"
+    )
+    try:
+        await guest.mark(unit, STUCK_STAGED)
+    except HostdevError as failure:
+        err.message = f"{err.message}; and it could not be recorded: {failure}"
+
+
+async def _clear(guest: RunningGuest, staged: list[str], timeout_s: float) -> bool:
+    async with guest.departures() as departures:
+        return await departures.clear(staged, timeout_s)

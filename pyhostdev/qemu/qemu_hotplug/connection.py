@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+A connection to a running QEMU, as its owner hands it to us: commands and events.
+
+A client of the library qemu.qmp is one, and so is the simulated connection of ``pyhostdev.testing``. Errors of QEMU are
+told apart by their class only; the rest of an error is for people.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, OperationError
+from pyhostdev.util.virxml import printable
+
+ANSWER_TIMEOUT_S = 30.0
+ADD_TIMEOUT_S = 600.0  # the first function of a container pins all of the guest's memory
+WORDS_MAX = 400
+
+NOT_FOUND = "DeviceNotFound"
+PERIPHERAL = "/machine/peripheral"
+
+
+class Events(Protocol):
+    """The unread events of a connection."""
+
+    async def get(self) -> Mapping[str, Any]:
+        """Wait for the next event, and take it."""
+
+
+class QMPConnection(Protocol):
+    """
+    A negotiated connection to a QEMU.
+
+    Its events contain at least DEVICE_DELETED and DEVICE_UNPLUG_GUEST_ERROR, from before the first command on.
+    """
+
+    @property
+    def events(self) -> Events:
+        """The events that only this user of the connection reads."""
+
+    async def execute(self, cmd: str, arguments: dict[str, Any] | None = None) -> Any:
+        """
+        Run one command and return its answer.
+
+        Raises:
+            Exception: with an ``error_class`` if QEMU refuses, without one if the connection ended.
+        """
+
+
+class QEMURefusedError(OperationError):
+    """QEMU refused a command; the message has its words."""
+
+    libvirt_code = VIR_ERR_INTERNAL_ERROR
+
+    def __init__(self, command: str, err: Exception) -> None:
+        super().__init__(f"QEMU refused '{command}': {_words(err)}")
+        self.command = command
+        self.error_class = str(getattr(err, "error_class", ""))
+        self.words = _words(err)
+
+
+class MonitorLost(OperationError):  # noqa: N818 - what happened to the connection
+    """The connection ended or does not answer, and with it most often QEMU."""
+
+    libvirt_code = VIR_ERR_INTERNAL_ERROR
+
+
+def _words(err: BaseException) -> str:
+    text = printable(" ".join(str(err)[: 4 * WORDS_MAX].split()))
+    return text if len(text) <= WORDS_MAX else f"{text[:WORDS_MAX]}..."
+
+
+class Monitor:
+    """The commands of hot-plug on a connection."""
+
+    def __init__(self, connection: QMPConnection) -> None:
+        self.connection = connection
+
+    async def _ask(self, command: str, timeout_s: float = ANSWER_TIMEOUT_S, **arguments: Any) -> Any:
+        """
+        Run one command.
+
+        Raises:
+            QEMURefusedError: the answer is an error.
+            MonitorLost: there is no answer.
+        """
+        try:
+            return await asyncio.wait_for(self.connection.execute(command, arguments or None), timeout_s)
+        except (asyncio.TimeoutError, TimeoutError) as err:
+            raise MonitorLost(f"QEMU's monitor did not answer '{command}' within {timeout_s:g} s") from err
+        except Exception as err:
+            if hasattr(err, "error_class"):
+                raise QEMURefusedError(command, err) from err
+            raise MonitorLost(f"QEMU went away during '{command}': {_words(err) or type(err).__name__}") from err
+
+    async def device_add(self, properties: Mapping[str, Any]) -> None:
+        """Plug one device, with a JSON value of the right type for each property."""
+        await self._ask("device_add", ADD_TIMEOUT_S, **properties)
+
+    async def device_del(self, device_id: str) -> None:
+        """Ask the guest to let go of one device."""
+        await self._ask("device_del", id=device_id)
+
+    async def present_ids(self) -> set[str]:
+        """
+        Return the ids of all devices that were added by name.
+
+        Raises:
+            OperationError: the answer is not understood.
+        """
+        answer = await self._ask("qom-list", path=PERIPHERAL)
+        if not isinstance(answer, list):
+            raise MonitorLost("QEMU's list of devices cannot be understood")
+        return {str(item["name"]) for item in answer if isinstance(item, dict) and "name" in item}
+
+    async def has_run(self) -> bool:
+        """Tell whether the guest's processors have run; one that has not must not be asked for anything."""
+        answer = await self._ask("query-status")
+        return isinstance(answer, dict) and answer.get("status") not in ("prelaunch", "inmigrate", None)

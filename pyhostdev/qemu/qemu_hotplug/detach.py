@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Unplugging a unit: the guest is asked once, every function's end is awaited, and only then all are given back.
+
+Mirrors: qemuDomainDetachDeviceLive, qemuDomainDetachPrepHostdev (src/qemu/qemu_hotplug.c)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import (
+    VIR_ERR_OPERATION_FAILED,
+    DeviceInUseError,
+    DeviceMissingError,
+    OperationError,
+    PendingError,
+    RefusedError,
+)
+from pyhostdev.hypervisor.hostdev_units import Unit
+from pyhostdev.qemu.qemu_hotplug.attach import not_run
+from pyhostdev.qemu.qemu_hotplug.connection import MonitorLost, QEMURefusedError
+from pyhostdev.qemu.qemu_hotplug.unplugging import GuestRefusedError
+from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.iommugroup import read_group
+from pyhostdev.util.record import PLUGGED, UNPLUGGING
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+
+def named_unit(units: Collection[Unit], addresses: Collection[PCIDeviceAddress], owner: str) -> Unit:
+    """
+    Return the unit whose functions these are, all of them.
+
+    Raises:
+        DeviceMissingError: the domain does not have one of them.
+        RefusedError: they are a part of a unit, or belong to several.
+    """
+    found = [unit for unit in units if not set(addresses).isdisjoint(unit.addresses)]
+    known = {address for unit in found for address in unit.addresses}
+    missing = sorted(set(addresses) - known)
+    if missing:
+        raise DeviceMissingError(f"Domain '{owner}' does not have device {missing[0]}", address=missing[0])
+    if len(found) > 1:
+        text = f"Functions of units {found[0].name} and {found[1].name} are named: detach one after the other"
+        raise RefusedError([Finding("several-devices", ERROR, found[1].addresses[0], text)])
+    left = sorted(set(found[0].addresses) - set(addresses))
+    if left:
+        text = (
+            f"Function {left[0]} belongs to the unit {found[0].name} and is not named: a guest lets go of all "
+            "functions of a slot together"
+        )
+        error = RefusedError([Finding("partial-unit", ERROR, left[0], text)])
+        error.libvirt_code = VIR_ERR_OPERATION_FAILED
+        raise error
+    return found[0]
+
+
+def named_part(units: Collection[Unit], addresses: Collection[PCIDeviceAddress], live: DomainDef, owner: str) -> Unit:
+    """
+    Return the named functions of one unit, which go without the others as in libvirt.
+
+    Raises:
+        DeviceMissingError: the domain does not have one of them.
+        OperationError: another device of the guest is in the slot of one of them.
+
+    Mirrors: qemuDomainDetachPrepHostdev, qemuIsMultiFunctionDevice (src/qemu/qemu_hotplug.c)
+    """
+    wanted = set(addresses)
+    found = next((unit for unit in units if wanted <= set(unit.addresses)), None)
+    if found is None:
+        missing = min(wanted)
+        raise DeviceMissingError(f"Domain '{owner}' does not have device {missing}", address=missing)
+    places = {id(info): info.pci.pci for _, info in live.device_infos() if info.pci is not None}
+    mine = {id(h.info) for h in live.pci_hostdevs() if h.pci_address in wanted}
+    slots = {place[:3] for identity, place in places.items() if identity in mine}
+    if any(place[:3] in slots for identity, place in places.items() if identity not in mine):
+        text = f"Another device of the guest is in the slot of device {min(wanted)}: both leave together"
+        raise OperationError(text, reason="partial-unit", address=min(wanted))
+    return found._replace(members=tuple(record for record in found.members if record.address in wanted))
+
+
+async def detach(guest: RunningGuest, unit: Unit, *, timeout_s: float) -> list[PCIDeviceAddress]:
+    """
+    Ask a running guest to let go of a unit, wait, and give the unit back.
+
+    Repeating it is safe: functions that have gone meanwhile count as gone, an open request as asked.
+
+    Returns:
+        The functions that were given back.
+
+    Raises:
+        RefusedError: the guest has not run yet, or has another unit of the same group; nothing was asked.
+        PendingError: the guest was asked and has not let go; nothing was given back.
+        OperationError: QEMU or the guest refused; the unit is plugged as before. Or it could not be given back.
+    """
+    ids = guest.ids_of(unit)
+    if not ids:
+        await _refuse_held(guest, unit)
+        return await guest.complete(unit)
+    if not await guest.monitor.has_run():
+        raise RefusedError([not_run(guest.owner)])
+    unit = await guest.mark(unit, UNPLUGGING, guest.plugs_of(unit, UNPLUGGING))
+    try:
+        has_gone = await _asked(guest, ids, timeout_s)
+    except (QEMURefusedError, GuestRefusedError) as err:
+        await guest.mark(unit, PLUGGED)
+        err.rolled_back = None  # the request was refused, and nothing was changed
+        raise
+    except MonitorLost:
+        raise
+    except OperationError as err:
+        raise PendingError(f"{err.message}; {_asked_text(guest.owner, unit)}", reason="pending") from err
+    if not has_gone:
+        raise PendingError(f"{_asked_text(guest.owner, unit)} within {timeout_s:g} s", reason="pending")
+    return await give_back_gone(guest, unit)
+
+
+async def give_back_gone(guest: RunningGuest, unit: Unit) -> list[PCIDeviceAddress]:
+    """
+    Give back a unit that the guest has let go of.
+
+    Raises:
+        PendingError: another unit of the same group is in the guest: a group is given back as a whole.
+        OperationError: a device could not be given back; ``recover`` does it.
+    """
+    other = await group_mate(guest, unit)
+    if other is not None:
+        text = f"The guest let go of unit {unit.name}, and still has {other.name} of the same IOMMU group"
+        raise PendingError(f"{text}: both are given back together", reason="pending")
+    try:
+        return await guest.complete(unit)
+    except OperationError as err:
+        err.rolled_back = False
+        raise
+
+
+async def group_mate(guest: RunningGuest, unit: Unit) -> Unit | None:
+    """Return another unit of the guest in QEMU whose group a unit shares, None if there is none."""
+    present = await guest.monitor.present_ids()
+    groups = _groups(guest, unit)
+    mine = set(unit.addresses)
+    for other in await guest.units():
+        rest = other._replace(members=tuple(record for record in other.members if record.address not in mine))
+        is_there = bool(rest.members) and not present.isdisjoint(guest.ids_of(rest))
+        if is_there and not groups.isdisjoint(_groups(guest, rest)):
+            return rest
+    return None
+
+
+def _groups(guest: RunningGuest, unit: Unit) -> set[int]:
+    found = (read_group(guest.manager.root, address) for address in unit.addresses)
+    return {group for group in found if group is not None}
+
+
+async def _refuse_held(guest: RunningGuest, unit: Unit) -> None:
+    """
+    Refuse to give back functions that the guest does not have while it has others of their group.
+
+    Raises:
+        DeviceInUseError: nothing was touched; a host driver could not take the function.
+    """
+    other = await group_mate(guest, unit)
+    if other is not None:
+        text = f"The guest has unit {other.name} of the same IOMMU group as {unit.name}: detach that one first"
+        raise DeviceInUseError(text, reason="in-use", address=unit.addresses[0])
+
+
+async def _asked(guest: RunningGuest, ids: list[str], timeout_s: float) -> bool:
+    """Ask for function 0, and wait for all."""
+    async with guest.departures() as departures:
+        present = await guest.monitor.present_ids()
+        first = next((device for device in ids if device in present), None)
+        if first is not None:
+            await departures.ask(first)
+        return await departures.wait(ids, timeout_s)
+
+
+def _asked_text(owner: str, unit: Unit) -> str:
+    return f"The guest of domain '{owner}' was asked to let go of unit {unit.name} and has not"

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The guest's side of a plan: the name, the address and the properties of each function that a running guest gets.
+
+Everything that can be refused is refused here, before the host is touched. libvirt finds the same errors, with the same
+numbers, after it has detached the device.
+
+Mirrors: qemuDomainAttachHostPCIDevice, qemuDomainEnsurePCIAddress (src/qemu/qemu_hotplug.c, qemu_domain_address.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyhostdev.conf.device_conf import PCIGuestAddress
+from pyhostdev.conf.device_validate import device_errors
+from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG
+from pyhostdev.conf.later_words import forget_later_words
+from pyhostdev.errors import (
+    VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_OPERATION_INVALID,
+    ConfigError,
+    ConfigUnsupportedError,
+    raise_all,
+)
+from pyhostdev.hypervisor.hostdev_attach import unit_of
+from pyhostdev.qemu.qemu_alias import hostdev_alias
+from pyhostdev.qemu.qemu_command.builder import CommandBuilder, DomainPaths
+from pyhostdev.qemu.qemu_command.hostdev import hotplug_properties
+from pyhostdev.qemu.qemu_command.ignored import start_words
+from pyhostdev.qemu.qemu_command.refused import unbuilt_errors
+from pyhostdev.qemu.qemu_domain_address import occupied_addresses
+from pyhostdev.qemu.qemu_validate import QEMURules
+from pyhostdev.util.finding import ERROR
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.record import PREPARED, Plug
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.hypervisor.hostdev_plan import Plan
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+
+
+class PlannedUnit(NamedTuple):
+    """
+    What a running guest gets: the live definition afterwards, and the arguments of each ``device_add`` in order.
+
+    ``hostdevs`` are the new ones in the live definition, with aliases and addresses.
+    """
+
+    name: str
+    hostdevs: tuple[DomainHostdevDef, ...]
+    definition: DomainDef
+    arguments: tuple[dict[str, Any], ...]
+
+    @property
+    def plugs(self) -> dict[PCIDeviceAddress, Plug]:
+        """What the records say about each function."""
+        return {hostdev.pci_address: plug_of(self.name, PREPARED, hostdev) for hostdev in self.hostdevs}
+
+    @property
+    def ids(self) -> list[str]:
+        """The names in QEMU, in the order of plugging."""
+        return [str(properties["id"]) for properties in self.arguments]
+
+
+def plug_of(unit: str, phase: str, hostdev: DomainHostdevDef) -> Plug:
+    """Return what a record says about a host device of a running domain."""
+    guest = hostdev.info.pci if hostdev.is_assigned else None
+    alias = hostdev.info.alias if hostdev.is_assigned else None
+    return Plug(unit, phase, alias, None if guest is None else str(guest.pci))
+
+
+def plan_unit(
+    live: DomainDef,
+    plan: Plan,
+    capabilities: QEMUCapabilities,
+    host: HostFacts,
+    release: LibvirtRelease,
+) -> PlannedUnit:
+    """
+    Plan the guest's side of a plan that ``Host.plan_attach`` made.
+
+    Args:
+        live: the running domain, with aliases and addresses.
+
+    Raises:
+        ConfigError, ConfigUnsupportedError: with libvirt's number for the same fault.
+    """
+    assert plan.definition is not None
+    hostdevs = [hostdev.copy() for hostdev in plan.definition.pci_hostdevs()]
+    _refuse_wrong(live, hostdevs, capabilities, release)
+    after = live.copy()
+    after.hostdevs.extend(hostdevs)
+    _refuse_present(live, hostdevs)
+    _choose_aliases(after, hostdevs)
+    _place(live, host, hostdevs)
+    return PlannedUnit(
+        unit_of(plan.requests), tuple(hostdevs), after, tuple(_arguments(after, hostdevs, capabilities, release))
+    )
+
+
+def _refuse_wrong(
+    live: DomainDef, hostdevs: Sequence[DomainHostdevDef], capabilities: QEMUCapabilities, release: LibvirtRelease
+) -> None:
+    """
+    Refuse what a definition with these devices could not say, or what is not built.
+
+    Raises:
+        ConfigError: the first error, with the rest in ``others``.
+    """
+    rules = QEMURules(capabilities, release)
+    errors: list[ConfigError] = []
+    for hostdev in hostdevs:
+        forget_later_words(hostdev, release)
+        errors += device_errors(live, hostdev)
+        errors += rules.device_errors(live, hostdev)
+        errors += unbuilt_errors(hostdev) if hostdev.is_assigned else []
+        hostdev.driver_name = hostdev.driver_name or "vfio"  # what the host gives away, it gives through VFIO
+    known = set(start_words(live))
+    after = live.copy()
+    after.hostdevs.extend(hostdevs)
+    new = (finding for finding in start_words(after) if finding not in known and finding.severity == ERROR)
+    errors += (ConfigUnsupportedError(finding.message, line=finding.line) for finding in new)
+    raise_all(errors)
+
+
+def _refuse_present(live: DomainDef, hostdevs: Sequence[DomainHostdevDef]) -> None:
+    """
+    Refuse a device that the running domain has, and an alias that is taken.
+
+    Raises:
+        ConfigError: with libvirt's number.
+    """
+    present = {hostdev.pci_address for hostdev in live.pci_hostdevs()}
+    aliases = {info.alias for _, info in live.device_infos()}
+    for hostdev in hostdevs:
+        if hostdev.pci_address in present:
+            raise ConfigError(
+                f"The domain has device {hostdev.pci_address} already",
+                libvirt_code=VIR_ERR_OPERATION_INVALID,
+                address=hostdev.pci_address,
+                reason="in-use",
+            )
+        if hostdev.info.alias is not None and hostdev.info.alias in aliases:
+            raise ConfigUnsupportedError(f"The alias '{hostdev.info.alias}' is taken", address=hostdev.pci_address)
+        present.add(hostdev.pci_address)
+        aliases.add(hostdev.info.alias)
+
+
+def _choose_aliases(after: DomainDef, hostdevs: Sequence[DomainHostdevDef]) -> None:
+    """Name the new devices: one number more than the highest, and none for ``assigned='no'``."""
+    for hostdev in hostdevs:
+        if hostdev.info.alias is None and hostdev.assigned is not False:
+            hostdev.info.alias = hostdev_alias(after)
+
+
+def _place(live: DomainDef, host: HostFacts, hostdevs: Sequence[DomainHostdevDef]) -> None:
+    """
+    Give each assigned function its address in the guest.
+
+    Raises:
+        ConfigError: an address is impossible or taken, or no slot of a bus with hot-plug is free.
+    """
+    assigned = [hostdev for hostdev in hostdevs if hostdev.is_assigned]
+    if not assigned:
+        return
+    written = [hostdev for hostdev in assigned if hostdev.info.pci is not None]
+    if written and len(written) != len(assigned):
+        raise _unit_error("Either all assigned functions have an address in the guest, or none", assigned)
+    occupied = occupied_addresses(live, host)
+    if written:
+        _check_written(assigned)
+    flags = occupied.flags.of(assigned[0]) | CONNECT_HOTPLUG
+    group = occupied.group_of(assigned[0])
+    if written:
+        first = _first_written(assigned)
+        occupied.addrs.validate(first, flags)
+        if occupied.addrs.is_slot_in_use(first):
+            raise _unit_error(f"Slot {str(first)[:-2]} of the guest is in use", assigned)
+        return
+    slot = occupied.addrs.find_next(flags, group, 0)
+    _take_slot(slot, assigned)
+
+
+def _take_slot(slot: PCIDeviceAddress, assigned: Sequence[DomainHostdevDef]) -> None:
+    """Give functions their numbers on the host; without function 0, the lowest of them becomes function 0."""
+    functions = sorted(assigned, key=lambda hostdev: hostdev.pci_address)
+    for number, hostdev in enumerate(functions):
+        function = hostdev.pci_address.function if number else 0
+        multifunction = True if not number and len(functions) > 1 else None
+        hostdev.info.address = PCIGuestAddress.at(slot.with_function(function), multifunction=multifunction)
+
+
+def _check_written(assigned: Sequence[DomainHostdevDef]) -> None:
+    """
+    Refuse addresses that a guest cannot see as one device.
+
+    Raises:
+        ConfigError: with libvirt's number for a single device.
+    """
+    addresses = [hostdev.info.pci for hostdev in assigned if hostdev.info.pci is not None]
+    if len(addresses) == 1 and addresses[0].function:
+        raise ConfigError(
+            f"Guest PCI address {addresses[0].pci} is not function 0, without which a running guest sees no function",
+            libvirt_code=VIR_ERR_INTERNAL_ERROR,
+            reason="no-guest-function-0",
+            address=assigned[0].pci_address,
+        )
+    if len({(a.domain, a.bus, a.slot) for a in addresses}) > 1:
+        raise _unit_error("The functions have addresses in several slots of the guest", assigned)
+    if len({a.function for a in addresses}) < len(addresses):
+        raise _unit_error("Two functions have the same address in the guest", assigned)
+    first = next((a for a in addresses if a.function == 0), None)
+    if first is None:
+        raise _unit_error("No function is function 0 of its slot in the guest", assigned, "no-guest-function-0")
+    if len(addresses) > 1 and first.multifunction is False:
+        raise _unit_error("multifunction='off' hides the other functions", assigned)
+    if len(addresses) > 1:
+        first.multifunction = True
+
+
+def _first_written(assigned: Sequence[DomainHostdevDef]) -> PCIDeviceAddress:
+    """Return the address of function 0."""
+    return min(hostdev.info.pci.pci for hostdev in assigned if hostdev.info.pci is not None)
+
+
+def _unit_error(text: str, assigned: Sequence[DomainHostdevDef], reason: str | None = None) -> ConfigError:
+    return ConfigError(text, reason=reason or "guest-slot", address=assigned[0].pci_address, line=assigned[0].line)
+
+
+def _arguments(
+    after: DomainDef, hostdevs: Sequence[DomainHostdevDef], capabilities: QEMUCapabilities, release: LibvirtRelease
+) -> Iterator[dict[str, Any]]:
+    """
+    Yield the arguments of each ``device_add``: functions other than 0 first, function 0 last.
+
+    Raises:
+        ConfigUnsupportedError: the emulator cannot do it.
+    """
+    build = CommandBuilder(after, capabilities, DomainPaths.of("", str(after.name), 0), release=release)
+    assigned = [hostdev for hostdev in hostdevs if hostdev.is_assigned]
+    for hostdev in sorted(assigned, key=_function, reverse=True):
+        yield hotplug_properties(build, hostdev)
+
+
+def _function(hostdev: DomainHostdevDef) -> int:
+    return 0 if hostdev.info.pci is None else hostdev.info.pci.function

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What is remembered about a running guest: its live definition, the devices it is about to get, its first memory limit.
+
+``MemoryState`` serves a program that keeps its guest's definition itself; ``DirectoryState`` is shared by processes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pyhostdev.conf.domain_conf import DomainDef
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+from pyhostdev.errors import ConfigUnsupportedError, OperationError
+from pyhostdev.qemu.qemu_alias import assign_aliases
+from pyhostdev.util.memlock import MemoryLimit
+from pyhostdev.util.virxml import parse_document
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pyhostdev.util.statedir import StateDir
+
+LIVE_XML = "live.xml"
+MEMLOCK = "memlock.json"
+XML_MAX = 1 << 20
+_UNIT_FILE = re.compile(r"unit-([0-9a-f:.]{10,20})\.xml")
+
+
+class LiveState(Protocol):
+    """The memory of one running guest."""
+
+    def load(self) -> DomainDef:
+        """Return the live definition: complete, with aliases."""
+
+    def save(self, dom: DomainDef) -> None:
+        """Replace the live definition."""
+
+    def put_unit(self, unit: str, hostdevs: Sequence[DomainHostdevDef]) -> None:
+        """Remember the devices of a unit that is about to be plugged."""
+
+    def read_unit(self, unit: str) -> list[DomainHostdevDef] | None:
+        """Return these devices, None if there are none."""
+
+    def drop_unit(self, unit: str) -> None:
+        """Forget them."""
+
+    def unit_names(self) -> list[str]:
+        """Return the units that are about to be plugged."""
+
+    @property
+    def first_memlock(self) -> MemoryLimit | None:
+        """The limit that QEMU had before the first device that needs another."""
+
+    def keep_memlock(self, limit: MemoryLimit | None) -> None:
+        """Remember that limit, or forget it."""
+
+
+class MemoryState:
+    """The memory of a guest in the program that runs it; it ends with the program."""
+
+    def __init__(self, dom: DomainDef) -> None:
+        self._dom = dom
+        self._units: dict[str, list[DomainHostdevDef]] = {}
+        self._memlock: MemoryLimit | None = None
+
+    def load(self) -> DomainDef:
+        """Return a copy of the live definition."""
+        return self._dom.copy()
+
+    def save(self, dom: DomainDef) -> None:
+        """Replace the live definition."""
+        self._dom = dom.copy()
+
+    def put_unit(self, unit: str, hostdevs: Sequence[DomainHostdevDef]) -> None:
+        """Remember the devices of a unit that is about to be plugged."""
+        self._units[unit] = list(hostdevs)
+
+    def read_unit(self, unit: str) -> list[DomainHostdevDef] | None:
+        """Return these devices, None if there are none."""
+        return self._units.get(unit)
+
+    def drop_unit(self, unit: str) -> None:
+        """Forget them."""
+        self._units.pop(unit, None)
+
+    def unit_names(self) -> list[str]:
+        """Return the units that are about to be plugged."""
+        return sorted(self._units)
+
+    @property
+    def first_memlock(self) -> MemoryLimit | None:
+        """The limit that QEMU had before the first device that needs another."""
+        return self._memlock
+
+    def keep_memlock(self, limit: MemoryLimit | None) -> None:
+        """Remember that limit, or forget it."""
+        self._memlock = limit
+
+
+class DirectoryState:
+    """
+    The memory of a guest in its runtime directory; each file is complete or absent.
+
+    Every method raises SysfsError if the directory refuses, and OperationError if a file is not what we wrote.
+    """
+
+    def __init__(self, directory: StateDir) -> None:
+        self.directory = directory
+
+    def load(self) -> DomainDef:
+        """Return the live definition."""
+        return parse_live(self._read(LIVE_XML))
+
+    def save(self, dom: DomainDef) -> None:
+        """Replace the live definition."""
+        self.directory.replace(LIVE_XML, dom.format().encode())
+
+    def put_unit(self, unit: str, hostdevs: Sequence[DomainHostdevDef]) -> None:
+        """Remember the devices of a unit that is about to be plugged."""
+        self.directory.replace(_unit_file(unit), format_hostdevs(hostdevs).encode())
+
+    def read_unit(self, unit: str) -> list[DomainHostdevDef] | None:
+        """Return these devices, None if there are none."""
+        if _unit_file(unit) not in self.directory.names():
+            return None
+        return parse_hostdevs(self._read(_unit_file(unit)))
+
+    def drop_unit(self, unit: str) -> None:
+        """Forget them."""
+        self.directory.remove(_unit_file(unit))
+
+    def unit_names(self) -> list[str]:
+        """Return the units that are about to be plugged."""
+        found = (_UNIT_FILE.fullmatch(name) for name in self.directory.names())
+        return [match[1] for match in found if match]
+
+    @property
+    def first_memlock(self) -> MemoryLimit | None:
+        """The limit that QEMU had before the first device that needs another."""
+        if MEMLOCK not in self.directory.names():
+            return None
+        try:
+            soft, hard = json.loads(self._read(MEMLOCK))
+            return MemoryLimit(int(soft), int(hard))
+        except (ValueError, TypeError) as err:
+            raise OperationError(f"The file '{MEMLOCK}' of the guest is not what was written") from err
+
+    def keep_memlock(self, limit: MemoryLimit | None) -> None:
+        """Remember that limit, or forget it."""
+        if limit is None:
+            self.directory.remove(MEMLOCK)
+        else:
+            self.directory.replace(MEMLOCK, json.dumps(list(limit)).encode())
+
+    def _read(self, name: str) -> bytes:
+        try:
+            data = self.directory.read(name, limit=XML_MAX)
+        except ValueError as err:
+            raise OperationError(f"The file '{name}' of the guest cannot be used: {err}") from err
+        if data is None:
+            raise OperationError(f"The guest has no file '{name}'")
+        return data
+
+
+def _unit_file(unit: str) -> str:
+    return f"unit-{unit}.xml"
+
+
+def live_definition(dom: DomainDef) -> DomainDef:
+    """
+    Return a domain as it runs: every device has its name in QEMU, every PCI host device its backend.
+
+    Args:
+        dom: complete, as it is started.
+    """
+    live = dom.copy()
+    assign_aliases(live)
+    for hostdev in live.pci_hostdevs():
+        hostdev.driver_name = hostdev.driver_name or "vfio"
+    return live
+
+
+def parse_live(xml: bytes | str) -> DomainDef:
+    """
+    Return a running domain, whose host devices and interfaces have the aliases that QEMU knows them by.
+
+    Raises:
+        ConfigError: it is not a domain.
+    """
+    dom = DomainDef.parse(xml)
+    devices = parse_document(xml).find("devices")
+    for tag, found in (("hostdev", dom.hostdevs), ("interface", dom.interfaces)):
+        elements = [] if devices is None else devices.findall(tag)
+        _take_aliases(found, elements)
+    assign_aliases(dom)  # those of the others follow from the definition
+    return dom
+
+
+def _take_aliases(devices: Iterable[Any], elements: Iterable[Any]) -> None:
+    """A definition loses the aliases that libvirt chose; a running domain has them."""
+    for device, element in zip(devices, elements, strict=True):
+        alias = element.find("alias")
+        if alias is not None and alias.get("name"):
+            device.info.alias = str(alias.get("name"))
+
+
+def parse_hostdevs(xml: bytes | str, *, is_live: bool = True) -> list[DomainHostdevDef]:
+    """
+    Return the devices of a file with one ``<hostdev>``, or with ``<devices>`` that hold nothing else.
+
+    Args:
+        is_live: the aliases are those that QEMU knows.
+
+    Raises:
+        XMLError: it is not well-formed, or wrong.
+        ConfigError: another element.
+    """
+    root = parse_document(xml)
+    elements = [root] if root.tag != "devices" else [child for child in root if isinstance(child.tag, str)]
+    strange = next((str(e.tag) for e in elements if e.tag != "hostdev"), None)
+    if strange is not None or not elements:
+        what = "An empty <devices>" if strange is None else f"A <{strange}>"
+        raise ConfigUnsupportedError(f"{what} cannot be plugged here: a <hostdev> can, or <devices> of them")
+    hostdevs = [DomainHostdevDef.from_element(element) for element in elements]
+    if is_live:
+        _take_aliases(hostdevs, elements)
+    return hostdevs
+
+
+def format_hostdevs(hostdevs: Iterable[DomainHostdevDef]) -> str:
+    """Return host devices as the ``<devices>`` of a file."""
+    return "\n".join(["<devices>", *(hostdev.format() for hostdev in hostdevs), "</devices>", ""])

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The runtime directory of a running guest, as a second process sees it: files, locks and the control socket.
+
+The directory itself is locked while QEMU or its owner lives, ``owner.lock`` while the owner does, and ``control.lock``
+while a process uses the control socket, where a second one would wait for a greeting without an end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pyhostdev.errors import DeviceInUseError, OperationError
+from pyhostdev.qemu.qemu_hotplug.livestate import DirectoryState
+from pyhostdev.qemu.qemu_process.launch import CONTROL_SOCKET
+from pyhostdev.util.statedir import StateDir
+
+GUEST_FILE, CONTROL_LOCK, OWNER_LOCK = "guest.json", "control.lock", "owner.lock"
+_VERSION = 1
+_POLL_S = 0.05
+_PREFIX = "domain-"
+
+
+class GuestFacts(NamedTuple):
+    """What the owner of a guest wrote down: its name, QEMU's process, the libvirt meant, QEMU's user."""
+
+    name: str
+    pid: int
+    release: str
+    node_owner: tuple[int, int] | None
+
+    def to_bytes(self) -> bytes:
+        """Return the contents of the file."""
+        return json.dumps({"version": _VERSION, **self._asdict()}, sort_keys=True).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> GuestFacts:
+        """
+        Return the facts in a file's bytes.
+
+        Raises:
+            ValueError: they are not what this version writes.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(data)
+            owner = fields["node_owner"]
+            if fields["version"] != _VERSION or not isinstance(fields["name"], str):
+                raise ValueError("it was written by another version")
+            node_owner = None if owner is None else (int(owner[0]), int(owner[1]))
+            return cls(fields["name"], int(fields["pid"]), str(fields["release"]), node_owner)
+        except (KeyError, TypeError, IndexError) as err:
+            raise ValueError(f"it is not about a guest ({err})") from None
+
+
+class GuestDirectory:
+    """One guest's runtime directory."""
+
+    def __init__(self, path: str, facts: GuestFacts) -> None:
+        self.path = path
+        self.facts = facts
+        self.files = StateDir(path)
+        self.state = DirectoryState(self.files)
+
+    @property
+    def is_running(self) -> bool:
+        """True while QEMU or its owner lives."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # it has ended since it was found
+            return False
+        try:
+            return not _try_lock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
+
+    @property
+    def has_owner(self) -> bool:
+        """True while the process that started the guest lives, and will give its devices back."""
+        fd = self.files.open_lock(OWNER_LOCK)
+        try:
+            return not _try_lock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def owning(self) -> Iterator[None]:
+        """
+        Be the owner while the block runs.
+
+        Raises:
+            OperationError: another process is.
+        """
+        fd = self.files.open_lock(OWNER_LOCK)
+        try:
+            if not _try_lock(fd, fcntl.LOCK_EX):
+                raise OperationError(f"The guest '{self.facts.name}' has an owner already")
+            yield
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def controlling(self, wait_s: float = 0.0) -> Iterator[None]:
+        """
+        Be the only process that uses the control socket, and that changes the guest's devices.
+
+        Raises:
+            DeviceInUseError: another process is.
+        """
+        deadline = time.monotonic() + wait_s
+        fd = self.files.open_lock(CONTROL_LOCK)
+        try:
+            while not _try_lock(fd, fcntl.LOCK_EX):
+                if time.monotonic() >= deadline:
+                    text = f"Another process is changing the devices of the running guest '{self.facts.name}'"
+                    raise DeviceInUseError(text, reason="in-use")
+                time.sleep(_POLL_S)
+            yield
+        finally:
+            os.close(fd)
+
+    def try_control(self) -> int | None:
+        """Return a descriptor that holds the control lock until it is closed, None if another process has it."""
+        fd = self.files.open_lock(CONTROL_LOCK)
+        if _try_lock(fd, fcntl.LOCK_EX):
+            return fd
+        os.close(fd)
+        return None
+
+    @contextlib.contextmanager
+    def socket_path(self) -> Iterator[str]:
+        """Give a path of the control socket that fits an address however deep the directory is."""
+        fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{fd}/{CONTROL_SOCKET}"
+        finally:
+            os.close(fd)
+
+
+def _try_lock(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def read_guests(state_dir: str) -> list[GuestDirectory]:
+    """
+    Return the guests with a runtime directory, those that have ended without an owner included.
+
+    Raises:
+        OperationError: a directory cannot be trusted.
+        SysfsError: one cannot be read.
+    """
+    top = os.path.join(state_dir, "lib", "qemu")
+    try:
+        names = sorted(name for name in os.listdir(top) if name.startswith(_PREFIX))
+    except OSError as err:
+        if err.errno in (errno.ENOENT, errno.ENOTDIR):
+            return []
+        raise OperationError(f"Cannot read '{top}': {err.strerror}") from err
+    found = (_read_guest(os.path.join(top, name)) for name in names)
+    return [guest for guest in found if guest is not None]
+
+
+def _read_guest(path: str) -> GuestDirectory | None:
+    """Return a guest, None for one that is being started or removed, or that an older version started."""
+    try:
+        data = StateDir(path).read(GUEST_FILE)
+        return None if data is None else GuestDirectory(path, GuestFacts.from_bytes(data))
+    except ValueError:
+        return None
+
+
+def find_guest(state_dir: str, owner: str) -> GuestDirectory | None:
+    """
+    Return the running guest of a domain, else one that has ended without an owner, None if there is none.
+
+    Raises:
+        OperationError, SysfsError: as ``read_guests``.
+    """
+    found = [guest for guest in read_guests(state_dir) if guest.facts.name == owner]
+    return next((guest for guest in found if guest.is_running), found[-1] if found else None)

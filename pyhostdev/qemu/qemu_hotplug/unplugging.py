@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Asking a guest to let go of devices, and waiting until QEMU has removed them.
+
+Silence is neither success nor failure. A device has gone when its own DEVICE_DELETED has come, or when QEMU does not
+have it any more; an event without a device is about a part of one, and says nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Mapping
+from types import TracebackType
+from typing import Any
+
+from pyhostdev.errors import OperationError
+from pyhostdev.qemu.qemu_hotplug.connection import NOT_FOUND, Monitor, QEMURefusedError
+
+_LOOK_S = 0.25  # between two looks at requests to stop
+_LOOKS_PER_LIST = 8
+_AGAIN = ("already in", "guest is busy")  # QEMU has an open request: it was asked before
+Waiting = Callable[[float], None]
+
+
+class GuestRefusedError(OperationError):
+    """The guest answered that it does not let go."""
+
+
+class Departures:
+    """
+    The devices of one connection that leave; use it as a context manager, from before the first request on.
+
+    Args:
+        check: called while waiting; an error that it raises ends the wait.
+        waiting: called with the seconds that are left, to show progress.
+    """
+
+    def __init__(self, monitor: Monitor, check: Callable[[], None], waiting: Waiting = lambda left: None) -> None:
+        self._monitor = monitor
+        self._check = check
+        self._waiting = waiting
+        self._gone: set[str] = set()
+        self._next: asyncio.Future[Mapping[str, Any]] | None = None
+
+    async def __aenter__(self) -> Departures:
+        self._next = asyncio.ensure_future(self._monitor.connection.events.get())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
+
+    async def ask(self, device_id: str) -> None:
+        """
+        Ask for one device; a request that is open already counts as this one.
+
+        Raises:
+            QEMURefusedError: QEMU will not ask the guest.
+            MonitorLost: the connection ended.
+        """
+        try:
+            await self._monitor.device_del(device_id)
+        except QEMURefusedError as err:
+            if err.error_class == NOT_FOUND:
+                self._gone.add(device_id)
+            elif not any(words in err.words for words in _AGAIN) and device_id in await self._monitor.present_ids():
+                raise
+
+    async def wait(self, wanted: Collection[str], timeout_s: float) -> bool:
+        """
+        Wait until all of these devices have gone; return False when the time is over.
+
+        Raises:
+            GuestRefusedError: the guest answered that it keeps one of them.
+            MonitorLost: the connection ended.
+        """
+        deadline = time.monotonic() + timeout_s
+        looks = 0
+        while not self._gone.issuperset(wanted):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            self._check()
+            self._waiting(left)
+            await self._read(min(left, _LOOK_S), wanted)
+            looks += 1
+            if looks % _LOOKS_PER_LIST == 0:  # an event may be lost, and so may QEMU
+                self._gone |= set(wanted) - await self._monitor.present_ids()
+        self._gone |= set(wanted) - await self._monitor.present_ids()
+        return self._gone.issuperset(wanted)
+
+    async def _read(self, timeout_s: float, wanted: Collection[str]) -> None:
+        """Take one event, if it comes in time."""
+        assert self._next is not None
+        await asyncio.wait({self._next}, timeout=timeout_s)
+        if not self._next.done():
+            return
+        event = self._next.result()
+        self._next = asyncio.ensure_future(self._monitor.connection.events.get())
+        data = event.get("data")
+        device = data.get("device") if isinstance(data, Mapping) else None
+        if event.get("event") == "DEVICE_DELETED" and isinstance(device, str):
+            self._gone.add(device)
+        elif event.get("event") == "DEVICE_UNPLUG_GUEST_ERROR" and device in wanted:
+            raise GuestRefusedError(f"The guest keeps device '{device}'")
+
+    async def clear(self, wanted: Collection[str], timeout_s: float) -> bool:
+        """
+        Take back functions that the guest cannot see yet, one request after the other as far as needed.
+
+        One request empties the slot through ACPI; a port and pseries need one for each.
+        """
+        deadline = time.monotonic() + timeout_s
+        left = sorted(set(wanted) & await self._monitor.present_ids())
+        while left:
+            await self.ask(left[0])
+            if not await self.wait([left[0]], deadline - time.monotonic()):
+                return False
+            left = sorted(set(wanted) & await self._monitor.present_ids())
+        return True

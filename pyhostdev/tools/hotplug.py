@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the verbs that plug and unplug share: their arguments, the stored definition, progress and output."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.errors import ConfigError, OperationError
+from pyhostdev.tools import arguments, output, streams
+from pyhostdev.tools.main import complain
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.hypervisor.host import Host
+    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.qemu.qemu_hotplug import Guest
+    from pyhostdev.qemu.qemu_hotplug.runtime import GuestDirectory
+
+    Change = Callable[..., DomainDef]
+
+DEFAULT_TIMEOUT_S = 20.0
+WRITE_TIMEOUT_S = 30.0  # of each write to the kernel, however long the guest is waited for
+
+
+def add_owner_and_file(parser: argparse.ArgumentParser) -> None:
+    """OWNER, FILE and --config."""
+    parser.add_argument("owner", metavar="OWNER", help="the domain's name")
+    parser.add_argument(
+        "file", metavar="FILE", help="a <hostdev>, or <devices> with the <hostdev>s of one card; - for standard input"
+    )
+    parser.add_argument(
+        "--config", metavar="DOMAIN.xml", help="change this definition, whose name must be OWNER; alone: nothing else"
+    )
+
+
+def add_live(parser: argparse.ArgumentParser, waited_for: str) -> None:
+    """--live, --timeout and what a change of the host needs."""
+    parser.add_argument("--live", action="store_true", help="change the running guest (the default without --config)")
+    parser.set_defaults(changes_host=True, write_timeout=WRITE_TIMEOUT_S)
+    parser.add_argument("--simulate", action="store_true", help="let a simulated kernel react in the --root directory")
+    parser.add_argument(
+        "--timeout",
+        type=arguments.checked(arguments.seconds),
+        default=DEFAULT_TIMEOUT_S,
+        metavar="S",
+        help=f"how long to wait {waited_for}, in seconds (default: {DEFAULT_TIMEOUT_S:g})",
+    )
+    arguments.add_json(parser)
+
+
+def is_live(args: argparse.Namespace) -> bool:
+    """Tell whether the running guest is meant."""
+    return bool(args.live or args.config is None)
+
+
+def hostdevs_of(args: argparse.Namespace) -> list[DomainHostdevDef]:
+    """
+    Return the devices in FILE.
+
+    Raises:
+        ConfigError: FILE cannot be read, or has something else.
+    """
+    from pyhostdev.qemu.qemu_hotplug.livestate import parse_hostdevs
+
+    return parse_hostdevs(arguments.read_file(args.file), is_live=False)
+
+
+class StoredDefinition:
+    """
+    The file of --config: checked before anything else is done, written at the end, as a whole.
+
+    Args:
+        change: gets the complete definition, the devices, the capabilities, the host and the release.
+
+    Raises:
+        ConfigError: the definition is not the owner's, or cannot be changed so.
+    """
+
+    def __init__(self, args: argparse.Namespace, host: Host, change: Change, subject: Any) -> None:
+        from pyhostdev.conf.domain_conf import DomainDef
+        from pyhostdev.qemu import define
+
+        self.path = args.config
+        dom = DomainDef.parse(arguments.read_file(self.path))
+        if dom.name != args.owner:
+            raise ConfigError(f"'{self.path}' is the definition of '{dom.name}', not of '{args.owner}'")
+        capabilities = arguments.capabilities_of(args, dom, host)
+        complete = define(dom, capabilities, host, release=args.libvirt)
+        self.changed = change(complete, subject, capabilities, host, args.libvirt)
+
+    def write(self, *, after_live: bool) -> None:
+        """
+        Replace the file; its mode and owner stay.
+
+        Args:
+            after_live: the running guest was changed already.
+
+        Raises:
+            OperationError: it cannot be replaced, and is as it was.
+        """
+        place = os.path.realpath(self.path)
+        try:
+            status = os.stat(place)
+            fd, name = tempfile.mkstemp(dir=os.path.dirname(place))
+            with _removed_on_error(name), os.fdopen(fd, "w", encoding="utf-8") as new:
+                new.write(self.changed.format())
+                new.flush()
+                os.fsync(fd)
+                if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(fd, status.st_uid, status.st_gid)
+                os.fchmod(fd, status.st_mode & 0o7777)
+                os.rename(name, place)
+        except OSError as err:
+            done = ", but the running guest was changed" if after_live else ""
+            raise OperationError(
+                f"Cannot replace '{self.path}': {err.strerror}{done}", rolled_back=False if after_live else None
+            ) from err
+
+
+@contextlib.contextmanager
+def _removed_on_error(path: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[float], None]]:
+    """Yield a function that shows on a terminal how long the guest will still be waited for."""
+    is_shown = sys.stderr.isatty()
+    last = -1
+
+    def show(left_s: float) -> None:
+        nonlocal last
+        if is_shown and int(left_s) != last:
+            last = int(left_s)
+            sys.stderr.write(f"\rwaiting for the guest, {last} s left ")
+            sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        if last >= 0:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+
+
+@contextlib.asynccontextmanager
+async def guest_of(
+    args: argparse.Namespace,
+    manager: HostdevManager,
+    directory: GuestDirectory,
+    check: Callable[[], None],
+    waiting: Callable[[float], None],
+) -> Any:
+    """Control the running guest, after finishing what an earlier process left."""
+    from pyhostdev.qemu.qemu_hotplug.control import controlled
+
+    definition = directory.state.load()
+    capabilities = arguments.capabilities_of(args, definition, manager.host)
+    async with controlled(
+        manager, directory, capabilities=capabilities, release=args.libvirt, check=check, waiting=waiting
+    ) as guest:
+        yield guest
+
+
+def tell_finished(found: Any) -> None:
+    """Report what was left by an earlier process."""
+    for done in found:
+        complain(f"note: unit {done.unit}: {done.message}")
+
+
+def describe(
+    args: argparse.Namespace, outcome: str, unit: str | None, functions: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the JSON object of an attach or a detach."""
+    return {
+        "version": 1,
+        "owner": args.owner,
+        "unit": unit,
+        "outcome": outcome,
+        "config": args.config,
+        "functions": functions,
+    }
+
+
+def function_facts(guest: Guest, addresses: set[Any]) -> list[dict[str, Any]]:
+    """Return what the guest has of these functions, by address."""
+    found = [h for h in guest.definition.pci_hostdevs() if h.pci_address in addresses]
+    return [
+        {
+            "address": str(h.pci_address),
+            "role": "assigned" if h.is_assigned else "kept",
+            "alias": h.info.alias,
+            "guest_address": None if h.info.pci is None else str(h.info.pci.pci),
+        }
+        for h in sorted(found, key=lambda h: h.pci_address)
+    ]
+
+
+def tell(args: argparse.Namespace, outcome: str, unit: str | None, functions: list[dict[str, Any]]) -> None:
+    """Print the result: one JSON object, or one line per function."""
+    if args.json:
+        output.print_json(describe(args, outcome, unit, functions))
+        return
+    if functions:
+        keys = ("address", "role", "alias", "guest_address")
+        output.print_table(("DEVICE", "ROLE", "ALIAS", "GUEST"), [[f[key] for key in keys] for f in functions])
+    if args.config and outcome != "pending":
+        streams.write(f"{args.config}: changed\n")

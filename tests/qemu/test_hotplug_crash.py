@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Killed while plugging or unplugging: a sample of what tests/fuzz/fuzz_hotplug_crash.py does as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from plugcrash import ACTIONS, World, scenarios
+
+from pyhostdev.testing import FakeHost
+
+EACH = 5
+
+
+def world(tmp_path: Path, machine: str, guest: str) -> World:
+    return World(FakeHost.named("bcm5719", tmp_path), machine, guest)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize(("machine", "guest"), list(scenarios()))
+def test_killed_anywhere(tmp_path: Path, machine: str, guest: str, action: str) -> None:
+    """The guest has the whole unit, or none of it, or it is pending; and in the end all is as before."""
+    stage = world(tmp_path, machine, guest)
+    deaths = stage.deaths(action)
+    assert len(deaths) > 60
+    for death in deaths[:: max(1, len(deaths) // EACH)]:
+        assert stage.die(action, death), death
+        stage.check_decided(death)
+        stage.check_restored(death)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_killed_again_while_finishing(tmp_path: Path, action: str) -> None:
+    """A finish that dies, too, leaves nothing that the next one does not finish."""
+    stage = world(tmp_path, "pc", "linux")
+    deaths = stage.deaths(action)
+    for number, death in enumerate(deaths[:: max(1, len(deaths) // EACH)]):
+        stage.die(action, death)
+        stage.fake.kernel.complete()
+        stage.run("finish", deaths[(number * 37 + 11) % len(deaths)])
+        stage.check_decided(death)
+        stage.check_restored(death)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_qemu_and_its_owner_die_as_well(tmp_path: Path, action: str) -> None:
+    """Recover gives back what was on its way; a release gives back what the guest had."""
+    stage = world(tmp_path, "pc", "linux")
+    deaths = stage.deaths(action)
+    for death in deaths[3 :: max(1, len(deaths) // EACH)]:
+        stage.die(action, death)
+        stage.check_restored_after_the_end(death)
