@@ -18,7 +18,7 @@ from pyhostdev.conf.unknown_words import words_with_paths
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command import chr as chr_
-from pyhostdev.qemu.qemu_command import controller, cpu, disk, graphics, iommu, machine, misc
+from pyhostdev.qemu.qemu_command import clock, controller, cpu, disk, graphics, iommu, machine, memory, misc
 from pyhostdev.qemu.qemu_command.builder import CommandBuilder, DomainPaths, unsupported
 from pyhostdev.qemu.qemu_command.hostdev import build_hostdevs
 from pyhostdev.qemu.qemu_command.namespace import KNOWN_PATHS, build_arguments
@@ -46,15 +46,16 @@ _BEFORE_MONITOR = (
     machine.build_tseg,
     cpu.build_cpu,
     machine.build_loader,
-    cpu.build_memory,
+    memory.build_memory,
     cpu.build_smp,
     cpu.build_iothreads,
-    cpu.build_numa,
+    cpu.build_main_loop,
+    memory.build_numa,
     misc.build_memories,
     machine.build_identity,
 )
 _AFTER_MONITOR = (
-    cpu.build_clock,
+    clock.build_clock,
     machine.build_power,
     machine.build_boot,
     iommu.build_iommus_first,
