@@ -298,7 +298,6 @@ class NumaTuneDef(ElementDef):
 
     tag = "numatune"
 
-    has_memory = flag("memory")
     mode = attribute("memory/@mode", enum(*NUMA_MODES), code=VIR_ERR_CONFIG_UNSUPPORTED)
     nodeset = attribute("memory/@nodeset", cpuset)
     placement = attribute("memory/@placement", enum("static", "auto"), code=VIR_ERR_CONFIG_UNSUPPORTED)

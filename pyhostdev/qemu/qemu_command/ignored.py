@@ -185,7 +185,6 @@ IGNORED: dict[str, dict[str, Word]] = {
         for name in ("ioeventfd", "event_idx", "iothread", "queues", "queue_size")
     },
     "DomainGraphicsDef": {
-        "connected": Word("pyhostdev start disconnects no client when a password ends"),
         **{
             name: Word(_NOT_SPICE, asked=_is_not_spice)
             for name in (
@@ -302,8 +301,12 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "snapshot": "it tells libvirt's snapshots what to do",
     },
     "DomainGraphicsDef": {
+        "display": "QEMU has it in its environment",
+        "xauth": "QEMU has it in its environment",
+        "passwd_valid_to": "start tells the monitor",
         "autoport": "the port says it",
         "websocket_generated": _OUTPUT,
+        "connected": "start tells the monitor",
         "listen": "<listen> says it",
     },
     "DomainVideoDef": {
