@@ -49,7 +49,6 @@ _BEFORE_MONITOR = (
     memory.build_memory,
     cpu.build_smp,
     cpu.build_iothreads,
-    cpu.build_main_loop,
     memory.build_numa,
     misc.build_memories,
     machine.build_identity,

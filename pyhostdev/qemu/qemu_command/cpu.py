@@ -217,11 +217,3 @@ def _thread_options(thread: Any) -> Properties:
         "poll-grow": thread.poll_grow,
         "poll-shrink": thread.poll_shrink,
     }
-
-
-def build_main_loop(build: CommandBuilder) -> None:
-    """Say how many workers QEMU's main loop has."""
-    pool = build.dom.default_iothread
-    if pool is not None:
-        options = {"thread-pool-min": pool.thread_pool_min, "thread-pool-max": pool.thread_pool_max}
-        build.add_object("main-loop", "main-loop", **options)

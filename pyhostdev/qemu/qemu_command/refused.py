@@ -26,6 +26,7 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "bootloader_args": (),
         "tpms": (),
         "launch_security": (),
+        "default_iothread": (),
     },
     "OSDef": {
         "loader_format": ("raw",),

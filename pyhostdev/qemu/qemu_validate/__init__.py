@@ -78,8 +78,8 @@ class QEMURules:
             )
         for rule in _DOMAIN_RULES:
             yield from rule(dom)
-        yield from board_errors(dom, self.release)
         yield from self._machine_errors(dom)
+        yield from board_errors(dom, self.release)
 
     def _machine_errors(self, dom: DomainDef) -> Errors:
         """Yield what the machine cannot have, as far as the emulator says so."""
