@@ -12,6 +12,9 @@ from pyhostdev.conf.os_conf import SizeDef
 from pyhostdev.conf.xml.xmlcodec import enum, number, signed, size_unit, unit_factor, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, child, content, embedded, flag, opaque
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_XML_ERROR, Renumbering
+
+WORD_NUMBERS = Renumbering("word-numbers", VIR_ERR_XML_ERROR)
 
 
 class TPMSource(ElementDef):
@@ -72,11 +75,19 @@ class DomainWatchdogDef(ElementDef):
 
     tag = "watchdog"
 
-    model = attribute("model", enum("i6300esb", "ib700", "diag288", later={"itco": "itco-watchdog"}), required=True)
+    model = attribute(
+        "model",
+        enum("i6300esb", "ib700", "diag288", later={"itco": "itco-watchdog"}),
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+        required=True,
+        renumbered=WORD_NUMBERS,
+    )
     action = attribute(
         "action",
         enum("reset", "shutdown", "poweroff", "pause", "dump", "none", "inject-nmi"),
         default="reset",
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+        renumbered=WORD_NUMBERS,
     )
     info = embedded(DeviceInfo)
 
@@ -86,7 +97,11 @@ class DomainPanicDef(ElementDef):
 
     tag = "panic"
 
-    model = attribute("model", enum("isa", "pseries", "hyperv", "s390", later={"pvpanic": "pvpanic-pci"}))
+    model = attribute(
+        "model",
+        enum("isa", "pseries", "hyperv", "s390", later={"pvpanic": "pvpanic-pci"}),
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+    )
     info = embedded(DeviceInfo)
 
 

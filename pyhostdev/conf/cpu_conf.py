@@ -7,18 +7,38 @@ Mirrors: virCPUDef (src/conf/cpu_conf.h), virDomainNuma (src/conf/numa_conf.c), 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pyhostdev.conf.xml.xmlcodec import (
     big_number,
+    cpuset,
     enum,
+    name_text,
     number,
     number_any_base,
     on_off,
+    positive,
     size_unit,
     unit_factor,
+    unsigned,
     yes_no,
 )
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, child, children, content, flag, opaque
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError, XMLError, raise_all
+from pyhostdev.util.virxml import shown, source_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.util.virxml import Element
+
+HOST_MODES = ("host-passthrough", "maximum")  # whose model and vendor are the host's
+_TOPOLOGY = ("sockets", "cores", "threads")
+VENDOR_LENGTH = 12  # CPUID leaf 0: EBX, EDX and ECX
+SPINLOCK_RETRIES_MIN = 0xFFF
+HYPERV_VENDOR_MAX = 12
+DIRTY_RING_SIZES = (1024, 65536)
 
 
 class CPUFeature(ElementDef):
@@ -26,8 +46,19 @@ class CPUFeature(ElementDef):
 
     tag = "feature"
 
-    policy = attribute("policy", enum("force", "require", "optional", "disable", "forbid"))
-    name = attribute("name", required=True)
+    policy = attribute(
+        "policy", enum("force", "require", "optional", "disable", "forbid"), code=VIR_ERR_CONFIG_UNSUPPORTED
+    )
+    name = attribute("name", name_text, required=True)
+
+
+class NumaSibling(ElementDef):
+    """How far a node is from another one, in ACPI's unit: 10 is the node itself."""
+
+    tag = "sibling"
+
+    id = attribute("id", number, required=True)
+    value = attribute("value", number, required=True)
 
 
 class NumaCell(ElementDef):
@@ -36,12 +67,12 @@ class NumaCell(ElementDef):
     tag = "cell"
 
     id = attribute("id", number)
-    cpus = attribute("cpus")
-    memory = attribute("memory", big_number)
+    cpus = attribute("cpus", cpuset)
+    memory = attribute("memory", big_number, required=True)
     unit = attribute("unit", size_unit)
     mem_access = attribute("memAccess", enum("shared", "private"))
     discard = attribute("discard", yes_no)
-    distances = opaque("distances")
+    distances = children("distances/sibling", NumaSibling)
     cache = opaque("cache")
 
     @property
@@ -59,26 +90,75 @@ class CPUDef(ElementDef):
 
     tag = "cpu"
 
-    mode = attribute("mode", enum("custom", "host-model", "host-passthrough", "maximum"))
+    mode = attribute(
+        "mode", enum("custom", "host-model", "host-passthrough", "maximum"), code=VIR_ERR_CONFIG_UNSUPPORTED
+    )
     match = attribute("match", enum("minimum", "exact", "strict"))
     check = attribute("check", enum("none", "partial", "full"))
     migratable = attribute("migratable", on_off)
     model = content("model")
-    fallback = attribute("model/@fallback", enum("allow", "forbid"))
+    fallback = attribute("model/@fallback", enum("allow", "forbid"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     vendor_id = attribute("model/@vendor_id")
     vendor = content("vendor")
-    sockets = attribute("topology/@sockets", number)
-    dies = attribute("topology/@dies", number)
-    clusters = attribute("topology/@clusters", number, since="cpu-clusters")
-    cores = attribute("topology/@cores", number)
-    threads = attribute("topology/@threads", number)
-    cache_level = attribute("cache/@level", number)
+    sockets = attribute("topology/@sockets", positive)
+    dies = attribute("topology/@dies", positive)
+    clusters = attribute("topology/@clusters", positive, since="cpu-clusters")
+    cores = attribute("topology/@cores", positive)
+    threads = attribute("topology/@threads", positive)
+    cache_level = attribute("cache/@level", unsigned(minimum=1, maximum=3))
     cache_mode = attribute("cache/@mode", enum("emulate", "passthrough", "disable"))
     maxphysaddr_mode = attribute("maxphysaddr/@mode", enum("emulate", "passthrough"))
-    maxphysaddr_bits = attribute("maxphysaddr/@bits", number)
+    maxphysaddr_bits = attribute("maxphysaddr/@bits", positive)
+    maxphysaddr_limit = attribute("maxphysaddr/@limit", positive, since="cpu-address-limit")
     features = children("feature", CPUFeature)
     cells = children("numa/cell", NumaCell)
     interconnects = opaque("numa/interconnects")
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse what is incomplete, said twice, or has nothing to belong to.
+
+        Mirrors: virCPUDefParseXML (src/conf/cpu_conf.c)
+        """
+        raise_all([*self._incomplete(element), *self._misplaced()])
+
+    def _incomplete(self, element: Element) -> Iterator[ConfigError]:
+        needed = {
+            "topology": ("sockets", "cores", "threads"),
+            "cache": ("cache_mode",),
+            "maxphysaddr": ("maxphysaddr_mode",),
+        }
+        for tag, names in needed.items():
+            found = element.findall(tag)
+            line = source_line(found[0]) if found else None
+            missing = [name.rpartition("_")[2] for name in names if found and getattr(self, name) is None]
+            if missing:
+                yield XMLError(f"<{tag}> of <cpu> lacks '{missing[0]}'", line=line)
+            if tag == "cache" and len(found) > 1:
+                yield XMLError("A <cpu> has one <cache> at most", line=source_line(found[1]))
+        numa = element.find("numa")
+        if numa is not None and not self.cells:
+            yield XMLError("<numa> has no <cell>", line=source_line(numa))
+
+    def _misplaced(self) -> Iterator[ConfigError]:
+        line = self.line
+        if self.migratable is not None and self.mode not in HOST_MODES:
+            yield ConfigUnsupportedError("Only a host's processor is migratable or not", line=line)
+        if self.vendor_id is not None and self.mode not in HOST_MODES:
+            yield from self._vendor_errors()
+        if self.vendor is not None and self.model is None:
+            yield XMLError("<vendor> of <cpu> needs a <model>", line=line)
+        if self.features and self.model is None and self.mode in (None, "custom"):
+            yield XMLError("<feature> of <cpu> needs a <model>", line=line)
+        names = [feature.name for feature in self.features]
+        for place, feature in enumerate(self.features):
+            if feature.name in names[:place]:
+                yield XMLError(f"CPU feature '{shown(feature.name)}' is named twice", line=feature.line)
+
+    def _vendor_errors(self) -> Iterator[ConfigError]:
+        vendor = self.vendor_id or ""
+        if len(vendor.encode()) != VENDOR_LENGTH or "," in vendor:
+            yield XMLError(f"A CPU's vendor_id has {VENDOR_LENGTH} characters and no comma", line=self.line)
 
 
 class HypervFeatures(ElementDef):
@@ -102,9 +182,38 @@ class HypervFeatures(ElementDef):
     frequencies = attribute("frequencies/@state", on_off)
     reenlightenment = attribute("reenlightenment/@state", on_off)
     tlbflush = attribute("tlbflush/@state", on_off)
+    tlbflush_direct = attribute("tlbflush/direct/@state", on_off)
+    tlbflush_extended = attribute("tlbflush/extended/@state", on_off)
     ipi = attribute("ipi/@state", on_off)
     evmcs = attribute("evmcs/@state", on_off)
     avic = attribute("avic/@state", on_off)
+    emsr_bitmap = attribute("emsr_bitmap/@state", on_off)
+    xmm_input = attribute("xmm_input/@state", on_off)
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse features that do not say whether they are on, and values out of range.
+
+        Mirrors: virDomainFeaturesHyperVDefParse (src/conf/domain_conf.c)
+        """
+        if self.mode == "passthrough":
+            return
+        known = [*_states_missing(element)]
+        if self.spinlocks and not (self.spinlocks_retries or 0) >= SPINLOCK_RETRIES_MIN:
+            known.append(XMLError(f"<spinlocks> needs at least {SPINLOCK_RETRIES_MIN} retries", line=self.line))
+        vendor = self.vendor_id_value
+        if self.vendor_id and (vendor is None or len(vendor.encode()) > HYPERV_VENDOR_MAX or "," in vendor):
+            text = f"<vendor_id> of <hyperv> needs a value of at most {HYPERV_VENDOR_MAX} characters without comma"
+            known.append(XMLError(text, line=self.line))
+        raise_all(known)
+
+
+def _states_missing(element: Element) -> Iterator[ConfigError]:
+    """Yield an error for each feature that does not say its state."""
+    for feature in element:
+        if isinstance(feature.tag, str) and feature.get("state") is None:
+            tag = shown(str(feature.tag))
+            yield XMLError(f"<{tag}> of <{element.tag}> lacks 'state'", line=source_line(feature))
 
 
 class KVMFeatures(ElementDef):
@@ -118,6 +227,17 @@ class KVMFeatures(ElementDef):
     pv_ipi = attribute("pv-ipi/@state", on_off)
     dirty_ring = attribute("dirty-ring/@state", on_off)
     dirty_ring_size = attribute("dirty-ring/@size", number)
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse features that do not say whether they are on, and a ring of a size that KVM cannot make.
+
+        Mirrors: virDomainFeaturesKVMDefParse (src/conf/domain_conf.c)
+        """
+        raise_all([*_states_missing(element)])
+        size, (least, most) = self.dirty_ring_size or 0, DIRTY_RING_SIZES
+        if self.dirty_ring and (size & (size - 1) or not least <= size <= most):
+            raise XMLError(f"A dirty ring's size is a power of two from {least} to {most}", line=self.line)
 
 
 class FeaturesDef(ElementDef):

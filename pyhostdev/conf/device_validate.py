@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import PCIGuestAddress, SpaprVIOAddress
+from pyhostdev.conf.disk_validate import disk_errors
 from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
 from pyhostdev.errors import (
     VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_INVALID_ARG,
-    VIR_ERR_NO_SOURCE,
     VIR_ERR_NO_TARGET,
     ConfigError,
     ConfigUnsupportedError,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pyhostdev.conf.chr_conf import ChrSource, DomainChrDef, DomainRedirdevDef, DomainSmartcardDef
     from pyhostdev.conf.controller_conf import DomainControllerDef
     from pyhostdev.conf.device_conf import DeviceInfo
-    from pyhostdev.conf.disk_conf import DomainDiskDef
     from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.fs_conf import DomainFSDef
     from pyhostdev.conf.graphics_conf import DomainGraphicsDef
@@ -45,10 +44,6 @@ TARGET_INDEX_MAX = 30
 # option of a PCI controller -> least and largest value
 _PCI_RANGES = {"chassis_nr": (1, 255), "chassis": (0, 255), "port": (0, 255), "bus_nr": (1, 254)}
 
-_VENDOR_MAX = 8  # SPC-4 6.4.2, INQUIRY: characters of vendor and product
-_PRODUCT_MAX = 16
-_DRIVE_BUSES = ("ide", "scsi", "sata", "fdc")
-_VIRTIO_DISK_ADDRESSES = ("pci", "ccw", "virtio-s390", "virtio-mmio")
 _CHANNEL_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 
@@ -164,49 +159,22 @@ def _net_errors(dom: DomainFields, device: DomainNetDef) -> Errors:
         yield ConfigUnsupportedError("A host device has no bandwidth settings", line=line)
 
 
-def _disk_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
-    """Mirrors: virDomainDiskDefValidate (src/conf/domain_validate.c)"""
-    if device.target is None:
-        yield XMLError("A disk has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)
-        return
-    yield from _disk_bus_errors(device)
-    yield from _disk_kind_errors(device)
-    if device.device == "disk" and device.is_empty:
-        yield XMLError(f"Disk '{device.target}' has no source", line=device.line, libvirt_code=VIR_ERR_NO_SOURCE)
-
-
-def _disk_bus_errors(device: DomainDiskDef) -> Errors:
-    line, bus, kind = device.line, device.bus, device.info.address and device.info.address.kind
-    is_wrong = (kind is not None and kind != "drive" and bus in _DRIVE_BUSES) or (
-        kind is not None and kind not in _VIRTIO_DISK_ADDRESSES and bus == "virtio"
-    )
-    if is_wrong:
-        yield ConfigUnsupportedError(f"A disk on bus {bus} cannot have an address of type {kind}", line=line)
-    if bus not in (None, "virtio"):
-        for name in ("model", "queues", "event_idx", "ioeventfd"):
-            if getattr(device, name) is not None:
-                yield ConfigUnsupportedError(f"Only a virtio disk has {name}", line=line)
-    if device.removable is not None and bus != "usb":
-        yield XMLError("Only a USB disk is removable", line=line)
-
-
-def _disk_kind_errors(device: DomainDiskDef) -> Errors:
-    line, kind, name = device.line, device.device, device.target or ""
-    if kind != "lun" and (device.rawio is not None or device.sgio is not None):
-        yield ConfigUnsupportedError("Only a lun has rawio or sgio", line=line)
-    if device.tray is not None and kind not in ("floppy", "cdrom"):
-        yield ConfigUnsupportedError("Only cdrom and floppy have a tray", line=line)
-    if len(device.vendor or "") > _VENDOR_MAX or len(device.product or "") > _PRODUCT_MAX:
-        yield ConfigUnsupportedError("Vendor or product of a disk is too long", line=line)
-    if device.bus is not None and (kind == "floppy") != (device.bus == "fdc"):
-        yield _internal(f"A {kind} cannot be on bus {device.bus}", line)
-    if kind in ("disk", "lun") and not name.startswith(("hd", "sd", "vd", "xvd", "ubd")):
-        yield _internal(f"Invalid disk name '{shown(name)}'", line)
-    if kind == "floppy" and not name.startswith("fd"):
-        yield _internal(f"Invalid floppy name '{shown(name)}'", line)
+# character device -> the types of its end in the guest
+_CHR_TARGETS = {
+    "serial": (
+        *("isa-serial", "usb-serial", "pci-serial", "spapr-vio-serial"),
+        *("system-serial", "sclp-serial", "isa-debug"),
+    ),
+    "console": ("serial", "xen", "uml", "virtio", "lxc", "openvz", "sclp", "sclplm"),
+    "channel": ("guestfwd", "virtio", "xen"),
+}
 
 
 def _chr_errors(dom: DomainFields, device: DomainChrDef) -> Errors:
+    known = _CHR_TARGETS.get(device.tag, ())
+    if known and device.target_type not in (None, *known):
+        text = f"A {device.tag} cannot have target type '{shown(str(device.target_type))}'"
+        yield ConfigUnsupportedError(text, line=device.line)
     is_virtio_channel = device.tag == "channel" and device.target_type in ("virtio", "xen")
     yield from chr_source_errors(device.source, device.line, may_choose_path=is_virtio_channel)
 
@@ -303,7 +271,7 @@ _RULES: dict[str, Callable[..., Errors]] = {
     "controller": _controller_errors,
     "hostdev": _hostdev_errors,
     "interface": _net_errors,
-    "disk": _disk_errors,
+    "disk": disk_errors,
     "serial": _chr_errors,
     "parallel": _chr_errors,
     "channel": _chr_errors,

@@ -8,13 +8,38 @@ Mirrors: virDomainDiskDef, virStorageSource, virDomainFSDef (src/conf/domain_con
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
-from pyhostdev.conf.xml.xmlcodec import enum, number, on_off, yes_no
+from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, positive, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child, children, content, embedded, flag, opaque
+from pyhostdev.conf.xml.xmlfield import (
+    Child,
+    attribute,
+    child,
+    children,
+    content,
+    embedded,
+    flag,
+    later_child,
+    opaque,
+)
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
 
+if TYPE_CHECKING:
+    from pyhostdev.util.virxml import Element
+
+DISK_BUSES = ("ide", "fdc", "scsi", "virtio", "xen", "usb", "uml", "sata", "sd")
+SOURCE_TYPES = ("file", "block", "dir", "network", "volume", "nvme", "vhostuser")
+IMAGE_FORMATS = (
+    *("none", "raw", "dir", "bochs", "cloop", "dmg", "iso", "vpc", "vdi", "fat", "vhd", "ploop"),
+    *("cow", "qcow", "qcow2", "qed", "vmdk"),
+)
+PROTOCOLS = (
+    *("nbd", "rbd", "sheepdog", "gluster", "iscsi", "http", "https", "ftp", "ftps", "tftp"),
+    *("ssh", "vxhs", "nfs"),
+)
 _DISK_NAME = r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*"
 
 
@@ -27,6 +52,19 @@ class StorageHost(ElementDef):
     name = attribute("name")
     port = attribute("port", number)
     socket = attribute("socket")
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse a server that is not named in the way of its transport.
+
+        Mirrors: virStorageNetworkHostParse (src/conf/domain_conf.c)
+        """
+        if self.transport == "unix" and self.socket is None:
+            raise XMLError("A <host> with transport='unix' lacks 'socket'", line=self.line)
+        if self.transport != "unix" and self.socket is not None:
+            raise XMLError("Only a <host> with transport='unix' has a socket", line=self.line)
+        if self.transport != "unix" and self.name is None:
+            raise XMLError("A <host> lacks 'name'", line=self.line)
 
 
 class StorageSource(ElementDef):
@@ -44,14 +82,14 @@ class StorageSource(ElementDef):
     pool = attribute("pool")
     volume = attribute("volume")
     mode = attribute("mode")
-    protocol = attribute("protocol")
+    protocol = attribute("protocol", enum(*PROTOCOLS))
     name = attribute("name")
     query = attribute("query")
     tls = attribute("tls", yes_no)
     tls_hostname = attribute("tlsHostname")
     type = attribute("type")
     managed = attribute("managed", yes_no)
-    namespace = attribute("namespace", number)
+    namespace = attribute("namespace", big_number)
     path = attribute("path")
     startup_policy = attribute("startupPolicy", enum("mandatory", "requisite", "optional"))
     index = attribute("index", number)
@@ -71,6 +109,63 @@ class StorageSource(ElementDef):
     seclabel = opaque("seclabel", for_host=True)
 
 
+class BackingStoreDef(ElementDef):
+    """
+    The image below an image; without a type it says that there is none.
+
+    Mirrors: virDomainDiskBackingStoreParse (src/conf/domain_conf.c)
+    """
+
+    tag = "backingStore"
+
+    type = attribute("type", enum(*SOURCE_TYPES))
+    index = attribute("index", number)
+    image_format = attribute("format/@type", enum(*IMAGE_FORMATS), code=VIR_ERR_CONFIG_UNSUPPORTED)
+    source = child("source", StorageSource)
+    backing_store: Child[BackingStoreDef] = later_child("backingStore", "disk_conf.BackingStoreDef")
+
+    def parsed(self, element: Element) -> None:
+        """Refuse an image that does not say where it is, or how it is read."""
+        if self.type is None:
+            return
+        if self.image_format is None:
+            raise XMLError("<backingStore> lacks <format>", line=self.line)
+        if self.source is None:
+            raise XMLError("<backingStore> lacks <source>", line=self.line)
+
+
+class IOTuneDef(ElementDef):
+    """How much of a disk a guest may use; bytes and operations per second."""
+
+    tag = "iotune"
+
+    total_bytes_sec = content("total_bytes_sec", big_number)
+    read_bytes_sec = content("read_bytes_sec", big_number)
+    write_bytes_sec = content("write_bytes_sec", big_number)
+    total_iops_sec = content("total_iops_sec", big_number)
+    read_iops_sec = content("read_iops_sec", big_number)
+    write_iops_sec = content("write_iops_sec", big_number)
+    total_bytes_sec_max = content("total_bytes_sec_max", big_number)
+    read_bytes_sec_max = content("read_bytes_sec_max", big_number)
+    write_bytes_sec_max = content("write_bytes_sec_max", big_number)
+    total_iops_sec_max = content("total_iops_sec_max", big_number)
+    read_iops_sec_max = content("read_iops_sec_max", big_number)
+    write_iops_sec_max = content("write_iops_sec_max", big_number)
+    size_iops_sec = content("size_iops_sec", big_number)
+    group_name = content("group_name")
+    total_bytes_sec_max_length = content("total_bytes_sec_max_length", big_number)
+    read_bytes_sec_max_length = content("read_bytes_sec_max_length", big_number)
+    write_bytes_sec_max_length = content("write_bytes_sec_max_length", big_number)
+    total_iops_sec_max_length = content("total_iops_sec_max_length", big_number)
+    read_iops_sec_max_length = content("read_iops_sec_max_length", big_number)
+    write_iops_sec_max_length = content("write_iops_sec_max_length", big_number)
+
+    def limits(self) -> dict[str, int]:
+        """Return the limits that are set, by the words of QEMU's monitor and libvirt alike."""
+        names = (name for name, field in self.declared().items() if field.name != "group_name")
+        return {name: value for name in names if (value := getattr(self, name))}
+
+
 class DomainDiskDef(ElementDef):
     """A disk, cdrom, floppy or lun."""
 
@@ -78,16 +173,18 @@ class DomainDiskDef(ElementDef):
 
     type = attribute(
         "type",
-        enum("file", "block", "dir", "network", "volume", "nvme", "vhostuser"),
+        enum(*SOURCE_TYPES),
         default="file",
     )
     device = attribute("device", enum("disk", "cdrom", "floppy", "lun"), default="disk")
-    model = attribute("model", enum(*VIRTIO_MODELS))
+    model = attribute(
+        "model", enum(*VIRTIO_MODELS, later={"usb-storage": "usb-disk-model", "usb-bot": "usb-disk-model"})
+    )
     rawio = attribute("rawio", yes_no)
     sgio = attribute("sgio", enum("filtered", "unfiltered"))
     snapshot = attribute("snapshot", enum("no", "internal", "external", "manual"))
     driver_name = attribute("driver/@name")
-    driver_type = attribute("driver/@type")
+    driver_type = attribute("driver/@type", enum(*IMAGE_FORMATS), code=VIR_ERR_CONFIG_UNSUPPORTED)
     cache = attribute(
         "driver/@cache",
         enum("default", "none", "writethrough", "writeback", "directsync", "unsafe"),
@@ -99,7 +196,7 @@ class DomainDiskDef(ElementDef):
     event_idx = attribute("driver/@event_idx", on_off)
     copy_on_read = attribute("driver/@copy_on_read", on_off)
     discard = attribute("driver/@discard", enum("unmap", "ignore"))
-    iothread = attribute("driver/@iothread", number)
+    iothread = attribute("driver/@iothread", positive)
     detect_zeroes = attribute("driver/@detect_zeroes", enum("off", "on", "unmap"))
     queues = attribute("driver/@queues", number)
     queue_size = attribute("driver/@queue_size", number)
@@ -107,7 +204,7 @@ class DomainDiskDef(ElementDef):
     virtio = embedded(VirtioOptions)
     auth = opaque("auth")
     source = child("source", StorageSource)
-    backing_store = opaque("backingStore")
+    backing_store = child("backingStore", BackingStoreDef)
     backend_domain = attribute("backenddomain/@name")
     cyls = attribute("geometry/@cyls", number)
     heads = attribute("geometry/@heads", number)
@@ -117,11 +214,11 @@ class DomainDiskDef(ElementDef):
     physical_block_size = attribute("blockio/@physical_block_size", number)
     mirror = opaque("mirror")
     target = attribute("target/@dev")
-    bus = attribute("target/@bus")
+    bus = attribute("target/@bus", enum(*DISK_BUSES, later={"nvme": "nvme-bus"}))
     tray = attribute("target/@tray", enum("open", "closed"))
     removable = attribute("target/@removable", on_off)
     rotation_rate = attribute("target/@rotation_rate", number)
-    iotune = opaque("iotune")
+    iotune = child("iotune", IOTuneDef)
     readonly = flag("readonly")
     shareable = flag("shareable")
     transient = opaque("transient")

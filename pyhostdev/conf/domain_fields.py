@@ -13,13 +13,14 @@ from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 from pyhostdev.conf.os_conf import (
     ClockDef,
     DomainMemorySize,
+    LaunchSecurityDef,
     MaxMemorySize,
     MemoryBackingDef,
     NumaTuneDef,
     OSDef,
     SizeDef,
 )
-from pyhostdev.conf.xml.xmlcodec import Codec, enum, name_text, number, unsigned, yes_no
+from pyhostdev.conf.xml.xmlcodec import Codec, cpuset, enum, name_text, number, unsigned, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
     Child,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.os_conf import IOMMUFDDef
     from pyhostdev.conf.rng_conf import DomainRNGDef
     from pyhostdev.conf.sysinfo_conf import SysinfoDef
+    from pyhostdev.conf.vcpu_conf import CPUTuneDef, DefaultIOThread, IOThreadDef, VcpuDef
     from pyhostdev.conf.virtio_conf import (
         DomainCryptoDef,
         DomainInputDef,
@@ -146,13 +148,13 @@ class DomainFields(ElementDef):
     memory_backing = part("memoryBacking", MemoryBackingDef)
     vcpus = content("vcpu", unsigned(minimum=1, code=VIR_ERR_INVALID_ARG), default=1)
     vcpu_placement = attribute("vcpu/@placement", enum("static", "auto"))
-    vcpu_cpuset = attribute("vcpu/@cpuset")
+    vcpu_cpuset = attribute("vcpu/@cpuset", cpuset)
     vcpu_current = attribute("vcpu/@current", number)
-    vcpu_list = opaque("vcpus")
+    vcpu_list: Children[VcpuDef] = later("vcpus/vcpu", "vcpu_conf.VcpuDef")
     iothreads = content("iothreads", number)
-    iothread_ids = opaque("iothreadids")
-    default_iothread = opaque("defaultiothread")
-    cputune = opaque("cputune", for_host=True)
+    iothread_ids: Children[IOThreadDef] = later("iothreadids/iothread", "vcpu_conf.IOThreadDef")
+    default_iothread: Child[DefaultIOThread] = later_child("defaultiothread", "vcpu_conf.DefaultIOThread")
+    cputune: Child[CPUTuneDef] = later_child("cputune", "vcpu_conf.CPUTuneDef")
     numatune = part("numatune", NumaTuneDef)
     resource = opaque("resource", for_host=True)
     sysinfos: Children[SysinfoDef] = later("sysinfo", "sysinfo_conf.SysinfoDef")
@@ -205,7 +207,7 @@ class DomainFields(ElementDef):
     cryptos: Children[DomainCryptoDef] = later("devices/crypto", "virtio_conf.DomainCryptoDef")
     seclabel = opaque("seclabel", for_host=True)
     keywrap = opaque("keywrap")
-    launch_security = opaque("launchSecurity")
+    launch_security = child("launchSecurity", LaunchSecurityDef)
 
     @property
     def memory_kib(self) -> int:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from pyhostdev.conf.disk_conf import DomainDiskDef
 from pyhostdev.conf.graphics_postparse import fill_graphics
 from pyhostdev.conf.os_conf import ClockDef, SizeDef
+from pyhostdev.conf.tuning_postparse import normalise_tuning
 from pyhostdev.conf.xml.xmlcodec import unit_factor
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_XML_DETAIL, XMLError, raise_all
+from pyhostdev.errors import VIR_ERR_XML_DETAIL, XMLError, raise_all
 from pyhostdev.util.viruuid import normal_uuid
 from pyhostdev.util.virxml import shown
 
@@ -30,7 +31,7 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:pyhostdev:domain")  # of the UU
 def normalise(dom: DomainFields) -> None:
     """Bring what can be spelled in several ways into libvirt's own spelling."""
     _normalise_memory(dom)
-    _normalise_vcpus(dom)
+    normalise_tuning(dom)
     dom.id = None
     # libvirt draws a random one when it defines a domain; here the same file must give the same guest
     dom.uuid = dom.uuid or _sysinfo_uuid(dom) or _uuid_of_name(dom.name)
@@ -41,8 +42,6 @@ def normalise(dom: DomainFields) -> None:
     raise_all(list(name_errors(dom)))
     _normalise_features(dom.features)
     dom.clock = dom.clock or ClockDef()
-    if dom.clock.offset == "variable":
-        dom.clock.adjustment, dom.clock.basis = dom.clock.adjustment or "0", dom.clock.basis or "utc"
     dom.on_poweroff = dom.on_poweroff or "destroy"
     dom.on_reboot = dom.on_reboot or "restart"
     dom.on_crash = dom.on_crash or "destroy"
@@ -127,18 +126,6 @@ def _normalise_features(features: FeaturesDef) -> None:
     if features.hpt_maxpagesize is not None:
         size = features.hpt_maxpagesize * unit_factor(features.hpt_maxpagesize_unit)
         features.hpt_maxpagesize, features.hpt_maxpagesize_unit = -(-size // 1024), "KiB"
-
-
-def _normalise_vcpus(dom: DomainFields) -> None:
-    dom.vcpu_placement = dom.vcpu_placement or "static"
-    if dom.vcpu_current is not None and dom.vcpu_current > dom.vcpus:
-        raise XMLError(
-            f"{dom.vcpu_current} of {dom.vcpus} virtual CPUs cannot be online",
-            line=dom.line,
-            libvirt_code=VIR_ERR_INTERNAL_ERROR,
-        )
-    if dom.vcpu_current == dom.vcpus:
-        dom.vcpu_current = None
 
 
 def _sort_disks(dom: DomainFields) -> None:

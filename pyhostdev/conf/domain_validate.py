@@ -19,6 +19,7 @@ from pyhostdev.conf.domain_schema import validate_schema
 from pyhostdev.conf.hostdev_conf import MdevSource, PCISource, SCSIHostSource, SCSISource, USBSource
 from pyhostdev.conf.hostfacts import is_multifunction
 from pyhostdev.conf.pin_conf import read_pins
+from pyhostdev.conf.tuning_validate import tuning_errors
 from pyhostdev.conf.unknown_words import unknown_words
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.util.finding import ERROR
@@ -319,6 +320,7 @@ def _audio_errors(dom: DomainFields) -> Iterator[ConfigError]:
 
 _RULES: tuple[Callable[[DomainFields], Iterator[ConfigError]], ...] = (
     name_errors,
+    tuning_errors,
     _audio_errors,
     _disk_duplicates,
     _hostdev_duplicates,

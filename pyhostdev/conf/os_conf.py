@@ -7,11 +7,28 @@ Mirrors: virDomainOSDef, virDomainClockDef, virDomainMemtune (src/conf/domain_co
 
 from __future__ import annotations
 
-from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, signed, size_unit, yes_no
+import re
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.xml.xmlcodec import (
+    big_number,
+    cpuset,
+    enum,
+    number,
+    number_any_base,
+    on_off,
+    signed,
+    size_unit,
+    yes_no,
+)
 from pyhostdev.conf.xml.xmlcodec import unit_factor as unit_factor
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, children, content, flag, opaque
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, XMLError
+from pyhostdev.util.virxml import ULLONG_MAX, shown
+
+if TYPE_CHECKING:
+    from pyhostdev.util.virxml import Element
 
 ARCHITECTURES = (
     "alpha",
@@ -52,6 +69,8 @@ ARCHITECTURES = (
     "xtensa",
     "xtensaeb",
 )
+
+NUMA_MODES = ("strict", "preferred", "interleave", "restrictive")
 
 
 class BootDev(ElementDef):
@@ -131,7 +150,7 @@ class OSDef(ElementDef):
     bootmenu_timeout = attribute("bootmenu/@timeout", number)
     bios_useserial = attribute("bios/@useserial", yes_no)
     bios_reboot_timeout = attribute("bios/@rebootTimeout", signed())
-    smbios_mode = attribute("smbios/@mode", enum("none", "emulate", "host", "sysinfo"))
+    smbios_mode = attribute("smbios/@mode", enum("none", "emulate", "host", "sysinfo"), code=VIR_ERR_CONFIG_UNSUPPORTED)
 
     @property
     def boot_devs(self) -> list[str]:
@@ -172,8 +191,24 @@ class ClockDef(ElementDef):
     adjustment = attribute("adjustment")
     basis = attribute("basis", enum("utc", "localtime"))
     timezone = attribute("timezone")
-    start = attribute("start", big_number)
+    start = attribute("start", signed(-ULLONG_MAX, maximum=ULLONG_MAX))
     timers = children("timer", ClockTimer)
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse an offset without its number or name.
+
+        Mirrors: virDomainClockDefParseXML (src/conf/domain_conf.c)
+        """
+        missing = {"timezone": self.timezone, "absolute": self.start}
+        if self.offset in missing and missing[self.offset] is None:
+            what = "timezone" if self.offset == "timezone" else "start"
+            raise XMLError(f"<clock> with offset='{self.offset}' lacks '{what}'", line=self.line)
+        if self.adjustment is not None and self.offset in ("utc", "localtime", "variable"):
+            is_reset = self.adjustment == "reset" and self.offset != "variable"
+            if not is_reset and not re.fullmatch(r"[-+]?[0-9]{1,18}", self.adjustment, re.ASCII):
+                text = f"The adjustment '{shown(self.adjustment)}' of <clock> is not a number of seconds"
+                raise XMLError(text, line=self.line)
 
 
 class IOMMUFDDef(ElementDef):
@@ -229,7 +264,7 @@ class HugePage(ElementDef):
 
     size = attribute("size", big_number, required=True)
     unit = attribute("unit", size_unit)
-    nodeset = attribute("nodeset")
+    nodeset = attribute("nodeset", cpuset)
 
 
 class MemoryBackingDef(ElementDef):
@@ -254,8 +289,8 @@ class NumaMemNode(ElementDef):
     tag = "memnode"
 
     cellid = attribute("cellid", number, required=True)
-    mode = attribute("mode", enum("strict", "preferred", "interleave", "restrictive"))
-    nodeset = attribute("nodeset")
+    mode = attribute("mode", enum(*NUMA_MODES))
+    nodeset = attribute("nodeset", cpuset, required=True)
 
 
 class NumaTuneDef(ElementDef):
@@ -263,7 +298,21 @@ class NumaTuneDef(ElementDef):
 
     tag = "numatune"
 
-    mode = attribute("memory/@mode", enum("strict", "preferred", "interleave", "restrictive"))
-    nodeset = attribute("memory/@nodeset")
-    placement = attribute("memory/@placement", enum("static", "auto"))
+    mode = attribute("memory/@mode", enum(*NUMA_MODES), code=VIR_ERR_CONFIG_UNSUPPORTED)
+    nodeset = attribute("memory/@nodeset", cpuset)
+    placement = attribute("memory/@placement", enum("static", "auto"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     memnodes = children("memnode", NumaMemNode)
+
+
+class LaunchSecurityDef(ElementDef):
+    """How the host proves to the guest's owner what it started; nothing here does."""
+
+    tag = "launchSecurity"
+
+    type = attribute("type", enum("sev", "sev-snp", "s390-pv", "tdx"), required=True)
+    policy = content("policy", number_any_base)
+
+    def parsed(self, element: Element) -> None:
+        """Refuse SEV without a policy."""
+        if self.type == "sev" and self.policy is None:
+            raise XMLError("<launchSecurity type='sev'> lacks <policy>", line=self.line)

@@ -7,12 +7,14 @@ Mirrors: virDomainRNGDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
+from pyhostdev.conf.board_conf import WORD_NUMBERS
 from pyhostdev.conf.chr_conf import ChrSource
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import enum, number, positive
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, child, content, embedded
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
 
 
 class RNGBackend(ElementDef):
@@ -20,7 +22,13 @@ class RNGBackend(ElementDef):
 
     tag = "backend"
 
-    model = attribute("model", enum("random", "egd", "builtin"), required=True)
+    model = attribute(
+        "model",
+        enum("random", "egd", "builtin"),
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+        required=True,
+        renumbered=WORD_NUMBERS,
+    )
     path = content("")
     chardev = embedded(ChrSource)
 

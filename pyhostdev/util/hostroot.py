@@ -277,6 +277,24 @@ class HostRoot:
         """``proc``"""
         return self.join("proc")
 
+    def tasks(self, pid: int) -> str:
+        """``proc/PID/task``: the threads of a process"""
+        return self.join("proc", str(pid), "task")
+
+    @property
+    def online_cpus(self) -> str:
+        """``sys/devices/system/cpu/online``"""
+        return self.join("sys/devices/system/cpu/online")
+
+    @property
+    def online_nodes(self) -> str:
+        """``sys/devices/system/node/online``"""
+        return self.join("sys/devices/system/node/online")
+
+    def free_hugepages(self, kib: int) -> str:
+        """``sys/kernel/mm/hugepages/hugepages-SIZEkB/free_hugepages``"""
+        return self.join(f"sys/kernel/mm/hugepages/hugepages-{kib}kB/free_hugepages")
+
     @property
     def locks(self) -> str:
         """``proc/locks``"""

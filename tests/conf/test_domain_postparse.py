@@ -222,7 +222,7 @@ def test_libvirt_does_not_look_at_what_a_kind_does_not_have() -> None:
         ("<console type='pty'/>" * 2, "", 67),
         ("<console type='pty'><target type='virtio'/><address type='virtio-serial' controller='7'/></console>", "", 0),
         ("<channel type='unix'><target type='virtio'/><address type='virtio-serial' controller='1'/></channel>", "", 0),
-        ("", "<vcpu current='3'>2</vcpu>", 1),
+        ("", "<vcpu current='3'>2</vcpu>", 67),
         ("", "<maxMemory slots='1'>1</maxMemory>", 27),
         ("", "<cpu><numa><cell id='3' memory='1048576'/></numa></cpu>", 27),
         (

@@ -9,7 +9,7 @@ from pyhostdev.errors import VIR_ERR_INVALID_ARG, VIR_ERR_XML_ERROR
 from pyhostdev.util.virxml import ULLONG_MAX, parse_integer, parse_unsigned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 T = TypeVar("T")
 
@@ -87,12 +87,12 @@ def hexadecimal(width: int, base: int = 0, maximum: int = 0xFFFFFFFF) -> Codec[i
     )
 
 
-def signed(minimum: int = -INT_MAX - 1, base: int = 10) -> Codec[int]:
-    """Return the codec of a C int that is printed in decimal."""
+def signed(minimum: int = -INT_MAX - 1, base: int = 10, *, maximum: int = INT_MAX) -> Codec[int]:
+    """Return the codec of a C int, or of a wider number, that is printed in decimal."""
 
     def parse(value: str) -> int:
         number = parse_integer(value, base)
-        if not minimum <= number <= INT_MAX:
+        if not minimum <= number <= maximum:
             raise ValueError(value)
         return number
 
@@ -119,9 +119,31 @@ def nodes_of(text: str) -> list[int]:
     return sorted(found)
 
 
+def set_text(numbers: Iterable[int]) -> str:
+    """
+    Return a set of numbers as libvirt prints it: 0,2-4.
+
+    Mirrors: virBitmapFormat (src/util/virbitmap.c)
+    """
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
 def _checked_nodeset(text: str) -> str:
     nodes_of(text)
     return text
+
+
+def _normal_set(text: str) -> str:
+    found = nodes_of(text)
+    if not found:
+        raise ValueError(text)
+    return set_text(found)
 
 
 def _non_empty(value: str) -> str:
@@ -132,6 +154,7 @@ def _non_empty(value: str) -> str:
 
 text: Codec[str] = Codec(str, str, "text")
 name_text: Codec[str] = Codec(_non_empty, str, "a text that is not empty")
+cpuset: Codec[str] = Codec(_normal_set, str, "numbers and ranges like 0,2-3", code=VIR_ERR_INVALID_ARG)
 nodeset: Codec[str] = Codec(_checked_nodeset, str, "numbers and ranges like 0,2-3", code=VIR_ERR_INVALID_ARG)
 yes_no: Codec[bool] = _choice("yes", "no")
 on_off: Codec[bool] = _choice("on", "off")

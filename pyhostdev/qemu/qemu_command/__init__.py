@@ -19,6 +19,7 @@ from pyhostdev.errors import ConfigError, ConfigUnsupportedError, XMLError, rais
 from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command import (
     audio,
+    clock,
     controller,
     cpu,
     disk,
@@ -27,6 +28,7 @@ from pyhostdev.qemu.qemu_command import (
     graphics,
     iommu,
     machine,
+    memory,
     misc,
     tpm,
 )
@@ -58,15 +60,15 @@ _BEFORE_MONITOR = (
     machine.build_tseg,
     cpu.build_cpu,
     firmware.build_loader,
-    cpu.build_memory,
+    memory.build_memory,
     cpu.build_smp,
     cpu.build_iothreads,
-    cpu.build_numa,
+    memory.build_numa,
     misc.build_memories,
     machine.build_identity,
 )
 _AFTER_MONITOR = (
-    cpu.build_clock,
+    clock.build_clock,
     machine.build_power,
     machine.build_boot,
     iommu.build_iommus_first,

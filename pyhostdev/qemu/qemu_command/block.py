@@ -16,53 +16,55 @@ if TYPE_CHECKING:
 
     from pyhostdev.qemu.qemu_command.builder import Properties
 
-_PORTS = {"nbd": 10809, "iscsi": 3260, "http": 80, "https": 443, "ftp": 21, "ftps": 990}
+_PORTS = {"nbd": 10809, "iscsi": 3260, "http": 80, "https": 443, "ftp": 21, "ftps": 990, "gluster": 24007}
 
 
-def storage_properties(disk: Any) -> Properties:
+def storage_properties(disk: Any, kind: str, source: Any) -> Properties:
     """
-    Return the block driver and what it needs to find the image.
+    Return the block driver and what it needs to find an image of a disk.
+
+    Args:
+        kind: the type of the image's source, which below the top may be another than the disk's.
 
     Raises:
         ConfigUnsupportedError: a source that we do not build.
     """
-    source = disk.source
     aio = disk.io
-    if disk.type == "file":
+    if kind == "file":
         return {"driver": "file", "filename": source.file, "aio": aio}
-    if disk.type == "block":
+    if kind == "block":
         driver = "host_cdrom" if disk.device == "cdrom" else "host_device"
         return {"driver": driver, "filename": source.dev, "aio": aio}
-    if disk.type == "network" and source.protocol in _NETWORK and aio is None:
-        if source.tls or source.query is not None or source.config_file is not None:
-            raise unsupported("TLS, a query or a configuration file of a network disk", disk)
-        return _NETWORK[source.protocol](disk)
-    raise unsupported(f"A disk of type {disk.type} ({source.protocol or 'local'})", disk)
+    if kind == "network" and source.protocol in _NETWORK:
+        if source.tls:
+            raise unsupported("TLS of a network disk", disk)
+        return _NETWORK[source.protocol](source)
+    raise unsupported(f"A disk of type {kind} ({source.protocol or 'local'})", disk)
 
 
-def _one_host(disk: Any) -> Any:
-    if len(disk.source.hosts) != 1:
-        raise unsupported(f"A {disk.source.protocol} disk with other than one <host>", disk)
-    return disk.source.hosts[0]
+def _one_host(source: Any) -> Any:
+    if len(source.hosts) != 1:
+        raise unsupported(f"A {source.protocol} disk with other than one <host>", source)
+    return source.hosts[0]
 
 
-def _server(disk: Any, host: Any) -> Properties:
+def _server(source: Any, host: Any) -> Properties:
     if host.transport == "unix":
         return {"type": "unix", "path": host.socket}
     if host.transport not in (None, "tcp"):
-        raise unsupported(f"A <host> with transport {host.transport}", disk)
-    port = host.port or _PORTS.get(disk.source.protocol)
+        raise unsupported(f"A <host> with transport {host.transport}", source)
+    port = host.port or _PORTS.get(source.protocol)
     return {"type": "inet", "host": host.name, "port": str(port)}
 
 
-def _nbd(disk: Any) -> Properties:
-    server = _server(disk, _one_host(disk))
-    return {"driver": "nbd", "server": server, "export": disk.source.name}
+def _nbd(source: Any) -> Properties:
+    server = _server(source, _one_host(source))
+    return {"driver": "nbd", "server": server, "export": source.name}
 
 
-def _iscsi(disk: Any) -> Properties:
-    host = _one_host(disk)
-    return iscsi_properties(host.name, host.port, disk.source.name, disk.source.initiator)
+def _iscsi(source: Any) -> Properties:
+    host = _one_host(source)
+    return iscsi_properties(host.name, host.port, source.name, source.initiator)
 
 
 def iscsi_properties(host: str | None, port: object, name: str | None, initiator: str | None) -> Properties:
@@ -85,30 +87,39 @@ def iscsi_properties(host: str | None, port: object, name: str | None, initiator
     }
 
 
-def _rbd(disk: Any) -> Properties:
-    pool, _, image = (disk.source.name or "").partition("/")
-    hosts = [{"host": host.name, "port": str(host.port or 6789)} for host in disk.source.hosts]
+def _rbd(source: Any) -> Properties:
+    pool, _, image = (source.name or "").partition("/")
+    hosts = [{"host": host.name, "port": str(host.port or 6789)} for host in source.hosts]
     return {
         "driver": "rbd",
         "pool": pool,
         "image": image,
-        "snapshot": disk.source.snapshot,
+        "snapshot": source.snapshot,
+        "conf": source.config_file,
         "server": hosts or None,
     }
 
 
-def _url(disk: Any) -> Properties:
-    host = _one_host(disk)
-    protocol = disk.source.protocol
+def _gluster(source: Any) -> Properties:
+    volume, _, path = (source.name or "").partition("/")
+    servers = [_server(source, host) for host in source.hosts]
+    return {"driver": "gluster", "volume": volume, "path": path, "server": servers}
+
+
+def _url(source: Any) -> Properties:
+    host = _one_host(source)
+    protocol = source.protocol
     port = host.port or _PORTS[protocol]
-    name = (disk.source.name or "").lstrip("/")
-    return {"driver": protocol, "url": f"{protocol}://{host.name}:{port}/{name}"}
+    name = (source.name or "").lstrip("/")
+    query = f"?{source.query}" if source.query else ""
+    return {"driver": protocol, "url": f"{protocol}://{host.name}:{port}/{name}{query}"}
 
 
 _NETWORK: dict[str, Callable[[Any], Properties]] = {
     "nbd": _nbd,
     "iscsi": _iscsi,
     "rbd": _rbd,
+    "gluster": _gluster,
     "http": _url,
     "https": _url,
     "ftp": _url,

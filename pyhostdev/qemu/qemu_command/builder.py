@@ -45,6 +45,7 @@ Properties = dict[str, Any]
 _SHORT_NAME_MAX = 20
 _FIRST_FD = 3  # behind standard input, output and error
 DEVICE_JSON = "device.json"  # libvirt's name of the capability that -device takes JSON
+NULL = object()  # a property that is JSON's null; None leaves a property out
 QDEV_WORDS = ("driver", "bus", "id")  # of every -device
 
 
@@ -72,6 +73,14 @@ class DomainPaths(NamedTuple):
     def master_key(self) -> str:
         """The key that secrets on the command line are encrypted with; exists before QEMU starts."""
         return f"{self.lib_dir}/master-key.aes"
+
+    def memory(self, alias: str) -> str:
+        """
+        Return the file that shared memory is in.
+
+        Mirrors: qemuGetMemoryBackingPath (src/qemu/qemu_conf.c)
+        """
+        return f"{self.state_dir}/lib/qemu/ram/{self.short_name}/{alias}"
 
     @property
     def tpm_socket(self) -> str:
@@ -203,7 +212,7 @@ class CommandBuilder:
 
     def add_json(self, option: str, properties: Properties) -> None:
         """Append an option whose value is JSON; what is None is left out."""
-        kept = {key: value for key, value in properties.items() if value is not None}
+        kept = {k: None if value is NULL else value for k, value in properties.items() if value is not None}
         self.add(option, json.dumps(kept, separators=(",", ":"), ensure_ascii=False))
 
     def add_object(self, qom_type: str, object_id: str, **properties: Any) -> None:

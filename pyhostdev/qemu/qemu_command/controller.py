@@ -161,13 +161,13 @@ def _usb(build: CommandBuilder, controller: Any) -> Properties:
 
 def _scsi(_build: CommandBuilder, controller: Any) -> Properties:
     model = controller.model
+    place: Properties = {}
     tuning: Properties = {}
     if model in ("virtio-scsi", "virtio-transitional", "virtio-non-transitional"):
         driver = virtio_driver("scsi", None if model == "virtio-scsi" else model)
         thread = controller.iothread
+        place = {**virtio_options(controller), "iothread": None if thread is None else f"iothread{thread}"}
         tuning = {
-            **virtio_options(controller),
-            "iothread": None if thread is None else f"iothread{thread}",
             "ioeventfd": controller.ioeventfd,
             "num_queues": controller.queues,
             "cmd_per_lun": controller.cmd_per_lun,
@@ -177,7 +177,7 @@ def _scsi(_build: CommandBuilder, controller: Any) -> Properties:
         driver = _SCSI_DRIVERS[model]
     else:
         raise unsupported(f"A SCSI controller of model {model}", controller)
-    return {"driver": driver, **tuning, "id": controller.info.alias}
+    return {"driver": driver, **place, "id": controller.info.alias, **tuning}
 
 
 def _sata(_build: CommandBuilder, controller: Any) -> Properties:

@@ -7,17 +7,26 @@ Mirrors: qemuBuildDisksCommandLine (src/qemu/qemu_command.c), src/qemu/qemu_bloc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.conf.device_conf import DriveAddress
 from pyhostdev.qemu.qemu_alias import scsi_model
 from pyhostdev.qemu.qemu_command.block import storage_properties
-from pyhostdev.qemu.qemu_command.builder import on_off, unsupported, virtio_driver, virtio_options
+from pyhostdev.qemu.qemu_command.builder import (
+    NULL,
+    on_off,
+    plain_value,
+    unsupported,
+    virtio_driver,
+    virtio_options,
+)
+from pyhostdev.qemu.qemu_domain import is_q35
 
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-_FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels", "dmg", "bochs", "cloop")
+_FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "dmg", "bochs", "cloop")
+_BACKED_FORMATS = ("qcow", "qcow2", "qed", "vmdk")  # whose images can have another one below
 
 # cache mode: write back, bypass the host's cache, ignore flushes
 _CACHE_MODES = {
@@ -29,70 +38,143 @@ _CACHE_MODES = {
 }
 
 
+class Image(NamedTuple):
+    """One image of a disk's chain: where it is, and how its contents are read."""
+
+    type: str
+    source: Any
+    format: str
+    readonly: bool
+
+
 def build_disks(build: CommandBuilder) -> None:
-    """Add the disks; image nodes are numbered from the last disk to the first."""
-    disks = build.dom.disks
-    with_image = [disk for disk in reversed(disks) if has_image(disk)]
-    numbers = {id(disk): number for number, disk in enumerate(with_image, 1)}
-    for disk in disks:
+    """Add the disks; image nodes are numbered from the last disk to the first, and downwards in each chain."""
+    first, numbers = 1, dict[int, int]()
+    for disk in reversed(build.dom.disks):
+        numbers[id(disk)] = first
+        first += len(_chain(disk))
+    _build_floppy_controller(build)
+    for disk in build.dom.disks:
         with build.collecting():
-            number = numbers.get(id(disk))
-            node = None if number is None else _build_image(build, disk, f"libvirt-{number}")
+            node = _build_images(build, disk, numbers[id(disk)])
             build.add_device(_device(build, disk, node))
+
+
+def _build_floppy_controller(build: CommandBuilder) -> None:
+    """
+    Say from which floppy QEMU boots; newer q35 machines have no controller of their own.
+
+    Mirrors: qemuBuildFloppyCommandLineControllerOptions
+    """
+    floppies = [disk for disk in build.dom.disks if disk.bus == "fdc"]
+    units = {f"bootindex{'AB'[_drive(disk).unit & 1]}": build.bootindex(disk) for disk in floppies}
+    if floppies and is_q35(build.dom):
+        build.add_json("-device", {"driver": "isa-fdc", "id": "fdc0", **units})
+    elif floppies:
+        for name, index in units.items():
+            if index is not None:
+                build.add("-global", f"isa-fdc.{name}={index}")
 
 
 def has_image(disk: Any) -> bool:
     """False for a drive without a medium."""
     source = disk.source
-    return source is not None and any((source.file, source.dev, source.name, source.protocol, source.pool))
+    return source is not None and any(
+        (source.file, source.dev, source.name, source.protocol, source.pool, source.path, source.address)
+    )
 
 
-def _build_image(build: CommandBuilder, disk: Any, node: str) -> str:
+def _chain(disk: Any) -> list[Image]:
+    """Return the images of a disk that the definition names, from the top down."""
+    if not has_image(disk) or disk.type == "vhostuser":
+        return []
+    images = [Image(disk.type, disk.source, disk.driver_type or "raw", is_readonly(disk))]
+    below = disk.backing_store
+    while below is not None and below.type is not None:
+        images.append(Image(below.type, below.source, below.image_format or "raw", True))
+        below = below.backing_store
+    return images
+
+
+def _ends(disk: Any) -> bool:
+    """True when the definition says where the chain of images ends."""
+    below = disk.backing_store
+    while below is not None and below.type is not None:
+        below = below.backing_store
+    return below is not None
+
+
+def _build_images(build: CommandBuilder, disk: Any, first: int) -> str | None:
     """
-    Define where an image is, and how its contents are read; return the node that a device reads.
+    Define the images of a disk, the lowest first; return the node that a device reads.
 
     Raises:
-        ConfigUnsupportedError: the kind of image is not supported, or its format is not given.
+        ConfigUnsupportedError: the kind of an image is not supported.
     """
     _refuse(disk)
-    image_format = disk.driver_type or "raw"
-    if image_format not in _FORMATS:
-        raise unsupported(f"A disk image of format '{image_format}'", disk)
+    images = _chain(disk)
+    node: str | None = None
+    for place, image in reversed(list(enumerate(images))):
+        backing: Properties = {"backing": node}
+        if node is None and _ends(disk) and image.format in _BACKED_FORMATS:
+            backing = {"backing": NULL}
+        node = _build_image(build, disk, image, f"libvirt-{first + place}", backing)
+    if node is not None and disk.copy_on_read:
+        below, node = node, f"libvirt-CoR-{disk.target}"
+        build.add_json("-blockdev", {"driver": "copy-on-read", "node-name": node, "file": below, "discard": "unmap"})
+    return node
+
+
+def _build_image(build: CommandBuilder, disk: Any, image: Image, node: str, backing: Properties) -> str:
+    """
+    Define where an image is, and how its contents are read; return the node on top.
+
+    Raises:
+        ConfigUnsupportedError: the kind of image is not supported.
+    """
+    if image.format not in _FORMATS:
+        raise unsupported(f"A disk image of format '{image.format}'", disk)
     storage, top = f"{node}-storage", f"{node}-format"
     cache = _cache(disk)
     content: Properties = {
-        "read-only": is_readonly(disk),
+        "read-only": image.readonly,
         "discard": disk.discard,
-        "detect-zeroes": disk.detect_zeroes,
+        "detect-zeroes": _detect_zeroes(disk),
         "cache": cache,
     }
-    if image_format == "raw" and build.release.has("raw-image-one-node"):
-        build.add_json("-blockdev", {**storage_properties(disk), "node-name": storage, **content})
+    place = storage_properties(disk, image.type, image.source)
+    if image.format == "raw" and build.release.has("raw-image-one-node"):
+        build.add_json("-blockdev", {**place, "node-name": storage, **content})
         return storage
     plain: Properties = {"auto-read-only": True, "discard": "unmap"}
     common = {**plain, "cache": cache} if build.release.has("storage-cache-last") else {"cache": cache, **plain}
-    build.add_json("-blockdev", {**storage_properties(disk), "node-name": storage, **common})
-    build.add_json("-blockdev", {"node-name": top, **content, "driver": image_format, "file": storage})
+    build.add_json("-blockdev", {**place, "node-name": storage, **common})
+    build.add_json("-blockdev", {"node-name": top, **content, "driver": image.format, "file": storage, **backing})
     return top
+
+
+def _detect_zeroes(disk: Any) -> str | None:
+    """Return what is done with writes of zeroes; QEMU unmaps them only where it may discard."""
+    if disk.detect_zeroes == "unmap" and disk.discard != "unmap":
+        return "on"
+    return None if disk.detect_zeroes is None else str(disk.detect_zeroes)
 
 
 def _refuse(disk: Any) -> None:
     """
-    Refuse parts of a disk that need more than two block nodes.
+    Refuse parts of a disk that need secrets, overlays or a running job.
 
     Raises:
         ConfigUnsupportedError: naming the element.
     """
-    elements = ("mirror", "transient", "encryption", "iotune", "auth", "backend_domain", "metadata_cache")
+    elements = ("mirror", "transient", "encryption", "auth", "backend_domain", "metadata_cache")
     for name in elements:
         if getattr(disk, name) is not None:
             raise unsupported(f"<{name.replace('_', '')}> of a <disk>", disk)
     source = disk.source
     for name in ("encryption", "reservations", "slices", "ssl", "cookies", "auth", "readahead", "timeout"):
-        if getattr(source, name) is not None:
+        if source is not None and getattr(source, name) is not None:
             raise unsupported(f"<{name}> of a disk's <source>", disk)
-    if disk.copy_on_read:
-        raise unsupported("copy_on_read of a <disk>", disk)
 
 
 def is_readonly(disk: Any) -> bool:
@@ -114,17 +196,15 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
     Mirrors: qemuBuildDiskDeviceProps (src/qemu/qemu_command.c)
     """
     write_cache = None
-    if disk.cache not in (None, "default"):
+    if disk.cache not in (None, "default") and disk.device != "lun":  # a lun's cache is its own
         write_cache = on_off(_CACHE_MODES[disk.cache][0])
-    if disk.rotation_rate and disk.bus not in ("ide", "sata", "scsi"):
-        raise unsupported(f"rotation_rate of a {disk.bus} disk", disk)
     share = True if disk.shareable else None
     return {
         **_frontend(build, disk),
         "share-rw": share,
         "drive": node,
         "id": disk.info.alias,
-        "bootindex": build.bootindex(disk),
+        "bootindex": None if disk.bus == "fdc" else build.bootindex(disk),
         "logical_block_size": disk.logical_block_size,
         "physical_block_size": disk.physical_block_size,
         "wwn": None if disk.wwn is None else int(disk.wwn, 16),
@@ -134,7 +214,7 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
         "removable": disk.removable,
         "write-cache": write_cache,
         **_geometry(disk),
-        "serial": disk.serial,
+        "serial": None if disk.serial is None else disk.serial.replace(" ", "\\ "),  # as libvirt escapes it
         **_error_policies(disk),
     }
 
@@ -163,12 +243,14 @@ def _frontend(build: CommandBuilder, disk: Any) -> Properties:
         return _scsi(build, disk)
     if disk.bus == "usb":
         return {"driver": "usb-storage", **build.address(disk), "removable": disk.removable}
+    if disk.bus == "fdc":
+        return {"driver": "floppy", "unit": _drive(disk).unit}
     raise unsupported(f"A disk on the bus '{disk.bus}'", disk)
 
 
 def _virtio(build: CommandBuilder, disk: Any) -> Properties:
-    if disk.device not in ("disk", "lun"):
-        raise unsupported(f"A virtio {disk.device}", disk)
+    if disk.type == "vhostuser":
+        return _vhostuser(build, disk)
     return {
         "driver": virtio_driver("blk", disk.model),
         **virtio_options(disk),
@@ -178,6 +260,21 @@ def _virtio(build: CommandBuilder, disk: Any) -> Properties:
         "num-queues": disk.queues,
         "queue-size": disk.queue_size,
         **build.address(disk),
+    }
+
+
+def _vhostuser(build: CommandBuilder, disk: Any) -> Properties:
+    """Add the socket of the process that is the disk, and return the device."""
+    chardev = f"chr-vu-{disk.info.alias}"
+    path = plain_value(str(disk.source.path), "The path of a socket", disk)
+    build.add("-chardev", f"socket,id={chardev},path={path}")
+    return {
+        "driver": "vhost-user-blk-pci",
+        **virtio_options(disk),
+        "num-queues": disk.queues,
+        "queue-size": disk.queue_size,
+        **build.address(disk),
+        "chardev": chardev,
     }
 
 
@@ -200,7 +297,7 @@ def _ide(build: CommandBuilder, disk: Any) -> Properties:
 
 def _scsi(build: CommandBuilder, disk: Any) -> Properties:
     if disk.device == "lun":
-        raise unsupported("A SCSI lun", disk)
+        return {"driver": "scsi-block", **scsi_place(build, _drive(disk))}
     driver = "scsi-cd" if disk.device == "cdrom" else "scsi-hd"
     device_id = f"drive-{disk.info.alias}" if disk.serial is None else disk.serial
     return {"driver": driver, **scsi_place(build, _drive(disk)), "device_id": device_id}

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _ADDRESS_CHARACTERS = frozenset(string.ascii_letters + string.digits + ".:%_-[]")
 _VNC_BASE = 5900
-_SPICE_PORT = 5901
+_SPICE_PORT = 5900
+_WEBSOCKET_PORT = 5700
 _USB_INPUTS = {"mouse": "usb-mouse", "tablet": "usb-tablet", "keyboard": "usb-kbd"}
 
 _PRIMARY_VIDEO = {
@@ -152,10 +153,10 @@ def _vnc(build: CommandBuilder, graphics: Any) -> None:
     """
     Add a VNC server; one whose port QEMU shall choose takes the first display.
 
+    The password is not in the arguments, which everyone can read: the monitor sets it.
+
     Mirrors: qemuBuildGraphicsVNCCommandLine
     """
-    if graphics.passwd is not None or graphics.websocket is not None:
-        raise unsupported("A password or a web socket of <graphics type='vnc'>", graphics)
     socket = _socket_path(graphics)
     if socket is not None:
         where = f"vnc=unix:{option_value(socket)}"
@@ -163,8 +164,12 @@ def _vnc(build: CommandBuilder, graphics: Any) -> None:
         port = graphics.port if graphics.port not in (None, -1) else _VNC_BASE
         where = f"{option_value(_listen_address(graphics))}:{port - _VNC_BASE}"
     options = [where]
+    if graphics.websocket is not None and socket is None:
+        options.append("websocket" + (f"={graphics.websocket}" if graphics.websocket != -1 else f"={_WEBSOCKET_PORT}"))
     if graphics.share_policy is not None:
         options.append(f"share={graphics.share_policy}")
+    if graphics.passwd is not None:
+        options.append("password=on")
     if graphics.power_control is not None:
         options.append(f"power-control={on_off(graphics.power_control)}")
     audio = _audio_id(build, graphics)
@@ -175,21 +180,27 @@ def _vnc(build: CommandBuilder, graphics: Any) -> None:
 
 def _spice(build: CommandBuilder, graphics: Any) -> None:
     """
-    Add a SPICE server.
+    Add a SPICE server; as with VNC, the monitor sets the password.
 
     Mirrors: qemuBuildGraphicsSPICECommandLine
     """
-    if graphics.passwd is not None or graphics.tls_port not in (None, -1) or graphics.channels:
-        raise unsupported("A password, a TLS port or a <channel> of <graphics type='spice'>", graphics)
+    if graphics.tls_port not in (None, -1):
+        raise unsupported("A TLS port of <graphics type='spice'>", graphics)
+    if any(channel.mode == "secure" for channel in graphics.channels) or graphics.default_mode == "secure":
+        raise unsupported("A secure channel of <graphics type='spice'>, which needs TLS,", graphics)
     socket = _socket_path(graphics)
     if socket is not None:
-        options = ["unix=on", f"addr={option_value(socket)}"]
+        unix = "unix=on" if build.release.has("spice-unix-on") else "unix"
+        options = [unix, f"addr={option_value(socket)}"]
     elif graphics.listens and graphics.listens[0].type == "none":
         options = ["port=0"]  # QEMU wants to see a port, even where there is no server
     else:
         port = graphics.port if graphics.port not in (None, -1) else _SPICE_PORT
         options = [f"port={port}", f"addr={option_value(_listen_address(graphics).strip('[]'))}"]
-    options += ["disable-ticketing=on", *_spice_options(graphics), "seamless-migration=on"]
+    options += [] if graphics.passwd is not None else ["disable-ticketing=on"]
+    options += [f"plaintext-channel={channel.name}" for channel in graphics.channels if channel.mode == "insecure"]
+    options += ["plaintext-channel=default"] if graphics.default_mode == "insecure" else []
+    options += [*_spice_options(graphics), "seamless-migration=on"]
     build.add("-spice", ",".join(options))
     if graphics.keymap is not None:
         build.add("-k", graphics.keymap)
@@ -213,16 +224,14 @@ def _spice_options(graphics: Any) -> list[str]:
         options.append("disable-copy-paste=on")
     if graphics.filetransfer_enable is False:
         options.append("disable-agent-file-xfer=on")
-    if graphics.gl_enable is not None:
-        options.append(f"gl={on_off(graphics.gl_enable)}")
+    if graphics.gl_enable:
+        options.append("gl=on")
         if graphics.gl_rendernode is not None:
             options.append(f"rendernode={option_value(graphics.gl_rendernode)}")
     return options
 
 
 def _sdl(build: CommandBuilder, graphics: Any) -> None:
-    if graphics.display is not None or graphics.xauth is not None:
-        raise unsupported("display or xauth of <graphics type='sdl'>", graphics)
     gl = [] if graphics.gl_enable is None else [f"gl={on_off(graphics.gl_enable)}"]
     build.add("-display", ",".join(["sdl", *gl]))
 
@@ -232,11 +241,31 @@ def _egl_headless(build: CommandBuilder, graphics: Any) -> None:
     build.add("-display", ",".join(["egl-headless", *([f"rendernode={option_value(node)}"] if node else [])]))
 
 
+def _dbus(build: CommandBuilder, graphics: Any) -> None:
+    """
+    Show the screen on D-Bus: on a bus that is there, or to a client that asks the monitor.
+
+    Raises:
+        ConfigUnsupportedError: a bus of its own is asked for, which needs a daemon.
+    """
+    if not graphics.p2p and graphics.address is None:
+        raise unsupported("<graphics type='dbus'> on a bus of its own", graphics)
+    options = ["dbus", "p2p=on" if graphics.p2p else f"addr={option_value(graphics.address)}"]
+    if graphics.gl_enable is not None:
+        options.append(f"gl={on_off(graphics.gl_enable)}")
+        if graphics.gl_enable and graphics.gl_rendernode is not None:
+            options.append(f"rendernode={option_value(graphics.gl_rendernode)}")
+    if graphics.audio_id is not None:
+        options.append(f"audiodev=audio{graphics.audio_id}")
+    build.add("-display", ",".join(options))
+
+
 _GRAPHICS: dict[str, Callable[[CommandBuilder, Any], None]] = {
     "vnc": _vnc,
     "spice": _spice,
     "sdl": _sdl,
     "egl-headless": _egl_headless,
+    "dbus": _dbus,
 }
 
 
@@ -250,18 +279,31 @@ def build_videos(build: CommandBuilder) -> None:
         with build.collecting():
             if video.model_type == "none":
                 continue
-            drivers = _PRIMARY_VIDEO if number == 0 else _SECONDARY_VIDEO
-            driver = drivers.get(video.model_type)
-            if driver is None or video.driver_name == "vhostuser" or video.vgaconf is not None:
-                raise unsupported(f"A <video> of type {video.model_type} here", video)
-            if driver == "virtio-vga" and build.dom.os.arch in (*ARM, *PPC64):
-                driver = "virtio-gpu-pci"
-            build.add_device({"driver": driver, **_video(build, video), **build.address(video)})
+            if video.driver_name == "vhostuser":
+                raise unsupported("A <video> of driver vhostuser", video)
+            driver = _video_driver(build, video, is_first=number == 0)
+            build.add_device({"driver": driver, **_video(video), **build.address(video)})
 
 
-def _video(_build: CommandBuilder, video: Any) -> Properties:
-    if video.accel3d or video.blob is not None:
-        raise unsupported("Acceleration or blob of a <video>", video)
+def _video_driver(build: CommandBuilder, video: Any, *, is_first: bool) -> str:
+    """
+    Return the device of a card: with VGA for the first one on x86, with OpenGL for one with 3D acceleration.
+
+    Mirrors: qemuBuildVideoDeviceProps
+    """
+    drivers = _PRIMARY_VIDEO if is_first else _SECONDARY_VIDEO
+    driver = drivers.get(video.model_type)
+    if driver is None:
+        raise unsupported(f"A <video> of type {video.model_type} here", video)
+    if driver == "virtio-vga" and build.dom.os.arch in (*ARM, *PPC64):
+        driver = "virtio-gpu-pci"
+    with_opengl = {"virtio-vga": "virtio-vga-gl", "virtio-gpu-pci": "virtio-gpu-gl-pci"}
+    return with_opengl.get(driver, driver) if video.accel3d else driver
+
+
+def _video(video: Any) -> Properties:
+    if video.vgaconf is not None:
+        raise unsupported("vgaconf of a <video>", video)
     common = {"id": video.info.alias}
     size = {"xres": video.resolution_x, "yres": video.resolution_y}
     if video.model_type == "qxl":
@@ -275,11 +317,11 @@ def _video(_build: CommandBuilder, video: Any) -> Properties:
             **size,
         }
     if video.model_type == "virtio":
-        return {**virtio_options(video), **common, "max_outputs": video.heads, **size}
+        return {**virtio_options(video), **common, "max_outputs": video.heads, "blob": video.blob, **size}
     if video.model_type in ("vga", "vmvga"):
         return {**common, "vgamem_mb": video.vram // 1024 if video.vram else None, **size}
     if video.model_type == "bochs":
-        return {**common, "vgamem": f"{video.vram}k" if video.vram else None, **size}
+        return {**common, "vgamem": video.vram * 1024 if video.vram else None, **size}
     return common
 
 

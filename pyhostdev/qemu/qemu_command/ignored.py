@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyhostdev.conf.disk_conf import IOTuneDef
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
 from pyhostdev.qemu.qemu_command.namespace import around_words, namespace_words
 from pyhostdev.qemu.qemu_command.net import TAP_TYPES
@@ -71,7 +72,6 @@ def _has_no_flash(os: Any) -> bool:
 
 
 _NO_CGROUP = "pyhostdev start makes no control group"
-_NO_PINNING = "pyhostdev start binds no thread to a processor"
 _NOT_VIRTIO = "only a virtio device has it"
 _NOT_SPICE = "only a SPICE server has it"
 _NOTHING_BUILT = "nothing that is built for QEMU has it"  # where a whole device has it, that is refused besides
@@ -94,9 +94,7 @@ IGNORED: dict[str, dict[str, Word]] = {
         "min_guarantee": Word(_NO_CGROUP),
         "swap_hard_limit": Word(_NO_CGROUP),
         "resource": Word(_NO_CGROUP),
-        "vcpu_cpuset": Word(_NO_PINNING),
         "vcpu_placement": Word("pyhostdev start does not ask numad", ("static",)),
-        "cputune": Word(f"{_NO_PINNING}, and limits or schedules none"),
         "perf": Word("pyhostdev start counts no events"),
     },
     "OSDef": {
@@ -122,8 +120,8 @@ IGNORED: dict[str, dict[str, Word]] = {
         ),
     },
     "DomainAudioDef": dict.fromkeys(("driver", "runtime_dir"), Word("pyhostdev start sets no environment for sound")),
-    "ClockDef": _of_other_kinds("basis", "timezone", "start"),
-    "ChrSourceElement": _of_other_kinds("master", "slave"),
+    "ClockDef": _of_other_kinds("basis", "start"),
+    "ChrSourceElement": _of_other_kinds("master", "slave", "clipboard_copypaste", "mouse_mode"),
     "DomainMemoryDef": _of_other_kinds(
         "source_path", "source_alignsize", "target_label_size", "target_block", "target_requested"
     ),
@@ -136,13 +134,40 @@ IGNORED: dict[str, dict[str, Word]] = {
         "vendor_id": Word("the device is found by its address alone", asked=lambda usb: usb.bus is not None),
         "product_id": Word("the device is found by its address alone", asked=lambda usb: usb.bus is not None),
     },
+    "CPUTuneDef": {
+        name: Word(_NO_CGROUP)
+        for name in (
+            *("shares", "period", "quota", "global_period", "global_quota", "emulator_period", "emulator_quota"),
+            *("iothread_period", "iothread_quota", "cachetune", "memorytune"),
+        )
+    }
+    | {
+        name: Word("pyhostdev start gives no thread another scheduler")
+        for name in ("emulatorsched", "vcpusched", "iothreadsched")
+    },
+    "CPUFeature": {
+        "policy": Word(
+            "the guest's processor has the flag if its model has it",
+            ("force", "require", "disable", "forbid"),
+            asked=lambda feature: feature.policy == "optional",
+        )
+    },
     "CPUDef": {
+        "mode": Word(
+            "the guest gets the host's processor as far as it can be migrated, and not a named model",
+            ("custom", "host-passthrough", "maximum"),
+        ),
         "check": Word("pyhostdev start does not compare the guest's processor with what was asked for", ("none",)),
         "match": Word("pyhostdev start does not compare the host's processor with it", ("exact",)),
         "vendor": Word("pyhostdev start does not compare the host's processor with it"),
     },
-    "FeaturesDef": {"hap": Word("the kernel module kvm decides for all guests"), "hap_state": Word("as <hap>")},
+    "FeaturesDef": {
+        "msrs_unknown": Word("the kernel module kvm decides for all guests", ("fault",)),
+        "hap": Word("the kernel module kvm decides for all guests"),
+        "hap_state": Word("as <hap>"),
+    },
     "MemoryBackingDef": {"discard": Word("memory that no file backs is given back at the guest's end anyway")},
+    "NumaCell": {"discard": Word("memory that no file backs is given back at the guest's end anyway")},
     "DeviceInfo": {"boot_loadparm": Word("only machines of s390x have it")},
     "DomainMemballoonDef": {"stats_period": Word("pyhostdev start does not ask the balloon for statistics")},
     "NetSource": {"ip": Word("pyhostdev start gives the host's side no address")},
@@ -159,12 +184,15 @@ IGNORED: dict[str, dict[str, Word]] = {
         "rss_hash_report": Word(_NOT_VIRTIO, asked=_is_not_virtio_net),
     },
     "DomainDiskDef": {
+        "iotune": Word("pyhostdev start limits no disk"),
+        "rawio": Word("QEMU gets no privilege; a unit answers what its device node lets an ordinary user ask"),
+        "tray": Word("every tray is closed at the start", ("closed",)),
+    }
+    | {
         name: Word(_NOT_VIRTIO, asked=_is_not_virtio)
         for name in ("ioeventfd", "event_idx", "iothread", "queues", "queue_size")
     },
     "DomainGraphicsDef": {
-        "connected": Word("pyhostdev start sets no password"),
-        "address": Word(_NOTHING_BUILT),
         **{
             name: Word(_NOT_SPICE, asked=_is_not_spice)
             for name in (
@@ -207,6 +235,7 @@ def _is_labelled(source: Any) -> bool:
 # definition -> field -> why a guest must not run without it
 REFUSED_BY_START: dict[str, dict[str, Word]] = {
     "DomainFields": {"seclabel": Word("pyhostdev start confines no guest with a security module", asked=_is_confined)},
+    "VcpuDef": {"hotpluggable": Word("pyhostdev start plugs no virtual CPU", asked=lambda vcpu: bool(vcpu.enabled))},
     "StorageSource": {"seclabel": Word("pyhostdev start labels no image", asked=_is_labelled)},
     "ChrSourceElement": {"seclabel": Word("pyhostdev start labels no file", asked=_is_labelled)},
     "DomainTPMDef": {"encryption_secret": Word("pyhostdev start knows no secrets")},
@@ -227,6 +256,7 @@ _FOR_PEOPLE = "it is for people"
 _REFUSED_AS_A_WHOLE = "a device or mode that has it is refused as a whole"
 _WHO_OPENS_THE_TAP = "who opens the tap does it: pyhostdev start"
 _OUTPUT = "libvirt prints it for a running guest"
+_PINS = "start pins the thread"
 
 _TPM_EMULATOR = ("backend_version",)
 _VIRTIOFSD = (
@@ -247,7 +277,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "title": _FOR_PEOPLE,
         "description": _FOR_PEOPLE,
         "metadata": _FOR_PEOPLE,
-        "numatune": "each of its parts is refused",
+        "cputune": "each of its parts has its own word",
+        "vcpu_cpuset": "start pins QEMU's threads",
         "on_poweroff": "start acts on QEMU's events",
         "on_reboot": "start acts on QEMU's events",
         "on_crash": "start acts on QEMU's events",
@@ -259,15 +290,23 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "nvram_template": "start makes the variable store from it",
         "nvram_template_format": "start makes the variable store from it",
     },
-    "InitArgument": {"value": _REFUSED_AS_A_WHOLE},
     "FirmwareFeature": {"name": "the firmware is chosen by it", "enabled": "the firmware is chosen by it"},
+    "VcpuDef": {"id": "their number says it", "order": "a plugged one has it, and start refuses those"},
+    "VcpuPin": {"vcpu": _PINS, "cpuset": _PINS},
+    "EmulatorPin": {"cpuset": _PINS},
+    "IOThreadPin": {"iothread": _PINS, "cpuset": _PINS},
+    "CPUTuneDef": {"vcpupins": _PINS, "emulatorpin": _PINS, "iothreadpins": _PINS},
+    "BackingStoreDef": {"index": _OUTPUT},
+    "IOTuneDef": dict.fromkeys(IOTuneDef.declared(), "the disk's word says it"),
+    "LaunchSecurityDef": {"type": _REFUSED_AS_A_WHOLE, "policy": _REFUSED_AS_A_WHOLE},
+    "InitArgument": {"value": _REFUSED_AS_A_WHOLE},
+    "ClockDef": {"timezone": "QEMU is started in that zone"},
     "ACPITable": {"type": "there is one type, which is written as a constant"},
     "CPUDef": {
         "fallback": "we never take another model than the named one",
         "cache_level": "each mode has one level; another is refused",
     },
     "FeaturesDef": {"pae": "QEMU's processors always have it"},
-    "NumaMemNode": {"cellid": _REFUSED_AS_A_WHOLE, "mode": _REFUSED_AS_A_WHOLE, "nodeset": _REFUSED_AS_A_WHOLE},
     "DeviceAddress": {"type": "the class of the address says it"},
     "PCIGuestAddress": {"domain": "a guest has one PCI domain"},
     "CCIDAddress": {"slot": "QEMU gives slots in the order of the devices"},
@@ -287,12 +326,14 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "StorageSource": {"index": _OUTPUT},
     "DomainDiskDef": {
         "snapshot": "it tells libvirt's snapshots what to do",
-        "target": "alias and address come from it",
     },
-    "SpiceChannel": {"name": _REFUSED_AS_A_WHOLE, "mode": _REFUSED_AS_A_WHOLE},
     "DomainGraphicsDef": {
+        "display": "QEMU has it in its environment",
+        "xauth": "QEMU has it in its environment",
+        "passwd_valid_to": "start tells the monitor",
         "autoport": "the port says it",
         "websocket_generated": _OUTPUT,
+        "connected": "start tells the monitor",
         "listen": "<listen> says it",
     },
     "DomainVideoDef": {

@@ -23,6 +23,8 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainFields": {
         "bootloader": (),
         "bootloader_args": (),
+        "launch_security": (),
+        "default_iothread": (),
     },
     "OSDef": {
         "init": (),
@@ -34,20 +36,16 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "bios_useserial": (False,),
         "type": ("hvm",),
     },
-    "NumaTuneDef": {"mode": (), "nodeset": (), "placement": (), "memnodes": ()},
     "ClockTimer": {"threshold": (), "slew": (), "limit": ()},
     "FeaturesDef": {
         "viridian": (),
         "privnet": (),
-        "msrs_unknown": (),
         "async_teardown": (False,),
     },
-    "CPUDef": {"maxphysaddr_mode": (), "maxphysaddr_bits": ()},
-    "MemoryBackingDef": {"allocation_threads": ()},
     "DomainChrDef": {"target_address": ()},
     "DomainSmartcardDef": {"certificates": (), "database": ()},
     "StorageSource": {"tls_hostname": (), "volume": (), "dir": (), "startup_policy": ("mandatory",)},
-    "DomainDiskDef": {"driver_name": ("qemu",), "rawio": (False,), "sgio": ("filtered",), "tray": ("closed",)},
+    "DomainDiskDef": {"driver_name": ("qemu",), "sgio": ("filtered",)},
     "DomainFSDef": {
         "driver_name": ("path",),
         "driver_format": (),
@@ -58,17 +56,13 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "backend_domain": (),
     },
     "DomainGraphicsDef": {
-        "default_mode": ("any",),
         "fullscreen": (False,),
         "multi_user": (),
         "replace_user": (),
-        "p2p": (),
-        "passwd_valid_to": (),
     },
     "DomainVideoDef": {"accel2d": (False,), "rendernode": ()},
     "DomainHostdevDef": {"rawio": (), "sgio": ()},
     "DomainMemoryDef": {"discard": (False,), "uuid": ()},
-    "NumaCell": {"discard": (False,)},
 }
 
 

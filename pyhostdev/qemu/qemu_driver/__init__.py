@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.later_words import later_word_notes
@@ -35,6 +36,7 @@ from pyhostdev.qemu.qemu_hostdev import absent_usb, without_absent_usb
 from pyhostdev.qemu.qemu_interface import interface_obstacles
 from pyhostdev.qemu.qemu_process.access import image_obstacles
 from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
+from pyhostdev.qemu.qemu_resources import resource_obstacles
 from pyhostdev.util.finding import ERROR, Finding
 
 if TYPE_CHECKING:
@@ -164,6 +166,7 @@ def start_obstacles(
     found += iommufd_obstacles(dom, host, release, fd_groups)
     found += missing_mdevs(dom, host)
     found += [*interface_obstacles(dom, host), *vf_obstacles(dom, host), *absent_usb(dom, host)]
+    found += resource_obstacles(dom, host)
     return list(dict.fromkeys(found))
 
 
@@ -293,6 +296,7 @@ class Guest:
         from pyhostdev.qemu.qemu_process.descriptors import DeviceDescriptors
         from pyhostdev.qemu.qemu_process.process import held_signals, run_guest
         from pyhostdev.qemu.qemu_process.sockets import ListeningSockets
+        from pyhostdev.qemu.qemu_process.tuning import guest_environment, settle
         from pyhostdev.qemu.qemu_process.variables import make_variables
 
         self._refuse(plan)
@@ -320,9 +324,10 @@ class Guest:
                 ownership=self.ownership,
                 pass_fds=(*sockets.fds, *devices.fds, *networks.lock_fds, *vfio.fds),
                 on_spawned=vfio.close,
-                environment=environment_of(self.definition),
+                environment={**guest_environment(self.definition), **environment_of(self.definition)},
                 links_down=devices.links_down,
                 control=GuestOwner(self.definition, self.host, self.capabilities, self.release, node_owner),
+                before_running=partial(settle, self.definition),
             )
 
     def _refuse(self, plan: Plan) -> None:
@@ -337,6 +342,7 @@ class Guest:
         obstacles += iommufd_obstacles(self.definition, self.host, self.release, self.fd_groups)
         found = [*interface_obstacles(self.definition, self.host), *vf_obstacles(self.definition, self.host)]
         obstacles += (finding for finding in found if finding.severity == ERROR)
+        obstacles += resource_obstacles(self.definition, self.host)
         if obstacles:
             raise RefusedError(obstacles)
 

@@ -127,7 +127,7 @@ class QEMUDefaults:
             dom.panics.append(DomainPanicDef())
         if is_q35(dom) and self.release.has("itco-watchdog"):
             _add_itco_watchdog(dom)
-        if not dom.audios:
+        if not dom.audios and not (dom.graphics and dom.graphics[0].type == "sdl"):
             dom.audios.append(_default_audio(dom))
 
     def _add_usb(self, dom: DomainDef) -> None:
@@ -232,10 +232,12 @@ def _default_audio(dom: DomainDef) -> DomainAudioDef:
     """
     Return where sound goes: to the viewer of the first graphics that takes it.
 
+    Where a window of SDL comes first, QEMU chooses from its environment.
+
     Mirrors: qemuDomainDefAddDefaultAudioBackend (src/qemu/qemu_domain.c)
     """
     first = dom.graphics[0].type if dom.graphics else ""
-    return DomainAudioDef(id=1, type={"spice": "spice", "sdl": "sdl", "dbus": "dbus"}.get(first, "none"))
+    return DomainAudioDef(id=1, type={"spice": "spice", "dbus": "dbus"}.get(first, "none"))
 
 
 def fill_numa(dom: DomainDef) -> None:

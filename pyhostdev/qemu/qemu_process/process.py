@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     ArgvBuilder = Callable[[int], Sequence[str]]
     OnStarted = Callable[[int], object]
+    BeforeRunning = Callable[[QEMUMonitor, int], Coroutine[Any, Any, None]]
 
 _T = TypeVar("_T")
 
@@ -96,9 +97,11 @@ class _Guest:
         actions: dict[str, str],
         over: asyncio.Event,
         links_down: Sequence[str] = (),
+        before_running: BeforeRunning | None = None,
     ) -> None:
         self.process = process
         self.links_down = links_down
+        self.before_running = before_running
         self.monitor = QEMUMonitor(name)
         self.actions = actions
         self.ended = asyncio.Event()
@@ -134,6 +137,8 @@ class _Guest:
                 await self._unless_over(self.monitor.stop_on_reboot(), ANSWER_TIMEOUT_S)
             for device in self.links_down:
                 await self._unless_over(self.monitor.set_link_down(device), ANSWER_TIMEOUT_S)
+            if self.before_running is not None:
+                await self._unless_over(self.before_running(self.monitor, self.process.pid), ANSWER_TIMEOUT_S)
             await self._unless_over(self.monitor.cont(), ANSWER_TIMEOUT_S)
         except _Over:
             if self.ended.is_set():
@@ -263,6 +268,7 @@ class _Request(NamedTuple):
     environment: Mapping[str, str]
     links_down: tuple[str, ...]
     control: Control | None
+    before_running: BeforeRunning | None
 
     def spawn(self, runtime: RuntimeDir, output: OutputPipe) -> QEMUProcess:
         with contextlib.ExitStack() as listening:
@@ -288,7 +294,7 @@ class _Request(NamedTuple):
         owning = contextlib.nullcontext() if self.control is None else self.control.owning(runtime.path)
         with owning, _end_signals(over.set), self.spawn(runtime, output) as process:
             output.follow(asyncio.get_running_loop())
-            guest = _Guest(process, self.name, self.actions, over, self.links_down)
+            guest = _Guest(process, self.name, self.actions, over, self.links_down, self.before_running)
             try:
                 if self.control is not None:
                     self.control.spawned(process.pid)
@@ -319,6 +325,7 @@ def run_guest(
     environment: Mapping[str, str] | None = None,
     links_down: Sequence[str] = (),
     control: Control | None = None,
+    before_running: BeforeRunning | None = None,
 ) -> GuestOutcome:
     """
     Run a guest until it ends, and QEMU with it.
@@ -337,6 +344,7 @@ def run_guest(
             caller's working directory. None keeps the output while the guest runs, and its end for ``last_words``.
         ownership: the user that QEMU runs as, without any privilege; None keeps the caller's user.
         pass_fds: descriptors in the argv besides the monitor's.
+        before_running: sets what is left to be set in a QEMU whose guest waits; receives monitor and process id.
         on_spawned: called when QEMU has inherited the descriptors: copies that would hold a device can be closed. It
             must not raise.
         environment: variables of QEMU's besides its own.
@@ -361,6 +369,7 @@ def run_guest(
         dict(environment or {}),
         tuple(links_down),
         control,
+        before_running,
     )
     gid = None if ownership is None else ownership.gid
     log_path = None if log_path is None else os.path.abspath(log_path)

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
+from pyhostdev.conf.tuning_postparse import iothread_numbers
 from pyhostdev.errors import (
     VIR_ERR_CONFIG_UNSUPPORTED,
-    VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_XML_DETAIL,
     ConfigError,
     ConfigUnsupportedError,
@@ -33,9 +33,12 @@ from pyhostdev.qemu.qemu_domain import (
     lacks_pci,
 )
 from pyhostdev.qemu.qemu_domain.namespace import namespace_of
+from pyhostdev.qemu.qemu_validate.board import board_errors
+from pyhostdev.qemu.qemu_validate.display import graphics_errors, video_errors
 from pyhostdev.qemu.qemu_validate.firmware import firmware_errors
 from pyhostdev.qemu.qemu_validate.net import net_errors
 from pyhostdev.qemu.qemu_validate.pci import pci_controller_errors
+from pyhostdev.qemu.qemu_validate.storage import disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,6 +80,7 @@ class QEMURules:
         for rule in _DOMAIN_RULES:
             yield from rule(dom)
         yield from self._machine_errors(dom)
+        yield from board_errors(dom, self.release)
 
     def _machine_errors(self, dom: DomainDef) -> Errors:
         """Yield what the machine cannot have, as far as the emulator says so."""
@@ -105,8 +109,16 @@ class QEMURules:
             yield from _hostdev_errors(dom, device, self.release)
         if device.tag == "filesystem" and not self.release.has("virtiofs-readonly"):
             yield from _readonly_virtiofs_errors(device)
+        if device.tag == "tpm":
+            yield from self._tpm_errors(device)
+        if device.tag == "video":
+            yield from video_errors(dom, device, self.capabilities, self.release)
         if device.tag == "disk" and self.release.has("sheepdog-is-gone"):
             yield from _sheepdog_errors(device)
+
+    def _tpm_errors(self, device: Any) -> Errors:
+        if device.model is not None and not self.capabilities.has_device(device.model):
+            yield _unsupported(f"QEMU has no TPM of model {device.model} here", device)
 
 
 def _unsupported(message: str, where: Any) -> ConfigError:
@@ -221,6 +233,8 @@ def _controller_errors(dom: DomainDef, device: Any) -> Errors:
             yield _unsupported(f"A USB controller of model {device.model} has no number of ports", device)
         elif device.ports > _USB_PORTS_MAX:
             yield _unsupported(f"A USB controller has at most {_USB_PORTS_MAX} ports", device)
+    if device.iothread is not None and device.iothread not in iothread_numbers(dom):
+        yield _unsupported(f"There is no I/O thread {device.iothread}", device)
     if device.type == "ide" and not is_builtin_ide(dom, device):
         yield _unsupported(f"The machine '{dom.os.machine}' has no IDE controller {device.index}", device)
 
@@ -286,17 +300,6 @@ def _sound_errors(_dom: DomainDef, device: Any) -> Errors:
         yield _unsupported(f"A sound card of model {device.model} has no codecs", device)
 
 
-def _disk_errors(_dom: DomainDef, device: Any) -> Errors:
-    """Mirrors: qemuValidateDomainDeviceDefDiskFrontend"""
-    kind = device.info.address.kind if device.info.address is not None else None
-    if device.bus == "usb" and kind not in (None, "usb"):
-        yield ConfigError(
-            f"A disk on USB cannot have an address of type {kind}",
-            line=device.line,
-            libvirt_code=VIR_ERR_INTERNAL_ERROR,
-        )
-
-
 def _sheepdog_errors(device: Any) -> Errors:
     if device.source is not None and device.source.protocol == "sheepdog":
         yield _unsupported("QEMU has no sheepdog any more", device)
@@ -308,8 +311,10 @@ def _memballoon_errors(_dom: DomainDef, device: Any) -> Errors:
         yield _unsupported("QEMU has no memory balloon of model xen", device)
 
 
-def _watchdog_errors(_dom: DomainDef, device: Any) -> Errors:
+def _watchdog_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainWatchdogDef"""
+    if device.model == "itco" and not is_q35(dom):
+        yield _unsupported("Only a q35 machine has the watchdog itco", device)
     kind = device.info.address.kind if device.info.address is not None else None
     if device.model == "i6300esb" and kind not in (None, "pci"):
         yield _unsupported("The watchdog i6300esb is a PCI device", device)
@@ -359,7 +364,8 @@ _DEVICE_RULES: dict[str, Callable[[DomainDef, Any], Errors]] = {
     "console": _chr_errors,
     "redirdev": _chr_errors,
     "sound": _sound_errors,
-    "disk": _disk_errors,
+    "disk": disk_errors,
+    "graphics": graphics_errors,
     "memballoon": _memballoon_errors,
     "watchdog": _watchdog_errors,
     "panic": _panic_errors,

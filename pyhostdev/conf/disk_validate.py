@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a disk must not say; the same for all hypervisors.
+
+Mirrors: virDomainDiskDefValidate and its parts (src/conf/domain_validate.c)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import (
+    VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_NO_SOURCE,
+    VIR_ERR_NO_TARGET,
+    ConfigError,
+    ConfigUnsupportedError,
+    XMLError,
+)
+from pyhostdev.util.virxml import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.disk_conf import DomainDiskDef, IOTuneDef
+    from pyhostdev.conf.domain_fields import DomainFields
+
+    Errors = Iterator[ConfigError]
+
+_VENDOR_MAX = 8  # SPC-4 6.4.2, INQUIRY: characters of vendor and product
+_PRODUCT_MAX = 16
+_DRIVE_BUSES = ("ide", "scsi", "sata", "fdc")
+_VIRTIO_DISK_ADDRESSES = ("pci", "ccw", "virtio-s390", "virtio-mmio")
+_LOCAL_TYPES = ("file", "block", "dir", "nvme", "vhostuser")
+_NAMED_PROTOCOLS_EXCEPT = ("nbd",)
+_VHOSTUSER_WORDS = (
+    *("cache", "error_policy", "rerror_policy", "io", "ioeventfd", "copy_on_read", "discard", "iothread"),
+    *("detect_zeroes", "metadata_cache", "iotune", "encryption", "readonly", "shareable", "transient", "serial"),
+    *("wwn", "vendor", "product", "auth", "cyls", "trans", "logical_block_size", "physical_block_size"),
+)
+
+
+def disk_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
+    """Yield what is wrong with one disk."""
+    if device.target is None:
+        yield XMLError("A disk has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)
+        return
+    yield from _source_errors(device)
+    yield from _bus_errors(device)
+    yield from _kind_errors(device)
+    yield from _lun_errors(device)
+    yield from _name_errors(device)
+    yield from _iotune_errors(device.iotune)
+    if device.device == "disk" and device.is_empty:
+        yield XMLError(f"Disk '{device.target}' has no source", line=device.line, libvirt_code=VIR_ERR_NO_SOURCE)
+
+
+def _internal(message: str, line: int | None) -> ConfigError:
+    """Return an error that libvirt takes for one of its own."""
+    return ConfigUnsupportedError(message, line=line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
+
+
+def _source_errors(device: DomainDiskDef) -> Errors:
+    """Mirrors: virDomainDiskSourceNetworkParse, virDomainDiskVhostUserValidate"""
+    source, line = device.source, device.line
+    if source is None:
+        return
+    if device.type == "network":
+        if source.protocol is None:
+            yield XMLError("A network disk's <source> lacks 'protocol'", line=line)
+        elif source.name is None and source.protocol not in _NAMED_PROTOCOLS_EXCEPT:
+            yield XMLError(f"A disk of protocol {source.protocol} lacks the name of its image", line=line)
+    if device.type == "nvme" and not source.namespace:
+        yield ConfigUnsupportedError("An NVMe disk's namespaces begin with 1", line=line)
+    if device.type == "vhostuser":
+        yield from _vhostuser_errors(device)
+    policy = source.startup_policy
+    if policy is not None and device.type not in (*_LOCAL_TYPES, "volume"):
+        yield XMLError(f"A disk of type {device.type} has no startupPolicy", line=line)
+    elif policy == "requisite" and device.device not in ("cdrom", "floppy"):
+        yield XMLError("Only cdrom and floppy have startupPolicy='requisite'", line=line)
+
+
+def _vhostuser_errors(device: DomainDiskDef) -> Errors:
+    source, line = device.source, device.line
+    assert source is not None
+    if source.path is None or source.type is None:
+        yield XMLError("A vhostuser disk's <source> lacks 'type' or 'path'", line=line)
+    elif source.type != "unix":
+        yield ConfigUnsupportedError("A vhostuser disk's <source> has type='unix'", line=line)
+    said = [name for name in _VHOSTUSER_WORDS if getattr(device, name) not in (None, False, "default")]
+    if device.bus not in (None, "virtio"):
+        yield ConfigUnsupportedError("A vhostuser disk is on bus virtio", line=line)
+    if device.snapshot not in (None, "no"):
+        said.append("snapshot")
+    if said:
+        yield ConfigUnsupportedError(f"A vhostuser disk cannot have {said[0].replace('_', ' ')}", line=line)
+
+
+def _bus_errors(device: DomainDiskDef) -> Errors:
+    line, bus, kind = device.line, device.bus, device.info.address and device.info.address.kind
+    is_wrong = (kind is not None and kind != "drive" and bus in _DRIVE_BUSES) or (
+        kind is not None and kind not in _VIRTIO_DISK_ADDRESSES and bus == "virtio"
+    )
+    if is_wrong:
+        yield ConfigUnsupportedError(f"A disk on bus {bus} cannot have an address of type {kind}", line=line)
+    if bus not in (None, "virtio"):
+        for name in ("queues", "event_idx", "ioeventfd"):
+            if getattr(device, name) is not None:
+                yield ConfigUnsupportedError(f"Only a virtio disk has {name}", line=line)
+        for name in ("iommu", "ats", "packed", "page_per_vq"):
+            if getattr(device.virtio, name, None) is not None:
+                yield ConfigUnsupportedError(f"Only a virtio disk has {name}", line=line)
+    if device.model is not None and bus is not None and device.model.startswith("virtio") != (bus == "virtio"):
+        yield ConfigUnsupportedError(f"A disk on bus {bus} cannot have model {device.model}", line=line)
+    if device.removable is not None and bus != "usb":
+        yield XMLError("Only a USB disk is removable", line=line)
+
+
+def _kind_errors(device: DomainDiskDef) -> Errors:
+    line, kind = device.line, device.device
+    if kind != "lun" and (device.rawio is not None or device.sgio is not None):
+        yield ConfigUnsupportedError("Only a lun has rawio or sgio", line=line)
+    if device.sgio == "unfiltered":
+        yield ConfigUnsupportedError("Unfiltered sgio no longer exists", line=line)
+    if kind != "lun" and device.source is not None and device.source.reservations is not None:
+        yield ConfigUnsupportedError("Only a lun has <reservations>", line=line)
+    if device.tray is not None and kind not in ("floppy", "cdrom"):
+        yield ConfigUnsupportedError("Only cdrom and floppy have a tray", line=line)
+    for name, most in (("vendor", _VENDOR_MAX), ("product", _PRODUCT_MAX)):
+        text = getattr(device, name) or ""
+        if not text.isprintable():
+            yield XMLError(f"The {name} of a disk is not printable", line=line)
+        elif len(text) > most:
+            yield ConfigUnsupportedError("Vendor or product of a disk is too long", line=line)
+    if device.bus is not None and (kind == "floppy") != (device.bus == "fdc"):
+        yield _internal(f"A {kind} cannot be on bus {device.bus}", line)
+
+
+def _lun_errors(device: DomainDiskDef) -> Errors:
+    """Mirrors: virDomainDiskDefSourceLUNValidate"""
+    if device.device != "lun":
+        return
+    source, line = device.source, device.line
+    if device.type == "network":
+        if source is not None and source.protocol != "iscsi":
+            yield ConfigUnsupportedError(f"A lun cannot be of protocol {source.protocol}", line=line)
+    elif device.type not in ("block", "volume"):
+        yield ConfigUnsupportedError("A lun is a block device", line=line)
+    if device.driver_type not in (None, "raw", "none"):
+        yield ConfigUnsupportedError("A lun has format raw", line=line)
+    if source is not None and (source.slices is not None or source.encryption is not None):
+        yield ConfigUnsupportedError("A lun has no slices and no encryption", line=line)
+
+
+def _name_errors(device: DomainDiskDef) -> Errors:
+    line, kind, name = device.line, device.device, device.target or ""
+    if kind in ("disk", "lun") and not name.startswith(("hd", "sd", "vd", "xvd", "ubd")):
+        yield _internal(f"Invalid disk name '{shown(name)}'", line)
+    if kind == "floppy" and not name.startswith("fd"):
+        yield _internal(f"Invalid floppy name '{shown(name)}'", line)
+    if device.wwn is not None and not re.fullmatch(r"[0-9a-fA-F]{16}", device.wwn, re.ASCII):
+        yield _internal(f"'{shown(device.wwn)}' is not a WWN of 16 hexadecimal digits", line)
+
+
+def _iotune_errors(tune: IOTuneDef | None) -> Errors:
+    if tune is None:
+        return
+    for what in ("bytes_sec", "iops_sec", "bytes_sec_max", "iops_sec_max"):
+        total = getattr(tune, f"total_{what}")
+        if total and (getattr(tune, f"read_{what}") or getattr(tune, f"write_{what}")):
+            text = f"<iotune> has a total {what.replace('_', ' ')} and one for reads or writes"
+            yield XMLError(text, line=tune.line)

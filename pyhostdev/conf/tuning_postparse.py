@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Processors, I/O threads, memory and the clock in libvirt's own spelling.
+
+Mirrors: virDomainVcpuParse, virDomainIOThreadIDDefArrayInit, virDomainNumatuneSet, virDomainClockDefParseXML
+(src/conf/domain_conf.c, src/conf/numa_conf.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.vcpu_conf import IOThreadDef
+from pyhostdev.conf.xml.xmlcodec import nodes_of
+from pyhostdev.errors import ConfigUnsupportedError, XMLError
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.cpu_conf import NumaCell
+    from pyhostdev.conf.domain_fields import DomainFields
+    from pyhostdev.conf.os_conf import ClockDef
+
+LOCAL_DISTANCE, UNREACHABLE = 10, 255  # ACPI 6.5, 5.2.17 (SLIT)
+
+
+def normalise_tuning(dom: DomainFields) -> None:
+    """
+    Bring threads, memory placement and the clock into libvirt's own spelling.
+
+    Raises:
+        ConfigError: numbers that contradict each other.
+    """
+    normalise_vcpus(dom)
+    _normalise_iothreads(dom)
+    _normalise_pins(dom)
+    _normalise_numatune(dom)
+    if dom.cpu is not None:
+        _normalise_distances(dom.cpu.cells)
+    if dom.clock is not None:
+        _normalise_clock(dom.clock)
+
+
+def normalise_vcpus(dom: DomainFields) -> None:
+    """
+    Settle how many virtual processors there are at the start.
+
+    Raises:
+        ConfigError: more than there can be.
+    """
+    dom.vcpu_placement = dom.vcpu_placement or "static"
+    if dom.vcpu_placement == "auto":
+        dom.vcpu_cpuset = None
+    if dom.vcpu_list:
+        _normalise_vcpu_list(dom)
+    if dom.vcpu_current is not None and dom.vcpu_current > dom.vcpus:
+        raise ConfigUnsupportedError(f"{dom.vcpu_current} of {dom.vcpus} virtual CPUs cannot be online", line=dom.line)
+    if dom.vcpu_current == dom.vcpus:
+        dom.vcpu_current = None
+
+
+def _normalise_vcpu_list(dom: DomainFields) -> None:
+    """Say for each processor what it is; those that are not listed cannot be plugged and are off."""
+    named = {vcpu.id: vcpu for vcpu in dom.vcpu_list}
+    for vcpu in dom.vcpu_list:
+        if vcpu.hotpluggable is None:
+            vcpu.hotpluggable = not vcpu.enabled
+        if vcpu.id == 0 and not (vcpu.enabled and not vcpu.hotpluggable):
+            raise XMLError("Virtual CPU 0 is enabled and cannot be plugged", line=vcpu.line)
+        if not vcpu.enabled and not vcpu.hotpluggable:
+            raise XMLError(f"Virtual CPU {vcpu.id} is off and cannot be plugged", line=vcpu.line)
+    too_high = [vcpu for vcpu in dom.vcpu_list if vcpu.id >= dom.vcpus]
+    if too_high:
+        raise XMLError(f"There is no virtual CPU {too_high[0].id}", line=too_high[0].line)
+    orders = [vcpu.order for vcpu in dom.vcpu_list if vcpu.order is not None]
+    if len(set(orders)) != len(orders):
+        raise XMLError("Two virtual CPUs have one order", line=dom.vcpu_list[0].line)
+    if len(named) != len(dom.vcpu_list):
+        raise XMLError("A virtual CPU is listed twice", line=dom.vcpu_list[0].line)
+    dom.vcpu_list = [named[number] for number in sorted(named)]
+    online = sum(1 for vcpu in dom.vcpu_list if vcpu.enabled)
+    dom.vcpu_current = online if online else dom.vcpu_current
+
+
+def _normalise_iothreads(dom: DomainFields) -> None:
+    """Number the I/O threads: the named ones, and the lowest free numbers for the rest."""
+    used = [thread.id for thread in dom.iothread_ids]
+    if len(set(used)) != len(used):
+        raise XMLError("Two I/O threads have one id", line=dom.iothread_ids[0].line)
+    count = max(dom.iothreads or 0, len(used))
+    dom.iothreads = count or None
+    if dom.iothread_ids:
+        free = (number for number in range(1, count + 1) if number not in used)
+        dom.iothread_ids += [IOThreadDef(id=next(free)) for _ in range(count - len(used))]
+
+
+def iothread_numbers(dom: DomainFields) -> list[int]:
+    """Return the numbers of the I/O threads, as the definition has them or from 1 on."""
+    if dom.iothread_ids:
+        return [thread.id for thread in dom.iothread_ids]
+    return list(range(1, (dom.iothreads or 0) + 1))
+
+
+def _normalise_pins(dom: DomainFields) -> None:
+    """Drop the pins of processors that are not there, as libvirt does; sort the others."""
+    tune = dom.cputune
+    if tune is None:
+        return
+    tune.vcpupins = sorted((pin for pin in tune.vcpupins if pin.vcpu < dom.vcpus), key=lambda pin: pin.vcpu)
+    vcpus = [pin.vcpu for pin in tune.vcpupins]
+    if len(set(vcpus)) != len(vcpus):
+        raise XMLError("A virtual CPU is pinned twice", line=tune.line)
+    threads = [pin.iothread for pin in tune.iothreadpins]
+    if len(set(threads)) != len(threads):
+        raise XMLError("An I/O thread is pinned twice", line=tune.line)
+    for pin in tune.iothreadpins:
+        if pin.iothread not in iothread_numbers(dom):
+            raise XMLError(f"There is no I/O thread {pin.iothread}", line=pin.line)
+    order = {number: place for place, number in enumerate(iothread_numbers(dom))}
+    tune.iothreadpins.sort(key=lambda pin: order[pin.iothread])
+    if dom.vcpu_placement == "auto":
+        tune.emulatorpin, tune.vcpupins = None, []
+
+
+def _normalise_numatune(dom: DomainFields) -> None:
+    """
+    Settle where memory comes from: a set of nodes is static, and numad chooses where no set is said.
+
+    Mirrors: virDomainNumatuneParseXML, virDomainNumatuneSet (src/conf/numa_conf.c)
+    """
+    tune, is_auto = dom.numatune, dom.vcpu_placement == "auto"
+    said = (tune.mode, tune.nodeset, tune.placement) != (None, None, None)
+    if not said and is_auto:
+        tune.placement, said = "auto", True
+    if said:
+        tune.mode = tune.mode or "strict"
+        default = "auto" if tune.nodeset is None and is_auto else "static"
+        placement = tune.placement or default
+        if placement == "static" and tune.nodeset is None:
+            raise ConfigUnsupportedError("Static NUMA placement needs a nodeset", line=tune.line or dom.line)
+        tune.placement = "auto" if placement == "auto" else None
+        tune.nodeset = None if placement == "auto" else tune.nodeset
+    _normalise_memnodes(dom)
+
+
+def _normalise_memnodes(dom: DomainFields) -> None:
+    tune = dom.numatune
+    if tune.memnodes and tune.placement == "auto":
+        raise ConfigUnsupportedError("<memnode> and automatic NUMA placement exclude each other", line=tune.line)
+    cells = len(dom.cpu.cells) if dom.cpu is not None else 0
+    seen: set[int] = set()
+    for node in tune.memnodes:
+        node.mode = node.mode or "strict"
+        if node.cellid >= cells:
+            raise XMLError(f"The guest has no NUMA cell {node.cellid}", line=node.line)
+        if node.cellid in seen:
+            raise XMLError(f"Two <memnode> are for cell {node.cellid}", line=node.line)
+        if tune.mode == "restrictive" and node.mode != "restrictive":
+            raise XMLError("A <memnode> is restrictive where <memory> is", line=node.line)
+        seen.add(node.cellid)
+    tune.memnodes.sort(key=lambda node: int(node.cellid))
+
+
+def _normalise_distances(cells: list[NumaCell]) -> None:
+    """
+    Say all distances of a cell where one is said, the same in both directions.
+
+    Raises:
+        XMLError: a distance to a cell that is not there, or one that ACPI does not have.
+
+    Mirrors: virDomainNumaDefNodeDistanceParseXML (src/conf/numa_conf.c)
+    """
+    table: dict[int, dict[int, int]] = {}
+    for place, cell in enumerate(cells):
+        own = cell.id if cell.id is not None else place
+        for sibling in cell.distances:
+            is_self = sibling.id == own
+            if sibling.id >= len(cells) or not LOCAL_DISTANCE <= sibling.value <= UNREACHABLE:
+                raise XMLError("A <sibling> has no such NUMA cell or distance", line=sibling.line)
+            if is_self != (sibling.value == LOCAL_DISTANCE):
+                raise XMLError(f"{LOCAL_DISTANCE} is the distance of a cell to itself", line=sibling.line)
+            table.setdefault(own, {own: LOCAL_DISTANCE})[sibling.id] = sibling.value
+            table.setdefault(sibling.id, {sibling.id: LOCAL_DISTANCE}).setdefault(own, sibling.value)
+    for place, cell in enumerate(cells):
+        own = cell.id if cell.id is not None else place
+        cell.distances = [_sibling(number, value) for number, value in sorted(table.get(own, {}).items())]
+
+
+def _sibling(number: int, value: int) -> Any:
+    from pyhostdev.conf.cpu_conf import NumaSibling
+
+    return NumaSibling(id=number, value=value)
+
+
+def _normalise_clock(clock: ClockDef) -> None:
+    """An offset in seconds is a variable one, whatever it is called."""
+    if clock.offset in ("utc", "localtime") and clock.adjustment not in (None, "reset"):
+        clock.basis, clock.offset = clock.offset, "variable"
+    if clock.offset == "variable":
+        clock.adjustment, clock.basis = str(int(clock.adjustment or 0)), clock.basis or "utc"
+
+
+def cpus_of(cell: NumaCell) -> set[int]:
+    """Return the numbers of a cell's processors."""
+    return set(nodes_of(cell.cpus)) if cell.cpus else set()

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a definition must not say about threads, memory and the features of the machine.
+
+Mirrors: virDomainDefValidateInternal and its parts (src/conf/domain_validate.c), src/conf/numa_conf.c
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.tuning_postparse import cpus_of
+from pyhostdev.conf.xml.xmlcodec import nodes_of
+from pyhostdev.errors import (
+    VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_XML_DETAIL,
+    ConfigError,
+    ConfigUnsupportedError,
+    XMLError,
+)
+from pyhostdev.util.virxml import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pyhostdev.conf.domain_fields import DomainFields
+    from pyhostdev.conf.vcpu_conf import ThreadPool
+    from pyhostdev.conf.xml.xmldef import ElementDef
+
+    Errors = Iterator[ConfigError]
+
+# of control groups: cpu.shares, cpu.cfs_period_us and cpu.cfs_quota_us (kernel Documentation/scheduler/sched-bwc.rst)
+_SHARES = (2, 262144)
+_PERIOD_US = (1000, 1000000)
+_QUOTA_US = (1000, 18446744073709551)
+_PERIODS = ("period", "global_period", "emulator_period", "iothread_period")
+_QUOTAS = ("quota", "global_quota", "emulator_quota", "iothread_quota")
+
+
+def tuning_errors(dom: DomainFields) -> Errors:
+    """Yield what is wrong, in libvirt's order."""
+    for rule in _RULES:
+        yield from rule(dom)
+
+
+def _feature_words(dom: DomainFields) -> Errors:
+    """Refuse features that nothing knows: unlike other words, libvirt refuses them while parsing."""
+    named: list[tuple[ElementDef | None, int | None]] = [
+        (dom.features, VIR_ERR_INTERNAL_ERROR),
+        (dom.features.hyperv, None),
+        (dom.features.kvm, None),
+    ]
+    for part, code in named:
+        for path, word in part.own_unknown() if part is not None else ():
+            if word.is_element and not path and not word.is_foreign and part is not None:
+                text = f"<{part.tag}> has no feature '{shown(word.name)}'"
+                yield ConfigUnsupportedError(text, line=word.line, libvirt_code=code)
+
+
+def _cell_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainNumaDefParseXML (src/conf/numa_conf.c)"""
+    cells = dom.cpu.cells if dom.cpu is not None else []
+    for place, cell in enumerate(cells):
+        for other in cells[:place]:
+            if cpus_of(cell) & cpus_of(other):
+                text = f"NUMA cells {other.id} and {cell.id} share virtual CPUs"
+                yield ConfigUnsupportedError(text, line=cell.line)
+
+
+def _hugepage_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainDefMemtuneValidate, virDomainHugepagesParseXML"""
+    cells = len(dom.cpu.cells) if dom.cpu is not None else 0
+    seen: set[int] = set()
+    masters = 0
+    for page in dom.memory_backing.pages:
+        if not page.size:
+            yield XMLError("Huge pages have a size", line=page.line, libvirt_code=VIR_ERR_XML_DETAIL)
+        nodes = set(nodes_of(page.nodeset)) if page.nodeset else set()
+        masters += not nodes
+        if nodes & seen or masters > 1:
+            text = "Two sizes of huge pages are for one NUMA cell"
+            yield XMLError(text, line=page.line, libvirt_code=VIR_ERR_XML_DETAIL)
+        masters = min(masters, 1)
+        if any(node >= cells for node in nodes):
+            text = f"Huge pages are for NUMA cell {max(nodes)}, which the guest does not have"
+            yield XMLError(text, line=page.line, libvirt_code=VIR_ERR_XML_DETAIL)
+        seen |= nodes
+
+
+def _cputune_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainDefCputuneValidate (src/conf/domain_validate.c)"""
+    tune = dom.cputune
+    if tune is None:
+        return
+    limits = {"shares": _SHARES, **dict.fromkeys(_PERIODS, _PERIOD_US), **dict.fromkeys(_QUOTAS, _QUOTA_US)}
+    for name, (least, most) in limits.items():
+        value = getattr(tune, name)
+        if value is not None and value > 0 and not least <= value <= most:
+            text = f"<{name}> of <cputune> is not within {least} and {most}"
+            yield ConfigUnsupportedError(text, line=tune.line_of(name))
+
+
+def _iothread_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainDefValidateIOThreads (src/conf/domain_validate.c)"""
+    pools: list[ThreadPool] = [*dom.iothread_ids]
+    if dom.default_iothread is not None:
+        pools.append(dom.default_iothread)
+    for pool in pools:
+        least, most = pool.thread_pool_min, pool.thread_pool_max
+        if most == 0:
+            yield ConfigUnsupportedError("thread_pool_max is a positive number", line=pool.line)
+        elif least is not None and (most is None or least > most):
+            yield ConfigUnsupportedError("thread_pool_min needs a thread_pool_max that is not below it", line=pool.line)
+
+
+_RULES: tuple[Callable[[DomainFields], Errors], ...] = (
+    _feature_words,
+    _cell_errors,
+    _hugepage_errors,
+    _cputune_errors,
+    _iothread_errors,
+)

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The guest's memory and its NUMA nodes on the command line.
+
+Mirrors: qemuBuildMemCommandLine, qemuBuildMemoryBackendProps, qemuBuildNumaCommandLine (src/qemu/qemu_command.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyhostdev.conf.xml.xmlcodec import nodes_of, unit_factor
+from pyhostdev.qemu.qemu_command.builder import on_off, unsupported
+from pyhostdev.qemu.qemu_domain import PPC64
+
+if TYPE_CHECKING:
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
+
+_KIB = 1024
+_PSERIES_STEP_KIB = 256 * _KIB  # the firmware hands out memory in blocks of 256 MiB
+_DEFAULT_HUGEPAGE_KIB = 2048  # of x86, where the kernel is not told otherwise
+_PAGE_KIB = 4  # an ordinary page: memory on such "huge" pages is ordinary memory
+_REMOTE_DISTANCE, _LOCAL_DISTANCE = 20, 10  # ACPI 6.5, 5.2.17, where none is said
+_POLICIES = {"strict": "bind", "preferred": "preferred", "interleave": "interleave"}
+
+
+class MemoryWish(NamedTuple):
+    """
+    Memory that an object shall provide.
+
+    ``node`` is the guest's NUMA cell, None outside cells. ``access`` is shared or private where the cell or the module
+    says so itself. ``named`` is True for the machine's own memory, whose id must not change between QEMU versions.
+    """
+
+    alias: str
+    kib: int
+    access: str | None = None
+    node: int | None = None
+    named: bool = False
+    discard: bool | None = None
+
+
+def build_memory(build: CommandBuilder) -> None:
+    """Size the guest's memory and say what backs it."""
+    dom = build.dom
+    size = f"size={_initial_kib(build)}k"
+    if dom.max_memory is not None and dom.max_memory.slots:
+        build.add("-m", f"{size},slots={dom.max_memory.slots},maxmem={dom.max_memory.kib}k")
+    elif build.release.has("memory-size-in-kib"):
+        build.add("-m", size)
+    else:
+        build.add("-m", str(_initial_kib(build) // 1024))
+    ram = build.capabilities.machine(str(dom.os.machine)).ram_id
+    if ram is not None and not (dom.cpu is not None and dom.cpu.cells):
+        add_memory(build, MemoryWish(ram, _initial_kib(build), named=True))
+    locked = dom.memory_backing is not None and dom.memory_backing.locked
+    build.add("-overcommit", f"mem-lock={on_off(locked)}")
+
+
+def _initial_kib(build: CommandBuilder) -> int:
+    """Return the memory at start: the whole of it without what comes as devices."""
+    cells = build.dom.cpu.cells if build.dom.cpu is not None else []
+    if cells:
+        return sum(_aligned(build, cell.memory_kib) for cell in cells)
+    return _aligned(build, build.dom.memory_kib - sum(module.size_kib for module in build.dom.memories))
+
+
+def _aligned(build: CommandBuilder, kib: int) -> int:
+    """
+    Return an amount of memory rounded up to what the machine can have.
+
+    Mirrors: qemuDomainAlignMemorySizes (src/qemu/qemu_domain.c)
+    """
+    step = _PSERIES_STEP_KIB if build.dom.os.arch in PPC64 else _KIB
+    return -(-kib // step) * step
+
+
+def add_memory(build: CommandBuilder, wish: MemoryWish) -> None:
+    """
+    Add the object that provides memory, and the threads that touch it where they must run near it.
+
+    Raises:
+        ConfigUnsupportedError: a backing that we do not build.
+
+    Mirrors: qemuBuildMemoryBackendProps, qemuBuildThreadContextProps
+    """
+    kind, properties = _backend(build, wish)
+    nodes = properties.get("host-nodes")
+    if nodes and properties.get("prealloc") and build.capabilities.has_object("thread-context"):
+        context = f"tc-{wish.alias}"
+        build.add_object("thread-context", context, **{"node-affinity": nodes})
+        properties["prealloc-context"] = context
+    build.add_object(kind, wish.alias, **properties)
+
+
+def _backend(build: CommandBuilder, wish: MemoryWish) -> tuple[str, Properties]:
+    backing = build.dom.memory_backing
+    access = wish.access or backing.access_mode
+    page_kib = _page_kib(backing, wish.node)
+    prealloc = True if page_kib or backing.allocation_mode == "immediate" else None
+    kind, properties = _kind(build, wish, access, page_kib)
+    return kind, {
+        **properties,
+        "share": None if access is None else access == "shared",
+        "x-use-canonical-path-for-ramblock-id": False if wish.named and kind != "memory-backend-ram" else None,
+        "prealloc": prealloc,
+        "prealloc-threads": backing.allocation_threads if prealloc else None,
+        "size": wish.kib * _KIB,
+        **_policy(build, wish.node),
+    }
+
+
+def _kind(build: CommandBuilder, wish: MemoryWish, access: str | None, page_kib: int | None) -> tuple[str, Properties]:
+    """Return what kind of object provides memory, and what it is made of."""
+    backing = build.dom.memory_backing
+    if backing.source_type == "memfd":
+        huge = {} if page_kib is None else {"hugetlb": True, "hugetlbsize": page_kib * _KIB}
+        return "memory-backend-memfd", huge
+    if page_kib is None and access is None and backing.source_type != "file":
+        return "memory-backend-ram", {}
+    path = build.paths.memory(wish.alias) if page_kib is None else _hugepage_path(build, page_kib)
+    discard = True if wish.discard or (wish.discard is None and backing.discard) else None
+    return "memory-backend-file", {"mem-path": path, "discard-data": discard}
+
+
+def _policy(build: CommandBuilder, node: int | None) -> Properties:
+    """
+    Return from which host nodes memory comes; a restrictive one is the control group's business.
+
+    Raises:
+        ConfigUnsupportedError: numad shall choose.
+    """
+    tune = build.dom.numatune
+    own = next((memnode for memnode in tune.memnodes if memnode.cellid == node), None)
+    if own is None and tune.placement == "auto":
+        raise unsupported("Automatic NUMA placement", tune)
+    mode, nodes = (tune.mode, tune.nodeset) if own is None else (own.mode, own.nodeset)
+    if nodes is None or mode == "restrictive":
+        return {}
+    return {"host-nodes": nodes_of(nodes), "policy": _POLICIES[mode or "strict"]}
+
+
+def _page_kib(backing: Any, node: int | None) -> int | None:
+    """
+    Return the page size of a cell's memory; None for ordinary pages.
+
+    Without a size it is that of the host's default huge page.
+    """
+    if not backing.hugepages:
+        return None
+    if not backing.pages:
+        return _DEFAULT_HUGEPAGE_KIB
+    own = [page for page in backing.pages if page.nodeset and node in nodes_of(page.nodeset)]
+    page = next(iter(own), None) or next((page for page in backing.pages if not page.nodeset), None)
+    kib = None if page is None else int(page.size * unit_factor(page.unit)) // _KIB
+    return None if kib == _PAGE_KIB else kib
+
+
+def _hugepage_path(build: CommandBuilder, kib: int) -> str:
+    directory = "/dev/hugepages" if kib == _DEFAULT_HUGEPAGE_KIB else f"/dev/hugepages{kib >> 20}G"
+    return f"{directory}/libvirt/qemu/{build.paths.short_name}"
+
+
+def build_numa(build: CommandBuilder) -> None:
+    """Divide memory and processors into the guest's NUMA nodes."""
+    cpu = build.dom.cpu
+    if cpu is None or not cpu.cells:
+        return
+    if cpu.interconnects is not None:
+        raise unsupported("<interconnects>", cpu)
+    for cell in cpu.cells:
+        _build_cell(build, cell)
+    if any(cell.distances for cell in cpu.cells):
+        _build_distances(build, cpu.cells)
+
+
+def _build_cell(build: CommandBuilder, cell: Any) -> None:
+    if cell.cache is not None:
+        raise unsupported("<cache> of a NUMA cell", cell)
+    memory = []
+    if cell.memory_kib or not build.release.has("numa-cells-without-memory"):
+        alias = f"ram-node{cell.id}"
+        memory = [f"memdev={alias}"]
+        kib = _aligned(build, cell.memory_kib)
+        add_memory(build, MemoryWish(alias, kib, cell.mem_access, cell.id, discard=cell.discard))
+    cpus = [f"cpus={part}" for part in (cell.cpus or "").split(",") if part]
+    build.add("-numa", ",".join(["node", f"nodeid={cell.id}", *cpus, *memory]))
+
+
+def _build_distances(build: CommandBuilder, cells: list[Any]) -> None:
+    """Say how far each cell is from each other; QEMU wants all of them where it gets one."""
+    for cell in cells:
+        known = {sibling.id: sibling.value for sibling in cell.distances}
+        for other in cells:
+            default = _LOCAL_DISTANCE if other is cell else _REMOTE_DISTANCE
+            build.add("-numa", f"dist,src={cell.id},dst={other.id},val={known.get(other.id, default)}")

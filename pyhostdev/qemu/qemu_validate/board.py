@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What QEMU asks of processors, memory and the clock.
+
+Mirrors: qemuValidateDomainDefCpu, qemuValidateDomainDefMemory, qemuValidateDomainDefClockTimers
+(src/qemu/qemu_validate.c)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.cpu_conf import HOST_MODES
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError
+from pyhostdev.qemu.qemu_domain import X86, is_arm_virt, is_q35
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
+
+    Errors = Iterator[ConfigError]
+
+_CACHE_LEVEL = 3  # the only one that QEMU can leave out
+_APIC_IDS = 255  # of xAPIC, without an IOMMU that remaps interrupts
+_START_MAX = 253402300799  # the last second of the year 9999
+_LATER_HYPERV = ("emsr_bitmap", "xmm_input", "tlbflush_direct", "tlbflush_extended")
+# timer -> the policies for lost ticks that QEMU has
+_TICK_POLICIES = {
+    "rtc": ("delay", "catchup"),
+    "pit": ("delay", "discard", "catchup"),
+    "armvtimer": ("delay", "discard"),
+}
+
+
+def _unsupported(message: str, where: Any) -> ConfigError:
+    return ConfigUnsupportedError(message, line=where.line, libvirt_code=VIR_ERR_CONFIG_UNSUPPORTED)
+
+
+def board_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
+    """Yield what is wrong with processors, memory, time and security."""
+    yield from _cpu_errors(dom)
+    yield from _vcpu_errors(dom)
+    yield from _memory_errors(dom)
+    yield from _clock_errors(dom)
+    yield from _hyperv_errors(dom, release)
+    if dom.min_guarantee is not None:
+        yield _unsupported("QEMU guarantees no minimum of memory", dom)
+    if dom.bootloader is not None or dom.bootloader_args is not None:
+        yield _unsupported("QEMU runs no boot loader of the host", dom)
+    if dom.launch_security is not None:
+        kind = dom.launch_security.type
+        yield _unsupported(f"Launch security of type {kind} is not supported", dom.launch_security)
+    tune = dom.cputune
+    if tune is not None and dom.type != "kvm" and (tune.cachetune is not None or tune.memorytune is not None):
+        yield _unsupported("<cachetune> and <memorytune> are for KVM", tune)
+
+
+def _cpu_errors(dom: DomainDef) -> Errors:
+    cpu = dom.cpu
+    if cpu is None:
+        return
+    if cpu.maxphysaddr_mode is not None and dom.os.arch not in X86:
+        yield _unsupported(f"The architecture {dom.os.arch} has no <maxphysaddr>", cpu)
+    if cpu.maxphysaddr_mode == "passthrough" and cpu.maxphysaddr_bits is not None:
+        yield _unsupported("<maxphysaddr mode='passthrough'> has no bits of its own", cpu)
+    if cpu.cache_mode is None:
+        return
+    if dom.os.arch not in X86:
+        yield _unsupported(f"The architecture {dom.os.arch} has no <cache> of <cpu>", cpu)
+    if cpu.cache_mode == "emulate" and cpu.cache_level != _CACHE_LEVEL:
+        yield _unsupported(f"<cache mode='emulate'> is of level {_CACHE_LEVEL}", cpu)
+    if cpu.cache_mode == "passthrough" and cpu.mode not in HOST_MODES:
+        yield _unsupported("<cache mode='passthrough'> is for the host's processor", cpu)
+    if cpu.cache_mode != "emulate" and cpu.cache_level is not None:
+        yield _unsupported(f"<cache mode='{cpu.cache_mode}'> has no level", cpu)
+
+
+def _vcpu_errors(dom: DomainDef) -> Errors:
+    """Mirrors: qemuValidateDomainVCpuTopology"""
+    if dom.os.arch not in X86 or dom.vcpus <= _APIC_IDS:
+        return
+    if not is_q35(dom):
+        yield _unsupported(f"Only a q35 machine has more than {_APIC_IDS} processors", dom)
+    elif not any(iommu.eim or iommu.xtsup for iommu in dom.iommus):
+        yield _unsupported(f"More than {_APIC_IDS} processors need an IOMMU with extended interrupt mode", dom)
+
+
+def _memory_errors(dom: DomainDef) -> Errors:
+    backing = dom.memory_backing
+    if not backing.hugepages:
+        return
+    if backing.allocation_mode == "ondemand":
+        yield _unsupported("Huge pages cannot be allocated on demand", backing)
+    if backing.source_type == "anonymous":
+        yield _unsupported("Anonymous memory has no huge pages", backing)
+
+
+def _clock_errors(dom: DomainDef) -> Errors:
+    clock = dom.clock
+    for timer in clock.timers if clock is not None else ():
+        policies = _TICK_POLICIES.get(timer.name)
+        if policies is not None and timer.tickpolicy not in (None, *policies):
+            yield _unsupported(f"Timer {timer.name} cannot have tickpolicy='{timer.tickpolicy}'", timer)
+        if timer.name == "rtc" and timer.track == "boot":
+            yield _unsupported("Timer rtc cannot follow the boot time", timer)
+        if timer.name == "armvtimer" and is_arm_virt(dom) and (dom.type != "kvm" or timer.present is False):
+            yield _unsupported("Timer armvtimer is always there, and is KVM's", timer)
+    if clock is not None and clock.offset == "absolute" and (clock.start or 0) > _START_MAX:
+        yield _unsupported("<clock> starts after the year 9999", clock)
+
+
+def _hyperv_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
+    hyperv = dom.features.hyperv
+    for name in _LATER_HYPERV if hyperv is not None and not release.has("hyperv-later") else ():
+        if getattr(hyperv, name) is not None:
+            yield _unsupported(f"libvirt {release} has no Hyper-V feature {name}", hyperv)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What QEMU asks of disks.
+
+Mirrors: qemuValidateDomainDeviceDefDisk and its parts (src/qemu/qemu_validate.c)
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.tuning_postparse import iothread_numbers
+from pyhostdev.errors import VIR_ERR_ARGUMENT_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.domain_conf import DomainDef
+
+    Errors = Iterator[ConfigError]
+
+_SERIAL_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_ .+")
+_IOTUNE_MAX = 1000000000000000  # THROTTLE_VALUE_MAX of QEMU's include/qemu/throttle.h
+_ROTATING_BUSES = ("scsi", "ide", "sata")
+_SHARED_FORMATS = (None, "raw", "none")
+
+
+def _unsupported(message: str, where: Any, code: int | None = None) -> ConfigError:
+    return ConfigUnsupportedError(message, line=where.line, libvirt_code=code)
+
+
+def disk_errors(dom: DomainDef, disk: Any) -> Errors:
+    """Yield what is wrong with one disk."""
+    yield from _address_errors(disk)
+    yield from _bus_errors(disk)
+    yield from _copy_errors(disk)
+    yield from _lun_errors(disk)
+    yield from _io_errors(dom, disk)
+    yield from _iotune_errors(dom, disk)
+    yield from _transient_errors(disk)
+    if disk.shareable and not disk.readonly and disk.driver_type not in _SHARED_FORMATS:
+        yield _unsupported(f"A {disk.driver_type} image cannot be shared", disk)
+    if disk.driver_name not in (None, "qemu"):
+        yield _unsupported(f"QEMU has no disk driver '{disk.driver_name}'", disk)
+    if re.search(r"[0-9]$", disk.target or ""):
+        yield _unsupported(f"The disk '{disk.target}' is named as a partition", disk)
+
+
+def _address_errors(disk: Any) -> Errors:
+    kind = disk.info.address.kind if disk.info.address is not None else None
+    if disk.bus == "usb" and kind not in (None, "usb"):
+        yield _unsupported(f"A disk on USB cannot have an address of type {kind}", disk, VIR_ERR_INTERNAL_ERROR)
+
+
+def _bus_errors(disk: Any) -> Errors:
+    """Yield what a disk on this bus cannot have."""
+    bus = disk.bus
+    if disk.cyls and disk.heads and disk.secs:
+        if bus in ("usb", "sd"):
+            yield _unsupported(f"A disk on bus {bus} has no geometry", disk)
+        elif disk.trans is not None and bus != "ide":
+            yield _unsupported(f"A disk on bus {bus} has no translation of its geometry", disk)
+    if disk.device == "cdrom" and bus in ("virtio", "sd"):
+        yield _unsupported(f"A cdrom cannot be on bus {bus}", disk)
+    if disk.wwn is not None and bus not in ("ide", "scsi"):
+        yield _unsupported(f"A disk on bus {bus} has no WWN", disk)
+    if (disk.vendor is not None or disk.product is not None) and bus != "scsi":
+        yield _unsupported(f"A disk on bus {bus} has no vendor and no product", disk)
+    if disk.rotation_rate and (bus not in _ROTATING_BUSES or disk.device != "disk"):
+        yield _unsupported(f"A {disk.device} on bus {bus} has no rotation rate", disk, VIR_ERR_INTERNAL_ERROR)
+    if disk.readonly and disk.device == "disk" and bus in ("ide", "sata"):
+        yield _unsupported(f"A disk on bus {bus} cannot be read-only", disk)
+    if disk.serial is not None and not _SERIAL_CHARACTERS.issuperset(disk.serial):
+        text = "The serial number of a disk has letters, digits, '-', '_', ' ', '.' and '+' only"
+        yield _unsupported(text, disk, VIR_ERR_INTERNAL_ERROR)
+
+
+def _copy_errors(disk: Any) -> Errors:
+    if not disk.copy_on_read:
+        return
+    if disk.readonly:
+        yield _unsupported("A read-only disk cannot copy on read", disk)
+    if disk.device != "disk":
+        yield _unsupported(f"A {disk.device} cannot copy on read", disk)
+
+
+def _lun_errors(disk: Any) -> Errors:
+    if disk.device != "lun":
+        return
+    if disk.bus not in ("virtio", "scsi"):
+        yield _unsupported(f"A lun cannot be on bus {disk.bus}", disk)
+    for name in ("wwn", "vendor", "product"):
+        if getattr(disk, name) is not None:
+            yield _unsupported(f"A lun has no {name} but its own", disk)
+    if disk.serial is not None and disk.bus == "scsi":
+        yield _unsupported("A lun has no serial number but its own", disk)
+
+
+def _io_errors(dom: DomainDef, disk: Any) -> Errors:
+    if disk.io == "native" and disk.cache not in ("none", "directsync"):
+        yield _unsupported("io='native' needs cache='none' or 'directsync'", disk)
+    if disk.iothread is None:
+        return
+    if disk.bus != "virtio":
+        yield _unsupported(f"A disk on bus {disk.bus} has no I/O thread", disk)
+    elif disk.iothread not in iothread_numbers(dom):
+        yield _unsupported(f"There is no I/O thread {disk.iothread}", disk)
+
+
+def _iotune_errors(dom: DomainDef, disk: Any) -> Errors:
+    tune = disk.iotune
+    if tune is None:
+        return
+    limits = tune.limits()
+    if tune.group_name is not None and not limits:
+        yield _unsupported("group_name of <iotune> needs a limit", tune)
+    if any(value > _IOTUNE_MAX for name, value in limits.items() if not name.endswith("_length")):
+        yield _unsupported(f"A limit of <iotune> is above {_IOTUNE_MAX}", tune, VIR_ERR_ARGUMENT_UNSUPPORTED)
+    others = [d.iotune for d in dom.disks if d is not disk and d.iotune is not None]
+    same = [other for other in others if tune.group_name is not None and other.group_name == tune.group_name]
+    if any(other.limits() != limits for other in same):
+        yield _unsupported(f"Disks of the group '{tune.group_name}' have different limits", tune)
+
+
+def _transient_errors(disk: Any) -> Errors:
+    if disk.transient is None:
+        return
+    if disk.readonly or disk.device != "disk":
+        yield _unsupported("Only a disk that can be written is transient", disk)
+    if disk.type != "file":
+        yield _unsupported(f"A disk of type {disk.type} cannot be transient", disk)
