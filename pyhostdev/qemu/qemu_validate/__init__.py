@@ -15,7 +15,6 @@ from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.tuning_postparse import iothread_numbers
 from pyhostdev.errors import (
     VIR_ERR_CONFIG_UNSUPPORTED,
-    VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_XML_DETAIL,
     ConfigError,
     ConfigUnsupportedError,
@@ -33,9 +32,9 @@ from pyhostdev.qemu.qemu_domain import (
     is_q35,
     lacks_pci,
 )
+from pyhostdev.qemu.qemu_domain.namespace import namespace_of
 from pyhostdev.qemu.qemu_validate.board import board_errors
 from pyhostdev.qemu.qemu_validate.display import graphics_errors, video_errors
-from pyhostdev.qemu.qemu_domain.namespace import namespace_of
 from pyhostdev.qemu.qemu_validate.net import net_errors
 from pyhostdev.qemu.qemu_validate.pci import pci_controller_errors
 from pyhostdev.qemu.qemu_validate.storage import disk_errors
