@@ -115,7 +115,7 @@ def _daemon_files(dom: DomainDef) -> Iterator[NeededFile]:
         if tpm.backend_type == "emulator":
             yield NeededFile("the emulator of <tpm>", swtpm_program(), RUN, tpm.line)
         elif tpm.backend_type == "passthrough":
-            yield NeededFile("the node of <tpm>", tpm.device_path or DEFAULT_DEVICE, WRITE, tpm.line, is_device=True)
+            yield NeededFile("the node of <tpm>", tpm.device_path or DEFAULT_DEVICE, WRITE, tpm.line)
         elif tpm.backend_source is not None and tpm.backend_source.path:
             yield NeededFile("the socket of <tpm>", tpm.backend_source.path, os.W_OK, tpm.line)
     for filesystem in (filesystem for filesystem in dom.filesystems if filesystem.is_virtiofs):
