@@ -256,7 +256,7 @@ class Server:
             for verb, xml in json.loads(Path(steps).read_text()):
                 begin = len(kernel.trace)
                 code = self._live_step(guest, manager, verb, xml)
-                found.append({"code": code, "ops": handovers(kernel.trace[begin:])})
+                found.append({"code": code, "ops": handovers(kernel.trace[begin:], kernel.overrides)})
             hostdevs = [hostdev.format() for hostdev in guest.definition.hostdevs]
             manager.release(str(defined.name), guest_ended=True)
         return {"steps": found, "hostdevs": hostdevs}
@@ -277,7 +277,7 @@ class Server:
         return None
 
     def _live_attach(self, guest: Guest, manager: HostdevManager, hostdevs: list[DomainHostdevDef]) -> None:
-        plan = manager.host.plan_attach(guest.definition, hostdevs, "off")
+        plan = manager.host.plan_attach(guest.definition, hostdevs, "off", release=self.release)
         if {finding.reason for finding in plan.obstacles} == {"device-missing"} and not hostdevs[0].is_assigned:
             guest.state.save(guest.plan_guest_side(plan).definition)  # we refuse it, libvirt only writes it down
         else:

@@ -248,6 +248,7 @@ class Host:
         policy: str = "auto",
         *,
         accept: Iterable[str] = (),
+        release: LibvirtRelease | None = None,
     ) -> Plan:
         """
         Plan what happens to host devices that a running domain gets as one unit; needs no root and writes nothing.
@@ -255,7 +256,7 @@ class Host:
         Args:
             live: the running domain, without these devices.
             hostdevs: the declared functions of one host device.
-            policy, accept: as for ``plan``.
+            policy, accept, release: as for ``plan``.
 
         Raises:
             ConfigError, ConfigUnsupportedError: the request is invalid for any host.
@@ -263,7 +264,8 @@ class Host:
         """
         from pyhostdev.hypervisor.hostdev_attach import plan_attach
 
-        return plan_attach(self, live, hostdevs, policy, records=self.readable_records(), accept=accept)
+        records = self.readable_records()
+        return plan_attach(self, live, hostdevs, policy, records=records, accept=accept, release=release)
 
 
 def _module_name(path: str) -> str:

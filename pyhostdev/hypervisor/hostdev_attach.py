@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.util.journal import Record
     from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -71,6 +72,7 @@ def plan_attach(
     *,
     records: Mapping[PCIDeviceAddress, Record] | None,
     accept: Iterable[str] = (),
+    release: LibvirtRelease | None = None,
 ) -> Plan:
     """
     Plan what happens to the functions of one host device that a running domain gets; see ``Host.plan_attach``.
@@ -92,6 +94,7 @@ def plan_attach(
         occupied=added.guest_pci_addresses(),
         accept=accept,
         definition=added,
+        release=release,
     )
     plan.findings = (*plan.findings, *_several_devices(plan.requests), *_unfit_group(plan))
     return plan
