@@ -45,7 +45,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format -q --check setup.py noxfile.py docs examples pyhostdev tests benchmarks csrc
 	$(BIN)/python docs/check_links.py
 	$(BIN)/mypy
-	MYPYPATH=tests/support $(BIN)/mypy $(TEST_TYPES) --explicit-package-bases --exclude tests/lab tests
+	MYPYPATH=tests/support $(BIN)/mypy $(TEST_TYPES) --explicit-package-bases --exclude 'tests/(lab|downstream/virtinst)' tests
 	MYPYPATH=tests/support:tests/lab:tests/lab/in_guest:benchmarks:csrc $(BIN)/mypy $(TEST_TYPES) \
 		$$(ls tests/lab/*.py tests/lab/in_guest/*.py | grep -v tests/lab/scale.py)
 	MYPYPATH=benchmarks:csrc $(BIN)/mypy $(TEST_TYPES) benchmarks/*.py

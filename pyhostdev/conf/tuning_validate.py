@@ -23,6 +23,7 @@ from pyhostdev.util.virxml import shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pyhostdev.conf.cpu_conf import NumaCell
     from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.vcpu_conf import ThreadPool
     from pyhostdev.conf.xml.xmldef import ElementDef
@@ -60,11 +61,14 @@ def _feature_words(dom: DomainFields) -> Errors:
 def _cell_errors(dom: DomainFields) -> Errors:
     """Mirrors: virDomainNumaDefParseXML (src/conf/numa_conf.c)"""
     cells = dom.cpu.cells if dom.cpu is not None else []
-    for place, cell in enumerate(cells):
-        for other in cells[:place]:
-            if cpus_of(cell) & cpus_of(other):
-                text = f"NUMA cells {other.id} and {cell.id} share virtual CPUs"
-                yield ConfigUnsupportedError(text, line=cell.line)
+    cell_of: dict[int, NumaCell] = {}
+    for cell in cells:
+        cpus = cpus_of(cell)
+        shared = min(cpus & cell_of.keys(), default=None)
+        if shared is not None:
+            text = f"NUMA cells {cell_of[shared].id} and {cell.id} share virtual CPUs"
+            yield ConfigUnsupportedError(text, line=cell.line)
+        cell_of.update(dict.fromkeys(cpus, cell))
 
 
 def _hugepage_errors(dom: DomainFields) -> Errors:

@@ -97,10 +97,10 @@ def test_no_link_leads_out(tree: Tree, secret: Path, where: str, verb: str, kind
 
 
 def test_links_that_stay_inside_work(tree: Tree, secret: Path) -> None:
-    """An attribute, sys and run may be links, absolute ones too, as long as what they mean is in the tree."""
+    """An attribute, sys and proc may be links, absolute ones too, as long as what they mean is in the tree."""
     with place_in_copy(tree, "nothing", "nothing", secret) as top:
         before = {verb: ask(top, verb).text for verb in ("list-json", "show-json", "status")}
-        for name in ("sys", "run", "proc"):
+        for name in ("sys", "proc"):
             (top / name).rename(top / f"real-{name}")
             (top / name).symlink_to(f"/real-{name}")
         override = (top / "real-sys/bus/pci/devices/0001:09:00.0/modalias").parent.resolve() / "modalias"
@@ -109,6 +109,9 @@ def test_links_that_stay_inside_work(tree: Tree, secret: Path) -> None:
         assert "driver" in before["show-json"]
         assert before["list-json"] == ask(top, "list-json").text
         assert before["show-json"] == ask(top, "show-json").text
+        (top / "run").rename(top / "real-run")
+        (top / "run").symlink_to("/real-run")
+        assert "state-directory" in ask(top, "status").text  # records are kept in directories only
 
 
 @pytest.mark.parametrize("name", NAMES)

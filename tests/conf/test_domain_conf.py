@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.xml.xmldef import ElementDef, Unknown
-from pyhostdev.conf.xml.xmlfield import Attribute, Child, Children, Content, Embedded, Flag, Opaque, Part
+from pyhostdev.conf.xml.xmlfield import Attribute, Child, Children, Content, Embedded, Flag, Ignored, Opaque, Part
 from pyhostdev.errors import ConfigError, XMLError
 
 TESTDATA = Path(__file__).parents[2] / "testdata" / "conf"
@@ -79,7 +79,11 @@ def readable(parse: Callable[[str], object], text: str) -> list[object]:
 def definitions(draw: st.DrawFn, definition: type[Any]) -> ElementDef:
     """Return a definition with a few fields set, and a few things the tables do not know."""
     made: ElementDef = definition()
-    fields = {name: field for name, field in definition.declared().items() if hasattr(field, "path")}
+    fields = {
+        name: field
+        for name, field in definition.declared().items()
+        if hasattr(field, "path") and not isinstance(field, Ignored)
+    }
     required = [name for name, field in fields.items() if getattr(field, "required", False)]
     free = sorted(set(fields) - set(required) - {"foreign"})
     chosen = draw(st.lists(st.sampled_from(free), max_size=4, unique=True)) if free else []

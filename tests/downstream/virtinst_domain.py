@@ -14,7 +14,7 @@ sys.path.insert(0, "/usr/share/virt-manager")
 from virtinst import DeviceHostdev, Guest, NodeDevice, cli
 
 
-def hostdev(conn, path):
+def hostdev(conn, path: str):
     """Return the host device that virtinst makes of a node device's XML."""
     with open(path, encoding="utf-8") as stream:
         node = NodeDevice(conn, parsexml=stream.read())

@@ -57,7 +57,7 @@ def recorded(name: str) -> list[tuple[str, str]]:
     found = []
     for device in etree.parse(ORACLE / f"{name}.out.xml").getroot().find("devices"):
         for part in device.findall("address[@type='pci']"):
-            numbers = [int(part.get(key), 16) for key in ("domain", "bus", "slot", "function")]
+            numbers = [int(str(part.get(key)), 16) for key in ("domain", "bus", "slot", "function")]
             found.append((device.tag, "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)))
     return sorted(found)
 

@@ -169,7 +169,7 @@ def test_files_of_ports_are_inherited_or_opened() -> None:
     """An inherited file is written behind its end: its opener decides what is kept of it."""
     port = "<serial type='file'><source path='/l' append='off'/></serial>"
     log = "<serial type='pty'><log file='/l' append='off'/></serial>"
-    opened = {"file_fd": lambda path: 7}
+    opened: dict[str, Any] = {"file_fd": lambda path: 7}
     assert "file,id=charserial0,path=/dev/fdset/0,append=on" in values(argv(port, **opened), "-chardev")
     assert "pty,id=charserial0,logfile=/dev/fdset/0,logappend=on" in values(argv(log, **opened), "-chardev")
     assert "file,id=charserial0,path=/l,append=off" in values(argv(port), "-chardev")
@@ -207,3 +207,26 @@ def test_a_generation_id_is_shown() -> None:
     (said,) = devices_of(argv(head="<genid>1f5e3d2c-0b2b-4f0e-9d7a-0c9c8f6f4a11</genid>"), "vmgenid")
     assert "1f5e3d2c-0b2b-4f0e-9d7a-0c9c8f6f4a11" == said["guid"]
     assert devices_of(argv(head="<genid/>"), "vmgenid") == devices_of(argv(head="<genid/>"), "vmgenid")
+
+
+@pytest.mark.parametrize(
+    ("model", "features", "expected"),
+    [
+        ("EPYC", "", "EPYC,monitor=off"),
+        ("EPYC", "<feature policy='require' name='topoext'/>", "EPYC,topoext=on,monitor=off"),
+        ("EPYC", "<feature policy='require' name='monitor'/>", "EPYC,monitor=on"),
+        ("EPYC-Rome", "", "EPYC-Rome"),
+    ],
+)
+def test_a_flag_that_qemus_model_has_lost_is_off(model: str, features: str, expected: str) -> None:
+    """A definition that names the flag decides itself."""
+    cpu = f"<cpu mode='custom' match='exact' check='none'><model>{model}</model>{features}</cpu>"
+    assert [expected] == values(argv(head=cpu), "-cpu")
+
+
+def test_a_drive_without_a_medium_has_a_number() -> None:
+    """Nodes are numbered from the last disk to the first, and an empty drive keeps a number for its medium."""
+    disk = "<disk type='block'><source dev='/dev/sdb'/><target dev='vda' bus='virtio'/></disk>"
+    empty = "<disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk>"
+    (found,) = devices_of(argv(disk + empty), "virtio-blk-pci")
+    assert "libvirt-2-storage" == found["drive"]

@@ -168,7 +168,7 @@ def test_a_call_that_does_not_return_has_a_deadline() -> None:
     stop.set()
     assert 7 == within(5, "count", lambda: 7)
     with pytest.raises(KeyError):
-        within(5, "fail", lambda: {}["a"])
+        within(5, "fail", lambda: dict[str, int]()["a"])
 
 
 def test_macvtap_of_a_living_guest_is_kept(there: FakeNetwork) -> None:

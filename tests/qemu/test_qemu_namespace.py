@@ -56,10 +56,10 @@ def test_properties_are_set_anew_at_the_end_or_left_out() -> None:
 def test_without_json_devices_have_qemus_own_grammar() -> None:
     """<qemu:del capability='device.json'/> lets -set and old arguments find the devices."""
     words = "<qemu:capabilities><qemu:del capability='device.json'/></qemu:capabilities>"
-    disk = "<disk type='file'><source file='/a'/><target dev='vda' bus='virtio'/><serial>a,b</serial></disk>"
+    disk = "<disk type='file'><source file='/a'/><target dev='vda' bus='virtio'/><serial>a b</serial></disk>"
     argv = build_command_line(domain(words, disk))
     (found,) = (word for word in argv if word.startswith("virtio-blk-pci"))
-    assert "virtio-blk-pci,bus=pci.2,addr=0x0,drive=libvirt-1-format,id=virtio-disk0,bootindex=1,serial=a,,b" in found
+    assert "virtio-blk-pci,bus=pci.2,addr=0x0,drive=libvirt-1-format,id=virtio-disk0,bootindex=1,serial=a\\ b" in found
     assert [] == [word for word in argv if '"driver":"pcie-root-port"' in word]
 
 

@@ -177,9 +177,12 @@ class World:
         else:
             assert CARD == [str(address) for address in records], death
             assert ["vfio-pci"] * 4 == self.drivers(), death
-            assert phases <= {"plugged", "unplugging"} and 1 == len(phases), (death, phases)
-            assert ["hostdev0", "hostdev1"] == self.qemu.ids, death
-            assert 4 == len(self.definition.hostdevs), death
+            # a deaf guest keeps functions that it cannot see, through ACPI, until it is reset
+            expected = {"plugged", "unplugging", *(["stuck-staged"] if self.kind == "deaf" else [])}
+            assert phases <= expected and 1 == len(phases), (death, phases)
+            is_staged = phases == {"stuck-staged"}
+            assert self.qemu.ids == (["hostdev1"] if is_staged else ["hostdev0", "hostdev1"]), death
+            assert len(self.definition.hostdevs) == (0 if is_staged else 4), death
 
     def check_restored(self, death: Death) -> None:
         """In the end the card is as it was, and nothing is left of the unit."""

@@ -129,7 +129,7 @@ def test_refused_arguments(words: dict[str, Any], text: str) -> None:
 def test_types_of_arguments(version: tuple[int, int]) -> None:
     """7.2 takes a text for a switch; later releases take JSON's own types only."""
     qemu = running("pc", version=version)
-    words = {"driver": "e1000e", "id": "f0", "bus": "pci.0", "addr": "0x4", "multifunction": "on"}
+    words: dict[str, Any] = {"driver": "e1000e", "id": "f0", "bus": "pci.0", "addr": "0x4", "multifunction": "on"}
     if version == (7, 2):
         qemu.execute("device_add", **words)
     else:

@@ -64,6 +64,8 @@ def test_list_json_is_a_list_with_the_contracts_keys(run: Callable[..., Any]) ->
         "iommu_group": 14,
         "multifunction": True,
         "physfn": None,
+        "vfio_driver": "vfio-pci",
+        "vfio_driver_why": None,
     } == functions[CARD[0]]
     assert sorted(functions) == list(functions)
     assert functions["0001:00:00.0"]["driver"] is None

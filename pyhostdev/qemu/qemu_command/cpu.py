@@ -37,6 +37,10 @@ _HYPERV_SWITCHES = (
 _POLICIES = {"force": "on", "require": "on", "optional": None, "disable": "off", "forbid": "off"}
 
 
+# the recorded answers of libvirt 9.0 to 12.8 for EPYC; the other two are the same processor
+_LOST_FEATURES = dict.fromkeys(("EPYC", "EPYC-IBPB", "Dhyana"), ("monitor",))
+
+
 def build_cpu(build: CommandBuilder) -> None:
     """
     Choose the processor model and its flags.
@@ -84,7 +88,7 @@ def _cpu_features(build: CommandBuilder) -> list[str]:
         if cpu.vendor_id is not None and cpu.mode == "custom":
             options.insert(0, f"vendor={plain_value(cpu.vendor_id, 'CPU vendor', cpu)}")
         named = [_feature(f) for f in cpu.features if _POLICIES[f.policy or "require"]]
-        options = [*named, *options]
+        options = [*named, *_lost_features(cpu), *options]
     if features is None:
         return options
     if features.apic and features.apic_eoi is not None:
@@ -113,6 +117,13 @@ def _feature(feature: Any) -> str:
     if "=" in name:
         raise unsupported(f"CPU feature '{name}'", feature)
     return f"{name}={_POLICIES[feature.policy or 'require']}"
+
+
+def _lost_features(cpu: Any) -> list[str]:
+    """Return the flags of libvirt's model that QEMU's model has lost; libvirt switches them off by name."""
+    lost = _LOST_FEATURES.get(cpu.model, ()) if cpu.mode in (None, "custom") else ()
+    named = {feature.name for feature in cpu.features}
+    return [f"{name}=off" for name in lost if name not in named]
 
 
 def _timer_features(build: CommandBuilder) -> list[str]:

@@ -52,12 +52,17 @@ def build_disks(build: CommandBuilder) -> None:
     first, numbers = 1, dict[int, int]()
     for disk in reversed(build.dom.disks):
         numbers[id(disk)] = first
-        first += len(_chain(disk))
+        first += _node_count(disk)
     _build_floppy_controller(build)
     for disk in build.dom.disks:
         with build.collecting():
             node = _build_images(build, disk, numbers[id(disk)])
             build.add_device(_device(build, disk, node))
+
+
+def _node_count(disk: Any) -> int:
+    """Return how many numbers of nodes a disk takes; a drive without a medium keeps one for it."""
+    return 0 if disk.type == "vhostuser" else max(1, len(_chain(disk)))
 
 
 def _build_floppy_controller(build: CommandBuilder) -> None:

@@ -80,7 +80,7 @@ class Departures:
         """
         deadline = time.monotonic() + timeout_s
         looks = 0
-        while not self._gone.issuperset(wanted):
+        while not await self._have_gone(wanted):
             left = deadline - time.monotonic()
             if left <= 0:
                 break
@@ -91,6 +91,12 @@ class Departures:
             if looks % _LOOKS_PER_LIST == 0:  # an event may be lost, and so may QEMU
                 self._gone |= set(wanted) - await self._monitor.present_ids()
         self._gone |= set(wanted) - await self._monitor.present_ids()
+        return await self._have_gone(wanted)
+
+    async def _have_gone(self, wanted: Collection[str]) -> bool:
+        """Tell whether all of these devices have gone; an event of an earlier device with the same id says nothing."""
+        if self._gone.issuperset(wanted):
+            self._gone -= await self._monitor.present_ids()
         return self._gone.issuperset(wanted)
 
     async def _read(self, timeout_s: float, wanted: Collection[str]) -> None:
