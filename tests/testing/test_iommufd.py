@@ -34,10 +34,8 @@ def new(bench: Benches) -> Bench:
 
 
 def described(*lines: str, release: str = "7.2.13", iommufd: str = "available") -> str:
-    with open(Path(str(sys.modules[FakeHost.__module__].__file__)).parent / "hosts/bcm5719.tree") as file:
-        os.path.join(os.path.dirname(str(sys.modules[FakeHost.__module__].__file__)), "hosts/bcm5719.tree")
-    ) as file:
-        kept = [line for line in file.read().splitlines() if not line.startswith("release")]
+    text = (Path(str(sys.modules[FakeHost.__module__].__file__)).parent / "hosts/bcm5719.tree").read_text()
+    kept = [line for line in text.splitlines() if not line.startswith("release")]
     more = [f"iommufd {iommufd}"] if iommufd else []
     return "\n".join([*kept, f"release {release}", *more, *lines]) + "\n"
 
