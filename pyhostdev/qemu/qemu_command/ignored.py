@@ -244,6 +244,7 @@ REFUSED_BY_START: dict[str, dict[str, Word]] = {
         "gid_map": Word("pyhostdev start maps no ids"),
     },
     "DomainNetDef": {
+        "backend_type": Word("pyhostdev start runs no passt", asked=lambda net: net.backend_type == "passt"),
         "vlan": Word("pyhostdev start sets no VLAN", asked=_is_tap),
         "virtualport": Word("pyhostdev start sets no virtual port", asked=_is_tap),
         "filterref": Word("it needs libvirt's network filter driver"),
