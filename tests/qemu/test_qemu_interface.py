@@ -18,7 +18,7 @@ from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_result import SET_ASIDE
 from pyhostdev.hypervisor.netdev_journal import MacvtapJournal
 from pyhostdev.qemu.qemu_command.ignored import start_words
-from pyhostdev.qemu.qemu_interface import Connection, connection_of, interface_obstacles
+from pyhostdev.qemu.qemu_process.interface import Connection, connection_of, interface_obstacles
 from pyhostdev.util.deadline import within
 from pyhostdev.util.finding import Finding
 from pyhostdev.util.virnetdev import is_interface_name

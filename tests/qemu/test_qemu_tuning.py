@@ -13,8 +13,8 @@ import pytest
 from pyhostdev import DomainDef, Host
 from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_process.monitor import QEMUMonitor
+from pyhostdev.qemu.qemu_process.resources import resource_obstacles
 from pyhostdev.qemu.qemu_process.tuning import guest_environment, settle
-from pyhostdev.qemu.qemu_resources import resource_obstacles
 
 
 class Answering:

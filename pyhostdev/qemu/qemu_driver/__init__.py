@@ -33,10 +33,10 @@ from pyhostdev.qemu.qemu_driver.refusals import (
 )
 from pyhostdev.qemu.qemu_firmware import choose_at_start
 from pyhostdev.qemu.qemu_hostdev import absent_usb, without_absent_usb
-from pyhostdev.qemu.qemu_interface import interface_obstacles
 from pyhostdev.qemu.qemu_process.access import image_obstacles
+from pyhostdev.qemu.qemu_process.interface import interface_obstacles
 from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
-from pyhostdev.qemu.qemu_resources import resource_obstacles
+from pyhostdev.qemu.qemu_process.resources import resource_obstacles
 from pyhostdev.util.finding import ERROR, Finding
 
 if TYPE_CHECKING:

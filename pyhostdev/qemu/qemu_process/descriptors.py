@@ -23,7 +23,7 @@ from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command.misc import VSOCK_CID_MIN
 from pyhostdev.qemu.qemu_command.net import TAP_TYPES
 from pyhostdev.qemu.qemu_hostdev import find_usb_devices
-from pyhostdev.qemu.qemu_interface import InterfaceConnector, open_vhosts
+from pyhostdev.qemu.qemu_process.interface import InterfaceConnector, open_vhosts
 from pyhostdev.util.charnode import USB_MAJOR, open_character_device
 from pyhostdev.util.virfile import read_link_name
 
