@@ -123,6 +123,8 @@ def _normalise_features(features: FeaturesDef) -> None:
     for name in ("hap", "pvspinlock", "pmu", "vmport", "smm", "vmcoreinfo"):
         if getattr(features, name) and getattr(features, f"{name}_state") is None:
             setattr(features, f"{name}_state", True)
+    if features.hyperv is not None:
+        features.hyperv.mode = features.hyperv.mode or "custom"
     if features.hpt_maxpagesize is not None:
         size = features.hpt_maxpagesize * unit_factor(features.hpt_maxpagesize_unit)
         features.hpt_maxpagesize, features.hpt_maxpagesize_unit = -(-size // 1024), "KiB"

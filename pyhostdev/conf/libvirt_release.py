@@ -67,6 +67,7 @@ CHANGES: dict[str, Change] = {
     "word-numbers": Change(_11_3, "27 for unknown models of watchdog and random numbers, and actions; was 67"),
     "spice-unix-on": Change(_11_3, "-spice unix=on instead of unix"),
     "nvram-template": Change(_11_3, "<nvram template=> of a firmware that libvirt knows by its path"),
+    "template-format-always": Change(_12_8, "<nvram templateFormat=> of firmware that no descriptor knows"),
     "firmware-format": Change(_11_3, "<loader format=>, <nvram format= templateFormat=>"),
     "several-iommus": Change(_12_8, "more than one <iommu>; 27 before"),
     "amd-iommu": Change(_12_8, "<iommu model='amd'> with xtsup and passthrough"),

@@ -149,7 +149,7 @@ def fill_firmware(dom: DomainDef, host: HostFacts | None, release: LibvirtReleas
         dom.os.nvram_template = dom.os.nvram_template or _NVRAM_TEMPLATES.get(dom.os.loader or "")
     _place_variables(dom.os, dom.name)
     if release.has("firmware-format"):
-        _fill_formats(dom.os)
+        _fill_formats(dom.os, release)
 
 
 def choose_at_start(dom: DomainDef, host: HostFacts | None, release: LibvirtRelease) -> None:
@@ -267,11 +267,11 @@ def _place_variables(os_: OSDef, name: str | None) -> None:
     os_.nvram = f"{HostRoot.NVRAM}/{name}_VARS.{ending}"
 
 
-def _fill_formats(os_: OSDef) -> None:
+def _fill_formats(os_: OSDef, release: LibvirtRelease) -> None:
     """Say the format of firmware in a flash chip, and of its variables."""
     if os_.loader is not None and os_.loader_type == "pflash":
         os_.loader_format = os_.loader_format or "raw"
         if os_.nvram is not None:
             os_.nvram_format = os_.nvram_format or "raw"
-        if os_.nvram_template is not None:
+        if os_.nvram_template is not None and release.has("template-format-always"):
             os_.nvram_template_format = os_.nvram_template_format or "raw"

@@ -256,3 +256,10 @@ def test_memory_that_can_be_plugged_in_needs_a_numa_cell() -> None:
     """A domain without cells gets one with all processors."""
     dom = defined(rest="<maxMemory slots='2' unit='GiB'>4</maxMemory><vcpu>4</vcpu>")
     assert [(0, "0-3", 1048576, "KiB")] == [(c.id, c.cpus, c.memory, c.unit) for c in dom.cpu.cells]
+
+
+def test_enlightenments_are_chosen_one_by_one() -> None:
+    """Without a mode <hyperv> has those that it names."""
+    head = "<name>d</name><memory>9</memory><os><type>hvm</type></os>"
+    dom = DomainDef.parse(f"<domain type='kvm'>{head}<features><hyperv/></features></domain>")
+    assert "<hyperv mode='custom'/>" in post_parse(dom).format()

@@ -16,7 +16,7 @@ from pyhostdev.qemu import build_command_line, define
 from pyhostdev.qemu.qemu_capabilities import load
 from pyhostdev.qemu.qemu_firmware import read_firmwares
 
-R9_0, _, R12_8 = RELEASES
+R9_0, R11_3, R12_8 = RELEASES
 DOMAIN = """
 <domain type='qemu'><name>d</name><memory unit='MiB'>1024</memory>
   <os{firmware}><type arch='x86_64' machine='{machine}'>hvm</type>{os}</os>
@@ -146,3 +146,12 @@ def test_9_0_chooses_at_start(vendor: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refusal:
         define(domain("<loader readonly='yes'>/fw/plain</loader>"), capabilities, host, release=R9_0)
     assert VIR_ERR_XML_DETAIL == refusal.value.libvirt_code
+
+
+@pytest.mark.parametrize(("loader", "formats"), [("/fw/plain", ["raw", "raw"]), ("/other", [None, "raw"])])
+def test_format_of_a_template(loader: str, formats: list[str | None], vendor: Path, tmp_path: Path) -> None:
+    """11.3 says the format of firmware that a descriptor knows; 12.8 says it always."""
+    os = f"<loader readonly='yes' type='pflash'>{loader}</loader><nvram template='/fw/vars'>/v</nvram>"
+    dom, host = domain(os, firmware=""), Host(tmp_path)
+    found = [define(dom, load("x86_64"), host, release=release).os.nvram_template_format for release in (R11_3, R12_8)]
+    assert formats == found
