@@ -96,6 +96,6 @@ class Plugging(RuleBasedStateMachine):
 
 
 Plugging.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=12, stateful_step_count=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 TestPlugging = Plugging.TestCase
