@@ -39,14 +39,14 @@ EMPTY = [sys.executable, "-S", "-c", "import os"]
 PATHS = [str(Path(pyhostdev.__file__).parents[1]), *filter(None, sys.path)]
 START = f"import sys; sys.path[:] = {PATHS!r}; "
 MAIN = "from pyhostdev.tools.main import main; sys.exit(main(sys.argv[1:]))"
-# the peak of what has run since the exec: getrusage has that of the process that forked, too
+# the peak since the exec; getrusage also counts the process that forked
 WEIGHED = "from pyhostdev.tools.main import main; main(sys.argv[1:]); " + (
     "print(*[line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')], file=sys.stderr)"
 )
 CARD = "0001:09:00.0"
 PLANNED = 64
 MEMORY = 35  # MB
-INFORMATION = float("inf")  # the limit of what is no goal
+INFORMATION = float("inf")  # the limit of a figure that is not a goal
 
 HOSTDEV = (
     "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
@@ -181,12 +181,12 @@ def build(top: Path, size: int) -> None:
 
 
 def row(goal: Goal) -> str:
-    """Return a goal's line of the table, or that of a figure without a limit."""
+    """Return the table's line of a goal, or of a figure without a limit."""
     return f"| {goal.name} | | {goal.figure:.3g} | |" if goal.limit == INFORMATION else goal.row()
 
 
 def lines() -> list[str]:
-    """Return the table of what was measured last."""
+    """Return the table of the latest measurement."""
     if not RESULTS.exists():
         return []
     kept = json.loads(RESULTS.read_text(encoding="utf-8"))

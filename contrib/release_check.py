@@ -61,7 +61,7 @@ def run(*command: object, cwd: Path = TOP) -> str:
 
 
 def tool(name: str) -> str:
-    """Return the path of a tool: beside this Python, or that of the system."""
+    """Return the path of a tool, next to this Python or on the system."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() else name
 

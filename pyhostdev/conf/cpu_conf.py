@@ -116,7 +116,7 @@ class CPUDef(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """
-        Refuse what is incomplete, said twice, or has nothing to belong to.
+        Refuse a part that is incomplete, given twice, or without the part that it describes.
 
         Mirrors: virCPUDefParseXML (src/conf/cpu_conf.c)
         """

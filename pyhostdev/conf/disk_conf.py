@@ -111,7 +111,7 @@ class StorageSource(ElementDef):
 
 class BackingStoreDef(ElementDef):
     """
-    The image below an image; without a type it says that there is none.
+    The image below an image; without a type it ends the chain.
 
     Mirrors: virDomainDiskBackingStoreParse (src/conf/domain_conf.c)
     """

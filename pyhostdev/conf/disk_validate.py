@@ -42,7 +42,7 @@ _VHOSTUSER_WORDS = (
 
 
 def disk_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
-    """Yield what is wrong with one disk."""
+    """Yield the errors of one disk."""
     if device.target is None:
         yield XMLError("A disk has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)
         return

@@ -283,8 +283,8 @@ def domain_name_of(args: argparse.Namespace) -> str:
     return name
 
 
-def add_release(parser: argparse.ArgumentParser) -> None:
-    """--libvirt, a LibvirtRelease; and what the emulator can do."""
+def add_libvirt(parser: argparse.ArgumentParser) -> None:
+    """--libvirt, a LibvirtRelease."""
     from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, RELEASES, LibvirtRelease  # lxml comes with it
 
     parser.add_argument(
@@ -295,6 +295,11 @@ def add_release(parser: argparse.ArgumentParser) -> None:
         help=f"the libvirt whose defaults, order and rules are meant: {', '.join(map(str, RELEASES))} "
         f"(default: {DEFAULT_RELEASE})",
     )
+
+
+def add_release(parser: argparse.ArgumentParser) -> None:
+    """--libvirt, and what the emulator can do."""
+    add_libvirt(parser)
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
         "--qemu",

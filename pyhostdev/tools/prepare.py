@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_root(parser)
     arguments.add_policy(parser)
     arguments.add_changes(parser)
+    arguments.add_libvirt(parser)
     arguments.add_user(parser, "give the guest's nodes below /dev/vfio to this user until the release")
 
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         definition = arguments.definition_of(args)
         definition.validate()
-    plan = manager.host.plan(definition, args.policy, accept=args.accept)
+    plan = manager.host.plan(definition, args.policy, accept=args.accept, release=args.libvirt)
     if plan.ok:
         tell_notes(plan.notes)
     if not manager.prepare(plan, node_owner=node_owner):

@@ -31,6 +31,8 @@ class Plugging(RuleBasedStateMachine):
 
     @initialize(machine=MACHINES, guest=GUESTS)
     def begin(self, machine: str, guest: str) -> None:
+        # a reset does not empty the slot of a port: only QEMU's end takes it from a guest that does not answer
+        self.never_answers = (machine, guest) == ("q35-native", "deaf")
         self.stage = Stage(FakeHost.named("bcm5719", self.directory), machine, guest=guest)
 
     def tried(self, action: Callable[..., Any], *words: Any) -> None:
@@ -90,12 +92,15 @@ class Plugging(RuleBasedStateMachine):
             self.stage.qemu.reset()
             self.tried(self.stage.finish, 0.1)
             self.tried(self.stage.detach, UNIT, 0.1)
-            assert ({}, ["tg3"] * 4) == (self.stage.manager.journal.read()[0], self.stage.drivers())
+            phases = {record.plug and record.plug.phase for record in self.stage.manager.journal.read()[0].values()}
+            assert phases <= ({"unplugging"} if self.never_answers else set())
             self.stage.qemu.end()
+            self.stage.manager.release("vm1", guest_ended=True)
+            assert ({}, ["tg3"] * 4) == (self.stage.manager.journal.read()[0], self.stage.drivers())
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 Plugging.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPlugging = Plugging.TestCase

@@ -43,5 +43,6 @@ def test_ignored_signal_stays_ignored() -> None:
         with deferred_signals() as interrupted:
             os.kill(os.getpid(), signal.SIGHUP)
             interrupted()
+        assert signal.SIG_IGN is signal.getsignal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, old)

@@ -69,21 +69,6 @@ __all__ = [
 ]
 
 
-__all__ = [
-    "Guest",
-    "capabilities_of",
-    "define",
-    "domain_to_native",
-    "guest_addresses",
-    "plan",
-    "refuse_missing",
-    "refuse_missing_storage",
-    "refuse_unstartable",
-    "start_obstacles",
-    "unfollowed_errors",
-]
-
-
 def plan(
     host: Host,
     dom: DomainDef,

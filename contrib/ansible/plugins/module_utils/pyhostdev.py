@@ -203,7 +203,7 @@ def roles(plan):
 
 
 def drivers_before(plan):
-    """Return the driver of each function of a plan as the plan found it: that of its first step."""
+    """Return the driver that each function of a plan had before the first step."""
     return {step["address"]: step["from"] for step in reversed(plan["steps"])}
 
 
