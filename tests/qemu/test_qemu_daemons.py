@@ -22,7 +22,9 @@ from pyhostdev.qemu.qemu_command.builder import DomainPaths
 from pyhostdev.qemu.qemu_process import daemons as daemons_module
 from pyhostdev.qemu.qemu_process.access import needed_files
 from pyhostdev.qemu.qemu_process.daemons import Daemons, DaemonSpec, daemon_specs
+from pyhostdev.qemu.qemu_process.places import make_private_directory
 from pyhostdev.qemu.qemu_process.variables import make_variables
+from pyhostdev.util.ownership import Ownership
 
 R12_8 = RELEASES[-1]
 DOMAIN = """
@@ -72,6 +74,48 @@ def test_variables_that_cannot_be_made(template: Path, tmp_path: Path) -> None:
     with pytest.raises(OperationError, match="format qcow2"):
         make_variables(OSDef(nvram=str(store), nvram_format="qcow2", nvram_template=str(template)), None)
     assert ["template"] == os.listdir(tmp_path)
+
+
+OTHER = Ownership(65534, 65534, "other")
+
+
+def test_root_makes_variables_only_where_their_owner_could(template: Path, tmp_path: Path) -> None:
+    """A definition cannot have root create a file of QEMU's user anywhere, nor copy what that user may not read."""
+    (place := tmp_path / "etc").mkdir(mode=0o755)
+    os_ = OSDef(nvram=str(place / "store"), nvram_template=str(template))
+    template.chmod(0o644)
+    with pytest.raises(OperationError, match="may not create anything"):
+        make_variables(os_, OTHER)
+    place.chmod(0o777)
+    template.chmod(0o600)
+    with pytest.raises(OperationError, match="may read"):
+        make_variables(os_, OTHER)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo, 0o666)
+    fifo.chmod(0o666)
+    with pytest.raises(OperationError, match="regular file"):
+        make_variables(OSDef(nvram=str(place / "store"), nvram_template=str(fifo)), OTHER)
+    assert [] == os.listdir(place)
+
+
+def test_root_makes_a_directory_only_where_its_owner_could(tmp_path: Path) -> None:
+    """The directory of a TPM's state that the XML names is not made for a user without the right to make it."""
+    tmp_path.chmod(0o755)
+    with pytest.raises(OperationError, match="may not create anything"):
+        make_private_directory(str(tmp_path / "state"), "/elsewhere", OTHER)
+    assert [] == os.listdir(tmp_path)
+    make_private_directory(str(tmp_path / "state"), "/elsewhere", None)
+    assert 0o700 == stat.S_IMODE((tmp_path / "state").stat().st_mode)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_what_is_made_belongs_to_the_guests_user(template: Path, tmp_path: Path) -> None:
+    """In a directory of that user, or in one that all may write to."""
+    tmp_path.chmod(0o777)
+    template.chmod(0o644)
+    make_private_directory(str(tmp_path / "state"), "/elsewhere", OTHER)
+    assert True is make_variables(OSDef(nvram=str(tmp_path / "state/v"), nvram_template=str(template)), OTHER)
+    assert {65534} == {path.stat().st_uid for path in (tmp_path / "state", tmp_path / "state/v")}
 
 
 def test_the_emulator_of_a_tpm_is_told_its_state() -> None:

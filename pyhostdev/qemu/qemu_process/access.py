@@ -105,7 +105,7 @@ def _boot_files(dom: DomainDef) -> Iterator[NeededFile]:
 def _variables(os_: Any) -> tuple[str, str | None, int]:
     """Return the store of the firmware's variables; its template where that has to be made."""
     if os_.nvram and os_.nvram_template and not os.path.lexists(os_.nvram):
-        return "the template of the firmware's variables", os_.nvram_template, os.F_OK
+        return "the template of the firmware's variables", os_.nvram_template, READ
     return "the firmware's variables", os_.nvram, WRITE
 
 

@@ -21,6 +21,7 @@ from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command.builder import plain_value
 from pyhostdev.qemu.qemu_process.launch import SYSTEM_PATH, environment, make_directories
+from pyhostdev.qemu.qemu_process.places import make_private_directory
 from pyhostdev.qemu.qemu_process.sockets import listen
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.spawn import spawn
@@ -38,7 +39,11 @@ _VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/vir
 
 
 class DaemonSpec(NamedTuple):
-    """A program to run: with which arguments besides its socket, where that is, and a directory to make for it."""
+    """
+    A program to run: with which arguments besides its socket, where that is, and a directory to make for it.
+
+    Where ``own`` is the directory above that one, it is made too; the XML can name another.
+    """
 
     what: str
     program: str
@@ -46,6 +51,7 @@ class DaemonSpec(NamedTuple):
     arguments: list[str]
     socket: str
     state: str | None = None
+    own: str | None = None
 
     def argv(self, fd: int) -> list[str]:
         """Return the command line for a listening socket."""
@@ -90,7 +96,8 @@ def _swtpm(dom: DomainDef, tpm: Any, paths: DomainPaths) -> DaemonSpec:
     words = ["--tpmstate", f"dir={plain_value(state, 'The directory', tpm)},mode=0600", "--terminate"]
     words += ["--tpm2"] if version == "tpm2" else []
     what = "the emulator of <tpm>"
-    return DaemonSpec(what, swtpm_program(), "socket --ctrl type=unixio,fd={fd}", words, paths.tpm_socket, state)
+    own = f"{HostRoot.SWTPM}/{dom.uuid}"
+    return DaemonSpec(what, swtpm_program(), "socket --ctrl type=unixio,fd={fd}", words, paths.tpm_socket, state, own)
 
 
 def _virtiofsd(filesystem: Any, paths: DomainPaths) -> DaemonSpec:
@@ -171,10 +178,7 @@ class Daemons:
             os.mkdir(directory, 0o711 if spec.state is not None else 0o700)
         undo.callback(_remove_directory, directory)
         if spec.state is not None and not os.path.isdir(spec.state):
-            make_directories(os.path.dirname(spec.state))
-            os.mkdir(spec.state, 0o700)
-            if self.ownership is not None:
-                os.chown(spec.state, self.ownership.uid, self.ownership.gid)
+            make_private_directory(spec.state, spec.own or "", self.ownership)
 
 
 def daemons_of(dom: DomainDef, paths: DomainPaths, ownership: Ownership | None) -> Daemons:

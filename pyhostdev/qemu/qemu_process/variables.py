@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import OperationError
-from pyhostdev.qemu.qemu_process.launch import make_directories
+from pyhostdev.qemu.qemu_process.places import open_place, open_source
+from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
     from pyhostdev.conf.os_conf import OSDef
@@ -28,7 +29,8 @@ def make_variables(os_: OSDef, ownership: Ownership | None) -> bool:
     A store that exists is never written, and appears complete or not at all.
 
     Raises:
-        OperationError: the copy cannot be made, or the store has another format than its template.
+        OperationError: the copy cannot be made, QEMU's user may not read the template or write there, or the store
+            has another format than its template.
     """
     path, template = os_.nvram, os_.nvram_template
     if not path or not template or os.path.lexists(path):
@@ -37,7 +39,6 @@ def make_variables(os_: OSDef, ownership: Ownership | None) -> bool:
     if formats[0] != formats[1]:
         raise OperationError(f"Cannot make '{path}' of format {formats[1]} from '{template}' of format {formats[0]}")
     try:
-        make_directories(os.path.dirname(path))
         _copy(template, path, ownership)
     except FileExistsError:  # made by another start in the meantime
         return False
@@ -48,15 +49,23 @@ def make_variables(os_: OSDef, ownership: Ownership | None) -> bool:
 
 def _copy(template: str, path: str, ownership: Ownership | None) -> None:
     """Write beside the path and link: unlike a rename, a link never replaces what is there."""
-    descriptor, partial = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
-    try:
-        with os.fdopen(descriptor, "wb") as target, open(template, "rb") as source:
-            shutil.copyfileobj(source, target)
-            target.flush()
-            if ownership is not None:
-                os.fchown(target.fileno(), ownership.uid, ownership.gid)
-            os.fsync(target.fileno())
-        os.link(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
+    directory, name = os.path.split(path)
+    with contextlib.ExitStack() as undo:
+        source = undo.enter_context(os.fdopen(open_source(template, ownership), "rb"))
+        place = open_place(directory, HostRoot.NVRAM, ownership)
+        undo.callback(os.close, place)
+        partial = f".{name}.{secrets.token_hex(8)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        target = undo.enter_context(os.fdopen(os.open(partial, flags, 0o600, dir_fd=place), "wb"))
+        undo.callback(_unlink, partial, place)
+        shutil.copyfileobj(source, target)
+        target.flush()
+        if ownership is not None:
+            os.fchown(target.fileno(), ownership.uid, ownership.gid)
+        os.fsync(target.fileno())
+        os.link(partial, name, src_dir_fd=place, dst_dir_fd=place, follow_symlinks=False)
+
+
+def _unlink(name: str, place: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=place)
