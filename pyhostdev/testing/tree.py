@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 FILE_MAX = 1 << 24  # bytes; the state of a large host takes some 100 KiB
 TEMPORARY = "fakehost.new."  # prefix of files that a dead writer leaves at the top
-_CHUNK = 8192  # two pages: enough for an attribute or config space in one read
 
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -327,12 +326,10 @@ def _check_ordinary(status: os.stat_result, name: str) -> None:
 
 
 def _read_whole(fd: int, path: str) -> bytes:
-    content = chunk = os.read(fd, _CHUNK)
-    while len(chunk) == _CHUNK:
-        chunk = os.read(fd, _CHUNK)
-        content += chunk
-        if len(content) > FILE_MAX:
-            raise failure(errno.EFBIG, path)
+    with open(fd, "rb", closefd=False) as stream:
+        content = stream.read(FILE_MAX + 1)
+    if len(content) > FILE_MAX:
+        raise failure(errno.EFBIG, path)
     return content
 
 

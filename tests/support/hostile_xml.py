@@ -269,9 +269,9 @@ def repeated(kind: tuple[str, ...]) -> bytes:
     return etree.tostring(root)
 
 
-def too_costly(data: bytes) -> list[str]:
-    """Return how a document breaks the bounds, empty where it keeps them; one child reads it."""
-    said = _in_child([0], read_hostile, lambda _seed: data, MEGABYTE_S)
+def too_costly(data: bytes, share: float = 1) -> list[str]:
+    """Return how a document breaks its share of a megabyte's bounds, empty where it keeps them; one child reads it."""
+    said = _in_child([0], read_hostile, lambda _seed: data, MEGABYTE_S * share)
     return [] if said is None else [said[1]]
 
 

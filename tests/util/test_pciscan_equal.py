@@ -191,7 +191,7 @@ def made(host: list[Function], junk: set[str]) -> Iterator[HostRoot]:
 
 
 @settings(
-    max_examples=500,
+    max_examples=200,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
