@@ -69,6 +69,15 @@ def test_modules_are_inserted_after_what_they_need(tmp_path: Path) -> None:
     assert ["net/9pnet.ko", "fs/netfs.ko", "fs/9p.ko", "a/b-c.ko"] == order
 
 
+def test_one_more_port_comes_before_the_card() -> None:
+    """
+    Firmware numbers buses in the order of slots: the empty port takes the number that the card's bus had.
+    """
+    (port,) = topology.first_port()
+    slot = int(port.rpartition("addr=")[2], 16)
+    assert 0 < slot < topology.NIC_SLOT
+
+
 @pytest.mark.parametrize("shape", ["pcie", "conv", "mixed"])
 def test_farm_has_as_many_functions_as_asked_for(shape: str) -> None:
     """

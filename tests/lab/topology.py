@@ -78,6 +78,11 @@ def ports(model: str) -> list[str]:
     return devices
 
 
+def first_port() -> list[str]:
+    """An empty root port below the card's slot: firmware gives it the first bus number."""
+    return [device("pcie-root-port", id="rpfirst", bus="pcie.0", chassis=1, addr=1)]
+
+
 def no_nic(model: str) -> list[str]:
     """A host without the card."""
     return []
