@@ -51,7 +51,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--kernel", type=Path, default=KERNEL, help="an unpacked Debian kernel package")
     add("--nic", choices=sorted(topology.NICS), default="onegroup", help="how the card is attached")
     add("--nic-model", default="e1000e")
-    add("--port", action="store_true", help="one more root port before the card's, so that its buses count one more")
+    add("--earlier", action="store_true", help="another card of this model before it, which takes its bus number")
     add("--sriov", type=int, default=4, metavar="N", help="possible VFs of the NVMe controller")
     add("--vfs", type=int, default=0, metavar="N", help="enable N of them (not probed)")
     add("--disk", action="store_true", help="an NVMe controller with a disk, in the place of one with VFs")
@@ -126,7 +126,7 @@ def _environment(options: argparse.Namespace) -> list[tuple[str, str]]:
 def devices_of(options: argparse.Namespace) -> list[str]:
     """Return the host's ``-device`` values, in order."""
     return [
-        *(topology.first_port() if options.port else []),
+        *(topology.earlier(options.nic_model) if options.earlier else []),
         *topology.NICS[options.nic](options.nic_model),
         *topology.others(),
         *topology.farm(options.functions, options.farm_model, options.farm_shape),

@@ -40,7 +40,7 @@ HOSTS = [
     Host("one IOMMU group and an NVMe controller with VFs", ("--nic", "onegroup", "--vfs", "4"), "onegroup.py", 600),
     Host("a card plugged into a running guest", ("--nic", "onegroup", "--vfs", "4"), "hotplug.py", 1200),
     Host("a card that is pinned", ("--nic", "onegroup", "--vfs", "4", "--out", str(PINNED)), "pins.py", 200),
-    Host("one more root port", ("--nic", "onegroup", "--port", "--env", f"LAB_PINNED={PINNED}"), "pins.py", 120),
+    Host("another card before it", ("--nic", "onegroup", "--earlier", "--env", f"LAB_PINNED={PINNED}"), "pins.py", 120),
     Host("a bridge in the group and a disk", ("--nic", "bridge", "--disk"), "bridge.py", 120),
     Host("kernel events", ("--nic", "onegroup", "--vfs", "4"), "events.py", 120),
     Host("crashes, races and foreign hands", ("--nic", "onegroup", "--vfs", "4"), "soak.py", 400),

@@ -69,13 +69,14 @@ def test_modules_are_inserted_after_what_they_need(tmp_path: Path) -> None:
     assert ["net/9pnet.ko", "fs/netfs.ko", "fs/9p.ko", "a/b-c.ko"] == order
 
 
-def test_one_more_port_comes_before_the_card() -> None:
+def test_an_earlier_card_takes_the_bus_number() -> None:
     """
-    Firmware numbers buses in the order of slots: the empty port takes the number that the card's bus had.
+    Firmware numbers buses in the order of slots; the other card differs in its MAC addresses only.
     """
-    (port,) = topology.first_port()
-    slot = int(port.rpartition("addr=")[2], 16)
-    assert 0 < slot < topology.NIC_SLOT
+    port, *functions = topology.earlier("e1000e")
+    assert 0 < int(port.rpartition("addr=")[2], 16) < topology.NIC_SLOT
+    macs = {word for words in functions + topology.onegroup("e1000e") for word in words.split(",") if "mac=" in word}
+    assert 2 * topology.NIC_FUNCTIONS == len(macs)
 
 
 @pytest.mark.parametrize("shape", ["pcie", "conv", "mixed"])
