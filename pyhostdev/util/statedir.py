@@ -31,7 +31,9 @@ _NO_FILE = (errno.ELOOP, errno.ENXIO, errno.ENOTDIR)  # from opening a link, a p
 
 class StateDir:
     """
-    One state directory; reading creates nothing, the first write creates it with mode 0700.
+    One state directory; reading creates nothing, the first write creates it with mode 0711.
+
+    QEMU's user passes through it on the way to its guest's key; no other user can list it, and its files are 0600.
 
     ``step`` is called before each operation on the directory; tests inject faults there.
 
@@ -96,7 +98,7 @@ class StateDir:
 
     def _make(self) -> None:
         self.step("mkdir", self.path)
-        make_directory(self.path, 0o700, below=self.below)
+        make_directory(self.path, 0o711, below=self.below)
 
     def _check(self, fd: int) -> None:
         facts = os.fstat(fd)

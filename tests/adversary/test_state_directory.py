@@ -110,10 +110,10 @@ def test_loop_of_links_ends(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_umask")
 def test_parents_are_never_open_to_others(tree: Path, tmp_path: Path) -> None:
-    """Whatever the umask: 0755 above, 0700 the directory, 0600 the records."""
+    """Whatever the umask: 0755 above, 0711 the directory, which QEMU's user passes through, 0600 the records."""
     state = tmp_path / "new/deep/state"
     assert 0 == run(["prepare", GUEST], tree, "--state-dir", str(state))
-    assert [0o755, 0o755, 0o700] == [mode(path) for path in (state.parent.parent, state.parent, state)]
+    assert [0o755, 0o755, 0o711] == [mode(path) for path in (state.parent.parent, state.parent, state)]
     assert {0o600} == {mode(path) for path in state.iterdir()}
     make_directory(str(state / "lib/qemu"), 0o711)
     assert [0o755, 0o711] == [mode(state / "lib"), mode(state / "lib/qemu")]

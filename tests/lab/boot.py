@@ -39,7 +39,7 @@ CONSOLE_TAIL = 4000
 
 EARLY_MODULES = ["virtio_pci", "9pnet_virtio", "9p", "overlay"]  # what mounting the root takes
 MACHINE = "q35,accel=tcg,kernel-irqchip=off,usb=off,smbus=off,sata=off,vmport=off"
-CMDLINE = "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on nmi_watchdog=0 tsc=reliable "
+CMDLINE = "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on nmi_watchdog=0 tsc=reliable no_timer_check "
 DISK_SIZE = 64 << 20
 FARM_MEMORY_MIB = 12 * 1024  # what QEMU itself may take for a farm's address spaces
 
@@ -51,6 +51,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--kernel", type=Path, default=KERNEL, help="an unpacked Debian kernel package")
     add("--nic", choices=sorted(topology.NICS), default="onegroup", help="how the card is attached")
     add("--nic-model", default="e1000e")
+    add("--earlier", action="store_true", help="another card of this model before it, which takes its bus number")
     add("--sriov", type=int, default=4, metavar="N", help="possible VFs of the NVMe controller")
     add("--vfs", type=int, default=0, metavar="N", help="enable N of them (not probed)")
     add("--disk", action="store_true", help="an NVMe controller with a disk, in the place of one with VFs")
@@ -125,6 +126,7 @@ def _environment(options: argparse.Namespace) -> list[tuple[str, str]]:
 def devices_of(options: argparse.Namespace) -> list[str]:
     """Return the host's ``-device`` values, in order."""
     return [
+        *(topology.earlier(options.nic_model) if options.earlier else []),
         *topology.NICS[options.nic](options.nic_model),
         *topology.others(),
         *topology.farm(options.functions, options.farm_model, options.farm_shape),

@@ -17,12 +17,13 @@ import time
 from typing import NamedTuple
 
 import fetch
-from boot import EXIT_NOT_BOOTED, HERE, KERNEL, kernel_of
+from boot import CACHE, EXIT_NOT_BOOTED, HERE, KERNEL, kernel_of
 
 PATIENCE = 3 if os.environ.get("CI") == "true" else 1  # strangers' machines are slow and busy
 BOOT_ATTEMPTS = 2 if PATIENCE > 1 else 1
 
 
+PINNED = CACHE / "pinned"  # what one host leaves for the next
 SOAK = os.environ.get("LAB_SOAK") == "1"  # the long form of what is about crashes and races, alone
 
 
@@ -37,7 +38,9 @@ class Host(NamedTuple):
 
 HOSTS = [
     Host("one IOMMU group and an NVMe controller with VFs", ("--nic", "onegroup", "--vfs", "4"), "onegroup.py", 600),
-    Host("a card plugged into a running guest", ("--nic", "onegroup", "--vfs", "4"), "hotplug.py", 900),
+    Host("a card plugged into a running guest", ("--nic", "onegroup", "--vfs", "4"), "hotplug.py", 1200),
+    Host("a card that is pinned", ("--nic", "onegroup", "--vfs", "4", "--out", str(PINNED)), "pins.py", 200),
+    Host("another card before it", ("--nic", "onegroup", "--earlier", "--env", f"LAB_PINNED={PINNED}"), "pins.py", 120),
     Host("a bridge in the group and a disk", ("--nic", "bridge", "--disk"), "bridge.py", 120),
     Host("kernel events", ("--nic", "onegroup", "--vfs", "4"), "events.py", 120),
     Host("crashes, races and foreign hands", ("--nic", "onegroup", "--vfs", "4"), "soak.py", 400),

@@ -69,6 +69,16 @@ def test_modules_are_inserted_after_what_they_need(tmp_path: Path) -> None:
     assert ["net/9pnet.ko", "fs/netfs.ko", "fs/9p.ko", "a/b-c.ko"] == order
 
 
+def test_an_earlier_card_takes_the_bus_number() -> None:
+    """
+    Firmware numbers buses in the order of slots; the other card differs in its MAC addresses only.
+    """
+    port, *functions = topology.earlier("e1000e")
+    assert 0 < int(port.rpartition("addr=")[2], 16) < topology.NIC_SLOT
+    macs = {word for words in functions + topology.onegroup("e1000e") for word in words.split(",") if "mac=" in word}
+    assert 2 * topology.NIC_FUNCTIONS == len(macs)
+
+
 @pytest.mark.parametrize("shape", ["pcie", "conv", "mixed"])
 def test_farm_has_as_many_functions_as_asked_for(shape: str) -> None:
     """

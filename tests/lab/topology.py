@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+EARLIER_SLOT = 1
 NIC_SLOT = 4
 NVME_SLOT = 5
 FARM_SLOTS = range(8, 0x1F)  # of pcie.0; what is below is taken
@@ -31,11 +32,11 @@ def _function(number: int) -> dict[str, str]:
     return {"multifunction": "on"} if number == 0 else {}
 
 
-def _ports_of(model: str, bus: str, slot: int) -> list[str]:
+def _ports_of(model: str, bus: str, slot: int, card: int = 0) -> list[str]:
     return [
         device(
-            model, id=f"nic{number}", bus=bus, addr=f"{slot:x}.{number}", **_function(number),
-            mac=f"52:54:00:00:00:{number:02x}",
+            model, id=f"nic{card or ''}{number}", bus=bus, addr=f"{slot:x}.{number}", **_function(number),
+            mac=f"52:54:00:00:{card:02x}:{number:02x}",
         )
         for number in range(NIC_FUNCTIONS)
     ]  # fmt: skip
@@ -76,6 +77,12 @@ def ports(model: str) -> list[str]:
         mac = f"52:54:00:00:00:{number:02x}"
         devices += [port, device(model, id=f"nic{number}", bus=f"rpnic{number}", mac=mac)]
     return devices
+
+
+def earlier(model: str) -> list[str]:
+    """A card of the same model behind a root port below the card's slot: firmware gives it the first bus number."""
+    port = device("pcie-root-port", id="rpearlier", bus="pcie.0", chassis=1, addr=EARLIER_SLOT)
+    return [port, *_ports_of(model, "rpearlier", 0, card=1)]
 
 
 def no_nic(model: str) -> list[str]:

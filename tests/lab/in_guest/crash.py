@@ -157,7 +157,7 @@ def end(pid: int) -> None:
 
 def start_killed_beside_its_guest() -> None:
     """SIGKILL of start leaves the guest running and its devices to it; after its end recover --all restores."""
-    domain = write_domain("survivor", workers.SPLIT, stay=True)
+    domain = write_domain("survivor", workers.SPLIT, kind="stay")
     child = Child(lambda: main(["start", str(domain)]))
     wait_for(lambda: (pid := qemu_of("survivor")) and has_group_open(pid), "QEMU opens the guest's functions", 120)
     child.kill()
@@ -213,7 +213,7 @@ def start_killed_anywhere() -> None:
     rng = workers.dice("start")
     struck: Counter[str] = Counter()
     total = rounds(2, 60)
-    domain = write_domain("unlucky", workers.SPLIT, stay=True)
+    domain = write_domain("unlucky", workers.SPLIT, kind="stay")
     longest_s = _time_of_start(domain)
     for _ in range(total):
         killed(lambda: main(["start", str(domain)]), longest_s, rng)

@@ -9,11 +9,15 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labhost import KERNEL
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import initramfs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RUN = Path("/run/lab")
 SERIAL = RUN / "serial"
@@ -92,29 +96,42 @@ def watched_devices(serial: str) -> set[str]:
     return set(re.findall(r"(\S+) 0200:", latest))
 
 
+def _boot(archive: Path) -> str:
+    words = "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable cryptomgr.notests random.trust_cpu=on"
+    words += " no_timer_check init_on_alloc=0 nowatchdog audit=0 apparmor=0"
+    return f"""<kernel>{guest_kernel()}</kernel>
+    <initrd>{archive}</initrd>
+    <cmdline>{words}</cmdline>"""
+
+
 def write_domain(
-    name: str, hostdevs: str, *, stay: bool = False, watch: bool = False, more: str = "", machine: str = "pc"
+    name: str,
+    hostdevs: str,
+    *,
+    kind: str = "list",
+    machine: str = "pc",
+    arguments: Sequence[str] = (),
 ) -> Path:
     """
     Write a domain that boots the guest, and return its file.
 
     Args:
-        more: words for the guest kernel's command line.
+        kind: of the guest's initramfs; "firmware" boots nothing, so that no driver answers a request to unplug.
+        arguments: words of QEMU's own.
     """
-    archive = guest_archive("watch" if watch else "stay" if stay else "list")
+    RUN.mkdir(exist_ok=True)
+    boot = "" if kind == "firmware" else _boot(guest_archive(kind))
     ports = '<controller type="pci" index="1" model="pcie-root-port"/>' if machine == "q35" else ""
-    words = "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable cryptomgr.notests random.trust_cpu=on"
-    cmdline = f"{words} {more}".strip()
+    words = "".join(f"<qemu:arg value='{word}'/>" for word in arguments)
+    own = f"<qemu:commandline>{words}</qemu:commandline>" if words else ""
     path = RUN / f"{name}.xml"
-    path.write_text(f"""<domain type='qemu'>
+    path.write_text(f"""<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name>
   <memory unit='MiB'>256</memory>
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='{machine}'>hvm</type>
-    <kernel>{guest_kernel()}</kernel>
-    <initrd>{archive}</initrd>
-    <cmdline>{cmdline}</cmdline>
+    {boot}
   </os>
   <features><acpi/></features>
   <devices>
@@ -123,6 +140,7 @@ def write_domain(
     <serial type='file'><source path='{SERIAL}'/></serial>
     <memballoon model='none'/>{hostdevs}
   </devices>
+  {own}
 </domain>
 """)
     return path

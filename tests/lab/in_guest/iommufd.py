@@ -40,7 +40,7 @@ AS_LIBVIRT = ("--libvirt", "12.8")
 
 def by_iommufd(name: str, *, emulator: str = QEMU, stay: bool = False) -> Path:
     """Write the seed's domain with ``<iommufd enabled='yes'/>``."""
-    path = write_domain(name, SPLIT, stay=stay)
+    path = write_domain(name, SPLIT, kind="stay" if stay else "list")
     text = path.read_text().replace("<vcpu>", "<iommufd enabled='yes'/><vcpu>")
     path.write_text(text.replace("/usr/bin/qemu-system-x86_64", emulator))
     return path

@@ -178,7 +178,7 @@ def undeclared_functions() -> None:
 
 def killed_guest() -> None:
     """A guest whose QEMU is killed releases all four functions; start reports QEMU's failure."""
-    with started(write_domain("killed", SPLIT, stay=True)) as verb:
+    with started(write_domain("killed", SPLIT, kind="stay")) as verb:
         pid = wait_for_qemu(verb)
         check_detached("killed")
         os.kill(pid, signal.SIGKILL)
@@ -189,7 +189,7 @@ def killed_guest() -> None:
 
 def interrupted_start() -> None:
     """SIGTERM to a start ends its guest and gives all four functions back."""
-    with started(write_domain("interrupted", SPLIT, stay=True)) as verb:
+    with started(write_domain("interrupted", SPLIT, kind="stay")) as verb:
         wait_for_qemu(verb)
         show("during", NIC)
         verb.send_signal(signal.SIGTERM)
