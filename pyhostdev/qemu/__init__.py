@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The QEMU driver; what it exports is imported when it is used."""
+"""The QEMU driver. Each exported name is imported on first use."""
 
 from __future__ import annotations
 

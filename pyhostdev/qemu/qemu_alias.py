@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The name of each device in QEMU.
+The alias of each device: its id in QEMU.
 
-A name chosen by the user is kept; the others count from 0 per kind of device. A host device with ``assigned='no'`` is
-not given to QEMU: it has no name and uses up no number.
+An alias chosen by the user is kept; the others are numbered from 0 per kind of device. QEMU does not get a host device
+with ``assigned='no'``, so it has no alias and uses up no number.
 
 Mirrors: src/qemu/qemu_alias.c
 """
@@ -50,7 +50,7 @@ _SINGLE = (("memballoon", "balloon0"), ("vsock", "vsock0"), ("pstore", "pstore0"
 
 def assign_aliases(dom: DomainDef) -> None:
     """
-    Name every device that has no name yet.
+    Give an alias to every device that has none yet.
 
     Mirrors: qemuAssignDeviceAliases (src/qemu/qemu_alias.c)
     """
@@ -76,7 +76,7 @@ def _name(device: Any, alias: str) -> None:
 
 
 def next_number(devices: Sequence[Any], prefix: str) -> int:
-    """Return one more than the highest number that a device of these has behind prefix."""
+    """Return one more than the highest number that follows the prefix in the aliases of these devices."""
     pattern = re.compile(re.escape(prefix) + r"([0-9]+)", re.ASCII)
     matches = (pattern.match(device.info.alias or "") for device in devices)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
@@ -84,7 +84,7 @@ def next_number(devices: Sequence[Any], prefix: str) -> int:
 
 def hostdev_alias(dom: DomainDef) -> str:
     """
-    Return the name of the next host device; interfaces that are host devices count as such.
+    Return the next alias of a host device; an interface of type hostdev uses up a number, too.
 
     Mirrors: qemuAssignDeviceHostdevAlias (src/qemu/qemu_alias.c)
     """
@@ -92,7 +92,7 @@ def hostdev_alias(dom: DomainDef) -> str:
 
 
 def _name_interfaces_and_hostdevs(dom: DomainDef) -> None:
-    """Name interfaces before host devices: an interface that is one gets the lower number."""
+    """Name interfaces before host devices: an interface of type hostdev gets the lower number."""
     for net in dom.interfaces:
         if net.info.alias is None:
             is_hostdev = net.type == "hostdev"
@@ -112,23 +112,25 @@ def _name_memory(dom: DomainDef) -> None:
 
 
 def _share_serial_console(dom: DomainDef) -> None:
-    """Give the first console the serial port's name where it is that serial port."""
+    """Give the first console the alias of the first serial port if both are the same port."""
     if dom.consoles and dom.serials and dom.consoles[0].target_type == "serial":
         dom.consoles[0].info.alias = dom.serials[0].info.alias
 
 
 def disk_index(target: str) -> int:
     """
-    Return the number of a disk's target: vda is 0, vdz 25, vdaa 26.
+    Return the index in the name of a disk's target: vda is 0, vdz is 25, vdaa is 26.
 
     Raises:
-        ConfigError: the target has no number.
+        ConfigError: the name is not a known prefix and letters.
 
     Mirrors: virDiskNameToIndex (src/util/virutil.c)
     """
     match = re.fullmatch(r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*", target, re.ASCII)
     if match is None:
-        raise ConfigError(f"Disk target '{target}' does not say which disk it is", libvirt_code=VIR_ERR_INTERNAL_ERROR)
+        raise ConfigError(
+            f"Disk target '{target}' is not a name such as 'vda' or 'sdb'", libvirt_code=VIR_ERR_INTERNAL_ERROR
+        )
     number = 0
     for letter in match[1]:
         number = number * 26 + ord(letter) - ord("a") + 1
@@ -137,7 +139,7 @@ def disk_index(target: str) -> int:
 
 def disk_alias(dom: DomainDef, disk: Any) -> str:
     """
-    Return the name of a disk: by its place on its controller, or by its target.
+    Return the alias of a disk: from its drive address, or from its target.
 
     Mirrors: qemuAssignDeviceDiskAlias (src/qemu/qemu_alias.c)
     """
@@ -151,13 +153,13 @@ def disk_alias(dom: DomainDef, disk: Any) -> str:
 
 
 def scsi_model(dom: DomainDef, index: int) -> str | None:
-    """Return the model of a SCSI controller."""
+    """Return the model of a SCSI controller, None without a model or a controller."""
     return next((c.model for c in dom.controllers if c.type == "scsi" and c.index == index), None)
 
 
 def controller_alias(dom: DomainDef, controller: Any) -> str:
     """
-    Return the name of a controller; QEMU has fixed ones for those of the chipset.
+    Return the alias of a controller; the ids of the chipset's controllers are fixed in QEMU.
 
     Mirrors: qemuAssignDeviceControllerAlias (src/qemu/qemu_alias.c)
     """
@@ -171,7 +173,7 @@ def controller_alias(dom: DomainDef, controller: Any) -> str:
 
 
 def is_builtin_ide(dom: DomainDef, controller: Any) -> bool:
-    """True for the disk controller that the chipset has, which no ``-device`` adds."""
+    """True for the disk controller that is part of the chipset and needs no ``-device``."""
     if controller.index != 0:
         return False
     return (controller.type == "ide" and is_i440fx(dom)) or (controller.type == "sata" and is_q35(dom))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What an emulator binary can do: its machines, CPU models, devices and the properties we ask about.
+What an emulator binary can do: its machines, CPU models, devices and their properties.
 
-The answers come from the binary itself (``probing``), from an earlier probe of the same file (``cache``), or from those
-that are stored beside this module, one directory per QEMU release. ``choice`` decides which, and says so.
+The answers come from the binary itself (``probing``), from an earlier probe of the same file (``cache``), or from the
+files stored beside this module, one directory per QEMU release. ``choice`` selects the source and names it.
 
 Mirrors: src/qemu/qemu_capabilities.c
 """
@@ -36,11 +36,11 @@ __all__ = [
 
 def for_emulator(path: str | None, arch: str) -> QEMUCapabilities:
     """
-    Return what the emulator at path can do, or the stored answer where it cannot be asked safely.
+    Return the capabilities of the emulator at path, or stored ones if it cannot be probed safely.
 
     Raises:
-        ConfigUnsupportedError: it is absent, and nothing is stored for the architecture.
-        OperationError: it is there and does not answer.
+        ConfigUnsupportedError: it is absent, and no capabilities are stored for the architecture.
+        OperationError: it exists but does not answer.
     """
     from pyhostdev.qemu.qemu_capabilities.choice import choose
 

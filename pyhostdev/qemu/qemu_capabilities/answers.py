@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The stored facts about an emulator, and checks that data from a file, a cache or a program has that form.
+The stored facts about an emulator, and the checks of data that comes from a file, a cache or a program.
 
 The data may be hostile: names go into command lines and messages, so they must be plain words of bounded length, and
 every value must have the expected type.
@@ -28,14 +28,14 @@ class Machine(NamedTuple):
     name: str
     alias: str | None = None
     is_default: bool = False
-    default_cpu: str | None = None  # a model name, as libvirt spells it
-    ram_id: str | None = None  # the memory backend's id
-    acpi: bool | None = None  # whether it can have ACPI; QEMU before 8.0 does not say
+    default_cpu: str | None = None  # the model's name in libvirt's spelling
+    ram_id: str | None = None  # the id of the memory backend
+    acpi: bool | None = None  # whether the machine supports ACPI; QEMU reports it since 8.0
     max_cpus: int | None = None
 
 
 class Answers(NamedTuple):
-    """All that is kept about one emulator."""
+    """All stored facts about one emulator."""
 
     arch: str
     version: tuple[int, ...]
@@ -48,12 +48,12 @@ class Answers(NamedTuple):
 
 def checked(data: object) -> Answers:
     """
-    Return what the data says.
+    Return the checked facts.
 
     Raises:
-        ValueError: it does not have the form that a probe writes; the text says where.
+        ValueError: the data does not have the form that a probe writes; the message names the place.
     """
-    table = _table(data, "the whole")
+    table = _table(data, "the document")
     devices = _names(table.get("devices"), "devices")
     objects = _names(table.get("objects"), "objects")
     properties = {
@@ -93,7 +93,7 @@ def _machine(row: object) -> Machine:
 
 def _typed(value: object, kind: type, where: str) -> None:
     if type(value) is not kind:
-        raise ValueError(f"{where} is not of type {kind.__name__}")
+        raise ValueError(f"{where}: a value is not of type {kind.__name__}")
 
 
 def _version(value: object) -> tuple[int, ...]:
@@ -114,7 +114,7 @@ def _name(value: object, where: str) -> str:
 
 def _match(pattern: re.Pattern[str], value: object, where: str) -> str:
     if not isinstance(value, str) or pattern.fullmatch(value) is None:
-        raise ValueError(f"{where} has something that is not a name")
+        raise ValueError(f"{where}: a value is not a valid name")
     return value
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What an emulator is asked about: the devices, objects and machines that we put on a command line, or may.
+The devices, objects and machines whose properties a probe asks for: all that a command line may contain.
 
-The properties of these are recorded, so that nothing is printed that the emulator does not have. The virtio devices
-with OpenGL are left out: a QEMU whose package lacks their base type ends when it is asked about them.
+Their properties are recorded, so that no property is printed that the emulator lacks. The virtio devices with OpenGL
+are not in the list: a QEMU without the module of their base type exits when it is asked about them.
 """
 
 from __future__ import annotations
 
-# a virtio device on PCI exists as 1.0 and 0.9, as 0.9 only and as 1.0 only
+# suffixes of a virtio device on PCI: as the slot decides, virtio 0.9 and 1.0, virtio 1.0 only
 _VIRTIO_VARIANTS = ("", "-transitional", "-non-transitional")
 _VIRTIO_WITH_VARIANTS = (
     "vhost-scsi-pci",
@@ -165,5 +165,5 @@ ASKED_OBJECTS = (
     "thread-context",
 )
 
-# abstract types, each of which has the -machine options of a family; see ``Machine.family``
+# abstract types; each has the -machine options of one family of machines
 ASKED_MACHINES = ("generic-pc-machine", "spapr-machine", "virt-machine")

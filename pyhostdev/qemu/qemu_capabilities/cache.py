@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The answers of an earlier probe of the same file, so that the second question asks no one.
+A cache of probe results, so that an emulator is probed only once.
 
-One file per emulator binary, named after what identifies it. A directory or a file that others could have written is
-not used, and an answer that cannot be read is asked for again; without a directory there is no cache.
+There is one file per emulator binary, named after the binary's identity. A directory or a file that another user could
+have written is not used. If a file cannot be read, the emulator is probed again. Without a directory there is no cache.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENTRY_BYTES = 4 << 20
 
 
 def directory() -> str | None:
-    """Return the directory of the caller's cache; root's never follows HOME. None where there is no place for one."""
+    """Return the caller's cache directory, None if its home is unknown; for root it does not depend on HOME."""
     if os.geteuid() == 0:
         return ROOT_DIRECTORY
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -34,10 +34,10 @@ def directory() -> str | None:
 
 def identity(path: str) -> dict[str, Any]:
     """
-    Return what changes when another binary takes a path.
+    Return the values that change when the file at path is replaced.
 
     Raises:
-        OSError: it cannot be looked at.
+        OSError: stat failed.
     """
     real = os.path.realpath(path)
     status = os.stat(real)
@@ -53,7 +53,7 @@ def identity(path: str) -> dict[str, Any]:
 
 
 def read(path: str) -> dict[str, Any] | None:
-    """Return what an earlier probe of this very file found, None when there is nothing that can be used."""
+    """Return the result of an earlier probe of this file, None without a usable one."""
     top = _own_directory(create=False)
     if top is None:
         return None
@@ -68,10 +68,10 @@ def read(path: str) -> dict[str, Any] | None:
 
 def write(path: str, before: dict[str, Any], data: dict[str, Any]) -> None:
     """
-    Store the result of a probe, unless the file has changed meanwhile; an unwritable cache is not an error.
+    Store the result of a probe, unless the file changed in the meantime; an unwritable cache is not an error.
 
     Args:
-        before: the file's identity when the probe began.
+        before: the file's identity before the probe.
     """
     top = _own_directory(create=True)
     if top is None:
@@ -86,7 +86,7 @@ def _name(wanted: dict[str, Any]) -> str:
 
 
 def _own_directory(*, create: bool) -> str | None:
-    """Return the cache's directory when it is the caller's and closed to writers."""
+    """Return the cache directory if it belongs to the caller and no other user can write to it, else None."""
     top = directory()
     if top is None:
         return None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Which capabilities answer for a domain: its own emulator's, stored ones, or those that the caller names.
+Select the capabilities for a domain: those of its emulator, stored ones, or those that the caller names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyhostdev.qemu.qemu_capabilities.trust import why_untrusted
 
 PROBE = "probe"
 FILE_BYTES = 4 << 20
-# emulators that run the guests of a smaller one, by QEMU's names
+# the emulator that also runs the guests of a smaller architecture; QEMU's names
 LARGER = {"i386": "x86_64", "arm": "aarch64", "ppc": "ppc64", "ppc64le": "ppc64"}
 
 _NO_QMP = "the Python module qemu.qmp is not installed"
@@ -29,17 +29,17 @@ def choose(
     emulator: str | None, arch: str, *, choice: str | None = None, may_run: bool = True, stored: str | None = None
 ) -> QEMUCapabilities:
     """
-    Return the capabilities that answer for a domain; ``origin`` says which they are.
+    Return the capabilities to use for a domain; their ``origin`` names the source.
 
     Args:
-        choice: a stored release (7.2), a file that a probe wrote, or "probe" for the emulator whatever its owner; None
-            asks a trusted emulator, and takes stored ones where it cannot be asked.
-        stored: the release whose stored answers serve where the emulator cannot be asked.
-        may_run: False where the host is not this machine, whose programs say nothing about it.
+        choice: a stored release (7.2), a file that a probe wrote, or "probe" to run even an emulator that is not
+            trusted; None probes a trusted emulator, and uses stored capabilities otherwise.
+        stored: the QEMU release of the stored capabilities that are used if the emulator is not probed.
+        may_run: False if the host is not this machine: the programs of this machine say nothing about it.
 
     Raises:
-        ConfigError: the file is not what a probe writes, or "probe" where no program may run.
-        ConfigUnsupportedError: nothing is stored for the architecture, or the answers are about another one.
+        ConfigError: the file was not written by a probe, or "probe" was chosen and no program may run.
+        ConfigUnsupportedError: no capabilities are stored for the architecture, or the chosen ones are for another.
         OperationError: the emulator does not answer.
     """
     if choice == PROBE:
@@ -56,7 +56,7 @@ def choose(
 
 
 def _check_arch(found: QEMUCapabilities, arch: str) -> None:
-    """Refuse answers about other processors; a family's larger emulator runs the smaller guests, too."""
+    """Refuse capabilities for another architecture; a 64-bit emulator also runs the family's 32-bit guests."""
     target = TARGETS.get(arch, arch)
     if found.arch not in (target, LARGER.get(target)):
         raise ConfigUnsupportedError(
@@ -66,19 +66,19 @@ def _check_arch(found: QEMUCapabilities, arch: str) -> None:
 
 def _probed_on_request(emulator: str | None, may_run: bool) -> QEMUCapabilities:
     if not may_run:
-        raise ConfigError("With another root no emulator is run: choose a stored release or a file")
+        raise ConfigError("An emulator cannot be probed for another root; choose a stored release or a file")
     if emulator is None or not os.path.isabs(emulator):
-        raise ConfigUnsupportedError("The domain names no emulator by an absolute path, so there is nothing to probe")
+        raise ConfigUnsupportedError("Cannot probe: the domain has no <emulator> with an absolute path")
     if not _has_qmp():
-        raise ConfigUnsupportedError(f"The emulator cannot be asked: {_NO_QMP}")
+        raise ConfigUnsupportedError(f"Cannot probe the emulator: {_NO_QMP}")
     return _asked(emulator)
 
 
 def _why_not_asked(emulator: str | None, may_run: bool) -> str | None:
     if not may_run:
-        return "no emulator is run for another root"
+        return "emulators are not run for another root"
     if emulator is None:
-        return "the domain names no emulator"
+        return "the domain has no <emulator>"
     if not os.path.lexists(emulator):
         return f"the emulator '{emulator}' is not on this machine"
     why = why_untrusted(emulator)
@@ -101,16 +101,16 @@ def _asked(emulator: str) -> QEMUCapabilities:
         try:
             return QEMUCapabilities(data, origin)
         except ConfigError:
-            pass  # written by another version: asked again, and written anew
+            pass  # written by another version of pyhostdev: probe again and replace the file
     try:
         before = cache.identity(emulator)
     except OSError as err:
-        raise ConfigUnsupportedError(f"The emulator '{emulator}' cannot be looked at: {err.strerror}") from err
+        raise ConfigUnsupportedError(f"Cannot read the status of the emulator '{emulator}': {err.strerror}") from err
     data = probe_data(emulator)
     try:
         found = QEMUCapabilities(data, origin)
     except ConfigError as err:
-        raise OperationError(f"The emulator '{emulator}' cannot be asked: {err.message}") from err
+        raise OperationError(f"Cannot probe the emulator '{emulator}': {err.message}") from err
     cache.write(emulator, before, data)
     return found
 
@@ -120,7 +120,7 @@ def _read_file(path: str) -> QEMUCapabilities:
     Return the capabilities in a file.
 
     Raises:
-        ConfigError: it cannot be read, or is not what a probe writes.
+        ConfigError: the file cannot be read, or was not written by a probe.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -134,5 +134,5 @@ def _read_file(path: str) -> QEMUCapabilities:
     except OSError as err:
         raise ConfigError(f"Cannot read '{path}': {err.strerror}") from err
     except (ValueError, RecursionError) as err:
-        raise ConfigError(f"'{path}' is not a file of capabilities") from err
+        raise ConfigError(f"'{path}' is not a capabilities file in JSON") from err
     return QEMUCapabilities(data, f"capabilities in '{path}'")

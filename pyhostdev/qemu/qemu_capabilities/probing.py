@@ -2,9 +2,10 @@
 """
 Ask an emulator binary what it can do, over QMP and without a machine.
 
-The binary runs without privileges, in a session of its own, with a clean environment, an empty standard input, bounds
-on what it says and uses, and a deadline. When every answer is read, it is killed with its process group and, asked by
-root, with all that it started. It is not told to quit: a QEMU that quits drops what did not fit into the connection.
+The binary runs without privileges, in its own session, with a clean environment, an empty standard input, limits on its
+output and resources, and a deadline. After the last answer it is killed together with its process group; if root
+probes, every process that it started is killed, too. It is not told to quit: a QEMU that quits drops the output that
+did not fit into the connection.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 
 DEADLINE_S = 30.0
 LINE_BYTES = 16 << 20  # the longest answer, all machine types of one target, has about 100 KiB
-WORDS_BYTES = 64 << 10  # of what the binary wrote: as much as a pipe holds, what does not fit is lost
-LINE_MAX = 300  # of its words in an error
+WORDS_BYTES = 64 << 10  # of the binary's output that is kept: the capacity of a pipe; the rest is lost
+LINE_MAX = 300  # of the output quoted in an error
 HANGUP_TIMEOUT_S = 5.0
 NOBODY = Ownership(65534, 65534, "65534")  # by number: the name differs between distributions
 CPU_S = 30
-ADDRESS_BYTES = 16 << 30  # QEMU reserves 1 GiB for translated code; what it uses is a hundredth of this
+ADDRESS_BYTES = 16 << 30  # QEMU reserves 1 GiB for translated code, and uses about 1 % of this limit
 PROCESSES = 512  # of the user `nobody`; a probed QEMU has four threads
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": "/"}
 QUESTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -45,7 +46,7 @@ QUESTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("qom-list-types", {"implements": "cpu", "abstract": False}),
     ("qom-list-types", {"implements": "user-creatable", "abstract": False}),
 )
-# how the properties of each are asked for: a type that the binary does not have is answered with an error
+# the commands that list properties; QEMU answers with an error if it lacks the type
 PROPERTY_QUESTIONS = (
     *(("device-list-properties", name) for name in ASKED_DEVICES),
     *(("qom-list-properties", name) for name in (*ASKED_OBJECTS, *ASKED_MACHINES)),
@@ -54,10 +55,9 @@ PROPERTY_QUESTIONS = (
 
 def ask(binary: str) -> dict[str, Any]:
     """
-    Return what is stored about a binary.
-
+    Return the facts about a binary, in the form that is stored.
     Raises:
-        OperationError: it does not run, does not answer, or is not a QEMU.
+        OperationError: the binary does not run, does not answer, or is not QEMU.
     """
     ours, theirs = socket.socketpair()
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -75,15 +75,15 @@ def ask(binary: str) -> dict[str, Any]:
             finally:
                 _kill(pid)
         except OperationError as err:
-            raise OperationError(f"The emulator '{binary}' cannot be asked: {err}{_words(reader)}") from err
+            raise OperationError(f"Cannot probe the emulator '{binary}': {err}{_words(reader)}") from err
 
 
 def converse(connection: socket.socket) -> dict[str, Any]:
     """
-    Ask all questions over a connection and return what is stored about the binary at its other end.
+    Ask all questions over a connection and return the facts about the binary at the other end.
 
     Raises:
-        OperationError: what it says is not what a QEMU says, or comes too late.
+        OperationError: the answers are not QEMU's, or come too late.
     """
     questions = [*QUESTIONS, *((command, {"typename": name}) for command, name in PROPERTY_QUESTIONS)]
     answers = _run_aside(_talk(connection, questions))
@@ -91,7 +91,7 @@ def converse(connection: socket.socket) -> dict[str, Any]:
         data = _described(answers)
         checked(data)
     except (AttributeError, KeyError, TypeError, ValueError) as err:
-        raise OperationError(f"it answers nonsense over QMP ({type(err).__name__})") from err
+        raise OperationError(f"it gives invalid answers over QMP ({type(err).__name__})") from err
     return data
 
 
@@ -115,7 +115,7 @@ def _described(answers: list[Any]) -> dict[str, Any]:
 
 
 def _cpu_models(definitions: list[dict[str, Any]], target: str) -> dict[str, str]:
-    """Return type name to model name; of several names the first is the one users write."""
+    """Return model names by type name; of several models of one type, the first is the one that users write."""
     models: dict[str, str] = {}
     for row in definitions:
         name = row["name"].upper() if target == "ppc64" else row["name"]
@@ -124,7 +124,7 @@ def _cpu_models(definitions: list[dict[str, Any]], target: str) -> dict[str, str
 
 
 def _machine(row: dict[str, Any], models: dict[str, str]) -> dict[str, Any]:
-    """Return the parts of a machine's description that we use, leaving out what it does not say."""
+    """Return the values of a machine that we use, without those that QEMU does not report."""
     kept = {
         "name": row["name"],
         "alias": row.get("alias"),
@@ -146,7 +146,7 @@ def _start(binary: str, monitor_fd: int, output_fd: int) -> int:
 
 
 def _kill(pid: int) -> None:
-    """End the binary, everything in its process group and in its PID namespace, and reap it."""
+    """Kill the binary, its process group and its PID namespace, and reap it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
@@ -156,7 +156,7 @@ def _kill(pid: int) -> None:
 
 
 def _words(reader: int) -> str:
-    """Return the last line that the binary wrote, as the end of a sentence about it."""
+    """Return the last line of the binary's output as the end of an error message; empty without output."""
     try:
         text = os.read(reader, WORDS_BYTES).decode("utf-8", "replace")
     except BlockingIOError:
@@ -166,7 +166,7 @@ def _words(reader: int) -> str:
 
 
 def _run_aside(talk: Any) -> list[Any]:
-    """Run a coroutine to its end, in a thread of its own where this one has a running loop already."""
+    """Run a coroutine to its end, in a new thread if this thread already runs an event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -207,7 +207,7 @@ async def _converse(connection: socket.socket, questions: list[tuple[str, dict[s
                 answers.append(await client.execute(name, arguments or None))
             except ExecuteError:
                 answers.append(None)
-    except Exception as err:  # the library hands on whatever its reader stumbled over, RecursionError too
+    except Exception as err:  # the library passes on any exception of its reader, even RecursionError
         raise OperationError(f"it does not speak QMP ({type(err).__name__})") from err
     finally:
         with contextlib.suppress(Exception):
@@ -216,12 +216,12 @@ async def _converse(connection: socket.socket, questions: list[tuple[str, dict[s
 
 
 def _client() -> QMPClient:
-    """Return a client whose lines are bounded and which keeps no events."""
+    """Return a client with a limit on the length of a line that stores no events."""
     from qemu.qmp import QMPClient
 
     try:
         client = QMPClient("probe", readbuflen=LINE_BYTES)
-    except TypeError:  # before 0.0.6 the library has a bound of its own, of 10 MiB
+    except TypeError:  # before 0.0.6 the library has a fixed limit of 10 MiB
         client = QMPClient("probe")
     client.events.event_filter = _keeps_nothing
     return client

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What an emulator binary can do: its machines, CPU models, devices and the properties we ask about.
+What an emulator binary can do: its machines, CPU models, devices and their properties.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 DEFAULT_VERSION = "7.2"  # the QEMU of the default libvirt release
 STORED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stored")
 
-# libvirt's architecture names, where QEMU's target has another
+# QEMU's target, where its name differs from libvirt's architecture
 TARGETS = {"i686": "i386", "armv7l": "arm"}
 
-# -device takes these names, too, which are those of no type
+# names that -device accepts although no type has them -> the type
 DEVICE_ALIASES = {"ahci": "ich9-ahci", "lsi": "lsi53c895a", "virtio-iommu": "virtio-iommu-pci"}
 
-# machines of a family are named after it, and all have the options of one QOM type
+# the first part of a machine's name -> the QOM type that has the options of all its machines
 _FAMILIES = (
     ("pc", "generic-pc-machine"),
     ("q35", "generic-pc-machine"),
@@ -35,7 +35,7 @@ _FAMILIES = (
     ("virt", "virt-machine"),
 )
 
-# options that later QEMUs have no more, with the version that dropped them (docs/about/removed-features.rst)
+# options that QEMU removed -> the version without them (docs/about/removed-features.rst)
 _REMOVED_OPTIONS = {"no-acpi": (9, 0), "no-hpet": (9, 0)}
 
 _VERSION = re.compile(r"[0-9]+\.[0-9]+")
@@ -43,10 +43,10 @@ _VERSION = re.compile(r"[0-9]+\.[0-9]+")
 
 class QEMUCapabilities:
     """
-    What one binary can do; never changed.
+    What one binary can do; immutable.
 
-    ``origin`` says in words where the answers come from; ``why_stored`` why the emulator was not asked, None when it
-    was, or when the caller chose the stored ones.
+    ``origin`` describes the source in words. ``why_stored`` is the reason why the emulator was not probed; None if it
+    was probed, or if the caller chose the source.
 
     Raises:
         ConfigError: the data does not describe an emulator.
@@ -85,29 +85,29 @@ class QEMUCapabilities:
 
     @property
     def release(self) -> str:
-        """The version in words: 7.2.22."""
+        """The version as text: 7.2.22."""
         return ".".join(map(str, self.version))
 
     @property
     def apology(self) -> str:
-        """The end of a sentence that says why the emulator was not asked; empty where it was."""
-        return f" (not asked: {self.why_stored})" if self.why_stored else ""
+        """The end of a sentence: why the emulator was not probed; empty if it was."""
+        return f" (not probed: {self.why_stored})" if self.why_stored else ""
 
     def canonical_machine(self, name: str) -> str:
-        """Return the name behind an alias ("pc" is "pc-i440fx-7.2"); others as they are."""
+        """Return the name that an alias stands for ("pc" is "pc-i440fx-7.2"), any other name unchanged."""
         return self._aliases.get(name, name)
 
     def default_machine(self) -> str | None:
-        """Return the machine QEMU takes when none is named, None where it takes none."""
+        """Return QEMU's default machine, None without one."""
         return next((m.name for m in self._machines.values() if m.is_default), None)
 
     def has_machine(self, name: str) -> bool:
-        """Return True when the binary has the machine, by name or alias."""
+        """Return True if the binary has the machine, by name or alias."""
         return name in self._machines or name in self._aliases
 
     def machine(self, name: str) -> Machine:
         """
-        Return what is known about a machine.
+        Return the facts about a machine.
 
         Raises:
             ConfigUnsupportedError: the binary has no such machine.
@@ -118,58 +118,58 @@ class QEMUCapabilities:
             raise ConfigUnsupportedError(self.unknown_machine(name)) from None
 
     def unknown_machine(self, name: str) -> str:
-        """Return the sentence about a machine type that the emulator does not have, and who says so."""
-        return f"Machine type '{name}' is unknown: {self.origin} for {self.arch}{self.apology}"
+        """Return the message about a machine type that these capabilities do not have."""
+        return f"Machine type '{name}' is not in the {self.origin} for {self.arch}{self.apology}"
 
     def default_cpu(self, machine: str) -> str | None:
-        """Return the CPU model the machine has when none is named; None for an unknown machine."""
+        """Return the default CPU model of a machine, None for an unknown machine."""
         row = self._machines.get(self.canonical_machine(machine))
         return row.default_cpu if row else None
 
     def has_device(self, name: str) -> bool:
-        """Return True when ``-device name`` exists, under this or its full name."""
+        """Return True if ``-device name`` exists; name may be an alias of the type."""
         return DEVICE_ALIASES.get(name, name) in self.devices
 
     def has_property(self, device: str, name: str) -> bool:
         """
-        Return True when the device has the property.
+        Return True if the device has the property.
 
         Raises:
-            KeyError: the device's properties are not among the recorded ones (ASKED_DEVICES).
+            KeyError: the properties of this device are not recorded (see ASKED_DEVICES).
         """
         if device not in self.devices:
             return False
         return name in self.properties[device]
 
     def properties_of(self, kind: str, default: Set[str] = frozenset()) -> Set[str]:
-        """Return the recorded properties of a device, under this or its full name, or of an object; else a default."""
+        """Return the recorded properties of a device or object; default if they are not recorded."""
         return self.properties.get(DEVICE_ALIASES.get(kind, kind), default)
 
     def has_object(self, name: str) -> bool:
-        """Return True when ``-object name`` exists."""
+        """Return True if ``-object name`` exists."""
         return name in self.types
 
     def has_machine_option(self, machine: str, name: str) -> bool:
-        """Return True when ``-machine machine,name=`` exists; False for a machine whose options are not recorded."""
+        """Return True if ``-machine machine,name=`` exists; False if the machine's options are not recorded."""
         family = self.canonical_machine(machine).split("-")[0]
         kind = dict(_FAMILIES).get(family, "")
         return name in self.properties.get(kind, ())
 
     def has_option(self, name: str) -> bool:
-        """Return True unless the option is one that this version has no more."""
+        """Return True unless this version has removed the option."""
         return self.version < _REMOVED_OPTIONS.get(name, (VERSION_MAX + 1,))
 
 
 def load(arch: str, version: str | None = None, *, why_stored: str | None = None) -> QEMUCapabilities:
     """
-    Return stored capabilities of an architecture, by libvirt's or QEMU's name.
+    Return the stored capabilities of an architecture; both libvirt's and QEMU's names are accepted.
 
     Args:
         version: MAJOR.MINOR of a stored release; DEFAULT_VERSION when None.
-        why_stored: why no emulator was asked.
+        why_stored: why the emulator was not probed.
 
     Raises:
-        ConfigUnsupportedError: none are stored for it.
+        ConfigUnsupportedError: no capabilities are stored for it.
     """
     release = version or DEFAULT_VERSION
     path = os.path.join(STORED, release, f"{TARGETS.get(arch, arch)}.json")
@@ -177,14 +177,14 @@ def load(arch: str, version: str | None = None, *, why_stored: str | None = None
         known = ", ".join(stored_versions())
         raise ConfigUnsupportedError(
             f"No capabilities of QEMU {release} for the architecture '{arch}' are stored (releases: {known})"
-            + (f", and nothing was asked: {why_stored}" if why_stored else "")
+            + (f", and the emulator was not probed: {why_stored}" if why_stored else "")
         )
     return _read_stored(path, release, why_stored)
 
 
 @lru_cache(maxsize=32)
 def _read_stored(path: str, release: str, why_stored: str | None) -> QEMUCapabilities:
-    """Return the content of a stored file; neither these files nor capabilities ever change."""
+    """Return the capabilities in a stored file; cached, since the files never change."""
     with open(path, encoding="utf-8") as file:
         return QEMUCapabilities(json.load(file), f"stored capabilities of QEMU {release}", why_stored)
 
@@ -197,23 +197,23 @@ def stored_versions() -> list[str]:
 
 def probe(binary: str) -> QEMUCapabilities:
     """
-    Ask a binary.
+    Return the capabilities of a binary after running it.
 
     Raises:
-        OperationError: it does not run, does not answer, or is not a QEMU.
+        OperationError: the binary does not run, does not answer, or is not QEMU.
     """
     try:
         return QEMUCapabilities(probe_data(binary), f"capabilities of the emulator '{binary}'")
     except ConfigError as err:
-        raise OperationError(f"The emulator '{binary}' cannot be asked: {err.message}") from err
+        raise OperationError(f"Cannot probe the emulator '{binary}': {err.message}") from err
 
 
 def probe_data(binary: str) -> dict[str, Any]:
     """
-    Ask a binary and return what is stored about it.
+    Run a binary and return the facts about it, in the form that is stored.
 
     Raises:
-        OperationError: it does not run, does not answer, or is not a QEMU.
+        OperationError: the binary does not run, does not answer, or is not QEMU.
     """
     from pyhostdev.qemu.qemu_capabilities.probing import ask
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Whether a program that a definition names may be run to ask what it can do.
+Decide whether the emulator that a definition names may be run to probe it.
 
-A definition comes from anyone. Running what it names as the caller would hand the caller's rights to its author
-(libvirt had this fault as CVE-2019-10167).
+A definition may come from an untrusted user. Running its emulator with the caller's privileges would give these
+privileges to the author of the definition (in libvirt: CVE-2019-10167).
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import stat
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-_LINKS_MAX = 40  # as the kernel follows
+_LINKS_MAX = 40  # the kernel's limit
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def why_untrusted(path: str) -> str | None:
     """
-    Return why a program is not run, None when it may be.
+    Return why a program must not be run, None if it may be run.
 
-    It may be run when its path is absolute and every component, the program and what links lead to included, belongs
-    to root (or to the caller) and can be changed by no one else.
+    It may be run if its path is absolute and only root or the caller owns, and can change, every component: each
+    directory, each symbolic link and its target, and the program.
     """
     if not os.path.isabs(path) or os.path.normpath(path) != path:
-        return "its path is not absolute and normal"
+        return "its path is not absolute, or has '.', '..' or empty components"
     try:
         real = os.path.realpath(path, strict=True)
         for component in _components(path):
@@ -36,15 +36,15 @@ def why_untrusted(path: str) -> str | None:
         if not stat.S_ISREG(os.stat(real).st_mode):
             return "it is not a regular file"
     except OSError as err:
-        return f"it cannot be looked at: {err.strerror}"
+        return f"cannot read its status: {err.strerror}"
     return None if os.access(real, os.X_OK) else "it is not executable"
 
 
 def _components(path: str) -> Iterator[str]:
     """
-    Yield every directory, link and file that the kernel looks at on the way to a program.
+    Yield every directory, link and file that the kernel visits when it resolves the path of a program.
 
-    ".." in a link is taken from the directory that was reached, not from the link's text.
+    ".." in the target of a link is relative to the directory that was reached, not to the text of the link.
     """
     todo = list(reversed(PurePosixPath(path).parts[1:]))
     reached, links = "/", 0
@@ -70,7 +70,7 @@ def _components(path: str) -> Iterator[str]:
 def _problem(component: str) -> str | None:
     status = os.lstat(component)
     if status.st_uid not in (0, os.geteuid()):
-        return f"'{component}' belongs to user {status.st_uid}"
+        return f"'{component}' is owned by user {status.st_uid}"
     if not stat.S_ISLNK(status.st_mode) and status.st_mode & _WRITABLE_BY_OTHERS:
-        return f"others can write to '{component}'"
+        return f"other users can write to '{component}'"
     return None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A domain as QEMU's command line.
+Build QEMU's command line from a domain definition.
 
-What is printed, and in which order, is what the asked libvirt release prints for the same definition. What we do not
-know how to build is refused by name and never left out.
+The arguments and their order are those that the selected libvirt release prints for the same definition. A part of the
+definition that we cannot build is refused by name and never left out.
 
 Mirrors: qemuBuildCommandLine (src/qemu/qemu_command.c)
 """
@@ -126,29 +126,29 @@ def build_command_line(
     usb_may_be_absent: bool = False,
 ) -> list[str]:
     """
-    Return the emulator and its arguments; the definition is not changed.
+    Return the emulator and its arguments; the definition itself is not changed.
 
-    Defaults and addresses that the definition does not have yet are filled in first.
+    Missing defaults and addresses are filled in first, on a copy.
 
     Args:
-        capabilities: of the emulator the domain names; the stored ones where None.
-        host: says which functions are conventional; without it all are PCI Express.
-        monitor_fd: a listening socket that QEMU inherits; without it QEMU creates the socket itself.
-        keep_together: the assigned functions of one host device share one guest slot.
-        tap_fd: opens a queue of the tap of an interface, and returns the descriptor that QEMU inherits.
-        device_fd: the same for any purpose of a device: "tap", "vhost", "vdpa" or "vsock", and "usb", for which QEMU
-            opens the node itself if None is returned; without both, descriptors have the numbers that follow the
-            standard ones, and the caller of QEMU opens them.
-        socket_fd: returns the descriptor of the socket that listens at a path; without it QEMU makes the socket.
-        vfio_fd: returns the descriptor of a function's VFIO node that QEMU inherits, of ``/dev/iommu`` for None; the
-            command line of a domain that is only shown has none.
-        file_fd: opens a file of the host and returns the descriptor that QEMU inherits; None where QEMU opens it.
-        release: the libvirt whose command line is meant.
-        usb_may_be_absent: QEMU looks for a USB device itself if the host does not have it.
+        capabilities: of the domain's emulator; None uses the stored ones.
+        host: knows which functions are conventional PCI; without it, all count as PCI Express.
+        monitor_fd: a listening socket that QEMU inherits; None lets QEMU create the socket.
+        keep_together: True puts the assigned functions of one host device into one guest slot.
+        tap_fd: opens one queue of an interface's tap and returns the descriptor that QEMU inherits.
+        device_fd: does the same for any purpose of a device: "tap", "vhost", "vdpa", "vsock" or "usb"; if it returns
+            None for "usb", QEMU opens the node. Without tap_fd and device_fd, descriptors are numbered from 3, and the
+            caller opens them.
+        socket_fd: returns the descriptor of the socket that listens at a path; None lets QEMU create the sockets.
+        vfio_fd: returns the descriptor of a function's VFIO node that QEMU inherits, or of ``/dev/iommu`` for None;
+            not given if the command line is only shown.
+        file_fd: opens a file of the host and returns the descriptor that QEMU inherits, or None if QEMU opens it.
+        release: the libvirt release whose command line is printed.
+        usb_may_be_absent: True lets QEMU look for a USB device that the host lacks at present.
 
     Raises:
         ConfigError: the definition is wrong.
-        ConfigUnsupportedError: it has something that we do not know how to build; ``others`` has the rest.
+        ConfigUnsupportedError: we cannot build a part of the definition; ``others`` has the further errors.
 
     Mirrors: qemuBuildCommandLine (src/qemu/qemu_command.c)
     """
@@ -175,7 +175,7 @@ def build_command_line(
 
 
 def _only_taps(tap_fd: Callable[[Any], int] | None) -> Callable[[str, Any], int | None] | None:
-    """Return the opener for all purposes of a caller that has one for taps."""
+    """Return a device_fd that opens taps only, with tap_fd; None without tap_fd."""
     return None if tap_fd is None else lambda purpose, device: None if purpose == "usb" else tap_fd(device)
 
 
@@ -187,10 +187,10 @@ def _build(build: CommandBuilder, parts: tuple[Callable[[CommandBuilder], None],
 
 def stored_capabilities(dom: DomainDef, release: LibvirtRelease = DEFAULT_RELEASE) -> QEMUCapabilities:
     """
-    Return the stored capabilities of a domain's architecture, of the QEMU that goes with a libvirt release.
+    Return the stored capabilities for a domain's architecture, of the QEMU release that belongs to a libvirt release.
 
     Raises:
-        ConfigUnsupportedError: none are stored for it.
+        ConfigUnsupportedError: no capabilities are stored for the architecture.
     """
     from pyhostdev.qemu.qemu_capabilities import load
     from pyhostdev.qemu.qemu_postparse import host_arch
@@ -200,9 +200,9 @@ def stored_capabilities(dom: DomainDef, release: LibvirtRelease = DEFAULT_RELEAS
 
 def unmodelled_errors(dom: DomainDef) -> list[ConfigError]:
     """
-    Return an error for each word of a definition that the tables do not know, with its line.
+    Return an error, with its line, for each element and attribute of a definition that we do not know.
 
-    On host devices it is the plan's sentence, and a word that says nothing there is none.
+    On a host device the error has the text of the plan's finding; a finding that is only a note is not an error.
     """
     told = {(path, finding.line): finding for path, finding in words_with_paths(dom)}
     found: list[ConfigError] = []

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Where sound goes on the host, on the command line.
+Audio backends on the command line.
 
 Mirrors: qemuBuildAudioCommandLine (src/qemu/qemu_command.c)
 """
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-_DRIVERS = {"file": "wav", "pulseaudio": "pa"}  # the others have QEMU's name
+_DRIVERS = {"file": "wav", "pulseaudio": "pa"}  # the others have the same name in QEMU
 
-# property of a side -> its field, for all kinds, and for one
+# QEMU's property -> our field: of all backends, then of single ones
 _COMMON = {
     "mixing-engine": "mixing_engine",
     "fixed-settings": "fixed_settings",
@@ -40,7 +40,7 @@ _OWN: dict[str, dict[str, str]] = {
 
 
 def build_audios(build: CommandBuilder) -> None:
-    """Say where sound goes."""
+    """Add the audio backends."""
     for audio in build.dom.audios:
         with build.collecting():
             kind = _DRIVERS.get(audio.type, audio.type)
@@ -50,7 +50,7 @@ def build_audios(build: CommandBuilder) -> None:
 
 
 def _backend(audio: Any) -> Properties:
-    """Return what belongs to one kind of backend."""
+    """Return the properties that only this kind of backend has."""
     if audio.type == "pulseaudio":
         return {"server": audio.server_name}
     if audio.type == "file":
@@ -62,7 +62,7 @@ def _backend(audio: Any) -> Properties:
 
 
 def _side(audio: Any, side: Any) -> Properties | None:
-    """Return recording or playing; None where nothing is said."""
+    """Return the settings for recording or playing; None without settings."""
     names = {**_COMMON, **(_SETTINGS if side.fixed_settings else {}), **_OWN.get(audio.type, {})}
     said = {name: getattr(side, field) for name, field in names.items()}
     return {name: value for name, value in said.items() if value is not None} or None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Where a disk's image is, as QEMU's block layer describes it.
+The location of a disk's image, in the terms of QEMU's block layer.
 
 Mirrors: src/qemu/qemu_block.c
 """
@@ -21,13 +21,13 @@ _PORTS = {"nbd": 10809, "iscsi": 3260, "http": 80, "https": 443, "ftp": 21, "ftp
 
 def storage_properties(disk: Any, kind: str, source: Any) -> Properties:
     """
-    Return the block driver and what it needs to find an image of a disk.
+    Return the block driver of a disk's image, with the properties that locate the image.
 
     Args:
-        kind: the type of the image's source, which below the top may be another than the disk's.
+        kind: the type of the image's source; that of a backing image may differ from the disk's.
 
     Raises:
-        ConfigUnsupportedError: a source that we do not build.
+        ConfigUnsupportedError: we cannot build this kind of source.
     """
     aio = disk.io
     if kind == "file":
@@ -44,7 +44,7 @@ def storage_properties(disk: Any, kind: str, source: Any) -> Properties:
 
 def _one_host(source: Any) -> Any:
     if len(source.hosts) != 1:
-        raise unsupported(f"A {source.protocol} disk with other than one <host>", source)
+        raise unsupported(f"A {source.protocol} disk without exactly one <host>", source)
     return source.hosts[0]
 
 
@@ -69,7 +69,7 @@ def _iscsi(source: Any) -> Properties:
 
 def iscsi_properties(host: str | None, port: object, name: str | None, initiator: str | None) -> Properties:
     """
-    Return the block driver of an iSCSI unit; its name is the target's name, and a number after a slash.
+    Return the block driver of an iSCSI unit; its name is TARGET/LUN.
 
     Raises:
         ConfigUnsupportedError: the text after the slash is not a number.

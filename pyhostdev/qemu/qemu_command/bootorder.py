@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The order in which a guest tries its devices when it boots.
+The order in which the guest's firmware tries to boot from devices.
 
 Mirrors: qemuProcessPrepareDeviceBootorder (src/qemu/qemu_process.c)
 """
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 def boot_order(dom: DomainDef) -> dict[int, int]:
     """
-    Return the boot indices by the identity of a device's info.
+    Return boot indices by ``id()`` of a device's info.
 
-    A device says its own, or <os> names kinds of devices and the first of each kind boots.
+    Either a device has its own index in <boot>, or <os> lists kinds of devices: the first device of each kind counts.
 
     Mirrors: qemuProcessPrepareDeviceBootorder (src/qemu/qemu_process.c)
     """
@@ -38,7 +38,7 @@ def _first_to_boot(dom: DomainDef, kind: str) -> Any:
 
 
 def _first_network(dom: DomainDef) -> Any:
-    """Return the first interface; of those that are host devices, the first that the guest gets."""
+    """Return the first interface; if it is a host device, the first such host device that is assigned."""
     first = next(iter(dom.interfaces), None)
     if first is None or first.type != "hostdev":
         return first

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What all parts of the command line share: collecting arguments, JSON properties, addresses.
+What all parts of the command line share: the list of arguments, JSON properties and addresses.
 
-Whatever a user wrote goes into QEMU through JSON, or through option_value(): QEMU's own option grammar
-ends a value at a comma.
+Text from the user reaches QEMU as JSON or through option_value(): a comma ends a value in QEMU's option grammar.
 """
 
 from __future__ import annotations
@@ -43,15 +42,15 @@ if TYPE_CHECKING:
 Properties = dict[str, Any]
 
 _SHORT_NAME_MAX = 20
-_FIRST_FD = 3  # behind standard input, output and error
-DEVICE_JSON = "device.json"  # libvirt's name of the capability that -device takes JSON
-NULL = object()  # a property that is JSON's null; None leaves a property out
-QDEV_WORDS = ("driver", "bus", "id")  # of every -device
+_FIRST_FD = 3  # after standard input, output and error
+DEVICE_JSON = "device.json"  # libvirt's name of the capability: -device accepts JSON
+NULL = object()  # the value of a property that is printed as null; None omits the property
+QDEV_WORDS = ("driver", "bus", "id")  # keys that every -device accepts
 
 
 class DomainPaths(NamedTuple):
     """
-    Where the files of one run of a domain are.
+    The paths of the files of one run of a domain.
 
     Mirrors: virDomainDefGetShortName (src/conf/domain_conf.c), qemuDomainSetPrivatePaths
     """
@@ -61,22 +60,22 @@ class DomainPaths(NamedTuple):
 
     @classmethod
     def of(cls, state_dir: str, name: str, domain_id: int) -> DomainPaths:
-        """Return the paths of a domain; long names are cut, the id keeps them apart."""
+        """Return the paths of a domain; long names are truncated, the id keeps them unique."""
         return cls(state_dir, f"{domain_id}-{name[:_SHORT_NAME_MAX]}")
 
     @property
     def lib_dir(self) -> str:
-        """The directory of this run's own files."""
+        """The directory of the files of this run."""
         return f"{self.state_dir}/lib/qemu/domain-{self.short_name}"
 
     @property
     def master_key(self) -> str:
-        """The key that secrets on the command line are encrypted with; exists before QEMU starts."""
+        """The file with the key that encrypts the secrets on the command line; created before QEMU starts."""
         return f"{self.lib_dir}/master-key.aes"
 
     def memory(self, alias: str) -> str:
         """
-        Return the file that shared memory is in.
+        Return the path of the file that backs shared memory.
 
         Mirrors: qemuGetMemoryBackingPath (src/qemu/qemu_conf.c)
         """
@@ -84,34 +83,34 @@ class DomainPaths(NamedTuple):
 
     @property
     def tpm_socket(self) -> str:
-        """The socket where the emulator of this run's TPM listens."""
+        """The path of the socket at which the TPM emulator of this run listens."""
         return f"{self.state_dir}/swtpm/{self.short_name}-swtpm.sock"
 
     def fs_socket(self, alias: str) -> str:
-        """Return the socket where the daemon of a file system listens."""
+        """Return the path of the socket at which the daemon of a file system listens."""
         return f"{self.lib_dir}/{alias}-fs.sock"
 
     @property
     def channels(self) -> str:
-        """The directory of sockets of channels that have no path of their own."""
+        """The directory of the sockets of channels without a path in the definition."""
         return f"{self.state_dir}/lib/qemu/channel/target/domain-{self.short_name}"
 
 
 def option_value(text: str) -> str:
-    """Return a value as QEMU's option grammar wants it: commas are doubled."""
+    """Return a value for QEMU's option grammar, with its commas doubled."""
     return text.replace(",", ",,")
 
 
 def plain_value(text: str, what: str, device: Any = None) -> str:
     """
-    Return a value for an option whose grammar has no way to write a comma.
+    Return a value for an option in which a comma cannot be escaped.
 
     Raises:
-        ConfigUnsupportedError: the value has a comma or a control character, which would end it and begin another.
+        ConfigUnsupportedError: the value has a comma or a control character, and would add another option.
     """
     if "," in text or not text.isprintable():
         raise ConfigUnsupportedError(
-            f"{what} '{shown(text)}' has a comma or a control character, which QEMU's option cannot take",
+            f"{what} '{shown(text)}' has a comma or a control character, which QEMU's option cannot contain",
             line=getattr(device, "line", None),
         )
     return text
@@ -119,7 +118,7 @@ def plain_value(text: str, what: str, device: Any = None) -> str:
 
 def option_string(properties: Properties) -> str:
     """
-    Return the properties of a device in QEMU's option grammar, the driver first and without its name.
+    Return the properties of a device in QEMU's option grammar: the driver, then NAME=VALUE.
 
     Mirrors: virQEMUBuildCommandLineJSON (src/util/virqemu.c)
     """
@@ -132,26 +131,26 @@ def option_string(properties: Properties) -> str:
 
 
 def on_off(value: bool) -> str:
-    """Return a switch as QEMU's option grammar spells it."""
+    """Return a boolean in QEMU's option grammar."""
     return "on" if value else "off"
 
 
 def unsupported(what: str, device: Any = None) -> ConfigUnsupportedError:
-    """Return the error of something that we cannot put on a command line."""
+    """Return the error for a part of a definition that we cannot build."""
     return ConfigUnsupportedError(f"{printable(what)} is not supported", line=getattr(device, "line", None))
 
 
 class CommandBuilder:
     """
-    The command line under construction, and what its parts ask.
+    The command line under construction, with the facts that its parts need.
 
     Args:
-        device_fd: returns the descriptor that QEMU inherits for a purpose of a device, such as the tap of an interface;
-            without it descriptors have the numbers that follow the standard ones.
-        socket_fd: returns the descriptor of the socket that listens at a path; None lets QEMU make it.
-        vfio_fd: returns the descriptor of a function's VFIO node, of ``/dev/iommu`` for None.
-        file_fd: opens a file of the host and returns the descriptor that QEMU inherits, or None where QEMU opens it.
-        host: has what only the host says; None has nothing.
+        device_fd: returns the descriptor that QEMU inherits for a purpose of a device, such as the tap of an
+        interface; without it, descriptors are numbered from 3.
+        socket_fd: returns the descriptor of the socket that listens at a path; None lets QEMU create the sockets.
+        vfio_fd: returns the descriptor of a function's VFIO node, or of ``/dev/iommu`` for None.
+        file_fd: opens a file of the host and returns the descriptor that QEMU inherits, or None if QEMU opens it.
+        host: the facts that only the host knows; None if they are not available.
     """
 
     def __init__(
@@ -186,7 +185,7 @@ class CommandBuilder:
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Keep the error of one device or part, so that the next ones are looked at too."""
+        """Collect a ConfigError of one device or part, so that the following ones are still built."""
         try:
             yield
         except ConfigError as err:
@@ -198,7 +197,7 @@ class CommandBuilder:
 
     def passed_file(self, path: str, name: str) -> str:
         """
-        Return the path under which QEMU opens a file: that of a set of one inherited descriptor, or its own.
+        Return the path at which QEMU opens a file: of a descriptor set if QEMU inherits it, else its own.
 
         Mirrors: qemuFDPassTransferCommand (src/qemu/qemu_fd.c)
         """
@@ -211,7 +210,7 @@ class CommandBuilder:
         return f"{HostRoot.DEV}fdset/{number}"
 
     def add_json(self, option: str, properties: Properties) -> None:
-        """Append an option whose value is JSON; what is None is left out."""
+        """Append an option with a JSON value; properties that are None are omitted."""
         kept = {k: None if value is NULL else value for k, value in properties.items() if value is not None}
         self.add(option, json.dumps(kept, separators=(",", ":"), ensure_ascii=False))
 
@@ -220,7 +219,7 @@ class CommandBuilder:
         Append a backend object.
 
         Raises:
-            ConfigUnsupportedError: the binary has no such object, or the object no such property.
+            ConfigUnsupportedError: the emulator lacks the object or one of the properties.
         """
         if not self.capabilities.has_object(qom_type):
             raise unsupported(f"The object '{qom_type}', which {self._emulator} does not have,")
@@ -232,7 +231,7 @@ class CommandBuilder:
         Append a device.
 
         Raises:
-            ConfigUnsupportedError: the binary has no such device, or the device no such property.
+            ConfigUnsupportedError: the emulator lacks the device or one of the properties.
         """
         driver = properties["driver"]
         if not self.capabilities.has_device(driver):
@@ -254,12 +253,12 @@ class CommandBuilder:
         return str(_FIRST_FD + self._fds - 1)
 
     def opened(self, purpose: str, device: Any) -> str | None:
-        """Return the number of a descriptor that the caller has opened for a device; None where QEMU opens it."""
+        """Return the number of a descriptor that the caller has opened for a device; None if QEMU opens the node."""
         number = None if self.device_fd is None else self.device_fd(purpose, device)
         return None if number is None else str(number)
 
     def add_fdset(self, descriptor: str, name: str) -> str:
-        """Append a set of one descriptor and return the path at which QEMU opens it."""
+        """Append a descriptor set with one descriptor; return the path at which QEMU opens it."""
         self.add("-add-fd", f"set={self._fdsets},fd={descriptor},opaque={name}")
         self._fdsets += 1
         return f"/dev/fdset/{self._fdsets - 1}"
@@ -270,10 +269,10 @@ class CommandBuilder:
 
     def _check_properties(self, kind: str, properties: Properties, words: tuple[str, ...]) -> None:
         """
-        Refuse a property that the emulator does not have; where its properties are not recorded, QEMU decides.
+        Refuse a property that the emulator lacks; if the properties of a kind are not recorded, accept all.
 
         Args:
-            words: keys that are not properties; every kind accepts them.
+            words: keys that need no check, since every kind accepts them.
         """
         said = {name for name, value in properties.items() if value is not None and name not in words}
         unknown = sorted(said - self.capabilities.properties_of(kind, said))
@@ -281,11 +280,11 @@ class CommandBuilder:
             raise unsupported(f"The property '{unknown[0]}' of '{kind}', which {self._emulator} does not have,")
 
     def vfio_descriptor(self, address: PCIDeviceAddress | None) -> str | None:
-        """Return what names an inherited node of iommufd; None where the domain is not started."""
+        """Return the number of an inherited descriptor for iommufd; None if the command line is only shown."""
         return None if self.vfio_fd is None else str(self.vfio_fd(address))
 
     def bootindex(self, device: Any) -> int | None:
-        """Return when QEMU tries to boot from a device; None for not at all."""
+        """Return the boot index of a device; None if QEMU does not boot from it."""
         return self.boot_order.get(id(device.info))
 
     def controller(self, kind: str, index: int) -> Any:
@@ -304,7 +303,7 @@ class CommandBuilder:
 
     def bus_name(self, index: int) -> str:
         """
-        Return QEMU's name of a PCI bus; those of the machine itself cannot be renamed.
+        Return QEMU's name of a PCI bus; the machine's own root bus keeps its name whatever its alias.
 
         Mirrors: qemuBuildDeviceAddressPCIGetBus (src/qemu/qemu_command.c)
         """
@@ -318,10 +317,10 @@ class CommandBuilder:
 
     def address(self, device: Any) -> Properties:
         """
-        Return where a device is plugged in, as properties.
+        Return the properties that place a device on a bus of the guest.
 
         Raises:
-            ConfigUnsupportedError: an address that QEMU takes no properties for.
+            ConfigUnsupportedError: we cannot build this type of address.
 
         Mirrors: qemuBuildDeviceAddressProps (src/qemu/qemu_command.c)
         """
@@ -337,7 +336,7 @@ class CommandBuilder:
             return {"reg": address.reg}
         if isinstance(address, VirtioMMIOAddress) and device.tag in _MMIO_DEVICES:
             kind = device.type.removeprefix("virtio-") if device.tag == "controller" else _MMIO_DEVICES[device.tag]
-            return {"driver": f"virtio-{kind}-device"}  # the transport decides on the driver, and has no places
+            return {"driver": f"virtio-{kind}-device"}  # the transport decides the driver and has no addresses
         if isinstance(address, ISAAddress):
             return {"iobase": address.iobase, "irq": address.irq}
         if isinstance(address, DIMMAddress):
@@ -360,7 +359,7 @@ class CommandBuilder:
 
     def rom(self, device: Any) -> Properties:
         """
-        Return what is said about a device's option ROM.
+        Return the properties of a device's option ROM.
 
         Raises:
             ConfigUnsupportedError: the device is not on PCI.
@@ -373,19 +372,19 @@ class CommandBuilder:
         if not isinstance(info.address, PCIGuestAddress):
             raise unsupported(f"<rom> of a <{device.tag}> that is not on PCI", device)
         if info.rom_enabled is False:
-            return {"romfile": ""}  # QEMU reads the empty name as "none"
+            return {"romfile": ""}  # to QEMU an empty name means: without a ROM
         return {"rombar": None if info.rom_bar is None else int(info.rom_bar), "romfile": info.rom_file}
 
 
-# devices that have a driver for virtio-mmio, and the word for them in its name; a controller's type is that word
+# element -> its word in the name of the virtio-mmio driver; for a controller it is the controller's type
 _MMIO_DEVICES = {"disk": "blk", "interface": "net", "controller": "", "memballoon": "balloon", "rng": "rng"}
 
 
 def uses_machine_option(build: CommandBuilder, name: str) -> bool:
     """
-    Return True when ACPI or the HPET is switched in -machine, False when by an option of its own.
+    Return True if a -machine option switches ACPI or the HPET, False if -no-acpi or -no-hpet does.
 
-    Later releases of libvirt have done so where the machine can; and QEMU 9.0 dropped -no-acpi and -no-hpet.
+    Newer libvirt releases prefer the -machine option if the machine has it, and QEMU 9.0 removed the other two.
     """
     prefers = {"acpi": build.release.has("machine-acpi"), "hpet": build.release.has("machine-hpet")}[name]
     can = build.capabilities.has_machine_option(str(build.dom.os.machine), name)
@@ -393,12 +392,12 @@ def uses_machine_option(build: CommandBuilder, name: str) -> bool:
 
 
 def virtio_driver(name: str, model: str | None) -> str:
-    """Return the PCI driver of a virtio device: virtio 1.0, 0.9 or both, as its model says."""
+    """Return the PCI driver of a virtio device; its model selects virtio 0.9, 1.0 or both."""
     return f"virtio-{name}-pci" + (model or "virtio").removeprefix("virtio")
 
 
 def virtio_options(device: Any) -> Properties:
-    """Return what <driver> says about virtio as such."""
+    """Return the properties from <driver> that every virtio device has."""
     virtio = device.virtio
     return {
         "iommu_platform": virtio.iommu,

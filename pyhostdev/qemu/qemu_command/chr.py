@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Character devices on the command line, and the devices that are fed by one.
+Character devices on the command line, and the guest devices connected to them.
 
 Mirrors: qemuBuildChardevStr, qemuBuildSerialCommandLine and neighbours (src/qemu/qemu_command.c)
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-_SOCKET_NAME_MAX = 80  # bytes, of the 107 that the whole address can have
+_SOCKET_NAME_MAX = 80  # bytes; the whole path of a socket can have 107
 
 
 def add_chardev(build: CommandBuilder, device: Any, source: Any) -> str:
@@ -26,7 +26,7 @@ def add_chardev(build: CommandBuilder, device: Any, source: Any) -> str:
     Add the host side of a device and return its id.
 
     Raises:
-        ConfigUnsupportedError: a kind of character device, or a part of one, that we do not build.
+        ConfigUnsupportedError: we cannot build this kind of character device, or a part of it.
     """
     chardev = f"char{device.info.alias}"
     rule = _RULES.get(source.type)
@@ -45,13 +45,13 @@ def add_chardev(build: CommandBuilder, device: Any, source: Any) -> str:
 
 
 def _passed_source(build: CommandBuilder, device: Any, source: Any) -> list[str]:
-    """Return how QEMU writes to a file that it inherits: at the end of what is there; empty if it opens it itself."""
+    """Return the options for an inherited file, to which QEMU appends; empty if QEMU opens the file itself."""
     path = build.passed_file(source.path, f"{device.info.alias}-source")
     return [] if path == source.path else [f"path={path}", "append=on"]
 
 
 def _log(build: CommandBuilder, device: Any, source: Any) -> list[str]:
-    """Return where QEMU writes down what passes; a file that it inherits is its opener's to empty."""
+    """Return the options for the log of a device; QEMU appends to an inherited file, its opener truncates it."""
     path = build.passed_file(source.log_file, f"{device.info.alias}-log")
     append = path != source.log_file or source.log_append is not False
     return [f"logfile={option_value(path)}", f"logappend={on_off(append)}"]
@@ -126,7 +126,7 @@ def _spiceport(device: Any, source: Any) -> list[str]:
 
 
 def _vdagent(_device: Any, source: Any) -> list[str]:
-    """Return QEMU's own agent for the clipboard and the mouse."""
+    """Return QEMU's built-in agent for the clipboard and the mouse."""
     part = source.sources[0] if source.sources else None
     options = ["qemu-vdagent", "name=vdagent"]
     if part is not None and part.clipboard_copypaste is not None:
@@ -167,17 +167,17 @@ def build_serials(build: CommandBuilder) -> None:
         with build.collecting():
             chardev = add_chardev(build, serial, serial.source)
             if serial.target_type == "system-serial":
-                build.add("-serial", f"chardev:{chardev}")  # the machine has the port already
+                build.add("-serial", f"chardev:{chardev}")  # the port is part of the machine
                 continue
             build.add_device(_serial(build, serial, chardev))
 
 
 def _serial(build: CommandBuilder, serial: Any, chardev: str) -> Properties:
     """
-    Return a serial port, whose model is the name of QEMU's device.
+    Return the properties of a serial port; its model is the name of QEMU's device.
 
     Raises:
-        ConfigUnsupportedError: it has no model.
+        ConfigUnsupportedError: the port has no model.
     """
     if serial.target_model is None:
         raise unsupported(f"A <serial> of type {serial.target_type}", serial)
@@ -215,7 +215,7 @@ def build_channels(build: CommandBuilder) -> None:
 
 
 def _default_path(build: CommandBuilder, channel: Any) -> None:
-    """Give a socket without a path one in the run's own directory, where an agent is looked for."""
+    """Give a UNIX socket without a path one in the directory of this run, where guest agent clients expect it."""
     source = channel.source
     if source.type == "unix" and source.path is None:
         from pyhostdev.conf.chr_conf import ChrSourceElement
@@ -226,21 +226,21 @@ def _default_path(build: CommandBuilder, channel: Any) -> None:
 
 def _socket_name(channel: Any) -> str:
     """
-    Return the name of a channel's socket, which is the channel's own.
+    Return the file name of a channel's socket: the channel's name.
 
     Raises:
-        ConfigUnsupportedError: no file can have that name.
+        ConfigUnsupportedError: the name is not a valid file name, or is too long.
 
     Mirrors: qemuDomainPrepareChannel
     """
     name = channel.target_name or "unknown.sock"
     if "/" in name or name in (".", "..") or len(os.fsencode(name)) > _SOCKET_NAME_MAX:
-        raise unsupported(f"The name {name!a} of a <channel> without a path, which no socket can have,", channel)
+        raise unsupported(f"The name {name!a} of a <channel> without a path, which cannot name a socket,", channel)
     return str(name)
 
 
 def build_consoles(build: CommandBuilder) -> None:
-    """Add the consoles that are not a serial port again."""
+    """Add the consoles, except one that repeats a serial port."""
     for console in build.dom.consoles:
         with build.collecting():
             if console.target_type == "serial":
@@ -253,7 +253,7 @@ def build_consoles(build: CommandBuilder) -> None:
 
 
 def build_smartcards(build: CommandBuilder) -> None:
-    """Put smartcards into their readers."""
+    """Add the smartcards, each in its reader."""
     for card in build.dom.smartcards:
         with build.collecting():
             address = card.info.address
@@ -267,7 +267,7 @@ def build_smartcards(build: CommandBuilder) -> None:
 
 
 def build_redirdevs(build: CommandBuilder) -> None:
-    """Add the USB devices that a viewer redirects."""
+    """Add the redirected USB devices."""
     for redirdev in build.dom.redirdevs:
         with build.collecting():
             chardev = add_chardev(build, redirdev, redirdev.source)
@@ -294,6 +294,6 @@ def _redir_filter(build: CommandBuilder) -> str | None:
 
 
 def _bcd(version: str) -> int:
-    """Return a USB version, two digits each side of the point, as the device reports it."""
+    """Return a USB version as binary-coded decimal: 2.10 is 0x0210."""
     major, _, minor = version.partition(".")
     return int(major, 16) << 8 | int(minor.ljust(2, "0")[:2], 16)

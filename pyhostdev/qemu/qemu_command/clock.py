@@ -21,7 +21,7 @@ def build_clock(build: CommandBuilder) -> None:
     Set the guest's clock and its timers.
 
     Raises:
-        ConfigUnsupportedError: a timer that QEMU does not have.
+        ConfigUnsupportedError: QEMU does not have a timer of that name.
     """
     clock = build.dom.clock
     timers = {timer.name: timer for timer in clock.timers} if clock is not None else {}
@@ -32,9 +32,9 @@ def build_clock(build: CommandBuilder) -> None:
 
 def _base(clock: Any) -> str:
     """
-    Return what the guest's clock shows at its start.
+    Return the time that the guest's clock shows at its start.
 
-    A time zone is QEMU's own local time: it is started with that zone in its environment.
+    For a time zone it is QEMU's local time: QEMU is started with that zone in its environment.
     """
     offset = clock.offset if clock is not None else "utc"
     if offset == "timezone":
@@ -51,7 +51,7 @@ def _date(seconds: int) -> str:
 
 
 def _rtc_options(timer: Any | None) -> str:
-    """Return what <timer name='rtc'> adds: which clock it follows, and what happens to lost ticks."""
+    """Return the options from <timer name='rtc'>: the clock that it follows and the policy for lost ticks."""
     if timer is None:
         return ""
     clock = {"guest": ",clock=vm", "wall": ",clock=host", "realtime": ",clock=rt"}.get(timer.track, "")

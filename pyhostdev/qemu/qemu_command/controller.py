@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-# a controller must be there before what plugs into it
+# QEMU must create a controller before the devices on its bus
 _TYPE_ORDER = ("pci", "usb", "scsi", "ide", "sata", "virtio-serial", "ccid")
 
 _USB_DRIVERS = {
@@ -47,7 +47,7 @@ _SCSI_DRIVERS = {
 
 
 def build_global_controllers(build: CommandBuilder) -> None:
-    """Set the properties of host bridges, which the machine creates."""
+    """Set the properties of host bridges, which are part of the machine."""
     for controller in build.dom.controllers:
         with build.collecting():
             if controller.pcihole64:
@@ -82,7 +82,7 @@ def _build_controller(build: CommandBuilder, controller: Any) -> None:
     if is_builtin_ide(build.dom, controller) or (controller.type == "usb" and controller.model == "none"):
         return
     if controller.type == "ide":
-        raise unsupported("More than the chipset's IDE controller", controller)
+        raise unsupported("An IDE controller besides the chipset's", controller)
     properties = _RULES[controller.type](build, controller)
     if properties is not None:
         build.add_device({**properties, **build.address(controller)})
@@ -98,7 +98,7 @@ def _pci(_build: CommandBuilder, controller: Any) -> Properties | None:
             "id": controller.info.alias,
             "numa_node": controller.numa_node,
         }
-    return None  # the machine has its root without being asked
+    return None  # the root bus is part of the machine
 
 
 def _plain_bridge(controller: Any) -> Properties:
@@ -111,7 +111,7 @@ def _bridge(controller: Any) -> Properties:
 
 
 def _reserved_bytes(controller: Any) -> int | None:
-    """Return the memory that firmware keeps for what is plugged in later."""
+    """Return the bytes of memory that firmware reserves for devices plugged in later; None without a number."""
     return controller.mem_reserve * 1024 if controller.mem_reserve else None
 
 

@@ -15,7 +15,7 @@ from pyhostdev.qemu.qemu_command.builder import on_off, plain_value, unsupported
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-# <hyperv> elements that are a plain switch
+# <hyperv> elements without a value besides their state
 _HYPERV_SWITCHES = (
     "relaxed",
     "vapic",
@@ -33,20 +33,20 @@ _HYPERV_SWITCHES = (
     "emsr_bitmap",
     "xmm_input",
 )
-# policy -> whether a flag is on; an optional one is as the model has it
+# policy -> state of the flag; with "optional" the model decides
 _POLICIES = {"force": "on", "require": "on", "optional": None, "disable": "off", "forbid": "off"}
 
 
-# the recorded answers of libvirt 9.0 to 12.8 for EPYC; the other two are the same processor
+# recorded answers of libvirt 9.0 to 12.8 for EPYC; the other two models are the same processor
 _LOST_FEATURES = dict.fromkeys(("EPYC", "EPYC-IBPB", "Dhyana"), ("monitor",))
 
 
 def build_cpu(build: CommandBuilder) -> None:
     """
-    Choose the processor model and its flags.
+    Add the CPU model and its flags.
 
     Raises:
-        ConfigUnsupportedError: a mode that would need the host's processor to be known.
+        ConfigUnsupportedError: the mode needs facts about the host's processor.
     """
     options = [_cpu_model(build), *_cpu_features(build)]
     if options != [""]:
@@ -73,9 +73,9 @@ def _cpu_model(build: CommandBuilder) -> str:
 
 def _host_model(build: CommandBuilder, cpu: Any) -> str:
     """
-    Return what stands for the host's own model: its processor as far as a guest can be migrated with it.
+    Return the model for mode host-model: the host's processor without the flags that prevent migration.
 
-    libvirt names the model of its own list that is nearest, with the flags that it lacks.
+    libvirt instead names the closest model of its own list, and the flags in which the host differs.
     """
     vendor = "" if cpu.vendor_id is None else f",vendor={plain_value(cpu.vendor_id, 'CPU vendor', cpu)}"
     return f"host,migratable=on{vendor}" if build.dom.type == "kvm" else f"max{vendor}"
@@ -108,10 +108,10 @@ def _cpu_features(build: CommandBuilder) -> list[str]:
 
 def _feature(feature: Any) -> str:
     """
-    Return one flag of the processor.
+    Return the option for one CPU flag.
 
     Raises:
-        ConfigUnsupportedError: its name would say more than one flag.
+        ConfigUnsupportedError: the name would set another option, too.
     """
     name = plain_value(str(feature.name), "CPU feature", feature)
     if "=" in name:
@@ -120,7 +120,7 @@ def _feature(feature: Any) -> str:
 
 
 def _lost_features(cpu: Any) -> list[str]:
-    """Return the flags of libvirt's model that QEMU's model has lost; libvirt switches them off by name."""
+    """Return the flags of libvirt's model that QEMU's model no longer has; libvirt disables them by name."""
     lost = _LOST_FEATURES.get(cpu.model, ()) if cpu.mode in (None, "custom") else ()
     named = {feature.name for feature in cpu.features}
     return [f"{name}=off" for name in lost if name not in named]
@@ -184,7 +184,7 @@ def _cpu_cache(build: CommandBuilder) -> list[str]:
 
 
 def _address_bits(build: CommandBuilder) -> list[str]:
-    """Return how many bits a physical address has: the host's number, at most a limit, or one that is said."""
+    """Return the options for the bits of a physical address: the host's, with an optional limit, or a number."""
     cpu = build.dom.cpu
     if cpu is None or cpu.maxphysaddr_mode is None:
         return []
@@ -195,10 +195,10 @@ def _address_bits(build: CommandBuilder) -> list[str]:
 
 
 def build_smp(build: CommandBuilder) -> None:
-    """Say how many processors there are and how they are arranged."""
+    """Add the number of virtual CPUs and their topology."""
     dom = build.dom
     plugged = sum(1 for vcpu in dom.vcpu_list if vcpu.enabled and vcpu.hotpluggable)
-    online = (dom.vcpu_current or dom.vcpus) - plugged  # those are added to a QEMU that waits
+    online = (dom.vcpu_current or dom.vcpus) - plugged  # hotpluggable CPUs are added later, to the paused QEMU
     options = [str(online)]
     if online != dom.vcpus:
         options.append(f"maxcpus={dom.vcpus}")
@@ -213,7 +213,7 @@ def build_smp(build: CommandBuilder) -> None:
 
 
 def build_iothreads(build: CommandBuilder) -> None:
-    """Create the I/O threads."""
+    """Add the I/O threads."""
     dom = build.dom
     threads: dict[int, Any] = {thread.id: thread for thread in dom.iothread_ids}
     for number in iothread_numbers(dom):
@@ -222,7 +222,7 @@ def build_iothreads(build: CommandBuilder) -> None:
 
 
 def _thread_options(thread: Any) -> Properties:
-    """Return how many workers a thread's event loop has, and how long it polls before it sleeps."""
+    """Return the properties of an I/O thread: the size of its worker pool and its polling times."""
     return {
         "thread-pool-min": thread.thread_pool_min,
         "thread-pool-max": thread.thread_pool_max,

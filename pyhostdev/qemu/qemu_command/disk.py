@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Disks and file systems on the command line.
+Disks on the command line.
 
 Mirrors: qemuBuildDisksCommandLine (src/qemu/qemu_command.c), src/qemu/qemu_block.c
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 _FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "dmg", "bochs", "cloop")
-_BACKED_FORMATS = ("qcow", "qcow2", "qed", "vmdk")  # whose images can have another one below
+_BACKED_FORMATS = ("qcow", "qcow2", "qed", "vmdk")  # formats that can have a backing image
 
 # cache mode: write back, bypass the host's cache, ignore flushes
 _CACHE_MODES = {
@@ -39,7 +39,7 @@ _CACHE_MODES = {
 
 
 class Image(NamedTuple):
-    """One image of a disk's chain: where it is, and how its contents are read."""
+    """One image of a disk's backing chain: its location and its format."""
 
     type: str
     source: Any
@@ -48,7 +48,7 @@ class Image(NamedTuple):
 
 
 def build_disks(build: CommandBuilder) -> None:
-    """Add the disks; image nodes are numbered from the last disk to the first, and downwards in each chain."""
+    """Add the disks; nodes are numbered from the last disk to the first, and from the top of each chain down."""
     first, numbers = 1, dict[int, int]()
     for disk in reversed(build.dom.disks):
         numbers[id(disk)] = first
@@ -61,13 +61,13 @@ def build_disks(build: CommandBuilder) -> None:
 
 
 def _node_count(disk: Any) -> int:
-    """Return how many numbers of nodes a disk takes; a drive without a medium keeps one for it."""
+    """Return how many node numbers a disk uses up; a drive without a medium uses up one."""
     return 0 if disk.type == "vhostuser" else max(1, len(_chain(disk)))
 
 
 def _build_floppy_controller(build: CommandBuilder) -> None:
     """
-    Say from which floppy QEMU boots; newer q35 machines have no controller of their own.
+    Set the boot index of each floppy drive; on q35, add the floppy controller.
 
     Mirrors: qemuBuildFloppyCommandLineControllerOptions
     """
@@ -90,7 +90,7 @@ def has_image(disk: Any) -> bool:
 
 
 def _chain(disk: Any) -> list[Image]:
-    """Return the images of a disk that the definition names, from the top down."""
+    """Return the images of a disk that are in the definition, from the top down."""
     if not has_image(disk) or disk.type == "vhostuser":
         return []
     images = [Image(disk.type, disk.source, disk.driver_type or "raw", is_readonly(disk))]
@@ -102,7 +102,7 @@ def _chain(disk: Any) -> list[Image]:
 
 
 def _ends(disk: Any) -> bool:
-    """True when the definition says where the chain of images ends."""
+    """True if the definition ends the backing chain explicitly, with an empty <backingStore>."""
     below = disk.backing_store
     while below is not None and below.type is not None:
         below = below.backing_store
@@ -111,7 +111,7 @@ def _ends(disk: Any) -> bool:
 
 def _build_images(build: CommandBuilder, disk: Any, first: int) -> str | None:
     """
-    Define the images of a disk, the lowest first; return the node that a device reads.
+    Add the images of a disk, the lowest first; return the node that the device uses, None without a medium.
 
     Raises:
         ConfigUnsupportedError: the kind of an image is not supported.
@@ -132,7 +132,7 @@ def _build_images(build: CommandBuilder, disk: Any, first: int) -> str | None:
 
 def _build_image(build: CommandBuilder, disk: Any, image: Image, node: str, backing: Properties) -> str:
     """
-    Define where an image is, and how its contents are read; return the node on top.
+    Add the nodes for the location and the format of an image; return the upper one.
 
     Raises:
         ConfigUnsupportedError: the kind of image is not supported.
@@ -159,7 +159,7 @@ def _build_image(build: CommandBuilder, disk: Any, image: Image, node: str, back
 
 
 def _detect_zeroes(disk: Any) -> str | None:
-    """Return what is done with writes of zeroes; QEMU unmaps them only where it may discard."""
+    """Return the treatment of written zeroes; QEMU unmaps them only if it also may discard."""
     if disk.detect_zeroes == "unmap" and disk.discard != "unmap":
         return "on"
     return None if disk.detect_zeroes is None else str(disk.detect_zeroes)
@@ -167,10 +167,10 @@ def _detect_zeroes(disk: Any) -> str | None:
 
 def _refuse(disk: Any) -> None:
     """
-    Refuse parts of a disk that need secrets, overlays or a running job.
+    Refuse the parts of a disk that need secrets, overlays or a block job.
 
     Raises:
-        ConfigUnsupportedError: naming the element.
+        ConfigUnsupportedError: the disk has such an element; the message names it.
     """
     elements = ("mirror", "transient", "encryption", "auth", "backend_domain", "metadata_cache")
     for name in elements:
@@ -183,7 +183,7 @@ def _refuse(disk: Any) -> None:
 
 
 def is_readonly(disk: Any) -> bool:
-    """True for a medium that cannot be written."""
+    """True if the guest cannot write to the medium."""
     return bool(disk.readonly or disk.device == "cdrom")
 
 
@@ -196,12 +196,12 @@ def _cache(disk: Any) -> Properties | None:
 
 def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
     """
-    Return the device that the guest sees.
+    Return the properties of the disk that the guest sees.
 
     Mirrors: qemuBuildDiskDeviceProps (src/qemu/qemu_command.c)
     """
     write_cache = None
-    if disk.cache not in (None, "default") and disk.device != "lun":  # a lun's cache is its own
+    if disk.cache not in (None, "default") and disk.device != "lun":  # a lun has its own cache
         write_cache = on_off(_CACHE_MODES[disk.cache][0])
     share = True if disk.shareable else None
     return {
@@ -219,7 +219,7 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
         "removable": disk.removable,
         "write-cache": write_cache,
         **_geometry(disk),
-        "serial": None if disk.serial is None else disk.serial.replace(" ", "\\ "),  # as libvirt escapes it
+        "serial": None if disk.serial is None else disk.serial.replace(" ", "\\ "),  # libvirt's escape
         **_error_policies(disk),
     }
 
@@ -269,7 +269,7 @@ def _virtio(build: CommandBuilder, disk: Any) -> Properties:
 
 
 def _vhostuser(build: CommandBuilder, disk: Any) -> Properties:
-    """Add the socket of the process that is the disk, and return the device."""
+    """Add the socket of the vhost-user process that serves the disk; return the properties of the device."""
     chardev = f"chr-vu-{disk.info.alias}"
     path = plain_value(str(disk.source.path), "The path of a socket", disk)
     build.add("-chardev", f"socket,id={chardev},path={path}")
@@ -291,7 +291,7 @@ def _drive(disk: Any) -> DriveAddress:
 
 
 def _ide(build: CommandBuilder, disk: Any) -> Properties:
-    """Return a disk on IDE, where a bus has two units, or on SATA, where each port is a bus."""
+    """Return the address of a disk on IDE, where a bus has two units, or on SATA, where each port is a bus."""
     address = _drive(disk)
     alias = build.controller(disk.bus, address.controller).info.alias
     driver = "ide-cd" if disk.device == "cdrom" else "ide-hd"
@@ -309,7 +309,7 @@ def _scsi(build: CommandBuilder, disk: Any) -> Properties:
 
 
 def scsi_place(build: CommandBuilder, address: DriveAddress) -> Properties:
-    """Return where a unit is on a SCSI controller; the old ones have one unit a target."""
+    """Return the address of a unit on a SCSI controller; lsilogic has one unit per target."""
     bus = f"{build.controller('scsi', address.controller).info.alias}.0"
     if scsi_model(build.dom, address.controller) == "lsilogic":
         return {"bus": bus, "scsi-id": address.unit}

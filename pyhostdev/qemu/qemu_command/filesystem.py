@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Directories of the host on the command line: those that QEMU serves itself, and those of a virtiofsd.
+Shared host directories on the command line: those that QEMU serves itself (9p), and those of a virtiofsd.
 
 Mirrors: qemuBuildFilesystemCommandLine (src/qemu/qemu_command.c)
 """
@@ -18,11 +18,11 @@ _SECURITY = {"mapped": "mapped", "squash": "none"}
 
 
 def build_filesystems(build: CommandBuilder) -> None:
-    """Add directories of the host."""
+    """Add the shared directories."""
     for filesystem in build.dom.filesystems:
         with build.collecting():
             if filesystem.type != "mount" or filesystem.driver_type not in (None, "path", "handle", "virtiofs"):
-                raise unsupported("A <filesystem> other than a directory by 9p or virtiofs", filesystem)
+                raise unsupported("A <filesystem> that is not a directory shared by 9p or virtiofs", filesystem)
             if filesystem.is_virtiofs:
                 _build_virtiofs(build, filesystem)
             else:
@@ -31,7 +31,7 @@ def build_filesystems(build: CommandBuilder) -> None:
 
 def _build_virtiofs(build: CommandBuilder, filesystem: Any) -> None:
     """
-    Connect to a virtiofsd: the one that start runs, or another program's.
+    Connect to a virtiofsd: the one that start runs, or one that listens at <source socket=>.
 
     Mirrors: qemuBuildVHostUserFsCommandLine
     """

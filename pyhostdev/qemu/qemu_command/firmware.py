@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Firmware on the command line: the flash chips that it and its variables are in, or a ROM.
+Firmware on the command line: flash chips for its code and its variables, or a ROM.
 
 Mirrors: qemuBuildPflashBlockdevCommandLine, qemuBuildDomainLoaderCommandLine (src/qemu/qemu_command.c)
 """
@@ -21,15 +21,15 @@ _VARIABLES = "libvirt-pflash1"
 
 def build_firmware_blockdevs(build: CommandBuilder) -> None:
     """
-    Define the flash chips.
+    Add the block nodes of the flash chips.
 
     Raises:
-        ConfigUnsupportedError: firmware that no descriptor was looked up for, or variables that are not in a file.
+        ConfigUnsupportedError: the host has no matching firmware, or the variables are not in a file.
     """
     choose_at_start(build.dom, build.host, build.release)
     os = build.dom.os
     if os.firmware is not None and os.loader is None:
-        raise unsupported(f"<os firmware='{os.firmware}'> without a <loader>, and without a host that has one,", os)
+        raise unsupported(f"<os firmware='{os.firmware}'> without a <loader> (a host is needed to choose one)", os)
     if os.loader_type != "pflash":
         return
     if os.nvram_source is not None or os.nvram_type not in (None, "file"):
@@ -44,7 +44,7 @@ def build_firmware_blockdevs(build: CommandBuilder) -> None:
 
 
 def _build_flash(build: CommandBuilder, node: str, path: str, format_: str | None, readonly: bool) -> None:
-    """Define a flash chip: where its content is, and in which format."""
+    """Add the nodes of a flash chip: its file and its format."""
     storage = {"driver": "file", "filename": path, "node-name": f"{node}-storage"}
     build.add_json("-blockdev", {**storage, "auto-read-only": True, "discard": "unmap"})
     image = {"node-name": f"{node}-format", "read-only": readonly, "driver": format_ or "raw"}
@@ -52,7 +52,7 @@ def _build_flash(build: CommandBuilder, node: str, path: str, format_: str | Non
 
 
 def _is_one_node(build: CommandBuilder) -> bool:
-    """True where the variables need no node for their format."""
+    """True if the variables need no format node."""
     return build.release.has("raw-image-one-node") and build.dom.os.nvram_format in (None, "raw")
 
 
@@ -66,7 +66,7 @@ def flash_options(build: CommandBuilder) -> list[str]:
 
 
 def build_loader(build: CommandBuilder) -> None:
-    """Name a firmware that is not in a flash chip, or protect the variables of one that is."""
+    """Add a ROM as -bios; for secure flash, let only SMM write to the variables."""
     os = build.dom.os
     if os.loader is not None and os.loader_type != "pflash":
         build.add("-bios", os.loader)

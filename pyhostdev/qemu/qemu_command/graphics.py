@@ -49,7 +49,7 @@ _CODEC_DRIVERS = {"duplex": "hda-duplex", "micro": "hda-micro", "output": "hda-o
 
 
 def build_inputs(build: CommandBuilder) -> None:
-    """Add input devices; the PS/2 ones are part of the machine."""
+    """Add the input devices; PS/2 ones are part of the machine."""
     for device in build.dom.inputs:
         with build.collecting():
             if device.bus == "usb":
@@ -76,10 +76,10 @@ def _build_virtio_input(build: CommandBuilder, device: Any) -> None:
 
 def _build_evdev(build: CommandBuilder, device: Any) -> None:
     """
-    Add an event device of the host, whose events the guest's own keyboard and mouse deliver.
+    Add an event device of the host; the guest gets its events through its own keyboard and mouse.
 
     Raises:
-        ConfigUnsupportedError: it names no node.
+        ConfigUnsupportedError: <source> has no dev.
 
     Mirrors: qemuBuildInputEvdevProps
     """
@@ -95,7 +95,7 @@ def _build_evdev(build: CommandBuilder, device: Any) -> None:
 
 
 def _audio_id(build: CommandBuilder, device: Any) -> str | None:
-    """Return the backend of a device: the one it names, or the first."""
+    """Return the id of a device's audio backend: the one that it names, or the first; None without backends."""
     if device.audio_id is not None:
         return f"audio{device.audio_id}"
     return f"audio{build.dom.audios[0].id}" if build.dom.audios else None
@@ -103,10 +103,10 @@ def _audio_id(build: CommandBuilder, device: Any) -> str | None:
 
 def build_graphics(build: CommandBuilder) -> None:
     """
-    Add what shows the screen.
+    Add the displays and display servers.
 
     Raises:
-        ConfigUnsupportedError: a kind of graphics that we do not build.
+        ConfigUnsupportedError: we cannot build this kind of graphics.
     """
     for graphics in build.dom.graphics:
         with build.collecting():
@@ -120,10 +120,10 @@ def build_graphics(build: CommandBuilder) -> None:
 
 def _listen_address(graphics: Any) -> str:
     """
-    Return where a server listens.
+    Return the address at which a server listens.
 
     Raises:
-        ConfigUnsupportedError: on a network of libvirt's, or at something that is not an address.
+        ConfigUnsupportedError: the address is that of a libvirt network, or is malformed.
     """
     listen = graphics.listens[0] if graphics.listens else None
     if listen is not None and listen.type == "network":
@@ -136,10 +136,10 @@ def _listen_address(graphics: Any) -> str:
 
 def _socket_path(graphics: Any) -> str | None:
     """
-    Return the path of the socket that a server listens at.
+    Return the path of the UNIX socket at which a server listens; None without one.
 
     Raises:
-        ConfigUnsupportedError: it shall be chosen.
+        ConfigUnsupportedError: libvirt would choose the path.
     """
     listen = graphics.listens[0] if graphics.listens else None
     if listen is not None and listen.type == "socket":
@@ -151,9 +151,9 @@ def _socket_path(graphics: Any) -> str | None:
 
 def _vnc(build: CommandBuilder, graphics: Any) -> None:
     """
-    Add a VNC server; one whose port QEMU shall choose takes the first display.
+    Add a VNC server; without a fixed port it gets the first display.
 
-    The password is not in the arguments, which everyone can read: the monitor sets it.
+    The password is set over the monitor, because every user can read the arguments.
 
     Mirrors: qemuBuildGraphicsVNCCommandLine
     """
@@ -193,7 +193,7 @@ def _spice(build: CommandBuilder, graphics: Any) -> None:
         unix = "unix=on" if build.release.has("spice-unix-on") else "unix"
         options = [unix, f"addr={option_value(socket)}"]
     elif graphics.listens and graphics.listens[0].type == "none":
-        options = ["port=0"]  # QEMU wants to see a port, even where there is no server
+        options = ["port=0"]  # QEMU requires a port even without a server
     else:
         port = graphics.port if graphics.port not in (None, -1) else _SPICE_PORT
         options = [f"port={port}", f"addr={option_value(_listen_address(graphics).strip('[]'))}"]
@@ -243,13 +243,13 @@ def _egl_headless(build: CommandBuilder, graphics: Any) -> None:
 
 def _dbus(build: CommandBuilder, graphics: Any) -> None:
     """
-    Show the screen on D-Bus: on a bus that is there, or to a client that asks the monitor.
+    Show the screen on D-Bus: on an existing bus, or to a client that connects over the monitor.
 
     Raises:
-        ConfigUnsupportedError: a bus of its own is asked for, which needs a daemon.
+        ConfigUnsupportedError: the guest needs its own bus, and so a daemon.
     """
     if not graphics.p2p and graphics.address is None:
-        raise unsupported("<graphics type='dbus'> on a bus of its own", graphics)
+        raise unsupported("<graphics type='dbus'> without an address or p2p='yes'", graphics)
     options = ["dbus", "p2p=on" if graphics.p2p else f"addr={option_value(graphics.address)}"]
     if graphics.gl_enable is not None:
         options.append(f"gl={on_off(graphics.gl_enable)}")
@@ -271,7 +271,7 @@ _GRAPHICS: dict[str, Callable[[CommandBuilder, Any], None]] = {
 
 def build_videos(build: CommandBuilder) -> None:
     """
-    Add video cards; the first is the one that firmware uses.
+    Add the video cards; firmware uses the first one.
 
     Mirrors: qemuBuildVideoCommandLine
     """
@@ -287,7 +287,7 @@ def build_videos(build: CommandBuilder) -> None:
 
 def _video_driver(build: CommandBuilder, video: Any, *, is_first: bool) -> str:
     """
-    Return the device of a card: with VGA for the first one on x86, with OpenGL for one with 3D acceleration.
+    Return the device of a card: the first one on x86 has VGA; one with 3D acceleration has OpenGL.
 
     Mirrors: qemuBuildVideoDeviceProps
     """
@@ -343,7 +343,7 @@ def build_sounds(build: CommandBuilder) -> None:
 
 
 def _build_codecs(build: CommandBuilder, sound: Any) -> None:
-    """Add what is wired to an HDA bus; a duplex codec where nothing is said."""
+    """Add the codecs on an HDA bus; by default one duplex codec."""
     kinds = [codec.type for codec in sound.codecs] or ["duplex"]
     alias = sound.info.alias
     for number, kind in enumerate(kinds):

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 
-IOMMUFD = "iommufd0"  # one for all functions of a guest: those of one group must share it
+IOMMUFD = "iommufd0"  # one for all functions of a guest: the functions of one group must share it
 
 
 def build_hostdevs(build: CommandBuilder) -> None:
     """
-    Add the host devices that the guest gets, after the iommufd that they share.
+    Add the assigned host devices, after the iommufd that they share.
 
     Raises:
-        ConfigUnsupportedError: a kind of host device, or a part of one, that we do not build.
+        ConfigUnsupportedError: we cannot build this kind of host device, or a part of it.
     """
     with build.collecting():
         _build_iommufd(build)
@@ -58,10 +58,10 @@ def _build_iommufd(build: CommandBuilder) -> None:
 
 def hotplug_properties(build: CommandBuilder, hostdev: Any) -> Properties:
     """
-    Return what ``device_add`` is told about a PCI function, each value in the JSON type that QEMU checks.
+    Return the arguments of ``device_add`` for a PCI function, each with the JSON type that QEMU requires.
 
     Raises:
-        ConfigUnsupportedError: the emulator cannot, or a running guest cannot get such a device.
+        ConfigUnsupportedError: the emulator lacks a property, or the device cannot be hot-plugged.
     """
     if hostdev.ramfb or hostdev.info.acpi_nodeset is not None:
         what = "<acpi nodeset=>" if hostdev.info.acpi_nodeset is not None else "ramfb"
@@ -72,7 +72,7 @@ def hotplug_properties(build: CommandBuilder, hostdev: Any) -> Properties:
 
 
 def _build_generic_initiators(build: CommandBuilder, hostdev: Any) -> None:
-    """Tell the guest's firmware which NUMA nodes the device starts work in."""
+    """Add an ACPI generic initiator for each NUMA node of the device."""
     for node in nodes_of(hostdev.info.acpi_nodeset or ""):
         number = sum('"acpi-generic-initiator"' in word for word in build.args)
         place = {"pci-dev": hostdev.info.alias, "node": node}
@@ -85,10 +85,10 @@ def _node(hostdev: Any) -> str:
 
 def _scsi(build: CommandBuilder, hostdev: Any) -> Properties:
     """
-    Return the properties of a SCSI unit, and define where it is.
+    Add the block node of an iSCSI unit and return the properties of the device.
 
     Raises:
-        ConfigUnsupportedError: a unit of a host adapter, whose device node is not looked up here.
+        ConfigUnsupportedError: the unit belongs to a host adapter: its device node is not known here.
 
     Mirrors: qemuBuildSCSIHostdevDevProps
     """
@@ -110,7 +110,7 @@ def _scsi(build: CommandBuilder, hostdev: Any) -> Properties:
 
 def _scsi_host(build: CommandBuilder, hostdev: Any) -> Properties:
     """
-    Return the properties of a vhost adapter, whose device QEMU opens itself.
+    Return the properties of a vhost adapter; QEMU opens its node itself.
 
     Mirrors: qemuBuildSCSIVHostHostdevDevProps
     """
@@ -126,15 +126,15 @@ def _driver(hostdev: Any) -> str:
 
 def _pci(build: CommandBuilder, hostdev: Any) -> Properties:
     """
-    Return the properties of a PCI function: one line each, in libvirt's order.
+    Return the properties of a PCI function, in libvirt's order.
 
     Raises:
-        ConfigUnsupportedError: a backend driver other than VFIO, or no address in the guest.
+        ConfigUnsupportedError: the backend is not VFIO, or the function has no guest address.
     """
     if hostdev.driver_name not in (None, "vfio"):
         raise unsupported(f"<driver name='{hostdev.driver_name}'> of a <hostdev>", hostdev)
     if not isinstance(hostdev.info.address, PCIGuestAddress):
-        raise unsupported("A PCI <hostdev> without a PCI address in the guest", hostdev)
+        raise unsupported("A PCI <hostdev> without a PCI guest address", hostdev)
     by_iommufd = build.dom.uses_iommufd(hostdev)
     return {
         "driver": _driver(hostdev),
@@ -176,13 +176,13 @@ def _mdev(build: CommandBuilder, hostdev: Any) -> Properties:
 
 def _usb(build: CommandBuilder, hostdev: Any) -> Properties:
     """
-    Return the properties of a USB device, which is named by its place on the host's bus.
+    Return the properties of a USB device.
 
     Mirrors: qemuBuildUSBHostdevDevProps
     """
     source = hostdev.source
     if source is None:
-        text = "A USB <hostdev> does not say which device it is"
+        text = "A USB <hostdev> needs a <source> with an address, or with a vendor and a product"
         raise ConfigError(text, line=hostdev.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
     resets = {None: {}, "off": {"guest-reset": False}, "always": {"guest-resets-all": True}}
     resets["uninitialized"] = {"guest-reset": True}
@@ -197,7 +197,7 @@ def _usb(build: CommandBuilder, hostdev: Any) -> Properties:
 
 
 def _usb_place(build: CommandBuilder, hostdev: Any) -> Properties:
-    """Return where a USB device is on the host; what QEMU looks for if it is absent, nothing if it may be."""
+    """Return the node of a USB device; if absent, the ids that QEMU looks for, or nothing if it is optional."""
     source = hostdev.source
     if source.bus is None or source.device is None:
         is_wanted = source.startup_policy != "optional"

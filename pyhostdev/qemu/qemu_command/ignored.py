@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a definition can say that is not on QEMU's command line, and what becomes of it when we run the guest.
+The fields of a definition that do not change QEMU's command line, and what ``start`` does about each.
 
-``IGNORED`` is told as a note: nothing here does it. ``REFUSED_BY_START`` would put a guest onto another network or
-leave it without the confinement that was asked for, so ``start`` refuses it. ``ELSEWHERE`` needs no word, for the
-reason that stands beside it. libvirt prints the same command line with all of these as without them.
+``IGNORED``: pyhostdev does not implement the field; a note reports it. ``REFUSED_BY_START``: without the field the
+guest would be on another network or less confined than requested, so ``start`` refuses it. ``ELSEWHERE``: the field
+needs no note, for the reason beside it. libvirt prints the same command line with and without each of these fields.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 class Word(NamedTuple):
-    """What is told about a field: why, the values that ask for nothing, and where it means something here after all."""
+    """A row of a table: the reason, the values that request nothing, and the definitions to which the row applies."""
 
     why: str
     harmless: tuple[object, ...] = (False,)
     asked: Callable[[Any], bool] = lambda definition: True
 
     def is_said(self, definition: ElementDef, name: str) -> bool:
-        """True when a definition asks for what we do not do."""
+        """True if a definition requests what pyhostdev does not implement."""
         value = getattr(definition, name)
         return value not in (None, [], *self.harmless) and self.asked(definition)
 
@@ -71,31 +71,31 @@ def _has_no_flash(os: Any) -> bool:
     return os.loader is not None and os.loader_type != "pflash"
 
 
-_NO_CGROUP = "pyhostdev start makes no control group"
+_NO_CGROUP = "pyhostdev start creates no control group"
 _NOT_VIRTIO = "only a virtio device has it"
 _NOT_SPICE = "only a SPICE server has it"
-_NOTHING_BUILT = "nothing that is built for QEMU has it"  # where a whole device has it, that is refused besides
+_NOTHING_BUILT = "no device that pyhostdev builds for QEMU has it"  # a device that has it is refused as a whole
 
 
 def _of_other_kinds(*names: str) -> dict[str, Word]:
-    """Return the rows of words that belong to other kinds of one element, which are not built."""
+    """Return rows for fields of other kinds of an element, which are not built."""
     return {name: Word(_NOTHING_BUILT) for name in names}
 
 
-# definition -> field -> why nothing here does it
+# definition -> field -> why it is ignored
 IGNORED: dict[str, dict[str, Word]] = {
     "DomainFields": {
         "current_memory": Word(
             "the guest starts with all of its memory", asked=lambda dom: dom.current_memory_kib < dom.memory_kib
         ),
         "blkiotune": Word(_NO_CGROUP),
-        "hard_limit": Word(f"{_NO_CGROUP}; it is the limit of locked memory only"),
+        "hard_limit": Word(f"{_NO_CGROUP}; only the limit of locked memory follows it"),
         "soft_limit": Word(_NO_CGROUP),
         "min_guarantee": Word(_NO_CGROUP),
         "swap_hard_limit": Word(_NO_CGROUP),
         "resource": Word(_NO_CGROUP),
         "vcpu_placement": Word("pyhostdev start does not ask numad", ("static",)),
-        "perf": Word("pyhostdev start counts no events"),
+        "perf": Word("pyhostdev start counts no performance events"),
     },
     "OSDef": {
         "nvram": Word("firmware that is not in flash has no variable store", asked=_has_no_flash),
@@ -103,7 +103,7 @@ IGNORED: dict[str, dict[str, Word]] = {
     },
     "ClockTimer": {
         "mode": Word("QEMU has one kind of this timer"),
-        "present": Word("QEMU does not leave this timer out", (True,), _is_off),
+        "present": Word("QEMU cannot disable this timer", (True,), _is_off),
         "frequency": Word("only the timer tsc has it", asked=lambda timer: timer.name != "tsc"),
         "track": Word("only the timer rtc has it", asked=lambda timer: timer.name != "rtc"),
         "tickpolicy": Word("only rtc and pit have it", asked=lambda timer: timer.name not in ("rtc", "pit")),
@@ -147,17 +147,17 @@ IGNORED: dict[str, dict[str, Word]] = {
     },
     "CPUFeature": {
         "policy": Word(
-            "the guest's processor has the flag if its model has it",
+            "the guest's CPU has the flag if its model has it",
             ("force", "require", "disable", "forbid"),
             asked=lambda feature: feature.policy == "optional",
         )
     },
     "CPUDef": {
         "mode": Word(
-            "the guest gets the host's processor as far as it can be migrated, and not a named model",
+            "the guest gets the host's CPU without the flags that prevent migration, not a named model",
             ("custom", "host-passthrough", "maximum"),
         ),
-        "check": Word("pyhostdev start does not compare the guest's processor with what was asked for", ("none",)),
+        "check": Word("pyhostdev start does not compare the guest's CPU with the definition", ("none",)),
         "match": Word("pyhostdev start does not compare the host's processor with it", ("exact",)),
         "vendor": Word("pyhostdev start does not compare the host's processor with it"),
     },
@@ -174,9 +174,9 @@ IGNORED: dict[str, dict[str, Word]] = {
     "DomainNetDef": {
         "bandwidth": Word("pyhostdev start limits no traffic"),
         "coalesce": Word("pyhostdev start leaves the host's side as the kernel made it"),
-        "trust_guest_rx_filters": Word("pyhostdev start does not follow what the guest's card receives"),
+        "trust_guest_rx_filters": Word("pyhostdev start does not apply the guest's receive filters to the host"),
         "sndbuf": Word("only a tap has it", asked=_has_no_tap),
-        "source": Word("QEMU's own network has no other side", asked=lambda net: net.type == "user"),
+        "source": Word("QEMU's user-mode network has no source on the host", asked=lambda net: net.type == "user"),
         **{
             name: Word(_NOT_VIRTIO, asked=_is_not_virtio_net)
             for name in ("txmode", "ioeventfd", "event_idx", "rx_queue_size", "tx_queue_size", "rss")
@@ -185,7 +185,7 @@ IGNORED: dict[str, dict[str, Word]] = {
     },
     "DomainDiskDef": {
         "iotune": Word("pyhostdev start limits no disk"),
-        "rawio": Word("QEMU gets no privilege; a unit answers what its device node lets an ordinary user ask"),
+        "rawio": Word("QEMU gets no privilege; the device node decides which commands an ordinary user may send"),
         "tray": Word("every tray is closed at the start", ("closed",)),
     }
     | {
@@ -218,7 +218,7 @@ IGNORED: dict[str, dict[str, Word]] = {
 
 
 def _is_tap(net: Any) -> bool:
-    """A host device's own words are the plan's: it asks for consent."""
+    """True unless the interface is a host device: then the plan asks for consent instead."""
     return bool(net.type != "hostdev")
 
 
@@ -232,13 +232,13 @@ def _is_labelled(source: Any) -> bool:
     return any(label.get("relabel") != "no" and label.get("labelskip") != "yes" for label in labels)
 
 
-# definition -> field -> why a guest must not run without it
+# definition -> field -> why start refuses it
 REFUSED_BY_START: dict[str, dict[str, Word]] = {
     "DomainFields": {"seclabel": Word("pyhostdev start confines no guest with a security module", asked=_is_confined)},
     "VcpuDef": {"hotpluggable": Word("pyhostdev start plugs no virtual CPU", asked=lambda vcpu: bool(vcpu.enabled))},
     "StorageSource": {"seclabel": Word("pyhostdev start labels no image", asked=_is_labelled)},
     "ChrSourceElement": {"seclabel": Word("pyhostdev start labels no file", asked=_is_labelled)},
-    "DomainTPMDef": {"encryption_secret": Word("pyhostdev start knows no secrets")},
+    "DomainTPMDef": {"encryption_secret": Word("pyhostdev start has no store of secrets")},
     "DomainFSDef": {
         "uid_map": Word("pyhostdev start maps no ids"),
         "gid_map": Word("pyhostdev start maps no ids"),
@@ -253,9 +253,9 @@ REFUSED_BY_START: dict[str, dict[str, Word]] = {
     },
 }
 
-_FOR_PEOPLE = "it is for people"
+_FOR_PEOPLE = "it is a description for the reader"
 _REFUSED_AS_A_WHOLE = "a device or mode that has it is refused as a whole"
-_WHO_OPENS_THE_TAP = "who opens the tap does it: pyhostdev start"
+_WHO_OPENS_THE_TAP = "pyhostdev start applies it when it opens the tap"
 _OUTPUT = "libvirt prints it for a running guest"
 _PINS = "start pins the thread"
 
@@ -271,82 +271,85 @@ _VIRTIOFSD = (
     "binary_openfiles",
 )
 
-# definition -> field -> why it needs no word
+# definition -> field -> why it needs no note
 ELSEWHERE: dict[str, dict[str, str]] = {
     "DomainFields": {
-        "id": "every run has one of its own",
+        "id": "every run gets a new id",
         "title": _FOR_PEOPLE,
         "description": _FOR_PEOPLE,
         "metadata": _FOR_PEOPLE,
-        "cputune": "each of its parts has its own word",
+        "cputune": "each of its parts has its own row",
         "vcpu_cpuset": "start pins QEMU's threads",
         "on_poweroff": "start acts on QEMU's events",
         "on_reboot": "start acts on QEMU's events",
         "on_crash": "start acts on QEMU's events",
-        "on_lockfailure": "no lock manager is in use, so none fails",
+        "on_lockfailure": "pyhostdev uses no lock manager",
     },
     "OSDef": {
-        "loader_stateless": "it says that there is no variable store",
+        "loader_stateless": "it means that the firmware has no variable store",
         "firmware_features": "the firmware is chosen by them",
         "nvram_template": "start makes the variable store from it",
         "nvram_template_format": "start makes the variable store from it",
     },
     "FirmwareFeature": {"name": "the firmware is chosen by it", "enabled": "the firmware is chosen by it"},
-    "VcpuDef": {"id": "their number says it", "order": "a plugged one has it, and start refuses those"},
+    "VcpuDef": {
+        "id": "the order of the elements gives it",
+        "order": "for hotpluggable CPUs, which start refuses",
+    },
     "VcpuPin": {"vcpu": _PINS, "cpuset": _PINS},
     "EmulatorPin": {"cpuset": _PINS},
     "IOThreadPin": {"iothread": _PINS, "cpuset": _PINS},
     "CPUTuneDef": {"vcpupins": _PINS, "emulatorpin": _PINS, "iothreadpins": _PINS},
     "BackingStoreDef": {"index": _OUTPUT},
-    "IOTuneDef": dict.fromkeys(IOTuneDef.declared(), "the disk's word says it"),
+    "IOTuneDef": dict.fromkeys(IOTuneDef.declared(), "the row of the disk covers it"),
     "LaunchSecurityDef": {"type": _REFUSED_AS_A_WHOLE, "policy": _REFUSED_AS_A_WHOLE},
     "InitArgument": {"value": _REFUSED_AS_A_WHOLE},
     "ClockDef": {"timezone": "QEMU is started in that zone"},
-    "ACPITable": {"type": "there is one type, which is written as a constant"},
+    "ACPITable": {"type": "there is only one type"},
     "CPUDef": {
-        "fallback": "we never take another model than the named one",
-        "cache_level": "each mode has one level; another is refused",
+        "fallback": "the CPU is always the named model",
+        "cache_level": "each mode has one level; others are refused",
     },
     "FeaturesDef": {"pae": "QEMU's processors always have it"},
-    "DeviceAddress": {"type": "the class of the address says it"},
+    "DeviceAddress": {"type": "the class of the address stands for it"},
     "PCIGuestAddress": {"domain": "a guest has one PCI domain"},
-    "CCIDAddress": {"slot": "QEMU gives slots in the order of the devices"},
+    "CCIDAddress": {"slot": "QEMU assigns slots in the order of the devices"},
     "CCWAddress": {"cssid": _REFUSED_AS_A_WHOLE, "ssid": _REFUSED_AS_A_WHOLE, "devno": _REFUSED_AS_A_WHOLE},
     "DomainChrDef": {"target_state": _OUTPUT},
     "SmartcardCertificate": {"name": _REFUSED_AS_A_WHOLE},
     "DomainRedirdevDef": {"bus": "there is one bus, USB"},
-    "DomainTPMDef": dict.fromkeys(_TPM_EMULATOR, "start tells the emulator"),
-    "DomainFSDef": dict.fromkeys(_VIRTIOFSD, "start tells virtiofsd"),
-    "IdMapEntry": dict.fromkeys(("start", "target", "count"), "start tells virtiofsd"),
+    "DomainTPMDef": dict.fromkeys(_TPM_EMULATOR, "start passes it to swtpm"),
+    "DomainFSDef": dict.fromkeys(_VIRTIOFSD, "start passes it to virtiofsd"),
+    "IdMapEntry": dict.fromkeys(("start", "target", "count"), "start passes it to virtiofsd"),
     "DomainConsoleDef": {"tty": _OUTPUT},
-    "DomainShmemDef": {"msi_enabled": "the number of vectors says it"},
-    "TPMSource": {"mode": "there is one way, to connect"},
+    "DomainShmemDef": {"msi_enabled": "the number of vectors implies it"},
+    "TPMSource": {"mode": "there is only one mode, connect"},
     "DomainCryptoDef": {"model": "there is one model", "type": "there is one type"},
-    "DomainVsockDef": {"cid_auto": "it says that no number is given"},
+    "DomainVsockDef": {"cid_auto": "it means that no CID is given"},
     "DomainHubDef": {"type": "there is one type, USB"},
     "StorageSource": {"index": _OUTPUT},
     "DomainDiskDef": {
         "snapshot": "it tells libvirt's snapshots what to do",
     },
     "DomainGraphicsDef": {
-        "display": "QEMU has it in its environment",
-        "xauth": "QEMU has it in its environment",
-        "passwd_valid_to": "start tells the monitor",
-        "autoport": "the port says it",
+        "display": "QEMU gets it in its environment",
+        "xauth": "QEMU gets it in its environment",
+        "passwd_valid_to": "start sets it over the monitor",
+        "autoport": "the port implies it",
         "websocket_generated": _OUTPUT,
-        "connected": "start tells the monitor",
-        "listen": "<listen> says it",
+        "connected": "start sets it over the monitor",
+        "listen": "the <listen> element repeats it",
     },
     "DomainVideoDef": {
-        "primary": "the order of the cards says it",
-        "device": "a later libvirt writes the name of the device that follows from model and place",
+        "primary": "the order of the cards gives it",
+        "device": "newer libvirt releases write the device name, which follows from model and position",
     },
     "PCISource": {"write_filtering": "validation refuses it", "foreign": _OUTPUT},
     "NetHostdevSource": {"address_type": "there is one type, PCI"},
     "DomainHostdevDef": {
-        "managed": "it tells the plan how to prepare the host's side",
-        "driver_model": "it tells the plan how to prepare the host's side",
-        "teaming_type": "an interface's name as partner says it",
+        "managed": "it tells the plan how to prepare the device on the host",
+        "driver_model": "it tells the plan how to prepare the device on the host",
+        "teaming_type": "the alias of its partner implies it",
     },
     "SCSIHostSource": {"protocol": "there is one protocol, vhost"},
     "NetSource": dict.fromkeys(
@@ -363,28 +366,28 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     | {"type": "there is one type, unix", "name": _REFUSED_AS_A_WHOLE},
     "NetIP": {"peer": "validation refuses it"},
     "DomainNetDef": {
-        "mac_type": "it tells VMware how an address was made",
-        "mac_check": "it tells VMware whether to check an address",
+        "mac_type": "it tells VMware how the address was generated",
+        "mac_check": "it tells VMware whether to check the address",
         "ifname": _WHO_OPENS_THE_TAP,
         "target_managed": _WHO_OPENS_THE_TAP,
-        "link_state": "pyhostdev start tells QEMU before the guest runs",
+        "link_state": "pyhostdev start sets it over the monitor before the guest runs",
         "port_isolated": _WHO_OPENS_THE_TAP,
         "backend_tap": _WHO_OPENS_THE_TAP,
         "backend_vhost": _WHO_OPENS_THE_TAP,
-        "teaming_persistent": "the host device of the interface says it",
+        "teaming_persistent": "the host device of the interface has it",
     },
     "DomainHostdevNetDef": {
-        "driver_model": "the host device of the interface says it",
+        "driver_model": "the host device of the interface has it",
     },
 }
 
 
 def start_words(dom: DomainDef) -> list[Finding]:
     """
-    Return what a definition asks for and a command line does not say: notes, and errors where ``start`` refuses it.
+    Return the findings about fields that do not reach the command line: a note if ignored, an error if refused.
 
     Args:
-        dom: as it was written; defaults would be taken for wishes.
+        dom: as the user wrote it, before defaults are filled in: a default is not a request.
     """
     return [*_words(dom), *_of_unassigned(dom), *namespace_words(dom), *around_words(dom)]
 
@@ -404,7 +407,7 @@ def _words(definition: ElementDef) -> Iterator[Finding]:
 
 
 def _place(definition: ElementDef, name: str) -> str:
-    """Return where a field stands, in the words of the XML."""
+    """Return the place of a field in the XML, for a message."""
     field = type(definition).declared()[name]
     element = [definition.tag, *field.path][-1]
     place = f"<{element}>" if element else "a device"
@@ -412,7 +415,7 @@ def _place(definition: ElementDef, name: str) -> str:
 
 
 def _of_unassigned(dom: DomainDef) -> Iterator[Finding]:
-    """Yield what is said for the guest about a function that it does not get."""
+    """Yield a note for each guest-side element of a function that is not assigned."""
     for hostdev in dom.pci_hostdevs():
         info = hostdev.info
         said: dict[str, list[object]] = {
@@ -422,5 +425,5 @@ def _of_unassigned(dom: DomainDef) -> Iterator[Finding]:
             "<teaming>": [hostdev.teaming_type],
         }
         for word in (w for w, values in said.items() if any(v is not None for v in values) and not hostdev.is_assigned):
-            message = f"{word} of <hostdev> is ignored: the guest does not get device {hostdev.pci_address}"
+            message = f"{word} of <hostdev> is ignored: device {hostdev.pci_address} is not assigned to the guest"
             yield Finding("ignored", NOTE, hostdev.pci_address, message, hostdev.line)

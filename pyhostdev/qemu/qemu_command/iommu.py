@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The guest's own IOMMUs on the command line.
+The guest's IOMMUs on the command line.
 
 Mirrors: qemuBuildIOMMUCommandLine (src/qemu/qemu_command.c)
 """
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 def build_iommus_first(build: CommandBuilder) -> None:
-    """Add the IOMMUs before the controllers, where the release does so."""
+    """Add the IOMMUs before the controllers if the libvirt release does so."""
     if not build.release.has("iommu-after-controllers"):
         _build_iommus(build)
 
 
 def build_iommus_last(build: CommandBuilder) -> None:
-    """Add the IOMMUs behind the controllers, where the release does so."""
+    """Add the IOMMUs after the controllers if the libvirt release does so."""
     if build.release.has("iommu-after-controllers"):
         _build_iommus(build)
 
 
 def is_machine_option(iommu: Any) -> bool:
-    """Return True for an IOMMU that the machine has, for all its buses, and that no device adds."""
+    """Return True for an IOMMU that is a -machine option and serves all buses, not a -device."""
     return bool(iommu.model == "smmuv3" and iommu.pci_bus is None)
 
 
@@ -57,7 +57,7 @@ def _intel(build: CommandBuilder, iommu: Any) -> None:
 
 
 def _amd(build: CommandBuilder, iommu: Any) -> None:
-    """Add the PCI function that the guest sees, then what translates."""
+    """Add the PCI function that the guest sees, then the IOMMU itself."""
     build.add_device({"driver": "AMDVI-PCI", "id": iommu.info.alias, **build.address(iommu)})
     build.add_device(
         {
@@ -96,7 +96,7 @@ def _virtio(build: CommandBuilder, iommu: Any) -> None:
 
 
 def _word(value: bool | None) -> str | None:
-    """Return a switch of three states, which QEMU reads as a word."""
+    """Return an OnOffAuto property, which QEMU reads as a string; None stays None."""
     return None if value is None else on_off(value)
 
 

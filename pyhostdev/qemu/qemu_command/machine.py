@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The command line before the first device: name, machine, memory, monitor, clock, boot.
+The command line before the first device: name, machine, identity, monitor, power, boot.
 
 Mirrors: src/qemu/qemu_command.c
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _ACCELERATORS = {"qemu": "tcg", "kvm": "kvm"}
 
-# QEMU's own defence: it never needs to start programs, change users or its scheduling
+# QEMU's seccomp filter: it never needs to start programs, or to change its user or scheduling
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -31,13 +31,13 @@ def build_name(build: CommandBuilder) -> None:
 
 
 def build_master_key(build: CommandBuilder) -> None:
-    """Give QEMU the key that secrets are encrypted with."""
+    """Give QEMU the key that decrypts secrets."""
     build.add_object("secret", "masterKey0", format="raw", file=build.paths.master_key)
 
 
 def build_machine(build: CommandBuilder) -> None:
     """
-    Choose machine and accelerator.
+    Add the machine and the accelerator.
 
     Mirrors: qemuBuildMachineCommandLine, qemuBuildAccelCommandLine
     """
@@ -60,7 +60,7 @@ def build_machine(build: CommandBuilder) -> None:
 
 
 def _machine_features(build: CommandBuilder) -> list[str]:
-    """Return the machine options that features of the domain stand for."""
+    """Return the machine options for the <features> of the domain."""
     features = build.dom.features
     if features is None:
         return []
@@ -107,7 +107,7 @@ def _memory_backend(build: CommandBuilder) -> list[str]:
 
 
 def _firmware_switches(build: CommandBuilder) -> list[str]:
-    """Return the machine options that say whether the guest has HPET and ACPI, where QEMU is told so there."""
+    """Return the machine options for HPET and ACPI; empty if other options switch them."""
     options = []
     if uses_machine_option(build, "hpet"):
         timers = build.dom.clock.timers if build.dom.clock is not None else []
@@ -137,7 +137,7 @@ def _accelerator(build: CommandBuilder) -> str:
 
 
 def build_tseg(build: CommandBuilder) -> None:
-    """Size the memory that only SMM can see."""
+    """Set the size of the memory that only SMM can access."""
     features = build.dom.features
     if features is None or features.tseg is None:
         return
@@ -148,7 +148,7 @@ def build_tseg(build: CommandBuilder) -> None:
 
 
 def build_identity(build: CommandBuilder) -> None:
-    """Tell the guest who it is, and QEMU to add nothing by itself."""
+    """Add the guest's identity; keep QEMU from adding default devices and reading user configuration."""
     build.add("-uuid", str(build.dom.uuid))
     with build.collecting():
         build_smbios(build)
@@ -161,7 +161,7 @@ def build_identity(build: CommandBuilder) -> None:
 
 
 def build_monitor(build: CommandBuilder, monitor_fd: int | None) -> None:
-    """Open QEMU's monitor: on a socket that listens already, or one for others to find."""
+    """Add QEMU's monitor: on an inherited listening socket, or on one in the directory of this run."""
     where = f"path={option_value(build.paths.lib_dir)}/monitor.sock" if monitor_fd is None else f"fd={monitor_fd}"
     build.add("-chardev", f"socket,id=charmonitor,{where},server=on,wait=off")
     if build.release.has("monitor-object") and build.capabilities.has_object("monitor-qmp"):
@@ -171,7 +171,7 @@ def build_monitor(build: CommandBuilder, monitor_fd: int | None) -> None:
 
 
 def second_monitor(fd: int, *, as_object: bool) -> list[str]:
-    """Return the arguments of one more monitor, which another program than the guest's owner talks to."""
+    """Return the arguments of a second monitor, for programs other than the one that started the guest."""
     chardev = ["-chardev", f"socket,id=charcontrol,fd={fd},server=on,wait=off"]
     if as_object:
         return [*chardev, "-object", '{"qom-type":"monitor-qmp","id":"control","chardev":"charcontrol"}']
@@ -180,7 +180,7 @@ def second_monitor(fd: int, *, as_object: bool) -> list[str]:
 
 def build_power(build: CommandBuilder) -> None:
     """
-    Keep QEMU when the guest is off, so that we learn why, and set up ACPI.
+    Keep QEMU running after the guest powers off, so that the reason can be read; set up ACPI and sleep states.
 
     Mirrors: qemuBuildPMCommandLine
     """
@@ -199,7 +199,7 @@ def build_power(build: CommandBuilder) -> None:
 
 def build_boot(build: CommandBuilder) -> None:
     """
-    Say how the guest boots; from which devices is said by the devices.
+    Add the boot menu, a kernel to boot directly and ACPI tables; the devices have the boot order.
 
     Mirrors: qemuBuildBootCommandLine
     """
@@ -225,10 +225,10 @@ def build_boot(build: CommandBuilder) -> None:
 
 
 def build_sandbox(build: CommandBuilder) -> None:
-    """Let QEMU give up what it does not need."""
+    """Enable QEMU's seccomp filter."""
     build.add("-sandbox", _SANDBOX)
 
 
 def build_messages(build: CommandBuilder) -> None:
-    """Put the time before QEMU's messages."""
+    """Make QEMU print the time before its messages."""
     build.add("-msg", "timestamp=on")

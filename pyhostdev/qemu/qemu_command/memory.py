@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 _KIB = 1024
 _PSERIES_STEP_KIB = 256 * _KIB  # the firmware hands out memory in blocks of 256 MiB
-_DEFAULT_HUGEPAGE_KIB = 2048  # of x86, where the kernel is not told otherwise
-_PAGE_KIB = 4  # an ordinary page: memory on such "huge" pages is ordinary memory
-_REMOTE_DISTANCE, _LOCAL_DISTANCE = 20, 10  # ACPI 6.5, 5.2.17, where none is said
+_DEFAULT_HUGEPAGE_KIB = 2048  # of x86, unless the kernel command line changes it
+_PAGE_KIB = 4  # an ordinary page; "huge" pages of this size are ordinary memory
+_REMOTE_DISTANCE, _LOCAL_DISTANCE = 20, 10  # ACPI 6.5, 5.2.17: the defaults
 _POLICIES = {"strict": "bind", "preferred": "preferred", "interleave": "interleave"}
 
 
 class MemoryWish(NamedTuple):
     """
-    Memory that an object shall provide.
+    The memory that a backend object must provide.
 
-    ``node`` is the guest's NUMA cell, None outside cells. ``access`` is shared or private where the cell or the module
-    says so itself. ``named`` is True for the machine's own memory, whose id must not change between QEMU versions.
+    ``node`` is the guest's NUMA cell, None outside cells. ``access`` is shared or private, None if it does not
+    choose. ``named`` is True for the machine's own memory: its id must be the same in all QEMU versions.
     """
 
     alias: str
@@ -41,7 +41,7 @@ class MemoryWish(NamedTuple):
 
 
 def build_memory(build: CommandBuilder) -> None:
-    """Size the guest's memory and say what backs it."""
+    """Set the size of the guest's memory and add its backend."""
     dom = build.dom
     size = f"size={_initial_kib(build)}k"
     if dom.max_memory is not None and dom.max_memory.slots:
@@ -58,7 +58,7 @@ def build_memory(build: CommandBuilder) -> None:
 
 
 def _initial_kib(build: CommandBuilder) -> int:
-    """Return the memory at start: the whole of it without what comes as devices."""
+    """Return the memory at start in KiB: all memory except memory devices."""
     cells = build.dom.cpu.cells if build.dom.cpu is not None else []
     if cells:
         return sum(_aligned(build, cell.memory_kib) for cell in cells)
@@ -67,7 +67,7 @@ def _initial_kib(build: CommandBuilder) -> int:
 
 def _aligned(build: CommandBuilder, kib: int) -> int:
     """
-    Return an amount of memory rounded up to what the machine can have.
+    Return an amount of memory in KiB, rounded up to the machine's granularity.
 
     Mirrors: qemuDomainAlignMemorySizes (src/qemu/qemu_domain.c)
     """
@@ -77,10 +77,10 @@ def _aligned(build: CommandBuilder, kib: int) -> int:
 
 def add_memory(build: CommandBuilder, wish: MemoryWish) -> None:
     """
-    Add the object that provides memory, and the threads that touch it where they must run near it.
+    Add a memory backend; if it is preallocated on chosen host nodes, also the context of the threads that do so.
 
     Raises:
-        ConfigUnsupportedError: a backing that we do not build.
+        ConfigUnsupportedError: we cannot build this kind of backend.
 
     Mirrors: qemuBuildMemoryBackendProps, qemuBuildThreadContextProps
     """
@@ -111,7 +111,7 @@ def _backend(build: CommandBuilder, wish: MemoryWish) -> tuple[str, Properties]:
 
 
 def _kind(build: CommandBuilder, wish: MemoryWish, access: str | None, page_kib: int | None) -> tuple[str, Properties]:
-    """Return what kind of object provides memory, and what it is made of."""
+    """Return the type of the memory backend, and the properties of its source."""
     backing = build.dom.memory_backing
     if backing.source_type == "memfd":
         huge = {} if page_kib is None else {"hugetlb": True, "hugetlbsize": page_kib * _KIB}
@@ -125,10 +125,10 @@ def _kind(build: CommandBuilder, wish: MemoryWish, access: str | None, page_kib:
 
 def _policy(build: CommandBuilder, node: int | None) -> Properties:
     """
-    Return from which host nodes memory comes; a restrictive one is the control group's business.
+    Return the host nodes of the memory and their policy; empty for mode restrictive, which needs a control group.
 
     Raises:
-        ConfigUnsupportedError: numad shall choose.
+        ConfigUnsupportedError: numad would choose the nodes.
     """
     tune = build.dom.numatune
     own = next((memnode for memnode in tune.memnodes if memnode.cellid == node), None)
@@ -142,9 +142,9 @@ def _policy(build: CommandBuilder, node: int | None) -> Properties:
 
 def _page_kib(backing: Any, node: int | None) -> int | None:
     """
-    Return the page size of a cell's memory; None for ordinary pages.
+    Return the huge page size of a cell's memory in KiB; None for ordinary pages.
 
-    Without a size it is that of the host's default huge page.
+    Without a size in the definition it is the default huge page size.
     """
     if not backing.hugepages:
         return None
@@ -162,7 +162,7 @@ def _hugepage_path(build: CommandBuilder, kib: int) -> str:
 
 
 def build_numa(build: CommandBuilder) -> None:
-    """Divide memory and processors into the guest's NUMA nodes."""
+    """Add the guest's NUMA nodes."""
     cpu = build.dom.cpu
     if cpu is None or not cpu.cells:
         return
@@ -188,7 +188,7 @@ def _build_cell(build: CommandBuilder, cell: Any) -> None:
 
 
 def _build_distances(build: CommandBuilder, cells: list[Any]) -> None:
-    """Say how far each cell is from each other; QEMU wants all of them where it gets one."""
+    """Add the distance between all pairs of cells; QEMU requires all of them or none."""
     for cell in cells:
         known = {sibling.id: sibling.value for sibling in cell.distances}
         for other in cells:

@@ -19,7 +19,7 @@ from pyhostdev.qemu.qemu_domain import is_i440fx, is_pseries, is_q35
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-VSOCK_CID_MIN = 3  # linux/vm_sockets.h: those below are the host's and the hypervisor's
+VSOCK_CID_MIN = 3  # linux/vm_sockets.h: lower numbers are reserved for the host and the hypervisor
 _MIB = 1 << 20
 
 
@@ -31,12 +31,12 @@ def build_hubs(build: CommandBuilder) -> None:
 
 
 def build_watchdogs(build: CommandBuilder) -> None:
-    """Add watchdogs and what they do; QEMU has one action for all."""
+    """Add the watchdogs and their action; QEMU has one action for all watchdogs."""
     actions = []
     for watchdog in build.dom.watchdogs:
         with build.collecting():
             _build_watchdog(build, watchdog)
-            # a dump is ours to make: the guest is stopped for it
+            # QEMU cannot dump: it stops the guest, and the owner makes the dump
             actions.append("pause" if watchdog.action == "dump" else str(watchdog.action))
     for action in actions[:1]:
         build.add("-watchdog-action", action)
@@ -44,7 +44,7 @@ def build_watchdogs(build: CommandBuilder) -> None:
 
 def _build_watchdog(build: CommandBuilder, watchdog: Any) -> None:
     if watchdog.model == "itco":
-        build.add("-global", "ICH9-LPC.noreboot=off")  # the chipset has it; it is let loose
+        build.add("-global", "ICH9-LPC.noreboot=off")  # part of the chipset; lets it reboot the guest
         return
     if watchdog.model not in ("i6300esb", "ib700"):
         raise unsupported(f"<watchdog model='{watchdog.model}'>", watchdog)
@@ -102,7 +102,7 @@ def _build_rng_backend(build: CommandBuilder, rng: Any, object_id: str) -> None:
 
 
 def build_nvram(build: CommandBuilder) -> None:
-    """Place the NVRAM that pseries has."""
+    """Set the address of the NVRAM of pseries."""
     nvram = build.dom.nvram
     if nvram is None:
         return
@@ -112,7 +112,7 @@ def build_nvram(build: CommandBuilder) -> None:
 
 
 def build_vmcoreinfo(build: CommandBuilder) -> None:
-    """Let the guest say where its kernel's notes are."""
+    """Add the device with which the guest reports the location of its vmcoreinfo note."""
     features = build.dom.features
     if features is not None and features.vmcoreinfo and features.vmcoreinfo_state is not False:
         build.add_device({"driver": "vmcoreinfo"})
@@ -120,7 +120,7 @@ def build_vmcoreinfo(build: CommandBuilder) -> None:
 
 def build_pstore(build: CommandBuilder) -> None:
     """
-    Add the memory for the guest's last messages, backed by a file.
+    Add the persistent store (pstore) for the guest's last messages, backed by a file.
 
     Mirrors: qemuBuildPstoreCommandLine (src/qemu/qemu_command.c)
     """
@@ -149,11 +149,11 @@ def build_pstore(build: CommandBuilder) -> None:
 
 
 def build_panics(build: CommandBuilder) -> None:
-    """Add panic notifiers; pseries has its own."""
+    """Add the panic notifiers."""
     for panic in build.dom.panics:
         with build.collecting():
             if panic.model == "hyperv" or (panic.model == "pseries" and is_pseries(build.dom)):
-                continue  # a flag of the processor, and a part of the machine
+                continue  # hyperv is a CPU flag, and pseries has a built-in notifier
             if panic.model == "pvpanic":
                 build.add_device({"driver": "pvpanic-pci", **build.address(panic)})
                 continue
@@ -193,7 +193,7 @@ def build_shmems(build: CommandBuilder) -> None:
 def _build_plain_shmem(build: CommandBuilder, shmem: Any) -> None:
     backend = f"shmmem-{shmem.info.alias}"
     size = _shmem_bytes(shmem)
-    path = f"/dev/shm/{shmem.name}"  # noqa: S108  # where the guests that share it look for it
+    path = f"/dev/shm/{shmem.name}"  # noqa: S108  # the path at which all sharing guests open it
     build.add_object("memory-backend-file", backend, **{"mem-path": path, "size": size, "share": True})
     master = None if shmem.role is None else shmem.role == "master"
     device = {"driver": "ivshmem-plain", "id": shmem.info.alias, "memdev": backend, "master": master}
@@ -201,7 +201,7 @@ def _build_plain_shmem(build: CommandBuilder, shmem: Any) -> None:
 
 
 def _build_doorbell(build: CommandBuilder, shmem: Any) -> None:
-    """Connect to the server of shared memory; guests ring at each other through it."""
+    """Connect to an ivshmem server, through which the guests send each other interrupts."""
     if not shmem.server_path:
         raise unsupported("<server> of <shmem> without a path", shmem)
     chardev = f"char{shmem.info.alias}"
@@ -213,12 +213,12 @@ def _build_doorbell(build: CommandBuilder, shmem: Any) -> None:
 
 
 def _shmem_bytes(shmem: Any) -> int:
-    """Return the size; 4 MiB where none is said, as the device's documentation has it."""
+    """Return the size in bytes; libvirt's documented default is 4 MiB."""
     return int(shmem.size * unit_factor(shmem.size_unit or "bytes")) if shmem.size else 4 * _MIB
 
 
 def build_vsock(build: CommandBuilder) -> None:
-    """Add the socket to the host; who starts the guest chooses a number where none is given."""
+    """Add the vsock device; without a CID in the definition, the caller that starts the guest chooses one."""
     vsock = build.dom.vsock
     if vsock is None:
         return

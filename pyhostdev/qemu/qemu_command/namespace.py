@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a domain says in QEMU's own namespace: printed as libvirt does, and told when it goes around the plan.
+The elements in QEMU's XML namespace: printed as libvirt does, and refused if they bypass the plan.
 
 Mirrors: qemuBuildCommandLine for qemu:arg (src/qemu/qemu_command.c), qemuDomainXmlNsDef
 """
@@ -25,34 +25,34 @@ if TYPE_CHECKING:
 
 KNOWN_PATHS = frozenset(map(namespace_path, ELEMENTS))
 
-# capabilities whose absence changes what we print; of the others nothing that is printed depends
+# the capabilities whose deletion changes the command line that we print
 USB_HOSTDEVICE = "usb-host.hostdevice"
 FOLLOWED_CAPABILITIES = (DEVICE_JSON, USB_HOSTDEVICE)
 
 _DEVICES = r"vfio-(?:pci|ap|ccw|platform|amd-xgbe|calxeda-xgmac)"
 _FUNCTION = r"(?<![0-9a-f:.])(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](?![0-9a-f])"
 _AROUND = re.compile(rf"{_DEVICES}|iommufd|sysfsdev|/dev/(?:vfio|iommu)|{_FUNCTION}", re.IGNORECASE)
-_FILE_OPTION = "readconfig"  # a file of further options, which no plan sees
+_FILE_OPTION = "readconfig"  # a file with further options, which the plan cannot see
 _HOST_PROPERTIES = ("driver", "host", "sysfsdev", "iommufd", "fd")
 _LOADER_PREFIXES = ("LD_", "GLIBC_TUNABLES")
 
 
 def build_arguments(build: CommandBuilder) -> None:
-    """Add the words of the user, as they were written."""
+    """Add the arguments in <qemu:commandline> as the user wrote them."""
     build.add(*(arg.value for arg in build.namespace.args))
 
 
 def environment_of(dom: DomainFields) -> dict[str, str]:
-    """Return the variables that a domain adds to QEMU's environment; the last of one name counts."""
+    """Return the variables that a domain adds to QEMU's environment; of equal names the last counts."""
     return {row.name: row.value for row in namespace_of(dom).env}
 
 
 def around_words(dom: DomainFields) -> list[Finding]:
     """
-    Return an error for each word in QEMU's namespace that names a host function or a way to one.
+    Return an error for each argument or property in QEMU's namespace that could give the guest a host function.
 
-    The plan knows the host devices of the definition only, so such a word would give the guest a device that is not
-    checked, not recorded and not given back.
+    The plan covers the <hostdev> elements only. A function given in another way would not be checked, recorded or given
+    back.
     """
     found = namespace_of(dom)
     said = [(arg.value, "A <qemu:arg>", arg.line) for arg in found.args if _goes_around(arg.value)]
@@ -60,7 +60,7 @@ def around_words(dom: DomainFields) -> list[Finding]:
         if row.name in _HOST_PROPERTIES or _goes_around(f"{row.name}={row.value}"):
             said.append((row.name, "A <qemu:property>", row.line))
     return [
-        Finding("around-plan", ERROR, None, f"{what} goes around the plan: '{shown(text)}'", line)
+        Finding("around-plan", ERROR, None, f"{what} bypasses the plan: '{shown(text)}'", line)
         for text, what, line in said
     ]
 
@@ -71,7 +71,7 @@ def _goes_around(text: str) -> bool:
 
 
 def _without_escapes(text: str) -> str:
-    r"""Return JSON with its characters in plain, because ``\u002d`` is a hyphen there; other text as it is."""
+    r"""Return JSON without escapes (``\u002d`` is a hyphen in JSON); any other text unchanged."""
     try:
         return json.dumps(json.loads(text), ensure_ascii=False)
     except ValueError:
@@ -79,13 +79,13 @@ def _without_escapes(text: str) -> str:
 
 
 def namespace_words(dom: DomainFields) -> Iterator[Finding]:
-    """Yield what ``start`` says about the words in QEMU's namespace, besides ``around_words``."""
+    """Yield the other findings of ``start`` about QEMU's namespace, besides ``around_words``."""
     found = namespace_of(dom)
     for row in found.env:
         if row.name.startswith(_LOADER_PREFIXES) and os.geteuid() == 0:
-            message = f"<qemu:env name='{shown(row.name)}'> loads code into QEMU, and root starts it"
+            message = f"<qemu:env name='{shown(row.name)}'> would load code into a QEMU that root starts"
             yield Finding("unsupported", ERROR, None, message, row.line)
     for name in (*found.added_capabilities, *found.deleted_capabilities):
         if name not in FOLLOWED_CAPABILITIES:
-            message = f"The capability '{shown(name)}' in <qemu:capabilities> is ignored: the emulator is asked itself"
+            message = f"The capability '{shown(name)}' in <qemu:capabilities> is ignored: the emulator itself is probed"
             yield Finding("ignored", NOTE, None, message, dom.line)

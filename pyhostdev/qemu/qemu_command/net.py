@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Network interfaces on the command line; those that are host devices are built as such.
+Network interfaces on the command line, except those of type hostdev, which are host devices.
 
 Mirrors: qemuBuildInterfaceCommandLine, qemuBuildHostNetProps, qemuBuildNicDevProps (src/qemu/qemu_command.c)
 """
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-# types whose packets pass a tap device of the host; QEMU inherits its descriptor
+# types with a tap device on the host; QEMU inherits its descriptor
 TAP_TYPES = ("network", "bridge", "ethernet", "direct")
-_RECONNECT_S = 5  # how long QEMU waits before it connects to passt again
+_RECONNECT_S = 5  # the delay before QEMU reconnects to passt
 
 
 def build_interfaces(build: CommandBuilder) -> None:
@@ -27,7 +27,7 @@ def build_interfaces(build: CommandBuilder) -> None:
     Add the network interfaces.
 
     Raises:
-        ConfigUnsupportedError: an interface, or a part of one, that we do not build.
+        ConfigUnsupportedError: we cannot build this kind of interface, or a part of it.
     """
     for net in build.dom.interfaces:
         with build.collecting():
@@ -54,7 +54,7 @@ def _identity(build: CommandBuilder, net: Any, netdev: str) -> Properties:
 
 def _backend(build: CommandBuilder, net: Any) -> Properties:
     """
-    Return where an interface leads on the host.
+    Return the network backend of an interface: its side on the host.
 
     Raises:
         ConfigUnsupportedError: the backend is not supported.
@@ -66,13 +66,13 @@ def _backend(build: CommandBuilder, net: Any) -> Properties:
 
 
 def queues_of(net: Any) -> int:
-    """Return the number of an interface's queues, each of which has a descriptor."""
+    """Return the number of an interface's queues; each queue needs a descriptor."""
     return max(net.queues or 1, 1)
 
 
 def wants_vhost(dom: Any, net: Any) -> bool:
     """
-    Return True when the kernel moves an interface's packets: for a virtio device under KVM, unless it says otherwise.
+    Return True if vhost in the kernel moves the packets: for a virtio device with KVM, unless <driver> is qemu.
 
     Mirrors: qemuInterfaceOpenVhostNet (src/qemu/qemu_interface.c)
     """
@@ -96,7 +96,7 @@ def _descriptors(build: CommandBuilder, purpose: str, net: Any) -> list[str]:
 
 
 def _listed(name: str, numbers: list[str]) -> Properties:
-    """Return descriptors under their name, which is a plural for more than one."""
+    """Return descriptors as a property; its name is a plural for more than one."""
     if not numbers:
         return {}
     return {name: numbers[0]} if len(numbers) == 1 else {f"{name}s": ":".join(numbers)}
@@ -116,7 +116,7 @@ def _user(build: CommandBuilder, net: Any) -> Properties:
 
 def passt_socket(build: CommandBuilder, net: Any) -> str:
     """
-    Return where an interface's passt listens.
+    Return the path of the socket at which an interface's passt listens.
 
     Mirrors: qemuPasstCreateSocketPath (src/qemu/qemu_passt.c)
     """
@@ -130,7 +130,7 @@ def _passt(build: CommandBuilder, net: Any) -> Properties:
 
 
 def _socket(build: CommandBuilder, net: Any) -> Properties:
-    """Return a socket that carries an interface's packets between emulators."""
+    """Return the backend that carries packets over a socket to another emulator."""
     word = {"server": "listen", "client": "connect"}.get(net.type, net.type)
     source = net.source
     found: Properties = {"type": "socket", word: f"{source.address or ''}:{source.port}"}
@@ -142,12 +142,12 @@ def _socket(build: CommandBuilder, net: Any) -> Properties:
 
 
 def _vhostuser(build: CommandBuilder, net: Any) -> Properties:
-    """Return a socket of another program that moves the packets; the guest's memory is shared with it."""
+    """Add the socket to a vhost-user process, which shares the guest's memory; return the backend."""
     chardev = f"char{net.info.alias}"
     where = f"path={option_value(_vhostuser_path(build, net))}"
     options: list[str] = []
     if net.source.mode == "server":
-        options = ["server=on"]  # QEMU waits for the program, so no wait=off
+        options = ["server=on"]  # QEMU must wait for the process, so no wait=off
         if build.socket_fd is not None:
             where = f"fd={build.socket_fd(net.source.path)}"
     elif net.source.reconnect_enabled and net.source.reconnect_timeout:
@@ -164,7 +164,7 @@ def _vhostuser_path(build: CommandBuilder, net: Any) -> str:
 
 
 def _vdpa(build: CommandBuilder, net: Any) -> Properties:
-    """Return a vDPA device, whose node QEMU inherits as a member of a set of descriptors."""
+    """Return the backend of a vDPA device; QEMU inherits its node in a descriptor set."""
     fdset = build.add_fdset(build.descriptor("vdpa", net), f"{net.info.alias}-vdpa")
     queues = queues_of(net)
     return {"type": "vhost-vdpa", "vhostdev": fdset, "queues": queues if queues > 1 else None}
@@ -192,7 +192,7 @@ def _frontend(net: Any) -> Properties:
         "event_idx": net.event_idx,
         **_offloads(net.offloads),
         "mq": True if queues > 1 else None,
-        "vectors": 2 * queues + 2 if queues > 1 else None,  # one a queue and direction, control, config
+        "vectors": 2 * queues + 2 if queues > 1 else None,  # one per queue and direction, control, config
         "rx_queue_size": net.rx_queue_size,
         "tx_queue_size": net.tx_queue_size,
         "rss": net.rss,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a definition can say and we cannot put on a command line: it is refused by name, with its line.
+The fields of a definition that we cannot put on a command line: each is refused by name, with its line.
 
-Every field of every definition is read by what builds the command line, or is in the table here or in one of
-``ignored``; a test that traces the reads proves it. So nothing that a user wrote is left out silently.
+Every field is either read while the command line is built, or is in this table or in one of ``ignored``. A test traces
+the reads and proves this, so nothing that a user wrote is omitted silently.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.errors import ConfigUnsupportedError
 
-# definition -> field -> the values that change nothing, besides absence
+# definition -> field -> values that are accepted because they change nothing
 REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainFields": {
         "bootloader": (),
@@ -82,7 +82,7 @@ def _unbuilt(definition: ElementDef) -> Iterator[ConfigUnsupportedError]:
 
 
 def parts_of(definition: ElementDef) -> Iterator[ElementDef]:
-    """Yield the definitions within one: those that share its element, and those of elements below."""
+    """Yield the nested definitions: those that share the element of this one, and those of child elements."""
     table = definition.table()
     for name in (*table.embedded, *(row.field.name for row in table.rows if row.owner is None)):
         value = getattr(definition, name)

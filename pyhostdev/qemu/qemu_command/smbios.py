@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a guest reads about its machine, on the command line.
+SMBIOS tables and fw_cfg files on the command line.
 
 Mirrors: qemuBuildSmbiosCommandLine, qemuBuildSysinfoCommandLine (src/qemu/qemu_command.c)
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _TYPES = {"bios": 0, "system": 1, "baseBoard": 2, "chassis": 3}  # SMBIOS 7.1 to 7.4
 _OEM_STRINGS = 11  # SMBIOS 7.12
 
-# table -> how the kernel names its values (Documentation/ABI/testing/sysfs-firmware-dmi-tables)
+# table -> value -> its file in sysfs (Documentation/ABI/testing/sysfs-firmware-dmi-tables)
 _HOST_NAMES = {
     "bios": {"vendor": "bios_vendor", "version": "bios_version", "date": "bios_date", "release": "bios_release"},
     "system": {
@@ -49,10 +49,10 @@ _HOST_NAMES = {
 
 def build_smbios(build: CommandBuilder) -> None:
     """
-    Add the tables that firmware shows: those of the definition, or the host's own.
+    Add the SMBIOS tables of the definition, or copies of the host's.
 
     Raises:
-        ConfigUnsupportedError: there are none to show.
+        ConfigUnsupportedError: the source of the tables is missing.
     """
     dom = build.dom
     if dom.os.smbios_mode == "host":
@@ -78,14 +78,14 @@ def _add_host_tables(build: CommandBuilder) -> None:
     root = None if build.host is None else build.host.root
     tables = {table: host_table(root, table) for table in SMBIOS_ENTRIES} if root is not None else {}
     if not any(tables.values()):
-        raise unsupported("<smbios mode='host'> where the host shows no SMBIOS tables", build.dom.os)
+        raise unsupported("<smbios mode='host'> on a host without SMBIOS tables in sysfs", build.dom.os)
     for table, values in tables.items():
         _add_table(build, table, values)
 
 
 def host_table(root: HostRoot, table: str) -> dict[str, str]:
     """
-    Return the values of one of the host's tables; without its UUID, which is the guest's own.
+    Return the values of one of the host's tables, without the UUID: the guest has its own.
 
     Mirrors: virSysinfoRead (src/util/virsysinfo.c)
     """
@@ -94,7 +94,7 @@ def host_table(root: HostRoot, table: str) -> dict[str, str]:
 
 
 def build_fw_cfg(build: CommandBuilder) -> None:
-    """Add the files that firmware and guest read from QEMU; libvirt lets a comma end a value, we double it."""
+    """Add the fw_cfg files. Unlike libvirt, we double a comma in a value, so it cannot end the value."""
     for info in build.dom.sysinfos:
         for entry in info.entries if info.type == "fwcfg" else []:
             what = f"file={option_value(entry.file)}" if entry.file else f"string={option_value(entry.value)}"

@@ -19,7 +19,7 @@ DEFAULT_DEVICE = HostRoot.DEV + "tpm0"
 
 
 def build_tpms(build: CommandBuilder) -> None:
-    """Add TPMs; a proxy of pseries is a device alone."""
+    """Add the TPMs; a proxy of pseries has no backend."""
     for tpm in build.dom.tpms:
         with build.collecting():
             backend = f"tpm-{tpm.info.alias}"
@@ -43,10 +43,10 @@ def _build_backend(build: CommandBuilder, tpm: Any, backend: str) -> None:
 
 def emulator_socket(build: CommandBuilder, tpm: Any) -> str:
     """
-    Return where an emulator listens: one that start runs, or another program's.
+    Return the path of the socket at which the TPM emulator listens, whether start runs it or another program.
 
     Raises:
-        ConfigUnsupportedError: another program's, and the definition does not say where.
+        ConfigUnsupportedError: the backend is external, and the definition has no path of a socket.
     """
     if tpm.backend_type == "emulator":
         return build.paths.tpm_socket

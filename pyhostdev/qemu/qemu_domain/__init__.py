@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What kind of guest a definition is, and how much memory QEMU must be allowed to lock for it.
+Facts about a definition: the kind of its machine, and the memory that QEMU must be able to lock for it.
 
 Mirrors: src/qemu/qemu_domain.c
 """
@@ -24,7 +24,7 @@ _GIB = 1024 * _MIB
 
 def is_i440fx(dom: DomainDef) -> bool:
     """
-    True for the machines with a 440FX host bridge and a PIIX3.
+    True for machines with a 440FX host bridge and a PIIX3.
 
     Mirrors: qemuDomainMachineIsI440FX (src/qemu/qemu_domain.c)
     """
@@ -34,7 +34,7 @@ def is_i440fx(dom: DomainDef) -> bool:
 
 def is_q35(dom: DomainDef) -> bool:
     """
-    True for the machines with an MCH host bridge and an ICH9.
+    True for machines with an MCH host bridge and an ICH9.
 
     Mirrors: qemuDomainMachineIsQ35 (src/qemu/qemu_domain.c)
     """
@@ -56,7 +56,7 @@ def lacks_pci(dom: DomainDef) -> bool:
 
 def is_pseries(dom: DomainDef) -> bool:
     """
-    True for the paravirtualised POWER machines.
+    True for paravirtualised POWER machines.
 
     Mirrors: qemuDomainMachineIsPSeries (src/qemu/qemu_domain.c)
     """
@@ -66,7 +66,7 @@ def is_pseries(dom: DomainDef) -> bool:
 
 def is_arm_virt(dom: DomainDef) -> bool:
     """
-    True for ARM's machine without a hardware model.
+    True for ARM's generic virtual machine.
 
     Mirrors: qemuDomainMachineIsARMVirt (src/qemu/qemu_domain.c)
     """
@@ -81,7 +81,7 @@ def _root_model(dom: DomainDef) -> str | None:
 
 def has_pci_root(dom: DomainDef) -> bool:
     """
-    True when bus 0 is conventional.
+    True if bus 0 is conventional PCI.
 
     Mirrors: qemuDomainHasPCIRoot (src/qemu/qemu_domain.c)
     """
@@ -90,7 +90,7 @@ def has_pci_root(dom: DomainDef) -> bool:
 
 def has_pcie_root(dom: DomainDef) -> bool:
     """
-    True when bus 0 is PCI Express.
+    True if bus 0 is PCI Express.
 
     Mirrors: qemuDomainHasPCIeRoot (src/qemu/qemu_domain.c)
     """
@@ -98,13 +98,13 @@ def has_pcie_root(dom: DomainDef) -> bool:
 
 
 def is_vfio(hostdev: DomainHostdevDef) -> bool:
-    """True for a host device that VFIO maps into QEMU's memory, given to the guest or not."""
+    """True for a host device that uses VFIO, assigned to the guest or not."""
     return hostdev.mode == "subsystem" and hostdev.type in ("pci", "mdev")
 
 
 def memlock_limit(dom: DomainDef) -> int | None:
     """
-    Return how much memory QEMU must be able to lock, None if the limit is sufficient.
+    Return how much memory QEMU must be able to lock, None if the default limit is sufficient.
 
     Units:
         bytes; -1 means unlimited.
@@ -120,7 +120,7 @@ def memlock_limit(dom: DomainDef) -> int | None:
         return _ppc64_limit(dom, nvfio > 0)
     if nvfio == 0:
         return None
-    # without a virtual IOMMU all devices share one address space, with one each pins its own
+    # without a virtual IOMMU all devices share one address space; with one, each pins the memory separately
     return (nvfio if dom.has_guest_iommu() else 1) * _total_memory(dom) + _GIB
 
 
@@ -131,7 +131,7 @@ def _total_memory(dom: DomainDef) -> int:
 
 def _ppc64_limit(dom: DomainDef, has_vfio: bool) -> int:
     """
-    Return the limit of a KVM guest on POWER: the page tables, and for VFIO the DMA windows.
+    Return the limit in bytes of a KVM guest on POWER: the page tables, and for VFIO the DMA windows.
 
     Mirrors: getPPC64MemLockLimitBytes (src/qemu/qemu_domain.c)
     """

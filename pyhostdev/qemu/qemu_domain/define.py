@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-From what a user wrote to a definition with nothing left open.
+Complete a definition: add defaults, firmware and guest addresses, and validate the result.
 
 Mirrors: qemuDomainDefineXMLFlags (src/qemu/qemu_driver.c), virDomainDefPostParse and virDomainDefValidate
 as the QEMU driver fills them in
@@ -34,16 +34,16 @@ def define(
     release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> DomainDef:
     """
-    Return a copy with all defaults and addresses; defining it again changes nothing.
+    Return a copy with all defaults and addresses; the function is idempotent.
 
     Args:
-        host: says which functions are conventional, and their IOMMU groups; None knows none.
-        keep_together: the assigned functions of one host device share one guest slot.
-        release: the libvirt whose defaults, order and rules are meant.
+        host: knows which functions are conventional PCI, and their IOMMU groups; None if not available.
+        keep_together: True puts the assigned functions of one host device into one guest slot.
+        release: the libvirt release whose defaults, order and rules apply.
 
     Raises:
         ConfigError: the definition is wrong.
-        ConfigUnsupportedError: QEMU cannot do what it asks for.
+        ConfigUnsupportedError: QEMU does not support a part of it.
     """
     defined = post_parse(dom, capabilities, release)
     fill_firmware(defined, host, release)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The words of a domain in QEMU's own namespace: arguments, environment, capabilities and properties of devices.
+The elements of a domain in QEMU's XML namespace: arguments, environment, capabilities and device properties.
 
-They are printed as they were written, and tell QEMU what the definition does not know. What they must not do is in
-``namespace_words`` and ``around_words`` of ``qemu_command.namespace``.
+They reach QEMU as the user wrote them, and express what the libvirt schema cannot. ``namespace_words`` and
+``around_words`` of ``qemu_command.namespace`` refuse those that would bypass the plan.
 
 Mirrors: qemuDomainXmlNsDef (src/qemu/qemu_domain.h), qemuDomainDefNamespaceParse (src/qemu/qemu_domain.c)
 """
@@ -41,14 +41,14 @@ class QEMUEnvironment(NamedTuple):
 
 
 class QEMUArgument(NamedTuple):
-    """One word of QEMU's command line."""
+    """One additional argument of QEMU."""
 
     value: str
     line: int | None
 
 
 class QEMUProperty(NamedTuple):
-    """A property of one device: a new value, or None to leave it out."""
+    """A property to override for one device; a value of None removes it."""
 
     alias: str
     name: str
@@ -57,7 +57,7 @@ class QEMUProperty(NamedTuple):
 
 
 class QEMUNamespace(NamedTuple):
-    """All of a domain's words in QEMU's namespace."""
+    """All elements of a domain in QEMU's namespace, and the errors in them."""
 
     args: tuple[QEMUArgument, ...] = ()
     env: tuple[QEMUEnvironment, ...] = ()
@@ -67,7 +67,7 @@ class QEMUNamespace(NamedTuple):
     errors: tuple[ConfigError, ...] = ()
 
     def joined(self, other: QEMUNamespace) -> QEMUNamespace:
-        """Return the words of both, in this order."""
+        """Return both concatenated, in this order."""
         return QEMUNamespace(
             self.args + other.args,
             self.env + other.env,
@@ -78,7 +78,7 @@ class QEMUNamespace(NamedTuple):
         )
 
     def overridden(self, alias: str | None, properties: dict[str, object]) -> dict[str, object]:
-        """Return the properties of a device with the values that are asked for; what is set anew comes last."""
+        """Return the properties of a device after the overrides; overridden properties come last."""
         found = dict(properties)
         for row in self.properties:
             if row.alias == alias:
@@ -88,12 +88,12 @@ class QEMUNamespace(NamedTuple):
 
 
 def namespace_path(name: str) -> str:
-    """Return the name of an element of QEMU's namespace, as ``DomainFields.unmodelled`` has it."""
+    """Return the path of an element in QEMU's namespace, in the form of ``DomainFields.unmodelled``."""
     return f"domain/{{{NAMESPACE}}}{name}"
 
 
 def namespace_of(dom: DomainFields) -> QEMUNamespace:
-    """Return what a domain says in QEMU's namespace; what is wrong with it is in ``errors``."""
+    """Return the elements of a domain in QEMU's namespace; ``errors`` lists the invalid ones."""
     found = QEMUNamespace()
     for word in dom.unknown.get((), ()):
         kind = word.name.removeprefix(f"{{{NAMESPACE}}}")
@@ -105,7 +105,7 @@ def namespace_of(dom: DomainFields) -> QEMUNamespace:
 
 
 class _Reader:
-    """One element of the namespace, and the errors found in it."""
+    """Reads one element of the namespace and collects its errors."""
 
     def __init__(self, root: Element, before: int) -> None:
         self.root = root
@@ -125,7 +125,7 @@ class _Reader:
         self.errors.append(XMLError(message, line=self.line(element), libvirt_code=code))
 
     def required(self, element: Element, name: str, what: str, code: int | None = None) -> str | None:
-        """Return an attribute; its absence is an error."""
+        """Return an attribute; if it is missing, record an error and return None."""
         value: str | None = element.get(name)
         if not value and (value is None or name == "name"):
             self.wrong(f"A <{what}> has no {name}", element, code)
@@ -144,7 +144,7 @@ def _commandline(reader: _Reader) -> QEMUNamespace:
         if name is None:
             continue
         if _ENVIRONMENT_NAME.fullmatch(name) is None:
-            text = f"'{shown(name)}' is not valid as the name of a variable of the environment"
+            text = f"'{shown(name)}' is not a valid name of an environment variable"
             reader.wrong(text, element, VIR_ERR_INTERNAL_ERROR)
             continue
         env.append(QEMUEnvironment(name, element.get("value") or "", reader.line(element)))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Where every device of a guest is plugged in, and which controllers that takes.
+Assign the guest addresses of all devices, and add the controllers that they need.
 
-Addresses are assigned twice: a dry run on a set of buses that grows tells which controllers have to be
-added, then the real run happens on the buses there are. So a guest that is defined again keeps what it
-has, and addresses depend on the definition (and for some on the host) alone.
+Addresses are assigned twice. A dry run, in which the set of buses grows on demand, finds the controllers to add. The
+real run then uses the existing buses. So a guest that is defined again keeps its addresses, and they depend on the
+definition alone (for some devices also on the host).
 
 Mirrors: src/qemu/qemu_domain_address.c
 """
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
-# a machine that could have PCI and is not known: libvirt takes that for a fault of its own
+# for an unknown machine that could have PCI, libvirt reports an internal error
 _UNKNOWN_MACHINE = Renumbering("unknown-machine-number", VIR_ERR_INTERNAL_ERROR)
 _ROOTS = ("pci-root", "pcie-root")
 _USB2_MODELS = ("ich9-ehci1", "ich9-uhci1", "ich9-uhci2", "ich9-uhci3")
-# the companions of an EHCI controller are functions of its slot
+# an EHCI controller and its companions are functions of one slot
 _USB2_FUNCTIONS = {"ich9-ehci1": 7, "ich9-uhci1": 0, "ich9-uhci2": 1, "ich9-uhci3": 2}
 
 
@@ -58,18 +58,16 @@ def assign_addresses(
     release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> None:
     """
-    Give every device of the guest its address; the definition has its defaults and is changed.
+    Give every device of the guest its address. Changes the definition, which must have its defaults.
 
     Args:
-        host: says which functions are conventional, and their IOMMU groups; without it all are Express
+        host: knows which functions are conventional PCI, and their IOMMU groups; without it, all are PCI Express
             and in no group.
-        keep_together: the assigned functions of one host device share one guest slot.
-        release: the libvirt whose order of controllers is meant.
-
-    Raises:
-        ConfigError: an address is impossible or taken, or there is no room left.
-
-    Mirrors: qemuDomainAssignAddresses (src/qemu/qemu_domain_address.c)
+        keep_together: True puts the assigned functions of one host device into one guest slot.
+        release: the libvirt release whose order of controllers applies.
+        Raises:
+            ConfigError: an address is invalid or in use, or no address is free.
+        Mirrors: qemuDomainAssignAddresses (src/qemu/qemu_domain_address.c)
     """
     assign_virtio_serial_addresses(dom)
     assign_ccid_addresses(dom)
@@ -88,18 +86,14 @@ def assign_pci_addresses(
     release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> None:
     """
-    Give every PCI device of the guest an address, adding the controllers that takes.
+    Give every PCI device of the guest an address; add controllers if needed.
 
     Args:
-        host: says which functions are conventional, and their IOMMU groups; without it all are Express
-            and in no group.
-        keep_together: the assigned functions of one host device share one guest slot.
-        release: the libvirt whose order of controllers is meant.
+        host, keep_together, release: as for ``assign_addresses``.
 
     Raises:
-        ConfigError: an address is impossible or taken, or there is no room left.
-
-    Mirrors: qemuDomainAssignPCIAddresses (src/qemu/qemu_domain_address.c)
+        ConfigError: an address is invalid or in use, or no address is free.
+        Mirrors: qemuDomainAssignPCIAddresses (src/qemu/qemu_domain_address.c)
     """
     flags, groups = ConnectFlags(dom, host), _isolation_groups(dom, host)
 
@@ -114,11 +108,11 @@ def assign_pci_addresses(
         run(0, dry_run=False).check_no_bus()
         return
     if dom.os.arch in ARM and lacks_pci(dom):
-        return  # a controller that the machine cannot have
+        return  # the machine has no PCI; validation refuses the controller
     dry = run(highest + 1, dry_run=True)
     dry.assign()
     if highest == 0 and len(dry.addrs.buses) > 1 and has_pcie_root(dom):
-        # the user leaves the topology to us: leave one port free for hotplug
+        # the user did not choose a topology: keep one port free for hotplug
         dry.addrs.reserve_next(EXPRESS | CONNECT_HOTPLUG)
     dry.add_controllers(release)
     run(len(dry.addrs.buses), dry_run=False).assign()
@@ -128,10 +122,10 @@ def assign_pci_addresses(
 
 def occupied_addresses(dom: DomainDef, host: HostFacts | None = None) -> _Run:
     """
-    Return the buses of a complete domain with all addresses taken that it and its chipset have; they never grow.
+    Return the buses of a complete domain, with the addresses of its devices and chipset reserved.
 
     Raises:
-        ConfigError: an address of the domain is impossible, or taken twice.
+        ConfigError: an address of the domain is invalid or used twice.
     """
     highest = max((c.index or 0 for c in dom.controllers if c.is_pci), default=-1)
     run = _Run(dom, ConnectFlags(dom, host), _isolation_groups(dom, host), _create_set(dom, highest + 1, False))
@@ -141,7 +135,7 @@ def occupied_addresses(dom: DomainDef, host: HostFacts | None = None) -> _Run:
 
 
 class _Run:
-    """One pass over the guest's devices, on buses of its own."""
+    """One pass over the guest's devices with its own set of buses."""
 
     def __init__(self, dom: DomainDef, flags: ConnectFlags, groups: dict[int, int], addrs: DomainPCIAddressSet) -> None:
         self.dom = dom
@@ -151,7 +145,7 @@ class _Run:
         self.slots: HostDeviceSlots | None = None
 
     def group_of(self, device: Any) -> int:
-        """Return the isolation group of a device; 0 is shared by all."""
+        """Return the isolation group of a device; group 0 is not isolated."""
         return self.groups.get(id(device.info), 0)
 
     def check_no_bus(self) -> None:
@@ -159,7 +153,7 @@ class _Run:
         Refuse a device that needs a slot in a guest without PCI.
 
         Raises:
-            XMLError: naming nothing but the lack of buses, as there are none to name.
+            XMLError: a device needs a PCI slot, or has a PCI address.
         """
         late = None if lacks_pci(self.dom) else _UNKNOWN_MACHINE
         wanting = [device for device in _in_slot_order(self.dom) if device.info.wants_address]
@@ -172,7 +166,7 @@ class _Run:
 
     def assign(self) -> None:
         """
-        Take the addresses that are there, then the chipset's, then choose the missing ones.
+        Reserve the addresses in the definition, then the chipset's, then choose the missing ones.
 
         Mirrors: qemuDomainPCIAddressSetCreate, qemuDomainAssignDevicePCISlots
         """
@@ -187,21 +181,21 @@ class _Run:
                 self.place(device)
 
     def _wants_spare_slot(self) -> bool:
-        """Return True when a bridge should still fit in: conventional buses, not full to the brim."""
+        """Return True if a slot must stay free for a bridge: on conventional buses that are not full."""
         full = all(bus.is_fully_reserved for bus in self.addrs.buses)
         return has_pci_root(self.dom) and not full and not is_arm_virt(self.dom)
 
     def collect(self) -> None:
-        """Take the addresses that the definition has."""
+        """Reserve the addresses in the definition."""
         for device, info in self.dom.device_infos():
             pci = info.pci
             if pci is None or is_piix3_function(device):
                 continue
-            # invalid PCI devices were accepted in the past, as conventional ones
+            # older releases accepted PCI addresses on other devices, and treated these as conventional PCI
             self.addrs.reserve(pci.pci, self.flags.of(device) or CONNECT_PCI_DEVICE, self.group_of(device))
 
     def place(self, device: Any) -> None:
-        """Choose an address for a device that needs one and has none."""
+        """Choose an address for a device that needs one and does not have one."""
         if not device.info.wants_address:
             return
         flags = self.flags.of(device)
@@ -219,7 +213,7 @@ class _Run:
             device.info.address = PCIGuestAddress.at(address, multifunction=multifunction)
 
     def _place_usb2(self, device: Any) -> None:
-        """Put a USB 2 controller into the slot of those of the same index, as one of its functions."""
+        """Put a USB 2 controller into the slot of its companions, which have the same index."""
         if not device.info.wants_address:
             return
         function = _USB2_FUNCTIONS[device.model]
@@ -239,10 +233,10 @@ class _Run:
         return next((c.info.pci.pci for c in companions if c.info.pci is not None), None)
 
     def add_controllers(self, release: LibvirtRelease) -> None:
-        """Define the controllers of buses that have none, and find a place for each of them."""
+        """Add the missing controller of each bus, and reserve a slot for it."""
         known = {c.index for c in self.dom.controllers if c.is_pci}
         index = 0
-        while index < len(self.addrs.buses):  # placing one may add another
+        while index < len(self.addrs.buses):  # a controller may itself need a new bus
             if index not in known:
                 controller = DomainControllerDef(type="pci", index=index, model=self.addrs.buses[index].model)
                 place_controller(self.dom, controller, release)
@@ -253,7 +247,7 @@ class _Run:
 
 def _create_set(dom: DomainDef, nbuses: int, dry_run: bool) -> DomainPCIAddressSet:
     """
-    Return the buses of the controllers there are, and likely ones where indices are skipped.
+    Return the buses of the existing controllers; an index without a controller gets the machine's usual model.
 
     Raises:
         ConfigError: a controller has no model.
@@ -263,7 +257,7 @@ def _create_set(dom: DomainDef, nbuses: int, dry_run: bool) -> DomainPCIAddressS
     filler = {"pcie-root": "pcie-root-port"}.get(root, "pci-root" if is_pseries(dom) else "pci-bridge")
     buses = [_bus(models.get(index), root if index == 0 else filler) for index in range(nbuses)]
     if is_pseries(dom) and buses:
-        buses[0].locked = True  # PHB 0 is shared, so no group can own it
+        buses[0].locked = True  # PHB 0 is shared, so it cannot belong to one isolation group
     return DomainPCIAddressSet(buses, dry_run=dry_run, multiple_roots=is_pseries(dom))
 
 
@@ -281,10 +275,10 @@ def _bus(controller: Any | None, filler: str) -> DomainPCIAddressBus:
 
 def _isolation_groups(dom: DomainDef, host: HostFacts | None) -> dict[int, int]:
     """
-    Return the isolation groups that are not 0, by the identity of a device's info.
+    Return isolation groups by ``id()`` of a device's info; devices that are missing are in group 0.
 
-    The pseries firmware isolates per host bridge: each IOMMU group of the host gets one of its own. Groups
-    are counted from 1, since 0 is a group of the host as well as what everything else is in.
+    The pseries firmware isolates per host bridge, so each IOMMU group of the host needs its own host bridge. The
+    isolation group is the number of the IOMMU group plus 1, because 0 is a valid group.
 
     Mirrors: qemuDomainSetupIsolationGroups (src/qemu/qemu_domain_address.c)
     """
@@ -300,7 +294,7 @@ def _isolation_groups(dom: DomainDef, host: HostFacts | None) -> dict[int, int]:
 
 def _in_slot_order(dom: DomainDef) -> Iterator[Any]:
     """
-    Yield the devices in the order in which slots are handed out.
+    Yield the devices in the order in which libvirt assigns slots.
 
     Mirrors: qemuDomainAssignDevicePCISlots (src/qemu/qemu_domain_address.c)
     """
@@ -308,7 +302,7 @@ def _in_slot_order(dom: DomainDef) -> Iterator[Any]:
     yield from dom.filesystems
     yield from dom.interfaces
     yield from dom.sounds
-    # the first IDE controller is the chipset's, or there is none
+    # IDE controller 0 is part of the chipset
     yield from (c for c in dom.controllers if not c.is_pci and (c.type, c.index) != ("ide", 0))
     yield from dom.disks
     yield from dom.all_hostdevs()
@@ -329,7 +323,7 @@ def _in_slot_order(dom: DomainDef) -> Iterator[Any]:
 
 def _mark_multifunction(dom: DomainDef) -> None:
     """
-    Announce more functions on each function 0 that has some, unless the user said that it has not.
+    Set multifunction on each function 0 whose slot has further functions, unless the user set it.
 
     Mirrors: virDomainPCIAddressSetAllMulti (src/conf/domain_addr.c)
     """

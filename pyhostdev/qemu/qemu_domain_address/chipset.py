@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The addresses that a machine's chipset decides.
+The addresses that the machine's chipset determines.
 
-The PIIX3 of i440fx and the ICH9 of q35 have functions at fixed places, with or without a device in
-the definition; the first video card and the USB 2 controllers have customary ones.
+The functions of the PIIX3 (i440fx) and of the ICH9 (q35) have fixed addresses, whether or not the definition contains
+them. The first video card and the USB 2 controllers have preferred addresses.
 
 Mirrors: qemuDomainValidateDevicePCISlotsPIIX3, qemuDomainValidateDevicePCISlotsQ35
 (src/qemu/qemu_domain_address.c)
@@ -52,10 +52,10 @@ _ON_Q35 = CONNECT_PCIE_DEVICE
 
 def reserve_chipset(dom: DomainDef, addrs: DomainPCIAddressSet, place: PlaceAnywhere) -> None:
     """
-    Reserve the chipset's own addresses, and assign the devices that belong to it.
+    Reserve the addresses of the chipset, and give them to the devices that are part of it.
 
     Args:
-        place: finds an address for a device whose usual one is taken.
+        place: chooses an address for a device if its preferred one is in use.
 
     Raises:
         ConfigError: such a device has another address, or another device has its address.
@@ -67,7 +67,7 @@ def reserve_chipset(dom: DomainDef, addrs: DomainPCIAddressSet, place: PlaceAnyw
 
 
 def is_piix3_function(device: Any) -> bool:
-    """True for a controller that is part of the PIIX3, whose address is taken with the chipset's."""
+    """True for a controller that is part of the PIIX3; its address is reserved with the chipset's."""
     if device.tag != "controller" or device.info.pci is None:
         return False
     address = device.info.pci.pci
@@ -119,7 +119,7 @@ def _pin(device: Any, address: PCIDeviceAddress, addrs: DomainPCIAddressSet | No
         _store(device, address)
     elif pci.pci != address:
         raise ConfigError(
-            f"The first {device.type} controller of this machine is at {address} and nowhere else",
+            f"The first {device.type} controller of this machine must have address {address}",
             libvirt_code=VIR_ERR_INTERNAL_ERROR,
             line=device.line,
         )
@@ -134,7 +134,7 @@ def _prefer(
     flags: int,
     multifunction: bool | None = None,
 ) -> None:
-    """Assign the first of a device's usual addresses whose slot is free; do nothing if none is."""
+    """Assign the first of a device's preferred addresses whose slot is free; do nothing if all are in use."""
     if not device.info.wants_address:
         return
     for address in addresses:
@@ -152,7 +152,7 @@ def _store(device: Any, address: PCIDeviceAddress, multifunction: bool | None = 
 def _place_video(
     dom: DomainDef, addrs: DomainPCIAddressSet, address: PCIDeviceAddress, flags: int, place: PlaceAnywhere
 ) -> None:
-    """Give the first video card the slot where QEMU has it, or any when that is taken."""
+    """Give the first video card its preferred slot, or any other if that is in use."""
     video = next((v for v in dom.videos[:1] if v.model_type not in ("none", "ramfb")), None)
     if video is None or not video.info.wants_address:
         return

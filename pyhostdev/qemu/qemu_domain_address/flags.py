@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Which kind of PCI slot each device of a guest needs.
+The kind of PCI slot that each device of a guest needs.
 
 Mirrors: qemuDomainDeviceCalculatePCIConnectFlags (src/qemu/qemu_domain_address.c)
 """
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
-# no CONNECT_HOTPLUG: what is there at start need not be where it could be unplugged
+# without CONNECT_HOTPLUG: a device that is present at start may be in a slot without hotplug
 CONVENTIONAL = CONNECT_PCI_DEVICE | CONNECT_AUTOASSIGN
 EXPRESS = CONNECT_PCIE_DEVICE | CONNECT_AUTOASSIGN
 
 _XHCI_MODELS = ("nec-xhci", "qemu-xhci")
 _PLAIN_SCSI_MODELS = ("auto", "buslogic", "lsilogic", "lsisas1068", "lsisas1078", "vmpvscsi", "dc390", "am53c974")
-# models that libvirt knows and takes for conventional; a model it does not know is taken for Express
+# models that libvirt treats as conventional PCI; it treats an unknown model as PCI Express
 _OLD_NICS = ("netfront", "rtl8139", "e1000", "lan9118", "smc91c111", "virtio-transitional")
 _VMWARE_NICS = ("vlance", "vmxnet", "vmxnet2", "vmxnet3")
 _VBOX_NICS = ("Am79C970A", "Am79C973", "82540EM", "82545EM", "82543GC")
@@ -44,24 +44,24 @@ _PCI_VIDEO = ("vga", "cirrus", "vmvga", "xen", "qxl", "bochs")
 
 class ConnectFlags:
     """
-    The connect flags of a guest's devices; 0 is a device that needs no PCI address.
+    The connect flags of a guest's devices; 0 means that a device needs no PCI address.
 
     Args:
-        host: tells Express functions from conventional ones; without it all are Express.
+        host: knows which functions are conventional PCI; without it, all are PCI Express.
     """
 
     def __init__(self, dom: DomainDef, host: HostFacts | None = None) -> None:
         self.host = host
-        self._conventional: dict[PCIDeviceAddress, bool] = {}  # what the host said: reading it takes time
+        self._conventional: dict[PCIDeviceAddress, bool] = {}  # cached: reading configuration space is slow
         self.pcie = EXPRESS if has_pcie_root(dom) else CONVENTIONAL
 
     def of(self, device: Any) -> int:
-        """Return the flags of any device definition."""
+        """Return the flags of a device of any kind."""
         rule = _RULES.get(device.tag)
         return 0 if rule is None else rule(self, device)
 
     def virtio(self, device: Any) -> int:
-        """Return the flags of a virtio device; a transitional one is always conventional."""
+        """Return the flags of a virtio device; a transitional one needs a conventional slot."""
         return CONVENTIONAL if device.model == "virtio-transitional" else self.pcie
 
     def controller(self, device: Any) -> int:
@@ -85,7 +85,7 @@ class ConnectFlags:
         return CONVENTIONAL if conventional else 0
 
     def disk(self, device: Any) -> int:
-        """Return a disk's flags: only virtio disks are PCI devices themselves."""
+        """Return a disk's flags; only a virtio disk is itself a PCI device."""
         return self.virtio(device) if device.bus == "virtio" else 0
 
     def filesystem(self, device: Any) -> int:
@@ -93,7 +93,7 @@ class ConnectFlags:
         return self.virtio(device)
 
     def interface(self, device: Any) -> int:
-        """Return an interface's flags; one that is a host device is asked as such."""
+        """Return an interface's flags; 0 for type hostdev, which ``hostdev`` covers."""
         if device.type == "hostdev" or device.model in ("usb-net", "spapr-vlan"):
             return 0
         return CONVENTIONAL if device.model in _CONVENTIONAL_NICS else self.pcie
@@ -114,10 +114,9 @@ class ConnectFlags:
 
     def _pci_hostdev(self, device: Any) -> int:
         """
-        Return Express flags unless the host says that the function is conventional.
+        Return the flags of a PCI function: Express unless the host's function is conventional PCI.
 
-        The host is not asked where nothing depends on it: the guest has conventional buses only, or the
-        user chose the address.
+        The host is read only if the result depends on it: the guest has PCI Express, and the user chose no address.
         """
         if self.pcie == CONVENTIONAL or device.info.pci is not None or self.host is None:
             return self.pcie
@@ -157,17 +156,17 @@ class ConnectFlags:
         return self.pcie if device.model in ("virtio-pmem", "virtio-mem") else 0
 
     def panic(self, device: Any) -> int:
-        """Return a panic notifier's flags: the one on PCI is a part of the chipset."""
+        """Return a panic notifier's flags; on PCI it is integrated into the root bus."""
         if device.model != "pvpanic":
             return 0
         return (self.pcie & ~CONNECT_AUTOASSIGN) | CONNECT_INTEGRATED
 
     def pstore(self, device: Any) -> int:
-        """Return the flags of a guest's memory for its last messages."""
+        """Return a persistent store's (pstore) flags."""
         return CONVENTIONAL
 
     def iommu(self, device: Any) -> int:
-        """Return the flags of a guest IOMMU: those on PCI are a part of the chipset."""
+        """Return a guest IOMMU's flags; on PCI it is integrated into the root bus."""
         if device.model not in ("amd", "virtio"):
             return 0
         return (self.pcie & ~CONNECT_AUTOASSIGN) | CONNECT_INTEGRATED
@@ -175,10 +174,10 @@ class ConnectFlags:
 
 def _pci_controller(device: Any) -> int:
     """
-    Return what a PCI controller plugs into.
+    Return the flags of the slot that a PCI controller needs.
 
     Raises:
-        ConfigError: it has no model, and none could be derived.
+        ConfigError: the controller has no model.
     """
     if device.model not in CONTROLLER_MODELS:
         raise ConfigError(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-One guest slot for one host device.
+Put the functions of one host device into one guest slot.
 
-libvirt gives every function of a multifunction device a slot of its own. A guest that should see the
-device as it is on the host wants them together: same slot, same function numbers.
+libvirt gives every function of a multifunction device a separate slot. With keep_together, the guest sees the device
+as the host does: one slot, and the same function numbers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 class HostDeviceSlots:
     """
-    Chooses the addresses of assigned functions such that those of one host device share a slot.
+    Chooses the addresses of assigned functions so that those of one host device share a slot.
 
-    A function keeps its number where that is free; the lowest one of a device becomes function 0 when
-    the guest does not get function 0 itself, since a slot without one is not seen. SR-IOV VFs share a slot
-    on the host by their numbering only and are placed one by one.
+    A function keeps its function number if that is free. If the guest does not get function 0, the lowest function
+    becomes
+    function 0, because a guest does not scan a slot without one. SR-IOV VFs may share a slot on the host without being
+    parts of one device, so each is placed separately.
     """
 
     def __init__(
@@ -50,11 +51,11 @@ class HostDeviceSlots:
             self._learn(hostdev)
 
     def _key(self, hostdev: Any) -> tuple[PCIDeviceAddress, int]:
-        """Return what functions must have in common to share a slot: the device and the group."""
+        """Return the key that functions of one slot share: the host device and the isolation group."""
         return hostdev.pci_address.with_function(0), self.group_of(hostdev)
 
     def _number(self, hostdevs: list[DomainHostdevDef]) -> None:
-        """Choose the guest function of every host function."""
+        """Choose the function number in the guest of every host function."""
         devices: dict[tuple[PCIDeviceAddress, int], list[PCIDeviceAddress]] = {}
         for hostdev in hostdevs:
             devices.setdefault(self._key(hostdev), []).append(hostdev.pci_address)
@@ -63,19 +64,19 @@ class HostDeviceSlots:
             self._numbers[min(functions)] = 0
 
     def _learn(self, hostdev: Any) -> None:
-        """Remember the slot of a function whose address the user chose: the others go there."""
+        """Record the slot of a function whose address the user chose; its siblings go there."""
         if hostdev.info.pci is not None and self._is_shared(hostdev.pci_address):
             self._slots.setdefault(self._key(hostdev), hostdev.info.pci.pci)
 
     def _is_shared(self, source: PCIDeviceAddress) -> bool:
-        """Return False for a function that the host knows to be its device's only one, or a VF."""
+        """Return False if the host shows that the function is a VF or its device's only function."""
         read = getattr(self.host, "pci_device", None)
         function = None if read is None else read(source)
         return function is None or function.is_multifunction() is not False
 
     def place(self, hostdev: Any, flags: int) -> PCIDeviceAddress:
         """
-        Take an address for a function and return it.
+        Reserve an address for a function and return it.
 
         Raises:
             ConfigError: no slot is left.
@@ -95,11 +96,11 @@ class HostDeviceSlots:
         return address
 
     def has_joined(self, hostdev: Any) -> bool:
-        """Tell whether a function shares the slot that another function of its device has."""
+        """Return True if a function shares the slot of another function of its device."""
         return hostdev.pci_address in self._joined
 
     def _join(self, slot: PCIDeviceAddress, wanted: int, flags: int, group: int) -> PCIDeviceAddress | None:
-        """Take the wanted function of a slot, or its first free one; None when nothing fits there."""
+        """Reserve the wanted function of a slot, or its first free one; return None if that is impossible."""
         taken = self.addrs.buses[slot.bus].slots.get(slot.slot, 0) if slot.bus < len(self.addrs.buses) else 0
         for function in (wanted, *range(FUNCTION_MAX + 1)):
             if taken >> function & 1:

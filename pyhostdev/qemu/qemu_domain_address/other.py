@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from pyhostdev.conf.domain_conf import DomainDef
 
-_SERIAL_PORTS = 31  # what QEMU gives a controller that is not told how many
+_SERIAL_PORTS = 31  # QEMU's default
 _VIO_FIRST = {"interface": 0x1000, "controller": 0x2000, "nvram": 0x3000, "serial": 0x30000000}
 _VIO_STEP = 0x1000
 _HUB_PORTS = 8
 
-# UHCI companions are left out: their ports are those of the EHCI controller they belong to
+# without UHCI companions: they share the ports of their EHCI controller
 _USB_PORTS = {"piix3-uhci": 2, "piix4-uhci": 2, "ehci": 6, "ich9-ehci1": 6, "vt82c686b-uhci": 2, "pci-ohci": 3}
 _XHCI_MODELS = ("nec-xhci", "qemu-xhci")
 _XHCI_PORTS = 4
@@ -40,12 +40,12 @@ _VIRTIO_SCSI = ("virtio-scsi", "virtio-transitional", "virtio-non-transitional")
 
 def assign_virtio_serial_addresses(dom: DomainDef) -> None:
     """
-    Give channels their ports, and consoles that name their controller; port 0 is kept for a console.
+    Give ports to channels, and to consoles with a controller in their address; port 0 is reserved for a console.
 
-    QEMU places a console without an address.
+    A console without an address gets its port from QEMU.
 
     Raises:
-        XMLError: a controller is missing, a port is taken, or there is none left.
+        XMLError: a controller is missing, a port is in use, or no port is free.
 
     Mirrors: qemuDomainAssignVirtioSerialAddresses
     """
@@ -98,7 +98,7 @@ def assign_ccid_addresses(dom: DomainDef) -> None:
 
 def assign_spapr_vio_addresses(dom: DomainDef) -> None:
     """
-    Give the devices of pseries' virtual bus their registers.
+    Give the devices on the virtual bus of pseries their registers.
 
     Raises:
         XMLError: a register is used twice.
@@ -132,7 +132,7 @@ def _vio_devices(dom: DomainDef) -> Iterator[Any]:
 
 def assign_virtio_mmio_addresses(dom: DomainDef) -> None:
     """
-    Put all virtio devices without an address on virtio-mmio, if one of an ARM guest is there.
+    Put all virtio devices without an address on virtio-mmio, if one device of an ARM guest is on it.
 
     Mirrors: qemuDomainAssignVirtioMMIOAddresses (src/qemu/qemu_domain_address.c)
     """
@@ -147,7 +147,7 @@ def assign_virtio_mmio_addresses(dom: DomainDef) -> None:
 
 def _virtio_devices(dom: DomainDef) -> Iterator[Any]:
     """
-    Yield the devices that can stand on any virtio transport.
+    Yield the devices that support every virtio transport.
 
     Mirrors: qemuDomainPrimeVirtioDeviceAddresses (src/qemu/qemu_domain_address.c)
     """
@@ -166,7 +166,7 @@ def assign_memory_slots(dom: DomainDef) -> None:
     Give memory modules their slots.
 
     Raises:
-        XMLError: a slot is used twice, or there is none left.
+        XMLError: a slot is used twice, or no slot is free.
 
     Mirrors: qemuDomainAssignMemoryDeviceSlots
     """
@@ -199,7 +199,7 @@ class _Hub:
         self.ports: list[_Hub | bool | None] = [None] * nports
 
     def free(self) -> list[int] | None:
-        """Return the path of the first free port, preferring those without a hub between."""
+        """Return the path of the first free port, preferring ports without a hub in between."""
         for number, port in enumerate(self.ports, 1):
             if port is None:
                 return [number]
@@ -210,7 +210,7 @@ class _Hub:
         return None
 
     def take(self, path: list[int], device: _Hub | bool) -> bool:
-        """Occupy a port; False when it is not there or not free."""
+        """Occupy a port; return False if it does not exist or is in use."""
         number = path[0] - 1
         if not 0 <= number < len(self.ports):
             return False
@@ -225,10 +225,10 @@ class _Hub:
 
 def assign_usb_addresses(dom: DomainDef) -> None:
     """
-    Give USB devices their ports, with a hub more where there are not enough.
+    Give USB devices their ports; add hubs if there are not enough ports.
 
     Raises:
-        ConfigError: a port is taken or does not exist, or there is none left.
+        ConfigError: a port is in use or does not exist, or no port is free.
 
     Mirrors: qemuDomainAssignUSBAddresses
     """
@@ -261,7 +261,7 @@ def _usb_buses(dom: DomainDef) -> dict[int, _Hub]:
 
 def _usb_devices(dom: DomainDef) -> Iterator[Any]:
     """
-    Yield all devices on USB, in the order in which ports are handed out.
+    Yield all USB devices, in the order in which libvirt assigns ports.
 
     Mirrors: virDomainUSBDeviceDefForeach (src/conf/domain_conf.c)
     """
@@ -276,12 +276,12 @@ def _usb_devices(dom: DomainDef) -> Iterator[Any]:
         *(n for n in dom.interfaces if n.model == "usb-net"),
         *dom.redirdevs,
     ]
-    # a device with another kind of address is validation's to refuse
+    # validation refuses a device with another type of address
     yield from (d for d in devices if isinstance(d.info.address, (USBAddress, type(None))))
 
 
 def _add_hubs(dom: DomainDef, nports: int) -> None:
-    """Add as many hubs as the devices without a port need; each takes one port itself."""
+    """Add as many hubs as the devices need; each hub itself occupies one port."""
     devices = list(_usb_devices(dom))
     ports = nports + len(dom.hubs) * _HUB_PORTS
     if len(devices) > ports:
@@ -310,7 +310,7 @@ def _take_usb_port(device: Any, buses: dict[int, _Hub]) -> None:
         path = [0]
     bus = buses.get(address.bus)
     if bus is None or not bus.take(path, _new_usb_device(device)):
-        raise XMLError(f"USB port {address.port} of bus {address.bus} is not there or not free", line=device.line)
+        raise XMLError(f"USB port {address.port} of bus {address.bus} does not exist or is in use", line=device.line)
 
 
 def _choose_usb_port(device: Any, buses: dict[int, _Hub]) -> None:
