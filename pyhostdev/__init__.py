@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-PCI host devices for virtual machines: scan, plan, detach, give to a guest, take back.
+PCI host devices for virtual machines: scan, plan, detach, assign to a guest, reattach.
 
-Names are loaded when they are used, so importing this costs next to nothing. Forks: what was read stays good in
-the child, a HostdevManager does not. Threads: everything read is shared freely, one manager serves one thread at
-a time.
+Names are loaded on first use, so the import is cheap. After a fork, objects that were read stay valid in the child,
+but
+a HostdevManager does not. Threads may share all objects except a HostdevManager, which serves one thread at a time.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """
 The errors of pyhostdev: data first, one sentence when printed.
 
-A class says what the caller can do about it; ``libvirt_code`` is the VIR_ERR_* number libvirt would
+The class tells the caller how to react; ``libvirt_code`` is the VIR_ERR_* number libvirt would
 have reported, and is independent of the class.
 """
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class HasChanges(Protocol):
-        """A libvirt release, as an error asks for it."""
+        """A libvirt release, as far as an error needs it."""
 
         def has(self, change: str) -> bool:
-            """Return True when the release has a row of the table of changes."""
+            """Return True if the release has a row of CHANGES."""
 
 
 # virErrorNumber (include/libvirt/virterror.h)
@@ -52,7 +52,7 @@ REFUSAL_CODES = {
 
 
 class Renumbering:
-    """The number that libvirt reports since a row of the table of changes."""
+    """An error number that changed with a row of CHANGES."""
 
     __slots__ = ("change", "code")
 
@@ -196,7 +196,7 @@ class DeviceMissingError(OperationError):
 
 
 class PendingError(OperationError):
-    """A guest was asked to let go of its devices and has not: nothing was given back, and the request stays."""
+    """A guest was asked to release its devices but has not done so: nothing was reattached; repeat the call."""
 
 
 class InDoubtError(OperationError):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Devices that stand on the board: TPM, hubs, watchdogs, panic, memory.
+Devices of the board: TPM, USB hubs, watchdogs, panic notifiers, memory.
 
 Mirrors: the devices' own structures (src/conf/domain_conf.h)
 """
@@ -18,7 +18,7 @@ WORD_NUMBERS = Renumbering("word-numbers", VIR_ERR_XML_ERROR)
 
 
 class TPMSource(ElementDef):
-    """Where an emulator keeps its state, or where an external one listens."""
+    """The state directory of a TPM emulator, or the socket of an external one."""
 
     tag = "source"
 
@@ -57,7 +57,7 @@ class DomainTPMDef(ElementDef):
 
     @property
     def pcr_banks(self) -> list[str]:
-        """The banks of platform configuration registers that shall be active; empty for the emulator's own choice."""
+        """The active banks of platform configuration registers; empty for the emulator's default."""
         return [bank for bank in ("sha1", "sha256", "sha384", "sha512") if getattr(self, f"pcr_{bank}")]
 
 
@@ -71,7 +71,7 @@ class DomainHubDef(ElementDef):
 
 
 class DomainWatchdogDef(ElementDef):
-    """A timer that acts when the guest no longer winds it up."""
+    """A watchdog: acts if the guest no longer resets its timer."""
 
     tag = "watchdog"
 
@@ -93,7 +93,7 @@ class DomainWatchdogDef(ElementDef):
 
 
 class DomainPanicDef(ElementDef):
-    """How the guest tells that it crashed."""
+    """The device with which the guest reports a crash."""
 
     tag = "panic"
 
@@ -107,7 +107,7 @@ class DomainPanicDef(ElementDef):
 
 class DomainPstoreDef(ElementDef):
     """
-    Memory that keeps the guest's last messages.
+    Persistent store (pstore) for the guest's last messages.
 
     Mirrors: virDomainPstoreDef (src/conf/domain_conf.h)
     """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Character devices: where they lead on the host, and what they are in the guest.
+Character devices: their source on the host and their target in the guest.
 
 Mirrors: virDomainChrSourceDef, virDomainChrDef (src/conf/domain_conf.h)
 """
@@ -57,7 +57,7 @@ class ChrSourceElement(ElementDef):
 
 class ChrSource(ElementDef):
     """
-    The host side of a character device; stands in the device's own element.
+    The host side of a character device; its fields are in the device's element.
 
     Mirrors: virDomainChrSourceDef (src/conf/domain_conf.h)
     """
@@ -75,7 +75,7 @@ class ChrSource(ElementDef):
 
     def settle(self) -> None:
         """
-        Say what absence means: who connects, the protocol; forget what the type has no use for.
+        Fill in defaults (mode, protocol), and drop what the type does not use.
 
         Mirrors: virDomainChrSourceDefParseXML (src/conf/domain_conf.c)
         """
@@ -90,12 +90,12 @@ class ChrSource(ElementDef):
             self.sources.sort(key=lambda part: part.mode != "bind")
 
     def source(self, mode: str) -> ChrSourceElement | None:
-        """Return the source that connects or binds."""
+        """Return the <source> with this mode, None without one."""
         return next((part for part in self.sources if part.mode == mode), None)
 
 
 class DomainChrDef(ElementDef):
-    """What all character devices have."""
+    """The fields of all character devices."""
 
     source = embedded(ChrSource)
     target_type = attribute("target/@type")
@@ -120,12 +120,12 @@ class DomainParallelDef(DomainChrDef):
 
 
 class DomainConsoleDef(DomainChrDef):
-    """A console; the first often is the first serial port again."""
+    """A console; the first one often stands for the first serial port."""
 
     tag = "console"
 
     tty = ignored("@tty")  # libvirt prints it for a running guest
-    mirrors_serial = False  # the first serial port by another name
+    mirrors_serial = False  # True if it stands for the first serial port
 
 
 class DomainChannelDef(DomainChrDef):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Controllers: the buses that other devices are plugged into.
+Controllers: the buses for other devices.
 
 Mirrors: virDomainControllerDef (src/conf/domain_conf.h)
 """
@@ -48,7 +48,7 @@ CONVENTIONAL_BRIDGES = ("pci-bridge", "dmi-to-pci-bridge", "pcie-to-pci-bridge")
 PCI_ROOT_MODELS = ("pci-root", "pcie-root")
 
 
-# what tells one controller of a model from another, as QEMU names its devices
+# QEMU's device of a PCI controller
 PCI_MODEL_NAMES = (
     "pci-bridge",
     "i82801b11-bridge",
@@ -92,7 +92,7 @@ _USB_MODELS = (
     "qemu-xhci",
     "none",
 )
-# type -> its models; the others have none
+# type -> its models; other types have no models
 MODELS: dict[str, tuple[str, ...]] = {
     "pci": PCI_MODELS,
     "scsi": _SCSI_MODELS,
@@ -100,7 +100,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "ide": ("piix3", "piix4", "ich6"),
     "virtio-serial": VIRTIO_MODELS,
 }
-_UNSET = -1  # what libvirt keeps where nothing is said; said, it means as much
+_UNSET = -1  # libvirt's value for "not set", which the XML may also contain
 _TARGET_FIELDS = ("chassis_nr", "chassis", "port", "bus_nr", "target_index", "numa_node")
 
 _port = Codec(lambda value: parse_integer(value, 0), lambda value: f"{value:#x}", "a number")
@@ -108,7 +108,7 @@ _port = Codec(lambda value: parse_integer(value, 0), lambda value: f"{value:#x}"
 
 class DomainControllerDef(ElementDef):
     """
-    One controller; ``index`` is None until one is chosen.
+    One controller; ``index`` is None until it is assigned.
 
     Mirrors: virDomainControllerDef (src/conf/domain_conf.h)
     """
@@ -143,12 +143,12 @@ class DomainControllerDef(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """
-        Refuse a model that the type has not, and forget options it has not.
+        Refuse a model that the type does not have, and drop options of other types.
 
         Mirrors: virDomainControllerDefParseXML (src/conf/domain_conf.c)
         """
         if self.model is not None and self.model not in MODELS.get(self.type, ()):
-            raise XMLError(f"There is no {self.type} controller of model '{shown(self.model)}'", line=self.line)
+            raise XMLError(f"Unknown model of a {self.type} controller: '{shown(self.model)}'", line=self.line)
         for name in _TARGET_FIELDS:
             if getattr(self, name) == _UNSET or not self.is_pci:
                 setattr(self, name, None)
@@ -168,12 +168,12 @@ class DomainControllerDef(ElementDef):
 
     @property
     def is_pci_root(self) -> bool:
-        """True for a root that the machine has by itself, or a pseries PHB."""
+        """True for the root bus of the machine, or a pseries PHB."""
         return self.is_pci and self.model in PCI_ROOT_MODELS
 
     @property
     def pcihole64_kib(self) -> int | None:
-        """The size of the 64-bit hole in KiB, rounded up; None where none is said."""
+        """The size of the 64-bit hole in KiB, rounded up; None if it is not set."""
         if self.pcihole64 is None:
             return None
         return -(-self.pcihole64 * unit_factor(self.pcihole64_unit) // 1024)

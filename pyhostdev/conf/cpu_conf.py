@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The guest's processor, its NUMA cells, and the features of the machine around it.
+The guest's CPU, its NUMA cells, and the features of the machine.
 
 Mirrors: virCPUDef (src/conf/cpu_conf.h), virDomainNuma (src/conf/numa_conf.c), virDomainFeature
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.util.virxml import Element
 
-HOST_MODES = ("host-passthrough", "maximum")  # whose model and vendor are the host's
+HOST_MODES = ("host-passthrough", "maximum")  # modes with the host's model and vendor
 _TOPOLOGY = ("sockets", "cores", "threads")
 VENDOR_LENGTH = 12  # CPUID leaf 0: EBX, EDX and ECX
 SPINLOCK_RETRIES_MIN = 0xFFF
@@ -42,7 +42,7 @@ DIRTY_RING_SIZES = (1024, 65536)
 
 
 class CPUFeature(ElementDef):
-    """A flag of the processor and what is done about it."""
+    """A CPU flag and its policy."""
 
     tag = "feature"
 
@@ -53,7 +53,7 @@ class CPUFeature(ElementDef):
 
 
 class NumaSibling(ElementDef):
-    """How far a node is from another one, in ACPI's unit: 10 is the node itself."""
+    """The distance to another node in ACPI's unit: 10 is the node itself."""
 
     tag = "sibling"
 
@@ -83,7 +83,7 @@ class NumaCell(ElementDef):
 
 class CPUDef(ElementDef):
     """
-    The processor the guest sees.
+    The CPU that the guest sees.
 
     Mirrors: virCPUDef (src/conf/cpu_conf.h)
     """
@@ -135,7 +135,7 @@ class CPUDef(ElementDef):
             if missing:
                 yield XMLError(f"<{tag}> of <cpu> lacks '{missing[0]}'", line=line)
             if tag == "cache" and len(found) > 1:
-                yield XMLError("A <cpu> has one <cache> at most", line=source_line(found[1]))
+                yield XMLError("A <cpu> can have only one <cache>", line=source_line(found[1]))
         numa = element.find("numa")
         if numa is not None and not self.cells:
             yield XMLError("<numa> has no <cell>", line=source_line(numa))
@@ -143,7 +143,7 @@ class CPUDef(ElementDef):
     def _misplaced(self) -> Iterator[ConfigError]:
         line = self.line
         if self.migratable is not None and self.mode not in HOST_MODES:
-            yield ConfigUnsupportedError("Only a host's processor is migratable or not", line=line)
+            yield ConfigUnsupportedError("Only modes host-passthrough and maximum have migratable", line=line)
         if self.vendor_id is not None and self.mode not in HOST_MODES:
             yield from self._vendor_errors()
         if self.vendor is not None and self.model is None:
@@ -192,7 +192,7 @@ class HypervFeatures(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """
-        Refuse features that do not say whether they are on, and values out of range.
+        Refuse features without a state, and values out of range.
 
         Mirrors: virDomainFeaturesHyperVDefParse (src/conf/domain_conf.c)
         """
@@ -209,7 +209,7 @@ class HypervFeatures(ElementDef):
 
 
 def _states_missing(element: Element) -> Iterator[ConfigError]:
-    """Yield an error for each feature that does not say its state."""
+    """Yield an error for each feature without a state."""
     for feature in element:
         if isinstance(feature.tag, str) and feature.get("state") is None:
             tag = shown(str(feature.tag))
@@ -217,7 +217,7 @@ def _states_missing(element: Element) -> Iterator[ConfigError]:
 
 
 class KVMFeatures(ElementDef):
-    """What KVM shows of itself."""
+    """Features of KVM that the guest sees."""
 
     tag = "kvm"
 
@@ -230,14 +230,14 @@ class KVMFeatures(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """
-        Refuse features that do not say whether they are on, and a ring of a size that KVM cannot make.
+        Refuse features without a state, and a dirty ring of an invalid size.
 
         Mirrors: virDomainFeaturesKVMDefParse (src/conf/domain_conf.c)
         """
         raise_all([*_states_missing(element)])
         size, (least, most) = self.dirty_ring_size or 0, DIRTY_RING_SIZES
         if self.dirty_ring and (size & (size - 1) or not least <= size <= most):
-            raise XMLError(f"A dirty ring's size is a power of two from {least} to {most}", line=self.line)
+            raise XMLError(f"The size of a dirty ring must be a power of two from {least} to {most}", line=self.line)
 
 
 class FeaturesDef(ElementDef):

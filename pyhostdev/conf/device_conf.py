@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What all devices of a domain share: alias, boot order, ROM, and the address in the guest.
+What all devices of a domain share: alias, boot order, ROM, and guest address.
 
 Mirrors: src/conf/device_conf.c, virDomainDeviceInfo (src/conf/device_conf.h)
 """
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from pyhostdev.util.virxml import Element
 
 ATTRIBUTE_NUMBER = Renumbering("attribute-number", VIR_ERR_XML_ERROR)
-USB_DEPTH_MAX = 4  # numbers of a port: hubs behind hubs
+USB_DEPTH_MAX = 4  # numbers in a port: the depth of hubs
 _ALIAS_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
 class DeviceAddress(ElementDef):
     """
-    Where a device is in the guest; ``type`` tells the subclasses apart.
+    The guest address of a device; ``type`` selects the subclass.
 
     Mirrors: virDomainDeviceAddressType (src/conf/device_conf.h)
     """
@@ -55,7 +55,7 @@ class DeviceAddress(ElementDef):
         Read the address by its type.
 
         Raises:
-            ConfigUnsupportedError: no type, or one that does not exist.
+            ConfigUnsupportedError: the type is missing or unknown.
             XMLError: a part of the address is not valid.
         """
         kind = element.get("type")
@@ -65,12 +65,12 @@ class DeviceAddress(ElementDef):
             raise ConfigUnsupportedError(said, line=source_line(element), renumbered=ATTRIBUTE_NUMBER)
         self = definition()
         self.read(element)
-        return self  # type: ignore[return-value]  # asked for as DeviceAddress only
+        return self  # type: ignore[return-value]  # only called on DeviceAddress
 
 
 class PCIGuestAddress(DeviceAddress):
     """
-    A function of the guest's PCI topology; all zero asks for an address to be chosen.
+    A guest PCI address; all zero means that an address must be chosen.
 
     Mirrors: virPCIDeviceAddress (src/util/virpci.h)
     """
@@ -87,34 +87,34 @@ class PCIGuestAddress(DeviceAddress):
 
     @classmethod
     def at(cls, address: PCIDeviceAddress, *, multifunction: bool | None = None) -> Self:
-        """Return the guest address of these four numbers."""
+        """Return the guest address for a PCI address."""
         return cls(**address._asdict(), multifunction=multifunction)
 
     @property
     def pci(self) -> PCIDeviceAddress:
-        """The four numbers alone."""
+        """The PCI address without the other attributes."""
         return PCIDeviceAddress(self.domain, self.bus, self.slot, self.function)
 
     @property
     def is_empty(self) -> bool:
-        """True when the address is still to be chosen."""
+        """True if the address must be chosen."""
         return self.pci.is_empty
 
     def parsed(self, element: Element) -> None:
-        """Refuse parts that no bus has."""
+        """Refuse numbers out of range."""
         check_pci_address(self.pci, element)
 
     def hides(self, name: str) -> bool:
-        """An address to be chosen is printed without its numbers."""
+        """Return True for the numbers of an address that must be chosen: they are not printed."""
         return name in PCIDeviceAddress._fields and self.is_empty
 
 
 def check_pci_address(address: PCIDeviceAddress, element: Element) -> None:
     """
-    Refuse a PCI address out of range; the empty one passes.
+    Refuse a PCI address out of range; an empty one is accepted.
 
     Raises:
-        XMLError: with the element's line.
+        XMLError: has the element's line.
 
     Mirrors: virPCIDeviceAddressParseXML (src/conf/device_conf.c)
     """
@@ -169,7 +169,7 @@ def _parse_usb_port(text: str) -> str:
     return ".".join(str(parse_unsigned(part)) for part in parts)
 
 
-_usb_port = Codec(_parse_usb_port, str, "up to four numbers with dots between")
+_usb_port = Codec(_parse_usb_port, str, "up to four numbers separated by dots")
 
 
 class USBAddress(DeviceAddress):
@@ -182,7 +182,7 @@ class USBAddress(DeviceAddress):
 
 
 class SpaprVIOAddress(DeviceAddress):
-    """A register of the pseries machine's virtual bus."""
+    """A register on the virtual bus of a pseries machine."""
 
     kind = "spapr-vio"
 
@@ -229,7 +229,7 @@ class DIMMAddress(DeviceAddress):
     base = attribute("base", hexadecimal(1, 16, ULLONG_MAX))
 
 
-# what can be booted from, and what has a ROM: elsewhere libvirt does not look for it
+# elements for which libvirt reads <boot>, and those for which it reads <rom>
 BOOTABLE = ("disk", "interface", "hostdev", "redirdev", "filesystem")
 WITH_ROM = ("interface", "hostdev")
 
@@ -254,7 +254,7 @@ ADDRESS_TYPES: dict[str, type[DeviceAddress]] = {
 
 class DeviceInfo(ElementDef):
     """
-    The part of a device that says who and where it is; stands in the device's own element.
+    Alias, address, boot order and ROM of a device; the fields are in the device's element.
 
     Mirrors: virDomainDeviceInfo (src/conf/device_conf.h)
     """
@@ -271,11 +271,11 @@ class DeviceInfo(ElementDef):
     address = child("address", DeviceAddress)
 
     # set when the domain is defined, see guest_addresses
-    written_at: int | None = None  # its number among the devices that the user wrote; None for others
-    why: str | None = None  # the address is what it is
+    written_at: int | None = None  # its position in the user's definition; None for added devices
+    why: str | None = None  # why the device has this address
 
     def parsed(self, element: Element) -> None:
-        """Refuse a boot element without order, and drop an alias that is not the user's to choose."""
+        """Refuse <boot> without order, and drop a generated alias."""
         is_bootable = element.tag in BOOTABLE
         if self.boot_order is None and is_bootable and element.find("boot") is not None:
             raise XMLError("A <boot> has no order", line=source_line(element))
@@ -283,7 +283,7 @@ class DeviceInfo(ElementDef):
             self.alias = None
 
     def drop_foreign(self, tag: str) -> None:
-        """Forget what devices of this kind do not have."""
+        """Drop what devices of this kind do not have."""
         if tag not in BOOTABLE:
             self.boot_order = self.boot_loadparm = None
         if tag not in WITH_ROM:
@@ -291,19 +291,19 @@ class DeviceInfo(ElementDef):
 
     @property
     def pci(self) -> PCIGuestAddress | None:
-        """The address when it is one on PCI and chosen already."""
+        """The address if it is a chosen PCI address, else None."""
         address = self.address
         return address if isinstance(address, PCIGuestAddress) and not address.is_empty else None
 
     @property
     def wants_address(self) -> bool:
-        """True if the definition does not place the device in the guest."""
+        """True if an address must be chosen for the device."""
         address = self.address
         return address is None or (isinstance(address, PCIGuestAddress) and address.is_empty)
 
     @property
     def is_unassigned(self) -> bool:
-        """True when the address says that the guest does not get the device."""
+        """True if the address has type='unassigned'."""
         return isinstance(self.address, UnassignedAddress)
 
 

@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 X86 = ("x86_64", "i686")
 _VRAM_KIB = {"vga": 16384, "cirrus": 16384, "vmvga": 16384, "bochs": 16384, "qxl": 65536, "xen": 4096}
 _BUS_OF_NAME = {"hd": "ide", "sd": "scsi", "vd": "virtio", "xvd": "xen", "ubd": "uml", "fd": "fdc"}
-_FILTERED_NETS = ("ethernet", "network", "bridge")  # whose traffic passes a tap device
-_GENERATED_NAMES = ("vnet", "macvtap", "macvlan")  # of the host's end, chosen when the guest starts
-_SCSI_UNITS_MAX = 7  # of a narrow bus; the controller is the eighth
+_FILTERED_NETS = ("ethernet", "network", "bridge")  # types with a tap device
+_GENERATED_NAMES = ("vnet", "macvtap", "macvlan")  # prefixes of interface names that libvirt generates at start
+_SCSI_UNITS_MAX = 7  # of a narrow SCSI bus; the controller is the eighth
 
 
 def fill_device(dom: DomainDef, device: ElementDef) -> None:
     """
-    Fill in one device.
+    Fill in the defaults of one device.
 
     Raises:
-        XMLError, ConfigUnsupportedError: what it says has no default, or contradicts one.
+        XMLError, ConfigUnsupportedError: a default does not exist, or contradicts the definition.
     """
     fill = _FILLERS.get(device.tag)
     if fill is not None:
@@ -98,10 +98,10 @@ def _default_bus(device: DomainDiskDef) -> str:
 
 def assign_disk_address(dom: DomainDef, device: DomainDiskDef) -> None:
     """
-    Give a disk the place on its bus that its name asks for.
+    Give a disk the drive address that follows from its target name.
 
     Raises:
-        XMLError: a SCSI host device has it.
+        XMLError: a SCSI host device has this address.
 
     Mirrors: virDomainDiskDefAssignAddress (src/conf/domain_conf.c)
     """
@@ -125,7 +125,7 @@ def assign_disk_address(dom: DomainDef, device: DomainDiskDef) -> None:
 
 
 def _is_at(address: DeviceAddress | None, place: tuple[int, int, int]) -> bool:
-    """Tell whether an address is this controller, bus and unit; comparing whole definitions takes longer."""
+    """Return True if an address is this controller, bus and unit; faster than a comparison of definitions."""
     return (
         isinstance(address, DriveAddress)
         and not address.target
@@ -178,7 +178,7 @@ def _fill_video(dom: DomainDef, device: DomainVideoDef) -> None:
 
 def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
     """
-    Place SCSI units, check the addresses of mediated devices, and drop a source that names nothing.
+    Give SCSI units an address, check those of mediated devices, and drop an empty source.
 
     Mirrors: virDomainHostdevDefPostParse (src/conf/domain_postparse.c)
     """
@@ -204,7 +204,7 @@ def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
 
 
 def _assign_hostdev_address(dom: DomainDef, device: DomainHostdevDef) -> None:
-    """Take the first free unit, of as many controllers as it needs."""
+    """Give a SCSI host device the first free unit, adding controllers as needed."""
     users: list[Any] = [*(disk for disk in dom.disks if disk.bus == "scsi"), *dom.hostdevs]
     addresses = (user.info.address for user in users)
     used = {(a.controller, a.unit) for a in addresses if isinstance(a, DriveAddress) and a.bus == a.target == 0}
@@ -256,7 +256,7 @@ def _fill_input(dom: DomainDef, device: DomainInputDef) -> None:
 
 
 def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
-    """Drop what the interface's kind has no use for, and give it a MAC address."""
+    """Drop what this type of interface does not use, and add a MAC address."""
     device.managed = True if device.managed and device.hostdev is not None else None
     if device.type not in _FILTERED_NETS:
         device.filterref = None
@@ -272,9 +272,9 @@ def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
 
 def _made_mac(dom: DomainDef, device: DomainNetDef) -> str:
     """
-    Return a MAC address made from the domain and the interface's place in it.
+    Return a MAC address derived from the domain and the interface's position.
 
-    libvirt draws a random one when it defines a domain; here the same file must give the same guest.
+    libvirt generates a random one when it defines a domain; here the same file must give the same guest.
     """
     import hashlib
 
@@ -288,7 +288,7 @@ def _fill_redirected(dom: DomainDef, device: DomainRedirdevDef | DomainSmartcard
 
 
 def _fill_shmem(dom: DomainDef, device: DomainShmemDef) -> None:
-    """Print the size in MiB; bytes are meant where no unit is said."""
+    """Normalise the size to MiB; the default unit is bytes."""
     if device.size is not None:
         device.size, device.size_unit = device.size * unit_factor(device.size_unit or "bytes") >> 20, "M"
 

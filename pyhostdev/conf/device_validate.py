@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a single device must not say; the same for all hypervisors.
+The rules for single devices that all hypervisors share.
 
 Mirrors: virDomainDeviceDefValidateInternal (src/conf/domain_validate.c)
 """
@@ -48,7 +48,7 @@ _CHANNEL_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOP
 
 
 def device_errors(dom: DomainFields, device: ElementDef) -> Errors:
-    """Yield what is wrong with one device."""
+    """Yield the errors of one device."""
     info = getattr(device, "info", None)
     if info is not None:
         yield from _info_errors(dom, device, info)
@@ -59,7 +59,7 @@ def device_errors(dom: DomainFields, device: ElementDef) -> Errors:
 
 def _info_errors(dom: DomainFields, device: ElementDef, info: DeviceInfo) -> Errors:
     """
-    Yield what is wrong with ROM and address.
+    Yield the errors of ROM and address.
 
     Mirrors: qemuValidateDomainDeviceInfo (src/qemu/qemu_validate.c)
     """
@@ -78,7 +78,7 @@ def _info_errors(dom: DomainFields, device: ElementDef, info: DeviceInfo) -> Err
 
 
 def _internal(message: str, line: int | None) -> ConfigError:
-    """Return an error that libvirt takes for one of its own."""
+    """Return an error that libvirt reports as internal."""
     return ConfigUnsupportedError(message, line=line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
 
 
@@ -108,10 +108,10 @@ def _target_index_errors(device: DomainControllerDef, index: int) -> Errors:
     if target > TARGET_INDEX_MAX:
         yield ConfigUnsupportedError(f"Target index {target} is too high", line=device.line)
     if (index == 0) != (target == 0):
-        yield ConfigUnsupportedError("PCI controller 0, and only it, has target index 0", line=device.line)
+        yield ConfigUnsupportedError("Target index 0 is for PCI controller 0 and only for it", line=device.line)
 
 
-# type of host device -> the types of address it can have, and libvirt's number for another
+# type of host device -> its valid types of address, and libvirt's number for any other
 _HOSTDEV_ADDRESSES: dict[str, tuple[tuple[str, ...], int | None]] = {
     "pci": (("pci", "unassigned"), VIR_ERR_INTERNAL_ERROR),
     "scsi": (("drive",), None),
@@ -137,7 +137,7 @@ def _hostdev_errors(dom: DomainFields, device: DomainHostdevDef) -> Errors:
     if device.teaming_type is None:
         return
     if device.teaming_type != "transient":
-        yield ConfigUnsupportedError("A host device is the transient part of a team", line=line)
+        yield ConfigUnsupportedError("A host device must be the transient part of a team", line=line)
     elif device.teaming_persistent is None:
         yield ConfigUnsupportedError("<teaming> does not name its persistent part", line=line)
     if not device.is_pci:
@@ -150,7 +150,7 @@ def _net_errors(dom: DomainFields, device: DomainNetDef) -> Errors:
     if device.teaming_type == "transient" and device.teaming_persistent is None:
         yield ConfigUnsupportedError("<teaming> does not name its persistent part", line=line)
     if device.teaming_type == "persistent" and device.teaming_persistent is not None:
-        yield ConfigUnsupportedError("The persistent part of a team names no other", line=line)
+        yield ConfigUnsupportedError("<teaming> of the persistent part cannot name another device", line=line)
     if device.target_managed is False and device.type != "ethernet":
         yield ConfigUnsupportedError(f"An interface of type {device.type} cannot be unmanaged", line=line)
     if device.port_isolated and device.type not in ("network", "bridge"):
@@ -159,7 +159,7 @@ def _net_errors(dom: DomainFields, device: DomainNetDef) -> Errors:
         yield ConfigUnsupportedError("A host device has no bandwidth settings", line=line)
 
 
-# character device -> the types of its end in the guest
+# character device -> its target types
 _CHR_TARGETS = {
     "serial": (
         *("isa-serial", "usb-serial", "pci-serial", "spapr-vio-serial"),
@@ -181,7 +181,7 @@ def _chr_errors(dom: DomainFields, device: DomainChrDef) -> Errors:
 
 def chr_source_errors(source: ChrSource, line: int | None, *, may_choose_path: bool = False) -> Errors:
     """
-    Yield what is wrong with the host side of a character device.
+    Yield the errors of the host side of a character device.
 
     Mirrors: virDomainChrSourceDefValidate (src/conf/domain_validate.c)
     """
@@ -221,14 +221,14 @@ def _redirdev_errors(dom: DomainFields, device: DomainRedirdevDef) -> Errors:
 def _smartcard_errors(dom: DomainFields, device: DomainSmartcardDef) -> Errors:
     address = device.info.address
     if address is not None and address.kind != "ccid":
-        yield ConfigUnsupportedError("A smartcard has an address of type ccid", line=device.line)
+        yield ConfigUnsupportedError("A smartcard needs an address of type ccid", line=device.line)
     if device.mode == "passthrough":
         yield from chr_source_errors(device.source, device.line)
 
 
 def _vsock_errors(dom: DomainFields, device: DomainVsockDef) -> Errors:
     if device.cid_address in (1, 2):
-        yield ConfigUnsupportedError("The addresses of guests on vsock begin with 3", line=device.line)
+        yield ConfigUnsupportedError("The vsock CID of a guest must be at least 3", line=device.line)
 
 
 def _input_errors(dom: DomainFields, device: DomainInputDef) -> Errors:
@@ -241,7 +241,7 @@ def _input_errors(dom: DomainFields, device: DomainInputDef) -> Errors:
     if kind in ("mouse", "tablet", "keyboard") and device.source_evdev is not None:
         yield ConfigUnsupportedError(f"A {kind} has no event device", line=line)
     if kind == "passthrough" and bus not in (None, "virtio"):
-        yield ConfigUnsupportedError("A passed-through input device is on bus virtio", line=line)
+        yield ConfigUnsupportedError("A passed-through input device must be on bus virtio", line=line)
     if kind == "evdev" and bus not in (None, "none"):
         yield ConfigUnsupportedError("An evdev input device has no bus", line=line)
     if device.model is not None and bus not in (None, "virtio"):
@@ -262,9 +262,9 @@ def _fs_errors(dom: DomainFields, device: DomainFSDef) -> Errors:
 
 def _graphics_errors(dom: DomainFields, device: DomainGraphicsDef) -> Errors:
     if any(part.type == "network" and part.network is None for part in device.listens):
-        yield XMLError("A <listen> of type network does not name it", line=device.line)
+        yield XMLError("A <listen> of type network needs the name of the network", line=device.line)
     if device.type == "dbus" and device.p2p and device.address is not None:
-        yield XMLError("D-Bus graphics have an address or are peer to peer", line=device.line)
+        yield XMLError("D-Bus graphics cannot have both an address and p2p", line=device.line)
 
 
 _RULES: dict[str, Callable[..., Errors]] = {

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Disks and file systems.
+Disks and their images.
 
 Mirrors: virDomainDiskDef, virStorageSource, virDomainFSDef (src/conf/domain_conf.h)
 """
@@ -55,7 +55,7 @@ class StorageHost(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """
-        Refuse a server that is not named in the way of its transport.
+        Refuse a server without the attributes of its transport.
 
         Mirrors: virStorageNetworkHostParse (src/conf/domain_conf.c)
         """
@@ -69,7 +69,7 @@ class StorageHost(ElementDef):
 
 class StorageSource(ElementDef):
     """
-    Where a disk's content is.
+    The source of a disk's content.
 
     Mirrors: virStorageSource (src/conf/storage_source_conf.h)
     """
@@ -111,7 +111,7 @@ class StorageSource(ElementDef):
 
 class BackingStoreDef(ElementDef):
     """
-    The image below an image; without a type it ends the chain.
+    A backing image; without a type it ends the chain.
 
     Mirrors: virDomainDiskBackingStoreParse (src/conf/domain_conf.c)
     """
@@ -125,7 +125,7 @@ class BackingStoreDef(ElementDef):
     backing_store: Child[BackingStoreDef] = later_child("backingStore", "disk_conf.BackingStoreDef")
 
     def parsed(self, element: Element) -> None:
-        """Refuse an image that does not say where it is, or how it is read."""
+        """Refuse an image without source or format."""
         if self.type is None:
             return
         if self.image_format is None:
@@ -135,7 +135,7 @@ class BackingStoreDef(ElementDef):
 
 
 class IOTuneDef(ElementDef):
-    """How much of a disk a guest may use; bytes and operations per second."""
+    """I/O limits of a disk, in bytes and operations per second."""
 
     tag = "iotune"
 
@@ -161,7 +161,7 @@ class IOTuneDef(ElementDef):
     write_iops_sec_max_length = content("write_iops_sec_max_length", big_number)
 
     def limits(self) -> dict[str, int]:
-        """Return the limits that are set, by the words of QEMU's monitor and libvirt alike."""
+        """Return the limits that are set; QEMU's monitor and libvirt use the same names."""
         names = (name for name, field in self.declared().items() if field.name != "group_name")
         return {name: value for name in names if (value := getattr(self, name))}
 
@@ -231,7 +231,7 @@ class DomainDiskDef(ElementDef):
 
     @property
     def is_empty(self) -> bool:
-        """True when there is no medium."""
+        """True if there is no medium."""
         source = self.source
         if source is None or self.type in ("nvme", "vhostuser"):
             return source is None

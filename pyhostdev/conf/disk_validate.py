@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a disk must not say; the same for all hypervisors.
+The rules for disks that all hypervisors share.
 
 Mirrors: virDomainDiskDefValidate and its parts (src/conf/domain_validate.c)
 """
@@ -57,7 +57,7 @@ def disk_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
 
 
 def _internal(message: str, line: int | None) -> ConfigError:
-    """Return an error that libvirt takes for one of its own."""
+    """Return an error that libvirt reports as internal."""
     return ConfigUnsupportedError(message, line=line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
 
 
@@ -72,7 +72,7 @@ def _source_errors(device: DomainDiskDef) -> Errors:
         elif source.name is None and source.protocol not in _NAMED_PROTOCOLS_EXCEPT:
             yield XMLError(f"A disk of protocol {source.protocol} lacks the name of its image", line=line)
     if device.type == "nvme" and not source.namespace:
-        yield ConfigUnsupportedError("An NVMe disk's namespaces begin with 1", line=line)
+        yield ConfigUnsupportedError("The namespace of an NVMe disk must be at least 1", line=line)
     if device.type == "vhostuser":
         yield from _vhostuser_errors(device)
     policy = source.startup_policy
@@ -88,10 +88,10 @@ def _vhostuser_errors(device: DomainDiskDef) -> Errors:
     if source.path is None or source.type is None:
         yield XMLError("A vhostuser disk's <source> lacks 'type' or 'path'", line=line)
     elif source.type != "unix":
-        yield ConfigUnsupportedError("A vhostuser disk's <source> has type='unix'", line=line)
+        yield ConfigUnsupportedError("The <source> of a vhostuser disk must have type='unix'", line=line)
     said = [name for name in _VHOSTUSER_WORDS if getattr(device, name) not in (None, False, "default")]
     if device.bus not in (None, "virtio"):
-        yield ConfigUnsupportedError("A vhostuser disk is on bus virtio", line=line)
+        yield ConfigUnsupportedError("A vhostuser disk must be on bus virtio", line=line)
     if device.snapshot not in (None, "no"):
         said.append("snapshot")
     if said:
@@ -147,9 +147,9 @@ def _lun_errors(device: DomainDiskDef) -> Errors:
         if source is not None and source.protocol != "iscsi":
             yield ConfigUnsupportedError(f"A lun cannot be of protocol {source.protocol}", line=line)
     elif device.type not in ("block", "volume"):
-        yield ConfigUnsupportedError("A lun is a block device", line=line)
+        yield ConfigUnsupportedError("A lun must be a block device", line=line)
     if device.driver_type not in (None, "raw", "none"):
-        yield ConfigUnsupportedError("A lun has format raw", line=line)
+        yield ConfigUnsupportedError("A lun must have format raw", line=line)
     if source is not None and (source.slices is not None or source.encryption is not None):
         yield ConfigUnsupportedError("A lun has no slices and no encryption", line=line)
 
@@ -170,5 +170,5 @@ def _iotune_errors(tune: IOTuneDef | None) -> Errors:
     for what in ("bytes_sec", "iops_sec", "bytes_sec_max", "iops_sec_max"):
         total = getattr(tune, f"total_{what}")
         if total and (getattr(tune, f"read_{what}") or getattr(tune, f"write_{what}")):
-            text = f"<iotune> has a total {what.replace('_', ' ')} and one for reads or writes"
+            text = f"<iotune> cannot have both a total {what.replace('_', ' ')} and one for reads or writes"
             yield XMLError(text, line=tune.line)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The PCI addresses of a guest: the buses, the devices that may be plugged into each slot, and the used addresses.
+The PCI addresses of a guest: its buses, the kinds of device that each slot accepts, and the used addresses.
 
-Pure: knows neither a host nor an emulator. Connect flags describe what a device is and needs; the same flags describe
-what a bus offers.
+This module knows neither a host nor an emulator. Connect flags describe what a device needs and what a bus offers.
 
 Mirrors: src/conf/domain_addr.c
 """
@@ -17,7 +16,7 @@ from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
 from pyhostdev.util.pciaddress import FUNCTION_MAX, SLOT_MAX, PCIDeviceAddress
 
 # virDomainPCIConnectFlags: plain integers, because a large guest compares them ten thousand times
-CONNECT_AUTOASSIGN = 1 << 0  # may be chosen without being asked for
+CONNECT_AUTOASSIGN = 1 << 0  # may be used for a device without an address
 CONNECT_HOTPLUG = 1 << 1
 CONNECT_INTEGRATED = 1 << 2  # part of the chipset: bus 0 only
 CONNECT_AGGREGATE_SLOT = 1 << 3  # shares a slot with others of its kind
@@ -39,7 +38,7 @@ _ALL_FUNCTIONS = (1 << FUNCTION_MAX + 1) - 1
 
 
 class ControllerModel(NamedTuple):
-    """What a PCI controller is to the bus above it (``plug``), and what it offers below."""
+    """A PCI controller: the slot that it needs (``plug``), and the slots that it offers."""
 
     plug: int
     offers: int
@@ -77,7 +76,7 @@ CONTROLLER_MODELS = {
     ),
 }
 
-# how an error names what a device is; the first flag it has decides
+# the name of a kind of device in an error; the first matching flag decides
 _PLUG_NAMES = (
     (CONNECT_PCI_DEVICE, "conventional PCI device"),
     (CONNECT_PCIE_DEVICE, "PCI Express device"),
@@ -86,12 +85,12 @@ _PLUG_NAMES = (
 
 
 def describe_plug(flags: int) -> str:
-    """Return the name of what has these connect flags."""
+    """Return the name of a device with these connect flags."""
     return next((name for flag, name in _PLUG_NAMES if flags & flag), "device")
 
 
 def _address_error(message: str, from_config: bool) -> ConfigError:
-    """Return the error of an address: the user's mistake, or our own failure to find one."""
+    """Return the error of an address from the definition, or of one that we chose."""
     if from_config:
         return XMLError(message)
     return ConfigError(message, libvirt_code=VIR_ERR_INTERNAL_ERROR)
@@ -99,7 +98,7 @@ def _address_error(message: str, from_config: bool) -> ConfigError:
 
 class DomainPCIAddressBus:
     """
-    One bus: what it accepts and, per slot, the bitmap of taken functions.
+    One bus: what it accepts, and a bitmap of the used functions per slot.
 
     Mirrors: virDomainPCIAddressBus (src/conf/domain_addr.h)
     """
@@ -128,20 +127,21 @@ class DomainPCIAddressBus:
 
     @property
     def is_empty(self) -> bool:
-        """True when no function is taken."""
+        """True if no function is in use."""
         return not self.slots
 
     @property
     def is_fully_reserved(self) -> bool:
-        """True when no slot is completely free."""
+        """True if every slot is at least partly in use."""
         return all(self.slots.get(slot) for slot in range(self.min_slot, self.max_slot + 1))
 
     def accepts(self, flags: int, *, from_config: bool) -> str | None:
         """
-        Return None when a device with these flags can be plugged in, else what is in the way.
+        Return None if the bus accepts a device with these flags, else the reason against it.
 
-        A user may plug an Express endpoint into a conventional slot and the other way round, and a
-        bridge wherever a conventional device goes; on our own we do neither.
+        A user may put an Express endpoint into a conventional slot and vice versa, and a bridge into any conventional
+        slot; an
+        address that we choose never does so.
         """
         offers = self.flags
         if from_config:
@@ -150,7 +150,7 @@ class DomainPCIAddressBus:
             if flags & CONNECT_PCI_BRIDGE:
                 flags |= CONNECT_PCI_DEVICE
         elif flags & CONNECT_AUTOASSIGN and not offers & CONNECT_AUTOASSIGN:
-            return "is not for devices without an address of their own"
+            return "is not for devices without an explicit address"
         if not flags & offers & CONNECT_TYPES:
             return f"does not accept a {describe_plug(flags)}"
         if flags & CONNECT_HOTPLUG and not offers & CONNECT_HOTPLUG:
@@ -159,11 +159,11 @@ class DomainPCIAddressBus:
 
     def find_unused(self, flags: int, function: int | None) -> tuple[int, int] | None:
         """
-        Return the first slot and function that a device with these flags may take.
+        Return the first slot and function that a device with these flags may use, None without one.
 
         Args:
-            function: the wanted one; None for function 0 of a free slot or, where the device shares
-                slots, any free function of a shared one.
+            function: the wanted function; None means function 0 of a free slot or, for a device that shares slots, any
+                free function of a shared slot.
         """
         if self.accepts(flags, from_config=False) is not None:
             return None
@@ -179,13 +179,13 @@ class DomainPCIAddressBus:
         return None
 
     def take(self, slot: int, function: int, flags: int, isolation_group: int, from_config: bool) -> None:
-        """Mark a function taken; the first device of a bus decides the isolation group."""
+        """Mark a function as used; the first device of a bus determines its isolation group."""
         if flags & CONNECT_AGGREGATE_SLOT and not self.slots.get(slot):
             self.aggregate.add(slot)
         if self.is_empty and not self.locked:
             self.isolation_group = isolation_group
         elif self.isolation_group != isolation_group and from_config:
-            self.isolation_group = 0  # the user mixed groups here: isolation is gone
+            self.isolation_group = 0  # the user mixed groups: the bus is not isolated
         self.slots[slot] = self.slots.get(slot, 0) | 1 << function
 
 
@@ -193,8 +193,7 @@ class DomainPCIAddressSet:
     """
     All buses of a guest, in the order of their controllers' indices.
 
-    With ``dry_run`` it grows whenever something does not fit; what it has become tells which
-    controllers the guest needs.
+    With ``dry_run`` the set grows whenever a device does not fit; the result shows which controllers the guest needs.
 
     Mirrors: virDomainPCIAddressSet (src/conf/domain_addr.h)
     """
@@ -211,32 +210,32 @@ class DomainPCIAddressSet:
         self.buses = buses
         self.dry_run = dry_run
         self.multiple_roots = multiple_roots  # conventional buses grow as host bridges (pseries)
-        # flags and function to the number of leading buses without room for them, which stay full until a release
+        # (flags, function) -> the number of leading buses without room, which stay full until a release
         self._full: dict[tuple[int, int | None], int] = {}
 
     def validate(self, address: PCIDeviceAddress, flags: int, *, from_config: bool = True) -> None:
         """
-        Refuse an address that no device, or no device with these flags, can have here.
+        Refuse an address that is invalid, or that a device with these flags cannot have.
 
         Raises:
-            ConfigError: with libvirt's number for a mistake of the user, or of our own choice.
+            ConfigError: has libvirt's number for an invalid definition, or for an internal error.
 
         Mirrors: virDomainPCIAddressValidate (src/conf/domain_addr.c)
         """
         problem = self._problem(address, flags, from_config)
         if problem is not None:
-            raise _address_error(f"Guest PCI address {address} is not possible: {problem}", from_config)
+            raise _address_error(f"Invalid guest PCI address {address}: {problem}", from_config)
 
     def _problem(self, address: PCIDeviceAddress, flags: int, from_config: bool) -> str | None:
         if not self.buses:
             return "the guest has no PCI bus"
         if address.domain != 0:
-            return "a guest has PCI domain 0 only"
+            return "a guest has only PCI domain 0"
         if address.bus >= len(self.buses):
             return f"the last bus is {len(self.buses) - 1:#04x}"
         bus = self.buses[address.bus]
         if flags & CONNECT_INTEGRATED and address.bus != 0:
-            return "an integrated device belongs on bus 0"
+            return "an integrated device must be on bus 0"
         obstacle = bus.accepts(flags, from_config=from_config)
         if obstacle is not None:
             return f"PCI controller {address.bus} ({bus.model}) {obstacle}"
@@ -255,10 +254,10 @@ class DomainPCIAddressSet:
         from_config: bool = True,
     ) -> None:
         """
-        Take one address.
+        Reserve one address.
 
         Raises:
-            ConfigError: it is taken, or not possible.
+            ConfigError: the address is in use or invalid.
 
         Mirrors: virDomainPCIAddressReserveAddrInternal (src/conf/domain_addr.c)
         """
@@ -272,10 +271,10 @@ class DomainPCIAddressSet:
 
     def reserve_next(self, flags: int, isolation_group: int = 0, function: int | None = None) -> PCIDeviceAddress:
         """
-        Take the first address that fits and return it.
+        Reserve the first address that fits and return it.
 
         Raises:
-            ConfigError: there is none, and the set cannot grow.
+            ConfigError: no address fits, and the set cannot grow.
 
         Mirrors: virDomainPCIAddressReserveNextAddr (src/conf/domain_addr.c)
         """
@@ -287,11 +286,11 @@ class DomainPCIAddressSet:
         """
         Return the first address that fits.
 
-        On a bus of the same isolation group, else on an empty bus that may still join it, else on a
-        bus to be added.
+        It is on a bus of the same isolation group, else on an empty bus that can join the group, else on a bus to be
+        added.
 
         Raises:
-            ConfigError: there is none, and the set cannot grow.
+            ConfigError: no address fits, and the set cannot grow.
 
         Mirrors: virDomainPCIAddressGetNextAddr (src/conf/domain_addr.c)
         """
@@ -306,12 +305,12 @@ class DomainPCIAddressSet:
                 if found is not None:
                     return PCIDeviceAddress(0, index, *found)
         if not self.dry_run:
-            raise _address_error(f"No PCI slot of the guest is left for a {describe_plug(flags)}", False)
+            raise _address_error(f"The guest has no free PCI slot for a {describe_plug(flags)}", False)
         index = self._grow(len(self.buses), flags)
         return PCIDeviceAddress(0, index, self.buses[index].min_slot, function or 0)
 
     def _first_with_room(self, flags: int, function: int | None) -> int:
-        """Return the number of the first bus with room for these flags, of whatever isolation group."""
+        """Return the number of the first bus with room for these flags, in any isolation group."""
         key = (flags, function)
         index = self._full.get(key, 0)
         while index < len(self.buses) and self.buses[index].find_unused(flags, function) is None:
@@ -334,16 +333,17 @@ class DomainPCIAddressSet:
             slots.pop(address.slot, None)
 
     def is_slot_in_use(self, address: PCIDeviceAddress) -> bool:
-        """Return True when any function of the slot is taken."""
+        """Return True if any function of the slot is in use."""
         return address.bus < len(self.buses) and bool(self.buses[address.bus].slots.get(address.slot))
 
     def _grow(self, last: int, flags: int) -> int:
         """
-        Add buses until bus number ``last`` exists and return it; where a conventional bus needs a port
-        above it, the port takes that number and the bus the next.
+        Add buses until bus number ``last`` exists, and return the number of the bus for these flags.
+
+        If a conventional bus needs a port above it, the port gets that number and the bus the next one.
 
         Raises:
-            ConfigError: what needs a place is a controller that is never added by itself.
+            ConfigError: the device needs a kind of controller that is never added automatically.
 
         Mirrors: virDomainPCIAddressSetGrow (src/conf/domain_addr.c)
         """
@@ -361,7 +361,7 @@ class DomainPCIAddressSet:
         return last
 
     def _growth(self, flags: int) -> list[str]:
-        """Return the controllers that make room for what has these flags, outermost first."""
+        """Return the controllers to add for a device with these flags, outermost first."""
         if flags & CONNECT_PCI_DEVICE:
             if self.multiple_roots:
                 return ["pci-root"]
@@ -373,4 +373,4 @@ class DomainPCIAddressSet:
         ported = CONNECT_PCIE_DEVICE | CONNECT_PCIE_SWITCH_UPSTREAM_PORT | CONNECT_PCIE_TO_PCI_BRIDGE
         if flags & ported:
             return ["pcie-root-port"]
-        raise _address_error(f"No controller has room for a {describe_plug(flags)}, and none is added for it", False)
+        raise _address_error(f"No controller has room for a {describe_plug(flags)}, and none can be added", False)

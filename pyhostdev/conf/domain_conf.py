@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A domain: its fields, with the rules that it must keep and the spellings of its host devices.
+A domain: its fields, validation, guest addresses, pins and the spelling of its host devices.
 
 Mirrors: src/conf/domain_conf.c
 """
@@ -35,11 +35,11 @@ class ProposedHostdev(NamedTuple):
 
 
 class Proposing(Protocol):
-    """What ``completed`` needs of a plan."""
+    """The part of a plan that ``completed`` needs."""
 
     @property
     def proposals(self) -> tuple[ProposedHostdev, ...]:
-        """Return the functions that the domain lacks."""
+        """Return the functions that the domain should also declare."""
 
 
 class DomainDef(DomainFields):
@@ -53,7 +53,7 @@ class DomainDef(DomainFields):
 
     def validate(self, host: HostFacts | None = None) -> None:
         """
-        Refuse what a well-formed definition must not say; with a host, also what is wrong on it.
+        Refuse an invalid definition; with a host, also check it against the host.
 
         Raises:
             XMLError, ConfigUnsupportedError: the first error; ``others`` has the rest.
@@ -64,7 +64,7 @@ class DomainDef(DomainFields):
 
     def unknown_words(self) -> list[Finding]:
         """
-        Return the words on host devices that are not known: errors, and notes for words that change nothing here.
+        Return findings about unknown attributes and elements of host devices; a note if it has no effect.
         """
         from pyhostdev.conf.unknown_words import unknown_words
 
@@ -72,9 +72,9 @@ class DomainDef(DomainFields):
 
     def addresses(self) -> list[GuestAddress]:
         """
-        Return which device has which guest address, and why.
+        Return the guest address of each device, and why it has this address.
 
-        Only ``qemu.define`` chooses addresses: before, the answer is what the definition contains.
+        Only ``qemu.define`` chooses addresses; before, only those in the definition are returned.
         """
         from pyhostdev.conf.guest_addresses import addresses
 
@@ -82,7 +82,7 @@ class DomainDef(DomainFields):
 
     def with_addresses_of(self, defined: DomainDef) -> Self:
         """
-        Return a copy in which every guest address is written down, so that a later definition keeps it.
+        Return a copy with explicit guest addresses, so that a later ``define`` keeps them.
 
         Args:
             defined: this domain as ``qemu.define`` returned it.
@@ -113,7 +113,7 @@ class DomainDef(DomainFields):
         return clone
 
     def with_host_addresses(self, moves: Mapping[PCIDeviceAddress, PCIDeviceAddress]) -> Self:
-        """Return a copy in which host devices, and their pins, have other addresses on the host."""
+        """Return a copy with new host addresses for host devices and their pins."""
         pins = [pin._replace(address=moves.get(pin.address, pin.address)) for pin in self.hostdev_pins()]
         clone = self.with_hostdev_pins(pins) if pins else self.copy()
         for hostdev in clone.pci_hostdevs():
@@ -124,32 +124,31 @@ class DomainDef(DomainFields):
 
     def with_spelling(self, spelling: str, host: HostFacts | None = None) -> Self:
         """
-        Return a copy whose host devices say in one spelling whether the guest gets them.
+        Return a copy in which all host devices use one spelling of "not assigned".
 
         Args:
-            spelling: ``unassigned``, libvirt's own, or ``assigned``.
-            host: lets a device that cannot have ``assigned`` be refused here already.
-
+            spelling: ``unassigned`` (libvirt's) or ``assigned``.
+            host: with it, a device that cannot have ``assigned`` is refused here.
         Raises:
-            XMLError: ``assigned`` cannot say what the definition says.
+            XMLError: the definition cannot be expressed with ``assigned``.
         """
         from pyhostdev.conf.hostdev_spelling import with_spelling
 
         return with_spelling(self, spelling, host)
 
     def with_hostdevs_added(self, hostdevs: list[DomainHostdevDef]) -> Self:
-        """Return a copy that has these host devices, too."""
+        """Return a copy with additional host devices."""
         clone = self.copy()
         clone.hostdevs.extend(hostdev.copy() for hostdev in hostdevs)
         return clone
 
     def completed(self, plan: Proposing) -> Self:
-        """Return a proposal: a copy that declares, as not assigned, what a plan misses; the caller consents."""
+        """Return a proposal: a copy that also declares, as not assigned, the functions that a plan proposes."""
         return self.with_hostdevs_added(proposed_hostdevs(plan))
 
 
 def proposed_hostdevs(plan: Proposing) -> list[DomainHostdevDef]:
-    """Return host devices that declare, as not assigned, what a plan misses."""
+    """Return the host devices that a plan proposes, as not assigned."""
     return [
         DomainHostdevDef.for_pci(
             proposal.address,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The list of a domain's controllers: its order, its indices, and what is added to it.
+The list of a domain's controllers: order, indices and additions.
 
 Mirrors: virDomainControllerInsertPreAlloced, virDomainAssignControllerIndexes, virDomainDefAddController
 (src/conf/domain_conf.c, domain_postparse.c)
@@ -22,7 +22,7 @@ _COMPANION_PORTS = {"ich9-uhci1": 0, "ich9-uhci2": 2, "ich9-uhci3": 4}  # of the
 
 def insert_controller(controllers: list[DomainControllerDef], new: DomainControllerDef) -> None:
     """
-    Put a controller among those of its type, by index; those of other types stay where they are.
+    Insert a controller among those of its type, by index; the others keep their order.
 
     The controllers of a type that have an index are in order, so the search ends at the first one that stays before
     the new one.
@@ -49,13 +49,13 @@ def _goes_before(new: DomainControllerDef, current: DomainControllerDef) -> bool
     index = -1 if current.index is None else current.index
     if index != new.index:
         return index > new.index
-    # the master of USB companions stands before them
+    # a USB master comes before its companions
     return new.info.master_startport is None and current.info.master_startport is not None
 
 
 def sort_controllers(dom: DomainDef) -> None:
     """
-    Order the controllers as libvirt's parser does, companions behind the controller they stand by.
+    Order the controllers as libvirt's parser does; companions follow their master.
 
     Mirrors: virDomainControllerDefParseXML (src/conf/domain_conf.c) for the companions' ports
     """
@@ -71,7 +71,7 @@ def assign_indices(dom: DomainDef) -> None:
     """
     Give every controller without an index the lowest free one of its type.
 
-    USB2 companions that follow each other share one.
+    Consecutive USB 2 companions share an index.
 
     Mirrors: virDomainAssignControllerIndexes (src/conf/domain_postparse.c)
     """
@@ -84,7 +84,7 @@ def assign_indices(dom: DomainDef) -> None:
 
 
 def _companions_index(before: list[DomainControllerDef], dom: DomainDef, controller: DomainControllerDef) -> int | None:
-    """Return the index of the companions just before, when they lack one of this model."""
+    """Return the index of the companions right before this one, if they lack this model; else None."""
     previous = next((c for c in reversed(before) if c.type == "usb"), None)
     if previous is None or previous.model not in USB2_MODELS:
         return None
@@ -104,7 +104,7 @@ def find_controller(dom: DomainDef, type_: str, index: int) -> DomainControllerD
 
 def place_controller(dom: DomainDef, controller: DomainControllerDef, release: LibvirtRelease) -> None:
     """
-    Insert a controller that is not in the XML among the others.
+    Insert an added controller into the list, in the order of the libvirt release.
 
     Mirrors: virDomainControllerInsert (src/conf/domain_conf.c)
     """
@@ -141,7 +141,7 @@ def maybe_add_controller(
 
 def add_usb_controller(dom: DomainDef, release: LibvirtRelease, index: int, model: str | None) -> None:
     """
-    Add a USB controller, with its companions where the model has some.
+    Add a USB controller with the companions of its model.
 
     Mirrors: virDomainDefAddUSBController (src/conf/domain_conf.c)
     """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a domain's XML holds, and what follows from it alone; the rules and the spellings are built on it.
+The fields of a domain's XML, and facts derived from them alone.
 
 Mirrors: virDomainDef (src/conf/domain_conf.h)
 """
@@ -91,7 +91,7 @@ uuid_text = Codec(normal_uuid, str, "32 hexadecimal digits", code=VIR_ERR_INTERN
 
 
 def _parse_genid(text: str) -> str:
-    """Return an id in libvirt's spelling; an empty one is to be made."""
+    """Return an id in libvirt's spelling; empty text stays empty: libvirt generates the id."""
     return normal_uuid(text) if text.strip() else ""
 
 
@@ -216,27 +216,27 @@ class DomainFields(ElementDef):
 
     @property
     def current_memory_kib(self) -> int:
-        """What the balloon leaves the guest, in KiB."""
+        """The memory that the balloon leaves to the guest, in KiB."""
         return self.current_memory.kib if self.current_memory is not None else self.memory_kib
 
     @property
     def max_memory_kib(self) -> int | None:
-        """What memory can grow to by plugging in more, in KiB; None where it cannot."""
+        """The maximum memory with hot-plug, in KiB; None without hot-plug."""
         return self.max_memory.kib if self.max_memory is not None else None
 
     @property
     def memtune_hard_limit_kib(self) -> int | None:
-        """The limit of what the whole emulator may use, in KiB."""
+        """The hard limit of the emulator's memory, in KiB; None without one."""
         return self.hard_limit.kib if self.hard_limit is not None else None
 
     @property
     def memory_locked(self) -> bool:
-        """True when the guest's memory must stay in RAM."""
+        """True if the guest's memory is locked."""
         return self.memory_backing.locked
 
     def all_hostdevs(self) -> list[DomainHostdevDef]:
         """
-        Return all host devices of any type, interfaces that are some first, as libvirt's array has them.
+        Return the host devices of all types; interfaces of type hostdev come first, as in libvirt.
 
         Mirrors: the hostdevs of virDomainDef, filled by virDomainNetInsert and the parser
         """
@@ -247,32 +247,32 @@ class DomainFields(ElementDef):
         return [hostdev for hostdev in self.all_hostdevs() if hostdev.is_pci]
 
     def guest_visible_hostdevs(self) -> list[DomainHostdevDef]:
-        """Return the host devices of any type that the guest gets, in the order of all_hostdevs()."""
+        """Return the assigned host devices of all types, in the order of all_hostdevs()."""
         return [hostdev for hostdev in self.all_hostdevs() if hostdev.is_assigned]
 
     def uses_iommufd(self, hostdev: DomainHostdevDef) -> bool:
-        """Return True for a PCI host device that QEMU reaches by iommufd: its own word counts, else the domain's."""
+        """Return True if a PCI host device uses iommufd: by its own setting, or else by the domain's."""
         if not hostdev.is_pci:
             return False
         return any(row.enabled for row in self.iommufds) if hostdev.iommufd is None else hostdev.iommufd
 
     @property
     def iommufd_fdgroup(self) -> str | None:
-        """The name of the group of descriptors in which the caller hands over ``/dev/iommu``."""
+        """The name of the descriptor group in which the caller passes ``/dev/iommu``; None without one."""
         return next((row.fdgroup for row in self.iommufds if row.fdgroup is not None), None)
 
     def needs_iommufd(self) -> bool:
-        """Return True if QEMU gets the object iommufd: for a host device, assigned or not, or as it is handed in."""
+        """Return True if QEMU needs the object iommufd: for a host device, or for a passed descriptor."""
         return self.iommufd_fdgroup is not None or any(map(self.uses_iommufd, self.pci_hostdevs()))
 
     def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
-        """Return the guest addresses that are taken by devices other than host devices."""
+        """Return the guest addresses of all devices except host devices."""
         hostdevs = {id(hostdev.info) for hostdev in self.all_hostdevs()}
         infos = (info for _, info in self.device_infos() if id(info) not in hostdevs)
         return {info.pci.pci for info in infos if info.pci is not None}
 
     def devices(self) -> Iterator[ElementDef]:
-        """Yield all devices in the order they are printed."""
+        """Yield all devices in the order of printing."""
         for name, field in self.declared().items():
             if field.path[:1] != ("devices",):
                 continue
@@ -283,7 +283,7 @@ class DomainFields(ElementDef):
 
     def device_infos(self) -> Iterator[tuple[ElementDef, DeviceInfo]]:
         """
-        Yield every device that has an alias and an address, with them.
+        Yield every device that has a DeviceInfo, with it.
 
         Mirrors: virDomainDeviceInfoIterate (src/conf/domain_conf.c)
         """
@@ -302,19 +302,20 @@ class DomainFields(ElementDef):
         return super().format_lines(tag, indent, always=always)
 
     def has_guest_iommu(self) -> bool:
-        """Tell whether the guest has an IOMMU of its own, so that each of its devices has an address space."""
+        """Return True if the guest has a virtual IOMMU, with an address space per device."""
         return bool(self.iommus)
 
     @property
     def iommu(self) -> DomainIOMMUDef | None:
-        """The first of the guest's own IOMMUs; None where it has none."""
+        """The first virtual IOMMU of the guest, None without one."""
         return next(iter(self.iommus), None)
 
     def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
         """
-        Return the address in whose name a guest device does DMA, before an IOMMU of the guest.
+        Return the requester address that a guest device uses for DMA, as the guest's IOMMU sees it.
 
-        Its own, unless it is behind a conventional bridge: then the first one of the topmost conventional bus.
+        It is the device's address; behind a conventional bridge, it is the first address of the topmost conventional
+        bus.
         """
         from pyhostdev.conf.controller_conf import CONVENTIONAL_BRIDGES
 

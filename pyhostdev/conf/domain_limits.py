@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PCI_INDEX_MAX = 255  # bus numbers have 8 bits (PCI30 3.2.2.3.2)
 CONTROLLERS_MAX = 1024  # in all, and of indexes; a SCSI controller takes a PCI function, and there are 256 buses
 DEVICES_MAX = 4096  # of all kinds; 256 buses of one device each leave room for disks on shared controllers
-NUMA_CELLS_MAX = 1024  # QEMU itself has room for 128 (MAX_NODES of its sysemu/numa.h)
+NUMA_CELLS_MAX = 1024  # QEMU itself supports 128 (MAX_NODES of its sysemu/numa.h)
 IOTHREADS_MAX = 1024  # one object of QEMU each
 USB_PORTS_MAX = 15  # XHCI has room for 15 ports of each kind (QEMU's hw/usb/hcd-xhci.h)
 SERIAL_PORTS_MAX = 511  # of a virtio-serial controller, whose queues are numbered up to 1024 (QEMU's virtio.h)
@@ -29,10 +29,10 @@ SERIAL_PORTS_MAX = 511  # of a virtio-serial controller, whose queues are number
 
 def refuse_too_large(dom: DomainFields) -> None:
     """
-    Refuse a definition that asks for more than any guest can have, before anything is made from it.
+    Refuse a definition with more than any guest can have, before it is processed.
 
     Raises:
-        ConfigUnsupportedError: naming the number that is too high, with its line.
+        ConfigUnsupportedError: a number is too high; the error names it and its line.
     """
     for error in _too_large(dom):
         raise error

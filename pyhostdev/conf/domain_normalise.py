@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-One spelling for what can be spelled in several: units, order of disks, what absence means.
+Normalise a definition: units, order of disks, implied values.
 
 Mirrors: what the parser of libvirt does on its way (src/conf/domain_conf.c)
 """
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from pyhostdev.conf.cpu_conf import FeaturesDef
     from pyhostdev.conf.domain_fields import DomainFields
 
-_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:pyhostdev:domain")  # of the UUIDs that are made from a domain's name
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:pyhostdev:domain")  # for the UUIDs derived from a domain's name
 
 
 def normalise(dom: DomainFields) -> None:
-    """Bring what can be spelled in several ways into libvirt's own spelling."""
+    """Bring a definition into libvirt's normal form."""
     _normalise_memory(dom)
     normalise_tuning(dom)
     dom.id = None
-    # libvirt draws a random one when it defines a domain; here the same file must give the same guest
+    # libvirt generates a random one when it defines a domain; here the same file must give the same guest
     dom.uuid = dom.uuid or _sysinfo_uuid(dom) or _uuid_of_name(dom.name)
-    dom.os.loader = dom.os.loader or None  # without a path it says what the firmware must be able to do
+    dom.os.loader = dom.os.loader or None  # without a path, <loader> only restricts the choice of firmware
     _refuse_two_uuids(dom)
     if dom.genid == "":
         dom.genid = _uuid_of_name(f"{dom.uuid} genid")
@@ -55,13 +55,13 @@ def normalise(dom: DomainFields) -> None:
 
 
 def _uuid_of_name(name: str) -> str:
-    """Return a UUID made from a name: the same name gives the same UUID."""
+    """Return a UUID derived from a name: the same name gives the same UUID."""
     return str(uuid.uuid5(_NAMESPACE, name))
 
 
 def name_errors(dom: DomainFields) -> Iterator[XMLError]:
     """
-    Refuse a name that no file can have, or that breaks lines: files and records of the owner have it.
+    Yield an error if the name is not a valid file name, or contains line breaks: it names files and records.
 
     Mirrors: virDomainDefPostParse for the slash, qemuDomainDefineXMLFlags for the line break
     """
@@ -72,10 +72,10 @@ def name_errors(dom: DomainFields) -> Iterator[XMLError]:
 
 def _sysinfo_uuid(dom: DomainFields) -> str | None:
     """
-    Return the UUID that <sysinfo> gives the guest's firmware, in libvirt's spelling.
+    Return the UUID in <sysinfo>, in libvirt's spelling; None without one.
 
     Raises:
-        XMLError: it is not a UUID.
+        XMLError: the value is not a UUID.
 
     Mirrors: virSysinfoSystemParseXML (src/util/virsysinfo.c)
     """
@@ -92,10 +92,10 @@ def _sysinfo_uuid(dom: DomainFields) -> str | None:
 
 def _refuse_two_uuids(dom: DomainFields) -> None:
     """
-    Refuse a domain whose firmware would show another UUID than the domain has.
+    Refuse a domain with different UUIDs in <uuid> and <sysinfo>.
 
     Raises:
-        XMLError: naming both.
+        XMLError: the UUIDs differ; the message names both.
     """
     firmware = _sysinfo_uuid(dom)
     if firmware not in (None, dom.uuid):
@@ -119,7 +119,7 @@ def _normalise_memory(dom: DomainFields) -> None:
 
 
 def _normalise_features(features: FeaturesDef) -> None:
-    """Say that a feature is on that is there without a state."""
+    """Set the state of features without one to on."""
     for name in ("hap", "pvspinlock", "pmu", "vmport", "smm", "vmcoreinfo"):
         if getattr(features, name) and getattr(features, f"{name}_state") is None:
             setattr(features, f"{name}_state", True)
@@ -132,7 +132,7 @@ def _normalise_features(features: FeaturesDef) -> None:
 
 def _sort_disks(dom: DomainFields) -> None:
     """
-    Put the disks of each bus together, in the order of their names; buses in the order of their first disk.
+    Group the disks by bus and sort them by name; buses keep the order of their first disk.
 
     Mirrors: virDomainDiskInsert (src/conf/domain_conf.c)
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a definition means beyond what it says: the defaults libvirt fills in when a domain is defined.
+The defaults that libvirt fills in when a domain is defined, as far as all hypervisors share them.
 
-The hypervisor's part is asked for through a Protocol; everything here is the same for all of them.
+The Protocol ``Hypervisor`` provides the rest.
 
 Mirrors: src/conf/domain_postparse.c
 """
@@ -47,7 +47,7 @@ class Hypervisor(Protocol):
     release: LibvirtRelease
 
     def fill_domain(self, dom: DomainDef) -> None:
-        """Fill in machine, emulator, CPU and the devices the machine always has."""
+        """Fill in machine, emulator, CPU and the devices that the machine always has."""
 
     def fill_device(self, dom: DomainDef, device: ElementDef) -> None:
         """Fill in the defaults of one device."""
@@ -58,7 +58,7 @@ def post_parse(dom: DomainDef, hypervisor: Hypervisor) -> DomainDef:
     Return a copy with all defaults but guest addresses filled in.
 
     Raises:
-        XMLError, ConfigUnsupportedError: defaults do not exist for what is said, or contradict it; or a number is
+        XMLError, ConfigUnsupportedError: a default does not exist or contradicts the definition, or a number is
             higher than any guest can have.
 
     Mirrors: virDomainDefPostParse (src/conf/domain_postparse.c)
@@ -109,7 +109,7 @@ def _assign_isa_ports(dom: DomainDef) -> None:
     Give ISA serial ports their numbers.
 
     Raises:
-        XMLError: there are more than the bus has, or two with one number.
+        XMLError: there are too many ports, or two have the same number.
 
     Mirrors: virDomainChrIsaSerialDefPostParse (src/conf/domain_postparse.c)
     """
@@ -122,7 +122,7 @@ def _assign_isa_ports(dom: DomainDef) -> None:
             libvirt_code=VIR_ERR_INTERNAL_ERROR,
         )
     if len(set(ports)) != len(ports):
-        raise XMLError("Two serial ports have one number", line=dom.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
+        raise XMLError("Two serial ports have the same number", line=dom.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
     free = iter([p for p in range(ISA_SERIAL_PORTS_MAX) if p not in ports])
     for serial in serials:
         if serial.target_type == "isa-serial" and serial.target_port is None:
@@ -131,7 +131,7 @@ def _assign_isa_ports(dom: DomainDef) -> None:
 
 def _fill_common(dom: DomainDef, hypervisor: Hypervisor) -> None:
     """
-    Fill in what needs to see all devices.
+    Fill in the defaults that depend on several devices.
 
     Mirrors: virDomainDefPostParseCommon (src/conf/domain_postparse.c)
     """
@@ -153,10 +153,10 @@ def _fill_common(dom: DomainDef, hypervisor: Hypervisor) -> None:
 
 def _check_virtio_serial(dom: DomainDef) -> None:
     """
-    Refuse a port of a virtio serial controller that is not there.
+    Refuse a port of a missing virtio-serial controller.
 
     Raises:
-        XMLError: naming the controller.
+        XMLError: the controller is missing; the message names it.
 
     Mirrors: virDomainVirtioSerialAddrReserve (src/conf/domain_addr.c)
     """
@@ -165,15 +165,15 @@ def _check_virtio_serial(dom: DomainDef) -> None:
         if not isinstance(address, VirtioSerialAddress):
             continue
         if find_controller(dom, "virtio-serial", address.controller) is None:
-            raise XMLError(f"There is no virtio serial controller {address.controller}", line=device.line)
+            raise XMLError(f"The domain has no virtio-serial controller {address.controller}", line=device.line)
 
 
 def _fill_memory(dom: DomainDef) -> None:
     """
-    Settle how much memory there is; NUMA cells have the last word.
+    Compute the amount of memory; NUMA cells take precedence.
 
     Raises:
-        XMLError: there is none, or more than the maximum.
+        XMLError: there is no memory, or more than the maximum.
 
     Mirrors: virDomainDefPostParseMemory (src/conf/domain_postparse.c)
     """
@@ -201,10 +201,10 @@ def _check_max_memory(dom: DomainDef) -> None:
 
 def _refuse_duplicate_controllers(dom: DomainDef) -> None:
     """
-    Refuse two controllers of one type and index, but for USB companions, and two panics of one model.
+    Refuse two controllers of the same type and index (except USB companions), and two panics of one model.
 
     Raises:
-        XMLError: naming type and index.
+        XMLError: there are duplicates; the message names them.
 
     Mirrors: virDomainDefRejectDuplicateControllers (src/conf/domain_postparse.c)
     """
@@ -216,15 +216,15 @@ def _refuse_duplicate_controllers(dom: DomainDef) -> None:
         seen.add(key)
     models = [panic.model for panic in dom.panics]
     if len(set(models)) != len(models):
-        raise XMLError("Two panic devices have one model", line=dom.panics[-1].line)
+        raise XMLError("Two panic devices have the same model", line=dom.panics[-1].line)
 
 
 def _fill_boot(dom: DomainDef) -> None:
     """
-    Boot from the hard disk where nothing else is said.
+    Boot from the hard disk by default.
 
     Raises:
-        ConfigUnsupportedError: two devices have one boot order, or devices and <os> both say one.
+        ConfigUnsupportedError: two devices have the same boot order, or both devices and <os> have one.
 
     Mirrors: virDomainDefBootOrderPostParse (src/conf/domain_postparse.c)
     """
@@ -234,23 +234,24 @@ def _fill_boot(dom: DomainDef) -> None:
         if order is None:
             continue
         if order in orders:
-            raise ConfigUnsupportedError(f"Two devices have boot order {order}", line=device.line)
+            raise ConfigUnsupportedError(f"Two devices have the same boot order {order}", line=device.line)
         orders.add(order)
     if orders and dom.os.boots:
-        raise ConfigUnsupportedError("Boot order of devices and <boot> of <os> exclude each other", line=dom.os.line)
+        raise ConfigUnsupportedError(
+            "Use either <boot order=> of devices or <boot dev=> of <os>, not both", line=dom.os.line
+        )
     if not orders and not dom.os.boots:
         dom.os.boots = [BootDev(dev="hd")]
 
 
 def _add_console(dom: DomainDef) -> None:
     """
-    Keep the old bond between the first console and the first serial port.
+    Add the first console for the first serial port, or the reverse.
 
-    A first console of type serial is the serial port's other name: it makes the port where there is
-    none, and a port makes the console.
+    A first console of type serial stands for the first serial port: each of them implies the other.
 
     Raises:
-        ConfigUnsupportedError: a later console is of type serial.
+        ConfigUnsupportedError: another console has type serial.
 
     Mirrors: virDomainDefAddConsoleCompat (src/conf/domain_conf.c)
     """
@@ -311,7 +312,7 @@ def _add_disk_controllers(dom: DomainDef, release: LibvirtRelease, bus: str) -> 
 
 def _add_hostdev_controllers(dom: DomainDef, release: LibvirtRelease) -> None:
     """
-    Add the SCSI controllers that SCSI host devices are plugged into; of the model of those there are.
+    Add the SCSI controllers that SCSI host devices need, of the same model as existing ones.
 
     Mirrors: virDomainDefMaybeAddHostdevSCSIcontroller (src/conf/domain_conf.c)
     """
@@ -324,7 +325,7 @@ def _add_hostdev_controllers(dom: DomainDef, release: LibvirtRelease) -> None:
 
 def _add_implicit_video(dom: DomainDef, hypervisor: Hypervisor) -> None:
     """
-    Give a domain with graphics a video device, and mark the first one as the primary.
+    Add a video device to a domain with graphics, and mark the first one as primary.
 
     Mirrors: virDomainDefAddImplicitVideo, virDomainDefPostParseVideo
     """

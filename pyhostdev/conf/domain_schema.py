@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The grammar of host devices as a RelaxNG schema, and documents checked against it."""
+"""Check documents against the RelaxNG schema of host devices."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SCHEMA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "schemas", "ho
 
 def validate_schema(source: str | bytes) -> list[tuple[int, str]]:
     """
-    Return what in a document the schema does not allow, as line and sentence; empty when all is well.
+    Return the schema errors of a document as (line, sentence); empty if it is valid.
 
-    A whole domain can be checked, or one hostdev: elements other than host devices are let through.
+    The document is a domain or one hostdev; elements other than host devices are not checked.
     """
     try:
         root = parse_document(source)
@@ -51,10 +51,9 @@ def _misplaced(root: Element) -> Iterator[tuple[int, str]]:
 
 def _hostdev_errors(schema: etree.RelaxNG, hostdev: Element) -> list[tuple[int, str]]:
     """
-    Check one host device by itself.
+    Check one host device separately.
 
-    In a whole document the validator tries every alternative, blames the root and takes time that grows with the
-    square of the number of elements.
+    In a whole document the validator tries every alternative, reports the root, and takes quadratic time.
     """
     line = source_line(hostdev) or 1
     if sum(1 for _ in hostdev.iter()) > NODES_MAX:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a well-formed definition must not say; the same for all hypervisors.
+The rules for definitions that all hypervisors share.
 
-Every rule yields errors instead of raising them, so that a user sees all of them at once.
+Every rule yields errors instead of raising them, so that the user sees all errors at once.
 
 Mirrors: src/conf/domain_validate.c
 """
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
 __all__ = ["validate_all", "validate_domain", "validate_schema"]
 
-USHORT_MAX = 0xFFFF  # of firmware's times in milliseconds
+USHORT_MAX = 0xFFFF  # of the firmware's timeouts in milliseconds
 
 
 class HypervisorRules(Protocol):
     """The rules of a hypervisor, checked together with the general ones."""
 
     def domain_errors(self, dom: Any) -> Iterator[ConfigError]:
-        """Yield what is wrong with the domain as a whole."""
+        """Yield the errors that concern the whole domain."""
 
     def device_errors(self, dom: Any, device: ElementDef) -> Iterator[ConfigError]:
-        """Yield what is wrong with one device."""
+        """Yield the errors of one device."""
 
 
 def domain_errors(
@@ -72,7 +72,7 @@ def validate_domain(
     dom: DomainFields, host: HostFacts | None = None, hypervisor: HypervisorRules | None = None
 ) -> None:
     """
-    Refuse a domain that is wrong.
+    Refuse an invalid domain.
 
     Raises:
         XMLError, ConfigUnsupportedError: the first error; ``others`` has the rest.
@@ -83,13 +83,13 @@ def validate_domain(
 def validate_all(
     dom: DomainFields, host: HostFacts | None = None, hypervisor: HypervisorRules | None = None
 ) -> list[ConfigError]:
-    """Return all errors of a domain, by line; words on host devices that are not known are among them."""
+    """Return all errors of a domain by line, including unknown attributes and elements of host devices."""
     errors = [*word_errors(dom), *domain_errors(dom, host, hypervisor)]
     return sorted(errors, key=lambda error: error.line or 0)
 
 
 def pin_errors(dom: DomainFields) -> Iterator[ConfigError]:
-    """Yield the error of the pins in the metadata, which libvirt keeps and does not read."""
+    """Yield the error of invalid pins in the metadata, which libvirt does not read."""
     try:
         read_pins(dom)
     except XMLError as err:
@@ -98,10 +98,9 @@ def pin_errors(dom: DomainFields) -> Iterator[ConfigError]:
 
 def word_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """
-    Yield an error for each unknown word on a host device, and for each value that no release takes.
+    Yield an error for each unknown attribute or element of a host device, and each value that no release accepts.
 
-    libvirt, or an older one, ignores such words, so these errors are not among those of a definition
-    (``domain_errors``).
+    libvirt, or an older release, ignores them, so ``domain_errors`` does not yield them.
     """
     for finding in unknown_words(dom):
         if finding.severity == ERROR:
@@ -112,7 +111,7 @@ def word_errors(dom: DomainFields) -> Iterator[ConfigError]:
 
 def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:
     """
-    Refuse ``type='unassigned'`` for anything but a host device.
+    Yield an error for ``type='unassigned'`` on anything but a host device.
 
     Mirrors: virDomainDeviceInfoValidate (src/conf/domain_validate.c)
     """
@@ -125,10 +124,9 @@ def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:
 
 def _host_errors(dom: DomainFields, host: HostFacts) -> Iterator[ConfigError]:
     """
-    Refuse ``assigned='no'`` where the host shows a device of one function.
+    Yield an error for ``assigned='no'`` if the host shows a device with one function.
 
-    A device that is missing or cannot be read passes: a stored definition must not become invalid
-    because a card was pulled.
+    A missing or unreadable device is accepted: a stored definition must not become invalid because a card was removed.
     """
     for hostdev in dom.hostdevs:
         if hostdev.assigned is False and is_multifunction(host, hostdev.pci_address) is False:
@@ -147,14 +145,14 @@ def _disk_duplicates(dom: DomainFields) -> Iterator[ConfigError]:
         for disk in dom.disks:
             value = getattr(disk, name)
             if value in seen and name != "serial":
-                yield XMLError(f"Two disks have the {name} '{value}'", line=disk.line)
+                yield XMLError(f"Two disks have the same {name} '{value}'", line=disk.line)
             if value is not None:
                 seen.add(value)
 
 
 def _hostdev_duplicates(dom: DomainFields) -> Iterator[ConfigError]:
     """
-    Refuse one host device declared twice, as an interface or otherwise.
+    Yield an error for a host device that is declared twice, as a hostdev or an interface.
 
     Mirrors: virDomainDefHostdevValidate (src/conf/domain_validate.c)
     """
@@ -177,7 +175,7 @@ def _printed(hostdev: DomainHostdevDef) -> str:
 
 def _identity(hostdev: DomainHostdevDef) -> Hashable:
     """
-    Return what tells a host device from others; None where nothing does.
+    Return the identity of a host device on the host; None if its source is empty.
 
     Mirrors: virDomainHostdevMatch (src/conf/domain_conf.c)
     """
@@ -210,7 +208,7 @@ def _drive_duplicates(dom: DomainFields) -> Iterator[ConfigError]:
             continue
         key = (bus, address.controller, address.bus, address.target, address.unit)
         if key in seen:
-            yield ConfigUnsupportedError(f"Two devices have one address on the {bus} bus", line=user.line)
+            yield ConfigUnsupportedError(f"Two devices have the same address on the {bus} bus", line=user.line)
         seen.add(key)
 
 
@@ -234,20 +232,20 @@ def _alias_duplicates(dom: DomainFields) -> Iterator[ConfigError]:
         if alias is None or not is_user_alias(alias):
             continue
         if alias in seen:
-            yield ConfigUnsupportedError(f"Two devices have the alias '{alias}'", line=device.line)
+            yield ConfigUnsupportedError(f"Two devices have the same alias '{alias}'", line=device.line)
         seen.add(alias)
 
 
 def _iommufd_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefIommufdValidate (src/conf/domain_validate.c)"""
     for second in dom.iommufds[1:2]:
-        yield XMLError("A domain has one <iommufd> at most", line=second.line)
+        yield XMLError("A domain can have only one <iommufd>", line=second.line)
     for iommufd in dom.iommufds:
         if iommufd.fdgroup is not None and not iommufd.enabled:
-            yield ConfigUnsupportedError("<iommufd> that is not enabled has no fdgroup", line=iommufd.line)
+            yield ConfigUnsupportedError("A disabled <iommufd> cannot have an fdgroup", line=iommufd.line)
 
 
-# model -> the options it has; all that are declared belong to one or more
+# model -> its options
 _IOMMU_OPTIONS = {
     "intel": ("intremap", "caching_mode", "eim", "iotlb", "aw_bits", "dma_translation"),
     "amd": ("intremap", "iotlb", "xtsup", "passthrough"),
@@ -311,11 +309,11 @@ def _audio_errors(dom: DomainFields) -> Iterator[ConfigError]:
     ids = Counter(audio.id for audio in dom.audios)
     for audio in dom.audios:
         if ids[audio.id] > 1:
-            yield XMLError(f"Audio id {audio.id} is there more than once", line=audio.line)
+            yield XMLError(f"Two audio backends have the same id {audio.id}", line=audio.line)
     users: list[Any] = [*dom.sounds, *dom.graphics]
     for user in users:
         if user.audio_id and user.audio_id not in ids:
-            yield XMLError(f"There is no audio with id {user.audio_id}", line=user.line)
+            yield XMLError(f"The domain has no audio backend with id {user.audio_id}", line=user.line)
 
 
 _RULES: tuple[Callable[[DomainFields], Iterator[ConfigError]], ...] = (

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Directories of the host that a guest mounts.
+Shared directories of the host.
 
 Mirrors: virDomainFSDef (src/conf/domain_conf.h)
 """
@@ -16,7 +16,7 @@ from pyhostdev.conf.xml.xmlfield import attribute, child, children, embedded, fl
 
 
 class IdMapEntry(ElementDef):
-    """A range of ids of the guest and where it begins on the host."""
+    """A range of ids of the guest, and its start on the host."""
 
     start = attribute("start", number, required=True)
     target = attribute("target", number, required=True)
@@ -63,5 +63,5 @@ class DomainFSDef(ElementDef):
 
     @property
     def is_virtiofs(self) -> bool:
-        """True for a directory that a daemon of its own serves."""
+        """True if a virtiofsd serves the directory."""
         return self.driver_type == "virtiofs"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a user of the guest sees and hears: graphics, video, sound, audio.
+Graphics, video cards, sound cards and audio backends.
 
 Mirrors: virDomainGraphicsDef, virDomainVideoDef, virDomainSoundDef (src/conf/domain_conf.h)
 """
@@ -17,7 +17,7 @@ GRAPHICS_TYPES = ("sdl", "vnc", "rdp", "desktop", "spice", "egl-headless", "dbus
 
 
 class GraphicsListen(ElementDef):
-    """Where a graphics server listens."""
+    """An address at which a graphics server listens."""
 
     tag = "listen"
 
@@ -162,7 +162,7 @@ class DomainSoundDef(ElementDef):
 
 
 class AudioSide(ElementDef):
-    """How sound is recorded or played: what all ways have, and what only some of them have."""
+    """The settings for recording or playing, of all kinds of audio backend."""
 
     mixing_engine = attribute("mixingEngine", yes_no)
     fixed_settings = attribute("fixedSettings", yes_no)
@@ -184,13 +184,13 @@ class AudioSide(ElementDef):
 
 
 class AudioInput(AudioSide):
-    """How sound is recorded."""
+    """The settings for recording."""
 
     tag = "input"
 
 
 class AudioOutput(AudioSide):
-    """How sound is played."""
+    """The settings for playing."""
 
     tag = "output"
 
@@ -200,7 +200,7 @@ AUDIO_TYPES = ("none", "alsa", "coreaudio", "jack", "oss", "pulseaudio", "sdl", 
 
 class DomainAudioDef(ElementDef):
     """
-    Where sound goes on the host.
+    An audio backend of the host.
 
     Mirrors: virDomainAudioDef (src/conf/domain_conf.h)
     """

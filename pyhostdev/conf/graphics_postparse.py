@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Ports and listens of graphics, as libvirt settles them while parsing.
+Defaults of the ports and <listen> elements of graphics.
 
 Mirrors: virDomainGraphicsDefParseXML and its parts (src/conf/domain_conf.c)
 """
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def fill_graphics(graphics: DomainGraphicsDef) -> None:
     """
-    Settle one graphics element.
+    Fill in the defaults of one <graphics>.
 
     Raises:
-        XMLError: its listens contradict each other.
+        XMLError: its listen addresses contradict each other.
     """
     if graphics.type in ("vnc", "spice", "rdp"):
         _fill_listens(graphics)
@@ -33,7 +33,7 @@ def fill_graphics(graphics: DomainGraphicsDef) -> None:
 
 def _fill_listens(graphics: DomainGraphicsDef) -> None:
     """
-    Make the ``listen`` attribute and the first <listen> of type address say the same.
+    Give the ``listen`` attribute and the first <listen> of type address the same value.
 
     Mirrors: virDomainGraphicsListensParseXML
     """
@@ -72,7 +72,7 @@ def _fill_vnc(graphics: DomainGraphicsDef) -> None:
 
 def _fill_spice(graphics: DomainGraphicsDef) -> None:
     """
-    Settle the ports of SPICE; without any it does not listen.
+    Fill in the ports of SPICE; without a port it does not listen.
 
     Mirrors: virDomainGraphicsDefParseXMLSpice, virDomainDefPostParseGraphics
     """

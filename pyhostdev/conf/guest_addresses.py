@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Which device of a domain has which guest address and why, what moves between two definitions, and how to prevent it.
+The guest address of each device and why, the changes between two definitions, and explicit addresses to prevent them.
 
-A guest remembers its devices by their place: a disk or a network card that moves is a new device to it. Addresses that
+A guest identifies its devices by their addresses: a disk or network card at a new address is a new device to it.
+Addresses that
 the definition does not contain are chosen again whenever the domain is defined, and depend on all other devices and on
 the release of libvirt.
 """
@@ -25,7 +26,7 @@ Domain = TypeVar("Domain", bound="DomainFields")
 
 WRITTEN, CHOSEN, COMPANION, CHIPSET = "written", "chosen", "companion", "chipset"
 MOVED, ADDED, GONE = "moved", "added", "gone"
-PHB = "phb"  # a host bridge of a pseries machine: its index is its place
+PHB = "phb"  # a host bridge of a pseries machine; its index is its address
 
 _SINGLE = ("memballoon", "vsock", "nvram")  # at most one in a domain
 
@@ -35,7 +36,7 @@ class GuestAddress(NamedTuple):
     One device of a domain and its place in the guest.
 
     ``type`` is libvirt's type of address, or ``phb``; ``why`` is ``written``, ``chosen``, ``companion`` (next to the
-    device that it belongs to) or ``chipset`` (the usual place of this machine). ``declared`` is False for a device that
+    device that it belongs to) or ``chipset`` (the machine's usual address). ``declared`` is False for a device that
     the definition does not contain.
     """
 
@@ -70,7 +71,7 @@ class AddressChange(NamedTuple):
 
 
 def remember_written(dom: DomainFields) -> None:
-    """Mark what the user wrote, in the copy whose defaults and addresses are about to be filled in."""
+    """Mark the devices and addresses of the user in a copy, before defaults and addresses are filled in."""
     for number, (device, info) in enumerate(dom.device_infos()):
         info.written_at = number
         info.why = None if info.wants_address and not _is_phb(device) else WRITTEN
@@ -121,7 +122,7 @@ def _words(address: DeviceAddress) -> str:
 
 
 def _name(dom: DomainFields, device: Any) -> str:
-    """Return what tells a device from the others of its kind, for people."""
+    """Return a name for a device that distinguishes it from the others of its kind."""
     names: dict[str, Callable[[], object]] = {
         "controller": lambda: f"{device.type} {device.index}{f' ({device.model})' if device.model else ''}",
         "disk": lambda: device.target,
@@ -152,7 +153,7 @@ def _number(dom: DomainFields, device: ElementDef) -> int:
 
 def compare_addresses(old: DomainFields, new: DomainFields) -> list[AddressChange]:
     """
-    Return what moves between two definitions with addresses; devices that stay are left out.
+    Return the address changes between two definitions; unchanged devices are omitted.
 
     Devices are matched by the alias that the user chose, then by MAC, source, target and serial number, then by their
     order among those of their kind. A controller is matched by its type, index and model.
@@ -172,7 +173,7 @@ def compare_addresses(old: DomainFields, new: DomainFields) -> list[AddressChang
 
 
 def has_moved(changes: Iterable[AddressChange]) -> bool:
-    """Tell whether a device is in another place; devices that only come or go do not count."""
+    """Return True if a device has another address; added and removed devices do not count."""
     return any(change.change == MOVED for change in changes)
 
 
@@ -231,7 +232,7 @@ def _mac(device: Any) -> str | None:
 
 
 def _source(device: Any) -> Hashable | None:
-    """Return the host side of a device, as text; None if it has none that tells it apart."""
+    """Return the host side of a device as text; None if it does not identify the device."""
     if device.tag == "interface":
         return None if device.hostdev is None else str(device.hostdev.source)
     if device.tag == "filesystem":
@@ -261,7 +262,7 @@ _KEYS: tuple[Callable[[Any], Hashable | None], ...] = (_alias, _controller, _mac
 
 def pinned(written: Domain, defined: DomainFields) -> Domain:
     """
-    Return a copy of a definition in which every guest address is written down, and all else is as the user wrote it.
+    Return a copy of a definition with all guest addresses added; the rest stays as the user wrote it.
 
     Devices that the definition leaves out, such as a memory balloon, and all controllers are added if they have a place
     in the guest: without them, a later release could put another device there.

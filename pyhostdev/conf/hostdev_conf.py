@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _MDEV_NUMBER = Renumbering("mdev-uuid-number", VIR_ERR_XML_ERROR)
 
-# what a device that the guest does not get cannot have: nothing in the guest could carry it
+# elements that a not assigned device cannot have, because they describe the guest's side
 _GUEST_SIDE = ("address", "alias", "boot", "rom", "acpi", "teaming")
 
 
@@ -61,10 +61,10 @@ class HostdevSource(ElementDef):
         definition = SOURCE_TYPES.get(str(kind), PCISource)
         self = definition()
         self.read(element)
-        return self  # type: ignore[return-value]  # asked for as HostdevSource only
+        return self  # type: ignore[return-value]  # only called on HostdevSource
 
 
-# what other kinds of source, and addresses in the guest, have
+# attributes of other sources and of guest addresses
 _FOREIGN_TO_PCI = (
     "address/@device",
     "address/@target",
@@ -94,7 +94,7 @@ class PCISource(HostdevSource):
         return PCIDeviceAddress(self.domain, self.bus, self.slot, self.function)
 
     def parsed(self, element: Element) -> None:
-        """Refuse parts that no bus has."""
+        """Refuse numbers out of range."""
         check_pci_address(self.address, element)
 
 
@@ -113,11 +113,11 @@ class USBSource(HostdevSource):
 
     @property
     def is_empty(self) -> bool:
-        """True when it names no device."""
+        """True if it names no device."""
         return self.vendor_id is None and self.bus is None
 
     def parsed(self, element: Element) -> None:
-        """Refuse a source that names half a device."""
+        """Refuse an incomplete source."""
         for what, parts in (("vendor and product", "vendor product"), ("address", "bus device")):
             names = [f"{part}_id" if what != "address" else part for part in parts.split()]
             said = [getattr(self, name) is not None for name in names]
@@ -143,7 +143,7 @@ class SCSISource(HostdevSource):
 
     def parsed(self, element: Element) -> None:
         """
-        Refuse a source that does not name its unit.
+        Refuse a source without a unit.
 
         Mirrors: virDomainHostdevSubsysSCSIDefParseXML (src/conf/domain_conf.c)
         """
@@ -154,13 +154,13 @@ class SCSISource(HostdevSource):
 
 
 class SCSIHostSource(HostdevSource):
-    """A SCSI host given as a whole, through vhost."""
+    """A whole SCSI host adapter, through vhost."""
 
     protocol = attribute("protocol", enum("vhost"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     wwpn = attribute("wwpn")
 
     def parsed(self, element: Element) -> None:
-        """Refuse a source that does not name its host."""
+        """Refuse a source without protocol or wwpn."""
         if self.protocol is None or self.wwpn is None:
             raise XMLError("A SCSI host <source> needs protocol and wwpn", line=source_line(element))
 
@@ -171,7 +171,7 @@ class MdevSource(HostdevSource):
     uuid = attribute("address/@uuid")
 
     def parsed(self, element: Element) -> None:
-        """Refuse a source that names no device; print its name as libvirt does."""
+        """Refuse a source without uuid; normalise the uuid."""
         if self.uuid is None:
             text = "The source of a mediated device has no uuid"
             raise ConfigUnsupportedError(text, line=source_line(element), renumbered=_MDEV_NUMBER)
@@ -200,14 +200,14 @@ def check_teaming(type_: str | None, element: Element) -> None:
     Refuse a <teaming> without type.
 
     Raises:
-        XMLError: with the device's line.
+        XMLError: has the line of the device.
     """
     if type_ is None and element.find("teaming") is not None:
         raise XMLError("A <teaming> has no type", line=source_line(element))
 
 
 class InterfaceNetwork(NamedTuple):
-    """What an ``<interface>`` asks of the network, as phrases, and whether it has a ``<virtualport>``."""
+    """The network settings that an ``<interface>`` requests, as phrases, and whether it has a ``<virtualport>``."""
 
     words: tuple[str, ...]
     has_virtualport: bool
@@ -215,7 +215,7 @@ class InterfaceNetwork(NamedTuple):
 
 class DomainHostdevDef(ElementDef):
     """
-    A device of the host that a domain takes.
+    A host device of a domain.
 
     ``assigned`` is absent (None), yes or no; absent means yes, and stays absent when printed.
 
@@ -265,7 +265,7 @@ class DomainHostdevDef(ElementDef):
     shareable = flag("shareable")
     info = embedded(DeviceInfo)
 
-    interface: InterfaceNetwork | None = None  # of the <interface type='hostdev'> that it stands for
+    interface: InterfaceNetwork | None = None  # set if it comes from an <interface type='hostdev'>
 
     @classmethod
     def for_pci(
@@ -280,8 +280,8 @@ class DomainHostdevDef(ElementDef):
         Return the definition of a PCI function.
 
         Args:
-            assigned: says ``assigned='yes'`` or ``'no'``.
-            unassigned: says that the guest does not get it in libvirt's own spelling.
+            assigned: the value of the attribute ``assigned``; None omits it.
+                unassigned: True adds ``<address type='unassigned'/>``, libvirt's spelling.
         """
         self = cls(type="pci", managed=managed, assigned=assigned)
         self.source_def = PCISource(**PCIDeviceAddress.of(address)._asdict())
@@ -297,33 +297,33 @@ class DomainHostdevDef(ElementDef):
 
     @property
     def is_pci(self) -> bool:
-        """True for a PCI function that is handed over."""
+        """True for a PCI function in mode subsystem."""
         return self.mode == "subsystem" and self.type == "pci"
 
     @property
     def pci_address(self) -> PCIDeviceAddress:
-        """The host's address; only for those that is_pci."""
+        """The host address; only valid if ``is_pci``."""
         assert isinstance(self.source_def, PCISource)
         return self.source_def.address
 
     @property
     def is_assigned(self) -> bool:
-        """True when the guest gets the device."""
+        """True if the guest gets the device."""
         return self.assigned is not False and not self.info.is_unassigned
 
     @property
     def spelling(self) -> str | None:
-        """In which language it says whether the guest gets it: assigned, unassigned or None."""
+        """The spelling in use: "assigned", "unassigned" or None."""
         if self.assigned is not None:
             return "assigned"
         return "unassigned" if self.info.is_unassigned else None
 
     def hides(self, name: str) -> bool:
-        """Only what is handed over is managed."""
+        """Return True for ``managed`` of a mode other than subsystem."""
         return name == "managed" and self.mode != "subsystem"
 
     def guest_side_names(self) -> list[str]:
-        """Return the elements that name, place or tune it in the guest, without the unassigned address."""
+        """Return the names of elements about the guest's side, without an unassigned address."""
         info = self.info
         found = {
             "address": info.address is not None and not info.is_unassigned,
@@ -336,7 +336,7 @@ class DomainHostdevDef(ElementDef):
         return [name for name in _GUEST_SIDE if found[name]]
 
     def parsed(self, element: Element) -> None:
-        """Refuse what a hostdev cannot say, whatever the host."""
+        """Refuse a definition that is invalid on any host."""
         line = source_line(element)
         if element.get("assigned") is not None:
             self._check_assigned(element)
@@ -351,10 +351,10 @@ class DomainHostdevDef(ElementDef):
 
     def _check_assigned(self, element: Element) -> None:
         """
-        Refuse ``assigned`` where it means nothing, and next to it what needs a place in the guest.
+        Refuse ``assigned`` on other than PCI devices, and elements about the guest's side next to ``assigned='no'``.
 
         Raises:
-            XMLError: naming the element in the way.
+            XMLError: the message names the element.
         """
         line = source_line(element)
         if not self.is_pci:

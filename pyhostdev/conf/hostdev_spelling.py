@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The two spellings of "the guest does not get it", and the way from one to the other.
+Convert between the two spellings of a not assigned host device.
 
-``<address type='unassigned'/>`` is libvirt's since 6.0 and possible for any PCI host device;
-``assigned='no'`` is possible for a function of a multifunction device only, and says in return that
-the others are to be declared, too.
+``<address type='unassigned'/>`` is libvirt's spelling since 6.0, for any PCI host device. ``assigned='no'`` is only
+for a
+function of a multifunction device; it requires that the other functions are declared, too.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SPELLINGS = ("assigned", "unassigned")
 
 def with_spelling(dom: Domain, spelling: str, host: HostFacts | None = None) -> Domain:
     """
-    Return a copy in which all host devices speak one language.
+    Return a copy in which all host devices use one spelling.
 
     Raises:
-        ConfigError: there is no such spelling.
-        XMLError: ``assigned`` cannot say what the definition says; the element or the device is named.
+        ConfigError: the spelling is unknown.
+        XMLError: the definition cannot be expressed with ``assigned``; the message names the element or the device.
     """
     if spelling not in SPELLINGS:
         raise ConfigError(f"Unknown spelling '{spelling}': expected one of {', '.join(SPELLINGS)}")
@@ -51,7 +51,7 @@ def _spell_unassigned(hostdev: DomainHostdevDef) -> None:
 
 
 def _spell_all_assigned(dom: DomainFields, host: HostFacts | None) -> None:
-    """Write the attribute on every declared function of each device that has one not assigned."""
+    """Write the attribute on all declared functions of each device with a not assigned function."""
     pci = [hostdev for hostdev in dom.hostdevs if hostdev.is_pci]
     slots = {hostdev.pci_address.with_function(0) for hostdev in pci if not hostdev.is_assigned}
     for hostdev in pci:
@@ -64,10 +64,10 @@ def _spell_all_assigned(dom: DomainFields, host: HostFacts | None) -> None:
 
 def _check_can_be_spelled(hostdev: DomainHostdevDef, host: HostFacts | None) -> None:
     """
-    Refuse what rows S1 and S2 of the contract forbid.
+    Refuse a device that cannot have ``assigned='no'`` by rows S1 and S2 of docs/architecture.md.
 
     Raises:
-        XMLError: naming the device, and the element or that it has one function.
+        XMLError: the message names the device and the reason.
     """
     address = hostdev.pci_address
     names = hostdev.guest_side_names() if not hostdev.is_assigned else []

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What an older libvirt makes of words that came later: it drops attributes and elements, and refuses values.
+The treatment of attributes and elements that a libvirt release does not know yet: dropped; values are refused.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 def forget_later_words(definition: ElementDef, release: LibvirtRelease) -> None:
     """
-    Drop from a definition what the release does not know yet; the definition is changed.
+    Remove the fields that the release does not know yet from a definition.
 
     Raises:
-        ConfigError: a known attribute has a value that came later, or a later attribute an invalid value; ``others``
-            has the rest.
+        ConfigError: a known attribute has a newer value, or a newer attribute an invalid value; ``others`` has the
+            further errors.
     """
     raise_all([error for _, part in definition.parts() for error in _forget(part, release)])
 
@@ -45,10 +45,10 @@ def _forget(part: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
 
 def later_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Finding]:
     """
-    Return a note for each attribute and element of a definition that the release does not know yet, and so ignores.
+    Return a note for each attribute and element that the release does not know yet and therefore ignores.
 
     Args:
-        definition: as it was written.
+        definition: as the user wrote it.
     """
     return [note for _, part in definition.parts() for note in _notes(part, release)]
 
@@ -60,7 +60,7 @@ def _notes(part: ElementDef, release: LibvirtRelease) -> Iterator[Finding]:
             continue
         element = [part.tag, *field.path][-1]
         place = f"'{field.leaf}' of <{element}>" if field.leaf else f"<{element}>"
-        message = f"{place} is ignored, as in libvirt {release}: a later release has it"
+        message = f"{place} is ignored, as in libvirt {release}: only newer releases know it"
         yield Finding("ignored", NOTE, None, message, part.line)
 
 

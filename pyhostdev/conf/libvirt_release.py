@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The libvirt releases whose answers are given, and one table of all that differs between them.
+The supported libvirt releases, and one table of all differences between them.
 
-A release is a value that callers hand down; code asks it for a row by name where the behaviour stands, and compares no
-versions. What an emulator can do is another matter, and its capabilities are asked for that: a row may only print what
-the emulator has.
-
-Every row was seen in recorded answers of the releases in ``RELEASES``: ``since`` is the first of them that has it.
+A release is a value that callers pass on. Code asks it for a row by name and never compares versions. What the
+emulator
+supports is decided by its capabilities: a row never prints what the emulator lacks. Every row was observed in recorded
+answers of the releases in ``RELEASES``; ``since`` is the first of these with the behaviour.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ CHANGES: dict[str, Change] = {
     "machine-acpi": Change(_11_3, "acpi=on|off in -machine, at its end, instead of -no-acpi"),
     "machine-hpet": Change(_11_3, "hpet=off in -machine, before acpi=, instead of -no-hpet"),
     "added-controllers-sorted": Change(_11_3, "added controllers stand among those of their type, by index"),
-    "itco-watchdog": Change(_11_3, "q35's own watchdog is named in the XML, and lets the chipset reboot"),
-    "raw-image-one-node": Change(_11_3, "a raw image has no format node, and its storage node says read-only"),
-    "storage-cache-last": Change(_11_3, "cache of a storage node behind auto-read-only and discard"),
+    "itco-watchdog": Change(_11_3, "the watchdog of q35 is added to the XML, and may reboot the guest"),
+    "raw-image-one-node": Change(_11_3, "a raw image has no format node, and its storage node has read-only"),
+    "storage-cache-last": Change(_11_3, "cache of a storage node after auto-read-only and discard"),
     "hostdev-driver-model": Change(_11_3, "<driver model=> of a host device is kept"),
     "vfio-variants": Change(_11_3, "a managed device gets the best VFIO driver of modules.alias; was vfio-pci"),
     "attribute-number": Change(_11_3, "27 for invalid values of hostdev's mode and type, and of address types; was 67"),
@@ -85,7 +84,7 @@ CHANGES: dict[str, Change] = {
 
 
 class LibvirtRelease(NamedTuple):
-    """A release, ordered by its version, with the QEMU that Debian has beside it."""
+    """A release, ordered by version, with the QEMU release that Debian ships with it."""
 
     version: tuple[int, int]
     qemu: str
@@ -95,10 +94,10 @@ class LibvirtRelease(NamedTuple):
 
     def has(self, change: str) -> bool:
         """
-        Return True when the release behaves as a row of ``CHANGES`` says.
+        Return True if the release has the behaviour of a row of ``CHANGES``.
 
         Raises:
-            KeyError: there is no such row.
+            KeyError: the row does not exist.
         """
         return CHANGES[change].since <= self.version
 
@@ -108,12 +107,12 @@ class LibvirtRelease(NamedTuple):
         Return the release of a version: 12.8, or 12.8.0.
 
         Raises:
-            ConfigError: its answers are not known.
+            ConfigError: the release is not supported.
         """
         found = next((release for release in RELEASES if text in (str(release), f"{release}.0")), None)
         if found is None:
             known = ", ".join(map(str, RELEASES))
-            raise ConfigError(f"Nothing is known about libvirt '{shown(text)}' (releases: {known})")
+            raise ConfigError(f"libvirt release '{shown(text)}' is not supported: expected one of {known}")
         return found
 
 

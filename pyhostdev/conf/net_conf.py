@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Network interfaces, those that are host devices among them.
+Network interfaces, including those of type hostdev.
 
 Mirrors: virDomainNetDef (src/conf/domain_conf.h)
 """
@@ -75,7 +75,7 @@ def _parse_mac(text: str) -> str:
     return ":".join(f"{octet:02x}" for octet in octets)
 
 
-_mac = Codec(_parse_mac, str, "a MAC address of one station")
+_mac = Codec(_parse_mac, str, "a unicast MAC address")
 
 
 def _checked_model(text: str) -> str:
@@ -88,7 +88,7 @@ _model = Codec(_checked_model, str, "letters, digits, '-' and '_'", code=VIR_ERR
 
 
 class NetIP(ElementDef):
-    """An address of the guest's side; QEMU's own network takes one of each family."""
+    """An IP address of the guest; user-mode networking accepts one of each family."""
 
     tag = "ip"
 
@@ -99,13 +99,13 @@ class NetIP(ElementDef):
 
     @property
     def is_ipv6(self) -> bool:
-        """True for an address of IPv6; without a family the address tells."""
+        """True for an IPv6 address; without a family, the address decides."""
         return self.family == "ipv6" or (self.family is None and ":" in self.address)
 
 
 class NetOffloads(ElementDef):
     """
-    What a virtio interface leaves to the other side, in both directions.
+    The offloads of a virtio interface, in both directions.
 
     Mirrors: driver.virtio.host and driver.virtio.guest of virDomainNetDef (src/conf/domain_conf.h)
     """
@@ -149,10 +149,10 @@ class NetSource(ElementDef):
 
     def check(self, kind: str) -> None:
         """
-        Refuse a source that lacks what its type of interface needs.
+        Refuse a source without the attributes that its type of interface needs.
 
         Raises:
-            XMLError: naming the attribute that is missing or not valid.
+            XMLError: an attribute is missing or invalid; the message names it.
         """
         for name in _REQUIRED_OF_SOURCE.get(kind, ()):
             if getattr(self, name) in (None, ""):
@@ -167,7 +167,7 @@ class NetSource(ElementDef):
 
 
 class NetHostdevSource(PCISource):
-    """The host side of an interface that is a PCI function; its address says its type."""
+    """The host side of an interface of type hostdev; its address has a type."""
 
     address_type = attribute("address/@type", enum("pci"), code=VIR_ERR_CONFIG_UNSUPPORTED)
 
@@ -237,16 +237,16 @@ class DomainNetDef(ElementDef):
     @classmethod
     def from_element(cls, element: Element) -> Self:
         """
-        Parse an interface; one that is a host device becomes a DomainHostdevNetDef.
+        Parse an interface; type hostdev gives a DomainHostdevNetDef.
 
         Raises:
             XMLError: a value is invalid.
         """
         self = DomainHostdevNetDef() if element.get("type") == "hostdev" else cls()
         self.read(element)
-        return self  # type: ignore[return-value]  # asked for as DomainNetDef only
+        return self  # type: ignore[return-value]  # only called on DomainNetDef
 
-    host_driver_names: tuple[str, ...] = ()  # of <driver>, not about virtio
+    host_driver_names: tuple[str, ...] = ()  # values of <driver name=> that are not about virtio
     mac_is_made = False  # the MAC address is a default, not a request of the user
 
     def network_identity(self) -> list[str]:
@@ -266,7 +266,7 @@ class DomainNetDef(ElementDef):
         return self.model in VIRTIO_MODELS
 
     def parsed(self, element: Element) -> None:
-        """Refuse what is incomplete."""
+        """Refuse an incomplete definition."""
         check_teaming(self.teaming_type, element)
         if self.type not in _REQUIRED_OF_SOURCE:
             return
@@ -275,7 +275,7 @@ class DomainNetDef(ElementDef):
         self.source.check(self.type)
 
     def drop_virtio_driver(self) -> None:
-        """Forget what <driver> says about virtio; libvirt does not read it for other models."""
+        """Drop the virtio options of <driver>; libvirt does not read them for other models."""
         for name, field in type(self).declared().items():
             if field.path[:1] == ("driver",) and name not in self.host_driver_names:
                 setattr(self, name, None)
@@ -284,7 +284,7 @@ class DomainNetDef(ElementDef):
 
 
 class DomainHostdevNetDef(DomainNetDef):
-    """An interface that is a PCI function of the host; driver name means the host's driver here."""
+    """An interface of type hostdev; <driver name=> is the backend driver of the host device."""
 
     host_driver_names = ("driver_name", "driver_model", "iommufd")
 
@@ -293,7 +293,7 @@ class DomainHostdevNetDef(DomainNetDef):
     host_source = child("source", NetHostdevSource)
 
     def parsed(self, element: Element) -> None:
-        """Refuse an interface without a device, and a driver that hands over no devices."""
+        """Refuse an interface without a device, and a driver that cannot assign devices."""
         check_teaming(self.teaming_type, element)
         if self.host_source is None:
             raise XMLError("An <interface type='hostdev'> has no <source>", line=self.line)
@@ -302,7 +302,7 @@ class DomainHostdevNetDef(DomainNetDef):
 
     @classmethod
     def declared(cls) -> dict[str, Field[Any]]:
-        """Return the fields, with the driver before the source and another source."""
+        """Return the fields, with the driver before the source, and a source of another class."""
         fields = super().declared()
         order = list(fields)
         order.remove("source")
@@ -315,7 +315,7 @@ class DomainHostdevNetDef(DomainNetDef):
     @property
     def hostdev(self) -> DomainHostdevDef:
         """
-        The host device behind the interface, made from it each time; it shares alias, address, boot order and ROM.
+        The host device of the interface, created at each access; it shares alias, address, boot order and ROM.
 
         Mirrors: virDomainNetGetActualHostdev (src/conf/domain_conf.c)
         """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-libvirt's virtual networks, as far as an interface needs them: where its packets go on the host.
+libvirt's virtual networks, as far as an interface needs them.
 
 Mirrors: virNetworkDef (src/conf/network_conf.h)
 """
@@ -12,12 +12,12 @@ from typing import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virxml import parse_document
 
-_BRIDGED = (None, "nat", "route", "open")  # modes for which libvirt makes the bridge
+_BRIDGED = (None, "nat", "route", "open")  # modes for which libvirt creates the bridge
 DIRECT_MODES = ("bridge", "private", "vepa", "passthrough")
 
 
 class NetworkDef(NamedTuple):
-    """A virtual network: its bridge, the interfaces it shares, or the pool of functions that it gives out."""
+    """A virtual network: its bridge, the host interfaces that it shares, or its pool of functions."""
 
     name: str
     bridge: str | None = None
@@ -26,16 +26,16 @@ class NetworkDef(NamedTuple):
     pf: str | None = None
     functions: tuple[PCIDeviceAddress, ...] = ()
     managed: bool = False
-    special: tuple[str, ...] = ()  # elements that need more than a port on a bridge
+    special: tuple[str, ...] = ()  # elements that a port on a bridge alone cannot provide
 
     @property
     def is_pool(self) -> bool:
-        """True for a network that gives host devices out."""
+        """True for a pool of host devices."""
         return self.mode == "hostdev"
 
     @property
     def is_direct(self) -> bool:
-        """True for a network whose interfaces are on one of the host directly."""
+        """True for a network that uses a macvtap on a host interface."""
         return self.mode in DIRECT_MODES and self.bridge is None
 
 

@@ -15,7 +15,7 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virpcivpd import PCIVPDResource
 from pyhostdev.util.virxml import escape_attribute, escape_text
 
-COMPUTER = "computer"  # the parent of a device that is not below another device
+COMPUTER = "computer"  # the parent of a device without a parent device
 LINK_SPEEDS = ("", "2.5", "5", "8", "16", "32", "64")  # GT/s, by the number in the link registers
 HEADER_CAPABILITIES = {1: "pci-bridge", 2: "cardbus-bridge"}
 
@@ -24,7 +24,7 @@ _READ_WRITE = {"YA": "asset_tag"}
 
 
 class PCIELink(NamedTuple):
-    """A link as a port is able to run it, or as it runs; a running link has no port number."""
+    """The capability or the status of a link; the status has no port number."""
 
     speed: int
     width: int
@@ -43,7 +43,7 @@ class MediatedDeviceType(NamedTuple):
 @dataclass(frozen=True)
 class NodeDevCapPCIDev:
     """
-    The capability ``pci`` of a device; None and empty stand for facts that the host does not have.
+    The capability ``pci`` of a device; None and empty mean that the host does not have the fact.
 
     Mirrors: virNodeDevCapPCIDev
     """
@@ -207,7 +207,7 @@ def _vpd_lines(vpd: PCIVPDResource | None) -> Iterator[str]:
 
 
 def _fields(access: str, fields: dict[str, str], known: dict[str, str], families: dict[str, str]) -> Iterator[str]:
-    """Yield one section: fields with a name of their own first, then each family of fields with its index."""
+    """Yield one section: named fields first, then each family of fields with its index."""
 
     def inside() -> Iterator[str]:
         yield from (_element(name, fields[keyword]) for keyword, name in known.items() if keyword in fields)

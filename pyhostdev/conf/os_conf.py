@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-How a domain boots, how it keeps time, and how much memory it has.
+Boot, clock and memory of a domain.
 
 Mirrors: virDomainOSDef, virDomainClockDef, virDomainMemtune (src/conf/domain_conf.h)
 """
@@ -109,7 +109,7 @@ class ACPITable(ElementDef):
 
 class OSDef(ElementDef):
     """
-    What boots.
+    The <os> element: machine, firmware and boot.
 
     Mirrors: virDomainOSDef (src/conf/domain_conf.h)
     """
@@ -180,7 +180,7 @@ class ClockTimer(ElementDef):
 
 class ClockDef(ElementDef):
     """
-    How the guest keeps time.
+    The guest's clock.
 
     Mirrors: virDomainClockDef (src/conf/domain_conf.h)
     """
@@ -212,7 +212,7 @@ class ClockDef(ElementDef):
 
 
 class IOMMUFDDef(ElementDef):
-    """Whether all host devices are reached by iommufd, and through which descriptors."""
+    """The domain's <iommufd>: the default for host devices, and the group of descriptors."""
 
     tag = "iommufd"
 
@@ -221,13 +221,13 @@ class IOMMUFDDef(ElementDef):
 
 
 class SizeDef(ElementDef):
-    """An amount of memory with its unit; ``kib`` is what counts."""
+    """An amount of memory with its unit; use ``kib``."""
 
     value = content("", big_number, default=0)
     unit = attribute("unit", size_unit)
 
     def hides(self, name: str) -> bool:
-        """Do not print an absent amount; print a zero that was written."""
+        """Return True for an absent amount; a zero in the XML is printed."""
         return name == "value" and not self.value and self.unit is None and self.line is None
 
     @classmethod
@@ -250,7 +250,7 @@ class DomainMemorySize(SizeDef):
 
 
 class MaxMemorySize(SizeDef):
-    """The memory the domain can grow to."""
+    """The maximum memory of the domain."""
 
     tag = "maxMemory"
 
@@ -258,7 +258,7 @@ class MaxMemorySize(SizeDef):
 
 
 class HugePage(ElementDef):
-    """Which pages back which NUMA nodes."""
+    """A page size, and the NUMA cells that use it."""
 
     tag = "page"
 
@@ -284,7 +284,7 @@ class MemoryBackingDef(ElementDef):
 
 
 class NumaMemNode(ElementDef):
-    """Where the memory of one guest node comes from."""
+    """The host nodes for the memory of one NUMA cell."""
 
     tag = "memnode"
 
@@ -294,7 +294,7 @@ class NumaMemNode(ElementDef):
 
 
 class NumaTuneDef(ElementDef):
-    """Where the guest's memory comes from on the host."""
+    """The host nodes for the guest's memory."""
 
     tag = "numatune"
 
@@ -305,7 +305,7 @@ class NumaTuneDef(ElementDef):
 
 
 class LaunchSecurityDef(ElementDef):
-    """How the host proves to the guest's owner what it started; nothing here does."""
+    """Launch security; not supported by ``start``."""
 
     tag = "launchSecurity"
 

@@ -96,7 +96,7 @@ def with_pins(dom: DomainFields, pins: Iterable[HostdevPin]) -> str | None:
 
 
 def _indent_before(metadata: Element, holder: Element) -> None:
-    """Put the pins on lines of their own, behind what stands there."""
+    """Put the pins on separate lines after the existing elements."""
     previous = holder.getprevious()
     if previous is None:
         metadata.text = "\n    "
@@ -108,7 +108,7 @@ def _metadata(dom: DomainFields) -> Element:
     if dom.metadata is None:
         return parse_document("<metadata/>")
     metadata = parse_document(f"<domain>{dom.metadata}</domain>").find("metadata")
-    assert metadata is not None  # it was dumped by the parser
+    assert metadata is not None  # the parser created it
     return metadata
 
 

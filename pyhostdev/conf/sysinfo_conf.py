@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a guest reads about its machine: tables of its firmware, and files that QEMU hands to firmware.
+SMBIOS tables and fw_cfg files.
 
 Mirrors: virSysinfoDef (src/util/virsysinfo.h)
 """
@@ -36,14 +36,14 @@ class SysinfoTable(ElementDef):
     entries = children("entry", SysinfoEntry)
 
     def values(self, table: str) -> dict[str, str]:
-        """Return the values by name in the order of SMBIOS; of two of one name the first counts."""
+        """Return the values by name in SMBIOS order; of equal names the first counts."""
         said: dict[str | None, str] = {}
         for entry in self.entries:
             said.setdefault(entry.name, entry.value)
         return {name: said[name] for name in SMBIOS_ENTRIES[table] if said.get(name)}
 
     def settle(self, table: str) -> None:
-        """Forget entries that the table does not have, and sort the others."""
+        """Drop entries that the table does not have, and sort the others."""
         self.entries = [SysinfoEntry(name=name, value=value) for name, value in self.values(table).items()]
 
 
@@ -65,19 +65,19 @@ class SysinfoDef(ElementDef):
     entries = children("entry", SysinfoEntry)
 
     def tables(self) -> list[tuple[str, SysinfoTable]]:
-        """Return the SMBIOS tables in the order of their types; of all but base boards there is one."""
+        """Return the SMBIOS tables in the order of their types; only base boards can occur more than once."""
         found = [("bios", table) for table in self.bios[:1]]
         found += [("system", table) for table in self.system[:1]]
         found += [("baseBoard", table) for table in self.boards]
         return found + [("chassis", table) for table in self.chassis[:1]]
 
     def settle(self) -> None:
-        """Keep what belongs to the type, in the order of libvirt."""
+        """Keep only the entries of this type, in libvirt's order."""
         self.bios, self.system, self.chassis = self.bios[:1], self.system[:1], self.chassis[:1]
         for table, part in self.tables():
             part.settle(table)
 
     @property
     def uuid_entry(self) -> SysinfoEntry | None:
-        """The UUID that the guest's firmware shows."""
+        """The entry of the system UUID, None without one."""
         return next((e for t in self.system[:1] for e in t.entries if e.name == "uuid" and e.value), None)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Processors, I/O threads, memory and the clock in libvirt's own spelling.
+Normalise CPUs, I/O threads, memory placement and the clock.
 
 Mirrors: virDomainVcpuParse, virDomainIOThreadIDDefArrayInit, virDomainNumatuneSet, virDomainClockDefParseXML
 (src/conf/domain_conf.c, src/conf/numa_conf.c)
@@ -24,10 +24,10 @@ LOCAL_DISTANCE, UNREACHABLE = 10, 255  # ACPI 6.5, 5.2.17 (SLIT)
 
 def normalise_tuning(dom: DomainFields) -> None:
     """
-    Bring threads, memory placement and the clock into libvirt's own spelling.
+    Bring threads, memory placement and the clock into libvirt's normal form.
 
     Raises:
-        ConfigError: numbers that contradict each other.
+        ConfigError: numbers contradict each other.
     """
     normalise_vcpus(dom)
     _normalise_iothreads(dom)
@@ -41,10 +41,10 @@ def normalise_tuning(dom: DomainFields) -> None:
 
 def normalise_vcpus(dom: DomainFields) -> None:
     """
-    Settle how many virtual processors there are at the start.
+    Compute the number of virtual CPUs at the start.
 
     Raises:
-        ConfigError: more than there can be.
+        ConfigError: more CPUs are online than exist.
     """
     dom.vcpu_placement = dom.vcpu_placement or "static"
     if dom.vcpu_placement == "auto":
@@ -58,7 +58,7 @@ def normalise_vcpus(dom: DomainFields) -> None:
 
 
 def _normalise_vcpu_list(dom: DomainFields) -> None:
-    """Say for each processor what it is; those that are not listed cannot be plugged and are off."""
+    """Complete the list of virtual CPUs; unlisted ones are off and not hotpluggable."""
     named = {vcpu.id: vcpu for vcpu in dom.vcpu_list}
     for vcpu in dom.vcpu_list:
         if vcpu.hotpluggable is None:
@@ -69,10 +69,10 @@ def _normalise_vcpu_list(dom: DomainFields) -> None:
             raise XMLError(f"Virtual CPU {vcpu.id} is off and cannot be plugged", line=vcpu.line)
     too_high = [vcpu for vcpu in dom.vcpu_list if vcpu.id >= dom.vcpus]
     if too_high:
-        raise XMLError(f"There is no virtual CPU {too_high[0].id}", line=too_high[0].line)
+        raise XMLError(f"The domain has no virtual CPU {too_high[0].id}", line=too_high[0].line)
     orders = [vcpu.order for vcpu in dom.vcpu_list if vcpu.order is not None]
     if len(set(orders)) != len(orders):
-        raise XMLError("Two virtual CPUs have one order", line=dom.vcpu_list[0].line)
+        raise XMLError("Two virtual CPUs have the same order", line=dom.vcpu_list[0].line)
     if len(named) != len(dom.vcpu_list):
         raise XMLError("A virtual CPU is listed twice", line=dom.vcpu_list[0].line)
     dom.vcpu_list = [named[number] for number in sorted(named)]
@@ -81,10 +81,10 @@ def _normalise_vcpu_list(dom: DomainFields) -> None:
 
 
 def _normalise_iothreads(dom: DomainFields) -> None:
-    """Number the I/O threads: the named ones, and the lowest free numbers for the rest."""
+    """Number the I/O threads: listed ones keep their ids, the others get the lowest free ones."""
     used = [thread.id for thread in dom.iothread_ids]
     if len(set(used)) != len(used):
-        raise XMLError("Two I/O threads have one id", line=dom.iothread_ids[0].line)
+        raise XMLError("Two I/O threads have the same id", line=dom.iothread_ids[0].line)
     count = max(dom.iothreads or 0, len(used))
     dom.iothreads = count or None
     if dom.iothread_ids:
@@ -93,14 +93,14 @@ def _normalise_iothreads(dom: DomainFields) -> None:
 
 
 def iothread_numbers(dom: DomainFields) -> list[int]:
-    """Return the numbers of the I/O threads, as the definition has them or from 1 on."""
+    """Return the ids of the I/O threads: those in the definition, or numbered from 1."""
     if dom.iothread_ids:
         return [thread.id for thread in dom.iothread_ids]
     return list(range(1, (dom.iothreads or 0) + 1))
 
 
 def _normalise_pins(dom: DomainFields) -> None:
-    """Drop the pins of processors that are not there, as libvirt does; sort the others."""
+    """Drop the pins of missing virtual CPUs, as libvirt does; sort the others."""
     tune = dom.cputune
     if tune is None:
         return
@@ -122,7 +122,7 @@ def _normalise_pins(dom: DomainFields) -> None:
 
 def _normalise_numatune(dom: DomainFields) -> None:
     """
-    Settle where memory comes from: a set of nodes is static, and numad chooses where no set is said.
+    Fill in the placement of memory: static with a set of nodes, otherwise automatic.
 
     Mirrors: virDomainNumatuneParseXML, virDomainNumatuneSet (src/conf/numa_conf.c)
     """
@@ -161,10 +161,10 @@ def _normalise_memnodes(dom: DomainFields) -> None:
 
 def _normalise_distances(cells: list[NumaCell]) -> None:
     """
-    Say all distances of a cell where one is said, the same in both directions.
+    Fill in all distances of a cell that has one, symmetrically.
 
     Raises:
-        XMLError: a distance to a cell that is not there, or one that ACPI does not have.
+        XMLError: a cell is missing, or a distance is invalid in ACPI.
 
     Mirrors: virDomainNumaDefNodeDistanceParseXML (src/conf/numa_conf.c)
     """
@@ -174,7 +174,7 @@ def _normalise_distances(cells: list[NumaCell]) -> None:
         for sibling in cell.distances:
             is_self = sibling.id == own
             if sibling.id >= len(cells) or not LOCAL_DISTANCE <= sibling.value <= UNREACHABLE:
-                raise XMLError("A <sibling> has no such NUMA cell or distance", line=sibling.line)
+                raise XMLError("Invalid NUMA cell or distance of a <sibling>", line=sibling.line)
             if is_self != (sibling.value == LOCAL_DISTANCE):
                 raise XMLError(f"{LOCAL_DISTANCE} is the distance of a cell to itself", line=sibling.line)
             table.setdefault(own, {own: LOCAL_DISTANCE})[sibling.id] = sibling.value
@@ -191,7 +191,7 @@ def _sibling(number: int, value: int) -> Any:
 
 
 def _normalise_clock(clock: ClockDef) -> None:
-    """An offset in seconds is a variable one, whatever it is called."""
+    """Normalise a clock with an offset in seconds to offset='variable'."""
     if clock.offset in ("utc", "localtime") and clock.adjustment not in (None, "reset"):
         clock.basis, clock.offset = clock.offset, "variable"
     if clock.offset == "variable":
@@ -199,5 +199,5 @@ def _normalise_clock(clock: ClockDef) -> None:
 
 
 def cpus_of(cell: NumaCell) -> set[int]:
-    """Return the numbers of a cell's processors."""
+    """Return the numbers of a cell's virtual CPUs."""
     return set(nodes_of(cell.cpus)) if cell.cpus else set()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a definition must not say about threads, memory and the features of the machine.
+The rules for threads, memory and features of the machine.
 
 Mirrors: virDomainDefValidateInternal and its parts (src/conf/domain_validate.c), src/conf/numa_conf.c
 """
@@ -39,13 +39,13 @@ _QUOTAS = ("quota", "global_quota", "emulator_quota", "iothread_quota")
 
 
 def tuning_errors(dom: DomainFields) -> Errors:
-    """Yield what is wrong, in libvirt's order."""
+    """Yield the errors in libvirt's order."""
     for rule in _RULES:
         yield from rule(dom)
 
 
 def _feature_words(dom: DomainFields) -> Errors:
-    """Refuse features that nothing knows: unlike other words, libvirt refuses them while parsing."""
+    """Yield an error for each unknown feature: libvirt refuses these, unlike other unknown elements."""
     named: list[tuple[ElementDef | None, int | None]] = [
         (dom.features, VIR_ERR_INTERNAL_ERROR),
         (dom.features.hyperv, None),
@@ -82,7 +82,7 @@ def _hugepage_errors(dom: DomainFields) -> Errors:
         nodes = set(nodes_of(page.nodeset)) if page.nodeset else set()
         masters += not nodes
         if nodes & seen or masters > 1:
-            text = "Two sizes of huge pages are for one NUMA cell"
+            text = "A NUMA cell has two sizes of huge pages"
             yield XMLError(text, line=page.line, libvirt_code=VIR_ERR_XML_DETAIL)
         masters = min(masters, 1)
         if any(node >= cells for node in nodes):
@@ -112,7 +112,7 @@ def _iothread_errors(dom: DomainFields) -> Errors:
     for pool in pools:
         least, most = pool.thread_pool_min, pool.thread_pool_max
         if most == 0:
-            yield ConfigUnsupportedError("thread_pool_max is a positive number", line=pool.line)
+            yield ConfigUnsupportedError("thread_pool_max must be a positive number", line=pool.line)
         elif least is not None and (most is None or least > most):
             yield ConfigUnsupportedError("thread_pool_min needs a thread_pool_max that is not below it", line=pool.line)
 

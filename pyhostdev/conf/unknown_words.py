@@ -22,33 +22,34 @@ if TYPE_CHECKING:
     from pyhostdev.conf.xml.xmldef import ElementDef, Unknown
     from pyhostdev.conf.xml.xmlshape import Row, Shape
 
-# libvirt's own words of later releases (its schema of 12.8); prepare does the same with and without them
+# attributes and elements of newer libvirt releases (schema of 12.8) that do not affect prepare
 _LATER_WORDS = {
     "mac/@currentAddress": "11.3",
 }
-# what libvirt reads elsewhere and ignores here: every source of a PCI device is a PCI address
+# attributes that libvirt reads in other sources and ignores here
 _HARMLESS_WORDS = frozenset({"source/address/@type", "portForward"})
-_LENGTH_MAX = 64  # of a word for which the nearest known one is looked for; the longest of libvirt's has 30
+_LENGTH_MAX = 64  # longest name for which a similar known one is searched; libvirt's longest has 30
 
 
 def unknown_words(dom: DomainFields) -> list[Finding]:
     """
-    Return the words on host devices that are not known, in the order of the domain.
+    Return findings about unknown attributes and elements of host devices, in the order of the domain.
 
-    An error is reason ``unknown-word``; a word of a later libvirt is a note ``unsupported``, and a word that says
-    nothing is a note ``ignored``. Attributes and elements in a namespace of their own belong to others.
+    Reason ``unknown-word`` is an error; a name of a newer libvirt is a note ``unsupported``, and one without an effect
+    is a
+    note ``ignored``. Names in a foreign namespace are not checked.
     """
     return [finding for _, finding in words_with_paths(dom)]
 
 
 def words_with_paths(dom: DomainFields) -> list[tuple[str, Finding]]:
-    """Return the findings of ``unknown_words``, each with the path that ``DomainFields.unmodelled`` has for it."""
+    """Return the findings of ``unknown_words``, each with its path in ``DomainFields.unmodelled``."""
     found = (pair for device in _host_devices(dom) for pair in _findings_on(device))
     return [(f"{dom.tag}/devices/{path}", finding) for path, finding in found]
 
 
 def kept_words(dom: DomainFields) -> list[Finding]:
-    """Return a note for each unknown word that is not on a host device; it is kept as it was written."""
+    """Return a note for each unknown attribute or element outside host devices; it is kept unchanged."""
     hostdevs = {id(device) for device in _host_devices(dom)}
     found = []
     for device in [*dom.devices(), dom]:
@@ -59,7 +60,7 @@ def kept_words(dom: DomainFields) -> list[Finding]:
 
 
 def _words_around(device: ElementDef, place: tuple[str, ...]) -> Iterator[tuple[str, str, int | None]]:
-    """Yield the unknown words of a device, or of a domain outside its devices, each with the element it is in."""
+    """Yield the unknown attributes and elements of a device, or of a domain outside its devices, with their element."""
     for inner, part in device.parts(place):
         if device.tag != "domain" or inner[1:2] != ("devices",):
             for path, word in part.own_unknown():
@@ -68,7 +69,7 @@ def _words_around(device: ElementDef, place: tuple[str, ...]) -> Iterator[tuple[
 
 
 def _kept(owner: str, label: str, line: int | None) -> Finding:
-    return Finding("ignored", NOTE, None, f"Unknown {_described(owner, label)} is kept as it is", line)
+    return Finding("ignored", NOTE, None, f"Unknown {_described(owner, label)} is kept unchanged", line)
 
 
 def _host_devices(dom: DomainFields) -> Iterator[ElementDef]:
@@ -102,7 +103,7 @@ def _finding(
     words = "/".join((*place, word.label))
     what = _described("/".join((tag, *place)), word.label)
     if words in _HARMLESS_WORDS:
-        return Finding("ignored", NOTE, address, f"The {what} says nothing and is ignored", word.line)
+        return Finding("ignored", NOTE, address, f"The {what} has no effect and is ignored", word.line)
     if words in _LATER_WORDS:
         release = _LATER_WORDS[words]
         return Finding("unsupported", NOTE, address, f"The {what} (libvirt {release}) is not supported yet", word.line)
@@ -110,7 +111,7 @@ def _finding(
 
 
 def _described(owner: str, label: str) -> str:
-    """Return a word as a phrase that says where it stands."""
+    """Return a phrase that names an attribute or element and its place."""
     if label[:1] == "@":
         return f"attribute '{shown(label[1:])}' of <{owner}>"
     return f"element <{shown(label)}> in <{owner}>"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The guest's threads: its virtual processors and I/O threads, and which host processors they run on.
+The guest's virtual CPUs and I/O threads, and their pinning to host CPUs.
 
 Mirrors: virDomainVcpuDef, virDomainIOThreadIDDef, virDomainCputune (src/conf/domain_conf.h)
 """
@@ -16,7 +16,7 @@ quota_us = signed(-ULLONG_MAX, maximum=ULLONG_MAX)  # a negative one lifts the l
 
 
 class VcpuDef(ElementDef):
-    """One virtual processor, where the definition lists them."""
+    """One virtual CPU of the list in the definition."""
 
     tag = "vcpu"
 
@@ -27,14 +27,14 @@ class VcpuDef(ElementDef):
 
 
 class ThreadPool(ElementDef):
-    """How many workers an event loop has."""
+    """The worker pool of an event loop."""
 
     thread_pool_min = attribute("thread_pool_min", number)
     thread_pool_max = attribute("thread_pool_max", number)
 
 
 class IOThreadDef(ThreadPool):
-    """An I/O thread with a number of its own."""
+    """An I/O thread with an explicit id."""
 
     tag = "iothread"
 
@@ -45,13 +45,13 @@ class IOThreadDef(ThreadPool):
 
 
 class DefaultIOThread(ThreadPool):
-    """The workers of QEMU's main loop."""
+    """The worker pool of QEMU's main loop."""
 
     tag = "defaultiothread"
 
 
 class VcpuPin(ElementDef):
-    """The host processors of one virtual processor."""
+    """The host CPUs of one virtual CPU."""
 
     tag = "vcpupin"
 
@@ -60,7 +60,7 @@ class VcpuPin(ElementDef):
 
 
 class EmulatorPin(ElementDef):
-    """The host processors of QEMU's other threads."""
+    """The host CPUs of QEMU's other threads."""
 
     tag = "emulatorpin"
 
@@ -68,7 +68,7 @@ class EmulatorPin(ElementDef):
 
 
 class IOThreadPin(ElementDef):
-    """The host processors of one I/O thread."""
+    """The host CPUs of one I/O thread."""
 
     tag = "iothreadpin"
 
@@ -78,7 +78,7 @@ class IOThreadPin(ElementDef):
 
 class CPUTuneDef(ElementDef):
     """
-    Where the guest's threads run, and their share of the host's processors.
+    Pinning, bandwidth and scheduling of the guest's threads.
 
     Mirrors: virDomainCputune (src/conf/domain_conf.h)
     """

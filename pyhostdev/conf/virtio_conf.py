@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Virtio's options, and the devices that are little more than virtio.
+Virtio options, and small virtio devices.
 
 Mirrors: virDomainVirtioOptions and the devices' own structures (src/conf/domain_conf.h)
 """
@@ -16,7 +16,7 @@ VIRTIO_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional")
 
 
 class VirtioOptions(ElementDef):
-    """What every virtio device's <driver> may say."""
+    """The virtio options in <driver> of every virtio device."""
 
     iommu = attribute("driver/@iommu", on_off)
     ats = attribute("driver/@ats", on_off)
@@ -25,7 +25,7 @@ class VirtioOptions(ElementDef):
 
 
 class DomainMemballoonDef(ElementDef):
-    """The memory balloon, or model none to have none."""
+    """The memory balloon; model none disables it."""
 
     tag = "memballoon"
 
@@ -79,12 +79,12 @@ class DomainInputDef(ElementDef):
     info = embedded(DeviceInfo)
 
     def hides(self, name: str) -> bool:
-        """An event device has no bus, and libvirt's grammar has no word for that."""
+        """Return True for the bus of an event device, which libvirt does not print."""
         return name == "bus" and self.type == "evdev"
 
 
 class DomainIOMMUDef(ElementDef):
-    """The guest's own IOMMU, or one of several."""
+    """A virtual IOMMU of the guest."""
 
     tag = "iommu"
 
@@ -111,7 +111,7 @@ class DomainIOMMUDef(ElementDef):
 
     @property
     def granule_kib(self) -> float | None:
-        """The size of the pages that it maps, in KiB; None where none is said."""
+        """The granule in KiB, None if it is not set."""
         return None if self.granule is None else self.granule * unit_factor(self.granule_unit) / 1024
 
 

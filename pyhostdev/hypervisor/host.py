@@ -72,7 +72,7 @@ class Host:
         return ForkedWriter(self.root, inflight_dir=os.path.join(self.state_dir, "in-flight"))
 
     def shown(self, path: str) -> str:
-        """Return a path as the host itself spells it: of a snapshot, without the directory that it is unpacked in."""
+        """Return a path as the host itself spells it: of a snapshot, without the directory in which it is unpacked."""
         below = self.is_snapshot and path.startswith(f"{self.root.path}/")
         return path[len(self.root.path) :] if below else path
 
@@ -221,13 +221,12 @@ class Host:
             policy: which functions must be declared: auto, device, group or off.
             owner: the name of the domain that will own the devices; the definition's name by default.
             accept: consents to losses of the host, each as REASON:ADDRESS.
-            release: the libvirt whose choice of drivers is meant; the newest by default.
-
-        Raises:
-            ConfigError, ConfigUnsupportedError: the request is invalid for any host.
-            SysfsError: the host cannot be read; records that this user may not read are a finding.
+            release: the libvirt release whose choice of drivers applies; by default the newest.
+            Raises:
+                ConfigError, ConfigUnsupportedError: the request is invalid for any host.
+                SysfsError: the host cannot be read; records that this user may not read are a finding.
         """
-        from pyhostdev.hypervisor.hostdev_planner import build_plan  # what only looks at a host does not need it
+        from pyhostdev.hypervisor.hostdev_planner import build_plan  # programs that only read a host do not need it
 
         return build_plan(
             self,

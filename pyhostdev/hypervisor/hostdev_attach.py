@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The plan of a unit: the functions of one host device that a running domain gets together.
+The plan of a unit: the functions of one host device that are plugged into a running domain together.
 
-Rows S1 to S4 and the policies hold as in the plan of a definition.
+Rows S1 to S4 and the policies apply as in the plan of a definition.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 class AddedHostdevs:
     """
-    The subject of a plan: host devices that a running domain gets in addition.
+    The subject of a plan: additional host devices for a running domain.
 
-    The devices that the guest gets come first, so that they are detached first and given back first.
+    Assigned devices come first, so that they are detached first and reattached first.
     """
 
     def __init__(self, live: DomainDef, hostdevs: Iterable[DomainHostdevDef]) -> None:
@@ -42,25 +42,25 @@ class AddedHostdevs:
         return self.hostdevs
 
     def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
-        """Return the guest addresses of all devices that the guest has."""
+        """Return the guest addresses of all devices in the guest."""
         return {info.pci.pci for _, info in self.live.device_infos() if info.pci is not None}
 
     def unknown_words(self) -> list[Finding]:
-        """Return findings about words on the new devices that are not known."""
+        """Return findings about unknown attributes and elements of the new devices."""
         from pyhostdev.conf.domain_conf import DomainDef
 
         return DomainDef(hostdevs=list(self.hostdevs)).unknown_words()
 
     def hostdev_pins(self) -> list[HostdevPin]:
-        """Return the identities of pinned devices: a device in a file of its own has none."""
+        """Return the identities of pinned devices: none, because a device in a separate file has no pin."""
         return []
 
     def has_guest_iommu(self) -> bool:
-        """Tell whether the guest has an IOMMU of its own."""
+        """Return True if the guest has a virtual IOMMU."""
         return self.live.has_guest_iommu()
 
     def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
-        """Return the address in whose name a guest device does DMA."""
+        """Return the requester address that a guest device uses for DMA."""
         return self.live.guest_address_space(address)
 
 
@@ -75,7 +75,7 @@ def plan_attach(
     release: LibvirtRelease | None = None,
 ) -> Plan:
     """
-    Plan what happens to the functions of one host device that a running domain gets; see ``Host.plan_attach``.
+    Return the plan for plugging the functions of one host device; see ``Host.plan_attach``.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the request is invalid for any host.
@@ -111,7 +111,7 @@ def unit_of(requests: Sequence[Request]) -> str:
 
 
 def _several_devices(requests: Sequence[Request]) -> Iterable[Finding]:
-    """Yield a finding for the first function of another device: they are plugged one after the other."""
+    """Yield a finding for the first function of another device: each device is plugged separately."""
     first = requests[0]
     for request in requests[1:]:
         if unit_of([request]) != unit_of([first]):

@@ -77,9 +77,9 @@ def vf_network(request: Request) -> Iterator[Finding]:
     """
     Yield a finding if an interface requests a network, which preparing its virtual function does not set.
 
-    It needs consent with every policy: a policy decides which functions must be declared, and none makes the guest's
-    network right. It is not an error, because the settings may be made otherwise: a user who sets them through the PF
-    before the guest runs consents by reason and address, for each device separately.
+    It needs consent with every policy: a policy only decides which functions must be declared. It is not an error,
+    because
+    another program may set the network through the PF before the guest runs; the user then consents for each device.
     """
     if request.network:
         text = (
@@ -91,7 +91,7 @@ def vf_network(request: Request) -> Iterator[Finding]:
 
 def split_groups(requests: Iterable[Request], definition: Definition | None) -> Iterator[Finding]:
     """
-    Yield the groups that would be in several address spaces of a guest with its own IOMMU.
+    Yield the groups that would be in several address spaces of a guest with a virtual IOMMU.
 
     Source: pci_device_iommu_address_space (hw/pci/pci.c of QEMU 7.2) gives each function its own space, and one space
         to all functions behind a conventional bridge; vfio_get_group (hw/vfio/common.c) adds a group to one space only
@@ -202,7 +202,7 @@ def libvirt_owners(root: HostRoot, addresses: Collection[PCIDeviceAddress]) -> I
                 raise SysfsError(errno.EFBIG, root.libvirt_status, doing)
             devices = set() if data is None else _status_devices(data)
         except ConfigError as err:
-            text = f"The status of libvirt's domain '{domain}' is not understood, so its devices are unknown: {err}"
+            text = f"The status of libvirt's domain '{domain}' is malformed, so its devices are unknown: {err}"
             yield Finding("libvirt-status", NOTE, None, text)
             continue
         for address in sorted(devices & set(addresses)):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The fate of every member of the touched IOMMU groups, as text: the part of a plan that people read.
+The fate of every member of the touched IOMMU groups, as the text of a plan.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _reset_words(request: Request, declared: Container[PCIDeviceAddress]) -> str
     if method is not None:
         return f"reset ({method}, which reaches nothing else)"
     if not _has_bus_reset(dev):
-        return "not reset, as the kernel knows no method for it"
+        return "not reset, as the kernel has no reset method for it"
     others = [address for address in dev.read_bus() if address not in declared]
     if others:
         return f"not reset, as its bus reset would reach {', '.join(map(str, others))}, which the guest does not have"

@@ -52,7 +52,7 @@ def lock_set(root: HostRoot, addresses: Iterable[PCIDeviceAddress], owner: str |
 
 
 def _place(lock: tuple[str, bool]) -> tuple[bool, str]:
-    """Sort the owner's lock first: a release only learns its other locks once it has that lock."""
+    """Sort the owner's lock first: a release finds its other locks only while it holds that lock."""
     return not lock[0].startswith("owner-"), lock[0]
 
 
@@ -68,7 +68,7 @@ def locked(
 
     Raises:
         DeviceInUseError: another process holds one of them; the text names the holder.
-        SysfsError: the state directory refuses.
+        SysfsError: the state directory cannot be written.
     """
     holder = f"'{owner}' (process {os.getpid()})" if owner is not None else f"process {os.getpid()}"
     deadline = time.monotonic() + wait_s

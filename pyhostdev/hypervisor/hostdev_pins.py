@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Pinned host devices: is the function at the declared address the one that was pinned, and where is it if not.
+Pinned host devices: check that the function at the declared address is the pinned one, or find it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 def pin_findings(pins: Iterable[HostdevPin], present: Mapping[PCIDeviceAddress, PCIDevice | None]) -> Iterator[Finding]:
     """
-    Yield what is to be said about pinned devices: ``changed-identity``, and notes ``identity-unchecked``.
+    Yield the findings about pinned devices: ``changed-identity``, and notes ``identity-unchecked``.
 
     Args:
-        present: the declared functions; None for one that the host does not have, which has a finding of its own.
+        present: the declared functions; None for a missing function, which has a separate finding.
     """
     for address, pinned in pins:
         if address not in present:
-            text = f"A pin names device {address}, which the domain does not declare, so it protects nothing"
+            text = f"The pin of device {address} has no effect: the domain does not declare the device"
             yield Finding("identity-unchecked", NOTE, address, text)
             continue
         dev = present[address]

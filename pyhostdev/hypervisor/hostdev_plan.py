@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 POLICIES = ("auto", "device", "group", "off")
 ASSIGNED, UNASSIGNED = "assigned", "unassigned"
 DETACHED, STAYS, VANISHES, MISSING = FATES = ("detached", "stays", "vanishes", "missing")
-START_REASONS = ("viommu-group",)  # notes of a plan that keep QEMU from starting
-AROUND_PLAN = "around-plan"  # of a domain that takes a host device past its plan
+START_REASONS = ("viommu-group",)  # notes of a plan with which QEMU does not start
+AROUND_PLAN = "around-plan"  # the reason of a finding: the domain takes a host device without the plan
 AFTERWARDS = ("reset", "reattach")  # steps after the guest's end
 
 
@@ -70,7 +70,7 @@ class Request(NamedTuple):
     network: tuple[str, ...] = ()  # settings of a VF's interface that must be made through the PF
     module: str | None = None  # the module to load before the stub is registered
     named: bool = False  # the definition names the stub
-    why: str = ""  # why it is this stub, empty for vfio-pci by default
+    why: str = ""  # the reason for the choice of the stub; empty for the default, vfio-pci
 
     @classmethod
     def of(cls, host: HostFacts, hostdev: DomainHostdevDef, drivers: VFIODrivers) -> Request:
@@ -159,16 +159,16 @@ class Definition(Protocol):
         """Return the guest addresses of all devices but the host devices."""
 
     def unknown_words(self) -> list[Finding]:
-        """Return findings about words on host devices that are not known."""
+        """Return findings about unknown attributes and elements of host devices."""
 
     def hostdev_pins(self) -> list[HostdevPin]:
         """Return the identities of pinned host devices."""
 
     def has_guest_iommu(self) -> bool:
-        """Tell whether the guest has an IOMMU of its own."""
+        """Return True if the guest has a virtual IOMMU."""
 
     def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
-        """Return the address in whose name a guest device does DMA."""
+        """Return the requester address that a guest device uses for DMA."""
 
 
 class Plan:
@@ -235,8 +235,9 @@ class Plan:
         """
         Return the plan with the findings of ``start``.
 
-        In the plan's own findings they are notes, because another hypervisor driver may run the domain; what goes
-        around the plan remains an error. A fact that the plan already has is not repeated.
+        In the plan's own findings they are notes, because another hypervisor driver may run the domain; a bypass of
+        the plan remains an error. A fact that the plan
+        already contains is not repeated.
         """
         told = {key for finding in self.findings for key in _facts(finding)}
         new = [finding for finding in found if told.isdisjoint(_facts(finding))]
@@ -256,13 +257,13 @@ class Plan:
         return plan
 
     def with_nodes(self, nodes: Mapping[PCIDeviceAddress, Sequence[str]]) -> Plan:
-        """Return the plan with the nodes through which the hypervisor reaches each assigned function."""
+        """Return the plan with the nodes that the hypervisor opens for each assigned function."""
         plan = copy.copy(self)
         plan.nodes = dict(nodes)
         return plan
 
     def fate_words(self, fate: FunctionPlan) -> str:
-        """Return the text about one member, with the nodes through which the guest gets it."""
+        """Return the text about one member, with the nodes that the guest's QEMU opens."""
         nodes = {str(address): found for address, found in self.nodes.items()}.get(fate.name)
         return fate.text if not nodes else f"{fate.text} (QEMU's nodes: {', '.join(nodes)})"
 
@@ -283,7 +284,7 @@ class Plan:
         return plan
 
     def with_plugs(self, plugs: Mapping[PCIDeviceAddress, Plug]) -> Plan:
-        """Return the plan of functions that will be plugged into a running guest: what their records say about it."""
+        """Return the plan with the record data of functions that will be plugged into a running guest."""
         plan = copy.copy(self)
         plan.plugs = dict(plugs)
         return plan

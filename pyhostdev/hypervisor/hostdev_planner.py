@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-How a plan is made: each rule of row S4, of the policies and of libvirt's checks is one method.
+Make a plan: each rule of row S4, of the policies and of libvirt's checks is one method.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def build_plan(
         records: the journal's records, by address; None if this user may not read them, which is a finding.
         occupied: guest addresses of the domain's other devices, for ``no-guest-function-0``.
         accept: consents, each as REASON:ADDRESS.
-        release: the libvirt whose choice of drivers is meant; the newest by default.
+        release: the libvirt release whose choice of drivers applies; by default the newest.
 
     Raises:
         ConfigError: the policy is unknown, or a consent or the name of a driver is invalid.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Release an owner's devices: every device is tried, and the owner is locked from the first look on.
+Release an owner's devices: every device is tried, and the owner is locked before the records are read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def by_position(record: Record) -> tuple[bool, int]:
 
 
 def kept_last(record: Record) -> tuple[bool, int]:
-    """Return the order in which a unit is given back while its guest runs: functions that it did not have, last."""
+    """Return the order in which a unit is reattached while its guest runs: kept functions come last."""
     return record.asked is not None and record.asked.role == UNASSIGNED, record.position
 
 
@@ -44,7 +44,7 @@ def release(
     """
     Release the matching devices of an owner; see ``HostdevManager.release``.
 
-    While the owner is locked, it neither gains nor loses a device, so the first look finds all of them.
+    While the owner is locked, it neither gains nor loses a device, so the first reading finds all of them.
     """
     with deferred_signals() as interrupted, context.locked([], owner, GIVE_BACK_WAIT_S) as lock_more:
         records, _ = context.journal.read()
@@ -81,7 +81,7 @@ def _give_back_all(context: HostdevContext, meant: list[Record], records: list[R
     for record in whole:
         run_logged(context.journal.write, record._replace(state=RELEASING))  # a failing mark must not stop the release
     restorer.nodes.try_to_take_back(meant, records)
-    if any(record.nodes for record in meant):  # their user may have opened one just before it was taken back
+    if any(record.nodes for record in meant):  # their user may have opened one just before its owner was restored
         with half_done():
             check_are_free(context.root, context.writer, meant)
     restorer.reset(whole)

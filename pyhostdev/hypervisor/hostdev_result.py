@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Recover's report about each record and each device that it found.
+The report of recover about each record and each device.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class RecordedDevice(NamedTuple):
     ``role`` is assigned or kept (declared, but not given to the guest); None if the record does not contain it.
     ``driver`` is the present driver, ``original_driver`` the one to restore; None means no driver. ``since`` is in
     seconds since 1970 UTC, None if the record does not contain it. ``unit`` names the device with all of its functions,
-    None if no domain has it. ``phase`` is how far plugging or unplugging is, None while the device is prepared or
+    None if no domain has it. ``phase`` is the progress of plugging or unplugging, None while the device is prepared or
     released.
     """
 

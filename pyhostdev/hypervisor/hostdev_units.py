@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Units: the devices that a running guest got with one call, and how far plugging or unplugging them is.
+Units: the devices that were plugged into a running guest together, and the progress of plugging and unplugging.
 
-A change of the records takes the owner's lock and reads them again, so that a release of all devices, at the guest's
-end, is never undone.
+A change of the records takes the owner's lock and reads them again, so that it never undoes a release of all devices
+at
+the guest's end.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _ORDER = (STUCK_STAGED, PREPARED, PLUGGING, PLUGGED, UNPLUGGING)
 
 
 class Unit(NamedTuple):
-    """The functions of one host device that its owner got with one change."""
+    """The functions of one host device that were prepared for its owner together."""
 
     name: str
     change: str
@@ -34,10 +35,11 @@ class Unit(NamedTuple):
     @property
     def phase(self) -> str | None:
         """
-        How far it is: that of the plug, ``prepared`` without one, None while it is prepared or released.
+        The phase in the records, ``prepared`` without one, None while the unit is being prepared or released.
 
-        A process that was killed while it marked the members leaves several phases: then the step after the marking was
-        not begun, so the earlier phase counts.
+        If a process was killed while it marked the members, these have two phases. The step after the marking did not
+        start
+        then, so the earlier phase counts.
         """
         if any(record.state != PREPARED for record in self.members):
             return None
@@ -49,12 +51,12 @@ class Unit(NamedTuple):
 
     @property
     def is_mixed(self) -> bool:
-        """True if its members were not all marked."""
+        """True if the members have different phases."""
         return len(self._phases) > 1 or len({record.plug is None for record in self.members}) > 1
 
     @property
     def is_hot(self) -> bool:
-        """True if a running guest got it, or is asked to let it go."""
+        """True if it was plugged into a running guest, or its removal was requested."""
         return all(record.plug is not None for record in self.members)
 
     @property
@@ -64,7 +66,7 @@ class Unit(NamedTuple):
 
     @property
     def ids(self) -> list[str]:
-        """The names in QEMU of those that the guest gets; function 0 of the guest's slot first."""
+        """The ids in QEMU of the assigned functions; function 0 of the guest slot first."""
         plugs = [record.plug for record in self.members if record.plug is not None]
         named = [(plug.guest or "", plug.alias) for plug in plugs if plug.alias is not None]
         return [alias for _, alias in sorted(named)]
@@ -85,7 +87,7 @@ def units_of(root: HostRoot, records: Iterable[Record], owner: str) -> list[Unit
 
 def read_units(context: HostdevContext, owner: str) -> list[Unit]:
     """
-    Return the units of an owner as they are on disk.
+    Read the units of an owner from the records.
 
     Raises:
         SysfsError: the records cannot be read.
@@ -97,13 +99,12 @@ def mark(
     context: HostdevContext, owner: str, unit: Unit, phase: str, plugs: Mapping[PCIDeviceAddress, Plug] | None = None
 ) -> Unit:
     """
-    Record how far a unit is, and return it; a member that was released in the meantime stays released.
+    Record the phase of a unit and return the unit; a member that was released in the meantime stays released.
 
     Args:
-        plugs: of members that have none yet.
-
+        plugs: the data for records of members that have none yet.
     Raises:
-        DeviceInUseError: another process changes the owner's devices for too long.
+        DeviceInUseError: the owner's lock was not free in time.
         SysfsError: a record cannot be written.
     """
     with context.locked([], owner, GIVE_BACK_WAIT_S):
@@ -123,10 +124,10 @@ def mark(
 
 def give_back(context: HostdevContext, owner: str, unit: Unit) -> list[PCIDeviceAddress]:
     """
-    Give a unit back after the guest has let go of it, functions that the guest did not have last.
+    Reattach a unit after the guest has released it; kept functions come last.
 
     Raises:
-        DeviceInUseError: the group is still open, or another process changes the owner's devices for too long.
+        DeviceInUseError: the group is still open, or the owner's lock was not free in time.
         OperationError: a device could not be restored; its record stays and the call can be repeated.
     """
     return release(context, owner, unit.has, guest_ended=True, order=kept_last)

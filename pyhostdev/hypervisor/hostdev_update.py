@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Devices of domains that already run: list them as active again, without touching them.
+Record the devices of domains that already run, without touching the devices.
 """
 
 from __future__ import annotations

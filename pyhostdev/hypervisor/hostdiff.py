@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What differs between two hosts, or between one host at two moments: after an upgrade, a new card, another kernel.
+Compare two hosts, or one host at two times: before and after an upgrade, a new card, another kernel.
 
-A function is the same one if serial number and function number agree, else if its ids and its place below the root bus
-do, else if its ids and its address do; so a function whose bus was renumbered has moved, and is not gone.
+Functions are matched by serial number and function number, then by ids and path below the root bus, then by ids and
+address. So a function on a renumbered bus counts as moved, not as gone.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Function(NamedTuple):
 
 def compare_hosts(before: Host, after: Host) -> list[HostChange]:
     """
-    Return what differs, by address; nothing if the hosts are alike.
+    Return the differences, sorted by address; empty if there are none.
 
     Raises:
         SysfsError: a host cannot be read.
@@ -104,7 +104,7 @@ def _by_address(function: _Function) -> Hashable | None:
 
 
 def _matched(old: Functions, new: Functions) -> Pairs:
-    """Return the address on the other host of each function that both have."""
+    """Map the address of each function that both hosts have to its address on the other host."""
     pairs: Pairs = {}
     for key_of in (_by_serial, _by_place, _by_address):
         left = _unique(old, pairs.keys(), key_of)

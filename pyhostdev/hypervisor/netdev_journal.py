@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What running guests changed on the host's network, and a crash would leave: one small file each, written before.
+Records of network changes that would outlive a crash: one small file per change, written before the change.
 
-A tap ends with the programs that have it open. A macvtap does not, nor do the settings of a virtual function. The lock
-of a record is held by pyhostdev and inherited by QEMU, so a program that gets the lock knows that both have ended.
+A tap vanishes with the programs that have it open. A macvtap does not, and neither do the settings of a virtual
+function.
+pyhostdev holds the lock of a record, and QEMU inherits it; a program that gets the lock knows that both have ended.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _ASIDE = ".bad"
 
 
 class NetdevJournal:
-    """The records of one kind, below the directory of the other records; a subclass says how a change is undone."""
+    """The records of one kind, in a subdirectory of the journal; a subclass implements the undo."""
 
     suffix: ClassVar[str]
-    fields: ClassVar[frozenset[str]]  # of a record, besides those that all have
+    fields: ClassVar[frozenset[str]]  # further fields of a record of this kind
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -46,14 +47,14 @@ class NetdevJournal:
         Undo a change whose guest has ended, and return a message about the result.
 
         Raises:
-            HostdevError: the kernel refuses, or does not return; the record stays.
+            HostdevError: the kernel refuses, or does not answer in time; the record stays.
             ValueError, TypeError, KeyError: the record is not one of this kind.
         """
         raise NotImplementedError
 
     def begin(self, name: str, owner: str, **facts: object) -> int:
         """
-        Record that a change is about to be made; return its lock, which the guest's QEMU inherits.
+        Record a change before it is made; return the lock of the record, which the guest's QEMU inherits.
 
         Raises:
             OperationError: the interface or function belongs to another guest.
@@ -81,7 +82,7 @@ class NetdevJournal:
         self.state.replace(f"{name}{self.suffix}", json.dumps(text).encode())
 
     def end(self, name: str, lock: int) -> None:
-        """Remove a record, and let its lock go."""
+        """Remove a record and release its lock."""
         try:
             self.state.remove(f"{name}{self.suffix}")
         finally:
@@ -102,7 +103,7 @@ class NetdevJournal:
         self.end(name, lock)
 
     def _lock(self, name: str) -> int | None:
-        """Return the lock of a record; None while its guest lives."""
+        """Return the lock of a record; None while its guest runs."""
         fd = self.state.open_lock(f"{name}{self.suffix}{_LOCK}")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,7 +114,7 @@ class NetdevJournal:
 
     def recover(self) -> Iterator[RecoveryResult]:
         """
-        Undo the changes whose guests have ended, and yield what became of each.
+        Undo the changes of guests that have ended, and yield an outcome for each.
 
         Raises:
             SysfsError: the records cannot be read.
@@ -148,7 +149,7 @@ class NetdevJournal:
         return None, SET_ASIDE, "it is not a record of a network interface"
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        """Return a record; None for a file that is not one."""
+        """Return a record; None for a file that is not a record."""
         try:
             facts = json.loads(self.state.read(f"{name}{self.suffix}") or b"")
         except ValueError:
@@ -164,7 +165,7 @@ class MacvtapJournal(NetdevJournal):
     fields = frozenset({"index"})
 
     def undo(self, name: str, facts: dict[str, Any]) -> str:
-        """Remove a macvtap that is still there; one without a recorded number was perhaps created, by this name."""
+        """Remove a macvtap if it still exists; without a recorded index it may have been created under this name."""
         if not virnetdev.is_interface_name(name):
             raise ValueError(name)
         now = virnetdev.interface_index(name)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The network identity of virtual functions: MAC address, VLAN and trust, set through the PF while a guest has them.
+The network identity of virtual functions (MAC address, VLAN, trust), set through the PF while a guest runs.
 
-The settings are made when the function has left its host driver, and the former ones are restored before it returns to
-that driver, which reads them when it binds. They are read back: a PF that does not keep what it took is an error.
+The settings are changed after the function was unbound from its host driver, and restored before it is bound again,
+because that driver reads them when it binds. Each change is read back: a PF that does not keep it is an error.
 
 Mirrors: virHostdevSetNetConfig, virHostdevRestoreNetConfig (src/hypervisor/virhostdev.c)
 """
@@ -35,7 +35,7 @@ _VLAN_MAX = 4094  # IEEE 802.1Q: 4095 is reserved
 
 
 class VFPlace(NamedTuple):
-    """A virtual function as its PF knows it: the interface of the PF, and the number of the function."""
+    """A virtual function: the interface of its PF, and its number there."""
 
     pf: str
     number: int
@@ -43,7 +43,7 @@ class VFPlace(NamedTuple):
 
 def place_of(root: HostRoot, address: PCIDeviceAddress) -> VFPlace | None:
     """
-    Return where a virtual function's settings are; None if its PF has no single network interface here.
+    Return the PF interface and number of a virtual function; None unless the PF has exactly one interface here.
 
     Raises:
         SysfsError: the host cannot be read.
@@ -71,7 +71,7 @@ def vf_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
     """Yield a finding for each identity that cannot be set on this host; nothing is changed."""
     for net, address in vf_interfaces(dom):
         if net.virtualport is not None:
-            message = "A virtual function has no <virtualport> of a kind that is supported"
+            message = "This type of <virtualport> is not supported for a virtual function"
             yield Finding("unsupported", ERROR, address, message, net.line)
         try:
             _vlan_of(net)
@@ -86,7 +86,7 @@ def vf_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
 
 
 def vf_consents(dom: DomainDef) -> list[str]:
-    """Return the consents that a starter gives itself, because it sets the network of virtual functions."""
+    """Return the consents that ``start`` gives by itself, because it sets the network of virtual functions."""
     return [f"vf-network:{address}" for _, address in vf_interfaces(dom)]
 
 
@@ -95,16 +95,16 @@ def _vlan_of(net: Any) -> int:
     Return the VLAN of an interface, 0 for none.
 
     Raises:
-        ValueError: it is not one that a virtual function can have; the text gives the reason.
+        ValueError: a virtual function cannot have this VLAN; the message gives the reason.
     """
     if net.vlan is None:
         return 0
     root = parse_document(f"<vlans>{net.vlan}</vlans>")
     tags = [tag.get("id", "") for tag in root.iterfind("vlan/tag")]
     if root.find("vlan[@trunk='yes']") is not None or len(tags) != 1:
-        raise ValueError("A virtual function has one <vlan> tag and no trunk")
+        raise ValueError("A virtual function can have only one <vlan> tag and no trunk")
     if not (tags[0].isdecimal() and int(tags[0]) <= _VLAN_MAX):
-        raise ValueError(f"A <vlan> tag is a number up to {_VLAN_MAX}")
+        raise ValueError(f"A <vlan> tag must be a number up to {_VLAN_MAX}")
     return int(tags[0])
 
 
@@ -126,7 +126,7 @@ class VFJournal(NetdevJournal):
 
 class VFNetwork:
     """
-    Sets the identities of one guest's virtual functions; all is undone by the stack that it is given.
+    Sets the identities of one guest's virtual functions; the given stack undoes all changes.
 
     Args:
         owner: the name of the domain, for the records.
@@ -173,16 +173,16 @@ def _read(place: VFPlace) -> VFSettings:
     what = f"read virtual function {place.number} of '{place.pf}'"
     found = within(NETWORK_TIMEOUT_S, what, lambda: netlink.read_vf(_index(place), place.number))
     if found is None:
-        raise OperationError(f"The driver of '{place.pf}' does not tell the settings of its virtual functions")
+        raise OperationError(f"The driver of '{place.pf}' does not report the settings of its virtual functions")
     return found
 
 
 def _set(place: VFPlace, wanted: VFSettings) -> None:
     """
-    Set what differs, and read it back.
+    Change the settings that differ, and read them back.
 
     Raises:
-        OperationError: the kernel refuses, does not return, or does not keep a setting.
+        OperationError: the kernel refuses, does not answer in time, or does not keep a setting.
     """
     before = _read(place)
     new = {name: value for name, value in wanted._asdict().items() if value != getattr(before, name)}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The manager of a host's PCI host devices: prepare them for a guest, release them, list owners.
+The manager of a host's PCI host devices: prepare them for a guest, release them, list their owners.
 
 Mirrors: src/hypervisor/virhostdev.c. The order is libvirt's (check all, detach all, mark active, set owner). The
 differences: lists are on disk, a completeness policy is part of the check, and each step can be undone.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_result import RecoveryResult
 
 
-_IN_CONTEXT = ("locked", "restorer", "writer")  # attributes that a manager itself had
+_IN_CONTEXT = ("locked", "restorer", "writer")  # attributes that older versions had on the manager
 
 
 class HostdevManager:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-libvirt's virtual networks on this host, without its daemon: what its files and the kernel show.
+Read libvirt's virtual networks from its files and the kernel, without its daemon.
 
 Mirrors: virNetworkObj (src/conf/virnetworkobj.h)
 """
@@ -21,7 +21,7 @@ _NETWORK_MAX = 1 << 20  # bytes of a network's file; one with a thousand fixed a
 
 
 class HostNetwork(NamedTuple):
-    """A network of this host; one is active while its status file is there, or its bridge."""
+    """A network of this host; it is active while its status file or its bridge exists."""
 
     definition: NetworkDef
     is_active: bool
@@ -29,7 +29,7 @@ class HostNetwork(NamedTuple):
 
 def read_network(root: HostRoot, name: str) -> HostNetwork | None:
     """
-    Return a network by its name: by its status, else by its definition; None if libvirt has neither.
+    Return a network by its name, from its status or its definition; None if libvirt has neither.
 
     Raises:
         XMLError: the file is not well-formed.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Which firmware a guest boots with: chosen by the descriptors of the host, as the definition asks.
+Choose the firmware of a guest among the firmware descriptors of the host.
 
-A descriptor is a JSON file of a distribution; docs/interop/firmware.json of QEMU defines its form.
+A descriptor is a JSON file that comes with a firmware; QEMU's docs/interop/firmware.json defines its format.
 
 Mirrors: src/qemu/qemu_firmware.c
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DESCRIPTOR_BYTES_MAX = 1 << 20
 _INTERFACES = {"efi": "uefi", "bios": "bios"}
 
-# firmware -> what its variables are made from; libvirt's own list, where no descriptor names the firmware
+# firmware -> template of its variables; libvirt's list for firmware without a descriptor
 _NVRAM_TEMPLATES = {
     "/usr/share/OVMF/OVMF_CODE.fd": "/usr/share/OVMF/OVMF_VARS.fd",
     "/usr/share/OVMF/OVMF_CODE.secboot.fd": "/usr/share/OVMF/OVMF_VARS.fd",
@@ -40,7 +40,7 @@ _NVRAM_TEMPLATES = {
 
 
 class Image(NamedTuple):
-    """A file of firmware and its format."""
+    """A firmware file and its format."""
 
     path: str
     format: str
@@ -48,10 +48,11 @@ class Image(NamedTuple):
 
 class Firmware(NamedTuple):
     """
-    One descriptor.
+    One firmware descriptor.
 
-    ``mode`` of a firmware in flash is "split", "combined" or "stateless"; "memory" stands for a ROM. ``template`` is
-    what a guest's variables are made from. ``machines`` has patterns by architecture.
+    ``mode`` is "split", "combined" or "stateless" for firmware in flash, "memory" for a ROM. ``template`` is the file
+    that a
+    guest's variables are copied from. ``machines`` lists pairs of an architecture and a pattern of machine types.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Firmware(NamedTuple):
     @classmethod
     def parse(cls, name: str, text: bytes) -> Firmware | None:
         """
-        Return the firmware of a descriptor; None for a kind of mapping that libvirt does not use, such as a kernel.
+        Return the firmware in a descriptor; None for a mapping that libvirt does not use, such as a kernel.
 
         Raises:
             ValueError: the text is not a descriptor.
@@ -87,7 +88,7 @@ class Firmware(NamedTuple):
             raise ValueError(f"it lacks {err}") from err
 
     def serves(self, arch: str | None, machine: str | None) -> bool:
-        """True for the architecture and a machine type that the firmware was made for."""
+        """True if the firmware supports the architecture and the machine type."""
         return any(arch == known and fnmatchcase(machine or "", pattern) for known, pattern in self.machines)
 
 
@@ -97,9 +98,9 @@ def _image(said: Any) -> Image:
 
 def read_firmwares(root: HostRoot) -> list[Firmware]:
     """
-    Return the host's firmware in the order of preference: by file name, the administrator's instead of the vendor's.
+    Return the host's firmware in order of preference: sorted by file name.
 
-    An empty file hides the vendor's of the same name.
+    The administrator's descriptor replaces the vendor's of the same name; an empty file only hides it.
 
     Raises:
         ConfigUnsupportedError: a file is not a descriptor.
@@ -118,25 +119,24 @@ def _read(root: HostRoot, path: str) -> Iterator[Firmware]:
     try:
         firmware = Firmware.parse(os.path.basename(path), text)
     except ValueError as err:
-        raise ConfigUnsupportedError(f"'{path}' does not describe firmware: {err}") from err
+        raise ConfigUnsupportedError(f"'{path}' is not a firmware descriptor: {err}") from err
     if firmware is not None:
         yield firmware
 
 
 def is_chosen_at_start(release: LibvirtRelease) -> bool:
-    """True for a release whose definitions do not say which firmware was chosen."""
+    """True for a libvirt release that chooses firmware at each start instead of storing the choice."""
     return not release.has("firmware-in-definition")
 
 
 def fill_firmware(dom: DomainDef, host: HostFacts | None, release: LibvirtRelease) -> None:
     """
-    Say in a definition what its firmware is, and where its variables are.
+    Store the chosen firmware and the path of its variables in a definition.
 
     Args:
-        host: has the descriptors; None has none, and leaves the choice open.
-
+        host: provides the descriptors; None leaves the choice open.
     Raises:
-        ConfigUnsupportedError: the host has no firmware as it is asked for, or a descriptor is damaged.
+        ConfigUnsupportedError: no firmware of the host matches, or a descriptor is damaged.
 
     Mirrors: qemuFirmwareFillDomain
     """
@@ -154,10 +154,10 @@ def fill_firmware(dom: DomainDef, host: HostFacts | None, release: LibvirtReleas
 
 def choose_at_start(dom: DomainDef, host: HostFacts | None, release: LibvirtRelease) -> None:
     """
-    Choose the firmware of a guest whose definition leaves it open until it starts.
+    Choose the firmware of a guest that starts, for a release that does not store the choice.
 
     Raises:
-        ConfigUnsupportedError: the host has no firmware as it is asked for.
+        ConfigUnsupportedError: no firmware of the host matches.
 
     Mirrors: qemuFirmwareFillDomain of libvirt 9.0
     """
@@ -170,14 +170,14 @@ def choose_at_start(dom: DomainDef, host: HostFacts | None, release: LibvirtRele
 
 
 def _choose(dom: DomainDef, host: HostFacts | None) -> Firmware | None:
-    """Return the first firmware that is as the definition asks; None where none is asked for, or known by its path."""
+    """Return the first matching firmware; None if none is requested, or its file is unknown."""
     is_asked = dom.os.firmware is not None
     if host is None or not (is_asked or (dom.os.loader is not None and dom.os.loader_type == "pflash")):
         return None
     found = next((firmware for firmware in read_firmwares(host.root) if _suits(dom, firmware)), None)
     if found is None and is_asked:
         raise ConfigUnsupportedError(
-            f"This host has no firmware '{dom.os.firmware}' as <os> asks for it",
+            f"No '{dom.os.firmware}' firmware of this host matches <os>",
             line=dom.os.line,
             libvirt_code=VIR_ERR_OPERATION_FAILED,
         )
@@ -186,7 +186,7 @@ def _choose(dom: DomainDef, host: HostFacts | None) -> Firmware | None:
 
 def _suits(dom: DomainDef, firmware: Firmware) -> bool:
     """
-    Tell whether a firmware is what a definition asks for.
+    Return True if a firmware matches a definition.
 
     Mirrors: qemuFirmwareMatchDomain
     """
@@ -212,7 +212,7 @@ def _suits_secure(dom: DomainDef, requires_smm: bool) -> bool:
 
 def _suits_paths(os_: OSDef, firmware: Firmware) -> bool:
     """
-    Compare a firmware with the files and formats that a definition names.
+    Return True if a firmware has the files and formats that a definition names.
 
     Mirrors: qemuFirmwareMatchPaths
     """
@@ -259,7 +259,7 @@ def _features(firmware: Firmware) -> list[Any]:
 
 
 def _place_variables(os_: OSDef, name: str | None) -> None:
-    """Give the variables of firmware in a flash chip that is not written a file of the guest's own."""
+    """Choose the path of the variables for read-only firmware in flash; the file belongs to this guest."""
     has_own = os_.nvram is not None or os_.nvram_source is not None or os_.loader_stateless
     if os_.loader is None or os_.loader_type != "pflash" or not os_.loader_readonly or has_own:
         return
@@ -268,7 +268,7 @@ def _place_variables(os_: OSDef, name: str | None) -> None:
 
 
 def _fill_formats(os_: OSDef, release: LibvirtRelease) -> None:
-    """Say the format of firmware in a flash chip, and of its variables."""
+    """Fill in the format of firmware in flash, and of its variables."""
     if os_.loader is not None and os_.loader_type == "pflash":
         os_.loader_format = os_.loader_format or "raw"
         if os_.nvram is not None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The host's USB devices for a domain, which names them by vendor and product, or by their place on the bus.
+Find the host's USB devices that a domain names, by vendor and product or by bus and device number.
 
 Mirrors: qemuHostdevPrepareUSBDevices (src/qemu/qemu_hostdev.c), virHostdevFindUSBDevice (src/hypervisor/virhostdev.c)
 """
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 def find_usb_devices(dom: DomainDef, host: HostFacts | None, *, may_be_absent: bool = False) -> None:
     """
-    Look up the USB devices that a domain names by vendor and product, and note where they are.
+    Look up the USB devices that a domain names by vendor and product; store their address in the definition.
 
     Args:
-        may_be_absent: QEMU looks for an absent one itself, by vendor and product.
+        may_be_absent: True accepts an absent device, which QEMU then looks for by vendor and product.
 
     Raises:
         ConfigError: a device is absent, or more than one has its vendor and product; ``others`` has the rest.
@@ -51,7 +51,7 @@ def find_usb_devices(dom: DomainDef, host: HostFacts | None, *, may_be_absent: b
 
 def usb_candidates(root: HostRoot, source: USBSource) -> list[USBDevice]:
     """
-    Return the host's devices that a source can mean.
+    Return the host's devices that match a source.
 
     Raises:
         SysfsError: the host's devices cannot be read.
@@ -62,18 +62,18 @@ def usb_candidates(root: HostRoot, source: USBSource) -> list[USBDevice]:
 def _usb_error(hostdev: Any, source: USBSource, found: list[USBDevice], *, is_known: bool) -> ConfigError:
     name = f"USB device {source.vendor_id or 0:04x}:{source.product_id or 0:04x}"
     if not is_known:
-        text = f"{name} is looked up on a host, and none is given"
+        text = f"{name} cannot be looked up without a host"
         return ConfigError(text, line=hostdev.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
     if not found:
         text = f"{name} is not on this host"
         return ConfigError(text, line=hostdev.line, libvirt_code=VIR_ERR_INTERNAL_ERROR, reason="device-missing")
     places = ", ".join(f"bus {device.bus} device {device.device}" for device in found)
-    text = f"{name} is on this host {len(found)} times ({places}); an <address> says which one is meant"
+    text = f"{name} is on this host {len(found)} times ({places}); add an <address> to choose one"
     return ConfigError(text, line=hostdev.line, libvirt_code=VIR_ERR_OPERATION_FAILED, reason="usb-ambiguous")
 
 
 def unfound_usb(dom: DomainDef, host: HostFacts) -> list[Finding]:
-    """Return an error of ``start`` for each USB device that is not found on the host, as notes of a command line."""
+    """Return a note for each USB device that the host lacks; ``start`` would refuse it."""
     try:
         find_usb_devices(dom.copy(), host)
     except ConfigError as err:
@@ -82,17 +82,17 @@ def unfound_usb(dom: DomainDef, host: HostFacts) -> list[Finding]:
 
 
 def absent_usb(dom: DomainDef, host: HostFacts) -> Iterator[Finding]:
-    """Yield a note for each USB device that the guest does without; others that are absent are errors of the build."""
+    """Yield a note for each absent USB device that is optional; other absent devices are errors elsewhere."""
     for hostdev in _optional_usb(dom, host):
-        message = "The USB device is not on this host, and the guest starts without it (startupPolicy='optional')"
+        message = "The USB device is not on this host; the guest starts without it (startupPolicy='optional')"
         yield Finding("ignored", NOTE, None, message, hostdev.line)
 
 
 def without_absent_usb(dom: DomainDef, host: HostFacts) -> DomainDef:
     """
-    Return a domain without the USB devices that are absent and may be.
+    Remove the absent optional USB devices from a domain and return it.
 
-    QEMU takes a usb-host device without a place for any device of the host, so the guest must not get one.
+    Without an address, usb-host matches any USB device of the host, so the guest must not get such a device.
     """
     absent = {id(hostdev) for hostdev in _optional_usb(dom, host)}
     dom.hostdevs = [hostdev for hostdev in dom.hostdevs if id(hostdev) not in absent]
@@ -100,7 +100,7 @@ def without_absent_usb(dom: DomainDef, host: HostFacts) -> DomainDef:
 
 
 def _optional_usb(dom: DomainDef, host: HostFacts) -> list[DomainHostdevDef]:
-    """Return the USB devices that are absent and may be."""
+    """Return the absent USB devices that are optional."""
     return [
         hostdev
         for hostdev in dom.hostdevs

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The kernel's reaction to a written attribute: one ``store_NAME`` for each attribute that is modelled.
+The kernel's reaction to a written attribute: one ``store_NAME`` for each simulated attribute.
 
 Source: drivers/base/bus.c, drivers/base/driver.c, drivers/pci/pci-driver.c, pci-sysfs.c, iov.c, pci.c (Linux 6.1);
 the errnos were measured on 6.1.192 and 6.12.117
@@ -71,7 +71,7 @@ def store_unbind(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
 
 
 def _read_id(value: bytes) -> str:
-    """Return vendor and device as in an id table; further fields, which narrow the match, are not modelled."""
+    """Return vendor and device as in an id table; further fields, which narrow the match, are not simulated."""
     try:
         vendor, device, *_ = (int(field, 16) for field in c_string(value).split())
     except ValueError:

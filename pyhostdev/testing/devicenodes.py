@@ -37,7 +37,7 @@ def withdrawn_nodes(device: SimDevice) -> list[str]:
 
 
 def nodes_of(device: SimDevice) -> list[str]:
-    """Return the files of a function's nodes: one while a VFIO driver has it, on a host with iommufd."""
+    """Return the files of a function's nodes: one while it is bound to a VFIO driver, on a host with iommufd."""
     tree, top = device.tree, device.tree.root.dev_vfio_devices
     names = numbered(tree.list_dir(device.join("vfio-dev")), "vfio").values()
     shown = [os.path.join(top, name) for name in names]
@@ -97,7 +97,7 @@ def bound_iommufd(device: SimDevice) -> int | None:
 
 def open_node(tree: Tree, path: str) -> int:
     """
-    Open a function's node, as many times as wanted.
+    Open a function's node; it can be open several times.
 
     Raises:
         Refusal: ENOENT without the node.
@@ -112,7 +112,7 @@ def open_node(tree: Tree, path: str) -> int:
 
 def open_iommufd(tree: Tree) -> int:
     """
-    Open ``dev/iommu``; the position in the file tells one open file from another, and is shared by its copies.
+    Open ``dev/iommu``; the position in the file identifies the open file, and its copies share it.
 
     Raises:
         Refusal: ENOENT without iommufd: opening loads no module.
@@ -126,11 +126,11 @@ def open_iommufd(tree: Tree) -> int:
 
 
 def iommufd_number(fd: int) -> int:
-    """Return what an open ``dev/iommu`` is told by."""
+    """Return the number that identifies an open ``dev/iommu``."""
     return os.lseek(fd, 0, os.SEEK_CUR)
 
 
 def bind_node(fd: int, iommufd: int) -> None:
-    """Bind an open node to an iommufd; the caller has asked whether the group allows it."""
+    """Bind an open node to an iommufd; the caller has checked that the group allows it."""
     request = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _BOUND, iommufd_number(iommufd), 0)
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)

@@ -56,7 +56,7 @@ class SimulatedGuest:
         self.process.vanish()
 
     def let_go(self) -> None:
-        """Release the group for the last time, and finish the writes that waited for it."""
+        """Release the last reference of the group, and finish the writes that waited for it."""
         os.close(self.fd)
         with self.kernel.entered() as core:
             core.state.held.pop(str(self.group), None)

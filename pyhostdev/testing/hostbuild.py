@@ -91,7 +91,7 @@ def put_described(tree: Tree, topology: Topology, spec: FunctionSpec) -> SimDevi
         _place(tree.root, topology, spec),
         directory=topology.host.directory,
         numvfs=len(topology.virtual_functions(spec)),
-        # the bus that the kernel adds for VFs beyond the PF's has no bridge of its own
+        # a bus that the kernel adds for further VFs of a PF has no bridge
         ari=above is not None and above.ari and above.bridge_to(spec.address.bus),
         alone=above is not None and spec.physfn is None and topology.is_first_on_bus(spec),
     )

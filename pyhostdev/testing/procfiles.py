@@ -81,7 +81,7 @@ class SimulatedProcess:
             self.add_descriptor("anon_inode:[vfio-device]", self._syspath(function))
 
     def add_node(self, node: str, *, inode: int | None = None, function: str | None = None) -> None:
-        """Open a node; with another inode, it is a file of the same name put there by a mount."""
+        """Open a node; with another inode, it is another file of the same name, such as a mount."""
         shown = os.path.join("/", os.path.relpath(node, self.root.path))
         status = self.tree.status(node)
         info = {"ino": str(status.st_ino if inode is None and status is not None else inode)}

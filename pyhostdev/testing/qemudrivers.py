@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The devices that a simulated QEMU can plug, and how each release checks the arguments of ``device_add``.
+The devices that a simulated QEMU supports, and the checks of ``device_add``'s arguments in each release.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 from pyhostdev.testing.qemuslots import QMPRefusal
 
-STRICT_SINCE = (10, 0)  # from here on, a property takes only its own type
+STRICT_SINCE = (10, 0)  # since this release, a property accepts only its own type
 
 _PCI = {"addr": "address", "multifunction": "boolean", "acpi-index": "uint32", "rombar": "uint32", "romfile": "string"}
 _COMMON = {**_PCI, "bootindex": "int32", "failover_pair_id": "string"}
@@ -47,7 +47,7 @@ def check_driver(name: Any, version: tuple[int, int]) -> str:
 
 def check_properties(driver: str, properties: dict[str, Any], version: tuple[int, int]) -> None:
     """
-    Check the names and the types of a device's properties; old releases take a text for any type.
+    Check the names and the types of a device's properties; old releases accept a string for any type.
 
     Raises:
         QMPRefusal: a property does not exist, or has another type.
@@ -75,5 +75,5 @@ def _expected(kind: str, version: tuple[int, int]) -> str:
 
 
 def is_true(value: Any) -> bool:
-    """Tell whether a switch is on, as a boolean or as a text."""
+    """Return True if a switch is on, as a boolean or a string."""
     return value is True or value in ("on", "true", "yes")

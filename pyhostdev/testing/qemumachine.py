@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The machine of a simulated QEMU: which devices it has, and what the monitor's commands do to them.
+The machine of a simulated QEMU: its devices, and the effects of the monitor's commands on them.
 
-It has a virtual clock that stands still while the guest is paused; ``advance`` lets time pass. Events are collected in
-``outbox``. What a request to unplug leads to is decided in ``qemuunplug``.
+Its virtual clock stops while the guest is paused; ``advance`` lets time pass. Events are collected in ``outbox``. The
+module ``qemuunplug`` decides the effect of an unplug request.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SimulatedMachine:
 
     Args:
         version: major and minor number of the QEMU.
-        guest: what runs in the guest, as one of ``qemuslots.GUESTS``.
+        guest: the behaviour of the guest, one of ``qemuslots.GUESTS``.
         host_side: opens the functions of the host; None accepts every ``host``.
         seed: decides the order of events.
         delay_s: how much slower than usual the guest reacts.
@@ -81,7 +81,7 @@ class SimulatedMachine:
 
     @property
     def has_run(self) -> bool:
-        """True once the guest's processors have run."""
+        """True once the guest has run."""
         return self.state != PRELAUNCH
 
     @property
@@ -104,11 +104,11 @@ class SimulatedMachine:
         self.clock_ms = end
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Let the guest do something later, on the virtual clock."""
+        """Schedule an action of the guest on the virtual clock."""
         self._timer_count += 1
         self._timers.append(_Timer(self.clock_ms + (seconds + self.delay_s) * _MS, self._timer_count, action))
 
-    # What a test looks at
+    # What a test checks
 
     def in_slot(self, where: tuple[str, int]) -> list[SimulatedDevice]:
         """Return the devices of one slot, by function."""
@@ -120,7 +120,7 @@ class SimulatedMachine:
         return any(device.place.function == 0 for device in self.in_slot(where))
 
     def guest_sees(self) -> list[Place]:
-        """Return the places that the guest's ``lspci`` would show; below a port, only slot 0."""
+        """Return the addresses that the guest's ``lspci`` would show; below a port, only slot 0."""
         places = sorted(device.place for device in self.devices.values())
         seen = [place for place in places if self.is_live(place.where)]
         return [place for place in seen if not (self.buses[place.bus].is_port and place.slot)] if self.has_run else []
@@ -166,7 +166,7 @@ class SimulatedMachine:
 
     def _check_slot(self, driver: str, place: Place, multifunction: bool) -> None:
         """
-        Refuse a place that is taken, that cannot be told to the guest, or that hides others.
+        Refuse an address that is in use, that the guest would not notice, or that hides other functions.
 
         Source: do_pci_register_device, pci_init_multifunction (hw/pci/pci.c)
         """
@@ -213,10 +213,10 @@ class SimulatedMachine:
 
     def request_unplug(self, device: SimulatedDevice) -> None:
         """
-        Ask the guest to let go of a device, as ``device_del`` does.
+        Ask the guest to release a device, as ``device_del`` does.
 
         Raises:
-            QMPRefusal: the bus cannot, a request is open, or the guest is busy.
+            QMPRefusal: the bus does not support it, a request is pending, or the guest is busy.
         """
         bus = self.buses[device.place.bus]
         if bus.hotplug == NONE:
@@ -227,14 +227,14 @@ class SimulatedMachine:
         HANDLERS[bus.hotplug](self, device)
 
     def remove(self, devices: Iterable[SimulatedDevice]) -> None:
-        """Remove devices, with one event each, in an order that says nothing."""
+        """Remove devices, with one event each, in random order."""
         gone = [device for device in devices if device.id in self.devices]
         self._random.shuffle(gone)
         for device in gone:
             del self.devices[device.id]
             if self.host_side is not None and device.host is not None:
                 self.host_side.close(device.host)
-            if device.driver.startswith("virtio-"):  # a part of the device, which has no name of its own
+            if device.driver.startswith("virtio-"):  # a part of the device, which has no id
                 self.emit("DEVICE_DELETED", path=f"{device.path}/virtio-backend")
             self.emit("DEVICE_DELETED", device=device.id, path=device.path)
 
@@ -254,7 +254,7 @@ class SimulatedMachine:
         on_reset(self)
 
     def pull(self, host: str) -> None:
-        """A program on the host unbinds a held function: the kernel asks QEMU, which asks the guest."""
+        """Simulate a host program that unbinds a held function: the kernel asks QEMU, which asks the guest."""
         for device in [device for device in self.devices.values() if device.host == host]:
             self.request_unplug(device)
 

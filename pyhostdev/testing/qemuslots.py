@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 ACPI, NATIVE, SHPC, PSERIES, NONE = HOTPLUG = ("acpi", "native", "shpc", "pseries", "none")
 
-LINUX = "linux"  # reacts to a request, and lets go
-DEAF = "deaf"  # an OS without a driver for hot-plug, or none: a request stays
-COMPAT = "compat"  # a guest that leaves the slots of PCI Express ports off, such as pcie_ports=compat
-BOOTING = "booting"  # firmware has turned the slots on, and the OS is about to take over
+LINUX = "linux"  # reacts to a request and releases the device
+DEAF = "deaf"  # without an OS, or without a hot-plug driver: a request stays pending
+COMPAT = "compat"  # a guest that leaves the slots of PCI Express ports off (pcie_ports=compat)
+BOOTING = "booting"  # firmware has turned the slots on, and the OS has not started yet
 REFUSES = "refuses"  # a pseries guest that answers with an error
 GUESTS = (LINUX, DEAF, COMPAT, BOOTING, REFUSES)
 
@@ -39,7 +39,7 @@ class QMPRefusal(Exception):  # noqa: N818 - what QEMU says, not a failure of th
 
 
 class SimulatedBus(NamedTuple):
-    """One PCI bus: its name in QEMU, how its slots are plugged, and whether it is below a port (one slot)."""
+    """One PCI bus: its id, its hot-plug mechanism, and whether it is below a port (one slot)."""
 
     name: str
     hotplug: str = ACPI
@@ -47,7 +47,7 @@ class SimulatedBus(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a device is plugged in."""
+    """The bus, slot and function of a device."""
 
     bus: str
     slot: int
@@ -60,7 +60,7 @@ class Place(NamedTuple):
 
 
 class SimulatedDevice:
-    """One device of the guest: its name, driver and place, and the state of a request to unplug it."""
+    """One device of the guest: id, driver, address, and the state of an unplug request."""
 
     def __init__(self, device_id: str, driver: str, place: Place, properties: dict[str, Any], *, cold: bool) -> None:
         self.id = device_id
@@ -68,27 +68,27 @@ class SimulatedDevice:
         self.place = place
         self.properties = properties
         self.is_cold = cold
-        self.is_asked = False  # a request is open
-        self.expires_ms = 0  # on the virtual clock: until then, a second request is refused; 0 with is_asked: for ever
+        self.is_asked = False  # a request is pending
+        self.expires_ms = 0  # on the virtual clock: a second request is refused until then; 0 with is_asked: always
 
     @property
     def host(self) -> str | None:
-        """The function of the host that VFIO gives to the guest, None for an emulated device."""
+        """The host function of a VFIO device, None for an emulated device."""
         host = self.properties.get("host")
         return str(host) if self.driver == "vfio-pci" and host is not None else None
 
     @property
     def path(self) -> str:
-        """The place in QEMU's object tree."""
+        """The path in QEMU's object tree."""
         return f"/machine/peripheral/{self.id}"
 
 
 def parse_place(bus: str, driver: str, address: Any) -> Place:
     """
-    Return the place that ``bus`` and ``addr`` name.
+    Return the address that ``bus`` and ``addr`` name.
 
     Raises:
-        QMPRefusal: the address is not one.
+        QMPRefusal: the address is malformed.
     """
     found = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
     slot, function = (int(found[1], 16), int(found[2] or "0", 16)) if found else (SLOTS, 0)

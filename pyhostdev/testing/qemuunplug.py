@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a request to unplug leads to: one function for each way in which a slot is plugged.
+The effects of an unplug request: one function per hot-plug mechanism.
 
 Source: hw/acpi/pcihp.c, hw/pci/pcie.c, hw/pci/shpc.c, hw/ppc/spapr_pci.c (QEMU 7.2), and measurements
 """
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 ACPI_S = 0.1  # from the request to the events
-NATIVE_S = 6.2  # the guest lets the button blink for five seconds, then turns the slot off
-BOOTING_S = 3.0  # until an OS that takes over sees the request
+NATIVE_S = 6.2  # the attention indicator blinks for five seconds, then the guest turns the slot off
+BOOTING_S = 3.0  # until the starting OS sees the request
 NATIVE_EXPIRY_MS = 5000
 PSERIES_S = 0.2
 
@@ -44,10 +44,10 @@ class Machine(Protocol):
 
     @property
     def has_run(self) -> bool:
-        """True once the guest's processors have run."""
+        """True once the guest has run."""
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Let the guest do something later."""
+        """Schedule an action of the guest."""
 
     def in_slot(self, where: tuple[str, int]) -> list[SimulatedDevice]:
         """Return the devices of one slot."""
@@ -64,7 +64,7 @@ class Machine(Protocol):
 
 def _refuse_second(machine: Machine, device: SimulatedDevice) -> None:
     """
-    Refuse a request while an earlier one is valid; an expiry of 0 is never over.
+    Refuse a request while an earlier one is pending; an expiry of 0 never passes.
 
     Source: qmp_device_del, qdev_unplug (softmmu/qdev-monitor.c)
     """
@@ -76,7 +76,7 @@ def _acpi(machine: Machine, device: SimulatedDevice) -> None:
     """
     Ask through ACPI: the guest ejects the slot, with all of its functions.
 
-    A request before the first run carries the expiry of a clock that shows 0, and the booting guest drops it.
+    A request before the first run gets an expiry of 0, and the booting guest drops it.
     """
     _refuse_second(machine, device)
     device.is_asked = True
@@ -87,7 +87,7 @@ def _acpi(machine: Machine, device: SimulatedDevice) -> None:
 
 
 def _native(machine: Machine, device: SimulatedDevice) -> None:
-    """Ask through the port: a slot that is off is emptied at once; a staged function goes alone."""
+    """Ask through the port: a slot that is off is emptied at once; a staged function is removed alone."""
     where = device.place.where
     if not machine.is_live(where):
         machine.remove([device])
@@ -156,7 +156,7 @@ HANDLERS: dict[str, Callable[[Machine, SimulatedDevice], None]] = {
 
 def on_reset(machine: Machine) -> None:
     """
-    Finish what a reset finishes: through ACPI and on pseries each open request, through a port none.
+    Finish pending requests on a reset: with ACPI and on pseries, but not with a port.
 
     The port's button and indicator start again, so that a new request is possible.
     """

@@ -25,7 +25,7 @@ _NEWER = (10, 0)
 
 class HostSide:
     """
-    What a QEMU has open on a simulated host.
+    The VFIO groups and functions that a QEMU has open on a simulated host.
 
     Args:
         memory: bytes of guest memory that the first function locks; 0 is not checked.
@@ -100,7 +100,7 @@ class HostSide:
             core.state.held[str(group)] = list(self._open[group])
             self._close_group(core, group)
         with self.kernel.entered():
-            pass  # the kernel finishes what waited
+            pass  # the kernel finishes the waiting writes
 
     def _close_group(self, core: object, group: int) -> None:
         """Close a group without functions."""

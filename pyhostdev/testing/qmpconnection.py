@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A connection to a simulated QEMU without a socket: a client reads an event, or lets virtual time pass until one comes.
+A connection to a simulated QEMU without a socket; virtual time passes while a client waits for an event.
 
-It has what a client of the library qemu.qmp has: ``execute`` and ``events``. So tests need neither that library nor
-real time.
+It has the interface of a client of the library qemu.qmp (``execute`` and ``events``), so tests need neither that
+library
+nor real time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from pyhostdev.testing.qemumachine import SimulatedMachine
 
-_IDLE_S = 0.002  # between two looks at a machine in which nothing is about to happen
+_IDLE_S = 0.002  # between two checks of an idle machine
 
 
 class SimulatedEvents:
@@ -26,7 +27,7 @@ class SimulatedEvents:
         self._unread: deque[dict[str, Any]] = deque()
 
     def take(self) -> None:
-        """Take what the machine has sent."""
+        """Take the events that the machine has sent."""
         self._unread += self._machine.outbox
         self._machine.outbox.clear()
 

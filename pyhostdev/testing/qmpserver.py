@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The monitors of a simulated QEMU: UNIX sockets that speak QMP, in a thread of their own.
+The monitors of a simulated QEMU: UNIX sockets that speak QMP, served by a thread.
 
-A second client of one socket gets no greeting until the first hangs up. Commands of all sockets are executed one after
+A second client of one socket gets no greeting until the first disconnects. Commands of all sockets are executed one
+after
 the other, and an event goes to every client that has negotiated.
 
 Source: monitor/qmp.c (QEMU 7.2)
@@ -41,7 +42,7 @@ class QMPServer(threading.Thread):
         self.machine = machine
         self.speed = speed
         self.lock = threading.RLock()
-        self.clients: set[asyncio.StreamWriter] = set()  # that have negotiated
+        self.clients: set[asyncio.StreamWriter] = set()  # clients that have negotiated
         self.connections: set[asyncio.StreamWriter] = set()
         self._paths = paths
         self._listening = threading.Event()
@@ -53,14 +54,14 @@ class QMPServer(threading.Thread):
         Listen, and return once clients can connect.
 
         Raises:
-            TimeoutError: it did not begin.
+            TimeoutError: the server did not start.
         """
         self.start()
         if not self._listening.wait(_START_TIMEOUT_S):
             raise TimeoutError("The simulated QEMU did not begin to listen")
 
     def end(self) -> None:
-        """Close all sockets, as a QEMU that ends."""
+        """Close all sockets, like a QEMU that ends."""
         if self.is_alive():
             self._loop.call_soon_threadsafe(self._over.set)
             self.join(_START_TIMEOUT_S)
@@ -126,7 +127,7 @@ class QMPServer(threading.Thread):
 
 
 def _listener(path: str) -> socket.socket:
-    """Return a socket bound by way of its directory: an address has 107 bytes only."""
+    """Return a listening socket, bound through its directory: an address has at most 107 bytes."""
     directory, name = os.path.split(os.path.abspath(path))
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -145,7 +146,7 @@ class _Monitor:
         self._turn = asyncio.Lock()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Talk to one client when it is its turn."""
+        """Serve one client at a time."""
         self._server.connections.add(writer)
         try:
             async with self._turn:
@@ -169,16 +170,16 @@ class _Monitor:
                 is_negotiated = True
                 self._server.clients.add(writer)
             self._server.tell(writer, self._server.answer(question))
-            with contextlib.suppress(ConnectionError):  # the client has hung up, which its reader tells, too
+            with contextlib.suppress(ConnectionError):  # the client has disconnected, which its reader reports, too
                 await writer.drain()
 
 
 async def _questions(reader: asyncio.StreamReader) -> Any:
-    """Yield what a client asks; a client may put nothing between two questions."""
+    """Yield the commands of a client; there may be nothing between two of them."""
     text = ""
     while part := await reader.read(65536):
         text += part.decode()
-        with contextlib.suppress(ValueError):  # the rest of the last one is on its way
+        with contextlib.suppress(ValueError):  # the rest of the last command has not arrived yet
             while text := text.lstrip():
                 question, end = json.JSONDecoder().raw_decode(text)
                 text = text[end:]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A simulated QEMU as a program: its machine, its monitors on sockets, and what it has open on a simulated host.
+A simulated QEMU as a program: its machine, its monitors on sockets, and its open VFIO devices.
 
     with SimulatedQEMU([tmp_path / "monitor.sock"], guest="deaf") as qemu:
         ...
@@ -37,13 +37,13 @@ MACHINES: dict[str, tuple[SimulatedBus, ...]] = {
 
 class SimulatedQEMU:
     """
-    One QEMU of a test; as a context manager it ends with the block.
+    A simulated QEMU for tests; as a context manager it ends with the block.
 
     Args:
-        sockets: where its monitors listen; none for tests that only use ``connect``.
+        sockets: the paths of its monitors; empty for tests that only use ``connect``.
         machine: a name of ``MACHINES``, or its buses.
         version: major and minor number.
-        guest: what runs in it: linux, deaf, compat, booting or refuses.
+        guest: its behaviour: linux, deaf, compat, booting or refuses.
         kernel: the simulated kernel whose functions it opens; None accepts every ``host``.
         memory: bytes of guest memory that it locks.
         speed: seconds of the guest's time per second, for clients of the sockets.
@@ -97,7 +97,7 @@ class SimulatedQEMU:
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """
-        Run a command, as a client does.
+        Run a command like a client.
 
         Raises:
             QMPRefusal: the answer is an error.
@@ -119,12 +119,12 @@ class SimulatedQEMU:
             self.machine.reset(guest=True)
 
     def pull(self, host: str) -> None:
-        """Let a program on the host unbind a function that the guest has."""
+        """Simulate a host program that unbinds a function of the guest."""
         with self._server.lock:
             self.machine.pull(host)
 
     def end(self) -> None:
-        """End the process: its monitors hang up, and its groups are released."""
+        """End the process: its monitors disconnect, and its groups are released."""
         self._server.end()
         if self.host_side is not None:
             self.host_side.end()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Where the functions of a described host are: below which bridge, with which VFs.
+The topology of a described host: the bridge above each function, and the VFs of each PF.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Topology:
 
     def domain_maker(self, domain: int) -> FunctionSpec | None:
         """
-        Return the volume management device that made a PCI domain; they are numbered from 0x10000 on.
+        Return the volume management device that made a PCI domain; they are numbered from 0x10000.
 
         Source: vmd_find_free_domain (drivers/pci/controller/vmd.c)
         """

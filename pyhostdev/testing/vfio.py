@@ -46,7 +46,7 @@ def _takes_denied(tree: Tree) -> bool:
 
 
 def _take_number(groups: IOMMUGroups) -> int:
-    """Return the lowest number that no vfio device has, and remember that it is taken."""
+    """Return the lowest free number for a vfio device, and mark it as used."""
     state = groups.state
     if state.vfio_free is None:
         used = _used_numbers(groups)
@@ -59,7 +59,7 @@ def _take_number(groups: IOMMUGroups) -> int:
 
 
 def _free_number(groups: IOMMUGroups, number: int) -> None:
-    """Remember that a number is free again; where numbers were not counted yet, they will be."""
+    """Mark a number as free again, if the numbers were already counted."""
     free = groups.state.vfio_free
     if free is None or number >= free[-1] or number in free:
         return
@@ -69,7 +69,7 @@ def _free_number(groups: IOMMUGroups, number: int) -> None:
 
 
 def _used_numbers(groups: IOMMUGroups) -> set[int]:
-    """Count the numbers of all vfio devices, for which every function on such a driver is looked at."""
+    """Count the numbers of all vfio devices: read every function on such a driver."""
     tree, root = groups.tree, groups.root
     names = (
         name

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_keep_together(parser)
     arguments.add_release(parser)
     arguments.add_json(parser)
-    parser.add_argument("--diff", metavar="OTHER", help="tell what moves if the domain becomes the one in this file")
+    parser.add_argument("--diff", metavar="OTHER", help="show what moves if this file replaces the domain")
     arguments.add_against(parser)
 
 
@@ -62,7 +62,7 @@ def _defined(args: argparse.Namespace, host: Host, path: str, release: LibvirtRe
 
     definition = DomainDef.parse(arguments.read_file(path))
     raise_all(list(word_errors(definition)))
-    # another release comes with another QEMU than the one of this host
+    # another release belongs to another QEMU than this host's
     choice = args.capabilities or (release.qemu if release != args.libvirt else None)
     capabilities = arguments.chosen_capabilities(definition, host, choice, release)
     return qemu_driver.define(

@@ -81,7 +81,7 @@ def add_roots(parser: argparse.ArgumentParser) -> None:
         dest="roots",
         action="append",
         metavar="DIR|FILE",
-        help="use a directory, or a snapshot's FILE.tar.gz, in place of /; with several, tell which hosts can take it",
+        help="use a directory, or a snapshot's FILE.tar.gz, in place of /; repeated: report which can run the domain",
     )
     add_state_dir(parser)
 
@@ -160,7 +160,9 @@ def host_of(args: argparse.Namespace) -> Host:
     root = HostRoot(args.root)
     if os.path.isfile(root.path):
         if getattr(args, "changes_host", False):
-            raise ConfigError(f"'{args.root}' is a snapshot, which is not changed: 'snapshot --tree' describes a host")
+            raise ConfigError(
+                f"'{args.root}' is a snapshot and cannot be changed: build a host with 'snapshot --tree' and 'fakehost'"
+            )
         return snapshot_host(_unpacked(args.root), args.state_dir)
     if not os.path.isdir(root.path):
         raise ConfigError(f"'{args.root}' is not a directory")
@@ -292,7 +294,7 @@ def add_libvirt(parser: argparse.ArgumentParser) -> None:
         type=checked(LibvirtRelease.parse),
         default=DEFAULT_RELEASE,
         metavar="VERSION",
-        help=f"the libvirt whose defaults, order and rules are meant: {', '.join(map(str, RELEASES))} "
+        help=f"the libvirt release whose defaults, order and rules apply: {', '.join(map(str, RELEASES))} "
         f"(default: {DEFAULT_RELEASE})",
     )
 
@@ -306,7 +308,7 @@ def add_release(parser: argparse.ArgumentParser) -> None:
         dest="capabilities",
         type=checked(_stored_version),
         metavar="VERSION",
-        help="the stored release of QEMU that answers for the emulator, such as 10.0",
+        help="use the stored capabilities of this QEMU release, such as 10.0",
     )
     _add_capabilities(chosen)
 
@@ -362,7 +364,7 @@ def add_against(parser: argparse.ArgumentParser) -> None:
         "--against-libvirt",
         type=checked(LibvirtRelease.parse),
         metavar="VERSION",
-        help=f"tell what moves with this libvirt and the QEMU that goes with it: {', '.join(map(str, RELEASES))}",
+        help=f"show what moves with this libvirt release and its QEMU release: {', '.join(map(str, RELEASES))}",
     )
 
 
@@ -383,5 +385,5 @@ def add_keep_together(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-together",
         action="store_true",
-        help="put the assigned functions of one host device into one guest slot, where libvirt spreads them",
+        help="put the assigned functions of one host device into one guest slot, instead of one slot each",
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     hotplug.add_owner_and_file(parser)
-    hotplug.add_live(parser, "until the guest lets go of functions when the change is rolled back")
+    hotplug.add_live(parser, "until the guest releases functions when the change is rolled back")
     arguments.add_root(parser)
     arguments.add_policy(parser)
     arguments.add_release(parser)
@@ -50,7 +50,7 @@ def _attach(
     hostdevs: Sequence[DomainHostdevDef],
     check: Callable[[], None],
 ) -> tuple[str, list[dict[str, Any]]]:
-    """Plug into the running guest; return the unit and what the guest has of it."""
+    """Plug into the running guest; return the unit and the facts about its functions in the guest."""
     from pyhostdev.qemu.qemu_hotplug.control import running_guest
 
     directory = running_guest(manager, args.owner, needs_owner=True)

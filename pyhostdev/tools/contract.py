@@ -3,7 +3,7 @@
 The verbs of the command line, and the exit codes of all of them.
 
 Exit codes: 0 done; 1 refused, the host is unchanged; 2 usage; 3 failed and completely rolled back, or done but the
-result could not be printed; 4 not restored; 5 asked, and the guest has not let go; 6 they differ.
+result could not be printed; 4 not restored; 5 the guest was asked but has not released the device; 6 they differ.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ VERBS = {
     "start": "run a domain in the foreground; prepare its host devices, and release them at the end",
     "attach-device": "plug a host device, or a card as one, into a running guest or into a definition",
     "detach-device": "unplug a host device, or a card as one, from a running guest or from a definition",
-    "update-device": "replace a device of a definition by its new description",
+    "update-device": "replace a device of a definition by a new version",
     "status": "show which devices are in use, and which are detached without an owner",
     "recover": "finish or undo what a crash interrupted",
     "nodedev-detach": "detach one device without assigning it to a guest",
     "nodedev-reattach": "bind one detached device back to its driver",
     "nodedev-reset": "reset one device that no domain uses, without resetting any other device",
-    "snapshot": "write what can be read of a host into a file that takes its place, or describe the host as text",
+    "snapshot": "save a host as a file that can be used as --root, or describe the host as text",
     "diff": "show what differs between two hosts, and what it means for domains",
     "fakehost": "build a simulated host in a directory",
     "demo": "run the whole scenario on a simulated host",

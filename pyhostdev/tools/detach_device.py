@@ -25,13 +25,13 @@ Result = tuple[str, str | None, list[dict[str, Any]]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     hotplug.add_owner_and_file(parser)
-    hotplug.add_live(parser, "until the guest lets go")
+    hotplug.add_live(parser, "until the guest releases the device")
     arguments.add_root(parser)
     arguments.add_release(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the definition first, then unplug, then write the definition; not if the guest has not let go."""
+    """Check the definition, unplug, then write the definition; not if the guest has not released the device."""
     from pyhostdev.qemu.qemu_driver.device_config import detach_hostdevs
     from pyhostdev.util.transaction import deferred_signals
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 def _detach(
     args: argparse.Namespace, manager: HostdevManager, addresses: set[PCIDeviceAddress], check: Callable[[], None]
 ) -> Result:
-    """Unplug from the running guest; return the outcome, the unit, and what the guest had or has of it."""
+    """Unplug from the running guest; return the outcome, the unit, and the facts about its functions in the guest."""
     from pyhostdev.qemu.qemu_hotplug.control import running_guest
     from pyhostdev.qemu.qemu_hotplug.finish import RETURNED
 

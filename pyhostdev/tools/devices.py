@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """FILE, or --device, --keep and --owner."""
     parser.add_argument("file", nargs="?", metavar="FILE", help="the domain's XML; - for standard input")
-    add_devices(parser, "a function to give to the guest, in place of FILE; can be repeated")
+    add_devices(parser, "a function to assign to the guest, in place of FILE; can be repeated")
     parser.add_argument(
         "--keep",
         nargs="+",
@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=arguments.checked(Selector.parse),
         metavar="ADDRESS",
-        help="a function to detach and not to give to the guest, in place of FILE; can be repeated",
+        help="a function to detach but not to assign, in place of FILE; can be repeated",
     )
-    parser.add_argument("--owner", metavar="NAME", help="the name that owns the devices, with --device")
+    parser.add_argument("--owner", metavar="NAME", help="the owner's name, with --device")
 
 
 def add_devices(parser: argparse.ArgumentParser, help_text: str) -> None:
@@ -64,7 +64,7 @@ def is_named(args: argparse.Namespace) -> bool:
 
 def named_domain(args: argparse.Namespace, host: Host) -> DomainDef:
     """
-    Return a domain that has the named devices, managed, and nothing else.
+    Return a domain with only the named devices, all managed.
 
     Raises:
         ConfigError: a device is named twice, or the owner's name is not valid.

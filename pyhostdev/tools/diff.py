@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare the hosts and print what differs; return 6 if something does."""
+    """Compare the hosts and print the differences; return 6 if there are any."""
     before, after = arguments.host_at(args.before), arguments.host_at(args.after)
     changes = compare_hosts(before, after)
     plans = [_compared_plans(path, before, after) for path in args.domains]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the verbs that plug and unplug share: their arguments, the stored definition, progress and output."""
+"""What attach-device and detach-device share: arguments, the stored definition, progress and output."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def add_owner_and_file(parser: argparse.ArgumentParser) -> None:
         "file", metavar="FILE", help="a <hostdev>, or <devices> with the <hostdev>s of one card; - for standard input"
     )
     parser.add_argument(
-        "--config", metavar="DOMAIN.xml", help="change this definition, whose name must be OWNER; alone: nothing else"
+        "--config",
+        metavar="DOMAIN.xml",
+        help="change this definition, whose name must be OWNER; without --live only the definition",
     )
 
 
@@ -56,7 +58,7 @@ def add_live(parser: argparse.ArgumentParser, waited_for: str) -> None:
 
 
 def is_live(args: argparse.Namespace) -> bool:
-    """Tell whether the running guest is meant."""
+    """Return True if the running guest must be changed."""
     return bool(args.live or args.config is None)
 
 
@@ -65,7 +67,7 @@ def hostdevs_of(args: argparse.Namespace) -> list[DomainHostdevDef]:
     Return the devices in FILE.
 
     Raises:
-        ConfigError: FILE cannot be read, or has something else.
+        ConfigError: FILE cannot be read, or has another element.
     """
     from pyhostdev.qemu.qemu_hotplug.livestate import parse_hostdevs
 
@@ -74,13 +76,13 @@ def hostdevs_of(args: argparse.Namespace) -> list[DomainHostdevDef]:
 
 class StoredDefinition:
     """
-    The file of --config: checked before anything else is done, written at the end, as a whole.
+    The file of --config: checked first, replaced at the end.
 
     Args:
         change: gets the complete definition, the devices, the capabilities, the host and the release.
 
     Raises:
-        ConfigError: the definition is not the owner's, or cannot be changed so.
+        ConfigError: the definition is not the owner's, or the change is invalid.
     """
 
     def __init__(self, args: argparse.Namespace, host: Host, change: Change, subject: Any) -> None:
@@ -103,7 +105,7 @@ class StoredDefinition:
             after_live: the running guest was changed already.
 
         Raises:
-            OperationError: it cannot be replaced, and is as it was.
+            OperationError: the file cannot be replaced; it is unchanged.
         """
         place = os.path.realpath(self.path)
         try:
@@ -136,7 +138,7 @@ def _removed_on_error(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[float], None]]:
-    """Yield a function that shows on a terminal how long the guest will still be waited for."""
+    """Yield a function that shows the remaining time of the wait on a terminal."""
     is_shown = sys.stderr.isatty()
     last = -1
 
@@ -175,7 +177,7 @@ async def guest_of(
 
 
 def tell_finished(found: Any) -> None:
-    """Report what was left by an earlier process."""
+    """Report the changes of an earlier process that were finished."""
     for done in found:
         complain(f"note: unit {done.unit}: {done.message}")
 
@@ -195,7 +197,7 @@ def describe(
 
 
 def function_facts(guest: Guest, addresses: set[Any]) -> list[dict[str, Any]]:
-    """Return what the guest has of these functions, by address."""
+    """Return the facts about these functions in the guest, sorted by address."""
     found = [h for h in guest.definition.pci_hostdevs() if h.pci_address in addresses]
     return [
         {

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_release(parser)
     arguments.add_json(parser)
     arguments.add_qemu_user(parser)
-    parser.add_argument("--find", action="store_true", help="tell where the pinned host devices are now")
+    parser.add_argument("--find", action="store_true", help="show where the pinned host devices are now")
     parser.add_argument(
         "--for-start", action="store_true", help="also exit with 1 if 'pyhostdev start' would not run the domain"
     )
@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_named(args: argparse.Namespace, roots: list[str]) -> int:
-    """Plan for devices without a domain: nothing is known of the guest that would get them."""
+    """Plan for devices without a domain: the guest is unknown."""
     if len(roots) > 1 or args.for_start or args.find:
-        raise ConfigError("--device names functions of one host, and says nothing about a guest or about pins")
+        raise ConfigError("--device cannot be combined with several --root, --for-start or --find")
     args.root = roots[0]
     host = arguments.host_of(args)
     plan = host.plan(devices.named_domain(args, host), args.policy, accept=args.accept, release=args.libvirt)

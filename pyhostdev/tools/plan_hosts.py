@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``pyhostdev plan`` with several hosts: which of them can take the guest, and what prevents it on the others."""
+"""``pyhostdev plan`` with several hosts: which of them can run the guest, and what prevents it on the others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """What one host's plan says."""
+    """The result for one host."""
 
     root: str
     can: bool
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
 
 class _Worker:
-    """Plans one domain on one host after the other; what does not depend on the host is kept."""
+    """Plans one domain on several hosts in turn; caches what does not depend on the host."""
 
     def __init__(self, args: argparse.Namespace, definition: DomainDef) -> None:
         self.args = args
@@ -45,7 +45,7 @@ class _Worker:
         self.stored: QEMUCapabilities | None = None
 
     def answer(self, root: str) -> Answer:
-        """Plan on a host: a directory, or a snapshot that is unpacked meanwhile."""
+        """Plan on a host: a directory, or a snapshot that is unpacked temporarily."""
         try:
             if not os.path.isfile(root):
                 return self._answer(root, self._host_in(root), 0)
@@ -97,9 +97,9 @@ def _answer(root: str) -> Answer:
 
 
 def run(args: argparse.Namespace, definition: DomainDef, roots: list[str]) -> int:
-    """Plan on all hosts and print the answers in their order; return 0 if a host can take the guest."""
+    """Plan on all hosts and print the results in order; return 0 if a host can run the guest."""
     if args.state_dir is not None:
-        raise ConfigError("--state-dir names the records of one host, and several are given")
+        raise ConfigError("--state-dir cannot be used with several hosts")
     answers = []
     processes = min(len(roots), os.cpu_count() or 1)
     with ProcessPoolExecutor(processes, initializer=_begin, initargs=(args, definition)) as pool:

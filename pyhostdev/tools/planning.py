@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A plan as the command line makes it: with what keeps QEMU from starting, and as JSON."""
+"""Plans for the command line: with the obstacles of ``start``, and as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def planned(
     args: argparse.Namespace, definition: DomainDef, host: Host, capabilities_of: Callable[[], QEMUCapabilities]
 ) -> tuple[Plan, str | None]:
-    """Return the plan with what keeps QEMU from starting, and the origin of the emulator's capabilities."""
+    """Return the plan with the obstacles of ``start``, and the origin of the emulator's capabilities."""
     from pyhostdev.hypervisor.vf_network import vf_consents
     from pyhostdev.qemu import qemu_driver
     from pyhostdev.qemu.qemu_driver.iommufd import vfio_nodes

@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _finish_guests(manager: HostdevManager, timeout_s: float) -> list[Recovered]:
-    """Finish what is pending of guests that were started here, before the records are looked at one by one."""
+    """Finish pending changes of guests, before the records are recovered one by one."""
     if not os.path.isdir(os.path.join(manager.host.state_dir, "lib", "qemu")):
-        return []  # most often, and QEMU's part need not be imported then
+        return []  # the usual case, without the import of the QEMU driver
     from pyhostdev.qemu.qemu_hotplug.recovery import finish_all
     from pyhostdev.util.transaction import deferred_signals
 

@@ -124,7 +124,7 @@ def surroundings(host: Host, dev: PCIDevice) -> dict[str, Any]:
 
 
 def _port(host: Host, address: PCIDeviceAddress) -> str:
-    """Return a bridge above with its Access Control Services: without them, what is below shares a group."""
+    """Return a bridge above with its Access Control Services: without them, the functions below share a group."""
     port = host.pci_device(address)
     state = None if port is None else pciconfig.acs_state(port.read_config(pciregs.CONFIG_SIZE_EXPRESS))
     return f"{address} (ACS {state or 'unknown'})"

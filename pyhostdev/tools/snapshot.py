@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``pyhostdev snapshot``: what can be read of a host, as a file that takes its place, or as a description."""
+"""``pyhostdev snapshot``: save a host as a file that can be used as --root, or as a description."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _write(path: str, data: bytes) -> None:
         return
     partial = f"{path}.{os.getpid()}.partial"
     try:
-        # the serial numbers in it are root's
+        # it contains serial numbers that only root may read
         fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             with open(fd, "wb") as file:

@@ -23,7 +23,7 @@ _COLORS = {"given": "palegreen", "kept": "lightyellow"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_root(parser)
-    parser.add_argument("--domain", metavar="FILE", help="mark the functions that this domain declares: given or kept")
+    parser.add_argument("--domain", metavar="FILE", help="mark the functions that this domain declares: assigned, kept")
     parser.add_argument("--dot", action="store_true", help="print a graph in Graphviz's language: groups are boxes")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``pyhostdev update-device``: replace a device of a definition by its new description."""
+"""``pyhostdev update-device``: replace a device of a definition by a new version."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pyhostdev.tools import arguments, hotplug, streams
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.add_argument("owner", metavar="OWNER", help="the domain's name")
-    parser.add_argument("file", metavar="FILE", help="the device's new description; - for standard input")
+    parser.add_argument("file", metavar="FILE", help="the new version of the device; - for standard input")
     parser.add_argument(
-        "--config", metavar="DOMAIN.xml", help="the definition to change, whose name must be OWNER; needed"
+        "--config", metavar="DOMAIN.xml", help="the definition to change, whose name must be OWNER; required"
     )
     arguments.add_root(parser)
     arguments.add_release(parser)

@@ -29,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spelling",
         choices=("assigned", "unassigned"),
-        help="the attribute of a function that the guest does not get; libvirt only supports 'unassigned', ignores "
+        help="the spelling of a function that is not assigned; libvirt only supports 'unassigned': it ignores "
         "'assigned' and gives the function to the guest",
     )
     parser.add_argument(
         "--pin",
         action="store_true",
-        help="write down every guest address and the devices that need one, and leave all else as it is",
+        help="add all guest addresses, and devices that need one; leave the rest unchanged",
     )
     parser.add_argument(
         "--pin-devices",

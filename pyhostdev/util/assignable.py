@@ -2,7 +2,7 @@
 """
 Which functions of a scan can be given to a guest: ``HostFunctions.obstacles`` of all at once.
 
-What columns and one look at each group answer is answered from there; only of the rest every rule is asked.
+Most functions are decided by the columns of the scan and one reading of each group; only the rest need every rule.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Kind = tuple["int | None", "int | None", "int | None"]  # vendor, device, class
 
 def assignable(scan: HostFunctions, columns: ScanColumns, groups: Groups, usage: HostUsage) -> list[PCIDevice]:
     """
-    Return the functions that nothing stands in the way of, in order.
+    Return the functions without an obstacle, in order.
 
     Args:
         columns, usage: of the scan.
@@ -58,7 +58,7 @@ def _is_bridge(kind: Kind) -> bool:
 
 
 def _is_plain(kind: Kind) -> bool:
-    """Tell whether no rule is about functions of a kind: no bridge, nothing that can show the console, not denied."""
+    """Return True if no rule applies to functions of this kind: not a bridge, a display or a denied device."""
     vendor, device, class_ = kind
     if vendor is None or device is None or class_ is None or (vendor, device) in VFIO_DENIED:
         return False
@@ -68,7 +68,7 @@ def _is_plain(kind: Kind) -> bool:
 def _in_clear_groups(
     root: HostRoot, groups: Groups, addresses: Sequence[str], drivers: Sequence[str | None]
 ) -> Iterator[int]:
-    """Yield the positions of functions that have no others in their group but those whose drivers leave the DMA."""
+    """Yield the positions of functions in whose group no other driver keeps the DMA for the host."""
     for group, positions in groups.items():
         keepers = [at for at in positions if drivers[at] is not None and drivers[at] not in DMA_FREE_DRIVERS]
         if len(keepers) > 1:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Character devices that a definition names, opened with our rights for QEMU: only if they are what they are taken for.
+Open character devices that a definition names, with this process's privileges, for QEMU.
 
-A path in a definition could name a disk, which root may open and QEMU must not get.
+The kind of device is checked first: a path in a definition could name a disk, which root may open and QEMU must not
+get.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ def open_character_device(path: str, what: str, is_expected: Callable[[int, int]
     Open a character device for reading and writing; the caller closes the descriptor.
 
     Args:
-        what: what it is for, as the object of "Cannot open".
+        what: the purpose of the device, as the object of "Cannot open".
         is_expected: decides by the major and minor number, before the device is opened.
 
     Raises:
-        OperationError: it is something else, or the kernel refuses.
+        OperationError: the path is another kind of file, or the kernel refuses.
     """
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -41,7 +42,9 @@ def open_character_device(path: str, what: str, is_expected: Callable[[int, int]
             numbers = os.major(facts.st_rdev), os.minor(facts.st_rdev)
             if not stat.S_ISCHR(facts.st_mode) or not is_expected(*numbers):
                 raise OSError(errno.ENODEV, "it is another kind of file")
-            return os.open(f"/proc/self/fd/{place}", os.O_RDWR | os.O_CLOEXEC)  # what was looked at, not the path
+            return os.open(
+                f"/proc/self/fd/{place}", os.O_RDWR | os.O_CLOEXEC
+            )  # the file that was checked, not the path
         finally:
             os.close(place)
     except OSError as err:
@@ -49,10 +52,10 @@ def open_character_device(path: str, what: str, is_expected: Callable[[int, int]
 
 
 def is_tun(*numbers: int) -> bool:
-    """True for the node of taps."""
+    """True for ``/dev/net/tun``."""
     return numbers == TUN
 
 
 def is_vhost_net(*numbers: int) -> bool:
-    """True for the node of vhost-net."""
+    """True for ``/dev/vhost-net``."""
     return numbers == VHOST_NET

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-System calls that must not hold up a program for ever.
+System calls with a deadline.
 
-The kernel's lock of all network interfaces is held while any driver of one works, so a call can wait for a driver that
-hangs. Such a call is left behind in a thread of its own.
+The kernel holds one lock for all network interfaces while a driver works, so a call can wait for a driver that hangs.
+Such a call is left behind in a separate thread.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ NETWORK_TIMEOUT_S = 10.0
 
 def within(seconds: float, doing: str, call: Callable[[], T]) -> T:
     """
-    Return what a call returns, or raise what it raises.
+    Return the result of a call, or raise its exception.
 
     Args:
-        doing: what it does, as the end of "Could not".
-
+        doing: describes the call, as the end of "Could not".
     Raises:
-        OperationError: it does not come back in time.
+        OperationError: the call does not return in time.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -46,5 +45,5 @@ def within(seconds: float, doing: str, call: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     if not results:
-        raise OperationError(f"Could not {doing} within {seconds:g} s: the kernel does not return")
+        raise OperationError(f"Could not {doing} within {seconds:g} s: the kernel does not answer")
     return results[0]

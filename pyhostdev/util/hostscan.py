@@ -78,7 +78,7 @@ class Scan(HostFunctions):
         return self._snapshot.vanished
 
     def columns(self) -> ScanColumns:
-        """Return the facts as one list each, for who reads a fact of all functions: no objects are made."""
+        """Return the facts as one list each, without creating objects."""
         return ScanColumns(self._snapshot)
 
     def __len__(self) -> int:

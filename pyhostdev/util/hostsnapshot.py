@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What the readers read of a host, as one table: a snapshot answers them as the host did.
+A snapshot of a host: all files that pyhostdev reads, so that the snapshot can take the place of the host.
 
-Only what is read is taken: facts about PCI functions, groups, drivers and modules, and the tables that tell what the
-host uses its devices for. What this user may not read is listed and left out.
+It contains facts about PCI functions, groups, drivers and modules, and the tables that show the host's use of its
+devices. Files that this user may not read are listed and left out.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ATTRIBUTES = (
     "current_link_speed",
     "current_link_width",
 )
-WRITE_ONLY = ("reset",)  # that they exist is a fact
+WRITE_ONLY = ("reset",)  # only their existence is recorded
 CONFIG_SIZE = "config_size"  # of a snapshot only: the real size of a config that could not be read to its end
 _LINKS = re.compile(r"driver|iommu_group|physfn|subsystem|virtfn[0-9]+")
 _OWN_DOMAIN = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
@@ -76,7 +76,7 @@ class HostSnapshot(NamedTuple):
 
 def take_snapshot(root: HostRoot) -> HostSnapshot:
     """
-    Read all that readers read of a host, in the order of the paths; write nothing.
+    Take a snapshot of a host, sorted by path; write nothing.
 
     Raises:
         SysfsError: the list of PCI functions cannot be read.
@@ -108,7 +108,7 @@ class _Taker:
         return os.path.relpath(path, self.root.path)
 
     def add_file(self, path: str, limit: int = _FILE_MAX) -> None:
-        """Take a file, if it is there."""
+        """Take a file, if it exists."""
         try:
             data = read_bytes(self.root, path, limit)
         except SysfsError:
@@ -172,7 +172,7 @@ class _Taker:
             self.unreadable.append(self._key(path))
 
     def _add_class_device(self, top: str) -> None:
-        """Take a network interface, a disk or a framebuffer: few attributes, and what stands below it."""
+        """Take a network interface, a disk or a framebuffer: a few attributes, and the devices below it."""
         names = self.add_directory(top)
         for attribute in _CLASS_ATTRIBUTES:
             if attribute in names:
@@ -199,7 +199,7 @@ class _Taker:
                     self.add_link(os.path.join(subsystem[1], controller))
 
     def add_drivers(self) -> None:
-        """Take the drivers and modules: which there are, and whose module is which."""
+        """Take the drivers and modules, with the module of each driver."""
         for name in self.add_directory(self.root.pci_drivers):
             top = os.path.join(self.root.pci_drivers, name)
             for entry in self.add_directory(top):
@@ -249,7 +249,7 @@ class _Taker:
                 self.add_link(os.path.join(devices, disk))
 
     def add_nodes(self) -> None:
-        """Take which nodes of VFIO and KVM there are, as empty files, and the links that name mounted disks."""
+        """Take the nodes of VFIO and KVM as empty files, and the links that name mounted disks."""
         root = self.root
         for path in (root.dev_kvm, root.dev_iommu, root.dev_vhost_vsock):
             self._add_node(path)
@@ -290,7 +290,7 @@ class _Taker:
                 self.entries.setdefault(self._key(root.vfio_group(group)), b"")
 
     def add_records(self) -> None:
-        """Take pyhostdev's own records, and which of them are about the device that is there."""
+        """Take pyhostdev's records, and the functions whose record is about the present device."""
         for name in self.add_directory(self.root.state_dir):
             path = os.path.join(self.root.state_dir, name)
             if not name.endswith(SUFFIX) or name.startswith("."):

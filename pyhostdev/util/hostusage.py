@@ -60,7 +60,7 @@ class HostUsage:
         """
         The names of all that is in use, addresses of functions among them.
 
-        ``of`` says more only of a function with a screen that the firmware started, which its own directory tells.
+        For other functions, ``of`` only reports a firmware screen, which the function's own directory shows.
         """
         found = [*self._screens.values(), *self._blocks.values(), *self._nets.values()]
         return {part for paths in found for path in paths for part in path.split("/")} | self._firmware_screens

@@ -68,7 +68,7 @@ def read_clock() -> int:
     """
     Return the moment for a record's ``since``: seconds since 1970 UTC, of a clock that anyone may set.
 
-    It is told to people, and nothing is decided by it.
+    It is only shown to the user; no decision depends on it.
     """
     return min(max(int(time.time()), 0), LAST_MOMENT)
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-How much memory a running process may lock.
+The limit of locked memory of a running process.
 
 Source: prlimit(2); proc_pid_limits(5)
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What only netlink can do to the network interfaces of this machine: macvtaps, and virtual functions through their PF.
+Changes of network interfaces that need netlink: macvtaps, and virtual functions through their PF.
 
-pyroute2 speaks it. The library is imported when it is needed: it is a part of the extra ``start``.
+The library pyroute2, part of the extra ``start``, is imported on first use.
 
 Mirrors: src/util/virnetlink.c, src/util/virnetdevmacvlan.c
 """
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def has_netlink() -> bool:
-    """Tell whether the library is installed."""
+    """Return True if the library is installed."""
     return find_spec("pyroute2") is not None
 
 
 @contextmanager
 def _route(doing: str) -> Iterator[Any]:
     """
-    Connect to the kernel, and turn its refusal into an error that says what failed.
+    Connect to the kernel, and turn its refusals into errors that name the failed action.
 
     Raises:
         OperationError: the kernel refuses, or the library is not installed.
@@ -52,7 +52,7 @@ def add_macvtap(name: str, lower: int, mode: str, mac: str) -> int:
     Create a macvtap and return its number.
 
     Args:
-        lower: the number of the interface that it is on.
+        lower: the index of the interface below it.
 
     Raises:
         OperationError: the kernel refuses.
@@ -67,7 +67,7 @@ def add_macvtap(name: str, lower: int, mode: str, mac: str) -> int:
 
 def remove_link(name: str, index: int) -> None:
     """
-    Remove an interface, if its number is still the one that we know.
+    Remove an interface, if it still has this index.
 
     Raises:
         OperationError: the kernel refuses.
@@ -86,15 +86,15 @@ class VFSettings(NamedTuple):
     trust: int | None
 
 
-_UNKNOWN = 0xFFFFFFFF  # what the kernel says for a setting that the driver does not have
+_UNKNOWN = 0xFFFFFFFF  # the kernel's value for a setting that the driver does not support
 
 
 def read_vf(pf: int, number: int) -> VFSettings | None:
     """
-    Return the settings of a virtual function; None if the PF's driver tells none.
+    Return the settings of a virtual function; None if the PF's driver reports none.
 
     Args:
-        pf: the number of the PF's network interface.
+        pf: the index of the PF's network interface.
 
     Raises:
         OperationError: the kernel refuses.

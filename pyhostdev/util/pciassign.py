@@ -94,7 +94,7 @@ def denied_obstacle(dev: PCIDevice) -> Finding | None:
 
 
 def member_obstacle(group: int, member: GroupMember) -> Finding | None:
-    """Return a finding if a member keeps its group from being given to a guest."""
+    """Return a finding if a member's driver prevents the use of its group by a guest."""
     if not keeps_dma(member):
         return None
     return Finding(

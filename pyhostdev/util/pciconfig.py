@@ -142,7 +142,7 @@ def express_type(config: bytes) -> int | None:
 
 def acs_state(config: bytes) -> str | None:
     """
-    Return whether a port isolates what is below it: ``on``, ``off``, ``absent``; None if the bytes end too early.
+    Return the ACS state of a port: ``on`` (isolates the functions below it), ``off``, ``absent``; None if unknown.
 
     Source: PCIE50 7.7.8.3, the control register
     """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Replace what identifies a machine, its owner or its guests in a snapshot: MAC addresses, serial numbers, UUIDs, names.
+Redact a snapshot: replace MAC addresses, serial numbers, UUIDs and names.
 
 The same value gets the same replacement everywhere in one snapshot, counted in the order of the paths, so that the
-replacement tells nothing about the value.
+replacement reveals nothing about the value.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _sources(data: bytes) -> list[bytes]:
 
 
 def redacted(snapshot: HostSnapshot, root: HostRoot) -> HostSnapshot:
-    """Return a snapshot without what identifies machine, owner and guests."""
+    """Return a snapshot without values that identify the machine, its owner or its guests."""
     redactor = _Redactor(root)
     libvirt, state = redactor._key(root.libvirt_status), redactor._key(root.state_dir)
     entries: dict[str, bytes | str | None] = {}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The facts of a scan as columns: what reads one fact of all functions needs no object for each.
+The facts of a scan as columns, for readers of one fact of all functions: no objects are created.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class ScanColumns:
     @property
     def shares_slot(self) -> list[bool]:
         """
-        Whether the slot has another function, VFs left out: what a scan knows of multifunction without reading it.
+        Whether the slot has another function that is not a VF: multifunction as far as a scan knows without reading
+        it.
 
         The kernel looks for the functions 1 to 7 of a slot only where function 0 says that there are more.
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Settings of a network interface of this machine, by the kernel's oldest calls.
+Settings of a network interface of this machine, by ioctl.
 
 Mirrors: src/util/virnetdev.c, src/util/virnetdevbridge.c
 """
@@ -38,7 +38,7 @@ _ARPHRD_ETHER = 1  # linux/if_arp.h
 
 
 def is_interface_name(name: str) -> bool:
-    """True for a text that the kernel can take as the name of an interface."""
+    """True for a valid name of a network interface."""
     return 0 < len(os.fsencode(name)) <= NAME_MAX and name not in (".", "..") and not set(name) & set("/: \t\n")
 
 
@@ -57,7 +57,7 @@ def request(name: str, form: str, *values: object) -> bytes:
 
 @contextmanager
 def doing(what: str, name: str) -> Iterator[None]:
-    """Turn a system error into an error that says what failed, and of which interface."""
+    """Turn a system error into an error that names the failed action and the interface."""
     try:
         yield
     except OSError as err:
@@ -72,7 +72,7 @@ def _call(number: int, argument: bytes) -> bytes:
 
 def read_mtu(name: str) -> int:
     """
-    Return the largest packet of an interface, in bytes.
+    Return the MTU of an interface, in bytes.
 
     Raises:
         OperationError: the kernel refuses.
@@ -83,7 +83,7 @@ def read_mtu(name: str) -> int:
 
 def set_mtu(name: str, mtu: int) -> None:
     """
-    Set the largest packet of an interface, in bytes.
+    Set the MTU of an interface, in bytes.
 
     Raises:
         OperationError: the kernel refuses.
@@ -120,7 +120,7 @@ def set_online(name: str, *, is_up: bool) -> None:
 
 def add_bridge_port(bridge: str, name: str) -> None:
     """
-    Make an interface a port of a bridge; it is one until the interface ends.
+    Add an interface to a bridge; it stays a port until the interface vanishes.
 
     Raises:
         OperationError: the kernel refuses.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Tap devices: interfaces of the host whose other end is a descriptor.
+Tap devices: host interfaces whose other end is a descriptor.
 
-A tap is gone when the last program that has it open ends, so a crash leaves none behind.
+A tap vanishes with the last program that has it open, so a crash leaves none behind.
 
 Mirrors: src/util/virnetdevtap.c
 """
@@ -26,7 +26,7 @@ _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
 _IFF_TUN_EXCL = 0x8000
 
-GENERATED = "vnet%d"  # the kernel puts the first free number in
+GENERATED = "vnet%d"  # the kernel inserts the first free number
 
 
 class Tap(NamedTuple):
@@ -43,8 +43,8 @@ def open_tap(path: str, name: str | None, *, queues: int = 1, has_header: bool =
     Args:
         path: the node of the kernel's driver.
         name: of the interface; None lets the kernel choose one.
-        has_header: packets have virtio's header before them, which carries offloads.
-        is_new: the interface must not exist yet; else it must.
+        has_header: packets start with the virtio-net header, which carries offloads.
+        is_new: True if the interface must not exist yet, False if it must exist.
 
     Raises:
         OperationError: the kernel refuses.
@@ -69,7 +69,7 @@ def _attach(fd: int, name: str, flags: int) -> str:
 
 def set_up_macvtap(fd: int, *, has_header: bool, queues: int) -> None:
     """
-    Say how a descriptor of a macvtap passes packets on.
+    Configure the packet format of a macvtap's descriptor.
 
     Raises:
         OSError: the kernel refuses.

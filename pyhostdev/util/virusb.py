@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class USBDevice(NamedTuple):
-    """A USB device: what it is, and where it is on its bus until it is unplugged."""
+    """A USB device: its ids, and its bus and device numbers until it is unplugged."""
 
     vendor: int
     product: int

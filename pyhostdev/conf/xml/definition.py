@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What the rows of a table ask of a definition, which is a table itself.
+The interface of a definition that the fields of a table need.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Definition(Protocol):
-    """A definition: its fields, and how it is made from an element."""
+    """A definition: its fields, and its constructor from an element."""
 
     @classmethod
     def declared(cls) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How a text in the XML becomes a value and back."""
+"""Codecs: convert between text in the XML and values."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INT_MAX = 0x7FFFFFFF
-NODE_MAX = 1023  # of a NUMA node that a set may name
-WORDS_NAMED_MAX = 10  # in one sentence
+NODE_MAX = 1023  # the highest NUMA node in a set
+WORDS_NAMED_MAX = 10  # the longest list of words in a message
 
 
 class Codec(Generic[T]):
-    """A pair of pure functions; ``parse`` raises ValueError, ``expected`` says what it wanted."""
+    """A pair of pure functions; ``parse`` raises ValueError, ``expected`` describes valid text."""
 
     __slots__ = ("code", "expected", "format", "later", "parse", "words")
 
@@ -32,16 +32,16 @@ class Codec(Generic[T]):
         code: int = VIR_ERR_XML_ERROR,
         later: Mapping[str, str] | None = None,
     ) -> None:
-        self.later = later or {}  # words that came later: each with its row of the table of changes
+        self.later = later or {}  # newer words -> the row of CHANGES that brought them
         self.parse = parse
         self.format = format_
         self.expected = expected
-        self.words = words  # all there are, where they can be counted
+        self.words = words  # all valid words, if they can be listed
         self.code = code  # libvirt's error number for an invalid value
 
 
 def enum(*words: str, later: Mapping[str, str] | None = None) -> Codec[str]:
-    """Return the codec of one of some words; ``later`` has those that an older release refuses, with their rows."""
+    """Return the codec of a set of words; ``later`` maps words that older releases refuse to their row of CHANGES."""
     words = (*words, *(later or ()))
 
     def parse(value: str) -> str:
@@ -88,7 +88,7 @@ def hexadecimal(width: int, base: int = 0, maximum: int = 0xFFFFFFFF) -> Codec[i
 
 
 def signed(minimum: int = -INT_MAX - 1, base: int = 10, *, maximum: int = INT_MAX) -> Codec[int]:
-    """Return the codec of a C int, or of a wider number, that is printed in decimal."""
+    """Return the codec of a signed number that is printed in decimal; by default a C int."""
 
     def parse(value: str) -> int:
         number = parse_integer(value, base)
@@ -101,7 +101,7 @@ def signed(minimum: int = -INT_MAX - 1, base: int = 10, *, maximum: int = INT_MA
 
 def nodes_of(text: str) -> list[int]:
     """
-    Return the numbers of a set, ascending: 0,2-4,^3 has 0, 2 and 4.
+    Return the numbers of a set, sorted: 0,2-4,^3 is 0, 2 and 4.
 
     Raises:
         ValueError: the text is not a set of numbers, or one is too high.
@@ -153,7 +153,7 @@ def _non_empty(value: str) -> str:
 
 
 text: Codec[str] = Codec(str, str, "text")
-name_text: Codec[str] = Codec(_non_empty, str, "a text that is not empty")
+name_text: Codec[str] = Codec(_non_empty, str, "a non-empty text")
 cpuset: Codec[str] = Codec(_normal_set, str, "numbers and ranges like 0,2-3", code=VIR_ERR_INVALID_ARG)
 nodeset: Codec[str] = Codec(_checked_nodeset, str, "numbers and ranges like 0,2-3", code=VIR_ERR_INVALID_ARG)
 yes_no: Codec[bool] = _choice("yes", "no")
@@ -189,10 +189,10 @@ _UNITS = {
 
 def unit_factor(unit: str | None) -> int:
     """
-    Return the bytes of a unit; KiB where none is said.
+    Return the bytes of a unit; without a unit, of KiB.
 
     Raises:
-        ValueError: no such unit.
+        ValueError: the unit is unknown.
 
     Mirrors: virScaleInteger (src/util/virutil.c)
     """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Definitions as tables: what an XML element holds is declared once, parsed and printed from there.
+Definitions as tables: the contents of an XML element are declared once, for parsing and printing.
 
 A class that derives from ElementDef lists its fields in the order libvirt prints them:
 
@@ -10,8 +10,7 @@ A class that derives from ElementDef lists its fields in the order libvirt print
         driver_name = attribute("driver/@name", enum("kvm", "vfio", "xen"))
         source = child("source", HostdevSource)
 
-What the table does not know, attributes as well as elements, is kept where it was found, and
-printed behind what it knows.
+Attributes and elements that are not in the table are kept where they were found, and printed after the known ones.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ INDENT = "  "
 
 
 class Unknown(NamedTuple):
-    """Something the tables do not know: an attribute's value, or an element as it was written."""
+    """An unknown attribute with its value, or an unknown element with its text."""
 
     name: str
     value: str
@@ -53,12 +52,12 @@ class Unknown(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The name, of an attribute with an @ before it."""
+        """The name; that of an attribute starts with @."""
         return self.name if self.is_element else f"@{self.name}"
 
     @property
     def is_foreign(self) -> bool:
-        """True for a name in a namespace of its own, or the declaration of one."""
+        """True for a name in a namespace, or the declaration of a namespace."""
         return self.name[:1] == "{" or ":" in self.name
 
 
@@ -66,16 +65,16 @@ class ElementDef:
     """
     The base of all definitions: parsing, printing, copying and comparing by the table of fields.
 
-    Two definitions are equal when they would be printed alike; where they stood does not count.
+    Two definitions are equal if they are printed alike; lines do not count.
     """
 
     tag: ClassVar[str] = ""
-    # attributes that decide whether a guest gets a device: where they have no effect, keeping them would mislead
+    # attributes that decide whether a guest gets a device: refused where they have no effect
     never_kept: ClassVar[frozenset[str]] = frozenset({"assigned"})
     line: int | None = None  # of the source, for messages
-    lines: Mapping[str, int | None] = MappingProxyType({})  # of the fields that stand in elements below
+    lines: Mapping[str, int | None] = MappingProxyType({})  # lines of the fields in child elements
     unknown: dict[tuple[str, ...], list[Unknown]]
-    # of words that came later, each with its row of the table of changes: an older libvirt does not read them
+    # newer attributes and elements -> the row of CHANGES that brought them; older releases do not read them
     late_errors: tuple[tuple[str, ConfigError], ...] = ()
 
     _table: ClassVar[Table | None] = None
@@ -106,7 +105,7 @@ class ElementDef:
 
     @classmethod
     def table(cls) -> Table:
-        """Return the compiled fields; made when first asked for."""
+        """Return the compiled fields, cached per class."""
         if cls._table is None:
             cls._table = compile_table(cls)
         return cls._table
@@ -119,7 +118,7 @@ class ElementDef:
         Read a document whose root is this element.
 
         Raises:
-            ConfigError: not well-formed, another element, or a value that is not valid; ``others`` has the rest.
+            ConfigError: the XML is malformed, has another root, or an invalid value; ``others`` has further errors.
         """
         root = parse_document(source)
         if root.tag != cls.tag:
@@ -161,18 +160,18 @@ class ElementDef:
         self.parsed(element)
 
     def parsed(self, element: Element) -> None:
-        """Check or derive what involves several fields; the hook of a subclass."""
+        """Check or derive values that depend on several fields; a hook for subclasses."""
 
     def line_of(self, name: str) -> int | None:
         """Return the line of a field, or the line of its element if the field has no line of its own."""
         return self.lines.get(name, self.line)
 
     def hides(self, name: str) -> bool:
-        """Say whether a field is not printed as things are; the hook of a subclass."""
+        """Return True if a field must not be printed; a hook for subclasses."""
         return False
 
     def _load(self, row: Row, found: list[tuple[str, Element]], errors: list[ConfigError]) -> None:
-        """Read one row; what it refuses is added to the errors, so that the rows behind it are read too."""
+        """Read one row; collect its errors, so that the following rows are still read."""
         holder = self if row.owner is None else self.__dict__[row.owner]
         try:
             holder.__dict__[row.field.name] = row.field.load(found)
@@ -195,14 +194,14 @@ class ElementDef:
                 yield XMLError(f"The {what} is missing", line=source_line(element), libvirt_code=field.code)
 
     def _collect(self, shape: Shape, element: Element, found: dict[int, list[tuple[str, Element]]]) -> None:
-        """Sort what stands in an element: to a row, or to the unknown."""
+        """Assign the contents of an element to rows, or to the unknown."""
         for key, value in attributes_of(element):
             row = shape.attributes.get(key)
             if row is not None:
                 found.setdefault(row.place, []).append((value, element))
             else:
                 self._keep_attribute(shape.path, key, value, element)
-        # where only text is expected, elements in it belong to the text
+        # in an element with text only, child elements are part of the text
         is_text = shape.content is not None and not shape.nodes
         text = text_of(element) if is_text else own_text_of(element)
         is_indentation = not is_text and len(element) > 0 and not text.strip()
@@ -248,7 +247,7 @@ class ElementDef:
         return "\n".join(self.format_lines(self.tag)) + "\n"
 
     def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:
-        """Return the element's lines under a given name; none where it is empty and not always."""
+        """Return the lines of the element with a given name; none if it is empty, unless ``always``."""
         return self._format_shape(self.table().shape, tag, indent, always=always)
 
     def _format_shape(self, shape: Shape, tag: str, indent: str, *, always: bool) -> list[str]:
@@ -325,7 +324,7 @@ class ElementDef:
         return f"<{type(self).__name__} {self.format_lines(self.tag or '?')[0].strip()}>"
 
     def unmodelled(self) -> list[tuple[str, int | None]]:
-        """Return path and line of all that is kept but not understood, in self and below."""
+        """Return path and line of all unknown attributes and elements, also of nested definitions."""
         found: list[tuple[str, int | None]] = []
         for place, part in self.parts((self.tag,)):
             where = "/".join(place)
@@ -337,7 +336,7 @@ class ElementDef:
         return found
 
     def parts(self, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ElementDef]]:
-        """Yield self and all definitions in it, each with the elements on the way to it."""
+        """Yield self and all nested definitions, each with its path of elements."""
         yield place, self
         for row in self.table().rows:
             value = self._value(row)
@@ -346,7 +345,7 @@ class ElementDef:
                     yield from part.parts((*place, *row.field.path))
 
     def own_unknown(self) -> Iterator[tuple[tuple[str, ...], Unknown]]:
-        """Yield what this definition's table does not know, each with the elements on the way to it."""
+        """Yield the unknown attributes and elements of this definition, each with its path of elements."""
         for path, kept in self.unknown.items():
             for word in kept:
                 yield path, word
@@ -354,7 +353,7 @@ class ElementDef:
 
 def _element_lines(head: str, tag: str, indent: str, body: str | None, inner: list[str]) -> list[str]:
     if inner:
-        # behind a text, indentation would belong to it
+        # after text, indentation would be part of the text
         start = [f"{head}>"] if not body else [f"{head}>{escape_text(body)}{inner.pop(0).lstrip()}"]
         return [*start, *inner, f"{indent}</{tag}>"]
     return [f"{head}>{escape_text(body)}</{tag}>" if body else f"{head}/>"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The rows of a definition's table: where a value stands in the XML and what it means.
+The fields of a definition's table: the place of a value in the XML, and its meaning.
 
-A path names the elements on the way to the value; they are printed when something in them is.
+A path names the elements around the value; they are printed if they contain something.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyhostdev.errors import Renumbering
     from pyhostdev.util.virxml import Element
 
-ERRORS_MAX = 100  # per list of elements; the user corrects these first
+ERRORS_MAX = 100  # reported per list of elements
 
 T = TypeVar("T")
 D = TypeVar("D", bound="Definition")
@@ -29,14 +29,14 @@ D = TypeVar("D", bound="Definition")
 
 class Field(Generic[T]):
     """
-    One row of a table: where a value stands and what it means.
+    One row of a table: the place of a value, and its meaning.
 
     Has no ``__set__``: the value lives in the instance's dict, so that reading it costs nothing.
     """
 
     name = ""
-    package = ""  # of the definition that has the row
-    is_fresh = False  # every instance gets a value of its own
+    package = ""  # of the definition with this field
+    is_fresh = False  # True if every instance gets a new value
     leaf = ""  # attribute name, for attributes
 
     def __init__(self, path: str, default: T, *, quiet: bool = False, since: str | None = None) -> None:
@@ -45,8 +45,8 @@ class Field(Generic[T]):
             parts, self.leaf = parts[:-1], parts[-1][1:]
         self.path = tuple(parts)
         self.default = default
-        self.quiet = quiet  # the default is not printed
-        self.since = since  # the row of the table of changes that brought it; older releases drop it
+        self.quiet = quiet  # True if the default is not printed
+        self.since = since  # the row of CHANGES that brought the field; older releases drop it
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -60,19 +60,19 @@ class Field(Generic[T]):
         return self if instance is None else self.missing(instance)
 
     def missing(self, instance: Definition) -> T:
-        """Return the value of an instance that has none yet."""
+        """Return the value of an instance without one."""
         return self.default
 
     def load(self, found: list[tuple[str, Element]]) -> T:
-        """Return the value of what was found, which is never empty; every kind of field says how."""
-        raise InternalError(f"{type(self).__name__} does not say how it is read")
+        """Return the value in the found nodes, at least one; implemented by each kind of field."""
+        raise InternalError(f"{type(self).__name__} does not implement load")
 
     def dump(self, value: T) -> str | None:
-        """Return the printed value, or None where nothing is printed; every kind of field says how."""
-        raise InternalError(f"{type(self).__name__} does not say how it is printed")
+        """Return the text to print, None for nothing; implemented by each kind of field."""
+        raise InternalError(f"{type(self).__name__} does not implement dump")
 
     def initial(self) -> Any:
-        """Return a fresh value for a new instance; asked where is_fresh says so."""
+        """Return a new value for a new instance; used if ``is_fresh``."""
         return None
 
 
@@ -80,9 +80,9 @@ class _Value(Field[T]):
     """A value that is one text in the XML."""
 
     def __init__(self, path: str, codec: Codec[Any], default: Any, code: int | None, **options: Any) -> None:
-        self.lenient = options.pop("lenient", False)  # libvirt ignores what it cannot read
+        self.lenient = options.pop("lenient", False)  # libvirt ignores an invalid value
         self.required = options.pop("required", False)
-        self.renumbered = options.pop("renumbered", None)  # libvirt's number for a value the codec refuses, later
+        self.renumbered = options.pop("renumbered", None)  # the row of CHANGES that changed the code of a refusal
         super().__init__(path, default, **options)
         self.codec = codec
         self.code = code or codec.code
@@ -116,7 +116,7 @@ class Content(_Value[T]):
 
 
 class Flag(Field[bool]):
-    """An empty element that is there or not."""
+    """An empty element: present or absent."""
 
     def load(self, found: list[tuple[str, Element]]) -> bool:
         """Return True: the element is there."""
@@ -128,14 +128,14 @@ class Flag(Field[bool]):
 
 
 class Opaque(Field["str | None"]):
-    """An element whose place is known and whose content is kept as it was written."""
+    """A known element with contents that are kept unchanged."""
 
     def __init__(self, path: str, *, for_host: bool = False) -> None:
         super().__init__(path, None)
-        self.for_host = for_host  # says nothing about the machine: who runs the guest acts on it, or says so
+        self.for_host = for_host  # it configures the host; the hypervisor driver applies or reports it
 
     def load(self, found: list[tuple[str, Element]]) -> str | None:
-        """Return the elements as text, with all that is in them."""
+        """Return the elements with their contents as text."""
         return "\n".join(dump_element(element) for _, element in found)
 
     def dump(self, value: str | None) -> str | None:
@@ -145,10 +145,10 @@ class Opaque(Field["str | None"]):
 
 class _Element(Field[T]):
     """
-    An element with a definition of its own.
+    An element with its own definition.
 
-    The definition may be named as ``module.Class`` of its owner's package: it is imported when it is needed, as
-    few domains have devices of every kind and start-up time counts.
+    The definition may be given as ``module.Class`` in the package of the owner: it is imported on first use, which
+    shortens the start of programs.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class _Element(Field[T]):
 
 
 class Child(_Element["D | None"]):
-    """An element with a definition of its own, at most once."""
+    """An optional element with its own definition."""
 
     def load(self, found: list[tuple[str, Element]]) -> D | None:
         """Return the definition in the element."""
@@ -175,7 +175,7 @@ class Child(_Element["D | None"]):
 
 
 class Part(_Element[D]):
-    """An element with a definition of its own that is always there, and printed when it says something."""
+    """An element with its own definition that is never None, and is printed unless it is empty."""
 
     def load(self, found: list[tuple[str, Element]]) -> D:
         """Return the definition in the element."""
@@ -189,7 +189,7 @@ class Part(_Element[D]):
 
 
 class Children(_Element["list[D]"]):
-    """Elements with a definition of their own, any number."""
+    """A list of elements with their own definitions."""
 
     is_fresh = True
 
@@ -213,12 +213,12 @@ class Children(_Element["list[D]"]):
         return parts
 
     def initial(self) -> list[D]:
-        """Return an empty list of the instance's own."""
+        """Return a new empty list."""
         return []
 
 
 class Ignored(Field[None]):
-    """Attributes and elements that have a meaning elsewhere and none here: dropped, as libvirt does."""
+    """Attributes and elements that libvirt ignores here; dropped."""
 
     def __init__(self, paths: tuple[str, ...]) -> None:
         super().__init__("", None)
@@ -241,7 +241,7 @@ class Embedded(Field[D]):
         self.definition = definition
 
     def initial(self) -> Definition:
-        """Return an empty definition of the instance's own."""
+        """Return a new empty definition."""
         return self.definition()
 
 
@@ -286,8 +286,8 @@ def attribute(
     Declare an attribute; ``driver/@name`` is one of a child element.
 
     Args:
-        default: the value where the attribute is absent; it is printed.
-        code: the VIR_ERR_* number of a value the codec refuses, where it is not 27.
+        default: the value of an absent attribute; it is printed.
+        code: the VIR_ERR_* number of an invalid value; default 27.
         options: ``quiet`` does not print the default, ``lenient`` takes it for a value the codec
             refuses, ``required`` refuses absence, ``since`` names the change that brought the attribute,
             ``renumbered`` the one that changed the number of a value the codec refuses.
@@ -330,7 +330,7 @@ def content(
 
 
 def flag(path: str) -> Flag:
-    """Declare an element whose presence says all."""
+    """Declare an empty element; its presence is the value."""
     return Flag(path, False)
 
 
@@ -345,40 +345,40 @@ def opaque(path: str, *, for_host: bool = False) -> Opaque:
 
 
 def ignored(*paths: str) -> Ignored:
-    """Declare what is dropped: ``address/@device`` an attribute, ``vendor`` an element."""
+    """Declare an attribute (``address/@device``) or element (``vendor``) that is dropped."""
     return Ignored(paths)
 
 
 def child(path: str, definition: type[D]) -> Child[D]:
-    """Declare an element with a definition of its own."""
+    """Declare an optional element with its own definition."""
     return Child(path, definition, None)
 
 
 def part(path: str, definition: type[D]) -> Part[D]:
-    """Declare an element with a definition of its own that is never None."""
+    """Declare an element with its own definition that is never None."""
     return Part(path, definition, None)
 
 
 def children(path: str, definition: type[D], *, since: str | None = None) -> Children[D]:
-    """Declare a list of elements with a definition of their own."""
+    """Declare a list of elements with their own definitions."""
     return Children(path, definition, (), since=since)
 
 
 def later_child(path: str, definition: str, *, since: str | None = None) -> Child[Any]:
-    """Declare an element whose definition, ``module.Class``, is imported when it is needed."""
+    """Declare an optional element; its definition, ``module.Class``, is imported on first use."""
     return Child(path, definition, None, since=since)
 
 
 def later_part(path: str, definition: str) -> Part[Any]:
-    """Declare an element that is never None and whose definition is imported when it is needed."""
+    """Declare an element that is never None; its definition is imported on first use."""
     return Part(path, definition, None)
 
 
 def later(path: str, definition: str, *, since: str | None = None) -> Children[Any]:
-    """Declare a list of elements whose definition is imported when it is needed."""
+    """Declare a list of elements; their definition is imported on first use."""
     return Children(path, definition, (), since=since)
 
 
 def embedded(definition: type[D]) -> Embedded[D]:
-    """Declare a definition whose rows stand in the owner's element, here in the order."""
+    """Declare a definition that shares the owner's element; its fields are printed at this position."""
     return Embedded(definition)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A definition's fields as a tree: what may stand where in its element, in the order it is printed."""
+"""A definition's fields as a tree of elements, in the order of printing."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """A field in one definition: its place in the order, and the object that holds the value."""
+    """A field in one definition: its position, and the object with its value."""
 
     place: int
-    field: Any  # a Field; the name of its type would make type checkers ask it for its value
-    owner: str | None  # the embedded part that holds the value
+    field: Any  # a Field; typed Any because a type checker would read the descriptor
+    owner: str | None  # the embedded definition with the value; None for the definition itself
 
 
 class Shape:
-    """One element of a definition: what may stand in it, in the order it is printed."""
+    """One element of a definition: its possible contents, in the order of printing."""
 
     __slots__ = ("attributes", "content", "flag", "nodes", "path")
 
@@ -32,17 +32,17 @@ class Shape:
         self.nodes: dict[str, Shape | Row] = {}
 
     def descend(self, path: tuple[str, ...]) -> Shape:
-        """Return the shape of an element below, made where it is not known yet."""
+        """Return the shape of a nested element; create it if needed."""
         shape = self
         for tag in path:
             node = shape.nodes.setdefault(tag, Shape((*shape.path, tag)))
             if not isinstance(node, Shape):
-                raise TypeError(f"<{tag}> has a definition of its own")
+                raise TypeError(f"<{tag}> has its own definition")
             shape = node
         return shape
 
     def add(self, row: Row) -> None:
-        """Give a row its place."""
+        """Add a row at its path."""
         field = row.field
         if isinstance(field, Attribute):
             self.descend(field.path).attributes[field.leaf] = row
@@ -66,7 +66,7 @@ class Shape:
 
 
 class Table(NamedTuple):
-    """What a definition's fields amount to."""
+    """The compiled fields of a definition."""
 
     rows: tuple[Row, ...]
     shape: Shape
@@ -75,7 +75,7 @@ class Table(NamedTuple):
 
 
 def compile_table(cls: type[Definition]) -> Table:
-    """Return what the fields of a class amount to."""
+    """Compile the fields of a class."""
     rows: list[Row] = []
     embedded: list[str] = []
     for name, field in cls.declared().items():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a user asks of the QEMU driver: a definition, a command line, a running guest.
+The QEMU driver: plan a domain, find what prevents its start, and run it.
 
 Mirrors: src/qemu/qemu_driver.c
 """
@@ -83,12 +83,12 @@ def plan(
     fd_groups: FDGroups | None = None,
 ) -> Plan:
     """
-    Plan what happens to a domain's host devices, and tell whether ``start`` would run it.
+    Return the plan for a domain's host devices, with the findings for which ``start`` would refuse the domain.
 
     Args:
         capabilities: of the emulator; None uses those of the domain's own emulator.
-        ownership: the user that QEMU would run as; None stands for the current user.
-        fd_groups: descriptors that the caller would hand over, by the name of their group.
+        ownership: the user that QEMU would run as; None means the current user.
+        fd_groups: the descriptors that the caller would pass, by the name of their group.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the request is invalid for any host.
@@ -118,11 +118,11 @@ def guest_addresses(
     release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> dict[PCIDeviceAddress, PCIDeviceAddress]:
     """
-    Return the guest address that each assigned PCI host device gets, by its host address.
+    Return the guest address of each assigned PCI host device, by its host address.
 
     If the definition cannot be completed, only the addresses that it contains are returned.
     """
-    with suppress(ConfigError, OperationError):  # start_obstacles tells why
+    with suppress(ConfigError, OperationError):  # start_obstacles reports the error
         dom = define(dom, host, capabilities=capabilities, keep_together=keep_together, release=release)
     places = ((hostdev.pci_address, hostdev.info.pci) for hostdev in dom.pci_hostdevs() if hostdev.is_assigned)
     return {address: place.pci for address, place in places if place is not None}
@@ -139,11 +139,11 @@ def start_obstacles(
     fd_groups: FDGroups | None = None,
 ) -> list[Finding]:
     """
-    Return the findings for which ``start`` would refuse the domain, except those of its PCI host devices; and notes.
+    Return the findings for which ``start`` would refuse the domain, and notes; PCI host devices are left to the plan.
 
-    Reason ``unsupported`` names a part of the definition that is not built, or that a guest must not run without. A
-    missing image, a missing mediated device and an image that ``ownership`` cannot open have reasons of their own. A
-    note ``ignored`` names a part that has no effect.
+    Reason ``unsupported`` names a part of the definition that we cannot build, or that a guest must not run without. A
+    missing image, a missing mediated device and an image that ``ownership`` cannot open have separate reasons. A note
+    ``ignored`` names a part that has no effect.
     """
     found = [*_unbuildable(dom, host, capabilities, keep_together, release), *_unfollowed(dom), *start_words(dom)]
     found += later_word_notes(dom, release)
@@ -158,7 +158,7 @@ def start_obstacles(
 def _unbuildable(
     dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None, keep_together: bool, release: LibvirtRelease
 ) -> Iterator[Finding]:
-    """Yield what makes the definition invalid on this host, and what keeps a command line from being built."""
+    """Yield the errors of validation on this host, and of building the command line."""
     errors: list[ConfigError] = []
     try:
         dom.validate(host)
@@ -183,13 +183,13 @@ def _unbuildable(
 
 
 def unfollowed_errors(dom: DomainDef) -> list[ConfigError]:
-    """Return an error for each setting that QEMU does not handle, and that a guest must not run without."""
+    """Return an error for each setting that ``start`` does not implement and that a guest must not run without."""
     refused = (finding for finding in [*_unfollowed(dom), *start_words(dom)] if finding.severity == ERROR)
     return [ConfigUnsupportedError(finding.message, line=finding.line, reason=finding.reason) for finding in refused]
 
 
 def _unfollowed(dom: DomainDef) -> Iterator[Finding]:
-    """Yield the words that a running guest would need and that ``start`` does not follow."""
+    """Yield an error for the lifecycle actions that ``start`` does not implement."""
     try:
         lifecycle_actions(dom)
     except ConfigUnsupportedError as err:
@@ -198,11 +198,11 @@ def _unfollowed(dom: DomainDef) -> Iterator[Finding]:
 
 class Guest:
     """
-    One guest to be run in the foreground: its full definition, and the means to start QEMU with it.
+    One guest to run in the foreground: its complete definition, and all that is needed to start QEMU.
 
     Args:
         ownership: the user that QEMU runs as, without any privilege; None keeps the current user.
-        fd_groups: descriptors that the caller hands over, by the name of their group; they stay the caller's.
+        fd_groups: descriptors that the caller passes, by the name of their group; the caller closes them.
 
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is invalid, or the emulator or pyhostdev does not support
@@ -228,7 +228,7 @@ class Guest:
         self.release = release
         self.capabilities = capabilities or capabilities_of(dom, host, release=release)
         errors = unfollowed_errors(dom)
-        try:  # what cannot be told to QEMU is refused now, before a device is touched
+        try:  # a definition that cannot be built is refused now, before a device is touched
             domain_to_native(dom, host, keep_together=keep_together, capabilities=self.capabilities, release=release)
         except ConfigError as err:
             errors.insert(0, err)
@@ -251,7 +251,7 @@ class Guest:
         device_fd: Callable[[str, Any], int | None] | None = None,
         vfio_fd: VFIODescriptor | None = None,
     ) -> list[str]:
-        """Return QEMU's command line with the monitor, what else listens, and iommufd on inherited descriptors."""
+        """Return QEMU's command line, with inherited descriptors for the monitor, other sockets and iommufd."""
         return build_command_line(
             self.definition,
             self.capabilities,
@@ -267,11 +267,12 @@ class Guest:
 
     def run(self, manager: HostdevManager, plan: Plan, *, log_path: str | None = None) -> GuestOutcome:
         """
-        Detach the devices, run QEMU to its end, which a signal to us brings about as well, and give the devices back.
+        Detach the devices, run QEMU until it or this process is told to end, and reattach the devices.
 
         Raises:
-            RefusedError: the plan does not hold any more, or QEMU would fail with it; nothing was touched.
-            OperationError, SysfsError: a socket cannot be made, a device could not be detached or given back, or QEMU
+            RefusedError: the plan is outdated, or QEMU would fail; nothing was touched.
+            OperationError, SysfsError: a socket cannot be created, a device could not be detached or reattached, or
+                QEMU
                 did not start.
 
         Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
@@ -295,7 +296,7 @@ class Guest:
             DeviceDescriptors(self.definition, self.host) as devices,
             daemons,
             manager.prepared(plan, node_owner=node_owner, by_descriptor=functions_by_iommufd(self.definition)),
-            self._vfio_descriptors() as vfio,  # closed before the devices are given back
+            self._vfio_descriptors() as vfio,  # closed before the devices are reattached
             ExitStack() as undo,
         ):
             networks = VFNetwork(self.host, self.definition.name or "", undo)
@@ -317,7 +318,7 @@ class Guest:
 
     def _refuse(self, plan: Plan) -> None:
         """
-        Refuse what the plan leaves to the starter, and with which QEMU would fail.
+        Refuse a start with which QEMU would fail, for reasons that the plan does not cover.
 
         Raises:
             RefusedError: holds one finding per fact.

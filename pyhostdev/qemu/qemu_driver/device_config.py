@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Changing the devices of a definition: attach, detach, update.
+Change the devices of an inactive definition: attach, detach, update.
 
-Each returns a changed copy, complete with defaults and addresses, or raises and leaves the definition as it
-was. A running guest is not touched.
+Each function returns a changed copy with defaults and addresses, or raises and leaves the definition unchanged. A
+running
+guest is not touched.
 
 Mirrors: qemuDomainAttachDeviceConfig, qemuDomainDetachDeviceConfig, qemuDomainUpdateDeviceConfig
 (src/qemu/qemu_driver.c)
@@ -51,12 +52,15 @@ def parse_device(xml: str | bytes) -> Any:
     Read the XML of one device.
 
     Raises:
-        XMLError: it is not well-formed, or wrong.
-        ConfigError: a kind of device that cannot be attached to a definition here.
+        XMLError: the XML is not well-formed, or invalid.
+        ConfigError: this kind of device cannot be attached.
     """
     tag = str(parse_document(xml).tag)
     if tag not in _DEFINITIONS:
-        raise ConfigError(f"A <{tag}> cannot be attached or detached here", libvirt_code=VIR_ERR_OPERATION_UNSUPPORTED)
+        raise ConfigError(
+            f"Cannot attach or detach a <{tag}>: expected hostdev, disk, interface or controller",
+            libvirt_code=VIR_ERR_OPERATION_UNSUPPORTED,
+        )
     return _DEFINITIONS[tag].parse(xml)
 
 
@@ -68,14 +72,14 @@ def attach_device(
     release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> DomainDef:
     """
-    Return the definition with one device more.
+    Return the definition with one more device.
 
     Args:
         dom: a complete definition, as ``define`` returns it.
         host, release: as for ``define``.
 
     Raises:
-        ConfigError: the device is wrong, there already, or does not fit.
+        ConfigError: the device is invalid, present already, or finds no free address.
 
     Mirrors: qemuDomainAttachDeviceConfig (src/qemu/qemu_driver.c)
     """
@@ -85,7 +89,7 @@ def attach_device(
             raise error
     others = dom.all_hostdevs() if device.tag == "hostdev" else getattr(dom, _LISTS[device.tag])
     if _find(others, device) is not None:
-        raise ConfigError(f"The domain has this {device.tag} already", libvirt_code=VIR_ERR_OPERATION_INVALID)
+        raise ConfigError(f"The domain already has this {device.tag}", libvirt_code=VIR_ERR_OPERATION_INVALID)
     changed = dom.copy()
     getattr(changed, _LISTS[device.tag]).append(device)
     return define(changed, capabilities, host, release=release)
@@ -99,17 +103,17 @@ def attach_hostdevs(
     release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> DomainDef:
     """
-    Return the definition with several host devices more; those of one device share a slot of the guest.
+    Return the definition with several more host devices; the functions of one device share a guest slot.
 
     Raises:
-        ConfigError: one of them is wrong, there already, or does not fit.
+        ConfigError: one of them is invalid, present already, or finds no free address.
     """
     changed = dom.copy()
     for hostdev in hostdevs:
         for error in (*device_errors(dom, hostdev), *QEMURules(capabilities, release).device_errors(dom, hostdev)):
             raise error
         if _find(changed.all_hostdevs(), hostdev) is not None:
-            raise ConfigError("The domain has this hostdev already", libvirt_code=VIR_ERR_OPERATION_INVALID)
+            raise ConfigError("The domain already has this hostdev", libvirt_code=VIR_ERR_OPERATION_INVALID)
         changed.hostdevs.append(hostdev.copy())
     return define(changed, capabilities, host, keep_together=len(hostdevs) > 1, release=release)
 
@@ -125,7 +129,7 @@ def detach_hostdevs(
     Return the definition without several host devices; controllers that were added for them stay.
 
     Raises:
-        ConfigError: it does not have one of them.
+        ConfigError: the definition lacks one of them.
     """
     changed = dom.copy()
     for hostdev in hostdevs:
@@ -144,7 +148,7 @@ def detach_device(
     Return the definition without one device; controllers that were added for it stay.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: the definition lacks the device.
 
     Mirrors: qemuDomainDetachDeviceConfig (src/qemu/qemu_driver.c)
     """
@@ -163,10 +167,10 @@ def update_device(
     release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> DomainDef:
     """
-    Return the definition with one device replaced by its new description.
+    Return the definition with one device replaced by a new version of it.
 
     Raises:
-        ConfigError: there is no such device, or its kind cannot be updated.
+        ConfigError: the definition lacks the device, or this kind of device cannot be updated.
 
     Mirrors: qemuDomainUpdateDeviceConfig (src/qemu/qemu_driver.c)
     """
@@ -187,12 +191,12 @@ def update_device(
 def _place(dom: DomainDef, device: Any) -> int:
     place = _find(getattr(dom, _LISTS[device.tag]), device)
     if place is None:
-        raise ConfigError(f"The domain has no such {device.tag}", libvirt_code=VIR_ERR_DEVICE_MISSING)
+        raise ConfigError(f"The domain does not have this {device.tag}", libvirt_code=VIR_ERR_DEVICE_MISSING)
     return place
 
 
 def _find(devices: Sequence[Any], device: Any) -> int | None:
-    """Return the index of the matching device, None if there is none."""
+    """Return the index of the matching device, None without a match."""
     identity = _IDENTITIES[device.tag]
     wanted = identity(device)
     if wanted is None:

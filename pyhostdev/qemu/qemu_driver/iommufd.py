@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a start by iommufd needs of the caller and of the host, and the nodes through which a guest reaches its devices.
+The requirements of a start with iommufd, and the VFIO nodes that a guest needs.
 
 Mirrors: qemuProcessOpenIommuFd (src/qemu/qemu_process.c)
 """
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 FDGroups = Mapping[str, Sequence[int]]
 
 _MODULE = "iommufd"
-_UNKNOWN_NODE = "vfioN"  # the kernel chooses the number when the function is bound
+_UNKNOWN_NODE = "vfioN"  # the kernel assigns the number when the function is bound
 
 
 def functions_by_iommufd(dom: DomainDef) -> list[PCIDeviceAddress]:
-    """Return the functions that the guest gets by iommufd, in the order of the command line."""
+    """Return the assigned functions that use iommufd, in the order of the command line."""
     found = (hostdev for hostdev in dom.guest_visible_hostdevs() if dom.uses_iommufd(hostdev))
     return [hostdev.pci_address for hostdev in found]
 
@@ -39,7 +39,7 @@ def functions_by_iommufd(dom: DomainDef) -> list[PCIDeviceAddress]:
 def iommufd_obstacles(
     dom: DomainDef, host: Host, release: LibvirtRelease, fd_groups: FDGroups | None = None
 ) -> list[Finding]:
-    """Return the findings for which a start by iommufd would fail; nothing for a release without the words."""
+    """Return the findings for which a start with iommufd would fail; empty for a libvirt release without iommufd."""
     if not release.has("iommufd"):
         return []
     found = [*missing_descriptors(dom, fd_groups or {}), *_split_groups(dom, host)]
@@ -47,16 +47,16 @@ def iommufd_obstacles(
 
 
 def missing_descriptors(dom: DomainDef, fd_groups: FDGroups) -> Iterator[Finding]:
-    """Yield a finding if a domain names a group of descriptors that the caller does not hand over."""
+    """Yield a finding if a domain names a group of descriptors that the caller does not pass."""
     name = dom.iommufd_fdgroup
     if name is not None and not fd_groups.get(name):
-        text = f"The caller does not hand over the descriptors that <iommufd fdgroup='{shown(name)}'> names"
+        text = f"The caller must pass the descriptors of <iommufd fdgroup='{shown(name)}'>"
         yield Finding("fdgroup-missing", ERROR, None, text, dom.iommufds[0].line)
 
 
 def refuse_missing_descriptors(dom: DomainDef, fd_groups: FDGroups) -> None:
     """
-    Refuse a domain that names a group of descriptors which the caller does not hand over.
+    Refuse a domain that names a group of descriptors that the caller does not pass.
 
     Raises:
         RefusedError: with libvirt's number for it.
@@ -75,13 +75,13 @@ def _missing_iommufd(dom: DomainDef, host: Host) -> Iterator[Finding]:
     if not by_iommufd and not is_opened:
         return
     if read_status(host.root, host.root.dev_iommu) is None and host.has_module(_MODULE) is False:
-        text = f"The kernel has no iommufd: there is neither '{host.root.dev_iommu}' nor a module '{_MODULE}'"
+        text = f"The kernel lacks iommufd: '{host.root.dev_iommu}' and the module '{_MODULE}' are both missing"
         yield Finding("iommufd-missing", ERROR, next(iter(by_iommufd), None), text, dom.line)
 
 
 def _split_groups(dom: DomainDef, host: Host) -> Iterator[Finding]:
     """
-    Yield a finding for each function that QEMU would reach by its group, while one of the group is bound to iommufd.
+    Yield a finding for each function that uses its group's node while another function of the group uses iommufd.
 
     Source: vfio_device_block_group (drivers/vfio/group.c): the group cannot be opened then
     """
@@ -100,9 +100,9 @@ def _split_groups(dom: DomainDef, host: Host) -> Iterator[Finding]:
 
 def vfio_nodes(dom: DomainDef, host: Host, release: LibvirtRelease) -> dict[PCIDeviceAddress, tuple[str, ...]]:
     """
-    Return the nodes through which QEMU reaches each assigned function, by its address.
+    Return the VFIO nodes that QEMU opens for each assigned function, by its address.
 
-    By iommufd these are ``dev/iommu`` and the function's own, whose number is N until the function is bound; else the
+    With iommufd these are ``dev/iommu`` and the function's node (``vfioN`` until the function is bound), otherwise the
     container's and the group's.
     """
     root = host.root

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A domain without a run of it: what its emulator can do, its full definition, its command line.
+A domain that is not started: its capabilities, its complete definition, its command line.
 
 Mirrors: qemuDomainDefineXMLFlags, qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
 """
@@ -28,19 +28,19 @@ def capabilities_of(
     dom: DomainDef, host: Host | None = None, choice: str | None = None, release: LibvirtRelease = DEFAULT_RELEASE
 ) -> QEMUCapabilities:
     """
-    Return what the domain's emulator can do; ``origin`` of the answer says who said so.
+    Return the capabilities of a domain's emulator; their ``origin`` names the source.
 
-    A trusted emulator of the live host is asked, or was before; stored answers serve everywhere else.
+    A trusted emulator of the live host is probed, or its cached answers are used; otherwise stored capabilities are
+    used.
 
     Args:
-        host: of the domain; None stands for the machine that runs this.
+        host: of the domain; None means this machine.
         choice: a stored release, a file, or "probe"; see ``qemu_capabilities.choice``.
-        release: the libvirt whose QEMU's stored answers serve where the emulator cannot be asked.
-
-    Raises:
-        ConfigError: the choice cannot be had.
-        ConfigUnsupportedError: the emulator cannot be asked, and nothing is stored for its architecture.
-        OperationError: it does not answer.
+        release: the libvirt release; it decides which stored capabilities are used.
+        Raises:
+            ConfigError: the choice is invalid.
+            ConfigUnsupportedError: the emulator cannot be probed, and no capabilities are stored for its architecture.
+            OperationError: the emulator does not answer.
     """
     arch = (dom.os.arch if dom.os is not None else None) or host_arch()
     may_run = host is None or host.root.is_live
@@ -59,11 +59,10 @@ def define(
     Return a copy with defaults and guest addresses, valid for its emulator.
 
     Args:
-        capabilities: of the emulator; asked for when None.
-        release: the libvirt whose defaults, order and rules are meant.
-
+        capabilities: of the emulator; None looks them up.
+        release: the libvirt release whose defaults, order and rules apply.
     Raises:
-        ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
+        ConfigError, ConfigUnsupportedError: the definition is invalid, or the emulator does not support it.
 
     Mirrors: qemuDomainDefineXMLFlags (src/qemu/qemu_driver.c)
     """
@@ -81,15 +80,14 @@ def domain_to_native(
     usb_may_be_absent: bool = False,
 ) -> list[str]:
     """
-    Return the command line of a domain that could be started on this host.
+    Return the command line for starting a domain on this host.
 
     Args:
-        capabilities: of the emulator; asked for when None.
-        release: the libvirt whose defaults, order and rules are meant.
-        usb_may_be_absent: QEMU looks for a USB device itself if the host does not have it.
-
+        capabilities: of the emulator; None looks them up.
+        release: the libvirt release whose defaults, order and rules apply.
+        usb_may_be_absent: True lets QEMU look for a USB device that the host lacks at present.
     Raises:
-        ConfigError, ConfigUnsupportedError: the definition is wrong, or the emulator cannot do it.
+        ConfigError, ConfigUnsupportedError: the definition is invalid, or the emulator does not support it.
         RefusedError: a host device is missing.
 
     Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What is refused right before a start: host devices, mediated devices and files that are not there.
+The checks right before a start: missing host devices, mediated devices and files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def missing_mdevs(dom: DomainDef, host: Host) -> Iterator[Finding]:
-    """Yield the mediated devices that the host does not have."""
+    """Yield a finding for each mediated device that the host lacks."""
     for hostdev in dom.hostdevs:
         uuid = hostdev.source_def.uuid if isinstance(hostdev.source_def, MdevSource) else None
         if uuid is not None and not is_directory(host.root, host.root.mdev_device(uuid)):
@@ -31,10 +31,10 @@ def missing_mdevs(dom: DomainDef, host: Host) -> Iterator[Finding]:
 
 def refuse_missing(dom: DomainDef, host: Host) -> None:
     """
-    Refuse host devices that the host does not have.
+    Refuse a domain with PCI devices that the host lacks.
 
     Raises:
-        RefusedError: with one finding a device.
+        RefusedError: has one finding per device.
     """
     missing = [h.pci_address for h in dom.pci_hostdevs() if host.pci_device(h.pci_address) is None]
     if missing:
@@ -44,7 +44,7 @@ def refuse_missing(dom: DomainDef, host: Host) -> None:
 
 def refuse_unstartable(dom: DomainDef, host: Host, plan: Plan) -> None:
     """
-    Refuse what a plan leaves to the starter of the guest, and with which QEMU would fail.
+    Refuse a domain for the start obstacles of its plan, and for missing mediated devices.
 
     Raises:
         RefusedError: holds one finding per fact.
@@ -56,12 +56,12 @@ def refuse_unstartable(dom: DomainDef, host: Host, plan: Plan) -> None:
 
 def refuse_missing_storage(dom: DomainDef, host: Host) -> None:
     """
-    Refuse disks and other files that are not there, before QEMU finds out.
+    Refuse a domain whose disk images or other files are missing.
 
-    A directory in the place of ``/`` has the host's devices; files it need not have.
+    For a root other than ``/`` only devices are checked, not files.
 
     Raises:
-        RefusedError: with one finding a file.
+        RefusedError: has one finding per file.
     """
     missing = [finding for finding in image_obstacles(dom, host, None) if finding.reason == "image-missing"]
     if missing:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Host devices that a running guest gets and lets go of: a card as one.
+Hot-plug and unplug host devices of a running guest; the functions of one card form one unit.
 
     guest = Guest(connection, manager, definition, pid=process.pid)
     plan = manager.host.plan_attach(guest.definition, hostdevs)
@@ -39,26 +39,26 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_hotplug.unplugging import Waiting
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
-TIMEOUT_S = 20.0  # five seconds of a blinking button, and what the guest takes
+TIMEOUT_S = 20.0  # five seconds for the attention button, and time for the guest
 
 __all__ = ["TIMEOUT_S", "Finished", "Guest", "PlannedUnit"]
 
 
 class Guest:
     """
-    A running guest whose QEMU is reached over a connection, whichever program started it.
+    A running guest that is controlled over a QMP connection; any program may have started it.
 
-    One change at a time: the caller excludes others, as ``attach-device`` does with the guest's lock.
+    The caller must allow only one change at a time; ``attach-device`` does so with the guest's lock.
 
     Args:
         connection: negotiated, with ``execute`` and ``events``.
-        definition: of the running domain, complete as ``define`` returns it; not needed with ``state``.
-        capabilities: of the emulator; the stored ones where None.
-        state: where the live definition and pending units are kept; in this object's memory where None.
-        pid: QEMU's process, whose limit of locked memory is raised; None leaves that to the caller.
-        node_owner: uid and gid that QEMU runs as, if not as the current user.
-        check: called between steps and while waiting; an error that it raises stops the change there.
-        waiting: called while the guest is waited for, with the seconds that are left.
+        definition: of the running domain, as ``define`` returns it; not needed with ``state``.
+        capabilities: of the emulator; None uses stored ones.
+        state: stores the live definition and the pending units; None keeps them in memory.
+        pid: of QEMU, to raise its limit of locked memory; None leaves that to the caller.
+        node_owner: QEMU's uid and gid; None means the current user.
+        check: called between steps and while waiting; it may raise an error to stop the change.
+        waiting: called with the seconds left while waiting for the guest.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Guest:
         waiting: Waiting = lambda left: None,
     ) -> None:
         if state is None:
-            assert definition is not None, "a guest needs its definition, or the state that has it"
+            assert definition is not None, "definition or state is required"
             state = MemoryState(live_definition(definition))
         self.release = release
         self.state = state
@@ -96,7 +96,7 @@ class Guest:
         Return the aliases, addresses and commands with which ``attach`` would execute a plan.
 
         Raises:
-            ConfigError, ConfigUnsupportedError: with libvirt's number for the same fault.
+            ConfigError, ConfigUnsupportedError: the unit cannot be plugged; the error has libvirt's number.
         """
         host = self._guest.manager.host
         return plan_unit(self.definition, plan, self.capabilities, host, self.release)
@@ -106,8 +106,8 @@ class Guest:
         Plug the unit of a plan, as a whole or not at all, and return its name.
 
         Args:
-            plan: made by ``Host.plan_attach`` for the present live definition.
-            timeout_s: how long a rollback waits until the guest lets go of staged functions.
+            plan: made by ``Host.plan_attach`` for the current live definition.
+            timeout_s: the time for which a rollback waits until the guest releases staged functions.
 
         Raises:
             ConfigError, RefusedError: nothing was touched.
@@ -116,7 +116,7 @@ class Guest:
         planned = self.plan_guest_side(plan)
         if any("iommufd" in properties for properties in planned.arguments):
             raise ConfigUnsupportedError(
-                "A running guest cannot get a device by iommufd: its nodes cannot be handed over"
+                "Cannot hot-plug a device with iommufd: its nodes cannot be passed to a running QEMU"
             )
         await attach(self._guest, plan, planned, timeout_s=timeout_s, node_owner=self.node_owner)
         return planned.name
@@ -125,19 +125,18 @@ class Guest:
         self, unit: str | Collection[PCIDeviceAddress], *, timeout_s: float = TIMEOUT_S, policy: str = "auto"
     ) -> list[PCIDeviceAddress]:
         """
-        Ask the guest to let go of a unit, wait for every function, and give all back.
+        Ask the guest to release a unit, wait for every function, and reattach all functions to the host.
 
         Args:
             unit: its name, or the addresses of all of its functions.
-            policy: with "off", some functions of a unit can go alone, as in libvirt: unless others share their slot.
-
+            policy: "off" allows to unplug some functions of a unit alone, as libvirt does, unless others share their
+                slot.
         Returns:
-            The functions that were given back.
-
+            The functions that were reattached.
         Raises:
-            DeviceMissingError, RefusedError: nothing was asked.
-            PendingError: the guest was asked and has not let go; repeat the call, or ``finish`` later.
-            OperationError: QEMU or the guest refused, or a device could not be given back.
+            DeviceMissingError, RefusedError: the guest was not asked.
+            PendingError: the guest was asked but has not released the unit; repeat the call, or call ``finish`` later.
+            OperationError: QEMU or the guest refused, or a device could not be reattached.
         """
         if policy == "off" and not isinstance(unit, str):
             named = named_part(await self._guest.units(), unit, self.definition, self._guest.owner)
@@ -147,10 +146,10 @@ class Guest:
 
     async def unit_name(self, addresses: Collection[PCIDeviceAddress]) -> str:
         """
-        Return the name of the unit whose functions these are, all of them.
+        Return the name of the unit that consists of exactly these functions.
 
         Raises:
-            DeviceMissingError, RefusedError: they are not those of one unit.
+            DeviceMissingError, RefusedError: the functions are not exactly those of one unit.
         """
         return (await self._unit(addresses)).name
 
@@ -165,7 +164,7 @@ class Guest:
 
     async def finish(self, *, timeout_s: float = TIMEOUT_S) -> list[Finished]:
         """
-        Finish or roll back what was interrupted, and give back what the guest has let go of; safe at any time.
+        Finish or roll back interrupted changes, and reattach functions that the guest has released; safe at any time.
 
         Raises:
             OperationError: the connection ended.

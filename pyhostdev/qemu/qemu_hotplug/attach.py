@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Plugging a unit into a running guest: all functions are detached first, function 0 comes last and is the commit.
+Plug a unit into a running guest: all functions are detached first; function 0 is plugged last and commits the change.
 
-Order: the unit's devices are remembered, all are detached (those that the guest does not get, too) and recorded, QEMU's
-memory limit is raised, the records say "plugging", the functions other than 0 are added, then function 0; the live
-definition is written, the records say "plugged". A failure undoes the steps before it, staged functions included.
+Order: store the unit's devices; detach and record all functions (also those that are not assigned); raise QEMU's
+memory
+limit; mark the records "plugging"; add the functions other than 0, then function 0; write the live definition; mark
+the records "plugged". A failure undoes the earlier steps, and takes back staged functions.
 
 Mirrors: qemuDomainAttachHostPCIDevice (src/qemu/qemu_hotplug.c)
 """
@@ -35,11 +36,11 @@ async def attach(
     node_owner: tuple[int, int] | None = None,
 ) -> Unit:
     """
-    Give a unit to a running guest, as a whole or not at all.
+    Plug a unit into a running guest, as a whole or not at all.
 
     Args:
-        timeout_s: how long a rollback waits until the guest lets go of staged functions.
-        node_owner: uid and gid that QEMU runs as; None for the current user.
+        timeout_s: the time for which a rollback waits until the guest releases staged functions.
+        node_owner: QEMU's uid and gid; None means the current user.
 
     Raises:
         RefusedError: the plan has obstacles, or the guest has not run yet; nothing was touched.
@@ -61,10 +62,10 @@ async def attach(
 
 async def commit(guest: RunningGuest, unit: Unit, definition: DomainDef) -> Unit:
     """
-    Write down that a guest has a unit.
+    Record that a guest has a unit.
 
     Raises:
-        OperationError, SysfsError: the state directory refuses; ``recover`` writes it down.
+        OperationError, SysfsError: the state directory cannot be written; ``recover`` completes the record.
     """
     try:
         await in_thread(guest.state.save, definition)
@@ -78,7 +79,7 @@ async def commit(guest: RunningGuest, unit: Unit, definition: DomainDef) -> Unit
 
 async def _refuse_unready(guest: RunningGuest, plan: Plan, planned: PlannedUnit) -> None:
     """
-    Refuse a plan with obstacles, and a guest that cannot be asked.
+    Refuse a plan with obstacles, and a guest that has not run yet.
 
     Raises:
         RefusedError: nothing was touched.
@@ -97,9 +98,7 @@ async def _refuse_unready(guest: RunningGuest, plan: Plan, planned: PlannedUnit)
 
 def not_run(owner: str) -> Finding:
     """Return the finding about a guest that has not run."""
-    text = (
-        f"The guest of domain '{owner}' has not run yet: a request to let go of a device would be stuck until a reset"
-    )
+    text = f"The guest of domain '{owner}' has not run yet: an unplug request would be stuck until a reset"
     return Finding("guest-not-run", ERROR, None, text)
 
 
@@ -121,12 +120,12 @@ async def _prepare(guest: RunningGuest, plan: Plan, planned: PlannedUnit, node_o
 
 
 async def _undo(guest: RunningGuest, unit: Unit, err: HostdevError) -> None:
-    """Give back what QEMU does not have; the error tells whether that succeeded."""
+    """Reattach the functions, which QEMU does not have; set ``rolled_back`` of the error."""
     try:
         await guest.complete(unit)
     except HostdevError as failure:
         err.rolled_back = False
-        err.message = f"{err.message}; and it could not be undone: {failure}"
+        err.message = f"{err.message}; and the roll back failed: {failure}"
     else:
         err.rolled_back = True
 
@@ -136,7 +135,7 @@ async def _plug(guest: RunningGuest, unit: Unit, planned: PlannedUnit, timeout_s
     Add the functions to QEMU.
 
     Raises:
-        OperationError: QEMU refused one, or went away.
+        OperationError: QEMU refused a function, or ended.
     """
     staged: list[str] = []
     for properties in planned.arguments:
@@ -144,7 +143,7 @@ async def _plug(guest: RunningGuest, unit: Unit, planned: PlannedUnit, timeout_s
             guest.check()
             await guest.monitor.device_add(properties)
         except MonitorLost as err:
-            err.rolled_back = False  # what QEMU has is known at its end, or when it answers again
+            err.rolled_back = False  # QEMU may have the device: unknown until it answers or ends
             raise
         except OperationError as err:
             await roll_back(guest, unit, staged, err, timeout_s)
@@ -154,7 +153,7 @@ async def _plug(guest: RunningGuest, unit: Unit, planned: PlannedUnit, timeout_s
 
 async def roll_back(guest: RunningGuest, unit: Unit, staged: list[str], err: OperationError, timeout_s: float) -> None:
     """
-    Take staged functions back, then give the unit back; what QEMU cannot let go stays as it is.
+    Take back staged functions, then reattach the unit; functions that QEMU cannot release stay in place.
 
     A guest that is paused or has no operating system keeps them until its reset or its end.
     """
@@ -167,7 +166,7 @@ async def roll_back(guest: RunningGuest, unit: Unit, staged: list[str], err: Ope
         return
     err.rolled_back = False
     err.message = (
-        f"{err.message}; the guest cannot let go of {len(staged)} functions that it does not see yet: they stay with "
+        f"{err.message}; the guest cannot release {len(staged)} functions that it does not see yet: they stay with "
         "QEMU until the guest resets or ends, or detach-device is repeated"
     )
     try:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A connection to a running QEMU, as its owner hands it to us: commands and events.
+The QMP connection to a running QEMU: commands and events.
 
-A client of the library qemu.qmp is one, and so is the simulated connection of ``pyhostdev.testing``. Errors of QEMU are
-told apart by their class only; the rest of an error is for people.
+A client of the library qemu.qmp implements it, as does the simulated connection of ``pyhostdev.testing``. QEMU's
+errors
+are distinguished by their class; the text is for the user.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ class Events(Protocol):
     """The unread events of a connection."""
 
     async def get(self) -> Mapping[str, Any]:
-        """Wait for the next event, and take it."""
+        """Wait for the next event and return it."""
 
 
 class QMPConnection(Protocol):
     """
     A negotiated connection to a QEMU.
 
-    Its events contain at least DEVICE_DELETED and DEVICE_UNPLUG_GUEST_ERROR, from before the first command on.
+    Its events contain at least DEVICE_DELETED and DEVICE_UNPLUG_GUEST_ERROR, collected since before the first command.
     """
 
     @property
@@ -51,7 +52,7 @@ class QMPConnection(Protocol):
 
 
 class QEMURefusedError(OperationError):
-    """QEMU refused a command; the message has its words."""
+    """QEMU refused a command; the message quotes QEMU's."""
 
     libvirt_code = VIR_ERR_INTERNAL_ERROR
 
@@ -62,8 +63,8 @@ class QEMURefusedError(OperationError):
         self.words = _words(err)
 
 
-class MonitorLost(OperationError):  # noqa: N818 - what happened to the connection
-    """The connection ended or does not answer, and with it most often QEMU."""
+class MonitorLost(OperationError):  # noqa: N818 - a condition, not an error name
+    """The connection ended or does not answer; usually QEMU has ended."""
 
     libvirt_code = VIR_ERR_INTERNAL_ERROR
 
@@ -85,7 +86,7 @@ class Monitor:
 
         Raises:
             QEMURefusedError: the answer is an error.
-            MonitorLost: there is no answer.
+            MonitorLost: QEMU does not answer.
         """
         try:
             return await asyncio.wait_for(self.connection.execute(command, arguments or None), timeout_s)
@@ -94,29 +95,31 @@ class Monitor:
         except Exception as err:
             if hasattr(err, "error_class"):
                 raise QEMURefusedError(command, err) from err
-            raise MonitorLost(f"QEMU went away during '{command}': {_words(err) or type(err).__name__}") from err
+            raise MonitorLost(
+                f"The connection to QEMU ended during '{command}': {_words(err) or type(err).__name__}"
+            ) from err
 
     async def device_add(self, properties: Mapping[str, Any]) -> None:
-        """Plug one device, with a JSON value of the right type for each property."""
+        """Plug one device; each property must have the JSON type that QEMU expects."""
         await self._ask("device_add", ADD_TIMEOUT_S, **properties)
 
     async def device_del(self, device_id: str) -> None:
-        """Ask the guest to let go of one device."""
+        """Ask the guest to release one device."""
         await self._ask("device_del", id=device_id)
 
     async def present_ids(self) -> set[str]:
         """
-        Return the ids of all devices that were added by name.
+        Return the ids of all devices that have one.
 
         Raises:
-            OperationError: the answer is not understood.
+            OperationError: the answer is malformed.
         """
         answer = await self._ask("qom-list", path=PERIPHERAL)
         if not isinstance(answer, list):
-            raise MonitorLost("QEMU's list of devices cannot be understood")
+            raise MonitorLost("QEMU's list of devices is malformed")
         return {str(item["name"]) for item in answer if isinstance(item, dict) and "name" in item}
 
     async def has_run(self) -> bool:
-        """Tell whether the guest's processors have run; one that has not must not be asked for anything."""
+        """Return True if the guest has run; before that it cannot handle an unplug request."""
         answer = await self._ask("query-status")
         return isinstance(answer, dict) and answer.get("status") not in ("prelaunch", "inmigrate", None)

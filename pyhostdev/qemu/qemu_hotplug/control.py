@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A running guest as a second process changes it: found by its name, locked, reached over its control socket.
+Control a running guest from a second process: find it by name, lock it, connect to its control socket.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ def running_guest(manager: HostdevManager, owner: str, *, needs_owner: bool) -> 
     Return the running guest of a domain.
 
     Args:
-        needs_owner: the process that started it must live, which gives the devices back at the guest's end.
-
-    Raises:
-        RefusedError: there is none, or its owner has ended.
+        needs_owner: True requires that the process that started it still runs: it reattaches the devices at the end.
+        Raises:
+            RefusedError: the guest does not run, or its owner has ended.
     """
     found = find_guest(manager.host.state_dir, owner)
     if found is None or not found.is_running:
         text = f"No running guest of domain '{owner}' was started here"
         raise RefusedError([Finding("guest-absent", ERROR, None, text)])
     if needs_owner and not found.has_owner:
-        text = f"The process that started guest '{owner}' has ended, so the device would not be given back at its end"
+        text = f"The process that started guest '{owner}' has ended: it could not reattach the device afterwards"
         raise RefusedError([Finding("guest-absent", ERROR, None, text)])
     return found
 
@@ -54,10 +53,10 @@ async def controlled(
     waiting: Waiting = lambda left: None,
 ) -> AsyncIterator[Guest]:
     """
-    Control a running guest while the block runs; no other process changes its devices meanwhile.
+    Control a running guest during the block; no other process can change its devices.
 
     Raises:
-        DeviceInUseError: another process does.
+        DeviceInUseError: another process controls the guest.
         OperationError: QEMU does not answer.
     """
     from pyhostdev.qemu.qemu_hotplug.qmpclient import connected

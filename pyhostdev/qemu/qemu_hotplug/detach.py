@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Unplugging a unit: the guest is asked once, every function's end is awaited, and only then all are given back.
+Unplug a unit: ask the guest once, wait until all functions are released, and only then reattach them.
 
 Mirrors: qemuDomainDetachDeviceLive, qemuDomainDetachPrepHostdev (src/qemu/qemu_hotplug.c)
 """
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 def named_unit(units: Collection[Unit], addresses: Collection[PCIDeviceAddress], owner: str) -> Unit:
     """
-    Return the unit whose functions these are, all of them.
+    Return the unit that consists of exactly these functions.
 
     Raises:
         DeviceMissingError: the domain does not have one of them.
-        RefusedError: they are a part of a unit, or belong to several.
+        RefusedError: they are only a part of a unit, or belong to several units.
     """
     found = [unit for unit in units if not set(addresses).isdisjoint(unit.addresses)]
     known = {address for unit in found for address in unit.addresses}
@@ -46,12 +46,12 @@ def named_unit(units: Collection[Unit], addresses: Collection[PCIDeviceAddress],
     if missing:
         raise DeviceMissingError(f"Domain '{owner}' does not have device {missing[0]}", address=missing[0])
     if len(found) > 1:
-        text = f"Functions of units {found[0].name} and {found[1].name} are named: detach one after the other"
+        text = f"Functions of units {found[0].name} and {found[1].name} are named: detach one unit at a time"
         raise RefusedError([Finding("several-devices", ERROR, found[1].addresses[0], text)])
     left = sorted(set(found[0].addresses) - set(addresses))
     if left:
         text = (
-            f"Function {left[0]} belongs to the unit {found[0].name} and is not named: a guest lets go of all "
+            f"Function {left[0]} belongs to the unit {found[0].name} and is not named: a guest releases all "
             "functions of a slot together"
         )
         error = RefusedError([Finding("partial-unit", ERROR, left[0], text)])
@@ -62,7 +62,7 @@ def named_unit(units: Collection[Unit], addresses: Collection[PCIDeviceAddress],
 
 def named_part(units: Collection[Unit], addresses: Collection[PCIDeviceAddress], live: DomainDef, owner: str) -> Unit:
     """
-    Return the named functions of one unit, which go without the others as in libvirt.
+    Return a unit reduced to the named functions, which libvirt allows to unplug alone.
 
     Raises:
         DeviceMissingError: the domain does not have one of them.
@@ -79,24 +79,24 @@ def named_part(units: Collection[Unit], addresses: Collection[PCIDeviceAddress],
     mine = {id(h.info) for h in live.pci_hostdevs() if h.pci_address in wanted}
     slots = {place[:3] for identity, place in places.items() if identity in mine}
     if any(place[:3] in slots for identity, place in places.items() if identity not in mine):
-        text = f"Another device of the guest is in the slot of device {min(wanted)}: both leave together"
+        text = f"Another device of the guest is in the slot of device {min(wanted)}: both are unplugged together"
         raise OperationError(text, reason="partial-unit", address=min(wanted))
     return found._replace(members=tuple(record for record in found.members if record.address in wanted))
 
 
 async def detach(guest: RunningGuest, unit: Unit, *, timeout_s: float) -> list[PCIDeviceAddress]:
     """
-    Ask a running guest to let go of a unit, wait, and give the unit back.
+    Ask a running guest to release a unit, wait, and reattach the unit to the host.
 
-    Repeating it is safe: functions that have gone meanwhile count as gone, an open request as asked.
+    It is safe to repeat: released functions are skipped, and a pending request is not sent again.
 
     Returns:
-        The functions that were given back.
+        The functions that were reattached.
 
     Raises:
-        RefusedError: the guest has not run yet, or has another unit of the same group; nothing was asked.
-        PendingError: the guest was asked and has not let go; nothing was given back.
-        OperationError: QEMU or the guest refused; the unit is plugged as before. Or it could not be given back.
+        RefusedError: the guest has not run yet, or has another unit of the same group; the guest was not asked.
+            PendingError: the guest was asked but has not released the unit; nothing was reattached.
+            OperationError: QEMU or the guest refused (the unit stays plugged), or the unit could not be reattached.
     """
     ids = guest.ids_of(unit)
     if not ids:
@@ -122,16 +122,16 @@ async def detach(guest: RunningGuest, unit: Unit, *, timeout_s: float) -> list[P
 
 async def give_back_gone(guest: RunningGuest, unit: Unit) -> list[PCIDeviceAddress]:
     """
-    Give back a unit that the guest has let go of.
+    Reattach a unit that the guest has released.
 
     Raises:
-        PendingError: another unit of the same group is in the guest: a group is given back as a whole.
-        OperationError: a device could not be given back; ``recover`` does it.
+        PendingError: the guest has another unit of the same IOMMU group: a group is reattached as a whole.
+        OperationError: a device could not be reattached; ``recover`` finishes it.
     """
     other = await group_mate(guest, unit)
     if other is not None:
-        text = f"The guest let go of unit {unit.name}, and still has {other.name} of the same IOMMU group"
-        raise PendingError(f"{text}: both are given back together", reason="pending")
+        text = f"The guest released unit {unit.name}, but still has unit {other.name} of the same IOMMU group"
+        raise PendingError(f"{text}: both are reattached together", reason="pending")
     try:
         return await guest.complete(unit)
     except OperationError as err:
@@ -140,7 +140,7 @@ async def give_back_gone(guest: RunningGuest, unit: Unit) -> list[PCIDeviceAddre
 
 
 async def group_mate(guest: RunningGuest, unit: Unit) -> Unit | None:
-    """Return another unit of the guest in QEMU whose group a unit shares, None if there is none."""
+    """Return another unit in QEMU that shares an IOMMU group with this one, None without one."""
     present = await guest.monitor.present_ids()
     groups = _groups(guest, unit)
     mine = set(unit.addresses)
@@ -159,10 +159,10 @@ def _groups(guest: RunningGuest, unit: Unit) -> set[int]:
 
 async def _refuse_held(guest: RunningGuest, unit: Unit) -> None:
     """
-    Refuse to give back functions that the guest does not have while it has others of their group.
+    Refuse to reattach functions while the guest has others of their IOMMU group.
 
     Raises:
-        DeviceInUseError: nothing was touched; a host driver could not take the function.
+        DeviceInUseError: the guest has others of the group; nothing was touched.
     """
     other = await group_mate(guest, unit)
     if other is not None:
@@ -171,7 +171,7 @@ async def _refuse_held(guest: RunningGuest, unit: Unit) -> None:
 
 
 async def _asked(guest: RunningGuest, ids: list[str], timeout_s: float) -> bool:
-    """Ask for function 0, and wait for all."""
+    """Request the removal of function 0, and wait for all functions; return False on a timeout."""
     async with guest.departures() as departures:
         present = await guest.monitor.present_ids()
         first = next((device for device in ids if device in present), None)
@@ -181,4 +181,4 @@ async def _asked(guest: RunningGuest, ids: list[str], timeout_s: float) -> bool:
 
 
 def _asked_text(owner: str, unit: Unit) -> str:
-    return f"The guest of domain '{owner}' was asked to let go of unit {unit.name} and has not"
+    return f"The guest of domain '{owner}' was asked to release unit {unit.name} and has not done so"

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The guest's side of a plan: the name, the address and the properties of each function that a running guest gets.
+The guest's side of a plan: alias, address and properties of each function to plug.
 
-Everything that can be refused is refused here, before the host is touched. libvirt finds the same errors, with the same
-numbers, after it has detached the device.
+All checks happen here, before the host is touched. libvirt reports the same errors, with the same numbers, but only
+after
+it has detached the device.
 
 Mirrors: qemuDomainAttachHostPCIDevice, qemuDomainEnsurePCIAddress (src/qemu/qemu_hotplug.c, qemu_domain_address.c)
 """
@@ -48,9 +49,9 @@ if TYPE_CHECKING:
 
 class PlannedUnit(NamedTuple):
     """
-    What a running guest gets: the live definition afterwards, and the arguments of each ``device_add`` in order.
+    A unit to plug: the live definition afterwards, and the arguments of each ``device_add`` in order.
 
-    ``hostdevs`` are the new ones in the live definition, with aliases and addresses.
+    ``hostdevs`` are the new devices of the live definition, with aliases and addresses.
     """
 
     name: str
@@ -60,17 +61,17 @@ class PlannedUnit(NamedTuple):
 
     @property
     def plugs(self) -> dict[PCIDeviceAddress, Plug]:
-        """What the records say about each function."""
+        """The data for the record of each function."""
         return {hostdev.pci_address: plug_of(self.name, PREPARED, hostdev) for hostdev in self.hostdevs}
 
     @property
     def ids(self) -> list[str]:
-        """The names in QEMU, in the order of plugging."""
+        """The ids in QEMU, in the order of plugging."""
         return [str(properties["id"]) for properties in self.arguments]
 
 
 def plug_of(unit: str, phase: str, hostdev: DomainHostdevDef) -> Plug:
-    """Return what a record says about a host device of a running domain."""
+    """Return the data for the record of a host device of a running domain."""
     guest = hostdev.info.pci if hostdev.is_assigned else None
     alias = hostdev.info.alias if hostdev.is_assigned else None
     return Plug(unit, phase, alias, None if guest is None else str(guest.pci))
@@ -109,7 +110,7 @@ def _refuse_wrong(
     live: DomainDef, hostdevs: Sequence[DomainHostdevDef], capabilities: QEMUCapabilities, release: LibvirtRelease
 ) -> None:
     """
-    Refuse what a definition with these devices could not say, or what is not built.
+    Refuse devices with which the definition would be invalid, or that we cannot build.
 
     Raises:
         ConfigError: the first error, with the rest in ``others``.
@@ -121,7 +122,7 @@ def _refuse_wrong(
         errors += device_errors(live, hostdev)
         errors += rules.device_errors(live, hostdev)
         errors += unbuilt_errors(hostdev) if hostdev.is_assigned else []
-        hostdev.driver_name = hostdev.driver_name or "vfio"  # what the host gives away, it gives through VFIO
+        hostdev.driver_name = hostdev.driver_name or "vfio"  # the only backend for assigned functions
     known = set(start_words(live))
     after = live.copy()
     after.hostdevs.extend(hostdevs)
@@ -132,29 +133,29 @@ def _refuse_wrong(
 
 def _refuse_present(live: DomainDef, hostdevs: Sequence[DomainHostdevDef]) -> None:
     """
-    Refuse a device that the running domain has, and an alias that is taken.
+    Refuse a device that the running domain already has, and an alias in use.
 
     Raises:
-        ConfigError: with libvirt's number.
+        ConfigError: has libvirt's number.
     """
     present = {hostdev.pci_address for hostdev in live.pci_hostdevs()}
     aliases = {info.alias for _, info in live.device_infos()}
     for hostdev in hostdevs:
         if hostdev.pci_address in present:
             raise ConfigError(
-                f"The domain has device {hostdev.pci_address} already",
+                f"The domain already has device {hostdev.pci_address}",
                 libvirt_code=VIR_ERR_OPERATION_INVALID,
                 address=hostdev.pci_address,
                 reason="in-use",
             )
         if hostdev.info.alias is not None and hostdev.info.alias in aliases:
-            raise ConfigUnsupportedError(f"The alias '{hostdev.info.alias}' is taken", address=hostdev.pci_address)
+            raise ConfigUnsupportedError(f"The alias '{hostdev.info.alias}' is in use", address=hostdev.pci_address)
         present.add(hostdev.pci_address)
         aliases.add(hostdev.info.alias)
 
 
 def _choose_aliases(after: DomainDef, hostdevs: Sequence[DomainHostdevDef]) -> None:
-    """Name the new devices: one number more than the highest, and none for ``assigned='no'``."""
+    """Give the new devices the next free aliases; those with ``assigned='no'`` get none."""
     for hostdev in hostdevs:
         if hostdev.info.alias is None and hostdev.assigned is not False:
             hostdev.info.alias = hostdev_alias(after)
@@ -162,17 +163,17 @@ def _choose_aliases(after: DomainDef, hostdevs: Sequence[DomainHostdevDef]) -> N
 
 def _place(live: DomainDef, host: HostFacts, hostdevs: Sequence[DomainHostdevDef]) -> None:
     """
-    Give each assigned function its address in the guest.
+    Give each assigned function its guest address.
 
     Raises:
-        ConfigError: an address is impossible or taken, or no slot of a bus with hot-plug is free.
+        ConfigError: an address is invalid or in use, or no slot with hot-plug is free.
     """
     assigned = [hostdev for hostdev in hostdevs if hostdev.is_assigned]
     if not assigned:
         return
     written = [hostdev for hostdev in assigned if hostdev.info.pci is not None]
     if written and len(written) != len(assigned):
-        raise _unit_error("Either all assigned functions have an address in the guest, or none", assigned)
+        raise _unit_error("Either all assigned functions or none must have a guest address", assigned)
     occupied = occupied_addresses(live, host)
     if written:
         _check_written(assigned)
@@ -189,7 +190,7 @@ def _place(live: DomainDef, host: HostFacts, hostdevs: Sequence[DomainHostdevDef
 
 
 def _take_slot(slot: PCIDeviceAddress, assigned: Sequence[DomainHostdevDef]) -> None:
-    """Give functions their numbers on the host; without function 0, the lowest of them becomes function 0."""
+    """Give functions their host function numbers; without function 0, the lowest becomes function 0."""
     functions = sorted(assigned, key=lambda hostdev: hostdev.pci_address)
     for number, hostdev in enumerate(functions):
         function = hostdev.pci_address.function if number else 0
@@ -199,26 +200,26 @@ def _take_slot(slot: PCIDeviceAddress, assigned: Sequence[DomainHostdevDef]) -> 
 
 def _check_written(assigned: Sequence[DomainHostdevDef]) -> None:
     """
-    Refuse addresses that a guest cannot see as one device.
+    Refuse guest addresses that do not form one multifunction device.
 
     Raises:
-        ConfigError: with libvirt's number for a single device.
+        ConfigError: has libvirt's number for a single device.
     """
     addresses = [hostdev.info.pci for hostdev in assigned if hostdev.info.pci is not None]
     if len(addresses) == 1 and addresses[0].function:
         raise ConfigError(
-            f"Guest PCI address {addresses[0].pci} is not function 0, without which a running guest sees no function",
+            f"Guest PCI address {addresses[0].pci} is not function 0: a running guest does not find a slot without it",
             libvirt_code=VIR_ERR_INTERNAL_ERROR,
             reason="no-guest-function-0",
             address=assigned[0].pci_address,
         )
     if len({(a.domain, a.bus, a.slot) for a in addresses}) > 1:
-        raise _unit_error("The functions have addresses in several slots of the guest", assigned)
+        raise _unit_error("The functions of a unit must share one guest slot", assigned)
     if len({a.function for a in addresses}) < len(addresses):
-        raise _unit_error("Two functions have the same address in the guest", assigned)
+        raise _unit_error("Two functions have the same guest address", assigned)
     first = next((a for a in addresses if a.function == 0), None)
     if first is None:
-        raise _unit_error("No function is function 0 of its slot in the guest", assigned, "no-guest-function-0")
+        raise _unit_error("One function must be function 0 of the guest slot", assigned, "no-guest-function-0")
     if len(addresses) > 1 and first.multifunction is False:
         raise _unit_error("multifunction='off' hides the other functions", assigned)
     if len(addresses) > 1:
@@ -241,7 +242,7 @@ def _arguments(
     Yield the arguments of each ``device_add``: functions other than 0 first, function 0 last.
 
     Raises:
-        ConfigUnsupportedError: the emulator cannot do it.
+        ConfigUnsupportedError: the emulator does not support a property.
     """
     build = CommandBuilder(after, capabilities, DomainPaths.of("", str(after.name), 0), release=release)
     assigned = [hostdev for hostdev in hostdevs if hostdev.is_assigned]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Finishing what is pending: the records and the live definition are compared with the devices that QEMU has.
+Finish pending changes: compare the records and the live definition with the devices in QEMU.
 
-It may be called at any time and as often as wanted: by the guest's owner after an event that it did not cause, before
-an attach or a detach, and after the death of the process that did either.
+This is safe at any time: the guest's owner does it after an event that it did not cause, and any process may do it
+before
+an attach or a detach, or after the process that attached or detached was killed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ RETURNED, IN_GUEST, PENDING, UNFINISHED = "given-back", "plugged", "pending", "f
 
 
 class Finished(NamedTuple):
-    """What was done about one unit; nothing is told about units with which all is well."""
+    """The outcome for one unit; a unit without a pending change has none."""
 
     unit: str
     outcome: str
@@ -33,10 +34,10 @@ class Finished(NamedTuple):
 
 async def finish(guest: RunningGuest, *, timeout_s: float) -> list[Finished]:
     """
-    Finish or roll back what was interrupted, and give back what the guest has let go of.
+    Finish or roll back interrupted changes, and reattach units that the guest has released.
 
     Args:
-        timeout_s: how long to wait, per unit, until the guest lets go of functions that it cannot see.
+        timeout_s: the time to wait, per unit, until the guest releases functions that it cannot see.
 
     Raises:
         MonitorLost: the connection ended.
@@ -61,7 +62,7 @@ async def _finish_one(guest: RunningGuest, unit: Unit, present: Collection[str],
 
 
 async def _decide(guest: RunningGuest, unit: Unit, present: Collection[str], timeout_s: float) -> Finished | None:
-    """Compare one unit's record with QEMU, and act."""
+    """Compare one unit's records with QEMU, and finish or roll back its change."""
     ids, phase = guest.ids_of(unit), unit.phase
     there = [device for device in ids if device in present]
     if phase is None or (not ids and (not unit.is_hot or phase == PLUGGED)):
@@ -75,25 +76,25 @@ async def _decide(guest: RunningGuest, unit: Unit, present: Collection[str], tim
     if len(there) == len(ids):
         if unit.is_mixed:
             await guest.mark(unit, PLUGGED, guest.plugs_of(unit, PLUGGED))
-        return Finished(unit.name, PENDING, "the guest has not let go") if phase == UNPLUGGING else None
-    await guest.mark(unit, UNPLUGGING, guest.plugs_of(unit, UNPLUGGING))  # the rest leaves by itself
-    return Finished(unit.name, PENDING, f"the guest has let go of {len(ids) - len(there)} of {len(ids)} functions")
+        return Finished(unit.name, PENDING, "the guest has not released it") if phase == UNPLUGGING else None
+    await guest.mark(unit, UNPLUGGING, guest.plugs_of(unit, UNPLUGGING))  # the guest is still releasing the others
+    return Finished(unit.name, PENDING, f"the guest has released {len(ids) - len(there)} of {len(ids)} functions")
 
 
 async def _interrupted(guest: RunningGuest, unit: Unit) -> Finished | None:
-    """A prepare or a release of this unit died: both are finished by giving back, if QEMU does not have it."""
+    """Finish an interrupted prepare or release of this unit: reattach it, since QEMU does not have it."""
     if not unit.is_hot:
-        return None  # the owner's own start or end
+        return None  # part of the guest's start or end, which its owner handles
     return await _return(guest, unit)
 
 
 async def _return(guest: RunningGuest, unit: Unit) -> Finished:
     await give_back_gone(guest, unit)
-    return Finished(unit.name, RETURNED, "the guest does not have it, and it was given back")
+    return Finished(unit.name, RETURNED, "the guest does not have it; it was reattached")
 
 
 async def _decide_plugging(guest: RunningGuest, unit: Unit, there: list[str], timeout_s: float) -> Finished:
-    """With function 0 the guest has it; without, what is staged is taken back."""
+    """If QEMU has function 0, record the unit as plugged; otherwise take back the staged functions."""
     hostdevs = await in_thread(guest.state.read_unit, unit.name)
     if len(there) < len(unit.ids) or hostdevs is None:
         return await _take_back(guest, unit, there, timeout_s)
@@ -115,11 +116,11 @@ async def _take_back(guest: RunningGuest, unit: Unit, there: list[str], timeout_
     if is_clear:
         return await _return(guest, unit)
     await guest.mark(unit, STUCK_STAGED)
-    return Finished(unit.name, PENDING, "the guest cannot let go of functions that it does not see")
+    return Finished(unit.name, PENDING, "the guest cannot release functions that it does not see")
 
 
 def _tidy(guest: RunningGuest, units: Collection[Unit], present: Collection[str]) -> None:
-    """Remove what killed processes left: devices of the live definition without a record, and forgotten units."""
+    """Remove leftovers of killed processes: live devices without a record, stored units that are not pending."""
     recorded = {address for unit in units for address in unit.addresses}
     live = guest.state.load()
     gone = [

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What attaching, detaching and finishing share: one running guest with its QEMU, its host and its memory.
+What attach, detach and finish share: one running guest with its monitor, manager, state and memory limit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 async def in_thread(action: Callable[..., _T], *args: Any) -> _T:
-    """Run what blocks, such as a write to the kernel, beside the event loop."""
+    """Run a blocking call, such as a write to the kernel, in a thread."""
     return await asyncio.to_thread(action, *args)
 
 
@@ -38,10 +38,10 @@ class RunningGuest:
     One running guest.
 
     Args:
-        owner: the name that its devices are recorded under.
-        pid: QEMU's process, whose memory limit is changed; None leaves that to the caller.
-        check: called between steps and while waiting; an error that it raises stops the change there.
-        waiting: called while the guest is waited for, with the seconds that are left.
+        owner: the domain's name in the records.
+        pid: of QEMU, to change its memory limit; None leaves that to the caller.
+        check: called between steps and while waiting; it may raise an error to stop the change.
+        waiting: called with the seconds left while waiting for the guest.
     """
 
     def __init__(
@@ -64,25 +64,25 @@ class RunningGuest:
         self.memory = GuestMemory(manager.context, pid, state)
 
     def departures(self) -> Departures:
-        """Return what asks the guest to let go, and waits."""
+        """Return a context manager that requests removals and waits for them."""
         return Departures(self.monitor, self.check, self.waiting)
 
     async def units(self) -> list[Unit]:
-        """Return the guest's units, as they are recorded."""
+        """Return the guest's recorded units."""
         return await in_thread(read_units, self.manager.context, self.owner)
 
     async def mark(self, unit: Unit, phase: str, plugs: Mapping[PCIDeviceAddress, Plug] | None = None) -> Unit:
-        """Record how far a unit is."""
+        """Record the phase of a unit."""
         return await in_thread(mark, self.manager.context, self.owner, unit, phase, plugs)
 
     def plugs_of(self, unit: Unit, phase: str) -> dict[PCIDeviceAddress, Plug]:
-        """Return what the live definition says about a unit's functions in the guest."""
+        """Return the record data of a unit's functions from the live definition."""
         mine = set(unit.addresses)
         hostdevs = [hostdev for hostdev in self.state.load().pci_hostdevs() if hostdev.pci_address in mine]
         return {hostdev.pci_address: plug_of(unit.name, phase, hostdev) for hostdev in hostdevs}
 
     def ids_of(self, unit: Unit) -> list[str]:
-        """Return the names in QEMU of a unit's functions, function 0 of the guest's slot first."""
+        """Return the ids in QEMU of a unit's functions, function 0 of the guest slot first."""
         if unit.is_hot:
             return unit.ids
         plugs = self.plugs_of(unit, "").values()
@@ -90,18 +90,18 @@ class RunningGuest:
 
     async def complete(self, unit: Unit) -> list[PCIDeviceAddress]:
         """
-        Give a unit back that has left QEMU: its devices, then the memory, then the live definition.
+        Reattach a unit that has left QEMU, then update the live definition and the memory limit.
 
         Raises:
             DeviceInUseError: its group is still open.
-            OperationError, SysfsError: a device could not be given back; the unit's records stay.
+            OperationError, SysfsError: a device could not be reattached; the unit's records stay.
         """
         back = await in_thread(give_back, self.manager.context, self.owner, unit)
         await in_thread(self.forget, unit.name, unit.addresses)
         return back
 
     def forget(self, unit: str, addresses: Iterable[PCIDeviceAddress]) -> None:
-        """Take devices out of the live definition, and lower QEMU's limit of locked memory."""
+        """Remove devices from the live definition, and lower QEMU's limit of locked memory."""
         gone = set(addresses)
         live = self.state.load()
         left = [h for h in live.hostdevs if not (h.is_pci and h.pci_address in gone)]

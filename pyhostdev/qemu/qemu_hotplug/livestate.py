@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What is remembered about a running guest: its live definition, the devices it is about to get, its first memory limit.
+The state of a running guest: its live definition, the units being plugged, and its original memory limit.
 
-``MemoryState`` serves a program that keeps its guest's definition itself; ``DirectoryState`` is shared by processes.
+``MemoryState`` is for a program that stores its guest's definition itself; processes share a ``DirectoryState``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNIT_FILE = re.compile(r"unit-([0-9a-f:.]{10,20})\.xml")
 
 
 class LiveState(Protocol):
-    """The memory of one running guest."""
+    """Stores the state of one running guest."""
 
     def load(self) -> DomainDef:
         """Return the live definition: complete, with aliases."""
@@ -59,7 +59,7 @@ class LiveState(Protocol):
 
 
 class MemoryState:
-    """The memory of a guest in the program that runs it; it ends with the program."""
+    """Keeps the state in this process."""
 
     def __init__(self, dom: DomainDef) -> None:
         self._dom = dom
@@ -102,9 +102,9 @@ class MemoryState:
 
 class DirectoryState:
     """
-    The memory of a guest in its runtime directory; each file is complete or absent.
+    Keeps the state in the guest's runtime directory; each file is complete or absent.
 
-    Every method raises SysfsError if the directory refuses, and OperationError if a file is not what we wrote.
+    Every method raises SysfsError if the directory cannot be accessed, and OperationError if a file is malformed.
     """
 
     def __init__(self, directory: StateDir) -> None:
@@ -146,7 +146,7 @@ class DirectoryState:
             soft, hard = json.loads(self._read(MEMLOCK))
             return MemoryLimit(int(soft), int(hard))
         except (ValueError, TypeError) as err:
-            raise OperationError(f"The file '{MEMLOCK}' of the guest is not what was written") from err
+            raise OperationError(f"The file '{MEMLOCK}' of the guest is malformed") from err
 
     def keep_memlock(self, limit: MemoryLimit | None) -> None:
         """Remember that limit, or forget it."""
@@ -171,10 +171,10 @@ def _unit_file(unit: str) -> str:
 
 def live_definition(dom: DomainDef) -> DomainDef:
     """
-    Return a domain as it runs: every device has its name in QEMU, every PCI host device its backend.
+    Return the live definition of a domain: every device has its alias, every PCI host device its backend.
 
     Args:
-        dom: complete, as it is started.
+        dom: complete, as ``define`` returns it.
     """
     live = dom.copy()
     assign_aliases(live)
@@ -185,22 +185,22 @@ def live_definition(dom: DomainDef) -> DomainDef:
 
 def parse_live(xml: bytes | str) -> DomainDef:
     """
-    Return a running domain, whose host devices and interfaces have the aliases that QEMU knows them by.
+    Parse a live definition; host devices and interfaces keep their aliases.
 
     Raises:
-        ConfigError: it is not a domain.
+        ConfigError: the XML is not a valid domain.
     """
     dom = DomainDef.parse(xml)
     devices = parse_document(xml).find("devices")
     for tag, found in (("hostdev", dom.hostdevs), ("interface", dom.interfaces)):
         elements = [] if devices is None else devices.findall(tag)
         _take_aliases(found, elements)
-    assign_aliases(dom)  # those of the others follow from the definition
+    assign_aliases(dom)  # the other aliases follow from the definition
     return dom
 
 
 def _take_aliases(devices: Iterable[Any], elements: Iterable[Any]) -> None:
-    """A definition loses the aliases that libvirt chose; a running domain has them."""
+    """Take the aliases from the XML: the parser drops generated ones, but a running domain needs them."""
     for device, element in zip(devices, elements, strict=True):
         alias = element.find("alias")
         if alias is not None and alias.get("name"):
@@ -209,21 +209,20 @@ def _take_aliases(devices: Iterable[Any], elements: Iterable[Any]) -> None:
 
 def parse_hostdevs(xml: bytes | str, *, is_live: bool = True) -> list[DomainHostdevDef]:
     """
-    Return the devices of a file with one ``<hostdev>``, or with ``<devices>`` that hold nothing else.
+    Parse one ``<hostdev>``, or ``<devices>`` that contain only hostdevs.
 
     Args:
-        is_live: the aliases are those that QEMU knows.
-
+        is_live: True keeps all aliases, which are those in QEMU.
     Raises:
-        XMLError: it is not well-formed, or wrong.
-        ConfigError: another element.
+        XMLError: the XML is not well-formed, or invalid.
+        ConfigError: there is another element.
     """
     root = parse_document(xml)
     elements = [root] if root.tag != "devices" else [child for child in root if isinstance(child.tag, str)]
     strange = next((str(e.tag) for e in elements if e.tag != "hostdev"), None)
     if strange is not None or not elements:
         what = "An empty <devices>" if strange is None else f"A <{strange}>"
-        raise ConfigUnsupportedError(f"{what} cannot be plugged here: a <hostdev> can, or <devices> of them")
+        raise ConfigUnsupportedError(f"{what} cannot be plugged: expected a <hostdev>, or <devices> with only hostdevs")
     hostdevs = [DomainHostdevDef.from_element(element) for element in elements]
     if is_live:
         _take_aliases(hostdevs, elements)
@@ -231,5 +230,5 @@ def parse_hostdevs(xml: bytes | str, *, is_live: bool = True) -> list[DomainHost
 
 
 def format_hostdevs(hostdevs: Iterable[DomainHostdevDef]) -> str:
-    """Return host devices as the ``<devices>`` of a file."""
+    """Format host devices as ``<devices>``."""
     return "\n".join(["<devices>", *(hostdev.format() for hostdev in hostdevs), "</devices>", ""])

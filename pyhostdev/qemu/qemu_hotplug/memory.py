@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The limit of locked memory of a running QEMU: raised before the first device, set back after the last one.
+The limit of locked memory of a running QEMU: raised before the first device, restored after the last.
 
 Mirrors: qemuDomainAdjustMaxMemLock (src/qemu/qemu_domain.c)
 """
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 class GuestMemory:
     """
-    The memory that one QEMU may lock.
+    The limit of locked memory of one QEMU.
 
     Args:
-        pid: QEMU's process; None leaves its limit to the caller.
+        pid: of QEMU; None leaves the limit to the caller.
     """
 
     def __init__(self, context: HostdevContext, pid: int | None, state: LiveState) -> None:
@@ -34,7 +34,7 @@ class GuestMemory:
 
     def raise_for(self, dom: DomainDef) -> None:
         """
-        Let QEMU lock what a definition needs; a limit that is high enough stays.
+        Raise the limit to the need of a definition; a sufficient limit is not changed.
 
         Raises:
             ConfigUnsupportedError: the host's writer cannot change limits.
@@ -54,7 +54,7 @@ class GuestMemory:
 
     def lower_to(self, dom: DomainDef) -> None:
         """
-        Set the first limit again if a definition needs none; what is locked stays locked.
+        Restore the original limit if a definition no longer needs a higher one; locked memory stays locked.
 
         Raises:
             OperationError: the kernel refuses.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The process that started a guest, while the guest runs: it lets others reach QEMU, and finishes what they leave.
+The owner: the process that started a guest. It lets other processes control QEMU, and finishes interrupted changes.
 
-A device can leave that we did not ask for: a program on the host unbinds a held function, a guest ejects a slot, or
-the process that asked was killed. The owner sees each event, and acts when no other process holds the control lock.
+A device can leave without our request: a host program unbinds a held function, a guest ejects a slot, or the
+requesting
+process was killed. The owner sees each event, and acts when no other process holds the control lock.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ _log = logging.getLogger(__name__)
 
 class GuestOwner:
     """
-    The control of one guest by its owner; what ``run_guest`` takes as ``control``.
+    Controls one guest for its owner; ``run_guest`` takes it as ``control``.
 
     Args:
-        definition: complete, as the guest is started with it.
-        node_owner: uid and gid that QEMU runs as, if not as the current user.
+        definition: complete, as ``define`` returns it.
+        node_owner: QEMU's uid and gid; None means the current user.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class GuestOwner:
         self._wake = asyncio.Event()
 
     def arguments(self, control_fd: int) -> list[str]:
-        """Return what QEMU's command line needs for the second monitor."""
+        """Return QEMU's arguments for the second monitor."""
         as_object = self._release.has("monitor-object") and self._capabilities.has_object("monitor-qmp")
         return second_monitor(control_fd, as_object=as_object)
 
@@ -78,20 +79,20 @@ class GuestOwner:
 
     @contextlib.contextmanager
     def owning(self, runtime_path: str) -> Iterator[None]:
-        """Show others that the owner lives, while the block runs."""
+        """Hold the owner lock during the block."""
         self._path = runtime_path
         with self._directory(0).owning():
             yield
 
     def spawned(self, pid: int) -> None:
-        """Write the live definition, then what others find the guest by."""
+        """Write the live definition, then the file by which other processes find the guest."""
         self._pid = pid
         directory = self._directory(pid)
         directory.state.save(self.definition)
         directory.files.replace(GUEST_FILE, directory.facts.to_bytes())
 
     def stop(self) -> None:
-        """Let ``follow`` return as soon as it can."""
+        """Make ``follow`` return as soon as possible."""
         self._is_stopping = True
         self._wake.set()
 
@@ -100,7 +101,7 @@ class GuestOwner:
             raise OperationError("The guest is ending")
 
     async def follow(self, client: QMPClient) -> None:
-        """Finish what is pending whenever a device leaves, until ``stop`` is called."""
+        """Finish pending changes after each event of a device, until ``stop`` is called."""
         self._wake = asyncio.Event()
         connection = ClientConnection(client)
         is_pending = False
@@ -110,11 +111,11 @@ class GuestOwner:
             try:
                 is_pending = await self._finish(connection)
             except HostdevError as err:
-                _log.warning("Devices of the guest '%s' could not be looked after: %s", self.definition.name, err)
+                _log.warning("Pending changes of guest '%s' could not be finished: %s", self.definition.name, err)
                 is_pending = True
 
     async def _woken(self, connection: ClientConnection, timeout_s: float | None) -> bool:
-        """Wait for an event, the time, or the end; True if there is something to look at."""
+        """Wait for an event, the timeout or ``stop``; return False after ``stop``."""
         event = asyncio.ensure_future(connection.events.get())
         wake = asyncio.ensure_future(self._wake.wait())
         await asyncio.wait({event, wake}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -124,10 +125,10 @@ class GuestOwner:
         return not self._is_stopping
 
     async def _finish(self, connection: ClientConnection) -> bool:
-        """Finish under the control lock; tell whether something is still pending."""
+        """Finish pending changes under the control lock; return True if some remain."""
         directory = self._directory(0)
         fd = directory.try_control()
-        while fd is None:  # a process that attaches or detaches: it acts itself, unless it is killed
+        while fd is None:  # held by a process that attaches or detaches
             await asyncio.sleep(_LOCK_POLL_S)
             self._check()
             fd = directory.try_control()

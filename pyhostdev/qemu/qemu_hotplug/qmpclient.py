@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A connection over the library qemu.qmp: a client, and the events about devices.
+A QMP connection with the library qemu.qmp: a client, and the events about devices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qemu.qmp import Message
 
 LINE_BYTES = 1 << 20
-EVENTS_MAX = 1024  # more than a guest has devices; the oldest are dropped, as QEMU's list of devices decides anyway
+EVENTS_MAX = 1024  # more than a guest has devices; the oldest may be dropped, because QEMU's list of devices decides
 CONNECT_TIMEOUT_S = 30.0
 HANGUP_TIMEOUT_S = 5.0
 NAMES = ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "RESET")
@@ -34,11 +34,11 @@ class DeviceEvents(EventListener):
         self._arrived = asyncio.Event()
 
     async def put(self, event: Message) -> None:
-        """Take an event from the library."""
+        """Store an event; called by the library."""
         if self.accept(event):
             self._unread.append(event)
             self._arrived.set()
-        await asyncio.sleep(0)  # many may lie in the buffer: deadlines have their turn in between
+        await asyncio.sleep(0)  # the buffer may hold many events: let deadlines run in between
 
     async def get(self) -> Message:
         """Wait for the next event, and take it."""
@@ -49,7 +49,7 @@ class DeviceEvents(EventListener):
 
 
 class ClientConnection:
-    """A negotiated client, and its events from now on."""
+    """A negotiated client, and the events since its creation."""
 
     def __init__(self, client: QMPClient) -> None:
         self._client = client
@@ -57,36 +57,36 @@ class ClientConnection:
         client.register_listener(self.events)
 
     async def execute(self, cmd: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Run one command; what the library raises has QEMU's ``error_class`` if it is QEMU's answer."""
+        """Run one command; an error that QEMU answers has an ``error_class``."""
         return await self._client.execute(cmd, dict(arguments) if arguments else None)
 
 
 def _client() -> QMPClient:
-    """Return a client with a bound for lines of our own; before 0.0.6 the library has its own, of 10 MiB."""
+    """Return a client with a limit on the length of a line; before 0.0.6 the library has a fixed limit of 10 MiB."""
     try:
         client = QMPClient("hotplug", readbuflen=LINE_BYTES)
     except TypeError:
         client = QMPClient("hotplug")
-    client.events.event_filter = lambda event: False  # the library's own listener would keep all events
+    client.events.event_filter = lambda event: False  # the library's own listener would store all events
     return client
 
 
 @contextlib.asynccontextmanager
 async def connected(path: str) -> AsyncIterator[ClientConnection]:
     """
-    Connect to a monitor's socket, and hang up at the end of the block.
+    Connect to a monitor's socket; disconnect at the end of the block.
 
     Raises:
-        MonitorLost: it does not answer.
+        MonitorLost: the monitor does not answer.
     """
     client = _client()
     connection = ClientConnection(client)
     try:
         await asyncio.wait_for(client.connect(path), CONNECT_TIMEOUT_S)
-    except Exception as err:  # garbage behind the greeting ends in the library's own assertion
+    except Exception as err:  # garbage after the greeting raises an AssertionError of the library
         raise MonitorLost(f"QEMU's control socket does not answer: {str(err)[:200] or type(err).__name__}") from err
     try:
         yield connection
     finally:
-        with contextlib.suppress(Exception):  # it raises what its reader ended with, which has been told
+        with contextlib.suppress(Exception):  # it raises the error of its reader, which was already reported
             await asyncio.wait_for(client.disconnect(), HANGUP_TIMEOUT_S)

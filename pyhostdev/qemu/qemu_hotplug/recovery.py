@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-After a death: finish what an attacher, a detacher, an owner or a QEMU left, of every guest of a host.
+Finish the changes of all guests of a host that were interrupted because a process was killed.
 
-A guest that runs is asked over its control socket. Of one that has ended without its owner, units that were on their
-way are given back; what it got as a whole stays for ``release`` and ``recover --all``, as other devices do.
+For a running guest, QEMU is asked over its control socket. For a guest that ended without its owner, units that were
+being
+plugged or unplugged are reattached; completely plugged units stay for ``release`` and ``recover --all``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def finish_all(
     manager: HostdevManager, *, timeout_s: float, check: Callable[[], None] = lambda: None
 ) -> list[RecoveryResult]:
     """
-    Finish what is pending of every guest, and return an outcome per unit.
+    Finish the pending changes of every guest, and return an outcome per unit.
 
     Raises:
         OperationError, SysfsError: the state directory cannot be read.
@@ -51,7 +52,7 @@ def _of_running(
 ) -> list[RecoveryResult]:
     owner = directory.facts.name
     if not any(unit.is_hot for unit in read_units(manager.context, owner)) and directory.has_owner:
-        return []  # its owner looks after it
+        return []  # its owner finishes changes itself
     try:
         return asyncio.run(_finish(manager, directory, timeout_s, check))
     except DeviceInUseError as err:
@@ -71,7 +72,7 @@ async def _finish(
 
 
 def _of_ended(manager: HostdevManager, directory: GuestDirectory) -> Iterator[RecoveryResult]:
-    """Give back the units of an ended guest that were on their way, and remove what its owner left."""
+    """Reattach the units of an ended guest that were being plugged or unplugged."""
     owner = directory.facts.name
     for unit in read_units(manager.context, owner):
         is_on_its_way = unit.is_mixed or (unit.is_hot and unit.phase != PLUGGED)
@@ -84,4 +85,4 @@ def _of_ended(manager: HostdevManager, directory: GuestDirectory) -> Iterator[Re
         except HostdevError as err:
             yield RecoveryResult(unit.name, owner, FAILED, str(err))
         else:
-            yield RecoveryResult(unit.name, owner, RESTORED, "its guest has ended, and it was given back")
+            yield RecoveryResult(unit.name, owner, RESTORED, "its guest has ended; it was reattached")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The runtime directory of a running guest, as a second process sees it: files, locks and the control socket.
+The runtime directory of a running guest, which other processes use: files, locks and the control socket.
 
-The directory itself is locked while QEMU or its owner lives, ``owner.lock`` while the owner does, and ``control.lock``
-while a process uses the control socket, where a second one would wait for a greeting without an end.
+The directory itself is locked while QEMU or its owner runs, ``owner.lock`` while the owner runs, and ``control.lock``
+while a process uses the control socket: QEMU never greets a second client.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PREFIX = "domain-"
 
 
 class GuestFacts(NamedTuple):
-    """What the owner of a guest wrote down: its name, QEMU's process, the libvirt meant, QEMU's user."""
+    """The facts that the owner of a guest stores: its name, QEMU's pid, the libvirt release, QEMU's uid and gid."""
 
     name: str
     pid: int
@@ -46,7 +46,7 @@ class GuestFacts(NamedTuple):
         Return the facts in a file's bytes.
 
         Raises:
-            ValueError: they are not what this version writes.
+            ValueError: the file is malformed, or another version wrote it.
         """
         try:
             fields: dict[str, Any] = json.loads(data)
@@ -56,7 +56,7 @@ class GuestFacts(NamedTuple):
             node_owner = None if owner is None else (int(owner[0]), int(owner[1]))
             return cls(fields["name"], int(fields["pid"]), str(fields["release"]), node_owner)
         except (KeyError, TypeError, IndexError) as err:
-            raise ValueError(f"it is not about a guest ({err})") from None
+            raise ValueError(f"a field is missing or malformed ({err})") from None
 
 
 class GuestDirectory:
@@ -70,7 +70,7 @@ class GuestDirectory:
 
     @property
     def is_running(self) -> bool:
-        """True while QEMU or its owner lives."""
+        """True while QEMU or its owner runs."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:  # it has ended since it was found
@@ -82,7 +82,7 @@ class GuestDirectory:
 
     @property
     def has_owner(self) -> bool:
-        """True while the process that started the guest lives, and will give its devices back."""
+        """True while the process that started the guest runs; it reattaches the devices at the end."""
         fd = self.files.open_lock(OWNER_LOCK)
         try:
             return not _try_lock(fd, fcntl.LOCK_SH)
@@ -92,15 +92,15 @@ class GuestDirectory:
     @contextlib.contextmanager
     def owning(self) -> Iterator[None]:
         """
-        Be the owner while the block runs.
+        Hold the owner lock during the block.
 
         Raises:
-            OperationError: another process is.
+            OperationError: another process holds it.
         """
         fd = self.files.open_lock(OWNER_LOCK)
         try:
             if not _try_lock(fd, fcntl.LOCK_EX):
-                raise OperationError(f"The guest '{self.facts.name}' has an owner already")
+                raise OperationError(f"The guest '{self.facts.name}' already has an owner")
             yield
         finally:
             os.close(fd)
@@ -108,10 +108,10 @@ class GuestDirectory:
     @contextlib.contextmanager
     def controlling(self, wait_s: float = 0.0) -> Iterator[None]:
         """
-        Be the only process that uses the control socket, and that changes the guest's devices.
+        Hold the control lock during the block: only its holder uses the control socket and changes devices.
 
         Raises:
-            DeviceInUseError: another process is.
+            DeviceInUseError: another process holds it.
         """
         deadline = time.monotonic() + wait_s
         fd = self.files.open_lock(CONTROL_LOCK)
@@ -126,7 +126,7 @@ class GuestDirectory:
             os.close(fd)
 
     def try_control(self) -> int | None:
-        """Return a descriptor that holds the control lock until it is closed, None if another process has it."""
+        """Return a descriptor that holds the control lock until it is closed; None if another process does."""
         fd = self.files.open_lock(CONTROL_LOCK)
         if _try_lock(fd, fcntl.LOCK_EX):
             return fd
@@ -135,7 +135,7 @@ class GuestDirectory:
 
     @contextlib.contextmanager
     def socket_path(self) -> Iterator[str]:
-        """Give a path of the control socket that fits an address however deep the directory is."""
+        """Provide a path of the control socket that is short enough for a socket address."""
         fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             yield f"/proc/self/fd/{fd}/{CONTROL_SOCKET}"
@@ -153,7 +153,7 @@ def _try_lock(fd: int, how: int) -> bool:
 
 def read_guests(state_dir: str) -> list[GuestDirectory]:
     """
-    Return the guests with a runtime directory, those that have ended without an owner included.
+    Return all guests with a runtime directory, also those that ended without an owner.
 
     Raises:
         OperationError: a directory cannot be trusted.
@@ -171,7 +171,7 @@ def read_guests(state_dir: str) -> list[GuestDirectory]:
 
 
 def _read_guest(path: str) -> GuestDirectory | None:
-    """Return a guest, None for one that is being started or removed, or that an older version started."""
+    """Return a guest; None if it is being started or removed, or if an older version started it."""
     try:
         data = StateDir(path).read(GUEST_FILE)
         return None if data is None else GuestDirectory(path, GuestFacts.from_bytes(data))
@@ -181,7 +181,7 @@ def _read_guest(path: str) -> GuestDirectory | None:
 
 def find_guest(state_dir: str, owner: str) -> GuestDirectory | None:
     """
-    Return the running guest of a domain, else one that has ended without an owner, None if there is none.
+    Return the running guest of a domain, or one that ended without an owner; None without either.
 
     Raises:
         OperationError, SysfsError: as ``read_guests``.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Asking a guest to let go of devices, and waiting until QEMU has removed them.
+Ask a guest to release devices, and wait until QEMU has removed them.
 
-Silence is neither success nor failure. A device has gone when its own DEVICE_DELETED has come, or when QEMU does not
-have it any more; an event without a device is about a part of one, and says nothing.
+Silence is neither success nor failure. A device is removed when its DEVICE_DELETED has come, or when it is no longer
+in
+QEMU's list. An event without a device id concerns a part of a device, and is ignored.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from typing import Any
 from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_hotplug.connection import NOT_FOUND, Monitor, QEMURefusedError
 
-_LOOK_S = 0.25  # between two looks at requests to stop
+_LOOK_S = 0.25  # between two checks for a request to stop
 _LOOKS_PER_LIST = 8
-_AGAIN = ("already in", "guest is busy")  # QEMU has an open request: it was asked before
+_AGAIN = ("already in", "guest is busy")  # QEMU's words for: a request is already pending
 Waiting = Callable[[float], None]
 
 
 class GuestRefusedError(OperationError):
-    """The guest answered that it does not let go."""
+    """The guest refused to release a device."""
 
 
 class Departures:
     """
-    The devices of one connection that leave; use it as a context manager, from before the first request on.
+    Requests removals over one connection and follows them; enter it as a context manager before the first request.
 
     Args:
-        check: called while waiting; an error that it raises ends the wait.
-        waiting: called with the seconds that are left, to show progress.
+        check: called while waiting; it may raise an error to end the wait.
+        waiting: called with the seconds left, to show progress.
     """
 
     def __init__(self, monitor: Monitor, check: Callable[[], None], waiting: Waiting = lambda left: None) -> None:
@@ -56,10 +57,10 @@ class Departures:
 
     async def ask(self, device_id: str) -> None:
         """
-        Ask for one device; a request that is open already counts as this one.
+        Request the removal of one device; a pending request is not an error.
 
         Raises:
-            QEMURefusedError: QEMU will not ask the guest.
+            QEMURefusedError: QEMU refused the request.
             MonitorLost: the connection ended.
         """
         try:
@@ -72,10 +73,10 @@ class Departures:
 
     async def wait(self, wanted: Collection[str], timeout_s: float) -> bool:
         """
-        Wait until all of these devices have gone; return False when the time is over.
+        Wait until all of these devices are removed; return False on a timeout.
 
         Raises:
-            GuestRefusedError: the guest answered that it keeps one of them.
+            GuestRefusedError: the guest refused to release one of them.
             MonitorLost: the connection ended.
         """
         deadline = time.monotonic() + timeout_s
@@ -88,19 +89,19 @@ class Departures:
             self._waiting(left)
             await self._read(min(left, _LOOK_S), wanted)
             looks += 1
-            if looks % _LOOKS_PER_LIST == 0:  # an event may be lost, and so may QEMU
+            if looks % _LOOKS_PER_LIST == 0:  # an event may be lost, and QEMU may have ended
                 self._gone |= set(wanted) - await self._monitor.present_ids()
         self._gone |= set(wanted) - await self._monitor.present_ids()
         return await self._have_gone(wanted)
 
     async def _have_gone(self, wanted: Collection[str]) -> bool:
-        """Tell whether all of these devices have gone; an event of an earlier device with the same id says nothing."""
+        """Return True if all of these devices are removed; QEMU's list overrides a stale event."""
         if self._gone.issuperset(wanted):
             self._gone -= await self._monitor.present_ids()
         return self._gone.issuperset(wanted)
 
     async def _read(self, timeout_s: float, wanted: Collection[str]) -> None:
-        """Take one event, if it comes in time."""
+        """Handle one event, if it arrives in time."""
         assert self._next is not None
         await asyncio.wait({self._next}, timeout=timeout_s)
         if not self._next.done():
@@ -112,13 +113,13 @@ class Departures:
         if event.get("event") == "DEVICE_DELETED" and isinstance(device, str):
             self._gone.add(device)
         elif event.get("event") == "DEVICE_UNPLUG_GUEST_ERROR" and device in wanted:
-            raise GuestRefusedError(f"The guest keeps device '{device}'")
+            raise GuestRefusedError(f"The guest refused to release device '{device}'")
 
     async def clear(self, wanted: Collection[str], timeout_s: float) -> bool:
         """
-        Take back functions that the guest cannot see yet, one request after the other as far as needed.
+        Take back functions that the guest cannot see yet; return False on a timeout.
 
-        One request empties the slot through ACPI; a port and pseries need one for each.
+        With ACPI, one request empties the slot; a PCI Express port and pseries need one request per function.
         """
         deadline = time.monotonic() + timeout_s
         left = sorted(set(wanted) & await self._monitor.present_ids())

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-QEMU's part of a definition's defaults: the machine, its CPU, and the devices it always has.
+QEMU's defaults of a definition: machine, CPU model, and the devices that every machine has.
 
 Mirrors: qemuDomainDefPostParse, qemuDomainDeviceDefPostParse (src/qemu/qemu_domain.c)
 """
@@ -43,11 +43,10 @@ def post_parse(
     Return a copy with all defaults but guest addresses filled in.
 
     Args:
-        capabilities: of the emulator the domain names; the stored ones where None.
-        release: the libvirt whose defaults are meant.
-
-    Raises:
-        XMLError, ConfigUnsupportedError: the defaults contradict what is said.
+        capabilities: of the domain's emulator; None uses stored ones.
+        release: the libvirt release whose defaults apply.
+        Raises:
+            XMLError, ConfigUnsupportedError: the definition contradicts a default.
     """
     filled = domain_postparse.post_parse(dom, QEMUDefaults(dom, capabilities, release))
     for video in filled.videos if release.has("video-device") else ():
@@ -56,7 +55,7 @@ def post_parse(
 
 
 class QEMUDefaults:
-    """What domain_postparse asks of a hypervisor, answered for one emulator."""
+    """QEMU's part of ``domain_postparse``, for one emulator."""
 
     def __init__(
         self, dom: DomainDef, capabilities: QEMUCapabilities | None, release: LibvirtRelease = DEFAULT_RELEASE
@@ -70,7 +69,7 @@ class QEMUDefaults:
 
     def fill_domain(self, dom: DomainDef) -> None:
         """
-        Fill in everything that is not one device's own.
+        Fill in all defaults that are not those of a single device.
 
         Mirrors: qemuDomainDefPostParseBasic, qemuDomainDefPostParse
         """
@@ -93,17 +92,17 @@ class QEMUDefaults:
 
     def _fill_machine(self, dom: DomainDef) -> None:
         if dom.os.type is None:
-            raise XMLError("<os> does not say its type", line=dom.os.line or dom.line)
+            raise XMLError("<os> needs a <type>", line=dom.os.line or dom.line)
         dom.os.arch = dom.os.arch or host_arch()
         dom.emulator = dom.emulator or default_emulator(dom.os.arch)
         machine = dom.os.machine or self.capabilities.default_machine()
         if machine is None:
-            raise XMLError("<os> does not name a machine", line=dom.os.line, libvirt_code=VIR_ERR_INVALID_ARG)
+            raise XMLError("<type> of <os> needs a machine", line=dom.os.line, libvirt_code=VIR_ERR_INVALID_ARG)
         dom.os.machine = self.capabilities.canonical_machine(machine)
 
     def _add_default_devices(self, dom: DomainDef) -> None:
         """
-        Add what the machine always has.
+        Add the devices that the machine always has.
 
         Mirrors: qemuDomainDefAddDefaultDevices (src/qemu/qemu_domain.c)
         """
@@ -131,7 +130,7 @@ class QEMUDefaults:
             dom.audios.append(_default_audio(dom))
 
     def _add_usb(self, dom: DomainDef) -> None:
-        """Add the default USB controller; on q35 one for USB 3 where there is one, or none at all."""
+        """Add the default USB controller; on q35, one for USB 3 if the emulator has it, or none."""
         if not is_q35(dom):
             add_usb_controller(dom, self.release, 0, None)
             return
@@ -142,7 +141,7 @@ class QEMUDefaults:
 
     def _fill_cpu(self, dom: DomainDef) -> None:
         """
-        Name the CPU model, and say how it is checked.
+        Fill in the CPU model and its check.
 
         Mirrors: qemuDomainDefSetDefaultCPU, qemuDomainDefCPUPostParse (src/qemu/qemu_domain.c)
         """
@@ -179,12 +178,12 @@ class QEMUDefaults:
 
 
 def default_emulator(arch: str) -> str:
-    """Return the path of the emulator that serves an architecture where a domain names none."""
+    """Return the path of the default emulator of an architecture."""
     return _EMULATOR.format(_TARGETS.get(arch, arch))
 
 
 def host_arch() -> str:
-    """Return the architecture of the machine we run on, as libvirt names it."""
+    """Return libvirt's name of this machine's architecture."""
     import os
 
     machine = os.uname().machine
@@ -192,7 +191,7 @@ def host_arch() -> str:
 
 
 def _root_model(dom: DomainDef) -> str | None:
-    """Return the model of the PCI root the machine has."""
+    """Return the model of the machine's PCI root, None for another machine."""
     if is_i440fx(dom) or dom.os.arch in PPC64:
         return "pci-root"
     return "pcie-root" if is_q35(dom) or is_arm_virt(dom) else None
@@ -215,14 +214,14 @@ def _maybe_add_input(dom: DomainDef, kind: str, bus: str) -> None:
 
 
 def _add_usb_inputs(dom: DomainDef) -> None:
-    """Give a machine without PS/2 a keyboard, and a mouse unless a tablet does its work."""
+    """Add a USB keyboard, and a USB mouse unless there is a tablet."""
     _maybe_add_input(dom, "keyboard", "usb")
     if not any(part.type == "tablet" and part.bus == "usb" for part in dom.inputs):
         _maybe_add_input(dom, "mouse", "usb")
 
 
 def _add_itco_watchdog(dom: DomainDef) -> None:
-    """Name the watchdog that the chipset has; all watchdogs of a guest do the same."""
+    """Add the watchdog of the chipset; all watchdogs of a guest have the same action."""
     if all(watchdog.model != "itco" for watchdog in dom.watchdogs):
         action = dom.watchdogs[0].action if dom.watchdogs else "reset"
         dom.watchdogs.append(DomainWatchdogDef(model="itco", action=action))
@@ -230,9 +229,9 @@ def _add_itco_watchdog(dom: DomainDef) -> None:
 
 def _default_audio(dom: DomainDef) -> DomainAudioDef:
     """
-    Return where sound goes: to the viewer of the first graphics that takes it.
+    Return the default audio backend: that of the first graphics if it carries sound, otherwise none.
 
-    Where a window of SDL comes first, QEMU chooses from its environment.
+    If SDL comes first, the caller adds no backend, and QEMU chooses one from its environment.
 
     Mirrors: qemuDomainDefAddDefaultAudioBackend (src/qemu/qemu_domain.c)
     """
@@ -242,7 +241,7 @@ def _default_audio(dom: DomainDef) -> DomainAudioDef:
 
 def fill_numa(dom: DomainDef) -> None:
     """
-    Number the NUMA cells and give all processors one; memory that can be plugged in needs a cell.
+    Number the NUMA cells; add one if memory can be hot-plugged, which needs a cell.
 
     Mirrors: qemuDomainDefNumaCPUsPostParse (src/qemu/qemu_domain.c)
     """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a PCI controller is made of when the definition does not say: its QEMU device, chassis and port.
+Defaults of PCI controllers: QEMU's device, chassis and port.
 
 Mirrors: qemuDomainPCIControllerSetDefaultModelName and the end of qemuDomainAssignPCIAddresses
 (src/qemu/qemu_domain_address.c)
@@ -35,10 +35,10 @@ _LAST_TARGET_INDEX = 31
 
 def fill_controller_defaults(dom: DomainDef) -> None:
     """
-    Complete all PCI controllers; their addresses are known.
+    Fill in the defaults of all PCI controllers, which must have their addresses.
 
     Raises:
-        ConfigError: numbers have run out, or a bus is above itself.
+        ConfigError: no number is free, or a controller is plugged into its own bus or a later one.
     """
     for controller in dom.controllers:
         if controller.is_pci:
@@ -54,7 +54,7 @@ def _fill(dom: DomainDef, controller: Any) -> None:
     address = controller.info.pci
     if address is not None and address.bus >= controller.index:
         raise ConfigUnsupportedError(
-            f"PCI controller {controller.index} is plugged into bus {address.bus}, which comes after it",
+            f"PCI controller {controller.index} is plugged into bus {address.bus}: the bus must have a lower index",
             line=controller.line,
         )
 
@@ -82,7 +82,7 @@ def _fill_bridge(_dom: DomainDef, controller: Any) -> None:
 
 def _fill_expander(dom: DomainDef, controller: Any) -> None:
     """
-    Number an expander's bus from the top down, leaving one number for what is plugged into it.
+    Number an expander's bus from the top down; leave one number for a bus behind it.
 
     Mirrors: qemuDomainAddressFindNewBusNr
     """
@@ -100,7 +100,7 @@ def _fill_expander(dom: DomainDef, controller: Any) -> None:
 
 def _fill_phb(dom: DomainDef, controller: Any) -> None:
     """
-    Number a pseries host bridge; number 0 is the one that the machine has by itself.
+    Number a pseries host bridge; the machine's own has number 0.
 
     Mirrors: qemuDomainAddressFindNewTargetIndex
     """

@@ -42,10 +42,10 @@ _SERIAL_MODELS = {
 
 def fill_device(dom: DomainDef, device: ElementDef, capabilities: QEMUCapabilities) -> None:
     """
-    Fill in one device.
+    Fill in the defaults of one device.
 
     Raises:
-        XMLError, ConfigUnsupportedError: QEMU has no default for what it says, or cannot do it.
+        XMLError, ConfigUnsupportedError: the device is invalid, or QEMU does not support it.
     """
     fill = _FILLERS.get(device.tag)
     if fill is not None:
@@ -79,7 +79,7 @@ def _fill_video(dom: DomainDef, device: DomainVideoDef, capabilities: QEMUCapabi
 
 
 def name_virtio_video(dom: DomainDef, video: DomainVideoDef) -> None:
-    """Name the device of a virtio video: the primary one has VGA where the architecture has that."""
+    """Fill in QEMU's device of a virtio video card; the primary one on x86 has VGA."""
     if video.model_type != "virtio" or video.device is not None:
         return
     has_vga = bool(video.primary) and dom.os.arch in X86
@@ -133,7 +133,7 @@ def _fill_usb(dom: DomainDef, device: DomainControllerDef, capabilities: QEMUCap
 
 
 def _default_usb(dom: DomainDef, capabilities: QEMUCapabilities) -> str | None:
-    """Return the model of a USB controller that names none; an old one on x86, for the guests' sake."""
+    """Return the default model of a USB controller; on x86 an old one that every guest supports."""
     if dom.os.arch in PPC64 or dom.os.arch == "aarch64":
         models = {"qemu-xhci": "qemu-xhci", "nec-usb-xhci": "nec-xhci", "pci-ohci": "pci-ohci"}
     else:
@@ -143,17 +143,17 @@ def _default_usb(dom: DomainDef, capabilities: QEMUCapabilities) -> str | None:
 
 def _check_pci(dom: DomainDef, device: DomainControllerDef) -> None:
     """
-    Refuse PCI controllers the machine cannot have.
+    Refuse PCI controllers that the machine cannot have.
 
     Mirrors: qemuDomainControllerDefPostParse (src/qemu/qemu_domain.c)
     """
     model = device.model
     if device.is_pci_root and device.index != 0 and not is_pseries(dom):
-        raise XMLError("A PCI root has index 0", line=device.line)
+        raise XMLError("A PCI root must have index 0", line=device.line)
     if model == "pci-expander-bus" and not is_i440fx(dom):
         raise ConfigUnsupportedError("Only i440fx machines have a pci-expander-bus", line=device.line)
     if model == "pcie-expander-bus" and not (is_q35(dom) or is_arm_virt(dom)):
-        raise ConfigUnsupportedError("The machine has no pcie-expander-bus", line=device.line)
+        raise ConfigUnsupportedError("Only q35 and ARM virt machines have a pcie-expander-bus", line=device.line)
     cells = len(dom.cpu.cells) if dom.cpu is not None else 0
     if device.numa_node is not None and device.numa_node >= cells:
         raise XMLError(
@@ -183,7 +183,7 @@ def _fill_serial(dom: DomainDef, device: DomainChrDef) -> None:
 
 def drop_generated_path(dom: DomainDef, device: DomainChrDef) -> None:
     """
-    Forget the socket path that libvirt chose when the domain last ran.
+    Remove a socket path that libvirt generated for an earlier run.
 
     Mirrors: qemuDomainChrDefDropDefaultPath (src/qemu/qemu_domain.c)
     """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-QEMU's defaults of a guest's own IOMMUs.
+QEMU's defaults of a guest's IOMMUs.
 
 Mirrors: qemuDomainIOMMUDefPostParse, qemuDomainDefEnableDefaultFeatures (src/qemu/qemu_postparse.c)
 """
@@ -24,15 +24,15 @@ def refuse_several_iommus(dom: DomainDef) -> None:
     Refuse more than one IOMMU.
 
     Raises:
-        XMLError: with the second one's line.
+        XMLError: has the line of the second IOMMU.
     """
     for iommu in dom.iommus[1:2]:
-        raise XMLError("A guest has one IOMMU at most", line=iommu.line)
+        raise XMLError("A guest can have only one IOMMU", line=iommu.line)
 
 
 def fill_iommus(dom: DomainDef) -> None:
     """
-    Let the interrupts of many processors be remapped, and the I/O APIC be where that can be done.
+    Enable interrupt remapping for guests with many CPUs, and move the I/O APIC to QEMU, which remapping needs.
     """
     if dom.vcpus > VCPUS_WITHOUT_EIM_MAX and is_q35(dom):
         if not dom.iommus:

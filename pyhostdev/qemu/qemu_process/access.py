@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Which files of the host QEMU opens for a domain, and which of them its user could not open.
+The host files that QEMU opens for a domain, and a check that QEMU's user can open them.
 
-Files are never given to that user: whose images these are is for the administrator to say. So what would fail is found
-before anything is changed, all at once.
+Their owner is never changed: that is the administrator's decision. The check finds all problems at once, before
+anything
+is changed.
 
 Mirrors: qemuProcessStartValidateDisks, qemuDomainStorageFileInit (in what they are for)
 """
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 READ = os.R_OK
 WRITE = os.R_OK | os.W_OK
 RUN = os.X_OK
-MAKE = os.W_OK | os.X_OK  # of a directory: put something into it
+MAKE = os.W_OK | os.X_OK  # for a directory: create files in it
 
 _GROUP = re.compile(r"[0-9]{1,9}")
 _VERBS = {READ: "read", WRITE: "read and write", RUN: "execute", os.W_OK: "write", os.X_OK: "pass through"}
@@ -54,16 +55,16 @@ class NeededFile(NamedTuple):
     line: int | None = None
     making: str | None = None
     is_device: bool = False
-    is_handed_over: bool = False  # opened by us, and inherited by QEMU
+    is_handed_over: bool = False  # pyhostdev opens it, and QEMU inherits the descriptor
 
     @property
     def directory(self) -> str:
-        """Where it is made."""
+        """The directory in which it is created."""
         return os.path.dirname(self.path)
 
 
 def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
-    """Yield every file that QEMU opens for a domain and that the definition, or a device of it, names."""
+    """Yield every file that QEMU opens for a domain."""
     if dom.emulator:
         yield NeededFile("the emulator", dom.emulator, RUN, dom.line)
     if dom.type == "kvm":
@@ -103,7 +104,7 @@ def _boot_files(dom: DomainDef) -> Iterator[NeededFile]:
 
 
 def _variables(os_: Any) -> tuple[str, str | None, int]:
-    """Return the store of the firmware's variables; its template where that has to be made."""
+    """Return the store of the firmware's variables, or its template if the store must be created."""
     if os_.nvram and os_.nvram_template and not os.path.lexists(os_.nvram):
         return "the template of the firmware's variables", os_.nvram_template, READ
     return "the firmware's variables", os_.nvram, WRITE
@@ -161,7 +162,7 @@ def _device_files(dom: DomainDef) -> Iterator[NeededFile]:
 
 
 def graphics_socket(graphics: Any) -> str | None:
-    """Return the path of the socket that QEMU itself makes for a viewer: it takes no descriptor of one."""
+    """Return the path of the socket that QEMU itself creates for a viewer; it cannot inherit one."""
     listen = graphics.listens[0] if graphics.listens else None
     if listen is not None and listen.type == "socket":
         return listen.socket or None
@@ -187,7 +188,7 @@ def _chardev_files(device: Any, source: Any) -> Iterator[NeededFile]:
     if not source.path:
         return
     if source.type == "unix":
-        if source.sources[0].mode in (None, "bind"):  # made by us, and handed over
+        if source.sources[0].mode in (None, "bind"):  # pyhostdev creates it, and QEMU inherits it
             yield NeededFile(f"the directory of {what}", os.path.dirname(source.path), os.F_OK, device.line)
         else:
             yield NeededFile(what, source.path, os.W_OK, device.line)
@@ -198,7 +199,7 @@ def _chardev_files(device: Any, source: Any) -> Iterator[NeededFile]:
 
 
 def _interface_files(net: Any) -> Iterator[NeededFile]:
-    """Yield what an interface other than a tap is connected to."""
+    """Yield the sockets and nodes of an interface that has no tap."""
     if net.source is None:
         return
     if net.type == "vdpa":
@@ -210,7 +211,7 @@ def _interface_files(net: Any) -> Iterator[NeededFile]:
 
 
 def _hostdev_files(hostdev: Any, root: HostRoot, *, by_descriptor: bool) -> Iterator[NeededFile]:
-    """Yield the nodes whose owner is not changed for QEMU's user; those of PCI devices are given with the device."""
+    """Yield the nodes of host devices except PCI devices, whose nodes are given to QEMU's user."""
     source = hostdev.source_def
     if source is None:
         return
@@ -222,7 +223,7 @@ def _hostdev_files(hostdev: Any, root: HostRoot, *, by_descriptor: bool) -> Iter
         if group is not None and _GROUP.fullmatch(group):
             yield NeededFile("the node of a mediated device", root.vfio_group(int(group)), WRITE, hostdev.line)
     by_group = hostdev.is_pci and hostdev.is_assigned and not by_descriptor
-    if by_group and _exists(root, root.vfio_container):  # else loading VFIO makes it
+    if by_group and _exists(root, root.vfio_container):  # otherwise loading VFIO creates it
         yield NeededFile("the node of VFIO", root.vfio_container, WRITE, hostdev.line)
 
 
@@ -233,7 +234,7 @@ def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> 
     A root other than ``/`` only has the host's devices. Other files may be missing, and their owners prove nothing.
 
     Args:
-        ownership: the user that QEMU will run as; None stands for the current user.
+        ownership: the user that QEMU will run as; None means the current user.
     """
     files = list(needed_files(dom, host.root))
     if not host.root.is_live:
@@ -251,7 +252,7 @@ def _is_there(host: Host, file: NeededFile) -> bool:
 
 
 def _exists(root: HostRoot, path: str) -> bool:
-    """Tell whether something is there that we can reach."""
+    """Return True if the path exists and is reachable."""
     try:
         return read_status(root, path) is not None
     except SysfsError:
@@ -259,7 +260,7 @@ def _exists(root: HostRoot, path: str) -> bool:
 
 
 def _state_directory(dom: DomainDef, host: Host) -> NeededFile:
-    """QEMU reads its key below the state directory, so its user passes through what there is of the way there."""
+    """Return the state directory, or its nearest existing parent: QEMU's user must be able to enter it."""
     path = DomainPaths.of(os.path.abspath(host.state_dir), dom.name or "", os.getpid()).lib_dir
     while not os.path.isdir(path):
         path = os.path.dirname(path)
@@ -267,7 +268,7 @@ def _state_directory(dom: DomainDef, host: Host) -> NeededFile:
 
 
 def _judge(files: list[NeededFile], ownership: Ownership | None) -> Iterator[Finding]:
-    """Ask about all files at once; of those that QEMU makes, about their directories as well."""
+    """Check all files in one call; for files that QEMU creates, also their directories."""
     questions = [(file.path, file.mode) for file in files] + [(file.directory, MAKE) for file in files]
     answers = access_errors(questions, ownership)
     for file, own, directory in zip(files, answers[: len(files)], answers[len(files) :], strict=True):
@@ -281,7 +282,7 @@ def _judge(files: list[NeededFile], ownership: Ownership | None) -> Iterator[Fin
 
 
 def _relative(file: NeededFile) -> Finding:
-    message = f"The path {file.path!a} of {file.what} is relative, and a domain has no directory that it starts from"
+    message = f"The path {file.path!a} of {file.what} is relative: an absolute path is required"
     return Finding("relative-path", ERROR, None, message, file.line)
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-How other processes reach a running guest, and what the process that started it does meanwhile.
+The interface between ``run_guest`` and the code that lets other processes control the guest.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 
 class Control(Protocol):
-    """How other processes reach a running guest, and what its owner does meanwhile."""
+    """Lets other processes control a running guest, and reacts to its events."""
 
     def arguments(self, control_fd: int) -> list[str]:
-        """Return what QEMU's command line needs for the second monitor."""
+        """Return QEMU's arguments for the second monitor."""
 
     def owning(self, runtime_path: str) -> contextlib.AbstractContextManager[None]:
-        """Show others that the owner of the guest lives, while the block runs."""
+        """Hold the owner lock during the block."""
 
     def spawned(self, pid: int) -> None:
-        """Write down what others need to know, before the guest's processors run."""
+        """Store the facts that other processes need, before the guest runs."""
 
     async def follow(self, client: QMPClient) -> None:
         """React to devices that leave, until ``stop`` is called."""
 
     def stop(self) -> None:
-        """Let ``follow`` return as soon as it can."""
+        """Make ``follow`` return as soon as possible."""
 
 
 @contextlib.asynccontextmanager
 async def beside(control: Control | None, client: QMPClient) -> AsyncIterator[None]:
-    """Let the owner react to devices that leave while the block runs; a device that it gives back is waited for."""
+    """Run ``follow`` during the block; at the end, wait until it has reattached a device."""
     if control is None:
         yield
         return

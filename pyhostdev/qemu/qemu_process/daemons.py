@@ -2,8 +2,9 @@
 """
 Programs that run beside QEMU: swtpm for a TPM, virtiofsd for a directory.
 
-Each listens at a socket that we make, runs as QEMU's user, and ends when QEMU closes its connection; so it also ends
-if we were killed. What is left when the guest has ended is ended here.
+Each listens at an inherited socket, runs as QEMU's user, and ends when QEMU closes its connection, even if this
+process
+was killed. A program that still runs after the guest has ended is terminated here.
 
 Mirrors: src/qemu/qemu_tpm.c, src/qemu/qemu_virtiofs.c
 """
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import DomainPaths
     from pyhostdev.util.ownership import Ownership
 
-END_TIMEOUT_S = 5.0  # between the end of QEMU and that of a program it was connected to; and after each signal
+END_TIMEOUT_S = 5.0  # from the end of QEMU to the end of its program; and after each signal
 _VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 
 class DaemonSpec(NamedTuple):
     """
-    A program to run: with which arguments besides its socket, where that is, and a directory to make for it.
+    A program to run: its arguments, the path of its socket, and a directory to create for it.
 
-    Where ``own`` is the directory above that one, it is made too; the XML can name another.
+    ``own`` is a parent directory that is created, too; the XML may name another.
     """
 
     what: str
@@ -59,12 +60,12 @@ class DaemonSpec(NamedTuple):
 
 
 def swtpm_program() -> str:
-    """Return the path of swtpm, or where it would be."""
+    """Return the path of swtpm; if it is missing, the usual path."""
     return shutil.which("swtpm", path=SYSTEM_PATH) or "/usr/bin/swtpm"
 
 
 def virtiofsd_program(filesystem: Any) -> str:
-    """Return the path of the program that serves a directory: the one that is named, or the host's."""
+    """Return the path of virtiofsd: the one in the definition, or the host's."""
     if filesystem.binary_path:
         return str(filesystem.binary_path)
     return next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), _VIRTIOFSD[0])
@@ -72,10 +73,10 @@ def virtiofsd_program(filesystem: Any) -> str:
 
 def daemon_specs(dom: DomainDef, paths: DomainPaths) -> Iterator[DaemonSpec]:
     """
-    Yield the programs that a domain needs beside QEMU.
+    Yield the programs that a domain needs besides QEMU.
 
     Raises:
-        ConfigUnsupportedError: a path that the program's options cannot take.
+        ConfigUnsupportedError: a path cannot be written in the program's options.
     """
     dom = dom.copy()
     assign_aliases(dom)
@@ -123,13 +124,12 @@ def _virtiofsd(filesystem: Any, paths: DomainPaths) -> DaemonSpec:
 
 class Daemons:
     """
-    The programs of one guest; leaving it ends them and removes their sockets. Their state stays.
+    The programs of one guest; on exit they are terminated and their sockets removed. Their state stays.
 
     Args:
-        ownership: the user that they run as, which is QEMU's.
-
+        ownership: the user that they run as, the same as QEMU's.
     Raises:
-        OperationError: one cannot be started; none is left behind.
+        OperationError: a program cannot be started; those already started are terminated.
     """
 
     def __init__(self, specs: Sequence[DaemonSpec], ownership: Ownership | None) -> None:
@@ -167,7 +167,7 @@ class Daemons:
                     ownership=self.ownership,
                 )
             undo.callback(_end, pid, os.pidfd_open(pid), spec)
-            listener.close()  # if the program fails, QEMU learns it from its connection
+            listener.close()  # if the program fails, QEMU's connection fails
         except OSError as err:
             raise OperationError(f"Cannot start {spec.what}: {err.strerror or err}") from err
 
@@ -186,19 +186,19 @@ def daemons_of(dom: DomainDef, paths: DomainPaths, ownership: Ownership | None) 
     Return the programs of a domain, not started yet.
 
     Raises:
-        ConfigUnsupportedError: a path that a program's options cannot take.
+        ConfigUnsupportedError: a path cannot be written in a program's options.
     """
     return Daemons(list(daemon_specs(dom, paths)), ownership)
 
 
 def _remove_directory(path: str) -> None:
-    with contextlib.suppress(OSError):  # another guest has its socket there
+    with contextlib.suppress(OSError):  # in use by the socket of another guest
         os.rmdir(path)
 
 
 def _end(pid: int, pidfd: int, spec: DaemonSpec) -> None:
     """
-    Wait for the end of a program, and force it; reap it.
+    Wait for the end of a program, then terminate it; reap it.
 
     Raises:
         OperationError: it does not end.
@@ -213,7 +213,7 @@ def _end(pid: int, pidfd: int, spec: DaemonSpec) -> None:
             if ready.poll(END_TIMEOUT_S * 1000):
                 break
         else:
-            raise OperationError(f"Process {pid} ({spec.what}) was killed and does not end")
+            raise OperationError(f"Process {pid} ({spec.what}) was killed but does not end")
         with contextlib.suppress(ChildProcessError):  # the importer ignores SIGCHLD
             os.waitpid(pid, 0)
     finally:

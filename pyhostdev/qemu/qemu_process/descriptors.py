@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a guest's devices have as descriptors: taps, vhost, vDPA, vsock and USB nodes, opened by us and inherited by QEMU.
+The descriptors of a guest's devices that QEMU inherits: taps, vhost, vDPA, vsock and USB nodes.
 
-QEMU's user needs no right to open them. All of them are closed, and what was made for them is undone, when the guest
-has ended.
+QEMU's user needs no permission to open them. When the guest has ended, all are closed and their set-up is undone.
 
 Mirrors: qemuProcessPrepareHostNetwork, qemuProcessOpenVhostVsock (src/qemu/qemu_process.c)
 """
@@ -40,12 +39,12 @@ _TRIES_MAX = 1 << 16  # guests on one host
 
 class DeviceDescriptors:
     """
-    The descriptors of one guest's devices; leaving it closes them.
+    The descriptors of one guest's devices; on exit they are closed.
 
-    On enter, the domain's ``<vsock>`` gets the number that was chosen for it.
+    Entering stores the chosen CID in the domain's ``<vsock>``.
 
     Raises:
-        OperationError: a device cannot be opened or connected; nothing is left behind.
+        OperationError: a device cannot be opened or connected; the others are closed again.
     """
 
     def __init__(self, dom: DomainDef, host: Host) -> None:
@@ -54,7 +53,7 @@ class DeviceDescriptors:
         self._open: dict[tuple[str, str], list[int]] = {}
         self._undo = contextlib.ExitStack()
         self._inherited: list[int] = []
-        self.links_down: list[str] = []  # the cards whose cable is out when the guest begins
+        self.links_down: list[str] = []  # aliases of network cards whose link is down at the start
 
     def __enter__(self) -> DeviceDescriptors:
         named = self.dom.copy()
@@ -81,7 +80,7 @@ class DeviceDescriptors:
 
     @property
     def fds(self) -> list[int]:
-        """All that QEMU inherits."""
+        """All descriptors that QEMU inherits."""
         return list(self._inherited)
 
     def _add(self, purpose: str, device: Any, fds: list[int]) -> None:
@@ -99,7 +98,7 @@ class DeviceDescriptors:
         self._inherited += connector.lock_fds
 
     def _connect_vhost(self, named: DomainDef, number: int, undo: contextlib.ExitStack) -> None:
-        """Open vhost; without it, QEMU moves the packets, and its command line says so."""
+        """Open vhost for an interface; without it, QEMU itself moves the packets."""
         net = named.interfaces[number]
         fds = open_vhosts(named, net, self.host.root)
         for fd in fds:
@@ -128,7 +127,7 @@ class DeviceDescriptors:
 
     def _open_vsock(self, named: DomainDef, undo: contextlib.ExitStack) -> None:
         """
-        Open the socket to the guest and take its number.
+        Open the vsock node and reserve a CID.
 
         Mirrors: virVsockSetGuestCid, virVsockAcquireGuestCid (src/util/virvsock.c)
         """
@@ -144,23 +143,23 @@ def _is_usb(major: int, _minor: int) -> bool:
 
 
 def _is_any(_major: int, _minor: int) -> bool:
-    """The path is our own, and the number of the device is chosen by the kernel."""
+    """Accept any device number: the path is fixed, and the kernel assigns the number."""
     return True
 
 
 def _take_cid(fd: int, wanted: int | None) -> int:
     """
-    Take a number on vsock: the wanted one, or the first free one.
+    Reserve a CID on vsock: the wanted one, or the first free one.
 
     Raises:
-        OperationError: another guest has it, or no number is free.
+        OperationError: another guest has the CID, or no CID is free.
     """
     for cid in (wanted,) if wanted else range(VSOCK_CID_MIN, VSOCK_CID_MIN + _TRIES_MAX):
         try:
             fcntl.ioctl(fd, _VHOST_VSOCK_SET_GUEST_CID, struct.pack("=Q", cid))
         except OSError as err:
             if wanted or err.errno != errno.EADDRINUSE:
-                raise OperationError(f"Cannot take the vsock address {cid}: {err.strerror or err}") from err
+                raise OperationError(f"Cannot reserve the vsock CID {cid}: {err.strerror or err}") from err
         else:
             return cid
-    raise OperationError("No vsock address is free")
+    raise OperationError("No vsock CID is free")

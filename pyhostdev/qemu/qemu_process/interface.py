@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Where the interfaces of a guest lead on the host: found before anything is changed, opened when the guest starts.
+Connect a guest's interfaces on the host: checked before anything is changed, opened when the guest starts.
 
 Mirrors: src/qemu/qemu_interface.c, virDomainNetDefActualFromNetworkPort (src/conf/domain_conf.c)
 """
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 BRIDGE, DIRECT, ETHERNET = "bridge", "direct", "ethernet"
 
 _CAP_NET_ADMIN = 12  # linux/capability.h
-# models whose packets have virtio's header before them, which carries offloads
+# models whose packets have the virtio-net header, which carries offloads
 _HEADER_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional", "e1000e", "igb", "vmxnet3")
-_TAP_MAC_PREFIX = "fe"  # a bridge takes the lowest address of its ports, which must not be a guest's
+_TAP_MAC_PREFIX = "fe"  # a bridge adopts the lowest address of its ports, which must not be a guest's
 
 
 class Connection(NamedTuple):
@@ -49,7 +49,7 @@ class Connection(NamedTuple):
 
 
 def tap_interfaces(dom: DomainDef) -> list[Any]:
-    """Return the interfaces that are given a tap."""
+    """Return the interfaces that need a tap."""
     return [net for net in dom.interfaces if net.type in TAP_TYPES]
 
 
@@ -67,7 +67,7 @@ def interface_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
 
 
 def connection_of(root: HostRoot, net: Any) -> Connection | Finding:
-    """Return what an interface is connected to, or why that cannot be known."""
+    """Return the connection of an interface, or the finding why it cannot be determined."""
     if net.type == "network":
         return _of_network(root, net)
     if net.type == "direct":
@@ -89,12 +89,12 @@ def _of_network(root: HostRoot, net: Any) -> Connection | Finding:
         message = f"<{words}> of the network '{shown(name)}' is not supported"
         return Finding("unsupported", ERROR, None, message, net.line)
     if definition.is_pool:
-        message = f"The network '{shown(name)}' gives out host devices; an <interface type='hostdev'> names one"
+        message = f"The network '{shown(name)}' assigns host devices: use an <interface type='hostdev'>"
         return Finding("unsupported", ERROR, None, message, net.line)
     if definition.is_direct:
         return _of_direct(root, net, definition)
     if definition.bridge is None or not network.is_active:
-        return _missing(net, f"The network '{shown(name)}' is not active; libvirt's daemon starts it")
+        return _missing(net, f"The network '{shown(name)}' is not active: start it with libvirt")
     return Connection(BRIDGE, definition.bridge)
 
 
@@ -119,24 +119,24 @@ def _connection_obstacles(root: HostRoot, net: Any, found: Connection) -> Iterat
     if name is None:
         return
     if not virnetdev.is_interface_name(name):
-        yield Finding("unsupported", ERROR, None, f"'{shown(name)}' cannot be the name of an interface", net.line)
+        yield Finding("unsupported", ERROR, None, f"'{shown(name)}' is not a valid interface name", net.line)
     elif net.target_managed is False and not is_interface(root, name):
         yield _missing(net, f"The host has no network interface '{name}'")
     elif net.target_managed is not False and is_interface(root, name):
-        yield _missing(net, f"The host has a network interface '{name}' already")
+        yield _missing(net, f"The host already has a network interface '{name}'")
 
 
 def _right_obstacles(dom: DomainDef, taps: list[Any], root: HostRoot) -> Iterator[Finding]:
-    """Yield what this machine, or this user on it, lacks to open a tap."""
+    """Yield a finding for each node or privilege that is missing to open a tap."""
     if not os.path.exists(root.dev_net_tun):
-        yield _missing(taps[0], f"This machine has no node '{root.dev_net_tun}', through which taps are made")
+        yield _missing(taps[0], f"This machine has no node '{root.dev_net_tun}', which is needed to create a tap")
     if not _may_change_network(root):
-        yield _missing(taps[0], "Only root, or a program with the capability CAP_NET_ADMIN, can make a tap")
+        yield _missing(taps[0], "Creating a tap needs root or the capability CAP_NET_ADMIN")
     for net in taps:
         if net.driver_name == "vhost" and wants_vhost(dom, net) and not os.path.exists(_vhost_node(root, net)):
-            yield _missing(net, f"This machine has no node '{_vhost_node(root, net)}', which the interface asks for")
+            yield _missing(net, f"This machine has no node '{_vhost_node(root, net)}', which the interface requires")
         elif wants_vhost(dom, net) and not os.path.exists(_vhost_node(root, net)):
-            message = "QEMU moves the packets of this interface: the kernel has no vhost-net"
+            message = "QEMU itself moves the packets of this interface: the kernel has no vhost-net"
             yield Finding("ignored", NOTE, None, message, net.line)
         found = connection_of(root, net)
         if isinstance(found, Connection) and found.kind == DIRECT and not netlink.has_netlink():
@@ -144,7 +144,7 @@ def _right_obstacles(dom: DomainDef, taps: list[Any], root: HostRoot) -> Iterato
 
 
 def _may_change_network(root: HostRoot) -> bool:
-    """Tell whether we have the capability to change network interfaces."""
+    """Return True if this process has CAP_NET_ADMIN."""
     words = (line.split() for line in read_lines(root, root.process_status) if line.startswith("CapEff:"))
     return any(int(word[1], 16) >> _CAP_NET_ADMIN & 1 for word in words)
 
@@ -155,10 +155,11 @@ def _vhost_node(root: HostRoot, net: Any) -> str:
 
 def open_vhosts(dom: DomainDef, net: Any, root: HostRoot) -> list[int]:
     """
-    Open vhost once per queue; empty where QEMU moves the packets itself. The caller closes the descriptors.
+    Open vhost once per queue; return an empty list if QEMU itself moves the packets. The caller closes the
+    descriptors.
 
     Raises:
-        OperationError: the definition asks for vhost, and the kernel refuses.
+        OperationError: the definition requires vhost, and the kernel refuses.
 
     Mirrors: qemuInterfaceOpenVhostNet
     """
@@ -179,24 +180,24 @@ def open_vhosts(dom: DomainDef, net: Any, root: HostRoot) -> list[int]:
 
 class InterfaceConnector:
     """
-    Connects the interfaces of one guest; all that it makes is undone by the stack that it is given.
+    Connects the interfaces of one guest; the given stack undoes all changes.
 
     Args:
-        owner: the name of the domain, for the record of what outlives a crash.
+        owner: the name of the domain, for the record of interfaces that outlive a crash.
     """
 
     def __init__(self, host: Host, owner: str, undo: ExitStack) -> None:
         self.host = host
         self.owner = owner
         self.undo = undo
-        self.lock_fds: list[int] = []  # of records; QEMU inherits them, so that they tell whether it lives
+        self.lock_fds: list[int] = []  # of records; QEMU inherits the locks, which show that it runs
 
     def connect(self, net: Any) -> Tap:
         """
         Open an interface's tap and connect it.
 
         Raises:
-            OperationError: the kernel refuses, or does not return.
+            OperationError: the kernel refuses, or does not answer in time.
 
         Mirrors: qemuInterfaceBridgeConnect, qemuInterfaceEthernetConnect, qemuInterfaceDirectConnect
         """
@@ -229,7 +230,7 @@ class InterfaceConnector:
         return tap
 
     def _set_mtu(self, tap: Tap, net: Any, found: Connection) -> None:
-        """Set what the definition says, else what the bridge has: a smaller port would make the bridge smaller."""
+        """Set the MTU of the definition, or the bridge's: a port with a smaller MTU would lower the bridge's."""
         if net.mtu is not None:
             virnetdev.set_mtu(tap.name, net.mtu)
         elif found.kind == BRIDGE:
@@ -237,7 +238,7 @@ class InterfaceConnector:
 
     def _macvtap(self, net: Any, found: Connection) -> Tap:
         """
-        Create a macvtap, which outlives its users: it is recorded before, and removed at the end or by ``recover``.
+        Create a macvtap. It outlives its users, so it is recorded first, and removed at the end or by ``recover``.
 
         Mirrors: virNetDevMacVLanCreateWithVPortProfile (src/util/virnetdevmacvlan.c)
         """
@@ -279,6 +280,6 @@ def _remove(name: str, created: list[int]) -> None:
 
 
 def _free_name() -> str:
-    """Return the first name of a macvtap that the host does not have."""
+    """Return the first unused name for a macvtap."""
     taken: Callable[[str], object] = virnetdev.interface_index
     return next(name for name in (f"macvtap{number}" for number in range(1 << 16)) if taken(name) is None)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Start a QEMU and prove its end.
+Start QEMU, and make sure that it ends.
 
-QEMU leads a session of its own: a terminal's signals reach us alone, and we end the guest. It is
-not tied to our life by a parent-death signal. That signal belongs to the thread that forked, so a
-guest would die with any worker thread; and a guest that dies with us would still leave its devices
-detached, only less visibly. When we are killed by SIGKILL the guest goes on, and keeps the lock on
-its directory.
+QEMU leads its own session: a terminal's signals reach only this process, which ends the guest. A parent-death signal
+is
+not used: it is tied to the thread that forked, so a guest would die with any worker thread; and a guest that dies with
+this process would still leave its devices detached, only less visibly. If this process is killed by SIGKILL, the guest
+goes on and keeps the lock on its directory.
 
 Mirrors: qemuProcessLaunch (src/qemu/qemu_process.c)
 """
@@ -39,39 +39,39 @@ CONTROL_SOCKET = "control.sock"  # the second monitor: for other processes, one 
 MASTER_KEY = "master-key.aes"
 MASTER_KEY_BYTES = 32  # AES-256
 LOG = "qemu.log"
-# what is known about the running guest, and what killed writers left of it
+# files about the running guest, and temporary files of killed writers
 _GUEST_FILES = re.compile(
     r"\.?(?:control\.lock|owner\.lock|guest\.json|live\.xml|memlock\.json|unit-[0-9a-f:.]+\.xml)(?:\.[0-9a-f]{16})?"
 )
 
-# Where programs are, whatever root's own PATH says; QEMU itself is run by its absolute path.
+# A fixed PATH instead of the caller's; QEMU itself is run by its absolute path.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-KILL_TIMEOUT_S = 30.0  # closing the devices resets them, one after the other
+KILL_TIMEOUT_S = 30.0  # closing the devices resets each of them
 
 
 def describe_status(status: int) -> str:
-    """Say how a process ended, as the end of a sentence."""
+    """Return how a process ended, as the end of a sentence."""
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
     return f"ended with exit status {status}"
 
 
 def quoted(words: str) -> str:
-    """Append what QEMU wrote, if it wrote anything."""
+    """Return QEMU's last output as the end of a sentence; empty without output."""
     return f": '{words}'" if words else ""
 
 
 class RuntimeDir:
     """
-    The directory of one running guest: monitor socket, master key, log; ours alone, but for QEMU's way to its key.
+    The private directory of one running guest: monitor socket, master key, log.
 
-    Where QEMU is another user, its group may look names up in the directory (0710) and read the key (0640), and no
-    more: what is here it has as descriptors.
-
-    It stays locked for as long as QEMU or its starter lives, so two guests never share one and
-    anyone can ask whether the guest is still there. Leaving it removes what we put there, and the
-    directory when that was all.
+    If QEMU runs as another user, its group may enter the directory (0710) and read the key (0640), but nothing else:
+    QEMU
+    inherits the rest as descriptors. The directory stays locked while QEMU or its starter runs, so two guests never
+    share
+    one, and any process can test whether the guest runs. On exit our files are removed, and the directory if it is
+    empty.
     """
 
     def __init__(self, path: str, gid: int | None = None) -> None:
@@ -106,7 +106,7 @@ class RuntimeDir:
             found = [name for name in os.listdir(self.fd) if _GUEST_FILES.fullmatch(name)]
             for name in (MONITOR_SOCKET, CONTROL_SOCKET, MASTER_KEY, *rolled_names(LOG), *found):
                 self._unlink(name)
-            with contextlib.suppress(OSError):  # what others put there is not ours to remove
+            with contextlib.suppress(OSError):  # it holds files of other programs
                 os.rmdir(self.path)
 
     def _check_ours(self) -> None:
@@ -121,7 +121,7 @@ class RuntimeDir:
             raise OperationError(f"A guest is running in '{self.path}'") from err
 
     def _open_to_group(self, fd: int, closed: int, opened: int) -> None:
-        """Set the mode of our file: for the current user, or also for QEMU's group; the umask has no effect."""
+        """Set the mode of a file: for the current user, or also for QEMU's group, regardless of the umask."""
         if self.gid is not None:
             os.fchown(fd, -1, self.gid)
         os.fchmod(fd, closed if self.gid is None else opened)
@@ -150,17 +150,17 @@ class RuntimeDir:
         return OutputPipe(RollingLog(path or self._path_of(LOG)))
 
     def _path_of(self, name: str) -> str:
-        """Return a file's path through our fd: it fits a socket address however deep we are."""
+        """Return a file's path through the directory's descriptor, which is short enough for a socket address."""
         return f"/proc/self/fd/{self.fd}/{name}"
 
     @property
     def monitor_path(self) -> str:
-        """Where QEMU's monitor answers."""
+        """The path of the socket of QEMU's monitor."""
         return self._path_of(MONITOR_SOCKET)
 
     @contextlib.contextmanager
     def listening_socket(self, name: str = MONITOR_SOCKET) -> Iterator[int]:
-        """Listen where QEMU's monitor will answer: a client can connect before QEMU accepts."""
+        """Listen at the socket of QEMU's monitor: a client can connect before QEMU accepts."""
         self._unlink(name)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             os.fchmod(listener.fileno(), 0o600)  # the file's mode, whatever the umask

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a guest needs of the host besides devices: processors to be pinned to, NUMA nodes, huge pages.
+The resources that a guest needs besides devices: CPUs to pin to, NUMA nodes, huge pages.
 
-QEMU or the kernel would refuse later, when devices are detached already; what the host does not show is not refused.
+Otherwise QEMU or the kernel would refuse later, when devices are already detached. A resource that the host does not
+show
+is not checked.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def resource_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
 
 
 def _read(path: str) -> str | None:
-    """Return the text of a file; None where the host does not show it."""
+    """Return the text of a file; None if the host does not have the file."""
     try:
         with open(path, encoding="ascii") as file:
             return file.read().strip()
@@ -74,7 +76,7 @@ def _node_sets(dom: DomainDef) -> list[tuple[Any, str | None]]:
 
 
 def _hugepages(dom: DomainDef) -> dict[int, int]:
-    """Return how many pages the guest needs, by their size in KiB."""
+    """Return the number of huge pages that the guest needs, by page size in KiB."""
     backing = dom.memory_backing
     needed: dict[int, int] = defaultdict(int)
     if not backing.hugepages:

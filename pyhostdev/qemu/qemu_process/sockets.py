@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The sockets of a running guest's channels and ports: created by pyhostdev, listened at by QEMU.
+The listening sockets of a guest's channels and ports: pyhostdev creates them, QEMU inherits them.
 
-QEMU's user needs no right to create files, and the permission to connect does not depend on an umask: a socket belongs
-to the user that started the guest, and its mode is 0600.
+QEMU's user needs no permission to create files, and the permission to connect does not depend on the umask: a socket
+belongs to the user that started the guest, with mode 0600.
 
 Mirrors: qemuOpenChrChardevUNIXSocket (src/qemu/qemu_process.c)
 """
@@ -27,17 +27,15 @@ if TYPE_CHECKING:
 
 class ListeningSockets:
     """
-    The sockets of one guest; leaving it removes them.
+    The sockets of one guest; on exit they are removed.
 
-    A dead socket that an earlier guest left is replaced. Anything else that is there stays, and so does a socket that a
-    program listens at.
+    A dead socket of an earlier guest is replaced; any other file, and a socket in use, is left alone.
 
     Args:
-        paths: absolute, each of them once.
-        directory: made for those that are below it.
-
+        paths: absolute and unique.
+        directory: created if a path is below it.
     Raises:
-        OperationError: a socket cannot be made; none is left behind.
+        OperationError: a socket cannot be created; the others are removed again.
     """
 
     def __init__(self, paths: Sequence[str], directory: str) -> None:
@@ -70,7 +68,7 @@ class ListeningSockets:
 
     @property
     def fds(self) -> list[int]:
-        """All of them."""
+        """All descriptors, in the order of the paths."""
         return list(self._fds.values())
 
     def _make(self, path: str, undo: contextlib.ExitStack) -> None:
@@ -84,20 +82,20 @@ class ListeningSockets:
 
 def listen(path: str, undo: contextlib.ExitStack) -> socket.socket:
     """
-    Make a listening socket; undo gets what removes it.
+    Create a listening socket; add its removal to ``undo``.
 
     Raises:
-        OSError: it cannot be made.
-        OperationError: something else is there.
+        OSError: it cannot be created.
+        OperationError: the path exists.
     """
     directory, name = os.path.split(path)
     directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     undo.callback(os.close, directory_fd)
-    # By way of its directory: an address has 107 bytes, and the place is the one that was looked at
+    # Through its directory: an address has at most 107 bytes, and the directory is the one that was checked
     place = f"/proc/self/fd/{directory_fd}/{name}"
     _make_room(place, name, directory_fd, path)
     listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-    os.fchmod(listener.fileno(), 0o600)  # what the file gets
+    os.fchmod(listener.fileno(), 0o600)  # bind creates the file with this mode
     listener.bind(place)
     made = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
     undo.callback(_remove, name, directory_fd, made)
@@ -107,31 +105,31 @@ def listen(path: str, undo: contextlib.ExitStack) -> socket.socket:
 
 def _make_room(place: str, name: str, directory_fd: int, path: str) -> None:
     """
-    Remove a socket that no program listens at any more.
+    Remove a dead socket.
 
     Raises:
-        OperationError: something else is there.
+        OperationError: the path is a socket in use, or another file.
     """
     try:
         found = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise OperationError(f"Cannot make the socket '{path}': something else is there, and it is not a socket")
+        raise OperationError(f"Cannot make the socket '{path}': the path exists and is not a socket")
     if _is_alive(place):
-        raise OperationError(f"Cannot make the socket '{path}': a program listens at the one that is there")
+        raise OperationError(f"Cannot make the socket '{path}': another program listens at it")
     os.unlink(name, dir_fd=directory_fd)
 
 
 def _is_alive(place: str) -> bool:
-    """Ask the kernel, with a kind of socket that no listener takes: it notices nothing."""
+    """Return True if a program listens; tested with another socket type, so the listener sees no connection."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         error = probe.connect_ex(place)
     return error != errno.ECONNREFUSED
 
 
 def _remove(name: str, directory_fd: int, made: os.stat_result) -> None:
-    """Remove a socket that we made, unless another one has taken its place."""
+    """Remove a socket that we created, unless another one has replaced it."""
     with contextlib.suppress(OSError):
         if os.path.samestat(made, os.stat(name, dir_fd=directory_fd, follow_symlinks=False)):
             os.unlink(name, dir_fd=directory_fd)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What is set in a QEMU that waits, before its guest's processors run: where its threads run, and passwords.
+Settings of a paused QEMU before the guest runs: thread affinity and passwords.
 
-Nothing of this outlives QEMU, so nothing is undone at its end.
+They end with QEMU, so nothing is undone.
 
 Mirrors: qemuProcessSetupPid, qemuProcessInitPasswords (src/qemu/qemu_process.c)
 """
@@ -27,7 +27,7 @@ _EXPIRY = "%Y-%m-%dT%H:%M:%S"  # in UTC
 
 async def settle(dom: DomainDef, monitor: QEMUMonitor, pid: int) -> None:
     """
-    Pin QEMU's threads, and set the passwords of its screens.
+    Pin QEMU's threads, and set the passwords of its display servers.
 
     Raises:
         OperationError: the kernel or QEMU refuses.
@@ -43,14 +43,14 @@ async def settle(dom: DomainDef, monitor: QEMUMonitor, pid: int) -> None:
 
 
 def needs_pins(dom: DomainDef) -> bool:
-    """Return True if the definition says where a thread runs."""
+    """Return True if the definition pins a thread."""
     tune = dom.cputune
     pins = tune is not None and bool(tune.vcpupins or tune.emulatorpin or tune.iothreadpins)
     return pins or dom.vcpu_cpuset is not None
 
 
 def guest_environment(dom: DomainDef) -> dict[str, str]:
-    """Return what QEMU needs in its environment: the guest's time zone, and the display of its window."""
+    """Return the variables for QEMU's environment: the guest's time zone, and the X display of its window."""
     found: dict[str, str] = {}
     if dom.clock is not None and dom.clock.offset == "timezone":
         found["TZ"] = str(dom.clock.timezone)
@@ -78,10 +78,10 @@ async def _pin(dom: DomainDef, monitor: QEMUMonitor, pid: int) -> None:
 
 async def _listed(monitor: QEMUMonitor, command: str) -> list[dict[str, Any]]:
     """
-    Return a list of objects that QEMU answers.
+    Return the list of objects that a command answers.
 
     Raises:
-        OperationError: it answers something else.
+        OperationError: the answer is malformed.
     """
     answer = await monitor.execute(command)
     if not isinstance(answer, list) or not all(isinstance(item, dict) and "thread-id" in item for item in answer):
@@ -91,10 +91,10 @@ async def _listed(monitor: QEMUMonitor, command: str) -> list[dict[str, Any]]:
 
 def _bind(thread: int, cpus: str | None) -> None:
     """
-    Let a thread run on these processors only; a worker that has ended meanwhile needs none.
+    Pin a thread to these CPUs; a thread that has ended is ignored.
 
     Raises:
-        OperationError: the host has none of them, or the thread is not ours to bind.
+        OperationError: none of the CPUs is online, or the permission is missing.
     """
     if cpus is None:
         return
@@ -103,7 +103,7 @@ def _bind(thread: int, cpus: str | None) -> None:
     except ProcessLookupError:
         return
     except OSError as err:
-        raise OperationError(f"Cannot bind QEMU's thread {thread} to the processors {cpus}: {err.strerror}") from err
+        raise OperationError(f"Cannot pin QEMU's thread {thread} to the CPUs {cpus}: {err.strerror}") from err
 
 
 async def _set_password(monitor: QEMUMonitor, graphics: Any) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The store of a guest's firmware variables: made from its template where it is missing.
+Create the store of a guest's firmware variables from its template, if it is missing.
 
 Mirrors: qemuPrepareNVRAM (src/qemu/qemu_process.c)
 """
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 def make_variables(os_: OSDef, ownership: Ownership | None) -> bool:
     """
-    Copy the template into the store of a guest, for QEMU's user alone; return False if there was nothing to do.
+    Copy the template to the store of a guest, readable for QEMU's user only; return False if nothing was to do.
 
-    A store that exists is never written, and appears complete or not at all.
+    An existing store is never overwritten, and a new one appears complete or not at all.
 
     Raises:
-        OperationError: the copy cannot be made, QEMU's user may not read the template or write there, or the store
-            has another format than its template.
+        OperationError: the copy failed, QEMU's user may not read the template or write to the directory, or the
+            formats of store and template differ.
     """
     path, template = os_.nvram, os_.nvram_template
     if not path or not template or os.path.lexists(path):
@@ -48,7 +48,7 @@ def make_variables(os_: OSDef, ownership: Ownership | None) -> bool:
 
 
 def _copy(template: str, path: str, ownership: Ownership | None) -> None:
-    """Write beside the path and link: unlike a rename, a link never replaces what is there."""
+    """Write a temporary file and link it to the path: unlike a rename, a link never replaces a file."""
     directory, name = os.path.split(path)
     with contextlib.ExitStack() as undo:
         source = undo.enter_context(os.fdopen(open_source(template, ownership), "rb"))

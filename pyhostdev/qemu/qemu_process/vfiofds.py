@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The descriptors through which QEMU reaches host devices by iommufd.
+The descriptors for host devices with iommufd, which QEMU inherits.
 
-QEMU's user needs no access to the nodes then. An open node of a function makes its unbind wait until the last copy of
+So QEMU's user needs no access to the nodes. An open node of a function makes its unbind wait until the last copy of
 the descriptor is closed. So the nodes are opened right before QEMU starts, after all devices were moved; our copies
 are closed as soon as QEMU has its own, and in any case before a device is given back.
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 class VFIODescriptors:
     """
-    The open nodes of one guest: those of its functions, then ``/dev/iommu``; leaving it closes ours.
+    The open nodes of one guest: those of its functions, then ``/dev/iommu``; on exit our copies are closed.
 
     Args:
-        addresses: the functions that the guest gets by iommufd.
-        iommufd: an open ``/dev/iommu`` of the caller, which is used as it is; None opens one where ``needed``.
-        needed: QEMU gets an iommufd, with or without functions.
+        addresses: the assigned functions that use iommufd.
+        iommufd: an open ``/dev/iommu`` of the caller; None opens one if ``needed``.
+        needed: True gives QEMU an iommufd, with or without functions.
 
     Raises:
         ConfigUnsupportedError: the writer of the host opens no nodes.
@@ -98,7 +98,9 @@ class VFIODescriptors:
         root = self.host.root
         names = read_device_node_names(root, address)
         if not names:
-            raise OperationError(f"Device {address} has no VFIO driver, and so no node for iommufd", address=address)
+            raise OperationError(
+                f"Device {address} has no node for iommufd: it is not bound to a VFIO driver", address=address
+            )
         name = f"devices/{names[0]}"
         path = os.path.join(root.dev_vfio, name)
         number = read_node_number(root, name, address)
@@ -107,11 +109,11 @@ class VFIODescriptors:
         except SysfsError as err:
             if err.errno != errno.ENOENT:
                 raise
-            text = f"Device {address} has no node '{path}': the kernel has VFIO without device nodes"
+            text = f"Device {address} has no node '{path}': the kernel was built without VFIO device nodes"
             raise OperationError(text, reason="iommufd-missing", address=address) from err
 
     def _open_iommufd(self) -> int:
-        """Return a copy of the caller's, or open one, which charges locked memory to each QEMU and not to its user."""
+        """Return a copy of the caller's descriptor, or open one and charge locked memory per process, not per user."""
         if self.iommufd is not None:
             return os.dup(self.iommufd)
         path, opener = self.host.root.dev_iommu, self._opener()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What QEMU asks of a definition, beyond what every hypervisor does.
+QEMU's rules for a definition, besides those of every hypervisor.
 
-Every rule yields errors instead of raising them, so that a user sees all of them at once.
+Every rule yields errors instead of raising them, so that the user sees all errors at once.
 
 Mirrors: src/qemu/qemu_validate.c
 """
@@ -57,7 +57,7 @@ _HDA_MODELS = ("ich6", "ich9")
 
 
 class QEMURules:
-    """The rules of one emulator, as domain_validate asks for them."""
+    """The rules of one emulator; implements the hypervisor's part of ``domain_validate``."""
 
     def __init__(self, capabilities: QEMUCapabilities, release: LibvirtRelease = DEFAULT_RELEASE) -> None:
         self.capabilities = capabilities
@@ -65,7 +65,7 @@ class QEMURules:
 
     def domain_errors(self, dom: DomainDef) -> Errors:
         """
-        Yield what is wrong with the domain as a whole.
+        Yield the errors that concern the whole domain.
 
         Mirrors: qemuValidateDomainDef
         """
@@ -83,7 +83,7 @@ class QEMURules:
         yield from board_errors(dom, self.release)
 
     def _machine_errors(self, dom: DomainDef) -> Errors:
-        """Yield what the machine cannot have, as far as the emulator says so."""
+        """Yield an error for each feature that the machine lacks, according to the capabilities."""
         name = dom.os.machine or ""
         if not self.capabilities.has_machine(name):
             return
@@ -98,7 +98,7 @@ class QEMURules:
 
     def device_errors(self, dom: DomainDef, device: ElementDef) -> Errors:
         """
-        Yield what is wrong with one device.
+        Yield the errors of one device.
 
         Mirrors: qemuValidateDomainDeviceDef
         """
@@ -186,12 +186,12 @@ def _clock_errors(dom: DomainDef) -> Errors:
         if x86_only and timer.present and dom.os.arch not in X86:
             yield _unsupported(f"Timer '{timer.name}' is one of x86 machines", timer)
         if timer.name in ("platform", "armvtimer") and not (timer.name == "armvtimer" and is_arm_virt(dom)):
-            yield _unsupported(f"Timer '{timer.name}' is not one of QEMU's", timer)
+            yield _unsupported(f"QEMU has no timer '{timer.name}'", timer)
 
 
 def _usb_errors(dom: DomainDef) -> Errors:
     """
-    Refuse USB devices where USB is switched off.
+    Yield an error for each USB device if USB is disabled.
 
     Mirrors: the checks of virDomainDefParseXML (src/conf/domain_conf.c)
     """
@@ -199,14 +199,18 @@ def _usb_errors(dom: DomainDef) -> Errors:
     masters = {c.index for c in controllers if c.info.master_startport is None}
     for controller in controllers:
         if controller.info.master_startport is not None and controller.index not in masters:
-            yield XMLError("A USB companion has no controller it stands by", line=controller.line, libvirt_code=35)
+            yield XMLError(
+                "A USB companion controller needs an EHCI controller with the same index",
+                line=controller.line,
+                libvirt_code=35,
+            )
     if not any(c.model == "none" for c in controllers):
         return
     hostdevs = [h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"]
     users: list[Any] = [*controllers[1:], *dom.hubs, *hostdevs, *(i for i in dom.inputs if i.bus == "usb")]
     for user in users:
         code = VIR_ERR_CONFIG_UNSUPPORTED if user.tag == "hostdev" else VIR_ERR_XML_DETAIL
-        yield XMLError(f"USB is off, so a {user.tag} cannot use it", line=user.line, libvirt_code=code)
+        yield XMLError(f"A {user.tag} needs USB, which model='none' disables", line=user.line, libvirt_code=code)
 
 
 def _namespace_errors(dom: DomainDef) -> Errors:
@@ -242,7 +246,7 @@ def _controller_errors(dom: DomainDef, device: Any) -> Errors:
 def _hostdev_errors(dom: DomainDef, device: Any, release: LibvirtRelease) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefHostdev"""
     if device.mode != "subsystem":
-        yield _unsupported(f"A hostdev of mode {device.mode} is not for QEMU", device)
+        yield _unsupported(f"QEMU does not support a hostdev of mode {device.mode}", device)
     elif device.type == "pci":
         yield from _pci_hostdev_errors(dom, device, release)
     elif device.type == "mdev":
@@ -253,7 +257,7 @@ def _pci_hostdev_errors(dom: DomainDef, device: Any, release: LibvirtRelease) ->
     if device.display and not dom.graphics and release.has("pci-hostdev-display"):
         yield _unsupported("display='on' of a <hostdev> needs <graphics>", device)
     if device.source_def is not None and device.source_def.write_filtering is not None:
-        yield _unsupported("QEMU filters no writes to a device's configuration space", device)
+        yield _unsupported("QEMU cannot filter writes to a device's configuration space", device)
 
 
 def _mdev_errors(dom: DomainDef, device: Any) -> Errors:
@@ -261,7 +265,7 @@ def _mdev_errors(dom: DomainDef, device: Any) -> Errors:
     if device.display and not dom.graphics:
         yield _unsupported("display='on' of a <hostdev> needs <graphics>", device)
     if device.model != "vfio-pci" and dom.os.arch in (*X86, *ARM):
-        yield _unsupported(f"A mediated device of model {device.model} is not for this machine", device)
+        yield _unsupported(f"This machine does not support a mediated device of model {device.model}", device)
 
 
 def _chr_errors(dom: DomainDef, device: Any) -> Errors:
@@ -271,7 +275,7 @@ def _chr_errors(dom: DomainDef, device: Any) -> Errors:
         yield _unsupported(f"A character device of type {device.source.type} needs SPICE graphics", device)
 
 
-# what a serial port is made of -> the machines that can have it
+# model of a serial port -> the machines that can have it
 _SERIAL_HOMES: dict[str, Callable[[DomainDef], bool]] = {
     "isa-serial": lambda dom: dom.os.arch in X86,
     "spapr-vty": is_pseries,
@@ -302,7 +306,7 @@ def _sound_errors(_dom: DomainDef, device: Any) -> Errors:
 
 def _sheepdog_errors(device: Any) -> Errors:
     if device.source is not None and device.source.protocol == "sheepdog":
-        yield _unsupported("QEMU has no sheepdog any more", device)
+        yield _unsupported("QEMU no longer supports sheepdog", device)
 
 
 def _memballoon_errors(_dom: DomainDef, device: Any) -> Errors:
@@ -350,7 +354,7 @@ def _readonly_virtiofs_errors(device: Any) -> Errors:
 
 
 def _shares_memory(dom: DomainDef) -> bool:
-    """Tell whether another program can reach all of a guest's memory."""
+    """Return True if the guest's memory is shared, so that another process can map it."""
     cells = dom.cpu.cells if dom.cpu is not None else []
     default = dom.memory_backing.access_mode
     return all((access or default) == "shared" for access in [cell.mem_access for cell in cells] or [None])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What QEMU asks of processors, memory and the clock.
+QEMU's rules for CPUs, memory and the clock.
 
 Mirrors: qemuValidateDomainDefCpu, qemuValidateDomainDefMemory, qemuValidateDomainDefClockTimers
 (src/qemu/qemu_validate.c)
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     Errors = Iterator[ConfigError]
 
-_CACHE_LEVEL = 3  # the only one that QEMU can leave out
-_APIC_IDS = 255  # of xAPIC, without an IOMMU that remaps interrupts
+_CACHE_LEVEL = 3  # the only cache level that QEMU can configure
+_APIC_IDS = 255  # with xAPIC, without an IOMMU that remaps interrupts
 _START_MAX = 253402300799  # the last second of the year 9999
 _LATER_HYPERV = ("emsr_bitmap", "xmm_input", "tlbflush_direct", "tlbflush_extended")
-# timer -> the policies for lost ticks that QEMU has
+# timer -> the policies for lost ticks that QEMU supports
 _TICK_POLICIES = {
     "rtc": ("delay", "catchup"),
     "pit": ("delay", "discard", "catchup"),
@@ -39,7 +39,7 @@ def _unsupported(message: str, where: Any) -> ConfigError:
 
 
 def board_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
-    """Yield what is wrong with processors, memory, time and security."""
+    """Yield the errors of CPUs, memory, clock and security."""
     yield from _cpu_errors(dom)
     yield from _vcpu_errors(dom)
     yield from _memory_errors(dom)

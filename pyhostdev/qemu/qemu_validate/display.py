@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What QEMU asks of video cards and graphics.
+QEMU's rules for video cards and graphics.
 
 Mirrors: qemuValidateDomainDeviceDefVideo, qemuValidateDomainDeviceDefGraphics (src/qemu/qemu_validate.c)
 """
@@ -42,7 +42,7 @@ def _unsupported(message: str, where: Any) -> ConfigError:
 
 
 def video_errors(dom: DomainDef, video: Any, capabilities: QEMUCapabilities, release: LibvirtRelease) -> Errors:
-    """Yield what is wrong with one video card."""
+    """Yield the errors of one video card."""
     kind = video.model_type
     if kind == "none":
         return
@@ -51,7 +51,7 @@ def video_errors(dom: DomainDef, video: Any, capabilities: QEMUCapabilities, rel
         yield _unsupported(f"QEMU has no video of type {kind}", video)
     if kind not in _SECONDARY:
         if not video.primary:
-            yield _unsupported(f"A video of type {kind} is the first one", video)
+            yield _unsupported(f"A video of type {kind} must be the first video", video)
         if video.heads not in (None, 1):
             yield _unsupported(f"A video of type {kind} has one head", video)
     yield from _acceleration_errors(video, release)
@@ -77,7 +77,7 @@ def _acceleration_errors(video: Any, release: LibvirtRelease) -> Errors:
 
 
 def _size_errors(video: Any) -> Errors:
-    """Yield what is wrong with a card's memory."""
+    """Yield the errors of a video card's memory."""
     kind = video.model_type
     if kind != "qxl":
         for name in ("ram", "vram64", "vgamem"):
@@ -89,13 +89,13 @@ def _size_errors(video: Any) -> Errors:
                 yield XMLError(f"{name} of a video is too high", line=video.line, libvirt_code=VIR_ERR_OVERFLOW)
         memory = video.vgamem or 0
         if memory and (memory < _MIB_KIB or memory & (memory - 1)):
-            yield _unsupported("vgamem of a video is a power of two and at least 1 MiB", video)
+            yield _unsupported("vgamem of a video must be a power of two and at least 1 MiB", video)
     if kind in ("vga", "vmvga") and video.vram and video.vram < _MIB_KIB:
-        yield _unsupported("vram of a video is at least 1 MiB", video)
+        yield _unsupported("vram of a video must be at least 1 MiB", video)
 
 
 def graphics_errors(dom: DomainDef, graphics: Any) -> Errors:
-    """Yield what is wrong with one window or server."""
+    """Yield the errors of one <graphics>."""
     kind = graphics.type
     if kind not in _DISPLAYS:
         yield _unsupported(f"QEMU has no graphics of type {kind}", graphics)
@@ -103,13 +103,13 @@ def graphics_errors(dom: DomainDef, graphics: Any) -> Errors:
     if is_headless and kind not in ("egl-headless", "vnc", "spice"):
         yield _unsupported(f"Graphics of type {kind} and egl-headless exclude each other", graphics)
     if is_headless and kind == "spice" and graphics.gl_enable:
-        yield _unsupported("Only one graphics of a guest uses OpenGL", graphics)
+        yield _unsupported("Only one <graphics> of a guest can use OpenGL", graphics)
     if kind == "vnc" and len((graphics.passwd or "").encode()) > _VNC_PASSWORD_MAX:
-        yield _unsupported(f"A VNC password has {_VNC_PASSWORD_MAX} characters at most", graphics)
+        yield _unsupported(f"A VNC password can have at most {_VNC_PASSWORD_MAX} characters", graphics)
     listens_on = graphics.listens[0].type if graphics.listens else "address"
     if kind == "spice" and (graphics.tls_port or 0) > 0 and listens_on in ("address", "network"):
         yield _unsupported("SPICE with TLS needs certificates, and none are configured", graphics)
     if kind == "dbus" and graphics.audio_id is not None:
         backends = [audio.type for audio in dom.audios if audio.id == graphics.audio_id]
         if backends and backends[0] != "dbus":
-            yield _unsupported("The audio of D-Bus graphics is of type dbus", graphics)
+            yield _unsupported("The audio of D-Bus graphics must have type dbus", graphics)

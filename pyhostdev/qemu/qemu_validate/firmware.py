@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What QEMU asks of a guest's firmware, and of what firmware shows of the machine.
+QEMU's rules for firmware, SMBIOS and fw_cfg.
 
 Mirrors: qemuValidateDomainDef (src/qemu/qemu_validate.c), virDomainDefOSValidate (src/conf/domain_validate.c)
 """
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     Errors = Iterator[ConfigError]
 
 _CHOSEN_BY_9_0 = ("loader", "loader_readonly", "loader_type", "nvram_template")
-_OF_OTHERS = ("opt/ovmf/", "opt/org.qemu/")  # fw_cfg names that firmware and QEMU give a meaning
+_OF_OTHERS = ("opt/ovmf/", "opt/org.qemu/")  # fw_cfg prefixes reserved for firmware and QEMU
 
 
 def firmware_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
-    """Yield what is wrong with the firmware of a domain."""
+    """Yield the errors of a domain's firmware."""
     os = dom.os
     has_flash = os.loader_type == "pflash" or os.firmware == "efi"
     if has_flash and not dom.features.acpi and os.arch in X86:
@@ -58,7 +58,7 @@ def _fw_cfg_errors(dom: DomainDef) -> Errors:
     for entry in (entry for info in dom.sysinfos if info.type == "fwcfg" for entry in info.entries):
         name = entry.name or ""
         if not name.startswith("opt/") or name.startswith(_OF_OTHERS):
-            message = f"The name of a fw_cfg file begins with opt/, and not with {' or '.join(_OF_OTHERS)}"
+            message = f"The name of a fw_cfg file must start with opt/, but not with {' or '.join(_OF_OTHERS)}"
             yield ConfigUnsupportedError(message, line=entry.line)
         if bool(entry.value) == bool(entry.file):
             yield ConfigUnsupportedError("A fw_cfg <entry> has a value or a file", line=entry.line)

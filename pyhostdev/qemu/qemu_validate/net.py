@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What QEMU asks of network interfaces.
+QEMU's rules for network interfaces.
 
 Mirrors: qemuValidateDomainDeviceDefNetwork (src/qemu/qemu_validate.c), virDomainNetDefValidate
 """
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _MTU_TYPES = ("network", "bridge", "ethernet", "vhostuser", "hostdev")
 _COALESCE_TYPES = ("network", "bridge", "ethernet")
-_IPV4_PREFIXES = range(4, 28)  # QEMU's own network needs room for its gateway, name server and guest
+_IPV4_PREFIXES = range(4, 28)  # user-mode networking needs addresses for gateway, name server and guest
 _IPV6_PREFIX_MAX = 120
 
 
 def net_errors(dom: DomainDef, net: Any) -> Errors:
-    """Yield what is wrong with one interface."""
+    """Yield the errors of one interface."""
     yield from _backend_errors(net)
     yield from _ip_errors(net)
     if net.mtu is not None and net.type not in _MTU_TYPES:
@@ -33,11 +33,11 @@ def net_errors(dom: DomainDef, net: Any) -> Errors:
     if net.coalesce is not None and net.type not in _COALESCE_TYPES:
         yield _unsupported(f"An interface of type {net.type} has no <coalesce>", net)
     if net.type == "vhostuser" and not net.is_virtio:
-        yield _unsupported("An interface of type vhostuser is a virtio device", net)
+        yield _unsupported("An interface of type vhostuser must have a virtio model", net)
     for name in ("rx_queue_size", "tx_queue_size") if net.is_virtio else ():
         size = getattr(net, name) or 0
         if size & (size - 1):
-            yield _unsupported(f"The {name} of an interface is a power of 2, not {size}", net)
+            yield _unsupported(f"The {name} of an interface must be a power of 2, not {size}", net)
 
 
 def _backend_errors(net: Any) -> Errors:
@@ -45,7 +45,7 @@ def _backend_errors(net: Any) -> Errors:
         yield _unsupported(f"An interface of type {net.type} cannot have the backend passt", net)
     is_server = net.type == "vhostuser" and net.source is not None and net.source.mode == "server"
     if is_server and net.source.reconnect_enabled:
-        yield _unsupported("An interface that QEMU listens for does not reconnect", net)
+        yield _unsupported("<reconnect> of an interface needs mode='client'", net)
 
 
 def _ip_errors(net: Any) -> Errors:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Which options each kind of PCI controller has, and which machines have it.
+The options of each model of PCI controller, and the machines that have it.
 
 Mirrors: qemuValidateDomainDeviceDefControllerPCI (src/qemu/qemu_validate.c)
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Kind(NamedTuple):
-    """The options a model must have (they have defaults, so only a user can spoil them), or may have."""
+    """The options that a model must have (defaults provide them), or may have."""
 
     needs: tuple[str, ...] = ()
     may: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ _OPTIONS = (
 
 
 def pci_controller_errors(dom: DomainDef, device: Any) -> Iterator[ConfigError]:
-    """Yield what is wrong with a PCI controller; its defaults are filled in."""
+    """Yield the errors of a PCI controller, after its defaults were filled in."""
     is_phb = device.model == "pci-root" and is_pseries(dom)
     kind = _PHB if is_phb else _KINDS.get(device.model)
     if kind is None:
@@ -78,7 +78,7 @@ def pci_controller_errors(dom: DomainDef, device: Any) -> Iterator[ConfigError]:
 def _machine_errors(dom: DomainDef, device: Any) -> Iterator[ConfigError]:
     homes = {"pci-expander-bus": is_i440fx(dom), "pcie-expander-bus": is_q35(dom) or is_arm_virt(dom)}
     if not homes.get(device.model, True):
-        yield _error(device, f"cannot be in the machine '{dom.os.machine}'")
+        yield _error(device, f"is not supported by the machine '{dom.os.machine}'")
     if device.hotplug is not None and device.model == "pci-root" and not is_i440fx(dom):
         yield _error(device, "has no 'hotplug' in this machine")
 
@@ -89,11 +89,11 @@ def _model_name_errors(device: Any, is_phb: bool) -> Iterator[ConfigError]:
     if device.model_name is None and wanted is not None:
         yield _missing(device, "model_name")
     elif device.model_name not in allowed:
-        yield _error(device, f"cannot be made of '{device.model_name}'")
+        yield _error(device, f"cannot have the model name '{device.model_name}'")
 
 
 def _missing(device: Any, option: str) -> ConfigError:
-    """Return the error of an option that has a default, which was not filled in: for libvirt its own fault."""
+    """Return the error of a missing option; libvirt reports an internal error, since it has a default."""
     return ConfigError(
         f"PCI controller {device.index} ({device.model}) needs '{option}'",
         line=device.line,

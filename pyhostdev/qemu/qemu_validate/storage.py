@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What QEMU asks of disks.
+QEMU's rules for disks.
 
 Mirrors: qemuValidateDomainDeviceDefDisk and its parts (src/qemu/qemu_validate.c)
 """
@@ -32,7 +32,7 @@ def _unsupported(message: str, where: Any, code: int | None = None) -> ConfigErr
 
 
 def disk_errors(dom: DomainDef, disk: Any) -> Errors:
-    """Yield what is wrong with one disk."""
+    """Yield the errors of one disk."""
     yield from _address_errors(disk)
     yield from _bus_errors(disk)
     yield from _copy_errors(disk)
@@ -45,7 +45,7 @@ def disk_errors(dom: DomainDef, disk: Any) -> Errors:
     if disk.driver_name not in (None, "qemu"):
         yield _unsupported(f"QEMU has no disk driver '{disk.driver_name}'", disk)
     if re.search(r"[0-9]$", disk.target or ""):
-        yield _unsupported(f"The disk '{disk.target}' is named as a partition", disk)
+        yield _unsupported(f"The target '{disk.target}' of a disk names a partition", disk)
 
 
 def _address_errors(disk: Any) -> Errors:
@@ -55,7 +55,7 @@ def _address_errors(disk: Any) -> Errors:
 
 
 def _bus_errors(disk: Any) -> Errors:
-    """Yield what a disk on this bus cannot have."""
+    """Yield an error for each setting that a disk on this bus cannot have."""
     bus = disk.bus
     if disk.cyls and disk.heads and disk.secs:
         if bus in ("usb", "sd"):
@@ -73,7 +73,7 @@ def _bus_errors(disk: Any) -> Errors:
     if disk.readonly and disk.device == "disk" and bus in ("ide", "sata"):
         yield _unsupported(f"A disk on bus {bus} cannot be read-only", disk)
     if disk.serial is not None and not _SERIAL_CHARACTERS.issuperset(disk.serial):
-        text = "The serial number of a disk has letters, digits, '-', '_', ' ', '.' and '+' only"
+        text = "The serial number of a disk can have only letters, digits, '-', '_', ' ', '.' and '+'"
         yield _unsupported(text, disk, VIR_ERR_INTERNAL_ERROR)
 
 
@@ -93,9 +93,9 @@ def _lun_errors(disk: Any) -> Errors:
         yield _unsupported(f"A lun cannot be on bus {disk.bus}", disk)
     for name in ("wwn", "vendor", "product"):
         if getattr(disk, name) is not None:
-            yield _unsupported(f"A lun has no {name} but its own", disk)
+            yield _unsupported(f"A lun cannot have a {name}: the unit reports its own", disk)
     if disk.serial is not None and disk.bus == "scsi":
-        yield _unsupported("A lun has no serial number but its own", disk)
+        yield _unsupported("A lun cannot have a serial number: the unit reports its own", disk)
 
 
 def _io_errors(dom: DomainDef, disk: Any) -> Errors:
@@ -128,6 +128,6 @@ def _transient_errors(disk: Any) -> Errors:
     if disk.transient is None:
         return
     if disk.readonly or disk.device != "disk":
-        yield _unsupported("Only a disk that can be written is transient", disk)
+        yield _unsupported("Only a writable disk can be transient", disk)
     if disk.type != "file":
         yield _unsupported(f"A disk of type {disk.type} cannot be transient", disk)
