@@ -140,8 +140,7 @@ class DomainPCIAddressBus:
         Return None if the bus accepts a device with these flags, else the reason against it.
 
         A user may put an Express endpoint into a conventional slot and vice versa, and a bridge into any conventional
-        slot; an
-        address that we choose never does so.
+        slot; an address that we choose never does so.
         """
         offers = self.flags
         if from_config:

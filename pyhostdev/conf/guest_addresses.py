@@ -3,9 +3,8 @@
 The guest address of each device and why, the changes between two definitions, and explicit addresses to prevent them.
 
 A guest identifies its devices by their addresses: a disk or network card at a new address is a new device to it.
-Addresses that
-the definition does not contain are chosen again whenever the domain is defined, and depend on all other devices and on
-the release of libvirt.
+Addresses that the definition does not contain are chosen again whenever the domain is defined, and depend on all other
+devices and on the release of libvirt.
 """
 
 from __future__ import annotations

@@ -36,8 +36,7 @@ def unknown_words(dom: DomainFields) -> list[Finding]:
     Return findings about unknown attributes and elements of host devices, in the order of the domain.
 
     Reason ``unknown-word`` is an error; a name of a newer libvirt is a note ``unsupported``, and one without an effect
-    is a
-    note ``ignored``. Names in a foreign namespace are not checked.
+    is a note ``ignored``. Names in a foreign namespace are not checked.
     """
     return [finding for _, finding in words_with_paths(dom)]
 

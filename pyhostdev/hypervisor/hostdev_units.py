@@ -3,8 +3,7 @@
 Units: the devices that were plugged into a running guest together, and the progress of plugging and unplugging.
 
 A change of the records takes the owner's lock and reads them again, so that it never undoes a release of all devices
-at
-the guest's end.
+at the guest's end.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ class Unit(NamedTuple):
         The phase in the records, ``prepared`` without one, None while the unit is being prepared or released.
 
         If a process was killed while it marked the members, these have two phases. The step after the marking did not
-        start
-        then, so the earlier phase counts.
+        start then, so the earlier phase counts.
         """
         if any(record.state != PREPARED for record in self.members):
             return None

@@ -51,8 +51,8 @@ class Firmware(NamedTuple):
     One firmware descriptor.
 
     ``mode`` is "split", "combined" or "stateless" for firmware in flash, "memory" for a ROM. ``template`` is the file
-    that a
-    guest's variables are copied from. ``machines`` lists pairs of an architecture and a pattern of machine types.
+    that a guest's variables are copied from. ``machines`` lists pairs of an architecture and a pattern of machine
+    types.
     """
 
     name: str

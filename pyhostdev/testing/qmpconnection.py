@@ -3,8 +3,7 @@
 A connection to a simulated QEMU without a socket; virtual time passes while a client waits for an event.
 
 It has the interface of a client of the library qemu.qmp (``execute`` and ``events``), so tests need neither that
-library
-nor real time.
+library nor real time.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 The monitors of a simulated QEMU: UNIX sockets that speak QMP, served by a thread.
 
 A second client of one socket gets no greeting until the first disconnects. Commands of all sockets are executed one
-after
-the other, and an event goes to every client that has negotiated.
+after the other, and an event goes to every client that has negotiated.
 
 Source: monitor/qmp.c (QEMU 7.2)
 """

@@ -27,9 +27,8 @@ class HostDeviceSlots:
     Chooses the addresses of assigned functions so that those of one host device share a slot.
 
     A function keeps its function number if that is free. If the guest does not get function 0, the lowest function
-    becomes
-    function 0, because a guest does not scan a slot without one. SR-IOV VFs may share a slot on the host without being
-    parts of one device, so each is placed separately.
+    becomes function 0, because a guest does not scan a slot without one. SR-IOV VFs may share a slot on the host
+    without being parts of one device, so each is placed separately.
     """
 
     def __init__(

@@ -3,8 +3,7 @@
 Change the devices of an inactive definition: attach, detach, update.
 
 Each function returns a changed copy with defaults and addresses, or raises and leaves the definition unchanged. A
-running
-guest is not touched.
+running guest is not touched.
 
 Mirrors: qemuDomainAttachDeviceConfig, qemuDomainDetachDeviceConfig, qemuDomainUpdateDeviceConfig
 (src/qemu/qemu_driver.c)

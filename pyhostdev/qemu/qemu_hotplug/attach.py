@@ -3,9 +3,8 @@
 Plug a unit into a running guest: all functions are detached first; function 0 is plugged last and commits the change.
 
 Order: store the unit's devices; detach and record all functions (also those that are not assigned); raise QEMU's
-memory
-limit; mark the records "plugging"; add the functions other than 0, then function 0; write the live definition; mark
-the records "plugged". A failure undoes the earlier steps, and takes back staged functions.
+memory limit; mark the records "plugging"; add the functions other than 0, then function 0; write the live definition;
+mark the records "plugged". A failure undoes the earlier steps, and takes back staged functions.
 
 Mirrors: qemuDomainAttachHostPCIDevice (src/qemu/qemu_hotplug.c)
 """

@@ -3,8 +3,7 @@
 The QMP connection to a running QEMU: commands and events.
 
 A client of the library qemu.qmp implements it, as does the simulated connection of ``pyhostdev.testing``. QEMU's
-errors
-are distinguished by their class; the text is for the user.
+errors are distinguished by their class; the text is for the user.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 The guest's side of a plan: alias, address and properties of each function to plug.
 
 All checks happen here, before the host is touched. libvirt reports the same errors, with the same numbers, but only
-after
-it has detached the device.
+after it has detached the device.
 
 Mirrors: qemuDomainAttachHostPCIDevice, qemuDomainEnsurePCIAddress (src/qemu/qemu_hotplug.c, qemu_domain_address.c)
 """

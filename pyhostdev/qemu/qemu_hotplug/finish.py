@@ -3,8 +3,7 @@
 Finish pending changes: compare the records and the live definition with the devices in QEMU.
 
 This is safe at any time: the guest's owner does it after an event that it did not cause, and any process may do it
-before
-an attach or a detach, or after the process that attached or detached was killed.
+before an attach or a detach, or after the process that attached or detached was killed.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 The owner: the process that started a guest. It lets other processes control QEMU, and finishes interrupted changes.
 
 A device can leave without our request: a host program unbinds a held function, a guest ejects a slot, or the
-requesting
-process was killed. The owner sees each event, and acts when no other process holds the control lock.
+requesting process was killed. The owner sees each event, and acts when no other process holds the control lock.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 Finish the changes of all guests of a host that were interrupted because a process was killed.
 
 For a running guest, QEMU is asked over its control socket. For a guest that ended without its owner, units that were
-being
-plugged or unplugged are reattached; completely plugged units stay for ``release`` and ``recover --all``.
+being plugged or unplugged are reattached; completely plugged units stay for ``release`` and ``recover --all``.
 """
 
 from __future__ import annotations

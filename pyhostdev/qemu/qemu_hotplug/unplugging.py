@@ -3,8 +3,7 @@
 Ask a guest to release devices, and wait until QEMU has removed them.
 
 Silence is neither success nor failure. A device is removed when its DEVICE_DELETED has come, or when it is no longer
-in
-QEMU's list. An event without a device id concerns a part of a device, and is ignored.
+in QEMU's list. An event without a device id concerns a part of a device, and is ignored.
 """
 
 from __future__ import annotations

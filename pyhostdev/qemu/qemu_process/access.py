@@ -3,8 +3,7 @@
 The host files that QEMU opens for a domain, and a check that QEMU's user can open them.
 
 Their owner is never changed: that is the administrator's decision. The check finds all problems at once, before
-anything
-is changed.
+anything is changed.
 
 Mirrors: qemuProcessStartValidateDisks, qemuDomainStorageFileInit (in what they are for)
 """

@@ -3,8 +3,7 @@
 Programs that run beside QEMU: swtpm for a TPM, virtiofsd for a directory.
 
 Each listens at an inherited socket, runs as QEMU's user, and ends when QEMU closes its connection, even if this
-process
-was killed. A program that still runs after the guest has ended is terminated here.
+process was killed. A program that still runs after the guest has ended is terminated here.
 
 Mirrors: src/qemu/qemu_tpm.c, src/qemu/qemu_virtiofs.c
 """

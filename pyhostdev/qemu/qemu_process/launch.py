@@ -3,10 +3,9 @@
 Start QEMU, and make sure that it ends.
 
 QEMU leads its own session: a terminal's signals reach only this process, which ends the guest. A parent-death signal
-is
-not used: it is tied to the thread that forked, so a guest would die with any worker thread; and a guest that dies with
-this process would still leave its devices detached, only less visibly. If this process is killed by SIGKILL, the guest
-goes on and keeps the lock on its directory.
+is not used: it is tied to the thread that forked, so a guest would die with any worker thread; and a guest that dies
+with this process would still leave its devices detached, only less visibly. If this process is killed by SIGKILL, the
+guest goes on and keeps the lock on its directory.
 
 Mirrors: qemuProcessLaunch (src/qemu/qemu_process.c)
 """
@@ -67,11 +66,9 @@ class RuntimeDir:
     The private directory of one running guest: monitor socket, master key, log.
 
     If QEMU runs as another user, its group may enter the directory (0710) and read the key (0640), but nothing else:
-    QEMU
-    inherits the rest as descriptors. The directory stays locked while QEMU or its starter runs, so two guests never
-    share
-    one, and any process can test whether the guest runs. On exit our files are removed, and the directory if it is
-    empty.
+    QEMU inherits the rest as descriptors. The directory stays locked while QEMU or its starter runs, so two guests
+    never share one, and any process can test whether the guest runs. On exit our files are removed, and the directory
+    if it is empty.
     """
 
     def __init__(self, path: str, gid: int | None = None) -> None:

@@ -3,8 +3,7 @@
 The resources that a guest needs besides devices: CPUs to pin to, NUMA nodes, huge pages.
 
 Otherwise QEMU or the kernel would refuse later, when devices are already detached. A resource that the host does not
-show
-is not checked.
+show is not checked.
 """
 
 from __future__ import annotations
