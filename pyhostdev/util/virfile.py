@@ -21,6 +21,7 @@ from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
 
 ATTRIBUTE_MAX = 1 << 16  # bytes; a sysfs attribute is at most one page, and Linux has pages of up to 64 KiB
+_PIECE = 1 << 16  # bytes of one read: /proc/sys answers ENOMEM from 4 MiB on (proc_sys_call_handler)
 LINE_MAX = 1 << 16  # bytes; a mount with all its options takes up to a page
 _SHOWN_MAX = 64  # characters of a text shown in a message
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)  # ENODEV: the device went away after the open
@@ -86,7 +87,7 @@ def read_bytes(root: HostRoot, path: str, limit: int) -> bytes | None:
     doing, data = "read a file", bytearray()
     try:
         with confined.opened(confined.open_file(root, path)) as fd:
-            while len(data) <= limit and (piece := os.read(fd, limit + 1 - len(data))):
+            while len(data) <= limit and (piece := os.read(fd, min(_PIECE, limit + 1 - len(data)))):
                 data += piece
     except OSError as err:
         _raise_unless_absent(err, path, doing)

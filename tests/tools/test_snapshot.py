@@ -13,6 +13,8 @@ import pytest
 from pyhostdev.testing.fakehost import FakeHost, named_hosts
 from pyhostdev.tools.demo import GUEST
 from pyhostdev.tools.main import main
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.virfile import read_bytes
 
 CARD = "0001:09:00.0"
 
@@ -46,6 +48,12 @@ def test_plans_and_command_lines_are_the_hosts(
             code, text = ask(capsys, *words, "--root", root)
             assert (code, text.replace(root, "")) == ask(capsys, *words, "--root", file)
         assert 0 == main(["prepare", GUEST, "--root", root, "--simulate"])
+
+
+def test_the_kernel_of_this_machine_is_read() -> None:
+    """The kernel refuses a large read below /proc/sys, so the bound of a file is not the size of a read."""
+    root = HostRoot("/")
+    assert os.uname().release.encode() == (read_bytes(root, root.kernel_release, 16 << 20) or b"").strip()
 
 
 def test_what_could_not_be_read_is_told(

@@ -34,7 +34,7 @@ echo "GUEST-BEGIN"
 echo "GUEST-END"
 while [ -e /watch ]; do
 	echo "GUEST-NOW $(/bin/lspci -n | $b tr '\n' ';')"
-	$b sleep 1
+	$b sleep 4
 done
 [ -e /stay ] && $b sleep 1000000
 $b poweroff -f
@@ -52,7 +52,7 @@ def guest_archive(kind: str) -> Path:
     Return the guest's initramfs.
 
     Args:
-        kind: "list" powers off, "stay" does not, "watch" prints its devices every second.
+        kind: "list" powers off, "stay" does not, "watch" prints its devices every few seconds.
     """
     archive = RUN / f"{kind}.cpio"
     if not archive.exists():
@@ -93,7 +93,7 @@ def hostdev(address: str, *, assigned: str | None = "yes", function: int | None 
 def watched_devices(serial: str) -> set[str]:
     """Return the addresses of the guest's network devices in its latest listing."""
     latest = serial.rpartition("GUEST-NOW ")[2].partition("\n")[0]
-    return set(re.findall(r"(\S+) 0200:", latest))
+    return set(re.findall(r"([0-9a-f:.]+) 0200:", latest))
 
 
 def _boot(archive: Path) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 from domains import RUN, hostdev, write_domain
@@ -39,6 +40,9 @@ def snapshot_is_the_host() -> None:
         verb("snapshot", path)
     check(True, taken.read_bytes() == again.read_bytes(), "two snapshots of one state are the same file")
     say(f"  a snapshot has {taken.stat().st_size} bytes")
+    with tarfile.open(taken) as archive:
+        manifest = json.load(archive.extractfile("manifest.json"))  # type: ignore[arg-type]
+    check((os.uname().release, []), (manifest["kernel"], manifest["unreadable"]), "root could read everything")
     questions: list[tuple[str | Path, ...]] = [
         ("list",), ("list", "--names"), ("list", "--json"), ("show", NIC[0]), ("show", NVME[0], "--json"),
         ("plan", domain, *QEMU), ("plan", domain, "--json", *QEMU), ("argv", domain, *QEMU), ("xml", domain, *QEMU),
