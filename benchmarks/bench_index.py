@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pyhostdev.util import pciscan
+from pyhostdev.util import pciscan, pcisnapshot
 from pyhostdev.util.events import PCIEvent, PCIMonitor
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostscan import Scan
@@ -59,7 +59,7 @@ class CallsOfC:
         lib, ffi = pciscan._c.lib, pciscan._c.ffi
         scanner = pciscan._Scanner(self.root, self.fd, pciscan.Tuning())
         keys, count = scanner._list()
-        records = ffi.from_buffer("struct phd_record[]", bytearray(count * pciscan._RECORD.size))
+        records = ffi.from_buffer("struct phd_record[]", bytearray(count * pcisnapshot.RECORD.size))
         summary = ffi.new("struct phd_summary *")
         ret = lib.phd_fill(self.fd, scanner.tuning, keys, count, records, scanner.buffers, summary, scanner.error)
         assert 0 == ret

@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ from goals import AS_SYSFS, SIZE, CPart, Goal, Trees, in_turns
 import pyhostdev
 from pyhostdev import DomainDef, Host
 from pyhostdev.testing.fakehost import FakeHost
-from pyhostdev.testing.generator import synthetic_host
-from pyhostdev.util import pciscan
+from pyhostdev.testing.generator import make_tree, synthetic_host
+from pyhostdev.util import pciscan, scanproof, scanrefresh
+from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostscan import Scan
 
 HERE = Path(__file__).parent
@@ -45,6 +47,8 @@ WEIGHED = "from pyhostdev.tools.main import main; main(sys.argv[1:]); " + (
 )
 CARD = "0001:09:00.0"
 PLANNED = 64
+PLUGGED = 126  # VFs of one device
+REFRESHES = 5
 MEMORY = 35  # MB
 INFORMATION = float("inf")  # the limit of a figure that is not a goal
 
@@ -149,6 +153,50 @@ def bulk_goals(trees: Trees, rounds: int) -> Iterator[Goal]:
     yield Goal("all objects, five facts each / C part", t["facts"] / t["c"], INFORMATION)
 
 
+def refresh_goals(top: Path, rounds: int) -> Iterator[Goal]:
+    """Compare a refresh with the scan that it stands for, after nothing, a driver's change, and new VFs."""
+    make_tree(top / "refreshed", SIZE)
+    root = HostRoot(top / "refreshed")
+    tuning = AS_SYSFS._replace(stamped=True)
+    directories = [root.pci_devices, root.pci_drivers, root.iommu_groups]
+    directories += [root.join(root.pci_drivers, name) for name in os.listdir(root.pci_drivers)]
+
+    def settle() -> None:
+        then = time.time_ns() - 2 * scanproof.SETTLE_NS
+        for path in directories:
+            os.utime(path, ns=(then, then))
+
+    settle()
+    old = scanrefresh.scan(root, tuning)
+    vfs = [record.address for record in old if record.physfn][:PLUGGED]
+    links = {root.pci_device(address): os.readlink(root.pci_device(address)) for address in vfs}
+
+    def timed(seen: pciscan.Snapshot, proof: Any) -> float:
+        seen.proof = proof
+        begin = time.process_time()
+        for _ in range(REFRESHES):
+            scanrefresh.refresh(root, seen)
+            seen.proof = proof
+        return (time.process_time() - begin) / REFRESHES
+
+    works: dict[str, Any] = {"scan": lambda: pciscan.scan_with(root, AS_SYSFS)}
+    unchanged = old.proof
+    taken = {"scan": in_turns(rounds, works)["scan"], "nothing": timed(old, unchanged)}
+    os.utime(root.pci_driver("nvme"))
+    taken["driver"] = timed(old, unchanged)
+    for path in links:
+        os.unlink(path)
+    settle()
+    without = scanrefresh.refresh(root, old)
+    proof = without.proof
+    for path, target in links.items():
+        os.symlink(target, path)
+    taken["plugged"] = timed(without, proof)
+    yield Goal(f"refresh where nothing changed / scan, {SIZE:,} functions", taken["nothing"] / taken["scan"], 0.01)
+    yield Goal("refresh where one driver changed / scan", taken["driver"] / taken["scan"], 0.15)
+    yield Goal(f"refresh where {PLUGGED} VFs came / scan", taken["plugged"] / taken["scan"], 0.35)
+
+
 def plan_goals(top: Path, rounds: int) -> Iterator[Goal]:
     """Compare a plan of many devices with reading their facts in C."""
     fake = FakeHost(synthetic_host(300), top / "fake-300")
@@ -209,6 +257,7 @@ def main() -> int:
     with goals.trees_in_memory() as (trees, _), tempfile.TemporaryDirectory(dir=trees.top) as top:
         found, costs = verbs_beside_lspci(trees, rounds)
         found += [*start_goals(Path(top), rounds), *list_goals(trees), *bulk_goals(trees, rounds)]
+        found += refresh_goals(Path(top), rounds)
         found += [*plan_goals(Path(top), rounds), *fake_host_goals(Path(top))]
     rows = [row(goal) for goal in found]
     print(*rows, sep="\n")

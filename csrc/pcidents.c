@@ -68,6 +68,7 @@ const char *phd_next_name(struct phd_dents *dents, int *ret)
 		}
 		if (entry->d_name[0] != '.') {
 			dents->type = entry->d_type;
+			dents->inode = entry->d_ino;
 			*ret = 0;
 			return entry->d_name;
 		}

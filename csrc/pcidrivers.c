@@ -105,7 +105,7 @@ static int is_worth_it(struct phd_scan *scan, struct phd_dents *dents, bool *is_
 
 	while (phd_next_name(dents, &ret))
 		drivers++;
-	*is_worth = drivers && scan->count / drivers >= LISTING_COST;
+	*is_worth = scan->tuning->inverted || (drivers && scan->count / drivers >= LISTING_COST);
 	if (ret == 0 && *is_worth && lseek(dents->fd, 0, SEEK_SET) < 0)
 		ret = -errno;
 	dents->filled = dents->next = 0;

@@ -11,7 +11,6 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 
 #include "cleanup.h"
 #include "pciscan_internal.h"
@@ -243,10 +242,7 @@ static int visit(struct phd_scan *scan, size_t index)
 
 static void prepare(struct phd_scan *scan, const uint64_t *keys)
 {
-	struct statfs status;
-
-	scan->is_linked = scan->tuning->linked || (fstatfs(scan->devices_fd, &status) == 0 &&
-						   status.f_type == PHD_SYSFS_MAGIC);
+	scan->is_linked = scan->tuning->linked || phd_is_sysfs(scan->devices_fd) == 1;
 	scan->bus = PHD_NONE64;
 	scan->doubtful_domain = PHD_NONE64;
 	scan->pending_first = PHD_NONE64;
@@ -260,15 +256,19 @@ static void prepare(struct phd_scan *scan, const uint64_t *keys)
 
 static void drop_gone(struct phd_scan *scan, struct phd_summary *summary)
 {
-	size_t kept = 0;
+	size_t kept = 0, grouped = 0;
 
-	for (size_t i = 0; i < scan->count; i++)
-		if (!(scan->records[i].flags & PHD_FLAG_GONE))
-			scan->records[kept++] = scan->records[i];
+	for (size_t i = 0; i < scan->count; i++) {
+		if (scan->records[i].flags & PHD_FLAG_GONE)
+			continue;
+		grouped += !!(scan->records[i].have & PHD_HAVE_IOMMU_GROUP);
+		scan->records[kept++] = scan->records[i];
+	}
 	*summary = (struct phd_summary){
 		.count = kept,
 		.vanished = scan->count - kept,
 		.names_used = scan->names_used,
+		.grouped = grouped,
 	};
 }
 
@@ -292,7 +292,7 @@ int phd_fill(int bus_fd, const struct phd_tuning *tuning, const uint64_t *keys, 
 	if (fd < 0)
 		return phd_fail(err, fd, "devices", NULL);
 	prepare(&scan, keys);
-	if (scan.is_crowd)
+	if (scan.is_crowd || tuning->inverted)
 		ret = phd_invert_drivers(&scan, bus_fd);
 	for (size_t i = 0; i < count && ret == 0; i++)
 		ret = visit(&scan, i);

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include <fcntl.h>
 #include <string.h>
+#include <sys/vfs.h>
 
 #include "cleanup.h"
 #include "pciscan_internal.h"
+
+#define NUMBER_DIGITS 10 /* of a 32-bit number */
 
 static int list_keys(struct phd_dents *dents, uint64_t *keys, size_t capacity, size_t *count)
 {
@@ -41,7 +44,7 @@ static void sort_by_byte(const uint64_t *from, uint64_t *to, size_t count, int s
 }
 
 /* Sort by bytes from the lowest up; bytes that are the same in all keys are skipped. */
-static void sort_keys(uint64_t *keys, uint64_t *scratch, size_t count)
+void phd_sort(uint64_t *keys, uint64_t *scratch, size_t count)
 {
 	uint64_t differ = 0, *from = keys, *to = scratch;
 
@@ -79,8 +82,54 @@ int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_buffe
 	ret = list_keys(&dents, keys, capacity, count);
 	if (ret < 0)
 		return phd_fail(err, ret, "devices", NULL);
-	sort_keys(keys, keys + capacity, *count);
+	phd_sort(keys, keys + capacity, *count);
 	return 0;
+}
+
+static bool parse_number(const char *name, uint64_t *number)
+{
+	size_t length = strspn(name, "0123456789");
+
+	if (length == 0 || length > NUMBER_DIGITS || name[length])
+		return false;
+	*number = 0;
+	for (size_t i = 0; i < length; i++)
+		*number = *number * 10 + (uint64_t)(name[i] - '0');
+	return true;
+}
+
+int phd_list_entries(int fd, int are_numbers, struct phd_entry *entries, size_t capacity,
+		     const struct phd_buffers *buffers, size_t *count)
+{
+	uint32_t steps = 0;
+	struct phd_dents dents = {
+		.fd = fd,
+		.buffer = buffers->scratch,
+		.size = buffers->scratch_size,
+		.steps = &steps,
+	};
+	const char *name;
+	uint64_t key;
+	int ret;
+
+	*count = 0;
+	while ((name = phd_next_name(&dents, &ret))) {
+		if (!(are_numbers ? parse_number(name, &key) : phd_parse_address(name, &key)))
+			continue;
+		if (*count < capacity)
+			entries[*count] = (struct phd_entry){key, dents.inode};
+		++*count;
+	}
+	if (ret == 0 && *count > capacity)
+		ret = -ENOBUFS;
+	return ret;
+}
+
+int phd_is_sysfs(int fd)
+{
+	struct statfs status;
+
+	return fstatfs(fd, &status) < 0 ? -errno : status.f_type == PHD_SYSFS_MAGIC;
 }
 
 size_t phd_format(const struct phd_record *records, size_t count, char *text)

@@ -42,6 +42,7 @@ struct phd_tuning {
 	uint32_t crowd;	 /* functions: VFs and drivers are found in reverse */
 	uint32_t share;	 /* VFs of one PF: all get the identity of the first */
 	uint32_t linked; /* not 0: drivers list all their functions, as in sysfs itself */
+	uint32_t inverted; /* not 0: drivers are found in reverse on a host of any size */
 };
 
 /*
@@ -56,10 +57,17 @@ struct phd_buffers {
 	const char *bus; /* the directory of the PCI bus below the root */
 };
 
+/* An entry of a directory: a function's key or a group's number, and what no other entry ever is. */
+struct phd_entry {
+	uint64_t key;
+	uint64_t inode;
+};
+
 struct phd_summary {
 	size_t count;	   /* remaining records */
 	size_t vanished;   /* listed functions that were gone when they were read */
 	size_t names_used; /* bytes of the pool of names */
+	size_t grouped;	   /* records with an IOMMU group */
 };
 
 /*
@@ -70,6 +78,20 @@ struct phd_summary {
  */
 int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_buffers *buffers,
 	     size_t *count, struct phd_error *err);
+
+/*
+ * List the entries of an open directory whose names are addresses of functions, or with are_numbers
+ * decimal numbers, in no order.  If there are more than the capacity, *count holds their number and
+ * the call fails with -ENOBUFS.
+ */
+int phd_list_entries(int fd, int are_numbers, struct phd_entry *entries, size_t capacity,
+		     const struct phd_buffers *buffers, size_t *count);
+
+/* Sort keys; scratch has room for as many. */
+void phd_sort(uint64_t *keys, uint64_t *scratch, size_t count);
+
+/* 1 if an open file belongs to sysfs, 0 if not, or -errno. */
+int phd_is_sysfs(int fd);
 
 /*
  * Fill one record for each key; functions that have vanished are left out.

@@ -90,6 +90,7 @@ struct phd_dents {
 	long filled;
 	long next;
 	unsigned char type; /* of the last name */
+	uint64_t inode;	    /* of the last name */
 	uint32_t *steps;    /* names so far, of all listings together */
 };
 

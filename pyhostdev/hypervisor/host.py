@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import SysfsError
-from pyhostdev.util import pciscan, virpci
+from pyhostdev.util import virpci
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.statedir import StateDir
@@ -80,16 +80,23 @@ class Host:
         """Return the directory of this host's records; it is not created."""
         return StateDir(self.state_dir, below=self._state_below)
 
-    def scan(self) -> Scan:
+    def scan(self, *, since: Scan | None = None) -> Scan:
         """
         Read all PCI functions at once.
+
+        Args:
+            since: an earlier scan of this host; what is proven unchanged since then is not read again. See
+                ``Scan.refresh``.
 
         Raises:
             SysfsError: an attribute exists but cannot be read.
         """
         from pyhostdev.util.hostscan import Scan  # only few verbs scan, but all import this module
+        from pyhostdev.util.scanrefresh import scan
 
-        return Scan(self.root, pciscan.scan(self.root))
+        if since is not None and since.root.path == self.root.path:
+            return since.refresh()
+        return Scan(self.root, scan(self.root))
 
     def pci_device(self, address: PCIDeviceAddress | str) -> virpci.PCIDevice | None:
         """

@@ -89,3 +89,8 @@ def _result(ret: int, path: str) -> int:
     if ret < 0:
         raise OSError(-ret, os.strerror(-ret), path)
     return ret
+
+
+def is_sysfs(fd: int) -> bool:
+    """Tell whether an open file belongs to sysfs."""
+    return bool(_c.lib.phd_is_sysfs(fd) == 1)

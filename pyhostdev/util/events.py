@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import NamedTuple, Protocol
 
 from pyhostdev.errors import ConfigError, InvalidAddressError
-from pyhostdev.util import pciscan
+from pyhostdev.util import pciscan, scanrefresh
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.livescan import LiveScan
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -139,7 +139,8 @@ class PCIMonitor:
             self._reader = pciscan.FunctionReader(root)
             undo.callback(self._reader.close)
             # The source is already listening: changes during the scan are read again afterwards.
-            self.functions = LiveScan(root, pciscan.scan(root))
+            self._whole = scanrefresh.scan(root)
+            self.functions = LiveScan(root, self._whole)
             undo.pop_all()
 
     def __enter__(self) -> PCIMonitor:
@@ -228,12 +229,13 @@ class PCIMonitor:
 
     def rescan(self) -> None:
         """
-        Read all functions again.
+        Read all functions again, but none that is proven unchanged since all were read the last time.
 
         Raises:
             SysfsError: an attribute exists but cannot be read.
         """
-        self.functions.replace(pciscan.scan(self.root))
+        self._whole = scanrefresh.refresh(self.root, self._whole)
+        self.functions.replace(self._whole)
         self.rescans += 1
         self._dirty.clear()
         self._is_stale = False

@@ -11,7 +11,7 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Se
 from itertools import groupby
 from typing import Any, TypeVar, overload
 
-from pyhostdev.util import pciscan
+from pyhostdev.util import pciscan, scanrefresh
 from pyhostdev.util.hostquery import HostFunctions, Identity
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage
@@ -76,6 +76,18 @@ class Scan(HostFunctions):
     def vanished(self) -> int:
         """How many listed functions were gone when their attributes were read."""
         return self._snapshot.vanished
+
+    def refresh(self) -> Scan:
+        """
+        Scan again, but read only what may have changed; the new scan equals a full one, this one stays as it is.
+
+        On live hosts with a kernel where that is proven, directories tell it: see ``scanproof``. On all others
+        everything is read.
+
+        Raises:
+            SysfsError: an attribute exists but cannot be read.
+        """
+        return Scan(self.root, scanrefresh.refresh(self.root, self._snapshot))
 
     def columns(self) -> ScanColumns:
         """Return the facts as one list each, without creating objects."""

@@ -2,234 +2,63 @@
 """
 All PCI functions of a host at one moment, read by the C scanner.
 
-A snapshot keeps the packed records of the C code, some 55 bytes per function; texts and ScanRecords are created on
-demand. ``pciscan_ref`` does the same work in plain Python.
+A snapshot keeps the packed records of the C code, some 55 bytes per function. ``pciscan_ref`` does the same work in
+plain Python.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import struct
 from array import array
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import compress
-from typing import Any, Literal, NamedTuple, overload
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
 from pyhostdev.util import confined
-from pyhostdev.util.groupindex import GroupIndex
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pcisnapshot import (
+    HAVE_CLASS,
+    HAVE_DEVICE,
+    HAVE_IOMMU_GROUP,
+    HAVE_PHYSFN,
+    HAVE_VENDOR,
+    RECORD,
+    ScanRecord,
+    Snapshot,
+    address_of,
+    key_of,
+)
+from pyhostdev.util.scantuning import Tuning
 
-# struct phd_record of csrc/pciscan.cdef.h
-_RECORD = struct.Struct("=QQIIIHHHHHH")
-_KEY = struct.Struct("=Q")
-_COLUMNS: dict[str, tuple[Literal["Q", "I", "H"], slice]] = {  # item size, and position in a record
-    "key": ("Q", slice(0, None, 5)),
-    "physfn": ("Q", slice(1, None, 5)),
-    "class_": ("I", slice(4, None, 10)),
-    "iommu_group": ("I", slice(5, None, 10)),
-    "driver": ("I", slice(6, None, 10)),
-    "vendor": ("H", slice(14, None, 20)),
-    "device": ("H", slice(15, None, 20)),
-    "have": ("H", slice(18, None, 20)),
-}
+__all__ = [
+    "HAVE_CLASS",
+    "HAVE_DEVICE",
+    "HAVE_IOMMU_GROUP",
+    "HAVE_PHYSFN",
+    "HAVE_VENDOR",
+    "FunctionReader",
+    "ScanRecord",
+    "Snapshot",
+    "Tuning",
+    "address_of",
+    "confined",
+    "key_of",
+    "packed_snapshot",
+    "read_config",
+    "scan",
+    "scan_listed",
+    "scan_with",
+]
 
 _CAPACITY = 1 << 16  # functions; only the pages in use are touched
 _SCRATCH_SIZE = 1 << 17  # two listings: the drivers, and the functions of one driver
 _NAMES_SIZE = 1 << 16
 _ADDRESS_SIZE = 17  # 00010000:00:00.0 and a newline
 
-HAVE_VENDOR: int = _c.lib.PHD_HAVE_VENDOR
-HAVE_DEVICE: int = _c.lib.PHD_HAVE_DEVICE
-_HAVE_SUBSYSTEM_VENDOR: int = _c.lib.PHD_HAVE_SUBSYSTEM_VENDOR
-_HAVE_SUBSYSTEM_DEVICE: int = _c.lib.PHD_HAVE_SUBSYSTEM_DEVICE
-HAVE_CLASS: int = _c.lib.PHD_HAVE_CLASS
-_HAVE_IDS = HAVE_VENDOR | HAVE_DEVICE | _HAVE_SUBSYSTEM_VENDOR | _HAVE_SUBSYSTEM_DEVICE | HAVE_CLASS
-HAVE_IOMMU_GROUP: int = _c.lib.PHD_HAVE_IOMMU_GROUP
-HAVE_PHYSFN: int = _c.lib.PHD_HAVE_PHYSFN
-
 _SHARE_NEVER = 0xFFFFFFFF
-_MOST = 16  # once a sixteenth of the records was created singly, create all: each costs a third then
-
-
-class Tuning(NamedTuple):
-    """
-    The sizes from which on the scanner shares work between functions.
-
-    On a smaller host every attribute of every function is read, which costs less than sharing.
-
-    ``crowd`` counts the host's functions: from there on, VFs are found through their PF's links and the listing, and
-    drivers through the listings of ``drivers/*``. ``share`` counts the VFs of one PF: the kernel gives all of them
-    the same identity, so it is read once. ``linked`` asserts that a directory has the form the kernel gives it:
-    drivers list all their functions, and no link leads out of it. The scanner knows this for sysfs itself.
-    ``confined`` keeps links from leading out of a directory without this assertion.
-    """
-
-    crowd: int = 512
-    share: int = 16
-    linked: bool = False
-    confined: bool = True
-
-
-class ScanRecord(NamedTuple):
-    """
-    One PCI function as sysfs shows it; None stands for a value that the host does not have.
-
-    ``address`` and ``physfn`` are in libvirt's spelling; ``class_`` has three bytes.
-    """
-
-    address: str
-    vendor: int | None
-    device: int | None
-    subsystem_vendor: int | None
-    subsystem_device: int | None
-    class_: int | None
-    driver: str | None
-    iommu_group: int | None
-    physfn: str | None
-
-
-class Snapshot(Sequence[ScanRecord]):
-    """
-    The functions of one scan, sorted by address; immutable.
-
-    ``vanished`` counts functions that were listed but gone when their attributes were read.
-    """
-
-    __slots__ = (
-        "_addresses",
-        "_asked",
-        "_drivers",
-        "_groups",
-        "_names",
-        "_packed",
-        "_physfns",
-        "_records",
-        "_text",
-        "vanished",
-    )
-
-    def __init__(self, packed: bytes, text: bytes, names: bytes, vanished: int) -> None:
-        self._packed = packed
-        self._text = text
-        self._names = names
-        self._addresses: list[str] | None = None
-        self._drivers: dict[int, str] | None = None
-        self._groups: GroupIndex | None = None
-        self._physfns: dict[int, str] | None = None
-        self._records: list[ScanRecord] | None = None
-        self._asked = 0
-        self.vanished = vanished
-
-    def __len__(self) -> int:
-        return len(self._packed) // _RECORD.size
-
-    @overload
-    def __getitem__(self, index: int) -> ScanRecord: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ScanRecord]: ...
-    def __getitem__(self, index: int | slice) -> ScanRecord | list[ScanRecord]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        if self._records is None:
-            self._asked += 1
-            if self._asked * _MOST <= len(self):
-                return self._record(range(len(self))[index])
-            self._records = list(self)
-        return self._records[index]
-
-    def __iter__(self) -> Iterator[ScanRecord]:
-        drivers, physfns = self.driver_names, self.physfn_texts
-        for address, fields in zip(self.addresses, _RECORD.iter_unpack(self._packed), strict=True):
-            yield _record(address, fields, drivers, physfns)
-
-    def _record(self, index: int) -> ScanRecord:
-        fields = _RECORD.unpack_from(self._packed, index * _RECORD.size)
-        return _record(self.addresses[index], fields, self.driver_names, self.physfn_texts)
-
-    def column(self, name: str) -> memoryview[int]:
-        """Return one field of all functions as the scanner packed it; ``have`` tells which values are valid."""
-        kind, where = _COLUMNS[name]
-        return memoryview(self._packed).cast(kind)[where]
-
-    @property
-    def physfn_texts(self) -> dict[int, str]:
-        """The key of each PF that has VFs, to its address as text."""
-        if self._physfns is None:
-            keys = set(self.column("physfn"))
-            self._physfns = {key: str(address_of(key)) for key in keys}
-        return self._physfns
-
-    @property
-    def driver_names(self) -> dict[int, str]:
-        """Maps the offset of a driver's name in the pool to the name."""
-        if self._drivers is None:
-            offset, self._drivers = 1, {}
-            for name in self._names[1:].split(b"\0")[:-1]:
-                self._drivers[offset] = os.fsdecode(name)
-                offset += len(name) + 1
-        return self._drivers
-
-    @property
-    def addresses(self) -> list[str]:
-        """The addresses in order, as text."""
-        if self._addresses is None:
-            self._addresses = self._text.decode("ascii").split("\n")[:-1]
-        return self._addresses
-
-    @property
-    def groups(self) -> Mapping[int, tuple[int, ...]]:
-        """IOMMU group number to the indexes of its functions, both in order."""
-        if self._groups is None:
-            known = (have & HAVE_IOMMU_GROUP for have in self.column("have"))
-            self._groups = GroupIndex(compress(enumerate(self.column("iommu_group")), known))
-        return self._groups
-
-    def address(self, index: int) -> PCIDeviceAddress:
-        """Return the address of the function at an index."""
-        return address_of(_KEY.unpack_from(self._packed, index * _RECORD.size)[0])
-
-    def find(self, address: PCIDeviceAddress) -> int | None:
-        """Return the index of the function at an address, None if the host had none."""
-        keys = self.column("key")
-        key = key_of(address)
-        index = bisect_left(keys, key)
-        return index if index < len(keys) and keys[index] == key else None
-
-
-def _record(address: str, fields: tuple[int, ...], drivers: dict[int, str], physfns: dict[int, str]) -> ScanRecord:
-    _, physfn, class_, group, driver, vendor, device, subvendor, subdevice, have, _ = fields
-    rest = (
-        drivers.get(driver),  # offset 0 means unbound
-        group if have & HAVE_IOMMU_GROUP else None,
-        physfns[physfn] if have & HAVE_PHYSFN else None,
-    )
-    if have & _HAVE_IDS == _HAVE_IDS:
-        return ScanRecord(address, vendor, device, subvendor, subdevice, class_, *rest)
-    return ScanRecord(
-        address,
-        vendor if have & HAVE_VENDOR else None,
-        device if have & HAVE_DEVICE else None,
-        subvendor if have & _HAVE_SUBSYSTEM_VENDOR else None,
-        subdevice if have & _HAVE_SUBSYSTEM_DEVICE else None,
-        class_ if have & HAVE_CLASS else None,
-        *rest,
-    )
-
-
-def key_of(address: PCIDeviceAddress) -> int:
-    """Return the number by which the scanner identifies and sorts a function."""
-    domain, bus, slot, function = address
-    return domain << 16 | bus << 8 | slot << 3 | function
-
-
-def address_of(key: int) -> PCIDeviceAddress:
-    """Return the address of the function with a scanner's number."""
-    return PCIDeviceAddress(key >> 16, key >> 8 & 0xFF, key >> 3 & 0x1F, key & 7)
 
 
 def scan(root: HostRoot, *, ids_once_per_pf: bool = True) -> Snapshot:
@@ -260,6 +89,35 @@ def scan_with(root: HostRoot, tuning: Tuning) -> Snapshot:
         os.close(bus_fd)
 
 
+class Listed(NamedTuple):
+    """
+    A scan, and each entry of the directory of functions as two numbers of 64 bits: key and inode number.
+
+    ``grouped`` counts the functions that are in an IOMMU group.
+    """
+
+    snapshot: Snapshot
+    entries: bytes
+    grouped: int
+
+
+def scan_listed(root: HostRoot, tuning: Tuning) -> Listed:
+    """Scan as ``scan_with`` does, and keep the inode numbers of the functions' entries."""
+    bus_fd = _open_bus(root)
+    try:
+        with _Scanner(root, bus_fd, tuning) as scanner:
+            with confined.opened(confined.open_directory(root, root.pci_devices)) as fd:
+                entries = scanner.entries(fd, "devices")
+            keys = bytearray(bytes(memoryview(entries).cast("Q")[::2]))
+            count = len(keys) // 8
+            pointer = _c.ffi.from_buffer("uint64_t[]", keys)
+            _c.lib.phd_sort(pointer, _c.ffi.from_buffer("uint64_t[]", bytearray(len(keys))), count)
+            snapshot = scanner.fill(pointer, count)
+            return Listed(snapshot, entries, scanner.grouped)
+    finally:
+        os.close(bus_fd)
+
+
 class FunctionReader:
     """
     Reads a few functions at a time, any number of times; keeps a descriptor and the memory for it.
@@ -282,6 +140,25 @@ class FunctionReader:
         """
         keys = array("Q", sorted({key_of(address) for address in addresses}))
         return self._scanner.fill(_c.ffi.from_buffer("uint64_t[]", keys), len(keys))
+
+    def entries(self, path: str, *, are_numbers: bool = False) -> bytes:
+        """
+        Return the entries of a directory that are named after functions, or are numbers: key and inode number of each.
+
+        The directory may be absent.
+
+        Raises:
+            SysfsError: it exists but cannot be listed.
+        """
+        name = os.path.relpath(path, self._scanner.root.pci_bus)
+        try:
+            fd = confined.open_directory(self._scanner.root, path)
+        except FileNotFoundError:
+            return b""
+        except OSError as err:
+            raise SysfsError(err.errno or 0, path, "list the PCI functions") from err
+        with confined.opened(fd):
+            return self._scanner.entries(fd, name, are_numbers=are_numbers)
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -310,7 +187,9 @@ class _Scanner:
     def __init__(self, root: HostRoot, bus_fd: int, tuning: Tuning) -> None:
         self.root = root
         self.bus_fd = bus_fd
-        self.tuning = _c.ffi.new("struct phd_tuning *", tuning[:3])
+        self.grouped = 0
+        shares = (tuning.crowd, tuning.share, tuning.linked, tuning.inverted)
+        self.tuning = _c.ffi.new("struct phd_tuning *", shares)
         self.error = _c.ffi.new("struct phd_error *")
         is_vouched = root.is_live or tuning.linked or not tuning.confined
         self.root_fd = -1 if is_vouched else _open_root(root)
@@ -347,18 +226,33 @@ class _Scanner:
 
     def fill(self, keys: Any, count: int) -> Snapshot:
         """Read the functions with these keys, which are sorted."""
-        records = bytearray(count * _RECORD.size)
+        records = bytearray(count * RECORD.size)
         view = _c.ffi.from_buffer("struct phd_record[]", records)
         summary = _c.ffi.new("struct phd_summary *")
         self._check(_c.lib.phd_fill(self.bus_fd, self.tuning, keys, count, view, self.buffers, summary, self.error))
-        text = bytearray(summary.count * _ADDRESS_SIZE)
-        used = _c.lib.phd_format(view, summary.count, _c.ffi.from_buffer(text))
-        return Snapshot(
-            bytes(memoryview(records)[: summary.count * _RECORD.size]),
-            bytes(memoryview(text)[:used]),
+        self.grouped = summary.grouped
+        return packed_snapshot(
+            memoryview(records)[: summary.count * RECORD.size],
             bytes(memoryview(self.names)[: summary.names_used]),
             summary.vanished,
         )
+
+    def entries(self, fd: int, name: str, *, are_numbers: bool = False) -> bytes:
+        """List an open directory; its name below that of the bus is for messages."""
+        count = _c.ffi.new("size_t *")
+        capacity = _CAPACITY
+        while True:
+            room = bytearray(16 * capacity)
+            view = _c.ffi.from_buffer("struct phd_entry[]", room)
+            ret = _c.lib.phd_list_entries(fd, are_numbers, view, capacity, self.buffers, count)
+            if count[0] <= capacity:
+                break
+            capacity = count[0] * 2
+            os.lseek(fd, 0, os.SEEK_SET)
+        if ret < 0:
+            path = os.path.normpath(os.path.join(self.root.pci_bus, name))
+            raise SysfsError(-ret, path, "list the PCI functions")
+        return bytes(memoryview(room)[: 16 * count[0]])
 
     def _list(self) -> tuple[Any, int]:
         count = _c.ffi.new("size_t *")
@@ -379,6 +273,15 @@ class _Scanner:
         if -ret == confined.NOT_A_FILE:
             raise SysfsError(errno.EINVAL, path, "read an attribute that is not a regular file")
         raise SysfsError(-ret, path, "scan the PCI functions")
+
+
+def packed_snapshot(packed: memoryview | bytearray, names: bytes, vanished: int) -> Snapshot:
+    """Return the snapshot of records that lie one after the other, sorted by key."""
+    count = len(packed) // RECORD.size
+    text = bytearray(count * _ADDRESS_SIZE)
+    view = _c.ffi.from_buffer("struct phd_record[]", packed)
+    used = _c.lib.phd_format(view, count, _c.ffi.from_buffer(text))
+    return Snapshot(bytes(packed), bytes(memoryview(text)[:used]), names, vanished)
 
 
 def read_config(root: HostRoot, address: PCIDeviceAddress, offset: int, size: int) -> bytes | None:

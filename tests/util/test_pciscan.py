@@ -17,7 +17,7 @@ import pytest
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.testing.generator import make_tree
-from pyhostdev.util import pciscan, pciscan_ref
+from pyhostdev.util import pciscan, pciscan_ref, pcisnapshot
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciscan import ScanRecord, Tuning
@@ -412,3 +412,12 @@ def test_config_that_cannot_be_read(root: HostRoot) -> None:
         refusal.value.filename,
         refusal.value.address,
     )
+
+
+def test_bits_are_the_c_code_s() -> None:
+    """The bits of ``have`` are written down where no C module is imported; they are those of the C code."""
+    library = pciscan._c.lib  # type: ignore[attr-defined]
+    names = [name for name in vars(pcisnapshot) if name.lstrip("_").startswith("HAVE_") and name != "_HAVE_IDS"]
+    assert 8 == len(names)
+    expected = {name: getattr(library, f"PHD_{name.lstrip('_')}") for name in names}
+    assert expected == {name: getattr(pcisnapshot, name) for name in names}

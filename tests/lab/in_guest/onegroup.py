@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import errnos
+import refresh
 from domains import SERIAL, guest_devices, hostdev, write_domain
 from labhost import (
     NIC,
@@ -257,6 +258,7 @@ def already_on_vfio() -> None:
 
 STEPS = [
     errnos.same_answers,
+    refresh.refresh_equals_a_scan,
     undeclared_functions,
     virtual_functions,
     assigned_on_virtual_function,

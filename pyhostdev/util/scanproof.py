@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What tells later whether a host's functions still are as a scan read them: the times of a few directories.
+
+All facts of a scan are entries of directories: the functions, the drivers, the functions of each driver, the IOMMU
+groups. sysfs moves a directory's time with each entry that comes or goes, to the nanosecond, once its extended
+attributes have been asked for; before that, the time means nothing.
+
+Source: kernfs_iop_listxattr (fs/kernfs/inode.c), kernfs_add_one and __kernfs_remove (fs/kernfs/dir.c)
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from contextlib import suppress
+from typing import NamedTuple
+
+from pyhostdev.util import confined
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.scantuning import Tuning
+
+# Series of Linux where the rule was measured. 6.1: the lab, on the PCI bus; 6.18: entries of network devices.
+PROVEN = frozenset({(6, 1), (6, 18)})
+
+# An entry is only the first sign of a change: a VF is listed before it is linked to its PF, a function before it is in
+# a group. So a time younger than this is no proof, nor is it where the clock of the files is coarse.
+SETTLE_NS = 2_000_000_000
+
+Mark = tuple[int, int]  # inode number and time of a directory
+
+
+class Marks(NamedTuple):
+    """The directories at one moment; ``groups`` is None on a host without groups."""
+
+    taken_ns: int
+    filesystem: int
+    devices: Mark
+    drivers: Mark
+    groups: Mark | None
+    each: dict[str, Mark]  # of the drivers
+
+    def is_settled(self, mark: Mark | None) -> bool:
+        """Tell whether a change after these marks were taken gives a directory another mark for certain."""
+        return mark is None or mark[1] <= self.taken_ns - SETTLE_NS
+
+    def is_due(self, mark: Mark | None, now: Mark | None) -> bool:
+        """Tell whether a directory with this mark may have changed until it has another one."""
+        return mark != now or not self.is_settled(mark)
+
+
+class Proof(NamedTuple):
+    """
+    What a scan leaves for the next one.
+
+    ``entries`` and ``groups`` are what was listed, two numbers for each entry. ``young`` are the functions that may not
+    have been complete; None stands for all. ``ungrouped`` are those without a group; None if no group exists.
+    """
+
+    tuning: Tuning
+    marks: Marks
+    entries: bytes
+    groups: bytes
+    young: frozenset[int] | None
+    ungrouped: frozenset[int] | None
+
+
+def is_proven(release: str) -> bool:
+    """Tell whether the rule was measured on a kernel of this release."""
+    parts = release.split(".")
+    return len(parts) > 1 and parts[0].isdecimal() and parts[1].isdecimal() and (int(parts[0]), int(parts[1])) in PROVEN
+
+
+def read_marks(root: HostRoot, tuning: Tuning, before: Marks | None = None) -> Marks | None:
+    """
+    Return the marks of a host's directories now; None where times prove nothing.
+
+    Args:
+        before: earlier marks of this host: what was asked for its attributes then is not asked again.
+    """
+    taken = time.time_ns()
+    try:
+        devices = _mark(root, root.pci_devices, before is None, must_be_sysfs=not tuning.stamped)
+        if devices is None:
+            return None
+        groups = _mark(root, root.iommu_groups, before is None or before.groups is None)
+        with confined.opened(confined.open_directory(root, root.pci_drivers)) as fd:
+            drivers = _watched(fd) if before is None else os.fstat(fd)
+            each = _driver_marks(fd, before, drivers)
+    except OSError:
+        return None  # without a proof, a scan reads everything and reports what it cannot read
+    known = [devices, drivers, *each.values()] + ([] if groups is None else [groups])
+    if len({status.st_dev for status in known}) > 1:
+        return None
+    return Marks(
+        taken,
+        devices.st_dev,
+        _of(devices),
+        _of(drivers),
+        None if groups is None else _of(groups),
+        {name: _of(status) for name, status in each.items()},
+    )
+
+
+def _of(status: os.stat_result) -> Mark:
+    return status.st_ino, status.st_mtime_ns
+
+
+def _mark(root: HostRoot, path: str, is_new: bool, must_be_sysfs: bool = False) -> os.stat_result | None:
+    """Return a directory's status, None if it is absent or elsewhere than in sysfs."""
+    try:
+        fd = confined.open_directory(root, path)
+    except FileNotFoundError:
+        return None
+    with confined.opened(fd):
+        if must_be_sysfs and not (confined.is_sysfs(fd) and is_proven(os.uname().release)):
+            return None
+        return _watched(fd) if is_new else os.fstat(fd)
+
+
+def _watched(fd: int) -> os.stat_result:
+    """Return a directory's status after its extended attributes were asked for."""
+    os.listxattr(fd)
+    return os.fstat(fd)
+
+
+def _driver_marks(fd: int, before: Marks | None, drivers: os.stat_result) -> dict[str, os.stat_result]:
+    known = {} if before is None else before.each
+    must_list = before is None or before.is_due(before.drivers, _of(drivers))
+    names = os.listdir(fd) if must_list else list(known)
+    each = {}
+    for name in names:
+        with suppress(FileNotFoundError, NotADirectoryError):  # unloaded meanwhile, or not a driver
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            mark = known.get(name)
+            if mark is None or mark[0] != status.st_ino:
+                with confined.opened(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)) as own:
+                    status = _watched(own)
+            if stat.S_ISDIR(status.st_mode):
+                each[name] = status
+    return each

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+A scan from an earlier one: what the host proves unchanged is not read again.
+
+Where nothing changed, only the times of the directories are read; where a driver's functions changed, its list; where
+functions came or went, only the new ones. The result equals a full scan, and where nothing proves that, one is made.
+
+The times are read before what they stand for. So a change in between is seen twice, never missed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from pyhostdev.util import pciscan
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciscan import FunctionReader, Snapshot
+from pyhostdev.util.pcisnapshot import HAVE_DRIVER, HAVE_IOMMU_GROUP, RECORD, address_of, column_of
+from pyhostdev.util.scanproof import Marks, Proof, read_marks
+from pyhostdev.util.scantuning import Tuning
+
+_SHARE = 8  # where more than this part of the functions is to be read singly, a scan costs less
+_FEW = 64  # but so many are read singly on any host
+_NO_KEYS: frozenset[int] = frozenset()
+
+
+def scan(root: HostRoot, tuning: Tuning | None = None) -> Snapshot:
+    """
+    Read all PCI functions, and what proves later that they have not changed, if anything does.
+
+    Raises:
+        SysfsError: as ``pciscan.scan``.
+
+    Host: sys/bus/pci/devices, sys/bus/pci/drivers, sys/kernel/iommu_groups
+    """
+    tuning = tuning or Tuning()
+    marks = read_marks(root, tuning)
+    if marks is None:
+        return pciscan.scan_with(root, tuning)
+    listed = pciscan.scan_listed(root, tuning._replace(inverted=True))
+    groups = _list_groups(root) if marks.groups else b""
+    snapshot = listed.snapshot
+    snapshot.proof = Proof(
+        tuning,
+        marks,
+        listed.entries,
+        groups,
+        young=_NO_KEYS if marks.is_settled(marks.devices) else None,
+        ungrouped=_NO_KEYS if listed.grouped == len(snapshot) else _ungrouped(snapshot) if groups else None,
+    )
+    return snapshot
+
+
+def refresh(root: HostRoot, old: Snapshot) -> Snapshot:
+    """
+    Return what ``scan`` would; the old snapshot itself if it still holds.
+
+    Args:
+        old: of the same root.
+
+    Raises:
+        SysfsError: as ``scan``.
+    """
+    proof = old.proof
+    if proof is None:
+        return scan(root)
+    marks = read_marks(root, proof.tuning, proof.marks)
+    if marks is None or marks.filesystem != proof.marks.filesystem or proof.young is None:
+        return scan(root, proof.tuning)
+    work = _Refresh(root, old, proof, marks)
+    if work.is_unchanged:
+        return old
+    return work.run() or scan(root, proof.tuning)
+
+
+def _list_groups(root: HostRoot) -> bytes:
+    reader = FunctionReader(root)
+    try:
+        return reader.entries(root.iommu_groups, are_numbers=True)
+    finally:
+        reader.close()
+
+
+def _ungrouped(snapshot: Snapshot) -> frozenset[int]:
+    pairs = zip(snapshot.column("key"), snapshot.column("have"), strict=True)
+    return frozenset(key for key, have in pairs if not have & HAVE_IOMMU_GROUP)
+
+
+def _missing(entries: bytes, other: bytes) -> frozenset[int]:
+    """Return the keys of the entries that are not among the others; an inode number is used once."""
+    inodes = memoryview(entries).cast("Q")[1::2].tolist()
+    missing = set(inodes).difference(memoryview(other).cast("Q")[1::2].tolist())
+    if not missing:
+        return _NO_KEYS
+    keys = memoryview(entries).cast("Q")[::2].tolist()
+    return frozenset(key for key, inode in zip(keys, inodes, strict=True) if inode in missing)
+
+
+class _Refresh:
+    """One refresh: which directories are to be listed, which functions to be read, and the records that result."""
+
+    def __init__(self, root: HostRoot, old: Snapshot, proof: Proof, marks: Marks) -> None:
+        before = proof.marks
+        self.root = root
+        self.old = old
+        self.proof = proof
+        self.marks = marks
+        self.due_devices = before.is_due(before.devices, marks.devices)
+        self.due_groups = before.is_due(before.groups, marks.groups)
+        self.due_drivers = [name for name, mark in marks.each.items() if before.is_due(before.each.get(name), mark)]
+        self.gone_drivers = [name for name in before.each if name not in marks.each]
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Tell whether nothing is to be listed or read."""
+        is_due = self.due_devices or self.due_groups or self.due_drivers or self.gone_drivers
+        return not (is_due or self.proof.young or (self.proof.groups and self.proof.ungrouped))
+
+    def run(self) -> Snapshot | None:
+        """Return the new snapshot, None where a scan costs less."""
+        reader = FunctionReader(self.root)
+        try:
+            return self._run(reader)
+        finally:
+            reader.close()
+
+    def _run(self, reader: FunctionReader) -> Snapshot | None:
+        root, proof = self.root, self.proof
+        entries = reader.entries(root.pci_devices) if self.due_devices else proof.entries
+        groups = reader.entries(root.iommu_groups, are_numbers=True) if self.due_groups else proof.groups
+        new, gone = self._compare(entries)
+        ungrouped = self._without_group(groups)
+        again = new | ((proof.young or _NO_KEYS) | (ungrouped or _NO_KEYS) | self._of_stale_groups(groups)) - gone
+        if len(again) > max(_FEW, len(self.old) // _SHARE):
+            return None
+        read = reader.read(address_of(key) for key in again)
+        packed = self._merged(new, gone | again, read)
+        names = self._set_drivers(packed, reader)
+        snapshot = self._snapshot(packed, names, read.vanished)
+        is_young = not self.marks.is_settled(self.marks.devices)
+        snapshot.proof = Proof(
+            proof.tuning,
+            self.marks,
+            entries,
+            groups,
+            young=(new | (proof.young or _NO_KEYS)) - (gone - new) if is_young else _NO_KEYS,
+            ungrouped=None if ungrouped is None else _ungrouped(read),
+        )
+        return snapshot
+
+    def _compare(self, entries: bytes) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the keys of the functions that are new, and of those that are gone; a replaced one is both."""
+        if entries == self.proof.entries:
+            return _NO_KEYS, _NO_KEYS
+        return _missing(entries, self.proof.entries), _missing(self.proof.entries, entries)
+
+    def _without_group(self, groups: bytes) -> frozenset[int] | None:
+        """Return the functions that had no group and can have one now; None if no group exists."""
+        if not groups:
+            return None
+        return _ungrouped(self.old) if self.proof.ungrouped is None else self.proof.ungrouped
+
+    def _of_stale_groups(self, groups: bytes) -> frozenset[int]:
+        """Return the functions whose group no longer is the one that it was, although its number may be in use."""
+        if groups == self.proof.groups:
+            return _NO_KEYS
+        stale = _missing(self.proof.groups, groups)
+        if not stale:
+            return _NO_KEYS
+        columns = (self.old.column(name) for name in ("key", "iommu_group", "have"))
+        rows = zip(*columns, strict=True)
+        return frozenset(key for key, group, have in rows if group in stale and have & HAVE_IOMMU_GROUP)
+
+    def _merged(self, new: frozenset[int], dropped: frozenset[int], read: Snapshot) -> bytearray:
+        """Return the records without those dropped and with those read; their drivers are not from the reader."""
+        added = dict(self._records(new, read))
+        if not dropped and not added:
+            return bytearray(self.old.packed)
+        old, keys = memoryview(self.old.packed), self.old.column("key")
+        pieces, done = [], 0
+        for key in sorted(dropped | added.keys()):
+            at = bisect_left(keys, key)
+            pieces.append(old[done * RECORD.size : at * RECORD.size])
+            pieces.append(memoryview(added.get(key, b"")))
+            done = at + (at < len(keys) and keys[at] == key)
+        pieces.append(old[done * RECORD.size :])
+        return bytearray(b"".join(pieces))
+
+    def _records(self, new: frozenset[int], read: Snapshot) -> Iterator[tuple[int, bytes]]:
+        """
+        Yield the key and the record of each function that was read.
+
+        A driver's link may be older or younger than its list, so only the list counts: a function that is not new keeps
+        its driver until a list says otherwise, and that of a new one is in a list that changed.
+        """
+        drivers, had = self.old.column("driver"), self.old.column("key")
+        for key, fields in zip(read.column("key"), RECORD.iter_unpack(read.packed), strict=True):
+            at = bisect_left(had, key)
+            is_known = key not in new and at < len(had) and had[at] == key
+            record = bytearray(RECORD.pack(*fields))
+            self._put(record, 0, drivers[at] if is_known else 0)
+            yield key, bytes(record)
+
+    @staticmethod
+    def _put(packed: bytearray, position: int, driver: int) -> None:
+        """Set the driver of a record."""
+        column_of(packed, "driver")[position] = driver
+        have = column_of(packed, "have")
+        have[position] = have[position] | HAVE_DRIVER if driver else have[position] & ~HAVE_DRIVER
+
+    def _set_drivers(self, packed: bytearray, reader: FunctionReader) -> bytes:
+        """Apply the lists of the drivers that may have changed; return the pool of names."""
+        names, offsets = self.old.names, {name: offset for offset, name in self.old.driver_names.items()}
+        listed: dict[int, int] = {}
+        changed = set()
+        for name in [*self.gone_drivers, *self.due_drivers]:
+            if name not in offsets:
+                offsets[name] = len(names)
+                names += name.encode("utf-8", "surrogateescape") + b"\0"
+            changed.add(offsets[name])
+            if name in self.marks.each:
+                entries = reader.entries(self.root.join(self.root.pci_drivers, name))
+                listed.update(dict.fromkeys(memoryview(entries).cast("Q")[::2], offsets[name]))
+        if changed:
+            self._assign(packed, changed, listed)
+        return names
+
+    def _assign(self, packed: bytearray, changed: set[int], listed: dict[int, int]) -> None:
+        """Give functions the drivers that list them, and take away those that no longer do."""
+        had = column_of(packed, "driver").tolist()
+        for position, key in enumerate(column_of(packed, "key").tolist()):
+            driver = listed.get(key)
+            if driver is None and had[position] in changed:
+                self._put(packed, position, 0)
+            elif driver is not None and driver != had[position]:
+                self._put(packed, position, driver)
+
+    def _snapshot(self, packed: bytearray, names: bytes, vanished: int) -> Snapshot:
+        """Return the old snapshot if the records are the same."""
+        if packed == self.old.packed and not vanished:
+            return self.old
+        return pciscan.packed_snapshot(packed, names, vanished)

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a scan may assume about a host, and from which sizes on it shares work.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tuning(NamedTuple):
+    """
+    The sizes from which on the scanner shares work between functions.
+
+    On a smaller host every attribute of every function is read, which costs less than sharing.
+
+    ``crowd`` counts the host's functions: from there on, VFs are found through their PF's links and the listing, and
+    drivers through the listings of ``drivers/*``. ``share`` counts the VFs of one PF: the kernel gives all of them
+    the same identity, so it is read once. ``linked`` asserts that a directory has the form the kernel gives it:
+    drivers list all their functions, and no link leads out of it. The scanner knows this for sysfs itself.
+    ``confined`` keeps links from leading out of a directory without this assertion. ``inverted`` finds drivers through
+    their listings on a host of any size. ``stamped`` asserts that directories' times follow their entries and that
+    no inode number is used twice, as in the sysfs of kernels where that was measured.
+    """
+
+    crowd: int = 512
+    share: int = 16
+    linked: bool = False
+    confined: bool = True
+    inverted: bool = False
+    stamped: bool = False
