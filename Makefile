@@ -12,7 +12,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 
 help:
 	@echo "make demo | test | test-all | lint | docs | dist | wheels | deb | release-check | ansible | downstream"
-	@echo "make lab | soak | bench | fuzz | sanitize | oracle | clean"
+	@echo "make lab | lab-2026 | soak | bench | fuzz | sanitize | oracle | clean"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -37,10 +37,12 @@ class NetdevJournal:
 
     suffix: ClassVar[str]
     fields: ClassVar[frozenset[str]]  # further fields of a record of this kind
+    directory: ClassVar[str] = "interfaces"
+    subject: ClassVar[str] = "network interface or function"
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.state = StateDir(os.path.join(host.state_dir, "interfaces"), below=host.state().below)
+        self.state = StateDir(os.path.join(host.state_dir, self.directory), below=host.state().below)
 
     def undo(self, name: str, facts: dict[str, Any]) -> str:
         """
@@ -57,12 +59,12 @@ class NetdevJournal:
         Record a change before it is made; return the lock of the record, which the guest's QEMU inherits.
 
         Raises:
-            OperationError: the interface or function belongs to another guest.
+            OperationError: the thing belongs to another guest.
             SysfsError: the record cannot be written.
         """
         lock = self._lock(name)
         if lock is None:
-            raise OperationError(f"The network interface or function '{name}' belongs to another guest")
+            raise OperationError(f"The {self.subject} '{name}' belongs to another guest")
         try:
             self.note(name, owner, **facts)
         except BaseException:
@@ -134,7 +136,7 @@ class NetdevJournal:
             return owner, KEPT, "its guest runs"
         try:
             is_old = facts["boot_id"] != read_boot_id(self.host.root)
-            said = "it is from an earlier boot, whose interfaces are gone" if is_old else self.undo(name, facts)
+            said = "it is from an earlier boot, and was lost with it" if is_old else self.undo(name, facts)
             self.state.remove(f"{name}{self.suffix}")
         except HostdevError as err:
             return owner, FAILED, str(err)
@@ -146,7 +148,7 @@ class NetdevJournal:
 
     def _set_aside(self, name: str) -> tuple[str | None, str, str]:
         self.state.rename(f"{name}{self.suffix}", f"{name}{self.suffix}{_ASIDE}")
-        return None, SET_ASIDE, "it is not a record of a network interface"
+        return None, SET_ASIDE, f"it is not a record of a {self.subject}"
 
     def _read(self, name: str) -> dict[str, Any] | None:
         """Return a record; None for a file that is not a record."""

@@ -209,11 +209,13 @@ class HostdevManager:
         """
         from pyhostdev.hypervisor.hostdev_recover import recover
         from pyhostdev.hypervisor.netdev_journal import MacvtapJournal
+        from pyhostdev.hypervisor.program_journal import ProgramJournal
         from pyhostdev.hypervisor.vf_network import VFJournal
 
         # a host driver reads the settings of its virtual function when it binds
-        networks = [*VFJournal(self.host).recover(), *MacvtapJournal(self.host).recover()]
-        return [*recover(self.context, include_prepared=include_prepared, timeout_s=timeout_s), *networks]
+        others = [*VFJournal(self.host).recover(), *MacvtapJournal(self.host).recover()]
+        others += ProgramJournal(self.host).recover()
+        return [*recover(self.context, include_prepared=include_prepared, timeout_s=timeout_s), *others]
 
     def prepare_pci_devices(
         self,

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.virfile import read_attribute, read_lines, read_status
+from pyhostdev.util.virfile import list_names, read_attribute, read_lines, read_status
 
 _NUMBER = re.compile(r"[0-9]{1,10}")
 _FLAGS, _PF_EXITING = 6, 0x4  # index after the name, and the flag
+_STARTED = 19  # index after the name
 
 
 class Process(NamedTuple):
@@ -82,3 +83,39 @@ def _read(root: HostRoot, pid: int, name: str) -> str:
         if err.errno == errno.ESRCH:
             return ""
         raise SysfsError(err.errno or 0, path, "read about a process") from err
+
+
+def read_pids(root: HostRoot) -> list[int]:
+    """
+    Return the numbers of all processes, sorted.
+
+    Host: the names in ``proc``
+    """
+    return sorted(int(name) for name in list_names(root, root.proc) if _NUMBER.fullmatch(name))
+
+
+def read_start_time(root: HostRoot, pid: int) -> int | None:
+    """
+    Return when a process was created, in ticks since the boot; None for one that has ended.
+
+    With its number this names a process, whatever it executes.
+
+    Raises:
+        SysfsError: its state cannot be read.
+
+    Source: proc_pid_stat(5)
+    """
+    text = _read(root, pid, "stat")
+    words = text.rpartition(")")[2].split()
+    return int(words[_STARTED]) if len(words) > _STARTED and not _is_ending(text) else None
+
+
+def read_command_line(root: HostRoot, pid: int) -> list[str]:
+    """
+    Return the words that a process was started with; empty for one that has ended or that the kernel made.
+
+    Raises:
+        SysfsError: they cannot be read.
+    """
+    text = _read(root, pid, "cmdline")
+    return text.removesuffix("\0").split("\0") if text else []

@@ -7,9 +7,9 @@ It is a QEMU guest without hardware virtualisation (q35, VT-d) whose root file s
 read-only with a writable layer in memory on top: python, QEMU and the checkout are there as they are here.
 The command runs as root in the caller's directory; its output and its exit status are ours.
 
-The command sees LAB_NIC and LAB_NVME (addresses of physical functions), LAB_KERNEL (the unpacked kernel
-package) and LAB_OUT (a directory that --out brings back). Exit status 124: it did not come to an end;
-125: the host did not boot.
+The command sees LAB_NIC, LAB_NVME, LAB_IGB and LAB_VIRTIO (addresses of physical functions), LAB_KERNEL (the
+unpacked kernel package), LAB_QEMU (the emulator) and LAB_OUT (a directory that --out brings back). Exit status
+124: it did not come to an end; 125: the host did not boot.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+import emulators
 import initramfs
 import topology
 
@@ -41,6 +42,7 @@ EARLY_MODULES = ["virtio_pci", "9pnet_virtio", "9p", "overlay"]  # what mounting
 MACHINE = "q35,accel=tcg,kernel-irqchip=off,usb=off,smbus=off,sata=off,vmport=off"
 CMDLINE = "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on nmi_watchdog=0 tsc=reliable no_timer_check "
 DISK_SIZE = 64 << 20
+VIRTIO_VFS = 4
 FARM_MEMORY_MIB = 12 * 1024  # what QEMU itself may take for a farm's address spaces
 
 
@@ -54,6 +56,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--earlier", action="store_true", help="another card of this model before it, which takes its bus number")
     add("--sriov", type=int, default=4, metavar="N", help="possible VFs of the NVMe controller")
     add("--vfs", type=int, default=0, metavar="N", help="enable N of them (not probed)")
+    add("--igb", type=int, metavar="N", help="an igb card, N of its 7 VFs enabled (not probed)")
+    add("--virtio-sriov", type=int, metavar="N", help="a virtio card with 4 VFs, N enabled (QEMU 11.1)")
+    add("--qemu", type=Path, metavar="DIR", help="the QEMU of another root directory, also in the host")
+    add("--device", action="append", default=[], metavar="WORDS", help="one more device of the host")
     add("--disk", action="store_true", help="an NVMe controller with a disk, in the place of one with VFs")
     add("--functions", type=int, default=0, metavar="N", help="a farm of N cheap functions")
     add("--farm-model", default="pvpanic-pci")
@@ -93,6 +99,10 @@ class Job:
         self.out = directory / "out"
         self.out.mkdir()
         shutil.copy(HERE / "l1/stage2", directory)
+        self.qemu = emulators.SYSTEM
+        if options.qemu is not None:
+            directory.chmod(0o711)  # QEMU's user runs it
+            self.qemu = emulators.write_script(options.qemu.resolve(), directory / "qemu")
         words = shlex.join(options.command)
         self._write("cmd", f"cd {shlex.quote(str(Path.cwd()))}\nexec {words}\n")
         exports = (f"export {key}={shlex.quote(text)}\n" for key, text in _environment(options))
@@ -115,6 +125,10 @@ def _environment(options: argparse.Namespace) -> list[tuple[str, str]]:
         "LAB_MODULES": options.modules,
         "LAB_NUMVFS": str(options.vfs),
         "LAB_UDEV": "1" if options.udev else "0",
+        "LAB_IGB_VFS": "" if options.igb is None else str(options.igb),
+        "LAB_VIRTIO_VFS": "" if options.virtio_sriov is None else str(options.virtio_sriov),
+        "LAB_QEMU": emulators.SYSTEM if options.qemu is None else "/lab-job/qemu",
+        "LAB_QEMU_MODULES": "" if options.qemu is None else str(emulators.modules_of(options.qemu.resolve())),
         "LAB_OUT": "/lab-job/out",
     }
     for word in options.env:
@@ -131,6 +145,9 @@ def devices_of(options: argparse.Namespace) -> list[str]:
         *topology.others(),
         *topology.farm(options.functions, options.farm_model, options.farm_shape),
         *(topology.disk() if options.disk else topology.nvme(options.sriov)),
+        *(topology.igb() if options.igb is not None else ()),
+        *(topology.virtio_sriov(VIRTIO_VFS) if options.virtio_sriov is not None else ()),
+        *options.device,
     ]
 
 
@@ -164,7 +181,7 @@ def qemu_argv(options: argparse.Namespace, job: Job, kernel: Path, archive: Path
     bios = "qboot.rom" if options.functions else "bios-256k.bin"
     share = "addr={},disable-legacy=on,bus=pcie.0"
     return [
-        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        job.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-machine", MACHINE, "-cpu", options.cpu, "-smp", str(options.smp), "-m", str(options.mem),
         "-bios", bios,
         # one ACPI entry per PCI slot would overflow what qboot can load

@@ -10,7 +10,6 @@ is missing.
 from __future__ import annotations
 
 import lzma
-import os
 import shutil
 import struct
 import subprocess
@@ -18,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import suites
 from boot import CACHE, KERNEL
 
 PACKAGES = {  # program: Debian package
@@ -30,7 +30,6 @@ PACKAGES = {  # program: Debian package
 }
 KERNEL_METAPACKAGE = "linux-image-amd64"
 DRIVERCTL = CACHE / "driverctl"  # unpacked too: installed it would bind drivers of this machine
-APT_TIMEOUT_S = 600
 
 # Source: Documentation/arch/x86/boot.rst (kernel)
 SETUP_SECTS = 0x1F1
@@ -39,58 +38,18 @@ SECTOR = 512
 XZ_MAGIC = b"\xfd7zXZ\0"
 
 
-class UnavailableError(Exception):
-    """Something the lab needs is not here and cannot be fetched."""
-
-
-def _apt(*words: str, cwd: Path | None = None) -> str:
-    """
-    Run apt, and return what it printed.
-
-    Raises:
-        UnavailableError: there is none, or it failed; with its last words.
-    """
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
-    try:
-        done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=APT_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as err:
-        raise UnavailableError(f"'{' '.join(words)}' failed: {err}") from err
-    if done.returncode != 0:
-        last = (done.stderr.strip() or "no output").splitlines()[-1]
-        raise UnavailableError(f"'{' '.join(words)}' failed: {last}")
-    return done.stdout
-
-
 def missing_packages() -> list[str]:
     """Return the packages of the programs that are not installed."""
     return sorted({package for program, package in PACKAGES.items() if shutil.which(program) is None})
 
 
-def install(packages: list[str]) -> None:
-    """
-    Install packages.
-
-    Raises:
-        UnavailableError: naming them.
-    """
-    words = ("apt-get", "install", "-y", "--no-install-recommends", *packages)
-    try:
-        try:
-            _apt(*words)
-        except UnavailableError:
-            _apt("apt-get", "update")  # a fresh container has no lists
-            _apt(*words)
-    except UnavailableError as err:
-        raise UnavailableError(f"cannot install {', '.join(packages)}: {err}") from err
-
-
 def kernel_package() -> str:
     """Return the name of the package that Debian's newest kernel is in."""
-    for line in _apt("apt-cache", "depends", KERNEL_METAPACKAGE).splitlines():
+    for line in suites.run("apt-cache", "depends", KERNEL_METAPACKAGE).splitlines():
         relation, _, package = line.strip().partition(" ")
         if relation == "Depends:" and package.startswith("linux-image-"):
             return package
-    raise UnavailableError(f"apt knows no {KERNEL_METAPACKAGE}")
+    raise suites.UnavailableError(f"apt knows no {KERNEL_METAPACKAGE}")
 
 
 def fetch_kernel(directory: Path) -> None:
@@ -104,11 +63,11 @@ def fetch_kernel(directory: Path) -> None:
     (directory.parent / ".gitignore").write_text("*\n")
     try:
         package = kernel_package()
-    except UnavailableError:
-        _apt("apt-get", "update")
+    except suites.UnavailableError:
+        suites.run("apt-get", "update")
         package = kernel_package()
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix="fetch-") as scratch:
-        _apt("apt-get", "download", package, cwd=Path(scratch))
+        suites.run("apt-get", "download", package, cwd=Path(scratch))
         tree = Path(scratch) / "tree"
         (file,) = Path(scratch).glob("*.deb")
         subprocess.run(["dpkg-deb", "-x", str(file), str(tree)], check=True)
@@ -126,7 +85,7 @@ def fetch_driverctl(directory: Path) -> None:
         UnavailableError: the package cannot be had.
     """
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix="fetch-") as scratch:
-        _apt("apt-get", "download", "driverctl", cwd=Path(scratch))
+        suites.run("apt-get", "download", "driverctl", cwd=Path(scratch))
         (file,) = Path(scratch).glob("*.deb")
         subprocess.run(["dpkg-deb", "-x", str(file), str(Path(scratch) / "tree")], check=True)
         (Path(scratch) / "tree").rename(directory)
@@ -161,19 +120,19 @@ def fetch() -> None:
     """
     packages = missing_packages()
     if packages:
-        install(packages)
+        suites.install(packages)
     if not KERNEL.exists():
         fetch_kernel(KERNEL)
     if not DRIVERCTL.exists():
         try:
             fetch_driverctl(DRIVERCTL)
-        except UnavailableError as err:
+        except suites.UnavailableError as err:
             sys.stdout.write(f"lab: without driverctl: {err}\n")
 
 
 if __name__ == "__main__":
     try:
         fetch()
-    except UnavailableError as err:
+    except suites.UnavailableError as err:
         sys.exit(f"fetch: {err}")
     sys.stdout.write(f"{KERNEL}\n")

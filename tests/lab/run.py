@@ -16,7 +16,7 @@ import sys
 import time
 from typing import NamedTuple
 
-import fetch
+import suites
 from boot import CACHE, EXIT_NOT_BOOTED, HERE, KERNEL, kernel_of
 
 PATIENCE = 3 if os.environ.get("CI") == "true" else 1  # strangers' machines are slow and busy
@@ -82,7 +82,7 @@ def main(steps: list[str]) -> int:
     begin = time.monotonic()
     try:
         fetch.fetch()
-    except fetch.UnavailableError as err:
+    except suites.UnavailableError as err:
         say(f"skipped, it cannot be had here: {err}")
         return 0
     compile_ahead()

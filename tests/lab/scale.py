@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import boot
 import fetch
 import initramfs
+import suites
 import topology
 from run import compile_ahead
 
@@ -106,7 +107,7 @@ def main() -> int:
     """Run both hosts, and write their results."""
     try:
         fetch.fetch()
-    except fetch.UnavailableError as err:
+    except suites.UnavailableError as err:
         print(f"scale: skipped, the lab cannot be had here: {err}")
         return 0
     compile_ahead()

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 EARLIER_SLOT = 1
 NIC_SLOT = 4
 NVME_SLOT = 5
+IGB_SLOT = 0xA
+VIRTIO_SLOT = 0xB
 FARM_SLOTS = range(8, 0x1F)  # of pcie.0; what is below is taken
 NIC_FUNCTIONS = 4
 DISK = "disk"  # name of what is behind a namespace
@@ -117,6 +119,25 @@ def disk() -> list[str]:
     port = device("pcie-root-port", id="rpdisk", bus="pcie.0", chassis=2, addr=NVME_SLOT)
     controller = device("nvme", id="nvme0", serial="lab0", bus="rpdisk", subsys="subsys0")
     return [port, device("nvme-subsys", id="subsys0"), controller, device("nvme-ns", drive=DISK, shared="on")]
+
+
+def igb() -> list[str]:
+    """A network card whose model has seven virtual functions, and keeps their MAC and VLAN in its PF."""
+    port = device("pcie-root-port", id="rpigb", bus="pcie.0", chassis=IGB_SLOT, addr=f"{IGB_SLOT:x}")
+    return [port, device("igb", id="igb0", bus="rpigb", addr="0.0", mac="52:54:00:00:01:00")]
+
+
+def virtio_sriov(vfs: int) -> list[str]:
+    """A virtio network card with virtual functions, which a variant driver knows; QEMU wants them before their PF."""
+    port = device("pcie-root-port", id="rpvio", bus="pcie.0", chassis=VIRTIO_SLOT, addr=f"{VIRTIO_SLOT:x}")
+    functions = [
+        device(
+            "virtio-net-pci", id=f"vio{number}", bus="rpvio", addr=f"0.{number}", iommu_platform="on",
+            mac=f"52:54:00:00:02:{number:02x}", **({"sriov-pf": "vio0"} if number else {}),
+        )
+        for number in range(vfs, -1, -1)
+    ]  # fmt: skip
+    return [port, *functions]
 
 
 def others() -> list[str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,8 @@ from pyhostdev import DomainDef, Host
 from pyhostdev.conf.libvirt_release import RELEASES
 from pyhostdev.conf.os_conf import OSDef
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
+from pyhostdev.hypervisor import program_journal
+from pyhostdev.hypervisor.program_journal import ProgramJournal
 from pyhostdev.qemu import define
 from pyhostdev.qemu.qemu_capabilities import load
 from pyhostdev.qemu.qemu_command.builder import DomainPaths
@@ -161,17 +164,23 @@ def sleeper(tmp_path: Path, script: str) -> DaemonSpec:
     return DaemonSpec("the sleeper", "/bin/sh", "-c", [script], place, state)
 
 
+def daemons(tmp_path: Path, *specs: DaemonSpec) -> Daemons:
+    """The programs of a domain named vm, recorded below the test's directory."""
+    return Daemons(specs, None, ProgramJournal(Host("/", state_dir=str(tmp_path / "records"))), "vm")
+
+
 def test_a_program_ends_with_its_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not end by itself is ended by force; its socket goes, its state stays."""
     monkeypatch.setattr(daemons_module, "END_TIMEOUT_S", 0.2)
     spec = sleeper(tmp_path, f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.05; done")
-    with Daemons([spec], None):
+    with daemons(tmp_path, spec):
         assert stat.S_ISSOCK(os.stat(spec.socket).st_mode)
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             pass
         pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+    assert [] == list((tmp_path / "records/programs").glob("*.program"))
     assert (False, True) == (os.path.exists(spec.socket), os.path.isdir(tmp_path / "state"))
 
 
@@ -179,9 +188,75 @@ def test_a_program_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
     """The programs before it are ended, and the sockets are removed."""
     first = sleeper(tmp_path, "exit 0")
     second = first._replace(program="/nowhere/program", socket=str(tmp_path / "run" / "t.sock"))
-    with pytest.raises(OperationError), Daemons([first, second], None):
+    with pytest.raises(OperationError), daemons(tmp_path, first, second):
         pass
     assert False is (tmp_path / "run").exists()
+
+
+def killed_beside(tmp_path: Path, spec: DaemonSpec) -> int:
+    """Start a program in a process that dies by SIGKILL before any QEMU connected, and return the program's number."""
+    pid = os.fork()
+    if pid == 0:
+        daemons(tmp_path, spec).__enter__()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    (record,) = (tmp_path / "records/programs").glob("*.program")
+    return int(json.loads(record.read_text())["pid"])
+
+
+def is_alive(pid: int) -> bool:
+    """A process that was not reaped yet has ended, too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("script", ["while :; do sleep 0.05; done", "trap '' TERM; while :; do sleep 0.05; done"])
+def test_recover_ends_a_program_whose_starter_was_killed(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No QEMU ever connected to it: it would wait at its socket for ever."""
+    monkeypatch.setattr(program_journal, "END_TIMEOUT_S", 0.3)
+    spec = sleeper(tmp_path, script)
+    pid = killed_beside(tmp_path, spec)
+    assert True is is_alive(pid)
+    journal = ProgramJournal(Host("/", state_dir=str(tmp_path / "records")))
+    (found,) = journal.recover()
+    assert ("vm", "restored", "the program is ended") == (found.owner, found.outcome, found.message)
+    assert (False, False) == (is_alive(pid), os.path.exists(spec.socket))
+    assert [] == list(journal.recover())
+
+
+def test_recover_finds_a_program_whose_number_was_not_recorded(tmp_path: Path) -> None:
+    """Killed between fork and record: the command line finds it, and no other process is touched."""
+    spec = sleeper(tmp_path, "while :; do sleep 0.05; done")
+    pid = killed_beside(tmp_path, spec)
+    (record,) = (tmp_path / "records/programs").glob("*.program")
+    facts = {**json.loads(record.read_text()), "pid": None, "started": None}
+    record.write_text(json.dumps({**facts, "argv": [*facts["argv"], "other"]}))
+    journal = ProgramJournal(Host("/", state_dir=str(tmp_path / "records")))
+    assert ["the program has ended"] == [found.message for found in journal.recover()]
+    assert True is is_alive(pid)
+    record.write_text(json.dumps(facts))
+    assert ["the program is ended"] == [found.message for found in journal.recover()]
+    assert False is is_alive(pid)
+
+
+def test_recover_leaves_the_programs_of_a_running_guest_and_other_processes(tmp_path: Path) -> None:
+    """The record's lock is held by pyhostdev and QEMU; a number that is another process's now is not killed."""
+    spec = sleeper(tmp_path, "while :; do sleep 0.05; done")
+    journal = ProgramJournal(Host("/", state_dir=str(tmp_path / "records")))
+    with daemons(tmp_path, spec) as running:
+        assert [("vm", "kept")] == [(found.owner, found.outcome) for found in journal.recover()]
+        assert 1 == len(running.lock_fds)
+        (record,) = (tmp_path / "records/programs").glob("*.program")
+        facts = json.loads(record.read_text())
+    assert [] == list(journal.recover())
+    name, lock = journal.start("vm", facts["argv"], facts["socket"])
+    journal.note(name, "vm", argv=facts["argv"], socket=facts["socket"], pid=os.getpid(), started=1)
+    os.close(lock)
+    assert ["the program has ended"] == [found.message for found in journal.recover()]
 
 
 @pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed")
@@ -191,7 +266,7 @@ def test_swtpm_serves_and_ends_with_its_connection(tmp_path: Path, monkeypatch: 
     signals: list[object] = []
     monkeypatch.setattr(signal, "pidfd_send_signal", lambda *words: signals.append(words))
     (spec,) = specs(PCI_TPM.format(f"<source type='dir' path='{tmp_path}/state'/>"), str(tmp_path))
-    with Daemons([spec], None), socket.socket(socket.AF_UNIX) as client:
+    with daemons(tmp_path, spec), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(20)
         client.connect(spec.socket)
         socket.send_fds(client, [(16).to_bytes(4, "big")], [theirs.fileno()])  # CMD_SET_DATAFD of its tpm_ioctl.h

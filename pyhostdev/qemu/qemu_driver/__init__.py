@@ -287,7 +287,7 @@ class Guest:
 
         self._refuse(plan)
         paths = DomainPaths.of(os.path.abspath(self.host.state_dir), self.definition.name or "", self.domain_id)
-        daemons = daemons_of(self.definition, paths, self.ownership)
+        daemons = daemons_of(self.definition, paths, self.ownership, self.host)
         make_variables(self.definition.os, self.ownership)
         node_owner = None if self.ownership is None else (self.ownership.uid, self.ownership.gid)
         with (
@@ -308,7 +308,7 @@ class Guest:
                 memlock_limit=memlock_limit(self.definition),
                 log_path=log_path,
                 ownership=self.ownership,
-                pass_fds=(*sockets.fds, *devices.fds, *networks.lock_fds, *vfio.fds),
+                pass_fds=(*sockets.fds, *devices.fds, *daemons.lock_fds, *networks.lock_fds, *vfio.fds),
                 on_spawned=vfio.close,
                 environment={**guest_environment(self.definition), **environment_of(self.definition)},
                 links_down=devices.links_down,

@@ -3,7 +3,8 @@
 Programs that run beside QEMU: swtpm for a TPM, virtiofsd for a directory.
 
 Each listens at an inherited socket, runs as QEMU's user, and ends when QEMU closes its connection, even if this
-process was killed. A program that still runs after the guest has ended is terminated here.
+process was killed. A program that still runs after the guest has ended is terminated here. If this process was killed
+before QEMU connected to a program, its record remains, and ``recover`` terminates it.
 
 Mirrors: src/qemu/qemu_tpm.c, src/qemu/qemu_virtiofs.c
 """
@@ -15,9 +16,11 @@ import os
 import select
 import shutil
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.errors import OperationError
+from pyhostdev.hypervisor.program_journal import ProgramJournal
 from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command.builder import plain_value
 from pyhostdev.qemu.qemu_process.launch import SYSTEM_PATH, environment, make_directories
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.hypervisor.host import Host
     from pyhostdev.qemu.qemu_command.builder import DomainPaths
     from pyhostdev.util.ownership import Ownership
 
@@ -127,13 +131,21 @@ class Daemons:
 
     Args:
         ownership: the user that they run as, the same as QEMU's.
+        journal: where they are recorded.
+        owner: the name of the domain, for the records.
+
     Raises:
-        OperationError: a program cannot be started; those already started are terminated.
+        OperationError, SysfsError: a program cannot be started or recorded; those already started are terminated.
     """
 
-    def __init__(self, specs: Sequence[DaemonSpec], ownership: Ownership | None) -> None:
+    def __init__(
+        self, specs: Sequence[DaemonSpec], ownership: Ownership | None, journal: ProgramJournal, owner: str
+    ) -> None:
         self.specs = specs
         self.ownership = ownership
+        self.journal = journal
+        self.owner = owner
+        self.lock_fds: list[int] = []  # of records; QEMU inherits them, so that they tell whether it lives
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Daemons:
@@ -157,18 +169,30 @@ class Daemons:
             listener = listen(spec.socket, undo)
             if self.ownership is not None:
                 os.chown(spec.socket, self.ownership.uid, self.ownership.gid, follow_symlinks=False)
-            with open(os.devnull, "wb") as output:
-                pid = spawn(
-                    spec.argv(listener.fileno()),
-                    env=environment(spec.state or "/", self.ownership),
-                    output_fd=output.fileno(),
-                    keep_fds=[listener.fileno()],
-                    ownership=self.ownership,
-                )
-            undo.callback(_end, pid, os.pidfd_open(pid), spec)
+            self._run(spec, listener.fileno(), undo)
             listener.close()  # if the program fails, QEMU's connection fails
         except OSError as err:
             raise OperationError(f"Cannot start {spec.what}: {err.strerror or err}") from err
+
+    def _run(self, spec: DaemonSpec, listener_fd: int, undo: contextlib.ExitStack) -> None:
+        """Record a program, and start it."""
+        argv = spec.argv(listener_fd)
+        name, lock = self.journal.start(self.owner, argv, spec.socket)
+        try:
+            with open(os.devnull, "wb") as output:
+                pid = spawn(
+                    argv,
+                    env=environment(spec.state or "/", self.ownership),
+                    output_fd=output.fileno(),
+                    keep_fds=[listener_fd],
+                    ownership=self.ownership,
+                )
+        except BaseException:
+            self.journal.end(name, lock)
+            raise
+        undo.callback(self.journal.finish, name, lock, partial(_end, pid, os.pidfd_open(pid), spec))
+        self.lock_fds.append(lock)
+        self.journal.started(name, self.owner, argv, spec.socket, pid)
 
     def _make_directories(self, spec: DaemonSpec, undo: contextlib.ExitStack) -> None:
         directory = os.path.dirname(spec.socket)
@@ -180,14 +204,14 @@ class Daemons:
             make_private_directory(spec.state, spec.own or "", self.ownership)
 
 
-def daemons_of(dom: DomainDef, paths: DomainPaths, ownership: Ownership | None) -> Daemons:
+def daemons_of(dom: DomainDef, paths: DomainPaths, ownership: Ownership | None, host: Host) -> Daemons:
     """
     Return the programs of a domain, not started yet.
 
     Raises:
         ConfigUnsupportedError: a path cannot be written in a program's options.
     """
-    return Daemons(list(daemon_specs(dom, paths)), ownership)
+    return Daemons(list(daemon_specs(dom, paths)), ownership, ProgramJournal(host), dom.name or "")
 
 
 def _remove_directory(path: str) -> None:

@@ -5,7 +5,9 @@ The lab's domains: XML with host devices, and a guest that lists its PCI devices
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 RUN = Path("/run/lab")
 SERIAL = RUN / "serial"
+QEMU = os.environ.get("LAB_QEMU") or "qemu-system-x86_64"
 GUEST_SLOT = 4
 
 # What the guest runs: lspci -n, and power off. The line between the marks is our interface.
@@ -135,7 +138,7 @@ def write_domain(
   </os>
   <features><acpi/></features>
   <devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <emulator>{shutil.which(QEMU)}</emulator>
     <controller type='usb' model='none'/>{ports}
     <serial type='file'><source path='{SERIAL}'/></serial>
     <memballoon model='none'/>{hostdevs}

@@ -9,6 +9,7 @@ the refusal alone is looked at.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -16,13 +17,16 @@ import sys
 import time
 from pathlib import Path
 
+import errnos
 from domains import guest_devices, write_domain
 from labhost import (
     NIC,
     NIC_DRIVER,
+    PCI,
     UNSET,
     check,
     drivers,
+    iommu_group,
     link_name,
     pyhostdev,
     pyhostdev_json,
@@ -31,18 +35,28 @@ from labhost import (
     traces,
     wait_for,  # fmt: skip
 )
-from onegroup import SPLIT, check_detached, check_home, clean_up, ended, listed, serial, started
+from onegroup import (
+    SPLIT,
+    check_detached,
+    check_home,
+    clean_up,
+    ended,
+    listed,
+    seed_scenario,
+    serial,
+    started,
+    undeclared_functions,
+)
 
-QEMU = os.environ.get("LAB_QEMU", "/usr/bin/qemu-system-x86_64")
 NODES = Path("/dev/vfio/devices")
 AS_LIBVIRT = ("--libvirt", "12.8")
 
 
-def by_iommufd(name: str, *, emulator: str = QEMU, stay: bool = False) -> Path:
+def by_iommufd(name: str, *, emulator: str | None = None, stay: bool = False) -> Path:
     """Write the seed's domain with ``<iommufd enabled='yes'/>``."""
     path = write_domain(name, SPLIT, kind="stay" if stay else "list")
     text = path.read_text().replace("<vcpu>", "<iommufd enabled='yes'/><vcpu>")
-    path.write_text(text.replace("/usr/bin/qemu-system-x86_64", emulator))
+    path.write_text(re.sub("<emulator>.*</emulator>", f"<emulator>{emulator}</emulator>", text) if emulator else text)
     return path
 
 
@@ -88,6 +102,7 @@ def seed_by_iommufd() -> None:
     with started(domain, *AS_LIBVIRT) as verb:
         pid = wait_for_qemu(verb)
         check_detached("byiommufd")
+        check_nodes()
         check([], open_nodes(verb.pid), "the starter has no node open")
         owners = {(path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) for path in NODES.iterdir()}
         check({(0, 0o600)}, owners, "the nodes are root's with mode 0600")
@@ -97,6 +112,30 @@ def seed_by_iommufd() -> None:
     check(0, verb.returncode, "exit code of 'start'")
     nics = [address for address, (class_, _) in guest_devices(serial()).items() if class_.startswith("02")]
     check(["00:04.0", "00:04.3"], nics, "the guest has functions 0 and 3 of one slot and no other NIC")
+    check_home()
+
+
+def check_nodes() -> None:
+    """What show says about each function's nodes is what the kernel has."""
+    for address in NIC:
+        node = next((PCI / "devices" / address / "vfio-dev").iterdir()).name
+        expected = {f"/dev/vfio/{iommu_group(address)}", f"/dev/vfio/devices/{node}"}
+        check(expected, set(pyhostdev_json("show", address)["vfio_nodes"]), f"nodes of {address}")
+
+
+def beside_a_starter_that_was_killed() -> None:
+    """SIGKILL to start: recover leaves the running guest its functions, whose holder it names; then all come home."""
+    with started(by_iommufd("orphan", stay=True), *AS_LIBVIRT) as verb:
+        pid = wait_for_qemu(verb)
+        verb.kill()
+        wait_for(lambda: ended(verb), "start is dead")
+        before = traces()
+        said = pyhostdev("recover", "--all", "--json", expect=4).stdout
+        check(True, f"process {pid}" in said, "recover names QEMU as the holder")
+        check(before, traces(), "no function was touched")
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not Path(f"/proc/{pid}/exe").exists(), "QEMU is dead")
+    pyhostdev("recover", "--all")
     check_home()
 
 
@@ -128,7 +167,16 @@ def kernel_without_it() -> None:
     check(before, traces(), "no function was touched")
 
 
-STEPS = [start_that_fails, killed_guest, seed_by_iommufd] if has_iommufd() else [kernel_without_it]
+WITH_IT = [
+    errnos.same_answers,
+    undeclared_functions,
+    start_that_fails,
+    killed_guest,
+    beside_a_starter_that_was_killed,
+    seed_by_iommufd,
+    seed_scenario,
+]
+STEPS = WITH_IT if has_iommufd() else [kernel_without_it]
 
 if __name__ == "__main__":
     sys.exit(run_all(STEPS, clean_up))

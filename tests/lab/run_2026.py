@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The lab of 2026: a kernel with iommufd, device nodes and variant drivers, built here, and the newest QEMU.
+
+LAB_QEMU_VERSION=10.0 takes that QEMU, which has no virtio card with VFs. Exit status 0 if every scenario passed, or if
+a part cannot be had here: then it names what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import emulators
+import fetch
+import kernel_2026
+import suites
+from boot import CACHE, kernel_of
+from run import PATIENCE, Host, compile_ahead, run_in, say
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ONE_CARD = ("--nic", "onegroup", "--vfs", "4", "--igb", "0")
+HOSTS = [
+    Host("a guest by groups and by nodes", ONE_CARD, "iommufd.py", 1800),
+    Host("crashes, races and foreign hands", ("--nic", "onegroup", "--vfs", "4"), "soak.py", 1200),
+]
+VARIANTS = Host(
+    "virtual functions: variant drivers and network identity",
+    ("--nic", "onegroup", "--igb", "2", "--virtio-sriov", "2"), "vfs.py", 1800,
+)  # fmt: skip
+WITHOUT_VIRTIO = VARIANTS._replace(options=("--nic", "onegroup", "--igb", "2"))
+
+
+def hosts_of(version: str) -> list[Host]:
+    """Return the hosts that a QEMU can be; a virtio card with VFs came with 11.0."""
+    if int(version.partition(".")[0]) >= 11:
+        return [*HOSTS, VARIANTS]
+    say(f"QEMU {version} has no virtio card with VFs: without variant drivers")
+    return [*HOSTS, WITHOUT_VIRTIO]
+
+
+def main(steps: list[str]) -> int:
+    """Run every host, or the named steps only; return how it went."""
+    begin = time.monotonic()
+    version = os.environ.get("LAB_QEMU_VERSION") or emulators.NEWEST
+    try:
+        fetch.fetch()
+        qemu = emulators.fetch(version, CACHE)
+        kernel_2026.build()
+    except suites.UnavailableError as err:
+        say(f"skipped, it cannot be had here: {err}")
+        return 0
+    compile_ahead()
+    release = kernel_of(kernel_2026.KERNEL_2026).name.removeprefix("vmlinuz-")
+    say(f"kernel {release}, QEMU {version}, ready after {time.monotonic() - begin:.0f} s")
+    results = [_run(host, steps, qemu) for host in hosts_of(version)]
+    say(f"{'passed' if not any(results) else 'FAILED'} in {time.monotonic() - begin:.0f} s")
+    return 1 if any(results) else 0
+
+
+def _run(host: Host, steps: list[str], qemu: Path) -> int:
+    start = time.monotonic()
+    say(f"host with {host.name}")
+    more = ("--kernel", str(kernel_2026.KERNEL_2026), "--qemu", str(qemu))
+    status = run_in(host._replace(options=(*host.options, *more)), steps)
+    verdict = "passed" if status == 0 else f"FAILED ({status})"
+    say(f"{verdict} in {time.monotonic() - start:.0f} s: {host.name} (deadlines x {PATIENCE})")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
