@@ -9,11 +9,30 @@ from __future__ import annotations
 
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.os_conf import SizeDef
-from pyhostdev.conf.xml.xmlcodec import enum, number, signed, size_unit, unit_factor, yes_no
+from pyhostdev.conf.virtio_conf import VirtioOptions
+from pyhostdev.conf.xml.xmlcodec import (
+    Codec,
+    enum,
+    hexadecimal,
+    number,
+    signed,
+    size_unit,
+    unit_factor,
+    yes_no,
+)
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child, content, embedded, flag, opaque
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_XML_ERROR, Renumbering
+from pyhostdev.conf.xml.xmlfield import attribute, child, content, embedded, flag
+from pyhostdev.errors import (
+    VIR_ERR_CONFIG_UNSUPPORTED,
+    VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_XML_ERROR,
+    Renumbering,
+)
+from pyhostdev.util.viruuid import normal_uuid
+from pyhostdev.util.virxml import ULLONG_MAX
 
+uuid_text = Codec(normal_uuid, str, "32 hexadecimal digits", code=VIR_ERR_INTERNAL_ERROR)
+_base = hexadecimal(0, maximum=ULLONG_MAX)
 WORD_NUMBERS = Renumbering("word-numbers", VIR_ERR_XML_ERROR)
 
 
@@ -141,14 +160,14 @@ class DomainMemoryDef(ElementDef):
     model = attribute("model", enum("dimm", "nvdimm", "virtio-pmem", "virtio-mem", "sgx-epc"), required=True)
     access = attribute("access", enum("shared", "private"))
     discard = attribute("discard", yes_no)
-    uuid = content("uuid")
+    uuid = content("uuid", uuid_text)
     source_nodemask = content("source/nodemask")
     source_pagesize = content("source/pagesize", number)
     source_pagesize_unit = attribute("source/pagesize/@unit", size_unit)
     source_path = content("source/path")
     source_alignsize = content("source/alignsize", number)
     source_alignsize_unit = attribute("source/alignsize/@unit", size_unit)
-    source_pmem = opaque("source/pmem")
+    source_pmem = flag("source/pmem")
     target_size = content("target/size", number)
     target_size_unit = attribute("target/size/@unit", size_unit)
     target_node = content("target/node", signed())
@@ -156,9 +175,14 @@ class DomainMemoryDef(ElementDef):
     target_label_size_unit = attribute("target/label/size/@unit", size_unit)
     target_block = content("target/block", number)
     target_block_unit = attribute("target/block/@unit", size_unit)
+    target_current = content("target/current", number)
+    target_current_unit = attribute("target/current/@unit", size_unit)
+    target_base = attribute("target/address/@base", _base)
+    dynamic_memslots = attribute("target/@dynamicMemslots", yes_no, since="memory-target-words")
     target_requested = content("target/requested", number)
     target_requested_unit = attribute("target/requested/@unit", size_unit)
-    target_readonly = opaque("target/readonly")
+    target_readonly = flag("target/readonly")
+    virtio = embedded(VirtioOptions)
     info = embedded(DeviceInfo)
 
     @property

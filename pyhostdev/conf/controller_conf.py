@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.vcpu_conf import MappedIOThread
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, signed, size_unit, unit_factor
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, content, embedded
+from pyhostdev.conf.xml.xmlfield import attribute, children, content, embedded
 from pyhostdev.errors import XMLError
 from pyhostdev.util.virxml import parse_integer, shown
 
@@ -136,6 +137,7 @@ class DomainControllerDef(ElementDef):
     max_sectors = attribute("driver/@max_sectors", number)
     ioeventfd = attribute("driver/@ioeventfd", on_off)
     iothread = attribute("driver/@iothread", number)
+    iothread_mapping = children("driver/iothreads/iothread", MappedIOThread, since="iothread-mapping")
     virtio = embedded(VirtioOptions)
     info = embedded(DeviceInfo)
     pcihole64 = content("pcihole64", big_number)

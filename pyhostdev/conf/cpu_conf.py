@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.hmat_conf import NumaBandwidth, NumaCache, NumaLatency
 from pyhostdev.conf.xml.xmlcodec import (
     big_number,
     cpuset,
@@ -73,7 +74,7 @@ class NumaCell(ElementDef):
     mem_access = attribute("memAccess", enum("shared", "private"))
     discard = attribute("discard", yes_no)
     distances = children("distances/sibling", NumaSibling)
-    cache = opaque("cache")
+    caches = children("cache", NumaCache)
 
     @property
     def memory_kib(self) -> int:
@@ -112,7 +113,13 @@ class CPUDef(ElementDef):
     maxphysaddr_limit = attribute("maxphysaddr/@limit", positive, since="cpu-address-limit")
     features = children("feature", CPUFeature)
     cells = children("numa/cell", NumaCell)
-    interconnects = opaque("numa/interconnects")
+    latencies = children("numa/interconnects/latency", NumaLatency)
+    bandwidths = children("numa/interconnects/bandwidth", NumaBandwidth)
+
+    @property
+    def has_hmat(self) -> bool:
+        """True when the guest learns how fast its nodes reach each other's memory."""
+        return bool(self.latencies or self.bandwidths or any(cell.caches for cell in self.cells))
 
     def parsed(self, element: Element) -> None:
         """
@@ -288,4 +295,6 @@ class FeaturesDef(ElementDef):
     ibs = attribute("ibs/@value", enum("broken", "workaround", "fixed-ibs", "fixed-ccd", "fixed-na"))
     tcg_tb_cache = content("tcg/tb-cache", big_number)
     tcg_tb_cache_unit = attribute("tcg/tb-cache/@unit", size_unit)
+    ras = attribute("ras/@state", on_off, since="feature-ras")
+    ps2 = attribute("ps2/@state", on_off, since="feature-ps2")
     async_teardown = attribute("async-teardown/@enabled", yes_no)

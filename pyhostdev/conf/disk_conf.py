@@ -11,8 +11,9 @@ import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.vcpu_conf import MappedIOThread
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
-from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, positive, yes_no
+from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, positive, size_unit, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
     Child,
@@ -200,7 +201,9 @@ class DomainDiskDef(ElementDef):
     detect_zeroes = attribute("driver/@detect_zeroes", enum("off", "on", "unmap"))
     queues = attribute("driver/@queues", number)
     queue_size = attribute("driver/@queue_size", number)
-    metadata_cache = opaque("driver/metadata_cache")
+    iothread_mapping = children("driver/iothreads/iothread", MappedIOThread, since="iothread-mapping")
+    metadata_cache = content("driver/metadata_cache/max_size", big_number)
+    metadata_cache_unit = attribute("driver/metadata_cache/max_size/@unit", size_unit)
     virtio = embedded(VirtioOptions)
     auth = opaque("auth")
     source = child("source", StorageSource)

@@ -225,6 +225,11 @@ class DomainFields(ElementDef):
         return self.max_memory.kib if self.max_memory is not None else None
 
     @property
+    def has_memory_hotplug(self) -> bool:
+        """True when memory can be plugged in; that needs NUMA cells. Mirrors: virDomainDefHasMemoryHotplug"""
+        return self.max_memory is not None and bool(self.max_memory.slots or self.max_memory.kib)
+
+    @property
     def memtune_hard_limit_kib(self) -> int | None:
         """The hard limit of the emulator's memory, in KiB; None without one."""
         return self.hard_limit.kib if self.hard_limit is not None else None

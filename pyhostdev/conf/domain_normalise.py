@@ -111,11 +111,20 @@ def _normalise_memory(dom: DomainFields) -> None:
     dom.memory.value, dom.memory.unit = dom.memory_kib, "KiB"
     if dom.max_memory is not None:
         dom.max_memory.value, dom.max_memory.unit = dom.max_memory.kib, "KiB"
+    for disk in dom.disks:
+        if disk.metadata_cache is not None:
+            disk.metadata_cache *= unit_factor(disk.metadata_cache_unit or "bytes")
+            disk.metadata_cache_unit = "bytes"
     for page in dom.memory_backing.pages:
         if page.size is not None:
             page.size, page.unit = -(-page.size * unit_factor(page.unit) // 1024), "KiB"
     for cell in dom.cpu.cells if dom.cpu is not None else ():
         cell.memory, cell.unit = cell.memory_kib, "KiB"
+        for cache in cell.caches:
+            cache.size, cache.size_unit = cache.size_kib, "KiB"
+            cache.line_size, cache.line_size_unit = cache.line_bytes, "B"
+    for bandwidth in dom.cpu.bandwidths if dom.cpu is not None else ():
+        bandwidth.value, bandwidth.unit = bandwidth.kib, "KiB"
 
 
 def _normalise_features(features: FeaturesDef) -> None:

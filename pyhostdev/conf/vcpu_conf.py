@@ -44,6 +44,23 @@ class IOThreadDef(ThreadPool):
     poll_shrink = attribute("poll/@shrink", big_number, since="iothread-poll")
 
 
+class MappedQueue(ElementDef):
+    """A queue of a device that an I/O thread serves."""
+
+    tag = "queue"
+
+    id = attribute("id", number, required=True)
+
+
+class MappedIOThread(ElementDef):
+    """An I/O thread that serves a device: the queues that are named, or its share of them."""
+
+    tag = "iothread"
+
+    id = attribute("id", positive, required=True)
+    queues = children("queue", MappedQueue)
+
+
 class DefaultIOThread(ThreadPool):
     """The worker pool of QEMU's main loop."""
 

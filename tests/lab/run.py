@@ -16,6 +16,7 @@ import sys
 import time
 from typing import NamedTuple
 
+import fetch
 import suites
 from boot import CACHE, EXIT_NOT_BOOTED, HERE, KERNEL, kernel_of
 

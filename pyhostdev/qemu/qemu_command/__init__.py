@@ -29,6 +29,7 @@ from pyhostdev.qemu.qemu_command import (
     iommu,
     machine,
     memory,
+    memory_device,
     misc,
     tpm,
 )
@@ -64,7 +65,7 @@ _BEFORE_MONITOR = (
     cpu.build_smp,
     cpu.build_iothreads,
     memory.build_numa,
-    misc.build_memories,
+    memory_device.build_memories,
     machine.build_identity,
 )
 _AFTER_MONITOR = (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.qemu.qemu_alias import is_builtin_ide
 from pyhostdev.qemu.qemu_command.builder import on_off, unsupported, virtio_driver, virtio_options
+from pyhostdev.qemu.qemu_command.cpu import thread_mapping
 from pyhostdev.qemu.qemu_domain import is_i440fx, is_q35
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ def _scsi(_build: CommandBuilder, controller: Any) -> Properties:
             "num_queues": controller.queues,
             "cmd_per_lun": controller.cmd_per_lun,
             "max_sectors": controller.max_sectors,
+            "iothread-vq-mapping": thread_mapping(controller),
         }
     elif model in _SCSI_DRIVERS:
         driver = _SCSI_DRIVERS[model]

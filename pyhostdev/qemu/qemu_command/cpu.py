@@ -219,13 +219,33 @@ def build_iothreads(build: CommandBuilder) -> None:
     for number in iothread_numbers(dom):
         thread = threads.get(number)
         build.add_object("iothread", f"iothread{number}", **({} if thread is None else _thread_options(thread)))
+    loop = dom.default_iothread
+    if loop is not None:
+        build.add_object("main-loop", "main-loop", **_pool_options(loop))
+
+
+def thread_mapping(device: Any) -> list[Properties] | None:
+    """
+    Return which I/O threads serve which queues of a device; None where the definition does not say.
+
+    Mirrors: qemuBuildIothreadMapping (src/qemu/qemu_command.c)
+    """
+    found: list[Properties] = []
+    for thread in device.iothread_mapping:
+        queues = {"vqs": [queue.id for queue in thread.queues]} if thread.queues else {}
+        found.append({"iothread": f"iothread{thread.id}", **queues})
+    return found or None
+
+
+def _pool_options(pool: Any) -> Properties:
+    """Return how many workers an event loop has."""
+    return {"thread-pool-min": pool.thread_pool_min, "thread-pool-max": pool.thread_pool_max}
 
 
 def _thread_options(thread: Any) -> Properties:
     """Return the properties of an I/O thread: the size of its worker pool and its polling times."""
     return {
-        "thread-pool-min": thread.thread_pool_min,
-        "thread-pool-max": thread.thread_pool_max,
+        **_pool_options(thread),
         "poll-max-ns": thread.poll_max,
         "poll-grow": thread.poll_grow,
         "poll-shrink": thread.poll_shrink,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.conf.device_conf import DriveAddress
+from pyhostdev.conf.xml.xmlcodec import unit_factor
 from pyhostdev.qemu.qemu_alias import scsi_model
 from pyhostdev.qemu.qemu_command.block import storage_properties
 from pyhostdev.qemu.qemu_command.builder import (
@@ -20,6 +21,7 @@ from pyhostdev.qemu.qemu_command.builder import (
     virtio_driver,
     virtio_options,
 )
+from pyhostdev.qemu.qemu_command.cpu import thread_mapping
 from pyhostdev.qemu.qemu_domain import is_q35
 
 if TYPE_CHECKING:
@@ -154,7 +156,11 @@ def _build_image(build: CommandBuilder, disk: Any, image: Image, node: str, back
     plain: Properties = {"auto-read-only": True, "discard": "unmap"}
     common = {**plain, "cache": cache} if build.release.has("storage-cache-last") else {"cache": cache, **plain}
     build.add_json("-blockdev", {**place, "node-name": storage, **common})
-    build.add_json("-blockdev", {"node-name": top, **content, "driver": image.format, "file": storage, **backing})
+    size = disk.metadata_cache if image.format == "qcow2" and image.source is disk.source else None
+    tables = {"cache-size": size * unit_factor(disk.metadata_cache_unit or "bytes") if size else None}
+    build.add_json(
+        "-blockdev", {"node-name": top, **content, "driver": image.format, **tables, "file": storage, **backing}
+    )
     return top
 
 
@@ -172,7 +178,7 @@ def _refuse(disk: Any) -> None:
     Raises:
         ConfigUnsupportedError: the disk has such an element; the message names it.
     """
-    elements = ("mirror", "transient", "encryption", "auth", "backend_domain", "metadata_cache")
+    elements = ("mirror", "transient", "encryption", "auth", "backend_domain")
     for name in elements:
         if getattr(disk, name) is not None:
             raise unsupported(f"<{name.replace('_', '')}> of a <disk>", disk)
@@ -260,6 +266,7 @@ def _virtio(build: CommandBuilder, disk: Any) -> Properties:
         "driver": virtio_driver("blk", disk.model),
         **virtio_options(disk),
         "iothread": None if disk.iothread is None else f"iothread{disk.iothread}",
+        "iothread-vq-mapping": thread_mapping(disk),
         "ioeventfd": disk.ioeventfd,
         "event_idx": disk.event_idx,
         "num-queues": disk.queues,

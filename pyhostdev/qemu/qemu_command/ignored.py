@@ -122,9 +122,6 @@ IGNORED: dict[str, dict[str, Word]] = {
     "DomainAudioDef": dict.fromkeys(("driver", "runtime_dir"), Word("pyhostdev start sets no environment for sound")),
     "ClockDef": _of_other_kinds("basis", "start"),
     "ChrSourceElement": _of_other_kinds("master", "slave", "clipboard_copypaste", "mouse_mode"),
-    "DomainMemoryDef": _of_other_kinds(
-        "source_path", "source_alignsize", "target_label_size", "target_block", "target_requested"
-    ),
     "DomainControllerDef": _of_other_kinds("max_grant_frames", "max_event_channels"),
     "StorageSource": _of_other_kinds("mode", "pool", "type", "managed", "namespace", "path"),
     "DomainFSDef": _of_other_kinds("source_file", "source_dev", "source_name"),
@@ -326,6 +323,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "TPMSource": {"mode": "there is only one mode, connect"},
     "DomainCryptoDef": {"model": "there is one model", "type": "there is one type"},
     "DomainVsockDef": {"cid_auto": "it means that no CID is given"},
+    "DomainMemoryDef": {"target_current": _OUTPUT},
     "DomainHubDef": {"type": "there is one type, USB"},
     "StorageSource": {"index": _OUTPUT},
     "DomainDiskDef": {

@@ -73,7 +73,12 @@ def _machine_features(build: CommandBuilder) -> list[str]:
         options.append("kernel_irqchip=" + {"qemu": "split", "kvm": "on"}[features.ioapic_driver])
     if features.gic and features.gic_version is not None:
         options.append(f"gic-version={features.gic_version}")
-    return options + _pseries_features(build)
+    options += _pseries_features(build)
+    if features.ras is not None:
+        options.append(f"ras={on_off(features.ras)}")
+    if features.ps2 is not None:
+        options.append(f"i8042={on_off(features.ps2)}")
+    return options
 
 
 def _pseries_features(build: CommandBuilder) -> list[str]:
@@ -100,10 +105,11 @@ def _pseries_features(build: CommandBuilder) -> list[str]:
 def _memory_backend(build: CommandBuilder) -> list[str]:
     dom = build.dom
     flash = flash_options(build)
+    hmat = ["hmat=on"] if dom.cpu is not None and dom.cpu.has_hmat else []
     ram = build.capabilities.machine(str(dom.os.machine)).ram_id
     if ram is None or (dom.cpu is not None and dom.cpu.cells):
-        return flash
-    return [f"memory-backend={ram}", *flash]
+        return [*hmat, *flash]
+    return [f"memory-backend={ram}", *hmat, *flash]
 
 
 def _firmware_switches(build: CommandBuilder) -> list[str]:

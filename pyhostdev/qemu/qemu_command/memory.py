@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.conf.xml.xmlcodec import nodes_of, unit_factor
 from pyhostdev.qemu.qemu_command.builder import on_off, unsupported
+from pyhostdev.qemu.qemu_command.hmat import build_hmat, initiator_options
 from pyhostdev.qemu.qemu_domain import PPC64
 
 if TYPE_CHECKING:
+    from pyhostdev.conf.board_conf import DomainMemoryDef
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 _KIB = 1024
@@ -26,10 +28,16 @@ _POLICIES = {"strict": "bind", "preferred": "preferred", "interleave": "interlea
 
 class MemoryWish(NamedTuple):
     """
-    The memory that a backend object must provide.
+        The memory that a backend object must provide.
 
-    ``node`` is the guest's NUMA cell, None outside cells. ``access`` is shared or private, None if it does not
-    choose. ``named`` is True for the machine's own memory: its id must be the same in all QEMU versions.
+    <<<<<<< HEAD
+        ``node`` is the guest's NUMA cell, None outside cells. ``access`` is shared or private, None if it does not
+        choose. ``named`` is True for the machine's own memory: its id must be the same in all QEMU versions.
+    =======
+        ``node`` is the guest's NUMA cell, None outside cells. ``access`` is shared or private where the cell or the module
+        says so itself. ``named`` is True for the machine's own memory, whose id must not change between QEMU versions.
+        ``module`` is the device that the memory is for, which may say more about it.
+    >>>>>>> domains
     """
 
     alias: str
@@ -38,14 +46,16 @@ class MemoryWish(NamedTuple):
     node: int | None = None
     named: bool = False
     discard: bool | None = None
+    module: DomainMemoryDef | None = None
 
 
 def build_memory(build: CommandBuilder) -> None:
     """Set the size of the guest's memory and add its backend."""
     dom = build.dom
     size = f"size={_initial_kib(build)}k"
-    if dom.max_memory is not None and dom.max_memory.slots:
-        build.add("-m", f"{size},slots={dom.max_memory.slots},maxmem={dom.max_memory.kib}k")
+    if dom.max_memory is not None and dom.has_memory_hotplug:
+        slots = f"slots={dom.max_memory.slots}," if dom.max_memory.slots else ""
+        build.add("-m", f"{size},{slots}maxmem={dom.max_memory.kib}k")
     elif build.release.has("memory-size-in-kib"):
         build.add("-m", size)
     else:
@@ -96,23 +106,50 @@ def add_memory(build: CommandBuilder, wish: MemoryWish) -> None:
 def _backend(build: CommandBuilder, wish: MemoryWish) -> tuple[str, Properties]:
     backing = build.dom.memory_backing
     access = wish.access or backing.access_mode
-    page_kib = _page_kib(backing, wish.node)
-    prealloc = True if page_kib or backing.allocation_mode == "immediate" else None
+    page_kib = _module_page_kib(build, wish)
     kind, properties = _kind(build, wish, access, page_kib)
+    own, prealloc = _module_words(wish.module, page_kib is not None or backing.allocation_mode == "immediate")
     return kind, {
         **properties,
         "share": None if access is None else access == "shared",
         "x-use-canonical-path-for-ramblock-id": False if wish.named and kind != "memory-backend-ram" else None,
+        "reserve": False if wish.module is not None and wish.module.model == "virtio-mem" else None,
         "prealloc": prealloc,
         "prealloc-threads": backing.allocation_threads if prealloc else None,
         "size": wish.kib * _KIB,
-        **_policy(build, wish.node),
+        **own,
+        **_policy(build, wish),
     }
+
+
+def _module_page_kib(build: CommandBuilder, wish: MemoryWish) -> int | None:
+    """Return the page size that a module asks for, else that of its cell; a file has its own pages."""
+    module = wish.module
+    if module is not None and module.source_path is not None:
+        return None
+    if module is not None and module.source_pagesize is not None:
+        kib = module.source_pagesize * unit_factor(module.source_pagesize_unit) // _KIB
+        return None if kib == _PAGE_KIB else kib
+    return _page_kib(build.dom.memory_backing, wish.node)
+
+
+def _module_words(module: DomainMemoryDef | None, prealloc: bool) -> tuple[Properties, bool | None]:
+    """Return what only a module says about its memory, and whether all of it is there from the start."""
+    if module is None or module.model == "dimm":
+        return {}, prealloc or None
+    if module.model != "nvdimm":
+        return {}, None  # virtio devices get it piece by piece, or from their file
+    pmem = bool(module.source_pmem)
+    align = module.source_alignsize
+    words = {"align": align * unit_factor(module.source_alignsize_unit) if align else None, "pmem": pmem or None}
+    return words, None if pmem else True
 
 
 def _kind(build: CommandBuilder, wish: MemoryWish, access: str | None, page_kib: int | None) -> tuple[str, Properties]:
     """Return the type of the memory backend, and the properties of its source."""
     backing = build.dom.memory_backing
+    if wish.module is not None and wish.module.source_path is not None:
+        return "memory-backend-file", {"mem-path": wish.module.source_path}
     if backing.source_type == "memfd":
         huge = {} if page_kib is None else {"hugetlb": True, "hugetlbsize": page_kib * _KIB}
         return "memory-backend-memfd", huge
@@ -123,7 +160,7 @@ def _kind(build: CommandBuilder, wish: MemoryWish, access: str | None, page_kib:
     return "memory-backend-file", {"mem-path": path, "discard-data": discard}
 
 
-def _policy(build: CommandBuilder, node: int | None) -> Properties:
+def _policy(build: CommandBuilder, wish: MemoryWish) -> Properties:
     """
     Return the host nodes of the memory and their policy; empty for mode restrictive, which needs a control group.
 
@@ -131,7 +168,9 @@ def _policy(build: CommandBuilder, node: int | None) -> Properties:
         ConfigUnsupportedError: numad would choose the nodes.
     """
     tune = build.dom.numatune
-    own = next((memnode for memnode in tune.memnodes if memnode.cellid == node), None)
+    if wish.module is not None and wish.module.source_nodemask is not None:
+        return {"host-nodes": nodes_of(wish.module.source_nodemask), "policy": _POLICIES[tune.mode or "strict"]}
+    own = next((memnode for memnode in tune.memnodes if memnode.cellid == wish.node), None)
     if own is None and tune.placement == "auto":
         raise unsupported("Automatic NUMA placement", tune)
     mode, nodes = (tune.mode, tune.nodeset) if own is None else (own.mode, own.nodeset)
@@ -166,17 +205,14 @@ def build_numa(build: CommandBuilder) -> None:
     cpu = build.dom.cpu
     if cpu is None or not cpu.cells:
         return
-    if cpu.interconnects is not None:
-        raise unsupported("<interconnects>", cpu)
     for cell in cpu.cells:
         _build_cell(build, cell)
     if any(cell.distances for cell in cpu.cells):
         _build_distances(build, cpu.cells)
+    build_hmat(build, cpu)
 
 
 def _build_cell(build: CommandBuilder, cell: Any) -> None:
-    if cell.cache is not None:
-        raise unsupported("<cache> of a NUMA cell", cell)
     memory = []
     if cell.memory_kib or not build.release.has("numa-cells-without-memory"):
         alias = f"ram-node{cell.id}"
@@ -184,7 +220,7 @@ def _build_cell(build: CommandBuilder, cell: Any) -> None:
         kib = _aligned(build, cell.memory_kib)
         add_memory(build, MemoryWish(alias, kib, cell.mem_access, cell.id, discard=cell.discard))
     cpus = [f"cpus={part}" for part in (cell.cpus or "").split(",") if part]
-    build.add("-numa", ",".join(["node", f"nodeid={cell.id}", *cpus, *memory]))
+    build.add("-numa", ",".join(["node", f"nodeid={cell.id}", *cpus, *initiator_options(build, cell), *memory]))
 
 
 def _build_distances(build: CommandBuilder, cells: list[Any]) -> None:

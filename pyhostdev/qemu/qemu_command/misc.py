@@ -13,7 +13,6 @@ from pyhostdev.conf.device_conf import SpaprVIOAddress
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.qemu.qemu_command.builder import option_value, unsupported, virtio_driver, virtio_options
 from pyhostdev.qemu.qemu_command.chr import add_chardev
-from pyhostdev.qemu.qemu_command.memory import MemoryWish, add_memory
 from pyhostdev.qemu.qemu_domain import is_i440fx, is_pseries, is_q35
 
 if TYPE_CHECKING:
@@ -160,18 +159,6 @@ def build_panics(build: CommandBuilder) -> None:
             if panic.model != "isa":
                 raise unsupported(f"<panic model='{panic.model}'>", panic)
             build.add_device({"driver": "pvpanic", "ioport": build.address(panic).get("iobase")})
-
-
-def build_memories(build: CommandBuilder) -> None:
-    """Add memory modules."""
-    for module in build.dom.memories:
-        with build.collecting():
-            if module.model != "dimm" or module.source_nodemask is not None or module.source_pagesize is not None:
-                raise unsupported(f"<memory model='{module.model}'>, or its source,", module)
-            backend = f"mem{module.info.alias}"
-            add_memory(build, MemoryWish(backend, module.size_kib, module.access, module.target_node))
-            device: Properties = {"driver": "pc-dimm", "node": module.target_node, "memdev": backend}
-            build.add_device({**device, "id": module.info.alias, **build.address(module)})
 
 
 def build_shmems(build: CommandBuilder) -> None:

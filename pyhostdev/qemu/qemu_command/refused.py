@@ -24,7 +24,6 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "bootloader": (),
         "bootloader_args": (),
         "launch_security": (),
-        "default_iothread": (),
     },
     "OSDef": {
         "init": (),
@@ -62,7 +61,6 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     },
     "DomainVideoDef": {"accel2d": (False,), "rendernode": ()},
     "DomainHostdevDef": {"rawio": (), "sgio": ()},
-    "DomainMemoryDef": {"discard": (False,), "uuid": ()},
 }
 
 

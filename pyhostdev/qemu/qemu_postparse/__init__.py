@@ -107,7 +107,7 @@ class QEMUDefaults:
         Mirrors: qemuDomainDefAddDefaultDevices (src/qemu/qemu_domain.c)
         """
         arch = dom.os.arch
-        if arch in X86:
+        if arch in X86 and dom.features.ps2 is not False:
             for kind in ("mouse", "keyboard"):
                 _maybe_add_input(dom, kind, "ps2")
         has_devices = arch in PPC64 or (arch in X86 and dom.os.machine != "isapc")
@@ -245,7 +245,7 @@ def fill_numa(dom: DomainDef) -> None:
 
     Mirrors: qemuDomainDefNumaCPUsPostParse (src/qemu/qemu_domain.c)
     """
-    if dom.max_memory is not None and dom.max_memory.slots and not (dom.cpu and dom.cpu.cells):
+    if dom.has_memory_hotplug and not (dom.cpu and dom.cpu.cells):
         _add_cell(dom)
     cells: list[Any] = dom.cpu.cells if dom.cpu is not None else []
     used = {cell.id for cell in cells if cell.id is not None}

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
-from pyhostdev.conf.tuning_postparse import iothread_numbers
 from pyhostdev.errors import (
     VIR_ERR_CONFIG_UNSUPPORTED,
     VIR_ERR_XML_DETAIL,
@@ -38,7 +37,7 @@ from pyhostdev.qemu.qemu_validate.display import graphics_errors, video_errors
 from pyhostdev.qemu.qemu_validate.firmware import firmware_errors
 from pyhostdev.qemu.qemu_validate.net import net_errors
 from pyhostdev.qemu.qemu_validate.pci import pci_controller_errors
-from pyhostdev.qemu.qemu_validate.storage import disk_errors
+from pyhostdev.qemu.qemu_validate.storage import disk_errors, thread_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -237,8 +236,7 @@ def _controller_errors(dom: DomainDef, device: Any) -> Errors:
             yield _unsupported(f"A USB controller of model {device.model} has no number of ports", device)
         elif device.ports > _USB_PORTS_MAX:
             yield _unsupported(f"A USB controller has at most {_USB_PORTS_MAX} ports", device)
-    if device.iothread is not None and device.iothread not in iothread_numbers(dom):
-        yield _unsupported(f"There is no I/O thread {device.iothread}", device)
+    yield from thread_errors(dom, device)
     if device.type == "ide" and not is_builtin_ide(dom, device):
         yield _unsupported(f"The machine '{dom.os.machine}' has no IDE controller {device.index}", device)
 

@@ -101,12 +101,34 @@ def _lun_errors(disk: Any) -> Errors:
 def _io_errors(dom: DomainDef, disk: Any) -> Errors:
     if disk.io == "native" and disk.cache not in ("none", "directsync"):
         yield _unsupported("io='native' needs cache='none' or 'directsync'", disk)
-    if disk.iothread is None:
-        return
-    if disk.bus != "virtio":
+    if (disk.iothread is not None or disk.iothread_mapping) and disk.bus != "virtio":
         yield _unsupported(f"A disk on bus {disk.bus} has no I/O thread", disk)
-    elif disk.iothread not in iothread_numbers(dom):
-        yield _unsupported(f"There is no I/O thread {disk.iothread}", disk)
+    else:
+        yield from thread_errors(dom, disk)
+
+
+def thread_errors(dom: DomainDef, device: Any) -> Errors:
+    """
+    Yield what is wrong with the I/O threads of a disk or controller.
+
+    Mirrors: qemuDomainValidateIothreadMapping (src/qemu/qemu_validate.c)
+    """
+    threads = iothread_numbers(dom)
+    if device.iothread is not None and device.iothread not in threads:
+        yield _unsupported(f"There is no I/O thread {device.iothread}", device)
+    mapping = device.iothread_mapping
+    if device.iothread is not None and mapping:
+        yield _unsupported("A device has either one iothread or <iothreads>", device)
+    queues = [queue.id for thread in mapping for queue in thread.queues]
+    for thread in mapping:
+        if thread.id not in threads:
+            yield _unsupported(f"There is no I/O thread {thread.id}", thread)
+        if queues and not thread.queues:
+            yield _unsupported(f"I/O thread {thread.id} has no queue, and others do", thread)
+    if len({thread.id for thread in mapping}) != len(mapping):
+        yield _unsupported("An I/O thread is named twice in <iothreads>", device)
+    if queues and sorted(queues) != list(range(device.queues or 0)):
+        yield _unsupported("<iothreads> must name each of the device's queues once, and 'queues' their number", device)
 
 
 def _iotune_errors(dom: DomainDef, disk: Any) -> Errors:
