@@ -25,7 +25,7 @@ from pyhostdev.util.scantuning import Tuning
 PROVEN = frozenset({(6, 1), (6, 18)})
 
 # An entry is only the first sign of a change: a VF is listed before it is linked to its PF, a function before it is in
-# a group. So a time younger than this is no proof, nor is it where the clock of the files is coarse.
+# a group. So a time younger than this proves nothing; nor does it where the clock of files is coarse.
 SETTLE_NS = 2_000_000_000
 
 Mark = tuple[int, int]  # inode number and time of a directory
@@ -77,7 +77,7 @@ def read_marks(root: HostRoot, tuning: Tuning, before: Marks | None = None) -> M
     Return the marks of a host's directories now; None where times prove nothing.
 
     Args:
-        before: earlier marks of this host: what was asked for its attributes then is not asked again.
+        before: earlier marks of this host: a directory whose attributes were asked for then is not asked again.
     """
     taken = time.time_ns()
     try:

@@ -364,7 +364,7 @@ def test_driver_that_is_loaded_and_unloaded(fake: FakeHost) -> None:
 
 @pytest.mark.parametrize("tuning", [Tuning(), Tuning(linked=True)])
 def test_directory_proves_nothing(fake: FakeHost, tuning: Tuning, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no sysfs is read in full each time, however old its times are."""
+    """A directory outside sysfs is read in full each time, however old its times are."""
     old = scanrefresh.scan(fake.root, tuning)
     assert old.proof is None
     with counted(monkeypatch) as calls:
