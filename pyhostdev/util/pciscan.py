@@ -22,7 +22,7 @@ from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
 from pyhostdev.util import confined
 from pyhostdev.util.groupindex import GroupIndex
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pciaddress import PCIDeviceAddress, address_of, key_of
 
 # struct phd_record of csrc/pciscan.cdef.h
 _RECORD = struct.Struct("=QQIIIHHHHHH")
@@ -219,17 +219,6 @@ def _record(address: str, fields: tuple[int, ...], drivers: dict[int, str], phys
         class_ if have & HAVE_CLASS else None,
         *rest,
     )
-
-
-def key_of(address: PCIDeviceAddress) -> int:
-    """Return the number by which the scanner identifies and sorts a function."""
-    domain, bus, slot, function = address
-    return domain << 16 | bus << 8 | slot << 3 | function
-
-
-def address_of(key: int) -> PCIDeviceAddress:
-    """Return the address of the function with a scanner's number."""
-    return PCIDeviceAddress(key >> 16, key >> 8 & 0xFF, key >> 3 & 0x1F, key & 7)
 
 
 def scan(root: HostRoot, *, ids_once_per_pf: bool = True) -> Snapshot:

@@ -18,7 +18,7 @@ from pyhostdev.conf.os_conf import OSDef
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
 from pyhostdev.qemu import define
 from pyhostdev.qemu.qemu_capabilities import load
-from pyhostdev.qemu.qemu_command.builder import DomainPaths
+from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_process import daemons as daemons_module
 from pyhostdev.qemu.qemu_process.access import needed_files
 from pyhostdev.qemu.qemu_process.daemons import Daemons, DaemonSpec, daemon_specs
