@@ -137,7 +137,7 @@ class _Planner:
     def _read_members(self) -> dict[int, list[virpci.GroupMember]]:
         groups = {r.dev.iommu_group for r in self.present if r.dev is not None}
         numbers = sorted(group for group in groups if group is not None)
-        known = {str(r.address): virpci.GroupMember.of(r.dev) for r in self.present if r.dev is not None}
+        known = {str(r.address): r.dev.as_group_member() for r in self.present if r.dev is not None}
         return {n: virpci.read_iommu_group_members(self.host.root, n, known=known) for n in numbers}
 
     def _read_siblings(self) -> dict[PCIDeviceAddress, list[virpci.PCIDevice]]:

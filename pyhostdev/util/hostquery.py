@@ -24,7 +24,7 @@ from pyhostdev.util.pciassign import (
     vfs_obstacle,
 )
 from pyhostdev.util.pcidriver import VFIO_PCI
-from pyhostdev.util.virpci import GroupMember, PCIDevice
+from pyhostdev.util.virpci import PCIDevice
 
 _CLASS = 2
 # For each part of a filter: index of the Identity field, mask, number of digits
@@ -243,7 +243,7 @@ class HostFunctions(Sequence[PCIDevice]):
         if dev.iommu_group is None:
             return
         peers = [other for other in self.iommu_group_members(dev) if other.address != dev.address]
-        members = [GroupMember.of(peer) for peer in peers]
+        members = [peer.as_group_member() for peer in peers]
         known = {str(dev.address)} | {member.name for member in members}
         members += virpci.read_iommu_group_members(self.root, dev.iommu_group, skip=known)
         for member in members:

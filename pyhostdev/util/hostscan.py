@@ -15,7 +15,7 @@ from pyhostdev.util import pciscan, scanrefresh
 from pyhostdev.util.hostquery import HostFunctions, Identity
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage
-from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pciaddress import PCIDeviceAddress, address_of
 from pyhostdev.util.scancolumns import ScanColumns
 from pyhostdev.util.virpci import PCIDevice
 
@@ -163,7 +163,7 @@ def _places(snapshot: pciscan.Snapshot, shift: int) -> Iterator[tuple[PCIDeviceA
     columns = zip(snapshot.column("key"), snapshot.column("have"), strict=True)
     rows = [(key, i) for i, (key, have) in enumerate(columns) if not have & pciscan.HAVE_PHYSFN]
     for place, members in groupby(rows, lambda row: row[0] >> shift):
-        yield pciscan.address_of(place << shift), [position for _, position in members]
+        yield address_of(place << shift), [position for _, position in members]
 
 
 def _slot_positions(snapshot: pciscan.Snapshot) -> Positions[tuple[int, int, int]]:
@@ -183,7 +183,7 @@ def _driver_positions(snapshot: pciscan.Snapshot) -> Positions[str]:
 def _vf_positions(snapshot: pciscan.Snapshot) -> Positions[PCIDeviceAddress]:
     columns = zip(snapshot.column("physfn"), snapshot.column("have"), strict=True)
     found = _collect(pf if have & pciscan.HAVE_PHYSFN else None for pf, have in columns)
-    return {pciscan.address_of(pf): vfs for pf, vfs in found.items() if pf is not None}
+    return {address_of(pf): vfs for pf, vfs in found.items() if pf is not None}
 
 
 def _identity_positions(snapshot: pciscan.Snapshot) -> Positions[Identity]:

@@ -13,7 +13,7 @@ from pyhostdev.util import pciscan
 from pyhostdev.util.hostquery import HostFunctions, Identity
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostscan import Scan
-from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pciaddress import PCIDeviceAddress, key_of
 from pyhostdev.util.virpci import PCIDevice
 
 K = TypeVar("K")
@@ -119,7 +119,7 @@ class LiveScan(HostFunctions):
 
     def find(self, address: PCIDeviceAddress | str) -> PCIDevice | None:
         """Return the function at an address, None if the host has none."""
-        return self._devices.get(pciscan.key_of(PCIDeviceAddress.of(address)))
+        return self._devices.get(key_of(PCIDeviceAddress.of(address)))
 
     # Changes
 
@@ -140,7 +140,7 @@ class LiveScan(HostFunctions):
         numbers = snapshot.column("key")
         found = {number: index for index, number in enumerate(numbers)}
         for address in addresses:
-            number = pciscan.key_of(address)
+            number = key_of(address)
             index = found.get(number)
             dev = None if index is None else PCIDevice(self.root, snapshot, index)
             self._change(number, self._devices.get(number), dev)

@@ -97,3 +97,14 @@ class PCIDeviceAddress(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.domain:04x}:{self.bus:02x}:{self.slot:02x}.{self.function:x}"
+
+
+def key_of(address: PCIDeviceAddress) -> int:
+    """Return the number by which the scanner identifies and sorts a function."""
+    domain, bus, slot, function = address
+    return domain << 16 | bus << 8 | slot << 3 | function
+
+
+def address_of(key: int) -> PCIDeviceAddress:
+    """Return the address of the function with a scanner's number."""
+    return PCIDeviceAddress(key >> 16, key >> 8 & 0xFF, key >> 3 & 0x1F, key & 7)

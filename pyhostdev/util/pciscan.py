@@ -18,7 +18,7 @@ from pyhostdev.errors import SysfsError
 from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
 from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pciaddress import PCIDeviceAddress, key_of
 from pyhostdev.util.pcisnapshot import (
     HAVE_CLASS,
     HAVE_DEVICE,
@@ -28,8 +28,6 @@ from pyhostdev.util.pcisnapshot import (
     RECORD,
     ScanRecord,
     Snapshot,
-    address_of,
-    key_of,
 )
 from pyhostdev.util.scantuning import Tuning
 
@@ -43,9 +41,7 @@ __all__ = [
     "ScanRecord",
     "Snapshot",
     "Tuning",
-    "address_of",
     "confined",
-    "key_of",
     "packed_snapshot",
     "read_config",
     "scan",

@@ -13,7 +13,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from pyhostdev.util.groupindex import GroupIndex
-from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pciaddress import PCIDeviceAddress, address_of, key_of
 
 if TYPE_CHECKING:
     from pyhostdev.util.scanproof import Proof
@@ -208,14 +208,3 @@ def column_of(packed: bytes | bytearray, name: str) -> memoryview[int]:
     """Return one field of packed records; of a bytearray, it can be written."""
     kind, where = _COLUMNS[name]
     return memoryview(packed).cast(kind)[where]
-
-
-def key_of(address: PCIDeviceAddress) -> int:
-    """Return the number by which the scanner identifies and sorts a function."""
-    domain, bus, slot, function = address
-    return domain << 16 | bus << 8 | slot << 3 | function
-
-
-def address_of(key: int) -> PCIDeviceAddress:
-    """Return the address of the function with a scanner's number."""
-    return PCIDeviceAddress(key >> 16, key >> 8 & 0xFF, key >> 3 & 0x1F, key & 7)

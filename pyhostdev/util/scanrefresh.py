@@ -15,8 +15,9 @@ from collections.abc import Iterator
 
 from pyhostdev.util import pciscan
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import address_of
 from pyhostdev.util.pciscan import FunctionReader, Snapshot
-from pyhostdev.util.pcisnapshot import HAVE_DRIVER, HAVE_IOMMU_GROUP, RECORD, address_of, column_of
+from pyhostdev.util.pcisnapshot import HAVE_DRIVER, HAVE_IOMMU_GROUP, RECORD, column_of
 from pyhostdev.util.scanproof import Marks, Proof, read_marks
 from pyhostdev.util.scantuning import Tuning
 

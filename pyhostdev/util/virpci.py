@@ -11,18 +11,16 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyhostdev.errors import HostdevError, SysfsError
+from pyhostdev.errors import SysfsError
 from pyhostdev.util import pciconfig, pciregs, pciscan
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.iommugroup import MEMBERS_MAX, read_group
+from pyhostdev.util.iommugroup import GroupMember, is_vfio_driver, read_group, read_iommu_group_members
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virfile import (
-    is_directory,
     list_names,
     read_attribute,
     read_link,
@@ -35,6 +33,7 @@ __all__ = [
     "GroupMember",
     "PCIDevice",
     "PCIDeviceAddress",
+    "is_vfio_driver",
     "read_iommu_group_members",
     "read_pci_device",
 ]
@@ -44,20 +43,6 @@ T = TypeVar("T")
 BUS_RESETS = ("bus", "cxl_bus")
 VFS_MAX = 0xFFFF  # SR-IOV 1.1, 3.3.6: TotalVFs has 16 bits
 _OWN_DOMAIN = re.compile(r"pci([0-9a-f]{4,8}):[0-9a-f]{2}")
-
-
-class GroupMember(NamedTuple):
-    """One entry of an IOMMU group; ``address`` is None if the entry is not a PCI function."""
-
-    name: str
-    address: PCIDeviceAddress | None
-    driver: str | None
-    is_vfio: bool
-
-    @classmethod
-    def of(cls, dev: PCIDevice) -> GroupMember:
-        """Return a function as a member of its group, as it was when it was read."""
-        return cls(str(dev.address), dev.address, dev.driver, dev.is_vfio)
 
 
 @lru_cache(maxsize=1024)  # VFs come by the hundred, PFs do not
@@ -307,6 +292,10 @@ class PCIDevice:
         slot = 0 if self.is_ari else self.address.slot
         return self.address._replace(slot=slot, function=0)
 
+    def as_group_member(self) -> GroupMember:
+        """Return the function as a member of its IOMMU group, as it was when it was read."""
+        return GroupMember(str(self.address), self.address, self.driver, self.is_vfio)
+
     def read_siblings(self) -> list[PCIDevice]:
         """
         Return all functions of this device, itself included, sorted by address; VFs are left out.
@@ -453,41 +442,3 @@ def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | No
     dev = PCIDevice(root, [record], 0)
     dev._facts["incarnation"] = status.st_ino
     return dev
-
-
-def is_vfio_driver(root: HostRoot, address: PCIDeviceAddress, driver: str | None) -> bool:
-    """
-    Tell whether a device is bound to vfio-pci or one of its variants: these create a ``vfio-dev`` directory.
-
-    Mirrors: virPCIDeviceGetCurrentDriverNameAndType (src/util/virpci.c)
-    """
-    if driver is None:
-        return False
-    return driver == "vfio-pci" or is_directory(root, os.path.join(root.pci_device(address), "vfio-dev"))
-
-
-def _group_member(root: HostRoot, group: int, name: str) -> GroupMember:
-    try:
-        address = PCIDeviceAddress.parse(name)
-    except HostdevError:
-        link = os.path.join(root.iommu_group_devices(group), name, "driver")
-        return GroupMember(name, None, read_link_name(root, link), is_vfio=False)
-    driver = read_link_name(root, os.path.join(root.pci_device(address), "driver"))
-    return GroupMember(name, address, driver, is_vfio_driver(root, address, driver))
-
-
-def read_iommu_group_members(
-    root: HostRoot, group: int, skip: Container[str] = (), *, known: Mapping[str, GroupMember] = MappingProxyType({})
-) -> list[GroupMember]:
-    """
-    Return every member of a group, PCI functions first and by address, then the others by name.
-
-    Args:
-        skip: names to leave out.
-        known: members that were read before, by name.
-
-    Mirrors: virPCIDeviceAddressIOMMUGroupIterate (src/util/virpci.c)
-    """
-    names = list_names(root, root.iommu_group_devices(group), MEMBERS_MAX)
-    members = [known.get(name) or _group_member(root, group, name) for name in names if name not in skip]
-    return sorted(members, key=lambda m: (m.address is None, m.address or (), m.name))

@@ -13,7 +13,8 @@ from fieldreads import FieldName, below, defined_corpus, definitions, fields, is
 from pyhostdev import DomainDef
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import Field, Opaque
-from pyhostdev.qemu.qemu_command.ignored import ELSEWHERE, IGNORED, REFUSED_BY_START
+from pyhostdev.qemu.qemu_command.elsewhere import ELSEWHERE
+from pyhostdev.qemu.qemu_command.ignored import IGNORED, REFUSED_BY_START
 from pyhostdev.qemu.qemu_command.refused import REFUSED
 
 TABLES: dict[str, Mapping[str, Mapping[str, Any]]] = {

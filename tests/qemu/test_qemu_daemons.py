@@ -21,7 +21,7 @@ from pyhostdev.hypervisor import program_journal
 from pyhostdev.hypervisor.program_journal import ProgramJournal
 from pyhostdev.qemu import define
 from pyhostdev.qemu.qemu_capabilities import load
-from pyhostdev.qemu.qemu_command.builder import DomainPaths
+from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_process import daemons as daemons_module
 from pyhostdev.qemu.qemu_process.access import needed_files
 from pyhostdev.qemu.qemu_process.daemons import Daemons, DaemonSpec, daemon_specs

@@ -13,6 +13,7 @@ from pyhostdev.testing.generator import make_tree
 from pyhostdev.util import pciscan
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostscan import Scan
+from pyhostdev.util.pciaddress import key_of
 
 FACTS = ("vendor", "device", "class_", "driver", "iommu_group")
 
@@ -61,7 +62,7 @@ def test_packed_columns_are_the_scanners(fakehost: Callable[[str], FakeHost]) ->
     """Numbers without a copy; ``have`` tells the unknown from zero; an unknown name is an error."""
     scan = read(fakehost("sriov").root)
     columns = scan.columns()
-    assert [pciscan.key_of(dev.address) for dev in scan] == list(columns.packed("key"))
+    assert [key_of(dev.address) for dev in scan] == list(columns.packed("key"))
     are_vfs = [bool(have & pciscan.HAVE_PHYSFN) for have in columns.packed("have")]
     assert [dev.is_virtual_function for dev in scan] == are_vfs
     assert columns.packed("vendor").readonly

@@ -10,6 +10,7 @@ Mirrors: qemuBuildCommandLine (src/qemu/qemu_command.c)
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.domain_limits import refuse_too_large
@@ -34,10 +35,11 @@ from pyhostdev.qemu.qemu_command import (
     tpm,
 )
 from pyhostdev.qemu.qemu_command import chr as chr_
-from pyhostdev.qemu.qemu_command.builder import CommandBuilder, DomainPaths, unsupported
+from pyhostdev.qemu.qemu_command.builder import CommandBuilder, unsupported
 from pyhostdev.qemu.qemu_command.hostdev import build_hostdevs
 from pyhostdev.qemu.qemu_command.namespace import KNOWN_PATHS, build_arguments
 from pyhostdev.qemu.qemu_command.net import build_interfaces
+from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_command.refused import unbuilt_errors
 from pyhostdev.qemu.qemu_domain.define import define
 from pyhostdev.qemu.qemu_hostdev import find_usb_devices
@@ -127,52 +129,57 @@ def build_command_line(
     usb_may_be_absent: bool = False,
 ) -> list[str]:
     """
-    Return the emulator and its arguments; the definition itself is not changed.
-
-    Missing defaults and addresses are filled in first, on a copy.
+    Return the emulator and its arguments; missing defaults and addresses are filled in on a copy of the definition.
 
     Args:
         capabilities: of the domain's emulator; None uses the stored ones.
-        host: knows which functions are conventional PCI; without it, all count as PCI Express.
         monitor_fd: a listening socket that QEMU inherits; None lets QEMU create the socket.
         keep_together: True puts the assigned functions of one host device into one guest slot.
-        tap_fd: opens one queue of an interface's tap and returns the descriptor that QEMU inherits.
-        device_fd: does the same for any purpose of a device: "tap", "vhost", "vdpa", "vsock" or "usb"; if it returns
-            None for "usb", QEMU opens the node. Without tap_fd and device_fd, descriptors are numbered from 3, and the
-            caller opens them.
-        socket_fd: returns the descriptor of the socket that listens at a path; None lets QEMU create the sockets.
-        vfio_fd: returns the descriptor of a function's VFIO node that QEMU inherits, or of ``/dev/iommu`` for None;
-            not given if the command line is only shown.
-        file_fd: opens a file of the host and returns the descriptor that QEMU inherits, or None if QEMU opens it.
-        release: the libvirt release whose command line is printed.
+        tap_fd: the part of ``device_fd`` for purpose "tap".
+        host, device_fd, socket_fd, vfio_fd, file_fd: see ``CommandBuilder``.
         usb_may_be_absent: True lets QEMU look for a USB device that the host lacks at present.
-
     Raises:
-        ConfigError: the definition is wrong.
-        ConfigUnsupportedError: we cannot build a part of the definition; ``others`` has the further errors.
-
+        ConfigError: the definition is invalid, or we cannot build a part of it; ``others`` has further errors.
     Mirrors: qemuBuildCommandLine (src/qemu/qemu_command.c)
     """
-    refuse_too_large(dom)  # before anything else is made from it
+    refuse_too_large(dom)
     errors = unmodelled_errors(dom)
     capabilities = capabilities or stored_capabilities(dom, release)
+    dom = _complete(dom, errors, capabilities, partial(define, host=host, keep_together=keep_together, release=release))
+    paths = DomainPaths.of(state_dir, dom.name or "", domain_id)
+    opener = device_fd or _only_taps(tap_fd)
+    build = CommandBuilder(dom, capabilities, paths, opener, socket_fd, release, vfio_fd, file_fd, host)
+    _build_all(build, monitor_fd, usb_may_be_absent)
+    raise_all([*errors, *build.errors])
+    return build.args
+
+
+def _complete(
+    dom: DomainDef, errors: list[ConfigError], capabilities: QEMUCapabilities, define_: Callable[..., DomainDef]
+) -> DomainDef:
+    """
+    Return the complete definition with aliases; append the errors of fields that are not built to ``errors``.
+
+    Raises:
+        ConfigError: the definition is invalid; ``others`` has the further errors.
+    """
     try:
-        dom = define(dom, capabilities, host, keep_together=keep_together, release=release)
+        dom = define_(dom, capabilities)
     except ConfigError as err:
         raise_all([*errors, err, *unbuilt_errors(dom)])
     errors += unbuilt_errors(dom)
     assign_aliases(dom)
-    paths = DomainPaths.of(state_dir, dom.name or "", domain_id)
-    opener = device_fd or _only_taps(tap_fd)
-    build = CommandBuilder(dom, capabilities, paths, opener, socket_fd, release, vfio_fd, file_fd, host)
+    return dom
+
+
+def _build_all(build: CommandBuilder, monitor_fd: int | None, usb_may_be_absent: bool) -> None:
+    """Build all parts of the command line, in libvirt's order."""
     with build.collecting():
-        find_usb_devices(dom, host, may_be_absent=usb_may_be_absent)
-    build.add(str(dom.emulator))
+        find_usb_devices(build.dom, build.host, may_be_absent=usb_may_be_absent)
+    build.add(str(build.dom.emulator))
     _build(build, _BEFORE_MONITOR)
     machine.build_monitor(build, monitor_fd)
     _build(build, _AFTER_MONITOR)
-    raise_all([*errors, *build.errors])
-    return build.args
 
 
 def _only_taps(tap_fd: Callable[[Any], int] | None) -> Callable[[str, Any], int | None] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import (
     DIMMAddress,
@@ -24,6 +24,7 @@ from pyhostdev.conf.device_conf import (
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
 from pyhostdev.qemu.qemu_command.bootorder import boot_order
+from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_domain.namespace import namespace_of
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.virxml import printable, shown
@@ -41,59 +42,10 @@ if TYPE_CHECKING:
 
 Properties = dict[str, Any]
 
-_SHORT_NAME_MAX = 20
 _FIRST_FD = 3  # after standard input, output and error
 DEVICE_JSON = "device.json"  # libvirt's name of the capability: -device accepts JSON
 NULL = object()  # the value of a property that is printed as null; None omits the property
 QDEV_WORDS = ("driver", "bus", "id")  # keys that every -device accepts
-
-
-class DomainPaths(NamedTuple):
-    """
-    The paths of the files of one run of a domain.
-
-    Mirrors: virDomainDefGetShortName (src/conf/domain_conf.c), qemuDomainSetPrivatePaths
-    """
-
-    state_dir: str
-    short_name: str
-
-    @classmethod
-    def of(cls, state_dir: str, name: str, domain_id: int) -> DomainPaths:
-        """Return the paths of a domain; long names are truncated, the id keeps them unique."""
-        return cls(state_dir, f"{domain_id}-{name[:_SHORT_NAME_MAX]}")
-
-    @property
-    def lib_dir(self) -> str:
-        """The directory of the files of this run."""
-        return f"{self.state_dir}/lib/qemu/domain-{self.short_name}"
-
-    @property
-    def master_key(self) -> str:
-        """The file with the key that encrypts the secrets on the command line; created before QEMU starts."""
-        return f"{self.lib_dir}/master-key.aes"
-
-    def memory(self, alias: str) -> str:
-        """
-        Return the path of the file that backs shared memory.
-
-        Mirrors: qemuGetMemoryBackingPath (src/qemu/qemu_conf.c)
-        """
-        return f"{self.state_dir}/lib/qemu/ram/{self.short_name}/{alias}"
-
-    @property
-    def tpm_socket(self) -> str:
-        """The path of the socket at which the TPM emulator of this run listens."""
-        return f"{self.state_dir}/swtpm/{self.short_name}-swtpm.sock"
-
-    def fs_socket(self, alias: str) -> str:
-        """Return the path of the socket at which the daemon of a file system listens."""
-        return f"{self.lib_dir}/{alias}-fs.sock"
-
-    @property
-    def channels(self) -> str:
-        """The directory of the sockets of channels without a path in the definition."""
-        return f"{self.state_dir}/lib/qemu/channel/target/domain-{self.short_name}"
 
 
 def option_value(text: str) -> str:
@@ -145,12 +97,16 @@ class CommandBuilder:
     The command line under construction, with the facts that its parts need.
 
     Args:
-        device_fd: returns the descriptor that QEMU inherits for a purpose of a device, such as the tap of an
-        interface; without it, descriptors are numbered from 3.
+        device_fd: opens a device for a purpose ("tap", "vhost", "vdpa", "vsock" or "usb") and returns the descriptor
+            that QEMU inherits; for "usb" it may return None, and QEMU opens the node. Without it, descriptors are
+            numbered from 3, and the caller opens them.
         socket_fd: returns the descriptor of the socket that listens at a path; None lets QEMU create the sockets.
-        vfio_fd: returns the descriptor of a function's VFIO node, or of ``/dev/iommu`` for None.
+        release: the libvirt release whose command line is built.
+        vfio_fd: returns the descriptor of a function's VFIO node, or of ``/dev/iommu`` for None; not given if the
+            command line is only shown.
         file_fd: opens a file of the host and returns the descriptor that QEMU inherits, or None if QEMU opens it.
-        host: the facts that only the host knows; None if they are not available.
+        host: the facts that only the host knows, such as which functions are conventional PCI; without it, all count
+            as PCI Express.
     """
 
     def __init__(

@@ -18,9 +18,9 @@ from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
 from pyhostdev.hypervisor.vf_network import VFNetwork, vf_consents, vf_obstacles
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 from pyhostdev.qemu.qemu_command import build_command_line
-from pyhostdev.qemu.qemu_command.builder import DomainPaths
 from pyhostdev.qemu.qemu_command.ignored import start_words
 from pyhostdev.qemu.qemu_command.namespace import environment_of
+from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_domain import memlock_limit
 from pyhostdev.qemu.qemu_domain.define import define as define_domain
 from pyhostdev.qemu.qemu_driver.iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes

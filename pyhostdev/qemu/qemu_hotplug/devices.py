@@ -25,9 +25,10 @@ from pyhostdev.errors import (
 )
 from pyhostdev.hypervisor.hostdev_attach import unit_of
 from pyhostdev.qemu.qemu_alias import hostdev_alias
-from pyhostdev.qemu.qemu_command.builder import CommandBuilder, DomainPaths
+from pyhostdev.qemu.qemu_command.builder import CommandBuilder
 from pyhostdev.qemu.qemu_command.hostdev import hotplug_properties
 from pyhostdev.qemu.qemu_command.ignored import start_words
+from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_command.refused import unbuilt_errors
 from pyhostdev.qemu.qemu_domain_address import occupied_addresses
 from pyhostdev.qemu.qemu_validate import QEMURules

@@ -28,14 +28,14 @@ from pyhostdev.qemu.qemu_process.places import make_private_directory
 from pyhostdev.qemu.qemu_process.sockets import listen
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.spawn import spawn
+from pyhostdev.util.undo import UndoOnExit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.host import Host
-    from pyhostdev.qemu.qemu_command.builder import DomainPaths
+    from pyhostdev.qemu.qemu_command.paths import DomainPaths
     from pyhostdev.util.ownership import Ownership
 
 END_TIMEOUT_S = 5.0  # from the end of QEMU to the end of its program; and after each signal
@@ -125,7 +125,7 @@ def _virtiofsd(filesystem: Any, paths: DomainPaths) -> DaemonSpec:
     return DaemonSpec(what, virtiofsd_program(filesystem), "--fd={fd}", words, socket)
 
 
-class Daemons:
+class Daemons(UndoOnExit):
     """
     The programs of one guest; on exit they are terminated and their sockets removed. Their state stays.
 
@@ -141,27 +141,16 @@ class Daemons:
     def __init__(
         self, specs: Sequence[DaemonSpec], ownership: Ownership | None, journal: ProgramJournal, owner: str
     ) -> None:
+        super().__init__()
         self.specs = specs
         self.ownership = ownership
         self.journal = journal
         self.owner = owner
         self.lock_fds: list[int] = []  # of records; QEMU inherits them, so that they tell whether it lives
-        self._undo = contextlib.ExitStack()
 
-    def __enter__(self) -> Daemons:
-        with contextlib.ExitStack() as undo:
-            for spec in self.specs:
-                self._start(spec, undo)
-            self._undo = undo.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        err: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._undo.close()
+    def _begin(self, undo: contextlib.ExitStack) -> None:
+        for spec in self.specs:
+            self._start(spec, undo)
 
     def _start(self, spec: DaemonSpec, undo: contextlib.ExitStack) -> None:
         try:

@@ -24,11 +24,11 @@ from pyhostdev.qemu.qemu_command.net import TAP_TYPES
 from pyhostdev.qemu.qemu_hostdev import find_usb_devices
 from pyhostdev.qemu.qemu_process.interface import InterfaceConnector, open_vhosts
 from pyhostdev.util.charnode import USB_MAJOR, open_character_device
+from pyhostdev.util.undo import UndoOnExit
 from pyhostdev.util.virfile import read_link_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.host import Host
@@ -37,7 +37,7 @@ _VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60  # linux/vhost.h
 _TRIES_MAX = 1 << 16  # guests on one host
 
 
-class DeviceDescriptors:
+class DeviceDescriptors(UndoOnExit):
     """
     The descriptors of one guest's devices; on exit they are closed.
 
@@ -48,31 +48,20 @@ class DeviceDescriptors:
     """
 
     def __init__(self, dom: DomainDef, host: Host) -> None:
+        super().__init__()
         self.dom = dom
         self.host = host
         self._open: dict[tuple[str, str], list[int]] = {}
-        self._undo = contextlib.ExitStack()
         self._inherited: list[int] = []
         self.links_down: list[str] = []  # aliases of network cards whose link is down at the start
 
-    def __enter__(self) -> DeviceDescriptors:
+    def _begin(self, undo: contextlib.ExitStack) -> None:
         named = self.dom.copy()
         assign_aliases(named)
         self.links_down = [str(net.info.alias) for net in named.interfaces if net.link_state == "down"]
-        with contextlib.ExitStack() as undo:
-            self._connect_interfaces(named, undo)
-            self._open_usb(named, undo)
-            self._open_vsock(named, undo)
-            self._undo = undo.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        err: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._undo.close()
+        self._connect_interfaces(named, undo)
+        self._open_usb(named, undo)
+        self._open_vsock(named, undo)
 
     def fd(self, purpose: str, device: Any) -> int:
         """Return the next descriptor for a purpose of a device."""

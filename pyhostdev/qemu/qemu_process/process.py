@@ -2,10 +2,10 @@
 """
 Run one guest in the foreground: from fork to the proven end of its QEMU.
 
-The end is proven by a pidfd before anything here returns or raises, so that a caller can give host
-devices back right away.
+Before a function here returns or raises, a pidfd has proven the end of QEMU, so that a caller can reattach host
+devices at once.
 
-Processes: one fork, safe beside other threads; signals are taken over in the main thread only.
+Processes: one fork, safe in a threaded process; signals are handled in the main thread only.
 
 Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
 """
@@ -40,9 +40,9 @@ _T = TypeVar("_T")
 
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
-GREETING_TIMEOUT_S = 120.0  # pinning a big guest's memory comes before the greeting
+GREETING_TIMEOUT_S = 120.0  # QEMU pins the guest's memory before the greeting
 ANSWER_TIMEOUT_S = 30.0
-HANGUP_TIMEOUT_S = 2.0  # between QEMU's last word and its end
+HANGUP_TIMEOUT_S = 2.0  # from the end of the connection to QEMU's end
 QUIT_TIMEOUT_S = 10.0
 TERM_TIMEOUT_S = 10.0
 
@@ -54,7 +54,7 @@ END_REASONS = {ON_POWEROFF: SHUTDOWN, ON_REBOOT: SHUTDOWN, ON_CRASH: CRASHED}
 
 
 class Domain(Lifecycle, Protocol):
-    """What of a domain's definition its process needs; a DomainDef is one."""
+    """The part of a domain's definition that its process needs; a DomainDef has it."""
 
     @property
     def name(self) -> str | None:
@@ -65,9 +65,8 @@ class GuestOutcome(NamedTuple):
     """
     How a guest ended.
 
-    ``reason`` is "shutdown" (the guest's own doing), "destroyed" (asked for from outside) or
-    "crashed" (the guest panicked, or QEMU failed: then ``failed`` is True). ``status`` is QEMU's
-    exit status, negative for a signal.
+    ``reason`` is "shutdown" (by the guest), "destroyed" (by a request from outside) or "crashed" (the guest panicked,
+    or QEMU failed: then ``failed`` is True). ``status`` is QEMU's exit status, negative for a signal.
 
     Mirrors: virDomainShutoffReason
     """
@@ -200,7 +199,7 @@ class _Guest:
         )
 
     async def end(self) -> None:
-        """Ask QEMU to end, ever less kindly; leaving the process kills what is left then."""
+        """End QEMU by quit, then by SIGTERM; the exit of the process's context kills it."""
         try:
             if not await self._quit():
                 self.process.send_signal(signal.SIGTERM)
@@ -219,9 +218,9 @@ class _Guest:
 @contextlib.contextmanager
 def held_signals() -> Iterator[None]:
     """
-    Hold back the signals that ask a program to end; what came meanwhile arrives at the end.
+    Block the signals that end a program; those that came are delivered at the end of the block.
 
-    Inside, run_guest still takes them, as the end of its guest.
+    Inside, run_guest still receives them, and ends its guest.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     try:
@@ -233,9 +232,9 @@ def held_signals() -> Iterator[None]:
 @contextlib.contextmanager
 def _end_signals(react: Callable[[], None]) -> Iterator[None]:
     """
-    Turn the signals that ask a program to end into calls of react, held back ones too; the old handlers return.
+    Call ``react`` for each signal that ends a program, including blocked ones; restore the handlers at the end.
 
-    Only a program's main thread has them to give: elsewhere nothing happens.
+    In a thread other than the main thread it does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -254,8 +253,20 @@ def _end_signals(react: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Request(NamedTuple):
-    """What run_guest was asked for."""
+class _GuestRun(NamedTuple):
+    """
+    One run of a guest; the optional arguments of ``run_guest``.
+
+    ``argv_builder`` receives the descriptor of the listening monitor socket and returns QEMU's argv, which starts the
+    guest paused (-S) and keeps QEMU when the guest powers off (-no-shutdown). ``memlock_limit`` is the number of bytes
+    that QEMU may lock; None keeps the limit. ``on_started`` is called with QEMU's pid when the guest runs.
+    ``ownership`` is the user that QEMU runs as, without any privilege; None keeps the current user. ``pass_fds`` are
+    the descriptors in the argv besides the monitor's. ``on_spawned`` is called when QEMU has inherited the
+    descriptors, so that copies that would hold a device can be closed; it must not raise. ``environment`` has
+    variables for QEMU. ``links_down`` are the aliases of network cards whose link is down at the start. ``control``
+    provides a second monitor and reacts to device events; None for a guest without hot-plug. ``before_running``
+    changes settings of the paused QEMU; it receives the monitor and QEMU's pid.
+    """
 
     argv_builder: ArgvBuilder
     name: str | None
@@ -270,7 +281,15 @@ class _Request(NamedTuple):
     control: Control | None
     before_running: BeforeRunning | None
 
+    def run_in(self, runtime_dir: str, log_path: str | None) -> GuestOutcome:
+        """Run the guest with its files in a directory."""
+        gid = None if self.ownership is None else self.ownership.gid
+        log_path = None if log_path is None else os.path.abspath(log_path)
+        with standard_descriptors(), RuntimeDir(runtime_dir, gid) as runtime, runtime.open_log(log_path) as output:
+            return asyncio.run(self.run(runtime, output))
+
     def spawn(self, runtime: RuntimeDir, output: OutputPipe) -> QEMUProcess:
+        """Start QEMU with its monitors on listening sockets."""
         with contextlib.ExitStack() as listening:
             monitor_fd = listening.enter_context(runtime.listening_socket())
             argv, fds = list(self.argv_builder(monitor_fd)), [monitor_fd]
@@ -290,6 +309,7 @@ class _Request(NamedTuple):
         return process
 
     async def run(self, runtime: RuntimeDir, output: OutputPipe) -> GuestOutcome:
+        """Start QEMU, and follow the guest to its end."""
         over = asyncio.Event()
         owning = contextlib.nullcontext() if self.control is None else self.control.owning(runtime.path)
         with owning, _end_signals(over.set), self.spawn(runtime, output) as process:
@@ -306,7 +326,7 @@ class _Request(NamedTuple):
 
 
 def _outcome(reason: str | None, process: QEMUProcess) -> GuestOutcome:
-    """A QEMU that ends by itself without an error was asked to by another program."""
+    """Return the outcome of a guest; if QEMU ended by itself without an error, another program has told it to quit."""
     failed = reason is None and process.status != 0
     return GuestOutcome(reason or (CRASHED if failed else DESTROYED), process.status, failed, process.last_words())
 
@@ -328,36 +348,20 @@ def run_guest(
     before_running: BeforeRunning | None = None,
 ) -> GuestOutcome:
     """
-    Run a guest until it ends, and QEMU with it.
+    Run QEMU with a guest until it ends.
 
-    SIGINT, SIGTERM, SIGHUP and SIGQUIT end the guest at once, like pulling its plug: the guest cannot delay the
-    release of its devices. An orderly shutdown is the guest's own.
+    SIGINT, SIGTERM, SIGHUP and SIGQUIT end the guest at once: it cannot delay the release of its devices.
 
     Args:
-        argv_builder: receives the fd of the listening monitor socket and returns QEMU's argv, which
-            starts the guest paused (-S) and keeps QEMU when the guest powers off (-no-shutdown).
         dom: the guest's name, and its actions for a power-off, a reboot or a crash.
-        runtime_dir: where the argv looks for the master key; created if missing, and emptied at the end.
-        memlock_limit: bytes QEMU may lock; None keeps the limit.
-        on_started: called with QEMU's process id when the guest's processors run.
-        log_path: a file to which QEMU's output is appended, which rolls over at 2 MiB; a relative path is below the
-            caller's working directory. None keeps the output while the guest runs, and its end for ``last_words``.
-        ownership: the user that QEMU runs as, without any privilege; None keeps the caller's user.
-        pass_fds: descriptors in the argv besides the monitor's.
-        before_running: sets what is left to be set in a QEMU whose guest waits; receives monitor and process id.
-        on_spawned: called when QEMU has inherited the descriptors: copies that would hold a device can be closed. It
-            must not raise.
-        environment: variables of QEMU's besides its own.
-        links_down: the names of network cards whose cable is out when the guest begins.
-        control: gives the guest a second monitor, and reacts to devices that leave; None for a guest without hot-plug.
-
+        runtime_dir: the directory of the master key in argv; created if missing, and emptied at the end.
+        log_path: QEMU's output is appended to this file; it rolls over at 2 MiB. None keeps it while the guest runs.
     Raises:
         ConfigUnsupportedError: the domain requests an unsupported lifecycle action.
-        OperationError: QEMU could not be run, ended before the guest could run (its own output is in the message), or
-            does not obey; it has ended then as well.
+        OperationError: QEMU did not start, or ended before the guest ran, or does not obey; it has ended then.
     """
     actions = lifecycle_actions(dom)
-    request = _Request(
+    run = _GuestRun(
         argv_builder,
         dom.name,
         actions,
@@ -371,7 +375,4 @@ def run_guest(
         control,
         before_running,
     )
-    gid = None if ownership is None else ownership.gid
-    log_path = None if log_path is None else os.path.abspath(log_path)
-    with standard_descriptors(), RuntimeDir(runtime_dir, gid) as runtime, runtime.open_log(log_path) as output:
-        return asyncio.run(request.run(runtime, output))
+    return run.run_in(runtime_dir, log_path)

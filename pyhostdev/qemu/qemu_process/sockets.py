@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_process.launch import make_directories
+from pyhostdev.util.undo import UndoOnExit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
 
-class ListeningSockets:
+class ListeningSockets(UndoOnExit):
     """
     The sockets of one guest; on exit they are removed.
 
@@ -39,28 +39,17 @@ class ListeningSockets:
     """
 
     def __init__(self, paths: Sequence[str], directory: str) -> None:
+        super().__init__()
         self.paths = paths
         self.directory = directory
         self._fds: dict[str, int] = {}
-        self._undo = contextlib.ExitStack()
 
-    def __enter__(self) -> ListeningSockets:
-        with contextlib.ExitStack() as undo:
-            if any(os.path.dirname(path) == self.directory for path in self.paths):
-                make_directories(self.directory)
-                undo.callback(_remove_directory, self.directory)
-            for path in self.paths:
-                self._make(path, undo)
-            self._undo = undo.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        err: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._undo.close()
+    def _begin(self, undo: contextlib.ExitStack) -> None:
+        if any(os.path.dirname(path) == self.directory for path in self.paths):
+            make_directories(self.directory)
+            undo.callback(_remove_directory, self.directory)
+        for path in self.paths:
+            self._make(path, undo)
 
     def fd(self, path: str) -> int:
         """Return the descriptor of the socket at a path."""

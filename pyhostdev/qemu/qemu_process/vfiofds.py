@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigUnsupportedError, OperationError, SysfsError
 from pyhostdev.util.devnode import NodeOpener
+from pyhostdev.util.undo import UndoOnExit
 from pyhostdev.util.vfionodes import read_device_node_names, read_node_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
-class VFIODescriptors:
+class VFIODescriptors(UndoOnExit):
     """
     The open nodes of one guest: those of its functions, then ``/dev/iommu``; on exit our copies are closed.
 
@@ -46,34 +46,23 @@ class VFIODescriptors:
     def __init__(
         self, host: Host, addresses: Sequence[PCIDeviceAddress], *, iommufd: int | None = None, needed: bool = True
     ) -> None:
+        super().__init__()
         self.host = host
         self.addresses = addresses
         self.iommufd = iommufd
         self.needed = needed
         self._fds: dict[PCIDeviceAddress | None, int] = {}
-        self._opened = contextlib.ExitStack()
 
-    def __enter__(self) -> VFIODescriptors:
+    def _begin(self, undo: contextlib.ExitStack) -> None:
         if not self.needed:
-            return self
-        with contextlib.ExitStack() as opened:
-            for address in self.addresses:
-                self._keep(opened, address, self._open_node(address))
-            self._keep(opened, None, self._open_iommufd())
-            self._opened = opened.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        err: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+            return
+        for address in self.addresses:
+            self._keep(undo, address, self._open_node(address))
+        self._keep(undo, None, self._open_iommufd())
 
     def close(self) -> None:
         """Close our copies; those that QEMU has inherited stay."""
-        self._opened.close()
+        self._undo.close()
 
     def fd(self, address: PCIDeviceAddress | None) -> int:
         """Return the descriptor of a function's node, of ``/dev/iommu`` for None."""
