@@ -28,16 +28,11 @@ _POLICIES = {"strict": "bind", "preferred": "preferred", "interleave": "interlea
 
 class MemoryWish(NamedTuple):
     """
-        The memory that a backend object must provide.
+    The memory that a backend object must provide.
 
-    <<<<<<< HEAD
-        ``node`` is the guest's NUMA cell, None outside cells. ``access`` is shared or private, None if it does not
-        choose. ``named`` is True for the machine's own memory: its id must be the same in all QEMU versions.
-    =======
-        ``node`` is the guest's NUMA cell, None outside cells. ``access`` is shared or private where the cell or the module
-        says so itself. ``named`` is True for the machine's own memory, whose id must not change between QEMU versions.
-        ``module`` is the device that the memory is for, which may say more about it.
-    >>>>>>> domains
+    ``node`` is the guest's NUMA cell, None outside cells. ``access`` is shared or private where the cell or the module
+    says so itself. ``named`` is True for the machine's own memory, whose id must not change between QEMU versions.
+    ``module`` is the device that the memory is for, which may say more about it.
     """
 
     alias: str
