@@ -19,15 +19,15 @@ from labhost import NIC, NIC_DRIVER, NVME, UNSET, VFIO, check, drivers, run_all,
 from onegroup import SPLIT, check_home, ended, started, wait_for_qemu
 from verbs import verb
 
-QEMU = ("--qemu", "7.2")  # both sides answer with the same capabilities: without a live host no emulator is asked
+QEMU = ("--qemu", "7.2")  # both sides answer with the same capabilities; without a live host no emulator is asked
 PINNED = "pinned.xml"
 
 
 def pinned() -> None:
     """The card's identity is written into the definition, and the plan accepts it."""
     domain = write_domain("pinned", SPLIT, kind="firmware")
-    (RUN / PINNED).write_bytes(verb("xml", domain, "--pin-devices"))
-    findings = json.loads(verb("plan", RUN / PINNED, "--json"))["findings"]
+    (RUN / PINNED).write_bytes(verb("xml", domain, "--pin-devices", *QEMU))
+    findings = json.loads(verb("plan", RUN / PINNED, "--json", *QEMU))["findings"]
     check([], [item for item in findings if item["severity"] == "error"], "the plan has no error")
     shutil.copy(RUN / PINNED, os.environ["LAB_OUT"])
 
@@ -59,7 +59,7 @@ def renumbered() -> None:
     other, card = NIC[:4], NIC[4:]
     show("now", NIC)
     before = traces()
-    findings = json.loads(verb("plan", definition, "--json", expect=1))["findings"]
+    findings = json.loads(verb("plan", definition, "--json", *QEMU, expect=1))["findings"]
     errors = [item for item in findings if item["severity"] == "error"]
     for item in errors:
         say(f"    {item['reason']}: {item['message']}")
@@ -67,11 +67,11 @@ def renumbered() -> None:
     check(set(other), changed, "the plan refuses all four functions of the other card")
     verb("prepare", definition, expect=1)
     check(before, traces(), "no function of the host was touched")
-    found = json.loads(verb("plan", definition, "--find", "--json", expect=1))["found"]
+    found = json.loads(verb("plan", definition, "--find", "--json", *QEMU, expect=1))["found"]
     check(card, [item["now"] for item in found], "all four functions are found where they are now")
     repointed = RUN / "repointed.xml"
-    repointed.write_bytes(verb("xml", definition, "--repoint"))
-    with started(repointed) as start:
+    repointed.write_bytes(verb("xml", definition, "--repoint", *QEMU))
+    with started(repointed, *QEMU) as start:
         wait_for_qemu(start)
         show("during", NIC)
         check(dict.fromkeys(card, (VFIO, VFIO)), drivers(card), "the card is on vfio-pci")

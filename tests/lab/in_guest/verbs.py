@@ -37,5 +37,5 @@ def verb(*words: str | Path, expect: int = 0) -> bytes:
         output.seek(0)
         printed = output.read()
     say(f"  $ pyhostdev {' '.join(map(str, words))}  [fork: {outcome.value}, {outcome.seconds:.1f} s]")
-    check((None, expect), (outcome.error, outcome.value), f"exit code of '{words[0]}'")
+    check((None, expect), (outcome.error, outcome.value), f"exit code of '{words[0]}' {outcome.text}".strip())
     return printed
