@@ -37,6 +37,7 @@ class VFIODescriptors:
         addresses: the assigned functions that use iommufd.
         iommufd: an open ``/dev/iommu`` of the caller; None opens one if ``needed``.
         needed: True gives QEMU an iommufd, with or without functions.
+        opens_iommufd: False for a QEMU that has its iommufd already.
 
     Raises:
         ConfigUnsupportedError: the writer of the host opens no nodes.
@@ -44,12 +45,19 @@ class VFIODescriptors:
     """
 
     def __init__(
-        self, host: Host, addresses: Sequence[PCIDeviceAddress], *, iommufd: int | None = None, needed: bool = True
+        self,
+        host: Host,
+        addresses: Sequence[PCIDeviceAddress],
+        *,
+        iommufd: int | None = None,
+        needed: bool = True,
+        opens_iommufd: bool = True,
     ) -> None:
         self.host = host
         self.addresses = addresses
         self.iommufd = iommufd
         self.needed = needed
+        self.opens_iommufd = opens_iommufd
         self._fds: dict[PCIDeviceAddress | None, int] = {}
         self._opened = contextlib.ExitStack()
 
@@ -59,7 +67,8 @@ class VFIODescriptors:
         with contextlib.ExitStack() as opened:
             for address in self.addresses:
                 self._keep(opened, address, self._open_node(address))
-            self._keep(opened, None, self._open_iommufd())
+            if self.opens_iommufd:
+                self._keep(opened, None, self._open_iommufd())
             self._opened = opened.pop_all()
         return self
 
