@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 ONE_CARD = ("--nic", "onegroup", "--vfs", "4", "--igb", "0")
 HOSTS = [
     Host("a guest by groups and by nodes", ONE_CARD, "iommufd.py", 1800),
+    Host(
+        "a card plugged into a running guest by nodes",
+        ("--nic", "onegroup", "--vfs", "4", "--env", "LAB_IOMMUFD=1"), "hotplug.py", 1800,
+    ),
     Host("crashes, races and foreign hands", ("--nic", "onegroup", "--vfs", "4"), "soak.py", 1200),
-]
+]  # fmt: skip
 VARIANTS = Host(
     "virtual functions: variant drivers and network identity",
     ("--nic", "onegroup", "--igb", "2", "--virtio-sriov", "2"), "vfs.py", 1800,
