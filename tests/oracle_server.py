@@ -29,10 +29,10 @@ from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, Hos
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.qemu.qemu_driver import refuse_missing, refuse_missing_storage
-from pyhostdev.qemu.qemu_driver.iommufd import refuse_missing_descriptors
 from pyhostdev.qemu.qemu_hotplug import Guest
 from pyhostdev.qemu.qemu_hotplug.connection import QEMURefusedError
 from pyhostdev.qemu.qemu_hotplug.livestate import live_definition, parse_hostdevs
+from pyhostdev.qemu.qemu_iommufd import refuse_missing_descriptors
 from pyhostdev.util.modprobe import module_error
 
 NO_TAP = 3  # compare.py does not look at a tap's descriptor

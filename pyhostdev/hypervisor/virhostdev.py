@@ -87,7 +87,14 @@ class HostdevManager:
         """
         return read_status(self.journal.state)
 
-    def prepare(self, plan: Plan, owner: str | None = None, *, node_owner: tuple[int, int] | None = None) -> bool:
+    def prepare(
+        self,
+        plan: Plan,
+        owner: str | None = None,
+        *,
+        node_owner: tuple[int, int] | None = None,
+        by_descriptor: Collection[PCIDeviceAddress] = (),
+    ) -> bool:
         """
         Execute a plan: make it again and, if it still has no obstacles, detach all devices and record the owner.
 
@@ -96,6 +103,7 @@ class HostdevManager:
         Args:
             owner: the owner of the devices; the plan's domain by default.
             node_owner: uid and gid that own the guest's nodes below ``/dev/vfio`` until its release.
+            by_descriptor: functions that the guest gets as open descriptors, so that their nodes are not given.
 
         Returns:
             False if the owner already had all of it, and nothing was done.
@@ -107,7 +115,7 @@ class HostdevManager:
 
         Mirrors: virHostdevPreparePCIDevices (src/hypervisor/virhostdev.c)
         """
-        return self._prepare(plan, owner or plan.owner, node_owner, may_have_it=True)
+        return self._prepare(plan, owner or plan.owner, node_owner, may_have_it=True, by_descriptor=by_descriptor)
 
     def _prepare(
         self,

@@ -17,7 +17,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing.answers import Refusal
-from pyhostdev.testing.simdevice import numbered
+from pyhostdev.testing.simdevice import find_device, numbered
 
 if TYPE_CHECKING:
     from pyhostdev.testing.simdevice import SimDevice
@@ -42,6 +42,20 @@ def nodes_of(device: SimDevice) -> list[str]:
     names = numbered(tree.list_dir(device.join("vfio-dev")), "vfio").values()
     shown = [os.path.join(top, name) for name in names]
     return [path for path in shown if tree.has_entry(path)] + withdrawn_nodes(device)
+
+
+def node_device(tree: Tree, fd: int) -> SimDevice:
+    """Return the function whose node a descriptor is."""
+    mine = os.fstat(fd)
+    for name in tree.list_dir(tree.root.pci_devices):
+        device = find_device(tree, name)
+        if device is None:
+            continue
+        for path in nodes_of(device):
+            status = tree.status(path)
+            if status is not None and os.path.samestat(status, mine):
+                return device
+    raise LookupError(f"descriptor {fd} is not the node of a function")
 
 
 def withdraw(device: SimDevice, name: str) -> None:

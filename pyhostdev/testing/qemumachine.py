@@ -8,10 +8,12 @@ module ``qemuunplug`` decides the effect of an unplug request.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from pyhostdev.testing.qemudescriptors import NamedDescriptors
 from pyhostdev.testing.qemudrivers import check_driver, check_properties, is_true
 from pyhostdev.testing.qemuslots import (
     GUESTS,
@@ -71,6 +73,7 @@ class SimulatedMachine:
         self.is_migrating = False
         self.devices: dict[str, SimulatedDevice] = {}
         self.outbox: list[dict[str, Any]] = []
+        self.nodes = NamedDescriptors()
         self.asked: list[str] = []  # the ids of all requests to unplug, for tests
         self.clock_ms = 0.0
         self._random = random.Random(seed)
@@ -151,6 +154,7 @@ class SimulatedMachine:
         if device_id in self.devices:
             raise QMPRefusal(f"Duplicate device ID '{device_id}'")
         check_properties(driver, arguments, self.version)
+        self.nodes.check(arguments)
         place = parse_place(bus.name, driver, arguments.get("addr", "0x0"))
         self._check_slot(driver, place, is_true(arguments.get("multifunction")))
         self._put(SimulatedDevice(str(device_id), driver, place, arguments, cold=False))
@@ -194,11 +198,35 @@ class SimulatedMachine:
             )
 
     def _put(self, device: SimulatedDevice) -> None:
-        if device.driver == "vfio-pci" and device.host is None:
+        name = device.properties.get("fd")
+        if name is not None:
+            self._use_node(device, name)
+        elif device.driver == "vfio-pci" and device.host is None:
             raise QMPRefusal("No provided host device")
-        if self.host_side is not None and device.host is not None:
+        elif self.host_side is not None and device.host is not None:
             self.host_side.open(device.host, self.version)
         self.devices[device.id] = device
+
+    def _use_node(self, device: SimulatedDevice, name: str) -> None:
+        """Bind the function behind a node, whose descriptor is used up whatever comes of it."""
+        fd = self.nodes.take(name)
+        if self.host_side is None:
+            os.close(fd)
+        else:
+            iommufd = self.nodes.iommufds[str(device.properties["iommufd"])]
+            device.properties["host"] = self.host_side.bind(device.id, fd, iommufd)
+
+    def _getfd(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        self.nodes.name(str(arguments.get("fdname")))
+        return {}
+
+    def _closefd(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        os.close(self.nodes.take(str(arguments.get("fdname")), missing="File descriptor named '{}' not found"))
+        return {}
+
+    def _object_add(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        self.nodes.add_iommufd(arguments, self.version)
+        return {}
 
     def _device_del(self, arguments: dict[str, Any]) -> dict[str, Any]:
         device_id = arguments.get("id")
@@ -232,7 +260,9 @@ class SimulatedMachine:
         self._random.shuffle(gone)
         for device in gone:
             del self.devices[device.id]
-            if self.host_side is not None and device.host is not None:
+            if self.host_side is not None and device.properties.get("fd") is not None:
+                self.host_side.unbind(device.id)
+            elif self.host_side is not None and device.host is not None:
                 self.host_side.close(device.host)
             if device.driver.startswith("virtio-"):  # a part of the device, which has no id
                 self.emit("DEVICE_DELETED", path=f"{device.path}/virtio-backend")
@@ -276,6 +306,9 @@ class SimulatedMachine:
         return {**answer, "singlestep": False} if self.version < (9, 0) else answer
 
     def _qom_list(self, arguments: dict[str, Any]) -> list[dict[str, str]]:
+        if arguments.get("path") == "/objects":
+            objects = [{"name": name, "type": "child<iommufd>"} for name in self.nodes.iommufds]
+            return [{"name": "type", "type": "string"}, *objects]
         if arguments.get("path") != "/machine/peripheral":
             raise QMPRefusal(f"Device '{arguments.get('path')}' not found", "DeviceNotFound")
         children = [{"name": d.id, "type": f"child<{d.driver}>"} for d in self.devices.values()]
@@ -308,6 +341,9 @@ _COMMANDS: dict[str, Callable[[SimulatedMachine, dict[str, Any]], Any]] = {
     "qmp_capabilities": SimulatedMachine._nothing,
     "device_add": SimulatedMachine._device_add,
     "device_del": SimulatedMachine._device_del,
+    "getfd": SimulatedMachine._getfd,
+    "closefd": SimulatedMachine._closefd,
+    "object-add": SimulatedMachine._object_add,
     "system_reset": SimulatedMachine._system_reset,
     "stop": SimulatedMachine._stop,
     "cont": SimulatedMachine._cont,

@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.testing.answers import Refusal
+from pyhostdev.testing.devicenodes import node_device, nodes_of
 from pyhostdev.testing.procfiles import SimulatedProcess
 from pyhostdev.testing.qemuslots import QMPRefusal
 from pyhostdev.testing.simdevice import find_device
@@ -38,11 +39,44 @@ class HostSide:
         self.process.put_limit(UNLIMITED, UNLIMITED)
         self._fds: dict[int, int] = {}
         self._open: dict[int, list[str]] = {}
+        self._bound: dict[str, tuple[str, int]] = {}  # id of a device: its function, and the node's descriptor
 
     @property
     def functions(self) -> list[str]:
         """The functions that are open, sorted."""
-        return sorted(name for names in self._open.values() for name in names)
+        by_group = (name for names in self._open.values() for name in names)
+        return sorted([*by_group, *(function for function, _ in self._bound.values())])
+
+    def bind(self, device_id: str, fd: int, iommufd: int) -> str:
+        """
+        Bind the function whose node a descriptor is to an iommufd, and return its address.
+
+        Raises:
+            QMPRefusal: in QEMU's words; the node is closed.
+        """
+        with self.kernel.entered() as core:
+            device = node_device(core.tree, fd)
+            name = str(device.address)
+            try:
+                core.groups.bind_iommufd(device, fd, iommufd)
+            except Refusal as refusal:
+                os.close(fd)
+                words = f"error bind device fd={fd} to iommufd={iommufd}: {os.strerror(refusal.errnum)}"
+                raise QMPRefusal(f"vfio {name}: {words}") from None
+        self._bound[device_id] = (name, fd)
+        self.process.add_node(nodes_of(device)[0], function=name)
+        return name
+
+    def unbind(self, device_id: str) -> None:
+        """Close a node; writes that waited for it continue."""
+        function, fd = self._bound.pop(device_id)
+        with self.kernel.entered() as core:
+            device = find_device(core.tree, function)
+            for node in nodes_of(device) if device is not None else ():
+                self.process.drop_node(node)
+            os.close(fd)
+        with self.kernel.entered():
+            pass  # the kernel finishes what waited
 
     def open(self, function: str, version: tuple[int, int]) -> None:
         """
@@ -112,6 +146,8 @@ class HostSide:
 
     def end(self) -> None:
         """End the process: everything is closed, and it disappears."""
+        for device_id in list(self._bound):
+            self.unbind(device_id)
         for names in list(self._open.values()):
             for function in list(names):
                 self.close(function)

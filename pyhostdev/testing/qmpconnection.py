@@ -9,6 +9,7 @@ library nor real time.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -68,3 +69,7 @@ class SimulatedConnection:
             self._on_command(cmd)
         self.commands.append((cmd, dict(arguments or {})))
         return self.machine.execute(cmd, arguments)
+
+    def send_fd(self, fd: int) -> None:
+        """Send a copy of a descriptor, which the next ``getfd`` names."""
+        self.machine.nodes.sent.append(os.dup(fd))

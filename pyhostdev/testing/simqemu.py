@@ -126,6 +126,7 @@ class SimulatedQEMU:
     def end(self) -> None:
         """End the process: its monitors disconnect, and its groups are released."""
         self._server.end()
+        self.machine.nodes.close()
         if self.host_side is not None:
             self.host_side.end()
             self.host_side = None

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 ONE_CARD = ("--nic", "onegroup", "--vfs", "4", "--igb", "0")
 HOSTS = [
     Host("a guest by groups and by nodes", ONE_CARD, "iommufd.py", 1800),
+    Host(
+        "a card plugged into a running guest by nodes",
+        ("--nic", "onegroup", "--vfs", "4", "--env", "LAB_IOMMUFD=1"), "hotplug.py", 1800,
+    ),
     Host("crashes, races and foreign hands", ("--nic", "onegroup", "--vfs", "4"), "soak.py", 1200),
-]
+]  # fmt: skip
 VARIANTS = Host(
     "virtual functions: variant drivers and network identity",
     ("--nic", "onegroup", "--igb", "2", "--virtio-sriov", "2"), "vfs.py", 1800,
@@ -58,6 +62,7 @@ def main(steps: list[str]) -> int:
     compile_ahead()
     release = kernel_of(kernel_2026.KERNEL_2026).name.removeprefix("vmlinuz-")
     say(f"kernel {release}, QEMU {version}, ready after {time.monotonic() - begin:.0f} s")
+    os.environ["LAB_QEMU_VERSION"] = version
     results = [_run(host, steps, qemu) for host in hosts_of(version)]
     say(f"{'passed' if not any(results) else 'FAILED'} in {time.monotonic() - begin:.0f} s")
     return 1 if any(results) else 0
@@ -66,7 +71,7 @@ def main(steps: list[str]) -> int:
 def _run(host: Host, steps: list[str], qemu: Path) -> int:
     start = time.monotonic()
     say(f"host with {host.name}")
-    more = ("--kernel", str(kernel_2026.KERNEL_2026), "--qemu", str(qemu))
+    more = ("--kernel", str(kernel_2026.KERNEL_2026), "--qemu", str(qemu), "--env", "LAB_QEMU_VERSION")
     status = run_in(host._replace(options=(*host.options, *more)), steps)
     verdict = "passed" if status == 0 else f"FAILED ({status})"
     say(f"{verdict} in {time.monotonic() - start:.0f} s: {host.name} (deadlines x {PATIENCE})")

@@ -13,9 +13,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import boot
+import emulators
 import fetch
 import initramfs
+import kernel_2026
 import run
+import run_2026
+import suites
 import topology
 
 
@@ -119,3 +123,94 @@ def test_kernel_image_without_xz_is_kept_as_it_is() -> None:
     An image whose kernel is compressed otherwise is not an error: it boots, only slower.
     """
     assert fetch.unpacked(bytes(4096)) is None
+
+
+def test_the_lab_of_2026_names_what_it_cannot_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    Without apt it is skipped with exit status 0, as the other lab is.
+    """
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert 0 == run_2026.main([])
+    assert "skipped, it cannot be had here: cannot install" in capsys.readouterr().out
+
+
+def test_a_part_that_fails_to_build_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    A kernel that does not compile is a part that cannot be had: exit status 0, with the last words of the step.
+    """
+
+    def fail() -> None:
+        raise suites.UnavailableError("'make bzImage' failed: no space left")
+
+    monkeypatch.setattr(fetch, "fetch", lambda: None)
+    monkeypatch.setattr(emulators, "fetch", lambda version, cache: cache)
+    monkeypatch.setattr(kernel_2026, "build", fail)
+    assert 0 == run_2026.main([])
+    assert "'make bzImage' failed: no space left" in capsys.readouterr().out
+
+
+def test_a_kernel_is_built_once_for_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The result says what it was made from; another configuration is another kernel.
+    """
+    assert False is kernel_2026.is_built(tmp_path)
+    (tmp_path / kernel_2026.RECIPE).write_text(kernel_2026.recipe())
+    assert True is kernel_2026.is_built(tmp_path)
+    fragment = tmp_path / "fragment"
+    fragment.write_text(kernel_2026.FRAGMENT.read_text() + "CONFIG_MLX5_CORE=m\n")
+    monkeypatch.setattr(kernel_2026, "FRAGMENT", fragment)
+    assert False is kernel_2026.is_built(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "made", "expected"),
+    [
+        ("CONFIG_IOMMUFD=m", {"CONFIG_IOMMUFD=m"}, True),
+        ("CONFIG_IOMMUFD=m", {"CONFIG_IOMMUFD=y"}, False),
+        ("CONFIG_KSM=n", {"# CONFIG_KSM is not set"}, True),
+        ("CONFIG_KSM=n", {"CONFIG_KSM=y"}, False),
+    ],
+)
+def test_a_line_of_the_configuration_that_is_lost_is_noticed(line: str, made: set[str], expected: bool) -> None:
+    """
+    Kconfig drops a line whose dependencies are missing, and says nothing.
+    """
+    assert expected is kernel_2026._honoured(line, made)
+
+
+def test_a_qemu_of_another_root_runs_with_that_roots_files(tmp_path: Path) -> None:
+    """
+    Its loader, libraries and modules, and the caller's arguments; QEMU's user may run the script.
+    """
+    script = tmp_path / "qemu"
+    loader = tmp_path / "root/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+    loader.parent.mkdir(parents=True)
+    loader.write_text('#!/bin/sh\necho "$QEMU_MODULE_DIR" "$@"\n')
+    loader.chmod(0o755)
+    emulators.write_script(tmp_path / "root", script)
+    said = subprocess.run([script, "-M", "none"], capture_output=True, text=True, check=True).stdout.split()
+    assert f"{tmp_path}/root/usr/lib/x86_64-linux-gnu/qemu" == said[0]
+    assert f"{tmp_path}/root/usr/bin/qemu-system-x86_64" == said[3]
+    assert ["-M", "none"] == said[-2:]
+    assert 0o755 == script.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize(("version", "has_variants"), [("11.1", True), ("10.0", False)])
+def test_a_qemu_without_virtio_vfs_runs_the_rest(version: str, has_variants: bool) -> None:
+    """
+    QEMU 10.0 has no virtio card with VFs; the igb card is there with both.
+    """
+    options = run_2026.hosts_of(version)[-1].options
+    assert (has_variants, True) == ("--virtio-sriov" in options, "--igb" in options)
+
+
+def test_vfs_of_a_virtio_card_come_before_their_pf() -> None:
+    """
+    QEMU looks for the PF's functions when it makes the PF.
+    """
+    names = [word for device in topology.virtio_sriov(2) for word in device.split(",") if word.startswith("id=vio")]
+    assert ["id=vio2", "id=vio1", "id=vio0"] == names

@@ -23,7 +23,6 @@ from pyhostdev.qemu.qemu_command.namespace import environment_of
 from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_domain import memlock_limit
 from pyhostdev.qemu.qemu_domain.define import define as define_domain
-from pyhostdev.qemu.qemu_driver.iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
 from pyhostdev.qemu.qemu_driver.native import capabilities_of, define, domain_to_native
 from pyhostdev.qemu.qemu_driver.refusals import (
     missing_mdevs,
@@ -33,6 +32,7 @@ from pyhostdev.qemu.qemu_driver.refusals import (
 )
 from pyhostdev.qemu.qemu_firmware import choose_at_start
 from pyhostdev.qemu.qemu_hostdev import absent_usb, without_absent_usb
+from pyhostdev.qemu.qemu_iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
 from pyhostdev.qemu.qemu_process.access import image_obstacles
 from pyhostdev.qemu.qemu_process.interface import interface_obstacles
 from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.qemu.qemu_command.builder import VFIODescriptor
-    from pyhostdev.qemu.qemu_driver.iommufd import FDGroups
+    from pyhostdev.qemu.qemu_iommufd import FDGroups
     from pyhostdev.qemu.qemu_process.process import GuestOutcome
     from pyhostdev.qemu.qemu_process.vfiofds import VFIODescriptors
     from pyhostdev.util.ownership import Ownership

@@ -16,14 +16,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
-from pyhostdev.errors import ConfigUnsupportedError, DeviceMissingError
+from pyhostdev.errors import ConfigUnsupportedError, DeviceMissingError, RefusedError
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.qemu.qemu_hotplug.attach import attach
+from pyhostdev.qemu.qemu_hotplug.connection import Monitor
 from pyhostdev.qemu.qemu_hotplug.detach import detach, named_part, named_unit
 from pyhostdev.qemu.qemu_hotplug.devices import PlannedUnit, plan_unit
 from pyhostdev.qemu.qemu_hotplug.finish import Finished, finish
 from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest
 from pyhostdev.qemu.qemu_hotplug.livestate import MemoryState, live_definition
+from pyhostdev.qemu.qemu_hotplug.nodes import close_leftovers
+from pyhostdev.qemu.qemu_iommufd import host_obstacles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -114,12 +117,23 @@ class Guest:
             OperationError, SysfsError: a step failed; ``rolled_back`` tells whether everything was undone.
         """
         planned = self.plan_guest_side(plan)
-        if any("iommufd" in properties for properties in planned.arguments):
-            raise ConfigUnsupportedError(
-                "Cannot hot-plug a device with iommufd: its nodes cannot be passed to a running QEMU"
-            )
+        if planned.by_iommufd:
+            self._refuse_nodes(planned)
         await attach(self._guest, plan, planned, timeout_s=timeout_s, node_owner=self.node_owner)
         return planned.name
+
+    def _refuse_nodes(self, planned: PlannedUnit) -> None:
+        """
+        Refuse nodes that the host does not have, or that the connection cannot hand over.
+
+        Raises:
+            ConfigUnsupportedError, RefusedError: nothing was touched.
+        """
+        if not self._guest.monitor.takes_descriptors:
+            raise ConfigUnsupportedError("This connection to QEMU cannot hand over the nodes of iommufd")
+        obstacles = host_obstacles(planned.definition, self._guest.manager.host)
+        if obstacles:
+            raise RefusedError(obstacles)
 
     async def detach(
         self, unit: str | Collection[PCIDeviceAddress], *, timeout_s: float = TIMEOUT_S, policy: str = "auto"
@@ -169,4 +183,17 @@ class Guest:
         Raises:
             OperationError: the connection ended.
         """
+        await close_leftovers(self._guest)
         return await finish(self._guest, timeout_s=timeout_s)
+
+    async def close_leftovers(self, connection: QMPConnection | None = None) -> None:
+        """
+        Close the nodes that a killed process handed over, and that QEMU has not used.
+
+        Args:
+            connection: to the monitor that got them, if it is not the guest's.
+
+        Raises:
+            OperationError: the connection ended.
+        """
+        await close_leftovers(self._guest, None if connection is None else Monitor(connection))

@@ -3,20 +3,23 @@
 Plug a unit into a running guest: all functions are detached first; function 0 is plugged last and commits the change.
 
 Order: store the unit's devices; detach and record all functions (also those that are not assigned); raise QEMU's
-memory limit; mark the records "plugging"; add the functions other than 0, then function 0; write the live definition;
-mark the records "plugged". A failure undoes the earlier steps, and takes back staged functions.
+memory limit; mark the records "plugging"; open nodes of iommufd and pass them; add the functions other than 0, then
+function 0; write the live definition; mark the records "plugged". A failure undoes the earlier steps, and takes back
+staged functions.
 
 Mirrors: qemuDomainAttachHostPCIDevice (src/qemu/qemu_hotplug.c)
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import HostdevError, OperationError, RefusedError
 from pyhostdev.hypervisor.hostdev_units import Unit
 from pyhostdev.qemu.qemu_hotplug.connection import MonitorLost
 from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest, in_thread
+from pyhostdev.qemu.qemu_hotplug.nodes import HandedOver
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.record import PLUGGED, PLUGGING, STUCK_STAGED
 
@@ -104,8 +107,11 @@ def not_run(owner: str) -> Finding:
 async def _prepare(guest: RunningGuest, plan: Plan, planned: PlannedUnit, node_owner: tuple[int, int] | None) -> Unit:
     """Detach all functions and record them."""
     prepared = plan.with_plugs(planned.plugs)
+    call = partial(
+        guest.manager.prepare, prepared, guest.owner, node_owner=node_owner, by_descriptor=planned.by_iommufd
+    )
     try:
-        is_new = await in_thread(lambda: guest.manager.prepare(prepared, guest.owner, node_owner=node_owner))
+        is_new = await in_thread(call)
     except HostdevError as err:
         if err.rolled_back is not False:
             guest.state.drop_unit(planned.name)
@@ -134,23 +140,24 @@ async def _plug(guest: RunningGuest, unit: Unit, planned: PlannedUnit, timeout_s
     Add the functions to QEMU.
 
     Raises:
-        OperationError: QEMU refused a function, or ended.
+        OperationError, SysfsError: QEMU refused a function, or ended; or a node could not be opened.
     """
     staged: list[str] = []
-    for properties in planned.arguments:
-        try:
-            guest.check()
-            await guest.monitor.device_add(properties)
-        except MonitorLost as err:
-            err.rolled_back = False  # QEMU may have the device: unknown until it answers or ends
-            raise
-        except OperationError as err:
-            await roll_back(guest, unit, staged, err, timeout_s)
-            raise
-        staged.append(str(properties["id"]))
+    try:
+        async with HandedOver(guest, planned) as nodes:  # left before anything is given back
+            for properties in planned.arguments:
+                guest.check()
+                await guest.monitor.device_add(await nodes.complete(properties))
+                staged.append(str(properties["id"]))
+    except MonitorLost as err:
+        err.rolled_back = False  # QEMU may have the device: unknown until it answers or ends
+        raise
+    except HostdevError as err:
+        await roll_back(guest, unit, staged, err, timeout_s)
+        raise
 
 
-async def roll_back(guest: RunningGuest, unit: Unit, staged: list[str], err: OperationError, timeout_s: float) -> None:
+async def roll_back(guest: RunningGuest, unit: Unit, staged: list[str], err: HostdevError, timeout_s: float) -> None:
     """
     Take back staged functions, then reattach the unit; functions that QEMU cannot release stay in place.
 

@@ -9,8 +9,9 @@ errors are distinguished by their class; the text is for the user.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, OperationError
 from pyhostdev.util.virxml import printable
@@ -21,6 +22,7 @@ WORDS_MAX = 400
 
 NOT_FOUND = "DeviceNotFound"
 PERIPHERAL = "/machine/peripheral"
+OBJECTS = "/objects"
 
 
 class Events(Protocol):
@@ -47,6 +49,19 @@ class QMPConnection(Protocol):
 
         Raises:
             Exception: with an ``error_class`` if QEMU refuses, without one if the connection ended.
+        """
+
+
+@runtime_checkable
+class FDConnection(Protocol):
+    """What a connection over a UNIX socket can do besides."""
+
+    def send_fd(self, fd: int) -> None:
+        """
+        Send a copy of a descriptor, for the ``getfd`` that follows.
+
+        Raises:
+            Exception: the connection cannot, or has ended.
         """
 
 
@@ -102,6 +117,38 @@ class Monitor:
         """Plug one device; each property must have the JSON type that QEMU expects."""
         await self._ask("device_add", ADD_TIMEOUT_S, **properties)
 
+    async def object_add(self, properties: Mapping[str, Any]) -> None:
+        """Add an object that is not a device."""
+        await self._ask("object-add", **properties)
+
+    @property
+    def takes_descriptors(self) -> bool:
+        """True if the connection can hand descriptors over."""
+        return isinstance(self.connection, FDConnection)
+
+    async def hand_over(self, name: str, fd: int) -> None:
+        """
+        Give QEMU a copy of a descriptor, which a later command uses up by its name.
+
+        Raises:
+            QEMURefusedError, MonitorLost: it does not take one.
+        """
+        assert isinstance(self.connection, FDConnection)
+        try:
+            self.connection.send_fd(fd)
+        except Exception as err:
+            raise MonitorLost(f"QEMU's monitor does not take a descriptor: {_words(err)}") from err
+        await self._ask("getfd", fdname=name)
+
+    async def close_handed_over(self, name: str) -> None:
+        """Let QEMU close a descriptor that no command has used up, if it has one of this name."""
+        with contextlib.suppress(QEMURefusedError):
+            await self._ask("closefd", fdname=name)
+
+    async def object_ids(self) -> set[str]:
+        """Return the ids of all objects that are not devices."""
+        return await self._names_at(OBJECTS)
+
     async def device_del(self, device_id: str) -> None:
         """Ask the guest to release one device."""
         await self._ask("device_del", id=device_id)
@@ -113,7 +160,10 @@ class Monitor:
         Raises:
             OperationError: the answer is malformed.
         """
-        answer = await self._ask("qom-list", path=PERIPHERAL)
+        return await self._names_at(PERIPHERAL)
+
+    async def _names_at(self, path: str) -> set[str]:
+        answer = await self._ask("qom-list", path=path)
         if not isinstance(answer, list):
             raise MonitorLost("QEMU's list of devices is malformed")
         return {str(item["name"]) for item in answer if isinstance(item, dict) and "name" in item}

@@ -65,6 +65,12 @@ class PlannedUnit(NamedTuple):
         return {hostdev.pci_address: plug_of(self.name, PREPARED, hostdev) for hostdev in self.hostdevs}
 
     @property
+    def by_iommufd(self) -> list[PCIDeviceAddress]:
+        """The functions whose nodes QEMU gets as descriptors."""
+        found = (hostdev for hostdev in self.hostdevs if hostdev.is_assigned and self.definition.uses_iommufd(hostdev))
+        return [hostdev.pci_address for hostdev in found]
+
+    @property
     def ids(self) -> list[str]:
         """The ids in QEMU, in the order of plugging."""
         return [str(properties["id"]) for properties in self.arguments]

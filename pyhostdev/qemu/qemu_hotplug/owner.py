@@ -21,7 +21,7 @@ from pyhostdev.qemu.qemu_command.machine import second_monitor
 from pyhostdev.qemu.qemu_hotplug import Guest
 from pyhostdev.qemu.qemu_hotplug.finish import PENDING, RETURNED
 from pyhostdev.qemu.qemu_hotplug.livestate import live_definition
-from pyhostdev.qemu.qemu_hotplug.qmpclient import ClientConnection
+from pyhostdev.qemu.qemu_hotplug.qmpclient import ClientConnection, connected
 from pyhostdev.qemu.qemu_hotplug.runtime import GUEST_FILE, GuestDirectory, GuestFacts
 
 if TYPE_CHECKING:
@@ -123,6 +123,13 @@ class GuestOwner:
         await asyncio.gather(event, wake, return_exceptions=True)
         return not self._is_stopping
 
+    async def _close_leftovers(self, directory: GuestDirectory, guest: Guest) -> None:
+        """Close nodes that a killed process handed over: to the second monitor, which alone knows their names."""
+        if directory.state.unit_names():
+            with directory.socket_path() as path:
+                async with connected(path) as control:
+                    await guest.close_leftovers(control)
+
     async def _finish(self, connection: ClientConnection) -> bool:
         """Finish pending changes under the control lock; return True if some remain."""
         directory = self._directory(0)
@@ -141,6 +148,7 @@ class GuestOwner:
                 pid=self._pid or None,
                 check=self._check,
             )
+            await self._close_leftovers(directory, guest)
             found = await guest.finish(timeout_s=TAKE_BACK_S)
         finally:
             os.close(fd)

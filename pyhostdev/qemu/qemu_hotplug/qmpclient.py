@@ -60,6 +60,10 @@ class ClientConnection:
         """Run one command; an error that QEMU answers has an ``error_class``."""
         return await self._client.execute(cmd, dict(arguments) if arguments else None)
 
+    def send_fd(self, fd: int) -> None:
+        """Send a copy of a descriptor beside the commands."""
+        self._client.send_fd_scm(fd)
+
 
 def _client() -> QMPClient:
     """Return a client with a limit on the length of a line; before 0.0.6 the library has a fixed limit of 10 MiB."""

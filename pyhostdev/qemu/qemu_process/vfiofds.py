@@ -37,6 +37,7 @@ class VFIODescriptors(UndoOnExit):
         addresses: the assigned functions that use iommufd.
         iommufd: an open ``/dev/iommu`` of the caller; None opens one if ``needed``.
         needed: True gives QEMU an iommufd, with or without functions.
+        opens_iommufd: False for a QEMU that has its iommufd already.
 
     Raises:
         ConfigUnsupportedError: the writer of the host opens no nodes.
@@ -44,13 +45,20 @@ class VFIODescriptors(UndoOnExit):
     """
 
     def __init__(
-        self, host: Host, addresses: Sequence[PCIDeviceAddress], *, iommufd: int | None = None, needed: bool = True
+        self,
+        host: Host,
+        addresses: Sequence[PCIDeviceAddress],
+        *,
+        iommufd: int | None = None,
+        needed: bool = True,
+        opens_iommufd: bool = True,
     ) -> None:
         super().__init__()
         self.host = host
         self.addresses = addresses
         self.iommufd = iommufd
         self.needed = needed
+        self.opens_iommufd = opens_iommufd
         self._fds: dict[PCIDeviceAddress | None, int] = {}
 
     def _begin(self, undo: contextlib.ExitStack) -> None:
@@ -58,7 +66,8 @@ class VFIODescriptors(UndoOnExit):
             return
         for address in self.addresses:
             self._keep(undo, address, self._open_node(address))
-        self._keep(undo, None, self._open_iommufd())
+        if self.opens_iommufd:
+            self._keep(undo, None, self._open_iommufd())
 
     def close(self) -> None:
         """Close our copies; those that QEMU has inherited stay."""

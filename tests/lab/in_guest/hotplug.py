@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BOOT_S = 900
+BY_IOMMUFD = os.environ.get("LAB_IOMMUFD") == "1"
 NATIVE = ("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")
 USER = "nobody"  # QEMU's; root may lock any amount of memory
 
@@ -55,6 +56,8 @@ def unit_file(name: str, *functions: int) -> Path:
     RUN.mkdir(exist_ok=True)
     wanted = functions or range(len(NIC))
     card = "".join(hostdev(NIC[number], assigned="yes" if number in (0, 3) else "no") for number in wanted)
+    if BY_IOMMUFD:
+        card = card.replace("<driver name='vfio'/>", "<driver name='vfio' iommufd='yes'/>")
     path = RUN / f"{name}.xml"
     path.write_text(f"<devices>{card}\n</devices>\n")
     return path

@@ -44,6 +44,8 @@ from labhost import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# In a guest, a QEMU of modules takes longer to answer than a machine that is busy may wait: its answers are stored
+STORED = ("--qemu", os.environ["LAB_QEMU_VERSION"]) if os.environ.get("LAB_QEMU_VERSION") else ()
 VFIO_DEVICE = "anon_inode:[vfio-device]"  # what a descriptor of an opened function links to
 
 SPLIT = "".join([
@@ -74,6 +76,7 @@ def say_state() -> None:
 def started(domain: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """Run ``start`` beside us; whatever happens, it has ended afterwards."""
     SERIAL.unlink(missing_ok=True)
+    options = (*options, *STORED)
     say(f"  $ pyhostdev start {' '.join([str(domain), *options])} &")
     with subprocess.Popen(
         command("start", domain, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

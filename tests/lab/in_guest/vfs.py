@@ -26,14 +26,13 @@ from labhost import (
     driver,
     link_name,
     override,
-    pyhostdev,
-    pyhostdev_json,
     run_all,
     say,
     traces,
     wait_for,
 )
 from onegroup import ended, started
+from verbs import verb
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +41,11 @@ IGB = os.environ.get("LAB_IGB", "")
 VIRTIO = os.environ.get("LAB_VIRTIO", "")
 VARIANT = "virtio_vfio_pci"
 MAC, VLAN = "52:54:00:aa:bb:01", 42
+
+
+def said(*words: str | Path, expect: int = 0) -> Any:
+    """Run a verb with --json in a fork, and return what it printed."""
+    return json.loads(verb(*words, "--json", expect=expect))
 
 
 def vf_of(pf: str, number: int) -> str:
@@ -67,8 +71,8 @@ def pf_interface() -> str:
 
 def settings(number: int) -> dict[str, Any]:
     """Return what the kernel says about a VF."""
-    said = subprocess.run(["ip", "-j", "-d", "link", "show", pf_interface()], capture_output=True, check=True).stdout
-    (link,) = json.loads(said)
+    printed = subprocess.run(["ip", "-j", "-d", "link", "show", pf_interface()], capture_output=True, check=True).stdout
+    (link,) = json.loads(printed)
     found: dict[str, Any] = next(vf for vf in link["vfinfo_list"] if vf["vf"] == number)
     return found
 
@@ -80,43 +84,43 @@ def identity(number: int) -> tuple[str, int, bool]:
     return vf["address"], vlans[0].get("vlan", 0), bool(vf["trust"])
 
 
-def has_guest(verb: subprocess.Popen[str]) -> bool:
+def has_guest(start: subprocess.Popen[str]) -> bool:
     """Tell whether the settings of the guest are on the PF."""
-    return identity(0) == (MAC, VLAN, True) or ended(verb)
+    return identity(0) == (MAC, VLAN, True) or ended(start)
 
 
 def check_restored(before: dict[str, Any], home: str | None) -> None:
     """The kernel says about the VF what it said before, and its driver is the same."""
     check(before, settings(0), "ip -j link says about the VF what it said before")
     check(home, driver(vf_of(IGB, 0)), "the VF's driver is as before")
-    status = pyhostdev_json("status")
+    status = said("status")
     check(([], []), (status["active"], status["inactive"]), "status is empty")
 
 
 def guest_with_vf(name: str) -> Path:
     """Write a guest that stays, with the VF as its network card."""
-    return write_domain(name, interface(vf_of(IGB, 0)), stay=True)
+    return write_domain(name, interface(vf_of(IGB, 0)), kind="stay")
 
 
 def network_identity() -> None:
     """MAC, VLAN and trust are set through the PF for the time of the guest, and nothing else of the VF."""
     before, home = settings(0), driver(vf_of(IGB, 0))
-    with started(guest_with_vf("vfnetwork")) as verb:
-        wait_for(lambda: has_guest(verb), "the PF has the settings", 120)
+    with started(guest_with_vf("vfnetwork")) as start:
+        wait_for(lambda: has_guest(start), "the PF has the settings", 120)
         say(f"    ip -j link: {settings(0)}")
         check((MAC, VLAN, True), identity(0), "MAC, VLAN and trust are the guest's")
-        wait_for(lambda: ended(verb) or qemu_of(verb), "the guest runs")
+        wait_for(lambda: ended(start) or qemu_of(start), "the guest runs")
         check(VFIO, driver(vf_of(IGB, 0)), "the VF is the guest's")
-        verb.send_signal(signal.SIGTERM)
-        wait_for(lambda: ended(verb), "start ends", 60)
-    check(0, verb.returncode, "exit code of 'start'")
+        start.send_signal(signal.SIGTERM)
+        wait_for(lambda: ended(start), "start ends", 60)
+    check(0, start.returncode, "exit code of 'start'")
     check_restored(before, home)
 
 
-def qemu_of(verb: subprocess.Popen[str]) -> int | None:
+def qemu_of(start: subprocess.Popen[str]) -> int | None:
     """Return the process id of QEMU, which ``start`` has as its child."""
     try:
-        for pid in _read(f"/proc/{verb.pid}/task/{verb.pid}/children").split():
+        for pid in _read(f"/proc/{start.pid}/task/{start.pid}/children").split():
             if "-no-shutdown" in _read(f"/proc/{pid}/cmdline").split("\0"):
                 return int(pid)
     except (FileNotFoundError, ProcessLookupError):
@@ -132,17 +136,17 @@ def _read(path: str) -> str:
 def identity_after_kill() -> None:
     """SIGKILL to start and to QEMU: recover restores the settings of the PF, then the driver."""
     before, home = settings(0), driver(vf_of(IGB, 0))
-    with started(guest_with_vf("vfkilled")) as verb:
-        wait_for(lambda: ended(verb) or (has_guest(verb) and qemu_of(verb)), "the guest runs", 120)
-        qemu = qemu_of(verb)
+    with started(guest_with_vf("vfkilled")) as start:
+        wait_for(lambda: ended(start) or (has_guest(start) and qemu_of(start)), "the guest runs", 120)
+        qemu = qemu_of(start)
         assert qemu is not None, "start ended before the guest ran"
-        verb.kill()
-        wait_for(lambda: ended(verb), "start is dead")
-        pyhostdev("recover", expect=0)
+        start.kill()
+        wait_for(lambda: ended(start), "start is dead")
+        verb("recover", expect=0)
         check((MAC, VLAN, True), identity(0), "a guest that runs keeps its settings")
         os.kill(qemu, signal.SIGKILL)
         wait_for(lambda: not os.path.exists(f"/proc/{qemu}/exe"), "QEMU is dead")
-    pyhostdev("recover", "--all")
+    verb("recover", "--all")
     check_restored(before, home)
 
 
@@ -150,10 +154,10 @@ def pf_with_vfs() -> None:
     """A PF whose driver would remove its VFs is refused by every verb before its driver is touched."""
     before = traces()
     domain = write_domain("pf", hostdev(IGB, assigned=None))
-    findings = pyhostdev_json("plan", domain, expect=1)["findings"]
+    findings = said("plan", domain, expect=1)["findings"]
     check(True, "pf-with-vfs" in [item["reason"] for item in findings], "the plan says pf-with-vfs")
-    pyhostdev("prepare", domain, expect=1)
-    pyhostdev("nodedev-detach", IGB, expect=1)
+    verb("prepare", domain, expect=1)
+    verb("nodedev-detach", IGB, expect=1)
     check(before, traces(), "no function of the host was touched")
 
 
@@ -161,25 +165,25 @@ def variant_driver() -> None:
     """The VF of a virtio card is bound to the variant driver that modules.alias names, and given back."""
     vf = vf_of(VIRTIO, 0)
     before = all_drivers()
-    said = {device["address"]: device["vfio_driver"] for device in pyhostdev_json("list")}
-    check(VARIANT, said[vf], "list names the variant")
-    check(VFIO, said[NIC[0]], "and vfio-pci for a function that the variant does not know")
+    chosen = {device["address"]: device["vfio_driver"] for device in said("list")}
+    check(VARIANT, chosen[vf], "list names the variant")
+    check(VFIO, chosen[NIC[0]], "and vfio-pci for a function that the variant does not know")
     domain = write_domain("variant", hostdev(vf, assigned=None))
     steps = {(step["address"], step["driver"]) for step in moves(domain)}
     check({(vf, VARIANT)}, steps, "the plan binds the VF to it")
-    pyhostdev("prepare", domain)
+    verb("prepare", domain)
     check((VARIANT, VARIANT), (driver(vf), override(vf)), "the VF is on the variant")
     node = next((PCI / "devices" / vf / "vfio-dev").iterdir()).name
-    shown = pyhostdev_json("show", vf)
+    shown = said("show", vf)
     check(VARIANT, shown["driver"], "show says the driver")
     check(True, f"/dev/vfio/devices/{node}" in shown["vfio_nodes"], "show names the node")
-    pyhostdev("release", domain)
+    verb("release", domain)
     check(before, all_drivers(), "it is given back")
 
 
 def moves(domain: Path) -> list[dict[str, str]]:
     """Return the functions that a plan moves, each with the driver that it gets."""
-    steps = pyhostdev_json("plan", domain)["steps"]
+    steps = said("plan", domain)["steps"]
     return [
         {"address": step["address"], "driver": step["to"]} for step in steps if step["action"] == "detach"
     ]  # fmt: skip
@@ -189,12 +193,12 @@ def variant_guest() -> None:
     """A guest starts with a VF on its variant driver."""
     vf = vf_of(VIRTIO, 0)
     before = all_drivers()
-    with started(write_domain("variantguest", hostdev(vf, assigned=None), stay=True)) as verb:
-        wait_for(lambda: ended(verb) or qemu_of(verb), "QEMU runs", 120)
+    with started(write_domain("variantguest", hostdev(vf, assigned=None), kind="stay")) as start:
+        wait_for(lambda: ended(start) or qemu_of(start), "QEMU runs", 120)
         check(VARIANT, driver(vf), "the VF is on the variant while the guest runs")
-        verb.send_signal(signal.SIGTERM)
-        wait_for(lambda: ended(verb), "start ends", 60)
-    check(0, verb.returncode, "exit code of 'start'")
+        start.send_signal(signal.SIGTERM)
+        wait_for(lambda: ended(start), "start ends", 60)
+    check(0, start.returncode, "exit code of 'start'")
     check(before, all_drivers(), "it is given back")
 
 
@@ -203,17 +207,17 @@ def variant_by_hand() -> None:
     vf = vf_of(VIRTIO, 0)
     plain = hostdev(vf, assigned=None).replace("<driver name='vfio'/>", "<driver name='vfio' model='vfio-pci'/>")
     domain = write_domain("plain", plain)
-    pyhostdev("prepare", domain)
+    verb("prepare", domain)
     check(VFIO, driver(vf), "the VF is on vfio-pci")
-    pyhostdev("release", domain)
+    verb("release", domain)
     before = traces()
-    pyhostdev("nodedev-detach", IGB_VF, "--driver", VARIANT, expect=1)
+    verb("nodedev-detach", IGB_VF, "--driver", VARIANT, expect=1)
     check(before, traces(), "a function that the variant does not know is not touched")
 
 
 def real_state() -> None:
     """What list says about driver and VFIO driver of every function is what the kernel shows."""
-    listed = {device["address"]: device["driver"] for device in pyhostdev_json("list")}
+    listed = {device["address"]: device["driver"] for device in said("list")}
     real = {address: link_name(PCI / "devices" / address / "driver") for address in listed}
     check(real, listed, f"the drivers of {len(listed)} functions")
 

@@ -42,8 +42,12 @@ def iommufd_obstacles(
     """Return the findings for which a start with iommufd would fail; empty for a libvirt release without iommufd."""
     if not release.has("iommufd"):
         return []
-    found = [*missing_descriptors(dom, fd_groups or {}), *_split_groups(dom, host)]
-    return [*found, *_missing_iommufd(dom, host)]
+    return [*missing_descriptors(dom, fd_groups or {}), *host_obstacles(dom, host)]
+
+
+def host_obstacles(dom: DomainDef, host: Host) -> list[Finding]:
+    """Return the findings for which the kernel would refuse the nodes."""
+    return [*_split_groups(dom, host), *_missing_iommufd(dom, host)]
 
 
 def missing_descriptors(dom: DomainDef, fd_groups: FDGroups) -> Iterator[Finding]:
