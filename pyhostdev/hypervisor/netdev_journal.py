@@ -154,7 +154,7 @@ class NetdevJournal:
         """Return a record; None for a file that is not a record."""
         try:
             facts = json.loads(self.state.read(f"{name}{self.suffix}") or b"")
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         is_record = isinstance(facts, dict) and facts.get("version") == _VERSION
         return facts if is_record and {"owner", "boot_id", *self.fields} <= facts.keys() else None

@@ -21,7 +21,12 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that reports an error if its help cannot be printed."""
+    """A parser that reports an error if its help cannot be printed, and whose messages cannot control a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        from pyhostdev.tools.output import printable
+
+        super().error(printable(message))
 
     def print_help(self, file: Any = None) -> None:
         if file is None:
@@ -32,7 +37,9 @@ class _Parser(argparse.ArgumentParser):
 
 class _TopParser(_Parser):
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"pyhostdev: {message}\n")
+        from pyhostdev.tools.output import printable
+
+        self.exit(USAGE, f"pyhostdev: {printable(message)}\n")
 
 
 def top_parser() -> argparse.ArgumentParser:

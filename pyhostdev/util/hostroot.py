@@ -24,7 +24,7 @@ def check_driver_name(name: str) -> str:
         ConfigError: it has characters that a driver name cannot have, or is "." or "..".
     """
     if _DRIVER_NAME.fullmatch(name) is None or name in (".", ".."):
-        raise ConfigError(f"Invalid driver name '{name!a}'")
+        raise ConfigError(f"Invalid driver name {name!a}")
     return name
 
 

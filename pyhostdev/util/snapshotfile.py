@@ -8,6 +8,7 @@ are regular files, directories and links, each below a directory of this archive
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -16,8 +17,10 @@ import tarfile
 import zlib
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from pyhostdev.errors import ConfigError
-from pyhostdev.util.record import SUFFIX, decode, encode
+from pyhostdev.errors import ConfigError, HostdevError
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.record import NEWER, SUFFIX, decode, encode
+from pyhostdev.util.virfile import read_status
 
 if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
@@ -28,6 +31,7 @@ MANIFEST = "manifest.json"
 TOTAL_MAX = 512 << 20  # bytes after decompression; 10,000 functions take 120 MiB
 MEMBERS_MAX = 1 << 20
 FILE_MAX = 16 << 20
+HEADER_MAX = 1 << 16  # bytes read to find the next member: its name, the target of a link, a few pax fields
 NAME_MAX = 1024
 DEPTH_MAX = 48
 _HOLDERS = ("proc", "fd")  # the only place of links that start at the root: open files of processes
@@ -108,23 +112,36 @@ def _put(archive: tarfile.TarFile, path: str, content: bytes | str | None) -> No
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that refuses to be read further than a limit: a few bytes can decompress to very many."""
+    """
+    A stream that refuses to be read further than a limit: a few bytes can decompress to very many.
+
+    Headers have a limit of their own, because tarfile keeps the names and fields in them in memory.
+    """
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
         self.stream = stream
         self.name = name
         self.left = TOTAL_MAX
+        self.header_left = HEADER_MAX
 
     def readable(self) -> bool:
         """Return True."""
         return True
 
+    def allow(self, content: int = 0) -> None:
+        """Set how much may be read now: the content of a member, and the headers of the next one."""
+        self.header_left = content + HEADER_MAX
+
     def read(self, size: int = -1) -> bytes:
         """Return bytes of the stream."""
-        data = self.stream.read(min(size, self.left + 1) if size >= 0 else self.left + 1)
+        most = min(self.left, self.header_left) + 1
+        data = self.stream.read(min(size, most) if size >= 0 else most)
         self.left -= len(data)
+        self.header_left -= len(data)
         if self.left < 0:
             raise ConfigError(f"Snapshot '{self.name}' has more than {TOTAL_MAX} bytes")
+        if self.header_left < 0:
+            raise ConfigError(f"Snapshot '{self.name}' has a header of more than {HEADER_MAX} bytes")
         return data
 
 
@@ -139,22 +156,25 @@ def unpack(path: str, root: HostRoot) -> Manifest:
         with open(path, "rb") as stream, gzip.GzipFile(fileobj=stream) as packed:
             bounded = _Bounded(packed, path)  # type: ignore[arg-type]  # a GzipFile reads like a file
             with tarfile.open(fileobj=bounded, mode="r|") as archive:
-                manifest = _Unpacker(archive, path, root.path).run()
-    except (OSError, EOFError, tarfile.TarError, ValueError, zlib.error) as err:
+                unpacker = _Unpacker(archive, path, root.path, bounded)
+                manifest = unpacker.run()
+    except (OSError, EOFError, tarfile.TarError, ValueError, OverflowError, RecursionError, zlib.error) as err:
         raise ConfigError(f"'{path}' is not a snapshot of a host: {err}") from err
-    _refresh_records(root, manifest)
+    _refresh_records(root, manifest, unpacker.files)
     return manifest
 
 
 class _Unpacker:
     """Writes members below a directory: never through a link, never twice, never outside."""
 
-    def __init__(self, archive: tarfile.TarFile, name: str, directory: str) -> None:
+    def __init__(self, archive: tarfile.TarFile, name: str, directory: str, stream: _Bounded) -> None:
         self.archive = archive
         self.name = name
         self.directory = directory
+        self.stream = stream
         self.directories = {""}
         self.others: set[str] = set()
+        self.files: set[str] = set()  # of these no part of the path is a link
 
     def run(self) -> Manifest:
         """Write all members, the manifest excepted, and return the manifest."""
@@ -166,6 +186,8 @@ class _Unpacker:
             if number >= MEMBERS_MAX:
                 raise ConfigError(f"Snapshot '{self.name}' has more than {MEMBERS_MAX} members")
             self._write(member)
+            self.archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member that it has read
+            self.stream.allow()
         return manifest
 
     def _refuse(self, member: str, why: str) -> NoReturn:
@@ -174,8 +196,9 @@ class _Unpacker:
     def _content(self, member: tarfile.TarInfo) -> bytes:
         if member.size > FILE_MAX:
             self._refuse(member.name, f"has more than {FILE_MAX} bytes")
+        self.stream.allow(member.size)
         stream = self.archive.extractfile(member)
-        return b"" if stream is None else stream.read(FILE_MAX + 1)
+        return b"" if stream is None else stream.read(member.size)
 
     def _write(self, member: tarfile.TarInfo) -> None:
         path = member.name
@@ -188,6 +211,8 @@ class _Unpacker:
             self._refuse(path, "is not in a directory of the snapshot")
         if path in self.directories or path in self.others:
             self._refuse(path, "is there twice")
+        if member.issparse():
+            self._refuse(path, "is not stored as a whole")
         where = os.path.join(self.directory, path)
         if member.isdir():
             os.mkdir(where, 0o700)
@@ -202,6 +227,7 @@ class _Unpacker:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             with open(os.open(where, flags, 0o600), "wb") as file:
                 file.write(content)
+            self.files.add(path)
         else:
             self._refuse(path, "is neither a file nor a directory nor a link")
 
@@ -221,16 +247,27 @@ class _Unpacker:
                 self._refuse(path, "is a link that leads out of the snapshot")
 
 
-def _refresh_records(root: HostRoot, manifest: Manifest) -> None:
-    """Let the records of devices that were present name the unpacked directories: an inode number is not portable."""
-    for address in manifest.present:
-        path = os.path.join(root.state_dir, f"{address}{SUFFIX}")
-        try:
-            with open(path, "rb") as file:
-                record = decode(file.read(), os.path.basename(path))
-            inode = os.stat(root.pci_device(record.address)).st_ino
-        except (OSError, ValueError):
-            continue
-        original = record.original._replace(incarnation=inode)
-        with open(path, "wb") as file:
-            file.write(encode(record._replace(original=original)))
+def _refresh_records(root: HostRoot, manifest: Manifest, files: set[str]) -> None:
+    """
+    Let the records of devices that were present name the unpacked directories: an inode number is not portable.
+
+    Args:
+        files: the regular files of the archive; nothing else is written to, wherever links and addresses lead.
+    """
+    for text in manifest.present:
+        with contextlib.suppress(ValueError, HostdevError):  # not an address, no record, no device
+            _refresh_record(root, PCIDeviceAddress.parse(text), files)
+
+
+def _refresh_record(root: HostRoot, address: PCIDeviceAddress, files: set[str]) -> None:
+    path = os.path.join(root.state_dir, f"{address}{SUFFIX}")
+    device = read_status(root, root.pci_device(address))
+    if os.path.relpath(path, root.path) not in files or device is None:
+        return
+    with open(path, "rb") as file:
+        record = decode(file.read(), os.path.basename(path))
+    if record.state == NEWER:
+        return
+    original = record.original._replace(incarnation=device.st_ino)
+    with open(path, "wb") as file:
+        file.write(encode(record._replace(original=original)))

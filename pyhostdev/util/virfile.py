@@ -188,7 +188,7 @@ def read_number(root: HostRoot, path: str) -> int | None:
         return int(text, 0)
     except ValueError:
         shown = text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}..."
-        raise SysfsError(errno.EINVAL, path, f"read a number from '{shown!a}'") from None
+        raise SysfsError(errno.EINVAL, path, f"read a number from {shown!a}") from None
 
 
 def read_link(root: HostRoot, path: str) -> str | None:

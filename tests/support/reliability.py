@@ -240,6 +240,46 @@ ROWS = (
         (),
         "not run on a real kernel yet: tests/lab/in_guest/iommufd.py",
     ),
+    Row(
+        "F45",
+        "Killed while a device is plugged or unplugged",
+        "the guest has the whole unit or none of it, or it is pending; the next verb finishes",
+        ("test_hotplug_crash.py::", "test_hotplug_owner.py::", "test_hotplug_state_machine.py::"),
+        "make fuzz: every write, file operation and command",
+    ),
+    Row(
+        "F46",
+        "Killed while a guest's network is set up",
+        "a macvtap, and the MAC and VLAN of a function, are recorded first; recover removes and restores them",
+        (
+            "test_qemu_interface.py::test_macvtap_of_",
+            "test_qemu_interface.py::test_failure_leaves_no_tap_behind",
+            "test_qemu_interface.py::test_a_call_that_does_not_return_has_a_deadline",
+            "test_vf_network.py::test_identity_is_restored_after_a_crash",
+            "test_vf_network.py::test_restoring_that_fails_keeps_the_record",
+        ),
+    ),
+    Row(
+        "F47",
+        "A program beside QEMU does not start, or does not end",
+        "it ends with its guest; if one fails, none is left, and no device stays detached",
+        (
+            "test_qemu_daemons.py::test_a_program_",
+            "test_qemu_daemons.py::test_swtpm_serves_and_ends_with_its_connection",
+        ),
+        "killed between their start and QEMU's connection, they stay",
+    ),
+    Row(
+        "F48",
+        "A definition or an archive names files of root",
+        "root creates and copies only what QEMU's user could; an archive changes no record outside of it",
+        (
+            "test_qemu_daemons.py::test_root_makes_",
+            "test_snapshotfile.py::test_records_outside_are_not_changed",
+            "test_snapshotfile.py::test_hostile_members_are_refused",
+            "test_snapshotfile.py::test_headers_are_bounded",
+        ),
+    ),
 )
 
 HEAD = """\

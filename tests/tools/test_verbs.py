@@ -319,3 +319,16 @@ def test_version_is_the_distributions(capsys: Capture) -> None:
     assert f"pyhostdev {version('pyhostdev')}\n" == capsys.readouterr().out
     assert version("pyhostdev") == pyhostdev.__version__
     assert f'version = "{pyhostdev.__version__}"' in Path(PROJECT, "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    "words", [["\x1b[2J"], ["list", "--x\x1b[2J"], ["show", "0001:\x1b[2J"], ["list", "--group", "\x9b2J"]]
+)
+def test_usage_errors_are_escaped(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A word that a script passes on cannot control the terminal of the one who reads the error."""
+    with pytest.raises(SystemExit) as ended:
+        main.main(words)
+    assert 2 == ended.value.code
+    said = capsys.readouterr().err
+    assert all(character.isprintable() for character in said.replace("\n", ""))
+    assert "\\x1b[2J" in said or "\\x9b2J" in said

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from pyhostdev.testing.fakehost import FakeHost, named_hosts, snapshot_tree
 from pyhostdev.util import snapshotfile
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostsnapshot import take_snapshot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.record import STATES, SUFFIX, Binding, Record, encode
 from pyhostdev.util.snapshotfile import MANIFEST, Manifest, pack, unpack
 
 GOOD = Manifest("1", "6.1", False, (), ())
@@ -163,3 +166,74 @@ def test_wrong_manifests_are_refused(manifest: object, words: str, room: Path) -
     """A later version is told apart from what is not a snapshot."""
     with pytest.raises(ConfigError, match=words):
         unpack(archive(room.parent / "s", manifest=manifest), HostRoot(room))
+
+
+def record_of(address: PCIDeviceAddress) -> bytes:
+    """Return a valid record of a device, as a host keeps it."""
+    binding = Binding("vfio-pci", None, 7, "0x10de:0x1eb8")
+    return encode(Record(address, STATES[0], "vm", True, True, "vfio-pci", binding, None))
+
+
+@pytest.mark.parametrize("how", ["link", "address", "relative address"])
+def test_records_outside_are_not_changed(how: str, room: Path) -> None:
+    """An archive that names a device as present does not reach the records of another host, by a link or a path."""
+    address = PCIDeviceAddress.parse("0000:01:00.0")
+    live = room.parent / "live"
+    live.mkdir()
+    victim = live / f"{address}{SUFFIX}"
+    victim.write_bytes(record_of(address))
+    root = HostRoot(room)
+    device, state = (os.path.relpath(path, room) for path in (root.pci_device(address), root.state_dir))
+    above = [member(part, None) for part in parents(device)]
+    present = {"link": str(address), "address": f"{live}/{address}", "relative address": f"../../../live/{address}"}[
+        how
+    ]
+    if how == "link":
+        above += [member(part, None) for part in (*parents(state), "proc", "proc/1", "proc/1/fd")]
+        above += [member("proc/1/fd/3", str(live)), member(state, "../proc/1/fd/3")]
+    else:
+        above += [member(part, None) for part in parents(f"{state}/x")]
+    manifest = GOOD._replace(present=(present,)).to_json()
+    before = victim.read_bytes()
+    unpack(archive(room.parent / "s.tar.gz", *above, member(device, None), manifest=manifest), root)
+    assert before == victim.read_bytes()
+
+
+def parents(path: str) -> list[str]:
+    """Return the directories above a path, the topmost first."""
+    parts = path.split("/")
+    return ["/".join(parts[:number]) for number in range(1, len(parts))]
+
+
+def raw_header(kind: bytes, data: bytes, name: str = "x") -> bytes:
+    """Return a header of any type with its data, padded."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(data)
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+HEADERS = {
+    "a long name": raw_header(tarfile.GNUTYPE_LONGNAME, b"a" * (4 << 20)),
+    "pax fields": raw_header(tarfile.XHDTYPE, b"4194304 a=" + b"b" * ((4 << 20) - 10)),
+    "global pax fields": raw_header(tarfile.XGLTYPE, b"4194304 a=" + b"b" * ((4 << 20) - 10)),
+    "a chain of headers": raw_header(tarfile.XHDTYPE, b"6 a=b\n") * 900,
+    "a sparse file": raw_header(tarfile.XHDTYPE, b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n")
+    + raw_header(b"0", b"9999999\n" + b"0\n" * (2 << 20)),
+    "an old sparse file": raw_header(tarfile.GNUTYPE_SPARSE, b"1" * 512),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers_are_bounded(name: str, room: Path) -> None:
+    """Names and fields that tarfile would keep in memory, or follow without end, are one sentence."""
+    text = json.dumps(GOOD.to_json()).encode()
+    data = raw_header(b"0", text, MANIFEST) + HEADERS[name] + raw_header(b"0", b"", "end") + bytes(1024)
+    (room.parent / "s").write_bytes(gzip.compress(data))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError):
+            unpack(str(room.parent / "s"), HostRoot(room))
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert [] == os.listdir(room)
