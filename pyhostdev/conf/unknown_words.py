@@ -27,7 +27,7 @@ _LATER_WORDS = {
     "mac/@currentAddress": "11.3",
 }
 # what libvirt reads elsewhere and ignores here: every source of a PCI device is a PCI address
-_HARMLESS_WORDS = frozenset({"source/address/@type", "portForward"})
+_HARMLESS_WORDS = frozenset({"source/address/@type"})
 _LENGTH_MAX = 64  # of a word for which the nearest known one is looked for; the longest of libvirt's has 30
 
 

@@ -21,10 +21,15 @@ DEFAULT_VERSION = "7.2"  # the QEMU of the default libvirt release
 STORED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stored")
 
 # libvirt's architecture names, where QEMU's target has another
-TARGETS = {"i686": "i386", "armv7l": "arm"}
+TARGETS = {"i686": "i386", "armv7l": "arm", "ppc64le": "ppc64"}
 
 # -device takes these names, too, which are those of no type
-DEVICE_ALIASES = {"ahci": "ich9-ahci", "lsi": "lsi53c895a", "virtio-iommu": "virtio-iommu-pci"}
+DEVICE_ALIASES = {
+    "ahci": "ich9-ahci",
+    "lsi": "lsi53c895a",
+    "virtio-iommu": "virtio-iommu-pci",
+    "virtio-net": "virtio-net-pci",
+}
 
 # machines of a family are named after it, and all have the options of one QOM type
 _FAMILIES = (

@@ -173,19 +173,13 @@ def _detect_zeroes(disk: Any) -> str | None:
 
 def _refuse(disk: Any) -> None:
     """
-    Refuse parts of a disk that need secrets, overlays or a running job.
+    Refuse a disk of another guest; what needs secrets, overlays or a running job is refused among the unknown words.
 
     Raises:
         ConfigUnsupportedError: naming the element.
     """
-    elements = ("mirror", "transient", "encryption", "auth", "backend_domain")
-    for name in elements:
-        if getattr(disk, name) is not None:
-            raise unsupported(f"<{name.replace('_', '')}> of a <disk>", disk)
-    source = disk.source
-    for name in ("encryption", "reservations", "slices", "ssl", "cookies", "auth", "readahead", "timeout"):
-        if source is not None and getattr(source, name) is not None:
-            raise unsupported(f"<{name}> of a disk's <source>", disk)
+    if disk.backend_domain is not None:
+        raise unsupported("<backenddomain> of a <disk>", disk)
 
 
 def is_readonly(disk: Any) -> bool:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.conf.disk_conf import IOTuneDef
+from pyhostdev.conf.os_conf import LaunchSecurityDef
+from pyhostdev.conf.passt_conf import NetRoute, PortForward, PortRange
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
 from pyhostdev.qemu.qemu_command.namespace import around_words, namespace_words
 from pyhostdev.qemu.qemu_command.net import TAP_TYPES
@@ -49,6 +51,14 @@ def _is_not_virtio_net(net: Any) -> bool:
 
 def _has_no_tap(net: Any) -> bool:
     return net.type not in TAP_TYPES
+
+
+def _is_slirp(net: Any) -> bool:
+    return bool(net.type == "user" and net.backend_type != "passt")
+
+
+def _is_not_passt(net: Any) -> bool:
+    return bool(net.backend_type != "passt")
 
 
 def _is_not_spice(graphics: Any) -> bool:
@@ -173,7 +183,11 @@ IGNORED: dict[str, dict[str, Word]] = {
         "coalesce": Word("pyhostdev start leaves the host's side as the kernel made it"),
         "trust_guest_rx_filters": Word("pyhostdev start does not follow what the guest's card receives"),
         "sndbuf": Word("only a tap has it", asked=_has_no_tap),
-        "source": Word("QEMU's own network has no other side", asked=lambda net: net.type == "user"),
+        "source": Word("QEMU's own network has no other side", asked=_is_slirp),
+        **{
+            name: Word("only passt has it", asked=_is_not_passt)
+            for name in ("routes", "port_forwards", "backend_log", "backend_hostname", "backend_fqdn")
+        },
         **{
             name: Word(_NOT_VIRTIO, asked=_is_not_virtio_net)
             for name in ("txmode", "ioeventfd", "event_idx", "rx_queue_size", "tx_queue_size", "rss")
@@ -280,6 +294,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "on_poweroff": "start acts on QEMU's events",
         "on_reboot": "start acts on QEMU's events",
         "on_crash": "start acts on QEMU's events",
+        "launch_security": "validation refuses it",
         "on_lockfailure": "no lock manager is in use, so none fails",
     },
     "OSDef": {
@@ -296,7 +311,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "CPUTuneDef": {"vcpupins": _PINS, "emulatorpin": _PINS, "iothreadpins": _PINS},
     "BackingStoreDef": {"index": _OUTPUT},
     "IOTuneDef": dict.fromkeys(IOTuneDef.declared(), "the disk's word says it"),
-    "LaunchSecurityDef": {"type": _REFUSED_AS_A_WHOLE, "policy": _REFUSED_AS_A_WHOLE},
+    "LaunchSecurityDef": dict.fromkeys(LaunchSecurityDef.declared(), _REFUSED_AS_A_WHOLE),
     "InitArgument": {"value": _REFUSED_AS_A_WHOLE},
     "ClockDef": {"timezone": "QEMU is started in that zone"},
     "ACPITable": {"type": "there is one type, which is written as a constant"},
@@ -360,6 +375,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     )
     | {"type": "there is one type, unix", "name": _REFUSED_AS_A_WHOLE},
     "NetIP": {"peer": "validation refuses it"},
+    "NetRoute": dict.fromkeys(NetRoute.declared(), "the interface's word says it"),
+    "PortForward": dict.fromkeys(PortForward.declared(), "the interface's word says it"),
+    "PortRange": dict.fromkeys(PortRange.declared(), "the interface's word says it"),
     "DomainNetDef": {
         "mac_type": "it tells VMware how an address was made",
         "mac_check": "it tells VMware whether to check an address",
