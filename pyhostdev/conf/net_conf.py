@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef, InterfaceNetwork, PCISource, check_teaming
+from pyhostdev.conf.passt_conf import NetRoute, PortForward
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
@@ -203,7 +204,7 @@ class DomainNetDef(ElementDef):
     bandwidth = opaque("bandwidth", for_host=True)
     port_isolated = attribute("port/@isolated", yes_no)
     ips = children("ip", NetIP)
-    route = opaque("route")
+    routes = children("route", NetRoute)
     script = attribute("script/@path")
     downscript = attribute("downscript/@path")
     backend_domain = attribute("backenddomain/@name")
@@ -223,6 +224,9 @@ class DomainNetDef(ElementDef):
     virtio = embedded(VirtioOptions)
     offloads = embedded(NetOffloads)
     backend_type = attribute("backend/@type", enum("default", "passt"))
+    backend_log = attribute("backend/@logFile", since="passt-words")
+    backend_hostname = attribute("backend/@hostname", since="passt-words")
+    backend_fqdn = attribute("backend/@fqdn", since="passt-words")
     backend_tap = attribute("backend/@tap")
     backend_vhost = attribute("backend/@vhost")
     filterref = opaque("filterref", for_host=True)
@@ -232,6 +236,7 @@ class DomainNetDef(ElementDef):
     teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
     teaming_persistent = attribute("teaming/@persistent")
     coalesce = opaque("coalesce", for_host=True)
+    port_forwards = children("portForward", PortForward, since="passt-words")
     info = embedded(DeviceInfo)
 
     @classmethod
@@ -268,7 +273,7 @@ class DomainNetDef(ElementDef):
     def parsed(self, element: Element) -> None:
         """Refuse an incomplete definition."""
         check_teaming(self.teaming_type, element)
-        if self.type not in _REQUIRED_OF_SOURCE:
+        if self.type not in _REQUIRED_OF_SOURCE or (self.type == "vhostuser" and self.backend_type == "passt"):
             return
         if self.source is None:
             raise XMLError(f"An <interface type='{self.type}'> has no <source>", line=self.line)

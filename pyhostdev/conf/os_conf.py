@@ -15,10 +15,10 @@ from pyhostdev.conf.xml.xmlcodec import (
     cpuset,
     enum,
     number,
-    number_any_base,
     on_off,
     signed,
     size_unit,
+    unsigned,
     yes_no,
 )
 from pyhostdev.conf.xml.xmlcodec import unit_factor as unit_factor
@@ -310,7 +310,23 @@ class LaunchSecurityDef(ElementDef):
     tag = "launchSecurity"
 
     type = attribute("type", enum("sev", "sev-snp", "s390-pv", "tdx"), required=True)
-    policy = content("policy", number_any_base)
+    kernel_hashes = attribute("kernelHashes", yes_no)
+    author_key = attribute("authorKey", yes_no)
+    vcek = attribute("vcek", yes_no)
+    cbitpos = content("cbitpos", number)
+    reduced_phys_bits = content("reducedPhysBits", number)
+    policy = content("policy", unsigned(0, maximum=ULLONG_MAX))
+    dh_cert = content("dhCert")
+    session = content("session")
+    guest_visible_workarounds = content("guestVisibleWorkarounds")
+    id_block = content("idBlock")
+    id_auth = content("idAuth")
+    host_data = content("hostData")
+    mr_config_id = content("mrConfigId")
+    mr_owner = content("mrOwner")
+    mr_owner_config = content("mrOwnerConfig")
+    quote_service = flag("quoteGenerationService")
+    quote_service_path = attribute("quoteGenerationService/@path")
 
     def parsed(self, element: Element) -> None:
         """Refuse SEV without a policy."""

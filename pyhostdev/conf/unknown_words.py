@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _LATER_WORDS = {
     "mac/@currentAddress": "11.3",
 }
-# attributes that libvirt reads in other sources and ignores here
-_HARMLESS_WORDS = frozenset({"source/address/@type", "portForward"})
+# attributes that libvirt reads in other sources and ignores here: every source of a PCI device is a PCI address
+_HARMLESS_WORDS = frozenset({"source/address/@type"})
 _LENGTH_MAX = 64  # longest name for which a similar known one is searched; libvirt's longest has 30
 
 

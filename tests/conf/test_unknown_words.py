@@ -62,7 +62,6 @@ def test_an_unknown_word_is_an_error(device: str, what: str) -> None:
     [
         (hostdev(address="type='pci'"), "ignored"),
         (INTERFACE.format(CURRENT), "unsupported"),
-        (INTERFACE.format("<portForward proto='tcp'/>"), "ignored"),
     ],
 )
 def test_a_known_word_that_is_not_built_is_a_note(device: str, reason: str) -> None:

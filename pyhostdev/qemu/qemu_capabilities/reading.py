@@ -21,10 +21,15 @@ DEFAULT_VERSION = "7.2"  # the QEMU of the default libvirt release
 STORED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stored")
 
 # QEMU's target, where its name differs from libvirt's architecture
-TARGETS = {"i686": "i386", "armv7l": "arm"}
+TARGETS = {"i686": "i386", "armv7l": "arm", "ppc64le": "ppc64"}
 
 # names that -device accepts although no type has them -> the type
-DEVICE_ALIASES = {"ahci": "ich9-ahci", "lsi": "lsi53c895a", "virtio-iommu": "virtio-iommu-pci"}
+DEVICE_ALIASES = {
+    "ahci": "ich9-ahci",
+    "lsi": "lsi53c895a",
+    "virtio-iommu": "virtio-iommu-pci",
+    "virtio-net": "virtio-net-pci",
+}
 
 # the first part of a machine's name -> the QOM type that has the options of all its machines
 _FAMILIES = (

@@ -173,19 +173,13 @@ def _detect_zeroes(disk: Any) -> str | None:
 
 def _refuse(disk: Any) -> None:
     """
-    Refuse the parts of a disk that need secrets, overlays or a block job.
+    Refuse a disk of another guest; elements that need secrets, overlays or a block job are refused as unknown words.
 
     Raises:
         ConfigUnsupportedError: the disk has such an element; the message names it.
     """
-    elements = ("mirror", "transient", "encryption", "auth", "backend_domain")
-    for name in elements:
-        if getattr(disk, name) is not None:
-            raise unsupported(f"<{name.replace('_', '')}> of a <disk>", disk)
-    source = disk.source
-    for name in ("encryption", "reservations", "slices", "ssl", "cookies", "auth", "readahead", "timeout"):
-        if source is not None and getattr(source, name) is not None:
-            raise unsupported(f"<{name}> of a disk's <source>", disk)
+    if disk.backend_domain is not None:
+        raise unsupported("<backenddomain> of a <disk>", disk)
 
 
 def is_readonly(disk: Any) -> bool:

@@ -8,6 +8,8 @@ libvirt prints the same command line with and without each of these fields.
 from __future__ import annotations
 
 from pyhostdev.conf.disk_conf import IOTuneDef
+from pyhostdev.conf.os_conf import LaunchSecurityDef
+from pyhostdev.conf.passt_conf import NetRoute, PortForward, PortRange
 
 _FOR_PEOPLE = "it is a description for the reader"
 _REFUSED_AS_A_WHOLE = "a device or mode that has it is refused as a whole"
@@ -39,6 +41,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "on_poweroff": "start acts on QEMU's events",
         "on_reboot": "start acts on QEMU's events",
         "on_crash": "start acts on QEMU's events",
+        "launch_security": "validation refuses it",
         "on_lockfailure": "pyhostdev uses no lock manager",
     },
     "OSDef": {
@@ -58,7 +61,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "CPUTuneDef": {"vcpupins": _PINS, "emulatorpin": _PINS, "iothreadpins": _PINS},
     "BackingStoreDef": {"index": _OUTPUT},
     "IOTuneDef": dict.fromkeys(IOTuneDef.declared(), "the row of the disk covers it"),
-    "LaunchSecurityDef": {"type": _REFUSED_AS_A_WHOLE, "policy": _REFUSED_AS_A_WHOLE},
+    "LaunchSecurityDef": dict.fromkeys(LaunchSecurityDef.declared(), _REFUSED_AS_A_WHOLE),
     "InitArgument": {"value": _REFUSED_AS_A_WHOLE},
     "ClockDef": {"timezone": "QEMU is started in that zone"},
     "ACPITable": {"type": "there is only one type"},
@@ -122,6 +125,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     )
     | {"type": "there is one type, unix", "name": _REFUSED_AS_A_WHOLE},
     "NetIP": {"peer": "validation refuses it"},
+    "NetRoute": dict.fromkeys(NetRoute.declared(), "the row of the interface covers it"),
+    "PortForward": dict.fromkeys(PortForward.declared(), "the row of the interface covers it"),
+    "PortRange": dict.fromkeys(PortRange.declared(), "the row of the interface covers it"),
     "DomainNetDef": {
         "mac_type": "it tells VMware how the address was generated",
         "mac_check": "it tells VMware whether to check the address",

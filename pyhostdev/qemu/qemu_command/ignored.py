@@ -50,6 +50,14 @@ def _has_no_tap(net: Any) -> bool:
     return net.type not in TAP_TYPES
 
 
+def _is_slirp(net: Any) -> bool:
+    return bool(net.type == "user" and net.backend_type != "passt")
+
+
+def _is_not_passt(net: Any) -> bool:
+    return bool(net.backend_type != "passt")
+
+
 def _is_not_spice(graphics: Any) -> bool:
     return bool(graphics.type != "spice")
 
@@ -172,7 +180,11 @@ IGNORED: dict[str, dict[str, Word]] = {
         "coalesce": Word("pyhostdev start leaves the host's side as the kernel made it"),
         "trust_guest_rx_filters": Word("pyhostdev start does not apply the guest's receive filters to the host"),
         "sndbuf": Word("only a tap has it", asked=_has_no_tap),
-        "source": Word("QEMU's user-mode network has no source on the host", asked=lambda net: net.type == "user"),
+        "source": Word("QEMU's user-mode network has no source on the host", asked=_is_slirp),
+        **{
+            name: Word("only passt has it", asked=_is_not_passt)
+            for name in ("routes", "port_forwards", "backend_log", "backend_hostname", "backend_fqdn")
+        },
         **{
             name: Word(_NOT_VIRTIO, asked=_is_not_virtio_net)
             for name in ("txmode", "ioeventfd", "event_idx", "rx_queue_size", "tx_queue_size", "rss")

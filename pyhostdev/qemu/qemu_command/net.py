@@ -146,7 +146,9 @@ def _vhostuser(build: CommandBuilder, net: Any) -> Properties:
     chardev = f"char{net.info.alias}"
     where = f"path={option_value(_vhostuser_path(build, net))}"
     options: list[str] = []
-    if net.source.mode == "server":
+    if net.backend_type == "passt":
+        pass  # passt listens, and <source> names an interface of the host
+    elif net.source.mode == "server":
         options = ["server=on"]  # QEMU must wait for the process, so no wait=off
         if build.socket_fd is not None:
             where = f"fd={build.socket_fd(net.source.path)}"

@@ -23,7 +23,6 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainFields": {
         "bootloader": (),
         "bootloader_args": (),
-        "launch_security": (),
     },
     "OSDef": {
         "init": (),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.qemu.qemu_command.builder import option_value, unsupported
+from pyhostdev.qemu.qemu_domain import tpm_driver
 from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
@@ -28,7 +29,11 @@ def build_tpms(build: CommandBuilder) -> None:
                 build.add_device({"driver": tpm.model, "id": tpm.info.alias, "host-path": path})
                 continue
             _build_backend(build, tpm, backend)
-            device = {"driver": tpm.model, "tpmdev": backend, "id": tpm.info.alias}
+            device = {
+                "driver": tpm_driver(str(build.dom.os.arch), str(tpm.model)),
+                "tpmdev": backend,
+                "id": tpm.info.alias,
+            }
             build.add_device({**device, **build.address(tpm)})
 
 

@@ -142,3 +142,8 @@ def _ppc64_limit(dom: DomainDef, has_vfio: bool) -> int:
     if has_vfio:
         limit += max(2 * _GIB * bridges, memory + memory // 512 * bridges + 8 * _MIB)
     return limit
+
+
+def tpm_driver(arch: str, model: str) -> str:
+    """Return QEMU's name of a model; the boards of ARM have no ISA bus."""
+    return f"{model}-device" if model == "tpm-tis" and arch in ARM else model

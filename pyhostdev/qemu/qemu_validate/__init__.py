@@ -30,6 +30,7 @@ from pyhostdev.qemu.qemu_domain import (
     is_pseries,
     is_q35,
     lacks_pci,
+    tpm_driver,
 )
 from pyhostdev.qemu.qemu_domain.namespace import namespace_of
 from pyhostdev.qemu.qemu_validate.board import board_errors
@@ -109,14 +110,15 @@ class QEMURules:
         if device.tag == "filesystem" and not self.release.has("virtiofs-readonly"):
             yield from _readonly_virtiofs_errors(device)
         if device.tag == "tpm":
-            yield from self._tpm_errors(device)
+            yield from self._tpm_errors(dom, device)
         if device.tag == "video":
             yield from video_errors(dom, device, self.capabilities, self.release)
         if device.tag == "disk" and self.release.has("sheepdog-is-gone"):
             yield from _sheepdog_errors(device)
 
-    def _tpm_errors(self, device: Any) -> Errors:
-        if device.model is not None and not self.capabilities.has_device(device.model):
+    def _tpm_errors(self, dom: DomainDef, device: Any) -> Errors:
+        driver = tpm_driver(str(dom.os.arch), device.model or "")
+        if device.model is not None and not self.capabilities.has_device(driver):
             yield _unsupported(f"QEMU has no TPM of model {device.model} here", device)
 
 

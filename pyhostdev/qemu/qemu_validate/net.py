@@ -43,23 +43,28 @@ def net_errors(dom: DomainDef, net: Any) -> Errors:
 def _backend_errors(net: Any) -> Errors:
     if net.backend_type == "passt" and net.type not in ("user", "vhostuser"):
         yield _unsupported(f"An interface of type {net.type} cannot have the backend passt", net)
-    is_server = net.type == "vhostuser" and net.source is not None and net.source.mode == "server"
+    is_server = (
+        net.type == "vhostuser"
+        and net.source is not None
+        and net.backend_type != "passt"
+        and net.source.mode == "server"
+    )
     if is_server and net.source.reconnect_enabled:
         yield _unsupported("<reconnect> of an interface needs mode='client'", net)
 
 
 def _ip_errors(net: Any) -> Errors:
-    if net.type != "user":
-        if net.ips or net.route is not None:
+    if net.type != "user" and net.backend_type != "passt":
+        if net.ips or net.routes:
             yield _unsupported(f"An interface of type {net.type} cannot have <ip> or <route>", net)
         return
-    if net.route is not None:
+    if net.backend_type != "passt" and net.routes:
         yield _unsupported("QEMU's own network takes no <route>", net)
     for is_ipv6, family in ((False, "IPv4"), (True, "IPv6")):
         ips = [ip for ip in net.ips if ip.is_ipv6 is is_ipv6]
         if len(ips) > 1:
             yield _unsupported(f"QEMU's own network has one {family} address at most", net)
-        for ip in ips:
+        for ip in ips if net.backend_type != "passt" else ():
             yield from _prefix_errors(ip)
 
 
