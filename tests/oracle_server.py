@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyhostdev import DomainDef, DomainHostdevDef, Host, HostdevManager, HostRoot, PCIDeviceAddress, Plan
-from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, LibvirtRelease
+from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, HostdevError
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
@@ -35,6 +35,7 @@ from pyhostdev.qemu.qemu_hotplug.connection import QEMURefusedError
 from pyhostdev.qemu.qemu_hotplug.livestate import live_definition, parse_hostdevs
 from pyhostdev.util.modprobe import module_error
 
+OLDEST = RELEASES[0]
 NO_TAP = 3  # compare.py does not look at a tap's descriptor
 NO_NODE = 4  # nor at those of iommufd
 GIVEN = "-associated.xml"  # a case of this name was recorded with the descriptors that it names
@@ -127,7 +128,7 @@ class QEMUWithoutDevices:
 class Server:
     """One host, and the answers about definitions on it."""
 
-    def __init__(self, sysfs: str, release: LibvirtRelease = DEFAULT_RELEASE) -> None:
+    def __init__(self, sysfs: str, release: LibvirtRelease = OLDEST) -> None:
         self.release = release
         self.root = HostRoot(Path(sysfs).parent)
         self.host = Host(self.root)
@@ -309,7 +310,7 @@ def handovers(trace: list[Write], overrides: Mapping[PCIDeviceAddress, bytes]) -
 def main() -> None:
     """Serve standard input until it ends."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--libvirt", type=LibvirtRelease.parse, default=DEFAULT_RELEASE)
+    parser.add_argument("--libvirt", type=LibvirtRelease.parse, default=OLDEST)
     parser.add_argument("sysfs")
     parser.add_argument("dev")
     options = parser.parse_args()

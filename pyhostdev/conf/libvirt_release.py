@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pyhostdev.errors import ConfigError
-from pyhostdev.util.virxml import shown
 
 
 class Change(NamedTuple):
@@ -113,8 +112,13 @@ class LibvirtRelease(NamedTuple):
         found = next((release for release in RELEASES if text in (str(release), f"{release}.0")), None)
         if found is None:
             known = ", ".join(map(str, RELEASES))
-            raise ConfigError(f"Nothing is known about libvirt '{shown(text)}' (releases: {known})")
+            raise ConfigError(f"Nothing is known about libvirt {text!a} (releases: {known})")
         return found
+
+    @classmethod
+    def nearest(cls, version: tuple[int, int]) -> LibvirtRelease:
+        """Return the newest known release that is not newer than a version; the oldest if all of them are."""
+        return max((release for release in RELEASES if release.version <= version), default=RELEASES[0])
 
 
 RELEASES = (
@@ -122,4 +126,4 @@ RELEASES = (
     LibvirtRelease(_11_3, "10.0"),  # Debian 13
     LibvirtRelease(_12_8, "11.1"),  # Debian forky
 )
-DEFAULT_RELEASE = RELEASES[0]
+DEFAULT_RELEASE = RELEASES[-1]

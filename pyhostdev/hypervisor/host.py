@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import pciscan, virpci
 from pyhostdev.util.hostroot import HostRoot
@@ -212,7 +213,7 @@ class Host:
         *,
         owner: str | None = None,
         accept: Iterable[str] = (),
-        release: LibvirtRelease | None = None,
+        release: LibvirtRelease = DEFAULT_RELEASE,
     ) -> Plan:
         """
         Plan what happens to a domain's host devices; needs no root and writes nothing.
@@ -221,7 +222,7 @@ class Host:
             policy: which functions must be declared: auto, device, group or off.
             owner: the name of the domain that will own the devices; the definition's name by default.
             accept: consents to losses of the host, each as REASON:ADDRESS.
-            release: the libvirt whose choice of drivers is meant; the newest by default.
+            release: the libvirt whose choice of drivers is meant.
 
         Raises:
             ConfigError, ConfigUnsupportedError: the request is invalid for any host.
@@ -248,7 +249,7 @@ class Host:
         policy: str = "auto",
         *,
         accept: Iterable[str] = (),
-        release: LibvirtRelease | None = None,
+        release: LibvirtRelease = DEFAULT_RELEASE,
     ) -> Plan:
         """
         Plan what happens to host devices that a running domain gets as one unit; needs no root and writes nothing.

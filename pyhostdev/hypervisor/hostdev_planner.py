@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.hostdev_checks import (
     consents,
@@ -64,7 +65,7 @@ def build_plan(
     occupied: Iterable[PCIDeviceAddress] = (),
     accept: Iterable[str] = (),
     definition: Definition | None = None,
-    release: LibvirtRelease | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> Plan:
     """
     Plan what happens to the host devices of one domain.
@@ -76,7 +77,7 @@ def build_plan(
         records: the journal's records, by address; None if this user may not read them, which is a finding.
         occupied: guest addresses of the domain's other devices, for ``no-guest-function-0``.
         accept: consents, each as REASON:ADDRESS.
-        release: the libvirt whose choice of drivers is meant; the newest by default.
+        release: the libvirt whose choice of drivers is meant.
 
     Raises:
         ConfigError: the policy is unknown, or a consent or the name of a driver is invalid.
@@ -84,7 +85,7 @@ def build_plan(
     """
     if policy not in POLICIES:
         raise ConfigError(f"Unknown policy '{policy}': expected one of {', '.join(POLICIES)}")
-    drivers = VFIODrivers(host.root, variants=release is None or release.has("vfio-variants"))
+    drivers = VFIODrivers(host.root, variants=release.has("vfio-variants"))
     requests = [Request.of(host, hostdev, drivers) for hostdev in hostdevs]
     planner = _Planner(host, requests, owner, policy, records, frozenset(occupied), definition, drivers)
     findings = planner.findings()
