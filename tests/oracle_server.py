@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyhostdev import DomainDef, DomainHostdevDef, Host, HostdevManager, HostRoot, PCIDeviceAddress, Plan
+from pyhostdev.conf.hostdev_conf import USBSource
 from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, HostdevError
+from pyhostdev.conf.net_conf import DomainNetDef
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, HostdevError
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.qemu.qemu_driver import refuse_missing, refuse_missing_storage
@@ -161,9 +163,33 @@ class Server:
 
     def argv(self, dom: DomainDef) -> list[str]:
         """Return the command line: that of a start, whose iommufd has descriptors, where the start succeeds."""
+        if not self.is_startable(dom):
+            return self.build(self.as_converted(dom))
         if not dom.needs_iommufd() or self.start(dom, "")["error"] is not None:
             return self.build(dom)
         return self.build(dom, vfio_fd=lambda address: NO_NODE)
+
+    def as_converted(self, dom: DomainDef) -> DomainDef:
+        """
+        Return a domain as libvirt changes it before it only prints its command line, which we do not.
+
+        Interfaces become plain taps that keep model, MAC address, script and boot order. USB devices are not looked
+        for, so that one without an address is an error.
+
+        Raises:
+            ConfigError: a USB host device has no address.
+
+        Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
+        """
+        converted = self.define(dom)
+        for hostdev in converted.hostdevs:
+            source = hostdev.source_def
+            if isinstance(source, USBSource) and source.bus is None:
+                raise ConfigError("A USB host device has no address", libvirt_code=VIR_ERR_INTERNAL_ERROR)
+        for at, net in enumerate(converted.interfaces):
+            if net.type != "hostdev":
+                converted.interfaces[at] = _plain_tap(net)
+        return converted
 
     def build(self, dom: DomainDef, vfio_fd: Callable[[PCIDeviceAddress | None], int] | None = None) -> list[str]:
         """
@@ -288,6 +314,12 @@ class Server:
         """Drop host devices that are not there: we refuse them, libvirt lets QEMU find out."""
         hostdevs = dom.hostdevs
         dom.hostdevs = [h for h in hostdevs if not h.is_pci or self.host.pci_device(h.pci_address) is not None]
+
+
+def _plain_tap(net: DomainNetDef) -> DomainNetDef:
+    tap = DomainNetDef(type="ethernet", mac=net.mac, model=net.model, script=net.script)
+    tap.info.boot_order = net.info.boot_order
+    return tap
 
 
 def handovers(trace: list[Write], overrides: Mapping[PCIDeviceAddress, bytes]) -> list[list[str]]:

@@ -56,7 +56,7 @@ CHANGES: dict[str, Change] = {
     "virtiofs-readonly": Change(_11_3, "<readonly/> of a file system by virtiofs; 67 before"),
     "virtiofs-idmap": Change(_11_3, "<idmap>, <openfiles> and <cache mode='metadata'> of virtiofs"),
     "fs-readonly-on": Change(_12_8, "readonly=on of -fsdev; was readonly"),
-    "hv-crash-on": Change(_11_3, "hv-crash=on in -cpu; was hv-crash"),
+    "hv-crash-on": Change(_12_8, "hv-crash=on in -cpu; was hv-crash"),
     "cpu-address-limit": Change(_11_3, "<maxphysaddr limit=>"),
     "iothread-poll": Change(_11_3, "<poll> of an <iothread>"),
     "hyperv-later": Change(_11_3, "<emsr_bitmap>, <xmm_input> and the parts of <tlbflush>; 67 before"),

@@ -59,8 +59,9 @@ def _run_named(args: argparse.Namespace, roots: list[str]) -> int:
         raise ConfigError("--device names functions of one host, and says nothing about a guest or about pins")
     args.root = roots[0]
     host = arguments.host_of(args)
-    release = releases.tell_release(args, host)
+    release = releases.release_of(args, host)
     plan = host.plan(devices.named_domain(args, host), args.policy, accept=args.accept, release=release)
+    releases.tell_release(args, host)
     if args.json:
         output.print_json(to_json(plan, None, None))
     else:

@@ -30,9 +30,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         definition = arguments.definition_of(args)
         definition.validate()
-    release = releases.tell_release(args, manager.host)
+    release = releases.release_of(args, manager.host)
     plan = manager.host.plan(definition, args.policy, accept=args.accept, release=release)
     if plan.ok:
+        releases.tell_release(args, manager.host)
         tell_notes(plan.notes)
     if not manager.prepare(plan, node_owner=node_owner):
         complain(f"note: domain '{plan.owner}' already has these devices")
