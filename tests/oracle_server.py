@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyhostdev import DomainDef, DomainHostdevDef, Host, HostdevManager, HostRoot, PCIDeviceAddress, Plan
-from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, LibvirtRelease
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, HostdevError
+from pyhostdev.conf.hostdev_conf import USBSource
+from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
+from pyhostdev.conf.net_conf import DomainNetDef
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, HostdevError
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.qemu.qemu_driver import refuse_missing, refuse_missing_storage
@@ -35,6 +37,7 @@ from pyhostdev.qemu.qemu_hotplug.livestate import live_definition, parse_hostdev
 from pyhostdev.qemu.qemu_iommufd import refuse_missing_descriptors
 from pyhostdev.util.modprobe import module_error
 
+OLDEST = RELEASES[0]
 NO_TAP = 3  # compare.py does not look at a tap's descriptor
 NO_NODE = 4  # nor at those of iommufd
 GIVEN = "-associated.xml"  # a case of this name was recorded with the descriptors that it names
@@ -127,7 +130,7 @@ class QEMUWithoutDevices:
 class Server:
     """One host, and the answers about definitions on it."""
 
-    def __init__(self, sysfs: str, release: LibvirtRelease = DEFAULT_RELEASE) -> None:
+    def __init__(self, sysfs: str, release: LibvirtRelease = OLDEST) -> None:
         self.release = release
         self.root = HostRoot(Path(sysfs).parent)
         self.host = Host(self.root)
@@ -160,9 +163,33 @@ class Server:
 
     def argv(self, dom: DomainDef) -> list[str]:
         """Return the command line: that of a start, whose iommufd has descriptors, where the start succeeds."""
+        if not self.is_startable(dom):
+            return self.build(self.as_converted(dom))
         if not dom.needs_iommufd() or self.start(dom, "")["error"] is not None:
             return self.build(dom)
         return self.build(dom, vfio_fd=lambda address: NO_NODE)
+
+    def as_converted(self, dom: DomainDef) -> DomainDef:
+        """
+        Return a domain as libvirt changes it before it only prints its command line, which we do not.
+
+        Interfaces become plain taps that keep model, MAC address, script and boot order. USB devices are not looked
+        for, so that one without an address is an error.
+
+        Raises:
+            ConfigError: a USB host device has no address.
+
+        Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
+        """
+        converted = self.define(dom)
+        for hostdev in converted.hostdevs:
+            source = hostdev.source_def
+            if isinstance(source, USBSource) and source.bus is None:
+                raise ConfigError("A USB host device has no address", libvirt_code=VIR_ERR_INTERNAL_ERROR)
+        for at, net in enumerate(converted.interfaces):
+            if net.type != "hostdev":
+                converted.interfaces[at] = _plain_tap(net)
+        return converted
 
     def build(self, dom: DomainDef, vfio_fd: Callable[[PCIDeviceAddress | None], int] | None = None) -> list[str]:
         """
@@ -289,6 +316,12 @@ class Server:
         dom.hostdevs = [h for h in hostdevs if not h.is_pci or self.host.pci_device(h.pci_address) is not None]
 
 
+def _plain_tap(net: DomainNetDef) -> DomainNetDef:
+    tap = DomainNetDef(type="ethernet", mac=net.mac, model=net.model, script=net.script)
+    tap.info.boot_order = net.info.boot_order
+    return tap
+
+
 def handovers(trace: list[Write], overrides: Mapping[PCIDeviceAddress, bytes]) -> list[list[str]]:
     """
     Return the writes that hand a device over or give it back, in libvirt's form.
@@ -309,7 +342,7 @@ def handovers(trace: list[Write], overrides: Mapping[PCIDeviceAddress, bytes]) -
 def main() -> None:
     """Serve standard input until it ends."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--libvirt", type=LibvirtRelease.parse, default=DEFAULT_RELEASE)
+    parser.add_argument("--libvirt", type=LibvirtRelease.parse, default=OLDEST)
     parser.add_argument("sysfs")
     parser.add_argument("dev")
     options = parser.parse_args()

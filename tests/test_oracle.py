@@ -16,11 +16,13 @@ import pytest
 from lxml import etree
 
 from pyhostdev import ConfigError, DomainDef, PCIDeviceAddress
+from pyhostdev.conf.libvirt_release import RELEASES
 from pyhostdev.qemu import build_command_line, define
-from pyhostdev.qemu.qemu_capabilities import load
+from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, load
 from pyhostdev.testing.fakehost import FakeHost, snapshot_tree
 from pyhostdev.testing.treefile import read_host
 
+R9_0 = RELEASES[0]  # whose answers lie there
 ORACLE = Path(__file__).parent.parent / "testdata" / "oracle"
 CASES = sorted(path.stem for path in ORACLE.glob("*.xml") if not path.name.endswith(".out.xml"))
 DEFINED = [name for name in CASES if (ORACLE / f"{name}.out.xml").exists()]
@@ -49,6 +51,10 @@ def host() -> Any:
     return DescribedHost(ORACLE / "host.tree")
 
 
+def defined(dom: DomainDef, capabilities: QEMUCapabilities, host: Any) -> DomainDef:
+    return define(dom, capabilities, host, release=R9_0)
+
+
 def parse(name: str) -> DomainDef:
     return DomainDef.parse((ORACLE / f"{name}.xml").read_bytes())
 
@@ -75,7 +81,7 @@ def test_definition_is_completed_as_libvirt_does(name: str, host: Any) -> None:
     dom = parse(name)
     assert dom.os is not None
     expected = (ORACLE / f"{name}.out.xml").read_text()
-    assert canonical(expected) == canonical(define(dom, load(str(dom.os.arch)), host).format())
+    assert canonical(expected) == canonical(defined(dom, load(str(dom.os.arch), R9_0.qemu), host).format())
 
 
 @pytest.mark.parametrize("name", DEFINED)
@@ -83,11 +89,11 @@ def test_defining_again_changes_nothing(name: str, host: Any) -> None:
     """A stored definition keeps its addresses; only controllers that were added move to their indices."""
     dom = parse(name)
     assert dom.os is not None
-    capabilities = load(str(dom.os.arch))
-    once = define(dom, capabilities, host).format()
-    twice = define(DomainDef.parse(once), capabilities, host).format()
+    capabilities = load(str(dom.os.arch), R9_0.qemu)
+    once = defined(dom, capabilities, host).format()
+    twice = defined(DomainDef.parse(once), capabilities, host).format()
     assert sorted(canonical(once)) == sorted(canonical(twice))
-    assert twice == define(DomainDef.parse(twice), capabilities, host).format()
+    assert twice == defined(DomainDef.parse(twice), capabilities, host).format()
 
 
 @pytest.mark.parametrize("name", STARTED)
@@ -95,7 +101,8 @@ def test_command_line_is_libvirts(name: str, host: Any) -> None:
     """Every argument, in order."""
     lines = (ORACLE / f"{name}.args").read_text().splitlines()
     expected = [re.sub(r"\\(.)", lambda m: {"n": "\n"}.get(m[1], m[1]), line) for line in lines]
-    assert neutral(expected) == neutral(build_command_line(parse(name), host=host, state_dir="@ROOT@"))
+    argv = build_command_line(parse(name), host=host, state_dir="@ROOT@", release=R9_0)
+    assert neutral(expected) == neutral(argv)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -104,7 +111,7 @@ def test_refusal_has_libvirts_number(name: str, host: Any) -> None:
     expected = int((ORACLE / f"{name}.code").read_text())
     with pytest.raises(ConfigError) as refusal:
         dom = parse(name)
-        define(dom, load(str(dom.os.arch) if dom.os is not None else "x86_64"), host)
+        defined(dom, load(str(dom.os.arch) if dom.os is not None else "x86_64", R9_0.qemu), host)
     assert expected == refusal.value.libvirt_code
 
 

@@ -55,7 +55,7 @@ CHANGES: dict[str, Change] = {
     "virtiofs-readonly": Change(_11_3, "<readonly/> of a file system by virtiofs; 67 before"),
     "virtiofs-idmap": Change(_11_3, "<idmap>, <openfiles> and <cache mode='metadata'> of virtiofs"),
     "fs-readonly-on": Change(_12_8, "readonly=on of -fsdev; was readonly"),
-    "hv-crash-on": Change(_11_3, "hv-crash=on in -cpu; was hv-crash"),
+    "hv-crash-on": Change(_12_8, "hv-crash=on in -cpu; was hv-crash"),
     "cpu-address-limit": Change(_11_3, "<maxphysaddr limit=>"),
     "iothread-poll": Change(_11_3, "<poll> of an <iothread>"),
     "iothread-mapping": Change(_11_3, "<iothreads> of a disk's or SCSI controller's <driver>"),
@@ -119,10 +119,15 @@ class LibvirtRelease(NamedTuple):
             raise ConfigError(f"libvirt release '{shown(text)}' is not supported: expected one of {known}")
         return found
 
+    @classmethod
+    def nearest(cls, version: tuple[int, int]) -> LibvirtRelease:
+        """Return the newest known release that is not newer than a version; the oldest if all of them are."""
+        return max((release for release in RELEASES if release.version <= version), default=RELEASES[0])
+
 
 RELEASES = (
     LibvirtRelease((9, 0), "7.2"),  # Debian 12
     LibvirtRelease(_11_3, "10.0"),  # Debian 13
     LibvirtRelease(_12_8, "11.1"),  # Debian forky
 )
-DEFAULT_RELEASE = RELEASES[0]
+DEFAULT_RELEASE = RELEASES[-1]

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import virpci
 from pyhostdev.util.hostroot import HostRoot
@@ -219,7 +220,7 @@ class Host:
         *,
         owner: str | None = None,
         accept: Iterable[str] = (),
-        release: LibvirtRelease | None = None,
+        release: LibvirtRelease = DEFAULT_RELEASE,
     ) -> Plan:
         """
         Plan what happens to a domain's host devices; needs no root and writes nothing.
@@ -229,9 +230,10 @@ class Host:
             owner: the name of the domain that will own the devices; the definition's name by default.
             accept: consents to losses of the host, each as REASON:ADDRESS.
             release: the libvirt release whose choice of drivers applies; by default the newest.
-            Raises:
-                ConfigError, ConfigUnsupportedError: the request is invalid for any host.
-                SysfsError: the host cannot be read; records that this user may not read are a finding.
+
+        Raises:
+            ConfigError, ConfigUnsupportedError: the request is invalid for any host.
+            SysfsError: the host cannot be read; records that this user may not read are a finding.
         """
         from pyhostdev.hypervisor.hostdev_planner import build_plan  # programs that only read a host do not need it
 
@@ -254,7 +256,7 @@ class Host:
         policy: str = "auto",
         *,
         accept: Iterable[str] = (),
-        release: LibvirtRelease | None = None,
+        release: LibvirtRelease = DEFAULT_RELEASE,
     ) -> Plan:
         """
         Plan what happens to host devices that a running domain gets as one unit; needs no root and writes nothing.

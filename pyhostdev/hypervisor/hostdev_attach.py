@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError
 from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Plan, Request
 from pyhostdev.hypervisor.hostdev_planner import build_plan
@@ -72,7 +73,7 @@ def plan_attach(
     *,
     records: Mapping[PCIDeviceAddress, Record] | None,
     accept: Iterable[str] = (),
-    release: LibvirtRelease | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> Plan:
     """
     Return the plan for plugging the functions of one host device; see ``Host.plan_attach``.

@@ -31,12 +31,19 @@ from pyhostdev.util.transaction import Transaction, half_done
 from pyhostdev.util.vfiodriver import GENERIC_NAMES, DriverChoice, VFIODrivers, loaded_driver
 
 if TYPE_CHECKING:
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.hostdev_context import HostdevContext
     from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.virpci import PCIDevice
 
 
-def detach(context: HostdevContext, address: PCIDeviceAddress, name: str | None, accept: Iterable[str]) -> None:
+def detach(
+    context: HostdevContext,
+    address: PCIDeviceAddress,
+    name: str | None,
+    accept: Iterable[str],
+    release: LibvirtRelease,
+) -> None:
     """
     Detach one device; the caller holds its locks.
 
@@ -45,6 +52,7 @@ def detach(context: HostdevContext, address: PCIDeviceAddress, name: str | None,
 
     Args:
         name: the driver or its module; None for the best match of the host's VFIO drivers.
+        release: the libvirt whose choice of drivers is meant.
 
     Mirrors: virPCIDeviceDetach, which also binds a listed device to the stub (src/util/virpci.c)
     """
@@ -53,7 +61,7 @@ def detach(context: HostdevContext, address: PCIDeviceAddress, name: str | None,
     dev = _present(context, address)
     if listed is not None and not _is_detached_still(dev, listed):
         listed = None
-    drivers = VFIODrivers(context.root)
+    drivers = VFIODrivers(context.root, variants=release.has("vfio-variants"))
     choice = drivers.choose(dev, name)
     is_there = dev.driver == choice.driver
     if listed is not None and is_there:

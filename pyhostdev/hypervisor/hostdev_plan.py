@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError
 from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
@@ -195,7 +196,7 @@ class Plan:
         start_findings: Sequence[Finding] | None = None,
         guest_addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress] | None = None,
         nodes: Mapping[PCIDeviceAddress, Sequence[str]] | None = None,
-        release: LibvirtRelease | None = None,
+        release: LibvirtRelease = DEFAULT_RELEASE,
         plugs: Mapping[PCIDeviceAddress, Plug] | None = None,
     ) -> None:
         self.owner = owner

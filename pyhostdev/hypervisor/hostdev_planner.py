@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError
 from pyhostdev.hypervisor.hostdev_checks import (
     consents,
@@ -64,7 +65,7 @@ def build_plan(
     occupied: Iterable[PCIDeviceAddress] = (),
     accept: Iterable[str] = (),
     definition: Definition | None = None,
-    release: LibvirtRelease | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> Plan:
     """
     Plan what happens to the host devices of one domain.
@@ -84,7 +85,7 @@ def build_plan(
     """
     if policy not in POLICIES:
         raise ConfigError(f"Unknown policy '{policy}': expected one of {', '.join(POLICIES)}")
-    drivers = VFIODrivers(host.root, variants=release is None or release.has("vfio-variants"))
+    drivers = VFIODrivers(host.root, variants=release.has("vfio-variants"))
     requests = [Request.of(host, hostdev, drivers) for hostdev in hostdevs]
     planner = _Planner(host, requests, owner, policy, records, frozenset(occupied), definition, drivers)
     findings = planner.findings()

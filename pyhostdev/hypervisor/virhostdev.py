@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, DeviceInUseError, RefusedError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_context import HostdevContext
@@ -28,6 +29,7 @@ from pyhostdev.util.transaction import deferred_signals
 
 if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.hostdev_result import RecoveryResult
 
 
@@ -305,7 +307,12 @@ class HostdevManager:
             update_active(self.context, driver_name, domain_name, wanted)
 
     def nodedev_detach(
-        self, address: PCIDeviceAddress | str, driver: str | None = None, *, accept: Iterable[str] = ()
+        self,
+        address: PCIDeviceAddress | str,
+        driver: str | None = None,
+        *,
+        accept: Iterable[str] = (),
+        release: LibvirtRelease = DEFAULT_RELEASE,
     ) -> None:
         """
         Detach one device without an owner: it goes on the inactive list, bound to a VFIO driver.
@@ -315,6 +322,7 @@ class HostdevManager:
         Args:
             driver: the driver, or its module; None or "vfio" for the best match of the host's VFIO drivers.
             accept: consents to losses of the host, each as REASON:ADDRESS.
+            release: the libvirt whose choice of drivers is meant.
 
         Raises:
             RefusedError: the kernel would refuse, or the host uses the device; nothing was touched.
@@ -327,7 +335,7 @@ class HostdevManager:
         from pyhostdev.hypervisor import hostdev_nodedev
 
         with deferred_signals(), self.context.locked([address], None):
-            hostdev_nodedev.detach(self.context, address, driver, accept)
+            hostdev_nodedev.detach(self.context, address, driver, accept, release)
 
     def nodedev_reattach(self, address: PCIDeviceAddress | str) -> None:
         """

@@ -6,13 +6,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.tools import arguments, output
+from pyhostdev.tools import arguments, output, releases
 from pyhostdev.tools.contract import DIFFER, DONE
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.guest_addresses import AddressChange, GuestAddress
-    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.host import Host
 
 
@@ -21,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_file(parser)
     arguments.add_root(parser)
     arguments.add_keep_together(parser)
-    arguments.add_release(parser)
+    releases.add_release(parser)
     arguments.add_json(parser)
     parser.add_argument("--diff", metavar="OTHER", help="show what moves if this file replaces the domain")
-    arguments.add_against(parser)
+    releases.add_against(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,19 +31,22 @@ def run(args: argparse.Namespace) -> int:
     from pyhostdev.conf.guest_addresses import compare_addresses, has_moved
 
     host = arguments.host_of(args)
-    old = _defined(args, host, args.file, args.libvirt)
+    here = releases.answering(args, host)
+    old = _defined(args, host, args.file, here, args.capabilities)
     against = None
     changes: list[AddressChange] = []
     if args.diff is not None or args.against_libvirt is not None:
-        release = args.against_libvirt or args.libvirt
+        there = releases.Answering(args.against_libvirt) if args.against_libvirt else here
         other = args.file if args.diff is None else args.diff
-        new = _defined(args, host, other, release)
+        # another release comes with another QEMU than the one of this host
+        is_other = there.release != here.release
+        new = _defined(args, host, other, there, args.capabilities or (there.release.qemu if is_other else None))
         changes = compare_addresses(old, new)
-        against = {"file": other, "libvirt": str(release), "changes": [_change_to_json(c) for c in changes]}
+        against = {"file": other, "libvirt": str(there.release), "changes": [_change_to_json(c) for c in changes]}
     if args.json:
         addresses = [_address_to_json(found) for found in old.addresses()]
         output.print_json(
-            {"version": 1, "libvirt": str(args.libvirt), "addresses": addresses, "against": against},
+            {"version": 1, "libvirt": str(here.release), "addresses": addresses, "against": against},
         )
     elif against is None:
         output.print_table(("DEVICE", "ADDRESS", "WHY"), (_row(found) for found in old.addresses()))
@@ -53,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
     return DIFFER if has_moved(changes) else DONE
 
 
-def _defined(args: argparse.Namespace, host: Host, path: str, release: LibvirtRelease) -> DomainDef:
+def _defined(
+    args: argparse.Namespace, host: Host, path: str, found: releases.Answering, choice: str | None
+) -> DomainDef:
     """Return the domain in a file, with its defaults and addresses as a release of libvirt fills them in."""
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.domain_validate import word_errors
@@ -62,11 +66,9 @@ def _defined(args: argparse.Namespace, host: Host, path: str, release: LibvirtRe
 
     definition = DomainDef.parse(arguments.read_file(path))
     raise_all(list(word_errors(definition)))
-    # another release belongs to another QEMU than this host's
-    choice = args.capabilities or (release.qemu if release != args.libvirt else None)
-    capabilities = arguments.chosen_capabilities(definition, host, choice, release)
+    capabilities = releases.chosen_capabilities(definition, host, choice, found)
     return qemu_driver.define(
-        definition, host, keep_together=args.keep_together, capabilities=capabilities, release=release
+        definition, host, keep_together=args.keep_together, capabilities=capabilities, release=found.release
     )
 
 

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.virhostdev import HostdevManager
-    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.util.ownership import Ownership
     from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.sysfs_writer import SysfsWriter
@@ -283,89 +281,6 @@ def domain_name_of(args: argparse.Namespace) -> str:
     if not name:
         raise ConfigError(f"'{args.file}' is not a domain with a name")
     return name
-
-
-def add_libvirt(parser: argparse.ArgumentParser) -> None:
-    """--libvirt, a LibvirtRelease."""
-    from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, RELEASES, LibvirtRelease  # lxml comes with it
-
-    parser.add_argument(
-        "--libvirt",
-        type=checked(LibvirtRelease.parse),
-        default=DEFAULT_RELEASE,
-        metavar="VERSION",
-        help=f"the libvirt release whose defaults, order and rules apply: {', '.join(map(str, RELEASES))} "
-        f"(default: {DEFAULT_RELEASE})",
-    )
-
-
-def add_release(parser: argparse.ArgumentParser) -> None:
-    """--libvirt, and what the emulator can do."""
-    add_libvirt(parser)
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument(
-        "--qemu",
-        dest="capabilities",
-        type=checked(_stored_version),
-        metavar="VERSION",
-        help="use the stored capabilities of this QEMU release, such as 10.0",
-    )
-    _add_capabilities(chosen)
-
-
-def _stored_version(text: str) -> str:
-    from pyhostdev.qemu.qemu_capabilities import stored_versions
-
-    if text not in stored_versions():
-        raise ConfigError(f"{text!a} is not a stored release of QEMU (releases: {', '.join(stored_versions())})")
-    return text
-
-
-def _add_capabilities(parser: argparse._MutuallyExclusiveGroup) -> None:
-    parser.add_argument(
-        "--capabilities",
-        metavar="FILE|VERSION|probe",
-        help="the emulator's capabilities: a file written by a probe, a stored release of QEMU such as 7.2, or 'probe' "
-        "for an untrusted emulator (default: probe a trusted emulator, else use the stored release that goes with the "
-        "libvirt release)",
-    )
-
-
-def capabilities_of(args: argparse.Namespace, dom: DomainDef, host: Host) -> QEMUCapabilities:
-    """
-    Return the capabilities used for a domain, and report their origin on stderr.
-
-    Raises:
-        ConfigError, ConfigUnsupportedError, OperationError: as ``qemu_driver.capabilities_of``.
-    """
-    return chosen_capabilities(dom, host, args.capabilities, args.libvirt)
-
-
-def chosen_capabilities(dom: DomainDef, host: Host, choice: str | None, release: LibvirtRelease) -> QEMUCapabilities:
-    """
-    Return the capabilities of a choice, as ``capabilities_of`` does for the one of the command line.
-
-    Raises:
-        ConfigError, ConfigUnsupportedError, OperationError: as ``qemu_driver.capabilities_of``.
-    """
-    from pyhostdev.qemu import qemu_driver
-    from pyhostdev.tools.main import complain
-
-    found = qemu_driver.capabilities_of(dom, host, choice, release)
-    complain(f"note: answered with {found.origin}{found.apology}, as libvirt {release}")
-    return found
-
-
-def add_against(parser: argparse.ArgumentParser) -> None:
-    """--against-libvirt, a LibvirtRelease."""
-    from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
-
-    parser.add_argument(
-        "--against-libvirt",
-        type=checked(LibvirtRelease.parse),
-        metavar="VERSION",
-        help=f"show what moves with this libvirt release and its QEMU release: {', '.join(map(str, RELEASES))}",
-    )
 
 
 def add_qemu_user(parser: argparse.ArgumentParser) -> None:

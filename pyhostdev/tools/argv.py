@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from pyhostdev.tools import arguments, output, streams
+from pyhostdev.tools import arguments, output, releases, streams
 from pyhostdev.tools.main import tell_notes
 
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_file(parser)
     arguments.add_root(parser)
     arguments.add_keep_together(parser)
-    arguments.add_release(parser)
+    releases.add_release(parser)
     arguments.add_json(parser)
 
 
@@ -26,13 +26,13 @@ def run(args: argparse.Namespace) -> int:
 
     host = arguments.host_of(args)
     definition = arguments.definition_of(args)
-    capabilities = arguments.capabilities_of(args, definition, host)
+    capabilities = releases.capabilities_of(args, definition, host)
     argv = qemu_driver.domain_to_native(
         definition,
         host,
         keep_together=args.keep_together,
         capabilities=capabilities,
-        release=args.libvirt,
+        release=releases.release_of(args, host),
         usb_may_be_absent=True,
     )
     tell_notes([*start_words(definition), *unfound_usb(definition, host)])

@@ -7,7 +7,7 @@ import argparse
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.tools import arguments, hotplug
+from pyhostdev.tools import arguments, hotplug, releases
 from pyhostdev.tools.main import tell_notes
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hotplug.add_live(parser, "until the guest releases functions when the change is rolled back")
     arguments.add_root(parser)
     arguments.add_policy(parser)
-    arguments.add_release(parser)
+    releases.add_release(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +59,9 @@ def _attach(
         with hotplug.progress() as waiting:
             async with hotplug.guest_of(args, manager, directory, check, waiting) as guest:
                 hotplug.tell_finished(await guest.finish(timeout_s=args.timeout))
-                plan = manager.host.plan_attach(guest.definition, hostdevs, args.policy, accept=args.accept)
+                plan = manager.host.plan_attach(
+                    guest.definition, hostdevs, args.policy, accept=args.accept, release=guest.release
+                )
                 unit = await guest.attach(plan, timeout_s=args.timeout)
                 tell_notes(plan.notes)
                 return unit, hotplug.function_facts(guest, {hostdev.pci_address for hostdev in hostdevs})

@@ -8,7 +8,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import PendingError
-from pyhostdev.tools import arguments, hotplug
+from pyhostdev.tools import arguments, hotplug, releases
 from pyhostdev.tools.contract import DONE, PENDING
 from pyhostdev.tools.main import complain
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hotplug.add_owner_and_file(parser)
     hotplug.add_live(parser, "until the guest releases the device")
     arguments.add_root(parser)
-    arguments.add_release(parser)
+    releases.add_release(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,8 +11,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.conf.libvirt_release import LibvirtRelease
 from pyhostdev.errors import ConfigError, OperationError
-from pyhostdev.tools import arguments, output, streams
+from pyhostdev.tools import arguments, output, releases, streams
 from pyhostdev.tools.main import complain
 
 if TYPE_CHECKING:
@@ -93,9 +94,10 @@ class StoredDefinition:
         dom = DomainDef.parse(arguments.read_file(self.path))
         if dom.name != args.owner:
             raise ConfigError(f"'{self.path}' is the definition of '{dom.name}', not of '{args.owner}'")
-        capabilities = arguments.capabilities_of(args, dom, host)
-        complete = define(dom, capabilities, host, release=args.libvirt)
-        self.changed = change(complete, subject, capabilities, host, args.libvirt)
+        capabilities = releases.capabilities_of(args, dom, host)
+        release = releases.release_of(args, host)
+        complete = define(dom, capabilities, host, release=release)
+        self.changed = change(complete, subject, capabilities, host, release)
 
     def write(self, *, after_live: bool) -> None:
         """
@@ -169,9 +171,11 @@ async def guest_of(
     from pyhostdev.qemu.qemu_hotplug.control import controlled
 
     definition = directory.state.load()
-    capabilities = arguments.capabilities_of(args, definition, manager.host)
+    recorded = releases.Answering(LibvirtRelease.parse(directory.facts.release), ", as which the guest was started")
+    found = recorded if args.libvirt is None else releases.Answering(args.libvirt)
+    capabilities = releases.chosen_capabilities(definition, manager.host, args.capabilities, found)
     async with controlled(
-        manager, directory, capabilities=capabilities, release=args.libvirt, check=check, waiting=waiting
+        manager, directory, capabilities=capabilities, release=found.release, check=check, waiting=waiting
     ) as guest:
         yield guest
 

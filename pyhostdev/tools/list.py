@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from pyhostdev.tools import arguments, output, streams
+from pyhostdev.tools import arguments, output, releases, streams
 from pyhostdev.util.hostscan import Scan
 from pyhostdev.util.pciregs import CLASS_BRIDGE_PCI
 from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_root(parser)
     arguments.add_json(parser)
+    releases.add_libvirt(parser)
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -67,12 +68,13 @@ def _run_selected(args: argparse.Namespace, host: Host) -> int:
     """Print the functions that pass the filters, with the chosen columns."""
     from pyhostdev.tools import list_selected
 
+    drivers = _drivers(args, host)
     scan = host.scan()
     multifunction = _multifunction(scan, verify=args.verify)
-    listing = list_selected.Listing(host, scan, multifunction.__getitem__)
+    listing = list_selected.Listing(host, scan, drivers, multifunction.__getitem__)
     positions = listing.selected(args)
     if args.json:
-        lines = list(_json_lines(scan, multifunction))
+        lines = list(_json_lines(scan, drivers, multifunction))
         streams.write(",\n".join(lines[at] for at in positions).join(("[\n", "\n]\n")) if positions else "[]\n")
         return 0
     columns = args.columns or (list_selected.NAMES if args.names else list_selected.DEFAULT)
@@ -85,14 +87,19 @@ def run(args: argparse.Namespace) -> int:
     host = arguments.host_of(args)
     if _has_filters(args):
         return _run_selected(args, host)
+    drivers = _drivers(args, host)
     scan = host.scan()
     multifunction = _multifunction(scan, verify=args.verify)
     if args.json:
-        lines = ",\n".join(_json_lines(scan, multifunction))
+        lines = ",\n".join(_json_lines(scan, drivers, multifunction))
         streams.write(f"[\n{lines}\n]\n" if lines else "[]\n")
     else:
-        output.print_rows(COLUMNS, list(_rows(scan, multifunction)))
+        output.print_rows(COLUMNS, list(_rows(scan, drivers, multifunction)))
     return 0
+
+
+def _drivers(args: argparse.Namespace, host: Host) -> VFIODrivers:
+    return VFIODrivers(host.root, variants=releases.release_of(args, host).has("vfio-variants"))
 
 
 def _multifunction(scan: Scan, *, verify: bool) -> Sequence[bool | None]:
@@ -106,11 +113,11 @@ def _texts(values: list[K], text: Callable[[K], str]) -> Iterator[str]:
     return map(texts.__getitem__, values)
 
 
-def _json_lines(scan: Scan, multifunction: Sequence[bool | None]) -> Iterator[str]:
+def _json_lines(scan: Scan, drivers: VFIODrivers, multifunction: Sequence[bool | None]) -> Iterator[str]:
     """Return one line of JSON a function, as ``json.dumps`` would write it."""
     columns = scan.columns()
     identities = list(zip(columns.vendor, columns.device, columns.class_, strict=True))
-    choices = _choices(scan)
+    choices = _choices(scan, drivers)
     return map(
         '  {"address": "%s", %s, "driver": %s, "iommu_group": %s, "multifunction": %s, "physfn": %s, '
         '"vfio_driver": %s, "vfio_driver_why": %s}'.__mod__,
@@ -138,7 +145,7 @@ def _json_identity(identity: tuple[int | None, int | None, int | None]) -> str:
     return json.dumps(known)[1:-1]
 
 
-def _rows(scan: Scan, multifunction: Sequence[bool | None]) -> Iterator[tuple[str, ...]]:
+def _rows(scan: Scan, drivers: VFIODrivers, multifunction: Sequence[bool | None]) -> Iterator[tuple[str, ...]]:
     columns = scan.columns()
     return zip(
         columns.address,
@@ -148,16 +155,16 @@ def _rows(scan: Scan, multifunction: Sequence[bool | None]) -> Iterator[tuple[st
         _texts(columns.driver, _cell),
         _texts(list(multifunction), _YES_NO.__getitem__),
         _texts(columns.physfn, _cell),
-        _texts([choice and choice.driver for choice in _choices(scan)], _cell),
+        _texts([choice and choice.driver for choice in _choices(scan, drivers)], _cell),
         strict=True,
     )
 
 
-def _choices(scan: Scan) -> list[DriverChoice | None]:
+def _choices(scan: Scan, drivers: VFIODrivers) -> list[DriverChoice | None]:
     """
     Return the VFIO driver for each function, None for a bridge; only vendors that have a variant are looked at closely.
     """
-    drivers, columns = VFIODrivers(scan.root), scan.columns()
+    columns = scan.columns()
     common = drivers.common()
     vendors = drivers.vendors_with_variants()
     every = None in vendors

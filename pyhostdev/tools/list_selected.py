@@ -57,14 +57,16 @@ def parse_hex(text: str) -> str:
 class Listing:
     """The functions that pass the filters, and their columns."""
 
-    def __init__(self, host: Host, scan: Scan, multifunction: Callable[[int], bool | None]) -> None:
+    def __init__(
+        self, host: Host, scan: Scan, drivers: VFIODrivers, multifunction: Callable[[int], bool | None]
+    ) -> None:
         self.host = host
         self.scan = scan
         self.multifunction = multifunction
         self._tables: dict[str, dict[str, list[str]]] = {}
         self._owners: dict[str, str] | None = None
         self._ids: PCIIds | None = None
-        self._drivers = VFIODrivers(host.root)
+        self._drivers = drivers
 
     def selected(self, args: argparse.Namespace) -> list[int]:
         """Return the positions of the functions that pass all filters."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from pyhostdev.tools import arguments
+from pyhostdev.tools import arguments, releases
 from pyhostdev.util.hostroot import check_driver_name
 
 
@@ -20,10 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_accept(parser)
     arguments.add_root(parser)
     arguments.add_changes(parser)
+    releases.add_libvirt(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Detach the device."""
     manager = arguments.manager_of(args)
-    manager.nodedev_detach(arguments.address_of(args, manager.host), args.driver, accept=args.accept)
+    release = releases.release_of(args, manager.host) if args.driver else releases.tell_release(args, manager.host)
+    address = arguments.address_of(args, manager.host)
+    manager.nodedev_detach(address, args.driver, accept=args.accept, release=release)
     return 0

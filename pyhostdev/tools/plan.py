@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
-from pyhostdev.tools import arguments, devices, output
+from pyhostdev.tools import arguments, devices, output, releases
 from pyhostdev.tools.planning import Found, planned, to_json
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     devices.add_arguments(parser)
     arguments.add_roots(parser)
     arguments.add_policy(parser)
-    arguments.add_release(parser)
+    releases.add_release(parser)
     arguments.add_json(parser)
     arguments.add_qemu_user(parser)
     parser.add_argument("--find", action="store_true", help="show where the pinned host devices are now")
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         return plan_hosts.run(args, definition, roots)
     args.root = roots[0]
     host = arguments.host_of(args)
-    plan, origin = planned(args, definition, host, partial(arguments.capabilities_of, args, definition, host))
+    plan, origin = planned(args, definition, host, partial(releases.capabilities_of, args, definition, host))
     found = host.find_pinned(definition) if args.find else None
     if args.json:
         output.print_json(to_json(plan, origin, found))
@@ -59,7 +59,9 @@ def _run_named(args: argparse.Namespace, roots: list[str]) -> int:
         raise ConfigError("--device cannot be combined with several --root, --for-start or --find")
     args.root = roots[0]
     host = arguments.host_of(args)
-    plan = host.plan(devices.named_domain(args, host), args.policy, accept=args.accept, release=args.libvirt)
+    release = releases.release_of(args, host)
+    plan = host.plan(devices.named_domain(args, host), args.policy, accept=args.accept, release=release)
+    releases.tell_release(args, host)
     if args.json:
         output.print_json(to_json(plan, None, None))
     else:

@@ -17,12 +17,14 @@ from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.tools import arguments, output, streams
 from pyhostdev.tools.planning import Found, planned, to_json
+from pyhostdev.tools.releases import release_of
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.snapshotfile import unpack
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
 
@@ -42,7 +44,7 @@ class _Worker:
     def __init__(self, args: argparse.Namespace, definition: DomainDef) -> None:
         self.args = args
         self.definition = definition
-        self.stored: QEMUCapabilities | None = None
+        self.stored: dict[LibvirtRelease, QEMUCapabilities] = {}
 
     def answer(self, root: str) -> Answer:
         """Plan on a host: a directory, or a snapshot that is unpacked temporarily."""
@@ -78,11 +80,13 @@ class _Worker:
     def _capabilities(self, host: Host) -> QEMUCapabilities:
         from pyhostdev.qemu import qemu_driver
 
+        release = release_of(self.args, host)
         if host.root.is_live:
-            return qemu_driver.capabilities_of(self.definition, host, self.args.capabilities, self.args.libvirt)
-        if self.stored is None:
-            self.stored = qemu_driver.capabilities_of(self.definition, host, self.args.capabilities, self.args.libvirt)
-        return self.stored
+            return qemu_driver.capabilities_of(self.definition, host, self.args.capabilities, release)
+        if release not in self.stored:
+            found = qemu_driver.capabilities_of(self.definition, host, self.args.capabilities, release)
+            self.stored[release] = found
+        return self.stored[release]
 
 
 _workers: list[_Worker] = []  # of a process of the pool: one

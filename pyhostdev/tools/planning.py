@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
 from pyhostdev.hypervisor.hostdev_plan import Plan
+from pyhostdev.tools.releases import release_of
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.ownership import chosen_ownership
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -30,8 +31,9 @@ def planned(
 
     ownership = chosen_ownership(args.user)
     own = vf_consents(definition) if args.for_start else []  # start sets the network of virtual functions itself
-    plan = host.plan(definition, args.policy, accept=[*args.accept, *own], release=args.libvirt)
-    plan = plan.with_nodes(vfio_nodes(definition, host, args.libvirt))
+    release = release_of(args, host)
+    plan = host.plan(definition, args.policy, accept=[*args.accept, *own], release=release)
+    plan = plan.with_nodes(vfio_nodes(definition, host, release))
     try:
         capabilities = capabilities_of()
     except (ConfigUnsupportedError, OperationError) as err:
@@ -40,8 +42,8 @@ def planned(
         # The host devices can still be prepared: another hypervisor driver may run the domain
         return plan.with_start_findings([Finding("unsupported", ERROR, None, str(err))]), None
     plan = plan.with_start_findings(
-        qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership, release=args.libvirt)
-    ).with_guest_addresses(qemu_driver.guest_addresses(definition, host, capabilities, release=args.libvirt))
+        qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership, release=release)
+    ).with_guest_addresses(qemu_driver.guest_addresses(definition, host, capabilities, release=release))
     return plan, capabilities.origin
 
 
@@ -50,7 +52,13 @@ Found = dict[PCIDeviceAddress, list[PCIDeviceAddress]]
 
 def to_json(plan: Plan, origin: str | None, found: Found | None, root: str | None = None) -> dict[str, Any]:
     """Return a plan as printed with --json; ``root`` is only named if there are several."""
-    return {**plan.to_json(), "capabilities": origin, "found": _found_to_json(found), "root": root}
+    return {
+        **plan.to_json(),
+        "libvirt": str(plan.release),
+        "capabilities": origin,
+        "found": _found_to_json(found),
+        "root": root,
+    }
 
 
 def _found_to_json(found: Found | None) -> list[dict[str, object]] | None:

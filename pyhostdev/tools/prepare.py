@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from pyhostdev.tools import arguments, devices
+from pyhostdev.tools import arguments, devices, releases
 from pyhostdev.tools.contract import DONE
 from pyhostdev.tools.main import complain, tell_notes
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_root(parser)
     arguments.add_policy(parser)
     arguments.add_changes(parser)
-    arguments.add_libvirt(parser)
+    releases.add_libvirt(parser)
     arguments.add_user(parser, "give the guest's nodes below /dev/vfio to this user until the release")
 
 
@@ -30,8 +30,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         definition = arguments.definition_of(args)
         definition.validate()
-    plan = manager.host.plan(definition, args.policy, accept=args.accept, release=args.libvirt)
+    release = releases.release_of(args, manager.host)
+    plan = manager.host.plan(definition, args.policy, accept=args.accept, release=release)
     if plan.ok:
+        releases.tell_release(args, manager.host)
         tell_notes(plan.notes)
     if not manager.prepare(plan, node_owner=node_owner):
         complain(f"note: domain '{plan.owner}' already has these devices")

@@ -8,14 +8,14 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import DeviceMissingError, SysfsError
-from pyhostdev.tools import arguments, output, streams
+from pyhostdev.tools import arguments, output, releases, streams
 from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage, names_on
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciids import PCIIds
-from pyhostdev.util.vfiodriver import VFIODrivers
+from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
 from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.vfionodes import read_nodes
 from pyhostdev.util.virfile import list_names
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_address(parser)
     arguments.add_root(parser)
+    releases.add_libvirt(parser)
     form = parser.add_mutually_exclusive_group()
     arguments.add_json(form)
     form.add_argument("--xml", action="store_true", help="print the XML of 'virsh nodedev-dumpxml'")
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if args.xml:
         _print_xml(dev)
         return 0
-    facts = {**describe(dev, _in_flight(host, address)), **surroundings(host, dev)}
+    choice = VFIODrivers(host.root, variants=releases.release_of(args, host).has("vfio-variants")).choose(dev)
+    facts = {**describe(dev, choice, _in_flight(host, address)), **surroundings(host, dev)}
     if args.json:
         output.print_json({"version": 1, **facts})
     else:
@@ -68,10 +70,9 @@ def _in_flight(host: Host, address: PCIDeviceAddress) -> bool | None:
         return None
 
 
-def describe(dev: PCIDevice, in_flight: bool | None) -> dict[str, Any]:
+def describe(dev: PCIDevice, choice: DriverChoice, in_flight: bool | None) -> dict[str, Any]:
     """Return all facts; None stands for an unavailable fact, such as the override while a write is in flight."""
     group = dev.iommu_group
-    choice = VFIODrivers(dev.root).choose(dev)
     members = [] if group is None else read_iommu_group_members(dev.root, group)
     return {
         "address": str(dev.address),

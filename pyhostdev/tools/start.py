@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, RefusedError
-from pyhostdev.tools import arguments
+from pyhostdev.tools import arguments, releases
 from pyhostdev.tools.contract import REFUSED
 from pyhostdev.tools.main import complain, tell_notes
 from pyhostdev.util.ownership import DEFAULT_USERS, chosen_ownership
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_root(parser)
     arguments.add_policy(parser)
     arguments.add_keep_together(parser)
-    arguments.add_release(parser)
+    releases.add_release(parser)
     arguments.add_changes(parser)
     arguments.add_qemu_user(parser)
     parser.add_argument(
@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
     definition = arguments.definition_of(args)
     manager = arguments.manager_of(args)
-    capabilities = arguments.capabilities_of(args, definition, manager.host)
+    capabilities = releases.capabilities_of(args, definition, manager.host)
+    release = releases.release_of(args, manager.host)
     ownership = chosen_ownership(args.user)
     _refuse(args, definition, manager.host, capabilities, ownership)
     guest = qemu_driver.Guest(
@@ -76,12 +77,12 @@ def run(args: argparse.Namespace) -> int:
         manager.host,
         keep_together=args.keep_together,
         capabilities=capabilities,
-        release=args.libvirt,
+        release=release,
         ownership=ownership,
         fd_groups=_fd_groups(args),
     )
     accept = [*args.accept, *vf_consents(definition)]
-    plan = manager.host.plan(guest.definition, args.policy, accept=accept, release=args.libvirt)
+    plan = manager.host.plan(guest.definition, args.policy, accept=accept, release=release)
     if args.simulate:
         raise ConfigUnsupportedError("A guest cannot run on a simulated host: QEMU would access the real one")
     outcome = guest.run(manager, plan, log_path=args.log)
@@ -117,7 +118,7 @@ def _refuse(
         capabilities=capabilities,
         keep_together=args.keep_together,
         ownership=ownership,
-        release=args.libvirt,
+        release=releases.release_of(args, host),
         fd_groups=_fd_groups(args),
     )
     if not plan.can_start:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 
 from pyhostdev.errors import ConfigUnsupportedError
-from pyhostdev.tools import arguments, hotplug, streams
+from pyhostdev.tools import arguments, hotplug, releases, streams
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="DOMAIN.xml", help="the definition to change, whose name must be OWNER; required"
     )
     arguments.add_root(parser)
-    arguments.add_release(parser)
+    releases.add_release(parser)
 
 
 def run(args: argparse.Namespace) -> int:

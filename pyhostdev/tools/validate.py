@@ -7,7 +7,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
-from pyhostdev.tools import arguments
+from pyhostdev.tools import arguments, releases
 from pyhostdev.tools.main import complain
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_file(parser)
     arguments.add_root(parser)
-    arguments.add_release(parser)
+    releases.add_release(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +58,8 @@ def _definition_errors(definition: DomainDef, host: Host, args: argparse.Namespa
 
     errors = validate_all(definition, host)
     try:
-        define(definition, arguments.capabilities_of(args, definition, host), host, release=args.libvirt)
+        capabilities = releases.capabilities_of(args, definition, host)
+        define(definition, capabilities, host, release=releases.release_of(args, host))
     except ConfigError as err:
         errors += [err, *err.others]
     return errors

@@ -7,7 +7,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError, raise_all
-from pyhostdev.tools import arguments, output, streams
+from pyhostdev.tools import arguments, output, releases, streams
 from pyhostdev.tools.main import complain
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_file(parser)
     arguments.add_root(parser)
     arguments.add_keep_together(parser)
-    arguments.add_release(parser)
+    releases.add_release(parser)
     parser.add_argument(
         "--spelling",
         choices=("assigned", "unassigned"),
@@ -64,9 +64,13 @@ def run(args: argparse.Namespace) -> int:
         definition = _with_pins(host, definition)
     if args.spelling:
         definition = definition.with_spelling(args.spelling)
-    capabilities = arguments.capabilities_of(args, definition, host)
+    capabilities = releases.capabilities_of(args, definition, host)
     defined = qemu_driver.define(
-        definition, host, keep_together=args.keep_together, capabilities=capabilities, release=args.libvirt
+        definition,
+        host,
+        keep_together=args.keep_together,
+        capabilities=capabilities,
+        release=releases.release_of(args, host),
     )
     definition = definition.with_addresses_of(defined) if args.pin else defined
     if args.spelling != "assigned" and any(hostdev.assigned is not None for hostdev in definition.hostdevs):

@@ -113,6 +113,11 @@ class HostRoot:
         return self.join("sys/bus/mdev/devices", uuid)
 
     @property
+    def library_directories(self) -> tuple[str, str]:
+        """``usr/lib64`` and ``usr/lib``"""
+        return self.join("usr/lib64"), self.join("usr/lib")
+
+    @property
     def firmware_descriptors(self) -> tuple[str, str]:
         """``usr/share/qemu/firmware`` and ``etc/qemu/firmware``, the vendor's and the administrator's."""
         return self.join("usr/share/qemu/firmware"), self.join("etc/qemu/firmware")

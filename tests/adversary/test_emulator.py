@@ -223,7 +223,7 @@ def test_it_dies_with_who_asks(script: Script, place: Path) -> None:
 def test_why_stored_ones_answer() -> None:
     """The output names the origin of the capabilities and why the emulator was not probed."""
     found = choose("/nonexistent/qemu", "x86_64")
-    assert ("stored capabilities of QEMU 7.2", "the emulator '/nonexistent/qemu' is not on this machine") == (
+    assert ("stored capabilities of QEMU 11.1", "the emulator '/nonexistent/qemu' is not on this machine") == (
         found.origin,
         found.why_stored,
     )
@@ -354,7 +354,7 @@ def test_every_verb_answers_from_the_same_capabilities(
     assert "answered with capabilities in" in capsys.readouterr().err
     assert 1 == main(words)
     said = "".join(capsys.readouterr())
-    assert "stored capabilities of QEMU 7.2 (not asked: no emulator is run for another root)" in said
+    assert "stored capabilities of QEMU 11.1 (not asked: no emulator is run for another root)" in said
     assert "Machine type 'pc-q35-9.2' is unknown" in " ".join(said.split())
 
 

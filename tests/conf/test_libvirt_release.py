@@ -11,7 +11,7 @@ import pytest
 
 from pyhostdev import ConfigError
 from pyhostdev.conf.libvirt_release import CHANGES, DEFAULT_RELEASE, RELEASES, LibvirtRelease
-from pyhostdev.qemu.qemu_capabilities import stored_versions
+from pyhostdev.qemu.qemu_capabilities import DEFAULT_VERSION, stored_versions
 
 PACKAGE = Path(__file__).parents[2] / "pyhostdev"
 # asked, or named where a word is declared or an error is made
@@ -32,10 +32,20 @@ def test_an_unrecorded_release_is_refused(text: str) -> None:
         LibvirtRelease.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("version", "nearest"),
+    [((8, 5), "9.0"), ((9, 0), "9.0"), ((11, 2), "9.0"), ((11, 3), "11.3"), ((12, 0), "11.3"), ((13, 0), "12.8")],
+)
+def test_any_version_has_a_nearest_release(version: tuple[int, int], nearest: str) -> None:
+    """The newest known one that is not newer answers; before all of them the oldest."""
+    assert nearest == str(LibvirtRelease.nearest(version))
+
+
 def test_releases_are_in_order_and_have_a_stored_qemu() -> None:
-    """The oldest is the default, and each release has the capabilities of a QEMU beside it."""
+    """The newest is the default, and each release has the capabilities of a QEMU beside it."""
     assert sorted(RELEASES) == list(RELEASES)
-    assert RELEASES[0] == DEFAULT_RELEASE
+    assert RELEASES[-1] == DEFAULT_RELEASE
+    assert DEFAULT_VERSION == DEFAULT_RELEASE.qemu
     assert [release.qemu for release in RELEASES] == stored_versions()
 
 
@@ -43,7 +53,8 @@ def test_a_release_has_what_came_with_it_and_before() -> None:
     """A row holds for its own release and for all later ones."""
     first = {name: next(r for r in RELEASES if r.has(name)) for name in CHANGES}
     assert {name: change.since for name, change in CHANGES.items()} == {n: r.version for n, r in first.items()}
-    assert not any(DEFAULT_RELEASE.has(name) for name in CHANGES)
+    assert not any(RELEASES[0].has(name) for name in CHANGES)
+    assert all(DEFAULT_RELEASE.has(name) for name in CHANGES)
     with pytest.raises(KeyError):
         DEFAULT_RELEASE.has("no-such-row")
 

@@ -30,7 +30,7 @@ needs_qemu = pytest.mark.skipif(shutil.which(BINARY) is None, reason=f"{BINARY} 
 )
 def test_stored_capabilities_know_machines(arch: str, alias: str, machine: str, cpu: str, ram: str) -> None:
     """An alias leads to the machine of QEMU 7.2, with libvirt's name of its default CPU."""
-    capabilities = load(arch)
+    capabilities = load(arch, "7.2")
     row = capabilities.machine(alias)
     assert (machine, cpu, ram) == (row.name, row.default_cpu, row.ram_id)
     assert (machine, cpu) == (capabilities.canonical_machine(alias), capabilities.default_cpu(alias))
@@ -75,7 +75,7 @@ def test_newer_releases_are_stored(version: str, arch: str, machine: str, cpu: s
     alias = machine.split("-")[-2]
     assert (machine, cpu) == (capabilities.canonical_machine(alias), capabilities.default_cpu(machine))
     assert version == ".".join(map(str, capabilities.version[:2]))
-    assert (7, 2) == load(arch).version[:2]
+    assert (11, 1) == load(arch).version[:2]
 
 
 @pytest.mark.parametrize("version", stored_versions())

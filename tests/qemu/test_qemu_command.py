@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pyhostdev import ConfigError, ConfigUnsupportedError, DomainDef
+from pyhostdev.conf.libvirt_release import RELEASES
 from pyhostdev.qemu import build_command_line
 
 TESTDATA = Path(__file__).parent.parent.parent / "testdata"
@@ -189,7 +190,7 @@ def wide(name: str, directory: str) -> DomainDef:
 @pytest.mark.parametrize("name", WIDE)
 def test_wide_domains_are_built_as_reviewed(name: str, check_golden: Callable[[Path, str], None]) -> None:
     """Domains with one of nearly everything keep the command line that was reviewed and that QEMU takes."""
-    argv = build_command_line(wide(name, "/dir"))
+    argv = build_command_line(wide(name, "/dir"), release=RELEASES[0])
     check_golden(TESTDATA / "qemu" / f"{name}.args", "".join(f"{word}\n" for word in argv))
 
 
@@ -202,7 +203,7 @@ def test_qemu_takes_wide_domains(name: str, tmp_path: Path) -> None:
     dom.vsock = None  # its node is opened by who starts the guest
     for image in "abcd":
         (tmp_path / f"{image}.img").write_bytes(bytes(1 << 20))
-    argv = build_command_line(dom, state_dir=str(tmp_path))
+    argv = build_command_line(dom, state_dir=str(tmp_path), release=RELEASES[0])
     key = Path(json.loads(argv[5])["file"])
     key.parent.mkdir(parents=True)
     key.write_bytes(bytes(32))

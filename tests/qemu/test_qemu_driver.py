@@ -24,7 +24,7 @@ def test_stored_capabilities_serve_where_the_emulator_is_absent(host: Host, seed
     """A definition can be looked at on a machine without QEMU."""
     seed_domain.emulator = NO_QEMU
     defined = qemu_driver.define(seed_domain, host)
-    assert "pc-i440fx-7.2" == defined.os.machine
+    assert "pc-i440fx-11.1" == defined.os.machine
     assert NO_QEMU == qemu_driver.domain_to_native(seed_domain, host)[0]
 
 

@@ -75,7 +75,7 @@ def defined_corpus() -> list[DomainDef]:
     for path in sorted(paths, key=lambda path: path.parent.name != "qemu"):
         with suppress(HostdevError):
             dom = DomainDef.parse(path.read_bytes())
-            release = DEFAULT_RELEASE if path.parent.name != "later" else RELEASES[-1]
+            release = RELEASES[0] if path.parent.name != "later" else RELEASES[-1]
             dom = qemu_command.define(dom, qemu_command.stored_capabilities(dom, release), release=release)
             dom.__dict__["release"] = release
             found.append(dom)

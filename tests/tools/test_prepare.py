@@ -27,7 +27,7 @@ GUEST = """
 """
 
 
-@pytest.mark.parametrize(("words", "driver"), [([], "vfio-pci"), (["--libvirt", "12.8"], "xe-vfio-pci")])
+@pytest.mark.parametrize(("words", "driver"), [(["--libvirt", "9.0"], "vfio-pci"), ([], "xe-vfio-pci")])
 def test_prepare_binds_what_the_plan_names(
     words: list[str],
     driver: str,

@@ -17,7 +17,7 @@ from pyhostdev.qemu.qemu_capabilities.answers import VERSION_MAX, Machine, check
 if TYPE_CHECKING:
     from collections.abc import Set
 
-DEFAULT_VERSION = "7.2"  # the QEMU of the default libvirt release
+DEFAULT_VERSION = "11.1"  # the QEMU of the default libvirt release
 STORED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stored")
 
 # QEMU's target, where its name differs from libvirt's architecture

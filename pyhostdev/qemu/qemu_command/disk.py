@@ -76,7 +76,7 @@ def _build_floppy_controller(build: CommandBuilder) -> None:
     floppies = [disk for disk in build.dom.disks if disk.bus == "fdc"]
     units = {f"bootindex{'AB'[_drive(disk).unit & 1]}": build.bootindex(disk) for disk in floppies}
     if floppies and is_q35(build.dom):
-        build.add_json("-device", {"driver": "isa-fdc", "id": "fdc0", **units})
+        build.add_json("-device", {"driver": "isa-fdc", **units})
     elif floppies:
         for name, index in units.items():
             if index is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import string
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
 from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported, virtio_driver, virtio_options
 from pyhostdev.qemu.qemu_domain import ARM, PPC64
 from pyhostdev.util.virxml import shown
@@ -18,7 +19,8 @@ from pyhostdev.util.virxml import shown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
+    from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
+from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 _ADDRESS_CHARACTERS = frozenset(string.ascii_letters + string.digits + ".:%_-[]")
 _VNC_BASE = 5900
@@ -79,12 +81,13 @@ def _build_evdev(build: CommandBuilder, device: Any) -> None:
     Add an event device of the host; the guest gets its events through its own keyboard and mouse.
 
     Raises:
-        ConfigUnsupportedError: <source> has no dev.
+        ConfigError: <source> has no dev.
 
     Mirrors: qemuBuildInputEvdevProps
     """
     if device.source_dev is None:
-        raise unsupported("An <input type='evdev'> without <source dev=>", device)
+        text = "An <input type='evdev'> without <source dev=> names no node"
+        raise ConfigError(text, line=device.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
     words = {
         "evdev": device.source_dev,
         "repeat": device.source_repeat,
