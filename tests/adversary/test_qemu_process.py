@@ -410,7 +410,7 @@ class TestChannel:
         """A channel's name is a file's name in the run's own directory, or the guest does not start."""
         code, said = Started(place, CHANNEL.format(name=name)).refusal()
         assert 1 == code
-        assert "which no socket can have" in said
+        assert "which cannot name a socket" in said
         assert not (place / "state").exists()
 
 

@@ -75,7 +75,7 @@ def test_tables_of_firmware_in_the_order_of_their_types() -> None:
 
 def test_tables_of_the_host(tmp_path: Path) -> None:
     """They are the kernel's, without the host's UUID; a host without them cannot show any."""
-    with pytest.raises(ConfigUnsupportedError, match="no SMBIOS tables"):
+    with pytest.raises(ConfigUnsupportedError, match="without SMBIOS tables"):
         argv(os="<smbios mode='host'/>", host=Host(tmp_path))
     dmi = tmp_path / "sys/class/dmi/id"
     dmi.mkdir(parents=True)

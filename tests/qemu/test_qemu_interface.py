@@ -89,7 +89,7 @@ def test_bridge_of_a_network_is_in_its_definition_if_the_bridge_is_there(there: 
         ),
         ("<forward mode='vepa' dev='eth1'/>", Connection("direct", "eth1", "vepa")),
         ("<forward mode='private' dev='eth9'/>", "no interface of the network 'lan'"),
-        ("<forward mode='hostdev'><pf dev='eth1'/></forward>", "gives out host devices"),
+        ("<forward mode='hostdev'><pf dev='eth1'/></forward>", "assigns host devices"),
         ("<forward mode='bridge'/><bridge name='ovs'/><virtualport type='openvswitch'/>", "<virtualport>"),
     ],
 )  # fmt: skip
@@ -114,9 +114,9 @@ def test_network_that_libvirt_does_not_have(there: FakeNetwork, name: str) -> No
         ("<interface type='bridge'><source bridge='eth1'/></interface>", "no bridge 'eth1'"),
         ("<interface type='bridge'><source bridge='../br0'/></interface>", "no bridge"),
         ("<interface type='direct'><source dev='eth9'/></interface>", "no network interface 'eth9'"),
-        ("<interface type='ethernet'><target dev='eth1'/></interface>", "'eth1' already"),
+        ("<interface type='ethernet'><target dev='eth1'/></interface>", "already has a network interface 'eth1'"),
         ("<interface type='ethernet'><target dev='tap9' managed='no'/></interface>", "no network interface 'tap9'"),
-        ("<interface type='ethernet'><target dev='a-name-of-16-chr'/></interface>", "cannot be the name"),
+        ("<interface type='ethernet'><target dev='a-name-of-16-chr'/></interface>", "is not a valid interface name"),
     ],
 )
 def test_what_cannot_be_connected_is_a_finding(there: FakeNetwork, net: str, said: str) -> None:

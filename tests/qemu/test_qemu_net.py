@@ -114,13 +114,13 @@ def test_a_card_is_conventional_if_libvirt_knows_it_so(model: str, bridge: bool)
             "<interface type='vhostuser'><source type='unix' path='/s' mode='client'/><model type='e1000'/>"
             "</interface>",
             67,
-            "virtio device",
+            "virtio model",
         ),
         (
             "<controller type='usb' model='none'/><hostdev mode='subsystem' type='usb'><source>"
             "<vendor id='1'/><product id='2'/></source></hostdev>",
             67,
-            "USB is off",
+            "needs USB",
         ),
     ],
 )
@@ -198,6 +198,6 @@ def test_argv_of_an_absent_usb_device_lets_qemu_look(tmp_path: Path, capsys: pyt
 
 def test_without_a_host_no_usb_device_is_found() -> None:
     """A definition alone does not say where a device is."""
-    with pytest.raises(ConfigError, match="none is given") as refusal:
+    with pytest.raises(ConfigError, match="without a host") as refusal:
         usb_argument(None)
     assert 1 == refusal.value.libvirt_code

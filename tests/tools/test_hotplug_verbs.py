@@ -112,7 +112,7 @@ def test_a_part_of_a_unit(
         assert 1 == verb("detach-device", "vm1", one)
         assert f"partial-unit: Function {CARD[1]}" in capsys.readouterr().err
         assert 1 == verb("attach-device", "vm1", disk)
-        assert "A <disk> cannot be plugged here" in capsys.readouterr().err
+        assert "A <disk> cannot be plugged" in capsys.readouterr().err
         assert ["hostdev0", "hostdev1"] == guest.qemu.ids
 
 
