@@ -43,6 +43,7 @@ TEST_TYPES = --strict --implicit-reexport --no-warn-unused-ignores --disable-err
 lint: $(VENV)/.lint
 	$(BIN)/ruff check setup.py noxfile.py docs examples pyhostdev tests benchmarks csrc
 	$(BIN)/ruff format -q --check setup.py noxfile.py docs examples pyhostdev tests benchmarks csrc
+	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h
 	$(BIN)/python docs/check_links.py
 	$(BIN)/mypy
 	MYPYPATH=tests/support $(BIN)/mypy $(TEST_TYPES) --explicit-package-bases --exclude 'tests/(lab|downstream/virtinst)' tests

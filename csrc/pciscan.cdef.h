@@ -39,9 +39,9 @@ struct phd_error {
 
 /* The sizes from which on work is shared; Python holds the defaults. */
 struct phd_tuning {
-	uint32_t crowd;	 /* functions: VFs and drivers are found in reverse */
-	uint32_t share;	 /* VFs of one PF: all get the identity of the first */
-	uint32_t linked; /* not 0: drivers list all their functions, as in sysfs itself */
+	uint32_t crowd;	   /* functions: VFs and drivers are found in reverse */
+	uint32_t share;	   /* VFs of one PF: all get the identity of the first */
+	uint32_t linked;   /* not 0: drivers list all their functions, as in sysfs itself */
 	uint32_t inverted; /* not 0: drivers are found in reverse on a host of any size */
 };
 
@@ -57,7 +57,7 @@ struct phd_buffers {
 	const char *bus; /* the directory of the PCI bus below the root */
 };
 
-/* An entry of a directory: a function's key or a group's number, and what no other entry ever is. */
+/* An entry of a directory: a function's key or a group's number, and its unique inode number. */
 struct phd_entry {
 	uint64_t key;
 	uint64_t inode;

@@ -344,7 +344,8 @@ static _Noreturn void answer(const struct phd_access *files, size_t n_files,
 		_exit(EXIT_FAILED);
 	forget_signals();
 	for (size_t i = 0; i < n_files; i++) {
-		int32_t errnum = faccessat(AT_FDCWD, files[i].path, files[i].mode, 0) < 0 ? errno : 0;
+		int32_t errnum =
+			faccessat(AT_FDCWD, files[i].path, files[i].mode, 0) < 0 ? errno : 0;
 
 		if (write(out_fd, &errnum, sizeof(errnum)) != sizeof(errnum))
 			_exit(EXIT_FAILED);
