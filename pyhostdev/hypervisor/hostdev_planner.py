@@ -22,7 +22,7 @@ from pyhostdev.hypervisor.hostdev_checks import (
     vanishing_functions,
     vf_network,
 )
-from pyhostdev.hypervisor.hostdev_fate import driver_words, fates_of
+from pyhostdev.hypervisor.hostdev_function_plan import driver_words, function_plans
 from pyhostdev.hypervisor.hostdev_plan import (
     ASSIGNED,
     POLICIES,
@@ -370,7 +370,7 @@ class _Planner:
     def fates(self) -> list[FunctionPlan]:
         """Return the fate of each member of a touched group, then of the devices without a group."""
         moving = {request.address for request in self.moving}
-        return fates_of(self.requests, self.members, self.records, moving, self.vanishing)
+        return function_plans(self.requests, self.members, self.records, moving, self.vanishing)
 
 
 def _is_already_there(request: Request) -> bool:

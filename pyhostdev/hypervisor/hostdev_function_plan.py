@@ -25,7 +25,7 @@ from pyhostdev.util.virpci import BUS_RESETS, GroupMember, PCIDevice, read_pci_d
 Records = Mapping[PCIDeviceAddress, Record]
 
 
-def fates_of(
+def function_plans(
     requests: Sequence[Request],
     members: Mapping[int, Sequence[GroupMember]],
     records: Records,
