@@ -227,7 +227,7 @@ def test_why_stored_ones_answer() -> None:
         found.origin,
         found.why_stored,
     )
-    assert "no emulator is run for another root" == choose("/usr/bin/env", "x86_64", may_run=False).why_stored
+    assert "emulators are not run for another root" == choose("/usr/bin/env", "x86_64", may_run=False).why_stored
     assert None is choose("/nonexistent", "x86_64", choice="7.2").why_stored
     with pytest.raises(ConfigUnsupportedError, match="releases: 7.2"):
         choose(None, "x86_64", choice="1.0")

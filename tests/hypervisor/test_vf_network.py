@@ -114,7 +114,7 @@ def test_restoring_that_fails_keeps_the_record(host: Host, monkeypatch: pytest.M
         ("<vlan><tag id='42'/></vlan>", "<vlan trunk='yes'><tag id='42'/></vlan>", "no trunk"),
         ("<tag id='42'/>", "<tag id='42'/><tag id='43'/>", "one <vlan> tag"),
         ("id='42'", "id='4095'", "up to 4094"),
-        ("<vlan><tag id='42'/></vlan>", "<virtualport type='802.1Qbg'/>", "no <virtualport>"),
+        ("<vlan><tag id='42'/></vlan>", "<virtualport type='802.1Qbg'/>", "type of <virtualport> is not"),
     ],
 )
 def test_what_a_virtual_function_does_not_have(host: Host, before: str, after: str, said: str) -> None:
