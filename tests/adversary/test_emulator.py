@@ -346,16 +346,16 @@ def test_every_verb_answers_from_the_same_capabilities(
 ) -> None:
     """A machine type of the emulator is accepted by all verbs; without a probe, all name the origin of the answer."""
     domain = tmp_path / "newer.xml"
-    domain.write_text(DOMAIN.format("/nonexistent/qemu").replace("machine='pc'", "machine='pc-q35-9.2'"))
+    domain.write_text(DOMAIN.format("/nonexistent/qemu").replace("machine='pc'", "machine='pc-q35-99.2'"))
     FakeHost.named("bcm5719", tmp_path / "host")
     words = [verb, str(domain), "--root", str(tmp_path / "host")]
     words += ["--for-start"] if verb == "plan" else []
-    assert 0 == main([*words, "--capabilities", machine_file(tmp_path, "pc-q35-9.2")])
+    assert 0 == main([*words, "--capabilities", machine_file(tmp_path, "pc-q35-99.2")])
     assert "answered with capabilities in" in capsys.readouterr().err
     assert 1 == main(words)
     said = "".join(capsys.readouterr())
     assert "stored capabilities of QEMU 11.1 (not probed: emulators are not run for another root)" in said
-    assert "Machine type 'pc-q35-9.2' is not in the" in " ".join(said.split())
+    assert "Machine type 'pc-q35-99.2' is not in the" in " ".join(said.split())
 
 
 def test_a_plan_needs_no_capabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -394,7 +394,7 @@ def test_a_plan_needs_no_capabilities(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_file_that_is_nearly_right_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
     """Text instead of a list, invalid names, missing properties, another architecture: one error."""
     with pytest.raises(ConfigError):
-        choose(None, "x86_64", choice=machine_file(tmp_path, "pc-q35-9.2", **changes))
+        choose(None, "x86_64", choice=machine_file(tmp_path, "pc-q35-99.2", **changes))
 
 
 def test_the_second_question_asks_no_one(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

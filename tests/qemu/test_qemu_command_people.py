@@ -160,7 +160,7 @@ def test_a_directory_by_9p() -> None:
 
 def test_a_panic_that_windows_tells() -> None:
     """It is a flag of the processor, and no device."""
-    for release, flag in ((R9_0, "hv-crash"), (R11_3, "hv-crash=on")):
+    for release, flag in ((R9_0, "hv-crash"), (R11_3, "hv-crash"), (R12_8, "hv-crash=on")):
         (cpu,) = values(argv("<panic model='hyperv'/>", release=release), "-cpu")
         assert flag == cpu.split(",")[-1]
 

@@ -59,7 +59,7 @@ def test_without_json_devices_have_qemus_own_grammar() -> None:
     disk = "<disk type='file'><source file='/a'/><target dev='vda' bus='virtio'/><serial>a b</serial></disk>"
     argv = build_command_line(domain(words, disk))
     (found,) = (word for word in argv if word.startswith("virtio-blk-pci"))
-    assert "virtio-blk-pci,bus=pci.2,addr=0x0,drive=libvirt-1-format,id=virtio-disk0,bootindex=1,serial=a\\ b" in found
+    assert "virtio-blk-pci,bus=pci.2,addr=0x0,drive=libvirt-1-storage,id=virtio-disk0,bootindex=1,serial=a\\ b" in found
     assert [] == [word for word in argv if '"driver":"pcie-root-port"' in word]
 
 
