@@ -23,8 +23,9 @@ from pyhostdev.util.virfile import is_directory, list_names, read_bytes
 
 if TYPE_CHECKING:
     from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.util.iommugroup import GroupMember
     from pyhostdev.util.journal import Record
-    from pyhostdev.util.virpci import GroupMember, PCIDevice
+    from pyhostdev.util.virpci import PCIDevice
 
 VF_NETWORK = "vf-network"
 CONSENT_REASONS = (BOOT_VGA, MOUNTED, DEFAULT_ROUTE, VF_NETWORK)
