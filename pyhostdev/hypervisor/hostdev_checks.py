@@ -23,6 +23,7 @@ from pyhostdev.util.virfile import is_directory, list_names, read_bytes
 
 if TYPE_CHECKING:
     from pyhostdev.conf.hostfacts import HostFacts
+    from pyhostdev.util.iommugroup import GroupMember
     from pyhostdev.util.journal import Record
     from pyhostdev.util.virpci import PCIDevice
 
@@ -175,9 +176,12 @@ def host_needs(root: HostRoot, moving: Sequence[PCIDeviceAddress]) -> Iterator[F
             yield Finding(use.reason, CONSENT, address, f"Device {address} {use.text}")
 
 
-def held_groups(root: HostRoot, groups: Mapping[int, PCIDeviceAddress]) -> Iterator[Finding]:
+def held_groups(
+    root: HostRoot, groups: Mapping[int, PCIDeviceAddress], members: Mapping[int, Sequence[GroupMember]]
+) -> Iterator[Finding]:
     """Yield the groups that a process has open, directly or by function; each names its first declared device."""
-    for group, holders in read_group_holders(root, groups).items():
+    known = {group: [(member.name, member.is_vfio) for member in found] for group, found in members.items()}
+    for group, holders in read_group_holders(root, groups, known).items():
         for holder in holders:
             text = f"IOMMU group {group} of device {groups[group]} is held open by {holder}"
             yield Finding("in-use", ERROR, groups[group], text)

@@ -166,7 +166,7 @@ def _refuse(
     """
     findings = list(obstacles)
     if dev.is_vfio and dev.iommu_group is not None:  # a holder of the group does not use a device with another driver
-        findings += held_groups(context.root, {dev.iommu_group: dev.address})
+        findings += held_groups(context.root, {dev.iommu_group: dev.address}, {})
     findings += [f for f in libvirt_owners(context.root, [dev.address]) if f.severity == ERROR]
     accepted = consents(accept)
     needs = host_needs(context.root, [dev.address] if moves else [])

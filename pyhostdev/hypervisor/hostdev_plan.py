@@ -23,7 +23,6 @@ from pyhostdev.util.vfiodriver import DriverChoice
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
-    from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.util import virpci
@@ -74,9 +73,12 @@ class Request(NamedTuple):
     why: str = ""  # the reason for the choice of the stub; empty for the default, vfio-pci
 
     @classmethod
-    def of(cls, host: HostFacts, hostdev: DomainHostdevDef, drivers: VFIODrivers) -> Request:
+    def of(cls, hostdev: DomainHostdevDef, dev: virpci.PCIDevice | None, drivers: VFIODrivers) -> Request:
         """
-        Read a hostdev's request, and the function it names.
+        Read a hostdev's request.
+
+        Args:
+            dev: the function that it names, None if the host does not have it.
 
         Raises:
             ConfigError: the name of the driver cannot be that of a driver.
@@ -88,7 +90,6 @@ class Request(NamedTuple):
                 f"Backend driver '{hostdev.driver_name}' of device {source} is not VFIO", address=source
             )
         guest = hostdev.info.pci
-        dev = host.pci_device(source)
         net = hostdev.interface
         if net is not None and (dev is None or not dev.is_virtual_function):
             raise ConfigUnsupportedError(

@@ -86,7 +86,9 @@ def build_plan(
     if policy not in POLICIES:
         raise ConfigError(f"Unknown policy '{policy}': expected one of {', '.join(POLICIES)}")
     drivers = VFIODrivers(host.root, variants=release.has("vfio-variants"))
-    requests = [Request.of(host, hostdev, drivers) for hostdev in hostdevs]
+    asked = list(hostdevs)
+    found = virpci.read_pci_devices(host.root, [hostdev.pci_address for hostdev in asked])
+    requests = [Request.of(hostdev, found.get(hostdev.pci_address), drivers) for hostdev in asked]
     planner = _Planner(host, requests, owner, policy, records, frozenset(occupied), definition, drivers)
     findings = planner.findings()
     return Plan(
@@ -175,7 +177,7 @@ class _Planner:
         found += self._missing_drivers()
         moving = [request.address for request in self.moving]
         found += host_needs(self.host.root, moving)
-        found += held_groups(self.host.root, self._first_by_group())
+        found += held_groups(self.host.root, self._first_by_group(), self.members)
         found += libvirt_owners(self.host.root, self._touched())
         found += saved_overrides(self.host.root, self.present, moving)
         found += self._empty_slots()

@@ -34,6 +34,9 @@ FILE_MAX = 16 << 20
 HEADER_MAX = 1 << 16  # bytes read to find the next member: its name, the target of a link, a few pax fields
 NAME_MAX = 1024
 DEPTH_MAX = 48
+_PLAIN = (tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE)
+_USTAR = b"ustar\x0000"
+_TEXTS = ((0, 100), (345, 155), (157, 100))  # of a header: name, what precedes it, target of a link
 _HOLDERS = ("proc", "fd")  # the only place of links that start at the root: open files of processes
 
 
@@ -111,6 +114,29 @@ def _put(archive: tarfile.TarFile, path: str, content: bytes | str | None) -> No
     archive.addfile(member, io.BytesIO(content) if isinstance(content, bytes) else None)
 
 
+class _PlainHeader(tarfile.TarInfo):
+    """
+    A member's header; of the plain ones that we write, only what we use is read.
+
+    Source: POSIX.1-2017, pax, "ustar Interchange Format"
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> _PlainHeader:
+        """Return the header in a block; any that is not plain is left to tarfile."""
+        kind, size, checksum = buf[156:157], bytes(buf[124:135]), bytes(buf[148:154])
+        is_plain = len(buf) == tarfile.BLOCKSIZE and kind in _PLAIN and buf[257:265] == _USTAR
+        if not (is_plain and size.isdigit() and checksum.isdigit() and bytes(buf).isascii()):
+            return super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
+        if int(checksum, 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
+            return super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
+        name, prefix, target = (bytes(buf[at : at + most]).partition(b"\0")[0].decode() for at, most in _TEXTS)
+        member = cls(f"{prefix}/{name}" if prefix else name)
+        member.type, member.size, member.linkname = bytes(kind), int(size, 8), target
+        member.name = member.name.rstrip("/") if kind == tarfile.DIRTYPE else member.name
+        return member
+
+
 class _Bounded(io.RawIOBase):
     """
     A stream that refuses to be read further than a limit: a few bytes can decompress to very many.
@@ -155,7 +181,7 @@ def unpack(path: str, root: HostRoot) -> Manifest:
     try:
         with open(path, "rb") as stream, gzip.GzipFile(fileobj=stream) as packed:
             bounded = _Bounded(packed, path)  # type: ignore[arg-type]  # a GzipFile reads like a file
-            with tarfile.open(fileobj=bounded, mode="r|") as archive:
+            with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_PlainHeader) as archive:
                 unpacker = _Unpacker(archive, path, root.path, bounded)
                 manifest = unpacker.run()
     except (OSError, EOFError, tarfile.TarError, ValueError, OverflowError, RecursionError, zlib.error) as err:
@@ -197,8 +223,16 @@ class _Unpacker:
         if member.size > FILE_MAX:
             self._refuse(member.name, f"has more than {FILE_MAX} bytes")
         self.stream.allow(member.size)
-        stream = self.archive.extractfile(member)
-        return b"" if stream is None else stream.read(member.size)
+        if member.type != tarfile.REGTYPE or member.issparse():
+            stream = self.archive.extractfile(member)
+            return b"" if stream is None else stream.read(member.size)
+        source = self.archive.fileobj
+        assert source is not None
+        source.seek(member.offset_data)
+        data = source.read(member.size)
+        if len(data) != member.size:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
 
     def _write(self, member: tarfile.TarInfo) -> None:
         path = member.name
@@ -225,8 +259,12 @@ class _Unpacker:
         elif member.isreg():
             content = self._content(member)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(where, flags, 0o600), "wb") as file:
-                file.write(content)
+            fd = os.open(where, flags, 0o600)
+            try:
+                while content:
+                    content = content[os.write(fd, content) :]
+            finally:
+                os.close(fd)
             self.files.add(path)
         else:
             self._refuse(path, "is neither a file nor a directory nor a link")

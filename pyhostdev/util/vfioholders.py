@@ -15,8 +15,9 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
@@ -33,6 +34,9 @@ _SYSPATH, _INODE = "vfio-device-syspath:", "ino:"  # fdinfo, since Linux 6.18 an
 _FDINFO_MAX = 64  # lines; the relevant ones are among the first
 _NOT_OURS = (errno.ESRCH, errno.EACCES, errno.EPERM)  # the process has ended, or this user may not examine it
 _PID = re.compile(r"[0-9]{1,10}")
+
+# Of each group: the names of its members, and whether a member is bound to a VFIO driver
+Members = Mapping[int, Sequence[tuple[str, bool]]]
 
 
 class _Descriptor(NamedTuple):
@@ -78,8 +82,9 @@ class _Descriptor(NamedTuple):
 class _Signs:
     """The marks by which a descriptor of one of these groups is recognized."""
 
-    def __init__(self, root: HostRoot, groups: Iterable[int]) -> None:
+    def __init__(self, root: HostRoot, groups: Iterable[int], known: Members = MappingProxyType({})) -> None:
         self.root = root
+        self.known = known
         self.numbers: dict[int, int] = {}  # device number of a node to its group, on the live host
         self.paths: dict[str, tuple[int, int]] = {}  # path of a node to its group and inode, elsewhere
         self.functions: dict[str, int] = {}
@@ -92,9 +97,13 @@ class _Signs:
 
     def _add_group(self, group: int) -> None:
         self._add_node(str(group), None, group)
-        for member in list_names(self.root, self.root.iommu_group_devices(group), MEMBERS_MAX):
+        members = self.known.get(group)
+        if members is None:
+            names = list_names(self.root, self.root.iommu_group_devices(group), MEMBERS_MAX)
+            members = [(name, True) for name in names]
+        for member, may_have_node in members:
             self.functions[member] = group
-            if member.count(":") == 2:
+            if may_have_node and member.count(":") == 2:
                 address = PCIDeviceAddress.parse(member)
                 for name in read_device_node_names(self.root, address):
                     self._add_node(f"devices/{name}", address, group)
@@ -145,18 +154,23 @@ class _Signs:
         return self.functions.get(os.path.basename(info.get(_SYSPATH[:-1], "")))
 
 
-def read_group_holders(root: HostRoot, groups: Iterable[int]) -> dict[int, list[Process]]:
+def read_group_holders(
+    root: HostRoot, groups: Iterable[int], known: Members = MappingProxyType({})
+) -> dict[int, list[Process]]:
     """
     Return the processes that have one of these IOMMU groups open, through its node or one of its functions.
 
     Groups without holders are left out, and so are processes that this user may not examine.
+
+    Args:
+        known: groups whose members were read before: the name of each, and whether it is bound to a VFIO driver.
 
     Raises:
         SysfsError: /proc or a group cannot be read.
 
     Host: reads ``proc/*/fd`` and ``proc/*/fdinfo`` once, if one of the nodes exists
     """
-    signs, left = _Signs(root, groups), bounds_of(root).names
+    signs, left = _Signs(root, groups, known), bounds_of(root).names
     found: dict[int, list[Process]] = {}
     if signs:
         for pid in sorted(int(name) for name in list_names(root, root.proc) if _PID.fullmatch(name)):

@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -442,3 +442,34 @@ def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | No
     dev = PCIDevice(root, [record], 0)
     dev._facts["incarnation"] = status.st_ino
     return dev
+
+
+def read_pci_devices(root: HostRoot, addresses: Iterable[PCIDeviceAddress]) -> dict[PCIDeviceAddress, PCIDevice]:
+    """
+    Return those of some functions that the host has, all read at once.
+
+    Raises:
+        SysfsError: an attribute exists but cannot be read.
+    """
+    found: dict[PCIDeviceAddress, PCIDevice] = {}
+    # before the facts, so that a device replaced meanwhile is found to be another than this one
+    inodes = {address: _read_inode(root, address) for address in addresses}
+    present = [address for address, inode in inodes.items() if inode is not None]
+    if not present:
+        return found
+    reader = pciscan.FunctionReader(root)
+    try:
+        records = reader.read(present)
+    finally:
+        reader.close()
+    for index in range(len(records)):
+        dev = PCIDevice(root, records, index)
+        dev._facts["incarnation"] = inodes[dev.address]
+        found[dev.address] = dev
+    return found
+
+
+def _read_inode(root: HostRoot, address: PCIDeviceAddress) -> int | None:
+    """Return the inode of a function's directory, None if it has none."""
+    status = read_status(root, root.pci_device(address))
+    return status.st_ino if status is not None and stat.S_ISDIR(status.st_mode) else None

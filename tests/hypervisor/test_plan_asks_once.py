@@ -41,7 +41,10 @@ def test_what_is_common_is_asked_once(domain: Domain, tmp_path: Path) -> None:
 
 
 def test_a_device_is_asked_little_twice(domain: Domain, tmp_path: Path) -> None:
-    """Its driver, its group's members and its identity are read once and kept."""
+    """The scanner reads the facts of all devices at once, and a group is listed once."""
     counts = asked(domain, 140, 8, tmp_path)
-    facts = ("/vendor", "/device", "/class", "/driver")
-    assert {1} == {times for (_, path), times in counts.items() if path.endswith(facts)}
+    facts = ("/vendor", "/device", "/class", "/driver", "/modalias", "/physfn", "/iommu_group")
+    assert [] == [path for _, path in counts if path.endswith(facts) and "/bus/pci/devices/" in path]
+    members = {path: times for (call, path), times in counts.items() if call == "scandir" and "iommu_groups/" in path}
+    assert members
+    assert {1} == set(members.values())
