@@ -31,6 +31,7 @@ VERBS = {
     "nodedev-detach": "detach one device without assigning it to a guest",
     "nodedev-reattach": "bind one detached device back to its driver",
     "nodedev-reset": "reset one device that no domain uses, without resetting any other device",
+    "hook": "act as libvirt's hook for guests with host devices, or install it",
     "snapshot": "save a host as a file that can be used as --root, or describe the host as text",
     "diff": "show what differs between two hosts, and what it means for domains",
     "fakehost": "build a simulated host in a directory",

@@ -375,6 +375,10 @@ class HostRoot:
         """``etc/libvirt/qemu/networks/NAME.xml``: a network's definition; the caller has checked the name."""
         return self.join("etc/libvirt/qemu/networks", f"{name}.xml")
 
+    def libvirt_hook(self, name: str) -> str:
+        """``etc/libvirt/hooks/qemu.d/NAME``: a hook that libvirt runs when a guest starts and ends."""
+        return self.join("etc/libvirt/hooks/qemu.d", name)
+
     @property
     def libvirt_status(self) -> str:
         """``run/libvirt/qemu``: libvirtd's status XML of each running domain."""

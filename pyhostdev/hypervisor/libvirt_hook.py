@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a hook of libvirt does before a guest starts and after it has ended; libvirt itself is never called.
+
+libvirt detaches and reattaches devices with ``managed='yes'``. The hook plans for all devices, and prepares the others:
+they get the name of the guest as their owner, and their drivers back at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from pyhostdev.errors import RefusedError
+from pyhostdev.hypervisor.hostdev_planner import build_plan
+from pyhostdev.hypervisor.hostdev_prepare import has_it_already
+from pyhostdev.hypervisor.vf_network import vf_consents
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.hypervisor.hostdev_plan import Plan
+    from pyhostdev.hypervisor.virhostdev import HostdevManager
+    from pyhostdev.util.journal import Record
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
+
+    Records = Mapping[PCIDeviceAddress, Record]
+
+
+def prepare_begin(
+    manager: HostdevManager, definition: DomainDef, guest: str, *, policy: str = "auto", accept: Iterable[str] = ()
+) -> Plan:
+    """
+    Refuse a start whose plan has obstacles, else prepare the devices that libvirt leaves, and return the plan of all.
+
+    The guest does not run yet, so a device that it owns is left from a start that was interrupted: it is used again,
+    or given back first if the definition has changed.
+
+    Args:
+        policy, accept: as for ``Host.plan``; the network of virtual functions is set by libvirt.
+
+    Raises:
+        RefusedError: the plan has obstacles; nothing was touched.
+        OperationError, SysfsError: as ``HostdevManager.prepare`` and ``release``.
+    """
+    records, _ = manager.journal.read()
+    accept = [*accept, *vf_consents(definition)]
+    whole = _plan(manager, _managed(definition), guest, policy, accept, _without_owner(records, guest))
+    if not whole.ok:
+        raise RefusedError(whole.obstacles, whole)
+    left = _plan(manager, _managed(_left_by_libvirt(definition)), guest, "off", accept, records)
+    if has_it_already(left, guest, None, records):
+        return whole
+    if any(record.is_active and record.owner == guest for record in records.values()):
+        manager.release(guest)
+    if left.requests:
+        manager.prepare(left, guest)
+    return whole
+
+
+def release_end(manager: HostdevManager, guest: str) -> list[PCIDeviceAddress]:
+    """
+    Give back what the hook has prepared, and return the addresses; libvirt has given back its devices before.
+
+    Raises:
+        DeviceInUseError, OperationError: as ``HostdevManager.release``.
+    """
+    return manager.release(guest, guest_ended=True)
+
+
+def _plan(
+    manager: HostdevManager, definition: DomainDef, guest: str, policy: str, accept: list[str], records: Records
+) -> Plan:
+    return build_plan(
+        manager.host,
+        definition.pci_hostdevs(),
+        owner=guest,
+        policy=policy,
+        records=records,
+        occupied=definition.guest_pci_addresses(),
+        accept=accept,
+        definition=definition,
+    )
+
+
+def _without_owner(records: Records, guest: str) -> dict[PCIDeviceAddress, Record]:
+    """Return the records as if the guest's devices were detached without an owner: they do not stand in its way."""
+    return {a: r.detached(r.since) if r.is_active and r.owner == guest else r for a, r in records.items()}
+
+
+def _left_by_libvirt(definition: DomainDef) -> DomainDef:
+    """Return a copy with the PCI host devices that are not managed, and none that libvirt detaches."""
+    copy = definition.copy()
+    copy.hostdevs = [hostdev for hostdev in copy.hostdevs if hostdev.is_pci and not hostdev.managed]
+    copy.interfaces = [net for net in copy.interfaces if net.hostdev is not None and not net.hostdev.managed]
+    left = {hostdev.pci_address for hostdev in copy.pci_hostdevs()}
+    return copy.with_hostdev_pins([pin for pin in copy.hostdev_pins() if pin.address in left])
+
+
+def _managed(definition: DomainDef) -> DomainDef:
+    """Return a copy in which each PCI host device is managed: one of both programs detaches and reattaches it."""
+    copy = definition.copy()
+    for hostdev in copy.hostdevs:
+        if hostdev.is_pci:
+            hostdev.managed = True
+    for net in copy.interfaces:
+        if net.hostdev is not None:
+            net.managed = True
+    return copy
