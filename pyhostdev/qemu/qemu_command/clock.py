@@ -24,9 +24,10 @@ def build_clock(build: CommandBuilder) -> None:
         ConfigUnsupportedError: QEMU does not have a timer of that name.
     """
     clock = build.dom.clock
-    timers = {timer.name: timer for timer in clock.timers} if clock is not None else {}
-    build.add("-rtc", f"base={_base(clock)}{_rtc_options(timers.get('rtc'))}")
-    for timer in timers.values():
+    timers = clock.timers if clock is not None else []
+    rtc = next((timer for timer in timers if timer.name == "rtc"), None)
+    build.add("-rtc", f"base={_base(clock)}{_rtc_options(rtc)}")
+    for timer in timers:  # also one that is named twice
         _build_timer(build, timer)
 
 
