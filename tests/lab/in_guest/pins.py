@@ -68,7 +68,11 @@ def renumbered() -> None:
     verb("prepare", definition, expect=1)
     check(before, traces(), "no function of the host was touched")
     found = json.loads(verb("plan", definition, "--find", "--json", *QEMU, expect=1))["found"]
-    check(card, [item["now"] for item in found], "all four functions are found where they are now")
+    check(
+        [[address] for address in card],
+        [item["now"] for item in found],
+        "all four functions are found where they are now",
+    )
     repointed = RUN / "repointed.xml"
     repointed.write_bytes(verb("xml", definition, "--repoint", *QEMU))
     with started(repointed, *QEMU) as start:
