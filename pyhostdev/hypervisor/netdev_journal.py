@@ -174,6 +174,7 @@ class MacvtapJournal(NetdevJournal):
         is_ours = facts["index"] == now or (facts["index"] is None and self._is_macvtap(name))
         if now is None or not is_ours:
             return "the macvtap is gone"
+        netlink.load()
         within(NETWORK_TIMEOUT_S, f"remove the macvtap '{name}'", lambda: netlink.remove_link(name, now))
         return "the macvtap is removed"
 

@@ -171,6 +171,7 @@ def _index(place: VFPlace) -> int:
 
 def _read(place: VFPlace) -> VFSettings:
     what = f"read virtual function {place.number} of '{place.pf}'"
+    netlink.load()
     found = within(NETWORK_TIMEOUT_S, what, lambda: netlink.read_vf(_index(place), place.number))
     if found is None:
         raise OperationError(f"The driver of '{place.pf}' does not report the settings of its virtual functions")

@@ -10,7 +10,7 @@ Mirrors: src/util/virnetlink.c, src/util/virnetdevmacvlan.c
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 def has_netlink() -> bool:
     """Return True if the library is installed."""
     return find_spec("pyroute2") is not None
+
+
+def load() -> None:
+    """Import the library before a deadline begins: it has a hundred modules, and a busy host needs long for them."""
+    with suppress(ImportError):  # reported by the operation
+        import pyroute2  # noqa: F401
 
 
 @contextmanager

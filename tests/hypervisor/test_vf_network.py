@@ -16,11 +16,19 @@ from pyhostdev.errors import OperationError
 from pyhostdev.hypervisor import vf_network
 from pyhostdev.hypervisor.vf_network import VFJournal, VFNetwork, place_of, vf_obstacles
 from pyhostdev.qemu import qemu_driver
+from pyhostdev.qemu.qemu_command.ignored import IGNORED
 from pyhostdev.testing import FakeHost
 from pyhostdev.util.netlink import VFSettings, parse_vf
 
 CASES = Path(__file__).parent.parent.parent / "testdata/cases"
 VF = PCIDeviceAddress.parse("0000:ca:00.2")
+DOMAIN = (
+    "<domain type='qemu'><name>d</name><memory>65536</memory><os><type>hvm</type></os><devices>{}</devices></domain>"
+)
+SOURCES = {
+    "hostdev": "<source><address type='pci' bus='0xca' slot='0' function='2'/></source>",
+    "bridge": "<source bridge='br0'/>",
+}
 FRESH = VFSettings("00:00:00:00:00:00", 0, 0, 0)
 
 
@@ -157,3 +165,31 @@ def test_the_kernels_list_is_read() -> None:
     assert VFSettings("02:00:00:00:00:01", 41, 1, 1) == parse_vf(listed, 1)
     assert None is parse_vf(listed, 2)
     assert None is parse_vf(None, 0)
+
+
+def test_trust_of_a_virtual_function_is_not_called_ignored() -> None:
+    """It is set through the PF; of another interface it is ignored, and the plan says so."""
+    word = IGNORED["DomainNetDef"]["trust_guest_rx_filters"]
+    said = {}
+    for kind in ("hostdev", "bridge"):
+        interface = f"<interface type='{kind}' trustGuestRxFilters='yes'>{SOURCES[kind]}</interface>"
+        (net,) = DomainDef.parse(DOMAIN.format(interface)).interfaces
+        said[kind] = word.is_said(net, "trust_guest_rx_filters")
+    assert {"hostdev": False, "bridge": True} == said
+
+
+def test_the_library_is_imported_before_a_deadline_begins(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy host needs longer for the import than the kernel may take for its answer."""
+    FakePF(monkeypatch)
+    order: list[str] = []
+    real = vf_network.within
+
+    def within(*words: Any) -> Any:
+        order.append("deadline")
+        return real(*words)
+
+    monkeypatch.setattr(vf_network.netlink, "load", lambda: order.append("import"))
+    monkeypatch.setattr(vf_network, "within", within)
+    with ExitStack() as undo:
+        VFNetwork(host, "vm", undo).set_all(domain())
+    assert ["import", "deadline"] == order[:2]

@@ -178,7 +178,10 @@ IGNORED: dict[str, dict[str, Word]] = {
     "DomainNetDef": {
         "bandwidth": Word("pyhostdev start limits no traffic"),
         "coalesce": Word("pyhostdev start leaves the host's side as the kernel made it"),
-        "trust_guest_rx_filters": Word("pyhostdev start does not apply the guest's receive filters to the host"),
+        "trust_guest_rx_filters": Word(
+            "pyhostdev start does not apply the guest's receive filters to the host",
+            asked=lambda net: net.type != "hostdev",  # for a virtual function it is the trust that start sets on its PF
+        ),
         "sndbuf": Word("only a tap has it", asked=_has_no_tap),
         "source": Word("QEMU's user-mode network has no source on the host", asked=_is_slirp),
         **{

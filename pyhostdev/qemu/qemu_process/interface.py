@@ -206,6 +206,8 @@ class InterfaceConnector:
             raise OperationError(found.message)
         what = f"connect the interface with MAC address {net.mac}"
         connect = self._macvtap if found.kind == DIRECT else self._tap
+        if found.kind == DIRECT:
+            netlink.load()
         return within(NETWORK_TIMEOUT_S, what, lambda: connect(net, found))
 
     def _tap(self, net: Any, found: Connection) -> Tap:
