@@ -83,7 +83,7 @@ def _begin(args: argparse.Namespace, guest: str) -> int:
 
 def _definition_with_devices() -> DomainDef | None:
     """
-    Return the domain on standard input; None if it names no PCI function of the host, and is none of our business.
+    Return the domain on standard input; None if it has no host device, and is libvirt's alone.
 
     Raises:
         ConfigError: it is not XML, or it has host devices and is not valid.
