@@ -41,7 +41,7 @@ SECURE = {
 REFUSED = {
     "confidential-sev-snp": {(35, "Launch security of type sev-snp is not supported")},
     "luks-disk": {(26, "<domain/devices/disk/source/encryption> is not supported")},
-    "macos-osx-kvm-2": {(7, "Machine type 'pc-q35-4.2' is unknown: stored capabilities of QEMU 11.1 for x86_64")},
+    "macos-osx-kvm-2": {(7, "Machine type 'pc-q35-4.2' is not in the stored capabilities of QEMU 11.1 for x86_64")},
     "nova-ceph-rbd": {(47, "<domain/devices/disk/auth> is not supported")},
 }
 
