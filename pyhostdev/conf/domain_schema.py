@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from lxml import etree
 
+from pyhostdev.conf.schema_words import explain
 from pyhostdev.errors import XMLError
-from pyhostdev.util.virxml import parse_document, source_line
+from pyhostdev.util.virxml import parse_document, shown, source_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,7 @@ def _schema() -> etree.RelaxNG:
 def _misplaced(root: Element) -> Iterator[tuple[int, str]]:
     for element in root.iter(etree.Element):
         if element.tag != "hostdev" and element.get("assigned") is not None:
-            yield source_line(element) or 1, f"Element {element.tag} cannot have the attribute assigned"
+            yield source_line(element) or 1, f"<{shown(str(element.tag))}> cannot have the attribute 'assigned'"
 
 
 def _hostdev_errors(schema: etree.RelaxNG, hostdev: Element) -> list[tuple[int, str]]:
@@ -60,4 +61,4 @@ def _hostdev_errors(schema: etree.RelaxNG, hostdev: Element) -> list[tuple[int, 
         return [(line, f"A <hostdev> has more than {NODES_MAX} elements")]
     if schema.validate(copy.deepcopy(hostdev)):
         return []
-    return [(max(line, error.line), error.message) for error in schema.error_log]
+    return explain(schema.validate, hostdev)

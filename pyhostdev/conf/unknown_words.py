@@ -54,21 +54,22 @@ def kept_words(dom: DomainFields) -> list[Finding]:
     for device in [*dom.devices(), dom]:
         if id(device) not in hostdevs:
             place = ("domain", "devices", device.tag) if device is not dom else ("domain",)
-            found += [_kept(owner, label, line) for owner, label, line in _words_around(device, place)]
+            found += [_kept(*said) for said in _words_around(device, place)]
     return sorted(found, key=lambda finding: finding.line or 0)
 
 
-def _words_around(device: ElementDef, place: tuple[str, ...]) -> Iterator[tuple[str, str, int | None]]:
-    """Yield the unknown attributes and elements of a device, or of a domain outside its devices, with their element."""
+def _words_around(device: ElementDef, place: tuple[str, ...]) -> Iterator[tuple[str, Unknown, str]]:
+    """Yield the unknown names of a device, or of a domain outside its devices, each with its element and a hint."""
     for inner, part in device.parts(place):
         if device.tag != "domain" or inner[1:2] != ("devices",):
             for path, word in part.own_unknown():
                 if not word.is_foreign:
-                    yield "/".join((*inner, *path)), word.label, word.line
+                    yield "/".join((*inner, *path)), word, _hint(part, path, word)
 
 
-def _kept(owner: str, label: str, line: int | None) -> Finding:
-    return Finding("ignored", NOTE, None, f"Unknown {_described(owner, label)} is kept unchanged", line)
+def _kept(owner: str, word: Unknown, hint: str) -> Finding:
+    text = f"Unknown {_described(owner, word.label)} is kept unchanged{hint}"
+    return Finding("ignored", NOTE, None, text, word.line)
 
 
 def _host_devices(dom: DomainFields) -> Iterator[ElementDef]:

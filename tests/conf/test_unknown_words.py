@@ -100,9 +100,9 @@ def test_words_elsewhere_are_told(capsys: pytest.CaptureFixture[str], tmp_path: 
         "<memballoon model='none'><wings/></memballoon>" + INTERFACE.format(CURRENT)
     )
     kept = [
-        (2, "Unknown attribute 'colour' of <domain/devices/disk> is kept as it is"),
-        (2, "Unknown attribute 'hue' of <domain/devices/disk/source> is kept as it is"),
-        (3, "Unknown element <wings> in <domain/devices/memballoon> is kept as it is"),
+        (2, "Unknown attribute 'colour' of <domain/devices/disk> is kept unchanged"),
+        (2, "Unknown attribute 'hue' of <domain/devices/disk/source> is kept unchanged"),
+        (3, "Unknown element <wings> in <domain/devices/memballoon> is kept unchanged"),
     ]
     assert kept == [(finding.line, finding.message) for finding in kept_words(dom)]
     file = tmp_path / "guest.xml"
