@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -31,6 +32,17 @@ DOMAIN = """<domain type='qemu'>
   </devices>
 </domain>
 """
+
+
+def pytest_configure() -> None:
+    """Let programs under test die by signals even if the runner of the tests ignores them, as nohup does."""
+    for number, action in (
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, action)
 
 
 def hostdev_xml(words: str) -> str:

@@ -83,7 +83,7 @@ def test_interrupted_verb_says_how_it_ended(bcm5719: FakeHost, tmp_path: Path, s
     before = bcm5719.snapshot()
     path = tmp_path / "guest.xml"
     path.write_text(seed_domain.format())
-    words = ["prepare", str(path), "--root", bcm5719.root.path, "--simulate"]
+    words = ["prepare", str(path), "--root", bcm5719.root.path, "--simulate", "--libvirt", "12.8"]
     done = subprocess.run([sys.executable, "-c", INTERRUPTED_VERB, *words], capture_output=True, text=True, check=False)
     assert (-signal.SIGINT, "", "pyhostdev: Interrupted by SIGINT\n") == (done.returncode, done.stdout, done.stderr)
     assert before == bcm5719.snapshot()

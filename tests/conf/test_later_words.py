@@ -69,6 +69,6 @@ def test_note_about_a_word_that_the_release_does_not_know() -> None:
     dom = DomainDef.parse(text)
     old, new = RELEASES[0], RELEASES[-1]
     said = [(finding.reason, finding.severity, finding.message) for finding in later_word_notes(dom, old)]
-    rest = "is ignored, as in libvirt 9.0: a later release has it"
+    rest = "is ignored, as in libvirt 9.0: only newer releases know it"
     assert [("ignored", "note", f"<iommufd> {rest}"), ("ignored", "note", f"'iommufd' of <driver> {rest}")] == said
     assert [] == later_word_notes(dom, new)
