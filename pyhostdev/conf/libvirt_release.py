@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pyhostdev.errors import ConfigError
-from pyhostdev.util.virxml import shown
 
 
 class Change(NamedTuple):
@@ -116,7 +115,7 @@ class LibvirtRelease(NamedTuple):
         found = next((release for release in RELEASES if text in (str(release), f"{release}.0")), None)
         if found is None:
             known = ", ".join(map(str, RELEASES))
-            raise ConfigError(f"libvirt release '{shown(text)}' is not supported: expected one of {known}")
+            raise ConfigError(f"libvirt release {text!a} is not supported: expected one of {known}")
         return found
 
     @classmethod

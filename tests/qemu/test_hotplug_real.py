@@ -23,7 +23,7 @@ import pytest
 from hotplugging import live_domain
 
 from pyhostdev import Host
-from pyhostdev.qemu.qemu_command import stored_capabilities
+from pyhostdev.qemu.qemu_capabilities import for_emulator
 from pyhostdev.qemu.qemu_hotplug.owner import GuestOwner
 from pyhostdev.qemu.qemu_hotplug.runtime import find_guest
 from pyhostdev.qemu.qemu_process.process import run_guest
@@ -222,7 +222,7 @@ def owned_guest(fake: FakeHost, runtime: Path) -> Iterator[Real]:
     """Run a real QEMU with its owner, as start does, and give its control socket."""
     host = Host(fake.root, writer=fake.kernel)
     dom = live_domain(fake)
-    owner = GuestOwner(dom, host, stored_capabilities(dom), _release(), None)
+    owner = GuestOwner(dom, host, for_emulator(shutil.which(QEMU), "x86_64"), _release(), None)
     words = ["-nodefaults", "-display", "none", "-S", "-no-shutdown", "-accel", "tcg", "-m", "64", "-machine", "pc"]
 
     def argv(fd: int) -> list[str]:

@@ -99,7 +99,7 @@ def test_monitor_is_an_object_where_both_know_it(release: LibvirtRelease, qemu: 
 
 
 def controllers(dom: DomainDef, release: LibvirtRelease) -> list[tuple[str, int | None]]:
-    defined = define(dom, load(str(dom.os.arch), release.qemu), release=release)
+    defined = define(dom, load(str(dom.os.arch or "x86_64"), release.qemu), release=release)
     return [(controller.type, controller.index) for controller in defined.controllers]
 
 
@@ -194,6 +194,10 @@ TESTDATA = Path(__file__).parents[2] / "testdata"
 CORPUS = sorted(path for path in TESTDATA.rglob("*.xml") if not path.name.endswith(".out.xml"))
 
 
+# QEMU 7.2 aborts when it is asked about these without its OpenGL modules -> the device that has the same properties
+ALIKE = {"virtio-vga-gl": "virtio-vga", "virtio-gpu-gl-pci": "virtio-gpu-pci"}
+
+
 def option_values(args: list[str], option: str) -> list[dict[str, Any]]:
     """The JSON values of an option."""
     return [json.loads(value) for name, value in pairwise(args) if name == option and value.startswith("{")]
@@ -209,10 +213,10 @@ def test_all_that_is_printed_is_a_property_of_the_emulator(release: LibvirtRelea
             args = build_command_line(dom, release=release, tap_fd=lambda _net: 3)
         except ConfigError:
             continue
-        known = load(str(dom.os.arch), release.qemu)
+        known = load(str(dom.os.arch or "x86_64"), release.qemu)
         for kind, words in (("driver", {"driver", "bus", "id"}), ("qom-type", {"qom-type", "id"})):
             for properties in option_values(args, "-device" if kind == "driver" else "-object"):
-                found = known.properties_of(properties[kind])
+                found = known.properties_of(ALIKE.get(properties[kind], properties[kind]))
                 assert set(properties) - words <= found, (path.name, properties)
                 printed.add(properties[kind])
     assert len(printed) > 40

@@ -154,6 +154,7 @@ ASKED_OBJECTS = (
     "input-linux",
     "iommufd",
     "iothread",
+    "main-loop",
     "memory-backend-file",
     "memory-backend-memfd",
     "memory-backend-ram",

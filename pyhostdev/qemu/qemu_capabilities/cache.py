@@ -19,7 +19,7 @@ from typing import Any
 from pyhostdev.errors import OperationError
 from pyhostdev.util.statedir import make_directory
 
-FORMAT = 2
+FORMAT = 3
 ROOT_DIRECTORY = "/var/cache/pyhostdev"
 ENTRY_BYTES = 4 << 20
 
