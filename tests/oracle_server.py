@@ -30,7 +30,7 @@ from pyhostdev.conf.net_conf import DomainNetDef
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, HostdevError
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
-from pyhostdev.qemu.qemu_driver import refuse_missing, refuse_missing_storage
+from pyhostdev.qemu.qemu_driver import refuse_missing_storage
 from pyhostdev.qemu.qemu_hotplug import Guest
 from pyhostdev.qemu.qemu_hotplug.connection import QEMURefusedError
 from pyhostdev.qemu.qemu_hotplug.livestate import live_definition, parse_hostdevs
@@ -210,11 +210,12 @@ class Server:
         )
 
     def is_startable(self, dom: DomainDef) -> bool:
-        """Tell whether the host has the devices and the images of a domain; without a device none was started."""
+        """Tell whether the host has the images and the devices that QEMU gets; without a device none was started."""
         if not dom.pci_hostdevs():
             return False
+        if any(h.is_assigned and self.host.pci_device(h.pci_address) is None for h in dom.pci_hostdevs()):
+            return False
         try:
-            refuse_missing(dom, self.host)
             refuse_missing_storage(dom, self.host)
         except HostdevError:
             return False

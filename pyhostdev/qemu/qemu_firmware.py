@@ -145,8 +145,10 @@ def fill_firmware(dom: DomainDef, host: HostFacts | None, release: LibvirtReleas
         _apply(dom, chosen)
         dom.os.firmware_features = _features(chosen)
         dom.os.firmware = dom.os.firmware or "efi"
-    elif release.has("nvram-template") and dom.os.nvram is not None:
-        dom.os.nvram_template = dom.os.nvram_template or _NVRAM_TEMPLATES.get(dom.os.loader or "")
+    elif release.has("nvram-template") and dom.os.nvram is not None and dom.os.loader in _NVRAM_TEMPLATES:
+        if dom.os.nvram_template is None:
+            dom.os.nvram_template = _NVRAM_TEMPLATES[dom.os.loader]
+            dom.os.nvram_template_format = dom.os.nvram_template_format or "raw"
     _place_variables(dom.os, dom.name)
     if release.has("firmware-format"):
         _fill_formats(dom.os, release)
