@@ -3,8 +3,8 @@
 The supported libvirt releases, and one table of all differences between them.
 
 A release is a value that callers pass on. Code asks it for a row by name and never compares versions. What the
-emulator supports is decided by its capabilities: a row never prints what the emulator lacks. Every row was observed in
-recorded answers of the releases in ``RELEASES``; ``since`` is the first of these with the behaviour.
+emulator supports is decided by its capabilities: a row never prints what the emulator lacks. ``since`` is the first of
+``RELEASES`` with the behaviour: by their recorded answers, or by their grammars for words that no recording has.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, LibvirtRelease
 from pyhostdev.errors import RefusedError
 from pyhostdev.hypervisor.hostdev_planner import build_plan
 from pyhostdev.hypervisor.hostdev_prepare import has_it_already
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
 
 
 def prepare_begin(
-    manager: HostdevManager, definition: DomainDef, guest: str, *, policy: str = "auto", accept: Iterable[str] = ()
+    manager: HostdevManager,
+    definition: DomainDef,
+    guest: str,
+    *,
+    policy: str = "auto",
+    accept: Iterable[str] = (),
+    release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> Plan:
     """
     Refuse a start whose plan has obstacles, else prepare the devices that libvirt leaves, and return the plan of all.
@@ -36,7 +43,7 @@ def prepare_begin(
     or given back first if the definition has changed.
 
     Args:
-        policy, accept: as for ``Host.plan``; the network of virtual functions is set by libvirt.
+        policy, accept, release: as for ``Host.plan``; the network of virtual functions is set by libvirt.
 
     Raises:
         RefusedError: the plan has obstacles; nothing was touched.
@@ -44,10 +51,12 @@ def prepare_begin(
     """
     records, _ = manager.journal.read()
     accept = [*accept, *vf_consents(definition)]
-    whole = _plan(manager, _managed(definition), guest, policy, accept, _without_owner(records, guest))
+    others = _without_owner(records, guest)
+    whole = _plan(manager, _managed(definition), guest, others, policy=policy, accept=accept, release=release)
     if not whole.ok:
         raise RefusedError(whole.obstacles, whole)
-    left = _plan(manager, _managed(_left_by_libvirt(definition)), guest, "off", accept, records)
+    own = _managed(_left_by_libvirt(definition))
+    left = _plan(manager, own, guest, records, policy="off", accept=accept, release=release)
     if has_it_already(left, guest, None, records):
         return whole
     if any(record.is_active and record.owner == guest for record in records.values()):
@@ -68,7 +77,14 @@ def release_end(manager: HostdevManager, guest: str) -> list[PCIDeviceAddress]:
 
 
 def _plan(
-    manager: HostdevManager, definition: DomainDef, guest: str, policy: str, accept: list[str], records: Records
+    manager: HostdevManager,
+    definition: DomainDef,
+    guest: str,
+    records: Records,
+    *,
+    policy: str,
+    accept: list[str],
+    release: LibvirtRelease,
 ) -> Plan:
     return build_plan(
         manager.host,
@@ -79,6 +95,7 @@ def _plan(
         occupied=definition.guest_pci_addresses(),
         accept=accept,
         definition=definition,
+        release=release,
     )
 
 

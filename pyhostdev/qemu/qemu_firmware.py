@@ -145,13 +145,18 @@ def fill_firmware(dom: DomainDef, host: HostFacts | None, release: LibvirtReleas
         _apply(dom, chosen)
         dom.os.firmware_features = _features(chosen)
         dom.os.firmware = dom.os.firmware or "efi"
-    elif release.has("nvram-template") and dom.os.nvram is not None and dom.os.loader in _NVRAM_TEMPLATES:
-        if dom.os.nvram_template is None:
-            dom.os.nvram_template = _NVRAM_TEMPLATES[dom.os.loader]
-            dom.os.nvram_template_format = dom.os.nvram_template_format or "raw"
+    elif release.has("nvram-template") and dom.os.nvram is not None:
+        _fill_known_template(dom.os)
     _place_variables(dom.os, dom.name)
     if release.has("firmware-format"):
         _fill_formats(dom.os, release)
+
+
+def _fill_known_template(os_: OSDef) -> None:
+    """Fill in the template of firmware that libvirt knows by its path, which is raw."""
+    if os_.nvram_template is None and os_.loader in _NVRAM_TEMPLATES:
+        os_.nvram_template = _NVRAM_TEMPLATES[os_.loader]
+        os_.nvram_template_format = os_.nvram_template_format or "raw"
 
 
 def choose_at_start(dom: DomainDef, host: HostFacts | None, release: LibvirtRelease) -> None:

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError, SysfsError
-from pyhostdev.tools import arguments
+from pyhostdev.tools import arguments, releases
 from pyhostdev.tools.contract import DONE
 from pyhostdev.tools.main import complain, tell_notes
 
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_root(parser)
     arguments.add_policy(parser)
     arguments.add_changes(parser)
+    releases.add_libvirt(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,7 +77,9 @@ def _begin(args: argparse.Namespace, guest: str) -> int:
     definition = _definition_with_devices()
     manager = arguments.manager_of(args)
     if definition is not None or _owns_devices(manager.host.readable_records(), guest):
-        plan = prepare_begin(manager, definition or _empty(guest), guest, policy=args.policy, accept=args.accept)
+        release = releases.release_of(args, manager.host)
+        wanted = definition or _empty(guest)
+        plan = prepare_begin(manager, wanted, guest, policy=args.policy, accept=args.accept, release=release)
         tell_notes(plan.notes)
     return DONE
 
@@ -113,6 +116,8 @@ def script(args: argparse.Namespace) -> str:
     words = [sys.executable, "-I", "-m", "pyhostdev", "hook", "--policy", args.policy]
     words += [word for consent in args.accept for word in ("--accept", consent)]
     words += ["--timeout", f"{args.timeout:g}"]
+    if args.libvirt is not None:
+        words += ["--libvirt", str(args.libvirt)]
     if args.state_dir:
         words += ["--state-dir", os.path.abspath(args.state_dir)]
     if args.simulate:
