@@ -116,7 +116,7 @@ class DomainControllerDef(ElementDef):
 
     tag = "controller"
 
-    type = attribute("type", enum(*CONTROLLER_TYPES), required=True)
+    type = attribute("type", enum(*CONTROLLER_TYPES, later={"nvme": "nvme-bus"}), required=True)
     index = attribute("index", signed(0))
     model = attribute("model")
     ports = attribute("ports", signed(0))
@@ -132,6 +132,7 @@ class DomainControllerDef(ElementDef):
     hotplug = attribute("target/@hotplug", on_off)
     mem_reserve = attribute("target/@memReserve", big_number, since="controller-mem-reserve")
     numa_node = content("target/node", signed())
+    serial = content("serial", since="nvme-bus")
     queues = attribute("driver/@queues", number)
     cmd_per_lun = attribute("driver/@cmd_per_lun", number)
     max_sectors = attribute("driver/@max_sectors", number)

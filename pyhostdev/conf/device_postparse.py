@@ -105,10 +105,7 @@ def assign_disk_address(dom: DomainDef, device: DomainDiskDef) -> None:
 
     Mirrors: virDomainDiskDefAssignAddress (src/conf/domain_conf.c)
     """
-    index = device.name_index()
-    if index < 0:
-        raise XMLError(f"Invalid disk name '{shown(str(device.target))}'", line=device.line)
-    place = _drive_place(device.bus, index)
+    place = _named_place(device)
     if place is None:
         return
     controller, bus, unit = place
@@ -122,6 +119,21 @@ def assign_disk_address(dom: DomainDef, device: DomainDiskDef) -> None:
     if device.bus == "scsi" and any(h.type == "scsi" and _is_at(h.info.address, place) for h in dom.hostdevs):
         raise XMLError(f"A SCSI host device has the address of disk '{device.target}'", line=device.line)
     device.info.address = address
+
+
+def _named_place(device: DomainDiskDef) -> tuple[int, int, int] | None:
+    """
+    Return controller, bus and unit of a disk by its name; None for buses without such addresses.
+
+    Raises:
+        XMLError: the name is invalid.
+    """
+    index, nvme = device.name_index(), device.nvme_place()
+    if index < 0 and nvme is None:
+        raise XMLError(f"Invalid disk name '{shown(str(device.target))}'", line=device.line)
+    if device.bus == "nvme":
+        return None if nvme is None else (nvme[0], 0, nvme[1])
+    return _drive_place(device.bus, index)
 
 
 def _is_at(address: DeviceAddress | None, place: tuple[int, int, int]) -> bool:

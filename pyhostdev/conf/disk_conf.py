@@ -42,6 +42,7 @@ PROTOCOLS = (
     *("ssh", "vxhs", "nfs"),
 )
 _DISK_NAME = r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*"
+_NVME_NAME = r"nvme([0-9]{1,6})n([0-9]{1,6})(?:p[0-9]+)?"
 
 
 class StorageHost(ElementDef):
@@ -242,6 +243,17 @@ class DomainDiskDef(ElementDef):
             return source.protocol is None
         wanted = {"file": source.file, "block": source.dev, "dir": source.dir, "volume": source.volume}
         return not wanted.get(self.type)
+
+    def nvme_place(self) -> tuple[int, int] | None:
+        """
+        Return the controller and the unit of an NVMe name, which counts namespaces from 1: 0 and 0 for ``nvme0n1``.
+
+        Mirrors: virDiskNameParse (src/util/virutil.c)
+        """
+        match = re.fullmatch(_NVME_NAME, self.target or "", re.ASCII)
+        if match is None or int(match[2]) < 1:
+            return None
+        return int(match[1]), int(match[2]) - 1
 
     def name_index(self) -> int:
         """

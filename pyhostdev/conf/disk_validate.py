@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _VENDOR_MAX = 8  # SPC-4 6.4.2, INQUIRY: characters of vendor and product
 _PRODUCT_MAX = 16
-_DRIVE_BUSES = ("ide", "scsi", "sata", "fdc")
+_DRIVE_BUSES = ("ide", "scsi", "sata", "fdc", "nvme")
 _VIRTIO_DISK_ADDRESSES = ("pci", "ccw", "virtio-s390", "virtio-mmio")
 _LOCAL_TYPES = ("file", "block", "dir", "nvme", "vhostuser")
 _NAMED_PROTOCOLS_EXCEPT = ("nbd",)
@@ -156,7 +156,8 @@ def _lun_errors(device: DomainDiskDef) -> Errors:
 
 def _name_errors(device: DomainDiskDef) -> Errors:
     line, kind, name = device.line, device.device, device.target or ""
-    if kind in ("disk", "lun") and not name.startswith(("hd", "sd", "vd", "xvd", "ubd")):
+    prefixes = ("nvme",) if device.bus == "nvme" else ("hd", "sd", "vd", "xvd", "ubd")
+    if kind in ("disk", "lun") and not name.startswith(prefixes):
         yield _internal(f"Invalid disk name '{shown(name)}'", line)
     if kind == "floppy" and not name.startswith("fd"):
         yield _internal(f"Invalid floppy name '{shown(name)}'", line)

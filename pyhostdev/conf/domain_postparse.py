@@ -15,6 +15,7 @@ from pyhostdev.conf.chr_conf import DomainConsoleDef, DomainSerialDef
 from pyhostdev.conf.device_conf import CCIDAddress, DriveAddress, VirtioSerialAddress
 from pyhostdev.conf.device_postparse import fill_device, fill_video
 from pyhostdev.conf.domain_controllers import (
+    add_controller,
     assign_indices,
     find_controller,
     maybe_add_controller,
@@ -287,7 +288,7 @@ def _add_implicit_controllers(dom: DomainDef, release: LibvirtRelease) -> None:
 
     Mirrors: virDomainDefAddImplicitControllers (src/conf/domain_conf.c)
     """
-    for bus in ("scsi", "fdc", "ide", "sata"):
+    for bus in ("scsi", "fdc", "ide", "sata", "nvme"):
         _add_disk_controllers(dom, release, bus)
     virtio = [c for c in [*dom.channels, *dom.consoles] if c.target_type in ("virtio", "virtio-serial")]
     for character in virtio:
@@ -306,8 +307,17 @@ def _drive_controllers(devices: list[DomainDiskDef]) -> range:
 
 
 def _add_disk_controllers(dom: DomainDef, release: LibvirtRelease, bus: str) -> None:
-    for index in _drive_controllers([disk for disk in dom.disks if disk.bus == bus]):
-        maybe_add_controller(dom, release, bus, index)
+    disks = [disk for disk in dom.disks if disk.bus == bus]
+    for index in _drive_controllers(disks):
+        if find_controller(dom, bus, index) is None:
+            controller = add_controller(dom, release, bus, index)
+            controller.serial = _serial_number(disks, index) if bus == "nvme" else None
+
+
+def _serial_number(disks: list[DomainDiskDef], controller: int) -> str | None:
+    """Return the serial number of an NVMe controller, which its namespaces share: that of its first disk with one."""
+    behind = (d for d in disks if isinstance(d.info.address, DriveAddress) and d.info.address.controller == controller)
+    return next((disk.serial for disk in behind if disk.serial is not None), None)
 
 
 def _add_hostdev_controllers(dom: DomainDef, release: LibvirtRelease) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.conf.domain_conf import DomainDef
 
-_DISK_PREFIXES = {"fdc": "fdc", "ide": "ide", "sata": "sata", "scsi": "scsi"}
+_DISK_PREFIXES = {"fdc": "fdc", "ide": "ide", "sata": "sata", "scsi": "scsi", "nvme": "nvme"}
 _LEGACY_SCSI = ("lsilogic",)
 
 _NUMBERED = (

@@ -378,3 +378,34 @@ def test_iommufd_means_nothing_before_12_1() -> None:
         assert "iommufd" not in "".join(argv(domain(hostdev.format(word, source)), R11_3))
     with pytest.raises(XMLError, match="Invalid value 'maybe' of 'iommufd'"):
         argv(domain(hostdev.format("maybe", source)), R12_8)
+
+
+def nvme_disk(target: str, serial: str = "") -> str:
+    """A disk on the bus nvme."""
+    name = f"<serial>{serial}</serial>" if serial else ""
+    return f"<disk type='file'><source file='/a'/><target dev='{target}' bus='nvme'/>{name}</disk>"
+
+
+def test_an_nvme_name_gives_the_controller_and_the_namespace() -> None:
+    """nvme1n2 is namespace 2 of controller 1; an added controller has the serial number of its first disk."""
+    dom = domain(nvme_disk("nvme0n1", "S0") + nvme_disk("nvme0n3") + nvme_disk("nvme1n2", "S1"))
+    devices = option_values(argv(dom, R12_8), "-device")
+    controllers = [(d["id"], d["serial"]) for d in devices if d["driver"] == "nvme"]
+    spaces = [(d["bus"], d["nsid"], d["id"]) for d in devices if d["driver"] == "nvme-ns"]
+    assert [("nvme0", "S0"), ("nvme1", "S1")] == controllers
+    assert [("nvme0", 1, "nvme0-0-0"), ("nvme0", 3, "nvme0-0-2"), ("nvme1", 2, "nvme1-0-1")] == spaces
+
+
+@pytest.mark.parametrize("target", ["nvme0", "nvme0n0", "nvmen1", "nvme0n1p1", "vda"])
+def test_an_invalid_nvme_name_is_refused(target: str) -> None:
+    """Names without a namespace, of a partition or of another bus."""
+    with pytest.raises(ConfigError):
+        argv(domain(nvme_disk(target, "S")), R12_8)
+
+
+def test_an_nvme_controller_needs_a_serial_number() -> None:
+    """QEMU has no default for it; older releases have no such bus."""
+    with pytest.raises(ConfigUnsupportedError, match="serial"):
+        argv(domain(nvme_disk("nvme0n1")), R12_8)
+    with pytest.raises(XMLError, match="nvme"):
+        argv(domain(nvme_disk("nvme0n1", "S")), R11_3)

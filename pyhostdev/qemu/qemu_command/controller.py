@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 # QEMU must create a controller before the devices on its bus
-_TYPE_ORDER = ("pci", "usb", "scsi", "ide", "sata", "virtio-serial", "ccid")
+_TYPE_ORDER = ("pci", "usb", "scsi", "ide", "sata", "virtio-serial", "ccid", "nvme")
 
 _USB_DRIVERS = {
     "piix3-uhci": "piix3-usb-uhci",
@@ -200,6 +200,12 @@ def _ccid(_build: CommandBuilder, controller: Any) -> Properties:
     return {"driver": "usb-ccid", "id": controller.info.alias}
 
 
+def _nvme(_build: CommandBuilder, controller: Any) -> Properties:
+    if controller.serial is None:
+        raise unsupported("An NVMe controller without a <serial>, which QEMU requires,", controller)
+    return {"driver": "nvme", "id": controller.info.alias, "serial": controller.serial}
+
+
 _RULES: dict[str, Callable[[CommandBuilder, Any], Properties | None]] = {
     "pci": _pci,
     "usb": _usb,
@@ -207,4 +213,5 @@ _RULES: dict[str, Callable[[CommandBuilder, Any], Properties | None]] = {
     "sata": _sata,
     "virtio-serial": _virtio_serial,
     "ccid": _ccid,
+    "nvme": _nvme,
 }

@@ -219,9 +219,14 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
         "removable": disk.removable,
         "write-cache": write_cache,
         **_geometry(disk),
-        "serial": None if disk.serial is None else disk.serial.replace(" ", "\\ "),  # libvirt's escape
+        "serial": _serial(disk),
         **_error_policies(disk),
     }
+
+
+def _serial(disk: Any) -> str | None:
+    """Return the serial number with libvirt's escape; an NVMe namespace has that of its controller."""
+    return None if disk.serial is None or disk.bus == "nvme" else str(disk.serial).replace(" ", "\\ ")
 
 
 def _geometry(disk: Any) -> Properties:
@@ -248,6 +253,10 @@ def _frontend(build: CommandBuilder, disk: Any) -> Properties:
         return _scsi(build, disk)
     if disk.bus == "usb":
         return {"driver": "usb-storage", **build.address(disk), "removable": disk.removable}
+    if disk.bus == "nvme":
+        address = _drive(disk)
+        alias = build.controller("nvme", address.controller).info.alias
+        return {"driver": "nvme-ns", "bus": alias, "nsid": address.unit + 1}
     if disk.bus == "fdc":
         return {"driver": "floppy", "unit": _drive(disk).unit}
     raise unsupported(f"A disk on the bus '{disk.bus}'", disk)

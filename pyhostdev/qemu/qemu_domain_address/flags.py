@@ -72,6 +72,8 @@ class ConnectFlags:
             return CONVENTIONAL
         if device.type == "virtio-serial":
             return self.virtio(device)
+        if device.type == "nvme":
+            return self.pcie
         if device.type == "usb" and device.model not in (None, "none"):
             return self.pcie if device.model in _XHCI_MODELS else CONVENTIONAL
         if device.type == "scsi":

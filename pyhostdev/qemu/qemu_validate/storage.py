@@ -44,7 +44,7 @@ def disk_errors(dom: DomainDef, disk: Any) -> Errors:
         yield _unsupported(f"A {disk.driver_type} image cannot be shared", disk)
     if disk.driver_name not in (None, "qemu"):
         yield _unsupported(f"QEMU has no disk driver '{disk.driver_name}'", disk)
-    if re.search(r"[0-9]$", disk.target or ""):
+    if re.search(r"p[0-9]+$" if disk.nvme_place() is not None else r"[0-9]$", disk.target or ""):
         yield _unsupported(f"The target '{disk.target}' of a disk names a partition", disk)
 
 
