@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Write the page that says what becomes of each word of libvirt's domain grammar, from the tables of conf and qemu.
+Write the page that lists how pyhostdev treats each word of libvirt's domain grammar, from the tables of conf and qemu.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ STATES = ("done", "noted", "refused", "kept")
 REFUSED_WHOLE = ("domain/launchSecurity",)  # validation refuses them, whatever they say
 HEAD = """# What is supported
 
-Every element and attribute of libvirt 12.8's grammar of domains, and what becomes of it. The page is made from the
-tables that the code itself uses, by `docs/supported.py`; a test compares them.
+This page lists how pyhostdev treats every element and attribute of libvirt 12.8's domain grammar. `docs/supported.py`
+generates it from the tables that the code uses, and a test compares both.
 
 - **done**: it is on QEMU's command line, or `pyhostdev start` does it, or it needs nothing to be done.
 - **noted**: it is accepted and printed. The plan says that `pyhostdev start` does nothing about it, or refuses to
@@ -52,7 +52,7 @@ def words() -> dict[str, list[str]]:
 
 
 def states() -> dict[str, str]:
-    """Return what becomes of each element, and of each attribute as ``element/@name``."""
+    """Return the state of each element, and of each attribute as ``element/@name``."""
     found = {}
     for element, attributes in words().items():
         found[element] = state(element, None)
@@ -61,7 +61,7 @@ def states() -> dict[str, str]:
 
 
 def state(element: str, attribute: str | None) -> str:
-    """Return the best of what becomes of a word in the definitions that can stand in its place."""
+    """Return the best state of a word among the definitions that its place allows."""
     if element.startswith("domain/qemu:"):
         return "done" if element.split("/")[1].removeprefix("qemu:") in ELEMENTS else "kept"
     if element.startswith(REFUSED_WHOLE):
@@ -110,7 +110,7 @@ def owner(definition: type[ElementDef], row: Row) -> type[ElementDef]:
 
 
 def of_place(place: Place, attribute: str | None) -> str:
-    """Return what becomes of an element in a place, or of its attribute."""
+    """Return the state of an element in a place, or of its attribute."""
     if place.row is not None:
         return of_row(place.definition, place.row)
     assert place.shape is not None
@@ -119,13 +119,13 @@ def of_place(place: Place, attribute: str | None) -> str:
         return "kept" if row is None else of_row(owner(place.definition, row), row)
     rows = [row for row in (place.shape.content, place.shape.flag) if row is not None]
     found = [of_row(owner(place.definition, row), row) for row in rows]
-    # an element without a value of its own is as good as the best of what is in it
+    # an element without a value has the best state of its attributes
     inner = [of_row(owner(place.definition, row), row) for row in place.shape.attributes.values()]
     return min(found or inner or ["done"], key=STATES.index)
 
 
 def of_row(definition: type[ElementDef], row: Row) -> str:
-    """Return what becomes of a row of a definition's table."""
+    """Return the state of a row of a definition's table."""
     name = row.field.name
     for kind in (kind.__name__ for kind in definition.__mro__):
         if name in REFUSED.get(kind, {}):
@@ -168,7 +168,7 @@ def section_of(path: str) -> str:
 
 
 def row(path: str, found: dict[str, str]) -> str:
-    """Return an element's row: the element itself is a dot in the column of what becomes of it."""
+    """Return an element's row: a dot marks the element itself in the column of its state."""
     inside = path.split("/", depth(path) - 1)[-1]
     cells = {state: ["•"] if found[path] == state else [] for state in STATES}
     for name in words()[path]:

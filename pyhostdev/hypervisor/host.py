@@ -86,7 +86,7 @@ class Host:
         Read all PCI functions at once.
 
         Args:
-            since: an earlier scan of this host; what is proven unchanged since then is not read again. See
+            since: an earlier scan of this host; functions proven unchanged are not read again. See
                 ``Scan.refresh``.
 
         Raises:
