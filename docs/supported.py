@@ -105,7 +105,7 @@ def kinds(definition: Any) -> Iterator[type[ElementDef]]:
 
 
 def owner(definition: type[ElementDef], row: Row) -> type[ElementDef]:
-    """Return the definition that declares a row: an embedded one has its own name in the tables."""
+    """Return the definition that declares a row: an inlined one has its own name in the tables."""
     return definition if row.owner is None else getattr(definition, row.owner).definition
 
 

@@ -21,7 +21,7 @@ from pyhostdev.conf.xml.xmlcodec import (
     yes_no,
 )
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child, content, embedded, flag
+from pyhostdev.conf.xml.xmlfield import attribute, content, flag, inline, optional_element
 from pyhostdev.errors import (
     VIR_ERR_CONFIG_UNSUPPORTED,
     VIR_ERR_INTERNAL_ERROR,
@@ -71,8 +71,8 @@ class DomainTPMDef(ElementDef):
     profile_remove_disabled = attribute(
         "backend/profile/@removeDisabled", enum("check", "fips-host"), since="tpm-profile"
     )
-    backend_source = child("backend/source", TPMSource)
-    info = embedded(DeviceInfo)
+    backend_source = optional_element("backend/source", TPMSource)
+    info = inline(DeviceInfo)
 
     @property
     def pcr_banks(self) -> list[str]:
@@ -86,7 +86,7 @@ class DomainHubDef(ElementDef):
     tag = "hub"
 
     type = attribute("type", enum("usb"), required=True)
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)
 
 
 class DomainWatchdogDef(ElementDef):
@@ -96,7 +96,7 @@ class DomainWatchdogDef(ElementDef):
 
     model = attribute(
         "model",
-        enum("i6300esb", "ib700", "diag288", later={"itco": "itco-watchdog"}),
+        enum("i6300esb", "ib700", "diag288", since={"itco": "itco-watchdog"}),
         code=VIR_ERR_CONFIG_UNSUPPORTED,
         required=True,
         renumbered=WORD_NUMBERS,
@@ -108,7 +108,7 @@ class DomainWatchdogDef(ElementDef):
         code=VIR_ERR_CONFIG_UNSUPPORTED,
         renumbered=WORD_NUMBERS,
     )
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)
 
 
 class DomainPanicDef(ElementDef):
@@ -118,10 +118,10 @@ class DomainPanicDef(ElementDef):
 
     model = attribute(
         "model",
-        enum("isa", "pseries", "hyperv", "s390", later={"pvpanic": "pvpanic-pci"}),
+        enum("isa", "pseries", "hyperv", "s390", since={"pvpanic": "pvpanic-pci"}),
         code=VIR_ERR_CONFIG_UNSUPPORTED,
     )
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)
 
 
 class DomainPstoreDef(ElementDef):
@@ -135,8 +135,8 @@ class DomainPstoreDef(ElementDef):
 
     backend = attribute("backend", enum("acpi-erst"), required=True)
     path = content("path")
-    size = child("size", SizeDef)
-    info = embedded(DeviceInfo)
+    size = optional_element("size", SizeDef)
+    info = inline(DeviceInfo)
 
     @property
     def size_kib(self) -> int:
@@ -149,7 +149,7 @@ class DomainNVRAMDef(ElementDef):
 
     tag = "nvram"
 
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)
 
 
 class DomainMemoryDef(ElementDef):
@@ -182,8 +182,8 @@ class DomainMemoryDef(ElementDef):
     target_current_unit = attribute("target/current/@unit", size_unit)
     target_base = attribute("target/address/@base", _base)
     target_readonly = flag("target/readonly")
-    virtio = embedded(VirtioOptions)
-    info = embedded(DeviceInfo)
+    virtio = inline(VirtioOptions)
+    info = inline(DeviceInfo)
 
     @property
     def size_kib(self) -> int:

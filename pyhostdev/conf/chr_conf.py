@@ -10,7 +10,7 @@ from __future__ import annotations
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.xml.xmlcodec import Codec, enum, hexadecimal, number, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, children, content, embedded, ignored, opaque
+from pyhostdev.conf.xml.xmlfield import attribute, content, elements, ignored, inline, opaque
 
 CHR_TYPES = (
     "null",
@@ -63,7 +63,7 @@ class ChrSource(ElementDef):
     """
 
     type = attribute("type", enum(*CHR_TYPES))
-    sources = children("source", ChrSourceElement)
+    sources = elements("source", ChrSourceElement)
     protocol = attribute("protocol/@type", enum("raw", "telnet", "telnets", "tls"))
     log_file = attribute("log/@file")
     log_append = attribute("log/@append", on_off)
@@ -97,14 +97,14 @@ class ChrSource(ElementDef):
 class DomainChrDef(ElementDef):
     """The fields of all character devices."""
 
-    source = embedded(ChrSource)
+    source = inline(ChrSource)
     target_type = attribute("target/@type")
     target_port = attribute("target/@port", number)
     target_name = attribute("target/@name")
     target_state = attribute("target/@state")
     target_address = attribute("target/@address")
     target_model = attribute("target/model/@name")
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)
 
 
 class DomainSerialDef(DomainChrDef):
@@ -148,10 +148,10 @@ class DomainSmartcardDef(ElementDef):
     tag = "smartcard"
 
     mode = attribute("mode", enum("host", "host-certificates", "passthrough"), required=True)
-    source = embedded(ChrSource)
-    certificates = children("certificate", SmartcardCertificate)
+    source = inline(ChrSource)
+    certificates = elements("certificate", SmartcardCertificate)
     database = content("database")
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)
 
 
 class DomainRedirdevDef(ElementDef):
@@ -160,8 +160,8 @@ class DomainRedirdevDef(ElementDef):
     tag = "redirdev"
 
     bus = attribute("bus", enum("usb"), default="usb")
-    source = embedded(ChrSource)
-    info = embedded(DeviceInfo)
+    source = inline(ChrSource)
+    info = inline(DeviceInfo)
 
 
 def _id_or_any(width: int) -> Codec[int]:

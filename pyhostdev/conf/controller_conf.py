@@ -14,7 +14,7 @@ from pyhostdev.conf.vcpu_conf import MappedIOThread
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, signed, size_unit, unit_factor
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, children, content, embedded
+from pyhostdev.conf.xml.xmlfield import attribute, content, elements, inline
 from pyhostdev.errors import XMLError
 from pyhostdev.util.virxml import parse_integer, shown
 
@@ -116,7 +116,7 @@ class DomainControllerDef(ElementDef):
 
     tag = "controller"
 
-    type = attribute("type", enum(*CONTROLLER_TYPES, later={"nvme": "nvme-bus"}), required=True)
+    type = attribute("type", enum(*CONTROLLER_TYPES, since={"nvme": "nvme-bus"}), required=True)
     index = attribute("index", signed(0))
     model = attribute("model")
     ports = attribute("ports", signed(0))
@@ -138,9 +138,9 @@ class DomainControllerDef(ElementDef):
     max_sectors = attribute("driver/@max_sectors", number)
     ioeventfd = attribute("driver/@ioeventfd", on_off)
     iothread = attribute("driver/@iothread", number)
-    iothread_mapping = children("driver/iothreads/iothread", MappedIOThread, since="iothread-mapping")
-    virtio = embedded(VirtioOptions)
-    info = embedded(DeviceInfo)
+    iothread_mapping = elements("driver/iothreads/iothread", MappedIOThread, since="iothread-mapping")
+    virtio = inline(VirtioOptions)
+    info = inline(DeviceInfo)
     pcihole64 = content("pcihole64", big_number)
     pcihole64_unit = attribute("pcihole64/@unit", size_unit)
 

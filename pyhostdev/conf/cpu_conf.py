@@ -25,7 +25,7 @@ from pyhostdev.conf.xml.xmlcodec import (
     yes_no,
 )
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child, children, content, flag, opaque
+from pyhostdev.conf.xml.xmlfield import attribute, content, elements, flag, opaque, optional_element
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.util.virxml import shown, source_line
 
@@ -73,8 +73,8 @@ class NumaCell(ElementDef):
     unit = attribute("unit", size_unit)
     mem_access = attribute("memAccess", enum("shared", "private"))
     discard = attribute("discard", yes_no)
-    distances = children("distances/sibling", NumaSibling)
-    caches = children("cache", NumaCache)
+    distances = elements("distances/sibling", NumaSibling)
+    caches = elements("cache", NumaCache)
 
     @property
     def memory_kib(self) -> int:
@@ -111,10 +111,10 @@ class CPUDef(ElementDef):
     maxphysaddr_mode = attribute("maxphysaddr/@mode", enum("emulate", "passthrough"))
     maxphysaddr_bits = attribute("maxphysaddr/@bits", positive)
     maxphysaddr_limit = attribute("maxphysaddr/@limit", positive, since="cpu-address-limit")
-    features = children("feature", CPUFeature)
-    cells = children("numa/cell", NumaCell)
-    latencies = children("numa/interconnects/latency", NumaLatency)
-    bandwidths = children("numa/interconnects/bandwidth", NumaBandwidth)
+    features = elements("feature", CPUFeature)
+    cells = elements("numa/cell", NumaCell)
+    latencies = elements("numa/interconnects/latency", NumaLatency)
+    bandwidths = elements("numa/interconnects/bandwidth", NumaBandwidth)
 
     @property
     def has_hmat(self) -> bool:
@@ -264,8 +264,8 @@ class FeaturesDef(ElementDef):
     hap_state = attribute("hap/@state", on_off)
     viridian = flag("viridian")
     privnet = flag("privnet")
-    hyperv = child("hyperv", HypervFeatures)
-    kvm = child("kvm", KVMFeatures)
+    hyperv = optional_element("hyperv", HypervFeatures)
+    kvm = optional_element("kvm", KVMFeatures)
     pvspinlock = flag("pvspinlock")
     pvspinlock_state = attribute("pvspinlock/@state", on_off)
     capabilities = opaque("capabilities")

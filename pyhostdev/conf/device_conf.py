@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pyhostdev.conf.xml.xmlcodec import Codec, hexadecimal, nodeset, number, on_off, positive, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child
+from pyhostdev.conf.xml.xmlfield import attribute, optional_element
 from pyhostdev.errors import (
     VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_XML_ERROR,
@@ -268,7 +268,7 @@ class DeviceInfo(ElementDef):
     rom_file = attribute("rom/@file")
     acpi_index = attribute("acpi/@index", positive)
     acpi_nodeset = attribute("acpi/@nodeset", nodeset, since="acpi-nodeset")
-    address = child("address", DeviceAddress)
+    address = optional_element("address", DeviceAddress)
 
     # set when the domain is defined, see guest_addresses
     written_at: int | None = None  # its position in the user's definition; None for added devices

@@ -16,15 +16,14 @@ from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, positive, size_unit, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
-    Child,
+    OptionalElement,
     attribute,
-    child,
-    children,
     content,
-    embedded,
+    elements,
     flag,
-    later_child,
+    inline,
     opaque,
+    optional_element,
 )
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
 
@@ -95,7 +94,7 @@ class StorageSource(ElementDef):
     path = attribute("path")
     startup_policy = attribute("startupPolicy", enum("mandatory", "requisite", "optional"))
     index = attribute("index", number)
-    hosts = children("host", StorageHost)
+    hosts = elements("host", StorageHost)
     snapshot = attribute("snapshot/@name")
     config_file = attribute("config/@file")
     initiator = attribute("initiator/iqn/@name")
@@ -123,8 +122,8 @@ class BackingStoreDef(ElementDef):
     type = attribute("type", enum(*SOURCE_TYPES))
     index = attribute("index", number)
     image_format = attribute("format/@type", enum(*IMAGE_FORMATS), code=VIR_ERR_CONFIG_UNSUPPORTED)
-    source = child("source", StorageSource)
-    backing_store: Child[BackingStoreDef] = later_child("backingStore", "disk_conf.BackingStoreDef")
+    source = optional_element("source", StorageSource)
+    backing_store: OptionalElement[BackingStoreDef] = optional_element("backingStore", "disk_conf.BackingStoreDef")
 
     def parsed(self, element: Element) -> None:
         """Refuse an image without source or format."""
@@ -180,7 +179,7 @@ class DomainDiskDef(ElementDef):
     )
     device = attribute("device", enum("disk", "cdrom", "floppy", "lun"), default="disk")
     model = attribute(
-        "model", enum(*VIRTIO_MODELS, later={"usb-storage": "usb-disk-model", "usb-bot": "usb-disk-model"})
+        "model", enum(*VIRTIO_MODELS, since={"usb-storage": "usb-disk-model", "usb-bot": "usb-disk-model"})
     )
     rawio = attribute("rawio", yes_no)
     sgio = attribute("sgio", enum("filtered", "unfiltered"))
@@ -202,13 +201,13 @@ class DomainDiskDef(ElementDef):
     detect_zeroes = attribute("driver/@detect_zeroes", enum("off", "on", "unmap"))
     queues = attribute("driver/@queues", number)
     queue_size = attribute("driver/@queue_size", number)
-    iothread_mapping = children("driver/iothreads/iothread", MappedIOThread, since="iothread-mapping")
+    iothread_mapping = elements("driver/iothreads/iothread", MappedIOThread, since="iothread-mapping")
     metadata_cache = content("driver/metadata_cache/max_size", big_number)
     metadata_cache_unit = attribute("driver/metadata_cache/max_size/@unit", size_unit)
-    virtio = embedded(VirtioOptions)
+    virtio = inline(VirtioOptions)
     auth = opaque("auth")
-    source = child("source", StorageSource)
-    backing_store = child("backingStore", BackingStoreDef)
+    source = optional_element("source", StorageSource)
+    backing_store = optional_element("backingStore", BackingStoreDef)
     backend_domain = attribute("backenddomain/@name")
     cyls = attribute("geometry/@cyls", number)
     heads = attribute("geometry/@heads", number)
@@ -218,11 +217,11 @@ class DomainDiskDef(ElementDef):
     physical_block_size = attribute("blockio/@physical_block_size", number)
     mirror = opaque("mirror")
     target = attribute("target/@dev")
-    bus = attribute("target/@bus", enum(*DISK_BUSES, later={"nvme": "nvme-bus"}))
+    bus = attribute("target/@bus", enum(*DISK_BUSES, since={"nvme": "nvme-bus"}))
     tray = attribute("target/@tray", enum("open", "closed"))
     removable = attribute("target/@removable", on_off)
     rotation_rate = attribute("target/@rotation_rate", number)
-    iotune = child("iotune", IOTuneDef)
+    iotune = optional_element("iotune", IOTuneDef)
     readonly = flag("readonly")
     shareable = flag("shareable")
     transient = opaque("transient")
@@ -231,7 +230,7 @@ class DomainDiskDef(ElementDef):
     vendor = content("vendor")
     product = content("product")
     encryption = opaque("encryption")
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)
 
     @property
     def is_empty(self) -> bool:

@@ -23,18 +23,15 @@ from pyhostdev.conf.os_conf import (
 from pyhostdev.conf.xml.xmlcodec import Codec, cpuset, enum, name_text, number, unsigned, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
-    Child,
-    Children,
-    Part,
+    DefaultElement,
+    Elements,
+    OptionalElement,
     attribute,
-    child,
-    children,
     content,
-    later,
-    later_child,
-    later_part,
+    element_or_default,
+    elements,
     opaque,
-    part,
+    optional_element,
 )
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_INVALID_ARG, VIR_ERR_NO_NAME
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -137,35 +134,37 @@ class DomainFields(ElementDef):
     title = content("title")
     description = content("description")
     metadata = opaque("metadata", for_host=True)
-    max_memory = child("maxMemory", MaxMemorySize)
-    memory = part("memory", DomainMemorySize)
-    current_memory = child("currentMemory", SizeDef)
+    max_memory = optional_element("maxMemory", MaxMemorySize)
+    memory = element_or_default("memory", DomainMemorySize)
+    current_memory = optional_element("currentMemory", SizeDef)
     blkiotune = opaque("blkiotune", for_host=True)
-    hard_limit = child("memtune/hard_limit", SizeDef)
-    soft_limit = child("memtune/soft_limit", SizeDef)
-    min_guarantee = child("memtune/min_guarantee", SizeDef)
-    swap_hard_limit = child("memtune/swap_hard_limit", SizeDef)
-    memory_backing = part("memoryBacking", MemoryBackingDef)
+    hard_limit = optional_element("memtune/hard_limit", SizeDef)
+    soft_limit = optional_element("memtune/soft_limit", SizeDef)
+    min_guarantee = optional_element("memtune/min_guarantee", SizeDef)
+    swap_hard_limit = optional_element("memtune/swap_hard_limit", SizeDef)
+    memory_backing = element_or_default("memoryBacking", MemoryBackingDef)
     vcpus = content("vcpu", unsigned(minimum=1, code=VIR_ERR_INVALID_ARG), default=1)
     vcpu_placement = attribute("vcpu/@placement", enum("static", "auto"))
     vcpu_cpuset = attribute("vcpu/@cpuset", cpuset)
     vcpu_current = attribute("vcpu/@current", number)
-    vcpu_list: Children[VcpuDef] = later("vcpus/vcpu", "vcpu_conf.VcpuDef")
+    vcpu_list: Elements[VcpuDef] = elements("vcpus/vcpu", "vcpu_conf.VcpuDef")
     iothreads = content("iothreads", number)
-    iothread_ids: Children[IOThreadDef] = later("iothreadids/iothread", "vcpu_conf.IOThreadDef")
-    default_iothread: Child[DefaultIOThread] = later_child("defaultiothread", "vcpu_conf.DefaultIOThread")
-    cputune: Child[CPUTuneDef] = later_child("cputune", "vcpu_conf.CPUTuneDef")
-    numatune = part("numatune", NumaTuneDef)
+    iothread_ids: Elements[IOThreadDef] = elements("iothreadids/iothread", "vcpu_conf.IOThreadDef")
+    default_iothread: OptionalElement[DefaultIOThread] = optional_element(
+        "defaultiothread", "vcpu_conf.DefaultIOThread"
+    )
+    cputune: OptionalElement[CPUTuneDef] = optional_element("cputune", "vcpu_conf.CPUTuneDef")
+    numatune = element_or_default("numatune", NumaTuneDef)
     resource = opaque("resource", for_host=True)
-    sysinfos: Children[SysinfoDef] = later("sysinfo", "sysinfo_conf.SysinfoDef")
+    sysinfos: Elements[SysinfoDef] = elements("sysinfo", "sysinfo_conf.SysinfoDef")
     bootloader = content("bootloader")
     bootloader_args = content("bootloader_args")
-    iommufds: Children[IOMMUFDDef] = later("iommufd", "os_conf.IOMMUFDDef", since="iommufd")
-    os = part("os", OSDef)
+    iommufds: Elements[IOMMUFDDef] = elements("iommufd", "os_conf.IOMMUFDDef", since="iommufd")
+    os = element_or_default("os", OSDef)
     idmap = opaque("idmap")
-    features: Part[FeaturesDef] = later_part("features", "cpu_conf.FeaturesDef")
-    cpu: Child[CPUDef] = later_child("cpu", "cpu_conf.CPUDef")
-    clock = child("clock", ClockDef)
+    features: DefaultElement[FeaturesDef] = element_or_default("features", "cpu_conf.FeaturesDef")
+    cpu: OptionalElement[CPUDef] = optional_element("cpu", "cpu_conf.CPUDef")
+    clock = optional_element("clock", ClockDef)
     on_poweroff = content("on_poweroff", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
     on_reboot = content("on_reboot", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
     on_crash = content("on_crash", enum(*CRASH_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
@@ -174,40 +173,44 @@ class DomainFields(ElementDef):
     suspend_to_disk = attribute("pm/suspend-to-disk/@enabled", yes_no)
     perf = opaque("perf", for_host=True)
     emulator = content("devices/emulator")
-    disks: Children[DomainDiskDef] = later("devices/disk", "disk_conf.DomainDiskDef")
-    controllers: Children[DomainControllerDef] = later("devices/controller", "controller_conf.DomainControllerDef")
+    disks: Elements[DomainDiskDef] = elements("devices/disk", "disk_conf.DomainDiskDef")
+    controllers: Elements[DomainControllerDef] = elements("devices/controller", "controller_conf.DomainControllerDef")
     lease = opaque("devices/lease")
-    filesystems: Children[DomainFSDef] = later("devices/filesystem", "fs_conf.DomainFSDef")
-    interfaces: Children[DomainNetDef] = later("devices/interface", "net_conf.DomainNetDef")
-    smartcards: Children[DomainSmartcardDef] = later("devices/smartcard", "chr_conf.DomainSmartcardDef")
-    serials: Children[DomainSerialDef] = later("devices/serial", "chr_conf.DomainSerialDef")
-    parallels: Children[DomainParallelDef] = later("devices/parallel", "chr_conf.DomainParallelDef")
-    consoles: Children[DomainConsoleDef] = later("devices/console", "chr_conf.DomainConsoleDef")
-    channels: Children[DomainChannelDef] = later("devices/channel", "chr_conf.DomainChannelDef")
-    inputs: Children[DomainInputDef] = later("devices/input", "virtio_conf.DomainInputDef")
-    tpms: Children[DomainTPMDef] = later("devices/tpm", "board_conf.DomainTPMDef")
-    graphics: Children[DomainGraphicsDef] = later("devices/graphics", "graphics_conf.DomainGraphicsDef")
-    sounds: Children[DomainSoundDef] = later("devices/sound", "graphics_conf.DomainSoundDef")
-    audios: Children[DomainAudioDef] = later("devices/audio", "graphics_conf.DomainAudioDef")
-    videos: Children[DomainVideoDef] = later("devices/video", "graphics_conf.DomainVideoDef")
-    hostdevs = children("devices/hostdev", DomainHostdevDef)
-    redirdevs: Children[DomainRedirdevDef] = later("devices/redirdev", "chr_conf.DomainRedirdevDef")
-    redirfilter: Children[RedirFilterUSBDev] = later("devices/redirfilter/usbdev", "chr_conf.RedirFilterUSBDev")
-    hubs: Children[DomainHubDef] = later("devices/hub", "board_conf.DomainHubDef")
-    watchdogs: Children[DomainWatchdogDef] = later("devices/watchdog", "board_conf.DomainWatchdogDef")
-    memballoon: Child[DomainMemballoonDef] = later_child("devices/memballoon", "virtio_conf.DomainMemballoonDef")
-    rngs: Children[DomainRNGDef] = later("devices/rng", "rng_conf.DomainRNGDef")
-    nvram: Child[DomainNVRAMDef] = later_child("devices/nvram", "board_conf.DomainNVRAMDef")
-    panics: Children[DomainPanicDef] = later("devices/panic", "board_conf.DomainPanicDef")
-    pstore: Child[DomainPstoreDef] = later_child("devices/pstore", "board_conf.DomainPstoreDef", since="pstore")
-    shmems: Children[DomainShmemDef] = later("devices/shmem", "virtio_conf.DomainShmemDef")
-    memories: Children[DomainMemoryDef] = later("devices/memory", "board_conf.DomainMemoryDef")
-    iommus: Children[DomainIOMMUDef] = later("devices/iommu", "virtio_conf.DomainIOMMUDef")
-    vsock: Child[DomainVsockDef] = later_child("devices/vsock", "virtio_conf.DomainVsockDef")
-    cryptos: Children[DomainCryptoDef] = later("devices/crypto", "virtio_conf.DomainCryptoDef")
+    filesystems: Elements[DomainFSDef] = elements("devices/filesystem", "fs_conf.DomainFSDef")
+    interfaces: Elements[DomainNetDef] = elements("devices/interface", "net_conf.DomainNetDef")
+    smartcards: Elements[DomainSmartcardDef] = elements("devices/smartcard", "chr_conf.DomainSmartcardDef")
+    serials: Elements[DomainSerialDef] = elements("devices/serial", "chr_conf.DomainSerialDef")
+    parallels: Elements[DomainParallelDef] = elements("devices/parallel", "chr_conf.DomainParallelDef")
+    consoles: Elements[DomainConsoleDef] = elements("devices/console", "chr_conf.DomainConsoleDef")
+    channels: Elements[DomainChannelDef] = elements("devices/channel", "chr_conf.DomainChannelDef")
+    inputs: Elements[DomainInputDef] = elements("devices/input", "virtio_conf.DomainInputDef")
+    tpms: Elements[DomainTPMDef] = elements("devices/tpm", "board_conf.DomainTPMDef")
+    graphics: Elements[DomainGraphicsDef] = elements("devices/graphics", "graphics_conf.DomainGraphicsDef")
+    sounds: Elements[DomainSoundDef] = elements("devices/sound", "graphics_conf.DomainSoundDef")
+    audios: Elements[DomainAudioDef] = elements("devices/audio", "graphics_conf.DomainAudioDef")
+    videos: Elements[DomainVideoDef] = elements("devices/video", "graphics_conf.DomainVideoDef")
+    hostdevs = elements("devices/hostdev", DomainHostdevDef)
+    redirdevs: Elements[DomainRedirdevDef] = elements("devices/redirdev", "chr_conf.DomainRedirdevDef")
+    redirfilter: Elements[RedirFilterUSBDev] = elements("devices/redirfilter/usbdev", "chr_conf.RedirFilterUSBDev")
+    hubs: Elements[DomainHubDef] = elements("devices/hub", "board_conf.DomainHubDef")
+    watchdogs: Elements[DomainWatchdogDef] = elements("devices/watchdog", "board_conf.DomainWatchdogDef")
+    memballoon: OptionalElement[DomainMemballoonDef] = optional_element(
+        "devices/memballoon", "virtio_conf.DomainMemballoonDef"
+    )
+    rngs: Elements[DomainRNGDef] = elements("devices/rng", "rng_conf.DomainRNGDef")
+    nvram: OptionalElement[DomainNVRAMDef] = optional_element("devices/nvram", "board_conf.DomainNVRAMDef")
+    panics: Elements[DomainPanicDef] = elements("devices/panic", "board_conf.DomainPanicDef")
+    pstore: OptionalElement[DomainPstoreDef] = optional_element(
+        "devices/pstore", "board_conf.DomainPstoreDef", since="pstore"
+    )
+    shmems: Elements[DomainShmemDef] = elements("devices/shmem", "virtio_conf.DomainShmemDef")
+    memories: Elements[DomainMemoryDef] = elements("devices/memory", "board_conf.DomainMemoryDef")
+    iommus: Elements[DomainIOMMUDef] = elements("devices/iommu", "virtio_conf.DomainIOMMUDef")
+    vsock: OptionalElement[DomainVsockDef] = optional_element("devices/vsock", "virtio_conf.DomainVsockDef")
+    cryptos: Elements[DomainCryptoDef] = elements("devices/crypto", "virtio_conf.DomainCryptoDef")
     seclabel = opaque("seclabel", for_host=True)
     keywrap = opaque("keywrap")
-    launch_security = child("launchSecurity", LaunchSecurityDef)
+    launch_security = optional_element("launchSecurity", LaunchSecurityDef)
 
     @property
     def memory_kib(self) -> int:

@@ -25,7 +25,7 @@ from pyhostdev.conf.domain_limits import refuse_too_large
 from pyhostdev.conf.domain_normalise import normalise
 from pyhostdev.conf.graphics_conf import DomainVideoDef
 from pyhostdev.conf.guest_addresses import remember_written
-from pyhostdev.conf.later_words import forget_later_words
+from pyhostdev.conf.newer_words import drop_newer_words
 from pyhostdev.conf.os_conf import BootDev, SizeDef
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, XMLError
 
@@ -67,7 +67,7 @@ def post_parse(dom: DomainDef, hypervisor: Hypervisor) -> DomainDef:
     dom = dom.copy()
     remember_written(dom)
     refuse_too_large(dom)
-    forget_later_words(dom, hypervisor.release)
+    drop_newer_words(dom, hypervisor.release)
     normalise(dom)
     sort_controllers(dom)
     assign_indices(dom)

@@ -105,8 +105,8 @@ def word_errors(dom: DomainFields) -> Iterator[ConfigError]:
     for finding in unknown_words(dom):
         if finding.severity == ERROR:
             yield XMLError(finding.message, line=finding.line, reason=finding.reason)
-    for _, part in dom.parts():
-        yield from (error for _, error in part.late_errors)
+    for _, part in dom.walk():
+        yield from (error for _, error in part.newer_errors)
 
 
 def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:

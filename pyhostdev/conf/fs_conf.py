@@ -12,7 +12,7 @@ from pyhostdev.conf.os_conf import SizeDef
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import enum, number, on_off
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child, children, embedded, flag
+from pyhostdev.conf.xml.xmlfield import attribute, elements, flag, inline, optional_element
 
 
 class IdMapEntry(ElementDef):
@@ -39,17 +39,17 @@ class DomainFSDef(ElementDef):
     driver_name = attribute("driver/@name")
     wrpolicy = attribute("driver/@wrpolicy", enum("immediate"))
     queue = attribute("driver/@queue", number)
-    virtio = embedded(VirtioOptions)
+    virtio = inline(VirtioOptions)
     binary_path = attribute("binary/@path")
     binary_xattr = attribute("binary/@xattr", on_off)
-    binary_cache = attribute("binary/cache/@mode", enum("none", "always", later={"metadata": "virtiofs-idmap"}))
+    binary_cache = attribute("binary/cache/@mode", enum("none", "always", since={"metadata": "virtiofs-idmap"}))
     binary_sandbox = attribute("binary/sandbox/@mode", enum("namespace", "chroot", "none"))
     binary_posix_lock = attribute("binary/lock/@posix", on_off)
     binary_flock = attribute("binary/lock/@flock", on_off)
     binary_threads = attribute("binary/thread_pool/@size", number)
     binary_openfiles = attribute("binary/openfiles/@max", number, since="virtiofs-idmap")
-    uid_map = children("idmap/uid", IdMapEntry, since="virtiofs-idmap")
-    gid_map = children("idmap/gid", IdMapEntry, since="virtiofs-idmap")
+    uid_map = elements("idmap/uid", IdMapEntry, since="virtiofs-idmap")
+    gid_map = elements("idmap/gid", IdMapEntry, since="virtiofs-idmap")
     source_dir = attribute("source/@dir")
     source_file = attribute("source/@file")
     source_dev = attribute("source/@dev")
@@ -57,9 +57,9 @@ class DomainFSDef(ElementDef):
     source_name = attribute("source/@name")
     target = attribute("target/@dir")
     readonly = flag("readonly")
-    info = embedded(DeviceInfo)
-    space_hard_limit = child("space_hard_limit", SizeDef)
-    space_soft_limit = child("space_soft_limit", SizeDef)
+    info = inline(DeviceInfo)
+    space_hard_limit = optional_element("space_hard_limit", SizeDef)
+    space_soft_limit = optional_element("space_soft_limit", SizeDef)
 
     @property
     def is_virtiofs(self) -> bool:

@@ -11,7 +11,7 @@ from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import enum, number, on_off, positive, signed, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, children, embedded, part
+from pyhostdev.conf.xml.xmlfield import attribute, element_or_default, elements, inline
 
 GRAPHICS_TYPES = ("sdl", "vnc", "rdp", "desktop", "spice", "egl-headless", "dbus")
 
@@ -76,8 +76,8 @@ class DomainGraphicsDef(ElementDef):
     passwd = attribute("passwd")
     passwd_valid_to = attribute("passwdValidTo")
     connected = attribute("connected", enum("fail", "disconnect", "keep"))
-    listens = children("listen", GraphicsListen)
-    channels = children("channel", SpiceChannel)
+    listens = elements("listen", GraphicsListen)
+    channels = elements("channel", SpiceChannel)
     image_compression = attribute("image/@compression")
     jpeg_compression = attribute("jpeg/@compression")
     zlib_compression = attribute("zlib/@compression")
@@ -98,7 +98,7 @@ class DomainVideoDef(ElementDef):
 
     driver_name = attribute("driver/@name", enum("qemu", "vhostuser"))
     vgaconf = attribute("driver/@vgaconf", enum("io", "on", "off"))
-    virtio = embedded(VirtioOptions)
+    virtio = inline(VirtioOptions)
     model_type = attribute(
         "model/@type",
         enum(
@@ -135,7 +135,7 @@ class DomainVideoDef(ElementDef):
     rendernode = attribute("model/acceleration/@rendernode")
     resolution_x = attribute("model/resolution/@x", positive)
     resolution_y = attribute("model/resolution/@y", positive)
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)
 
 
 class SoundCodec(ElementDef):
@@ -156,9 +156,9 @@ class DomainSoundDef(ElementDef):
         enum("sb16", "es1370", "pcspk", "ac97", "ich6", "ich9", "usb", "ich7"),
         required=True,
     )
-    codecs = children("codec", SoundCodec)
+    codecs = elements("codec", SoundCodec)
     audio_id = attribute("audio/@id", positive)
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)
 
 
 class AudioSide(ElementDef):
@@ -208,7 +208,7 @@ class DomainAudioDef(ElementDef):
     tag = "audio"
 
     id = attribute("id", positive, required=True)
-    type = attribute("type", enum(*AUDIO_TYPES, later={"pipewire": "audio-pipewire"}), required=True)
+    type = attribute("type", enum(*AUDIO_TYPES, since={"pipewire": "audio-pipewire"}), required=True)
     timer_period = attribute("timerPeriod", number)
     driver = attribute("driver")
     path = attribute("path")
@@ -217,5 +217,5 @@ class DomainAudioDef(ElementDef):
     try_mmap = attribute("tryMMap", yes_no)
     exclusive = attribute("exclusive", yes_no)
     dsp_policy = attribute("dspPolicy", number)
-    input = part("input", AudioInput)
-    output = part("output", AudioOutput)
+    input = element_or_default("input", AudioInput)
+    output = element_or_default("output", AudioOutput)

@@ -17,7 +17,7 @@ from pyhostdev.conf.device_conf import (
 )
 from pyhostdev.conf.xml.xmlcodec import enum, hexadecimal, number_any_base, on_off, text, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child, embedded, flag, ignored, opaque
+from pyhostdev.conf.xml.xmlfield import attribute, flag, ignored, inline, opaque, optional_element
 from pyhostdev.errors import (
     VIR_ERR_CONFIG_UNSUPPORTED,
     VIR_ERR_INTERNAL_ERROR,
@@ -258,12 +258,12 @@ class DomainHostdevDef(ElementDef):
     driver_name = attribute("driver/@name", enum("kvm", "vfio", "xen"))
     driver_model = attribute("driver/@model", text, since="hostdev-driver-model")
     iommufd = attribute("driver/@iommufd", yes_no, since="iommufd")
-    source_def = child("source", HostdevSource)
+    source_def = optional_element("source", HostdevSource)
     teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
     teaming_persistent = attribute("teaming/@persistent")
     readonly = flag("readonly")
     shareable = flag("shareable")
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)
 
     interface: InterfaceNetwork | None = None  # set if it comes from an <interface type='hostdev'>
 

@@ -62,7 +62,7 @@ CHANGES: dict[str, Change] = {
     "feature-ras": Change(_11_3, "<ras state=> of <features>"),
     "memory-target-words": Change(_11_3, "<target dynamicMemslots=> of a <memory>"),
     "passt-words": Change(_11_3, "<portForward>, and logFile, hostname and fqdn of <backend type='passt'>"),
-    "hyperv-later": Change(_11_3, "<emsr_bitmap>, <xmm_input> and the parts of <tlbflush>; 67 before"),
+    "hyperv-newer": Change(_11_3, "<emsr_bitmap>, <xmm_input> and the parts of <tlbflush>; 67 before"),
     "accel3d-anywhere": Change(_12_8, "3D acceleration of a video that is not virtio is accepted; 67 before"),
     "usb-disk-model": Change(_12_8, "<disk model='usb-storage'> of a USB disk is named"),
     "nvme-bus": Change(_12_8, "disks on the bus nvme"),

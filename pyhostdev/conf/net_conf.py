@@ -15,7 +15,7 @@ from pyhostdev.conf.passt_conf import NetRoute, PortForward
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child, children, content, embedded, opaque
+from pyhostdev.conf.xml.xmlfield import attribute, content, elements, inline, opaque, optional_element
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INVALID_ARG, XMLError
 from pyhostdev.util.virxml import parse_unsigned, shown
 
@@ -198,13 +198,13 @@ class DomainNetDef(ElementDef):
     mac = attribute("mac/@address", _mac)
     mac_type = attribute("mac/@type", enum("generated", "static"))
     mac_check = attribute("mac/@check", yes_no)
-    source = child("source", NetSource)
+    source = optional_element("source", NetSource)
     vlan = opaque("vlan", for_host=True)
     virtualport = opaque("virtualport", for_host=True)
     bandwidth = opaque("bandwidth", for_host=True)
     port_isolated = attribute("port/@isolated", yes_no)
-    ips = children("ip", NetIP)
-    routes = children("route", NetRoute)
+    ips = elements("ip", NetIP)
+    routes = elements("route", NetRoute)
     script = attribute("script/@path")
     downscript = attribute("downscript/@path")
     backend_domain = attribute("backenddomain/@name")
@@ -221,8 +221,8 @@ class DomainNetDef(ElementDef):
     tx_queue_size = attribute("driver/@tx_queue_size", number)
     rss = attribute("driver/@rss", on_off)
     rss_hash_report = attribute("driver/@rss_hash_report", on_off)
-    virtio = embedded(VirtioOptions)
-    offloads = embedded(NetOffloads)
+    virtio = inline(VirtioOptions)
+    offloads = inline(NetOffloads)
     backend_type = attribute("backend/@type", enum("default", "passt"))
     backend_log = attribute("backend/@logFile", since="passt-words")
     backend_hostname = attribute("backend/@hostname", since="passt-words")
@@ -236,8 +236,8 @@ class DomainNetDef(ElementDef):
     teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
     teaming_persistent = attribute("teaming/@persistent")
     coalesce = opaque("coalesce", for_host=True)
-    port_forwards = children("portForward", PortForward, since="passt-words")
-    info = embedded(DeviceInfo)
+    port_forwards = elements("portForward", PortForward, since="passt-words")
+    info = inline(DeviceInfo)
 
     @classmethod
     def from_element(cls, element: Element) -> Self:
@@ -295,7 +295,7 @@ class DomainHostdevNetDef(DomainNetDef):
 
     driver_model = attribute("driver/@model", since="hostdev-driver-model")
     iommufd = attribute("driver/@iommufd", yes_no, since="iommufd")
-    host_source = child("source", NetHostdevSource)
+    host_source = optional_element("source", NetHostdevSource)
 
     def parsed(self, element: Element) -> None:
         """Refuse an interface without a device, and a driver that cannot assign devices."""

@@ -23,7 +23,7 @@ from pyhostdev.conf.xml.xmlcodec import (
 )
 from pyhostdev.conf.xml.xmlcodec import unit_factor as unit_factor
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, children, content, flag, opaque
+from pyhostdev.conf.xml.xmlfield import attribute, content, elements, flag, opaque
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, XMLError
 from pyhostdev.util.virxml import ULLONG_MAX, shown
 
@@ -120,9 +120,9 @@ class OSDef(ElementDef):
     type = content("type", enum("hvm", "xen", "linux", "exe", "uml", "xenpvh"))
     arch = attribute("type/@arch", enum(*ARCHITECTURES), code=VIR_ERR_INTERNAL_ERROR)
     machine = attribute("type/@machine")
-    firmware_features = children("firmware/feature", FirmwareFeature)
+    firmware_features = elements("firmware/feature", FirmwareFeature)
     init = content("init")
-    init_arguments = children("initarg", InitArgument)
+    init_arguments = elements("initarg", InitArgument)
     init_env = opaque("initenv")
     init_dir = content("initdir")
     init_user = content("inituser")
@@ -144,8 +144,8 @@ class OSDef(ElementDef):
     cmdline = content("cmdline")
     dtb = content("dtb")
     root = content("root")
-    acpi_tables = children("acpi/table", ACPITable)
-    boots = children("boot", BootDev)
+    acpi_tables = elements("acpi/table", ACPITable)
+    boots = elements("boot", BootDev)
     bootmenu_enable = attribute("bootmenu/@enable", yes_no)
     bootmenu_timeout = attribute("bootmenu/@timeout", number)
     bios_useserial = attribute("bios/@useserial", yes_no)
@@ -192,7 +192,7 @@ class ClockDef(ElementDef):
     basis = attribute("basis", enum("utc", "localtime"))
     timezone = attribute("timezone")
     start = attribute("start", signed(-ULLONG_MAX, maximum=ULLONG_MAX))
-    timers = children("timer", ClockTimer)
+    timers = elements("timer", ClockTimer)
 
     def parsed(self, element: Element) -> None:
         """
@@ -273,7 +273,7 @@ class MemoryBackingDef(ElementDef):
     tag = "memoryBacking"
 
     hugepages = flag("hugepages")
-    pages = children("hugepages/page", HugePage)
+    pages = elements("hugepages/page", HugePage)
     nosharepages = flag("nosharepages")
     locked = flag("locked")
     source_type = attribute("source/@type", enum("file", "anonymous", "memfd"))
@@ -301,7 +301,7 @@ class NumaTuneDef(ElementDef):
     mode = attribute("memory/@mode", enum(*NUMA_MODES), code=VIR_ERR_CONFIG_UNSUPPORTED)
     nodeset = attribute("memory/@nodeset", cpuset)
     placement = attribute("memory/@placement", enum("static", "auto"), code=VIR_ERR_CONFIG_UNSUPPORTED)
-    memnodes = children("memnode", NumaMemNode)
+    memnodes = elements("memnode", NumaMemNode)
 
 
 class LaunchSecurityDef(ElementDef):

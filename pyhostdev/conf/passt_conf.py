@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pyhostdev.conf.xml.xmlcodec import enum, number, unsigned, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, children
+from pyhostdev.conf.xml.xmlfield import attribute, elements
 
 _port = unsigned(minimum=1, maximum=0xFFFF)
 
@@ -33,7 +33,7 @@ class PortForward(ElementDef):
     proto = attribute("proto", enum("tcp", "udp"), required=True)
     address = attribute("address")
     dev = attribute("dev")
-    ranges = children("range", PortRange)
+    ranges = elements("range", PortRange)
 
 
 class NetRoute(ElementDef):

@@ -13,7 +13,7 @@ from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import enum, number, positive
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child, content, embedded
+from pyhostdev.conf.xml.xmlfield import attribute, content, inline, optional_element
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
 
 
@@ -30,7 +30,7 @@ class RNGBackend(ElementDef):
         renumbered=WORD_NUMBERS,
     )
     path = content("")
-    chardev = embedded(ChrSource)
+    chardev = inline(ChrSource)
 
 
 class DomainRNGDef(ElementDef):
@@ -41,6 +41,6 @@ class DomainRNGDef(ElementDef):
     model = attribute("model", enum(*VIRTIO_MODELS), required=True)
     rate_bytes = attribute("rate/@bytes", positive)
     rate_period = attribute("rate/@period", number)
-    backend = child("backend", RNGBackend)
-    virtio = embedded(VirtioOptions)
-    info = embedded(DeviceInfo)
+    backend = optional_element("backend", RNGBackend)
+    virtio = inline(VirtioOptions)
+    info = inline(DeviceInfo)

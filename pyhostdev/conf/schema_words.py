@@ -12,7 +12,7 @@ import copy
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef
-from pyhostdev.conf.unknown_words import words_on
+from pyhostdev.conf.unknown_words import hostdev_word_findings
 from pyhostdev.errors import ConfigError
 from pyhostdev.util.finding import ERROR
 from pyhostdev.util.virxml import attributes_of, shown, source_line
@@ -49,7 +49,7 @@ def _by_rules(hostdev: Element) -> Iterator[tuple[int, str]]:
     except ConfigError as err:
         yield from ((error.line or 1, str(error)) for error in (err, *err.others))
         return
-    yield from ((word.line or 1, word.message) for word in words_on(device) if word.severity == ERROR)
+    yield from ((word.line or 1, word.message) for word in hostdev_word_findings(device) if word.severity == ERROR)
 
 
 def _by_leaving_out(is_valid: IsValid, hostdev: Element) -> Iterator[tuple[int, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pyhostdev.conf.xml.xmlcodec import enum
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, children, content
+from pyhostdev.conf.xml.xmlfield import attribute, content, elements
 
 # table -> the names of its entries, in the order of printing
 SMBIOS_ENTRIES = {
@@ -33,7 +33,7 @@ class SysinfoEntry(ElementDef):
 class SysinfoTable(ElementDef):
     """One SMBIOS table."""
 
-    entries = children("entry", SysinfoEntry)
+    entries = elements("entry", SysinfoEntry)
 
     def values(self, table: str) -> dict[str, str]:
         """Return the values by name in SMBIOS order; of equal names the first counts."""
@@ -57,12 +57,12 @@ class SysinfoDef(ElementDef):
     tag = "sysinfo"
 
     type = attribute("type", enum("smbios", "fwcfg"), required=True)
-    bios = children("bios", SysinfoTable)
-    system = children("system", SysinfoTable)
-    boards = children("baseBoard", SysinfoTable)
-    chassis = children("chassis", SysinfoTable)
-    oem_strings = children("oemStrings/entry", SysinfoEntry)
-    entries = children("entry", SysinfoEntry)
+    bios = elements("bios", SysinfoTable)
+    system = elements("system", SysinfoTable)
+    boards = elements("baseBoard", SysinfoTable)
+    chassis = elements("chassis", SysinfoTable)
+    oem_strings = elements("oemStrings/entry", SysinfoEntry)
+    entries = elements("entry", SysinfoEntry)
 
     def tables(self) -> list[tuple[str, SysinfoTable]]:
         """Return the SMBIOS tables in the order of their types; only base boards can occur more than once."""

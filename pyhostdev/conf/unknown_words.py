@@ -43,7 +43,7 @@ def unknown_words(dom: DomainFields) -> list[Finding]:
 
 def words_with_paths(dom: DomainFields) -> list[tuple[str, Finding]]:
     """Return the findings of ``unknown_words``, each with its path in ``DomainFields.unmodelled``."""
-    found = (pair for device in _host_devices(dom) for pair in _findings_on(device))
+    found = (pair for device in _host_devices(dom) for pair in _word_findings(device))
     return [(f"{dom.tag}/devices/{path}", finding) for path, finding in found]
 
 
@@ -54,13 +54,13 @@ def kept_words(dom: DomainFields) -> list[Finding]:
     for device in [*dom.devices(), dom]:
         if id(device) not in hostdevs:
             place = ("domain", "devices", device.tag) if device is not dom else ("domain",)
-            found += [_kept(*said) for said in _words_around(device, place)]
+            found += [_kept(*said) for said in _unknown_outside_hostdevs(device, place)]
     return sorted(found, key=lambda finding: finding.line or 0)
 
 
-def _words_around(device: ElementDef, place: tuple[str, ...]) -> Iterator[tuple[str, Unknown, str]]:
+def _unknown_outside_hostdevs(device: ElementDef, place: tuple[str, ...]) -> Iterator[tuple[str, Unknown, str]]:
     """Yield the unknown names of a device, or of a domain outside its devices, each with its element and a hint."""
-    for inner, part in device.parts(place):
+    for inner, part in device.walk(place):
         if device.tag != "domain" or inner[1:2] != ("devices",):
             for path, word in part.own_unknown():
                 if not word.is_foreign:
@@ -77,15 +77,15 @@ def _host_devices(dom: DomainFields) -> Iterator[ElementDef]:
     yield from (net for net in dom.interfaces if net.hostdev is not None)
 
 
-def words_on(device: ElementDef) -> Iterator[Finding]:
+def hostdev_word_findings(device: ElementDef) -> Iterator[Finding]:
     """Yield the findings of one device, see ``unknown_words``."""
-    return (finding for _, finding in _findings_on(device))
+    return (finding for _, finding in _word_findings(device))
 
 
-def _findings_on(device: ElementDef) -> Iterator[tuple[str, Finding]]:
+def _word_findings(device: ElementDef) -> Iterator[tuple[str, Finding]]:
     source = getattr(device, "source", None)
     address = source if isinstance(source, PCIDeviceAddress) else None
-    for place, part in device.parts():
+    for place, part in device.walk():
         for path, word in part.own_unknown():
             if not word.is_foreign:
                 where = "/".join((device.tag, *place, *path, word.label))

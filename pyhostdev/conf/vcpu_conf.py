@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pyhostdev.conf.xml.xmlcodec import big_number, cpuset, number, positive, signed, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child, children, content, opaque
+from pyhostdev.conf.xml.xmlfield import attribute, content, elements, opaque, optional_element
 from pyhostdev.util.virxml import ULLONG_MAX
 
 quota_us = signed(-ULLONG_MAX, maximum=ULLONG_MAX)  # a negative one lifts the limit
@@ -58,7 +58,7 @@ class MappedIOThread(ElementDef):
     tag = "iothread"
 
     id = attribute("id", positive, required=True)
-    queues = children("queue", MappedQueue)
+    queues = elements("queue", MappedQueue)
 
 
 class DefaultIOThread(ThreadPool):
@@ -111,9 +111,9 @@ class CPUTuneDef(ElementDef):
     emulator_quota = content("emulator_quota", quota_us)
     iothread_period = content("iothread_period", big_number)
     iothread_quota = content("iothread_quota", quota_us)
-    vcpupins = children("vcpupin", VcpuPin)
-    emulatorpin = child("emulatorpin", EmulatorPin)
-    iothreadpins = children("iothreadpin", IOThreadPin)
+    vcpupins = elements("vcpupin", VcpuPin)
+    emulatorpin = optional_element("emulatorpin", EmulatorPin)
+    iothreadpins = elements("iothreadpin", IOThreadPin)
     emulatorsched = opaque("emulatorsched", for_host=True)
     vcpusched = opaque("vcpusched", for_host=True)
     iothreadsched = opaque("iothreadsched", for_host=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, size_unit, unit_factor, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, content, embedded
+from pyhostdev.conf.xml.xmlfield import attribute, content, inline
 
 VIRTIO_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional")
 
@@ -33,8 +33,8 @@ class DomainMemballoonDef(ElementDef):
     autodeflate = attribute("autodeflate", on_off)
     free_page_reporting = attribute("freePageReporting", on_off)
     stats_period = attribute("stats/@period", number)
-    info = embedded(DeviceInfo)
-    virtio = embedded(VirtioOptions)
+    info = inline(DeviceInfo)
+    virtio = inline(VirtioOptions)
 
 
 class DomainVsockDef(ElementDef):
@@ -45,8 +45,8 @@ class DomainVsockDef(ElementDef):
     model = attribute("model", enum(*VIRTIO_MODELS))
     cid_auto = attribute("cid/@auto", yes_no)
     cid_address = attribute("cid/@address", number)
-    virtio = embedded(VirtioOptions)
-    info = embedded(DeviceInfo)
+    virtio = inline(VirtioOptions)
+    info = inline(DeviceInfo)
 
 
 class DomainCryptoDef(ElementDef):
@@ -58,8 +58,8 @@ class DomainCryptoDef(ElementDef):
     type = attribute("type", enum("qemu"))
     backend_model = attribute("backend/@model", enum("builtin", "lkcf"))
     backend_queues = attribute("backend/@queues", number)
-    virtio = embedded(VirtioOptions)
-    info = embedded(DeviceInfo)
+    virtio = inline(VirtioOptions)
+    info = inline(DeviceInfo)
 
 
 class DomainInputDef(ElementDef):
@@ -70,13 +70,13 @@ class DomainInputDef(ElementDef):
     type = attribute("type", enum("mouse", "tablet", "keyboard", "passthrough", "evdev"), required=True)
     bus = attribute("bus", enum("ps2", "usb", "xen", "parallels", "virtio", "none"))
     model = attribute("model", enum(*VIRTIO_MODELS))
-    virtio = embedded(VirtioOptions)
+    virtio = inline(VirtioOptions)
     source_evdev = attribute("source/@evdev")
     source_dev = attribute("source/@dev")
     source_grab = attribute("source/@grab", enum("all"))
     source_repeat = attribute("source/@repeat", on_off)
     source_grab_toggle = attribute("source/@grabToggle")
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)
 
     def hides(self, name: str) -> bool:
         """Return True for the bus of an event device, which libvirt does not print."""
@@ -88,7 +88,7 @@ class DomainIOMMUDef(ElementDef):
 
     tag = "iommu"
 
-    model = attribute("model", enum("intel", "smmuv3", "virtio", later={"amd": "amd-iommu"}), required=True)
+    model = attribute("model", enum("intel", "smmuv3", "virtio", since={"amd": "amd-iommu"}), required=True)
     pci_bus = attribute("driver/@pciBus", number, since="smmuv3-options")
     accel = attribute("driver/@accel", on_off, since="smmuv3-options")
     cmdqv = attribute("driver/@cmdqv", on_off, since="smmuv3-options")
@@ -107,7 +107,7 @@ class DomainIOMMUDef(ElementDef):
     granule_mode = attribute("driver/granule/@mode", enum("size", "host"), since="iommu-granule")
     granule = attribute("driver/granule/@size", big_number, since="iommu-granule")
     granule_unit = attribute("driver/granule/@unit", size_unit, since="iommu-granule")
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)
 
     @property
     def granule_kib(self) -> float | None:
@@ -129,4 +129,4 @@ class DomainShmemDef(ElementDef):
     msi_enabled = attribute("msi/@enabled", yes_no)
     msi_vectors = attribute("msi/@vectors", number)
     msi_ioeventfd = attribute("msi/@ioeventfd", on_off)
-    info = embedded(DeviceInfo)
+    info = inline(DeviceInfo)

@@ -137,5 +137,5 @@ def chosen_capabilities(dom: DomainDef, host: Host, choice: str | None, found: A
     from pyhostdev.tools.main import complain
 
     capabilities = qemu_driver.capabilities_of(dom, host, choice, found.release)
-    complain(f"note: answered with {capabilities.origin}{capabilities.apology}, as {found}")
+    complain(f"note: answered with {capabilities.origin}{capabilities.why_not_probed}, as {found}")
     return capabilities

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.xml.xmldef import ElementDef, Unknown
-from pyhostdev.conf.xml.xmlfield import Attribute, Child, Children, Content, Embedded, Flag, Ignored, Opaque, Part
+from pyhostdev.conf.xml.xmlfield import (
+    Attribute,
+    Content,
+    DefaultElement,
+    Elements,
+    Flag,
+    Ignored,
+    Inline,
+    Opaque,
+    OptionalElement,
+)
 from pyhostdev.errors import ConfigError, XMLError
 
 TESTDATA = Path(__file__).parents[2] / "testdata" / "conf"
@@ -62,9 +72,9 @@ def values(field: object) -> st.SearchStrategy[object]:
     if isinstance(field, Opaque):
         tag = field.path[-1]
         return st.sampled_from([f"<{tag}/>", f'<{tag} a="1">text<b/> more</{tag}>'])
-    if isinstance(field, Children):
+    if isinstance(field, Elements):
         return st.lists(definitions(field.definition), max_size=2)
-    assert isinstance(field, (Child, Part, Embedded))
+    assert isinstance(field, (OptionalElement, DefaultElement, Inline))
     return definitions(field.definition)
 
 

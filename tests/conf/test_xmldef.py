@@ -10,7 +10,17 @@ import pytest
 
 from pyhostdev.conf.xml.xmlcodec import enum, hexadecimal, number, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, child, children, content, embedded, flag, ignored, opaque, part
+from pyhostdev.conf.xml.xmlfield import (
+    attribute,
+    content,
+    element_or_default,
+    elements,
+    flag,
+    ignored,
+    inline,
+    opaque,
+    optional_element,
+)
 from pyhostdev.errors import XMLError
 
 
@@ -45,11 +55,11 @@ class Car(ElementDef):
     name = content("name")
     doors = content("body/doors", number)
     body_kind = attribute("body/@kind", enum("van", "coupe"), code=67)
-    paint = embedded(Paint)
-    engine = part("engine", Engine)
-    plate = part("plate", Plate)
-    spare = child("spare", Wheel)
-    wheels = children("axles/wheel", Wheel)
+    paint = inline(Paint)
+    engine = element_or_default("engine", Engine)
+    plate = element_or_default("plate", Plate)
+    spare = optional_element("spare", Wheel)
+    wheels = elements("axles/wheel", Wheel)
     radio = flag("radio")
     notes = opaque("notes", for_host=True)
     foreign = ignored("@sails", "body/@anchor", "rudder")

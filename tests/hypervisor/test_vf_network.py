@@ -174,7 +174,7 @@ def test_trust_of_a_virtual_function_is_not_called_ignored() -> None:
     for kind in ("hostdev", "bridge"):
         interface = f"<interface type='{kind}' trustGuestRxFilters='yes'>{SOURCES[kind]}</interface>"
         (net,) = DomainDef.parse(DOMAIN.format(interface)).interfaces
-        said[kind] = word.is_said(net, "trust_guest_rx_filters")
+        said[kind] = word.applies_to(net, "trust_guest_rx_filters")
     assert {"hostdev": False, "bridge": True} == said
 
 

@@ -17,7 +17,7 @@ from pyhostdev.hypervisor import netdev_journal
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_result import SET_ASIDE
 from pyhostdev.hypervisor.netdev_journal import MacvtapJournal
-from pyhostdev.qemu.qemu_command.ignored import start_words
+from pyhostdev.qemu.qemu_command.ignored import start_findings
 from pyhostdev.qemu.qemu_process.interface import Connection, connection_of, interface_obstacles
 from pyhostdev.util.deadline import within
 from pyhostdev.util.finding import Finding
@@ -325,5 +325,5 @@ def test_start_refuses_what_only_passt_could_serve() -> None:
     """Nothing here runs passt, so its socket would be missing."""
     net = "<interface type='user'><backend type='passt'/><mac address='52:54:00:00:00:01'/></interface>"
     xml = f"<domain type='qemu'><name>d</name><os><type>hvm</type></os><devices>{net}</devices></domain>"
-    said = [finding.message for finding in start_words(DomainDef.parse(xml))]
+    said = [finding.message for finding in start_findings(DomainDef.parse(xml))]
     assert any("passt" in text for text in said), said

@@ -12,8 +12,8 @@ from pyhostdev import DomainDef
 from pyhostdev.errors import ConfigError
 from pyhostdev.qemu import build_command_line, define
 from pyhostdev.qemu.qemu_capabilities import load
-from pyhostdev.qemu.qemu_command.ignored import start_words
-from pyhostdev.qemu.qemu_command.namespace import around_words, environment_of
+from pyhostdev.qemu.qemu_command.ignored import start_findings
+from pyhostdev.qemu.qemu_command.namespace import bypass_findings, environment_of
 
 DOMAIN = """<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
 <name>vm</name><memory>65536</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>
@@ -110,7 +110,7 @@ def test_wrong_words_are_refused_when_the_domain_is_defined(words: str, code: in
 def test_an_argument_does_not_go_around_the_plan(argument: str) -> None:
     """What names a host function, VFIO or iommufd is an error of the plan; argv prints it, as libvirt does."""
     dom = commandline("-device", argument)
-    assert [("around-plan", "error")] == [(f.reason, f.severity) for f in around_words(dom)]
+    assert [("around-plan", "error")] == [(f.reason, f.severity) for f in bypass_findings(dom)]
     assert argument in build_command_line(dom)
 
 
@@ -127,7 +127,7 @@ def test_an_argument_does_not_go_around_the_plan(argument: str) -> None:
 )
 def test_other_arguments_are_let_through(argument: str) -> None:
     """A MAC address, a time or a directory's name is not a host function."""
-    assert [] == around_words(commandline("-device", argument))
+    assert [] == bypass_findings(commandline("-device", argument))
 
 
 @pytest.mark.parametrize("name", ["host", "sysfsdev", "driver", "fd", "iommufd"])
@@ -135,7 +135,7 @@ def test_an_override_does_not_exchange_the_device(name: str) -> None:
     """A property that says which function a device is cannot be set past the plan."""
     words = f"""<qemu:override><qemu:device alias='hostdev0'><qemu:frontend>
       <qemu:property name='{name}' type='string' value='a'/></qemu:frontend></qemu:device></qemu:override>"""
-    assert ["around-plan"] == [finding.reason for finding in around_words(domain(words))]
+    assert ["around-plan"] == [finding.reason for finding in bypass_findings(domain(words))]
 
 
 def test_environment_is_told_and_loads_no_code_for_root() -> None:
@@ -146,5 +146,5 @@ def test_environment_is_told_and_loads_no_code_for_root() -> None:
     )
     dom = domain(f"<qemu:commandline>{words}</qemu:commandline>")
     assert {"QEMU_AUDIO_DRV": "none", "LD_PRELOAD": "/a.so"} == environment_of(dom)
-    refused = [finding.message for finding in start_words(dom) if finding.severity == "error"]
+    refused = [finding.message for finding in start_findings(dom) if finding.severity == "error"]
     assert (1 if os.geteuid() == 0 else 0) == len(refused)

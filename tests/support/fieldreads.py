@@ -23,19 +23,19 @@ from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, RELEASES
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
     Attribute,
-    Child,
-    Children,
     Content,
-    Embedded,
+    DefaultElement,
+    Elements,
     Field,
     Flag,
     Ignored,
+    Inline,
     Opaque,
-    Part,
+    OptionalElement,
 )
 from pyhostdev.errors import HostdevError
 from pyhostdev.qemu import qemu_command
-from pyhostdev.qemu.qemu_command.refused import parts_of
+from pyhostdev.qemu.qemu_command.refused import nested_definitions
 
 TESTDATA = Path(__file__).parent.parent.parent / "testdata"
 _GENERIC = (DomainDef.devices.__code__,)  # reads every device's field by its name, to no end of its own
@@ -57,14 +57,14 @@ def definitions(kind: type[ElementDef] = ElementDef) -> Iterator[type[ElementDef
 def fields(kind: type[ElementDef]) -> Iterator[tuple[str, Field[Any]]]:
     """Yield the fields that hold a value of their own and that a class declares itself."""
     for name, field in vars(kind).items():
-        if isinstance(field, Field) and not isinstance(field, (Embedded, Ignored)):
+        if isinstance(field, Field) and not isinstance(field, (Inline, Ignored)):
             yield name, field
 
 
 def below(definition: ElementDef) -> Iterator[ElementDef]:
     """Yield a definition and all that are in it."""
     yield definition
-    for part in parts_of(definition):
+    for part in nested_definitions(definition):
         yield from below(part)
 
 
@@ -130,9 +130,9 @@ def read_fields(dom: DomainDef) -> set[FieldName]:
 
 def values(field: Any) -> list[Any]:
     """Return some values that a field can have."""
-    if isinstance(field, (Child, Part)):
+    if isinstance(field, (OptionalElement, DefaultElement)):
         return [field.definition()]
-    if isinstance(field, Children):
+    if isinstance(field, Elements):
         return [[field.definition()]]
     if isinstance(field, Opaque):
         return [f"<{field.path[-1]}/>"]

@@ -21,7 +21,7 @@ WORDS_NAMED_MAX = 10  # the longest list of words in a message
 class Codec(Generic[T]):
     """A pair of pure functions; ``parse`` raises ValueError, ``expected`` describes valid text."""
 
-    __slots__ = ("code", "expected", "format", "later", "parse", "words")
+    __slots__ = ("code", "expected", "format", "parse", "since", "words")
 
     def __init__(
         self,
@@ -30,9 +30,9 @@ class Codec(Generic[T]):
         expected: str,
         words: tuple[str, ...] = (),
         code: int = VIR_ERR_XML_ERROR,
-        later: Mapping[str, str] | None = None,
+        since: Mapping[str, str] | None = None,
     ) -> None:
-        self.later = later or {}  # newer words -> the row of CHANGES that brought them
+        self.since = since or {}  # newer words -> the row of CHANGES that brought them
         self.parse = parse
         self.format = format_
         self.expected = expected
@@ -40,9 +40,9 @@ class Codec(Generic[T]):
         self.code = code  # libvirt's error number for an invalid value
 
 
-def enum(*words: str, later: Mapping[str, str] | None = None) -> Codec[str]:
-    """Return the codec of a set of words; ``later`` maps words that older releases refuse to their row of CHANGES."""
-    words = (*words, *(later or ()))
+def enum(*words: str, since: Mapping[str, str] | None = None) -> Codec[str]:
+    """Return the codec of a set of words; ``since`` maps newer words to their row of CHANGES."""
+    words = (*words, *(since or ()))
 
     def parse(value: str) -> str:
         if value not in words:
@@ -50,7 +50,7 @@ def enum(*words: str, later: Mapping[str, str] | None = None) -> Codec[str]:
         return value
 
     few = len(words) <= WORDS_NAMED_MAX
-    return Codec(parse, str, f"one of {', '.join(words)}" if few else "a known word", words, later=later)
+    return Codec(parse, str, f"one of {', '.join(words)}" if few else "a known word", words, since=since)
 
 
 def _choice(true: str, false: str) -> Codec[bool]:

@@ -8,7 +8,7 @@ A class that derives from ElementDef lists its fields in the order libvirt print
         tag = "hostdev"
         managed = attribute("managed", yes_no, default=False)
         driver_name = attribute("driver/@name", enum("kvm", "vfio", "xen"))
-        source = child("source", HostdevSource)
+        source = optional_element("source", HostdevSource)
 
 Attributes and elements that are not in the table are kept where they were found, and printed after the known ones.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pyhostdev.conf.xml.xmlfield import Field, Opaque, Part
+from pyhostdev.conf.xml.xmlfield import DefaultElement, Field, Opaque
 from pyhostdev.conf.xml.xmlshape import Row, Shape, Table, compile_table
 from pyhostdev.errors import ConfigError, XMLError, raise_all
 from pyhostdev.util.virxml import (
@@ -75,7 +75,7 @@ class ElementDef:
     lines: Mapping[str, int | None] = MappingProxyType({})  # lines of the fields in child elements
     unknown: dict[tuple[str, ...], list[Unknown]]
     # newer attributes and elements -> the row of CHANGES that brought them; older releases do not read them
-    late_errors: tuple[tuple[str, ConfigError], ...] = ()
+    newer_errors: tuple[tuple[str, ConfigError], ...] = ()
 
     _table: ClassVar[Table | None] = None
     _initials: ClassVar[tuple[tuple[str, Field[Any]], ...]] = ()
@@ -153,10 +153,10 @@ class ElementDef:
             self._load(table.rows[index], found[index], errors)
         errors += self._missing(table, found, element)
         raise_all(errors)
-        for name in table.embedded:
-            part = self.__dict__[name]
-            part.line = self.line
-            part.parsed(element)
+        for name in table.inlined:
+            inlined = self.__dict__[name]
+            inlined.line = self.line
+            inlined.parsed(element)
         self.parsed(element)
 
     def parsed(self, element: Element) -> None:
@@ -179,7 +179,7 @@ class ElementDef:
             if row.field.since is None:
                 errors.append(err)
             else:
-                self.late_errors += ((row.field.since, err),)
+                self.newer_errors += ((row.field.since, err),)
         if row.field.path:
             holder.__dict__.setdefault("lines", {})[row.field.name] = source_line(found[0][1])
 
@@ -208,20 +208,22 @@ class ElementDef:
         for row in (shape.content, shape.flag):
             if row is not None and not (is_indentation and row is shape.content):
                 found.setdefault(row.place, []).append((text, element))
-        for part in element if not is_text else ():
-            if isinstance(part.tag, str):
-                self._collect_part(shape, part.tag, part, found)
+        for child in element if not is_text else ():
+            if isinstance(child.tag, str):
+                self._collect_child(shape, child.tag, child, found)
 
-    def _collect_part(self, shape: Shape, tag: str, part: Element, found: dict[int, list[tuple[str, Element]]]) -> None:
+    def _collect_child(
+        self, shape: Shape, tag: str, child: Element, found: dict[int, list[tuple[str, Element]]]
+    ) -> None:
         node = shape.nodes.get(tag)
         if node is None:
-            self._refuse_misplaced(attributes_of(part), part)
-            kept = Unknown(tag, dump_element(part), source_line(part), True)
-            self.unknown.setdefault(shape.path, []).append(kept)
+            self._refuse_misplaced(attributes_of(child), child)
+            unknown = Unknown(tag, dump_element(child), source_line(child), True)
+            self.unknown.setdefault(shape.path, []).append(unknown)
         elif isinstance(node, Shape):
-            self._collect(node, part, found)
+            self._collect(node, child, found)
         else:
-            found.setdefault(node.place, []).append(("", part))
+            found.setdefault(node.place, []).append(("", child))
 
     def _keep_attribute(self, path: tuple[str, ...], key: str, value: str, element: Element) -> None:
         self._refuse_misplaced([(key, value)], element)
@@ -258,8 +260,8 @@ class ElementDef:
                 inner += self._format_shape(node, name, indent + INDENT, always=False)
             else:
                 inner += self._format_row(node, name, indent + INDENT)
-        kept = self.unknown.get(shape.path, ())
-        inner += (indent + INDENT + part.value for part in kept if part.is_element)
+        unknown = self.unknown.get(shape.path, ())
+        inner += (indent + INDENT + word.value for word in unknown if word.is_element)
         body = self._dumped(shape.content)
         is_empty = body is None and self._dumped(shape.flag) is None
         if is_empty and not (always or head or inner):
@@ -271,9 +273,9 @@ class ElementDef:
             value = self._dumped(row)
             if value is not None:
                 yield f" {name}='{escape_attribute(value)}'"
-        for part in dict.fromkeys(self.unknown.get(shape.path, ())):
-            if not part.is_element:
-                yield f" {part.name}='{escape_attribute(part.value)}'"
+        for word in dict.fromkeys(self.unknown.get(shape.path, ())):
+            if not word.is_element:
+                yield f" {word.name}='{escape_attribute(word.value)}'"
 
     def _format_row(self, row: Row, tag: str, indent: str) -> list[str]:
         value = self._value(row)
@@ -281,10 +283,10 @@ class ElementDef:
             return []
         if isinstance(row.field, Opaque):
             return [indent + value]
-        if isinstance(row.field, Part):
+        if isinstance(row.field, DefaultElement):
             return list(value.format_lines(tag, indent, always=False))
-        parts = value if isinstance(value, list) else [value]
-        return [line for part in parts for line in part.format_lines(tag, indent)]
+        definitions = value if isinstance(value, list) else [value]
+        return [line for definition in definitions for line in definition.format_lines(tag, indent)]
 
     def _value(self, row: Row) -> Any:
         holder = self if row.owner is None else self.__dict__[row.owner]
@@ -326,28 +328,28 @@ class ElementDef:
     def unmodelled(self) -> list[tuple[str, int | None]]:
         """Return path and line of all unknown attributes and elements, also of nested definitions."""
         found: list[tuple[str, int | None]] = []
-        for place, part in self.parts((self.tag,)):
+        for place, definition in self.walk((self.tag,)):
             where = "/".join(place)
-            found += [("/".join((where, *path, word.label)), word.line) for path, word in part.own_unknown()]
-            for row in part.table().rows:
-                if isinstance(row.field, Opaque) and not row.field.for_host and part._value(row) is not None:
-                    holder = part if row.owner is None else part.__dict__[row.owner]
+            found += [("/".join((where, *path, word.label)), word.line) for path, word in definition.own_unknown()]
+            for row in definition.table().rows:
+                if isinstance(row.field, Opaque) and not row.field.for_host and definition._value(row) is not None:
+                    holder = definition if row.owner is None else definition.__dict__[row.owner]
                     found.append(("/".join((where, *row.field.path)), holder.line_of(row.field.name)))
         return found
 
-    def parts(self, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ElementDef]]:
+    def walk(self, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ElementDef]]:
         """Yield self and all nested definitions, each with its path of elements."""
         yield place, self
         for row in self.table().rows:
             value = self._value(row)
-            for part in value if isinstance(value, list) else [value]:
-                if isinstance(part, ElementDef):
-                    yield from part.parts((*place, *row.field.path))
+            for nested in value if isinstance(value, list) else [value]:
+                if isinstance(nested, ElementDef):
+                    yield from nested.walk((*place, *row.field.path))
 
     def own_unknown(self) -> Iterator[tuple[tuple[str, ...], Unknown]]:
         """Yield the unknown attributes and elements of this definition, each with its path of elements."""
-        for path, kept in self.unknown.items():
-            for word in kept:
+        for path, words in self.unknown.items():
+            for word in words:
                 yield path, word
 
 
@@ -363,13 +365,13 @@ def _copied(value: Any) -> Any:
     if isinstance(value, ElementDef):
         return value.copy()
     if isinstance(value, list):
-        return [_copied(part) for part in value]
+        return [_copied(item) for item in value]
     if isinstance(value, dict):
-        return {key: _copied(part) for key, part in value.items()}
+        return {key: _copied(item) for key, item in value.items()}
     return value
 
 
 def _without_lines(
     unknown: dict[tuple[str, ...], list[Unknown]],
 ) -> dict[tuple[str, ...], list[tuple[str, str]]]:
-    return {path: [part[:2] for part in parts] for path, parts in unknown.items() if parts}
+    return {path: [word[:2] for word in words] for path, words in unknown.items() if words}

@@ -143,7 +143,7 @@ class Opaque(Field["str | None"]):
         return value
 
 
-class _Element(Field[T]):
+class _Nested(Field[T]):
     """
     An element with its own definition.
 
@@ -166,7 +166,7 @@ class _Element(Field[T]):
         return cast("type[Definition]", self._definition)
 
 
-class Child(_Element["D | None"]):
+class OptionalElement(_Nested["D | None"]):
     """An optional element with its own definition."""
 
     def load(self, found: list[tuple[str, Element]]) -> D | None:
@@ -174,7 +174,7 @@ class Child(_Element["D | None"]):
         return cast("D", self.definition.from_element(found[0][1]))
 
 
-class Part(_Element[D]):
+class DefaultElement(_Nested[D]):
     """An element with its own definition that is never None, and is printed unless it is empty."""
 
     def load(self, found: list[tuple[str, Element]]) -> D:
@@ -182,13 +182,13 @@ class Part(_Element[D]):
         return cast("D", self.definition.from_element(found[0][1]))
 
     def missing(self, instance: Definition) -> D:
-        """Create the part on first access."""
+        """Create the definition on first access."""
         made = self.definition()
         instance.__dict__[self.name] = made
         return cast("D", made)
 
 
-class Children(_Element["list[D]"]):
+class Elements(_Nested["list[D]"]):
     """A list of elements with their own definitions."""
 
     is_fresh = True
@@ -200,17 +200,17 @@ class Children(_Element["list[D]"]):
         Raises:
             ConfigError: elements are wrong; the first error, with further ones in ``others``.
         """
-        parts: list[D] = []
+        definitions: list[D] = []
         errors: list[ConfigError] = []
         for _, element in found:
             try:
-                parts.append(cast("D", self.definition.from_element(element)))
+                definitions.append(cast("D", self.definition.from_element(element)))
             except ConfigError as err:
                 errors.append(err)
                 if len(errors) == ERRORS_MAX:
                     break
         raise_all(errors)
-        return parts
+        return definitions
 
     def initial(self) -> list[D]:
         """Return a new empty list."""
@@ -231,7 +231,7 @@ class Ignored(Field[None]):
         """Return None: nothing is printed."""
 
 
-class Embedded(Field[D]):
+class Inline(Field[D]):
     """A definition that shares its owner's element: its rows are read and printed there."""
 
     is_fresh = True
@@ -349,36 +349,35 @@ def ignored(*paths: str) -> Ignored:
     return Ignored(paths)
 
 
-def child(path: str, definition: type[D]) -> Child[D]:
-    """Declare an optional element with its own definition."""
-    return Child(path, definition, None)
+@overload
+def optional_element(path: str, definition: type[D], *, since: str | None = ...) -> OptionalElement[D]: ...
+@overload
+def optional_element(path: str, definition: str, *, since: str | None = ...) -> OptionalElement[Any]: ...
+def optional_element(
+    path: str, definition: type[Definition] | str, *, since: str | None = None
+) -> OptionalElement[Any]:
+    """Declare an element with its own definition; the value is None if the element is absent."""
+    return OptionalElement(path, definition, None, since=since)
 
 
-def part(path: str, definition: type[D]) -> Part[D]:
-    """Declare an element with its own definition that is never None."""
-    return Part(path, definition, None)
+@overload
+def element_or_default(path: str, definition: type[D]) -> DefaultElement[D]: ...
+@overload
+def element_or_default(path: str, definition: str) -> DefaultElement[Any]: ...
+def element_or_default(path: str, definition: type[Definition] | str) -> DefaultElement[Any]:
+    """Declare an element with its own definition; the value is an empty definition if the element is absent."""
+    return DefaultElement(path, definition, None)
 
 
-def children(path: str, definition: type[D], *, since: str | None = None) -> Children[D]:
+@overload
+def elements(path: str, definition: type[D], *, since: str | None = ...) -> Elements[D]: ...
+@overload
+def elements(path: str, definition: str, *, since: str | None = ...) -> Elements[Any]: ...
+def elements(path: str, definition: type[Definition] | str, *, since: str | None = None) -> Elements[Any]:
     """Declare a list of elements with their own definitions."""
-    return Children(path, definition, (), since=since)
+    return Elements(path, definition, (), since=since)
 
 
-def later_child(path: str, definition: str, *, since: str | None = None) -> Child[Any]:
-    """Declare an optional element; its definition, ``module.Class``, is imported on first use."""
-    return Child(path, definition, None, since=since)
-
-
-def later_part(path: str, definition: str) -> Part[Any]:
-    """Declare an element that is never None; its definition is imported on first use."""
-    return Part(path, definition, None)
-
-
-def later(path: str, definition: str, *, since: str | None = None) -> Children[Any]:
-    """Declare a list of elements; their definition is imported on first use."""
-    return Children(path, definition, (), since=since)
-
-
-def embedded(definition: type[D]) -> Embedded[D]:
-    """Declare a definition that shares the owner's element; its fields are printed at this position."""
-    return Embedded(definition)
+def inline(definition: type[D]) -> Inline[D]:
+    """Declare a definition that shares the owner's element; its fields are read and printed at this position."""
+    return Inline(definition)

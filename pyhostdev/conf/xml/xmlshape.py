@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyhostdev.conf.xml.xmlfield import Attribute, Content, Embedded, Flag, Ignored
+from pyhostdev.conf.xml.xmlfield import Attribute, Content, Flag, Ignored, Inline
 
 if TYPE_CHECKING:
     from pyhostdev.conf.xml.definition import Definition
@@ -16,7 +16,7 @@ class Row(NamedTuple):
 
     place: int
     field: Any  # a Field; typed Any because a type checker would read the descriptor
-    owner: str | None  # the embedded definition with the value; None for the definition itself
+    owner: str | None  # the inlined definition with the value; None for the definition itself
 
 
 class Shape:
@@ -70,23 +70,23 @@ class Table(NamedTuple):
 
     rows: tuple[Row, ...]
     shape: Shape
-    embedded: tuple[str, ...]
+    inlined: tuple[str, ...]
     required: tuple[Row, ...]
 
 
 def compile_table(cls: type[Definition]) -> Table:
     """Compile the fields of a class."""
     rows: list[Row] = []
-    embedded: list[str] = []
+    inlined: list[str] = []
     for name, field in cls.declared().items():
-        if isinstance(field, Embedded):
-            embedded.append(name)
+        if isinstance(field, Inline):
+            inlined.append(name)
             inner = field.definition.declared().values()
-            rows += [Row(len(rows) + i, part, name) for i, part in enumerate(inner)]
+            rows += [Row(len(rows) + i, nested, name) for i, nested in enumerate(inner)]
         else:
             rows.append(Row(len(rows), field, None))
     shape = Shape(())
     for row in rows:
         shape.add(row)
     required = tuple(row for row in rows if getattr(row.field, "required", False))
-    return Table(tuple(rows), shape, tuple(embedded), required)
+    return Table(tuple(rows), shape, tuple(inlined), required)

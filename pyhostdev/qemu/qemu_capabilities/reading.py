@@ -94,7 +94,7 @@ class QEMUCapabilities:
         return ".".join(map(str, self.version))
 
     @property
-    def apology(self) -> str:
+    def why_not_probed(self) -> str:
         """The end of a sentence: why the emulator was not probed; empty if it was."""
         return f" (not probed: {self.why_stored})" if self.why_stored else ""
 
@@ -124,7 +124,7 @@ class QEMUCapabilities:
 
     def unknown_machine(self, name: str) -> str:
         """Return the message about a machine type that these capabilities do not have."""
-        return f"Machine type '{name}' is not in the {self.origin} for {self.arch}{self.apology}"
+        return f"Machine type '{name}' is not in the {self.origin} for {self.arch}{self.why_not_probed}"
 
     def default_cpu(self, machine: str) -> str | None:
         """Return the default CPU model of a machine, None for an unknown machine."""

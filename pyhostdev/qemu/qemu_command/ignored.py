@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
-from pyhostdev.qemu.qemu_command.namespace import around_words, namespace_words
+from pyhostdev.qemu.qemu_command.namespace import bypass_findings, namespace_findings
 from pyhostdev.qemu.qemu_command.net import TAP_TYPES
-from pyhostdev.qemu.qemu_command.refused import parts_of
+from pyhostdev.qemu.qemu_command.refused import nested_definitions
 from pyhostdev.util.finding import ERROR, NOTE, Finding
 from pyhostdev.util.virxml import parse_document
 
@@ -32,7 +32,7 @@ class Word(NamedTuple):
     harmless: tuple[object, ...] = (False,)
     asked: Callable[[Any], bool] = lambda definition: True
 
-    def is_said(self, definition: ElementDef, name: str) -> bool:
+    def applies_to(self, definition: ElementDef, name: str) -> bool:
         """True if a definition requests what pyhostdev does not implement."""
         value = getattr(definition, name)
         return value not in (None, [], *self.harmless) and self.asked(definition)
@@ -265,27 +265,27 @@ REFUSED_BY_START: dict[str, dict[str, Word]] = {
 }
 
 
-def start_words(dom: DomainDef) -> list[Finding]:
+def start_findings(dom: DomainDef) -> list[Finding]:
     """
     Return the findings about fields that do not reach the command line: a note if ignored, an error if refused.
 
     Args:
         dom: as the user wrote it, before defaults are filled in: a default is not a request.
     """
-    return [*_words(dom), *_of_unassigned(dom), *namespace_words(dom), *around_words(dom)]
+    return [*_words(dom), *_unassigned_findings(dom), *namespace_findings(dom), *bypass_findings(dom)]
 
 
 def _words(definition: ElementDef) -> Iterator[Finding]:
     for kind in type(definition).__mro__:
         for name, word in REFUSED_BY_START.get(kind.__name__, {}).items():
-            if word.is_said(definition, name):
+            if word.applies_to(definition, name):
                 message = f"{_place(definition, name)} is not supported: {word.why}"
                 yield Finding("unsupported", ERROR, None, message, definition.line_of(name))
         for name, word in IGNORED.get(kind.__name__, {}).items():
-            if word.is_said(definition, name):
+            if word.applies_to(definition, name):
                 message = f"{_place(definition, name)} is ignored: {word.why}"
                 yield Finding("ignored", NOTE, None, message, definition.line_of(name))
-    for part in parts_of(definition):
+    for part in nested_definitions(definition):
         yield from _words(part)
 
 
@@ -297,7 +297,7 @@ def _place(definition: ElementDef, name: str) -> str:
     return f"'{field.leaf}' of {place}" if field.leaf else place
 
 
-def _of_unassigned(dom: DomainDef) -> Iterator[Finding]:
+def _unassigned_findings(dom: DomainDef) -> Iterator[Finding]:
     """Yield a note for each guest-side element of a function that is not assigned."""
     for hostdev in dom.pci_hostdevs():
         info = hostdev.info

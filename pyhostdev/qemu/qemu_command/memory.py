@@ -26,7 +26,7 @@ _REMOTE_DISTANCE, _LOCAL_DISTANCE = 20, 10  # ACPI 6.5, 5.2.17: the defaults
 _POLICIES = {"strict": "bind", "preferred": "preferred", "interleave": "interleave"}
 
 
-class MemoryWish(NamedTuple):
+class MemoryRequest(NamedTuple):
     """
     The memory that a backend object must provide.
 
@@ -57,7 +57,7 @@ def build_memory(build: CommandBuilder) -> None:
         build.add("-m", str(_initial_kib(build) // 1024))
     ram = build.capabilities.machine(str(dom.os.machine)).ram_id
     if ram is not None and not (dom.cpu is not None and dom.cpu.cells):
-        add_memory(build, MemoryWish(ram, _initial_kib(build), named=True))
+        add_memory(build, MemoryRequest(ram, _initial_kib(build), named=True))
     locked = dom.memory_backing is not None and dom.memory_backing.locked
     build.add("-overcommit", f"mem-lock={on_off(locked)}")
 
@@ -80,7 +80,7 @@ def _aligned(build: CommandBuilder, kib: int) -> int:
     return -(-kib // step) * step
 
 
-def add_memory(build: CommandBuilder, wish: MemoryWish) -> None:
+def add_memory(build: CommandBuilder, request: MemoryRequest) -> None:
     """
     Add a memory backend; if it is preallocated on chosen host nodes, also the context of the threads that do so.
 
@@ -89,43 +89,43 @@ def add_memory(build: CommandBuilder, wish: MemoryWish) -> None:
 
     Mirrors: qemuBuildMemoryBackendProps, qemuBuildThreadContextProps
     """
-    kind, properties = _backend(build, wish)
+    kind, properties = _backend(build, request)
     nodes = properties.get("host-nodes")
     if nodes and properties.get("prealloc") and build.capabilities.has_object("thread-context"):
-        context = f"tc-{wish.alias}"
+        context = f"tc-{request.alias}"
         build.add_object("thread-context", context, **{"node-affinity": nodes})
         properties["prealloc-context"] = context
-    build.add_object(kind, wish.alias, **properties)
+    build.add_object(kind, request.alias, **properties)
 
 
-def _backend(build: CommandBuilder, wish: MemoryWish) -> tuple[str, Properties]:
+def _backend(build: CommandBuilder, request: MemoryRequest) -> tuple[str, Properties]:
     backing = build.dom.memory_backing
-    access = wish.access or backing.access_mode
-    page_kib = _module_page_kib(build, wish)
-    kind, properties = _kind(build, wish, access, page_kib)
-    own, prealloc = _module_words(wish.module, page_kib is not None or backing.allocation_mode == "immediate")
+    access = request.access or backing.access_mode
+    page_kib = _module_page_kib(build, request)
+    kind, properties = _kind(build, request, access, page_kib)
+    own, prealloc = _module_words(request.module, page_kib is not None or backing.allocation_mode == "immediate")
     return kind, {
         **properties,
         "share": None if access is None else access == "shared",
-        "x-use-canonical-path-for-ramblock-id": False if wish.named and kind != "memory-backend-ram" else None,
-        "reserve": False if wish.module is not None and wish.module.model == "virtio-mem" else None,
+        "x-use-canonical-path-for-ramblock-id": False if request.named and kind != "memory-backend-ram" else None,
+        "reserve": False if request.module is not None and request.module.model == "virtio-mem" else None,
         "prealloc": prealloc,
         "prealloc-threads": backing.allocation_threads if prealloc else None,
-        "size": wish.kib * _KIB,
+        "size": request.kib * _KIB,
         **own,
-        **_policy(build, wish),
+        **_policy(build, request),
     }
 
 
-def _module_page_kib(build: CommandBuilder, wish: MemoryWish) -> int | None:
+def _module_page_kib(build: CommandBuilder, request: MemoryRequest) -> int | None:
     """Return the page size that a module asks for, else that of its cell; a file has its own pages."""
-    module = wish.module
+    module = request.module
     if module is not None and module.source_path is not None:
         return None
     if module is not None and module.source_pagesize is not None:
         kib = module.source_pagesize * unit_factor(module.source_pagesize_unit) // _KIB
         return None if kib == _PAGE_KIB else kib
-    return _page_kib(build.dom.memory_backing, wish.node)
+    return _page_kib(build.dom.memory_backing, request.node)
 
 
 def _module_words(module: DomainMemoryDef | None, prealloc: bool) -> tuple[Properties, bool | None]:
@@ -140,22 +140,24 @@ def _module_words(module: DomainMemoryDef | None, prealloc: bool) -> tuple[Prope
     return words, None if pmem else True
 
 
-def _kind(build: CommandBuilder, wish: MemoryWish, access: str | None, page_kib: int | None) -> tuple[str, Properties]:
+def _kind(
+    build: CommandBuilder, request: MemoryRequest, access: str | None, page_kib: int | None
+) -> tuple[str, Properties]:
     """Return the type of the memory backend, and the properties of its source."""
     backing = build.dom.memory_backing
-    if wish.module is not None and wish.module.source_path is not None:
-        return "memory-backend-file", {"mem-path": wish.module.source_path}
+    if request.module is not None and request.module.source_path is not None:
+        return "memory-backend-file", {"mem-path": request.module.source_path}
     if backing.source_type == "memfd":
         huge = {} if page_kib is None else {"hugetlb": True, "hugetlbsize": page_kib * _KIB}
         return "memory-backend-memfd", huge
     if page_kib is None and access is None and backing.source_type != "file":
         return "memory-backend-ram", {}
-    path = build.paths.memory(wish.alias) if page_kib is None else _hugepage_path(build, page_kib)
-    discard = True if wish.discard or (wish.discard is None and backing.discard) else None
+    path = build.paths.memory(request.alias) if page_kib is None else _hugepage_path(build, page_kib)
+    discard = True if request.discard or (request.discard is None and backing.discard) else None
     return "memory-backend-file", {"mem-path": path, "discard-data": discard}
 
 
-def _policy(build: CommandBuilder, wish: MemoryWish) -> Properties:
+def _policy(build: CommandBuilder, request: MemoryRequest) -> Properties:
     """
     Return the host nodes of the memory and their policy; empty for mode restrictive, which needs a control group.
 
@@ -163,9 +165,9 @@ def _policy(build: CommandBuilder, wish: MemoryWish) -> Properties:
         ConfigUnsupportedError: numad would choose the nodes.
     """
     tune = build.dom.numatune
-    if wish.module is not None and wish.module.source_nodemask is not None:
-        return {"host-nodes": nodes_of(wish.module.source_nodemask), "policy": _POLICIES[tune.mode or "strict"]}
-    own = next((memnode for memnode in tune.memnodes if memnode.cellid == wish.node), None)
+    if request.module is not None and request.module.source_nodemask is not None:
+        return {"host-nodes": nodes_of(request.module.source_nodemask), "policy": _POLICIES[tune.mode or "strict"]}
+    own = next((memnode for memnode in tune.memnodes if memnode.cellid == request.node), None)
     if own is None and tune.placement == "auto":
         raise unsupported("Automatic NUMA placement", tune)
     mode, nodes = (tune.mode, tune.nodeset) if own is None else (own.mode, own.nodeset)
@@ -213,7 +215,7 @@ def _build_cell(build: CommandBuilder, cell: Any) -> None:
         alias = f"ram-node{cell.id}"
         memory = [f"memdev={alias}"]
         kib = _aligned(build, cell.memory_kib)
-        add_memory(build, MemoryWish(alias, kib, cell.mem_access, cell.id, discard=cell.discard))
+        add_memory(build, MemoryRequest(alias, kib, cell.mem_access, cell.id, discard=cell.discard))
     cpus = [f"cpus={part}" for part in (cell.cpus or "").split(",") if part]
     build.add("-numa", ",".join(["node", f"nodeid={cell.id}", *cpus, *initiator_options(build, cell), *memory]))
 

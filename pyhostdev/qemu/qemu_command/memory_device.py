@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.xmlcodec import unit_factor
 from pyhostdev.qemu.qemu_command.builder import unsupported, virtio_options
-from pyhostdev.qemu.qemu_command.memory import MemoryWish, add_memory
+from pyhostdev.qemu.qemu_command.memory import MemoryRequest, add_memory
 from pyhostdev.qemu.qemu_domain import PPC64
 
 if TYPE_CHECKING:
@@ -33,8 +33,10 @@ def build_memories(build: CommandBuilder) -> None:
                 raise unsupported(f"<memory model='{module.model}'> without the <path> of its <source>", module)
             backend = f"mem{module.info.alias}"
             kib = _aligned_kib(build, module)
-            wish = MemoryWish(backend, kib, module.access, module.target_node, discard=module.discard, module=module)
-            add_memory(build, wish)
+            request = MemoryRequest(
+                backend, kib, module.access, module.target_node, discard=module.discard, module=module
+            )
+            add_memory(build, request)
             device = rule(build, module, backend)
             build.add_device({**device, "id": module.info.alias, **build.address(module)})
 

@@ -31,7 +31,7 @@ FOLLOWED_CAPABILITIES = (DEVICE_JSON, USB_HOSTDEVICE)
 
 _DEVICES = r"vfio-(?:pci|ap|ccw|platform|amd-xgbe|calxeda-xgmac)"
 _FUNCTION = r"(?<![0-9a-f:.])(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](?![0-9a-f])"
-_AROUND = re.compile(rf"{_DEVICES}|iommufd|sysfsdev|/dev/(?:vfio|iommu)|{_FUNCTION}", re.IGNORECASE)
+_BYPASS = re.compile(rf"{_DEVICES}|iommufd|sysfsdev|/dev/(?:vfio|iommu)|{_FUNCTION}", re.IGNORECASE)
 _FILE_OPTION = "readconfig"  # a file with further options, which the plan cannot see
 _HOST_PROPERTIES = ("driver", "host", "sysfsdev", "iommufd", "fd")
 _LOADER_PREFIXES = ("LD_", "GLIBC_TUNABLES")
@@ -47,7 +47,7 @@ def environment_of(dom: DomainFields) -> dict[str, str]:
     return {row.name: row.value for row in namespace_of(dom).env}
 
 
-def around_words(dom: DomainFields) -> list[Finding]:
+def bypass_findings(dom: DomainFields) -> list[Finding]:
     """
     Return an error for each argument or property in QEMU's namespace that could give the guest a host function.
 
@@ -55,9 +55,9 @@ def around_words(dom: DomainFields) -> list[Finding]:
     back.
     """
     found = namespace_of(dom)
-    said = [(arg.value, "A <qemu:arg>", arg.line) for arg in found.args if _goes_around(arg.value)]
+    said = [(arg.value, "A <qemu:arg>", arg.line) for arg in found.args if _bypasses_plan(arg.value)]
     for row in found.properties:
-        if row.name in _HOST_PROPERTIES or _goes_around(f"{row.name}={row.value}"):
+        if row.name in _HOST_PROPERTIES or _bypasses_plan(f"{row.name}={row.value}"):
             said.append((row.name, "A <qemu:property>", row.line))
     return [
         Finding("around-plan", ERROR, None, f"{what} bypasses the plan: '{shown(text)}'", line)
@@ -65,9 +65,9 @@ def around_words(dom: DomainFields) -> list[Finding]:
     ]
 
 
-def _goes_around(text: str) -> bool:
+def _bypasses_plan(text: str) -> bool:
     plain = _without_escapes(text)
-    return plain.lstrip("-") == _FILE_OPTION or _AROUND.search(plain) is not None
+    return plain.lstrip("-") == _FILE_OPTION or _BYPASS.search(plain) is not None
 
 
 def _without_escapes(text: str) -> str:
@@ -78,8 +78,8 @@ def _without_escapes(text: str) -> str:
         return text
 
 
-def namespace_words(dom: DomainFields) -> Iterator[Finding]:
-    """Yield the other findings of ``start`` about QEMU's namespace, besides ``around_words``."""
+def namespace_findings(dom: DomainFields) -> Iterator[Finding]:
+    """Yield the other findings of ``start`` about QEMU's namespace, besides ``bypass_findings``."""
     found = namespace_of(dom)
     for row in found.env:
         if row.name.startswith(_LOADER_PREFIXES) and os.geteuid() == 0:

@@ -74,18 +74,18 @@ def _unbuilt(definition: ElementDef) -> Iterator[ConfigUnsupportedError]:
             value = getattr(definition, name)
             if value not in (None, False, [], *harmless):
                 yield _error(definition, name, value)
-    for part in parts_of(definition):
-        yield from _unbuilt(part)
+    for nested in nested_definitions(definition):
+        yield from _unbuilt(nested)
 
 
-def parts_of(definition: ElementDef) -> Iterator[ElementDef]:
+def nested_definitions(definition: ElementDef) -> Iterator[ElementDef]:
     """Yield the nested definitions: those that share the element of this one, and those of child elements."""
     table = definition.table()
-    for name in (*table.embedded, *(row.field.name for row in table.rows if row.owner is None)):
+    for name in (*table.inlined, *(row.field.name for row in table.rows if row.owner is None)):
         value = getattr(definition, name)
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, ElementDef):
-                yield part
+        for nested in value if isinstance(value, list) else [value]:
+            if isinstance(nested, ElementDef):
+                yield nested
 
 
 def _error(definition: ElementDef, name: str, value: Any) -> ConfigUnsupportedError:

@@ -2,8 +2,8 @@
 """
 The elements of a domain in QEMU's XML namespace: arguments, environment, capabilities and device properties.
 
-They reach QEMU as the user wrote them, and express what the libvirt schema cannot. ``namespace_words`` and
-``around_words`` of ``qemu_command.namespace`` refuse those that would bypass the plan.
+They reach QEMU as the user wrote them, and express what the libvirt schema cannot. ``namespace_findings`` and
+``bypass_findings`` of ``qemu_command.namespace`` refuse those that would bypass the plan.
 
 Mirrors: qemuDomainXmlNsDef (src/qemu/qemu_domain.h), qemuDomainDefNamespaceParse (src/qemu/qemu_domain.c)
 """

@@ -12,13 +12,13 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.later_words import later_word_notes
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
+from pyhostdev.conf.newer_words import newer_word_notes
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, raise_all
 from pyhostdev.hypervisor.vf_network import VFNetwork, vf_consents, vf_obstacles
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 from pyhostdev.qemu.qemu_command import build_command_line
-from pyhostdev.qemu.qemu_command.ignored import start_words
+from pyhostdev.qemu.qemu_command.ignored import start_findings
 from pyhostdev.qemu.qemu_command.namespace import environment_of
 from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_domain import memlock_limit
@@ -145,8 +145,8 @@ def start_obstacles(
     missing image, a missing mediated device and an image that ``ownership`` cannot open have separate reasons. A note
     ``ignored`` names a part that has no effect.
     """
-    found = [*_unbuildable(dom, host, capabilities, keep_together, release), *_unfollowed(dom), *start_words(dom)]
-    found += later_word_notes(dom, release)
+    found = [*_unbuildable(dom, host, capabilities, keep_together, release), *_unfollowed(dom), *start_findings(dom)]
+    found += newer_word_notes(dom, release)
     found += image_obstacles(dom, host, ownership)
     found += iommufd_obstacles(dom, host, release, fd_groups)
     found += missing_mdevs(dom, host)
@@ -184,7 +184,7 @@ def _unbuildable(
 
 def unfollowed_errors(dom: DomainDef) -> list[ConfigError]:
     """Return an error for each setting that ``start`` does not implement and that a guest must not run without."""
-    refused = (finding for finding in [*_unfollowed(dom), *start_words(dom)] if finding.severity == ERROR)
+    refused = (finding for finding in [*_unfollowed(dom), *start_findings(dom)] if finding.severity == ERROR)
     return [ConfigUnsupportedError(finding.message, line=finding.line, reason=finding.reason) for finding in refused]
 
 

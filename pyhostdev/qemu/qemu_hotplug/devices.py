@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.device_validate import device_errors
 from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG
-from pyhostdev.conf.later_words import forget_later_words
+from pyhostdev.conf.newer_words import drop_newer_words
 from pyhostdev.errors import (
     VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_OPERATION_INVALID,
@@ -27,7 +27,7 @@ from pyhostdev.hypervisor.hostdev_attach import unit_of
 from pyhostdev.qemu.qemu_alias import hostdev_alias
 from pyhostdev.qemu.qemu_command.builder import CommandBuilder
 from pyhostdev.qemu.qemu_command.hostdev import hotplug_properties
-from pyhostdev.qemu.qemu_command.ignored import start_words
+from pyhostdev.qemu.qemu_command.ignored import start_findings
 from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_command.refused import unbuilt_errors
 from pyhostdev.qemu.qemu_domain_address import occupied_addresses
@@ -124,15 +124,15 @@ def _refuse_wrong(
     rules = QEMURules(capabilities, release)
     errors: list[ConfigError] = []
     for hostdev in hostdevs:
-        forget_later_words(hostdev, release)
+        drop_newer_words(hostdev, release)
         errors += device_errors(live, hostdev)
         errors += rules.device_errors(live, hostdev)
         errors += unbuilt_errors(hostdev) if hostdev.is_assigned else []
         hostdev.driver_name = hostdev.driver_name or "vfio"  # the only backend for assigned functions
-    known = set(start_words(live))
+    known = set(start_findings(live))
     after = live.copy()
     after.hostdevs.extend(hostdevs)
-    new = (finding for finding in start_words(after) if finding not in known and finding.severity == ERROR)
+    new = (finding for finding in start_findings(after) if finding not in known and finding.severity == ERROR)
     errors += (ConfigUnsupportedError(finding.message, line=finding.line) for finding in new)
     raise_all(errors)
 

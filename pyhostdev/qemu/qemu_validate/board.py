@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _CACHE_LEVEL = 3  # the only cache level that QEMU can configure
 _APIC_IDS = 255  # with xAPIC, without an IOMMU that remaps interrupts
 _START_MAX = 253402300799  # the last second of the year 9999
-_LATER_HYPERV = ("emsr_bitmap", "xmm_input", "tlbflush_direct", "tlbflush_extended")
+_NEWER_HYPERV = ("emsr_bitmap", "xmm_input", "tlbflush_direct", "tlbflush_extended")
 # timer -> the policies for lost ticks that QEMU supports
 _TICK_POLICIES = {
     "rtc": ("delay", "catchup"),
@@ -113,6 +113,6 @@ def _clock_errors(dom: DomainDef) -> Errors:
 
 def _hyperv_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     hyperv = dom.features.hyperv
-    for name in _LATER_HYPERV if hyperv is not None and not release.has("hyperv-later") else ():
+    for name in _NEWER_HYPERV if hyperv is not None and not release.has("hyperv-newer") else ():
         if getattr(hyperv, name) is not None:
             yield _unsupported(f"libvirt {release} has no Hyper-V feature {name}", hyperv)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The treatment of attributes and elements that a libvirt release does not know yet: dropped; values are refused.
+Attributes and elements that are newer than a libvirt release are dropped; newer values are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyhostdev.errors import ConfigError
 
 
-def forget_later_words(definition: ElementDef, release: LibvirtRelease) -> None:
+def drop_newer_words(definition: ElementDef, release: LibvirtRelease) -> None:
     """
     Remove the fields that the release does not know yet from a definition.
 
@@ -28,40 +28,40 @@ def forget_later_words(definition: ElementDef, release: LibvirtRelease) -> None:
         ConfigError: a known attribute has a newer value, or a newer attribute an invalid value; ``others`` has the
             further errors.
     """
-    raise_all([error for _, part in definition.parts() for error in _forget(part, release)])
+    raise_all([error for _, nested in definition.walk() for error in _drop_newer(nested, release)])
 
 
-def _forget(part: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
-    yield from (error for change, error in part.late_errors if release.has(change))
-    for row in part.table().rows:
+def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
+    yield from (error for change, error in nested.newer_errors if release.has(change))
+    for row in nested.table().rows:
         if row.field.since is not None and not release.has(row.field.since):
-            _drop(_holder(part, row), row)
-        elif isinstance(row.field, (Attribute, Content)) and row.field.codec.later:
-            value = getattr(_holder(part, row), row.field.name)
-            change = row.field.codec.later.get(value)
+            _drop(_holder(nested, row), row)
+        elif isinstance(row.field, (Attribute, Content)) and row.field.codec.since:
+            value = getattr(_holder(nested, row), row.field.name)
+            change = row.field.codec.since.get(value)
             if change is not None and not release.has(change):
-                yield row.field.refusal(value, part.tag, part.line)
+                yield row.field.refusal(value, nested.tag, nested.line)
 
 
-def later_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Finding]:
+def newer_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Finding]:
     """
     Return a note for each attribute and element that the release does not know yet and therefore ignores.
 
     Args:
         definition: as the user wrote it.
     """
-    return [note for _, part in definition.parts() for note in _notes(part, release)]
+    return [note for _, nested in definition.walk() for note in _notes(nested, release)]
 
 
-def _notes(part: ElementDef, release: LibvirtRelease) -> Iterator[Finding]:
-    for row in part.table().rows:
+def _notes(nested: ElementDef, release: LibvirtRelease) -> Iterator[Finding]:
+    for row in nested.table().rows:
         field = row.field
-        if field.since is None or release.has(field.since) or not vars(_holder(part, row)).get(field.name):
+        if field.since is None or release.has(field.since) or not vars(_holder(nested, row)).get(field.name):
             continue
-        element = [part.tag, *field.path][-1]
+        element = [nested.tag, *field.path][-1]
         place = f"'{field.leaf}' of <{element}>" if field.leaf else f"<{element}>"
         message = f"{place} is ignored, as in libvirt {release}: only newer releases know it"
-        yield Finding("ignored", NOTE, None, message, part.line)
+        yield Finding("ignored", NOTE, None, message, nested.line)
 
 
 def _drop(holder: ElementDef, row: Row) -> None:
@@ -71,5 +71,5 @@ def _drop(holder: ElementDef, row: Row) -> None:
         vars(holder).pop(row.field.name, None)
 
 
-def _holder(part: ElementDef, row: Row) -> Any:
-    return part if row.owner is None else getattr(part, row.owner)
+def _holder(nested: ElementDef, row: Row) -> Any:
+    return nested if row.owner is None else getattr(nested, row.owner)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from pyhostdev import ConfigError, DomainDef, XMLError
-from pyhostdev.conf.later_words import forget_later_words, later_word_notes
 from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
+from pyhostdev.conf.newer_words import drop_newer_words, newer_word_notes
 
 R9_0, R11_3, R12_8 = RELEASES
 HOSTDEV = (
@@ -25,7 +25,7 @@ def domain(devices: str) -> DomainDef:
 def test_a_later_attribute_is_dropped(release: LibvirtRelease, model: str | None) -> None:
     """An older libvirt does not see an attribute that it does not know; its element keeps the rest."""
     dom = domain(HOSTDEV)
-    forget_later_words(dom, release)
+    drop_newer_words(dom, release)
     assert ("vfio", model) == (dom.hostdevs[0].driver_name, dom.hostdevs[0].driver_model)
 
 
@@ -33,9 +33,9 @@ def test_a_later_value_is_refused_with_its_line() -> None:
     """A known attribute with a value that came later is an error of an older libvirt."""
     dom = domain("\n<watchdog model='itco'/>\n<watchdog model='i6300esb'/>")
     with pytest.raises(XMLError, match="Invalid value 'itco' of 'model' in <watchdog>") as caught:
-        forget_later_words(dom, R9_0)
+        drop_newer_words(dom, R9_0)
     assert (2, ()) == (caught.value.line, caught.value.others)
-    forget_later_words(dom, R11_3)
+    drop_newer_words(dom, R11_3)
     assert ["itco", "i6300esb"] == [watchdog.model for watchdog in dom.watchdogs]
 
 
@@ -68,7 +68,7 @@ def test_note_about_a_word_that_the_release_does_not_know() -> None:
     )
     dom = DomainDef.parse(text)
     old, new = RELEASES[0], RELEASES[-1]
-    said = [(finding.reason, finding.severity, finding.message) for finding in later_word_notes(dom, old)]
+    said = [(finding.reason, finding.severity, finding.message) for finding in newer_word_notes(dom, old)]
     rest = "is ignored, as in libvirt 9.0: only newer releases know it"
     assert [("ignored", "note", f"<iommufd> {rest}"), ("ignored", "note", f"'iommufd' of <driver> {rest}")] == said
-    assert [] == later_word_notes(dom, new)
+    assert [] == newer_word_notes(dom, new)
