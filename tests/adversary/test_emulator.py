@@ -206,7 +206,7 @@ def test_its_children_are_ended(leave: str, script: Script, place: Path, monkeyp
         connection.close()
 
 
-def test_it_dies_with_who_asks(script: Script, place: Path) -> None:
+def test_it_dies_with_its_starter(script: Script, place: Path) -> None:
     """An asked program does not outlive a pyhostdev that is killed in the middle of the question."""
     body = f"listener = socket.socket(socket.AF_UNIX)\nlistener.connect({str(place / 'listener')!r})\ntime.sleep(600)"
     asker = f"from pyhostdev.qemu.qemu_capabilities import probe\nprobe({script(body)!r})"

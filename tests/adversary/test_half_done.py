@@ -236,7 +236,7 @@ def test_prepare_again_of_something_else_is_refused(bcm5719: FakeHost, domain: D
             manager.prepare(manager.host.plan(domain("vm1", *words), "off"))
 
 
-def test_prepare_again_is_no_success_when_a_device_was_taken_away(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+def test_prepare_again_fails_when_a_device_was_taken_away(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
     """A device that another program has reattached since is not prepared."""
     manager = process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))

@@ -58,7 +58,7 @@ def test_changed_at_random(tree: Tree, secret: Path, tmp_path: Path, seed: int) 
 
 @pytest.mark.parametrize("where", ["config", "driver_override", "vendor", "numa_node", "class", "modalias"])
 @pytest.mark.parametrize("kind", NOT_FILES)
-def test_attribute_that_is_no_file(tree: Tree, secret: Path, where: str, kind: str) -> None:
+def test_attribute_that_is_not_a_file(tree: Tree, secret: Path, where: str, kind: str) -> None:
     """What is not a file is an error or absent, at once; opening a device or a FIFO would do something."""
     with place_in_copy(tree, f"{DEVICE}/{where}", kind, secret) as top:
         check(top, "list", (where, kind))
@@ -67,7 +67,7 @@ def test_attribute_that_is_no_file(tree: Tree, secret: Path, where: str, kind: s
 
 @pytest.mark.parametrize("where", ["proc/mounts", "proc/iomem", "proc/net/route", "run/libvirt/qemu/web.xml"])
 @pytest.mark.parametrize("kind", [*NOT_FILES, "many_lines", "noise"])
-def test_table_that_is_no_file(tree: Tree, secret: Path, where: str, kind: str) -> None:
+def test_table_that_is_not_a_file(tree: Tree, secret: Path, where: str, kind: str) -> None:
     """The same for what a plan reads; a table of any size needs the memory of one line."""
     with place_in_copy(tree, where, kind, secret) as top:
         check(top, "plan", (where, kind))
@@ -142,7 +142,7 @@ def test_rule_is_not_blind() -> None:
     assert [1] * len(broken) == [len(faults_of(answer)) for answer in broken]
 
 
-def test_secret_is_told_without_the_prison(tree: Tree, secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_is_printed_without_the_sandbox(tree: Tree, secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cases would show files outside the root if links were followed literally."""
     monkeypatch.setattr(confined, "root_and_path", lambda root, path: (b"", os.fsencode(path)))
     monkeypatch.setattr(pciscan, "_open_root", lambda root: -1)
@@ -330,7 +330,7 @@ def test_devices_and_fifos_are_looked_at_only(tmp_path: Path) -> None:
     assert [] == readers
 
 
-def test_path_outside_is_a_mistake_of_ours(tmp_path: Path) -> None:
+def test_path_outside_is_an_internal_error(tmp_path: Path) -> None:
     """A reader is never asked for what is not below its root; a name that only begins alike is not."""
     root = HostRoot(tmp_path / "root")
     for path in ("/etc/passwd", f"{root.path}-more/file"):

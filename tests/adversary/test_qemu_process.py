@@ -114,7 +114,7 @@ def peak_memory() -> int:
 
 
 class TestEvents:
-    def test_events_that_nobody_wants_are_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_events_without_a_reader_are_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The library's own listener keeps nothing, however many events a guest makes."""
         clients = []
         make = qemu_monitor._client
@@ -276,7 +276,7 @@ class TestLog:
             run(tmp_path, "sys.exit('said')", log=Path("guest.log"))
         assert "said\n" == (tmp_path / "here/guest.log").read_text()
 
-    def test_log_that_takes_nothing_is_no_obstacle(self, tmp_path: Path) -> None:
+    def test_full_log_does_not_stop_the_guest(self, tmp_path: Path) -> None:
         """A full disk loses output, not the guest."""
         script = "os.write(2, b'x' * 100); serve(power_off)"
         assert "shutdown" == run(tmp_path, script, log=Path("/dev/full")).reason
@@ -305,7 +305,7 @@ CHANNEL = "<channel type='unix'><target type='virtio' name='{name}'/></channel>"
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """A directory that every user can reach, whatever the mode of those above it."""
+    """A directory that every user can reach, whatever the modes of its parents."""
     changed = []
     for top in (tmp_path, *tmp_path.parents):
         mode = top.stat().st_mode

@@ -204,7 +204,7 @@ def test_state_of_the_kernel_that_names_paths(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100000, "\0", "{}", "null"])
-def test_state_of_the_kernel_that_is_none(tree: Path, content: str) -> None:
+def test_invalid_state_of_the_kernel(tree: Path, content: str) -> None:
     """Any other content of the file is reported in one sentence."""
     (tree / "fakehost.state").write_text(content)
     with pytest.raises(HostdevError, match=r"fakehost\.state"):

@@ -178,7 +178,7 @@ def test_scalars_have_their_units() -> None:
         ("<network/>", 1),
     ],
 )
-def test_a_domain_that_is_none_is_refused_with_its_line(text: str, line: int) -> None:
+def test_an_invalid_domain_is_refused_with_its_line(text: str, line: int) -> None:
     """Errors about missing and impossible values name their place."""
     with pytest.raises(XMLError) as error:
         DomainDef.parse(text)

@@ -123,7 +123,7 @@ def test_s1_a_device_that_is_multifunction_unknown_missing_or_unreadable_passes(
     domain(hostdev("assigned='no'")).validate(host)
 
 
-def test_s1_without_the_attribute_a_single_function_device_is_no_matter() -> None:
+def test_s1_single_function_device_without_the_attribute_is_valid() -> None:
     """The rule is about the attribute; unassigned in libvirt's spelling asks for nothing."""
     domain(hostdev(), hostdev(inner="<address type='unassigned'/>", function=1)).validate(stub_host(False))
 

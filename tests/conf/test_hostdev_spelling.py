@@ -87,7 +87,7 @@ def test_the_original_is_not_changed() -> None:
         ("teaming", "<teaming type='transient' persistent='ua-n'/>"),
     ],
 )
-def test_to_assigned_refuses_by_name_what_it_cannot_say(name: str, inner: str) -> None:
+def test_to_assigned_refuses_by_name_what_it_cannot_express(name: str, inner: str) -> None:
     """An unassigned device may have what assigned='no' forbids; the error names element and device."""
     dom = domain((f"{CARD}.1", "", inner + UNASSIGNED))
     with pytest.raises(XMLError, match=f"<{name}>") as error:

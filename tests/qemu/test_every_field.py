@@ -75,7 +75,7 @@ def test_the_trace_sees_what_is_not_read(corpus: list[DomainDef], read: set[Fiel
     assert set() == unbuilt & read
 
 
-def test_tables_say_what_is_so(read: set[FieldName]) -> None:
+def test_tables_are_true(read: set[FieldName]) -> None:
     """What a table explains or refuses is not built after all, and no field is in two tables without conditions."""
     assert set() == in_tables("ELSEWHERE", "REFUSED") & read
     assert set() == in_tables("ELSEWHERE") & in_tables("REFUSED", "REFUSED_BY_START", "IGNORED")

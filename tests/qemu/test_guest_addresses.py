@@ -102,7 +102,7 @@ def test_a_definition_that_was_not_defined_shows_what_is_written() -> None:
     assert {"hostdev 0000:03:00.0": ("0000:00:07.0", "written", True)} == why(dom)
 
 
-def test_one_more_interface_moves_what_stands_behind_it() -> None:
+def test_one_more_interface_moves_the_devices_after_it() -> None:
     """The new device is added, and the disks behind it move; in the pinned definition nothing does."""
     one, two = NET.format("01", "virtio"), NET.format("02", "virtio")
     dom = domain(one, DISK.format("vda"))
@@ -171,7 +171,7 @@ def test_a_later_libvirt_moves_devices_behind_index_gaps(controllers: str, expec
     assert expected == has_moved(compare_addresses(defined(dom, R9_0), defined(dom, R12_8)))
 
 
-def test_host_bridges_of_pseries_are_told_by_their_index() -> None:
+def test_host_bridges_of_pseries_are_identified_by_index() -> None:
     """The index is their place in the guest; a written one is not chosen."""
     bridge = "<controller type='pci' index='1' model='pci-root'><target index='3'/></controller>"
     found = defined(domain(bridge, arch="ppc64", machine="pseries")).addresses()

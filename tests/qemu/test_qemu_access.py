@@ -73,7 +73,7 @@ def test_every_file_is_known_with_what_is_done_to_it() -> None:
     assert expected == found
 
 
-def test_missing_and_relative_paths_are_told_at_once(tmp_path: Path) -> None:
+def test_missing_and_relative_paths_are_refused_at_once(tmp_path: Path) -> None:
     """Every file that is missing is a finding with its line, and so is every path that starts nowhere."""
     (tmp_path / "there").touch()
     disks = disk(tmp_path / "gone") + "\n" + disk(tmp_path / "there/in", "vdb") + disk("here", "vdc")

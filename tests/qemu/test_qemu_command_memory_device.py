@@ -77,7 +77,7 @@ def test_memory_can_grow_without_slots() -> None:
     assert "size=5242880k,maxmem=33554432k" == argv[argv.index("-m") + 1]
 
 
-def test_memory_attributes_are_told() -> None:
+def test_memory_attributes_are_printed() -> None:
     """Latencies, bandwidths and caches are in the table of the guest; a cell without processors has an initiator."""
     argv = built()
     assert "hmat=on" in argv[argv.index("-machine") + 1].split(",")

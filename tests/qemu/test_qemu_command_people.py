@@ -112,7 +112,7 @@ def test_a_fw_cfg_value_stays_one_value() -> None:
         ("type='pipewire'><input mixingEngine='no'/></audio>", {"driver": "pipewire", "in": {"mixing-engine": False}}),
     ],
 )
-def test_sound_goes_where_it_is_told(audio: str, expected: dict[str, Any]) -> None:
+def test_sound_goes_to_the_named_backend(audio: str, expected: dict[str, Any]) -> None:
     """Each kind of backend has its own words; those of others are not said."""
     (value,) = values(argv(f"<audio id='1' {audio}"), "-audiodev")
     assert {"id": "audio1", **expected} == json.loads(value)

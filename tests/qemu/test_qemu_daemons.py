@@ -121,7 +121,7 @@ def test_what_is_made_belongs_to_the_guests_user(template: Path, tmp_path: Path)
     assert {65534} == {path.stat().st_uid for path in (tmp_path / "state", tmp_path / "state/v")}
 
 
-def test_the_emulator_of_a_tpm_is_told_its_state() -> None:
+def test_the_emulator_of_a_tpm_gets_its_state() -> None:
     """Versions have different directories, below the UUID of the domain; another one can be named."""
     (spec,) = specs(PCI_TPM.format(""))
     state = "/var/lib/libvirt/swtpm/6cb9df67-db89-5919-bb3e-efaeef4a35b1/tpm2"
@@ -134,7 +134,7 @@ def test_the_emulator_of_a_tpm_is_told_its_state() -> None:
         specs(PCI_TPM.format("<source type='dir' path='/srv,mode=0666'/>"))
 
 
-def test_virtiofsd_is_told_what_it_serves() -> None:
+def test_virtiofsd_gets_the_directory_it_serves() -> None:
     """The words of <binary> are its options; a socket of another program needs none."""
     binary = (
         "<binary path='/opt/virtiofsd' xattr='on'><cache mode='always'/><sandbox mode='chroot'/>"

@@ -81,7 +81,7 @@ def test_memlock_limit_of_pseries(devices: str, expected: int) -> None:
         ("ppc64", "virt", [False, False, False, False]),
     ],
 )
-def test_machine_is_told_by_arch_and_name(arch: str, machine: str, expected: list[bool]) -> None:
+def test_machine_is_identified_by_arch_and_name(arch: str, machine: str, expected: list[bool]) -> None:
     """A machine's name means something on its own architecture only."""
     dom = domain(arch=arch, machine=machine)
     assert expected == [is_i440fx(dom), is_q35(dom), is_pseries(dom), is_arm_virt(dom)]

@@ -88,7 +88,7 @@ def test_conventional_function_gets_a_bridge_on_q35() -> None:
     assert ["02:01.0"] == guests(dom)
 
 
-def test_missing_function_is_taken_for_express() -> None:
+def test_missing_function_counts_as_express() -> None:
     """A function that the host does not have gets an Express port, as in libvirt."""
     assert ["01:00.0"] == guests(defined(hostdev(f"{CARD}.0"), machine="q35", host=None))
 

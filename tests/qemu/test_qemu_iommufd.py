@@ -99,7 +99,7 @@ def test_function_that_the_guest_does_not_get_brings_the_object_and_no_descripto
     assert (1, [], [None]) == (len(objects), devices, asked)
 
 
-def test_interface_that_is_a_host_device_says_it_too() -> None:
+def test_interface_that_is_a_host_device_has_the_setting_too() -> None:
     """Its <driver> has the attribute; XML and command line follow it."""
     dom = domain(INTERFACE.format("<driver name='vfio' iommufd='yes'/>"))
     assert [True] == ["iommufd" in row for row in printed(dom)[1]]

@@ -138,7 +138,7 @@ def test_an_override_does_not_exchange_the_device(name: str) -> None:
     assert ["around-plan"] == [finding.reason for finding in bypass_findings(domain(words))]
 
 
-def test_environment_is_told_and_loads_no_code_for_root() -> None:
+def test_environment_is_reported_and_loads_no_code_for_root() -> None:
     """The last value of a name counts; LD_PRELOAD is refused where root starts QEMU."""
     words = "".join(
         f"<qemu:env name='{name}' value='{value}'/>"

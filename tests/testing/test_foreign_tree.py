@@ -156,7 +156,7 @@ def test_sys_may_be_a_link(tree: HostRoot, tmp_path: Path) -> None:
     assert before == snapshot_tree(tree.path)
 
 
-def test_vfs_that_nobody_described_cannot_be_made(tree: HostRoot) -> None:
+def test_vfs_without_a_description_cannot_be_made(tree: HostRoot) -> None:
     """No guess about their addresses."""
     device = PCIDeviceAddress.parse(F0)
     for name, text in {"sriov_totalvfs": "4\n", "sriov_numvfs": "0\n"}.items():

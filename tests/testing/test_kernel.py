@@ -255,7 +255,7 @@ def test_non_pci_member_on_a_host_driver_makes_the_group_not_viable(bench: Bench
 # Stuck writes
 
 
-def test_unbind_of_a_held_function_is_stuck_until_it_is_let_go(card: Bench) -> None:
+def test_unbind_of_a_held_function_is_stuck_until_its_release(card: Bench) -> None:
     """Link and entry go at once; the node stays and is busy; the write ends with the holder."""
     card.to_vfio(F0, F1, F2, F3)
     with card.kernel.open_group(14):

@@ -222,7 +222,7 @@ def test_new_id_twice_is_eexist_and_one_field_is_einval(card: Bench) -> None:
     assert "EINVAL" == card.write("drivers/vfio-pci/new_id", "14e4")
 
 
-def test_remove_id_of_an_id_nobody_added_is_enodev(card: Bench) -> None:
+def test_remove_id_of_an_unknown_id_is_enodev(card: Bench) -> None:
     """Only dynamic ids can be removed, and once."""
     assert "ENODEV" == card.write("drivers/tg3/remove_id", "14e4 1657")
     card.write("drivers/vfio-pci/new_id", "14e4 1657")

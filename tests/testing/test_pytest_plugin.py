@@ -16,7 +16,7 @@ def test_host(fakehost):
 """
 
 
-def test_plugin_imports_nothing_of_ours_early() -> None:
+def test_plugin_imports_no_pyhostdev_module_early() -> None:
     """Loading it brings in the package and the room, no module of the simulation."""
     code = (
         "import sys, pyhostdev.testing.pytest_plugin;"

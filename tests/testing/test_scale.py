@@ -91,7 +91,7 @@ def test_vfio_devices_get_the_lowest_free_number(card: Bench) -> None:
     assert [2, 0, 1, 3] == [number(card, address) for address in (F2, F3, F1, F0)]
 
 
-def test_numbers_are_counted_where_nobody_kept_them(card: Bench) -> None:
+def test_numbers_are_counted_where_none_is_stored(card: Bench) -> None:
     """A state of an earlier version does not have them: the tree does."""
     card.to_vfio(F0, F1)
     card.unbind("vfio-pci", F0)
@@ -105,7 +105,7 @@ def test_numbers_are_counted_where_nobody_kept_them(card: Bench) -> None:
 
 
 @pytest.mark.parametrize("free", [[], [3, 1], [-1], ["x"], 7])
-def test_free_numbers_that_are_none(card: Bench, free: object) -> None:
+def test_invalid_free_numbers(card: Bench, free: object) -> None:
     """What is not the state of a kernel is refused."""
     path = Path(card.root.join("fakehost.state"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "vfio_free": free}))

@@ -83,7 +83,7 @@ def test_change_is_made_once_whoever_hears_of_it(shell: Shell, bcm5719: FakeHost
 
 @pytest.mark.parametrize("more", ["", "--json"])
 @pytest.mark.parametrize("where", ["> /dev/full", ">&-"])
-def test_recover_tells_what_was_done_where_it_can(shell: Shell, bcm5719: FakeHost, where: str, more: str) -> None:
+def test_recover_reports_what_it_did_where_it_can(shell: Shell, bcm5719: FakeHost, where: str, more: str) -> None:
     """A recovery runs once: if its table cannot be printed, it goes to standard error, with exit code 3."""
     before = bcm5719.snapshot()
     assert 0 == shell(f"pyhostdev prepare {GUEST} --root HOST --simulate").returncode
@@ -93,7 +93,7 @@ def test_recover_tells_what_was_done_where_it_can(shell: Shell, bcm5719: FakeHos
     assert before == bcm5719.snapshot()
 
 
-def test_refusal_is_told_by_its_code_when_nothing_else_can(shell: Shell) -> None:
+def test_refusal_is_reported_by_its_code_as_a_last_resort(shell: Shell) -> None:
     """A closed standard error changes no exit code, and its messages do not end up on standard output."""
     for where in ("2>&-", "2> /dev/full"):
         done = shell(f"pyhostdev show 0001:0a:00.0 --root HOST {where}")

@@ -270,7 +270,7 @@ def test_demo_runs(capsys: Capture) -> None:
     assert "byte for byte" in printed
 
 
-def test_release_of_a_name_that_has_nothing_is_told(run: Callable[..., Any]) -> None:
+def test_release_of_an_unknown_owner_is_reported(run: Callable[..., Any]) -> None:
     """A typo is refused; the release of a domain's file that a hook repeats is not."""
     assert (1, "", "pyhostdev: Domain 'TYPO' has no devices on this host\n") == run(
         "release", "--owner", "TYPO", "--simulate"
