@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The plugin costs other projects nothing until a test asks for a host."""
+"""The plugin imports nothing until a test requests a host."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A host becomes a description, and the host built from it is like it."""
+"""A captured description builds an equal host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyhostdev.util.virpci import PCIDevice, read_iommu_group_members
 
 
 def facts(fake: FakeHost) -> list[tuple[object, ...]]:
-    """Return what readers see of each function."""
+    """Return the visible facts about each function."""
     return [(str(dev.address), *facts_of(dev)) for dev in Host(fake.root).scan()]
 
 
