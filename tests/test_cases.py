@@ -77,7 +77,7 @@ def test_a_bus_reset_that_reaches_others_is_reported_for_both(tmp_path: Path) ->
 
 
 def test_one_group_in_two_slots_of_a_guest_with_an_iommu(tmp_path: Path) -> None:
-    """QEMU would fail, so the plan says so and start refuses."""
+    """QEMU would fail, so the plan has a finding and start refuses."""
     plan = plan_of("gpu4-viommu", "gpu4", tmp_path, accept=["boot-vga:0000:01:00.0"])
     assert ["viommu-group"] == [f.reason for f in plan.findings if f.severity == "note"]
     assert (True, False) == (plan.ok, plan.can_start)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A QEMU that its guest has taken over, and a domain that asks for more than it may: bounded in memory and time.
+A QEMU under the guest's control, and a domain that requests too much: memory and time are bounded.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Dom(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines that a test can wait for."""
+    """Short deadlines, for tests."""
     for name in ("GREETING_TIMEOUT_S", "ANSWER_TIMEOUT_S", "QUIT_TIMEOUT_S", "TERM_TIMEOUT_S"):
         monkeypatch.setattr(qemu_process, name, 2.0)
     monkeypatch.setattr(qemu_process, "HANGUP_TIMEOUT_S", 0.5)
@@ -109,7 +109,7 @@ def fails(directory: Path, script: str, dom: Dom = Dom()) -> bool:  # noqa: B008
 
 
 def peak_memory() -> int:
-    """Return the most that this process ever had, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
@@ -174,7 +174,7 @@ HARMLESS = ("no number", "silence", "a drip", "a half greeting")
 class TestGarbage:
     @pytest.mark.parametrize("what", GARBAGE)
     def test_garbage_for_a_greeting_is_one_error(self, tmp_path: Path, what: str) -> None:
-        """Whatever comes instead of a greeting is one OperationError, in bounded time and memory."""
+        """Any input instead of a greeting is one OperationError, in bounded time and memory."""
         before, begin = peak_memory(), time.monotonic()
         with pytest.raises(OperationError) as error:
             run(tmp_path, GARBAGE[what])
@@ -245,7 +245,7 @@ class TestLog:
         assert {0o640} == {path.stat().st_mode & 0o777 for path in tmp_path.glob("guest.log*")}
 
     def test_flood_of_words_holds_nothing_up(self, tmp_path: Path) -> None:
-        """A QEMU that writes without end is still ended by what its guest does."""
+        """A QEMU that writes without end still ends with its guest."""
         script = """
             def shout():
                 if os.fork() == 0:
@@ -318,7 +318,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 
 class Started:
-    """``pyhostdev start`` in a process of its own."""
+    """``pyhostdev start`` in a separate process."""
 
     def __init__(self, place: Path, devices: str, *options: str) -> None:
         (place / "vm.xml").write_text(DOMAIN.format(emulator=QEMU, devices=devices))

@@ -42,7 +42,7 @@ def test_any_version_has_a_nearest_release(version: tuple[int, int], nearest: st
 
 
 def test_releases_are_in_order_and_have_a_stored_qemu() -> None:
-    """The newest is the default, and each release has the capabilities of a QEMU beside it."""
+    """The newest is the default, and each release has the stored capabilities of its QEMU."""
     assert sorted(RELEASES) == list(RELEASES)
     assert RELEASES[-1] == DEFAULT_RELEASE
     assert DEFAULT_VERSION == DEFAULT_RELEASE.qemu

@@ -185,7 +185,7 @@ def test_signal_in_the_middle_finishes_the_undo(
 def test_devices_are_reset_before_the_first_goes_back(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """No function is reattached with a guest's state in it; after a failed reset it is reattached all the same."""
+    """No function is reattached with a guest's state in it; after a failed reset it is still reattached."""
     manager = manager_for(bcm5719)
     prepare(manager, seed_domain)
     done = len(bcm5719.kernel.trace)

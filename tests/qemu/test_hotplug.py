@@ -242,7 +242,7 @@ def test_qemu_dies_while_plugging(bcm5719: FakeHost) -> None:
     assert CARD == sorted(map(str, stage.manager.release("vm1")))
 
 
-# Guests that do not let go
+# Guests that do not release a device
 
 
 def test_silence_is_neither_success_nor_failure(bcm5719: FakeHost) -> None:

@@ -2,7 +2,7 @@
 """
 The simulated QEMU and a real one give equal answers; a second process plugs into a running guest.
 
-LAB_QEMU names another emulator, as ``make lab`` does for the newest QEMU that can be had.
+LAB_QEMU names another emulator, as ``make lab`` does for the newest available QEMU.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pyhostdev.qemu.qemu_process.tuning import apply_tuning, guest_environment
 
 
 class Answering:
-    """A monitor that answers from a table and remembers what it was told."""
+    """A monitor that answers from a table and records the commands."""
 
     def __init__(self, answers: dict[str, Any]) -> None:
         self.answers = answers

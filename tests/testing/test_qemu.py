@@ -172,7 +172,7 @@ def test_all_functions_go_together(machine: str, named: str) -> None:
     assert (["cold", "f0", "f3"], []) == (deleted(qemu), qemu.ids)
 
 
-def test_order_of_events_says_nothing() -> None:
+def test_order_of_events_is_undefined() -> None:
     """Function 0 comes first or last."""
     orders = set()
     for seed in range(8):

@@ -112,7 +112,7 @@ def test_changed_definition_gets_its_own_devices(bcm5719: FakeHost, hook: Hook) 
 
 
 def test_device_of_another_guest_stops_the_start(bcm5719: FakeHost, hook: Hook) -> None:
-    """A device with another owner is not taken, although libvirt knows nothing of that owner."""
+    """A device with another owner is not taken, although libvirt does not know that owner."""
     card = ["--keep", *(f"0001:09:00.{function}" for function in range(4))]
     root = ["--root", bcm5719.root.path, "--simulate"]
     assert 0 == main.main(["prepare", "--owner", "other", *card, *root])

@@ -355,7 +355,7 @@ def test_threads_write_at_once(writer: ForkedWriter, root: HostRoot) -> None:
     assert [] == failures
 
 
-# A manager that is in the middle of a write when it is told so, or killed; it holds a lock of its own.
+# A manager that is in the middle of a write when the test resumes or kills it; it holds its own lock.
 MANAGER = """
 import fcntl, sys, time
 from pyhostdev.errors import InDoubtError
@@ -571,7 +571,7 @@ LOADED = "kernel"  # every Linux has /sys/module/kernel
 
 
 def test_module_is_loaded_with_blacklist(modprobe: Callable[..., ForkedWriter], tmp_path: Path) -> None:
-    """The administrator's blacklist is obeyed, and no name is taken for an option."""
+    """The administrator's blacklist is obeyed, and no name can be read as an option."""
     modprobe(f'echo "$@" > {tmp_path}/words').load_module(LOADED)
     assert f"-b -- {LOADED}\n" == (tmp_path / "words").read_text()
 
