@@ -94,12 +94,8 @@ def domain_to_native(
     """
     refuse_missing(dom, host)
     capabilities = capabilities or capabilities_of(dom, host, release=release)
-    errors: list[ConfigError] = []
+    errors = _validation_errors(dom, host)
     argv: list[str] = []
-    try:
-        dom.validate(host)
-    except ConfigError as err:
-        errors.append(err)
     try:
         argv = build_command_line(
             dom,
@@ -114,3 +110,12 @@ def domain_to_native(
         errors.append(err)
     raise_all(errors)
     return argv
+
+
+def _validation_errors(dom: DomainDef, host: Host) -> list[ConfigError]:
+    """Return the error of an invalid definition, which has further ones in ``others``; empty if it is valid."""
+    try:
+        dom.validate(host)
+    except ConfigError as err:
+        return [err]
+    return []
