@@ -27,7 +27,7 @@ def planned(
     """Return the plan with the obstacles of ``start``, and the origin of the emulator's capabilities."""
     from pyhostdev.hypervisor.vf_network import vf_consents
     from pyhostdev.qemu import qemu_driver
-    from pyhostdev.qemu.qemu_iommufd import vfio_nodes
+    from pyhostdev.qemu.qemu_process.iommufd import vfio_nodes
 
     ownership = chosen_ownership(args.user)
     own = vf_consents(definition) if args.for_start else []  # start sets the network of virtual functions itself

@@ -32,9 +32,9 @@ from pyhostdev.qemu.qemu_driver.refusals import (
 )
 from pyhostdev.qemu.qemu_firmware import choose_at_start
 from pyhostdev.qemu.qemu_hostdev import absent_usb, without_absent_usb
-from pyhostdev.qemu.qemu_iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
 from pyhostdev.qemu.qemu_process.access import image_obstacles
 from pyhostdev.qemu.qemu_process.interface import interface_obstacles
+from pyhostdev.qemu.qemu_process.iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
 from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
 from pyhostdev.qemu.qemu_process.resources import resource_obstacles
 from pyhostdev.util.finding import ERROR, Finding
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.qemu.qemu_command.builder import VFIODescriptor
-    from pyhostdev.qemu.qemu_iommufd import FDGroups
     from pyhostdev.qemu.qemu_process.descriptors import DeviceDescriptors
+    from pyhostdev.qemu.qemu_process.iommufd import FDGroups
     from pyhostdev.qemu.qemu_process.process import GuestOutcome
     from pyhostdev.qemu.qemu_process.sockets import ListeningSockets
     from pyhostdev.qemu.qemu_process.vfiofds import VFIODescriptors
