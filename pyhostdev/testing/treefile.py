@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Hosts as text: the ``.tree`` format, with one reviewable line for a function, a driver, a group.
+Hosts as text: the ``.tree`` format, with one reviewable line for each function, a driver, a group.
 
 ``#`` starts a comment. PCI numbers are hexadecimal, all others decimal.
 

@@ -12,7 +12,7 @@ _COUNTS: dict[str, int] = {}
 
 @pytest.fixture
 def count_cases(request: pytest.FixtureRequest) -> Iterator[list[int]]:
-    """A list to which a test appends one item a case; the sums are printed at the end."""
+    """A list to which a test appends one item per case; the sums are printed at the end."""
     cases: list[int] = []
     yield cases
     name = request.node.originalname

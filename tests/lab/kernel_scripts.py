@@ -89,7 +89,7 @@ def recorded() -> dict[str, list[str]]:
 
 
 def record(answers: dict[str, list[str]], path: Path) -> None:
-    """Write answers, one script a line."""
+    """Write answers, one script per line."""
     lines = (f"{json.dumps(name)}: {json.dumps(words)}" for name, words in answers.items())
     path.write_text("{\n  " + ",\n  ".join(lines) + "\n}\n")
 

@@ -53,7 +53,7 @@ def test_completed_definition(name: str, libvirt_host: HostFacts, check_golden: 
 
 @pytest.mark.parametrize("name", CASES)
 def test_command_line(name: str, libvirt_host: HostFacts, check_golden: Check) -> None:
-    """The command lines of the seed's cases stay as they were reviewed; one argument a line."""
+    """The command lines of the seed's cases stay as they were reviewed; one argument per line."""
     argv = build_command_line(parse(name), host=libvirt_host, release=R9_0)
     check_golden(TESTDATA / f"{name}.args", "".join(f"{word}\n" for word in argv))
 

@@ -465,7 +465,7 @@ def test_last_member_takes_its_group_along(card: Bench) -> None:
 
 
 def test_trace_tells_path_value_and_result(card: Bench) -> None:
-    """One entry a write, modules included."""
+    """The trace has one entry per write or module."""
     card.override(F0, "vfio-pci")
     card.bind("tg3", F0)
     card.kernel.load_module("tg3")

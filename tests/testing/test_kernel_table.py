@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The table of write results, measured on real kernels: one test a row, named after it."""
+"""The table of write results, measured on real kernels: one test per row, named after it."""
 
 from __future__ import annotations
 
