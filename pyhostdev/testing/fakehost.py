@@ -16,7 +16,7 @@ from pyhostdev.errors import ConfigError
 from pyhostdev.testing.hostbuild import (
     bind_described,
     build_host,
-    build_included_host,
+    build_once,
     link_described,
     put_described,
 )
@@ -72,9 +72,9 @@ class FakeHost:
             ConfigError: the description is invalid; the message names its line.
             FileExistsError: the directory already holds a host.
         """
-        if isinstance(tree, str) and "\n" in tree:
-            return cls(parse_host(tree), directory)
-        return cls(read_host(tree), directory)
+        spec = parse_host(tree) if isinstance(tree, str) and "\n" in tree else read_host(tree)
+        has_dumps = any(function.dump is not None for function in spec.functions.values())
+        return cls(spec, directory, build=build_host if has_dumps else build_once)
 
     @classmethod
     def named(cls, name: str, directory: str | os.PathLike[str]) -> FakeHost:
@@ -86,7 +86,7 @@ class FakeHost:
         """
         if name not in named_hosts():
             raise ConfigError(f"Unknown host '{name}': expected one of {', '.join(named_hosts())}")
-        return cls(read_host(os.path.join(HOSTS, f"{name}.tree")), directory, build=build_included_host)
+        return cls(read_host(os.path.join(HOSTS, f"{name}.tree")), directory, build=build_once)
 
     def host(self, **options: Any) -> Host:
         """

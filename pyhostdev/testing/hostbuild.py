@@ -23,24 +23,27 @@ if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
 
 
-_IMAGES: dict[str, Image] = {}  # of the hosts included in the package, by name
+_IMAGES: dict[str, Image] = {}  # by description, the latest last
+_IMAGES_MAX = 32
 
 
-def build_included_host(root: HostRoot, host: HostSpec) -> None:
+def build_once(root: HostRoot, host: HostSpec) -> None:
     """
-    Create the tree of a host included in the package; a process builds each of them once and then copies it.
+    Create the tree of a host that was just read; a process builds each description once and then copies the tree.
 
     Raises:
         FileExistsError: the directory already holds a host.
     """
     os.makedirs(root.path, exist_ok=True)
     is_empty = not os.listdir(root.path)
-    if is_empty and host.name in _IMAGES:
-        write_image(root.path, _IMAGES[host.name])
+    if is_empty and host.text in _IMAGES:
+        write_image(root.path, _IMAGES[host.text])
         return
     build_host(root, host)
     if is_empty:
-        _IMAGES[host.name] = read_image(root.path)
+        _IMAGES[host.text] = read_image(root.path)
+        if len(_IMAGES) > _IMAGES_MAX:
+            del _IMAGES[next(iter(_IMAGES))]
 
 
 def build_host(root: HostRoot, host: HostSpec) -> None:

@@ -86,6 +86,7 @@ class HostSpec:
         "routes",
         "settings",
         "swaps",
+        "text",
     )
 
     def __init__(self, name: str, directory: str = "") -> None:
@@ -99,6 +100,7 @@ class HostSpec:
         self.mounts: list[tuple[str, str, str]] = []
         self.swaps: list[str] = []
         self.routes: list[str] = []
+        self.text = ""  # the description that was read, if any
 
     @property
     def release(self) -> str:

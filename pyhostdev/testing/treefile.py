@@ -320,6 +320,7 @@ def parse_host(text: str, *, name: str = "host", directory: str = "") -> HostSpe
         ConfigError: a line is invalid, or contradicts another; ``line`` is the number of the line, if there is one.
     """
     host = HostSpec(name, directory)
+    host.text = text
     reader = _Reader(host)
     for number, line in enumerate(text.splitlines(), 1):
         content = line.split("#", 1)[0].rstrip()
