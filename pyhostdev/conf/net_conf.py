@@ -22,7 +22,9 @@ from pyhostdev.util.virxml import parse_unsigned, shown
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from pyhostdev.conf.network_conf import NetworkDef
     from pyhostdev.conf.xml.xmlfield import Field
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.virxml import Element
 
 NET_TYPES = (
@@ -252,6 +254,7 @@ class DomainNetDef(ElementDef):
         return self  # type: ignore[return-value]  # only called on DomainNetDef
 
     host_driver_names: tuple[str, ...] = ()  # values of <driver name=> that are not about virtio
+    is_from_pool = False  # a network's pool gave the host device
     mac_is_made = False  # the MAC address is a default, not a request of the user
 
     def network_identity(self) -> list[str]:
@@ -338,3 +341,35 @@ class DomainHostdevNetDef(DomainNetDef):
         hostdev.interface = InterfaceNetwork(tuple(self.network_identity()), self.virtualport is not None)
         hostdev.line = self.line
         return hostdev
+
+
+class PoolNetDef(DomainHostdevNetDef):
+    """
+    An interface of type network as it runs: its network is a pool, which gave it a host device.
+
+    It is never parsed or stored; ``network`` is the name of the network.
+
+    Mirrors: virDomainActualNetDef of type hostdev (src/conf/domain_conf.h)
+    """
+
+    is_from_pool = True
+    network = ""
+
+    @classmethod
+    def of(cls, net: DomainNetDef, address: PCIDeviceAddress, network: NetworkDef) -> PoolNetDef:
+        """
+        Return an interface of type network as the host device that it gets.
+
+        The network says whether the device is managed, and its driver; its VLAN applies if the interface has none.
+
+        Mirrors: virDomainNetDefActualFromNetworkPort (src/conf/domain_conf.c)
+        """
+        self = cls()
+        vars(self).update(vars(net.copy()))
+        self.drop_virtio_driver()
+        self.network, self.type, self.source = network.name, "hostdev", None
+        self.managed, self.driver_name, self.driver_model = network.managed, network.driver, network.driver_model
+        self.vlan = net.vlan or network.vlan
+        self.host_source = NetHostdevSource(address_type="pci", **address._asdict())
+        self.host_source.line = net.line
+        return self

@@ -89,7 +89,7 @@ def test_bridge_of_a_network_is_in_its_definition_if_the_bridge_is_there(there: 
         ),
         ("<forward mode='vepa' dev='eth1'/>", Connection("direct", "eth1", "vepa")),
         ("<forward mode='private' dev='eth9'/>", "no interface of the network 'lan'"),
-        ("<forward mode='hostdev'><pf dev='eth1'/></forward>", "assigns host devices"),
+        ("<forward mode='hostdev'><pf dev='eth1'/></forward>", Connection("pool", "lan")),
         ("<forward mode='bridge'/><bridge name='ovs'/><virtualport type='openvswitch'/>", "<virtualport>"),
     ],
 )  # fmt: skip

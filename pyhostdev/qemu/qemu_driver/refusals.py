@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.hostdev_conf import MdevSource
 from pyhostdev.errors import RefusedError
+from pyhostdev.hypervisor.network_pool import pool_obstacles
 from pyhostdev.qemu.qemu_process.access import image_obstacles
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.virfile import is_directory
@@ -40,6 +41,18 @@ def refuse_missing(dom: DomainDef, host: Host) -> None:
     if missing:
         findings = [Finding("device-missing", ERROR, a, f"Device {a} is not on this host") for a in missing]
         raise RefusedError(findings)
+
+
+def refuse_without_functions(dom: DomainDef, host: Host) -> None:
+    """
+    Refuse a domain with interfaces to which networks' pools give no function.
+
+    Raises:
+        RefusedError: has one finding per interface.
+    """
+    obstacles = list(pool_obstacles(dom, host))
+    if obstacles:
+        raise RefusedError(obstacles)
 
 
 def refuse_unstartable(dom: DomainDef, host: Host, plan: Plan) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.errors import HostdevError, OperationError
 from pyhostdev.hypervisor.netdev_journal import MacvtapJournal
+from pyhostdev.hypervisor.network_pool import pool_obstacles
 from pyhostdev.hypervisor.virnetwork import is_bridge, is_interface, read_network
 from pyhostdev.qemu.qemu_command.net import TAP_TYPES, queues_of, wants_vhost
 from pyhostdev.util import netlink, virnetdev
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.util.hostroot import HostRoot
 
-BRIDGE, DIRECT, ETHERNET = "bridge", "direct", "ethernet"
+BRIDGE, DIRECT, ETHERNET, POOL = "bridge", "direct", "ethernet", "pool"
 
 _CAP_NET_ADMIN = 12  # linux/capability.h
 # models whose packets have the virtio-net header, which carries offloads
@@ -41,7 +42,7 @@ _TAP_MAC_PREFIX = "fe"  # a bridge adopts the lowest address of its ports, which
 
 
 class Connection(NamedTuple):
-    """What an interface is connected to: a bridge, an interface of the host with a macvtap's mode, or nothing."""
+    """What an interface is connected to: a bridge, a pool, an interface of the host with a mode, or nothing."""
 
     kind: str
     where: str = ""
@@ -62,6 +63,7 @@ def interface_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
             yield found
         else:
             yield from _connection_obstacles(host.root, net, found)
+    yield from pool_obstacles(dom, host)
     if taps and host.root.is_live:
         yield from _right_obstacles(dom, taps, host.root)
 
@@ -84,12 +86,11 @@ def _of_network(root: HostRoot, net: Any) -> Connection | Finding:
     if network is None:
         return _missing(net, f"libvirt has no network '{shown(name)}' on this host")
     definition = network.definition
+    if definition.is_pool:
+        return Connection(POOL, definition.name)
     if definition.special or net.source.portgroup is not None:
         words = ", ".join(definition.special) or "portgroup"
         message = f"<{words}> of the network '{shown(name)}' is not supported"
-        return Finding("unsupported", ERROR, None, message, net.line)
-    if definition.is_pool:
-        message = f"The network '{shown(name)}' assigns host devices: use an <interface type='hostdev'>"
         return Finding("unsupported", ERROR, None, message, net.line)
     if definition.is_direct:
         return _of_direct(root, net, definition)
@@ -204,6 +205,8 @@ class InterfaceConnector:
         found = connection_of(self.host.root, net)
         if isinstance(found, Finding):
             raise OperationError(found.message)
+        if found.kind == POOL:
+            raise OperationError(f"The network '{shown(found.where)}' gives the guest no virtual function")
         what = f"connect the interface with MAC address {net.mac}"
         connect = self._macvtap if found.kind == DIRECT else self._tap
         if found.kind == DIRECT:
