@@ -58,9 +58,9 @@ def seconds(text: str) -> float:
 
 
 def _consent(text: str) -> str:
-    from pyhostdev.hypervisor.hostdev_checks import consents
+    from pyhostdev.hypervisor.hostdev_checks import parse_consent
 
-    consents([text])
+    parse_consent(text)
     return text
 
 
@@ -124,7 +124,8 @@ def add_accept(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=checked(_consent),
         metavar="REASON:ADDRESS",
-        help="consent to boot-vga, mounted, default-route or vf-network of one device; can be repeated",
+        help="consent to boot-vga, mounted, default-route or vf-network of one device, which may be named as net:eno1, "
+        "block:nvme0n1 or pf:eno1/vf3; can be repeated",
     )
 
 

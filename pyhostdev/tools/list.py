@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from pyhostdev.tools import arguments, output, releases, streams
@@ -44,8 +44,10 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--vendor", type=_hex, metavar="ID", help="only this vendor, e.g. 8086")
     group.add_argument("--owner", metavar="NAME", help="only devices in use by this domain")
     group.add_argument("--assignable", action="store_true", help="only functions that can be given to a guest now")
-    group.add_argument("--names", action="store_true", help="name vendors, devices, interfaces, disks and owners")
-    group.add_argument("--columns", type=_columns, metavar="NAME,...", help="print these columns")
+    group.add_argument("--names", action="store_true", help="name devices, interfaces, disks and owners")
+    group.add_argument(
+        "--columns", type=_columns, metavar="NAME,...", help="print these columns; JSON gets their keys, too"
+    )
 
 
 def _hex(text: str) -> str:
@@ -73,11 +75,11 @@ def _run_selected(args: argparse.Namespace, host: Host) -> int:
     multifunction = _multifunction(scan, verify=args.verify)
     listing = list_selected.Listing(host, scan, drivers, multifunction.__getitem__)
     positions = listing.selected(args)
+    columns = args.columns or (list_selected.NAMES if args.names else list_selected.DEFAULT)
     if args.json:
         lines = list(_json_lines(scan, drivers, multifunction))
-        streams.write(",\n".join(lines[at] for at in positions).join(("[\n", "\n]\n")) if positions else "[]\n")
+        _write_json([_with_more(lines[at], listing.more_json(at, columns)) for at in positions])
         return 0
-    columns = args.columns or (list_selected.NAMES if args.names else list_selected.DEFAULT)
     output.print_table([name.upper() for name in columns], listing.rows(positions, columns))
     return 0
 
@@ -91,11 +93,20 @@ def run(args: argparse.Namespace) -> int:
     scan = host.scan()
     multifunction = _multifunction(scan, verify=args.verify)
     if args.json:
-        lines = ",\n".join(_json_lines(scan, drivers, multifunction))
-        streams.write(f"[\n{lines}\n]\n" if lines else "[]\n")
+        _write_json(_json_lines(scan, drivers, multifunction))
     else:
         output.print_rows(COLUMNS, list(_rows(scan, drivers, multifunction)))
     return 0
+
+
+def _write_json(lines: Iterable[str]) -> None:
+    text = ",\n".join(lines)
+    streams.write(f"[\n{text}\n]\n" if text else "[]\n")
+
+
+def _with_more(line: str, facts: dict[str, object]) -> str:
+    """Return a function's line of JSON with more keys."""
+    return f"{line[:-1]}, {json.dumps(facts)[1:]}" if facts else line
 
 
 def _drivers(args: argparse.Namespace, host: Host) -> VFIODrivers:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.hostusage import names_by_function
+from pyhostdev.util.hostusage import MOUNTED, names_by_function
 from pyhostdev.util.pciids import PCIIds
 from pyhostdev.util.vfiodriver import VFIODrivers
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT = ("address", "id", "class", "group", "driver", "multifunction", "pf", "vfio")
 NAMES = ("address", "name", "class", "group", "driver", "netdevs", "blocks", "owner")
 COLUMNS = (*DEFAULT, "name", "netdevs", "blocks", "mounts", "owner", "numa")
+JSON_KEYS = {key: key for key in ("name", "netdevs", "blocks", "mounts", "owner")} | {"numa": "numa_node"}
 _CLASS_DIGITS = (2, 4, 6)
 _NO_DRIVER = "none"
 
@@ -90,10 +91,15 @@ class Listing:
 
     def rows(self, positions: list[int], columns: tuple[str, ...]) -> Iterator[tuple[object | None, ...]]:
         """Yield the rows of a table."""
-        cells = [getattr(self, f"_{name}") for name in columns]
+        facts = [getattr(self, f"_{name}") for name in columns]
         for at in positions:
             dev = self.scan[at]
-            yield tuple(self._multifunction(at) if cell == self._multifunction else cell(dev) for cell in cells)
+            yield tuple(_cell(self._multifunction(at) if f == self._multifunction else f(dev)) for f in facts)
+
+    def more_json(self, at: int, columns: tuple[str, ...]) -> dict[str, object]:
+        """Return what the chosen columns add to a function's usual keys."""
+        dev = self.scan[at]
+        return {JSON_KEYS[name]: getattr(self, f"_{name}")(dev) for name in columns if name in JSON_KEYS}
 
     def _address(self, dev: PCIDevice) -> object:
         return dev.address
@@ -127,23 +133,22 @@ class Listing:
             self._ids = PCIIds.read(self.host.root, HostRoot("/"))
         return self._ids.name(dev.vendor, dev.device)
 
-    def _netdevs(self, dev: PCIDevice) -> object | None:
+    def _netdevs(self, dev: PCIDevice) -> list[str]:
         return self._below("net", self.host.root.class_net, dev)
 
-    def _blocks(self, dev: PCIDevice) -> object | None:
+    def _blocks(self, dev: PCIDevice) -> list[str]:
         return self._below("block", self.host.root.class_block, dev)
 
-    def _mounts(self, dev: PCIDevice) -> object | None:
-        uses = self.scan.uses(dev)
-        return "; ".join(use.text for use in uses if use.reason == "mounted") or None
+    def _mounts(self, dev: PCIDevice) -> list[str]:
+        return [use.text for use in self.scan.uses(dev) if use.reason == MOUNTED]
 
     def _owner(self, dev: PCIDevice) -> object | None:
         return self.owners.get(str(dev.address))
 
-    def _below(self, kind: str, directory: str, dev: PCIDevice) -> str | None:
+    def _below(self, kind: str, directory: str, dev: PCIDevice) -> list[str]:
         if kind not in self._tables:
             self._tables[kind] = names_by_function(self.host.root, directory)
-        return " ".join(self._tables[kind].get(str(dev.address), ())) or None
+        return self._tables[kind].get(str(dev.address), [])
 
     @property
     def owners(self) -> dict[str, str]:
@@ -152,3 +157,10 @@ class Listing:
             records = self.host.readable_records() or {}
             self._owners = {str(a): r.owner for a, r in records.items() if r.owner is not None}
         return self._owners
+
+
+def _cell(fact: object | None) -> object | None:
+    """Return the text of a fact with several names."""
+    if not isinstance(fact, list):
+        return fact
+    return ("; " if any(" " in name for name in fact) else " ").join(fact) or None

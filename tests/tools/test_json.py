@@ -285,6 +285,20 @@ SAMPLES: dict[str, list[tuple[str, ...]]] = {
 }
 
 
+def test_list_has_the_chosen_columns(fakehost: Callable[[str], FakeHost], ask: Ask) -> None:
+    """--names and --columns add keys to the usual ones; columns that JSON has already add none."""
+    sriov = fakehost("sriov")
+    disk = ["--group", "3"]
+    (plain,), (named,) = ask(sriov, "list", *disk), ask(sriov, "list", "--names", *disk)
+    assert [plain] == ask(sriov, "list", "--columns", "address,vfio", *disk)
+    more = {key: value for key, value in named.items() if key not in plain}
+    assert {"name", "netdevs", "blocks", "owner"} == set(more)
+    assert (["nvme0n1"], [], None) == (more["blocks"], more["netdevs"], more["owner"])
+    (columns,) = ask(sriov, "list", "--columns", "mounts,numa", *disk)
+    assert ({"mounts", "numa_node"}, 0) == (set(columns) - set(plain), columns["numa_node"])
+    assert ["holds 'nvme0n1', which is in use as the file system at '/'"] == columns["mounts"]
+
+
 @pytest.mark.parametrize("verb", verbs())
 def test_schemas_refuse_every_mutation(verb: str, bcm5719: FakeHost, ask: Ask, tmp_path: Path) -> None:
     """No key may be missing or new, and no value of another type, wherever it is in the output."""
