@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
 
 from pyhostdev import DomainDef, Host, HostdevManager, PCIDeviceAddress
 from pyhostdev.testing.fakehost import FakeHost
@@ -32,6 +33,10 @@ DOMAIN = """<domain type='qemu'>
   </devices>
 </domain>
 """
+
+
+settings.register_profile("pyhostdev", deadline=None)  # a busy machine is slow, not wrong
+settings.load_profile("pyhostdev")
 
 
 def pytest_configure() -> None:

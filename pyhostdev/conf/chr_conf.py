@@ -73,7 +73,7 @@ class ChrSource(ElementDef):
         """The path of a file, device, pipe or socket."""
         return self.sources[0].path if self.sources else None
 
-    def settle(self) -> None:
+    def normalise(self) -> None:
         """
         Fill in defaults (mode, protocol), and drop what the type does not use.
 

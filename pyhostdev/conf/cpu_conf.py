@@ -118,7 +118,7 @@ class CPUDef(ElementDef):
 
     @property
     def has_hmat(self) -> bool:
-        """True when the guest learns how fast its nodes reach each other's memory."""
+        """True if the guest gets an HMAT, with the speed of its nodes' memory."""
         return bool(self.latencies or self.bandwidths or any(cell.caches for cell in self.cells))
 
     def parsed(self, element: Element) -> None:

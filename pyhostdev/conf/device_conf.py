@@ -296,7 +296,7 @@ class DeviceInfo(ElementDef):
         return address if isinstance(address, PCIGuestAddress) and not address.is_empty else None
 
     @property
-    def wants_address(self) -> bool:
+    def needs_address(self) -> bool:
         """True if an address must be chosen for the device."""
         address = self.address
         return address is None or (isinstance(address, PCIGuestAddress) and address.is_empty)

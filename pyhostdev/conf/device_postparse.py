@@ -62,14 +62,14 @@ def _fill_chr(dom: DomainDef, device: DomainChrDef) -> None:
         others: list[Any] = getattr(dom, f"{device.tag}s")
         ports = [other.target_port for other in others if other.target_port is not None]
         device.target_port = max(ports, default=-1) + 1
-    device.source.settle()
+    device.source.normalise()
     device.target_state = None
 
 
 def _fill_rng(dom: DomainDef, device: DomainRNGDef) -> None:
     backend = device.backend
     if backend is not None and backend.model == "egd":
-        backend.chardev.settle()
+        backend.chardev.normalise()
     if backend is not None and backend.model == "random" and not backend.path:
         backend.path = "/dev/random"
 
@@ -279,10 +279,10 @@ def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
     if device.type == "direct" and device.source is not None:
         device.source.mode = device.source.mode or "vepa"
     if device.mac is None:
-        device.mac, device.mac_is_made = _made_mac(dom, device), True
+        device.mac, device.mac_is_made = _derived_mac(dom, device), True
 
 
-def _made_mac(dom: DomainDef, device: DomainNetDef) -> str:
+def _derived_mac(dom: DomainDef, device: DomainNetDef) -> str:
     """
     Return a MAC address derived from the domain and the interface's position.
 
@@ -296,7 +296,7 @@ def _made_mac(dom: DomainDef, device: DomainNetDef) -> str:
 
 
 def _fill_redirected(dom: DomainDef, device: DomainRedirdevDef | DomainSmartcardDef) -> None:
-    device.source.settle()
+    device.source.normalise()
 
 
 def _fill_shmem(dom: DomainDef, device: DomainShmemDef) -> None:

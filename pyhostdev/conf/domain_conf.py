@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ProposedHostdev(NamedTuple):
-    """A function that a domain should declare too; ``is_multifunction`` is what the host shows (row S1)."""
+    """A function that a domain should declare too; ``is_multifunction`` is the host's answer (row S1)."""
 
     address: PCIDeviceAddress
     managed: bool

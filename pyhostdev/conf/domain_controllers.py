@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.libvirt_release import LibvirtRelease
 
 USB2_MODELS = ("ich9-ehci1", "ich9-uhci1", "ich9-uhci2", "ich9-uhci3")
-_COMPANION_PORTS = {"ich9-uhci1": 0, "ich9-uhci2": 2, "ich9-uhci3": 4}  # of the EHCI they stand by
+_COMPANION_PORTS = {"ich9-uhci1": 0, "ich9-uhci2": 2, "ich9-uhci3": 4}  # of the EHCI that they belong to
 
 
 def insert_controller(controllers: list[DomainControllerDef], new: DomainControllerDef) -> None:
@@ -34,7 +34,7 @@ def insert_controller(controllers: list[DomainControllerDef], new: DomainControl
         current = controllers[place]
         if current.type != new.type:
             continue
-        if new.index is not None and _goes_before(new, current):
+        if new.index is not None and _precedes(new, current):
             at = place
             continue
         if at is None:
@@ -44,7 +44,7 @@ def insert_controller(controllers: list[DomainControllerDef], new: DomainControl
     controllers.insert(len(controllers) if at is None else at, new)
 
 
-def _goes_before(new: DomainControllerDef, current: DomainControllerDef) -> bool:
+def _precedes(new: DomainControllerDef, current: DomainControllerDef) -> bool:
     assert new.index is not None
     index = -1 if current.index is None else current.index
     if index != new.index:

@@ -47,7 +47,7 @@ def normalise(dom: DomainFields) -> None:
     dom.on_crash = dom.on_crash or "destroy"
     _sort_disks(dom)
     for sysinfo in dom.sysinfos:
-        sysinfo.settle()
+        sysinfo.normalise()
     for graphics in dom.graphics:
         fill_graphics(graphics)
     for device, info in dom.device_infos():

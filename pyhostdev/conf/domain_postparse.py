@@ -24,7 +24,7 @@ from pyhostdev.conf.domain_controllers import (
 from pyhostdev.conf.domain_limits import refuse_too_large
 from pyhostdev.conf.domain_normalise import normalise
 from pyhostdev.conf.graphics_conf import DomainVideoDef
-from pyhostdev.conf.guest_addresses import remember_written
+from pyhostdev.conf.guest_addresses import mark_written
 from pyhostdev.conf.newer_words import drop_newer_words
 from pyhostdev.conf.os_conf import BootDev, SizeDef
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, XMLError
@@ -65,7 +65,7 @@ def post_parse(dom: DomainDef, hypervisor: Hypervisor) -> DomainDef:
     Mirrors: virDomainDefPostParse (src/conf/domain_postparse.c)
     """
     dom = dom.copy()
-    remember_written(dom)
+    mark_written(dom)
     refuse_too_large(dom)
     drop_newer_words(dom, hypervisor.release)
     normalise(dom)
@@ -261,7 +261,7 @@ def _add_console(dom: DomainDef) -> None:
     is_first_serial = bool(dom.consoles) and dom.consoles[0].target_type in (None, "serial")
     if is_first_serial and not dom.serials:
         dom.serials.append(_serial_of(dom.consoles[0]))
-    elif not is_first_serial and _wants_console(dom):
+    elif not is_first_serial and _needs_console(dom):
         dom.consoles.insert(0, DomainConsoleDef(target_type="serial"))
         is_first_serial = True
     if is_first_serial:
@@ -269,7 +269,7 @@ def _add_console(dom: DomainDef) -> None:
         dom.consoles[0].mirrors_serial = True
 
 
-def _wants_console(dom: DomainDef) -> bool:
+def _needs_console(dom: DomainDef) -> bool:
     kinds = (None, "isa-serial", "spapr-vio-serial", "system-serial", "sclp-serial")
     return bool(dom.serials) and dom.serials[0].target_type in kinds
 

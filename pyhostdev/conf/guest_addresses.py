@@ -69,11 +69,11 @@ class AddressChange(NamedTuple):
         return found.device
 
 
-def remember_written(dom: DomainFields) -> None:
+def mark_written(dom: DomainFields) -> None:
     """Mark the devices and addresses of the user in a copy, before defaults and addresses are filled in."""
     for number, (device, info) in enumerate(dom.device_infos()):
         info.written_at = number
-        info.why = None if info.wants_address and not _is_phb(device) else WRITTEN
+        info.why = None if info.needs_address and not _is_phb(device) else WRITTEN
 
 
 def _is_phb(device: Any) -> bool:
@@ -81,7 +81,7 @@ def _is_phb(device: Any) -> bool:
     return device.tag == "controller" and device.model == "pci-root" and device.target_index is not None
 
 
-def remember_chosen(dom: DomainFields) -> None:
+def mark_chosen(dom: DomainFields) -> None:
     """Mark all addresses without a mark as chosen."""
     for _, info in dom.device_infos():
         info.why = info.why or CHOSEN
@@ -264,7 +264,7 @@ def pinned(written: Domain, defined: DomainFields) -> Domain:
     Return a copy of a definition with all guest addresses added; the rest stays as the user wrote it.
 
     Devices that the definition leaves out, such as a memory balloon, and all controllers are added if they have a place
-    in the guest: without them, a later release could put another device there.
+    in the guest: without them, a newer release could put another device there.
 
     Args:
         written: what the user wrote.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-How fast the guest's NUMA nodes reach each other's memory, as ACPI's table HMAT tells the guest.
+The speed of memory accesses between the guest's NUMA nodes, which the guest reads in the ACPI table HMAT.
 
 Mirrors: virNumaCache, virNumaInterconnect (src/conf/numa_conf.c)
 """
@@ -40,7 +40,7 @@ class NumaCache(ElementDef):
 
 
 class _Interconnect(ElementDef):
-    """One figure of the way from an initiator to a target, or to the target's cache."""
+    """One figure of the path from an initiator to a target, or to the target's cache."""
 
     initiator = attribute("initiator", number, required=True)
     target = attribute("target", number, required=True)
@@ -50,13 +50,13 @@ class _Interconnect(ElementDef):
 
 
 class NumaLatency(_Interconnect):
-    """How long an access takes, in nanoseconds."""
+    """The latency of an access, in nanoseconds."""
 
     tag = "latency"
 
 
 class NumaBandwidth(_Interconnect):
-    """How much can be accessed in a second."""
+    """The amount of memory that can be accessed in one second."""
 
     tag = "bandwidth"
 

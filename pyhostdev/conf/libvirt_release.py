@@ -4,7 +4,7 @@ The supported libvirt releases, and one table of all differences between them.
 
 A release is a value that callers pass on. Code asks it for a row by name and never compares versions. What the
 emulator supports is decided by its capabilities: a row never prints what the emulator lacks. ``since`` is the first of
-``RELEASES`` with the behaviour: by their recorded answers, or by their grammars for words that no recording has.
+``RELEASES`` with the behaviour, according to their recorded answers; for words without a recording, to their grammars.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHANGES: dict[str, Change] = {
     "memory-size-in-kib": Change(_11_3, "-m size=1048576k instead of -m 1024"),
     "machine-acpi": Change(_11_3, "acpi=on|off in -machine, at its end, instead of -no-acpi"),
     "machine-hpet": Change(_11_3, "hpet=off in -machine, before acpi=, instead of -no-hpet"),
-    "added-controllers-sorted": Change(_11_3, "added controllers stand among those of their type, by index"),
+    "added-controllers-sorted": Change(_11_3, "added controllers are printed among those of their type, by index"),
     "itco-watchdog": Change(_11_3, "the watchdog of q35 is added to the XML, and may reboot the guest"),
     "raw-image-one-node": Change(_11_3, "a raw image has no format node, and its storage node has read-only"),
     "storage-cache-last": Change(_11_3, "cache of a storage node after auto-read-only and discard"),
@@ -43,7 +43,9 @@ CHANGES: dict[str, Change] = {
     "sheepdog-is-gone": Change(_11_3, "67 for a disk of protocol sheepdog"),
     "pvpanic-pci": Change(_11_3, "<panic model='pvpanic'>, a PCI device"),
     "pstore": Change(_11_3, "<pstore>, memory of the guest for its last messages"),
-    "iommu-defaults": Change(_11_3, "interrupt remapping brings <ioapic driver='qemu'/>, more than 255 vCPUs an IOMMU"),
+    "iommu-defaults": Change(
+        _11_3, "interrupt remapping adds <ioapic driver='qemu'/>; more than 255 vCPUs add an IOMMU"
+    ),
     "iommu-dma-translation": Change(_11_3, "<driver dma_translation=> of an IOMMU"),
     "machine-iommu-first": Change(_11_3, "iommu=smmuv3 before dump-guest-core in -machine"),
     "cpu-clusters": Change(_11_3, "<topology clusters='1'>"),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def drop_newer_words(definition: ElementDef, release: LibvirtRelease) -> None:
     """
-    Remove the fields that the release does not know yet from a definition.
+    Remove the fields that are newer than the release from a definition.
 
     Raises:
         ConfigError: a known attribute has a newer value, or a newer attribute an invalid value; ``others`` has the
@@ -45,7 +45,7 @@ def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigE
 
 def newer_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Finding]:
     """
-    Return a note for each attribute and element that the release does not know yet and therefore ignores.
+    Return a note for each attribute and element that is newer than the release, which therefore ignores it.
 
     Args:
         definition: as the user wrote it.

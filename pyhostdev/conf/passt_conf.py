@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What an interface says to passt, the program that carries its packets without privileges.
+An interface's settings for passt, the unprivileged program that forwards its packets.
 
 Mirrors: virDomainNetPortForward (src/conf/domain_conf.h)
 """
@@ -15,7 +15,7 @@ _port = unsigned(minimum=1, maximum=0xFFFF)
 
 
 class PortRange(ElementDef):
-    """Ports of the host that lead to the guest, or are left out."""
+    """A range of host ports that are forwarded to the guest, or excluded."""
 
     tag = "range"
 
@@ -26,7 +26,7 @@ class PortRange(ElementDef):
 
 
 class PortForward(ElementDef):
-    """Which ports of the host lead to the guest."""
+    """The host ports that are forwarded to the guest."""
 
     tag = "portForward"
 
@@ -37,7 +37,7 @@ class PortForward(ElementDef):
 
 
 class NetRoute(ElementDef):
-    """A way out of the guest's network."""
+    """A route of the guest."""
 
     tag = "route"
 

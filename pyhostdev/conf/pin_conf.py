@@ -81,7 +81,7 @@ def read_pins(dom: DomainFields) -> list[HostdevPin]:
 
 
 def with_pins(dom: DomainFields, pins: Iterable[HostdevPin]) -> str | None:
-    """Return the domain's metadata with these pins instead of its own; None if nothing is left."""
+    """Return the domain's metadata with these pins instead of its own; None if that leaves nothing."""
     metadata = _metadata(dom)
     for old in metadata.findall(_PINS):
         metadata.remove(old)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Why a host device is not as the grammar has it, in sentences of our own.
+Sentences that explain why a host device does not match the RelaxNG grammar.
 
-A validator of RelaxNG tries every alternative and then blames the element around the mistake. Here the rules of the
-tables speak first; what they let pass is looked for by leaving parts out until the rest is valid.
+A RelaxNG validator tries every alternative and then reports the element around the mistake. The rules of the tables are
+checked first, as they name the mistake. If they find none, parts of the device are removed until the rest is valid.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     IsValid = Callable[[Element], bool]
 
-PARTS_MAX = 60  # that are left out one by one; the longest device that libvirt prints has about 30
+PARTS_MAX = 60  # parts that are removed one by one; the longest device that libvirt prints has about 30
 
 
 def explain(is_valid: IsValid, hostdev: Element) -> list[tuple[int, str]]:
@@ -32,10 +32,10 @@ def explain(is_valid: IsValid, hostdev: Element) -> list[tuple[int, str]]:
     Return lines and sentences about a host device that is not valid; never empty.
 
     Args:
-        is_valid: tells whether an element is as the grammar has it.
+        is_valid: tells whether an element matches the grammar.
     """
     line = source_line(hostdev) or 1
-    found = [*_by_rules(hostdev)] or [*_by_leaving_out(is_valid, hostdev)]
+    found = [*_by_rules(hostdev)] or [*_by_removal(is_valid, hostdev)]
     if not found:
         text = f"A {_named(hostdev)} is incomplete, or parts of it contradict each other"
         found = [(line, text)]
@@ -43,7 +43,7 @@ def explain(is_valid: IsValid, hostdev: Element) -> list[tuple[int, str]]:
 
 
 def _by_rules(hostdev: Element) -> Iterator[tuple[int, str]]:
-    """Yield what parsing says, and the words that the tables do not know."""
+    """Yield the errors of parsing, and the unknown attributes and elements."""
     try:
         device = DomainHostdevDef.from_element(hostdev)
     except ConfigError as err:
@@ -52,7 +52,7 @@ def _by_rules(hostdev: Element) -> Iterator[tuple[int, str]]:
     yield from ((word.line or 1, word.message) for word in hostdev_word_findings(device) if word.severity == ERROR)
 
 
-def _by_leaving_out(is_valid: IsValid, hostdev: Element) -> Iterator[tuple[int, str]]:
+def _by_removal(is_valid: IsValid, hostdev: Element) -> Iterator[tuple[int, str]]:
     """Yield the smallest part without which the device is valid."""
     whole = copy.deepcopy(hostdev)
     parts = [part for part in whole.iter() if isinstance(part.tag, str)][:PARTS_MAX]
@@ -78,6 +78,6 @@ def _by_leaving_out(is_valid: IsValid, hostdev: Element) -> Iterator[tuple[int, 
 
 
 def _named(hostdev: Element) -> str:
-    """Return the device with the attributes that decide what may be in it."""
+    """Return the device with the attributes that determine its valid contents."""
     said = "".join(f" {name}='{shown(hostdev.get(name, ''))}'" for name in ("type", "assigned") if hostdev.get(name))
     return f"<hostdev{said}>"

@@ -42,7 +42,7 @@ class SysinfoTable(ElementDef):
             said.setdefault(entry.name, entry.value)
         return {name: said[name] for name in SMBIOS_ENTRIES[table] if said.get(name)}
 
-    def settle(self, table: str) -> None:
+    def normalise(self, table: str) -> None:
         """Drop entries that the table does not have, and sort the others."""
         self.entries = [SysinfoEntry(name=name, value=value) for name, value in self.values(table).items()]
 
@@ -71,11 +71,11 @@ class SysinfoDef(ElementDef):
         found += [("baseBoard", table) for table in self.boards]
         return found + [("chassis", table) for table in self.chassis[:1]]
 
-    def settle(self) -> None:
+    def normalise(self) -> None:
         """Keep only the entries of this type, in libvirt's order."""
         self.bios, self.system, self.chassis = self.bios[:1], self.system[:1], self.chassis[:1]
         for table, part in self.tables():
-            part.settle(table)
+            part.normalise(table)
 
     @property
     def uuid_entry(self) -> SysinfoEntry | None:

@@ -69,14 +69,14 @@ def _fate(request: Request, moving: Container[PCIDeviceAddress]) -> str:
     return DETACHED if request.address in moving else STAYS
 
 
-def driver_words(driver: str | None) -> str:
+def driver_phrase(driver: str | None) -> str:
     """Return the text that names a driver in a sentence."""
     return "no driver" if driver is None else f"driver '{driver}'"
 
 
 def _undeclared(member: GroupMember) -> str:
     why = "it keeps the group's DMA for the host" if keeps_dma(member) else "it does not use the group's DMA"
-    return f"not declared, stays with {driver_words(member.driver)}: {why}"
+    return f"not declared, stays with {driver_phrase(member.driver)}: {why}"
 
 
 def _declared(
@@ -89,9 +89,9 @@ def _declared(
     guest = "given to the guest" if request.role == ASSIGNED else "kept from the guest"
     if request.dev is None:
         return f"{guest}: not on this host"
-    before = driver_words(driver)
+    before = driver_phrase(driver)
     if request.address in moving:
-        wiped = _reset_words(request, declared)
+        wiped = _reset_phrase(request, declared)
         stub = f"{request.stub} ({request.why})" if request.why else request.stub
         return f"{guest}: detached from {before} to {stub}; afterwards {wiped} and given back to {before}"
     detached = records.get(request.address)
@@ -99,7 +99,7 @@ def _declared(
     return f"{guest}: stays with {before}, {why}"
 
 
-def _reset_words(request: Request, declared: Container[PCIDeviceAddress]) -> str:
+def _reset_phrase(request: Request, declared: Container[PCIDeviceAddress]) -> str:
     """
     Return the reset method of a device, and the other functions that it reaches.
 

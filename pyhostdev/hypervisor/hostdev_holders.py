@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from pyhostdev.util.record import Record
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
-LET_GO_WAIT_S = 10.0  # the time that the kernel may take from the end of a process to the last close of its groups
+RELEASE_WAIT_S = 10.0  # the time that the kernel may take from the end of a process to the last close of its groups
 
 _POLL_S = (0.002, 0.01, 0.05)
 
 
-class Patience:
+class ReleaseDeadline:
     """
-    How long to wait for holders that are about to release by themselves.
+    The deadline until which holders that are about to exit may close the group.
 
     Args:
         wait_s: how long, in total.
@@ -42,7 +42,7 @@ class Patience:
 
     def __init__(
         self,
-        wait_s: float = LET_GO_WAIT_S,
+        wait_s: float = RELEASE_WAIT_S,
         *,
         guest_ended: bool = False,
         interrupted: Callable[[], None] = lambda: None,
@@ -63,7 +63,7 @@ class Patience:
 
 
 def check_are_free(
-    root: HostRoot, writer: SysfsWriter, records: Iterable[Record], patience: Patience | None = None
+    root: HostRoot, writer: SysfsWriter, records: Iterable[Record], patience: ReleaseDeadline | None = None
 ) -> None:
     """
     Prove that no process has a device's group open, after waiting for holders that are about to release.
@@ -75,7 +75,7 @@ def check_are_free(
         OperationError: raised by ``interrupted``.
         SysfsError: the holders cannot be read.
     """
-    patience = patience or Patience()
+    patience = patience or ReleaseDeadline()
     groups: dict[int, PCIDeviceAddress] = {}
     for record in records:
         for address in (record.address, *read_virtual_functions(root, record.address)):

@@ -21,7 +21,7 @@ from pyhostdev.errors import DeviceInUseError, SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.procfs import read_lock_holders
-from pyhostdev.util.statedir import StateDir, tolerated
+from pyhostdev.util.statedir import StateDir, ignoring
 from pyhostdev.util.virfile import read_link_name
 
 _HOLDER_MAX = 512  # bytes of a lock file that name its holder
@@ -113,7 +113,7 @@ def _is_taken(fd: int, how: int) -> bool:
 
 def _name_holder(fd: int, holder: str) -> None:
     """Write the holder's name for later processes; on a full disk the lock is held without a name."""
-    with tolerated(OSError):
+    with ignoring(OSError):
         os.ftruncate(fd, 0)
         if holder:
             os.pwrite(fd, holder.encode("utf-8", "surrogateescape")[:_HOLDER_MAX], 0)
@@ -127,10 +127,10 @@ def _read_holder(root: HostRoot, fd: int) -> str | None:
     another PID namespace.
     """
     deadline = time.monotonic() + _NAME_WAIT_S
-    with tolerated(OSError):
+    with ignoring(OSError):
         while True:
             name, pids = os.pread(fd, _HOLDER_MAX, 0).decode("utf-8", "replace"), _read_pids(root, fd)
-            if name and (not pids or _is_by_one_of(name, pids)):
+            if name and (not pids or _is_lock_of(name, pids)):
                 return name
             if time.monotonic() > deadline:
                 return _numbered(pids, name)
@@ -138,7 +138,7 @@ def _read_holder(root: HostRoot, fd: int) -> str | None:
     return None
 
 
-def _is_by_one_of(name: str, pids: list[int]) -> bool:
+def _is_lock_of(name: str, pids: list[int]) -> bool:
     return name.endswith(tuple(f"process {pid}{end}" for pid in pids for end in ("", ")")))
 
 
@@ -149,6 +149,6 @@ def _numbered(pids: list[int], name: str) -> str | None:
 
 
 def _read_pids(root: HostRoot, fd: int) -> list[int]:
-    with tolerated(OSError):
+    with ignoring(OSError):
         return read_lock_holders(root, os.fstat(fd))
     return []

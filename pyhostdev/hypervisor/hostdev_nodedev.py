@@ -27,7 +27,7 @@ from pyhostdev.util.pciassign import (
     vfs_obstacle,
 )
 from pyhostdev.util.pcidriver import VFIO_PCI
-from pyhostdev.util.transaction import Transaction, half_done
+from pyhostdev.util.transaction import Transaction, mark_unfinished
 from pyhostdev.util.vfiodriver import GENERIC_NAMES, DriverChoice, VFIODrivers, loaded_driver
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def reattach(context: HostdevContext, address: PCIDeviceAddress) -> None:
         raise OperationError(f"Device {address} was not detached by this manager{other}", address=address)
     refuse_used_vfs(context.root, [record], records.values())
     check_are_free(context.root, context.writer, [record])
-    with half_done():
+    with mark_unfinished():
         record = record._replace(state=RELEASING, listed_as=None)
         context.journal.write(record)
         context.restorer.give_back(record)

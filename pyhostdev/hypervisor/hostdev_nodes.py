@@ -46,7 +46,7 @@ class NodeKeeper:
         """Return a node's path from its name below ``dev/vfio``."""
         return os.path.join(self.root.dev_vfio, name)
 
-    def to_give(
+    def nodes_to_give(
         self, requests: Iterable[Request], owner: Owner, records: Mapping[PCIDeviceAddress, Record]
     ) -> dict[PCIDeviceAddress, tuple[GivenNode, ...]]:
         """
@@ -60,8 +60,8 @@ class NodeKeeper:
         found = {}
         for request in requests:
             names = self._names(request.address) if request.role == ASSIGNED else []
-            nodes = [self._to_give(name, request.address, owner) for name in names]
-            found[request.address] = tuple(_as_it_was(node, known.get((node.name, node.inode))) for node in nodes)
+            nodes = [self._planned_nodes(name, request.address, owner) for name in names]
+            found[request.address] = tuple(_original_owner(node, known.get((node.name, node.inode))) for node in nodes)
         return found
 
     def _names(self, address: PCIDeviceAddress) -> list[str]:
@@ -73,7 +73,7 @@ class NodeKeeper:
         own = [f"devices/{name}" for name in devices if os.path.lexists(self.path(f"devices/{name}"))]
         return [str(group), *own]
 
-    def _to_give(self, name: str, address: PCIDeviceAddress, owner: Owner) -> GivenNode:
+    def _planned_nodes(self, name: str, address: PCIDeviceAddress, owner: Owner) -> GivenNode:
         path = self.path(name)
         node = self._nodes().read_node(path)
         if node is None:
@@ -124,7 +124,7 @@ class NodeKeeper:
         else:
             self._nodes().set_node_owner(path, node.before, device=record.address)
 
-    def try_to_take_back(self, records: Iterable[Record], all_records: Iterable[Record]) -> None:
+    def try_to_restore(self, records: Iterable[Record], all_records: Iterable[Record]) -> None:
         """Restore the nodes of several devices before these change drivers; failures are logged and retried later."""
         meant = list(records)
         others = [other for other in all_records if other.is_active and other not in meant]
@@ -141,6 +141,6 @@ def tell(said: Iterable[str]) -> str:
     return "".join(f"; {text}" for text in words)
 
 
-def _as_it_was(node: GivenNode, known: GivenNode | None) -> GivenNode:
+def _original_owner(node: GivenNode, known: GivenNode | None) -> GivenNode:
     """Return a node with its first owner, if an earlier prepare of this guest has already given it to the user."""
     return node if known is None else node._replace(uid=known.uid, gid=known.gid, mode=known.mode)

@@ -39,7 +39,7 @@ def unrecorded(context: HostdevContext, told: Container[PCIDeviceAddress]) -> It
             try:
                 driver = _vfio_driver_by_override(context, address)
             except HostdevError as err:
-                yield _untold(address, err)
+                yield _failed_result(address, err)
                 continue
             if driver is not None:
                 found[address] = driver
@@ -48,7 +48,7 @@ def unrecorded(context: HostdevContext, told: Container[PCIDeviceAddress]) -> It
         top = context.root.pci_devices
         yield RecoveryResult(top, None, FAILED, f"devices without a record cannot be found: {err}")
         return
-    yield from _whose(context, {a: driver for a, driver in found.items() if a not in known and a not in told})
+    yield from _moved_by_others(context, {a: driver for a, driver in found.items() if a not in known and a not in told})
 
 
 def _addresses(context: HostdevContext) -> Iterator[PCIDeviceAddress]:
@@ -72,19 +72,19 @@ def _vfio_driver_by_override(context: HostdevContext, address: PCIDeviceAddress)
     return driver if read_attribute(context.root, os.path.join(top, "driver_override")) == driver else None
 
 
-def _whose(context: HostdevContext, devices: Drivers) -> Iterator[RecoveryResult]:
+def _moved_by_others(context: HostdevContext, devices: Drivers) -> Iterator[RecoveryResult]:
     """Yield the outcomes for devices that another program moved; the program is named if it is known."""
     try:
         found = libvirt_owners(context.root, devices) if devices else ()
         owners = {finding.address: finding.message for finding in found if finding.severity == ERROR}
     except HostdevError as err:
-        yield from (_untold(address, err) for address in devices)
+        yield from (_failed_result(address, err) for address in devices)
         return
     for address, driver in devices.items():
         try:
             by_driverctl = address not in owners and read_driverctl_override(context.root, address) == driver
         except HostdevError as err:
-            yield _untold(address, err)
+            yield _failed_result(address, err)
             continue
         if address in owners:
             yield RecoveryResult(str(address), None, KEPT, owners[address])
@@ -95,5 +95,5 @@ def _whose(context: HostdevContext, devices: Drivers) -> Iterator[RecoveryResult
             yield RecoveryResult(str(address), None, UNRECORDED, text)
 
 
-def _untold(address: PCIDeviceAddress, err: HostdevError) -> RecoveryResult:
+def _failed_result(address: PCIDeviceAddress, err: HostdevError) -> RecoveryResult:
     return RecoveryResult(str(address), None, FAILED, f"it has no record of its original driver: {err}")

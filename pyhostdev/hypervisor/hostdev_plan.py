@@ -264,7 +264,7 @@ class Plan:
         plan.nodes = dict(nodes)
         return plan
 
-    def fate_words(self, fate: FunctionPlan) -> str:
+    def fate_phrases(self, fate: FunctionPlan) -> str:
         """Return the text about one member, with the nodes that the guest's QEMU opens."""
         nodes = {str(address): found for address, found in self.nodes.items()}.get(fate.name)
         return fate.text if not nodes else f"{fate.text} (QEMU's nodes: {', '.join(nodes)})"
@@ -335,7 +335,7 @@ class Plan:
         lines = [self.headline()]
         for group, fates in self.fates_by_group().items():
             lines.append("no IOMMU group" if group is None else f"IOMMU group {group}")
-            lines += [f"  {fate.name}  {self.fate_words(fate)}" for fate in fates]
+            lines += [f"  {fate.name}  {self.fate_phrases(fate)}" for fate in fates]
         lines += [f"{finding.severity}: {finding.sentence}" for finding in self.findings]
         return "\n".join(lines)
 

@@ -22,7 +22,7 @@ from pyhostdev.hypervisor.hostdev_checks import (
     vanishing_functions,
     vf_network,
 )
-from pyhostdev.hypervisor.hostdev_function_plan import driver_words, function_plans
+from pyhostdev.hypervisor.hostdev_function_plan import driver_phrase, function_plans
 from pyhostdev.hypervisor.hostdev_plan import (
     ASSIGNED,
     POLICIES,
@@ -254,7 +254,7 @@ class _Planner:
             yield _error(
                 "unmanaged-attached",
                 address,
-                f"Device {address} is not managed and has {driver_words(dev.driver)}: detach it first",
+                f"Device {address} is not managed and has {driver_phrase(dev.driver)}: detach it first",
             )
 
     def _is_where_it_was_detached_to(self, dev: virpci.PCIDevice, record: Record | None) -> bool:
@@ -398,6 +398,6 @@ def _incomplete(address: PCIDeviceAddress, driver: str | None, sibling: PCIDevic
     return _error(
         "incomplete-device",
         address,
-        f"Function {address} ({driver_words(driver)}) belongs to the same device as {sibling} and is not "
+        f"Function {address} ({driver_phrase(driver)}) belongs to the same device as {sibling} and is not "
         "declared: declare it too, with assigned='no' if the guest must not get it",
     )

@@ -40,7 +40,7 @@ def replaced_since(plan: Plan, fresh: Plan) -> Iterator[Finding]:
             yield Finding("changed-device", ERROR, old.address, text)
 
 
-def has_it_already(plan: Plan, owner: str, node_owner: tuple[int, int] | None, records: Records) -> bool:
+def is_prepared_already(plan: Plan, owner: str, node_owner: tuple[int, int] | None, records: Records) -> bool:
     """
     Tell whether the owner already has exactly what a plan requests: these devices, in these roles, properly bound.
 
@@ -113,7 +113,7 @@ def execute(
                 interrupted()
                 _detach(context, intents[step.address].record)
         _verify_all(context, plan, intents)
-        change.on_error(_mark_again, context, intents)
+        change.on_error(_rewrite_record, context, intents)
         if node_owner is not None:
             interrupted()
             given = [request for request in plan.requests if request.address not in by_descriptor]
@@ -149,12 +149,12 @@ def _give_nodes(
 ) -> None:
     """Give the guest's user its nodes, after recording their owners; they are restored before devices move."""
     nodes = context.restorer.nodes
-    for address, given in nodes.to_give(requests, node_owner, records).items():
+    for address, given in nodes.nodes_to_give(requests, node_owner, records).items():
         if given:
             intents[address] = Intent(intents[address].record._replace(nodes=given), intents[address].listed)
             context.journal.write(intents[address].record)
     given_to = [record for record, _ in intents.values()]
-    change.on_error(nodes.try_to_take_back, given_to, list(records.values()))
+    change.on_error(nodes.try_to_restore, given_to, list(records.values()))
     for record in given_to:
         nodes.give(record)
 
@@ -215,7 +215,7 @@ def _listed_intent(record: Record, listed: Record) -> Record:
     )
 
 
-def _mark_again(context: HostdevContext, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
+def _rewrite_record(context: HostdevContext, intents: Mapping[PCIDeviceAddress, Intent]) -> None:
     """Change "prepared" records back to "preparing": recover undoes what cannot be undone now."""
     for record, _ in intents.values():
         run_logged(context.journal.write, record)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, HostdevError, InDoubtError
-from pyhostdev.hypervisor.hostdev_holders import LET_GO_WAIT_S, Patience, check_are_free, refuse_used_vfs
+from pyhostdev.hypervisor.hostdev_holders import RELEASE_WAIT_S, ReleaseDeadline, check_are_free, refuse_used_vfs
 from pyhostdev.hypervisor.hostdev_orphans import unrecorded
 from pyhostdev.hypervisor.hostdev_restore import interrupted_state
 from pyhostdev.hypervisor.hostdev_result import (
@@ -56,7 +56,7 @@ def recover(context: HostdevContext, *, include_prepared: bool, timeout_s: float
             item = _waiting(record, left[change])
         else:
             item = _tried(context, record, boot_id, include_prepared, deadline)
-            if interrupted_state(record, records.values()) is not None and _is_unmarked(context, record, item):
+            if interrupted_state(record, records.values()) is not None and _lacks_own_mark(context, record, item):
                 left[change] = item
         found.append(item)
     return found + list(unrecorded(context, records))
@@ -76,7 +76,7 @@ def _tried(
     return RecoveryResult(str(record.address), record.owner, outcome, message)
 
 
-def _is_unmarked(context: HostdevContext, record: Record, item: RecoveryResult) -> bool:
+def _lacks_own_mark(context: HostdevContext, record: Record, item: RecoveryResult) -> bool:
     """Tell whether a device of an interrupted change is not restored, and its own record does not mark it."""
     if item.outcome == RESTORED or record.state != PREPARED:
         return False
@@ -141,13 +141,13 @@ def _restore(
     if begun not in (None, record.state):  # this mark must outlive those of the other devices
         run_logged(context.journal.write, record._replace(state=goal))
     restorer = context.restorer
-    wait_s = min(LET_GO_WAIT_S, deadline - time.monotonic())
+    wait_s = min(RELEASE_WAIT_S, deadline - time.monotonic())
     refuse_used_vfs(context.root, [record], records.values())
-    check_are_free(context.root, context.writer, [record], Patience(wait_s, interrupted=interrupted))
+    check_are_free(context.root, context.writer, [record], ReleaseDeadline(wait_s, interrupted=interrupted))
     if not _waited(lambda: not context.writer.is_in_flight(address), deadline):
         return IN_DOUBT, "a write to it has not returned from the kernel"
     context.journal.sweep(address)
-    restorer.nodes.try_to_take_back([record], [r for r in records.values() if r.change != record.change])
+    restorer.nodes.try_to_restore([record], [r for r in records.values() if r.change != record.change])
     if goal == PREPARING:
         return RESTORED, restorer.undo(record)
     restorer.reset([record])

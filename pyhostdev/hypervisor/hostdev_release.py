@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, InDoubtError, OperationError
-from pyhostdev.hypervisor.hostdev_holders import LET_GO_WAIT_S, Patience, check_are_free, refuse_used_vfs
+from pyhostdev.hypervisor.hostdev_holders import RELEASE_WAIT_S, ReleaseDeadline, check_are_free, refuse_used_vfs
 from pyhostdev.hypervisor.hostdev_plan import UNASSIGNED
 from pyhostdev.hypervisor.hostdev_restore import interrupted_state
 from pyhostdev.util.journal import PREPARING, RELEASING, Record
 from pyhostdev.util.record import newer_text
-from pyhostdev.util.transaction import deferred_signals, half_done, run_logged
+from pyhostdev.util.transaction import deferred_signals, mark_unfinished, run_logged
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_context import HostdevContext
@@ -28,7 +28,7 @@ def by_position(record: Record) -> tuple[bool, int]:
     return False, record.position
 
 
-def kept_last(record: Record) -> tuple[bool, int]:
+def kept_devices_last(record: Record) -> tuple[bool, int]:
     """Return the order in which a unit is reattached while its guest runs: kept functions come last."""
     return record.asked is not None and record.asked.role == UNASSIGNED, record.position
 
@@ -52,12 +52,12 @@ def release(
         refuse_newer(meant)
         meant.sort(key=order)
         lock_more(record.address for record in meant)
-        patience = Patience(LET_GO_WAIT_S, guest_ended=guest_ended, interrupted=interrupted)
+        patience = ReleaseDeadline(RELEASE_WAIT_S, guest_ended=guest_ended, interrupted=interrupted)
         refuse_used_vfs(context.root, meant, records.values())
         check_are_free(context.root, context.writer, meant, patience)
-        failures = _give_back_all(context, meant, list(records.values()))
+        failures = _release_all(context, meant, list(records.values()))
     if failures:
-        raise _not_given_back(failures, len(meant))
+        raise _unreleased(failures, len(meant))
     return [record.address for record in meant]
 
 
@@ -73,16 +73,16 @@ def refuse_newer(records: Iterable[Record]) -> None:
             raise DeviceInUseError(newer_text(record.address), reason="in-use", address=record.address)
 
 
-def _give_back_all(context: HostdevContext, meant: list[Record], records: list[Record]) -> list[Exception]:
+def _release_all(context: HostdevContext, meant: list[Record], records: list[Record]) -> list[Exception]:
     """Release devices, or undo a half prepared change; return all failures, every device is tried."""
     restorer = context.restorer
     half_prepared = [record for record in meant if interrupted_state(record, records) == PREPARING]
     whole = [record for record in meant if record not in half_prepared]
     for record in whole:
         run_logged(context.journal.write, record._replace(state=RELEASING))  # a failing mark must not stop the release
-    restorer.nodes.try_to_take_back(meant, records)
+    restorer.nodes.try_to_restore(meant, records)
     if any(record.nodes for record in meant):  # their user may have opened one just before its owner was restored
-        with half_done():
+        with mark_unfinished():
             check_are_free(context.root, context.writer, meant)
     restorer.reset(whole)
     failures = [f for record in whole for f in run_logged(restorer.give_back, record)]
@@ -106,7 +106,7 @@ def _undo_all(context: HostdevContext, half_prepared: list[Record]) -> list[Exce
     return [f for record in marked for f in run_logged(undo, record)]
 
 
-def _not_given_back(failures: list[Exception], total: int) -> OperationError:
+def _unreleased(failures: list[Exception], total: int) -> OperationError:
     """Return one error for several: a device in doubt takes precedence, as the others often fail because of it."""
     worst = next((failure for failure in failures if isinstance(failure, InDoubtError)), failures[0])
     error = OperationError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyhostdev.hypervisor.hostdev_release import GIVE_BACK_WAIT_S, kept_last, release
+from pyhostdev.hypervisor.hostdev_release import GIVE_BACK_WAIT_S, kept_devices_last, release
 from pyhostdev.hypervisor.hostdev_status import unit_of_record
 from pyhostdev.util.journal import PREPARED, Record
 from pyhostdev.util.record import PLUGGED, PLUGGING, STUCK_STAGED, UNPLUGGING, Plug
@@ -128,4 +128,4 @@ def give_back(context: HostdevContext, owner: str, unit: Unit) -> list[PCIDevice
         DeviceInUseError: the group is still open, or the owner's lock was not free in time.
         OperationError: a device could not be restored; its record stays and the call can be repeated.
     """
-    return release(context, owner, unit.has, guest_ended=True, order=kept_last)
+    return release(context, owner, unit.has, guest_ended=True, order=kept_devices_last)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE, LibvirtRelease
 from pyhostdev.errors import RefusedError
 from pyhostdev.hypervisor.hostdev_planner import build_plan
-from pyhostdev.hypervisor.hostdev_prepare import has_it_already
+from pyhostdev.hypervisor.hostdev_prepare import is_prepared_already
 from pyhostdev.hypervisor.vf_network import vf_consents
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def prepare_begin(
         raise RefusedError(whole.obstacles, whole)
     own = _managed(_left_by_libvirt(definition))
     left = _plan(manager, own, guest, records, policy="off", accept=accept, release=release)
-    if has_it_already(left, guest, None, records):
+    if is_prepared_already(left, guest, None, records):
         return whole
     if any(record.is_active and record.owner == guest for record in records.values()):
         manager.release(guest)

@@ -19,7 +19,7 @@ from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_context import HostdevContext
 from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.hypervisor.hostdev_planner import build_plan
-from pyhostdev.hypervisor.hostdev_prepare import execute, has_it_already, refuse_active, replaced_since
+from pyhostdev.hypervisor.hostdev_prepare import execute, is_prepared_already, refuse_active, replaced_since
 from pyhostdev.hypervisor.hostdev_release import release
 from pyhostdev.hypervisor.hostdev_status import Status, read_status
 from pyhostdev.util.hostroot import HostRoot
@@ -132,7 +132,7 @@ class HostdevManager:
         with deferred_signals() as interrupted, self.context.locked(addresses, owner):
             records, bad = self.journal.read()
             fresh = self._planned_again(plan, owner, records)
-            if may_have_it and has_it_already(fresh, owner, node_owner, records):
+            if may_have_it and is_prepared_already(fresh, owner, node_owner, records):
                 return False
             obstacles = (*fresh.obstacles, *replaced_since(plan, fresh))
             if obstacles:

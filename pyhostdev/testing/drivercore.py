@@ -138,7 +138,7 @@ class DriverCore:
 
     # Binding
 
-    def settle_on(self, device: SimDevice, driver: str) -> None:
+    def bind_as_described(self, device: SimDevice, driver: str) -> None:
         """Bind a function to a driver as described for the host; no probe runs."""
         self._put_links(device, driver)
         self._bound(device, driver)

@@ -13,7 +13,13 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
-from pyhostdev.testing.hostbuild import bind_described, build_host, link_described, put_described
+from pyhostdev.testing.hostbuild import (
+    bind_described,
+    build_host,
+    build_included_host,
+    link_described,
+    put_described,
+)
 from pyhostdev.testing.kernel import SimulatedKernel
 from pyhostdev.testing.topology import Topology
 from pyhostdev.testing.tree import Tree
@@ -21,6 +27,7 @@ from pyhostdev.testing.treefile import check_function, parse_function, parse_hos
 from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from pyhostdev import Host
@@ -41,10 +48,16 @@ def named_hosts() -> list[str]:
 class FakeHost:
     """One fake host; pass ``root`` to anything that takes a HostRoot; ``kernel`` is its SysfsWriter."""
 
-    def __init__(self, spec: HostSpec, directory: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        spec: HostSpec,
+        directory: str | os.PathLike[str],
+        *,
+        build: Callable[[HostRoot, HostSpec], None] = build_host,
+    ) -> None:
         self.root = HostRoot(directory)
         self.spec = spec
-        build_host(self.root, spec)
+        build(self.root, spec)
         self.kernel = SimulatedKernel(self.root)
 
     def __repr__(self) -> str:
@@ -73,7 +86,7 @@ class FakeHost:
         """
         if name not in named_hosts():
             raise ConfigError(f"Unknown host '{name}': expected one of {', '.join(named_hosts())}")
-        return cls(read_host(os.path.join(HOSTS, f"{name}.tree")), directory)
+        return cls(read_host(os.path.join(HOSTS, f"{name}.tree")), directory, build=build_included_host)
 
     def host(self, **options: Any) -> Host:
         """

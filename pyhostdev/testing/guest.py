@@ -43,9 +43,9 @@ class SimulatedGuest:
             raise SysfsError(refusal.errnum, path, f"open IOMMU group {group}") from None
         self.process = SimulatedProcess(kernel.root, [path], names)
 
-    def begin_to_end(self) -> None:
+    def begin_exit(self) -> None:
         """Start to exit after a kill; everything is still open."""
-        self.process.begin_to_end()
+        self.process.begin_exit()
 
     def close_all(self) -> None:
         """Become a zombie; the kernel still holds the group."""

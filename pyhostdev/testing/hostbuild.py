@@ -16,10 +16,31 @@ from pyhostdev.testing.procfiles import put_proc
 from pyhostdev.testing.simdevice import SimDevice
 from pyhostdev.testing.topology import Topology
 from pyhostdev.testing.tree import Tree
+from pyhostdev.testing.treeimage import Image, read_image, write_image
 
 if TYPE_CHECKING:
     from pyhostdev.testing.hostspec import FunctionSpec, HostSpec, MemberSpec
     from pyhostdev.util.hostroot import HostRoot
+
+
+_IMAGES: dict[str, Image] = {}  # of the hosts included in the package, by name
+
+
+def build_included_host(root: HostRoot, host: HostSpec) -> None:
+    """
+    Create the tree of a host included in the package; a process builds each of them once and then copies it.
+
+    Raises:
+        FileExistsError: the directory already holds a host.
+    """
+    os.makedirs(root.path, exist_ok=True)
+    is_empty = not os.listdir(root.path)
+    if is_empty and host.name in _IMAGES:
+        write_image(root.path, _IMAGES[host.name])
+        return
+    build_host(root, host)
+    if is_empty:
+        _IMAGES[host.name] = read_image(root.path)
 
 
 def build_host(root: HostRoot, host: HostSpec) -> None:
@@ -120,7 +141,7 @@ def bind_described(core: DriverCore, spec: FunctionSpec) -> None:
         number = len(tree.list_dir(core.root.class_block))
         tree.put_file(device.join("block", name, "dev"), f"259:{number}\n".encode())
         tree.put_file(device.join("block", name, "uevent"), f"DEVNAME={name}\n".encode())
-    core.settle_on(device, spec.driver)
+    core.bind_as_described(device, spec.driver)
 
 
 def _put_member(tree: Tree, host: HostSpec, member: MemberSpec) -> None:

@@ -30,7 +30,7 @@ from pyhostdev.testing.guest import SimulatedGuest
 from pyhostdev.testing.kernelstate import Pending, StateFile
 from pyhostdev.testing.nodefiles import SimulatedNodes, react_on_node
 from pyhostdev.testing.simdevice import find_device
-from pyhostdev.testing.sysfspaths import is_node, words_of
+from pyhostdev.testing.sysfspaths import is_node, path_components
 from pyhostdev.testing.tree import Tree, is_live_host
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -209,7 +209,7 @@ class SimulatedKernel(SimulatedNodes):
         Raises:
             Refusal: ENOENT if the attribute does not exist.
         """
-        match words_of(path):
+        match path_components(path):
             case ["module", name]:
                 core.load_module(name)
             case ["node", *_]:

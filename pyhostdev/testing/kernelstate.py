@@ -249,7 +249,7 @@ class StateFile:
 
     def save(self, tree: Tree, state: KernelState) -> None:
         """Write the state if it has changed, by a rename: a reader sees the old or the new state."""
-        if state.is_learnable and self._teaches(tree, state):
+        if state.is_learnable and self._is_learned_from_tree(tree, state):
             if self._text is not None:
                 tree.drop_file(self.path)
                 tree.sweep()
@@ -262,7 +262,7 @@ class StateFile:
             tree.replace_file(self.path, text)
             self._text = text
 
-    def _teaches(self, tree: Tree, state: KernelState) -> bool:
+    def _is_learned_from_tree(self, tree: Tree, state: KernelState) -> bool:
         """True if this state can be learned from the tree alone."""
         wanted = state.to_json()
         wanted.pop("vfio_free", None)  # can be counted again

@@ -134,7 +134,7 @@ class SimulatedProcess:
                 self.tree.drop_file(os.path.join(top, number))
                 self.tree.put_text_link(os.path.join(top, number), f"{text} (deleted)")
 
-    def begin_to_end(self) -> None:
+    def begin_exit(self) -> None:
         """Start to exit with everything still open: memory is released first, which takes time."""
         if self.is_shown:
             self._put_state("R", _PF_RANDOMIZE | _PF_EXITING)

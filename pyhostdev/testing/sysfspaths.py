@@ -11,7 +11,7 @@ def is_node(path: str) -> bool:
     return path.startswith("dev/")
 
 
-def words_of(path: str) -> list[str]:
+def path_components(path: str) -> list[str]:
     """Return the kind of object that a path below the root names (module, node, bus, driver, device), and the rest."""
     parts = path.split("/")
     if parts[0] == "modprobe":

@@ -75,7 +75,7 @@ def print_plan(plan: Plan, found: Found) -> None:
     for group, fates in plan.fates_by_group().items():
         branch = tree.add("no IOMMU group" if group is None else f"IOMMU group {group}")
         for fate in fates:
-            branch.add(f"{fate.name}  {plan.fate_words(fate)}")
+            branch.add(f"{fate.name}  {plan.fate_phrases(fate)}")
     for finding in plan.findings:
         tree.add(f"{finding.severity}: {finding.sentence}")
     for pinned, places in found.items():

@@ -44,7 +44,7 @@ def open_character_device(path: str, what: str, is_expected: Callable[[int, int]
                 raise OSError(errno.ENODEV, "it is another kind of file")
             return os.open(
                 f"/proc/self/fd/{place}", os.O_RDWR | os.O_CLOEXEC
-            )  # the file that was checked, not the path
+            )  # opens the file that was checked, even if the path has changed
         finally:
             os.close(place)
     except OSError as err:

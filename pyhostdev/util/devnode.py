@@ -164,7 +164,7 @@ class LiveNodes:
         """
         try:
             with _opened(path) as (_, node):
-                return _answers_busy(path, node)
+                return _is_busy(path, node)
         except SysfsError as err:
             if err.errno == errno.ENOENT:
                 return False
@@ -184,7 +184,7 @@ class LiveNodes:
         with _opened(path) as (fd, node):
             if node.number != number:
                 raise replaced(path, device)
-            return _opened_again(fd, path, "open the node of a function", device)
+            return _reopened(fd, path, "open the node of a function", device)
 
     def open_iommufd(self, path: str) -> int:
         """
@@ -195,7 +195,7 @@ class LiveNodes:
             SysfsError: there is no such node, or the kernel refuses.
         """
         with _opened(path) as (fd, _):
-            return _opened_again(fd, path, "open iommufd", None)
+            return _reopened(fd, path, "open iommufd", None)
 
     def charge_to_process(self, fd: int, path: str) -> None:
         """
@@ -238,7 +238,7 @@ def _opened(path: str) -> Iterator[tuple[int, DeviceNode]]:
         os.close(fd)
 
 
-def _opened_again(fd: int, path: str, doing: str, device: PCIDeviceAddress | None) -> int:
+def _reopened(fd: int, path: str, doing: str, device: PCIDeviceAddress | None) -> int:
     """Open the very node that an O_PATH descriptor names; the path may lead elsewhere by now."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
@@ -246,7 +246,7 @@ def _opened_again(fd: int, path: str, doing: str, device: PCIDeviceAddress | Non
         raise SysfsError(err.errno or errno.EIO, path, doing, address=device) from err
 
 
-def _answers_busy(path: str, node: DeviceNode) -> bool:
+def _is_busy(path: str, node: DeviceNode) -> bool:
     """Open a node briefly, if it is still the node that was examined, and tell whether it is busy."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -23,7 +23,7 @@ from pyhostdev.util.virpci import PCIDevice
 BATCH_MAX = 1024  # events per poll, so that a poll returns even during a storm of events
 REFRESH_MAX = 8  # a rescan costs more than reading an eighth of all functions one by one
 _REFRESH_MIN = 64  # functions that are read one by one on any host
-_RECEIVE_BUFFER = 16 << 20  # some 50,000 events: VFs come by the thousand
+_RECEIVE_BUFFER = 16 << 20  # some 50,000 events: one write can create thousands of VFs
 
 
 class PCIEvent(NamedTuple):

@@ -37,7 +37,7 @@ class HostRoot:
 
     __slots__ = ("path",)
 
-    DEV = "/dev/"  # how the host itself spells its device nodes
+    DEV = "/dev/"  # the absolute path of device nodes, as the host sees it
     NVRAM = "/var/lib/libvirt/qemu/nvram"  # how the host itself spells where guests' firmware variables are
     SWTPM = "/var/lib/libvirt/swtpm"  # and where the state of their TPMs is
 
@@ -49,7 +49,7 @@ class HostRoot:
 
     @property
     def is_live(self) -> bool:
-        """True for the machine we run on."""
+        """True for the machine that this process runs on."""
         return self.path == "/"
 
     def join(self, *parts: str) -> str:
@@ -221,7 +221,7 @@ class HostRoot:
         return self.join("lib/modules", check_driver_name(release))
 
     def tables(self) -> list[str]:
-        """Return the tables that a snapshot takes: what the host is, and what it uses its devices for."""
+        """Return the tables that a snapshot contains: facts about the host, and its use of its devices."""
         names = (
             self.kernel_release,
             self.modprobe,

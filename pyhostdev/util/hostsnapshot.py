@@ -51,14 +51,14 @@ ATTRIBUTES = (
     "current_link_width",
 )
 WRITE_ONLY = ("reset",)  # only their existence is recorded
-CONFIG_SIZE = "config_size"  # of a snapshot only: the real size of a config that could not be read to its end
+CONFIG_SIZE = "config_size"  # in snapshots only: the real size of a config that could not be read completely
 _LINKS = re.compile(r"driver|iommu_group|physfn|subsystem|virtfn[0-9]+")
 _OWN_DOMAIN = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 _CLASS_ATTRIBUTES = ("address", "addr_assign_type", "operstate", "dev", "partition", "size", "name")
 _PROCESS_FILES = ("comm", "stat")
 _NVME_SUBSYSTEM = re.compile(r"(.*/nvme-subsystem/nvme-subsys[0-9]+)/")
 _LINKS_MAX = 8  # from the name of a disk in a table to its node
-_FILE_MAX = 16 << 20  # bytes, as a reader of a directory takes them
+_FILE_MAX = 16 << 20  # bytes; the limit of a directory's readers
 
 
 class HostSnapshot(NamedTuple):

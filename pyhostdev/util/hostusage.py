@@ -46,13 +46,13 @@ class HostUse(NamedTuple):
 
 
 class HostUsage:
-    """What a host uses its devices for, read once."""
+    """The host's use of its devices, read once."""
 
     def __init__(self, root: HostRoot) -> None:
         self.root = root
         self._block_names = _block_names(root)
         self._blocks = _all_below(root, root.class_block, self._block_names, _block_parts)
-        self._screens = _all_below(root, root.class_graphics, _screen_names(root), _no_parts)
+        self._screens = _all_below(root, root.class_graphics, _screen_names(root), _without_parts)
         self._firmware_screens = _firmware_screens(root)
         self._nets = _all_below(root, root.class_net, _route_names(root), _net_parts)
 
@@ -309,5 +309,5 @@ def _net_parts(root: HostRoot, path: str) -> list[str]:
     return [os.path.join(path, name) for name in names if name.startswith("lower_")]
 
 
-def _no_parts(root: HostRoot, path: str) -> list[str]:
+def _without_parts(root: HostRoot, path: str) -> list[str]:
     return []

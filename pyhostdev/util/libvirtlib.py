@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The libvirt that a host has installed; it is not asked, as its daemon may not run and its library is not ours."""
+"""
+The version of the libvirt that is installed on a host, from the name of its library.
+
+The daemon is not asked: it may not be running.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ Version = tuple[int, int, int]
 
 def parse_library_name(name: str) -> Version | None:
     """
-    Return the version in the name of libvirt's library; None if the name is another one.
+    Return the version in the file name of libvirt's library; None for any other name.
 
     Source: libtool's version information of libvirt is 1000 * major + minor, and micro
     """

@@ -27,7 +27,7 @@ class MemoryLimit(NamedTuple):
     hard: int
 
     def allows(self, limit: int) -> bool:
-        """Tell whether a process with these limits may lock that much."""
+        """Tell whether a process with these limits may lock that many bytes."""
         return self.soft == UNLIMITED or (limit != UNLIMITED and self.soft >= limit)
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Changes of network interfaces that need netlink: macvtaps, and virtual functions through their PF.
+Changes of network interfaces that need netlink: macvtaps, and settings of virtual functions, which their PF keeps.
 
 The library pyroute2, part of the extra ``start``, is imported on first use.
 
@@ -26,7 +26,7 @@ def has_netlink() -> bool:
 
 
 def load() -> None:
-    """Import the library before a deadline begins: it has a hundred modules, and a busy host needs long for them."""
+    """Import the library before a deadline starts: it has a hundred modules, whose import is slow on a busy host."""
     with suppress(ImportError):  # reported by the operation
         import pyroute2  # noqa: F401
 

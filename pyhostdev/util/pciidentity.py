@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What tells one PCI function from all others, whatever its address: a bus number changes when a card is added elsewhere.
+The identity of a PCI function, independent of its address: bus numbers change when another card is added.
 
-Ids, revision and place below the root bus describe a kind of card in a slot; a serial number or a permanent MAC address
-proves that it is the same card.
+IDs, revision and the path below the root bus identify a kind of card in a slot. A serial number or a permanent MAC
+address proves that it is the same card.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DENIED = (errno.EACCES, errno.EPERM)
 
 class DeviceIdentity(NamedTuple):
     """
-    The identity of a function; None stands for a fact that the device does not have or that was not seen.
+    The identity of a function; None stands for a fact that the device does not have or that could not be read.
 
     ``path`` is the root bus and the slots of the bridges above, without bus numbers. A VF has ``vf``, its number, and
     ``pf``, its physical function, instead of a path. ``unseen`` names facts that this reader could not read.
@@ -46,7 +46,7 @@ class DeviceIdentity(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """One fact that is not as it was pinned."""
+    """One fact that differs from the pinned one."""
 
     fact: str
     pinned: str
@@ -129,7 +129,7 @@ def _read_serial(dev: virpci.PCIDevice, unseen: list[str]) -> str | None:
 
 
 def _read_mac(dev: virpci.PCIDevice, unseen: list[str]) -> str | None:
-    """Return the permanent MAC addresses of the network interfaces; they are seen while a host driver is bound."""
+    """Return the permanent MAC addresses of the network interfaces; they exist while a host driver is bound."""
     if dev.class_ is None or dev.class_ >> 16 != pciregs.CLASS_BASE_NETWORK:
         return None
     names = sorted(list_names(dev.root, dev.path("net")))
@@ -145,9 +145,9 @@ def _read_mac(dev: virpci.PCIDevice, unseen: list[str]) -> str | None:
 
 def differences(pinned: DeviceIdentity, now: DeviceIdentity) -> list[Difference]:
     """
-    Return what tells a function from the pinned one; facts that were not pinned, or cannot be seen now, do not count.
+    Return the differences between a function and the pinned one; facts that were not pinned or are unseen are skipped.
 
-    The place does not count either, if the serial number or the MAC address proves that it is the same card.
+    The path is also skipped if the serial number or the MAC address proves that it is the same card.
     """
     found = list(_number_differences(pinned, now))
     for name, words in _PROOFS:
@@ -180,13 +180,13 @@ def _vf_differences(pinned: DeviceIdentity, now: DeviceIdentity) -> list[Differe
 
 
 def is_proven(pinned: DeviceIdentity, now: DeviceIdentity) -> bool:
-    """Tell whether a serial number or a MAC address shows that two identities are of one card."""
+    """Tell whether a serial number or a MAC address proves that both identities belong to the same card."""
     pairs = ((getattr(pinned, name), getattr(now, name)) for name, _ in _PROOFS)
     return any(before is not None and before == after for before, after in pairs)
 
 
 def unchecked(pinned: DeviceIdentity, now: DeviceIdentity) -> list[str]:
-    """Return the pinned facts that cannot be compared, because this reader does not see them now."""
+    """Return the pinned facts that cannot be compared because they cannot be read now."""
     found = [words for name, words in _PROOFS if getattr(pinned, name) is not None and name in now.unseen]
     if pinned.pf is not None and now.pf is not None:
         found += [f"{words} of the PF" for words in unchecked(pinned.pf, now.pf)]

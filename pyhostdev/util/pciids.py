@@ -27,7 +27,7 @@ class PCIIds:
 
     @classmethod
     def read(cls, *roots: HostRoot) -> PCIIds:
-        """Return the list of the first of these hosts that has one; a snapshot has none."""
+        """Return the list of the first of these hosts that has one; snapshots have none."""
         for root in roots:
             for path in root.pci_ids():
                 try:

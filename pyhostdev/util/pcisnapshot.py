@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The records of one scan in packed form; texts and ScanRecords are created on demand.
+The packed records of one scan; texts and ScanRecords are created on demand.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HAVE_DRIVER = 32
 HAVE_IOMMU_GROUP = 64
 HAVE_PHYSFN = 128
 
-_MOST = 16  # once a sixteenth of the records was created singly, create all: each costs a third then
+_MOST = 16  # create all records once a sixteenth was created one by one: in bulk, each costs a third
 
 
 class ScanRecord(NamedTuple):

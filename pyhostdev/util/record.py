@@ -29,10 +29,10 @@ PREPARED = "prepared"
 RELEASING = "releasing"
 DETACHED = "detached"  # bound to a stub without an owner: libvirt's inactive list
 STATES = (PREPARING, PREPARED, RELEASING, DETACHED)
-PLUGGING = "plugging"  # QEMU is being told; some functions may be in it
+PLUGGING = "plugging"  # QEMU is adding the functions; some may be in it already
 PLUGGED = "plugged"
-UNPLUGGING = "unplugging"  # the guest was asked and has not let go
-STUCK_STAGED = "stuck-staged"  # QEMU has functions that the guest cannot see and cannot let go
+UNPLUGGING = "unplugging"  # the guest was asked and has not released them
+STUCK_STAGED = "stuck-staged"  # QEMU has functions that the guest neither sees nor can release
 PHASES = (PREPARED, PLUGGING, PLUGGED, UNPLUGGING, STUCK_STAGED)
 LAST_MOMENT = 253402300799  # seconds since 1970 UTC, at the end of the year 9999
 NEWER = "newer"  # stands for a record in an unknown, newer version; never written
@@ -68,7 +68,7 @@ class GivenNode(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a domain requested, if the record differs from it: role, managed, and the stub."""
+    """A domain's request, if the record differs from it: role, managed, and the stub."""
 
     role: str
     managed: bool

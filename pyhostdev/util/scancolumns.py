@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The facts of a scan as columns, for readers of one fact of all functions: no objects are created.
+The facts of a scan as columns: a reader of one fact of all functions creates no objects.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _SLOT_SHIFT = 3  # of a key
 
 class ScanColumns:
     """
-    One list a fact, of all functions of a scan in their order; None is what the host does not have.
+    One list per fact, with an item for each function of a scan, in order; None stands for a fact that is absent.
 
-    A list is made each time it is asked for and belongs to the caller. ``packed`` has the numbers as the scanner left
-    them, for programs that count or compare numbers only.
+    Each access creates a new list, which belongs to the caller. ``packed`` returns the scanner's numbers unchanged, for
+    programs that only count or compare them.
     """
 
     __slots__ = ("_snapshot",)
@@ -30,13 +30,13 @@ class ScanColumns:
 
     def packed(self, name: str) -> memoryview[int]:
         """
-        Return one field of all functions, unsigned and in the order of the machine; nothing is copied.
+        Return one field of all functions, unsigned and in native byte order; nothing is copied.
 
         Args:
-            name: ``key`` (domain << 16 | bus << 8 | slot << 3 | function) and ``physfn``, a key too, of 64 bits;
-                ``class_``, ``iommu_group`` and ``driver`` (equal for equal drivers, 0 without) of 32 bits; ``vendor``,
-                ``device`` and ``have`` of 16 bits. A field that the host does not have is 0: the bits
-                ``pciscan.HAVE_*`` of ``have`` tell that from a zero.
+            name: ``key`` (domain << 16 | bus << 8 | slot << 3 | function) or ``physfn``, which is also a key: 64 bits;
+                ``class_``, ``iommu_group`` or ``driver`` (equal for equal drivers, 0 for none): 32 bits; ``vendor``,
+                ``device`` or ``have``: 16 bits. An absent field is 0: the bits ``pciscan.HAVE_*`` of ``have``
+                distinguish it from the value 0.
 
         Raises:
             KeyError: there is no such field.
@@ -82,10 +82,10 @@ class ScanColumns:
     @property
     def shares_slot(self) -> list[bool]:
         """
-        Whether the slot has another function that is not a VF: multifunction as far as a scan knows without reading
-        it.
+        Whether the slot has another function that is not a VF: a scan's estimate of multifunction, without a read of
+        the device.
 
-        The kernel looks for the functions 1 to 7 of a slot only where function 0 says that there are more.
+        The kernel probes functions 1 to 7 of a slot only if function 0 is marked as multifunction.
 
         Source: pci_scan_slot (drivers/pci/probe.c)
         """
@@ -95,6 +95,6 @@ class ScanColumns:
         return [slot is not None and counts[slot] > 1 for slot in slots]
 
     def _known(self, name: str, bit: int) -> list[int | None]:
-        """Return a field as a list, where a bit of ``have`` says that it is known."""
+        """Return a field as a list, with None where its bit of ``have`` is not set."""
         pairs = zip(self.packed(name).tolist(), self.packed("have").tolist(), strict=True)
         return [value if have & bit else None for value, have in pairs]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What tells later whether a host's functions still are as a scan read them: the times of a few directories.
+Proof that a scan is still valid: the modification times of a few directories.
 
 All facts of a scan are entries of directories: the functions, the drivers, the functions of each driver, the IOMMU
-groups. sysfs moves a directory's time with each entry that comes or goes, to the nanosecond, once its extended
-attributes have been asked for; before that, the time means nothing.
+groups. Once a directory's extended attributes have been listed, sysfs updates its time, to the nanosecond, with each
+entry that is added or removed. Before that, the time means nothing.
 
 Source: kernfs_iop_listxattr (fs/kernfs/inode.c), kernfs_add_one and __kernfs_remove (fs/kernfs/dir.c)
 """
@@ -21,18 +21,18 @@ from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.scantuning import Tuning
 
-# Series of Linux where the rule was measured. 6.1: the lab, on the PCI bus; 6.18: entries of network devices.
+# Linux series on which the rule was measured. 6.1: in the lab, on the PCI bus; 6.18: with network devices.
 PROVEN = frozenset({(6, 1), (6, 18)})
 
 # An entry is only the first sign of a change: a VF is listed before it is linked to its PF, a function before it is in
-# a group. So a time younger than this proves nothing; nor does it where the clock of files is coarse.
+# a group. So a time younger than this proves nothing, nor does any time of a coarse file clock.
 SETTLE_NS = 2_000_000_000
 
 Mark = tuple[int, int]  # inode number and time of a directory
 
 
 class Marks(NamedTuple):
-    """The directories at one moment; ``groups`` is None on a host without groups."""
+    """The marks of the directories at one moment; ``groups`` is None on a host without groups."""
 
     taken_ns: int
     filesystem: int
@@ -42,20 +42,20 @@ class Marks(NamedTuple):
     each: dict[str, Mark]  # of the drivers
 
     def is_settled(self, mark: Mark | None) -> bool:
-        """Tell whether a change after these marks were taken gives a directory another mark for certain."""
+        """Tell whether every change after these marks certainly changes the mark of a directory."""
         return mark is None or mark[1] <= self.taken_ns - SETTLE_NS
 
     def is_due(self, mark: Mark | None, now: Mark | None) -> bool:
-        """Tell whether a directory with this mark may have changed until it has another one."""
+        """Tell whether a directory may still change without a change of this mark."""
         return mark != now or not self.is_settled(mark)
 
 
 class Proof(NamedTuple):
     """
-    What a scan leaves for the next one.
+    The facts that a scan passes to the next one.
 
-    ``entries`` and ``groups`` are what was listed, two numbers for each entry. ``young`` are the functions that may not
-    have been complete; None stands for all. ``ungrouped`` are those without a group; None if no group exists.
+    ``entries`` and ``groups`` are the listings, two numbers per entry. ``young`` are the functions that may have been
+    incomplete; None stands for all. ``ungrouped`` are the functions without a group; None if no group exists.
     """
 
     tuning: Tuning
@@ -74,10 +74,10 @@ def is_proven(release: str) -> bool:
 
 def read_marks(root: HostRoot, tuning: Tuning, before: Marks | None = None) -> Marks | None:
     """
-    Return the marks of a host's directories now; None where times prove nothing.
+    Return the current marks of a host's directories; None where times prove nothing.
 
     Args:
-        before: earlier marks of this host: a directory whose attributes were asked for then is not asked again.
+        before: earlier marks of this host: the attributes of their directories are not listed again.
     """
     taken = time.time_ns()
     try:
@@ -108,7 +108,7 @@ def _of(status: os.stat_result) -> Mark:
 
 
 def _mark(root: HostRoot, path: str, is_new: bool, must_be_sysfs: bool = False) -> os.stat_result | None:
-    """Return a directory's status, None if it is absent or elsewhere than in sysfs."""
+    """Return a directory's status, None if it is absent or not in sysfs."""
     try:
         fd = confined.open_directory(root, path)
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def _mark(root: HostRoot, path: str, is_new: bool, must_be_sysfs: bool = False) 
 
 
 def _watched(fd: int) -> os.stat_result:
-    """Return a directory's status after its extended attributes were asked for."""
+    """List a directory's extended attributes, then return its status."""
     os.listxattr(fd)
     return os.fstat(fd)
 
@@ -131,7 +131,7 @@ def _driver_marks(fd: int, before: Marks | None, drivers: os.stat_result) -> dic
     names = os.listdir(fd) if must_list else list(known)
     each = {}
     for name in names:
-        with suppress(FileNotFoundError, NotADirectoryError):  # unloaded meanwhile, or not a driver
+        with suppress(FileNotFoundError, NotADirectoryError):  # unloaded in the meantime, or not a driver
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
             mark = known.get(name)
             if mark is None or mark[0] != status.st_ino:

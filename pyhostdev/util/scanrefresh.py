@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A scan from an earlier one: what the host proves unchanged is not read again.
+Refreshing a scan: only what may have changed is read again.
 
-Where nothing changed, only the times of the directories are read; where a driver's functions changed, its list; where
-functions came or went, only the new ones. The result equals a full scan, and where nothing proves that, one is made.
+If nothing has changed, only the times of the directories are read. If the functions of a driver have changed, its list
+is read; if functions were added, the new ones. The result equals a full scan; without a proof, a full scan is made.
 
-The times are read before what they stand for. So a change in between is seen twice, never missed.
+The times are read before the contents. A change in between is therefore seen twice, never missed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pyhostdev.util.pcisnapshot import HAVE_DRIVER, HAVE_IOMMU_GROUP, RECORD, co
 from pyhostdev.util.scanproof import Marks, Proof, read_marks
 from pyhostdev.util.scantuning import Tuning
 
-_SHARE = 8  # where more than this part of the functions is to be read singly, a scan costs less
-_FEW = 64  # but so many are read singly on any host
+_SHARE = 8  # a scan costs less than reading more than this fraction of the functions one by one
+_FEW = 64  # functions that are read one by one on any host
 _NO_KEYS: frozenset[int] = frozenset()
 
 
 def scan(root: HostRoot, tuning: Tuning | None = None) -> Snapshot:
     """
-    Read all PCI functions, and what proves later that they have not changed, if anything does.
+    Read all PCI functions, and the proof for a later refresh, if the host has one.
 
     Raises:
         SysfsError: as ``pciscan.scan``.
@@ -55,10 +55,10 @@ def scan(root: HostRoot, tuning: Tuning | None = None) -> Snapshot:
 
 def refresh(root: HostRoot, old: Snapshot) -> Snapshot:
     """
-    Return what ``scan`` would; the old snapshot itself if it still holds.
+    Return the same as ``scan``; the old snapshot itself if it is still valid.
 
     Args:
-        old: of the same root.
+        old: an earlier snapshot of the same root.
 
     Raises:
         SysfsError: as ``scan``.
@@ -89,7 +89,7 @@ def _ungrouped(snapshot: Snapshot) -> frozenset[int]:
 
 
 def _missing(entries: bytes, other: bytes) -> frozenset[int]:
-    """Return the keys of the entries that are not among the others; an inode number is used once."""
+    """Return the keys of the entries that are not among the others; inode numbers are never reused."""
     inodes = memoryview(entries).cast("Q")[1::2].tolist()
     missing = set(inodes).difference(memoryview(other).cast("Q")[1::2].tolist())
     if not missing:
@@ -99,7 +99,7 @@ def _missing(entries: bytes, other: bytes) -> frozenset[int]:
 
 
 class _Refresh:
-    """One refresh: which directories are to be listed, which functions to be read, and the records that result."""
+    """One refresh: the directories to list, the functions to read, and the resulting records."""
 
     def __init__(self, root: HostRoot, old: Snapshot, proof: Proof, marks: Marks) -> None:
         before = proof.marks
@@ -114,12 +114,12 @@ class _Refresh:
 
     @property
     def is_unchanged(self) -> bool:
-        """Tell whether nothing is to be listed or read."""
+        """Tell whether there is nothing to list or to read."""
         is_due = self.due_devices or self.due_groups or self.due_drivers or self.gone_drivers
         return not (is_due or self.proof.young or (self.proof.groups and self.proof.ungrouped))
 
     def run(self) -> Snapshot | None:
-        """Return the new snapshot, None where a scan costs less."""
+        """Return the new snapshot, None if a scan costs less."""
         reader = FunctionReader(self.root)
         try:
             return self._run(reader)
@@ -151,19 +151,19 @@ class _Refresh:
         return snapshot
 
     def _compare(self, entries: bytes) -> tuple[frozenset[int], frozenset[int]]:
-        """Return the keys of the functions that are new, and of those that are gone; a replaced one is both."""
+        """Return the keys of the added functions and of the removed functions; a replaced function is in both."""
         if entries == self.proof.entries:
             return _NO_KEYS, _NO_KEYS
         return _missing(entries, self.proof.entries), _missing(self.proof.entries, entries)
 
     def _without_group(self, groups: bytes) -> frozenset[int] | None:
-        """Return the functions that had no group and can have one now; None if no group exists."""
+        """Return the functions that had no group and may have one now; None if no group exists."""
         if not groups:
             return None
         return _ungrouped(self.old) if self.proof.ungrouped is None else self.proof.ungrouped
 
     def _of_stale_groups(self, groups: bytes) -> frozenset[int]:
-        """Return the functions whose group no longer is the one that it was, although its number may be in use."""
+        """Return the functions whose group was removed, even if its number is in use again."""
         if groups == self.proof.groups:
             return _NO_KEYS
         stale = _missing(self.proof.groups, groups)
@@ -174,7 +174,7 @@ class _Refresh:
         return frozenset(key for key, group, have in rows if group in stale and have & HAVE_IOMMU_GROUP)
 
     def _merged(self, new: frozenset[int], dropped: frozenset[int], read: Snapshot) -> bytearray:
-        """Return the records without those dropped and with those read; their drivers are not from the reader."""
+        """Return the records without the removed functions and with the functions read; drivers are set separately."""
         added = dict(self._records(new, read))
         if not dropped and not added:
             return bytearray(self.old.packed)
@@ -192,8 +192,8 @@ class _Refresh:
         """
         Yield the key and the record of each function that was read.
 
-        A driver's link may be older or younger than its list, so only the list counts: a function that is not new keeps
-        its driver until a list says otherwise, and that of a new one is in a list that changed.
+        A function's driver link may be older or newer than the driver's list, so only the list counts. An old function
+        keeps its driver until a list shows another one; the driver of a new function is in a list that has changed.
         """
         drivers, had = self.old.column("driver"), self.old.column("key")
         for key, fields in zip(read.column("key"), RECORD.iter_unpack(read.packed), strict=True):
@@ -228,7 +228,7 @@ class _Refresh:
         return names
 
     def _assign(self, packed: bytearray, changed: set[int], listed: dict[int, int]) -> None:
-        """Give functions the drivers that list them, and take away those that no longer do."""
+        """Set the driver of the functions that a list has, and clear the driver of those that it no longer has."""
         had = column_of(packed, "driver").tolist()
         for position, key in enumerate(column_of(packed, "key").tolist()):
             driver = listed.get(key)

@@ -45,7 +45,7 @@ def open_directory(path: str, *, below: str | None = None, mode: int | None = No
         OperationError: a component is a link, or another user could exchange a directory of the path.
         OSError: the system call failed.
     """
-    with _Way(path, below, mode) as way:
+    with _CheckedPath(path, below, mode) as way:
         return way.open()
 
 
@@ -101,7 +101,7 @@ class _Trust(NamedTuple):
         return "can be written by others" if writable and not status.st_mode & stat.S_ISVTX else None
 
 
-class _Way:
+class _CheckedPath:
     """The path from a root to one directory; ``shown`` is the part walked so far."""
 
     def __init__(self, path: str, below: str | None, mode: int | None) -> None:
@@ -117,7 +117,7 @@ class _Way:
         self.trust = _Trust.of(os.fstat(self.fd))
         self.objection: str | None = None
 
-    def __enter__(self) -> _Way:
+    def __enter__(self) -> _CheckedPath:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,17 +126,17 @@ class _Way:
     def open(self) -> int | None:
         """Walk the whole path; a missing directory that is not to be created may be below any kind of directory."""
         while len(self.todo) > 1:
-            self._look()
+            self._check_current()
             if not self._enter(self.todo.pop()):
                 return None
-        self._look()
+        self._check_current()
         fd = self._open_last(self.todo.pop() if self.todo else ".")
         if fd is not None and self.objection is not None:
             os.close(fd)
             raise refused(self.objection)
         return fd
 
-    def _look(self) -> None:
+    def _check_current(self) -> None:
         """Note what is wrong with the current directory; refuse to create anything in such a directory."""
         objection = self.trust.objection(os.fstat(self.fd))
         if objection is not None and self.objection is None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A function as a person names it: by its address, its network interface, its disk, or the number of a VF of its PF.
+Selectors: the ways in which a user can name a function: address, network interface, disk, or VF number of a PF.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMS = "0000:01:00.0, 01:00.0, pci_0000_01_00_0, net:eno1, block:nvme0n1 or pf:
 
 class Selector(NamedTuple):
     """
-    What a person wrote: an address, or a kind and a name.
+    A parsed selector: an address, or a kind and a name.
 
     ``net`` and ``block`` name an interface and a disk; ``pf`` names a PF, by address or interface, with ``vf``.
     """
@@ -75,12 +75,15 @@ class Selector(NamedTuple):
 
         Raises:
             DeviceMissingError: the host has no such interface, disk or VF, or it is not on a PCI function.
-            InvalidAddressError: the name stands for several functions.
+            InvalidAddressError: the name matches several functions.
             SysfsError: the host cannot be read.
         """
         if self.address is not None:
             return self.address
-        from pyhostdev.util.hostusage import block_device_paths, net_device_paths  # most people write addresses
+        from pyhostdev.util.hostusage import (  # rarely needed: most selectors are addresses
+            block_device_paths,
+            net_device_paths,
+        )
 
         if self.kind == "net":
             return _only(self.text, net_device_paths(root, self.name))
@@ -100,7 +103,7 @@ def _is_name(text: str) -> bool:
 
 
 def _only(text: str, paths: list[str]) -> PCIDeviceAddress:
-    """Return the only function on which the devices at these sysfs paths are: the last one of each path."""
+    """Return the one function that all devices at these sysfs paths belong to: the last function of each path."""
     if not paths:
         raise _missing(text, "the host has no such device")
     found = {parts[-1] for parts in map(_ADDRESS.findall, paths) if parts}
@@ -108,7 +111,7 @@ def _only(text: str, paths: list[str]) -> PCIDeviceAddress:
         raise _missing(text, "it is not on a PCI function")
     if len(found) > 1:
         names = ", ".join(sorted(found))
-        raise InvalidAddressError(f"'{text}' stands for several functions: {names}")
+        raise InvalidAddressError(f"'{text}' matches several functions: {names}")
     return PCIDeviceAddress.parse(found.pop())
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Snapshots of hosts as archives: packed byte for byte alike from like hosts, unpacked without trust.
+Snapshots of hosts as archives: equal hosts give equal bytes, and an archive is unpacked without trusting it.
 
 An archive is a gzip-compressed tar file whose first member is ``manifest.json``. It may come from anyone: its members
 are regular files, directories and links, each below a directory of this archive, and all sizes are bounded.
@@ -41,7 +41,7 @@ _HOLDERS = ("proc", "fd")  # the only place of links that start at the root: ope
 
 
 class Manifest(NamedTuple):
-    """What a snapshot says about itself."""
+    """The description of a snapshot, from its manifest."""
 
     pyhostdev: str
     kernel: str | None
@@ -59,7 +59,7 @@ class Manifest(NamedTuple):
         Read a manifest.
 
         Raises:
-            ConfigError: it is not one, or of a later version.
+            ConfigError: it is not a manifest, or has a newer version.
         """
         try:
             found = json.loads(data)
@@ -123,7 +123,7 @@ class _PlainHeader(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> _PlainHeader:
-        """Return the header in a block; any that is not plain is left to tarfile."""
+        """Return the header in a block; tarfile parses any that is not plain."""
         kind, size, checksum = buf[156:157], bytes(buf[124:135]), bytes(buf[148:154])
         is_plain = len(buf) == tarfile.BLOCKSIZE and kind in _PLAIN and buf[257:265] == _USTAR
         if not (is_plain and size.isdigit() and checksum.isdigit() and bytes(buf).isascii()):

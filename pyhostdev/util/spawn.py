@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.util.ownership import Ownership
 
-ACCESS_TIMEOUT_S = 10.0  # for a file server that does not answer
+ACCESS_TIMEOUT_S = 10.0  # the deadline for a file server that does not answer
 
 _ERRNO = struct.Struct("=i")
 

@@ -18,7 +18,7 @@ from itertools import islice
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.securedir import make_directory, open_directory, refused
 
-__all__ = ["StateDir", "make_directory", "tolerated"]
+__all__ = ["StateDir", "ignoring", "make_directory"]
 
 FILE_MAX = 16384  # bytes; a record has a few hundred
 ENTRIES_MAX = 100_000  # records, locks and files of dead writers; a host has some thousand functions
@@ -184,7 +184,7 @@ class StateDir:
                 self.step("rename", name)
                 os.rename(temporary, name, src_dir_fd=top, dst_dir_fd=top)
             except OSError:
-                with tolerated(OSError):
+                with ignoring(OSError):
                     os.unlink(temporary, dir_fd=top)
                 raise
             self._flush(top, name)
@@ -229,7 +229,7 @@ class StateDir:
             return
         with self._doing("remove a record", name):
             self.step("unlink", name)
-            with tolerated(FileNotFoundError):
+            with ignoring(FileNotFoundError):
                 os.unlink(name, dir_fd=top)
             self.step("done", name)
 
@@ -245,7 +245,7 @@ class StateDir:
             if left.startswith(f".{name}."):
                 with self._doing("remove what is left of a record", left):
                     self.step("unlink", left)
-                    with tolerated(FileNotFoundError):
+                    with ignoring(FileNotFoundError):
                         os.unlink(left, dir_fd=top)
 
     def rename(self, name: str, other: str) -> None:
@@ -256,7 +256,7 @@ class StateDir:
             SysfsError: the directory refuses.
         """
         top = self._descriptor()
-        with self._doing("set a record aside", name), tolerated(FileNotFoundError):
+        with self._doing("set a record aside", name), ignoring(FileNotFoundError):
             self.step("rename", name)
             os.rename(name, other, src_dir_fd=top, dst_dir_fd=top)
 
@@ -278,7 +278,7 @@ class StateDir:
 
 
 def _open_lock(name: str, top: int) -> int:
-    with tolerated(FileNotFoundError):
+    with ignoring(FileNotFoundError):
         _check_ordinary(os.stat(name, dir_fd=top, follow_symlinks=False))
     fd = os.open(name, _LOCK, 0o600, dir_fd=top)
     try:
@@ -303,7 +303,7 @@ def _check_ordinary(facts: os.stat_result) -> None:
 
 
 @contextmanager
-def tolerated(error: type[OSError]) -> Iterator[None]:
+def ignoring(error: type[OSError]) -> Iterator[None]:
     """Ignore one kind of OSError: there is nothing to do then."""
     try:
         yield

@@ -54,7 +54,7 @@ class Transaction:
 
 
 @contextmanager
-def half_done() -> Iterator[None]:
+def mark_unfinished() -> Iterator[None]:
     """Mark an error as not rolled back; ``recover`` finishes the change."""
     try:
         yield

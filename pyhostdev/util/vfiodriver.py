@@ -22,7 +22,7 @@ from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.virfile import bounds_of, is_directory, list_names, read_attribute, read_bytes, read_link_name
 from pyhostdev.util.virpci import PCIDevice
 
-GENERIC_NAMES = (None, "vfio")  # no driver was named: libvirt's name of the backend names none either
+GENERIC_NAMES = (None, "vfio")  # no driver was named; libvirt's name of the backend counts as none
 VFIO_PCI_MODULE = "vfio_pci"
 
 _PREFIX = b"\nalias vfio_pci:"
@@ -46,7 +46,7 @@ class ModuleAlias(NamedTuple):
 
     @property
     def wildcards(self) -> int:
-        """How many fields match any value: the fewer, the better the match."""
+        """The number of fields that match any value: the fewer, the better the match."""
         return self.fields.count(_ANY)
 
     def __str__(self) -> str:

@@ -293,7 +293,7 @@ class PCIDevice:
         return self.address._replace(slot=slot, function=0)
 
     def as_group_member(self) -> GroupMember:
-        """Return the function as a member of its IOMMU group, as it was when it was read."""
+        """Return the function as a member of its IOMMU group, at the time of its reading."""
         return GroupMember(str(self.address), self.address, self.driver, self.is_vfio)
 
     def read_siblings(self) -> list[PCIDevice]:
@@ -452,7 +452,7 @@ def read_pci_devices(root: HostRoot, addresses: Iterable[PCIDeviceAddress]) -> d
         SysfsError: an attribute exists but cannot be read.
     """
     found: dict[PCIDeviceAddress, PCIDevice] = {}
-    # before the facts, so that a device replaced meanwhile is found to be another than this one
+    # read before the facts, so that a device replaced in between has another inode than this object
     inodes = {address: _read_inode(root, address) for address in addresses}
     present = [address for address, inode in inodes.items() if inode is not None]
     if not present:

@@ -94,7 +94,7 @@ def _length(header: bytes) -> int:
 
 def parse_vpd(data: bytes) -> PCIVPDResource | None:
     """
-    Decode the data; None if it is malformed, in which case libvirt shows nothing of it either.
+    Decode the data; None if it is malformed; libvirt shows none of it either.
 
     Mirrors: virPCIVPDParse
     """

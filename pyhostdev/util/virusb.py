@@ -45,7 +45,7 @@ def usb_devices(root: HostRoot) -> Iterator[USBDevice]:
         place = os.path.join(root.usb_devices, name)
         texts = [read_attribute(root, os.path.join(place, part)) for part in ("idVendor", "idProduct")]
         numbers = [read_attribute(root, os.path.join(place, part)) for part in ("busnum", "devnum")]
-        try:  # a device that is being unplugged has lost some of them
+        try:  # some are missing while the device is being unplugged
             yield USBDevice(*(int(text or "", 16) for text in texts), *(int(text or "", 10) for text in numbers))
         except ValueError:
             continue

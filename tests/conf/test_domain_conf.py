@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from sizes import examples
 
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.xml.xmldef import ElementDef, Unknown
@@ -104,7 +105,7 @@ def definitions(draw: st.DrawFn, definition: type[Any]) -> ElementDef:
     return made
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(definitions(DomainDef))
 def test_made_domains_survive_parsing_and_printing(made: DomainDef) -> None:
     """Whatever the tables can hold and the parser accepts is read back as it was printed."""
@@ -117,7 +118,7 @@ def test_made_domains_survive_parsing_and_printing(made: DomainDef) -> None:
     assert (parsed, text, parsed.unmodelled()) == (again, again.format(), parsed.copy().unmodelled())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.text(st.sampled_from("<>/='\" \n&;a!-?[]domain"), max_size=60) | st.binary(max_size=60))
 def test_noise_is_refused_as_xml(noise: str | bytes) -> None:
     """Bytes and texts that are not a domain give an XMLError, never another exception."""

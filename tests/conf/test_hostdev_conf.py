@@ -284,4 +284,4 @@ def test_aliases_that_are_not_the_users_are_dropped() -> None:
 def test_unassigned_is_an_address_without_numbers() -> None:
     """It parses and prints alone."""
     device = DomainHostdevDef.parse(hostdev(inner="<address type='unassigned'/>"))
-    assert (UnassignedAddress(), False) == (device.info.address, device.info.wants_address)
+    assert (UnassignedAddress(), False) == (device.info.address, device.info.needs_address)

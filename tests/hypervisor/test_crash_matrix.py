@@ -9,7 +9,7 @@ import pytest
 from crash import deaths, process, run_and_die
 from scenarios import SCENARIOS, Scenario, Stage
 
-EACH = 6  # deaths of each scenario
+EACH = 3  # deaths of each scenario
 
 
 def test_scenarios_are_many_and_told_apart() -> None:

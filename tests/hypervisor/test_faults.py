@@ -40,10 +40,14 @@ SAMPLE = [s for s in SCENARIOS if s.name in ("not-assigned-3", "mixed-managed", 
 @pytest.mark.fault("F12", "F15", "F25", "F28")
 @pytest.mark.parametrize("scenario", SAMPLE, ids=lambda scenario: scenario.name)
 def test_every_refused_operation_is_undone_or_told(tmp_path: Path, scenario: Scenario) -> None:
-    """Each operation is refused once, with the errnos in turn: all is as before, or the error reports otherwise."""
+    """
+    Every fourth operation is refused, with the errnos in turn: all is as before, or the error reports otherwise.
+
+    tests/fuzz/fuzz_faults.py refuses all of them.
+    """
     stage = Stage(scenario, tmp_path)
     cases = list(zip(refusals(stage), cycle(ERRNOS), strict=False))
-    for case, errnum in cases[len(scenario.name) % 2 :: 2]:
+    for case, errnum in cases[len(scenario.name) % 4 :: 4]:
         check_refusal(stage, case, errnum)
 
 

@@ -392,7 +392,7 @@ def test_a_qemu_that_lies(bcm5719: FakeHost, monkeypatch: pytest.MonkeyPatch) ->
     """It says that the devices have left and holds their group: nothing is given back."""
     from pyhostdev.hypervisor import hostdev_release
 
-    monkeypatch.setattr(hostdev_release, "LET_GO_WAIT_S", 0.1)
+    monkeypatch.setattr(hostdev_release, "RELEASE_WAIT_S", 0.1)
     stage = Stage(bcm5719)
     stage.attach()
     honest = stage.qemu.machine.execute

@@ -13,6 +13,7 @@ from hotplugging import CARD, UNIT, Stage
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from sizes import examples
 
 from pyhostdev import HostdevError
 from pyhostdev.testing import FakeHost, QMPRefusal
@@ -101,6 +102,6 @@ class Plugging(RuleBasedStateMachine):
 
 
 Plugging.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(6), stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPlugging = Plugging.TestCase

@@ -14,7 +14,7 @@ from pyhostdev import DomainDef, Host
 from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_process.monitor import QEMUMonitor
 from pyhostdev.qemu.qemu_process.resources import resource_obstacles
-from pyhostdev.qemu.qemu_process.tuning import guest_environment, settle
+from pyhostdev.qemu.qemu_process.tuning import apply_tuning, guest_environment
 
 
 class Answering:
@@ -38,7 +38,7 @@ def parse(head: str = "", devices: str = "") -> DomainDef:
 
 def settled(dom: DomainDef, answers: dict[str, Any] | None = None) -> Answering:
     monitor = Answering(answers or {})
-    asyncio.run(settle(dom, cast(QEMUMonitor, monitor), os.getpid()))
+    asyncio.run(apply_tuning(dom, cast(QEMUMonitor, monitor), os.getpid()))
     return monitor
 
 

@@ -51,6 +51,6 @@ def _end(guest: SimulatedGuest, chance: random.Random) -> None:
     """End as a process does: memory first, then descriptors, then the kernel's last reference; /proc may be earlier."""
     last = [guest.vanish, guest.let_go]
     chance.shuffle(last)
-    for stage in (guest.begin_to_end, guest.close_all, *last):
+    for stage in (guest.begin_exit, guest.close_all, *last):
         time.sleep(chance.uniform(0, LONGEST_S))
         stage()

@@ -8,6 +8,7 @@ import tempfile
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import examples
 
 from pyhostdev.errors import HostdevError
 from pyhostdev.testing.fakehost import FakeHost
@@ -72,7 +73,7 @@ def _check(fake: FakeHost, tree: Tree) -> None:
         assert shown == (device.driver is not None)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.lists(writes, max_size=12))
 def test_tree_never_contradicts_itself(sequence: list[tuple[str, bytes]]) -> None:
     """The invariants hold after every write, and in the end the tree can be restored completely."""

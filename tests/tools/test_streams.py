@@ -168,10 +168,10 @@ def test_everything_but_start_works_without_extras(bcm5719: FakeHost, verb: str)
     words = [*READING[verb].split(), "--root", bcm5719.root.path]
     bare, full = (call(without(*names), *words) for names in (("rich", "qemu"), ()))
     assert (0, True) == (bare.returncode, "Traceback" not in bare.stderr), bare.stderr
-    assert words_of(full.stdout) == words_of(bare.stdout)
+    assert path_components(full.stdout) == path_components(bare.stdout)
 
 
-def words_of(text: str) -> list[str]:
+def path_components(text: str) -> list[str]:
     return text.translate(dict.fromkeys(map(ord, "│├└─"), " ")).split()
 
 

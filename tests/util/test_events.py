@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sizes import examples
 
 from pyhostdev.errors import ConfigError, SysfsError
 from pyhostdev.testing.events import SimulatedEvents
@@ -125,7 +126,7 @@ ACTIONS: dict[str, Callable[[FakeHost, PCIDeviceAddress], None]] = {
 WHERE = [PF, *CARD, PCIDeviceAddress.parse("0000:03:10.0"), PCIDeviceAddress.parse("0000:03:10.2")]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(16), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     steps=st.lists(st.tuples(st.sampled_from(sorted(ACTIONS)), st.sampled_from(WHERE)), max_size=14),
     limit=st.sampled_from([2, 10000]),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import examples
 
 from pyhostdev.util import pciconfig, pciregs
 
@@ -65,7 +66,7 @@ def test_every_two_node_loop_ends() -> None:
             assert pciconfig.find_capability(data, pciregs.CAP_ID_EXPRESS) == 0
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(100))
 @given(st.binary(max_size=4096))
 def test_any_bytes_have_an_answer(data: bytes) -> None:
     """No bytes make a walk fail or run on."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sizes import examples
 
 from pyhostdev.testing.generator import PLAIN_CARDS, SRIOV_CARDS, make_tree
 from pyhostdev.util import pciscan, pciscan_ref
@@ -191,7 +192,7 @@ def made(host: list[Function], junk: set[str]) -> Iterator[HostRoot]:
 
 
 @settings(
-    max_examples=200,
+    max_examples=examples(80),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
+from sizes import examples
 
 from pyhostdev.errors import ConfigError, SysfsError
 from pyhostdev.hypervisor.host import Host
@@ -211,7 +212,9 @@ class ChangesOfCoarseTime(Changes):
     tick_ns = 4_000_000
 
 
-MANY = settings(max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(
+    max_examples=examples(8), stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
 TestChanges = Changes.TestCase
 TestChanges.settings = MANY
 TestChangesOfCoarseTime = ChangesOfCoarseTime.TestCase

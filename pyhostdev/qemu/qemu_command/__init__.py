@@ -147,7 +147,7 @@ def build_command_line(
     capabilities = capabilities or stored_capabilities(dom, release)
     dom = _complete(dom, errors, capabilities, partial(define, host=host, keep_together=keep_together, release=release))
     paths = DomainPaths.of(state_dir, dom.name or "", domain_id)
-    opener = device_fd or _only_taps(tap_fd)
+    opener = device_fd or _require_taps(tap_fd)
     build = CommandBuilder(dom, capabilities, paths, opener, socket_fd, release, vfio_fd, file_fd, host)
     _build_all(build, monitor_fd, usb_may_be_absent)
     raise_all([*errors, *build.errors])
@@ -182,7 +182,7 @@ def _build_all(build: CommandBuilder, monitor_fd: int | None, usb_may_be_absent:
     _build(build, _AFTER_MONITOR)
 
 
-def _only_taps(tap_fd: Callable[[Any], int] | None) -> Callable[[str, Any], int | None] | None:
+def _require_taps(tap_fd: Callable[[Any], int] | None) -> Callable[[str, Any], int | None] | None:
     """Return a device_fd that opens taps only, with tap_fd; None without tap_fd."""
     return None if tap_fd is None else lambda purpose, device: None if purpose == "usb" else tap_fd(device)
 

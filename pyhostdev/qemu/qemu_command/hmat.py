@@ -41,9 +41,9 @@ def _initiator(cpu: Any, cell: Any) -> int:
 def build_hmat(build: CommandBuilder, cpu: Any) -> None:
     """Say the latencies and bandwidths between nodes, and which caches their memory has."""
     for way in cpu.latencies:
-        build.add("-numa", f"{_way(way)}-latency,latency={way.value}")
+        build.add("-numa", f"{_interconnect_options(way)}-latency,latency={way.value}")
     for way in cpu.bandwidths:
-        build.add("-numa", f"{_way(way)}-bandwidth,bandwidth={way.kib}K")
+        build.add("-numa", f"{_interconnect_options(way)}-bandwidth,bandwidth={way.kib}K")
     for cell in cpu.cells:
         for cache in sorted(cell.caches, key=lambda cache: int(cache.level)):
             options = [
@@ -57,6 +57,6 @@ def build_hmat(build: CommandBuilder, cpu: Any) -> None:
             build.add("-numa", ",".join(options))
 
 
-def _way(way: Any) -> str:
+def _interconnect_options(way: Any) -> str:
     level = _HIERARCHY[way.cache or 0]
     return f"hmat-lb,initiator={way.initiator},target={way.target},hierarchy={level},data-type={way.type}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.domain_validate import validate_domain
-from pyhostdev.conf.guest_addresses import remember_chosen
+from pyhostdev.conf.guest_addresses import mark_chosen
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.qemu.qemu_domain_address import assign_addresses
 from pyhostdev.qemu.qemu_firmware import fill_firmware
@@ -48,6 +48,6 @@ def define(
     defined = post_parse(dom, capabilities, release)
     fill_firmware(defined, host, release)
     assign_addresses(defined, host, keep_together=keep_together, release=release)
-    remember_chosen(defined)
+    mark_chosen(defined)
     validate_domain(defined, hypervisor=QEMURules(capabilities, release))
     return defined

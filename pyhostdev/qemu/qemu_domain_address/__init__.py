@@ -156,7 +156,7 @@ class _Run:
             XMLError: a device needs a PCI slot, or has a PCI address.
         """
         late = None if lacks_pci(self.dom) else _UNKNOWN_MACHINE
-        wanting = [device for device in _in_slot_order(self.dom) if device.info.wants_address]
+        wanting = [device for device in _in_slot_order(self.dom) if device.info.needs_address]
         for device in wanting:
             if self.flags.of(device):
                 raise XMLError("The guest has no PCI bus", line=device.line, renumbered=late)
@@ -172,7 +172,7 @@ class _Run:
         """
         self.collect()
         reserve_chipset(self.dom, self.addrs, self.place)
-        if self.addrs.dry_run and self._wants_spare_slot():
+        if self.addrs.dry_run and self._needs_spare_slot():
             self.addrs.reserve_next(CONVENTIONAL)
         for device in _in_slot_order(self.dom):
             if device.tag == "controller" and device.model in _USB2_MODELS:
@@ -180,7 +180,7 @@ class _Run:
             else:
                 self.place(device)
 
-    def _wants_spare_slot(self) -> bool:
+    def _needs_spare_slot(self) -> bool:
         """Return True if a slot must stay free for a bridge: on conventional buses that are not full."""
         full = all(bus.is_fully_reserved for bus in self.addrs.buses)
         return has_pci_root(self.dom) and not full and not is_arm_virt(self.dom)
@@ -196,7 +196,7 @@ class _Run:
 
     def place(self, device: Any) -> None:
         """Choose an address for a device that needs one and does not have one."""
-        if not device.info.wants_address:
+        if not device.info.needs_address:
             return
         flags = self.flags.of(device)
         if not flags:
@@ -214,7 +214,7 @@ class _Run:
 
     def _place_usb2(self, device: Any) -> None:
         """Put a USB 2 controller into the slot of its companions, which have the same index."""
-        if not device.info.wants_address:
+        if not device.info.needs_address:
             return
         function = _USB2_FUNCTIONS[device.model]
         multifunction = True if function == 0 else None

@@ -135,7 +135,7 @@ def _prefer(
     multifunction: bool | None = None,
 ) -> None:
     """Assign the first of a device's preferred addresses whose slot is free; do nothing if all are in use."""
-    if not device.info.wants_address:
+    if not device.info.needs_address:
         return
     for address in addresses:
         if not addrs.is_slot_in_use(address):
@@ -154,7 +154,7 @@ def _place_video(
 ) -> None:
     """Give the first video card its preferred slot, or any other if that is in use."""
     video = next((v for v in dom.videos[:1] if v.model_type not in ("none", "ramfb")), None)
-    if video is None or not video.info.wants_address:
+    if video is None or not video.info.needs_address:
         return
     addrs.validate(address, flags)
     if addrs.is_slot_in_use(address):

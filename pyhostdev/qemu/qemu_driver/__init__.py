@@ -66,7 +66,7 @@ __all__ = [
     "refuse_missing_storage",
     "refuse_unstartable",
     "start_obstacles",
-    "unfollowed_errors",
+    "unsupported_namespace_errors",
 ]
 
 
@@ -149,7 +149,11 @@ def start_obstacles(
     missing image, a missing mediated device and an image that ``ownership`` cannot open have separate reasons. A note
     ``ignored`` names a part that has no effect.
     """
-    found = [*_unbuildable(dom, host, capabilities, keep_together, release), *_unfollowed(dom), *start_findings(dom)]
+    found = [
+        *_build_errors(dom, host, capabilities, keep_together, release),
+        *_unsupported_namespace(dom),
+        *start_findings(dom),
+    ]
     found += newer_word_notes(dom, release)
     found += image_obstacles(dom, host, ownership)
     found += iommufd_obstacles(dom, host, release, fd_groups)
@@ -161,7 +165,7 @@ def start_obstacles(
     return list(dict.fromkeys(found))
 
 
-def _unbuildable(
+def _build_errors(
     dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None, keep_together: bool, release: LibvirtRelease
 ) -> Iterator[Finding]:
     """Yield the errors of validation on this host, and of building the command line."""
@@ -189,13 +193,13 @@ def _unbuildable(
         yield Finding(part.reason or "unsupported", ERROR, address, part.message, part.line)
 
 
-def unfollowed_errors(dom: DomainDef) -> list[ConfigError]:
+def unsupported_namespace_errors(dom: DomainDef) -> list[ConfigError]:
     """Return an error for each setting that ``start`` does not implement and that a guest must not run without."""
-    refused = (finding for finding in [*_unfollowed(dom), *start_findings(dom)] if finding.severity == ERROR)
+    refused = (finding for finding in [*_unsupported_namespace(dom), *start_findings(dom)] if finding.severity == ERROR)
     return [ConfigUnsupportedError(finding.message, line=finding.line, reason=finding.reason) for finding in refused]
 
 
-def _unfollowed(dom: DomainDef) -> Iterator[Finding]:
+def _unsupported_namespace(dom: DomainDef) -> Iterator[Finding]:
     """Yield an error for the lifecycle actions that ``start`` does not implement."""
     try:
         lifecycle_actions(dom)
@@ -234,7 +238,7 @@ class Guest:
         self.ownership = ownership
         self.release = release
         self.capabilities = capabilities or capabilities_of(dom, host, release=release)
-        errors = unfollowed_errors(dom)
+        errors = unsupported_namespace_errors(dom)
         try:  # a definition that cannot be built is refused now, before a device is touched
             domain_to_native(dom, host, keep_together=keep_together, capabilities=self.capabilities, release=release)
         except ConfigError as err:
@@ -289,7 +293,7 @@ class Guest:
         from pyhostdev.qemu.qemu_process.descriptors import DeviceDescriptors
         from pyhostdev.qemu.qemu_process.process import held_signals, run_guest
         from pyhostdev.qemu.qemu_process.sockets import ListeningSockets
-        from pyhostdev.qemu.qemu_process.tuning import guest_environment, settle
+        from pyhostdev.qemu.qemu_process.tuning import apply_tuning, guest_environment
         from pyhostdev.qemu.qemu_process.variables import make_variables
 
         self._refuse(plan)
@@ -320,7 +324,7 @@ class Guest:
                 environment={**guest_environment(self.definition), **environment_of(self.definition)},
                 links_down=devices.links_down,
                 control=GuestOwner(self.definition, self.host, self.capabilities, self.release, node_owner),
-                before_running=partial(settle, self.definition),
+                before_running=partial(apply_tuning, self.definition),
             )
 
     def _refuse(self, plan: Plan) -> None:

@@ -19,7 +19,7 @@ from pyhostdev.errors import HostdevError, OperationError, RefusedError
 from pyhostdev.hypervisor.hostdev_units import Unit
 from pyhostdev.qemu.qemu_hotplug.connection import MonitorLost
 from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest, in_thread
-from pyhostdev.qemu.qemu_hotplug.nodes import HandedOver
+from pyhostdev.qemu.qemu_hotplug.nodes import PassedDescriptors
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.record import PLUGGED, PLUGGING, STUCK_STAGED
 
@@ -144,7 +144,7 @@ async def _plug(guest: RunningGuest, unit: Unit, planned: PlannedUnit, timeout_s
     """
     staged: list[str] = []
     try:
-        async with HandedOver(guest, planned) as nodes:  # left before anything is given back
+        async with PassedDescriptors(guest, planned) as nodes:  # left before anything is given back
             for properties in planned.arguments:
                 guest.check()
                 await guest.monitor.device_add(await nodes.complete(properties))
@@ -182,5 +182,5 @@ async def roll_back(guest: RunningGuest, unit: Unit, staged: list[str], err: Hos
 
 
 async def _clear(guest: RunningGuest, staged: list[str], timeout_s: float) -> bool:
-    async with guest.departures() as departures:
-        return await departures.clear(staged, timeout_s)
+    async with guest.unplug_requests() as unplug_requests:
+        return await unplug_requests.clear(staged, timeout_s)

@@ -126,7 +126,7 @@ class Monitor:
         """True if the connection can hand descriptors over."""
         return isinstance(self.connection, FDConnection)
 
-    async def hand_over(self, name: str, fd: int) -> None:
+    async def pass_descriptor(self, name: str, fd: int) -> None:
         """
         Give QEMU a copy of a descriptor, which a later command uses up by its name.
 
@@ -140,7 +140,7 @@ class Monitor:
             raise MonitorLost(f"QEMU's monitor does not take a descriptor: {_words(err)}") from err
         await self._ask("getfd", fdname=name)
 
-    async def close_handed_over(self, name: str) -> None:
+    async def close_passed(self, name: str) -> None:
         """Let QEMU close a descriptor that no command has used up, if it has one of this name."""
         with contextlib.suppress(QEMURefusedError):
             await self._ask("closefd", fdname=name)

@@ -100,7 +100,7 @@ async def detach(guest: RunningGuest, unit: Unit, *, timeout_s: float) -> list[P
     """
     ids = guest.ids_of(unit)
     if not ids:
-        await _refuse_held(guest, unit)
+        await _refuse_open_group(guest, unit)
         return await guest.complete(unit)
     if not await guest.monitor.has_run():
         raise RefusedError([not_run(guest.owner)])
@@ -128,7 +128,7 @@ async def give_back_gone(guest: RunningGuest, unit: Unit) -> list[PCIDeviceAddre
         PendingError: the guest has another unit of the same IOMMU group: a group is reattached as a whole.
         OperationError: a device could not be reattached; ``recover`` finishes it.
     """
-    other = await group_mate(guest, unit)
+    other = await other_member(guest, unit)
     if other is not None:
         text = f"The guest released unit {unit.name}, but still has unit {other.name} of the same IOMMU group"
         raise PendingError(f"{text}: both are reattached together", reason="pending")
@@ -139,7 +139,7 @@ async def give_back_gone(guest: RunningGuest, unit: Unit) -> list[PCIDeviceAddre
         raise
 
 
-async def group_mate(guest: RunningGuest, unit: Unit) -> Unit | None:
+async def other_member(guest: RunningGuest, unit: Unit) -> Unit | None:
     """Return another unit in QEMU that shares an IOMMU group with this one, None without one."""
     present = await guest.monitor.present_ids()
     groups = _groups(guest, unit)
@@ -157,14 +157,14 @@ def _groups(guest: RunningGuest, unit: Unit) -> set[int]:
     return {group for group in found if group is not None}
 
 
-async def _refuse_held(guest: RunningGuest, unit: Unit) -> None:
+async def _refuse_open_group(guest: RunningGuest, unit: Unit) -> None:
     """
     Refuse to reattach functions while the guest has others of their IOMMU group.
 
     Raises:
         DeviceInUseError: the guest has others of the group; nothing was touched.
     """
-    other = await group_mate(guest, unit)
+    other = await other_member(guest, unit)
     if other is not None:
         text = f"The guest has unit {other.name} of the same IOMMU group as {unit.name}: detach that one first"
         raise DeviceInUseError(text, reason="in-use", address=unit.addresses[0])
@@ -172,12 +172,12 @@ async def _refuse_held(guest: RunningGuest, unit: Unit) -> None:
 
 async def _asked(guest: RunningGuest, ids: list[str], timeout_s: float) -> bool:
     """Request the removal of function 0, and wait for all functions; return False on a timeout."""
-    async with guest.departures() as departures:
+    async with guest.unplug_requests() as unplug_requests:
         present = await guest.monitor.present_ids()
         first = next((device for device in ids if device in present), None)
         if first is not None:
-            await departures.ask(first)
-        return await departures.wait(ids, timeout_s)
+            await unplug_requests.ask(first)
+        return await unplug_requests.wait(ids, timeout_s)
 
 
 def _asked_text(owner: str, unit: Unit) -> str:

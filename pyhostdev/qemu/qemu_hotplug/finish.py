@@ -107,8 +107,8 @@ async def _decide_plugging(guest: RunningGuest, unit: Unit, there: list[str], ti
 async def _take_back(guest: RunningGuest, unit: Unit, there: list[str], timeout_s: float) -> Finished:
     """Take staged functions back."""
     try:
-        async with guest.departures() as departures:
-            is_clear = await departures.clear(there, timeout_s)
+        async with guest.unplug_requests() as unplug_requests:
+            is_clear = await unplug_requests.clear(there, timeout_s)
     except OperationError:
         await guest.mark(unit, STUCK_STAGED)
         raise

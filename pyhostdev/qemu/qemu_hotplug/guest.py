@@ -13,7 +13,7 @@ from pyhostdev.hypervisor.hostdev_units import Unit, give_back, mark, read_units
 from pyhostdev.qemu.qemu_hotplug.connection import Monitor, QMPConnection
 from pyhostdev.qemu.qemu_hotplug.devices import plug_of
 from pyhostdev.qemu.qemu_hotplug.memory import GuestMemory
-from pyhostdev.qemu.qemu_hotplug.unplugging import Departures
+from pyhostdev.qemu.qemu_hotplug.unplugging import UnplugRequests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -63,9 +63,9 @@ class RunningGuest:
         self.waiting = waiting
         self.memory = GuestMemory(manager.context, pid, state)
 
-    def departures(self) -> Departures:
+    def unplug_requests(self) -> UnplugRequests:
         """Return a context manager that requests removals and waits for them."""
-        return Departures(self.monitor, self.check, self.waiting)
+        return UnplugRequests(self.monitor, self.check, self.waiting)
 
     async def units(self) -> list[Unit]:
         """Return the guest's recorded units."""

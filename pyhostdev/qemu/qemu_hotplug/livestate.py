@@ -51,11 +51,11 @@ class LiveState(Protocol):
         """Return the units that are about to be plugged."""
 
     @property
-    def first_memlock(self) -> MemoryLimit | None:
-        """The limit that QEMU had before the first device that needs another."""
+    def stored_memlock(self) -> MemoryLimit | None:
+        """QEMU's limit of locked memory before the first device that needs another limit."""
 
-    def keep_memlock(self, limit: MemoryLimit | None) -> None:
-        """Remember that limit, or forget it."""
+    def store_memlock(self, limit: MemoryLimit | None) -> None:
+        """Store that limit; None removes it."""
 
 
 class MemoryState:
@@ -91,12 +91,12 @@ class MemoryState:
         return sorted(self._units)
 
     @property
-    def first_memlock(self) -> MemoryLimit | None:
-        """The limit that QEMU had before the first device that needs another."""
+    def stored_memlock(self) -> MemoryLimit | None:
+        """QEMU's limit of locked memory before the first device that needs another limit."""
         return self._memlock
 
-    def keep_memlock(self, limit: MemoryLimit | None) -> None:
-        """Remember that limit, or forget it."""
+    def store_memlock(self, limit: MemoryLimit | None) -> None:
+        """Store that limit; None removes it."""
         self._memlock = limit
 
 
@@ -138,8 +138,8 @@ class DirectoryState:
         return [match[1] for match in found if match]
 
     @property
-    def first_memlock(self) -> MemoryLimit | None:
-        """The limit that QEMU had before the first device that needs another."""
+    def stored_memlock(self) -> MemoryLimit | None:
+        """QEMU's limit of locked memory before the first device that needs another limit."""
         if MEMLOCK not in self.directory.names():
             return None
         try:
@@ -148,8 +148,8 @@ class DirectoryState:
         except (ValueError, TypeError) as err:
             raise OperationError(f"The file '{MEMLOCK}' of the guest is malformed") from err
 
-    def keep_memlock(self, limit: MemoryLimit | None) -> None:
-        """Remember that limit, or forget it."""
+    def store_memlock(self, limit: MemoryLimit | None) -> None:
+        """Store that limit; None removes it."""
         if limit is None:
             self.directory.remove(MEMLOCK)
         else:

@@ -48,8 +48,8 @@ class GuestMemory:
             raise OperationError(f"QEMU (process {self._pid}) has ended")
         if now.allows(wanted):
             return
-        if self._state.first_memlock is None:
-            self._state.keep_memlock(now)
+        if self._state.stored_memlock is None:
+            self._state.store_memlock(now)
         self._write(MemoryLimit(wanted, wanted))
 
     def lower_to(self, dom: DomainDef) -> None:
@@ -59,12 +59,12 @@ class GuestMemory:
         Raises:
             OperationError: the kernel refuses.
         """
-        first = self._state.first_memlock
+        first = self._state.stored_memlock
         if self._pid is None or first is None or memlock_limit(dom) is not None:
             return
         if read_memlock(self._context.root, self._pid) is not None:
             self._write(first)
-        self._state.keep_memlock(None)
+        self._state.store_memlock(None)
 
     def _write(self, limit: MemoryLimit) -> None:
         writer = self._context.writer

@@ -29,7 +29,7 @@ def node_name(device_id: str) -> str:
     return f"{device_id}-node"
 
 
-class HandedOver:
+class PassedDescriptors:
     """
     The nodes of one unit; leaving it closes all that QEMU did not use up. Does nothing for a unit without iommufd.
 
@@ -48,7 +48,7 @@ class HandedOver:
         self._names: list[str] = []
         self._open: VFIODescriptors | None = None
 
-    async def __aenter__(self) -> HandedOver:
+    async def __aenter__(self) -> PassedDescriptors:
         if self._addresses:
             is_new = IOMMUFD not in await self._monitor.object_ids()
             opener = VFIODescriptors(self._guest.manager.host, list(self._addresses.values()), opens_iommufd=is_new)
@@ -79,7 +79,7 @@ class HandedOver:
 
     async def _pass(self, name: str, fd: int) -> str:
         self._names.append(name)
-        await self._monitor.hand_over(name, fd)
+        await self._monitor.pass_descriptor(name, fd)
         return name
 
     async def _close(self) -> None:
@@ -98,7 +98,7 @@ async def close_in(monitor: Monitor, names: Iterable[str]) -> None:
         MonitorLost: there is no answer.
     """
     for name in names:
-        await monitor.close_handed_over(name)
+        await monitor.close_passed(name)
 
 
 async def close_leftovers(guest: RunningGuest, monitor: Monitor | None = None) -> None:

@@ -27,7 +27,7 @@ class GuestRefusedError(OperationError):
     """The guest refused to release a device."""
 
 
-class Departures:
+class UnplugRequests:
     """
     Requests removals over one connection and follows them; enter it as a context manager before the first request.
 
@@ -43,7 +43,7 @@ class Departures:
         self._gone: set[str] = set()
         self._next: asyncio.Future[Mapping[str, Any]] | None = None
 
-    async def __aenter__(self) -> Departures:
+    async def __aenter__(self) -> UnplugRequests:
         self._next = asyncio.ensure_future(self._monitor.connection.events.get())
         return self
 
@@ -80,7 +80,7 @@ class Departures:
         """
         deadline = time.monotonic() + timeout_s
         looks = 0
-        while not await self._have_gone(wanted):
+        while not await self._are_deleted(wanted):
             left = deadline - time.monotonic()
             if left <= 0:
                 break
@@ -91,9 +91,9 @@ class Departures:
             if looks % _LOOKS_PER_LIST == 0:  # an event may be lost, and QEMU may have ended
                 self._gone |= set(wanted) - await self._monitor.present_ids()
         self._gone |= set(wanted) - await self._monitor.present_ids()
-        return await self._have_gone(wanted)
+        return await self._are_deleted(wanted)
 
-    async def _have_gone(self, wanted: Collection[str]) -> bool:
+    async def _are_deleted(self, wanted: Collection[str]) -> bool:
         """Return True if all of these devices are removed; QEMU's list overrides a stale event."""
         if self._gone.issuperset(wanted):
             self._gone -= await self._monitor.present_ids()

@@ -290,19 +290,19 @@ def _missing(file: NeededFile) -> Finding:
 
 
 def _unreadable(file: NeededFile, error: int, ownership: Ownership | None) -> Finding:
-    why = f"{_who(ownership)} cannot {_VERBS.get(file.mode, 'find')} {file.what}"
-    message = f"{why} ('{file.path}'): {os.strerror(error)}{_way_out(ownership)}"
+    why = f"{_user_phrase(ownership)} cannot {_VERBS.get(file.mode, 'find')} {file.what}"
+    message = f"{why} ('{file.path}'): {os.strerror(error)}{_remedy(ownership)}"
     return Finding("image-unreadable", ERROR, None, message, file.line)
 
 
 def _unmakeable(file: NeededFile, error: int, ownership: Ownership | None) -> Finding:
-    why = f"{_who(ownership)} cannot make {file.what} in '{file.directory}'"
-    return Finding("image-unreadable", ERROR, None, f"{why}: {os.strerror(error)}{_way_out(ownership)}", file.line)
+    why = f"{_user_phrase(ownership)} cannot make {file.what} in '{file.directory}'"
+    return Finding("image-unreadable", ERROR, None, f"{why}: {os.strerror(error)}{_remedy(ownership)}", file.line)
 
 
-def _who(ownership: Ownership | None) -> str:
+def _user_phrase(ownership: Ownership | None) -> str:
     return "QEMU" if ownership is None else f"QEMU's user '{ownership.name}'"
 
 
-def _way_out(ownership: Ownership | None) -> str:
+def _remedy(ownership: Ownership | None) -> str:
     return "" if ownership is None else "; give that user access, or start the guest with --user root"

@@ -308,9 +308,9 @@ class QEMUProcess:
                 self._status = 0
         return self._status
 
-    def last_words(self) -> str:
+    def last_output(self) -> str:
         """The last lines QEMU wrote, joined by "; "; "" when it wrote none."""
-        return self._output.last_words()
+        return self._output.last_output()
 
 
 def _memlock_error(limit: int) -> OperationError:

@@ -156,7 +156,7 @@ class OutputPipe:
         self.log.write(data)
         return True
 
-    def last_words(self) -> str:
+    def last_output(self) -> str:
         """The last lines QEMU wrote, joined by "; "; "" when it wrote none."""
         self.drain()
         lines = [line.strip() for line in self._tail.decode(errors="replace").splitlines() if line.strip()]

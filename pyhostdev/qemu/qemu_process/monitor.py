@@ -63,7 +63,7 @@ def lifecycle_event(event: str, data: dict[str, Any]) -> LifecycleEvent | None:
     return None
 
 
-class _Heard(NamedTuple):
+class _ReceivedEvents(NamedTuple):
     """An event of QEMU's that is about the guest's life."""
 
     name: str
@@ -79,7 +79,7 @@ class _LifecycleEvents(EventListener):
 
     def __init__(self) -> None:
         super().__init__(names=("SHUTDOWN", "RESET", "GUEST_PANICKED"))
-        self._heard: deque[_Heard] = deque()
+        self._heard: deque[_ReceivedEvents] = deque()
         self._arrived = asyncio.Event()
 
     async def put(self, event: Message) -> None:
@@ -96,7 +96,7 @@ class _LifecycleEvents(EventListener):
     def _keep(self, event: Message) -> None:
         data = event.get("data")
         name = cast(str, event["event"])
-        heard = _Heard(name, lifecycle_event(name, data if isinstance(data, dict) else {}))
+        heard = _ReceivedEvents(name, lifecycle_event(name, data if isinstance(data, dict) else {}))
         if self._heard and self._heard[-1] == heard:
             return
         if len(self._heard) >= EVENTS_MAX:
@@ -104,7 +104,7 @@ class _LifecycleEvents(EventListener):
         self._heard.append(heard)
         self._arrived.set()
 
-    async def next(self) -> _Heard:
+    async def next(self) -> _ReceivedEvents:
         """Wait for the next one."""
         while not self._heard:
             self._arrived.clear()
@@ -188,7 +188,7 @@ class QEMUMonitor:
             if heard.event is not None:
                 return heard.event
 
-    async def _next_event(self) -> _Heard:
+    async def _next_event(self) -> _ReceivedEvents:
         event = asyncio.ensure_future(self._events.next())
         hangup = asyncio.ensure_future(self._client.runstate_changed())
         try:

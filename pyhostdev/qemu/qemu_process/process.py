@@ -74,15 +74,15 @@ class GuestOutcome(NamedTuple):
     reason: str
     status: int
     failed: bool
-    last_words: str
+    last_output: str
 
     def __str__(self) -> str:
         if not self.failed:
             return f"The guest ended ({self.reason})"
-        return f"QEMU {describe_status(self.status)}{quoted(self.last_words)}"
+        return f"QEMU {describe_status(self.status)}{quoted(self.last_output)}"
 
 
-class _Over(Exception):  # noqa: N818 - no error: QEMU has ended, or its end was asked for
+class _GuestEnded(Exception):  # noqa: N818 - no error: QEMU has ended, or its end was asked for
     """What we were waiting for will not come."""
 
 
@@ -126,7 +126,7 @@ class _Guest:
                 on_started(self.process.pid)
             async with beside(control, self.monitor.client):
                 return await self._follow()
-        except _Over:
+        except _GuestEnded:
             return None if self.ended.is_set() else DESTROYED
 
     async def _start(self, monitor_path: str) -> None:
@@ -139,9 +139,9 @@ class _Guest:
             if self.before_running is not None:
                 await self._unless_over(self.before_running(self.monitor, self.process.pid), ANSWER_TIMEOUT_S)
             await self._unless_over(self.monitor.cont(), ANSWER_TIMEOUT_S)
-        except _Over:
+        except _GuestEnded:
             if self.ended.is_set():
-                raise self._early_end() from None
+                raise self._failure_at_start() from None
             raise
 
     async def _follow(self) -> str:
@@ -169,7 +169,7 @@ class _Guest:
         try:
             await asyncio.wait({task, over}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if over.done():
-                raise _Over
+                raise _GuestEnded
             if not task.done():
                 raise OperationError(f"QEMU's monitor did not answer within {timeout_s:g} s")
             return await self._result(task)
@@ -184,7 +184,7 @@ class _Guest:
             return task.result()
         except OperationError:
             if await self._ends_within(HANGUP_TIMEOUT_S):
-                raise _Over from None
+                raise _GuestEnded from None
             raise
 
     async def _ends_within(self, timeout_s: float) -> bool:
@@ -192,10 +192,10 @@ class _Guest:
             await asyncio.wait_for(self.ended.wait(), timeout_s)
         return self.ended.is_set()
 
-    def _early_end(self) -> OperationError:
+    def _failure_at_start(self) -> OperationError:
         process = self.process
         return OperationError(
-            f"QEMU {describe_status(process.status)} before the guest could run{quoted(process.last_words())}"
+            f"QEMU {describe_status(process.status)} before the guest could run{quoted(process.last_output())}"
         )
 
     async def end(self) -> None:
@@ -328,7 +328,7 @@ class _GuestRun(NamedTuple):
 def _outcome(reason: str | None, process: QEMUProcess) -> GuestOutcome:
     """Return the outcome of a guest; if QEMU ended by itself without an error, another program has told it to quit."""
     failed = reason is None and process.status != 0
-    return GuestOutcome(reason or (CRASHED if failed else DESTROYED), process.status, failed, process.last_words())
+    return GuestOutcome(reason or (CRASHED if failed else DESTROYED), process.status, failed, process.last_output())
 
 
 def run_guest(

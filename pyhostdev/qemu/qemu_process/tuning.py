@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _EXPIRY = "%Y-%m-%dT%H:%M:%S"  # in UTC
 
 
-async def settle(dom: DomainDef, monitor: QEMUMonitor, pid: int) -> None:
+async def apply_tuning(dom: DomainDef, monitor: QEMUMonitor, pid: int) -> None:
     """
     Pin QEMU's threads, and set the passwords of its display servers.
 
