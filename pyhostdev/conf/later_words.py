@@ -40,7 +40,8 @@ def _forget(part: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
             value = getattr(_holder(part, row), row.field.name)
             change = row.field.codec.later.get(value)
             if change is not None and not release.has(change):
-                yield row.field.refusal(value, part.tag, part.line)
+                line = _holder(part, row).line_of(row.field.name)
+                yield row.field.refusal_of_later(value, part.tag, line, release.has)
 
 
 def later_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Finding]:
