@@ -63,6 +63,7 @@ DIRECT_MODES = ("vepa", "private", "bridge", "passthrough")
 _MODES = {"direct": DIRECT_MODES, "vhostuser": ("client", "server")}
 _MODEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
+_GENERATED_NAMES = ("vnet", "macvtap", "macvlan")  # prefixes of interface names that libvirt generates at start
 _MULTICAST = 0x01  # IEEE 802-2014 8.2.2, the I/G bit of the first octet
 
 
@@ -267,6 +268,16 @@ class DomainNetDef(ElementDef):
     def hostdev(self) -> DomainHostdevDef | None:
         """The host device that an interface of type hostdev is."""
         return None
+
+    @property
+    def chosen_ifname(self) -> str | None:
+        """
+        The name of the interface on the host; None if it is one that libvirt generated for an earlier run.
+
+        Mirrors: the end of virDomainNetDefParseXML
+        """
+        is_generated = (self.ifname or "").startswith(_GENERATED_NAMES) and self.target_managed is not False
+        return None if is_generated else self.ifname
 
     @property
     def is_virtio(self) -> bool:

@@ -29,6 +29,7 @@ class NetworkDef(NamedTuple):
     driver: str | None = None  # of a pool's functions
     driver_model: str | None = None
     vlan: str | None = None  # the element, as XML
+    address: str | None = None  # of its bridge, the first one
     special: tuple[str, ...] = ()  # elements that a port on a bridge alone cannot provide
 
     @property
@@ -56,7 +57,7 @@ def parse_network(source: bytes) -> NetworkDef:
     if network is None:
         return NetworkDef("")
     forward, pf, bridge = (network.find(path) for path in ("forward", "forward/pf", "bridge"))
-    driver, vlan = network.find("forward/driver"), network.find("vlan")
+    driver, vlan, ip = (network.find(path) for path in ("forward/driver", "vlan", "ip"))
     mode = None if forward is None else forward.get("mode", "nat")
     devices = [part.get("dev") for part in network.iterfind("forward/interface")]
     devices += [forward.get("dev")] if forward is not None and mode in DIRECT_MODES else []
@@ -72,6 +73,7 @@ def parse_network(source: bytes) -> NetworkDef:
         driver=None if driver is None else driver.get("name"),
         driver_model=None if driver is None else driver.get("model"),
         vlan=None if vlan is None else dump_element(vlan),
+        address=None if ip is None else ip.get("address"),
         special=tuple(special),
     )
 

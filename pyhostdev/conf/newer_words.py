@@ -40,7 +40,8 @@ def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigE
             value = getattr(_holder(nested, row), row.field.name)
             change = row.field.codec.since.get(value)
             if change is not None and not release.has(change):
-                yield row.field.refusal(value, nested.tag, nested.line)
+                line = _holder(nested, row).line_of(row.field.name)
+                yield row.field.refusal_of_newer(value, nested.tag, line, release.has)
 
 
 def newer_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Finding]:

@@ -344,6 +344,11 @@ class HostRoot:
         return self.join("proc/net/ipv6_route")
 
     @property
+    def unix_sockets(self) -> str:
+        """``proc/net/unix``: the UNIX sockets of this network namespace."""
+        return self.join("proc/net/unix")
+
+    @property
     def ipv6_addresses(self) -> str:
         """``proc/net/if_inet6``: the IPv6 addresses of all network interfaces."""
         return self.join("proc/net/if_inet6")

@@ -19,6 +19,7 @@ from lxml import etree
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, XMLError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import TypeAlias
 
     from pyhostdev.errors import Renumbering
@@ -276,6 +277,18 @@ def invalid_value(
 def shown(value: str) -> str:
     """Return a user's text in a form fit for a message: short, and without control characters."""
     return printable(value if len(value) <= SHOWN_MAX else value[:SHOWN_MAX] + "...")
+
+
+def nearest_words(word: str, known: Iterable[str], count: int, cutoff: float = 0.0) -> list[str]:
+    """
+    Return the known words that are most like another one, the nearest first.
+
+    Args:
+        cutoff: how alike a word must be, from 0 to 1.
+    """
+    from difflib import get_close_matches
+
+    return get_close_matches(word[:SHOWN_MAX], list(known), count, cutoff)
 
 
 def printable(text: str) -> str:

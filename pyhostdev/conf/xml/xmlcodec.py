@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pyhostdev.errors import VIR_ERR_INVALID_ARG, VIR_ERR_XML_ERROR
-from pyhostdev.util.virxml import ULLONG_MAX, parse_integer, parse_unsigned
+from pyhostdev.util.virxml import ULLONG_MAX, nearest_words, parse_integer, parse_unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 INT_MAX = 0x7FFFFFFF
 NODE_MAX = 1023  # the highest NUMA node in a set
+WORDS_NEAR = 3  # words in a message about a longer list
 WORDS_NAMED_MAX = 10  # the longest list of words in a message
 
 
@@ -51,6 +52,20 @@ def enum(*words: str, since: Mapping[str, str] | None = None) -> Codec[str]:
 
     few = len(words) <= WORDS_NAMED_MAX
     return Codec(parse, str, f"one of {', '.join(words)}" if few else "a known word", words, since=since)
+
+
+def expected_words(codec: Codec[Any], value: str, lacking: frozenset[str] = frozenset()) -> str:
+    """
+    Return what is expected instead of an invalid value: all words if they are few, else those nearest to the value.
+
+    Args:
+        lacking: words that a libvirt release does not know yet.
+    """
+    known = [word for word in codec.words if word not in lacking]
+    if len(codec.words) <= WORDS_NAMED_MAX:
+        return f"one of {', '.join(known)}" if lacking else codec.expected
+    near = nearest_words(value, known, WORDS_NEAR)
+    return f"a known word, of which {', '.join(near)} are the nearest"
 
 
 def _choice(true: str, false: str) -> Codec[bool]:

@@ -87,7 +87,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "DomainVsockDef": {"cid_auto": "it means that no CID is given"},
     "DomainMemoryDef": {"target_current": _OUTPUT},
     "DomainHubDef": {"type": "there is one type, USB"},
-    "StorageSource": {"index": _OUTPUT},
+    "StorageSource": {"index": _OUTPUT, "startup_policy": "start follows it"},
     "DomainDiskDef": {
         "snapshot": "it tells libvirt's snapshots what to do",
     },

@@ -69,7 +69,7 @@ def _cards(dom: DomainDef, host: HostFacts) -> tuple[list[_Card], list[PCIDevice
     cards: dict[PCIDeviceAddress, _Card] = {}
     others = []
     for hostdev in sorted(dom.pci_hostdevs(), key=lambda hostdev: hostdev.pci_address):
-        if not hostdev.is_assigned or not hostdev.info.wants_address:
+        if not hostdev.is_assigned or not hostdev.info.needs_address:
             continue
         function = host.pci_device(hostdev.pci_address)
         if function is None or function.numa_node is None:

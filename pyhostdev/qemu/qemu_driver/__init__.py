@@ -30,6 +30,7 @@ from pyhostdev.qemu.qemu_driver.refusals import (
     refuse_missing,
     refuse_missing_storage,
     refuse_unstartable,
+    root_notes,
 )
 from pyhostdev.qemu.qemu_firmware import choose_at_start
 from pyhostdev.qemu.qemu_hostdev import absent_usb, without_absent_usb
@@ -37,6 +38,7 @@ from pyhostdev.qemu.qemu_iommufd import functions_by_iommufd, iommufd_obstacles,
 from pyhostdev.qemu.qemu_process.access import image_obstacles
 from pyhostdev.qemu.qemu_process.interface import interface_obstacles
 from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
+from pyhostdev.qemu.qemu_process.optional_media import absent_media, without_absent_media
 from pyhostdev.qemu.qemu_process.resources import resource_obstacles
 from pyhostdev.util.finding import ERROR, Finding
 
@@ -160,7 +162,7 @@ def start_obstacles(
     found += missing_mdevs(dom, host)
     started = with_pool_functions(dom, host)
     found += [*interface_obstacles(started, host), *vf_obstacles(started, host), *absent_usb(dom, host)]
-    found += pool_notes(started)
+    found += [*pool_notes(started), *root_notes(dom, host), *absent_media(dom, host)]
     found += resource_obstacles(dom, host)
     return list(dict.fromkeys(found))
 
@@ -246,7 +248,8 @@ class Guest:
         raise_all(errors)
         defined = define_domain(dom, self.capabilities, host, keep_together=keep_together, release=release)
         choose_at_start(defined, host, release)
-        self.definition = with_pool_functions(without_absent_usb(defined, host), host)
+        present = without_absent_media(without_absent_usb(defined, host), host)
+        self.definition = with_pool_functions(present, host)
         self.domain_id = os.getpid()
         self.sockets: list[str] = []
         self.argv(None, self._note_socket)

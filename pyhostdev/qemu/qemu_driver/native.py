@@ -45,7 +45,9 @@ def capabilities_of(
     """
     arch = (dom.os.arch if dom.os is not None else None) or host_arch()
     may_run = host is None or host.root.is_live
-    return choose(dom.emulator or default_emulator(arch), arch, choice=choice, may_run=may_run, stored=release.qemu)
+    machine = dom.os.machine if dom.os is not None else None
+    emulator = dom.emulator or default_emulator(arch)
+    return choose(emulator, arch, choice=choice, may_run=may_run, stored=release.qemu, machine=machine)
 
 
 def define(

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from pyhostdev.conf.hostdev_conf import MdevSource
 from pyhostdev.errors import RefusedError
 from pyhostdev.hypervisor.network_pool import pool_obstacles
+from pyhostdev.qemu.qemu_command.smbios import has_no_tables
+from pyhostdev.qemu.qemu_firmware import has_no_descriptors
 from pyhostdev.qemu.qemu_process.access import image_obstacles
-from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.finding import ERROR, NOTE, Finding
 from pyhostdev.util.virfile import is_directory
 
 if TYPE_CHECKING:
@@ -53,6 +55,16 @@ def refuse_without_functions(dom: DomainDef, host: Host) -> None:
     obstacles = list(pool_obstacles(dom, host))
     if obstacles:
         raise RefusedError(obstacles)
+
+
+def root_notes(dom: DomainDef, host: Host) -> Iterator[Finding]:
+    """Yield a note for each fact that the command line needs and a directory in place of ``/`` does not show."""
+    if dom.os.firmware is not None and dom.os.loader is None and has_no_descriptors(host.root):
+        message = "This root has no firmware descriptors: the files of firmware are those of Debian's packages"
+        yield Finding("root-lacks", NOTE, None, message, dom.os.line)
+    if dom.os.smbios_mode == "host" and has_no_tables(host.root):
+        message = "This root has no SMBIOS tables: the command line is without those of the host"
+        yield Finding("root-lacks", NOTE, None, message, dom.os.line)
 
 
 def refuse_unstartable(dom: DomainDef, host: Host, plan: Plan) -> None:

@@ -20,7 +20,7 @@ from pyhostdev.util import netlink, virnetdev
 from pyhostdev.util.charnode import is_vhost_net, open_character_device
 from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
 from pyhostdev.util.finding import ERROR, NOTE, Finding
-from pyhostdev.util.virfile import read_lines
+from pyhostdev.util.virfile import is_directory, list_names, read_attribute, read_lines
 from pyhostdev.util.virnetdevtap import Tap, open_tap, set_up_macvtap
 from pyhostdev.util.virxml import shown
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 BRIDGE, DIRECT, ETHERNET, POOL = "bridge", "direct", "ethernet", "pool"
 
+MTU_MIN, MTU_MAX = 68, 65521  # linux/if_ether.h, ETH_MIN_MTU; ETH_MAX_MTU without a header (drivers/net/tun.c)
+_QUEUES_MAX = 256  # MAX_TAP_QUEUES (linux/if_tap.h)
 _CAP_NET_ADMIN = 12  # linux/capability.h
 # models whose packets have the virtio-net header, which carries offloads
 _HEADER_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional", "e1000e", "igb", "vmxnet3")
@@ -116,7 +118,10 @@ def _connection_obstacles(root: HostRoot, net: Any, found: Connection) -> Iterat
         yield _missing(net, f"The host has no bridge '{shown(found.where)}'")
     if found.kind == DIRECT and not is_interface(root, found.where):
         yield _missing(net, f"The host has no network interface '{shown(found.where)}'")
-    name = net.ifname
+    elif found.kind == DIRECT:
+        yield from _macvtap_obstacles(root, net, found)
+    yield from _limits(root, net, found)
+    name = net.chosen_ifname
     if name is None:
         return
     if not virnetdev.is_interface_name(name):
@@ -125,6 +130,38 @@ def _connection_obstacles(root: HostRoot, net: Any, found: Connection) -> Iterat
         yield _missing(net, f"The host has no network interface '{name}'")
     elif net.target_managed is not False and is_interface(root, name):
         yield _missing(net, f"The host already has a network interface '{name}'")
+
+
+def _macvtap_obstacles(root: HostRoot, net: Any, found: Connection) -> Iterator[Finding]:
+    """
+    Yield a finding for each user of a host interface that excludes a macvtap.
+
+    Source: netdev_rx_handler_register (net/core/dev.c); macvlan_common_newlink (drivers/net/macvlan.c) wants the
+        interface alone for mode passthru
+    """
+    place = os.path.join(root.class_net, found.where)
+    if is_directory(root, os.path.join(place, "brport")):
+        yield _missing(net, f"The interface '{shown(found.where)}' is a port of a bridge, and cannot have a macvtap")
+    uppers = [name.removeprefix("upper_") for name in list_names(root, place) if name.startswith("upper_macv")]
+    if uppers and found.mode == "passthrough":
+        message = f"The interface '{shown(found.where)}' already has {uppers[0]}, and mode passthrough wants it alone"
+        yield _missing(net, message)
+
+
+def _limits(root: HostRoot, net: Any, found: Connection) -> Iterator[Finding]:
+    """Yield a finding for each number that the kernel refuses, and a note for an MTU that the host side lacks."""
+    if queues_of(net) > _QUEUES_MAX:
+        message = f"A tap has at most {_QUEUES_MAX} queues, not {queues_of(net)}"
+        yield Finding("unsupported", ERROR, None, message, net.line)
+    if net.mtu is None:
+        return
+    if not MTU_MIN <= net.mtu <= MTU_MAX:
+        message = f"The MTU of a tap must be from {MTU_MIN} to {MTU_MAX}, not {net.mtu}"
+        yield Finding("unsupported", ERROR, None, message, net.line)
+    host_side = read_attribute(root, os.path.join(root.class_net, found.where, "mtu")) if found.where else None
+    if host_side is not None and host_side.isdecimal() and int(host_side) < net.mtu:
+        message = f"'{shown(found.where)}' has the MTU {host_side}: larger packets of the guest are dropped"
+        yield Finding("ignored", NOTE, None, message, net.line)
 
 
 def _right_obstacles(dom: DomainDef, taps: list[Any], root: HostRoot) -> Iterator[Finding]:
