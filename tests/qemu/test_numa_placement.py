@@ -29,7 +29,8 @@ driver vfio-pci
 0000:05:00.0 144d:a808 010802 driver=nvme group=15 express=endpoint flr
 """
 CELLS = "<cpu><numa><cell id='0' cpus='0' memory='262144'/><cell id='1' cpus='1' memory='262144'/></numa></cpu>"
-CROSSED = "<numatune><memnode cellid='0' mode='strict' nodeset='1'/><memnode cellid='1' mode='strict' nodeset='0'/></numatune>"
+MEMNODE = "<memnode cellid='{}' mode='strict' nodeset='{}'/>"
+CROSSED = f"<numatune>{MEMNODE.format(0, '1')}{MEMNODE.format(1, '0')}</numatune>"
 PORTS, DISK, NO_NODE = ("0000:03:00.1", "0000:03:00.2"), "0000:04:00.0", "0000:05:00.0"
 Xml = Callable[..., tuple[int, str, str]]
 
