@@ -2,16 +2,15 @@
 """
 A real libvirtd runs guests with the hook of pyhostdev, and its node devices equal ours.
 
-LIBVIRT_ROOT is a command that runs another command where libvirtd is installed, such as a program that enters a chroot
-with this directory in it; by default, libvirtd is that of this machine. Everything runs in namespaces of its own: no
-setting, guest or network of the machine is touched.
+LIBVIRT_ROOT is a Debian root that has libvirt and QEMU; by default, libvirtd is that of this machine. Everything runs
+in namespaces of its own: no setting, guest or network of the machine is touched.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +20,9 @@ import pytest
 
 TOP = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "libvirtd_hook.py"
-ENTER = shlex.split(os.environ.get("LIBVIRT_ROOT", ""))
+ALONE = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
+PROGRAMS = ("libvirtd", "virsh", "qemu-system-x86_64")
 CODE, OUT, ERR = range(3)  # of what virsh answered
-ALONE = ["unshare", "--mount", "--net", "--pid", "--fork", *([] if ENTER else ["--mount-proc"])]
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +30,12 @@ def found() -> dict[str, Any]:
     """What libvirtd_hook.py saw."""
     if os.geteuid() != 0:
         pytest.skip("libvirtd needs root")
-    look = [*ENTER, "sh", "-c", "command -v libvirtd virsh qemu-system-x86_64"]
-    if len(subprocess.run(look, capture_output=True, cwd=TOP).stdout.split()) < 3:
-        pytest.skip("libvirtd, virsh or qemu-system-x86_64 is missing")
-    script = 'top=$(mktemp -d) && "$@" "$top"; code=$?; rm -rf "$top"; exit $code'
-    line = [*ALONE, *ENTER, "sh", "-c", script, "sh", sys.executable, str(SCRIPT)]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=TOP)
+    root = os.environ.get("LIBVIRT_ROOT", "")
+    path = os.pathsep.join(f"{root}/usr/{name}" for name in ("sbin", "bin", "local/bin"))
+    missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)}: missing")
+    done = subprocess.run([*ALONE, sys.executable, str(SCRIPT)], capture_output=True, text=True, cwd=TOP)
     assert 0 == done.returncode, done.stdout + done.stderr
     value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return value

@@ -15,11 +15,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from libvirtd import HOOKS, LOG, Libvirtd, guest, hostdev, node_device, virsh
+from libvirtd import HOOKS, LOG, Libvirtd, enter, guest, hostdev, node_device, virsh
 
 from pyhostdev import Host
 from pyhostdev.testing import FakeHost
@@ -85,14 +86,18 @@ def on_a_simulated_host(daemon: Libvirtd, top: Path) -> dict[str, Any]:
     return found
 
 
-def main(top: Path) -> None:
+def main() -> None:
     """Run everything and print it."""
+    if os.environ.get("LIBVIRT_ROOT"):
+        enter(os.environ["LIBVIRT_ROOT"])
+    top = Path(tempfile.mkdtemp())
     daemon = Libvirtd(top)
     found = {"machine": on_this_machine(daemon, top), "simulated": on_a_simulated_host(daemon, top)}
     found["nodedev"] = {name: node_device(name) for name in virsh("nodedev-list", "--cap", "pci").out.split()}
     daemon.stop()
+    shutil.rmtree(top)
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

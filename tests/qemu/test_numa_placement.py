@@ -166,7 +166,7 @@ def test_devices_with_a_place_or_without_a_node_are_left(xml: Xml) -> None:
         (guest(DISK, cells=""), "no cell of the guest's <numa>"),
         (guest(DISK, cells="<cpu><numa><cell id='0' cpus='0-1' memory='524288'/></numa></cpu>"), "near NUMA node 1"),
         (guest(DISK, cells=CELLS + CROSSED.replace("nodeset='0'", "nodeset='0-1'")), "several cells of the guest's"),
-        (guest(DISK, machine="pseries", arch="ppc64"), "'pseries' has no expander bus"),
+        (guest(DISK, machine="pseries", arch="ppc64"), "has no expander bus for a NUMA node"),
     ],
     ids=["no cells", "no such cell", "two cells", "pseries"],
 )

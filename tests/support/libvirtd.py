@@ -98,6 +98,27 @@ class Libvirtd:
         self.start()
 
 
+def enter(root: str, *shared: str) -> None:
+    """
+    Go into another root: with the kernel's file systems, this directory, this interpreter and more directories in it.
+
+    The process needs a mount namespace of its own; mount points that are missing in the root stay there.
+    """
+    here = os.getcwd()
+    for kind in ("proc", "sysfs"):
+        _mount("-t", kind, kind, at=root + {"proc": "/proc", "sysfs": "/sys"}[kind])
+    for path in ("/dev", here, sys.base_prefix, *shared):
+        if path != "/usr":
+            _mount("--rbind", path, at=root + path)
+    os.chroot(root)
+    os.chdir(here)
+
+
+def _mount(*words: str, at: str) -> None:
+    os.makedirs(at, exist_ok=True)
+    subprocess.run(["mount", *words, at], check=True)
+
+
 def until(condition: Callable[[], object], what: str) -> None:
     """Wait for a condition; fail with its name."""
     end = time.monotonic() + PATIENCE_S

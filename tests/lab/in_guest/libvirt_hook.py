@@ -9,7 +9,6 @@ machine's own. What is written to either stays in the host's memory.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,27 +32,21 @@ from labhost import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
-from libvirtd import LOG, Answer, Libvirtd, guest, hostdev, node_device, virsh
+from libvirtd import LOG, Answer, Libvirtd, enter, guest, hostdev, node_device, virsh
 
 GUEST = "split"
 RUN = Path("/run/lab-libvirt")
 GIVEN, KEPT = (NIC[0], NIC[3]), (NIC[1], NIC[2])
-SHARED = ("/proc", "/sys", "/dev", "/run", "/lab-job")
 HOME = dict.fromkeys(NIC, (NIC_DRIVER, UNSET))
 AWAY = dict.fromkeys(NIC, (VFIO, VFIO))
 
 
-def enter(root: str) -> None:
-    """Go into another root, with the kernel's file systems and this directory in it."""
-    here = os.getcwd()
-    for path in (*SHARED, here, os.environ["LAB_KERNEL"]):
-        os.makedirs(root + path, exist_ok=True)
-        subprocess.run(["mount", "--rbind", path, root + path], check=True)
+def enter_root(root: str) -> None:
+    """Go into the root of libvirt, with the modules of the running kernel."""
     modules = f"/lib/modules/{os.uname().release}"
     os.makedirs(f"{root}/lib/modules", exist_ok=True)
     os.symlink(os.environ["LAB_KERNEL"] + modules, root + modules)
-    os.chroot(root)
-    os.chdir(here)
+    enter(root, "/run", "/lab-job", os.environ["LAB_KERNEL"])
 
 
 def four(given: str, kept: str) -> Path:
@@ -185,7 +178,7 @@ def destroy() -> None:
 
 if __name__ == "__main__":
     if os.environ.get("LAB_LIBVIRT"):
-        enter(os.environ["LAB_LIBVIRT"])
+        enter_root(os.environ["LAB_LIBVIRT"])
     RUN.mkdir()
     DAEMON = Libvirtd(RUN)
     pyhostdev("hook", "--install")
