@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +152,31 @@ def test_addresses_and_argv_follow(
     given = {device["host"]: device["bus"] for device in devices if device["driver"] == "vfio-pci"}
     tops = {host: above[bus] if machine == "q35" else bus for host, bus in given.items()}
     assert tops[PORTS[0]] == tops[PORTS[1]] != tops[DISK]
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is missing")
+@pytest.mark.parametrize(("machine", "card"), [("q35", "e1000e"), ("pc", "e1000")])
+def test_emulator_accepts_the_buses(
+    xml: Xml, fake: FakeHost, tmp_path: Path, capsys: pytest.CaptureFixture[str], machine: str, card: str
+) -> None:
+    """A real QEMU, with an emulated card in the place of each host device, has a root bus for each node."""
+    assert 0 == xml(guest(*PORTS, DISK, machine=machine), "--qemu", "7.2")[0]
+    words = ["argv", str(tmp_path / "placed.xml"), "--root", fake.root.path, "--json", "--qemu", "7.2"]
+    assert 0 == main(words)
+    argv = json.loads(capsys.readouterr().out)
+    line = ["qemu-system-x86_64", "-accel", "tcg", "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"]
+    for option, value in itertools.pairwise(argv):
+        if option == "-device" and '"vfio-pci"' in value:
+            place = {key: word for key, word in json.loads(value).items() if key in ("bus", "addr", "multifunction")}
+            line += [option, json.dumps({"driver": card, **place})]
+        elif option in ("-machine", "-m", "-smp", "-numa", "-device") or "memory-backend" in value:
+            line += [option, value]
+    asked = "".join(json.dumps({"execute": name}) for name in ("qmp_capabilities", "query-pci", "quit"))
+    done = subprocess.run(line, input=asked, capture_output=True, text=True)
+    assert 0 == done.returncode, done.stderr
+    answers = [json.loads(text).get("return") for text in done.stdout.splitlines()]
+    (found,) = [answer for answer in answers if isinstance(answer, list)]
+    assert {0, 252, 254} == {bus["bus"] for bus in found}
 
 
 def test_devices_with_a_place_or_without_a_node_are_left(xml: Xml) -> None:
