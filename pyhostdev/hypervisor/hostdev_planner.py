@@ -76,7 +76,7 @@ def build_plan(
         policy: auto, device, group or off.
         records: the journal's records, by address; None if this user may not read them, which is a finding.
         occupied: guest addresses of the domain's other devices, for ``no-guest-function-0``.
-        accept: consents, each as REASON:ADDRESS; a selector may take the place of the address.
+        accept: consents, each as REASON:ADDRESS or REASON:SELECTOR.
         release: the libvirt release whose choice of drivers applies; by default the newest.
 
     Raises:

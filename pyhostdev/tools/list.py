@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from pyhostdev.tools import arguments, output, releases, streams
+from pyhostdev.tools import arguments, filters, output, releases, streams
 from pyhostdev.util.hostscan import Scan
 from pyhostdev.util.pciregs import CLASS_BRIDGE_PCI
 from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 
 COLUMNS = ("ADDRESS", "ID", "CLASS", "GROUP", "DRIVER", "MULTIFUNCTION", "PF", "VFIO")
-_FILTERS = ("group", "driver", "class_", "vendor", "owner", "assignable", "names", "columns")
 _YES_NO = {True: "yes", False: "no", None: "unknown"}
 
 
@@ -38,32 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("filters and columns")
-    group.add_argument("--group", type=int, metavar="N", help="only the members of this IOMMU group")
-    group.add_argument("--driver", metavar="NAME", help="only functions with this driver; 'none' for unbound functions")
-    group.add_argument("--class", dest="class_", type=_hex, metavar="CLASS", help="only this class, e.g. 02 or 0108")
-    group.add_argument("--vendor", type=_hex, metavar="ID", help="only this vendor, e.g. 8086")
-    group.add_argument("--owner", metavar="NAME", help="only devices in use by this domain")
-    group.add_argument("--assignable", action="store_true", help="only functions that can be given to a guest now")
+    filters.add_filters(group)
     group.add_argument("--names", action="store_true", help="name devices, interfaces, disks and owners")
     group.add_argument(
         "--columns", type=_columns, metavar="NAME,...", help="print these columns; JSON gets their keys, too"
     )
 
 
-def _hex(text: str) -> str:
-    from pyhostdev.tools.list_selected import parse_hex
-
-    return arguments.checked(parse_hex)(text)
-
-
 def _columns(text: str) -> tuple[str, ...]:
     from pyhostdev.tools.list_selected import parse_columns
 
     return arguments.checked(parse_columns)(text)
-
-
-def _has_filters(args: argparse.Namespace) -> bool:
-    return any(getattr(args, name) not in (None, False) for name in _FILTERS)
 
 
 def _run_selected(args: argparse.Namespace, host: Host) -> int:
@@ -87,7 +71,7 @@ def _run_selected(args: argparse.Namespace, host: Host) -> int:
 def run(args: argparse.Namespace) -> int:
     """Scan the host and print the functions."""
     host = arguments.host_of(args)
-    if _has_filters(args):
+    if filters.has_filters(args) or args.names or args.columns is not None:
         return _run_selected(args, host)
     drivers = _drivers(args, host)
     scan = host.scan()

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
+from pyhostdev.tools import filters
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import MOUNTED, names_by_function
 from pyhostdev.util.pciids import PCIIds
@@ -24,8 +24,6 @@ DEFAULT = ("address", "id", "class", "group", "driver", "multifunction", "pf", "
 NAMES = ("address", "name", "class", "group", "driver", "netdevs", "blocks", "owner")
 COLUMNS = (*DEFAULT, "name", "netdevs", "blocks", "mounts", "owner", "numa")
 JSON_KEYS = {key: key for key in ("name", "netdevs", "blocks", "mounts", "owner")} | {"numa": "numa_node"}
-_CLASS_DIGITS = (2, 4, 6)
-_NO_DRIVER = "none"
 
 
 def parse_columns(text: str) -> tuple[str, ...]:
@@ -40,19 +38,6 @@ def parse_columns(text: str) -> tuple[str, ...]:
     if unknown:
         raise ConfigError(f"Unknown column '{unknown[0]}': expected some of {', '.join(COLUMNS)}")
     return names
-
-
-def parse_hex(text: str) -> str:
-    """
-    Return an id or a class as the digits that it begins with.
-
-    Raises:
-        ConfigError: it is not hexadecimal, or has another number of digits.
-    """
-    digits = text.lower().removeprefix("0x")
-    if re.fullmatch(r"[0-9a-f]{2,6}", digits) is None or len(digits) not in _CLASS_DIGITS:
-        raise ConfigError(f"{text!a} is not a number of 2, 4 or 6 hexadecimal digits")
-    return digits
 
 
 class Listing:
@@ -71,23 +56,8 @@ class Listing:
 
     def selected(self, args: argparse.Namespace) -> list[int]:
         """Return the positions of the functions that pass all filters."""
-        tests = list(self._tests(args))
+        tests = list(filters.tests(args, self.host, self.scan))
         return [at for at, dev in enumerate(self.scan) if all(test(dev) for test in tests)]
-
-    def _tests(self, args: argparse.Namespace) -> Iterator[Callable[[PCIDevice], bool]]:
-        if args.group is not None:
-            yield lambda dev: dev.iommu_group == args.group
-        if args.driver is not None:
-            yield lambda dev: (dev.driver or _NO_DRIVER) == args.driver
-        if args.class_ is not None:
-            yield lambda dev: dev.class_ is not None and f"{dev.class_:06x}".startswith(args.class_)
-        if args.vendor is not None:
-            yield lambda dev: dev.vendor is not None and f"{dev.vendor:04x}" == args.vendor
-        if args.owner is not None:
-            yield lambda dev: self.owners.get(str(dev.address)) == args.owner
-        if args.assignable:
-            found = {dev.address for dev in self.scan.assignable()}
-            yield lambda dev: dev.address in found
 
     def rows(self, positions: list[int], columns: tuple[str, ...]) -> Iterator[tuple[object | None, ...]]:
         """Yield the rows of a table."""
@@ -154,8 +124,7 @@ class Listing:
     def owners(self) -> dict[str, str]:
         """The owners of the functions in use, as far as this user may read the records."""
         if self._owners is None:
-            records = self.host.readable_records() or {}
-            self._owners = {str(a): r.owner for a, r in records.items() if r.owner is not None}
+            self._owners = filters.owners_of(self.host)
         return self._owners
 
 

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,8 @@ driver vfio-pci
 0000:05:00.0 144d:a808 010802 driver=nvme group=15 express=endpoint flr
 """
 CELLS = "<cpu><numa><cell id='0' cpus='0' memory='262144'/><cell id='1' cpus='1' memory='262144'/></numa></cpu>"
-CROSSED = "<numatune><memnode cellid='0' mode='strict' nodeset='1'/><memnode cellid='1' mode='strict' nodeset='0'/></numatune>"
+MEMNODE = "<memnode cellid='{}' mode='strict' nodeset='{}'/>"
+CROSSED = f"<numatune>{MEMNODE.format(0, '1')}{MEMNODE.format(1, '0')}</numatune>"
 PORTS, DISK, NO_NODE = ("0000:03:00.1", "0000:03:00.2"), "0000:04:00.0", "0000:05:00.0"
 Xml = Callable[..., tuple[int, str, str]]
 
@@ -150,6 +154,31 @@ def test_addresses_and_argv_follow(
     assert tops[PORTS[0]] == tops[PORTS[1]] != tops[DISK]
 
 
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is missing")
+@pytest.mark.parametrize(("machine", "card"), [("q35", "e1000e"), ("pc", "e1000")])
+def test_emulator_accepts_the_buses(
+    xml: Xml, fake: FakeHost, tmp_path: Path, capsys: pytest.CaptureFixture[str], machine: str, card: str
+) -> None:
+    """A real QEMU, with an emulated card in the place of each host device, has a root bus for each node."""
+    assert 0 == xml(guest(*PORTS, DISK, machine=machine), "--qemu", "7.2")[0]
+    words = ["argv", str(tmp_path / "placed.xml"), "--root", fake.root.path, "--json", "--qemu", "7.2"]
+    assert 0 == main(words)
+    argv = json.loads(capsys.readouterr().out)
+    line = ["qemu-system-x86_64", "-accel", "tcg", "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"]
+    for option, value in itertools.pairwise(argv):
+        if option == "-device" and '"vfio-pci"' in value:
+            place = {key: word for key, word in json.loads(value).items() if key in ("bus", "addr", "multifunction")}
+            line += [option, json.dumps({"driver": card, **place})]
+        elif option in ("-machine", "-m", "-smp", "-numa", "-device") or "memory-backend" in value:
+            line += [option, value]
+    asked = "".join(json.dumps({"execute": name}) for name in ("qmp_capabilities", "query-pci", "quit"))
+    done = subprocess.run(line, input=asked, capture_output=True, text=True)
+    assert 0 == done.returncode, done.stderr
+    answers = [json.loads(text).get("return") for text in done.stdout.splitlines()]
+    (found,) = [answer for answer in answers if isinstance(answer, list)]
+    assert {0, 252, 254} == {bus["bus"] for bus in found}
+
+
 def test_devices_with_a_place_or_without_a_node_are_left(xml: Xml) -> None:
     """A written address stays; a device of no node gets its place as usual, with a note; again changes nothing."""
     code, out, err = xml(guest(NO_NODE, DISK))
@@ -165,7 +194,7 @@ def test_devices_with_a_place_or_without_a_node_are_left(xml: Xml) -> None:
         (guest(DISK, cells=""), "no cell of the guest's <numa>"),
         (guest(DISK, cells="<cpu><numa><cell id='0' cpus='0-1' memory='524288'/></numa></cpu>"), "near NUMA node 1"),
         (guest(DISK, cells=CELLS + CROSSED.replace("nodeset='0'", "nodeset='0-1'")), "several cells of the guest's"),
-        (guest(DISK, machine="pseries", arch="ppc64"), "'pseries' has no expander bus"),
+        (guest(DISK, machine="pseries", arch="ppc64"), "has no expander bus for a NUMA node"),
     ],
     ids=["no cells", "no such cell", "two cells", "pseries"],
 )

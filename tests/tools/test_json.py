@@ -20,6 +20,7 @@ from pyhostdev.testing.fakehost import FakeHost, named_hosts
 from pyhostdev.testing.faults import Fail
 from pyhostdev.tools import arguments, main, parsers
 from pyhostdev.tools.demo import GUEST
+from pyhostdev.tools.list_selected import JSON_KEYS
 
 TESTDATA = Path(__file__).parents[2] / "testdata"
 CARD = [f"0001:09:00.{function}" for function in range(4)]
@@ -99,12 +100,12 @@ def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("verb", verbs())
 def test_schemas_are_strict(verb: str) -> None:
-    """Every object is closed; all keys are required but a finding's line; every key is described."""
-    schema = schemas()[verb]
+    """Every object is closed; all keys are required but a finding's line and chosen columns; every key is described."""
+    schema, optional = schemas()[verb], {"line", *(JSON_KEYS.values() if verb == "list" else ())}
     for part in subschemas(schema):
         if part.get("type") == "object":
             assert part["additionalProperties"] is False
-            assert set(part["properties"]) - {"line"} == set(part["required"]) - {"line"}
+            assert set(part["properties"]) - optional == set(part["required"]) - optional
             for key, value in part["properties"].items():
                 described = schema["$defs"][value["$ref"].rpartition("/")[2]] if "$ref" in value else value
                 assert described["description"], key

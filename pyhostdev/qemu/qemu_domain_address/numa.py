@@ -3,8 +3,8 @@
 Put host devices behind expander buses, so that the guest sees each one on the NUMA node that it is near on the host.
 
 libvirt never proposes such a topology. On q35 and ARM virt, each device gets a root port of its own below the expander
-bus of its node, and the functions of a card share that port with the numbers that they have on the host. On i440fx, each
-device gets a slot of the expander bus.
+bus of its node, and the functions of a card share that port, with the numbers that they have on the host. On i440fx,
+each device gets a slot of the expander bus.
 """
 
 from __future__ import annotations
