@@ -42,15 +42,18 @@ class Codec(Generic[T]):
 
 def enum(*words: str, later: Mapping[str, str] | None = None) -> Codec[str]:
     """Return the codec of a set of words; ``later`` maps words that older releases refuse to their row of CHANGES."""
-    words = (*words, *(later or ()))
+    newer = tuple(later or ())
+    known, words = words, (*words, *newer)
 
     def parse(value: str) -> str:
         if value not in words:
             raise ValueError(value)
         return value
 
-    few = len(words) <= WORDS_NAMED_MAX
-    return Codec(parse, str, f"one of {', '.join(words)}" if few else "a known word", words, later=later)
+    expected = f"one of {', '.join(known)}" if len(words) <= WORDS_NAMED_MAX else "a known word"
+    if newer and len(words) <= WORDS_NAMED_MAX:
+        expected += f", or of newer releases {', '.join(newer)}"
+    return Codec(parse, str, expected, words, later=later)
 
 
 def _choice(true: str, false: str) -> Codec[bool]:

@@ -96,10 +96,10 @@ class _Value(Field[T]):
                 return self.default
             raise self.refusal(value, str(element.tag), source_line(element)) from None
 
-    def refusal(self, value: str, tag: str, line: int | None) -> XMLError:
-        """Return the error of a value that the codec, or an older release, refuses."""
+    def refusal(self, value: str, tag: str, line: int | None, why: str | None = None) -> XMLError:
+        """Return the error of a value that the codec refuses, or an older release for the reason given."""
         what = f"'{self.leaf}' in <{tag}>" if self.leaf else f"<{tag}>"
-        return invalid_value(what, value, self.codec.expected, line, self.code, self.renumbered)
+        return invalid_value(what, value, why or f"expected {self.codec.expected}", line, self.code, self.renumbered)
 
     def dump(self, value: T) -> str | None:
         if value is None or (self.quiet and value == self.default):

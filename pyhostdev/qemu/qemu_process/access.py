@@ -21,6 +21,7 @@ from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_command.tpm import DEFAULT_DEVICE
 from pyhostdev.qemu.qemu_process.daemons import swtpm_program, virtiofsd_program
 from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.spawn import access_errors
 from pyhostdev.util.virfile import read_link_name, read_status
 
@@ -75,7 +76,7 @@ def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
         if filesystem.source_dir:
             mode = READ if filesystem.readonly else WRITE
             yield NeededFile(f"the directory of '{filesystem.target}'", filesystem.source_dir, mode, filesystem.line)
-    yield from _device_files(dom)
+    yield from _device_files(dom, root)
     yield from _daemon_files(dom)
     if dom.vsock is not None:
         path = root.dev_vhost_vsock
@@ -140,7 +141,7 @@ def _disk_files(disk: Any) -> Iterator[NeededFile]:
             yield NeededFile(f"the server of {what}", host.socket, os.W_OK, disk.line)
 
 
-def _device_files(dom: DomainDef) -> Iterator[NeededFile]:
+def _device_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
     for device, info in dom.device_infos():
         if info.rom_file:
             yield NeededFile(f"the option ROM of a <{device.tag}>", info.rom_file, READ, device.line)
@@ -152,8 +153,9 @@ def _device_files(dom: DomainDef) -> Iterator[NeededFile]:
         if rng.backend is not None and rng.backend.model == "random" and rng.backend.path:
             yield NeededFile("the source of an <rng>", rng.backend.path, READ, rng.line)
     for graphics in dom.graphics:
-        if graphics.gl_rendernode:
-            yield NeededFile("the render node of <graphics>", graphics.gl_rendernode, WRITE, graphics.line)
+        render_node = first_render_node(root) if graphics.needs_render_node else graphics.gl_rendernode
+        if render_node:
+            yield NeededFile("the render node of <graphics>", render_node, WRITE, graphics.line)
         socket = graphics_socket(graphics)
         if socket is not None:
             what = f"the socket of <graphics type='{graphics.type}'>"
