@@ -207,7 +207,7 @@ def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
     else:
         device.readonly = device.shareable = False
     if device.type != "pci":
-        device.driver_name = device.driver_model = None
+        device.driver_name = device.host_driver.model = None
     if device.type not in ("pci", "mdev"):
         device.display = device.ramfb = None
     if device.type == "mdev":

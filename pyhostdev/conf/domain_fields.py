@@ -265,7 +265,8 @@ class DomainFields(ElementDef):
         """Return True if a PCI host device uses iommufd: by its own setting, or else by the domain's."""
         if not hostdev.is_pci:
             return False
-        return any(row.enabled for row in self.iommufds) if hostdev.iommufd is None else hostdev.iommufd
+        own = hostdev.host_driver.iommufd
+        return any(row.enabled for row in self.iommufds) if own is None else own
 
     @property
     def iommufd_fdgroup(self) -> str | None:

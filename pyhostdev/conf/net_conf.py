@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.hostdev_conf import DomainHostdevDef, InterfaceNetwork, PCISource, check_teaming
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef, HostdevDriver, InterfaceNetwork, PCISource, check_teaming
 from pyhostdev.conf.passt_conf import NetRoute, PortForward
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, yes_no
@@ -305,10 +305,9 @@ class DomainNetDef(ElementDef):
 class DomainHostdevNetDef(DomainNetDef):
     """An interface of type hostdev; <driver name=> is the backend driver of the host device."""
 
-    host_driver_names = ("driver_name", "driver_model", "iommufd")
+    host_driver_names = ("driver_name",)
 
-    driver_model = attribute("driver/@model", since="hostdev-driver-model")
-    iommufd = attribute("driver/@iommufd", yes_no, since="iommufd")
+    host_driver = inline(HostdevDriver)
     host_source = optional_element("source", NetHostdevSource)
 
     def parsed(self, element: Element) -> None:
@@ -326,7 +325,7 @@ class DomainHostdevNetDef(DomainNetDef):
         order = list(fields)
         order.remove("source")
         order.remove("host_source")
-        drivers = [name for name in order if fields[name].path == ("driver",)]
+        drivers = [name for name in order if fields[name].path == ("driver",) or name == "host_driver"]
         at = order.index("mac_check") + 1
         rest = [name for name in order[at:] if name not in drivers]
         return {name: fields[name] for name in [*order[:at], *drivers, "host_source", *rest]}
@@ -342,8 +341,7 @@ class DomainHostdevNetDef(DomainNetDef):
             type="pci",
             managed=bool(self.managed),
             driver_name=self.driver_name,
-            driver_model=self.driver_model,
-            iommufd=self.iommufd,
+            host_driver=self.host_driver,
             source_def=self.host_source,
             teaming_type=self.teaming_type,
             teaming_persistent=self.teaming_persistent,
@@ -379,7 +377,7 @@ class PoolNetDef(DomainHostdevNetDef):
         vars(self).update(vars(net.copy()))
         self.drop_virtio_driver()
         self.network, self.type, self.source = network.name, "hostdev", None
-        self.managed, self.driver_name, self.driver_model = network.managed, network.driver, network.driver_model
+        self.managed, self.driver_name, self.host_driver.model = network.managed, network.driver, network.driver_model
         self.vlan = net.vlan or network.vlan
         self.host_source = NetHostdevSource(address_type="pci", **address._asdict())
         self.host_source.line = net.line

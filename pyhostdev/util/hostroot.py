@@ -189,6 +189,11 @@ class HostRoot:
         return self.join("dev/vfio/devices")
 
     @property
+    def dev_dri(self) -> str:
+        """``dev/dri``: the nodes of graphics cards."""
+        return self.join("dev/dri")
+
+    @property
     def dev_iommu(self) -> str:
         """``dev/iommu``: present if the kernel has iommufd."""
         return self.join("dev/iommu")

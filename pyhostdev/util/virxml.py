@@ -264,13 +264,13 @@ def dump_element(element: Element) -> str:
 def invalid_value(
     what: str,
     value: str,
-    expected: str,
+    why: str,
     line: int | None,
     code: int | None = None,
     renumbered: Renumbering | None = None,
 ) -> XMLError:
-    """Return the error for an attribute or a text with an invalid value."""
-    message = f"Invalid value '{shown(value)}' of {what}: expected {expected}"
+    """Return the error for an attribute or a text with an invalid value; ``why`` says what is expected."""
+    message = f"Invalid value '{shown(value)}' of {what}: {why}"
     return XMLError(message, line=line, libvirt_code=code, renumbered=renumbered)
 
 

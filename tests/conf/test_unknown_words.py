@@ -90,7 +90,7 @@ def test_other_words_are_kept(device: str) -> None:
 def test_an_interface_names_its_driver() -> None:
     """<driver model= iommufd=> of an interface is that of the host device."""
     (found,) = domain(INTERFACE.format("<driver model='mlx5_vfio_pci' iommufd='yes'/>")).all_hostdevs()
-    assert ("mlx5_vfio_pci", True) == (found.driver_model, found.iommufd)
+    assert ("mlx5_vfio_pci", True) == (found.host_driver.model, found.host_driver.iommufd)
 
 
 def test_words_elsewhere_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -43,29 +43,25 @@ class Codec(Generic[T]):
 
 def enum(*words: str, since: Mapping[str, str] | None = None) -> Codec[str]:
     """Return the codec of a set of words; ``since`` maps newer words to their row of CHANGES."""
-    words = (*words, *(since or ()))
+    newer = tuple(since or ())
+    known, words = words, (*words, *newer)
 
     def parse(value: str) -> str:
         if value not in words:
             raise ValueError(value)
         return value
 
-    few = len(words) <= WORDS_NAMED_MAX
-    return Codec(parse, str, f"one of {', '.join(words)}" if few else "a known word", words, since=since)
+    expected = f"one of {', '.join(known)}" if len(words) <= WORDS_NAMED_MAX else "a known word"
+    if newer and len(words) <= WORDS_NAMED_MAX:
+        expected += f", or of newer releases {', '.join(newer)}"
+    return Codec(parse, str, expected, words, since=since)
 
 
-def expected_words(codec: Codec[Any], value: str, lacking: frozenset[str] = frozenset()) -> str:
-    """
-    Return what is expected instead of an invalid value: all words if they are few, else those nearest to the value.
-
-    Args:
-        lacking: words that a libvirt release does not know yet.
-    """
-    known = [word for word in codec.words if word not in lacking]
+def expected_words(codec: Codec[Any], value: str) -> str:
+    """Return what is expected instead of an invalid value: all words if they are few, else those nearest to it."""
     if len(codec.words) <= WORDS_NAMED_MAX:
-        return f"one of {', '.join(known)}" if lacking else codec.expected
-    near = nearest_words(value, known, WORDS_NEAR)
-    return f"a known word, of which {', '.join(near)} are the nearest"
+        return codec.expected
+    return f"a known word, of which {', '.join(nearest_words(value, codec.words, WORDS_NEAR))} are the nearest"
 
 
 def _choice(true: str, false: str) -> Codec[bool]:

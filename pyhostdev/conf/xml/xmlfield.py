@@ -15,7 +15,6 @@ from pyhostdev.errors import ConfigError, InternalError, XMLError, raise_all
 from pyhostdev.util.virxml import dump_element, invalid_value, source_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from typing_extensions import Self
 
@@ -98,23 +97,11 @@ class _Value(Field[T]):
                 return self.default
             raise self.refusal(value, str(element.tag), source_line(element)) from None
 
-    def refusal(self, value: str, tag: str, line: int | None) -> XMLError:
-        """Return the error of a value that the codec refuses."""
+    def refusal(self, value: str, tag: str, line: int | None, why: str | None = None) -> XMLError:
+        """Return the error of a value that the codec refuses, or an older release for the reason given."""
         what = f"'{self.leaf}' in <{tag}>" if self.leaf else f"<{tag}>"
-        expected = expected_words(self.codec, value)
-        return invalid_value(what, value, expected, line, self.code, self.renumbered)
-
-    def refusal_of_newer(self, value: str, tag: str, line: int | None, has: Callable[[str], bool]) -> XMLError:
-        """
-        Return the error of a value that a libvirt release does not know yet.
-
-        Args:
-            has: tells whether the release has a row of CHANGES.
-        """
-        what = f"'{self.leaf}' in <{tag}>" if self.leaf else f"<{tag}>"
-        lacking = frozenset(word for word, change in self.codec.since.items() if not has(change))
-        expected = f"{expected_words(self.codec, value, lacking)}; newer libvirt releases know it"
-        return invalid_value(what, value, expected, line, self.code, self.renumbered)
+        why = why or f"expected {expected_words(self.codec, value)}"
+        return invalid_value(what, value, why, line, self.code, self.renumbered)
 
     def dump(self, value: T) -> str | None:
         if value is None or (self.quiet and value == self.default):

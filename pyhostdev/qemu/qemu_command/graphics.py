@@ -15,6 +15,7 @@ from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
 from pyhostdev.hypervisor.virnetwork import read_network
 from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported, virtio_driver, virtio_options
 from pyhostdev.qemu.qemu_domain import ARM, PPC64
+from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
@@ -221,13 +222,13 @@ def _spice(build: CommandBuilder, graphics: Any) -> None:
     options += [] if graphics.passwd is not None else ["disable-ticketing=on"]
     options += [f"plaintext-channel={channel.name}" for channel in graphics.channels if channel.mode == "insecure"]
     options += ["plaintext-channel=default"] if graphics.default_mode == "insecure" else []
-    options += [*_spice_options(graphics), "seamless-migration=on"]
+    options += [*_spice_options(graphics, _render_node(build, graphics)), "seamless-migration=on"]
     build.add("-spice", ",".join(options))
     if graphics.keymap is not None:
         build.add("-k", graphics.keymap)
 
 
-def _spice_options(graphics: Any) -> list[str]:
+def _spice_options(graphics: Any, render_node: str | None) -> list[str]:
     options = []
     for option, value in (
         ("image-compression", graphics.image_compression),
@@ -247,9 +248,20 @@ def _spice_options(graphics: Any) -> list[str]:
         options.append("disable-agent-file-xfer=on")
     if graphics.gl_enable:
         options.append("gl=on")
-        if graphics.gl_rendernode is not None:
-            options.append(f"rendernode={option_value(graphics.gl_rendernode)}")
+        if render_node is not None:
+            options.append(f"rendernode={option_value(render_node)}")
     return options
+
+
+def _render_node(build: CommandBuilder, graphics: Any) -> str | None:
+    """
+    Return the render node of <graphics>, or the host's first; None leaves the choice to QEMU.
+
+    Mirrors: qemuProcessGraphicsSetupRenderNode (src/qemu/qemu_process.c)
+    """
+    if not graphics.needs_render_node or build.host is None:
+        return graphics.gl_rendernode  # type: ignore[no-any-return]
+    return first_render_node(build.host.root)
 
 
 def _sdl(build: CommandBuilder, graphics: Any) -> None:
@@ -258,7 +270,7 @@ def _sdl(build: CommandBuilder, graphics: Any) -> None:
 
 
 def _egl_headless(build: CommandBuilder, graphics: Any) -> None:
-    node = graphics.gl_rendernode
+    node = _render_node(build, graphics)
     build.add("-display", ",".join(["egl-headless", *([f"rendernode={option_value(node)}"] if node else [])]))
 
 

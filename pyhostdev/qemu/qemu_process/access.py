@@ -22,6 +22,7 @@ from pyhostdev.qemu.qemu_command.tpm import DEFAULT_DEVICE
 from pyhostdev.qemu.qemu_process.daemons import swtpm_program, virtiofsd_program
 from pyhostdev.qemu.qemu_process.passt import passt_program
 from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.spawn import access_errors
 from pyhostdev.util.virfile import read_link_name, read_status
 
@@ -77,7 +78,7 @@ def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
         if filesystem.source_dir:
             mode = READ if filesystem.readonly else WRITE
             yield NeededFile(f"the directory of '{filesystem.target}'", filesystem.source_dir, mode, filesystem.line)
-    yield from _device_files(dom)
+    yield from _device_files(dom, root)
     yield from _daemon_files(dom)
     yield from _passt_files(dom)
     if dom.vsock is not None:
@@ -152,7 +153,7 @@ def _disk_files(disk: Any) -> Iterator[NeededFile]:
             yield NeededFile(f"the server of {what}", host.socket, os.W_OK, disk.line)
 
 
-def _device_files(dom: DomainDef) -> Iterator[NeededFile]:
+def _device_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
     for device, info in dom.device_infos():
         if info.rom_file:
             yield NeededFile(f"the option ROM of a <{device.tag}>", info.rom_file, READ, device.line)
@@ -164,8 +165,9 @@ def _device_files(dom: DomainDef) -> Iterator[NeededFile]:
         if rng.backend is not None and rng.backend.model == "random" and rng.backend.path:
             yield NeededFile("the source of an <rng>", rng.backend.path, READ, rng.line)
     for graphics in dom.graphics:
-        if graphics.gl_rendernode:
-            yield NeededFile("the render node of <graphics>", graphics.gl_rendernode, WRITE, graphics.line)
+        render_node = first_render_node(root) if graphics.needs_render_node else graphics.gl_rendernode
+        if render_node:
+            yield NeededFile("the render node of <graphics>", render_node, WRITE, graphics.line)
         socket = graphics_socket(graphics)
         if socket is not None:
             what = f"the socket of <graphics type='{graphics.type}'>"
