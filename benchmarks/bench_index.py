@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a host's objects, indexes, questions and events cost, beside the scan in C that they rest on.
+The cost of a host's objects, indexes, queries and events, compared with the C scan below them.
 
 Ratios of CPU time of works timed in turns; each is looked at a second time before it fails.
 """
@@ -55,7 +55,7 @@ class CallsOfC:
         self.root = root
 
     def __call__(self) -> int:
-        """Make them; the number of functions."""
+        """Make the calls, and return the number of functions."""
         lib, ffi = pciscan._c.lib, pciscan._c.ffi
         scanner = pciscan._Scanner(self.root, self.fd, pciscan.Tuning())
         keys, count = scanner._list()
@@ -69,7 +69,7 @@ class CallsOfC:
 
 
 class Repeated:
-    """Events of one function, as many as are asked for."""
+    """A given number of events of one function."""
 
     def __init__(self, *events: PCIEvent) -> None:
         self.events = events
@@ -83,7 +83,7 @@ class Repeated:
 
 
 def assert_ratios(measure: Callable[[], dict[str, float]], limits: dict[str, float], extra: dict[str, Any]) -> None:
-    """Hold measured ratios to their limits; noise gets one more chance."""
+    """Compare measured ratios with their limits; measure a second time before a failure."""
     ratios = measure()
     if any(ratios[name] > limit for name, limit in limits.items()):
         ratios = measure()
@@ -96,7 +96,7 @@ def assert_ratios(measure: Callable[[], dict[str, float]], limits: dict[str, flo
 def test_objects_cost_little_beside_the_scan(
     large_host: LargeHost, cpu_times: CPUTimes, record_property: Any, shape: str
 ) -> None:
-    """Snapshot, groups and objects are held to their part of the C side's time."""
+    """Snapshot, groups and objects each cost at most a given part of the C scan's time."""
     root = large_host(FUNCTIONS, shape)
     calls = CallsOfC(root)
     devices, scan = scan_objects(root)
@@ -123,7 +123,7 @@ def test_objects_cost_little_beside_the_scan(
 def test_event_costs_ten_functions_at_most(
     large_host: LargeHost, cpu_times: CPUTimes, record_property: Any, shape: str
 ) -> None:
-    """One event, with all six indexes to follow, costs at most ten times a function's part of a scan."""
+    """One event, with updates of all six indexes, costs at most ten times a function's part of a scan."""
     root = large_host(FUNCTIONS, shape)
     address = Scan(root, pciscan.scan(root)).with_driver("nvme")[5].address
     source = Repeated()
@@ -174,7 +174,7 @@ def touch_indexes(functions: Scan | LiveScan) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_scan_is_small(large_host: LargeHost, record_property: Any, shape: str) -> None:
-    """Until objects are asked for, a function with its place in the group index takes so many bytes."""
+    """Without objects, a function and its entry in the group index need at most this many bytes."""
     root = large_host(FUNCTIONS, shape)
     scan_groups(root)
     with traced() as size:
@@ -186,7 +186,7 @@ def test_scan_is_small(large_host: LargeHost, record_property: Any, shape: str) 
 
 @contextmanager
 def traced() -> Iterator[Callable[[], int]]:
-    """Count the memory that is taken from here on."""
+    """Count the memory that is allocated from now on."""
     tracemalloc.start()
     try:
         yield lambda: tracemalloc.get_traced_memory()[0]
@@ -208,7 +208,7 @@ def traced() -> Iterator[Callable[[], int]]:
 )
 @pytest.mark.parametrize("kind", [Scan, LiveScan], ids=["scan", "live"])
 def test_question(benchmark: Any, large_host: LargeHost, kind: Any, ask: Callable[[Any], Any]) -> None:
-    """One question, its index made."""
+    """One query on an existing index."""
     root = large_host(FUNCTIONS, "sriov")
     functions = kind(root, pciscan.scan(root))
     assert ask(functions) is not None
@@ -229,7 +229,7 @@ def test_assignable(benchmark: Any, large_host: LargeHost) -> None:
 
 
 def report(record_property: Any, what: str, found: dict[str, Any]) -> None:
-    """Say what was measured, on the terminal and in the report."""
+    """Print the measurement on the terminal and in the report."""
     figures = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
     record_property(what, figures)
     print(f"\n{what}: {figures}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a plan costs, and preparing and giving back a card on a simulated host, which reacts in no time."""
+"""The cost of a plan, of prepare and of release, on a simulated host that reacts at once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_plan(benchmark: Any, manager: HostdevManager, definition: DomainDef) ->
 
 @pytest.mark.benchmark(group="manager")
 def test_prepare_and_release(benchmark: Any, manager: HostdevManager, definition: DomainDef) -> None:
-    """Four functions detached, recorded, reset and given back; the simulated kernel's own time included."""
+    """Four functions are detached, recorded, reset and reattached; the simulated kernel's time is included."""
     plan = manager.host.plan(definition)
 
     def round_trip() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How long it takes from a domain's XML to QEMU's command line, by the number of host devices."""
+"""The time from a domain's XML to QEMU's command line, by the number of host devices."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def argv_of(text: str, capabilities: QEMUCapabilities) -> list[str]:
 @pytest.mark.parametrize("count", [1, 40, 160], ids="{}-hostdevs".format)
 @pytest.mark.parametrize("machine", ["pc", "q35"])
 def test_xml_to_argv(benchmark: Any, machine: str, count: int) -> None:
-    """From text to command line, defaults and addresses included."""
+    """Parse the XML, fill in defaults and addresses, and build the command line."""
     text, capabilities = xml(machine, count), load("x86_64")
     argv = argv_of(text, capabilities)
     assert count == sum('"driver":"vfio-pci"' in word for word in argv)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What scanning a host costs: the C scanner beside the plain-Python reference that asks every function.
+The cost of a scan: the C scanner compared with the plain-Python reference.
 
 Every benchmark checks its result before it is timed. Milliseconds are for reading; what must hold are
 ratios of works timed in turns.
@@ -62,7 +62,7 @@ def test_objects(benchmark: Any, large_host: LargeHost, functions: int, shape: s
 
 @pytest.mark.parametrize(("functions", "shape"), SIZES)
 def test_lookups(benchmark: Any, large_host: LargeHost, functions: int, shape: str) -> None:
-    """A hundred functions by their address, in a scan that is there."""
+    """Look up a hundred functions of a scan by their addresses."""
     scan = Scan(large_host(functions, shape), pciscan.scan(large_host(functions, shape)))
     wanted = [scan[position].address for position in range(0, functions, functions // 100)]
 
@@ -76,7 +76,7 @@ def test_lookups(benchmark: Any, large_host: LargeHost, functions: int, shape: s
 
 @pytest.mark.parametrize("options", list(peers.LSPCI))
 def test_lspci(benchmark: Any, large_host: LargeHost, options: str) -> None:
-    """The same host listed by lspci."""
+    """List the same host with lspci."""
     command = peers.lspci(large_host(1000, "sriov").join("sys"), *peers.LSPCI[options])
     if command is None:
         pytest.skip("lspci is not installed")
@@ -85,7 +85,7 @@ def test_lspci(benchmark: Any, large_host: LargeHost, options: str) -> None:
 
 
 def test_plain_python(benchmark: Any, large_host: LargeHost) -> None:
-    """The same host read by plain Python as other tools write it."""
+    """Read the same host with plain Python, as other tools do."""
     root = large_host(1000, "sriov")
     functions, _ = peers.plain_python(root.join("sys"))
     assert pciscan.scan(root).addresses == list(functions)
@@ -95,7 +95,7 @@ def test_plain_python(benchmark: Any, large_host: LargeHost) -> None:
 
 @pytest.mark.parametrize(("functions", "shape"), SIZES)
 def test_reference(benchmark: Any, large_host: LargeHost, functions: int, shape: str) -> None:
-    """The same in plain Python."""
+    """Scan with the plain-Python reference."""
     root = large_host(functions, shape)
     assert functions == len(pciscan_ref.scan(root))
     benchmark.group = f"scan {shape} {functions}"
@@ -103,7 +103,7 @@ def test_reference(benchmark: Any, large_host: LargeHost, functions: int, shape:
 
 
 def scan_all(root: HostRoot) -> tuple[list[pciscan.ScanRecord], Mapping[int, tuple[int, ...]]]:
-    """Scan and make everything a snapshot can make."""
+    """Scan and create all objects of a snapshot."""
     snapshot = pciscan.scan(root)
     return list(snapshot), snapshot.groups
 
@@ -116,7 +116,7 @@ def make_objects(root: HostRoot) -> dict[int, Any]:
 
 
 def test_scan_beats_plain_python(large_host: LargeHost, cpu_times: CPUTimes) -> None:
-    """On a crowded host the scan costs a small part of asking every function in Python."""
+    """On a large host, the scan costs a small part of reading every function in Python."""
     root = large_host(10000, "sriov")
     times = cpu_times(
         3,
@@ -129,7 +129,7 @@ def test_scan_beats_plain_python(large_host: LargeHost, cpu_times: CPUTimes) -> 
 
 
 def test_cost_is_linear(large_host: LargeHost, cpu_times: CPUTimes) -> None:
-    """A function of a large host costs about what one of a smaller host costs."""
+    """The cost of a function does not depend on the size of the host."""
     small, large = large_host(1000, "sriov"), large_host(10000, "sriov")
     times = cpu_times(9, small=lambda: pciscan.scan(small), large=lambda: pciscan.scan(large))
     assert 1.5 >= times["large"] / 10 / times["small"], times

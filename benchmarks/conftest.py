@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Hosts to measure on: made once a session, in memory where there is a tmpfs."""
+"""Hosts for the measurements: created once per session, in memory if there is a tmpfs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TMPFS = "/dev/shm"  # noqa: S108  memory, and only a directory of our own in it
 
 @pytest.fixture(scope="session")
 def large_host() -> Iterator[Callable[[int, str], HostRoot]]:
-    """Make hosts of that many functions, with "sriov" or "plain" cards; each is made once."""
+    """Make hosts with a number of functions, on "sriov" or "plain" cards; each is created once."""
     made: dict[tuple[int, str], HostRoot] = {}
     cards = {"sriov": SRIOV_CARDS, "plain": PLAIN_CARDS}
     with tempfile.TemporaryDirectory(dir=TMPFS if os.access(TMPFS, os.W_OK) else None) as top:
@@ -37,7 +37,7 @@ def large_host() -> Iterator[Callable[[int, str], HostRoot]]:
 
 @pytest.fixture
 def cpu_times() -> Callable[..., dict[str, float]]:
-    """Time works in turns, so that noise meets all of them; medians of CPU seconds by name."""
+    """Measure functions in turns, so that noise affects all of them; return medians of CPU seconds by name."""
 
     def measure(rounds: int = 9, **works: Callable[[], object]) -> dict[str, float]:
         taken: dict[str, list[float]] = {name: [] for name in works}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The floor of a scan: bare system calls replayed in C, built when it is first asked for."""
+"""The floor of a scan: bare system calls replayed in C, built on first use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Floor:
 
     @staticmethod
     def build(build_dir: Path) -> Path:
-        """Compile the replays into a directory of the caller's; where the library is."""
+        """Compile the replays into a directory of the caller; return the path of the library."""
         library = build_dir / "floor.so"
         command = [os.environ.get("CC", "cc"), "-std=gnu11", "-O2", "-shared", "-fPIC"]
         command += ["-I", str(_HERE.parent / "csrc"), str(_HERE / "floor.c"), "-o", str(library)]
@@ -36,13 +36,13 @@ class Floor:
 
     @classmethod
     def load(cls, library: Path) -> Floor:
-        """Use what was built before, where there is no compiler."""
+        """Load an earlier build if there is no compiler."""
         made = cls.__new__(cls)
         made._lib = _open(library)
         return made
 
     def f4(self, bus_path: str) -> int:
-        """Replay the listing and one link a function; the number of functions."""
+        """Replay the listing and one link per function; return the number of functions."""
         return int(self._lib.floor_f4(os.fsencode(bus_path)))
 
     def fpm(self, bus_path: str) -> int:

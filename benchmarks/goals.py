@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Hold the scanner to its goals, all of them ratios, and write RESULTS.md and results.svg.
+Compare the scanner with its goals, all of them ratios, and write RESULTS.md and results.svg.
 
 As a program: ``goals.py [--rounds N] [--largest N]``. Both sides of a ratio run in turns in one process,
 CPU time is compared by its median, and what misses its goal is measured once more. Ends with 1 when a
@@ -50,7 +50,7 @@ Work = Callable[[], object]
 
 
 class Goal(NamedTuple):
-    """A figure and what it may be at most, or has to be at least."""
+    """A figure and its limit: at most, or at least."""
 
     name: str
     figure: float | None  # None: what it needs is not installed
@@ -59,7 +59,7 @@ class Goal(NamedTuple):
 
     @property
     def is_met(self) -> bool | None:
-        """True when it is; None when it could not be measured."""
+        """True if the figure meets its goal; None if it could not be measured."""
         if self.figure is None:
             return None
         return self.figure >= self.limit if self.at_least else self.figure <= self.limit
@@ -72,7 +72,7 @@ class Goal(NamedTuple):
 
 
 class CPart:
-    """The three calls of a scan and nothing else, in memory that was used before."""
+    """The three C calls of a scan and nothing else, in reused memory."""
 
     def __init__(self, root: HostRoot, tuning: Tuning) -> None:
         self.bus_fd = os.open(root.pci_bus, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -111,7 +111,7 @@ class Trees:
 
 
 def in_turns(rounds: int, works: dict[str, Work]) -> dict[str, float]:
-    """Run works in turns; medians of CPU seconds. A work that gives a float measured itself."""
+    """Run functions in turns; return medians of CPU seconds. One that returns a float measured itself."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for name in [*works] * (rounds + 1):  # the first round warms up
         gc.collect()
@@ -182,7 +182,7 @@ def plain_tree_goals(trees: Trees, floor: Floor, rounds: int) -> Iterator[Goal]:
 
 
 def lspci_work(root: HostRoot, *options: str) -> dict[str, Work]:
-    """Return lspci as a work under its name; nothing where it is not installed."""
+    """Return lspci as a function by its name; nothing if it is not installed."""
     command = peers.lspci(root.join("sys"), *options)
     if command is None:
         return {}
@@ -190,7 +190,7 @@ def lspci_work(root: HostRoot, *options: str) -> dict[str, Work]:
 
 
 def peer_works(root: HostRoot, floor: Floor) -> dict[str, Work]:
-    """Return ours, the floor and the peers by the names the plot gives them."""
+    """Return our scan, the floor and the peers by their names in the plot."""
     return {
         OURS: lambda: objects_and_index(root),
         "bare system calls (f4)": lambda: floor.f4(root.pci_bus),
@@ -201,7 +201,7 @@ def peer_works(root: HostRoot, floor: Floor) -> dict[str, Work]:
 
 
 def peer_goals(times: dict[str, float]) -> Iterator[Goal]:
-    """Compare all objects with what others take, at the size the goals are for."""
+    """Compare the cost of all objects with that of other tools, at the size of the goals."""
     ours = times[OURS]
     for name, limit in (("lspci -nk", 10), (PLAIN, 12)):
         figure = times[name] / ours if name in times else None
@@ -233,7 +233,7 @@ os.access("/end", 0)
 
 
 def traced(root: HostRoot, *, linked: bool, confined: bool = False) -> str | None:
-    """Return the system calls of one scan; None where nobody can trace."""
+    """Return the system calls of one scan; None without strace."""
     if shutil.which("strace") is None:
         return None
     code = TRACED.format(path=root.path, linked=linked, confined=confined)
@@ -268,7 +268,7 @@ def call_goals(trees: Trees) -> Iterator[Goal]:
 
 
 def memory_goals(trees: Trees) -> Iterator[Goal]:
-    """Weigh a snapshot, and its group index."""
+    """Measure the memory of a snapshot, and of its group index."""
     root = trees("sriov", SIZE)
     pciscan.scan(root)
     tracemalloc.start()
@@ -280,7 +280,7 @@ def memory_goals(trees: Trees) -> Iterator[Goal]:
 
 
 def with_retry(measure: Callable[[], Iterator[Goal]]) -> list[Goal]:
-    """Measure; once more when a goal is missed, and keep the second result."""
+    """Measure; if a goal is missed, measure again and keep the second result."""
     goals = list(measure())
     if any(goal.is_met is False for goal in goals):
         goals = list(measure())
@@ -290,7 +290,7 @@ def with_retry(measure: Callable[[], Iterator[Goal]]) -> list[Goal]:
 
 
 def curves(trees: Trees, floor: Floor, largest: int) -> dict[int, dict[str, float]]:
-    """Measure ours and the peers on hosts of several sizes; milliseconds of CPU by size and name."""
+    """Measure our scan and the peers on hosts of several sizes; return CPU milliseconds by size and name."""
     found = {}
     for functions in (100, 1000, SIZE, largest):
         rounds = 9 if functions <= SIZE else 3
@@ -341,7 +341,7 @@ def write_results(goals: list[Goal], costs: dict[int, dict[str, float]]) -> None
 
 
 def lab_lines() -> list[str]:
-    """Return what ``make lab-scale`` left of a real kernel's sysfs."""
+    """Return the results of ``make lab-scale`` on a real kernel's sysfs."""
     path = HERE / "lab_scale.json"
     if not path.exists():
         return []
@@ -361,7 +361,7 @@ def trees_in_memory() -> Iterator[tuple[Trees, Floor]]:
 
 
 def main() -> int:
-    """Measure everything, print it and write it down."""
+    """Measure everything, print it and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--largest", type=int, default=50_000)

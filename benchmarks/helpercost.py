@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What starting a write helper costs an importing process, small and large."""
+"""The cost of starting a write helper, for a small and a large importing process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TURNS = 5
 
 
 def write_costs(top: Path) -> list[float]:
-    """Return the CPU seconds that some writes took the caller; the helper's own are not among them."""
+    """Return the caller's CPU seconds for some writes, without the helper's own."""
     attribute = top / "attribute"
     attribute.write_bytes(b"")
     writer = ForkedWriter(HostRoot(top))

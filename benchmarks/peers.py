@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How others list the PCI functions of a host: lspci, pyudev, and plain Python as tools write it."""
+"""Other ways to list the PCI functions of a host: lspci, pyudev, and plain Python as in other tools."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def _plain_link(top: str, name: str) -> str | None:
 
 class SameAlgorithm:
     """
-    The scanner's algorithm in plain Python, as lean as it gets: what is left is what C buys.
+    The scanner's algorithm in the leanest plain Python: the difference is the gain of C.
 
-    It trusts the tree: nothing is checked that the scanner checks.
+    It trusts the tree and leaves out the scanner's checks.
     """
 
     def __init__(self, sysfs: str) -> None:
@@ -63,7 +63,7 @@ class SameAlgorithm:
         self.parent = -1
 
     def run(self) -> tuple[list[tuple[Any, ...]], dict[str | None, list[str]]]:
-        """Read everything; functions and groups."""
+        """Read all functions and groups."""
         drivers = {
             name: driver
             for driver in os.listdir(self.drivers_top)
@@ -143,7 +143,7 @@ def lspci(sysfs: str, *options: str) -> list[str] | None:
 
 def run(command: list[str]) -> float:
     """
-    Run a command to its end; the CPU seconds it took.
+    Run a command to its end; return its CPU seconds.
 
     Raises:
         CalledProcessError: it failed.
@@ -157,7 +157,7 @@ def run(command: list[str]) -> float:
 
 
 def pyudev_facts() -> int:
-    """Enumerate the live host's functions by pyudev, with driver, group and PF; how many there are."""
+    """Enumerate the live host's functions by pyudev, with driver, group and PF; return their number."""
     import pyudev
 
     count = 0

@@ -51,7 +51,7 @@ def _grid(x: _Scale, y: _Scale) -> list[str]:
 
 
 def _label_heights(lines: Mapping[str, Points], y: _Scale) -> dict[str, float]:
-    """Return where the lines' names go: at their ends, but not upon each other."""
+    """Return the positions of the lines' names: at the ends of the lines, without overlaps."""
     heights: dict[str, float] = {}
     lowest = -math.inf
     for name in sorted(lines, key=lambda name: -lines[name][-1][1]):
@@ -68,7 +68,7 @@ def _series(name: str, points: Points, colour: str, height: float, x: _Scale, y:
 
 
 def draw(title: str, x_label: str, y_label: str, lines: Mapping[str, Points]) -> str:
-    """Draw lines by name, each labelled at its right end; the SVG's text."""
+    """Draw lines by name, each labelled at its right end; return the SVG's text."""
     everything = [point for points in lines.values() for point in points]
     x = _Scale([a for a, _ in everything], _LEFT, _WIDTH - _RIGHT)
     y = _Scale([b for _, b in everything], _HEIGHT - _BOTTOM, _TOP)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a person waits for: whole processes beside lspci and an interpreter that does nothing, and questions to a scan.
+The time that a user waits: whole processes, compared with lspci and an empty interpreter, and queries.
 
 As a program: ``waits.py [--rounds N]`` writes waits.json, of which ``goals.py`` makes the second table of RESULTS.md.
 Ends with 1 when a goal is missed. Our processes and the empty one run without site-packages' own start, which an
@@ -68,7 +68,7 @@ def ours(*words: str) -> list[str]:
 
 
 def processes(rounds: int, commands: dict[str, list[str]]) -> dict[str, float]:
-    """Run commands in turns; medians of CPU milliseconds."""
+    """Run commands in turns; return medians of CPU milliseconds."""
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for name in [*commands] * (rounds + 1):  # the first round warms up
         taken[name].append(peers.run(commands[name]) * 1e3)
@@ -97,7 +97,7 @@ def verbs_beside_lspci(trees: Trees, rounds: int) -> tuple[list[Goal], dict[int,
 
 
 def start_goals(top: Path, rounds: int) -> Iterator[Goal]:
-    """Compare small verbs with an interpreter that does nothing."""
+    """Compare small verbs with an empty interpreter."""
     root = FakeHost.named("bcm5719", top / "bcm5719").root.path
     commands = {
         "python": EMPTY,
@@ -113,7 +113,7 @@ def start_goals(top: Path, rounds: int) -> Iterator[Goal]:
 
 
 def list_goals(trees: Trees) -> Iterator[Goal]:
-    """Weigh list, and look for opens that wake a device."""
+    """Measure list, and look for opens that wake a device."""
     command = ours("list", "--root", trees("sriov", SIZE).path)
     weighed = [*command[:3], START + WEIGHED, *command[4:]]
     done = subprocess.run(weighed, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
@@ -128,7 +128,7 @@ def list_goals(trees: Trees) -> Iterator[Goal]:
 
 
 def bulk_goals(trees: Trees, rounds: int) -> Iterator[Goal]:
-    """Compare facts of all functions with the scan that they come from."""
+    """Compare the facts of all functions with their scan."""
     root = trees("sriov", SIZE)
     kept = pciscan.scan_with(root, AS_SYSFS)
 
@@ -154,7 +154,7 @@ def bulk_goals(trees: Trees, rounds: int) -> Iterator[Goal]:
 
 
 def refresh_goals(top: Path, rounds: int) -> Iterator[Goal]:
-    """Compare a refresh with the scan that it stands for, after nothing, a driver's change, and new VFs."""
+    """Compare a refresh with a full scan: without a change, after a driver's change, and after new VFs."""
     make_tree(top / "refreshed", SIZE)
     root = HostRoot(top / "refreshed")
     tuning = AS_SYSFS._replace(stamped=True)
@@ -209,7 +209,7 @@ def plan_goals(top: Path, rounds: int) -> Iterator[Goal]:
 
 
 def many(reader: pciscan.FunctionReader, addresses: list[pciscan.PCIDeviceAddress]) -> None:
-    """Read often enough to be timed."""
+    """Repeat a read often enough to be timed."""
     for _ in range(20):
         reader.read(addresses)
 
@@ -223,7 +223,7 @@ def fake_host_goals(top: Path) -> Iterator[Goal]:
 
 
 def build(top: Path, size: int) -> None:
-    """Make a host and throw it away."""
+    """Build a host and remove it."""
     with tempfile.TemporaryDirectory(dir=top) as directory:
         FakeHost(synthetic_host(size), directory)
 
@@ -249,7 +249,7 @@ def lines() -> list[str]:
 
 
 def main() -> int:
-    """Measure, print and keep it."""
+    """Measure, print and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds

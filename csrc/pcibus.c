@@ -82,7 +82,7 @@ static void look_ahead(struct phd_scan *scan)
 
 /*
  * Mark the functions that are real directories in an untrusted directory.  Any function not found,
- * for example in an endless listing, is opened singly.
+ * for example in an endless listing, is opened individually.
  */
 static void find_real(struct phd_scan *scan, size_t index)
 {

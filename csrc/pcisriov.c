@@ -23,7 +23,7 @@ static int read_virtfn(struct phd_scan *scan, uint64_t number, uint64_t *key)
 	return phd_read_address_link(scan, name, key);
 }
 
-/* VFs follow their PF in address order, so only later functions have to be read singly. */
+/* VFs follow their PF in address order, so only later functions have to be read individually. */
 static int mark_doubtful(struct phd_scan *scan, uint64_t key)
 {
 	scan->doubtful_domain = key >> 16;

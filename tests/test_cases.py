@@ -63,21 +63,21 @@ def test_all_refusals_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(("case", "tree", "functions"), [("gpu4-all", "gpu4", 2), ("navi-both", "navi", 2)])
-def test_a_bus_reset_is_told_for_every_function(case: str, tree: str, functions: int, tmp_path: Path) -> None:
+def test_a_bus_reset_is_reported_for_every_function(case: str, tree: str, functions: int, tmp_path: Path) -> None:
     """The reset of a bus reaches all its functions, so all of them get the same sentence."""
     texts = [fate.text for fate in plan_of(case, tree, tmp_path).fates if fate.role]
     assert functions == sum("reset with its bus by vfio-pci" in text for text in texts)
     assert not any("not reset" in text for text in texts)
 
 
-def test_a_bus_reset_that_reaches_others_is_told_for_both(tmp_path: Path) -> None:
+def test_a_bus_reset_that_reaches_others_is_reported_for_both(tmp_path: Path) -> None:
     """Both declared functions are not reset, for the same reason."""
     texts = [fate.text for fate in plan_of("gpu4-two", "gpu4", tmp_path).fates if fate.role]
     assert [True, True] == ["its bus reset would reach 0000:01:00.2, 0000:01:00.3" in text for text in texts]
 
 
 def test_one_group_in_two_slots_of_a_guest_with_an_iommu(tmp_path: Path) -> None:
-    """QEMU would fail, so the plan says so and start refuses."""
+    """QEMU would fail, so the plan has a finding and start refuses."""
     plan = plan_of("gpu4-viommu", "gpu4", tmp_path, accept=["boot-vga:0000:01:00.0"])
     assert ["viommu-group"] == [f.reason for f in plan.findings if f.severity == "note"]
     assert (True, False) == (plan.ok, plan.can_start)

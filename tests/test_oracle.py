@@ -31,7 +31,7 @@ REFUSED = [name for name in CASES if (ORACLE / f"{name}.code").exists()]
 
 
 class DescribedHost:
-    """A host that is a description only: what address assignment asks, without files."""
+    """A host without files, from a description: the facts that address assignment needs."""
 
     def __init__(self, path: Path) -> None:
         self.functions = read_host(path).functions

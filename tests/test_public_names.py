@@ -73,7 +73,7 @@ def test_an_address_is_accepted_as_text(bcm5719: FakeHost) -> None:
 
 
 def test_assignable_means_that_no_one_is_asked(bcm5719: FakeHost) -> None:
-    """A mounted disk asks for consent and a host bridge is refused; each stands in the way."""
+    """A mounted disk asks for consent and a host bridge is refused; each is an obstacle."""
     scan: Any = pyhostdev.Host(bcm5719.root).scan()
     (found,) = scan.obstacles(scan.find("0001:00:00.0"))
     assert ("not-endpoint", "error") == (found.reason, found.severity)

@@ -31,7 +31,7 @@ def test_the_page_is_what_the_tables_say(supported: ModuleType, request: pytest.
 
 
 def test_each_state_has_its_words(supported: ModuleType) -> None:
-    """The tables decide: built, ignored, refused, verbatim and unknown words are told apart."""
+    """The tables decide: built, ignored, refused, verbatim and unknown words are distinguished."""
     states = supported.states()
     assert {
         "domain/devices/hostdev/source/address/@slot": "done",

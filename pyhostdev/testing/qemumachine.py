@@ -208,7 +208,7 @@ class SimulatedMachine:
         self.devices[device.id] = device
 
     def _use_node(self, device: SimulatedDevice, name: str) -> None:
-        """Bind the function behind a node, whose descriptor is used up whatever comes of it."""
+        """Bind the function behind a node, whose descriptor is used up even by a failure."""
         fd = self.nodes.take(name)
         if self.host_side is None:
             os.close(fd)

@@ -3,7 +3,7 @@
 Resolves a path below a root to the open parent directory of its last component, without leaving the root.
 
 A path is resolved as in a chroot: a link's target is looked up below the root, and ``..`` stops there. Every component
-is opened singly and never through a link, so a concurrent change of the tree cannot lead outside.
+is opened on its own and never through a link, so a concurrent change of the tree cannot lead outside.
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ class HostFunctions(Sequence[PCIDevice]):
         """
         Tell whether a function could be given to a guest on its own now, without consent.
 
-        True if no error and no use by the host stands in the way; see ``obstacles``.
+        True without an error and without a use by the host; see ``obstacles``.
         """
         return next(self._each_obstacle(dev), None) is None
 

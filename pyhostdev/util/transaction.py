@@ -86,7 +86,7 @@ def deferred_signals() -> Iterator[Callable[[], None]]:
     Defer requests to end the program; yield a check that turns a signal that has come into an error.
 
     So a change stops between two steps, its undo is never interrupted, and the signal is delivered afterwards. The
-    signals are blocked in this thread. Another thread of the program may take one all the same, so in the main thread,
+    signals are blocked in this thread. Another thread of the program may still receive one, so in the main thread,
     which runs the handlers, they are also noted and raised again at the end.
     """
     # a blocked signal waits even where the program ignores it, as under nohup

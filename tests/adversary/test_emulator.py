@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A program that a definition names is not run for an untrusted user, and a probed program cannot harm the caller."""
+"""The emulator of a definition is only run if it is trusted, and a probed program cannot harm the caller."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Script = Callable[[str], str]
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """Give a directory that every user can look into, which pytest's own are not."""
+    """Yield a directory that every user can read, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as top:
         os.chmod(top, 0o755)
         yield Path(top)
@@ -178,7 +178,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_peer_is_one_error(body: str, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it sends, or does not send, is one OperationError within the deadline."""
+    """Any input, or none, is one OperationError within the deadline."""
     monkeypatch.setattr(probing, "DEADLINE_S", 1.5)
     begin = time.monotonic()
     with pytest.raises(OperationError):
@@ -188,7 +188,7 @@ def test_a_hostile_peer_is_one_error(body: str, script: Script, monkeypatch: pyt
 
 @pytest.mark.parametrize("leave", ["pass", pytest.param("os.setsid()", marks=needs_root)])
 def test_its_children_are_ended(leave: str, script: Script, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that it leaves behind does not outlive the question; asked by root, not in another session either."""
+    """A child of a probed program does not outlive the probe; if root probes, not even in another session."""
     monkeypatch.setattr(probing, "DEADLINE_S", 2.0)
     body = (
         f"if os.fork(): time.sleep(600)\n"
@@ -206,8 +206,8 @@ def test_its_children_are_ended(leave: str, script: Script, place: Path, monkeyp
         connection.close()
 
 
-def test_it_dies_with_who_asks(script: Script, place: Path) -> None:
-    """An asked program does not outlive a pyhostdev that is killed in the middle of the question."""
+def test_it_dies_with_its_starter(script: Script, place: Path) -> None:
+    """A probed program does not outlive a pyhostdev that is killed during the probe."""
     body = f"listener = socket.socket(socket.AF_UNIX)\nlistener.connect({str(place / 'listener')!r})\ntime.sleep(600)"
     asker = f"from pyhostdev.qemu.qemu_capabilities import probe\nprobe({script(body)!r})"
     with listening(place / "listener") as listener:
@@ -237,7 +237,7 @@ def test_why_stored_ones_answer() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff", b"[" * 100000, b'{"arch": 1, "version": "x"}'])
 def test_a_file_of_capabilities_is_checked(content: bytes, tmp_path: Path) -> None:
-    """What is not a probe's file is refused in one sentence."""
+    """A file that no probe has written is refused with one sentence."""
     file = tmp_path / "x.json"
     file.write_bytes(content)
     with pytest.raises(ConfigError):

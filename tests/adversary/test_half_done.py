@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""No change is left half done: signals in the middle, two calls at once, a device that was moved meanwhile."""
+"""No change remains half done: signals in the middle, two calls at once, a device that another program moved."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ HostdevManager(host).prepare(host.plan(DomainDef.parse(open(sys.argv[2]).read())
 def test_signal_that_ends_a_program_finishes_the_undo(
     bcm5719: FakeHost, tmp_path: Path, seed_domain: DomainDef, number: signal.Signals
 ) -> None:
-    """Whatever asks a program to end in the middle of a prepare: the host is as before when the program has ended."""
+    """Any signal that ends a program during prepare: the host is restored before the program ends."""
     before = bcm5719.snapshot()
     path = tmp_path / "guest.xml"
     path.write_text(seed_domain.format())
@@ -182,7 +182,7 @@ def test_detach_of_what_another_program_gave_back_detaches_again(bcm5719: FakeHo
 @pytest.mark.fault("F15")
 @pytest.mark.parametrize("number", range(1, 4))
 def test_failed_move_to_another_stub_is_undone(bcm5719: FakeHost, number: int) -> None:
-    """Where the move fails the device is with its first stub, and on the list as before."""
+    """If the move fails, the device is bound to its first stub and listed as before."""
     process(bcm5719).manager.nodedev_detach(CARD[1])
     before = bcm5719.snapshot()
     records = process(bcm5719).manager.journal.read()
@@ -220,7 +220,7 @@ def test_prepare_again_is_success(bcm5719: FakeHost, seed_domain: DomainDef) -> 
 
 
 def test_prepare_again_of_something_else_is_refused(bcm5719: FakeHost, domain: Domain) -> None:
-    """Other devices, other roles, managed or not: what the owner has is not what is asked for."""
+    """A second prepare with other devices or roles is refused."""
     manager = process(bcm5719).manager
     for address in CARD:
         manager.nodedev_detach(address)
@@ -236,7 +236,7 @@ def test_prepare_again_of_something_else_is_refused(bcm5719: FakeHost, domain: D
             manager.prepare(manager.host.plan(domain("vm1", *words), "off"))
 
 
-def test_prepare_again_is_no_success_when_a_device_was_taken_away(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+def test_prepare_again_fails_when_a_device_was_taken_away(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
     """A device that another program has reattached since is not prepared."""
     manager = process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A --root that a stranger made: every reading verb ends in time, and no link leads out; long form in tests/fuzz."""
+"""A hostile --root: every reading verb ends in time, and no link leads out; the long form is in tests/fuzz."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_changed_at_random(tree: Tree, secret: Path, tmp_path: Path, seed: int) -> None:
-    """Any kind of file in any place: an end in time, with 0 or 1, and nothing from outside the root."""
+    """With any kind of file in any place, a verb ends in time with 0 or 1, and shows nothing from outside the root."""
     check_at_random(tree, tmp_path / "changed", secret, seed)
 
 
 @pytest.mark.parametrize("where", ["config", "driver_override", "vendor", "numa_node", "class", "modalias"])
 @pytest.mark.parametrize("kind", NOT_FILES)
-def test_attribute_that_is_no_file(tree: Tree, secret: Path, where: str, kind: str) -> None:
-    """What is not a file is an error or absent, at once; opening a device or a FIFO would do something."""
+def test_attribute_that_is_not_a_file(tree: Tree, secret: Path, where: str, kind: str) -> None:
+    """An attribute that is not a file is an error or absent, and is not opened."""
     with place_in_copy(tree, f"{DEVICE}/{where}", kind, secret) as top:
         check(top, "list", (where, kind))
         check(top, "show", (where, kind))
@@ -67,8 +67,8 @@ def test_attribute_that_is_no_file(tree: Tree, secret: Path, where: str, kind: s
 
 @pytest.mark.parametrize("where", ["proc/mounts", "proc/iomem", "proc/net/route", "run/libvirt/qemu/web.xml"])
 @pytest.mark.parametrize("kind", [*NOT_FILES, "many_lines", "noise"])
-def test_table_that_is_no_file(tree: Tree, secret: Path, where: str, kind: str) -> None:
-    """The same for what a plan reads; a table of any size needs the memory of one line."""
+def test_table_that_is_not_a_file(tree: Tree, secret: Path, where: str, kind: str) -> None:
+    """The same holds for the tables of a plan; a table of any size needs the memory of one line."""
     with place_in_copy(tree, where, kind, secret) as top:
         check(top, "plan", (where, kind))
 
@@ -127,7 +127,7 @@ def test_driver_by_any_name(bcm5719: FakeHost, name: str) -> None:
 
 
 def test_rule_is_not_blind() -> None:
-    """Each part of the rule is noticed when it is broken."""
+    """A violation of each part of the rule is detected."""
     good = hostile.Answer(1, "all is well\n", 0.1)
     assert [] == faults_of(good)
     broken = [
@@ -142,7 +142,7 @@ def test_rule_is_not_blind() -> None:
     assert [1] * len(broken) == [len(faults_of(answer)) for answer in broken]
 
 
-def test_secret_is_told_without_the_prison(tree: Tree, secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_is_printed_without_the_sandbox(tree: Tree, secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cases would show files outside the root if links were followed literally."""
     monkeypatch.setattr(confined, "root_and_path", lambda root, path: (b"", os.fsencode(path)))
     monkeypatch.setattr(pciscan, "_open_root", lambda root: -1)
@@ -163,7 +163,7 @@ def test_secret_is_told_without_the_prison(tree: Tree, secret: Path, monkeypatch
 @pytest.mark.parametrize("tuning", TUNINGS)
 @pytest.mark.parametrize("where", ["devices", "real", "bus"])
 def test_scanner_reads_nothing_outside(tmp_path: Path, tuning: Tuning, where: str) -> None:
-    """A function's link, its directory, or that of its bus may be a link to another host's: it is not there then."""
+    """A function whose link, directory or bus directory leads to another host is absent."""
     fake, other = FakeHost.named("bcm5719", tmp_path / "host"), FakeHost.named("bcm5719", tmp_path / "other")
     link = Path(fake.root.pci_devices, str(CARD))
     real = link.resolve()
@@ -205,7 +205,7 @@ def test_drivers_listing_stays_inside(tmp_path: Path) -> None:
 
 
 def make_maze(top: Path) -> Path:
-    """Make a root with links of all kinds, and a secret beside it."""
+    """Make a root with links of all kinds, and a secret outside of it."""
     root = top / "root"
     (root / "a/b/c").mkdir(parents=True)
     (top / "secret").write_text(SECRET)
@@ -299,7 +299,7 @@ def test_kernel_without_openat2(bcm5719: FakeHost, secret: Path, answer: int) ->
 
 
 def test_devices_and_fifos_are_looked_at_only(tmp_path: Path) -> None:
-    """A writer that waits for a reader of a FIFO keeps waiting, and opening a device has no effects."""
+    """FIFOs and devices are not opened: a writer of the FIFO keeps waiting."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for root in (HostRoot(tmp_path), HostRoot("/")):
@@ -330,7 +330,7 @@ def test_devices_and_fifos_are_looked_at_only(tmp_path: Path) -> None:
     assert [] == readers
 
 
-def test_path_outside_is_a_mistake_of_ours(tmp_path: Path) -> None:
+def test_path_outside_is_an_internal_error(tmp_path: Path) -> None:
     """A reader is never asked for what is not below its root; a name that only begins alike is not."""
     root = HostRoot(tmp_path / "root")
     for path in ("/etc/passwd", f"{root.path}-more/file"):
@@ -431,7 +431,7 @@ def test_live_host_is_not_held_up() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_text_is_printable(name: str) -> None:
-    """Whatever a name is, its text acts upon no terminal; what is harmless stays."""
+    """The printed form of any name cannot control a terminal; harmless characters are kept."""
     assert printable(name).isprintable()
     assert "Domäne 'x'" == printable("Domäne 'x'")
 

@@ -63,7 +63,7 @@ def die(_data: bytes) -> None:
     [(refuse_wrongly, "InternalError: a bug"), (loop, "TimeoutError"), (eat, "MemoryError"), (die, "ended with -6")],
 )
 def test_harm_is_seen(read: object, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fails, takes long, needs much memory or crashes is reported for every document."""
+    """Every document that fails, takes long, needs much memory or crashes is reported."""
     monkeypatch.setattr("hostile_xml.TIME_S", 0.2)
     found = list(failures(range(2), corpus(), read))  # type: ignore[arg-type]
     assert ["seed 0", "seed 1"] == [text.partition(":")[0] for text in found]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A QEMU that its guest has taken over, and a domain that asks for more than it may: bounded in memory and time.
+A QEMU under the guest's control, and a domain that requests too much: memory and time are bounded.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Dom(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines that a test can wait for."""
+    """Short deadlines, for tests."""
     for name in ("GREETING_TIMEOUT_S", "ANSWER_TIMEOUT_S", "QUIT_TIMEOUT_S", "TERM_TIMEOUT_S"):
         monkeypatch.setattr(qemu_process, name, 2.0)
     monkeypatch.setattr(qemu_process, "HANGUP_TIMEOUT_S", 0.5)
@@ -109,12 +109,12 @@ def fails(directory: Path, script: str, dom: Dom = Dom()) -> bool:  # noqa: B008
 
 
 def peak_memory() -> int:
-    """Return the most that this process ever had, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 class TestEvents:
-    def test_events_that_nobody_wants_are_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_events_without_a_reader_are_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The library's own listener keeps nothing, however many events a guest makes."""
         clients = []
         make = qemu_monitor._client
@@ -174,7 +174,7 @@ HARMLESS = ("no number", "silence", "a drip", "a half greeting")
 class TestGarbage:
     @pytest.mark.parametrize("what", GARBAGE)
     def test_garbage_for_a_greeting_is_one_error(self, tmp_path: Path, what: str) -> None:
-        """Whatever comes instead of a greeting is one OperationError, in bounded time and memory."""
+        """Any input instead of a greeting is one OperationError, in bounded time and memory."""
         before, begin = peak_memory(), time.monotonic()
         with pytest.raises(OperationError) as error:
             run(tmp_path, GARBAGE[what])
@@ -245,7 +245,7 @@ class TestLog:
         assert {0o640} == {path.stat().st_mode & 0o777 for path in tmp_path.glob("guest.log*")}
 
     def test_flood_of_words_holds_nothing_up(self, tmp_path: Path) -> None:
-        """A QEMU that writes without end is still ended by what its guest does."""
+        """A QEMU that writes without end still ends with its guest."""
         script = """
             def shout():
                 if os.fork() == 0:
@@ -276,7 +276,7 @@ class TestLog:
             run(tmp_path, "sys.exit('said')", log=Path("guest.log"))
         assert "said\n" == (tmp_path / "here/guest.log").read_text()
 
-    def test_log_that_takes_nothing_is_no_obstacle(self, tmp_path: Path) -> None:
+    def test_full_log_does_not_stop_the_guest(self, tmp_path: Path) -> None:
         """A full disk loses output, not the guest."""
         script = "os.write(2, b'x' * 100); serve(power_off)"
         assert "shutdown" == run(tmp_path, script, log=Path("/dev/full")).reason
@@ -305,7 +305,7 @@ CHANNEL = "<channel type='unix'><target type='virtio' name='{name}'/></channel>"
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """A directory that every user can reach, whatever the mode of those above it."""
+    """A directory that every user can reach, whatever the modes of its parents."""
     changed = []
     for top in (tmp_path, *tmp_path.parents):
         mode = top.stat().st_mode
@@ -318,7 +318,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 
 class Started:
-    """``pyhostdev start`` in a process of its own."""
+    """``pyhostdev start`` in a separate process."""
 
     def __init__(self, place: Path, devices: str, *options: str) -> None:
         (place / "vm.xml").write_text(DOMAIN.format(emulator=QEMU, devices=devices))

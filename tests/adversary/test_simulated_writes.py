@@ -96,7 +96,7 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("target", ["{outside}", "../../../../../../../../../../..{outside}/deep"])
 def test_link_in_the_place_of_a_directory(tree: Path, outside: Path, place: str, target: str) -> None:
-    """Whatever comes of it, a directory outside has the same entries before and after, and no file is read there."""
+    """After any result, a directory outside has the same entries before and after, and no file is read there."""
     before = snapshot_tree(str(outside))
     path = tree / place
     if os.path.lexists(path):
@@ -204,7 +204,7 @@ def test_state_of_the_kernel_that_names_paths(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100000, "\0", "{}", "null"])
-def test_state_of_the_kernel_that_is_none(tree: Path, content: str) -> None:
+def test_invalid_state_of_the_kernel(tree: Path, content: str) -> None:
     """Any other content of the file is reported in one sentence."""
     (tree / "fakehost.state").write_text(content)
     with pytest.raises(HostdevError, match=r"fakehost\.state"):
@@ -315,7 +315,7 @@ class TestTree:
             assert b"of the tree\n" == tree.read_file(f"{tree.root.path}/../outside/victim")
 
     def test_changes_are_seen_at_once(self, files: Callable[[], Tree]) -> None:
-        """What was opened earlier is not taken for what is there now."""
+        """A directory that was opened earlier is not used for a later one at the same path."""
         with files() as tree:
             join = tree.root.join
             tree.put_link(join("link"), join("a"))

@@ -142,7 +142,7 @@ def test_directory_that_others_can_write_into(
     assert before == snapshot_tree(str(tree))
 
 
-def test_sticky_directory_is_no_danger(tmp_path: Path) -> None:
+def test_sticky_directory_is_accepted(tmp_path: Path) -> None:
     """In a directory like /tmp others cannot rename what is ours."""
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o1777)
@@ -257,7 +257,7 @@ def test_lock_file_that_is_another_file(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["fifo", "device", "directory"])
-def test_in_flight_lock_that_is_no_file(tmp_path: Path, what: str) -> None:
+def test_in_flight_lock_that_is_not_a_file(tmp_path: Path, what: str) -> None:
     """Asking whether a write is in flight waits for no pipe and opens no device."""
     put(tmp_path / str(ADDRESS), what)
     with pytest.raises(OSError, match="look for a write in flight"):

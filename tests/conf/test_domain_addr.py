@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""PCI addresses of a guest: what may be plugged where, what is found free, how buses grow."""
+"""PCI addresses of a guest: valid slots, the choice of a free slot, and added buses."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_each_model_has_its_slots(model: str, first: int, last: int) -> None:
 
 @pytest.mark.parametrize("slot", ["00", "1f"])
 def test_slot_out_of_range_is_the_users_mistake(slot: str) -> None:
-    """An address of the user's that the bus does not have is an XML error."""
+    """A user's address that the bus does not have is an XML error."""
     addrs = buses("pcie-root", "pcie-root-port", "pci-bridge")
     with pytest.raises(XMLError) as refusal:
         addrs.reserve(guest(f"0000:{'02' if slot == '00' else '01'}:{slot}.0"), EXPRESS)
@@ -72,7 +72,7 @@ def test_slot_out_of_range_is_the_users_mistake(slot: str) -> None:
 
 
 def test_double_use_is_an_xml_error_for_the_user_and_internal_for_us() -> None:
-    """The error number tells whether the user's choice or our own was wrong."""
+    """The error number shows whether the user's address or a chosen one was wrong."""
     addrs = buses("pci-root")
     addrs.reserve(guest("0000:00:02.0"), CONVENTIONAL)
     codes = []
@@ -100,7 +100,7 @@ def test_no_bus_is_an_xml_error() -> None:
 
 
 def test_user_may_mix_express_and_conventional() -> None:
-    """By hand an Express endpoint goes into a conventional slot and the other way round; on our own never."""
+    """A user may put an Express endpoint into a conventional slot and vice versa; a chosen address never is."""
     addrs = buses("pci-root", "pcie-root-port")
     addrs.reserve(guest("0000:00:02.0"), EXPRESS)
     addrs.reserve(guest("0000:01:00.0"), CONVENTIONAL)
@@ -110,14 +110,14 @@ def test_user_may_mix_express_and_conventional() -> None:
 
 
 def test_user_may_plug_a_bridge_where_a_device_goes() -> None:
-    """A pci-bridge by hand goes wherever a conventional device may, even on pcie-root."""
+    """A user may put a pci-bridge into any slot for a conventional device, even on pcie-root."""
     addrs = buses("pcie-root", "pci-bridge")
     addrs.reserve(guest("0000:00:02.0"), CONNECT_PCI_BRIDGE)
     assert addrs.is_slot_in_use(guest("0000:00:02.0"))
 
 
 def test_what_is_hotplugged_needs_a_port_that_can() -> None:
-    """A port with hotplug switched off is passed over, and refused when the user names it."""
+    """A port without hot-plug is skipped, and refused in a user's address."""
     ports = [DomainPCIAddressBus("pcie-root-port", hotplug=hotplug) for hotplug in (False, True)]
     addrs = DomainPCIAddressSet(ports)
     assert guest("0000:01:00.0") == addrs.reserve_next(EXPRESS | CONNECT_HOTPLUG)
@@ -133,7 +133,7 @@ def test_nothing_is_put_on_pcie_root_by_itself_but_ports() -> None:
 
 
 def test_integrated_devices_are_on_bus_0() -> None:
-    """What is a part of the chipset is refused elsewhere."""
+    """An integrated device is refused on another bus than 0."""
     with pytest.raises(XMLError, match="bus 0"):
         buses("pcie-root", "pcie-root-port").reserve(guest("0000:01:00.0"), CONNECT_PCIE_DEVICE | CONNECT_INTEGRATED)
 
@@ -178,14 +178,14 @@ def test_full_conventional_bus_grows_by_a_bridge() -> None:
 
 
 def test_pseries_grows_by_host_bridges() -> None:
-    """Where there may be several roots, a conventional bus is one of them."""
+    """On pseries, an added conventional bus is a host bridge."""
     addrs = buses("pci-root", dry_run=True, multiple_roots=True)
     addrs.reserve(guest("0000:02:01.0"), CONVENTIONAL)
     assert ["pci-root"] * 3 == models(addrs)
 
 
 def test_downstream_port_is_never_added_for() -> None:
-    """A controller that needs a switch does not get one by itself: an internal error, as libvirt's."""
+    """A switch is never added automatically: as in libvirt, this is an internal error."""
     with pytest.raises(ConfigError, match="pcie-switch-downstream-port") as refusal:
         buses("pcie-root", dry_run=True).reserve_next(CONNECT_PCIE_SWITCH_DOWNSTREAM_PORT)
     assert 1 == refusal.value.libvirt_code
@@ -233,7 +233,7 @@ def test_release_frees_one_function() -> None:
     root=st.sampled_from(["pci-root", "pcie-root"]),
 )
 def test_every_address_found_is_new_and_valid(wanted: list[int], root: str) -> None:
-    """Whatever is asked for, no address is given twice, and each is one its bus accepts."""
+    """For any requests, no address is assigned twice, and its bus accepts each of them."""
     addrs = buses(root, dry_run=True)
     if root == "pci-root":
         wanted = [flags for flags in wanted if flags == CONVENTIONAL]

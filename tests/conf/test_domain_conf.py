@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whole domains: what goes in comes out."""
+"""Whole domains survive parsing and printing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TEXTS = ("0", "1", "2", "7", "0x1f", "255", "ua-x", "a&b<c>'\"", "\u00e4 \u20ac"
 
 
 def canonical(text: str) -> list[object]:
-    """Return a document without blanks, comments and the order of attributes."""
+    """Return a canonical form of a document, without blanks, comments and the order of attributes."""
 
     def rows(element: ET.Element, depth: int) -> list[object]:
         own = (depth, element.tag, sorted(element.attrib.items()), (element.text or "").strip())
@@ -48,7 +48,7 @@ def canonical(text: str) -> list[object]:
 
 @pytest.mark.parametrize("path", DEFINED, ids=lambda path: path.stem)
 def test_what_libvirt_printed_is_printed_again(path: Path) -> None:
-    """A definition as libvirt prints it comes out in the same order with the same values."""
+    """A definition of libvirt is printed in the same order with the same values."""
     text = path.read_text()
     assert canonical(text) == canonical(DomainDef.parse(text).format())
 
@@ -88,7 +88,7 @@ def readable(parse: Callable[[str], object], text: str) -> list[object]:
 
 @st.composite
 def definitions(draw: st.DrawFn, definition: type[Any]) -> ElementDef:
-    """Return a definition with a few fields set, and a few things the tables do not know."""
+    """Return a definition with some fields set, and some unknown attributes and elements."""
     made: ElementDef = definition()
     fields = {
         name: field
@@ -108,7 +108,7 @@ def definitions(draw: st.DrawFn, definition: type[Any]) -> ElementDef:
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(definitions(DomainDef))
 def test_made_domains_survive_parsing_and_printing(made: DomainDef) -> None:
-    """Whatever the tables can hold and the parser accepts is read back as it was printed."""
+    """A printed definition that the parser accepts is read back unchanged."""
     try:
         parsed = DomainDef.parse(made.format())
     except ConfigError:
@@ -152,7 +152,7 @@ def test_what_is_not_modelled_is_kept_and_named() -> None:
 
 
 def test_scalars_have_their_units() -> None:
-    """Memory is in KiB whatever unit it was written in, rounded up."""
+    """Memory is in KiB for any unit in the XML, rounded up."""
     text = (
         "<domain type='kvm'><name>d</name><maxMemory slots='2' unit='GiB'>4</maxMemory>"
         "<memory unit='MB'>{}</memory><memtune><hard_limit>9</hard_limit></memtune></domain>"
@@ -178,7 +178,7 @@ def test_scalars_have_their_units() -> None:
         ("<network/>", 1),
     ],
 )
-def test_a_domain_that_is_none_is_refused_with_its_line(text: str, line: int) -> None:
+def test_an_invalid_domain_is_refused_with_its_line(text: str, line: int) -> None:
     """Errors about missing and impossible values name their place."""
     with pytest.raises(XMLError) as error:
         DomainDef.parse(text)
@@ -186,7 +186,7 @@ def test_a_domain_that_is_none_is_refused_with_its_line(text: str, line: int) ->
 
 
 def test_guest_pci_addresses_leave_out_host_devices() -> None:
-    """Addresses of other devices, so that a host device's slot can be checked for function 0."""
+    """The addresses exclude host devices, to check the slot of a host device for function 0."""
     dom = DomainDef.parse((TESTDATA / "ifhostdev-vlan.out.xml").read_bytes())
     hostdevs = {hostdev.info.pci.pci for hostdev in dom.pci_hostdevs()}
     taken = dom.guest_pci_addresses()

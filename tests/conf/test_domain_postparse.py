@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Defaults: what libvirt fills in when a domain is defined, with QEMU's part."""
+"""Defaults: the values that libvirt fills in when a domain is defined, with QEMU's part."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_defaults_are_those_of_libvirt(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DEFINED + WRITTEN, ids=lambda path: path.stem)
 def test_filling_in_twice_changes_nothing(path: Path) -> None:
-    """Defaults are a fixed point, and the definition that was given is left alone."""
+    """Defaults are a fixed point, and the given definition is not changed."""
     dom = DomainDef.parse(path.read_bytes())
     before = dom.format()
     once = post_parse(dom)
@@ -162,7 +162,7 @@ def test_disks_take_the_place_their_name_says(target: str, bus: str, place: tupl
 
 
 def test_a_console_and_the_first_serial_port_are_one() -> None:
-    """Either makes the other; they are printed alike."""
+    """Each of the two implies the other; both are printed alike."""
     for device in ("<console type='pty'/>", "<serial type='pty'/>"):
         dom = defined(device)
         assert ("isa-serial", 0, "serial", 0) == (
@@ -247,7 +247,7 @@ def test_contradictions_have_libvirts_numbers(devices: str, rest: str, code: int
 
 
 def test_boot_order_of_devices_excludes_that_of_the_domain() -> None:
-    """One of the two defines what boots; the default only applies without both."""
+    """Devices or <os> define the boot order; the default only applies without both."""
     device = "<hostdev type='pci'><source><address bus='1'/></source><boot order='1'/></hostdev>"
     assert [] == defined(device).os.boot_devs
     with pytest.raises(ConfigError) as error:
@@ -262,7 +262,7 @@ def test_memory_that_can_be_plugged_in_needs_a_numa_cell() -> None:
 
 
 def test_enlightenments_are_chosen_one_by_one() -> None:
-    """Without a mode <hyperv> has those that it names."""
+    """Without a mode, <hyperv> has only the named features."""
     head = "<name>d</name><memory>9</memory><os><type>hvm</type></os>"
     dom = DomainDef.parse(f"<domain type='kvm'>{head}<features><hyperv/></features></domain>")
     assert "<hyperv mode='custom'/>" in post_parse(dom).format()

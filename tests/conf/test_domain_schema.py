@@ -22,7 +22,7 @@ def domain(device: str) -> str:
 
 @pytest.mark.parametrize("path", sorted(TESTDATA.glob("*.xml")), ids=lambda path: path.stem)
 def test_s7_whole_domains_are_valid(path: Path) -> None:
-    """Any element elsewhere is let through, host devices of real definitions are allowed."""
+    """Any element outside host devices is valid, and so are the host devices of real definitions."""
     assert [] == validate_schema(path.read_bytes())
 
 
@@ -70,7 +70,7 @@ def test_s7_what_rows_s1_and_s2_forbid_is_invalid(device: str) -> None:
         DomainDef.parse(domain(device))
 
 
-def test_s7_a_document_that_is_none_is_an_error_with_its_line() -> None:
+def test_s7_an_invalid_document_is_an_error_with_its_line() -> None:
     """Malformed or hostile input is reported like any other error."""
     assert [2] == [line for line, _ in validate_schema("<domain>\n<a></domain>")]
     assert "DOCTYPE" in validate_schema("<!DOCTYPE d><domain/>")[0][1]

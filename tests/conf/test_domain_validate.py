@@ -100,12 +100,12 @@ def test_what_libvirt_refuses_is_refused_with_its_number(devices: str, code: int
     ],
 )
 def test_neighbours_of_what_is_refused_are_accepted(devices: str) -> None:
-    """A rule refuses only what it names."""
+    """A rule refuses no similar definition."""
     assert [] == validate_all(domain(devices))
 
 
 def test_all_errors_are_found_and_sorted_by_line() -> None:
-    """A user sees everything at once; raising gives the first of libvirt's order."""
+    """All errors are returned at once; the raised one is the first in libvirt's order."""
     dom = domain(
         "<controller type='pci' index='300' model='pci-bridge'/>\n" + PCI.format(1, "") * 2,
         "<clock><timer name='rtc' frequency='1'/></clock>",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Host devices: rows S1 and S2 of the contract, sources, and what the guest sees of them."""
+"""Host devices: rows S1 and S2 of the contract, sources, and the guest's side."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StubFunction:
 
 
 class StubHost:
-    """A host on which every function is alike."""
+    """A host on which all functions are equal."""
 
     def __init__(self, multifunction: bool | Exception | None, *, present: bool = True) -> None:
         self.function = StubFunction(multifunction) if present else None
@@ -48,7 +48,7 @@ class StubHost:
 
 
 def stub_host(multifunction: bool | Exception | None, *, present: bool = True) -> Any:
-    """Return a host that answers this one question."""
+    """Return a host with this answer."""
     return StubHost(multifunction, present=present)
 
 
@@ -93,14 +93,14 @@ def test_s1_another_value_of_assigned_is_a_parse_error(value: str) -> None:
 )
 @pytest.mark.parametrize("value", ["yes", "no"])
 def test_s1_assigned_elsewhere_is_a_parse_error(device: str, value: str) -> None:
-    """It is an attribute of PCI host devices; kept anywhere else it would give a device away."""
+    """assigned= is only valid on PCI host devices: ignored elsewhere, it would assign a device by mistake."""
     with pytest.raises(XMLError, match="assigned") as error:
         domain(device.format(value))
     assert 3 == error.value.line
 
 
 def test_s1_a_single_function_device_cannot_be_kept_from_the_guest() -> None:
-    """validate(host) names the device with reason not-multifunction; without host it cannot know."""
+    """validate(host) names the device with reason not-multifunction; without a host it is accepted."""
     dom = domain(hostdev("assigned='no'"))
     dom.validate()
     domain(hostdev("assigned='yes'")).validate(stub_host(False))  # says what holds anyway
@@ -123,8 +123,8 @@ def test_s1_a_device_that_is_multifunction_unknown_missing_or_unreadable_passes(
     domain(hostdev("assigned='no'")).validate(host)
 
 
-def test_s1_without_the_attribute_a_single_function_device_is_no_matter() -> None:
-    """The rule is about the attribute; unassigned in libvirt's spelling asks for nothing."""
+def test_s1_single_function_device_without_the_attribute_is_valid() -> None:
+    """The rule concerns the attribute; libvirt's spelling is valid for any device."""
     domain(hostdev(), hostdev(inner="<address type='unassigned'/>", function=1)).validate(stub_host(False))
 
 
@@ -177,12 +177,12 @@ def test_s2_holds_for_definitions_made_by_hand() -> None:
     ],
 )
 def test_a_hostdev_knows_its_spelling(device: str, spelling: str | None) -> None:
-    """What a user wrote is kept as it was written."""
+    """The user's spelling is kept."""
     assert spelling == DomainHostdevDef.parse(device).spelling
 
 
 def test_guest_visible_hostdevs_leaves_out_both_spellings() -> None:
-    """One rule for both languages, in one place; order and other types stay."""
+    """Both spellings are left out; order and other types are kept."""
     dom = domain(
         hostdev("assigned='yes'"),
         hostdev("assigned='no'", function=1),
@@ -235,7 +235,7 @@ def test_for_pci_is_what_the_xml_would_say() -> None:
     ],
 )
 def test_other_hostdevs_have_sources_of_their_own(type_: str, model: str, source: str, kind: type) -> None:
-    """The type of the hostdev decides how its source is read."""
+    """The type of a hostdev determines the class of its source."""
     device = DomainHostdevDef.parse(f"<hostdev type='{type_}' {model}><source>{source}</source></hostdev>")
     assert (kind, False) == (type(device.source), device.is_pci)
     assert device == DomainHostdevDef.parse(device.format())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""From one spelling of a device the guest does not get to the other."""
+"""Conversion between the two spellings of a not assigned device."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_to_assigned_writes_on_every_function_of_a_device_that_has_one_not_assig
 
 
 def test_there_and_back_means_the_same() -> None:
-    """Each function is as much the guest's after two conversions as before."""
+    """Two conversions do not change which functions are assigned."""
     dom = domain((f"{CARD}.0", "", ""), (f"{CARD}.1", "", UNASSIGNED), (f"{CARD}.3", "", ""))
     back = dom.with_spelling("assigned").with_spelling("unassigned")
     assert dom == back
@@ -87,8 +87,8 @@ def test_the_original_is_not_changed() -> None:
         ("teaming", "<teaming type='transient' persistent='ua-n'/>"),
     ],
 )
-def test_to_assigned_refuses_by_name_what_it_cannot_say(name: str, inner: str) -> None:
-    """An unassigned device may have what assigned='no' forbids; the error names element and device."""
+def test_to_assigned_refuses_by_name_what_it_cannot_express(name: str, inner: str) -> None:
+    """An unassigned device may have elements that assigned='no' forbids; the error names element and device."""
     dom = domain((f"{CARD}.1", "", inner + UNASSIGNED))
     with pytest.raises(XMLError, match=f"<{name}>") as error:
         dom.with_spelling("assigned")
@@ -96,7 +96,7 @@ def test_to_assigned_refuses_by_name_what_it_cannot_say(name: str, inner: str) -
 
 
 def test_to_assigned_refuses_a_device_of_one_function() -> None:
-    """Where the host is asked, a single-function device cannot be written with the attribute."""
+    """With a host, a device with one function cannot be converted to the attribute."""
     dom = domain(("0000:03:00.0", "", UNASSIGNED))
     dom.with_spelling("assigned")
     with pytest.raises(XMLError) as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Releases of libvirt as values, and the one table of what differs between them."""
+"""Releases of libvirt as values, and the table of their differences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_release_is_read_from_its_version(text: str, version: tuple[int, int])
 
 @pytest.mark.parametrize("text", ["", "9", "9.1", "12.8.1", "latest", "\x1b[31m"])
 def test_an_unrecorded_release_is_refused(text: str) -> None:
-    """Nothing is guessed about a release whose answers were not recorded."""
+    """A release without recorded answers is refused."""
     with pytest.raises(ConfigError, match="expected one of 9.0, 11.3, 12.8"):
         LibvirtRelease.parse(text)
 
@@ -37,12 +37,12 @@ def test_an_unrecorded_release_is_refused(text: str) -> None:
     [((8, 5), "9.0"), ((9, 0), "9.0"), ((11, 2), "9.0"), ((11, 3), "11.3"), ((12, 0), "11.3"), ((13, 0), "12.8")],
 )
 def test_any_version_has_a_nearest_release(version: tuple[int, int], nearest: str) -> None:
-    """The newest known one that is not newer answers; before all of them the oldest."""
+    """The nearest release is the newest known one that is not newer; else the oldest."""
     assert nearest == str(LibvirtRelease.nearest(version))
 
 
 def test_releases_are_in_order_and_have_a_stored_qemu() -> None:
-    """The newest is the default, and each release has the capabilities of a QEMU beside it."""
+    """The newest is the default, and each release has the stored capabilities of its QEMU."""
     assert sorted(RELEASES) == list(RELEASES)
     assert RELEASES[-1] == DEFAULT_RELEASE
     assert DEFAULT_VERSION == DEFAULT_RELEASE.qemu
@@ -60,7 +60,7 @@ def test_a_release_has_what_came_with_it_and_before() -> None:
 
 
 def test_every_row_is_asked_for_and_every_question_has_a_row() -> None:
-    """The table has no row that changes nothing, and no code asks for a row that is not there."""
+    """Every row of the table is used, and the code only asks for existing rows."""
     texts = [path.read_text() for path in PACKAGE.rglob("*.py")]
     assert set(CHANGES) == {name for text in texts for name in ASKED.findall(text)}
 

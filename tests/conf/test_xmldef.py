@@ -132,7 +132,7 @@ def test_unknown_attributes_and_elements_are_kept_where_they_were() -> None:
     assert [("car/@new", 1), ("car/wings", 6), ("car/body/@high", 2), ("car/body/roof", 4)] == car.unmodelled()
 
 
-def test_names_in_other_namespaces_are_not_mistaken_for_ours() -> None:
+def test_names_in_other_namespaces_are_foreign() -> None:
     """<x:name> is not <name>; prefixes and their meaning survive."""
     text = "<car xmlns:x='urn:x' id='1' x:id='7'><x:name>n</x:name></car>"
     car = Car.parse(text)

@@ -20,7 +20,7 @@ def recover(manager: HostdevManager) -> object:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_killed_anywhere(tmp_path: Path, scenario: Scenario, count_cases: list[int]) -> None:
-    """Wherever prepare or release dies, recover puts drivers, overrides, tree and lists back."""
+    """Wherever prepare or release is killed, recover restores drivers, overrides, the tree and the lists."""
     stage = Stage(scenario, tmp_path)
     for case in stage.deaths():
         stage.die(case)

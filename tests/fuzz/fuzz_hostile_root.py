@@ -13,7 +13,7 @@ TREES_EACH = 60
 
 @pytest.mark.parametrize("part", range(10))
 def test_changed_at_random(tmp_path: Path, part: int, count_cases: list[int]) -> None:
-    """Any kind of file in any place: an end in time, with 0 or 1, and nothing from outside the root."""
+    """With any kind of file in any place, a verb ends in time with 0 or 1, and shows nothing from outside the root."""
     tree, secret = make_tree(tmp_path / "good"), make_secret(tmp_path / "outside")
     for seed in range(part * 1000, part * 1000 + TREES_EACH):
         count_cases.extend([1] * check_at_random(tree, tmp_path / "changed", secret, seed))

@@ -16,7 +16,7 @@ SECONDS_EACH = 2  # second deaths for each first one
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize(("machine", "guest"), list(scenarios()))
 def test_killed_anywhere(tmp_path: Path, machine: str, guest: str, action: str, count_cases: list[int]) -> None:
-    """The guest has the whole unit, or none of it, or it is pending; and in the end all is as before."""
+    """The guest has the whole unit, or none of it, or it is pending; at the end everything is restored."""
     stage = World(FakeHost.named("bcm5719", tmp_path), machine, guest)
     for death in stage.deaths(action):
         stage.die(action, death)
@@ -49,7 +49,7 @@ def test_killed_again_while_finishing(
 def test_qemu_and_its_owner_die_as_well(
     tmp_path: Path, machine: str, guest: str, action: str, count_cases: list[int]
 ) -> None:
-    """Recover gives back what was on its way; a release gives back what the guest had."""
+    """recover reattaches a unit that was being plugged; release reattaches the units of the guest."""
     stage = World(FakeHost.named("bcm5719", tmp_path), machine, guest)
     for death in stage.deaths(action):
         stage.die(action, death)

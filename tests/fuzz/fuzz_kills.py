@@ -15,7 +15,7 @@ CHOSEN = ("seed", "vfs", "mixed-managed", "one-on-vfio-of-three", "driverless", 
 
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.name in CHOSEN], ids=lambda scenario: scenario.name)
 def test_killed_at_random(tmp_path: Path, scenario: Scenario, count_cases: list[int]) -> None:
-    """SIGKILL at a random moment of prepare and release, then recover: everything is where it was."""
+    """After SIGKILL at a random moment of prepare or release, recover restores everything."""
     stage, chance = Stage(scenario, tmp_path), random.Random(scenario.name)
     for _ in range(50):
         kill_at_random(stage, chance)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Killed anywhere, in many scenarios: a sample of what tests/fuzz/fuzz_crash_matrix.py does as a whole."""
+"""Kills at many points of many scenarios: a sample of the cases of tests/fuzz/fuzz_crash_matrix.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scenarios import SCENARIOS, Scenario, Stage
 EACH = 3  # deaths of each scenario
 
 
-def test_scenarios_are_many_and_told_apart() -> None:
+def test_scenarios_are_many_and_distinct() -> None:
     """At least 40 scenarios, no name twice."""
     assert len(SCENARIOS) >= 40
     assert len(SCENARIOS) == len({scenario.name for scenario in SCENARIOS})
@@ -21,7 +21,7 @@ def test_scenarios_are_many_and_told_apart() -> None:
 @pytest.mark.fault("F1", "F2", "F15")
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_killed_anywhere(tmp_path: Path, scenario: Scenario) -> None:
-    """Wherever prepare or release dies, recover puts drivers, overrides, tree and lists back."""
+    """Wherever prepare or release is killed, recover restores drivers, overrides, the tree and the lists."""
     stage = Stage(scenario, tmp_path)
     cases = stage.deaths()
     first = len(scenario.name) * 5 % (len(cases) // EACH)
@@ -33,7 +33,7 @@ def test_killed_anywhere(tmp_path: Path, scenario: Scenario) -> None:
 @pytest.mark.fault("F1")
 @pytest.mark.parametrize("scenario", SCENARIOS[::6], ids=lambda scenario: scenario.name)
 def test_killed_again_while_recovering(tmp_path: Path, scenario: Scenario) -> None:
-    """A recover that dies too leaves nothing that the next one does not finish."""
+    """The next recover finishes a killed one."""
     stage = Stage(scenario, tmp_path)
     cases = stage.deaths()
     for number, case in enumerate(cases[3 :: len(cases) // 4]):

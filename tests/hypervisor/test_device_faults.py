@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Devices that vanish, return as others, are moved by another tool, or cannot be reset."""
+"""Devices that vanish, are replaced, are moved by another tool, or cannot be reset."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Domain = Callable[..., DomainDef]
 def test_device_that_vanishes_while_it_is_prepared(
     bcm5719: FakeHost, seed_domain: DomainDef, number: int, opened: bool
 ) -> None:
-    """Gone before or inside any write: the others are as they were and no record stays."""
+    """A device vanishes before or during any write: the others are restored, and no record remains."""
     victim = process(bcm5719)
     gone = CARD[(number - 1) // 3]
     others = [address for address in CARD if address != gone]
@@ -78,7 +78,7 @@ def test_device_plugged_in_again_is_another_one(bcm5719: FakeHost, seed_domain: 
 
 @pytest.mark.fault("F14")
 def test_device_replaced_since_the_plan_is_refused(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A plan is bound to the devices it saw: another one at the same address is a finding."""
+    """A plan is only valid for the devices that it saw: a replaced device is a finding."""
     victim = process(bcm5719)
     plan = victim.manager.host.plan(seed_domain)
     replug(bcm5719, CARD[1])
@@ -90,10 +90,10 @@ def test_device_replaced_since_the_plan_is_refused(bcm5719: FakeHost, seed_domai
 
 @pytest.mark.fault("F16")
 @pytest.mark.parametrize("number", [2, 3, 4, 9])
-def test_foreign_write_between_two_of_ours_is_no_success(
+def test_foreign_write_between_two_own_ones_is_a_failure(
     bcm5719: FakeHost, seed_domain: DomainDef, number: int
 ) -> None:
-    """A foreign change of an override during prepare makes it fail, and all are rolled back to their drivers."""
+    """A foreign change of an override during prepare makes it fail, and all devices return to their drivers."""
     victim = process(bcm5719)
     address = CARD[(number - 2) // 3]
     override = f"{bcm5719.root.pci_device(address)}/driver_override"
@@ -106,8 +106,8 @@ def test_foreign_write_between_two_of_ours_is_no_success(
 
 
 @pytest.mark.fault("F16")
-def test_listed_device_taken_back_by_somebody_is_refused(bcm5719: FakeHost, domain: Domain) -> None:
-    """A device of the inactive list that has its host driver again is not given to a guest unmanaged."""
+def test_listed_device_back_on_its_host_driver_is_refused(bcm5719: FakeHost, domain: Domain) -> None:
+    """An unmanaged device of the inactive list that has its host driver again is refused."""
     victim = process(bcm5719)
     for address in CARD:
         victim.manager.nodedev_detach(address)
@@ -126,7 +126,7 @@ def test_listed_device_taken_back_by_somebody_is_refused(bcm5719: FakeHost, doma
 
 @pytest.mark.fault("F17")
 def test_stub_unloaded_under_a_guest(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A prepared device that has lost its stub is bound to its original driver by release."""
+    """Release binds a prepared device without its stub to its original driver."""
     before = bcm5719.snapshot()
     victim = process(bcm5719)
     victim.manager.prepare(victim.manager.host.plan(seed_domain))
@@ -138,7 +138,7 @@ def test_stub_unloaded_under_a_guest(bcm5719: FakeHost, seed_domain: DomainDef) 
 
 @pytest.mark.fault("F18")
 def test_dynamic_id_steals_nothing(fakehost: Callable[[str], FakeHost], seed_domain: DomainDef) -> None:
-    """With the card's id among those of vfio-pci, release binds to the recorded driver and nothing else."""
+    """If vfio-pci has the card's ID as a dynamic ID, release still binds the recorded driver."""
     fake = fakehost("bcm5719")
     fake.kernel.foreign().write(f"{fake.root.pci_driver('vfio-pci')}/new_id", b"14e4 1657", device=CARD[0])
     before = fake.snapshot()
@@ -149,7 +149,7 @@ def test_dynamic_id_steals_nothing(fakehost: Callable[[str], FakeHost], seed_dom
 
 
 @pytest.mark.fault("F19", "F40")
-def test_crashed_release_resets_before_it_is_finished(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+def test_interrupted_release_resets_before_recover_finishes_it(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
     """Recover resets a device before it is reattached, as release does."""
     process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
     last = process(bcm5719)
@@ -160,7 +160,7 @@ def test_crashed_release_resets_before_it_is_finished(bcm5719: FakeHost, seed_do
 
 @pytest.mark.fault("F19")
 def test_nodedev_reset_needs_a_reset_of_its_own(fakehost: Callable[[str], FakeHost]) -> None:
-    """A function that can be reset only with its neighbours is not, a bridge neither."""
+    """A function that can only be reset with its neighbours is refused, and so is a bridge."""
     manager = process(fakehost("libvirt")).manager
     manager.nodedev_reset(PCIDeviceAddress.parse("0000:00:01.0"))
     with pytest.raises(RefusedError, match="bridge"):
@@ -176,7 +176,7 @@ def test_nodedev_reset_needs_a_reset_of_its_own(fakehost: Callable[[str], FakeHo
 
 @pytest.mark.fault("F20")
 def test_device_that_answers_nothing_is_refused(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Configuration space of all ones is a device that is missing, and the others are not touched."""
+    """A device whose configuration space reads as all ones is missing; the others are not touched."""
     config = Path(bcm5719.root.pci_device(CARD[2]), "config")
     config.write_bytes(b"\xff" * config.stat().st_size)
     victim = process(bcm5719)

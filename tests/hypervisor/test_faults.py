@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Each operation on the kernel and on the state refused with each errno: undone, or honestly not."""
+"""Each operation on the kernel and on the state fails with each errno: rolled back, or reported as not."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SAMPLE = [s for s in SCENARIOS if s.name in ("not-assigned-3", "mixed-managed", 
 
 @pytest.mark.fault("F12", "F15", "F25", "F28")
 @pytest.mark.parametrize("scenario", SAMPLE, ids=lambda scenario: scenario.name)
-def test_every_refused_operation_is_undone_or_told(tmp_path: Path, scenario: Scenario) -> None:
+def test_every_refused_operation_is_rolled_back_or_reported(tmp_path: Path, scenario: Scenario) -> None:
     """
     Every fourth operation is refused, with the errnos in turn: all is as before, or the error reports otherwise.
 
@@ -52,10 +52,10 @@ def test_every_refused_operation_is_undone_or_told(tmp_path: Path, scenario: Sce
 
 
 @pytest.mark.fault("F12")
-def test_both_errors_are_told_when_undoing_fails_too(
+def test_both_errors_are_reported_when_the_roll_back_fails_too(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """A bind that fails and a way back that fails: one error has both, the record stays, recover finishes."""
+    """A bind and its undo fail: one error has both, the record remains, and recover finishes."""
     before = bcm5719.snapshot()
     manager = manager_for(bcm5719)
     bcm5719.kernel.inject(3, Fail(errno.EBUSY))
@@ -69,7 +69,7 @@ def test_both_errors_are_told_when_undoing_fails_too(
 
 
 @pytest.mark.fault("F10")
-def test_missing_module_is_told_before_the_first_write(fakehost: Callable[[str], FakeHost]) -> None:
+def test_missing_module_is_reported_before_the_first_write(fakehost: Callable[[str], FakeHost]) -> None:
     """Without vfio-pci and a module that provides it, nodedev-detach writes nothing."""
     fake = fakehost("driver igb 8086:1521\n0000:01:00.0 8086:1521 020000 driver=igb group=1\n")
     victim = process(fake)
@@ -79,8 +79,8 @@ def test_missing_module_is_told_before_the_first_write(fakehost: Callable[[str],
 
 
 @pytest.mark.fault("F11")
-def test_pf_with_vfs_is_told_before_the_first_write(fakehost: Callable[[str], FakeHost]) -> None:
-    """What vfio-pci refuses after the host driver is gone is refused here before."""
+def test_pf_with_vfs_is_reported_before_the_first_write(fakehost: Callable[[str], FakeHost]) -> None:
+    """vfio-pci would refuse the device after the host driver is unbound; the plan refuses it before."""
     victim = process(fakehost("pf-multifunction"))
     with pytest.raises(RefusedError) as error:
         victim.manager.nodedev_detach(PCIDeviceAddress.parse("0000:06:12.0"))
@@ -90,7 +90,7 @@ def test_pf_with_vfs_is_told_before_the_first_write(fakehost: Callable[[str], Fa
 @pytest.mark.fault("F9")
 @pytest.mark.parametrize("number", range(1, 13))
 def test_write_that_hangs_costs_its_device_only(bcm5719: FakeHost, seed_domain: DomainDef, number: int) -> None:
-    """Whichever write of prepare hangs: the others go back at once, its device when the kernel has finished."""
+    """Any write of prepare hangs: the other devices return at once, this one when the kernel has finished."""
     before = bcm5719.snapshot()
     stuck = process(bcm5719)
     stuck.kernel.inject(number, Hang())
@@ -109,8 +109,8 @@ def test_write_that_hangs_costs_its_device_only(bcm5719: FakeHost, seed_domain: 
 
 
 @pytest.mark.fault("F3")
-def test_release_while_somebody_has_the_group_open(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """QEMU that has not ended keeps its devices: release and recover --all name it and touch nothing."""
+def test_release_while_a_process_has_the_group_open(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """While QEMU runs, release and recover --all name it and touch nothing."""
     victim = process(bcm5719)
     victim.manager.prepare(victim.manager.host.plan(seed_domain))
     before, writes = bcm5719.snapshot(), victim.kernel.writes
@@ -137,8 +137,8 @@ def test_reboot_leaves_nothing_to_replay(bcm5719: FakeHost, seed_domain: DomainD
 
 
 @pytest.mark.fault("F5")
-def test_journal_younger_than_the_bindings_is_told(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """With the records gone, as in a container with its own /run, recover names the functions of unknown origin."""
+def test_journal_newer_than_the_bindings_is_reported(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """Without records, as in a container with its own /run, recover names the functions of unknown origin."""
     process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
     for path in Path(bcm5719.root.state_dir).iterdir():
         path.unlink()
@@ -149,8 +149,8 @@ def test_journal_younger_than_the_bindings_is_told(bcm5719: FakeHost, seed_domai
 
 
 @pytest.mark.fault("F7")
-def test_deadlines_do_not_look_at_the_clock_of_the_wall() -> None:
-    """Deadlines use clocks that cannot be set; the time of day goes only into a record, and from there to status."""
+def test_deadlines_do_not_use_the_time_of_day() -> None:
+    """Deadlines use clocks that cannot be set; only a record, and from it status, has the time of day."""
     package = Path(__file__).parents[2] / "pyhostdev"
     users = [path.name for path in package.rglob("*.py") if "time.time(" in path.read_text()]
     assert {"journal.py", "clock.py"} == set(users)  # the other is -rtc base= of a guest
@@ -176,7 +176,7 @@ def test_clock_that_jumps_changes_nothing(
 
 @pytest.mark.fault("F8")
 def test_manager_refuses_after_a_fork(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """The child of a fork cannot change anything with its parent's manager, and the parent still can."""
+    """A forked child cannot change anything with its parent's manager; the parent still can."""
     manager = process(bcm5719).manager
     plan = manager.host.plan(seed_domain)
     child = os.fork()
@@ -193,7 +193,7 @@ def test_manager_refuses_after_a_fork(bcm5719: FakeHost, seed_domain: DomainDef)
 
 @pytest.mark.fault("F8")
 def test_locks_do_not_leak_into_programs(bcm5719: FakeHost) -> None:
-    """Nothing that a manager holds open is there in a program it starts."""
+    """A program that a manager starts inherits none of its descriptors."""
     manager = process(bcm5719).manager
     with manager.context.locked(CARD, "vm1"):
         done = subprocess.run(["/bin/ls", "-l", "/proc/self/fd"], capture_output=True, close_fds=False, check=False)
@@ -202,8 +202,8 @@ def test_locks_do_not_leak_into_programs(bcm5719: FakeHost) -> None:
 
 
 @pytest.mark.fault("F25")
-def test_record_that_cannot_be_read_now_is_no_bad_record(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Running out of descriptors is a recoverable error: no record is set aside or lost."""
+def test_record_that_cannot_be_read_now_is_not_a_bad_record(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """Running out of descriptors is a temporary error: no record is set aside or lost."""
     process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
     opens = 3  # the directory, its list, the first record
     with pytest.raises(SysfsError) as error:
@@ -214,7 +214,7 @@ def test_record_that_cannot_be_read_now_is_no_bad_record(bcm5719: FakeHost, seed
 
 @pytest.mark.fault("F25")
 def test_full_disk_does_not_keep_a_device_from_its_driver(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Release continues if no record can be written any more: removing records needs no space."""
+    """Release works on a full disk: removing records needs no space."""
     before = bcm5719.snapshot()
     process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
 
@@ -230,8 +230,8 @@ def test_full_disk_does_not_keep_a_device_from_its_driver(bcm5719: FakeHost, see
 
 
 @pytest.mark.fault("F26")
-def test_what_a_killed_writer_leaves_is_swept(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Temporary files of a process that died while it wrote a record go with the device's recovery."""
+def test_temporary_files_of_a_killed_writer_are_removed(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """Recovering a device removes the temporary files of a process that was killed while it wrote its record."""
     whole = process(bcm5719)
     whole.manager.prepare(whole.manager.host.plan(seed_domain))
     left = Path(bcm5719.root.state_dir, f".{CARD[0]}.json.0123456789abcdef")
@@ -254,7 +254,7 @@ def test_state_directory_removed_under_a_manager(bcm5719: FakeHost, seed_domain:
 
 
 def test_looking_keeps_no_descriptor(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Plans and lists, made again and again, leave no more open than the first did."""
+    """Repeated plans and lists leave no more descriptors open than the first."""
     manager = process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))
     manager.status()
@@ -285,7 +285,7 @@ def test_update_active_after_a_restart(bcm5719: FakeHost, seed_domain: DomainDef
 
 @pytest.mark.fault("F4")
 def test_lists_are_the_same_after_a_restart(bcm5719: FakeHost, domain: Domain) -> None:
-    """Active and inactive, managed or not, survive the program that made them."""
+    """The active and the inactive list, managed or not, survive the program that made them."""
     first = process(bcm5719).manager
     for address in CARD[:3]:
         first.nodedev_detach(address)
@@ -295,7 +295,7 @@ def test_lists_are_the_same_after_a_restart(bcm5719: FakeHost, domain: Domain) -
 
 
 def test_other(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
-    """Other, of libvirt's own scenarios: a reset changes no list, update-active adds what it is given."""
+    """More of libvirt's own scenarios: a reset changes no list, update-active adds the given devices."""
     manager = process(fakehost("libvirt")).manager
     devices = [PCIDeviceAddress(0, 0, slot, 0) for slot in (1, 2, 3)]
     for address in devices:
@@ -309,7 +309,7 @@ def test_other(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
 
 
 def test_nodedev_detach_of_what_the_host_needs_wants_consent(fakehost: Callable[[str], FakeHost]) -> None:
-    """A disk with the root file system is detached when that is accepted by name, and not before."""
+    """A disk with the root file system is only detached with an explicit consent."""
     fake = fakehost("sriov")
     disk = PCIDeviceAddress.parse("0000:02:00.0")
     victim = process(fake)

@@ -48,7 +48,7 @@ def bcm5719_with(fakehost: Callable[[str], FakeHost], *lines: str) -> FakeHost:
 def test_what_the_host_needs_wants_a_consent(
     fakehost: Callable[[str], FakeHost], domain: Domain, line: str, address: str, reason: str
 ) -> None:
-    """A mounted disk or the way to the network refuses, until it is accepted by reason and address."""
+    """A mounted disk or the default route is refused until it is accepted by reason and address."""
     fake = bcm5719_with(fakehost, line)
     words = [NVME] if address == NVME else [f"0001:09:00.{function} yes" for function in range(4)]
     definition = domain("vm1", *words)
@@ -60,7 +60,7 @@ def test_what_the_host_needs_wants_a_consent(
 
 
 def test_boot_vga_wants_a_consent(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
-    """The display that the host booted on is not taken by accident."""
+    """The boot display needs a consent."""
     card = "0001:07:01.0 10de:1b80 030000 driver=nouveau group=40 boot-vga"
     fake = bcm5719_with(fakehost, "driver nouveau 10de:1b80", card)
     plan = Host(fake.root).plan(domain("vm1", "0001:07:01.0"))
@@ -104,8 +104,8 @@ def test_firmwares_screen_wants_a_consent(
 
 
 @pytest.mark.parametrize("text", ["mounted", "nonsense:0001:07:00.0", "mounted:somewhere"])
-def test_consent_that_is_none_is_an_error(bcm5719: FakeHost, seed_domain: DomainDef, text: str) -> None:
-    """A consent is REASON:ADDRESS with a reason that can be accepted; an error is never overridden by a typo."""
+def test_invalid_consent_is_an_error(bcm5719: FakeHost, seed_domain: DomainDef, text: str) -> None:
+    """A consent is REASON:ADDRESS with a reason that can be accepted; a typing error accepts nothing."""
     with pytest.raises(ConfigError):
         Host(bcm5719.root).plan(seed_domain, accept=[text])
 
@@ -145,7 +145,7 @@ def test_held_group_is_in_use(bcm5719: FakeHost, domain: Domain, seed_domain: Do
 
 
 def put_status(fake: FakeHost, name: str, device: str) -> None:
-    """Write what libvirtd keeps of a running domain with one device."""
+    """Write libvirtd's status file of a running domain with one device."""
     directory = Path(fake.root.libvirt_status)
     directory.mkdir(parents=True, exist_ok=True)
     text = f"<domstatus state='running'><domain type='kvm'><devices>{device}</devices></domain></domstatus>"
@@ -182,7 +182,7 @@ _WIDE_BUS = "<hostdev type='pci'><source><address bus='0x1ff'/></source></hostde
 
 
 @pytest.mark.parametrize("text", ["<domstatus", " " * (1 << 20) + "<d/>", f"<d>{_WIDE_BUS}</d>"])
-def test_status_that_is_not_understood_is_told(bcm5719: FakeHost, seed_domain: DomainDef, text: str) -> None:
+def test_invalid_status_file_is_reported(bcm5719: FakeHost, seed_domain: DomainDef, text: str) -> None:
     """An invalid or oversized status file is a note with its domain: the domain's devices are unknown."""
     put_status(bcm5719, "web", "")
     Path(bcm5719.root.libvirt_status, "broken.xml").write_text(text)
@@ -206,7 +206,7 @@ def test_nodedev_leaves_libvirts_device_alone(bcm5719: FakeHost, verb: str) -> N
 def test_nodedev_leaves_a_held_device_alone(
     bcm5719: FakeHost, seed_domain: DomainDef, action: Callable[[HostdevManager, PCIDeviceAddress], None]
 ) -> None:
-    """A device in use by a running QEMU is not unbound from vfio-pci, which would wait for ever, nor reset under it."""
+    """A device in use by a running QEMU is neither unbound, which would wait for ever, nor reset."""
     first = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel))
     first.prepare(first.host.plan(seed_domain))
     other = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel, state_dir=bcm5719.root.join("run/other")))
@@ -217,13 +217,13 @@ def test_nodedev_leaves_a_held_device_alone(
 
 
 def save_override(fake: FakeHost, address: str, text: str) -> None:
-    """Write what driverctl keeps of one device."""
+    """Write driverctl's file of one device."""
     path = Path(fake.root.driverctl_override(PCIDeviceAddress.parse(address)))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
 
-def test_saved_override_of_driverctl_is_told(bcm5719: FakeHost, domain: Domain) -> None:
+def test_saved_override_of_driverctl_is_reported(bcm5719: FakeHost, domain: Domain) -> None:
     """The plan reports the override saved by driverctl, whether that driver is bound, and that it will be restored."""
     words = [f"0001:09:00.{function} yes" for function in range(4)]
     save_override(bcm5719, "0001:09:00.0", "tg3\n")
@@ -239,7 +239,7 @@ def test_saved_override_of_driverctl_is_told(bcm5719: FakeHost, domain: Domain) 
 
 
 def test_device_that_driverctl_keeps_with_vfio_stays_there(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
-    """A device that driverctl bound to vfio-pci stays there before and after the guest, with its override."""
+    """A device that driverctl bound to vfio-pci keeps driver and override, before and after the guest."""
     fake = bcm5719_with(fakehost)
     address = PCIDeviceAddress.parse(NVME)
     for path, value in ((f"devices/{NVME}/driver_override", "vfio-pci"), ("drivers/nvme/unbind", NVME),
@@ -257,8 +257,8 @@ def test_device_that_driverctl_keeps_with_vfio_stays_there(fakehost: Callable[[s
         manager.nodedev_reattach(address)
 
 
-def test_recover_names_who_has_what_no_record_knows(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Devices that driverctl or libvirt bound to vfio-pci have an owner; only the remaining ones are unrecorded."""
+def test_recover_names_the_owners_of_unrecorded_devices(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """recover names driverctl or libvirt as the owner of their devices; only the remaining ones are unrecorded."""
     first = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel))
     first.prepare(first.host.plan(seed_domain))
     put_status(bcm5719, "web", LIBVIRTS_DEVICES["hostdev"])
@@ -295,7 +295,7 @@ def array(fake: FakeHost) -> str:
 
 
 def shared_namespace(fake: FakeHost) -> str:
-    """A partition of a namespace that other controllers of its subsystem may reach too."""
+    """A partition of a namespace that several controllers of its subsystem share."""
     subsystem = "sys/devices/virtual/nvme-subsystem/nvme-subsys0"
     link(fake, "sys/class/block/nvme9n1p2", f"{subsystem}/nvme9n1/nvme9n1p2")
     controller = os.path.relpath(os.path.realpath(f"{fake.root.pci_devices}/{NVME}/nvme"), fake.root.path)
@@ -312,7 +312,7 @@ def second_of_two(fake: FakeHost) -> str:
 
 
 def root_without_name(fake: FakeHost) -> str:
-    """What a kernel without initramfs has mounted itself: only its number leads to the disk."""
+    """A root file system mounted by a kernel without initramfs: only its device number identifies the disk."""
     link(fake, "sys/dev/block/259:7", "sys/class/block/nvme0n1")
     table = Path(fake.root.mountinfo)
     table.parent.mkdir(parents=True, exist_ok=True)
@@ -333,7 +333,7 @@ def test_file_system_is_followed_to_its_disks(
 
 
 def test_default_route_is_followed_to_its_ports(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
-    """A VLAN on a bridge on a port needs the port."""
+    """A default route through a VLAN on a bridge uses the port of the bridge."""
     fake = bcm5719_with(fakehost, "route enp9s0f2")
     text = Path(fake.root.route).read_text()
     Path(fake.root.route).write_text(text.replace("enp9s0f2", "br0.5"))
@@ -345,7 +345,7 @@ def test_default_route_is_followed_to_its_ports(fakehost: Callable[[str], FakeHo
 
 
 def test_function_held_through_its_own_node_is_in_use(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A process with a function's iommufd node open holds its group as one with the group's node does."""
+    """A process that has a function's iommufd node open holds the whole group."""
     manager = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel))
     manager.prepare(manager.host.plan(seed_domain))
     (name,) = os.listdir(os.path.join(bcm5719.root.pci_device(PCIDeviceAddress.parse(PORT)), "vfio-dev"))
@@ -360,7 +360,7 @@ def test_function_held_through_its_own_node_is_in_use(bcm5719: FakeHost, seed_do
 def test_plan_needs_no_right_to_the_records(
     bcm5719: FakeHost, seed_domain: DomainDef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without access to root's state directory a plan has a note, and looks for nothing in there."""
+    """Without access to root's state directory, a plan has a note instead of the records."""
     HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel)).nodedev_detach(PCIDeviceAddress(1, 9, 0, 0))
     host = Host(bcm5719.root)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Locks of a change: a prepare is refused at once, a release waits a moment."""
+"""Locks of a change: prepare is refused at once, release waits for a moment."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from pyhostdev.util.statedir import StateDir
 DEVICE = [PCIDeviceAddress(1, 9, 0, 0)]
 
 
-def test_second_is_told_the_holder_at_once(bcm5719: FakeHost, tmp_path: Path) -> None:
-    """Without a wait the second is refused, and its error names the holder of the lock."""
+def test_second_process_gets_the_holder_at_once(bcm5719: FakeHost, tmp_path: Path) -> None:
+    """Without a wait, the second process is refused, and its error names the holder of the lock."""
     state = str(tmp_path / "state")
     second = locked(StateDir(state), bcm5719.root, DEVICE, "bert")
     with locked(StateDir(state), bcm5719.root, DEVICE, "anna"), pytest.raises(DeviceInUseError, match="held by 'anna'"):
         second.__enter__()
 
 
-def test_who_waits_gets_what_is_let_go(bcm5719: FakeHost, tmp_path: Path) -> None:
-    """A holder that releases within the wait causes no failure."""
+def test_a_waiting_process_gets_the_released_lock(bcm5719: FakeHost, tmp_path: Path) -> None:
+    """If the holder releases the lock within the wait, the waiting process gets it."""
     state = str(tmp_path / "state")
     has_it, let_go = threading.Event(), threading.Event()
 
@@ -82,7 +82,7 @@ class Unnamed:
 
 @pytest.fixture
 def unnamed(bcm5719: FakeHost) -> Iterator[Unnamed]:
-    """Such a process: this one, on a host that shows the true list of locks of that moment."""
+    """This process as such a holder, on a host that shows the real list of locks."""
     if not os.access("/dev/shm", os.W_OK):
         pytest.skip("there is no /dev/shm: elsewhere a file's device may not be its locks'")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as top:
@@ -94,15 +94,15 @@ def unnamed(bcm5719: FakeHost) -> Iterator[Unnamed]:
 ME = f"process {os.getpid()}"
 
 
-def test_holder_without_a_name_is_told_by_its_number(unnamed: Unnamed) -> None:
-    """A holder that has not written its name yet is found in the kernel's list, after a moment's wait."""
+def test_holder_without_a_name_is_reported_by_number(unnamed: Unnamed) -> None:
+    """A holder that has not written its name yet is identified by the kernel's list, after a short wait."""
     began = time.monotonic()
     assert ME == unnamed.told()
     assert time.monotonic() - began < 1
 
 
-def test_holder_that_the_kernel_confirms_is_told_by_its_name(unnamed: Unnamed) -> None:
-    """The name in the file is the holder's when the number in it is."""
+def test_holder_that_the_kernel_confirms_is_reported_by_name(unnamed: Unnamed) -> None:
+    """The name in the file is used if the kernel confirms the process number in it."""
     for name in (ME, f"'anna' ({ME})"):
         os.ftruncate(unnamed.fd, 0)
         unnamed.write(name)
@@ -117,22 +117,22 @@ def test_name_that_a_killed_holder_left_is_not_the_next_ones(unnamed: Unnamed, l
 
 
 def test_holder_is_given_a_moment_to_write_its_name(unnamed: Unnamed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between taking a lock and naming its holder is a moment in which the second does not settle for a number."""
+    """The holder writes its name shortly after it takes the lock; the second process waits for it."""
     monkeypatch.setattr(hostdev_lock, "_NAME_WAIT_S", 5)
     threading.Timer(0.05, unnamed.write, [f"'anna' ({ME})"]).start()
     assert f"'anna' ({ME})" == unnamed.told()
 
 
-def test_name_is_all_there_is_where_the_kernel_does_not_tell(unnamed: Unnamed) -> None:
-    """In a container, or without a list of locks, the file is believed, and no holder is guessed."""
+def test_the_file_is_believed_where_the_kernel_has_no_list(unnamed: Unnamed) -> None:
+    """In a container, or without a list of locks, the name in the file is used, and no holder is guessed."""
     Path(unnamed.root.proc, "locks").unlink()
     assert "another process" == unnamed.told()
     unnamed.write("'anna' (process 1)")
     assert "'anna' (process 1)" == unnamed.told()
 
 
-def test_lock_that_is_let_go_meanwhile_is_taken(unnamed: Unnamed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock that is released while its holder is looked up causes no refusal."""
+def test_lock_that_is_released_in_between_is_taken(unnamed: Unnamed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that is released during the search for its holder is taken."""
 
     def let_go(root: HostRoot, fd: int) -> None:
         fcntl.flock(unnamed.fd, fcntl.LOCK_UN)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Nodes below /dev/vfio: the guest's user has them while it has the devices, and never longer."""
+"""Nodes below /dev/vfio: the guest's user owns them exactly as long as the guest has the devices."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def with_iommufd(fake: FakeHost) -> FakeHost:
 
 @pytest.mark.fault("F41")
 def test_group_node_is_the_users_while_the_guest_has_it(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """The node is given together with the devices, and restored completely with them."""
+    """The owner of the node changes together with the devices, and is restored with them."""
     before = bcm5719.snapshot()
     manager = process(bcm5719).manager
     with manager.prepared(manager.host.plan(seed_domain), node_owner=USER):
@@ -59,7 +59,7 @@ def test_group_node_is_the_users_while_the_guest_has_it(bcm5719: FakeHost, seed_
 
 
 def test_functions_nodes_are_given_for_assigned_ones_only(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """With iommufd each assigned function's own node is given too, and no other function's."""
+    """With iommufd, the user also gets the own node of each assigned function, and no other."""
     manager = process(with_iommufd(bcm5719)).manager
     manager.prepare(manager.host.plan(seed_domain), node_owner=USER)
     found = owners(bcm5719)
@@ -73,7 +73,7 @@ def test_functions_nodes_are_given_for_assigned_ones_only(bcm5719: FakeHost, see
 def test_group_of_a_function_that_is_only_declared_is_not_given(
     fakehost: Callable[[str], FakeHost], domain: Domain
 ) -> None:
-    """A guest's user gets no access to a function that the guest does not get."""
+    """The user of a guest gets no access to a function that is not assigned."""
     fake = fakehost("nic-own-groups")
     manager = process(fake).manager
     manager.prepare(manager.host.plan(domain("vm1", "0000:04:00.0 yes", "0000:04:00.1 no")), node_owner=USER)
@@ -88,7 +88,7 @@ def test_prepare_without_a_user_changes_no_owner(bcm5719: FakeHost, seed_domain:
 
 
 def test_node_that_stays_is_given_back(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Devices that were with vfio-pci before keep it and their node, which is root's again."""
+    """Devices that were bound to vfio-pci before keep it; root owns their node again."""
     manager = process(bcm5719).manager
     for address in CARD:
         manager.nodedev_detach(address)
@@ -100,8 +100,8 @@ def test_node_that_stays_is_given_back(bcm5719: FakeHost, seed_domain: DomainDef
 
 
 @pytest.mark.fault("F41")
-def test_node_that_was_made_again_is_left_alone(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Another node under the old name is not the given one, whatever its owner."""
+def test_recreated_node_is_left_alone(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """A recreated node is left alone, whatever its owner."""
     manager = process(bcm5719).manager
     for address in CARD:
         manager.nodedev_detach(address)
@@ -115,8 +115,8 @@ def test_node_that_was_made_again_is_left_alone(bcm5719: FakeHost, seed_domain: 
     assert {"14": (5, 5)} == owners(bcm5719)
 
 
-def test_node_that_others_have_given_away_since_is_left_alone(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """What another program has done to a node since is not undone."""
+def test_node_with_another_owner_is_left_alone(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """Another program's later change of a node's owner is not undone."""
     manager = process(bcm5719).manager
     for address in CARD:
         manager.nodedev_detach(address)
@@ -129,7 +129,7 @@ def test_node_that_others_have_given_away_since_is_left_alone(bcm5719: FakeHost,
 def test_second_prepare_of_a_guest_remembers_the_first_owner(
     fakehost: Callable[[str], FakeHost], domain: Domain
 ) -> None:
-    """A node that the same guest already has returns to its owner before the guest."""
+    """A node that the same guest already has returns to the owner before the first prepare."""
     fake = fakehost("bcm5719")
     manager = process(fake).manager
     for address in CARD:
@@ -144,7 +144,7 @@ def test_second_prepare_of_a_guest_remembers_the_first_owner(
 
 @pytest.mark.fault("F41")
 def test_refused_owner_is_rolled_back(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A node that cannot be given away undoes the whole prepare."""
+    """If the owner of a node cannot be changed, the whole prepare is rolled back."""
     before = bcm5719.snapshot()
     victim = process(bcm5719)
     victim.kernel.inject(13, Fail(errno.EPERM))
@@ -155,8 +155,8 @@ def test_refused_owner_is_rolled_back(bcm5719: FakeHost, seed_domain: DomainDef)
 
 
 @pytest.mark.parametrize("kind", ["link", "directory", "nothing"])
-def test_what_is_not_a_node_is_not_given(bcm5719: FakeHost, seed_domain: DomainDef, tmp_path: Path, kind: str) -> None:
-    """A link, a directory or nothing in a node's place undoes the prepare; no link is followed."""
+def test_only_a_node_changes_its_owner(bcm5719: FakeHost, seed_domain: DomainDef, tmp_path: Path, kind: str) -> None:
+    """A link, a directory or nothing in place of a node rolls prepare back; no link is followed."""
     manager = process(bcm5719).manager
     for address in CARD:
         manager.nodedev_detach(address)
@@ -173,8 +173,8 @@ def test_what_is_not_a_node_is_not_given(bcm5719: FakeHost, seed_domain: DomainD
     assert CARD == manager.status().inactive
 
 
-def test_writer_that_knows_no_nodes_is_told(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """With a foreign SysfsWriter that cannot give nodes, the error names the reason and everything is rolled back."""
+def test_writer_without_nodes_is_reported(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """A foreign SysfsWriter that cannot change owners: the error says so, and everything is rolled back."""
 
     class Writer:
         def __init__(self, kernel: SimulatedKernel) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A pinned device is refused when another one is at its address, found where it is, and declared there."""
+"""A pinned device is refused if another one is at its address, is found at its new address, and declared there."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def after(tmp_path: Path) -> FakeHost:
 
 
 def put(fake: FakeHost, address: str, **attributes: str) -> None:
-    """Write attributes that the simulated kernel does not have."""
+    """Write attributes that the simulated kernel lacks."""
     top = Path(fake.root.pci_device(address))
     for name, text in attributes.items():
         path = top / name.replace("__", "/")
@@ -87,7 +87,7 @@ def pinned(fake: FakeHost, *addresses: str) -> DomainDef:
 
 
 def test_a_pin_survives_the_xml(before: FakeHost) -> None:
-    """All facts are read back as they were; metadata of others stays; pinning again replaces the pins."""
+    """All facts are read back unchanged; other metadata is kept; pinning again replaces the pins."""
     put(
         before,
         "0000:02:00.0",
@@ -110,12 +110,12 @@ def test_a_pin_survives_the_xml(before: FakeHost) -> None:
 
 
 def test_the_same_host_has_nothing_to_say(before: FakeHost) -> None:
-    """A pin of the present device is fulfilled."""
+    """A pin of the present device causes no finding."""
     assert [] == reasons(before, pinned(before, "0000:02:00.0", "0000:02:00.1", "0000:03:10.2"))
 
 
 def test_a_renumbered_host_is_refused_found_and_repointed(before: FakeHost, after: FakeHost) -> None:
-    """An alike card is at the address; the pinned ones are found by their place, and declared there."""
+    """A similar card is at the address; the pinned ones are found by their path, and declared there."""
     dom = pinned(before, "0000:03:00.0")
     (refusal,) = reasons(after, dom)
     assert "changed-identity" == refusal[0]
@@ -128,7 +128,7 @@ def test_a_renumbered_host_is_refused_found_and_repointed(before: FakeHost, afte
 
 
 def test_prepare_compares_again(before: FakeHost) -> None:
-    """The manager refuses what a plan of another moment accepted, and touches nothing."""
+    """The manager compares the pins again: it refuses a replaced device, and touches nothing."""
     dom = pinned(before, "0000:02:00.1")
     plan = Host(before.root).plan(dom)
     put(before, "0000:02:00.1", revision="0x07")
@@ -140,7 +140,7 @@ def test_prepare_compares_again(before: FakeHost) -> None:
 
 
 def test_a_proven_card_may_have_another_place(before: FakeHost, after: FakeHost) -> None:
-    """The serial number proves that it is the card; with another serial number it is not, wherever it is."""
+    """The serial number identifies the card at any path; with another serial number it is another card."""
     put(before, "0000:03:00.0", serial_number=SERIAL)
     dom = pinned(before, "0000:03:00.0")
     put(after, "0000:03:00.0", serial_number=SERIAL)
@@ -164,7 +164,7 @@ def test_functions_of_a_card_are_not_mixed_up(before: FakeHost) -> None:
 
 
 def test_a_vf_is_pinned_by_its_pf_and_number(before: FakeHost, after: FakeHost) -> None:
-    """Its own address follows from the PF's; another number, or another PF, is another VF."""
+    """A VF's address follows from its PF's: another number, or another PF, is another VF."""
     dom = pinned(before, "0000:03:10.2")
     assert ["0000:04:10.2"] == [str(place) for places in Host(after.root).find_pinned(dom).values() for place in places]
     moved = dom.with_host_addresses({dom.pci_hostdevs()[0].pci_address: PCIDeviceAddress.parse("0000:03:10.0")})
@@ -173,7 +173,7 @@ def test_a_vf_is_pinned_by_its_pf_and_number(before: FakeHost, after: FakeHost) 
 
 
 def test_what_cannot_be_seen_is_a_note(before: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only root reads the serial number: without it the rest is compared, and the plan says what was not."""
+    """Only root can read the serial number: without it, the rest is compared, and a note names what was not."""
     put(before, "0000:02:00.0", serial_number=SERIAL)
     dom = pinned(before, "0000:02:00.0")
     real = pciidentity.read_attribute
@@ -191,14 +191,14 @@ def test_what_cannot_be_seen_is_a_note(before: FakeHost, monkeypatch: pytest.Mon
 
 
 def test_a_pin_of_an_undeclared_device_is_a_note(before: FakeHost) -> None:
-    """Editing the source by hand would silently lose the protection."""
+    """A pin whose device is not declared is reported: an edited source would lose its protection silently."""
     dom = pinned(before, "0000:02:00.0")
     dom.hostdevs[0].source_def.function = 1  # type: ignore[union-attr]
     assert ["identity-unchecked"] == [reason for reason, _ in reasons(before, dom)]
 
 
 def test_repointing_refuses_what_is_unclear(before: FakeHost) -> None:
-    """A device that is nowhere, in two places, or declared already."""
+    """Repointing refuses a device that is absent, in two places, or already declared."""
     dom = pinned(before, "0000:02:00.0")
     (address,) = Host(before.root).find_pinned(dom)
     other = PCIDeviceAddress.parse("0000:02:00.1")
@@ -223,7 +223,7 @@ def test_repointing_refuses_what_is_unclear(before: FakeHost) -> None:
     ],
 )
 def test_a_wrong_pin_is_refused(pin: str, words: str, before: FakeHost) -> None:
-    """A typing error would pin nothing; ``validate`` and ``plan`` name it."""
+    """``validate`` and ``plan`` refuse an invalid pin, which would protect nothing."""
     dom = guest("0000:02:00.0")
     dom.metadata = f"<metadata><p:hostdevs xmlns:p='urn:pyhostdev:pin:1'>{pin}</p:hostdevs></metadata>"
     for call in (dom.hostdev_pins, dom.validate, lambda: Host(before.root).plan(dom)):

@@ -17,7 +17,7 @@ Fake = Callable[[str], FakeHost]
 
 
 def plan_for(fake: FakeHost, definition: DomainDef, policy: str = "auto") -> Plan:
-    """Plan, and prove that planning changed no byte of the host."""
+    """Plan, and check that no byte of the host has changed."""
     before = fake.snapshot()
     plan = Host(fake.root).plan(definition, policy)
     assert before == fake.snapshot()
@@ -29,7 +29,7 @@ def reasons(plan: Plan) -> list[tuple[str, str]]:
 
 
 def test_seed_scenario_detaches_and_gives_back_all_four(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Functions 0 and 3 are assigned, 1 and 2 not, and all four change drivers and come back."""
+    """Functions 0 and 3 are assigned, 1 and 2 are kept; all four are detached and reattached."""
     plan = plan_for(bcm5719, seed_domain)
     roles = ["assigned", "unassigned", "unassigned", "assigned"]
     moves = [(a, r, "detach", "tg3", "vfio-pci") for a, r in zip(CARD, roles, strict=True)]
@@ -60,7 +60,7 @@ def test_s4_holds_for_managed_and_unmanaged_alike(
 
 
 def test_s4_is_checked_when_planning_not_at_parse(bcm5719: FakeHost, domain: Domain) -> None:
-    """S4: an incomplete definition parses and validates; it must not vanish from a store."""
+    """S4: an incomplete definition parses and validates: a stored definition must stay valid."""
     definition = domain("vm1", f"{CARD[0]} yes")
     definition.validate(Host(bcm5719.root))
     assert not plan_for(bcm5719, definition).ok
@@ -76,7 +76,7 @@ def test_s4_is_checked_when_planning_not_at_parse(bcm5719: FakeHost, domain: Dom
     ],
 )
 def test_policies_on_one_group(bcm5719: FakeHost, domain: Domain, policy: str, expected: list[object]) -> None:
-    """In one group every policy but off names the siblings that are on their host driver."""
+    """In one group, every policy except off names the siblings that are bound to their host drivers."""
     assert expected == reasons(plan_for(bcm5719, domain("vm1", CARD[0], CARD[3]), policy))
 
 
@@ -89,7 +89,7 @@ def test_port_with_its_own_group_goes_alone(fakehost: Fake, domain: Domain, poli
 
 
 def test_speaking_assigned_gets_the_device_rule(fakehost: Fake, domain: Domain) -> None:
-    """assigned= on one function enables S4, with separate groups or not."""
+    """assigned= on one function enables rule S4, even with separate groups."""
     fake = fakehost("nic-own-groups")
     first = next(d for d in Host(fake.root).scan() if d.is_multifunction() and not d.is_bridge)
     plan = plan_for(fake, domain("vm1", f"{first.address} yes"))
@@ -108,7 +108,7 @@ def test_driverless_sibling_does_not_block_its_group(bcm5719: FakeHost, domain: 
 
 
 def test_bridge_in_the_group_is_named_with_its_driver(fakehost: Fake, domain: Domain) -> None:
-    """A bridge on a driver that keeps the DMA is group-not-viable, and cannot be declared away."""
+    """A bridge whose driver keeps the group's DMA is group-not-viable; declaring it does not help."""
     fake = fakehost("bridge-group")
     functions = [d for d in Host(fake.root).scan() if d.class_ is not None and d.class_ >> 16 == 2]
     plan = plan_for(fake, domain("vm1", *(f"{d.address} yes" for d in functions)))
@@ -121,8 +121,8 @@ def test_missing_device_is_refused(bcm5719: FakeHost, domain: Domain) -> None:
     assert reasons(plan_for(bcm5719, domain("vm1", "0001:0a:00.0"))) == [("device-missing", "0001:0a:00.0")]
 
 
-def test_bridge_is_no_endpoint(bcm5719: FakeHost, domain: Domain) -> None:
-    """A port cannot be given to a guest."""
+def test_bridge_is_not_an_endpoint(bcm5719: FakeHost, domain: Domain) -> None:
+    """A bridge cannot be given to a guest."""
     bridge = next(d for d in Host(bcm5719.root).scan() if d.is_bridge)
     assert ("not-endpoint", str(bridge.address)) in reasons(plan_for(bcm5719, domain("vm1", str(bridge.address))))
 
@@ -136,7 +136,7 @@ def test_pf_with_vfs_is_refused_before_its_driver_is_gone(fakehost: Fake, domain
 
 
 def test_policy_off_leaves_the_kernels_refusals_to_the_kernel(fakehost: Fake, domain: Domain) -> None:
-    """What libvirt does not check is a note under policy off, so that libvirt's answers can be had."""
+    """Under policy off, a fact that libvirt does not check is a note, so that the answers equal libvirt's."""
     fake = fakehost("sriov")
     vf = next(d for d in Host(fake.root).scan() if d.is_virtual_function)
     plan = plan_for(fake, domain("vm1", str(vf.physfn)), "off")
@@ -168,7 +168,7 @@ def test_s8_slot_without_function_0_is_a_note(bcm5719: FakeHost, domain: Domain)
 
 
 def test_device_on_vfio_stays_there(bcm5719: FakeHost, domain: Domain) -> None:
-    """A function already bound to vfio-pci stays there, is not reattached, and the plan reports it."""
+    """A function that is already bound to vfio-pci stays there and is not reattached; the plan reports it."""
     host = Host(bcm5719.root, writer=bcm5719.kernel)
     from pyhostdev.util.pcidriver import DriverMover, read_binding
 
@@ -180,7 +180,7 @@ def test_device_on_vfio_stays_there(bcm5719: FakeHost, domain: Domain) -> None:
 
 
 def test_no_vfio_at_all_is_vfio_missing(fakehost: Fake, domain: Domain) -> None:
-    """Without driver and module nothing is started; the reason is reported once."""
+    """Without the driver and its module, the plan is refused; the reason is reported once."""
     fake = fakehost("bcm5719")
     import shutil
 
@@ -192,7 +192,7 @@ def test_no_vfio_at_all_is_vfio_missing(fakehost: Fake, domain: Domain) -> None:
 
 
 def test_json_has_the_contracts_words(bcm5719: FakeHost, domain: Domain) -> None:
-    """The JSON of steps and findings has exactly the keys that others rely on."""
+    """The JSON of steps and findings has exactly the documented keys."""
     plan = plan_for(bcm5719, domain("vm1", f"{CARD[0]} yes")).to_json()
     assert {"version", "ok", "can_start", "owner", "policy", "steps", "findings"} <= plan.keys()
     assert {"accepted", "groups", "proposal"} <= plan.keys()
@@ -227,7 +227,7 @@ ACCELERATOR = "driver c6xx 8086:37c8\ndriver vfio-pci\n0000:01:00.0 8086:37c8 0b
 @pytest.mark.fault("F11")
 @pytest.mark.parametrize(("setting", "denied"), [(None, True), ("N\n", True), ("Y\n", False)])
 def test_device_that_vfio_pci_denies(fakehost: Fake, domain: Domain, setting: str | None, denied: bool) -> None:
-    """What the kernel would refuse after the host driver is gone is refused before, unless the module takes it."""
+    """A device that vfio-pci would deny is refused by the plan, unless the module's parameter accepts it."""
     fake = fakehost(ACCELERATOR)
     if setting is not None:
         parameters = Path(fake.root.module("vfio-pci"), "parameters")
@@ -262,7 +262,7 @@ SECOND = "0000:01:00.1 14e4:1657 020000 group=2 multifunction express=endpoint\n
 def test_plan_shows_method_and_reach_of_the_reset(
     fakehost: Fake, domain: Domain, first: str, second: str, declared: int, words: str
 ) -> None:
-    """How a device is reset, and which others that would reset: a bus only when all of it is the guest's."""
+    """The plan shows a device's reset method and its reach: a bus reset only if the guest gets the whole bus."""
     fake = fakehost(BUS.format(first=first) + second)
     plan = plan_for(fake, domain("vm1", *[f"0000:01:00.{number}" for number in range(declared)]), "off")
     assert [words] == [words for fate in plan.fates if fate.name == "0000:01:00.0" and words in fate.text]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A function as libvirt's node device: equal to what libvirt printed, and to what sysfs has of other hosts."""
+"""A function as libvirt's node device: equal to libvirt's recorded output, and to sysfs of other hosts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def described(host: Host, address: str) -> NodeDeviceDef:
 
 
 def with_sorted_group(text: str) -> str:
-    """Sort the members of the group: their order is the kernel's hash order, in which no fact lies."""
+    """Sort the members of the group: the kernel's hash order has no meaning."""
     root = etree.fromstring(text)
     for group in root.iter("iommuGroup"):
         group[:] = sorted(group, key=lambda member: member.attrib["function"])
@@ -97,7 +97,7 @@ def test_numbers_where_names_are_absent(bcm5719: FakeHost) -> None:
 
 
 def test_absent_facts_have_no_element(tmp_path: Path) -> None:
-    """A function that lacks everything is still a device; what it lacks is left out."""
+    """A function without any facts is still a device; absent facts are left out."""
     (tmp_path / "sys/bus/pci/devices/0000:00:1f.7").mkdir(parents=True)
     lines = described(Host(tmp_path), "0000:00:1f.7").format().splitlines()
     assert [
@@ -118,7 +118,7 @@ def test_absent_facts_have_no_element(tmp_path: Path) -> None:
 
 
 def test_unprivileged_readers_see_no_link(lab: Host) -> None:
-    """64 bytes of configuration space do not tell the links; libvirt without privileges prints none either."""
+    """64 bytes of configuration space do not contain the links; unprivileged libvirt prints none either."""
     config = Path(lab.root.pci_device("0000:01:00.0")) / "config"
     config.write_bytes(config.read_bytes()[:64])
     assert "pci-express" not in described(lab, "0000:01:00.0").format()
@@ -154,7 +154,7 @@ def test_mediated_device_types(lab: Host) -> None:
 
 @pytest.mark.parametrize(("vpd", "said"), [(b"\x82\x01\x00x\x78", True), (b"", False)])
 def test_malformed_vpd_is_left_out(lab: Host, caplog: pytest.LogCaptureFixture, vpd: bytes, said: bool) -> None:
-    """A device with malformed VPD is shown without it, and the log says so; an empty file is not VPD at all."""
+    """A device with malformed VPD is shown without it, and the log reports that; an empty file means no VPD."""
     (Path(lab.root.pci_device("0000:01:00.0")) / "vpd").write_bytes(vpd)
     assert "vpd" not in described(lab, "0000:01:00.0").format()
     assert said == ("VPD of 0000:01:00.0 is malformed" in caplog.text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Devices with records of another version, and invalid records and links: no other device has to wait."""
+"""Records of other versions, invalid records and links: the other devices are handled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Domain = Callable[..., DomainDef]
 
 
 def rewrite(fake: FakeHost, address: PCIDeviceAddress, change: Callable[[dict[str, Any]], None], version: int) -> None:
-    """Change a record's fields, with a right checksum."""
+    """Change a record's fields, and correct the checksum."""
     path = Path(fake.root.state_dir, f"{address}.json")
     fields = json.loads(path.read_bytes())["record"]
     change(fields)
@@ -39,7 +39,7 @@ def as_first_release(fields: dict[str, Any]) -> None:
 
 @pytest.mark.fault("F24")
 def test_guest_of_the_first_release_is_released(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """Devices that 0.1.0 prepared are known, in use, and go back where they came from."""
+    """Devices that 0.1.0 prepared are in use, and release returns them to their original drivers."""
     before = bcm5719.snapshot()
     manager = process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))
@@ -54,7 +54,7 @@ def test_guest_of_the_first_release_is_released(bcm5719: FakeHost, seed_domain: 
 
 @pytest.mark.fault("F24")
 def test_device_of_a_newer_version_is_left_alone(bcm5719: FakeHost, seed_domain: DomainDef, domain: Domain) -> None:
-    """A device whose record only a newer program understands is in use for everyone, and nothing is done to it."""
+    """A device with a record of a newer version is in use and is left alone."""
     victim = process(bcm5719)
     manager = victim.manager
     manager.prepare(manager.host.plan(seed_domain))
@@ -82,7 +82,7 @@ def test_device_of_a_newer_version_is_left_alone(bcm5719: FakeHost, seed_domain:
 def test_odd_record_stops_no_other_recovery(
     bcm5719: FakeHost, seed_domain: DomainDef, wrong: dict[str, object]
 ) -> None:
-    """One record with a right checksum and wrong types: it is set aside, and the others are restored."""
+    """A record with a valid checksum and wrong types is set aside; the others are restored."""
     manager = process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))
     rewrite(bcm5719, CARD[1], lambda fields: fields.update(wrong), VERSION)
@@ -92,7 +92,7 @@ def test_odd_record_stops_no_other_recovery(
 
 
 @pytest.mark.parametrize("name", ["noiommu", "..", "14x", "99999999999999999999"])
-def test_group_link_that_is_no_number_is_told(bcm5719: FakeHost, seed_domain: DomainDef, name: str) -> None:
+def test_group_link_without_a_number_is_reported(bcm5719: FakeHost, seed_domain: DomainDef, name: str) -> None:
     """A group's link to something else is an error with its path, and other devices are released."""
     manager = process(bcm5719).manager
     manager.prepare(manager.host.plan(seed_domain))
@@ -108,7 +108,7 @@ def test_group_link_that_is_no_number_is_told(bcm5719: FakeHost, seed_domain: Do
 
 
 @pytest.mark.fault("F5")
-def test_orphans_of_variant_drivers_are_told(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
+def test_orphans_of_variant_drivers_are_reported(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
     """An unrecorded function with an override for a variant of vfio-pci is reported like the others."""
     fake = fakehost(card(2))
     manager = process(fake).manager
@@ -123,8 +123,8 @@ def test_orphans_of_variant_drivers_are_told(fakehost: Callable[[str], FakeHost]
 
 
 @pytest.mark.fault("F6")
-def test_device_that_is_prepared_while_recover_looks_is_no_orphan(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A record written after recover's first look is handled as well."""
+def test_device_that_is_prepared_during_recover_is_not_an_orphan(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """A record written after recover's first listing is handled, too."""
     looking = process(bcm5719).manager
     read, answers = looking.journal.read, [looking.journal.read()]
     looking.journal.read = lambda: answers.pop() if answers else read()  # type: ignore[method-assign]
@@ -135,7 +135,7 @@ def test_device_that_is_prepared_while_recover_looks_is_no_orphan(bcm5719: FakeH
 
 @pytest.mark.fault("F5")
 def test_record_that_took_an_expired_ones_place_stays(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """What recover read before it had the locks may be of an earlier boot; what is there now is what counts."""
+    """A record that recover read before it had the locks may be outdated: the present record counts."""
     looking = process(bcm5719).manager
     looking.prepare(looking.host.plan(seed_domain))
     read = looking.journal.read

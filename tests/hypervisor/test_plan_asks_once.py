@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a plan asks of a host: the same of every host size, and what is common to its devices once."""
+"""The reads of a plan: their number does not depend on the host's size, and shared facts are read once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Domain = Callable[..., DomainDef]
 
 
 def asked(domain: Domain, size: int, count: int, top: Path) -> Counter[tuple[str, str]]:
-    """Return how often a plan of some VFs asks what of which file."""
+    """Return how often a plan of some VFs reads each file."""
     fake = FakeHost(synthetic_host(size), top / f"{size}-{count}")
     vfs = [address for address, spec in fake.spec.functions.items() if spec.physfn and spec.driver != "vfio-pci"]
     definition = domain("vm1", *map(str, vfs[:count]))
@@ -27,13 +27,13 @@ def asked(domain: Domain, size: int, count: int, top: Path) -> Counter[tuple[str
 
 
 def test_a_plan_does_not_grow_with_the_host(domain: Domain, tmp_path: Path) -> None:
-    """It asks about its devices and their groups."""
+    """Only its devices and their groups are read."""
     small, large = (asked(domain, size, 8, tmp_path) for size in (140, 280))
     assert sum(small.values()) == sum(large.values())
 
 
 def test_what_is_common_is_asked_once(domain: Domain, tmp_path: Path) -> None:
-    """Twice as many devices ask their drivers, modules and tables as often as one."""
+    """Drivers, modules and tables are read as often for two devices as for one."""
     few, many = (asked(domain, 140, count, tmp_path) for count in (4, 16))
     common = {what: times for what, times in many.items() if "0000:01:" not in what[1] and "iommu_group" not in what[1]}
     again = {what: times for what, times in common.items() if times > max(few[what], 1)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Real processes: killed at random moments, and two of them after the same devices."""
+"""Real processes: killed at random moments, and two that compete for the same devices."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _fork = multiprocessing.get_context("fork")
 @pytest.mark.fault("F1")
 @pytest.mark.parametrize("name", ["seed", "one-inactive-of-three"])
 def test_killed_at_random(tmp_path: Path, name: str) -> None:
-    """SIGKILL at a random moment of prepare and release, then recover: everything is where it was."""
+    """After SIGKILL at a random moment of prepare or release, recover restores everything."""
     stage, chance = Stage(next(s for s in SCENARIOS if s.name == name), tmp_path), random.Random(name)
     for _ in range(6):
         kill_at_random(stage, chance)
@@ -68,7 +68,7 @@ class Busy:
 
 
 @pytest.mark.fault("F6")
-def test_loser_is_told_the_owner_at_once(bcm5719: FakeHost, seed_domain: DomainDef, domain: Domain) -> None:
+def test_loser_gets_the_owner_at_once(bcm5719: FakeHost, seed_domain: DomainDef, domain: Domain) -> None:
     """A request for a device that another process is preparing is refused with its owner's name, without a wait."""
     manager = process(bcm5719).manager
     plan = manager.host.plan(domain("vm2", *(f"{a} {'no' if a.function else 'yes'}" for a in CARD)))
@@ -83,7 +83,7 @@ def test_loser_is_told_the_owner_at_once(bcm5719: FakeHost, seed_domain: DomainD
 
 @pytest.mark.fault("F6")
 def test_same_owner_cannot_be_prepared_twice_at_once(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
-    """Two processes that start one domain meet at its name, also where their devices differ."""
+    """Two processes that start the same domain exclude each other, even with different devices."""
     fake = fakehost("nic-own-groups")
     manager = process(fake).manager
     plan = manager.host.plan(domain("vm1", "0000:04:00.1"))
@@ -93,7 +93,7 @@ def test_same_owner_cannot_be_prepared_twice_at_once(fakehost: Callable[[str], F
 
 @pytest.mark.fault("F6", "F9")
 def test_unrelated_guests_never_meet(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
-    """While one domain is in the middle, another with other groups is prepared and released."""
+    """During the prepare of one domain, another domain with other groups is prepared and released."""
     fake = fakehost("nic-own-groups")
     manager = process(fake).manager
     with Busy(fake, domain("vm1", "0000:04:00.0")):
@@ -103,8 +103,8 @@ def test_unrelated_guests_never_meet(fakehost: Callable[[str], FakeHost], domain
 
 
 @pytest.mark.fault("F6")
-def test_vfs_share_their_pf_and_the_pf_shares_with_nobody(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
-    """Another VF of the same PF is not kept waiting; the PF itself cannot be touched meanwhile."""
+def test_vfs_share_their_pf_and_the_pf_is_exclusive(fakehost: Callable[[str], FakeHost], domain: Domain) -> None:
+    """Another VF of the same PF does not wait; the PF itself is locked."""
     fake = fakehost("sriov")
     manager = process(fake).manager
     with Busy(fake, domain("vm1", str(VF))):
@@ -126,8 +126,8 @@ def test_lock_sets_are_sorted_and_shared_where_they_may_be(fakehost: Callable[[s
 
 
 @pytest.mark.fault("F6")
-def test_recover_leaves_alone_who_is_at_work(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A prepare in progress is not a crash: recover finds its locks held and leaves it alone."""
+def test_recover_leaves_a_running_prepare_alone(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """recover finds the locks of a running prepare held, and leaves it alone."""
     with Busy(bcm5719, seed_domain):
         assert {"kept"} == {item.outcome for item in process(bcm5719).manager.recover(timeout_s=0)}
     assert 4 == len(process(bcm5719).manager.status().active)
@@ -135,7 +135,7 @@ def test_recover_leaves_alone_who_is_at_work(bcm5719: FakeHost, seed_domain: Dom
 
 @pytest.mark.fault("F6")
 def test_prepare_that_ends_while_recover_looks_stays(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """What recover has read is old when it has the locks: it decides by what it reads then."""
+    """recover reads the records again under the locks, and decides by these."""
     looking = process(bcm5719).manager
     read, journal = looking.journal.read, looking.journal
     stale = [True]
@@ -153,7 +153,7 @@ def test_prepare_that_ends_while_recover_looks_stays(bcm5719: FakeHost, seed_dom
 
 @pytest.mark.fault("F2")
 def test_locks_are_free_when_their_holder_is_killed(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A manager killed in the middle of a write keeps no other manager waiting."""
+    """A manager that is killed during a write leaves no lock behind."""
     before = bcm5719.snapshot()
     busy = Busy(bcm5719, seed_domain)
     busy.process.start()
@@ -181,7 +181,7 @@ def contend(fake: FakeHost, owner: str, definition: DomainDef, rounds: int, told
 
 
 def _release(manager: HostdevManager, owner: str) -> None:
-    """Release, however often a loser's locks are in the way for a moment."""
+    """Release, and retry while another process briefly holds the locks."""
     for _ in range(200):
         try:
             manager.release(owner)
@@ -194,7 +194,7 @@ def _release(manager: HostdevManager, owner: str) -> None:
 
 @pytest.mark.fault("F6")
 def test_two_managers_on_the_same_devices(bcm5719: FakeHost, domain: Domain) -> None:
-    """Two processes after the same four functions: never two owners, and everything back at the end."""
+    """Two processes compete for the same four functions: never two owners, and everything is restored at the end."""
     before = bcm5719.snapshot()
     words = [f"{a} {'no' if a.function else 'yes'}" for a in CARD]
     told = _fork.Queue()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Refused reads: a HostdevError, and never "it is not there"; a sample of tests/fuzz/fuzz_read_faults.py."""
+"""A failed read is a HostdevError and never read as absence; a sample of tests/fuzz/fuzz_read_faults.py."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FullDir(StateDir):
 
 
 def sample(log: list[Read], name: str) -> Iterator[tuple[int, int]]:
-    """Yield some reads of all kinds, by number, and an errno for each; other names begin elsewhere."""
+    """Yield some reads of all kinds, by number, and an errno for each; the name determines the first one."""
     numbers = first_of_sites(log)[len(name) % EACH :: EACH]
     return zip(numbers, errnos_in_turn(len(name)), strict=False)
 
@@ -57,8 +57,8 @@ def sample(log: list[Read], name: str) -> Iterator[tuple[int, int]]:
 @pytest.mark.fault("F28", "F25")
 @pytest.mark.parametrize("phase", ["prepare", "release"])
 @scenarios
-def test_refused_read_is_undone_or_told(tmp_path: Path, scenario: Scenario, phase: str) -> None:
-    """Any read refused during prepare or release: all is as before, or the error reports otherwise."""
+def test_refused_read_is_rolled_back_or_reported(tmp_path: Path, scenario: Scenario, phase: str) -> None:
+    """Any read fails during prepare or release: everything is restored, or the error reports otherwise."""
     stage = Stage(scenario, tmp_path)
     for number, errnum in sample(reads_of_phase(stage, phase), scenario.name):
         check_read(stage, phase, number, errnum)
@@ -66,8 +66,8 @@ def test_refused_read_is_undone_or_told(tmp_path: Path, scenario: Scenario, phas
 
 @pytest.mark.fault("F28", "F25", "F1")
 @scenarios
-def test_refused_read_of_recover_is_told(tmp_path: Path, scenario: Scenario) -> None:
-    """Any read refused during recover after a crash: reported results are real, and the next recover finishes."""
+def test_refused_read_of_recover_is_reported(tmp_path: Path, scenario: Scenario) -> None:
+    """Any read fails during recover after a crash: the reported results are true, and the next recover finishes."""
     stage = Stage(scenario, tmp_path)
     deaths = [case for case in stage.deaths() if case.fault.get("how") == "after"]
     death = deaths[len(deaths) // 2]
@@ -78,7 +78,7 @@ def test_refused_read_of_recover_is_told(tmp_path: Path, scenario: Scenario) -> 
 @pytest.mark.fault("F28", "F25")
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
 def test_answer_is_right_or_an_error(tmp_path: Path, question: Question) -> None:
-    """A plan, a list, a refusal: an obstacle does not vanish because it cannot be read."""
+    """In a plan, a list and a refusal, an obstacle does not vanish because it cannot be read."""
     fake = question.build(tmp_path)
     answer = question.answer(fake)
     log = reads_of(fake, lambda: question.answer(fake))
@@ -98,7 +98,7 @@ def test_answer_is_right_or_an_error(tmp_path: Path, question: Question) -> None
     ],
 )
 def test_questions_ask_for_what_can_vanish(tmp_path: Path, name: str, reasons: set[str]) -> None:
-    """With nothing refused the hosts of the questions have the findings that a refused read could hide."""
+    """Without failed reads, the hosts of the questions have the findings that a failed read could hide."""
     question = next(question for question in QUESTIONS if question.name == name)
     answer: Any = question.answer(question.build(tmp_path))
     plan = answer[0]
@@ -120,7 +120,7 @@ def test_reset_is_done_or_an_error(bcm5719: FakeHost) -> None:
 
 @pytest.mark.fault("F28", "F4")
 def test_update_active_notes_all_or_nothing(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """The devices of a running domain are recorded all together, or not at all if one cannot be read."""
+    """The devices of a running domain are recorded together, or none of them if one cannot be read."""
     process(bcm5719).manager.prepare(process(bcm5719).manager.host.plan(seed_domain))
     for path in Path(bcm5719.root.state_dir).iterdir():
         path.unlink()
@@ -156,8 +156,8 @@ def leave_half_prepared(stage: Stage) -> None:
 
 
 @pytest.mark.fault("F1", "F28")
-def test_release_of_what_is_half_prepared_is_ended_by_recover(tmp_path: Path) -> None:
-    """Where release undoes a prepare that died and cannot read one device, the next recover gives that back too."""
+def test_recover_finishes_a_release_of_a_half_prepared_change(tmp_path: Path) -> None:
+    """Release rolls back a killed prepare but cannot read one device; the next recover reattaches that one."""
     stage = Stage(THREE, tmp_path)
     leave_half_prepared(stage)
     log = reads_of(stage.fake, lambda: process(stage.fake).manager.release("vm1"))
@@ -172,7 +172,7 @@ def test_release_of_what_is_half_prepared_is_ended_by_recover(tmp_path: Path) ->
 
 
 @pytest.mark.fault("F1", "F25", "F28")
-def test_half_prepared_change_is_not_forgotten_with_its_last_mark(tmp_path: Path) -> None:
+def test_half_prepared_change_outlives_its_last_mark(tmp_path: Path) -> None:
     """
     A device that cannot be restored, and whose record says "prepared", keeps the records that say "preparing".
 

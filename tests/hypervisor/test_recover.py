@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Killed anywhere: after recover every function has its driver, its override and its place on the lists again."""
+"""Kills at every point: after recover, every function has its driver, its override and its place on the lists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CARD = [PCIDeviceAddress(1, 9, 0, function) for function in range(4)]
 
 
 def test_prepare_killed_anywhere_is_undone(tmp_path: Path, seed_domain: DomainDef) -> None:
-    """Whichever write or state operation of prepare is the last one, recover leaves host and lists as before."""
+    """Prepare is killed after any write or state operation: recover restores the host and the lists."""
     whole = process(FakeHost.named("bcm5719", tmp_path / "whole"))
     prepare(seed_domain)(whole.manager)
     for number, death in enumerate(deaths(whole.kernel.writes, whole.state.steps)):
@@ -38,7 +38,7 @@ def test_prepare_killed_anywhere_is_undone(tmp_path: Path, seed_domain: DomainDe
 
 
 def test_release_killed_anywhere_is_finished(tmp_path: Path, seed_domain: DomainDef) -> None:
-    """Whichever write or state operation of release is the last one, recover finishes what was begun."""
+    """Release is killed after any write or state operation: recover finishes it."""
     whole = process(FakeHost.named("bcm5719", tmp_path / "whole"))
     prepare(seed_domain)(whole.manager)
     before_release = whole.kernel.writes, whole.state.steps
@@ -56,7 +56,7 @@ def test_release_killed_anywhere_is_finished(tmp_path: Path, seed_domain: Domain
 
 
 def test_recover_killed_anywhere_converges(tmp_path: Path, seed_domain: DomainDef) -> None:
-    """Recover itself may be killed at each write and state operation: the next one finishes."""
+    """Recover is killed after any write or state operation: the next one finishes."""
 
     def crashed(directory: Path) -> FakeHost:
         fake = FakeHost.named("bcm5719", directory)
@@ -83,7 +83,7 @@ def test_recover_twice_writes_nothing(bcm5719: FakeHost, seed_domain: DomainDef)
 
 
 def test_prepared_devices_stay_their_owners(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A finished prepare has no process: recover leaves its devices alone, unless --all is given."""
+    """recover leaves the devices of a finished prepare alone, unless --all is given."""
     before = bcm5719.snapshot()
     prepare(seed_domain)(process(bcm5719).manager)
     assert ["kept"] * 4 == [item.outcome for item in process(bcm5719).manager.recover()]
@@ -111,7 +111,7 @@ def test_records_of_an_earlier_boot_are_not_replayed(bcm5719: FakeHost, seed_dom
 
 
 def test_bad_record_is_set_aside_and_its_device_left_alone(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """The origin of a device is never guessed: its file is kept for inspection, the others are recovered."""
+    """A bad record is kept for inspection, and its device left alone; the others are recovered."""
     run_and_die(prepare(seed_domain), process(bcm5719, dies_at_write=12, how="after"))
     path = Path(bcm5719.root.state_dir, f"{CARD[0]}.json")
     path.write_bytes(path.read_bytes()[:40])
@@ -134,7 +134,7 @@ def half_prepare(fake: FakeHost, definition: DomainDef, spare: FakeHost) -> None
 def test_device_of_the_inactive_list_is_there_again_as_it_was(
     fakehost: Callable[[str], FakeHost], domain: Callable[..., DomainDef]
 ) -> None:
-    """After a prepare that died, nodedev-reattach still knows the stub it was with, and the driver before that."""
+    """After a killed prepare, nodedev-reattach still knows the device's stub and its original driver."""
     fake = fakehost(card(2, f0="override=pci-stub"))
     device = PCIDeviceAddress(0, 1, 0, 0)
     before = fake.snapshot()
@@ -148,10 +148,8 @@ def test_device_of_the_inactive_list_is_there_again_as_it_was(
 
 
 @pytest.mark.parametrize("then", ["released", "released-and-detached"])
-def test_recover_of_everything_decides_by_what_is_so_under_its_locks(
-    bcm5719: FakeHost, seed_domain: DomainDef, then: str
-) -> None:
-    """Devices that their owner released since recover looked are not released again, even with --all."""
+def test_recover_of_everything_decides_under_its_locks(bcm5719: FakeHost, seed_domain: DomainDef, then: str) -> None:
+    """Devices that were released after recover's listing are not released again, even with --all."""
     looking = process(bcm5719)
     prepare(seed_domain)(process(bcm5719).manager)
     answers = [looking.manager.journal.read()]
@@ -167,7 +165,7 @@ def test_recover_of_everything_decides_by_what_is_so_under_its_locks(
 
 
 def test_recover_waits_for_a_write_that_lands_in_time(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """A write in flight is waited for, and when it has come back its device is restored in the same call."""
+    """recover waits for a write in flight; once it has returned, the device is restored in the same call."""
     before = bcm5719.snapshot()
     run_and_die(prepare(seed_domain), process(bcm5719, dies_at_write=2, how="blocked"))
     landing = threading.Timer(0.1, bcm5719.kernel.complete)
@@ -178,7 +176,7 @@ def test_recover_waits_for_a_write_that_lands_in_time(bcm5719: FakeHost, seed_do
 
 
 def test_device_that_a_dynamic_id_gave_to_vfio_is_not_unrecorded(bcm5719: FakeHost) -> None:
-    """Without an override the device was not taken from a driver: vfio-pci is its driver, and nothing is reported."""
+    """A device on vfio-pci without an override is not reported: vfio-pci is its regular driver."""
     mover, kernel = process(bcm5719).manager.context.restorer.mover, bcm5719.kernel
     mover.unbind(CARD[0])
     kernel.write(f"{bcm5719.root.pci_driver('vfio-pci')}/new_id", b"14e4 1657", device=CARD[0])
@@ -189,7 +187,7 @@ def test_device_that_a_dynamic_id_gave_to_vfio_is_not_unrecorded(bcm5719: FakeHo
 def test_release_of_what_is_half_prepared_undoes_it(
     fakehost: Callable[[str], FakeHost], domain: Callable[..., DomainDef]
 ) -> None:
-    """A prepare that died has no guest: its devices go where they came from, not where a guest's would go."""
+    """Release of a killed prepare rolls it back: its devices return to where they were."""
     fake, spare = fakehost(card(3)), fakehost(card(3))
     definition = domain("vm1", *(f"0000:01:00.{function}" for function in range(3)))
     for host in (fake, spare):
@@ -201,7 +199,7 @@ def test_release_of_what_is_half_prepared_undoes_it(
 
 
 def test_release_of_what_is_half_prepared_killed_anywhere(tmp_path: Path, domain: Callable[..., DomainDef]) -> None:
-    """The last mark of a half prepared change outlives the parts that a dying release has not undone yet."""
+    """The last mark of a half prepared change remains until release has rolled back all other devices."""
     definition = domain("vm1", "0000:01:00.0", "0000:01:00.1")
     made = itertools.count()
 

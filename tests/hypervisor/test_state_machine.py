@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Prepare, release, crash, hotplug, strangers and reboots in any order: the invariants hold."""
+"""Prepare, release, crash, hot-plug, foreign changes and reboots in any order: the invariants hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from machine import HostMachine
 
 @pytest.mark.fault("F1", "F4", "F5", "F13", "F14", "F16")
 def test_invariants_hold_whatever_happens() -> None:
-    """No list has a device twice, no group two owners, and what is on no list is where it was."""
+    """No list has a device twice, no group has two owners, and every unlisted device is in its original state."""
     few = settings(
         max_examples=60,  # tests/fuzz/fuzz_state_machine.py makes 2,000 longer ones
         stateful_step_count=12,

@@ -34,7 +34,7 @@ FRESH = VFSettings("00:00:00:00:00:00", 0, 0, 0)
 
 
 class FakePF:
-    """What a PF keeps of its functions, by the kernel's calls; ``keeps`` False takes settings and forgets them."""
+    """A PF's settings of its VFs, as the kernel's calls show them; ``keeps`` False accepts settings and loses them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, keeps: bool = True) -> None:
         self.functions = {0: FRESH}
@@ -68,13 +68,13 @@ def domain(**changes: str) -> DomainDef:
 
 
 def test_a_function_has_a_number_and_an_interface_of_its_pf(host: Host) -> None:
-    """The links of sysfs say both; a function that is not virtual has neither."""
+    """Both follow from the links of sysfs; a function that is not a VF has neither."""
     assert ("ens5f0np0", 0) == place_of(host.root, VF)
     assert None is place_of(host.root, PCIDeviceAddress.parse("0000:ca:00.0"))
 
 
 def test_identity_is_set_and_restored(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MAC address and VLAN are the definition's while the guest runs, and the former ones afterwards."""
+    """MAC address and VLAN are set while the guest runs, and restored afterwards."""
     pf = FakePF(monkeypatch)
     with ExitStack() as undo:
         VFNetwork(host, "vm", undo).set_all(domain())
@@ -100,7 +100,7 @@ def test_identity_is_restored_after_a_crash(host: Host, monkeypatch: pytest.Monk
 
 
 def test_setting_that_is_not_kept_is_an_error(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver that takes a setting and forgets it would leave the guest on another network."""
+    """A setting that the driver accepts but does not keep is an error: the guest would be on another network."""
     FakePF(monkeypatch, keeps=False)
     with pytest.raises(OperationError, match="does not keep mac, vlan"), ExitStack() as undo:
         VFNetwork(host, "vm", undo).set_all(domain())
@@ -108,7 +108,7 @@ def test_setting_that_is_not_kept_is_an_error(host: Host, monkeypatch: pytest.Mo
 
 
 def test_restoring_that_fails_keeps_the_record(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """recover can try again: the former settings are not forgotten."""
+    """If restoring fails, the record keeps the former settings for recover."""
     pf = FakePF(monkeypatch)
     with pytest.raises(OperationError, match="does not keep"), ExitStack() as undo:
         VFNetwork(host, "vm", undo).set_all(domain())
@@ -134,13 +134,13 @@ def test_what_a_virtual_function_does_not_have(host: Host, before: str, after: s
 
 
 def test_pf_without_an_interface_here(host: Host) -> None:
-    """The interface of the PF may be in another network namespace: then its settings are, too."""
+    """A PF whose interface is in another network namespace is refused."""
     shutil.rmtree(Path(host.root.pci_device("0000:ca:00.0")) / "net")
     assert ["network-missing"] == [finding.reason for finding in vf_obstacles(domain(), host)]
 
 
 def test_start_needs_no_consent_for_what_it_sets_itself(host: Host) -> None:
-    """prepare leaves the network to others and asks; start sets it."""
+    """prepare asks for consent as it does not set the network identity; start sets it itself."""
     dom = domain()
     assert "vf-network" in [finding.reason for finding in host.plan(dom).obstacles]
     assert "vf-network" not in [finding.reason for finding in qemu_driver.plan(host, dom).obstacles]
@@ -172,7 +172,7 @@ def test_the_kernels_list_is_read() -> None:
 
 
 def test_trust_of_a_virtual_function_is_not_called_ignored() -> None:
-    """It is set through the PF; of another interface it is ignored, and the plan says so."""
+    """Trust of a VF is set through its PF; on another interface it is ignored, and the plan has a note."""
     word = IGNORED["DomainNetDef"]["trust_guest_rx_filters"]
     said = {}
     for kind in ("hostdev", "bridge"):
@@ -183,7 +183,7 @@ def test_trust_of_a_virtual_function_is_not_called_ignored() -> None:
 
 
 def test_the_library_is_imported_before_a_deadline_begins(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy host needs longer for the import than the kernel may take for its answer."""
+    """On a busy host, the import may take longer than the deadline."""
     FakePF(monkeypatch)
     order: list[str] = []
     real = vf_network.within

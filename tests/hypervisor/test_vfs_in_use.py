@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A PF whose VFs are in use is not unbound, by any verb: its driver may remove them, and waits for their users."""
+"""No verb unbinds a PF whose VFs are in use: its driver may remove them, and would wait for their users."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ driver vfio-pci
 
 
 def test_driver_removes_its_vfs_or_waits_for_them(fakehost: Build) -> None:
-    """The simulated igb does what the real one does: a held VF makes the unbind of its PF wait."""
+    """As with the real igb, a held VF makes the unbind of its PF wait."""
     fake = fakehost(TREE)
     mover = DriverMover(fake.root, fake.kernel)
     mover.detach(VF, read_binding(fake.root, VF), "vfio-pci")
@@ -36,7 +36,7 @@ def test_driver_removes_its_vfs_or_waits_for_them(fakehost: Build) -> None:
 
 @pytest.mark.parametrize("policy", ["auto", "off"])
 def test_vf_of_another_domain(fakehost: Build, domain: Domain, policy: str) -> None:
-    """The VF's domain is named, with policy off too, and nothing is touched."""
+    """The error names the VF's domain, even with policy off, and nothing is touched."""
     fake = fakehost(TREE)
     manager = HostdevManager(Host(fake.root, writer=fake.kernel))
     manager.prepare(manager.host.plan(domain("vm1", str(VF))))
@@ -50,7 +50,7 @@ def test_vf_of_another_domain(fakehost: Build, domain: Domain, policy: str) -> N
 
 
 def test_vf_that_a_process_holds(fakehost: Build, domain: Domain) -> None:
-    """A holder that has no record here is found by the group of the VF."""
+    """A holder without a record is found through the group of the VF."""
     fake = fakehost(TREE)
     host = Host(fake.root, writer=fake.kernel)
     DriverMover(fake.root, fake.kernel).detach(VF, read_binding(fake.root, VF), "vfio-pci")
@@ -60,7 +60,7 @@ def test_vf_that_a_process_holds(fakehost: Build, domain: Domain) -> None:
 
 
 def test_pf_is_given_back_after_the_users_of_its_vfs(fakehost: Build, domain: Domain) -> None:
-    """A PF that vfio-pci has made VFs of is reattached when no domain has one of them."""
+    """A PF with VFs under vfio-pci is reattached once no domain has one of them."""
     fake = fakehost(TREE)
     manager = HostdevManager(Host(fake.root, writer=fake.kernel))
     manager.prepare(manager.host.plan(domain("vm1", str(VF))))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The manager: all or nothing, everything back by name, lists that other processes see."""
+"""The manager: changes are atomic, drivers are restored by name, other processes see the lists."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_refusal_touches_nothing(bcm5719: FakeHost, domain: Domain, manager_for:
     assert ([], [], []) == manager.status()
 
 
-def test_s5_second_domain_is_told_the_owner(bcm5719: FakeHost, domain: Domain, manager_for: Managers) -> None:
+def test_s5_second_domain_gets_the_owner(bcm5719: FakeHost, domain: Domain, manager_for: Managers) -> None:
     """S5: a not-assigned function is on the active list like any other; a second owner's error names the first."""
     words = [f"{CARD[0]} yes", f"{CARD[1]} no", f"{CARD[2]} no", f"{CARD[3]} yes"]
     manager = manager_for(bcm5719)
@@ -185,7 +185,7 @@ def test_signal_in_the_middle_finishes_the_undo(
 def test_devices_are_reset_before_the_first_goes_back(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """No function is reattached with a guest's state in it; after a failed reset it is reattached all the same."""
+    """No function is reattached with a guest's state in it; after a failed reset it is still reattached."""
     manager = manager_for(bcm5719)
     prepare(manager, seed_domain)
     done = len(bcm5719.kernel.trace)
@@ -312,7 +312,7 @@ def test_roundtrip_mixed(scenario: Scenario) -> None:
     assert scenario.counts() == (0, 0)
 
 
-def test_foreign_hand_on_a_device_already_moved_is_no_success(
+def test_foreign_change_of_a_moved_device_is_a_failure(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
     """A foreign change of the first device while prepare moves the last makes prepare fail, and all are rolled back."""
@@ -326,7 +326,7 @@ def test_foreign_hand_on_a_device_already_moved_is_no_success(
     assert before == bcm5719.snapshot()
 
 
-def test_foreign_hand_on_a_device_that_was_to_stay_is_no_success(
+def test_foreign_change_of_a_kept_device_is_a_failure(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
     """A device that was with vfio-pci before and is taken away while others are moved makes prepare fail, too."""
@@ -433,7 +433,7 @@ def test_devices_go_back_in_the_order_of_the_domain(bcm5719: FakeHost, domain: D
     assert [str(address) for address in wanted] == bound
 
 
-def test_release_waits_for_who_is_being_refused(
+def test_release_waits_for_a_process_that_is_being_refused(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
     """A release does not fail for a lock that is held only for a moment."""
@@ -445,7 +445,7 @@ def test_release_waits_for_who_is_being_refused(
     assert CARD == manager.release("vm1")
 
 
-def test_release_decides_by_what_is_so_under_its_locks(
+def test_release_decides_under_its_locks(
     bcm5719: FakeHost, seed_domain: DomainDef, domain: Domain, manager_for: Managers
 ) -> None:
     """What another guest has got just before release has its owner's lock is that guest's."""

@@ -177,7 +177,7 @@ def test_a_kernel_is_built_once_for_its_recipe(tmp_path: Path, monkeypatch: pyte
 )
 def test_a_line_of_the_configuration_that_is_lost_is_noticed(line: str, made: set[str], expected: bool) -> None:
     """
-    Kconfig drops a line whose dependencies are missing, and says nothing.
+    Kconfig drops a line whose dependencies are missing without a message.
     """
     assert expected is kernel_2026._honoured(line, made)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The flag that writes golden files anew instead of comparing with them."""
+"""The option that rewrites golden files instead of comparing with them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_golden(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
 
 
 class DescribedHost:
-    """A host that is a description only: what address assignment asks, without files."""
+    """A host without files, from a description: the facts that address assignment needs."""
 
     def __init__(self, path: Path) -> None:
         self.functions = read_host(path).functions

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""No field of a user's definition is silently left out: each is built, refused, reported or explained."""
+"""No field of a definition is silently ignored: each is built, refused, reported or explained."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def in_tables(*names: str) -> set[FieldName]:
 
 
 def is_unit(kind: type[ElementDef], name: str) -> bool:
-    """A unit is read where its number is there, which has a row of its own."""
+    """A unit is read together with its number, which has its own row."""
     return name.endswith("_unit") and isinstance(vars(kind).get(name.removesuffix("_unit")), Field)
 
 
@@ -67,7 +67,7 @@ def test_every_field_is_read_by_a_builder_or_in_a_table(corpus: list[DomainDef],
 
 
 def test_the_trace_sees_what_is_not_read(corpus: list[DomainDef], read: set[FieldName]) -> None:
-    """The guard itself: it sees a field that is built, and not a field that is only in the domains."""
+    """The guard itself: it sees fields that are built, and no field that is only present in the domains."""
     set_somewhere = {name for dom in corpus for part in below(dom) for name in part.__dict__}
     assert {("DomainDiskDef", "serial"), ("DomainFields", "vcpus"), ("CPUFeature", "policy")} <= read
     assert {"snapshot", "cputune", "stats_period"} & set_somewhere
@@ -75,14 +75,14 @@ def test_the_trace_sees_what_is_not_read(corpus: list[DomainDef], read: set[Fiel
     assert set() == unbuilt & read
 
 
-def test_tables_say_what_is_so(read: set[FieldName]) -> None:
-    """What a table explains or refuses is not built after all, and no field is in two tables without conditions."""
+def test_tables_are_true(read: set[FieldName]) -> None:
+    """No field in a table is built, and no field is in two tables without conditions."""
     assert set() == in_tables("ELSEWHERE", "REFUSED") & read
     assert set() == in_tables("ELSEWHERE") & in_tables("REFUSED", "REFUSED_BY_START", "IGNORED")
 
 
 def test_tables_name_fields() -> None:
-    """A field that was renamed must not leave a rule behind that no longer holds."""
+    """Every rule names an existing field."""
     kinds = {kind.__name__: kind for kind in definitions()}
     stale = [
         f"{kind}.{name}" for kind, name in in_tables() if not isinstance(getattr(kinds.get(kind), name, None), Field)

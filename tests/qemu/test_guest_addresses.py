@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which device has which guest address and why, what moves, and that a pinned definition keeps every place."""
+"""The guest address of each device and its reason, the moved devices, and pinned definitions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DISK = "<disk type='file' device='disk'><source file='/{0}'/><target dev='{0}' b
 
 
 def domain(*devices: str, machine: str = "q35", arch: str = "x86_64") -> DomainDef:
-    """Return a definition as a user writes it."""
+    """Return a definition like a user's."""
     return DomainDef.parse(
         f"<domain type='qemu'><name>d</name><memory>1048576</memory><os><type arch='{arch}' machine='{machine}'>hvm"
         f"</type></os><devices>{''.join(devices)}</devices></domain>"
@@ -64,7 +64,7 @@ def recorded(name: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_addresses_are_libvirts_and_a_pin_keeps_them(name: str) -> None:
-    """The list has every recorded PCI address; the pinned definition has all of them written, and nothing moves."""
+    """The list has every recorded PCI address; the pinned definition contains all of them, and no device moves."""
     dom = DomainDef.parse((ORACLE / f"{name}.xml").read_bytes())
     before = defined(DomainDef.parse((ORACLE / f"{name}.out.xml").read_bytes()))
     assert recorded(name) == sorted((found.kind, found.address) for found in before.addresses() if found.type == "pci")
@@ -87,7 +87,7 @@ def test_why_a_device_is_where_it_is() -> None:
 
 
 def test_companions_of_a_device() -> None:
-    """USB companions stand in the slot of their controller, functions of a card in one slot where that is asked for."""
+    """USB companions share the slot of their controller; functions of a card share one slot on request."""
     usb = [f"<controller type='usb' index='0' model='ich9-{model}'/>" for model in ("ehci1", "uhci1", "uhci2", "uhci3")]
     found = why(defined(domain(*usb, hostdev(0), hostdev(3), machine="pc"), keep_together=True))
     assert ["companion"] * 3 == [found[f"controller usb 0 (ich9-uhci{number})"][1] for number in (1, 2, 3)]
@@ -102,8 +102,8 @@ def test_a_definition_that_was_not_defined_shows_what_is_written() -> None:
     assert {"hostdev 0000:03:00.0": ("0000:00:07.0", "written", True)} == why(dom)
 
 
-def test_one_more_interface_moves_what_stands_behind_it() -> None:
-    """The new device is added, and the disks behind it move; in the pinned definition nothing does."""
+def test_one_more_interface_moves_the_devices_after_it() -> None:
+    """A new device moves the disks after it; in the pinned definition, no device moves."""
     one, two = NET.format("01", "virtio"), NET.format("02", "virtio")
     dom = domain(one, DISK.format("vda"))
     old = defined(dom)
@@ -118,7 +118,7 @@ def test_one_more_interface_moves_what_stands_behind_it() -> None:
 
 
 def test_a_pin_leaves_all_else_as_written() -> None:
-    """The machine stays an alias, models stay open, and devices without a place in the guest are not added."""
+    """The machine remains an alias, models remain unset, and devices without a guest address are not added."""
     text = domain("<interface type='user'/>").with_addresses_of(defined(domain("<interface type='user'/>"))).format()
     assert "machine='q35'" in text
     assert "<model type=" not in text
@@ -165,14 +165,14 @@ def test_a_device_that_comes_or_goes_does_not_move() -> None:
     ],
 )
 def test_a_later_libvirt_moves_devices_behind_index_gaps(controllers: str, expected: bool) -> None:
-    """Controllers that libvirt adds take their places in the order of their indices since 11.3, last before."""
+    """libvirt sorts added controllers by index since 11.3; before, they were last."""
     bus = "<address type='pci' bus='8' slot='1'/></interface>" if expected else "</interface>"
     dom = domain(controllers, NET.format("01", "e1000").replace("</interface>", bus), machine="pc")
     assert expected == has_moved(compare_addresses(defined(dom, R9_0), defined(dom, R12_8)))
 
 
-def test_host_bridges_of_pseries_are_told_by_their_index() -> None:
-    """The index is their place in the guest; a written one is not chosen."""
+def test_host_bridges_of_pseries_are_identified_by_index() -> None:
+    """The index identifies a host bridge in the guest; a written index is not chosen."""
     bridge = "<controller type='pci' index='1' model='pci-root'><target index='3'/></controller>"
     found = defined(domain(bridge, arch="ppc64", machine="pseries")).addresses()
     phbs = {f.name: (f.address, f.why) for f in found if f.type == "phb"}
@@ -180,6 +180,6 @@ def test_host_bridges_of_pseries_are_told_by_their_index() -> None:
 
 
 def test_a_pin_of_a_wrong_definition_is_refused() -> None:
-    """What cannot be defined has no addresses."""
+    """A definition that is refused has no addresses."""
     with pytest.raises(ConfigError):
         defined(domain(hostdev(0, "<address type='pci' bus='0x20' slot='40'/>")))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Row S9: a card is plugged into a running guest and unplugged as one."""
+"""Row S9: a card is plugged and unplugged as one unit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_s9_a_card_is_plugged_and_unplugged_as_one(bcm5719: FakeHost, machine: s
 
 
 def test_function_0_comes_last_and_one_is_asked(bcm5719: FakeHost) -> None:
-    """It is the commit, and says that there are more; to unplug, it alone is named."""
+    """Function 0 is plugged last, as multifunction; a request to unplug it unplugs the slot."""
     stage = Stage(bcm5719)
     stage.attach()
     stage.detach()
@@ -51,7 +51,7 @@ def test_function_0_comes_last_and_one_is_asked(bcm5719: FakeHost) -> None:
 
 @pytest.mark.parametrize("version", [(7, 2), (10, 0), (11, 1)])
 def test_argument_types_of_every_release(bcm5719: FakeHost, version: tuple[int, int]) -> None:
-    """JSON's own types are right everywhere."""
+    """JSON's own types are accepted by every release."""
     stage = Stage(bcm5719, version=version)
     hostdevs = card()
     hostdevs[0].info.rom_bar, hostdevs[0].info.boot_order = True, 1
@@ -60,7 +60,7 @@ def test_argument_types_of_every_release(bcm5719: FakeHost, version: tuple[int, 
 
 
 def test_the_lowest_function_becomes_function_0(bcm5719: FakeHost) -> None:
-    """A guest that does not get function 0 sees the others in their slot."""
+    """Without function 0, the lowest assigned function becomes function 0 of the guest's slot."""
     stage = Stage(bcm5719)
     stage.attach(card(("no", "yes", "no", "yes")))
     assert [0, 3] == [place.function for place in stage.qemu.machine.guest_sees()]
@@ -75,7 +75,7 @@ def at(hostdevs: list[DomainHostdevDef], *places: str, multifunction: bool | Non
 
 
 def test_addresses_of_the_user(bcm5719: FakeHost) -> None:
-    """Functions as given; multifunction is set where others follow."""
+    """The user's functions are used; multifunction is set if further functions follow."""
     stage = Stage(bcm5719)
     stage.attach(at(card(), "00:07.1", "00:07.0"))
     assert ["+hostdev0@0x7.0x1", "+hostdev1@0x7"] == stage.commands
@@ -96,7 +96,7 @@ def test_addresses_of_the_user(bcm5719: FakeHost) -> None:
 def test_addresses_that_cannot_be(
     bcm5719: FakeHost, places: tuple[str, ...], options: dict[str, bool], text: str
 ) -> None:
-    """Each is refused in one sentence, and nothing was touched."""
+    """Each is refused with one sentence, and nothing is touched."""
     stage = Stage(bcm5719)
     before = bcm5719.snapshot()
     with pytest.raises(ConfigError, match=text) as refused:
@@ -105,7 +105,7 @@ def test_addresses_that_cannot_be(
 
 
 def test_buses_of_a_q35(bcm5719: FakeHost) -> None:
-    """pcie.0 cannot, a port has slot 0 only."""
+    """pcie.0 does not support hot-plug; a port only has slot 0."""
     for place, text in (("00:05.0", "does not support hotplug"), ("01:03.0", "slots 0x00 to 0x00")):
         stage = Stage(bcm5719, "q35")
         with pytest.raises(ConfigError, match=text):
@@ -114,7 +114,7 @@ def test_buses_of_a_q35(bcm5719: FakeHost) -> None:
 
 
 def refused(stage: Stage, hostdevs: list[DomainHostdevDef]) -> list[tuple[str, str]]:
-    """Attach what is refused by the plan; return its obstacles."""
+    """Attach devices that the plan refuses; return the obstacles."""
     before = stage.fake.snapshot()
     with pytest.raises(RefusedError) as error:
         stage.attach(hostdevs)
@@ -134,14 +134,14 @@ def test_all_functions_are_declared(bcm5719: FakeHost) -> None:
 
 
 def test_one_device_at_a_time(bcm5719: FakeHost) -> None:
-    """A unit is one device; another one is named."""
+    """A unit is one device: the error names a second one."""
     stage = Stage(bcm5719)
     nvme = DomainHostdevDef.for_pci("0001:07:00.0", managed=True)
     assert ("several-devices", "0001:07:00.0") in refused(stage, [*card(), nvme])
 
 
 def test_a_guest_that_has_not_run(bcm5719: FakeHost) -> None:
-    """It is never asked, neither to take nor to let go."""
+    """A guest that has not run is never asked to plug or unplug a device."""
     stage = Stage(bcm5719, has_run=False)
     assert [("guest-not-run", "None")] == refused(stage, card())
 
@@ -156,7 +156,7 @@ def test_what_the_guest_has_already(bcm5719: FakeHost) -> None:
 
 
 def test_the_kept_functions_alone(bcm5719: FakeHost) -> None:
-    """A unit of which the guest gets nothing is detached and given back, and QEMU is not told."""
+    """A unit without assigned functions is detached and reattached without QEMU."""
     stage = Stage(bcm5719, has_run=False)
     hostdevs = [DomainHostdevDef.for_pci(address, managed=True, assigned=False) for address in CARD]
     stage.attach(hostdevs)
@@ -189,7 +189,7 @@ class Refusing:
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_refused_function_rolls_back(bcm5719: FakeHost, machine: str, number: int) -> None:
-    """The first and a later one, function 0 included: staged functions are taken back, all is given back."""
+    """A refused function, function 0 included, removes the staged ones, and all are reattached."""
     stage = Stage(bcm5719, machine)
     Refusing(stage, number)
     with pytest.raises(OperationError, match="out of luck") as error:
@@ -200,7 +200,7 @@ def test_a_refused_function_rolls_back(bcm5719: FakeHost, machine: str, number: 
 
 
 def test_staged_functions_that_stay(bcm5719: FakeHost) -> None:
-    """A deaf guest keeps them: nothing is given back; its reset, and a detach or a finish, end it."""
+    """A guest without an answer keeps them until its reset, a detach or a finish."""
     stage = Stage(bcm5719, guest="deaf")
     Refusing(stage, 2)
     with pytest.raises(OperationError, match="until the guest resets") as error:
@@ -215,7 +215,7 @@ def test_staged_functions_that_stay(bcm5719: FakeHost) -> None:
 
 
 def test_the_limit_of_memory(bcm5719: FakeHost) -> None:
-    """It is raised before the first function and set back after the last one."""
+    """The limit is raised before the first function and restored after the last one."""
     stage = Stage(bcm5719, memory=128 << 20)
     assert stage.qemu.host_side is not None
     assert stage.qemu.pid is not None
@@ -227,7 +227,7 @@ def test_the_limit_of_memory(bcm5719: FakeHost) -> None:
 
 
 def test_qemu_dies_while_plugging(bcm5719: FakeHost) -> None:
-    """Nothing is given back by the attach: QEMU's end says what it had."""
+    """The attach reattaches nothing: the end of QEMU determines the state."""
     stage = Stage(bcm5719)
 
     def end(command: str) -> None:
@@ -242,11 +242,11 @@ def test_qemu_dies_while_plugging(bcm5719: FakeHost) -> None:
     assert CARD == sorted(map(str, stage.manager.release("vm1")))
 
 
-# Guests that do not let go
+# Guests that do not release a device
 
 
 def test_silence_is_neither_success_nor_failure(bcm5719: FakeHost) -> None:
-    """A deaf guest: nothing is given back, the same call can be repeated, and its reset ends it."""
+    """Without an answer from the guest, nothing is reattached; the call can be repeated; a reset completes it."""
     stage = Stage(bcm5719, guest="deaf")
     stage.attach()
     for _ in range(2):
@@ -260,7 +260,7 @@ def test_silence_is_neither_success_nor_failure(bcm5719: FakeHost) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_paused_guest_is_pending(bcm5719: FakeHost, machine: str) -> None:
-    """It lets go once it runs again; an open request counts as asked."""
+    """A paused guest releases the device once it runs again; a pending request counts as asked."""
     stage = Stage(bcm5719, machine)
     stage.attach()
     stage.qemu.stop()
@@ -274,7 +274,7 @@ def test_a_paused_guest_is_pending(bcm5719: FakeHost, machine: str) -> None:
 
 
 def test_a_slow_guest(bcm5719: FakeHost) -> None:
-    """Five seconds of blinking and more are waited for."""
+    """The wait is longer than the five seconds of a blinking port."""
     stage = Stage(bcm5719, "q35-native", delay_s=12)
     stage.attach()
     assert sorted(CARD) == sorted(stage.detach(timeout_s=20))
@@ -288,7 +288,7 @@ def test_a_booting_guest_is_busy_first(bcm5719: FakeHost) -> None:
 
 
 def test_a_guest_that_refuses(bcm5719: FakeHost) -> None:
-    """On pseries the guest can say so: the unit is plugged as before."""
+    """On pseries, the guest can refuse: the unit remains plugged."""
     from pyhostdev.testing import SimulatedBus
 
     stage = Stage(bcm5719, guest="refuses")
@@ -300,7 +300,7 @@ def test_a_guest_that_refuses(bcm5719: FakeHost) -> None:
 
 
 def test_qemu_refuses_to_ask(bcm5719: FakeHost) -> None:
-    """While migrating: nothing was asked, and the unit is plugged as before."""
+    """During a migration, QEMU refuses the request, and the unit remains plugged."""
     stage = Stage(bcm5719)
     stage.attach()
     stage.qemu.machine.is_migrating = True
@@ -310,7 +310,7 @@ def test_qemu_refuses_to_ask(bcm5719: FakeHost) -> None:
 
 
 def test_all_functions_are_named(bcm5719: FakeHost) -> None:
-    """A part of a unit is refused, as one function is; and so is one that the guest does not have."""
+    """A part of a unit is refused, and so is a unit that the guest does not have."""
     stage = Stage(bcm5719)
     stage.attach()
     for named, reason in (([CARD[0], CARD[3]], "partial-unit"), ([CARD[0]], "partial-unit")):
@@ -324,7 +324,7 @@ def test_all_functions_are_named(bcm5719: FakeHost) -> None:
 
 
 def test_unasked(bcm5719: FakeHost) -> None:
-    """A function pulled by the host takes the whole slot along, and everything is given back."""
+    """If the host pulls one function, the whole slot is unplugged and reattached."""
     stage = Stage(bcm5719)
     stage.attach()
     assert [] == stage.finish()
@@ -335,7 +335,7 @@ def test_unasked(bcm5719: FakeHost) -> None:
 
 
 def test_a_card_of_the_start_is_unplugged(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
-    """What the guest got at its start goes as one, too."""
+    """A unit that the guest got at its start is unplugged as one, too."""
     from pyhostdev.qemu import define
     from pyhostdev.qemu.qemu_command import stored_capabilities
 
@@ -351,14 +351,14 @@ def test_a_card_of_the_start_is_unplugged(bcm5719: FakeHost, seed_domain: Domain
 
 
 def test_kept_functions_are_given_back_last(bcm5719: FakeHost) -> None:
-    """While QEMU holds one of the group, a host driver could not take them."""
+    """Kept functions are reattached last: no host driver can bind to them while QEMU holds their group."""
     stage = Stage(bcm5719)
     stage.attach()
     assert [CARD[0], CARD[3], CARD[1], CARD[2]] == stage.detach()
 
 
 def test_two_units(fakehost: Callable[[str], FakeHost], tmp_path: Path) -> None:
-    """A second device beside the card; each goes alone."""
+    """Two units are unplugged independently."""
     fake = fakehost("bcm5719")
     stage = Stage(fake)
     stage.attach()
@@ -372,7 +372,7 @@ def test_two_units(fakehost: Callable[[str], FakeHost], tmp_path: Path) -> None:
 
 
 def test_kept_functions_of_a_group_stay_while_the_guest_has_others(bcm5719: FakeHost) -> None:
-    """A host driver could not take them; after the others have left, they go."""
+    """Kept functions are reattached once QEMU no longer holds their group."""
     stage = Stage(bcm5719)
     kept = [DomainHostdevDef.for_pci(address, managed=True, unassigned=True) for address in CARD[1:3]]
     given = [DomainHostdevDef.for_pci(address, managed=True) for address in (CARD[0], CARD[3])]
@@ -389,7 +389,7 @@ def test_kept_functions_of_a_group_stay_while_the_guest_has_others(bcm5719: Fake
 
 
 def test_a_qemu_that_lies(bcm5719: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says that the devices have left and holds their group: nothing is given back."""
+    """If QEMU reports the devices as deleted but holds their group, nothing is reattached."""
     from pyhostdev.hypervisor import hostdev_release
 
     monkeypatch.setattr(hostdev_release, "RELEASE_WAIT_S", 0.1)
@@ -404,7 +404,7 @@ def test_a_qemu_that_lies(bcm5719: FakeHost, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_live_definition_keeps_its_names(bcm5719: FakeHost, tmp_path: Path) -> None:
-    """Aliases that QEMU knows survive the file, unlike those of a definition."""
+    """The live definition keeps QEMU's aliases, unlike a stored definition."""
     from pyhostdev.qemu.qemu_hotplug.livestate import DirectoryState
     from pyhostdev.util.statedir import StateDir
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Killed while plugging or unplugging: a sample of what tests/fuzz/fuzz_hotplug_crash.py does as a whole."""
+"""Kills during plugging or unplugging: a sample of the cases of tests/fuzz/fuzz_hotplug_crash.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def world(tmp_path: Path, machine: str, guest: str) -> World:
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize(("machine", "guest"), list(scenarios()))
 def test_killed_anywhere(tmp_path: Path, machine: str, guest: str, action: str) -> None:
-    """The guest has the whole unit, or none of it, or it is pending; and in the end all is as before."""
+    """The guest has the whole unit, or none of it, or it is pending; at the end everything is restored."""
     stage = world(tmp_path, machine, guest)
     deaths = stage.deaths(action)
     assert len(deaths) > 60
@@ -32,7 +32,7 @@ def test_killed_anywhere(tmp_path: Path, machine: str, guest: str, action: str) 
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_killed_again_while_finishing(tmp_path: Path, action: str) -> None:
-    """A finish that dies, too, leaves nothing that the next one does not finish."""
+    """The next finish completes a killed one."""
     stage = world(tmp_path, "pc", "linux")
     deaths = stage.deaths(action)
     for number, death in enumerate(deaths[:: max(1, len(deaths) // EACH)]):
@@ -45,7 +45,7 @@ def test_killed_again_while_finishing(tmp_path: Path, action: str) -> None:
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_qemu_and_its_owner_die_as_well(tmp_path: Path, action: str) -> None:
-    """Recover gives back what was on its way; a release gives back what the guest had."""
+    """recover reattaches a unit that was being plugged; release reattaches the units of the guest."""
     stage = world(tmp_path, "pc", "linux")
     deaths = stage.deaths(action)
     for death in deaths[3 :: max(1, len(deaths) // EACH)]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A running guest gets a card by iommufd: nodes are handed over, and none stays open where its function comes home."""
+"""A running guest gets a card by iommufd: nodes are passed to QEMU, and closed before the function is reattached."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fake(fakehost: Callable[[str], FakeHost]) -> FakeHost:
 
 
 class NodeStage(Stage):
-    """A guest whose devices come by iommufd."""
+    """A guest whose devices use iommufd."""
 
     def __init__(self, fake: FakeHost, **options: object) -> None:
         dom = live_domain(fake)
@@ -47,7 +47,7 @@ class NodeStage(Stage):
         self.guest = self.guest_over(self.connection)
 
     def guest_over(self, connection: Any) -> Guest:
-        """Return the guest as a program with this connection sees it."""
+        """Return the guest over this connection."""
         return Guest(
             connection,
             self.manager,
@@ -62,7 +62,7 @@ class NodeStage(Stage):
 
     @property
     def told(self) -> list[str]:
-        """The commands about descriptors and devices, each with the name that it is about."""
+        """The commands for descriptors and devices, each with its name."""
         found = ((c, a.get("fdname") or a.get("id")) for c, a in self.connection.commands if c in NODES)
         return [f"{command} {name}" for command, name in found]
 
@@ -79,7 +79,7 @@ def open_nodes() -> list[str]:
 
 
 def test_nodes_are_handed_over_before_each_device(fake: FakeHost) -> None:
-    """The iommufd comes first, once; function 0 last; nothing stays open here, and QEMU's nodes close with the unit."""
+    """The iommufd is first, function 0 last; this process keeps no node open, and QEMU closes them with the unit."""
     stage = NodeStage(fake)
     stage.attach()
     assert [
@@ -97,7 +97,7 @@ def test_nodes_are_handed_over_before_each_device(fake: FakeHost) -> None:
 
 
 def test_one_iommufd_serves_a_guest_for_its_life(fake: FakeHost) -> None:
-    """The second unit does not add another: functions of one guest share it."""
+    """The functions of a guest share one iommufd."""
     stage = NodeStage(fake)
     stage.attach()
     stage.detach()
@@ -109,7 +109,7 @@ def test_one_iommufd_serves_a_guest_for_its_life(fake: FakeHost) -> None:
 
 @pytest.mark.parametrize("refused", range(2))
 def test_a_refused_device_leaves_no_node_open(fake: FakeHost, monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
-    """QEMU refuses before it uses the node up: the node is closed there before the card comes home."""
+    """QEMU refuses the device before it uses the node: the node is closed in QEMU before the card is reattached."""
     stage = NodeStage(fake)
     count = iter(range(9))
     real = NamedDescriptors.check
@@ -127,7 +127,7 @@ def test_a_refused_device_leaves_no_node_open(fake: FakeHost, monkeypatch: pytes
 
 
 def test_what_cannot_be_is_refused_before_the_first_write(fakehost: Callable[[str], FakeHost]) -> None:
-    """A kernel without iommufd, and a connection that cannot hand over descriptors."""
+    """A kernel without iommufd, or a connection that cannot pass descriptors, is refused."""
     without = fakehost(tree())
     stage = NodeStage(without)
     before = without.snapshot()
@@ -143,7 +143,7 @@ def test_a_connection_without_descriptors_is_refused(fake: FakeHost) -> None:
     before = fake.snapshot()
 
     class Plain:
-        """A connection that has commands and events only."""
+        """A connection that cannot pass descriptors."""
 
         def __init__(self, connection: SimulatedConnection) -> None:
             self.events, self.execute = connection.events, connection.execute
@@ -159,7 +159,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_attacher_leaves_no_node_open(fake: FakeHost) -> None:
-    """It handed a node over, and died before the device: the next one closes the node, and the card comes home."""
+    """It passed a node and was killed before the device: the next process closes the node and reattaches the card."""
 
     def kill(command: str) -> None:
         if command == "device_add":
@@ -176,7 +176,7 @@ def test_a_killed_attacher_leaves_no_node_open(fake: FakeHost) -> None:
 
 
 def test_qemu_that_dies_while_it_has_nodes(fake: FakeHost) -> None:
-    """Its end closes them; release gives the card back."""
+    """The end of QEMU closes its nodes; release reattaches the card."""
     stage = NodeStage(fake)
     stage.attach()
     stage.qemu.end()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The process that started a guest sees devices leave that it did not ask for, and gives them back."""
+"""The process that started a guest reattaches devices that leave without its request."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Stage:
 
 
 async def owned(stage: Stage, script: Callable[[Stage], Awaitable[None]]) -> None:
-    """Run a script beside the owner."""
+    """Run a script in parallel to the owner."""
     dom = live_domain(stage.fake)
     owner = GuestOwner(dom, stage.host, stored_capabilities(dom), DEFAULT_RELEASE, None)
     client: Any = qmp.QMPClient("owner")
@@ -78,7 +78,7 @@ async def owned(stage: Stage, script: Callable[[Stage], Awaitable[None]]) -> Non
 
 @pytest.fixture
 def play(bcm5719: FakeHost, tmp_path: Path) -> Callable[..., None]:
-    """A function that runs a script beside a guest's owner."""
+    """A function that runs a script in parallel to a guest's owner."""
     unit = tmp_path / "unit.xml"
     unit.write_text(format_hostdevs(card()))
 
@@ -90,7 +90,7 @@ def play(bcm5719: FakeHost, tmp_path: Path) -> Callable[..., None]:
 
 
 def test_a_function_pulled_by_the_host(play: Callable[..., None]) -> None:
-    """The whole slot leaves; the owner gives back all four functions and forgets them."""
+    """The whole slot leaves; the owner reattaches all four functions and drops their unit."""
 
     async def script(stage: Stage) -> None:
         assert 0 == await stage.verb("attach-device")
@@ -101,7 +101,7 @@ def test_a_function_pulled_by_the_host(play: Callable[..., None]) -> None:
 
 
 def test_a_detacher_that_gave_up(play: Callable[..., None]) -> None:
-    """A deaf guest is asked, exit 5; after its reset the owner gives back, without another command."""
+    """The guest does not answer: exit 5; after its reset, the owner reattaches without another command."""
 
     async def script(stage: Stage) -> None:
         assert 0 == await stage.verb("attach-device")
@@ -128,7 +128,7 @@ def test_the_process_that_holds_the_lock_acts_itself(play: Callable[..., None]) 
 
 
 def test_a_detach_of_another_process(play: Callable[..., None]) -> None:
-    """The owner sees its events and has nothing to do."""
+    """The owner receives the events and does nothing."""
 
     async def script(stage: Stage) -> None:
         assert 0 == await stage.verb("attach-device")

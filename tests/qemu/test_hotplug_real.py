@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The simulated QEMU and a real one answer the same scripts alike; a second process plugs into a guest that runs.
+The simulated QEMU and a real one give equal answers; a second process plugs into a running guest.
 
-LAB_QEMU names another emulator, as ``make lab`` does for the newest QEMU that can be had.
+LAB_QEMU names another emulator, as ``make lab`` does for the newest available QEMU.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def short_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_both_answer_alike(short_path: Path, name: str) -> None:
-    """Step by step: the class and the words of each refusal, the devices that are there, and the events."""
+    """For each step: the class and the text of a refusal, the present devices, and the events."""
     machine, args, steps = SCRIPTS[name]
     qemu = simulated(machine)
     with real_qemu(short_path, args) as real:
@@ -219,7 +219,7 @@ def test_both_answer_alike(short_path: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def owned_guest(fake: FakeHost, runtime: Path) -> Iterator[Real]:
-    """Run a real QEMU with its owner, as start does, and give its control socket."""
+    """Run a real QEMU with its owner, as start does, and yield its control socket."""
     host = Host(fake.root, writer=fake.kernel)
     dom = live_domain(fake)
     owner = GuestOwner(dom, host, for_emulator(shutil.which(QEMU), "x86_64"), _release(), None)
@@ -267,7 +267,7 @@ def socket_alias(path: Path) -> Iterator[Path]:
 
 
 def test_start_gives_a_second_monitor(bcm5719: FakeHost) -> None:
-    """The guest is found by its name, its owner and QEMU by their locks; devices go in and out; nothing is left."""
+    """The guest is found by its name, its owner and QEMU by their locks; devices are plugged and unplugged."""
     runtime = Path(bcm5719.root.state_dir, "lib/qemu/domain-5-vm1")
     runtime.parent.mkdir(parents=True)
     os.chmod(bcm5719.root.state_dir, 0o700)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Any order of plugging, unplugging, pauses, resets and hands of others keeps host, QEMU and records together."""
+"""After any sequence of plugs, unplugs, pauses, resets and foreign changes, host, QEMU and records agree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GUESTS = st.sampled_from(["linux", "linux", "deaf", "compat"])
 
 
 class Plugging(RuleBasedStateMachine):
-    """One card and one guest; every refusal is fine, as long as all three agree."""
+    """One card and one guest; any refusal is accepted if all three agree."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Plugging(RuleBasedStateMachine):
 
     @invariant()
     def all_agree(self) -> None:
-        """The card is home as a whole, or away as a whole with four records; QEMU has only what is recorded."""
+        """All functions are on the host, or none and all four are recorded; QEMU has only recorded functions."""
         if not hasattr(self, "stage"):
             return
         records = self.stage.manager.journal.read()[0]
@@ -84,7 +84,7 @@ class Plugging(RuleBasedStateMachine):
             assert [] == self.stage.guest.definition.hostdevs
 
     def teardown(self) -> None:
-        """In the end, whatever happened, the card comes home."""
+        """At the end, the card is always reattached."""
         if hasattr(self, "stage"):
             self.stage.qemu.cont()
             self.stage.qemu.machine.advance(10)

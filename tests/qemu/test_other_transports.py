@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Devices that QEMU knows by other names or places than PCI ones, and small words of newer releases."""
+"""Devices without a PCI address, and small additions of newer releases."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def devices(args: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("release", [R11_3, R12_8], ids=str)
 def test_pstore(release: LibvirtRelease) -> None:
-    """The memory is a file that is shared, and the device stands on conventional PCI."""
+    """The memory is a shared file, and the device is on a conventional PCI bus."""
     args = argv(domain(PSTORE, "<features><acpi/></features>"), release)
     backend = {"qom-type": "memory-backend-file", "id": "mempstore0", "mem-path": "/erst", "size": 8192, "share": True}
     where = args.index(json.dumps(backend, separators=(",", ":")))
@@ -53,7 +53,7 @@ def test_pstore_of_an_older_release() -> None:
 
 
 def test_pstore_that_cannot_be_built() -> None:
-    """Neither a missing size nor another architecture is guessed away."""
+    """A missing size or another architecture is refused."""
     with pytest.raises(ConfigUnsupportedError, match="without path or size"):
         argv(domain("<pstore backend='acpi-erst'><path>/erst</path></pstore>"))
     with pytest.raises(ConfigUnsupportedError, match="in this machine"):
@@ -64,7 +64,7 @@ def test_pstore_that_cannot_be_built() -> None:
 
 @pytest.mark.parametrize(("size", "mib"), [("<tb-cache unit='KiB'>102400", 100), ("<tb-cache unit='MiB'>7", 7)])
 def test_translation_cache(size: str, mib: int) -> None:
-    """The cache of translated code has its size in MiB; it has no meaning with KVM."""
+    """The cache of translated code has its size in MiB; it is ignored with KVM."""
     args = argv(domain(head=f"<features><tcg>{size}</tb-cache></tcg></features>"))
     assert f"tcg,tb-size={mib}" == args[args.index("-accel") + 1]
 

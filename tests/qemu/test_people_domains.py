@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whole domains of the kinds that people publish get a command line of the newest libvirt, or all reasons at once."""
+"""Domains like published ones get the newest libvirt's command line, or all reasons for a refusal at once."""
 
 from __future__ import annotations
 

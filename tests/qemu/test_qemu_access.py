@@ -59,7 +59,7 @@ def disk(path: object, target: str = "vda") -> str:
 
 
 def test_every_file_is_known_with_what_is_done_to_it() -> None:
-    """All that a command line names for QEMU to open is looked at, and each for what QEMU does with it."""
+    """Every file that QEMU opens is checked, for the access that QEMU needs."""
     found = {(file.path, file.mode, file.making) for file in needed_files(DomainDef.parse(EVERYTHING), HostRoot("/"))}
     read = {"/fw/code", "/boot/kernel", "/boot/initrd", "/boot/dtb", "/fw/slic", "/disk/ro", "/disk/cd"}
     write = {"/dev/kvm", "/fw/vars", "/disk/rw", "/share/rw", "/chr/dev", "/dev/vhost-vsock", "/dev/bus/usb/001/002"}
@@ -73,8 +73,8 @@ def test_every_file_is_known_with_what_is_done_to_it() -> None:
     assert expected == found
 
 
-def test_missing_and_relative_paths_are_told_at_once(tmp_path: Path) -> None:
-    """Every file that is missing is a finding with its line, and so is every path that starts nowhere."""
+def test_missing_and_relative_paths_are_refused_at_once(tmp_path: Path) -> None:
+    """Every missing file and every relative path is a finding with its line."""
     (tmp_path / "there").touch()
     disks = disk(tmp_path / "gone") + "\n" + disk(tmp_path / "there/in", "vdb") + disk("here", "vdc")
     dom = domain(disks, emulator="qemu")
@@ -102,7 +102,7 @@ def test_a_foreign_root_need_not_have_files(tmp_path: Path) -> None:
 
 @needs_root
 def test_findings_are_the_users(tmp_path: Path) -> None:
-    """A file that root may open and QEMU's user may not is a finding with the remedy; for root there is no finding."""
+    """A file that only root may open is a finding with the remedy if QEMU has another user."""
     for name in ("closed", "open"):
         (tmp_path / name).touch(mode=0o600)
     top = tmp_path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Names of devices: how they count, which are kept, which devices have no name."""
+"""Aliases of devices: their numbers, the user's own, and devices without one."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_s3_assigned_no_takes_no_alias_and_no_number() -> None:
 
 
 def test_s3_unassigned_takes_an_alias_and_a_number() -> None:
-    """S3: libvirt's own spelling counts, so numbers have a gap in the guest."""
+    """S3: libvirt's own spelling uses a number, so the guest's numbers have a gap."""
     unassigned = "<address type='unassigned'/>"
     dom = named(hostdev(0), hostdev(1, more=unassigned), hostdev(2, more=unassigned), hostdev(3))
     assert ["hostdev0", "hostdev1", "hostdev2", "hostdev3"] == aliases(dom)
 
 
 def test_user_alias_is_kept_and_not_counted() -> None:
-    """A name of the user's does not move the numbers of the others, even when it looks like one."""
+    """A user's alias does not change the numbers of the others, even if it looks like a generated one."""
     dom = named(hostdev(0, more="<alias name='ua-hostdev7'/>"), hostdev(1))
     assert ["ua-hostdev7", "hostdev0"] == aliases(dom)
 
@@ -73,7 +73,7 @@ def test_interfaces_that_are_host_devices_count_first() -> None:
     ],
 )
 def test_chipset_controllers_have_qemus_names(machine: str, expected: dict[str, str]) -> None:
-    """The machine creates its own controllers under names we cannot choose."""
+    """The chipset's controllers have QEMU's own names."""
     disk = "<disk type='file'><source file='/a'/><target dev='{}' bus='{}'/></disk>"
     other = disk.format("hda", "ide") if machine == "pc" else disk.format("sdb", "sata")
     dom = named(disk.format("sda", "scsi"), other, machine=machine)

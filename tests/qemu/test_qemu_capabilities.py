@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a binary can do: stored answers, and the probe they came from."""
+"""The capabilities of an emulator: stored answers, and the probe that recorded them."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def test_properties_of_all_that_is_asked_are_stored(version: str, arch: str) -> 
 
 
 def test_stored_answers_are_read_once() -> None:
-    """The same question gets the same object; why nothing was asked is part of the question."""
+    """Equal requests get the same object; the reason for not probing is a part of the request."""
     assert load("x86_64", "10.0") is load("x86_64", "10.0")
     assert "no reason" == load("x86_64", "10.0", why_stored="no reason").why_stored
 
 
 def test_absent_emulator_is_answered_for_by_the_stored_one() -> None:
-    """A definition that names a binary of another machine can still be built."""
+    """A definition with an emulator that is absent here can still be built."""
     capabilities = for_emulator("/nonexistent/qemu-system-x86_64", "x86_64")
     assert load("x86_64").version == capabilities.version
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command line: refused by name or built completely, and nothing a user writes breaks out of its value."""
+"""The command line is refused or built completely, and no user text can break out of its value."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_each_hostdev_option_is_one_property(more: str, expected: dict[str, Any]
 
 
 def test_properties_of_a_hostdev_are_in_libvirts_order() -> None:
-    """The order is part of what is compared with libvirt."""
+    """The comparison with libvirt includes the order."""
     more = (
         "<driver name='vfio'/><teaming type='transient' persistent='ua-net'/><boot order='1'/><alias name='ua-a'/>"
         "<rom bar='on' file='/r'/><acpi index='2'/>"
@@ -79,7 +79,7 @@ def test_properties_of_a_hostdev_are_in_libvirts_order() -> None:
 
 @pytest.mark.parametrize("name", ["a,b", "a,,b", 'a"b', "a=b", "ä\N{PILE OF POO}", "a{b}", "-S"])
 def test_a_name_stays_within_its_value(name: str) -> None:
-    """Commas are doubled, everything else means itself; the next option is where it belongs."""
+    """Commas are doubled, all other characters are literal, and the next option is unaffected."""
     argv = build_command_line(domain(name=name.replace('"', "&quot;")))
     doubled = name.replace(",", ",,")
     assert ["-name", f"guest={doubled},debug-threads=on", "-S"] == argv[1:4]
@@ -141,7 +141,7 @@ def test_what_is_not_built_is_refused_by_name(xml: str, named: str) -> None:
     ],
 )
 def test_what_the_machine_cannot_be_told_is_refused_by_name(head: str, named: str) -> None:
-    """The same holds for attributes of the domain as a whole."""
+    """Attributes of the whole domain that cannot be built are refused by name."""
     with pytest.raises(ConfigUnsupportedError, match=named):
         build_command_line(domain(head=head))
 
@@ -189,7 +189,7 @@ def wide(name: str, directory: str) -> DomainDef:
 
 @pytest.mark.parametrize("name", WIDE)
 def test_wide_domains_are_built_as_reviewed(name: str, check_golden: Callable[[Path, str], None]) -> None:
-    """Domains with one of nearly everything keep the command line that was reviewed and that QEMU takes."""
+    """Domains with nearly every kind of device keep the reviewed command line, which QEMU accepts."""
     argv = build_command_line(wide(name, "/dir"), release=RELEASES[0])
     check_golden(TESTDATA / "qemu" / f"{name}.args", "".join(f"{word}\n" for word in argv))
 
@@ -214,7 +214,7 @@ def test_qemu_takes_wide_domains(name: str, tmp_path: Path) -> None:
 
 
 def test_error_of_a_build_says_the_line() -> None:
-    """The error points the author of the definition to its place."""
+    """The error has the line in the definition."""
     with pytest.raises(ConfigError) as refusal:
         build_command_line(domain("\n\n<frobnicate/>"))
     assert 3 == refusal.value.line

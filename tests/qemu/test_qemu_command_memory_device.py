@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Memory as a device, memory attributes and threads of devices, in the words that libvirt prints."""
+"""Memory devices, memory attributes and threads of devices, printed as libvirt does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def numa(argv: list[str]) -> list[str]:
 
 
 def test_modules_have_their_backends() -> None:
-    """Each model has the backend that its source asks for; a module's size is rounded up to 2 MiB."""
+    """Each model has the backend for its source; a module's size is rounded up to 2 MiB."""
     found = objects(built(), "-object", "id")
     assert {
         "qom-type": "memory-backend-file",
@@ -53,7 +53,7 @@ def test_modules_have_their_backends() -> None:
 
 
 def test_modules_are_devices() -> None:
-    """A device says where the memory is, and what the guest may do with it."""
+    """A device refers to its memory, with the guest's access to it."""
     found = objects(built(), "-device", "id")
     assert (0, 131072, True) == tuple(found["nvdimm1"][word] for word in ("node", "label-size", "unarmed"))
     growing = found["virtiomem3"]
@@ -64,7 +64,7 @@ def test_modules_are_devices() -> None:
 
 
 def test_persistent_memory_needs_its_file() -> None:
-    """Memory that outlives the guest is in a file, and the file is named."""
+    """Persistent memory needs a named file."""
     with pytest.raises(ConfigError, match="without the <path>"):
         built(DOMAIN.replace("<path>/var/lib/pmem</path>", ""))
 
@@ -77,8 +77,8 @@ def test_memory_can_grow_without_slots() -> None:
     assert "size=5242880k,maxmem=33554432k" == argv[argv.index("-m") + 1]
 
 
-def test_memory_attributes_are_told() -> None:
-    """Latencies, bandwidths and caches are in the table of the guest; a cell without processors has an initiator."""
+def test_memory_attributes_are_printed() -> None:
+    """Latencies, bandwidths and caches are in the guest's HMAT; a cell without processors has an initiator."""
     argv = built()
     assert "hmat=on" in argv[argv.index("-machine") + 1].split(",")
     assert [
@@ -104,7 +104,7 @@ def test_the_quickest_cell_is_the_initiator() -> None:
 
 
 def test_queues_have_threads() -> None:
-    """A device's queues are served by the threads that are named, and the main loop has its own workers."""
+    """The named threads serve a device's queues; the main loop has its own worker pool."""
     argv = built()
     devices = objects(argv, "-device", "id")
     assert [{"iothread": "iothread1", "vqs": [0, 2]}, {"iothread": "iothread2", "vqs": [1, 3]}] == devices[
@@ -127,19 +127,19 @@ def test_queues_have_threads() -> None:
     ],
 )
 def test_threads_of_queues_are_complete(was: str, now: str, why: str) -> None:
-    """The threads exist, none is named twice, and either no queue is named or each is."""
+    """The threads must exist, each is named once, and either all queues are named or none."""
     with pytest.raises(ConfigError) as caught:
         built(DOMAIN.replace(was, now))
     assert why in " ".join(str(error) for error in (caught.value, *caught.value.others))
 
 
 def test_a_guest_without_ps2_has_no_ps2_devices() -> None:
-    """The machine is told, and neither mouse nor keyboard is added."""
+    """The machine option disables PS/2, and no mouse or keyboard is added."""
     argv = built()
     assert "i8042=off" in argv[argv.index("-machine") + 1].split(",")
 
 
 def test_a_qcow2_image_has_its_cache_of_tables() -> None:
-    """The size is in bytes, whatever unit it was written in."""
+    """The size is in bytes, whatever the unit in the XML."""
     nodes = objects(built(), "-blockdev", "node-name")
     assert 4 << 20 == nodes["libvirt-1-format"]["cache-size"]

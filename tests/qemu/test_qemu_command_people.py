@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The smaller devices that domains of people have, on the command line."""
+"""The command line of smaller devices in common domains."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOMAIN = """
 def argv(
     devices: str = "", head: str = "", os: str = "", release: LibvirtRelease = R12_8, **options: Any
 ) -> list[tuple[str, str]]:
-    """The command line as pairs of neighbours."""
+    """The command line as pairs of adjacent words."""
     dom = DomainDef.parse(DOMAIN.format(head=head, devices=devices, os=os))
     return list(pairwise(build_command_line(dom, release=release, **options)))
 
@@ -41,7 +41,7 @@ def devices_of(words: list[tuple[str, str]], driver: str) -> list[dict[str, Any]
 
 
 def test_tpm_of_an_emulator() -> None:
-    """The emulator listens at a socket of this run."""
+    """The emulator of a TPM listens at a socket in the runtime directory."""
     words = argv("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>", state_dir="/run/x")
     assert "socket,id=chrtpm,path=/run/x/swtpm/-1-d-swtpm.sock" in values(words, "-chardev")
     assert ["emulator,id=tpm-tpm0,chardev=chrtpm"] == values(words, "-tpmdev")
@@ -50,7 +50,7 @@ def test_tpm_of_an_emulator() -> None:
 
 @pytest.mark.parametrize("passes", [True, False])
 def test_tpm_of_the_host(passes: bool) -> None:
-    """Its node and its way to be interrupted are inherited where the caller opens them."""
+    """QEMU inherits the TPM's node and its cancel file if the caller opens them."""
     tpm = "<tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm7'/></backend></tpm>"
     words = argv(tpm, file_fd={"/dev/tpm7": 8, "/sys/class/tpm/tpm7/device/cancel": 9}.get if passes else None)
     sets = ["set=0,fd=8,opaque=tpm0-tpm", "set=1,fd=9,opaque=tpm0-cancel"]
@@ -90,7 +90,7 @@ def test_tables_of_the_host(tmp_path: Path) -> None:
 
 
 def test_a_fw_cfg_value_stays_one_value() -> None:
-    """libvirt lets a comma end the value, and so a value could name a file of the host."""
+    """Commas are doubled: in libvirt a comma ends the value, so a value could name a file of the host."""
     entry = "<sysinfo type='fwcfg'><entry name='opt/x'>a,file=/etc/shadow</entry></sysinfo>"
     assert ["name=opt/x,string=a,,file=/etc/shadow"] == values(argv(head=entry), "-fw_cfg")
     for wrong in ("<entry name='etc/x'>a</entry>", "<entry name='opt/ovmf/x'>a</entry>", "<entry name='opt/x'/>"):
@@ -116,14 +116,14 @@ def test_a_fw_cfg_value_stays_one_value() -> None:
         ("type='pipewire'><input mixingEngine='no'/></audio>", {"driver": "pipewire", "in": {"mixing-engine": False}}),
     ],
 )
-def test_sound_goes_where_it_is_told(audio: str, expected: dict[str, Any]) -> None:
-    """Each kind of backend has its own words; those of others are not said."""
+def test_sound_goes_to_the_named_backend(audio: str, expected: dict[str, Any]) -> None:
+    """Each kind of backend has its own options; those of other kinds are not printed."""
     (value,) = values(argv(f"<audio id='1' {audio}"), "-audiodev")
     assert {"id": "audio1", **expected} == json.loads(value)
 
 
 def test_an_event_device_of_the_host() -> None:
-    """It is an object, and has no bus."""
+    """An event device is an object without a bus."""
     source = "<source dev='/dev/input/event3' grab='all' repeat='on' grabToggle='scrolllock'/>"
     found = [json.loads(value) for value in values(argv(f"<input type='evdev'>{source}</input>"), "-object")]
     expected = {"evdev": "/dev/input/event3", "repeat": True, "grab_all": True, "grab-toggle": "scrolllock"}
@@ -132,7 +132,7 @@ def test_an_event_device_of_the_host() -> None:
 
 @pytest.mark.parametrize(("socket", "path"), [("", "/run/x/lib/qemu/domain--1-d/fs0-fs.sock"), ("/s", "/s")])
 def test_a_directory_by_virtiofs(socket: str, path: str) -> None:
-    """QEMU connects to a daemon: to one of this run, or to the one that is named."""
+    """QEMU connects to a virtiofsd that start runs, or to the named socket."""
     source = f"<source socket='{socket}'/>" if socket else "<source dir='/srv'/>"
     text = f"<filesystem type='mount'><driver type='virtiofs' queue='8'/>{source}<target dir='t'/></filesystem>"
     words = argv(text, state_dir="/run/x")
@@ -142,7 +142,7 @@ def test_a_directory_by_virtiofs(socket: str, path: str) -> None:
 
 
 def test_virtiofs_reaches_the_guests_memory() -> None:
-    """Memory that no other program can map, and words of 9p, are refused; 9.0 refuses read-only too."""
+    """Unshared memory and options of 9p are refused; 9.0 also refuses read-only."""
     text = "<filesystem type='mount'{}><driver type='virtiofs'/><source dir='/s'/><target dir='t'/>{}</filesystem>"
     private = DomainDef.parse(DOMAIN.format(head="", os="", devices=text.format("", "")).replace("shared", "private"))
     with pytest.raises(ConfigUnsupportedError, match="access mode='shared'"):
@@ -155,7 +155,7 @@ def test_virtiofs_reaches_the_guests_memory() -> None:
 
 
 def test_a_directory_by_9p() -> None:
-    """Since 12.8 the switch has a value."""
+    """Since 12.8 the option readonly has a value."""
     text = "<filesystem type='mount' multidevs='remap'><source dir='/s'/><target dir='t'/><readonly/></filesystem>"
     for release, last in ((R11_3, "readonly"), (R12_8, "readonly=on")):
         (value,) = values(argv(text, release=release), "-fsdev")
@@ -163,14 +163,14 @@ def test_a_directory_by_9p() -> None:
 
 
 def test_a_panic_that_windows_tells() -> None:
-    """It is a flag of the processor, and no device."""
+    """A Hyper-V panic notifier is a CPU flag, not a device."""
     for release, flag in ((R9_0, "hv-crash"), (R11_3, "hv-crash"), (R12_8, "hv-crash=on")):
         (cpu,) = values(argv("<panic model='hyperv'/>", release=release), "-cpu")
         assert flag == cpu.split(",")[-1]
 
 
 def test_files_of_ports_are_inherited_or_opened() -> None:
-    """An inherited file is written behind its end: its opener decides what is kept of it."""
+    """QEMU appends to an inherited file; the opener decides whether to truncate it."""
     port = "<serial type='file'><source path='/l' append='off'/></serial>"
     log = "<serial type='pty'><log file='/l' append='off'/></serial>"
     opened: dict[str, Any] = {"file_fd": lambda path: 7}
@@ -181,14 +181,14 @@ def test_files_of_ports_are_inherited_or_opened() -> None:
 
 
 def test_the_agent_of_qemu_itself() -> None:
-    """Clipboard and mouse are switched where they are named."""
+    """Clipboard and mouse are set if the XML has them."""
     words = "<source><clipboard copypaste='no'/><mouse mode='server'/></source>"
     text = f"<channel type='qemu-vdagent'>{words}<target type='virtio' name='com.redhat.spice.0'/></channel>"
     assert "qemu-vdagent,id=charchannel0,name=vdagent,clipboard=off,mouse=off" in values(argv(text), "-chardev")
 
 
 def test_a_console_without_address_is_placed_by_qemu() -> None:
-    """It gets no port, and the terminal of an earlier run is forgotten."""
+    """Such a console has no port, and the terminal of an earlier run is dropped."""
     text = "<console type='pty' tty='/dev/pts/4'><source path='/dev/pts/4'/><target type='virtio'/></console>"
     assert [{"driver": "virtconsole", "chardev": "charconsole0", "id": "console0"}] == devices_of(
         argv(text), "virtconsole"
@@ -207,7 +207,7 @@ def test_shared_memory_with_a_server() -> None:
 
 
 def test_a_generation_id_is_shown() -> None:
-    """An empty one is made from the domain's UUID: the same file gives the same guest."""
+    """An empty ID is derived from the domain's UUID: the same file gives the same guest."""
     (said,) = devices_of(argv(head="<genid>1f5e3d2c-0b2b-4f0e-9d7a-0c9c8f6f4a11</genid>"), "vmgenid")
     assert "1f5e3d2c-0b2b-4f0e-9d7a-0c9c8f6f4a11" == said["guid"]
     assert devices_of(argv(head="<genid/>"), "vmgenid") == devices_of(argv(head="<genid/>"), "vmgenid")
@@ -223,7 +223,7 @@ def test_a_generation_id_is_shown() -> None:
     ],
 )
 def test_a_flag_that_qemus_model_has_lost_is_off(model: str, features: str, expected: str) -> None:
-    """A definition that names the flag decides itself."""
+    """A flag in the definition is unchanged."""
     cpu = f"<cpu mode='custom' match='exact' check='none'><model>{model}</model>{features}</cpu>"
     assert [expected] == values(argv(head=cpu), "-cpu")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What start makes for a guest beside QEMU: variables of firmware, the emulator of a TPM, virtiofsd."""
+"""What start creates for a guest besides QEMU: firmware variables, a TPM emulator, virtiofsd."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def template(tmp_path: Path) -> Path:
 
 
 def test_variables_are_made_from_their_template(template: Path, tmp_path: Path) -> None:
-    """The store is complete and its owner's alone, and no part of the copy is left beside it."""
+    """The store is complete and private to its owner, and no partial copy remains."""
     store = tmp_path / "new" / "d_VARS.fd"
     assert True is make_variables(OSDef(nvram=str(store), nvram_template=str(template)), None)
     assert (b"variables", 0o600) == (store.read_bytes(), stat.S_IMODE(store.stat().st_mode))
@@ -61,7 +61,7 @@ def test_variables_are_made_from_their_template(template: Path, tmp_path: Path) 
 
 
 def test_variables_are_never_overwritten(template: Path, tmp_path: Path) -> None:
-    """What a guest has saved stays, even where a link that leads nowhere has the name."""
+    """A guest's saved variables are kept, even if the name is a dangling link."""
     store, link = tmp_path / "store", tmp_path / "link"
     store.write_bytes(b"saved")
     link.symlink_to(tmp_path / "nowhere")
@@ -71,7 +71,7 @@ def test_variables_are_never_overwritten(template: Path, tmp_path: Path) -> None
 
 
 def test_variables_that_cannot_be_made(template: Path, tmp_path: Path) -> None:
-    """A template that is missing, or of another format, is named; nothing is left."""
+    """The error names a missing template or one of another format; no file remains."""
     store = tmp_path / "store"
     with pytest.raises(OperationError, match="No such file"):
         make_variables(OSDef(nvram=str(store), nvram_template=str(tmp_path / "absent")), None)
@@ -114,7 +114,7 @@ def test_root_makes_a_directory_only_where_its_owner_could(tmp_path: Path) -> No
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 def test_what_is_made_belongs_to_the_guests_user(template: Path, tmp_path: Path) -> None:
-    """In a directory of that user, or in one that all may write to."""
+    """The created files belong to the guest's user."""
     tmp_path.chmod(0o777)
     template.chmod(0o644)
     make_private_directory(str(tmp_path / "state"), "/elsewhere", OTHER)
@@ -122,8 +122,8 @@ def test_what_is_made_belongs_to_the_guests_user(template: Path, tmp_path: Path)
     assert {65534} == {path.stat().st_uid for path in (tmp_path / "state", tmp_path / "state/v")}
 
 
-def test_the_emulator_of_a_tpm_is_told_its_state() -> None:
-    """Versions have different directories, below the UUID of the domain; another one can be named."""
+def test_the_emulator_of_a_tpm_gets_its_state() -> None:
+    """The state of each TPM version has its own directory below the domain's UUID; the XML can name another."""
     (spec,) = specs(PCI_TPM.format(""))
     state = "/var/lib/libvirt/swtpm/6cb9df67-db89-5919-bb3e-efaeef4a35b1/tpm2"
     assert [spec.program, "socket", "--ctrl", "type=unixio,fd=7"] == spec.argv(7)[:4]
@@ -135,8 +135,8 @@ def test_the_emulator_of_a_tpm_is_told_its_state() -> None:
         specs(PCI_TPM.format("<source type='dir' path='/srv,mode=0666'/>"))
 
 
-def test_virtiofsd_is_told_what_it_serves() -> None:
-    """The words of <binary> are its options; a socket of another program needs none."""
+def test_virtiofsd_gets_the_directory_it_serves() -> None:
+    """The attributes of <binary> are its options; a named socket needs no program."""
     binary = (
         "<binary path='/opt/virtiofsd' xattr='on'><cache mode='always'/><sandbox mode='chroot'/>"
         "<lock posix='off' flock='on'/><thread_pool size='4'/></binary>"
@@ -151,7 +151,7 @@ def test_virtiofsd_is_told_what_it_serves() -> None:
 
 
 def test_programs_and_nodes_are_looked_for_before_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan names a program that is missing, and the nodes that QEMU opens."""
+    """The plan reports a missing program, and checks the nodes that QEMU opens."""
     monkeypatch.setattr(daemons_module, "SYSTEM_PATH", "/nowhere")
     evdev = "<input type='evdev'><source dev='/dev/input/event9'/></input>"
     dom = DomainDef.parse(DOMAIN.format(PCI_TPM.format("") + FS.format("<binary path='/v'/>", "/srv") + evdev))
@@ -224,7 +224,7 @@ def test_recover_removes_the_directory_of_a_programs_socket(tmp_path: Path) -> N
 
 
 def sleeper(tmp_path: Path, script: str) -> DaemonSpec:
-    """A program that a shell plays; it has its socket as descriptor."""
+    """A shell in place of the program; it inherits its socket."""
     place, state = str(tmp_path / "run" / "s.sock"), str(tmp_path / "state")
     return DaemonSpec("the sleeper", "/bin/sh", "-c", [script], place, state)
 
@@ -235,7 +235,7 @@ def daemons(tmp_path: Path, *specs: DaemonSpec) -> Daemons:
 
 
 def test_a_program_ends_with_its_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that does not end by itself is ended by force; its socket goes, its state stays."""
+    """A program that does not end is killed; its socket is removed, its state kept."""
     monkeypatch.setattr(daemons_module, "END_TIMEOUT_S", 0.2)
     spec = sleeper(tmp_path, f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.05; done")
     with daemons(tmp_path, spec):
@@ -250,7 +250,7 @@ def test_a_program_ends_with_its_guest(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_program_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
-    """The programs before it are ended, and the sockets are removed."""
+    """If a program cannot start, the earlier ones are ended and the sockets removed."""
     first = sleeper(tmp_path, "exit 0")
     second = first._replace(program="/nowhere/program", socket=str(tmp_path / "run" / "t.sock"))
     with pytest.raises(OperationError), daemons(tmp_path, first, second):
@@ -281,7 +281,7 @@ def is_alive(pid: int) -> bool:
 def test_recover_ends_a_program_whose_starter_was_killed(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No QEMU ever connected to it: it would wait at its socket for ever."""
+    """A program without a QEMU would wait at its socket for ever."""
     monkeypatch.setattr(program_journal, "END_TIMEOUT_S", 0.3)
     spec = sleeper(tmp_path, script)
     pid = killed_beside(tmp_path, spec)
@@ -294,7 +294,7 @@ def test_recover_ends_a_program_whose_starter_was_killed(
 
 
 def test_recover_finds_a_program_whose_number_was_not_recorded(tmp_path: Path) -> None:
-    """Killed between fork and record: the command line finds it, and no other process is touched."""
+    """Killed between fork and record: the program is found by its command line; no other process is touched."""
     spec = sleeper(tmp_path, "while :; do sleep 0.05; done")
     pid = killed_beside(tmp_path, spec)
     (record,) = (tmp_path / "records/programs").glob("*.program")
@@ -309,7 +309,7 @@ def test_recover_finds_a_program_whose_number_was_not_recorded(tmp_path: Path) -
 
 
 def test_recover_leaves_the_programs_of_a_running_guest_and_other_processes(tmp_path: Path) -> None:
-    """The record's lock is held by pyhostdev and QEMU; a number that is another process's now is not killed."""
+    """pyhostdev and QEMU hold the record's lock; a reused process number is not killed."""
     spec = sleeper(tmp_path, "while :; do sleep 0.05; done")
     journal = ProgramJournal(Host("/", state_dir=str(tmp_path / "records")))
     with daemons(tmp_path, spec) as running:
@@ -326,7 +326,7 @@ def test_recover_leaves_the_programs_of_a_running_guest_and_other_processes(tmp_
 
 @pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed")
 def test_swtpm_serves_and_ends_with_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It answers at the socket that it inherits, and ends when the other end of its data channel closes."""
+    """swtpm answers at its inherited socket, and ends when QEMU closes the data channel."""
     ours, theirs = socket.socketpair()
     signals: list[object] = []
     monkeypatch.setattr(signal, "pidfd_send_signal", lambda *words: signals.append(words))

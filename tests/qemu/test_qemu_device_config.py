@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Changing the devices of a definition: what is refused, and that a refusal changes nothing."""
+"""Changing the devices of a definition; a refused change has no effect."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def functions(dom: DomainDef) -> list[tuple[int, bool]]:
 
 
 def test_attached_function_gets_an_address(dom: DomainDef) -> None:
-    """What is attached is complete: it has its place, and the port that takes."""
+    """An attached device gets an address, and a port for it."""
     changed = attach_device(dom, hostdev(1), CAPABILITIES)
     assert [(0, True), (1, True)] == functions(changed)
     assert [(0, True)] == functions(dom)
 
 
 def test_attached_unassigned_function_gets_none(dom: DomainDef) -> None:
-    """A function that the guest does not get is attached all the same."""
+    """A function that is not assigned is attached, too."""
     changed = attach_device(dom, hostdev(1, "<address type='unassigned'/>"), CAPABILITIES)
     assert [(0, True), (1, False)] == functions(changed)
 
@@ -81,7 +81,7 @@ def test_disk_is_updated_in_its_place(dom: DomainDef) -> None:
     ],
 )
 def test_refused_change_has_libvirts_number_and_changes_nothing(dom: DomainDef, verb: str, xml: str, code: int) -> None:
-    """There already, not there, wrong, or not to be changed: each has its number."""
+    """Present, absent, invalid or unchangeable: each refusal has libvirt's number."""
     before = dom.format()
     verbs = {"attach": attach_device, "detach": detach_device, "update": update_device}
     with pytest.raises(ConfigError) as refusal:

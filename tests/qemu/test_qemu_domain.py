@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What kind of guest a definition is, and how much memory QEMU must be able to lock for it."""
+"""The kind of machine of a definition, and the memory that QEMU must be able to lock for it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_memlock_limit_of_pseries(devices: str, expected: int) -> None:
         ("ppc64", "virt", [False, False, False, False]),
     ],
 )
-def test_machine_is_told_by_arch_and_name(arch: str, machine: str, expected: list[bool]) -> None:
-    """A machine's name means something on its own architecture only."""
+def test_machine_is_identified_by_arch_and_name(arch: str, machine: str, expected: list[bool]) -> None:
+    """A machine's name is only valid on its own architecture."""
     dom = domain(arch=arch, machine=machine)
     assert expected == [is_i440fx(dom), is_q35(dom), is_pseries(dom), is_arm_virt(dom)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Where devices are plugged in, and which controllers that takes: the rules one by one."""
+"""Guest addresses and the controllers that they need, rule by rule."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def models(dom: DomainDef) -> dict[int | None, str | None]:
 
 
 def test_i440fx_keeps_room_for_a_bridge_unless_full() -> None:
-    """30 devices leave no slot of bus 0 free for a bridge, so a bridge takes the last one before."""
+    """30 devices would leave no slot of bus 0 for a bridge, so a bridge takes the last slot first."""
     sources = [f"0002:{bus:02x}:00.0" for bus in range(1, 32)]
     assert {0: "pci-root"} == models(defined(*map(hostdev, sources[:29])))
     assert {0: "pci-root", 1: "pci-bridge"} == models(defined(*map(hostdev, sources[:30])))
 
 
 def test_q35_gets_one_spare_port_when_we_choose_the_topology() -> None:
-    """One port more than devices, so that one can be plugged in later; none if the user chose the ports."""
+    """There is one spare port for hot-plug, unless the user chose the ports."""
     dom = defined(hostdev(f"{CARD}.0"), machine="q35")
     assert {0: "pcie-root", 1: "pcie-root-port", 2: "pcie-root-port"} == models(dom)
     port = "<controller type='pci' index='1' model='pcie-root-port'/>"
@@ -88,13 +88,13 @@ def test_conventional_function_gets_a_bridge_on_q35() -> None:
     assert ["02:01.0"] == guests(dom)
 
 
-def test_missing_function_is_taken_for_express() -> None:
+def test_missing_function_counts_as_express() -> None:
     """A function that the host does not have gets an Express port, as in libvirt."""
     assert ["01:00.0"] == guests(defined(hostdev(f"{CARD}.0"), machine="q35", host=None))
 
 
 def test_root_ports_have_chassis_and_port_of_their_place() -> None:
-    """The chassis is the index, the port is made of slot and function."""
+    """The chassis is the index; the port is computed from slot and function."""
     dom = defined(hostdev(f"{CARD}.0"), machine="q35")
     ports = [c for c in dom.controllers if c.model == "pcie-root-port"]
     assert [(1, 8), (2, 9)] == [(c.chassis, c.port) for c in ports]
@@ -141,7 +141,7 @@ def test_impossible_topologies_have_libvirts_number(devices: list[str], machine:
 
 
 def test_pseries_runs_out_of_target_indices() -> None:
-    """More groups than host bridges is an error, not a guest with two of a number."""
+    """More groups than host bridges are an error: two bridges cannot have one number."""
     sources = [f"0002:{bus:02x}:00.0" for bus in range(1, 34)]
     host = Functions(groups={source: number for number, source in enumerate(sources)})
     with pytest.raises(ConfigUnsupportedError, match="target index"):
@@ -156,7 +156,7 @@ def test_keep_together_puts_a_device_into_one_slot() -> None:
 
 
 def test_keep_together_fills_function_0() -> None:
-    """Without function 0 the guest would see nothing: the lowest assigned function takes its place."""
+    """Without function 0 the guest would see no function: the lowest assigned function becomes function 0."""
     devices = [hostdev(f"{CARD}.3"), hostdev(f"{CARD}.1")]
     assert ["00:02.3", "00:02.0"] == guests(defined(*devices, keep_together=True))
 
@@ -187,13 +187,13 @@ def test_keep_together_cannot_join_different_groups_on_pseries() -> None:
 
 
 def test_keep_together_follows_the_users_slot() -> None:
-    """Where one function has an address the others join it."""
+    """If one function has an address, the others join its slot."""
     devices = [hostdev(f"{CARD}.0", "00:09.0"), hostdev(f"{CARD}.1")]
     assert ["00:09.0", "00:09.1"] == guests(defined(*devices, keep_together=True))
 
 
 def test_keep_together_leaves_virtual_functions_apart() -> None:
-    """VFs share a slot number on the host without being one device."""
+    """VFs are not kept together: they share a slot number without being one device."""
     vfs = ["0000:82:10.0", "0000:82:10.2"]
     dom = defined(*map(hostdev, vfs), host=Functions(single=" ".join(vfs)), keep_together=True)
     assert ["00:02.0", "00:03.0"] == guests(dom)
@@ -206,7 +206,7 @@ def test_keep_together_leaves_out_what_the_guest_does_not_get() -> None:
 
 
 def test_keep_together_is_stable() -> None:
-    """What was kept together stays when it is defined again without the wish."""
+    """Defining again without the option keeps the addresses."""
     dom = defined(hostdev(f"{CARD}.1"), hostdev(f"{CARD}.2"), machine="q35", keep_together=True)
     assert dom.format() == define(DomainDef.parse(dom.format()), load("x86_64")).format()
 
@@ -225,7 +225,7 @@ def test_virtio_ports_count_from_one_and_consoles_from_zero() -> None:
 
 
 def test_two_channels_cannot_have_one_port() -> None:
-    """A port that is taken is the user's mistake."""
+    """A port in use is an error."""
     chosen = "<address type='virtio-serial' controller='0' bus='0' port='2'/>"
     with pytest.raises(XMLError):
         defined(CHANNEL.format("a", chosen), CHANNEL.format("b", chosen))
@@ -246,13 +246,13 @@ def usb_ports(dom: DomainDef) -> list[str | None]:
 
 
 def test_a_hub_is_added_when_usb_ports_run_out() -> None:
-    """Two ports and three devices: a hub takes the first port, what does not fit goes behind it."""
+    """Two ports and three devices: a hub takes the first port, and the remaining devices are behind it."""
     tablets = ["<input type='tablet' bus='usb'/>"] * 3
     assert ["1", "2", "1.1", "1.2"] == usb_ports(usb_guest(*tablets))
 
 
 def test_usb_port_of_the_user_is_kept() -> None:
-    """A chosen port stays, others go around it; one that does not exist is refused."""
+    """A chosen port is kept, the others avoid it; a missing port is refused."""
     chosen = "<input type='tablet' bus='usb'><address type='usb' bus='0' port='{}'/></input>"
     assert ["1", "2"] == usb_ports(usb_guest(chosen.format(1), "<input type='tablet' bus='usb'/>"))
     with pytest.raises(XMLError):

@@ -21,7 +21,7 @@ def host(bcm5719: FakeHost) -> Host:
 
 
 def test_stored_capabilities_serve_where_the_emulator_is_absent(host: Host, seed_domain: DomainDef) -> None:
-    """A definition can be looked at on a machine without QEMU."""
+    """A definition can be examined on a machine without QEMU."""
     seed_domain.emulator = NO_QEMU
     defined = qemu_driver.define(seed_domain, host)
     assert "pc-i440fx-11.1" == defined.os.machine
@@ -29,7 +29,7 @@ def test_stored_capabilities_serve_where_the_emulator_is_absent(host: Host, seed
 
 
 def test_define_changes_nothing_of_its_argument(host: Host, seed_domain: DomainDef) -> None:
-    """What was parsed stays as the user wrote it."""
+    """define does not change its argument."""
     before = seed_domain.format()
     qemu_driver.define(seed_domain, host)
     assert before == seed_domain.format()
@@ -45,7 +45,7 @@ def test_missing_devices_are_refused_all_at_once(host: Host, domain: Domain) -> 
 def test_missing_storage_is_refused_before_a_device_is_touched(
     bcm5719: FakeHost, host: Host, seed_domain: DomainDef
 ) -> None:
-    """A disk whose volume is missing stops the start as in libvirt, with its number."""
+    """A disk whose volume is missing is refused, with libvirt's number."""
     text = seed_domain.format().replace(
         "<devices>", "<devices><disk type='block'><source dev='/dev/vg/a'/><target dev='vda' bus='virtio'/></disk>"
     )
@@ -58,7 +58,7 @@ def test_missing_storage_is_refused_before_a_device_is_touched(
 
 
 def test_devices_come_back_when_qemu_does_not_start(bcm5719: FakeHost, host: Host, seed_domain: DomainDef) -> None:
-    """An emulator that cannot be run is an error, and the host is as before."""
+    """An emulator that cannot be run is an error, and the host is restored."""
     seed_domain.emulator = NO_QEMU
     before = bcm5719.snapshot()
     manager = HostdevManager(host)

@@ -99,7 +99,7 @@ def test_secure_boot_brings_smm_and_protects_the_variables(vendor: Path, tmp_pat
 
 
 def test_what_does_not_match_is_kept(vendor: Path, tmp_path: Path) -> None:
-    """A loader that no descriptor names, with another template or stateless, stays as it was written."""
+    """A loader without a matching descriptor is kept unchanged."""
     for words in (
         "<loader readonly='yes' type='pflash'>/fw/other</loader>",
         "<loader readonly='yes' type='pflash'>/fw/plain</loader><nvram template='/fw/mine'>/n</nvram>",
@@ -111,7 +111,7 @@ def test_what_does_not_match_is_kept(vendor: Path, tmp_path: Path) -> None:
 
 
 def test_no_firmware_that_suits(vendor: Path, tmp_path: Path) -> None:
-    """libvirt's number tells that the host cannot do it."""
+    """Without suitable firmware, the error has libvirt's number for an unsupported configuration."""
     with pytest.raises(ConfigUnsupportedError, match="No 'efi' firmware") as refusal:
         defined(domain(feature("secure-boot", "yes"), machine="pc"), tmp_path)
     assert VIR_ERR_OPERATION_FAILED == refusal.value.libvirt_code
@@ -129,7 +129,7 @@ def test_the_administrator_has_the_last_word(vendor: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"mapping": 1}', '{"mapping": {"device": "flash"}}'])
 def test_a_damaged_descriptor_is_named(text: str, vendor: Path, tmp_path: Path) -> None:
-    """Nothing is guessed from half of a descriptor."""
+    """An incomplete descriptor is refused."""
     (vendor / "10-bad.json").write_text(text)
     with pytest.raises(ConfigUnsupportedError, match=r"10-bad\.json"):
         defined(domain(), tmp_path)
@@ -150,7 +150,7 @@ def test_9_0_chooses_at_start(vendor: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("loader", "formats"), [("/fw/plain", ["raw", "raw"]), ("/other", [None, "raw"])])
 def test_format_of_a_template(loader: str, formats: list[str | None], vendor: Path, tmp_path: Path) -> None:
-    """11.3 says the format of firmware that a descriptor knows; 12.8 says it always."""
+    """11.3 prints the format of firmware with a descriptor; 12.8 always prints it."""
     os = f"<loader readonly='yes' type='pflash'>{loader}</loader><nvram template='/fw/vars'>/v</nvram>"
     dom, host = domain(os, firmware=""), Host(tmp_path)
     found = [define(dom, load("x86_64"), host, release=release).os.nvram_template_format for release in (R11_3, R12_8)]

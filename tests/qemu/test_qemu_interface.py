@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Interfaces on the host: found before anything is changed, connected when the guest starts, gone when it has ended."""
+"""Interfaces on the host: checked before any change, connected at the guest's start, removed at its end."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ NETWORK = "<interface type='network'><source network='lan'/></interface>"
 
 
 def test_bridge_of_a_network_is_in_its_status(there: FakeNetwork) -> None:
-    """The status of an active network says its bridge, whatever its definition has become."""
+    """The bridge of an active network is in its status, even if its definition has changed."""
     there.network("lan", "<forward mode='nat'/><bridge name='virbr0'/>", status=True)
     there.network("lan", "<forward mode='nat'/><bridge name='virbr9'/>", status=False)
     assert Connection("bridge", "virbr0") == there.connection(NETWORK)
@@ -128,7 +128,7 @@ def test_network_that_libvirt_does_not_have(there: FakeNetwork, name: str) -> No
     ],
 )
 def test_what_cannot_be_connected_is_a_finding(there: FakeNetwork, net: str, said: str) -> None:
-    """Every interface is looked at before anything is changed."""
+    """Every interface is checked before any change."""
     there.interface("br0", "bridge")
     there.interface("eth1")
     there.interface("eth2", "brport")
@@ -152,7 +152,7 @@ def test_what_can_be_connected_has_no_finding(there: FakeNetwork) -> None:
 
 
 def test_a_pool_names_its_functions() -> None:
-    """The parts of a network that gives functions out."""
+    """The functions of a network with a pool."""
     body = b"""<network><name>p</name><forward mode='hostdev' managed='yes'><pf dev='eth3'/>
       <address type='pci' domain='0x0000' bus='0x3d' slot='0x02' function='0x1'/></forward></network>"""
     pool = parse_network(body)
@@ -174,7 +174,7 @@ def test_names_of_interfaces(name: str, valid: bool) -> None:
 
 
 def test_a_call_that_does_not_return_has_a_deadline() -> None:
-    """A driver that hangs costs its deadline, and what the call raises is raised."""
+    """A hanging driver only costs the deadline; an exception of the call is raised."""
     import threading
 
     stop = threading.Event()
@@ -216,7 +216,7 @@ def test_macvtap_of_a_dead_guest_is_removed(there: FakeNetwork, monkeypatch: pyt
 
 
 def test_file_that_is_not_a_record_is_set_aside(there: FakeNetwork) -> None:
-    """It stays for inspection, under a name that nothing reads."""
+    """It is kept for inspection, under a name that is never read."""
     journal = MacvtapJournal(there.host)
     for name, text in (("a", b"x"), ("b", b"{}"), ("c", b"[1]")):
         journal.state.replace(f"{name}.netdev", text)
@@ -246,7 +246,7 @@ print(names())
 
 
 def test_taps_are_made_and_gone_again() -> None:
-    """Bridge, MTU, MAC address, isolation, queues and state are as the definition says; nothing is left."""
+    """Bridge, MTU, MAC address, isolation, queues and state match the definition; at the end the tap is removed."""
     nets = """<interface type='bridge'><mac address='52:54:00:4a:00:01'/><source bridge='br7'/><port isolated='yes'/>
       <model type='virtio'/><driver queues='2'/><link state='down'/></interface>
       <interface type='ethernet'><mac address='52:54:00:4a:00:02'/><target dev='own0'/><model type='e1000e'/>
@@ -272,7 +272,7 @@ print(sorted(os.listdir("/sys/class/net")), len(os.listdir("/proc/self/fd")))
 
 
 def test_failure_leaves_no_tap_behind() -> None:
-    """The second interface cannot be made, so the first one is undone."""
+    """If the second interface fails, the first one is removed."""
     nets = """<interface type='bridge'><mac address='52:54:00:4a:00:01'/><source bridge='br7'/></interface>
       <interface type='ethernet'><mac address='52:54:00:4a:00:02'/><target dev='br7'/></interface>"""
     said, left = in_namespace(FAIL, DOMAIN.format(devices=nets)).splitlines()

@@ -68,7 +68,7 @@ ALL = "<iommufd enabled='yes'/>"
     ],
 )
 def test_device_decides_before_the_domain(head: str, device: str, has_object: bool, is_by_iommufd: bool | None) -> None:
-    """The object is there for a device that uses it, or where its descriptor is handed in."""
+    """The object is printed for a device that uses it, or for a passed descriptor."""
     objects, devices = printed(domain(device, head))
     assert has_object == (objects == [{"qom-type": "iommufd", "id": "iommufd0"}])
     assert [is_by_iommufd] * (is_by_iommufd is not None) == ["iommufd" in row for row in devices]
@@ -88,7 +88,7 @@ def test_functions_share_one_object_and_each_has_a_descriptor() -> None:
 
 
 def test_function_that_the_guest_does_not_get_brings_the_object_and_no_descriptor() -> None:
-    """libvirt counts it where it decides about the object; it opens no node for it."""
+    """libvirt prints the object for it, but opens no node."""
     asked: list[PCIDeviceAddress | None] = []
 
     def descriptor(address: PCIDeviceAddress | None) -> int:
@@ -99,7 +99,7 @@ def test_function_that_the_guest_does_not_get_brings_the_object_and_no_descripto
     assert (1, [], [None]) == (len(objects), devices, asked)
 
 
-def test_interface_that_is_a_host_device_says_it_too() -> None:
+def test_interface_that_is_a_host_device_has_the_setting_too() -> None:
     """Its <driver> has the attribute; XML and command line follow it."""
     dom = domain(INTERFACE.format("<driver name='vfio' iommufd='yes'/>"))
     assert [True] == ["iommufd" in row for row in printed(dom)[1]]
@@ -110,7 +110,7 @@ def test_interface_that_is_a_host_device_says_it_too() -> None:
 
 @pytest.mark.parametrize("release", [R9_0, R11_3])
 def test_older_releases_drop_the_words(release: Any) -> None:
-    """What came later is unknown to them, and no host device changes by it."""
+    """Older releases drop the newer words; the host devices are unchanged."""
     objects, devices = printed(domain(BY_IOMMUFD, ALL), release=release)
     assert ([], ["0000:03:00.0"]) == (objects, [row["host"] for row in devices])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Words in QEMU's own namespace: printed as libvirt does, and kept from going around the plan."""
+"""Elements in QEMU's namespace: printed as libvirt does, but they cannot bypass the plan."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def commandline(*args: str) -> DomainDef:
 
 
 def test_arguments_stand_before_the_sandbox_as_they_were_written() -> None:
-    """Nothing is escaped, joined or checked: they are the user's own words to QEMU."""
+    """The user's arguments are passed to QEMU unchanged."""
     words = ["-device", "isa-applesmc,osk=words of 'a', & b", "-smbios", "type=2", ""]
     argv = build_command_line(commandline(*words))
     end = argv.index("-sandbox")
@@ -108,7 +108,7 @@ def test_wrong_words_are_refused_when_the_domain_is_defined(words: str, code: in
     ],
 )
 def test_an_argument_does_not_go_around_the_plan(argument: str) -> None:
-    """What names a host function, VFIO or iommufd is an error of the plan; argv prints it, as libvirt does."""
+    """An argument with a host function, VFIO or iommufd is an error of start; argv prints it, as libvirt does."""
     dom = commandline("-device", argument)
     assert [("around-plan", "error")] == [(f.reason, f.severity) for f in bypass_findings(dom)]
     assert argument in build_command_line(dom)
@@ -132,13 +132,13 @@ def test_other_arguments_are_let_through(argument: str) -> None:
 
 @pytest.mark.parametrize("name", ["host", "sysfsdev", "driver", "fd", "iommufd"])
 def test_an_override_does_not_exchange_the_device(name: str) -> None:
-    """A property that says which function a device is cannot be set past the plan."""
+    """A property that selects the host function cannot be overridden."""
     words = f"""<qemu:override><qemu:device alias='hostdev0'><qemu:frontend>
       <qemu:property name='{name}' type='string' value='a'/></qemu:frontend></qemu:device></qemu:override>"""
     assert ["around-plan"] == [finding.reason for finding in bypass_findings(domain(words))]
 
 
-def test_environment_is_told_and_loads_no_code_for_root() -> None:
+def test_environment_is_reported_and_loads_no_code_for_root() -> None:
     """The last value of a name counts; LD_PRELOAD is refused where root starts QEMU."""
     words = "".join(
         f"<qemu:env name='{name}' value='{value}'/>"

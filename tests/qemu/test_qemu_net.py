@@ -64,7 +64,7 @@ def test_the_kernel_moves_packets_of_virtio_under_kvm(kind: str, model: str, dri
 
 
 def test_each_queue_has_descriptors_that_the_caller_opens() -> None:
-    """The opener is asked once per queue and purpose, and with the interface as it was defined."""
+    """The opener is called once per queue and purpose, with the defined interface."""
     asked: list[tuple[str, str]] = []
 
     def device_fd(purpose: str, net: Any) -> int:
@@ -160,13 +160,13 @@ def usb_argument(host: Host | None, policy: str = "", address: str = "") -> Any:
 
 
 def test_a_usb_device_is_looked_up_by_vendor_and_product(tmp_path: Path) -> None:
-    """The place on the bus, which changes with every plugging, is read from the host."""
+    """The bus and device numbers, which change with each plug, are read from the host."""
     host = usb_host(tmp_path, ("1d6b:0002", 1, 1), ("046d:c52b", 1, 4), ("046d:c52c", 2, 5))
     assert "/dev/bus/usb/001/004" == usb_argument(host)["hostdevice"]
 
 
 def test_a_usb_device_that_is_there_twice_needs_its_address(tmp_path: Path) -> None:
-    """Which of two equal sticks the guest gets is not left to chance."""
+    """Two equal devices are ambiguous: one must be named by its address."""
     host = usb_host(tmp_path, ("046d:c52b", 1, 4), ("046d:c52b", 2, 5))
     with pytest.raises(ConfigError, match="bus 1 device 4, bus 2 device 5") as refusal:
         usb_argument(host)
@@ -184,7 +184,7 @@ def test_a_usb_device_that_is_absent_is_refused_unless_it_may_be(tmp_path: Path)
 
 
 def test_argv_of_an_absent_usb_device_lets_qemu_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A command line can be looked at on another machine; a note says what start refuses."""
+    """argv works on another machine; a note reports what start would refuse."""
     usb_host(tmp_path, ("1d6b:0002", 1, 1))
     file = tmp_path / "guest.xml"
     file.write_text(domain(USB.format(policy="", address="")).format())
@@ -197,7 +197,7 @@ def test_argv_of_an_absent_usb_device_lets_qemu_look(tmp_path: Path, capsys: pyt
 
 
 def test_without_a_host_no_usb_device_is_found() -> None:
-    """A definition alone does not say where a device is."""
+    """Without a host, the device's address is unknown."""
     with pytest.raises(ConfigError, match="without a host") as refusal:
         usb_argument(None)
     assert 1 == refusal.value.libvirt_code

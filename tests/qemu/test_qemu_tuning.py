@@ -18,7 +18,7 @@ from pyhostdev.qemu.qemu_process.tuning import apply_tuning, guest_environment
 
 
 class Answering:
-    """A monitor that answers from a table and remembers what it was told."""
+    """A monitor that answers from a table and records the commands."""
 
     def __init__(self, answers: dict[str, Any]) -> None:
         self.answers = answers
@@ -68,7 +68,7 @@ def test_a_processor_that_is_not_there_is_one_error() -> None:
         settled(parse(head), answers)
 
 
-def test_passwords_are_told_to_the_monitor_only() -> None:
+def test_passwords_are_sent_to_the_monitor_only() -> None:
     """The arguments of a process can be read by everyone, so the monitor gets the password and its end."""
     vnc = "<graphics type='vnc' passwd='pw' passwdValidTo='2030-01-02T03:04:05' connected='keep'/>"
     expected = [

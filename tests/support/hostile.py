@@ -303,7 +303,7 @@ def mutate(tree: Tree, top: Path, secret: Path, chance: random.Random) -> list[t
     for _ in range(chance.randint(1, 4)):
         where = chance.choice(tree.everything if chance.random() < 0.2 else tree.read)
         kind = chance.choice(sorted(KINDS))
-        with contextlib.suppress(OSError, RuntimeError):  # an earlier change may be in the way
+        with contextlib.suppress(OSError, RuntimeError):  # an earlier change may prevent it
             place(top, where, kind, secret, chance)
             done.append((where, kind))
     return done

@@ -71,7 +71,7 @@ class HostMachine(RuleBasedStateMachine):
         self.directory = tempfile.mkdtemp(prefix="machine", dir=base)
         self.first: dict[str, tuple[int, str | None, str | None]] = {}
         self.foreign: set[str] = set()  # devices that a stranger has had his hands on
-        self.told: dict[str, set[str]] = {}  # who was told that he has what
+        self.told: dict[str, set[str]] = {}  # the owners that a verb has reported
         self.begun: dict[str, set[frozenset[str]]] = {}  # what he asked for at once and has, or may have
 
     @initialize(which=st.sampled_from(sorted(HOSTS_AND_DEVICES)))

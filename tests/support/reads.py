@@ -4,7 +4,7 @@ Reads that are refused: the n-th read of a host by pyhostdev fails with an errno
 
 Every open, read, listing, link and stat below a fake host's directory counts, through ``os.path`` and streams too, but
 not what the simulated kernel and the tests themselves read there. The rule: only a HostdevError comes out, and what
-cannot be read is never taken for what is not there.
+cannot be read never counts as absent.
 """
 
 from __future__ import annotations

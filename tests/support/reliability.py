@@ -111,7 +111,7 @@ ROWS = (
         "found by verification, reported, not fought",
         (
             "test_virhostdev.py::test_foreign_change_is_reported_and_not_undone",
-            "test_virhostdev.py::test_foreign_hand_on_a_device_already_moved_is_no_success",
+            "test_virhostdev.py::test_foreign_change_of_a_moved_device_is_a_failure",
         ),
         LAB + "hostile_writer, rebound_in_the_middle",
     ),
@@ -140,7 +140,10 @@ ROWS = (
         "F21",
         "Short config read",
         "unknown, neither yes nor no",
-        ("test_pciconfig.py::test_short_read_is_unknown", "test_pciscan.py::test_config_is_short_for_who_may_not"),
+        (
+            "test_pciconfig.py::test_short_read_is_unknown",
+            "test_pciscan.py::test_config_is_short_for_an_unprivileged_reader",
+        ),
     ),
     Row(
         "F22",

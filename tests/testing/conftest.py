@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Hosts with short ways to write and to look."""
+"""Hosts with shortcuts for writes and checks."""
 
 from __future__ import annotations
 

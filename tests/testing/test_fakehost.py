@@ -80,7 +80,7 @@ def test_functions_lie_below_their_bridge(fakehost: Callable[[str], FakeHost]) -
 
 
 def test_vfs_lie_beside_their_pf(fakehost: Callable[[str], FakeHost]) -> None:
-    """And virtfnN and physfn are one step away."""
+    """VFs are in the directory of their bus, and virtfnN and physfn link to them."""
     fake = fakehost("sriov")
     pf = os.path.realpath(fake.root.join("sys/bus/pci/devices/0000:03:00.0"))
     assert "../0000:03:10.4" == os.readlink(f"{pf}/virtfn2")
@@ -135,7 +135,7 @@ def test_mounts_and_routes_lead_to_functions(fakehost: Callable[[str], FakeHost]
 
 
 def test_snapshot_sees_every_change(fakehost: Callable[[str], FakeHost]) -> None:
-    """A byte, a link, a directory; not the simulation's own files, and run only when asked."""
+    """A snapshot contains every file, link and directory, except the simulation's own files; run only on request."""
     fake = fakehost("bcm5719")
     before, books = fake.snapshot(), fake.snapshot(books=True)
     assert before == books
@@ -179,7 +179,7 @@ def test_function_that_cannot_be_added_is_refused(fakehost: Callable[[str], Fake
 
 
 def test_reboot_starts_anew(fakehost: Callable[[str], FakeHost]) -> None:
-    """Bindings, overrides, held groups and run are gone; the boot id is new; the rest is as described."""
+    """A reboot drops bindings, overrides, held groups and run; the boot ID is new; the rest is as described."""
     fake = fakehost("bcm5719")
     before = fake.snapshot()
     fake.kernel.write(f"{fake.root.pci_device(F0)}/driver_override", b"vfio-pci", device=F0)
@@ -192,7 +192,7 @@ def test_reboot_starts_anew(fakehost: Callable[[str], FakeHost]) -> None:
 
 
 def test_directory_with_a_host_is_refused(fakehost: Callable[[str], FakeHost], tmp_path: Path) -> None:
-    """A second host in the same directory is refused: the mix would match no description."""
+    """A second host in the same directory is refused."""
     fake = fakehost("bcm5719")
     with pytest.raises(FileExistsError):
         FakeHost.named("sriov", fake.root.path)

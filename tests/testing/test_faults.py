@@ -19,7 +19,7 @@ FIRST = PCIDeviceAddress.parse(F0)
 
 
 def test_fail_refuses_the_nth_write_alone(card: Bench) -> None:
-    """Counted from the injection; the write before and the write after are real."""
+    """The n-th write after the injection fails; the writes before and after it are real."""
     card.override(F1, "x")
     card.kernel.inject(2, Fail(errno.EIO))
     assert ["ok", "EIO", "ok"] == [card.override(F0, text) for text in ("a", "b", "c")]
@@ -28,7 +28,7 @@ def test_fail_refuses_the_nth_write_alone(card: Bench) -> None:
 
 
 def test_module_load_counts_as_a_write(card: Bench) -> None:
-    """It changes the host, so it can fail as a write can."""
+    """Loading a module counts as a write and can fail like one."""
     card.kernel.inject(1, Fail(errno.EPERM))
     with pytest.raises(Exception, match="not permitted"):
         card.kernel.load_module("vfio-pci")
@@ -38,7 +38,7 @@ def test_module_load_counts_as_a_write(card: Bench) -> None:
 
 
 def test_hanging_override_lands_when_it_completes(card: Bench) -> None:
-    """In doubt until then: in flight, and without effect."""
+    """Until it completes, the device is in doubt and the override unchanged."""
     card.kernel.inject(1, Hang())
     assert "in-doubt" == card.override(F0, "vfio-pci")
     assert (True, b"(null)\n") == (card.kernel.is_in_flight(FIRST), card.read(F0, "driver_override"))
@@ -58,7 +58,7 @@ def test_hang_that_does_not_land_leaves_nothing(card: Bench) -> None:
 
 
 def test_hanging_bind_and_unbind_stop_in_their_middle(card: Bench) -> None:
-    """The link has changed, what the driver makes or takes away has not."""
+    """The link has changed already, the driver's files have not."""
     card.kernel.inject(1, Hang())
     assert "in-doubt" == card.unbind("tg3", F0)
     assert (None, True) == (card.driver(F0), card.exists(f"sys/bus/pci/devices/{F0}/net"))
@@ -95,13 +95,13 @@ def test_kill_ends_the_writer(card: Bench, when: str, content: bytes) -> None:
 
 
 def test_kill_when_is_checked() -> None:
-    """Another moment is a mistake of the test's author."""
+    """An unknown moment is refused."""
     with pytest.raises(ValueError, match="during"):
         Kill("during")
 
 
 def test_vanished_function_is_gone_from_everywhere(card: Bench) -> None:
-    """Bus, driver, group: nothing of it is left, its neighbours stay."""
+    """A vanished function leaves bus, driver and group; its neighbours remain."""
     card.kernel.inject(1, Vanish(FIRST))
     assert "ENODEV" == card.unbind("tg3", F0)
     left = [path for path in snapshot_tree(card.root.path) if path.endswith(F0)]

@@ -78,7 +78,7 @@ def driver_of(root: HostRoot, address: str) -> str:
 
 
 def test_there_and_back_leaves_no_trace(tree: HostRoot) -> None:
-    """By turns in several processes: every byte is restored, and no file of the simulation is left."""
+    """Writes by several processes in turn restore every byte, and leave no file of the simulation."""
     before = snapshot_tree(tree.path)
     names = sorted(os.listdir(tree.path))
     for address in ("0000:03:00.0", "0000:03:00.1"):
@@ -92,7 +92,7 @@ def test_there_and_back_leaves_no_trace(tree: HostRoot) -> None:
 
 
 def test_looking_makes_no_file(tree: HostRoot) -> None:
-    """A kernel that has not written, and one that was asked only, leave the tree alone."""
+    """A kernel that only reads does not change the tree."""
     before = sorted(os.listdir(tree.path))
     assert not SimulatedKernel(tree).is_in_flight(PCIDeviceAddress.parse(F0))
     assert before == sorted(os.listdir(tree.path))
@@ -156,8 +156,8 @@ def test_sys_may_be_a_link(tree: HostRoot, tmp_path: Path) -> None:
     assert before == snapshot_tree(tree.path)
 
 
-def test_vfs_that_nobody_described_cannot_be_made(tree: HostRoot) -> None:
-    """No guess about their addresses."""
+def test_vfs_without_a_description_cannot_be_made(tree: HostRoot) -> None:
+    """The addresses of undescribed VFs are not guessed."""
     device = PCIDeviceAddress.parse(F0)
     for name, text in {"sriov_totalvfs": "4\n", "sriov_numvfs": "0\n"}.items():
         Path(tree.pci_device(device), name).write_text(text)

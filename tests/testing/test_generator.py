@@ -29,7 +29,7 @@ def test_host_has_as_many_functions_as_asked_for(functions: int) -> None:
 
 
 def test_same_seed_makes_the_same_host() -> None:
-    """The seed decides everything, and another seed something."""
+    """A seed determines the host; another seed gives another one."""
     first, again, other = (synthetic_host(600, seed=seed) for seed in (1, 1, 2))
     assert everything(first) == everything(again)
     assert everything(first) != everything(other)
@@ -75,7 +75,7 @@ def test_trees_agree_beyond_the_scan(tmp_path: Path) -> None:
 
 
 def test_tree_is_not_written_twice(tmp_path: Path) -> None:
-    """A directory that has a sys is left alone."""
+    """A directory that already has a sys is refused."""
     make_tree(tmp_path, 1)
     with pytest.raises(FileExistsError):
         make_tree(tmp_path, 1)

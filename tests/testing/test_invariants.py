@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whatever is written, in whatever order: what the tree shows is never contradictory, and can be put back."""
+"""After any sequence of writes, the tree is consistent and can be restored."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ writes = st.one_of(
 
 
 def write(fake: FakeHost, where: str, value: bytes) -> None:
-    """Write as a shell does, whatever comes of it."""
+    """Write as a shell does, and ignore a refusal."""
     try:
         fake.kernel.foreign().write(fake.root.join("sys/bus/pci", where), value, device=PCIDeviceAddress(0, 0, 0, 0))
     except HostdevError as err:
@@ -76,7 +76,7 @@ def _check(fake: FakeHost, tree: Tree) -> None:
 @settings(max_examples=examples(20), deadline=None)
 @given(st.lists(writes, max_size=12))
 def test_tree_never_contradicts_itself(sequence: list[tuple[str, bytes]]) -> None:
-    """The invariants hold after every write, and in the end the tree can be restored completely."""
+    """The invariants hold after every write, and at the end the tree can be restored completely."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         fake = FakeHost.named("bcm5719", directory)
         before = fake.snapshot()

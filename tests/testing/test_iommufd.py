@@ -145,7 +145,7 @@ def test_functions_of_a_group_share_one_iommufd(new: Bench) -> None:
 
 
 def test_function_is_bound_once(new: Bench) -> None:
-    """A second open file can be had, and not be bound; nor can the first again."""
+    """A node can be opened twice, but only bound once."""
     with new.kernel.open_devices(CARD[:1]) as (first, iommufd):
         second = opened(new, CARD[0])
         assert ["EINVAL"] * 2 == [bind(new, CARD[0], fd, iommufd) for fd in (first, second)]
@@ -209,7 +209,7 @@ def test_unbind_does_not_wait_for_an_idle_group(new: Bench) -> None:
 
 
 def test_child_that_inherited_a_node_holds_it(new: Bench) -> None:
-    """The hold ends with the last copy of the descriptor: of a child, when that is killed."""
+    """The hold ends with the last copy of the descriptor, such as that of a killed child."""
     fd = opened(new, CARD[0])
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[fd])
     os.close(fd)

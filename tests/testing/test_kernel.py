@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the kernel does around a write: links, groups, ids, modules, VFs, removal; two objects are one kernel."""
+"""The kernel's effects of a write: links, groups, IDs, modules, VFs, removal; two objects share one kernel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def snapshot(card: Bench) -> dict[str, bytes | str | None]:
 
 
 def test_detach_and_give_back_leave_the_tree_as_it_was(card: Bench) -> None:
-    """Override, unbind, bind there and back again: every byte, link and directory is as before."""
+    """Override, unbind and bind, and the reverse, restore every byte, link and directory."""
     before = snapshot(card)
     card.to_vfio(F0, F1, F2, F3)
     assert before != snapshot(card)
@@ -48,7 +48,7 @@ def test_detach_and_give_back_leave_the_tree_as_it_was(card: Bench) -> None:
 
 
 def test_override_binds_and_unbinds_nothing(card: Bench) -> None:
-    """It filters later matching, no more."""
+    """An override only affects later matching."""
     card.override(F0, "vfio-pci")
     assert "tg3" == card.driver(F0)
     card.unbind("tg3", F0)
@@ -85,7 +85,7 @@ def test_two_step_restore_where_override_is_not_the_driver(card: Bench) -> None:
 
 
 def test_failed_probe_takes_the_link_away(card: Bench) -> None:
-    """Nothing of an attempted bind is left."""
+    """A failed probe leaves no link."""
     card.unbind("tg3", F0)
     before = snapshot(card)
     card.kernel.change_driver("tg3", probe="EIO")
@@ -121,7 +121,7 @@ def test_new_id_takes_every_function_without_a_driver(card: Bench) -> None:
 
 
 def test_denied_accelerator_is_einval(bench: Benches) -> None:
-    """vfio-pci knows devices that are unsafe to give away."""
+    """vfio-pci denies devices that are unsafe to assign."""
     host = bench("driver vfio-pci\n0000:01:00.0 8086:37c8 0b4000 group=1\n")
     host.override("0000:01:00.0", "vfio-pci")
     assert "EINVAL" == host.bind("vfio-pci", "0000:01:00.0")
@@ -138,7 +138,7 @@ def test_denied_accelerator_with_the_list_disabled(bench: Benches) -> None:
 
 
 def test_function_without_group_is_einval(bench: Benches) -> None:
-    """There is no vfio without an IOMMU."""
+    """vfio-pci refuses a function without an IOMMU group."""
     host = bench("driver vfio-pci\n0000:01:00.0 14e4:1657 020000\n")
     host.override("0000:01:00.0", "vfio-pci")
     assert "EINVAL" == host.bind("vfio-pci", "0000:01:00.0")
@@ -255,7 +255,7 @@ def test_non_pci_member_on_a_host_driver_makes_the_group_not_viable(bench: Bench
 # Stuck writes
 
 
-def test_unbind_of_a_held_function_is_stuck_until_it_is_let_go(card: Bench) -> None:
+def test_unbind_of_a_held_function_is_stuck_until_its_release(card: Bench) -> None:
     """Link and entry go at once; the node stays and is busy; the write ends with the holder."""
     card.to_vfio(F0, F1, F2, F3)
     with card.kernel.open_group(14):
@@ -489,7 +489,7 @@ def test_errors_say_what_was_tried(card: Bench) -> None:
 
 
 def test_empty_write_of_a_writer_is_a_bug(card: Bench) -> None:
-    """The kernel would ignore it, so no caller can have meant it."""
+    """The kernel would ignore an empty write, so it is a bug of the caller."""
     with pytest.raises(InternalError):
         card.kernel.write(card.root.drivers_probe, b"", device=FIRST)
 
@@ -502,7 +502,7 @@ def test_what_is_not_modelled_is_said(card: Bench, where: str) -> None:
 
 
 def test_live_host_is_not_simulated() -> None:
-    """A kernel that plays with links has no business in the real sysfs."""
+    """The simulated kernel refuses the live host."""
     with pytest.raises(ConfigError):
         SimulatedKernel(HostRoot("/"))
 

@@ -149,7 +149,7 @@ def test_bind_while_user_space_owns_the_group_is_ebusy(card: Bench) -> None:
 
 
 def test_bind_with_deferred_probe_is_eagain(card: Bench) -> None:
-    """A driver that is not ready yet asks to come again."""
+    """A driver that is not ready defers its probe."""
     card.unbind("tg3", F0)
     card.kernel.change_driver("tg3", probe="defer")
     assert "EAGAIN" == card.bind("tg3", F0)
@@ -157,7 +157,7 @@ def test_bind_with_deferred_probe_is_eagain(card: Bench) -> None:
 
 
 def test_bind_without_the_module_is_enoent(bench: Benches) -> None:
-    """No module, no directory of its driver."""
+    """Without the module, the directory of its driver does not exist."""
     host = bench("non-pci-member")
     assert "ENOENT" == host.bind("vfio-pci", "0000:7d:00.0")
 
@@ -178,7 +178,7 @@ def test_drivers_probe_without_match_is_a_success(card: Bench) -> None:
 
 
 def test_drivers_probe_with_failing_probe_is_a_success(card: Bench) -> None:
-    """The driver's errno is dropped."""
+    """The driver's errno is not reported."""
     card.unbind("tg3", F0)
     card.kernel.change_driver("tg3", probe="EIO")
     assert "ok" == card.write("drivers_probe", F0)
@@ -222,7 +222,7 @@ def test_new_id_twice_is_eexist_and_one_field_is_einval(card: Bench) -> None:
     assert "EINVAL" == card.write("drivers/vfio-pci/new_id", "14e4")
 
 
-def test_remove_id_of_an_id_nobody_added_is_enodev(card: Bench) -> None:
+def test_remove_id_of_an_unknown_id_is_enodev(card: Bench) -> None:
     """Only dynamic ids can be removed, and once."""
     assert "ENODEV" == card.write("drivers/tg3/remove_id", "14e4 1657")
     card.write("drivers/vfio-pci/new_id", "14e4 1657")
@@ -234,19 +234,19 @@ def test_remove_id_of_an_id_nobody_added_is_enodev(card: Bench) -> None:
 
 
 def test_sriov_numvfs_beyond_total_is_erange(bench: Benches) -> None:
-    """More than the device has."""
+    """More VFs than the device supports is ERANGE."""
     assert "ERANGE" == bench("sriov").write("devices/0000:03:00.0/sriov_numvfs", "9")
 
 
 def test_sriov_numvfs_from_one_number_to_another_is_ebusy(bench: Benches) -> None:
-    """It has to be 0 in between; the same number again is fine."""
+    """The number must be set to 0 in between; the same number again is accepted."""
     host = bench("sriov")
     assert "EBUSY" == host.write("devices/0000:03:00.0/sriov_numvfs", "2")
     assert "ok" == host.write("devices/0000:03:00.0/sriov_numvfs", "4")
 
 
 def test_sriov_numvfs_without_driver_is_enoent(bench: Benches) -> None:
-    """The PF's driver does it, so there has to be one."""
+    """The PF's driver creates the VFs, so a PF without a driver is refused."""
     host = bench("sriov")
     host.unbind("ixgbe", "0000:03:00.0")
     assert "ENOENT" == host.write("devices/0000:03:00.0/sriov_numvfs", "0")
@@ -309,7 +309,7 @@ def test_attribute_that_a_function_does_not_have_is_enoent(card: Bench) -> None:
 
 
 def test_attribute_without_root_is_eacces(card: Bench) -> None:
-    """Files' modes keep others out at open."""
+    """The modes of the files refuse other users at open."""
     kernel = SimulatedKernel(card.root, privileged=False)
     assert "EACCES" == card.write(f"devices/{F0}/driver_override", "vfio-pci", kernel=kernel)
 

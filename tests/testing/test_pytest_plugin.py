@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The plugin costs other projects nothing until a test asks for a host."""
+"""The plugin imports nothing until a test requests a host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_host(fakehost):
 """
 
 
-def test_plugin_imports_nothing_of_ours_early() -> None:
+def test_plugin_imports_no_pyhostdev_module_early() -> None:
     """Loading it brings in the package and the room, no module of the simulation."""
     code = (
         "import sys, pyhostdev.testing.pytest_plugin;"

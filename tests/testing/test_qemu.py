@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The simulated QEMU does what QEMU was measured to do: one test per row of the tables of hot-plug."""
+"""The simulated QEMU behaves like the measured QEMU: one test per row of the hot-plug tables."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def deleted(qemu: SimulatedQEMU) -> list[str]:
 
 
 def refusal(qemu: SimulatedQEMU, command: str, **arguments: Any) -> str:
-    """What QEMU says against a command."""
+    """Return QEMU's refusal of a command."""
     with pytest.raises(QMPRefusal) as refused:
         qemu.execute(command, **arguments)
     return refused.value.description
@@ -89,7 +89,7 @@ def test_function_0_must_announce_the_others() -> None:
     ],
 )
 def test_nothing_is_added_to_a_live_slot(machine: str, text: str) -> None:
-    """Also not while function 0 is about to go, nor to a slot of the command line."""
+    """A live slot accepts no device, even while function 0 is being removed."""
     qemu = running(machine, 0)
     words = {"driver": "e1000e", "id": "f3", "bus": "pci.0", "addr": "0x4.0x3"}
     assert text == refusal(qemu, "device_add", **words)
@@ -116,7 +116,7 @@ def test_nothing_is_added_to_a_live_slot(machine: str, text: str) -> None:
     ],
 )
 def test_refused_arguments(words: dict[str, Any], text: str) -> None:
-    """In QEMU's words; and the device that was there is there."""
+    """Each refusal has QEMU's text, and the existing device is kept."""
     qemu = running("pc", 3)
     words = {"driver": "e1000e", "id": "f3", "bus": "pci.0", "addr": "0x4.0x3" if "addr" not in words else "", **words}
     if words["driver"] == "vfio-pci":
@@ -149,7 +149,7 @@ def test_slots_of_a_port() -> None:
 
 
 def test_buses_without_hotplug() -> None:
-    """pcie.0 takes nothing and lets nothing go."""
+    """pcie.0 neither plugs nor unplugs."""
     qemu = running("q35")
     qemu.machine.add_cold("rp", "pcie.0", "0x2")
     text = "Bus 'pcie.0' does not support hotplugging"
@@ -163,7 +163,7 @@ def test_buses_without_hotplug() -> None:
 @pytest.mark.parametrize("machine", ALL_X86)
 @pytest.mark.parametrize("named", ["f0", "f3"])
 def test_all_functions_go_together(machine: str, named: str) -> None:
-    """Whichever is named, and those of the command line with them."""
+    """A request for any function removes all functions of the slot."""
     qemu = running(machine, 0, 3)
     where = (bus_of(machine), slot_of(machine))
     qemu.machine.add_cold("cold", where[0], f"{where[1]:#x}.0x7")
@@ -172,7 +172,7 @@ def test_all_functions_go_together(machine: str, named: str) -> None:
     assert (["cold", "f0", "f3"], []) == (deleted(qemu), qemu.ids)
 
 
-def test_order_of_events_says_nothing() -> None:
+def test_order_of_events_is_undefined() -> None:
     """Function 0 comes first or last."""
     orders = set()
     for seed in range(8):
@@ -207,7 +207,7 @@ def test_time_of_native_hotplug() -> None:
 
 
 def test_a_second_request_by_acpi() -> None:
-    """To a guest that has run it is a new request."""
+    """For a guest that has run, it is a new request."""
     qemu = running("pc", 0, guest="deaf")
     qemu.execute("device_del", id="f0")
     qemu.execute("device_del", id="f0")
@@ -215,7 +215,7 @@ def test_a_second_request_by_acpi() -> None:
 
 
 def test_a_guest_that_has_not_run_is_stuck_for_ever() -> None:
-    """Asked before the first cont, nothing helps but a reset."""
+    """A request before the first cont is only completed by a reset."""
     qemu = SimulatedQEMU()
     add(qemu, 0)
     qemu.execute("device_del", id="f0")
@@ -243,7 +243,7 @@ def test_a_second_request_by_the_port() -> None:
 
 
 def test_only_one_class_of_errors_is_special() -> None:
-    """A device that is not there."""
+    """Only DeviceNotFound has its own class."""
     qemu = running()
     with pytest.raises(QMPRefusal, match="Device 'f0' not found") as refused:
         qemu.execute("device_del", id="f0")
@@ -255,7 +255,7 @@ def test_only_one_class_of_errors_is_special() -> None:
 
 @pytest.mark.parametrize(("machine", "after_s"), [("pc", 0.2), ("q35-native", 6.5)])
 def test_a_paused_guest(machine: str, after_s: float) -> None:
-    """Accepts, and lets go once it runs again."""
+    """A paused guest accepts the request, and releases the device once it runs again."""
     qemu = running(machine, 0)
     qemu.stop()
     qemu.execute("device_del", id="f0")
@@ -267,7 +267,7 @@ def test_a_paused_guest(machine: str, after_s: float) -> None:
 
 
 def test_a_deaf_guest_lets_go_with_a_reset() -> None:
-    """Each request is accepted, none has an effect; a reset has, one event per function."""
+    """Requests are accepted without an effect; a reset removes the devices, with one event per function."""
     qemu = running("pc", 0, 3, guest="deaf")
     for _ in range(3):
         qemu.execute("device_del", id="f0")
@@ -279,7 +279,7 @@ def test_a_deaf_guest_lets_go_with_a_reset() -> None:
 
 @pytest.mark.parametrize("machine", ["q35-native", "virt"])
 def test_a_slot_that_is_off(machine: str) -> None:
-    """Is emptied at once: before the first run, and with a guest that leaves slots off."""
+    """A slot that is off is emptied at once."""
     qemu = SimulatedQEMU(machine=machine)
     for function in (3, 0):
         add(qemu, function, machine, multifunction=True)
@@ -414,7 +414,7 @@ def test_refused_functions(card: FakeHost) -> None:
 
 
 def test_a_host_driver_is_still_bound(bcm5719: FakeHost) -> None:
-    """There is no node to open."""
+    """A function on its host driver has no node to open."""
     with running(kernel=bcm5719.kernel) as qemu:
         words = {"driver": "vfio-pci", "id": "x", "bus": "pci.0", "addr": "0x5", "host": CARD[3]}
         text = f"vfio {CARD[3]}: failed to open /dev/vfio/14: No such file or directory"
@@ -436,7 +436,7 @@ def test_the_limit_of_locked_memory(card: FakeHost) -> None:
 
 
 def test_pulled_by_the_host(card: FakeHost) -> None:
-    """Without our device_del, the whole slot goes."""
+    """If the host pulls a function, the whole slot is removed without a device_del."""
     with running(kernel=card.kernel) as qemu:
         vfio(qemu, 3)
         vfio(qemu, 0)
@@ -471,7 +471,7 @@ class Client:
 
 
 def test_a_second_client_of_one_socket_waits(tmp_path: Path) -> None:
-    """It is greeted once the first hangs up."""
+    """A second client is greeted after the first one disconnects."""
     with SimulatedQEMU([tmp_path / "a"]):
         first, second = Client(tmp_path / "a"), Client(tmp_path / "a")
         first.negotiate()
@@ -499,7 +499,7 @@ def test_events_go_to_all_sockets(tmp_path: Path, version: tuple[int, int]) -> N
 
 
 def test_a_command_before_the_negotiation(tmp_path: Path) -> None:
-    """It is refused, and the client stays."""
+    """The command is refused, and the client stays connected."""
     with SimulatedQEMU([tmp_path / "a"]):
         client = Client(tmp_path / "a")
         assert "QMP" in client.read()

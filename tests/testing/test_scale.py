@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The simulated kernel on large hosts: what a step costs does not grow with the host."""
+"""The simulated kernel on large hosts: the cost of a step does not depend on the host's size."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def counted() -> Iterator[dict[str, int]]:
 
 
 def test_building_is_linear(tmp_path: Path) -> None:
-    """A function costs the same calls on a host of 100 and of 500."""
+    """A function costs the same number of calls on hosts of 100 and of 500 functions."""
     each = []
     for size in (100, 500):
         with counted() as counts:
@@ -52,7 +52,7 @@ def test_building_is_linear(tmp_path: Path) -> None:
 
 
 def test_a_bind_costs_the_same_on_any_host(tmp_path: Path) -> None:
-    """Moving a function to vfio-pci and back looks at that function, not at all others."""
+    """Moving a function to vfio-pci and back does not read the other functions."""
     spent = []
     for size in (150, 500):
         fake = FakeHost(synthetic_host(size), tmp_path / str(size))
@@ -80,7 +80,7 @@ def number(card: Bench, address: str) -> int:
 
 
 def test_vfio_devices_get_the_lowest_free_number(card: Bench) -> None:
-    """As the kernel gives them: what is given back is given out again first."""
+    """As in the kernel, the lowest free number is used first."""
     card.to_vfio(F0, F1, F2)
     assert [0, 1, 2] == [number(card, address) for address in (F0, F1, F2)]
     for address in (F1, F0):
@@ -91,8 +91,8 @@ def test_vfio_devices_get_the_lowest_free_number(card: Bench) -> None:
     assert [2, 0, 1, 3] == [number(card, address) for address in (F2, F3, F1, F0)]
 
 
-def test_numbers_are_counted_where_nobody_kept_them(card: Bench) -> None:
-    """A state of an earlier version does not have them: the tree does."""
+def test_numbers_are_counted_where_none_is_stored(card: Bench) -> None:
+    """The numbers are counted in the tree if the state of an earlier version lacks them."""
     card.to_vfio(F0, F1)
     card.unbind("vfio-pci", F0)
     path = Path(card.root.join("fakehost.state"))
@@ -105,8 +105,8 @@ def test_numbers_are_counted_where_nobody_kept_them(card: Bench) -> None:
 
 
 @pytest.mark.parametrize("free", [[], [3, 1], [-1], ["x"], 7])
-def test_free_numbers_that_are_none(card: Bench, free: object) -> None:
-    """What is not the state of a kernel is refused."""
+def test_invalid_free_numbers(card: Bench, free: object) -> None:
+    """An invalid state is refused."""
     path = Path(card.root.join("fakehost.state"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "vfio_free": free}))
     with pytest.raises(ConfigError):

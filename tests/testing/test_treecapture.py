@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A host becomes a description, and the host built from it is like it."""
+"""A captured description builds an equal host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyhostdev.util.virpci import PCIDevice, read_iommu_group_members
 
 
 def facts(fake: FakeHost) -> list[tuple[object, ...]]:
-    """Return what readers see of each function."""
+    """Return the visible facts about each function."""
     return [(str(dev.address), *facts_of(dev)) for dev in Host(fake.root).scan()]
 
 
@@ -43,7 +43,7 @@ def test_the_described_host_is_like_the_host(name: str, tmp_path: Path) -> None:
 
 
 def test_it_behaves_as_the_host(tmp_path: Path) -> None:
-    """A device is detached and reattached in the described host; its uses are told."""
+    """A device is detached and reattached in the described host; its uses are reported."""
     text = describe_host(FakeHost.named("sriov", tmp_path / "one").root)
     assert "mount nvme0n1 / ext4" in text and "route enp3s0" in text
     other = FakeHost(parse_host(text), tmp_path / "two")

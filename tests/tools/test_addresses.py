@@ -57,7 +57,7 @@ def test_a_table_of_all_devices(place: Path, capsys: pytest.CaptureFixture[str])
 def test_six_when_something_moves(
     words: list[str], code: int, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With another definition, or as another libvirt fills it in."""
+    """Exit code 6 for another definition, or for the defaults of another libvirt."""
     monkeypatch.chdir(place)
     assert code == run(place, "addresses", "one.xml", *words)
     rows = capsys.readouterr().out.splitlines()[1:]
@@ -65,7 +65,7 @@ def test_six_when_something_moves(
 
 
 def test_a_pinned_definition_stays(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What --pin prints moves with no release, and keeps the machine as it was written."""
+    """No release moves the devices of a pinned definition; its machine is unchanged."""
     assert 0 == run(place, "xml", "one.xml", "--pin")
     text = capsys.readouterr().out
     assert "machine='pc'" in text
@@ -76,7 +76,7 @@ def test_a_pinned_definition_stays(place: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_wrong_definition_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Unknown words on a host device are errors here too, in either file."""
+    """Unknown attributes and elements of a host device are errors in both files."""
     (place / "bad.xml").write_text(DOMAIN.format("<hostdev mode='subsystem' type='pci' manged='yes'/>"))
     assert 1 == run(place, "addresses", "bad.xml")
     assert 1 == run(place, "addresses", "one.xml", "--diff", str(place / "bad.xml"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Devices without XML: query, dry run, consent for each member of the group, bind, and everything as before."""
+"""Devices without XML: query, dry run, consent for each member of the group, bind, and restore."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_some_devices_are_released(bcm5719: FakeHost, words: list[str], capsys: 
     ],
 )
 def test_incomplete_requests_are_usage_errors(line: str, words: list[str]) -> None:
-    """Either a file, or devices with an owner."""
+    """A call needs either a file, or devices with an owner."""
     with pytest.raises(SystemExit) as end:
         main([*line.split(), *words])
     assert 2 == end.value.code
@@ -103,7 +103,7 @@ def test_wrong_requests_are_refused(line: str, words: list[str], capsys: pytest.
 
 @pytest.mark.parametrize(("name", "count"), [("bcm5719", 8), ("generate:40", 40), ("own.tree", 1)])
 def test_fakehost_builds_hosts(name: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By name, by size, and from a description; never over what is there."""
+    """Hosts are built by name, by size or from a description; existing files are never overwritten."""
     (tmp_path / "own.tree").write_text("0000:01:00.0 8086:1521 020000\n")
     where, directory = (str(tmp_path / name) if name.endswith(".tree") else name), str(tmp_path / "host")
     assert 0 == main(["fakehost", where, directory])

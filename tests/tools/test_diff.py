@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``diff``: nothing for like hosts, and one line for each difference of hosts that are not."""
+"""``diff`` prints one line per difference, and nothing for equal hosts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NIC, DISK, SECOND = "0000:03:00.0", "0000:02:00.0", "0000:02:00.1"
 
 
 def made(directory: Path, *changes: tuple[str, str]) -> Host:
-    """Return a host like the first one but for these changes of its description."""
+    """Return a copy of the first host with these changes of its description."""
     text = TREE
     for old, new in changes:
         assert old in text
@@ -65,7 +65,7 @@ RENUMBERED += [("0000:03:10.0", "0000:04:10.0"), ("physfn=0000:03", "physfn=0000
     ids=["numa", "driver", "override", "split", "numbers", "vfs", "moved"],
 )
 def test_each_kind_of_difference(changes: list[tuple[str, str]], expected: object, tmp_path: Path) -> None:
-    """One change of a host is one difference of the functions concerned; the numbers of groups mean nothing."""
+    """One change of a host is one difference of its functions; numbers of groups are ignored."""
     found = [
         tuple(c and str(c) for c in change)
         for change in compare_hosts(made(tmp_path / "a"), made(tmp_path / "b", *changes))
@@ -82,7 +82,7 @@ def test_each_kind_of_difference(changes: list[tuple[str, str]], expected: objec
 
 
 def test_functions_that_come_and_go(tmp_path: Path) -> None:
-    """Another device at an address is not the same function."""
+    """Another device at the same address is another function."""
     changes = compare_hosts(made(tmp_path / "a"), made(tmp_path / "b", ("144d:a809", "144d:a80a")))
     assert [("gone", SECOND, None), ("added", None, SECOND)] == [
         (c.change, c.address and str(c.address), c.now and str(c.now)) for c in changes
@@ -90,7 +90,7 @@ def test_functions_that_come_and_go(tmp_path: Path) -> None:
 
 
 def test_exit_codes_and_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """0 alike, 6 they differ, 1 if a host cannot be read; a domain's plan before and after."""
+    """0 for equal hosts, 6 for different ones, 1 for an unreadable host; the plans of a domain are compared."""
     roots = [FakeHost.named("bcm5719", tmp_path / part).root.path for part in "ab"]
     assert 0 == main(["diff", *roots, "--domain", GUEST])
     assert 0 == main(["prepare", GUEST, "--root", roots[1], "--simulate"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The hook of libvirt, called as libvirt calls it, on a simulated host."""
+"""The libvirt hook, called in libvirt's way on a simulated host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def hostdev(function: int, managed: str, more: str = "") -> str:
 
 
 def guest(*hostdevs: str) -> str:
-    """A domain as libvirt prints it for a hook, as far as it matters here."""
+    """A domain with the parts of libvirt's XML for a hook that matter here."""
     return (
         "<domain type='qemu'><name>vm1</name><memory unit='KiB'>131072</memory>"
         "<os><type arch='x86_64' machine='pc'>hvm</type></os>"
@@ -92,7 +92,7 @@ def test_plan_with_obstacles_stops_the_start(bcm5719: FakeHost, hook: Hook) -> N
 
 
 def test_repeated_calls_are_successes(bcm5719: FakeHost, hook: Hook) -> None:
-    """A start that was interrupted after the hook is repeated; so is the release."""
+    """A repeated prepare or release of the same guest succeeds."""
     before = bcm5719.snapshot()
     assert [(0, ""), (0, "")] == [hook("prepare", "begin"), hook("prepare", "begin")]
     assert {"0001:09:00.1": "vm1", "0001:09:00.2": "vm1"} == owned(bcm5719)
@@ -112,7 +112,7 @@ def test_changed_definition_gets_its_own_devices(bcm5719: FakeHost, hook: Hook) 
 
 
 def test_device_of_another_guest_stops_the_start(bcm5719: FakeHost, hook: Hook) -> None:
-    """A device with another owner is not taken, although libvirt knows nothing of that owner."""
+    """A device with another owner is not taken, although libvirt does not know that owner."""
     card = ["--keep", *(f"0001:09:00.{function}" for function in range(4))]
     root = ["--root", bcm5719.root.path, "--simulate"]
     assert 0 == main.main(["prepare", "--owner", "other", *card, *root])
@@ -154,7 +154,7 @@ def test_other_operations_do_nothing(
 
 
 def test_guest_without_host_devices_starts_always(bcm5719: FakeHost, hook: Hook) -> None:
-    """A domain that has no host device is libvirt's alone, even one that pyhostdev would not accept."""
+    """A domain without host devices always starts, even one that pyhostdev would refuse."""
     before = bcm5719.snapshot()
     strange = guest().replace("131072", "a lot")
     assert (0, "") == hook("prepare", "begin", strange)
@@ -162,7 +162,7 @@ def test_guest_without_host_devices_starts_always(bcm5719: FakeHost, hook: Hook)
 
 
 def test_hook_is_never_written_over_a_file(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
-    """Installing twice is a success; a file of other contents stays, for --install and for --uninstall."""
+    """Installing twice succeeds; --install and --uninstall leave any other file alone."""
     options = ["--root", bcm5719.root.path, "--simulate"]
     path = Path(bcm5719.root.libvirt_hook(NAME))
     assert [0, 0] == [main.main(["hook", "--install", *options]) for _ in range(2)]
@@ -177,7 +177,7 @@ def test_hook_is_never_written_over_a_file(bcm5719: FakeHost, capsys: pytest.Cap
 
 
 def test_installed_hook_has_the_options(bcm5719: FakeHost) -> None:
-    """Consents and the policy given to --install are those of each start."""
+    """The installed hook uses the consents and the policy given to --install."""
     options = ["--policy", "group", "--accept", "boot-vga:0000:01:00.0", "--timeout", "5"]
     assert 0 == main.main(["hook", "--install", *options, "--root", bcm5719.root.path, "--simulate"])
     text = Path(bcm5719.root.libvirt_hook(NAME)).read_text()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The verbs that plug and unplug: exit codes, output, the stored definition, and what others left."""
+"""The verbs that plug and unplug: exit codes, output, the stored definition, and interrupted changes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def drivers(fake: FakeHost) -> list[str | None]:
 
 
 def read_json(capsys: pytest.CaptureFixture[str], name: str) -> Any:
-    """What a verb printed, checked against its schema."""
+    """Return the JSON output of a verb, checked against its schema."""
     value = json.loads(capsys.readouterr().out)
     jsonschema.Draft202012Validator(json.loads((SCHEMAS / f"{name}.json").read_text())).validate(value)
     return value
@@ -75,7 +75,7 @@ def test_s9_a_second_process_plugs_and_unplugs_a_card(
 
 
 def test_a_deaf_guest_is_pending(bcm5719: FakeHost, verb: Verb, unit: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit 5, nothing is given back; the same command again finishes it after the guest's reset."""
+    """Exit 5, nothing is reattached; after the guest's reset, the same command finishes."""
     with running_guest(bcm5719, guest="deaf") as guest:
         assert 0 == verb("attach-device", "vm1", unit)
         for _ in range(2):
@@ -103,7 +103,7 @@ def test_refused(bcm5719: FakeHost, verb: Verb, unit: str, capsys: pytest.Captur
 def test_a_part_of_a_unit(
     bcm5719: FakeHost, verb: Verb, unit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is refused by its name, and so is an element that is not a host device."""
+    """A part of a unit is refused by name, and so is an element that is not a host device."""
     one, disk = tmp_path / "one.xml", tmp_path / "disk.xml"
     one.write_text(card()[0].format())
     disk.write_text("<devices><disk type='file'/></devices>")
@@ -117,7 +117,7 @@ def test_a_part_of_a_unit(
 
 
 def test_rolled_back(bcm5719: FakeHost, verb: Verb, unit: str) -> None:
-    """Exit 3: QEMU could not lock the memory, and the host is as before."""
+    """Exit 3: QEMU could not lock the memory, and the host is restored."""
     with running_guest(bcm5719, memory=1 << 50) as guest:
         assert guest.qemu.host_side is not None
         guest.qemu.host_side.process.put_limit(65536, 65536)
@@ -138,7 +138,7 @@ def hostdevs(path: Path) -> list[str]:
 
 
 def test_config_alone(bcm5719: FakeHost, verb: Verb, unit: str, tmp_path: Path) -> None:
-    """Only the file changes, with all functions of the unit, and its mode stays."""
+    """Only the file changes, with all functions of the unit; its mode is kept."""
     path = stored(tmp_path, bcm5719)
     before = bcm5719.snapshot()
     assert 0 == verb("attach-device", "vm1", unit, "--config", path)
@@ -152,7 +152,7 @@ def test_config_alone(bcm5719: FakeHost, verb: Verb, unit: str, tmp_path: Path) 
 
 
 def test_config_of_another_domain(bcm5719: FakeHost, verb: Verb, unit: str, tmp_path: Path) -> None:
-    """Its name must be the owner's; the running guest is not touched then."""
+    """A definition with another name than the owner's is refused; the running guest is not touched."""
     path = stored(tmp_path, bcm5719, "vm2")
     with running_guest(bcm5719) as guest:
         assert 1 == verb("attach-device", "vm1", unit, "--live", "--config", path)
@@ -160,7 +160,7 @@ def test_config_of_another_domain(bcm5719: FakeHost, verb: Verb, unit: str, tmp_
 
 
 def test_both(bcm5719: FakeHost, verb: Verb, unit: str, tmp_path: Path) -> None:
-    """The file is written after the guest has it, and not while the guest has not let go."""
+    """The file is written after the guest has plugged or released the unit."""
     path = stored(tmp_path, bcm5719)
     with running_guest(bcm5719, guest="deaf") as guest:
         assert 0 == verb("attach-device", "vm1", unit, "--live", "--config", path)
@@ -175,7 +175,7 @@ def test_both(bcm5719: FakeHost, verb: Verb, unit: str, tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written(
     bcm5719: FakeHost, verb: Verb, unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit 4 if the guest was changed already, 1 if nothing was; the file is as before, and nothing lies beside it."""
+    """Exit 4 if the guest has changed already, else 1; the file is unchanged, and no temporary file remains."""
     import os
 
     def refuse(*_: object, **__: object) -> None:
@@ -202,7 +202,7 @@ def refuse_of(path: Path, rename: Callable[..., None], refuse: Callable[..., Non
 
 
 def test_update(bcm5719: FakeHost, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a definition only: a running guest's device is refused, and so is a kind that libvirt does not update."""
+    """Only a definition is updated: a running guest is refused, and so is a device that libvirt does not update."""
     path, device = stored(tmp_path, bcm5719), tmp_path / "device.xml"
     mac = "<mac address='52:54:00:00:00:01'/>"
     text = path.read_text()
@@ -219,14 +219,14 @@ def test_update(bcm5719: FakeHost, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_one_process_at_a_time(bcm5719: FakeHost, verb: Verb, unit: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A second one is refused after a moment: on the control socket it would wait without an end."""
+    """A second process is refused after a short wait: it would wait at the control socket for ever."""
     with running_guest(bcm5719) as guest, guest.directory.controlling():
         assert 1 == verb("attach-device", "vm1", unit)
         assert "Another process is changing the devices" in capsys.readouterr().err
 
 
 def test_recover_finishes_without_an_owner(bcm5719: FakeHost, verb: Verb, unit: str) -> None:
-    """The guest outlived its owner: what it lets go of is given back by recover, or by detach-device."""
+    """If the guest outlives its owner, recover or detach-device reattaches the units that the guest releases."""
     with running_guest(bcm5719, guest="deaf") as guest:
         assert 0 == verb("attach-device", "vm1", unit)
         assert 5 == verb("detach-device", "vm1", unit, "--timeout", "0.1")
@@ -240,7 +240,7 @@ def test_recover_finishes_without_an_owner(bcm5719: FakeHost, verb: Verb, unit: 
 def test_recover_after_the_death_of_all(
     bcm5719: FakeHost, verb: Verb, unit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Owner and QEMU are gone: a unit on its way out is given back, a plugged one stays for --all."""
+    """Without owner and QEMU, recover reattaches a unit that was being unplugged; a plugged one needs --all."""
     with running_guest(bcm5719, guest="deaf"):
         assert 0 == verb("attach-device", "vm1", unit)
         assert 5 == verb("detach-device", "vm1", unit, "--timeout", "0.1")
@@ -249,7 +249,7 @@ def test_recover_after_the_death_of_all(
 
 
 def test_a_plugged_unit_stays_after_the_death_of_all(bcm5719: FakeHost, verb: Verb, unit: str) -> None:
-    """As any other prepared device, it is released on request only."""
+    """Like any prepared device, a plugged unit is only released on request."""
     with running_guest(bcm5719):
         assert 0 == verb("attach-device", "vm1", unit)
     assert 0 == verb("recover")
@@ -259,7 +259,7 @@ def test_a_plugged_unit_stays_after_the_death_of_all(bcm5719: FakeHost, verb: Ve
 
 
 def test_release_at_the_end_gives_back_what_was_plugged(bcm5719: FakeHost, verb: Verb, unit: str) -> None:
-    """The owner's own clean-up has it, whatever the phase."""
+    """The owner's release at the end reattaches plugged units in any phase."""
     manager = HostdevManager(Host(bcm5719.root, writer=bcm5719.kernel))
     with running_guest(bcm5719):
         assert 0 == verb("attach-device", "vm1", unit)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What verbs print with --json is what their schemas say, and the schemas let nothing else pass."""
+"""The JSON output of the verbs matches their schemas, and the schemas accept nothing else."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def verbs() -> list[str]:
 
 
 def errors(verb: str, value: object) -> list[str]:
-    """Return what a verb's schema says against an output."""
+    """Return the schema errors of a verb's output."""
     validator = jsonschema.Draft202012Validator(schemas()[verb])
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
 
@@ -80,7 +80,7 @@ def guest(tmp_path: Path, *changes: tuple[str, str]) -> str:
 
 
 def test_every_json_has_a_schema() -> None:
-    """Each verb with --json has one; each is of draft 2020-12, and has an identifier of its own and a title."""
+    """Each verb with --json has a schema of draft 2020-12, with its own identifier and a title."""
     found = schemas()
     assert sorted(verbs()) == sorted(found)
     for verb, schema in found.items():
@@ -113,7 +113,7 @@ def test_schemas_are_strict(verb: str) -> None:
 
 @pytest.mark.parametrize("name", named_hosts())
 def test_list_and_show(name: str, tmp_path: Path, ask: Ask) -> None:
-    """Of every host, and of every function of it."""
+    """The output for every host and every function matches."""
     fake = FakeHost.named(name, tmp_path)
     for function in ask(fake, "list"):
         assert function["address"] == ask(fake, "show", function["address"])["address"]
@@ -121,14 +121,14 @@ def test_list_and_show(name: str, tmp_path: Path, ask: Ask) -> None:
 
 @pytest.mark.parametrize(("case", "tree"), CASES)
 def test_plans_of_cases(case: str, tree: str, tmp_path: Path, ask: Ask) -> None:
-    """Of definitions from the field."""
+    """The output for definitions from the field matches."""
     fake = FakeHost.from_tree(TESTDATA / "cases" / f"{tree}.tree", tmp_path)
     for policy in ("auto", "device", "group", "off"):
         assert policy == ask(fake, "plan", str(TESTDATA / "cases" / f"{case}.xml"), "--policy", policy)["policy"]
 
 
 def test_plan_tells_groups_and_guest_addresses(bcm5719: FakeHost, ask: Ask) -> None:
-    """Each member of a touched group has its role, its fate and, where it is assigned, its guest address."""
+    """Each member of a touched group has its role, its fate and, if assigned, its guest address."""
     plan = ask(bcm5719, "plan", GUEST)
     facts = [(f["name"], f["role"], f["fate"], f["guest_address"]) for f in plan["groups"][0]["functions"]]
     assert [
@@ -141,7 +141,7 @@ def test_plan_tells_groups_and_guest_addresses(bcm5719: FakeHost, ask: Ask) -> N
 
 
 def test_plan_chooses_guest_addresses_as_xml_does(bcm5719: FakeHost, ask: Ask, tmp_path: Path) -> None:
-    """Where the definition says none, the plan has the address that xml prints and start uses."""
+    """Without an address in the definition, the plan has the address that xml prints and start uses."""
     text = Path(GUEST).read_text()
     for function in ("0x0", "0x3"):
         at = text.index(f"<address type='pci' domain='0x0000' bus='0x00' slot='0x04' function='{function}'")
@@ -213,7 +213,7 @@ def test_status_tells_role_drivers_and_since(bcm5719: FakeHost, ask: Ask) -> Non
 
 
 def test_status_of_other_versions(bcm5719: FakeHost, ask: Ask) -> None:
-    """A record of the first release does not say role and moment; one of a newer version only that it is in use."""
+    """A record of the first release has no role and time; one of a newer version only shows that it is in use."""
     assert 0 == change(bcm5719, "nodedev-detach", NVME)
     state = Path(bcm5719.root.path, "run/pyhostdev")
     for path in (TESTDATA / "records-0.1.0").iterdir():
@@ -240,7 +240,7 @@ def test_recover_after_a_crash(bcm5719: FakeHost, ask: Ask, monkeypatch: pytest.
 
 
 def mutations(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield wrong variants of an output: a key less, a key more, a value of another type, an item of another type."""
+    """Yield invalid variants of an output: a missing key, an additional key, a value or an item of another type."""
     for path in list(paths(value)):
         for name, wrong in (("another type", {"wrong": 1}), ("no key", None), ("a new key", None)):
             variant = copy.deepcopy(value)
@@ -259,7 +259,7 @@ def mutations(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to each part of a value; of a list, only its first item."""
+    """Yield the path of each part of a value; of a list, only its first item."""
     items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
     for key, part in items:
         yield (*above, key)
@@ -302,7 +302,7 @@ def test_list_has_the_chosen_columns(fakehost: Callable[[str], FakeHost], ask: A
 
 @pytest.mark.parametrize("verb", verbs())
 def test_schemas_refuse_every_mutation(verb: str, bcm5719: FakeHost, ask: Ask, tmp_path: Path) -> None:
-    """No key may be missing or new, and no value of another type, wherever it is in the output."""
+    """A missing key, a new key, or a value of another type is refused at any place of the output."""
     if verb in ("status", "recover"):
         assert 0 == change(bcm5719, "prepare", GUEST)
         assert 0 == change(bcm5719, "nodedev-detach", NVME)

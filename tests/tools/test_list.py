@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The verb list: what it says of every host, and what it never opens."""
+"""The verb list: its output for every host, and the files that it never opens."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def listed(capsys: Capture, root: HostRoot, *words: str) -> str:
 
 
 def facts(scan: Scan, multifunction: Callable[[Any], bool | None]) -> list[dict[str, Any]]:
-    """Return what the JSON says, from the objects of a scan."""
+    """Return the expected JSON from the objects of a scan."""
     return [
         {
             "address": str(dev.address),
@@ -54,7 +54,7 @@ def facts(scan: Scan, multifunction: Callable[[Any], bool | None]) -> list[dict[
 
 @pytest.mark.parametrize("name", TREES)
 def test_list_says_what_the_devices_say(fakehost: Callable[[str], FakeHost], capsys: Capture, name: str) -> None:
-    """Two functions in a slot are a device of several, as its header type says: the answers are equal."""
+    """list derives multifunction from the slot; the header type gives the same answer."""
     root = fakehost(name).root
     scan = Scan(root, read_scan(root))
     expected = facts(scan, scan.is_multifunction)
@@ -87,7 +87,7 @@ def test_generated_hosts_have_the_bit(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_list_reads_a_device_only_to_verify(fakehost: Callable[[str], FakeHost], capsys: Capture) -> None:
-    """A header type that contradicts the slot is seen by --verify alone."""
+    """Only --verify detects a header type that contradicts the slot."""
     host = fakehost("bcm5719")
     for config in Path(host.root.pci_devices).glob("0001:09:00.*/config"):
         data = bytearray(config.read_bytes())
@@ -101,7 +101,7 @@ def test_list_reads_a_device_only_to_verify(fakehost: Callable[[str], FakeHost],
 
 
 def test_a_device_that_lacks_everything(tmp_path: Path, capsys: Capture) -> None:
-    """What the host does not say is null, and a dash or a question mark in text."""
+    """An absent fact is null in JSON, and a dash or a question mark in text."""
     (tmp_path / "sys/bus/pci/devices/0000:00:00.0").mkdir(parents=True)
     root = HostRoot(tmp_path)
     (function,) = json.loads(listed(capsys, root, "--json"))
@@ -111,7 +111,7 @@ def test_a_device_that_lacks_everything(tmp_path: Path, capsys: Capture) -> None
 
 
 def test_empty_bus(tmp_path: Path, capsys: Capture) -> None:
-    """No functions: an empty list, a header."""
+    """Without functions, the JSON is an empty list and the table a header."""
     (tmp_path / "sys/bus/pci/devices").mkdir(parents=True)
     root = HostRoot(tmp_path)
     assert [] == json.loads(listed(capsys, root, "--json"))
@@ -123,7 +123,7 @@ def test_empty_bus(tmp_path: Path, capsys: Capture) -> None:
 def test_list_opens_no_configuration_space(
     fakehost: Callable[[str], FakeHost], tmp_path: Path, words: tuple[str, ...], opens: bool
 ) -> None:
-    """A read of it is a bus cycle and wakes a sleeping device; ari_enabled is not read either."""
+    """A read of configuration space costs a bus cycle and wakes a sleeping device; ari_enabled is not read either."""
     trace = tmp_path / "trace"
     command = ["strace", "-f", "-e", "trace=/^open", "-o", str(trace), sys.executable, "-m", "pyhostdev", "list"]
     done = subprocess.run([*command, "--root", fakehost("ari").root.path, *words], capture_output=True, text=True)

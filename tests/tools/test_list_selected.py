@@ -81,7 +81,7 @@ def test_owners(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_selectors_in_every_verb(sriov: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
-    """show and the nodedev verbs take an interface, a disk or a VF's number; what names nothing is refused."""
+    """show and the nodedev verbs accept every selector; a selector without a function is refused."""
     root = ["--root", sriov.root.path]
     assert 0 == main(["show", "net:enp3s0", "--json", *root])
     assert PF == json.loads(capsys.readouterr().out)["address"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``prepare`` does what ``plan`` says, with the drivers that the same release of libvirt chooses."""
+"""``prepare`` executes the plan, with the drivers that the same release of libvirt chooses."""
 
 from __future__ import annotations
 

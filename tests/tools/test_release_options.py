@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""--libvirt and --qemu: whose answers the verbs give."""
+"""--libvirt and --qemu: the release and the emulator that the verbs follow."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def words(tmp_path: Path) -> list[str]:
 def test_the_two_axes_are_apart(
     options: list[str], machine: str, size: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The libvirt says how it is printed, the QEMU what there is; alone, a libvirt comes with its QEMU."""
+    """The libvirt decides the form, the QEMU the capabilities; the default QEMU is the libvirt's."""
     assert 0 == main(["argv", *words, *options])
     printed, said = capsys.readouterr()
     assert machine in printed
@@ -56,7 +56,7 @@ def test_the_two_axes_are_apart(
 
 @pytest.mark.parametrize("verb", ["xml", "argv", "validate", "plan"])
 def test_every_verb_has_the_options(verb: str, words: list[str]) -> None:
-    """All verbs that look at a whole domain take a release of both."""
+    """All verbs that process a whole domain have both options."""
     assert 0 == main([verb, *words, "--libvirt", "12.8", "--qemu", "11.1"])
 
 
@@ -72,7 +72,7 @@ def test_every_verb_has_the_options(verb: str, words: list[str]) -> None:
 def test_what_is_not_recorded_is_an_error_of_usage(
     options: list[str], said: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A release that nothing is known about is named with those that are."""
+    """The error for an unknown release names the known ones."""
     with pytest.raises(SystemExit) as ended:
         main(["xml", *words, *options])
     assert 2 == ended.value.code
@@ -92,7 +92,7 @@ def test_what_is_not_recorded_is_an_error_of_usage(
 def test_the_host_s_libvirt_is_the_default(
     library: str | None, release: str, said: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without --libvirt a verb answers as the host's libvirt, and says as which, and why."""
+    """Without --libvirt, a verb follows the host's libvirt; a note names it and the reason."""
     if library is not None:
         (Path(words[2]) / "usr/lib64").mkdir(parents=True)
         (Path(words[2]) / "usr/lib64/libvirt.so.0").symlink_to(library)

@@ -40,7 +40,7 @@ def test_every_answer_is_the_hosts(name: str, tmp_path: Path, capsys: pytest.Cap
 def test_plans_and_command_lines_are_the_hosts(
     bcm5719: FakeHost, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before and after the devices were prepared: records belong to the devices that are in the snapshot."""
+    """A snapshot gives the host's answers, before and after prepare."""
     file, root = str(tmp_path / "s.tar.gz"), bcm5719.root.path
     for _ in range(2):
         assert 0 == main(["snapshot", file, "--root", root])
@@ -51,7 +51,7 @@ def test_plans_and_command_lines_are_the_hosts(
 
 
 def test_the_kernel_of_this_machine_is_read() -> None:
-    """The kernel refuses a large read below /proc/sys, so the bound of a file is not the size of a read."""
+    """The kernel refuses a large read below /proc/sys: a file is read in smaller pieces."""
     root = HostRoot("/")
     assert os.uname().release.encode() == (read_bytes(root, root.kernel_release, 16 << 20) or b"").strip()
 
@@ -59,7 +59,7 @@ def test_the_kernel_of_this_machine_is_read() -> None:
 def test_what_could_not_be_read_is_told(
     bcm5719: FakeHost, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An ordinary user reads 64 bytes of configuration space: then the snapshot knows no more, and says so."""
+    """An ordinary user can read 64 bytes of configuration space: the snapshot has only these, and lists the file."""
     config = Path(bcm5719.root.pci_device(CARD), "config")
     sizes = {4096: config.stat().st_size}
     real = os.read
@@ -75,7 +75,7 @@ def test_what_could_not_be_read_is_told(
 
 
 def test_a_snapshot_is_private_and_not_changed(bcm5719: FakeHost, tmp_path: Path) -> None:
-    """It can hold serial numbers: only its owner reads it; a changing verb refuses it; nothing unpacked is left."""
+    """Only the owner can read a snapshot; changing verbs refuse it; unpacked files are removed."""
     file = tmp_path / "s.tar.gz"
     assert 0 == main(["snapshot", str(file), "--root", bcm5719.root.path])
     before = file.read_bytes()
@@ -99,7 +99,7 @@ def test_a_tree_is_a_host(bcm5719: FakeHost, tmp_path: Path, capsys: pytest.Capt
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> list[str]:
-    """Three hosts that a guest could go to: a snapshot that can take it, one that cannot, and what is not a host."""
+    """Three candidates for a guest: a suitable snapshot, an unsuitable one, and a file that is not a snapshot."""
     roots = []
     for name in ("bcm5719", "sriov"):
         fake = FakeHost.named(name, tmp_path / name)
@@ -110,7 +110,7 @@ def hosts(tmp_path: Path) -> list[str]:
 
 
 def test_which_host_can_take_the_guest(hosts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A table with a line for each host, in order; 0 if one can, 1 if none can; nothing is written anywhere."""
+    """A table has one line per host, in order; exit code 0 if one is suitable, else 1; nothing is written."""
     roots = [word for root in hosts for word in ("--root", root)]
     code, text = ask(capsys, "plan", GUEST, *roots)
     lines = [line.split()[:2] for line in text.splitlines()[1:]]

@@ -31,7 +31,7 @@ Shell = Callable[[str], "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def shell(bcm5719: FakeHost) -> Shell:
-    """A function that runs one line of a shell, in which HOST is the seed's host and pyhostdev is ours."""
+    """A function that runs a shell line, in which HOST is the seed's host and pyhostdev is this checkout's."""
 
     def run(line: str) -> subprocess.CompletedProcess[str]:
         line = line.replace("pyhostdev ", f"{PYHOSTDEV} ", 1).replace("HOST", bcm5719.root.path)
@@ -49,14 +49,14 @@ def one_sentence(err: str) -> bool:
 @pytest.mark.parametrize("verb", READING)
 @pytest.mark.parametrize(("where", "why"), [("> /dev/full", "No space left"), (">&-", "Bad file descriptor")])
 def test_reading_verb_that_cannot_be_heard(shell: Shell, verb: str, where: str, why: str) -> None:
-    """3 and one sentence, with no traceback and no message of the interpreter's."""
+    """Exit code 3 and one sentence, without a traceback or a message of the interpreter."""
     done = shell(f"pyhostdev {READING[verb]} --root HOST {where}")
     assert (3, True, True) == (done.returncode, one_sentence(done.stderr), why in done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("words", ["--help", "--version", "list --help"])
 def test_help_that_cannot_be_heard(shell: Shell, words: str) -> None:
-    """Lost help output is not a success."""
+    """Lost help output is a failure."""
     done = shell(f"pyhostdev {words} > /dev/full")
     assert (3, True) == (done.returncode, one_sentence(done.stderr)), done.stderr
 
@@ -72,7 +72,7 @@ def test_reader_that_has_seen_enough(shell: Shell, verb: str) -> None:
 
 @pytest.mark.parametrize("where", ["", "> /dev/full", ">&-", "2>&-", "2> /dev/full", ">&- 2>&- <&-", "<&-"])
 def test_change_is_made_once_whoever_hears_of_it(shell: Shell, bcm5719: FakeHost, where: str) -> None:
-    """Prepare and release print nothing, so nothing is lost; and their files do not get a closed stream's number."""
+    """Prepare and release print nothing, so a closed stream has no effect; no file gets its number."""
     before = bcm5719.snapshot()
     assert 0 == shell(f"pyhostdev prepare {GUEST} --root HOST --simulate {where}").returncode
     active = json.loads(shell("pyhostdev status --json --root HOST").stdout)["active"]
@@ -83,7 +83,7 @@ def test_change_is_made_once_whoever_hears_of_it(shell: Shell, bcm5719: FakeHost
 
 @pytest.mark.parametrize("more", ["", "--json"])
 @pytest.mark.parametrize("where", ["> /dev/full", ">&-"])
-def test_recover_tells_what_was_done_where_it_can(shell: Shell, bcm5719: FakeHost, where: str, more: str) -> None:
+def test_recover_reports_what_it_did_where_it_can(shell: Shell, bcm5719: FakeHost, where: str, more: str) -> None:
     """A recovery runs once: if its table cannot be printed, it goes to standard error, with exit code 3."""
     before = bcm5719.snapshot()
     assert 0 == shell(f"pyhostdev prepare {GUEST} --root HOST --simulate").returncode
@@ -93,7 +93,7 @@ def test_recover_tells_what_was_done_where_it_can(shell: Shell, bcm5719: FakeHos
     assert before == bcm5719.snapshot()
 
 
-def test_refusal_is_told_by_its_code_when_nothing_else_can(shell: Shell) -> None:
+def test_refusal_is_reported_by_its_code_as_a_last_resort(shell: Shell) -> None:
     """A closed standard error changes no exit code, and its messages do not end up on standard output."""
     for where in ("2>&-", "2> /dev/full"):
         done = shell(f"pyhostdev show 0001:0a:00.0 --root HOST {where}")
@@ -101,7 +101,7 @@ def test_refusal_is_told_by_its_code_when_nothing_else_can(shell: Shell) -> None
 
 
 def test_without_a_verb_the_verbs_are_told(shell: Shell) -> None:
-    """2, and every verb with what it does on standard error."""
+    """Exit code 2, and the list of verbs on standard error."""
     done = shell("pyhostdev  ")
     assert (2, "") == (done.returncode, done.stdout)
     assert all(f"  {verb} " in done.stderr and summary in done.stderr for verb, summary in main.VERBS.items())
@@ -147,7 +147,7 @@ def test_wrong_value_is_an_error_of_usage(
 
 
 def test_timeouts_that_are_right(bcm5719: FakeHost) -> None:
-    """Zero, a part of a second, a whole day."""
+    """Zero, a fraction of a second, and a day are valid timeouts."""
     for text in ("0", "0.5", "86400"):
         assert 0 == main.main(["recover", "--timeout", text, "--root", bcm5719.root.path, "--simulate"])
 

@@ -52,7 +52,7 @@ def test_narrow_terminal_breaks_between_words() -> None:
 
 @pytest.mark.parametrize("width", [1, 20, 30, 40, 50, 80])
 def test_addresses_are_never_cut(width: int) -> None:
-    """Not even where they are wider than the terminal; everything else gives way to them."""
+    """Addresses are never cut, even if they are wider than the terminal; the other columns shrink."""
     lines = format_table(COLUMNS, ROWS, width).splitlines()
     assert [1, 1] == [sum(address in line for line in lines) for address, *_ in ROWS]
     least = len("00010000:0a:1f.7") + 2 * (len(GAP) + 4)

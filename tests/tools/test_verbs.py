@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command line's contracts: what verbs print, their exit codes, and that a refusal changes nothing."""
+"""The contracts of the command line: output, exit codes, and no change after a refusal."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_file_from_standard_input(run: Callable[..., Any], monkeypatch: pytest.M
 
 
 def test_missing_file_is_a_sentence(run: Callable[..., Any], tmp_path: Path) -> None:
-    """A file that is not there is named."""
+    """The error names a missing file."""
     code, _, err = run("plan", str(tmp_path / "nothing.xml"))
     assert (1, True) == (code, "nothing.xml" in err)
 
@@ -240,7 +240,7 @@ def test_help_and_version(capsys: Capture) -> None:
 
 @pytest.mark.parametrize("words", [["status", "--json"], ["prepare", GUEST, "--simulate", "--libvirt", "12.8"]])
 def test_changing_verbs_load_little(bcm5719: FakeHost, words: list[str]) -> None:
-    """What prepare and status import stays small: their start costs little more than argparse's and lxml's."""
+    """prepare and status import little: their start costs little more than that of argparse and lxml."""
     heavy = {"rich", "pyudev", "asyncio", "subprocess", "dataclasses", "cffi", "qemu", "logging"}
     code = (
         "import argparse, sys; before = set(sys.modules);"  # argparse of Python 3.14 needs dataclasses itself
@@ -254,7 +254,7 @@ def test_changing_verbs_load_little(bcm5719: FakeHost, words: list[str]) -> None
 
 @pytest.mark.parametrize("words", [["list"], ["show", CARD[0]], ["status"]])
 def test_verbs_that_look_load_less(bcm5719: FakeHost, words: list[str]) -> None:
-    """They read no XML, make no plan and write nothing: what does that is not loaded."""
+    """Reading verbs load no module for XML, plans or writes."""
     dear = {"lxml.etree", "rich", "pyhostdev.hypervisor.hostdev_planner", "pyhostdev.util.sysfs_writer", "subprocess"}
     code = f"from pyhostdev.tools.main import main; main({[*words, '--root', bcm5719.root.path]!r})"
     program = f"{code}; import sys; print(*sorted({dear!r} & set(sys.modules)), file=sys.stderr)"
@@ -270,7 +270,7 @@ def test_demo_runs(capsys: Capture) -> None:
     assert "byte for byte" in printed
 
 
-def test_release_of_a_name_that_has_nothing_is_told(run: Callable[..., Any]) -> None:
+def test_release_of_an_unknown_owner_is_reported(run: Callable[..., Any]) -> None:
     """A typo is refused; the release of a domain's file that a hook repeats is not."""
     assert (1, "", "pyhostdev: Domain 'TYPO' has no devices on this host\n") == run(
         "release", "--owner", "TYPO", "--simulate"
@@ -308,14 +308,14 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_the_version_and_the_package_load_next_to_nothing() -> None:
-    """No typing, no parser of arguments, no metadata: what a call does not need costs more than the call."""
+    """--version and the package import no typing, no argparse and no metadata."""
     dear = {"typing", "re", "enum", "contextlib", "functools", "argparse", "json", "importlib.metadata"}
     assert set() == dear & loaded_by("import pyhostdev")
     assert set() == dear & loaded_by("from pyhostdev.tools.main import main; main(['--version'])")
 
 
 def test_version_is_the_distributions(capsys: Capture) -> None:
-    """It is written in two places, which agree."""
+    """The version in the code equals that of the distribution."""
     assert 0 == main.main(["--version"])
     assert f"pyhostdev {version('pyhostdev')}\n" == capsys.readouterr().out
     assert version("pyhostdev") == pyhostdev.__version__
@@ -326,7 +326,7 @@ def test_version_is_the_distributions(capsys: Capture) -> None:
     "words", [["\x1b[2J"], ["list", "--x\x1b[2J"], ["show", "0001:\x1b[2J"], ["list", "--group", "\x9b2J"]]
 )
 def test_usage_errors_are_escaped(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A word that a script passes on cannot control the terminal of the one who reads the error."""
+    """An argument in an error message cannot control the terminal."""
     with pytest.raises(SystemExit) as ended:
         main.main(words)
     assert 2 == ended.value.code

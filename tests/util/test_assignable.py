@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""All assignable functions at once are those that nothing stands in the way of, one by one."""
+"""The list of all assignable functions equals the check of each function."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_of_every_host(fakehost: Callable[[str], FakeHost], name: str) -> None:
 
 @pytest.mark.parametrize("cards", [SRIOV_CARDS, PLAIN_CARDS], ids=["sriov", "plain"])
 def test_of_synthetic_hosts(tmp_path: Path, cards: tuple[str, ...]) -> None:
-    """Most functions are told from the columns."""
+    """Most functions are decided by the columns."""
     assert_all_is_one_by_one(read(FakeHost(synthetic_host(170, cards=cards), tmp_path).root))
 
 
 def test_what_stands_in_the_way_of_each(tmp_path: Path) -> None:
-    """A mount, a denied kind, the console, a neighbour's driver, no group at all."""
+    """Each kind of obstacle: a mount, a denied device, the console, a neighbour's driver, no group."""
     scan = read(FakeHost.from_tree(HOST, tmp_path).root)
     assert_all_is_one_by_one(scan)
     free = [str(dev.address)[5:7] for dev in scan.assignable()]
@@ -67,7 +67,7 @@ def test_what_stands_in_the_way_of_each(tmp_path: Path) -> None:
 
 
 def test_each_group_is_listed_once_at_most(tmp_path: Path) -> None:
-    """What is the same for a group is not asked for each of its functions."""
+    """A group is listed once, not once per function."""
     make_tree(tmp_path, 600)
     scan = read(HostRoot(tmp_path))
     listed: list[str] = []

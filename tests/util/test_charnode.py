@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A path that a definition names is opened with our rights only if it is the device it is taken for."""
+"""A path in a definition is opened with root's privileges only if it is the expected kind of device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyhostdev.util.charnode import is_tun, is_vhost_net, open_character_device
 
 
 def test_a_device_of_the_expected_kind_is_opened() -> None:
-    """The descriptor is that of the node, and it is not inherited by other programs."""
+    """The descriptor refers to the node, and other programs do not inherit it."""
     fd = open_character_device("/dev/null", "nothing", lambda major, minor: (major, minor) == (1, 3))
     try:
         assert (True, False) == (stat.S_ISCHR(os.fstat(fd).st_mode), os.get_inheritable(fd))
@@ -24,7 +24,7 @@ def test_a_device_of_the_expected_kind_is_opened() -> None:
 
 @pytest.mark.parametrize("is_expected", [is_tun, is_vhost_net])
 def test_another_device_is_not_opened(is_expected: object) -> None:
-    """root could open it, and QEMU would inherit it."""
+    """A device of another kind is refused: root could open it, and QEMU would inherit it."""
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OperationError, match="another kind of file"):
         open_character_device("/dev/null", "vhost-net", is_expected)  # type: ignore[arg-type]
@@ -32,7 +32,7 @@ def test_another_device_is_not_opened(is_expected: object) -> None:
 
 
 def test_a_file_is_not_opened(tmp_path: Path) -> None:
-    """A regular file is refused, whatever its numbers; a missing one is told by the kernel."""
+    """A regular file is refused; for a missing one, the kernel's error is reported."""
     (tmp_path / "file").touch()
     for name, words in (("file", "another kind of file"), ("absent", "No such file")):
         with pytest.raises(OperationError, match=words):

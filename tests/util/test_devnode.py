@@ -31,7 +31,7 @@ def node(tmp_path: Path) -> str:
 
 
 def test_live_writer_can_change_nodes() -> None:
-    """What writes to the live host is a NodeWriter."""
+    """The writer of the live host is a NodeWriter."""
     assert issubclass(ForkedWriter, NodeWriter)
 
 
@@ -47,7 +47,7 @@ def test_node_is_given_and_taken_back(node: str) -> None:
     assert before == NODES.read_node(node)
 
 
-def test_node_that_was_made_again_is_not_changed(node: str) -> None:
+def test_recreated_node_is_not_changed(node: str) -> None:
     """Another inode, or another device's number, is another node."""
     before = NODES.read_node(node)
     assert before is not None
@@ -58,7 +58,7 @@ def test_node_that_was_made_again_is_not_changed(node: str) -> None:
 
 
 def test_link_is_not_followed(node: str, tmp_path: Path) -> None:
-    """A link to the node is not the node, and the node behind it stays as it is."""
+    """A link to the node is refused, and the node is not changed."""
     link = tmp_path / "link"
     link.symlink_to(node)
     before = NODES.read_node(node)
@@ -95,7 +95,7 @@ def test_group_that_is_open_is_busy(node: str, tmp_path: Path) -> None:
 
 
 def test_answer_of_a_busy_group(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EBUSY means that a group is open; if the kernel may not be asked, nothing is known."""
+    """EBUSY means that a group is open; if the node may not be opened, the answer is unknown."""
     opened = os.open
     for errnum, busy in ((errno.EBUSY, True), (errno.EPERM, False), (errno.ENODEV, False)):
 
@@ -114,7 +114,7 @@ def test_live_writer_can_open_nodes(tmp_path: Path) -> None:
 
 
 def test_node_is_opened_if_it_is_the_expected_one(node: str, tmp_path: Path) -> None:
-    """Its device number decides, not its name; a link is not followed, and a file is refused."""
+    """The device number decides, not the name; a link is not followed, and a file is refused."""
     fd = NODES.open_node(node, os.makedev(1, 3), device=DEVICE)
     assert os.path.samestat(os.fstat(fd), os.stat(node))
     assert not os.get_inheritable(fd)
@@ -134,7 +134,7 @@ def test_node_is_opened_if_it_is_the_expected_one(node: str, tmp_path: Path) -> 
 
 
 def test_mode_of_accounting_is_set_on_an_iommufd_only(node: str) -> None:
-    """Another device does not know the request."""
+    """Any other device refuses the request."""
     fd = NODES.open_iommufd(node)
     with pytest.raises(SysfsError, match="charge locked memory to each process") as error:
         NODES.charge_to_process(fd, node)
@@ -143,7 +143,7 @@ def test_mode_of_accounting_is_set_on_an_iommufd_only(node: str) -> None:
 
 
 def test_open_files_leave_no_descriptor_behind(node: str) -> None:
-    """What is looked at is closed, and a node that cannot be opened as well."""
+    """Every examined node is closed, even one that cannot be opened."""
     before = set(os.listdir("/proc/self/fd"))
     fd = NODES.open_iommufd(node)
     assert 1 == len(set(os.listdir("/proc/self/fd")) - before)

@@ -17,7 +17,7 @@ ADDRESS = PCIDeviceAddress(0, 3, 0, 1)
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """The file of one device, in a folder that is there."""
+    """The file of one device, in an existing directory."""
     path = Path(HostRoot(tmp_path).driverctl_override(ADDRESS))
     path.parent.mkdir(parents=True)
     return path
@@ -42,7 +42,7 @@ def test_first_line_is_the_driver(saved: Path, tmp_path: Path, data: bytes, expe
 
 
 def test_host_without_driverctl(tmp_path: Path) -> None:
-    """Without the folder there is no override."""
+    """Without the directory there is no override."""
     assert read_driverctl_override(HostRoot(tmp_path), ADDRESS) is None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A monitor's view: equal to a scan whatever happened, and no system call to look at it."""
+"""A monitor's view equals a scan after any change, and lookups make no system call."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def facts(dev: PCIDevice) -> tuple[Any, ...]:
 
 
 def view(functions: HostFunctions) -> dict[str, Any]:
-    """Return all that one can look up, as values."""
+    """Return the results of all lookups, as values."""
     found: dict[str, Any] = {
         name: {key: [facts(dev) for dev in devs] for key, devs in getattr(functions, name).items()} for name in INDEXES
     }
@@ -132,7 +132,7 @@ WHERE = [PF, *CARD, PCIDeviceAddress.parse("0000:03:10.0"), PCIDeviceAddress.par
     limit=st.sampled_from([2, 10000]),
 )
 def test_monitor_equals_a_scan(steps: list[tuple[str, PCIDeviceAddress]], limit: int) -> None:
-    """After any sequence of changes, polled now and then, the view is what a full scan sees; also after losses."""
+    """After any sequence of changes and polls, the view equals a full scan, even after lost events."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as directory:
         fake = FakeHost.from_tree(HOST, directory)
         with monitor_of(fake, limit=limit) as monitor:
@@ -153,7 +153,7 @@ def fake(fakehost: Callable[[str], FakeHost]) -> FakeHost:
 
 
 def test_monitor_follows_a_bind(fake: FakeHost) -> None:
-    """An unbind and a bind move a function between drivers, and only that function's object is another."""
+    """An unbind and a bind move a function between drivers; only that function gets a new object."""
     with monitor_of(fake) as monitor:
         first, other = monitor.functions.find(CARD[0]), monitor.functions.find(CARD[1])
         bind(fake.kernel, "igb", "unbind", CARD[0])
@@ -209,7 +209,7 @@ class Scripted:
 
 
 def test_vf_whose_link_came_late(fake: FakeHost) -> None:
-    """A VF is announced before it is linked to its PF; the PF's own event puts that right."""
+    """A VF's event comes before its link to the PF; the PF's own event corrects the view."""
     write(fake, PF, "sriov_drivers_autoprobe", "0")
     write(fake, PF, "sriov_numvfs", "1")
     vf = PCIDeviceAddress.parse("0000:03:10.0")
@@ -227,7 +227,7 @@ def test_vf_whose_link_came_late(fake: FakeHost) -> None:
 
 @pytest.mark.parametrize("error", [events.events_lost(), OSError("Error while polling")])
 def test_lost_events_mean_a_rescan(fake: FakeHost, error: OSError) -> None:
-    """Where events were lost the source listens anew first, and everything is read again."""
+    """After lost events, the source first listens again, then everything is read."""
     source = Scripted()
     with PCIMonitor(fake.root, source) as monitor:
         bind(fake.kernel, "igb", "unbind", CARD[0])
@@ -240,7 +240,7 @@ def test_lost_events_mean_a_rescan(fake: FakeHost, error: OSError) -> None:
 
 
 def test_storm_means_a_rescan(fake: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When much has changed one scan is cheaper than many refreshes."""
+    """After many changes, one scan is cheaper than many refreshes."""
     monkeypatch.setattr(events, "_REFRESH_MIN", 2)
     source = Scripted(*[PCIEvent("change", address) for address in CARD[:3]])
     with PCIMonitor(fake.root, source) as monitor:
@@ -249,7 +249,7 @@ def test_storm_means_a_rescan(fake: FakeHost, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_storm_is_taken_in_parts(fake: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A poll comes back during a storm; the rest is for the next one."""
+    """A poll returns during a storm of events; the next poll handles the rest."""
     monkeypatch.setattr(events, "BATCH_MAX", 2)
     source = Scripted(*[PCIEvent("bind", address) for address in CARD[:3]])
     with PCIMonitor(fake.root, source) as monitor:
@@ -273,7 +273,7 @@ def test_what_cannot_be_read_is_read_later(fake: FakeHost) -> None:
 
 
 def test_refresh_needs_no_event(fake: FakeHost) -> None:
-    """Functions can be read again by name; those that are there come back, in order."""
+    """Functions can be read again by address; the existing ones are returned, in order."""
     source = Scripted()
     with PCIMonitor(fake.root, source) as monitor:
         bind(fake.kernel, "igb", "unbind", CARD[0])
@@ -283,7 +283,7 @@ def test_refresh_needs_no_event(fake: FakeHost) -> None:
 
 
 def test_lookups_read_nothing(fake: FakeHost) -> None:
-    """Between two polls every index answers although the host is gone."""
+    """Between two polls every index works without the host."""
     write(fake, PF, "sriov_numvfs", "3")
     with monitor_of(fake) as monitor:
         expected = full_scan(fake.root)
@@ -297,7 +297,7 @@ def test_lookups_read_nothing(fake: FakeHost) -> None:
 
 
 def test_lookups_make_no_system_call(fake: FakeHost) -> None:
-    """strace sees nothing between two polls."""
+    """Lookups between two polls make no system call, according to strace."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     code = f"""
@@ -333,7 +333,7 @@ def test_directory_needs_a_source(fake: FakeHost) -> None:
 
 
 def test_monitor_leaks_no_descriptor(fake: FakeHost, tmp_path: Path) -> None:
-    """Whether it comes to be or not, a monitor leaves no descriptor behind."""
+    """A monitor leaves no descriptor behind, even if its creation fails."""
     before = sorted(os.listdir("/proc/self/fd"))
     with monitor_of(fake) as monitor:
         bind(fake.kernel, "igb", "unbind", CARD[0])
@@ -345,7 +345,7 @@ def test_monitor_leaks_no_descriptor(fake: FakeHost, tmp_path: Path) -> None:
 
 
 def test_live_host_is_followed() -> None:
-    """On the live host the kernel's own events are listened to, as an ordinary user too."""
+    """On the live host, a monitor receives the kernel's events, even as an ordinary user."""
     root = HostRoot("/")
     if not os.path.isdir(root.pci_devices):
         pytest.skip("this machine has no PCI bus")

@@ -38,7 +38,7 @@ def crowd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(params=KINDS, ids=["scan", "live"])
 def ask(request: pytest.FixtureRequest) -> Ask:
-    """A function that looks at a fake host in one of the two ways."""
+    """A function that reads a fake host in one of the two ways."""
     return lambda fake: request.param(fake.root, pciscan.scan(fake.root))
 
 
@@ -97,7 +97,7 @@ def test_index_of_what_is_unknown(tmp_path: Path) -> None:
 
 
 def test_scan_is_a_sequence(crowd: HostRoot) -> None:
-    """A scan indexes, slices and counts from the end, and an address has one object however it is asked for."""
+    """A scan supports indexes, slices and negative indexes; each address has one object for all lookups."""
     scan = Scan(crowd, pciscan.scan(crowd))
     assert scan[3] is scan.find(scan[3].address)
     assert scan[699] is scan[-1]
@@ -113,7 +113,7 @@ def test_scan_is_a_sequence(crowd: HostRoot) -> None:
 
 
 def test_device_says_what_the_record_says(crowd: HostRoot) -> None:
-    """What an object of a scan makes on first use is what the reference read."""
+    """The facts that an object of a scan creates on first use equal the reference's."""
     for record, dev in zip(pciscan_ref.scan(crowd), Scan(crowd, pciscan.scan(crowd)), strict=True):
         ids = (dev.vendor, dev.device, dev.subsystem_vendor, dev.subsystem_device, dev.class_)
         rest = (dev.driver, dev.iommu_group, dev.physfn and str(dev.physfn))
@@ -135,14 +135,14 @@ def test_record_is_the_same_however_it_is_asked_for(crowd: HostRoot) -> None:
 
 
 def test_index_makes_the_objects_asked_for(crowd: HostRoot) -> None:
-    """Asking a group makes the objects of its members and no others."""
+    """A lookup of a group creates the objects of its members and no others."""
     scan = Scan(crowd, pciscan.scan(crowd))
     members = scan.groups[3]
     assert members == [dev for dev in scan._devices if dev is not None]
 
 
 def test_scan_is_small_until_objects_are_asked_for(crowd: HostRoot) -> None:
-    """The packed functions with the index of their groups take at most 120 bytes each."""
+    """The packed functions with the index of their groups need at most 120 bytes each."""
     pciscan.scan(crowd)
     gc.collect()
     tracemalloc.start()
@@ -154,7 +154,7 @@ def test_scan_is_small_until_objects_are_asked_for(crowd: HostRoot) -> None:
 
 
 def test_scan_crosses_into_c_three_times(crowd: HostRoot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scan with all objects and indexes makes three calls of the C side."""
+    """A scan with all objects and indexes makes three calls into C."""
     calls: list[str] = []
 
     class Library:
@@ -176,7 +176,7 @@ def test_scan_crosses_into_c_three_times(crowd: HostRoot, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", named_hosts())
 def test_siblings_are_what_the_device_says(fakehost: Fake, ask: Ask, name: str) -> None:
-    """A scan knows siblings without listing anything, the same as PCIDevice finds by listing."""
+    """A scan knows siblings without listing a directory; they equal the siblings that PCIDevice lists."""
     functions = ask(fakehost(name))
     for dev in functions:
         assert addresses(dev.read_siblings()) == addresses(functions.siblings(dev))
@@ -193,7 +193,7 @@ def test_multifunction_is_what_the_device_says(fakehost: Fake, ask: Ask, name: s
 
 @pytest.mark.parametrize("name", named_hosts())
 def test_multifunction_reads_little(fakehost: Fake, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ari_enabled is read at most once a bus, one byte of config space once a device of several functions."""
+    """ari_enabled is read at most once per bus, and the header type once per device with several functions."""
     read: list[tuple[Any, ...]] = []
     number, config = virfile.read_number, pciscan.read_config
 
@@ -227,7 +227,7 @@ def test_multifunction_without_function_0(fakehost: Fake, ask: Ask) -> None:
 
 
 def test_path_to_the_root_port(fakehost: Fake, ask: Ask) -> None:
-    """The bridges above a function, root port first; a VF is in the place of its PF; a root bus has no bridge above."""
+    """The bridges above a function, root port first; a VF takes the place of its PF; a root bus has none."""
     functions = ask(fakehost("bridge-group"))
     path = functions.path_to_root_port(device(functions, "0000:02:01.2"))
     assert ["0000:00:03.0", "0000:01:00.0", "0000:02:01.2"] == addresses(path)
@@ -239,7 +239,7 @@ def test_path_to_the_root_port(fakehost: Fake, ask: Ask) -> None:
 
 
 def test_path_in_a_tree_without_links(tmp_path: Path) -> None:
-    """If sysfs was copied without its links, the bridges are unknown."""
+    """In a copy of sysfs without links, the bridges are unknown."""
     root = HostRoot(tmp_path)
     Path(root.pci_devices, "0000:01:00.0").mkdir(parents=True)
     scan = Scan(root, pciscan.scan(root))
@@ -300,7 +300,7 @@ def test_filter(fakehost: Fake, ask: Ask, pattern: str, expected: list[str]) -> 
 @pytest.mark.parametrize(
     "pattern", ["", "8086", "80867:", "8o86:", "::1234567", ":::123", "1:2:3:4:5", "-1:", "0x8086:"]
 )
-def test_filter_that_is_none(fakehost: Fake, ask: Ask, pattern: str) -> None:
+def test_invalid_filter_is_refused(fakehost: Fake, ask: Ask, pattern: str) -> None:
     """An invalid filter is refused, not treated as a filter that matches nothing."""
     with pytest.raises(ConfigError):
         ask(fakehost("sriov")).filter(pattern)
@@ -336,8 +336,8 @@ def test_why_not_assignable(fakehost: Fake, ask: Ask) -> None:
     assert "'tg3' keeps the group's DMA" in found[0].message
 
 
-def test_group_blocked_by_what_is_no_pci_function(fakehost: Fake, ask: Ask) -> None:
-    """A platform device in the group is in the way too, though no scan lists it."""
+def test_group_blocked_by_a_platform_device(fakehost: Fake, ask: Ask) -> None:
+    """A platform device in the group is also an obstacle, although no scan lists it."""
     functions = ask(fakehost("non-pci-member"))
     found = functions.obstacles(functions[0])
     assert [("group-not-viable", "HISI0131:00")] == [(o.reason, o.address) for o in found]

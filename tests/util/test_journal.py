@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The journal: complete records only, no path through links, no action on an untrusted record."""
+"""The journal: only complete records, no path through links, no action on an untrusted record."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_torn_record_is_reported_and_not_used(journal: Journal, cut: int) -> Non
     "change", [{"version": 0}, {"version": "2"}, {"crc32": 0}, {"record": {}}, {"record": None}, []]
 )
 def test_foreign_record_is_reported(journal: Journal, change: object) -> None:
-    """Another version, a wrong checksum or another shape is set apart."""
+    """Another version, a wrong checksum or another form is set aside."""
     journal.write(record())
     path = Path(journal.state.path, f"{ADDRESS}.json")
     value = json.loads(path.read_text())
@@ -75,7 +75,7 @@ def test_foreign_record_is_reported(journal: Journal, change: object) -> None:
 
 
 def test_set_aside_keeps_the_file(journal: Journal) -> None:
-    """A bad record is renamed, still reported, and out of the way of a new one."""
+    """A bad record is renamed and still reported; a new one can be written."""
     journal.write(record())
     Path(journal.state.path, f"{ADDRESS}.json").write_text("{")
     journal.set_aside(journal.read()[1][0])
@@ -87,7 +87,7 @@ def test_set_aside_keeps_the_file(journal: Journal) -> None:
 
 @pytest.mark.parametrize("kind", ["symlink", "hardlink", "fifo", "directory"])
 def test_planted_entry_is_not_followed(journal: Journal, tmp_path: Path, kind: str) -> None:
-    """A link, a pipe or a directory in a record's place is refused, and never waited for."""
+    """A link, a pipe or a directory in place of a record is refused without a wait."""
     journal.write(record())
     path = Path(journal.state.path, f"{ADDRESS}.json")
     elsewhere = tmp_path / "elsewhere"
@@ -138,7 +138,7 @@ def test_failed_write_leaves_the_earlier_record(journal: Journal, monkeypatch: p
 
 
 def test_journals_leave_no_descriptor(journal: Journal) -> None:
-    """A program that plans for ever keeps no directory open for each plan."""
+    """Repeated plans do not leave directories open."""
     journal.write(record())
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(50):

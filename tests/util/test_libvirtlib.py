@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which libvirt a host has, from the name of its library."""
+"""The version of a host's libvirt, from the name of its library."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pyhostdev.util.libvirtlib import parse_library_name, read_installed_libvirt
     ],
 )
 def test_the_name_of_the_library_has_the_version(name: str, version: tuple[int, int, int] | None) -> None:
-    """Thousands are the major number; any other name says nothing."""
+    """The thousands are the major number; any other name has no version."""
     assert version == parse_library_name(name)
 
 
 @pytest.mark.parametrize("directory", ["usr/lib64", "usr/lib", "usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu"])
 def test_the_library_is_found_where_distributions_have_it(directory: str, tmp_path: Path) -> None:
-    """The link that programs load says which library it is; the newest of several counts."""
+    """The target of the library's link has the version; the newest of several counts."""
     (tmp_path / directory).mkdir(parents=True)
     assert None is read_installed_libvirt(HostRoot(tmp_path))
     (tmp_path / directory / "libvirt.so.0").symlink_to("libvirt.so.0.11003.0")
@@ -41,7 +41,7 @@ def test_the_library_is_found_where_distributions_have_it(directory: str, tmp_pa
 
 
 def test_a_library_that_says_no_version_counts_as_absent(tmp_path: Path) -> None:
-    """A link to anything else is not read any further."""
+    """A link to anything else counts as an absent library."""
     (tmp_path / "usr/lib64").mkdir(parents=True)
     (tmp_path / "usr/lib64/libvirt.so.0").symlink_to("/somewhere/else")
     assert None is read_installed_libvirt(HostRoot(tmp_path))

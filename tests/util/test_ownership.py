@@ -28,7 +28,7 @@ ROOT = pwd.getpwuid(0)
     ],
 )
 def test_names_and_numbers(text: str, expected: Ownership) -> None:
-    """A user or a group is a name or a number, and a user without a group has its own."""
+    """A user or a group is a name or a number; without a group, the user's primary group is used."""
     assert expected == parse_ownership(text)
 
 
@@ -46,7 +46,7 @@ def test_unknown_is_refused(text: str) -> None:
 
 
 def test_groups_are_those_of_the_user() -> None:
-    """The supplementary groups are the ones that a login of that user has, and the asked-for group."""
+    """The supplementary groups are those of the user's login, plus the requested group."""
     assert sorted({7, *os.getgrouplist("root", ROOT.pw_gid)}) == parse_ownership("root:7").groups()
     assert [9] == parse_ownership(f"{UNUSED}:9").groups()
 

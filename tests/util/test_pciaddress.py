@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""PCI addresses: every usual spelling in, libvirt's out, nothing out of range."""
+"""PCI addresses: every usual spelling is read, libvirt's is printed, nothing is out of range."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_parse_prints_libvirts_form(text: str, printed: str) -> None:
     ["", "0000:01:00", "0000:01:00.8", "0000:01:20.0", "0000:100:00.0", "123456789:01:00.0", " 01:00.0",
      "01:00.0\n", "0000-01-00.0", "٠٠٠٠:01:00.0", "000:01:00.0", "../../etc", "pci_0000_1_0_0"],
 )  # fmt: skip
-def test_parse_refuses_what_is_no_address(text: str) -> None:
+def test_parse_refuses_other_texts(text: str) -> None:
     """Junk, out-of-range parts and foreign digits are an InvalidAddressError, never a guess."""
     with pytest.raises(InvalidAddressError):
         PCIDeviceAddress.parse(text)
@@ -63,6 +63,6 @@ def test_order_is_by_number(addresses: list[PCIDeviceAddress]) -> None:
 
 @pytest.mark.parametrize("part", [(-1, 0, 0, 0), (0, 256, 0, 0), (0, 0, 32, 0), (0, 0, 0, 8), (1 << 32, 0, 0, 0)])
 def test_check_names_the_part(part: tuple[int, int, int, int]) -> None:
-    """Numbers that no bus has are refused, with the part's name."""
+    """Numbers out of range are refused; the error names the part."""
     with pytest.raises(InvalidAddressError, match="domain|bus|slot|function"):
         PCIDeviceAddress(*part).check()

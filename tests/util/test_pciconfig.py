@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Configuration space as bytes: yes, no and unknown are three answers, and every walk ends."""
+"""Configuration space as bytes: yes, no and unknown are different answers, and every walk ends."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_every_two_node_loop_ends() -> None:
 @settings(max_examples=examples(100))
 @given(st.binary(max_size=4096))
 def test_any_bytes_have_an_answer(data: bytes) -> None:
-    """No bytes make a walk fail or run on."""
+    """No bytes make a walk fail or run without end."""
     for capability in (pciregs.CAP_ID_EXPRESS, pciregs.CAP_ID_AF):
         offset = pciconfig.find_capability(data, capability)
         assert offset is None or 0 <= offset < 256
@@ -79,7 +79,7 @@ def test_any_bytes_have_an_answer(data: bytes) -> None:
 
 
 def test_resets_are_read_from_their_capabilities() -> None:
-    """PCIe FLR, AF FLR and the PM bit are each found where the specification has them."""
+    """PCIe FLR, AF FLR and the PM bit are found at their places in the specification."""
     express = bytearray(config_space({0x40: (pciregs.CAP_ID_EXPRESS, 0)}))
     assert pciconfig.has_flr(bytes(express)) is False
     express[0x40 + 7] = 0x10

@@ -29,7 +29,7 @@ def shown(fake: FakeHost) -> tuple[str | None, str | None]:
 
 
 def test_detach_writes_override_unbind_bind(bcm5719: FakeHost) -> None:
-    """No window: the override is there before the host driver is gone, and the bind names its driver."""
+    """The override is written before the unbind, and the bind names its driver: no other driver can take the device."""
     mover_of(bcm5719).detach(ADDRESS, read_binding(bcm5719.root, ADDRESS), "vfio-pci")
     written = [(os.path.basename(e.path), e.value) for e in bcm5719.kernel.trace]
     assert [("driver_override", b"vfio-pci"), ("unbind", b"0001:09:00.1"), ("bind", b"0001:09:00.1")] == written
@@ -39,7 +39,7 @@ def test_detach_writes_override_unbind_bind(bcm5719: FakeHost) -> None:
 @pytest.mark.parametrize("override", [None, "tg3", "vfio-pci"])
 @pytest.mark.parametrize("driver", ["tg3", None])
 def test_give_back_restores_driver_and_override(bcm5719: FakeHost, driver: str | None, override: str | None) -> None:
-    """Whatever the pair that was recorded, it is there again."""
+    """Any recorded pair of driver and override is restored."""
     mover = mover_of(bcm5719)
     if driver is None:
         mover.unbind(ADDRESS)
@@ -53,7 +53,7 @@ def test_give_back_restores_driver_and_override(bcm5719: FakeHost, driver: str |
 
 
 def test_give_back_of_what_was_not_touched_writes_nothing(bcm5719: FakeHost) -> None:
-    """Giving back is idempotent."""
+    """Restoring is idempotent."""
     mover_of(bcm5719).give_back(ADDRESS, read_binding(bcm5719.root, ADDRESS))
     assert [] == bcm5719.kernel.trace
 
@@ -72,7 +72,7 @@ def test_dynamic_id_does_not_steal_the_device(fakehost: Callable[[str], FakeHost
 
 
 def test_interference_is_reported(bcm5719: FakeHost) -> None:
-    """A foreign change of the override after our last write is noticed."""
+    """A foreign change of the override after our last write is detected."""
     path = f"{bcm5719.root.pci_device(ADDRESS)}/driver_override"
     bcm5719.kernel.inject(3, Interfere(lambda other: other.write(path, b"pci-stub", device=ADDRESS)))
     with pytest.raises((OperationError, SysfsError)):
@@ -126,7 +126,7 @@ def test_contract_a_missing_attribute_is_enoent(bcm5719: FakeHost, writer: Sysfs
 
 
 def test_hang_leaves_the_device_in_doubt(bcm5719: FakeHost) -> None:
-    """A write that does not come back keeps the device from all further ones until it does."""
+    """Until a hanging write returns, all further writes to the device are refused."""
     bcm5719.kernel.inject(2, Hang())
     mover = mover_of(bcm5719)
     original = read_binding(bcm5719.root, ADDRESS)
@@ -140,7 +140,7 @@ def test_hang_leaves_the_device_in_doubt(bcm5719: FakeHost) -> None:
 
 
 def test_binding_is_not_read_while_a_write_is_in_flight(bcm5719: FakeHost) -> None:
-    """In doubt is the only answer then; reading the override might hang with the write, so it is not opened."""
+    """During a write the device is in doubt; the override is not opened, because reading it might hang, too."""
     override = Path(bcm5719.root.pci_device(ADDRESS), "driver_override")
     before = override.read_bytes()
     bcm5719.kernel.inject(1, Hang())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Names of vendors and devices, and numbers where the list has none."""
+"""Names of vendors and devices, and numbers without an entry in the list."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_names(vendor: int | None, device: int | None, expected: str) -> None:
 
 
 def test_the_first_host_with_a_list_answers(tmp_path: Path) -> None:
-    """Distributions keep it in two places; a host without it has numbers."""
+    """Distributions keep the list in two places; a host without it gets numbers."""
     (tmp_path / "usr/share/hwdata").mkdir(parents=True)
     (tmp_path / "usr/share/hwdata/pci.ids").write_bytes(TEXT)
     (tmp_path / "empty").mkdir()

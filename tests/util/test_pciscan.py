@@ -38,7 +38,7 @@ def make_function(root: HostRoot, address: str, modalias: str = MODALIAS, **link
 
 @pytest.fixture
 def root(tmp_path: Path) -> HostRoot:
-    """Make a host with three functions, one of them without anything."""
+    """Make a host with three functions, one of them without any attribute."""
     host = HostRoot(tmp_path)
     make_function(host, "0000:02:00.0", driver="../../drivers/igb", iommu_group="x/14")
     make_function(host, "0000:02:00.1", physfn="../0000:02:00.0", iommu_group="x/14")
@@ -193,7 +193,7 @@ def test_function_that_went_away_is_counted(root: HostRoot) -> None:
 
 
 def test_scan_while_functions_come_and_go(root: HostRoot, tmp_path: Path) -> None:
-    """A scan never fails because of concurrent changes, and its results for the remaining functions are correct."""
+    """Concurrent changes never make a scan fail, and its results for the remaining functions are correct."""
     top = make_function(HostRoot(tmp_path / "other"), "0000:03:00.0")
     there, stay = Path(root.pci_devices, "0000:03:00.0"), ["0000:02:00.0", "0000:02:00.1", "10000:e1:1f.7"]
     stop = threading.Event()
@@ -215,7 +215,7 @@ def test_scan_while_functions_come_and_go(root: HostRoot, tmp_path: Path) -> Non
 
 
 class Flicker:
-    """VFs of a PF that are taken away and brought back, link by link, in the kernel's order."""
+    """VFs of a PF that are removed and added again, link by link, in the kernel's order."""
 
     def __init__(self, root: HostRoot, pf: str) -> None:
         self.pf = Path(root.pci_devices, pf)
@@ -239,7 +239,7 @@ class Flicker:
 
 
 def test_scan_while_virtual_functions_come_and_go(tmp_path: Path) -> None:
-    """A PF whose VFs come and go never makes a scan fail, and the results for the others stay the same."""
+    """A PF whose VFs are added and removed never makes a scan fail, and the results for the others are unchanged."""
     make_tree(tmp_path, 600)
     root = HostRoot(tmp_path)
     before = {record.address: record for record in pciscan.scan(root)}
@@ -271,7 +271,7 @@ def open_descriptors() -> list[str]:
 
 
 def test_scan_leaks_no_descriptor(root: HostRoot) -> None:
-    """Whether it ends well or not, a scan closes what it opened."""
+    """A scan closes all its descriptors, even if it fails."""
     broken = HostRoot(root.join("broken"))
     Path(broken.path).mkdir()
     shutil.copytree(root.pci_bus, broken.pci_bus, symlinks=True)
@@ -309,7 +309,7 @@ class CountingModule:
 
 
 def test_scan_is_three_calls(root: HostRoot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scan crosses into C to list, to fill and to format, however many functions there are."""
+    """A scan makes three calls into C (list, fill, format) for any number of functions."""
     module = CountingModule(pciscan._c)  # type: ignore[attr-defined]
     monkeypatch.setattr(pciscan, "_c", module)
     pciscan.scan(root)
@@ -317,14 +317,14 @@ def test_scan_is_three_calls(root: HostRoot, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_host_with_more_functions_than_room(root: HostRoot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that does not fit is listed again with more room, never cut short."""
+    """A host with more functions than the buffer is listed again with more room, never truncated."""
     expected = list(pciscan.scan(root))
     monkeypatch.setattr(pciscan, "_CAPACITY", 1)
     assert expected == list(pciscan.scan(root))
 
 
 def traced(root: HostRoot, trace: Path, tuning: str = "Tuning()") -> str:
-    """Scan in a process of its own; its system calls that take a path."""
+    """Scan in a separate process, and return its system calls that take a path."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     code = "from pyhostdev.util import hostroot, pciscan\n"
@@ -350,7 +350,7 @@ def test_scan_never_opens_what_can_wait(crowd: HostRoot, tmp_path: Path) -> None
 
 
 def test_crowd_costs_few_calls(crowd: HostRoot, tmp_path: Path) -> None:
-    """Of many VFs only the group is read; of their PF three virtfn links; physfn is never read."""
+    """For many VFs, only the group is read; for their PF, three virtfn links; physfn is never read."""
     calls = traced(crowd, tmp_path / "trace")
     assert 0 == calls.count('physfn"')
     assert 600 == calls.count('iommu_group"')
@@ -360,7 +360,7 @@ def test_crowd_costs_few_calls(crowd: HostRoot, tmp_path: Path) -> None:
     assert 3 * len(pfs) == sum(any(f'"{pf}/' in line for pf in pfs) for line in ours)
 
 
-def test_vouched_for_drivers_are_asked_of_nobody(crowd: HostRoot, tmp_path: Path) -> None:
+def test_drivers_of_a_linked_directory_are_not_read_singly(crowd: HostRoot, tmp_path: Path) -> None:
     """A directory asserted to be linked is read like sysfs: a function that no driver lists has no driver."""
     expected = list(pciscan.scan(crowd))
     unbound = sum(record.driver is None for record in expected)
@@ -386,7 +386,7 @@ def test_config_range(root: HostRoot, offset: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(("offset", "size", "expected"), [(0, 4096, 64), (60, 8, 4), (0x100, 4, 0)])
-def test_config_is_short_for_who_may_not(root: HostRoot, offset: int, size: int, expected: int) -> None:
+def test_config_is_short_for_an_unprivileged_reader(root: HostRoot, offset: int, size: int, expected: int) -> None:
     """An unprivileged reader gets the readable bytes, and no zeros for the rest."""
     make_config(root, 64)
     config = pciscan.read_config(root, PCIDeviceAddress.parse("0000:02:00.0"), offset, size)
@@ -401,7 +401,7 @@ def test_config_that_is_not_there(root: HostRoot) -> None:
 
 
 def test_config_that_cannot_be_read(root: HostRoot) -> None:
-    """A config that is there and cannot be read is an error with its path and its device."""
+    """A config that exists and cannot be read is an error with its path and its device."""
     address = PCIDeviceAddress.parse("0000:02:00.0")
     path = Path(root.pci_device(address), "config")
     path.mkdir()
@@ -415,7 +415,7 @@ def test_config_that_cannot_be_read(root: HostRoot) -> None:
 
 
 def test_bits_are_the_c_code_s() -> None:
-    """The bits of ``have`` are written down where no C module is imported; they are those of the C code."""
+    """The Python constants for the bits of ``have`` equal those of the C code."""
     library = pciscan._c.lib  # type: ignore[attr-defined]
     names = [name for name in vars(pcisnapshot) if name.lstrip("_").startswith("HAVE_") and name != "_HAVE_IDS"]
     assert 8 == len(names)

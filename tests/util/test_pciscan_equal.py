@@ -198,7 +198,7 @@ def made(host: list[Function], junk: set[str]) -> Iterator[HostRoot]:
 )
 @given(host=hosts(), junk=st.sets(st.sampled_from(JUNK), max_size=2))
 def test_any_host(host: list[Function], junk: set[str]) -> None:
-    """Missing attributes, directories for links, wide domains, ARI, VFs and junk change nothing in it."""
+    """The results are equal with missing attributes, directories instead of links, wide domains, ARI, VFs and junk."""
     with made(host, junk) as root:
         expected = pciscan_ref.scan(root)
         for tuning in TUNINGS:
@@ -220,7 +220,7 @@ def test_crowded_host(tmp_path: Path, cards: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_live_host(tuning: Tuning) -> None:
-    """The machine the tests run on is a host too."""
+    """The results are equal on the machine that runs the tests."""
     root = HostRoot("/")
     if not Path(root.pci_devices).is_dir():
         pytest.skip("this machine has no PCI bus")
@@ -229,7 +229,7 @@ def test_live_host(tuning: Tuning) -> None:
 
 @pytest.mark.parametrize("listed", [12, 8])
 def test_vfs_of_neighbours(listed: int) -> None:
-    """VFs that directly follow those of another PF are told apart, listed or not."""
+    """VFs that directly follow those of another PF are distinguished, listed or not."""
     ids = (0x8086, 0x1572, 0x8086, 1, 0x020000)
     whole = frozenset({"modalias"})
     plain = Function(0, ids, whole, "nvme", True, None, "link", False)
@@ -248,7 +248,7 @@ def test_vfs_of_neighbours(listed: int) -> None:
 
 
 def test_vfs_that_run_into_their_neighbour() -> None:
-    """A function right behind the last VF is not taken for one."""
+    """A function right after the last VF does not count as a VF."""
     ids = (0x144D, 0xA808, 0, 0, 0x010802)
     plain = Function(0, ids, frozenset({"modalias"}), None, True, 3, "link", False)
     pf = plain._replace(key=0x20, vfs=(0x21, 0x22, 0x23))

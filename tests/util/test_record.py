@@ -27,13 +27,13 @@ WHOLE = Record(ADDRESS, PREPARED, "vm1", True, True, "vfio-pci", ORIGINAL, "boot
 
 
 def file_of(fields: dict[str, Any], version: int = VERSION) -> bytes:
-    """Return a file with a right checksum, whatever is in it."""
+    """Return the bytes of a file with a valid checksum and any contents."""
     body = json.dumps(fields, sort_keys=True)
     return json.dumps({"version": version, "crc32": zlib.crc32(body.encode()), "record": fields}).encode()
 
 
 def fields_of(record: Record) -> dict[str, Any]:
-    """Return a record's fields as its file has them."""
+    """Return a record's fields as they are in its file."""
     fields: dict[str, Any] = json.loads(encode(record))["record"]
     return fields
 
@@ -51,7 +51,7 @@ def put(journal: Journal, data: bytes, name: str = NAME) -> None:
 
 @pytest.mark.fault("F24")
 def test_records_of_the_first_release_are_read(journal: Journal) -> None:
-    """What 0.1.0 wrote is understood, whole, by every later version."""
+    """Every later version reads all fields of records that 0.1.0 wrote."""
     for path in FIRST_RELEASE.iterdir():
         put(journal, path.read_bytes(), path.name.replace("-", ":"))
     records, bad = journal.read()
@@ -67,13 +67,13 @@ def test_records_of_the_first_release_are_read(journal: Journal) -> None:
 
 
 def test_every_field_comes_back() -> None:
-    """A record with all its fields is the same after a round trip."""
+    """A record with all fields is equal after a round trip."""
     assert decode(encode(WHOLE), NAME) == WHOLE
 
 
 @pytest.mark.fault("F24")
 def test_unknown_fields_survive_a_rewrite(journal: Journal) -> None:
-    """What another program has written down beside ours is there after we have changed the record."""
+    """Fields of another program survive our change of the record."""
     fields = fields_of(WHOLE) | {"vf": {"mac": "52:54:00:00:00:01"}, "extra": [1], "unit": "qemu-vm1.scope"}
     fields["original"]["power"] = "D0"
     fields["listed_as"]["power"] = "D3hot"
@@ -110,7 +110,7 @@ WRONG = {
 @pytest.mark.fault("F24")
 @pytest.mark.parametrize("key", WRONG)
 def test_field_of_another_type_is_reported(journal: Journal, key: str) -> None:
-    """The checksum may be right: a field that has another type makes a bad record, and never an exception later."""
+    """A field of a wrong type makes a bad record, even with a valid checksum, and never a later exception."""
     put(journal, file_of(fields_of(WHOLE) | {key: WRONG[key]}))
     records, bad = journal.read()
     assert ({}, [NAME]) == (records, [item.name for item in bad])
@@ -118,7 +118,7 @@ def test_field_of_another_type_is_reported(journal: Journal, key: str) -> None:
 
 @pytest.mark.parametrize("since", [-1, 253402300800, True, 1.5, "2026-11-26"])
 def test_since_is_a_moment(since: object) -> None:
-    """Seconds outside any calendar are not passed on to be printed."""
+    """Seconds outside the calendar make a bad record."""
     with pytest.raises(ValueError, match="'since'"):
         decode(file_of(fields_of(WHOLE) | {"since": since}), NAME)
 

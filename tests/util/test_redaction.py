@@ -22,7 +22,7 @@ def put(root: Path, path: str, text: str) -> None:
 
 
 def secretive(directory: Path) -> FakeHost:
-    """Return a host that has all kinds of secrets."""
+    """Return a host with all kinds of secrets."""
     fake = FakeHost.named("sriov", directory)
     top = f"sys/bus/pci/devices/{PF}"
     put(directory, f"{top}/net/enp3s0/address", "52:54:00:12:34:56\n")
@@ -39,7 +39,7 @@ def secretive(directory: Path) -> FakeHost:
 
 
 def texts(snapshot: HostSnapshot) -> str:
-    """Return all that a snapshot says."""
+    """Return all texts of a snapshot."""
     parts = [*snapshot.entries]
     for content in snapshot.entries.values():
         parts.append(content if isinstance(content, str) else (content or b"").decode("latin-1"))
@@ -47,7 +47,7 @@ def texts(snapshot: HostSnapshot) -> str:
 
 
 def test_secrets_are_replaced_consistently(tmp_path: Path) -> None:
-    """No secret is left, equal values stay equal, and what identifies no one stays as it is."""
+    """No secret remains, equal values stay equal, and other values are unchanged."""
     fake = secretive(tmp_path)
     taken = take_snapshot(fake.root)
     clean = redacted(taken, fake.root)
@@ -61,7 +61,7 @@ def test_secrets_are_replaced_consistently(tmp_path: Path) -> None:
 
 
 def test_libvirts_devices_stay_in_use(tmp_path: Path) -> None:
-    """The status of a domain keeps its devices and loses the rest."""
+    """A domain's status keeps its devices; the rest is removed."""
     clean = redacted(take_snapshot(secretive(tmp_path).root), secretive(tmp_path / "again").root)
     (name,) = (path for path in clean.entries if path.startswith("run/libvirt/qemu/"))
     status = clean.entries[name]

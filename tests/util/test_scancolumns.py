@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The columns of a scan say what its objects say."""
+"""The columns of a scan equal the facts of its objects."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_columns_of_hosts(fakehost: Callable[[str], FakeHost], name: str) -> Non
 
 
 def test_columns_of_a_large_host(tmp_path: Path) -> None:
-    """Also where the scanner shares work between functions."""
+    """The columns are right if the scanner shares work between functions."""
     make_tree(tmp_path, 700)
     assert_columns_equal_objects(read(HostRoot(tmp_path)))
 
 
 def test_what_the_host_does_not_have_is_none(tmp_path: Path) -> None:
-    """Zero is a value: group 0 and a PF at 0000:00:00.0 are not nothing."""
+    """Zero is a value: group 0 and a PF at 0000:00:00.0 are not None."""
     devices = tmp_path / "sys/bus/pci/devices"
     for name in ("0000:00:00.0", "0000:00:00.1"):
         (devices / name).mkdir(parents=True)
@@ -59,7 +59,7 @@ def test_what_the_host_does_not_have_is_none(tmp_path: Path) -> None:
 
 
 def test_packed_columns_are_the_scanners(fakehost: Callable[[str], FakeHost]) -> None:
-    """Numbers without a copy; ``have`` tells the unknown from zero; an unknown name is an error."""
+    """The numbers are not copied; ``have`` distinguishes unknown from zero; an unknown name is an error."""
     scan = read(fakehost("sriov").root)
     columns = scan.columns()
     assert [key_of(dev.address) for dev in scan] == list(columns.packed("key"))
@@ -71,7 +71,7 @@ def test_packed_columns_are_the_scanners(fakehost: Callable[[str], FakeHost]) ->
 
 
 def test_lists_belong_to_the_caller(fakehost: Callable[[str], FakeHost]) -> None:
-    """Who changes a list changes nothing else."""
+    """A change of a returned list has no other effect."""
     scan = read(fakehost("sriov").root)
     scan.columns().address.clear()
     assert len(scan) == len(scan.columns().address) > 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A refreshed scan equals a full one whatever happened, and reads only what may have changed."""
+"""A refreshed scan equals a full one after any change, and reads only what may have changed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def toggle_driver(fake: FakeHost, address: PCIDeviceAddress) -> None:
 
 
 def take_home(fake: FakeHost, address: PCIDeviceAddress) -> None:
-    """Let the kernel find a driver for a function that has none."""
+    """Let the kernel probe a driver for a function without one."""
     store("driver_override", "\n")(fake, address)
     fake.kernel.write(fake.root.drivers_probe, str(address).encode(), device=address)
 
@@ -97,7 +97,7 @@ def toggle_function(fake: FakeHost, address: PCIDeviceAddress) -> None:
 
 
 def replace_function(fake: FakeHost, address: PCIDeviceAddress) -> None:
-    """Let another device take the place of one that was there, in another group."""
+    """Replace a device by another one, in another group."""
     if os.path.isdir(fake.root.pci_device(address)):
         fake.remove_function(address)
     fake.add_function(f"{address} 14e4:1657 020000 group={20 + address.function} express=endpoint multifunction")
@@ -122,13 +122,13 @@ ANY_CHANGE = st.sampled_from([(act, address) for act, addresses in CHANGES.items
 
 
 def watched(root: HostRoot) -> list[str]:
-    """Return the directories whose times a proof is made of."""
+    """Return the directories whose times the proof contains."""
     drivers = [root.join(root.pci_drivers, name) for name in os.listdir(root.pci_drivers)]
     return [path for path in (root.pci_devices, root.pci_drivers, root.iommu_groups, *drivers) if os.path.isdir(path)]
 
 
 class Clock:
-    """The time that directories get and a scan asks for; it moves when a test says so."""
+    """The clock of directories and scans; it advances on request."""
 
     def __init__(self, root: HostRoot, tick_ns: int) -> None:
         self.root = root
@@ -149,7 +149,7 @@ class Clock:
 
 
 class Changes(RuleBasedStateMachine):
-    """Scans, changes of the host and refreshes of any earlier scan, in any order, also of a host that changes."""
+    """Scans, changes of the host and refreshes of any earlier scan, in any order, even during a change."""
 
     scans = Bundle("scans")
     tick_ns = 1
@@ -171,7 +171,7 @@ class Changes(RuleBasedStateMachine):
         return scanrefresh.scan(self.fake.root, AS_SYSFS)
 
     def act(self, change: Change) -> None:
-        """Make a change, a moment after what was before."""
+        """Make a change, one tick after the earlier ones."""
         with suppress(SysfsError, ConfigError):  # the kernel refuses some of it
             change[0](self.fake, change[1])
         self.clock.now_ns += 1000
@@ -194,7 +194,7 @@ class Changes(RuleBasedStateMachine):
 
     @rule(old=scans, change=ANY_CHANGE, target=scans)
     def refresh_meanwhile(self, old: Snapshot, change: Change) -> Snapshot:
-        """The host changes after the times were read; the next refresh sees it, if this one does not."""
+        """The host changes after the times were read: this refresh or the next one sees it."""
         read_marks = scanproof.read_marks
 
         def and_change(*args: Any) -> scanproof.Marks | None:
@@ -207,7 +207,7 @@ class Changes(RuleBasedStateMachine):
 
 
 class ChangesOfCoarseTime(Changes):
-    """The same where many changes have the same time."""
+    """The same test with a coarse clock: many changes have the same time."""
 
     tick_ns = 4_000_000
 
@@ -223,7 +223,7 @@ TestChangesOfCoarseTime.settings = MANY
 
 @pytest.fixture
 def fake() -> Iterator[FakeHost]:
-    """A host whose last change was a while ago."""
+    """A host whose last change is old enough for a proof."""
     with tempfile.TemporaryDirectory(dir=TMPFS) as directory:
         made = FakeHost.from_tree(HOST, directory)
         shift_back(made.root)
@@ -277,7 +277,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
 
 
 def test_unchanged_host_is_not_read(fake: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing changed, nothing is listed or read, and the records are the same object."""
+    """Without a change, nothing is listed or read, and the records are the same object."""
     old = scanrefresh.scan(fake.root, AS_SYSFS)
     with counted(monkeypatch) as calls:
         assert old is scanrefresh.refresh(fake.root, old)
@@ -285,7 +285,7 @@ def test_unchanged_host_is_not_read(fake: FakeHost, monkeypatch: pytest.MonkeyPa
 
 
 def test_bind_lists_its_drivers(fake: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function that moves from one driver to another costs the lists of the two, and no function is read."""
+    """If a function moves between two drivers, their two lists are read, and no function."""
     old = scanrefresh.scan(fake.root, AS_SYSFS)
     move("igb", "unbind")(fake, CARD[0])
     store("driver_override", "vfio-pci")(fake, CARD[0])
@@ -298,7 +298,7 @@ def test_bind_lists_its_drivers(fake: FakeHost, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_vfs_are_read_alone(fake: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a host whose PF got VFs, only the VFs are read; when they go, nothing is."""
+    """If a PF gets VFs, only the VFs are read; if they are removed, nothing is read."""
     old = scanrefresh.scan(fake.root, AS_SYSFS)
     store("sriov_numvfs", "3")(fake, PF)
     with counted(monkeypatch) as calls:
@@ -315,7 +315,7 @@ def test_vfs_are_read_alone(fake: FakeHost, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_young_function_is_read_again(fake: FakeHost) -> None:
-    """A VF is listed before it is linked to its PF: what was listed a moment ago is read once more."""
+    """A VF is listed before it is linked to its PF: a recently listed function is read once more."""
     old = scanrefresh.scan(fake.root, AS_SYSFS)
     store("sriov_numvfs", "1")(fake, PF)
     link = os.path.join(fake.root.pci_device(VFS[0]), "physfn")
@@ -328,7 +328,7 @@ def test_young_function_is_read_again(fake: FakeHost) -> None:
 
 
 def test_function_that_gets_a_group_later(fake: FakeHost) -> None:
-    """A function without a group is asked again each time: it can join a group that was there before."""
+    """A function without a group is read each time: it may join an existing group."""
     link = os.path.join(fake.root.pci_device(CARD[2]), "iommu_group")
     target = os.readlink(link)
     os.unlink(link)
@@ -339,7 +339,7 @@ def test_function_that_gets_a_group_later(fake: FakeHost) -> None:
 
 
 def test_group_whose_number_is_used_again(fake: FakeHost) -> None:
-    """Functions of a group that ended are read again, although another group has its number."""
+    """Functions of a removed group are read again, even if another group has its number."""
     old = scanrefresh.scan(fake.root, AS_SYSFS)
     first = fake.root.join(fake.root.iommu_groups, "9")
     shutil.rmtree(first)
@@ -351,7 +351,7 @@ def test_group_whose_number_is_used_again(fake: FakeHost) -> None:
 
 
 def test_driver_that_is_loaded_and_unloaded(fake: FakeHost) -> None:
-    """A driver that comes is watched from then on; one that is unloaded takes its functions' binding along."""
+    """A loaded driver is watched; an unloaded driver's functions are unbound."""
     old = scanrefresh.scan(fake.root, AS_SYSFS)
     path = Path(fake.root.pci_driver("late"))
     path.mkdir()
@@ -367,7 +367,7 @@ def test_driver_that_is_loaded_and_unloaded(fake: FakeHost) -> None:
 
 @pytest.mark.parametrize("tuning", [Tuning(), Tuning(linked=True)])
 def test_directory_proves_nothing(fake: FakeHost, tuning: Tuning, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory outside sysfs is read in full each time, however old its times are."""
+    """A directory outside sysfs is read in full each time, whatever its times."""
     old = scanrefresh.scan(fake.root, tuning)
     assert old.proof is None
     with counted(monkeypatch) as calls:
@@ -405,7 +405,7 @@ def test_live_host_equals_a_scan() -> None:
 
 
 def test_crowd_equals_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a large host, many functions that leave and come back are a scan, few are read singly."""
+    """On a large host, many changed functions cause a scan; a few are read one by one."""
     with tempfile.TemporaryDirectory(dir=TMPFS) as directory:
         make_tree(directory, 600)
         root = HostRoot(directory)
@@ -427,7 +427,7 @@ def test_crowd_equals_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scan_since_another_host(fake: FakeHost) -> None:
-    """``since`` of another host says nothing about this one."""
+    """``since`` of another host is no proof for this one."""
     with tempfile.TemporaryDirectory(dir=TMPFS) as directory:
         other = FakeHost.from_tree("0000:00:00.0 8086:0000 060000\n", directory)
         scan = Host(fake.root).scan(since=Host(other.root).scan())
@@ -435,7 +435,7 @@ def test_scan_since_another_host(fake: FakeHost) -> None:
 
 
 def test_refresh_leaves_the_old_scan(fake: FakeHost) -> None:
-    """A refresh is a new scan; the one that was refreshed says what it said."""
+    """A refresh returns a new scan; the old one is unchanged."""
     scan = Scan(fake.root, scanrefresh.scan(fake.root, AS_SYSFS))
     first = scan.find(CARD[0])
     move("igb", "unbind")(fake, CARD[0])
@@ -445,7 +445,7 @@ def test_refresh_leaves_the_old_scan(fake: FakeHost) -> None:
 
 
 def test_monitor_refreshes_after_lost_events(fake: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A monitor that lost events reads what is not proven unchanged since its last full view."""
+    """After lost events, a monitor only reads what is not proven unchanged."""
 
     class Lossy:
         lost = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A function is found by every name that a person has for it, and a name of several functions is refused."""
+"""A function is found by every kind of selector; a selector that matches several functions is refused."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_other_texts_are_refused(text: str) -> None:
     ],
 )
 def test_names_without_a_function(text: str, words: str, sriov: FakeHost) -> None:
-    """The host has no such device, or has it elsewhere."""
+    """The host has no such device, or the device is not on a PCI function."""
     lo = Path(sriov.root.path, "sys/devices/virtual/net/lo")
     lo.mkdir(parents=True)
     Path(sriov.root.class_net, "lo").symlink_to("../../devices/virtual/net/lo")

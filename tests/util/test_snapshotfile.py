@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Archives of hosts: like hosts give like bytes, and no archive writes outside its directory or without bounds."""
+"""Archives of hosts: equal hosts give equal bytes, and no archive writes outside its directory or without bounds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def archive(path: Path, *members: tuple[tarfile.TarInfo, bytes], manifest: objec
 
 @pytest.fixture
 def room(tmp_path: Path) -> Path:
-    """An empty directory to unpack into, between files that must stay."""
+    """An empty directory to unpack into, among files that must not change."""
     (tmp_path / "beside").write_text("mine")
     (tmp_path / "room").mkdir()
     return tmp_path / "room"
@@ -58,7 +58,7 @@ def room(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", named_hosts())
 def test_what_was_taken_is_unpacked(name: str, tmp_path: Path) -> None:
-    """Twice the same bytes; the unpacked directory has the entries, and gives the same snapshot again."""
+    """Two archives are equal; the unpacked directory has all entries and gives the same snapshot."""
     fake = FakeHost.named(name, tmp_path / "host")
     before = fake.snapshot()
     taken = take_snapshot(fake.root)
@@ -127,7 +127,7 @@ def test_links_within_are_kept(room: Path) -> None:
 def test_sizes_are_bounded(
     limit: str, value: int, members: list[tuple[tarfile.TarInfo, bytes]], room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few bytes that decompress to many, large files, many members."""
+    """Decompression bombs, large files and many members are refused."""
     monkeypatch.setattr(snapshotfile, limit, value)
     with pytest.raises(ConfigError, match=f"more than {value}"):
         unpack(archive(room.parent / "s.tar.gz", *members), HostRoot(room))
@@ -138,7 +138,7 @@ def test_sizes_are_bounded(
     "data", [b"", b"no archive", gzip.compress(b"no archive", mtime=0), gzip.compress(bytes(1024), mtime=0)]
 )
 def test_other_files_are_refused(data: bytes, room: Path) -> None:
-    """Neither gzip, nor tar, nor a manifest."""
+    """A file that is not gzip, not tar, or has no manifest is refused."""
     (room.parent / "s").write_bytes(data)
     with pytest.raises(ConfigError, match="not a snapshot|not valid"):
         unpack(str(room.parent / "s"), HostRoot(room))
@@ -146,7 +146,7 @@ def test_other_files_are_refused(data: bytes, room: Path) -> None:
 
 @pytest.mark.parametrize("cut", [10, 100, 400])
 def test_a_cut_archive_is_refused(cut: int, room: Path) -> None:
-    """An archive of which the end is missing."""
+    """A truncated archive is refused."""
     path = archive(room.parent / "s", member("f", os.urandom(1000)))
     Path(path).write_bytes(Path(path).read_bytes()[:cut])
     with pytest.raises(ConfigError):
@@ -163,7 +163,7 @@ def test_a_cut_archive_is_refused(cut: int, room: Path) -> None:
     ],
 )
 def test_wrong_manifests_are_refused(manifest: object, words: str, room: Path) -> None:
-    """A later version is told apart from what is not a snapshot."""
+    """A newer version has another message than a file that is not a snapshot."""
     with pytest.raises(ConfigError, match=words):
         unpack(archive(room.parent / "s", manifest=manifest), HostRoot(room))
 
@@ -176,7 +176,7 @@ def record_of(address: PCIDeviceAddress) -> bytes:
 
 @pytest.mark.parametrize("how", ["link", "address", "relative address"])
 def test_records_outside_are_not_changed(how: str, room: Path) -> None:
-    """An archive that names a device as present does not reach the records of another host, by a link or a path."""
+    """An archive that lists a device as present cannot change another host's records, by a link or a path."""
     address = PCIDeviceAddress.parse("0000:01:00.0")
     live = room.parent / "live"
     live.mkdir()
@@ -225,7 +225,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("name", HEADERS)
 def test_headers_are_bounded(name: str, room: Path) -> None:
-    """Names and fields that tarfile would keep in memory, or follow without end, are one sentence."""
+    """Header names and fields without bounds are refused with one sentence."""
     text = json.dumps(GOOD.to_json()).encode()
     data = raw_header(b"0", text, MANIFEST) + HEADERS[name] + raw_header(b"0", b"", "end") + bytes(1024)
     (room.parent / "s").write_bytes(gzip.compress(data))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Programs that run as another user, and what a user may open."""
+"""Programs that run as another user, and the files that a user may open."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def status_of(text: str) -> dict[str, str]:
 
 @needs_root
 def test_another_user_has_no_privilege_and_no_way_to_one(program: Program) -> None:
-    """All four ids change, the groups are the user's, every capability set is empty, and no file gives any back."""
+    """All four IDs change, the groups are the user's, every capability set is empty, and no file grants a privilege."""
     status = status_of(program.run("cat /proc/self/status", ownership=STRANGER))
     assert [str(STRANGER.uid)] * 4 == status["Uid"].split()
     assert [str(STRANGER.gid)] * 4 == status["Gid"].split()
@@ -58,7 +58,7 @@ def test_another_user_has_no_privilege_and_no_way_to_one(program: Program) -> No
 
 
 def test_descriptors_are_those_that_are_named(program: Program) -> None:
-    """Our inheritable descriptors are closed in the program; a kept one has its number there."""
+    """Our inheritable descriptors are closed in the program; a kept one has the same number."""
     kept, other = os.pipe()
     os.set_inheritable(other, True)
     try:
@@ -70,7 +70,7 @@ def test_descriptors_are_those_that_are_named(program: Program) -> None:
 
 
 def test_nothing_else_of_the_caller_is_inherited(program: Program) -> None:
-    """Environment, directory, umask and session are the program's own, and no signal is ignored, as Python does."""
+    """The program has its own environment, directory, umask and session, and ignores no signal."""
     command = "tr '\\0' '\\n' < /proc/$$/environ; pwd; umask; grep SigIgn /proc/$$/status; echo $$; ps -o sid= -p $$"
     *words, ignored, pid, session = program.run(command).split()
     assert ["A=b", "/", "0077", "SigIgn:"] == words
@@ -79,7 +79,7 @@ def test_nothing_else_of_the_caller_is_inherited(program: Program) -> None:
 
 
 def test_signals_of_the_caller_are_not_the_programs(program: Program) -> None:
-    """A signal that the caller has blocked reaches the program, and the caller's mask stays."""
+    """A signal that the caller blocks reaches the program, and the caller's mask is unchanged."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         assert "got it\n" == program.run("trap 'echo got it; exit 0' TERM; kill -TERM $$; sleep 5")
@@ -89,14 +89,14 @@ def test_signals_of_the_caller_are_not_the_programs(program: Program) -> None:
 
 
 def test_memory_limit_is_set_on_the_program_only(program: Program) -> None:
-    """Soft and hard limit of locked memory are the program's; ours stays."""
+    """The limits of locked memory apply to the program only."""
     before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     assert "48 48" == " ".join(program.run("ulimit -S -l; ulimit -H -l", memlock=(48 << 10, 48 << 10)).split())
     assert before == resource.getrlimit(resource.RLIMIT_MEMLOCK)
 
 
-def test_failure_is_told_with_its_stage(tmp_path: Path) -> None:
-    """A program that is not there is an error with errno, and leaves no child."""
+def test_failure_is_reported_with_its_stage(tmp_path: Path) -> None:
+    """A missing program is an error with errno, and leaves no child."""
     with (tmp_path / "out").open("wb") as out, pytest.raises(SpawnError, match="Cannot run '/no/such'") as error:
         spawn(["/no/such"], env={}, output_fd=out.fileno())
     assert errno.ENOENT == error.value.errno
@@ -112,7 +112,7 @@ def test_becoming_another_user_needs_root(tmp_path: Path) -> None:
 
 
 def test_descriptor_of_a_standard_stream_is_refused(tmp_path: Path) -> None:
-    """A descriptor that is to be kept cannot be one of those that the program gets anyway."""
+    """A kept descriptor cannot have the number of a standard stream."""
     with (tmp_path / "out").open("wb") as out, pytest.raises(SpawnError, match="passed on"):
         spawn(["/bin/sh"], env={}, output_fd=out.fileno(), keep_fds=[1])
 
@@ -124,7 +124,7 @@ def test_nul_byte_is_refused(tmp_path: Path) -> None:
 
 
 def test_programs_start_beside_busy_threads(program: Program) -> None:
-    """Threads that allocate and import meanwhile do not keep a program from starting."""
+    """A program starts although other threads allocate and import."""
     stop = threading.Event()
 
     def busy() -> None:
@@ -144,7 +144,7 @@ def test_programs_start_beside_busy_threads(program: Program) -> None:
 
 @pytest.fixture
 def open_to_all(tmp_path: Path) -> Iterator[Path]:
-    """A directory that every user can reach, whatever the mode of those above it."""
+    """A directory that every user can reach, whatever the modes of its parents."""
     top = tmp_path
     changed = []
     while top != top.parent:
@@ -186,7 +186,7 @@ class TestAccess:
         assert [] == access_errors([], None)
 
     def test_many_questions_have_one_process(self, tmp_path: Path) -> None:
-        """A thousand files are asked about at once, more than a pipe's worth of answers included."""
+        """A thousand files are tested by one process, even if the answers exceed a pipe's buffer."""
         asked = [(str(tmp_path), os.R_OK), (str(tmp_path / "absent"), os.R_OK)] * 10_000
         assert [0, errno.ENOENT] * 10_000 == access_errors(asked, None)
 

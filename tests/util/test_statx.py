@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Numbers of devices, without asking a file server."""
+"""Device numbers, read without a request to a file server."""
 
 from __future__ import annotations
 

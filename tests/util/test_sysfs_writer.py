@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A write takes effect whole or not at all, and one that hangs costs its deadline and nothing else."""
+"""A write takes effect completely or not at all; a hanging write only costs its deadline."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def root(tmp_path: Path) -> HostRoot:
 
 @pytest.fixture
 def writer(root: HostRoot) -> ForkedWriter:
-    """Make a writer that is as patient as a loaded machine needs."""
+    """Make a writer with a long deadline, for a loaded machine."""
     return ForkedWriter(root, timeout_s=PATIENCE_S)
 
 
 @pytest.fixture
 def hasty(root: HostRoot) -> ForkedWriter:
-    """Make a writer that loses patience soon, with the other's locks."""
+    """Make a writer with a short deadline, which shares the locks of the other."""
     return ForkedWriter(root, timeout_s=TIMEOUT_S)
 
 
@@ -70,7 +70,7 @@ def stuck(root: HostRoot) -> Iterator[Path]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what the kernel does in its own time."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
@@ -211,7 +211,7 @@ def test_another_writer_knows_of_the_doubt(hasty: ForkedWriter, root: HostRoot, 
         other.write(root.join("attribute"), b"y", device=DEVICE)
 
 
-def test_lock_files_are_nobody_elses(writer: ForkedWriter, root: HostRoot, tmp_path: Path) -> None:
+def test_lock_files_belong_to_the_user(writer: ForkedWriter, root: HostRoot, tmp_path: Path) -> None:
     """Only the owner can open a lock file, and a link in place of the directory is not followed."""
     writer.write(root.join("attribute"), b"x", device=DEVICE)
     lock = Path(writer.inflight_dir, str(DEVICE))
@@ -315,7 +315,9 @@ def test_descriptors_are_closed(writer: ForkedWriter, hasty: ForkedWriter, root:
     assert before == sorted(os.listdir("/proc/self/fd"))
 
 
-def test_helper_is_nobody_elses_child(writer: ForkedWriter, hasty: ForkedWriter, root: HostRoot, stuck: Path) -> None:
+def test_helper_is_invisible_to_other_waits(
+    writer: ForkedWriter, hasty: ForkedWriter, root: HostRoot, stuck: Path
+) -> None:
     """An importing process that waits for any child, or handles SIGCHLD, sees no helper."""
     signals: list[int] = []
     before = signal.signal(signal.SIGCHLD, lambda number, frame: signals.append(number))
@@ -353,7 +355,7 @@ def test_threads_write_at_once(writer: ForkedWriter, root: HostRoot) -> None:
     assert [] == failures
 
 
-# A manager that is in the middle of a write when it is told so, or killed; it holds a lock of its own.
+# A manager that is in the middle of a write when the test resumes or kills it; it holds its own lock.
 MANAGER = """
 import fcntl, sys, time
 from pyhostdev.errors import InDoubtError
@@ -569,7 +571,7 @@ LOADED = "kernel"  # every Linux has /sys/module/kernel
 
 
 def test_module_is_loaded_with_blacklist(modprobe: Callable[..., ForkedWriter], tmp_path: Path) -> None:
-    """The administrator's blacklist is obeyed, and no name is taken for an option."""
+    """The administrator's blacklist is obeyed, and no name can be read as an option."""
     modprobe(f'echo "$@" > {tmp_path}/words').load_module(LOADED)
     assert f"-b -- {LOADED}\n" == (tmp_path / "words").read_text()
 

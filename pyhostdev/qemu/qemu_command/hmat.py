@@ -18,7 +18,7 @@ _POLICIES = {"none": "none", "writeback": "write-back", "writethrough": "write-t
 
 
 def initiator_options(build: CommandBuilder, cell: Any) -> list[str]:
-    """Return the option that names the node whose processors are nearest to a cell, where the guest is told."""
+    """Return the option that names the node whose processors are nearest to a cell, if the guest has an HMAT."""
     cpu = build.dom.cpu
     if cpu is None or not cpu.has_hmat:
         return []

@@ -281,7 +281,7 @@ class Guest:
 
     def run(self, manager: HostdevManager, plan: Plan, *, log_path: str | None = None) -> GuestOutcome:
         """
-        Detach the devices, run QEMU until it or this process is told to end, and reattach the devices.
+        Detach the devices, run QEMU until it ends or this process gets a signal, and reattach the devices.
 
         Raises:
             RefusedError: the plan is outdated, or QEMU would fail; nothing was touched.

@@ -121,7 +121,7 @@ class OutputPipe:
         self.log.close()
 
     def handed_over(self) -> None:
-        """Let go of the end that QEMU has by now: so its end ends the stream."""
+        """Close our copy of the end that QEMU has inherited: so its end ends the stream."""
         if self.write_fd >= 0:
             os.close(self.write_fd)
             self.write_fd = -1

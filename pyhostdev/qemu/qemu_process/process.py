@@ -118,7 +118,7 @@ class _Guest:
         Let the guest run; return the reason of its end, None when QEMU ended by itself.
 
         Raises:
-            OperationError: QEMU ended before the guest could run, or does not do what it is told.
+            OperationError: QEMU ended before the guest could run, or refuses a command.
         """
         try:
             await self._start(monitor_path)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What is in the way: the driver of a bridge in a card's group, and what the host has on a disk.
+Obstacles: the driver of a bridge in a card's group, and what the host has on a disk.
 """
 
 from __future__ import annotations

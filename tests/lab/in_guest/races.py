@@ -44,8 +44,8 @@ def _one_try(owner: str, rival: str, domain: Any, witness: int) -> str:
     except (RefusedError, DeviceInUseError) as err:
         words = str(err)
         assert err.reason == "in-use", f"{err.reason}: {words}"
-        # a holder that got no time to write its name down within 50 ms is told by its number
-        assert rival in words or "is held by process " in words, f"{owner} is told: {words}"
+        # a holder that could not write its name within 50 ms is reported by its number
+        assert rival in words or "is held by process " in words, f"{owner} gets the message: {words}"
         return "refused"
     fcntl.flock(witness, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: the rival believes to have the card, too
     assert drivers(NIC) == workers.TAKEN, f"{owner} has {drivers(NIC)}"

@@ -44,7 +44,7 @@ def lspci() -> float:
 
 
 def in_turns(rounds: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Run works in turns; medians of CPU seconds. A work that gives a float measured itself."""
+    """Run functions in turns; return medians of CPU seconds. One that returns a float measured itself."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for name in [*works] * rounds:
         gc.collect()
