@@ -111,7 +111,8 @@ def _cell(defined: DomainDef, card: _Card) -> int:
 def _place(dom: DomainDef, model: str, cell: int, cards: list[_Card]) -> None:
     """Add an expander bus for the cards of one node, and their guest addresses."""
     if len(cards) > SLOT_MAX + 1:
-        raise ConfigError(f"An expander bus has {SLOT_MAX + 1} slots, too few for {len(cards)} host devices")
+        text = f"An expander bus has {SLOT_MAX + 1} slots, too few for {len(cards)} host devices of one NUMA node"
+        raise ConfigError(text, reason="no-guest-node")
     has_ports = model == "pcie-expander-bus"
     bus = _next_index(dom)
     number = _bus_number(dom, _LEAST_BUSES if not has_ports else 1 + len(cards))
@@ -119,11 +120,17 @@ def _place(dom: DomainDef, model: str, cell: int, cards: list[_Card]) -> None:
     for slot, card in enumerate(cards):
         place = PCIDeviceAddress(0, bus, slot, 0)
         if has_ports:
-            port = DomainControllerDef(type="pci", index=_next_index(dom), model="pcie-root-port")
-            port.info.address = PCIGuestAddress.at(place)
-            dom.controllers.append(port)
-            place = PCIDeviceAddress(0, port.index, 0, 0)
+            place = _add_port(dom, place)
         _place_functions(place, card.functions)
+
+
+def _add_port(dom: DomainDef, place: PCIDeviceAddress) -> PCIDeviceAddress:
+    """Add a root port, and return the first address behind it."""
+    bus = _next_index(dom)
+    port = DomainControllerDef(type="pci", index=bus, model="pcie-root-port")
+    port.info.address = PCIGuestAddress.at(place)
+    dom.controllers.append(port)
+    return PCIDeviceAddress(0, bus, 0, 0)
 
 
 def _place_functions(slot: PCIDeviceAddress, functions: list[DomainHostdevDef]) -> None:
@@ -150,7 +157,7 @@ def _bus_number(dom: DomainDef, buses: int) -> int:
     """
     number = min(_numbers(dom), default=_BUSES) - buses
     if number < _BUSES_OF_ROOT:
-        raise ConfigError(f"The guest has no {buses} bus numbers left for an expander bus")
+        raise ConfigError(f"The guest has no {buses} bus numbers left for an expander bus", reason="no-guest-node")
     return number
 
 
