@@ -64,8 +64,9 @@ oracle: $(VENV)/.test
 # What a change does, as text and as one page: this tree against BASE, on testdata/oracle and the folders in CASES.
 BASE ?= main
 CASES ?=
+NAMES ?= .
 prototype: $(VENV)/.test
-	$(BIN)/python tests/prototype/run.py --base $(BASE) --html build/prototype.html $(CASES)
+	$(BIN)/python tests/prototype/run.py --base $(BASE) --html build/prototype.html --names '$(NAMES)' $(CASES)
 
 clean:
 	rm -rf $(VENV) $(VENV)-* build dist share *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -84,9 +84,9 @@ class Folder(NamedTuple):
             _write_disks(case, directory)
 
 
-def read_folder(path: Path) -> Folder:
+def read_folder(path: Path, wanted: re.Pattern[str] | None = None) -> Folder:
     """
-    Return the domains in a folder.
+    Return the domains in a folder, only those whose names match if a pattern is given.
 
     Raises:
         CorpusError: the folder does not exist or has no domain.
@@ -103,7 +103,7 @@ def read_folder(path: Path) -> Folder:
         _host(path),
         recorded,
         (recorded,) if index and recorded else EVERY_RELEASE,
-        tuple(Case(name, path) for name in names if name not in crashed),
+        tuple(Case(name, path) for name in names if name not in crashed and (wanted is None or wanted.search(name))),
         tuple(_beyond(path)),
     )
 

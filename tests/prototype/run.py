@@ -3,7 +3,7 @@
 """
 Show what a change does: this tree against another commit, beside libvirt's recorded answers.
 
-    run.py [--base COMMIT] [--html FILE] [FOLDER ...]
+    run.py [--base COMMIT] [--html FILE] [--names PATTERN] [FOLDER ...]
 
 Both trees complete, print, plan and start the domains of testdata/oracle and of each FOLDER. The exit status is 0 if
 all answers are equal, 6 if some differ, 1 if they could not be compared.
@@ -12,6 +12,7 @@ all answers are equal, 6 if some differ, 1 if they could not be compared.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -61,10 +62,14 @@ def main(argv: Sequence[str] | None = None, top: Path = TOP) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="main", help="a commit of this repository")
     parser.add_argument("--html", type=Path, help="write the result as one page, too")
+    parser.add_argument(
+        "--names", type=re.compile, default=re.compile("."), help="a regular expression: only domains whose names match"
+    )
     parser.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="more domains: NAME.xml")
     options = parser.parse_args(argv)
     try:
-        found = compared(top, options.base, [read_folder(path) for path in (OWN, *options.folders)])
+        folders = [read_folder(path, options.names) for path in (OWN, *options.folders)]
+        found = compared(top, options.base, folders)
     except (TreeError, CorpusError, OSError, subprocess.SubprocessError) as err:
         tell(str(err))
         return FAILED
