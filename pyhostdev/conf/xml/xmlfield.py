@@ -222,9 +222,10 @@ class Children(_Element["list[D]"]):
                 parts.append(cast("D", self.definition.from_element(element)))
             except ConfigError as err:
                 errors.append(err)
+                parts += [] if err.readable is None else [err.readable]
                 if len(errors) == ERRORS_MAX:
                     break
-        raise_all(errors)
+        raise_all(errors, parts)
         return parts
 
     def initial(self) -> list[D]:
