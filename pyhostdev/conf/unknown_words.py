@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.domain_fields import DomainFields
+from pyhostdev.errors import ConfigError, XMLError
 from pyhostdev.util.finding import ERROR, NOTE, Finding
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virxml import nearest_words, shown
@@ -17,7 +19,6 @@ from pyhostdev.util.virxml import nearest_words, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.xml.xmldef import ElementDef, Unknown
     from pyhostdev.conf.xml.xmlshape import Row, Shape
 
@@ -27,6 +28,7 @@ _LATER_WORDS = {
 }
 # attributes that libvirt reads in other sources and ignores here: every source of a PCI device is a PCI address
 _HARMLESS_WORDS = frozenset({"source/address/@type"})
+_HINT = "; did you mean"
 _ALIKE = 0.6  # how like a known name an unknown one must be to be called a mistake for it
 
 
@@ -72,6 +74,19 @@ def other_words(dom: DomainFields) -> dict[tuple[str, int | None], str]:
             text = f"Unknown {what}{hint}" if hint else f"{what[0].upper()}{what[1:]} is not supported"
             found[f"{owner}/{word.label}", word.line] = text
     return found
+
+
+def with_unknown_words(error: ConfigError) -> list[ConfigError]:
+    """
+    Return the errors of a domain that cannot be parsed, and one for each unknown name: of a host device, or like a
+    known one.
+    """
+    errors = [error, *error.others]
+    if isinstance(error.readable, DomainFields):
+        dom = error.readable
+        errors += (XMLError(w.message, line=w.line) for w in unknown_words(dom) if w.severity == ERROR)
+        errors += (XMLError(text, line=line) for (_, line), text in other_words(dom).items() if _HINT in text)
+    return errors
 
 
 def _unknown_outside_hostdevs(device: ElementDef, place: tuple[str, ...]) -> Iterator[tuple[str, Unknown, str]]:
@@ -140,4 +155,4 @@ def _hint(part: ElementDef, path: tuple[str, ...], word: Unknown) -> str:
         shape = shape.nodes[tag]  # type: ignore[union-attr]  # only shapes hold unknown names
     known = shape.nodes if word.is_element else shape.attributes  # type: ignore[union-attr]
     near = nearest_words(word.name, known, 1, _ALIKE)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    return f"{_HINT} '{near[0]}'?" if near else ""

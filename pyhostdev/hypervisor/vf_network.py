@@ -2,8 +2,8 @@
 """
 The network identity of virtual functions (MAC address, VLAN, trust, link), set through the PF while a guest runs.
 
-The spoof check is left as it is, as libvirt leaves it: whoever administers the PF decides whether a guest may use other
-addresses. Some drivers change it together with the trust, so it is recorded and restored, too.
+The spoof check is left as it is, as libvirt leaves it: the administrator of the PF decides whether a guest may use
+other addresses. Some drivers change it together with the trust, so it is recorded and restored, too.
 The settings are changed after the function was unbound from its host driver, and restored before it is bound again,
 because that driver reads them when it binds. Each change is read back: a PF that does not keep it is an error.
 

@@ -210,7 +210,7 @@ def _choose(dom: DomainDef, host: HostFacts | None) -> Firmware | None:
     is_unknown = has_no_descriptors(host.root)
     firmwares = list(_USUAL) if is_unknown else read_firmwares(host.root)
     found = next((firmware for firmware in firmwares if _suits(dom, firmware)), None)
-    if found is None and is_asked and not _is_known_by_path(dom.os, is_unknown):
+    if found is None and is_asked and not _needs_no_descriptor(dom.os, firmwares, is_unknown):
         raise ConfigUnsupportedError(
             _no_match(dom.os, firmwares), line=dom.os.line, libvirt_code=VIR_ERR_OPERATION_FAILED
         )
@@ -222,15 +222,26 @@ def has_no_descriptors(root: HostRoot) -> bool:
     return not (root.is_live or any(is_directory(root, directory) for directory in root.firmware_descriptors))
 
 
-def _is_known_by_path(os_: OSDef, is_unknown: bool) -> bool:
+def is_undescribed(os_: OSDef, firmwares: list[Firmware]) -> bool:
     """
-    Return True if the files of firmware need no descriptor: libvirt knows them, or this host does not show any.
+    True if the definition names all files of firmware itself, and no descriptor of this host has its loader.
 
-    Mirrors: qemuFirmwareFillDomainLegacy
+    libvirt refuses such a definition, which comes from a host with other firmware; QEMU only needs the files.
+    """
+    is_known = os_.loader in _NVRAM_TEMPLATES or any(firmware.executable.path == os_.loader for firmware in firmwares)
+    return os_.firmware is not None and not is_known and bool(os_.nvram is not None or os_.loader_stateless)
+
+
+def _needs_no_descriptor(os_: OSDef, firmwares: list[Firmware], is_unknown: bool) -> bool:
+    """
+    Return True if firmware that no descriptor matches can be used: its files are known, or all named.
+
+    Mirrors: qemuFirmwareFillDomainLegacy, for files that libvirt knows
     """
     if os_.loader is None or os_.loader_type != "pflash":
         return False
-    return is_unknown or (os_.loader in _NVRAM_TEMPLATES and os_.loader_readonly is not False)
+    is_known = os_.loader in _NVRAM_TEMPLATES and os_.loader_readonly is not False
+    return is_unknown or is_known or is_undescribed(os_, firmwares)
 
 
 def _no_match(os_: OSDef, firmwares: list[Firmware]) -> str:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, TypeVar
 
-from pyhostdev.errors import ConfigError
+from pyhostdev.errors import ConfigError, raise_all
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.selector import FORMS, Selector
@@ -264,7 +264,14 @@ def definition_of(args: argparse.Namespace) -> DomainDef:
     """
     from pyhostdev.conf.domain_conf import DomainDef
 
-    return DomainDef.parse(read_file(args.file))
+    try:
+        return DomainDef.parse(read_file(args.file))
+    except ConfigError as err:
+        if err.readable is not None:
+            from pyhostdev.conf.unknown_words import with_unknown_words
+
+            raise_all(with_unknown_words(err))
+        raise
 
 
 def domain_name_of(args: argparse.Namespace) -> str:

@@ -138,7 +138,7 @@ def test_pool_that_cannot_serve(place: Place, change: Callable[[Place], None], s
 
 
 def test_exhausted_pool_names_the_uses(place: Place) -> None:
-    """The fifth interface of four functions; the refusal says who has each."""
+    """The fifth interface of four functions; the refusal says how each is used."""
     dom = domain(*[NET.format("")] * 5)
     assert list(VFS) == place.chosen(dom)
     (message,) = place.said(dom)

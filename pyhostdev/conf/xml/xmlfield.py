@@ -209,9 +209,10 @@ class Elements(_Nested["list[D]"]):
                 definitions.append(cast("D", self.definition.from_element(element)))
             except ConfigError as err:
                 errors.append(err)
+                definitions += [] if err.readable is None else [err.readable]
                 if len(errors) == ERRORS_MAX:
                     break
-        raise_all(errors)
+        raise_all(errors, definitions)
         return definitions
 
     def initial(self) -> list[D]:

@@ -45,4 +45,4 @@ def _is_absent(disk: Any, host: Host) -> bool:
     source = disk.source
     path = None if source is None else {"file": source.file, "block": source.dev}.get(disk.type)
     is_optional = source is not None and source.startup_policy == "optional"
-    return bool(path) and is_optional and host.root.is_live and not os.path.exists(path)
+    return path is not None and is_optional and host.root.is_live and not os.path.exists(path)
