@@ -63,18 +63,23 @@ void phd_sort(uint64_t *keys, uint64_t *scratch, size_t count)
 		memcpy(keys, from, count * sizeof(*keys));
 }
 
+static struct phd_dents start_listing(int fd, const struct phd_buffers *buffers, uint32_t *steps)
+{
+	return (struct phd_dents){
+		.fd = fd,
+		.buffer = buffers->scratch,
+		.size = buffers->scratch_size,
+		.steps = steps,
+	};
+}
+
 int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_buffers *buffers,
 	     size_t *count, struct phd_error *err)
 {
 	PHD_AUTO_CLOSE int fd =
 		phd_open_bus(bus_fd, buffers, "devices", "", O_RDONLY | O_DIRECTORY);
 	uint32_t steps = 0;
-	struct phd_dents dents = {
-		.fd = fd,
-		.buffer = buffers->scratch,
-		.size = buffers->scratch_size,
-		.steps = &steps,
-	};
+	struct phd_dents dents = start_listing(fd, buffers, &steps);
 	int ret;
 
 	if (fd < 0)
@@ -102,12 +107,7 @@ int phd_list_entries(int fd, int are_numbers, struct phd_entry *entries, size_t 
 		     const struct phd_buffers *buffers, size_t *count)
 {
 	uint32_t steps = 0;
-	struct phd_dents dents = {
-		.fd = fd,
-		.buffer = buffers->scratch,
-		.size = buffers->scratch_size,
-		.steps = &steps,
-	};
+	struct phd_dents dents = start_listing(fd, buffers, &steps);
 	const char *name;
 	uint64_t key;
 	int ret;

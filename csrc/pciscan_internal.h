@@ -55,7 +55,7 @@ struct phd_scan {
 	bool is_linked; /* between devices and drivers both ways, as in the kernel's own tree */
 	bool are_drivers_known; /* found by listing the drivers */
 	bool has_groups;
-	uint64_t doubtful_domain; /* a domain whose VFs cannot be derived: each is read individually */
+	uint64_t doubtful_domain; /* a domain whose VFs cannot be derived: all of them are read */
 	const struct phd_tuning *tuning;
 	const struct phd_buffers *buffers;
 	size_t names_used;

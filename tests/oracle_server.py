@@ -37,7 +37,7 @@ from pyhostdev.qemu.qemu_driver import plan, refuse_missing_storage
 from pyhostdev.qemu.qemu_hotplug import Guest
 from pyhostdev.qemu.qemu_hotplug.connection import PERIPHERAL, QEMURefusedError
 from pyhostdev.qemu.qemu_hotplug.livestate import live_definition, parse_hostdevs
-from pyhostdev.qemu.qemu_iommufd import refuse_missing_descriptors
+from pyhostdev.qemu.qemu_process.iommufd import refuse_missing_descriptors
 from pyhostdev.util.modprobe import module_error
 
 OLDEST = RELEASES[0]

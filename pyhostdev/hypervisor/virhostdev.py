@@ -264,13 +264,7 @@ class HostdevManager:
             accept=accept,
             definition=wanted,
         )
-        used = next((f for f in plan.obstacles if f.reason == "in-use"), None)
-        if used is not None:
-            raise DeviceInUseError(
-                f"{used.message} ({driver_name} wants it for '{domain_name}')",
-                reason="in-use",
-                address=used.address,
-            )
+        _refuse_used(plan, driver_name, domain_name)
         self._prepare(plan, domain_name, None, may_have_it=False)
 
     def reattach_pci_devices(self, driver_name: str, domain_name: str, hostdevs: Iterable[DomainHostdevDef]) -> None:
@@ -369,3 +363,17 @@ class HostdevManager:
 
         with deferred_signals(), self.context.locked([address], None):
             hostdev_nodedev.reset(self.context, address, accept)
+
+
+def _refuse_used(plan: Plan, driver_name: str, domain_name: str) -> None:
+    """
+    Refuse a plan for a device that is in use, with libvirt's error.
+
+    Raises:
+        DeviceInUseError: names the device and both domains.
+    """
+    used = next((finding for finding in plan.obstacles if finding.reason == "in-use"), None)
+    if used is not None:
+        raise DeviceInUseError(
+            f"{used.message} ({driver_name} wants it for '{domain_name}')", reason="in-use", address=used.address
+        )

@@ -28,7 +28,7 @@ def planned(
     from pyhostdev.hypervisor.network_pool import with_pool_functions
     from pyhostdev.hypervisor.vf_network import vf_consents
     from pyhostdev.qemu import qemu_driver
-    from pyhostdev.qemu.qemu_iommufd import vfio_nodes
+    from pyhostdev.qemu.qemu_process.iommufd import vfio_nodes
 
     ownership = chosen_ownership(args.user)
     started = with_pool_functions(definition, host)

@@ -122,16 +122,11 @@ def spawn(
     """
     check_texts([*argv, *env.values()])
     memory = _Memory()
-    keep = sorted(set(keep_fds))
     request = memory.new(
         "struct phd_spawn_request *",
         {
-            "file": memory.string(argv[0]),
-            "argv": memory.strings(argv),
-            "envp": memory.strings([f"{name}={value}" for name, value in env.items()]),
-            "out_fd": output_fd,
-            "keep": memory.new("int[]", keep),
-            "n_keep": len(keep),
+            **_program(memory, argv, env),
+            **_descriptors(memory, output_fd, keep_fds),
             "user": memory.user(ownership),
             "memlock": _c.ffi.NULL if memlock is None else memory.new("uint64_t[]", [_limit(n) for n in memlock]),
             "bounds": _c.ffi.NULL if bounds is None else memory.new("struct phd_bounds *", tuple(bounds)),
@@ -142,6 +137,21 @@ def spawn(
     if pid < 0:
         raise SpawnError(argv[0], error.stage, error.errnum)
     return pid
+
+
+def _program(memory: _Memory, argv: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of a request for the program, its arguments and its environment."""
+    return {
+        "file": memory.string(argv[0]),
+        "argv": memory.strings(argv),
+        "envp": memory.strings([f"{name}={value}" for name, value in env.items()]),
+    }
+
+
+def _descriptors(memory: _Memory, output_fd: int, keep_fds: Sequence[int]) -> dict[str, Any]:
+    """Return the fields of a request for the inherited descriptors, in ascending order."""
+    keep = sorted(set(keep_fds))
+    return {"out_fd": output_fd, "keep": memory.new("int[]", keep), "n_keep": len(keep)}
 
 
 def check_texts(texts: Sequence[str]) -> None:

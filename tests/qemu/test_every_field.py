@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fieldreads import FieldName, below, defined_corpus, definitions, fields, is_read_when_set, read_fields
+from fieldreads import FieldName, below, by_kind, defined_corpus, definitions, fields, is_read_when_set, read_fields
 
 from pyhostdev import DomainDef
 from pyhostdev.conf.xml.xmldef import ElementDef
@@ -55,13 +55,13 @@ def test_every_field_is_read_by_a_builder_or_in_a_table(corpus: list[DomainDef],
 
     Reads are traced, not guessed from the text of the builders: parsing, defaults and validation do not count.
     """
-    told = in_tables()
+    told, domains = in_tables(), by_kind(corpus)
     silent = [
         f"{kind.__name__}.{name}"
         for kind in definitions()
         for name, field in fields(kind)
         if (kind.__name__, name) not in told | read and not refused_as_kept(field) and not is_unit(kind, name)
-        if not is_read_when_set(kind, name, field, corpus)
+        if not is_read_when_set(kind, name, field, domains.get(kind, []))
     ]
     assert [] == silent
 

@@ -12,7 +12,7 @@ from pyhostdev import ConfigUnsupportedError, DomainDef, RefusedError
 from pyhostdev.conf.libvirt_release import RELEASES
 from pyhostdev.qemu.qemu_capabilities import load
 from pyhostdev.qemu.qemu_command import build_command_line
-from pyhostdev.qemu.qemu_iommufd import refuse_missing_descriptors
+from pyhostdev.qemu.qemu_process.iommufd import refuse_missing_descriptors
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 R9_0, R11_3, R12_8 = RELEASES

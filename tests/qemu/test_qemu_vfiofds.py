@@ -18,8 +18,8 @@ from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 from pyhostdev.conf.libvirt_release import RELEASES
 from pyhostdev.errors import InDoubtError, RefusedError, SysfsError
 from pyhostdev.qemu import qemu_driver
-from pyhostdev.qemu.qemu_iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
 from pyhostdev.qemu.qemu_process.access import needed_files
+from pyhostdev.qemu.qemu_process.iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
 from pyhostdev.qemu.qemu_process.vfiofds import VFIODescriptors
 from pyhostdev.testing import FakeHost
 from pyhostdev.testing.faults import Fail, Interfere

@@ -146,14 +146,22 @@ def values(field: Any) -> list[Any]:
     return found[:3]
 
 
-def is_read_when_set(kind: type[ElementDef], name: str, field: Any, corpus: list[DomainDef], limit: int = 6) -> bool:
+def by_kind(corpus: list[DomainDef]) -> dict[type, list[DomainDef]]:
+    """Return the domains that have a definition of a class, by the class."""
+    found: dict[type, list[DomainDef]] = {}
+    for dom in corpus:
+        for kind in {base for part in below(dom) for base in type(part).__mro__}:
+            found.setdefault(kind, []).append(dom)
+    return found
+
+
+def is_read_when_set(kind: type[ElementDef], name: str, field: Any, fitting: list[DomainDef], limit: int = 6) -> bool:
     """
-    Tell whether a builder reads a field with a value, in one of a few domains that have such a definition.
+    Tell whether a builder reads a field with a value, in one of the first domains that have such a definition.
 
     Raises:
         AssertionError: no domain has such a definition: the corpus lacks it.
     """
-    fitting = [dom for dom in corpus if any(isinstance(part, kind) for part in below(dom))]
     assert fitting, f"no domain of the corpus has a {kind.__name__}"
     for dom in fitting[:limit]:
         for value in values(field):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,15 @@ def verbs() -> list[str]:
     return [verb for verb in main.VERBS if "--json" in parsers.verb_parser(verb).format_usage()]
 
 
+@cache
+def validator(verb: str) -> jsonschema.Draft202012Validator:
+    """Return the validator of a verb's output."""
+    return jsonschema.Draft202012Validator(schemas()[verb])
+
+
 def errors(verb: str, value: object) -> list[str]:
     """Return the schema errors of a verb's output."""
-    validator = jsonschema.Draft202012Validator(schemas()[verb])
-    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
+    return [f"{error.json_path}: {error.message}" for error in validator(verb).iter_errors(value)]
 
 
 @pytest.fixture
@@ -317,6 +323,6 @@ def test_schemas_refuse_every_mutation(verb: str, bcm5719: FakeHost, ask: Ask, t
         samples.append(ask(bcm5719, verb, path))
         assert samples[-1]["findings"] and samples[-1]["proposal"]
     wrong = [(what, variant) for sample in samples for what, variant in mutations(sample)]
-    assert [] == [what for what, variant in wrong if not errors(verb, variant)]
+    assert [] == [what for what, variant in wrong if validator(verb).is_valid(variant)]
     assert errors(verb, {"wrong": 1} if verb != "list" else [1])
     assert wrong

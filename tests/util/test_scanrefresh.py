@@ -427,7 +427,7 @@ def test_crowd_equals_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scan_since_another_host(fake: FakeHost) -> None:
-    """``since`` of another host is no proof for this one."""
+    """``since`` of another host proves nothing about this one."""
     with tempfile.TemporaryDirectory(dir=TMPFS) as directory:
         other = FakeHost.from_tree("0000:00:00.0 8086:0000 060000\n", directory)
         scan = Host(fake.root).scan(since=Host(other.root).scan())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.newer_words import newer_word_notes
@@ -34,9 +34,9 @@ from pyhostdev.qemu.qemu_driver.refusals import (
 )
 from pyhostdev.qemu.qemu_firmware import choose_at_start
 from pyhostdev.qemu.qemu_hostdev import absent_usb, without_absent_usb
-from pyhostdev.qemu.qemu_iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
 from pyhostdev.qemu.qemu_process.access import image_obstacles
 from pyhostdev.qemu.qemu_process.interface import interface_obstacles
+from pyhostdev.qemu.qemu_process.iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
 from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
 from pyhostdev.qemu.qemu_process.optional_media import absent_media, without_absent_media
 from pyhostdev.qemu.qemu_process.resources import resource_obstacles
@@ -51,8 +51,10 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.qemu.qemu_command.builder import VFIODescriptor
-    from pyhostdev.qemu.qemu_iommufd import FDGroups
+    from pyhostdev.qemu.qemu_process.descriptors import DeviceDescriptors
+    from pyhostdev.qemu.qemu_process.iommufd import FDGroups
     from pyhostdev.qemu.qemu_process.process import GuestOutcome
+    from pyhostdev.qemu.qemu_process.sockets import ListeningSockets
     from pyhostdev.qemu.qemu_process.vfiofds import VFIODescriptors
     from pyhostdev.util.ownership import Ownership
     from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -209,6 +211,20 @@ def _unsupported_namespace(dom: DomainDef) -> Iterator[Finding]:
         yield Finding("unsupported", ERROR, None, err.message, dom.line)
 
 
+class _Opened(NamedTuple):
+    """The descriptors that were opened for QEMU."""
+
+    sockets: ListeningSockets
+    devices: DeviceDescriptors
+    vfio: VFIODescriptors
+    lock_fds: tuple[int, ...]
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """All descriptors that QEMU inherits."""
+        return (*self.sockets.fds, *self.devices.fds, *self.lock_fds, *self.vfio.fds)
+
+
 class Guest:
     """
     One guest to run in the foreground: its complete definition, and all that is needed to start QEMU.
@@ -285,18 +301,15 @@ class Guest:
 
         Raises:
             RefusedError: the plan is outdated, or QEMU would fail; nothing was touched.
-            OperationError, SysfsError: a socket cannot be created, a device could not be detached or reattached, or
-                QEMU
+            OperationError, SysfsError: a socket cannot be created, a device cannot be detached or reattached, or QEMU
                 did not start.
 
         Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
         """
-        from pyhostdev.qemu.qemu_hotplug.owner import GuestOwner
         from pyhostdev.qemu.qemu_process.daemons import daemons_of
         from pyhostdev.qemu.qemu_process.descriptors import DeviceDescriptors
-        from pyhostdev.qemu.qemu_process.process import held_signals, run_guest
+        from pyhostdev.qemu.qemu_process.process import held_signals
         from pyhostdev.qemu.qemu_process.sockets import ListeningSockets
-        from pyhostdev.qemu.qemu_process.tuning import apply_tuning, guest_environment
         from pyhostdev.qemu.qemu_process.variables import make_variables
 
         self._refuse(plan)
@@ -315,20 +328,31 @@ class Guest:
         ):
             networks = VFNetwork(self.host, self.definition.name or "", undo)
             networks.set_all(self.definition)
-            return run_guest(
-                lambda monitor_fd: self.argv(monitor_fd, sockets.fd, devices.fd, vfio.fd),
-                dom=self.definition,
-                runtime_dir=paths.lib_dir,
-                memlock_limit=memlock_limit(self.definition),
-                log_path=log_path,
-                ownership=self.ownership,
-                pass_fds=(*sockets.fds, *devices.fds, *daemons.lock_fds, *networks.lock_fds, *vfio.fds),
-                on_spawned=vfio.close,
-                environment={**guest_environment(self.definition), **environment_of(self.definition)},
-                links_down=devices.links_down,
-                control=GuestOwner(self.definition, self.host, self.capabilities, self.release, node_owner),
-                before_running=partial(apply_tuning, self.definition),
-            )
+            opened = _Opened(sockets, devices, vfio, (*daemons.lock_fds, *networks.lock_fds))
+            return self._run_qemu(paths.lib_dir, opened, node_owner, log_path)
+
+    def _run_qemu(
+        self, runtime_dir: str, opened: _Opened, node_owner: tuple[int, int] | None, log_path: str | None
+    ) -> GuestOutcome:
+        """Run QEMU with the descriptors that were opened for it."""
+        from pyhostdev.qemu.qemu_hotplug.owner import GuestOwner
+        from pyhostdev.qemu.qemu_process.process import run_guest
+        from pyhostdev.qemu.qemu_process.tuning import apply_tuning, guest_environment
+
+        return run_guest(
+            lambda monitor_fd: self.argv(monitor_fd, opened.sockets.fd, opened.devices.fd, opened.vfio.fd),
+            dom=self.definition,
+            runtime_dir=runtime_dir,
+            memlock_limit=memlock_limit(self.definition),
+            log_path=log_path,
+            ownership=self.ownership,
+            pass_fds=opened.fds,
+            on_spawned=opened.vfio.close,
+            environment={**guest_environment(self.definition), **environment_of(self.definition)},
+            links_down=opened.devices.links_down,
+            control=GuestOwner(self.definition, self.host, self.capabilities, self.release, node_owner),
+            before_running=partial(apply_tuning, self.definition),
+        )
 
     def _refuse(self, plan: Plan) -> None:
         """

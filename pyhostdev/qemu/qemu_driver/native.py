@@ -116,12 +116,8 @@ def domain_to_native(
     refuse_missing(dom, host)
     refuse_without_functions(with_pool_functions(dom, host), host)
     capabilities = capabilities or capabilities_of(dom, host, release=release)
-    errors: list[ConfigError] = []
+    errors = _validation_errors(dom, host)
     argv: list[str] = []
-    try:
-        dom.validate(host)
-    except ConfigError as err:
-        errors.append(err)
     try:
         argv = build_command_line(
             as_started(dom, host, capabilities, keep_together=keep_together, release=release),
@@ -136,3 +132,12 @@ def domain_to_native(
         errors.append(err)
     raise_all(errors)
     return argv
+
+
+def _validation_errors(dom: DomainDef, host: Host) -> list[ConfigError]:
+    """Return the error of an invalid definition, which has further ones in ``others``; empty if it is valid."""
+    try:
+        dom.validate(host)
+    except ConfigError as err:
+        return [err]
+    return []

@@ -26,7 +26,7 @@ from pyhostdev.qemu.qemu_hotplug.finish import Finished, finish
 from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest
 from pyhostdev.qemu.qemu_hotplug.livestate import MemoryState, live_definition
 from pyhostdev.qemu.qemu_hotplug.nodes import close_leftovers
-from pyhostdev.qemu.qemu_iommufd import host_obstacles
+from pyhostdev.qemu.qemu_process.iommufd import host_obstacles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

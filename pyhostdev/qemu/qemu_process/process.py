@@ -360,11 +360,10 @@ def run_guest(
         ConfigUnsupportedError: the domain requests an unsupported lifecycle action.
         OperationError: QEMU did not start, or ended before the guest ran, or does not obey; it has ended then.
     """
-    actions = lifecycle_actions(dom)
-    run = _GuestRun(
+    return _GuestRun(
         argv_builder,
         dom.name,
-        actions,
+        lifecycle_actions(dom),
         memlock_limit,
         on_started,
         ownership,
@@ -374,5 +373,4 @@ def run_guest(
         tuple(links_down),
         control,
         before_running,
-    )
-    return run.run_in(runtime_dir, log_path)
+    ).run_in(runtime_dir, log_path)
