@@ -15,7 +15,6 @@ from pyhostdev.errors import ConfigError, InternalError, XMLError, raise_all
 from pyhostdev.util.virxml import dump_element, invalid_value, source_line
 
 if TYPE_CHECKING:
-
     from typing_extensions import Self
 
     from pyhostdev.conf.xml.definition import Definition
