@@ -8,11 +8,11 @@ BIN := $(VENV)/bin
 TEMPROOT := $(shell test -w /dev/shm && echo /dev/shm || echo /tmp)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 
-.PHONY: demo test lint oracle clean help
+.PHONY: demo test lint oracle prototype clean help
 
 help:
 	@echo "make demo | test | test-all | lint | docs | dist | wheels | deb | release-check | ansible | downstream"
-	@echo "make lab | lab-2026 | soak | bench | fuzz | sanitize | oracle | clean"
+	@echo "make lab | lab-2026 | soak | bench | fuzz | sanitize | oracle | prototype | clean"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,7 +50,7 @@ lint: $(VENV)/.lint
 	else echo 'lint: the format of csrc is not checked: $(CLANG_FORMAT) could not be fetched'; fi
 	$(BIN)/python docs/check_links.py
 	$(BIN)/mypy
-	MYPYPATH=tests/support $(BIN)/mypy $(TEST_TYPES) --explicit-package-bases --exclude 'tests/(lab|downstream/virtinst)' tests
+	MYPYPATH=tests/support:tests/prototype $(BIN)/mypy $(TEST_TYPES) --explicit-package-bases --exclude 'tests/(lab|downstream/virtinst)' tests
 	MYPYPATH=tests/support:tests/lab:tests/lab/in_guest:benchmarks:csrc $(BIN)/mypy $(TEST_TYPES) \
 		$$(ls tests/lab/*.py tests/lab/in_guest/*.py | grep -v tests/lab/scale.py)
 	MYPYPATH=benchmarks:csrc $(BIN)/mypy $(TEST_TYPES) benchmarks/*.py
@@ -60,6 +60,13 @@ ORACLE ?= ../shared/oracle
 oracle: $(VENV)/.test
 	@if test -d $(ORACLE); then python3 $(ORACLE)/compare.py --server "$(BIN)/python tests/oracle_server.py {sysfs} {dev}" \
 		$(ORACLE)/visible/generated $(ORACLE)/visible/libvirt; else echo "oracle: there are no answers in $(ORACLE)"; fi
+
+# What a change does, as text and as one page: this tree against BASE, on testdata/oracle and the folders in CASES.
+BASE ?= main
+CASES ?=
+NAMES ?= .
+prototype: $(VENV)/.test
+	$(BIN)/python tests/prototype/run.py --base $(BASE) --html build/prototype.html --names '$(NAMES)' $(CASES)
 
 clean:
 	rm -rf $(VENV) $(VENV)-* build dist share *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -111,11 +111,13 @@ class ConfigError(HostdevError):
     """
     The XML or the request is wrong; nothing was touched.
 
-    ``others`` holds further errors found in the same pass.
+    ``others`` holds further errors found in the same pass. ``readable`` is what could be read of a definition with
+    wrong values, for further messages; None without any.
     """
 
     libvirt_code = VIR_ERR_XML_ERROR
     others: tuple[ConfigError, ...] = ()
+    readable: Any = None
 
     def __init__(self, message: str, *, line: int | None = None, **fields: Any) -> None:
         super().__init__(message, **fields)
@@ -136,9 +138,12 @@ class ConfigUnsupportedError(ConfigError):
     libvirt_code = VIR_ERR_CONFIG_UNSUPPORTED
 
 
-def raise_all(errors: Sequence[ConfigError]) -> None:
+def raise_all(errors: Sequence[ConfigError], readable: Any = None) -> None:
     """
     Raise the first of several errors, with the rest in ``others``; do nothing if the sequence is empty.
+
+    Args:
+        readable: what could be read of a definition.
 
     Raises:
         ConfigError: the first error.
@@ -148,6 +153,7 @@ def raise_all(errors: Sequence[ConfigError]) -> None:
     found = [part for error in errors for part in (error, *error.others)]
     unique = {(part.line, part.with_reason): part for part in reversed(found)}
     first = found[0]
+    first.readable = readable
     first.others = tuple(
         part for part in found if part is not first and unique.get((part.line, part.with_reason)) is part
     )

@@ -16,10 +16,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +33,9 @@ from pyhostdev.conf.net_conf import DomainNetDef
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, HostdevError
 from pyhostdev.qemu import attach_device, build_command_line, define, detach_device, update_device
 from pyhostdev.qemu.qemu_command import stored_capabilities
-from pyhostdev.qemu.qemu_driver import refuse_missing_storage
+from pyhostdev.qemu.qemu_driver import plan, refuse_missing_storage
 from pyhostdev.qemu.qemu_hotplug import Guest
-from pyhostdev.qemu.qemu_hotplug.connection import QEMURefusedError
+from pyhostdev.qemu.qemu_hotplug.connection import PERIPHERAL, QEMURefusedError
 from pyhostdev.qemu.qemu_hotplug.livestate import live_definition, parse_hostdevs
 from pyhostdev.qemu.qemu_process.iommufd import refuse_missing_descriptors
 from pyhostdev.util.modprobe import module_error
@@ -41,6 +44,7 @@ OLDEST = RELEASES[0]
 NO_TAP = 3  # compare.py does not look at a tap's descriptor
 NO_NODE = 4  # nor at those of iommufd
 GIVEN = "-associated.xml"  # a case of this name was recorded with the descriptors that it names
+RENDER_NODE = "renderD128"
 GIVEN_BACK = ""
 
 
@@ -82,12 +86,37 @@ class RecordingKernel:
             for link in (top / "driver", attribute.parent / str(device)):
                 self.links[link, attribute.parent] = link.readlink()
                 link.unlink()
+            self.show_node(device, None)
         elif attribute.name == "bind":
             for link, target in (
                 (top / "driver", f"../../drivers/{attribute.parent.name}"),
                 (attribute.parent / str(device), f"../../devices/{device}"),
             ):
                 link.symlink_to(self.links.get((link, attribute.parent), target))
+            self.show_node(device, attribute.parent.name)
+
+    def show_node(self, device: PCIDeviceAddress, driver: str | None) -> None:
+        """Show the function's own VFIO device while a VFIO driver holds it, on a host with iommufd."""
+        folder = Path(self.root.pci_device(device), "vfio-dev")
+        shutil.rmtree(folder, ignore_errors=True)
+        if driver is not None and "vfio" in driver and Path(self.root.dev_iommu).exists():
+            (folder / self.node_of(device)).mkdir(parents=True)
+
+    def node_of(self, device: PCIDeviceAddress) -> str:
+        """Return the name of a function's VFIO device: numbered by its place among all functions."""
+        names = sorted(path.name for path in Path(self.root.pci_device(device)).parent.iterdir())
+        return f"vfio{names.index(str(device))}"
+
+    def open_node(self, path: str, number: int | None, *, device: PCIDeviceAddress) -> int:
+        """Open nothing: the nodes of this host are plain files."""
+        return os.open(os.devnull, os.O_RDWR)
+
+    def open_iommufd(self, path: str) -> int:
+        """Open nothing."""
+        return os.open(os.devnull, os.O_RDWR)
+
+    def charge_to_process(self, fd: int, path: str) -> None:
+        """Accept."""
 
     def load_module(self, name: str) -> None:
         """Refuse: what this host can have is loaded."""
@@ -99,7 +128,7 @@ class RecordingKernel:
 
 
 class QEMUWithoutDevices:
-    """A running QEMU that has the devices of its command line, and refuses any other."""
+    """A running QEMU that has the devices of its command line, takes descriptors and objects, and refuses devices."""
 
     class RefusalError(Exception):
         """The answer to a command."""
@@ -118,12 +147,18 @@ class QEMUWithoutDevices:
         self.events = self.Silence()
         self.ids = [info.alias for _, info in live_definition(dom).device_infos() if info.alias]
 
+    def send_fd(self, fd: int) -> None:
+        """Take a descriptor."""
+
     async def execute(self, cmd: str, arguments: dict[str, Any] | None = None) -> Any:
         """Answer questions."""
         if cmd == "query-status":
             return {"status": "running"}
         if cmd == "qom-list":
-            return [{"name": name, "type": "child<device>"} for name in self.ids]
+            found = self.ids if arguments == {"path": PERIPHERAL} else []
+            return [{"name": name, "type": "child<device>"} for name in found]
+        if cmd in ("getfd", "closefd", "object-add"):
+            return {}
         raise self.RefusalError("there is no such device")
 
 
@@ -155,6 +190,8 @@ class Server:
             return self.live(dom, extra)
         if kind == "edit":
             return self.edit(dom, extra)
+        if kind == "plan":
+            return self.explain(dom)
         raise ConfigUnsupportedError(f"'{kind}' is not answered")
 
     def define(self, dom: DomainDef) -> DomainDef:
@@ -165,6 +202,21 @@ class Server:
         """Return the command line: that of a start, whose iommufd has descriptors, where the start succeeds."""
         if not self.is_startable(dom):
             return self.build(self.as_converted(dom))
+        with self.render_node():
+            return self._started_argv(dom)
+
+    @contextmanager
+    def render_node(self) -> Iterator[None]:
+        """Show the graphics card of the recordings, whose one node their starts name; descriptions of hosts lack it."""
+        folder = Path(self.root.dev_dri)
+        folder.mkdir()
+        try:
+            (folder / RENDER_NODE).touch()
+            yield
+        finally:
+            shutil.rmtree(folder)
+
+    def _started_argv(self, dom: DomainDef) -> list[str]:
         if not dom.needs_iommufd() or self.start(dom, "")["error"] is not None:
             return self.build(dom)
         return self.build(dom, vfio_fd=lambda address: NO_NODE)
@@ -181,12 +233,12 @@ class Server:
 
         Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
         """
-        converted = self.define(dom)
+        converted = dom.copy()  # not the complete one: what is read again has its controllers sorted
         for hostdev in converted.hostdevs:
             source = hostdev.source_def
             if isinstance(source, USBSource) and source.bus is None:
                 raise ConfigError("A USB host device has no address", libvirt_code=VIR_ERR_INTERNAL_ERROR)
-        for at, net in enumerate(converted.interfaces):
+        for at, net in enumerate(self.define(dom).interfaces):
             if net.type != "hostdev":
                 converted.interfaces[at] = _plain_tap(net)
         return converted
@@ -221,6 +273,12 @@ class Server:
             return False
         return True
 
+    def explain(self, dom: DomainDef) -> str:
+        """Return what ``pyhostdev plan`` prints; compare.py does not ask for it, ``make prototype`` does."""
+        capabilities = stored_capabilities(dom, self.release)
+        found = plan(self.host, dom, capabilities=capabilities, release=self.release, fd_groups=self.fd_groups)
+        return found.explain()
+
     def edit(self, dom: DomainDef, steps: str) -> dict[str, Any]:
         """Return the errors of changes to the definition, and what it is after all of them."""
         verbs = {"attach": attach_device, "detach": detach_device, "update": update_device}
@@ -249,7 +307,7 @@ class Server:
             for other in others:
                 manager.release(other.name)
         code = None if error is None else error.code_in(self.release)
-        return {"error": error and str(error), "code": code, "ops": handovers(steps, kernel.overrides)}
+        return {"error": error and str(error), "code": code, **written(steps, kernel.overrides)}
 
     def _start_and_stop(self, manager: HostdevManager, dom: DomainDef) -> HostdevError | None:
         try:
@@ -284,7 +342,7 @@ class Server:
             for verb, xml in json.loads(Path(steps).read_text()):
                 begin = len(kernel.trace)
                 code = self._live_step(guest, manager, verb, xml)
-                found.append({"code": code, "ops": handovers(kernel.trace[begin:], kernel.overrides)})
+                found.append({"code": code, **written(kernel.trace[begin:], kernel.overrides)})
             hostdevs = [hostdev.format() for hostdev in guest.definition.hostdevs]
             manager.release(str(defined.name), guest_ended=True)
         return {"steps": found, "hostdevs": hostdevs}
@@ -321,6 +379,12 @@ def _plain_tap(net: DomainNetDef) -> DomainNetDef:
     tap = DomainNetDef(type="ethernet", mac=net.mac, model=net.model, script=net.script)
     tap.info.boot_order = net.info.boot_order
     return tap
+
+
+def written(trace: list[Write], overrides: Mapping[PCIDeviceAddress, bytes]) -> dict[str, list[list[str]]]:
+    """Return the writes as compare.py wants them, and all of them one by one, which it does not look at."""
+    writes = [["/" + entry.path.lstrip("/"), entry.value.decode(), entry.result] for entry in trace]
+    return {"ops": handovers(trace, overrides), "writes": writes}
 
 
 def handovers(trace: list[Write], overrides: Mapping[PCIDeviceAddress, bytes]) -> list[list[str]]:

@@ -53,26 +53,6 @@ def test_own_tool() -> None:
     assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_libvirt_hook(bcm5719: FakeHost) -> None:
-    """The hook prepares unmanaged devices and gives them back; managed ones are libvirt's."""
-    before = bcm5719.snapshot()
-    unmanaged = Path(GUEST).read_text().replace("managed='yes'", "managed='no'")
-    top = bcm5719.root.path
-    done = run("libvirt_hook.py", "seed", "prepare", "begin", "-", stdin=unmanaged, PYHOSTDEV_ROOT=top)
-    assert (0, "") == (done.returncode, done.stderr)
-    assert before != bcm5719.snapshot()
-    assert 0 == run("libvirt_hook.py", "seed", "release", "end", "-", PYHOSTDEV_ROOT=top).returncode
-    assert before == bcm5719.snapshot()
-
-
-def test_libvirt_hook_refuses(bcm5719: FakeHost) -> None:
-    """A function that the hook would have to take and that is missing stops the start with its reason."""
-    one = Path(GUEST).read_text().replace("function='0x3'/>\n      </source>", "function='0x7'/>\n      </source>")
-    done = run("libvirt_hook.py", "seed", "prepare", "begin", "-", stdin=one, PYHOSTDEV_ROOT=bcm5719.root.path)
-    assert 1 == done.returncode
-    assert "device-missing: " in done.stderr
-
-
 def test_check_snapshots(tmp_path: Path) -> None:
     """The seed's host can take the seed's guest; a host without the card is refused by name."""
     other = tmp_path / "other.tree"

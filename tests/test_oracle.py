@@ -134,12 +134,12 @@ def ask(directory: Path, *questions: tuple[str, str, str]) -> list[dict[str, Any
 def test_server_answers_in_compares_protocol(host_directory: Path) -> None:
     """One line of JSON for each question, with libvirt's number where there is no answer."""
     path, broken = str(ORACLE / "q35-auto-012.xml"), str(ORACLE / f"{REFUSED[0]}.xml")
-    xml, argv, start, refused = ask(
-        host_directory, ("xml", path, ""), ("argv", path, ""), ("start", path, ""), ("xml", broken, "")
-    )
+    kinds = [(kind, path, "") for kind in ("xml", "argv", "start", "plan")]
+    xml, argv, start, explained, refused = ask(host_directory, *kinds, ("xml", broken, ""))
     assert canonical((ORACLE / "q35-auto-012.out.xml").read_text()) == canonical(xml["ok"])
     assert "-device" in argv["ok"]
-    assert {"error", "code", "ops"} == set(start["ok"])
+    assert {"error", "code", "ops", "writes"} == set(start["ok"])
+    assert explained["ok"].startswith("Domain '")
     assert int((ORACLE / f"{REFUSED[0]}.code").read_text()) == refused["code"]
 
 
@@ -160,5 +160,9 @@ def test_start_leaves_the_host_as_it_was(host_directory: Path, tmp_path: Path) -
     paths = [f"/sys/bus/pci/devices/{device}/driver_override" for device in devices * 2]
     values = ["vfio-pci", "vfio-pci", "", ""]
     expected = [list(row) for row in zip(paths, values, ["ok"] * 4, strict=True)]
-    assert {"error": None, "code": None, "ops": expected} == answer["ok"]
+    assert expected == answer["ok"]["ops"]
+    assert (None, None) == (answer["ok"]["error"], answer["ok"]["code"])
+    assert {"/driver_override", "/unbind", "/bind"} <= {
+        path[path.rindex("/") :] for path, _, _ in answer["ok"]["writes"]
+    }
     assert before == snapshot_tree(str(host_directory))

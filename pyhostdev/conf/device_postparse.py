@@ -37,7 +37,6 @@ X86 = ("x86_64", "i686")
 _VRAM_KIB = {"vga": 16384, "cirrus": 16384, "vmvga": 16384, "bochs": 16384, "qxl": 65536, "xen": 4096}
 _BUS_OF_NAME = {"hd": "ide", "sd": "scsi", "vd": "virtio", "xvd": "xen", "ubd": "uml", "fd": "fdc"}
 _FILTERED_NETS = ("ethernet", "network", "bridge")  # types with a tap device
-_GENERATED_NAMES = ("vnet", "macvtap", "macvlan")  # prefixes of interface names that libvirt generates at start
 _SCSI_UNITS_MAX = 7  # of a narrow SCSI bus; the controller is the eighth
 
 
@@ -208,7 +207,7 @@ def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
     else:
         device.readonly = device.shareable = False
     if device.type != "pci":
-        device.driver_name = device.driver_model = None
+        device.driver_name = device.host_driver.model = None
     if device.type not in ("pci", "mdev"):
         device.display = device.ramfb = None
     if device.type == "mdev":
@@ -272,8 +271,7 @@ def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
     device.managed = True if device.managed and device.hostdev is not None else None
     if device.type not in _FILTERED_NETS:
         device.filterref = None
-    if (device.ifname or "").startswith(_GENERATED_NAMES):
-        device.ifname = None
+    device.ifname = device.chosen_ifname
     if device.hostdev is not None or device.model not in VIRTIO_MODELS:
         device.drop_virtio_driver()
     if device.type == "direct" and device.source is not None:

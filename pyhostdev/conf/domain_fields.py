@@ -244,11 +244,14 @@ class DomainFields(ElementDef):
 
     def all_hostdevs(self) -> list[DomainHostdevDef]:
         """
-        Return the host devices of all types; interfaces of type hostdev come first, as in libvirt.
+        Return the host devices of all types, in libvirt's order: interfaces of type hostdev come first, and those that
+        a network's pool gives come last.
 
-        Mirrors: the hostdevs of virDomainDef, filled by virDomainNetInsert and the parser
+        Mirrors: the hostdevs of virDomainDef, filled by the parser and qemuProcessNetworkPrepareDevices
         """
-        return [n.hostdev for n in self.interfaces if n.hostdev is not None] + self.hostdevs
+        nets = [(net.is_from_pool, net.hostdev) for net in self.interfaces if net.hostdev is not None]
+        last = [hostdev for is_from_pool, hostdev in nets if is_from_pool]
+        return [hostdev for is_from_pool, hostdev in nets if not is_from_pool] + self.hostdevs + last
 
     def pci_hostdevs(self) -> list[DomainHostdevDef]:
         """Return all PCI host devices, in the order of all_hostdevs()."""
@@ -262,7 +265,8 @@ class DomainFields(ElementDef):
         """Return True if a PCI host device uses iommufd: by its own setting, or else by the domain's."""
         if not hostdev.is_pci:
             return False
-        return any(row.enabled for row in self.iommufds) if hostdev.iommufd is None else hostdev.iommufd
+        own = hostdev.host_driver.iommufd
+        return any(row.enabled for row in self.iommufds) if own is None else own
 
     @property
     def iommufd_fdgroup(self) -> str | None:

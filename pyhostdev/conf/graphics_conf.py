@@ -90,6 +90,16 @@ class DomainGraphicsDef(ElementDef):
     gl_rendernode = attribute("gl/@rendernode")
     audio_id = attribute("audio/@id", number)
 
+    @property
+    def needs_render_node(self) -> bool:
+        """
+        True if the guest draws with OpenGL, and a render node of the host must be chosen at start.
+
+        Mirrors: virDomainGraphicsNeedsAutoRenderNode (src/conf/domain_conf.c)
+        """
+        draws = self.type == "egl-headless" or (self.type == "spice" and bool(self.gl_enable))
+        return draws and not self.gl_rendernode
+
 
 class DomainVideoDef(ElementDef):
     """A video device."""

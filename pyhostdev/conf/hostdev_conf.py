@@ -15,7 +15,7 @@ from pyhostdev.conf.device_conf import (
     UnassignedAddress,
     check_pci_address,
 )
-from pyhostdev.conf.xml.xmlcodec import enum, hexadecimal, number_any_base, on_off, text, yes_no
+from pyhostdev.conf.xml.xmlcodec import enum, hexadecimal, number_any_base, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, flag, ignored, inline, opaque, optional_element
 from pyhostdev.errors import (
@@ -213,6 +213,13 @@ class InterfaceNetwork(NamedTuple):
     has_virtualport: bool
 
 
+class HostdevDriver(ElementDef):
+    """How a PCI function is prepared and reached: the part of <driver> that an <interface type='hostdev'> has, too."""
+
+    model = attribute("driver/@model", since="hostdev-driver-model")
+    iommufd = attribute("driver/@iommufd", yes_no, since="iommufd")
+
+
 class DomainHostdevDef(ElementDef):
     """
     A host device of a domain.
@@ -256,8 +263,7 @@ class DomainHostdevDef(ElementDef):
     display = attribute("display", on_off)
     ramfb = attribute("ramfb", on_off)
     driver_name = attribute("driver/@name", enum("kvm", "vfio", "xen"))
-    driver_model = attribute("driver/@model", text, since="hostdev-driver-model")
-    iommufd = attribute("driver/@iommufd", yes_no, since="iommufd")
+    host_driver = inline(HostdevDriver)
     source_def = optional_element("source", HostdevSource)
     teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
     teaming_persistent = attribute("teaming/@persistent")
@@ -347,7 +353,7 @@ class DomainHostdevDef(ElementDef):
         check_teaming(self.teaming_type, element)
         self._check_type(line)
         if not self.is_pci:
-            self.iommufd = None  # libvirt reads it of PCI devices only
+            self.host_driver.iommufd = None  # libvirt reads it of PCI devices only
 
     def _check_assigned(self, element: Element) -> None:
         """

@@ -107,6 +107,11 @@ class LibvirtRelease(NamedTuple):
         return CHANGES[change].since <= self.version
 
     @classmethod
+    def since(cls, change: str) -> LibvirtRelease:
+        """Return the first release that has the behaviour of a row of ``CHANGES``."""
+        return next(release for release in RELEASES if release.has(change))
+
+    @classmethod
     def parse(cls, text: str) -> LibvirtRelease:
         """
         Return the release of a version: 12.8, or 12.8.0.

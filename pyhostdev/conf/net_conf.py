@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.hostdev_conf import DomainHostdevDef, InterfaceNetwork, PCISource, check_teaming
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef, HostdevDriver, InterfaceNetwork, PCISource, check_teaming
 from pyhostdev.conf.passt_conf import NetRoute, PortForward
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, yes_no
@@ -22,7 +22,9 @@ from pyhostdev.util.virxml import parse_unsigned, shown
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from pyhostdev.conf.network_conf import NetworkDef
     from pyhostdev.conf.xml.xmlfield import Field
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.virxml import Element
 
 NET_TYPES = (
@@ -61,6 +63,7 @@ DIRECT_MODES = ("vepa", "private", "bridge", "passthrough")
 _MODES = {"direct": DIRECT_MODES, "vhostuser": ("client", "server")}
 _MODEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
+_GENERATED_NAMES = ("vnet", "macvtap", "macvlan")  # prefixes of interface names that libvirt generates at start
 _MULTICAST = 0x01  # IEEE 802-2014 8.2.2, the I/G bit of the first octet
 
 
@@ -252,6 +255,7 @@ class DomainNetDef(ElementDef):
         return self  # type: ignore[return-value]  # only called on DomainNetDef
 
     host_driver_names: tuple[str, ...] = ()  # values of <driver name=> that are not about virtio
+    is_from_pool = False  # a network's pool gave the host device
     mac_is_made = False  # the MAC address is a default, not a request of the user
 
     def network_identity(self) -> list[str]:
@@ -264,6 +268,16 @@ class DomainNetDef(ElementDef):
     def hostdev(self) -> DomainHostdevDef | None:
         """The host device that an interface of type hostdev is."""
         return None
+
+    @property
+    def chosen_ifname(self) -> str | None:
+        """
+        The name of the interface on the host; None if it is one that libvirt generated for an earlier run.
+
+        Mirrors: the end of virDomainNetDefParseXML
+        """
+        is_generated = (self.ifname or "").startswith(_GENERATED_NAMES) and self.target_managed is not False
+        return None if is_generated else self.ifname
 
     @property
     def is_virtio(self) -> bool:
@@ -291,10 +305,9 @@ class DomainNetDef(ElementDef):
 class DomainHostdevNetDef(DomainNetDef):
     """An interface of type hostdev; <driver name=> is the backend driver of the host device."""
 
-    host_driver_names = ("driver_name", "driver_model", "iommufd")
+    host_driver_names = ("driver_name",)
 
-    driver_model = attribute("driver/@model", since="hostdev-driver-model")
-    iommufd = attribute("driver/@iommufd", yes_no, since="iommufd")
+    host_driver = inline(HostdevDriver)
     host_source = optional_element("source", NetHostdevSource)
 
     def parsed(self, element: Element) -> None:
@@ -312,7 +325,7 @@ class DomainHostdevNetDef(DomainNetDef):
         order = list(fields)
         order.remove("source")
         order.remove("host_source")
-        drivers = [name for name in order if fields[name].path == ("driver",)]
+        drivers = [name for name in order if fields[name].path == ("driver",) or name == "host_driver"]
         at = order.index("mac_check") + 1
         rest = [name for name in order[at:] if name not in drivers]
         return {name: fields[name] for name in [*order[:at], *drivers, "host_source", *rest]}
@@ -328,8 +341,7 @@ class DomainHostdevNetDef(DomainNetDef):
             type="pci",
             managed=bool(self.managed),
             driver_name=self.driver_name,
-            driver_model=self.driver_model,
-            iommufd=self.iommufd,
+            host_driver=self.host_driver,
             source_def=self.host_source,
             teaming_type=self.teaming_type,
             teaming_persistent=self.teaming_persistent,
@@ -338,3 +350,35 @@ class DomainHostdevNetDef(DomainNetDef):
         hostdev.interface = InterfaceNetwork(tuple(self.network_identity()), self.virtualport is not None)
         hostdev.line = self.line
         return hostdev
+
+
+class PoolNetDef(DomainHostdevNetDef):
+    """
+    An interface of type network as it runs: its network is a pool, which gave it a host device.
+
+    It is never parsed or stored; ``network`` is the name of the network.
+
+    Mirrors: virDomainActualNetDef of type hostdev (src/conf/domain_conf.h)
+    """
+
+    is_from_pool = True
+    network = ""
+
+    @classmethod
+    def of(cls, net: DomainNetDef, address: PCIDeviceAddress, network: NetworkDef) -> PoolNetDef:
+        """
+        Return an interface of type network as the host device that it gets.
+
+        The network says whether the device is managed, and its driver; its VLAN applies if the interface has none.
+
+        Mirrors: virDomainNetDefActualFromNetworkPort (src/conf/domain_conf.c)
+        """
+        self = cls()
+        vars(self).update(vars(net.copy()))
+        self.drop_virtio_driver()
+        self.network, self.type, self.source = network.name, "hostdev", None
+        self.managed, self.driver_name, self.host_driver.model = network.managed, network.driver, network.driver_model
+        self.vlan = net.vlan or network.vlan
+        self.host_source = NetHostdevSource(address_type="pci", **address._asdict())
+        self.host_source.line = net.line
+        return self

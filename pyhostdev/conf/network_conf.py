@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.virxml import parse_document
+from pyhostdev.util.virxml import dump_element, parse_document
 
 _BRIDGED = (None, "nat", "route", "open")  # modes for which libvirt creates the bridge
 DIRECT_MODES = ("bridge", "private", "vepa", "passthrough")
@@ -26,6 +26,10 @@ class NetworkDef(NamedTuple):
     pf: str | None = None
     functions: tuple[PCIDeviceAddress, ...] = ()
     managed: bool = False
+    driver: str | None = None  # of a pool's functions
+    driver_model: str | None = None
+    vlan: str | None = None  # the element, as XML
+    address: str | None = None  # of its bridge, the first one
     special: tuple[str, ...] = ()  # elements that a port on a bridge alone cannot provide
 
     @property
@@ -53,6 +57,7 @@ def parse_network(source: bytes) -> NetworkDef:
     if network is None:
         return NetworkDef("")
     forward, pf, bridge = (network.find(path) for path in ("forward", "forward/pf", "bridge"))
+    driver, vlan, ip = (network.find(path) for path in ("forward/driver", "vlan", "ip"))
     mode = None if forward is None else forward.get("mode", "nat")
     devices = [part.get("dev") for part in network.iterfind("forward/interface")]
     devices += [forward.get("dev")] if forward is not None and mode in DIRECT_MODES else []
@@ -65,6 +70,10 @@ def parse_network(source: bytes) -> NetworkDef:
         pf=None if pf is None else pf.get("dev"),
         functions=tuple(_address(part) for part in network.iterfind("forward/address")),
         managed=forward is not None and forward.get("managed") == "yes",
+        driver=None if driver is None else driver.get("name"),
+        driver_model=None if driver is None else driver.get("model"),
+        vlan=None if vlan is None else dump_element(vlan),
+        address=None if ip is None else ip.get("address"),
         special=tuple(special),
     )
 
@@ -73,3 +82,16 @@ def _address(element: object) -> PCIDeviceAddress:
     words = [element.get(name, "0") for name in ("domain", "bus", "slot", "function")]  # type: ignore[attr-defined]
     domain, bus, slot, function = (word.removeprefix("0x") for word in words)
     return PCIDeviceAddress.parse(f"{domain:0>4}:{bus:0>2}:{slot:0>2}.{function}")
+
+
+def parse_port(source: bytes) -> PCIDeviceAddress | None:
+    """
+    Return the host device that a port of a pool's network gave to a domain; None for a port of another kind.
+
+    Raises:
+        XMLError: it is not well-formed, or the address is not valid.
+
+    Mirrors: virNetworkPortDefParseXML (src/conf/virnetworkportdef.c)
+    """
+    address = parse_document(source).find(".//plug[@type='hostdev-pci']/address")
+    return None if address is None else _address(address)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.conf.libvirt_release import LibvirtRelease
 from pyhostdev.conf.xml.xmlfield import Attribute, Content
 from pyhostdev.errors import raise_all
 from pyhostdev.util.finding import NOTE, Finding
@@ -14,7 +15,6 @@ from pyhostdev.util.finding import NOTE, Finding
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.conf.xml.xmlshape import Row
     from pyhostdev.errors import ConfigError
@@ -40,7 +40,10 @@ def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigE
             value = getattr(_holder(nested, row), row.field.name)
             change = row.field.codec.since.get(value)
             if change is not None and not release.has(change):
-                yield row.field.refusal(value, nested.tag, nested.line)
+                line = _holder(nested, row).line_of(row.field.name)
+                since = LibvirtRelease.since(change)
+                why = f"libvirt {release} does not know it, libvirt {since} and later do"
+                yield row.field.refusal(value, nested.tag, line, why)
 
 
 def newer_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Finding]:
@@ -60,7 +63,7 @@ def _notes(nested: ElementDef, release: LibvirtRelease) -> Iterator[Finding]:
             continue
         element = [nested.tag, *field.path][-1]
         place = f"'{field.leaf}' of <{element}>" if field.leaf else f"<{element}>"
-        message = f"{place} is ignored, as in libvirt {release}: only newer releases know it"
+        message = f"{place} is ignored, as in libvirt {release}: libvirt {LibvirtRelease.since(field.since)} knows it"
         yield Finding("ignored", NOTE, None, message, nested.line)
 
 

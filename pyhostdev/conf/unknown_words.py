@@ -8,17 +8,17 @@ whether the guest gets the device: ``asigned='no'`` would assign it. Elsewhere i
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.domain_fields import DomainFields
+from pyhostdev.errors import ConfigError, XMLError
 from pyhostdev.util.finding import ERROR, NOTE, Finding
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.virxml import shown
+from pyhostdev.util.virxml import nearest_words, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.xml.xmldef import ElementDef, Unknown
     from pyhostdev.conf.xml.xmlshape import Row, Shape
 
@@ -28,7 +28,8 @@ _LATER_WORDS = {
 }
 # attributes that libvirt reads in other sources and ignores here: every source of a PCI device is a PCI address
 _HARMLESS_WORDS = frozenset({"source/address/@type"})
-_LENGTH_MAX = 64  # longest name for which a similar known one is searched; libvirt's longest has 30
+_HINT = "; did you mean"
+_ALIKE = 0.6  # how like a known name an unknown one must be to be called a mistake for it
 
 
 def unknown_words(dom: DomainFields) -> list[Finding]:
@@ -56,6 +57,36 @@ def kept_words(dom: DomainFields) -> list[Finding]:
             place = ("domain", "devices", device.tag) if device is not dom else ("domain",)
             found += [_kept(*said) for said in _unknown_outside_hostdevs(device, place)]
     return sorted(found, key=lambda finding: finding.line or 0)
+
+
+def other_words(dom: DomainFields) -> dict[tuple[str, int | None], str]:
+    """
+    Return a sentence for each unknown attribute or element outside host devices.
+
+    The keys are path and line, as in ``DomainFields.unmodelled``.
+    """
+    hostdevs = {id(device) for device in _host_devices(dom)}
+    found = {}
+    for device in [*dom.devices(), dom]:
+        place = ("domain", "devices", device.tag) if device is not dom else ("domain",)
+        for owner, word, hint in _unknown_outside_hostdevs(device, place) if id(device) not in hostdevs else ():
+            what = _described(owner, word.label)
+            text = f"Unknown {what}{hint}" if hint else f"{what[0].upper()}{what[1:]} is not supported"
+            found[f"{owner}/{word.label}", word.line] = text
+    return found
+
+
+def with_unknown_words(error: ConfigError) -> list[ConfigError]:
+    """
+    Return the errors of a domain that cannot be parsed, and one for each unknown name: of a host device, or like a
+    known one.
+    """
+    errors = [error, *error.others]
+    if isinstance(error.readable, DomainFields):
+        dom = error.readable
+        errors += (XMLError(w.message, line=w.line) for w in unknown_words(dom) if w.severity == ERROR)
+        errors += (XMLError(text, line=line) for (_, line), text in other_words(dom).items() if _HINT in text)
+    return errors
 
 
 def _unknown_outside_hostdevs(device: ElementDef, place: tuple[str, ...]) -> Iterator[tuple[str, Unknown, str]]:
@@ -123,5 +154,5 @@ def _hint(part: ElementDef, path: tuple[str, ...], word: Unknown) -> str:
     for tag in path:
         shape = shape.nodes[tag]  # type: ignore[union-attr]  # only shapes hold unknown names
     known = shape.nodes if word.is_element else shape.attributes  # type: ignore[union-attr]
-    near = get_close_matches(word.name[:_LENGTH_MAX], list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    near = nearest_words(word.name, known, 1, _ALIKE)
+    return f"{_HINT} '{near[0]}'?" if near else ""

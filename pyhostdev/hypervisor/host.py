@@ -228,7 +228,7 @@ class Host:
         Args:
             policy: which functions must be declared: auto, device, group or off.
             owner: the name of the domain that will own the devices; the definition's name by default.
-            accept: consents to losses of the host, each as REASON:ADDRESS.
+            accept: consents to losses of the host, each as REASON:ADDRESS or REASON:SELECTOR.
             release: the libvirt release whose choice of drivers applies; by default the newest.
 
         Raises:

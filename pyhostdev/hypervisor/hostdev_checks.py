@@ -5,12 +5,13 @@ Checks of a plan beyond PCI: uses by the host itself, and devices in use by othe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pyhostdev.errors import ConfigError, SysfsError
+from pyhostdev.errors import ConfigError, DeviceMissingError, SysfsError
 from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Definition, Request
 from pyhostdev.util.driverctl import NO_DRIVER, read_driverctl_override
 from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
@@ -18,6 +19,7 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import BOOT_VGA, DEFAULT_ROUTE, MOUNTED, HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.selector import Selector
 from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.virfile import is_directory, list_names, read_bytes
 
@@ -42,21 +44,36 @@ _PCI_SOURCES = (
 )
 
 
-def consents(texts: Iterable[str]) -> frozenset[tuple[str, str]]:
+def parse_consent(text: str) -> tuple[str, Selector]:
+    """
+    Return the reason of a consent, and the device that it is for.
+
+    Raises:
+        ConfigError: the text is not REASON:ADDRESS, or the reason cannot be accepted.
+        InvalidAddressError: its address is invalid, and no other selector.
+    """
+    reason, _, address = text.partition(":")
+    if reason not in CONSENT_REASONS:
+        known = ", ".join(CONSENT_REASONS)
+        raise ConfigError(f"Invalid consent '{text}': expected REASON:ADDRESS with one of {known}")
+    return reason, Selector.parse(address)
+
+
+def consents(texts: Iterable[str], root: HostRoot) -> frozenset[tuple[str, str]]:
     """
     Return consents as reason and address.
 
+    A selector that names no function consents to nothing: an interface is gone while its function is detached, and a
+    hook with such a consent must succeed again.
+
     Raises:
-        ConfigError: a text is not REASON:ADDRESS, or the reason cannot be accepted.
-        InvalidAddressError: its address is invalid.
+        ConfigError, InvalidAddressError: as ``parse_consent``; or a selector stands for several functions.
+        SysfsError: the host cannot be read.
     """
     found = set()
-    for text in texts:
-        reason, _, address = text.partition(":")
-        if reason not in CONSENT_REASONS:
-            known = ", ".join(CONSENT_REASONS)
-            raise ConfigError(f"Invalid consent '{text}': expected REASON:ADDRESS with one of {known}")
-        found.add((reason, str(PCIDeviceAddress.parse(address))))
+    for reason, selector in map(parse_consent, texts):
+        with contextlib.suppress(DeviceMissingError):
+            found.add((reason, str(selector.resolve(root))))
     return frozenset(found)
 
 

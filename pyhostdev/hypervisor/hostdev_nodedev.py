@@ -168,7 +168,7 @@ def _refuse(
     if dev.is_vfio and dev.iommu_group is not None:  # a holder of the group does not use a device with another driver
         findings += held_groups(context.root, {dev.iommu_group: dev.address}, {})
     findings += [f for f in libvirt_owners(context.root, [dev.address]) if f.severity == ERROR]
-    accepted = consents(accept)
+    accepted = consents(accept, context.root)
     needs = host_needs(context.root, [dev.address] if moves else [])
     findings += [need for need in needs if (need.reason, str(need.address)) not in accepted]
     if findings:

@@ -110,7 +110,7 @@ class Request(NamedTuple):
             incarnation=None if dev is None else dev.incarnation,
             network=() if net is None else net.words,
             module=choice.module,
-            named=hostdev.managed and hostdev.driver_model is not None,
+            named=hostdev.managed and hostdev.host_driver.model is not None,
             why=choice.why,
         )
 
@@ -124,7 +124,7 @@ def _driver_for(hostdev: DomainHostdevDef, dev: virpci.PCIDevice | None, drivers
     if dev is None:
         return DriverChoice(VFIO_PCI, None, "")
     if hostdev.managed:
-        return drivers.choose(dev, hostdev.driver_model)
+        return drivers.choose(dev, hostdev.host_driver.model)
     return DriverChoice(dev.driver if dev.driver is not None and dev.is_vfio else VFIO_PCI, None, "")
 
 

@@ -76,7 +76,7 @@ def build_plan(
         policy: auto, device, group or off.
         records: the journal's records, by address; None if this user may not read them, which is a finding.
         occupied: guest addresses of the domain's other devices, for ``no-guest-function-0``.
-        accept: consents, each as REASON:ADDRESS.
+        accept: consents, each as REASON:ADDRESS or REASON:SELECTOR.
         release: the libvirt release whose choice of drivers applies; by default the newest.
 
     Raises:
@@ -99,7 +99,7 @@ def build_plan(
         steps=planner.steps(),
         fates=planner.fates(),
         proposals=planner.proposals(findings),
-        accepted=consents(accept),
+        accepted=consents(accept, host.root),
         definition=definition,
         release=release,
     )

@@ -20,7 +20,7 @@ from pyhostdev.conf.node_device_conf import (
     node_device_name,
 )
 from pyhostdev.errors import InvalidAddressError, SysfsError
-from pyhostdev.util import pciconfig
+from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.iommugroup import MEMBERS_MAX
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -87,10 +87,19 @@ def _read_capability(dev: PCIDevice, names: PCIIds) -> NodeDevCapPCIDev:
         iommu_group=dev.iommu_group,
         iommu_group_devices=_read_group(dev.root, dev.iommu_group),
         numa_node=dev.numa_node,
-        is_pci_express=pciconfig.is_pci_express(dev.read_config()) is True,
+        is_pci_express=_is_pci_express(dev),
         link_cap=links and PCIELink(links.max_speed, links.max_width, links.port),
         link_sta=links and PCIELink(links.speed, links.width),
     )
+
+
+def _is_pci_express(dev: PCIDevice) -> bool:
+    """
+    Tell whether the function is PCI Express; False if this user cannot read its capabilities.
+
+    Mirrors: udevProcessPCI (src/node_device/node_device_udev.c), which asks only if libvirt runs as root
+    """
+    return len(dev.read_config()) > pciregs.CONFIG_SIZE_UNPRIVILEGED and dev.is_pci_express() is True
 
 
 def _read_group(root: HostRoot, group: int | None) -> tuple[PCIDeviceAddress, ...]:

@@ -8,6 +8,7 @@ A record is written before its program starts, and is removed after its end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import select
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 END_TIMEOUT_S = 5.0  # after each signal
+SOCKET_DIRECTORY_END = ".d"  # of a directory that has a program's own socket; the link to the socket has no such end
 
 
 class ProgramJournal(NetdevJournal):
@@ -63,7 +65,8 @@ class ProgramJournal(NetdevJournal):
         found = list(self._processes(facts))
         for pidfd in found:
             end_process(pidfd, name)
-        _remove_socket(str(facts["socket"]))
+        remove_socket(str(facts["socket"]))
+        remove_own_directory(str(facts["socket"]))
         return "the program is ended" if found else "the program has ended"
 
     def _processes(self, facts: dict[str, Any]) -> Iterator[int]:
@@ -109,10 +112,23 @@ def end_process(pidfd: int, name: str, *, first: signal.Signals = signal.SIGTERM
         os.close(pidfd)
 
 
-def _remove_socket(path: str) -> None:
+def remove_socket(path: str) -> None:
     """Remove the socket of a program that has ended, if it is one."""
     try:
         if stat.S_ISSOCK(os.lstat(path).st_mode):
             os.unlink(path)
     except FileNotFoundError:
         pass
+
+
+def remove_own_directory(socket: str) -> None:
+    """Remove the directory and the link that were made for a program that makes its socket itself."""
+    directory = os.path.dirname(socket)
+    link = directory.removesuffix(SOCKET_DIRECTORY_END)
+    if link == directory:
+        return
+    with contextlib.suppress(OSError):
+        if os.readlink(link) == socket:
+            os.unlink(link)
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)

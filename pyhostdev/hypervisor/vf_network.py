@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The network identity of virtual functions (MAC address, VLAN, trust), set through the PF while a guest runs.
+The network identity of virtual functions (MAC address, VLAN, trust, link), set through the PF while a guest runs.
 
+The spoof check is left as it is, as libvirt leaves it: the administrator of the PF decides whether a guest may use
+other addresses. Some drivers change it together with the trust, so it is recorded and restored, too.
 The settings are changed after the function was unbound from its host driver, and restored before it is bound again,
 because that driver reads them when it binds. Each change is read back: a PF that does not keep it is an error.
 
@@ -11,6 +13,7 @@ Mirrors: virHostdevSetNetConfig, virHostdevRestoreNetConfig (src/hypervisor/virh
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.errors import OperationError
@@ -18,7 +21,7 @@ from pyhostdev.hypervisor.netdev_journal import NetdevJournal
 from pyhostdev.util import netlink, virnetdev
 from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
 from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.netlink import VFSettings
+from pyhostdev.util.netlink import LINK_DISABLED, VFSettings
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virfile import list_names, read_link_name
 from pyhostdev.util.virxml import parse_document
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.util.hostroot import HostRoot
 
+# Settings that earlier versions did not record: beside "before", where those versions do not expect them
+_LATER = ("spoofchk", "link_state")
+_SET_ATTEMPTS = 2
 _VLAN_MAX = 4094  # IEEE 802.1Q: 4095 is reserved
 
 
@@ -116,7 +122,7 @@ class VFJournal(NetdevJournal):
 
     def undo(self, name: str, facts: dict[str, Any]) -> str:
         """Restore the settings of a function that is still there."""
-        before = VFSettings(**facts["before"])
+        before = VFSettings(**facts["before"], **{name: facts.get(name) for name in _LATER})
         place = place_of(self.host.root, PCIDeviceAddress.parse(name))
         if place is None:
             return "the function, or the interface of its physical function, is gone"
@@ -153,13 +159,20 @@ class VFNetwork:
         if place is None:
             raise OperationError(f"The physical function of {address} has no network interface", address=address)
         before = _read(place)
-        trust = before.trust if net.trust_guest_rx_filters is None else int(net.trust_guest_rx_filters)
-        wanted = before._replace(mac=net.mac, vlan=_vlan_of(net), qos=0, trust=trust)
+        wanted = before._replace(mac=net.mac, vlan=_vlan_of(net), qos=0, **_wishes(net))
         journal = VFJournal(self.host)
-        lock = journal.begin(str(address), self.owner, before=before._asdict())
+        facts = before._asdict()
+        later = {name: facts.pop(name) for name in _LATER}
+        lock = journal.begin(str(address), self.owner, before=facts, **later)
         self.lock_fds.append(lock)
         self.undo.callback(journal.finish, str(address), lock, lambda: _set(place, before))
         _set(place, wanted)
+
+
+def _wishes(net: Any) -> dict[str, int]:
+    """Return the settings that an interface requests besides its MAC address and VLAN."""
+    wishes = {} if net.trust_guest_rx_filters is None else {"trust": int(net.trust_guest_rx_filters)}
+    return wishes | ({"link_state": LINK_DISABLED} if net.link_state == "down" else {})
 
 
 def _index(place: VFPlace) -> int:
@@ -180,16 +193,25 @@ def _read(place: VFPlace) -> VFSettings:
 
 def _set(place: VFPlace, wanted: VFSettings) -> None:
     """
-    Change the settings that differ, and read them back.
+    Change the settings that differ, and read them back; a setting that is None stays as it is.
+
+    A driver may change one setting together with another, so that a second change is needed.
 
     Raises:
         OperationError: the kernel refuses, does not answer in time, or does not keep a setting.
     """
-    before = _read(place)
-    new = {name: value for name, value in wanted._asdict().items() if value != getattr(before, name)}
-    if not new:
-        return
     what = f"set virtual function {place.number} of '{place.pf}'"
-    within(NETWORK_TIMEOUT_S, what, lambda: netlink.set_vf(_index(place), place.number, wanted, new))
-    if _read(place) != wanted:
+    for _ in range(_SET_ATTEMPTS):
+        new = _different(place, wanted)
+        if not new:
+            return
+        within(NETWORK_TIMEOUT_S, what, partial(netlink.set_vf, _index(place), place.number, wanted, new))
+    new = _different(place, wanted)
+    if new:
         raise OperationError(f"Virtual function {place.number} of '{place.pf}' does not keep {', '.join(new)}")
+
+
+def _different(place: VFPlace, wanted: VFSettings) -> list[str]:
+    """Return the names of the settings of a function that are not as wanted."""
+    now = _read(place)
+    return [name for name, value in wanted._asdict().items() if value is not None and value != getattr(now, name)]

@@ -243,7 +243,7 @@ class HostdevManager:
             driver_name: the hypervisor's name; only used in errors, because domains are identified by name.
             domain_name: the owner.
             hostdevs: PCI DomainHostdevDef objects; may be empty.
-            accept: consents to losses of the host, each as REASON:ADDRESS.
+            accept: consents to losses of the host, each as REASON:ADDRESS or REASON:SELECTOR.
 
         Raises:
             DeviceInUseError: a device already belongs to a domain.
@@ -315,7 +315,7 @@ class HostdevManager:
 
         Args:
             driver: the driver, or its module; None or "vfio" for the best match of the host's VFIO drivers.
-            accept: consents to losses of the host, each as REASON:ADDRESS.
+            accept: consents to losses of the host, each as REASON:ADDRESS or REASON:SELECTOR.
             release: the libvirt whose choice of drivers is meant.
 
         Raises:

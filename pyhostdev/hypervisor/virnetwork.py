@@ -7,15 +7,19 @@ Mirrors: virNetworkObj (src/conf/virnetworkobj.h)
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyhostdev.conf.network_conf import NetworkDef, parse_network
-from pyhostdev.errors import XMLError
-from pyhostdev.util.virfile import is_directory, read_bytes
+from pyhostdev.conf.network_conf import NetworkDef, parse_network, parse_port
+from pyhostdev.errors import SysfsError, XMLError
+from pyhostdev.util.virfile import is_directory, list_names, read_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 _NETWORK_MAX = 1 << 20  # bytes of a network's file; one with a thousand fixed addresses has 100 KiB
 
@@ -46,6 +50,36 @@ def read_network(root: HostRoot, name: str) -> HostNetwork | None:
             bridge = definition.bridge
             return HostNetwork(definition, is_status or (bridge is not None and is_bridge(root, bridge)))
     return None
+
+
+def read_port_functions(root: HostRoot) -> set[PCIDeviceAddress]:
+    """
+    Return the host devices that libvirt's pools have given to running domains.
+
+    Raises:
+        XMLError: a file is not well-formed.
+        SysfsError: a file cannot be read, except for lack of permission.
+
+    Host: run/libvirt/network/NAME.ports
+
+    Mirrors: virNetworkObjLoadAllPorts (src/conf/virnetworkobj.c)
+    """
+    try:
+        return {address for port in _ports(root) if (address := parse_port(port)) is not None}
+    except SysfsError as err:
+        if err.errno not in (errno.EACCES, errno.EPERM):
+            raise
+        return set()
+
+
+def _ports(root: HostRoot) -> Iterator[bytes]:
+    """Yield the file of each port of each network."""
+    for directory in list_names(root, root.libvirt_network_states):
+        place = os.path.join(root.libvirt_network_states, directory)
+        for name in list_names(root, place) if directory.endswith(".ports") else ():
+            data = read_bytes(root, os.path.join(place, name), _NETWORK_MAX)
+            if data is not None:
+                yield data
 
 
 def _parsed(data: bytes, path: str) -> NetworkDef:

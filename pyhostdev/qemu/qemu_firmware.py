@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.errors import VIR_ERR_OPERATION_FAILED, ConfigUnsupportedError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.virfile import list_names, read_bytes
+from pyhostdev.util.virfile import is_directory, list_names, read_bytes
+from pyhostdev.util.virxml import nearest_words, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,6 +91,31 @@ class Firmware(NamedTuple):
     def serves(self, arch: str | None, machine: str | None) -> bool:
         """True if the firmware supports the architecture and the machine type."""
         return any(arch == known and fnmatchcase(machine or "", pattern) for known, pattern in self.machines)
+
+
+def _usual(name: str, code: str, variables: str, machines: tuple[str, ...], *features: str) -> Firmware:
+    """Return firmware of Debian's package ovmf."""
+    directory = "/usr/share/OVMF"
+    images = (Image(f"{directory}/{code}", "raw"), Image(f"{directory}/{variables}", "raw"))
+    places = tuple(("x86_64", machine) for machine in machines)
+    return Firmware(name, ("uefi",), "split", *images, places, frozenset({"acpi-s3", *features}))
+
+
+_Q35, _ALL = ("pc-q35-*",), ("pc-i440fx-*", "pc-q35-*")
+_USUAL = (
+    _usual("40", "OVMF_CODE_4M.ms.fd", "OVMF_VARS_4M.ms.fd", _Q35, "enrolled-keys", "requires-smm", "secure-boot"),
+    _usual("50", "OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.fd", _Q35, "requires-smm", "secure-boot"),
+    _usual("60", "OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd", _ALL),
+    Firmware(
+        "60",
+        ("uefi",),
+        "split",
+        Image("/usr/share/AAVMF/AAVMF_CODE.fd", "raw"),
+        Image("/usr/share/AAVMF/AAVMF_VARS.fd", "raw"),
+        (("aarch64", "virt-*"),),
+        frozenset(),
+    ),
+)
 
 
 def _image(said: Any) -> Image:
@@ -181,14 +207,52 @@ def _choose(dom: DomainDef, host: HostFacts | None) -> Firmware | None:
     is_asked = dom.os.firmware is not None
     if host is None or not (is_asked or (dom.os.loader is not None and dom.os.loader_type == "pflash")):
         return None
-    found = next((firmware for firmware in read_firmwares(host.root) if _suits(dom, firmware)), None)
-    if found is None and is_asked:
+    is_unknown = has_no_descriptors(host.root)
+    firmwares = list(_USUAL) if is_unknown else read_firmwares(host.root)
+    found = next((firmware for firmware in firmwares if _suits(dom, firmware)), None)
+    if found is None and is_asked and not _needs_no_descriptor(dom.os, firmwares, is_unknown):
         raise ConfigUnsupportedError(
-            f"No '{dom.os.firmware}' firmware of this host matches <os>",
-            line=dom.os.line,
-            libvirt_code=VIR_ERR_OPERATION_FAILED,
+            _no_match(dom.os, firmwares), line=dom.os.line, libvirt_code=VIR_ERR_OPERATION_FAILED
         )
     return found
+
+
+def has_no_descriptors(root: HostRoot) -> bool:
+    """True for a directory in place of ``/`` that tells nothing about firmware, such as a snapshot of devices."""
+    return not (root.is_live or any(is_directory(root, directory) for directory in root.firmware_descriptors))
+
+
+def is_undescribed(os_: OSDef, firmwares: list[Firmware]) -> bool:
+    """
+    True if the definition names all files of firmware itself, and no descriptor of this host has its loader.
+
+    libvirt refuses such a definition, which comes from a host with other firmware; QEMU only needs the files.
+    """
+    is_known = os_.loader in _NVRAM_TEMPLATES or any(firmware.executable.path == os_.loader for firmware in firmwares)
+    return os_.firmware is not None and not is_known and bool(os_.nvram is not None or os_.loader_stateless)
+
+
+def _needs_no_descriptor(os_: OSDef, firmwares: list[Firmware], is_unknown: bool) -> bool:
+    """
+    Return True if firmware that no descriptor matches can be used: its files are known, or all named.
+
+    Mirrors: qemuFirmwareFillDomainLegacy, for files that libvirt knows
+    """
+    if os_.loader is None or os_.loader_type != "pflash":
+        return False
+    is_known = os_.loader in _NVRAM_TEMPLATES and os_.loader_readonly is not False
+    return is_unknown or is_known or is_undescribed(os_, firmwares)
+
+
+def _no_match(os_: OSDef, firmwares: list[Firmware]) -> str:
+    """Return why no firmware matches, with the nearest file if the loader is not one of the host's."""
+    paths = [firmware.executable.path for firmware in firmwares]
+    message = f"No '{os_.firmware}' firmware of this host matches <os>"
+    if os_.loader is None or os_.loader in paths:
+        return message
+    near = nearest_words(os_.loader, paths, 1)
+    hint = f"; the nearest is '{shown(near[0])}'" if near else ""
+    return f"{message}: no descriptor names the loader '{shown(os_.loader)}'{hint}"
 
 
 def _suits(dom: DomainDef, firmware: Firmware) -> bool:

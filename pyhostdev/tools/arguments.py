@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, TypeVar
 
-from pyhostdev.errors import ConfigError
+from pyhostdev.errors import ConfigError, raise_all
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.selector import FORMS, Selector
@@ -58,9 +58,9 @@ def seconds(text: str) -> float:
 
 
 def _consent(text: str) -> str:
-    from pyhostdev.hypervisor.hostdev_checks import consents
+    from pyhostdev.hypervisor.hostdev_checks import parse_consent
 
-    consents([text])
+    parse_consent(text)
     return text
 
 
@@ -124,7 +124,8 @@ def add_accept(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=checked(_consent),
         metavar="REASON:ADDRESS",
-        help="consent to boot-vga, mounted, default-route or vf-network of one device; can be repeated",
+        help="consent to boot-vga, mounted, default-route or vf-network of one device, which may be named as net:eno1, "
+        "block:nvme0n1 or pf:eno1/vf3; can be repeated",
     )
 
 
@@ -263,7 +264,14 @@ def definition_of(args: argparse.Namespace) -> DomainDef:
     """
     from pyhostdev.conf.domain_conf import DomainDef
 
-    return DomainDef.parse(read_file(args.file))
+    try:
+        return DomainDef.parse(read_file(args.file))
+    except ConfigError as err:
+        if err.readable is not None:
+            from pyhostdev.conf.unknown_words import with_unknown_words
+
+            raise_all(with_unknown_words(err))
+        raise
 
 
 def domain_name_of(args: argparse.Namespace) -> str:

@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Define the domain and print QEMU's command line; report on stderr what the command line leaves out."""
     from pyhostdev.qemu import qemu_driver
     from pyhostdev.qemu.qemu_command.ignored import start_findings
+    from pyhostdev.qemu.qemu_driver.refusals import root_notes
     from pyhostdev.qemu.qemu_hostdev import unfound_usb
 
     host = arguments.host_of(args)
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         release=releases.release_of(args, host),
         usb_may_be_absent=True,
     )
-    tell_notes([*start_findings(definition), *unfound_usb(definition, host)])
+    tell_notes([*start_findings(definition), *root_notes(definition, host), *unfound_usb(definition, host)])
     if args.json:
         output.print_json(argv)
     else:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from pyhostdev.tools import arguments, output, releases, streams
+from pyhostdev.tools import arguments, filters, output, releases, streams
 from pyhostdev.util.hostscan import Scan
 from pyhostdev.util.pciregs import CLASS_BRIDGE_PCI
 from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 
 COLUMNS = ("ADDRESS", "ID", "CLASS", "GROUP", "DRIVER", "MULTIFUNCTION", "PF", "VFIO")
-_FILTERS = ("group", "driver", "class_", "vendor", "owner", "assignable", "names", "columns")
 _YES_NO = {True: "yes", False: "no", None: "unknown"}
 
 
@@ -38,30 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("filters and columns")
-    group.add_argument("--group", type=int, metavar="N", help="only the members of this IOMMU group")
-    group.add_argument("--driver", metavar="NAME", help="only functions with this driver; 'none' for unbound functions")
-    group.add_argument("--class", dest="class_", type=_hex, metavar="CLASS", help="only this class, e.g. 02 or 0108")
-    group.add_argument("--vendor", type=_hex, metavar="ID", help="only this vendor, e.g. 8086")
-    group.add_argument("--owner", metavar="NAME", help="only devices in use by this domain")
-    group.add_argument("--assignable", action="store_true", help="only functions that can be given to a guest now")
-    group.add_argument("--names", action="store_true", help="name vendors, devices, interfaces, disks and owners")
-    group.add_argument("--columns", type=_columns, metavar="NAME,...", help="print these columns")
-
-
-def _hex(text: str) -> str:
-    from pyhostdev.tools.list_selected import parse_hex
-
-    return arguments.checked(parse_hex)(text)
+    filters.add_filters(group)
+    group.add_argument("--names", action="store_true", help="name devices, interfaces, disks and owners")
+    group.add_argument(
+        "--columns", type=_columns, metavar="NAME,...", help="print these columns; JSON gets their keys, too"
+    )
 
 
 def _columns(text: str) -> tuple[str, ...]:
     from pyhostdev.tools.list_selected import parse_columns
 
     return arguments.checked(parse_columns)(text)
-
-
-def _has_filters(args: argparse.Namespace) -> bool:
-    return any(getattr(args, name) not in (None, False) for name in _FILTERS)
 
 
 def _run_selected(args: argparse.Namespace, host: Host) -> int:
@@ -73,11 +59,11 @@ def _run_selected(args: argparse.Namespace, host: Host) -> int:
     multifunction = _multifunction(scan, verify=args.verify)
     listing = list_selected.Listing(host, scan, drivers, multifunction.__getitem__)
     positions = listing.selected(args)
+    columns = args.columns or (list_selected.NAMES if args.names else list_selected.DEFAULT)
     if args.json:
         lines = list(_json_lines(scan, drivers, multifunction))
-        streams.write(",\n".join(lines[at] for at in positions).join(("[\n", "\n]\n")) if positions else "[]\n")
+        _write_json([_with_more(lines[at], listing.more_json(at, columns)) for at in positions])
         return 0
-    columns = args.columns or (list_selected.NAMES if args.names else list_selected.DEFAULT)
     output.print_table([name.upper() for name in columns], listing.rows(positions, columns))
     return 0
 
@@ -85,17 +71,26 @@ def _run_selected(args: argparse.Namespace, host: Host) -> int:
 def run(args: argparse.Namespace) -> int:
     """Scan the host and print the functions."""
     host = arguments.host_of(args)
-    if _has_filters(args):
+    if filters.has_filters(args) or args.names or args.columns is not None:
         return _run_selected(args, host)
     drivers = _drivers(args, host)
     scan = host.scan()
     multifunction = _multifunction(scan, verify=args.verify)
     if args.json:
-        lines = ",\n".join(_json_lines(scan, drivers, multifunction))
-        streams.write(f"[\n{lines}\n]\n" if lines else "[]\n")
+        _write_json(_json_lines(scan, drivers, multifunction))
     else:
         output.print_rows(COLUMNS, list(_rows(scan, drivers, multifunction)))
     return 0
+
+
+def _write_json(lines: Iterable[str]) -> None:
+    text = ",\n".join(lines)
+    streams.write(f"[\n{text}\n]\n" if text else "[]\n")
+
+
+def _with_more(line: str, facts: dict[str, object]) -> str:
+    """Return a function's line of JSON with more keys."""
+    return f"{line[:-1]}, {json.dumps(facts)[1:]}" if facts else line
 
 
 def _drivers(args: argparse.Namespace, host: Host) -> VFIODrivers:

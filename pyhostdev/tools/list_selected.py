@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError
+from pyhostdev.tools import filters
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.hostusage import names_by_function
+from pyhostdev.util.hostusage import MOUNTED, names_by_function
 from pyhostdev.util.pciids import PCIIds
 from pyhostdev.util.vfiodriver import VFIODrivers
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 DEFAULT = ("address", "id", "class", "group", "driver", "multifunction", "pf", "vfio")
 NAMES = ("address", "name", "class", "group", "driver", "netdevs", "blocks", "owner")
 COLUMNS = (*DEFAULT, "name", "netdevs", "blocks", "mounts", "owner", "numa")
-_CLASS_DIGITS = (2, 4, 6)
-_NO_DRIVER = "none"
+JSON_KEYS = {key: key for key in ("name", "netdevs", "blocks", "mounts", "owner")} | {"numa": "numa_node"}
 
 
 def parse_columns(text: str) -> tuple[str, ...]:
@@ -39,19 +38,6 @@ def parse_columns(text: str) -> tuple[str, ...]:
     if unknown:
         raise ConfigError(f"Unknown column '{unknown[0]}': expected some of {', '.join(COLUMNS)}")
     return names
-
-
-def parse_hex(text: str) -> str:
-    """
-    Return an id or a class as the digits that it begins with.
-
-    Raises:
-        ConfigError: it is not hexadecimal, or has another number of digits.
-    """
-    digits = text.lower().removeprefix("0x")
-    if re.fullmatch(r"[0-9a-f]{2,6}", digits) is None or len(digits) not in _CLASS_DIGITS:
-        raise ConfigError(f"{text!a} is not a number of 2, 4 or 6 hexadecimal digits")
-    return digits
 
 
 class Listing:
@@ -70,30 +56,20 @@ class Listing:
 
     def selected(self, args: argparse.Namespace) -> list[int]:
         """Return the positions of the functions that pass all filters."""
-        tests = list(self._tests(args))
+        tests = list(filters.tests(args, self.host, self.scan))
         return [at for at, dev in enumerate(self.scan) if all(test(dev) for test in tests)]
-
-    def _tests(self, args: argparse.Namespace) -> Iterator[Callable[[PCIDevice], bool]]:
-        if args.group is not None:
-            yield lambda dev: dev.iommu_group == args.group
-        if args.driver is not None:
-            yield lambda dev: (dev.driver or _NO_DRIVER) == args.driver
-        if args.class_ is not None:
-            yield lambda dev: dev.class_ is not None and f"{dev.class_:06x}".startswith(args.class_)
-        if args.vendor is not None:
-            yield lambda dev: dev.vendor is not None and f"{dev.vendor:04x}" == args.vendor
-        if args.owner is not None:
-            yield lambda dev: self.owners.get(str(dev.address)) == args.owner
-        if args.assignable:
-            found = {dev.address for dev in self.scan.assignable()}
-            yield lambda dev: dev.address in found
 
     def rows(self, positions: list[int], columns: tuple[str, ...]) -> Iterator[tuple[object | None, ...]]:
         """Yield the rows of a table."""
-        cells = [getattr(self, f"_{name}") for name in columns]
+        facts = [getattr(self, f"_{name}") for name in columns]
         for at in positions:
             dev = self.scan[at]
-            yield tuple(self._multifunction(at) if cell == self._multifunction else cell(dev) for cell in cells)
+            yield tuple(_cell(self._multifunction(at) if f == self._multifunction else f(dev)) for f in facts)
+
+    def more_json(self, at: int, columns: tuple[str, ...]) -> dict[str, object]:
+        """Return what the chosen columns add to a function's usual keys."""
+        dev = self.scan[at]
+        return {JSON_KEYS[name]: getattr(self, f"_{name}")(dev) for name in columns if name in JSON_KEYS}
 
     def _address(self, dev: PCIDevice) -> object:
         return dev.address
@@ -127,28 +103,33 @@ class Listing:
             self._ids = PCIIds.read(self.host.root, HostRoot("/"))
         return self._ids.name(dev.vendor, dev.device)
 
-    def _netdevs(self, dev: PCIDevice) -> object | None:
+    def _netdevs(self, dev: PCIDevice) -> list[str]:
         return self._below("net", self.host.root.class_net, dev)
 
-    def _blocks(self, dev: PCIDevice) -> object | None:
+    def _blocks(self, dev: PCIDevice) -> list[str]:
         return self._below("block", self.host.root.class_block, dev)
 
-    def _mounts(self, dev: PCIDevice) -> object | None:
-        uses = self.scan.uses(dev)
-        return "; ".join(use.text for use in uses if use.reason == "mounted") or None
+    def _mounts(self, dev: PCIDevice) -> list[str]:
+        return [use.text for use in self.scan.uses(dev) if use.reason == MOUNTED]
 
     def _owner(self, dev: PCIDevice) -> object | None:
         return self.owners.get(str(dev.address))
 
-    def _below(self, kind: str, directory: str, dev: PCIDevice) -> str | None:
+    def _below(self, kind: str, directory: str, dev: PCIDevice) -> list[str]:
         if kind not in self._tables:
             self._tables[kind] = names_by_function(self.host.root, directory)
-        return " ".join(self._tables[kind].get(str(dev.address), ())) or None
+        return self._tables[kind].get(str(dev.address), [])
 
     @property
     def owners(self) -> dict[str, str]:
         """The owners of the functions in use, as far as this user may read the records."""
         if self._owners is None:
-            records = self.host.readable_records() or {}
-            self._owners = {str(a): r.owner for a, r in records.items() if r.owner is not None}
+            self._owners = filters.owners_of(self.host)
         return self._owners
+
+
+def _cell(fact: object | None) -> object | None:
+    """Return the text of a fact with several names."""
+    if not isinstance(fact, list):
+        return fact
+    return ("; " if any(" " in name for name in fact) else " ").join(fact) or None

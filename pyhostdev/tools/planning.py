@@ -25,15 +25,17 @@ def planned(
     args: argparse.Namespace, definition: DomainDef, host: Host, capabilities_of: Callable[[], QEMUCapabilities]
 ) -> tuple[Plan, str | None]:
     """Return the plan with the obstacles of ``start``, and the origin of the emulator's capabilities."""
+    from pyhostdev.hypervisor.network_pool import with_pool_functions
     from pyhostdev.hypervisor.vf_network import vf_consents
     from pyhostdev.qemu import qemu_driver
     from pyhostdev.qemu.qemu_process.iommufd import vfio_nodes
 
     ownership = chosen_ownership(args.user)
-    own = vf_consents(definition) if args.for_start else []  # start sets the network of virtual functions itself
+    started = with_pool_functions(definition, host)
+    own = vf_consents(started) if args.for_start else []  # start sets the network of virtual functions itself
     release = release_of(args, host)
-    plan = host.plan(definition, args.policy, accept=[*args.accept, *own], release=release)
-    plan = plan.with_nodes(vfio_nodes(definition, host, release))
+    plan = host.plan(started, args.policy, accept=[*args.accept, *own], release=release)
+    plan = plan.with_nodes(vfio_nodes(started, host, release))
     try:
         capabilities = capabilities_of()
     except (ConfigUnsupportedError, OperationError) as err:

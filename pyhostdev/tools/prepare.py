@@ -4,10 +4,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from pyhostdev.errors import RefusedError
 from pyhostdev.tools import arguments, devices, releases
 from pyhostdev.tools.contract import DONE
 from pyhostdev.tools.main import complain, tell_notes
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.hypervisor.host import Host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if is_named:
         definition = devices.named_domain(args, manager.host)
     else:
-        definition = arguments.definition_of(args)
+        definition = _with_pool_functions(arguments.definition_of(args), manager.host)
         definition.validate()
     release = releases.release_of(args, manager.host)
     plan = manager.host.plan(definition, args.policy, accept=args.accept, release=release)
@@ -38,3 +44,20 @@ def run(args: argparse.Namespace) -> int:
     if not manager.prepare(plan, node_owner=node_owner):
         complain(f"note: domain '{plan.owner}' already has these devices")
     return DONE
+
+
+def _with_pool_functions(definition: DomainDef, host: Host) -> DomainDef:
+    """
+    Return the definition with the functions that networks' pools give to it.
+
+    Raises:
+        RefusedError: a pool has no function for an interface.
+    """
+    from pyhostdev.hypervisor.network_pool import pool_notes, pool_obstacles, with_pool_functions
+
+    definition = with_pool_functions(definition, host)
+    obstacles = list(pool_obstacles(definition, host))
+    if obstacles:
+        raise RefusedError(obstacles)
+    tell_notes(list(pool_notes(definition)))
+    return definition

@@ -7,7 +7,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from pyhostdev.errors import ConfigError, ConfigUnsupportedError, RefusedError
+from pyhostdev.errors import ConfigError, ConfigUnsupportedError, DeviceInUseError, RefusedError
 from pyhostdev.tools import arguments, releases
 from pyhostdev.tools.contract import REFUSED
 from pyhostdev.tools.main import complain, tell_notes
@@ -16,7 +16,9 @@ from pyhostdev.util.ownership import DEFAULT_USERS, chosen_ownership
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.host import Host
+    from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
+    from pyhostdev.qemu.qemu_process.process import GuestOutcome
     from pyhostdev.util.ownership import Ownership
 
 
@@ -63,33 +65,56 @@ def run(args: argparse.Namespace) -> int:
     """Plan, prepare, run QEMU to its end, release."""
     import qemu.qmp  # noqa: F401 - if it is missing, report that before anything else
 
-    from pyhostdev.hypervisor.vf_network import vf_consents
-    from pyhostdev.qemu import qemu_driver
-
     definition = arguments.definition_of(args)
     manager = arguments.manager_of(args)
     capabilities = releases.capabilities_of(args, definition, manager.host)
-    release = releases.release_of(args, manager.host)
     ownership = chosen_ownership(args.user)
     _refuse(args, definition, manager.host, capabilities, ownership)
-    guest = qemu_driver.Guest(
-        definition,
-        manager.host,
-        keep_together=args.keep_together,
-        capabilities=capabilities,
-        release=release,
-        ownership=ownership,
-        fd_groups=_fd_groups(args),
-    )
-    accept = [*args.accept, *vf_consents(definition)]
-    plan = manager.host.plan(guest.definition, args.policy, accept=accept, release=release)
     if args.simulate:
         raise ConfigUnsupportedError("A guest cannot run on a simulated host: QEMU would access the real one")
-    outcome = guest.run(manager, plan, log_path=args.log)
+
+    outcome = _run_guest(args, definition, manager, capabilities, ownership)
     if outcome.failed:
         complain(str(outcome))
         return REFUSED
     return 0
+
+
+def _run_guest(
+    args: argparse.Namespace,
+    definition: DomainDef,
+    manager: HostdevManager,
+    capabilities: QEMUCapabilities,
+    ownership: Ownership | None,
+) -> GuestOutcome:
+    """
+    Run the guest to its end; choose again if another guest takes a function of a network's pool first.
+
+    Raises:
+        HostdevError: see ``qemu_driver.Guest``.
+    """
+    from pyhostdev.hypervisor.network_pool import has_lost_functions
+    from pyhostdev.hypervisor.vf_network import vf_consents
+    from pyhostdev.qemu import qemu_driver
+
+    release = releases.release_of(args, manager.host)
+    while True:
+        guest = qemu_driver.Guest(
+            definition,
+            manager.host,
+            keep_together=args.keep_together,
+            capabilities=capabilities,
+            release=release,
+            ownership=ownership,
+            fd_groups=_fd_groups(args),
+        )
+        accept = [*args.accept, *vf_consents(guest.definition)]
+        plan = manager.host.plan(guest.definition, args.policy, accept=accept, release=release)
+        try:
+            return guest.run(manager, plan, log_path=args.log)
+        except (RefusedError, DeviceInUseError):
+            if not has_lost_functions(guest.definition, manager.host):
+                raise
 
 
 def _refuse(

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_root(parser)
     arguments.add_json(parser)
+    parser.add_argument("--owner", metavar="NAME", help="only devices in use by this domain")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
     devices, problems = read_recorded_devices(host.root, host.state())
     for bad in problems:
         complain(f"record '{bad.name}' cannot be used: {bad.why}")
+    if args.owner is not None:
+        devices = [dev for dev in devices if dev.owner == args.owner]
     if args.json:
         output.print_json(describe(devices))
     else:

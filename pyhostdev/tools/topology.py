@@ -6,17 +6,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pyhostdev.tools import arguments, output, streams
+from pyhostdev.tools import arguments, filters, output, streams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from pyhostdev.hypervisor.host import Host
-    from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.virpci import PCIDevice
 
 Roles = dict["PCIDeviceAddress", str]
+Above = dict["PCIDeviceAddress", "PCIDeviceAddress | None"]
 _COLORS = {"given": "palegreen", "kept": "lightyellow"}
 
 
@@ -25,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_root(parser)
     parser.add_argument("--domain", metavar="FILE", help="mark the functions that this domain declares: assigned, kept")
     parser.add_argument("--dot", action="store_true", help="print a graph in Graphviz's language: groups are boxes")
+    filters.add_filters(parser.add_argument_group("filters", "functions that pass them, and the bridges above"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,11 +33,26 @@ def run(args: argparse.Namespace) -> int:
     roles = {} if args.domain is None else _roles(args.domain)
     scan = host.scan()
     above = {dev.address: _parent(dev) for dev in scan}
+    if filters.has_filters(args):
+        tests = list(filters.tests(args, host, scan))
+        above = _with_bridges(above, [dev.address for dev in scan if all(test(dev) for test in tests)])
+    shown = [dev for dev in scan if dev.address in above]
     if args.dot:
-        streams.write("".join(f"{line}\n" for line in _graph(scan, above, roles)))
+        streams.write("".join(f"{line}\n" for line in _graph(shown, above, roles)))
     else:
-        output.print_tree(_tree(host, scan, above, roles))
+        output.print_tree(_tree(f"{len(shown)} functions of {host.root.path}", shown, above, roles))
     return 0
+
+
+def _with_bridges(above: Above, addresses: Iterable[PCIDeviceAddress]) -> Above:
+    """Return the part of the tree that has these functions."""
+    found: Above = {}
+    for address in addresses:
+        place: PCIDeviceAddress | None = address
+        while place is not None and place in above and place not in found:
+            found[place] = above[place]
+            place = above[place]
+    return found
 
 
 def _roles(path: str) -> Roles:
@@ -55,20 +70,19 @@ def _parent(dev: PCIDevice) -> PCIDeviceAddress | None:
     return path[-2] if len(path) > 1 else None
 
 
-def _tree(
-    host: Host, scan: Scan, above: Mapping[PCIDeviceAddress, PCIDeviceAddress | None], roles: Roles
-) -> output.Branch:
-    top = output.Branch(f"{len(scan)} functions of {host.root.path}")
+def _tree(title: str, shown: Sequence[PCIDevice], above: Above, roles: Roles) -> output.Branch:
+    top = output.Branch(title)
+    devices = {dev.address: dev for dev in shown}
     branches: dict[PCIDeviceAddress, output.Branch] = {}
 
     def branch_of(dev: PCIDevice) -> output.Branch:
         if dev.address not in branches:
             parent = above[dev.address]
-            upper = None if parent is None else scan.find(parent)
+            upper = None if parent is None else devices.get(parent)
             branches[dev.address] = (top if upper is None else branch_of(upper)).add(_line(dev, roles))
         return branches[dev.address]
 
-    for dev in scan:
+    for dev in shown:
         branch_of(dev)
     return top
 
@@ -85,18 +99,18 @@ def _ids(dev: PCIDevice) -> str:
     return ":".join("?" if number is None else f"{number:04x}" for number in (dev.vendor, dev.device))
 
 
-def _graph(scan: Scan, above: Mapping[PCIDeviceAddress, PCIDeviceAddress | None], roles: Roles) -> Iterator[str]:
+def _graph(shown: Sequence[PCIDevice], above: Above, roles: Roles) -> Iterator[str]:
     """Yield the lines of a graph: a box for each group, an edge from each port to what is below it."""
     yield "digraph host {"
     yield "  rankdir=LR; node [shape=box];"
-    for group, members in sorted(scan.groups.items()):
+    for group in sorted({dev.iommu_group for dev in shown if dev.iommu_group is not None}):
         yield f"  subgraph cluster_{group} {{"
         yield f'    label="IOMMU group {group}";'
-        yield from (f"    {_node(dev, roles)}" for dev in members)
+        yield from (f"    {_node(dev, roles)}" for dev in shown if dev.iommu_group == group)
         yield "  }"
-    yield from (f"  {_node(dev, roles)}" for dev in scan if dev.iommu_group is None)
+    yield from (f"  {_node(dev, roles)}" for dev in shown if dev.iommu_group is None)
     for address, parent in sorted(above.items()):
-        if parent is not None and scan.find(parent) is not None:
+        if parent is not None and parent in above:
             yield f'  "{parent}" -> "{address}";'
     yield "}"
 

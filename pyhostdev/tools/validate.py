@@ -44,11 +44,12 @@ def _at(line: int | None) -> str:
 
 def _parsed(data: bytes) -> tuple[DomainDef | None, list[ConfigError]]:
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.unknown_words import with_unknown_words
 
     try:
         return DomainDef.parse(data), []
     except ConfigError as err:
-        return None, [err, *err.others]
+        return None, with_unknown_words(err)
 
 
 def _definition_errors(definition: DomainDef, host: Host, args: argparse.Namespace) -> list[ConfigError]:

@@ -46,16 +46,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repoint", action="store_true", help="declare pinned host devices at the addresses where they are now"
     )
     parser.add_argument("--complete", action="store_true", help="declare missing functions as not assigned")
+    parser.add_argument(
+        "--numa",
+        action="store_true",
+        help="put each assigned host device behind an expander bus of the guest's NUMA cell for its host node, "
+        "the functions of a card together",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Complete, respell and define the domain, and print it."""
     from pyhostdev.conf.domain_validate import word_errors
-    from pyhostdev.qemu import qemu_driver
 
     host = arguments.host_of(args)
     definition = arguments.definition_of(args)
     raise_all(list(word_errors(definition)))
+    definition = _changed(args, host, definition)
+    defined = _defined(args, host, definition)
+    if args.numa:
+        definition = _placed(host, definition, defined)
+        defined = _defined(args, host, definition)
+    definition = definition.with_addresses_of(defined) if args.pin else defined
+    if args.spelling != "assigned" and any(hostdev.assigned is not None for hostdev in definition.hostdevs):
+        complain(WARNING)
+    streams.write(output.printable_xml(definition.format()))
+    return 0
+
+
+def _changed(args: argparse.Namespace, host: Host, definition: DomainDef) -> DomainDef:
+    """Return the definition with other host devices, pins and spelling, as far as the arguments ask for it."""
     if args.repoint:
         definition = _repointed(host, definition)
     if args.complete:
@@ -64,19 +83,28 @@ def run(args: argparse.Namespace) -> int:
         definition = _with_pins(host, definition)
     if args.spelling:
         definition = definition.with_spelling(args.spelling)
-    capabilities = releases.capabilities_of(args, definition, host)
-    defined = qemu_driver.define(
+    return definition
+
+
+def _defined(args: argparse.Namespace, host: Host, definition: DomainDef) -> DomainDef:
+    from pyhostdev.qemu import qemu_driver
+
+    return qemu_driver.define(
         definition,
         host,
         keep_together=args.keep_together,
-        capabilities=capabilities,
+        capabilities=releases.capabilities_of(args, definition, host),
         release=releases.release_of(args, host),
     )
-    definition = definition.with_addresses_of(defined) if args.pin else defined
-    if args.spelling != "assigned" and any(hostdev.assigned is not None for hostdev in definition.hostdevs):
-        complain(WARNING)
-    streams.write(output.printable_xml(definition.format()))
-    return 0
+
+
+def _placed(host: Host, definition: DomainDef, defined: DomainDef) -> DomainDef:
+    from pyhostdev.qemu.qemu_domain_address.numa import placed_by_node
+
+    placed, others = placed_by_node(definition, defined, host)
+    for address in others:
+        complain(f"note: the host reports no NUMA node for device {address}, which is placed as usual")
+    return placed
 
 
 def _repointed(host: Host, definition: DomainDef) -> DomainDef:

@@ -189,6 +189,11 @@ class HostRoot:
         return self.join("dev/vfio/devices")
 
     @property
+    def dev_dri(self) -> str:
+        """``dev/dri``: the nodes of graphics cards."""
+        return self.join("dev/dri")
+
+    @property
     def dev_iommu(self) -> str:
         """``dev/iommu``: present if the kernel has iommufd."""
         return self.join("dev/iommu")
@@ -344,6 +349,16 @@ class HostRoot:
         return self.join("proc/net/ipv6_route")
 
     @property
+    def unix_sockets(self) -> str:
+        """``proc/net/unix``: the UNIX sockets of this network namespace."""
+        return self.join("proc/net/unix")
+
+    @property
+    def ipv6_addresses(self) -> str:
+        """``proc/net/if_inet6``: the IPv6 addresses of all network interfaces."""
+        return self.join("proc/net/if_inet6")
+
+    @property
     def class_block(self) -> str:
         """``sys/class/block``: disks, partitions, mappings."""
         return self.join("sys/class/block")
@@ -366,6 +381,11 @@ class HostRoot:
     def driverctl_override(self, address: PCIDeviceAddress) -> str:
         """``etc/driverctl.d/pci-ADDRESS``: the override that driverctl sets whenever the function appears."""
         return self.join("etc/driverctl.d", f"pci-{address}")
+
+    @property
+    def libvirt_network_states(self) -> str:
+        """``run/libvirt/network``: libvirt's status of active networks, and directories of their ports."""
+        return self.join("run/libvirt/network")
 
     def libvirt_network_status(self, name: str) -> str:
         """``run/libvirt/network/NAME.xml``: libvirt's status of an active network; the caller has checked the name."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.virfile import list_names, read_attribute, read_lines, read_link
+from pyhostdev.util.virfile import list_names, read_attribute, read_lines, read_link, read_link_name
 
 BOOT_VGA, MOUNTED, DEFAULT_ROUTE = "boot-vga", "mounted", "default-route"
 DEFAULT_DESTINATION = "00000000"  # in /proc/net/route and, four times, in ipv6_route
@@ -31,6 +31,7 @@ _NVME_CONTROLLER = re.compile(r"nvme[0-9]+")
 _STACK_MAX = 64  # devices below one mount: partitions, mappings, RAID members
 _DEVICE_NUMBER = re.compile(r"([0-9]{1,4}):([0-9]{1,7})")
 _BOOT_ROOT = "root"  # the name of the device that the kernel mounted at boot; it has no node
+_LINK_SCOPE = "20"  # in /proc/net/if_inet6: IPV6_ADDR_LINKLOCAL (net/ipv6.h)
 _DEVICES_MAX = 1 << 12  # mounted or swap devices
 _PARTS_MAX = 1 << 11  # per device: a bridge has up to 1,024 ports
 _PATHS_MAX = 1 << 14  # all devices of a class in use, with their parts
@@ -198,6 +199,27 @@ def _route_names(root: HostRoot) -> list[str]:
         if is_default and words[-1] != "lo":
             names[words[-1]] = None
     return list(names)
+
+
+def interface_use(root: HostRoot, address: PCIDeviceAddress) -> str | None:
+    """
+    Return the network interface of a function that the host uses: it has a route or an address, or is part of a bridge.
+
+    A link-local IPv6 address does not count, because every interface that is up has one.
+
+    Raises:
+        SysfsError: the host cannot be read.
+
+    Host: proc/net/route, ipv6_route, if_inet6; the directory net of the function, and the link master there
+    """
+    place = os.path.join(root.pci_device(address), "net")
+    names = list_names(root, place)
+    if not names:
+        return None
+    used = {words[0] for words in _lines(root, root.route)}
+    used |= {words[-1] for words in _lines(root, root.ipv6_addresses) if words[3:4] != [_LINK_SCOPE]}
+    used |= {name for name in names if read_link_name(root, os.path.join(place, name, "master")) is not None}
+    return next((name for name in names if name in used), None)
 
 
 def _all_below(

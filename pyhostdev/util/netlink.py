@@ -84,15 +84,19 @@ def remove_link(name: str, index: int) -> None:
 
 
 class VFSettings(NamedTuple):
-    """The settings of a virtual function that its PF keeps; ``trust`` is None where the driver has no such setting."""
+    """The settings of a virtual function that its PF keeps; None for one that the driver does not have."""
 
     mac: str
     vlan: int
     qos: int
     trust: int | None
+    spoofchk: int | None = None
+    link_state: int | None = None
 
 
 _UNKNOWN = 0xFFFFFFFF  # the kernel's value for a setting that the driver does not support
+_OPTIONAL = ("trust", "spoofchk", "link_state")
+LINK_DISABLED = 2  # IFLA_VF_LINK_STATE_DISABLE (linux/if_link.h)
 
 
 def read_vf(pf: int, number: int) -> VFSettings | None:
@@ -115,12 +119,18 @@ def read_vf(pf: int, number: int) -> VFSettings | None:
 def parse_vf(functions: Any, number: int) -> VFSettings | None:
     """Return the settings of one virtual function in the kernel's list of all of a PF."""
     for function in functions.get_attrs("IFLA_VF_INFO") if functions is not None else ():
-        mac, vlan, trust = (function.get_attr(f"IFLA_VF_{name}") for name in ("MAC", "VLAN", "TRUST"))
+        mac, vlan = (function.get_attr(f"IFLA_VF_{name}") for name in ("MAC", "VLAN"))
         if mac is not None and mac["vf"] == number:
-            known = trust is not None and trust["trust"] != _UNKNOWN
             tag, priority = (0, 0) if vlan is None else (vlan["vlan"], vlan["qos"])
-            return VFSettings(mac["mac"], tag, priority, trust["trust"] if known else None)
+            more = {name: _known(function, name) for name in _OPTIONAL}
+            return VFSettings(mac["mac"], tag, priority, **more)
     return None
+
+
+def _known(function: Any, name: str) -> int | None:
+    """Return a setting that a driver need not have."""
+    found = function.get_attr(f"IFLA_VF_{name.upper()}")
+    return None if found is None or found[name] == _UNKNOWN else int(found[name])
 
 
 def set_vf(pf: int, number: int, settings: VFSettings, names: Collection[str]) -> None:
@@ -140,7 +150,6 @@ def set_vf(pf: int, number: int, settings: VFSettings, names: Collection[str]) -
         wanted["mac"] = settings.mac
     if {"vlan", "qos"} & set(names):
         wanted["vlan"] = {"vlan": settings.vlan, "qos": settings.qos}
-    if "trust" in names:
-        wanted["trust"] = settings.trust
+    wanted.update({name: getattr(settings, name) for name in _OPTIONAL if name in names})
     with _route(f"set {', '.join(names)} of virtual function {number}") as route:
         route.link("set", index=pf, vf=wanted)

@@ -123,12 +123,13 @@ def serial_number(config: bytes, offset: int) -> str | None:
 
 def is_pci_express(config: bytes) -> bool | None:
     """
-    Tell whether the function has a PCI Express capability; None if too few bytes could be read.
+    Return True if the function has a PCI Express capability, None if the size of its configuration space has to decide.
 
-    Mirrors: virPCIDeviceIsPCIExpress (src/util/virpci.c), which treats "unreadable" as "absent"
+    A virtual host bridge can be PCI Express without any capability.
+
+    Mirrors: virPCIDeviceInit (src/util/virpci.c), for which an absent and an unreadable capability are alike
     """
-    offset = find_capability(config, pciregs.CAP_ID_EXPRESS)
-    return None if offset is None else offset != 0
+    return True if find_capability(config, pciregs.CAP_ID_EXPRESS) else None
 
 
 def express_type(config: bytes) -> int | None:

@@ -240,13 +240,12 @@ class PCIDevice:
         """
         Tell whether the function is PCI Express; None if unknown.
 
-        If only the unprivileged 64 bytes are readable, the size of the file decides, as in libvirt.
+        Without a PCI Express capability among the bytes that can be read, the size of the file decides, as in libvirt.
 
         Mirrors: virPCIDeviceIsPCIExpress (src/util/virpci.c)
         """
-        known = pciconfig.is_pci_express(self.read_config())
-        if known is not None:
-            return known
+        if pciconfig.is_pci_express(self.read_config()):
+            return True
         told = None if self.root.is_live else read_number(self.root, self.path("config_size"))  # of a snapshot
         if told is not None:
             return told != pciregs.CONFIG_SIZE

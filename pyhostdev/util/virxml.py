@@ -19,6 +19,7 @@ from lxml import etree
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, XMLError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import TypeAlias
 
     from pyhostdev.errors import Renumbering
@@ -263,19 +264,31 @@ def dump_element(element: Element) -> str:
 def invalid_value(
     what: str,
     value: str,
-    expected: str,
+    why: str,
     line: int | None,
     code: int | None = None,
     renumbered: Renumbering | None = None,
 ) -> XMLError:
-    """Return the error for an attribute or a text with an invalid value."""
-    message = f"Invalid value '{shown(value)}' of {what}: expected {expected}"
+    """Return the error for an attribute or a text with an invalid value; ``why`` says what is expected."""
+    message = f"Invalid value '{shown(value)}' of {what}: {why}"
     return XMLError(message, line=line, libvirt_code=code, renumbered=renumbered)
 
 
 def shown(value: str) -> str:
     """Return a user's text in a form fit for a message: short, and without control characters."""
     return printable(value if len(value) <= SHOWN_MAX else value[:SHOWN_MAX] + "...")
+
+
+def nearest_words(word: str, known: Iterable[str], count: int, cutoff: float = 0.0) -> list[str]:
+    """
+    Return the known words that are most like another one, the nearest first.
+
+    Args:
+        cutoff: how alike a word must be, from 0 to 1.
+    """
+    from difflib import get_close_matches
+
+    return get_close_matches(word[:SHOWN_MAX], list(known), count, cutoff)
 
 
 def printable(text: str) -> str:

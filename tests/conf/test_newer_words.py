@@ -26,7 +26,7 @@ def test_a_later_attribute_is_dropped(release: LibvirtRelease, model: str | None
     """An older libvirt does not see an attribute that it does not know; its element keeps the rest."""
     dom = domain(HOSTDEV)
     drop_newer_words(dom, release)
-    assert ("vfio", model) == (dom.hostdevs[0].driver_name, dom.hostdevs[0].driver_model)
+    assert ("vfio", model) == (dom.hostdevs[0].driver_name, dom.hostdevs[0].host_driver.model)
 
 
 def test_a_later_value_is_refused_with_its_line() -> None:
@@ -37,6 +37,31 @@ def test_a_later_value_is_refused_with_its_line() -> None:
     assert (2, ()) == (caught.value.line, caught.value.others)
     drop_newer_words(dom, R11_3)
     assert ["itco", "i6300esb"] == [watchdog.model for watchdog in dom.watchdogs]
+
+
+@pytest.mark.parametrize(
+    ("release", "xml", "what", "since"),
+    [
+        (R9_0, "<watchdog model='itco'/>", "'itco' of 'model' in <watchdog>", "11.3"),
+        (R11_3, "<controller type='nvme' serial='1'/>", "'nvme' of 'type' in <controller>", "12.8"),
+        (R9_0, "<iommu model='amd'/>", "'amd' of 'model' in <iommu>", "12.8"),
+    ],
+    ids=["itco", "nvme", "amd"],
+)
+def test_a_later_value_is_refused_with_the_release_that_knows_it(
+    release: LibvirtRelease, xml: str, what: str, since: str
+) -> None:
+    """The message does not offer what it refuses: it says which release does not know the word, and which does."""
+    with pytest.raises(XMLError) as caught:
+        drop_newer_words(domain(xml), release)
+    why = f"libvirt {release} does not know it, libvirt {since} and later do"
+    assert f"Invalid value {what}: {why}" == caught.value.message
+
+
+def test_an_unknown_value_is_refused_with_the_words_of_each_release() -> None:
+    """Parsing knows no release, so words that only newer ones know are set apart."""
+    with pytest.raises(XMLError, match="expected one of i6300esb, ib700, diag288, or of newer releases itco$"):
+        domain("<watchdog model='none'/>")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +94,6 @@ def test_note_about_a_word_that_the_release_does_not_know() -> None:
     dom = DomainDef.parse(text)
     old, new = RELEASES[0], RELEASES[-1]
     said = [(finding.reason, finding.severity, finding.message) for finding in newer_word_notes(dom, old)]
-    rest = "is ignored, as in libvirt 9.0: only newer releases know it"
+    rest = "is ignored, as in libvirt 9.0: libvirt 12.8 knows it"
     assert [("ignored", "note", f"<iommufd> {rest}"), ("ignored", "note", f"'iommufd' of <driver> {rest}")] == said
     assert [] == newer_word_notes(dom, new)

@@ -10,8 +10,8 @@ import pytest
 import pyhostdev
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.domain_validate import validate_all
-from pyhostdev.conf.unknown_words import kept_words
-from pyhostdev.errors import RefusedError, XMLError
+from pyhostdev.conf.unknown_words import kept_words, with_unknown_words
+from pyhostdev.errors import ConfigError, RefusedError, XMLError
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.tools.demo import GUEST
 from pyhostdev.tools.main import main
@@ -90,7 +90,7 @@ def test_other_words_are_kept(device: str) -> None:
 def test_an_interface_names_its_driver() -> None:
     """<driver model= iommufd=> of an interface is that of the host device."""
     (found,) = domain(INTERFACE.format("<driver model='mlx5_vfio_pci' iommufd='yes'/>")).all_hostdevs()
-    assert ("mlx5_vfio_pci", True) == (found.driver_model, found.iommufd)
+    assert ("mlx5_vfio_pci", True) == (found.host_driver.model, found.host_driver.iommufd)
 
 
 def test_words_elsewhere_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -146,3 +146,27 @@ def test_text_is_read_whole(text: str, name: str) -> None:
     )
     assert (name, 1 << 20) == (dom.name, dom.memory_kib)
     assert name == DomainDef.parse(dom.format()).name
+
+
+def test_wrong_values_do_not_hide_unknown_names() -> None:
+    """All errors of a domain come at once, also those of devices whose values cannot be read."""
+    xml = """<domain type='kvm'>
+      <name>d</name><memry/><vcpu>q</vcpu>
+      <features><hyperv mode='zz'><vapicc state='on'/></hyperv></features>
+      <devices>
+        <disk type='file'><driver name='qemu' cach='none'/><target dev='vda' bus='virtoi'/></disk>
+        <hostdev mode='subsystem' type='pci' asigned='no' managed='maybe'>
+          <source><address bus='0x1' slot='q'/></source><rom bar='x' unlike='1'/></hostdev>
+      </devices></domain>"""
+    with pytest.raises(ConfigError) as caught:
+        DomainDef.parse(xml)
+    said = sorted((error.line, str(error).partition(";")[0]) for error in with_unknown_words(caught.value))
+    assert [
+        (2, "Invalid value 'q' of <vcpu>: expected a number from 1 on"),
+        (2, "Unknown element <memry> in <domain>"),
+        (3, "Invalid value 'zz' of 'mode' in <hyperv>: expected one of custom, passthrough"),
+        (3, "Unknown element <vapicc> in <domain/features/hyperv>"),
+        (5, "Unknown attribute 'cach' of <domain/devices/disk/driver>"),
+    ] == [part for part in said if part[0] < 6 and "virtoi" not in part[1]]
+    assert ["Unknown attribute 'asigned' of <hostdev>"] == [text for line, text in said if line == 6]
+    assert "Unknown attribute 'unlike' of <hostdev/rom>" in [text for line, text in said if line == 7]

@@ -16,6 +16,7 @@ from pyhostdev import (
     DomainDef,
     Host,
     HostdevManager,
+    InvalidAddressError,
     OperationError,
     PCIDeviceAddress,
     RefusedError,
@@ -107,6 +108,27 @@ def test_invalid_consent_is_an_error(bcm5719: FakeHost, seed_domain: DomainDef, 
     """A consent is REASON:ADDRESS with a reason that can be accepted; a typing error accepts nothing."""
     with pytest.raises(ConfigError):
         Host(bcm5719.root).plan(seed_domain, accept=[text])
+
+
+@pytest.mark.parametrize("name", ["block:nvme0n1", "pci_0001_07_00_0", NVME])
+def test_consent_names_a_disk(fakehost: Callable[[str], FakeHost], domain: Domain, name: str) -> None:
+    """A consent takes the selectors that other arguments take; one that names no function consents to nothing."""
+    host = Host(bcm5719_with(fakehost, "mount nvme0n1 / ext4").root)
+    wanted = domain("vm1", NVME)
+    assert not host.plan(wanted, accept=["mounted:block:nvme9n1"]).ok
+    plan = host.plan(wanted, accept=[f"mounted:{name}"])
+    assert (True, {("mounted", NVME)}) == (plan.ok, set(plan.accepted))
+
+
+def test_consent_that_names_several_functions_is_refused(bcm5719: FakeHost, seed_domain: DomainDef) -> None:
+    """A bond of two ports names two functions."""
+    bond = Path(bcm5719.root.path, "sys/devices/virtual/net/bond0")
+    bond.mkdir(parents=True)
+    for name in ("enp9s0f0", "enp9s0f1"):
+        (bond / f"lower_{name}").symlink_to(Path(bcm5719.root.class_net, name).resolve())
+    Path(bcm5719.root.class_net, "bond0").symlink_to("../../devices/virtual/net/bond0")
+    with pytest.raises(InvalidAddressError, match="several functions"):
+        Host(bcm5719.root).plan(seed_domain, accept=["default-route:net:bond0"])
 
 
 def test_held_group_is_in_use(bcm5719: FakeHost, domain: Domain, seed_domain: DomainDef) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from pyhostdev import Host, NodeDeviceDef
+from pyhostdev import Host, NodeDeviceDef, PCIDeviceAddress
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.tools import main
 
@@ -122,6 +122,17 @@ def test_unprivileged_readers_see_no_link(lab: Host) -> None:
     config = Path(lab.root.pci_device("0000:01:00.0")) / "config"
     config.write_bytes(config.read_bytes()[:64])
     assert "pci-express" not in described(lab, "0000:01:00.0").format()
+
+
+@pytest.mark.parametrize(("size", "express"), [(64, False), (256, False), (4096, True)])
+def test_size_decides_without_a_capability(size: int, express: bool, bcm5719: FakeHost) -> None:
+    """For libvirt, a host bridge with 4096 bytes and no capability is PCI Express; with 64 bytes nothing is printed."""
+    bridge = "0001:00:00.0"
+    path = Path(bcm5719.root.pci_device(bridge), "config")
+    path.write_bytes(path.read_bytes()[:6] + bytes(size - 6))
+    host = Host(bcm5719.root)
+    assert express is ("<pci-express/>" in described(host, bridge).format())
+    assert (size != 256) is host.is_pci_express(PCIDeviceAddress.parse(bridge))
 
 
 def test_mediated_device_types(lab: Host) -> None:

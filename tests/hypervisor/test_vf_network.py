@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from pyhostdev.hypervisor.vf_network import VFJournal, VFNetwork, place_of, vf_o
 from pyhostdev.qemu import qemu_driver
 from pyhostdev.qemu.qemu_command.ignored import IGNORED
 from pyhostdev.testing import FakeHost
-from pyhostdev.util.netlink import VFSettings, parse_vf
+from pyhostdev.util.netlink import LINK_DISABLED, VFSettings, parse_vf
 
 CASES = Path(__file__).parent.parent.parent / "testdata/cases"
 VF = PCIDeviceAddress.parse("0000:ca:00.2")
@@ -46,7 +47,8 @@ class FakePF:
     def set(self, pf: int, number: int, settings: VFSettings, names: Any) -> None:
         self.calls.append(sorted(names))
         if self.keeps:
-            self.functions[number] = settings
+            new = {name: getattr(settings, name) for name in names}
+            self.functions[number] = self.functions[number]._replace(**new)
 
 
 @pytest.fixture
@@ -152,6 +154,8 @@ def test_the_kernels_list_is_read() -> None:
             ("IFLA_VF_MAC", {"vf": number, "mac": f"02:00:00:00:00:0{number}"}),
             ("IFLA_VF_VLAN", {"vf": number, "vlan": 40 + number, "qos": number}),
             ("IFLA_VF_TRUST", {"vf": number, "trust": 1 if number else 0xFFFFFFFF}),
+            ("IFLA_VF_SPOOFCHK", {"vf": number, "spoofchk": 1 if number else 0xFFFFFFFF}),
+            ("IFLA_VF_LINK_STATE", {"vf": number, "link_state": 2 * number}),
         ]})
         for number in range(2)
     ]  # fmt: skip
@@ -161,8 +165,8 @@ def test_the_kernels_list_is_read() -> None:
     read = module.ifinfmsg(message.data)
     read.decode()
     listed = read.get_attr("IFLA_VFINFO_LIST")
-    assert VFSettings("02:00:00:00:00:00", 40, 0, None) == parse_vf(listed, 0)
-    assert VFSettings("02:00:00:00:00:01", 41, 1, 1) == parse_vf(listed, 1)
+    assert VFSettings("02:00:00:00:00:00", 40, 0, None, None, 0) == parse_vf(listed, 0)
+    assert VFSettings("02:00:00:00:00:01", 41, 1, 1, 1, 2) == parse_vf(listed, 1)
     assert None is parse_vf(listed, 2)
     assert None is parse_vf(None, 0)
 
@@ -193,3 +197,48 @@ def test_the_library_is_imported_before_a_deadline_begins(host: Host, monkeypatc
     with ExitStack() as undo:
         VFNetwork(host, "vm", undo).set_all(domain())
     assert ["import", "deadline"] == order[:2]
+
+
+def test_spoof_check_is_left_and_restored(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt does not set it; a driver that switches it off for a trusted function does not keep it so."""
+    pf = FakePF(monkeypatch)
+    pf.functions[0] = before = FRESH._replace(spoofchk=1, link_state=0)
+    real = pf.set
+
+    def set_and_unspoof(pf_: int, number: int, settings: VFSettings, names: Any) -> None:
+        real(pf_, number, settings._replace(spoofchk=0) if "trust" in names else settings, names)
+
+    monkeypatch.setattr(vf_network.netlink, "set_vf", set_and_unspoof)
+    dom = domain(**{"<interface type='hostdev'": "<interface type='hostdev' trustGuestRxFilters='yes'"})
+    with ExitStack() as undo:
+        VFNetwork(host, "vm", undo).set_all(dom)
+        assert (1, 1) == (pf.functions[0].trust, pf.functions[0].spoofchk)
+    assert before == pf.functions[0]
+
+
+def test_link_that_is_down_is_switched_by_the_pf(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU's monitor knows no link of a host device."""
+    pf = FakePF(monkeypatch)
+    pf.functions[0] = before = FRESH._replace(spoofchk=None, link_state=0)
+    with ExitStack() as undo:
+        VFNetwork(host, "vm", undo).set_all(domain(**{"</interface>": "<link state='down'/></interface>"}))
+        assert LINK_DISABLED == pf.functions[0].link_state
+    assert before == pf.functions[0]
+
+
+def test_records_of_other_versions_are_understood(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older record does not have newer settings, which stay; older versions can read a newer record."""
+    pf = FakePF(monkeypatch)
+    old = {"mac": "02:00:00:00:00:09", "vlan": 5, "qos": 0, "trust": 0}
+    journal = VFJournal(host)
+    os.close(journal.begin(str(VF), "vm", before=old))
+    pf.functions[0] = FRESH._replace(spoofchk=1, link_state=2)
+    assert ["restored"] == [item.outcome for item in journal.recover()]
+    assert VFSettings(**old, spoofchk=1, link_state=2) == pf.functions[0]
+    undo = ExitStack()
+    network = VFNetwork(host, "vm", undo)
+    network.set_all(domain())
+    undo.pop_all()
+    os.close(network.lock_fds[0])
+    record = json.loads(journal.state.read(f"{VF}.vf") or b"")
+    assert (old, 1, 2) == (record["before"], record["spoofchk"], record["link_state"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import compileall
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -43,9 +44,14 @@ HOSTS = [
     Host("a card that is pinned", ("--nic", "onegroup", "--vfs", "4", "--out", str(PINNED)), "pins.py", 200),
     Host("another card before it", ("--nic", "onegroup", "--earlier", "--env", f"LAB_PINNED={PINNED}"), "pins.py", 120),
     Host("a bridge in the group and a disk", ("--nic", "bridge", "--disk"), "bridge.py", 120),
+    Host("a card near a NUMA node", ("--nic", "onegroup"), "numa.py", 900),
     Host("kernel events", ("--nic", "onegroup", "--vfs", "4"), "events.py", 120),
     Host("crashes, races and foreign hands", ("--nic", "onegroup", "--vfs", "4"), "soak.py", 400),
 ]
+LIBVIRT = Host(
+    "the hook beside libvirtd",
+    ("--nic", "onegroup", "--vfs", "4", "--udev", "--env", "LAB_LIBVIRT"), "libvirt_hook.py", 1800,
+)  # fmt: skip
 SOAK_HOSTS = [HOSTS[-1]._replace(timeout_s=3600)]
 
 
@@ -78,6 +84,14 @@ def run_in(host: Host, steps: list[str]) -> int:
     return status
 
 
+def with_libvirt() -> list[Host]:
+    """Return the host with libvirtd: of another root, or of this machine."""
+    if os.environ.get("LAB_LIBVIRT") or shutil.which("libvirtd"):
+        return [LIBVIRT]
+    say("without libvirtd: LAB_LIBVIRT names a Debian root that has it")
+    return []
+
+
 def main(steps: list[str]) -> int:
     """Run every host, or the named steps only; return how it went."""
     begin = time.monotonic()
@@ -89,7 +103,7 @@ def main(steps: list[str]) -> int:
     compile_ahead()
     say(f"kernel {kernel_of(KERNEL).name.removeprefix('vmlinuz-')}, ready after {time.monotonic() - begin:.0f} s")
     results = []
-    for host in SOAK_HOSTS if SOAK else HOSTS:
+    for host in SOAK_HOSTS if SOAK else [*HOSTS, *with_libvirt()]:
         start = time.monotonic()
         say(f"host with {host.name}")
         status = run_in(host, steps)

@@ -18,12 +18,13 @@ import emulators
 import fetch
 import kernel_2026
 import suites
-from boot import CACHE, kernel_of
+from boot import CACHE, KERNEL, kernel_of
 from run import PATIENCE, Host, compile_ahead, run_in, say
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+SNAPSHOT = CACHE / "kernels"  # what the host with Debian's kernel leaves for the other
 ONE_CARD = ("--nic", "onegroup", "--vfs", "4", "--igb", "0")
 HOSTS = [
     Host("a guest by groups and by nodes", ONE_CARD, "iommufd.py", 1800),
@@ -32,6 +33,15 @@ HOSTS = [
         ("--nic", "onegroup", "--vfs", "4", "--env", "LAB_IOMMUFD=1"), "hotplug.py", 1800,
     ),
     Host("crashes, races and foreign hands", ("--nic", "onegroup", "--vfs", "4"), "soak.py", 1200),
+    Host("kernel events", ("--nic", "onegroup", "--vfs", "4"), "events.py", 300),
+    Host(
+        "this machine with Debian's kernel",
+        ("--nic", "onegroup", "--vfs", "4", "--kernel", str(KERNEL), "--out", str(SNAPSHOT)), "kernels.py", 300,
+    ),
+    Host(
+        "the same machine with this kernel",
+        ("--nic", "onegroup", "--vfs", "4", "--env", f"LAB_BEFORE={SNAPSHOT}"), "kernels.py", 300,
+    ),
 ]  # fmt: skip
 VARIANTS = Host(
     "virtual functions: variant drivers and network identity",
@@ -72,7 +82,7 @@ def _run(host: Host, steps: list[str], qemu: Path) -> int:
     start = time.monotonic()
     say(f"host with {host.name}")
     more = ("--kernel", str(kernel_2026.KERNEL_2026), "--qemu", str(qemu), "--env", "LAB_QEMU_VERSION")
-    status = run_in(host._replace(options=(*host.options, *more)), steps)
+    status = run_in(host._replace(options=(*more, *host.options)), steps)  # a host may name another kernel
     verdict = "passed" if status == 0 else f"FAILED ({status})"
     say(f"{verdict} in {time.monotonic() - start:.0f} s: {host.name} (deadlines x {PATIENCE})")
     return status

@@ -13,6 +13,7 @@ import pytest
 from pyhostdev import ConfigUnsupportedError, DomainDef, Host
 from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
 from pyhostdev.qemu import build_command_line
+from pyhostdev.qemu.qemu_driver.refusals import root_notes
 
 R9_0, R11_3, R12_8 = RELEASES
 DOMAIN = """
@@ -74,11 +75,14 @@ def test_tables_of_firmware_in_the_order_of_their_types() -> None:
 
 
 def test_tables_of_the_host(tmp_path: Path) -> None:
-    """The host's tables come from the kernel, without the host's UUID; a host without them is refused."""
-    with pytest.raises(ConfigUnsupportedError, match="without SMBIOS tables"):
-        argv(os="<smbios mode='host'/>", host=Host(tmp_path))
+    """They are the kernel's, without the host's UUID; a root without them is noted, a host without them refused."""
+    dom = DomainDef.parse(DOMAIN.format(head="", devices="", os="<smbios mode='host'/>"))
+    assert ["root-lacks"] == [note.reason for note in root_notes(dom, Host(tmp_path))]
+    assert [] == values(argv(os="<smbios mode='host'/>", host=Host(tmp_path)), "-smbios")
     dmi = tmp_path / "sys/class/dmi/id"
     dmi.mkdir(parents=True)
+    with pytest.raises(ConfigUnsupportedError, match="without SMBIOS tables"):
+        argv(os="<smbios mode='host'/>", host=Host(tmp_path))
     for name, value in (("sys_vendor", "Maker"), ("product_uuid", "secret"), ("board_name", "Board")):
         (dmi / name).write_text(f"{value}\n")
     words = argv(os="<smbios mode='host'/>", host=Host(tmp_path))

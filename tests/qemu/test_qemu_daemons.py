@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,70 @@ def test_programs_and_nodes_are_looked_for_before_a_start(monkeypatch: pytest.Mo
     dom = DomainDef.parse(DOMAIN.format(PCI_TPM.format("") + FS.format("<binary path='/v'/>", "/srv") + evdev))
     paths = {file.path for file in needed_files(dom, Host("/").root)}
     assert {"/usr/bin/swtpm", "/v", "/srv", "/dev/input/event9"} <= paths
+
+
+PASST = """<interface type='{}'><backend type='passt' logFile='/l' hostname='h'/><mac address='52:54:00:00:00:01'/>
+  <source {}/><ip address='10.0.9.2' family='ipv4' prefix='24'/><ip address='fd00::2' family='ipv6'/>
+  <portForward proto='tcp' address='127.0.0.1' dev='eth0'><range start='2222' to='22'/>
+  <range start='80' end='89' to='8080'/><range start='85' exclude='yes'/></portForward>
+  <portForward proto='udp'/><model type='virtio'/></interface>"""
+
+
+def test_passt_is_told_the_guests_network() -> None:
+    """Its options are those of passt(1); QEMU finds its socket through a link at libvirt's path."""
+    user, vhost = (specs(PASST.format(*words)) for words in (("user", "dev='e'"), ("vhostuser", "type='unix' dev='e'")))
+    (spec,) = user
+    assert "/run/x/run/qemu/passt/1-d-net0.socket.d/passt.socket" == spec.socket
+    assert ["--foreground", "--one-off", "--socket", spec.socket] == spec.argv(-1)[1:5]
+    assert spec.argv(-1)[5:] == [
+        *("--interface", "e", "--log-file", "/l", "--hostname", "h"),
+        *("--address", "10.0.9.2", "--netmask", "24", "--address", "fd00::2"),
+        *("--tcp-ports", "127.0.0.1%eth0/2222:22,80-89:8080-8089,~85", "--udp-ports", "all"),
+    ]
+    assert ["--vhost-user"] == [word for word in vhost[0].arguments if word not in spec.arguments]
+
+
+LISTENER = """
+import os, socket, sys, time
+if sys.argv[1] == "fails": sys.exit(1)
+os.umask(0o077)
+place = socket.socket(socket.AF_UNIX)
+place.bind(sys.argv[2])
+time.sleep(0.2)
+place.listen()
+time.sleep(60)
+"""
+
+
+def listener(tmp_path: Path, word: str = "works") -> DaemonSpec:
+    """A program that makes its socket itself, and listens a moment later."""
+    place = f"{tmp_path}/run/net0.socket.d/passt.socket"
+    return DaemonSpec("the listener", sys.executable, "", ["-c", LISTENER, word, place], place, makes_socket=True)
+
+
+def test_a_program_with_its_own_socket_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU can connect through the link as soon as the program has started; nothing is left at the end."""
+    monkeypatch.setattr(daemons_module, "END_TIMEOUT_S", 0.2)
+    spec = listener(tmp_path)
+    with daemons(tmp_path, spec), socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{tmp_path}/run/net0.socket")
+        assert 0o700 == stat.S_IMODE(os.stat(os.path.dirname(spec.socket)).st_mode)
+    assert [] == list((tmp_path / "run").iterdir())
+
+
+def test_a_program_that_makes_no_socket_is_an_error(tmp_path: Path) -> None:
+    """The start fails before QEMU, and leaves nothing."""
+    with pytest.raises(OperationError, match="it has ended"), daemons(tmp_path, listener(tmp_path, "fails")):
+        pass
+    assert [] == list((tmp_path / "run").iterdir())
+
+
+def test_recover_removes_the_directory_of_a_programs_socket(tmp_path: Path) -> None:
+    """Its starter was killed before QEMU connected."""
+    pid = killed_beside(tmp_path, listener(tmp_path))
+    journal = ProgramJournal(Host("/", state_dir=str(tmp_path / "records")))
+    assert ["the program is ended"] == [found.message for found in journal.recover()]
+    assert (False, []) == (is_alive(pid), list((tmp_path / "run").iterdir()))
 
 
 def sleeper(tmp_path: Path, script: str) -> DaemonSpec:

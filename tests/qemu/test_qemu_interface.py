@@ -17,7 +17,6 @@ from pyhostdev.hypervisor import netdev_journal
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_result import SET_ASIDE
 from pyhostdev.hypervisor.netdev_journal import MacvtapJournal
-from pyhostdev.qemu.qemu_command.ignored import start_findings
 from pyhostdev.qemu.qemu_process.interface import Connection, connection_of, interface_obstacles
 from pyhostdev.util.deadline import within
 from pyhostdev.util.finding import Finding
@@ -89,7 +88,7 @@ def test_bridge_of_a_network_is_in_its_definition_if_the_bridge_is_there(there: 
         ),
         ("<forward mode='vepa' dev='eth1'/>", Connection("direct", "eth1", "vepa")),
         ("<forward mode='private' dev='eth9'/>", "no interface of the network 'lan'"),
-        ("<forward mode='hostdev'><pf dev='eth1'/></forward>", "assigns host devices"),
+        ("<forward mode='hostdev'><pf dev='eth1'/></forward>", Connection("pool", "lan")),
         ("<forward mode='bridge'/><bridge name='ovs'/><virtualport type='openvswitch'/>", "<virtualport>"),
     ],
 )  # fmt: skip
@@ -117,12 +116,24 @@ def test_network_that_libvirt_does_not_have(there: FakeNetwork, name: str) -> No
         ("<interface type='ethernet'><target dev='eth1'/></interface>", "already has a network interface 'eth1'"),
         ("<interface type='ethernet'><target dev='tap9' managed='no'/></interface>", "no network interface 'tap9'"),
         ("<interface type='ethernet'><target dev='a-name-of-16-chr'/></interface>", "is not a valid interface name"),
+        ("<interface type='ethernet'><mtu size='67'/></interface>", "from 68 to 65521, not 67"),
+        ("<interface type='bridge'><source bridge='br0'/><mtu size='65522'/></interface>", "from 68 to 65521"),
+        ("<interface type='bridge'><source bridge='br0'/><mtu size='9000'/></interface>", "'br0' has the MTU 1500"),
+        (
+            "<interface type='bridge'><source bridge='br0'/><model type='virtio'/><driver queues='257'/></interface>",
+            "at most 256 queues",
+        ),
+        ("<interface type='direct'><source dev='eth2'/></interface>", "is a port of a bridge"),
+        ("<interface type='direct'><source dev='eth3' mode='passthrough'/></interface>", "already has macvtap0"),
     ],
 )
 def test_what_cannot_be_connected_is_a_finding(there: FakeNetwork, net: str, said: str) -> None:
     """Every interface is checked before any change."""
     there.interface("br0", "bridge")
     there.interface("eth1")
+    there.interface("eth2", "brport")
+    there.interface("eth3", "upper_macvtap0")
+    (Path(there.root.class_net) / "br0/mtu").write_text("1500\n" if "9000" in net else "65535\n")
     assert [True] == [said in finding.message for finding in interface_obstacles(domain(net), there.host)]
 
 
@@ -130,8 +141,11 @@ def test_what_can_be_connected_has_no_finding(there: FakeNetwork) -> None:
     """Interfaces that need no tap are not looked at."""
     there.interface("br0", "bridge")
     there.interface("tap1")
+    there.interface("vnet3")
+    there.interface("eth3", "upper_macvtap0")
     nets = (
-        "<interface type='bridge'><source bridge='br0'/></interface><interface type='user'/>"
+        "<interface type='bridge'><source bridge='br0'/><target dev='vnet3'/><mtu size='1500'/></interface>"
+        "<interface type='user'/><interface type='direct'><source dev='eth3'/></interface>"
         "<interface type='ethernet'><target dev='tap1' managed='no'/></interface><interface type='ethernet'/>"
     )
     assert [] == list(interface_obstacles(domain(nets), there.host))
@@ -319,11 +333,3 @@ def test_a_guest_runs_on_a_network_of_libvirt() -> None:
     ended, killed = in_namespace(START, DOMAIN.format(devices=net), timeout_s=240).splitlines()
     assert "['vnet0'] 0 []" == ended
     assert "['vnet0'] 1 True" == killed
-
-
-def test_start_refuses_what_only_passt_could_serve() -> None:
-    """start does not run passt, so its socket would be missing."""
-    net = "<interface type='user'><backend type='passt'/><mac address='52:54:00:00:00:01'/></interface>"
-    xml = f"<domain type='qemu'><name>d</name><os><type>hvm</type></os><devices>{net}</devices></domain>"
-    said = [finding.message for finding in start_findings(DomainDef.parse(xml))]
-    assert any("passt" in text for text in said), said

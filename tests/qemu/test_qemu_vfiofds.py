@@ -84,7 +84,7 @@ def domain(
     dom = DomainDef.parse(seed.format().replace("<os>", f"{words}<os>"))
     dom.emulator = str(qemu)
     for hostdev in dom.hostdevs:
-        hostdev.iommufd = False if hostdev.pci_address in legacy else None
+        hostdev.host_driver.iommufd = False if hostdev.pci_address in legacy else None
     return dom
 
 

@@ -21,6 +21,7 @@ from pyhostdev.testing.fakehost import FakeHost, named_hosts
 from pyhostdev.testing.faults import Fail
 from pyhostdev.tools import arguments, main, parsers
 from pyhostdev.tools.demo import GUEST
+from pyhostdev.tools.list_selected import JSON_KEYS
 
 TESTDATA = Path(__file__).parents[2] / "testdata"
 CARD = [f"0001:09:00.{function}" for function in range(4)]
@@ -105,12 +106,12 @@ def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("verb", verbs())
 def test_schemas_are_strict(verb: str) -> None:
-    """Every object is closed; all keys are required but a finding's line; every key is described."""
-    schema = schemas()[verb]
+    """Every object is closed; all keys are required but a finding's line and chosen columns; every key is described."""
+    schema, optional = schemas()[verb], {"line", *(JSON_KEYS.values() if verb == "list" else ())}
     for part in subschemas(schema):
         if part.get("type") == "object":
             assert part["additionalProperties"] is False
-            assert set(part["properties"]) - {"line"} == set(part["required"]) - {"line"}
+            assert set(part["properties"]) - optional == set(part["required"]) - optional
             for key, value in part["properties"].items():
                 described = schema["$defs"][value["$ref"].rpartition("/")[2]] if "$ref" in value else value
                 assert described["description"], key
@@ -289,6 +290,20 @@ SAMPLES: dict[str, list[tuple[str, ...]]] = {
     "status": [()],
     "recover": [("--simulate",)],
 }
+
+
+def test_list_has_the_chosen_columns(fakehost: Callable[[str], FakeHost], ask: Ask) -> None:
+    """--names and --columns add keys to the usual ones; columns that JSON has already add none."""
+    sriov = fakehost("sriov")
+    disk = ["--group", "3"]
+    (plain,), (named,) = ask(sriov, "list", *disk), ask(sriov, "list", "--names", *disk)
+    assert [plain] == ask(sriov, "list", "--columns", "address,vfio", *disk)
+    more = {key: value for key, value in named.items() if key not in plain}
+    assert {"name", "netdevs", "blocks", "owner"} == set(more)
+    assert (["nvme0n1"], [], None) == (more["blocks"], more["netdevs"], more["owner"])
+    (columns,) = ask(sriov, "list", "--columns", "mounts,numa", *disk)
+    assert ({"mounts", "numa_node"}, 0) == (set(columns) - set(plain), columns["numa_node"])
+    assert ["holds 'nvme0n1', which is in use as the file system at '/'"] == columns["mounts"]
 
 
 @pytest.mark.parametrize("verb", verbs())

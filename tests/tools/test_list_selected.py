@@ -75,6 +75,9 @@ def test_owners(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert 0 == main(["prepare", GUEST, "--root", bcm5719.root.path, "--simulate"])
     assert 4 == len(rows(capsys, bcm5719, "--owner", "seed"))
+    for owner, count in (("seed", 4), ("other", 0)):
+        assert 0 == main(["status", "--owner", owner, "--json", "--root", bcm5719.root.path])
+        assert count == len(json.loads(capsys.readouterr().out)["active"])
 
 
 def test_selectors_in_every_verb(sriov: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:

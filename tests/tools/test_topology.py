@@ -41,6 +41,16 @@ def test_vfs_are_below_their_pf(fakehost: Callable[[str], FakeHost], capsys: pyt
     assert '"0000:03:00.0" -> "0000:03:10.2";' in graph
 
 
+@pytest.mark.parametrize("form", [[], ["--dot"]], ids=["tree", "graph"])
+def test_filters_keep_the_bridges_above(
+    form: list[str], fakehost: Callable[[str], FakeHost], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A function that passes is shown with its PF and its port, and nothing else."""
+    text = shown(capsys, fakehost("sriov"), "--group", "6", *form)
+    assert {"0000:00:03.0", "0000:03:00.0", "0000:03:10.2"} == set(re.findall(ADDRESS, text))
+    assert "0 functions" in shown(capsys, fakehost("sriov"), "--driver", "vfio-pci")
+
+
 def test_roles_of_a_domain(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     """What the guest gets and what is kept away from it."""
     text = shown(capsys, bcm5719, "--domain", GUEST)

@@ -35,12 +35,12 @@ def test_action_group_has_all_modules() -> None:
 
 
 def test_tarball(ansible: Any) -> None:
-    """The tarball has the modules, the role with its hook and the licence, and no tests."""
+    """The tarball has the modules, the role and the licence, and no tests."""
     (tarball,) = Path(__import__("os").environ["COLLECTION"]).glob("*.tar.gz")
     with tarfile.open(tarball) as archive:
         names = set(archive.getnames())
     wanted = {f"plugins/modules/{name}.py" for name in MODULES}
-    assert wanted | {"LICENSE", "roles/host/files/libvirt_hook.py", "playbooks/park.yml"} <= names
+    assert wanted | {"LICENSE", "roles/host/tasks/hook.yml", "playbooks/park.yml"} <= names
     assert not [name for name in names if name.startswith("tests") or name.endswith(".pyc")]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -128,25 +129,31 @@ def test_role_installs_the_wheel_and_the_hook(fleet: Build, tmp_path: Path) -> N
     some = fleet(web="bcm5719")
     play = tmp_path / "play.yml"
     play.write_text("- hosts: all\n  gather_facts: false\n  roles: [pyhostdev.pci.host]\n")
-    variables = {
-        "pyhostdev_install": "wheel",
-        "pyhostdev_wheel": str(wheel),
-        "pyhostdev_venv": str(tmp_path / "venv"),
-        "pyhostdev_libvirt_hook": True,
-        "pyhostdev_hook_dir": str(tmp_path / "hooks"),
-    }
-    words = [item for key, value in variables.items() for item in ("-e", f"{key}={value}")]
-    words = [word.replace("=True", "=true") for word in words]
-    done = some.ansible.run("ansible-playbook", "-i", some.inventory, play, *words)
-    assert 0 == done.returncode, done.stdout + done.stderr
+    variables = {"pyhostdev_install": "wheel", "pyhostdev_wheel": str(wheel), "pyhostdev_venv": str(tmp_path / "venv")}
+    words = ["-e", json.dumps({**variables, "pyhostdev_libvirt_hook": True})]
+
+    def role(*more: str) -> dict[str, int]:
+        done = some.ansible.run("ansible-playbook", "-i", some.inventory, play, *words, *more)
+        assert 0 == done.returncode, done.stdout + done.stderr
+        return recap(done)["web"]
+
+    assert 0 != role()["changed"]
     version = subprocess.run([tmp_path / "venv/bin/pyhostdev", "--version"], capture_output=True, text=True, check=True)
     assert version.stdout.startswith("pyhostdev 0.")
-    hook = [tmp_path / "hooks/50-pyhostdev", "seed", "prepare", "begin", "-"]
-    root = {"PYHOSTDEV_ROOT": some.hosts["web"].root.path}
+    hook = Path(some.hosts["web"].root.libvirt_hook("50-pyhostdev"))
+    call = [hook, "seed", "prepare", "begin", "-"]
     with open(GUEST, encoding="utf-8") as guest:
-        assert 0 == subprocess.run(hook, stdin=guest, env=root).returncode
+        assert 0 == subprocess.run(call, stdin=guest).returncode
     broken = Path(GUEST).read_text().replace("function='0x3'", "function='0x7'")
-    refused = subprocess.run(hook, input=broken, env=root, capture_output=True, text=True)
+    refused = subprocess.run(call, input=broken, capture_output=True, text=True)
     assert (1, True) == (refused.returncode, "device-missing" in refused.stderr)
-    again = some.ansible.run("ansible-playbook", "-i", some.inventory, play, *words)
-    assert 0 == recap(again)["web"]["changed"], again.stdout
+    assert 0 == role()["changed"]
+    other = ["-e", json.dumps({"pyhostdev_hook_options": ["--policy", "group"]})]
+    assert 0 == role(*other, "--check")["changed"]
+    assert "--policy auto" in hook.read_text()
+    assert 2 == role(*other)["changed"]
+    assert "--policy group" in hook.read_text()
+    hook.write_text("#!/bin/sh\nexit 0\n")
+    foreign = some.ansible.run("ansible-playbook", "-i", some.inventory, play, *words)
+    assert (2, True) == (foreign.returncode, "was not written by pyhostdev" in foreign.stdout)
+    assert "#!/bin/sh\nexit 0\n" == hook.read_text()

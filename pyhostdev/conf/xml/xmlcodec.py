@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pyhostdev.errors import VIR_ERR_INVALID_ARG, VIR_ERR_XML_ERROR
-from pyhostdev.util.virxml import ULLONG_MAX, parse_integer, parse_unsigned
+from pyhostdev.util.virxml import ULLONG_MAX, nearest_words, parse_integer, parse_unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 INT_MAX = 0x7FFFFFFF
 NODE_MAX = 1023  # the highest NUMA node in a set
+WORDS_NEAR = 3  # words in a message about a longer list
 WORDS_NAMED_MAX = 10  # the longest list of words in a message
 
 
@@ -42,15 +43,25 @@ class Codec(Generic[T]):
 
 def enum(*words: str, since: Mapping[str, str] | None = None) -> Codec[str]:
     """Return the codec of a set of words; ``since`` maps newer words to their row of CHANGES."""
-    words = (*words, *(since or ()))
+    newer = tuple(since or ())
+    known, words = words, (*words, *newer)
 
     def parse(value: str) -> str:
         if value not in words:
             raise ValueError(value)
         return value
 
-    few = len(words) <= WORDS_NAMED_MAX
-    return Codec(parse, str, f"one of {', '.join(words)}" if few else "a known word", words, since=since)
+    expected = f"one of {', '.join(known)}" if len(words) <= WORDS_NAMED_MAX else "a known word"
+    if newer and len(words) <= WORDS_NAMED_MAX:
+        expected += f", or of newer releases {', '.join(newer)}"
+    return Codec(parse, str, expected, words, since=since)
+
+
+def expected_words(codec: Codec[Any], value: str) -> str:
+    """Return what is expected instead of an invalid value: all words if they are few, else those nearest to it."""
+    if len(codec.words) <= WORDS_NAMED_MAX:
+        return codec.expected
+    return f"a known word, of which {', '.join(nearest_words(value, codec.words, WORDS_NEAR))} are the nearest"
 
 
 def _choice(true: str, false: str) -> Codec[bool]:

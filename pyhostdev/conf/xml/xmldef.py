@@ -152,7 +152,7 @@ class ElementDef:
         for index in sorted(found):
             self._load(table.rows[index], found[index], errors)
         errors += self._missing(table, found, element)
-        raise_all(errors)
+        raise_all(errors, self)
         for name in table.inlined:
             inlined = self.__dict__[name]
             inlined.line = self.line
@@ -176,6 +176,8 @@ class ElementDef:
         try:
             holder.__dict__[row.field.name] = row.field.load(found)
         except ConfigError as err:
+            if err.readable is not None:
+                holder.__dict__[row.field.name] = err.readable
             if row.field.since is None:
                 errors.append(err)
             else:

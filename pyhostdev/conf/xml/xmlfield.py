@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
-from pyhostdev.conf.xml.xmlcodec import Codec, text
+from pyhostdev.conf.xml.xmlcodec import Codec, expected_words, text
 from pyhostdev.errors import ConfigError, InternalError, XMLError, raise_all
 from pyhostdev.util.virxml import dump_element, invalid_value, source_line
 
@@ -96,10 +96,11 @@ class _Value(Field[T]):
                 return self.default
             raise self.refusal(value, str(element.tag), source_line(element)) from None
 
-    def refusal(self, value: str, tag: str, line: int | None) -> XMLError:
-        """Return the error of a value that the codec, or an older release, refuses."""
+    def refusal(self, value: str, tag: str, line: int | None, why: str | None = None) -> XMLError:
+        """Return the error of a value that the codec refuses, or an older release for the reason given."""
         what = f"'{self.leaf}' in <{tag}>" if self.leaf else f"<{tag}>"
-        return invalid_value(what, value, self.codec.expected, line, self.code, self.renumbered)
+        why = why or f"expected {expected_words(self.codec, value)}"
+        return invalid_value(what, value, why, line, self.code, self.renumbered)
 
     def dump(self, value: T) -> str | None:
         if value is None or (self.quiet and value == self.default):
@@ -207,9 +208,10 @@ class Elements(_Nested["list[D]"]):
                 definitions.append(cast("D", self.definition.from_element(element)))
             except ConfigError as err:
                 errors.append(err)
+                definitions += [] if err.readable is None else [err.readable]
                 if len(errors) == ERRORS_MAX:
                     break
-        raise_all(errors)
+        raise_all(errors, definitions)
         return definitions
 
     def initial(self) -> list[D]:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
 from pyhostdev.qemu.qemu_capabilities import cache
-from pyhostdev.qemu.qemu_capabilities.reading import TARGETS, QEMUCapabilities, load, probe_data
+from pyhostdev.qemu.qemu_capabilities.reading import TARGETS, QEMUCapabilities, load, probe_data, stored_versions
 from pyhostdev.qemu.qemu_capabilities.trust import why_untrusted
 
 PROBE = "probe"
@@ -21,12 +21,20 @@ FILE_BYTES = 4 << 20
 # the emulator that also runs the guests of a smaller architecture; QEMU's names
 LARGER = {"i386": "x86_64", "arm": "aarch64", "ppc": "ppc64", "ppc64le": "ppc64"}
 
+# what the names of machine types start with -> the newest of the family
+_DISTRIBUTIONS = {"pc-q35-": "q35", "pc-i440fx-": "pc", "virt-": "virt", "pseries-": "pseries"}
 _NO_QMP = "the Python module qemu.qmp is not installed"
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 
 def choose(
-    emulator: str | None, arch: str, *, choice: str | None = None, may_run: bool = True, stored: str | None = None
+    emulator: str | None,
+    arch: str,
+    *,
+    choice: str | None = None,
+    may_run: bool = True,
+    stored: str | None = None,
+    machine: str | None = None,
 ) -> QEMUCapabilities:
     """
     Return the capabilities to use for a domain; their ``origin`` names the source.
@@ -35,6 +43,7 @@ def choose(
         choice: a stored release (7.2), a file that a probe wrote, or "probe" to run even an emulator that is not
             trusted; None probes a trusted emulator, and uses stored capabilities otherwise.
         stored: the QEMU release of the stored capabilities that are used if the emulator is not probed.
+        machine: the domain's machine type; stored capabilities of another release are used if only they have it.
         may_run: False if the host is not this machine: the programs of this machine say nothing about it.
 
     Raises:
@@ -50,9 +59,35 @@ def choose(
         found = _read_file(choice)
     else:
         why = _why_not_asked(emulator, may_run)
-        found = load(arch, stored, why_stored=why) if why is not None else _asked(str(emulator))
+        found = _stored(arch, stored, why, machine) if why is not None else _asked(str(emulator))
     _check_arch(found, arch)
     return found
+
+
+def _stored(arch: str, version: str | None, why: str, machine: str | None) -> QEMUCapabilities:
+    """
+    Return stored capabilities: of a release, or of the newest other one if only that one has the machine type.
+
+    A machine type that a distribution added can do what the family's newest machine of the release can.
+
+    Raises:
+        ConfigUnsupportedError: no capabilities are stored for the architecture.
+    """
+    found = load(arch, version, why_stored=why)
+    if machine is None or found.has_machine(machine):
+        return found
+    said = f"{why}; QEMU {version or found.release} has no machine type '{machine}'"
+    for other in reversed(stored_versions()):
+        if load(arch, other).has_machine(machine):
+            return load(arch, other, why_stored=said)
+    family = next((alias for prefix, alias in _DISTRIBUTIONS.items() if _is_distributions(machine, prefix)), None)
+    has_family = family is not None and found.has_machine(family)
+    return found.with_machine_like(machine, str(family)) if has_family else found
+
+
+def _is_distributions(machine: str, prefix: str) -> bool:
+    """Return True for a machine type of a distribution: its version is a name (pc-q35-rhel9.4.0, pc-i440fx-focal)."""
+    return machine.startswith(prefix) and machine[len(prefix) :][:1].isalpha()
 
 
 def _check_arch(found: QEMUCapabilities, arch: str) -> None:

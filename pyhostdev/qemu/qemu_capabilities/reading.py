@@ -5,6 +5,7 @@ What an emulator binary can do: its machines, CPU models, devices and their prop
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -121,6 +122,18 @@ class QEMUCapabilities:
             return self._machines[self.canonical_machine(name)]
         except KeyError:
             raise ConfigUnsupportedError(self.unknown_machine(name)) from None
+
+    def with_machine_like(self, name: str, known: str) -> QEMUCapabilities:
+        """
+        Return these capabilities with one more machine, which can do what a known one can.
+
+        ``why_stored`` of the result says so.
+        """
+        alike = self.machine(known)
+        found = copy.copy(self)
+        found._machines = {**self._machines, name: alike._replace(name=name, alias=None, is_default=False)}
+        found.why_stored = f"{self.why_stored}; machine type '{name}' is taken for '{alike.name}'"
+        return found
 
     def unknown_machine(self, name: str) -> str:
         """Return the message about a machine type that these capabilities do not have."""

@@ -87,9 +87,10 @@ def on_off(value: bool) -> str:
     return "on" if value else "off"
 
 
-def unsupported(what: str, device: Any = None) -> ConfigUnsupportedError:
-    """Return the error for a part of a definition that we cannot build."""
-    return ConfigUnsupportedError(f"{printable(what)} is not supported", line=getattr(device, "line", None))
+def unsupported(what: str, device: Any = None, instead: str | None = None) -> ConfigUnsupportedError:
+    """Return the error for a part of a definition that we cannot build, with what to write instead if there is any."""
+    ending = "" if instead is None else f": {instead}"
+    return ConfigUnsupportedError(f"{printable(what)} is not supported{ending}", line=getattr(device, "line", None))
 
 
 class CommandBuilder:

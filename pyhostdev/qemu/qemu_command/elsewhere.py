@@ -87,7 +87,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "DomainVsockDef": {"cid_auto": "it means that no CID is given"},
     "DomainMemoryDef": {"target_current": _OUTPUT},
     "DomainHubDef": {"type": "there is one type, USB"},
-    "StorageSource": {"index": _OUTPUT},
+    "StorageSource": {"index": _OUTPUT, "startup_policy": "start follows it"},
     "DomainDiskDef": {
         "snapshot": "it tells libvirt's snapshots what to do",
     },
@@ -106,9 +106,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "PCISource": {"write_filtering": "validation refuses it", "foreign": _OUTPUT},
     "NetHostdevSource": {"address_type": "there is one type, PCI"},
+    "HostdevDriver": {"model": "it tells the plan how to prepare the device on the host"},
     "DomainHostdevDef": {
         "managed": "it tells the plan how to prepare the device on the host",
-        "driver_model": "it tells the plan how to prepare the device on the host",
         "teaming_type": "the alias of its partner implies it",
     },
     "SCSIHostSource": {"protocol": "there is one protocol, vhost"},
@@ -138,8 +138,5 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "backend_tap": _WHO_OPENS_THE_TAP,
         "backend_vhost": _WHO_OPENS_THE_TAP,
         "teaming_persistent": "the host device of the interface has it",
-    },
-    "DomainHostdevNetDef": {
-        "driver_model": "the host device of the interface has it",
     },
 }

@@ -12,8 +12,10 @@ import string
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
+from pyhostdev.hypervisor.virnetwork import read_network
 from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported, virtio_driver, virtio_options
 from pyhostdev.qemu.qemu_domain import ARM, PPC64
+from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
@@ -121,17 +123,34 @@ def build_graphics(build: CommandBuilder) -> None:
             rule(build, graphics)
 
 
-def _listen_address(graphics: Any) -> str:
+def _network_address(build: CommandBuilder, graphics: Any, listen: Any) -> str:
+    """
+    Return the address that the host has in a network of libvirt.
+
+    Raises:
+        ConfigUnsupportedError: no host is at hand, or the network is not active there or has no address.
+
+    Mirrors: qemuProcessGraphicsSetupNetworkAddress (src/qemu/qemu_process.c)
+    """
+    network = None if build.host is None else read_network(build.host.root, str(listen.network))
+    if network is None or not network.is_active or network.definition.address is None:
+        what = f"<listen type='network'> of the network '{shown(str(listen.network))}', which has no address here,"
+        raise unsupported(what, graphics, "use <listen type='address'>")
+    return network.definition.address
+
+
+def _listen_address(build: CommandBuilder, graphics: Any) -> str:
     """
     Return the address at which a server listens.
 
     Raises:
-        ConfigUnsupportedError: the address is that of a libvirt network, or is malformed.
+        ConfigUnsupportedError: the address is that of a network that has none here, or is malformed.
     """
     listen = graphics.listens[0] if graphics.listens else None
     if listen is not None and listen.type == "network":
-        raise unsupported("<listen type='network'>", graphics)
-    address = (listen.address if listen is not None else graphics.listen) or "127.0.0.1"
+        address = _network_address(build, graphics, listen)
+    else:
+        address = (listen.address if listen is not None else graphics.listen) or "127.0.0.1"
     if not _ADDRESS_CHARACTERS.issuperset(address):
         raise unsupported(f"The address '{shown(address)}' of <graphics>", graphics)
     return f"[{address}]" if ":" in address else address
@@ -165,7 +184,7 @@ def _vnc(build: CommandBuilder, graphics: Any) -> None:
         where = f"vnc=unix:{option_value(socket)}"
     else:
         port = graphics.port if graphics.port not in (None, -1) else _VNC_BASE
-        where = f"{option_value(_listen_address(graphics))}:{port - _VNC_BASE}"
+        where = f"{option_value(_listen_address(build, graphics))}:{port - _VNC_BASE}"
     options = [where]
     if graphics.websocket is not None and socket is None:
         options.append("websocket" + (f"={graphics.websocket}" if graphics.websocket != -1 else f"={_WEBSOCKET_PORT}"))
@@ -199,17 +218,17 @@ def _spice(build: CommandBuilder, graphics: Any) -> None:
         options = ["port=0"]  # QEMU requires a port even without a server
     else:
         port = graphics.port if graphics.port not in (None, -1) else _SPICE_PORT
-        options = [f"port={port}", f"addr={option_value(_listen_address(graphics).strip('[]'))}"]
+        options = [f"port={port}", f"addr={option_value(_listen_address(build, graphics).strip('[]'))}"]
     options += [] if graphics.passwd is not None else ["disable-ticketing=on"]
     options += [f"plaintext-channel={channel.name}" for channel in graphics.channels if channel.mode == "insecure"]
     options += ["plaintext-channel=default"] if graphics.default_mode == "insecure" else []
-    options += [*_spice_options(graphics), "seamless-migration=on"]
+    options += [*_spice_options(graphics, _render_node(build, graphics)), "seamless-migration=on"]
     build.add("-spice", ",".join(options))
     if graphics.keymap is not None:
         build.add("-k", graphics.keymap)
 
 
-def _spice_options(graphics: Any) -> list[str]:
+def _spice_options(graphics: Any, render_node: str | None) -> list[str]:
     options = []
     for option, value in (
         ("image-compression", graphics.image_compression),
@@ -229,9 +248,20 @@ def _spice_options(graphics: Any) -> list[str]:
         options.append("disable-agent-file-xfer=on")
     if graphics.gl_enable:
         options.append("gl=on")
-        if graphics.gl_rendernode is not None:
-            options.append(f"rendernode={option_value(graphics.gl_rendernode)}")
+        if render_node is not None:
+            options.append(f"rendernode={option_value(render_node)}")
     return options
+
+
+def _render_node(build: CommandBuilder, graphics: Any) -> str | None:
+    """
+    Return the render node of <graphics>, or the host's first; None leaves the choice to QEMU.
+
+    Mirrors: qemuProcessGraphicsSetupRenderNode (src/qemu/qemu_process.c)
+    """
+    if not graphics.needs_render_node or build.host is None:
+        return graphics.gl_rendernode  # type: ignore[no-any-return]
+    return first_render_node(build.host.root)
 
 
 def _sdl(build: CommandBuilder, graphics: Any) -> None:
@@ -240,7 +270,7 @@ def _sdl(build: CommandBuilder, graphics: Any) -> None:
 
 
 def _egl_headless(build: CommandBuilder, graphics: Any) -> None:
-    node = graphics.gl_rendernode
+    node = _render_node(build, graphics)
     build.add("-display", ",".join(["egl-headless", *([f"rendernode={option_value(node)}"] if node else [])]))
 
 

@@ -103,6 +103,9 @@ IGNORED: dict[str, dict[str, Word]] = {
         "resource": Word(_NO_CGROUP),
         "vcpu_placement": Word("pyhostdev start does not ask numad", ("static",)),
         "perf": Word("pyhostdev start counts no performance events"),
+        "seclabel": Word(
+            "pyhostdev start uses no security module, and --user chooses QEMU's user", asked=lambda dom: _has_label(dom)
+        ),
     },
     "OSDef": {
         "nvram": Word("firmware that is not in flash has no variable store", asked=_has_no_flash),
@@ -132,7 +135,9 @@ IGNORED: dict[str, dict[str, Word]] = {
     "DomainControllerDef": _of_other_kinds("max_grant_frames", "max_event_channels"),
     "StorageSource": _of_other_kinds("mode", "pool", "type", "managed", "namespace", "path"),
     "DomainFSDef": _of_other_kinds("source_file", "source_dev", "source_name"),
-    "GraphicsListen": _of_other_kinds("network"),
+    "GraphicsListen": {
+        "network": Word("only type='network' has it", asked=lambda listen: bool(listen.type != "network"))
+    },
     "SCSISource": _of_other_kinds("adapter", "bus", "target", "unit"),
     "USBSource": {
         "vendor_id": Word("the device is found by its address alone", asked=lambda usb: usb.bus is not None),
@@ -186,7 +191,7 @@ IGNORED: dict[str, dict[str, Word]] = {
         "source": Word("QEMU's user-mode network has no source on the host", asked=_is_slirp),
         **{
             name: Word("only passt has it", asked=_is_not_passt)
-            for name in ("routes", "port_forwards", "backend_log", "backend_hostname", "backend_fqdn")
+            for name in ("port_forwards", "backend_log", "backend_hostname", "backend_fqdn")
         },
         **{
             name: Word(_NOT_VIRTIO, asked=_is_not_virtio_net)
@@ -234,8 +239,14 @@ def _is_tap(net: Any) -> bool:
 
 
 def _is_confined(definition: Any) -> bool:
+    """True if a label is fixed; one that libvirt generates is what it gives to a domain without <seclabel>, too."""
     labels = parse_document(f"<seclabels>{definition.seclabel}</seclabels>")
-    return any(label.get("type") != "none" for label in labels)
+    return any(label.get("type") == "static" and label.get("model") != "dac" for label in labels)
+
+
+def _has_label(definition: Any) -> bool:
+    labels = parse_document(f"<seclabels>{definition.seclabel}</seclabels>")
+    return not _is_confined(definition) and any(label.get("type") != "none" for label in labels)
 
 
 def _is_labelled(source: Any) -> bool:
@@ -255,7 +266,7 @@ REFUSED_BY_START: dict[str, dict[str, Word]] = {
         "gid_map": Word("pyhostdev start maps no ids"),
     },
     "DomainNetDef": {
-        "backend_type": Word("pyhostdev start runs no passt", asked=lambda net: net.backend_type == "passt"),
+        "routes": Word("a guest learns its routes from QEMU or passt, which have the host's"),
         "vlan": Word("pyhostdev start sets no VLAN", asked=_is_tap),
         "virtualport": Word("pyhostdev start sets no virtual port", asked=_is_tap),
         "filterref": Word("it needs libvirt's network filter driver"),

@@ -169,7 +169,8 @@ def _policy(build: CommandBuilder, request: MemoryRequest) -> Properties:
         return {"host-nodes": nodes_of(request.module.source_nodemask), "policy": _POLICIES[tune.mode or "strict"]}
     own = next((memnode for memnode in tune.memnodes if memnode.cellid == request.node), None)
     if own is None and tune.placement == "auto":
-        raise unsupported("Automatic NUMA placement", tune)
+        where = tune if tune.line is not None else build.dom
+        raise unsupported("Automatic NUMA placement, which numad chooses,", where, "write placement='static'")
     mode, nodes = (tune.mode, tune.nodeset) if own is None else (own.mode, own.nodeset)
     if nodes is None or mode == "restrictive":
         return {}

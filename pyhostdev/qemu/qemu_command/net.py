@@ -114,18 +114,9 @@ def _user(build: CommandBuilder, net: Any) -> Properties:
     return found
 
 
-def passt_socket(build: CommandBuilder, net: Any) -> str:
-    """
-    Return the path of the socket at which an interface's passt listens.
-
-    Mirrors: qemuPasstCreateSocketPath (src/qemu/qemu_passt.c)
-    """
-    return f"{build.paths.state_dir}/run/qemu/passt/{build.paths.short_name}-{net.info.alias}.socket"
-
-
 def _passt(build: CommandBuilder, net: Any) -> Properties:
     reconnect = _RECONNECT_S * 1000 if build.release.has("reconnect-in-ms") else None
-    address = {"type": "unix", "path": passt_socket(build, net)}
+    address = {"type": "unix", "path": build.paths.passt_socket(net.info.alias)}
     return {"type": "stream", "addr": address, "server": False, "reconnect-ms": reconnect}
 
 
@@ -162,7 +153,7 @@ def _vhostuser(build: CommandBuilder, net: Any) -> Properties:
 
 
 def _vhostuser_path(build: CommandBuilder, net: Any) -> str:
-    return passt_socket(build, net) if net.backend_type == "passt" else str(net.source.path)
+    return build.paths.passt_socket(net.info.alias) if net.backend_type == "passt" else str(net.source.path)
 
 
 def _vdpa(build: CommandBuilder, net: Any) -> Properties:

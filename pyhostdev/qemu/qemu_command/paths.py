@@ -48,6 +48,14 @@ class DomainPaths(NamedTuple):
         """The path of the socket at which the TPM emulator of this run listens."""
         return f"{self.state_dir}/swtpm/{self.short_name}-swtpm.sock"
 
+    def passt_socket(self, alias: str) -> str:
+        """
+        Return the path of the socket at which the passt of an interface listens.
+
+        Mirrors: qemuPasstCreateSocketPath (src/qemu/qemu_passt.c)
+        """
+        return f"{self.state_dir}/run/qemu/passt/{self.short_name}-{alias}.socket"
+
     def fs_socket(self, alias: str) -> str:
         """Return the path of the socket at which the daemon of a file system listens."""
         return f"{self.lib_dir}/{alias}-fs.sock"

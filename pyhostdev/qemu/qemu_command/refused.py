@@ -42,7 +42,7 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     },
     "DomainChrDef": {"target_address": ()},
     "DomainSmartcardDef": {"certificates": (), "database": ()},
-    "StorageSource": {"tls_hostname": (), "volume": (), "dir": (), "startup_policy": ("mandatory",)},
+    "StorageSource": {"tls_hostname": (), "volume": (), "dir": ()},
     "DomainDiskDef": {"driver_name": ("qemu",), "sgio": ("filtered",)},
     "DomainFSDef": {
         "driver_name": ("path",),
@@ -63,6 +63,28 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
 }
 
 
+# field -> what to write instead
+_INSTEAD = {
+    "bios_useserial": "use a <serial> port",
+    "volume": "name the file or device of the volume in a <disk> of type file or block",
+    "dir": "make an image of the directory",
+    "tls_hostname": "leave it out",
+    "target_address": "use a <channel> with a target of type virtio",
+    "certificates": "use <smartcard mode='host'>",
+    "database": "use <smartcard mode='host'>",
+    "driver_format": "leave it out",
+    "space_soft_limit": "leave it out",
+    "guest_dev": "leave it out",
+    "backend_domain": "leave it out",
+    "rendernode": "write it in the <gl> of <graphics>",
+    "rawio": "leave it out",
+    "sgio": "leave it out",
+    "viridian": "use <hyperv>",
+    "privnet": "leave it out",
+    "async_teardown": "leave it out",
+}
+
+
 def unbuilt_errors(dom: ElementDef) -> list[ConfigUnsupportedError]:
     """Return an error for each field of a definition that is not built, with its line."""
     return list(_unbuilt(dom))
@@ -73,7 +95,7 @@ def _unbuilt(definition: ElementDef) -> Iterator[ConfigUnsupportedError]:
         for name, harmless in REFUSED.get(kind.__name__, {}).items():
             value = getattr(definition, name)
             if value not in (None, False, [], *harmless):
-                yield _error(definition, name, value)
+                yield _error(definition, name, value, harmless)
     for nested in nested_definitions(definition):
         yield from _unbuilt(nested)
 
@@ -88,9 +110,11 @@ def nested_definitions(definition: ElementDef) -> Iterator[ElementDef]:
                 yield nested
 
 
-def _error(definition: ElementDef, name: str, value: Any) -> ConfigUnsupportedError:
+def _error(definition: ElementDef, name: str, value: Any, harmless: tuple[object, ...]) -> ConfigUnsupportedError:
     where = value[0] if isinstance(value, list) and isinstance(value[0], ElementDef) else definition
     tag = f"<{definition.tag}>" if definition.tag else "the device"
-    error = unsupported(f"'{name.replace('_', ' ')}' of {tag}", where)
+    allowed = [word for word in harmless if isinstance(word, str)]
+    instead = f"only '{' or '.join(allowed)}' is" if allowed else _INSTEAD.get(name)
+    error = unsupported(f"'{name.replace('_', ' ')}' of {tag}", where, instead)
     error.line = definition.line_of(name)
     return error

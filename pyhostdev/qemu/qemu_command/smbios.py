@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.sysinfo_conf import SMBIOS_ENTRIES
 from pyhostdev.qemu.qemu_command.builder import option_value, unsupported
-from pyhostdev.util.virfile import read_attribute
+from pyhostdev.util.virfile import is_directory, read_attribute
 
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder
@@ -77,10 +77,15 @@ def _add_table(build: CommandBuilder, table: str, values: dict[str, str]) -> Non
 def _add_host_tables(build: CommandBuilder) -> None:
     root = None if build.host is None else build.host.root
     tables = {table: host_table(root, table) for table in SMBIOS_ENTRIES} if root is not None else {}
-    if not any(tables.values()):
+    if not any(tables.values()) and (root is None or not has_no_tables(root)):
         raise unsupported("<smbios mode='host'> on a host without SMBIOS tables in sysfs", build.dom.os)
     for table, values in tables.items():
         _add_table(build, table, values)
+
+
+def has_no_tables(root: HostRoot) -> bool:
+    """True for a directory in place of ``/`` that has no SMBIOS tables, such as a snapshot of devices."""
+    return not (root.is_live or is_directory(root, root.dmi("")))
 
 
 def host_table(root: HostRoot, table: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.newer_words import newer_word_notes
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, raise_all
+from pyhostdev.hypervisor.network_pool import pool_notes, with_pool_functions
 from pyhostdev.hypervisor.vf_network import VFNetwork, vf_consents, vf_obstacles
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 from pyhostdev.qemu.qemu_command import build_command_line
@@ -23,12 +24,13 @@ from pyhostdev.qemu.qemu_command.namespace import environment_of
 from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_domain import memlock_limit
 from pyhostdev.qemu.qemu_domain.define import define as define_domain
-from pyhostdev.qemu.qemu_driver.native import capabilities_of, define, domain_to_native
+from pyhostdev.qemu.qemu_driver.native import as_started, capabilities_of, define, domain_to_native
 from pyhostdev.qemu.qemu_driver.refusals import (
     missing_mdevs,
     refuse_missing,
     refuse_missing_storage,
     refuse_unstartable,
+    root_notes,
 )
 from pyhostdev.qemu.qemu_firmware import choose_at_start
 from pyhostdev.qemu.qemu_hostdev import absent_usb, without_absent_usb
@@ -36,6 +38,7 @@ from pyhostdev.qemu.qemu_process.access import image_obstacles
 from pyhostdev.qemu.qemu_process.interface import interface_obstacles
 from pyhostdev.qemu.qemu_process.iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
 from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
+from pyhostdev.qemu.qemu_process.optional_media import absent_media, without_absent_media
 from pyhostdev.qemu.qemu_process.resources import resource_obstacles
 from pyhostdev.util.finding import ERROR, Finding
 
@@ -96,7 +99,9 @@ def plan(
         ConfigError, ConfigUnsupportedError: the request is invalid for any host.
         SysfsError: the host cannot be read.
     """
-    made = host.plan(dom, policy, owner=owner, accept=[*accept, *vf_consents(dom)], release=release)
+    with_functions = with_pool_functions(dom, host, owner)
+    accept = [*accept, *vf_consents(with_functions)]
+    made = host.plan(with_functions, policy, owner=owner, accept=accept, release=release)
     found = start_obstacles(
         dom,
         host,
@@ -108,7 +113,7 @@ def plan(
     )
     addresses = guest_addresses(dom, host, capabilities, keep_together=keep_together, release=release)
     made = made.with_start_findings(found).with_guest_addresses(addresses)
-    return made.with_nodes(vfio_nodes(dom, host, release))
+    return made.with_nodes(vfio_nodes(with_functions, host, release))
 
 
 def guest_addresses(
@@ -126,6 +131,7 @@ def guest_addresses(
     """
     with suppress(ConfigError, OperationError):  # start_obstacles reports the error
         dom = define(dom, host, capabilities=capabilities, keep_together=keep_together, release=release)
+    dom = with_pool_functions(dom, host)
     places = ((hostdev.pci_address, hostdev.info.pci) for hostdev in dom.pci_hostdevs() if hostdev.is_assigned)
     return {address: place.pci for address, place in places if place is not None}
 
@@ -156,7 +162,9 @@ def start_obstacles(
     found += image_obstacles(dom, host, ownership)
     found += iommufd_obstacles(dom, host, release, fd_groups)
     found += missing_mdevs(dom, host)
-    found += [*interface_obstacles(dom, host), *vf_obstacles(dom, host), *absent_usb(dom, host)]
+    started = with_pool_functions(dom, host)
+    found += [*interface_obstacles(started, host), *vf_obstacles(started, host), *absent_usb(dom, host)]
+    found += [*pool_notes(started), *root_notes(dom, host), *absent_media(dom, host)]
     found += resource_obstacles(dom, host)
     return list(dict.fromkeys(found))
 
@@ -171,9 +179,10 @@ def _build_errors(
     except ConfigError as err:
         errors += (err, *err.others)
     try:
+        capabilities = capabilities or capabilities_of(dom, host, release=release)
         build_command_line(
-            dom,
-            capabilities or capabilities_of(dom, host, release=release),
+            as_started(dom, host, capabilities, keep_together=keep_together, release=release),
+            capabilities,
             host=host,
             state_dir=host.shown(host.state_dir),
             keep_together=keep_together,
@@ -255,7 +264,8 @@ class Guest:
         raise_all(errors)
         defined = define_domain(dom, self.capabilities, host, keep_together=keep_together, release=release)
         choose_at_start(defined, host, release)
-        self.definition = without_absent_usb(defined, host)
+        present = without_absent_media(without_absent_usb(defined, host), host)
+        self.definition = with_pool_functions(present, host)
         self.domain_id = os.getpid()
         self.sockets: list[str] = []
         self.argv(None, self._note_socket)

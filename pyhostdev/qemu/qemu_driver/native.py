@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, raise_all
+from pyhostdev.hypervisor.network_pool import with_pool_functions
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 from pyhostdev.qemu.qemu_capabilities.choice import choose
 from pyhostdev.qemu.qemu_command import build_command_line
 from pyhostdev.qemu.qemu_domain.define import define as define_domain
-from pyhostdev.qemu.qemu_driver.refusals import refuse_missing
+from pyhostdev.qemu.qemu_driver.refusals import refuse_missing, refuse_without_functions
 from pyhostdev.qemu.qemu_postparse import default_emulator, host_arch
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def capabilities_of(
     """
     arch = (dom.os.arch if dom.os is not None else None) or host_arch()
     may_run = host is None or host.root.is_live
-    return choose(dom.emulator or default_emulator(arch), arch, choice=choice, may_run=may_run, stored=release.qemu)
+    machine = dom.os.machine if dom.os is not None else None
+    emulator = dom.emulator or default_emulator(arch)
+    return choose(emulator, arch, choice=choice, may_run=may_run, stored=release.qemu, machine=machine)
 
 
 def define(
@@ -70,6 +73,24 @@ def define(
     return define_domain(dom, capabilities, host, keep_together=keep_together, release=release)
 
 
+def as_started(
+    dom: DomainDef, host: Host, capabilities: QEMUCapabilities, *, keep_together: bool, release: LibvirtRelease
+) -> DomainDef:
+    """
+    Return a domain with the functions that it gets from networks' pools; unchanged without any.
+
+    The guest addresses are chosen before: an interface keeps its address, whatever function it gets.
+
+    Raises:
+        ConfigError: the definition is invalid.
+        SysfsError: the host cannot be read.
+    """
+    if with_pool_functions(dom, host) is dom:
+        return dom
+    defined = define_domain(dom, capabilities, host, keep_together=keep_together, release=release)
+    return with_pool_functions(defined, host)
+
+
 def domain_to_native(
     dom: DomainDef,
     host: Host,
@@ -88,17 +109,18 @@ def domain_to_native(
         usb_may_be_absent: True lets QEMU look for a USB device that the host lacks at present.
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is invalid, or the emulator does not support it.
-        RefusedError: a host device is missing.
+        RefusedError: a host device is missing, or a network's pool has no function for an interface.
 
     Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
     """
     refuse_missing(dom, host)
+    refuse_without_functions(with_pool_functions(dom, host), host)
     capabilities = capabilities or capabilities_of(dom, host, release=release)
     errors = _validation_errors(dom, host)
     argv: list[str] = []
     try:
         argv = build_command_line(
-            dom,
+            as_started(dom, host, capabilities, keep_together=keep_together, release=release),
             capabilities,
             host=host,
             state_dir=host.shown(host.state_dir),

@@ -5,13 +5,18 @@ The checks right before a start: missing host devices, mediated devices and file
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.hostdev_conf import MdevSource
-from pyhostdev.errors import RefusedError
+from pyhostdev.errors import ConfigError, RefusedError
+from pyhostdev.hypervisor.network_pool import pool_obstacles
+from pyhostdev.qemu.qemu_command.smbios import has_no_tables
+from pyhostdev.qemu.qemu_firmware import has_no_descriptors, is_undescribed, read_firmwares
 from pyhostdev.qemu.qemu_process.access import image_obstacles
-from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.finding import ERROR, NOTE, Finding
 from pyhostdev.util.virfile import is_directory
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +45,33 @@ def refuse_missing(dom: DomainDef, host: Host) -> None:
     if missing:
         findings = [Finding("device-missing", ERROR, a, f"Device {a} is not on this host") for a in missing]
         raise RefusedError(findings)
+
+
+def refuse_without_functions(dom: DomainDef, host: Host) -> None:
+    """
+    Refuse a domain with interfaces to which networks' pools give no function.
+
+    Raises:
+        RefusedError: has one finding per interface.
+    """
+    obstacles = list(pool_obstacles(dom, host))
+    if obstacles:
+        raise RefusedError(obstacles)
+
+
+def root_notes(dom: DomainDef, host: Host) -> Iterator[Finding]:
+    """Yield a note for each fact that the command line needs and a directory in place of ``/`` does not show."""
+    if dom.os.firmware is not None and dom.os.loader is None and has_no_descriptors(host.root):
+        message = "This root has no firmware descriptors: the files of firmware are those of Debian's packages"
+        yield Finding("root-lacks", NOTE, None, message, dom.os.line)
+    elif dom.os.loader is not None and not has_no_descriptors(host.root):
+        with suppress(ConfigError):  # a damaged descriptor is an error of the command line
+            if is_undescribed(dom.os, read_firmwares(host.root)):
+                message = f"No firmware descriptor of this host names '{shown(dom.os.loader)}', as libvirt requires"
+                yield Finding("firmware-unknown", NOTE, None, message, dom.os.line)
+    if dom.os.smbios_mode == "host" and has_no_tables(host.root):
+        message = "This root has no SMBIOS tables: the command line is without those of the host"
+        yield Finding("root-lacks", NOTE, None, message, dom.os.line)
 
 
 def refuse_unstartable(dom: DomainDef, host: Host, plan: Plan) -> None:

@@ -20,7 +20,9 @@ from pyhostdev.errors import SysfsError
 from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_command.tpm import DEFAULT_DEVICE
 from pyhostdev.qemu.qemu_process.daemons import swtpm_program, virtiofsd_program
+from pyhostdev.qemu.qemu_process.passt import passt_program
 from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.spawn import access_errors
 from pyhostdev.util.virfile import read_link_name, read_status
 
@@ -55,6 +57,7 @@ class NeededFile(NamedTuple):
     making: str | None = None
     is_device: bool = False
     is_handed_over: bool = False  # pyhostdev opens it, and QEMU inherits the descriptor
+    is_optional: bool = False  # the guest starts without it
 
     @property
     def directory(self) -> str:
@@ -75,8 +78,9 @@ def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
         if filesystem.source_dir:
             mode = READ if filesystem.readonly else WRITE
             yield NeededFile(f"the directory of '{filesystem.target}'", filesystem.source_dir, mode, filesystem.line)
-    yield from _device_files(dom)
+    yield from _device_files(dom, root)
     yield from _daemon_files(dom)
+    yield from _passt_files(dom)
     if dom.vsock is not None:
         path = root.dev_vhost_vsock
         yield NeededFile("the node of <vsock>", path, WRITE, dom.vsock.line, is_handed_over=True)
@@ -126,6 +130,14 @@ def _daemon_files(dom: DomainDef) -> Iterator[NeededFile]:
             yield NeededFile("the program virtiofsd", virtiofsd_program(filesystem), RUN, filesystem.line)
 
 
+def _passt_files(dom: DomainDef) -> Iterator[NeededFile]:
+    for net in dom.interfaces:
+        if net.backend_type == "passt":
+            yield NeededFile("the program passt", passt_program(), RUN, net.line)
+            if net.backend_log:
+                yield NeededFile("the log of passt", net.backend_log, os.W_OK, net.line, making="absent")
+
+
 def _disk_files(disk: Any) -> Iterator[NeededFile]:
     source = disk.source
     if source is None:
@@ -134,13 +146,14 @@ def _disk_files(disk: Any) -> Iterator[NeededFile]:
     what = f"disk '{disk.target}'"
     if path:
         mode = READ if disk.readonly or disk.device == "cdrom" else WRITE
-        yield NeededFile(what, path, mode, disk.line, is_device=disk.type == "block")
+        is_optional = source.startup_policy == "optional"
+        yield NeededFile(what, path, mode, disk.line, is_device=disk.type == "block", is_optional=is_optional)
     for host in source.hosts:
         if host.transport == "unix" and host.socket:
             yield NeededFile(f"the server of {what}", host.socket, os.W_OK, disk.line)
 
 
-def _device_files(dom: DomainDef) -> Iterator[NeededFile]:
+def _device_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
     for device, info in dom.device_infos():
         if info.rom_file:
             yield NeededFile(f"the option ROM of a <{device.tag}>", info.rom_file, READ, device.line)
@@ -152,8 +165,9 @@ def _device_files(dom: DomainDef) -> Iterator[NeededFile]:
         if rng.backend is not None and rng.backend.model == "random" and rng.backend.path:
             yield NeededFile("the source of an <rng>", rng.backend.path, READ, rng.line)
     for graphics in dom.graphics:
-        if graphics.gl_rendernode:
-            yield NeededFile("the render node of <graphics>", graphics.gl_rendernode, WRITE, graphics.line)
+        render_node = first_render_node(root) if graphics.needs_render_node else graphics.gl_rendernode
+        if render_node:
+            yield NeededFile("the render node of <graphics>", render_node, WRITE, graphics.line)
         socket = graphics_socket(graphics)
         if socket is not None:
             what = f"the socket of <graphics type='{graphics.type}'>"
@@ -199,7 +213,7 @@ def _chardev_files(device: Any, source: Any) -> Iterator[NeededFile]:
 
 def _interface_files(net: Any) -> Iterator[NeededFile]:
     """Yield the sockets and nodes of an interface that has no tap."""
-    if net.source is None:
+    if net.source is None or net.backend_type == "passt":
         return
     if net.type == "vdpa":
         yield NeededFile("an <interface>", net.source.dev, WRITE, net.line, is_handed_over=True)
@@ -237,7 +251,9 @@ def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> 
     """
     files = list(needed_files(dom, host.root))
     if not host.root.is_live:
-        return [_missing(file) for file in files if file.is_device and not _is_there(host, file)]
+        return [
+            _missing(file) for file in files if file.is_device and not file.is_optional and not _is_there(host, file)
+        ]
     relative = [_relative(file) for file in files if not os.path.isabs(file.path)]
     files = [file for file in files if os.path.isabs(file.path)]
     files.append(_state_directory(dom, host))
@@ -275,7 +291,7 @@ def _judge(files: list[NeededFile], ownership: Ownership | None) -> Iterator[Fin
         if made and directory:
             yield _unmakeable(file, directory, ownership)
         elif own in _ABSENT and not made:
-            yield _missing(file)
+            yield from () if file.is_optional else [_missing(file)]
         elif own and not made:
             yield _unreadable(file, own, ownership)
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Programs that run beside QEMU: swtpm for a TPM, virtiofsd for a directory.
+Programs that run beside QEMU: swtpm for a TPM, virtiofsd for a directory, passt for an interface.
 
-Each listens at an inherited socket, runs as QEMU's user, and ends when QEMU closes its connection, even if this
-process was killed. A program that still runs after the guest has ended is terminated here. If this process was killed
-before QEMU connected to a program, its record remains, and ``recover`` terminates it.
+Each listens at an inherited socket (passt: at its own), runs as QEMU's user, and ends when QEMU closes its connection,
+even if this process was killed. A program that still runs after the guest has ended is terminated here. If this process
+was killed before QEMU connected to a program, its record remains, and ``recover`` terminates it.
 
 Mirrors: src/qemu/qemu_tpm.c, src/qemu/qemu_virtiofs.c
 """
@@ -16,6 +16,7 @@ import os
 import select
 import shutil
 import signal
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +25,7 @@ from pyhostdev.hypervisor.program_journal import ProgramJournal
 from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command.builder import plain_value
 from pyhostdev.qemu.qemu_process.launch import SYSTEM_PATH, environment, make_directories
+from pyhostdev.qemu.qemu_process.passt import is_listening, passt_arguments, passt_program, socket_directory, socket_in
 from pyhostdev.qemu.qemu_process.places import make_private_directory
 from pyhostdev.qemu.qemu_process.sockets import listen
 from pyhostdev.util.hostroot import HostRoot
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.paths import DomainPaths
     from pyhostdev.util.ownership import Ownership
 
+START_TIMEOUT_S = 10.0  # until a program listens at a socket that it makes itself
+_LOOK_EVERY_S = 0.02
 END_TIMEOUT_S = 5.0  # from the end of QEMU to the end of its program; and after each signal
 _VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
@@ -46,7 +50,8 @@ class DaemonSpec(NamedTuple):
     """
     A program to run: its arguments, the path of its socket, and a directory to create for it.
 
-    ``own`` is a parent directory that is created, too; the XML may name another.
+    ``own`` is a parent directory that is created, too; the XML may name another. ``makes_socket`` is True if the
+    program itself makes its socket, in a directory of its own.
     """
 
     what: str
@@ -56,6 +61,7 @@ class DaemonSpec(NamedTuple):
     socket: str
     state: str | None = None
     own: str | None = None
+    makes_socket: bool = False
 
     def argv(self, fd: int) -> list[str]:
         """Return the command line for a listening socket."""
@@ -89,6 +95,11 @@ def daemon_specs(dom: DomainDef, paths: DomainPaths) -> Iterator[DaemonSpec]:
     for filesystem in dom.filesystems:
         if filesystem.is_virtiofs and filesystem.source_socket is None:
             yield _virtiofsd(filesystem, paths)
+    for net in dom.interfaces:
+        if net.backend_type == "passt":
+            socket = socket_in(paths.passt_socket(str(net.info.alias)))
+            what = f"passt of the interface with MAC address {net.mac}"
+            yield DaemonSpec(what, passt_program(), "", passt_arguments(net, socket), socket, makes_socket=True)
 
 
 def _swtpm(dom: DomainDef, tpm: Any, paths: DomainPaths) -> DaemonSpec:
@@ -155,6 +166,9 @@ class Daemons(UndoOnExit):
     def _start(self, spec: DaemonSpec, undo: contextlib.ExitStack) -> None:
         try:
             self._make_directories(spec, undo)
+            if spec.makes_socket:
+                self._run(spec, None, undo)
+                return
             listener = listen(spec.socket, undo)
             if self.ownership is not None:
                 os.chown(spec.socket, self.ownership.uid, self.ownership.gid, follow_symlinks=False)
@@ -163,9 +177,9 @@ class Daemons(UndoOnExit):
         except OSError as err:
             raise OperationError(f"Cannot start {spec.what}: {err.strerror or err}") from err
 
-    def _run(self, spec: DaemonSpec, listener_fd: int, undo: contextlib.ExitStack) -> None:
-        """Record a program, and start it."""
-        argv = spec.argv(listener_fd)
+    def _run(self, spec: DaemonSpec, listener_fd: int | None, undo: contextlib.ExitStack) -> None:
+        """Record a program, and start it; wait for the socket of a program that makes its own."""
+        argv = spec.argv(-1 if listener_fd is None else listener_fd)
         name, lock = self.journal.start(self.owner, argv, spec.socket)
         try:
             with open(os.devnull, "wb") as output:
@@ -173,19 +187,25 @@ class Daemons(UndoOnExit):
                     argv,
                     env=environment(spec.state or "/", self.ownership),
                     output_fd=output.fileno(),
-                    keep_fds=[listener_fd],
+                    keep_fds=[] if listener_fd is None else [listener_fd],
                     ownership=self.ownership,
                 )
         except BaseException:
             self.journal.end(name, lock)
             raise
-        undo.callback(self.journal.finish, name, lock, partial(_end, pid, os.pidfd_open(pid), spec))
+        pidfd = os.pidfd_open(pid)
+        undo.callback(self.journal.finish, name, lock, partial(_end, pid, pidfd, spec))
         self.lock_fds.append(lock)
         self.journal.started(name, self.owner, argv, spec.socket, pid)
+        if listener_fd is None:
+            _await_socket(spec, pidfd, self.journal.host.root)
 
     def _make_directories(self, spec: DaemonSpec, undo: contextlib.ExitStack) -> None:
         directory = os.path.dirname(spec.socket)
         make_directories(os.path.dirname(directory))
+        if spec.makes_socket:
+            undo.enter_context(socket_directory(spec.socket, self.ownership))
+            return
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o711 if spec.state is not None else 0o700)
         undo.callback(_remove_directory, directory)
@@ -201,6 +221,23 @@ def daemons_of(dom: DomainDef, paths: DomainPaths, ownership: Ownership | None, 
         ConfigUnsupportedError: a path cannot be written in a program's options.
     """
     return Daemons(list(daemon_specs(dom, paths)), ownership, ProgramJournal(host), dom.name or "")
+
+
+def _await_socket(spec: DaemonSpec, pidfd: int, root: HostRoot) -> None:
+    """
+    Wait until a program listens at its own socket.
+
+    Raises:
+        OperationError: it has ended, or makes no socket in time.
+    """
+    ready = select.poll()
+    ready.register(pidfd, select.POLLIN)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not is_listening(root, spec.socket):
+        if ready.poll(_LOOK_EVERY_S * 1000):
+            raise OperationError(f"Cannot start {spec.what}: it has ended")
+        if time.monotonic() > deadline:
+            raise OperationError(f"Cannot start {spec.what}: it makes no socket")
 
 
 def _remove_directory(path: str) -> None:

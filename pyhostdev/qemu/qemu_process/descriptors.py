@@ -58,7 +58,8 @@ class DeviceDescriptors(UndoOnExit):
     def _begin(self, undo: contextlib.ExitStack) -> None:
         named = self.dom.copy()
         assign_aliases(named)
-        self.links_down = [str(net.info.alias) for net in named.interfaces if net.link_state == "down"]
+        cards = (net for net in named.interfaces if net.hostdev is None)  # of a host device, the PF switches the link
+        self.links_down = [str(net.info.alias) for net in cards if net.link_state == "down"]
         self._connect_interfaces(named, undo)
         self._open_usb(named, undo)
         self._open_vsock(named, undo)

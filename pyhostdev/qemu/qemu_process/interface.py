@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhostdev.errors import HostdevError, OperationError
 from pyhostdev.hypervisor.netdev_journal import MacvtapJournal
+from pyhostdev.hypervisor.network_pool import pool_obstacles
 from pyhostdev.hypervisor.virnetwork import is_bridge, is_interface, read_network
 from pyhostdev.qemu.qemu_command.net import TAP_TYPES, queues_of, wants_vhost
 from pyhostdev.util import netlink, virnetdev
 from pyhostdev.util.charnode import is_vhost_net, open_character_device
 from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
 from pyhostdev.util.finding import ERROR, NOTE, Finding
-from pyhostdev.util.virfile import read_lines
+from pyhostdev.util.virfile import is_directory, list_names, read_attribute, read_lines
 from pyhostdev.util.virnetdevtap import Tap, open_tap, set_up_macvtap
 from pyhostdev.util.virxml import shown
 
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.util.hostroot import HostRoot
 
-BRIDGE, DIRECT, ETHERNET = "bridge", "direct", "ethernet"
+BRIDGE, DIRECT, ETHERNET, POOL = "bridge", "direct", "ethernet", "pool"
 
+MTU_MIN, MTU_MAX = 68, 65521  # linux/if_ether.h, ETH_MIN_MTU; ETH_MAX_MTU without a header (drivers/net/tun.c)
+_QUEUES_MAX = 256  # MAX_TAP_QUEUES (linux/if_tap.h)
 _CAP_NET_ADMIN = 12  # linux/capability.h
 # models whose packets have the virtio-net header, which carries offloads
 _HEADER_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional", "e1000e", "igb", "vmxnet3")
@@ -41,7 +44,7 @@ _TAP_MAC_PREFIX = "fe"  # a bridge adopts the lowest address of its ports, which
 
 
 class Connection(NamedTuple):
-    """What an interface is connected to: a bridge, an interface of the host with a macvtap's mode, or nothing."""
+    """What an interface is connected to: a bridge, a pool, an interface of the host with a mode, or nothing."""
 
     kind: str
     where: str = ""
@@ -62,6 +65,7 @@ def interface_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
             yield found
         else:
             yield from _connection_obstacles(host.root, net, found)
+    yield from pool_obstacles(dom, host)
     if taps and host.root.is_live:
         yield from _right_obstacles(dom, taps, host.root)
 
@@ -84,12 +88,11 @@ def _of_network(root: HostRoot, net: Any) -> Connection | Finding:
     if network is None:
         return _missing(net, f"libvirt has no network '{shown(name)}' on this host")
     definition = network.definition
+    if definition.is_pool:
+        return Connection(POOL, definition.name)
     if definition.special or net.source.portgroup is not None:
         words = ", ".join(definition.special) or "portgroup"
         message = f"<{words}> of the network '{shown(name)}' is not supported"
-        return Finding("unsupported", ERROR, None, message, net.line)
-    if definition.is_pool:
-        message = f"The network '{shown(name)}' assigns host devices: use an <interface type='hostdev'>"
         return Finding("unsupported", ERROR, None, message, net.line)
     if definition.is_direct:
         return _of_direct(root, net, definition)
@@ -115,7 +118,10 @@ def _connection_obstacles(root: HostRoot, net: Any, found: Connection) -> Iterat
         yield _missing(net, f"The host has no bridge '{shown(found.where)}'")
     if found.kind == DIRECT and not is_interface(root, found.where):
         yield _missing(net, f"The host has no network interface '{shown(found.where)}'")
-    name = net.ifname
+    elif found.kind == DIRECT:
+        yield from _macvtap_obstacles(root, net, found)
+    yield from _limits(root, net, found)
+    name = net.chosen_ifname
     if name is None:
         return
     if not virnetdev.is_interface_name(name):
@@ -124,6 +130,38 @@ def _connection_obstacles(root: HostRoot, net: Any, found: Connection) -> Iterat
         yield _missing(net, f"The host has no network interface '{name}'")
     elif net.target_managed is not False and is_interface(root, name):
         yield _missing(net, f"The host already has a network interface '{name}'")
+
+
+def _macvtap_obstacles(root: HostRoot, net: Any, found: Connection) -> Iterator[Finding]:
+    """
+    Yield a finding for each user of a host interface that excludes a macvtap.
+
+    Source: netdev_rx_handler_register (net/core/dev.c); macvlan_common_newlink (drivers/net/macvlan.c) wants the
+        interface alone for mode passthru
+    """
+    place = os.path.join(root.class_net, found.where)
+    if is_directory(root, os.path.join(place, "brport")):
+        yield _missing(net, f"The interface '{shown(found.where)}' is a port of a bridge, and cannot have a macvtap")
+    uppers = [name.removeprefix("upper_") for name in list_names(root, place) if name.startswith("upper_macv")]
+    if uppers and found.mode == "passthrough":
+        message = f"The interface '{shown(found.where)}' already has {uppers[0]}, and mode passthrough wants it alone"
+        yield _missing(net, message)
+
+
+def _limits(root: HostRoot, net: Any, found: Connection) -> Iterator[Finding]:
+    """Yield a finding for each number that the kernel refuses, and a note for an MTU that the host side lacks."""
+    if queues_of(net) > _QUEUES_MAX:
+        message = f"A tap has at most {_QUEUES_MAX} queues, not {queues_of(net)}"
+        yield Finding("unsupported", ERROR, None, message, net.line)
+    if net.mtu is None:
+        return
+    if not MTU_MIN <= net.mtu <= MTU_MAX:
+        message = f"The MTU of a tap must be from {MTU_MIN} to {MTU_MAX}, not {net.mtu}"
+        yield Finding("unsupported", ERROR, None, message, net.line)
+    host_side = read_attribute(root, os.path.join(root.class_net, found.where, "mtu")) if found.where else None
+    if host_side is not None and host_side.isdecimal() and int(host_side) < net.mtu:
+        message = f"'{shown(found.where)}' has the MTU {host_side}: larger packets of the guest are dropped"
+        yield Finding("ignored", NOTE, None, message, net.line)
 
 
 def _right_obstacles(dom: DomainDef, taps: list[Any], root: HostRoot) -> Iterator[Finding]:
@@ -204,6 +242,8 @@ class InterfaceConnector:
         found = connection_of(self.host.root, net)
         if isinstance(found, Finding):
             raise OperationError(found.message)
+        if found.kind == POOL:
+            raise OperationError(f"The network '{shown(found.where)}' gives the guest no virtual function")
         what = f"connect the interface with MAC address {net.mac}"
         connect = self._macvtap if found.kind == DIRECT else self._tap
         if found.kind == DIRECT:

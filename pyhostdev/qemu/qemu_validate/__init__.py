@@ -334,6 +334,12 @@ def _panic_errors(dom: DomainDef, device: Any) -> Errors:
         yield _unsupported(f"The machine '{dom.os.machine}' has no panic device of model {device.model}", device)
 
 
+def _nvram_errors(dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainDeviceDefNVRAM"""
+    if not is_pseries(dom):
+        yield _unsupported(f"The machine '{dom.os.machine}' has no <nvram>", device)
+
+
 def _filesystem_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefFS"""
     if not device.is_virtiofs:
@@ -373,6 +379,7 @@ _DEVICE_RULES: dict[str, Callable[[DomainDef, Any], Errors]] = {
     "memballoon": _memballoon_errors,
     "watchdog": _watchdog_errors,
     "panic": _panic_errors,
+    "nvram": _nvram_errors,
     "interface": net_errors,
     "filesystem": _filesystem_errors,
 }

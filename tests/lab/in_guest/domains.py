@@ -34,6 +34,7 @@ $b mount -t sysfs sys /sys
 $b mount -t devtmpfs dev /dev
 echo "GUEST-BEGIN"
 /bin/lspci -n
+for d in /sys/bus/pci/devices/*; do echo "GUEST-NODE ${d##*/} $($b cat $d/numa_node)"; done
 echo "GUEST-END"
 while [ -e /watch ]; do
 	echo "GUEST-NOW $(/bin/lspci -n | $b tr '\n' ';')"
@@ -91,6 +92,11 @@ def hostdev(address: str, *, assigned: str | None = "yes", function: int | None 
       <source><address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{number}'/></source>
       {guest}
     </hostdev>"""
+
+
+def guest_nodes(serial: str) -> dict[str, int]:
+    """Return the NUMA node of each PCI function by address, of what the guest printed; -1 for none."""
+    return {address: int(node) for address, node in re.findall(r"^GUEST-NODE (\S+) (-?\d+)", serial, re.MULTILINE)}
 
 
 def watched_devices(serial: str) -> set[str]:

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import errnos
+import refresh
 from domains import guest_devices, write_domain
 from labhost import (
     NIC,
@@ -169,6 +170,7 @@ def kernel_without_it() -> None:
 
 WITH_IT = [
     errnos.same_answers,
+    refresh.refresh_equals_a_scan,
     undeclared_functions,
     start_that_fails,
     killed_guest,

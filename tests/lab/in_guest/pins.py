@@ -73,6 +73,7 @@ def renumbered() -> None:
         [item["now"] for item in found],
         "all four functions are found where they are now",
     )
+    RUN.mkdir(exist_ok=True)
     repointed = RUN / "repointed.xml"
     repointed.write_bytes(verb("xml", definition, "--repoint", *QEMU))
     with started(repointed, *QEMU) as start:

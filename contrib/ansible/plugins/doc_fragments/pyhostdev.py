@@ -83,7 +83,7 @@ options:
     choices: [auto, device, group, 'off']
     default: auto
   accept:
-    description: Consents, each as V(REASON:ADDRESS).
+    description: Consents, each as V(REASON:ADDRESS); a selector such as V(net:eno1) may take the place of the address.
     type: list
     elements: str
     default: []

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Choose a virtual function for each interface whose network is a pool of host devices.
+
+As in libvirt, an interface gets the first free function in the order of the pool. A function is free if no other domain
+has it, this domain does not name it, and the host does not use its network interface. The record of a device names its
+owner: a domain that has a function of the pool keeps it, and a release makes the function free again.
+
+Mirrors: networkAllocatePort, networkCreateInterfacePool (src/network/bridge_driver.c)
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.net_conf import PoolNetDef
+from pyhostdev.errors import HostdevError
+from pyhostdev.hypervisor.hostdev_checks import held_groups, libvirt_owners
+from pyhostdev.hypervisor.virnetwork import read_network, read_port_functions
+from pyhostdev.util.finding import ERROR, NOTE, Finding
+from pyhostdev.util.hostusage import interface_use, names_by_function
+from pyhostdev.util.iommugroup import read_iommu_group_members
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.virfile import list_names, read_link_name
+from pyhostdev.util.virxml import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.network_conf import NetworkDef
+    from pyhostdev.hypervisor.host import Host
+    from pyhostdev.hypervisor.virnetwork import HostNetwork
+    from pyhostdev.util.hostroot import HostRoot
+
+_TOLD_MAX = 4  # functions of a pool whose use a refusal names
+
+
+def with_pool_functions(dom: DomainDef, host: Host, owner: str | None = None) -> DomainDef:
+    """
+    Return a domain in which each interface of a pool's network is the function that it gets on this host.
+
+    An interface stays as it is if its network is not a pool, or the pool cannot serve it: ``pool_obstacles`` then says
+    why. The host is only read; preparing the domain records the functions.
+
+    Args:
+        owner: the name of the domain that will own the functions; the definition's name by default.
+
+    Raises:
+        SysfsError: the host cannot be read.
+    """
+    wanted = [(at, found) for at, net in enumerate(dom.interfaces) if (found := _pool_of(net, host.root)) is not None]
+    if not wanted:
+        return dom
+    resolved = dom.copy()
+    for at, network in wanted:
+        chosen = _first_free(resolved, network, host, owner)
+        if chosen is not None:
+            resolved.interfaces[at] = PoolNetDef.of(dom.interfaces[at], chosen, network)
+    return resolved
+
+
+def _pool_of(net: Any, root: HostRoot) -> NetworkDef | None:
+    """Return the network of an interface if it is a pool that can serve it."""
+    network = _network_of(net, root)
+    if network is None or not network.is_active or not network.definition.is_pool:
+        return None
+    return network.definition if _serves(net, network.definition) else None
+
+
+def _network_of(net: Any, root: HostRoot) -> HostNetwork | None:
+    """Return the network of an interface; None if it has none, or the network's file is a finding of the interface."""
+    if net.type != "network":
+        return None
+    try:
+        return read_network(root, net.source.network)
+    except HostdevError:
+        return None
+
+
+def _serves(net: Any, network: NetworkDef) -> bool:
+    return net.source.portgroup is None and not set(network.special) - {"vlan"}
+
+
+def _first_free(dom: DomainDef, network: NetworkDef, host: Host, owner: str | None) -> PCIDeviceAddress | None:
+    """Return the function that the domain already has, else the first free one; None without any."""
+    owner = owner or dom.name
+    uses = _Uses(dom, host, owner)
+    candidates = pool_functions(host.root, network)
+    own = [address for address in candidates if address in uses.own and address not in uses.named]
+    return next(iter(own), None) or next((address for address in candidates if uses.of(address) is None), None)
+
+
+def pool_functions(root: HostRoot, network: NetworkDef) -> tuple[PCIDeviceAddress, ...]:
+    """
+    Return the functions of a pool in its order: those that it lists, else all virtual functions of its PF.
+
+    Raises:
+        SysfsError: the host cannot be read.
+
+    Host: sys/class/net, and the links virtfnN of the PF
+
+    Mirrors: networkCreateInterfacePool
+    """
+    if network.functions or network.pf is None:
+        return network.functions
+    places = names_by_function(root, root.class_net)
+    pf = next((address for address, names in places.items() if network.pf in names), None)
+    if pf is None:
+        return ()
+    device = root.pci_device(PCIDeviceAddress.parse(pf))
+    numbers = sorted(int(name[6:]) for name in list_names(root, device) if _is_function_link(name))
+    links = (read_link_name(root, os.path.join(device, f"virtfn{number}")) for number in numbers)
+    return tuple(PCIDeviceAddress.parse(link) for link in links if link is not None)
+
+
+def _is_function_link(name: str) -> bool:
+    return name.startswith("virtfn") and name[6:].isdecimal() and name.isascii()
+
+
+class _Uses:
+    """What the functions of a host are used for, so that a pool cannot give them to a domain."""
+
+    def __init__(self, dom: DomainDef, host: Host, owner: str | None) -> None:
+        self.host = host
+        self.named: Collection[PCIDeviceAddress] = {hostdev.pci_address for hostdev in dom.pci_hostdevs()}
+        self.active = {a: r.owner for a, r in (host.readable_records() or {}).items() if r.is_active}
+        self.own = {address for address, name in self.active.items() if name == owner}
+        self.of_ports = read_port_functions(host.root)
+
+    def of(self, address: PCIDeviceAddress) -> str | None:
+        """Return the use of a function as the end of a sentence; None if it is free."""
+        device = self.host.pci_device(address)
+        if device is None:
+            return "is not on this host"
+        if address in self.named:
+            return "is in this domain already"
+        if address in self.active:
+            return f"is in use by domain '{self.active[address]}'"
+        if address in self.of_ports:
+            return "is in use by a domain of libvirt"
+        name = interface_use(self.host.root, address)
+        if name is not None:
+            return f"has interface '{name}', which the host uses"
+        held = next(self._holders(address, device.iommu_group), None)
+        return None if held is None else "is in use by another program"
+
+    def _holders(self, address: PCIDeviceAddress, group: int | None) -> Iterator[Finding]:
+        """Yield a finding if a running domain of libvirt, or a program, has the function."""
+        root = self.host.root
+        yield from (finding for finding in libvirt_owners(root, [address]) if finding.severity == ERROR)
+        if group is not None:
+            yield from held_groups(root, {group: address}, {group: read_iommu_group_members(root, group)})
+
+
+def pool_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
+    """
+    Yield a finding for each interface whose network is a pool that gives it no function.
+
+    Args:
+        dom: as ``with_pool_functions`` returned it.
+
+    Raises:
+        SysfsError: the host cannot be read.
+    """
+    for net in dom.interfaces:
+        network = _network_of(net, host.root)
+        if network is None or not network.definition.is_pool:
+            continue
+        if not _serves(net, network.definition):
+            message = f"A port group or <virtualport> of the network '{shown(net.source.network)}' is not supported"
+            yield Finding("unsupported", ERROR, None, message, net.line)
+        elif not network.is_active:
+            message = f"The network '{shown(net.source.network)}' is not active: start it with libvirt"
+            yield Finding("network-missing", ERROR, None, message, net.line)
+        else:
+            yield Finding("network-missing", ERROR, None, _exhausted(dom, network.definition, host), net.line)
+
+
+def _exhausted(dom: DomainDef, network: NetworkDef, host: Host) -> str:
+    """Return why a pool has no function for another interface of a domain."""
+    name = shown(network.name)
+    functions = pool_functions(host.root, network)
+    if not functions:
+        pf = f" of '{shown(network.pf)}'" if network.pf is not None else ""
+        return f"The network '{name}' has no virtual functions{pf} on this host"
+    uses = _Uses(dom, host, dom.name)
+    told = [f"{address} {uses.of(address) or 'is free'}" for address in functions[:_TOLD_MAX]]
+    told += [f"and {len(functions) - _TOLD_MAX} more"] if len(functions) > _TOLD_MAX else []
+    return f"The network '{name}' has no free virtual function: {', '.join(told)}"
+
+
+def has_lost_functions(dom: DomainDef, host: Host) -> bool:
+    """
+    Return True if another domain took a function between its choice and its preparation: then a new choice can succeed.
+
+    Raises:
+        SysfsError: the records cannot be read.
+    """
+    records = host.readable_records() or {}
+    chosen = (net.hostdev.pci_address for net in dom.interfaces if isinstance(net, PoolNetDef))
+    taken = (records[address] for address in chosen if address in records)
+    return any(record.is_active and record.owner != dom.name for record in taken)
+
+
+def pool_notes(dom: DomainDef) -> Iterator[Finding]:
+    """Yield a note for each function that a pool gives to a domain."""
+    for net in dom.interfaces:
+        if isinstance(net, PoolNetDef):
+            address = net.hostdev.pci_address
+            message = f"The network '{shown(net.network)}' gives device {address} to the interface"
+            yield Finding("from-pool", NOTE, address, message, net.line)
