@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""make prototype: two trees answer the same questions; the report has the differences and which is nearer to libvirt."""
+"""make prototype: two trees get the same questions; the report has the differences, and the one nearer to libvirt."""
 
 from __future__ import annotations
 
