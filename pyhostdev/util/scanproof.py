@@ -21,8 +21,8 @@ from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.scantuning import Tuning
 
-# Series of Linux where the rule was measured. 6.1: the lab, on the PCI bus; 6.18: entries of network devices.
-PROVEN = frozenset({(6, 1), (6, 18)})
+# Series of Linux where the rule was measured. 6.1, 7.2: the lab, on the PCI bus; 6.18: entries of network devices.
+PROVEN = frozenset({(6, 1), (6, 18), (7, 2)})
 
 # An entry is only the first sign of a change: a VF is listed before it is linked to its PF, a function before it is in
 # a group. So a time younger than this proves nothing; nor does it where the clock of files is coarse.
