@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
-from pyhostdev.errors import ConfigError, DeviceInUseError, RefusedError
+from pyhostdev.errors import ConfigError, DeviceInUseError, HostdevError, RefusedError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_context import HostdevContext
 from pyhostdev.hypervisor.hostdev_plan import Plan
@@ -170,6 +170,8 @@ class HostdevManager:
         """
         Prepare on enter, release on exit; every holder of the devices must end within the block.
 
+        An error of the block gets ``rolled_back`` after the release, unless it already says whether all was undone.
+
         Args:
             node_owner: as in ``prepare``.
             by_descriptor: functions that the guest gets as open descriptors, so that their nodes are not given.
@@ -183,8 +185,12 @@ class HostdevManager:
         )  # devices of another call are not released here
         try:
             yield
-        finally:
+        except BaseException as err:
             self.release(owner, guest_ended=True)
+            if isinstance(err, HostdevError) and err.rolled_back is None:
+                err.rolled_back = True
+            raise
+        self.release(owner, guest_ended=True)
 
     def release(self, owner: str, *, guest_ended: bool = False) -> list[PCIDeviceAddress]:
         """

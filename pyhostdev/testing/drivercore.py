@@ -21,6 +21,7 @@ from pyhostdev.testing.answers import Blocked, Refusal
 from pyhostdev.testing.driverfiles import IOMMUFD, has_iommufd_module, put_driver, put_iommufd
 from pyhostdev.testing.iommu import IOMMUGroups
 from pyhostdev.testing.kernelstate import PARKED, Pending
+from pyhostdev.testing.release import has_change
 from pyhostdev.testing.simdevice import (
     SimDevice,
     find_device,
@@ -229,6 +230,8 @@ class DriverCore:
             return int(getattr(errno, driver.probe or ""))
         if driver.name == "pcieport":
             return 0 if _is_express_port(device) else errno.ENODEV
+        if driver.name == "nvme" and device.is_offline_controller and has_change(self.tree, "nvme-enables-in-probe"):
+            return errno.ENODEV
         return vfio.probe(device) if driver.kind == "vfio" else 0
 
     def _bound(self, device: SimDevice, driver: str) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pyhostdev.testing.tree import Tree
 
 CHANGES = {
+    "nvme-enables-in-probe": (6, 2),  # before, a controller that does not start lost its driver a moment after the bind
     "override-without-lock": (6, 12),  # driver_override is stored while an unbind of the function waits
     "fdinfo-names-function": (6, 18),  # vfio-device-syspath
 }

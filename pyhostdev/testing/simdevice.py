@@ -92,6 +92,11 @@ class SimDevice:
         return None if name is None else PCIDeviceAddress.parse(name)
 
     @property
+    def is_offline_controller(self) -> bool:
+        """True for a VF of QEMU's NVMe controller: it has no queues unless a command to the PF gives it some."""
+        return self.read("vendor") == b"0x1b36\n" and self.read("device") == b"0x0010\n" and self.physfn is not None
+
+    @property
     def virtual_functions(self) -> list[PCIDeviceAddress]:
         """The VFs of a PF in the order of their index."""
         names = numbered(self.tree.list_dir(self.path), "virtfn")

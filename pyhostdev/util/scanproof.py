@@ -21,8 +21,8 @@ from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.scantuning import Tuning
 
-# Linux series on which the rule was measured. 6.1: in the lab, on the PCI bus; 6.18: with network devices.
-PROVEN = frozenset({(6, 1), (6, 18)})
+# Linux series on which the rule was measured. 6.1, 7.2: in the lab, on the PCI bus; 6.18: with network devices.
+PROVEN = frozenset({(6, 1), (6, 18), (7, 2)})
 
 # An entry is only the first sign of a change: a VF is listed before it is linked to its PF, a function before it is in
 # a group. So a time younger than this proves nothing, nor does any time of a coarse file clock.

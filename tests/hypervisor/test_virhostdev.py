@@ -56,6 +56,19 @@ def test_s5_prepare_and_release_round_trip(bcm5719: FakeHost, seed_domain: Domai
     assert manager.status()[:2] == ([], [])
 
 
+def test_error_while_prepared_says_that_all_was_rolled_back(
+    bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
+) -> None:
+    """An error such as QEMU's early end leaves the block after the release, and says that the host is as before."""
+    before = bcm5719.snapshot()
+    manager = manager_for(bcm5719)
+    with pytest.raises(OperationError) as caught, manager.prepared(manager.host.plan(seed_domain)):
+        assert drivers(bcm5719) == ["vfio-pci"] * 4
+        raise OperationError("QEMU ended before the guest could run")
+    assert caught.value.rolled_back is True
+    assert before == bcm5719.snapshot()
+
+
 def test_lists_are_seen_and_released_by_another_process(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:

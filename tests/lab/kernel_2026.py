@@ -140,8 +140,6 @@ class Build:
             (partial / "lib/modules" / release / link).unlink(missing_ok=True)
         self._run("depmod", "-b", str(partial), release)
         shutil.copy(self.objects / "arch/x86/boot/bzImage", partial / f"boot/vmlinuz-{release}")
-        shutil.copy(self.objects / "vmlinux", partial / f"boot/vmlinux-{release}")
-        self._run("strip", "-g", str(partial / f"boot/vmlinux-{release}"))
         (partial / RECIPE).write_text(recipe())
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The simulated kernel answers as the real one did: ``kernel_answers.json`` is what the lab recorded.
+The simulated kernel answers as the real ones did: ``kernel_answers*.json`` is what the lab recorded.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ TREE = Path(__file__).with_name("lab.tree")
 class Simulated:
     """A fake host of the lab's kind, as the scripts see it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.host = FakeHost.from_tree(TREE, directory)
+    def __init__(self, directory: Path, release: str) -> None:
+        tree = directory / "lab.tree"
+        tree.write_text(f"release {release}\n{TREE.read_text()}")
+        self.host = FakeHost.from_tree(tree, directory / "host")
         self.kernel = SimulatedKernel(self.host.root, raw=True)  # the scripts write as a shell does
 
     def _device(self, address: str, name: str) -> Path:
@@ -54,9 +56,10 @@ class Simulated:
         return self.kernel.open_group(int(self._device(address, "iommu_group").readlink().name))
 
 
+@pytest.mark.parametrize("release", ["6.1.0-50-amd64", "7.2.13-lab"])
 @pytest.mark.parametrize("script", kernel_scripts.SCRIPTS, ids=lambda script: script.name)
-def test_simulated_kernel_answers_as_the_real_one(script: kernel_scripts.Script, tmp_path: Path) -> None:
+def test_simulated_kernel_answers_as_the_real_one(script: kernel_scripts.Script, release: str, tmp_path: Path) -> None:
     """
     Every script gets the errnos, the driver and the override that the lab's kernel gave it.
     """
-    assert kernel_scripts.recorded()[script.name] == kernel_scripts.run(script, Simulated(tmp_path))
+    assert kernel_scripts.recorded(release)[script.name] == kernel_scripts.run(script, Simulated(tmp_path, release))

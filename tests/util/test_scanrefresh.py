@@ -377,8 +377,8 @@ def test_directory_proves_nothing(fake: FakeHost, tuning: Tuning, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("release", "expected"),
-    [("6.1.0-28-amd64", True), ("6.18.3", True), ("6.18", True), ("6.10.2", False), ("5.4.0", False), ("6", False),
-     ("", False), ("6.x", False), ("4.4.0", False)],
+    [("6.1.0-28-amd64", True), ("6.18.3", True), ("6.18", True), ("7.2.13-lab", True), ("6.10.2", False),
+     ("7.20.1", False), ("5.4.0", False), ("6", False), ("", False), ("6.x", False), ("4.4.0", False)],
 )  # fmt: skip
 def test_kernels_that_are_proven(release: str, expected: bool) -> None:
     """Only series where the rule was measured count; any other is read in full."""

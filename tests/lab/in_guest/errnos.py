@@ -105,7 +105,7 @@ def same_answers() -> None:
     check([kernel_scripts.NVME], NVME, "the host is the one the scripts are about")
     answers = real_answers()
     kernel_scripts.record(answers, Path(os.environ["LAB_OUT"]) / "kernel_answers.json")
-    expected = kernel_scripts.recorded() if kernel_scripts.ANSWERS.exists() else {}
+    expected = kernel_scripts.recorded(os.uname().release) if kernel_scripts.ANSWERS.exists() else {}
     other = [name for name in answers | expected if answers.get(name) != expected.get(name)]
     for name in other:
         say(f"    {name}: {answers.get(name)}, on record {expected.get(name)}")
