@@ -13,6 +13,7 @@ from bench import Bench, Benches
 
 from pyhostdev.errors import ConfigError, InDoubtError, InternalError, OperationError, SysfsError
 from pyhostdev.testing.faults import Kill, NotSimulated, SimulatedKill
+from pyhostdev.testing.guest import SimulatedGuest
 from pyhostdev.testing.kernel import SimulatedKernel
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -232,6 +233,17 @@ def test_holder_is_seen_in_proc(card: Bench) -> None:
         links = {os.readlink(card.root.join(f"proc/{pid}/fd", n)) for n in names(card, f"proc/{pid}/fd")}
         assert {"/dev/vfio/vfio", "/dev/vfio/14", "anon_inode:[vfio-device]"} == links
     assert before == snapshot(card)
+
+
+def test_deprecated_name_of_the_start_of_an_exit(card: Bench) -> None:
+    """``begin_to_end`` still starts the exit of a holder, and names ``begin_exit``."""
+    card.to_vfio(F0, F1, F2, F3)
+    guest = SimulatedGuest(card.kernel, 14)
+    with pytest.warns(DeprecationWarning, match="begin_exit"):
+        guest.begin_to_end()
+    (pid,) = [name for name in names(card, "proc") if name.isdigit()]
+    assert " R " in Path(card.root.join(f"proc/{pid}/stat")).read_text()
+    guest.let_go()
 
 
 def test_unused_member_can_leave_while_the_group_is_open(card: Bench) -> None:
