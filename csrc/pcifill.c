@@ -178,13 +178,57 @@ static int read_sriov(struct phd_scan *scan, size_t index)
 	return phd_find_vfs(scan, index);
 }
 
+/* 1 if an entry of the function's directory exists, 0 if it does not */
+static int has_entry(struct phd_scan *scan, const char *name)
+{
+	struct stat status;
+
+	if (fstatat(phd_here(scan), phd_attr(scan, name), &status, AT_SYMLINK_NOFOLLOW) == 0)
+		return 1;
+	return phd_is_absent(errno) ? 0 : phd_fail_here(scan, -errno);
+}
+
+static int read_inode(struct phd_scan *scan, struct phd_more *more)
+{
+	struct stat status;
+
+	phd_attr(scan, ".");
+	if (fstatat(phd_here(scan), scan->function_fd < 0 ? scan->path : ".", &status, 0) < 0)
+		return phd_is_absent(errno) ? 0 : phd_fail_here(scan, -errno);
+	more->inode = status.st_ino;
+	return 0;
+}
+
+/* The kernel has reset_method since 5.15. */
+static int read_more(struct phd_scan *scan, struct phd_more *more)
+{
+	int vfio = has_entry(scan, "vfio-dev"), reset = vfio < 0 ? vfio : has_entry(scan, "reset");
+	char text[PHD_METHODS_MAX];
+	ssize_t n;
+
+	if (reset < 0)
+		return reset;
+	more->flags = (vfio ? PHD_MORE_VFIO : 0) | (reset ? PHD_MORE_RESET : 0);
+	if (!reset)
+		return 0;
+	n = phd_read_attr(scan, "reset_method", text, sizeof(text));
+	if (n == -ENOENT)
+		return 0;
+	if (n < 0 || n == sizeof(text))
+		return phd_fail_here(scan, n < 0 ? (int)n : -EFBIG);
+	return phd_add_name(scan, text, (size_t)n, &more->methods);
+}
+
 static int read_function(struct phd_scan *scan, size_t index, bool *is_sure)
 {
 	struct phd_record *record = &scan->records[index];
+	struct phd_more *more = scan->buffers->more ? &scan->buffers->more[index] : NULL;
 	bool is_copied = copy_ids(scan, record);
-	int ret = 0;
+	int ret = more ? read_inode(scan, more) : 0;
 
 	*is_sure = false;
+	if (ret < 0)
+		return ret;
 	if (!is_copied) {
 		ret = phd_read_ids(scan, record);
 		if (ret < 0)
@@ -196,6 +240,8 @@ static int read_function(struct phd_scan *scan, size_t index, bool *is_sure)
 		ret = read_driver(scan, record);
 	if (ret == 0)
 		ret = read_sriov(scan, index);
+	if (ret == 0 && more)
+		ret = read_more(scan, more);
 	return ret;
 }
 
@@ -262,6 +308,8 @@ static void drop_gone(struct phd_scan *scan, struct phd_summary *summary)
 		if (scan->records[i].flags & PHD_FLAG_GONE)
 			continue;
 		grouped += !!(scan->records[i].have & PHD_HAVE_IOMMU_GROUP);
+		if (scan->buffers->more)
+			scan->buffers->more[kept] = scan->buffers->more[i];
 		scan->records[kept++] = scan->records[i];
 	}
 	*summary = (struct phd_summary){

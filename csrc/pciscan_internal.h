@@ -16,6 +16,7 @@
 #define PHD_ATTR_MAX	32	   /* a name like "subsystem_vendor" */
 #define PHD_PREFIX_MAX	(PHD_ADDRESS_MAX + 1)
 #define PHD_LINK_MAX	1024
+#define PHD_METHODS_MAX 256 /* all reset methods of the kernel take 60 bytes */
 #define PHD_SYSFS_MAGIC 0x62656572 /* linux/magic.h */
 
 enum phd_flags {
@@ -107,6 +108,8 @@ int phd_enter_function(struct phd_scan *scan, size_t index);
 /* The path of an attribute of the current function, below phd_here(). */
 const char *phd_attr(struct phd_scan *scan, const char *name);
 int phd_here(const struct phd_scan *scan);
+/* Read an attribute of the current function with one read; -ENOENT if it is absent. */
+ssize_t phd_read_attr(struct phd_scan *scan, const char *name, char *out, size_t size);
 /* Set the current function's ids; 1 if it has neither modalias nor vendor. */
 int phd_read_ids(struct phd_scan *scan, struct phd_record *record);
 /*
@@ -126,6 +129,8 @@ struct phd_record *phd_find(struct phd_scan *scan, uint64_t key);
 
 int phd_invert_drivers(struct phd_scan *scan, int bus_fd);
 int phd_add_driver(struct phd_scan *scan, const char *name, size_t length, uint32_t *driver);
+/* Add a text to the pool of names, where it is found again by its offset. */
+int phd_add_name(struct phd_scan *scan, const char *name, size_t length, uint32_t *at);
 
 /* pcibus.c */
 

@@ -83,6 +83,8 @@ def words_on(device: ElementDef) -> Iterator[Finding]:
 
 
 def _findings_on(device: ElementDef) -> Iterator[tuple[str, Finding]]:
+    if not device.has_unknown():
+        return
     source = getattr(device, "source", None)
     address = source if isinstance(source, PCIDeviceAddress) else None
     for place, part in device.parts():

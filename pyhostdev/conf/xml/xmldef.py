@@ -78,10 +78,11 @@ class ElementDef:
     late_errors: tuple[tuple[str, ConfigError], ...] = ()
 
     _table: ClassVar[Table | None] = None
+    _declared: ClassVar[dict[str, Field[Any]] | None] = None
     _initials: ClassVar[tuple[tuple[str, Field[Any]], ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        cls._table = None
+        cls._table = cls._declared = None
         own = tuple((k, v) for k, v in vars(cls).items() if isinstance(v, Field) and v.is_fresh)
         cls._initials = cls._initials + own
 
@@ -98,10 +99,11 @@ class ElementDef:
     @classmethod
     def declared(cls) -> dict[str, Field[Any]]:
         """Return the fields in the order of printing: those of the bases, then the class's own."""
-        fields: dict[str, Field[Any]] = {}
-        for base in reversed(cls.__mro__):
-            fields.update((k, v) for k, v in vars(base).items() if isinstance(v, Field))
-        return fields
+        if cls._declared is None:
+            cls._declared = {}
+            for base in reversed(cls.__mro__):
+                cls._declared.update((k, v) for k, v in vars(base).items() if isinstance(v, Field))
+        return cls._declared
 
     @classmethod
     def table(cls) -> Table:
@@ -343,6 +345,22 @@ class ElementDef:
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, ElementDef):
                     yield from part.parts((*place, *row.field.path))
+
+    def has_unknown(self) -> bool:
+        """Return True if this definition or a nested one has unknown attributes or elements."""
+        todo: list[ElementDef] = [self]
+        while todo:
+            part = todo.pop()
+            if part.unknown and any(part.unknown.values()):
+                return True
+            state = part.__dict__
+            for name in part.table().nested:
+                value = state.get(name)
+                if isinstance(value, ElementDef):
+                    todo.append(value)
+                elif value:
+                    todo += value
+        return False
 
     def own_unknown(self) -> Iterator[tuple[tuple[str, ...], Unknown]]:
         """Yield the unknown attributes and elements of this definition, each with its path of elements."""

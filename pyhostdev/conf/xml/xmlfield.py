@@ -143,7 +143,7 @@ class Opaque(Field["str | None"]):
         return value
 
 
-class _Element(Field[T]):
+class Nested(Field[T]):
     """
     An element with its own definition.
 
@@ -166,7 +166,7 @@ class _Element(Field[T]):
         return cast("type[Definition]", self._definition)
 
 
-class Child(_Element["D | None"]):
+class Child(Nested["D | None"]):
     """An optional element with its own definition."""
 
     def load(self, found: list[tuple[str, Element]]) -> D | None:
@@ -174,7 +174,7 @@ class Child(_Element["D | None"]):
         return cast("D", self.definition.from_element(found[0][1]))
 
 
-class Part(_Element[D]):
+class Part(Nested[D]):
     """An element with its own definition that is never None, and is printed unless it is empty."""
 
     def load(self, found: list[tuple[str, Element]]) -> D:
@@ -188,7 +188,7 @@ class Part(_Element[D]):
         return cast("D", made)
 
 
-class Children(_Element["list[D]"]):
+class Children(Nested["list[D]"]):
     """A list of elements with their own definitions."""
 
     is_fresh = True

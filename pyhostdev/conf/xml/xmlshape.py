@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyhostdev.conf.xml.xmlfield import Attribute, Content, Embedded, Flag, Ignored
+from pyhostdev.conf.xml.xmlfield import Attribute, Content, Embedded, Flag, Ignored, Nested
 
 if TYPE_CHECKING:
     from pyhostdev.conf.xml.definition import Definition
@@ -72,6 +72,7 @@ class Table(NamedTuple):
     shape: Shape
     embedded: tuple[str, ...]
     required: tuple[Row, ...]
+    nested: tuple[str, ...]  # fields that hold definitions or lists of them
 
 
 def compile_table(cls: type[Definition]) -> Table:
@@ -89,4 +90,5 @@ def compile_table(cls: type[Definition]) -> Table:
     for row in rows:
         shape.add(row)
     required = tuple(row for row in rows if getattr(row.field, "required", False))
-    return Table(tuple(rows), shape, tuple(embedded), required)
+    nested = tuple(name for name, field in cls.declared().items() if isinstance(field, (Nested, Embedded)))
+    return Table(tuple(rows), shape, tuple(embedded), required, nested)
