@@ -100,6 +100,14 @@ int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_buffe
 int phd_list_entries(int fd, int are_numbers, struct phd_entry *entries, size_t capacity,
 		     const struct phd_buffers *buffers, size_t *count);
 
+/*
+ * Set known to 1 for each group of which all members are among the records, sorted by key, with
+ * that group; else to 0.  groups_fd is the directory of the groups.
+ */
+int phd_known_groups(int groups_fd, struct phd_record *records, size_t count,
+		     const uint32_t *groups, size_t group_count, const struct phd_buffers *buffers,
+		     uint8_t *known);
+
 /* Sort keys; scratch has room for as many. */
 void phd_sort(uint64_t *keys, uint64_t *scratch, size_t count);
 

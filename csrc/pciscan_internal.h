@@ -18,6 +18,7 @@
 #define PHD_LINK_MAX	1024
 #define PHD_METHODS_MAX 256 /* all reset methods of the kernel take 60 bytes */
 #define PHD_SYSFS_MAGIC 0x62656572 /* linux/magic.h */
+#define PHD_TMPFS_MAGIC 0x01021994
 
 enum phd_flags {
 	PHD_FLAG_GONE = 1,
@@ -90,6 +91,7 @@ struct phd_dents {
 	size_t size;
 	long filled;
 	long next;
+	bool is_prompt;	    /* a call that leaves room for one more name has returned the last */
 	unsigned char type; /* of the last name */
 	uint64_t inode;	    /* of the last name */
 	uint32_t *steps;    /* names so far, of all listings together */
@@ -131,6 +133,13 @@ int phd_invert_drivers(struct phd_scan *scan, int bus_fd);
 int phd_add_driver(struct phd_scan *scan, const char *name, size_t length, uint32_t *driver);
 /* Add a text to the pool of names, where it is found again by its offset. */
 int phd_add_name(struct phd_scan *scan, const char *name, size_t length, uint32_t *at);
+
+/* pcigroups.c */
+
+/* Open the directory of a group's members. */
+int phd_open_group(int groups_fd, const struct phd_buffers *buffers, uint32_t group);
+/* Tell whether a file system's listings end only where the caller's memory ends, or the names. */
+bool phd_is_prompt(int fd);
 
 /* pcibus.c */
 

@@ -123,6 +123,17 @@ class Scan(HostFunctions):
         self._devices[:] = made
         return iter(made)
 
+    def take(self, positions: Iterable[int]) -> list[PCIDevice]:
+        """Return the functions at some positions, which are not negative."""
+        root, snapshot, devices = self.root, self._snapshot, self._devices or self._make_room()
+        found = []
+        for position in positions:
+            dev = devices[position]
+            if dev is None:
+                dev = devices[position] = PCIDevice(root, snapshot, position)
+            found.append(dev)
+        return found
+
     def find(self, address: PCIDeviceAddress | str) -> PCIDevice | None:
         """Return the function at an address, None if the host had none."""
         position = self._snapshot.find(PCIDeviceAddress.of(address))
@@ -142,7 +153,7 @@ class Scan(HostFunctions):
         """
         from pyhostdev.util.assignable import assignable  # few ask
 
-        return assignable(self, self.columns(), self._snapshot.groups, self._usage())
+        return assignable(self, self._snapshot, self._usage())
 
     def _index(self, name: str) -> DeviceIndex[Any]:
         if name not in self._indexes:

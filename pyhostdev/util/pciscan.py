@@ -12,7 +12,7 @@ import errno
 import os
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pyhostdev.errors import SysfsError
@@ -86,6 +86,40 @@ def scan_with(root: HostRoot, tuning: Tuning) -> Snapshot:
             return scanner.run()
     finally:
         os.close(bus_fd)
+
+
+def known_groups(root: HostRoot, snapshot: Snapshot, groups: Sequence[int]) -> list[bool]:
+    """
+    Tell of each group whether all its members are functions that were in this group when they were scanned.
+
+    Raises:
+        SysfsError: a group exists but cannot be listed.
+
+    Host: sys/kernel/iommu_groups/N/devices
+    """
+    if not groups:
+        return []
+    records, known = bytearray(snapshot.packed), bytearray(len(groups))
+    bus_fd = _open_bus(root)
+    try:
+        with (
+            confined.opened(_open_groups(root)) as groups_fd,
+            _Scanner(root, bus_fd, Tuning()) as scanner,
+        ):
+            ret = _c.lib.phd_known_groups(
+                groups_fd,
+                _c.ffi.from_buffer("struct phd_record[]", records),
+                len(snapshot),
+                _c.ffi.from_buffer("uint32_t[]", array("I", groups)),
+                len(groups),
+                scanner.buffers,
+                _c.ffi.from_buffer("uint8_t[]", known),
+            )
+    finally:
+        os.close(bus_fd)
+    if ret < 0:
+        raise SysfsError(-ret, root.iommu_groups, "list the members of IOMMU groups")
+    return list(map(bool, known))
 
 
 class Listed(NamedTuple):
@@ -206,6 +240,13 @@ def _open_bus(root: HostRoot) -> int:
         return confined.open_path(root, path, os.O_DIRECTORY)
     except OSError as err:
         raise SysfsError(err.errno or 0, path, "list the PCI functions") from err
+
+
+def _open_groups(root: HostRoot) -> int:
+    try:
+        return confined.open_directory(root, root.iommu_groups)
+    except OSError as err:
+        raise SysfsError(err.errno or 0, root.iommu_groups, "list the members of IOMMU groups") from err
 
 
 def _open_root(root: HostRoot) -> int:
