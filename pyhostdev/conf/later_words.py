@@ -33,7 +33,7 @@ def forget_later_words(definition: ElementDef, release: LibvirtRelease) -> None:
 
 def _forget(part: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
     yield from (error for change, error in part.late_errors if release.has(change))
-    for row in part.table().rows:
+    for row in part.table().later_rows:
         if row.field.since is not None and not release.has(row.field.since):
             _drop(_holder(part, row), row)
         elif isinstance(row.field, (Attribute, Content)) and row.field.codec.later:
@@ -54,7 +54,7 @@ def later_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Fi
 
 
 def _notes(part: ElementDef, release: LibvirtRelease) -> Iterator[Finding]:
-    for row in part.table().rows:
+    for row in part.table().later_rows:
         field = row.field
         if field.since is None or release.has(field.since) or not vars(_holder(part, row)).get(field.name):
             continue

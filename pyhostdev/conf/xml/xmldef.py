@@ -329,21 +329,24 @@ class ElementDef:
         """Return path and line of all unknown attributes and elements, also of nested definitions."""
         found: list[tuple[str, int | None]] = []
         for place, part in self.parts((self.tag,)):
-            where = "/".join(place)
+            where = "/".join(place) if part.unknown or part.table().opaque_rows else ""
             found += [("/".join((where, *path, word.label)), word.line) for path, word in part.own_unknown()]
-            for row in part.table().rows:
-                if isinstance(row.field, Opaque) and not row.field.for_host and part._value(row) is not None:
+            for row in part.table().opaque_rows:
+                if part._value(row) is not None:
                     holder = part if row.owner is None else part.__dict__[row.owner]
                     found.append(("/".join((where, *row.field.path)), holder.line_of(row.field.name)))
         return found
 
     def parts(self, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ElementDef]]:
-        """Yield self and all nested definitions, each with its path of elements."""
+        """Yield self and all nested definitions, each with its path of elements; a part that was never set is none."""
         yield place, self
-        for row in self.table().rows:
-            value = self._value(row)
-            for part in value if isinstance(value, list) else [value]:
-                if isinstance(part, ElementDef):
+        for row in self.table().nested_rows:
+            holder = self if row.owner is None else self.__dict__[row.owner]
+            value = holder.__dict__.get(row.field.name)
+            if isinstance(value, ElementDef):
+                yield from value.parts((*place, *row.field.path))
+            elif value:
+                for part in value:
                     yield from part.parts((*place, *row.field.path))
 
     def has_unknown(self) -> bool:

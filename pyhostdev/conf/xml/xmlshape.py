@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyhostdev.conf.xml.xmlfield import Attribute, Content, Embedded, Flag, Ignored, Nested
+from pyhostdev.conf.xml.xmlfield import Attribute, Content, Embedded, Flag, Ignored, Nested, Opaque
 
 if TYPE_CHECKING:
     from pyhostdev.conf.xml.definition import Definition
@@ -73,6 +73,9 @@ class Table(NamedTuple):
     embedded: tuple[str, ...]
     required: tuple[Row, ...]
     nested: tuple[str, ...]  # fields that hold definitions or lists of them
+    nested_rows: tuple[Row, ...]  # the rows of such fields
+    opaque_rows: tuple[Row, ...]  # known elements that are kept as they are, and that no room reads
+    later_rows: tuple[Row, ...]  # what older releases do not know, or know with fewer values
 
 
 def compile_table(cls: type[Definition]) -> Table:
@@ -91,4 +94,17 @@ def compile_table(cls: type[Definition]) -> Table:
         shape.add(row)
     required = tuple(row for row in rows if getattr(row.field, "required", False))
     nested = tuple(name for name, field in cls.declared().items() if isinstance(field, (Nested, Embedded)))
-    return Table(tuple(rows), shape, tuple(embedded), required, nested)
+    return Table(
+        tuple(rows),
+        shape,
+        tuple(embedded),
+        required,
+        nested,
+        nested_rows=tuple(row for row in rows if isinstance(row.field, Nested)),
+        opaque_rows=tuple(row for row in rows if isinstance(row.field, Opaque) and not row.field.for_host),
+        later_rows=tuple(row for row in rows if _is_later(row.field)),
+    )
+
+
+def _is_later(field: Any) -> bool:
+    return field.since is not None or (isinstance(field, (Attribute, Content)) and bool(field.codec.later))
