@@ -25,7 +25,7 @@ from typing import Any
 
 import goals
 import peers
-from goals import AS_SYSFS, SIZE, CPart, Goal, Trees, in_turns
+from goals import AS_SYSFS, INFORMATION, SIZE, CPart, Goal, Trees, in_turns
 
 import pyhostdev
 from pyhostdev import DomainDef, Host
@@ -50,7 +50,6 @@ PLANNED = 64
 PLUGGED = 126  # VFs of one device
 REFRESHES = 5
 MEMORY = 35  # MB
-INFORMATION = float("inf")  # the limit of a figure that is not a goal
 
 HOSTDEV = (
     "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
@@ -228,11 +227,6 @@ def build(top: Path, size: int) -> None:
         FakeHost(synthetic_host(size), directory)
 
 
-def row(goal: Goal) -> str:
-    """Return the table's line of a goal, or of a figure without a limit."""
-    return f"| {goal.name} | | {goal.figure:.3g} | |" if goal.limit == INFORMATION else goal.row()
-
-
 def lines() -> list[str]:
     """Return the table of the latest measurement."""
     if not RESULTS.exists():
@@ -259,7 +253,7 @@ def main() -> int:
         found += [*start_goals(Path(top), rounds), *list_goals(trees), *bulk_goals(trees, rounds)]
         found += refresh_goals(Path(top), rounds)
         found += [*plan_goals(Path(top), rounds), *fake_host_goals(Path(top))]
-    rows = [row(goal) for goal in found]
+    rows = [goal.row() for goal in found]
     print(*rows, sep="\n")
     kept = {"machine": goals.machine(), "goals": rows, "costs": costs}
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@
 #include "cleanup.h"
 #include "pciscan_internal.h"
 
+#define ROW_OF_LARGE 4 /* functions in a row with the same group: it is listed instead of the next links */
 #define BRIDGE_BASE_CLASS 0x06 /* PCI Code and ID Assignment 1.7; has no SR-IOV capability */
 
 /* 1 if the function exists below fd, 0 if it does not */
@@ -106,14 +107,28 @@ static bool copy_ids(const struct phd_scan *scan, struct phd_record *record)
 	return true;
 }
 
+/* List a group instead of reading the links of its functions, where drivers are believed, too. */
+static void note_row(struct phd_scan *scan, uint32_t group)
+{
+	scan->row = group == scan->row_group ? scan->row + 1 : 1;
+	scan->row_group = group;
+	if (scan->row == ROW_OF_LARGE && scan->is_crowd && scan->is_linked)
+		phd_list_group(scan, group);
+}
+
 /* *is_sure is cleared if the function may be gone */
 static int read_group(struct phd_scan *scan, struct phd_record *record, bool *is_sure)
 {
 	char target[PHD_LINK_MAX];
 	const char *name;
-	ssize_t n = phd_read_link(scan, "iommu_group", target, &name);
 	uint64_t group = 0;
+	ssize_t n;
 
+	if (record->have & PHD_HAVE_IOMMU_GROUP) { /* in a listing that is later than that of functions */
+		*is_sure = true;
+		return 0;
+	}
+	n = phd_read_link(scan, "iommu_group", target, &name);
 	if (n < 0)
 		return (int)n;
 	if (n == 0) {
@@ -130,6 +145,7 @@ static int read_group(struct phd_scan *scan, struct phd_record *record, bool *is
 	record->iommu_group = (uint32_t)group;
 	record->have |= PHD_HAVE_IOMMU_GROUP;
 	*is_sure = scan->has_groups = true;
+	note_row(scan, record->iommu_group);
 	return 0;
 }
 
@@ -326,6 +342,7 @@ int phd_fill(int bus_fd, const struct phd_tuning *tuning, const uint64_t *keys, 
 {
 	PHD_AUTO_CLOSE int fd = phd_open_bus(bus_fd, buffers, "devices", "", O_PATH | O_DIRECTORY);
 	struct phd_scan scan = {
+		.bus_fd = bus_fd,
 		.devices_fd = fd,
 		.parent_fd = -1,
 		.function_fd = -1,

@@ -23,9 +23,18 @@ static void format_name(uint32_t group, char *out)
 	strcpy(out, "/devices");
 }
 
-int phd_open_group(int groups_fd, const struct phd_buffers *buffers, uint32_t group)
+static int open_listed(int bus_fd, const struct phd_buffers *buffers, const char *name)
 {
-	char name[NAME_MAX_], path[NAME_MAX_ + 32] = "../../kernel/iommu_groups/";
+	char path[NAME_MAX_ + 32] = "../../kernel/iommu_groups/";
+
+	strcat(path, name);
+	return phd_open_bus(bus_fd, buffers, path, "", O_RDONLY | O_DIRECTORY);
+}
+
+/* Open the directory of a group's members. */
+static int open_group(int groups_fd, const struct phd_buffers *buffers, uint32_t group)
+{
+	char name[NAME_MAX_];
 	int fd;
 
 	format_name(group, name);
@@ -34,16 +43,42 @@ int phd_open_group(int groups_fd, const struct phd_buffers *buffers, uint32_t gr
 		return fd < 0 ? -errno : fd;
 	}
 	fd = phd_open_directory_at(groups_fd, name);
-	if (fd != -ELOOP)
-		return fd;
-	strcat(path, name);
-	return phd_open_bus(-1, buffers, path, "", O_RDONLY | O_DIRECTORY);
+	return fd == -ELOOP ? open_listed(-1, buffers, name) : fd;
+}
+
+/*
+ * The rest of a group that the link of the current function shows to be large.  A failure needs no
+ * report: the links of the others are still there.
+ */
+void phd_list_group(struct phd_scan *scan, uint32_t group)
+{
+	char text[NAME_MAX_];
+	PHD_AUTO_CLOSE int fd = -1;
+	struct phd_dents dents = {
+		.buffer = scan->buffers->scratch,
+		.size = scan->buffers->scratch_size,
+		.steps = &scan->steps,
+	};
+	struct phd_record *record;
+	const char *name;
+	uint64_t key;
+	int ret;
+
+	format_name(group, text);
+	dents.fd = fd = open_listed(scan->bus_fd, scan->buffers, text);
+	while (fd >= 0 && (name = phd_next_name(&dents, &ret))) {
+		record = phd_parse_address(name, &key) ? phd_find(scan, key) : NULL;
+		if (!record || key <= scan->current)
+			continue;
+		record->iommu_group = group;
+		record->have |= PHD_HAVE_IOMMU_GROUP;
+	}
 }
 
 /* 1 if all members are records of this group, 0 if not; an absent group has no members. */
 static int is_known(struct phd_scan *scan, int groups_fd, uint32_t group, bool is_prompt)
 {
-	PHD_AUTO_CLOSE int fd = phd_open_group(groups_fd, scan->buffers, group);
+	PHD_AUTO_CLOSE int fd = open_group(groups_fd, scan->buffers, group);
 	struct phd_dents dents = {
 		.fd = fd,
 		.buffer = scan->buffers->scratch,
@@ -67,7 +102,8 @@ static int is_known(struct phd_scan *scan, int groups_fd, uint32_t group, bool i
 	return ret < 0 ? ret : 1;
 }
 
-bool phd_is_prompt(int fd)
+/* Tell whether a file system's listings end only where the caller's memory ends, or the names. */
+static bool is_listed_promptly(int fd)
 {
 	struct statfs status;
 
@@ -80,7 +116,7 @@ int phd_known_groups(int groups_fd, struct phd_record *records, size_t count,
 		     uint8_t *known)
 {
 	struct phd_scan scan = {.buffers = buffers, .records = records, .count = count};
-	bool is_prompt = phd_is_prompt(groups_fd);
+	bool is_prompt = is_listed_promptly(groups_fd);
 
 	for (size_t i = 0; i < group_count; i++) {
 		int ret = is_known(&scan, groups_fd, groups[i], is_prompt);

@@ -41,6 +41,7 @@ struct phd_directory {
 };
 
 struct phd_scan {
+	int bus_fd;
 	int devices_fd;
 	int parent_fd;	  /* the directory of the current bus' functions, -1: use the links of
 			     devices/ */
@@ -57,6 +58,8 @@ struct phd_scan {
 	bool is_linked; /* between devices and drivers both ways, as in the kernel's own tree */
 	bool are_drivers_known; /* found by listing the drivers */
 	bool has_groups;
+	uint32_t row_group; /* of the functions that were read last */
+	uint32_t row;	    /* how many in a row were in that group */
 	uint64_t doubtful_domain; /* a domain whose VFs cannot be derived: each is read singly */
 	const struct phd_tuning *tuning;
 	const struct phd_buffers *buffers;
@@ -136,10 +139,8 @@ int phd_add_name(struct phd_scan *scan, const char *name, size_t length, uint32_
 
 /* pcigroups.c */
 
-/* Open the directory of a group's members. */
-int phd_open_group(int groups_fd, const struct phd_buffers *buffers, uint32_t group);
-/* Tell whether a file system's listings end only where the caller's memory ends, or the names. */
-bool phd_is_prompt(int fd);
+/* Set the group of the later functions that a group lists. */
+void phd_list_group(struct phd_scan *scan, uint32_t group);
 
 /* pcibus.c */
 

@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any, TypeVar, overload
 
 from pyhostdev.util import pciscan, scanrefresh
+from pyhostdev.util.groupindex import GroupIndex
 from pyhostdev.util.hostquery import HostFunctions, Identity
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage
@@ -40,6 +41,8 @@ class DeviceIndex(Mapping[K, list[PCIDevice]]):
     def items(self) -> ItemsView[K, list[PCIDevice]]:
         """Return all keys with their functions; creates all objects at once."""
         devices = list(self._devices)
+        if isinstance(self._positions, GroupIndex):
+            return self._positions.members(devices).items()  # type: ignore[return-value]  # its keys are numbers
         return {key: [devices[at] for at in where] for key, where in self._positions.items()}.items()
 
     def __contains__(self, key: object) -> bool:
