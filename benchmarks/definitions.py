@@ -97,7 +97,10 @@ def in_namespace(top: Path) -> list[str]:
     command = [sys.executable, __file__]
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         return command
-    for name, line in (("passwd", f"{USER}:x:64055:64055::/:/usr/sbin/nologin\n"), ("group", f"{USER}:x:64055:\nkvm:x:64056:\n")):
+    for name, line in (
+        ("passwd", f"{USER}:x:64055:64055::/:/usr/sbin/nologin\n"),
+        ("group", f"{USER}:x:64055:\nkvm:x:64056:\n"),
+    ):
         kept = Path("/etc", name).read_text(encoding="utf-8")
         new = [row for row in line.splitlines(keepends=True) if f"\n{row.partition(':')[0]}:" not in f"\n{kept}"]
         (top / name).write_text(kept + "".join(new), encoding="utf-8")
@@ -113,9 +116,7 @@ def goals_of_definitions(top: Path) -> Iterator[Goal]:
             break
     done.check_returncode()
     found = json.loads(done.stdout)
-    yield Goal(
-        f"{MANY} hostdevs from XML to argv / libvirt's domxml-to-native in process", found.get("libvirt"), 1.0
-    )
+    yield Goal(f"{MANY} hostdevs from XML to argv / libvirt's domxml-to-native in process", found.get("libvirt"), 1.0)
     yield Goal(f"cost of a hostdev from XML to argv, {LINEAR[1]} / {LINEAR[0]}", found["linear"], 1.2)
     yield Goal(f"cost of a hostdev parsed, {PARSED[1]} / {PARSED[0]}", found["parse linear"], 1.2)
     yield Goal(f"parse {MANY} hostdevs / lxml's parse and read", found["parse"], 4)

@@ -167,7 +167,9 @@ def scan_goals(trees: Trees, floor: Floor, rounds: int) -> Iterator[Goal]:
     yield Goal(f"C part / f5 floor, {name}, as on sysfs", t["c"] / t["f5"], 1.05)
     yield Goal(f"C part / f4 floor, {name}, as on sysfs", t["c"] / t["f4"], INFORMATION)
     yield Goal(
-        f"C part / f4 floor, {name}, a directory whose drivers nobody vouches for", t["unvouched"] / t["f4"], INFORMATION
+        f"C part / f4 floor, {name}, a directory whose drivers nobody vouches for",
+        t["unvouched"] / t["f4"],
+        INFORMATION,
     )
     yield Goal(
         f"C part / f4 floor, {name}, a stranger's directory, which no link leads out of",

@@ -189,9 +189,10 @@ _unpacked_here: list[TemporaryDirectory[str]] = []
 
 def _unpacked(path: str) -> HostRoot:
     """Unpack a snapshot into a directory that lasts until the verb has ended, and report what it lacks."""
+    from tempfile import TemporaryDirectory  # it loads compression libraries; few verbs unpack
+
     from pyhostdev.tools.main import complain
     from pyhostdev.util.snapshotfile import unpack
-    from tempfile import TemporaryDirectory  # it loads compression libraries; few verbs unpack
 
     directory = TemporaryDirectory(prefix="pyhostdev-snapshot-")
     _unpacked_here.append(directory)

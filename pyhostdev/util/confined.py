@@ -77,7 +77,9 @@ def open_file(root: HostRoot, path: str) -> int:
     return _result(_c.lib.phd_open_file(*_arguments(root, path)), path)
 
 
-def ask(root: HostRoot, kind: str, paths: Sequence[str], *, size_max: int, names_max: int) -> tuple[list[Fact], list[bytes]]:
+def ask(
+    root: HostRoot, kind: str, paths: Sequence[str], *, size_max: int, names_max: int
+) -> tuple[list[Fact], list[bytes]]:
     """
     Ask the same about many paths at once; neighbours in the list that share a directory cost least.
 

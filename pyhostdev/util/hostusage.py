@@ -58,13 +58,17 @@ class HostUsage:
 
     def _uses_by_part(self) -> dict[str, list[HostUse]]:
         """Return the uses by each directory that a path of a device in use has."""
-        told = [(self._screens[name], BOOT_VGA, f"has framebuffer '{name}' of the host's consoles") for name in self._screens]
+        told = [
+            (self._screens[name], BOOT_VGA, f"has framebuffer '{name}' of the host's consoles")
+            for name in self._screens
+        ]
         told += [
             (self._blocks[name], MOUNTED, f"holds '{name}', which is in use as {where}")
             for name, where in self._block_names.items()
         ]
         told += [
-            (self._nets[name], DEFAULT_ROUTE, f"has interface '{name}', which has the default route") for name in self._nets
+            (self._nets[name], DEFAULT_ROUTE, f"has interface '{name}', which has the default route")
+            for name in self._nets
         ]
         found: dict[str, list[HostUse]] = {}
         for paths, reason, text in told:

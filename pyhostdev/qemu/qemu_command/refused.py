@@ -8,7 +8,7 @@ the reads and proves this, so nothing that a user wrote is omitted silently.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.xmldef import ElementDef
@@ -78,7 +78,7 @@ def _unbuilt(definition: ElementDef) -> Iterator[ConfigUnsupportedError]:
         yield from _unbuilt(part)
 
 
-@lru_cache(maxsize=None)  # one entry for each class
+@cache  # one entry for each class
 def _refused(kind: type[ElementDef]) -> dict[str, tuple[object, ...]]:
     """Return the refused fields of a class, its bases' included."""
     return {name: found for base in kind.__mro__ for name, found in REFUSED.get(base.__name__, {}).items()}
