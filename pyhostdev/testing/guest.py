@@ -9,6 +9,7 @@ which other parts of the kernel may keep after the process has disappeared from 
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import SysfsError
@@ -46,6 +47,12 @@ class SimulatedGuest:
     def begin_exit(self) -> None:
         """Start to exit after a kill; everything is still open."""
         self.process.begin_exit()
+
+    def begin_to_end(self) -> None:
+        """Do the same as ``begin_exit``: its deprecated name."""
+        text = "'begin_to_end' is now called 'begin_exit', see docs/deprecations.md"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        self.begin_exit()
 
     def close_all(self) -> None:
         """Become a zombie; the kernel still holds the group."""

@@ -91,7 +91,7 @@ def _ask(job: Job) -> Answers:
         )
     replies = done.stdout.splitlines()
     if done.returncode or len(replies) != len(asked):
-        last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise TreeError(f"The server of {job.tree.name} ends after {len(replies)} of {len(asked)} answers: {last}")
     return {
         Question(job.release, case, kind): answer_of(kind, json.loads(reply), host, is_native=is_native(case))

@@ -132,7 +132,7 @@ class QEMUCapabilities:
         alike = self.machine(known)
         found = copy.copy(self)
         found._machines = {**self._machines, name: alike._replace(name=name, alias=None, is_default=False)}
-        found.why_stored = f"{self.why_stored}; machine type '{name}' is taken for '{alike.name}'"
+        found.why_stored = f"{self.why_stored}; machine type '{name}' counts as '{alike.name}'"
         return found
 
     def unknown_machine(self, name: str) -> str:
