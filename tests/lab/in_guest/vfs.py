@@ -24,6 +24,7 @@ from labhost import (
     VFIO,
     all_drivers,
     check,
+    children,
     driver,
     link_name,
     override,
@@ -156,9 +157,9 @@ def network_pool() -> None:
 def qemu_of(start: subprocess.Popen[str]) -> int | None:
     """Return the process id of QEMU, which ``start`` has as its child."""
     try:
-        for pid in _read(f"/proc/{start.pid}/task/{start.pid}/children").split():
+        for pid in children(start.pid):
             if "-no-shutdown" in _read(f"/proc/{pid}/cmdline").split("\0"):
-                return int(pid)
+                return pid
     except (FileNotFoundError, ProcessLookupError):
         pass  # it has ended meanwhile
     return None
