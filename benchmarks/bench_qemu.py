@@ -14,7 +14,7 @@ from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, load
 HOSTDEV = """
     <hostdev mode='subsystem' type='pci' managed='yes'>
       <driver name='vfio'/>
-      <source><address domain='0x0002' bus='{bus:#04x}' slot='0x00' function='0x0'/></source>
+      <source><address domain='0x0002' bus='{bus:#04x}' slot='{slot:#04x}' function='0x0'/></source>
     </hostdev>"""
 
 DOMAIN = """<domain type='kvm'>
@@ -32,7 +32,7 @@ DOMAIN = """<domain type='kvm'>
 
 
 def xml(machine: str, count: int) -> str:
-    hostdevs = "".join(HOSTDEV.format(bus=bus) for bus in range(1, count + 1))
+    hostdevs = "".join(HOSTDEV.format(bus=1 + number // 32, slot=number % 32) for number in range(count))
     return DOMAIN.format(machine=machine, hostdevs=hostdevs)
 
 

@@ -95,7 +95,10 @@ static void identify(struct floor *f, bool *is_bridge)
 	*is_bridge = n > 46 && !memcmp(text + 42, "bc06", 4);
 }
 
-static void visit(struct floor *f, uint64_t key, bool with_identity)
+/* The identity of every function, of those that are no VFs, or of none. */
+enum identities { NO_IDENTITY, IDENTITY_WITHOUT_VFS, EVERY_IDENTITY };
+
+static void visit(struct floor *f, uint64_t key, enum identities which, bool is_vf)
 {
 	char target[1024];
 	bool is_bridge = true;
@@ -103,17 +106,49 @@ static void visit(struct floor *f, uint64_t key, bool with_identity)
 	f->prefix = phd_format_address(key, f->path);
 	if (key >> 8 != f->bus)
 		enter_bus(f, key);
-	if (with_identity)
+	if (which == EVERY_IDENTITY || (which == IDENTITY_WITHOUT_VFS && !is_vf))
 		identify(f, &is_bridge);
 	readlinkat(f->parent, attr(f, "/iommu_group"), target, sizeof(target));
-	if (!is_bridge)
+	if (!is_bridge && which == EVERY_IDENTITY)
 		readlinkat(f->parent, attr(f, "/virtfn0"), target, sizeof(target));
 }
 
-static long replay(const char *bus_path, bool with_identity)
+static void list_driver(struct floor *f, int drivers, const char *name)
+{
+	char listing[BUFFER_SIZE / 4];
+	int fd = openat(drivers, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	while (fd >= 0 && syscall(SYS_getdents64, fd, listing, sizeof(listing)) > 0)
+		;
+	close(fd);
+}
+
+/* What every driver is bound to. */
+static void list_drivers(struct floor *f, const char *bus_path)
+{
+	char path[4096];
+	int fd;
+	long n;
+
+	strcat(strncpy(path, bus_path, sizeof(path) - 16), "/drivers");
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	while (fd >= 0 && (n = syscall(SYS_getdents64, fd, f->buffer, BUFFER_SIZE)) > 0) {
+		for (long at = 0; at < n;) {
+			struct dirent_head *entry = (void *)(f->buffer + at);
+
+			at += entry->length;
+			if (entry->name[0] != '.')
+				list_driver(f, fd, entry->name);
+		}
+	}
+	close(fd);
+}
+
+static long replay(const char *bus_path, enum identities which, const uint64_t *vfs, size_t vf_count)
 {
 	static struct floor f;
 	char path[4096];
+	size_t next = 0;
 
 	strcat(strncpy(path, bus_path, sizeof(path) - 16), "/devices");
 	f.devices = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -122,8 +157,13 @@ static long replay(const char *bus_path, bool with_identity)
 	f.parent = -1;
 	f.bus = UINT64_MAX;
 	list(&f);
-	for (size_t i = 0; i < f.count; i++)
-		visit(&f, f.keys[i], with_identity);
+	if (which == IDENTITY_WITHOUT_VFS)
+		list_drivers(&f, bus_path);
+	for (size_t i = 0; i < f.count; i++) {
+		while (next < vf_count && vfs[next] < f.keys[i])
+			next++;
+		visit(&f, f.keys[i], which, next < vf_count && vfs[next] == f.keys[i]);
+	}
 	close(f.parent);
 	close(f.devices);
 	return (long)f.count;
@@ -132,12 +172,19 @@ static long replay(const char *bus_path, bool with_identity)
 /* f4: the listing, and the IOMMU group of every function. */
 long floor_f4(const char *bus_path)
 {
-	return replay(bus_path, false);
+	return replay(bus_path, NO_IDENTITY, NULL, 0);
+}
+
+/* f5: f4, what every driver is bound to, and the identity of every function that is no VF; their keys
+ * are given, sorted. */
+long floor_f5(const char *bus_path, const uint64_t *vfs, size_t count)
+{
+	return replay(bus_path, IDENTITY_WITHOUT_VFS, vfs, count);
 }
 
 /* fpm: the identity of every function as well; and the search for VFs that a host needs that has
  * none. */
 long floor_fpm(const char *bus_path)
 {
-	return replay(bus_path, true);
+	return replay(bus_path, EVERY_IDENTITY, NULL, 0);
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ _HERE = Path(__file__).parent
 def _open(library: Path) -> Any:
     ffi = FFI()
     ffi.cdef("long floor_f4(const char *bus_path); long floor_fpm(const char *bus_path);")
-    return ffi.dlopen(str(library))
+    ffi.cdef("long floor_f5(const char *bus_path, const uint64_t *vfs, size_t count);")
+    return ffi, ffi.dlopen(str(library))
 
 
 class Floor:
     """The replays of floor.c."""
 
     def __init__(self, build_dir: Path) -> None:
-        self._lib = _open(self.build(build_dir))
+        self._ffi, self._lib = _open(self.build(build_dir))
 
     @staticmethod
     def build(build_dir: Path) -> Path:
@@ -38,12 +40,17 @@ class Floor:
     def load(cls, library: Path) -> Floor:
         """Load an earlier build if there is no compiler."""
         made = cls.__new__(cls)
-        made._lib = _open(library)
+        made._ffi, made._lib = _open(library)
         return made
 
     def f4(self, bus_path: str) -> int:
         """Replay the listing and one link per function; return the number of functions."""
         return int(self._lib.floor_f4(os.fsencode(bus_path)))
+
+    def f5(self, bus_path: str, vfs: array[int]) -> int:
+        """Replay f4, what every driver is bound to, and one identity a function that is no VF; the number of functions."""
+        keys = self._ffi.from_buffer("uint64_t[]", vfs)
+        return int(self._lib.floor_f5(os.fsencode(bus_path), keys, len(vfs)))
 
     def fpm(self, bus_path: str) -> int:
         """Replay the identity of every function and the search for VFs, too."""

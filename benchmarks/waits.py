@@ -18,20 +18,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import goals
 import peers
-from goals import AS_SYSFS, SIZE, CPart, Goal, Trees, in_turns
+import persons
+import refreshes
+from definitions import goals_of_definitions
+from goals import AS_SYSFS, INFORMATION, SIZE, CPart, Goal, Trees, in_turns
 
 import pyhostdev
 from pyhostdev import DomainDef, Host
 from pyhostdev.testing.fakehost import FakeHost
-from pyhostdev.testing.generator import make_tree, synthetic_host
-from pyhostdev.util import pciscan, scanproof, scanrefresh
+from pyhostdev.testing.generator import synthetic_host
+from pyhostdev.tools.demo import GUEST
+from pyhostdev.util import pciscan
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostscan import Scan
 
@@ -47,10 +50,9 @@ WEIGHED = "from pyhostdev.tools.main import main; main(sys.argv[1:]); " + (
 )
 CARD = "0001:09:00.0"
 PLANNED = 64
-PLUGGED = 126  # VFs of one device
-REFRESHES = 5
+NVME = 0x0108
+AGAIN = (100, 1000, SIZE)  # functions of a host that is read again
 MEMORY = 35  # MB
-INFORMATION = float("inf")  # the limit of a figure that is not a goal
 
 HOSTDEV = (
     "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
@@ -75,25 +77,27 @@ def processes(rounds: int, commands: dict[str, list[str]]) -> dict[str, float]:
     return {name: statistics.median(times[1:]) for name, times in taken.items()}
 
 
-def verbs_beside_lspci(trees: Trees, rounds: int) -> tuple[list[Goal], dict[int, dict[str, float]]]:
-    """Compare list with lspci at three sizes."""
-    found, costs = [], {}
-    for size in (20, 1000, SIZE):
-        root = trees("sriov", size)
-        commands = {
-            "list": ours("list", "--root", root.path),
-            "list --json": ours("list", "--json", "--root", root.path),
-        }
-        for words in (["-n"], ["-nk"]):
-            command = peers.lspci(root.join("sys"), *words)
-            if command is not None:
-                commands[" ".join(["lspci", *words])] = command
-        times = costs[size] = processes(rounds, commands)
-        limits = {1000: (("list", 1.0),), SIZE: (("list", 0.35), ("list --json", 0.2))}.get(size, ())
-        for name, limit in limits:
+def list_against_lspci(costs: dict[int, dict[str, float]]) -> Iterator[Goal]:
+    """Compare list with lspci."""
+    limits = {1000: (("list", 1.0),), SIZE: (("list", 0.35), ("list --json", 0.2))}
+    for size, those in limits.items():
+        times = costs[size]
+        for name, limit in those:
             figure = times[name] / times["lspci -nk"] if "lspci -nk" in times else None
-            found.append(Goal(f"{name} / lspci -nk, {size:,} functions, whole processes", figure, limit))
-    return found, costs
+            yield Goal(f"{name} / lspci -nk, {size:,} functions, whole processes", figure, limit)
+
+
+def domain_of(top: Path) -> Callable[[HostRoot], tuple[str, str]]:
+    """Return what writes a domain with one function of a host; its file, and the function's address."""
+
+    def write(root: HostRoot) -> tuple[str, str]:
+        snapshot = pciscan.scan_with(root, AS_SYSFS)
+        address = next(snapshot.address(at) for at, record in enumerate(snapshot) if record.class_ >> 8 == NVME)
+        path = top / f"{os.path.basename(root.path)}.xml"
+        path.write_text(DOMAIN.format(HOSTDEV.format(address)), encoding="ascii")
+        return str(path), str(address)
+
+    return write
 
 
 def start_goals(top: Path, rounds: int) -> Iterator[Goal]:
@@ -110,6 +114,36 @@ def start_goals(top: Path, rounds: int) -> Iterator[Goal]:
     limits = {"import pyhostdev": 1.25, "--version": 1.5, "show": 4.5, "status": 4.5}
     for name, limit in limits.items():
         yield Goal(f"{name} / python that does nothing", times[name] / times["python"], limit)
+
+
+def change_goals(top: Path, rounds: int) -> Iterator[Goal]:
+    """Compare a simulated change of the seed's devices with the import of lxml, without which nobody reads XML."""
+    root = FakeHost.named("bcm5719", top / "changed").root.path
+    lxml = [sys.executable, "-S", "-c", START + "import lxml.etree"]
+    taken: dict[str, list[float]] = {"lxml": [], "prepare": [], "release": []}
+    for _ in range(rounds + 1):
+        taken["lxml"].append(peers.run(lxml))
+        taken["prepare"].append(peers.run(ours("prepare", str(GUEST), "--root", root, "--simulate")))
+        taken["release"].append(peers.run(ours("release", "seed", "--root", root, "--simulate")))
+    t = {name: statistics.median(times[1:]) for name, times in taken.items()}
+    for name in ("prepare", "release"):
+        yield Goal(f"{name} --simulate of the seed / import lxml.etree", t[name] / t["lxml"], 1.6)
+
+
+def emulator_goals(top: Path) -> Iterator[Goal]:
+    """Count the emulators that a second argv starts."""
+    figure = None
+    emulator = shutil.which("qemu-system-x86_64")
+    if emulator and shutil.which("strace"):
+        path = top / "asked.xml"
+        devices = f"<emulator>{emulator}</emulator>"
+        path.write_text(DOMAIN.format(devices), encoding="ascii")
+        command = ours("argv", str(path), "--state-dir", str(top / "state"))
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        traced = ["strace", "-f", "-e", "trace=execve", *command]
+        done = subprocess.run(traced, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        figure = done.stderr.count(f'execve("{emulator}"') if done.returncode == 0 else None
+    yield Goal("emulators that the second call of argv asks", figure, 0)
 
 
 def list_goals(trees: Trees) -> Iterator[Goal]:
@@ -153,50 +187,6 @@ def bulk_goals(trees: Trees, rounds: int) -> Iterator[Goal]:
     yield Goal("all objects, five facts each / C part", t["facts"] / t["c"], INFORMATION)
 
 
-def refresh_goals(top: Path, rounds: int) -> Iterator[Goal]:
-    """Compare a refresh with a full scan: without a change, after a driver's change, and after new VFs."""
-    make_tree(top / "refreshed", SIZE)
-    root = HostRoot(top / "refreshed")
-    tuning = AS_SYSFS._replace(stamped=True)
-    directories = [root.pci_devices, root.pci_drivers, root.iommu_groups]
-    directories += [root.join(root.pci_drivers, name) for name in os.listdir(root.pci_drivers)]
-
-    def settle() -> None:
-        then = time.time_ns() - 2 * scanproof.SETTLE_NS
-        for path in directories:
-            os.utime(path, ns=(then, then))
-
-    settle()
-    old = scanrefresh.scan(root, tuning)
-    vfs = [record.address for record in old if record.physfn][:PLUGGED]
-    links = {root.pci_device(address): os.readlink(root.pci_device(address)) for address in vfs}
-
-    def timed(seen: pciscan.Snapshot, proof: Any) -> float:
-        seen.proof = proof
-        begin = time.process_time()
-        for _ in range(REFRESHES):
-            scanrefresh.refresh(root, seen)
-            seen.proof = proof
-        return (time.process_time() - begin) / REFRESHES
-
-    works: dict[str, Any] = {"scan": lambda: pciscan.scan_with(root, AS_SYSFS)}
-    unchanged = old.proof
-    taken = {"scan": in_turns(rounds, works)["scan"], "nothing": timed(old, unchanged)}
-    os.utime(root.pci_driver("nvme"))
-    taken["driver"] = timed(old, unchanged)
-    for path in links:
-        os.unlink(path)
-    settle()
-    without = scanrefresh.refresh(root, old)
-    proof = without.proof
-    for path, target in links.items():
-        os.symlink(target, path)
-    taken["plugged"] = timed(without, proof)
-    yield Goal(f"refresh where nothing changed / scan, {SIZE:,} functions", taken["nothing"] / taken["scan"], 0.01)
-    yield Goal("refresh where one driver changed / scan", taken["driver"] / taken["scan"], 0.15)
-    yield Goal(f"refresh where {PLUGGED} VFs came / scan", taken["plugged"] / taken["scan"], 0.35)
-
-
 def plan_goals(top: Path, rounds: int) -> Iterator[Goal]:
     """Compare a plan of many devices with reading their facts in C."""
     fake = FakeHost(synthetic_host(300), top / "fake-300")
@@ -228,24 +218,20 @@ def build(top: Path, size: int) -> None:
         FakeHost(synthetic_host(size), directory)
 
 
-def row(goal: Goal) -> str:
-    """Return the table's line of a goal, or of a figure without a limit."""
-    return f"| {goal.name} | | {goal.figure:.3g} | |" if goal.limit == INFORMATION else goal.row()
-
-
 def lines() -> list[str]:
     """Return the table of the latest measurement."""
     if not RESULTS.exists():
         return []
     kept = json.loads(RESULTS.read_text(encoding="utf-8"))
-    found = ["", "## What a person waits for", "", f"Measured by `waits.py` on: {kept['machine']}.", ""]
+    found = ["", "## What a person waits for", "", f"Measured by `waits.py` on: {kept['machine']}.{kept['busy']}", ""]
     found += ["| goal | limit | figure | met |", "|---|---|---|---|", *kept["goals"]]
-    found += ["", "CPU milliseconds, whole processes:", ""]
-    names = list(next(iter(kept["costs"].values())))
-    found += [f"| functions | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for size, times in kept["costs"].items():
-        found.append(f"| {int(size):,} | " + " | ".join(f"{times[name]:.3g}" for name in names) + " |")
-    return found
+    return [*found, *persons.lines(kept["costs"])]
+
+
+def how_busy() -> str:
+    """Return a sentence if other programs ran meanwhile; ratios hold then, but their spread is larger."""
+    load = os.getloadavg()[2]
+    return f" Other programs ran meanwhile: the load was {load:.0f}." if load > (os.cpu_count() or 1) + 1 else ""
 
 
 def main() -> int:
@@ -254,14 +240,19 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # it would compile everything at each call
-    with goals.trees_in_memory() as (trees, _), tempfile.TemporaryDirectory(dir=trees.top) as top:
-        found, costs = verbs_beside_lspci(trees, rounds)
-        found += [*start_goals(Path(top), rounds), *list_goals(trees), *bulk_goals(trees, rounds)]
-        found += refresh_goals(Path(top), rounds)
-        found += [*plan_goals(Path(top), rounds), *fake_host_goals(Path(top))]
-    rows = [row(goal) for goal in found]
+    with goals.trees_in_memory() as (trees, _), tempfile.TemporaryDirectory(dir=trees.top) as directory:
+        top = Path(directory)
+        costs = persons.costs(trees, ours, domain_of(top), rounds)
+        found = [*list_against_lspci(costs), *start_goals(top, rounds), *change_goals(top, rounds)]
+        found += [*emulator_goals(top), *list_goals(trees), *bulk_goals(trees, rounds)]
+        inventories = {size: refreshes.costs(top, size, rounds) for size in AGAIN}
+        found += refreshes.goals_of_refresh(inventories[SIZE])
+        found += [*plan_goals(top, rounds), *goals_of_definitions(top), *fake_host_goals(top)]
+    rows = [goal.row() for goal in found]
     print(*rows, sep="\n")
-    kept = {"machine": goals.machine(), "goals": rows, "costs": costs}
+    milliseconds = {size: {name: s * 1e3 for name, s in times.items()} for size, times in inventories.items()}
+    persons.draw(costs, milliseconds)
+    kept = {"machine": goals.machine(), "busy": how_busy(), "goals": rows, "costs": costs}
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     return 0 if all(goal.is_met is not False for goal in found) else 1
 

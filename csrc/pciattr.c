@@ -94,7 +94,7 @@ static int open_attr(struct phd_scan *scan, const char *name)
 }
 
 /* Returns -ENOENT for every absent attribute; ENODEV: the function went after the open. */
-static ssize_t read_attr(struct phd_scan *scan, const char *name, char *out, size_t size)
+ssize_t phd_read_attr(struct phd_scan *scan, const char *name, char *out, size_t size)
 {
 	PHD_AUTO_CLOSE int fd = open_attr(scan, name);
 	ssize_t n = fd;
@@ -158,7 +158,7 @@ static bool parse_modalias(const char *text, ssize_t n, struct phd_record *recor
 static int read_number(struct phd_scan *scan, const char *name, uint32_t limit, uint32_t *value)
 {
 	char text[16];
-	ssize_t n = read_attr(scan, name, text, sizeof(text));
+	ssize_t n = phd_read_attr(scan, name, text, sizeof(text));
 	size_t start;
 
 	if (n < 0)
@@ -217,7 +217,7 @@ static int read_id_files(struct phd_scan *scan, struct phd_record *r)
 int phd_read_ids(struct phd_scan *scan, struct phd_record *record)
 {
 	char text[64];
-	ssize_t n = read_attr(scan, "modalias", text, sizeof(text));
+	ssize_t n = phd_read_attr(scan, "modalias", text, sizeof(text));
 
 	if (n >= 0 && parse_modalias(text, n, record))
 		return 0;

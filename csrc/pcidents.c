@@ -6,6 +6,8 @@
 #include "cleanup.h"
 #include "pciscan_internal.h"
 
+#define NAME_SIZE 264 /* of the longest name, with its padding */
+
 struct linux_dirent64 {
 	uint64_t d_ino;
 	int64_t d_off;
@@ -49,6 +51,9 @@ static int refill(struct phd_dents *dents)
 {
 	if (dents->next < dents->filled)
 		return 1;
+	if (dents->is_prompt && dents->filled &&
+	    (size_t)dents->filled + sizeof(struct linux_dirent64) + NAME_SIZE <= dents->size)
+		return 0;
 	dents->filled = syscall(SYS_getdents64, dents->fd, dents->buffer, dents->size);
 	dents->next = 0;
 	if (dents->filled < 0)

@@ -13,13 +13,24 @@
 /* Offset 0 of the pool is the empty name, so offset 0 means "no driver". */
 int phd_add_driver(struct phd_scan *scan, const char *name, size_t length, uint32_t *driver)
 {
-	char *names = scan->buffers->names;
 	size_t at = scan->last_driver;
+	int ret = 0;
 
-	if (at && !strncmp(names + at, name, length) && !names[at + length]) {
+	if (at && !strncmp(scan->buffers->names + at, name, length) &&
+	    !scan->buffers->names[at + length]) {
 		*driver = (uint32_t)at;
 		return 0;
 	}
+	ret = phd_add_name(scan, name, length, driver);
+	scan->last_driver = *driver;
+	return ret;
+}
+
+int phd_add_name(struct phd_scan *scan, const char *name, size_t length, uint32_t *found)
+{
+	char *names = scan->buffers->names;
+	size_t at;
+
 	for (at = 1; at < scan->names_used; at += strlen(names + at) + 1)
 		if (!strncmp(names + at, name, length) && !names[at + length])
 			break;
@@ -30,8 +41,7 @@ int phd_add_driver(struct phd_scan *scan, const char *name, size_t length, uint3
 		names[at + length] = '\0';
 		scan->names_used += length + 1;
 	}
-	scan->last_driver = at;
-	*driver = (uint32_t)at;
+	*found = (uint32_t)at;
 	return 0;
 }
 

@@ -15,6 +15,7 @@
 #include "cleanup.h"
 #include "pciscan_internal.h"
 
+#define ROW_OF_LARGE 4 /* functions in a row with the same group: it is listed instead of the next links */
 #define BRIDGE_BASE_CLASS 0x06 /* PCI Code and ID Assignment 1.7; has no SR-IOV capability */
 
 /* 1 if the function exists below fd, 0 if it does not */
@@ -106,14 +107,28 @@ static bool copy_ids(const struct phd_scan *scan, struct phd_record *record)
 	return true;
 }
 
+/* List a group instead of reading the links of its functions, where drivers are believed, too. */
+static void note_row(struct phd_scan *scan, uint32_t group)
+{
+	scan->row = group == scan->row_group ? scan->row + 1 : 1;
+	scan->row_group = group;
+	if (scan->row == ROW_OF_LARGE && scan->is_crowd && scan->is_linked)
+		phd_list_group(scan, group);
+}
+
 /* *is_sure is cleared if the function may be gone */
 static int read_group(struct phd_scan *scan, struct phd_record *record, bool *is_sure)
 {
 	char target[PHD_LINK_MAX];
 	const char *name;
-	ssize_t n = phd_read_link(scan, "iommu_group", target, &name);
 	uint64_t group = 0;
+	ssize_t n;
 
+	if (record->have & PHD_HAVE_IOMMU_GROUP) { /* in a listing that is later than that of functions */
+		*is_sure = true;
+		return 0;
+	}
+	n = phd_read_link(scan, "iommu_group", target, &name);
 	if (n < 0)
 		return (int)n;
 	if (n == 0) {
@@ -130,6 +145,7 @@ static int read_group(struct phd_scan *scan, struct phd_record *record, bool *is
 	record->iommu_group = (uint32_t)group;
 	record->have |= PHD_HAVE_IOMMU_GROUP;
 	*is_sure = scan->has_groups = true;
+	note_row(scan, record->iommu_group);
 	return 0;
 }
 
@@ -178,13 +194,57 @@ static int read_sriov(struct phd_scan *scan, size_t index)
 	return phd_find_vfs(scan, index);
 }
 
+/* 1 if an entry of the function's directory exists, 0 if it does not */
+static int has_entry(struct phd_scan *scan, const char *name)
+{
+	struct stat status;
+
+	if (fstatat(phd_here(scan), phd_attr(scan, name), &status, AT_SYMLINK_NOFOLLOW) == 0)
+		return 1;
+	return phd_is_absent(errno) ? 0 : phd_fail_here(scan, -errno);
+}
+
+static int read_inode(struct phd_scan *scan, struct phd_more *more)
+{
+	struct stat status;
+
+	phd_attr(scan, ".");
+	if (fstatat(phd_here(scan), scan->function_fd < 0 ? scan->path : ".", &status, 0) < 0)
+		return phd_is_absent(errno) ? 0 : phd_fail_here(scan, -errno);
+	more->inode = status.st_ino;
+	return 0;
+}
+
+/* The kernel has reset_method since 5.15. */
+static int read_more(struct phd_scan *scan, struct phd_more *more)
+{
+	int vfio = has_entry(scan, "vfio-dev"), reset = vfio < 0 ? vfio : has_entry(scan, "reset");
+	char text[PHD_METHODS_MAX];
+	ssize_t n;
+
+	if (reset < 0)
+		return reset;
+	more->flags = (vfio ? PHD_MORE_VFIO : 0) | (reset ? PHD_MORE_RESET : 0);
+	if (!reset)
+		return 0;
+	n = phd_read_attr(scan, "reset_method", text, sizeof(text));
+	if (n == -ENOENT)
+		return 0;
+	if (n < 0 || n == sizeof(text))
+		return phd_fail_here(scan, n < 0 ? (int)n : -EFBIG);
+	return phd_add_name(scan, text, (size_t)n, &more->methods);
+}
+
 static int read_function(struct phd_scan *scan, size_t index, bool *is_sure)
 {
 	struct phd_record *record = &scan->records[index];
+	struct phd_more *more = scan->buffers->more ? &scan->buffers->more[index] : NULL;
 	bool is_copied = copy_ids(scan, record);
-	int ret = 0;
+	int ret = more ? read_inode(scan, more) : 0;
 
 	*is_sure = false;
+	if (ret < 0)
+		return ret;
 	if (!is_copied) {
 		ret = phd_read_ids(scan, record);
 		if (ret < 0)
@@ -196,6 +256,8 @@ static int read_function(struct phd_scan *scan, size_t index, bool *is_sure)
 		ret = read_driver(scan, record);
 	if (ret == 0)
 		ret = read_sriov(scan, index);
+	if (ret == 0 && more)
+		ret = read_more(scan, more);
 	return ret;
 }
 
@@ -262,6 +324,8 @@ static void drop_gone(struct phd_scan *scan, struct phd_summary *summary)
 		if (scan->records[i].flags & PHD_FLAG_GONE)
 			continue;
 		grouped += !!(scan->records[i].have & PHD_HAVE_IOMMU_GROUP);
+		if (scan->buffers->more)
+			scan->buffers->more[kept] = scan->buffers->more[i];
 		scan->records[kept++] = scan->records[i];
 	}
 	*summary = (struct phd_summary){
@@ -278,6 +342,7 @@ int phd_fill(int bus_fd, const struct phd_tuning *tuning, const uint64_t *keys, 
 {
 	PHD_AUTO_CLOSE int fd = phd_open_bus(bus_fd, buffers, "devices", "", O_PATH | O_DIRECTORY);
 	struct phd_scan scan = {
+		.bus_fd = bus_fd,
 		.devices_fd = fd,
 		.parent_fd = -1,
 		.function_fd = -1,

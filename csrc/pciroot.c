@@ -215,6 +215,14 @@ int phd_open_regular_at(int fd, const char *path)
 	return is_refused(ret) ? -ELOOP : ret;
 }
 
+int phd_open_directory_at(int fd, const char *path)
+{
+	int ret = open_resolved(fd, path, O_RDONLY | O_DIRECTORY,
+				RESOLVE_BENEATH_ | RESOLVE_NO_SYMLINKS_);
+
+	return is_refused(ret) ? -ELOOP : ret;
+}
+
 int phd_open_below(const char *root, const char *path, int flags)
 {
 	PHD_AUTO_CLOSE int root_fd = -1;

@@ -23,4 +23,7 @@ int phd_reopen_regular(int path_fd);
 /* Open a file not reached through a link, with fewer calls; -ELOOP for a link or if unsure. */
 int phd_open_regular_at(int fd, const char *path);
 
+/* Open a directory for listing, not reached through a link; -ELOOP as above. */
+int phd_open_directory_at(int fd, const char *path);
+
 #endif

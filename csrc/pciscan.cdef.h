@@ -32,6 +32,18 @@ struct phd_record {
 	uint16_t flags; /* private to the scanner */
 };
 
+enum phd_more_flags {
+	PHD_MORE_VFIO = 1,  /* a VFIO driver is bound to the function */
+	PHD_MORE_RESET = 2, /* it can be reset */
+};
+
+/* What a plan asks of a function beyond its record. */
+struct phd_more {
+	uint64_t inode;	/* of its directory */
+	uint32_t methods; /* offset of the text of reset_method in the pool of names, 0 if absent */
+	uint32_t flags;
+};
+
 struct phd_error {
 	int32_t errnum;
 	char path[508];
@@ -55,6 +67,7 @@ struct phd_buffers {
 	size_t names_size;
 	int root_fd;	 /* -1 if every link was made by the kernel */
 	const char *bus; /* the directory of the PCI bus below the root */
+	struct phd_more *more; /* one for each key, or NULL: not asked */
 };
 
 /* An entry of a directory: a function's key or a group's number, and its unique inode number. */
@@ -86,6 +99,14 @@ int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_buffe
  */
 int phd_list_entries(int fd, int are_numbers, struct phd_entry *entries, size_t capacity,
 		     const struct phd_buffers *buffers, size_t *count);
+
+/*
+ * Set known to 1 for each group of which all members are among the records, sorted by key, with
+ * that group; else to 0.  groups_fd is the directory of the groups.
+ */
+int phd_known_groups(int groups_fd, struct phd_record *records, size_t count,
+		     const uint32_t *groups, size_t group_count, const struct phd_buffers *buffers,
+		     uint8_t *known);
 
 /* Sort keys; scratch has room for as many. */
 void phd_sort(uint64_t *keys, uint64_t *scratch, size_t count);
@@ -132,3 +153,35 @@ int phd_walk_inside(int root_fd, const char *path, int flags);
  * devices, FIFOs and sockets, which are not opened at all.
  */
 int phd_open_file(const char *root, const char *path);
+
+/* What to ask about a path: its status, the contents of a regular file, the target of a link, or the
+ * names in a directory. */
+enum phd_ask {
+	PHD_ASK_STATUS = 115,
+	PHD_ASK_FILE = 102,
+	PHD_ASK_LINK = 108,
+	PHD_ASK_NAMES = 100,
+};
+
+/* More in one answer is -EFBIG. */
+struct phd_bounds {
+	uint32_t bytes; /* of a file */
+	uint32_t names; /* in a directory */
+};
+
+struct phd_answer {
+	uint64_t inode;
+	uint64_t device; /* the number of a device node */
+	uint32_t mode;
+	uint32_t size;	/* bytes of a file or a link; of names, each terminated by NUL */
+	int32_t result; /* 0 or -errno */
+};
+
+/*
+ * Answer questions about paths below a root, which no link leads out of; "" as root is the live
+ * host.  kind is one of phd_ask, paths are terminated by NUL, and the texts of the answers follow one
+ * another in out.  Returns the number of answers: less than count if out has no
+ * room for the next one.
+ */
+size_t phd_ask(const char *root, char kind, const char *paths, size_t count,
+	       const struct phd_bounds *bounds, struct phd_answer *answers, char *out, size_t size);

@@ -16,7 +16,9 @@
 #define PHD_ATTR_MAX	32	   /* a name like "subsystem_vendor" */
 #define PHD_PREFIX_MAX	(PHD_ADDRESS_MAX + 1)
 #define PHD_LINK_MAX	1024
+#define PHD_METHODS_MAX 256 /* all reset methods of the kernel take 60 bytes */
 #define PHD_SYSFS_MAGIC 0x62656572 /* linux/magic.h */
+#define PHD_TMPFS_MAGIC 0x01021994
 
 enum phd_flags {
 	PHD_FLAG_GONE = 1,
@@ -39,6 +41,7 @@ struct phd_directory {
 };
 
 struct phd_scan {
+	int bus_fd;
 	int devices_fd;
 	int parent_fd;	  /* the directory of the current bus' functions, -1: use the links of
 			     devices/ */
@@ -55,6 +58,8 @@ struct phd_scan {
 	bool is_linked; /* between devices and drivers both ways, as in the kernel's own tree */
 	bool are_drivers_known; /* found by listing the drivers */
 	bool has_groups;
+	uint32_t row_group; /* of the functions that were read last */
+	uint32_t row;	    /* how many in a row were in that group */
 	uint64_t doubtful_domain; /* a domain whose VFs cannot be derived: all of them are read */
 	const struct phd_tuning *tuning;
 	const struct phd_buffers *buffers;
@@ -89,6 +94,7 @@ struct phd_dents {
 	size_t size;
 	long filled;
 	long next;
+	bool is_prompt;	    /* a call that leaves room for one more name has returned the last */
 	unsigned char type; /* of the last name */
 	uint64_t inode;	    /* of the last name */
 	uint32_t *steps;    /* names so far, of all listings together */
@@ -107,6 +113,8 @@ int phd_enter_function(struct phd_scan *scan, size_t index);
 /* The path of an attribute of the current function, below phd_here(). */
 const char *phd_attr(struct phd_scan *scan, const char *name);
 int phd_here(const struct phd_scan *scan);
+/* Read an attribute of the current function with one read; -ENOENT if it is absent. */
+ssize_t phd_read_attr(struct phd_scan *scan, const char *name, char *out, size_t size);
 /* Set the current function's ids; 1 if it has neither modalias nor vendor. */
 int phd_read_ids(struct phd_scan *scan, struct phd_record *record);
 /*
@@ -126,6 +134,13 @@ struct phd_record *phd_find(struct phd_scan *scan, uint64_t key);
 
 int phd_invert_drivers(struct phd_scan *scan, int bus_fd);
 int phd_add_driver(struct phd_scan *scan, const char *name, size_t length, uint32_t *driver);
+/* Add a text to the pool of names, where it is found again by its offset. */
+int phd_add_name(struct phd_scan *scan, const char *name, size_t length, uint32_t *at);
+
+/* pcigroups.c */
+
+/* Set the group of the later functions that a group lists. */
+void phd_list_group(struct phd_scan *scan, uint32_t group);
 
 /* pcibus.c */
 

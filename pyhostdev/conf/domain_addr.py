@@ -295,7 +295,10 @@ class DomainPCIAddressSet:
         """
         if not self.buses:
             raise XMLError("The guest has no PCI bus")
-        rest = range(self._first_with_room(flags, function), len(self.buses))
+        first, found = self._first_with_room(flags, function)
+        if found is not None and self.buses[first].isolation_group == isolation_group:
+            return PCIDeviceAddress(0, first, *found)
+        rest = range(first, len(self.buses))
         same = (i for i in rest if self.buses[i].isolation_group == isolation_group)
         empty = (i for i in rest if self.buses[i].is_empty and not self.buses[i].locked)
         for candidates in (same, empty):
@@ -308,14 +311,17 @@ class DomainPCIAddressSet:
         index = self._grow(len(self.buses), flags)
         return PCIDeviceAddress(0, index, self.buses[index].min_slot, function or 0)
 
-    def _first_with_room(self, flags: int, function: int | None) -> int:
-        """Return the number of the first bus with room for these flags, in any isolation group."""
+    def _first_with_room(self, flags: int, function: int | None) -> tuple[int, tuple[int, int] | None]:
+        """Return the number of the first bus with room for these flags, in any isolation group, and the room."""
         key = (flags, function)
-        index = self._full.get(key, 0)
-        while index < len(self.buses) and self.buses[index].find_unused(flags, function) is None:
+        index, found = self._full.get(key, 0), None
+        while index < len(self.buses):
+            found = self.buses[index].find_unused(flags, function)
+            if found is not None:
+                break
             index += 1
         self._full[key] = index
-        return index
+        return index, found
 
     def release(self, address: PCIDeviceAddress) -> None:
         """

@@ -280,13 +280,17 @@ class DomainFields(ElementDef):
     def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
         """Return the guest addresses of all devices except host devices."""
         hostdevs = {id(hostdev.info) for hostdev in self.all_hostdevs()}
-        infos = (info for _, info in self.device_infos() if id(info) not in hostdevs)
+        infos = (info for _, info in _infos_of(self._devices_but(("hostdevs",))) if id(info) not in hostdevs)
         return {info.pci.pci for info in infos if info.pci is not None}
 
     def devices(self) -> Iterator[ElementDef]:
         """Yield all devices in the order of printing."""
+        return self._devices_but(())
+
+    def _devices_but(self, names: tuple[str, ...]) -> Iterator[ElementDef]:
+        """Yield all devices but those of some fields."""
         for name, field in self.declared().items():
-            if field.path[:1] != ("devices",):
+            if field.path[:1] != ("devices",) or name in names:
                 continue
             value = getattr(self, name)
             for device in value if isinstance(value, list) else [value]:
@@ -299,10 +303,7 @@ class DomainFields(ElementDef):
 
         Mirrors: virDomainDeviceInfoIterate (src/conf/domain_conf.c)
         """
-        for device in self.devices():
-            info = getattr(device, "info", None)
-            if info is not None and not getattr(device, "mirrors_serial", False):
-                yield device, info
+        return _infos_of(self.devices())
 
     def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:
         """Return the lines of the domain; a console that is a serial port is printed as that port."""
@@ -340,3 +341,10 @@ class DomainFields(ElementDef):
             above = bridges[bus].info.pci
             bus = bus if above is None else above.bus
         return space
+
+
+def _infos_of(devices: Iterator[ElementDef]) -> Iterator[tuple[ElementDef, DeviceInfo]]:
+    for device in devices:
+        info = getattr(device, "info", None)
+        if info is not None and not getattr(device, "mirrors_serial", False):
+            yield device, info

@@ -33,7 +33,7 @@ def drop_newer_words(definition: ElementDef, release: LibvirtRelease) -> None:
 
 def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
     yield from (error for change, error in nested.newer_errors if release.has(change))
-    for row in nested.table().rows:
+    for row in nested.table().newer_rows:
         if row.field.since is not None and not release.has(row.field.since):
             _drop(_holder(nested, row), row)
         elif isinstance(row.field, (Attribute, Content)) and row.field.codec.since:
@@ -57,7 +57,7 @@ def newer_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Fi
 
 
 def _notes(nested: ElementDef, release: LibvirtRelease) -> Iterator[Finding]:
-    for row in nested.table().rows:
+    for row in nested.table().newer_rows:
         field = row.field
         if field.since is None or release.has(field.since) or not vars(_holder(nested, row)).get(field.name):
             continue

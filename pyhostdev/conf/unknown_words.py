@@ -114,6 +114,8 @@ def hostdev_word_findings(device: ElementDef) -> Iterator[Finding]:
 
 
 def _word_findings(device: ElementDef) -> Iterator[tuple[str, Finding]]:
+    if not device.has_unknown():
+        return
     source = getattr(device, "source", None)
     address = source if isinstance(source, PCIDeviceAddress) else None
     for place, part in device.walk():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError, DeviceMissingError, SysfsError
 from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Definition, Request
-from pyhostdev.util.driverctl import NO_DRIVER, read_driverctl_override
+from pyhostdev.util.driverctl import NO_DRIVER, read_driverctl_overrides
 from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import BOOT_VGA, DEFAULT_ROUTE, MOUNTED, HostUsage
@@ -187,9 +187,8 @@ def host_needs(root: HostRoot, moving: Sequence[PCIDeviceAddress]) -> Iterator[F
     """Yield what the host would lose with the devices that are unbound from their drivers."""
     if not moving:
         return
-    usage = HostUsage(root)
-    for address in moving:
-        for use in usage.of(address):
+    for address, uses in zip(moving, HostUsage(root).of_all(moving), strict=True):
+        for use in uses:
             yield Finding(use.reason, CONSENT, address, f"Device {address} {use.text}")
 
 
@@ -281,7 +280,7 @@ def _status_devices(data: bytes) -> set[PCIDeviceAddress]:
 
 
 def saved_overrides(
-    root: HostRoot, requests: Iterable[Request], moving: Collection[PCIDeviceAddress]
+    root: HostRoot, requests: Sequence[Request], moving: Collection[PCIDeviceAddress]
 ) -> Iterator[Finding]:
     """
     Report each override saved by driverctl; it is never changed, and the present driver is restored at the end.
@@ -289,8 +288,9 @@ def saved_overrides(
     Raises:
         SysfsError: driverctl's directory exists but cannot be read.
     """
-    for request in requests:
-        saved = read_driverctl_override(root, request.address)
+    overrides = read_driverctl_overrides(root, [request.address for request in requests])
+    for request in requests if overrides else ():
+        saved = overrides.get(request.address)
         if saved is None or request.dev is None:
             continue
         driver = request.dev.driver

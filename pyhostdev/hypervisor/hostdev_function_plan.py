@@ -20,7 +20,8 @@ from pyhostdev.util.journal import DETACHED as RECORDED_DETACHED
 from pyhostdev.util.journal import Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import keeps_dma
-from pyhostdev.util.virpci import BUS_RESETS, GroupMember, PCIDevice, read_pci_device
+from pyhostdev.util.pcidevices import read_pci_devices
+from pyhostdev.util.virpci import BUS_RESETS, GroupMember, PCIDevice
 
 Records = Mapping[PCIDeviceAddress, Record]
 
@@ -124,7 +125,7 @@ def _has_bus_reset(dev: PCIDevice) -> bool:
 
     Source: pci_parent_bus_reset (drivers/pci/pci.c); sysfs lists the method for the functions that can start it
     """
-    if set(BUS_RESETS) & set(dev.read_reset_methods()):
+    if not set(BUS_RESETS).isdisjoint(dev.read_reset_methods()):
         return True
-    found = (read_pci_device(dev.root, address) for address in dev.read_bus())
-    return any(set(BUS_RESETS) & set(other.read_reset_methods()) for other in found if other is not None)
+    found = read_pci_devices(dev.root, dev.read_bus()).values()
+    return any(not set(BUS_RESETS).isdisjoint(other.read_reset_methods()) for other in found)

@@ -84,7 +84,7 @@ class Request(NamedTuple):
             ConfigError: the name of the driver cannot be that of a driver.
             ConfigUnsupportedError: the backend is not VFIO, or the device of an interface is not a virtual function.
         """
-        source = hostdev.pci_address
+        source = hostdev.pci_address if dev is None else dev.address
         if hostdev.driver_name not in (None, "vfio"):
             raise ConfigUnsupportedError(
                 f"Backend driver '{hostdev.driver_name}' of device {source} is not VFIO", address=source

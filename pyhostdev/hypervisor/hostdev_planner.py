@@ -34,6 +34,7 @@ from pyhostdev.hypervisor.hostdev_plan import (
 )
 from pyhostdev.util import virpci
 from pyhostdev.util.finding import ERROR, NOTE, Finding
+from pyhostdev.util.iommugroup import read_iommu_groups
 from pyhostdev.util.journal import Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import (
@@ -44,6 +45,12 @@ from pyhostdev.util.pciassign import (
     keeps_dma,
     member_obstacle,
     vfs_obstacle,
+)
+from pyhostdev.util.pcidevices import (
+    read_all_virtual_functions,
+    read_entries,
+    read_pci_devices,
+    read_siblings,
 )
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
@@ -87,8 +94,9 @@ def build_plan(
         raise ConfigError(f"Unknown policy '{policy}': expected one of {', '.join(POLICIES)}")
     drivers = VFIODrivers(host.root, variants=release.has("vfio-variants"))
     asked = list(hostdevs)
-    found = virpci.read_pci_devices(host.root, [hostdev.pci_address for hostdev in asked])
-    requests = [Request.of(hostdev, found.get(hostdev.pci_address), drivers) for hostdev in asked]
+    addresses = [hostdev.pci_address for hostdev in asked]
+    found = read_pci_devices(host.root, addresses)
+    requests = [Request.of(hostdev, found.get(at), drivers) for hostdev, at in zip(asked, addresses, strict=True)]
     planner = _Planner(host, requests, owner, policy, records, frozenset(occupied), definition, drivers)
     findings = planner.findings()
     return Plan(
@@ -132,39 +140,37 @@ class _Planner:
         self.present = [request for request in requests if request.dev is not None]
         self.moving = [r for r in self.present if r.managed and not _is_already_there(r)]
         self.drivers = drivers
+        # a VF has no VFs and no siblings, and the drivers that create functions bind to no VF
+        self.endpoints = _without_vfs(self.present)
+        self.moving_endpoints = _without_vfs(self.moving)
         self.members = self._read_members()
         self.siblings = self._read_siblings()
+        self.vfs = read_all_virtual_functions(self.endpoints)
         self.vanishing = self._read_vanishing()
-        self.virtual = self._read_virtual()
+        # the VFs that a PF's driver may remove when the PF is detached, each with its PF
+        self.virtual = {vf: dev.address for dev in self.moving_endpoints for vf in self.vfs.get(dev.address, ())}
+        self.leaving = self._read_leaving()
 
     def _read_members(self) -> dict[int, list[virpci.GroupMember]]:
         groups = {r.dev.iommu_group for r in self.present if r.dev is not None}
         numbers = sorted(group for group in groups if group is not None)
         known = {str(r.address): r.dev.as_group_member() for r in self.present if r.dev is not None}
-        return {n: virpci.read_iommu_group_members(self.host.root, n, known=known) for n in numbers}
+        return read_iommu_groups(self.host.root, numbers, known=known)
 
     def _read_siblings(self) -> dict[PCIDeviceAddress, list[virpci.PCIDevice]]:
         """Map function 0's address of each declared multifunction device to the device's functions."""
-        found: dict[PCIDeviceAddress, list[virpci.PCIDevice]] = {}
-        for request in self.present:
-            dev = request.dev
-            assert dev is not None
-            if not dev.is_virtual_function and dev.function_zero not in found:
-                found[dev.function_zero] = [s for s in dev.read_siblings() if not (s.is_bridge or s.is_host_bridge)]
-        return found
+        known = {dev.address: dev for dev in self.endpoints}
+        found = read_siblings(self.endpoints, known)
+        return {first: [s for s in devs if not (s.is_bridge or s.is_host_bridge)] for first, devs in found.items()}
 
     def _read_vanishing(self) -> dict[PCIDeviceAddress, PCIDeviceAddress]:
         """Return each function that exists only while a declared device keeps its driver, with that device."""
-        found: dict[PCIDeviceAddress, PCIDeviceAddress] = {}
-        for request in self.moving:
-            if request.dev is not None:
-                found.update(dict.fromkeys(request.dev.read_functions_below(), request.address))
-        return found
+        read_entries(self.moving_endpoints)
+        return {below: dev.address for dev in self.moving_endpoints for below in dev.read_functions_below()}
 
-    def _read_virtual(self) -> dict[PCIDeviceAddress, PCIDeviceAddress]:
-        """Return the VFs that a PF's driver may remove when the PF is detached, each with its PF."""
-        pfs = [r.dev for r in self.moving if r.dev is not None and not r.dev.is_virtual_function]
-        return {vf: pf.address for pf in pfs for vf in pf.read_virtual_functions()}
+    def _read_leaving(self) -> dict[PCIDeviceAddress, virpci.PCIDevice]:
+        """Return the functions that may leave with a declared device, as they are now."""
+        return read_pci_devices(self.host.root, (*self.vanishing, *self.virtual))
 
     def findings(self) -> list[Finding]:
         """Return all findings, those in the domain's order first, each fact once."""
@@ -213,8 +219,8 @@ class _Planner:
     def _first_by_group(self) -> dict[int, PCIDeviceAddress]:
         """Return each touched group's number with the first declared or vanishing device in it."""
         found: dict[int, PCIDeviceAddress] = {}
-        vanishing = (self.host.pci_device(address) for address in (*self.vanishing, *self.virtual))
-        for dev in (*(request.dev for request in self.present), *vanishing):
+        leaving = (self.leaving.get(address) for address in (*self.vanishing, *self.virtual))
+        for dev in (*(request.dev for request in self.present), *leaving):
             if dev is not None and dev.iommu_group is not None:
                 found.setdefault(dev.iommu_group, dev.address)
         return found
@@ -237,7 +243,7 @@ class _Planner:
 
     def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:
         address = request.address
-        vfs = 0 if dev.is_virtual_function else len(dev.read_virtual_functions())
+        vfs = len(self.vfs.get(address, ()))
         denied = denied_obstacle(dev) if request.stub == VFIO_PCI and not dev.is_vfio else None
         in_no_group = group_obstacle(dev, has_iommu(self.host.root)) if dev.iommu_group is None else None
         choice = DriverChoice(request.stub, request.module, request.why)
@@ -383,6 +389,12 @@ def _is_already_there(request: Request) -> bool:
     """
     assert request.dev is not None
     return request.dev.driver == request.stub
+
+
+def _without_vfs(requests: Iterable[Request]) -> list[virpci.PCIDevice]:
+    """Return the devices of requests that are not VFs, each once."""
+    devs = {r.address: r.dev for r in requests if r.dev is not None and not r.dev.is_virtual_function}
+    return list(devs.values())
 
 
 def _findings(*found: Finding | None) -> list[Finding]:

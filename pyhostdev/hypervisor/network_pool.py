@@ -168,11 +168,12 @@ def pool_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
         network = _network_of(net, host.root)
         if network is None or not network.definition.is_pool:
             continue
+        name = shown(network.definition.name)
         if not _serves(net, network.definition):
-            message = f"A port group or <virtualport> of the network '{shown(net.source.network)}' is not supported"
+            message = f"A port group or <virtualport> of the network '{name}' is not supported"
             yield Finding("unsupported", ERROR, None, message, net.line)
         elif not network.is_active:
-            message = f"The network '{shown(net.source.network)}' is not active: start it with libvirt"
+            message = f"The network '{name}' is not active: start it with libvirt"
             yield Finding("network-missing", ERROR, None, message, net.line)
         else:
             yield Finding("network-missing", ERROR, None, _exhausted(dom, network.definition, host), net.line)

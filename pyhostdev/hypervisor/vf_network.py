@@ -122,7 +122,8 @@ class VFJournal(NetdevJournal):
 
     def undo(self, name: str, facts: dict[str, Any]) -> str:
         """Restore the settings of a function that is still there."""
-        before = VFSettings(**facts["before"], **{name: facts.get(name) for name in _LATER})
+        spoofchk, link_state = (facts.get(later) for later in _LATER)
+        before = VFSettings(**facts["before"], spoofchk=spoofchk, link_state=link_state)
         place = place_of(self.host.root, PCIDeviceAddress.parse(name))
         if place is None:
             return "the function, or the interface of its physical function, is gone"

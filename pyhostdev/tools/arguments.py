@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from typing import TYPE_CHECKING, TypeVar
 
 from pyhostdev.errors import ConfigError, raise_all
@@ -16,6 +15,7 @@ from pyhostdev.util.selector import FORMS, Selector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from tempfile import TemporaryDirectory
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.virhostdev import HostdevManager
@@ -185,15 +185,17 @@ def snapshot_host(root: HostRoot, state_dir: str | None = None) -> Host:
     return host
 
 
-_unpacked_here: list[tempfile.TemporaryDirectory[str]] = []
+_unpacked_here: list[TemporaryDirectory[str]] = []
 
 
 def _unpacked(path: str) -> HostRoot:
     """Unpack a snapshot into a directory that lasts until the verb has ended, and report what it lacks."""
+    from tempfile import TemporaryDirectory  # it loads compression libraries; few verbs unpack
+
     from pyhostdev.tools.main import complain
     from pyhostdev.util.snapshotfile import unpack
 
-    directory = tempfile.TemporaryDirectory(prefix="pyhostdev-snapshot-")
+    directory = TemporaryDirectory(prefix="pyhostdev-snapshot-")
     _unpacked_here.append(directory)
     root = HostRoot(directory.name)
     manifest = unpack(path, root)

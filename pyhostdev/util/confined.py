@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from pyhostdev.errors import InternalError
@@ -20,6 +21,13 @@ from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
 from pyhostdev.util.hostroot import HostRoot
 
 NOT_A_FILE = errno.EMEDIUMTYPE  # reported for devices, FIFOs and sockets; a directory gives EISDIR
+
+
+_FACT = struct.Struct("=QQIIi4x")  # struct phd_answer of csrc/pciscan.cdef.h
+_ROOM = 1 << 18  # bytes of answers at once
+STATUS, FILE, LINK, NAMES = "sfld"  # kinds of questions: enum phd_ask of csrc/pciscan.cdef.h
+
+Fact = tuple[int, int, int, int, int]
 
 
 def root_and_path(root: HostRoot, path: str) -> tuple[bytes, bytes]:
@@ -67,6 +75,68 @@ def open_file(root: HostRoot, path: str) -> int:
         OSError: the kernel's error; EISDIR for a directory, NOT_A_FILE for any other non-regular file.
     """
     return _result(_c.lib.phd_open_file(*_arguments(root, path)), path)
+
+
+def ask(
+    root: HostRoot, kind: str, paths: Sequence[str], *, size_max: int, names_max: int
+) -> tuple[list[Fact], list[bytes]]:
+    """
+    Ask the same about many paths at once; neighbours in the list that share a directory cost least.
+
+    Args:
+        kind: STATUS, FILE, LINK or NAMES.
+        size_max: bytes of a file, more is EFBIG.
+        names_max: names in a directory, more is EFBIG.
+
+    Returns:
+        A fact for each path: inode, number of a device node, mode, size of the text, and 0 or a negative errno; and
+        the texts: contents of files, targets of links, or the names in a directory, each followed by a NUL.
+
+    Raises:
+        OSError: a path has a NUL.
+    """
+    facts: list[Fact] = []
+    texts: list[bytes] = []
+    bounds = _c.ffi.new("struct phd_bounds *", (size_max, names_max))
+    room = max(_ROOM, 2 * size_max)
+    top, joined = _all_below(root, paths)
+    while len(facts) < len(paths):
+        left = len(paths) - len(facts)
+        # bytearray: calloc returns zero pages that cost nothing until they are used
+        answers, out = bytearray(_FACT.size * left), bytearray(room)
+        view = _c.ffi.from_buffer("struct phd_answer[]", answers)
+        rest = joined if not facts else joined.split(b"\0", len(facts))[-1]
+        count = _c.lib.phd_ask(top, kind.encode(), rest, left, bounds, view, _c.ffi.from_buffer(out), room)
+        new = list(_FACT.iter_unpack(memoryview(answers)[: _FACT.size * count]))
+        if new[-1][-1] == -errno.ENOBUFS:  # one answer that fills the room
+            room *= 2
+            continue
+        facts += new
+        if kind != STATUS:
+            texts += _texts(new, memoryview(out))
+    return facts, texts
+
+
+def _all_below(root: HostRoot, paths: Sequence[str]) -> tuple[bytes, bytes]:
+    """Return the root and the paths below it, each followed by a NUL, as the C code expects them."""
+    for path in paths:
+        if "\0" in path:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    if root.is_live:
+        return b"", os.fsencode("\0".join(paths)) + b"\0"
+    top = f"{root.path}/"
+    for path in paths:
+        if not path.startswith(top):
+            raise InternalError(f"'{path}' is not below '{root.path}'")
+    skipped = len(top)
+    return os.fsencode(root.path), os.fsencode("\0".join([path[skipped:] for path in paths])) + b"\0"
+
+
+def _texts(facts: list[Fact], texts: memoryview) -> Iterator[bytes]:
+    at = 0
+    for _, _, _, size, _ in facts:
+        yield bytes(texts[at : at + size])
+        at += size
 
 
 @contextmanager

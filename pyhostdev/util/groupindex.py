@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import ItemsView, Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import TypeVar
+
+T = TypeVar("T")
+_POSITIONS = 1 << 32
 
 
 class GroupIndex(Mapping[int, tuple[int, ...]]):
@@ -37,10 +41,20 @@ class GroupIndex(Mapping[int, tuple[int, ...]]):
 
     def items(self) -> ItemsView[int, tuple[int, ...]]:
         """Return all groups with their positions, computed in one pass."""
-        made: dict[int, list[int]] = {}
+        return {group: tuple(found) for group, found in self.members(range(_POSITIONS)).items()}.items()
+
+    def members(self, values: Sequence[T]) -> dict[int, list[T]]:
+        """Return all groups with the values at the positions of their functions, in one pass."""
+        made: dict[int, list[T]] = {}
+        last = None
         for code in self._codes:
-            made.setdefault(code >> 32, []).append(code & 0xFFFFFFFF)
-        return {group: tuple(positions) for group, positions in made.items()}.items()
+            group = code >> 32
+            if group == last:
+                made[group].append(values[code & 0xFFFFFFFF])
+            else:
+                made[group] = [values[code & 0xFFFFFFFF]]
+                last = group
+        return made
 
     def __iter__(self) -> Iterator[int]:
         return (group for group, _ in groupby(code >> 32 for code in self._codes))

@@ -35,7 +35,7 @@ class HostRoot:
     Paths are built only from validated integers and names, so unchecked user input never becomes a path component.
     """
 
-    __slots__ = ("path",)
+    __slots__ = ("_below", "_devices", "path")
 
     DEV = "/dev/"  # the absolute path of device nodes, as the host sees it
     NVRAM = "/var/lib/libvirt/qemu/nvram"  # how the host itself spells where guests' firmware variables are
@@ -43,6 +43,8 @@ class HostRoot:
 
     def __init__(self, path: str | os.PathLike[str] = "/") -> None:
         self.path = os.path.abspath(os.fspath(path))
+        self._below = "" if self.path == "/" else self.path
+        self._devices = self.join("sys/bus/pci/devices")
 
     def __repr__(self) -> str:
         return f"HostRoot({self.path!r})"
@@ -54,6 +56,8 @@ class HostRoot:
 
     def join(self, *parts: str) -> str:
         """Return a path below the root."""
+        if len(parts) == 1 and parts[0][:1] != "/":  # most paths; a plan makes hundreds
+            return f"{self._below}/{parts[0]}"
         return os.path.join(self.path, *parts)
 
     def follow(self, link: str, target: str) -> str:
@@ -69,7 +73,7 @@ class HostRoot:
     @property
     def pci_devices(self) -> str:
         """``sys/bus/pci/devices``: one link per function."""
-        return self.join("sys/bus/pci/devices")
+        return self._devices
 
     def pci_device(self, address: PCIDeviceAddress | str) -> str:
         """
@@ -78,7 +82,7 @@ class HostRoot:
         Raises:
             InvalidAddressError: the address is a string that is not a PCI address.
         """
-        return self.join("sys/bus/pci/devices", str(PCIDeviceAddress.of(address)))
+        return f"{self._devices}/{PCIDeviceAddress.of(address)}"
 
     @property
     def pci_drivers(self) -> str:
@@ -106,7 +110,7 @@ class HostRoot:
 
     def iommu_group_devices(self, group: int) -> str:
         """The directory that lists a group's members, PCI functions and others."""
-        return self.join("sys/kernel/iommu_groups", str(int(group)), "devices")
+        return self.join(f"sys/kernel/iommu_groups/{int(group)}/devices")
 
     def mdev_device(self, uuid: str) -> str:
         """The directory of a mediated device; the caller has parsed the UUID."""
@@ -181,7 +185,7 @@ class HostRoot:
 
     def vfio_group(self, group: int) -> str:
         """``dev/vfio/GROUP``, the character device of a group."""
-        return self.join("dev/vfio", str(int(group)))
+        return self.join(f"dev/vfio/{int(group)}")
 
     @property
     def dev_vfio_devices(self) -> str:
@@ -380,7 +384,7 @@ class HostRoot:
 
     def driverctl_override(self, address: PCIDeviceAddress) -> str:
         """``etc/driverctl.d/pci-ADDRESS``: the override that driverctl sets whenever the function appears."""
-        return self.join("etc/driverctl.d", f"pci-{address}")
+        return self.join(f"etc/driverctl.d/pci-{address}")
 
     @property
     def libvirt_network_states(self) -> str:

@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any, TypeVar, overload
 
 from pyhostdev.util import pciscan, scanrefresh
+from pyhostdev.util.groupindex import GroupIndex
 from pyhostdev.util.hostquery import HostFunctions, Identity
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage
@@ -40,6 +41,8 @@ class DeviceIndex(Mapping[K, list[PCIDevice]]):
     def items(self) -> ItemsView[K, list[PCIDevice]]:
         """Return all keys with their functions; creates all objects at once."""
         devices = list(self._devices)
+        if isinstance(self._positions, GroupIndex):
+            return self._positions.members(devices).items()  # type: ignore[return-value]  # its keys are numbers
         return {key: [devices[at] for at in where] for key, where in self._positions.items()}.items()
 
     def __contains__(self, key: object) -> bool:
@@ -123,6 +126,17 @@ class Scan(HostFunctions):
         self._devices[:] = made
         return iter(made)
 
+    def take(self, positions: Iterable[int]) -> list[PCIDevice]:
+        """Return the functions at some positions, which are not negative."""
+        root, snapshot, devices = self.root, self._snapshot, self._devices or self._make_room()
+        found = []
+        for position in positions:
+            dev = devices[position]
+            if dev is None:
+                dev = devices[position] = PCIDevice(root, snapshot, position)
+            found.append(dev)
+        return found
+
     def find(self, address: PCIDeviceAddress | str) -> PCIDevice | None:
         """Return the function at an address, None if the host had none."""
         position = self._snapshot.find(PCIDeviceAddress.of(address))
@@ -142,7 +156,7 @@ class Scan(HostFunctions):
         """
         from pyhostdev.util.assignable import assignable  # few ask
 
-        return assignable(self, self.columns(), self._snapshot.groups, self._usage())
+        return assignable(self, self._snapshot, self._usage())
 
     def _index(self, name: str) -> DeviceIndex[Any]:
         if name not in self._indexes:

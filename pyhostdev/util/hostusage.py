@@ -11,14 +11,14 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.virfile import list_names, read_attribute, read_lines, read_link, read_link_name
+from pyhostdev.util.virfile import list_names, read_attributes, read_lines, read_link, read_link_name
 
 BOOT_VGA, MOUNTED, DEFAULT_ROUTE = "boot-vga", "mounted", "default-route"
 DEFAULT_DESTINATION = "00000000"  # in /proc/net/route and, four times, in ipv6_route
@@ -55,6 +55,27 @@ class HostUsage:
         self._screens = _all_below(root, root.class_graphics, _screen_names(root), _without_parts)
         self._firmware_screens = _firmware_screens(root)
         self._nets = _all_below(root, root.class_net, _route_names(root), _net_parts)
+        self._uses = self._uses_by_part()
+
+    def _uses_by_part(self) -> dict[str, list[HostUse]]:
+        """Return the uses by each directory that a path of a device in use has."""
+        told = [
+            (self._screens[name], BOOT_VGA, f"has framebuffer '{name}' of the host's consoles")
+            for name in self._screens
+        ]
+        told += [
+            (self._blocks[name], MOUNTED, f"holds '{name}', which is in use as {where}")
+            for name, where in self._block_names.items()
+        ]
+        told += [
+            (self._nets[name], DEFAULT_ROUTE, f"has interface '{name}', which has the default route")
+            for name in self._nets
+        ]
+        found: dict[str, list[HostUse]] = {}
+        for paths, reason, text in told:
+            for part in {part for path in paths for part in path.split("/")[1:-1]}:
+                found.setdefault(part, []).append(HostUse(reason, text))
+        return found
 
     @property
     def addresses(self) -> set[str]:
@@ -63,27 +84,24 @@ class HostUsage:
 
         For other functions, ``of`` only reports a firmware screen, which the function's own directory shows.
         """
-        found = [*self._screens.values(), *self._blocks.values(), *self._nets.values()]
-        return {part for paths in found for path in paths for part in path.split("/")} | self._firmware_screens
+        return {*self._uses, *self._firmware_screens}
 
     def of(self, address: PCIDeviceAddress) -> list[HostUse]:
         """Return what the host uses a function for."""
-        part = f"/{address}/"
+        return self.of_all([address])[0]
+
+    def of_all(self, addresses: Sequence[PCIDeviceAddress]) -> list[list[HostUse]]:
+        """Return what the host uses each function for."""
+        shown = read_attributes(self.root, [f"{self.root.pci_device(address)}/boot_vga" for address in addresses])
+        return [self._of(str(address), text == "1") for address, text in zip(addresses, shown, strict=True)]
+
+    def _of(self, address: str, is_boot_display: bool) -> list[HostUse]:
         uses = []
-        if read_attribute(self.root, os.path.join(self.root.pci_device(address), "boot_vga")) == "1":
+        if is_boot_display:
             uses.append(HostUse(BOOT_VGA, "shows the host's console"))
-        if str(address) in self._firmware_screens:
+        if address in self._firmware_screens:
             uses.append(HostUse(BOOT_VGA, "has the screen that the firmware left to the host"))
-        for name in self._screens:
-            if any(part in path for path in self._screens[name]):
-                uses.append(HostUse(BOOT_VGA, f"has framebuffer '{name}' of the host's consoles"))
-        for name, where in self._block_names.items():
-            if any(part in path for path in self._blocks[name]):
-                uses.append(HostUse(MOUNTED, f"holds '{name}', which is in use as {where}"))
-        for name in self._nets:
-            if any(part in path for path in self._nets[name]):
-                uses.append(HostUse(DEFAULT_ROUTE, f"has interface '{name}', which has the default route"))
-        return uses
+        return uses + self._uses.get(address, [])
 
 
 def _lines(root: HostRoot, path: str) -> Iterator[list[str]]:

@@ -8,20 +8,22 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import HostdevError, SysfsError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.virfile import is_directory, list_names, read_link_name
+from pyhostdev.util.virfile import is_directory, list_all_names, read_link_name, read_link_names, read_statuses
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Mapping, Sequence
 
     from pyhostdev.util.hostroot import HostRoot
 
 
 MEMBERS_MAX = 1 << 13  # per group: 32 full buses
+VFIO_DEV = "vfio-dev"  # the directory in that of a function bound to a VFIO driver
 _GROUP = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
@@ -58,20 +60,10 @@ def is_vfio_driver(root: HostRoot, address: PCIDeviceAddress, driver: str | None
     """
     if driver is None:
         return False
-    return driver == "vfio-pci" or is_directory(root, os.path.join(root.pci_device(address), "vfio-dev"))
+    return driver == "vfio-pci" or is_directory(root, os.path.join(root.pci_device(address), VFIO_DEV))
 
 
 _NONE_KNOWN: Mapping[str, GroupMember] = MappingProxyType({})
-
-
-def _group_member(root: HostRoot, group: int, name: str) -> GroupMember:
-    try:
-        address = PCIDeviceAddress.parse(name)
-    except HostdevError:
-        link = os.path.join(root.iommu_group_devices(group), name, "driver")
-        return GroupMember(name, None, read_link_name(root, link), is_vfio=False)
-    driver = read_link_name(root, os.path.join(root.pci_device(address), "driver"))
-    return GroupMember(name, address, driver, is_vfio_driver(root, address, driver))
 
 
 def read_iommu_group_members(
@@ -86,6 +78,46 @@ def read_iommu_group_members(
 
     Mirrors: virPCIDeviceAddressIOMMUGroupIterate (src/util/virpci.c)
     """
-    names = list_names(root, root.iommu_group_devices(group), MEMBERS_MAX)
-    members = [known.get(name) or _group_member(root, group, name) for name in names if name not in skip]
+    return read_iommu_groups(root, [group], skip, known=known)[group]
+
+
+def read_iommu_groups(
+    root: HostRoot, groups: Sequence[int], skip: Container[str] = (), *, known: Mapping[str, GroupMember] = _NONE_KNOWN
+) -> dict[int, list[GroupMember]]:
+    """Return what ``read_iommu_group_members`` returns, of each group."""
+    listed = list_all_names(root, [root.iommu_group_devices(group) for group in groups], MEMBERS_MAX)
+    names = {
+        group: [name for name in members if name not in skip] for group, members in zip(groups, listed, strict=True)
+    }
+    unread = [(group, name) for group, members in names.items() for name in members if name not in known]
+    read = {**known, **_read_members(root, unread)} if unread else known
+    return {group: _sorted([read[name] for name in members]) for group, members in names.items()}
+
+
+def _sorted(members: list[GroupMember]) -> list[GroupMember]:
     return sorted(members, key=lambda m: (m.address is None, m.address or (), m.name))
+
+
+def _read_members(root: HostRoot, places: Sequence[tuple[int, str]]) -> dict[str, GroupMember]:
+    """Return members by name; each is given with its group."""
+    addresses = [_address(name) for _, name in places]
+    tops = [
+        os.path.join(root.iommu_group_devices(group), name) if address is None else root.pci_device(address)
+        for (group, name), address in zip(places, addresses, strict=True)
+    ]
+    drivers = read_link_names(root, [f"{top}/driver" for top in tops])
+    rows = list(zip(places, addresses, drivers, strict=True))
+    unsure = [(name, address) for (_, name), address, driver in rows if driver not in (None, "vfio-pci") and address]
+    statuses = read_statuses(root, [f"{root.pci_device(address)}/{VFIO_DEV}" for _, address in unsure])
+    vfio = {name for (name, _), found in zip(unsure, statuses, strict=True) if found and stat.S_ISDIR(found.mode)}
+    return {
+        name: GroupMember(name, address, driver, name in vfio or (driver == "vfio-pci" and address is not None))
+        for (_, name), address, driver in rows
+    }
+
+
+def _address(name: str) -> PCIDeviceAddress | None:
+    try:
+        return PCIDeviceAddress.parse(name)
+    except HostdevError:
+        return None

@@ -8,6 +8,7 @@ Mirrors: virPCIDeviceAddress (src/util/virpci.h)
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from pyhostdev.errors import InvalidAddressError
@@ -41,12 +42,7 @@ class PCIDeviceAddress(NamedTuple):
         Raises:
             InvalidAddressError: the text has none of these forms, or a part is out of range.
         """
-        match = _COLONS.fullmatch(text) or _NODEDEV.fullmatch(text)
-        if match is None:
-            raise InvalidAddressError(f"'{text}' is not a PCI address like 0000:01:00.0")
-        address = cls(*(int(part or "0", 16) for part in match.groups()))
-        address.check()
-        return address
+        return _parse(text)
 
     @classmethod
     def of(cls, address: PCIDeviceAddress | str) -> PCIDeviceAddress:
@@ -97,6 +93,16 @@ class PCIDeviceAddress(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.domain:04x}:{self.bus:02x}:{self.slot:02x}.{self.function:x}"
+
+
+@lru_cache(maxsize=1024)  # the same names are read in many places
+def _parse(text: str) -> PCIDeviceAddress:
+    match = _COLONS.fullmatch(text) or _NODEDEV.fullmatch(text)
+    if match is None:
+        raise InvalidAddressError(f"'{text}' is not a PCI address like 0000:01:00.0")
+    address = PCIDeviceAddress(*(int(part or "0", 16) for part in match.groups()))
+    address.check()
+    return address
 
 
 def key_of(address: PCIDeviceAddress) -> int:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pyhostdev.errors import SysfsError
@@ -54,6 +55,8 @@ _SCRATCH_SIZE = 1 << 17  # two listings: the drivers, and the functions of one d
 _NAMES_SIZE = 1 << 16
 _ADDRESS_SIZE = 17  # 00010000:00:00.0 and a newline
 
+_MORE = struct.Struct("=QII")  # struct phd_more of csrc/pciscan.cdef.h
+_MORE_VFIO, _MORE_RESET = 1, 2
 _SHARE_NEVER = 0xFFFFFFFF
 
 
@@ -85,6 +88,40 @@ def scan_with(root: HostRoot, tuning: Tuning) -> Snapshot:
         os.close(bus_fd)
 
 
+def known_groups(root: HostRoot, snapshot: Snapshot, groups: Sequence[int]) -> list[bool]:
+    """
+    Tell of each group whether all its members are functions that were in this group when they were scanned.
+
+    Raises:
+        SysfsError: a group exists but cannot be listed.
+
+    Host: sys/kernel/iommu_groups/N/devices
+    """
+    if not groups:
+        return []
+    records, known = bytearray(snapshot.packed), bytearray(len(groups))
+    bus_fd = _open_bus(root)
+    try:
+        with (
+            confined.opened(_open_groups(root)) as groups_fd,
+            _Scanner(root, bus_fd, Tuning()) as scanner,
+        ):
+            ret = _c.lib.phd_known_groups(
+                groups_fd,
+                _c.ffi.from_buffer("struct phd_record[]", records),
+                len(snapshot),
+                _c.ffi.from_buffer("uint32_t[]", array("I", groups)),
+                len(groups),
+                scanner.buffers,
+                _c.ffi.from_buffer("uint8_t[]", known),
+            )
+    finally:
+        os.close(bus_fd)
+    if ret < 0:
+        raise SysfsError(-ret, root.iommu_groups, "list the members of IOMMU groups")
+    return list(map(bool, known))
+
+
 class Listed(NamedTuple):
     """
     A scan, and each entry of the directory of functions as two numbers of 64 bits: key and inode number.
@@ -114,6 +151,19 @@ def scan_listed(root: HostRoot, tuning: Tuning) -> Listed:
         os.close(bus_fd)
 
 
+class More(NamedTuple):
+    """
+    What a plan asks of a function: the inode of its directory, whether a VFIO driver is bound to it, and its resets.
+
+    ``methods`` is the text of ``reset_method``, None if the kernel does not have it.
+    """
+
+    inode: int
+    is_vfio: bool
+    can_reset: bool
+    methods: str | None
+
+
 class FunctionReader:
     """
     Reads a few functions at a time, any number of times; keeps a descriptor and the memory for it.
@@ -136,6 +186,28 @@ class FunctionReader:
         """
         keys = array("Q", sorted({key_of(address) for address in addresses}))
         return self._scanner.fill(_c.ffi.from_buffer("uint64_t[]", keys), len(keys))
+
+    def read_more(self, addresses: Iterable[PCIDeviceAddress]) -> tuple[Snapshot, list[More]]:
+        """
+        Read what ``read`` does, and what a plan asks of each function.
+
+        Raises:
+            SysfsError: as ``scan``.
+        """
+        keys = array("Q", sorted({key_of(address) for address in addresses}))
+        packed = bytearray(_MORE.size * len(keys))
+        self._scanner.buffers.more = view = _c.ffi.from_buffer("struct phd_more[]", packed)
+        try:
+            snapshot = self._scanner.fill(_c.ffi.from_buffer("uint64_t[]", keys), len(keys))
+        finally:
+            self._scanner.buffers.more = _c.ffi.NULL
+            _c.ffi.release(view)
+        texts = snapshot.driver_names
+        found = _MORE.iter_unpack(memoryview(packed)[: _MORE.size * len(snapshot)])
+        return snapshot, [
+            More(inode, bool(flags & _MORE_VFIO), bool(flags & _MORE_RESET), texts.get(methods))
+            for inode, methods, flags in found
+        ]
 
     def entries(self, path: str, *, are_numbers: bool = False) -> bytes:
         """
@@ -170,6 +242,13 @@ def _open_bus(root: HostRoot) -> int:
         raise SysfsError(err.errno or 0, path, "list the PCI functions") from err
 
 
+def _open_groups(root: HostRoot) -> int:
+    try:
+        return confined.open_directory(root, root.iommu_groups)
+    except OSError as err:
+        raise SysfsError(err.errno or 0, root.iommu_groups, "list the members of IOMMU groups") from err
+
+
 def _open_root(root: HostRoot) -> int:
     try:
         return confined.open_path(root, root.path, os.O_DIRECTORY)
@@ -202,6 +281,7 @@ class _Scanner:
                 _NAMES_SIZE,
                 self.root_fd,
                 self.bus,
+                _c.ffi.NULL,
             ),
         )
 

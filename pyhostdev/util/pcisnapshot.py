@@ -178,8 +178,11 @@ class Snapshot(Sequence[ScanRecord]):
 
     def find(self, address: PCIDeviceAddress) -> int | None:
         """Return the index of the function at an address, None if the host had none."""
+        return self.find_key(key_of(address))
+
+    def find_key(self, key: int) -> int | None:
+        """Return the index of the function with a key, None if the host had none."""
         keys = self.column("key")
-        key = key_of(address)
         index = bisect_left(keys, key)
         return index if index < len(keys) and keys[index] == key else None
 

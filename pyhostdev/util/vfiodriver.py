@@ -162,6 +162,7 @@ class VFIODrivers:
         self._data: bytes | None = None
         self._aliases: list[ModuleAlias] | None = None
         self._known: dict[str, DriverChoice] = {}
+        self._chosen: dict[tuple[int | None, ...], DriverChoice] = {}  # by the identity of a function
 
     def _table(self) -> bytes:
         """
@@ -212,6 +213,12 @@ class VFIODrivers:
         """
         if name not in GENERIC_NAMES:
             return self._named(_checked(str(name)))._replace(why="as the definition names it")
+        kind = (dev.vendor, dev.device, dev.subsystem_vendor, dev.subsystem_device, dev.class_)
+        if kind not in self._chosen:
+            self._chosen[kind] = self._choose_best(dev)
+        return self._chosen[kind]
+
+    def _choose_best(self, dev: PCIDevice) -> DriverChoice:
         alias = self.best_alias(dev) if self.variants else None
         if alias is None or alias.module == VFIO_PCI_MODULE:
             return self.common()

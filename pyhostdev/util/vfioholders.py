@@ -25,8 +25,16 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.iommugroup import MEMBERS_MAX
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.procfs import Process, read_process
-from pyhostdev.util.vfionodes import read_device_node_names, read_node_number
-from pyhostdev.util.virfile import bounds_of, list_names, read_lines, read_link, read_status
+from pyhostdev.util.vfionodes import read_all_device_node_names, read_node_numbers
+from pyhostdev.util.virfile import (
+    Status,
+    bounds_of,
+    list_all_names,
+    list_names,
+    read_lines,
+    read_link,
+    read_statuses,
+)
 
 _DELETED = " (deleted)"  # appended to the path of a removed file
 _VFIO_DEVICE = "anon_inode:[vfio-device]"
@@ -35,6 +43,8 @@ _FDINFO_MAX = 64  # lines; the relevant ones are among the first
 _NOT_OURS = (errno.ESRCH, errno.EACCES, errno.EPERM)  # the process has ended, or this user may not examine it
 _PID = re.compile(r"[0-9]{1,10}")
 
+# A node's name below dev/vfio, the function that it is of (None: the whole group), and the group
+_Node = tuple[str, "PCIDeviceAddress | None", int]
 # Of each group: the names of its members, and whether a member is bound to a VFIO driver
 Members = Mapping[int, Sequence[tuple[str, bool]]]
 
@@ -88,40 +98,61 @@ class _Signs:
         self.numbers: dict[int, int] = {}  # device number of a node to its group, on the live host
         self.paths: dict[str, tuple[int, int]] = {}  # path of a node to its group and inode, elsewhere
         self.functions: dict[str, int] = {}
-        for group in groups:
-            self._add_group(group)
+        nodes = [(str(group), None, group) for group in groups]
+        nodes += self._functions_nodes([group for _, _, group in nodes])
+        if self.root.is_live:
+            self._add_live(nodes)
+        else:
+            self._add_shown(nodes)
 
     def __bool__(self) -> bool:
         """False if none of the groups has a node that could be open."""
         return bool(self.numbers or self.paths)
 
-    def _add_group(self, group: int) -> None:
-        self._add_node(str(group), None, group)
-        members = self.known.get(group)
-        if members is None:
-            names = list_names(self.root, self.root.iommu_group_devices(group), MEMBERS_MAX)
-            members = [(name, True) for name in names]
-        for member, may_have_node in members:
-            self.functions[member] = group
-            if may_have_node and member.count(":") == 2:
-                address = PCIDeviceAddress.parse(member)
-                for name in read_device_node_names(self.root, address):
-                    self._add_node(f"devices/{name}", address, group)
+    def _functions_nodes(self, groups: Sequence[int]) -> Iterator[_Node]:
+        """Note the functions of the groups, and yield the nodes of those that may have one."""
+        unread = [group for group in groups if group not in self.known]
+        listed = list_all_names(self.root, [self.root.iommu_group_devices(group) for group in unread], MEMBERS_MAX)
+        members = {group: [(name, True) for name in names] for group, names in zip(unread, listed, strict=True)}
+        owners: list[tuple[PCIDeviceAddress, int]] = []
+        for group in groups:
+            for member, may_have_node in members.get(group) or self.known.get(group, ()):
+                self.functions[member] = group
+                if may_have_node and member.count(":") == 2:
+                    owners.append((PCIDeviceAddress.parse(member), group))
+        names_of = read_all_device_node_names(self.root, [address for address, _ in owners])
+        for (address, group), names in zip(owners, names_of, strict=True):
+            for name in names:
+                yield f"devices/{name}", address, group
 
-    def _add_node(self, name: str, address: PCIDeviceAddress | None, group: int) -> None:
-        path = os.path.join(self.root.dev_vfio, name)
-        if not self.root.is_live:
-            facts = _status(self.root, path)
-            if facts is not None:
-                shown = os.path.join("/", os.path.relpath(path, self.root.path))
-                self.paths[shown] = (group, facts.st_ino)
-            return
-        number = read_node_number(self.root, name, address)
-        if number is None:
-            facts = _status(self.root, path)
-            number = facts.st_rdev if facts is not None and stat.S_ISCHR(facts.st_mode) else None
-        if number is not None:
-            self.numbers[number] = group
+    def _add_shown(self, nodes: Sequence[_Node]) -> None:
+        """Learn the nodes below a root other than /: by their paths."""
+        for (name, _, group), status in zip(nodes, self._statuses([name for name, _, _ in nodes]), strict=True):
+            if status is not None:
+                self.paths[f"/dev/vfio/{name}"] = (group, status.inode)
+
+    def _add_live(self, nodes: Sequence[_Node]) -> None:
+        """Learn the nodes of the live host: by their numbers."""
+        numbers = read_node_numbers(self.root, [(name, address) for name, address, _ in nodes])
+        unknown = [name for (name, _, _), number in zip(nodes, numbers, strict=True) if number is None]
+        seen = dict(zip(unknown, self._statuses(unknown), strict=True))
+        for (name, _, group), number in zip(nodes, numbers, strict=True):
+            status = seen.get(name)
+            if number is not None:
+                self.numbers[number] = group
+            elif status is not None and stat.S_ISCHR(status.mode):
+                self.numbers[status.device] = group
+
+    def _statuses(self, names: Sequence[str]) -> list[Status | None]:
+        """
+        Return the status of each node; None if this user may not see it and so could not use it.
+
+        Raises:
+            SysfsError: a status cannot be read; for root also if permission is denied, as root could use the node.
+        """
+        pardoned = (errno.EACCES, errno.EPERM) if os.geteuid() != 0 else ()
+        top = self.root.dev_vfio
+        return read_statuses(self.root, [f"{top}/{name}" for name in names], pardoned)
 
     def group_of(self, descriptor: _Descriptor) -> int | None:
         """Return the group that a descriptor holds, None for any other descriptor."""
@@ -183,21 +214,6 @@ def read_group_holders(
             for group in sorted(group for group in held if group is not None):
                 found.setdefault(group, []).append(read_process(root, pid))
     return found
-
-
-def _status(root: HostRoot, path: str) -> os.stat_result | None:
-    """
-    Return the status of a node; None if this user may not see it and so could not use it.
-
-    Raises:
-        SysfsError: the status cannot be read; for root also if permission is denied, as root could use the node.
-    """
-    try:
-        return read_status(root, path)
-    except SysfsError as err:
-        if err.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
-            return None
-        raise
 
 
 def _descriptors(root: HostRoot, pid: int) -> Iterator[_Descriptor]:

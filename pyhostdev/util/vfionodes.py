@@ -11,10 +11,12 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from pyhostdev.util.iommugroup import read_group
-from pyhostdev.util.virfile import list_names, read_attribute
+from pyhostdev.util.iommugroup import VFIO_DEV, read_group
+from pyhostdev.util.virfile import list_all_names, read_attributes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -31,8 +33,13 @@ def read_device_node_names(root: HostRoot, address: PCIDeviceAddress) -> list[st
 
     Host: ``devices/ADDRESS/vfio-dev``, since Linux 6.0; the node in ``dev/vfio/devices`` since 6.6, for iommufd
     """
-    names = list_names(root, os.path.join(root.pci_device(address), "vfio-dev"))
-    return sorted(name for name in names if _DEVICE.fullmatch(name))
+    return read_all_device_node_names(root, [address])[0]
+
+
+def read_all_device_node_names(root: HostRoot, addresses: Sequence[PCIDeviceAddress]) -> list[list[str]]:
+    """Return what ``read_device_node_names`` returns, of each function."""
+    listed = list_all_names(root, [f"{root.pci_device(address)}/{VFIO_DEV}" for address in addresses])
+    return [sorted(name for name in names if _DEVICE.fullmatch(name)) for names in listed]
 
 
 def read_nodes(root: HostRoot, address: PCIDeviceAddress) -> list[str]:
@@ -57,10 +64,17 @@ def read_node_number(root: HostRoot, name: str, address: PCIDeviceAddress | None
     Raises:
         SysfsError: its attribute exists but cannot be read.
     """
+    return read_node_numbers(root, [(name, address)])[0]
+
+
+def read_node_numbers(root: HostRoot, nodes: Sequence[tuple[str, PCIDeviceAddress | None]]) -> list[int | None]:
+    """Return what ``read_node_number`` returns, of each node."""
+    texts = read_attributes(root, [_number_file(root, *node) for node in nodes])
+    found = (None if text is None else _NUMBER.fullmatch(text) for text in texts)
+    return [None if match is None else os.makedev(int(match[1]), int(match[2])) for match in found]
+
+
+def _number_file(root: HostRoot, name: str, address: PCIDeviceAddress | None) -> str:
     if address is None or name.isdigit():
-        top = root.class_vfio(int(name))
-    else:
-        top = os.path.join(root.pci_device(address), "vfio-dev", os.path.basename(name))
-    text = read_attribute(root, os.path.join(top, "dev"))
-    found = None if text is None else _NUMBER.fullmatch(text)
-    return None if found is None else os.makedev(int(found[1]), int(found[2]))
+        return f"{root.class_vfio(int(name))}/dev"
+    return f"{root.pci_device(address)}/{VFIO_DEV}/{os.path.basename(name)}/dev"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, NoReturn
 
@@ -174,6 +174,80 @@ def list_names(root: HostRoot, path: str, limit: int | None = None) -> list[str]
     return names
 
 
+class Status(NamedTuple):
+    """The type and permissions of a file, its inode, and the number of a device node."""
+
+    mode: int
+    inode: int
+    device: int
+
+
+def read_statuses(root: HostRoot, paths: Sequence[str], pardoned: Collection[int] = ()) -> list[Status | None]:
+    """
+    Return for each path what ``read_status`` returns; neighbours that share a directory cost least.
+
+    Args:
+        pardoned: errnos that count as absence.
+
+    Raises:
+        SysfsError: a status cannot be read.
+    """
+    facts, _ = _ask(root, confined.STATUS, paths, "look at a file", pardoned)
+    return [None if error else Status(mode, inode, device) for inode, device, mode, _, error in facts]
+
+
+def read_attributes(root: HostRoot, paths: Sequence[str]) -> list[str | None]:
+    """
+    Return for each path what ``read_attribute`` returns.
+
+    Raises:
+        SysfsError: as ``read_attribute``.
+    """
+    facts, texts = _ask(root, confined.FILE, paths, "read an attribute")
+    pairs = zip(facts, texts, strict=True)
+    return [None if fact[-1] else text.decode("utf-8", "surrogateescape").rstrip("\n") for fact, text in pairs]
+
+
+def read_link_names(root: HostRoot, paths: Sequence[str]) -> list[str | None]:
+    """
+    Return for each path what ``read_link_name`` returns.
+
+    Raises:
+        SysfsError: as ``read_link``.
+    """
+    facts, texts = _ask(root, confined.LINK, paths, "follow a link")
+    pairs = zip(facts, texts, strict=True)
+    return [None if fact[-1] else os.fsdecode(text).rpartition("/")[2] for fact, text in pairs]
+
+
+def list_all_names(root: HostRoot, paths: Sequence[str], limit: int | None = None) -> list[list[str]]:
+    """
+    Return for each directory what ``list_names`` returns; names that start with a dot are left out.
+
+    Raises:
+        SysfsError: as ``list_names``.
+    """
+    limit = limit or bounds_of(root).names
+    facts, texts = _ask(root, confined.NAMES, paths, "list a directory", limit=limit)
+    pairs = zip(facts, texts, strict=True)
+    return [[] if fact[-1] else os.fsdecode(text).split("\0")[:-1] for fact, text in pairs]
+
+
+def _ask(
+    root: HostRoot, kind: str, paths: Sequence[str], doing: str, pardoned: Collection[int] = (), limit: int = 1
+) -> tuple[list[confined.Fact], list[bytes]]:
+    """Return what is known about the paths; each is there, absent or pardoned."""
+    facts, texts = confined.ask(root, kind, paths, size_max=ATTRIBUTE_MAX, names_max=limit)
+    failed = [(path, -fact[-1]) for path, fact in zip(paths, facts, strict=True) if fact[-1]]
+    for path, error in failed:
+        if error == errno.EFBIG:
+            most = (limit, "names") if kind == confined.NAMES else (ATTRIBUTE_MAX, "bytes")
+            _raise_too_large(path, doing, *most)
+        if error not in pardoned:
+            _raise_unless_absent(OSError(error, os.strerror(error)), path, doing)
+    return facts, texts
+
+
 def read_number(root: HostRoot, path: str) -> int | None:
     """
     Return a sysfs attribute that holds one number, in C notation; None if it is absent.
@@ -182,8 +256,16 @@ def read_number(root: HostRoot, path: str) -> int | None:
         SysfsError: it exists but cannot be read, or does not hold a number (EINVAL).
     """
     text = read_attribute(root, path)
-    if text is None:
-        return None
+    return None if text is None else parse_number(text, path)
+
+
+def parse_number(text: str, path: str) -> int:
+    """
+    Return the number in a sysfs attribute.
+
+    Raises:
+        SysfsError: it does not hold a number (EINVAL).
+    """
     try:
         return int(text, 0)
     except ValueError:

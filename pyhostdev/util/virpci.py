@@ -11,8 +11,9 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyhostdev.errors import SysfsError
@@ -25,6 +26,7 @@ from pyhostdev.util.virfile import (
     read_attribute,
     read_link,
     read_link_name,
+    read_link_names,
     read_number,
     read_status,
 )
@@ -73,6 +75,15 @@ class PCIDevice:
         self.root = root
         self._records = records
         self._index = index
+
+    @classmethod
+    def read_together(
+        cls, root: HostRoot, address: PCIDeviceAddress, record: pciscan.ScanRecord, facts: dict[str, Any]
+    ) -> PCIDevice:
+        """Return a function of which more facts than its record are known; see ``pcidevices``."""
+        self = cls(root, (record,), 0)
+        self.address, self._record, self._facts = address, record, facts
+        return self
 
     if not TYPE_CHECKING:  # a type checker would otherwise accept any attribute
 
@@ -156,6 +167,10 @@ class PCIDevice:
         """True for the bridge between the host's processors and a PCI domain; decided by the class."""
         return self.class_ is not None and self.class_ >> 8 == pciregs.CLASS_BRIDGE_HOST
 
+    def learn(self, name: str, value: object) -> None:
+        """Take over a fact that was read together with those of other functions."""
+        self._facts[name] = value
+
     def _fact(self, name: str, read: Callable[[], T]) -> T:
         if name not in self._facts:
             self._facts[name] = read()
@@ -164,7 +179,7 @@ class PCIDevice:
 
     def path(self, attribute: str = "") -> str:
         """Return the path of the function's directory or of an attribute in it."""
-        return os.path.join(self.root.pci_device(self.address), attribute)
+        return f"{self.root.pci_device(self.address)}/{attribute}"
 
     @property
     def revision(self) -> int | None:
@@ -278,11 +293,10 @@ class PCIDevice:
     def _read_multifunction(self) -> bool | None:
         first = self.function_zero
         if first != self.address:
-            other = pciscan.read_config(self.root, first, pciregs.HEADER_TYPE, 1)
-            if other:
-                answer = pciconfig.is_multifunction(bytes(pciregs.HEADER_TYPE) + other)
-                if answer is not None:
-                    return answer
+            other = self._facts.get("function_zero") or PCIDevice(self.root, [_unread(first)], 0)
+            answer: bool | None = other.has_multifunction_bit
+            if answer is not None:
+                return answer
         return self.has_multifunction_bit
 
     @property
@@ -303,10 +317,11 @@ class PCIDevice:
         """
         if self.is_virtual_function:
             return [self]
-        found = (read_pci_device(self.root, address) for address in self._sibling_addresses())
+        found = (read_pci_device(self.root, address) for address in self.sibling_addresses())
         return [dev for dev in found if dev is not None and not dev.is_virtual_function]
 
-    def _sibling_addresses(self) -> list[PCIDeviceAddress]:
+    def sibling_addresses(self) -> list[PCIDeviceAddress]:
+        """Return where functions of this device can be, itself included, sorted."""
         return self.read_bus() if self.is_ari else [self.address.with_function(function) for function in range(8)]
 
     def read_path(self) -> list[PCIDeviceAddress]:
@@ -339,12 +354,13 @@ class PCIDevice:
 
         Source: vmd_enable_domain (drivers/pci/controller/vmd.c)
         """
-        found = (_OWN_DOMAIN.fullmatch(name) for name in list_names(self.root, self.path()[:-1]))
+        names = self._fact("entries", lambda: list_names(self.root, self.path()[:-1]))
+        found = (_OWN_DOMAIN.fullmatch(name) for name in names)
         domains = {int(match[1], 16) for match in found if match}
         if not domains:
             return []
-        names = (name for name in list_names(self.root, self.root.pci_devices) if name.count(":") == 2)
-        addresses = (PCIDeviceAddress.parse(name) for name in names)
+        all_names = list_names(self.root, self.root.pci_devices)
+        addresses = (PCIDeviceAddress.parse(name) for name in all_names if name.count(":") == 2)
         return sorted(address for address in addresses if address.domain in domains)
 
     def read_reset_methods(self) -> list[str]:
@@ -353,10 +369,14 @@ class PCIDevice:
 
         Source: drivers/pci/pci.c pci_reset_fn_methods; ``reset_method`` since 5.15
         """
-        if read_status(self.root, self.path("reset")) is None:
-            return []
-        listed = read_attribute(self.root, self.path("reset_method"))
-        return self._methods_by_config() if listed is None else listed.split()
+
+        def read() -> list[str]:
+            if read_status(self.root, self.path("reset")) is None:
+                return []
+            listed = read_attribute(self.root, self.path("reset_method"))
+            return self._methods_by_config() if listed is None else listed.split()
+
+        return self._fact("reset_methods", read)
 
     def usable_reset(self) -> str | None:
         """
@@ -376,10 +396,24 @@ class PCIDevice:
         return [name for name, there in (("flr", flr), ("pm", pm), ("bus", True)) if there]
 
     def read_bus(self) -> list[PCIDeviceAddress]:
-        """Return all functions on this function's bus, itself included, sorted."""
+        """
+        Return all functions on this function's bus, itself included, sorted.
+
+        Host: the directory of the device that the bus belongs to; all functions, if theirs are not links to there
+        """
+        return self._fact("bus", self._read_bus)
+
+    def _read_bus(self) -> list[PCIDeviceAddress]:
         prefix = str(self.address)[: -len("00.0")]
-        names = (name for name in list_names(self.root, self.root.pci_devices) if name.startswith(prefix))
-        return sorted(PCIDeviceAddress.parse(name) for name in names)
+        link = self.path()[:-1]
+        try:
+            target = read_link(self.root, link)
+        except SysfsError as err:
+            if err.errno != errno.EINVAL:  # a directory
+                raise
+            target = None
+        where = self.root.pci_devices if target is None else os.path.dirname(self.root.follow(link, target))
+        return sorted(PCIDeviceAddress.parse(name) for name in list_names(self.root, where) if name.startswith(prefix))
 
     def read_virtual_functions(self) -> list[PCIDeviceAddress]:
         """
@@ -406,12 +440,20 @@ class PCIDevice:
 def read_virtual_functions(root: HostRoot, address: PCIDeviceAddress) -> list[PCIDeviceAddress]:
     """Return the VFs of the function at an address; see ``PCIDevice.read_virtual_functions``."""
     found: list[PCIDeviceAddress] = []
+    top, count = root.pci_device(address), 1
     while len(found) < VFS_MAX:
-        name = read_link_name(root, os.path.join(root.pci_device(address), f"virtfn{len(found)}"))
-        if name is None:
+        links = [f"{top}/virtfn{len(found) + number}" for number in range(count)]
+        names = list(takewhile(lambda name: name is not None, read_link_names(root, links)))
+        found += (PCIDeviceAddress.parse(name) for name in names if name is not None)
+        if len(names) < count:
             break
-        found.append(PCIDeviceAddress.parse(name))
+        count = min(4 * count, VFS_MAX - len(found))
     return found
+
+
+def _unread(address: PCIDeviceAddress) -> pciscan.ScanRecord:
+    """Return the record of a function of which only configuration space is read."""
+    return pciscan.ScanRecord(str(address), *[None] * (len(pciscan.ScanRecord._fields) - 1))
 
 
 def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | None:
@@ -441,34 +483,3 @@ def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | No
     dev = PCIDevice(root, [record], 0)
     dev._facts["incarnation"] = status.st_ino
     return dev
-
-
-def read_pci_devices(root: HostRoot, addresses: Iterable[PCIDeviceAddress]) -> dict[PCIDeviceAddress, PCIDevice]:
-    """
-    Return those of some functions that the host has, all read at once.
-
-    Raises:
-        SysfsError: an attribute exists but cannot be read.
-    """
-    found: dict[PCIDeviceAddress, PCIDevice] = {}
-    # read before the facts, so that a device replaced in between has another inode than this object
-    inodes = {address: _read_inode(root, address) for address in addresses}
-    present = [address for address, inode in inodes.items() if inode is not None]
-    if not present:
-        return found
-    reader = pciscan.FunctionReader(root)
-    try:
-        records = reader.read(present)
-    finally:
-        reader.close()
-    for index in range(len(records)):
-        dev = PCIDevice(root, records, index)
-        dev._facts["incarnation"] = inodes[dev.address]
-        found[dev.address] = dev
-    return found
-
-
-def _read_inode(root: HostRoot, address: PCIDeviceAddress) -> int | None:
-    """Return the inode of a function's directory, None if it has none."""
-    status = read_status(root, root.pci_device(address))
-    return status.st_ino if status is not None and stat.S_ISDIR(status.st_mode) else None

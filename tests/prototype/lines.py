@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from corpus import Case
@@ -101,7 +101,14 @@ def _live(value: dict[str, Any], is_native: bool) -> Answer:
     return Answer((*shown, *hostdevs), (*steps, *hostdevs))
 
 
-_READERS = {"xml": _xml, "argv": _argv, "plan": _plan, "start": _start, "edit": _edit, "live": _live}
+_READERS: dict[str, Callable[[Any, bool], Answer]] = {
+    "xml": _xml,
+    "argv": _argv,
+    "plan": _plan,
+    "start": _start,
+    "edit": _edit,
+    "live": _live,
+}
 
 
 def recorded(case: Case, column: str) -> tuple[str, ...] | None:
@@ -185,7 +192,7 @@ def xml_lines(text: str) -> Iterator[str]:
         depth = sum(1 for _ in element.iterancestors())
         words = "".join(f" {name}='{value}'" for name, value in sorted(element.attrib.items()))
         content = (element.text or "").strip()
-        line = f"{'  ' * depth}<{element.tag}{words}>{content}"
+        line = f"{'  ' * depth}<{element.tag!s}{words}>{content}"
         yield re.sub(r"[^' >]*/qemu/nvram/", "@NVRAM@/", line)
 
 

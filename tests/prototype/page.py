@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from comparison import VERDICTS, Change, Comparison, Group
-from report import name_of, summary, title_of
+from report import name_of, spaced, summary, title_of
 
 CASES_MAX = 40  # cases of a group whose domain and remaining difference are on the page
 
@@ -65,7 +65,7 @@ def _group(found: Comparison, group: Group) -> Iterator[str]:
 
 def _line(line: str, holders: Iterable[bool]) -> str:
     marks = "".join(f"<td class='mark'>{'=' if has else '·'}</td>" for has in holders)
-    return f"<tr class='{_CLASS[line[0]]}'>{marks}<td>{escape(line)}</td></tr>"
+    return f"<tr class='{_CLASS[line[0]]}'>{marks}<td>{escape(spaced(line))}</td></tr>"
 
 
 def _case(change: Change) -> Iterator[str]:

@@ -66,6 +66,11 @@ def name_of(change: Change) -> str:
     return f"{text}: {now} lines differ from libvirt's, {before} before" if before != now else text
 
 
+def spaced(line: str) -> str:
+    """Return a marked line with its mark apart: options begin with a dash, too."""
+    return f"{line[0]} {line[1:]}"
+
+
 def _difference(found: Comparison, group: Group) -> Iterator[str]:
     """Yield the lines of the first case; before each, a mark for each release of libvirt that has or lacks it."""
     releases = list(found.holders(group, ""))
@@ -74,4 +79,4 @@ def _difference(found: Comparison, group: Group) -> Iterator[str]:
     for line in group.changes[0].difference():
         holders = found.holders(group, line[1:])
         marks = " ".join(f"{'=' if has else '.':^{len(release)}}" for release, has in holders.items())
-        yield f"   {marks + '  ' if marks else ''}{line}"
+        yield f"   {marks + '  ' if marks else ''}{spaced(line)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""make prototype: two trees get the same questions; the report has the differences, and the one nearer to libvirt."""
+"""make prototype: two trees are asked the same, and the report says what differs and which is nearer to libvirt."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_change_is_shown_beside_libvirts_answer(
     assert "2 differ" in out
     assert "== argv: 2 answers (1 nearer, 1 not recorded)" in out
     marked_lines = [text.split(None, 1) for text in out.splitlines() if "failover" in text]
-    assert [["=", f"+-device {line}"]] == marked_lines
+    assert [["=", f"+ -device {line}"]] == marked_lines
     assert "&lt;b&gt;" in page.read_text()
     assert "<b>" not in page.read_text()
 

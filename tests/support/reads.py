@@ -14,7 +14,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import cycle, islice
 from types import FrameType
@@ -34,6 +34,8 @@ ERRNOS = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errn
 
 _CALLERS = ("crash", "scenarios", "refusals")  # whose frames are the end of a site
 _WRITES = os.O_WRONLY | os.O_RDWR
+
+_QUESTIONS = {confined.STATUS: "stat", confined.FILE: "read", confined.LINK: "readlink", confined.NAMES: "scandir"}
 
 Site = tuple[str, ...]
 
@@ -69,6 +71,7 @@ class Reads:
             patch(mock.patch.object(os, name, self._of_descriptor(name, getattr(os, name))))
         for name in ("open_path", "open_directory", "open_file"):
             patch(mock.patch.object(confined, name, self._root_opener(getattr(confined, name))))
+        patch(mock.patch.object(confined, "ask", self._asker(confined.ask)))
         patch(mock.patch.object(os, "open", self._opener(os.open)))
         patch(mock.patch.object(os, "close", self._closer(os.close)))
         patch(mock.patch.object(builtins, "open", self._stream_opener(builtins.open)))
@@ -131,6 +134,20 @@ class Reads:
             fd = real(root, path, *args)
             self._fds[fd] = path
             return fd
+
+        return call
+
+    def _asker(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        """Count each of many questions; a refused one has the errno in its answer."""
+
+        def call(root: HostRoot, kind: str, paths: Sequence[str], **limits: int) -> Any:
+            facts, texts = real(root, kind, paths, **limits)
+            for number, path in enumerate(paths):
+                try:
+                    self.seen(_QUESTIONS[kind], path)
+                except OSError as err:
+                    facts[number] = (0, 0, 0, 0, -(err.errno or 0))
+            return facts, texts
 
         return call
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -11,7 +12,7 @@ import pytest
 
 from pyhostdev.testing.fakehost import FakeHost, named_hosts
 from pyhostdev.testing.generator import PLAIN_CARDS, SRIOV_CARDS, make_tree, synthetic_host
-from pyhostdev.util import pciscan, virfile
+from pyhostdev.util import pciscan, virpci
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostscan import Scan
 
@@ -67,17 +68,32 @@ def test_what_stands_in_the_way_of_each(tmp_path: Path) -> None:
 
 
 def test_each_group_is_listed_once_at_most(tmp_path: Path) -> None:
-    """A group is listed once, not once per function."""
+    """What is the same for a group is read in one call for all groups, not for each of its functions."""
     make_tree(tmp_path, 600)
     scan = read(HostRoot(tmp_path))
-    listed: list[str] = []
-    real = virfile.list_names
+    real = pciscan.known_groups
+    asked: list[int] = []
 
-    def list_names(root: HostRoot, path: str, limit: int | None = None) -> list[str]:
-        listed.append(path)
-        return real(root, path, limit)
+    def known_groups(root: HostRoot, snapshot: pciscan.Snapshot, groups: Sequence[int]) -> list[bool]:
+        asked.extend(groups)
+        return real(root, snapshot, groups)
 
-    with mock.patch("pyhostdev.util.assignable.list_names", list_names):
+    with (
+        mock.patch.object(pciscan, "known_groups", known_groups),
+        mock.patch.object(virpci, "read_iommu_group_members", side_effect=AssertionError),
+    ):
         found = scan.assignable()
     assert 400 < len(found) < 600
-    assert len(set(listed)) == len(listed) <= len(scan.groups)
+    assert len(set(asked)) == len(asked) <= len(scan.groups)
+
+
+def test_a_group_with_strangers_is_asked_in_full(tmp_path: Path) -> None:
+    """A member that is no PCI function, and a function that the scan did not see, decide nothing by themselves."""
+    fake = FakeHost.from_tree(HOST, tmp_path)
+    scan = read(fake.root)
+    snapshot = pciscan.scan(fake.root)
+    assert [True, True] == pciscan.known_groups(fake.root, snapshot, [2, 6])
+    os.symlink("x", os.path.join(fake.root.iommu_group_devices(2), "stranger"))
+    os.symlink("x", os.path.join(fake.root.iommu_group_devices(6), "0000:07:00.0"))
+    assert [False, False, True] == pciscan.known_groups(fake.root, snapshot, [2, 6, 8])
+    assert_all_is_one_by_one(scan)

@@ -257,3 +257,22 @@ def test_vfs_that_run_into_their_neighbour() -> None:
         records = list(pciscan.scan_with(root, EVERYTHING_SHARED))
         assert pciscan_ref.scan(root) == records
         assert [None, *["0000:00:04.0"] * 3, None, None] == [record.physfn for record in records]
+
+
+def test_large_groups_are_listed(tmp_path: Path) -> None:
+    """Where VFs share their PF's group, its listing says so for most of them, and the answers stay the same."""
+    make_tree(tmp_path, 200, cards=SRIOV_CARDS)
+    root = HostRoot(tmp_path)
+    groups = {record.address: record.iommu_group for record in pciscan.scan(root)}
+    vfs = [record for record in pciscan.scan(root) if record.physfn]
+    for record in vfs:
+        group, link = groups[record.physfn or ""], f"{root.pci_device(record.address)}/iommu_group"
+        os.unlink(link)
+        os.symlink(f"../../../../kernel/iommu_groups/{group}", link)
+        os.symlink("x", f"{root.iommu_group_devices(group or 0)}/{record.address}")
+    linked = Tuning(crowd=0, linked=True)
+    assert list(pciscan.scan_with(root, NOTHING_SHARED)) == list(pciscan.scan_with(root, linked))
+    last = max(vfs, key=lambda record: record.address)
+    os.unlink(f"{root.pci_device(last.address)}/iommu_group")
+    of_last = {r.address: r.iommu_group for r in pciscan.scan_with(root, linked)}[last.address]
+    assert groups[last.physfn or ""] == of_last

@@ -78,10 +78,11 @@ class ElementDef:
     newer_errors: tuple[tuple[str, ConfigError], ...] = ()
 
     _table: ClassVar[Table | None] = None
+    _declared: ClassVar[dict[str, Field[Any]] | None] = None
     _initials: ClassVar[tuple[tuple[str, Field[Any]], ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        cls._table = None
+        cls._table = cls._declared = None
         own = tuple((k, v) for k, v in vars(cls).items() if isinstance(v, Field) and v.is_fresh)
         cls._initials = cls._initials + own
 
@@ -98,10 +99,11 @@ class ElementDef:
     @classmethod
     def declared(cls) -> dict[str, Field[Any]]:
         """Return the fields in the order of printing: those of the bases, then the class's own."""
-        fields: dict[str, Field[Any]] = {}
-        for base in reversed(cls.__mro__):
-            fields.update((k, v) for k, v in vars(base).items() if isinstance(v, Field))
-        return fields
+        if cls._declared is None:
+            cls._declared = {}
+            for base in reversed(cls.__mro__):
+                cls._declared.update((k, v) for k, v in vars(base).items() if isinstance(v, Field))
+        return cls._declared
 
     @classmethod
     def table(cls) -> Table:
@@ -330,23 +332,42 @@ class ElementDef:
     def unmodelled(self) -> list[tuple[str, int | None]]:
         """Return path and line of all unknown attributes and elements, also of nested definitions."""
         found: list[tuple[str, int | None]] = []
-        for place, definition in self.walk((self.tag,)):
-            where = "/".join(place)
-            found += [("/".join((where, *path, word.label)), word.line) for path, word in definition.own_unknown()]
-            for row in definition.table().rows:
-                if isinstance(row.field, Opaque) and not row.field.for_host and definition._value(row) is not None:
-                    holder = definition if row.owner is None else definition.__dict__[row.owner]
+        for place, nested in self.walk((self.tag,)):
+            where = "/".join(place) if nested.unknown or nested.table().opaque_rows else ""
+            found += [("/".join((where, *path, word.label)), word.line) for path, word in nested.own_unknown()]
+            for row in nested.table().opaque_rows:
+                if nested._value(row) is not None:
+                    holder = nested if row.owner is None else nested.__dict__[row.owner]
                     found.append(("/".join((where, *row.field.path)), holder.line_of(row.field.name)))
         return found
 
     def walk(self, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ElementDef]]:
-        """Yield self and all nested definitions, each with its path of elements."""
+        """Yield self and all nested definitions that were set, each with its path of elements."""
         yield place, self
-        for row in self.table().rows:
-            value = self._value(row)
-            for nested in value if isinstance(value, list) else [value]:
-                if isinstance(nested, ElementDef):
+        for row in self.table().nested_rows:
+            holder = self if row.owner is None else self.__dict__[row.owner]
+            value = holder.__dict__.get(row.field.name)
+            if isinstance(value, ElementDef):
+                yield from value.walk((*place, *row.field.path))
+            elif value:
+                for nested in value:
                     yield from nested.walk((*place, *row.field.path))
+
+    def has_unknown(self) -> bool:
+        """Return True if this definition or a nested one has unknown attributes or elements."""
+        todo: list[ElementDef] = [self]
+        while todo:
+            nested = todo.pop()
+            if nested.unknown and any(nested.unknown.values()):
+                return True
+            state = nested.__dict__
+            for name in nested.table().nested:
+                value = state.get(name)
+                if isinstance(value, ElementDef):
+                    todo.append(value)
+                elif value:
+                    todo += value
+        return False
 
     def own_unknown(self) -> Iterator[tuple[tuple[str, ...], Unknown]]:
         """Yield the unknown attributes and elements of this definition, each with its path of elements."""

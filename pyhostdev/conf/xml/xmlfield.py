@@ -144,7 +144,7 @@ class Opaque(Field["str | None"]):
         return value
 
 
-class _Nested(Field[T]):
+class Nested(Field[T]):
     """
     An element with its own definition.
 
@@ -167,7 +167,7 @@ class _Nested(Field[T]):
         return cast("type[Definition]", self._definition)
 
 
-class OptionalElement(_Nested["D | None"]):
+class OptionalElement(Nested["D | None"]):
     """An optional element with its own definition."""
 
     def load(self, found: list[tuple[str, Element]]) -> D | None:
@@ -175,7 +175,7 @@ class OptionalElement(_Nested["D | None"]):
         return cast("D", self.definition.from_element(found[0][1]))
 
 
-class DefaultElement(_Nested[D]):
+class DefaultElement(Nested[D]):
     """An element with its own definition that is never None, and is printed unless it is empty."""
 
     def load(self, found: list[tuple[str, Element]]) -> D:
@@ -189,7 +189,7 @@ class DefaultElement(_Nested[D]):
         return cast("D", made)
 
 
-class Elements(_Nested["list[D]"]):
+class Elements(Nested["list[D]"]):
     """A list of elements with their own definitions."""
 
     is_fresh = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyhostdev.conf.xml.xmlfield import Attribute, Content, Flag, Ignored, Inline
+from pyhostdev.conf.xml.xmlfield import Attribute, Content, Flag, Ignored, Inline, Nested, Opaque
 
 if TYPE_CHECKING:
     from pyhostdev.conf.xml.definition import Definition
@@ -72,6 +72,10 @@ class Table(NamedTuple):
     shape: Shape
     inlined: tuple[str, ...]
     required: tuple[Row, ...]
+    nested: tuple[str, ...]  # fields that hold definitions or lists of them
+    nested_rows: tuple[Row, ...]  # the rows of such fields
+    opaque_rows: tuple[Row, ...]  # known elements that are kept as they are, and that no room reads
+    newer_rows: tuple[Row, ...]  # those that older releases do not know, or know with fewer values
 
 
 def compile_table(cls: type[Definition]) -> Table:
@@ -89,4 +93,18 @@ def compile_table(cls: type[Definition]) -> Table:
     for row in rows:
         shape.add(row)
     required = tuple(row for row in rows if getattr(row.field, "required", False))
-    return Table(tuple(rows), shape, tuple(inlined), required)
+    nested = tuple(name for name, field in cls.declared().items() if isinstance(field, (Nested, Inline)))
+    return Table(
+        tuple(rows),
+        shape,
+        tuple(inlined),
+        required,
+        nested,
+        nested_rows=tuple(row for row in rows if isinstance(row.field, Nested)),
+        opaque_rows=tuple(row for row in rows if isinstance(row.field, Opaque) and not row.field.for_host),
+        newer_rows=tuple(row for row in rows if _is_newer(row.field)),
+    )
+
+
+def _is_newer(field: Any) -> bool:
+    return field.since is not None or (isinstance(field, (Attribute, Content)) and bool(field.codec.since))

@@ -8,6 +8,7 @@ the reads and proves this, so nothing that a user wrote is omitted silently.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.xmldef import ElementDef
@@ -91,23 +92,28 @@ def unbuilt_errors(dom: ElementDef) -> list[ConfigUnsupportedError]:
 
 
 def _unbuilt(definition: ElementDef) -> Iterator[ConfigUnsupportedError]:
-    for kind in type(definition).__mro__:
-        for name, harmless in REFUSED.get(kind.__name__, {}).items():
-            value = getattr(definition, name)
-            if value not in (None, False, [], *harmless):
-                yield _error(definition, name, value, harmless)
+    for name, harmless in _refused(type(definition)).items():
+        value = getattr(definition, name)
+        if value not in (None, False, [], *harmless):
+            yield _error(definition, name, value, harmless)
     for nested in nested_definitions(definition):
         yield from _unbuilt(nested)
 
 
+@cache
+def _refused(kind: type[ElementDef]) -> dict[str, tuple[object, ...]]:
+    """Return the refused fields of a class, its bases' included."""
+    return {name: found for base in kind.__mro__ for name, found in REFUSED.get(base.__name__, {}).items()}
+
+
 def nested_definitions(definition: ElementDef) -> Iterator[ElementDef]:
     """Yield the nested definitions: those that share the element of this one, and those of child elements."""
-    table = definition.table()
-    for name in (*table.inlined, *(row.field.name for row in table.rows if row.owner is None)):
-        value = getattr(definition, name)
-        for nested in value if isinstance(value, list) else [value]:
-            if isinstance(nested, ElementDef):
-                yield nested
+    for name in definition.table().nested:
+        value = definition.__dict__.get(name)
+        if isinstance(value, ElementDef):
+            yield value
+        elif value:
+            yield from value
 
 
 def _error(definition: ElementDef, name: str, value: Any, harmless: tuple[object, ...]) -> ConfigUnsupportedError:

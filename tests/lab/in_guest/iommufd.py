@@ -26,6 +26,7 @@ from labhost import (
     PCI,
     UNSET,
     check,
+    children,
     drivers,
     iommu_group,
     link_name,
@@ -75,9 +76,9 @@ def open_nodes(pid: int | str) -> list[str]:
 def qemu_of(verb: subprocess.Popen[str]) -> int | None:
     """Return the process id of the QEMU of a ``start`` once it has locked the guest's memory."""
     try:
-        for pid in Path(f"/proc/{verb.pid}/task/{verb.pid}/children").read_text().split():
+        for pid in children(verb.pid):
             if len(open_nodes(pid)) == 2 and locked_kib(pid) > 0:
-                return int(pid)
+                return pid
     except (FileNotFoundError, ProcessLookupError):
         pass  # a child has ended meanwhile
     return None

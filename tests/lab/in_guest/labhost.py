@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,17 @@ def link_name(path: Path) -> str | None:
         return path.readlink().name
     except FileNotFoundError:
         return None
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of a process; not every kernel lists them for us (CONFIG_PROC_CHILDREN)."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = status.read_text().rpartition(")")[2].split()[1]
+            if int(parent) == pid:
+                found.append(int(status.parent.name))
+    return found
 
 
 def driver(address: str) -> str | None:

@@ -27,6 +27,7 @@ from labhost import (
     VFIO,
     all_drivers,
     check,
+    children,
     command,
     driver,
     drivers,
@@ -106,10 +107,10 @@ def listed(verb: subprocess.Popen[str]) -> bool:
 def qemu_of(verb: subprocess.Popen[str]) -> int | None:
     """Return the process id of the QEMU of a ``start`` once it has both functions open."""
     try:
-        for pid in Path(f"/proc/{verb.pid}/task/{verb.pid}/children").read_text().split():
+        for pid in children(verb.pid):
             links = (link_name(fd) for fd in Path(f"/proc/{pid}/fd").iterdir())
             if list(links).count(VFIO_DEVICE) == 2:
-                return int(pid)
+                return pid
     except (FileNotFoundError, ProcessLookupError):
         pass  # a child has ended while we looked: the QEMU that is asked for its capabilities does
     return None

@@ -13,7 +13,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import errnos
 from domains import hostdev, write_domain
@@ -23,6 +24,7 @@ from labhost import (
     VFIO,
     all_drivers,
     check,
+    children,
     driver,
     link_name,
     override,
@@ -34,12 +36,10 @@ from labhost import (
 from onegroup import ended, started
 from verbs import verb
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 IGB = os.environ.get("LAB_IGB", "")
 VIRTIO = os.environ.get("LAB_VIRTIO", "")
 VARIANT = "virtio_vfio_pci"
+NETWORKS = Path("/run/libvirt/network")
 MAC, VLAN = "52:54:00:aa:bb:01", 42
 
 
@@ -117,12 +117,49 @@ def network_identity() -> None:
     check_restored(before, home)
 
 
+def pool_interface() -> str:
+    """Return an interface of an active network that is the pool of the igb card's VFs."""
+    NETWORKS.mkdir(parents=True, exist_ok=True)
+    forward = f"<forward mode='hostdev' managed='yes'><pf dev='{pf_interface()}'/></forward>"
+    network = f"<network><name>pool</name>{forward}<vlan><tag id='{VLAN}'/></vlan></network>"
+    (NETWORKS / "pool.xml").write_text(f"<networkstatus>{network}</networkstatus>")
+    return f"""
+    <interface type='network' trustGuestRxFilters='yes'>
+      <mac address='{MAC}'/><source network='pool'/><model type='virtio'/>
+    </interface>"""
+
+
+def pool_gives(domain: Path) -> list[str]:
+    """Return the functions that the pool would give to a domain."""
+    findings = said("plan", domain, "--for-start")["findings"]
+    return [item["address"] for item in findings if item["reason"] == "from-pool"]
+
+
+def network_pool() -> None:
+    """Guests get the VFs of a pool in their order; the MAC is the interface's, the VLAN the network's."""
+    before, home = settings(0), driver(vf_of(IGB, 0))
+    first, second = (write_domain(name, pool_interface(), kind="stay") for name in ("pool1", "pool2"))
+    check([vf_of(IGB, 0)], pool_gives(second), "the first VF is free")
+    with started(first) as start:
+        wait_for(lambda: has_guest(start), "the PF has the settings", 120)
+        check((MAC, VLAN, True), identity(0), "MAC, VLAN and trust are the guest's")
+        wait_for(lambda: ended(start) or qemu_of(start), "the guest runs")
+        check(VFIO, driver(vf_of(IGB, 0)), "the first VF is the guest's")
+        check([vf_of(IGB, 1)], pool_gives(second), "another guest would get the second")
+        start.send_signal(signal.SIGTERM)
+        wait_for(lambda: ended(start), "start ends", 60)
+    check(0, start.returncode, "exit code of 'start'")
+    check([vf_of(IGB, 0)], pool_gives(second), "the first VF is free again")
+    shutil.rmtree(NETWORKS)
+    check_restored(before, home)
+
+
 def qemu_of(start: subprocess.Popen[str]) -> int | None:
     """Return the process id of QEMU, which ``start`` has as its child."""
     try:
-        for pid in _read(f"/proc/{start.pid}/task/{start.pid}/children").split():
+        for pid in children(start.pid):
             if "-no-shutdown" in _read(f"/proc/{pid}/cmdline").split("\0"):
-                return int(pid)
+                return pid
     except (FileNotFoundError, ProcessLookupError):
         pass  # it has ended meanwhile
     return None
@@ -223,7 +260,7 @@ def real_state() -> None:
 
 
 IGB_VF = vf_of(IGB, 1) if IGB else ""
-OF_IGB = [network_identity, identity_after_kill, pf_with_vfs]
+OF_IGB = [network_identity, network_pool, identity_after_kill, pf_with_vfs]
 OF_VIRTIO = [variant_driver, variant_by_hand, variant_guest]
 STEPS = [real_state, *(OF_IGB if IGB else ()), *(OF_VIRTIO if VIRTIO else ())]
 

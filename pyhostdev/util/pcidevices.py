@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Facts of several PCI functions, each kind read of all of them at once.
+
+A plan of many devices asks the same of each. The objects are those of ``virpci``, with their facts already known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+from pyhostdev.util import pciscan
+from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.virfile import list_all_names, parse_number, read_attributes, read_link_names
+from pyhostdev.util.virpci import PCIDevice, read_virtual_functions
+
+Devices = Mapping[PCIDeviceAddress, PCIDevice]
+
+
+def read_pci_devices(
+    root: HostRoot, addresses: Iterable[PCIDeviceAddress], known: Devices = MappingProxyType({})
+) -> dict[PCIDeviceAddress, PCIDevice]:
+    """
+    Return those of some functions that the host has, in the order of their addresses.
+
+    Args:
+        known: functions that were read before; they are not read again.
+
+    Raises:
+        SysfsError: an attribute exists but cannot be read.
+    """
+    wanted = sorted(set(addresses))
+    new = _read(root, [address for address in wanted if address not in known])
+    found = ((address, known.get(address) or new.get(address)) for address in wanted)
+    return {address: dev for address, dev in found if dev is not None}
+
+
+def _read(root: HostRoot, addresses: Sequence[PCIDeviceAddress]) -> dict[PCIDeviceAddress, PCIDevice]:
+    """Return functions with the facts that a plan asks of each: its inode, its kind of driver, and its resets."""
+    if not addresses:
+        return {}
+    reader = pciscan.FunctionReader(root)
+    try:
+        records, more = reader.read_more(addresses)
+    finally:
+        reader.close()
+    found = {}
+    for index, (record, asked) in enumerate(zip(records, more, strict=True)):
+        address = records.address(index)
+        found[address] = PCIDevice.read_together(root, address, record, _facts(record, asked))
+    return found
+
+
+def _facts(record: pciscan.ScanRecord, asked: pciscan.More) -> dict[str, object]:
+    """Return the facts of a device by the names under which it keeps them."""
+    is_vfio = record.driver is not None and (asked.is_vfio or record.driver == VFIO_PCI)
+    facts: dict[str, object] = {"incarnation": asked.inode, "vfio": is_vfio}
+    if not asked.can_reset:
+        facts["reset_methods"] = []
+    elif asked.methods is not None:
+        facts["reset_methods"] = asked.methods.split()
+    return facts
+
+
+def _learn_ari(devs: Sequence[PCIDevice]) -> None:
+    """Read of functions that are not VFs whether their bus has ARI."""
+    paths = [dev.path("ari_enabled") for dev in devs]
+    for dev, path, text in zip(devs, paths, read_attributes(devs[0].root, paths) if devs else [], strict=True):
+        dev.learn("ari", None if text is None else parse_number(text, path))
+
+
+def read_siblings(devs: Sequence[PCIDevice], known: Devices) -> dict[PCIDeviceAddress, list[PCIDevice]]:
+    """
+    Return what ``PCIDevice.read_siblings`` returns, by the address of function 0 of each multifunction device.
+
+    Args:
+        devs: functions that are not VFs.
+        known: functions that were read before.
+    """
+    if not devs:
+        return {}
+    _learn_ari(devs)
+    wanted: dict[PCIDeviceAddress, list[PCIDeviceAddress]] = {}
+    for dev in devs:
+        first = dev.function_zero
+        if first not in wanted:
+            wanted[first] = dev.sibling_addresses()
+    found = read_pci_devices(devs[0].root, (address for addresses in wanted.values() for address in addresses), known)
+    siblings = {}
+    for first, addresses in wanted.items():
+        there = (found.get(address) for address in addresses)
+        siblings[first] = [dev for dev in there if dev is not None and not dev.is_virtual_function]
+        for dev in siblings[first]:
+            dev.learn("function_zero", found.get(first))
+    return siblings
+
+
+def read_entries(devs: Sequence[PCIDevice]) -> None:
+    """Read the names in each device's directory, which tell what its driver has created."""
+    if devs:
+        for dev, names in zip(devs, list_all_names(devs[0].root, [dev.path()[:-1] for dev in devs]), strict=True):
+            dev.learn("entries", names)
+
+
+def read_all_virtual_functions(devs: Sequence[PCIDevice]) -> dict[PCIDeviceAddress, list[PCIDeviceAddress]]:
+    """Return the VFs of each PF, in the order of their numbers."""
+    if not devs:
+        return {}
+    root = devs[0].root
+    firsts = read_link_names(root, [dev.path("virtfn0") for dev in devs])
+    pfs = [dev.address for dev, first in zip(devs, firsts, strict=True) if first is not None]
+    return {pf: read_virtual_functions(root, pf) for pf in pfs}
