@@ -21,7 +21,7 @@ VERBS = (
     ("The definition declares all four. What would happen to each, and why:", ["plan", GUEST], DONE),
     ("Detach all four.", ["prepare", GUEST, "--simulate"], DONE),
     ("Their drivers while the guest has them:", ["list", "--group", "14"], DONE),
-    ("Who has them, and which role each has:", ["status"], DONE),
+    ("Their owner and their roles:", ["status"], DONE),
     ("The command line for QEMU: two vfio-pci devices, without ports 1 and 2.", ["argv", GUEST], DONE),
     ("The guest has ended: bind every port back to its original driver.", ["release", GUEST, "--simulate"], DONE),
     ("The same as before:", ["list"], DONE),
