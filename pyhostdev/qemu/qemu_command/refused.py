@@ -100,8 +100,8 @@ def _unbuilt(definition: ElementDef) -> Iterator[ConfigUnsupportedError]:
         yield from _unbuilt(nested)
 
 
-@cache
-def _refused(kind: type[ElementDef]) -> dict[str, tuple[object, ...]]:
+@cache  # one entry for each class
+def _refused(kind: type) -> dict[str, tuple[object, ...]]:
     """Return the refused fields of a class, its bases' included."""
     return {name: found for base in kind.__mro__ for name, found in REFUSED.get(base.__name__, {}).items()}
 
