@@ -63,7 +63,7 @@ def serial() -> str:
 
 
 def say_state(verb: subprocess.Popen[str]) -> None:
-    """Print what a guest has printed that did not do what we waited for, and what the children of ``start`` are doing."""
+    """Print the last lines of a guest that did not do what we waited for, and what the children of ``start`` do."""
     for line in serial().splitlines()[-8:]:
         say(f"    guest: {line}")
     for pid in children(verb.pid):
