@@ -36,6 +36,14 @@ def ask(name: str, command: str, **arguments: Any) -> Any:
         os.close(directory)
 
 
+def is_running(name: str) -> bool:
+    """Tell whether a guest's processors run."""
+    try:
+        return bool(ask(name, "query-status")["running"])
+    except (OSError, ValueError):
+        return False  # its sockets are not there yet
+
+
 def _talk(connection: socket.socket, command: str, arguments: dict[str, Any]) -> Any:
     lines = connection.makefile("rwb")
     json.loads(lines.readline())  # the greeting

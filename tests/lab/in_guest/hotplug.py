@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import workers
 from crash import end, qemu_of
 from domains import RUN, hostdev, watched_devices, write_domain
-from guestmonitor import ask
+from guestmonitor import ask, is_running
 from labhost import (
     NIC,
     PCI,
@@ -101,14 +101,6 @@ def ask_the_emulator(domain: Path) -> None:
         with suppress(AssertionError):
             verb("argv", domain)
             return
-
-
-def is_running(name: str) -> bool:
-    """Tell whether a guest's processors run."""
-    try:
-        return bool(ask(name, "query-status")["running"])
-    except (OSError, ValueError):
-        return False  # its sockets are not there yet
 
 
 def plug(name: str, expect: int = 0) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import errnos
 import refresh
 from domains import guest_devices, write_domain
+from guestmonitor import is_running
 from labhost import (
     NIC,
     NIC_DRIVER,
@@ -74,20 +75,20 @@ def open_nodes(pid: int | str) -> list[str]:
 
 
 def qemu_of(verb: subprocess.Popen[str]) -> int | None:
-    """Return the process id of the QEMU of a ``start`` once it has locked the guest's memory."""
+    """Return the process id of the QEMU of a ``start`` once it has pinned the guest's memory."""
     try:
         for pid in children(verb.pid):
-            if len(open_nodes(pid)) == 2 and locked_kib(pid) > 0:
+            if len(open_nodes(pid)) == 2 and pinned_kib(pid) > 0:
                 return pid
     except (FileNotFoundError, ProcessLookupError):
         pass  # a child has ended meanwhile
     return None
 
 
-def locked_kib(pid: int | str) -> int:
-    """Return the memory that is charged to a process: with the mode that we set, it is VmLck."""
+def pinned_kib(pid: int | str) -> int:
+    """Return the memory that a process has pinned; a privileged QEMU is not charged for it, so VmLck stays 0."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmLck:"))
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmPin:"))
 
 
 def wait_for_qemu(verb: subprocess.Popen[str]) -> int:
@@ -108,7 +109,7 @@ def seed_by_iommufd() -> None:
         check([], open_nodes(verb.pid), "the starter has no node open")
         owners = {(path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) for path in NODES.iterdir()}
         check({(0, 0o600)}, owners, "the nodes are root's with mode 0600")
-        say(f"  QEMU has locked {locked_kib(pid)} KiB")
+        say(f"  QEMU has pinned {pinned_kib(pid)} KiB")
         wait_for(lambda: listed(verb), "the guest lists its devices", 900)
         wait_for(lambda: ended(verb), "the guest powers off and its devices are given back")
     check(0, verb.returncode, "exit code of 'start'")
@@ -144,7 +145,9 @@ def beside_a_starter_that_was_killed() -> None:
 def killed_guest() -> None:
     """A guest whose QEMU is killed releases all four functions."""
     with started(by_iommufd("killed", stay=True), *AS_LIBVIRT) as verb:
-        os.kill(wait_for_qemu(verb), signal.SIGKILL)
+        pid = wait_for_qemu(verb)
+        wait_for(lambda: ended(verb) or is_running("killed"), "the guest runs")
+        os.kill(pid, signal.SIGKILL)
         wait_for(lambda: ended(verb), "start notices the end of QEMU", 30)
     check(1, verb.returncode, "exit code of 'start'")
     check_home()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import errnos
 import refresh
 from domains import SERIAL, guest_devices, hostdev, write_domain
+from guestmonitor import is_running
 from labhost import (
     NIC,
     NIC_DRIVER,
@@ -61,16 +62,16 @@ def serial() -> str:
     return SERIAL.read_text(errors="replace") if SERIAL.exists() else ""
 
 
-def say_state() -> None:
-    """Print what a guest that did not do what we waited for has printed, and what the processes are doing."""
+def say_state(verb: subprocess.Popen[str]) -> None:
+    """Print the last lines of a guest that did not do what we waited for, and what the children of ``start`` do."""
     for line in serial().splitlines()[-8:]:
         say(f"    guest: {line}")
-    for status in Path("/proc").glob("[0-9]*/stat"):
+    for pid in children(verb.pid):
         with suppress(OSError):
-            name, _, words = status.read_text().rpartition(")")
-            if "qemu" in name:
-                state, *_, user, kernel = words.split()[:13]
-                say(f"    QEMU: state {state}, {user} ticks in itself, {kernel} in the kernel")
+            name, _, words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+            state, *_, user, kernel = words.split()[:13]
+            links = sorted(filter(None, map(link_name, Path(f"/proc/{pid}/fd").iterdir())))
+            say(f"    {name}): state {state}, {user} ticks in itself, {kernel} in the kernel, open: {' '.join(links)}")
 
 
 @contextmanager
@@ -85,7 +86,7 @@ def started(domain: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         try:
             yield verb
         except AssertionError:
-            say_state()
+            say_state(verb)
             raise
         finally:
             verb.terminate()
@@ -186,6 +187,7 @@ def killed_guest() -> None:
     with started(write_domain("killed", SPLIT, kind="stay")) as verb:
         pid = wait_for_qemu(verb)
         check_detached("killed")
+        wait_for(lambda: ended(verb) or is_running("killed"), "the guest runs")
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: ended(verb), "start notices the end of QEMU", 30)
     check(1, verb.returncode, "exit code of 'start'")
