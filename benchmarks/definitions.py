@@ -81,9 +81,8 @@ def measured() -> dict[str, float]:
         driver = libvirt_driver(top)
         if driver is not None:
             assert driver.domainXMLToNative("qemu-argv", text, 0).count("vfio-pci") == MANY
-            works["libvirt"] = lambda: driver.domainXMLToNative("qemu-argv", text, 0) and None
+            works["libvirt"] = lambda: driver.domainXMLToNative("qemu-argv", text, 0) and None  # type: ignore[union-attr]
         t = in_turns(ROUNDS, works)
-        del driver
     found = {"parse": t["parse"] / t["lxml"], "format": t["format"] / t["copy"]}
     found["linear"] = t["argv"] / LINEAR[1] / (t["few"] / LINEAR[0])
     found["parse linear"] = t[str(PARSED[1])] / PARSED[1] / (t[str(PARSED[0])] / PARSED[0])
@@ -93,7 +92,7 @@ def measured() -> dict[str, float]:
 
 
 def in_namespace(top: Path) -> list[str]:
-    """Return the command that measures, where libvirt's user exists for it alone; without a namespace where not root."""
+    """Return the command that measures, where libvirt's user exists for it alone; as it is for another than root."""
     command = [sys.executable, __file__]
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         return command

@@ -48,7 +48,7 @@ class Floor:
         return int(self._lib.floor_f4(os.fsencode(bus_path)))
 
     def f5(self, bus_path: str, vfs: array[int]) -> int:
-        """Replay f4, what every driver is bound to, and one identity a function that is no VF; the number of functions."""
+        """Replay f4, the listings of drivers, and one identity a function but VFs; the number of functions."""
         keys = self._ffi.from_buffer("uint64_t[]", vfs)
         return int(self._lib.floor_f5(os.fsencode(bus_path), keys, len(vfs)))
 

@@ -111,7 +111,7 @@ def lines(table: dict[str, dict[str, float]]) -> list[str]:
     found = ["", "CPU milliseconds, whole processes, by the number of the host's functions:", ""]
     found += [f"| command | {' | '.join(f'{int(size):,}' for size in sizes)} |", "|---|" + "---|" * len(sizes)]
     for name in names:
-        cells = (f"{table[size][name]:.3g}" if name in table[size] else "–" for size in sizes)
+        cells = (f"{table[size][name]:.3g}" if name in table[size] else "not here" for size in sizes)
         found.append(f"| {name} | {' | '.join(cells)} |")
     missing = [name for name in tools(HostRoot("/")) if name not in names]
     if missing:

@@ -92,7 +92,7 @@ def domain_of(top: Path) -> Callable[[HostRoot], tuple[str, str]]:
 
     def write(root: HostRoot) -> tuple[str, str]:
         snapshot = pciscan.scan_with(root, AS_SYSFS)
-        address = next(snapshot.address(at) for at, record in enumerate(snapshot) if record.class_ >> 8 == NVME)
+        address = next(snapshot.address(at) for at, record in enumerate(snapshot) if (record.class_ or 0) >> 8 == NVME)
         path = top / f"{os.path.basename(root.path)}.xml"
         path.write_text(DOMAIN.format(HOSTDEV.format(address)), encoding="ascii")
         return str(path), str(address)

@@ -69,7 +69,7 @@ def test_the_list(workstation: FakeHost, capsys: pytest.CaptureFixture[str]) -> 
     refused = plan("--device", GPU, code=1)
     reasons = {(finding["reason"], finding["address"]) for finding in refused["findings"] if finding["address"]}
     assert {("incomplete-device", AUDIO), ("incomplete-device", USB), ("boot-vga", GPU)} <= reasons
-    # a consent to some members does not include the others
+    # a consent to some members does not cover the others
     still = plan("--device", GPU, "--keep", AUDIO, *SCREEN, code=1)
     assert {USB} == {finding["address"] for finding in still["findings"] if finding["severity"] == "error"}
     assert [GPU] == [step["address"] for step in refused["steps"] if step["action"] == "detach"]
@@ -82,7 +82,7 @@ def test_the_list(workstation: FakeHost, capsys: pytest.CaptureFixture[str]) -> 
     # a bind that the kernel refuses at any point: what was moved is moved back, drivers and overrides included
     assert 10 < refuse_each_write(workstation, lambda: before == workstation.snapshot())
 
-    # bind, and ask for the owner of each
+    # bind, and ask for owner and roles
     ask("prepare", *named, *SCREEN, *OWNER, "--simulate")
     state = json.loads(ask("status", "--json")[0])["active"]
     assert {GPU: "assigned", AUDIO: "kept", USB: "kept", SERIAL: "kept"} == {r["address"]: r["role"] for r in state}

@@ -98,7 +98,7 @@ class _Signs:
         self.numbers: dict[int, int] = {}  # device number of a node to its group, on the live host
         self.paths: dict[str, tuple[int, int]] = {}  # path of a node to its group and inode, elsewhere
         self.functions: dict[str, int] = {}
-        nodes = [(str(group), None, group) for group in groups]
+        nodes: list[_Node] = [(str(group), None, group) for group in groups]
         nodes += self._functions_nodes([group for _, _, group in nodes])
         if self.root.is_live:
             self._add_live(nodes)

@@ -92,7 +92,7 @@ def unbuilt_errors(dom: ElementDef) -> list[ConfigUnsupportedError]:
 
 
 def _unbuilt(definition: ElementDef) -> Iterator[ConfigUnsupportedError]:
-    for name, harmless in _refused(type(definition)).items():
+    for name, harmless in _refused(type(definition).__mro__).items():
         value = getattr(definition, name)
         if value not in (None, False, [], *harmless):
             yield _error(definition, name, value, harmless)
@@ -100,10 +100,10 @@ def _unbuilt(definition: ElementDef) -> Iterator[ConfigUnsupportedError]:
         yield from _unbuilt(nested)
 
 
-@cache
-def _refused(kind: type[ElementDef]) -> dict[str, tuple[object, ...]]:
-    """Return the refused fields of a class, its bases' included."""
-    return {name: found for base in kind.__mro__ for name, found in REFUSED.get(base.__name__, {}).items()}
+@cache  # one entry for each class
+def _refused(classes: tuple[type, ...]) -> dict[str, tuple[object, ...]]:
+    """Return the refused fields of a class that is given with its bases."""
+    return {name: found for base in classes for name, found in REFUSED.get(base.__name__, {}).items()}
 
 
 def nested_definitions(definition: ElementDef) -> Iterator[ElementDef]:

@@ -35,7 +35,7 @@ from labhost import (
     traces,
     wait_for,
 )
-from onegroup import check_home, clean_up, ended, serial, started
+from onegroup import STORED, check_home, clean_up, ended, serial, started
 from verbs import verb
 from workers import HOME, TAKEN, Child
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 BOOT_S = 900
 BY_IOMMUFD = os.environ.get("LAB_IOMMUFD") == "1"
 NATIVE = ("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")
+AS_LIBVIRT = ("--libvirt", "12.8") if BY_IOMMUFD else ()  # an older one knows no iommufd
 USER = "nobody"  # QEMU's; root may lock any amount of memory
 
 
@@ -80,9 +81,10 @@ def running_guest(
     """Run a guest without host devices; one that boots Linux lists its devices every few seconds."""
     domain = write_domain(name, "", kind=kind, machine=machine, arguments=arguments)
     RUN.chmod(0o1777)  # QEMU's user writes the guest's serial port there
-    ask_the_emulator(domain)
+    if not STORED:
+        ask_the_emulator(domain)
     begin = time.monotonic()
-    with started(domain, "--user", USER) as start:
+    with started(domain, "--user", USER, *AS_LIBVIRT) as start:
         wait_for(lambda: ended(start) or is_running(name), "the guest runs", BOOT_S)
         say(f"  the guest runs after {time.monotonic() - begin:.0f} s")
         if kind == "watch":
@@ -111,12 +113,12 @@ def is_running(name: str) -> bool:
 
 def plug(name: str, expect: int = 0) -> None:
     """Plug the card in."""
-    verb("attach-device", name, unit_file("card"), expect=expect)
+    verb("attach-device", name, unit_file("card"), *STORED, expect=expect)
 
 
 def unplug(name: str, timeout_s: int = 120, expect: int = 0) -> None:
     """Take the card out."""
-    verb("detach-device", name, unit_file("card"), "--timeout", str(timeout_s), expect=expect)
+    verb("detach-device", name, unit_file("card"), "--timeout", str(timeout_s), *STORED, expect=expect)
 
 
 def wait_for_nics(count: int) -> None:
@@ -182,7 +184,7 @@ def _locked_kib(pid: int | None) -> int:
 def sibling_on_its_driver(name: str, slot: str) -> None:
     """Without functions 1 and 2, which stay on the host's driver, attach is refused, and nothing is written."""
     before = traces()
-    verb("attach-device", name, unit_file("part", 0, 3), expect=1)
+    verb("attach-device", name, unit_file("part", 0, 3), *STORED, expect=1)
     check(before, traces(), "no function of the host was touched")
 
 
@@ -224,7 +226,7 @@ def attach_with(name: str, before_add: Callable[[int], None]) -> int:
         before_add(next(count))
 
     Monitor.device_add = device_add  # type: ignore[method-assign]
-    return main(["attach-device", name, str(unit_file("card"))])
+    return main(["attach-device", name, str(unit_file("card")), *STORED])
 
 
 def attacher_killed(name: str, slot: str) -> None:
@@ -259,7 +261,7 @@ def detacher_killed(name: str, slot: str) -> None:
 
     def detach() -> int:
         Monitor.device_del = device_del  # type: ignore[method-assign]
-        return main(["detach-device", name, str(unit_file("card"))])
+        return main(["detach-device", name, str(unit_file("card")), *STORED])
 
     check(True, Child(detach).result(180).was_killed, "detach-device was killed")
     wait_for_home()
@@ -358,9 +360,9 @@ def deaf_guest() -> None:
     """A guest without a driver for hot-plug is pending; its reset gives the card back, and so does its end."""
     with running_guest("deaf", "firmware"):
         for is_reset in (True, False):
-            pyhostdev("attach-device", "deaf", unit_file("card"))
+            pyhostdev("attach-device", "deaf", unit_file("card"), *STORED)
             for _ in range(2):
-                pyhostdev("detach-device", "deaf", unit_file("card"), "--timeout", "3", expect=5)
+                pyhostdev("detach-device", "deaf", unit_file("card"), "--timeout", "3", *STORED, expect=5)
                 check(TAKEN, drivers(NIC), "nothing was given back")
             check({"unplugging"}, phases(), "status says unplugging")
             if is_reset:

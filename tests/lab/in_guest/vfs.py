@@ -40,6 +40,7 @@ IGB = os.environ.get("LAB_IGB", "")
 VIRTIO = os.environ.get("LAB_VIRTIO", "")
 VARIANT = "virtio_vfio_pci"
 NETWORKS = Path("/run/libvirt/network")
+AS_LIBVIRT = ("--libvirt", "12.8")  # one that chooses variants, whatever this machine has installed
 MAC, VLAN = "52:54:00:aa:bb:01", 42
 
 
@@ -202,16 +203,16 @@ def variant_driver() -> None:
     """The VF of a virtio card is bound to the variant driver that modules.alias names, and given back."""
     vf = vf_of(VIRTIO, 0)
     before = all_drivers()
-    chosen = {device["address"]: device["vfio_driver"] for device in said("list")}
+    chosen = {device["address"]: device["vfio_driver"] for device in said("list", *AS_LIBVIRT)}
     check(VARIANT, chosen[vf], "list names the variant")
     check(VFIO, chosen[NIC[0]], "and vfio-pci for a function that the variant does not know")
     domain = write_domain("variant", hostdev(vf, assigned=None))
     steps = {(step["address"], step["driver"]) for step in moves(domain)}
     check({(vf, VARIANT)}, steps, "the plan binds the VF to it")
-    verb("prepare", domain)
+    verb("prepare", domain, *AS_LIBVIRT)
     check((VARIANT, VARIANT), (driver(vf), override(vf)), "the VF is on the variant")
     node = next((PCI / "devices" / vf / "vfio-dev").iterdir()).name
-    shown = said("show", vf)
+    shown = said("show", vf, *AS_LIBVIRT)
     check(VARIANT, shown["driver"], "show says the driver")
     check(True, f"/dev/vfio/devices/{node}" in shown["vfio_nodes"], "show names the node")
     verb("release", domain)
@@ -220,7 +221,7 @@ def variant_driver() -> None:
 
 def moves(domain: Path) -> list[dict[str, str]]:
     """Return the functions that a plan moves, each with the driver that it gets."""
-    steps = said("plan", domain)["steps"]
+    steps = said("plan", domain, *AS_LIBVIRT)["steps"]
     return [
         {"address": step["address"], "driver": step["to"]} for step in steps if step["action"] == "detach"
     ]  # fmt: skip
@@ -230,7 +231,7 @@ def variant_guest() -> None:
     """A guest starts with a VF on its variant driver."""
     vf = vf_of(VIRTIO, 0)
     before = all_drivers()
-    with started(write_domain("variantguest", hostdev(vf, assigned=None), kind="stay")) as start:
+    with started(write_domain("variantguest", hostdev(vf, assigned=None), kind="stay"), *AS_LIBVIRT) as start:
         wait_for(lambda: ended(start) or qemu_of(start), "QEMU runs", 120)
         check(VARIANT, driver(vf), "the VF is on the variant while the guest runs")
         start.send_signal(signal.SIGTERM)
@@ -244,11 +245,11 @@ def variant_by_hand() -> None:
     vf = vf_of(VIRTIO, 0)
     plain = hostdev(vf, assigned=None).replace("<driver name='vfio'/>", "<driver name='vfio' model='vfio-pci'/>")
     domain = write_domain("plain", plain)
-    verb("prepare", domain)
+    verb("prepare", domain, *AS_LIBVIRT)
     check(VFIO, driver(vf), "the VF is on vfio-pci")
     verb("release", domain)
     before = traces()
-    verb("nodedev-detach", IGB_VF, "--driver", VARIANT, expect=1)
+    verb("nodedev-detach", IGB_VF, "--driver", VARIANT, *AS_LIBVIRT, expect=1)
     check(before, traces(), "a function that the variant does not know is not touched")
 
 
