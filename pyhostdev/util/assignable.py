@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pyhostdev.util import pciscan
 from pyhostdev.util.iommugroup import VFIO_DEV
@@ -18,10 +18,9 @@ from pyhostdev.util.pciregs import CLASS_BASE_BRIDGE, CLASS_BRIDGE_HOST, CLASS_B
 from pyhostdev.util.virfile import read_statuses
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable
 
     from pyhostdev.util.hostroot import HostRoot
-    from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.hostusage import HostUsage
     from pyhostdev.util.virpci import PCIDevice
 
@@ -31,7 +30,24 @@ _NEVER, _PLAIN, _DISPLAY, _UNSURE = range(4)
 _NOBODY, _SEVERAL, _UNKNOWN = -1, -2, -3  # in the place of the position of the only keeper
 
 
-def assignable(scan: Scan, snapshot: pciscan.Snapshot, usage: HostUsage) -> list[PCIDevice]:
+class ScannedHost(Protocol):
+    """The scan whose functions are judged."""
+
+    @property
+    def root(self) -> HostRoot:
+        """The paths of the host."""
+
+    def __getitem__(self, index: int, /) -> PCIDevice:
+        """Return the function at a position."""
+
+    def is_assignable(self, device: PCIDevice, /) -> bool:
+        """Apply every rule to one function."""
+
+    def take(self, positions: Iterable[int]) -> list[PCIDevice]:
+        """Return the functions at some positions."""
+
+
+def assignable(scan: ScannedHost, snapshot: pciscan.Snapshot, usage: HostUsage) -> list[PCIDevice]:
     """
     Return the functions without an obstacle, in order.
 

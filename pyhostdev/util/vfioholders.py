@@ -129,7 +129,7 @@ class _Signs:
         """Learn the nodes below a root other than /: by their paths."""
         for (name, _, group), status in zip(nodes, self._statuses([name for name, _, _ in nodes]), strict=True):
             if status is not None:
-                self.paths[f"/dev/vfio/{name}"] = (group, status.inode)
+                self.paths[f"{self.root.DEV}vfio/{name}"] = (group, status.inode)
 
     def _add_live(self, nodes: Sequence[_Node]) -> None:
         """Learn the nodes of the live host: by their numbers."""
