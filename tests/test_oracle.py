@@ -166,3 +166,16 @@ def test_start_leaves_the_host_as_it_was(host_directory: Path, tmp_path: Path) -
         path[path.rindex("/") :] for path, _, _ in answer["ok"]["writes"]
     }
     assert before == snapshot_tree(str(host_directory))
+
+
+def test_controllers_are_in_the_order_of_the_definition(host_directory: Path, tmp_path: Path) -> None:
+    """9.0 adds controllers at the end, with and without a start; a definition that is completed twice has them sorted."""
+    head = "<name>vm</name><memory unit='MiB'>128</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>"
+    port = "<controller type='pci' index='2' model='pcie-root-port'/>"
+    address = "<address domain='0' bus='3' slot='0' function='0'/>"
+    hostdev = f"<hostdev type='pci' managed='yes'><source>{address}</source></hostdev>"
+    for name, devices in (("shown", port), ("started", port + hostdev)):
+        (tmp_path / name).write_text(f"<domain type='qemu'>{head}<devices>{devices}</devices></domain>")
+    answers = ask(host_directory, *(("argv", str(tmp_path / name), "") for name in ("shown", "started")))
+    found = [re.findall(r'"id":"(pci\.[12])"', " ".join(answer["ok"])) for answer in answers]
+    assert [["pci.2", "pci.1"], ["pci.2", "pci.1"]] == found

@@ -192,7 +192,8 @@ def xml_lines(text: str) -> Iterator[str]:
         depth = sum(1 for _ in element.iterancestors())
         words = "".join(f" {name}='{value}'" for name, value in sorted(element.attrib.items()))
         content = (element.text or "").strip()
-        line = f"{'  ' * depth}<{element.tag!s}{words}>{content}"
+        tag = str(element.tag)
+        line = f"{'  ' * depth}<{tag}{words}>{content}"
         yield re.sub(r"[^' >]*/qemu/nvram/", "@NVRAM@/", line)
 
 
