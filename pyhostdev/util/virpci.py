@@ -400,7 +400,7 @@ class PCIDevice:
         """
         Return all functions on this function's bus, itself included, sorted.
 
-        Host: the directory of the device that the bus belongs to; all functions, if theirs are not links to there
+        Host: the directory of the device that the bus belongs to; all functions, if their entries are not links
         """
         return self._fact("bus", self._read_bus)
 

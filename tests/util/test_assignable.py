@@ -88,7 +88,7 @@ def test_each_group_is_listed_once_at_most(tmp_path: Path) -> None:
 
 
 def test_a_group_with_strangers_is_asked_in_full(tmp_path: Path) -> None:
-    """A member that is no PCI function, and a function that the scan did not see, decide nothing by themselves."""
+    """A member that is not a PCI function, and a function that the scan did not see, decide nothing by themselves."""
     fake = FakeHost.from_tree(HOST, tmp_path)
     scan = read(fake.root)
     snapshot = pciscan.scan(fake.root)

@@ -338,7 +338,7 @@ class ElementDef:
         return found
 
     def parts(self, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ElementDef]]:
-        """Yield self and all nested definitions, each with its path of elements; a part that was never set is none."""
+        """Yield self and all nested definitions, each with its path of elements; parts never set are left out."""
         yield place, self
         for row in self.table().nested_rows:
             holder = self if row.owner is None else self.__dict__[row.owner]
