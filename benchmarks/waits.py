@@ -122,7 +122,7 @@ def change_goals(top: Path, rounds: int) -> Iterator[Goal]:
     for _ in range(rounds + 1):
         taken["lxml"].append(peers.run(lxml))
         taken["prepare"].append(peers.run(ours("prepare", str(GUEST), "--root", root, "--simulate")))
-        taken["release"].append(peers.run(ours("release", "seed", "--root", root, "--simulate")))
+        taken["release"].append(peers.run(ours("release", str(GUEST), "--root", root, "--simulate")))
     t = {name: statistics.median(times[1:]) for name, times in taken.items()}
     for name in ("prepare", "release"):
         yield Goal(f"{name} --simulate of the seed / import lxml.etree", t[name] / t["lxml"], 1.6)

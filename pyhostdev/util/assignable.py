@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from pyhostdev.util.hostroot import HostRoot
-    from pyhostdev.util.hostscan import Scan
+    from pyhostdev.util.hostquery import HostFunctions
     from pyhostdev.util.hostusage import HostUsage
-    from pyhostdev.util.virpci import PCIDevice
 
 Kind = tuple[int, int, int]  # vendor, device, class
 _IDENTITY = pciscan.HAVE_VENDOR | pciscan.HAVE_DEVICE | pciscan.HAVE_CLASS
@@ -31,9 +30,9 @@ _NEVER, _PLAIN, _DISPLAY, _UNSURE = range(4)
 _NOBODY, _SEVERAL, _UNKNOWN = -1, -2, -3  # in the place of the position of the only keeper
 
 
-def assignable(scan: Scan, snapshot: pciscan.Snapshot, usage: HostUsage) -> list[PCIDevice]:
+def assignable(scan: HostFunctions, snapshot: pciscan.Snapshot, usage: HostUsage) -> list[int]:
     """
-    Return the functions without an obstacle, in order.
+    Return the positions of the functions without an obstacle, in order.
 
     Args:
         snapshot, usage: of the scan.
@@ -54,7 +53,7 @@ def assignable(scan: Scan, snapshot: pciscan.Snapshot, usage: HostUsage) -> list
     good.update(at for at in clear if verdicts[at] == _PLAIN and addresses[at] not in used)
     unsure = [*unknown, *(at for at in clear if verdicts[at] == _UNSURE or addresses[at] in used)]
     good.update(at for at in unsure if scan.is_assignable(scan[at]))
-    return scan.take(sorted(good))
+    return sorted(good)
 
 
 def _by_kind(snapshot: pciscan.Snapshot) -> list[int]:

@@ -127,9 +127,10 @@ class _Signs:
 
     def _add_shown(self, nodes: Sequence[_Node]) -> None:
         """Learn the nodes below a root other than /: by their paths."""
+        top = os.path.join("/", os.path.relpath(self.root.dev_vfio, self.root.path))
         for (name, _, group), status in zip(nodes, self._statuses([name for name, _, _ in nodes]), strict=True):
             if status is not None:
-                self.paths[f"/dev/vfio/{name}"] = (group, status.inode)
+                self.paths[f"{top}/{name}"] = (group, status.inode)
 
     def _add_live(self, nodes: Sequence[_Node]) -> None:
         """Learn the nodes of the live host: by their numbers."""
