@@ -20,8 +20,8 @@ from pyhostdev.util.virfile import read_statuses
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.hostquery import HostFunctions
+    from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.hostusage import HostUsage
 
 Kind = tuple[int, int, int]  # vendor, device, class
