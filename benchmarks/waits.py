@@ -50,7 +50,6 @@ WEIGHED = "from pyhostdev.tools.main import main; main(sys.argv[1:]); " + (
 )
 CARD = "0001:09:00.0"
 PLANNED = 64
-NVME = 0x0108
 AGAIN = (100, 1000, SIZE)  # functions of a host that is read again
 MEMORY = 35  # MB
 
@@ -91,8 +90,7 @@ def domain_of(top: Path) -> Callable[[HostRoot], tuple[str, str]]:
     """Return what writes a domain with one function of a host; its file, and the function's address."""
 
     def write(root: HostRoot) -> tuple[str, str]:
-        snapshot = pciscan.scan_with(root, AS_SYSFS)
-        address = next(snapshot.address(at) for at, record in enumerate(snapshot) if (record.class_ or 0) >> 8 == NVME)
+        address = Scan(root, pciscan.scan_with(root, AS_SYSFS)).assignable()[0].address
         path = top / f"{os.path.basename(root.path)}.xml"
         path.write_text(DOMAIN.format(HOSTDEV.format(address)), encoding="ascii")
         return str(path), str(address)
@@ -124,7 +122,7 @@ def change_goals(top: Path, rounds: int) -> Iterator[Goal]:
     for _ in range(rounds + 1):
         taken["lxml"].append(peers.run(lxml))
         taken["prepare"].append(peers.run(ours("prepare", str(GUEST), "--root", root, "--simulate")))
-        taken["release"].append(peers.run(ours("release", "seed", "--root", root, "--simulate")))
+        taken["release"].append(peers.run(ours("release", str(GUEST), "--root", root, "--simulate")))
     t = {name: statistics.median(times[1:]) for name, times in taken.items()}
     for name in ("prepare", "release"):
         yield Goal(f"{name} --simulate of the seed / import lxml.etree", t[name] / t["lxml"], 1.6)

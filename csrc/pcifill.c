@@ -15,7 +15,8 @@
 #include "cleanup.h"
 #include "pciscan_internal.h"
 
-#define ROW_OF_LARGE 4 /* functions in a row with the same group: it is listed instead of the next links */
+#define ROW_OF_LARGE                                                                               \
+	4 /* functions in a row with the same group: it is listed instead of the next links */
 #define BRIDGE_BASE_CLASS 0x06 /* PCI Code and ID Assignment 1.7; has no SR-IOV capability */
 
 /* 1 if the function exists below fd, 0 if it does not */
@@ -124,7 +125,8 @@ static int read_group(struct phd_scan *scan, struct phd_record *record, bool *is
 	uint64_t group = 0;
 	ssize_t n;
 
-	if (record->have & PHD_HAVE_IOMMU_GROUP) { /* in a listing that is later than that of functions */
+	if (record->have &
+	    PHD_HAVE_IOMMU_GROUP) { /* in a listing that is later than that of functions */
 		*is_sure = true;
 		return 0;
 	}

@@ -10,12 +10,14 @@
 #include "cleanup.h"
 #include "pciscan_internal.h"
 
-#define DIRECTORY_MAX 1024 /* bytes of a directory's path, which is else walked at each question */
-#define LISTING_SIZE  8192
+#define DIRECTORY_MAX 1024 /* bytes of a directory's path, which is else walked at each question   \
+			    */
+#define LISTING_SIZE 8192
 
 struct asking {
 	int root_fd; /* -1: the live host */
-	int top_fd;  /* the directory of the question before; top_error where it could not be opened */
+	int top_fd;  /* the directory of the question before; top_error where it could not be opened
+		      */
 	int top_error;
 	size_t top_length; /* 0: none */
 	char top[DIRECTORY_MAX];
@@ -193,7 +195,8 @@ size_t phd_ask(const char *root, char kind, const char *paths, size_t count,
 	if (*root)
 		root_fd = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	ask.root_fd = root_fd;
-	for (int failed = *root && root_fd < 0 ? -errno : 0; done < count && has_room(&ask); done++) {
+	for (int failed = *root && root_fd < 0 ? -errno : 0; done < count && has_room(&ask);
+	     done++) {
 		const char *next = paths + strlen(paths) + 1;
 		struct phd_answer *answer = &answers[done];
 

@@ -39,7 +39,7 @@ enum phd_more_flags {
 
 /* What a plan asks of a function beyond its record. */
 struct phd_more {
-	uint64_t inode;	/* of its directory */
+	uint64_t inode;	  /* of its directory */
 	uint32_t methods; /* offset of the text of reset_method in the pool of names, 0 if absent */
 	uint32_t flags;
 };
@@ -65,8 +65,8 @@ struct phd_buffers {
 	size_t scratch_size;
 	char *names; /* receives the drivers' names, each terminated by NUL */
 	size_t names_size;
-	int root_fd;	 /* -1 if every link was made by the kernel */
-	const char *bus; /* the directory of the PCI bus below the root */
+	int root_fd;	       /* -1 if every link was made by the kernel */
+	const char *bus;       /* the directory of the PCI bus below the root */
 	struct phd_more *more; /* one for each key, or NULL: not asked */
 };
 
@@ -154,8 +154,8 @@ int phd_walk_inside(int root_fd, const char *path, int flags);
  */
 int phd_open_file(const char *root, const char *path);
 
-/* What to ask about a path: its status, the contents of a regular file, the target of a link, or the
- * names in a directory. */
+/* What to ask about a path: its status, the contents of a regular file, the target of a link, or
+ * the names in a directory. */
 enum phd_ask {
 	PHD_ASK_STATUS = 115,
 	PHD_ASK_FILE = 102,
@@ -179,9 +179,9 @@ struct phd_answer {
 
 /*
  * Answer questions about paths below a root, which no link leads out of; "" as root is the live
- * host.  kind is one of phd_ask, paths are terminated by NUL, and the texts of the answers follow one
- * another in out.  Returns the number of answers: less than count if out has no
- * room for the next one.
+ * host.  kind is one of phd_ask, paths are terminated by NUL, and the texts of the answers follow
+ * one another in out.  Returns the number of answers: less than count if out has no room for the
+ * next one.
  */
 size_t phd_ask(const char *root, char kind, const char *paths, size_t count,
 	       const struct phd_bounds *bounds, struct phd_answer *answers, char *out, size_t size);

@@ -16,7 +16,7 @@
 #define PHD_ATTR_MAX	32	   /* a name like "subsystem_vendor" */
 #define PHD_PREFIX_MAX	(PHD_ADDRESS_MAX + 1)
 #define PHD_LINK_MAX	1024
-#define PHD_METHODS_MAX 256 /* all reset methods of the kernel take 60 bytes */
+#define PHD_METHODS_MAX 256	   /* all reset methods of the kernel take 60 bytes */
 #define PHD_SYSFS_MAGIC 0x62656572 /* linux/magic.h */
 #define PHD_TMPFS_MAGIC 0x01021994
 
@@ -58,8 +58,8 @@ struct phd_scan {
 	bool is_linked; /* between devices and drivers both ways, as in the kernel's own tree */
 	bool are_drivers_known; /* found by listing the drivers */
 	bool has_groups;
-	uint32_t row_group; /* of the functions that were read last */
-	uint32_t row;	    /* how many in a row were in that group */
+	uint32_t row_group;	  /* of the functions that were read last */
+	uint32_t row;		  /* how many in a row were in that group */
 	uint64_t doubtful_domain; /* a domain whose VFs cannot be derived: all of them are read */
 	const struct phd_tuning *tuning;
 	const struct phd_buffers *buffers;

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pyhostdev.util import pciscan
 from pyhostdev.util.iommugroup import VFIO_DEV
@@ -18,11 +18,11 @@ from pyhostdev.util.pciregs import CLASS_BASE_BRIDGE, CLASS_BRIDGE_HOST, CLASS_B
 from pyhostdev.util.virfile import read_statuses
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container
 
+    from pyhostdev.util.hostquery import HostFunctions
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.hostusage import HostUsage
-    from pyhostdev.util.virpci import PCIDevice
 
 Kind = tuple[int, int, int]  # vendor, device, class
 _IDENTITY = pciscan.HAVE_VENDOR | pciscan.HAVE_DEVICE | pciscan.HAVE_CLASS
@@ -30,26 +30,9 @@ _NEVER, _PLAIN, _DISPLAY, _UNSURE = range(4)
 _NOBODY, _SEVERAL, _UNKNOWN = -1, -2, -3  # in the place of the position of the only keeper
 
 
-class ScannedHost(Protocol):
-    """The scan whose functions are judged."""
-
-    @property
-    def root(self) -> HostRoot:
-        """The paths of the host."""
-
-    def __getitem__(self, index: int, /) -> PCIDevice:
-        """Return the function at a position."""
-
-    def is_assignable(self, device: PCIDevice, /) -> bool:
-        """Apply every rule to one function."""
-
-    def take(self, positions: Iterable[int]) -> list[PCIDevice]:
-        """Return the functions at some positions."""
-
-
-def assignable(scan: ScannedHost, snapshot: pciscan.Snapshot, usage: HostUsage) -> list[PCIDevice]:
+def assignable(scan: HostFunctions, snapshot: pciscan.Snapshot, usage: HostUsage) -> list[int]:
     """
-    Return the functions without an obstacle, in order.
+    Return the positions of the functions without an obstacle, in order.
 
     Args:
         snapshot, usage: of the scan.
@@ -70,7 +53,7 @@ def assignable(scan: ScannedHost, snapshot: pciscan.Snapshot, usage: HostUsage) 
     good.update(at for at in clear if verdicts[at] == _PLAIN and addresses[at] not in used)
     unsure = [*unknown, *(at for at in clear if verdicts[at] == _UNSURE or addresses[at] in used)]
     good.update(at for at in unsure if scan.is_assignable(scan[at]))
-    return scan.take(sorted(good))
+    return sorted(good)
 
 
 def _by_kind(snapshot: pciscan.Snapshot) -> list[int]:

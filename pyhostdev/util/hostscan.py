@@ -156,7 +156,7 @@ class Scan(HostFunctions):
         """
         from pyhostdev.util.assignable import assignable  # few ask
 
-        return assignable(self, self._snapshot, self._usage())
+        return self.take(assignable(self, self._snapshot, self._usage()))
 
     def _index(self, name: str) -> DeviceIndex[Any]:
         if name not in self._indexes:
