@@ -170,8 +170,8 @@ def test_wrong_word_of_an_enumeration(devices: str, said: str) -> None:
 
 
 def test_word_of_a_newer_release(tmp_path: Path) -> None:
-    """It is not among the expected ones, and the refusal says that newer releases know it."""
-    with pytest.raises(ConfigError, match="expected one of i6300esb, ib700, diag288; newer libvirt") as caught:
+    """The refusal names the release that does not know it, and the first that does, with the line of the word."""
+    with pytest.raises(ConfigError, match="libvirt 9.0 does not know it, libvirt 11.3 and later do") as caught:
         build_command_line(domain("<watchdog model='itco'/>"), host=Host(tmp_path), release=OLDEST)
     assert 3 == caught.value.line
 

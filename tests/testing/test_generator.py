@@ -18,7 +18,7 @@ from pyhostdev.util.hostroot import HostRoot
 
 
 def everything(host: HostSpec) -> list[object]:
-    left_out = ("name", "directory")
+    left_out = ("name", "directory", "text")
     return [getattr(host, slot) for slot in HostSpec.__slots__ if slot not in left_out]
 
 

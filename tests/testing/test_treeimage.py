@@ -28,7 +28,7 @@ def test_hosts_with_dumps_are_built(tmp_path: Path) -> None:
     (tmp_path / "host.tree").write_text("0000:00:1f.0 8086:1521 020000 dump=a.dump\n")
     found = []
     for byte in (0, 1):
-        (tmp_path / "a.dump").write_text(f"00: 86 80 21 15 0{byte} 00 00 00\n")
+        (tmp_path / "a.dump.hex").write_text(f"00: 86 80 21 15 0{byte} 00 00 00\n")
         host = FakeHost.from_tree(tmp_path / "host.tree", tmp_path / f"host{byte}")
         found.append(Path(host.root.pci_device(next(iter(host.spec.functions))), "config").read_bytes()[4])
     assert [0, 1] == found
