@@ -169,7 +169,7 @@ def test_start_leaves_the_host_as_it_was(host_directory: Path, tmp_path: Path) -
 
 
 def test_controllers_are_in_the_order_of_the_definition(host_directory: Path, tmp_path: Path) -> None:
-    """9.0 adds controllers at the end, with and without a start; a definition completed twice has them sorted."""
+    """9.0 adds controllers at the end, with and without a start; completing a definition twice would sort them."""
     head = "<name>vm</name><memory unit='MiB'>128</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>"
     port = "<controller type='pci' index='2' model='pcie-root-port'/>"
     address = "<address domain='0' bus='3' slot='0' function='0'/>"

@@ -190,10 +190,10 @@ def xml_lines(text: str) -> Iterator[str]:
     root = etree.fromstring(text.encode())
     for element in root.iter(etree.Element):
         depth = sum(1 for _ in element.iterancestors())
-        words = "".join(f" {name}='{value}'" for name, value in sorted(element.attrib.items()))
+        attributes = sorted((str(name), str(value)) for name, value in element.attrib.items())
+        words = "".join(f" {name}='{value}'" for name, value in attributes)
         content = (element.text or "").strip()
-        tag = str(element.tag)
-        line = f"{'  ' * depth}<{tag}{words}>{content}"
+        line = f"{'  ' * depth}<{element.tag!s}{words}>{content}"
         yield re.sub(r"[^' >]*/qemu/nvram/", "@NVRAM@/", line)
 
 
