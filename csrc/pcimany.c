@@ -11,10 +11,9 @@
 #include "pciscan_internal.h"
 
 #define DIRECTORY_MAX 1024 /* bytes of a path; a longer one is walked at each question */
-*/
-#define LISTING_SIZE 8192
+#define LISTING_SIZE  8192
 
-	struct asking {
+struct asking {
 	int root_fd; /* -1: the live host */
 	int top_fd;  /* the directory of the question before; top_error where it could not be opened
 		      */
