@@ -221,7 +221,13 @@ def lines() -> list[str]:
     if not RESULTS.exists():
         return []
     kept = json.loads(RESULTS.read_text(encoding="utf-8"))
-    found = ["", "## What a person waits for", "", f"Measured by `waits.py` on: {kept['machine']}.{kept['busy']}", ""]
+    found = [
+        "",
+        "## What a person waits for",
+        "",
+        f"Measured by `waits.py` on: {kept['machine']}.{kept.get('busy', '')}",
+        "",
+    ]
     found += ["| goal | limit | figure | met |", "|---|---|---|---|", *kept["goals"]]
     return [*found, *persons.lines(kept["costs"])]
 

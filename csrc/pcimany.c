@@ -10,9 +10,8 @@
 #include "cleanup.h"
 #include "pciscan_internal.h"
 
-#define DIRECTORY_MAX 1024 /* bytes of a directory's path, which is else walked at each question   \
-			    */
-#define LISTING_SIZE 8192
+#define DIRECTORY_MAX 1024 /* bytes of a path; a longer one is walked at each question */
+#define LISTING_SIZE  8192
 
 struct asking {
 	int root_fd; /* -1: the live host */
@@ -204,7 +203,7 @@ size_t phd_ask(const char *root, char kind, const char *paths, size_t count,
 		answer->result = failed ? failed
 					: answer_one(&ask, kind, paths,
 						     done + 1 < count ? next : NULL, answer);
-		if (answer->result == -ENOBUFS && done > 0)
+		if (answer->result == -ENOBUFS)
 			break;
 		ask.out += answer->size;
 		ask.left -= answer->size;

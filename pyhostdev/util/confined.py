@@ -108,7 +108,7 @@ def ask(
         rest = joined if not facts else joined.split(b"\0", len(facts))[-1]
         count = _c.lib.phd_ask(top, kind.encode(), rest, left, bounds, view, _c.ffi.from_buffer(out), room)
         new = list(_FACT.iter_unpack(memoryview(answers)[: _FACT.size * count]))
-        if new[-1][-1] == -errno.ENOBUFS:  # one answer that fills the room
+        if not count:  # one answer that fills the room
             room *= 2
             continue
         facts += new
