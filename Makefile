@@ -66,7 +66,7 @@ BASE ?= main
 CASES ?=
 NAMES ?= .
 prototype: $(VENV)/.test
-	$(BIN)/python tests/prototype/run.py --base $(BASE) --html build/prototype.html --names '$(NAMES)' $(CASES)
+	$(BIN)/python tests/prototype/prototype.py --base $(BASE) --html build/prototype.html --names '$(NAMES)' $(CASES)
 
 clean:
 	rm -rf $(VENV) $(VENV)-* build dist share *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

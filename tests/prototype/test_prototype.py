@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import prototype
 import pytest
-import run
 from comparison import Change, Comparison, compare, distance, marked
 from corpus import Case, CorpusError, Folder, read_folder
 from lines import Answer, answer_of, argv_lines, recorded, xml_lines
@@ -60,7 +60,7 @@ def cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("card", "other"):
         (folder / f"{name}.xml").write_text(DOMAIN.format(name=name))
     (folder / "index.json").write_text(json.dumps({"card": {}, "other": {}}))
-    monkeypatch.setattr(run, "OWN", folder)
+    monkeypatch.setattr(prototype, "OWN", folder)
     return folder
 
 
@@ -68,7 +68,7 @@ def test_a_change_is_shown_beside_libvirts_answer(
     repository: Path, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Equal trees first; then an uncommitted change of one line: exit status 6, nearer where libvirt has the line."""
-    assert run.EQUAL == run.main([], repository)
+    assert prototype.EQUAL == prototype.main([], repository)
     out = capsys.readouterr().out
     assert "8 answers about 2 domains, all are equal" in out
     assert "not compared" not in out
@@ -79,7 +79,7 @@ def test_a_change_is_shown_beside_libvirts_answer(
     line = f'{{"driver":"vfio-pci",{host},"id":"hostdev0","failover_pair_id":"<b>","bus":"pci.0","addr":"0x2"}}'
     (cases / "card.args").write_text(f"/usr/bin/qemu-system-x86_64\n-device\n{line}\n")
     page = tmp_path / "page.html"
-    assert run.DIFFER == run.main(["--html", str(page)], repository)
+    assert prototype.DIFFER == prototype.main(["--html", str(page)], repository)
     out = capsys.readouterr().out
     assert "2 differ" in out
     assert "== argv: 2 answers (1 nearer, 1 not recorded)" in out
@@ -91,12 +91,12 @@ def test_a_change_is_shown_beside_libvirts_answer(
 
 def test_what_cannot_be_compared(repository: Path, cases: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 1 and one sentence: no such commit, no domains, and a package that ends at once."""
-    assert run.FAILED == run.main(["--base", "nowhere"], repository)
+    assert prototype.FAILED == prototype.main(["--base", "nowhere"], repository)
     assert "'git rev-parse" in capsys.readouterr().err
-    assert run.FAILED == run.main([str(repository / "csrc")], repository)
+    assert prototype.FAILED == prototype.main([str(repository / "csrc")], repository)
     assert "There is no domain" in capsys.readouterr().err
     (repository / "pyhostdev/util/pciscan.py").write_text("raise SystemExit('broken here')\n")
-    assert run.FAILED == run.main([], repository)
+    assert prototype.FAILED == prototype.main([], repository)
     assert "The package of this tree cannot be imported: broken here" in capsys.readouterr().err
 
 

@@ -3,7 +3,7 @@
 """
 Show what a change does: this tree against another commit, beside libvirt's recorded answers.
 
-    run.py [--base COMMIT] [--html FILE] [--names PATTERN] [FOLDER ...]
+    prototype.py [--base COMMIT] [--html FILE] [--names PATTERN] [FOLDER ...]
 
 Both trees complete, print, plan and start the domains of testdata/oracle and of each FOLDER. The exit status is 0 if
 all answers are equal, 6 if some differ, 1 if they could not be compared.
