@@ -160,7 +160,7 @@ def test_wrong_values_do_not_hide_unknown_names() -> None:
       </devices></domain>"""
     with pytest.raises(ConfigError) as caught:
         DomainDef.parse(xml)
-    said = sorted((error.line, str(error).partition(";")[0]) for error in with_unknown_words(caught.value))
+    said = sorted((error.line or 0, str(error).partition(";")[0]) for error in with_unknown_words(caught.value))
     assert [
         (2, "Invalid value 'q' of <vcpu>: expected a number from 1 on"),
         (2, "Unknown element <memry> in <domain>"),

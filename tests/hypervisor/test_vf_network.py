@@ -229,7 +229,7 @@ def test_link_that_is_down_is_switched_by_the_pf(host: Host, monkeypatch: pytest
 def test_records_of_other_versions_are_understood(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """An older record does not have newer settings, which stay; older versions can read a newer record."""
     pf = FakePF(monkeypatch)
-    old = {"mac": "02:00:00:00:00:09", "vlan": 5, "qos": 0, "trust": 0}
+    old: dict[str, Any] = {"mac": "02:00:00:00:00:09", "vlan": 5, "qos": 0, "trust": 0}
     journal = VFJournal(host)
     os.close(journal.begin(str(VF), "vm", before=old))
     pf.functions[0] = FRESH._replace(spoofchk=1, link_state=2)
