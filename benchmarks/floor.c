@@ -175,7 +175,7 @@ long floor_f4(const char *bus_path)
 	return replay(bus_path, NO_IDENTITY, NULL, 0);
 }
 
-/* f5: f4, what every driver is bound to, and the identity of every function that is no VF; their keys
+/* f5: f4, the functions of every driver, and the identity of every function except VFs, whose keys
  * are given, sorted. */
 long floor_f5(const char *bus_path, const uint64_t *vfs, size_t count)
 {

@@ -167,7 +167,7 @@ def scan_goals(trees: Trees, floor: Floor, rounds: int) -> Iterator[Goal]:
     yield Goal(f"C part / f5 floor, {name}, as on sysfs", t["c"] / t["f5"], 1.05)
     yield Goal(f"C part / f4 floor, {name}, as on sysfs", t["c"] / t["f4"], INFORMATION)
     yield Goal(
-        f"C part / f4 floor, {name}, a directory whose drivers nobody vouches for",
+        f"C part / f4 floor, {name}, a directory of uncertain links",
         t["unvouched"] / t["f4"],
         INFORMATION,
     )
@@ -274,7 +274,7 @@ def call_goals(trees: Trees) -> Iterator[Goal]:
     ):
         calls = traced(trees(shape, SIZE), linked=linked, confined=confined)
         figure = None if calls is None else len(calls.splitlines()) / SIZE
-        how = ", a stranger's directory" if confined else "" if linked else ", a directory nobody vouches for"
+        how = ", a stranger's directory" if confined else "" if linked else ", a directory of uncertain links"
         words = "with VFs" if shape == "sriov" else "without VFs"
         yield Goal(f"system calls a function, {words}{how}", figure, limit)
         found = None if calls is None else re.findall(rf"/(?:{'|'.join(NEVER_OPENED)})\"", calls)

@@ -115,7 +115,7 @@ def start_goals(top: Path, rounds: int) -> Iterator[Goal]:
 
 
 def change_goals(top: Path, rounds: int) -> Iterator[Goal]:
-    """Compare a simulated change of the seed's devices with the import of lxml, without which nobody reads XML."""
+    """Compare a simulated change of the seed's devices with the import of lxml, which reading XML needs."""
     root = FakeHost.named("bcm5719", top / "changed").root.path
     lxml = [sys.executable, "-S", "-c", START + "import lxml.etree"]
     taken: dict[str, list[float]] = {"lxml": [], "prepare": [], "release": []}

@@ -125,8 +125,7 @@ static int read_group(struct phd_scan *scan, struct phd_record *record, bool *is
 	uint64_t group = 0;
 	ssize_t n;
 
-	if (record->have &
-	    PHD_HAVE_IOMMU_GROUP) { /* in a listing that is later than that of functions */
+	if (record->have & PHD_HAVE_IOMMU_GROUP) { /* the group's listing had it */
 		*is_sure = true;
 		return 0;
 	}

@@ -315,7 +315,7 @@ def _add_disk_controllers(dom: DomainDef, release: LibvirtRelease, bus: str) -> 
 
 
 def _serial_number(disks: list[DomainDiskDef], controller: int) -> str | None:
-    """Return the serial number of an NVMe controller, which its namespaces share: that of its first disk with one."""
+    """Return the serial number of an NVMe controller: the first one that its disks have, since they share it."""
     behind = (d for d in disks if isinstance(d.info.address, DriveAddress) and d.info.address.controller == controller)
     return next((disk.serial for disk in behind if disk.serial is not None), None)
 

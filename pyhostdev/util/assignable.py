@@ -66,9 +66,9 @@ def _by_kind(snapshot: pciscan.Snapshot) -> list[int]:
 
 def _verdict(kind: Kind, have: int) -> int:
     """
-    Decide about a kind: a bridge never, a display by its group and uses, a plain one by what is known of these.
+    Classify a kind: a bridge is never assignable; a display and a plain device depend on their group and uses.
 
-    A denied device and one of unknown class are unsure: every rule is asked.
+    A denied device and one of unknown class are unsure: every rule is applied to them.
     """
     vendor, device, class_ = kind
     if have & pciscan.HAVE_CLASS and class_ >> 8 in (CLASS_BRIDGE_PCI, CLASS_BRIDGE_HOST):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 MEMBERS_MAX = 1 << 13  # per group: 32 full buses
-VFIO_DEV = "vfio-dev"  # the directory in that of a function bound to a VFIO driver
+VFIO_DEV = "vfio-dev"  # a function bound to a VFIO driver has this directory
 _GROUP = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 

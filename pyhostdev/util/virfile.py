@@ -236,7 +236,7 @@ def list_all_names(root: HostRoot, paths: Sequence[str], limit: int | None = Non
 def _ask(
     root: HostRoot, kind: str, paths: Sequence[str], doing: str, pardoned: Collection[int] = (), limit: int = 1
 ) -> tuple[list[confined.Fact], list[bytes]]:
-    """Return what is known about the paths; each is there, absent or pardoned."""
+    """Return the answers for the paths; a failure other than absence and the pardoned ones is raised."""
     facts, texts = confined.ask(root, kind, paths, size_max=ATTRIBUTE_MAX, names_max=limit)
     failed = [(path, -fact[-1]) for path, fact in zip(paths, facts, strict=True) if fact[-1]]
     for path, error in failed:

@@ -269,7 +269,7 @@ def invalid_value(
     code: int | None = None,
     renumbered: Renumbering | None = None,
 ) -> XMLError:
-    """Return the error for an attribute or a text with an invalid value; ``why`` says what is expected."""
+    """Return the error for an attribute or a text with an invalid value; ``why`` gives the expected form."""
     message = f"Invalid value '{shown(value)}' of {what}: {why}"
     return XMLError(message, line=line, libvirt_code=code, renumbered=renumbered)
 

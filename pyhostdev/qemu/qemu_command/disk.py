@@ -225,7 +225,7 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
 
 
 def _serial(disk: Any) -> str | None:
-    """Return the serial number with libvirt's escape; an NVMe namespace has that of its controller."""
+    """Return the serial number with libvirt's escape; None for an NVMe namespace, whose controller has it."""
     return None if disk.serial is None or disk.bus == "nvme" else str(disk.serial).replace(" ", "\\ ")
 
 

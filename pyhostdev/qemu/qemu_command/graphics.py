@@ -144,7 +144,7 @@ def _listen_address(build: CommandBuilder, graphics: Any) -> str:
     Return the address at which a server listens.
 
     Raises:
-        ConfigUnsupportedError: the address is that of a network that has none here, or is malformed.
+        ConfigUnsupportedError: the network has no address on this host, or the address is malformed.
     """
     listen = graphics.listens[0] if graphics.listens else None
     if listen is not None and listen.type == "network":
