@@ -186,6 +186,29 @@ def test_a_hostile_peer_is_one_error(body: str, script: Script, monkeypatch: pyt
     assert time.monotonic() - begin < 20
 
 
+def slow(delay_s: float) -> str:
+    """Return the body of an emulator that needs this time for each answer."""
+    return (
+        f"monitor.sendall({GREETING})\n"
+        f"while request := monitor.recv(65536):\n"
+        f"    time.sleep({delay_s})\n"
+        f"    answer = {{'return': {{}}, 'id': json.loads(request).get('id')}}\n"
+        f"    monitor.sendall(json.dumps(answer).encode() + b'\\r\\n')\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "said"), [(0.02, "it gives invalid answers"), (4.0, "it was silent for 3 s after 0 answers")]
+)
+def test_each_answer_has_its_time(delay_s: float, said: str, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulator that is slow and not silent is waited for, although all its answers take longer than one may."""
+    monkeypatch.setattr(probing, "ANSWER_S", 3.0)
+    begin = time.monotonic()
+    with pytest.raises(OperationError, match=said):
+        probe(script(slow(delay_s)))
+    assert time.monotonic() - begin > probing.ANSWER_S
+
+
 @pytest.mark.parametrize("leave", ["pass", pytest.param("os.setsid()", marks=needs_root)])
 def test_its_children_are_ended(leave: str, script: Script, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child of a probed program does not outlive the probe; if root probes, not even in another session."""

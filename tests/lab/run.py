@@ -11,6 +11,7 @@ from __future__ import annotations
 import compileall
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,13 @@ def run_in(host: Host, steps: list[str]) -> int:
     return status
 
 
+def hosts_with(steps: list[str], hosts: list[Host]) -> list[Host]:
+    """Return the hosts whose script names one of the steps; all of them if no step is named."""
+    texts = {host.script: (HERE / "in_guest" / host.script).read_text() for host in hosts}
+    wanted = [re.compile(rf"\b{re.escape(step)}\b") for step in steps]
+    return [host for host in hosts if not steps or any(step.search(texts[host.script]) for step in wanted)]
+
+
 def with_libvirt() -> list[Host]:
     """Return the host with libvirtd: of another root, or of this machine."""
     if os.environ.get("LAB_LIBVIRT") or shutil.which("libvirtd"):
@@ -103,7 +111,7 @@ def main(steps: list[str]) -> int:
     compile_ahead()
     say(f"kernel {kernel_of(KERNEL).name.removeprefix('vmlinuz-')}, ready after {time.monotonic() - begin:.0f} s")
     results = []
-    for host in SOAK_HOSTS if SOAK else [*HOSTS, *with_libvirt()]:
+    for host in hosts_with(steps, SOAK_HOSTS if SOAK else [*HOSTS, *with_libvirt()]):
         start = time.monotonic()
         say(f"host with {host.name}")
         status = run_in(host, steps)

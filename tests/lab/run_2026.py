@@ -19,7 +19,7 @@ import fetch
 import kernel_2026
 import suites
 from boot import CACHE, KERNEL, kernel_of
-from run import PATIENCE, Host, compile_ahead, run_in, say
+from run import PATIENCE, Host, compile_ahead, hosts_with, run_in, say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +73,7 @@ def main(steps: list[str]) -> int:
     release = kernel_of(kernel_2026.KERNEL_2026).name.removeprefix("vmlinuz-")
     say(f"kernel {release}, QEMU {version}, ready after {time.monotonic() - begin:.0f} s")
     os.environ["LAB_QEMU_VERSION"] = version
-    results = [_run(host, steps, qemu) for host in hosts_of(version)]
+    results = [_run(host, steps, qemu) for host in hosts_with(steps, hosts_of(version))]
     say(f"{'passed' if not any(results) else 'FAILED'} in {time.monotonic() - begin:.0f} s")
     return 1 if any(results) else 0
 

@@ -61,6 +61,22 @@ def test_only_a_boot_is_tried_again(
     assert boots == len(statuses) - len(left)
 
 
+@pytest.mark.parametrize(
+    ("steps", "scripts"),
+    [
+        (["q35_acpi"], ["hotplug.py"]),
+        (["same_answers", "killed_anywhere"], ["onegroup.py", "soak.py"]),
+        (["killed"], []),
+        ([], [host.script for host in run.HOSTS]),
+    ],
+)
+def test_a_host_without_a_named_step_is_not_booted(steps: list[str], scripts: list[str]) -> None:
+    """
+    A step belongs to the script that has or lists it.
+    """
+    assert scripts == [host.script for host in run.hosts_with(steps, run.HOSTS)]
+
+
 def test_modules_are_inserted_after_what_they_need(tmp_path: Path) -> None:
     """
     Dependencies come first, each once, and what is built in is left out.

@@ -3,9 +3,9 @@
 Ask an emulator binary what it can do, over QMP and without a machine.
 
 The binary runs without privileges, in its own session, with a clean environment, an empty standard input, limits on its
-output and resources, and a deadline. After the last answer it is killed together with its process group; if root
-probes, every process that it started is killed, too. It is not told to quit: a QEMU that quits drops the output that
-did not fit into the connection.
+output and resources, a deadline for each answer and one for all. After the last answer it is killed together with its
+process group; if root probes, every process that it started is killed, too. It is not told to quit: a QEMU that quits
+drops the output that did not fit into the connection.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from pyhostdev.util.spawn import Bounds, spawn
 if TYPE_CHECKING:
     from qemu.qmp import Message, QMPClient
 
-DEADLINE_S = 30.0
+ANSWER_S = 30.0  # for the greeting and for one answer
+DEADLINE_S = 300.0  # for all: an emulator that is emulated itself needs a minute, and is silent for a second
 LINE_BYTES = 16 << 20  # the longest answer, all machine types of one target, has about 100 KiB
 WORDS_BYTES = 64 << 10  # of the binary's output that is kept: the capacity of a pipe; the rest is lost
 LINE_MAX = 300  # of the output quoted in an error
 HANGUP_TIMEOUT_S = 5.0
 NOBODY = Ownership(65534, 65534, "65534")  # by number: the name differs between distributions
-CPU_S = 30
+CPU_S = 300
 ADDRESS_BYTES = 16 << 30  # QEMU reserves 1 GiB for translated code, and uses about 1 % of this limit
 PROCESSES = 512  # of the user `nobody`; a probed QEMU has four threads
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": "/"}
@@ -201,12 +202,14 @@ async def _converse(connection: socket.socket, questions: list[tuple[str, dict[s
     client = _client()
     answers: list[Any] = []
     try:
-        await client.connect(connection)
+        await asyncio.wait_for(client.connect(connection), ANSWER_S)
         for name, arguments in questions:
             try:
-                answers.append(await client.execute(name, arguments or None))
+                answers.append(await asyncio.wait_for(client.execute(name, arguments or None), ANSWER_S))
             except ExecuteError:
                 answers.append(None)
+    except asyncio.TimeoutError:
+        raise OperationError(f"it was silent for {ANSWER_S:g} s after {len(answers)} answers") from None
     except Exception as err:  # the library passes on any exception of its reader, even RecursionError
         raise OperationError(f"it does not speak QMP ({type(err).__name__})") from err
     finally:

@@ -35,6 +35,7 @@ $b mount -t devtmpfs dev /dev
 echo "GUEST-BEGIN"
 /bin/lspci -n
 for d in /sys/bus/pci/devices/*; do echo "GUEST-NODE ${d##*/} $($b cat $d/numa_node)"; done
+[ -e /sys/firmware/acpi/tables ] && echo "GUEST-ACPI yes"
 echo "GUEST-END"
 while [ -e /watch ]; do
 	echo "GUEST-NOW $(/bin/lspci -n | $b tr '\n' ';')"

@@ -50,6 +50,7 @@ from onegroup import (
     started,
     undeclared_functions,
 )
+from verbs import said, verb
 
 NODES = Path("/dev/vfio/devices")
 AS_LIBVIRT = ("--libvirt", "12.8")
@@ -74,10 +75,10 @@ def open_nodes(pid: int | str) -> list[str]:
     return [link for link in links if link is not None and link.startswith("vfio")]
 
 
-def qemu_of(verb: subprocess.Popen[str]) -> int | None:
+def qemu_of(start: subprocess.Popen[str]) -> int | None:
     """Return the process id of the QEMU of a ``start`` once it has pinned the guest's memory."""
     try:
-        for pid in children(verb.pid):
+        for pid in children(start.pid):
             if len(open_nodes(pid)) == 2 and pinned_kib(pid) > 0:
                 return pid
     except (FileNotFoundError, ProcessLookupError):
@@ -91,10 +92,10 @@ def pinned_kib(pid: int | str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmPin:"))
 
 
-def wait_for_qemu(verb: subprocess.Popen[str]) -> int:
+def wait_for_qemu(start: subprocess.Popen[str]) -> int:
     """Wait until the guest has its functions, and return QEMU's process id."""
-    wait_for(lambda: ended(verb) or qemu_of(verb), "QEMU binds the guest's functions")
-    pid = qemu_of(verb)
+    wait_for(lambda: ended(start) or qemu_of(start), "QEMU binds the guest's functions")
+    pid = qemu_of(start)
     assert pid is not None, "start ended before the guest ran"
     return pid
 
@@ -102,17 +103,17 @@ def wait_for_qemu(verb: subprocess.Popen[str]) -> int:
 def seed_by_iommufd() -> None:
     """The guest gets functions 0 and 3; QEMU has two nodes open, the starter none, and their owner is still root."""
     domain = by_iommufd("byiommufd")
-    with started(domain, *AS_LIBVIRT) as verb:
-        pid = wait_for_qemu(verb)
+    with started(domain, *AS_LIBVIRT) as start:
+        pid = wait_for_qemu(start)
         check_detached("byiommufd")
         check_nodes()
-        check([], open_nodes(verb.pid), "the starter has no node open")
+        check([], open_nodes(start.pid), "the starter has no node open")
         owners = {(path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) for path in NODES.iterdir()}
         check({(0, 0o600)}, owners, "the nodes are root's with mode 0600")
         say(f"  QEMU has pinned {pinned_kib(pid)} KiB")
-        wait_for(lambda: listed(verb), "the guest lists its devices", 900)
-        wait_for(lambda: ended(verb), "the guest powers off and its devices are given back")
-    check(0, verb.returncode, "exit code of 'start'")
+        wait_for(lambda: listed(start), "the guest lists its devices", 900)
+        wait_for(lambda: ended(start), "the guest powers off and its devices are given back")
+    check(0, start.returncode, "exit code of 'start'")
     nics = [address for address, (class_, _) in guest_devices(serial()).items() if class_.startswith("02")]
     check(["00:04.0", "00:04.3"], nics, "the guest has functions 0 and 3 of one slot and no other NIC")
     check_home()
@@ -123,33 +124,34 @@ def check_nodes() -> None:
     for address in NIC:
         node = next((PCI / "devices" / address / "vfio-dev").iterdir()).name
         expected = {f"/dev/vfio/{iommu_group(address)}", f"/dev/vfio/devices/{node}"}
-        check(expected, set(pyhostdev_json("show", address)["vfio_nodes"]), f"nodes of {address}")
+        check(expected, set(said("show", address)["vfio_nodes"]), f"nodes of {address}")
 
 
 def beside_a_starter_that_was_killed() -> None:
     """SIGKILL to start: recover leaves the running guest its functions, whose holder it names; then all come home."""
-    with started(by_iommufd("orphan", stay=True), *AS_LIBVIRT) as verb:
-        pid = wait_for_qemu(verb)
-        verb.kill()
-        wait_for(lambda: ended(verb), "start is dead")
+    with started(by_iommufd("orphan", stay=True), *AS_LIBVIRT) as start:
+        pid = wait_for_qemu(start)
+        start.kill()
+        wait_for(lambda: ended(start), "start is dead")
         before = traces()
-        said = pyhostdev("recover", "--all", "--json", expect=4).stdout
-        check(True, f"process {pid}" in said, "recover names QEMU as the holder")
+        records = said("recover", "--all")["records"]
+        check([(address, "kept") for address in NIC], [(r["what"], r["outcome"]) for r in records], "all are kept")
+        check([True] * 4, [f"process {pid}" in record["message"] for record in records], "recover names QEMU")
         check(before, traces(), "no function was touched")
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not Path(f"/proc/{pid}/exe").exists(), "QEMU is dead")
-    pyhostdev("recover", "--all")
+    verb("recover", "--all")
     check_home()
 
 
 def killed_guest() -> None:
     """A guest whose QEMU is killed releases all four functions."""
-    with started(by_iommufd("killed", stay=True), *AS_LIBVIRT) as verb:
-        pid = wait_for_qemu(verb)
-        wait_for(lambda: ended(verb) or is_running("killed"), "the guest runs")
+    with started(by_iommufd("killed", stay=True), *AS_LIBVIRT) as start:
+        pid = wait_for_qemu(start)
+        wait_for(lambda: ended(start) or is_running("killed"), "the guest runs")
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: ended(verb), "start notices the end of QEMU", 30)
-    check(1, verb.returncode, "exit code of 'start'")
+        wait_for(lambda: ended(start), "start notices the end of QEMU", 30)
+    check(1, start.returncode, "exit code of 'start'")
     check_home()
 
 

@@ -42,6 +42,7 @@ from labhost import (
     traces,
     wait_for,
 )  # fmt: skip
+from verbs import said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,7 +130,7 @@ def check_detached(owner: str) -> None:
     """All four functions are on vfio-pci, and the records name their owner."""
     show("during", NIC)
     check(dict.fromkeys(NIC, (VFIO, VFIO)), drivers(NIC), "all four functions are on vfio-pci")
-    active = {device["address"]: device["owner"] for device in pyhostdev_json("status")["active"]}
+    active = {device["address"]: device["owner"] for device in said("status")["active"]}
     check(dict.fromkeys(NIC, owner), active, "status lists all four as the guest's")
 
 
@@ -137,7 +138,7 @@ def check_home() -> None:
     """All four functions are on their driver, and the books are empty."""
     show("after", NIC)
     check(dict.fromkeys(NIC, (NIC_DRIVER, UNSET)), drivers(NIC), "all four functions are back, overrides cleared")
-    status = pyhostdev_json("status")
+    status = said("status")
     check(([], []), (status["active"], status["inactive"]), "status is empty")
 
 

@@ -7,14 +7,27 @@ A verb of its own process takes ten seconds here on a busy machine, and a fork o
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from labhost import check, say
 from workers import Child
 
-from pyhostdev.tools import argv, attach_device, detach_device, list_selected, plan, show, snapshot, xml  # noqa: F401
+from pyhostdev.tools import (  # noqa: F401
+    argv,
+    attach_device,
+    detach_device,
+    list_selected,
+    plan,
+    recover,
+    show,
+    snapshot,
+    status,
+    xml,
+)
 from pyhostdev.tools.main import main
 
 TIMEOUT_S = 180
@@ -39,3 +52,8 @@ def verb(*words: str | Path, expect: int = 0) -> bytes:
     say(f"  $ pyhostdev {' '.join(map(str, words))}  [fork: {outcome.value}, {outcome.seconds:.1f} s]")
     check((None, expect), (outcome.error, outcome.value), f"exit code of '{words[0]}' {outcome.text}".strip())
     return printed
+
+
+def said(*words: str | Path, expect: int = 0) -> Any:
+    """Run a verb with --json, and return what it printed."""
+    return json.loads(verb(*words, "--json", expect=expect))

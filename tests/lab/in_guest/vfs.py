@@ -34,7 +34,7 @@ from labhost import (
     wait_for,
 )
 from onegroup import ended, started
-from verbs import verb
+from verbs import said, verb
 
 IGB = os.environ.get("LAB_IGB", "")
 VIRTIO = os.environ.get("LAB_VIRTIO", "")
@@ -42,11 +42,6 @@ VARIANT = "virtio_vfio_pci"
 NETWORKS = Path("/run/libvirt/network")
 AS_LIBVIRT = ("--libvirt", "12.8")  # one that chooses variants, whatever this machine has installed
 MAC, VLAN = "52:54:00:aa:bb:01", 42
-
-
-def said(*words: str | Path, expect: int = 0) -> Any:
-    """Run a verb with --json in a fork, and return what it printed."""
-    return json.loads(verb(*words, "--json", expect=expect))
 
 
 def vf_of(pf: str, number: int) -> str:
