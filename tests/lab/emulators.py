@@ -45,6 +45,12 @@ def modules_of(root: Path) -> Path:
     return root / _LIBRARIES / "qemu"
 
 
+def with_modules(root: Path, words: list[str]) -> list[str]:
+    """Return a command that hides the installed QEMU's modules: another QEMU loads from there what it misses, and dies."""
+    script = f'mkdir -p /{_LIBRARIES}/qemu && mount --bind "$0" /{_LIBRARIES}/qemu && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, str(modules_of(root)), *words]
+
+
 def write_script(root: Path, path: Path) -> str:
     """Write a script that runs a root directory's QEMU with its loader, libraries, modules and firmware."""
     libraries = root / _LIBRARIES

@@ -10,6 +10,7 @@ a part cannot be had here: then it names what is missing.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ import emulators
 import fetch
 import kernel_2026
 import suites
-from boot import CACHE, KERNEL, kernel_of
+from boot import CACHE, HERE, KERNEL, kernel_of
 from run import PATIENCE, Host, compile_ahead, hosts_with, run_in, say
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ VARIANTS = Host(
 WITHOUT_VIRTIO = VARIANTS._replace(options=("--nic", "onegroup", "--igb", "2"))
 
 
+HERE_WITHOUT_DEVICES = Host("guests without a device", (), "acpi.py", 1800)  # under each QEMU, on this machine
+NO_CARD = " ".join(f"0000:01:00.{function}" for function in range(4))  # a name for what such a step does not touch
+
+
 def hosts_of(version: str) -> list[Host]:
     """Return the hosts that a QEMU can be; a virtio card with VFs came with 11.0."""
     if int(version.partition(".")[0]) >= 11:
@@ -74,6 +79,8 @@ def main(steps: list[str]) -> int:
     say(f"kernel {release}, QEMU {version}, ready after {time.monotonic() - begin:.0f} s")
     os.environ["LAB_QEMU_VERSION"] = version
     results = [_run(host, steps, qemu) for host in hosts_with(steps, hosts_of(version))]
+    if hosts_with(steps, [HERE_WITHOUT_DEVICES]):
+        results += [_run_here(name, program, steps) for name, root in _emulators().items()]
     say(f"{'passed' if not any(results) else 'FAILED'} in {time.monotonic() - begin:.0f} s")
     return 1 if any(results) else 0
 
@@ -85,6 +92,27 @@ def _run(host: Host, steps: list[str], qemu: Path) -> int:
     status = run_in(host._replace(options=(*more, *host.options)), steps)  # a host may name another kernel
     verdict = "passed" if status == 0 else f"FAILED ({status})"
     say(f"{verdict} in {time.monotonic() - start:.0f} s: {host.name} (deadlines x {PATIENCE})")
+    return status
+
+
+def _emulators() -> dict[str, Path | None]:
+    """Return the root directory of each QEMU; None for the installed one."""
+    return {"installed": None, **{version: emulators.fetch(version, CACHE) for version in emulators.SUITES}}
+
+
+def _run_here(name: str, root: Path | None, steps: list[str]) -> int:
+    start = time.monotonic()
+    say(f"{HERE_WITHOUT_DEVICES.name}, QEMU {name}")
+    words = [sys.executable, str(HERE / "in_guest" / HERE_WITHOUT_DEVICES.script), *steps]
+    program = emulators.SYSTEM
+    if root is not None:
+        program = emulators.write_script(root, CACHE / f"qemu-{name}.sh")
+        words = emulators.with_modules(root, words)
+    own = {"LAB_NIC": NO_CARD, "LAB_NVME": "", "LAB_KERNEL": str(KERNEL), "LAB_QEMU": program}
+    environment = {key: text for key, text in os.environ.items() if not key.startswith("LAB_")}
+    status = subprocess.run(words, env={**environment, **own, "LAB_PATIENCE": str(PATIENCE)}).returncode
+    verdict = "passed" if status == 0 else f"FAILED ({status})"
+    say(f"{verdict} in {time.monotonic() - start:.0f} s: {HERE_WITHOUT_DEVICES.name}, QEMU {name}")
     return status
 
 
