@@ -46,7 +46,7 @@ def modules_of(root: Path) -> Path:
 
 
 def with_modules(root: Path, words: list[str]) -> list[str]:
-    """Return a command that hides the installed QEMU's modules: another QEMU loads from there what it misses, and dies."""
+    """Return a command for which the installed modules are hidden: a QEMU loads from there what it misses, and dies."""
     script = f'mkdir -p /{_LIBRARIES}/qemu && mount --bind "$0" /{_LIBRARIES}/qemu && exec "$@"'
     return ["unshare", "--mount", "sh", "-c", script, str(modules_of(root)), *words]
 

@@ -80,7 +80,7 @@ def main(steps: list[str]) -> int:
     os.environ["LAB_QEMU_VERSION"] = version
     results = [_run(host, steps, qemu) for host in hosts_with(steps, hosts_of(version))]
     if hosts_with(steps, [HERE_WITHOUT_DEVICES]):
-        results += [_run_here(name, program, steps) for name, root in _emulators().items()]
+        results += [_run_here(name, root, steps) for name, root in _emulators().items()]
     say(f"{'passed' if not any(results) else 'FAILED'} in {time.monotonic() - begin:.0f} s")
     return 1 if any(results) else 0
 
