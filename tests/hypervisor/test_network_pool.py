@@ -236,3 +236,12 @@ def test_held_function_is_stepped_over(place: Place) -> None:
     with place.fake.kernel.open_group(5):
         Path(place.host.state_dir, f"{VFS[0]}.json").unlink()
         assert [VFS[1]] == place.chosen(domain(NET.format("")))
+
+
+@pytest.mark.parametrize(("body", "is_ignored"), [(POOL, False), ("<bridge name='virbr0'/>", True)])
+def test_what_a_function_of_a_pool_has_is_not_called_ignored(place: Place, body: str, is_ignored: bool) -> None:
+    """``trustGuestRxFilters`` is the trust that start sets on the function's PF; a tap has nothing like it."""
+    place.network(body)
+    dom = domain(NET.replace("'network'>", "'network' trustGuestRxFilters='yes'>").format(""))
+    notes = [item.message for item in qemu_driver.start_obstacles(dom, place.host) if item.reason == "ignored"]
+    assert is_ignored == any("trustGuestRxFilters" in note for note in notes)

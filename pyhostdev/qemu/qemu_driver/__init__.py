@@ -153,16 +153,16 @@ def start_obstacles(
     missing image, a missing mediated device and an image that ``ownership`` cannot open have separate reasons. A note
     ``ignored`` names a part that has no effect.
     """
+    started = with_pool_functions(dom, host)
     found = [
         *_build_errors(dom, host, capabilities, keep_together, release),
         *_unsupported_namespace(dom),
-        *start_findings(dom),
+        *start_findings(started),
     ]
     found += newer_word_notes(dom, release)
     found += image_obstacles(dom, host, ownership)
     found += iommufd_obstacles(dom, host, release, fd_groups)
     found += missing_mdevs(dom, host)
-    started = with_pool_functions(dom, host)
     found += [*interface_obstacles(started, host), *vf_obstacles(started, host), *absent_usb(dom, host)]
     found += [*pool_notes(started), *root_notes(dom, host), *absent_media(dom, host)]
     found += resource_obstacles(dom, host)
