@@ -65,12 +65,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--farm-model", default="pvpanic-pci")
     add("--farm-shape", choices=["pcie", "conv", "mixed"], default="mixed")
     add("--mem", type=int, default=2048, metavar="MIB")
-    add("--smp", type=int, default=2, metavar="CPUS")
+    add("--smp", type=int, default=1, metavar="CPUS", help="on a busy machine two wait for each other")
     add("--cpu", default="max,la57=off")
     add("--append", default="", help="more kernel command line")
     add("--no-autoload", action="store_true", help="do not load the devices' drivers")
     add("--modules", default="vfio-pci", help="modules to load, separated by spaces")
-    add("--udev", action="store_true", help="run udev")
     add("--env", action="append", default=[], metavar="NAME[=VALUE]", help="pass a variable on")
     add("--out", type=Path, help="where the files in LAB_OUT go")
     add("--timeout", type=float, default=300, metavar="SECONDS")
@@ -124,7 +123,6 @@ def _environment(options: argparse.Namespace) -> list[tuple[str, str]]:
         "LAB_AUTOLOAD": "0" if options.no_autoload else "1",
         "LAB_MODULES": options.modules,
         "LAB_NUMVFS": str(options.vfs),
-        "LAB_UDEV": "1" if options.udev else "0",
         "LAB_IGB_VFS": "" if options.igb is None else str(options.igb),
         "LAB_VIRTIO_VFS": "" if options.virtio_sriov is None else str(options.virtio_sriov),
         "LAB_QEMU": emulators.SYSTEM if options.qemu is None else "/lab-job/qemu",

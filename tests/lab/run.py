@@ -47,11 +47,11 @@ HOSTS = [
     Host("a bridge in the group and a disk", ("--nic", "bridge", "--disk"), "bridge.py", 120),
     Host("a card near a NUMA node", ("--nic", "onegroup"), "numa.py", 900),
     Host("kernel events", ("--nic", "onegroup", "--vfs", "4"), "events.py", 120),
-    Host("crashes, races and foreign hands", ("--nic", "onegroup", "--vfs", "4"), "soak.py", 400),
+    Host("crashes, races and foreign hands", ("--smp", "2", "--nic", "onegroup", "--vfs", "4"), "soak.py", 400),
 ]
 LIBVIRT = Host(
     "the hook beside libvirtd",
-    ("--nic", "onegroup", "--vfs", "4", "--udev", "--env", "LAB_LIBVIRT"), "libvirt_hook.py", 1800,
+    ("--nic", "onegroup", "--vfs", "4", "--env", "LAB_LIBVIRT"), "libvirt_hook.py", 1800,
 )  # fmt: skip
 SOAK_HOSTS = [HOSTS[-1]._replace(timeout_s=3600)]
 

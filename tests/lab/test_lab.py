@@ -66,7 +66,7 @@ def test_only_a_boot_is_tried_again(
     [
         (["q35_acpi"], ["hotplug.py"]),
         (["same_answers", "killed_anywhere"], ["onegroup.py", "soak.py"]),
-        (["killed"], []),
+        (["no_such_step"], []),
         ([], [host.script for host in run.HOSTS]),
     ],
 )

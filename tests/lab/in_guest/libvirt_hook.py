@@ -9,6 +9,7 @@ machine's own. What is written to either stays in the host's memory.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,13 @@ def enter_root(root: str) -> None:
     os.makedirs(f"{root}/lib/modules", exist_ok=True)
     os.symlink(os.environ["LAB_KERNEL"] + modules, root + modules)
     enter(root, "/run", "/lab-job", os.environ["LAB_KERNEL"])
+
+
+def start_udev() -> None:
+    """Run udev of libvirt's root: libvirt knows node devices from its database."""
+    os.environ["SYSTEMD_IGNORE_CHROOT"] = "1"
+    for words in ("/lib/systemd/systemd-udevd --daemon", "udevadm trigger", "udevadm settle -t 300"):
+        subprocess.run(words.split(), check=True)
 
 
 def four(given: str, kept: str) -> Path:
@@ -179,6 +187,7 @@ def destroy() -> None:
 if __name__ == "__main__":
     if os.environ.get("LAB_LIBVIRT"):
         enter_root(os.environ["LAB_LIBVIRT"])
+    start_udev()
     RUN.mkdir()
     DAEMON = Libvirtd(RUN)
     pyhostdev("hook", "--install")
