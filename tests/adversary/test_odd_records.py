@@ -70,7 +70,7 @@ def test_odd_record(tmp_path: Path, kind: Any, good: dict[str, Any], odd: dict[s
     names = ["0000:00:00.0", "0000:00:00.1", "0000:00:00.2"] if kind is VFJournal else ["a", "b", "c"]
     for name, content in zip(names, (good, odd, good), strict=True):
         write(journal, name, content)
-    found = {result.address: result for result in journal.recover()}
+    found = {result.what: result for result in journal.recover()}
     assert sorted(names) == sorted(map(str, found))
     assert ["restored", "restored"] == [found[name].outcome for name in (names[0], names[2])]
     assert found[names[1]].outcome in ("restored", "set-aside", "failed", "expired")
@@ -94,7 +94,7 @@ def test_record_that_is_not_a_file(tmp_path: Path, what: str) -> None:
         os.mkfifo(place)
     else:
         place.symlink_to("a.program")
-    outcomes = {str(result.address): result.outcome for result in journal.recover()}
+    outcomes = {str(result.what): result.outcome for result in journal.recover()}
     assert {"a", "b", "c"} == set(outcomes)
     assert ("restored", "restored") == (outcomes["a"], outcomes["c"])
     assert outcomes["b"] in ("set-aside", "failed")
