@@ -21,6 +21,7 @@ from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
 from pyhostdev.util.journal import read_boot_id
 from pyhostdev.util.statedir import StateDir
 from pyhostdev.util.virfile import is_directory
+from pyhostdev.util.virjson import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +51,8 @@ class NetdevJournal:
 
         Raises:
             HostdevError: the kernel refuses, or does not answer in time; the record stays.
-            ValueError, TypeError, KeyError: the record is not one of this kind.
+            OSError: a path or a process of the record cannot be reached; the record stays.
+            ValueError, TypeError, KeyError, OverflowError: the record is not one of this kind.
         """
         raise NotImplementedError
 
@@ -118,33 +120,42 @@ class NetdevJournal:
         """
         Undo the changes of guests that have ended, and yield an outcome for each.
 
+        Processes, sockets and interfaces are those of the live host: records below another root are left alone.
+
         Raises:
             SysfsError: the records cannot be read.
         """
-        for file in self.state.names():
+        for file in self.state.names() if self.host.root.is_live else ():
             if file.endswith(self.suffix) and not file.startswith("."):
                 name = file.removesuffix(self.suffix)
                 yield RecoveryResult(name, *self._recover_one(name))
 
     def _recover_one(self, name: str) -> tuple[str | None, str, str]:
-        facts = self._read(name)
-        if facts is None:
-            return self._set_aside(name)
-        owner = str(facts["owner"])
-        lock = self._lock(name)
-        if lock is None:
-            return owner, KEPT, "its guest runs"
+        """Return owner, outcome and message; whatever is wrong with one record does not stop the others' recovery."""
+        owner = None
         try:
-            is_old = facts["boot_id"] != read_boot_id(self.host.root)
-            said = "it is from an earlier boot, and was lost with it" if is_old else self.undo(name, facts)
-            self.state.remove(f"{name}{self.suffix}")
-        except HostdevError as err:
+            facts = self._read(name)
+            if facts is None:
+                return self._set_aside(name)
+            owner = str(facts["owner"])
+            lock = self._lock(name)
+            if lock is None:
+                return owner, KEPT, "its guest runs"
+            try:
+                return owner, *self._finish_one(name, facts)
+            finally:
+                os.close(lock)
+        except (HostdevError, OSError) as err:
             return owner, FAILED, str(err)
-        except (ValueError, TypeError, KeyError):
-            return self._set_aside(name)
-        finally:
-            os.close(lock)
-        return owner, EXPIRED if is_old else RESTORED, said
+
+    def _finish_one(self, name: str, facts: dict[str, Any]) -> tuple[str, str]:
+        is_old = facts["boot_id"] != read_boot_id(self.host.root)
+        try:
+            said = "it is from an earlier boot, and was lost with it" if is_old else self.undo(name, facts)
+        except (ValueError, TypeError, KeyError, OverflowError):
+            return self._set_aside(name)[1:]
+        self.state.remove(f"{name}{self.suffix}")
+        return EXPIRED if is_old else RESTORED, said
 
     def _set_aside(self, name: str) -> tuple[str | None, str, str]:
         self.state.rename(f"{name}{self.suffix}", f"{name}{self.suffix}{_ASIDE}")
@@ -153,10 +164,10 @@ class NetdevJournal:
     def _read(self, name: str) -> dict[str, Any] | None:
         """Return a record; None for a file that is not a record."""
         try:
-            facts = json.loads(self.state.read(f"{name}{self.suffix}") or b"")
-        except (ValueError, RecursionError):
+            facts = parse_json(self.state.read(f"{name}{self.suffix}") or b"")
+        except ValueError:
             return None
-        is_record = isinstance(facts, dict) and facts.get("version") == _VERSION
+        is_record = isinstance(facts, dict) and facts.get("version") == _VERSION and isinstance(facts.get("owner"), str)
         return facts if is_record and {"owner", "boot_id", *self.fields} <= facts.keys() else None
 
 

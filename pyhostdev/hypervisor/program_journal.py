@@ -62,29 +62,29 @@ class ProgramJournal(NetdevJournal):
 
     def undo(self, name: str, facts: dict[str, Any]) -> str:
         """End a program that still runs, and remove its socket."""
+        if not isinstance(facts["socket"], str):
+            raise TypeError("socket has another type")
         found = list(self._processes(facts))
         for pidfd in found:
             end_process(pidfd, name)
-        remove_socket(str(facts["socket"]))
-        remove_own_directory(str(facts["socket"]))
+        remove_socket(facts["socket"])
+        remove_own_directory(facts["socket"])
         return "the program is ended" if found else "the program has ended"
 
     def _processes(self, facts: dict[str, Any]) -> Iterator[int]:
         """Yield a descriptor of each process that a record is about; the caller closes it."""
         root = self.host.root
-        argv = [str(word) for word in facts["argv"]]
-        known = facts["pid"]
-        for pid in read_pids(root) if known is None else [int(known)]:
+        argv, known, started = facts["argv"], facts["pid"], facts["started"]
+        numbers = () if known is None else (known, started)
+        if not isinstance(argv, list) or any(type(number) is not int for number in numbers):
+            raise TypeError("argv, pid or started has another type")
+        for pid in read_pids(root) if known is None else [known]:
             try:
                 pidfd = os.pidfd_open(pid)
             except ProcessLookupError:
                 continue
             # asked with the descriptor open: the number cannot become another process's in between
-            if (
-                argv == read_command_line(root, pid)
-                if known is None
-                else read_start_time(root, pid) == facts["started"]
-            ):
+            if argv == read_command_line(root, pid) if known is None else read_start_time(root, pid) == started:
                 yield pidfd
             else:
                 os.close(pidfd)

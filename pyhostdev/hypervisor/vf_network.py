@@ -124,6 +124,8 @@ class VFJournal(NetdevJournal):
         """Restore the settings of a function that is still there."""
         spoofchk, link_state = (facts.get(later) for later in _LATER)
         before = VFSettings(**facts["before"], spoofchk=spoofchk, link_state=link_state)
+        if not isinstance(before.mac, str) or any(type(value) not in (int, type(None)) for value in before[1:]):
+            raise TypeError("a setting has another type")
         place = place_of(self.host.root, PCIDeviceAddress.parse(name))
         if place is None:
             return "the function, or the interface of its physical function, is gone"

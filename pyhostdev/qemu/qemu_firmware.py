@@ -9,7 +9,6 @@ Mirrors: src/qemu/qemu_firmware.c
 
 from __future__ import annotations
 
-import json
 import os
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyhostdev.errors import VIR_ERR_OPERATION_FAILED, ConfigUnsupportedError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.virfile import is_directory, list_names, read_bytes
+from pyhostdev.util.virjson import parse_json
 from pyhostdev.util.virxml import nearest_words, shown
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.conf.os_conf import OSDef
 
-DESCRIPTOR_BYTES_MAX = 1 << 20
+DESCRIPTOR_BYTES_MAX = 1 << 16  # one has a few hundred bytes
+DESCRIPTORS_MAX = 256  # in a directory
+_MODES = ("split", "combined", "stateless")
 _INTERFACES = {"efi": "uefi", "bios": "bios"}
 
 # firmware -> template of its variables; libvirt's list for firmware without a descriptor
@@ -72,19 +74,21 @@ class Firmware(NamedTuple):
         Raises:
             ValueError: the text is not a descriptor.
         """
-        said: Any = json.loads(text)
+        said: Any = parse_json(text)
         try:
             mapping = said["mapping"]
             if mapping["device"] == "memory":
-                mode, executable = "memory", Image(str(mapping["filename"]), "raw")
+                mode, executable = "memory", Image(_text(mapping["filename"]), "raw")
             elif mapping["device"] == "flash":
-                mode, executable = mapping.get("mode", "split"), _image(mapping["executable"])
+                mode, executable = _mode(mapping), _image(mapping["executable"])
             else:
                 return None
             template = _image(mapping["nvram-template"]) if mode == "split" else None
-            machines = [(t["architecture"], pattern) for t in said["targets"] for pattern in t["machines"]]
-            words = (tuple(said["interface-types"]), mode, executable, template, tuple(machines))
-            return cls(name, *words, frozenset(said["features"]))
+            machines = [
+                (_text(t["architecture"]), pattern) for t in said["targets"] for pattern in _texts(t["machines"])
+            ]
+            words = (_texts(said["interface-types"]), mode, executable, template, tuple(machines))
+            return cls(name, *words, frozenset(_texts(said["features"])))
         except (KeyError, TypeError, AttributeError) as err:
             raise ValueError(f"it lacks {err}") from err
 
@@ -119,7 +123,27 @@ _USUAL = (
 
 
 def _image(said: Any) -> Image:
-    return Image(str(said["filename"]), str(said["format"]))
+    return Image(_text(said["filename"]), _text(said["format"]))
+
+
+def _mode(mapping: Any) -> str:
+    mode = _text(mapping.get("mode", "split"))
+    if mode not in _MODES:
+        raise ValueError(f"the mode '{shown(mode)}' is unknown")
+    return mode
+
+
+def _text(said: Any) -> str:
+    """Return a text that a definition can have; raise ValueError for anything else."""
+    if not isinstance(said, str) or not said.isprintable():
+        raise ValueError(f"{said!a:.40} is not a text")
+    return said
+
+
+def _texts(said: Any) -> tuple[str, ...]:
+    if not isinstance(said, list):
+        raise ValueError(f"{said!a:.40} is not a list")
+    return tuple(map(_text, said))
 
 
 def read_firmwares(root: HostRoot) -> list[Firmware]:
@@ -134,7 +158,8 @@ def read_firmwares(root: HostRoot) -> list[Firmware]:
     """
     found: dict[str, str] = {}
     for directory in root.firmware_descriptors:
-        found |= {name: os.path.join(directory, name) for name in list_names(root, directory) if name[-5:] == ".json"}
+        names = list_names(root, directory, DESCRIPTORS_MAX)
+        found |= {name: os.path.join(directory, name) for name in names if name[-5:] == ".json"}
     return [part for name in sorted(found) for part in _read(root, found[name])]
 
 

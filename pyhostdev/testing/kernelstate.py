@@ -239,12 +239,12 @@ class StateFile:
             state = learn_state(tree)
             self._learned = state.to_json()
             return state
-        import json
+        from pyhostdev.util.virjson import parse_json
 
         self._learned = None
         try:
-            return KernelState.from_json(json.loads(self._text))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, HostdevError) as err:
+            return KernelState.from_json(parse_json(self._text))
+        except (ValueError, TypeError, KeyError, AttributeError, HostdevError) as err:
             raise ConfigError(f"'{self.path}' is not the state of a simulated kernel ({err})") from None
 
     def save(self, tree: Tree, state: KernelState) -> None:

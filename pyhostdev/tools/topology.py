@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from pyhostdev.tools import arguments, filters, output, streams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.virpci import PCIDevice
 
 Roles = dict["PCIDeviceAddress", str]
 Above = dict["PCIDeviceAddress", "PCIDeviceAddress | None"]
+DEPTH_MAX = 64  # of the tree; a host has 256 buses, and a few of them below each other
 _COLORS = {"given": "palegreen", "kept": "lightyellow"}
 
 
@@ -71,20 +72,33 @@ def _parent(dev: PCIDevice) -> PCIDeviceAddress | None:
 
 
 def _tree(title: str, shown: Sequence[PCIDevice], above: Above, roles: Roles) -> output.Branch:
+    """Return the tree; a device below itself, or deeper than in any host, starts at the top again."""
     top = output.Branch(title)
     devices = {dev.address: dev for dev in shown}
-    branches: dict[PCIDeviceAddress, output.Branch] = {}
-
-    def branch_of(dev: PCIDevice) -> output.Branch:
-        if dev.address not in branches:
-            parent = above[dev.address]
-            upper = None if parent is None else devices.get(parent)
-            branches[dev.address] = (top if upper is None else branch_of(upper)).add(_line(dev, roles))
-        return branches[dev.address]
-
+    placed: dict[PCIDeviceAddress, tuple[output.Branch, int]] = {}
     for dev in shown:
-        branch_of(dev)
+        chain = list(_not_placed(dev.address, above, devices, placed))
+        upper = above[chain[-1]] if chain else None
+        branch, depth = (top, 0) if upper is None else placed.get(upper, (top, 0))
+        for address in reversed(chain):
+            branch, depth = (branch, depth + 1) if depth < DEPTH_MAX else (top, 1)
+            branch = branch.add(_line(devices[address], roles))
+            placed[address] = branch, depth
     return top
+
+
+def _not_placed(
+    place: PCIDeviceAddress | None,
+    above: Above,
+    devices: Collection[PCIDeviceAddress],
+    placed: Collection[PCIDeviceAddress],
+) -> Iterator[PCIDeviceAddress]:
+    """Yield a function and those above it that have no line yet, the lowest first; a cycle ends where it closes."""
+    seen = set()
+    while place is not None and place in devices and place not in placed and place not in seen:
+        seen.add(place)
+        yield place
+        place = above[place]
 
 
 def _line(dev: PCIDevice, roles: Roles) -> str:

@@ -74,9 +74,14 @@ def read_identity(dev: virpci.PCIDevice) -> DeviceIdentity:
     Raises:
         SysfsError: an attribute exists but cannot be read, for another reason than a lack of privileges.
     """
+    pf = None if dev.physfn is None else virpci.read_pci_device(dev.root, dev.physfn)
+    return _read_identity(dev, pf)
+
+
+def _read_identity(dev: virpci.PCIDevice, pf: virpci.PCIDevice | None) -> DeviceIdentity:
+    """Return the identity of a function; a PF has no PF, whatever a directory in the place of / says."""
     unseen: list[str] = []
     serial, mac = _read_serial(dev, unseen), _read_mac(dev, unseen)
-    pf = None if dev.physfn is None else virpci.read_pci_device(dev.root, dev.physfn)
     return DeviceIdentity(
         vendor=dev.vendor,
         device=dev.device,
@@ -89,7 +94,7 @@ def read_identity(dev: virpci.PCIDevice) -> DeviceIdentity:
         serial=serial,
         mac=mac,
         vf=None if pf is None else _vf_number(pf, dev),
-        pf=None if pf is None else read_identity(pf),
+        pf=None if pf is None else _read_identity(pf, None),
         unseen=tuple(unseen),
     )
 

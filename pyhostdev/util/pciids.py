@@ -7,6 +7,7 @@ Only the wanted lines are looked up: the list has 40,000, and a host has few kin
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import SysfsError
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
 
 _FILE_MAX = 16 << 20
+_SECTION_MAX = 2 << 20  # bytes about one vendor; the longest has 200 KiB
+_NAME_MAX = 256  # bytes of a line; the longest has 120
+_SECTION_END = re.compile(rb"\n(?![\t#\n])")
 
 
 class PCIIds:
@@ -42,12 +46,9 @@ class PCIIds:
         """Return the lines of one vendor, its own first."""
         if vendor not in self._vendors:
             start = self._text.find(b"\n%04x  " % vendor)
-            end = start
-            while start >= 0:
-                end = self._text.find(b"\n", end + 1)
-                if end < 0 or self._text[end + 1 : end + 2] not in (b"\t", b"#", b"\n"):
-                    break
-            self._vendors[vendor] = b"" if start < 0 else self._text[start : end if end >= 0 else None]
+            last = start + _SECTION_MAX
+            end = _SECTION_END.search(self._text, start + 1, last)
+            self._vendors[vendor] = b"" if start < 0 else self._text[start : end.start() if end else last]
         return self._vendors[vendor]
 
     def vendor(self, vendor: int | None) -> str | None:
@@ -71,5 +72,5 @@ class PCIIds:
 
 def _words(text: bytes) -> str | None:
     """Return the rest of a line, without characters that no terminal and no XML should get; None if it is empty."""
-    words = text.partition(b"\n")[0].decode("utf-8", "replace").strip()
+    words = text[:_NAME_MAX].partition(b"\n")[0].decode("utf-8", "replace").strip()
     return "".join(c for c in words if c.isprintable()) or None

@@ -20,6 +20,7 @@ from pyhostdev.errors import HostdevError
 from pyhostdev.util.devnode import DeviceNode
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import Binding
+from pyhostdev.util.virjson import parse_json
 
 VERSION = 2  # 1: without nodes and asked
 SUFFIX = ".json"
@@ -172,7 +173,7 @@ def encode(record: Record) -> bytes:
 def decode(data: bytes, name: str) -> Record:
     """Return the record in a file's bytes; raise ValueError with the reason if they are not a valid record."""
     try:
-        text = json.loads(data)
+        text = parse_json(data)
         version, fields = text["version"], text["record"]
         if type(version) is not int or version < 1:
             raise ValueError(f"version {version!r} is unknown")
@@ -181,7 +182,7 @@ def decode(data: bytes, name: str) -> Record:
         if zlib.crc32(json.dumps(fields, sort_keys=True).encode()) != text["crc32"]:
             raise ValueError("its checksum is wrong")
         record = _record(fields)
-    except (KeyError, TypeError, AttributeError, RecursionError, HostdevError) as err:
+    except (KeyError, TypeError, AttributeError, HostdevError) as err:
         raise ValueError(f"it is not a record ({err})") from None
     if record.state not in STATES or f"{record.address}{SUFFIX}" != name:
         raise ValueError("its state or its name is wrong")

@@ -21,6 +21,7 @@ from pyhostdev.errors import ConfigError, HostdevError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.record import NEWER, SUFFIX, decode, encode
 from pyhostdev.util.virfile import read_status
+from pyhostdev.util.virjson import parse_json
 
 if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
@@ -62,7 +63,7 @@ class Manifest(NamedTuple):
             ConfigError: it is not a manifest, or has a newer version.
         """
         try:
-            found = json.loads(data)
+            found = parse_json(data)
             if found["format"] != FORMAT:
                 raise ValueError("format")
             if found["version"] != VERSION:
@@ -72,7 +73,7 @@ class Manifest(NamedTuple):
             return cls(
                 str(found["pyhostdev"]), None if kernel is None else str(kernel), bool(found["redacted"]), *lists
             )
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             raise ConfigError(f"'{name}' is not a snapshot of a host: its manifest is not valid") from None
 
 

@@ -118,6 +118,7 @@ def cost(work: Callable[[str], object], text: str) -> float:
         pytest.param(build, hostdevs, 1000, id="hostdevs"),
         pytest.param(build, root_ports, 1000, id="root ports"),
         pytest.param(build, scsi_disks, 600, id="SCSI disks"),
+        pytest.param(build, lambda n: domain("<input type='tablet' bus='usb'/>" * n), 1000, id="USB devices"),
         pytest.param(validate_schema, lambda n: domain("<a/>" * n), 10000, id="schema"),
         pytest.param(validate_schema, hostdevs, 1000, id="schema of hostdevs"),
         pytest.param(DomainDef.parse, namespaces, 60, id="namespaces"),

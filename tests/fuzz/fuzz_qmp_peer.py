@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("qemu.qmp", reason="the library qemu.qmp is not installed")
 
-from qmpquestions import probed, watched
+from qmpquestions import plugged, probed, watched
 
 from pyhostdev.qemu.qemu_capabilities import probing
 
@@ -32,4 +32,12 @@ def test_a_hostile_guest_is_one_error(first: int, count_cases: list[int]) -> Non
     """The monitor of a guest raises OperationError only, of bounded length."""
     for seed in range(first, first + CASES):
         assert (seed, None) == (seed, watched(seed))
+    count_cases.append(CASES)
+
+
+@pytest.mark.parametrize("first", range(0, 750, CASES))
+def test_a_hostile_guest_of_hotplug_is_one_error(first: int, count_cases: list[int]) -> None:
+    """Plugging and unplugging raise OperationError only, of bounded length and without control characters."""
+    for seed in range(first, first + CASES):
+        assert (seed, None) == (seed, plugged(seed))
     count_cases.append(CASES)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,15 @@ async def owned(stage: Stage, script: Callable[[Stage], Awaitable[None]]) -> Non
     client: Any = qmp.QMPClient("owner")
     with owner.owning(stage.guest.directory.path):
         owner.spawned(stage.guest.directory.facts.pid)
-        with stage.directory.socket_path() as path:
-            await client.connect(path.replace("control", "monitor"))
+        top = os.open(stage.directory.path, os.O_PATH | os.O_DIRECTORY)
+        try:
+            await client.connect(f"/proc/self/fd/{top}/monitor.sock")
             following = asyncio.ensure_future(owner.follow(client))
             await script(stage)
             owner.stop()
             await following
+        finally:
+            os.close(top)
             await client.disconnect()
 
 

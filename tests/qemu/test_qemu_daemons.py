@@ -148,6 +148,8 @@ def test_virtiofsd_gets_the_directory_it_serves() -> None:
     assert [] == specs(FS.format("", "/srv").replace("dir='/srv'", "socket='/s'"))
     with pytest.raises(ConfigUnsupportedError, match="comma"):
         specs(FS.format("", "/srv,source=/"))
+    with pytest.raises(ConfigUnsupportedError, match="backslash"):
+        specs(FS.format(binary, "/srv\\"))
 
 
 def test_programs_and_nodes_are_looked_for_before_a_start(monkeypatch: pytest.MonkeyPatch) -> None:

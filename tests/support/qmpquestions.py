@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What is asked of a hostile QMP peer: by the probe of an emulator, and by the monitor of a guest.
+What is asked of a hostile QMP peer: by the probe of an emulator, by the monitor of a guest, and by hot-plug.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from qmppeer import peer
 from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 from pyhostdev.qemu.qemu_capabilities.probing import converse
+from pyhostdev.qemu.qemu_hotplug.connection import Monitor
+from pyhostdev.qemu.qemu_hotplug.qmpclient import connected
 from pyhostdev.qemu.qemu_process.monitor import QEMUMonitor
 
 MONITOR_S = 0.5
@@ -41,8 +43,42 @@ def watched(seed: int) -> str | None:
         try:
             asyncio.run(_watch(connection))
         except OperationError as err:
-            return None if len(str(err)) < 1000 else other.fault
+            return None if len(str(err)) < 1000 and str(err).isprintable() else other.fault
     return None
+
+
+def plugged(seed: int) -> str | None:
+    """Plug and unplug with a peer in QEMU's place; return its fault when an error cannot be printed."""
+    with peer(seed) as (connection, other):
+        said = asyncio.run(_plug(connection))
+    return None if all(len(text) < 1000 and text.isprintable() for text in said) else other.fault
+
+
+async def _plug(connection: socket.socket) -> list[str]:
+    """Return the sentences of all errors; whatever is no OperationError goes through."""
+    said: list[str] = []
+    try:
+        async with connected(cast(Any, connection)) as client:
+            monitor = Monitor(client)
+            for question in (
+                lambda: monitor.object_ids(),
+                lambda: monitor.present_ids(),
+                lambda: monitor.has_run(),
+                lambda: monitor.object_add({"qom-type": "iommufd", "id": "iommufd0"}),
+                lambda: monitor.close_passed("hostdev0-node"),
+                lambda: monitor.device_add({"driver": "vfio-pci", "id": "hostdev0"}),
+                lambda: monitor.device_del("hostdev0"),
+                lambda: client.events.get(),
+            ) * 3:
+                try:
+                    await asyncio.wait_for(cast(Any, question()), MONITOR_S / 5)
+                except OperationError as err:
+                    said.append(str(err))
+                except asyncio.TimeoutError:
+                    pass
+    except OperationError as err:
+        said.append(str(err))
+    return said
 
 
 async def _watch(connection: socket.socket) -> None:

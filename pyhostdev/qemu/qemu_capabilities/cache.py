@@ -18,6 +18,7 @@ from typing import Any
 
 from pyhostdev.errors import OperationError
 from pyhostdev.util.statedir import make_directory
+from pyhostdev.util.virjson import parse_json
 
 FORMAT = 3
 ROOT_DIRECTORY = "/var/cache/pyhostdev"
@@ -59,9 +60,9 @@ def read(path: str) -> dict[str, Any] | None:
         return None
     try:
         wanted = identity(path)
-        entry = json.loads(_read_own_file(os.path.join(top, _name(wanted))))
+        entry = parse_json(_read_own_file(os.path.join(top, _name(wanted))))
         data = entry["data"] if entry["identity"] == wanted else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return data if isinstance(data, dict) else None
 

@@ -5,7 +5,6 @@ Select the capabilities for a domain: those of its emulator, stored ones, or tho
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -15,6 +14,7 @@ from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
 from pyhostdev.qemu.qemu_capabilities import cache
 from pyhostdev.qemu.qemu_capabilities.reading import TARGETS, QEMUCapabilities, load, probe_data, stored_versions
 from pyhostdev.qemu.qemu_capabilities.trust import why_untrusted
+from pyhostdev.util.virjson import parse_json
 
 PROBE = "probe"
 FILE_BYTES = 4 << 20
@@ -165,9 +165,9 @@ def _read_file(path: str) -> QEMUCapabilities:
             content = stream.read(FILE_BYTES + 1)
         if len(content) > FILE_BYTES:
             raise ConfigError(f"'{path}' is larger than the limit of {FILE_BYTES} bytes")
-        data = json.loads(content)
+        data = parse_json(content)
     except OSError as err:
         raise ConfigError(f"Cannot read '{path}': {err.strerror}") from err
-    except (ValueError, RecursionError) as err:
+    except ValueError as err:
         raise ConfigError(f"'{path}' is not a capabilities file in JSON") from err
     return QEMUCapabilities(data, f"capabilities in '{path}'")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.tuning_postparse import iothread_numbers
 from pyhostdev.qemu.qemu_command.builder import on_off, plain_value, unsupported
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
@@ -68,7 +69,7 @@ def _cpu_model(build: CommandBuilder) -> str:
         return f"max{migratable}"
     if cpu.mode == "host-model":
         return _host_model(build, cpu)
-    return plain_value(str(cpu.model), "CPU model", cpu)
+    return _plain_name(str(cpu.model), "CPU model", cpu)
 
 
 def _host_model(build: CommandBuilder, cpu: Any) -> str:
@@ -106,6 +107,18 @@ def _cpu_features(build: CommandBuilder) -> list[str]:
     return options + _cpu_cache(build) + _address_bits(build)
 
 
+def _plain_name(name: str, what: str, device: Any) -> str:
+    """
+    Return the name of a model or a flag.
+
+    Raises:
+        ConfigUnsupportedError: the name would set another option, too.
+    """
+    if "=" in plain_value(name, what, device):
+        raise unsupported(f"{what} '{shown(name)}'", device)
+    return name
+
+
 def _feature(feature: Any) -> str:
     """
     Return the option for one CPU flag.
@@ -113,9 +126,7 @@ def _feature(feature: Any) -> str:
     Raises:
         ConfigUnsupportedError: the name would set another option, too.
     """
-    name = plain_value(str(feature.name), "CPU feature", feature)
-    if "=" in name:
-        raise unsupported(f"CPU feature '{name}'", feature)
+    name = _plain_name(str(feature.name), "CPU feature", feature)
     return f"{name}={_POLICIES[feature.policy or 'require']}"
 
 

@@ -7,7 +7,6 @@ Mirrors: qemuBuildCommandLine for qemu:arg (src/qemu/qemu_command.c), qemuDomain
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from typing import TYPE_CHECKING
@@ -31,7 +30,9 @@ FOLLOWED_CAPABILITIES = (DEVICE_JSON, USB_HOSTDEVICE)
 
 _DEVICES = r"vfio-(?:pci|ap|ccw|platform|amd-xgbe|calxeda-xgmac)"
 _FUNCTION = r"(?<![0-9a-f:.])(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](?![0-9a-f])"
-_BYPASS = re.compile(rf"{_DEVICES}|iommufd|sysfsdev|/dev/(?:vfio|iommu)|{_FUNCTION}", re.IGNORECASE)
+_EXCHANGED = r"device\.[^.=]+\.(?:driver|host|fd)="  # by -set, which accepts shorter addresses, too
+_BYPASS = re.compile(rf"{_DEVICES}|iommufd|sysfsdev|/dev/(?:vfio|iommu)|{_FUNCTION}|{_EXCHANGED}", re.IGNORECASE)
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _FILE_OPTION = "readconfig"  # a file with further options, which the plan cannot see
 _HOST_PROPERTIES = ("driver", "host", "sysfsdev", "iommufd", "fd")
 _LOADER_PREFIXES = ("LD_", "GLIBC_TUNABLES")
@@ -66,16 +67,17 @@ def bypass_findings(dom: DomainFields) -> list[Finding]:
 
 
 def _bypasses_plan(text: str) -> bool:
-    plain = _without_escapes(text)
-    return plain.lstrip("-") == _FILE_OPTION or _BYPASS.search(plain) is not None
+    readings = (text, _ESCAPE.sub(_unescaped, text))
+    return any(plain.lstrip("-") == _FILE_OPTION or _BYPASS.search(plain) is not None for plain in readings)
 
 
-def _without_escapes(text: str) -> str:
-    r"""Return JSON without escapes (``\u002d`` is a hyphen in JSON); any other text unchanged."""
-    try:
-        return json.dumps(json.loads(text), ensure_ascii=False)
-    except ValueError:
-        return text
+def _unescaped(escape: re.Match[str]) -> str:
+    r"""
+    Return the character of an escape in JSON: ``\u002d`` is a hyphen.
+
+    The text is not parsed: QEMU's parser accepts more than others, such as single quotes (qobject/json-lexer.c).
+    """
+    return chr(int(escape[1], 16)) if escape[1] else escape[2]
 
 
 def namespace_findings(dom: DomainFields) -> Iterator[Finding]:

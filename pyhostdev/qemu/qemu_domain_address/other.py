@@ -197,9 +197,12 @@ class _Hub:
 
     def __init__(self, nports: int) -> None:
         self.ports: list[_Hub | bool | None] = [None] * nports
+        self._is_full = False  # for good: no port becomes free again
 
     def free(self) -> list[int] | None:
         """Return the path of the first free port, preferring ports without a hub in between."""
+        if self._is_full:
+            return None
         for number, port in enumerate(self.ports, 1):
             if port is None:
                 return [number]
@@ -207,6 +210,7 @@ class _Hub:
             below = port.free() if isinstance(port, _Hub) else None
             if below is not None:
                 return [number, *below]
+        self._is_full = True
         return None
 
     def take(self, path: list[int], device: _Hub | bool) -> bool:

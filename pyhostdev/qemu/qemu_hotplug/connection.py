@@ -71,10 +71,10 @@ class QEMURefusedError(OperationError):
     libvirt_code = VIR_ERR_INTERNAL_ERROR
 
     def __init__(self, command: str, err: Exception) -> None:
-        super().__init__(f"QEMU refused '{command}': {_words(err)}")
+        super().__init__(f"QEMU refused '{command}': {words_of(err)}")
         self.command = command
         self.error_class = str(getattr(err, "error_class", ""))
-        self.words = _words(err)
+        self.words = words_of(err)
 
 
 class MonitorLost(OperationError):  # noqa: N818 - a condition, not an error name
@@ -83,7 +83,8 @@ class MonitorLost(OperationError):  # noqa: N818 - a condition, not an error nam
     libvirt_code = VIR_ERR_INTERNAL_ERROR
 
 
-def _words(err: BaseException) -> str:
+def words_of(err: BaseException) -> str:
+    """Return what a library or QEMU says: one line, not too long, without control characters."""
     text = printable(" ".join(str(err)[: 4 * WORDS_MAX].split()))
     return text if len(text) <= WORDS_MAX else f"{text[:WORDS_MAX]}..."
 
@@ -110,7 +111,7 @@ class Monitor:
             if hasattr(err, "error_class"):
                 raise QEMURefusedError(command, err) from err
             raise MonitorLost(
-                f"The connection to QEMU ended during '{command}': {_words(err) or type(err).__name__}"
+                f"The connection to QEMU ended during '{command}': {words_of(err) or type(err).__name__}"
             ) from err
 
     async def device_add(self, properties: Mapping[str, Any]) -> None:
@@ -137,7 +138,7 @@ class Monitor:
         try:
             self.connection.send_fd(fd)
         except Exception as err:
-            raise MonitorLost(f"QEMU's monitor does not take a descriptor: {_words(err)}") from err
+            raise MonitorLost(f"QEMU's monitor does not take a descriptor: {words_of(err)}") from err
         await self._ask("getfd", fdname=name)
 
     async def close_passed(self, name: str) -> None:

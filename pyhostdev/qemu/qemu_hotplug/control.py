@@ -32,7 +32,7 @@ def running_guest(manager: HostdevManager, owner: str, *, needs_owner: bool) -> 
         Raises:
             RefusedError: the guest does not run, or its owner has ended.
     """
-    found = find_guest(manager.host.state_dir, owner)
+    found = find_guest(manager.host.state_dir, owner, below=manager.host.state().below)
     if found is None or not found.is_running:
         text = f"No running guest of domain '{owner}' was started here"
         raise RefusedError([Finding("guest-absent", ERROR, None, text)])

@@ -16,6 +16,7 @@ from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
 from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.util.memlock import MemoryLimit
+from pyhostdev.util.virjson import parse_json
 from pyhostdev.util.virxml import parse_document
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class DirectoryState:
         if MEMLOCK not in self.directory.names():
             return None
         try:
-            soft, hard = json.loads(self._read(MEMLOCK))
+            soft, hard = parse_json(self._read(MEMLOCK))
             return MemoryLimit(int(soft), int(hard))
         except (ValueError, TypeError) as err:
             raise OperationError(f"The file '{MEMLOCK}' of the guest is malformed") from err

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qemu.qmp import EventListener, QMPClient
 
-from pyhostdev.qemu.qemu_hotplug.connection import MonitorLost
+from pyhostdev.qemu.qemu_hotplug.connection import MonitorLost, words_of
 
 if TYPE_CHECKING:
     from qemu.qmp import Message
@@ -88,7 +88,7 @@ async def connected(path: str) -> AsyncIterator[ClientConnection]:
     try:
         await asyncio.wait_for(client.connect(path), CONNECT_TIMEOUT_S)
     except Exception as err:  # garbage after the greeting raises an AssertionError of the library
-        raise MonitorLost(f"QEMU's control socket does not answer: {str(err)[:200] or type(err).__name__}") from err
+        raise MonitorLost(f"QEMU's control socket does not answer: {words_of(err) or type(err).__name__}") from err
     try:
         yield connection
     finally:

@@ -38,7 +38,7 @@ def finish_all(
         OperationError, SysfsError: the state directory cannot be read.
     """
     found: list[RecoveryResult] = []
-    for directory in read_guests(manager.host.state_dir):
+    for directory in read_guests(manager.host.state_dir, below=manager.host.state().below):
         if directory.is_running:
             found += _of_running(manager, directory, timeout_s, check)
         else:

@@ -9,18 +9,21 @@ while a process uses the control socket: QEMU never greets a second client.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pyhostdev.errors import DeviceInUseError, OperationError
+from pyhostdev.qemu.qemu_hotplug.connection import MonitorLost
 from pyhostdev.qemu.qemu_hotplug.livestate import DirectoryState
 from pyhostdev.qemu.qemu_process.launch import CONTROL_SOCKET
+from pyhostdev.util.securedir import open_directory
 from pyhostdev.util.statedir import StateDir
+from pyhostdev.util.virjson import parse_json
 
 GUEST_FILE, CONTROL_LOCK, OWNER_LOCK = "guest.json", "control.lock", "owner.lock"
 _VERSION = 1
@@ -49,31 +52,30 @@ class GuestFacts(NamedTuple):
             ValueError: the file is malformed, or another version wrote it.
         """
         try:
-            fields: dict[str, Any] = json.loads(data)
+            fields: dict[str, Any] = parse_json(data)
             owner = fields["node_owner"]
             if fields["version"] != _VERSION or not isinstance(fields["name"], str):
                 raise ValueError("it was written by another version")
             node_owner = None if owner is None else (int(owner[0]), int(owner[1]))
             return cls(fields["name"], int(fields["pid"]), str(fields["release"]), node_owner)
-        except (KeyError, TypeError, IndexError) as err:
+        except (KeyError, TypeError, IndexError, AttributeError) as err:
             raise ValueError(f"a field is missing or malformed ({err})") from None
 
 
 class GuestDirectory:
     """One guest's runtime directory."""
 
-    def __init__(self, path: str, facts: GuestFacts) -> None:
+    def __init__(self, path: str, facts: GuestFacts, *, below: str | None = None) -> None:
         self.path = path
         self.facts = facts
-        self.files = StateDir(path)
+        self.files = StateDir(path, below=below)
         self.state = DirectoryState(self.files)
 
     @property
     def is_running(self) -> bool:
         """True while QEMU or its owner runs."""
-        try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:  # it has ended since it was found
+        fd = open_directory(os.path.abspath(self.path), below=self.files.below)
+        if fd is None:  # it has ended since it was found
             return False
         try:
             return not _try_lock(fd, fcntl.LOCK_SH)
@@ -135,10 +137,23 @@ class GuestDirectory:
 
     @contextlib.contextmanager
     def socket_path(self) -> Iterator[str]:
-        """Provide a path of the control socket that is short enough for a socket address."""
-        fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        """
+        Provide a path of the control socket that is short enough for a socket address, and leads nowhere else.
+
+        Raises:
+            MonitorLost: there is no socket.
+        """
+        top = self.files.open()
+        if top is None:
+            raise MonitorLost("The guest has ended")
         try:
-            yield f"/proc/self/fd/{fd}/{CONTROL_SOCKET}"
+            fd = os.open(CONTROL_SOCKET, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+        except OSError as err:
+            raise MonitorLost(f"The guest has no control socket: {err.strerror}") from err
+        try:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                raise MonitorLost(f"'{os.path.join(self.path, CONTROL_SOCKET)}' is not a socket")
+            yield f"/proc/self/fd/{fd}"
         finally:
             os.close(fd)
 
@@ -151,40 +166,38 @@ def _try_lock(fd: int, how: int) -> bool:
     return True
 
 
-def read_guests(state_dir: str) -> list[GuestDirectory]:
+def read_guests(state_dir: str, *, below: str | None = None) -> list[GuestDirectory]:
     """
     Return all guests with a runtime directory, also those that ended without an owner.
+
+    Args:
+        below: as for ``StateDir``: the guests of another root are not reached through a link.
 
     Raises:
         OperationError: a directory cannot be trusted.
         SysfsError: one cannot be read.
     """
     top = os.path.join(state_dir, "lib", "qemu")
-    try:
-        names = sorted(name for name in os.listdir(top) if name.startswith(_PREFIX))
-    except OSError as err:
-        if err.errno in (errno.ENOENT, errno.ENOTDIR):
-            return []
-        raise OperationError(f"Cannot read '{top}': {err.strerror}") from err
-    found = (_read_guest(os.path.join(top, name)) for name in names)
+    names = [name for name in StateDir(top, below=below).names() if name.startswith(_PREFIX)]
+    found = (_read_guest(os.path.join(top, name), below) for name in names)
     return [guest for guest in found if guest is not None]
 
 
-def _read_guest(path: str) -> GuestDirectory | None:
+def _read_guest(path: str, below: str | None) -> GuestDirectory | None:
     """Return a guest; None if it is being started or removed, or if an older version started it."""
     try:
-        data = StateDir(path).read(GUEST_FILE)
-        return None if data is None else GuestDirectory(path, GuestFacts.from_bytes(data))
+        data = StateDir(path, below=below).read(GUEST_FILE)
+        return None if data is None else GuestDirectory(path, GuestFacts.from_bytes(data), below=below)
     except ValueError:
         return None
 
 
-def find_guest(state_dir: str, owner: str) -> GuestDirectory | None:
+def find_guest(state_dir: str, owner: str, *, below: str | None = None) -> GuestDirectory | None:
     """
     Return the running guest of a domain, or one that ended without an owner; None without either.
 
     Raises:
         OperationError, SysfsError: as ``read_guests``.
     """
-    found = [guest for guest in read_guests(state_dir) if guest.facts.name == owner]
+    found = [guest for guest in read_guests(state_dir, below=below) if guest.facts.name == owner]
     return next((guest for guest in found if guest.is_running), found[-1] if found else None)

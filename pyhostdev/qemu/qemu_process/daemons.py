@@ -20,7 +20,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyhostdev.errors import OperationError
+from pyhostdev.errors import ConfigUnsupportedError, OperationError
 from pyhostdev.hypervisor.program_journal import ProgramJournal
 from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command.builder import plain_value
@@ -31,6 +31,7 @@ from pyhostdev.qemu.qemu_process.sockets import listen
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.spawn import spawn
 from pyhostdev.util.undo import UndoOnExit
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -117,7 +118,10 @@ def _swtpm(dom: DomainDef, tpm: Any, paths: DomainPaths) -> DaemonSpec:
 
 def _virtiofsd(filesystem: Any, paths: DomainPaths) -> DaemonSpec:
     """Mirrors: qemuVirtioFSBuildCommandLine"""
-    options = [f"source={plain_value(filesystem.source_dir or '', 'The directory', filesystem)}"]
+    source = plain_value(filesystem.source_dir or "", "The directory", filesystem)
+    if "\\" in source:  # it escapes the next character (fuse_opt_parse of libfuse), such as the comma behind the path
+        raise ConfigUnsupportedError(f"The directory '{shown(source)}' has a backslash", line=filesystem.line)
+    options = [f"source={source}"]
     if filesystem.binary_cache is not None:
         options.append(f"cache={filesystem.binary_cache}")
     if filesystem.binary_sandbox is not None:

@@ -20,6 +20,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClien
 
 from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_process.lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT
+from pyhostdev.util.virxml import printable
 
 if TYPE_CHECKING:
     from qemu.qmp import Message
@@ -126,8 +127,8 @@ def _client(name: str | None) -> QMPClient:
 
 
 def _words(err: BaseException) -> str:
-    """Return what a library or QEMU says, in one line that is not too long."""
-    text = " ".join(str(err)[: 4 * WORDS_MAX].split())
+    """Return what a library or QEMU says: one line, not too long, without control characters."""
+    text = printable(" ".join(str(err)[: 4 * WORDS_MAX].split()))
     return text if len(text) <= WORDS_MAX else f"{text[:WORDS_MAX]}..."
 
 
