@@ -28,7 +28,7 @@ from pyhostdev.errors import (
 )
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.viruuid import normal_uuid
-from pyhostdev.util.virxml import shown, source_line
+from pyhostdev.util.virxml import has_child, shown, source_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -202,7 +202,7 @@ def check_teaming(type_: str | None, element: Element) -> None:
     Raises:
         XMLError: has the line of the device.
     """
-    if type_ is None and element.find("teaming") is not None:
+    if type_ is None and has_child(element, "teaming"):
         raise XMLError("A <teaming> has no type", line=source_line(element))
 
 

@@ -19,7 +19,8 @@ from pyhostdev.util.virxml import nearest_words, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyhostdev.conf.xml.xmldef import ElementDef, Unknown
+    from pyhostdev.conf.xml.definition import Unknown
+    from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.conf.xml.xmlshape import Row, Shape
 
 # attributes and elements of newer libvirt releases (schema of 12.8) that do not affect prepare

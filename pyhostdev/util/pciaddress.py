@@ -63,6 +63,9 @@ class PCIDeviceAddress(NamedTuple):
 
         Mirrors: virPCIDeviceAddressIsValid (src/util/virpci.c), which also refuses the empty address
         """
+        domain, bus, slot, function = self
+        if domain <= DOMAIN_MAX and bus <= BUS_MAX and slot <= SLOT_MAX and function <= FUNCTION_MAX and min(self) >= 0:
+            return  # nearly always
         limits = (DOMAIN_MAX, BUS_MAX, SLOT_MAX, FUNCTION_MAX)
         for name, value, limit in zip(self._fields, self, limits, strict=True):
             if not 0 <= value <= limit:

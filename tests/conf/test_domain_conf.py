@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sizes import examples
 
 from pyhostdev.conf.domain_conf import DomainDef
-from pyhostdev.conf.xml.xmldef import ElementDef, Unknown
+from pyhostdev.conf.xml.definition import Unknown
+from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
     Attribute,
     Content,

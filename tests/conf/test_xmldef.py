@@ -65,11 +65,22 @@ class Car(ElementDef):
     foreign = ignored("@sails", "body/@anchor", "rudder")
 
 
+class Lamp(ElementDef):
+    tag = "lamp"
+
+    id = attribute("id", number, default=0)
+    volts = attribute("bulb/@volts", number, default=12, quiet=True)
+    colour = attribute("bulb/@colour")
+
+    def hides(self, name: str) -> bool:
+        return name == "colour" and self.id == 0
+
+
 @pytest.fixture(scope="module", autouse=True)
 def leave_no_definitions() -> Iterator[None]:
     """Take the definitions above back: other tests look at all there are."""
     yield
-    for kind in (Car, Engine, Paint, Plate, Wheel):
+    for kind in (Car, Engine, Lamp, Paint, Plate, Wheel):
         del globals()[kind.__name__]
     del kind
     gc.collect()
@@ -234,3 +245,22 @@ def test_text_beside_elements_is_kept() -> None:
     text = "<car id='0x0001'>\n  <plate>53<wheels/>\n    <wings/>\n  </plate>\n</car>\n"
     assert text == Car.parse(text).format()
     assert None is Car.parse("<car id='1'><plate>\n<wheels/></plate></car>").plate.number
+
+
+def test_hidden_and_quiet_values_are_not_printed() -> None:
+    """A quiet default and what a hook hides leave no attribute; their element goes with the last one."""
+    lamp = Lamp(id=1)
+    assert "<lamp id='1'/>\n" == lamp.format()
+    lamp.volts, lamp.colour = 24, "red"
+    assert "<lamp id='1'>\n  <bulb volts='24' colour='red'/>\n</lamp>\n" == lamp.format()
+    lamp.id = 0
+    assert "<lamp id='0'>\n  <bulb volts='24'/>\n</lamp>\n" == lamp.format()
+
+
+def test_errors_come_in_the_order_of_the_table() -> None:
+    """Whatever the order in the source is, and texts and elements alike."""
+    text = "<car towed='x' id='x'><spare size='a'/><body kind='boat'/><engine fuel='b'/></car>"
+    with pytest.raises(XMLError) as caught:
+        Car.parse(text)
+    found = [caught.value, *caught.value.others]
+    assert ["'x'", "'boat'", "'b'", "'a'"] == [str(error).split()[2] for error in found]

@@ -1,20 +1,44 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The interface of a definition that the fields of a table need.
+The interface of a definition that fields, reading and printing need, and the contents that no table has.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from pyhostdev.errors import ConfigError
     from pyhostdev.util.virxml import Element
 
 
+class Unknown(NamedTuple):
+    """An unknown attribute with its value, or an unknown element with its text."""
+
+    name: str
+    value: str
+    line: int | None
+    is_element: bool
+
+    @property
+    def label(self) -> str:
+        """The name; that of an attribute starts with @."""
+        return self.name if self.is_element else f"@{self.name}"
+
+    @property
+    def is_foreign(self) -> bool:
+        """True for a name in a namespace, or the declaration of a namespace."""
+        return self.name[:1] == "{" or ":" in self.name
+
+
 class Definition(Protocol):
-    """A definition: its fields, and its constructor from an element."""
+    """A definition: its fields, its constructor from an element, and its lines."""
+
+    never_kept: ClassVar[frozenset[str]]
+    unknown: dict[tuple[str, ...], list[Unknown]]
+    newer_errors: tuple[tuple[str, ConfigError], ...]
 
     @classmethod
     def declared(cls) -> dict[str, Any]:
@@ -23,3 +47,13 @@ class Definition(Protocol):
     @classmethod
     def from_element(cls, element: Element) -> Self:
         """Read the definition from its element."""
+
+    @classmethod
+    def has_hides(cls) -> bool:
+        """Return True if the class has a hook ``hides``."""
+
+    def hides(self, name: str) -> bool:
+        """Return True if a field must not be printed."""
+
+    def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:
+        """Return the lines of the definition."""

@@ -91,9 +91,10 @@ def unsigned(
 
 def hexadecimal(width: int, base: int = 0, maximum: int = 0xFFFFFFFF) -> Codec[int]:
     """Return the codec of a number printed as 0x and at least width digits."""
+    spec = f"#0{width + 2}x"
     return Codec(
         lambda value: parse_unsigned(value, base, maximum),
-        lambda value: f"{value:#0{width + 2}x}",
+        lambda value: format(value, spec),
         "a non-negative number",
     )
 

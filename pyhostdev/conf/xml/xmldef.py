@@ -16,21 +16,15 @@ Attributes and elements that are not in the table are kept where they were found
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pyhostdev.conf.xml.xmlfield import DefaultElement, Field, Opaque
-from pyhostdev.conf.xml.xmlshape import Row, Shape, Table, compile_table
+from pyhostdev.conf.xml.definition import Unknown
+from pyhostdev.conf.xml.xmlfield import Field
+from pyhostdev.conf.xml.xmlprint import ElementPlan, Page
+from pyhostdev.conf.xml.xmlread import Reading
+from pyhostdev.conf.xml.xmlshape import Row, Table, compile_table
 from pyhostdev.errors import ConfigError, XMLError, raise_all
-from pyhostdev.util.virxml import (
-    attributes_of,
-    dump_element,
-    escape_attribute,
-    escape_text,
-    own_text_of,
-    parse_document,
-    source_line,
-    text_of,
-)
+from pyhostdev.util.virxml import parse_document, source_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,27 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pyhostdev.util.virxml import Element
-
-INDENT = "  "
-
-
-class Unknown(NamedTuple):
-    """An unknown attribute with its value, or an unknown element with its text."""
-
-    name: str
-    value: str
-    line: int | None
-    is_element: bool
-
-    @property
-    def label(self) -> str:
-        """The name; that of an attribute starts with @."""
-        return self.name if self.is_element else f"@{self.name}"
-
-    @property
-    def is_foreign(self) -> bool:
-        """True for a name in a namespace, or the declaration of a namespace."""
-        return self.name[:1] == "{" or ":" in self.name
 
 
 class ElementDef:
@@ -78,11 +51,12 @@ class ElementDef:
     newer_errors: tuple[tuple[str, ConfigError], ...] = ()
 
     _table: ClassVar[Table | None] = None
+    _plan: ClassVar[ElementPlan | None] = None
     _declared: ClassVar[dict[str, Field[Any]] | None] = None
     _initials: ClassVar[tuple[tuple[str, Field[Any]], ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        cls._table = cls._declared = None
+        cls._table = cls._plan = cls._declared = None
         own = tuple((k, v) for k, v in vars(cls).items() if isinstance(v, Field) and v.is_fresh)
         cls._initials = cls._initials + own
 
@@ -148,13 +122,11 @@ class ElementDef:
         """
         table = self.table()
         self.line = source_line(element)
-        found: dict[int, list[tuple[str, Element]]] = {}
-        self._collect(table.shape, element, found)
-        errors: list[ConfigError] = []
-        for index in sorted(found):
-            self._load(table.rows[index], found[index], errors)
-        errors += self._missing(table, found, element)
-        raise_all(errors, self)
+        reading = Reading(self, table)
+        reading.read(table.shape, element)
+        reading.load_elements()
+        if reading.errors or table.required:
+            raise_all(reading.report(element), self)
         for name in table.inlined:
             inlined = self.__dict__[name]
             inlined.line = self.line
@@ -172,79 +144,10 @@ class ElementDef:
         """Return True if a field must not be printed; a hook for subclasses."""
         return False
 
-    def _load(self, row: Row, found: list[tuple[str, Element]], errors: list[ConfigError]) -> None:
-        """Read one row; collect its errors, so that the following rows are still read."""
-        holder = self if row.owner is None else self.__dict__[row.owner]
-        try:
-            holder.__dict__[row.field.name] = row.field.load(found)
-        except ConfigError as err:
-            if err.readable is not None:
-                holder.__dict__[row.field.name] = err.readable
-            if row.field.since is None:
-                errors.append(err)
-            else:
-                self.newer_errors += ((row.field.since, err),)
-        if row.field.path:
-            holder.__dict__.setdefault("lines", {})[row.field.name] = source_line(found[0][1])
-
-    def _missing(
-        self, table: Table, found: dict[int, list[tuple[str, Element]]], element: Element
-    ) -> Iterator[ConfigError]:
-        for row in table.required:
-            if row.place not in found:
-                field = row.field
-                where = "/".join((str(element.tag), *field.path))
-                what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"
-                yield XMLError(f"The {what} is missing", line=source_line(element), libvirt_code=field.code)
-
-    def _collect(self, shape: Shape, element: Element, found: dict[int, list[tuple[str, Element]]]) -> None:
-        """Assign the contents of an element to rows, or to the unknown."""
-        for key, value in attributes_of(element):
-            row = shape.attributes.get(key)
-            if row is not None:
-                found.setdefault(row.place, []).append((value, element))
-            else:
-                self._keep_attribute(shape.path, key, value, element)
-        # in an element with text only, child elements are part of the text
-        is_text = shape.content is not None and not shape.nodes
-        text = text_of(element) if is_text else own_text_of(element)
-        is_indentation = not is_text and len(element) > 0 and not text.strip()
-        for row in (shape.content, shape.flag):
-            if row is not None and not (is_indentation and row is shape.content):
-                found.setdefault(row.place, []).append((text, element))
-        for child in element if not is_text else ():
-            if isinstance(child.tag, str):
-                self._collect_child(shape, child.tag, child, found)
-
-    def _collect_child(
-        self, shape: Shape, tag: str, child: Element, found: dict[int, list[tuple[str, Element]]]
-    ) -> None:
-        node = shape.nodes.get(tag)
-        if node is None:
-            self._refuse_misplaced(attributes_of(child), child)
-            unknown = Unknown(tag, dump_element(child), source_line(child), True)
-            self.unknown.setdefault(shape.path, []).append(unknown)
-        elif isinstance(node, Shape):
-            self._collect(node, child, found)
-        else:
-            found.setdefault(node.place, []).append(("", child))
-
-    def _keep_attribute(self, path: tuple[str, ...], key: str, value: str, element: Element) -> None:
-        self._refuse_misplaced([(key, value)], element)
-        kept = self.unknown.setdefault(path, [])
-        if not key.startswith("{"):
-            kept.append(Unknown(key, value, source_line(element), False))
-            return
-        uri, local = key[1:].split("}")
-        prefix = next((p for p, u in element.nsmap.items() if u == uri and p), "xml")
-        if prefix != "xml":
-            kept.append(Unknown(f"xmlns:{prefix}", uri, source_line(element), False))
-        kept.append(Unknown(f"{prefix}:{local}", value, source_line(element), False))
-
-    def _refuse_misplaced(self, attributes: list[tuple[str, str]], element: Element) -> None:
-        for key, _ in attributes:
-            if key in self.never_kept:
-                raise XMLError(f"<{element.tag}> cannot have '{key}'", line=source_line(element))
+    @classmethod
+    def has_hides(cls) -> bool:
+        """Return True if a subclass has the hook ``hides``."""
+        return cls.hides is not ElementDef.hides
 
     # -- printing
 
@@ -254,63 +157,31 @@ class ElementDef:
 
     def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:
         """Return the lines of the element with a given name; none if it is empty, unless ``always``."""
-        return self._format_shape(self.table().shape, tag, indent, always=always)
+        page = Page(self, self.table().inlined)
+        self.plan().write(page, tag, indent, always=always)
+        return page.lines
 
-    def _format_shape(self, shape: Shape, tag: str, indent: str, *, always: bool) -> list[str]:
-        head = "".join(self._format_attributes(shape))
-        inner: list[str] = []
-        for name, node in shape.nodes.items():
-            if isinstance(node, Shape):
-                inner += self._format_shape(node, name, indent + INDENT, always=False)
-            else:
-                inner += self._format_row(node, name, indent + INDENT)
-        unknown = self.unknown.get(shape.path, ())
-        inner += (indent + INDENT + word.value for word in unknown if word.is_element)
-        body = self._dumped(shape.content)
-        is_empty = body is None and self._dumped(shape.flag) is None
-        if is_empty and not (always or head or inner):
-            return []
-        return _element_lines(f"{indent}<{tag}{head}", tag, indent, body, inner)
-
-    def _format_attributes(self, shape: Shape) -> Iterator[str]:
-        for name, row in shape.attributes.items():
-            value = self._dumped(row)
-            if value is not None:
-                yield f" {name}='{escape_attribute(value)}'"
-        for word in dict.fromkeys(self.unknown.get(shape.path, ())):
-            if not word.is_element:
-                yield f" {word.name}='{escape_attribute(word.value)}'"
-
-    def _format_row(self, row: Row, tag: str, indent: str) -> list[str]:
-        value = self._value(row)
-        if value is None:
-            return []
-        if isinstance(row.field, Opaque):
-            return [indent + value]
-        if isinstance(row.field, DefaultElement):
-            return list(value.format_lines(tag, indent, always=False))
-        definitions = value if isinstance(value, list) else [value]
-        return [line for definition in definitions for line in definition.format_lines(tag, indent)]
+    @classmethod
+    def plan(cls) -> ElementPlan:
+        """Return what is printed of the element, cached per class."""
+        if cls._plan is None:
+            inlined = (getattr(cls, name).definition for name in cls.table().inlined)
+            cls._plan = ElementPlan(cls.table().shape, [cls, *inlined])
+        return cls._plan
 
     def _value(self, row: Row) -> Any:
         holder = self if row.owner is None else self.__dict__[row.owner]
         return getattr(holder, row.field.name)
-
-    def _dumped(self, row: Row | None) -> str | None:
-        if row is None:
-            return None
-        holder = self if row.owner is None else self.__dict__[row.owner]
-        if holder.hides(row.field.name):
-            return None
-        text: str | None = row.field.dump(getattr(holder, row.field.name))
-        return text
 
     # -- values
 
     def copy(self) -> Self:
         """Return an independent copy."""
         clone = type(self).__new__(type(self))
-        clone.__dict__.update((k, _copied(v)) for k, v in self.__dict__.items() if k[0] != "_")
+        state = clone.__dict__
+        for name, value in self.__dict__.items():
+            if name[0] != "_":
+                state[name] = value if type(value) in _IMMUTABLE else _copied(value)
         return clone
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -376,12 +247,7 @@ class ElementDef:
                 yield path, word
 
 
-def _element_lines(head: str, tag: str, indent: str, body: str | None, inner: list[str]) -> list[str]:
-    if inner:
-        # after text, indentation would be part of the text
-        start = [f"{head}>"] if not body else [f"{head}>{escape_text(body)}{inner.pop(0).lstrip()}"]
-        return [*start, *inner, f"{indent}</{tag}>"]
-    return [f"{head}>{escape_text(body)}</{tag}>" if body else f"{head}/>"]
+_IMMUTABLE = frozenset({str, int, bool, type(None)})
 
 
 def _copied(value: Any) -> Any:
@@ -390,7 +256,7 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list):
         return [_copied(item) for item in value]
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
+        return {key: item if type(item) in _IMMUTABLE else _copied(item) for key, item in value.items()}
     return value
 
 

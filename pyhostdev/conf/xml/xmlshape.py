@@ -8,21 +8,35 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyhostdev.conf.xml.xmlfield import Attribute, Content, Flag, Ignored, Inline, Nested, Opaque
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyhostdev.conf.xml.definition import Definition
 
 
+CONTENT, FLAG = "text()", "()"  # keys of an element's text and presence, which no attribute has
+
+
 class Row(NamedTuple):
-    """A field in one definition: its position, and the object with its value."""
+    """A field in one definition: its position, the object with its value, and what is used most of the field."""
 
     place: int
     field: Any  # a Field; typed Any because a type checker would read the descriptor
     owner: str | None  # the inlined definition with the value; None for the definition itself
+    holder: int  # the number of the inlined definition, from 1 on; 0 for the definition itself
+    name: str
+    parse: Callable[[str], Any]
+    has_line: bool  # it is in a child element
+
+    @classmethod
+    def of(cls, place: int, field: Any, owner: str | None, holder: int) -> Row:
+        """Return the row of a field."""
+        return cls(place, field, owner, holder, field.name, field.parse, bool(field.path))
 
 
 class Shape:
     """One element of a definition: its possible contents, in the order of printing."""
 
-    __slots__ = ("attributes", "content", "flag", "nodes", "path")
+    __slots__ = ("attributes", "content", "flag", "has_text", "is_text", "nodes", "path", "texts")
 
     def __init__(self, path: tuple[str, ...]) -> None:
         self.path = path
@@ -30,6 +44,17 @@ class Shape:
         self.content: Row | None = None
         self.flag: Row | None = None
         self.nodes: dict[str, Shape | Row] = {}
+        self.texts: dict[str, Row] = {}  # the attributes, and the text and presence under keys of their own
+        self.has_text = False  # the element's text or its presence is a value
+        self.is_text = False  # the element contains only text: child elements are part of it
+
+    def complete(self) -> None:
+        """Derive facts when all rows are known."""
+        self.has_text = self.content is not None or self.flag is not None
+        self.is_text = self.content is not None and not self.nodes
+        for node in self.nodes.values():
+            if isinstance(node, Shape):
+                node.complete()
 
     def descend(self, path: tuple[str, ...]) -> Shape:
         """Return the shape of a nested element; create it if needed."""
@@ -45,22 +70,28 @@ class Shape:
         """Add a row at its path."""
         field = row.field
         if isinstance(field, Attribute):
-            self.descend(field.path).attributes[field.leaf] = row
+            self.descend(field.path).add_attribute(field.leaf, row)
         elif isinstance(field, Content):
-            self.descend(field.path).content = row
+            shape = self.descend(field.path)
+            shape.content = shape.texts[CONTENT] = row
         elif isinstance(field, Ignored):
             for path in field.paths:
                 self._add_ignored(row, path.split("/"))
         elif isinstance(field, Flag):
-            self.descend(field.path).flag = row
+            shape = self.descend(field.path)
+            shape.flag = shape.texts[FLAG] = row
         else:
             self.descend(field.path[:-1]).nodes[field.path[-1]] = row
+
+    def add_attribute(self, name: str, row: Row) -> None:
+        """Add the row of an attribute."""
+        self.attributes[name] = self.texts[name] = row
 
     def _add_ignored(self, row: Row, path: list[str]) -> None:
         *parents, last = path
         shape = self.descend(tuple(parents))
         if last.startswith("@"):
-            shape.attributes[last[1:]] = row
+            shape.add_attribute(last[1:], row)
         else:
             shape.nodes[last] = row
 
@@ -86,12 +117,13 @@ def compile_table(cls: type[Definition]) -> Table:
         if isinstance(field, Inline):
             inlined.append(name)
             inner = field.definition.declared().values()
-            rows += [Row(len(rows) + i, nested, name) for i, nested in enumerate(inner)]
+            rows += [Row.of(len(rows) + i, nested, name, len(inlined)) for i, nested in enumerate(inner)]
         else:
-            rows.append(Row(len(rows), field, None))
+            rows.append(Row.of(len(rows), field, None, 0))
     shape = Shape(())
     for row in rows:
         shape.add(row)
+    shape.complete()
     required = tuple(row for row in rows if getattr(row.field, "required", False))
     nested = tuple(name for name, field in cls.declared().items() if isinstance(field, (Nested, Inline)))
     return Table(

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Read definitions: the contents of an element become the values of the rows of a table.
+
+What the table does not have is kept as ``Unknown``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.conf.xml.definition import Unknown
+from pyhostdev.conf.xml.xmlshape import CONTENT, FLAG, Row, Shape
+from pyhostdev.errors import ConfigError, XMLError
+from pyhostdev.util.virxml import attributes_of, dump_element, own_text_of, source_line, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.xml.definition import Definition
+    from pyhostdev.conf.xml.xmlshape import Table
+    from pyhostdev.util.virxml import Element
+
+
+class Reading:
+    """One element on the way into a definition: texts become values at once, child elements when all are known."""
+
+    __slots__ = ("definition", "elements", "errors", "seen", "states", "table")
+
+    def __init__(self, definition: Definition, table: Table) -> None:
+        state = definition.__dict__
+        self.definition = definition
+        self.table = table
+        self.states: list[dict[str, Any]] = [state]
+        for name in table.inlined:
+            self.states.append(state[name].__dict__)
+        self.seen: set[int] = set()  # the places of rows with a text, of which the first counts
+        self.elements: dict[int, list[Element]] = {}  # by the place of their row
+        self.errors: list[tuple[int, ConfigError]] = []
+
+    def read(self, shape: Shape, element: Element) -> None:
+        """Read an element of the definition: its attributes and text, and its child elements."""
+        line: int | None = element.sourceline  # type: ignore[assignment]  # a number, as source_line returns it
+        texts: list[tuple[str, str]] = element.items()  # type: ignore[assignment]  # never bytes
+        if shape.has_text:
+            texts = [*texts, *_own_texts(shape, element)]
+        for key, text in texts:
+            row = shape.texts.get(key)
+            if row is None:
+                self._keep_attribute(shape.path, key, text, element)
+            elif row.place not in self.seen:
+                self.seen.add(row.place)
+                state = self.states[row.holder]
+                try:
+                    state[row.name] = row.parse(text)
+                except ValueError:
+                    self._load_invalid(row, text, element, state)
+                if row.has_line:
+                    state.setdefault("lines", {})[row.name] = line
+        for child in element if not shape.is_text else ():
+            tag = child.tag
+            if isinstance(tag, str):  # no comment
+                node = shape.nodes.get(tag)
+                if isinstance(node, Shape):
+                    self.read(node, child)
+                elif node is not None:
+                    self.elements.setdefault(node.place, []).append(child)
+                else:
+                    self._keep_element(shape.path, tag, child)
+
+    def load_elements(self) -> None:
+        """Set the fields that are elements with definitions of their own."""
+        for place, elements in self.elements.items():
+            row = self.table.rows[place]
+            state = self.states[row.holder]
+            try:
+                state[row.name] = row.field.load(elements)
+            except ConfigError as err:
+                self.errors.append((place, err))
+                if err.readable is not None:
+                    state[row.name] = err.readable
+            if row.has_line:
+                state.setdefault("lines", {})[row.name] = source_line(elements[0])
+
+    def _load_invalid(self, row: Row, text: str, element: Element, state: dict[str, Any]) -> None:
+        """Take the default for an invalid value that libvirt ignores; else note the error."""
+        if row.field.lenient:
+            state[row.name] = row.field.default
+        else:
+            self.errors.append((row.place, row.field.refusal(text, str(element.tag), source_line(element))))
+
+    def _keep_element(self, path: tuple[str, ...], tag: str, element: Element) -> None:
+        self._refuse_misplaced(attributes_of(element), element)
+        unknown = Unknown(tag, dump_element(element), source_line(element), True)
+        self.definition.unknown.setdefault(path, []).append(unknown)
+
+    def _keep_attribute(self, path: tuple[str, ...], key: str, value: str, element: Element) -> None:
+        self._refuse_misplaced([(key, value)], element)
+        kept = self.definition.unknown.setdefault(path, [])
+        if not key.startswith("{"):
+            kept.append(Unknown(key, value, source_line(element), False))
+            return
+        uri, local = key[1:].split("}")
+        prefix = next((p for p, u in element.nsmap.items() if u == uri and p), "xml")
+        if prefix != "xml":
+            kept.append(Unknown(f"xmlns:{prefix}", uri, source_line(element), False))
+        kept.append(Unknown(f"{prefix}:{local}", value, source_line(element), False))
+
+    def _refuse_misplaced(self, attributes: list[tuple[str, str]], element: Element) -> None:
+        for key, _ in attributes:
+            if key in self.definition.never_kept:
+                raise XMLError(f"<{element.tag}> cannot have '{key}'", line=source_line(element))
+
+    def report(self, element: Element) -> list[ConfigError]:
+        """Return the errors in the order of the rows; those of newer rows are kept in the definition instead."""
+        found: list[ConfigError] = []
+        for place, error in sorted(self.errors, key=lambda error: error[0]):
+            since = self.table.rows[place].field.since
+            if since is None:
+                found.append(error)
+            else:
+                self.definition.newer_errors += ((since, error),)
+        return [*found, *self._missing(element)]
+
+    def _missing(self, element: Element) -> Iterator[ConfigError]:
+        """Yield an error for each row that must be there and was not found."""
+        for row in self.table.required:
+            if row.place not in self.seen and row.place not in self.elements:
+                field = row.field
+                where = "/".join((str(element.tag), *field.path))
+                what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"
+                yield XMLError(f"The {what} is missing", line=source_line(element), libvirt_code=field.code)
+
+
+def _own_texts(shape: Shape, element: Element) -> Iterator[tuple[str, str]]:
+    """Yield the text of an element under the keys of the rows that want it."""
+    text = text_of(element) if shape.is_text else own_text_of(element)
+    is_indentation = not shape.is_text and len(element) > 0 and not text.strip()
+    if shape.content is not None and not is_indentation:
+        yield CONTENT, text
+    if shape.flag is not None:
+        yield FLAG, text
