@@ -11,6 +11,7 @@ from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.xml.xmlcodec import Codec, enum, hexadecimal, number, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, elements, ignored, inline, opaque
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
 
 CHR_TYPES = (
     "null",
@@ -62,7 +63,7 @@ class ChrSource(ElementDef):
     Mirrors: virDomainChrSourceDef (src/conf/domain_conf.h)
     """
 
-    type = attribute("type", enum(*CHR_TYPES))
+    type = attribute("type", enum(*CHR_TYPES), code=VIR_ERR_CONFIG_UNSUPPORTED)
     sources = elements("source", ChrSourceElement)
     protocol = attribute("protocol/@type", enum("raw", "telnet", "telnets", "tls"))
     log_file = attribute("log/@file")

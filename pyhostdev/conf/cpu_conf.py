@@ -173,7 +173,7 @@ class HypervFeatures(ElementDef):
 
     tag = "hyperv"
 
-    mode = attribute("mode", enum("custom", "passthrough"))
+    mode = attribute("mode", enum("custom", "passthrough", since={"host-model": "hyperv-host-model"}))
     relaxed = attribute("relaxed/@state", on_off)
     vapic = attribute("vapic/@state", on_off)
     spinlocks = attribute("spinlocks/@state", on_off)
@@ -295,6 +295,6 @@ class FeaturesDef(ElementDef):
     ibs = attribute("ibs/@value", enum("broken", "workaround", "fixed-ibs", "fixed-ccd", "fixed-na"))
     tcg_tb_cache = content("tcg/tb-cache", big_number)
     tcg_tb_cache_unit = attribute("tcg/tb-cache/@unit", size_unit)
-    ras = attribute("ras/@state", on_off, since="feature-ras")
-    ps2 = attribute("ps2/@state", on_off, since="feature-ps2")
+    ras = attribute("ras/@state", on_off)
+    ps2 = attribute("ps2/@state", on_off)
     async_teardown = attribute("async-teardown/@enabled", yes_no)

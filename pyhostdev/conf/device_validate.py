@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pyhostdev.conf.device_conf import PCIGuestAddress, SpaprVIOAddress
 from pyhostdev.conf.disk_validate import disk_errors
 from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
+from pyhostdev.conf.peripheral_validate import memory_errors, rng_errors, tpm_errors
 from pyhostdev.errors import (
     VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_INVALID_ARG,
@@ -25,7 +26,7 @@ from pyhostdev.util.virxml import shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pyhostdev.conf.chr_conf import ChrSource, DomainChrDef, DomainRedirdevDef, DomainSmartcardDef
+    from pyhostdev.conf.chr_conf import ChrSource, ChrSourceElement, DomainChrDef, DomainRedirdevDef, DomainSmartcardDef
     from pyhostdev.conf.controller_conf import DomainControllerDef
     from pyhostdev.conf.device_conf import DeviceInfo
     from pyhostdev.conf.domain_fields import DomainFields
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.graphics_conf import DomainGraphicsDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef
+    from pyhostdev.conf.rng_conf import DomainRNGDef
     from pyhostdev.conf.virtio_conf import DomainInputDef, DomainShmemDef, DomainVsockDef
     from pyhostdev.conf.xml.xmldef import ElementDef
 
@@ -192,12 +194,26 @@ def chr_source_errors(source: ChrSource, line: int | None, *, may_choose_path: b
         yield _internal("A character device of type unix has no path", line)
     if kind in ("tcp", "udp"):
         yield from _socket_errors(source, line)
+    for part in source.sources if kind in ("tcp", "unix") else ():
+        yield from _reconnect_errors(part)
     if kind in ("spiceport", "dbus"):
         channel = source.sources[0].channel if source.sources else None
         if channel is None:
             yield ConfigUnsupportedError(f"A character device of type {kind} has no channel", line=line)
         elif set(channel) - _CHANNEL_NAME_CHARACTERS:
             yield XMLError(f"Invalid channel name '{shown(channel)}'", line=line, libvirt_code=VIR_ERR_INVALID_ARG)
+
+
+def _reconnect_errors(part: ChrSourceElement) -> Errors:
+    """Mirrors: virDomainChrSourceReconnectDefParseXML"""
+    if not part.reconnect_enabled:
+        return
+    if part.reconnect_timeout is None:
+        yield XMLError("<reconnect> lacks 'timeout'", line=part.line)
+    if part.reconnect_timeout == 0:
+        yield XMLError("The timeout of <reconnect> must not be 0", line=part.line, libvirt_code=VIR_ERR_INVALID_ARG)
+    if part.mode == "bind":
+        yield _internal("<reconnect> needs mode='connect'", part.line)
 
 
 def _socket_errors(source: ChrSource, line: int | None) -> Errors:
@@ -246,9 +262,15 @@ def _input_errors(dom: DomainFields, device: DomainInputDef) -> Errors:
         yield ConfigUnsupportedError("An evdev input device has no bus", line=line)
     if device.model is not None and bus not in (None, "virtio"):
         yield ConfigUnsupportedError("Only an input device on bus virtio has a model", line=line)
+    if device.model in ("virtio-transitional", "virtio-non-transitional"):
+        yield ConfigUnsupportedError(f"An input device cannot have the model {device.model}", line=line)
+    if bus == "ps2" and dom.features.ps2 is False:
+        yield ConfigUnsupportedError("An input device on bus ps2 needs <ps2>, which is off", line=line)
 
 
 def _shmem_errors(dom: DomainFields, device: DomainShmemDef) -> Errors:
+    if device.msi_enabled is not None and device.server_path is None:
+        yield XMLError("Only shared memory with a server has <msi>", line=device.line)
     if "/" in device.name or device.name in (".", ".."):
         yield ConfigUnsupportedError(f"Invalid name of shared memory '{shown(device.name)}'", line=device.line)
 
@@ -267,6 +289,12 @@ def _graphics_errors(dom: DomainFields, device: DomainGraphicsDef) -> Errors:
         yield XMLError("D-Bus graphics cannot have both an address and p2p", line=device.line)
 
 
+def _rng_errors(dom: DomainFields, device: DomainRNGDef) -> Errors:
+    yield from rng_errors(dom, device)
+    if device.backend is not None and device.backend.model == "egd":
+        yield from chr_source_errors(device.backend.chardev, device.line)
+
+
 _RULES: dict[str, Callable[..., Errors]] = {
     "controller": _controller_errors,
     "hostdev": _hostdev_errors,
@@ -282,4 +310,7 @@ _RULES: dict[str, Callable[..., Errors]] = {
     "shmem": _shmem_errors,
     "filesystem": _fs_errors,
     "graphics": _graphics_errors,
+    "memory": memory_errors,
+    "tpm": tpm_errors,
+    "rng": _rng_errors,
 }

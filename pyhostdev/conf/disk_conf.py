@@ -21,6 +21,7 @@ from pyhostdev.conf.xml.xmlfield import (
     content,
     elements,
     flag,
+    ignored,
     inline,
     opaque,
     optional_element,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 DISK_BUSES = ("ide", "fdc", "scsi", "virtio", "xen", "usb", "uml", "sata", "sd")
 SOURCE_TYPES = ("file", "block", "dir", "network", "volume", "nvme", "vhostuser")
+_NEWER_TYPES = {"vhostvdpa": "disk-vdpa"}
 IMAGE_FORMATS = (
     *("none", "raw", "dir", "bochs", "cloop", "dmg", "iso", "vpc", "vdi", "fat", "vhd", "ploop"),
     *("cow", "qcow", "qcow2", "qed", "vmdk"),
@@ -40,6 +42,17 @@ PROTOCOLS = (
     *("nbd", "rbd", "sheepdog", "gluster", "iscsi", "http", "https", "ftp", "ftps", "tftp"),
     *("ssh", "vxhs", "nfs"),
 )
+# protocol -> the port of a server without one
+DEFAULT_PORTS = {
+    "nbd": 10809,
+    "iscsi": 3260,
+    "http": 80,
+    "https": 443,
+    "ftp": 21,
+    "ftps": 990,
+    "gluster": 24007,
+    "ssh": 22,
+}
 _DISK_NAME = r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*"
 _NVME_NAME = r"nvme([0-9]{1,6})n([0-9]{1,6})(?:p[0-9]+)?"
 
@@ -93,7 +106,7 @@ class StorageSource(ElementDef):
     namespace = attribute("namespace", big_number)
     path = attribute("path")
     startup_policy = attribute("startupPolicy", enum("mandatory", "requisite", "optional"))
-    index = attribute("index", number)
+    index = ignored("@index")  # of a running guest
     hosts = elements("host", StorageHost)
     snapshot = attribute("snapshot/@name")
     config_file = attribute("config/@file")
@@ -102,10 +115,19 @@ class StorageSource(ElementDef):
     encryption = opaque("encryption")
     reservations = opaque("reservations")
     slices = opaque("slices")
-    ssl = opaque("ssl")
+    ssl_verify = attribute("ssl/@verify", yes_no)
     cookies = opaque("cookies")
-    readahead = opaque("readahead")
-    timeout = opaque("timeout")
+    readahead = attribute("readahead/@size", positive)
+    timeout = attribute("timeout/@seconds", positive)
+    identity_user = attribute("identity/@user", since="disk-words")
+    identity_group = attribute("identity/@group", since="disk-words")
+    identity_username = attribute("identity/@username", since="disk-ssh")
+    identity_keyfile = attribute("identity/@keyfile", since="disk-ssh")
+    identity_agent = attribute("identity/@agentsock", since="disk-ssh")
+    known_hosts = attribute("knownHosts/@path", since="disk-ssh")
+    reconnect_enabled = attribute("reconnect/@enabled", yes_no)
+    reconnect_timeout = attribute("reconnect/@timeout", positive)
+    reconnect_delay = attribute("reconnect/@delay", number, since="disk-words")
     address = opaque("address")
     seclabel = opaque("seclabel", for_host=True)
 
@@ -120,7 +142,7 @@ class BackingStoreDef(ElementDef):
     tag = "backingStore"
 
     type = attribute("type", enum(*SOURCE_TYPES))
-    index = attribute("index", number)
+    index = ignored("@index")  # of a running guest
     image_format = attribute("format/@type", enum(*IMAGE_FORMATS), code=VIR_ERR_CONFIG_UNSUPPORTED)
     source = optional_element("source", StorageSource)
     backing_store: OptionalElement[BackingStoreDef] = optional_element("backingStore", "disk_conf.BackingStoreDef")
@@ -174,7 +196,7 @@ class DomainDiskDef(ElementDef):
 
     type = attribute(
         "type",
-        enum(*SOURCE_TYPES),
+        enum(*SOURCE_TYPES, since=_NEWER_TYPES),
         default="file",
     )
     device = attribute("device", enum("disk", "cdrom", "floppy", "lun"), default="disk")
@@ -197,6 +219,7 @@ class DomainDiskDef(ElementDef):
     event_idx = attribute("driver/@event_idx", on_off)
     copy_on_read = attribute("driver/@copy_on_read", on_off)
     discard = attribute("driver/@discard", enum("unmap", "ignore"))
+    discard_no_unref = attribute("driver/@discard_no_unref", on_off, since="disk-discard")
     iothread = attribute("driver/@iothread", positive)
     detect_zeroes = attribute("driver/@detect_zeroes", enum("off", "on", "unmap"))
     queues = attribute("driver/@queues", number)
@@ -215,7 +238,8 @@ class DomainDiskDef(ElementDef):
     trans = attribute("geometry/@trans", enum("none", "auto", "lba"))
     logical_block_size = attribute("blockio/@logical_block_size", number)
     physical_block_size = attribute("blockio/@physical_block_size", number)
-    mirror = opaque("mirror")
+    discard_granularity = attribute("blockio/@discard_granularity", number, since="disk-discard")
+    mirror = ignored("mirror")  # of a running guest
     target = attribute("target/@dev")
     bus = attribute("target/@bus", enum(*DISK_BUSES, since={"nvme": "nvme-bus"}))
     tray = attribute("target/@tray", enum("open", "closed"))

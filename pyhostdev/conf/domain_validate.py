@@ -18,6 +18,7 @@ from pyhostdev.conf.domain_normalise import name_errors
 from pyhostdev.conf.domain_schema import validate_schema
 from pyhostdev.conf.hostdev_conf import MdevSource, PCISource, SCSIHostSource, SCSISource, USBSource
 from pyhostdev.conf.hostfacts import is_multifunction
+from pyhostdev.conf.peripheral_validate import RULES as PERIPHERAL_RULES
 from pyhostdev.conf.pin_conf import read_pins
 from pyhostdev.conf.tuning_validate import tuning_errors
 from pyhostdev.conf.unknown_words import unknown_words
@@ -277,6 +278,12 @@ def _os_errors(dom: DomainFields) -> Iterator[ConfigError]:
         yield XMLError(
             "A <loader> without path needs firmware to be chosen", line=boot.line, libvirt_code=VIR_ERR_XML_DETAIL
         )
+    if boot.shim is not None and boot.kernel is None:
+        yield ConfigUnsupportedError("<shim> needs a <kernel>", line=boot.line)
+    if boot.bios_useserial and not dom.serials:
+        yield XMLError("<bios useserial='yes'> needs a serial port", line=boot.line)
+    if boot.type == "exe" and boot.init is None:
+        yield XMLError("An <os> of type exe needs <init>", line=boot.line)
     if (boot.bootmenu_timeout or 0) > USHORT_MAX:
         yield ConfigUnsupportedError("The timeout of the boot menu is too long", line=boot.line)
     delay = boot.bios_reboot_timeout
@@ -286,6 +293,8 @@ def _os_errors(dom: DomainFields) -> Iterator[ConfigError]:
 
 def _video_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefVideoValidate (src/conf/domain_validate.c)"""
+    for video in [video for video in dom.videos if video.primary][1:]:
+        yield ConfigUnsupportedError("A guest has one primary video at most", line=video.line)
     if len(dom.videos) > 1 and any(video.model_type == "none" for video in dom.videos):
         yield ConfigUnsupportedError("A video device of type none must be the only one", line=dom.line)
 
@@ -310,6 +319,10 @@ def _audio_errors(dom: DomainFields) -> Iterator[ConfigError]:
     for audio in dom.audios:
         if ids[audio.id] > 1:
             yield XMLError(f"Two audio backends have the same id {audio.id}", line=audio.line)
+    for audio in dom.audios:
+        sides = (audio.input, audio.output)
+        if any(side.fixed_settings is not True and side.has_settings for side in sides):
+            yield ConfigUnsupportedError("<settings> of <audio> needs fixedSettings='yes'", line=audio.line)
     users: list[Any] = [*dom.sounds, *dom.graphics]
     for user in users:
         if user.audio_id and user.audio_id not in ids:
@@ -330,4 +343,5 @@ _RULES: tuple[Callable[[DomainFields], Iterator[ConfigError]], ...] = (
     _timer_errors,
     _os_errors,
     _video_errors,
+    *PERIPHERAL_RULES,
 )

@@ -11,7 +11,8 @@ from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import enum, number, on_off, positive, signed, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, element_or_default, elements, inline
+from pyhostdev.conf.xml.xmlfield import attribute, element_or_default, elements, ignored, inline
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
 
 GRAPHICS_TYPES = ("sdl", "vnc", "rdp", "desktop", "spice", "egl-headless", "dbus")
 
@@ -78,11 +79,11 @@ class DomainGraphicsDef(ElementDef):
     connected = attribute("connected", enum("fail", "disconnect", "keep"))
     listens = elements("listen", GraphicsListen)
     channels = elements("channel", SpiceChannel)
-    image_compression = attribute("image/@compression")
-    jpeg_compression = attribute("jpeg/@compression")
-    zlib_compression = attribute("zlib/@compression")
+    image_compression = attribute("image/@compression", enum("auto_glz", "auto_lz", "quic", "glz", "lz", "off"))
+    jpeg_compression = attribute("jpeg/@compression", enum("auto", "never", "always"))
+    zlib_compression = attribute("zlib/@compression", enum("auto", "never", "always"))
     playback_compression = attribute("playback/@compression", on_off)
-    streaming_mode = attribute("streaming/@mode")
+    streaming_mode = attribute("streaming/@mode", enum("filter", "all", "off"))
     mouse_mode = attribute("mouse/@mode", enum("server", "client"))
     clipboard_copypaste = attribute("clipboard/@copypaste", yes_no)
     filetransfer_enable = attribute("filetransfer/@enable", yes_no)
@@ -107,7 +108,7 @@ class DomainVideoDef(ElementDef):
     tag = "video"
 
     driver_name = attribute("driver/@name", enum("qemu", "vhostuser"))
-    vgaconf = attribute("driver/@vgaconf", enum("io", "on", "off"))
+    vgaconf = ignored("driver/@vgaconf")  # of bhyve
     virtio = inline(VirtioOptions)
     model_type = attribute(
         "model/@type",
@@ -134,7 +135,8 @@ class DomainVideoDef(ElementDef):
     vgamem = attribute("model/@vgamem", number)
     heads = attribute("model/@heads", number)
     primary = attribute("model/@primary", yes_no)
-    blob = attribute("model/@blob", on_off)
+    blob = attribute("model/@blob", on_off, since="video-blob")
+    edid = attribute("model/@edid", on_off, since="video-edid")
     device = attribute(
         "model/@device",
         enum("virtio-vga", "virtio-gpu", "virtio-vga-gl", "virtio-gpu-gl", "vhost-user-vga", "vhost-user-gpu"),
@@ -143,8 +145,8 @@ class DomainVideoDef(ElementDef):
     accel3d = attribute("model/acceleration/@accel3d", yes_no)
     accel2d = attribute("model/acceleration/@accel2d", yes_no)
     rendernode = attribute("model/acceleration/@rendernode")
-    resolution_x = attribute("model/resolution/@x", positive)
-    resolution_y = attribute("model/resolution/@y", positive)
+    resolution_x = attribute("model/resolution/@x", positive, code=VIR_ERR_CONFIG_UNSUPPORTED)
+    resolution_y = attribute("model/resolution/@y", positive, code=VIR_ERR_CONFIG_UNSUPPORTED)
     info = inline(DeviceInfo)
 
 
@@ -153,7 +155,7 @@ class SoundCodec(ElementDef):
 
     tag = "codec"
 
-    type = attribute("type", enum("duplex", "micro", "output"), required=True)
+    type = attribute("type", enum("duplex", "micro", "output"), code=VIR_ERR_CONFIG_UNSUPPORTED, required=True)
 
 
 class DomainSoundDef(ElementDef):
@@ -163,11 +165,14 @@ class DomainSoundDef(ElementDef):
 
     model = attribute(
         "model",
-        enum("sb16", "es1370", "pcspk", "ac97", "ich6", "ich9", "usb", "ich7"),
+        enum("sb16", "es1370", "pcspk", "ac97", "ich6", "ich9", "usb", "ich7", since={"virtio": "virtio-sound"}),
         required=True,
     )
+    multichannel = attribute("multichannel", yes_no, since="sound-words")
+    streams = attribute("streams", number, since="virtio-sound")
     codecs = elements("codec", SoundCodec)
     audio_id = attribute("audio/@id", positive)
+    virtio = inline(VirtioOptions)
     info = inline(DeviceInfo)
 
 
@@ -191,6 +196,11 @@ class AudioSide(ElementDef):
     frequency = attribute("settings/@frequency", positive)
     channels = attribute("settings/@channels", positive)
     format_ = attribute("settings/@format", enum("s8", "u8", "s16", "u16", "s32", "u32", "f32"))
+
+    @property
+    def has_settings(self) -> bool:
+        """True if a sample format is given."""
+        return (self.frequency, self.channels, self.format_) != (None, None, None)
 
 
 class AudioInput(AudioSide):

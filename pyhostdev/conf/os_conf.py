@@ -23,11 +23,12 @@ from pyhostdev.conf.xml.xmlcodec import (
 )
 from pyhostdev.conf.xml.xmlcodec import unit_factor as unit_factor
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, content, elements, flag, opaque
+from pyhostdev.conf.xml.xmlfield import OptionalElement, attribute, content, elements, flag, opaque, optional_element
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, XMLError
 from pyhostdev.util.virxml import ULLONG_MAX, shown
 
 if TYPE_CHECKING:
+    from pyhostdev.conf.disk_conf import StorageSource
     from pyhostdev.util.virxml import Element
 
 ARCHITECTURES = (
@@ -103,7 +104,7 @@ class ACPITable(ElementDef):
 
     tag = "table"
 
-    type = attribute("type", enum("slic"), required=True)
+    type = attribute("type", enum("slic", since={"raw": "acpi-tables"}), required=True)
     path = content("", default="")
 
 
@@ -116,9 +117,9 @@ class OSDef(ElementDef):
 
     tag = "os"
 
-    firmware = attribute("firmware", enum("bios", "efi"), code=VIR_ERR_CONFIG_UNSUPPORTED)
-    type = content("type", enum("hvm", "xen", "linux", "exe", "uml", "xenpvh"))
-    arch = attribute("type/@arch", enum(*ARCHITECTURES), code=VIR_ERR_INTERNAL_ERROR)
+    firmware = attribute("firmware", enum("bios", "efi"))
+    type = content("type", enum("hvm", "xen", "linux", "exe", "uml", "xenpvh"), code=VIR_ERR_CONFIG_UNSUPPORTED)
+    arch = attribute("type/@arch", enum(*ARCHITECTURES), code=VIR_ERR_CONFIG_UNSUPPORTED)
     machine = attribute("type/@machine")
     firmware_features = elements("firmware/feature", FirmwareFeature)
     init = content("init")
@@ -138,11 +139,12 @@ class OSDef(ElementDef):
     nvram_type = attribute("nvram/@type")
     nvram_format = attribute("nvram/@format", enum("raw", "qcow2"), since="firmware-format")
     nvram_template_format = attribute("nvram/@templateFormat", enum("raw", "qcow2"), since="firmware-format")
-    nvram_source = opaque("nvram/source")
+    nvram_source: OptionalElement[StorageSource] = optional_element("nvram/source", "disk_conf.StorageSource")
     kernel = content("kernel")
     initrd = content("initrd")
     cmdline = content("cmdline")
     dtb = content("dtb")
+    shim = content("shim", since="direct-shim")
     root = content("root")
     acpi_tables = elements("acpi/table", ACPITable)
     boots = elements("boot", BootDev)
@@ -187,7 +189,12 @@ class ClockDef(ElementDef):
 
     tag = "clock"
 
-    offset = attribute("offset", enum("utc", "localtime", "variable", "timezone", "absolute"), default="utc")
+    offset = attribute(
+        "offset",
+        enum("utc", "localtime", "variable", "timezone", "absolute"),
+        default="utc",
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+    )
     adjustment = attribute("adjustment")
     basis = attribute("basis", enum("utc", "localtime"))
     timezone = attribute("timezone")
@@ -203,7 +210,8 @@ class ClockDef(ElementDef):
         missing = {"timezone": self.timezone, "absolute": self.start}
         if self.offset in missing and missing[self.offset] is None:
             what = "timezone" if self.offset == "timezone" else "start"
-            raise XMLError(f"<clock> with offset='{self.offset}' lacks '{what}'", line=self.line)
+            code = VIR_ERR_INTERNAL_ERROR if what == "timezone" else None
+            raise XMLError(f"<clock> with offset='{self.offset}' lacks '{what}'", line=self.line, libvirt_code=code)
         if self.adjustment is not None and self.offset in ("utc", "localtime", "variable"):
             is_reset = self.adjustment == "reset" and self.offset != "variable"
             if not is_reset and not re.fullmatch(r"[-+]?[0-9]{1,18}", self.adjustment, re.ASCII):
@@ -276,7 +284,7 @@ class MemoryBackingDef(ElementDef):
     pages = elements("hugepages/page", HugePage)
     nosharepages = flag("nosharepages")
     locked = flag("locked")
-    source_type = attribute("source/@type", enum("file", "anonymous", "memfd"))
+    source_type = attribute("source/@type", enum("file", "anonymous", "memfd"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     access_mode = attribute("access/@mode", enum("shared", "private"))
     allocation_mode = attribute("allocation/@mode", enum("immediate", "ondemand"))
     allocation_threads = attribute("allocation/@threads", number)

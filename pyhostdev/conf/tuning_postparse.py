@@ -113,7 +113,7 @@ def _normalise_pins(dom: DomainFields) -> None:
         raise XMLError("An I/O thread is pinned twice", line=tune.line)
     for pin in tune.iothreadpins:
         if pin.iothread not in iothread_numbers(dom):
-            raise XMLError(f"There is no I/O thread {pin.iothread}", line=pin.line)
+            raise ConfigUnsupportedError(f"There is no I/O thread {pin.iothread}", line=pin.line)
     order = {number: place for place, number in enumerate(iothread_numbers(dom))}
     tune.iothreadpins.sort(key=lambda pin: order[pin.iothread])
     if dom.vcpu_placement == "auto":

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from pyhostdev.conf.tuning_postparse import cpus_of
 from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import (
-    VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_XML_DETAIL,
     ConfigError,
     ConfigUnsupportedError,
@@ -47,7 +46,7 @@ def tuning_errors(dom: DomainFields) -> Errors:
 def _feature_words(dom: DomainFields) -> Errors:
     """Yield an error for each unknown feature: libvirt refuses these, unlike other unknown elements."""
     named: list[tuple[ElementDef | None, int | None]] = [
-        (dom.features, VIR_ERR_INTERNAL_ERROR),
+        (dom.features, None),
         (dom.features.hyperv, None),
         (dom.features.kvm, None),
     ]

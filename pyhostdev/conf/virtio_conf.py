@@ -75,7 +75,10 @@ class DomainInputDef(ElementDef):
     source_dev = attribute("source/@dev")
     source_grab = attribute("source/@grab", enum("all"))
     source_repeat = attribute("source/@repeat", on_off)
-    source_grab_toggle = attribute("source/@grabToggle")
+    source_grab_toggle = attribute(
+        "source/@grabToggle",
+        enum("ctrl-ctrl", "alt-alt", "shift-shift", "meta-meta", "scrolllock", "ctrl-scrolllock"),
+    )
     info = inline(DeviceInfo)
 
     def hides(self, name: str) -> bool:

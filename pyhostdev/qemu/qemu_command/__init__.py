@@ -77,13 +77,13 @@ _BEFORE_MONITOR = (
     cpu.build_smp,
     cpu.build_iothreads,
     memory.build_numa,
-    memory_device.build_memories,
     machine.build_identity,
 )
 _AFTER_MONITOR = (
     clock.build_clock,
     machine.build_power,
     machine.build_boot,
+    memory_device.build_memories,
     iommu.build_iommus_first,
     controller.build_global_controllers,
     controller.build_controllers,
@@ -112,6 +112,7 @@ _AFTER_MONITOR = (
     misc.build_vmcoreinfo,
     build_arguments,
     machine.build_sandbox,
+    machine.build_teardown,
     misc.build_pstore,
     misc.build_panics,
     misc.build_shmems,

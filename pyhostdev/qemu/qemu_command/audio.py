@@ -39,6 +39,13 @@ _OWN: dict[str, dict[str, str]] = {
 }
 
 
+def audio_id(build: CommandBuilder, device: Any) -> str | None:
+    """Return the id of a device's audio backend: the one that it names, or the first; None without backends."""
+    if device.audio_id is not None:
+        return f"audio{device.audio_id}"
+    return f"audio{build.dom.audios[0].id}" if build.dom.audios else None
+
+
 def build_audios(build: CommandBuilder) -> None:
     """Add the audio backends."""
     for audio in build.dom.audios:

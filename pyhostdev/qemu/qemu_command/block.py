@@ -9,37 +9,46 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.conf.disk_conf import DEFAULT_PORTS
 from pyhostdev.qemu.qemu_command.builder import unsupported
+from pyhostdev.util.cdrom import is_cdrom_drive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.qemu.qemu_command.builder import Properties
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-_PORTS = {"nbd": 10809, "iscsi": 3260, "http": 80, "https": 443, "ftp": 21, "ftps": 990, "gluster": 24007}
+_RBD_PORT = 6789
+_GLUSTER_DEBUG = 4  # the level that libvirt's gluster_debug_level has by default
 
 
-def storage_properties(disk: Any, kind: str, source: Any) -> Properties:
+def storage_properties(
+    build: CommandBuilder, kind: str, source: Any, *, device: str = "disk", aio: str | None = None
+) -> Properties:
     """
-    Return the block driver of a disk's image, with the properties that locate the image.
+    Return the block driver of an image, with the properties that locate the image.
 
     Args:
         kind: the type of the image's source; that of a backing image may differ from the disk's.
+        device: cdrom for the medium of a cdrom drive, which can be a drive of the host.
+        aio: how QEMU reads and writes a local image.
 
     Raises:
         ConfigUnsupportedError: we cannot build this kind of source.
     """
-    aio = disk.io
     if kind == "file":
         return {"driver": "file", "filename": source.file, "aio": aio}
     if kind == "block":
-        driver = "host_cdrom" if disk.device == "cdrom" else "host_device"
-        return {"driver": driver, "filename": source.dev, "aio": aio}
+        is_drive = device == "cdrom" and build.host is not None and is_cdrom_drive(build.host.root, str(source.dev))
+        return {"driver": "host_cdrom" if is_drive else "host_device", "filename": source.dev, "aio": aio}
+    if kind == "dir":
+        floppy = True if device == "floppy" else None
+        return {"driver": "vvfat", "dir": source.dir, "floppy": floppy, "rw": False}
     if kind == "network" and source.protocol in _NETWORK:
         if source.tls:
-            raise unsupported("TLS of a network disk", disk)
+            raise unsupported("TLS of a network disk", source)
         return _NETWORK[source.protocol](source)
-    raise unsupported(f"A disk of type {kind} ({source.protocol or 'local'})", disk)
+    raise unsupported(f"A disk of type {kind} ({source.protocol or 'local'})", source)
 
 
 def _one_host(source: Any) -> Any:
@@ -53,13 +62,13 @@ def _server(source: Any, host: Any) -> Properties:
         return {"type": "unix", "path": host.socket}
     if host.transport not in (None, "tcp"):
         raise unsupported(f"A <host> with transport {host.transport}", source)
-    port = host.port or _PORTS.get(source.protocol)
+    port = host.port or DEFAULT_PORTS.get(source.protocol)
     return {"type": "inet", "host": host.name, "port": str(port)}
 
 
 def _nbd(source: Any) -> Properties:
     server = _server(source, _one_host(source))
-    return {"driver": "nbd", "server": server, "export": source.name}
+    return {"driver": "nbd", "server": server, "export": source.name, "reconnect-delay": source.reconnect_delay}
 
 
 def _iscsi(source: Any) -> Properties:
@@ -79,7 +88,7 @@ def iscsi_properties(host: str | None, port: object, name: str | None, initiator
         raise unsupported(f"The iSCSI unit '{name}'")
     return {
         "driver": "iscsi",
-        "portal": f"{host}:{port or _PORTS['iscsi']}",
+        "portal": f"{host}:{port or DEFAULT_PORTS['iscsi']}",
         "target": target,
         "lun": int(lun or 0),
         "transport": "tcp",
@@ -89,7 +98,7 @@ def iscsi_properties(host: str | None, port: object, name: str | None, initiator
 
 def _rbd(source: Any) -> Properties:
     pool, _, image = (source.name or "").partition("/")
-    hosts = [{"host": host.name, "port": str(host.port or 6789)} for host in source.hosts]
+    hosts = [{"host": host.name, "port": str(host.port or _RBD_PORT)} for host in source.hosts]
     return {
         "driver": "rbd",
         "pool": pool,
@@ -103,16 +112,49 @@ def _rbd(source: Any) -> Properties:
 def _gluster(source: Any) -> Properties:
     volume, _, path = (source.name or "").partition("/")
     servers = [_server(source, host) for host in source.hosts]
-    return {"driver": "gluster", "volume": volume, "path": path, "server": servers}
+    return {"driver": "gluster", "volume": volume, "path": path, "server": servers, "debug": _GLUSTER_DEBUG}
 
 
 def _url(source: Any) -> Properties:
     host = _one_host(source)
     protocol = source.protocol
-    port = host.port or _PORTS[protocol]
+    port = host.port or DEFAULT_PORTS[protocol]
     name = (source.name or "").lstrip("/")
     query = f"?{source.query}" if source.query else ""
-    return {"driver": protocol, "url": f"{protocol}://{host.name}:{port}/{name}{query}"}
+    return {
+        "driver": protocol,
+        "url": f"{protocol}://{host.name}:{port}/{name}{query}",
+        "sslverify": source.ssl_verify,
+        "readahead": source.readahead,
+        "timeout": source.timeout,
+    }
+
+
+def _nfs(source: Any) -> Properties:
+    server = {"host": _one_host(source).name, "type": "inet"}
+    path = f"/{(source.name or '').lstrip('/')}"
+    ids = {"user": _id(source, source.identity_user), "group": _id(source, source.identity_group)}
+    return {"driver": "nfs", "server": server, "path": path, **ids}
+
+
+def _id(source: Any, text: str | None) -> int | None:
+    """
+    Return the number of a user or group that is written as +NUMBER or NUMBER.
+
+    Raises:
+        ConfigUnsupportedError: it is a name, whose number only the host's databases have.
+    """
+    if text is None:
+        return None
+    if not text.removeprefix("+").isdecimal():
+        raise unsupported(f"The name '{text}' in <identity>", source, "write the number")
+    return int(text.removeprefix("+"))
+
+
+def _ssh(source: Any) -> Properties:
+    host = _one_host(source)
+    server = {"host": host.name, "port": str(host.port or DEFAULT_PORTS["ssh"])}
+    return {"driver": "ssh", "path": source.name, "server": server, "user": source.identity_username}
 
 
 _NETWORK: dict[str, Callable[[Any], Properties]] = {
@@ -124,4 +166,6 @@ _NETWORK: dict[str, Callable[[Any], Properties]] = {
     "https": _url,
     "ftp": _url,
     "ftps": _url,
+    "nfs": _nfs,
+    "ssh": _ssh,
 }

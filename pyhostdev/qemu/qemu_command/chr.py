@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
+_NSS_DATABASE = "/etc/pki/nssdb"  # QEMU docs/ccid.txt
 _SOCKET_NAME_MAX = 80  # bytes; the whole path of a socket can have 107
 
 
@@ -32,7 +33,7 @@ def add_chardev(build: CommandBuilder, device: Any, source: Any) -> str:
     rule = _RULES.get(source.type)
     if rule is None:
         raise unsupported(f"A character device of type {source.type}", device)
-    backend, *options = rule(device, source)
+    backend, *options = rule(build, device, source)
     if source.type == "file":
         options = _passed_source(build, device, source) or options
     if build.socket_fd is not None and source.type == "unix" and "server=on" in options:
@@ -57,7 +58,7 @@ def _log(build: CommandBuilder, device: Any, source: Any) -> list[str]:
     return [f"logfile={option_value(path)}", f"logappend={on_off(append)}"]
 
 
-def _plain(_device: Any, source: Any) -> list[str]:
+def _plain(_build: CommandBuilder, _device: Any, source: Any) -> list[str]:
     return [source.type]
 
 
@@ -67,43 +68,45 @@ def _path(device: Any, source: Any) -> str:
     return f"path={option_value(source.path)}"
 
 
-def _file(device: Any, source: Any) -> list[str]:
+def _file(_build: CommandBuilder, device: Any, source: Any) -> list[str]:
     append = source.sources[0].append if source.sources else None
     return ["file", _path(device, source), *([] if append is None else [f"append={on_off(append)}"])]
 
 
-def _dev(device: Any, source: Any) -> list[str]:
+def _dev(_build: CommandBuilder, device: Any, source: Any) -> list[str]:
     return ["parallel" if device.tag == "parallel" else "serial", _path(device, source)]
 
 
-def _pipe(device: Any, source: Any) -> list[str]:
+def _pipe(_build: CommandBuilder, device: Any, source: Any) -> list[str]:
     return ["pipe", _path(device, source)]
 
 
-def _unix(device: Any, source: Any) -> list[str]:
+def _unix(build: CommandBuilder, device: Any, source: Any) -> list[str]:
     part = source.sources[0] if source.sources else None
-    return ["socket", _path(device, source), *_listen(part, default="bind")]
+    return ["socket", _path(device, source), *_listen(build, part, default="bind")]
 
 
-def _listen(part: Any, default: str) -> list[str]:
+def _listen(build: CommandBuilder, part: Any, default: str) -> list[str]:
     mode = (part.mode if part is not None else None) or default
     if mode == "bind":
         return ["server=on", "wait=off"]
-    if part is not None and part.reconnect_enabled and part.reconnect_timeout:
-        return [f"reconnect={part.reconnect_timeout}"]
-    return []
+    if part is None or part.reconnect_enabled is None:
+        return []
+    seconds = part.reconnect_timeout or 0 if part.reconnect_enabled else 0
+    in_ms = build.release.has("reconnect-in-ms")
+    return [f"reconnect-ms={seconds * 1000}" if in_ms else f"reconnect={seconds}"]
 
 
-def _tcp(device: Any, source: Any) -> list[str]:
+def _tcp(build: CommandBuilder, device: Any, source: Any) -> list[str]:
     part = source.source("bind") or source.source("connect")
     if part is None or part.tls:
         raise unsupported("A TCP character device without <source>, or with TLS,", device)
     telnet = ["telnet=on"] if source.protocol in ("telnet", "telnets") else []
     where = [f"host={option_value(part.host or '')}", f"port={option_value(part.service or '')}"]
-    return ["socket", *where, *telnet, *_listen(part, default="connect")]
+    return ["socket", *where, *telnet, *_listen(build, part, default="connect")]
 
 
-def _udp(device: Any, source: Any) -> list[str]:
+def _udp(_build: CommandBuilder, device: Any, source: Any) -> list[str]:
     there, here = source.source("connect"), source.source("bind")
     if there is None:
         raise unsupported("A UDP character device without <source mode='connect'>", device)
@@ -113,19 +116,19 @@ def _udp(device: Any, source: Any) -> list[str]:
     return ["udp", *options]
 
 
-def _spicevmc(device: Any, _source: Any) -> list[str]:
+def _spicevmc(_build: CommandBuilder, device: Any, _source: Any) -> list[str]:
     names = {"redirdev": "usbredir", "smartcard": "smartcard"}
     return ["spicevmc", f"name={names.get(device.tag, 'vdagent')}"]
 
 
-def _spiceport(device: Any, source: Any) -> list[str]:
+def _spiceport(_build: CommandBuilder, device: Any, source: Any) -> list[str]:
     channel = source.sources[0].channel if source.sources else None
     if channel is None:
         raise unsupported("A spiceport without a channel", device)
     return ["spiceport", f"name={option_value(channel)}"]
 
 
-def _vdagent(_device: Any, source: Any) -> list[str]:
+def _vdagent(_build: CommandBuilder, _device: Any, source: Any) -> list[str]:
     """Return QEMU's built-in agent for the clipboard and the mouse."""
     part = source.sources[0] if source.sources else None
     options = ["qemu-vdagent", "name=vdagent"]
@@ -136,14 +139,14 @@ def _vdagent(_device: Any, source: Any) -> list[str]:
     return options
 
 
-def _dbus(device: Any, source: Any) -> list[str]:
+def _dbus(_build: CommandBuilder, device: Any, source: Any) -> list[str]:
     channel = source.sources[0].channel if source.sources else None
     if channel is None:
         raise unsupported("A character device of type dbus without a channel", device)
     return ["dbus", f"name={option_value(channel)}"]
 
 
-_RULES: dict[str, Callable[[Any, Any], list[str]]] = {
+_RULES: dict[str, Callable[[CommandBuilder, Any, Any], list[str]]] = {
     "null": _plain,
     "vc": _plain,
     "pty": _plain,
@@ -203,6 +206,9 @@ def build_channels(build: CommandBuilder) -> None:
     """Add the named channels."""
     for channel in build.dom.channels:
         with build.collecting():
+            if channel.target_type == "guestfwd":
+                _build_forward(build, channel)
+                continue
             if channel.target_type != "virtio":
                 raise unsupported(f"A <channel> of type {channel.target_type}", channel)
             _default_path(build, channel)
@@ -212,6 +218,13 @@ def build_channels(build: CommandBuilder) -> None:
                 name = "com.redhat.spice.0"
             properties = {"driver": "virtserialport", **build.address(channel), "chardev": chardev}
             build.add_device({**properties, "id": channel.info.alias, "name": name})
+
+
+def _build_forward(build: CommandBuilder, channel: Any) -> None:
+    """Add an address in QEMU's own network that leads to the host's side of a channel."""
+    chardev = add_chardev(build, channel, channel.source)
+    where = f"tcp:{channel.target_address}:{channel.target_port}-chardev:{chardev}"
+    build.add_json("-netdev", {"type": "user", "guestfwd": [{"str": where}], "id": channel.info.alias})
 
 
 def _default_path(build: CommandBuilder, channel: Any) -> None:
@@ -257,9 +270,13 @@ def build_smartcards(build: CommandBuilder) -> None:
     for card in build.dom.smartcards:
         with build.collecting():
             address = card.info.address
-            if card.mode not in ("host", "passthrough") or not isinstance(address, CCIDAddress):
-                raise unsupported(f"A smartcard of mode {card.mode}", card)
+            if not isinstance(address, CCIDAddress):
+                raise unsupported("A smartcard without an address of type ccid", card)
             properties: Properties = {"driver": "ccid-card-emulated", "backend": "nss-emulated"}
+            if card.mode == "host-certificates":
+                names = {f"cert{number}": part.name for number, part in enumerate(card.certificates, 1)}
+                database = card.database or _NSS_DATABASE
+                properties = {"driver": "ccid-card-emulated", "backend": "certificates", **names, "db": database}
             if card.mode == "passthrough":
                 properties = {"driver": "ccid-card-passthru", "chardev": add_chardev(build, card, card.source)}
             reader = build.controller("ccid", address.controller).info.alias
@@ -286,9 +303,9 @@ def build_redirdevs(build: CommandBuilder) -> None:
 def _redir_filter(build: CommandBuilder) -> str | None:
     rules = []
     for rule in build.dom.redirfilter:
-        version = "-1" if rule.version is None else f"{_bcd(rule.version):#06x}"
+        version = "-1" if rule.version in (None, "-1") else f"0x{_bcd(rule.version):04X}"
         ids = (rule.class_, 2), (rule.vendor, 4), (rule.product, 4)
-        words = ["-1" if value is None else f"{value:#0{width + 2}x}" for value, width in ids]
+        words = ["-1" if value in (None, -1) else f"0x{value:0{width}X}" for value, width in ids]
         rules.append(":".join([*words, version, str(int(bool(rule.allow)))]))
     return "|".join(rules) or None
 

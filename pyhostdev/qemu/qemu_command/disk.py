@@ -87,7 +87,7 @@ def has_image(disk: Any) -> bool:
     """False for a drive without a medium."""
     source = disk.source
     return source is not None and any(
-        (source.file, source.dev, source.name, source.protocol, source.pool, source.path, source.address)
+        (source.file, source.dev, source.dir, source.name, source.protocol, source.pool, source.path, source.address)
     )
 
 
@@ -139,7 +139,7 @@ def _build_image(build: CommandBuilder, disk: Any, image: Image, node: str, back
     Raises:
         ConfigUnsupportedError: the kind of image is not supported.
     """
-    if image.format not in _FORMATS:
+    if image.format not in _FORMATS and image.type != "dir":
         raise unsupported(f"A disk image of format '{image.format}'", disk)
     storage, top = f"{node}-storage", f"{node}-format"
     cache = _cache(disk)
@@ -149,19 +149,28 @@ def _build_image(build: CommandBuilder, disk: Any, image: Image, node: str, back
         "detect-zeroes": _detect_zeroes(disk),
         "cache": cache,
     }
-    place = storage_properties(disk, image.type, image.source)
-    if image.format == "raw" and build.release.has("raw-image-one-node"):
+    place = storage_properties(build, image.type, image.source, device=disk.device, aio=disk.io)
+    if image.format == "raw" and image.type != "dir" and build.release.has("raw-image-one-node"):
         build.add_json("-blockdev", {**place, "node-name": storage, **content})
         return storage
     plain: Properties = {"auto-read-only": True, "discard": "unmap"}
     common = {**plain, "cache": cache} if build.release.has("storage-cache-last") else {"cache": cache, **plain}
     build.add_json("-blockdev", {**place, "node-name": storage, **common})
-    size = disk.metadata_cache if image.format == "qcow2" and image.source is disk.source else None
-    tables = {"cache-size": size * unit_factor(disk.metadata_cache_unit or "bytes") if size else None}
-    build.add_json(
-        "-blockdev", {"node-name": top, **content, "driver": image.format, **tables, "file": storage, **backing}
-    )
+    driver = "raw" if image.type == "dir" else image.format
+    own = _qcow2(disk, image) if image.format == "qcow2" else {}
+    build.add_json("-blockdev", {"node-name": top, **content, "driver": driver, **own, "file": storage, **backing})
     return top
+
+
+def _qcow2(disk: Any, image: Image) -> Properties:
+    """Return the properties that only a qcow2 image has."""
+    if image.source is not disk.source:
+        return {}
+    size = disk.metadata_cache
+    return {
+        "cache-size": size * unit_factor(disk.metadata_cache_unit or "bytes") if size else None,
+        "discard-no-unref": disk.discard_no_unref,
+    }
 
 
 def _detect_zeroes(disk: Any) -> str | None:
@@ -212,6 +221,7 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
         "bootindex": None if disk.bus == "fdc" else build.bootindex(disk),
         "logical_block_size": disk.logical_block_size,
         "physical_block_size": disk.physical_block_size,
+        "discard_granularity": disk.discard_granularity,
         "wwn": None if disk.wwn is None else int(disk.wwn, 16),
         "rotation_rate": disk.rotation_rate,
         "vendor": disk.vendor,

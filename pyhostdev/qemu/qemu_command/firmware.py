@@ -7,13 +7,14 @@ Mirrors: qemuBuildPflashBlockdevCommandLine, qemuBuildDomainLoaderCommandLine (s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pyhostdev.qemu.qemu_command.block import storage_properties
 from pyhostdev.qemu.qemu_command.builder import unsupported
 from pyhostdev.qemu.qemu_firmware import choose_at_start
 
 if TYPE_CHECKING:
-    from pyhostdev.qemu.qemu_command.builder import CommandBuilder
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 _CODE = "libvirt-pflash0"
 _VARIABLES = "libvirt-pflash1"
@@ -32,20 +33,35 @@ def build_firmware_blockdevs(build: CommandBuilder) -> None:
         raise unsupported(f"<os firmware='{os.firmware}'> without a <loader> (a host is needed to choose one)", os)
     if os.loader_type != "pflash":
         return
-    if os.nvram_source is not None or os.nvram_type not in (None, "file"):
-        raise unsupported("<nvram> that is not a file", build.dom.os)
     if os.loader is not None:
         _build_flash(build, _CODE, os.loader, os.loader_format, bool(os.loader_readonly))
-    if os.nvram is not None and _is_one_node(build):
-        storage = {"driver": "file", "filename": os.nvram, "node-name": f"{_VARIABLES}-storage"}
-        build.add_json("-blockdev", {**storage, "read-only": False})
-    elif os.nvram is not None:
-        _build_flash(build, _VARIABLES, os.nvram, os.nvram_format, False)
+    place = _variables(build)
+    if place is not None and _is_one_node(build):
+        build.add_json("-blockdev", {**place, "node-name": f"{_VARIABLES}-storage", "read-only": False})
+    elif place is not None:
+        _build_nodes(build, _VARIABLES, place, os.nvram_format, False)
+
+
+def _variables(build: CommandBuilder) -> Properties | None:
+    """
+    Return the block driver of the variables, with their place; None without variables.
+
+    Raises:
+        ConfigUnsupportedError: we cannot build this kind of source.
+    """
+    os = build.dom.os
+    if os.nvram_source is not None:
+        return storage_properties(build, os.nvram_type or "file", os.nvram_source)
+    return None if os.nvram is None else {"driver": "file", "filename": os.nvram}
 
 
 def _build_flash(build: CommandBuilder, node: str, path: str, format_: str | None, readonly: bool) -> None:
-    """Add the nodes of a flash chip: its file and its format."""
-    storage = {"driver": "file", "filename": path, "node-name": f"{node}-storage"}
+    """Add the nodes of a flash chip in a file: the file and its format."""
+    _build_nodes(build, node, {"driver": "file", "filename": path}, format_, readonly)
+
+
+def _build_nodes(build: CommandBuilder, node: str, place: Properties, format_: str | None, readonly: bool) -> None:
+    storage = {**place, "node-name": f"{node}-storage"}
     build.add_json("-blockdev", {**storage, "auto-read-only": True, "discard": "unmap"})
     image = {"node-name": f"{node}-format", "read-only": readonly, "driver": format_ or "raw"}
     build.add_json("-blockdev", {**image, "file": f"{node}-storage"})
@@ -56,13 +72,18 @@ def _is_one_node(build: CommandBuilder) -> bool:
     return build.release.has("raw-image-one-node") and build.dom.os.nvram_format in (None, "raw")
 
 
+def has_variables(os: Any) -> bool:
+    """True if the firmware keeps variables."""
+    return os.nvram is not None or os.nvram_source is not None
+
+
 def flash_options(build: CommandBuilder) -> list[str]:
     """Return the machine options that name the flash chips."""
     os = build.dom.os
     if os.loader_type != "pflash":
         return []
     variables = f"{_VARIABLES}-{'storage' if _is_one_node(build) else 'format'}"
-    return [f"pflash0={_CODE}-format", *([f"pflash1={variables}"] if os.nvram is not None else [])]
+    return [f"pflash0={_CODE}-format", *([f"pflash1={variables}"] if has_variables(os) else [])]
 
 
 def build_loader(build: CommandBuilder) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
 from pyhostdev.hypervisor.virnetwork import read_network
+from pyhostdev.qemu.qemu_command.audio import audio_id
 from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported, virtio_driver, virtio_options
 from pyhostdev.qemu.qemu_domain import ARM, PPC64
 from pyhostdev.util.rendernode import first_render_node
@@ -48,6 +49,7 @@ _SOUND_DRIVERS = {
     "es1370": "ES1370",
     "sb16": "sb16",
     "usb": "usb-audio",
+    "virtio": "virtio-sound-pci",
 }
 _CODEC_DRIVERS = {"duplex": "hda-duplex", "micro": "hda-micro", "output": "hda-output"}
 
@@ -97,13 +99,6 @@ def _build_evdev(build: CommandBuilder, device: Any) -> None:
         "grab-toggle": device.source_grab_toggle,
     }
     build.add_object("input-linux", str(device.info.alias), **words)
-
-
-def _audio_id(build: CommandBuilder, device: Any) -> str | None:
-    """Return the id of a device's audio backend: the one that it names, or the first; None without backends."""
-    if device.audio_id is not None:
-        return f"audio{device.audio_id}"
-    return f"audio{build.dom.audios[0].id}" if build.dom.audios else None
 
 
 def build_graphics(build: CommandBuilder) -> None:
@@ -156,18 +151,11 @@ def _listen_address(build: CommandBuilder, graphics: Any) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _socket_path(graphics: Any) -> str | None:
-    """
-    Return the path of the UNIX socket at which a server listens; None without one.
-
-    Raises:
-        ConfigUnsupportedError: libvirt would choose the path.
-    """
+def _socket_path(build: CommandBuilder, graphics: Any) -> str | None:
+    """Return the path of the UNIX socket at which a server listens, by default one of this run; None without one."""
     listen = graphics.listens[0] if graphics.listens else None
     if listen is not None and listen.type == "socket":
-        if listen.socket is None:
-            raise unsupported("<listen type='socket'> without a path", listen)
-        return str(listen.socket)
+        return str(listen.socket or build.paths.graphics_socket(graphics.type))
     return None if graphics.socket is None else str(graphics.socket)
 
 
@@ -179,9 +167,11 @@ def _vnc(build: CommandBuilder, graphics: Any) -> None:
 
     Mirrors: qemuBuildGraphicsVNCCommandLine
     """
-    socket = _socket_path(graphics)
+    socket = _socket_path(build, graphics)
     if socket is not None:
         where = f"vnc=unix:{option_value(socket)}"
+    elif graphics.listens and graphics.listens[0].type == "none":
+        where = "none"
     else:
         port = graphics.port if graphics.port not in (None, -1) else _VNC_BASE
         where = f"{option_value(_listen_address(build, graphics))}:{port - _VNC_BASE}"
@@ -194,7 +184,7 @@ def _vnc(build: CommandBuilder, graphics: Any) -> None:
         options.append("password=on")
     if graphics.power_control is not None:
         options.append(f"power-control={on_off(graphics.power_control)}")
-    audio = _audio_id(build, graphics)
+    audio = audio_id(build, graphics)
     build.add("-vnc", ",".join([*options, *([f"audiodev={audio}"] if audio else [])]))
     if graphics.keymap is not None:
         build.add("-k", graphics.keymap)
@@ -210,7 +200,7 @@ def _spice(build: CommandBuilder, graphics: Any) -> None:
         raise unsupported("A TLS port of <graphics type='spice'>", graphics)
     if any(channel.mode == "secure" for channel in graphics.channels) or graphics.default_mode == "secure":
         raise unsupported("A secure channel of <graphics type='spice'>, which needs TLS,", graphics)
-    socket = _socket_path(graphics)
+    socket = _socket_path(build, graphics)
     if socket is not None:
         unix = "unix=on" if build.release.has("spice-unix-on") else "unix"
         options = [unix, f"addr={option_value(socket)}"]
@@ -220,8 +210,10 @@ def _spice(build: CommandBuilder, graphics: Any) -> None:
         port = graphics.port if graphics.port not in (None, -1) else _SPICE_PORT
         options = [f"port={port}", f"addr={option_value(_listen_address(build, graphics).strip('[]'))}"]
     options += [] if graphics.passwd is not None else ["disable-ticketing=on"]
-    options += [f"plaintext-channel={channel.name}" for channel in graphics.channels if channel.mode == "insecure"]
+    if graphics.mouse_mode is not None:
+        options.append(f"agent-mouse={on_off(graphics.mouse_mode == 'client')}")
     options += ["plaintext-channel=default"] if graphics.default_mode == "insecure" else []
+    options += [f"plaintext-channel={channel.name}" for channel in graphics.channels if channel.mode == "insecure"]
     options += [*_spice_options(graphics, _render_node(build, graphics)), "seamless-migration=on"]
     build.add("-spice", ",".join(options))
     if graphics.keymap is not None:
@@ -240,8 +232,6 @@ def _spice_options(graphics: Any, render_node: str | None) -> list[str]:
         if value is not None:
             text = on_off(value) if isinstance(value, bool) else option_value(value)
             options.append(f"{option}={text}")
-    if graphics.mouse_mode is not None:
-        options.append(f"agent-mouse={on_off(graphics.mouse_mode == 'client')}")
     if graphics.clipboard_copypaste is False:
         options.append("disable-copy-paste=on")
     if graphics.filetransfer_enable is False:
@@ -276,14 +266,12 @@ def _egl_headless(build: CommandBuilder, graphics: Any) -> None:
 
 def _dbus(build: CommandBuilder, graphics: Any) -> None:
     """
-    Show the screen on D-Bus: on an existing bus, or to a client that connects over the monitor.
+    Show the screen on D-Bus: on an existing bus, on one of this run, or to a client that connects over the monitor.
 
-    Raises:
-        ConfigUnsupportedError: the guest needs its own bus, and so a daemon.
+    Mirrors: qemuBuildGraphicsDBusCommandLine
     """
-    if not graphics.p2p and graphics.address is None:
-        raise unsupported("<graphics type='dbus'> without an address or p2p='yes'", graphics)
-    options = ["dbus", "p2p=on" if graphics.p2p else f"addr={option_value(graphics.address)}"]
+    address = graphics.address or f"unix:path={build.paths.dbus_socket}"
+    options = ["dbus", "p2p=on" if graphics.p2p else f"addr={option_value(address)}"]
     if graphics.gl_enable is not None:
         options.append(f"gl={on_off(graphics.gl_enable)}")
         if graphics.gl_enable and graphics.gl_rendernode is not None:
@@ -335,9 +323,8 @@ def _video_driver(build: CommandBuilder, video: Any, *, is_first: bool) -> str:
 
 
 def _video(video: Any) -> Properties:
-    if video.vgaconf is not None:
-        raise unsupported("vgaconf of a <video>", video)
     common = {"id": video.info.alias}
+    edid: Properties = {"edid": video.edid}
     size = {"xres": video.resolution_x, "yres": video.resolution_y}
     if video.model_type == "qxl":
         return {
@@ -350,29 +337,39 @@ def _video(video: Any) -> Properties:
             **size,
         }
     if video.model_type == "virtio":
-        return {**virtio_options(video), **common, "max_outputs": video.heads, "blob": video.blob, **size}
+        return {
+            **virtio_options(video),
+            **common,
+            "max_outputs": video.heads,
+            "blob": video.blob,
+            **size,
+            **edid,
+        }
     if video.model_type in ("vga", "vmvga"):
-        return {**common, "vgamem_mb": video.vram // 1024 if video.vram else None, **size}
+        return {**common, "vgamem_mb": video.vram // 1024 if video.vram else None, **size, **edid}
     if video.model_type == "bochs":
-        return {**common, "vgamem": video.vram * 1024 if video.vram else None, **size}
+        return {**common, "vgamem": video.vram * 1024 if video.vram else None, **size, **edid}
     return common
 
 
 def build_sounds(build: CommandBuilder) -> None:
-    """Add sound cards."""
-    for sound in build.dom.sounds:
+    """Add sound cards; the machine has its own speaker."""
+    for sound in (part for part in build.dom.sounds if part.model != "pcspk"):
         with build.collecting():
-            if sound.model == "pcspk":
-                raise unsupported("<sound model='pcspk'>", sound)
             driver = _SOUND_DRIVERS.get(sound.model)
             if driver is None:
                 raise unsupported(f"<sound model='{sound.model}'>", sound)
             has_codecs = driver.endswith("intel-hda")
-            audio = None if has_codecs else _audio_id(build, sound)
-            properties = {"driver": driver, "id": sound.info.alias, "audiodev": audio}
-            build.add_device({**properties, **build.address(sound)})
+            audio = None if has_codecs else audio_id(build, sound)
+            properties = {"driver": driver, **_sound_options(sound), "id": sound.info.alias, "audiodev": audio}
+            own = {"multi": sound.multichannel, "streams": sound.streams}
+            build.add_device({**properties, **own, **build.address(sound)})
             if has_codecs:
                 _build_codecs(build, sound)
+
+
+def _sound_options(sound: Any) -> Properties:
+    return virtio_options(sound) if sound.model == "virtio" else {}
 
 
 def _build_codecs(build: CommandBuilder, sound: Any) -> None:
@@ -381,4 +378,4 @@ def _build_codecs(build: CommandBuilder, sound: Any) -> None:
     alias = sound.info.alias
     for number, kind in enumerate(kinds):
         codec = {"driver": _CODEC_DRIVERS[kind], "id": f"{alias}-codec{number}", "bus": f"{alias}.0"}
-        build.add_device({**codec, "cad": number, "audiodev": _audio_id(build, sound)})
+        build.add_device({**codec, "cad": number, "audiodev": audio_id(build, sound)})

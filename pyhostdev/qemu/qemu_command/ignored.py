@@ -116,6 +116,7 @@ IGNORED: dict[str, dict[str, Word]] = {
         "present": Word("QEMU cannot disable this timer", (True,), _is_off),
         "frequency": Word("only the timer tsc has it", asked=lambda timer: timer.name != "tsc"),
         "track": Word("only the timer rtc has it", asked=lambda timer: timer.name != "rtc"),
+        **dict.fromkeys(("threshold", "slew", "limit"), Word("QEMU has no limits for catching up")),
         "tickpolicy": Word("only rtc and pit have it", asked=lambda timer: timer.name not in ("rtc", "pit")),
     },
     "DomainTPMDef": {
@@ -172,6 +173,8 @@ IGNORED: dict[str, dict[str, Word]] = {
     },
     "FeaturesDef": {
         "msrs_unknown": Word("the kernel module kvm decides for all guests", ("fault",)),
+        "viridian": Word("only Xen has it; QEMU has <hyperv>"),
+        "privnet": Word("only containers have it"),
         "hap": Word("the kernel module kvm decides for all guests"),
         "hap_state": Word("as <hap>"),
     },
@@ -209,6 +212,7 @@ IGNORED: dict[str, dict[str, Word]] = {
         for name in ("ioeventfd", "event_idx", "iothread", "queues", "queue_size")
     },
     "DomainGraphicsDef": {
+        "fullscreen": Word("QEMU's window decides it"),
         **{
             name: Word(_NOT_SPICE, asked=_is_not_spice)
             for name in (
@@ -249,6 +253,10 @@ def _has_label(definition: Any) -> bool:
     return not _is_confined(definition) and any(label.get("type") != "none" for label in labels)
 
 
+def _needs_own_bus(graphics: Any) -> bool:
+    return bool(graphics.type == "dbus" and not graphics.p2p and graphics.address is None)
+
+
 def _is_labelled(source: Any) -> bool:
     labels = parse_document(f"<seclabels>{source.seclabel}</seclabels>")
     return any(label.get("relabel") != "no" and label.get("labelskip") != "yes" for label in labels)
@@ -261,6 +269,7 @@ REFUSED_BY_START: dict[str, dict[str, Word]] = {
     "StorageSource": {"seclabel": Word("pyhostdev start labels no image", asked=_is_labelled)},
     "ChrSourceElement": {"seclabel": Word("pyhostdev start labels no file", asked=_is_labelled)},
     "DomainTPMDef": {"encryption_secret": Word("pyhostdev start has no store of secrets")},
+    "DomainGraphicsDef": {"type": Word("pyhostdev start starts no message bus", asked=_needs_own_bus)},
     "DomainFSDef": {
         "uid_map": Word("pyhostdev start maps no ids"),
         "gid_map": Word("pyhostdev start maps no ids"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.os_conf import unit_factor
+from pyhostdev.qemu.qemu_command.audio import audio_id
 from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported, uses_machine_option
 from pyhostdev.qemu.qemu_command.firmware import flash_options
 from pyhostdev.qemu.qemu_command.iommu import is_machine_option
@@ -55,6 +56,8 @@ def build_machine(build: CommandBuilder) -> None:
     if not build.release.has("machine-iommu-first"):
         options += smmu
     options += _memory_backend(build)
+    if dom.os.bios_useserial:
+        options.append("graphics=off")
     options += _firmware_switches(build)
     build.add("-machine", ",".join(options), "-accel", _accelerator(build))
 
@@ -103,6 +106,16 @@ def _pseries_features(build: CommandBuilder) -> list[str]:
 
 
 def _memory_backend(build: CommandBuilder) -> list[str]:
+    return [*_ram(build), *_speaker(build)]
+
+
+def _speaker(build: CommandBuilder) -> list[str]:
+    """Return the option that names the audio backend of the machine's speaker."""
+    speaker = next((sound for sound in build.dom.sounds if sound.model == "pcspk"), None)
+    return [] if speaker is None else [f"pcspk-audiodev={audio_id(build, speaker)}"]
+
+
+def _ram(build: CommandBuilder) -> list[str]:
     dom = build.dom
     flash = flash_options(build)
     hmat = ["hmat=on"] if dom.cpu is not None and dom.cpu.has_hmat else []
@@ -223,16 +236,24 @@ def build_boot(build: CommandBuilder) -> None:
         ("-initrd", os.initrd),
         ("-append", os.cmdline),
         ("-dtb", os.dtb),
+        ("-shim", os.shim),
     ):
         if value is not None:
             build.add(option, value)
     for table in os.acpi_tables:
-        build.add("-acpitable", f"sig=SLIC,file={option_value(table.path)}")
+        kind = "" if table.type == "raw" else f"sig={table.type.upper()},"
+        build.add("-acpitable", f"{kind}file={option_value(table.path)}")
 
 
 def build_sandbox(build: CommandBuilder) -> None:
     """Enable QEMU's seccomp filter."""
     build.add("-sandbox", _SANDBOX)
+
+
+def build_teardown(build: CommandBuilder) -> None:
+    """Let the kernel take the guest's memory back after QEMU has ended."""
+    if build.dom.features.async_teardown:
+        build.add("-run-with", "async-teardown=on")
 
 
 def build_messages(build: CommandBuilder) -> None:

@@ -43,6 +43,15 @@ class DomainPaths(NamedTuple):
         """
         return f"{self.state_dir}/lib/qemu/ram/{self.short_name}/{alias}"
 
+    def graphics_socket(self, kind: str) -> str:
+        """Return the path of the socket of a display server, for one whose definition names none."""
+        return f"{self.lib_dir}/{kind}.sock"
+
+    @property
+    def dbus_socket(self) -> str:
+        """The path of the socket of the message bus of this run."""
+        return f"{self.state_dir}/run/qemu/dbus/{self.short_name}-dbus.sock"
+
     @property
     def tpm_socket(self) -> str:
         """The path of the socket at which the TPM emulator of this run listens."""

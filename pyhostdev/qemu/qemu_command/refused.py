@@ -32,18 +32,15 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "init_user": (),
         "init_group": (),
         "root": (),
-        "bios_useserial": (False,),
         "type": ("hvm",),
     },
-    "ClockTimer": {"threshold": (), "slew": (), "limit": ()},
-    "FeaturesDef": {
-        "viridian": (),
-        "privnet": (),
-        "async_teardown": (False,),
+    "StorageSource": {
+        "tls_hostname": (),
+        "volume": (),
+        "identity_keyfile": (),
+        "identity_agent": (),
+        "known_hosts": (),
     },
-    "DomainChrDef": {"target_address": ()},
-    "DomainSmartcardDef": {"certificates": (), "database": ()},
-    "StorageSource": {"tls_hostname": (), "volume": (), "dir": ()},
     "DomainDiskDef": {"driver_name": ("qemu",), "sgio": ("filtered",)},
     "DomainFSDef": {
         "driver_name": ("path",),
@@ -55,7 +52,6 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "backend_domain": (),
     },
     "DomainGraphicsDef": {
-        "fullscreen": (False,),
         "multi_user": (),
         "replace_user": (),
     },
@@ -66,13 +62,11 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
 
 # field -> what to write instead
 _INSTEAD = {
-    "bios_useserial": "use a <serial> port",
     "volume": "name the file or device of the volume in a <disk> of type file or block",
-    "dir": "make an image of the directory",
+    "identity_keyfile": "nbdkit alone has it",
+    "identity_agent": "nbdkit alone has it",
+    "known_hosts": "nbdkit alone has it",
     "tls_hostname": "leave it out",
-    "target_address": "use a <channel> with a target of type virtio",
-    "certificates": "use <smartcard mode='host'>",
-    "database": "use <smartcard mode='host'>",
     "driver_format": "leave it out",
     "space_soft_limit": "leave it out",
     "guest_dev": "leave it out",
@@ -80,9 +74,6 @@ _INSTEAD = {
     "rendernode": "write it in the <gl> of <graphics>",
     "rawio": "leave it out",
     "sgio": "leave it out",
-    "viridian": "use <hyperv>",
-    "privnet": "leave it out",
-    "async_teardown": "leave it out",
 }
 
 

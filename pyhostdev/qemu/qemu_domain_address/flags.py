@@ -102,6 +102,8 @@ class ConnectFlags:
 
     def sound(self, device: Any) -> int:
         """Return a sound card's flags."""
+        if device.model == "virtio":
+            return self.virtio(device)
         return CONVENTIONAL if device.model in _PCI_SOUND else 0
 
     def hostdev(self, device: Any) -> int:

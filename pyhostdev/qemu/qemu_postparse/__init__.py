@@ -54,6 +54,9 @@ def post_parse(
     return filled
 
 
+_WITHOUT_SOUND = ("sdl", "dbus", "egl-headless")  # SDL chooses its own from QEMU's environment
+
+
 class QEMUDefaults:
     """QEMU's part of ``domain_postparse``, for one emulator."""
 
@@ -126,7 +129,7 @@ class QEMUDefaults:
             dom.panics.append(DomainPanicDef())
         if is_q35(dom) and self.release.has("itco-watchdog"):
             _add_itco_watchdog(dom)
-        if not dom.audios and not (dom.graphics and dom.graphics[0].type == "sdl"):
+        if not dom.audios and not (dom.graphics and dom.graphics[0].type in _WITHOUT_SOUND):
             dom.audios.append(_default_audio(dom))
 
     def _add_usb(self, dom: DomainDef) -> None:
@@ -231,12 +234,12 @@ def _default_audio(dom: DomainDef) -> DomainAudioDef:
     """
     Return the default audio backend: that of the first graphics if it carries sound, otherwise none.
 
-    If SDL comes first, the caller adds no backend, and QEMU chooses one from its environment.
+    The caller adds no backend if the first graphics is one of ``_WITHOUT_SOUND``.
 
     Mirrors: qemuDomainDefAddDefaultAudioBackend (src/qemu/qemu_domain.c)
     """
     first = dom.graphics[0].type if dom.graphics else ""
-    return DomainAudioDef(id=1, type={"spice": "spice", "dbus": "dbus"}.get(first, "none"))
+    return DomainAudioDef(id=1, type="spice" if first == "spice" else "none")
 
 
 def fill_numa(dom: DomainDef) -> None:

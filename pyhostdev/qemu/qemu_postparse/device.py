@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.controller_conf import DomainControllerDef
     from pyhostdev.conf.disk_conf import DomainDiskDef
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.graphics_conf import DomainVideoDef
+    from pyhostdev.conf.graphics_conf import DomainSoundDef, DomainVideoDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.conf.virtio_conf import DomainShmemDef, DomainVsockDef
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 QXL_VGAMEM_KIB = 16384
 XHCI_PORTS_MAX = 15
+VIRTIO_STREAMS = 2
 _SERIAL_MODELS = {
     "isa-serial": "isa-serial",
     "usb-serial": "usb-serial",
@@ -218,6 +219,19 @@ def _fill_vsock(dom: DomainDef, device: DomainVsockDef, capabilities: QEMUCapabi
     device.model = device.model or "virtio"
 
 
+def _fill_sound(dom: DomainDef, device: DomainSoundDef, capabilities: QEMUCapabilities) -> None:
+    """
+    Drop what a card of this model does not have, and give a virtio card its two streams.
+
+    Mirrors: virDomainSoundDefParseXML (src/conf/domain_conf.c), qemuDomainDefaultSoundStreams
+    """
+    if device.model not in ("ich6", "ich9"):
+        device.codecs = []
+    if device.model != "usb":
+        device.multichannel = None
+    device.streams = device.streams or VIRTIO_STREAMS if device.model == "virtio" else None
+
+
 def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef, capabilities: QEMUCapabilities) -> None:
     if device.mode == "subsystem" and device.type == "mdev" and device.model == "vfio-pci":
         device.display = bool(device.display)
@@ -244,5 +258,6 @@ _FILLERS: dict[str, Callable[..., None]] = {
     "shmem": _fill_shmem,
     "vsock": _fill_vsock,
     "hostdev": _fill_hostdev,
+    "sound": _fill_sound,
     "tpm": _fill_tpm,
 }

@@ -210,7 +210,7 @@ def _usb_errors(dom: DomainDef) -> Errors:
     hostdevs = [h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"]
     users: list[Any] = [*controllers[1:], *dom.hubs, *hostdevs, *(i for i in dom.inputs if i.bus == "usb")]
     for user in users:
-        code = VIR_ERR_CONFIG_UNSUPPORTED if user.tag == "hostdev" else VIR_ERR_XML_DETAIL
+        code = VIR_ERR_XML_DETAIL if user.tag == "controller" else VIR_ERR_CONFIG_UNSUPPORTED
         yield XMLError(f"A {user.tag} needs USB, which model='none' disables", line=user.line, libvirt_code=code)
 
 
@@ -273,6 +273,8 @@ def _chr_errors(dom: DomainDef, device: Any) -> Errors:
     has_spice = any(graphics.type == "spice" for graphics in dom.graphics)
     if device.source.type in ("spicevmc", "spiceport") and not has_spice:
         yield _unsupported(f"A character device of type {device.source.type} needs SPICE graphics", device)
+    if device.tag == "console" and device.target_type in ("sclp", "sclplm"):
+        yield _unsupported(f"QEMU has no console of type {device.target_type} on this architecture", device)
 
 
 # model of a serial port -> the machines that can have it
@@ -283,12 +285,25 @@ _SERIAL_HOMES: dict[str, Callable[[DomainDef], bool]] = {
 }
 
 
+_SERIAL_ADDRESSES = {
+    "isa-serial": "isa",
+    "isa-debug": "isa",
+    "usb-serial": "usb",
+    "pci-serial": "pci",
+    "spapr-vio-serial": "spapr-vio",
+}
+
+
 def _serial_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainChrTargetDef"""
     yield from _chr_errors(dom, device)
     has = _SERIAL_HOMES.get(device.target_model)
     if has is not None and not has(dom):
         yield _unsupported(f"The machine '{dom.os.machine}' has no serial port of model {device.target_model}", device)
+    kind = device.info.address.kind if device.info.address is not None else None
+    wanted = _SERIAL_ADDRESSES.get(device.target_type)
+    if kind is not None and wanted is not None and kind != wanted:
+        yield _unsupported(f"A serial port of type {device.target_type} needs an address of type {wanted}", device)
 
 
 def _parallel_errors(dom: DomainDef, device: Any) -> Errors:

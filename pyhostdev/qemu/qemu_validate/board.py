@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.cpu_conf import HOST_MODES
+from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError
 from pyhostdev.qemu.qemu_domain import X86, is_arm_virt, is_q35
 
@@ -40,11 +41,12 @@ def _unsupported(message: str, where: Any) -> ConfigError:
 
 def board_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     """Yield the errors of CPUs, memory, clock and security."""
-    yield from _cpu_errors(dom)
+    yield from _cpu_errors(dom, release)
     yield from _vcpu_errors(dom)
     yield from _memory_errors(dom)
     yield from _clock_errors(dom)
     yield from _hyperv_errors(dom, release)
+    yield from _feature_errors(dom, release)
     if dom.min_guarantee is not None:
         yield _unsupported("QEMU guarantees no minimum of memory", dom)
     if dom.bootloader is not None or dom.bootloader_args is not None:
@@ -57,12 +59,16 @@ def board_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
         yield _unsupported("<cachetune> and <memorytune> are for KVM", tune)
 
 
-def _cpu_errors(dom: DomainDef) -> Errors:
+def _cpu_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     cpu = dom.cpu
     if cpu is None:
         return
     if cpu.maxphysaddr_mode is not None and dom.os.arch not in X86:
         yield _unsupported(f"The architecture {dom.os.arch} has no <maxphysaddr>", cpu)
+    if cpu.maxphysaddr_mode == "emulate" and cpu.maxphysaddr_limit is not None:
+        yield _unsupported("<maxphysaddr mode='emulate'> has no limit", cpu)
+    if cpu.maxphysaddr_mode == "emulate" and cpu.maxphysaddr_bits is None and not release.has("cpu-address-limit"):
+        yield _unsupported("<maxphysaddr mode='emulate'> needs bits", cpu)
     if cpu.maxphysaddr_mode == "passthrough" and cpu.maxphysaddr_bits is not None:
         yield _unsupported("<maxphysaddr mode='passthrough'> has no bits of its own", cpu)
     if cpu.cache_mode is None:
@@ -109,6 +115,33 @@ def _clock_errors(dom: DomainDef) -> Errors:
             yield _unsupported("Timer armvtimer is always there, and is KVM's", timer)
     if clock is not None and clock.offset == "absolute" and (clock.start or 0) > _START_MAX:
         yield _unsupported("<clock> starts after the year 9999", clock)
+
+
+# feature -> the row of CHANGES that brought it; libvirt refuses the features that it does not know
+_NEWER_FEATURES = {"ras": "feature-ras", "ps2": "feature-ps2", "async_teardown": "feature-async-teardown"}
+
+
+def _feature_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
+    """Mirrors: virDomainFeaturesDefParse (src/conf/domain_conf.c), qemuValidateDomainDefFeatures"""
+    features = dom.features
+    for name, change in _NEWER_FEATURES.items():
+        if getattr(features, name) is not None and not release.has(change):
+            yield _unsupported(f"libvirt {release} has no feature {name}", features)
+    if features.ras is not None and not is_arm_virt(dom):
+        yield _unsupported("Only ARM virt machines have <ras>", features)
+    if features.ps2 is False and features.vmport and features.vmport_state is not False:
+        yield _unsupported("<vmport> needs <ps2>, which is off", features)
+    if features.tcg_tb_cache is not None and dom.type == "kvm":
+        yield _unsupported("A domain of type kvm has no <tcg>", features)
+    if features.tseg is not None and features.tseg * unit_factor(features.tseg_unit or "MiB") % (1 << 20):
+        yield _unsupported("The size of <tseg> is a multiple of 1 MiB", features)
+    hyperv = features.hyperv
+    if hyperv is not None and hyperv.stimer and release.has("hyperv-dependencies"):
+        timers = dom.clock.timers if dom.clock is not None else []
+        if not any(timer.name == "hypervclock" and timer.present for timer in timers):
+            yield _unsupported("<stimer> needs the timer hypervclock", hyperv)
+        if not hyperv.synic:
+            yield _unsupported("<stimer> needs <synic>", hyperv)
 
 
 def _hyperv_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:

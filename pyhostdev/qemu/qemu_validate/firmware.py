@@ -7,7 +7,7 @@ Mirrors: qemuValidateDomainDef (src/qemu/qemu_validate.c), virDomainDefOSValidat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_domain import X86, is_q35
@@ -35,6 +35,7 @@ def firmware_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
         yield ConfigUnsupportedError("ACPI needs UEFI on this architecture", line=os.line)
     if os.loader_secure and not (is_q35(dom) and dom.features.smm):
         yield ConfigUnsupportedError("Secure boot needs a q35 machine with SMM", line=os.line)
+    yield from _variables_errors(dom)
     yield from _choice_errors(dom, release)
     yield from _fw_cfg_errors(dom)
 
@@ -53,6 +54,24 @@ def _choice_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
         yield XMLError(message, line=os.line, libvirt_code=VIR_ERR_XML_DETAIL)
 
 
+def _variables_errors(dom: DomainDef) -> Errors:
+    """Mirrors: virDomainDefOSValidate (src/conf/domain_validate.c)"""
+    os = dom.os
+    has_own = os.nvram is not None or os.nvram_source is not None or os.nvram_template is not None
+    if not has_own:
+        return
+    if os.firmware == "bios":
+        yield _detail("Firmware of type bios has no variable store", os)
+    elif os.firmware is None and os.loader is None:
+        yield _detail("<nvram> needs a <loader>, or firmware to be chosen", os)
+    elif os.loader_stateless:
+        yield _detail("A stateless <loader> has no <nvram>", os)
+
+
+def _detail(message: str, where: Any) -> ConfigError:
+    return XMLError(message, line=where.line, libvirt_code=VIR_ERR_XML_DETAIL)
+
+
 def _fw_cfg_errors(dom: DomainDef) -> Errors:
     """Mirrors: qemuValidateDomainDefSysinfo"""
     for entry in (entry for info in dom.sysinfos if info.type == "fwcfg" for entry in info.entries):
@@ -60,5 +79,5 @@ def _fw_cfg_errors(dom: DomainDef) -> Errors:
         if not name.startswith("opt/") or name.startswith(_OF_OTHERS):
             message = f"The name of a fw_cfg file must start with opt/, but not with {' or '.join(_OF_OTHERS)}"
             yield ConfigUnsupportedError(message, line=entry.line)
-        if bool(entry.value) == bool(entry.file):
-            yield ConfigUnsupportedError("A fw_cfg <entry> has a value or a file", line=entry.line)
+        if not entry.value and not entry.file:
+            yield XMLError("A fw_cfg <entry> needs a value or a file", line=entry.line)
