@@ -11,6 +11,7 @@ Mirrors: src/qemu/qemu_alias.c
 from __future__ import annotations
 
 import re
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DriveAddress
@@ -18,7 +19,7 @@ from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
 from pyhostdev.qemu.qemu_domain import is_i440fx, is_q35
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from pyhostdev.conf.domain_conf import DomainDef
 
@@ -82,13 +83,17 @@ def next_number(devices: Sequence[Any], prefix: str) -> int:
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
-def hostdev_alias(dom: DomainDef) -> str:
+def hostdev_alias(dom: DomainDef, spent: Collection[str] = ()) -> str:
     """
     Return the next alias of a host device; an interface of type hostdev uses up a number, too.
 
+    Args:
+        spent: aliases that are not used again.
+
     Mirrors: qemuAssignDeviceHostdevAlias (src/qemu/qemu_alias.c)
     """
-    return f"hostdev{next_number([*dom.all_hostdevs(), *dom.interfaces], 'hostdev')}"
+    first = next_number([*dom.all_hostdevs(), *dom.interfaces], "hostdev")
+    return next(alias for number in count(first) if (alias := f"hostdev{number}") not in spent)
 
 
 def _name_interfaces_and_hostdevs(dom: DomainDef) -> None:

@@ -23,6 +23,7 @@ class NamedDescriptors:
         self.sent: list[int] = []  # not named yet
         self.names: dict[str, int] = {}
         self.iommufds: dict[str, int] = {}
+        self.remembered: set[str] = set()  # the ids of devices that were refused after their node was taken
 
     def name(self, name: str) -> None:
         """

@@ -29,6 +29,7 @@ from pyhostdev.testing.qemuslots import (
 from pyhostdev.testing.qemuunplug import HANDLERS, on_reset
 from pyhostdev.testing.qemuvfio import HostSide
 
+_REMEMBERS_NODES_SINCE = (10, 1)  # cpr_get_fd_param (migration/cpr.c)
 PRELAUNCH, RUNNING, PAUSED = "prelaunch", "running", "paused"
 _MS = 1000
 
@@ -208,13 +209,27 @@ class SimulatedMachine:
         self.devices[device.id] = device
 
     def _use_node(self, device: SimulatedDevice, name: str) -> None:
-        """Bind the function behind a node, whose descriptor is used up even by a failure."""
+        """
+        Bind the function behind a node, whose descriptor is used up even by a failure.
+
+        Raises:
+            QMPRefusal: it cannot be bound.
+            ConnectionResetError: QEMU ends itself: it remembers another node of a refused device with this id.
+        """
         fd = self.nodes.take(name)
+        if device.id in self.nodes.remembered:
+            os.close(fd)
+            raise ConnectionResetError(f"internal error: cpr fd '{device.id}' already saved with a different value")
         if self.host_side is None:
             os.close(fd)
-        else:
-            iommufd = self.nodes.iommufds[str(device.properties["iommufd"])]
+            return
+        iommufd = self.nodes.iommufds[str(device.properties["iommufd"])]
+        try:
             device.properties["host"] = self.host_side.bind(device.id, fd, iommufd)
+        except QMPRefusal:
+            if self.version >= _REMEMBERS_NODES_SINCE:
+                self.nodes.remembered.add(device.id)
+            raise
 
     def _getfd(self, arguments: dict[str, Any]) -> dict[str, Any]:
         self.nodes.name(str(arguments.get("fdname")))

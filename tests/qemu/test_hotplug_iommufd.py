@@ -16,9 +16,13 @@ from pyhostdev.conf.libvirt_release import RELEASES
 from pyhostdev.conf.os_conf import IOMMUFDDef
 from pyhostdev.qemu.qemu_capabilities import load
 from pyhostdev.qemu.qemu_hotplug import Guest
+from pyhostdev.qemu.qemu_hotplug.connection import MonitorLost
+from pyhostdev.qemu.qemu_hotplug.livestate import DirectoryState
 from pyhostdev.testing import FakeHost, SimulatedConnection
 from pyhostdev.testing.qemudescriptors import NamedDescriptors
 from pyhostdev.testing.qemuslots import QMPRefusal
+from pyhostdev.testing.qemuvfio import HostSide
+from pyhostdev.util.statedir import StateDir
 
 R12_8 = RELEASES[-1]
 TREE = Path(__file__).parents[2] / "pyhostdev/testing/hosts/bcm5719.tree"
@@ -182,3 +186,67 @@ def test_qemu_that_dies_while_it_has_nodes(fake: FakeHost) -> None:
     stage.qemu.end()
     HostdevManager(Host(fake.root, writer=fake.kernel)).release("vm1")
     assert TG3 == stage.drivers()
+
+
+def refuse_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel refuse the first function that QEMU binds."""
+    count = iter(range(9))
+    real = HostSide.bind
+
+    def bind(side: HostSide, device_id: str, fd: int, iommufd: int) -> str:
+        if next(count) == 0:
+            os.close(fd)
+            raise QMPRefusal(f"error bind device fd={fd} to iommufd={iommufd}: Operation not permitted")
+        return real(side, device_id, fd, iommufd)
+
+    monkeypatch.setattr(HostSide, "bind", bind)
+
+
+def test_an_id_that_qemu_refused_is_not_used_again(fake: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU 11.1 ends itself when it gets another node under the id of a device that it refused."""
+    refuse_the_first(monkeypatch)
+    stage = NodeStage(fake)
+    with pytest.raises(OperationError, match="error bind device"):
+        stage.attach()
+    assert (TG3, {"hostdev1"}) == (stage.drivers(), set(stage.guest.state.spent_ids))
+    stage.attach()
+    assert (VFIO, ["hostdev0", "hostdev2"]) == (stage.drivers(), stage.qemu.ids)
+    stage.detach()
+    assert {"hostdev1"} == set(stage.guest.state.spent_ids)
+    stage.attach()
+    assert ["hostdev0", "hostdev2"] == stage.qemu.ids
+
+
+def test_an_alias_of_the_user_that_qemu_refused_is_refused(fake: FakeHost) -> None:
+    """Nothing is touched, and QEMU runs on."""
+    stage = NodeStage(fake)
+    stage.guest.state.store_spent_ids(["ua-card"])
+    plan = stage.plan()
+    plan.definition.pci_hostdevs()[0].info.alias = "ua-card"
+    before = fake.snapshot()
+    with pytest.raises(ConfigUnsupportedError, match="'ua-card' cannot be used again"):
+        run(stage.guest.attach(plan))
+    assert (before, []) == (fake.snapshot(), stage.told)
+
+
+def test_the_simulated_qemu_ends_as_the_real_one(fake: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen in the lab with QEMU 11.1; the monitor's client sees the end of its connection."""
+    refuse_the_first(monkeypatch)
+    stage = NodeStage(fake)
+    with pytest.raises(OperationError, match="error bind device"):
+        stage.attach()
+    stage.guest.state.store_spent_ids([])
+    with pytest.raises(MonitorLost, match="already saved with a different value"):
+        stage.attach()
+
+
+def test_spent_ids_are_stored_for_the_next_process(tmp_path: Path) -> None:
+    """They stay until they are replaced."""
+    path = str(tmp_path / "run")
+    state = DirectoryState(StateDir(path))
+    assert frozenset() == state.spent_ids
+    state.store_spent_ids(["hostdev2", "hostdev1"])
+    assert {"hostdev1", "hostdev2"} == DirectoryState(StateDir(path)).spent_ids
+    (tmp_path / "run/spent-ids.json").write_text("7")
+    with pytest.raises(OperationError, match=r"spent-ids\.json"):
+        print(state.spent_ids)

@@ -102,7 +102,7 @@ class Guest:
             ConfigError, ConfigUnsupportedError: the unit cannot be plugged; the error has libvirt's number.
         """
         host = self._guest.manager.host
-        return plan_unit(self.definition, plan, self.capabilities, host, self.release)
+        return plan_unit(self.definition, plan, self.capabilities, host, self.release, self.state.spent_ids)
 
     async def attach(self, plan: Plan, *, timeout_s: float = TIMEOUT_S) -> str:
         """

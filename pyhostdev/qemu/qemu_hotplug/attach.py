@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.qemu.qemu_hotplug.devices import PlannedUnit
+    from pyhostdev.qemu.qemu_hotplug.livestate import LiveState
 
 
 async def attach(
@@ -71,12 +72,21 @@ async def commit(guest: RunningGuest, unit: Unit, definition: DomainDef) -> Unit
     """
     try:
         await in_thread(guest.state.save, definition)
+        await in_thread(_keep_refused_ids, guest.state, definition)
         unit = await guest.mark(unit, PLUGGED)
         await in_thread(guest.state.drop_unit, unit.name)
     except HostdevError as err:
         err.rolled_back = False
         raise
     return unit
+
+
+def _keep_refused_ids(state: LiveState, definition: DomainDef) -> None:
+    """Remove the ids of devices that QEMU has from the spent ones: it forgets such a device's node at its end."""
+    spent = state.spent_ids
+    kept = spent - {info.alias for _, info in definition.device_infos()}
+    if kept != spent:
+        state.store_spent_ids(kept)
 
 
 async def _refuse_unready(guest: RunningGuest, plan: Plan, planned: PlannedUnit) -> None:
@@ -147,7 +157,7 @@ async def _plug(guest: RunningGuest, unit: Unit, planned: PlannedUnit, timeout_s
         async with PassedDescriptors(guest, planned) as nodes:  # left before anything is given back
             for properties in planned.arguments:
                 guest.check()
-                await guest.monitor.device_add(await nodes.complete(properties))
+                await nodes.add(properties)
                 staged.append(str(properties["id"]))
     except MonitorLost as err:
         err.rolled_back = False  # QEMU may have the device: unknown until it answers or ends

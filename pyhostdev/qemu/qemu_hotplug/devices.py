@@ -37,7 +37,7 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.record import PREPARED, Plug
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
@@ -89,12 +89,14 @@ def plan_unit(
     capabilities: QEMUCapabilities,
     host: HostFacts,
     release: LibvirtRelease,
+    spent_ids: Collection[str] = (),
 ) -> PlannedUnit:
     """
     Plan the guest's side of a plan that ``Host.plan_attach`` made.
 
     Args:
         live: the running domain, with aliases and addresses.
+        spent_ids: the aliases that QEMU takes no more.
 
     Raises:
         ConfigError, ConfigUnsupportedError: with libvirt's number for the same fault.
@@ -105,7 +107,8 @@ def plan_unit(
     after = live.copy()
     after.hostdevs.extend(hostdevs)
     _refuse_present(live, hostdevs)
-    _choose_aliases(after, hostdevs)
+    _refuse_spent(hostdevs, spent_ids)
+    _choose_aliases(after, hostdevs, spent_ids)
     _place(live, host, hostdevs)
     return PlannedUnit(
         unit_of(plan.requests), tuple(hostdevs), after, tuple(_arguments(after, hostdevs, capabilities, release))
@@ -160,11 +163,24 @@ def _refuse_present(live: DomainDef, hostdevs: Sequence[DomainHostdevDef]) -> No
         aliases.add(hostdev.info.alias)
 
 
-def _choose_aliases(after: DomainDef, hostdevs: Sequence[DomainHostdevDef]) -> None:
+def _refuse_spent(hostdevs: Sequence[DomainHostdevDef], spent_ids: Collection[str]) -> None:
+    """
+    Refuse an alias of the user with which QEMU would end itself.
+
+    Raises:
+        ConfigUnsupportedError: names it.
+    """
+    for hostdev in hostdevs:
+        if hostdev.info.alias in spent_ids:
+            text = f"The alias '{hostdev.info.alias}' cannot be used again while the guest runs: QEMU refused a device"
+            raise ConfigUnsupportedError(f"{text} with it, and would end itself", address=hostdev.pci_address)
+
+
+def _choose_aliases(after: DomainDef, hostdevs: Sequence[DomainHostdevDef], spent_ids: Collection[str]) -> None:
     """Give the new devices the next free aliases; those with ``assigned='no'`` get none."""
     for hostdev in hostdevs:
         if hostdev.info.alias is None and hostdev.assigned is not False:
-            hostdev.info.alias = hostdev_alias(after)
+            hostdev.info.alias = hostdev_alias(after, spent_ids)
 
 
 def _place(live: DomainDef, host: HostFacts, hostdevs: Sequence[DomainHostdevDef]) -> None:

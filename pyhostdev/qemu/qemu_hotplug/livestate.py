@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The state of a running guest: its live definition, the units being plugged, and its original memory limit.
+The state of a running guest: its live definition, the units being plugged, its original memory limit, and spent ids.
 
 ``MemoryState`` is for a program that stores its guest's definition itself; processes share a ``DirectoryState``.
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LIVE_XML = "live.xml"
 MEMLOCK = "memlock.json"
+SPENT_IDS = "spent-ids.json"
 XML_MAX = 1 << 20
 _UNIT_FILE = re.compile(r"unit-([0-9a-f:.]{10,20})\.xml")
 
@@ -58,6 +59,13 @@ class LiveState(Protocol):
     def store_memlock(self, limit: MemoryLimit | None) -> None:
         """Store that limit; None removes it."""
 
+    @property
+    def spent_ids(self) -> frozenset[str]:
+        """The ids of devices that QEMU got with a node and may have refused: it takes none of them again."""
+
+    def store_spent_ids(self, ids: Iterable[str]) -> None:
+        """Replace these ids."""
+
 
 class MemoryState:
     """Keeps the state in this process."""
@@ -66,6 +74,7 @@ class MemoryState:
         self._dom = dom
         self._units: dict[str, list[DomainHostdevDef]] = {}
         self._memlock: MemoryLimit | None = None
+        self.spent_ids: frozenset[str] = frozenset()
 
     def load(self) -> DomainDef:
         """Return a copy of the live definition."""
@@ -99,6 +108,10 @@ class MemoryState:
     def store_memlock(self, limit: MemoryLimit | None) -> None:
         """Store that limit; None removes it."""
         self._memlock = limit
+
+    def store_spent_ids(self, ids: Iterable[str]) -> None:
+        """Replace the ids that QEMU takes no more."""
+        self.spent_ids = frozenset(ids)
 
 
 class DirectoryState:
@@ -155,6 +168,20 @@ class DirectoryState:
             self.directory.remove(MEMLOCK)
         else:
             self.directory.replace(MEMLOCK, json.dumps(list(limit)).encode())
+
+    @property
+    def spent_ids(self) -> frozenset[str]:
+        """The ids that QEMU takes no more."""
+        if SPENT_IDS not in self.directory.names():
+            return frozenset()
+        try:
+            return frozenset(map(str, json.loads(self._read(SPENT_IDS))))
+        except (ValueError, TypeError) as err:
+            raise OperationError(f"The file '{SPENT_IDS}' of the guest is malformed") from err
+
+    def store_spent_ids(self, ids: Iterable[str]) -> None:
+        """Replace these ids."""
+        self.directory.replace(SPENT_IDS, json.dumps(sorted(ids)).encode())
 
     def _read(self, name: str) -> bytes:
         try:

@@ -70,12 +70,24 @@ class PassedDescriptors:
     ) -> None:
         await self._close()
 
-    async def complete(self, properties: dict[str, Any]) -> dict[str, Any]:
-        """Hand over what a device needs, and return its properties with the name of its node."""
-        address = self._addresses.get(str(properties["id"]))
+    async def add(self, properties: dict[str, Any]) -> None:
+        """
+        Add a device, after its node was handed over.
+
+        QEMU remembers the node under the device's id even if it refuses the device, and ends itself when it gets
+        another node under that id. So the id is recorded first, and not used again; ``commit`` removes the record.
+
+        Source: cpr_get_fd_param, cpr_resave_fd (migration/cpr.c, QEMU 10.1 and later)
+        """
+        device_id = str(properties["id"])
+        address = self._addresses.get(device_id)
         if address is None or self._open is None:
-            return properties
-        return {**properties, "fd": await self._pass(node_name(str(properties["id"])), self._open.fd(address))}
+            await self._monitor.device_add(properties)
+            return
+        state = self._guest.state
+        fd = await self._pass(node_name(device_id), self._open.fd(address))
+        await in_thread(lambda: state.store_spent_ids(state.spent_ids | {device_id}))
+        await self._monitor.device_add({**properties, "fd": fd})
 
     async def _pass(self, name: str, fd: int) -> str:
         self._names.append(name)

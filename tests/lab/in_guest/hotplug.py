@@ -378,7 +378,17 @@ def staged_in_a_deaf_guest() -> None:
     check_home()
 
 
-STEPS = [deaf_guest, staged_in_a_deaf_guest, i440fx, q35_acpi, q35_native]
+def refused_and_repeated() -> None:
+    """QEMU refuses the card, because a sibling is on its host driver; the same command succeeds afterwards."""
+    with running_guest("again", "firmware"):
+        sibling_comes_back("again", "")
+        plug("again")
+        check(TAKEN, drivers(NIC), "all four functions are on vfio-pci")
+        check(True, is_running("again"), "the guest runs")
+    check_home()
+
+
+STEPS = [deaf_guest, staged_in_a_deaf_guest, refused_and_repeated, i440fx, q35_acpi, q35_native]
 
 
 if __name__ == "__main__":

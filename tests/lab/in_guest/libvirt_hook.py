@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import onegroup
 from labhost import (
     NIC,
     NIC_DRIVER,
@@ -85,7 +86,22 @@ def running(path: Path) -> Iterator[None]:
         yield
     finally:
         asked("destroy", GUEST)
-        wait_for(lambda: drivers(NIC) == HOME, "all four functions are on their host driver")
+        try:
+            wait_for(lambda: drivers(NIC) == HOME, "all four functions are on their host driver")
+        except AssertionError:
+            say(f"    {drivers(NIC)}")
+            say(LOG.read_text())
+            raise
+
+
+def forget() -> None:
+    """
+    Let libvirtd forget what it once gave to a guest as managed='no': it takes that for detached by its user.
+
+    It would not give such a function back after a guest with managed='yes', although the hook had done so before.
+    """
+    DAEMON.stop()
+    DAEMON.start()
 
 
 def owned() -> dict[str, str]:
@@ -126,6 +142,7 @@ def unmanaged() -> None:
 
 def managed() -> None:
     """managed='yes': libvirt detaches all four, and the hook only plans."""
+    forget()
     with running(four("yes", "yes")):
         check(VFIO, drivers(NIC)[NIC[0]][0], "the first function is on vfio-pci")
         check({}, owned(), "the hook has recorded nothing")
@@ -134,6 +151,7 @@ def managed() -> None:
 
 def mixed() -> None:
     """Given functions are libvirt's, kept ones the hook's."""
+    forget()
     with running(four("yes", "no")):
         check(dict.fromkeys(KEPT, GUEST), owned(), "the hook has the kept ones")
         check(list(GIVEN), devices_of_qemu(), "QEMU has functions 0 and 3")
@@ -179,9 +197,10 @@ STEPS = [refused, unmanaged, managed, mixed, killed_beside_its_guest, killed_in_
 
 
 def destroy() -> None:
-    """Leave no guest of a failed step."""
+    """Leave no guest of a failed step, and bring the functions home."""
     DAEMON.hold.unlink(missing_ok=True)
     virsh("destroy", GUEST)
+    onegroup.clean_up()
 
 
 if __name__ == "__main__":
