@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import shlex
 import sys
@@ -15,7 +17,7 @@ from pyhostdev.tools.contract import DONE
 from pyhostdev.tools.main import complain, tell_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.util.hostroot import HostRoot
@@ -130,8 +132,9 @@ def _install(args: argparse.Namespace) -> int:
     root = arguments.host_of(args).root
     path, text = root.libvirt_hook(NAME), script(args)
     try:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o755)
+        with _directory(root, mode=0o755) as directory:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(NAME, flags, 0o755, dir_fd=directory)
     except FileExistsError:
         if _read(root, path) != text:
             raise _exists(path, "stays as it is: remove it, or call --uninstall first") from None
@@ -156,10 +159,32 @@ def _uninstall(args: argparse.Namespace) -> int:
     if _MARK not in text.splitlines()[:2]:
         raise _exists(path, "was not written by pyhostdev, and stays as it is")
     try:
-        os.unlink(path)
+        with _directory(root) as directory:
+            os.unlink(NAME, dir_fd=directory)
     except OSError as err:
         raise SysfsError(err.errno or 0, path, "remove the hook") from err
     return DONE
+
+
+@contextlib.contextmanager
+def _directory(root: HostRoot, mode: int | None = None) -> Iterator[int]:
+    """
+    Provide a descriptor of the hooks' directory: libvirt runs what is there as root.
+
+    Raises:
+        OperationError: another user could exchange it, or a link leads out of a directory in the place of /.
+        OSError: the system refuses.
+    """
+    from pyhostdev.util.securedir import open_directory
+
+    path = os.path.dirname(root.libvirt_hook(NAME))
+    fd = open_directory(path, below=None if root.is_live else root.path, mode=mode)
+    if fd is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _read(root: HostRoot, path: str) -> str | None:

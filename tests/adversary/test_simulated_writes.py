@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,26 @@ def run(verb: str, tree: Path) -> int:
 
 def there_and_back(tree: Path) -> list[int]:
     return [run(verb, tree) for verb in ("prepare", "release")]
+
+
+@pytest.mark.parametrize("link", ["etc", "etc/libvirt", "etc/libvirt/hooks", "etc/libvirt/hooks/qemu.d"])
+@pytest.mark.parametrize("action", ["--install", "--uninstall"])
+def test_hook_is_not_written_or_removed_outside(tree: Path, outside: Path, action: str, link: str) -> None:
+    """The live host's libvirt would run it as root; a link in the place of any directory of its path is refused."""
+    theirs = outside.joinpath(*Path("etc/libvirt/hooks/qemu.d").parts[link.count("/") + 1 :])
+    theirs.mkdir(parents=True, exist_ok=True)
+    if action == "--uninstall":
+        assert 0 == main.main(["hook", "--install", "--root", str(tree), "--simulate"])
+        shutil.move(tree / "etc/libvirt/hooks/qemu.d/50-pyhostdev", theirs)
+        shutil.rmtree(tree / "etc/libvirt")
+    before = snapshot_tree(str(outside))
+    place = tree / link
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        shutil.rmtree(place)
+    place.symlink_to(outside)
+    main.main(["hook", action, "--root", str(tree), "--simulate"])
+    assert before == snapshot_tree(str(outside))
 
 
 @pytest.mark.parametrize("name", ["fakehost.state.", "fakehost."])

@@ -49,6 +49,7 @@ VERBS = {
     "plan": ("plan", SEED),
     "plan-json": ("plan", SEED, "--json"),
     "status": ("status",),
+    "topology": ("topology",),
     "validate": ("validate", SEED),
 }
 
@@ -174,6 +175,15 @@ def _upwards(path: Path, secret: Path, chance: random.Random) -> None:
     path.symlink_to(chance.choice(("..", ".", "/", "../..")))
 
 
+def _sibling(path: Path, secret: Path, chance: random.Random) -> None:
+    """A link from one function to another, as to a PF, or to a driver that is a function."""
+    path.symlink_to(f"../0001:09:00.{chance.randrange(4)}")
+
+
+def _deep_json(path: Path, secret: Path, chance: random.Random) -> None:
+    path.write_bytes(b"[" * 60_000)
+
+
 def _giant(path: Path, secret: Path, chance: random.Random) -> None:
     """A file of holes, larger than any memory."""
     path.touch()
@@ -216,7 +226,7 @@ KINDS: dict[str, Kind] = {
     function.__name__.strip("_"): function
     for function in (
         _fifo, _socket, _device, _zero, _loop, _secret_file, _secret_directory, _climb, _climb_to_directory, _upwards,
-        _giant, _many_lines, _noise, _escapes, _link_to_escapes, _directory, _names, _nothing,
+        _sibling, _deep_json, _giant, _many_lines, _noise, _escapes, _link_to_escapes, _directory, _names, _nothing,
     )
 }  # fmt: skip
 

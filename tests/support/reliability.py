@@ -283,6 +283,22 @@ ROWS = (
             "test_snapshotfile.py::test_headers_are_bounded",
         ),
     ),
+    Row(
+        "F49",
+        "A directory in the place of / names processes, sockets, guests or hooks of the live host",
+        "recover, the verbs of hot-plug and hook reach none of them",
+        (
+            "test_odd_records.py::test_records_of_another_root_reach_no_process_and_no_file",
+            "test_odd_records.py::test_guests_of_another_root_are_not_those_of_the_live_host",
+            "test_simulated_writes.py::test_hook_is_not_written_or_removed_outside",
+        ),
+    ),
+    Row(
+        "F50",
+        "One record of a program, an interface or a function is odd",
+        "it is set aside or reported; the others are recovered",
+        ("test_odd_records.py::test_odd_record", "test_odd_records.py::test_record_that_is_not_a_file"),
+    ),
 )
 
 HEAD = """\
@@ -317,14 +333,18 @@ class _Writer:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             for mark in item.iter_markers("fault"):
-                self.marked.setdefault(item.nodeid, set()).update(mark.args)
+                item.user_properties += [("fault", fault) for fault in mark.args]  # the report carries them to us
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        faults = {str(value) for name, value in report.user_properties if name == "fault"}
+        self.marked.setdefault(report.nodeid, set()).update(faults)
         if report.when == "call" or report.outcome != "passed":
             worst = self.outcomes.get(report.nodeid)
             self.outcomes[report.nodeid] = worst if worst == "failed" else report.outcome
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workerinput"):  # a process of pytest-xdist
+            return
         with open(self.path, "w", encoding="utf-8") as stream:
             stream.write(HEAD + "".join(self._line(row) for row in ROWS))
 

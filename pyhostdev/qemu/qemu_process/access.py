@@ -79,6 +79,8 @@ def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
             mode = READ if filesystem.readonly else WRITE
             yield NeededFile(f"the directory of '{filesystem.target}'", filesystem.source_dir, mode, filesystem.line)
     yield from _device_files(dom, root)
+    yield from _memory_files(dom)
+    yield from _content_files(dom)
     yield from _daemon_files(dom)
     yield from _passt_files(dom)
     if dom.vsock is not None:
@@ -99,18 +101,20 @@ def _boot_files(dom: DomainDef) -> Iterator[NeededFile]:
         ("the initial ramdisk", dom.os.initrd, READ),
         ("the device tree", dom.os.dtb, READ),
         ("the firmware", dom.os.loader, loader_mode),
-        _variables(dom.os),
+        *_variables(dom.os),
         *(("the ACPI table", table.path, READ) for table in dom.os.acpi_tables),
     ):
         if path:
             yield NeededFile(what, path, mode, dom.os.line)
 
 
-def _variables(os_: Any) -> tuple[str, str | None, int]:
-    """Return the store of the firmware's variables, or its template if the store must be created."""
-    if os_.nvram and os_.nvram_template and not os.path.lexists(os_.nvram):
-        return "the template of the firmware's variables", os_.nvram_template, READ
-    return "the firmware's variables", os_.nvram, WRITE
+def _variables(os_: Any) -> Iterator[tuple[str, str | None, int]]:
+    """Yield the store of the firmware's variables, or its template if the store must be created."""
+    is_to_be_made = os_.nvram and os_.nvram_template and os.path.isabs(os_.nvram) and not os.path.lexists(os_.nvram)
+    if not is_to_be_made:
+        yield "the firmware's variables", os_.nvram, WRITE
+    if os_.nvram and os_.nvram_template and (is_to_be_made or not os.path.isabs(os_.nvram_template)):
+        yield "the template of the firmware's variables", os_.nvram_template, READ
 
 
 def _daemon_files(dom: DomainDef) -> Iterator[NeededFile]:
@@ -118,6 +122,12 @@ def _daemon_files(dom: DomainDef) -> Iterator[NeededFile]:
     for tpm in dom.tpms:
         if tpm.backend_type == "emulator":
             yield NeededFile("the emulator of <tpm>", swtpm_program(), RUN, tpm.line)
+            if (
+                tpm.backend_source is not None
+                and tpm.backend_source.path
+                and not os.path.isabs(tpm.backend_source.path)
+            ):
+                yield NeededFile("the state of <tpm>", tpm.backend_source.path, WRITE, tpm.line)  # swtpm makes it
         elif tpm.backend_type == "passthrough":
             yield NeededFile("the node of <tpm>", tpm.device_path or DEFAULT_DEVICE, WRITE, tpm.line)
         elif tpm.backend_source is not None and tpm.backend_source.path:
@@ -144,13 +154,33 @@ def _disk_files(disk: Any) -> Iterator[NeededFile]:
         return
     path = {"file": source.file, "block": source.dev}.get(disk.type)
     what = f"disk '{disk.target}'"
+    if disk.type == "vhostuser" and source.path:
+        yield NeededFile(f"the server of {what}", source.path, os.W_OK, disk.line)
     if path:
         mode = READ if disk.readonly or disk.device == "cdrom" else WRITE
         is_optional = source.startup_policy == "optional"
         yield NeededFile(what, path, mode, disk.line, is_device=disk.type == "block", is_optional=is_optional)
+    yield from _server_sockets(source, what, disk.line)
+    yield from _backing_files(disk, what)
+
+
+def _server_sockets(source: Any, what: str, line: int | None) -> Iterator[NeededFile]:
     for host in source.hosts:
         if host.transport == "unix" and host.socket:
-            yield NeededFile(f"the server of {what}", host.socket, os.W_OK, disk.line)
+            yield NeededFile(f"the server of {what}", host.socket, os.W_OK, line)
+
+
+def _backing_files(disk: Any, what: str) -> Iterator[NeededFile]:
+    """Yield the images below the first one that the definition names."""
+    below, what = disk.backing_store, f"the backing store of {what}"
+    while below is not None and below.type is not None:
+        source = below.source
+        path = {"file": source.file, "block": source.dev}.get(below.type) if source is not None else None
+        if path:
+            yield NeededFile(what, path, READ, disk.line, is_device=below.type == "block")
+        if source is not None:
+            yield from _server_sockets(source, what, disk.line)
+        below = below.backing_store
 
 
 def _device_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
@@ -172,6 +202,33 @@ def _device_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
         if socket is not None:
             what = f"the socket of <graphics type='{graphics.type}'>"
             yield NeededFile(what, socket, os.W_OK, graphics.line, making="always")
+
+
+def _memory_files(dom: DomainDef) -> Iterator[NeededFile]:
+    """Yield the files that QEMU maps; it creates a missing one."""
+    for module in dom.memories:
+        if module.source_path:
+            mode, making = (READ, None) if module.target_readonly else (WRITE, "absent")
+            yield NeededFile(f"a <memory model='{module.model}'>", module.source_path, mode, module.line, making)
+    if dom.pstore is not None and dom.pstore.path:
+        yield NeededFile("the <pstore>", dom.pstore.path, WRITE, dom.pstore.line, making="absent")
+    for shmem in dom.shmems:
+        if shmem.server_path:
+            yield NeededFile("the server of a <shmem>", shmem.server_path, os.W_OK, shmem.line)
+
+
+def _content_files(dom: DomainDef) -> Iterator[NeededFile]:
+    """Yield the files that QEMU shows to the guest's firmware, or plays to."""
+    for info in dom.sysinfos:
+        for entry in info.entries if info.type == "fwcfg" else []:
+            if entry.file:
+                yield NeededFile("an <entry> of <sysinfo>", entry.file, READ, dom.line)
+    for audio in dom.audios:
+        if audio.type == "file" and audio.path:
+            yield NeededFile("the file of an <audio>", audio.path, WRITE, audio.line, making="absent")
+        for side in (audio.input, audio.output) if audio.type == "oss" else ():
+            if side is not None and side.dev:
+                yield NeededFile("the node of an <audio>", side.dev, WRITE, audio.line)
 
 
 def graphics_socket(graphics: Any) -> str | None:
@@ -212,7 +269,10 @@ def _chardev_files(device: Any, source: Any) -> Iterator[NeededFile]:
 
 
 def _interface_files(net: Any) -> Iterator[NeededFile]:
-    """Yield the sockets and nodes of an interface that has no tap."""
+    """Yield the nodes of an interface's tap that the definition names, and the sockets and nodes of one without."""
+    for node in (net.backend_tap, net.backend_vhost):
+        if node:
+            yield NeededFile("the tap of an <interface>", node, WRITE, net.line, is_handed_over=True)
     if net.source is None or net.backend_type == "passt":
         return
     if net.type == "vdpa":
