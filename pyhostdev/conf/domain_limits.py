@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Limits on the requests of a definition, so that a small document cannot keep a program busy for minutes.
+Limits on a definition's name, and on its requests: a small document must not keep a program busy for minutes.
 
 Numbers in the XML create controllers, threads and ports. libvirt trusts the author of a domain; a program that reads
 untrusted definitions cannot. Each limit is far above what a guest can have.
@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import DriveAddress, VirtioSerialAddress
-from pyhostdev.errors import ConfigUnsupportedError
+from pyhostdev.errors import ConfigUnsupportedError, XMLError
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,17 @@ NUMA_CELLS_MAX = 1024  # QEMU itself supports 128 (MAX_NODES of its sysemu/numa.
 IOTHREADS_MAX = 1024  # one object of QEMU each
 USB_PORTS_MAX = 15  # XHCI has room for 15 ports of each kind (QEMU's hw/usb/hcd-xhci.h)
 SERIAL_PORTS_MAX = 511  # of a virtio-serial controller, whose queues are numbered up to 1024 (QEMU's virtio.h)
+
+
+def name_errors(dom: DomainFields) -> Iterator[XMLError]:
+    """
+    Yield an error if the name is not a valid file name, or contains line breaks: it names files and records.
+
+    Mirrors: virDomainDefPostParse for the slash, qemuDomainDefineXMLFlags for the line break
+    """
+    for character, what in (("/", "a slash"), ("\n", "a line break")):
+        if character in (dom.name or ""):
+            yield XMLError(f"The name '{shown(dom.name)}' has {what}", line=dom.line)
 
 
 def refuse_too_large(dom: DomainFields) -> None:

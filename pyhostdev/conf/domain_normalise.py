@@ -11,6 +11,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.disk_conf import DomainDiskDef
+from pyhostdev.conf.domain_limits import name_errors
 from pyhostdev.conf.graphics_postparse import fill_graphics
 from pyhostdev.conf.os_conf import ClockDef, SizeDef
 from pyhostdev.conf.tuning_postparse import normalise_tuning
@@ -20,8 +21,6 @@ from pyhostdev.util.viruuid import normal_uuid
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pyhostdev.conf.cpu_conf import FeaturesDef
     from pyhostdev.conf.domain_fields import DomainFields
 
@@ -57,17 +56,6 @@ def normalise(dom: DomainFields) -> None:
 def _uuid_of_name(name: str) -> str:
     """Return a UUID derived from a name: the same name gives the same UUID."""
     return str(uuid.uuid5(_NAMESPACE, name))
-
-
-def name_errors(dom: DomainFields) -> Iterator[XMLError]:
-    """
-    Yield an error if the name is not a valid file name, or contains line breaks: it names files and records.
-
-    Mirrors: virDomainDefPostParse for the slash, qemuDomainDefineXMLFlags for the line break
-    """
-    for character, what in (("/", "a slash"), ("\n", "a line break")):
-        if character in (dom.name or ""):
-            yield XMLError(f"The name '{shown(dom.name)}' has {what}", line=dom.line)
 
 
 def _sysinfo_uuid(dom: DomainFields) -> str | None:

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pyhostdev.conf.device_conf import UnassignedAddress, is_user_alias
 from pyhostdev.conf.device_validate import device_errors
-from pyhostdev.conf.domain_normalise import name_errors
-from pyhostdev.conf.domain_schema import validate_schema
+from pyhostdev.conf.domain_limits import name_errors
 from pyhostdev.conf.hostdev_conf import MdevSource, PCISource, SCSIHostSource, SCSISource, USBSource
 from pyhostdev.conf.hostfacts import is_multifunction
 from pyhostdev.conf.peripheral_validate import RULES as PERIPHERAL_RULES
-from pyhostdev.conf.pin_conf import read_pins
 from pyhostdev.conf.tuning_validate import tuning_errors
 from pyhostdev.conf.unknown_words import unknown_words
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, ConfigError, ConfigUnsupportedError, XMLError, raise_all
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.conf.xml.xmldef import ElementDef
-
-__all__ = ["validate_all", "validate_domain", "validate_schema"]
 
 USHORT_MAX = 0xFFFF  # of the firmware's timeouts in milliseconds
 
@@ -91,6 +87,10 @@ def validate_all(
 
 def pin_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Yield the error of invalid pins in the metadata, which libvirt does not read."""
+    if dom.metadata is None:
+        return
+    from pyhostdev.conf.pin_conf import read_pins  # few domains have metadata
+
     try:
         read_pins(dom)
     except XMLError as err:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.vcpu_conf import IOThreadDef
-from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
 
 if TYPE_CHECKING:
@@ -196,8 +195,3 @@ def _normalise_clock(clock: ClockDef) -> None:
         clock.basis, clock.offset = clock.offset, "variable"
     if clock.offset == "variable":
         clock.adjustment, clock.basis = str(int(clock.adjustment or 0)), clock.basis or "utc"
-
-
-def cpus_of(cell: NumaCell) -> set[int]:
-    """Return the numbers of a cell's virtual CPUs."""
-    return set(nodes_of(cell.cpus)) if cell.cpus else set()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.tuning_postparse import cpus_of
 from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import (
     VIR_ERR_XML_DETAIL,
@@ -62,7 +61,7 @@ def _cell_errors(dom: DomainFields) -> Errors:
     cells = dom.cpu.cells if dom.cpu is not None else []
     cell_of: dict[int, NumaCell] = {}
     for cell in cells:
-        cpus = cpus_of(cell)
+        cpus = _cpus_of(cell)
         shared = min(cpus & cell_of.keys(), default=None)
         if shared is not None:
             text = f"NUMA cells {cell_of[shared].id} and {cell.id} share virtual CPUs"
@@ -123,3 +122,8 @@ _RULES: tuple[Callable[[DomainFields], Errors], ...] = (
     _cputune_errors,
     _iothread_errors,
 )
+
+
+def _cpus_of(cell: NumaCell) -> set[int]:
+    """Return the numbers of a cell's virtual CPUs."""
+    return set(nodes_of(cell.cpus)) if cell.cpus else set()

@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import SysfsError
-from pyhostdev.util import virpci
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.statedir import StateDir
-from pyhostdev.util.vfiodriver import read_kernel_release
 from pyhostdev.util.virfile import is_directory, read_lines, read_status
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.hostdev_status import Status
+    from pyhostdev.util import virpci
     from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.journal import Record
     from pyhostdev.util.sysfs_writer import SysfsWriter
@@ -106,7 +105,9 @@ class Host:
         Raises:
             InvalidAddressError: the text is not a PCI address; this applies to every method that takes an address.
         """
-        return virpci.read_pci_device(self.root, PCIDeviceAddress.of(address))
+        from pyhostdev.util.virpci import read_pci_device  # a program that lists records reads no device
+
+        return read_pci_device(self.root, PCIDeviceAddress.of(address))
 
     def node_device(self, address: PCIDeviceAddress | str) -> NodeDeviceDef | None:
         """
@@ -148,6 +149,8 @@ class Host:
         Raises:
             SysfsError: the list of modules exists but cannot be read.
         """
+        from pyhostdev.util.vfiodriver import read_kernel_release
+
         release = read_kernel_release(self.root)
         if release is None:
             return None

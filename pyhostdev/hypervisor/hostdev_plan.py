@@ -7,7 +7,6 @@ Making a plan reads the host and writes nothing; a manager makes it again before
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -233,6 +232,11 @@ class Plan:
         found += (finding for finding in self.start_findings or () if finding.severity == ERROR)
         return tuple(finding._replace(severity=ERROR) for finding in found if told.isdisjoint(_facts(finding)))
 
+    def _copy(self) -> Plan:
+        plan = Plan.__new__(Plan)
+        plan.__dict__.update(self.__dict__)
+        return plan
+
     def with_start_findings(self, found: Sequence[Finding]) -> Plan:
         """
         Return the plan with the findings of ``start``.
@@ -244,7 +248,7 @@ class Plan:
         told = {key for finding in self.findings for key in _facts(finding)}
         new = [finding for finding in found if told.isdisjoint(_facts(finding))]
         notes = [f if f.reason == AROUND_PLAN else f._replace(severity=NOTE) for f in new]
-        plan = copy.copy(self)
+        plan = self._copy()
         plan.findings, plan.start_findings = (*self.findings, *notes), tuple(found)
         return plan
 
@@ -254,13 +258,13 @@ class Plan:
 
         The plan itself only knows the addresses in the definition; a hypervisor driver chooses the others.
         """
-        plan = copy.copy(self)
+        plan = self._copy()
         plan.guest_addresses = dict(addresses)
         return plan
 
     def with_nodes(self, nodes: Mapping[PCIDeviceAddress, Sequence[str]]) -> Plan:
         """Return the plan with the nodes that the hypervisor opens for each assigned function."""
-        plan = copy.copy(self)
+        plan = self._copy()
         plan.nodes = dict(nodes)
         return plan
 
@@ -277,7 +281,7 @@ class Plan:
             drivers: each module that was loaded, with its driver.
         """
         named = {r.address: r.with_driver(drivers[r.module]) for r in self.requests if r.module is not None}
-        plan = copy.copy(self)
+        plan = self._copy()
         plan.requests = tuple(named.get(request.address, request) for request in self.requests)
         plan.steps = tuple(
             step._replace(after=named[step.address].stub) if step.action == "detach" and step.address in named else step
@@ -287,7 +291,7 @@ class Plan:
 
     def with_plugs(self, plugs: Mapping[PCIDeviceAddress, Plug]) -> Plan:
         """Return the plan with the record data of functions that will be plugged into a running guest."""
-        plan = copy.copy(self)
+        plan = self._copy()
         plan.plugs = dict(plugs)
         return plan
 

@@ -71,7 +71,7 @@ def named_domain(args: argparse.Namespace, host: Host) -> DomainDef:
         DeviceMissingError, InvalidAddressError: a selector names no function, or several.
     """
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.domain_normalise import name_errors
+    from pyhostdev.conf.domain_limits import name_errors
 
     definition = DomainDef(name=args.owner, hostdevs=named_hostdevs(args.devices, host))
     definition.hostdevs += named_hostdevs(args.keep, host, kept=True)

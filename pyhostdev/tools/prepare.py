@@ -53,6 +53,8 @@ def _with_pool_functions(definition: DomainDef, host: Host) -> DomainDef:
     Raises:
         RefusedError: a pool has no function for an interface.
     """
+    if not definition.interfaces:
+        return definition
     from pyhostdev.hypervisor.network_pool import pool_notes, pool_obstacles, with_pool_functions
 
     definition = with_pool_functions(definition, host)

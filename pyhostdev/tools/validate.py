@@ -76,7 +76,7 @@ def _notes(definition: DomainDef) -> list[Finding]:
 
 def _sentences(data: bytes, errors: list[ConfigError]) -> list[tuple[int | None, str]]:
     """Return every error once with its line; if a rule and the schema report the same line, keep the clearer rule."""
-    from pyhostdev.conf.domain_validate import validate_schema
+    from pyhostdev.conf.domain_schema import validate_schema
 
     lines = {err.line for err in errors}
     found: list[tuple[int | None, str]] = [(err.line, err.with_reason) for err in errors]
