@@ -25,7 +25,7 @@ from pyhostdev.conf.xml.xmlcodec import (
     yes_no,
 )
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, content, elements, flag, opaque, optional_element
+from pyhostdev.conf.xml.xmlfield import attribute, content, elements, flag, ignored, opaque, optional_element
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.util.virxml import shown, source_line
 
@@ -268,7 +268,7 @@ class FeaturesDef(ElementDef):
     kvm = optional_element("kvm", KVMFeatures)
     pvspinlock = flag("pvspinlock")
     pvspinlock_state = attribute("pvspinlock/@state", on_off)
-    capabilities = opaque("capabilities")
+    capabilities = ignored("capabilities")  # of containers
     pmu = flag("pmu")
     pmu_state = attribute("pmu/@state", on_off)
     vmport = flag("vmport")
@@ -289,7 +289,7 @@ class FeaturesDef(ElementDef):
     nested_hv = attribute("nested-hv/@state", on_off)
     msrs_unknown = attribute("msrs/@unknown", enum("ignore", "fault"))
     ccf_assist = attribute("ccf-assist/@state", on_off)
-    xen = opaque("xen")
+    xen = opaque("xen", for_host=True)
     cfpc = attribute("cfpc/@value", enum("broken", "workaround", "fixed"))
     sbbc = attribute("sbbc/@value", enum("broken", "workaround", "fixed"))
     ibs = attribute("ibs/@value", enum("broken", "workaround", "fixed-ibs", "fixed-ccd", "fixed-na"))
