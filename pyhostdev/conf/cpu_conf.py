@@ -15,6 +15,7 @@ from pyhostdev.conf.xml.xmlcodec import (
     cpuset,
     enum,
     name_text,
+    nodes_of,
     number,
     number_any_base,
     on_off,
@@ -25,7 +26,7 @@ from pyhostdev.conf.xml.xmlcodec import (
     yes_no,
 )
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, content, elements, flag, opaque, optional_element
+from pyhostdev.conf.xml.xmlfield import attribute, content, elements, flag, ignored, opaque, optional_element
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.util.virxml import shown, source_line
 
@@ -80,6 +81,11 @@ class NumaCell(ElementDef):
     def memory_kib(self) -> int:
         """The cell's memory in KiB, rounded up."""
         return -(-(self.memory or 0) * unit_factor(self.unit) // 1024)
+
+    @property
+    def cpu_numbers(self) -> set[int]:
+        """The numbers of the cell's virtual CPUs."""
+        return set(nodes_of(self.cpus or ""))
 
 
 class CPUDef(ElementDef):
@@ -268,7 +274,7 @@ class FeaturesDef(ElementDef):
     kvm = optional_element("kvm", KVMFeatures)
     pvspinlock = flag("pvspinlock")
     pvspinlock_state = attribute("pvspinlock/@state", on_off)
-    capabilities = opaque("capabilities")
+    capabilities = ignored("capabilities")  # of containers
     pmu = flag("pmu")
     pmu_state = attribute("pmu/@state", on_off)
     vmport = flag("vmport")
@@ -289,7 +295,7 @@ class FeaturesDef(ElementDef):
     nested_hv = attribute("nested-hv/@state", on_off)
     msrs_unknown = attribute("msrs/@unknown", enum("ignore", "fault"))
     ccf_assist = attribute("ccf-assist/@state", on_off)
-    xen = opaque("xen")
+    xen = opaque("xen", for_host=True)
     cfpc = attribute("cfpc/@value", enum("broken", "workaround", "fixed"))
     sbbc = attribute("sbbc/@value", enum("broken", "workaround", "fixed"))
     ibs = attribute("ibs/@value", enum("broken", "workaround", "fixed-ibs", "fixed-ccd", "fixed-na"))

@@ -10,9 +10,11 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.cpu_conf import HypervFeatures
 from pyhostdev.conf.disk_conf import DomainDiskDef
 from pyhostdev.conf.domain_limits import name_errors
 from pyhostdev.conf.graphics_postparse import fill_graphics
+from pyhostdev.conf.idle_words import drop_idle_words
 from pyhostdev.conf.os_conf import ClockDef, SizeDef
 from pyhostdev.conf.tuning_postparse import normalise_tuning
 from pyhostdev.conf.xml.xmlcodec import unit_factor
@@ -40,6 +42,7 @@ def normalise(dom: DomainFields) -> None:
         dom.genid = _uuid_of_name(f"{dom.uuid} genid")
     raise_all(list(name_errors(dom)))
     _normalise_features(dom.features)
+    drop_idle_words(dom)
     dom.clock = dom.clock or ClockDef()
     dom.on_poweroff = dom.on_poweroff or "destroy"
     dom.on_reboot = dom.on_reboot or "restart"
@@ -103,6 +106,13 @@ def _normalise_memory(dom: DomainFields) -> None:
         if disk.metadata_cache is not None:
             disk.metadata_cache *= unit_factor(disk.metadata_cache_unit or "bytes")
             disk.metadata_cache_unit = "bytes"
+    for module in dom.memories:
+        for name in ("block", "requested"):
+            amount = getattr(module, f"target_{name}")
+            if amount is not None:
+                factor = unit_factor(getattr(module, f"target_{name}_unit"))
+                setattr(module, f"target_{name}", -(-amount * factor // 1024))
+                setattr(module, f"target_{name}_unit", "KiB")
     for page in dom.memory_backing.pages:
         if page.size is not None:
             page.size, page.unit = -(-page.size * unit_factor(page.unit) // 1024), "KiB"
@@ -122,6 +132,11 @@ def _normalise_features(features: FeaturesDef) -> None:
             setattr(features, f"{name}_state", True)
     if features.hyperv is not None:
         features.hyperv.mode = features.hyperv.mode or "custom"
+        if features.hyperv.mode != "custom":
+            features.hyperv = HypervFeatures(mode=features.hyperv.mode)
+    if features.tcg_tb_cache is not None:
+        size = features.tcg_tb_cache * unit_factor(features.tcg_tb_cache_unit)
+        features.tcg_tb_cache, features.tcg_tb_cache_unit = -(-size // 1024), "KiB"
     if features.hpt_maxpagesize is not None:
         size = features.hpt_maxpagesize * unit_factor(features.hpt_maxpagesize_unit)
         features.hpt_maxpagesize, features.hpt_maxpagesize_unit = -(-size // 1024), "KiB"

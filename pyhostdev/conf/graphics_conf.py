@@ -172,8 +172,8 @@ class DomainSoundDef(ElementDef):
     streams = attribute("streams", number, since="virtio-sound")
     codecs = elements("codec", SoundCodec)
     audio_id = attribute("audio/@id", positive)
-    virtio = inline(VirtioOptions)
     info = inline(DeviceInfo)
+    virtio = inline(VirtioOptions)
 
 
 class AudioSide(ElementDef):

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pyhostdev.conf.graphics_conf import DomainGraphicsDef
 
 
+_WITH_GL = ("spice", "sdl", "egl-headless", "dbus")
+
+
 def fill_graphics(graphics: DomainGraphicsDef) -> None:
     """
     Fill in the defaults of one <graphics>.
@@ -25,6 +28,11 @@ def fill_graphics(graphics: DomainGraphicsDef) -> None:
     """
     if graphics.type in ("vnc", "spice", "rdp"):
         _fill_listens(graphics)
+    else:
+        graphics.listens = []
+    if graphics.type not in _WITH_GL:
+        graphics.gl_enable = graphics.gl_rendernode = None
+    graphics.channels = [channel for channel in graphics.channels if channel.mode != "any"]
     if graphics.type == "vnc":
         _fill_vnc(graphics)
     elif graphics.type == "spice":
@@ -60,7 +68,7 @@ def _listen_of(graphics: DomainGraphicsDef) -> GraphicsListen:
 
 
 def _fill_vnc(graphics: DomainGraphicsDef) -> None:
-    if graphics.listens[0].type == "socket":
+    if graphics.listens[0].type in ("socket", "none"):
         graphics.port = graphics.autoport = None
         return
     if graphics.port == -1 or graphics.port is None:

@@ -139,6 +139,8 @@ class OSDef(ElementDef):
     nvram_type = attribute("nvram/@type")
     nvram_format = attribute("nvram/@format", enum("raw", "qcow2"), since="firmware-format")
     nvram_template_format = attribute("nvram/@templateFormat", enum("raw", "qcow2"), since="firmware-format")
+    varstore_template = attribute("varstore/@template", since="firmware-varstore")
+    varstore_path = attribute("varstore/@path", since="firmware-varstore")
     nvram_source: OptionalElement[StorageSource] = optional_element("nvram/source", "disk_conf.StorageSource")
     kernel = content("kernel")
     initrd = content("initrd")

@@ -224,9 +224,7 @@ def smartcard_number_errors(dom: DomainFields) -> Errors:
 def numa_errors(dom: DomainFields) -> Errors:
     """Mirrors: virDomainDefPostParseNumaCPUs, virDomainNumatuneParseXML"""
     cells = dom.cpu.cells if dom.cpu is not None else []
-    from pyhostdev.conf.tuning_postparse import cpus_of
-
-    if cells and max((max(cpus_of(cell), default=0) for cell in cells), default=0) >= dom.vcpus:
+    if cells and max(max(cell.cpu_numbers, default=0) for cell in cells) >= dom.vcpus:
         yield ConfigUnsupportedError(
             f"A NUMA cell has more virtual CPUs than the {dom.vcpus} of the guest",
             line=cells[0].line,

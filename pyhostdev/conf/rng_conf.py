@@ -11,7 +11,7 @@ from pyhostdev.conf.board_conf import WORD_NUMBERS
 from pyhostdev.conf.chr_conf import ChrSource
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
-from pyhostdev.conf.xml.xmlcodec import enum, number, positive
+from pyhostdev.conf.xml.xmlcodec import enum, number
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, inline, optional_element
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
@@ -39,7 +39,7 @@ class DomainRNGDef(ElementDef):
     tag = "rng"
 
     model = attribute("model", enum(*VIRTIO_MODELS), required=True)
-    rate_bytes = attribute("rate/@bytes", positive)
+    rate_bytes = attribute("rate/@bytes", number)
     rate_period = attribute("rate/@period", number)
     backend = optional_element("backend", RNGBackend)
     virtio = inline(VirtioOptions)

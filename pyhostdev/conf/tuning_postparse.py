@@ -11,12 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.vcpu_conf import IOThreadDef
-from pyhostdev.errors import ConfigUnsupportedError, XMLError
+from pyhostdev.conf.xml.xmlcodec import nodes_of
+from pyhostdev.errors import VIR_ERR_XML_DETAIL, ConfigUnsupportedError, XMLError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyhostdev.conf.cpu_conf import NumaCell
     from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.os_conf import ClockDef
+    from pyhostdev.conf.vcpu_conf import CPUTuneDef
 
 LOCAL_DISTANCE, UNREACHABLE = 10, 255  # ACPI 6.5, 5.2.17 (SLIT)
 
@@ -117,6 +121,44 @@ def _normalise_pins(dom: DomainFields) -> None:
     tune.iothreadpins.sort(key=lambda pin: order[pin.iothread])
     if dom.vcpu_placement == "auto":
         tune.emulatorpin, tune.vcpupins = None, []
+    _normalise_scheds(dom, tune)
+
+
+def _normalise_scheds(dom: DomainFields, tune: CPUTuneDef) -> None:
+    """
+    Write each thread's scheduler on its own.
+
+    Raises:
+        ConfigError: a thread does not exist, or has two schedulers.
+
+    Mirrors: virDomainThreadSchedParseHelper (src/conf/domain_conf.c)
+    """
+    from pyhostdev.conf.vcpu_conf import IOThreadSched, VcpuSched
+
+    vcpus = _by_thread(tune.vcpusched, "vcpus", range(dom.vcpus), "virtual CPU")
+    tune.vcpusched = [
+        VcpuSched(vcpus=str(number), scheduler=said.scheduler, priority=said.priority)
+        for number, said in sorted(vcpus.items())
+    ]
+    numbers = iothread_numbers(dom)
+    threads = _by_thread(tune.iothreadsched, "iothreads", numbers, "I/O thread")
+    tune.iothreadsched = [
+        IOThreadSched(iothreads=str(number), scheduler=said.scheduler, priority=said.priority)
+        for number, said in sorted(threads.items(), key=lambda item: numbers.index(item[0]))
+    ]
+
+
+def _by_thread(scheds: list[Any], name: str, known: Sequence[int], what: str) -> dict[int, Any]:
+    found: dict[int, Any] = {}
+    for sched in scheds:
+        for number in nodes_of(getattr(sched, name)):
+            if number not in known:
+                raise ConfigUnsupportedError(f"There is no {what} {number}", line=sched.line)
+            if number in found:
+                text = f"Two schedulers are for {what} {number}"
+                raise XMLError(text, line=sched.line, libvirt_code=VIR_ERR_XML_DETAIL)
+            found[number] = sched
+    return found
 
 
 def _normalise_numatune(dom: DomainFields) -> None:
@@ -193,5 +235,7 @@ def _normalise_clock(clock: ClockDef) -> None:
     """Normalise a clock with an offset in seconds to offset='variable'."""
     if clock.offset in ("utc", "localtime") and clock.adjustment not in (None, "reset"):
         clock.basis, clock.offset = clock.offset, "variable"
+    if clock.offset != "variable":
+        clock.basis = None
     if clock.offset == "variable":
         clock.adjustment, clock.basis = str(int(clock.adjustment or 0)), clock.basis or "utc"

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import (
+    VIR_ERR_INVALID_ARG,
     VIR_ERR_XML_DETAIL,
     ConfigError,
     ConfigUnsupportedError,
     XMLError,
 )
-from pyhostdev.util.virxml import shown
+from pyhostdev.util.virxml import parse_document, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 
     Errors = Iterator[ConfigError]
 
-# of control groups: cpu.shares, cpu.cfs_period_us and cpu.cfs_quota_us (kernel Documentation/scheduler/sched-bwc.rst)
-_SHARES = (2, 262144)
+# of control groups: cpu.cfs_period_us and cpu.cfs_quota_us (kernel Documentation/scheduler/sched-bwc.rst)
 _PERIOD_US = (1000, 1000000)
 _QUOTA_US = (1000, 18446744073709551)
 _PERIODS = ("period", "global_period", "emulator_period", "iothread_period")
@@ -61,7 +61,7 @@ def _cell_errors(dom: DomainFields) -> Errors:
     cells = dom.cpu.cells if dom.cpu is not None else []
     cell_of: dict[int, NumaCell] = {}
     for cell in cells:
-        cpus = _cpus_of(cell)
+        cpus = cell.cpu_numbers
         shared = min(cpus & cell_of.keys(), default=None)
         if shared is not None:
             text = f"NUMA cells {cell_of[shared].id} and {cell.id} share virtual CPUs"
@@ -94,7 +94,7 @@ def _cputune_errors(dom: DomainFields) -> Errors:
     tune = dom.cputune
     if tune is None:
         return
-    limits = {"shares": _SHARES, **dict.fromkeys(_PERIODS, _PERIOD_US), **dict.fromkeys(_QUOTAS, _QUOTA_US)}
+    limits = {**dict.fromkeys(_PERIODS, _PERIOD_US), **dict.fromkeys(_QUOTAS, _QUOTA_US)}
     for name, (least, most) in limits.items():
         value = getattr(tune, name)
         if value is not None and value > 0 and not least <= value <= most:
@@ -115,15 +115,28 @@ def _iothread_errors(dom: DomainFields) -> Errors:
             yield ConfigUnsupportedError("thread_pool_min needs a thread_pool_max that is not below it", line=pool.line)
 
 
+def _resctrl_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainResctrlVcpuMatch (src/conf/domain_conf.c)"""
+    tune = dom.cputune
+    seen: list[set[int]] = []
+    texts = (tune.cachetune, tune.memorytune) if tune is not None else ()
+    for part in parse_document(f"<all>{''.join(text or '' for text in texts)}</all>"):
+        try:
+            vcpus = set(nodes_of(part.get("vcpus") or ""))
+        except ValueError:
+            text = f"'{shown(part.get('vcpus') or '')}' is not a set of virtual CPUs"
+            yield XMLError(text, line=dom.line, libvirt_code=VIR_ERR_INVALID_ARG)
+            continue
+        if any(vcpus & other and vcpus != other for other in seen):
+            yield XMLError("Two parts of <cachetune> and <memorytune> share virtual CPUs", line=dom.line)
+        seen.append(vcpus)
+
+
 _RULES: tuple[Callable[[DomainFields], Errors], ...] = (
     _feature_words,
     _cell_errors,
     _hugepage_errors,
     _cputune_errors,
     _iothread_errors,
+    _resctrl_errors,
 )
-
-
-def _cpus_of(cell: NumaCell) -> set[int]:
-    """Return the numbers of a cell's virtual CPUs."""
-    return set(nodes_of(cell.cpus)) if cell.cpus else set()

@@ -7,10 +7,16 @@ Mirrors: virDomainVcpuDef, virDomainIOThreadIDDef, virDomainCputune (src/conf/do
 
 from __future__ import annotations
 
-from pyhostdev.conf.xml.xmlcodec import big_number, cpuset, number, positive, signed, yes_no
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.xml.xmlcodec import big_number, cpuset, enum, number, positive, signed, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, elements, opaque, optional_element
+from pyhostdev.errors import XMLError
 from pyhostdev.util.virxml import ULLONG_MAX
+
+if TYPE_CHECKING:
+    from pyhostdev.util.virxml import Element
 
 quota_us = signed(-ULLONG_MAX, maximum=ULLONG_MAX)  # a negative one lifts the limit
 
@@ -93,6 +99,46 @@ class IOThreadPin(ElementDef):
     cpuset = attribute("cpuset", cpuset, required=True)
 
 
+class ThreadSched(ElementDef):
+    """A scheduler of the kernel for some threads of a guest."""
+
+    scheduler = attribute("scheduler", enum("batch", "idle", "fifo", "rr"), required=True)
+    priority = attribute("priority", signed())
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse a real-time scheduler without a priority.
+
+        Mirrors: virDomainSchedulerParseCommonAttrs (src/conf/domain_conf.c)
+        """
+        if self.scheduler in ("fifo", "rr") and self.priority is None:
+            raise XMLError(f"<{self.tag}> with scheduler='{self.scheduler}' lacks 'priority'", line=self.line)
+        if self.scheduler not in ("fifo", "rr"):
+            self.priority = None
+
+
+class VcpuSched(ThreadSched):
+    """A scheduler for virtual CPUs."""
+
+    tag = "vcpusched"
+
+    vcpus = attribute("vcpus", cpuset, required=True)
+
+
+class IOThreadSched(ThreadSched):
+    """A scheduler for I/O threads."""
+
+    tag = "iothreadsched"
+
+    iothreads = attribute("iothreads", cpuset, required=True)
+
+
+class EmulatorSched(ThreadSched):
+    """A scheduler for QEMU's other threads."""
+
+    tag = "emulatorsched"
+
+
 class CPUTuneDef(ElementDef):
     """
     Pinning, bandwidth and scheduling of the guest's threads.
@@ -114,8 +160,8 @@ class CPUTuneDef(ElementDef):
     vcpupins = elements("vcpupin", VcpuPin)
     emulatorpin = optional_element("emulatorpin", EmulatorPin)
     iothreadpins = elements("iothreadpin", IOThreadPin)
-    emulatorsched = opaque("emulatorsched", for_host=True)
-    vcpusched = opaque("vcpusched", for_host=True)
-    iothreadsched = opaque("iothreadsched", for_host=True)
+    emulatorsched = optional_element("emulatorsched", EmulatorSched)
+    vcpusched = elements("vcpusched", VcpuSched)
+    iothreadsched = elements("iothreadsched", IOThreadSched)
     cachetune = opaque("cachetune", for_host=True)
     memorytune = opaque("memorytune", for_host=True)

@@ -14,7 +14,7 @@ import re
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import DriveAddress
+from pyhostdev.conf.device_conf import DIMMAddress, DriveAddress
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
 from pyhostdev.qemu.qemu_domain import is_i440fx, is_q35
 
@@ -113,7 +113,9 @@ def _name_memory(dom: DomainDef) -> None:
     prefixes = {"virtio-mem": "virtiomem", "virtio-pmem": "virtiopmem"}
     for number, module in enumerate(dom.memories):
         prefix = prefixes.get(module.model, module.model)
-        _name(module, f"{prefix}{number}")
+        address = module.info.address
+        slot = address.slot if isinstance(address, DIMMAddress) else None
+        _name(module, f"{prefix}{number if slot is None else slot}")
 
 
 def _share_serial_console(dom: DomainDef) -> None:

@@ -234,7 +234,8 @@ def _choose(dom: DomainDef, host: HostFacts | None) -> Firmware | None:
         return None
     is_unknown = has_no_descriptors(host.root)
     firmwares = list(_USUAL) if is_unknown else read_firmwares(host.root)
-    found = next((firmware for firmware in firmwares if _suits(dom, firmware)), None)
+    wants_json = (dom.os.varstore_path, dom.os.varstore_template) != (None, None)  # which no descriptor here has
+    found = next((firmware for firmware in firmwares if not wants_json and _suits(dom, firmware)), None)
     if found is None and is_asked and not _needs_no_descriptor(dom.os, firmwares, is_unknown):
         raise ConfigUnsupportedError(
             _no_match(dom.os, firmwares), line=dom.os.line, libvirt_code=VIR_ERR_OPERATION_FAILED
@@ -356,7 +357,7 @@ def _features(firmware: Firmware) -> list[Any]:
 
 def _place_variables(os_: OSDef, name: str | None) -> None:
     """Choose the path of the variables for read-only firmware in flash; the file belongs to this guest."""
-    has_own = os_.nvram is not None or os_.nvram_source is not None or os_.loader_stateless
+    has_own = bool(os_.nvram) or os_.nvram_source is not None or os_.loader_stateless
     if os_.loader is None or os_.loader_type != "pflash" or not os_.loader_readonly or has_own:
         return
     ending = "qcow2" if os_.nvram_format == "qcow2" else "fd"
@@ -365,9 +366,10 @@ def _place_variables(os_: OSDef, name: str | None) -> None:
 
 def _fill_formats(os_: OSDef, release: LibvirtRelease) -> None:
     """Fill in the format of firmware in flash, and of its variables."""
-    if os_.loader is not None and os_.loader_type == "pflash":
+    if os_.loader is not None:
         os_.loader_format = os_.loader_format or "raw"
-        if os_.nvram is not None:
+    if os_.loader is not None and os_.loader_type == "pflash":
+        if os_.nvram is not None or os_.nvram_source is not None:
             os_.nvram_format = os_.nvram_format or "raw"
         if os_.nvram_template is not None and release.has("template-format-always"):
-            os_.nvram_template_format = os_.nvram_template_format or "raw"
+            os_.nvram_template_format = os_.nvram_template_format or os_.nvram_format or "raw"

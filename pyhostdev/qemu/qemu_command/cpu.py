@@ -200,7 +200,7 @@ def _address_bits(build: CommandBuilder) -> list[str]:
     if cpu is None or cpu.maxphysaddr_mode is None:
         return []
     if cpu.maxphysaddr_mode == "emulate":
-        return [] if cpu.maxphysaddr_bits is None else [f"phys-bits={cpu.maxphysaddr_bits}"]
+        return ["host-phys-bits=off" if cpu.maxphysaddr_bits is None else f"phys-bits={cpu.maxphysaddr_bits}"]
     limit = cpu.maxphysaddr_limit
     return ["host-phys-bits=on", *([] if limit is None else [f"host-phys-bits-limit={limit}"])]
 

@@ -113,6 +113,8 @@ def build_graphics(build: CommandBuilder) -> None:
             rule = _GRAPHICS.get(graphics.type)
             if rule is None:
                 raise unsupported(f"<graphics type='{graphics.type}'>", graphics)
+            if any(other.type == graphics.type for other in build.dom.graphics if other is not graphics):
+                raise unsupported(f"More than one <graphics> of type {graphics.type}", graphics)
             if len(graphics.listens) > 1:
                 raise unsupported("More than one <listen> of <graphics>", graphics)
             rule(build, graphics)
@@ -174,6 +176,8 @@ def _vnc(build: CommandBuilder, graphics: Any) -> None:
         where = "none"
     else:
         port = graphics.port if graphics.port not in (None, -1) else _VNC_BASE
+        if port < _VNC_BASE:
+            raise unsupported(f"The port {port} of VNC, which is below {_VNC_BASE},", graphics)
         where = f"{option_value(_listen_address(build, graphics))}:{port - _VNC_BASE}"
     options = [where]
     if graphics.websocket is not None and socket is None:

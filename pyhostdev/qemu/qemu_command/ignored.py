@@ -175,6 +175,7 @@ IGNORED: dict[str, dict[str, Word]] = {
         "msrs_unknown": Word("the kernel module kvm decides for all guests", ("fault",)),
         "viridian": Word("only Xen has it; QEMU has <hyperv>"),
         "privnet": Word("only containers have it"),
+        "xen": Word("only Xen has it"),
         "hap": Word("the kernel module kvm decides for all guests"),
         "hap_state": Word("as <hap>"),
     },

@@ -226,10 +226,10 @@ def build_boot(build: CommandBuilder) -> None:
     options = []
     if os.bootmenu_enable is not None:
         options.append(f"menu={on_off(os.bootmenu_enable)}")
-        if os.bootmenu_enable and os.bootmenu_timeout is not None:
-            options.append(f"splash-time={os.bootmenu_timeout}")
     if os.bios_reboot_timeout is not None:
         options.append(f"reboot-timeout={os.bios_reboot_timeout}")
+    if os.bootmenu_enable and os.bootmenu_timeout is not None:
+        options.append(f"splash-time={os.bootmenu_timeout}")
     build.add("-boot", ",".join([*options, "strict=on"]))
     for option, value in (
         ("-kernel", os.kernel),

@@ -152,7 +152,8 @@ def _kind(
         return "memory-backend-memfd", huge
     if page_kib is None and access is None and backing.source_type != "file":
         return "memory-backend-ram", {}
-    path = build.paths.memory(request.alias) if page_kib is None else _hugepage_path(build, page_kib)
+    alias = request.alias if request.module is None else str(request.module.info.alias)
+    path = build.paths.memory(alias) if page_kib is None else _hugepage_path(build, page_kib)
     discard = True if request.discard or (request.discard is None and backing.discard) else None
     return "memory-backend-file", {"mem-path": path, "discard-data": discard}
 

@@ -22,9 +22,18 @@ _PSERIES_STEP_KIB = 256 * 1024
 _FILE_MODELS = ("nvdimm", "virtio-pmem")  # whose content a file keeps
 
 
-def build_memories(build: CommandBuilder) -> None:
-    """Add memory modules: what backs each, and the device."""
-    for module in build.dom.memories:
+def build_modules(build: CommandBuilder) -> None:
+    """Add the memory modules in slots of the machine: what backs each, and the device."""
+    _build(build, [module for module in build.dom.memories if not str(module.model).startswith("virtio")])
+
+
+def build_virtio_memories(build: CommandBuilder) -> None:
+    """Add the memory devices on PCI, whose controllers come first."""
+    _build(build, [module for module in build.dom.memories if str(module.model).startswith("virtio")])
+
+
+def _build(build: CommandBuilder, modules: list[Any]) -> None:
+    for module in modules:
         with build.collecting():
             rule = _RULES.get(str(module.model))
             if rule is None:
@@ -75,7 +84,7 @@ def _virtio_mem(build: CommandBuilder, module: Any, backend: str) -> Properties:
         **virtio_options(module),
         "node": module.target_node,
         "block-size": _bytes(module.target_block, module.target_block_unit),
-        "requested-size": _bytes(module.target_requested, module.target_requested_unit) or 0,
+        "requested-size": _bytes(module.target_requested, module.target_requested_unit) or None,
         "memdev": backend,
         "prealloc": prealloc,
         "memaddr": module.target_base,

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from pyhostdev.conf.domain_validate import validate_domain
 from pyhostdev.conf.guest_addresses import mark_chosen
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
+from pyhostdev.errors import raise_all
 from pyhostdev.qemu.qemu_domain_address import assign_addresses
 from pyhostdev.qemu.qemu_firmware import fill_firmware
 from pyhostdev.qemu.qemu_postparse import post_parse
 from pyhostdev.qemu.qemu_validate import QEMURules
+from pyhostdev.qemu.qemu_validate.firmware import choice_errors
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
@@ -46,6 +48,7 @@ def define(
         ConfigUnsupportedError: QEMU does not support a part of it.
     """
     defined = post_parse(dom, capabilities, release)
+    raise_all(list(choice_errors(defined, release)))
     fill_firmware(defined, host, release)
     assign_addresses(defined, host, keep_together=keep_together, release=release)
     mark_chosen(defined)

@@ -18,7 +18,7 @@ from pyhostdev.conf.device_conf import (
     VirtioMMIOAddress,
     VirtioSerialAddress,
 )
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_domain import is_arm_virt, is_pseries
 
 if TYPE_CHECKING:
@@ -166,23 +166,25 @@ def assign_memory_slots(dom: DomainDef) -> None:
     Give memory modules their slots.
 
     Raises:
-        XMLError: a slot is used twice, or no slot is free.
+        ConfigError: a slot is used twice, or no slot is free.
 
     Mirrors: qemuDomainAssignMemoryDeviceSlots
     """
     modules = [module for module in dom.memories if module.model in ("dimm", "nvdimm")]
     slots = dom.max_memory.slots or 0 if dom.max_memory is not None else 0
+    if modules and not dom.has_memory_hotplug:
+        raise ConfigUnsupportedError("A memory device needs <maxMemory>", line=modules[0].line)
     taken: set[int] = set()
     for module in modules:
         slot = _slot(module)
         if slot is not None and (slot in taken or slot >= slots):
-            raise XMLError(f"Memory slot {slot} is not free", line=module.line)
+            raise ConfigUnsupportedError(f"Memory slot {slot} is not free", line=module.line)
         taken |= set() if slot is None else {slot}
     for module in modules:
         if _slot(module) is None:
             free = next((n for n in range(slots) if n not in taken), None)
             if free is None:
-                raise XMLError("No memory slot is left", line=module.line)
+                raise ConfigError("No memory slot is left", line=module.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
             taken.add(free)
             module.info.address = DIMMAddress(slot=free)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import (
     VIR_ERR_CONFIG_UNSUPPORTED,
+    VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_XML_DETAIL,
     ConfigError,
     ConfigUnsupportedError,
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 _USB_PORTS_MAX = 15  # of an xHCI controller, per speed
 _XHCI_MODELS = ("nec-xhci", "qemu-xhci")
 _GRANULES_KIB = (4, 8, 16, 64)
-_HDA_MODELS = ("ich6", "ich9")
 
 
 class QEMURules:
@@ -105,6 +105,8 @@ class QEMURules:
         rule = _DEVICE_RULES.get(device.tag)
         if rule is not None:
             yield from rule(dom, device)
+        if device.tag in _CHARACTER_DEVICES:
+            yield from _chr_errors(dom, device, self.release)
         if device.tag == "hostdev":
             yield from _hostdev_errors(dom, device, self.release)
         if device.tag == "filesystem" and not self.release.has("virtiofs-readonly"):
@@ -268,15 +270,18 @@ def _mdev_errors(dom: DomainDef, device: Any) -> Errors:
         yield _unsupported(f"This machine does not support a mediated device of model {device.model}", device)
 
 
-def _chr_errors(dom: DomainDef, device: Any) -> Errors:
+def _chr_errors(dom: DomainDef, device: Any, release: LibvirtRelease) -> Errors:
     """Mirrors: qemuValidateDomainChrSourceDef"""
     has_spice = any(graphics.type == "spice" for graphics in dom.graphics)
     if device.source.type in ("spicevmc", "spiceport") and not has_spice:
         yield _unsupported(f"A character device of type {device.source.type} needs SPICE graphics", device)
+    if device.source.type == "tcp" and device.source.protocol == "tls" and release.has("chardev-protocols"):
+        yield _unsupported("A character device cannot have the protocol tls", device)
     if device.tag == "console" and device.target_type in ("sclp", "sclplm"):
         yield _unsupported(f"QEMU has no console of type {device.target_type} on this architecture", device)
 
 
+_CHARACTER_DEVICES = ("serial", "parallel", "channel", "console", "redirdev")
 # model of a serial port -> the machines that can have it
 _SERIAL_HOMES: dict[str, Callable[[DomainDef], bool]] = {
     "isa-serial": lambda dom: dom.os.arch in X86,
@@ -296,7 +301,6 @@ _SERIAL_ADDRESSES = {
 
 def _serial_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainChrTargetDef"""
-    yield from _chr_errors(dom, device)
     has = _SERIAL_HOMES.get(device.target_model)
     if has is not None and not has(dom):
         yield _unsupported(f"The machine '{dom.os.machine}' has no serial port of model {device.target_model}", device)
@@ -308,15 +312,15 @@ def _serial_errors(dom: DomainDef, device: Any) -> Errors:
 
 def _parallel_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainChrDef"""
-    yield from _chr_errors(dom, device)
     if is_pseries(dom):
         yield _unsupported("pseries machines have no parallel ports", device)
 
 
 def _sound_errors(_dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefSound"""
-    if device.codecs and device.model not in _HDA_MODELS:
-        yield _unsupported(f"A sound card of model {device.model} has no codecs", device)
+    if device.model == "ich7":
+        text = "QEMU has no sound card of model ich7"
+        yield ConfigUnsupportedError(text, line=device.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
 
 
 def _sheepdog_errors(device: Any) -> Errors:
@@ -347,6 +351,26 @@ def _panic_errors(dom: DomainDef, device: Any) -> Errors:
     homes["pvpanic"] = has_pci_root(dom) or has_pcie_root(dom)
     if not homes.get(device.model, False):
         yield _unsupported(f"The machine '{dom.os.machine}' has no panic device of model {device.model}", device)
+
+
+def _memory_errors(dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuDomainDefValidateMemoryHotplugDevice (src/qemu/qemu_domain.c)"""
+    if device.model == "sgx-epc":
+        yield _unsupported("QEMU's capabilities do not tell whether the host has SGX", device)
+    if device.model in ("dimm", "nvdimm", "virtio-mem") and device.target_node is None:
+        yield _unsupported(f"Memory of model {device.model} needs the <node> of its <target>", device)
+
+
+def _smartcard_errors(dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainSmartcardDef"""
+    if len(dom.smartcards) > 1:
+        yield _unsupported("QEMU has one smartcard at most", device)
+
+
+def _audio_errors(dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainDeviceDefAudio"""
+    if device.type == "spice" and all(graphics.type != "spice" for graphics in dom.graphics):
+        yield _unsupported("Audio of type spice needs SPICE graphics", device)
 
 
 def _nvram_errors(dom: DomainDef, device: Any) -> Errors:
@@ -385,9 +409,9 @@ _DEVICE_RULES: dict[str, Callable[[DomainDef, Any], Errors]] = {
     "controller": _controller_errors,
     "serial": _serial_errors,
     "parallel": _parallel_errors,
-    "channel": _chr_errors,
-    "console": _chr_errors,
-    "redirdev": _chr_errors,
+    "memory": _memory_errors,
+    "smartcard": _smartcard_errors,
+    "audio": _audio_errors,
     "sound": _sound_errors,
     "disk": disk_errors,
     "graphics": graphics_errors,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.cpu_conf import HOST_MODES
 from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_domain import X86, is_arm_virt, is_q35
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     Errors = Iterator[ConfigError]
 
+_SHARES = (2, 262144)  # cpu.shares of a control group, version 1
 _CACHE_LEVEL = 3  # the only cache level that QEMU can configure
 _APIC_IDS = 255  # with xAPIC, without an IOMMU that remaps interrupts
 _START_MAX = 253402300799  # the last second of the year 9999
@@ -47,6 +48,7 @@ def board_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     yield from _clock_errors(dom)
     yield from _hyperv_errors(dom, release)
     yield from _feature_errors(dom, release)
+    yield from _number_errors(dom, release)
     if dom.min_guarantee is not None:
         yield _unsupported("QEMU guarantees no minimum of memory", dom)
     if dom.bootloader is not None or dom.bootloader_args is not None:
@@ -115,6 +117,18 @@ def _clock_errors(dom: DomainDef) -> Errors:
             yield _unsupported("Timer armvtimer is always there, and is KVM's", timer)
     if clock is not None and clock.offset == "absolute" and (clock.start or 0) > _START_MAX:
         yield _unsupported("<clock> starts after the year 9999", clock)
+
+
+def _number_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
+    """Yield an error for shares of 9.0's limits, and for a memory node that is restrictive alone."""
+    least, most = _SHARES
+    shares = dom.cputune.shares if dom.cputune is not None else None
+    if shares and not least <= shares <= most and not release.has("shares-unbounded"):
+        yield _unsupported(f"<shares> of <cputune> is not within {least} and {most}", dom.cputune)
+    tune = dom.numatune
+    if tune.mode not in (None, "restrictive") and release.has("restrictive-memnode"):
+        for node in (part for part in tune.memnodes if part.mode == "restrictive"):
+            yield XMLError("A <memnode> cannot be restrictive where <memory> is not", line=node.line)
 
 
 # feature -> the row of CHANGES that brought it; libvirt refuses the features that it does not know

@@ -35,23 +35,32 @@ def firmware_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
         yield ConfigUnsupportedError("ACPI needs UEFI on this architecture", line=os.line)
     if os.loader_secure and not (is_q35(dom) and dom.features.smm):
         yield ConfigUnsupportedError("Secure boot needs a q35 machine with SMM", line=os.line)
-    yield from _variables_errors(dom)
     yield from _choice_errors(dom, release)
     yield from _fw_cfg_errors(dom)
 
 
+def choice_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
+    """Yield the errors of a wish for firmware that none can fulfil; they are reported before one is chosen."""
+    yield from _variables_errors(dom)
+    yield from _feature_errors(dom)
+
+
 def _choice_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     os = dom.os
-    wanted = {feature.name: feature.enabled for feature in os.firmware_features}
-    if wanted.get("enrolled-keys") and wanted.get("secure-boot") is False:
-        yield XMLError("Enrolled keys need secure boot", line=os.line, libvirt_code=VIR_ERR_XML_DETAIL)
-    if wanted and os.firmware is None:
+    if os.firmware_features and os.firmware is None:
         yield XMLError("<firmware> needs <os firmware=>", line=os.line, libvirt_code=VIR_ERR_XML_DETAIL)
     if os.firmware is None or release.has("firmware-and-loader"):
         return
     for name in (name for name in _CHOSEN_BY_9_0 if getattr(os, name) is not None):
         message = f"<os firmware=> chooses the firmware, and '{name.replace('_', ' ')}' names one"
         yield XMLError(message, line=os.line, libvirt_code=VIR_ERR_XML_DETAIL)
+
+
+def _feature_errors(dom: DomainDef) -> Errors:
+    os = dom.os
+    wanted = {feature.name: feature.enabled for feature in os.firmware_features}
+    if wanted.get("enrolled-keys") and wanted.get("secure-boot") is False:
+        yield _detail("Enrolled keys need secure boot", os)
 
 
 def _variables_errors(dom: DomainDef) -> Errors:

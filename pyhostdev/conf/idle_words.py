@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Values that say nothing, which libvirt does not print again.
+
+Mirrors: the parsers and formatters of src/conf/domain_conf.c
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyhostdev.conf.domain_fields import DomainFields
+    from pyhostdev.conf.graphics_conf import DomainAudioDef
+
+_UNLIMITED_KIB = (1 << 53) - 1  # VIR_DOMAIN_MEMORY_PARAM_UNLIMITED
+_OWN_WORDS = ("dev", "buffer_count", "try_poll", "name", "stream_name", "latency")
+_JACK_WORDS = ("server_name", "client_name", "connect_ports", "exact_name")
+_STREAM = ("name", "stream_name", "latency")
+# kind of audio backend -> what its two sides have besides the words of all backends
+_AUDIO_WORDS: dict[str, tuple[str, ...]] = {
+    "alsa": ("dev",),
+    "coreaudio": ("buffer_count",),
+    "jack": _JACK_WORDS,
+    "oss": ("dev", "buffer_count", "try_poll"),
+    "pulseaudio": _STREAM,
+    "pipewire": _STREAM,
+    "sdl": ("buffer_count",),
+}
+
+
+def drop_idle_words(dom: DomainFields) -> None:
+    """Drop limits that limit nothing, and words that belong to another kind of their element."""
+    for name in ("hard_limit", "soft_limit", "swap_hard_limit"):
+        limit = getattr(dom, name)
+        if limit is not None and limit.kib >= _UNLIMITED_KIB:
+            setattr(dom, name, None)
+    if dom.os.bootmenu_enable is not True:
+        dom.os.bootmenu_timeout = None
+    if dom.cpu is not None and dom.cpu.model is None:
+        dom.cpu.vendor_id = None
+    for video in dom.videos:
+        video.heads = video.heads or None
+    for rng in dom.rngs:
+        if not rng.rate_bytes:
+            rng.rate_bytes = rng.rate_period = None
+    for info in dom.sysinfos:
+        for entry in info.entries:
+            entry.value = "" if entry.file is not None else entry.value
+    for audio in dom.audios:
+        _drop_audio_words(audio)
+
+
+def _drop_audio_words(audio: DomainAudioDef) -> None:
+    own = _AUDIO_WORDS.get(str(audio.type), ())
+    for side in (audio.input, audio.output):
+        for name in (*_OWN_WORDS, *_JACK_WORDS):
+            if name not in own:
+                setattr(side, name, None)
