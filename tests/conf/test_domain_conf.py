@@ -203,3 +203,12 @@ def test_hostdevs_can_be_added_to_a_copy() -> None:
     more.hostdevs[-1].managed = not more.hostdevs[-1].managed
     assert (before, before + 1) == (len(dom.hostdevs), len(more.hostdevs))
     assert dom.hostdevs[0] == more.hostdevs[0] != more.hostdevs[-1]
+
+
+def test_device_with_an_invalid_part_has_no_generated_alias() -> None:
+    """A generated alias is dropped although anpart of the device has an invalid value."""
+    device = "<pstore backend='acpi-erst'><size>much</size><alias name='pstore0'/></pstore>"
+    domain = DomainDef.parse(f"<domain type='kvm'><name>vm</name><devices>{device}</devices></domain>")
+    assert None is domain.pstore.info.alias
+    assert ["pstore"] == [since for since, _ in domain.newer_errors]
+    assert domain.format() == DomainDef.parse(domain.format()).format()

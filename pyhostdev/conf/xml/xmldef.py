@@ -125,12 +125,16 @@ class ElementDef:
         reading = Reading(self, table)
         reading.read(table.shape, element)
         reading.load_elements()
-        if reading.errors or table.required:
-            raise_all(reading.report(element), self)
+        errors = reading.report(element) if reading.errors or table.required else []
         for name in table.inlined:
             inlined = self.__dict__[name]
             inlined.line = self.line
-            inlined.parsed(element)
+            try:
+                inlined.parsed(element)
+            except ConfigError as err:
+                errors.append(err)
+        if errors:
+            raise_all(errors, self)
         self.parsed(element)
 
     def parsed(self, element: Element) -> None:
