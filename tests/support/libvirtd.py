@@ -139,8 +139,12 @@ def node_device(name: str) -> dict[str, str]:
     """Return the XML of a PCI function, as libvirt and as pyhostdev print it, in one form."""
     line = [sys.executable, "-m", "pyhostdev", "show", name, "--xml"]
     ours = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    both = {"libvirt": virsh("nodedev-dumpxml", name).out, "pyhostdev": ours}
-    return {who: ElementTree.canonicalize(text, strip_text=True) for who, text in both.items()}
+    return {"libvirt": canonical(virsh("nodedev-dumpxml", name).out), "pyhostdev": canonical(ours)}
+
+
+def canonical(xml: str) -> str:
+    """Return XML in a form in which it can be compared."""
+    return ElementTree.canonicalize(xml, strip_text=True)
 
 
 def guest(*hostdevs: str, name: str) -> str:

@@ -32,9 +32,10 @@ from labhost import (
     traces,
     wait_for,
 )
+from verbs import verb
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
-from libvirtd import LOG, Answer, Libvirtd, enter, guest, hostdev, node_device, virsh
+from libvirtd import LOG, Answer, Libvirtd, canonical, enter, guest, hostdev, virsh
 
 GUEST = "split"
 RUN = Path("/run/lab-libvirt")
@@ -189,8 +190,8 @@ def node_devices() -> None:
     names = asked("nodedev-list", "--cap", "pci").out.split()
     check(True, {f"pci_{name.translate(str.maketrans(':.', '__'))}" for name in (*NIC, *NVME)} <= set(names), "known")
     for name in names:
-        both = node_device(name)
-        check(both["libvirt"], both["pyhostdev"], name)
+        ours = verb("show", name, "--xml").decode()
+        check(canonical(virsh("nodedev-dumpxml", name).out), canonical(ours), name)
 
 
 STEPS = [refused, unmanaged, managed, mixed, killed_beside_its_guest, killed_in_the_middle, node_devices]
