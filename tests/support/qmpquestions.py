@@ -59,7 +59,7 @@ def plugged(seed: int) -> str | None:
 
 
 async def _plug(connection: socket.socket) -> list[str]:
-    """Return the sentences of all errors; whatever is no OperationError goes through."""
+    """Return the sentences of all errors; anything but an OperationError goes through."""
     said: list[str] = []
     try:
         async with connected(cast(Any, connection)) as client:
