@@ -71,6 +71,8 @@ def name_errors(dom: DomainFields) -> Iterator[XMLError]:
     for character, what in (("/", "a slash"), ("\n", "a line break")):
         if character in (dom.name or ""):
             yield XMLError(f"The name '{shown(dom.name)}' has {what}", line=dom.line)
+    if "\n" in (dom.title or ""):
+        yield XMLError("The <title> has a line break", line=dom.line)
 
 
 def _sysinfo_uuid(dom: DomainFields) -> str | None:
@@ -114,6 +116,10 @@ def _normalise_memory(dom: DomainFields) -> None:
     dom.memory.value, dom.memory.unit = dom.memory_kib, "KiB"
     if dom.max_memory is not None:
         dom.max_memory.value, dom.max_memory.unit = dom.max_memory.kib, "KiB"
+    for disk in dom.disks:
+        for encryption in (disk.encryption, disk.source.encryption if disk.source is not None else None):
+            if encryption is not None:
+                encryption.engine = encryption.engine or "qemu"
     for disk in dom.disks:
         if disk.metadata_cache is not None:
             disk.metadata_cache *= unit_factor(disk.metadata_cache_unit or "bytes")

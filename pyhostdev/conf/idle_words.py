@@ -37,8 +37,10 @@ def drop_idle_words(dom: DomainFields) -> None:
             setattr(dom, name, None)
     if dom.os.bootmenu_enable is not True:
         dom.os.bootmenu_timeout = None
-    if dom.cpu is not None and dom.cpu.model is None:
+    if dom.cpu is not None and dom.cpu.model is None and dom.cpu.mode != "host-model":
         dom.cpu.vendor_id = None
+    if dom.features.tseg is not None:
+        dom.features.tseg_unit = dom.features.tseg_unit or "MiB"
     for video in dom.videos:
         video.heads = video.heads or None
     for rng in dom.rngs:
@@ -47,6 +49,15 @@ def drop_idle_words(dom: DomainFields) -> None:
     for info in dom.sysinfos:
         for entry in info.entries:
             entry.value = "" if entry.file is not None else entry.value
+    for rule in dom.redirfilter:
+        for name in ("class_", "vendor", "product", "version"):
+            if getattr(rule, name) in (-1, "-1"):
+                setattr(rule, name, None)
+    for disk in dom.disks:
+        if disk.is_empty and disk.device != "disk" and disk.type != "file":
+            disk.type, disk.source = "file", None
+        disk.removable = None if disk.bus == "scsi" else disk.removable
+        disk.cache = None if disk.cache == "default" else disk.cache
     for audio in dom.audios:
         _drop_audio_words(audio)
 

@@ -100,11 +100,10 @@ def _scsi(build: CommandBuilder, hostdev: Any) -> Properties:
     build.add_json("-blockdev", {**storage, **node})
     return {
         "driver": "scsi-generic",
-        **scsi_place(build, hostdev.info.address),
-        "share-rw": True if hostdev.shareable else None,
         "drive": _node(hostdev),
         "id": hostdev.info.alias,
         "bootindex": build.bootindex(hostdev),
+        **scsi_place(build, hostdev.info.address),
     }
 
 
@@ -184,8 +183,8 @@ def _usb(build: CommandBuilder, hostdev: Any) -> Properties:
     if source is None:
         text = "A USB <hostdev> needs a <source> with an address, or with a vendor and a product"
         raise ConfigError(text, line=hostdev.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
-    resets = {None: {}, "off": {"guest-reset": False}, "always": {"guest-resets-all": True}}
-    resets["uninitialized"] = {"guest-reset": True}
+    resets = {None: {}, "off": {"guest-reset": False}, "on": {"guest-reset": True, "guest-resets-all": True}}
+    resets["uninitialized"] = {"guest-reset": True, "guest-resets-all": False}
     return {
         "driver": "usb-host",
         **_usb_place(build, hostdev),

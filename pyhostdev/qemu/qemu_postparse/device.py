@@ -89,6 +89,12 @@ def name_virtio_video(dom: DomainDef, video: DomainVideoDef) -> None:
     video.device = f"{kind}-{'vga' if has_vga else 'gpu'}{suffix}"
 
 
+def name_usb_disk(disk: DomainDiskDef) -> None:
+    """Fill in QEMU's device of a USB disk; a CD is a SCSI drive behind a USB bridge."""
+    if disk.bus == "usb" and disk.model is None:
+        disk.model = "usb-bot" if disk.device == "cdrom" else "usb-storage"
+
+
 def _default_video(dom: DomainDef, capabilities: QEMUCapabilities) -> str:
     if dom.os.arch in PPC64:
         return "vga"
@@ -201,12 +207,15 @@ def drop_generated_path(dom: DomainDef, device: DomainChrDef) -> None:
 
 def _fill_shmem(dom: DomainDef, device: DomainShmemDef, capabilities: QEMUCapabilities) -> None:
     device.model = device.model or "ivshmem"
+    if device.model == "ivshmem-doorbell" and device.has_server:
+        device.server_path = device.server_path or f"/var/lib/libvirt/shmem-{device.name}-sock"
+        device.msi_ioeventfd = True if device.msi_ioeventfd is None else device.msi_ioeventfd
     if device.model != "ivshmem-doorbell" and device.size is None:
         device.size, device.size_unit = 4, "M"
     if device.model == "ivshmem":
         return
     is_doorbell = device.model == "ivshmem-doorbell"
-    if is_doorbell != (device.server_path is not None):
+    if is_doorbell != device.has_server:
         raise ConfigUnsupportedError(
             f"shmem model '{device.model}' {'needs' if is_doorbell else 'cannot have'} a server",
             line=device.line,
