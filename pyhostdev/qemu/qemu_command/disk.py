@@ -57,6 +57,7 @@ def build_disks(build: CommandBuilder) -> None:
     for disk in reversed(build.dom.disks):
         numbers[id(disk)] = first
         first += _node_count(disk)
+    build.block_nodes = first - 1
     _build_floppy_controller(build)
     for disk in build.dom.disks:
         with build.collecting():

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_domain import ARM, PPC64, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
+from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.conf.board_conf import DomainPanicDef, DomainTPMDef
+    from pyhostdev.conf.board_conf import DomainPanicDef, DomainPstoreDef, DomainTPMDef
     from pyhostdev.conf.chr_conf import DomainChrDef
     from pyhostdev.conf.controller_conf import DomainControllerDef
     from pyhostdev.conf.disk_conf import DomainDiskDef
@@ -224,6 +225,10 @@ def _fill_shmem(dom: DomainDef, device: DomainShmemDef, capabilities: QEMUCapabi
         raise ConfigUnsupportedError(f"shmem model '{device.model}' has no size", line=device.line)
 
 
+def _fill_pstore(dom: DomainDef, device: DomainPstoreDef, capabilities: QEMUCapabilities) -> None:
+    device.path = device.path or f"{HostRoot.NVRAM}/{dom.name}_PSTORE.raw"
+
+
 def _fill_vsock(dom: DomainDef, device: DomainVsockDef, capabilities: QEMUCapabilities) -> None:
     device.model = device.model or "virtio"
 
@@ -266,6 +271,7 @@ _FILLERS: dict[str, Callable[..., None]] = {
     "channel": _fill_chr,
     "shmem": _fill_shmem,
     "vsock": _fill_vsock,
+    "pstore": _fill_pstore,
     "hostdev": _fill_hostdev,
     "sound": _fill_sound,
     "tpm": _fill_tpm,

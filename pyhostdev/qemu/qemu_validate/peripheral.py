@@ -111,10 +111,16 @@ def _shmem_errors(_dom: DomainDef, device: Any, rules: Rules) -> Errors:
     if device.model == "ivshmem":
         yield _unsupported("QEMU no longer has shared memory of model ivshmem", device)
     size = (device.size or 0) * unit_factor(device.size_unit or "bytes")
-    if size and (size < _MIB or size & (size - 1)) and rules.release.has("shmem-sizes"):
+    if device.size is not None and (size < _MIB or size & (size - 1)) and rules.release.has("shmem-sizes"):
         yield XMLError("The size of shared memory is a power of two of at least 1 MiB", line=device.line)
     if device.info.address is not None and device.info.address.kind != "pci":
         yield _unsupported("Shared memory has an address of type pci", device)
+
+
+def _pstore_errors(_dom: DomainDef, device: Any, _rules: Rules) -> Errors:
+    """Mirrors: virDomainPstoreDefParseXML"""
+    if not device.size_kib:
+        yield XMLError("A <pstore> needs a <size>", line=device.line)
 
 
 def _crypto_errors(_dom: DomainDef, device: Any, rules: Rules) -> Errors:
@@ -150,6 +156,7 @@ _RULES: dict[str, Callable[[DomainDef, Any, Rules], Errors]] = {
     "smartcard": _smartcard_errors,
     "audio": _audio_errors,
     "shmem": _shmem_errors,
+    "pstore": _pstore_errors,
     "crypto": _crypto_errors,
     "interface": _interface_errors,
     "disk": _disk_errors,
