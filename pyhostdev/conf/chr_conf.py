@@ -85,8 +85,7 @@ class ChrSource(ElementDef):
         if self.type in ("tcp", "udp", "unix"):
             for part in self.sources:
                 part.mode = part.mode or "connect"
-        if self.type == "tcp":
-            self.protocol = self.protocol or "raw"
+        self.protocol = self.protocol or "raw" if self.type == "tcp" else None
         if self.type == "udp":
             self.sources.sort(key=lambda part: part.mode != "bind")
 
@@ -175,6 +174,15 @@ def _id_or_any(width: int) -> Codec[int]:
     )
 
 
+def _usb_version(text: str) -> str:
+    """Return a USB version with two digits behind the point."""
+    major, _, minor = text.partition(".")
+    return text if text == "-1" else f"{major}.{minor.ljust(2, '0')}"
+
+
+usb_version: Codec[str] = Codec(_usb_version, str, "a version such as 2.00")
+
+
 class RedirFilterUSBDev(ElementDef):
     """One rule of which USB devices may be redirected; -1 stands for any."""
 
@@ -183,5 +191,5 @@ class RedirFilterUSBDev(ElementDef):
     class_ = attribute("class", _id_or_any(2))
     vendor = attribute("vendor", _id_or_any(4))
     product = attribute("product", _id_or_any(4))
-    version = attribute("version")
+    version = attribute("version", usb_version)
     allow = attribute("allow", yes_no)

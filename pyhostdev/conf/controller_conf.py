@@ -15,7 +15,7 @@ from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, signed, size_unit, unit_factor
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, elements, inline
-from pyhostdev.errors import XMLError
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
 from pyhostdev.util.virxml import parse_integer, shown
 
 if TYPE_CHECKING:
@@ -150,8 +150,11 @@ class DomainControllerDef(ElementDef):
 
         Mirrors: virDomainControllerDefParseXML (src/conf/domain_conf.c)
         """
+        code = VIR_ERR_CONFIG_UNSUPPORTED if self.type in ("scsi", "usb") else None
         if self.model is not None and self.model not in MODELS.get(self.type, ()):
-            raise XMLError(f"Unknown model of a {self.type} controller: '{shown(self.model)}'", line=self.line)
+            raise XMLError(
+                f"Unknown model of a {self.type} controller: '{shown(self.model)}'", line=self.line, libvirt_code=code
+            )
         for name in _TARGET_FIELDS:
             if getattr(self, name) == _UNSET or not self.is_pci:
                 setattr(self, name, None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DeviceAddress, DriveAddress
+from pyhostdev.conf.disk_conf import DEFAULT_PORTS, FILLED_PORTS
 from pyhostdev.conf.domain_limits import CONTROLLERS_MAX
 from pyhostdev.conf.hostdev_conf import USBSource
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.board_conf import DomainMemoryDef
     from pyhostdev.conf.chr_conf import DomainChrDef, DomainRedirdevDef, DomainSmartcardDef
     from pyhostdev.conf.controller_conf import DomainControllerDef
-    from pyhostdev.conf.disk_conf import DomainDiskDef
+    from pyhostdev.conf.disk_conf import DomainDiskDef, StorageSource
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.fs_conf import DomainFSDef
     from pyhostdev.conf.graphics_conf import DomainVideoDef
@@ -84,8 +85,25 @@ def _fill_disk(dom: DomainDef, device: DomainDiskDef) -> None:
         device.bus = _default_bus(device)
     if device.snapshot == "no" and device.readonly:
         device.snapshot = None
+    if device.type == "vhostuser":
+        device.snapshot = device.snapshot or "no"
+    if device.source is not None and device.type == "network":
+        _fill_network(device.source)
     if device.info.address is None and device.target is not None:
         assign_disk_address(dom, device)
+
+
+def _fill_network(source: StorageSource) -> None:
+    """
+    Fill in the port of each server of a network disk, and the unit of an iSCSI target.
+
+    Mirrors: virStorageSourceNetworkAssignDefaultPorts (src/conf/storage_source_conf.c)
+    """
+    for host in source.hosts:
+        if host.transport in (None, "tcp") and host.port is None and source.protocol in FILLED_PORTS:
+            host.port = DEFAULT_PORTS[source.protocol]
+    if source.protocol == "iscsi" and source.name is not None and "/" not in source.name:
+        source.name = f"{source.name}/0"
 
 
 def _default_bus(device: DomainDiskDef) -> str:
@@ -116,7 +134,7 @@ def assign_disk_address(dom: DomainDef, device: DomainDiskDef) -> None:
         )
     address = DriveAddress(controller=controller, bus=bus, target=0, unit=unit)
     if device.bus == "scsi" and any(h.type == "scsi" and _is_at(h.info.address, place) for h in dom.hostdevs):
-        raise XMLError(f"A SCSI host device has the address of disk '{device.target}'", line=device.line)
+        raise ConfigUnsupportedError(f"A SCSI host device has the address of disk '{device.target}'", line=device.line)
     device.info.address = address
 
 

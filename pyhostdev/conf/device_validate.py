@@ -7,15 +7,18 @@ Mirrors: virDomainDeviceDefValidateInternal (src/conf/domain_validate.c)
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import PCIGuestAddress, SpaprVIOAddress
 from pyhostdev.conf.disk_validate import disk_errors
 from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
+from pyhostdev.conf.hostdev_conf import SCSIHostSource
 from pyhostdev.conf.peripheral_validate import memory_errors, rng_errors, tpm_errors
 from pyhostdev.errors import (
     VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_INVALID_ARG,
+    VIR_ERR_NO_SOURCE,
     VIR_ERR_NO_TARGET,
     ConfigError,
     ConfigUnsupportedError,
@@ -46,6 +49,7 @@ TARGET_INDEX_MAX = 30
 # option of a PCI controller -> least and largest value
 _PCI_RANGES = {"chassis_nr": (1, 255), "chassis": (0, 255), "port": (0, 255), "bus_nr": (1, 254)}
 
+_WWPN = re.compile(r"naa\.[0-9a-fA-F]{16}", re.ASCII)
 _CHANNEL_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 
@@ -132,6 +136,9 @@ def _hostdev_errors(dom: DomainFields, device: DomainHostdevDef) -> Errors:
             line=line,
             libvirt_code=code,
         )
+    source = device.source_def
+    if isinstance(source, SCSIHostSource) and not _WWPN.fullmatch(source.wwpn or ""):
+        yield XMLError("The wwpn of a <hostdev> is naa. and 16 hexadecimal digits", line=line)
     for name in device.guest_side_names() if device.assigned is False else ():
         yield XMLError(f"A <hostdev> with assigned='no' cannot have <{name}>", line=line)
     if device.sgio == "unfiltered":
@@ -269,7 +276,7 @@ def _input_errors(dom: DomainFields, device: DomainInputDef) -> Errors:
 
 
 def _shmem_errors(dom: DomainFields, device: DomainShmemDef) -> Errors:
-    if device.msi_enabled is not None and device.server_path is None:
+    if device.has_msi and not device.has_server:
         yield XMLError("Only shared memory with a server has <msi>", line=device.line)
     if "/" in device.name or device.name in (".", ".."):
         yield ConfigUnsupportedError(f"Invalid name of shared memory '{shown(device.name)}'", line=device.line)
@@ -278,6 +285,8 @@ def _shmem_errors(dom: DomainFields, device: DomainShmemDef) -> Errors:
 def _fs_errors(dom: DomainFields, device: DomainFSDef) -> Errors:
     if device.target is None:
         yield XMLError("A file system has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)
+    if device.source_dir is None and device.source_socket is None and device.type == "mount":
+        yield XMLError("A file system has no source", line=device.line, libvirt_code=VIR_ERR_NO_SOURCE)
     if device.info.boot_order is not None and device.driver_type != "virtiofs":
         yield ConfigUnsupportedError("Only virtiofs can be booted from", line=device.line)
 

@@ -53,6 +53,7 @@ DEFAULT_PORTS = {
     "gluster": 24007,
     "ssh": 22,
 }
+FILLED_PORTS = ("nbd", "iscsi", "http", "https", "ftp", "ftps", "gluster", "ssh")
 _DISK_NAME = r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*"
 _NVME_NAME = r"nvme([0-9]{1,6})n([0-9]{1,6})(?:p[0-9]+)?"
 
@@ -79,6 +80,50 @@ class StorageHost(ElementDef):
             raise XMLError("Only a <host> with transport='unix' has a socket", line=self.line)
         if self.transport != "unix" and self.name is None:
             raise XMLError("A <host> lacks 'name'", line=self.line)
+
+
+class StorageSecret(ElementDef):
+    """The name of a secret that libvirt's secret driver keeps."""
+
+    tag = "secret"
+
+    type = attribute("type")
+    uuid = attribute("uuid")
+    usage = attribute("usage")
+
+
+class StorageAuth(ElementDef):
+    """
+    The user at the server of a network disk.
+
+    Mirrors: virStorageAuthDef (src/conf/storage_source_conf.h)
+    """
+
+    tag = "auth"
+
+    username = attribute("username")
+    secret = optional_element("secret", StorageSecret)
+
+
+class StorageEncryption(ElementDef):
+    """
+    The encryption of an image.
+
+    Mirrors: virStorageEncryption (src/conf/storage_encryption_conf.h)
+    """
+
+    tag = "encryption"
+
+    format = attribute(
+        "format",
+        enum("default", "qcow", "luks", "luks2", since={"luks-any": "luks-any"}),
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+        required=True,
+    )
+    engine = attribute("engine", enum("default", "qemu", "librbd"))
+    secrets = elements("secret", StorageSecret)
+    cipher = opaque("cipher")
+    ivgen = opaque("ivgen")
 
 
 class StorageSource(ElementDef):
@@ -111,8 +156,8 @@ class StorageSource(ElementDef):
     snapshot = attribute("snapshot/@name")
     config_file = attribute("config/@file")
     initiator = attribute("initiator/iqn/@name")
-    auth = opaque("auth")
-    encryption = opaque("encryption")
+    auth = optional_element("auth", StorageAuth)
+    encryption = optional_element("encryption", StorageEncryption)
     reservations = opaque("reservations")
     slices = opaque("slices")
     ssl_verify = attribute("ssl/@verify", yes_no)
@@ -207,7 +252,7 @@ class DomainDiskDef(ElementDef):
     sgio = attribute("sgio", enum("filtered", "unfiltered"))
     snapshot = attribute("snapshot", enum("no", "internal", "external", "manual"))
     driver_name = attribute("driver/@name")
-    driver_type = attribute("driver/@type", enum(*IMAGE_FORMATS), code=VIR_ERR_CONFIG_UNSUPPORTED)
+    driver_type = attribute("driver/@type", enum(*IMAGE_FORMATS[1:]), code=VIR_ERR_CONFIG_UNSUPPORTED)
     cache = attribute(
         "driver/@cache",
         enum("default", "none", "writethrough", "writeback", "directsync", "unsafe"),
@@ -228,7 +273,7 @@ class DomainDiskDef(ElementDef):
     metadata_cache = content("driver/metadata_cache/max_size", big_number)
     metadata_cache_unit = attribute("driver/metadata_cache/max_size/@unit", size_unit)
     virtio = inline(VirtioOptions)
-    auth = opaque("auth")
+    auth = optional_element("auth", StorageAuth)
     source = optional_element("source", StorageSource)
     backing_store = optional_element("backingStore", BackingStoreDef)
     backend_domain = attribute("backenddomain/@name")
@@ -253,7 +298,7 @@ class DomainDiskDef(ElementDef):
     wwn = content("wwn")
     vendor = content("vendor")
     product = content("product")
-    encryption = opaque("encryption")
+    encryption = optional_element("encryption", StorageEncryption)
     info = inline(DeviceInfo)
 
     @property

@@ -114,8 +114,6 @@ def _bus_errors(device: DomainDiskDef) -> Errors:
                 yield ConfigUnsupportedError(f"Only a virtio disk has {name}", line=line)
     if device.model is not None and bus is not None and device.model.startswith("virtio") != (bus == "virtio"):
         yield ConfigUnsupportedError(f"A disk on bus {bus} cannot have model {device.model}", line=line)
-    if device.removable is not None and bus != "usb":
-        yield XMLError("Only a USB disk is removable", line=line)
 
 
 def _kind_errors(device: DomainDiskDef) -> Errors:
@@ -161,7 +159,7 @@ def _name_errors(device: DomainDiskDef) -> Errors:
         yield _internal(f"Invalid disk name '{shown(name)}'", line)
     if kind == "floppy" and not name.startswith("fd"):
         yield _internal(f"Invalid floppy name '{shown(name)}'", line)
-    if device.wwn is not None and not re.fullmatch(r"[0-9a-fA-F]{16}", device.wwn, re.ASCII):
+    if device.wwn is not None and not re.fullmatch(r"(?:0x)?[0-9a-fA-F]{16}", device.wwn, re.ASCII):
         yield _internal(f"'{shown(device.wwn)}' is not a WWN of 16 hexadecimal digits", line)
 
 

@@ -33,7 +33,7 @@ from pyhostdev.conf.xml.xmlfield import (
     opaque,
     optional_element,
 )
-from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_INVALID_ARG, VIR_ERR_NO_NAME
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, VIR_ERR_INVALID_ARG, VIR_ERR_NO_NAME
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.viruuid import normal_uuid
 
@@ -161,13 +161,13 @@ class DomainFields(ElementDef):
     bootloader_args = content("bootloader_args")
     iommufds: Elements[IOMMUFDDef] = elements("iommufd", "os_conf.IOMMUFDDef", since="iommufd")
     os = element_or_default("os", OSDef)
-    idmap = opaque("idmap")
+    idmap = opaque("idmap", for_host=True)
     features: DefaultElement[FeaturesDef] = element_or_default("features", "cpu_conf.FeaturesDef")
     cpu: OptionalElement[CPUDef] = optional_element("cpu", "cpu_conf.CPUDef")
     clock = optional_element("clock", ClockDef)
-    on_poweroff = content("on_poweroff", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
-    on_reboot = content("on_reboot", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
-    on_crash = content("on_crash", enum(*CRASH_ACTIONS), code=VIR_ERR_INTERNAL_ERROR)
+    on_poweroff = content("on_poweroff", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_CONFIG_UNSUPPORTED)
+    on_reboot = content("on_reboot", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_CONFIG_UNSUPPORTED)
+    on_crash = content("on_crash", enum(*CRASH_ACTIONS), code=VIR_ERR_CONFIG_UNSUPPORTED)
     on_lockfailure = content("on_lockfailure", enum("poweroff", "restart", "pause", "ignore"))
     suspend_to_mem = attribute("pm/suspend-to-mem/@enabled", yes_no)
     suspend_to_disk = attribute("pm/suspend-to-disk/@enabled", yes_no)
@@ -175,7 +175,7 @@ class DomainFields(ElementDef):
     emulator = content("devices/emulator")
     disks: Elements[DomainDiskDef] = elements("devices/disk", "disk_conf.DomainDiskDef")
     controllers: Elements[DomainControllerDef] = elements("devices/controller", "controller_conf.DomainControllerDef")
-    lease = opaque("devices/lease")
+    lease = opaque("devices/lease", for_host=True)
     filesystems: Elements[DomainFSDef] = elements("devices/filesystem", "fs_conf.DomainFSDef")
     interfaces: Elements[DomainNetDef] = elements("devices/interface", "net_conf.DomainNetDef")
     smartcards: Elements[DomainSmartcardDef] = elements("devices/smartcard", "chr_conf.DomainSmartcardDef")

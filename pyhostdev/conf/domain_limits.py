@@ -37,6 +37,8 @@ def name_errors(dom: DomainFields) -> Iterator[XMLError]:
     for character, what in (("/", "a slash"), ("\n", "a line break")):
         if character in (dom.name or ""):
             yield XMLError(f"The name '{shown(dom.name)}' has {what}", line=dom.line)
+    if "\n" in (dom.title or ""):
+        yield XMLError("The <title> has a line break", line=dom.line)
 
 
 def refuse_too_large(dom: DomainFields) -> None:

@@ -103,6 +103,10 @@ def _normalise_memory(dom: DomainFields) -> None:
     if dom.max_memory is not None:
         dom.max_memory.value, dom.max_memory.unit = dom.max_memory.kib, "KiB"
     for disk in dom.disks:
+        for encryption in (disk.encryption, disk.source.encryption if disk.source is not None else None):
+            if encryption is not None:
+                encryption.engine = encryption.engine or "qemu"
+    for disk in dom.disks:
         if disk.metadata_cache is not None:
             disk.metadata_cache *= unit_factor(disk.metadata_cache_unit or "bytes")
             disk.metadata_cache_unit = "bytes"

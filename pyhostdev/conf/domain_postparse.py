@@ -343,6 +343,8 @@ def _add_implicit_video(dom: DomainDef, hypervisor: Hypervisor) -> None:
         dom.videos.append(DomainVideoDef())
     if not dom.videos:
         return
+    for second in [video for video in dom.videos if video.primary][1:]:
+        raise ConfigUnsupportedError("A guest has one primary video at most", line=second.line)
     primary = next((video for video in dom.videos if video.primary), dom.videos[0])
     dom.videos.sort(key=lambda video: video is not primary)
     if primary.model_type == "none":

@@ -293,8 +293,6 @@ def _os_errors(dom: DomainFields) -> Iterator[ConfigError]:
 
 def _video_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefVideoValidate (src/conf/domain_validate.c)"""
-    for video in [video for video in dom.videos if video.primary][1:]:
-        yield ConfigUnsupportedError("A guest has one primary video at most", line=video.line)
     if len(dom.videos) > 1 and any(video.model_type == "none" for video in dom.videos):
         yield ConfigUnsupportedError("A video device of type none must be the only one", line=dom.line)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.os_conf import SizeDef
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
-from pyhostdev.conf.xml.xmlcodec import enum, number, on_off
+from pyhostdev.conf.xml.xmlcodec import Codec, enum, number, on_off
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, elements, flag, inline, optional_element
+from pyhostdev.util.virxml import parse_unsigned
 
 
 class IdMapEntry(ElementDef):
@@ -21,6 +22,9 @@ class IdMapEntry(ElementDef):
     start = attribute("start", number, required=True)
     target = attribute("target", number, required=True)
     count = attribute("count", number, required=True)
+
+
+file_mode: Codec[int] = Codec(lambda text: parse_unsigned(text, 8, 0o777), lambda mode: f"{mode:04o}", "an octal mode")
 
 
 class DomainFSDef(ElementDef):
@@ -32,8 +36,8 @@ class DomainFSDef(ElementDef):
     accessmode = attribute("accessmode", enum("passthrough", "mapped", "squash"))
     model = attribute("model", enum(*VIRTIO_MODELS))
     multidevs = attribute("multidevs", enum("default", "remap", "forbid", "warn"))
-    fmode = attribute("fmode")
-    dmode = attribute("dmode")
+    fmode = attribute("fmode", file_mode)
+    dmode = attribute("dmode", file_mode)
     driver_type = attribute("driver/@type")
     driver_format = attribute("driver/@format")
     driver_name = attribute("driver/@name")

@@ -105,7 +105,7 @@ class USBSource(HostdevSource):
     Mirrors: virDomainHostdevSubsysUSBDefParseXML (src/conf/domain_conf.c)
     """
 
-    guest_reset = attribute("guestReset", enum("off", "uninitialized", "always"))
+    guest_reset = attribute("guestReset", enum("off", "uninitialized", "on"))
     vendor_id = attribute("vendor/@id", hexadecimal(4))
     product_id = attribute("product/@id", hexadecimal(4))
     bus = attribute("address/@bus", number_any_base)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyhostdev.util.virxml import dump_element, parse_document
+
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.graphics_conf import DomainAudioDef
@@ -37,8 +39,13 @@ def drop_idle_words(dom: DomainFields) -> None:
             setattr(dom, name, None)
     if dom.os.bootmenu_enable is not True:
         dom.os.bootmenu_timeout = None
-    if dom.cpu is not None and dom.cpu.model is None:
+    if dom.cpu is not None:
+        dom.cpu.model = dom.cpu.model or None
+    if dom.cpu is not None and dom.cpu.model is None and dom.cpu.mode != "host-model":
         dom.cpu.vendor_id = None
+    if dom.features.tseg is not None:
+        dom.features.tseg_unit = dom.features.tseg_unit or "MiB"
+    dom.seclabel = _normal_labels(dom.seclabel)
     for video in dom.videos:
         video.heads = video.heads or None
     for rng in dom.rngs:
@@ -47,8 +54,40 @@ def drop_idle_words(dom: DomainFields) -> None:
     for info in dom.sysinfos:
         for entry in info.entries:
             entry.value = "" if entry.file is not None else entry.value
+    for rule in dom.redirfilter:
+        for name in ("class_", "vendor", "product", "version"):
+            if getattr(rule, name) in (-1, "-1"):
+                setattr(rule, name, None)
+    for disk in dom.disks:
+        if disk.is_empty and disk.device != "disk" and disk.type != "file":
+            disk.type, disk.source = "file", None
+        disk.removable = None if disk.bus == "scsi" else disk.removable
+        disk.cache = None if disk.cache == "default" else disk.cache
     for audio in dom.audios:
         _drop_audio_words(audio)
+
+
+def _normal_labels(text: str | None) -> str | None:
+    """
+    Return security labels as they are printed: whether they relabel, and without what libvirt generates.
+
+    Mirrors: virSecurityLabelDefParseXML, virSecurityLabelDefFormat (src/conf/domain_conf.c)
+    """
+    if text is None:
+        return None
+    labels = list(parse_document(f"<seclabels>{text}</seclabels>"))
+    for label in labels:
+        kind = label.get("type", "dynamic")
+        if label.get("model") == "none":
+            kind = "none"
+        label.set("type", kind)
+        if kind == "none":
+            label.attrib.pop("relabel", None)
+        elif label.get("relabel") is None:
+            label.set("relabel", "yes" if kind == "dynamic" else "no")
+        for generated in label.findall("imagelabel"):
+            label.remove(generated)
+    return "\n".join(dump_element(label) for label in labels)
 
 
 def _drop_audio_words(audio: DomainAudioDef) -> None:

@@ -208,6 +208,7 @@ class DomainNetDef(ElementDef):
     port_isolated = attribute("port/@isolated", yes_no)
     ips = elements("ip", NetIP)
     routes = elements("route", NetRoute)
+    port_forwards = elements("portForward", PortForward, since="passt-words")
     script = attribute("script/@path")
     downscript = attribute("downscript/@path")
     backend_domain = attribute("backenddomain/@name")
@@ -226,7 +227,7 @@ class DomainNetDef(ElementDef):
     rss_hash_report = attribute("driver/@rss_hash_report", on_off)
     virtio = inline(VirtioOptions)
     offloads = inline(NetOffloads)
-    backend_type = attribute("backend/@type", enum("default", "passt"))
+    backend_type = attribute("backend/@type", enum("default", since={"passt": "passt-backend"}))
     backend_log = attribute("backend/@logFile", since="passt-words")
     backend_hostname = attribute("backend/@hostname", since="passt-words")
     backend_fqdn = attribute("backend/@fqdn", since="passt-words")
@@ -239,7 +240,6 @@ class DomainNetDef(ElementDef):
     teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
     teaming_persistent = attribute("teaming/@persistent")
     coalesce = opaque("coalesce", for_host=True)
-    port_forwards = elements("portForward", PortForward, since="passt-words")
     info = inline(DeviceInfo)
 
     @classmethod

@@ -319,7 +319,9 @@ class LaunchSecurityDef(ElementDef):
 
     tag = "launchSecurity"
 
-    type = attribute("type", enum("sev", "sev-snp", "s390-pv", "tdx"), required=True)
+    type = attribute(
+        "type", enum("sev", "s390-pv", since={"sev-snp": "launch-snp", "tdx": "launch-tdx"}), required=True
+    )
     kernel_hashes = attribute("kernelHashes", yes_no)
     author_key = attribute("authorKey", yes_no)
     vcek = attribute("vcek", yes_no)

@@ -151,6 +151,8 @@ def label_errors(dom: DomainFields) -> Errors:
     if len(labels) > 1 and None in models:
         yield XMLError("Each of several <seclabel> needs a model", line=dom.line)
     for label in labels:
+        if label.get("type", "dynamic") not in ("dynamic", "static", "none"):
+            yield XMLError(f"Invalid type '{shown(str(label.get('type')))}' of a <seclabel>", line=dom.line)
         kind, relabel = label.get("type", "dynamic"), label.get("relabel")
         if (kind, relabel) in (("dynamic", "no"), ("none", "yes")):
             yield _unsupported(f"A <seclabel> of type {kind} cannot have relabel='{relabel}'", dom)
@@ -232,7 +234,16 @@ def numa_errors(dom: DomainFields) -> Errors:
         )
 
 
+def bandwidth_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virNetDevBandwidthParseRate (src/conf/netdev_bandwidth_conf.c)"""
+    for net in dom.interfaces:
+        for rate in parse_document(net.bandwidth) if net.bandwidth is not None else ():
+            if rate.get("average") is None and rate.get("floor") is None:
+                yield _detail("<bandwidth> needs an average or a floor", net)
+
+
 RULES = (
+    bandwidth_errors,
     tpm_number_errors,
     label_errors,
     perf_errors,

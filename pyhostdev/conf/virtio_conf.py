@@ -10,7 +10,7 @@ from __future__ import annotations
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, size_unit, unit_factor, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, content, inline
+from pyhostdev.conf.xml.xmlfield import attribute, content, flag, inline
 
 VIRTIO_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional")
 
@@ -128,7 +128,9 @@ class DomainShmemDef(ElementDef):
     model = attribute("model/@type", enum("ivshmem", "ivshmem-plain", "ivshmem-doorbell"))
     size = content("size", big_number)
     size_unit = attribute("size/@unit", size_unit)
+    has_server = flag("server")
     server_path = attribute("server/@path")
+    has_msi = flag("msi")
     msi_enabled = attribute("msi/@enabled", yes_no)
     msi_vectors = attribute("msi/@vectors", number)
     msi_ioeventfd = attribute("msi/@ioeventfd", on_off)

@@ -58,15 +58,12 @@ if TYPE_CHECKING:
 _SECRET = ": libvirt's secret driver keeps its key, and pyhostdev has no such store"  # noqa: S105 - a sentence
 # elements of libvirt's grammar that we do not know -> the end of the sentence that refuses them
 _ADVICE = {
-    "domain/devices/disk/auth": _SECRET,
-    "domain/devices/disk/encryption": _SECRET,
-    "domain/devices/disk/source/auth": _SECRET,
-    "domain/devices/disk/source/encryption": _SECRET,
     "domain/devices/hostdev/source/auth": _SECRET,
     "domain/devices/tpm/backend/encryption": _SECRET,
 }
 _BEFORE_MONITOR = (
     machine.build_name,
+    machine.build_deprecation,
     machine.build_master_key,
     firmware.build_firmware_blockdevs,
     machine.build_machine,

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-_RBD_PORT = 6789
 _GLUSTER_DEBUG = 4  # the level that libvirt's gluster_debug_level has by default
 
 
@@ -42,8 +41,7 @@ def storage_properties(
         is_drive = device == "cdrom" and build.host is not None and is_cdrom_drive(build.host.root, str(source.dev))
         return {"driver": "host_cdrom" if is_drive else "host_device", "filename": source.dev, "aio": aio}
     if kind == "dir":
-        floppy = True if device == "floppy" else None
-        return {"driver": "vvfat", "dir": source.dir, "floppy": floppy, "rw": False}
+        return {"driver": "vvfat", "dir": source.dir, "floppy": device == "floppy", "rw": False}
     if kind == "network" and source.protocol in _NETWORK:
         if source.tls:
             raise unsupported("TLS of a network disk", source)
@@ -98,7 +96,7 @@ def iscsi_properties(host: str | None, port: object, name: str | None, initiator
 
 def _rbd(source: Any) -> Properties:
     pool, _, image = (source.name or "").partition("/")
-    hosts = [{"host": host.name, "port": str(host.port or _RBD_PORT)} for host in source.hosts]
+    hosts = [{"host": host.name, "port": str(host.port or 0)} for host in source.hosts]
     return {
         "driver": "rbd",
         "pool": pool,
@@ -125,8 +123,8 @@ def _url(source: Any) -> Properties:
         "driver": protocol,
         "url": f"{protocol}://{host.name}:{port}/{name}{query}",
         "sslverify": source.ssl_verify,
-        "readahead": source.readahead,
         "timeout": source.timeout,
+        "readahead": source.readahead,
     }
 
 

@@ -125,6 +125,7 @@ class CommandBuilder:
         self.file_fd = file_fd
         self.host = host
         self.passed_files = 0
+        self.block_nodes = 0  # the numbers that disks and SCSI host devices have used up
         self.dom = dom
         self.capabilities = capabilities
         self.paths = paths

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import CCIDAddress
+from pyhostdev.conf.device_conf import CCIDAddress, VirtioSerialAddress
 from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported
 
 if TYPE_CHECKING:
@@ -90,6 +90,11 @@ def _listen(build: CommandBuilder, part: Any, default: str) -> list[str]:
     mode = (part.mode if part is not None else None) or default
     if mode == "bind":
         return ["server=on", "wait=off"]
+    return reconnect_option(build, part)
+
+
+def reconnect_option(build: CommandBuilder, part: Any) -> list[str]:
+    """Return the option that lets QEMU connect again to a socket; empty if the definition does not mention it."""
     if part is None or part.reconnect_enabled is None:
         return []
     seconds = part.reconnect_timeout or 0 if part.reconnect_enabled else 0
@@ -246,10 +251,17 @@ def _socket_name(channel: Any) -> str:
 
     Mirrors: qemuDomainPrepareChannel
     """
-    name = channel.target_name or "unknown.sock"
+    name = channel.target_name or _unnamed_socket(channel)
     if "/" in name or name in (".", "..") or len(os.fsencode(name)) > _SOCKET_NAME_MAX:
         raise unsupported(f"The name {name!a} of a <channel> without a path, which cannot name a socket,", channel)
     return str(name)
+
+
+def _unnamed_socket(channel: Any) -> str:
+    address = channel.info.address
+    if not isinstance(address, VirtioSerialAddress):
+        return "unknown.sock"
+    return f"vioser-{address.controller:02d}-{address.bus:02d}-{address.port:02d}.sock"
 
 
 def build_consoles(build: CommandBuilder) -> None:

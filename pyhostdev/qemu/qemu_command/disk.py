@@ -21,12 +21,14 @@ from pyhostdev.qemu.qemu_command.builder import (
     virtio_driver,
     virtio_options,
 )
+from pyhostdev.qemu.qemu_command.chr import reconnect_option
 from pyhostdev.qemu.qemu_command.cpu import thread_mapping
 from pyhostdev.qemu.qemu_domain import is_q35
 
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
+_NARROW_SCSI = ("lsilogic", "am53c974", "dc390", "ncr53c90")  # one unit per target
 _FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "dmg", "bochs", "cloop")
 _BACKED_FORMATS = ("qcow", "qcow2", "qed", "vmdk")  # formats that can have a backing image
 
@@ -55,10 +57,13 @@ def build_disks(build: CommandBuilder) -> None:
     for disk in reversed(build.dom.disks):
         numbers[id(disk)] = first
         first += _node_count(disk)
+    build.block_nodes = first - 1
     _build_floppy_controller(build)
     for disk in build.dom.disks:
         with build.collecting():
             node = _build_images(build, disk, numbers[id(disk)])
+            if disk.model == "usb-bot":
+                build.add_device({"driver": "usb-bot", "id": disk.info.alias, **build.address(disk)})
             build.add_device(_device(build, disk, node))
 
 
@@ -196,10 +201,17 @@ def is_readonly(disk: Any) -> bool:
     return bool(disk.readonly or disk.device == "cdrom")
 
 
+def _cache_mode(disk: Any) -> tuple[bool, bool, bool] | None:
+    """Return the mode of a disk's cache, None for QEMU's default; guests that share a disk do without a cache."""
+    name = "none" if disk.cache in (None, "default") and disk.shareable else disk.cache
+    return _CACHE_MODES.get(name)
+
+
 def _cache(disk: Any) -> Properties | None:
-    if disk.cache in (None, "default"):
+    mode = _cache_mode(disk)
+    if mode is None:
         return None
-    _, direct, no_flush = _CACHE_MODES[disk.cache]
+    _, direct, no_flush = mode
     return {"direct": direct, "no-flush": no_flush}
 
 
@@ -210,14 +222,15 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
     Mirrors: qemuBuildDiskDeviceProps (src/qemu/qemu_command.c)
     """
     write_cache = None
-    if disk.cache not in (None, "default") and disk.device != "lun":  # a lun has its own cache
-        write_cache = on_off(_CACHE_MODES[disk.cache][0])
+    mode = _cache_mode(disk)
+    if mode is not None and disk.device != "lun":  # a lun has its own cache
+        write_cache = on_off(mode[0])
     share = True if disk.shareable else None
     return {
         **_frontend(build, disk),
         "share-rw": share,
         "drive": node,
-        "id": disk.info.alias,
+        "id": f"{disk.info.alias}-device" if disk.model == "usb-bot" else disk.info.alias,
         "bootindex": None if disk.bus == "fdc" else build.bootindex(disk),
         "logical_block_size": disk.logical_block_size,
         "physical_block_size": disk.physical_block_size,
@@ -226,7 +239,7 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
         "rotation_rate": disk.rotation_rate,
         "vendor": disk.vendor,
         "product": disk.product,
-        "removable": disk.removable,
+        "removable": bool(disk.removable) if disk.bus == "usb" and disk.model != "usb-bot" else None,
         "write-cache": write_cache,
         **_geometry(disk),
         "serial": _serial(disk),
@@ -249,8 +262,8 @@ def _geometry(disk: Any) -> Properties:
 def _error_policies(disk: Any) -> Properties:
     write = {"enospace": "enospc"}.get(disk.error_policy, disk.error_policy)
     read = disk.rerror_policy
-    if read is None and disk.error_policy is not None:
-        read = "report" if disk.error_policy == "enospace" else disk.error_policy
+    if read is None and disk.error_policy != "enospace":  # which QEMU has for writes only
+        read = disk.error_policy
     return {"werror": write, "rerror": read}
 
 
@@ -261,8 +274,11 @@ def _frontend(build: CommandBuilder, disk: Any) -> Properties:
         return _ide(build, disk)
     if disk.bus == "scsi":
         return _scsi(build, disk)
+    if disk.bus == "usb" and disk.model == "usb-bot":
+        bus = {"bus": f"{disk.info.alias}.0", "scsi-id": 0, "lun": 0}
+        return {"driver": "scsi-cd" if disk.device == "cdrom" else "scsi-hd", **bus}
     if disk.bus == "usb":
-        return {"driver": "usb-storage", **build.address(disk), "removable": disk.removable}
+        return {"driver": "usb-storage", **build.address(disk)}
     if disk.bus == "nvme":
         address = _drive(disk)
         alias = build.controller("nvme", address.controller).info.alias
@@ -279,11 +295,11 @@ def _virtio(build: CommandBuilder, disk: Any) -> Properties:
         "driver": virtio_driver("blk", disk.model),
         **virtio_options(disk),
         "iothread": None if disk.iothread is None else f"iothread{disk.iothread}",
-        "iothread-vq-mapping": thread_mapping(disk),
         "ioeventfd": disk.ioeventfd,
         "event_idx": disk.event_idx,
         "num-queues": disk.queues,
         "queue-size": disk.queue_size,
+        "iothread-vq-mapping": thread_mapping(disk),
         **build.address(disk),
     }
 
@@ -292,7 +308,8 @@ def _vhostuser(build: CommandBuilder, disk: Any) -> Properties:
     """Add the socket of the vhost-user process that serves the disk; return the properties of the device."""
     chardev = f"chr-vu-{disk.info.alias}"
     path = plain_value(str(disk.source.path), "The path of a socket", disk)
-    build.add("-chardev", f"socket,id={chardev},path={path}")
+    reconnect = reconnect_option(build, disk.source)
+    build.add("-chardev", ",".join(["socket", f"id={chardev}", f"path={path}", *reconnect]))
     return {
         "driver": "vhost-user-blk-pci",
         **virtio_options(disk),
@@ -331,6 +348,6 @@ def _scsi(build: CommandBuilder, disk: Any) -> Properties:
 def scsi_place(build: CommandBuilder, address: DriveAddress) -> Properties:
     """Return the address of a unit on a SCSI controller; lsilogic has one unit per target."""
     bus = f"{build.controller('scsi', address.controller).info.alias}.0"
-    if scsi_model(build.dom, address.controller) == "lsilogic":
+    if scsi_model(build.dom, address.controller) in _NARROW_SCSI:
         return {"bus": bus, "scsi-id": address.unit}
     return {"bus": bus, "channel": address.bus, "scsi-id": address.target, "lun": address.unit}

@@ -62,7 +62,7 @@ def _build_9p(build: CommandBuilder, filesystem: Any) -> None:
         options.append(f"multidevs={filesystem.multidevs}")
     for name in ("fmode", "dmode"):
         if getattr(filesystem, name) is not None:
-            options.append(f"{name}={option_value(getattr(filesystem, name))}")
+            options.append(f"{name}={getattr(filesystem, name):04o}")
     if filesystem.wrpolicy == "immediate":
         options.append("writeout=immediate")
     options += [f"id={backend}", f"path={option_value(filesystem.source_dir or '')}"]

@@ -79,10 +79,6 @@ def _build_generic_initiators(build: CommandBuilder, hostdev: Any) -> None:
         build.add_object("acpi-generic-initiator", f"gi{number}", **place)
 
 
-def _node(hostdev: Any) -> str:
-    return f"libvirt-{hostdev.info.alias}-backend"
-
-
 def _scsi(build: CommandBuilder, hostdev: Any) -> Properties:
     """
     Add the block node of an iSCSI unit and return the properties of the device.
@@ -96,15 +92,15 @@ def _scsi(build: CommandBuilder, hostdev: Any) -> Properties:
     if source.protocol != "iscsi" or source.auth is not None or not isinstance(hostdev.info.address, DriveAddress):
         raise unsupported("A SCSI <hostdev> of a host adapter, or with <auth>,", hostdev)
     storage = iscsi_properties(source.host, source.port, source.name, source.initiator)
-    node = {"node-name": _node(hostdev), "read-only": bool(hostdev.readonly)}
-    build.add_json("-blockdev", {**storage, **node})
+    build.block_nodes += 1
+    node = f"libvirt-{build.block_nodes}-backend"
+    build.add_json("-blockdev", {**storage, "node-name": node, "read-only": bool(hostdev.readonly)})
     return {
         "driver": "scsi-generic",
-        **scsi_place(build, hostdev.info.address),
-        "share-rw": True if hostdev.shareable else None,
-        "drive": _node(hostdev),
+        "drive": node,
         "id": hostdev.info.alias,
         "bootindex": build.bootindex(hostdev),
+        **scsi_place(build, hostdev.info.address),
     }
 
 
@@ -184,8 +180,8 @@ def _usb(build: CommandBuilder, hostdev: Any) -> Properties:
     if source is None:
         text = "A USB <hostdev> needs a <source> with an address, or with a vendor and a product"
         raise ConfigError(text, line=hostdev.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
-    resets = {None: {}, "off": {"guest-reset": False}, "always": {"guest-resets-all": True}}
-    resets["uninitialized"] = {"guest-reset": True}
+    resets = {None: {}, "off": {"guest-reset": False}, "on": {"guest-reset": True, "guest-resets-all": True}}
+    resets["uninitialized"] = {"guest-reset": True, "guest-resets-all": False}
     return {
         "driver": "usb-host",
         **_usb_place(build, hostdev),

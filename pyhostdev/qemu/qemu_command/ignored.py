@@ -96,6 +96,7 @@ IGNORED: dict[str, dict[str, Word]] = {
             "the guest starts with all of its memory", asked=lambda dom: dom.current_memory_kib < dom.memory_kib
         ),
         "blkiotune": Word(_NO_CGROUP),
+        "idmap": Word("only containers have it"),
         "hard_limit": Word(f"{_NO_CGROUP}; only the limit of locked memory follows it"),
         "soft_limit": Word(_NO_CGROUP),
         "min_guarantee": Word(_NO_CGROUP),
@@ -265,7 +266,10 @@ def _is_labelled(source: Any) -> bool:
 
 # definition -> field -> why start refuses it
 REFUSED_BY_START: dict[str, dict[str, Word]] = {
-    "DomainFields": {"seclabel": Word("pyhostdev start confines no guest with a security module", asked=_is_confined)},
+    "DomainFields": {
+        "seclabel": Word("pyhostdev start confines no guest with a security module", asked=_is_confined),
+        "lease": Word("it needs libvirt's lock manager"),
+    },
     "VcpuDef": {"hotpluggable": Word("pyhostdev start plugs no virtual CPU", asked=lambda vcpu: bool(vcpu.enabled))},
     "StorageSource": {"seclabel": Word("pyhostdev start labels no image", asked=_is_labelled)},
     "ChrSourceElement": {"seclabel": Word("pyhostdev start labels no file", asked=_is_labelled)},

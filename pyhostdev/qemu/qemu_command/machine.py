@@ -20,6 +20,7 @@ from pyhostdev.qemu.qemu_domain import ARM, X86, is_i440fx, is_q35
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder
 
+_DEPRECATED_INPUT = {"omit": None, "reject": "reject", "crash": "crash"}
 _ACCELERATORS = {"qemu": "tcg", "kvm": "kvm"}
 
 # QEMU's seccomp filter: it never needs to start programs, or to change its user or scheduling
@@ -27,8 +28,20 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 
 
 def build_name(build: CommandBuilder) -> None:
-    """Name the process and start it paused: devices are checked before the guest runs."""
-    build.add("-name", f"guest={option_value(build.dom.name)},debug-threads=on", "-S")
+    """Name the process."""
+    build.add("-name", f"guest={option_value(build.dom.name)},debug-threads=on")
+
+
+def build_deprecation(build: CommandBuilder) -> None:
+    """
+    Say what QEMU does about deprecated words, then start it paused: devices are checked before the guest runs.
+
+    Mirrors: qemuBuildCompatDeprecatedCommandLine
+    """
+    behaviour = build.namespace.deprecation
+    if behaviour in _DEPRECATED_INPUT:
+        build.add_json("-compat", {"deprecated-output": "hide", "deprecated-input": _DEPRECATED_INPUT[behaviour]})
+    build.add("-S")
 
 
 def build_master_key(build: CommandBuilder) -> None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import SpaprVIOAddress
 from pyhostdev.conf.os_conf import unit_factor
-from pyhostdev.qemu.qemu_command.builder import option_value, unsupported, virtio_driver, virtio_options
+from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported, virtio_driver, virtio_options
 from pyhostdev.qemu.qemu_command.chr import add_chardev
 from pyhostdev.qemu.qemu_domain import is_i440fx, is_pseries, is_q35
 
 if TYPE_CHECKING:
-    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder
 
 VSOCK_CID_MIN = 3  # linux/vm_sockets.h: lower numbers are reserved for the host and the hypervisor
 _MIB = 1 << 20
@@ -182,8 +182,7 @@ def _build_plain_shmem(build: CommandBuilder, shmem: Any) -> None:
     size = _shmem_bytes(shmem)
     path = f"/dev/shm/{shmem.name}"  # noqa: S108  # the path at which all sharing guests open it
     build.add_object("memory-backend-file", backend, **{"mem-path": path, "size": size, "share": True})
-    master = None if shmem.role is None else shmem.role == "master"
-    device = {"driver": "ivshmem-plain", "id": shmem.info.alias, "memdev": backend, "master": master}
+    device = {"driver": "ivshmem-plain", "id": shmem.info.alias, "memdev": backend, "master": _master(shmem)}
     build.add_device({**device, **build.address(shmem)})
 
 
@@ -192,11 +191,14 @@ def _build_doorbell(build: CommandBuilder, shmem: Any) -> None:
     if not shmem.server_path:
         raise unsupported("<server> of <shmem> without a path", shmem)
     chardev = f"char{shmem.info.alias}"
-    build.add("-chardev", f"socket,id={chardev},path={option_value(shmem.server_path)}")
-    master = None if shmem.role is None else shmem.role == "master"
-    device: Properties = {"driver": "ivshmem-doorbell", "id": shmem.info.alias, "chardev": chardev, "master": master}
+    device = {"driver": "ivshmem-doorbell", "id": shmem.info.alias, "chardev": chardev, "master": _master(shmem)}
     interrupts = {"vectors": shmem.msi_vectors or None, "ioeventfd": shmem.msi_ioeventfd}
     build.add_device({**device, **interrupts, **build.address(shmem)})
+    build.add("-chardev", f"socket,id={chardev},path={option_value(shmem.server_path)}")
+
+
+def _master(shmem: Any) -> str | None:
+    return None if shmem.role is None else on_off(shmem.role == "master")
 
 
 def _shmem_bytes(shmem: Any) -> int:

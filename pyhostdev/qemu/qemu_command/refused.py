@@ -37,11 +37,13 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "StorageSource": {
         "tls_hostname": (),
         "volume": (),
+        "auth": (),
+        "encryption": (),
         "identity_keyfile": (),
         "identity_agent": (),
         "known_hosts": (),
     },
-    "DomainDiskDef": {"driver_name": ("qemu",), "sgio": ("filtered",)},
+    "DomainDiskDef": {"driver_name": ("qemu",), "sgio": ("filtered",), "auth": (), "encryption": ()},
     "DomainFSDef": {
         "driver_name": ("path",),
         "driver_format": (),
@@ -62,6 +64,8 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
 
 # field -> what to write instead
 _INSTEAD = {
+    "auth": "libvirt's secret driver keeps its key, and pyhostdev has no such store",
+    "encryption": "libvirt's secret driver keeps its key, and pyhostdev has no such store",
     "volume": "name the file or device of the volume in a <disk> of type file or block",
     "identity_keyfile": "nbdkit alone has it",
     "identity_agent": "nbdkit alone has it",

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pyhostdev.util.virxml import Element
 
 NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
-ELEMENTS = ("commandline", "capabilities", "override")
+ELEMENTS = ("commandline", "capabilities", "override", "deprecation")
+DEPRECATIONS = ("none", "omit", "reject", "crash")
 REMOVE = "remove"
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -65,6 +66,7 @@ class QEMUNamespace(NamedTuple):
     deleted_capabilities: tuple[str, ...] = ()
     properties: tuple[QEMUProperty, ...] = ()
     errors: tuple[ConfigError, ...] = ()
+    deprecation: str | None = None
 
     def joined(self, other: QEMUNamespace) -> QEMUNamespace:
         """Return both concatenated, in this order."""
@@ -75,6 +77,7 @@ class QEMUNamespace(NamedTuple):
             self.deleted_capabilities + other.deleted_capabilities,
             self.properties + other.properties,
             self.errors + other.errors,
+            self.deprecation or other.deprecation,
         )
 
     def overridden(self, alias: str | None, properties: dict[str, object]) -> dict[str, object]:
@@ -210,8 +213,17 @@ _VALUES: dict[str, Callable[[str], int | bool | str]] = {
     "string": str,
 }
 
+
+def _deprecation(reader: _Reader) -> QEMUNamespace:
+    behaviour = reader.root.get("behavior")
+    if behaviour not in DEPRECATIONS:
+        reader.wrong(f"<qemu:deprecation> needs a behavior: one of {', '.join(DEPRECATIONS)}", reader.root)
+    return QEMUNamespace(deprecation=behaviour, errors=tuple(reader.errors))
+
+
 _READERS: dict[str, Callable[[_Reader], QEMUNamespace]] = {
     "commandline": _commandline,
     "capabilities": _capabilities,
+    "deprecation": _deprecation,
     "override": _override,
 }

@@ -64,6 +64,10 @@ class ConnectFlags:
         """Return the flags of a virtio device; a transitional one needs a conventional slot."""
         return CONVENTIONAL if device.model == "virtio-transitional" else self.pcie
 
+    def crypto(self, device: Any) -> int:
+        """Return the flags of a crypto device, which libvirt puts into a conventional slot."""
+        return CONVENTIONAL
+
     def controller(self, device: Any) -> int:
         """Return a controller's flags, by its type and model."""
         if device.type == "pci":
@@ -200,7 +204,7 @@ _RULES: dict[str, Callable[[ConnectFlags, Any], int]] = {
     "memballoon": ConnectFlags.memballoon,
     "rng": ConnectFlags.virtio,
     "vsock": ConnectFlags.virtio,
-    "crypto": ConnectFlags.virtio,
+    "crypto": ConnectFlags.crypto,
     "watchdog": ConnectFlags.watchdog,
     "video": ConnectFlags.video,
     "shmem": ConnectFlags.shmem,

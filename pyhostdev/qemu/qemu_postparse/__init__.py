@@ -23,7 +23,7 @@ from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.virtio_conf import DomainInputDef, DomainMemballoonDef
 from pyhostdev.errors import VIR_ERR_INVALID_ARG, XMLError
 from pyhostdev.qemu.qemu_domain import PPC64, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
-from pyhostdev.qemu.qemu_postparse.device import fill_device, name_virtio_video
+from pyhostdev.qemu.qemu_postparse.device import fill_device, name_usb_disk, name_virtio_video
 from pyhostdev.qemu.qemu_postparse.iommu import fill_iommus, refuse_several_iommus
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def post_parse(
     filled = domain_postparse.post_parse(dom, QEMUDefaults(dom, capabilities, release))
     for video in filled.videos if release.has("video-device") else ():
         name_virtio_video(filled, video)
+    for disk in filled.disks if release.has("usb-disk-model") else ():
+        name_usb_disk(disk)
     return filled
 
 
@@ -162,7 +164,7 @@ class QEMUDefaults:
         if cpu.mode == "custom":
             cpu.match = cpu.match or "exact"
         if cpu.mode in ("custom", "host-model"):
-            cpu.fallback = cpu.fallback or "allow"
+            cpu.fallback = cpu.fallback or "allow" if cpu.model else None
         if cpu.mode == "host-passthrough" and cpu.migratable is None and dom.os.arch in X86:
             cpu.migratable = True
         if cpu.check is None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_domain import ARM, PPC64, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
+from pyhostdev.util.hostroot import HostRoot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.conf.board_conf import DomainPanicDef, DomainTPMDef
+    from pyhostdev.conf.board_conf import DomainPanicDef, DomainPstoreDef, DomainTPMDef
     from pyhostdev.conf.chr_conf import DomainChrDef
     from pyhostdev.conf.controller_conf import DomainControllerDef
     from pyhostdev.conf.disk_conf import DomainDiskDef
@@ -87,6 +88,12 @@ def name_virtio_video(dom: DomainDef, video: DomainVideoDef) -> None:
     kind = "vhost-user" if video.driver_name == "vhostuser" else "virtio"
     suffix = "-gl" if kind == "virtio" and video.accel3d else ""
     video.device = f"{kind}-{'vga' if has_vga else 'gpu'}{suffix}"
+
+
+def name_usb_disk(disk: DomainDiskDef) -> None:
+    """Fill in QEMU's device of a USB disk; a CD is a SCSI drive behind a USB bridge."""
+    if disk.bus == "usb" and disk.model is None:
+        disk.model = "usb-bot" if disk.device == "cdrom" else "usb-storage"
 
 
 def _default_video(dom: DomainDef, capabilities: QEMUCapabilities) -> str:
@@ -201,18 +208,25 @@ def drop_generated_path(dom: DomainDef, device: DomainChrDef) -> None:
 
 def _fill_shmem(dom: DomainDef, device: DomainShmemDef, capabilities: QEMUCapabilities) -> None:
     device.model = device.model or "ivshmem"
+    if device.model == "ivshmem-doorbell" and device.has_server:
+        device.server_path = device.server_path or f"/var/lib/libvirt/shmem-{device.name}-sock"
+        device.msi_ioeventfd = True if device.msi_ioeventfd is None else device.msi_ioeventfd
     if device.model != "ivshmem-doorbell" and device.size is None:
         device.size, device.size_unit = 4, "M"
     if device.model == "ivshmem":
         return
     is_doorbell = device.model == "ivshmem-doorbell"
-    if is_doorbell != (device.server_path is not None):
+    if is_doorbell != device.has_server:
         raise ConfigUnsupportedError(
             f"shmem model '{device.model}' {'needs' if is_doorbell else 'cannot have'} a server",
             line=device.line,
         )
     if is_doorbell and device.size is not None:
         raise ConfigUnsupportedError(f"shmem model '{device.model}' has no size", line=device.line)
+
+
+def _fill_pstore(dom: DomainDef, device: DomainPstoreDef, capabilities: QEMUCapabilities) -> None:
+    device.path = device.path or f"{HostRoot.NVRAM}/{dom.name}_PSTORE.raw"
 
 
 def _fill_vsock(dom: DomainDef, device: DomainVsockDef, capabilities: QEMUCapabilities) -> None:
@@ -257,6 +271,7 @@ _FILLERS: dict[str, Callable[..., None]] = {
     "channel": _fill_chr,
     "shmem": _fill_shmem,
     "vsock": _fill_vsock,
+    "pstore": _fill_pstore,
     "hostdev": _fill_hostdev,
     "sound": _fill_sound,
     "tpm": _fill_tpm,

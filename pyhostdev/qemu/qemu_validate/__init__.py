@@ -39,6 +39,7 @@ from pyhostdev.qemu.qemu_validate.display import graphics_errors, video_errors
 from pyhostdev.qemu.qemu_validate.firmware import firmware_errors
 from pyhostdev.qemu.qemu_validate.net import net_errors
 from pyhostdev.qemu.qemu_validate.pci import pci_controller_errors
+from pyhostdev.qemu.qemu_validate.peripheral import peripheral_errors
 from pyhostdev.qemu.qemu_validate.storage import disk_errors, thread_errors
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class QEMURules:
         rule = _DEVICE_RULES.get(device.tag)
         if rule is not None:
             yield from rule(dom, device)
+        yield from peripheral_errors(dom, device, self.capabilities, self.release)
         if device.tag in _CHARACTER_DEVICES:
             yield from _chr_errors(dom, device, self.release)
         if device.tag == "hostdev":
@@ -334,17 +336,6 @@ def _memballoon_errors(_dom: DomainDef, device: Any) -> Errors:
         yield _unsupported("QEMU has no memory balloon of model xen", device)
 
 
-def _watchdog_errors(dom: DomainDef, device: Any) -> Errors:
-    """Mirrors: qemuValidateDomainWatchdogDef"""
-    if device.model == "itco" and not is_q35(dom):
-        yield _unsupported("Only a q35 machine has the watchdog itco", device)
-    kind = device.info.address.kind if device.info.address is not None else None
-    if device.model == "i6300esb" and kind not in (None, "pci"):
-        yield _unsupported("The watchdog i6300esb is a PCI device", device)
-    if device.model == "ib700" and kind not in (None, "isa"):
-        yield _unsupported("The watchdog ib700 is an ISA device", device)
-
-
 def _panic_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDefPanic"""
     homes = {"pseries": is_pseries(dom), "isa": dom.os.arch in X86, "hyperv": dom.os.arch in X86}
@@ -353,44 +344,10 @@ def _panic_errors(dom: DomainDef, device: Any) -> Errors:
         yield _unsupported(f"The machine '{dom.os.machine}' has no panic device of model {device.model}", device)
 
 
-def _memory_errors(dom: DomainDef, device: Any) -> Errors:
-    """Mirrors: qemuDomainDefValidateMemoryHotplugDevice (src/qemu/qemu_domain.c)"""
-    if device.model == "sgx-epc":
-        yield _unsupported("QEMU's capabilities do not tell whether the host has SGX", device)
-    if device.model in ("dimm", "nvdimm", "virtio-mem") and device.target_node is None:
-        yield _unsupported(f"Memory of model {device.model} needs the <node> of its <target>", device)
-
-
-def _smartcard_errors(dom: DomainDef, device: Any) -> Errors:
-    """Mirrors: qemuValidateDomainSmartcardDef"""
-    if len(dom.smartcards) > 1:
-        yield _unsupported("QEMU has one smartcard at most", device)
-
-
-def _audio_errors(dom: DomainDef, device: Any) -> Errors:
-    """Mirrors: qemuValidateDomainDeviceDefAudio"""
-    if device.type == "spice" and all(graphics.type != "spice" for graphics in dom.graphics):
-        yield _unsupported("Audio of type spice needs SPICE graphics", device)
-
-
 def _nvram_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefNVRAM"""
     if not is_pseries(dom):
         yield _unsupported(f"The machine '{dom.os.machine}' has no <nvram>", device)
-
-
-def _filesystem_errors(dom: DomainDef, device: Any) -> Errors:
-    """Mirrors: qemuValidateDomainDeviceDefFS"""
-    if not device.is_virtiofs:
-        return
-    if device.accessmode not in (None, "passthrough") or device.wrpolicy is not None:
-        yield _unsupported("virtiofs has no accessmode but passthrough and no wrpolicy", device)
-    if device.model not in (None, "virtio") or device.multidevs not in (None, "default"):
-        yield _unsupported("virtiofs has no model but virtio and no multidevs", device)
-    if device.fmode is not None or device.dmode is not None:
-        yield _unsupported("virtiofs has no fmode and no dmode", device)
-    if not _shares_memory(dom):
-        yield _unsupported("virtiofs needs <memoryBacking> with <access mode='shared'/>", device)
 
 
 def _readonly_virtiofs_errors(device: Any) -> Errors:
@@ -398,27 +355,15 @@ def _readonly_virtiofs_errors(device: Any) -> Errors:
         yield _unsupported("virtiofs shares no directory read-only", device)
 
 
-def _shares_memory(dom: DomainDef) -> bool:
-    """Return True if the guest's memory is shared, so that another process can map it."""
-    cells = dom.cpu.cells if dom.cpu is not None else []
-    default = dom.memory_backing.access_mode
-    return all((access or default) == "shared" for access in [cell.mem_access for cell in cells] or [None])
-
-
 _DEVICE_RULES: dict[str, Callable[[DomainDef, Any], Errors]] = {
     "controller": _controller_errors,
     "serial": _serial_errors,
     "parallel": _parallel_errors,
-    "memory": _memory_errors,
-    "smartcard": _smartcard_errors,
-    "audio": _audio_errors,
     "sound": _sound_errors,
     "disk": disk_errors,
     "graphics": graphics_errors,
     "memballoon": _memballoon_errors,
-    "watchdog": _watchdog_errors,
     "panic": _panic_errors,
     "nvram": _nvram_errors,
     "interface": net_errors,
-    "filesystem": _filesystem_errors,
 }

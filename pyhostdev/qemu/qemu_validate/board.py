@@ -49,6 +49,8 @@ def board_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     yield from _hyperv_errors(dom, release)
     yield from _feature_errors(dom, release)
     yield from _number_errors(dom, release)
+    if dom.on_reboot == "preserve":
+        yield _unsupported("A guest that reboots cannot be preserved", dom)
     if dom.min_guarantee is not None:
         yield _unsupported("QEMU guarantees no minimum of memory", dom)
     if dom.bootloader is not None or dom.bootloader_args is not None:

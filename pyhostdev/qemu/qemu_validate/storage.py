@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.tuning_postparse import iothread_numbers
 from pyhostdev.errors import VIR_ERR_ARGUMENT_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
+from pyhostdev.qemu.qemu_validate.peripheral import shares_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,12 +41,57 @@ def disk_errors(dom: DomainDef, disk: Any) -> Errors:
     yield from _io_errors(dom, disk)
     yield from _iotune_errors(dom, disk)
     yield from _transient_errors(disk)
+    yield from _image_errors(dom, disk)
     if disk.shareable and not disk.readonly and disk.driver_type not in _SHARED_FORMATS:
         yield _unsupported(f"A {disk.driver_type} image cannot be shared", disk)
     if disk.driver_name not in (None, "qemu"):
         yield _unsupported(f"QEMU has no disk driver '{disk.driver_name}'", disk)
     if re.search(r"p[0-9]+$" if disk.nvme_place() is not None else r"[0-9]$", disk.target or ""):
         yield _unsupported(f"The target '{disk.target}' of a disk names a partition", disk)
+
+
+_NO_FORMATS = ("cow", "dir", "iso")
+_NO_PROTOCOLS = ("tftp", "vxhs")
+_LUKS_FORMATS = ("raw", "qcow2", None)
+_SECRET_TYPES = {"iscsi": "iscsi", "rbd": "ceph"}
+
+
+def _image_errors(dom: DomainDef, disk: Any) -> Errors:
+    """
+    Yield the errors of an image's format, place and secrets.
+
+    Mirrors: qemuDomainValidateStorageSource (src/qemu/qemu_domain.c), virDomainDiskDefValidateSourceChainOne
+    """
+    if disk.driver_type in _NO_FORMATS or (disk.driver_type == "fat" and disk.type not in ("dir", "volume")):
+        yield _unsupported(f"QEMU has no disk image of format {disk.driver_type}", disk)
+    if disk.type == "dir" and not disk.readonly and disk.device != "floppy":
+        yield _unsupported("A disk of type dir must be read-only", disk)
+    if disk.type == "vhostuser" and not shares_memory(dom):
+        yield _unsupported("A vhostuser disk needs shared memory", disk)
+    source = disk.source
+    if source is None:
+        return
+    if source.protocol in _NO_PROTOCOLS:
+        yield _unsupported(f"QEMU has no disk of protocol {source.protocol}", disk)
+    if source.protocol == "nfs" and any(host.port for host in source.hosts):
+        yield _unsupported("The server of an nfs disk has no port", disk)
+    yield from _secret_errors(disk, source)
+
+
+def _secret_errors(disk: Any, source: Any) -> Errors:
+    for name in ("auth", "encryption"):
+        if getattr(disk, name) is not None and getattr(source, name) is not None:
+            yield _unsupported(f"A disk has two <{name}>", disk)
+    auth, encryption = disk.auth or source.auth, disk.encryption or source.encryption
+    kind = auth.secret.type if auth is not None and auth.secret is not None else None
+    if auth is not None and disk.type == "network" and kind != _SECRET_TYPES.get(source.protocol, kind):
+        yield _unsupported(f"A disk of protocol {source.protocol} cannot have a secret of type {kind}", disk)
+    if auth is not None and kind is None:
+        yield _unsupported("The <secret> of <auth> needs a type", disk)
+    if encryption is not None and disk.driver_type not in _LUKS_FORMATS:
+        yield _unsupported(f"An image of format {disk.driver_type} cannot be encrypted", disk)
+    if encryption is not None and encryption.format == "luks" and encryption.cipher is not None:
+        yield _unsupported("The image itself says its <cipher>", disk)
 
 
 def _address_errors(disk: Any) -> Errors:
@@ -66,8 +112,6 @@ def _bus_errors(disk: Any) -> Errors:
         yield _unsupported(f"A cdrom cannot be on bus {bus}", disk)
     if disk.wwn is not None and bus not in ("ide", "scsi"):
         yield _unsupported(f"A disk on bus {bus} has no WWN", disk)
-    if (disk.vendor is not None or disk.product is not None) and bus != "scsi":
-        yield _unsupported(f"A disk on bus {bus} has no vendor and no product", disk)
     if disk.rotation_rate and (bus not in _ROTATING_BUSES or disk.device != "disk"):
         yield _unsupported(f"A {disk.device} on bus {bus} has no rotation rate", disk, VIR_ERR_INTERNAL_ERROR)
     if disk.readonly and disk.device == "disk" and bus in ("ide", "sata"):
