@@ -93,24 +93,16 @@ def build_plan(
     if policy not in POLICIES:
         raise ConfigError(f"Unknown policy '{policy}': expected one of {', '.join(POLICIES)}")
     drivers = VFIODrivers(host.root, variants=release.has("vfio-variants"))
-    asked = list(hostdevs)
-    addresses = [hostdev.pci_address for hostdev in asked]
-    found = read_pci_devices(host.root, addresses)
-    requests = [Request.of(hostdev, found.get(at), drivers) for hostdev, at in zip(asked, addresses, strict=True)]
+    requests = _requests(host, list(hostdevs), drivers)
     planner = _Planner(host, requests, owner, policy, records, frozenset(occupied), definition, drivers)
-    findings = planner.findings()
-    return Plan(
-        owner=owner,
-        policy=policy,
-        requests=requests,
-        findings=findings,
-        steps=planner.steps(),
-        fates=planner.fates(),
-        proposals=planner.proposals(findings),
-        accepted=consents(accept, host.root),
-        definition=definition,
-        release=release,
-    )
+    return planner.plan(consents(accept, host.root), release)
+
+
+def _requests(host: HostFacts, hostdevs: list[DomainHostdevDef], drivers: VFIODrivers) -> list[Request]:
+    """Return each hostdev with the host's function, all of which are read together."""
+    addresses = [hostdev.pci_address for hostdev in hostdevs]
+    found = read_pci_devices(host.root, addresses)
+    return [Request.of(hostdev, found.get(at), drivers) for hostdev, at in zip(hostdevs, addresses, strict=True)]
 
 
 class _Planner:
@@ -150,6 +142,22 @@ class _Planner:
         # the VFs that a PF's driver may remove when the PF is detached, each with its PF
         self.virtual = {vf: dev.address for dev in self.moving_endpoints for vf in self.vfs.get(dev.address, ())}
         self.leaving = self._read_leaving()
+
+    def plan(self, accepted: frozenset[tuple[str, str]], release: LibvirtRelease) -> Plan:
+        """Return the plan."""
+        findings = self.findings()
+        return Plan(
+            owner=self.owner,
+            policy=self.policy,
+            requests=self.requests,
+            findings=findings,
+            steps=self.steps(),
+            fates=self.fates(),
+            proposals=self.proposals(findings),
+            accepted=accepted,
+            definition=self.definition,
+            release=release,
+        )
 
     def _read_members(self) -> dict[int, list[virpci.GroupMember]]:
         groups = {r.dev.iommu_group for r in self.present if r.dev is not None}
