@@ -16,7 +16,7 @@ from pathlib import Path
 TOP = Path(__file__).parent.parent
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-SKIPPED = {".git", ".venv", "_build", ".nox", "node_modules", "dist", "build"}
+SKIPPED = {".git", ".lab", ".venv", "_build", ".nox", "node_modules", "dist", "build"}
 GENERATED = {"verbs.md"}  # written by docs/conf.py
 
 
