@@ -120,12 +120,10 @@ class NetdevJournal:
         """
         Undo the changes of guests that have ended, and yield an outcome for each.
 
-        Processes, sockets and interfaces are those of the live host: records below another root are left alone.
-
         Raises:
             SysfsError: the records cannot be read.
         """
-        for file in self.state.names() if self.host.root.is_live else ():
+        for file in self.state.names():
             if file.endswith(self.suffix) and not file.startswith("."):
                 name = file.removesuffix(self.suffix)
                 yield RecoveryResult(name, *self._recover_one(name))

@@ -228,9 +228,11 @@ class HostdevManager:
         from pyhostdev.hypervisor.program_journal import ProgramJournal
         from pyhostdev.hypervisor.vf_network import VFJournal
 
-        # a host driver reads the settings of its virtual function when it binds
-        others = [*VFJournal(self.host).recover(), *MacvtapJournal(self.host).recover()]
-        others += ProgramJournal(self.host).recover()
+        others: list[RecoveryResult] = []
+        if self.host.root.is_live:  # processes, sockets and interfaces are the live host's, whatever another root says
+            # a host driver reads the settings of its virtual function when it binds
+            others = [*VFJournal(self.host).recover(), *MacvtapJournal(self.host).recover()]
+            others += ProgramJournal(self.host).recover()
         return [*recover(self.context, include_prepared=include_prepared, timeout_s=timeout_s), *others]
 
     def prepare_pci_devices(
