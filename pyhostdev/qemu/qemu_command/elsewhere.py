@@ -64,7 +64,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "LaunchSecurityDef": dict.fromkeys(LaunchSecurityDef.declared(), _REFUSED_AS_A_WHOLE),
     "InitArgument": {"value": _REFUSED_AS_A_WHOLE},
     "ClockDef": {"timezone": "QEMU is started in that zone"},
-    "ACPITable": {"type": "there is only one type"},
     "CPUDef": {
         "fallback": "the CPU is always the named model",
         "cache_level": "each mode has one level; others are refused",
@@ -75,7 +74,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "CCIDAddress": {"slot": "QEMU assigns slots in the order of the devices"},
     "CCWAddress": {"cssid": _REFUSED_AS_A_WHOLE, "ssid": _REFUSED_AS_A_WHOLE, "devno": _REFUSED_AS_A_WHOLE},
     "DomainChrDef": {"target_state": _OUTPUT},
-    "SmartcardCertificate": {"name": _REFUSED_AS_A_WHOLE},
     "DomainRedirdevDef": {"bus": "there is one bus, USB"},
     "DomainTPMDef": dict.fromkeys(_TPM_EMULATOR, "start passes it to swtpm"),
     "DomainFSDef": dict.fromkeys(_VIRTIOFSD, "start passes it to virtiofsd"),
