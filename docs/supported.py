@@ -20,7 +20,11 @@ from pyhostdev.qemu.qemu_domain.namespace import ELEMENTS
 GRAMMAR = Path(__file__).parent.parent / "testdata/grammar/libvirt-12.8.txt"
 ALWAYS = Word._field_defaults["asked"]  # of a word that is noted wherever it stands
 STATES = ("done", "noted", "refused", "kept")
-REFUSED_WHOLE = ("domain/launchSecurity",)  # validation refuses them, whatever they say
+# refused whatever they say: by validation, or for want of a store of secrets
+REFUSED_WHOLE = (
+    "domain/launchSecurity",
+    *(f"domain/devices/disk/{place}{name}" for place in ("", "source/") for name in ("auth", "encryption")),
+)
 HEAD = """# What is supported
 
 This page lists how pyhostdev treats every element and attribute of libvirt 12.8's domain grammar. `docs/supported.py`

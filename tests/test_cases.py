@@ -24,7 +24,7 @@ def host_of(tree: str, tmp_path: Path) -> pyhostdev.Host:
 
 
 TPM = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
-UNBUILT = "<channel type='pty'><target type='guestfwd'/></channel>"
+UNBUILT = "<channel type='pty'><target type='xen' name='x'/></channel>"
 
 
 def plan_of(case: str, tree: str, tmp_path: Path, **options: object) -> Plan:
@@ -37,7 +37,7 @@ def test_plan_says_what_start_refuses(tmp_path: Path, capsys: pytest.CaptureFixt
     plan = plan_of("plan-can-start", "vf", tmp_path)
     assert (True, False) == (plan.ok, plan.can_start)
     assert ("unsupported", "note", 13) == next(
-        (f.reason, f.severity, f.line) for f in plan.findings if "guestfwd" in f.message
+        (f.reason, f.severity, f.line) for f in plan.findings if "xen" in f.message
     )
     file = tmp_path / "guest.xml"
     file.write_text((CASES / "plan-can-start.xml").read_text().replace(TPM, UNBUILT))
@@ -52,7 +52,7 @@ def test_all_refusals_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     FakeHost.from_tree(CASES / "vf.tree", tmp_path)
     text = (CASES / "plan-can-start.xml").read_text().replace(TPM, UNBUILT)
     two_more = (
-        "<sound model='es1370' colour='red'/>\n<channel type='pty'><target type='guestfwd'/></channel>\n</devices>"
+        "<sound model='es1370' colour='red'/>\n<channel type='pty'><target type='xen' name='y'/></channel>\n</devices>"
     )
     file = tmp_path / "guest.xml"
     file.write_text(text.replace("</devices>", two_more))

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 DISK_BUSES = ("ide", "fdc", "scsi", "virtio", "xen", "usb", "uml", "sata", "sd")
 SOURCE_TYPES = ("file", "block", "dir", "network", "volume", "nvme", "vhostuser")
-_NEWER_TYPES = {"vhostvdpa": "disk-vdpa"}
 IMAGE_FORMATS = (
     *("none", "raw", "dir", "bochs", "cloop", "dmg", "iso", "vpc", "vdi", "fat", "vhd", "ploop"),
     *("cow", "qcow", "qcow2", "qed", "vmdk"),
@@ -114,7 +113,7 @@ class StorageEncryption(ElementDef):
 
     tag = "encryption"
 
-    format = attribute(
+    format_ = attribute(
         "format",
         enum("default", "qcow", "luks", "luks2", since={"luks-any": "luks-any"}),
         code=VIR_ERR_CONFIG_UNSUPPORTED,
@@ -241,7 +240,7 @@ class DomainDiskDef(ElementDef):
 
     type = attribute(
         "type",
-        enum(*SOURCE_TYPES, since=_NEWER_TYPES),
+        enum(*SOURCE_TYPES, since={"vhostvdpa": "disk-vdpa"}),
         default="file",
     )
     device = attribute("device", enum("disk", "cdrom", "floppy", "lun"), default="disk")
@@ -310,6 +309,7 @@ class DomainDiskDef(ElementDef):
         if self.type == "network":
             return source.protocol is None
         wanted = {"file": source.file, "block": source.dev, "dir": source.dir, "volume": source.volume}
+        wanted["vhostvdpa"] = source.dev
         return not wanted.get(self.type)
 
     def nvme_place(self) -> tuple[int, int] | None:

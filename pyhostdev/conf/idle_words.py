@@ -82,7 +82,7 @@ def _normal_labels(text: str | None) -> str | None:
             kind = "none"
         label.set("type", kind)
         if kind == "none":
-            label.attrib.pop("relabel", None)
+            label.attrib.pop("relabel", "")
         elif label.get("relabel") is None:
             label.set("relabel", "yes" if kind == "dynamic" else "no")
         for generated in label.findall("imagelabel"):

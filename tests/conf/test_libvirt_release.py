@@ -15,7 +15,7 @@ from pyhostdev.qemu.qemu_capabilities import DEFAULT_VERSION, stored_versions
 
 PACKAGE = Path(__file__).parents[2] / "pyhostdev"
 # asked, or named where a word is declared or an error is made
-ASKED = re.compile(r"""(?:\bhas\(\s*|since=|Renumbering\(\s*|since=\{"[^"]+": )"([a-z0-9-]+)\"""")
+ASKED = re.compile(r"""(?:\bhas\(\s*|since=|Renumbering\(\s*|since=\{"[^"]+": |"tdx": )"([a-z0-9-]+)\"""")
 
 
 @pytest.mark.parametrize(("text", "version"), [("9.0", (9, 0)), ("11.3", (11, 3)), ("12.8.0", (12, 8))])

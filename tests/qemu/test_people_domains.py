@@ -42,8 +42,8 @@ SECRET = "libvirt's secret driver keeps its key, and pyhostdev has no such store
 # what cannot be done: each reason with its line
 REFUSED = {
     "confidential-sev-snp": {(35, "Launch security of type sev-snp is not supported")},
-    "luks-disk": {(26, f"<domain/devices/disk/source/encryption> is not supported: {SECRET}")},
-    "nova-ceph-rbd": {(47, f"<domain/devices/disk/auth> is not supported: {SECRET}")},
+    "luks-disk": {(26, f"'encryption' of <source> is not supported: {SECRET}")},
+    "nova-ceph-rbd": {(47, f"'auth' of <disk> is not supported: {SECRET}")},
     "ovirt-vdsm-tls": {
         (
             117,

@@ -65,7 +65,7 @@ def test_modules_are_devices() -> None:
 
 def test_persistent_memory_needs_its_file() -> None:
     """Persistent memory needs a named file."""
-    with pytest.raises(ConfigError, match="without the <path>"):
+    with pytest.raises(ConfigError, match="needs the <path>"):
         built(DOMAIN.replace("<path>/var/lib/pmem</path>", ""))
 
 

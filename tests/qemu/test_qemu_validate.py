@@ -63,7 +63,6 @@ REFUSED = {
         parse("<channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>"),
         67,
     ),
-    "codec of ac97": (parse("<sound model='ac97'><codec type='duplex'/></sound>"), 67),
     "display without graphics": (parse(MDEV.format("vfio-pci", " display='on'")), 67),
     "ccw device on x86": (parse(MDEV.format("vfio-ccw", "")), 67),
     "write filtering": (parse(FILTERED), 67),
@@ -72,7 +71,7 @@ REFUSED = {
     "parallel on pseries": (parse("<parallel type='null'/>", arch="ppc64", machine="pseries"), 67),
     "xen balloon": (parse("<memballoon model='xen'/>"), 67),
     "too many usb ports": (parse("<controller type='usb' model='nec-xhci' ports='16'/>"), 67),
-    "usb hub without usb": (parse(f"{USB_OFF}<hub type='usb'/>"), 35),
+    "usb hub without usb": (parse(f"{USB_OFF}<hub type='usb'/>"), 67),
     "usb disk on pci": (
         parse(USB_DISK_ON_PCI),
         1,

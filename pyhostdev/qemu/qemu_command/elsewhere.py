@@ -18,6 +18,7 @@ _OUTPUT = "libvirt prints it for a running guest"
 _PINS = "start pins the thread"
 
 _TPM_EMULATOR = ("backend_version",)
+_SCHEDS = "the row of <cputune> covers it"
 _VIRTIOFSD = (
     "binary_path",
     "binary_xattr",
@@ -45,6 +46,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "on_lockfailure": "pyhostdev uses no lock manager",
     },
     "OSDef": {
+        "varstore_template": "no known firmware has such a store, so none is chosen",
+        "varstore_path": "no known firmware has such a store, so none is chosen",
         "loader_stateless": "it means that the firmware has no variable store",
         "firmware_features": "the firmware is chosen by them",
         "nvram_template": "start makes the variable store from it",
@@ -58,13 +61,18 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "VcpuPin": {"vcpu": _PINS, "cpuset": _PINS},
     "EmulatorPin": {"cpuset": _PINS},
     "IOThreadPin": {"iothread": _PINS, "cpuset": _PINS},
+    "ThreadSched": dict.fromkeys(("scheduler", "priority"), _SCHEDS),
+    "VcpuSched": {"vcpus": _SCHEDS},
+    "IOThreadSched": {"iothreads": _SCHEDS},
     "CPUTuneDef": {"vcpupins": _PINS, "emulatorpin": _PINS, "iothreadpins": _PINS},
     "BackingStoreDef": {"index": _OUTPUT},
     "IOTuneDef": dict.fromkeys(IOTuneDef.declared(), "the row of the disk covers it"),
     "LaunchSecurityDef": dict.fromkeys(LaunchSecurityDef.declared(), _REFUSED_AS_A_WHOLE),
+    "StorageSecret": dict.fromkeys(("type", "uuid", "usage"), _REFUSED_AS_A_WHOLE),
+    "StorageAuth": dict.fromkeys(("username", "secret"), _REFUSED_AS_A_WHOLE),
+    "StorageEncryption": dict.fromkeys(("format_", "engine", "secrets"), _REFUSED_AS_A_WHOLE),
     "InitArgument": {"value": _REFUSED_AS_A_WHOLE},
     "ClockDef": {"timezone": "QEMU is started in that zone"},
-    "ACPITable": {"type": "there is only one type"},
     "CPUDef": {
         "fallback": "the CPU is always the named model",
         "cache_level": "each mode has one level; others are refused",
@@ -75,13 +83,16 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "CCIDAddress": {"slot": "QEMU assigns slots in the order of the devices"},
     "CCWAddress": {"cssid": _REFUSED_AS_A_WHOLE, "ssid": _REFUSED_AS_A_WHOLE, "devno": _REFUSED_AS_A_WHOLE},
     "DomainChrDef": {"target_state": _OUTPUT},
-    "SmartcardCertificate": {"name": _REFUSED_AS_A_WHOLE},
     "DomainRedirdevDef": {"bus": "there is one bus, USB"},
     "DomainTPMDef": dict.fromkeys(_TPM_EMULATOR, "start passes it to swtpm"),
     "DomainFSDef": dict.fromkeys(_VIRTIOFSD, "start passes it to virtiofsd"),
     "IdMapEntry": dict.fromkeys(("start", "target", "count"), "start passes it to virtiofsd"),
     "DomainConsoleDef": {"tty": _OUTPUT},
-    "DomainShmemDef": {"msi_enabled": "the number of vectors implies it"},
+    "DomainShmemDef": {
+        "msi_enabled": "the number of vectors implies it",
+        "has_server": "the path of the socket follows from it",
+        "has_msi": "its options are built",
+    },
     "TPMSource": {"mode": "there is only one mode, connect"},
     "DomainCryptoDef": {"model": "there is one model", "type": "there is one type"},
     "DomainVsockDef": {"cid_auto": "it means that no CID is given"},

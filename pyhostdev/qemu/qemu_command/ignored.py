@@ -230,6 +230,7 @@ IGNORED: dict[str, dict[str, Word]] = {
             )
         },
     },
+    "DomainHostdevDef": {"shareable": Word("QEMU does not ask it of a SCSI unit")},
     "DomainVideoDef": {
         "heads": Word("this video card has one screen", (1,), _has_one_screen),
         "ram": Word("only a qxl card has it", asked=_is_not_qxl),

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _STEP_KIB = 2048  # of a module that is plugged in
 _PSERIES_STEP_KIB = 256 * 1024
-_FILE_MODELS = ("nvdimm", "virtio-pmem")  # whose content a file keeps
 
 
 def build_modules(build: CommandBuilder) -> None:
@@ -38,8 +37,6 @@ def _build(build: CommandBuilder, modules: list[Any]) -> None:
             rule = _RULES.get(str(module.model))
             if rule is None:
                 raise unsupported(f"<memory model='{module.model}'>", module)
-            if module.model in _FILE_MODELS and module.source_path is None:
-                raise unsupported(f"<memory model='{module.model}'> without the <path> of its <source>", module)
             backend = f"mem{module.info.alias}"
             kib = _aligned_kib(build, module)
             request = MemoryRequest(

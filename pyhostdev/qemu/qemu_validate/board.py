@@ -133,16 +133,16 @@ def _number_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
             yield XMLError("A <memnode> cannot be restrictive where <memory> is not", line=node.line)
 
 
-# feature -> the row of CHANGES that brought it; libvirt refuses the features that it does not know
-_NEWER_FEATURES = {"ras": "feature-ras", "ps2": "feature-ps2", "async_teardown": "feature-async-teardown"}
-
-
 def _feature_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     """Mirrors: virDomainFeaturesDefParse (src/conf/domain_conf.c), qemuValidateDomainDefFeatures"""
     features = dom.features
-    for name, change in _NEWER_FEATURES.items():
-        if getattr(features, name) is not None and not release.has(change):
-            yield _unsupported(f"libvirt {release} has no feature {name}", features)
+    newer = (
+        ("ras", release.has("feature-ras")),
+        ("ps2", release.has("feature-ps2")),
+        ("async_teardown", release.has("feature-async-teardown")),
+    )
+    for name in (name for name, is_known in newer if not is_known and getattr(features, name) is not None):
+        yield _unsupported(f"libvirt {release} has no feature {name}", features)
     if features.ras is not None and not is_arm_virt(dom):
         yield _unsupported("Only ARM virt machines have <ras>", features)
     if features.ps2 is False and features.vmport and features.vmport_state is not False:

@@ -90,7 +90,7 @@ def _secret_errors(disk: Any, source: Any) -> Errors:
         yield _unsupported("The <secret> of <auth> needs a type", disk)
     if encryption is not None and disk.driver_type not in _LUKS_FORMATS:
         yield _unsupported(f"An image of format {disk.driver_type} cannot be encrypted", disk)
-    if encryption is not None and encryption.format == "luks" and encryption.cipher is not None:
+    if encryption is not None and encryption.format_ == "luks" and encryption.cipher is not None:
         yield _unsupported("The image itself says its <cipher>", disk)
 
 
