@@ -7,10 +7,11 @@ It needs no device and no IOMMU, so it also runs on the machine that has the lab
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
-from domains import write_domain
+from domains import RUN, write_domain
 from guestmonitor import ask
 from labhost import check, run_all, say, wait_for
 from onegroup import ended, listed, serial, started
@@ -54,4 +55,7 @@ def without_acpi() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_all([with_acpi, without_acpi]))
+    try:
+        sys.exit(run_all([with_acpi, without_acpi]))
+    finally:
+        shutil.rmtree(RUN)  # this machine keeps its /run
