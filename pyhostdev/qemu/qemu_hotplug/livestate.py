@@ -175,7 +175,7 @@ class DirectoryState:
         if SPENT_IDS not in self.directory.names():
             return frozenset()
         try:
-            return frozenset(map(str, json.loads(self._read(SPENT_IDS))))
+            return frozenset(map(str, parse_json(self._read(SPENT_IDS))))
         except (ValueError, TypeError) as err:
             raise OperationError(f"The file '{SPENT_IDS}' of the guest is malformed") from err
 
