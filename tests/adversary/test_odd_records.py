@@ -26,6 +26,13 @@ from pyhostdev.util.procfs import read_start_time
 
 PROGRAM = {"argv": ["/bin/false"], "pid": None, "started": None, "socket": "/nowhere/socket"}
 BEFORE = {"mac": "52:54:00:00:00:01", "vlan": 0, "qos": 0, "trust": None}
+PIDS: list[Any] = [-1, 0, 1 << 70, "x", [], {}, True, 1.5]
+ARGVS: list[Any] = [5, None, [[]], "text"]
+SOCKETS: list[Any] = ["a\0b", "/dev/null/x", "a" * 5000, "\ud800", "", 5, {}, "/" + "a/" * 3000, "/proc/self/mem"]
+INDEXES: list[Any] = ["x", -1, [], 1 << 70, {}]
+SETTINGS: list[Any] = [None, [], "x", {}, {"mac": "a", "x": 1}]
+ONE_SETTING: list[Any] = [("mac", 5), ("mac", None), ("vlan", "1"), ("qos", []), ("trust", {}), ("trust", 1.5)]
+FRAMES: list[dict[str, Any]] = [{"owner": {}}, {"owner": None}, {"version": 2}, {"version": "1"}, {"boot_id": []}]
 
 
 def write(journal: NetdevJournal, name: str, content: dict[str, Any] | bytes) -> Path:
@@ -42,22 +49,16 @@ def write(journal: NetdevJournal, name: str, content: dict[str, Any] | bytes) ->
 @pytest.mark.parametrize(
     ("kind", "good", "odd"),
     [
-        *((ProgramJournal, PROGRAM, {**PROGRAM, "pid": value}) for value in (-1, 0, 1 << 70, "x", [], {}, True, 1.5)),
-        *((ProgramJournal, PROGRAM, {**PROGRAM, "argv": value}) for value in (5, None, [[]], "text")),
-        *(
-            (ProgramJournal, PROGRAM, {**PROGRAM, "socket": value})
-            for value in ("a\0b", "/dev/null/x", "a" * 5000, "\ud800", "", 5, {}, "/" + "a/" * 3000, "/proc/self/mem")
-        ),
-        *((MacvtapJournal, {"index": None}, {"index": value}) for value in ("x", -1, [], 1 << 70, {})),
-        *((VFJournal, {"before": BEFORE}, {"before": value}) for value in (None, [], "x", {}, {"mac": "a", "x": 1})),
-        *(
-            (VFJournal, {"before": BEFORE}, {"before": {**BEFORE, key: value}})
-            for key, value in (("mac", 5), ("mac", None), ("vlan", "1"), ("qos", []), ("trust", {}), ("trust", 1.5))
-        ),
+        *((ProgramJournal, PROGRAM, {**PROGRAM, "pid": value}) for value in PIDS),
+        *((ProgramJournal, PROGRAM, {**PROGRAM, "argv": value}) for value in ARGVS),
+        *((ProgramJournal, PROGRAM, {**PROGRAM, "socket": value}) for value in SOCKETS),
+        *((MacvtapJournal, {"index": None}, {"index": value}) for value in INDEXES),
+        *((VFJournal, {"before": BEFORE}, {"before": value}) for value in SETTINGS),
+        *((VFJournal, {"before": BEFORE}, {"before": {**BEFORE, key: value}}) for key, value in ONE_SETTING),
         *(
             (kind, good, {**good, **odd})
             for kind, good in ((ProgramJournal, PROGRAM), (MacvtapJournal, {"index": None}))
-            for odd in ({"owner": {}}, {"owner": None}, {"version": 2}, {"version": "1"}, {"boot_id": []})
+            for odd in FRAMES
         ),
         *((ProgramJournal, PROGRAM, odd) for odd in (b"", b"[" * 60_000, b"NaN", b"\xff", b'{"version": 1}', b"null")),
         (ProgramJournal, PROGRAM, json.dumps({**PROGRAM, "version": 1, "owner": "vm"}).encode() + b" " * 70_000),

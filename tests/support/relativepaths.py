@@ -30,8 +30,8 @@ def changed(path: Path) -> Iterator[tuple[str, bytes]]:
         where = str(element.tag)
         if "}" in where or (element.tag == "source" and "protocol" in element.attrib):
             continue
-        for name, value in element.attrib.items():
-            if str(value).startswith("/") and f"{where}/@{name}" not in NAMES:
+        for name, value in [(str(name), str(value)) for name, value in element.attrib.items()]:
+            if value.startswith("/") and f"{where}/@{name}" not in NAMES:
                 element.set(name, RELATIVE)
                 yield f"{where}/@{name}", etree.tostring(root)
                 element.set(name, value)
