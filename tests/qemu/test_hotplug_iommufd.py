@@ -215,6 +215,7 @@ def test_an_id_that_qemu_refused_is_not_used_again(fake: FakeHost, monkeypatch: 
     assert {"hostdev1"} == set(stage.guest.state.spent_ids)
     stage.attach()
     assert ["hostdev0", "hostdev2"] == stage.qemu.ids
+    stage.qemu.end()
 
 
 def test_an_alias_of_the_user_that_qemu_refused_is_refused(fake: FakeHost) -> None:

@@ -54,7 +54,7 @@ def test_pstore_of_an_older_release() -> None:
 
 def test_pstore_that_cannot_be_built() -> None:
     """A missing size or another architecture is refused."""
-    with pytest.raises(ConfigUnsupportedError, match="without path or size"):
+    with pytest.raises(XMLError, match="needs a <size>"):
         argv(domain("<pstore backend='acpi-erst'><path>/erst</path></pstore>"))
     with pytest.raises(ConfigUnsupportedError, match="in this machine"):
         argv(domain(PSTORE, arch="ppc64", machine="pseries"))

@@ -182,7 +182,10 @@ def test_findings_of_all_severities(sriov: FakeHost, ask: Ask, tmp_path: Path) -
     disk = "0000:02:00.0"
     source = ("domain='0x0001' bus='0x09' slot='0x00' function='0x0'", "domain='0' bus='2' slot='0' function='0'")
     file = guest(
-        tmp_path, source, ("assigned='no'", "asigned='no'"), ("</devices>", "<tpm model='tpm-tis'/></devices>")
+        tmp_path,
+        source,
+        ("assigned='no'", "asigned='no'"),
+        ("</devices>", "<video><driver name='vhostuser'/><model type='virtio'/></video></devices>"),
     )
     plan = ask(sriov, "plan", file)
     assert {"error", "consent", "note"} == {finding["severity"] for finding in plan["findings"]}
