@@ -13,7 +13,8 @@ from pyhostdev.qemu.qemu_command import build_command_line
 
 EACH = 6  # of the corpus; all of it in tests/fuzz/fuzz_options.py
 DOMAIN = """<domain type='kvm'><name>vm</name><uuid>6cb9df67-db89-5919-bb3e-efaeef4a35b1</uuid><memory>1024</memory>
-<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking><os><type arch='x86_64' machine='q35'>hvm</type>{os}</os><features><acpi/></features>{more}
+<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+<os><type arch='x86_64' machine='q35'>hvm</type>{os}</os><features><acpi/></features>{more}
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{devices}</devices></domain>"""
 WORDS = [
     ("devices", "<tpm model='tpm-crb'><backend type='emulator'><source type='dir' path='/p'/></backend></tpm>"),
