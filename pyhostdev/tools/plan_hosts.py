@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -106,7 +107,8 @@ def run(args: argparse.Namespace, definition: DomainDef, roots: list[str]) -> in
         raise ConfigError("--state-dir cannot be used with several hosts")
     answers = []
     processes = min(len(roots), os.cpu_count() or 1)
-    with ProcessPoolExecutor(processes, initializer=_begin, initargs=(args, definition)) as pool:
+    forked = multiprocessing.get_context("fork")  # the default of Python 3.14 imports all again, and leaves a process
+    with ProcessPoolExecutor(processes, forked, _begin, (args, definition)) as pool:
         for number, answer in enumerate(pool.map(_answer, roots, chunksize=1 + len(roots) // 64), 1):
             answers.append(answer)
             _show_progress(number, len(roots))

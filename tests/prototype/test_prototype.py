@@ -245,7 +245,7 @@ def test_verdicts(before: str, now: str, wanted: str | None, verdict: str, dista
 def test_lines() -> None:
     """Replacing a line counts once; the difference is shown with one line around it."""
     assert (1, 2, 0) == (distance("abc", "axc"), distance("abc", "c"), distance("", ""))
-    assert [" b", "-c", "+x", " d"] == marked("abcde", "abxde")
+    assert [" b", "-c", "+x", " d"] == marked(list("abcde"), list("abxde"))
 
 
 class Tags(HTMLParser):

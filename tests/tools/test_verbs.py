@@ -243,7 +243,8 @@ def test_changing_verbs_load_little(bcm5719: FakeHost, words: list[str]) -> None
     """prepare and status import little: their start costs little more than that of argparse and lxml."""
     heavy = {"rich", "pyudev", "asyncio", "subprocess", "dataclasses", "cffi", "qemu", "logging"}
     code = (
-        "import argparse, sys; before = set(sys.modules);"  # argparse of Python 3.14 needs dataclasses itself
+        # the help of argparse in Python 3.14 needs dataclasses itself
+        "import argparse, sys; argparse.ArgumentParser().format_usage(); before = set(sys.modules);"
         "from pyhostdev.tools.main import main;"
         f"code = main({[*words, '--root', bcm5719.root.path]!r});"
         f"print(sorted({heavy!r} & (set(sys.modules) - before)), code, file=sys.stderr)"
