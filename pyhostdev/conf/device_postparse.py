@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DeviceAddress, DriveAddress
-from pyhostdev.conf.disk_conf import DEFAULT_PORTS, FILLED_PORTS
+from pyhostdev.conf.disk_conf import DEFAULT_PORTS
 from pyhostdev.conf.domain_limits import CONTROLLERS_MAX
 from pyhostdev.conf.hostdev_conf import USBSource
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
@@ -100,8 +100,8 @@ def _fill_network(source: StorageSource) -> None:
     Mirrors: virStorageSourceNetworkAssignDefaultPorts (src/conf/storage_source_conf.c)
     """
     for host in source.hosts:
-        if host.transport in (None, "tcp") and host.port is None and source.protocol in FILLED_PORTS:
-            host.port = DEFAULT_PORTS[source.protocol]
+        if host.transport in (None, "tcp") and host.port is None:
+            host.port = DEFAULT_PORTS.get(str(source.protocol))
     if source.protocol == "iscsi" and source.name is not None and "/" not in source.name:
         source.name = f"{source.name}/0"
 

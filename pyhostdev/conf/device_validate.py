@@ -20,11 +20,12 @@ from pyhostdev.errors import (
     VIR_ERR_INVALID_ARG,
     VIR_ERR_NO_SOURCE,
     VIR_ERR_NO_TARGET,
+    VIR_ERR_XML_DETAIL,
     ConfigError,
     ConfigUnsupportedError,
     XMLError,
 )
-from pyhostdev.util.virxml import shown
+from pyhostdev.util.virxml import parse_elements, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -166,6 +167,11 @@ def _net_errors(dom: DomainFields, device: DomainNetDef) -> Errors:
         yield ConfigUnsupportedError(f"An interface of type {device.type} cannot be isolated", line=line)
     if device.bandwidth is not None and device.type == "hostdev":
         yield ConfigUnsupportedError("A host device has no bandwidth settings", line=line)
+    for rate in (
+        rate for part in parse_elements(device.bandwidth)[:1] for rate in part.iterchildren("inbound", "outbound")
+    ):
+        if rate.get("average") is None and rate.get("floor") is None:
+            yield XMLError("<bandwidth> needs an average or a floor", line=line, libvirt_code=VIR_ERR_XML_DETAIL)
 
 
 # character device -> its target types
@@ -247,6 +253,8 @@ def _smartcard_errors(dom: DomainFields, device: DomainSmartcardDef) -> Errors:
         yield ConfigUnsupportedError("A smartcard needs an address of type ccid", line=device.line)
     if device.mode == "passthrough":
         yield from chr_source_errors(device.source, device.line)
+    if device.mode == "host-certificates" and len(device.certificates) != 3:
+        yield XMLError("A smartcard of mode host-certificates needs three certificates", line=device.line)
 
 
 def _vsock_errors(dom: DomainFields, device: DomainVsockDef) -> Errors:

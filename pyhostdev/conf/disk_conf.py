@@ -52,7 +52,6 @@ DEFAULT_PORTS = {
     "gluster": 24007,
     "ssh": 22,
 }
-FILLED_PORTS = ("nbd", "iscsi", "http", "https", "ftp", "ftps", "gluster", "ssh")
 _DISK_NAME = r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*"
 _NVME_NAME = r"nvme([0-9]{1,6})n([0-9]{1,6})(?:p[0-9]+)?"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyhostdev.util.virxml import dump_element, parse_document
+from pyhostdev.util.virxml import dump_element, parse_elements
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_fields import DomainFields
@@ -75,7 +75,7 @@ def _normal_labels(text: str | None) -> str | None:
     """
     if text is None:
         return None
-    labels = list(parse_document(f"<seclabels>{text}</seclabels>"))
+    labels = parse_elements(text)
     for label in labels:
         kind = label.get("type", "dynamic")
         if label.get("model") == "none":

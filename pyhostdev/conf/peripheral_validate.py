@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The rules for memory devices, TPMs, security labels, shared memory and limits of the host's side.
+The rules for memory devices, TPMs, random number generators, security labels and SMBIOS tables.
 
 Mirrors: virDomainMemoryDefValidate and its neighbours (src/conf/domain_validate.c), and the checks of
 src/conf/domain_conf.c
@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.errors import (
-    VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_XML_DETAIL,
     ConfigError,
     ConfigUnsupportedError,
     XMLError,
 )
-from pyhostdev.util.virxml import parse_document, shown
+from pyhostdev.util.virxml import parse_elements, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,14 +31,6 @@ if TYPE_CHECKING:
 
 _LABEL_MIN_KIB = 128  # of an NVDIMM: NVDIMM Namespace Specification, minimum size of the label area
 _BLOCK_MIN_KIB = 2048  # of virtio-mem: the size of a transparent huge page
-_PERF_EVENTS = frozenset(
-    (
-        *("cmt", "mbmt", "mbml", "cpu_cycles", "instructions", "cache_references", "cache_misses"),
-        *("branch_instructions", "branch_misses", "bus_cycles", "stalled_cycles_frontend", "stalled_cycles_backend"),
-        *("ref_cpu_cycles", "cpu_clock", "task_clock", "page_faults", "context_switches", "cpu_migrations"),
-        *("page_faults_min", "page_faults_maj", "alignment_faults", "emulation_faults"),
-    )
-)
 _DATE = re.compile(r"(0?[1-9]|1[0-2])/(0?[1-9]|[12][0-9]|3[01])/([0-9]{2}|[0-9]{4})", re.ASCII)
 
 
@@ -89,7 +80,7 @@ def _virtio_mem_errors(_dom: DomainFields, memory: DomainMemoryDef) -> Errors:
     block = _kib(memory.target_block, memory.target_block_unit) or 0
     requested = _kib(memory.target_requested, memory.target_requested_unit) or 0
     if requested > memory.size_kib:
-        yield _detail("Memory of model virtio-mem is smaller than what is requested of it", memory)
+        yield _detail("The requested size of virtio-mem exceeds the size of the device", memory)
     if block & (block - 1):
         yield _detail("The block size of virtio-mem is a power of two", memory)
     elif block < _BLOCK_MIN_KIB:
@@ -140,11 +131,11 @@ def rng_errors(dom: DomainFields, rng: DomainRNGDef) -> Errors:
 
 def label_errors(dom: DomainFields) -> Errors:
     """
-    Yield the errors of security labels, of the domain and of its disks and character devices.
+    Yield the errors of security labels, of the domain and of its disks.
 
     Mirrors: virSecurityLabelDefsParseXML, virSecurityDeviceLabelDefParseXML (src/conf/domain_conf.c)
     """
-    labels = _labels(dom.seclabel)
+    labels = parse_elements(dom.seclabel)
     models = [label.get("model") for label in labels]
     for model in sorted({str(model) for model in models if models.count(model) > 1}):
         yield _detail(f"The domain has two labels of the model '{shown(model)}'", dom)
@@ -159,8 +150,8 @@ def label_errors(dom: DomainFields) -> Errors:
         if kind == "static" and label.get("model") != "none" and not label.findtext("label"):
             yield XMLError("A <seclabel> of type static needs a <label>", line=dom.line)
     for disk in dom.disks:
-        for source in (part for part in (disk.source,) if part is not None):
-            yield from _device_label_errors(_labels(source.seclabel), source)
+        if disk.source is not None:
+            yield from _device_label_errors(parse_elements(disk.source.seclabel), disk.source)
 
 
 def _device_label_errors(labels: list[Any], where: Any) -> Errors:
@@ -175,80 +166,12 @@ def _device_label_errors(labels: list[Any], where: Any) -> Errors:
             yield XMLError("A <seclabel> with relabel='yes' needs a <label>", line=where.line)
 
 
-def _labels(text: str | None) -> list[Any]:
-    return [] if text is None else list(parse_document(f"<seclabels>{text}</seclabels>"))
-
-
-def perf_errors(dom: DomainFields) -> Errors:
-    """Mirrors: virDomainPerfEventDefParseXML"""
-    seen: set[str] = set()
-    for event in parse_document(dom.perf).iter("event") if dom.perf is not None else ():
-        name = event.get("name") or ""
-        if name not in _PERF_EVENTS:
-            yield XMLError(f"There is no performance event '{shown(name)}'", line=dom.line)
-        if name in seen:
-            yield XMLError(f"The performance event '{shown(name)}' is named twice", line=dom.line)
-        seen.add(name)
-
-
-def blkio_errors(dom: DomainFields) -> Errors:
-    """Mirrors: virDomainBlkioDeviceParseXML"""
-    seen: set[str] = set()
-    for device in parse_document(dom.blkiotune).iter("device") if dom.blkiotune is not None else ():
-        path = device.findtext("path")
-        if path is None:
-            yield _unsupported("A <device> of <blkiotune> needs a <path>", dom)
-        elif path in seen:
-            yield _unsupported(f"<blkiotune> names '{shown(path)}' twice", dom)
-        seen.add(path or "")
-
-
 def sysinfo_errors(dom: DomainFields) -> Errors:
     """Mirrors: virSysinfoBIOSParseXML (src/util/virsysinfo.c)"""
     for info in dom.sysinfos:
-        for table in info.bios[:1]:
-            for entry in (part for part in table.entries if part.name == "date"):
-                if not _DATE.fullmatch(entry.value):
-                    yield XMLError(
-                        f"The BIOS date '{shown(entry.value)}' is not written as MM/DD/YYYY",
-                        line=entry.line or dom.line,
-                        libvirt_code=VIR_ERR_XML_DETAIL,
-                    )
+        for entry in info.bios[0].entries if info.bios else ():
+            if entry.name == "date" and not _DATE.fullmatch(entry.value):
+                yield _detail(f"The BIOS date '{shown(entry.value)}' is not written as MM/DD/YYYY", entry)
 
 
-def smartcard_number_errors(dom: DomainFields) -> Errors:
-    """Mirrors: virDomainSmartcardDefParseXML"""
-    for card in dom.smartcards:
-        if card.mode == "host-certificates" and len(card.certificates) != 3:
-            yield XMLError("A smartcard of mode host-certificates needs three certificates", line=card.line)
-
-
-def numa_errors(dom: DomainFields) -> Errors:
-    """Mirrors: virDomainDefPostParseNumaCPUs, virDomainNumatuneParseXML"""
-    cells = dom.cpu.cells if dom.cpu is not None else []
-    if cells and max(max(cell.cpu_numbers, default=0) for cell in cells) >= dom.vcpus:
-        yield ConfigUnsupportedError(
-            f"A NUMA cell has more virtual CPUs than the {dom.vcpus} of the guest",
-            line=cells[0].line,
-            libvirt_code=VIR_ERR_INTERNAL_ERROR,
-        )
-
-
-def bandwidth_errors(dom: DomainFields) -> Errors:
-    """Mirrors: virNetDevBandwidthParseRate (src/conf/netdev_bandwidth_conf.c)"""
-    for net in dom.interfaces:
-        for rate in parse_document(net.bandwidth) if net.bandwidth is not None else ():
-            if rate.get("average") is None and rate.get("floor") is None:
-                yield _detail("<bandwidth> needs an average or a floor", net)
-
-
-RULES = (
-    bandwidth_errors,
-    tpm_number_errors,
-    label_errors,
-    perf_errors,
-    blkio_errors,
-    sysinfo_errors,
-    smartcard_number_errors,
-    numa_errors,
-)
+RULES = (tpm_number_errors, label_errors, sysinfo_errors)

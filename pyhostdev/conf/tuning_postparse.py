@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.vcpu_conf import IOThreadDef
+from pyhostdev.conf.vcpu_conf import IOThreadDef, IOThreadSched, VcpuSched
 from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, ConfigUnsupportedError, XMLError
 
@@ -116,7 +116,7 @@ def _normalise_pins(dom: DomainFields) -> None:
         raise XMLError("An I/O thread is pinned twice", line=tune.line)
     for pin in tune.iothreadpins:
         if pin.iothread not in iothread_numbers(dom):
-            raise ConfigUnsupportedError(f"There is no I/O thread {pin.iothread}", line=pin.line)
+            raise ConfigUnsupportedError(f"I/O thread {pin.iothread} does not exist", line=pin.line)
     order = {number: place for place, number in enumerate(iothread_numbers(dom))}
     tune.iothreadpins.sort(key=lambda pin: order[pin.iothread])
     if dom.vcpu_placement == "auto":
@@ -133,8 +133,6 @@ def _normalise_scheds(dom: DomainFields, tune: CPUTuneDef) -> None:
 
     Mirrors: virDomainThreadSchedParseHelper (src/conf/domain_conf.c)
     """
-    from pyhostdev.conf.vcpu_conf import IOThreadSched, VcpuSched
-
     vcpus = _by_thread(tune.vcpusched, "vcpus", range(dom.vcpus), "virtual CPU")
     tune.vcpusched = [
         VcpuSched(vcpus=str(number), scheduler=said.scheduler, priority=said.priority)
@@ -153,7 +151,7 @@ def _by_thread(scheds: list[Any], name: str, known: Sequence[int], what: str) ->
     for sched in scheds:
         for number in nodes_of(getattr(sched, name)):
             if number not in known:
-                raise ConfigUnsupportedError(f"There is no {what} {number}", line=sched.line)
+                raise ConfigUnsupportedError(f"The {what} {number} does not exist", line=sched.line)
             if number in found:
                 text = f"Two schedulers are for {what} {number}"
                 raise XMLError(text, line=sched.line, libvirt_code=VIR_ERR_XML_DETAIL)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The rules for threads, memory and features of the machine.
+The rules for threads, memory, features of the machine, and limits and counters of the host's side.
 
 Mirrors: virDomainDefValidateInternal and its parts (src/conf/domain_validate.c), src/conf/numa_conf.c
 """
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import (
+    VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_INVALID_ARG,
     VIR_ERR_XML_DETAIL,
     ConfigError,
     ConfigUnsupportedError,
     XMLError,
 )
-from pyhostdev.util.virxml import parse_document, shown
+from pyhostdev.util.virxml import parse_elements, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +35,14 @@ _PERIOD_US = (1000, 1000000)
 _QUOTA_US = (1000, 18446744073709551)
 _PERIODS = ("period", "global_period", "emulator_period", "iothread_period")
 _QUOTAS = ("quota", "global_quota", "emulator_quota", "iothread_quota")
+_PERF_EVENTS = frozenset(
+    (
+        *("cmt", "mbmt", "mbml", "cpu_cycles", "instructions", "cache_references", "cache_misses"),
+        *("branch_instructions", "branch_misses", "bus_cycles", "stalled_cycles_frontend", "stalled_cycles_backend"),
+        *("ref_cpu_cycles", "cpu_clock", "task_clock", "page_faults", "context_switches", "cpu_migrations"),
+        *("page_faults_min", "page_faults_maj", "alignment_faults", "emulation_faults"),
+    )
+)
 
 
 def tuning_errors(dom: DomainFields) -> Errors:
@@ -120,7 +129,7 @@ def _resctrl_errors(dom: DomainFields) -> Errors:
     tune = dom.cputune
     seen: list[set[int]] = []
     texts = (tune.cachetune, tune.memorytune) if tune is not None else ()
-    for part in parse_document(f"<all>{''.join(text or '' for text in texts)}</all>"):
+    for part in (part for text in texts for part in parse_elements(text)):
         try:
             vcpus = set(nodes_of(part.get("vcpus") or ""))
         except ValueError:
@@ -132,6 +141,41 @@ def _resctrl_errors(dom: DomainFields) -> Errors:
         seen.append(vcpus)
 
 
+def _perf_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainPerfEventDefParseXML"""
+    seen: set[str] = set()
+    for event in (event for perf in parse_elements(dom.perf) for event in perf.iterfind("event")):
+        name = event.get("name") or ""
+        if name not in _PERF_EVENTS:
+            yield XMLError(f"Unknown performance event '{shown(name)}'", line=dom.line)
+        if name in seen:
+            yield XMLError(f"The performance event '{shown(name)}' is named twice", line=dom.line)
+        seen.add(name)
+
+
+def _blkio_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainBlkioDeviceParseXML"""
+    seen: set[str] = set()
+    for device in (device for tune in parse_elements(dom.blkiotune) for device in tune.iterfind("device")):
+        path = device.findtext("path")
+        if path is None:
+            yield ConfigUnsupportedError("A <device> of <blkiotune> needs a <path>", line=dom.line)
+        elif path in seen:
+            yield ConfigUnsupportedError(f"<blkiotune> names '{shown(path)}' twice", line=dom.line)
+        seen.add(path or "")
+
+
+def _cell_cpu_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainDefPostParseNumaCPUs, virDomainNumatuneParseXML"""
+    cells = dom.cpu.cells if dom.cpu is not None else []
+    if cells and max(max(cell.cpu_numbers, default=0) for cell in cells) >= dom.vcpus:
+        yield ConfigUnsupportedError(
+            f"A NUMA cell has more virtual CPUs than the {dom.vcpus} of the guest",
+            line=cells[0].line,
+            libvirt_code=VIR_ERR_INTERNAL_ERROR,
+        )
+
+
 _RULES: tuple[Callable[[DomainFields], Errors], ...] = (
     _feature_words,
     _cell_errors,
@@ -139,4 +183,7 @@ _RULES: tuple[Callable[[DomainFields], Errors], ...] = (
     _cputune_errors,
     _iothread_errors,
     _resctrl_errors,
+    _perf_errors,
+    _blkio_errors,
+    _cell_cpu_errors,
 )

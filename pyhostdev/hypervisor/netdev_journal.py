@@ -9,6 +9,7 @@ pyhostdev holds the lock of a record, and QEMU inherits it; a program that gets 
 
 from __future__ import annotations
 
+import abc
 import fcntl
 import json
 import os
@@ -33,7 +34,7 @@ _LOCK = ".lock"
 _ASIDE = ".bad"
 
 
-class NetdevJournal:
+class NetdevJournal(abc.ABC):
     """The records of one kind, in a subdirectory of the journal; a subclass implements the undo."""
 
     suffix: ClassVar[str]
@@ -45,6 +46,7 @@ class NetdevJournal:
         self.host = host
         self.state = StateDir(os.path.join(host.state_dir, self.directory), below=host.state().below)
 
+    @abc.abstractmethod
     def undo(self, name: str, facts: dict[str, Any]) -> str:
         """
         Undo a change whose guest has ended, and return a message about the result.
@@ -54,7 +56,6 @@ class NetdevJournal:
             OSError: a path or a process of the record cannot be reached; the record stays.
             ValueError, TypeError, KeyError, OverflowError: the record is not one of this kind.
         """
-        raise NotImplementedError
 
     def begin(self, name: str, owner: str, **facts: object) -> int:
         """
@@ -129,7 +130,7 @@ class NetdevJournal:
                 yield RecoveryResult(name, *self._recover_one(name))
 
     def _recover_one(self, name: str) -> tuple[str | None, str, str]:
-        """Return owner, outcome and message; whatever is wrong with one record does not stop the others' recovery."""
+        """Return owner, outcome and message; a faulty record does not stop the recovery of the others."""
         owner = None
         try:
             facts = self._read(name)

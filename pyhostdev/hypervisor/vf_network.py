@@ -24,7 +24,7 @@ from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.netlink import LINK_DISABLED, VFSettings
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virfile import list_names, read_link_name
-from pyhostdev.util.virxml import parse_document
+from pyhostdev.util.virxml import parse_elements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,9 +105,9 @@ def _vlan_of(net: Any) -> int:
     """
     if net.vlan is None:
         return 0
-    root = parse_document(f"<vlans>{net.vlan}</vlans>")
-    tags = [tag.get("id", "") for tag in root.iterfind("vlan/tag")]
-    if root.find("vlan[@trunk='yes']") is not None or len(tags) != 1:
+    vlans = parse_elements(net.vlan)
+    tags = [tag.get("id", "") for vlan in vlans for tag in vlan.iterfind("tag")]
+    if any(vlan.get("trunk") == "yes" for vlan in vlans) or len(tags) != 1:
         raise ValueError("A virtual function can have only one <vlan> tag and no trunk")
     if not (tags[0].isdecimal() and int(tags[0]) <= _VLAN_MAX):
         raise ValueError(f"A <vlan> tag must be a number up to {_VLAN_MAX}")

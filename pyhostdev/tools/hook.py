@@ -169,7 +169,7 @@ def _uninstall(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _directory(root: HostRoot, mode: int | None = None) -> Iterator[int]:
     """
-    Provide a descriptor of the hooks' directory: libvirt runs what is there as root.
+    Open the hooks' directory, whose programs libvirt runs as root, and provide its descriptor.
 
     Raises:
         OperationError: another user could exchange it, or a link leads out of a directory in the place of /.

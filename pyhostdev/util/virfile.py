@@ -24,6 +24,7 @@ ATTRIBUTE_MAX = 1 << 16  # bytes; a sysfs attribute is at most one page, and Lin
 _PIECE = 1 << 16  # bytes of one read: /proc/sys answers ENOMEM from 4 MiB on (proc_sys_call_handler)
 LINE_MAX = 1 << 16  # bytes; a mount with all its options takes up to a page
 _SHOWN_MAX = 64  # characters of a text shown in a message
+_SCSI_CDROM_MAJOR = 11  # kernel include/uapi/linux/major.h
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)  # ENODEV: the device went away after the open
 
 
@@ -139,6 +140,19 @@ def read_status(root: HostRoot, path: str) -> os.stat_result | None:
     except OSError as err:
         _raise_unless_absent(err, path, "look at a file")
         return None
+
+
+def is_cdrom(root: HostRoot, path: str) -> bool:
+    """
+    Tell whether a path is a CD-ROM drive; False also for a path that this user cannot examine, as in libvirt.
+
+    Mirrors: virFileIsCDROM (src/util/virfile.c), by the number of the node instead of a question to the drive
+    """
+    try:
+        status = read_status(root, path)
+    except SysfsError:
+        return False
+    return status is not None and stat.S_ISBLK(status.st_mode) and os.major(status.st_rdev) == _SCSI_CDROM_MAJOR
 
 
 def is_directory(root: HostRoot, path: str) -> bool:

@@ -76,6 +76,16 @@ def parse_document(source: str | bytes) -> Element:
     return _parse_tree(data)
 
 
+def parse_elements(text: str | None) -> list[Element]:
+    """
+    Return the elements in a text that a definition keeps as it was read, such as two ``<seclabel>``; none for None.
+
+    Raises:
+        XMLError: as ``parse_document``.
+    """
+    return [] if text is None else list(parse_document(f"<all>{text}</all>"))
+
+
 def _parse_tree(data: bytes) -> Element:
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_pis=True, encoding="utf-8")
     try:
@@ -86,7 +96,7 @@ def _parse_tree(data: bytes) -> Element:
 
 def _is_small(data: bytes) -> bool:
     """
-    Return True if counts of characters prove that a document exceeds no limit but that of its depth.
+    Return True if counts of characters prove that a document exceeds no limit, except perhaps that of its depth.
 
     Each element has a "<", each attribute a "=", and a DOCTYPE its name; each of these may also be in a text. An
     attribute takes at least five characters.

@@ -153,3 +153,29 @@ def test_acceleration_of_other_cards_depends_on_the_release() -> None:
     assert "accel3d" in defined(devices=video, release=NEWEST)
     with pytest.raises(ConfigError, match="3D"):
         defined(devices=video, release=OLDEST)
+
+
+@pytest.mark.parametrize(
+    ("head", "devices"),
+    [
+        ("<perf><event name='cmt' enabled='yes'/></perf><perf><event name='mbmt' enabled='yes'/></perf>", ""),
+        ("<blkiotune><weight>100</weight></blkiotune><blkiotune><device><path>/a</path></device></blkiotune>", ""),
+        (
+            "",
+            "<interface type='user'>"
+            + "<bandwidth><!-- fast --><inbound average='1'/></bandwidth>" * 2
+            + "</interface>",
+        ),
+    ],
+    ids=["perf", "blkiotune", "bandwidth"],
+)
+def test_an_element_that_stands_twice_is_read(head: str, devices: str) -> None:
+    """The rules look into every one, and at no comment."""
+    assert "<name>vm</name>" in defined(head, devices)
+
+
+def test_the_second_element_is_checked_too() -> None:
+    """An event that is named in two <perf> is named twice."""
+    event = "<perf><event name='cmt' enabled='yes'/></perf>"
+    with pytest.raises(ConfigError, match="'cmt' is named twice"):
+        defined(event * 2)

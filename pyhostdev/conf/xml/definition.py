@@ -24,7 +24,7 @@ class Unknown(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The name; that of an attribute starts with @."""
+        """The name, with @ in front of that of an attribute."""
         return self.name if self.is_element else f"@{self.name}"
 
     @property

@@ -167,7 +167,7 @@ class ElementDef:
 
     @classmethod
     def plan(cls) -> ElementPlan:
-        """Return what is printed of the element, cached per class."""
+        """Return the plan by which definitions of this class are printed; it is made once."""
         if cls._plan is None:
             inlined = (getattr(cls, name).definition for name in cls.table().inlined)
             cls._plan = ElementPlan(cls.table().shape, [cls, *inlined])

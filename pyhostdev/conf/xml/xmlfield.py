@@ -213,10 +213,10 @@ class Ignored(Field[None]):
         self.paths = paths
 
     def load(self, found: list[Element]) -> None:
-        """Return None, whatever was found."""
+        """Return None: the contents are dropped."""
 
     def parse(self, text: str) -> None:
-        """Return None, whatever was found."""
+        """Return None: the contents are dropped."""
 
 
 class Inline(Field[D]):

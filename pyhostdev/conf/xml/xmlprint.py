@@ -134,7 +134,7 @@ class NestedPlan:
         self.is_fixed = isinstance(row.field, DefaultElement)
 
     def write(self, page: Page, tag: str, indent: str) -> None:
-        """Add the lines of the definition, or of several; none if there is none."""
+        """Add the lines of each definition in the field."""
         value = getattr(page.holders[self.holder], self.field.name)
         if isinstance(value, list):
             for definition in value:

@@ -17,7 +17,7 @@ CONTENT, FLAG = "text()", "()"  # keys of an element's text and presence, which 
 
 
 class Row(NamedTuple):
-    """A field in one definition: its position, the object with its value, and what is used most of the field."""
+    """A field in one definition: its position, the object that has its value, and its most used attributes."""
 
     place: int
     field: Any  # a Field; typed Any because a type checker would read the descriptor

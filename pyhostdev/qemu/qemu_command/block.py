@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.disk_conf import DEFAULT_PORTS
 from pyhostdev.qemu.qemu_command.builder import unsupported
-from pyhostdev.util.cdrom import is_cdrom_drive
+from pyhostdev.util.virfile import is_cdrom
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +38,8 @@ def storage_properties(
     if kind == "file":
         return {"driver": "file", "filename": source.file, "aio": aio}
     if kind == "block":
-        is_drive = device == "cdrom" and build.host is not None and is_cdrom_drive(build.host.root, str(source.dev))
-        return {"driver": "host_cdrom" if is_drive else "host_device", "filename": source.dev, "aio": aio}
+        driver = "host_cdrom" if device == "cdrom" and _is_drive(build, str(source.dev)) else "host_device"
+        return {"driver": driver, "filename": source.dev, "aio": aio}
     if kind == "dir":
         return {"driver": "vvfat", "dir": source.dir, "floppy": device == "floppy", "rw": False}
     if kind == "network" and source.protocol in _NETWORK:
@@ -47,6 +47,12 @@ def storage_properties(
             raise unsupported("TLS of a network disk", source)
         return _NETWORK[source.protocol](source)
     raise unsupported(f"A disk of type {kind} ({source.protocol or 'local'})", source)
+
+
+def _is_drive(build: CommandBuilder, path: str) -> bool:
+    """Return True if a path leads to a CD-ROM drive of the host; False without a host."""
+    root = build.host.root if build.host is not None else None
+    return root is not None and is_cdrom(root, root.join(path.lstrip("/")))
 
 
 def _one_host(source: Any) -> Any:

@@ -16,7 +16,7 @@ from pyhostdev.qemu.qemu_command.namespace import bypass_findings, namespace_fin
 from pyhostdev.qemu.qemu_command.net import TAP_TYPES
 from pyhostdev.qemu.qemu_command.refused import nested_definitions
 from pyhostdev.util.finding import ERROR, NOTE, Finding
-from pyhostdev.util.virxml import parse_document
+from pyhostdev.util.virxml import parse_elements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -247,12 +247,12 @@ def _is_tap(net: Any) -> bool:
 
 def _is_confined(definition: Any) -> bool:
     """True if a label is fixed; one that libvirt generates is what it gives to a domain without <seclabel>, too."""
-    labels = parse_document(f"<seclabels>{definition.seclabel}</seclabels>")
+    labels = parse_elements(definition.seclabel)
     return any(label.get("type") == "static" and label.get("model") != "dac" for label in labels)
 
 
 def _has_label(definition: Any) -> bool:
-    labels = parse_document(f"<seclabels>{definition.seclabel}</seclabels>")
+    labels = parse_elements(definition.seclabel)
     return not _is_confined(definition) and any(label.get("type") != "none" for label in labels)
 
 
@@ -261,7 +261,7 @@ def _needs_own_bus(graphics: Any) -> bool:
 
 
 def _is_labelled(source: Any) -> bool:
-    labels = parse_document(f"<seclabels>{source.seclabel}</seclabels>")
+    labels = parse_elements(source.seclabel)
     return any(label.get("relabel") != "no" and label.get("labelskip") != "yes" for label in labels)
 
 

@@ -127,8 +127,6 @@ def build_pstore(build: CommandBuilder) -> None:
     if pstore is None:
         return
     with build.collecting():
-        if pstore.path is None:
-            raise unsupported("A <pstore> without path", pstore)
         if not (is_i440fx(build.dom) or is_q35(build.dom)):
             raise unsupported("A <pstore> in this machine", pstore)
         backend = f"mem{pstore.info.alias}"

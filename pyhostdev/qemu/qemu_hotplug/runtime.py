@@ -141,7 +141,7 @@ class GuestDirectory:
         Provide a path of the control socket that is short enough for a socket address, and leads nowhere else.
 
         Raises:
-            MonitorLost: there is no socket.
+            MonitorLost: the guest has no control socket.
         """
         top = self.files.open()
         if top is None:

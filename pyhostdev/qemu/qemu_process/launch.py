@@ -40,7 +40,8 @@ MASTER_KEY_BYTES = 32  # AES-256
 LOG = "qemu.log"
 # files about the running guest, and temporary files of killed writers
 _GUEST_FILES = re.compile(
-    r"\.?(?:control\.lock|owner\.lock|guest\.json|live\.xml|memlock\.json|spent-ids\.json|unit-[0-9a-f:.]+\.xml)(?:\.[0-9a-f]{16})?"
+    r"\.?(?:control\.lock|owner\.lock|guest\.json|live\.xml|memlock\.json|spent-ids\.json|unit-[0-9a-f:.]+\.xml)"
+    r"(?:\.[0-9a-f]{16})?"
 )
 
 # A fixed PATH instead of the caller's; QEMU itself is run by its absolute path.

@@ -37,7 +37,7 @@ def _open_function(address: str, *, is_group_open: bool) -> None:
     """
     Open a function as QEMU does. A mapping of its first BAR keeps function and group open after both were closed.
 
-    /proc shows the holder of a group's descriptor, and on 7.2 also that of a function's.
+    /proc shows the holder of a group's descriptor; on 7.2, it also shows the holder of a function's descriptor.
     """
     group = os.open(f"/dev/vfio/{iommu_group(address)}", os.O_RDWR)
     container = os.open("/dev/vfio/vfio", os.O_RDWR)
