@@ -167,11 +167,10 @@ def _net_errors(dom: DomainFields, device: DomainNetDef) -> Errors:
         yield ConfigUnsupportedError(f"An interface of type {device.type} cannot be isolated", line=line)
     if device.bandwidth is not None and device.type == "hostdev":
         yield ConfigUnsupportedError("A host device has no bandwidth settings", line=line)
-    for rate in (
-        rate for part in parse_elements(device.bandwidth)[:1] for rate in part.iterchildren("inbound", "outbound")
-    ):
-        if rate.get("average") is None and rate.get("floor") is None:
-            yield XMLError("<bandwidth> needs an average or a floor", line=line, libvirt_code=VIR_ERR_XML_DETAIL)
+    for part in parse_elements(device.bandwidth)[:1]:
+        for rate in part.iterchildren("inbound", "outbound"):
+            if rate.get("average") is None and rate.get("floor") is None:
+                yield XMLError("<bandwidth> needs an average or a floor", line=line, libvirt_code=VIR_ERR_XML_DETAIL)
 
 
 # character device -> its target types
