@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pyhostdev.conf.domain_fields import DomainFields
-from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef, misplaced_assigned
 from pyhostdev.errors import raise_all
 from pyhostdev.util.deprecation import deprecated_names
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.util.finding import Finding
     from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.util.virxml import Element
 
 
 class ProposedHostdev(NamedTuple):
@@ -50,6 +51,10 @@ class DomainDef(DomainFields):
 
     Mirrors: virDomainDef (src/conf/domain_conf.h)
     """
+
+    def parsed(self, element: Element) -> None:
+        """Refuse ``assigned`` where it has no effect."""
+        raise_all(misplaced_assigned(element))
 
     def validate(self, host: HostFacts | None = None) -> None:
         """

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from lxml import etree
 
+from pyhostdev.conf.hostdev_conf import misplaced_assigned
 from pyhostdev.conf.schema_words import explain
 from pyhostdev.errors import XMLError
-from pyhostdev.util.virxml import parse_document, shown, source_line
+from pyhostdev.util.virxml import parse_document, source_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pyhostdev.util.virxml import Element
 
 NODES_MAX = 1000  # elements in one <hostdev>; the longest that libvirt prints has about 30
@@ -32,7 +31,7 @@ def validate_schema(source: str | bytes) -> list[tuple[int, str]]:
         root = parse_document(source)
     except XMLError as err:
         return [(err.line or 1, str(err))]
-    errors = [*_misplaced(root)]
+    errors = [(error.line or 1, str(error)) for error in misplaced_assigned(root)]
     hostdevs = list(root.iter("hostdev"))
     schema = _schema() if hostdevs else None
     for hostdev in hostdevs:
@@ -42,12 +41,6 @@ def validate_schema(source: str | bytes) -> list[tuple[int, str]]:
 
 def _schema() -> etree.RelaxNG:
     return etree.RelaxNG(etree.parse(SCHEMA))
-
-
-def _misplaced(root: Element) -> Iterator[tuple[int, str]]:
-    for element in root.iter(etree.Element):
-        if element.tag != "hostdev" and element.get("assigned") is not None:
-            yield source_line(element) or 1, f"<{shown(str(element.tag))}> cannot have the attribute 'assigned'"
 
 
 def _hostdev_errors(schema: etree.RelaxNG, hostdev: Element) -> list[tuple[int, str]]:

@@ -7,7 +7,9 @@ Mirrors: virDomainHostdevDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from lxml import etree
 
 from pyhostdev.conf.device_conf import (
     ATTRIBUTE_NUMBER,
@@ -25,6 +27,7 @@ from pyhostdev.errors import (
     ConfigUnsupportedError,
     Renumbering,
     XMLError,
+    raise_all,
 )
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.viruuid import normal_uuid
@@ -39,6 +42,22 @@ _MDEV_NUMBER = Renumbering("mdev-uuid-number", VIR_ERR_XML_ERROR)
 
 # elements that a not assigned device cannot have, because they describe the guest's side
 _GUEST_SIDE = ("address", "alias", "boot", "rom", "acpi", "teaming")
+
+_MISPLACED = etree.XPath(
+    "(self::*|*[not(self::metadata)]/descendant-or-self::*)[@assigned][not(self::hostdev)]", smart_strings=False
+)
+
+
+def misplaced_assigned(element: Element) -> list[XMLError]:
+    """
+    Return an error for each ``assigned`` that has no effect, on an element or below it, outside metadata.
+
+    The attribute decides whether a guest gets a device, so it is never ignored.
+    """
+    return [
+        XMLError(f"<{shown(str(found.tag))}> cannot have 'assigned'", line=source_line(found))
+        for found in cast("list[Element]", _MISPLACED(element))
+    ]
 
 
 class HostdevSource(ElementDef):
@@ -343,6 +362,7 @@ class DomainHostdevDef(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """Refuse a definition that is invalid on any host."""
+        raise_all(misplaced_assigned(element))
         line = source_line(element)
         if element.get("assigned") is not None:
             self._check_assigned(element)

@@ -99,6 +99,18 @@ def test_s1_assigned_elsewhere_is_a_parse_error(device: str, value: str) -> None
     assert 3 == error.value.line
 
 
+def test_all_misplaced_attributes_are_reported_and_metadata_is_not_read() -> None:
+    """Every misplaced attribute gives an error with its line; metadata belongs to other programs."""
+    metadata = "<name>n</name><metadata><their:card xmlns:their='urn:their' assigned='no'/></metadata>"
+    text = f"<domain type='kvm' assigned='no'>{metadata}<devices>\n<disk assigned='no'/>\n</devices></domain>"
+    with pytest.raises(XMLError) as error:
+        DomainDef.parse(text)
+    assert [(found.line, str(found)) for found in (error.value, *error.value.others)] == [
+        (1, "<domain> cannot have 'assigned'"),
+        (2, "<disk> cannot have 'assigned'"),
+    ]
+
+
 def test_s1_a_single_function_device_cannot_be_kept_from_the_guest() -> None:
     """validate(host) names the device with reason not-multifunction; without a host it is accepted."""
     dom = domain(hostdev("assigned='no'"))

@@ -174,8 +174,6 @@ def test_of_elements_that_can_be_there_once_the_first_counts() -> None:
         ("<car id='1'>\n<body kind='bus'/></car>", 2, 67, "'kind'"),
         ("<car id='1'>\n\n<body><doors>no</doors></body></car>", 3, 27, "<doors>"),
         ("<boat/>", 1, 27, "<boat>"),
-        ("<car id='1' assigned='no'/>", 1, 27, "'assigned'"),
-        ("<car id='1'>\n<boat assigned='no'/></car>", 2, 27, "'assigned'"),
     ],
 )
 def test_errors_have_line_number_and_name(text: str, line: int, code: int, named: str) -> None:

@@ -5,7 +5,7 @@ The interface of a definition that fields, reading and printing need, and the co
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,7 +36,6 @@ class Unknown(NamedTuple):
 class Definition(Protocol):
     """A definition: its fields, its constructor from an element, and its lines."""
 
-    never_kept: ClassVar[frozenset[str]]
     unknown: dict[tuple[str, ...], list[Unknown]]
     newer_errors: tuple[tuple[str, ConfigError], ...]
 

@@ -42,8 +42,6 @@ class ElementDef:
     """
 
     tag: ClassVar[str] = ""
-    # attributes that decide whether a guest gets a device: refused where they have no effect
-    never_kept: ClassVar[frozenset[str]] = frozenset({"assigned"})
     line: int | None = None  # of the source, for messages
     lines: Mapping[str, int | None] = MappingProxyType({})  # lines of the fields in child elements
     unknown: dict[tuple[str, ...], list[Unknown]]

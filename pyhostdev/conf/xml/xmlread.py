@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.xml.definition import Unknown
 from pyhostdev.conf.xml.xmlshape import CONTENT, FLAG, Row, Shape
 from pyhostdev.errors import ConfigError, XMLError
-from pyhostdev.util.virxml import attributes_of, dump_element, own_text_of, source_line, text_of
+from pyhostdev.util.virxml import dump_element, own_text_of, source_line, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,12 +90,10 @@ class Reading:
             self.errors.append((row.place, row.field.refusal(text, str(element.tag), source_line(element))))
 
     def _keep_element(self, path: tuple[str, ...], tag: str, element: Element) -> None:
-        self._refuse_misplaced(attributes_of(element), element)
         unknown = Unknown(tag, dump_element(element), source_line(element), True)
         self.definition.unknown.setdefault(path, []).append(unknown)
 
     def _keep_attribute(self, path: tuple[str, ...], key: str, value: str, element: Element) -> None:
-        self._refuse_misplaced([(key, value)], element)
         kept = self.definition.unknown.setdefault(path, [])
         if not key.startswith("{"):
             kept.append(Unknown(key, value, source_line(element), False))
@@ -105,11 +103,6 @@ class Reading:
         if prefix != "xml":
             kept.append(Unknown(f"xmlns:{prefix}", uri, source_line(element), False))
         kept.append(Unknown(f"{prefix}:{local}", value, source_line(element), False))
-
-    def _refuse_misplaced(self, attributes: list[tuple[str, str]], element: Element) -> None:
-        for key, _ in attributes:
-            if key in self.definition.never_kept:
-                raise XMLError(f"<{element.tag}> cannot have '{key}'", line=source_line(element))
 
     def report(self, element: Element) -> list[ConfigError]:
         """Return the errors in the order of the rows; those of newer rows are kept in the definition instead."""
