@@ -118,8 +118,8 @@ def _lacking(err: ModuleNotFoundError) -> int:
 
 
 def _failed(err: HostdevError) -> int:
-    for part in (err, *getattr(err, "others", ())):
-        line = getattr(part, "line", None)
+    errors = [(getattr(part, "line", None) or 0, part) for part in (err, *getattr(err, "others", ()))]
+    for line, part in sorted(errors, key=lambda error: error[0]):
         where = f"line {line}: " if line else ""
         complain(f"{where}{part.with_reason}")
     if isinstance(err, PendingError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,6 +169,16 @@ def test_bad_xml_is_one_sentence_and_1(run: Callable[..., Any], tmp_path: Path, 
     assert (1, "") == (code, out)
     assert 1 <= len(err.splitlines()) <= 3
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("verb", ["plan", "xml", "argv", "validate"])
+def test_errors_stand_in_the_order_of_the_lines(run: Callable[..., Any], tmp_path: Path, verb: str) -> None:
+    """Each verb reports all errors of a definition from the top to the bottom, whatever rule found them."""
+    path = tmp_path / "guest.xml"
+    hostdev = "<hostdev type='pci' asigned='no'><source><address bus='1'/></source></hostdev>"
+    path.write_text(f"<domain type='kvm'>\n<name>n</name><devices>\n{hostdev}\n<tpm model='odd'/></devices></domain>")
+    code, _, err = run(verb, str(path))
+    assert (1, ["line 3", "line 4"]) == (code, re.findall("line [0-9]+", err))
 
 
 def test_file_from_standard_input(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
