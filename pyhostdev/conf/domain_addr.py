@@ -9,10 +9,9 @@ Mirrors: src/conf/domain_addr.c
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import FUNCTION_MAX, SLOT_MAX, PCIDeviceAddress
 
 # virDomainPCIConnectFlags: plain integers, because a large guest compares them ten thousand times

@@ -7,7 +7,7 @@ Mirrors: virDomainHostdevDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import (
     ATTRIBUTE_NUMBER,
@@ -26,6 +26,7 @@ from pyhostdev.errors import (
     Renumbering,
     XMLError,
 )
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.viruuid import normal_uuid
 from pyhostdev.util.virxml import has_child, shown, source_line

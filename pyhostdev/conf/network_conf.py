@@ -7,8 +7,7 @@ Mirrors: virNetworkDef (src/conf/network_conf.h)
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virxml import dump_element, parse_document
 

@@ -12,11 +12,12 @@ A pin stands next to the address of its device::
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from lxml import etree
 
 from pyhostdev.errors import InvalidAddressError, XMLError
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciidentity import DeviceIdentity
 from pyhostdev.util.virxml import attributes_of, dump_element, parse_document, parse_unsigned, shown, source_line

@@ -6,10 +6,10 @@ The lists of a host's devices, as they are on disk: in use, and detached without
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import PREPARED, BadRecord, Journal, Record
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.statedir import StateDir
 from pyhostdev.util.virfile import read_link_name

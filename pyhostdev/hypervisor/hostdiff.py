@@ -8,8 +8,9 @@ address. So a function on a renumbered bus counts as moved, not as gone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciidentity import DeviceIdentity, read_identity
 
 if TYPE_CHECKING:

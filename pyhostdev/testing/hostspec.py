@@ -5,9 +5,8 @@ The values in a host's description: functions, drivers, and the rest.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from pyhostdev.testing.driverspec import DriverSpec
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 DEFAULT_RELEASE = "6.1.0-fake"

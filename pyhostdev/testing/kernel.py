@@ -12,7 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import (
     VIR_ERR_INTERNAL_ERROR,
@@ -32,6 +32,7 @@ from pyhostdev.testing.nodefiles import SimulatedNodes, react_on_node
 from pyhostdev.testing.simdevice import find_device
 from pyhostdev.testing.sysfspaths import is_node, path_components
 from pyhostdev.testing.tree import Tree, is_live_host
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
 from pyhostdev.errors import ConfigError
 from pyhostdev.tools.arguments import checked
+from pyhostdev.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef

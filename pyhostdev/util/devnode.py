@@ -14,9 +14,10 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pyhostdev.errors import OperationError, SysfsError
+from pyhostdev.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress

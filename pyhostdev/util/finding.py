@@ -5,8 +5,9 @@ One fact reported by a plan, a scan or a check: a stable reason, a severity, an 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 Severity = Literal["error", "consent", "note"]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.util import virpci
 from pyhostdev.util.finding import CONSENT, Finding
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage, HostUse
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import (
     denied_obstacle,

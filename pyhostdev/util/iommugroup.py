@@ -10,9 +10,10 @@ import os
 import re
 import stat
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import HostdevError, SysfsError
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.virfile import is_directory, list_all_names, read_link_name, read_link_names, read_statuses
 

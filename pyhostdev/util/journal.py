@@ -9,10 +9,10 @@ cannot be trusted is renamed and reported, and pyhostdev does not act on it.
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 from pyhostdev.errors import InternalError
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.record import (
     DETACHED,

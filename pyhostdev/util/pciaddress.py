@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import NamedTuple
 
 from pyhostdev.errors import InvalidAddressError
+from pyhostdev.util.namedtuple import NamedTuple
 
 DOMAIN_MAX = 0xFFFFFFFF  # 32 bits: VMD numbers its domains from 0x10000 up
 BUS_MAX = 0xFF

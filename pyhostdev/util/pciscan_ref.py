@@ -11,11 +11,11 @@ import errno
 import os
 import re
 import stat
-from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciscan import ScanRecord
 from pyhostdev.util.virfile import read_link
 

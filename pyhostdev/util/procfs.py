@@ -8,10 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import re
-from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.virfile import list_names, read_attribute, read_lines, read_status
 
 _NUMBER = re.compile(r"[0-9]{1,10}")

@@ -14,10 +14,11 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyhostdev.errors import HostdevError
 from pyhostdev.util.devnode import DeviceNode
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import Binding
 from pyhostdev.util.virjson import parse_json

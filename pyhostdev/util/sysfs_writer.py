@@ -17,7 +17,7 @@ import stat
 import time
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyhostdev.errors import (
     ConfigUnsupportedError,
@@ -30,6 +30,7 @@ from pyhostdev.util.devnode import LiveNodes
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.memlock import LiveLimits
 from pyhostdev.util.modprobe import module_error, scratch, start_modprobe
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.procfs import read_lock_holders
 from pyhostdev.util.securedir import open_directory
 from pyhostdev.util.virfile import is_directory

@@ -18,11 +18,11 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.iommugroup import MEMBERS_MAX
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.procfs import Process, read_process
 from pyhostdev.util.vfionodes import read_all_device_node_names, read_node_numbers

@@ -11,9 +11,10 @@ Mirrors: qemuDomainXmlNsDef (src/qemu/qemu_domain.h), qemuDomainDefNamespacePars
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, XMLError
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.virxml import parse_document, shown, source_line
 
 if TYPE_CHECKING:

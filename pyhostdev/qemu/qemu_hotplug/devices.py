@@ -10,7 +10,7 @@ Mirrors: qemuDomainAttachHostPCIDevice, qemuDomainEnsurePCIAddress (src/qemu/qem
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.device_validate import device_errors
@@ -33,6 +33,7 @@ from pyhostdev.qemu.qemu_command.refused import unbuilt_errors
 from pyhostdev.qemu.qemu_domain_address import occupied_addresses
 from pyhostdev.qemu.qemu_validate import QEMURules
 from pyhostdev.util.finding import ERROR
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.record import PREPARED, Plug
 

@@ -8,13 +8,14 @@ before an attach or a detach, or after the process that attached or detached was
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import HostdevError, OperationError, PendingError
 from pyhostdev.hypervisor.hostdev_units import Unit
 from pyhostdev.qemu.qemu_hotplug.attach import commit
 from pyhostdev.qemu.qemu_hotplug.detach import give_back_gone
 from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest, in_thread
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.record import PLUGGED, PLUGGING, PREPARED, STUCK_STAGED, UNPLUGGING
 
 if TYPE_CHECKING:

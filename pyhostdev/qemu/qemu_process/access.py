@@ -14,7 +14,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.qemu.qemu_command.paths import DomainPaths
@@ -22,6 +22,7 @@ from pyhostdev.qemu.qemu_command.tpm import DEFAULT_DEVICE
 from pyhostdev.qemu.qemu_process.daemons import swtpm_program, virtiofsd_program
 from pyhostdev.qemu.qemu_process.passt import passt_program
 from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.spawn import access_errors
 from pyhostdev.util.virfile import read_link_name, read_status

@@ -17,13 +17,14 @@ import contextlib
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_process.control import Control, beside
 from pyhostdev.qemu.qemu_process.launch import CONTROL_SOCKET, QEMUProcess, RuntimeDir, describe_status, quoted
 from pyhostdev.qemu.qemu_process.lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT, Lifecycle, lifecycle_actions
 from pyhostdev.qemu.qemu_process.monitor import QEMUMonitor
+from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.spawn import standard_descriptors
 
 if TYPE_CHECKING:
