@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 NAMESPACE = "urn:pyhostdev:pin:1"
 _PINS, _PIN, _PF = (f"{{{NAMESPACE}}}{name}" for name in ("hostdevs", "hostdev", "pf"))
-_SERIAL = re.compile(r"[0-9a-f]{2}(-[0-9a-f]{2}){7}")
-_MACS = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2})+( [0-9a-f]{2}(:[0-9a-f]{2})+)*")
-_PATH = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}(/[0-9a-f]{2}\.[0-7])+")
+_SERIAL = r"[0-9a-f]{2}(-[0-9a-f]{2}){7}"
+_MACS = r"[0-9a-f]{2}(:[0-9a-f]{2})+( [0-9a-f]{2}(:[0-9a-f]{2})+)*"
+_PATH = r"[0-9a-f]{4,8}:[0-9a-f]{2}(/[0-9a-f]{2}\.[0-7])+"
 
 
 class HostdevPin(NamedTuple):
@@ -46,9 +46,9 @@ def _number(text: str) -> int:
     return parse_unsigned(text, 0)
 
 
-def _matching(pattern: re.Pattern[str]) -> Callable[[str], str]:
+def _matching(pattern: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        if pattern.fullmatch(text) is None:
+        if re.fullmatch(pattern, text) is None:
             raise ValueError(text)
         return text
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MEMBERS_MAX = 1 << 13  # per group: 32 full buses
 VFIO_DEV = "vfio-dev"  # a function bound to a VFIO driver has this directory
-_GROUP = re.compile(r"[0-9]{1,9}", re.ASCII)
+_GROUP = r"[0-9]{1,9}"
 
 
 def read_group(root: HostRoot, address: PCIDeviceAddress) -> int | None:
@@ -39,7 +39,7 @@ def read_group(root: HostRoot, address: PCIDeviceAddress) -> int | None:
     name = read_link_name(root, path)
     if name is None:
         return None
-    if _GROUP.fullmatch(name) is None:
+    if re.fullmatch(_GROUP, name) is None:
         raise SysfsError(errno.EBADMSG, path, f"read the number of an IOMMU group from {name!a}", address=address)
     return int(name)
 

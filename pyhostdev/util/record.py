@@ -39,7 +39,7 @@ PHASES = (PREPARED, PLUGGING, PLUGGED, UNPLUGGING, STUCK_STAGED)
 LAST_MOMENT = 253402300799  # seconds since 1970 UTC, at the end of the year 9999
 NEWER = "newer"  # stands for a record in an unknown, newer version; never written
 
-_NODE_NAME = re.compile(r"[0-9]{1,9}|devices/vfio[0-9]{1,9}", re.ASCII)
+_NODE_NAME = r"[0-9]{1,9}|devices/vfio[0-9]{1,9}"
 
 
 class GivenNode(NamedTuple):
@@ -266,7 +266,7 @@ def _binding(fields: Mapping[str, Any]) -> Binding:
 def _nodes(items: Iterable[Mapping[str, Any]]) -> Iterable[GivenNode]:
     for item in items:
         name = _text(item, "name")
-        if _NODE_NAME.fullmatch(name) is None:
+        if re.fullmatch(_NODE_NAME, name) is None:
             raise ValueError(f"'{name}' is not the name of a node")
         yield GivenNode(name, *(_number(item, key) for key in GivenNode._fields[1:]))
 

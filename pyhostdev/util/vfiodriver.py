@@ -26,7 +26,7 @@ GENERIC_NAMES = (None, "vfio")  # no driver was named; libvirt's name of the bac
 VFIO_PCI_MODULE = "vfio_pci"
 
 _PREFIX = b"\nalias vfio_pci:"
-_ALIAS = re.compile(rb"v(F)d(F)sv(F)sd(F)bc(F)sc(F)i(F) (\S+)".replace(b"F", rb"[0-9A-F]+|\*"))
+_ALIAS = rb"v(F)d(F)sv(F)sd(F)bc(F)sc(F)i(F) (\S+)".replace(b"F", rb"[0-9A-F]+|\*")
 _ANY = "*"
 
 
@@ -88,7 +88,7 @@ def read_kernel_release(root: HostRoot) -> str | None:
 def parse_aliases(data: bytes) -> list[ModuleAlias]:
     """Return the lines of ``modules.alias`` about VFIO drivers, in their order."""
     lines = (piece.partition(b"\n")[0] for piece in (b"\n" + data).split(_PREFIX)[1:])
-    found = (_ALIAS.fullmatch(line.strip()) for line in lines)
+    found = (re.fullmatch(_ALIAS, line.strip()) for line in lines)
     texts = ([part.decode("utf-8", "surrogateescape") for part in match.groups()] for match in found if match)
     return [ModuleAlias(tuple(fields), module) for *fields, module in texts]
 

@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 BUS_RESETS = ("bus", "cxl_bus")
 VFS_MAX = 0xFFFF  # SR-IOV 1.1, 3.3.6: TotalVFs has 16 bits
-_OWN_DOMAIN = re.compile(r"pci([0-9a-f]{4,8}):[0-9a-f]{2}")
+_OWN_DOMAIN = r"pci([0-9a-f]{4,8}):[0-9a-f]{2}"
 
 
 @lru_cache(maxsize=1024)  # VFs come by the hundred, PFs do not
@@ -355,7 +355,7 @@ class PCIDevice:
         Source: vmd_enable_domain (drivers/pci/controller/vmd.c)
         """
         names = self._fact("entries", lambda: list_names(self.root, self.path()[:-1]))
-        found = (_OWN_DOMAIN.fullmatch(name) for name in names)
+        found = (re.fullmatch(_OWN_DOMAIN, name) for name in names)
         domains = {int(match[1], 16) for match in found if match}
         if not domains:
             return []

@@ -29,7 +29,7 @@ ELEMENTS = ("commandline", "capabilities", "override", "deprecation")
 DEPRECATIONS = ("none", "omit", "reject", "crash")
 REMOVE = "remove"
 
-_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_ENVIRONMENT_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _UNSIGNED_MAX = (1 << 64) - 1
 _SIGNED_MAX = (1 << 63) - 1
 
@@ -147,7 +147,7 @@ def _commandline(reader: _Reader) -> QEMUNamespace:
         name = reader.required(element, "name", "qemu:env", VIR_ERR_INTERNAL_ERROR)
         if name is None:
             continue
-        if _ENVIRONMENT_NAME.fullmatch(name) is None:
+        if re.fullmatch(_ENVIRONMENT_NAME, name) is None:
             text = f"'{shown(name)}' is not a valid name of an environment variable"
             reader.wrong(text, element, VIR_ERR_INTERNAL_ERROR)
             continue

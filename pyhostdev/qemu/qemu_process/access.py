@@ -38,7 +38,7 @@ WRITE = os.R_OK | os.W_OK
 RUN = os.X_OK
 MAKE = os.W_OK | os.X_OK  # for a directory: create files in it
 
-_GROUP = re.compile(r"[0-9]{1,9}")
+_GROUP = r"[0-9]{1,9}"
 _VERBS = {READ: "read", WRITE: "read and write", RUN: "execute", os.W_OK: "write", os.X_OK: "pass through"}
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
@@ -294,7 +294,7 @@ def _hostdev_files(hostdev: Any, root: HostRoot, *, by_descriptor: bool) -> Iter
         yield NeededFile("the node of a USB <hostdev>", path, WRITE, hostdev.line, is_handed_over=True)
     if hostdev.type == "mdev" and source.uuid is not None:
         group = read_link_name(root, os.path.join(root.mdev_device(source.uuid), "iommu_group"))
-        if group is not None and _GROUP.fullmatch(group):
+        if group is not None and re.fullmatch(_GROUP, group):
             yield NeededFile("the node of a mediated device", root.vfio_group(int(group)), WRITE, hostdev.line)
     by_group = hostdev.is_pci and hostdev.is_assigned and not by_descriptor
     if by_group and _exists(root, root.vfio_container):  # otherwise loading VFIO creates it
