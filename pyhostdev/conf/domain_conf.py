@@ -13,7 +13,7 @@ from pyhostdev.conf.domain_fields import DomainFields
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 from pyhostdev.errors import raise_all
 from pyhostdev.util.deprecation import deprecated_names
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

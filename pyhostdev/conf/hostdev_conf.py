@@ -26,8 +26,8 @@ from pyhostdev.errors import (
     Renumbering,
     XMLError,
 )
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.viruuid import normal_uuid
 from pyhostdev.util.virxml import has_child, shown, source_line
 

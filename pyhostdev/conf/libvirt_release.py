@@ -10,7 +10,7 @@ emulator supports is decided by its capabilities: a row never prints what the em
 from __future__ import annotations
 
 from pyhostdev.errors import ConfigError
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 
 class Change(NamedTuple):

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from lxml import etree
 
 from pyhostdev.errors import InvalidAddressError, XMLError
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciidentity import DeviceIdentity
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import attributes_of, dump_element, parse_document, parse_unsigned, shown, source_line
 
 if TYPE_CHECKING:

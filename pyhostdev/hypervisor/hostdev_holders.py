@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError
-from pyhostdev.util.devnode import NodeWriter
 from pyhostdev.util.iommugroup import read_group
+from pyhostdev.util.nodewriter import NodeWriter
 from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.virpci import read_virtual_functions
 

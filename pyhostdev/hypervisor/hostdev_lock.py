@@ -18,10 +18,10 @@ from contextlib import ExitStack, contextmanager
 
 from pyhostdev.errors import DeviceInUseError, SysfsError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.procfs import read_lock_holders
 from pyhostdev.util.statedir import StateDir, ignoring
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_link_name
 
 _HOLDER_MAX = 512  # bytes of a lock file that name its holder

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
 from pyhostdev.hypervisor.hostdev_plan import ASSIGNED
-from pyhostdev.util.devnode import NodeWriter, replaced
+from pyhostdev.util.devnode import replaced
 from pyhostdev.util.iommugroup import read_group
+from pyhostdev.util.nodewriter import NodeWriter
 from pyhostdev.util.record import GivenNode, Record
 from pyhostdev.util.transaction import log, run_logged
 from pyhostdev.util.vfionodes import read_device_node_names, read_node_number

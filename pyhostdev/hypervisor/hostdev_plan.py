@@ -14,10 +14,10 @@ from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError
 from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.record import Plug
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.vfiodriver import DriverChoice
 
 if TYPE_CHECKING:

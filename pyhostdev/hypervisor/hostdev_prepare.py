@@ -13,9 +13,9 @@ from pyhostdev.errors import DeviceInUseError
 from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Plan, Request
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id, read_clock
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.record import Asked
 from pyhostdev.util.transaction import Transaction, run_logged
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.vfiodriver import loaded_driver
 
 if TYPE_CHECKING:

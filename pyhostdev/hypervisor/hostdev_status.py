@@ -9,9 +9,9 @@ import os
 
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import PREPARED, BadRecord, Journal, Record
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.statedir import StateDir
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_link_name
 
 ROLES = {"assigned": "assigned", "unassigned": "kept"}  # the role in a record, and its public name

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from pyhostdev.hypervisor.hostdev_release import GIVE_BACK_WAIT_S, kept_devices_last, release
 from pyhostdev.hypervisor.hostdev_status import unit_of_record
 from pyhostdev.util.journal import PREPARED, Record
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.record import PLUGGED, PLUGGING, STUCK_STAGED, UNPLUGGING, Plug
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_context import HostdevContext

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciidentity import DeviceIdentity, read_identity
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator

@@ -21,9 +21,9 @@ from pyhostdev.hypervisor.netdev_journal import NetdevJournal
 from pyhostdev.util import netlink, virnetdev
 from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
 from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.netlink import LINK_DISABLED, VFSettings
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import list_names, read_link_name
 from pyhostdev.util.virxml import parse_elements
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.network_conf import NetworkDef, parse_network, parse_port
 from pyhostdev.errors import SysfsError, XMLError
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import is_directory, list_names, read_bytes
 
 if TYPE_CHECKING:

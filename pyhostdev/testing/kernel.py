@@ -32,8 +32,8 @@ from pyhostdev.testing.nodefiles import SimulatedNodes, react_on_node
 from pyhostdev.testing.simdevice import find_device
 from pyhostdev.testing.sysfspaths import is_node, path_components
 from pyhostdev.testing.tree import Tree, is_live_host
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,8 +17,8 @@ from pyhostdev.errors import ConfigError, HostdevError
 from pyhostdev.testing.driverspec import DriverSpec, driver_kind
 from pyhostdev.testing.simdevice import SimDevice, find_device
 from pyhostdev.util.hostroot import check_driver_name
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.testing.tree import Tree

@@ -28,7 +28,7 @@ from pyhostdev.testing.qemuslots import (
 )
 from pyhostdev.testing.qemuunplug import HANDLERS, on_reset
 from pyhostdev.testing.qemuvfio import HostSide
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 _REMEMBERS_NODES_SINCE = (10, 1)  # cpr_get_fd_param (migration/cpr.c)
 PRELAUNCH, RUNNING, PAUSED = "prelaunch", "running", "paused"

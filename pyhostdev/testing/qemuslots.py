@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 ACPI, NATIVE, SHPC, PSERIES, NONE = HOTPLUG = ("acpi", "native", "shpc", "pseries", "none")
 

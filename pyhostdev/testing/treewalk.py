@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 _LINKS_MAX = 40  # Source: MAXSYMLINKS (include/linux/namei.h)
 DEPTH_MAX = 64  # nested directories; a sysfs has less than half of that

@@ -21,8 +21,8 @@ from pyhostdev.tools.planning import Found, planned, to_json
 from pyhostdev.tools.releases import release_of
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.snapshotfile import unpack
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef

@@ -9,9 +9,14 @@ from array import array
 from bisect import bisect_left
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TypeVar
 
-T = TypeVar("T")
+from pyhostdev.util.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
 _POSITIONS = 1 << 32
 
 

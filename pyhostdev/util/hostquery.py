@@ -14,7 +14,6 @@ from pyhostdev.util import virpci
 from pyhostdev.util.finding import CONSENT, Finding
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage, HostUse
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciassign import (
     denied_obstacle,
@@ -25,6 +24,7 @@ from pyhostdev.util.pciassign import (
     vfs_obstacle,
 )
 from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virpci import PCIDevice
 
 _CLASS = 2

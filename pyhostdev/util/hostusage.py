@@ -16,8 +16,8 @@ from itertools import islice
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import list_names, read_attributes, read_lines, read_link, read_link_name
 
 BOOT_VGA, MOUNTED, DEFAULT_ROUTE = "boot-vga", "mounted", "default-route"

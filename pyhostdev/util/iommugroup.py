@@ -10,11 +10,10 @@ import os
 import re
 import stat
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import HostdevError, SysfsError
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 from pyhostdev.util.virfile import is_directory, list_all_names, read_link_name, read_link_names, read_statuses
 
 if TYPE_CHECKING:

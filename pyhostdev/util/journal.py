@@ -12,7 +12,6 @@ import time
 
 from pyhostdev.errors import InternalError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.record import (
     DETACHED,
@@ -28,6 +27,7 @@ from pyhostdev.util.record import (
     newer_text,
 )
 from pyhostdev.util.statedir import StateDir
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_attribute
 
 __all__ = [

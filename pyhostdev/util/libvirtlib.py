@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
 
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.virfile import list_names, read_link_name
 
 if TYPE_CHECKING:

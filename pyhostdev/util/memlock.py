@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from pyhostdev.errors import OperationError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_lines
 
 UNLIMITED = -1

@@ -13,7 +13,7 @@ import os
 import pwd
 
 from pyhostdev.errors import ConfigError
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 DEFAULT_USERS = ("libvirt-qemu", "qemu")  # from the packages of Debian and Fedora
 

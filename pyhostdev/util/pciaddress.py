@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 
 from pyhostdev.errors import InvalidAddressError
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 DOMAIN_MAX = 0xFFFFFFFF  # 32 bits: VMD numbers its domains from 0x10000 up
 BUS_MAX = 0xFF

@@ -9,7 +9,7 @@ A value beyond the end is None, "unknown", and every walk is bounded.
 from __future__ import annotations
 
 from pyhostdev.util import pciregs
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 
 class ExpressLinks(NamedTuple):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import pciconfig, pciregs, virpci
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import list_names, read_attribute, read_number
 
 if TYPE_CHECKING:

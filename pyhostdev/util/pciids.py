@@ -8,9 +8,9 @@ Only the wanted lines are looked up: the list has 40,000, and a host has few kin
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import SysfsError
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.virfile import read_bytes
 
 if TYPE_CHECKING:

@@ -13,13 +13,11 @@ import os
 import struct
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
 from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress, key_of
 from pyhostdev.util.pcisnapshot import (
     HAVE_CLASS,
@@ -32,6 +30,10 @@ from pyhostdev.util.pcisnapshot import (
     Snapshot,
 )
 from pyhostdev.util.scantuning import Tuning
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "HAVE_CLASS",

@@ -10,13 +10,14 @@ import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
-from typing import TYPE_CHECKING, Literal, overload
 
 from pyhostdev.util.groupindex import GroupIndex
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress, address_of, key_of
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Literal, overload
+
     from pyhostdev.util.scanproof import Proof
 
 # struct phd_record of csrc/pciscan.cdef.h
@@ -103,10 +104,13 @@ class Snapshot(Sequence[ScanRecord]):
     def __len__(self) -> int:
         return len(self._packed) // RECORD.size
 
-    @overload
-    def __getitem__(self, index: int) -> ScanRecord: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ScanRecord]: ...
+    if TYPE_CHECKING:
+
+        @overload
+        def __getitem__(self, index: int) -> ScanRecord: ...
+        @overload
+        def __getitem__(self, index: slice) -> list[ScanRecord]: ...
+
     def __getitem__(self, index: int | slice) -> ScanRecord | list[ScanRecord]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]

@@ -11,7 +11,7 @@ import re
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import list_names, read_attribute, read_lines, read_status
 
 _NUMBER = r"[0-9]{1,10}"

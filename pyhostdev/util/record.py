@@ -10,18 +10,18 @@ device as in use.
 
 from __future__ import annotations
 
-import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from pyhostdev.errors import HostdevError
 from pyhostdev.util.devnode import DeviceNode
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import Binding
-from pyhostdev.util.virjson import parse_json
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
+from pyhostdev.util.virjson import format_json, parse_json
+
+if TYPE_CHECKING:
+    from typing import Any
 
 VERSION = 2  # 1: without nodes and asked
 SUFFIX = ".json"
@@ -155,7 +155,7 @@ def newer_text(address: PCIDeviceAddress) -> str:
 def encode(record: Record) -> bytes:
     """Return the bytes of a record's file."""
     fields = record._asdict()
-    extra = json.loads(fields.pop("extra"))
+    extra = parse_json(fields.pop("extra"))
     fields["address"] = str(record.address)
     fields["original"] = record.original._asdict()
     fields["listed_as"] = record.listed_as and record.listed_as._asdict()
@@ -166,9 +166,14 @@ def encode(record: Record) -> bytes:
         if fields[name] is not None:
             fields[name] = {**extra.pop(name, {}), **fields[name]}
     fields = {**extra, **fields}
-    body = json.dumps(fields, sort_keys=True)
-    text = {"version": VERSION, "crc32": zlib.crc32(body.encode()), "record": fields}
-    return (json.dumps(text, sort_keys=True) + "\n").encode()
+    text = {"version": VERSION, "crc32": _checksum(fields), "record": fields}
+    return (format_json(text) + "\n").encode()
+
+
+def _checksum(fields: Mapping[str, Any]) -> int:
+    import zlib  # a host without records needs none
+
+    return zlib.crc32(format_json(fields).encode())
 
 
 def decode(data: bytes, name: str) -> Record:
@@ -180,7 +185,7 @@ def decode(data: bytes, name: str) -> Record:
             raise ValueError(f"version {version!r} is unknown")
         if version > VERSION:
             return _newer(fields, name)
-        if zlib.crc32(json.dumps(fields, sort_keys=True).encode()) != text["crc32"]:
+        if _checksum(fields) != text["crc32"]:
             raise ValueError("its checksum is wrong")
         record = _record(fields)
     except (KeyError, TypeError, AttributeError, HostdevError) as err:
@@ -238,7 +243,7 @@ def _record(fields: Mapping[str, Any]) -> Record:
         asked=None if asked is None else Asked(_text(asked, "role"), _flag(asked, "managed"), _text(asked, "stub")),
         since=None if fields.get("since") is None else _moment(fields, "since"),
         plug=None if fields.get("plug") is None else _plug(fields["plug"]),
-        extra=json.dumps(extra, sort_keys=True),
+        extra=format_json(extra),
     )
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from pyhostdev.errors import OperationError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 _LINKS_MAX = 40  # Source: MAXSYMLINKS (include/linux/namei.h)
 _PARENT_MODE = 0o755  # at most; the umask may remove bits

@@ -6,11 +6,10 @@ Selectors: the ways in which a user can name a function: address, network interf
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceMissingError, InvalidAddressError
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 from pyhostdev.util.virfile import read_link_name
 
 if TYPE_CHECKING:

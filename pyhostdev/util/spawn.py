@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import OperationError
 from pyhostdev.util import _spawn as _c  # type: ignore[attr-defined]
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -30,9 +30,9 @@ from pyhostdev.util.devnode import LiveNodes
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.memlock import LiveLimits
 from pyhostdev.util.modprobe import module_error, scratch, start_modprobe
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.procfs import read_lock_holders
 from pyhostdev.util.securedir import open_directory
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import is_directory
 
 if TYPE_CHECKING:

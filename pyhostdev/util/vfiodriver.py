@@ -17,8 +17,8 @@ import re
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, OperationError
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import bounds_of, is_directory, list_names, read_attribute, read_bytes, read_link_name
 from pyhostdev.util.virpci import PCIDevice
 

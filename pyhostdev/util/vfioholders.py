@@ -22,9 +22,9 @@ from types import MappingProxyType
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.iommugroup import MEMBERS_MAX
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.procfs import Process, read_process
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.vfionodes import read_all_device_node_names, read_node_numbers
 from pyhostdev.util.virfile import (
     Status,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
 
 from pyhostdev.util.iommugroup import VFIO_DEV, read_group
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.virfile import list_all_names, read_attributes
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import struct
 from contextlib import ExitStack
 
 from pyhostdev.util.charnode import is_tun, open_character_device
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virnetdev import doing, request
 
 # linux/if_tun.h

@@ -14,13 +14,13 @@ import stat
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import pciconfig, pciregs, pciscan
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.iommugroup import GroupMember, is_vfio_driver, read_group, read_iommu_group_members
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.virfile import (
     list_names,
     read_attribute,
@@ -31,6 +31,11 @@ from pyhostdev.util.virfile import (
     read_status,
 )
 
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
 __all__ = [
     "GroupMember",
     "PCIDevice",
@@ -40,7 +45,6 @@ __all__ = [
     "read_pci_device",
 ]
 
-T = TypeVar("T")
 
 BUS_RESETS = ("bus", "cxl_bus")
 VFS_MAX = 0xFFFF  # SR-IOV 1.1, 3.3.6: TotalVFs has 16 bits

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pyhostdev import HostRoot, OperationError, PCIDeviceAddress, SysfsError
-from pyhostdev.util.devnode import LiveNodes, NodeOpener, NodeWriter
+from pyhostdev.util.devnode import LiveNodes
+from pyhostdev.util.nodewriter import NodeOpener, NodeWriter
 from pyhostdev.util.sysfs_writer import ForkedWriter
 
 DEVICE = PCIDeviceAddress(0, 1, 0, 0)

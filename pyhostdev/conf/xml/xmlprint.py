@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.xmlfield import Attribute, Content, DefaultElement, Flag, Ignored, Opaque
 from pyhostdev.conf.xml.xmlshape import Row, Shape
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import escape_attribute, escape_text
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pyhostdev.qemu.qemu_capabilities.asked import ASKED_DEVICES, ASKED_OBJECTS
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 NAMES_MAX = 100_000  # in one list; QEMU 7.2 for x86_64 has about 500 devices
 VERSION_MAX = 9999

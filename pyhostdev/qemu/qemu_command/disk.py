@@ -24,7 +24,7 @@ from pyhostdev.qemu.qemu_command.builder import (
 from pyhostdev.qemu.qemu_command.chr import reconnect_option
 from pyhostdev.qemu.qemu_command.cpu import thread_mapping
 from pyhostdev.qemu.qemu_domain import is_q35
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties

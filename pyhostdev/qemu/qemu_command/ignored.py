@@ -16,7 +16,7 @@ from pyhostdev.qemu.qemu_command.namespace import bypass_findings, namespace_fin
 from pyhostdev.qemu.qemu_command.net import TAP_TYPES
 from pyhostdev.qemu.qemu_command.refused import nested_definitions
 from pyhostdev.util.finding import ERROR, NOTE, Finding
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import parse_elements
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, XMLError
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import parse_document, shown, source_line
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import ConfigError
 from pyhostdev.qemu.qemu_domain import is_arm_virt, is_i440fx, is_q35
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import SLOT_MAX, PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

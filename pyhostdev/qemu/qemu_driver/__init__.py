@@ -41,7 +41,7 @@ from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
 from pyhostdev.qemu.qemu_process.optional_media import absent_media, without_absent_media
 from pyhostdev.qemu.qemu_process.resources import resource_obstacles
 from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

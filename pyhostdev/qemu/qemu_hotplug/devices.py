@@ -33,9 +33,9 @@ from pyhostdev.qemu.qemu_command.refused import unbuilt_errors
 from pyhostdev.qemu.qemu_domain_address import occupied_addresses
 from pyhostdev.qemu.qemu_validate import QEMURules
 from pyhostdev.util.finding import ERROR
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.record import PREPARED, Plug
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

@@ -15,8 +15,8 @@ from pyhostdev.hypervisor.hostdev_units import Unit
 from pyhostdev.qemu.qemu_hotplug.attach import commit
 from pyhostdev.qemu.qemu_hotplug.detach import give_back_gone
 from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest, in_thread
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.record import PLUGGED, PLUGGING, PREPARED, STUCK_STAGED, UNPLUGGING
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -21,9 +21,9 @@ from pyhostdev.errors import DeviceInUseError, OperationError
 from pyhostdev.qemu.qemu_hotplug.connection import MonitorLost
 from pyhostdev.qemu.qemu_hotplug.livestate import DirectoryState
 from pyhostdev.qemu.qemu_process.launch import CONTROL_SOCKET
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.securedir import open_directory
 from pyhostdev.util.statedir import StateDir
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virjson import parse_json
 
 GUEST_FILE, CONTROL_LOCK, OWNER_LOCK = "guest.json", "control.lock", "owner.lock"

@@ -22,9 +22,9 @@ from pyhostdev.qemu.qemu_command.tpm import DEFAULT_DEVICE
 from pyhostdev.qemu.qemu_process.daemons import swtpm_program, virtiofsd_program
 from pyhostdev.qemu.qemu_process.passt import passt_program
 from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.spawn import access_errors
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_link_name, read_status
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from pyhostdev.qemu.qemu_process.passt import is_listening, passt_arguments, pas
 from pyhostdev.qemu.qemu_process.places import make_private_directory
 from pyhostdev.qemu.qemu_process.sockets import listen
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.spawn import spawn
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.undo import UndoOnExit
 from pyhostdev.util.virxml import shown
 

@@ -20,7 +20,7 @@ from pyhostdev.util import netlink, virnetdev
 from pyhostdev.util.charnode import is_vhost_net, open_character_device
 from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
 from pyhostdev.util.finding import ERROR, NOTE, Finding
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import is_directory, list_names, read_attribute, read_lines
 from pyhostdev.util.virnetdevtap import Tap, open_tap, set_up_macvtap
 from pyhostdev.util.virxml import shown

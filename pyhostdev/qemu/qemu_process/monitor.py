@@ -20,7 +20,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClien
 
 from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_process.lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import printable
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from pyhostdev.qemu.qemu_process.control import Control, beside
 from pyhostdev.qemu.qemu_process.launch import CONTROL_SOCKET, QEMUProcess, RuntimeDir, describe_status, quoted
 from pyhostdev.qemu.qemu_process.lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT, Lifecycle, lifecycle_actions
 from pyhostdev.qemu.qemu_process.monitor import QEMUMonitor
-from pyhostdev.util.namedtuple import NamedTuple
 from pyhostdev.util.spawn import standard_descriptors
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence

@@ -18,7 +18,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigUnsupportedError, OperationError, SysfsError
-from pyhostdev.util.devnode import NodeOpener
+from pyhostdev.util.nodewriter import NodeOpener
 from pyhostdev.util.undo import UndoOnExit
 from pyhostdev.util.vfionodes import read_device_node_names, read_node_number
 

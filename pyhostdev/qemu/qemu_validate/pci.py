@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
 from pyhostdev.qemu.qemu_domain import is_arm_virt, is_i440fx, is_pseries, is_q35
 from pyhostdev.qemu.qemu_postparse.controller_defaults import MODEL_NAMES, PHB_MODEL_NAME
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_domain import is_q35
-from pyhostdev.util.namedtuple import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
