@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, DeviceInUseError, HostdevError, RefusedError
@@ -23,6 +22,7 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.transaction import deferred_signals
+from pyhostdev.util.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef

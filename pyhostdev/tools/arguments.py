@@ -11,12 +11,11 @@ from pyhostdev.errors import ConfigError, raise_all
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.selector import FORMS, Selector
-from pyhostdev.util.typed import TYPE_CHECKING
+from pyhostdev.util.typed import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from tempfile import TemporaryDirectory
-    from typing import TypeVar
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.virhostdev import HostdevManager
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
-    Value = TypeVar("Value")
+Value = TypeVar("Value")
 
 FILE_MAX = 1 << 20  # bytes; the parser has the same limit
 TIMEOUT_MAX_S = 86400

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
 
 from pyhostdev.tools import arguments, filters, output, releases, streams
 from pyhostdev.util.hostscan import Scan
 from pyhostdev.util.pciregs import CLASS_BRIDGE_PCI
+from pyhostdev.util.typed import TYPE_CHECKING, TypeVar
 from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
 
 if TYPE_CHECKING:
@@ -90,6 +89,8 @@ def _write_json(lines: Iterable[str]) -> None:
 
 def _with_more(line: str, facts: dict[str, object]) -> str:
     """Return a function's line of JSON with more keys."""
+    import json
+
     return f"{line[:-1]}, {json.dumps(facts)[1:]}" if facts else line
 
 
@@ -110,6 +111,8 @@ def _texts(values: list[K], text: Callable[[K], str]) -> Iterator[str]:
 
 def _json_lines(scan: Scan, drivers: VFIODrivers, multifunction: Sequence[bool | None]) -> Iterator[str]:
     """Return one line of JSON a function, as ``json.dumps`` would write it."""
+    import json  # a table needs none
+
     columns = scan.columns()
     identities = list(zip(columns.vendor, columns.device, columns.class_, strict=True))
     choices = _choices(scan, drivers)
@@ -131,6 +134,8 @@ def _json_lines(scan: Scan, drivers: VFIODrivers, multifunction: Sequence[bool |
 
 
 def _json_identity(identity: tuple[int | None, int | None, int | None]) -> str:
+    import json
+
     vendor, device, class_ = identity
     known = {
         "vendor_id": output.hexadecimal(vendor),

@@ -10,11 +10,9 @@ from io import StringIO
 
 from pyhostdev.tools import streams
 from pyhostdev.tools.table import format_table
-from pyhostdev.util.typed import TYPE_CHECKING
+from pyhostdev.util.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from rich.tree import Tree
 
 

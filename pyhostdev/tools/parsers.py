@@ -8,10 +8,10 @@ from importlib import import_module
 
 from pyhostdev.tools import streams
 from pyhostdev.tools.contract import USAGE, VERBS
-from pyhostdev.util.typed import TYPE_CHECKING
+from pyhostdev.util.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
 HELP_WIDTH = 100
 

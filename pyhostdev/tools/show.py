@@ -14,7 +14,7 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage, names_on
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciids import PCIIds
-from pyhostdev.util.typed import TYPE_CHECKING
+from pyhostdev.util.typed import TYPE_CHECKING, Any
 from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
 from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.vfionodes import read_nodes
@@ -22,8 +22,6 @@ from pyhostdev.util.virfile import list_names
 from pyhostdev.util.virpci import PCIDevice, read_iommu_group_members
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from pyhostdev.hypervisor.host import Host
 
 

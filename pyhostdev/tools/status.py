@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from pyhostdev.hypervisor.hostdev_status import RecordedDevice, read_recorded_devices
 from pyhostdev.tools import arguments, output
 from pyhostdev.tools.main import complain
-from pyhostdev.util.typed import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typing import Any
+from pyhostdev.util.typed import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

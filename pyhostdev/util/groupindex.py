@@ -10,12 +10,9 @@ from bisect import bisect_left
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from pyhostdev.util.typed import TYPE_CHECKING
+from pyhostdev.util.typed import TypeVar
 
-if TYPE_CHECKING:
-    from typing import TypeVar
-
-    T = TypeVar("T")
+T = TypeVar("T")
 
 _POSITIONS = 1 << 32
 

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from pyhostdev.util.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from pyhostdev.util.devnode import DeviceNode
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 
-@runtime_checkable
 class NodeWriter(Protocol):
     """Changes the owner of nodes: the live host, or the simulated kernel, whose nodes are regular files."""
 
@@ -44,7 +45,6 @@ class NodeWriter(Protocol):
         """
 
 
-@runtime_checkable
 class NodeOpener(Protocol):
     """
     Opens the nodes that a guest gets as descriptors.
@@ -80,3 +80,13 @@ class NodeOpener(Protocol):
         Raises:
             SysfsError: EPERM without CAP_SYS_RESOURCE.
         """
+
+
+def changes_nodes(writer: object) -> TypeGuard[NodeWriter]:
+    """Tell whether a writer has all methods of a NodeWriter."""
+    return all(hasattr(writer, name) for name in ("read_node", "set_node_owner", "is_group_open"))
+
+
+def opens_nodes(writer: object) -> TypeGuard[NodeOpener]:
+    """Tell whether a writer has all methods of a NodeOpener."""
+    return all(hasattr(writer, name) for name in ("open_node", "open_iommufd", "charge_to_process"))

@@ -30,10 +30,7 @@ from pyhostdev.util.pcisnapshot import (
     Snapshot,
 )
 from pyhostdev.util.scantuning import Tuning
-from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from typing import Any
+from pyhostdev.util.typed import Any, NamedTuple
 
 __all__ = [
     "HAVE_CLASS",

@@ -13,10 +13,10 @@ from itertools import compress
 
 from pyhostdev.util.groupindex import GroupIndex
 from pyhostdev.util.pciaddress import PCIDeviceAddress, address_of, key_of
-from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple, overload
 
 if TYPE_CHECKING:
-    from typing import Literal, overload
+    from typing import Literal
 
     from pyhostdev.util.scanproof import Proof
 
@@ -104,13 +104,10 @@ class Snapshot(Sequence[ScanRecord]):
     def __len__(self) -> int:
         return len(self._packed) // RECORD.size
 
-    if TYPE_CHECKING:
-
-        @overload
-        def __getitem__(self, index: int) -> ScanRecord: ...
-        @overload
-        def __getitem__(self, index: slice) -> list[ScanRecord]: ...
-
+    @overload
+    def __getitem__(self, index: int) -> ScanRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ScanRecord]: ...
     def __getitem__(self, index: int | slice) -> ScanRecord | list[ScanRecord]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]

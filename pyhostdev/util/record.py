@@ -17,11 +17,8 @@ from pyhostdev.errors import HostdevError
 from pyhostdev.util.devnode import DeviceNode
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import Binding
-from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
+from pyhostdev.util.typed import Any, NamedTuple
 from pyhostdev.util.virjson import format_json, parse_json
-
-if TYPE_CHECKING:
-    from typing import Any
 
 VERSION = 2  # 1: without nodes and asked
 SUFFIX = ".json"

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import math
 
-from pyhostdev.util.typed import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typing import Any
+from pyhostdev.util.typed import Any
 
 
 def parse_json(text: bytes | str) -> Any:

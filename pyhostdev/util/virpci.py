@@ -20,7 +20,7 @@ from pyhostdev.util import pciconfig, pciregs, pciscan
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.iommugroup import GroupMember, is_vfio_driver, read_group, read_iommu_group_members
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.typed import TYPE_CHECKING
+from pyhostdev.util.typed import TYPE_CHECKING, Any, TypeVar
 from pyhostdev.util.virfile import (
     list_names,
     read_attribute,
@@ -31,10 +31,7 @@ from pyhostdev.util.virfile import (
     read_status,
 )
 
-if TYPE_CHECKING:
-    from typing import Any, TypeVar
-
-    T = TypeVar("T")
+T = TypeVar("T")
 
 __all__ = [
     "GroupMember",
