@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.errors import SysfsError
 from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_command.tpm import DEFAULT_DEVICE
-from pyhostdev.qemu.qemu_process.daemons import swtpm_program, virtiofsd_program
-from pyhostdev.qemu.qemu_process.passt import passt_program
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.spawn import access_errors
@@ -122,6 +120,8 @@ def _daemon_files(dom: DomainDef) -> Iterator[NeededFile]:
     """Yield the programs that run beside QEMU, and the TPM of the host."""
     for tpm in dom.tpms:
         if tpm.backend_type == "emulator":
+            from pyhostdev.qemu.qemu_process.daemons import swtpm_program  # few domains have programs of their own
+
             yield NeededFile("the emulator of <tpm>", swtpm_program(), RUN, tpm.line)
             if (
                 tpm.backend_source is not None
@@ -138,12 +138,16 @@ def _daemon_files(dom: DomainDef) -> Iterator[NeededFile]:
             what = f"the socket of '{filesystem.target}'"
             yield NeededFile(what, filesystem.source_socket, os.W_OK, filesystem.line)
         else:
+            from pyhostdev.qemu.qemu_process.daemons import virtiofsd_program
+
             yield NeededFile("the program virtiofsd", virtiofsd_program(filesystem), RUN, filesystem.line)
 
 
 def _passt_files(dom: DomainDef) -> Iterator[NeededFile]:
     for net in dom.interfaces:
         if net.backend_type == "passt":
+            from pyhostdev.qemu.qemu_process.passt import passt_program
+
             yield NeededFile("the program passt", passt_program(), RUN, net.line)
             if net.backend_log:
                 yield NeededFile("the log of passt", net.backend_log, os.W_OK, net.line, making="absent")
