@@ -43,9 +43,9 @@ RESULTS = HERE / "waits.json"
 EMPTY = [sys.executable, "-S", "-c", "import os"]
 PATHS = [str(Path(pyhostdev.__file__).parents[1]), *filter(None, sys.path)]
 START = f"import sys; sys.path[:] = {PATHS!r}; "
-MAIN = "from pyhostdev.tools.main import main; sys.exit(main(sys.argv[1:]))"
+MAIN = "from pyhostdev.tools.main import main; sys.exit(main())"  # as the installed script
 # the peak since the exec; getrusage also counts the process that forked
-WEIGHED = "from pyhostdev.tools.main import main; main(sys.argv[1:]); " + (
+WEIGHED = "from pyhostdev.tools.main import main; main(); " + (
     "print(*[line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')], file=sys.stderr)"
 )
 CARD = "0001:09:00.0"

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.util.finding import Finding
 
 PACKAGE = Path(__file__).parent.parent / "pyhostdev"
 ALLOWED = {
@@ -135,6 +139,37 @@ def test_importing_the_package_is_light() -> None:
     code = f"import sys, pyhostdev; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+VERB = """
+import sys
+sys.path[:] = {path!r}
+from pyhostdev.tools.main import main
+assert main({words!r}) == 0
+print(*sorted(set({heavy!r}) & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("words", [["show", "0001:09:00.0"], ["status"], ["list"]], ids=lambda words: words[0])
+def test_small_verbs_load_little(words: list[str], bcm5719: FakeHost) -> None:
+    """What people wait for most loads no library that costs a part of the whole verb."""
+    heavy = ("dataclasses", "inspect", "json", "logging", "lxml", "pathlib", "rich", "typing", "zlib")
+    code = VERB.format(path=sys.path, words=[*words, "--root", bcm5719.root.path], heavy=heavy)
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""
+
+
+def test_named_tuples_are_as_typing_makes_them() -> None:
+    """Fields, defaults, methods, pickling, the class's own names; a missing field is an error."""
+    finding = Finding("in-use", "error", None, "Text")
+    assert ("reason", "severity", "address", "message", "line") == Finding._fields
+    assert ("in-use", "error", None, "Text", None) == finding == pickle.loads(pickle.dumps(finding))
+    assert ("in-use: Text", "line 7: in-use: Text") == (finding.sentence, finding._replace(line=7).sentence)
+    names = (Finding.__module__, Finding.__qualname__, Finding.__annotations__["message"])
+    assert ("pyhostdev.util.finding", "Finding", "str") == names
+    assert (Finding.__doc__ or "").strip().startswith("An obstacle")
+    with pytest.raises(TypeError, match="missing 3 required"):
+        Finding("in-use")  # type: ignore[call-arg]
 
 
 def test_nothing_prints_outside_the_tools() -> None:

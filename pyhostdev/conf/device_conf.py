@@ -97,8 +97,8 @@ class PCIGuestAddress(DeviceAddress):
 
     @property
     def is_empty(self) -> bool:
-        """True if the address must be chosen."""
-        return self.pci.is_empty
+        """True if the address must be chosen; as ``PCIDeviceAddress.is_empty``, the function does not count."""
+        return not (self.domain or self.bus or self.slot)
 
     def parsed(self, element: Element) -> None:
         """Refuse numbers out of range."""

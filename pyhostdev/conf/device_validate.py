@@ -50,7 +50,7 @@ TARGET_INDEX_MAX = 30
 # option of a PCI controller -> least and largest value
 _PCI_RANGES = {"chassis_nr": (1, 255), "chassis": (0, 255), "port": (0, 255), "bus_nr": (1, 254)}
 
-_WWPN = re.compile(r"naa\.[0-9a-fA-F]{16}", re.ASCII)
+_WWPN = r"naa\.[0-9a-fA-F]{16}"
 _CHANNEL_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 
@@ -138,7 +138,7 @@ def _hostdev_errors(dom: DomainFields, device: DomainHostdevDef) -> Errors:
             libvirt_code=code,
         )
     source = device.source_def
-    if isinstance(source, SCSIHostSource) and not _WWPN.fullmatch(source.wwpn or ""):
+    if isinstance(source, SCSIHostSource) and not re.fullmatch(_WWPN, source.wwpn or ""):
         yield XMLError("The wwpn of a <hostdev> is naa. and 16 hexadecimal digits", line=line)
     for name in device.guest_side_names() if device.assigned is False else ():
         yield XMLError(f"A <hostdev> with assigned='no' cannot have <{name}>", line=line)

@@ -9,11 +9,10 @@ Mirrors: src/conf/domain_addr.c
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, XMLError
 from pyhostdev.util.pciaddress import FUNCTION_MAX, SLOT_MAX, PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 
 # virDomainPCIConnectFlags: plain integers, because a large guest compares them ten thousand times
 CONNECT_AUTOASSIGN = 1 << 0  # may be used for a device without an address

@@ -293,9 +293,10 @@ class DomainFields(ElementDef):
             if field.path[:1] != ("devices",) or name in names:
                 continue
             value = getattr(self, name)
-            for device in value if isinstance(value, list) else [value]:
-                if isinstance(device, ElementDef):
-                    yield device
+            if isinstance(value, list):
+                yield from value
+            elif isinstance(value, ElementDef):
+                yield value
 
     def device_infos(self) -> Iterator[tuple[ElementDef, DeviceInfo]]:
         """

@@ -7,7 +7,6 @@ Mirrors: what the parser of libvirt does on its way (src/conf/domain_conf.c)
 
 from __future__ import annotations
 
-import uuid
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.cpu_conf import HypervFeatures
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.cpu_conf import FeaturesDef
     from pyhostdev.conf.domain_fields import DomainFields
 
-_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:pyhostdev:domain")  # for the UUIDs derived from a domain's name
+_NAMESPACE = "urn:pyhostdev:domain"  # of the UUIDs derived from a domain's name
 
 
 def normalise(dom: DomainFields) -> None:
@@ -58,7 +57,9 @@ def normalise(dom: DomainFields) -> None:
 
 def _uuid_of_name(name: str) -> str:
     """Return a UUID derived from a name: the same name gives the same UUID."""
-    return str(uuid.uuid5(_NAMESPACE, name))
+    import uuid  # loads OpenSSL; most domains have a UUID
+
+    return str(uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, _NAMESPACE), name))
 
 
 def _sysinfo_uuid(dom: DomainFields) -> str | None:

@@ -7,7 +7,7 @@ Mirrors: virDomainHostdevDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from lxml import etree
 
@@ -30,6 +30,7 @@ from pyhostdev.errors import (
     raise_all,
 )
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.viruuid import normal_uuid
 from pyhostdev.util.virxml import has_child, shown, source_line
 

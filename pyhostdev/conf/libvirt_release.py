@@ -9,9 +9,8 @@ emulator supports is decided by its capabilities: a row never prints what the em
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from pyhostdev.errors import ConfigError
+from pyhostdev.util.typed import NamedTuple
 
 
 class Change(NamedTuple):

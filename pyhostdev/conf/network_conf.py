@@ -7,9 +7,8 @@ Mirrors: virNetworkDef (src/conf/network_conf.h)
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import dump_element, parse_document
 
 _BRIDGED = (None, "nat", "route", "open")  # modes for which libvirt creates the bridge

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _LABEL_MIN_KIB = 128  # of an NVDIMM: NVDIMM Namespace Specification, minimum size of the label area
 _BLOCK_MIN_KIB = 2048  # of virtio-mem: the size of a transparent huge page
-_DATE = re.compile(r"(0?[1-9]|1[0-2])/(0?[1-9]|[12][0-9]|3[01])/([0-9]{2}|[0-9]{4})", re.ASCII)
+_DATE = r"(0?[1-9]|1[0-2])/(0?[1-9]|[12][0-9]|3[01])/([0-9]{2}|[0-9]{4})"
 
 
 def _detail(message: str, where: Any) -> ConfigError:
@@ -170,7 +170,7 @@ def sysinfo_errors(dom: DomainFields) -> Errors:
     """Mirrors: virSysinfoBIOSParseXML (src/util/virsysinfo.c)"""
     for info in dom.sysinfos:
         for entry in info.bios[0].entries if info.bios else ():
-            if entry.name == "date" and not _DATE.fullmatch(entry.value):
+            if entry.name == "date" and not re.fullmatch(_DATE, entry.value):
                 yield _detail(f"The BIOS date '{shown(entry.value)}' is not written as MM/DD/YYYY", entry)
 
 

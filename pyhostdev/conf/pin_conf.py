@@ -12,13 +12,14 @@ A pin stands next to the address of its device::
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from lxml import etree
 
 from pyhostdev.errors import InvalidAddressError, XMLError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciidentity import DeviceIdentity
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import attributes_of, dump_element, parse_document, parse_unsigned, shown, source_line
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
 NAMESPACE = "urn:pyhostdev:pin:1"
 _PINS, _PIN, _PF = (f"{{{NAMESPACE}}}{name}" for name in ("hostdevs", "hostdev", "pf"))
-_SERIAL = re.compile(r"[0-9a-f]{2}(-[0-9a-f]{2}){7}")
-_MACS = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2})+( [0-9a-f]{2}(:[0-9a-f]{2})+)*")
-_PATH = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}(/[0-9a-f]{2}\.[0-7])+")
+_SERIAL = r"[0-9a-f]{2}(-[0-9a-f]{2}){7}"
+_MACS = r"[0-9a-f]{2}(:[0-9a-f]{2})+( [0-9a-f]{2}(:[0-9a-f]{2})+)*"
+_PATH = r"[0-9a-f]{4,8}:[0-9a-f]{2}(/[0-9a-f]{2}\.[0-7])+"
 
 
 class HostdevPin(NamedTuple):
@@ -45,9 +46,9 @@ def _number(text: str) -> int:
     return parse_unsigned(text, 0)
 
 
-def _matching(pattern: re.Pattern[str]) -> Callable[[str], str]:
+def _matching(pattern: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        if pattern.fullmatch(text) is None:
+        if re.fullmatch(pattern, text) is None:
             raise ValueError(text)
         return text
 

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError, DeviceMissingError, SysfsError
 from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Definition, Request
@@ -20,6 +19,7 @@ from pyhostdev.util.hostusage import BOOT_VGA, DEFAULT_ROUTE, MOUNTED, HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.selector import Selector
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.virfile import is_directory, list_names, read_bytes
 

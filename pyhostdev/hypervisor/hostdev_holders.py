@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError
-from pyhostdev.util.devnode import NodeWriter
 from pyhostdev.util.iommugroup import read_group
+from pyhostdev.util.nodewriter import changes_nodes
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.virpci import read_virtual_functions
 
@@ -115,7 +115,7 @@ def _held(root: HostRoot, writer: SysfsWriter, groups: Mapping[int, PCIDeviceAdd
     report it as busy.
     """
     found = read_group_holders(root, groups)
-    if not found and isinstance(writer, NodeWriter):
+    if not found and changes_nodes(writer):
         found = {group: [] for group in groups if writer.is_group_open(root.vfio_group(group))}
     return found
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, DeviceMissingError, OperationError, RefusedError
 from pyhostdev.hypervisor.hostdev_checks import consents, driver_obstacle, held_groups, host_needs, libvirt_owners
@@ -28,6 +27,7 @@ from pyhostdev.util.pciassign import (
 )
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.transaction import Transaction, mark_unfinished
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.vfiodriver import GENERIC_NAMES, DriverChoice, VFIODrivers, loaded_driver
 
 if TYPE_CHECKING:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
 from pyhostdev.hypervisor.hostdev_plan import ASSIGNED
-from pyhostdev.util.devnode import NodeWriter, replaced
+from pyhostdev.util.devnode import replaced
 from pyhostdev.util.iommugroup import read_group
+from pyhostdev.util.nodewriter import NodeWriter, changes_nodes
 from pyhostdev.util.record import GivenNode, Record
 from pyhostdev.util.transaction import log, run_logged
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.vfionodes import read_device_node_names, read_node_number
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class NodeKeeper:
         self.writer = writer
 
     def _nodes(self) -> NodeWriter:
-        if not isinstance(self.writer, NodeWriter):
+        if not changes_nodes(self.writer):
             raise ConfigUnsupportedError("The writer of this host cannot change the owner of device nodes")
         return self.writer
 

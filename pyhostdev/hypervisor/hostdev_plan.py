@@ -8,7 +8,6 @@ Making a plan reads the host and writes nothing; a manager makes it again before
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError
@@ -17,6 +16,7 @@ from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.record import Plug
+from pyhostdev.util.typed import TYPE_CHECKING, Any, NamedTuple, Protocol
 from pyhostdev.util.vfiodriver import DriverChoice
 
 if TYPE_CHECKING:

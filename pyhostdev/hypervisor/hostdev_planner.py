@@ -6,7 +6,6 @@ Make a plan: each rule of row S4, of the policies and of libvirt's checks is one
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError
@@ -53,6 +52,7 @@ from pyhostdev.util.pcidevices import (
     read_siblings,
 )
 from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
 
 if TYPE_CHECKING:

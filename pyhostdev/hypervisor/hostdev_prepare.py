@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import DeviceInUseError
 from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Plan, Request
@@ -15,6 +14,7 @@ from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.journal import PREPARED, PREPARING, Record, read_boot_id, read_clock
 from pyhostdev.util.record import Asked
 from pyhostdev.util.transaction import Transaction, run_logged
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 from pyhostdev.util.vfiodriver import loaded_driver
 
 if TYPE_CHECKING:

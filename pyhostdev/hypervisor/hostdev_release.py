@@ -6,7 +6,6 @@ Release an owner's devices: every device is tried, and the owner is locked befor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import DeviceInUseError, InDoubtError, OperationError
 from pyhostdev.hypervisor.hostdev_holders import RELEASE_WAIT_S, ReleaseDeadline, check_are_free, refuse_used_vfs
@@ -15,6 +14,7 @@ from pyhostdev.hypervisor.hostdev_restore import interrupted_state
 from pyhostdev.util.journal import PREPARING, RELEASING, Record
 from pyhostdev.util.record import newer_text
 from pyhostdev.util.transaction import deferred_signals, mark_unfinished, run_logged
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_context import HostdevContext

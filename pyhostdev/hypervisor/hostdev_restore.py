@@ -8,13 +8,13 @@ The record holds that state, and nothing is guessed. Vanished, replaced or rebou
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import HostdevError, OperationError
 from pyhostdev.hypervisor.hostdev_nodes import NodeKeeper, tell
 from pyhostdev.util.journal import PREPARING, RELEASING, Journal, Record, read_clock
 from pyhostdev.util.pcidriver import Binding, DriverMover, read_incarnation
 from pyhostdev.util.transaction import log, run_logged
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.virpci import read_pci_device
 
 if TYPE_CHECKING:

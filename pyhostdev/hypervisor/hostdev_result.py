@@ -5,7 +5,7 @@ The report of recover about each record and each device.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 RESTORED, KEPT, EXPIRED, IN_DOUBT, FAILED, SET_ASIDE = "restored", "kept", "expired", "in-doubt", "failed", "set-aside"
 UNRECORDED = "unrecorded"

@@ -6,12 +6,12 @@ The lists of a host's devices, as they are on disk: in use, and detached without
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import PREPARED, BadRecord, Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.statedir import StateDir
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_link_name
 
 ROLES = {"assigned": "assigned", "unassigned": "kept"}  # the role in a record, and its public name

@@ -9,12 +9,13 @@ at the guest's end.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.hypervisor.hostdev_release import GIVE_BACK_WAIT_S, kept_devices_last, release
 from pyhostdev.hypervisor.hostdev_status import unit_of_record
 from pyhostdev.util.journal import PREPARED, Record
 from pyhostdev.util.record import PLUGGED, PLUGGING, STUCK_STAGED, UNPLUGGING, Plug
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_context import HostdevContext

@@ -8,9 +8,10 @@ address. So a function on a renumbered bus counts as moved, not as gone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.util.pciidentity import DeviceIdentity, read_identity
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import OperationError
 from pyhostdev.hypervisor.netdev_journal import NetdevJournal
@@ -23,6 +23,7 @@ from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.netlink import LINK_DISABLED, VFSettings
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import list_names, read_link_name
 from pyhostdev.util.virxml import parse_elements
 

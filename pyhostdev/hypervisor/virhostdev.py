@@ -11,25 +11,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, DeviceInUseError, HostdevError, RefusedError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_context import HostdevContext
-from pyhostdev.hypervisor.hostdev_plan import Plan
-from pyhostdev.hypervisor.hostdev_planner import build_plan
-from pyhostdev.hypervisor.hostdev_prepare import execute, is_prepared_already, refuse_active, replaced_since
 from pyhostdev.hypervisor.hostdev_release import release
 from pyhostdev.hypervisor.hostdev_status import Status, read_status
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.transaction import deferred_signals
+from pyhostdev.util.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.hostdev_result import RecoveryResult
 
 
@@ -128,6 +126,8 @@ class HostdevManager:
         may_have_it: bool,
         by_descriptor: Collection[PCIDeviceAddress] = (),
     ) -> bool:
+        from pyhostdev.hypervisor.hostdev_prepare import execute, is_prepared_already, refuse_active, replaced_since
+
         addresses = [request.address for request in plan.requests]
         with deferred_signals() as interrupted, self.context.locked(addresses, owner):
             records, bad = self.journal.read()
@@ -144,6 +144,8 @@ class HostdevManager:
         return True
 
     def _planned_again(self, plan: Plan, owner: str, records: dict[PCIDeviceAddress, Record]) -> Plan:
+        from pyhostdev.hypervisor.hostdev_planner import build_plan
+
         if plan.definition is None:
             raise ConfigError("A plan without its domain cannot be executed")
         return build_plan(
@@ -260,6 +262,7 @@ class HostdevManager:
         Mirrors: virHostdevPreparePCIDevices (src/hypervisor/virhostdev.c)
         """
         from pyhostdev.conf.domain_conf import DomainDef
+        from pyhostdev.hypervisor.hostdev_planner import build_plan
 
         wanted = DomainDef(hostdevs=list(hostdevs))
         records, _ = self.journal.read()

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.conf.network_conf import NetworkDef, parse_network, parse_port
 from pyhostdev.errors import SysfsError, XMLError
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import is_directory, list_names, read_bytes
 
 if TYPE_CHECKING:

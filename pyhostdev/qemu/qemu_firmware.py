@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import VIR_ERR_OPERATION_FAILED, ConfigUnsupportedError
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import is_directory, list_names, read_bytes
 from pyhostdev.util.virjson import parse_json
 from pyhostdev.util.virxml import nearest_words, shown

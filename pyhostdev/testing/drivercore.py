@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pyhostdev.testing.kernelstate import KernelState
     from pyhostdev.testing.tree import Tree
 
-_DEVICE_NUMBER = re.compile(rb"[0-9]{1,10}:[0-9]{1,10}\n?")
+_DEVICE_NUMBER = rb"[0-9]{1,10}:[0-9]{1,10}\n?"
 _DRIVER_CLASSES = ("net", "block")  # directories that a driver creates below its device and removes again
 _EXPRESS_PORTS = (0x4, 0x5, 0x6, pciregs.EXP_TYPE_RC_EVENT_COLLECTOR)  # PCIE50 7.5.3.2
 
@@ -289,7 +289,7 @@ class DriverCore:
             target = device.join(name, entry)
             links = [self.root.join("sys/class", name, entry)]
             number = device.read(f"{name}/{entry}/dev")
-            if number is not None and _DEVICE_NUMBER.fullmatch(number):  # other content does not come from a kernel
+            if number is not None and re.fullmatch(_DEVICE_NUMBER, number):  # other content does not come from a kernel
                 links.append(self.root.join("sys/dev", name, number.decode().strip()))
             yield from ((link, target) for link in links if self.tree.is_directory(os.path.dirname(link)))
 

@@ -5,7 +5,7 @@ The description of a driver; a separate module because every simulating process 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 
 class DriverSpec(NamedTuple):

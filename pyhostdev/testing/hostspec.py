@@ -5,10 +5,9 @@ The values in a host's description: functions, drivers, and the rest.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from pyhostdev.testing.driverspec import DriverSpec
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 
 DEFAULT_RELEASE = "6.1.0-fake"
 DEFAULT_BOOT_ID = "1bd2d2c6-3fd5-4b5e-9e0c-5f3a3c9e1d00"

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigError, HostdevError
 from pyhostdev.testing.driverspec import DriverSpec, driver_kind
 from pyhostdev.testing.simdevice import SimDevice, find_device
 from pyhostdev.util.hostroot import check_driver_name
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.testing.tree import Tree
@@ -225,6 +226,7 @@ class StateFile:
     def __init__(self, root: HostRoot) -> None:
         self.path = root.join(STATE_FILE)
         self._text: bytes | None = None
+        self._saved: KernelState | None = None  # what the text says; None while it may be changed
         self._learned: dict[str, Any] | None = None
 
     def load(self, tree: Tree) -> KernelState:
@@ -234,8 +236,13 @@ class StateFile:
         Raises:
             ConfigError: the contents of the file are invalid.
         """
-        self._text = tree.read_file(self.path)
-        if self._text is None:
+        text = tree.read_file(self.path)
+        saved, self._saved = self._saved, None
+        if saved is not None and text == self._text:
+            saved.override_changed = False
+            return saved
+        self._text = text
+        if text is None:
             state = learn_state(tree)
             self._learned = state.to_json()
             return state
@@ -243,7 +250,7 @@ class StateFile:
 
         self._learned = None
         try:
-            return KernelState.from_json(parse_json(self._text))
+            return KernelState.from_json(parse_json(text))
         except (ValueError, TypeError, KeyError, AttributeError, HostdevError) as err:
             raise ConfigError(f"'{self.path}' is not the state of a simulated kernel ({err})") from None
 
@@ -253,14 +260,14 @@ class StateFile:
             if self._text is not None:
                 tree.drop_file(self.path)
                 tree.sweep()
-            self._text = None
+            self._text = self._saved = None
             return
         import json
 
         text = json.dumps(state.to_json(), separators=(",", ":")).encode()
         if text != self._text:
             tree.replace_file(self.path, text)
-            self._text = text
+        self._text, self._saved = text, state
 
     def _is_learned_from_tree(self, tree: Tree, state: KernelState) -> bool:
         """True if this state can be learned from the tree alone."""

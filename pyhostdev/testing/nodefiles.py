@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 OPEN, CHARGE = b"open", b"rlimit-mode=1"  # in a kernel's trace: a node was opened, an iommufd's mode was set
 _MODE = 0o600
-_OWNER = re.compile(rb"([0-9]{1,10}):([0-9]{1,10})\n?")
+_OWNER = rb"([0-9]{1,10}):([0-9]{1,10})\n?"
 
 
 class SimulatedNodes:
@@ -189,7 +189,7 @@ class SimulatedNodes:
 
 def _owner(tree: Tree, path: str) -> tuple[int, int]:
     """Return the owner of a node; a node with invalid contents belongs to root."""
-    found = _OWNER.fullmatch(tree.read_file(path) or b"")
+    found = re.fullmatch(_OWNER, tree.read_file(path) or b"")
     return (0, 0) if found is None else (int(found[1]), int(found[2]))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyhostdev.testing.qemudescriptors import NamedDescriptors
 from pyhostdev.testing.qemudrivers import check_driver, check_properties, is_true
@@ -28,6 +28,7 @@ from pyhostdev.testing.qemuslots import (
 )
 from pyhostdev.testing.qemuunplug import HANDLERS, on_reset
 from pyhostdev.testing.qemuvfio import HostSide
+from pyhostdev.util.typed import NamedTuple
 
 _REMEMBERS_NODES_SINCE = (10, 1)  # cpr_get_fd_param (migration/cpr.c)
 PRELAUNCH, RUNNING, PAUSED = "prelaunch", "running", "paused"

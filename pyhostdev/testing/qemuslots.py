@@ -8,7 +8,9 @@ Measured with QEMU 7.2.22, 10.0.13 and 11.1.2; see docs/hotplug.md for the rows.
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
+
+from pyhostdev.util.typed import NamedTuple
 
 ACPI, NATIVE, SHPC, PSERIES, NONE = HOTPLUG = ("acpi", "native", "shpc", "pseries", "none")
 

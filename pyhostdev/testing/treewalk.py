@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
+
+from pyhostdev.util.typed import NamedTuple
 
 _LINKS_MAX = 40  # Source: MAXSYMLINKS (include/linux/namei.h)
 DEPTH_MAX = 64  # nested directories; a sysfs has less than half of that

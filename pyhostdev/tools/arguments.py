@@ -6,12 +6,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, TypeVar
 
 from pyhostdev.errors import ConfigError, raise_all
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.selector import FORMS, Selector
+from pyhostdev.util.typed import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
+Value = TypeVar("Value")
+
 FILE_MAX = 1 << 20  # bytes; the parser has the same limit
 TIMEOUT_MAX_S = 86400
-
-Value = TypeVar("Value")
 
 
 def checked(parse: Callable[[str], Value]) -> Callable[[str], Value]:

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError, DeviceMissingError, raise_all
 from pyhostdev.tools import arguments
 from pyhostdev.util.selector import Selector
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef

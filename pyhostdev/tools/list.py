@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
 
 from pyhostdev.tools import arguments, filters, output, releases, streams
 from pyhostdev.util.hostscan import Scan
 from pyhostdev.util.pciregs import CLASS_BRIDGE_PCI
+from pyhostdev.util.typed import TYPE_CHECKING, TypeVar
 from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def _write_json(lines: Iterable[str]) -> None:
 
 def _with_more(line: str, facts: dict[str, object]) -> str:
     """Return a function's line of JSON with more keys."""
-    return f"{line[:-1]}, {json.dumps(facts)[1:]}" if facts else line
+    return f"{line[:-1]}, {_json(facts)[1:]}" if facts else line
 
 
 def _drivers(args: argparse.Namespace, host: Host) -> VFIODrivers:
@@ -112,22 +111,25 @@ def _json_lines(scan: Scan, drivers: VFIODrivers, multifunction: Sequence[bool |
     """Return one line of JSON a function, as ``json.dumps`` would write it."""
     columns = scan.columns()
     identities = list(zip(columns.vendor, columns.device, columns.class_, strict=True))
-    choices = _choices(scan, drivers)
     return map(
-        '  {"address": "%s", %s, "driver": %s, "iommu_group": %s, "multifunction": %s, "physfn": %s, '
-        '"vfio_driver": %s, "vfio_driver_why": %s}'.__mod__,
+        '  {"address": "%s", %s, "driver": %s, "iommu_group": %s, "multifunction": %s, "physfn": %s, %s}'.__mod__,
         zip(
             columns.address,
             _texts(identities, _json_identity),
-            _texts(columns.driver, json.dumps),
-            _texts(columns.iommu_group, json.dumps),
-            _texts(list(multifunction), json.dumps),
-            _texts(columns.physfn, json.dumps),
-            _texts([choice and choice.driver for choice in choices], json.dumps),
-            _texts([choice and choice.why for choice in choices], lambda why: json.dumps(why or None)),
+            _texts(columns.driver, _json),
+            ["null" if group is None else group for group in columns.iommu_group],  # nearly each VF has its own
+            _texts(list(multifunction), _json),
+            _texts(columns.physfn, _json),
+            _texts(_choices(scan, drivers), _json_choice),
             strict=True,
         ),
     )
+
+
+def _json(value: object) -> str:
+    import json  # a table needs none
+
+    return json.dumps(value)
 
 
 def _json_identity(identity: tuple[int | None, int | None, int | None]) -> str:
@@ -137,7 +139,12 @@ def _json_identity(identity: tuple[int | None, int | None, int | None]) -> str:
         "device_id": output.hexadecimal(device),
         "class": output.hexadecimal(class_, 6),
     }
-    return json.dumps(known)[1:-1]
+    return _json(known)[1:-1]
+
+
+def _json_choice(choice: DriverChoice | None) -> str:
+    driver, why = (None, None) if choice is None else (choice.driver, choice.why or None)
+    return _json({"vfio_driver": driver, "vfio_driver_why": why})[1:-1]
 
 
 def _rows(scan: Scan, drivers: VFIODrivers, multifunction: Sequence[bool | None]) -> Iterator[tuple[str, ...]]:

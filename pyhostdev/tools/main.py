@@ -7,6 +7,7 @@ A module that only some calls need is imported by those calls: the argument pars
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.util.finding import Finding
 
+COLLECT_AFTER = 50_000  # objects; modules and classes are most of what a verb makes, and they stay
 EXTRAS = {"qemu": "start", "rich": "tools"}  # library to the extra that installs it
 
 
@@ -30,11 +32,21 @@ def main(argv: list[str] | None = None) -> int:
     """
     Run one verb and return the exit code.
 
+    Args:
+        argv: the verb and its arguments. None: those of this process, which ends after the verb: garbage is collected
+            rarely, and what is alive at the end is left to the kernel.
+
     Raises:
         SystemExit: the arguments are invalid, or help was requested and printed.
     """
     streams.open_closed()
-    return _run(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _run(argv)
+    gc.set_threshold(COLLECT_AFTER)
+    try:
+        return _run(sys.argv[1:])
+    finally:
+        gc.freeze()  # or Python searches all modules and classes for garbage before it ends
 
 
 def _dispatch(words: list[str]) -> int:

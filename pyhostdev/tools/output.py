@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
-from typing import TYPE_CHECKING, Any
 
 from pyhostdev.tools import streams
 from pyhostdev.tools.table import format_table
+from pyhostdev.util.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -58,6 +57,8 @@ def printable_xml(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """Print one JSON document; a plain list has one item per line, which is fast for thousands of functions."""
+    import json  # a table needs none
+
     if isinstance(value, list):
         lines = ",\n".join(f"  {json.dumps(item)}" for item in value)
         streams.write(f"[\n{lines}\n]\n" if lines else "[]\n")

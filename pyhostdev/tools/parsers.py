@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import argparse
 from importlib import import_module
-from typing import Any, NoReturn
 
 from pyhostdev.tools import streams
 from pyhostdev.tools.contract import USAGE, VERBS
+from pyhostdev.util.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 HELP_WIDTH = 100
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigError, HostdevError
 from pyhostdev.hypervisor.host import Host
@@ -22,6 +22,7 @@ from pyhostdev.tools.releases import release_of
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.snapshotfile import unpack
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
 from pyhostdev.errors import ConfigError
 from pyhostdev.tools.arguments import checked
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import DeviceMissingError, SysfsError
 from pyhostdev.tools import arguments, output, releases, streams
@@ -15,6 +14,7 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage, names_on
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pciids import PCIIds
+from pyhostdev.util.typed import TYPE_CHECKING, Any
 from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
 from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.vfionodes import read_nodes

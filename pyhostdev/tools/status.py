@@ -6,11 +6,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from pyhostdev.hypervisor.hostdev_status import RecordedDevice, read_recorded_devices
 from pyhostdev.tools import arguments, output
 from pyhostdev.tools.main import complain
+from pyhostdev.util.typed import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

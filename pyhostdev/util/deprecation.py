@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+
+from pyhostdev.util.typed import Any
 
 
 def deprecated_names(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:

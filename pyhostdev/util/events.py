@@ -11,13 +11,14 @@ import errno
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pyhostdev.errors import ConfigError, InvalidAddressError
 from pyhostdev.util import pciscan, scanrefresh
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.livescan import LiveScan
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virpci import PCIDevice
 
 BATCH_MAX = 1024  # events per poll, so that a poll returns even during a storm of events

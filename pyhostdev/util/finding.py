@@ -5,11 +5,13 @@ One fact reported by a plan, a scan or a check: a stable reason, a severity, an 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
-
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 
-Severity = Literal["error", "consent", "note"]
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Severity = Literal["error", "consent", "note"]
 
 ERROR: Literal["error"] = "error"
 CONSENT: Literal["consent"] = "consent"

@@ -9,9 +9,11 @@ from array import array
 from bisect import bisect_left
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TypeVar
+
+from pyhostdev.util.typed import TypeVar
 
 T = TypeVar("T")
+
 _POSITIONS = 1 << 32
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.util import virpci
@@ -24,6 +23,7 @@ from pyhostdev.util.pciassign import (
     vfs_obstacle,
 )
 from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.typed import Any, NamedTuple
 from pyhostdev.util.virpci import PCIDevice
 
 _CLASS = 2

@@ -13,7 +13,7 @@ import re
 from pyhostdev.errors import ConfigError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
-_DRIVER_NAME = re.compile(r"[A-Za-z0-9_.+-]{1,64}", re.ASCII)
+_DRIVER_NAME = r"[A-Za-z0-9_.+-]{1,64}"
 
 
 def check_driver_name(name: str) -> str:
@@ -23,7 +23,7 @@ def check_driver_name(name: str) -> str:
     Raises:
         ConfigError: it has characters that a driver name cannot have, or is "." or "..".
     """
-    if _DRIVER_NAME.fullmatch(name) is None or name in (".", ".."):
+    if re.fullmatch(_DRIVER_NAME, name) is None or name in (".", ".."):
         raise ConfigError(f"Invalid driver name {name!a}")
     return name
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, TypeVar, overload
 
 from pyhostdev.util import pciscan, scanrefresh
 from pyhostdev.util.groupindex import GroupIndex
@@ -18,6 +17,7 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress, address_of
 from pyhostdev.util.scancolumns import ScanColumns
+from pyhostdev.util.typed import Any, TypeVar, overload
 from pyhostdev.util.virpci import PCIDevice
 
 K = TypeVar("K")

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import HostdevError, SysfsError
 from pyhostdev.util import pciregs
 from pyhostdev.util.record import SUFFIX, decode
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.virfile import is_directory, list_names, read_bytes, read_link, read_status
 

@@ -13,11 +13,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import list_names, read_attributes, read_lines, read_link, read_link_name
 
 BOOT_VGA, MOUNTED, DEFAULT_ROUTE = "boot-vga", "mounted", "default-route"
@@ -25,11 +25,11 @@ DEFAULT_DESTINATION = "00000000"  # in /proc/net/route and, four times, in ipv6_
 # Owners of the firmware's screen until a native driver binds: sysfb, efifb, vesafb, simplefb, simpledrm
 FIRMWARE_SCREENS = frozenset({"BOOTFB", "efifb", "vesafb", "simplefb", "simple-framebuffer", "simpledrm"})
 # A namespace shared by several controllers is not below any of them in sysfs (drivers/nvme/host/multipath.c)
-_NVME_SUBSYSTEM = re.compile(r".*/nvme-subsystem/nvme-subsys[0-9]+(?=/)")
-_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-_NVME_CONTROLLER = re.compile(r"nvme[0-9]+")
+_NVME_SUBSYSTEM = r".*/nvme-subsystem/nvme-subsys[0-9]+(?=/)"
+_ADDRESS = r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
+_NVME_CONTROLLER = r"nvme[0-9]+"
 _STACK_MAX = 64  # devices below one mount: partitions, mappings, RAID members
-_DEVICE_NUMBER = re.compile(r"([0-9]{1,4}):([0-9]{1,7})")
+_DEVICE_NUMBER = r"([0-9]{1,4}):([0-9]{1,7})"
 _BOOT_ROOT = "root"  # the name of the device that the kernel mounted at boot; it has no node
 _LINK_SCOPE = "20"  # in /proc/net/if_inet6: IPV6_ADDR_LINKLOCAL (net/ipv6.h)
 _DEVICES_MAX = 1 << 12  # mounted or swap devices
@@ -155,7 +155,7 @@ class _BlockNames:
         if self._numbers is None:
             lines = _lines(self.root, self.root.mountinfo)
             self._numbers = {words[4]: words[2] for words in lines if len(words) > 4}
-        found = _DEVICE_NUMBER.fullmatch(self._numbers.get(where, ""))
+        found = re.fullmatch(_DEVICE_NUMBER, self._numbers.get(where, ""))
         target = None if found is None else _target(self.root, self.root.block_device(int(found[1]), int(found[2])))
         return None if target is None else os.path.basename(target)
 
@@ -265,7 +265,7 @@ def names_by_function(root: HostRoot, directory: str) -> dict[str, list[str]]:
     """Return the devices of a class by the address of the function that they are on."""
     found: dict[str, list[str]] = {}
     for name in sorted(list_names(root, directory)):
-        parts = _ADDRESS.findall(_target(root, os.path.join(directory, name)) or "")
+        parts = re.findall(_ADDRESS, _target(root, os.path.join(directory, name)) or "")
         if parts:
             found.setdefault(parts[-1], []).append(name)
     return found
@@ -310,10 +310,10 @@ def _resolved(root: HostRoot, path: str) -> str:
 def _block_parts(root: HostRoot, path: str) -> list[str]:
     """Return the slaves of a mapping, an array or a partition's disk, and the controllers of an NVMe subsystem."""
     parts = [os.path.join(top, "slaves", name) for top in (path, os.path.dirname(path)) for name in _slaves(root, top)]
-    subsystem = _NVME_SUBSYSTEM.match(path)
+    subsystem = re.match(_NVME_SUBSYSTEM, path)
     if subsystem is not None:
         names = sorted(list_names(root, subsystem[0], _PARTS_MAX))
-        parts += [os.path.join(subsystem[0], name) for name in names if _NVME_CONTROLLER.fullmatch(name)]
+        parts += [os.path.join(subsystem[0], name) for name in names if re.fullmatch(_NVME_CONTROLLER, name)]
     return parts
 
 

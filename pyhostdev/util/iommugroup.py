@@ -10,10 +10,10 @@ import os
 import re
 import stat
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import HostdevError, SysfsError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 from pyhostdev.util.virfile import is_directory, list_all_names, read_link_name, read_link_names, read_statuses
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MEMBERS_MAX = 1 << 13  # per group: 32 full buses
 VFIO_DEV = "vfio-dev"  # a function bound to a VFIO driver has this directory
-_GROUP = re.compile(r"[0-9]{1,9}", re.ASCII)
+_GROUP = r"[0-9]{1,9}"
 
 
 def read_group(root: HostRoot, address: PCIDeviceAddress) -> int | None:
@@ -38,7 +38,7 @@ def read_group(root: HostRoot, address: PCIDeviceAddress) -> int | None:
     name = read_link_name(root, path)
     if name is None:
         return None
-    if _GROUP.fullmatch(name) is None:
+    if re.fullmatch(_GROUP, name) is None:
         raise SysfsError(errno.EBADMSG, path, f"read the number of an IOMMU group from {name!a}", address=address)
     return int(name)
 

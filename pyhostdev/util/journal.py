@@ -9,7 +9,6 @@ cannot be trusted is renamed and reported, and pyhostdev does not act on it.
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 from pyhostdev.errors import InternalError
 from pyhostdev.util.hostroot import HostRoot
@@ -28,6 +27,7 @@ from pyhostdev.util.record import (
     newer_text,
 )
 from pyhostdev.util.statedir import StateDir
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_attribute
 
 __all__ = [

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
 
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.virfile import list_names, read_link_name
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.util.hostroot import HostRoot
 
-_LIBRARY = re.compile(r"libvirt\.so\.0\.(\d{1,6})\.(\d{1,3})")
+_LIBRARY = r"libvirt\.so\.0\.(\d{1,6})\.(\d{1,3})"
 _TRIPLET = "-linux-"  # of a directory of Debian's architectures, such as x86_64-linux-gnu
 
 Version = tuple[int, int, int]
@@ -30,7 +30,7 @@ def parse_library_name(name: str) -> Version | None:
 
     Source: libtool's version information of libvirt is 1000 * major + minor, and micro
     """
-    match = _LIBRARY.fullmatch(name)
+    match = re.fullmatch(_LIBRARY, name)
     if match is None:
         return None
     number, micro = map(int, match.groups())

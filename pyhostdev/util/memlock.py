@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import re
 import resource
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from pyhostdev.errors import OperationError
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_lines
 
 UNLIMITED = -1

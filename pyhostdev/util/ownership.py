@@ -11,9 +11,9 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from typing import NamedTuple
 
 from pyhostdev.errors import ConfigError
+from pyhostdev.util.typed import NamedTuple
 
 DEFAULT_USERS = ("libvirt-qemu", "qemu")  # from the packages of Debian and Fedora
 

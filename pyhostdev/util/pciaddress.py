@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import NamedTuple
 
 from pyhostdev.errors import InvalidAddressError
+from pyhostdev.util.typed import NamedTuple
 
 DOMAIN_MAX = 0xFFFFFFFF  # 32 bits: VMD numbers its domains from 0x10000 up
 BUS_MAX = 0xFF
@@ -19,7 +19,7 @@ SLOT_MAX = 0x1F
 FUNCTION_MAX = 7
 
 _COLONS = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])", re.IGNORECASE | re.ASCII)
-_NODEDEV = re.compile(r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])", re.IGNORECASE | re.ASCII)
+_NODEDEV = r"(?ai)pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])"
 
 
 class PCIDeviceAddress(NamedTuple):
@@ -100,7 +100,7 @@ class PCIDeviceAddress(NamedTuple):
 
 @lru_cache(maxsize=1024)  # the same names are read in many places
 def _parse(text: str) -> PCIDeviceAddress:
-    match = _COLONS.fullmatch(text) or _NODEDEV.fullmatch(text)
+    match = _COLONS.fullmatch(text) or re.fullmatch(_NODEDEV, text)
     if match is None:
         raise InvalidAddressError(f"'{text}' is not a PCI address like 0000:01:00.0")
     address = PCIDeviceAddress(*(int(part or "0", 16) for part in match.groups()))

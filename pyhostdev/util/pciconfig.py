@@ -8,9 +8,8 @@ A value beyond the end is None, "unknown", and every walk is bounded.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from pyhostdev.util import pciregs
+from pyhostdev.util.typed import NamedTuple
 
 
 class ExpressLinks(NamedTuple):

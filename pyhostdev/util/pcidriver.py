@@ -11,11 +11,11 @@ Mirrors: virPCIDeviceDetach, virPCIDeviceReattach (src/util/virpci.c)
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import DeviceMissingError, InDoubtError, OperationError, SysfsError
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 from pyhostdev.util.virfile import read_attribute, read_link_name, read_number, read_status
 
 if TYPE_CHECKING:

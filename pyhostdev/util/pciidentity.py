@@ -9,10 +9,11 @@ address proves that it is the same card.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import pciconfig, pciregs, virpci
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import list_names, read_attribute, read_number
 
 if TYPE_CHECKING:

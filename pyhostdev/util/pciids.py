@@ -8,9 +8,9 @@ Only the wanted lines are looked up: the list has 40,000, and a host has few kin
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import SysfsError
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.virfile import read_bytes
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _FILE_MAX = 16 << 20
 _SECTION_MAX = 2 << 20  # bytes about one vendor; the longest has 200 KiB
 _NAME_MAX = 256  # bytes of a line; the longest has 120
-_SECTION_END = re.compile(rb"\n(?![\t#\n])")
+_SECTION_END = rb"\n(?![\t#\n])"
 
 
 class PCIIds:
@@ -47,7 +47,7 @@ class PCIIds:
         if vendor not in self._vendors:
             start = self._text.find(b"\n%04x  " % vendor)
             last = start + _SECTION_MAX
-            end = _SECTION_END.search(self._text, start + 1, last)
+            end = re.compile(_SECTION_END).search(self._text, start + 1, last)
             self._vendors[vendor] = b"" if start < 0 else self._text[start : end.start() if end else last]
         return self._vendors[vendor]
 

@@ -13,7 +13,6 @@ import os
 import struct
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
@@ -31,6 +30,7 @@ from pyhostdev.util.pcisnapshot import (
     Snapshot,
 )
 from pyhostdev.util.scantuning import Tuning
+from pyhostdev.util.typed import Any, NamedTuple
 
 __all__ = [
     "HAVE_CLASS",

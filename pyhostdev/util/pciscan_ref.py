@@ -11,12 +11,12 @@ import errno
 import os
 import re
 import stat
-from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciscan import ScanRecord
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_link
 
 _NAME = re.compile(r"([0-9a-f]{4}|[1-9a-f][0-9a-f]{4,7}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])")

@@ -10,12 +10,14 @@ import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from pyhostdev.util.groupindex import GroupIndex
 from pyhostdev.util.pciaddress import PCIDeviceAddress, address_of, key_of
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple, overload
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from pyhostdev.util.scanproof import Proof
 
 # struct phd_record of csrc/pciscan.cdef.h

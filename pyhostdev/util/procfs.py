@@ -8,13 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import list_names, read_attribute, read_lines, read_status
 
-_NUMBER = re.compile(r"[0-9]{1,10}")
+_NUMBER = r"[0-9]{1,10}"
 _FLAGS, _PF_EXITING = 6, 0x4  # index after the name, and the flag
 _STARTED = 19  # index after the name
 
@@ -48,7 +48,7 @@ def read_lock_holders(root: HostRoot, status: os.stat_result) -> list[int]:
     if read_status(root, root.locks) is None:
         raise SysfsError(errno.ENOENT, root.locks, "look for the holder of a lock")
     fields = [line.split() for line in read_lines(root, root.locks) if f" {file} " in line]
-    return [int(words[4]) for words in fields if words[1] == "FLOCK" and _NUMBER.fullmatch(words[4])]
+    return [int(words[4]) for words in fields if words[1] == "FLOCK" and re.fullmatch(_NUMBER, words[4])]
 
 
 def read_process(root: HostRoot, pid: int) -> Process:
@@ -70,7 +70,7 @@ def _is_ending(text: str) -> bool:
     words = text.rpartition(")")[2].split()  # the name before it may contain any character
     if not words:
         return True
-    flags = words[_FLAGS] if len(words) > _FLAGS and _NUMBER.fullmatch(words[_FLAGS]) else "0"
+    flags = words[_FLAGS] if len(words) > _FLAGS and re.fullmatch(_NUMBER, words[_FLAGS]) else "0"
     return words[0] in "ZXx" or bool(int(flags) & _PF_EXITING)
 
 
@@ -91,7 +91,7 @@ def read_pids(root: HostRoot) -> list[int]:
 
     Host: the names in ``proc``
     """
-    return sorted(int(name) for name in list_names(root, root.proc) if _NUMBER.fullmatch(name))
+    return sorted(int(name) for name in list_names(root, root.proc) if re.fullmatch(_NUMBER, name))
 
 
 def read_start_time(root: HostRoot, pid: int) -> int | None:

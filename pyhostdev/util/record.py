@@ -10,17 +10,15 @@ device as in use.
 
 from __future__ import annotations
 
-import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
 
 from pyhostdev.errors import HostdevError
 from pyhostdev.util.devnode import DeviceNode
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import Binding
-from pyhostdev.util.virjson import parse_json
+from pyhostdev.util.typed import Any, NamedTuple
+from pyhostdev.util.virjson import format_json, parse_json
 
 VERSION = 2  # 1: without nodes and asked
 SUFFIX = ".json"
@@ -38,7 +36,7 @@ PHASES = (PREPARED, PLUGGING, PLUGGED, UNPLUGGING, STUCK_STAGED)
 LAST_MOMENT = 253402300799  # seconds since 1970 UTC, at the end of the year 9999
 NEWER = "newer"  # stands for a record in an unknown, newer version; never written
 
-_NODE_NAME = re.compile(r"[0-9]{1,9}|devices/vfio[0-9]{1,9}", re.ASCII)
+_NODE_NAME = r"[0-9]{1,9}|devices/vfio[0-9]{1,9}"
 
 
 class GivenNode(NamedTuple):
@@ -154,7 +152,7 @@ def newer_text(address: PCIDeviceAddress) -> str:
 def encode(record: Record) -> bytes:
     """Return the bytes of a record's file."""
     fields = record._asdict()
-    extra = json.loads(fields.pop("extra"))
+    extra = parse_json(fields.pop("extra"))
     fields["address"] = str(record.address)
     fields["original"] = record.original._asdict()
     fields["listed_as"] = record.listed_as and record.listed_as._asdict()
@@ -165,9 +163,14 @@ def encode(record: Record) -> bytes:
         if fields[name] is not None:
             fields[name] = {**extra.pop(name, {}), **fields[name]}
     fields = {**extra, **fields}
-    body = json.dumps(fields, sort_keys=True)
-    text = {"version": VERSION, "crc32": zlib.crc32(body.encode()), "record": fields}
-    return (json.dumps(text, sort_keys=True) + "\n").encode()
+    text = {"version": VERSION, "crc32": _checksum(fields), "record": fields}
+    return (format_json(text) + "\n").encode()
+
+
+def _checksum(fields: Mapping[str, Any]) -> int:
+    import zlib  # a host without records needs none
+
+    return zlib.crc32(format_json(fields).encode())
 
 
 def decode(data: bytes, name: str) -> Record:
@@ -179,7 +182,7 @@ def decode(data: bytes, name: str) -> Record:
             raise ValueError(f"version {version!r} is unknown")
         if version > VERSION:
             return _newer(fields, name)
-        if zlib.crc32(json.dumps(fields, sort_keys=True).encode()) != text["crc32"]:
+        if _checksum(fields) != text["crc32"]:
             raise ValueError("its checksum is wrong")
         record = _record(fields)
     except (KeyError, TypeError, AttributeError, HostdevError) as err:
@@ -237,7 +240,7 @@ def _record(fields: Mapping[str, Any]) -> Record:
         asked=None if asked is None else Asked(_text(asked, "role"), _flag(asked, "managed"), _text(asked, "stub")),
         since=None if fields.get("since") is None else _moment(fields, "since"),
         plug=None if fields.get("plug") is None else _plug(fields["plug"]),
-        extra=json.dumps(extra, sort_keys=True),
+        extra=format_json(extra),
     )
 
 
@@ -265,7 +268,7 @@ def _binding(fields: Mapping[str, Any]) -> Binding:
 def _nodes(items: Iterable[Mapping[str, Any]]) -> Iterable[GivenNode]:
     for item in items:
         name = _text(item, "name")
-        if _NODE_NAME.fullmatch(name) is None:
+        if re.fullmatch(_NODE_NAME, name) is None:
             raise ValueError(f"'{name}' is not the name of a node")
         yield GivenNode(name, *(_number(item, key) for key in GivenNode._fields[1:]))
 

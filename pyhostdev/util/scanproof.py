@@ -15,11 +15,11 @@ import os
 import stat
 import time
 from contextlib import suppress
-from typing import NamedTuple
 
 from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.scantuning import Tuning
+from pyhostdev.util.typed import NamedTuple
 
 # Linux series on which the rule was measured. 6.1, 7.2: in the lab, on the PCI bus; 6.18: with network devices.
 PROVEN = frozenset({(6, 1), (6, 18), (7, 2)})

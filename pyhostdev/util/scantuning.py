@@ -5,7 +5,7 @@ Assumptions of a scan about a host, and the sizes from which it shares work.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 
 class Tuning(NamedTuple):

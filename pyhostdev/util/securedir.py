@@ -13,10 +13,10 @@ import errno
 import os
 import stat
 from contextlib import suppress
-from typing import NamedTuple
 
 from pyhostdev.errors import OperationError
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.typed import NamedTuple
 
 _LINKS_MAX = 40  # Source: MAXSYMLINKS (include/linux/namei.h)
 _PARENT_MODE = 0o755  # at most; the umask may remove bits

@@ -6,18 +6,18 @@ Selectors: the ways in which a user can name a function: address, network interf
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import DeviceMissingError, InvalidAddressError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 from pyhostdev.util.virfile import read_link_name
 
 if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
 
-_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-_NAME = re.compile(r"[^/\s\0]{1,255}")
-_VF = re.compile(r"(.+)/vf([0-9]{1,5})", re.ASCII)
+_ADDRESS = r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
+_NAME = r"[^/\s\0]{1,255}"
+_VF = r"(.+)/vf([0-9]{1,5})"
 FORMS = "0000:01:00.0, 01:00.0, pci_0000_01_00_0, net:eno1, block:nvme0n1 or pf:eno1/vf3"
 
 
@@ -48,7 +48,7 @@ class Selector(NamedTuple):
         kind, colon, name = text.partition(":")
         if kind in ("net", "block") and colon and _is_name(name):
             return cls(text, kind=kind, name=name)
-        vf = _VF.fullmatch(name) if kind == "pf" else None
+        vf = re.fullmatch(_VF, name) if kind == "pf" else None
         if vf is not None:
             cls._parse_pf(vf[1])
             return cls(text, kind=kind, name=vf[1], vf=int(vf[2]))
@@ -99,14 +99,14 @@ class Selector(NamedTuple):
 
 
 def _is_name(text: str) -> bool:
-    return _NAME.fullmatch(text) is not None and text not in (".", "..")
+    return re.fullmatch(_NAME, text) is not None and text not in (".", "..")
 
 
 def _only(text: str, paths: list[str]) -> PCIDeviceAddress:
     """Return the one function that all devices at these sysfs paths belong to: the last function of each path."""
     if not paths:
         raise _missing(text, "the host has no such device")
-    found = {parts[-1] for parts in map(_ADDRESS.findall, paths) if parts}
+    found = {parts[-1] for parts in (re.findall(_ADDRESS, path) for path in paths) if parts}
     if not found:
         raise _missing(text, "it is not on a PCI function")
     if len(found) > 1:

@@ -15,11 +15,12 @@ import json
 import os
 import tarfile
 import zlib
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from pyhostdev.errors import ConfigError, HostdevError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.record import NEWER, SUFFIX, decode, encode
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_status
 from pyhostdev.util.virjson import parse_json
 

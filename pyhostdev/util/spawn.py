@@ -17,10 +17,11 @@ import select
 import signal
 import struct
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import OperationError
 from pyhostdev.util import _spawn as _c  # type: ignore[attr-defined]
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

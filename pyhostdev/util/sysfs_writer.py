@@ -17,7 +17,7 @@ import stat
 import time
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyhostdev.errors import (
     ConfigUnsupportedError,
@@ -32,6 +32,7 @@ from pyhostdev.util.memlock import LiveLimits
 from pyhostdev.util.modprobe import module_error, scratch, start_modprobe
 from pyhostdev.util.procfs import read_lock_holders
 from pyhostdev.util.securedir import open_directory
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import is_directory
 
 if TYPE_CHECKING:

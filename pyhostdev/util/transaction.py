@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import HostdevError, OperationError
+from pyhostdev.util.typed import TYPE_CHECKING, Any
 
 DEFERRED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # requests to end the program
 

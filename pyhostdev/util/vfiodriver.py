@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, OperationError
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import bounds_of, is_directory, list_names, read_attribute, read_bytes, read_link_name
 from pyhostdev.util.virpci import PCIDevice
 
@@ -26,7 +26,7 @@ GENERIC_NAMES = (None, "vfio")  # no driver was named; libvirt's name of the bac
 VFIO_PCI_MODULE = "vfio_pci"
 
 _PREFIX = b"\nalias vfio_pci:"
-_ALIAS = re.compile(rb"v(F)d(F)sv(F)sd(F)bc(F)sc(F)i(F) (\S+)".replace(b"F", rb"[0-9A-F]+|\*"))
+_ALIAS = rb"v(F)d(F)sv(F)sd(F)bc(F)sc(F)i(F) (\S+)".replace(b"F", rb"[0-9A-F]+|\*")
 _ANY = "*"
 
 
@@ -88,7 +88,7 @@ def read_kernel_release(root: HostRoot) -> str | None:
 def parse_aliases(data: bytes) -> list[ModuleAlias]:
     """Return the lines of ``modules.alias`` about VFIO drivers, in their order."""
     lines = (piece.partition(b"\n")[0] for piece in (b"\n" + data).split(_PREFIX)[1:])
-    found = (_ALIAS.fullmatch(line.strip()) for line in lines)
+    found = (re.fullmatch(_ALIAS, line.strip()) for line in lines)
     texts = ([part.decode("utf-8", "surrogateescape") for part in match.groups()] for match in found if match)
     return [ModuleAlias(tuple(fields), module) for *fields, module in texts]
 

@@ -18,13 +18,13 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.iommugroup import MEMBERS_MAX
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.procfs import Process, read_process
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.vfionodes import read_all_device_node_names, read_node_numbers
 from pyhostdev.util.virfile import (
     Status,
@@ -41,7 +41,7 @@ _VFIO_DEVICE = "anon_inode:[vfio-device]"
 _SYSPATH, _INODE = "vfio-device-syspath:", "ino:"  # fdinfo, since Linux 6.18 and 5.14
 _FDINFO_MAX = 64  # lines; the relevant ones are among the first
 _NOT_OURS = (errno.ESRCH, errno.EACCES, errno.EPERM)  # the process has ended, or this user may not examine it
-_PID = re.compile(r"[0-9]{1,10}")
+_PID = r"[0-9]{1,10}"
 
 # A node's name below dev/vfio, the function that it is of (None: the whole group), and the group
 _Node = tuple[str, "PCIDeviceAddress | None", int]
@@ -204,7 +204,7 @@ def read_group_holders(
     signs, left = _Signs(root, groups, known), bounds_of(root).names
     found: dict[int, list[Process]] = {}
     if signs:
-        for pid in sorted(int(name) for name in list_names(root, root.proc) if _PID.fullmatch(name)):
+        for pid in sorted(int(name) for name in list_names(root, root.proc) if re.fullmatch(_PID, name)):
             descriptors = list(islice(_descriptors(root, pid), left + 1))
             left -= len(descriptors)
             if left < 0:

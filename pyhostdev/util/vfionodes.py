@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
 
 from pyhostdev.util.iommugroup import VFIO_DEV, read_group
+from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.virfile import list_all_names, read_attributes
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
-_NUMBER = re.compile(r"([0-9]+):([0-9]+)", re.ASCII)
-_DEVICE = re.compile(r"vfio[0-9]{1,9}", re.ASCII)
+_NUMBER = r"([0-9]+):([0-9]+)"
+_DEVICE = r"vfio[0-9]{1,9}"
 
 
 def read_device_node_names(root: HostRoot, address: PCIDeviceAddress) -> list[str]:
@@ -39,7 +39,7 @@ def read_device_node_names(root: HostRoot, address: PCIDeviceAddress) -> list[st
 def read_all_device_node_names(root: HostRoot, addresses: Sequence[PCIDeviceAddress]) -> list[list[str]]:
     """Return what ``read_device_node_names`` returns, of each function."""
     listed = list_all_names(root, [f"{root.pci_device(address)}/{VFIO_DEV}" for address in addresses])
-    return [sorted(name for name in names if _DEVICE.fullmatch(name)) for names in listed]
+    return [sorted(name for name in names if re.fullmatch(_DEVICE, name)) for names in listed]
 
 
 def read_nodes(root: HostRoot, address: PCIDeviceAddress) -> list[str]:
@@ -70,7 +70,7 @@ def read_node_number(root: HostRoot, name: str, address: PCIDeviceAddress | None
 def read_node_numbers(root: HostRoot, nodes: Sequence[tuple[str, PCIDeviceAddress | None]]) -> list[int | None]:
     """Return what ``read_node_number`` returns, of each node."""
     texts = read_attributes(root, [_number_file(root, *node) for node in nodes])
-    found = (None if text is None else _NUMBER.fullmatch(text) for text in texts)
+    found = (None if text is None else re.fullmatch(_NUMBER, text) for text in texts)
     return [None if match is None else os.makedev(int(match[1]), int(match[2])) for match in found]
 
 

@@ -14,11 +14,14 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, NoReturn
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 ATTRIBUTE_MAX = 1 << 16  # bytes; a sysfs attribute is at most one page, and Linux has pages of up to 64 KiB
 _PIECE = 1 << 16  # bytes of one read: /proc/sys answers ENOMEM from 4 MiB on (proc_sys_call_handler)

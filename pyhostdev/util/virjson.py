@@ -2,14 +2,16 @@
 """
 JSON from files and programs: whatever the text is, the answer is a value or a ValueError.
 
+Python's parser is loaded with the first text: a host without records has none.
+
 Mirrors: src/util/virjson.c
 """
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any
+
+from pyhostdev.util.typed import Any
 
 
 def parse_json(text: bytes | str) -> Any:
@@ -21,10 +23,19 @@ def parse_json(text: bytes | str) -> Any:
 
     Mirrors: virJSONValueFromString
     """
+    import json
+
     try:
         return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def format_json(value: Any) -> str:
+    """Return a value as one line of JSON with sorted keys."""
+    import json
+
+    return json.dumps(value, sort_keys=True)
 
 
 def _finite(text: str) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -44,6 +43,8 @@ def is_interface_name(name: str) -> bool:
 
 def interface_index(name: str) -> int | None:
     """Return the number of an interface; None if this network namespace does not have it."""
+    import socket  # few domains have an interface that is looked up
+
     try:
         return socket.if_nametoindex(name)
     except OSError:
@@ -66,6 +67,8 @@ def doing(what: str, name: str) -> Iterator[None]:
 
 
 def _call(number: int, argument: bytes) -> bytes:
+    import socket
+
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         return fcntl.ioctl(any_socket, number, argument)
 

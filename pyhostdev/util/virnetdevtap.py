@@ -13,9 +13,9 @@ import fcntl
 import os
 import struct
 from contextlib import ExitStack
-from typing import NamedTuple
 
 from pyhostdev.util.charnode import is_tun, open_character_device
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virnetdev import doing, request
 
 # linux/if_tun.h

@@ -14,13 +14,13 @@ import stat
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import pciconfig, pciregs, pciscan
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.iommugroup import GroupMember, is_vfio_driver, read_group, read_iommu_group_members
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import TYPE_CHECKING, Any, TypeVar
 from pyhostdev.util.virfile import (
     list_names,
     read_attribute,
@@ -31,6 +31,8 @@ from pyhostdev.util.virfile import (
     read_status,
 )
 
+T = TypeVar("T")
+
 __all__ = [
     "GroupMember",
     "PCIDevice",
@@ -40,11 +42,10 @@ __all__ = [
     "read_pci_device",
 ]
 
-T = TypeVar("T")
 
 BUS_RESETS = ("bus", "cxl_bus")
 VFS_MAX = 0xFFFF  # SR-IOV 1.1, 3.3.6: TotalVFs has 16 bits
-_OWN_DOMAIN = re.compile(r"pci([0-9a-f]{4,8}):[0-9a-f]{2}")
+_OWN_DOMAIN = r"pci([0-9a-f]{4,8}):[0-9a-f]{2}"
 
 
 @lru_cache(maxsize=1024)  # VFs come by the hundred, PFs do not
@@ -355,7 +356,7 @@ class PCIDevice:
         Source: vmd_enable_domain (drivers/pci/controller/vmd.c)
         """
         names = self._fact("entries", lambda: list_names(self.root, self.path()[:-1]))
-        found = (_OWN_DOMAIN.fullmatch(name) for name in names)
+        found = (re.fullmatch(_OWN_DOMAIN, name) for name in names)
         domains = {int(match[1], 16) for match in found if match}
         if not domains:
             return []

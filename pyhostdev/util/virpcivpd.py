@@ -11,11 +11,11 @@ from __future__ import annotations
 import errno
 import os
 import string
-from typing import NamedTuple
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.typed import NamedTuple
 
 ADDRESS_END = 0x8000  # PCI30 appendix I: addresses have 15 bits
 LARGE = 0x80  # a resource with two bytes of length

@@ -8,8 +8,9 @@ Mirrors: src/util/virusb.c
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import list_names, read_attribute
 
 if TYPE_CHECKING:

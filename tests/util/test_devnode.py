@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pyhostdev import HostRoot, OperationError, PCIDeviceAddress, SysfsError
-from pyhostdev.util.devnode import LiveNodes, NodeOpener, NodeWriter
+from pyhostdev.util.devnode import LiveNodes
+from pyhostdev.util.nodewriter import changes_nodes, opens_nodes
 from pyhostdev.util.sysfs_writer import ForkedWriter
 
 DEVICE = PCIDeviceAddress(0, 1, 0, 0)
@@ -30,9 +31,10 @@ def node(tmp_path: Path) -> str:
     return path
 
 
-def test_live_writer_can_change_nodes() -> None:
-    """The writer of the live host is a NodeWriter."""
-    assert issubclass(ForkedWriter, NodeWriter)
+def test_live_writer_can_change_nodes(tmp_path: Path) -> None:
+    """The writer of the live host is a NodeWriter; other objects are none."""
+    assert changes_nodes(ForkedWriter(HostRoot(tmp_path)))
+    assert not changes_nodes(object())
 
 
 def test_node_is_given_and_taken_back(node: str) -> None:
@@ -110,7 +112,8 @@ def test_answer_of_a_busy_group(node: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_live_writer_can_open_nodes(tmp_path: Path) -> None:
     """The helper of the live host opens the nodes that a guest gets as descriptors."""
-    assert isinstance(ForkedWriter(HostRoot(tmp_path)), NodeOpener)
+    assert opens_nodes(ForkedWriter(HostRoot(tmp_path)))
+    assert not opens_nodes(object())
 
 
 def test_node_is_opened_if_it_is_the_expected_one(node: str, tmp_path: Path) -> None:

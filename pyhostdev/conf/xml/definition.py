@@ -5,7 +5,9 @@ The interface of a definition that fields, reading and printing need, and the co
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from typing_extensions import Self

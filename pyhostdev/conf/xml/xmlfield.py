@@ -153,7 +153,7 @@ class OptionalElement(Nested["D | None"]):
 
     def load(self, found: list[Element]) -> D | None:
         """Return the definition in the element."""
-        return cast("D", self.definition.from_element(found[0]))
+        return self.definition.from_element(found[0])  # type: ignore[return-value]  # it is a D
 
 
 class DefaultElement(Nested[D]):
@@ -161,7 +161,7 @@ class DefaultElement(Nested[D]):
 
     def load(self, found: list[Element]) -> D:
         """Return the definition in the element."""
-        return cast("D", self.definition.from_element(found[0]))
+        return self.definition.from_element(found[0])  # type: ignore[return-value]  # it is a D
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
@@ -189,9 +189,10 @@ class Elements(Nested["list[D]"]):
         """
         definitions: list[D] = []
         errors: list[ConfigError] = []
+        definition = self.definition
         for element in found:
             try:
-                definitions.append(cast("D", self.definition.from_element(element)))
+                definitions.append(definition.from_element(element))  # type: ignore[arg-type]  # it is a D
             except ConfigError as err:
                 errors.append(err)
                 definitions += [] if err.readable is None else [err.readable]

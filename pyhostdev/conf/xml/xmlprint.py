@@ -8,10 +8,11 @@ comparison of names skips it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.xmlfield import Attribute, Content, DefaultElement, Flag, Ignored, Opaque
 from pyhostdev.conf.xml.xmlshape import Row, Shape
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import escape_attribute, escape_text
 
 if TYPE_CHECKING:

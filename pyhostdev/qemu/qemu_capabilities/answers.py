@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyhostdev.qemu.qemu_capabilities.asked import ASKED_DEVICES, ASKED_OBJECTS
+from pyhostdev.util.typed import NamedTuple
 
 NAMES_MAX = 100_000  # in one list; QEMU 7.2 for x86_64 has about 500 devices
 VERSION_MAX = 9999

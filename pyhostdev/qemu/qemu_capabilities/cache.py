@@ -9,10 +9,8 @@ have written is not used. If a file cannot be read, the emulator is probed again
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import secrets
 import stat
 from typing import Any
 
@@ -83,6 +81,8 @@ def write(path: str, before: dict[str, Any], data: dict[str, Any]) -> None:
 
 
 def _name(wanted: dict[str, Any]) -> str:
+    import hashlib  # loads OpenSSL; only an emulator that is asked has an answer to keep
+
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest() + ".json"
 
 
@@ -111,7 +111,7 @@ def _read_own_file(path: str) -> bytes:
 
 
 def _write_own_file(top: str, name: str, content: bytes) -> None:
-    temporary = os.path.join(top, f".{secrets.token_hex(8)}")
+    temporary = os.path.join(top, f".{os.urandom(8).hex()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as stream:

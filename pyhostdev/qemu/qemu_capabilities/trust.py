@@ -12,7 +12,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 _LINKS_MAX = 40  # the kernel's limit
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -46,7 +45,7 @@ def _components(path: str) -> Iterator[str]:
 
     ".." in the target of a link is relative to the directory that was reached, not to the text of the link.
     """
-    todo = list(reversed(PurePosixPath(path).parts[1:]))
+    todo = _parts(path)
     reached, links = "/", 0
     yield reached
     while todo:
@@ -62,9 +61,14 @@ def _components(path: str) -> Iterator[str]:
         links += 1
         if links > _LINKS_MAX:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-        target = PurePosixPath(os.readlink(component))
-        reached = "/" if target.is_absolute() else reached
-        todo += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+        target = os.readlink(component)
+        reached = "/" if target.startswith("/") else reached
+        todo += _parts(target)
+
+
+def _parts(path: str) -> list[str]:
+    """Return the components of a path, the last one first."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
 def _problem(component: str) -> str | None:

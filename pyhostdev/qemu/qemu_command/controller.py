@@ -69,14 +69,13 @@ def _host_bridge(build: CommandBuilder, controller: Any) -> str:
 def build_controllers(build: CommandBuilder) -> None:
     """Add all controllers, kind by kind."""
     for kind in _TYPE_ORDER:
-        for controller in build.dom.controllers:
+        for controller in [c for c in build.dom.controllers if c.type == kind]:
             with build.collecting():
-                if controller.type == kind:
-                    _build_controller(build, controller)
-    for controller in build.dom.controllers:
+                _build_controller(build, controller)
+    known = {*_TYPE_ORDER, "fdc", "isa"}
+    for controller in [c for c in build.dom.controllers if c.type not in known]:
         with build.collecting():
-            if controller.type not in _TYPE_ORDER and controller.type not in ("fdc", "isa"):
-                raise unsupported(f"A controller of type {controller.type}", controller)
+            raise unsupported(f"A controller of type {controller.type}", controller)
 
 
 def _build_controller(build: CommandBuilder, controller: Any) -> None:

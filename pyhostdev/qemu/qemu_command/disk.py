@@ -7,7 +7,7 @@ Mirrors: qemuBuildDisksCommandLine (src/qemu/qemu_command.c), src/qemu/qemu_bloc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DriveAddress
 from pyhostdev.conf.xml.xmlcodec import unit_factor
@@ -24,6 +24,7 @@ from pyhostdev.qemu.qemu_command.builder import (
 from pyhostdev.qemu.qemu_command.chr import reconnect_option
 from pyhostdev.qemu.qemu_command.cpu import thread_mapping
 from pyhostdev.qemu.qemu_domain import is_q35
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties

@@ -9,13 +9,14 @@ lists the fields that need no note. libvirt prints the same command line with an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
 from pyhostdev.qemu.qemu_command.namespace import bypass_findings, namespace_findings
 from pyhostdev.qemu.qemu_command.net import TAP_TYPES
 from pyhostdev.qemu.qemu_command.refused import nested_definitions
 from pyhostdev.util.finding import ERROR, NOTE, Finding
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import parse_elements
 
 if TYPE_CHECKING:

@@ -7,12 +7,13 @@ Mirrors: qemuBuildMemCommandLine, qemuBuildMemoryBackendProps, qemuBuildNumaComm
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.xmlcodec import nodes_of, unit_factor
 from pyhostdev.qemu.qemu_command.builder import on_off, unsupported
 from pyhostdev.qemu.qemu_command.hmat import build_hmat, initiator_options
 from pyhostdev.qemu.qemu_domain import PPC64
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.conf.board_conf import DomainMemoryDef

@@ -31,8 +31,8 @@ FOLLOWED_CAPABILITIES = (DEVICE_JSON, USB_HOSTDEVICE)
 _DEVICES = r"vfio-(?:pci|ap|ccw|platform|amd-xgbe|calxeda-xgmac)"
 _FUNCTION = r"(?<![0-9a-f:.])(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](?![0-9a-f])"
 _EXCHANGED = r"device\.[^.=]+\.(?:driver|host|fd)="  # by -set, which accepts shorter addresses, too
-_BYPASS = re.compile(rf"{_DEVICES}|iommufd|sysfsdev|/dev/(?:vfio|iommu)|{_FUNCTION}|{_EXCHANGED}", re.IGNORECASE)
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
+_BYPASS = rf"(?i:{_DEVICES}|iommufd|sysfsdev|/dev/(?:vfio|iommu)|{_FUNCTION}|{_EXCHANGED})"
+_ESCAPE = r"\\(?:u([0-9a-fA-F]{4})|(?s:(.)))"
 _FILE_OPTION = "readconfig"  # a file with further options, which the plan cannot see
 _HOST_PROPERTIES = ("driver", "host", "sysfsdev", "iommufd", "fd")
 _LOADER_PREFIXES = ("LD_", "GLIBC_TUNABLES")
@@ -67,8 +67,8 @@ def bypass_findings(dom: DomainFields) -> list[Finding]:
 
 
 def _bypasses_plan(text: str) -> bool:
-    readings = (text, _ESCAPE.sub(_unescaped, text))
-    return any(plain.lstrip("-") == _FILE_OPTION or _BYPASS.search(plain) is not None for plain in readings)
+    readings = (text, re.sub(_ESCAPE, _unescaped, text))
+    return any(plain.lstrip("-") == _FILE_OPTION or re.search(_BYPASS, plain) is not None for plain in readings)
 
 
 def _unescaped(escape: re.Match[str]) -> str:

@@ -5,7 +5,7 @@ The paths of the files that belong to one run of a domain.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pyhostdev.util.typed import NamedTuple
 
 _SHORT_NAME_MAX = 20
 

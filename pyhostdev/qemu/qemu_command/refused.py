@@ -83,16 +83,18 @@ _INSTEAD = {
 
 def unbuilt_errors(dom: ElementDef) -> list[ConfigUnsupportedError]:
     """Return an error for each field of a definition that is not built, with its line."""
-    return list(_unbuilt(dom))
+    found: list[ConfigUnsupportedError] = []
+    _note_unbuilt(dom, found)
+    return found
 
 
-def _unbuilt(definition: ElementDef) -> Iterator[ConfigUnsupportedError]:
+def _note_unbuilt(definition: ElementDef, found: list[ConfigUnsupportedError]) -> None:
     for name, harmless in _refused(type(definition).__mro__).items():
         value = getattr(definition, name)
         if value not in (None, False, [], *harmless):
-            yield _error(definition, name, value, harmless)
+            found.append(_error(definition, name, value, harmless))
     for nested in nested_definitions(definition):
-        yield from _unbuilt(nested)
+        _note_unbuilt(nested, found)
 
 
 @cache  # one entry for each class

@@ -11,9 +11,10 @@ Mirrors: qemuDomainXmlNsDef (src/qemu/qemu_domain.h), qemuDomainDefNamespacePars
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, XMLError
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import parse_document, shown, source_line
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ ELEMENTS = ("commandline", "capabilities", "override", "deprecation")
 DEPRECATIONS = ("none", "omit", "reject", "crash")
 REMOVE = "remove"
 
-_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_ENVIRONMENT_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _UNSIGNED_MAX = (1 << 64) - 1
 _SIGNED_MAX = (1 << 63) - 1
 
@@ -146,7 +147,7 @@ def _commandline(reader: _Reader) -> QEMUNamespace:
         name = reader.required(element, "name", "qemu:env", VIR_ERR_INTERNAL_ERROR)
         if name is None:
             continue
-        if _ENVIRONMENT_NAME.fullmatch(name) is None:
+        if re.fullmatch(_ENVIRONMENT_NAME, name) is None:
             text = f"'{shown(name)}' is not a valid name of an environment variable"
             reader.wrong(text, element, VIR_ERR_INTERNAL_ERROR)
             continue

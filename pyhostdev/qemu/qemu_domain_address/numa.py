@@ -9,7 +9,7 @@ each device gets a slot of the expander bus.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.conf.controller_conf import DomainControllerDef
 from pyhostdev.conf.device_conf import PCIGuestAddress
@@ -17,6 +17,7 @@ from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import ConfigError
 from pyhostdev.qemu.qemu_domain import is_arm_virt, is_i440fx, is_q35
 from pyhostdev.util.pciaddress import SLOT_MAX, PCIDeviceAddress
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,7 @@ Mirrors: qemuDomainAttachHostPCIDevice, qemuDomainEnsurePCIAddress (src/qemu/qem
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.device_validate import device_errors
@@ -35,6 +35,7 @@ from pyhostdev.qemu.qemu_validate import QEMURules
 from pyhostdev.util.finding import ERROR
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.record import PREPARED, Plug
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

@@ -8,7 +8,7 @@ before an attach or a detach, or after the process that attached or detached was
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyhostdev.errors import HostdevError, OperationError, PendingError
 from pyhostdev.hypervisor.hostdev_units import Unit
@@ -16,6 +16,7 @@ from pyhostdev.qemu.qemu_hotplug.attach import commit
 from pyhostdev.qemu.qemu_hotplug.detach import give_back_gone
 from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest, in_thread
 from pyhostdev.util.record import PLUGGED, PLUGGING, PREPARED, STUCK_STAGED, UNPLUGGING
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -28,7 +28,7 @@ LIVE_XML = "live.xml"
 MEMLOCK = "memlock.json"
 SPENT_IDS = "spent-ids.json"
 XML_MAX = 1 << 20
-_UNIT_FILE = re.compile(r"unit-([0-9a-f:.]{10,20})\.xml")
+_UNIT_FILE = r"unit-([0-9a-f:.]{10,20})\.xml"
 
 
 class LiveState(Protocol):
@@ -148,7 +148,7 @@ class DirectoryState:
 
     def unit_names(self) -> list[str]:
         """Return the units that are about to be plugged."""
-        found = (_UNIT_FILE.fullmatch(name) for name in self.directory.names())
+        found = (re.fullmatch(_UNIT_FILE, name) for name in self.directory.names())
         return [match[1] for match in found if match]
 
     @property

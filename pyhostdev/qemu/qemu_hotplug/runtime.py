@@ -15,7 +15,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyhostdev.errors import DeviceInUseError, OperationError
 from pyhostdev.qemu.qemu_hotplug.connection import MonitorLost
@@ -23,6 +23,7 @@ from pyhostdev.qemu.qemu_hotplug.livestate import DirectoryState
 from pyhostdev.qemu.qemu_process.launch import CONTROL_SOCKET
 from pyhostdev.util.securedir import open_directory
 from pyhostdev.util.statedir import StateDir
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virjson import parse_json
 
 GUEST_FILE, CONTROL_LOCK, OWNER_LOCK = "guest.json", "control.lock", "owner.lock"

@@ -14,16 +14,15 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_command.tpm import DEFAULT_DEVICE
-from pyhostdev.qemu.qemu_process.daemons import swtpm_program, virtiofsd_program
-from pyhostdev.qemu.qemu_process.passt import passt_program
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.spawn import access_errors
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_link_name, read_status
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ WRITE = os.R_OK | os.W_OK
 RUN = os.X_OK
 MAKE = os.W_OK | os.X_OK  # for a directory: create files in it
 
-_GROUP = re.compile(r"[0-9]{1,9}")
+_GROUP = r"[0-9]{1,9}"
 _VERBS = {READ: "read", WRITE: "read and write", RUN: "execute", os.W_OK: "write", os.X_OK: "pass through"}
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
@@ -121,6 +120,8 @@ def _daemon_files(dom: DomainDef) -> Iterator[NeededFile]:
     """Yield the programs that run beside QEMU, and the TPM of the host."""
     for tpm in dom.tpms:
         if tpm.backend_type == "emulator":
+            from pyhostdev.qemu.qemu_process.daemons import swtpm_program  # few domains have programs of their own
+
             yield NeededFile("the emulator of <tpm>", swtpm_program(), RUN, tpm.line)
             if (
                 tpm.backend_source is not None
@@ -137,12 +138,16 @@ def _daemon_files(dom: DomainDef) -> Iterator[NeededFile]:
             what = f"the socket of '{filesystem.target}'"
             yield NeededFile(what, filesystem.source_socket, os.W_OK, filesystem.line)
         else:
+            from pyhostdev.qemu.qemu_process.daemons import virtiofsd_program
+
             yield NeededFile("the program virtiofsd", virtiofsd_program(filesystem), RUN, filesystem.line)
 
 
 def _passt_files(dom: DomainDef) -> Iterator[NeededFile]:
     for net in dom.interfaces:
         if net.backend_type == "passt":
+            from pyhostdev.qemu.qemu_process.passt import passt_program
+
             yield NeededFile("the program passt", passt_program(), RUN, net.line)
             if net.backend_log:
                 yield NeededFile("the log of passt", net.backend_log, os.W_OK, net.line, making="absent")
@@ -293,7 +298,7 @@ def _hostdev_files(hostdev: Any, root: HostRoot, *, by_descriptor: bool) -> Iter
         yield NeededFile("the node of a USB <hostdev>", path, WRITE, hostdev.line, is_handed_over=True)
     if hostdev.type == "mdev" and source.uuid is not None:
         group = read_link_name(root, os.path.join(root.mdev_device(source.uuid), "iommu_group"))
-        if group is not None and _GROUP.fullmatch(group):
+        if group is not None and re.fullmatch(_GROUP, group):
             yield NeededFile("the node of a mediated device", root.vfio_group(int(group)), WRITE, hostdev.line)
     by_group = hostdev.is_pci and hostdev.is_assigned and not by_descriptor
     if by_group and _exists(root, root.vfio_container):  # otherwise loading VFIO creates it

@@ -18,7 +18,7 @@ import shutil
 import signal
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
 from pyhostdev.hypervisor.program_journal import ProgramJournal
@@ -30,6 +30,7 @@ from pyhostdev.qemu.qemu_process.places import make_private_directory
 from pyhostdev.qemu.qemu_process.sockets import listen
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.spawn import spawn
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.undo import UndoOnExit
 from pyhostdev.util.virxml import shown
 

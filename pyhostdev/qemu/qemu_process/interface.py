@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import HostdevError, OperationError
 from pyhostdev.hypervisor.netdev_journal import MacvtapJournal
@@ -20,6 +20,7 @@ from pyhostdev.util import netlink, virnetdev
 from pyhostdev.util.charnode import is_vhost_net, open_character_device
 from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
 from pyhostdev.util.finding import ERROR, NOTE, Finding
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import is_directory, list_names, read_attribute, read_lines
 from pyhostdev.util.virnetdevtap import Tap, open_tap, set_up_macvtap
 from pyhostdev.util.virxml import shown

@@ -17,7 +17,7 @@ import contextlib
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_process.control import Control, beside
@@ -25,6 +25,7 @@ from pyhostdev.qemu.qemu_process.launch import CONTROL_SOCKET, QEMUProcess, Runt
 from pyhostdev.qemu.qemu_process.lifecycle import ON_CRASH, ON_POWEROFF, ON_REBOOT, Lifecycle, lifecycle_actions
 from pyhostdev.qemu.qemu_process.monitor import QEMUMonitor
 from pyhostdev.util.spawn import standard_descriptors
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence

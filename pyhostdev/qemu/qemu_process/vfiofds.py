@@ -18,7 +18,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigUnsupportedError, OperationError, SysfsError
-from pyhostdev.util.devnode import NodeOpener
+from pyhostdev.util.nodewriter import NodeOpener, opens_nodes
 from pyhostdev.util.undo import UndoOnExit
 from pyhostdev.util.vfionodes import read_device_node_names, read_node_number
 
@@ -88,7 +88,7 @@ class VFIODescriptors(UndoOnExit):
 
     def _opener(self) -> NodeOpener:
         writer = self.host.writer
-        if not isinstance(writer, NodeOpener):
+        if not opens_nodes(writer):
             raise ConfigUnsupportedError("The writer of this host cannot open device nodes")
         return writer
 

@@ -7,11 +7,12 @@ Mirrors: qemuValidateDomainDeviceDefControllerPCI (src/qemu/qemu_validate.c)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
 from pyhostdev.qemu.qemu_domain import is_arm_virt, is_i440fx, is_pseries, is_q35
 from pyhostdev.qemu.qemu_postparse.controller_defaults import MODEL_NAMES, PHB_MODEL_NAME
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

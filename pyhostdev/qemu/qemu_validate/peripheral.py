@@ -7,11 +7,12 @@ Mirrors: qemuValidateDomainDeviceDef and its parts (src/qemu/qemu_validate.c)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_domain import is_q35
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
