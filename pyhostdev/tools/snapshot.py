@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--redact",
         action="store_true",
-        help="replace MAC addresses, serial numbers, UUIDs and names of guests and mounts, each consistently",
+        help="replace MAC and IP addresses, serial numbers, UUIDs and names of guests, mounts and virtual interfaces, "
+        "each consistently",
     )
     parser.add_argument("--tree", action="store_true", help="write a .tree description, from which a host can be built")
 
