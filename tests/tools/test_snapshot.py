@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -263,3 +265,42 @@ def test_one_object_for_each_host(hosts: list[str], capsys: pytest.CaptureFixtur
     assert [True, False, False, True] == [plan["ok"] for plan in plans]
     alone = json.loads(ask(capsys, "plan", GUEST, "--json", "--root", hosts[0])[1])
     assert {**alone, "root": hosts[0]} == plans[0]
+
+
+def test_which_host_has_the_named_device(hosts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A selector is looked up on each host; one that has no such device says so, with its reason."""
+    roots = [word for root in hosts for word in ("--root", root)]
+    words = ["plan", "--device", "net:enp3s0v0", "--owner", "vm1"]
+    code, text = ask(capsys, *words, *roots)
+    assert (0, ["no", "yes", "no", "no"]) == (code, [line.split()[1] for line in text.splitlines()[1:]])
+    plans = [json.loads(line) for line in ask(capsys, *words, *roots, "--json")[1].splitlines()]
+    assert [["device-missing"], [], ["host-unreadable"], ["device-missing"]] == [
+        [finding["reason"] for finding in plan["findings"]] for plan in plans
+    ]
+    assert {"vm1"} == {plan["owner"] for plan in plans}
+    assert ["0000:03:10.0"] == [group["functions"][0]["name"] for group in plans[1]["groups"]]
+
+
+def test_progress_is_shown_on_a_terminal(hosts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of hosts that have answered, on standard error; the last line is erased."""
+    terminal = Terminal()
+    roots = [word for root in hosts for word in ("--root", root)]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert 0 == main(["plan", GUEST, *roots])
+    assert "".join(f"\r{number} of 4 hosts" for number in range(1, 5)) + "\r\x1b[K" == terminal.getvalue()
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Return True."""
+        return True
+
+
+@pytest.mark.parametrize("verb", [["list"], ["show", CARD], ["argv", GUEST], ["snapshot", "-"], ["status"]])
+def test_only_plan_takes_several_hosts(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """With another verb, a second --root is an error of usage: the last one would win silently."""
+    with pytest.raises(SystemExit) as end:
+        main([*verb, "--root", "/a", "--root", "/b"])
+    assert (2, True) == (end.value.code, "only 'plan' compares several hosts" in capsys.readouterr().err)
