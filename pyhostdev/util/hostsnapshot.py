@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyhostdev.errors import HostdevError, SysfsError
 from pyhostdev.util import pciregs
+from pyhostdev.util.hostattributes import ATTRIBUTES, CLASS_ATTRIBUTES, TYPE_ATTRIBUTES, USB_ATTRIBUTES
 from pyhostdev.util.libvirtlib import library_links
 from pyhostdev.util.pciids import PCIIds
 from pyhostdev.util.record import SUFFIX, decode
@@ -28,42 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.util.statedir import StateDir
 
-ATTRIBUTES = (
-    "vendor",
-    "device",
-    "subsystem_vendor",
-    "subsystem_device",
-    "class",
-    "revision",
-    "numa_node",
-    "boot_vga",
-    "driver_override",
-    "ari_enabled",
-    "reset_method",
-    "sriov_totalvfs",
-    "sriov_numvfs",
-    "sriov_vf_device",
-    "sriov_offset",
-    "sriov_stride",
-    "sriov_drivers_autoprobe",
-    "modalias",
-    "irq",
-    "resource",
-    "serial_number",
-    "max_link_speed",
-    "max_link_width",
-    "current_link_speed",
-    "current_link_width",
-)
 WRITE_ONLY = ("reset",)  # only their existence is recorded
 CONFIG_SIZE = "config_size"  # in snapshots only: the real size of a config that could not be read completely
 _LINKS = re.compile(r"driver|iommu_group|physfn|subsystem|virtfn[0-9]+|(consumer|supplier):pci:.+")
-_TYPE_ATTRIBUTES = ("name", "device_api", "available_instances")  # of a type of mediated devices
-_USB_ATTRIBUTES = ("idVendor", "idProduct", "busnum", "devnum")
 _NOT_OURS = (errno.EACCES, errno.EPERM)
 _OWN_DOMAIN = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
-_CLASS_ATTRIBUTES = ("address", "addr_assign_type", "operstate", "dev", "partition", "size", "name", "mtu")
 _PROCESS_FILES = ("comm", "stat")
 _NVME_SUBSYSTEM = re.compile(r"(.*/nvme-subsystem/nvme-subsys[0-9]+)/")
 _LINKS_MAX = 8  # from the name of a disk in a table to its node
@@ -83,12 +55,16 @@ class HostSnapshot(NamedTuple):
     present: list[str]
 
 
-def take_snapshot(root: HostRoot) -> HostSnapshot:
+def take_snapshot(root: HostRoot, state: StateDir | None = None) -> HostSnapshot:
     """
     Take a snapshot of a host, sorted by path; write nothing.
 
+    Args:
+        state: where the records are, if not in the root's usual place; there a snapshot has them in any case.
+
     Raises:
         SysfsError: the list of PCI functions cannot be read.
+        OperationError: another user can write to ``state``.
     """
     taker = _Taker(root)
     for name in sorted(list_names(root, root.pci_devices)):
@@ -103,7 +79,7 @@ def take_snapshot(root: HostRoot) -> HostSnapshot:
     taker.add_libvirt()
     taker.add_nodes()
     taker.add_holders()
-    taker.add_records()
+    taker.add_records(state)
     return HostSnapshot(dict(sorted(taker.entries.items())), sorted(set(taker.unreadable)), sorted(taker.present))
 
 
@@ -172,7 +148,7 @@ class _Taker:
             for part in self.add_directory(os.path.join(top, group)) if group in names else ():
                 self._add_class_device(os.path.join(top, group, part))
         for kind in self.add_directory(os.path.join(top, "mdev_supported_types")):
-            self._add_attributes(os.path.join(top, "mdev_supported_types", kind), _TYPE_ATTRIBUTES)
+            self._add_attributes(os.path.join(top, "mdev_supported_types", kind), TYPE_ATTRIBUTES)
         if "config" in names:
             self._add_config(os.path.join(top, "config"))
         if "vpd" in names:
@@ -208,7 +184,7 @@ class _Taker:
 
     def _add_class_device(self, top: str) -> None:
         """Take a network interface, a disk or a framebuffer: a few attributes, and the devices below it."""
-        names = self._add_attributes(top, _CLASS_ATTRIBUTES)
+        names = self._add_attributes(top, CLASS_ATTRIBUTES)
         for name in names:
             if name.startswith("lower_") or name in ("device", "master"):
                 self.add_link(os.path.join(top, name))
@@ -309,7 +285,7 @@ class _Taker:
         for name in self.add_directory(root.usb_devices):
             if ":" not in name:
                 top = os.path.join(root.usb_devices, name)
-                self._add_attributes(self.add_link(top) or top, _USB_ATTRIBUTES)
+                self._add_attributes(self.add_link(top) or top, USB_ATTRIBUTES)
         for name in self.add_directory(root.mdev_devices):
             top = os.path.join(root.mdev_devices, name)
             where = self.add_link(top) or top
@@ -370,16 +346,31 @@ class _Taker:
                 self.entries[self._key(os.path.join(top, "fd", str(group)))] = shown
                 self.entries.setdefault(self._key(root.vfio_group(group)), b"")
 
-    def add_records(self) -> None:
+    def add_records(self, state: StateDir | None) -> None:
         """Take pyhostdev's records, and the functions whose record is about the present device."""
-        for name in self.add_directory(self.root.state_dir):
-            path = os.path.join(self.root.state_dir, name)
+        top = self.root.state_dir
+        if state is not None:
+            self.entries[self._key(top)] = None
+        for name in self.add_directory(top) if state is None else state.names():
+            path = os.path.join(top, name)
             if not name.endswith(SUFFIX) or name.startswith("."):
                 continue
-            self.add_file(path)
+            if state is None:
+                self.add_file(path)
+            else:
+                self._add_record(state, name, path)
             data = self.entries.get(self._key(path))
             if isinstance(data, bytes):
                 self._add_present(name, data)
+
+    def _add_record(self, state: StateDir, name: str, path: str) -> None:
+        try:
+            data = state.read(name)
+        except (SysfsError, ValueError):
+            self.unreadable.append(self._key(path))
+            return
+        if data is not None:
+            self.entries[self._key(path)] = data
 
     def _add_present(self, name: str, data: bytes) -> None:
         try:

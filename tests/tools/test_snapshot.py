@@ -186,6 +186,20 @@ def test_plans_and_command_lines_are_the_hosts(
         assert 0 == main(["prepare", GUEST, "--root", root, "--simulate"])
 
 
+def test_records_of_another_directory(bcm5719: FakeHost, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--state-dir names the records that the snapshot has."""
+    file, root, state = str(tmp_path / "s.tar.gz"), bcm5719.root.path, str(tmp_path / "records")
+    words = ["--root", root, "--state-dir", state]
+    assert 0 == main(["prepare", GUEST, *words, "--simulate"])
+    (tmp_path / "records" / "0001:07:00.0.json").symlink_to("/etc/hostname")
+    assert 0 == main(["snapshot", file, *words])
+    assert "cannot read 1 file;" in capsys.readouterr().err
+    os.unlink(tmp_path / "records" / "0001:07:00.0.json")
+    code, text = ask(capsys, "status", *words)
+    assert (0, 4) == (code, text.count(" seed "))
+    assert (code, text) == ask(capsys, "status", "--root", file)
+
+
 def test_the_kernel_of_this_machine_is_read() -> None:
     """The kernel refuses a large read below /proc/sys: a file is read in smaller pieces."""
     root = HostRoot("/")
