@@ -30,9 +30,12 @@ def run(args: argparse.Namespace) -> int:
     """Print the addresses, or what moves; return 6 if a device moves."""
     from pyhostdev.conf.guest_addresses import compare_addresses, has_moved
 
+    if args.file == args.diff == "-":
+        raise argparse.ArgumentTypeError("FILE and --diff cannot both be standard input")
     host = arguments.host_of(args)
     here = releases.answering(args, host)
-    old = _defined(args, host, args.file, here, args.capabilities)
+    told: set[str] = set()
+    old = _defined(args, host, args.file, here, args.capabilities, told)
     against = None
     changes: list[AddressChange] = []
     if args.diff is not None or args.against_libvirt is not None:
@@ -40,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         other = args.file if args.diff is None else args.diff
         # another release comes with another QEMU than the one of this host
         is_other = there.release != here.release
-        new = _defined(args, host, other, there, args.capabilities or (there.release.qemu if is_other else None))
+        new = _defined(args, host, other, there, args.capabilities or (there.release.qemu if is_other else None), told)
         changes = compare_addresses(old, new)
         against = {"file": other, "libvirt": str(there.release), "changes": [_change_to_json(c) for c in changes]}
     if args.json:
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _defined(
-    args: argparse.Namespace, host: Host, path: str, found: releases.Answering, choice: str | None
+    args: argparse.Namespace, host: Host, path: str, found: releases.Answering, choice: str | None, told: set[str]
 ) -> DomainDef:
     """Return the domain in a file, with its defaults and addresses as a release of libvirt fills them in."""
     from pyhostdev.conf.domain_conf import DomainDef
@@ -66,7 +69,7 @@ def _defined(
 
     definition = DomainDef.parse(arguments.read_file(path))
     raise_all(list(word_errors(definition)))
-    capabilities = releases.chosen_capabilities(definition, host, choice, found)
+    capabilities = releases.chosen_capabilities(definition, host, choice, found, told)
     return qemu_driver.define(
         definition, host, keep_together=args.keep_together, capabilities=capabilities, release=found.release
     )

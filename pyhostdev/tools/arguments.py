@@ -64,10 +64,27 @@ def _consent(text: str) -> str:
     return text
 
 
+class _Once(argparse.Action):
+    """An option that must not be repeated: the last one would win silently."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
+    ) -> None:
+        given = self.dest + "_given"
+        if getattr(namespace, given, False):
+            raise argparse.ArgumentError(self, "is given twice; only 'plan' compares several hosts")
+        setattr(namespace, given, True)
+        setattr(namespace, self.dest, values)
+
+
 def add_root(parser: argparse.ArgumentParser) -> None:
     """--root and --state-dir."""
     parser.add_argument(
-        "--root", default="/", metavar="DIR|FILE", help="use a directory, or a snapshot's FILE.tar.gz, in place of /"
+        "--root",
+        action=_Once,
+        default="/",
+        metavar="DIR|FILE",
+        help="use a directory, or a snapshot's FILE.tar.gz, in place of /",
     )
     add_state_dir(parser)
 

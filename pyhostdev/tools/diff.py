@@ -7,10 +7,11 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.hypervisor.hostdiff import HostChange, compare_hosts
-from pyhostdev.tools import arguments, output
+from pyhostdev.tools import arguments, output, releases
 from pyhostdev.tools.contract import DIFFER, DONE
 
 if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.hypervisor.hostdev_plan import Plan
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="also compare the plans of this domain; can be repeated",
+        help="also show what the plan of this domain says before and after; can be repeated",
     )
     arguments.add_json(parser)
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         value = {"version": 1, "changes": [_to_json(change) for change in changes], "plans": plans}
         output.print_json(value)
     else:
-        rows = [_row(change) for change in changes] + [_plan_row(plan) for plan in plans if plan["differs"]]
+        rows = [_row(change) for change in changes] + [_plan_row(plan) for plan in plans]
         output.print_table(("CHANGE", "DEVICE", "BEFORE", "AFTER"), rows)
     return DIFFER if changes or any(plan["differs"] for plan in plans) else DONE
 
@@ -50,8 +51,16 @@ def _compared_plans(path: str, before: Host, after: Host) -> dict[str, Any]:
 
     definition = DomainDef.parse(arguments.read_file(path))
     validate_domain(definition)
-    sides = [_verdict(host.plan(definition)) for host in (before, after)]
+    sides = [_verdict(_plan_on(host, definition)) for host in (before, after)]
     return {"domain": definition.name, "differs": sides[0] != sides[1], "before": sides[0], "after": sides[1]}
+
+
+def _plan_on(host: Host, definition: DomainDef) -> Plan:
+    """Plan a domain as ``plan`` does on the host: as its release of libvirt, with the functions of its networks."""
+    from pyhostdev.hypervisor.network_pool import with_pool_functions
+
+    release = releases.installed_release(host).release
+    return host.plan(with_pool_functions(definition, host), release=release)
 
 
 def _verdict(plan: Plan) -> dict[str, Any]:
@@ -72,9 +81,8 @@ def _row(change: HostChange) -> tuple[object | None, ...]:
 
 
 def _plan_row(plan: dict[str, Any]) -> tuple[object | None, ...]:
-    return "plan", plan["domain"], _words(plan["before"]), _words(plan["after"])
+    return "plan" if plan["differs"] else "same plan", plan["domain"], _words(plan["before"]), _words(plan["after"])
 
 
 def _words(side: dict[str, Any]) -> str:
-    steps = f"{len(side['steps'])} steps"
-    return steps if side["ok"] else "; ".join(side["obstacles"])
+    return f"can be prepared, {len(side['steps'])} steps" if side["ok"] else "; ".join(side["obstacles"])

@@ -7,9 +7,8 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pyhostdev.errors import ConfigError
 from pyhostdev.tools import arguments, devices, output, releases
-from pyhostdev.tools.planning import Found, planned, to_json
+from pyhostdev.tools.planning import Found, found_sentences, planned, to_json
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.hostdev_plan import Plan
@@ -49,14 +48,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json(to_json(plan, origin, found))
     else:
-        print_plan(plan, found or {})
+        print_plan(plan, found)
     return 0 if (plan.can_start if args.for_start else plan.ok) else 1
 
 
 def _run_named(args: argparse.Namespace, roots: list[str]) -> int:
     """Plan for devices without a domain: the guest is unknown."""
-    if len(roots) > 1 or args.for_start or args.find:
-        raise ConfigError("--device cannot be combined with several --root, --for-start or --find")
+    if args.for_start or args.find:
+        raise argparse.ArgumentTypeError("--device cannot be combined with --for-start or --find")
+    if len(roots) > 1:
+        from pyhostdev.tools import plan_hosts
+
+        return plan_hosts.run(args, None, roots)
     args.root = roots[0]
     host = arguments.host_of(args)
     release = releases.release_of(args, host)
@@ -65,11 +68,11 @@ def _run_named(args: argparse.Namespace, roots: list[str]) -> int:
     if args.json:
         output.print_json(to_json(plan, None, None))
     else:
-        print_plan(plan, {})
+        print_plan(plan)
     return 0 if plan.ok else 1
 
 
-def print_plan(plan: Plan, found: Found) -> None:
+def print_plan(plan: Plan, found: Found | None = None) -> None:
     """Print a plan as a tree: the groups with their functions, the findings, then where pinned devices are."""
     tree = output.Branch(plan.headline())
     for group, fates in plan.fates_by_group().items():
@@ -78,7 +81,6 @@ def print_plan(plan: Plan, found: Found) -> None:
             branch.add(f"{fate.name}  {plan.fate_phrases(fate)}")
     for finding in plan.findings:
         tree.add(f"{finding.severity}: {finding.sentence}")
-    for pinned, places in found.items():
-        where = f"is at {' or '.join(map(str, places))}" if places else "is not on this host"
-        tree.add(f"the device pinned at {pinned} {where}")
+    for sentence in [] if found is None else found_sentences(found):
+        tree.add(sentence)
     output.print_tree(tree)

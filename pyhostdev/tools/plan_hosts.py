@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.errors import ConfigError, HostdevError
+from pyhostdev.errors import ConfigError, DeviceMissingError, HostdevError, InvalidAddressError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_plan import Plan
-from pyhostdev.tools import arguments, output, streams
-from pyhostdev.tools.planning import Found, planned, to_json
+from pyhostdev.tools import arguments, devices, output, streams
+from pyhostdev.tools.planning import Found, found_sentences, planned, to_json
 from pyhostdev.tools.releases import release_of
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.hostroot import HostRoot
@@ -38,12 +38,17 @@ class Answer(NamedTuple):
     obstacles: tuple[str, ...]
     value: dict[str, Any]
     lacking: int  # files that the snapshot's user could not read
+    found: tuple[str, ...]  # where the pinned devices are
 
 
 class _Worker:
-    """Plans one domain on several hosts in turn; caches what does not depend on the host."""
+    """
+    Plans one domain on several hosts in turn; caches what does not depend on the host.
 
-    def __init__(self, args: argparse.Namespace, definition: DomainDef) -> None:
+    Without a definition, each host is asked for the devices that the command line names.
+    """
+
+    def __init__(self, args: argparse.Namespace, definition: DomainDef | None) -> None:
         self.args = args
         self.definition = definition
         self.stored: dict[LibvirtRelease, QEMUCapabilities] = {}
@@ -58,10 +63,15 @@ class _Worker:
                 lacking = len(unpack(root, unpacked).unreadable)
                 return self._answer(root, arguments.snapshot_host(unpacked), lacking)
         except HostdevError as err:
-            finding = Finding("host-unreadable", ERROR, None, f"The host cannot be read: {err}")
-            requests: dict[str, Any] = {"requests": (), "steps": (), "fates": ()}
-            owner = self.definition.name or ""
-            return self._told(root, Plan(owner=owner, policy=self.args.policy, findings=[finding], **requests), None, 0)
+            return self._refused(root, Finding("host-unreadable", ERROR, None, f"The host cannot be read: {err}"))
+
+    def _refused(self, root: str, finding: Finding, lacking: int = 0) -> Answer:
+        """Answer without a plan."""
+        requests: dict[str, Any] = {"requests": (), "steps": (), "fates": ()}
+        owner = str(self.args.owner if self.definition is None else self.definition.name)
+        return self._told(
+            root, Plan(owner=owner, policy=self.args.policy, findings=[finding], **requests), None, lacking
+        )
 
     def _host_in(self, directory: str) -> Host:
         if not os.path.isdir(directory):
@@ -69,24 +79,38 @@ class _Worker:
         return Host(directory)
 
     def _answer(self, name: str, host: Host, lacking: int) -> Answer:
-        made, origin = planned(self.args, self.definition, host, lambda: self._capabilities(host))
-        found = host.find_pinned(self.definition) if self.args.find else None
+        definition = self.definition
+        if definition is None:
+            return self._answer_named(name, host, lacking)
+        made, origin = planned(self.args, definition, host, lambda: self._capabilities(definition, host))
+        found = host.find_pinned(definition) if self.args.find else None
         return self._told(name, made, origin, lacking, found)
+
+    def _answer_named(self, name: str, host: Host, lacking: int) -> Answer:
+        """Plan for the functions that the selectors name on this host; the guest is unknown."""
+        try:
+            definition = devices.named_domain(self.args, host)
+        except (DeviceMissingError, InvalidAddressError) as err:
+            return self._refused(name, Finding(str(err.reason), ERROR, None, err.message), lacking)
+        release = release_of(self.args, host)
+        made = host.plan(definition, self.args.policy, accept=self.args.accept, release=release)
+        return self._told(name, made, None, lacking)
 
     def _told(self, name: str, made: Plan, origin: str | None, lacking: int, found: Found | None = None) -> Answer:
         can = bool(made.can_start) if self.args.for_start else made.ok
         obstacles = [*made.obstacles, *(made.start_obstacles if self.args.for_start else ())]
         value = to_json(made, origin, found, name)
-        return Answer(name, can, tuple(finding.sentence for finding in obstacles), value, lacking)
+        where = () if found is None else tuple(found_sentences(found))
+        return Answer(name, can, tuple(finding.sentence for finding in obstacles), value, lacking, where)
 
-    def _capabilities(self, host: Host) -> QEMUCapabilities:
+    def _capabilities(self, definition: DomainDef, host: Host) -> QEMUCapabilities:
         from pyhostdev.qemu import qemu_driver
 
         release = release_of(self.args, host)
         if host.root.is_live:
-            return qemu_driver.capabilities_of(self.definition, host, self.args.capabilities, release)
+            return qemu_driver.capabilities_of(definition, host, self.args.capabilities, release)
         if release not in self.stored:
-            found = qemu_driver.capabilities_of(self.definition, host, self.args.capabilities, release)
+            found = qemu_driver.capabilities_of(definition, host, self.args.capabilities, release)
             self.stored[release] = found
         return self.stored[release]
 
@@ -94,7 +118,7 @@ class _Worker:
 _workers: list[_Worker] = []  # of a process of the pool: one
 
 
-def _begin(args: argparse.Namespace, definition: DomainDef) -> None:
+def _begin(args: argparse.Namespace, definition: DomainDef | None) -> None:
     _workers[:] = [_Worker(args, definition)]
 
 
@@ -102,8 +126,13 @@ def _answer(root: str) -> Answer:
     return _workers[0].answer(root)
 
 
-def run(args: argparse.Namespace, definition: DomainDef, roots: list[str]) -> int:
-    """Plan on all hosts and print the results in order; return 0 if a host can run the guest."""
+def run(args: argparse.Namespace, definition: DomainDef | None, roots: list[str]) -> int:
+    """
+    Plan on all hosts and print the results in order; return 0 if a host can run the guest.
+
+    Args:
+        definition: None for the devices that the command line names.
+    """
     if args.state_dir is not None:
         raise ConfigError("--state-dir cannot be used with several hosts")
     answers = []
@@ -116,7 +145,9 @@ def run(args: argparse.Namespace, definition: DomainDef, roots: list[str]) -> in
     if args.json:
         streams.write("".join(f"{json.dumps(answer.value)}\n" for answer in answers))
     else:
-        output.print_table(("HOST", "CAN", "WHAT PREVENTS IT"), _rows(answers))
+        output.print_table(
+            ("HOST", "CAN", "WHAT PREVENTS IT", *(["PINNED DEVICES"] if args.find else [])), _rows(answers)
+        )
     return 0 if any(answer.can for answer in answers) else 1
 
 
@@ -132,4 +163,5 @@ def _rows(answers: list[Answer]) -> Iterator[tuple[str, ...]]:
         words = [*answer.obstacles[:1], *([f"and {more} more"] if more > 0 else [])]
         if answer.lacking:
             words.append(f"(the snapshot lacks {answer.lacking} files)")
-        yield answer.root, "yes" if answer.can else "no", "; ".join(words) or "-"
+        found = ["; ".join(answer.found)] if answer.found else []
+        yield answer.root, "yes" if answer.can else "no", "; ".join(words) or "-", *found

@@ -63,6 +63,17 @@ def to_json(plan: Plan, origin: str | None, found: Found | None, root: str | Non
     }
 
 
+def found_sentences(found: Found) -> list[str]:
+    """Return one sentence for each pinned device: where it is now."""
+    if not found:
+        return ["the domain has no pinned host devices"]
+    places = {pinned: " or ".join(map(str, now)) for pinned, now in found.items()}
+    return [
+        f"the device pinned at {pinned} {f'is at {now}' if now else 'is not on this host'}"
+        for pinned, now in places.items()
+    ]
+
+
 def _found_to_json(found: Found | None) -> list[dict[str, object]] | None:
     if found is None:
         return None

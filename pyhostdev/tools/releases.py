@@ -88,8 +88,16 @@ def answering(args: argparse.Namespace, host: Host) -> Answering:
     Raises:
         SysfsError: the host's libraries cannot be read.
     """
-    if args.libvirt is not None:
-        return Answering(args.libvirt)
+    return installed_release(host) if args.libvirt is None else Answering(args.libvirt)
+
+
+def installed_release(host: Host) -> Answering:
+    """
+    Return the release of the host's libvirt, else the newest.
+
+    Raises:
+        SysfsError: the host's libraries cannot be read.
+    """
     from pyhostdev.util.libvirtlib import read_installed_libvirt
 
     installed = read_installed_libvirt(host.root)
@@ -126,9 +134,14 @@ def capabilities_of(args: argparse.Namespace, dom: DomainDef, host: Host) -> QEM
     return chosen_capabilities(dom, host, args.capabilities, answering(args, host))
 
 
-def chosen_capabilities(dom: DomainDef, host: Host, choice: str | None, found: Answering) -> QEMUCapabilities:
+def chosen_capabilities(
+    dom: DomainDef, host: Host, choice: str | None, found: Answering, told: set[str] | None = None
+) -> QEMUCapabilities:
     """
     Return the capabilities of a choice, as ``capabilities_of`` does for the one of the command line.
+
+    Args:
+        told: origins that were reported before; one among them is not reported again.
 
     Raises:
         ConfigError, ConfigUnsupportedError, OperationError: as ``qemu_driver.capabilities_of``.
@@ -137,5 +150,9 @@ def chosen_capabilities(dom: DomainDef, host: Host, choice: str | None, found: A
     from pyhostdev.tools.main import complain
 
     capabilities = qemu_driver.capabilities_of(dom, host, choice, found.release)
-    complain(f"note: answered with {capabilities.origin}{capabilities.why_not_probed}, as {found}")
+    origin = f"{capabilities.origin}{capabilities.why_not_probed}, as {found}"
+    if told is None or origin not in told:
+        complain(f"note: answered with {origin}")
+    if told is not None:
+        told.add(origin)
     return capabilities

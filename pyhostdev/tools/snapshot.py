@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--redact",
         action="store_true",
-        help="replace MAC addresses, serial numbers, UUIDs and names of guests and mounts, each consistently",
+        help="replace MAC and IP addresses, serial numbers, UUIDs and names of guests, mounts and virtual interfaces, "
+        "each consistently",
     )
     parser.add_argument("--tree", action="store_true", help="write a .tree description, from which a host can be built")
 
@@ -46,11 +47,13 @@ def _archive(args: argparse.Namespace, host: Host) -> bytes:
     from pyhostdev.util.redaction import redacted
     from pyhostdev.util.snapshotfile import Manifest, pack
 
-    snapshot = take_snapshot(host.root)
+    snapshot = take_snapshot(host.root, host.state() if args.state_dir else None)
     if args.redact:
         snapshot = redacted(snapshot, host.root)
     if snapshot.unreadable:
-        complain(f"note: this user cannot read {len(snapshot.unreadable)} files; the manifest names them")
+        number = len(snapshot.unreadable)
+        files = "1 file" if number == 1 else f"{number} files"
+        complain(f"note: this user cannot read {files}; the manifest names what is missing")
     kernel = snapshot.entries.get(os.path.relpath(host.root.kernel_release, host.root.path))
     manifest = Manifest(
         pyhostdev=__version__,

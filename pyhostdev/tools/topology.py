@@ -7,23 +7,30 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pyhostdev.tools import arguments, filters, output, streams
+from pyhostdev.tools.main import complain
+from pyhostdev.util import pciconfig, pciregs
+from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.virpci import PCIDevice
 
-Roles = dict["PCIDeviceAddress", str]
-Above = dict["PCIDeviceAddress", "PCIDeviceAddress | None"]
+Roles = dict[PCIDeviceAddress, str]
+Above = dict[PCIDeviceAddress, PCIDeviceAddress | None]
 DEPTH_MAX = 64  # of the tree; a host has 256 buses, and a few of them below each other
 _COLORS = {"given": "palegreen", "kept": "lightyellow"}
+_PORTS = {
+    pciregs.EXP_TYPE_ROOT_PORT: "root port",
+    pciregs.EXP_TYPE_UPSTREAM: "switch, upstream port",
+    pciregs.EXP_TYPE_DOWNSTREAM: "switch, downstream port",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     arguments.add_root(parser)
-    parser.add_argument("--domain", metavar="FILE", help="mark the functions that this domain declares: assigned, kept")
+    parser.add_argument("--domain", metavar="FILE", help="mark the functions that this domain declares: given, kept")
     parser.add_argument("--dot", action="store_true", help="print a graph in Graphviz's language: groups are boxes")
     filters.add_filters(parser.add_argument_group("filters", "functions that pass them, and the bridges above"))
 
@@ -33,6 +40,10 @@ def run(args: argparse.Namespace) -> int:
     host = arguments.host_of(args)
     roles = {} if args.domain is None else _roles(args.domain)
     scan = host.scan()
+    for address in sorted(roles):
+        if scan.find(address) is None:
+            complain(f"note: device {address} of the domain is not on this host")
+    roles = _with_owners(roles, filters.owners_of(host))
     above = {dev.address: _parent(dev) for dev in scan}
     if filters.has_filters(args):
         tests = list(filters.tests(args, host, scan))
@@ -41,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dot:
         streams.write("".join(f"{line}\n" for line in _graph(shown, above, roles)))
     else:
-        output.print_tree(_tree(f"{len(shown)} functions of {host.root.path}", shown, above, roles))
+        output.print_tree(_tree(f"{len(shown)} functions of {args.root}", shown, above, roles))
     return 0
 
 
@@ -61,6 +72,13 @@ def _roles(path: str) -> Roles:
 
     definition = DomainDef.parse(arguments.read_file(path))
     return {hostdev.pci_address: "given" if hostdev.is_assigned else "kept" for hostdev in definition.pci_hostdevs()}
+
+
+def _with_owners(roles: Roles, owners: dict[str, str]) -> Roles:
+    """Add the owners of the functions in use to the roles in a domain."""
+    in_use = {PCIDeviceAddress.parse(text): f"in use by '{owner}'" for text, owner in owners.items()}
+    words = {address: [*filter(None, (roles.get(address), in_use.get(address)))] for address in {*roles, *in_use}}
+    return {address: ", ".join(found) for address, found in words.items()}
 
 
 def _parent(dev: PCIDevice) -> PCIDeviceAddress | None:
@@ -103,10 +121,18 @@ def _not_placed(
 
 def _line(dev: PCIDevice, roles: Roles) -> str:
     group = "no group" if dev.iommu_group is None else f"group {dev.iommu_group}"
-    words = [str(dev.address), _ids(dev), group, dev.driver or "no driver"]
+    words = [str(dev.address), _ids(dev), *_port(dev), group, dev.driver or "no driver"]
     if dev.address in roles:
         words.append(f"[{roles[dev.address]}]")
     return "  ".join(words)
+
+
+def _port(dev: PCIDevice) -> list[str]:
+    """Return what a bridge is; only root can read the kinds of PCI Express."""
+    if not dev.is_bridge:
+        return []
+    kind = pciconfig.express_type(dev.read_config(pciregs.CONFIG_SIZE_EXPRESS))
+    return [_PORTS.get(kind, "bridge") if kind is not None else "bridge"]
 
 
 def _ids(dev: PCIDevice) -> str:
@@ -131,8 +157,9 @@ def _graph(shown: Sequence[PCIDevice], above: Above, roles: Roles) -> Iterator[s
 
 def _node(dev: PCIDevice, roles: Roles) -> str:
     role = roles.get(dev.address)
-    words = [str(dev.address), _ids(dev), dev.driver or "no driver", *([role] if role else [])]
-    color = f', style=filled, fillcolor="{_COLORS[role]}"' if role else ""
+    words = [str(dev.address), _ids(dev), *_port(dev), dev.driver or "no driver", *([role] if role else [])]
+    color = _COLORS.get((role or "").partition(",")[0])
+    color = f', style=filled, fillcolor="{color}"' if color else ""
     label = "\\n".join(map(_quoted, words))
     return f'"{dev.address}" [label="{label}"{color}];'
 

@@ -112,6 +112,11 @@ class HostRoot:
         """The directory that lists a group's members, PCI functions and others."""
         return self.join(f"sys/kernel/iommu_groups/{int(group)}/devices")
 
+    @property
+    def mdev_devices(self) -> str:
+        """``sys/bus/mdev/devices``: one link per mediated device."""
+        return self.join("sys/bus/mdev/devices")
+
     def mdev_device(self, uuid: str) -> str:
         """The directory of a mediated device; the caller has parsed the UUID."""
         return self.join("sys/bus/mdev/devices", uuid)
@@ -241,6 +246,9 @@ class HostRoot:
             self.iomem,
             self.route,
             self.ipv6_route,
+            self.ipv6_addresses,
+            self.online_cpus,
+            self.online_nodes,
         )
         return list(names)
 
@@ -304,6 +312,11 @@ class HostRoot:
     def online_nodes(self) -> str:
         """``sys/devices/system/node/online``"""
         return self.join("sys/devices/system/node/online")
+
+    @property
+    def hugepages(self) -> str:
+        """``sys/kernel/mm/hugepages``: one directory per size."""
+        return self.join("sys/kernel/mm/hugepages")
 
     def free_hugepages(self, kib: int) -> str:
         """``sys/kernel/mm/hugepages/hugepages-SIZEkB/free_hugepages``"""
@@ -390,6 +403,11 @@ class HostRoot:
     def libvirt_network_states(self) -> str:
         """``run/libvirt/network``: libvirt's status of active networks, and directories of their ports."""
         return self.join("run/libvirt/network")
+
+    @property
+    def libvirt_networks(self) -> str:
+        """``etc/libvirt/qemu/networks``: the definitions of libvirt's networks."""
+        return self.join("etc/libvirt/qemu/networks")
 
     def libvirt_network_status(self, name: str) -> str:
         """``run/libvirt/network/NAME.xml``: libvirt's status of an active network; the caller has checked the name."""

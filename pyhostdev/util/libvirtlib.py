@@ -46,12 +46,18 @@ def read_installed_libvirt(root: HostRoot) -> Version | None:
 
     Host: usr/lib64, usr/lib, usr/lib/TRIPLET: libvirt.so.0, a link to the library
     """
-    found = (read_link_name(root, path) for path in _links(root))
+    found = (read_link_name(root, path) for path in library_links(root))
     versions = (parse_library_name(name) for name in found if name is not None)
     return max((version for version in versions if version is not None), default=None)
 
 
-def _links(root: HostRoot) -> Iterator[str]:
+def library_links(root: HostRoot) -> Iterator[str]:
+    """
+    Yield the paths where a distribution installs libvirt's library.
+
+    Raises:
+        SysfsError: a directory of libraries exists but cannot be read.
+    """
     directories = root.library_directories
     yield from (os.path.join(directory, "libvirt.so.0") for directory in directories)
     for directory in directories:

@@ -8,12 +8,15 @@ Only the wanted lines are looked up: the list has 40,000, and a host has few kin
 from __future__ import annotations
 
 import re
+from itertools import groupby
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.virfile import read_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pyhostdev.util.hostroot import HostRoot
 
 _FILE_MAX = 16 << 20
@@ -31,7 +34,7 @@ class PCIIds:
 
     @classmethod
     def read(cls, *roots: HostRoot) -> PCIIds:
-        """Return the list of the first of these hosts that has one; snapshots have none."""
+        """Return the list of the first of these hosts that has one; a snapshot has the names of its own devices."""
         for root in roots:
             for path in root.pci_ids():
                 try:
@@ -68,6 +71,17 @@ class PCIIds:
         numbers = [None if number is None else f"{number:04x}" for number in (vendor, device)]
         words = (self.vendor(vendor) or numbers[0] or "?", self.device(vendor, device) or numbers[1] or "?")
         return " ".join(words)
+
+    def excerpt(self, ids: Iterable[tuple[int, int]]) -> bytes:
+        """Return a list with only the names of these vendors and devices, sorted."""
+        lines = []
+        for vendor, pairs in groupby(sorted(set(ids)), key=lambda pair: pair[0]):
+            name = self.vendor(vendor)
+            if name is not None:
+                lines.append(f"{vendor:04x}  {name}")
+                names = ((device, self.device(vendor, device)) for _, device in pairs)
+                lines += [f"\t{device:04x}  {found}" for device, found in names if found is not None]
+        return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _words(text: bytes) -> str | None:

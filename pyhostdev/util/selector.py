@@ -111,7 +111,7 @@ def _only(text: str, paths: list[str]) -> PCIDeviceAddress:
         raise _missing(text, "it is not on a PCI function")
     if len(found) > 1:
         names = ", ".join(sorted(found))
-        raise InvalidAddressError(f"'{text}' matches several functions: {names}")
+        raise InvalidAddressError(f"'{text}' matches several functions: {names}", reason="several-functions")
     return PCIDeviceAddress.parse(found.pop())
 
 

@@ -12,7 +12,7 @@ import re
 
 from pyhostdev.util.iommugroup import VFIO_DEV, read_group
 from pyhostdev.util.typed import TYPE_CHECKING
-from pyhostdev.util.virfile import list_all_names, read_attributes
+from pyhostdev.util.virfile import list_all_names, read_attributes, read_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ def read_nodes(root: HostRoot, address: PCIDeviceAddress) -> list[str]:
     if not names or group is None:
         return []
     paths = [root.vfio_group(group), *(os.path.join(root.dev_vfio_devices, name) for name in names)]
-    return [path for path in paths if os.path.lexists(path)]
+    return [path for path in paths if read_status(root, path) is not None]
 
 
 def read_node_number(root: HostRoot, name: str, address: PCIDeviceAddress | None) -> int | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import string
+from collections.abc import Callable
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import confined
@@ -42,6 +43,9 @@ class PCIVPDResource(NamedTuple):
     name: str | None
     readonly: Fields | None
     readwrite: Fields | None
+
+
+_KIND_FIELDS = ("PN", "EC", "MN", BINARY_FIELD, "RV", "RW")  # the others can say which piece it is, or whose
 
 
 class _MalformedError(Exception):
@@ -183,3 +187,36 @@ def _walk(data: bytes, start: int, end: int, *, stop: str, foreign: str) -> tupl
 def is_text_field(keyword: str) -> bool:
     """Tell whether a keyword stands for text: a known one, or one of a vendor (Vx) or of the system (Yx)."""
     return keyword in TEXT_FIELDS or (keyword[0] in "VY" and keyword[1] in _KEYWORD)
+
+
+def without_identity(data: bytes, replacement: Callable[[str], str]) -> bytes:
+    """
+    Return the data with its serial number and the fields of vendor and system replaced; empty if it is malformed.
+
+    Args:
+        replacement: returns a text for a value; as much of its end is used as the field has room for.
+    """
+    if parse_vpd(data) is None:
+        return b""
+    out, position = bytearray(data), 0
+    while _tag(data[position : position + 1]) != TAG_END:
+        start = position + (3 if data[position] & LARGE else 1)
+        end = start + _length(data[position:start])
+        if data[position] in (TAG_READ_ONLY, TAG_READ_WRITE):
+            _replace_fields(out, start, end, replacement)
+        position = end
+    return bytes(out)
+
+
+def _replace_fields(out: bytearray, start: int, end: int, replacement: Callable[[str], str]) -> None:
+    """Replace the fields of a section in place, and correct its checksum."""
+    while start + 3 <= end:
+        keyword, value_at = out[start : start + 2].decode("latin-1"), start + 3
+        after = value_at + out[start + 2]
+        if keyword == "RV":
+            out[value_at] = -sum(out[:value_at]) & 0xFF
+        elif keyword not in _KIND_FIELDS:
+            size = after - value_at
+            text = replacement(out[value_at:after].decode("latin-1")).rjust(size, "0")
+            out[value_at:after] = text[len(text) - size :].encode("ascii")
+        start = after

@@ -65,7 +65,10 @@ def test_attribute_that_is_not_a_file(tree: Tree, secret: Path, where: str, kind
         check(top, "show", (where, kind))
 
 
-@pytest.mark.parametrize("where", ["proc/mounts", "proc/iomem", "proc/net/route", "run/libvirt/qemu/web.xml"])
+TABLES = ["proc/mounts", "proc/iomem", "proc/net/route", "run/libvirt/qemu/web.xml", "sys/devices/system/cpu/online"]
+
+
+@pytest.mark.parametrize("where", TABLES)
 @pytest.mark.parametrize("kind", [*NOT_FILES, "many_lines", "noise"])
 def test_table_that_is_not_a_file(tree: Tree, secret: Path, where: str, kind: str) -> None:
     """The same holds for the tables of a plan; a table of any size needs the memory of one line."""

@@ -50,6 +50,8 @@ VERBS = {
     "plan-json": ("plan", SEED, "--json"),
     "status": ("status",),
     "topology": ("topology",),
+    "argv": ("argv", SEED),
+    "addresses": ("addresses", SEED),
     "validate": ("validate", SEED),
 }
 

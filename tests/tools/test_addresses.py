@@ -82,3 +82,18 @@ def test_a_wrong_definition_is_refused(place: Path, capsys: pytest.CaptureFixtur
     assert 1 == run(place, "addresses", "one.xml", "--diff", str(place / "bad.xml"))
     assert 1 == run(place, "addresses", "one.xml", "--diff", str(place / "none.xml"))
     assert "none.xml" in capsys.readouterr().err
+
+
+def test_an_origin_is_named_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two definitions with the same capabilities have one note, and two releases have two."""
+    assert 6 == run(place, "addresses", "one.xml", "--diff", str(place / "two.xml"))
+    assert 1 == capsys.readouterr().err.count("note: answered")
+    assert 6 == run(place, "addresses", "one.xml", "--against-libvirt", "9.0")
+    assert 2 == capsys.readouterr().err.count("note: answered")
+
+
+def test_one_standard_input(capsys: pytest.CaptureFixture[str]) -> None:
+    """It cannot be both definitions."""
+    with pytest.raises(SystemExit) as end:
+        main(["addresses", "-", "--diff", "-"])
+    assert (2, True) == (end.value.code, "cannot both be standard input" in capsys.readouterr().err)

@@ -73,6 +73,8 @@ def test_some_devices_are_released(bcm5719: FakeHost, words: list[str], capsys: 
         "plan x.xml --device 01:00.0 --owner vm1",
         "plan --device 0001:09:00.0",
         "plan x.xml --owner vm1",
+        "plan --device 0001:09:00.0 --owner vm1 --find",
+        "plan --device 0001:09:00.0 --owner vm1 --for-start",
         "prepare --keep 0001:09:00.0 --simulate",
         "release x.xml --owner vm1 --simulate",
     ],
@@ -91,7 +93,6 @@ def test_incomplete_requests_are_usage_errors(line: str, words: list[str]) -> No
         "plan --device 0001:09:00.0 --owner a/b",
         "plan --device 0001:7f:00.0 --owner vm1",
         "plan --device net:none --owner vm1",
-        "plan --device 0001:09:00.0 --owner vm1 --find",
         "release x.xml --device 0001:09:00.0 --simulate",
     ],
 )

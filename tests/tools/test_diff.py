@@ -93,6 +93,7 @@ def test_exit_codes_and_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     """0 for equal hosts, 6 for different ones, 1 for an unreadable host; the plans of a domain are compared."""
     roots = [FakeHost.named("bcm5719", tmp_path / part).root.path for part in "ab"]
     assert 0 == main(["diff", *roots, "--domain", GUEST])
+    assert "same plan  seed    can be prepared, 12 steps  can be prepared, 12 steps\n" in capsys.readouterr().out
     assert 0 == main(["prepare", GUEST, "--root", roots[1], "--simulate"])
     file = str(tmp_path / "b.tar.gz")
     assert 0 == main(["snapshot", file, "--root", roots[1]])
@@ -105,3 +106,28 @@ def test_exit_codes_and_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (plan,) = json.loads(capsys.readouterr().out)["plans"]
     assert (True, True, False) == (plan["differs"], plan["before"]["ok"], plan["after"]["ok"])
     assert 1 == main(["diff", roots[0], str(tmp_path / "none")])
+
+
+def test_plans_are_those_of_each_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A plan has the functions that the host's networks give, and is made as the host's libvirt would."""
+    guest = tmp_path / "guest.xml"
+    guest.write_text(
+        "<domain type='qemu'><name>vm</name><memory>65536</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>"
+        "<devices><interface type='network'><source network='pool'/></interface></devices></domain>"
+    )
+    hosts = [FakeHost.named("sriov", tmp_path / part).root for part in "ab"]
+    for root, library in zip(hosts, ("libvirt.so.0.9000.0", "libvirt.so.0.12008.0"), strict=True):
+        network = Path(root.libvirt_network_status("pool"))
+        network.parent.mkdir(parents=True)
+        pool = "<forward mode='hostdev' managed='yes'><pf dev='enp3s0'/></forward>"
+        network.write_text(f"<networkstatus><network><name>pool</name>{pool}</network></networkstatus>")
+        Path(root.library_directories[1]).mkdir(parents=True)
+        Path(root.library_directories[1], "libvirt.so.0").symlink_to(library)
+        variant = Path(root.modules_alias("6.1.0-fake"))
+        variant.write_text(f"{variant.read_text()}alias vfio_pci:v00008086d00001565sv*sd*bc*sc*i* ixgbe_vfio_pci\n")
+    code = main(["diff", hosts[0].path, hosts[1].path, "--json", "--domain", str(guest)])
+    (plan,) = json.loads(capsys.readouterr().out)["plans"]
+    drivers = [
+        {step["to"] for step in plan[side]["steps"] if step["action"] == "detach"} for side in ("before", "after")
+    ]
+    assert (6, [{"vfio-pci"}, {"ixgbe_vfio_pci"}]) == (code, drivers)

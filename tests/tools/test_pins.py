@@ -56,6 +56,22 @@ def test_pin_find_and_repoint(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert (0, 0) == (code, run("plan", "repointed.xml", "after")[0])
 
 
+def test_find_on_several_hosts(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each host is asked where the pinned device is; a domain without pins says so."""
+    hosts = [word for name in ("before", "after", "empty") for word in ("--root", str(place / name))]
+    assert 0 == main(["xml", str(place / "guest.xml"), "--pin-devices", *hosts[:2]])
+    (place / "pinned.xml").write_text(capsys.readouterr().out)
+    words = ["plan", str(place / "pinned.xml"), "--find", *hosts]
+    assert 0 == main(words)
+    places = [line.rpartition(" is at ")[2] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert ["0000:02:00.0", "0000:03:00.0", "0000:08:00.0"] == places
+    assert 0 == main([*words, "--json"])
+    found = [json.loads(line)["found"][0]["now"] for line in capsys.readouterr().out.splitlines()]
+    assert [["0000:02:00.0"], ["0000:03:00.0"], ["0000:08:00.0"]] == found
+    assert 0 == main(["plan", str(place / "guest.xml"), "--find", *hosts[:2]])
+    assert "the domain has no pinned host devices" in capsys.readouterr().out
+
+
 def test_nothing_to_repoint_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A domain without pins, and a device that this host does not have."""
     words = [str(place / "guest.xml"), "--root", str(place / "empty")]

@@ -58,6 +58,37 @@ def test_roles_of_a_domain(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str]
     assert 4 == shown(capsys, bcm5719, "--domain", GUEST, "--dot").count("fillcolor")
 
 
+def test_ports_are_told_apart(fakehost: Callable[[str], FakeHost], capsys: pytest.CaptureFixture[str]) -> None:
+    """Root ports, the ports of a switch, and other bridges; without their capabilities all are bridges."""
+    lines = [
+        "0000:00:01.0 8086:2030 060400 group=1 bridge=01-04 express=root-port",
+        "0000:01:00.0 10b5:8747 060400 group=2 bridge=02-04 express=upstream-port",
+        "0000:02:08.0 10b5:8747 060400 group=3 bridge=03-03 express=downstream-port",
+        "0000:00:1e.0 8086:244e 060401 group=4 bridge=05-05",
+        "0000:03:00.0 8086:1563 020000 group=5 express=endpoint",
+    ]
+    fake = fakehost("\n".join(lines) + "\n")
+    words = ("root port", "switch, upstream port", "switch, downstream port", "bridge")
+    for form in ((), ("--dot",)):
+        text = shown(capsys, fake, *form)
+        assert [1] * 4 == [len(re.findall(rf"(?:  |\\n){word}(?:  |\\n)", text)) for word in words]
+    for address in ("0000:00:01.0", "0000:01:00.0", "0000:02:08.0"):
+        config = Path(fake.root.pci_device(address), "config")
+        config.write_bytes(config.read_bytes()[:64])
+    assert 4 == shown(capsys, fake).count("  bridge  ")
+
+
+def test_who_has_what(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    """The owner of a function in use is shown, and a declared function that the host lacks is noted."""
+    assert 0 == main(["prepare", GUEST, "--root", bcm5719.root.path, "--simulate"])
+    assert 4 == shown(capsys, bcm5719).count("[in use by 'seed']")
+    assert 2 == shown(capsys, bcm5719, "--domain", GUEST).count("[kept, in use by 'seed']")
+    assert 0 == main(
+        ["topology", "--root", FakeHost.named("sriov", f"{bcm5719.root.path}-2").root.path, "--domain", GUEST]
+    )
+    assert 4 == capsys.readouterr().err.count("is not on this host")
+
+
 def test_a_drivers_name_cannot_break_the_graph(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     """Quotes and backslashes are escaped."""
     link = Path(bcm5719.root.pci_device("0001:09:00.0"), "driver")

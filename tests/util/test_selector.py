@@ -77,5 +77,6 @@ def test_a_name_of_several_functions_is_refused(sriov: FakeHost) -> None:
         target = Path(sriov.root.class_net, name).resolve()
         (bond / f"lower_{name}").symlink_to("../../../../" + str(target.relative_to(Path(sriov.root.path) / "sys")))
     Path(sriov.root.class_net, "bond0").symlink_to("../../devices/virtual/net/bond0")
-    with pytest.raises(InvalidAddressError, match=f"several functions: {PF}, 0000:03:10.0"):
+    with pytest.raises(InvalidAddressError, match=f"several functions: {PF}, 0000:03:10.0") as refusal:
         Selector.parse("net:bond0").resolve(sriov.root)
+    assert "several-functions" == refusal.value.reason

@@ -8,54 +8,62 @@ show is not checked.
 
 from __future__ import annotations
 
+import errno
+import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.xmlcodec import nodes_of, set_text, unit_factor
+from pyhostdev.errors import SysfsError
 from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.virfile import read_attribute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.host import Host
+    from pyhostdev.util.hostroot import HostRoot
 
 _DEFAULT_HUGEPAGE_KIB = 2048
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 def resource_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
     """
     Yield an error for each processor or node that the host lacks, and for huge pages that are not free.
 
+    Raises:
+        SysfsError: a file exists but cannot be read.
+
     Host:
         sys/devices/system/cpu/online, sys/devices/system/node/online, sys/kernel/mm/hugepages/*/free_hugepages
     """
     root = host.root
-    yield from _absent(_cpu_sets(dom), _read(root.online_cpus), "processor")
-    yield from _absent(_node_sets(dom), _read(root.online_nodes), "NUMA node")
+    yield from _absent(_cpu_sets(dom), _online(root, root.online_cpus), "processor")
+    yield from _absent(_node_sets(dom), _online(root, root.online_nodes), "NUMA node")
     for kib, needed in _hugepages(dom).items():
-        free = _read(root.free_hugepages(kib))
-        if free is not None and free.isdecimal() and int(free) < needed:
+        free = read_attribute(root, root.free_hugepages(kib))
+        if free is not None and _NUMBER.fullmatch(free) and int(free) < needed:
             message = f"The guest needs {needed} huge pages of {kib} KiB, and the host has {free} free ones"
             yield Finding("no-hugepages", ERROR, None, message, dom.memory_backing.line)
 
 
-def _read(path: str) -> str | None:
-    """Return the text of a file; None if the host does not have the file."""
+def _online(root: HostRoot, path: str) -> set[int] | None:
+    """Return the numbers in a file such as 0-3; None if the host does not have the file."""
+    text = read_attribute(root, path)
     try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except FileNotFoundError:
-        return None
+        return None if text is None else set(nodes_of(text))
+    except ValueError:
+        raise SysfsError(errno.EINVAL, path, "read a list of numbers") from None
 
 
-def _absent(sets: list[tuple[Any, str | None]], online: str | None, what: str) -> Iterator[Finding]:
+def _absent(sets: list[tuple[Any, str | None]], online: set[int] | None, what: str) -> Iterator[Finding]:
     """Yield an error for each set with a number that is not online."""
     if online is None:
         return
-    there = set(nodes_of(online))
     for place, numbers in sets:
-        missing = set(nodes_of(numbers)) - there if numbers else set()
+        missing = set(nodes_of(numbers)) - online if numbers else set()
         if missing:
             message = f"The host has no {what} {set_text(missing)} online, which <{place.tag}> names"
             yield Finding("no-processor", ERROR, None, message, place.line)

@@ -17,7 +17,7 @@ options:
     type: path
     required: true
   redact:
-    description: Replace MAC addresses, serial numbers, UUIDs and names of guests and mounts, each consistently.
+    description: Replace MAC and IP addresses, serial numbers, UUIDs and names of guests, mounts and virtual interfaces.
     type: bool
     default: false
   tree:
