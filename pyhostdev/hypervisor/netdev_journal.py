@@ -41,6 +41,7 @@ class NetdevJournal(abc.ABC):
     fields: ClassVar[frozenset[str]]  # further fields of a record of this kind
     directory: ClassVar[str] = "interfaces"
     subject: ClassVar[str] = "network interface or function"
+    is_name_unique: ClassVar[bool] = False  # no other change ever has the name: its lock is removed with its record
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -56,6 +57,19 @@ class NetdevJournal(abc.ABC):
             OSError: a path or a process of the record cannot be reached; the record stays.
             ValueError, TypeError, KeyError, OverflowError: the record is not one of this kind.
         """
+
+    def settle(self, name: str) -> None:
+        """
+        Undo what a dead guest left under a name, before another guest's change reads the present state as the former.
+
+        Raises:
+            OperationError: it cannot be undone.
+            SysfsError: the records cannot be read.
+        """
+        if f"{name}{self.suffix}" in self.state.names():
+            _, outcome, message = self._recover_one(name)
+            if outcome == FAILED:
+                raise OperationError(f"The {self.subject} '{name}' of a dead guest cannot be restored: {message}")
 
     def begin(self, name: str, owner: str, **facts: object) -> int:
         """
@@ -89,9 +103,15 @@ class NetdevJournal(abc.ABC):
     def end(self, name: str, lock: int) -> None:
         """Remove a record and release its lock."""
         try:
-            self.state.remove(f"{name}{self.suffix}")
+            self._remove(name)
         finally:
             os.close(lock)
+
+    def _remove(self, name: str) -> None:
+        """Remove a record, and a lock file that no other change will use."""
+        self.state.remove(f"{name}{self.suffix}")
+        if self.is_name_unique:
+            self.state.remove(f"{name}{self.suffix}{_LOCK}")
 
     def finish(self, name: str, lock: int, undo: Callable[[], object]) -> None:
         """
@@ -141,6 +161,9 @@ class NetdevJournal(abc.ABC):
             if lock is None:
                 return owner, KEPT, "its guest runs"
             try:
+                if f"{name}{self.suffix}" not in self.state.names():
+                    self._remove(name)  # the lock that we have just made
+                    return owner, KEPT, "another program has finished it"
                 return owner, *self._finish_one(name, facts)
             finally:
                 os.close(lock)
@@ -153,7 +176,7 @@ class NetdevJournal(abc.ABC):
             said = "it is from an earlier boot, and was lost with it" if is_old else self.undo(name, facts)
         except (ValueError, TypeError, KeyError, OverflowError):
             return self._set_aside(name)[1:]
-        self.state.remove(f"{name}{self.suffix}")
+        self._remove(name)
         return EXPIRED if is_old else RESTORED, said
 
     def _set_aside(self, name: str) -> tuple[str | None, str, str]:

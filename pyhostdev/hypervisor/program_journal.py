@@ -39,6 +39,7 @@ class ProgramJournal(NetdevJournal):
     fields = frozenset({"argv", "pid", "started", "socket"})
     directory = "programs"
     subject = "program beside a guest"
+    is_name_unique = True
 
     def start(self, owner: str, argv: Sequence[str], socket: str) -> tuple[str, int]:
         """

@@ -162,9 +162,10 @@ class VFNetwork:
         place = place_of(self.host.root, address)
         if place is None:
             raise OperationError(f"The physical function of {address} has no network interface", address=address)
+        journal = VFJournal(self.host)
+        journal.settle(str(address))
         before = _read(place)
         wanted = before._replace(mac=net.mac, vlan=_vlan_of(net), qos=0, **_wishes(net))
-        journal = VFJournal(self.host)
         facts = before._asdict()
         later = {name: facts.pop(name) for name in _LATER}
         lock = journal.begin(str(address), self.owner, before=facts, **later)

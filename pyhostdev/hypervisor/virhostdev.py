@@ -225,17 +225,21 @@ class HostdevManager:
         Raises:
             SysfsError: the state directory cannot be read.
         """
+        from pyhostdev.hypervisor.guest_journal import GuestJournal
         from pyhostdev.hypervisor.hostdev_recover import recover
         from pyhostdev.hypervisor.netdev_journal import MacvtapJournal
         from pyhostdev.hypervisor.program_journal import ProgramJournal
+        from pyhostdev.hypervisor.usb_journal import USBJournal
         from pyhostdev.hypervisor.vf_network import VFJournal
 
         others: list[RecoveryResult] = []
         if self.host.root.is_live:  # processes, sockets and interfaces are the live host's, whatever another root says
             # a host driver reads the settings of its virtual function when it binds
             others = [*VFJournal(self.host).recover(), *MacvtapJournal(self.host).recover()]
-            others += ProgramJournal(self.host).recover()
-        return [*recover(self.context, include_prepared=include_prepared, timeout_s=timeout_s), *others]
+            others += [*ProgramJournal(self.host).recover(), *USBJournal(self.host).recover()]
+        found = recover(self.context, include_prepared=include_prepared, timeout_s=timeout_s)
+        files = GuestJournal(self.host).recover() if self.host.root.is_live else ()  # last: they show what is pending
+        return [*found, *others, *files]
 
     def prepare_pci_devices(
         self,

@@ -179,6 +179,15 @@ class HostRoot:
         """``sys/bus/usb/devices``: one link per device, and one per interface of a device."""
         return self.join("sys/bus/usb/devices")
 
+    def usb_bind(self, driver: str) -> str:
+        """
+        ``sys/bus/usb/drivers/DRIVER/bind``
+
+        Raises:
+            ConfigError: the name is not valid as one path component.
+        """
+        return self.join("sys/bus/usb/drivers", check_driver_name(driver), "bind")
+
     def usb_node(self, bus: int, device: int) -> str:
         """``dev/bus/usb/BUS/DEVICE``"""
         return self.join("dev/bus/usb", f"{bus:03d}", f"{device:03d}")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from pyhostdev.errors import SysfsError
 from pyhostdev.util.typed import NamedTuple
-from pyhostdev.util.virfile import list_names, read_attribute
+from pyhostdev.util.virfile import list_names, read_attribute, read_link_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +51,67 @@ def usb_devices(root: HostRoot) -> Iterator[USBDevice]:
             yield USBDevice(*(int(text or "", 16) for text in texts), *(int(text or "", 10) for text in numbers))
         except ValueError:
             continue
+
+
+def find_usb_name(root: HostRoot, bus: int, device: int) -> str | None:
+    """
+    Return the name of a USB device in sysfs, such as ``1-2.4``; None if the host does not have it.
+
+    Raises:
+        SysfsError: the devices cannot be read.
+
+    Host: sys/bus/usb/devices
+    """
+    names = (name for name in sorted(list_names(root, root.usb_devices)) if ":" not in name)
+    return next((name for name in names if read_usb_numbers(root, name) == (bus, device)), None)
+
+
+def read_usb_numbers(root: HostRoot, name: str) -> tuple[int, int] | None:
+    """
+    Return the bus and device numbers of a USB device; None if the host does not have it.
+
+    Raises:
+        SysfsError: they cannot be read.
+
+    Host: sys/bus/usb/devices
+    """
+    place = os.path.join(root.usb_devices, name)
+    texts = [read_attribute(root, os.path.join(place, part)) or "" for part in ("busnum", "devnum")]
+    return (int(texts[0]), int(texts[1])) if all(text.isdecimal() for text in texts) else None
+
+
+def interface_drivers(root: HostRoot, name: str) -> dict[str, str]:
+    """
+    Return the driver of each interface of a USB device that has one.
+
+    Raises:
+        SysfsError: they cannot be read.
+
+    Host: sys/bus/usb/devices
+    """
+    places = (entry for entry in list_names(root, root.usb_devices) if entry.startswith(f"{name}:"))
+    found = {entry: read_link_name(root, os.path.join(root.usb_devices, entry, "driver")) for entry in sorted(places)}
+    return {entry: driver for entry, driver in found.items() if driver is not None}
+
+
+def bind_interface(root: HostRoot, interface: str, driver: str) -> None:
+    """
+    Bind an interface of a USB device to a driver.
+
+    Raises:
+        SysfsError: the driver is not loaded, or refuses the interface.
+
+    Host: sys/bus/usb/drivers
+    """
+    path = root.usb_bind(driver)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # the kernel lets nobody read it
+        try:
+            os.write(fd, interface.encode())
+        finally:
+            os.close(fd)
+    except OSError as err:
+        raise SysfsError(err.errno or 0, path, f"bind the USB interface {interface} to {driver}") from err
 
 
 def find_usb_devices(

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from pyhostdev.errors import OperationError
+from pyhostdev.hypervisor.guest_journal import GuestJournal
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.netdev_journal import MacvtapJournal, NetdevJournal
 from pyhostdev.hypervisor.program_journal import ProgramJournal
+from pyhostdev.hypervisor.usb_journal import USBJournal
 from pyhostdev.hypervisor.vf_network import VFJournal
 from pyhostdev.qemu.qemu_hotplug.runtime import GuestFacts, read_guests
 from pyhostdev.testing import FakeHost
@@ -29,10 +31,20 @@ BEFORE = {"mac": "52:54:00:00:00:01", "vlan": 0, "qos": 0, "trust": None}
 PIDS: list[Any] = [-1, 0, 1 << 70, "x", [], {}, True, 1.5]
 ARGVS: list[Any] = [5, None, [[]], "text"]
 SOCKETS: list[Any] = ["a\0b", "/dev/null/x", "a" * 5000, "\ud800", "", 5, {}, "/" + "a/" * 3000, "/proc/self/mem"]
+GUEST: dict[str, Any] = {"sockets": ["/nowhere/socket"], "directories": []}
+PATHS: list[Any] = [*ARGVS, *([path] for path in SOCKETS)]
 INDEXES: list[Any] = ["x", -1, [], 1 << 70, {}]
+USB = {"bus": 900, "device": 1, "drivers": {}}
+DRIVERS: list[Any] = [None, [], "x", {"1": "usbhid"}, {"900-1:1.0": 5}, {"../x": "usbhid"}, {"900-1:1.0": "../x"}]
 SETTINGS: list[Any] = [None, [], "x", {}, {"mac": "a", "x": 1}]
 ONE_SETTING: list[Any] = [("mac", 5), ("mac", None), ("vlan", "1"), ("qos", []), ("trust", {}), ("trust", 1.5)]
 FRAMES: list[dict[str, Any]] = [{"owner": {}}, {"owner": None}, {"version": 2}, {"version": "1"}, {"boot_id": []}]
+
+
+NAMES = {
+    VFJournal: ["0000:00:00.0", "0000:00:00.1", "0000:00:00.2"],
+    USBJournal: ["900-1", "900-2", "900-3"],
+}
 
 
 def write(journal: NetdevJournal, name: str, content: dict[str, Any] | bytes) -> Path:
@@ -52,7 +64,9 @@ def write(journal: NetdevJournal, name: str, content: dict[str, Any] | bytes) ->
         *((ProgramJournal, PROGRAM, {**PROGRAM, "pid": value}) for value in PIDS),
         *((ProgramJournal, PROGRAM, {**PROGRAM, "argv": value}) for value in ARGVS),
         *((ProgramJournal, PROGRAM, {**PROGRAM, "socket": value}) for value in SOCKETS),
+        *((GuestJournal, GUEST, {**GUEST, key: value}) for key in GUEST for value in PATHS),
         *((MacvtapJournal, {"index": None}, {"index": value}) for value in INDEXES),
+        *((USBJournal, USB, {**USB, "drivers": value}) for value in DRIVERS),
         *((VFJournal, {"before": BEFORE}, {"before": value}) for value in SETTINGS),
         *((VFJournal, {"before": BEFORE}, {"before": {**BEFORE, key: value}}) for key, value in ONE_SETTING),
         *(
@@ -68,7 +82,7 @@ def write(journal: NetdevJournal, name: str, content: dict[str, Any] | bytes) ->
 def test_odd_record(tmp_path: Path, kind: Any, good: dict[str, Any], odd: dict[str, Any] | bytes) -> None:
     """The odd one is set aside, or stays with a message; the others before and after it are gone."""
     journal = kind(Host("/", state_dir=str(tmp_path / "records")))
-    names = ["0000:00:00.0", "0000:00:00.1", "0000:00:00.2"] if kind is VFJournal else ["a", "b", "c"]
+    names = NAMES.get(kind, ["a", "b", "c"])
     for name, content in zip(names, (good, odd, good), strict=True):
         write(journal, name, content)
     found = {result.what: result for result in journal.recover()}

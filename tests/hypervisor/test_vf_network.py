@@ -99,6 +99,25 @@ def test_identity_is_restored_after_a_crash(host: Host, monkeypatch: pytest.Monk
     assert [] == list(VFJournal(host).recover())
 
 
+def test_the_next_guest_does_not_take_a_dead_ones_identity_for_the_former(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start without a recover in between restores first; one that cannot be restored is refused."""
+    pf = FakePF(monkeypatch)
+    undo = ExitStack()
+    network = VFNetwork(host, "vm", undo)
+    network.set_all(domain())
+    undo.pop_all()  # a killed program undoes nothing
+    os.close(network.lock_fds[0])
+    pf.keeps = False
+    with pytest.raises(OperationError, match="of a dead guest cannot be restored"), ExitStack() as undo:
+        VFNetwork(host, "other", undo).set_all(domain())
+    pf.keeps = True
+    with ExitStack() as undo:
+        VFNetwork(host, "other", undo).set_all(domain())
+    assert FRESH == pf.functions[0]
+
+
 def test_setting_that_is_not_kept_is_an_error(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting that the driver accepts but does not keep is an error: the guest would be on another network."""
     FakePF(monkeypatch, keeps=False)

@@ -128,3 +128,23 @@ def test_way_to_the_state_directory_is_looked_at(tmp_path: Path) -> None:
         finding.message.partition("cannot ")[2].partition(":")[0] for finding in found if "/bin" not in finding.message
     ]
     assert not (closed / "state").exists()
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("mode", "owner", "expected"),
+    [
+        ("chroot", STRANGER, ["virtiofsd of 't' runs as user '4000000123', and <sandbox mode='chroot'> needs root"]),
+        ("namespace", STRANGER, []),
+        ("chroot", Ownership(0, 0, "root"), []),
+        ("chroot", None, []),
+    ],
+)
+def test_a_sandbox_that_needs_root_is_refused(
+    tmp_path: Path, mode: str, owner: Ownership | None, expected: list[str]
+) -> None:
+    """virtiofsd would end when QEMU connects, after the devices have left the host."""
+    binary = f"<binary path='/bin/true'><sandbox mode='{mode}'/></binary>"
+    text = f"<filesystem><driver type='virtiofs'/>{binary}<source dir='/'/><target dir='t'/></filesystem>"
+    found = image_obstacles(domain(text), Host("/", state_dir=str(tmp_path)), owner)
+    assert expected == [finding.message for finding in found if finding.reason == "unsupported"]

@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -247,7 +248,7 @@ def test_a_program_ends_with_its_guest(tmp_path: Path, monkeypatch: pytest.Monke
         pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    assert [] == list((tmp_path / "records/programs").glob("*.program"))
+    assert [] == os.listdir(tmp_path / "records/programs")  # no lock of a name that does not come again
     assert (False, True) == (os.path.exists(spec.socket), os.path.isdir(tmp_path / "state"))
 
 
@@ -258,6 +259,32 @@ def test_a_program_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OperationError), daemons(tmp_path, first, second):
         pass
     assert False is (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "failure"),
+    [
+        ("echo one; echo two >&2; exit 3", "the sleeper ended with exit status 3: 'one; two'"),
+        ("kill -9 $$", "the sleeper was ended by SIGKILL"),
+        ("exit 0", None),
+    ],
+)
+def test_a_program_that_fails_is_quoted(tmp_path: Path, script: str, failure: str | None) -> None:
+    """QEMU only says that it lost its connection; the program has said why."""
+    with daemons(tmp_path, sleeper(tmp_path, script)) as running:
+        (program,) = running._running
+        os.waitid(os.P_PIDFD, program.pidfd, os.WEXITED | os.WNOWAIT)
+        assert [failure] * (failure is not None) == running.failures()
+
+
+def test_a_program_that_runs_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may print more than anybody reads: the rest is lost, and it goes on."""
+    monkeypatch.setattr(daemons_module, "END_TIMEOUT_S", 0.2)
+    script = f"head -c 200000 /dev/zero; touch {tmp_path}/printed; while :; do sleep 0.05; done"
+    with daemons(tmp_path, sleeper(tmp_path, script)) as running:
+        while not (tmp_path / "printed").exists():
+            time.sleep(0.01)
+        assert [] == running.failures()
 
 
 def killed_beside(tmp_path: Path, spec: DaemonSpec) -> int:
@@ -292,7 +319,7 @@ def test_recover_ends_a_program_whose_starter_was_killed(
     (found,) = journal.recover()
     assert ("vm", "restored", "the program is ended") == (found.owner, found.outcome, found.message)
     assert (False, False) == (is_alive(pid), os.path.exists(spec.socket))
-    assert [] == list(journal.recover())
+    assert ([], []) == (list(journal.recover()), os.listdir(journal.state.path))
 
 
 def test_recover_finds_a_program_whose_number_was_not_recorded(tmp_path: Path) -> None:

@@ -310,16 +310,18 @@ class Guest:
         from pyhostdev.qemu.qemu_process.daemons import daemons_of
         from pyhostdev.qemu.qemu_process.descriptors import DeviceDescriptors
         from pyhostdev.qemu.qemu_process.process import held_signals
-        from pyhostdev.qemu.qemu_process.sockets import ListeningSockets
+        from pyhostdev.qemu.qemu_process.sockets import GuestFiles, ListeningSockets
         from pyhostdev.qemu.qemu_process.variables import make_variables
 
         self._refuse(plan)
-        paths = DomainPaths.of(os.path.abspath(self.host.state_dir), self.definition.name or "", self.domain_id)
+        owner = self.definition.name or ""
+        paths = DomainPaths.of(os.path.abspath(self.host.state_dir), owner, self.domain_id)
         daemons = daemons_of(self.definition, paths, self.ownership, self.host)
         make_variables(self.definition.os, self.ownership)
         node_owner = None if self.ownership is None else (self.ownership.uid, self.ownership.gid)
         with (
             held_signals(),
+            GuestFiles(self.host, owner, self.sockets, [paths.lib_dir, paths.channels]) as files,
             ListeningSockets(self.sockets, paths.channels) as sockets,
             DeviceDescriptors(self.definition, self.host) as devices,
             daemons,
@@ -327,10 +329,14 @@ class Guest:
             self._vfio_descriptors() as vfio,  # closed before the devices are reattached
             ExitStack() as undo,
         ):
-            networks = VFNetwork(self.host, self.definition.name or "", undo)
+            networks = VFNetwork(self.host, owner, undo)
             networks.set_all(self.definition)
-            opened = _Opened(sockets, devices, vfio, (*daemons.lock_fds, *networks.lock_fds))
-            return self._run_qemu(paths.lib_dir, opened, node_owner, log_path)
+            opened = _Opened(sockets, devices, vfio, (*files.lock_fds, *daemons.lock_fds, *networks.lock_fds))
+            try:
+                return self._run_qemu(paths.lib_dir, opened, node_owner, log_path)
+            except OperationError as err:
+                err.message = "; ".join([err.message, *daemons.failures()])
+                raise
 
     def _run_qemu(
         self, runtime_dir: str, opened: _Opened, node_owner: tuple[int, int] | None, log_path: str | None

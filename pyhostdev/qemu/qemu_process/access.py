@@ -24,6 +24,7 @@ from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.spawn import access_errors
 from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_link_name, read_status
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
@@ -324,7 +325,18 @@ def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> 
     files.append(_state_directory(dom, host))
     ours = [file for file in files if file.is_handed_over]
     others = [file for file in files if not file.is_handed_over]
-    return [*relative, *_judge(others, ownership), *_judge(ours, None)]
+    return [*relative, *_judge(others, ownership), *_judge(ours, None), *_sandbox_obstacles(dom, ownership)]
+
+
+def _sandbox_obstacles(dom: DomainDef, ownership: Ownership | None) -> Iterator[Finding]:
+    """Yield an error for each virtiofsd that needs root for its sandbox: it runs as QEMU's user."""
+    if os.geteuid() == 0 if ownership is None else ownership.is_root:
+        return
+    for filesystem in dom.filesystems:
+        if filesystem.is_virtiofs and filesystem.source_socket is None and filesystem.binary_sandbox == "chroot":
+            user = "the current user" if ownership is None else f"user '{ownership.name}'"
+            message = f"virtiofsd of '{shown(filesystem.target or '')}' runs as {user}, and <sandbox mode='chroot'> needs root"
+            yield Finding("unsupported", ERROR, None, message, filesystem.line)
 
 
 def _is_there(host: Host, file: NeededFile) -> bool:

@@ -24,7 +24,7 @@ from pyhostdev.errors import ConfigUnsupportedError, OperationError
 from pyhostdev.hypervisor.program_journal import ProgramJournal
 from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command.builder import plain_value
-from pyhostdev.qemu.qemu_process.launch import SYSTEM_PATH, environment, make_directories
+from pyhostdev.qemu.qemu_process.launch import SYSTEM_PATH, describe_status, environment, make_directories, quoted
 from pyhostdev.qemu.qemu_process.passt import is_listening, passt_arguments, passt_program, socket_directory, socket_in
 from pyhostdev.qemu.qemu_process.places import make_private_directory
 from pyhostdev.qemu.qemu_process.sockets import listen
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 10.0  # until a program listens at a socket that it makes itself
 _LOOK_EVERY_S = 0.02
+_OUTPUT_BYTES = 1 << 16
+_OUTPUT_LINES = 3
 END_TIMEOUT_S = 5.0  # from the end of QEMU to the end of its program; and after each signal
 _VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
@@ -141,6 +143,50 @@ def _virtiofsd(filesystem: Any, paths: DomainPaths) -> DaemonSpec:
     return DaemonSpec(what, virtiofsd_program(filesystem), "--fd={fd}", words, socket)
 
 
+class ProgramOutput:
+    """
+    What a program prints, in the buffer of a pipe: its first 64 KiB, the rest is lost.
+
+    The program inherits both ends in one descriptor, so that it never gets SIGPIPE, whatever happens to us.
+    """
+
+    def __init__(self) -> None:
+        read_fd, write_fd = os.pipe()
+        try:
+            self.fd = os.open(f"/proc/self/fd/{write_fd}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        finally:
+            os.close(read_fd)
+            os.close(write_fd)
+
+    def close(self) -> None:
+        """Close our copy."""
+        os.close(self.fd)
+
+    def last_lines(self) -> str:
+        """Return the last lines that it has printed, joined by "; "; an empty string without any."""
+        try:
+            text = os.read(self.fd, _OUTPUT_BYTES).decode(errors="replace")
+        except BlockingIOError:
+            return ""
+        return "; ".join([line.strip() for line in text.splitlines() if line.strip()][-_OUTPUT_LINES:])
+
+
+class _Running(NamedTuple):
+    """A program that was started, as long as its end was not waited for."""
+
+    spec: DaemonSpec
+    pidfd: int
+    output: ProgramOutput
+
+    def failure(self) -> str | None:
+        """Return how the program has failed, as a sentence; None while it runs, and after an end without an error."""
+        ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None or ended.si_status == 0:
+            return None
+        status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        return f"{self.spec.what} {describe_status(status)}{quoted(self.output.last_lines())}"
+
+
 class Daemons(UndoOnExit):
     """
     The programs of one guest; on exit they are terminated and their sockets removed. Their state stays.
@@ -162,11 +208,16 @@ class Daemons(UndoOnExit):
         self.ownership = ownership
         self.journal = journal
         self.owner = owner
+        self._running: list[_Running] = []
         self.lock_fds: list[int] = []  # of records; QEMU inherits them, so that they tell whether it lives
 
     def _begin(self, undo: contextlib.ExitStack) -> None:
         for spec in self.specs:
             self._start(spec, undo)
+
+    def failures(self) -> list[str]:
+        """Return a sentence for each program that has failed: QEMU only says that it lost its connection."""
+        return [failure for program in self._running if (failure := program.failure()) is not None]
 
     def _start(self, spec: DaemonSpec, undo: contextlib.ExitStack) -> None:
         try:
@@ -185,25 +236,27 @@ class Daemons(UndoOnExit):
     def _run(self, spec: DaemonSpec, listener_fd: int | None, undo: contextlib.ExitStack) -> None:
         """Record a program, and start it; wait for the socket of a program that makes its own."""
         argv = spec.argv(-1 if listener_fd is None else listener_fd)
+        output = ProgramOutput()
+        undo.callback(output.close)
         name, lock = self.journal.start(self.owner, argv, spec.socket)
         try:
-            with open(os.devnull, "wb") as output:
-                pid = spawn(
-                    argv,
-                    env=environment(spec.state or "/", self.ownership),
-                    output_fd=output.fileno(),
-                    keep_fds=[] if listener_fd is None else [listener_fd],
-                    ownership=self.ownership,
-                )
+            pid = spawn(
+                argv,
+                env=environment(spec.state or "/", self.ownership),
+                output_fd=output.fd,
+                keep_fds=[] if listener_fd is None else [listener_fd],
+                ownership=self.ownership,
+            )
         except BaseException:
             self.journal.end(name, lock)
             raise
         pidfd = os.pidfd_open(pid)
         undo.callback(self.journal.finish, name, lock, partial(_end, pid, pidfd, spec))
         self.lock_fds.append(lock)
+        self._running.append(_Running(spec, pidfd, output))
         self.journal.started(name, self.owner, argv, spec.socket, pid)
         if listener_fd is None:
-            _await_socket(spec, pidfd, self.journal.host.root)
+            _await_socket(self._running[-1], self.journal.host.root)
 
     def _make_directories(self, spec: DaemonSpec, undo: contextlib.ExitStack) -> None:
         directory = os.path.dirname(spec.socket)
@@ -228,7 +281,7 @@ def daemons_of(dom: DomainDef, paths: DomainPaths, ownership: Ownership | None, 
     return Daemons(list(daemon_specs(dom, paths)), ownership, ProgramJournal(host), dom.name or "")
 
 
-def _await_socket(spec: DaemonSpec, pidfd: int, root: HostRoot) -> None:
+def _await_socket(program: _Running, root: HostRoot) -> None:
     """
     Wait until a program listens at its own socket.
 
@@ -236,11 +289,12 @@ def _await_socket(spec: DaemonSpec, pidfd: int, root: HostRoot) -> None:
         OperationError: it has ended, or makes no socket in time.
     """
     ready = select.poll()
-    ready.register(pidfd, select.POLLIN)
+    ready.register(program.pidfd, select.POLLIN)
+    spec = program.spec
     deadline = time.monotonic() + START_TIMEOUT_S
     while not is_listening(root, spec.socket):
         if ready.poll(_LOOK_EVERY_S * 1000):
-            raise OperationError(f"Cannot start {spec.what}: it has ended")
+            raise OperationError(f"Cannot start {spec.what}: it has ended{quoted(program.output.last_lines())}")
         if time.monotonic() > deadline:
             raise OperationError(f"Cannot start {spec.what}: it makes no socket")
 

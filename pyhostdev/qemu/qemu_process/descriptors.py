@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.hostdev_conf import USBSource
 from pyhostdev.errors import OperationError
+from pyhostdev.hypervisor.usb_journal import USBJournal
 from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.qemu.qemu_command.misc import VSOCK_CID_MIN
 from pyhostdev.qemu.qemu_command.net import TAP_TYPES
@@ -109,9 +110,12 @@ class DeviceDescriptors(UndoOnExit):
 
     def _open_usb(self, named: DomainDef, undo: contextlib.ExitStack) -> None:
         find_usb_devices(named, self.host)
+        journal = USBJournal(self.host)
         for hostdev in named.hostdevs:
             source = hostdev.source_def
             if isinstance(source, USBSource) and source.bus is not None and source.device is not None:
+                lock = journal.give(named.name or "", source.bus, source.device, undo)
+                self._inherited += [] if lock is None else [lock]
                 path = self.host.root.usb_node(source.bus, source.device)
                 self._add("usb", hostdev, [self._opened(path, "the USB device", _is_usb, undo)])
 

@@ -11,18 +11,45 @@ Mirrors: qemuOpenChrChardevUNIXSocket (src/qemu/qemu_process.c)
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import stat
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import OperationError
+from pyhostdev.hypervisor.guest_journal import GuestJournal, is_alive
 from pyhostdev.qemu.qemu_process.launch import make_directories
 from pyhostdev.util.undo import UndoOnExit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pyhostdev.hypervisor.host import Host
+
+
+class GuestFiles(UndoOnExit):
+    """
+    The record of one guest's files, while they may exist; with it ``recover`` removes them after a crash.
+
+    Args:
+        owner: the name of the domain.
+        sockets: paths of sockets that are created for the guest.
+        directories: the guest's own, which need not exist yet.
+
+    Raises:
+        OperationError, SysfsError: the record cannot be written.
+    """
+
+    def __init__(self, host: Host, owner: str, sockets: Sequence[str], directories: Sequence[str]) -> None:
+        super().__init__()
+        self._journal = GuestJournal(host)
+        self._facts = (owner, sockets, directories)
+        self.lock_fds: list[int] = []  # of the record; QEMU inherits the lock, which shows that it runs
+
+    def _begin(self, undo: contextlib.ExitStack) -> None:
+        name, lock = self._journal.start(*self._facts)
+        undo.callback(self._journal.end, name, lock)
+        self.lock_fds.append(lock)
 
 
 class ListeningSockets(UndoOnExit):
@@ -105,16 +132,9 @@ def _make_room(place: str, name: str, directory_fd: int, path: str) -> None:
         return
     if not stat.S_ISSOCK(found.st_mode):
         raise OperationError(f"Cannot make the socket '{path}': the path exists and is not a socket")
-    if _is_alive(place):
+    if is_alive(place):
         raise OperationError(f"Cannot make the socket '{path}': another program listens at it")
     os.unlink(name, dir_fd=directory_fd)
-
-
-def _is_alive(place: str) -> bool:
-    """Return True if a program listens; tested with another socket type, so the listener sees no connection."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        error = probe.connect_ex(place)
-    return error != errno.ECONNREFUSED
 
 
 def _remove(name: str, directory_fd: int, made: os.stat_result) -> None:
