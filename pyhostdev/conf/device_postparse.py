@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DeviceAddress, DriveAddress
-from pyhostdev.conf.disk_conf import DEFAULT_PORTS
 from pyhostdev.conf.domain_limits import CONTROLLERS_MAX
 from pyhostdev.conf.hostdev_conf import USBSource
+from pyhostdev.conf.storage_source_conf import DEFAULT_PORTS
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS
 from pyhostdev.conf.xml.xmlcodec import unit_factor
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from pyhostdev.conf.board_conf import DomainMemoryDef
     from pyhostdev.conf.chr_conf import DomainChrDef, DomainRedirdevDef, DomainSmartcardDef
     from pyhostdev.conf.controller_conf import DomainControllerDef
-    from pyhostdev.conf.disk_conf import DomainDiskDef, StorageSource
+    from pyhostdev.conf.disk_conf import DomainDiskDef
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.fs_conf import DomainFSDef
     from pyhostdev.conf.graphics_conf import DomainVideoDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.conf.rng_conf import DomainRNGDef
+    from pyhostdev.conf.storage_source_conf import StorageSource
     from pyhostdev.conf.virtio_conf import DomainInputDef, DomainShmemDef, DomainVsockDef
     from pyhostdev.conf.xml.xmldef import ElementDef
 
@@ -89,6 +90,8 @@ def _fill_disk(dom: DomainDef, device: DomainDiskDef) -> None:
         device.snapshot = device.snapshot or "no"
     if device.source is not None and device.type == "network":
         _fill_network(device.source)
+    for source in device.nvme_sources():
+        source.managed = source.managed is not False
     if device.info.address is None and device.target is not None:
         assign_disk_address(dom, device)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Disks and their images.
+Disks of a domain.
 
-Mirrors: virDomainDiskDef, virStorageSource, virDomainFSDef (src/conf/domain_conf.h)
+Mirrors: virDomainDiskDef (src/conf/domain_conf.h)
 """
 
 from __future__ import annotations
@@ -11,12 +11,19 @@ import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.storage_source_conf import (
+    IMAGE_FORMATS,
+    SOURCE_TYPES,
+    BackingStoreDef,
+    StorageAuth,
+    StorageEncryption,
+    StorageSource,
+)
 from pyhostdev.conf.vcpu_conf import MappedIOThread
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, positive, size_unit, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
-    OptionalElement,
     attribute,
     content,
     elements,
@@ -26,178 +33,17 @@ from pyhostdev.conf.xml.xmlfield import (
     opaque,
     optional_element,
 )
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.virxml import Element
 
 DISK_BUSES = ("ide", "fdc", "scsi", "virtio", "xen", "usb", "uml", "sata", "sd")
-SOURCE_TYPES = ("file", "block", "dir", "network", "volume", "nvme", "vhostuser")
-IMAGE_FORMATS = (
-    *("none", "raw", "dir", "bochs", "cloop", "dmg", "iso", "vpc", "vdi", "fat", "vhd", "ploop"),
-    *("cow", "qcow", "qcow2", "qed", "vmdk"),
-)
-PROTOCOLS = (
-    *("nbd", "rbd", "sheepdog", "gluster", "iscsi", "http", "https", "ftp", "ftps", "tftp"),
-    *("ssh", "vxhs", "nfs"),
-)
-# protocol -> the port of a server without one
-DEFAULT_PORTS = {
-    "nbd": 10809,
-    "iscsi": 3260,
-    "http": 80,
-    "https": 443,
-    "ftp": 21,
-    "ftps": 990,
-    "gluster": 24007,
-    "ssh": 22,
-}
 _DISK_NAME = r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*"
 _NVME_NAME = r"nvme([0-9]{1,6})n([0-9]{1,6})(?:p[0-9]+)?"
-
-
-class StorageHost(ElementDef):
-    """A server of a network disk."""
-
-    tag = "host"
-
-    transport = attribute("transport", enum("tcp", "unix", "rdma"))
-    name = attribute("name")
-    port = attribute("port", number)
-    socket = attribute("socket")
-
-    def parsed(self, element: Element) -> None:
-        """
-        Refuse a server without the attributes of its transport.
-
-        Mirrors: virStorageNetworkHostParse (src/conf/domain_conf.c)
-        """
-        if self.transport == "unix" and self.socket is None:
-            raise XMLError("A <host> with transport='unix' lacks 'socket'", line=self.line)
-        if self.transport != "unix" and self.socket is not None:
-            raise XMLError("Only a <host> with transport='unix' has a socket", line=self.line)
-        if self.transport != "unix" and self.name is None:
-            raise XMLError("A <host> lacks 'name'", line=self.line)
-
-
-class StorageSecret(ElementDef):
-    """The name of a secret that libvirt's secret driver keeps."""
-
-    tag = "secret"
-
-    type = attribute("type")
-    uuid = attribute("uuid")
-    usage = attribute("usage")
-
-
-class StorageAuth(ElementDef):
-    """
-    The user at the server of a network disk.
-
-    Mirrors: virStorageAuthDef (src/conf/storage_source_conf.h)
-    """
-
-    tag = "auth"
-
-    username = attribute("username")
-    secret = optional_element("secret", StorageSecret)
-
-
-class StorageEncryption(ElementDef):
-    """
-    The encryption of an image.
-
-    Mirrors: virStorageEncryption (src/conf/storage_encryption_conf.h)
-    """
-
-    tag = "encryption"
-
-    format_ = attribute(
-        "format",
-        enum("default", "qcow", "luks", "luks2", since={"luks-any": "luks-any"}),
-        code=VIR_ERR_CONFIG_UNSUPPORTED,
-        required=True,
-    )
-    engine = attribute("engine", enum("default", "qemu", "librbd"))
-    secrets = elements("secret", StorageSecret)
-    cipher = opaque("cipher")
-    ivgen = opaque("ivgen")
-
-
-class StorageSource(ElementDef):
-    """
-    The source of a disk's content.
-
-    Mirrors: virStorageSource (src/conf/storage_source_conf.h)
-    """
-
-    tag = "source"
-
-    file = attribute("file")
-    dev = attribute("dev")
-    dir = attribute("dir")
-    pool = attribute("pool")
-    volume = attribute("volume")
-    mode = attribute("mode")
-    protocol = attribute("protocol", enum(*PROTOCOLS))
-    name = attribute("name")
-    query = attribute("query")
-    tls = attribute("tls", yes_no)
-    tls_hostname = attribute("tlsHostname")
-    type = attribute("type")
-    managed = attribute("managed", yes_no)
-    namespace = attribute("namespace", big_number)
-    path = attribute("path")
-    startup_policy = attribute("startupPolicy", enum("mandatory", "requisite", "optional"))
-    index = ignored("@index")  # of a running guest
-    hosts = elements("host", StorageHost)
-    snapshot = attribute("snapshot/@name")
-    config_file = attribute("config/@file")
-    initiator = attribute("initiator/iqn/@name")
-    auth = optional_element("auth", StorageAuth)
-    encryption = optional_element("encryption", StorageEncryption)
-    reservations = opaque("reservations")
-    slices = opaque("slices")
-    ssl_verify = attribute("ssl/@verify", yes_no)
-    cookies = opaque("cookies")
-    readahead = attribute("readahead/@size", positive)
-    timeout = attribute("timeout/@seconds", positive)
-    identity_user = attribute("identity/@user", since="disk-words")
-    identity_group = attribute("identity/@group", since="disk-words")
-    identity_username = attribute("identity/@username", since="disk-ssh")
-    identity_keyfile = attribute("identity/@keyfile", since="disk-ssh")
-    identity_agent = attribute("identity/@agentsock", since="disk-ssh")
-    known_hosts = attribute("knownHosts/@path", since="disk-ssh")
-    reconnect_enabled = attribute("reconnect/@enabled", yes_no)
-    reconnect_timeout = attribute("reconnect/@timeout", positive)
-    reconnect_delay = attribute("reconnect/@delay", number, since="disk-words")
-    address = opaque("address")
-    seclabel = opaque("seclabel", for_host=True)
-
-
-class BackingStoreDef(ElementDef):
-    """
-    A backing image; without a type it ends the chain.
-
-    Mirrors: virDomainDiskBackingStoreParse (src/conf/domain_conf.c)
-    """
-
-    tag = "backingStore"
-
-    type = attribute("type", enum(*SOURCE_TYPES))
-    index = ignored("@index")  # of a running guest
-    image_format = attribute("format/@type", enum(*IMAGE_FORMATS), code=VIR_ERR_CONFIG_UNSUPPORTED)
-    source = optional_element("source", StorageSource)
-    backing_store: OptionalElement[BackingStoreDef] = optional_element("backingStore", "disk_conf.BackingStoreDef")
-
-    def parsed(self, element: Element) -> None:
-        """Refuse an image without source or format."""
-        if self.type is None:
-            return
-        if self.image_format is None:
-            raise XMLError("<backingStore> lacks <format>", line=self.line)
-        if self.source is None:
-            raise XMLError("<backingStore> lacks <source>", line=self.line)
 
 
 class IOTuneDef(ElementDef):
@@ -299,6 +145,11 @@ class DomainDiskDef(ElementDef):
     encryption = optional_element("encryption", StorageEncryption)
     info = inline(DeviceInfo)
 
+    def parsed(self, element: Element) -> None:
+        """Drop the parts of the source that other types have."""
+        if self.source is not None:
+            self.source.drop_others(self.type)
+
     @property
     def is_empty(self) -> bool:
         """True if there is no medium."""
@@ -310,6 +161,24 @@ class DomainDiskDef(ElementDef):
         wanted = {"file": source.file, "block": source.dev, "dir": source.dir, "volume": source.volume}
         wanted["vhostvdpa"] = source.dev
         return not wanted.get(self.type)
+
+    def nvme_sources(self) -> Iterator[StorageSource]:
+        """
+        Yield the images of the disk that are namespaces of the host's NVMe controllers, from the top down.
+
+        Mirrors: virStorageSourceChainHasNVMe (src/conf/storage_source_conf.c)
+        """
+        kind, source, below = self.type, self.source, self.backing_store
+        while True:
+            if kind == "nvme" and source is not None and source.address is not None:
+                yield source
+            if below is None or below.type is None:
+                return
+            kind, source, below = below.type, below.source, below.backing_store
+
+    def nvme_controllers(self) -> set[PCIDeviceAddress]:
+        """Return the host's functions below the disk."""
+        return {source.address.pci for source in self.nvme_sources() if source.address is not None}
 
     def nvme_place(self) -> tuple[int, int] | None:
         """

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.conf.disk_conf import DomainDiskDef, IOTuneDef
     from pyhostdev.conf.domain_fields import DomainFields
+    from pyhostdev.conf.storage_source_conf import StorageSource
 
     Errors = Iterator[ConfigError]
 
@@ -32,7 +33,7 @@ _VENDOR_MAX = 8  # SPC-4 6.4.2, INQUIRY: characters of vendor and product
 _PRODUCT_MAX = 16
 _DRIVE_BUSES = ("ide", "scsi", "sata", "fdc", "nvme")
 _VIRTIO_DISK_ADDRESSES = ("pci", "ccw", "virtio-s390", "virtio-mmio")
-_LOCAL_TYPES = ("file", "block", "dir", "nvme", "vhostuser")
+_LOCAL_TYPES = ("file", "block", "dir", "vhostuser")
 _NAMED_PROTOCOLS_EXCEPT = ("nbd",)
 _VHOSTUSER_WORDS = (
     *("cache", "error_policy", "rerror_policy", "io", "ioeventfd", "copy_on_read", "discard", "iothread"),
@@ -71,8 +72,8 @@ def _source_errors(device: DomainDiskDef) -> Errors:
             yield XMLError("A network disk's <source> lacks 'protocol'", line=line)
         elif source.name is None and source.protocol not in _NAMED_PROTOCOLS_EXCEPT:
             yield XMLError(f"A disk of protocol {source.protocol} lacks the name of its image", line=line)
-    if device.type == "nvme" and not source.namespace:
-        yield ConfigUnsupportedError("The namespace of an NVMe disk must be at least 1", line=line)
+    if device.type == "nvme":
+        yield from _nvme_errors(source)
     if device.type == "vhostuser":
         yield from _vhostuser_errors(device)
     policy = source.startup_policy
@@ -80,6 +81,19 @@ def _source_errors(device: DomainDiskDef) -> Errors:
         yield XMLError(f"A disk of type {device.type} has no startupPolicy", line=line)
     elif policy == "requisite" and device.device not in ("cdrom", "floppy"):
         yield XMLError("Only cdrom and floppy have startupPolicy='requisite'", line=line)
+
+
+def _nvme_errors(source: StorageSource) -> Errors:
+    """Mirrors: virDomainDiskSourceNVMeParse"""
+    line = source.line
+    if source.type != "pci":
+        yield XMLError("The <source> of an NVMe disk must have type='pci'", line=line)
+    elif source.namespace is None:
+        yield XMLError("The <source> of an NVMe disk lacks 'namespace'", line=line)
+    elif source.address is None:
+        yield XMLError("The <source> of an NVMe disk lacks the <address> of its controller", line=line)
+    elif source.namespace == 0:
+        yield ConfigUnsupportedError("The namespace of an NVMe disk must be at least 1", line=line)
 
 
 def _vhostuser_errors(device: DomainDiskDef) -> Errors:

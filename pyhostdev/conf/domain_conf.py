@@ -119,13 +119,16 @@ class DomainDef(DomainFields):
         return clone
 
     def with_host_addresses(self, moves: Mapping[PCIDeviceAddress, PCIDeviceAddress]) -> Self:
-        """Return a copy with new host addresses for host devices and their pins."""
+        """Return a copy with new host addresses for host devices, NVMe disks and their pins."""
         pins = [pin._replace(address=moves.get(pin.address, pin.address)) for pin in self.hostdev_pins()]
         clone = self.with_hostdev_pins(pins) if pins else self.copy()
         for hostdev in clone.pci_hostdevs():
             target = moves.get(hostdev.pci_address)
             for name, value in target._asdict().items() if target is not None else ():
                 setattr(hostdev.source_def, name, value)
+        for source in (source for disk in clone.disks for source in disk.nvme_sources()):
+            assert source.address is not None
+            source.address.move(moves.get(source.address.pci, source.address.pci))
         return clone
 
     def with_spelling(self, spelling: str, host: HostFacts | None = None) -> Self:

@@ -257,13 +257,41 @@ class DomainFields(ElementDef):
         """Return all PCI host devices, in the order of all_hostdevs()."""
         return [hostdev for hostdev in self.all_hostdevs() if hostdev.is_pci]
 
+    def nvme_hostdevs(self) -> list[DomainHostdevDef]:
+        """
+        Return the NVMe controllers under the disks, each once, as host devices that the guest itself does not see.
+
+        Mirrors: virHostdevGetNVMeDeviceList (src/hypervisor/virhostdev.c)
+        """
+        found: dict[PCIDeviceAddress, DomainHostdevDef] = {}
+        for disk in self.disks:
+            for source in disk.nvme_sources():
+                assert source.address is not None
+                made = DomainHostdevDef.for_pci(source.address.pci, managed=source.managed is not False)
+                made.line = source.line
+                hostdev = found.setdefault(source.address.pci, made)
+                hostdev.nvme_disks = tuple(dict.fromkeys((*hostdev.nvme_disks, str(disk.target))))
+        return list(found.values())
+
+    def host_functions(self) -> list[DomainHostdevDef]:
+        """
+        Return all PCI functions that the domain takes from the host: the controllers of NVMe disks, then host devices.
+
+        Mirrors: qemuHostdevPrepareDomainDevices (src/qemu/qemu_hostdev.c)
+        """
+        return [*self.nvme_hostdevs(), *self.pci_hostdevs()]
+
     def guest_visible_hostdevs(self) -> list[DomainHostdevDef]:
         """Return the assigned host devices of all types, in the order of all_hostdevs()."""
         return [hostdev for hostdev in self.all_hostdevs() if hostdev.is_assigned]
 
     def uses_iommufd(self, hostdev: DomainHostdevDef) -> bool:
-        """Return True if a PCI host device uses iommufd: by its own setting, or else by the domain's."""
-        if not hostdev.is_pci:
+        """
+        Return True if a PCI host device uses iommufd: by its own setting, or else by the domain's.
+
+        QEMU reaches the controller of an NVMe disk by its group only.
+        """
+        if not hostdev.is_pci or hostdev.nvme_disks:
             return False
         own = hostdev.host_driver.iommufd
         return any(row.enabled for row in self.iommufds) if own is None else own

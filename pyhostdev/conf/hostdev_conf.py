@@ -292,6 +292,7 @@ class DomainHostdevDef(ElementDef):
     info = inline(DeviceInfo)
 
     interface: InterfaceNetwork | None = None  # set if it comes from an <interface type='hostdev'>
+    nvme_disks: tuple[str, ...] = ()  # set if it is the controller of these disks, and not a device of the guest
 
     @classmethod
     def for_pci(

@@ -28,7 +28,7 @@ from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR,
 from pyhostdev.util.virxml import ULLONG_MAX, shown
 
 if TYPE_CHECKING:
-    from pyhostdev.conf.disk_conf import StorageSource
+    from pyhostdev.conf.storage_source_conf import StorageSource
     from pyhostdev.util.virxml import Element
 
 ARCHITECTURES = (
@@ -141,7 +141,7 @@ class OSDef(ElementDef):
     nvram_template_format = attribute("nvram/@templateFormat", enum("raw", "qcow2"), since="firmware-format")
     varstore_template = attribute("varstore/@template", since="firmware-varstore")
     varstore_path = attribute("varstore/@path", since="firmware-varstore")
-    nvram_source: OptionalElement[StorageSource] = optional_element("nvram/source", "disk_conf.StorageSource")
+    nvram_source: OptionalElement[StorageSource] = optional_element("nvram/source", "storage_source_conf.StorageSource")
     kernel = content("kernel")
     initrd = content("initrd")
     cmdline = content("cmdline")

@@ -242,7 +242,7 @@ class Host:
 
         return build_plan(
             self,
-            definition.pci_hostdevs(),
+            definition.host_functions(),
             owner=owner or definition.name,
             policy=policy,
             records=self.readable_records(),

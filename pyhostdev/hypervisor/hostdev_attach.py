@@ -42,6 +42,10 @@ class AddedHostdevs:
         """Return the new devices."""
         return self.hostdevs
 
+    def host_functions(self) -> list[DomainHostdevDef]:
+        """Return the new devices: disks are not among them."""
+        return self.hostdevs
+
     def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
         """Return the guest addresses of all devices in the guest."""
         return {info.pci.pci for _, info in self.live.device_infos() if info.pci is not None}

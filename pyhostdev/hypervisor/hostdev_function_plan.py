@@ -87,7 +87,7 @@ def _declared(
     moving: Container[PCIDeviceAddress],
     declared: Container[PCIDeviceAddress],
 ) -> str:
-    guest = "given to the guest" if request.role == ASSIGNED else "kept from the guest"
+    guest = _destination(request)
     if request.dev is None:
         return f"{guest}: not on this host"
     before = driver_phrase(driver)
@@ -98,6 +98,12 @@ def _declared(
     detached = records.get(request.address)
     why = "as it was detached before" if detached and detached.state == RECORDED_DETACHED else "as it was"
     return f"{guest}: stays with {before}, {why}"
+
+
+def _destination(request: Request) -> str:
+    if request.nvme_disks:
+        return f"used by QEMU for the guest's disk {' and '.join(request.nvme_disks)}"
+    return "given to the guest" if request.role == ASSIGNED else "kept from the guest"
 
 
 def _reset_phrase(request: Request, declared: Container[PCIDeviceAddress]) -> str:

@@ -60,7 +60,7 @@ def read_pins(host: HostFacts, dom: DomainDef) -> list[HostdevPin]:
         SysfsError: the host cannot be read.
     """
     found = []
-    for hostdev in dom.pci_hostdevs():
+    for hostdev in dom.host_functions():
         address = hostdev.pci_address
         dev = host.pci_device(address)
         if dev is None:
@@ -97,7 +97,7 @@ def repointed(dom: DomainDef, found: Mapping[PCIDeviceAddress, list[PCIDeviceAdd
     Raises:
         RefusedError: a pinned device was not found, was found more than once, or would be declared twice.
     """
-    declared = [hostdev.pci_address for hostdev in dom.pci_hostdevs()]
+    declared = [hostdev.pci_address for hostdev in dom.host_functions()]
     moves = {old: places[0] for old, places in found.items() if len(places) == 1 and old in declared}
     refused = [_unclear(old, places) for old, places in found.items() if old in declared and len(places) != 1]
     targets = [moves.get(address, address) for address in declared]

@@ -70,6 +70,8 @@ class Request(NamedTuple):
     module: str | None = None  # the module to load before the stub is registered
     named: bool = False  # the definition names the stub
     why: str = ""  # the reason for the choice of the stub; empty for the default, vfio-pci
+    nvme_disks: tuple[str, ...] = ()  # the guest's disks on the function, which the guest itself does not see
+    line: int | None = None  # of the definition
 
     @classmethod
     def of(cls, hostdev: DomainHostdevDef, dev: virpci.PCIDevice | None, drivers: VFIODrivers) -> Request:
@@ -111,6 +113,8 @@ class Request(NamedTuple):
             module=choice.module,
             named=hostdev.managed and hostdev.host_driver.model is not None,
             why=choice.why,
+            nvme_disks=hostdev.nvme_disks,
+            line=hostdev.line,
         )
 
     def with_driver(self, driver: str) -> Request:
@@ -155,6 +159,9 @@ class Definition(Protocol):
 
     def pci_hostdevs(self) -> list[DomainHostdevDef]:
         """Return the PCI host devices in the order of the XML."""
+
+    def host_functions(self) -> list[DomainHostdevDef]:
+        """Return all PCI functions to take from the host: those of NVMe disks, then the host devices."""
 
     def guest_pci_addresses(self) -> Set[PCIDeviceAddress]:
         """Return the guest addresses of all devices but the host devices."""

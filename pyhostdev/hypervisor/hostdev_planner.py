@@ -185,6 +185,7 @@ class _Planner:
         found: list[Finding] = [*self.words]
         for request in self.requests:
             found += self._device_findings(request)
+        found += self._two_uses()
         found += self._changed_identities()
         found += self._incomplete_devices()
         found += self._group_findings()
@@ -248,6 +249,14 @@ class _Planner:
             yield Finding("not-multifunction", severity, address, text)
         yield from vf_network(request)
         yield from self._usability_findings(request, dev)
+
+    def _two_uses(self) -> Iterable[Finding]:
+        """Yield a finding for each controller of an NVMe disk that is a host device of the domain, too."""
+        hostdevs = {request.address: request for request in self.requests if not request.nvme_disks}
+        for request in self.requests:
+            if request.nvme_disks and request.address in hostdevs:
+                text = f"Device {request.address} has disk '{request.nvme_disks[0]}' and is a host device, too"
+                yield Finding("in-use", ERROR, request.address, text, hostdevs[request.address].line)
 
     def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:
         address = request.address

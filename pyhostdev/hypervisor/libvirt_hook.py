@@ -88,7 +88,7 @@ def _plan(
 ) -> Plan:
     return build_plan(
         manager.host,
-        definition.pci_hostdevs(),
+        definition.host_functions(),
         owner=guest,
         policy=policy,
         records=records,
@@ -105,17 +105,21 @@ def _without_owner(records: Records, guest: str) -> dict[PCIDeviceAddress, Recor
 
 
 def _left_by_libvirt(definition: DomainDef) -> DomainDef:
-    """Return a copy with the PCI host devices that are not managed, and none that libvirt detaches."""
+    """Return a copy with the functions of the host that are not managed, and none that libvirt detaches."""
     copy = definition.copy()
+    controllers = {hostdev.pci_address for hostdev in copy.nvme_hostdevs() if not hostdev.managed}
+    copy.disks = [disk for disk in copy.disks if not controllers.isdisjoint(disk.nvme_controllers())]
     copy.hostdevs = [hostdev for hostdev in copy.hostdevs if hostdev.is_pci and not hostdev.managed]
     copy.interfaces = [net for net in copy.interfaces if net.hostdev is not None and not net.hostdev.managed]
-    left = {hostdev.pci_address for hostdev in copy.pci_hostdevs()}
+    left = {hostdev.pci_address for hostdev in copy.host_functions()}
     return copy.with_hostdev_pins([pin for pin in copy.hostdev_pins() if pin.address in left])
 
 
 def _managed(definition: DomainDef) -> DomainDef:
-    """Return a copy in which each PCI host device is managed: one of both programs detaches and reattaches it."""
+    """Return a copy in which each function of the host is managed: one of both programs detaches and reattaches it."""
     copy = definition.copy()
+    for source in (source for disk in copy.disks for source in disk.nvme_sources()):
+        source.managed = True
     for hostdev in copy.hostdevs:
         if hostdev.is_pci:
             hostdev.managed = True

@@ -124,7 +124,7 @@ class _Uses:
 
     def __init__(self, dom: DomainDef, host: Host, owner: str | None) -> None:
         self.host = host
-        self.named: Collection[PCIDeviceAddress] = {hostdev.pci_address for hostdev in dom.pci_hostdevs()}
+        self.named: Collection[PCIDeviceAddress] = {hostdev.pci_address for hostdev in dom.host_functions()}
         self.active = {a: r.owner for a, r in (host.readable_records() or {}).items() if r.is_active}
         self.own = {address for address, name in self.active.items() if name == owner}
         self.of_ports = read_port_functions(host.root)

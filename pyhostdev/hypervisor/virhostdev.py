@@ -150,7 +150,7 @@ class HostdevManager:
             raise ConfigError("A plan without its domain cannot be executed")
         return build_plan(
             self.host,
-            plan.definition.pci_hostdevs(),
+            plan.definition.host_functions(),
             owner=owner,
             policy=plan.policy,
             records=records,
@@ -272,7 +272,7 @@ class HostdevManager:
         records, _ = self.journal.read()
         plan = build_plan(
             self.host,
-            wanted.pci_hostdevs(),
+            wanted.host_functions(),
             owner=domain_name,
             policy=policy,
             records=records,

@@ -71,7 +71,7 @@ def _roles(path: str) -> Roles:
     from pyhostdev.conf.domain_conf import DomainDef
 
     definition = DomainDef.parse(arguments.read_file(path))
-    return {hostdev.pci_address: "given" if hostdev.is_assigned else "kept" for hostdev in definition.pci_hostdevs()}
+    return {hostdev.pci_address: "given" if hostdev.is_assigned else "kept" for hostdev in definition.host_functions()}
 
 
 def _with_owners(roles: Roles, owners: dict[str, str]) -> Roles:

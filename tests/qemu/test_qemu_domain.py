@@ -29,6 +29,9 @@ def hostdev(function: int = 0, address: str = "") -> str:
 
 
 HARD_LIMIT = "<memtune><hard_limit unit='GiB'>3</hard_limit></memtune>"
+NVME = """<disk type='nvme'><source type='pci' namespace='1'>
+<address domain='0' bus='1' slot='0' function='0'/></source><target dev='vda'/></disk>"""
+VDPA = "<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/><model type='virtio'/></interface>"
 LOCKED = "<memoryBacking><locked/></memoryBacking>"
 
 
@@ -41,6 +44,9 @@ LOCKED = "<memoryBacking><locked/></memoryBacking>"
         pytest.param(domain(hostdev(0), hostdev(1)), 2 * GIB, id="two share an address space"),
         pytest.param(domain(hostdev(0), hostdev(1), IOMMU), 3 * GIB, id="two behind an iommu"),
         pytest.param(domain(hostdev(0, UNASSIGNED)), 2 * GIB, id="unassigned counts"),
+        pytest.param(domain(NVME), 2 * GIB, id="nvme"),
+        pytest.param(domain(NVME, hostdev()), 3 * GIB, id="nvme and hostdev"),
+        pytest.param(domain(NVME, VDPA), 3 * GIB, id="nvme and vdpa"),
         pytest.param(domain(head=HARD_LIMIT), 3 * GIB, id="hard limit"),
         pytest.param(domain(hostdev(), head=HARD_LIMIT + LOCKED), 3 * GIB, id="hard limit before all"),
         pytest.param(domain(head=LOCKED), -1, id="locked"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.disk_conf import DEFAULT_PORTS
+from pyhostdev.conf.storage_source_conf import DEFAULT_PORTS
 from pyhostdev.qemu.qemu_command.builder import unsupported
 from pyhostdev.util.virfile import is_cdrom
 
@@ -42,6 +42,8 @@ def storage_properties(
         return {"driver": driver, "filename": source.dev, "aio": aio}
     if kind == "dir":
         return {"driver": "vvfat", "dir": source.dir, "floppy": device == "floppy", "rw": False}
+    if kind == "nvme":
+        return {"driver": "nvme", "device": str(source.address.pci), "namespace": source.namespace}
     if kind == "network" and source.protocol in _NETWORK:
         if source.tls:
             raise unsupported("TLS of a network disk", source)

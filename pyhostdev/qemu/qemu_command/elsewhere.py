@@ -98,7 +98,12 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "DomainVsockDef": {"cid_auto": "it means that no CID is given"},
     "DomainMemoryDef": {"target_current": _OUTPUT},
     "DomainHubDef": {"type": "there is one type, USB"},
-    "StorageSource": {"index": _OUTPUT, "startup_policy": "start follows it"},
+    "StorageSource": {
+        "index": _OUTPUT,
+        "startup_policy": "start follows it",
+        "type": "each kind of disk that has it has one type",
+        "managed": "it tells the plan how to prepare the controller on the host",
+    },
     "DomainDiskDef": {
         "snapshot": "it tells libvirt's snapshots what to do",
     },

@@ -136,7 +136,7 @@ IGNORED: dict[str, dict[str, Word]] = {
     "ClockDef": _of_other_kinds("basis", "start"),
     "ChrSourceElement": _of_other_kinds("master", "slave", "clipboard_copypaste", "mouse_mode"),
     "DomainControllerDef": _of_other_kinds("max_grant_frames", "max_event_channels"),
-    "StorageSource": _of_other_kinds("mode", "pool", "type", "managed", "namespace", "path"),
+    "StorageSource": _of_other_kinds("mode", "pool"),
     "DomainFSDef": _of_other_kinds("source_file", "source_dev", "source_name"),
     "GraphicsListen": {
         "network": Word("only type='network' has it", asked=lambda listen: bool(listen.type != "network"))

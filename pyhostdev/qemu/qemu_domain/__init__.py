@@ -118,10 +118,20 @@ def memlock_limit(dom: DomainDef) -> int | None:
     nvfio = sum(1 for hostdev in dom.all_hostdevs() if is_vfio(hostdev))
     if dom.os.arch in PPC64 and dom.type == "kvm":
         return _ppc64_limit(dom, nvfio > 0)
-    if nvfio == 0:
-        return None
     # without a virtual IOMMU all devices share one address space; with one, each pins the memory separately
-    return (nvfio if dom.has_guest_iommu() else 1) * _total_memory(dom) + _GIB
+    factor = nvfio if dom.has_guest_iommu() else min(nvfio, 1)
+    factor += _other_users_of_vfio(dom)
+    return factor * _total_memory(dom) + _GIB if factor else None
+
+
+def _other_users_of_vfio(dom: DomainDef) -> int:
+    """
+    Return how many disks and interfaces map the guest's memory for themselves.
+
+    Mirrors: qemuDomainGetNumNVMeDisks, qemuDomainGetNumVDPANetDevices (src/qemu/qemu_domain.c)
+    """
+    disks = sum(1 for disk in dom.disks if any(disk.nvme_sources()))
+    return disks + sum(1 for net in dom.interfaces if net.type == "vdpa")
 
 
 def _total_memory(dom: DomainDef) -> int:

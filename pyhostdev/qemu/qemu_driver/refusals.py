@@ -41,7 +41,7 @@ def refuse_missing(dom: DomainDef, host: Host) -> None:
     Raises:
         RefusedError: has one finding per device.
     """
-    missing = [h.pci_address for h in dom.pci_hostdevs() if host.pci_device(h.pci_address) is None]
+    missing = [h.pci_address for h in dom.host_functions() if host.pci_device(h.pci_address) is None]
     if missing:
         findings = [Finding("device-missing", ERROR, a, f"Device {a} is not on this host") for a in missing]
         raise RefusedError(findings)

@@ -90,7 +90,7 @@ def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
         yield from _chardev_files(device, source)
     for net in dom.interfaces:
         yield from _interface_files(net)
-    for hostdev in dom.all_hostdevs():
+    for hostdev in (*dom.nvme_hostdevs(), *dom.all_hostdevs()):
         yield from _hostdev_files(hostdev, root, by_descriptor=dom.uses_iommufd(hostdev))
 
 

@@ -90,8 +90,8 @@ def _split_groups(dom: DomainDef, host: Host) -> Iterator[Finding]:
     Source: vfio_device_block_group (drivers/vfio/group.c): the group cannot be opened then
     """
     groups = {read_group(host.root, address): address for address in reversed(functions_by_iommufd(dom))}
-    for hostdev in dom.guest_visible_hostdevs():
-        if not hostdev.is_pci or dom.uses_iommufd(hostdev):
+    for hostdev in dom.host_functions():
+        if not hostdev.is_assigned or dom.uses_iommufd(hostdev):
             continue
         group = read_group(host.root, hostdev.pci_address)
         if group is not None and group in groups:
@@ -112,7 +112,7 @@ def vfio_nodes(dom: DomainDef, host: Host, release: LibvirtRelease) -> dict[PCID
     root = host.root
     by_iommufd = functions_by_iommufd(dom) if release.has("iommufd") else []
     found: dict[PCIDeviceAddress, tuple[str, ...]] = {}
-    for hostdev in dom.pci_hostdevs():
+    for hostdev in dom.host_functions():
         address = hostdev.pci_address
         group = read_group(root, address)
         if address in by_iommufd:
