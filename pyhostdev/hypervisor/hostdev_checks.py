@@ -250,7 +250,7 @@ def _read_status_file(root: HostRoot, path: str) -> bytes | None:
         ConfigError: it is larger than a domain can be.
         SysfsError: it cannot be read.
     """
-    from pyhostdev.util.virxml import SIZE_MAX
+    from pyhostdev.util.xmlstream import SIZE_MAX
 
     try:
         return read_bytes(root, path, SIZE_MAX)

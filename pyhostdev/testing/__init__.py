@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pyhostdev.util.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyhostdev.testing.answers import NotSimulated, SimulatedKill

@@ -9,11 +9,11 @@ the errnos were measured on 6.1.192 and 6.12.117
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 from pyhostdev.testing.answers import Refusal
 from pyhostdev.testing.release import has_change
 from pyhostdev.testing.simdevice import UNSET_OVERRIDE, SimDevice, find_device, list_devices
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyhostdev.testing.drivercore import DriverCore

@@ -14,10 +14,10 @@ import errno
 import fcntl
 import os
 import struct
-from typing import TYPE_CHECKING
 
 from pyhostdev.testing.answers import Refusal
 from pyhostdev.testing.simdevice import find_device, numbered
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyhostdev.testing.simdevice import SimDevice

@@ -14,7 +14,6 @@ import contextlib
 import errno
 import os
 import re
-from typing import TYPE_CHECKING
 
 from pyhostdev.testing import vfio
 from pyhostdev.testing.answers import Blocked, Refusal
@@ -29,6 +28,7 @@ from pyhostdev.testing.simdevice import (
 )
 from pyhostdev.testing.topology import VMD
 from pyhostdev.util import pciconfig, pciregs
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,7 +6,8 @@ The sysfs directories of a driver and its module, and the module lists in lib/mo
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyhostdev.testing.driverspec import DriverSpec

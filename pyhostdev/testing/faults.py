@@ -10,9 +10,9 @@ Fault injection: a test places a fault at the n-th write of a simulated kernel.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
 
 from pyhostdev.testing.answers import NotSimulated, Refusal, SimulatedKill
+from pyhostdev.util.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.testing.answers import Refusal
 from pyhostdev.testing.procfiles import SimulatedProcess
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

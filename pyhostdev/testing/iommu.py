@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING
 
 from pyhostdev.testing.answers import Refusal
 from pyhostdev.testing.devicenodes import bind_node, bound_iommufd, iommufd_number, is_open
 from pyhostdev.testing.simdevice import find_device, list_devices
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyhostdev.testing.kernelstate import KernelState

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import (
     VIR_ERR_INTERNAL_ERROR,
@@ -33,7 +32,7 @@ from pyhostdev.testing.simdevice import find_device
 from pyhostdev.testing.sysfspaths import is_node, path_components
 from pyhostdev.testing.tree import Tree, is_live_host
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.typed import NamedTuple
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import os
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigError, HostdevError
 from pyhostdev.testing.driverspec import DriverSpec, driver_kind
 from pyhostdev.testing.simdevice import SimDevice, find_device
 from pyhostdev.util.hostroot import check_driver_name
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.typed import NamedTuple
+from pyhostdev.util.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.testing.tree import Tree

@@ -13,7 +13,6 @@ import errno
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import OperationError, SysfsError
 from pyhostdev.testing.answers import Refusal
@@ -22,6 +21,7 @@ from pyhostdev.testing.procfiles import SimulatedProcess, put_memory_limit
 from pyhostdev.testing.simdevice import SimDevice
 from pyhostdev.testing.tree import Tree
 from pyhostdev.util.devnode import DeviceNode, replaced
+from pyhostdev.util.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

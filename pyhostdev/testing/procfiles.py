@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from typing import TYPE_CHECKING
 
 from pyhostdev.testing.release import has_change
 from pyhostdev.testing.tree import Tree
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -8,7 +8,8 @@ Measured on 6.1.192, 6.12.117 and 7.2.13.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyhostdev.testing.tree import Tree

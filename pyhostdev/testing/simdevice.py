@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from pyhostdev.errors import InvalidAddressError
 from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,7 +5,7 @@ The topology of a described host: the bridge above each function, and the VFs of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyhostdev.testing.hostspec import FunctionSpec, HostSpec

@@ -12,10 +12,10 @@ import errno
 import os
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from pyhostdev.testing.treewalk import DEPTH_MAX, Place, Walker, failure
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from types import TracebackType

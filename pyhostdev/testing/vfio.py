@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import os
 from bisect import insort
-from typing import TYPE_CHECKING
 
 from pyhostdev.testing.devicenodes import withdraw, withdrawn_nodes
 from pyhostdev.testing.simdevice import numbered
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyhostdev.testing.iommu import IOMMUGroups

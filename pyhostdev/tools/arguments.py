@@ -300,11 +300,9 @@ def domain_name_of(args: argparse.Namespace) -> str:
     Raises:
         ConfigError: FILE cannot be read, is not a domain, or has no name.
     """
-    from pyhostdev.util.virxml import parse_document, text_of
+    from pyhostdev.util.xmlstream import read_child_text
 
-    root = parse_document(read_file(args.file))
-    element = root.find("name") if root.tag == "domain" else None
-    name = None if element is None else text_of(element)
+    name = read_child_text(read_file(args.file), "domain", "name")
     if not name:
         raise ConfigError(f"'{args.file}' is not a domain with a name")
     return name

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pyhostdev.util.finding import Finding
 
 COLLECT_AFTER = 50_000  # objects; modules and classes are most of what a verb makes, and they stay
-EXTRAS = {"qemu": "start", "rich": "tools"}  # library to the extra that installs it
+EXTRAS = {"qemu": "start"}  # library to the extra that installs it
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,15 +6,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from io import StringIO
 
 from pyhostdev.tools import streams
-from pyhostdev.tools.table import format_table
-from pyhostdev.util.typed import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.tree import Tree
-
+from pyhostdev.tools.table import fold, format_table
+from pyhostdev.util.typed import Any
 
 # Unprintable, yet allowed in XML names and harmless on a terminal: joiners of letters
 _JOINERS = "\u200c\u200d"
@@ -104,53 +99,24 @@ class Branch:
         self.below.append(Branch(text))
         return self.below[-1]
 
-    def lines(self, depth: int = 0) -> Iterator[str]:
-        """Yield the tree as indented text."""
-        yield f"{'  ' * depth}{self.text}\n"
+    def lines(self, width: int | None = None) -> Iterator[str]:
+        """Yield the lines of the tree; a text that is wider than ``width`` continues below."""
+        yield from fold(self.text, width) if width else (self.text,)
         for branch in self.below:
-            yield from branch.lines(depth + 1)
+            first, rest = ("└── ", "    ") if branch is self.below[-1] else ("├── ", "│   ")
+            for line in branch.lines(width and max(width - len(first), 1)):
+                yield first + line
+                first = rest
 
 
 def print_tree(branch: Branch) -> None:
-    """Print a tree; as indented text if rich is not installed."""
-    text = "".join(branch.lines())
-    if _has_rich():
-        _print_rich(_rich_tree(branch), text)
-    else:
-        streams.write(text)
-
-
-def _rich_tree(branch: Branch) -> Tree:
-    from rich.text import Text
-    from rich.tree import Tree
-
-    tree = Tree(Text(branch.text))
-    tree.children = [_rich_tree(below) for below in branch.below]
-    return tree
-
-
-def _has_rich() -> bool:
-    try:
-        import rich.tree  # noqa: F401 - only a test here; used elsewhere
-    except ImportError:
-        return False
-    return True
-
-
-def _print_rich(thing: Any, text: str) -> None:
-    """Print a rich object whose plain form is ``text``; a pipe gets plain text that is never cut to a width."""
-    from rich.console import Console
-
-    is_terminal = sys.stdout.isatty()
-    rendered = StringIO()
-    console = Console(file=rendered, force_terminal=is_terminal, highlight=False, soft_wrap=not is_terminal)
-    if is_terminal:
-        console.size = Console().size
-    else:
-        console.width = 1000
-    console.print(thing)
-    with streams.writing(text):  # not with rich, which ends the process if a pipe is closed
-        sys.stdout.write(rendered.getvalue())
+    """Print a tree; on a terminal, at most as wide as it."""
+    text = "".join(f"{line}\n" for line in branch.lines())
+    shown = text
+    if sys.stdout.isatty():
+        shown = "".join(f"{line}\n" for line in branch.lines(_terminal_width()))
+    with streams.writing(text):
+        sys.stdout.write(shown)
 
 
 def hexadecimal(value: int | None, digits: int = 4) -> str | None:

@@ -83,7 +83,7 @@ def _longest_unbroken(column: Row) -> int:
 
 def _folded(line: Row, widths: list[int]) -> str:
     """Return one row as several lines, where its cells are wider than their columns."""
-    cells = [list(_fold(cell, width)) for cell, width in zip(line, widths, strict=True)]
+    cells = [list(fold(cell, width)) for cell, width in zip(line, widths, strict=True)]
     height = max(map(len, cells))
     parts = ([cell[n] if n < len(cell) else "" for cell in cells] for n in range(height))
     return "\n".join(GAP.join(map(_padded, part, widths)).rstrip() for part in parts)
@@ -93,19 +93,19 @@ def _padded(text: str, width: int) -> str:
     return text + " " * (width - display_width(text))
 
 
-def _fold(cell: str, width: int) -> Iterator[str]:
-    """Yield a cell's text in parts of this width; one that fits is kept with all its blanks."""
+def fold(cell: str, width: int) -> Iterator[str]:
+    """Yield a text in parts of this width, if possible broken between words; one that fits keeps all its blanks."""
     if display_width(cell) <= width:
         yield cell
         return
     line = ""
-    for word in [part for whole in cell.split() for part in _broken(whole, width)]:
+    for word in [part for whole in cell.split(" ") for part in _broken(whole, width)]:
         if line and display_width(line) + 1 + display_width(word) > width:
-            yield line
+            yield line.rstrip()
             line = word
         else:
             line = f"{line} {word}" if line else word
-    yield line
+    yield line.rstrip()
 
 
 def _broken(word: str, width: int) -> Iterator[str]:

@@ -11,14 +11,13 @@ Mirrors: src/util/virxml.c, src/util/virstring.c
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
-from xml.parsers import expat
 
 from lxml import etree
 
-from pyhostdev.errors import VIR_ERR_XML_DETAIL, XMLError
+from pyhostdev.errors import XMLError
+from pyhostdev.util.xmlstream import ATTRIBUTES_MAX, DEPTH_MAX, NODES_MAX, as_utf8, check_limits, not_well_formed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
 
     Element: TypeAlias = etree._Element
 
-SIZE_MAX = 1 << 20  # bytes; a domain with 250 devices takes a tenth of it
-DEPTH_MAX = 256  # libxml2 itself stops near this depth
-NODES_MAX = 100_000  # elements and attributes together
-ATTRIBUTES_MAX = 256  # per element
 _ATTRIBUTE_MIN = len(" a=''")
 _IS_TOO_DEEP = etree.XPath(f"boolean({'/*' * (DEPTH_MAX + 1)})")
 
@@ -39,16 +34,6 @@ SHOWN_MAX = 64  # characters of an invalid value in a message
 
 UINT_MAX = 0xFFFFFFFF
 ULLONG_MAX = 0xFFFFFFFFFFFFFFFF
-
-_DECLARED_ENCODING = rb"<\?xml[^>]*?\sencoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"']"
-_ENCODINGS = {
-    "utf-8": "utf-8",
-    "utf8": "utf-8",
-    "us-ascii": "ascii",
-    "ascii": "ascii",
-    "iso-8859-1": "latin-1",
-    "latin-1": "latin-1",
-}
 
 _DIGITS = {8: frozenset("01234567"), 10: frozenset("0123456789"), 16: frozenset("0123456789abcdefABCDEF")}
 _DIGITS_MAX = 64  # longer than any valid number, and short enough to be converted at once
@@ -62,17 +47,17 @@ def parse_document(source: str | bytes) -> Element:
     Raises:
         XMLError: it is too large, too deep, has a DOCTYPE, is not valid text or not well-formed; with the line.
     """
-    data = _as_utf8(source)
+    data = as_utf8(source)
     is_small = _is_small(data)
     try:
-        _check_limits(data, counting=not is_small)
+        check_limits(data, counting=not is_small)
         root = _parse_tree(data)
         if not is_small or not _IS_TOO_DEEP(root):
             return root
     except XMLError:
         if not is_small:
             raise
-    _check_limits(data, counting=True)  # which error is the first
+    check_limits(data, counting=True)  # which error is the first
     return _parse_tree(data)
 
 
@@ -91,7 +76,7 @@ def _parse_tree(data: bytes) -> Element:
     try:
         return etree.fromstring(data, parser)
     except etree.XMLSyntaxError as err:
-        raise _not_well_formed(err.msg or "unknown reason", err.lineno) from None
+        raise not_well_formed(err.msg or "unknown reason", err.lineno) from None
 
 
 def _is_small(data: bytes) -> bool:
@@ -104,101 +89,6 @@ def _is_small(data: bytes) -> bool:
     if data.count(b"<") + data.count(b"=") > NODES_MAX or b"<!DOCTYPE" in data:
         return False
     return max(map(len, data.split(b"<"))) <= ATTRIBUTES_MAX * _ATTRIBUTE_MIN
-
-
-def _not_well_formed(why: str, line: int | None) -> XMLError:
-    return XMLError(f"XML is not well-formed: {why}", line=line, libvirt_code=VIR_ERR_XML_DETAIL)
-
-
-def _as_utf8(source: str | bytes) -> bytes:
-    """
-    Return the document as UTF-8, so that both parsers see the same characters.
-
-    Raises:
-        XMLError: it is too large, its encoding is not supported, or its bytes are not valid in that encoding.
-    """
-    if len(source) > SIZE_MAX:
-        raise XMLError(f"XML of {len(source)} characters is larger than the limit of {SIZE_MAX}")
-    if isinstance(source, str):
-        return _encode(source)
-    declared = re.match(_DECLARED_ENCODING, source.removeprefix(b"\xef\xbb\xbf"))
-    name = declared[1].decode("ascii").lower() if declared else "utf-8"
-    if name not in _ENCODINGS:
-        raise XMLError(f"XML in encoding '{name}' is not supported, only UTF-8", line=1)
-    if _ENCODINGS[name] == "latin-1":
-        return source.decode("latin-1").encode("utf-8")
-    return _checked_utf8(source, _ENCODINGS[name])
-
-
-def _encode(text: str) -> bytes:
-    try:
-        data = text.encode("utf-8")
-    except UnicodeEncodeError as err:
-        line = text.count("\n", 0, err.start) + 1
-        raise _not_well_formed("a lone surrogate is not a character", line) from None
-    if len(data) > SIZE_MAX:
-        raise XMLError(f"XML of {len(data)} bytes is larger than the limit of {SIZE_MAX}")
-    return data
-
-
-def _checked_utf8(data: bytes, encoding: str) -> bytes:
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError as err:
-        line = data.count(b"\n", 0, err.start) + 1
-        raise _not_well_formed(f"byte {data[err.start]:#04x} is not valid in {encoding}", line) from None
-    return data
-
-
-class _Limits:
-    """Counts the nodes that a streaming parser reports, and stops the parser at a limit."""
-
-    def __init__(self, parser: expat.XMLParserType) -> None:
-        self.parser = parser
-        self.depth = 0
-        self.nodes = 0
-        parser.StartElementHandler = self.start
-        parser.EndElementHandler = self.end
-        parser.StartDoctypeDeclHandler = self.doctype
-
-    def refuse(self, message: str) -> XMLError:
-        return XMLError(message, line=self.parser.CurrentLineNumber)
-
-    def start(self, _name: str, attributes: dict[str, str]) -> None:
-        self.depth += 1
-        self.nodes += 1 + len(attributes)
-        if self.depth > DEPTH_MAX:
-            raise self.refuse(f"XML is nested deeper than {DEPTH_MAX} elements")
-        if len(attributes) > ATTRIBUTES_MAX:
-            raise self.refuse(f"An XML element has more than {ATTRIBUTES_MAX} attributes")
-        if self.nodes > NODES_MAX:
-            raise self.refuse(f"XML has more than {NODES_MAX} elements and attributes")
-
-    def end(self, _name: str) -> None:
-        self.depth -= 1
-
-    def doctype(self, *_declaration: object) -> None:
-        raise self.refuse("XML with a DOCTYPE is not accepted")
-
-
-def _check_limits(data: bytes, *, counting: bool) -> None:
-    """
-    Read the document once as a stream, without building a tree.
-
-    Args:
-        counting: False only checks that it is well-formed, which is several times as fast.
-
-    Raises:
-        XMLError: a limit is exceeded, there is a DOCTYPE, or the document is not well-formed.
-    """
-    parser = expat.ParserCreate("utf-8")
-    if counting:
-        _Limits(parser)
-    try:
-        parser.Parse(data, True)
-    except expat.ExpatError as err:
-        why = expat.ErrorString(err.code) or "unknown reason"
-        raise _not_well_formed(why, err.lineno) from None
 
 
 def parse_unsigned(text: str, base: int = 10, maximum: int = UINT_MAX) -> int:

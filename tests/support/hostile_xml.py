@@ -26,7 +26,7 @@ from pyhostdev.conf.unknown_words import kept_words, unknown_words
 from pyhostdev.errors import HostdevError, InternalError
 from pyhostdev.qemu import define
 from pyhostdev.qemu.qemu_command import build_command_line, stored_capabilities
-from pyhostdev.util.virxml import NODES_MAX, SIZE_MAX
+from pyhostdev.util.xmlstream import NODES_MAX, SIZE_MAX
 
 TESTDATA = Path(__file__).parent.parent.parent / "testdata"
 TIME_S = 20  # CPU time of one document: a bound on hanging, far above what a busy machine needs

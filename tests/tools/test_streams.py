@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyhostdev.testing.fakehost import FakeHost
-from pyhostdev.tools import main
+from pyhostdev.tools import main, output
 from pyhostdev.tools.demo import GUEST
 
 PYHOSTDEV = f"{sys.executable} -m pyhostdev"
@@ -166,22 +166,49 @@ def call(program: str, *words: str) -> subprocess.CompletedProcess[str]:
 def test_everything_but_start_works_without_extras(bcm5719: FakeHost, verb: str) -> None:
     """The same text in the same order, without formatting."""
     words = [*READING[verb].split(), "--root", bcm5719.root.path]
-    bare, full = (call(without(*names), *words) for names in (("rich", "qemu"), ()))
+    bare, full = (call(without(*names), *words) for names in (("qemu",), ()))
     assert (0, True) == (bare.returncode, "Traceback" not in bare.stderr), bare.stderr
-    assert path_components(full.stdout) == path_components(bare.stdout)
-
-
-def path_components(text: str) -> list[str]:
-    return text.translate(dict.fromkeys(map(ord, "│├└─"), " ")).split()
+    assert full.stdout == bare.stdout
 
 
 def test_plain_tables_and_trees(bcm5719: FakeHost) -> None:
-    """Without rich a table has columns, and a tree is indented."""
-    table = call(without("rich"), "list", "--root", bcm5719.root.path).stdout.splitlines()
+    """A table has columns, and a tree has guides; in a pipe no line is broken."""
+    table = call(without(), "list", "--root", bcm5719.root.path).stdout.splitlines()
     assert table[0] == "ADDRESS       ID         CLASS   GROUP  DRIVER    MULTIFUNCTION  PF  VFIO"
     assert table[-1].startswith("0001:09:00.3  14e4:1657  020000  14     tg3       yes            -")
-    tree = call(without("rich"), "plan", GUEST, "--root", bcm5719.root.path).stdout.splitlines()
-    assert ("  IOMMU group 14", True) == (tree[1], tree[2].startswith(f"    {CARD}  given to the guest"))
+    tree = call(without(), "plan", GUEST, "--root", bcm5719.root.path).stdout.splitlines()
+    assert ("└── IOMMU group 14", 6) == (tree[1], len(tree))
+    assert tree[2].startswith(f"    ├── {CARD}  given to the guest")
+    assert tree[5].startswith("    └── ")
+
+
+@pytest.mark.parametrize("width", [1, 12, 24, None])
+def test_trees_continue_below(width: int | None) -> None:
+    """A text that is too wide continues under itself, with the guides of what follows; an address is never broken."""
+    tree = output.Branch("two functions")
+    first = tree.add("0000:01:00.0  given to the guest")
+    first.add("below")
+    tree.add("0000:01:00.1")
+    lines = list(tree.lines(width))
+    expected = {
+        None: [
+            "two functions",
+            "├── 0000:01:00.0  given to the guest",
+            "│   └── below",
+            "└── 0000:01:00.1",
+        ],
+        24: [
+            "two functions",
+            "├── 0000:01:00.0  given",
+            "│   to the guest",
+            "│   └── below",
+            "└── 0000:01:00.1",
+        ],
+    }
+    assert expected.get(width, lines) == lines
+    text = "".join(line.translate(dict.fromkeys(map(ord, "│├└─ "))) for line in lines)
+    assert "twofunctions0000:01:00.0giventotheguestbelow0000:01:00.1" == text
+    assert ["0000:01:00.0" in "".join(lines), "0000:01:00.1" in lines[-1]] == [True, True]
 
 
 def test_start_names_its_extra() -> None:

@@ -8,9 +8,10 @@ import tracemalloc
 
 import pytest
 
-from pyhostdev.errors import XMLError
-from pyhostdev.util import virxml
-from pyhostdev.util.virxml import parse_document, parse_integer, parse_unsigned, shown
+from pyhostdev.errors import VIR_ERR_XML_DETAIL, XMLError
+from pyhostdev.util import xmlstream
+from pyhostdev.util.virxml import parse_document, parse_integer, parse_unsigned, shown, text_of
+from pyhostdev.util.xmlstream import read_child_text
 
 BOMB = """<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>
 <domain>&b;</domain>"""
@@ -42,13 +43,13 @@ def test_nesting_is_limited(depth: int, accepted: bool) -> None:
 def test_the_size_is_limited_before_anything_is_read() -> None:
     """A document larger than the limit is refused without looking into it."""
     with pytest.raises(XMLError, match="larger than the limit"):
-        parse_document(b"\xff" * (virxml.SIZE_MAX + 1))
+        parse_document(b"\xff" * (xmlstream.SIZE_MAX + 1))
 
 
 def test_the_size_counts_in_bytes() -> None:
     """Characters that take several bytes cannot slip under the limit."""
     with pytest.raises(XMLError, match="larger than the limit"):
-        parse_document("<a>" + "\u20ac" * (virxml.SIZE_MAX // 2) + "</a>")
+        parse_document("<a>" + "\u20ac" * (xmlstream.SIZE_MAX // 2) + "</a>")
 
 
 def test_attributes_of_one_element_are_limited() -> None:
@@ -59,7 +60,7 @@ def test_attributes_of_one_element_are_limited() -> None:
 
 def test_elements_are_limited() -> None:
     """A flat document of many empty elements is refused in little memory and time."""
-    document = "<a>" + "<b/>" * (virxml.NODES_MAX + 1) + "</a>"
+    document = "<a>" + "<b/>" * (xmlstream.NODES_MAX + 1) + "</a>"
     tracemalloc.start()
     begin = time.monotonic()
     with pytest.raises(XMLError, match="elements and attributes"):
@@ -85,7 +86,7 @@ def test_bytes_that_are_no_document_are_refused_with_their_line(document: bytes 
     """A source that is not text or not XML is an error with its line."""
     with pytest.raises(XMLError) as error:
         parse_document(document)
-    assert (virxml.VIR_ERR_XML_DETAIL, line) == (error.value.libvirt_code, error.value.line)
+    assert (VIR_ERR_XML_DETAIL, line) == (error.value.libvirt_code, error.value.line)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-7", "ebcdic-cp-us", "x-unknown"])
@@ -160,3 +161,42 @@ def test_signed_numbers_have_a_sign(text: str, value: int) -> None:
 def test_refused_values_are_safe_to_print(value: str, printed: str) -> None:
     """A message shows no more than a line of what a user wrote, and nothing a terminal would obey."""
     assert printed == shown(value)
+
+
+NAMED = [
+    ("<domain><name>a</name></domain>", "a"),
+    (
+        "<domain>\n <!-- <name>b</name> --><uuid/><name>a<!-- c --> b&lt;&#10;<b>c</b><![CDATA[<d>]]></name></domain>",
+        "a b<\nc<d>",
+    ),
+    ("<domain><devices><name>no</name></devices><name/><name>second</name></domain>", ""),
+    ("<domain><name><name>inner</name> outer</name></domain>", "inner outer"),
+    ("<domain xmlns='urn:a'><name>a</name></domain>", None),
+    ("<domain xmlns:q='urn:a'><q:name>no</q:name><name>a</name></domain>", "a"),
+    ("<network><name>a</name></network>", None),
+    ("<domain/>", None),
+    ("<?xml version='1.0' encoding='iso-8859-1'?><domain><name>\u00e9</name></domain>", "\u00e9"),
+]
+REFUSED = [
+    *(BOMB, EXTERNAL, "", "<domain><name>a</domain>", "<domain><name>a</name>", "<domain><name>&none;</name></domain>"),
+    *("<a>" * 257 + "</a>" * 257, "<domain>\0</domain>", "<domain><q:name>a</q:name></domain>", "<domain/><domain/>"),
+    *("<a " + " ".join(f"a{n}=''" for n in range(300)) + "/>", "<domain a='1' a='2'/>"),
+    "<a xmlns:p='urn:a' xmlns:q='urn:a' p:b='1' q:b='2'/>",
+]
+
+
+@pytest.mark.parametrize(("document", "text"), NAMED)
+def test_a_text_is_read_without_a_tree(document: str, text: str | None) -> None:
+    """The text is the one that the tree has."""
+    data = document.encode("latin-1")
+    root = parse_document(data)
+    element = root.find("name") if root.tag == "domain" else None
+    assert text == (None if element is None else text_of(element)) == read_child_text(data, "domain", "name")
+
+
+@pytest.mark.parametrize("document", REFUSED)
+def test_both_readers_refuse_the_same(document: str) -> None:
+    """What no tree is made of gives no text either."""
+    for read in (parse_document, lambda source: read_child_text(source, "domain", "name")):
+        with pytest.raises(XMLError):
+            read(document)
