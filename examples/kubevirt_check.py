@@ -20,7 +20,8 @@ import pyhostdev
 
 def permitted(text: str) -> dict[str, str]:
     """Return the resource name of each permitted vendor and device."""
-    devices = json.loads(text)["spec"]["configuration"].get("permittedHostDevices", {}).get("pciHostDevices", [])
+    configuration = json.loads(text)["spec"].get("configuration", {})
+    devices = configuration.get("permittedHostDevices", {}).get("pciHostDevices", [])
     return {device["pciVendorSelector"].lower(): device["resourceName"] for device in devices}
 
 

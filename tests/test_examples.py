@@ -128,6 +128,8 @@ def test_kubevirt_check(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str], t
     ):
         assert (0, ["the list matches the host"]) == answer("14E4:1657")
         assert (0, ["note: 14e4:1657 is bound to vfio-pci, but not permitted"]) == answer()
+        path.write_text('{"spec": {}}')  # what a new KubeVirt has
+        assert 0 == check.main(str(path), bcm5719.root.path)
 
 
 @pytest.mark.parametrize("name", ["nova_pci_tracker", "vdsm_hostdev_listing", "kubevirt_check"])

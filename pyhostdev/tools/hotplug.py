@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -141,22 +140,10 @@ def _removed_on_error(path: str) -> Iterator[None]:
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[float], None]]:
     """Yield a function that shows the remaining time of the wait on a terminal."""
-    is_shown = sys.stderr.isatty()
-    last = -1
-
-    def show(left_s: float) -> None:
-        nonlocal last
-        if is_shown and int(left_s) != last:
-            last = int(left_s)
-            sys.stderr.write(f"\rwaiting for the guest, {last} s left ")
-            sys.stderr.flush()
-
     try:
-        yield show
+        yield lambda left: streams.show_progress(f"waiting for the guest, {int(left)} s left ")
     finally:
-        if last >= 0:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+        streams.end_progress()
 
 
 @contextlib.asynccontextmanager

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("filters and columns")
     filters.add_filters(group)
-    group.add_argument("--names", action="store_true", help="name devices, interfaces, disks and owners")
+    group.add_argument("--names", action="store_true", help="name devices, interfaces, disks, mounts and owners")
     group.add_argument(
         "--columns", type=_columns, metavar="NAME,...", help="print these columns; JSON gets their keys, too"
     )

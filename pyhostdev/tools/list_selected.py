@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pyhostdev.errors import ConfigError
 from pyhostdev.tools import filters
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.hostusage import MOUNTED, names_by_function
+from pyhostdev.util.hostusage import HostUsage, names_by_function
 from pyhostdev.util.pciids import PCIIds
 from pyhostdev.util.vfiodriver import VFIODrivers
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyhostdev.util.virpci import PCIDevice
 
 DEFAULT = ("address", "id", "class", "group", "driver", "multifunction", "pf", "vfio")
-NAMES = ("address", "name", "class", "group", "driver", "netdevs", "blocks", "owner")
+NAMES = ("address", "name", "class", "group", "driver", "netdevs", "blocks", "mounts", "owner")
 COLUMNS = (*DEFAULT, "name", "netdevs", "blocks", "mounts", "owner", "numa")
 JSON_KEYS = {key: key for key in ("name", "netdevs", "blocks", "mounts", "owner")} | {"numa": "numa_node"}
 
@@ -52,6 +52,7 @@ class Listing:
         self._tables: dict[str, dict[str, list[str]]] = {}
         self._owners: dict[str, str] | None = None
         self._ids: PCIIds | None = None
+        self._mount_points: dict[str, list[str]] | None = None
         self._drivers = drivers
 
     def selected(self, args: argparse.Namespace) -> list[int]:
@@ -110,7 +111,9 @@ class Listing:
         return self._below("block", self.host.root.class_block, dev)
 
     def _mounts(self, dev: PCIDevice) -> list[str]:
-        return [use.text for use in self.scan.uses(dev) if use.reason == MOUNTED]
+        if self._mount_points is None:
+            self._mount_points = HostUsage(self.host.root).mounts()
+        return self._mount_points.get(str(dev.address), [])
 
     def _owner(self, dev: PCIDevice) -> object | None:
         return self.owners.get(str(dev.address))

@@ -7,7 +7,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -141,7 +140,8 @@ def run(args: argparse.Namespace, definition: DomainDef | None, roots: list[str]
     with ProcessPoolExecutor(processes, forked, _begin, (args, definition)) as pool:
         for number, answer in enumerate(pool.map(_answer, roots, chunksize=1 + len(roots) // 64), 1):
             answers.append(answer)
-            _show_progress(number, len(roots))
+            streams.show_progress(f"{number} of {len(roots)} hosts")
+    streams.end_progress()
     if args.json:
         streams.write("".join(f"{json.dumps(answer.value)}\n" for answer in answers))
     else:
@@ -149,12 +149,6 @@ def run(args: argparse.Namespace, definition: DomainDef | None, roots: list[str]
             ("HOST", "CAN", "WHAT PREVENTS IT", *(["PINNED DEVICES"] if args.find else [])), _rows(answers)
         )
     return 0 if any(answer.can for answer in answers) else 1
-
-
-def _show_progress(number: int, total: int) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r{number} of {total} hosts" + ("\r\x1b[K" if number == total else ""))
-        sys.stderr.flush()
 
 
 def _rows(answers: list[Answer]) -> Iterator[tuple[str, ...]]:

@@ -103,8 +103,35 @@ def write_bytes(data: bytes) -> None:
         sys.stdout.buffer.write(data)
 
 
+_ERASE = "\r\x1b[K"
+_passing: list[str] = []  # the line of progress that a terminal shows now
+
+
+def show_progress(text: str) -> None:
+    """Show a line on standard error in place of the last one, until ``end_progress``; on a terminal only."""
+    if sys.stderr.isatty() and _passing != [text]:
+        _passing[:] = [text]
+        _tell_terminal(f"\r{text}")
+
+
+def end_progress() -> None:
+    """Erase the line of progress, if one is shown."""
+    if _passing:
+        _passing.clear()
+        _tell_terminal(_ERASE)
+
+
+def _tell_terminal(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        silence(sys.stderr)
+
+
 def tell(line: str) -> None:
     """Print a line on standard error, if possible: a change does not fail because its message cannot be printed."""
+    end_progress()
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:

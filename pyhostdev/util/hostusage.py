@@ -64,7 +64,7 @@ class HostUsage:
             for name in self._screens
         ]
         told += [
-            (self._blocks[name], MOUNTED, f"holds '{name}', which is in use as {where}")
+            (self._blocks[name], MOUNTED, f"holds '{name}', which is in use as {_words(where)}")
             for name, where in self._block_names.items()
         ]
         told += [
@@ -85,6 +85,14 @@ class HostUsage:
         For other functions, ``of`` only reports a firmware screen, which the function's own directory shows.
         """
         return {*self._uses, *self._firmware_screens}
+
+    def mounts(self) -> dict[str, list[str]]:
+        """Return the mount points of the disks below each directory that a path of one has; swap is named so."""
+        found: dict[str, list[str]] = {}
+        for name, where in self._block_names.items():
+            for part in {part for path in self._blocks[name] for part in path.split("/")[1:-1]}:
+                found.setdefault(part, []).append(where or "swap")
+        return {part: list(dict.fromkeys(places)) for part, places in found.items()}
 
     def of(self, address: PCIDeviceAddress) -> list[HostUse]:
         """Return what the host uses a function for."""
@@ -109,23 +117,27 @@ def _lines(root: HostRoot, path: str) -> Iterator[list[str]]:
     return (line.split() for line in read_lines(root, path))
 
 
-def _block_names(root: HostRoot) -> dict[str, str]:
-    """Return the block devices that are mounted or swap, and the use of each."""
-    found: dict[str, str] = {}
+def _words(mount_point: str | None) -> str:
+    return "swap" if mount_point is None else f"the file system at '{mount_point}'"
+
+
+def _block_names(root: HostRoot) -> dict[str, str | None]:
+    """Return the block devices that are mounted, with their mount points, and those that are swap, with None."""
+    found: dict[str, str | None] = {}
     known = _BlockNames(root)
     for words in _lines(root, root.mounts):
         if len(words) > 1 and words[0].startswith(root.DEV):
             name = known.of(words[0], root.mounts)
             if name == _BOOT_ROOT:
                 name = known.of_mount(words[1]) or name
-            found[name] = f"the file system at '{words[1]}'"
+            found[name] = words[1]
     for words in islice(_lines(root, root.swaps), 1, None):
         if words and words[0].startswith(root.DEV):
-            found[known.of(words[0], root.swaps)] = "swap"
+            found[known.of(words[0], root.swaps)] = None
     for names in _btrfs_devices(root):
-        where = next((found[name] for name in names if name in found), None)
-        if where is not None:
-            found.update(dict.fromkeys(names, where))
+        used = [found[name] for name in names if name in found]
+        if used:
+            found.update(dict.fromkeys(names, used[0]))
     return found
 
 

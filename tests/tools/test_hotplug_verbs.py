@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,31 @@ def test_a_deaf_guest_is_pending(bcm5719: FakeHost, verb: Verb, unit: str, capsy
         assert 0 == verb("detach-device", "vm1", unit, "--json")
         assert "given-back" == read_json(capsys, "detach-device")["outcome"]
         assert ["tg3"] * 4 == drivers(bcm5719)
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Return True."""
+        return True
+
+
+def test_the_wait_is_shown_on_a_terminal(
+    bcm5719: FakeHost, verb: Verb, unit: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line counts the seconds that are left, and is erased at the end; elsewhere there is no such line."""
+    with running_guest(bcm5719, guest="deaf"):
+        assert 0 == verb("attach-device", "vm1", unit)
+        terminal = Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", terminal)
+            assert 5 == verb("detach-device", "vm1", unit, "--timeout", "1.2")
+        shown = terminal.getvalue()
+        assert "\rwaiting for the guest, 1 s left \rwaiting for the guest, 0 s left \r\x1b[K" in shown
+        capsys.readouterr()
+        assert 5 == verb("detach-device", "vm1", unit, "--timeout", "0.1")
+        assert "waiting" not in capsys.readouterr().err
 
 
 def test_refused(bcm5719: FakeHost, verb: Verb, unit: str, capsys: pytest.CaptureFixture[str]) -> None:

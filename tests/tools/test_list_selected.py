@@ -61,9 +61,12 @@ def test_columns_and_names(sriov: FakeHost, capsys: pytest.CaptureFixture[str]) 
     """Interfaces, disks and mounts by function; vendors in words or numbers."""
     found = {row[0]: row for row in rows(capsys, sriov, "--columns", "address,netdevs,blocks,numa")}
     assert [[PF, "enp3s0", "-", "0"], [DISK, "-", "nvme0n1", "0"]] == [found[PF], found[DISK]]
-    (mounted,) = rows(capsys, sriov, "--columns", "mounts", "--group", "3")
-    assert "'nvme0n1'," in mounted
-    assert "nvme" in " ".join(rows(capsys, sriov, "--names", "--group", "3")[0])
+    (named,) = rows(capsys, sriov, "--names", "--group", "3")
+    assert ["nvme", "-", "nvme0n1", "/", "-"] == named[-5:]  # driver, netdevs, blocks, mounts, owner
+    for place, line in (("/srv/a", "/dev/nvme0n1 /srv/a ext4 rw 0 0"), ("swap", "")):
+        Path(sriov.root.mounts).write_text(f"{line}\n")
+        Path(sriov.root.swaps).write_text("Filename Type\n" + ("" if line else "/dev/nvme0n1 partition 1 0 -2\n"))
+        assert [[place]] == rows(capsys, sriov, "--columns", "mounts", "--group", "3")
     for words in (["--columns", "address,colour"], ["--class", "1"], ["--vendor", "xyzw"]):
         with pytest.raises(SystemExit):
             main(["list", "--root", sriov.root.path, *words])

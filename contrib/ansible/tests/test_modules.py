@@ -104,6 +104,32 @@ def test_prepare_and_release(fleet: Build) -> None:
     assert not some.module("pci_release", owner="vm1")["web"]["changed"]
 
 
+def test_states(fleet: Build) -> None:
+    """One module for both states: the owner's devices are released by its name, or by that of its domain."""
+    some = fleet(web="bcm5719")
+    before = some.trees()
+    assert some.module("pci_prepare", src=GUEST)["web"]["changed"]
+    prepared = some.trees()
+    assert some.module("pci_prepare", "-C", src=GUEST, state="released")["web"]["changed"]
+    assert prepared == some.trees()
+    released = some.module("pci_prepare", src=GUEST, state="released")["web"]
+    assert (True, "seed", dict.fromkeys(CARD, "tg3")) == (released["changed"], released["owner"], released["devices"])
+    assert before == some.trees()
+    assert not some.module("pci_prepare", owner="seed", state="released")["web"]["changed"]
+    missing = some.module("pci_prepare")["web"]["msg"]
+    assert "domain, src, devices" in missing
+    assert "not well-formed" in some.module("pci_prepare", domain="<a", state="released")["web"]["msg"]
+
+
+def test_names_of_functions(fleet: Build) -> None:
+    """An address may be given by any name that the command takes; an unknown one is a failure with its reason."""
+    some = fleet(db="sriov")
+    names = ("net:enp3s0v1", "pf:enp3s0/vf2", "03:10.0")
+    plan = some.module("pci_plan", devices=[{"address": name} for name in names])["db"]["plan"]
+    assert {"0000:03:10.0", "0000:03:10.2", "0000:03:10.4"} == {step["address"] for step in plan["steps"]}
+    assert "device-missing" in some.module("pci_plan", devices=[{"address": "net:none"}])["db"]["msg"]
+
+
 def test_prepare_refuses_what_another_owner_has(fleet: Build) -> None:
     """A device in use is a failure with its owner, in check mode too, and nothing is changed."""
     some = fleet(web="bcm5719")
@@ -131,6 +157,26 @@ def test_failing_host_is_named(fleet: Build) -> None:
     assert found["gone"]["failed"]
     assert "is not a directory" in found["gone"]["msg"]
     assert CARD == found["web"]["groups"]["14"]
+
+
+def test_snapshot_is_fetched(fleet: Build, tmp_path: Path) -> None:
+    """Each copy on the control node has the name of its host; check mode fetches none, a second run changes none."""
+    some = fleet(web="bcm5719", db="sriov", gone=None)
+    place = tmp_path / "fetched"
+    words = {"dest": "{{ pyhostdev_root }}.tar.gz", "fetch": f"{place}/"}
+    checked = some.module("pci_snapshot", "-C", **words)
+    assert [True, False] == [checked["web"]["changed"], place.exists()]
+    found = some.module("pci_snapshot", **words)
+    assert found.pop("gone")["failed"]
+    assert {name: str(place / f"{name}.tar.gz") for name in found} == {
+        n: result["fetched"] for n, result in found.items()
+    }
+    for name in found:
+        assert (tmp_path / f"{name}.tar.gz").read_bytes() == (place / f"{name}.tar.gz").read_bytes()
+        assert 0o600 == (place / f"{name}.tar.gz").stat().st_mode & 0o777
+    (place / "db.tar.gz").unlink()
+    again = some.module("pci_snapshot", **words)
+    assert [False, True] == [again["web"]["changed"], again["db"]["changed"]]
 
 
 def test_snapshot_and_diff(fleet: Build, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ options:
     elements: dict
     suboptions:
       address:
-        description: The function's address, such as V(0000:01:00.0).
+        description: The function's address, or another name of it - V(01:00.0), V(net:eno1), V(pf:eno1/vf3).
         type: str
       vendor:
         description: The vendor id, such as V(10de).

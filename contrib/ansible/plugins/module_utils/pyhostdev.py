@@ -8,6 +8,7 @@ A refusal of pyhostdev is a failure of the task with its findings; nothing was c
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 
 DONE, REFUSED = 0, 1
@@ -40,6 +41,7 @@ DEVICES = {
     "accept": {"type": "list", "elements": "str", "default": []},
 }
 ONE_OF = ["domain", "src", "devices"]
+ADDRESS = re.compile("[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}[.][0-7]")  # as list prints it
 
 
 class Pyhostdev:
@@ -131,12 +133,39 @@ class Pyhostdev:
         functions, chosen = self.functions(), {}
         for selector in selectors:
             wanted = {key: value for key, value in selector.items() if value is not None}
+            if "address" in wanted:
+                wanted["address"] = self.address(wanted["address"])
             found = [function["address"] for function in functions if matches(function, wanted)]
             count = wanted.get("count", len(found))
             if not found or count > len(found):
                 self.module.fail_json(msg=f"{len(found)} functions match {wanted}, which are too few")
             chosen.update(dict.fromkeys(found[:count], wanted["assigned"]))
         return chosen
+
+    def address(self, name):
+        """Return the address of the function that has a name, such as net:eno1."""
+        return name if ADDRESS.fullmatch(name) else json.loads(self.checked("show", name, "--json"))["address"]
+
+    def owner(self):
+        """Return the name that owns the devices: the domain's own, if the task names a domain."""
+        params = self.module.params
+        if params["domain"] is None and params["src"] is None:
+            return params["owner"]
+        try:
+            name = ElementTree.fromstring(self.domain()).findtext("name")
+        except ElementTree.ParseError as err:
+            self.module.fail_json(msg=f"The domain's XML is not well-formed: {err}")
+        return (name or "").strip() or self.module.fail_json(msg="The domain has no name")
+
+    def release(self, owner):
+        """Give the devices of an owner back, and end the task; an owner without devices is not changed."""
+        records = self.owned(owner)
+        before = {address: record["driver"] for address, record in records.items()}
+        after = {address: record["original_driver"] for address, record in records.items()}
+        if records and not self.module.check_mode:
+            self.checked("release", "--owner", owner, changes=True)
+            after = self.drivers(records)
+        self.module.exit_json(changed=bool(records), owner=owner, devices=after, diff=diff(before, after))
 
     @staticmethod
     def domain_of(owner, chosen):

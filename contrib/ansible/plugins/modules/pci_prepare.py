@@ -11,13 +11,21 @@ description:
   - Executes the plan as a whole or undoes it. A guest that has the devices already is not changed.
   - Fails with the findings of the plan, and changes nothing then.
 options:
+  state:
+    description:
+      - V(prepared) detaches the devices.
+      - V(released) gives all devices of the owner back, as M(pyhostdev.pci.pci_release) does.
+      - O(domain), O(src) or O(devices) is required for V(prepared); without O(domain) and O(src), O(owner) is released.
+    type: str
+    choices: [prepared, released]
+    default: prepared
   user:
     description: Give the guest's nodes below C(/dev/vfio) to this user until the release, as V(USER) or V(USER:GROUP).
     type: str
 attributes:
   check_mode:
     support: full
-    description: Plans, and fails where the plan refuses.
+    description: Plans, and fails where the plan refuses; for V(released), reads the records.
   diff_mode:
     support: full
     description: Shows the drivers before and after.
@@ -35,8 +43,13 @@ EXAMPLES = r"""
   pyhostdev.pci.pci_prepare:
     owner: parked
     devices:
-      - address: '0000:01:00.0'
+      - address: net:eno1
     complete: true
+
+- name: Give it back
+  pyhostdev.pci.pci_prepare:
+    owner: parked
+    state: released
 """
 
 RETURN = r"""
@@ -45,7 +58,7 @@ owner:
   returned: success
   type: str
 devices:
-  description: The role and the driver of each device, V(assigned) or V(kept).
+  description: The role and the driver of each device, V(assigned) or V(kept); the driver alone for V(released).
   returned: success
   type: dict
 plan:
@@ -72,14 +85,17 @@ def has_already(has, wanted, complete):
 
 def main():
     """Run the module."""
-    arguments = {**pyhostdev.COMMON, **pyhostdev.DEVICES, "user": {"type": "str"}}
+    state = {"type": "str", "choices": ["prepared", "released"], "default": "prepared"}
+    arguments = {**pyhostdev.COMMON, **pyhostdev.DEVICES, "user": {"type": "str"}, "state": state}
     module = AnsibleModule(
         argument_spec=arguments,
         mutually_exclusive=[pyhostdev.ONE_OF],
-        required_one_of=[pyhostdev.ONE_OF],
+        required_if=[("state", "prepared", pyhostdev.ONE_OF, True)],
         supports_check_mode=True,
     )
     command = pyhostdev.Pyhostdev(module)
+    if module.params["state"] == "released":
+        command.release(command.owner())
     domain, plan = command.plan(command.domain())
     owner, wanted = plan["owner"], pyhostdev.roles(plan)
     has = {address: record["role"] for address, record in command.owned(owner).items()}

@@ -51,15 +51,7 @@ def main():
     """Run the module."""
     arguments = {**pyhostdev.COMMON, "owner": {"type": "str", "required": True}}
     module = AnsibleModule(argument_spec=arguments, supports_check_mode=True)
-    command = pyhostdev.Pyhostdev(module)
-    owner = module.params["owner"]
-    records = command.owned(owner)
-    before = {address: record["driver"] for address, record in records.items()}
-    after = {address: record["original_driver"] for address, record in records.items()}
-    if records and not module.check_mode:
-        command.checked("release", "--owner", owner, changes=True)
-        after = command.drivers(records)
-    module.exit_json(changed=bool(records), owner=owner, devices=after, diff=pyhostdev.diff(before, after))
+    pyhostdev.Pyhostdev(module).release(module.params["owner"])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: pci_snapshot
 short_description: Store what can be read of a host's PCI functions in a file
 description:
-  - Writes a snapshot on the managed host; ansible.builtin.fetch brings it to the control node.
+  - Writes a snapshot on the managed host, and brings it to the control node with O(fetch).
   - A snapshot takes the place of a host in every reading verb of pyhostdev.
   - A file that already is this snapshot is not changed.
 options:
@@ -16,6 +16,12 @@ options:
     description: The file to write, such as V(/var/tmp/before.tar.gz).
     type: path
     required: true
+  fetch:
+    description:
+      - Where the control node keeps a copy. A name that ends with a slash is a directory; the file in it has the name
+        of the host in the inventory and the ending of O(dest).
+      - In check mode nothing is fetched.
+    type: str
   redact:
     description: Replace MAC and IP addresses, serial numbers, UUIDs and names of guests, mounts and virtual interfaces.
     type: bool
@@ -33,21 +39,20 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: Take a snapshot
+- name: Take a snapshot and fetch it
   pyhostdev.pci.pci_snapshot:
-    dest: /var/tmp/{{ inventory_hostname }}.tar.gz
-
-- name: Fetch it
-  ansible.builtin.fetch:
-    src: /var/tmp/{{ inventory_hostname }}.tar.gz
-    dest: snapshots/
-    flat: true
+    dest: /var/tmp/pyhostdev.tar.gz
+    fetch: snapshots/
 """
 
 RETURN = r"""
 dest:
   description: The file.
   returned: success
+  type: str
+fetched:
+  description: The file on the control node.
+  returned: if O(fetch) is given, and not in check mode
   type: str
 checksum:
   description: The SHA-1 of the snapshot.
@@ -72,6 +77,7 @@ def main():
     arguments = {
         **pyhostdev.COMMON,
         "dest": {"type": "path", "required": True},
+        "fetch": {"type": "str"},  # done by the action of the same name, on the control node
         "redact": {"type": "bool", "default": False},
         "tree": {"type": "bool", "default": False},
     }
