@@ -163,7 +163,8 @@ def test_named_tuples_are_as_typing_makes_them() -> None:
     """Fields, defaults, methods, pickling, the class's own names; a missing field is an error."""
     finding = Finding("in-use", "error", None, "Text")
     assert ("reason", "severity", "address", "message", "line") == Finding._fields
-    assert ("in-use", "error", None, "Text", None) == finding == pickle.loads(pickle.dumps(finding))
+    assert finding == pickle.loads(pickle.dumps(finding))
+    assert ["in-use", "error", None, "Text", None] == list(finding)
     assert ("in-use: Text", "line 7: in-use: Text") == (finding.sentence, finding._replace(line=7).sentence)
     names = (Finding.__module__, Finding.__qualname__, Finding.__annotations__["message"])
     assert ("pyhostdev.util.finding", "Finding", "str") == names

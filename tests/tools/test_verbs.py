@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import re
@@ -272,6 +273,19 @@ def test_verbs_that_look_load_less(bcm5719: FakeHost, words: list[str]) -> None:
     program = f"{code}; import sys; print(*sorted({dear!r} & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "" == done.stderr.strip()
+
+
+def test_a_caller_keeps_its_collector(capsys: Capture) -> None:
+    """Only the command line's own process collects garbage rarely, and not at its end."""
+    before = gc.get_threshold(), gc.get_freeze_count()
+    assert 0 == main.main(["--version"])
+    assert before == (gc.get_threshold(), gc.get_freeze_count())
+    code = (
+        "import gc; from pyhostdev.tools.main import main; main(); print(gc.get_threshold()[0], gc.get_freeze_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True)
+    threshold, frozen = map(int, done.stdout.split()[-2:])
+    assert (main.COLLECT_AFTER, True) == (threshold, frozen > 1000)
 
 
 def test_demo_runs(capsys: Capture) -> None:

@@ -32,7 +32,7 @@ def node(tmp_path: Path) -> str:
 
 
 def test_live_writer_can_change_nodes(tmp_path: Path) -> None:
-    """The writer of the live host is a NodeWriter; other objects are none."""
+    """The writer of the live host is a NodeWriter, and another object is not."""
     assert changes_nodes(ForkedWriter(HostRoot(tmp_path)))
     assert not changes_nodes(object())
 
