@@ -52,6 +52,9 @@ def main(selectors: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     host = open_host()
     manager = pyhostdev.HostdevManager(host)
+    for selector in selectors:
+        if not chosen(host, [selector]):
+            print(f"note: no function of this node matches {selector}", file=sys.stderr)
     park(host, manager, selectors)
     print("parked:", " ".join(str(dev.address) for dev in manager.status().active), flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

@@ -102,11 +102,13 @@ def test_kubernetes_park(bcm5719: FakeHost) -> None:
     before = bcm5719.snapshot()
     for release in ("no", "yes"):
         environment = {**os.environ, "PYHOSTDEV_ROOT": bcm5719.root.path, "PYHOSTDEV_RELEASE": release}
-        command = [sys.executable, str(EXAMPLES / "kubernetes_park.py"), "14e4:1657"]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as pod:
-            assert pod.stdout is not None
+        command = [sys.executable, str(EXAMPLES / "kubernetes_park.py"), "14e4:1657", "10de:1eb8"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe) as pod:
+            assert pod.stdout is not None and pod.stderr is not None
             assert f"parked: {' '.join(CARD)}\n" == pod.stdout.readline()
             pod.terminate()
+            assert "note: no function of this node matches 10de:1eb8\n" == pod.stderr.read()
         assert 0 == pod.returncode
         assert (release == "yes") == (before == bcm5719.snapshot())
 

@@ -19,6 +19,8 @@ from pyhostdev.testing.tree import Tree
 from pyhostdev.testing.treeimage import Image, read_image, write_image
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyhostdev.testing.hostspec import FunctionSpec, HostSpec, MemberSpec
     from pyhostdev.util.hostroot import HostRoot
 
@@ -61,7 +63,7 @@ def build_host(root: HostRoot, host: HostSpec) -> None:
 def _build(tree: Tree, host: HostSpec) -> None:
     _put_bus(tree, host)
     topology = Topology(host)
-    for spec in host.functions.values():
+    for spec in _from_the_top(topology):
         put_described(tree, topology, spec)
     for spec in host.functions.values():
         link_described(tree, topology, spec)
@@ -91,6 +93,19 @@ def _put_bus(tree: Tree, host: HostSpec) -> None:
     for spec in host.drivers.values():
         if spec.availability == "loaded":
             put_driver(tree, spec)
+
+
+def _from_the_top(topology: Topology) -> Iterator[FunctionSpec]:
+    """Yield the functions in the order of their lines, but each after the one whose directory it is in."""
+    made = set()
+    for described in topology.host.functions.values():
+        spec: FunctionSpec | None = described
+        chain = []
+        while spec is not None and spec.address not in made:
+            made.add(spec.address)
+            chain.append(spec)
+            spec = topology.bridge_above(spec) or topology.domain_maker(spec.address.domain)
+        yield from reversed(chain)
 
 
 def _place(root: HostRoot, topology: Topology, spec: FunctionSpec) -> str:

@@ -20,10 +20,14 @@ from pyhostdev.util import pciconfig, pciregs, pciscan
 from pyhostdev.util.hostroot import check_driver_name
 from pyhostdev.util.hostscan import Scan
 from pyhostdev.util.hostusage import DEFAULT_DESTINATION
-from pyhostdev.util.virfile import list_names, read_attribute, read_lines, read_link, read_number
+from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.vfiodriver import VFIO_PCI_MODULE, VFIODrivers, find_driver, identity_of, read_kernel_release
+from pyhostdev.util.virfile import list_names, read_attribute, read_lines, read_link, read_number, read_status
 from pyhostdev.util.virpci import PCIDevice, read_iommu_group_members
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -43,6 +47,8 @@ def describe_host(root: HostRoot, *, redact: bool = False) -> str:
     capture = _Capture(root)
     capture.add_functions()
     capture.add_drivers()
+    capture.add_vfio_drivers()
+    capture.add_iommufd()
     capture.add_groups()
     capture.spec.drivers = dict(sorted(capture.spec.drivers.items()))
     capture.add_uses()
@@ -66,6 +72,7 @@ class _Capture:
         self.scan = Scan(root, pciscan.scan(root))
         self.disks = self._below(root.class_block)
         self.interfaces = self._below(root.class_net)
+        self.modules = set(_module_names(root))
 
     def _below(self, directory: str) -> dict[str, str]:
         """Return each device of a class that is below a PCI function, with the function's address."""
@@ -170,6 +177,35 @@ class _Capture:
             is_special = driver_kind(name) == "vfio"
             self.spec.drivers[name] = DriverSpec(name, () if is_special else tuple(ids), driver_kind(name), module)
 
+    def add_vfio_drivers(self) -> None:
+        """Describe the VFIO drivers that can be loaded, and the devices that a variant is for."""
+        choices = VFIODrivers(self.root)
+        if VFIO_PCI not in self.spec.drivers and VFIO_PCI_MODULE in self.modules:
+            self._add_vfio_driver(VFIO_PCI, VFIO_PCI_MODULE)
+        kinds = {identity_of(dev): dev for dev in self.scan}
+        for dev in kinds.values():
+            alias = choices.best_alias(dev)
+            if alias is None or alias.module == VFIO_PCI_MODULE:
+                continue
+            name = find_driver(self.root, alias.module) or alias.module
+            if name not in self.spec.drivers:
+                self._add_vfio_driver(name, alias.module)
+            spec = self.spec.drivers[name]
+            ids = {*spec.ids, f"{dev.vendor:04x}:{dev.device:04x}"}
+            self.spec.drivers[name] = spec._replace(kind="vfio", ids=tuple(sorted(ids)))
+
+    def _add_vfio_driver(self, name: str, module: str) -> None:
+        """Describe a driver that is not registered; the driver of a module is assumed to have its name."""
+        availability = "available" if module in self.modules else "missing"
+        self.spec.drivers[name] = DriverSpec(name, (), "vfio", module, availability)
+
+    def add_iommufd(self) -> None:
+        """Describe whether the kernel has iommufd, or can load it."""
+        if read_status(self.root, self.root.dev_iommu) is not None:
+            self.spec.settings["iommufd"] = "loaded"
+        elif "iommufd" in self.modules:
+            self.spec.settings["iommufd"] = "available"
+
     def add_groups(self) -> None:
         """Describe the types of the groups, and members that are not PCI functions."""
         for name in sorted(list_names(self.root, self.root.iommu_groups), key=lambda n: (len(n), n)):
@@ -197,6 +233,13 @@ class _Capture:
         for words in (line.split() for line in read_lines(self.root, self.root.route)):
             if words[1:2] == [DEFAULT_DESTINATION] and words[0] in known and words[0] not in self.spec.routes:
                 self.spec.routes.append(words[0])
+
+
+def _module_names(root: HostRoot) -> Iterator[str]:
+    """Yield the modules that the host's kernel can load, with underscores."""
+    release = read_kernel_release(root)
+    for line in read_lines(root, root.modules_dep(release)) if release else ():
+        yield os.path.basename(line.partition(":")[0]).partition(".ko")[0].replace("-", "_")
 
 
 def _names_of(found: dict[str, str], dev: PCIDevice) -> tuple[str, ...]:

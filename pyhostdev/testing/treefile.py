@@ -79,6 +79,7 @@ from pyhostdev.testing.hostspec import (
     HostSpec,
     MemberSpec,
 )
+from pyhostdev.testing.topology import Topology
 from pyhostdev.util.hostroot import check_driver_name
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -282,6 +283,8 @@ class _Reader:
 
     def read_member(self, words: list[str]) -> None:
         driver = words[2].removeprefix("driver=") if len(words) > 2 else None
+        if any(member.name == words[1] for member in self.host.members):
+            raise ValueError(f"'{words[1]}' is described twice")
         self.host.members.append(MemberSpec(int(words[0]), _component(words[1]), driver))
 
     def read_group(self, words: list[str]) -> None:
@@ -330,7 +333,21 @@ def parse_host(text: str, *, name: str = "host", directory: str = "") -> HostSpe
     for address, number in reader.lines.items():
         with _naming_line(number, name):
             check_function(host, host.functions[address])
+    topology = Topology(host)
+    for address, number in reader.lines.items():
+        with _naming_line(number, name):
+            _check_place(topology, host.functions[address])
     return host
+
+
+def _check_place(topology: Topology, spec: FunctionSpec) -> None:
+    """Refuse a bridge that would be below itself."""
+    above, seen = topology.bridge_above(spec), set()
+    while above is not None:
+        if above.address in seen:
+            raise ValueError(f"the bridge {above.address} is below itself")
+        seen.add(above.address)
+        above = topology.bridge_above(above)
 
 
 @contextlib.contextmanager
@@ -353,6 +370,8 @@ def check_function(host: HostSpec, spec: FunctionSpec) -> None:
             raise ValueError(f"{address} is not described")
     if spec.physfn is not None and host.functions[spec.physfn].sriov is None:
         raise ValueError(f"{spec.physfn} has no VFs")
+    if spec.physfn is not None and host.functions[spec.physfn].physfn is not None:
+        raise ValueError(f"{spec.physfn} is a VF itself")
     if spec.parent is not None and host.functions[spec.parent].bridge is None:
         raise ValueError(f"{spec.parent} is not a bridge")
     driver = host.drivers.get(spec.driver or "")

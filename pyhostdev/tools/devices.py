@@ -19,31 +19,27 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """FILE, or --device, --keep and --owner."""
     parser.add_argument("file", nargs="?", metavar="FILE", help="the domain's XML; - for standard input")
-    add_devices(parser, "a function to assign to the guest, in place of FILE; can be repeated")
-    parser.add_argument(
-        "--keep",
-        nargs="+",
-        action="extend",
-        default=[],
-        type=arguments.checked(Selector.parse),
-        metavar="ADDRESS",
-        help="a function to detach but not to assign, in place of FILE; can be repeated",
+    add_devices(
+        parser,
+        "a function to assign to the guest, in place of FILE; can be repeated",
+        "a function to detach but not to assign, in place of FILE; can be repeated",
     )
     parser.add_argument("--owner", metavar="NAME", help="the owner's name, with --device")
 
 
-def add_devices(parser: argparse.ArgumentParser, help_text: str) -> None:
-    """--device."""
-    parser.add_argument(
-        "--device",
-        dest="devices",
-        nargs="+",
-        action="extend",
-        default=[],
-        type=arguments.checked(Selector.parse),
-        metavar="ADDRESS",
-        help=help_text,
-    )
+def add_devices(parser: argparse.ArgumentParser, device_help: str, keep_help: str) -> None:
+    """--device and --keep."""
+    for name, dest, text in (("--device", "devices", device_help), ("--keep", "keep", keep_help)):
+        parser.add_argument(
+            name,
+            dest=dest,
+            nargs="+",
+            action="extend",
+            default=[],
+            type=arguments.checked(Selector.parse),
+            metavar="ADDRESS",
+            help=text,
+        )
 
 
 def is_named(args: argparse.Namespace) -> bool:

@@ -7,11 +7,15 @@ import argparse
 
 from pyhostdev.util.typed import TYPE_CHECKING
 
+from pyhostdev.tools.main import complain
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.util.hostscan import Scan
+    from pyhostdev.util.journal import Record
+    from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.virpci import PCIDevice
 
 _FILTERS = ("group", "driver", "class_", "vendor", "owner", "assignable")
@@ -37,8 +41,15 @@ def has_filters(args: argparse.Namespace) -> bool:
     return any(getattr(args, name) not in (None, False) for name in _FILTERS)
 
 
-def tests(args: argparse.Namespace, host: Host, scan: Scan) -> Iterator[Callable[[PCIDevice], bool]]:
-    """Yield what a function has to pass, one test for each given filter."""
+def tests(
+    args: argparse.Namespace, scan: Scan, owners_of_host: Callable[[], dict[str, str]]
+) -> Iterator[Callable[[PCIDevice], bool]]:
+    """
+    Yield what a function has to pass, one test for each given filter.
+
+    Args:
+        owners_of_host: returns the owners of the functions in use; called if a filter needs them.
+    """
     if args.group is not None:
         yield lambda dev: dev.iommu_group == args.group
     if args.driver is not None:
@@ -48,7 +59,7 @@ def tests(args: argparse.Namespace, host: Host, scan: Scan) -> Iterator[Callable
     if args.vendor is not None:
         yield lambda dev: dev.vendor is not None and f"{dev.vendor:04x}" == args.vendor
     if args.owner is not None:
-        owners = owners_of(host)
+        owners = owners_of_host()
         yield lambda dev: owners.get(str(dev.address)) == args.owner
     if args.assignable:
         found = {dev.address for dev in scan.assignable()}
@@ -56,9 +67,17 @@ def tests(args: argparse.Namespace, host: Host, scan: Scan) -> Iterator[Callable
 
 
 def owners_of(host: Host) -> dict[str, str]:
-    """Return the owners of the functions in use, as far as this user may read the records."""
-    records = host.readable_records() or {}
+    """Return the owners of the functions in use; report on stderr if this user may not read the records."""
+    records = readable_records(host) or {}
     return {str(address): record.owner for address, record in records.items() if record.owner is not None}
+
+
+def readable_records(host: Host) -> dict[PCIDeviceAddress, Record] | None:
+    """Return the records of a host; None, which is reported on stderr, if this user may not read them."""
+    records = host.readable_records()
+    if records is None:
+        complain("note: this user cannot read the records of devices in use, so owners are unknown")
+    return records
 
 
 def _class(text: str) -> str:

@@ -16,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     owner = parser.add_mutually_exclusive_group(required=True)
     owner.add_argument("file", nargs="?", metavar="FILE", help="the domain's XML; - for standard input")
     owner.add_argument("--owner", metavar="NAME", help="the domain's name, if its XML is not at hand")
-    devices.add_devices(parser, "release this device of --owner only; can be repeated")
+    devices.add_devices(
+        parser,
+        "release this device of --owner only; can be repeated",
+        "the same as --device, so that the words of prepare can be repeated",
+    )
     arguments.add_root(parser)
     arguments.add_changes(parser)
 
@@ -27,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     With FILE, a domain without devices is a success, as a hook needs. With --owner it is an error: a wrong name.
     """
-    if args.devices:
+    if args.devices or args.keep:
         return _release_some(args)
     owner = arguments.domain_name_of(args) if args.owner is None else args.owner
     if not arguments.manager_of(args).release(owner):
@@ -39,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
 def _release_some(args: argparse.Namespace) -> int:
     """Release the named devices of an owner; a device that it does not have is an error."""
     if args.owner is None:
-        raise ConfigError("--device needs --owner")
+        raise argparse.ArgumentTypeError("--device and --keep need --owner")
     manager = arguments.manager_of(args)
-    hostdevs = devices.named_hostdevs(args.devices, manager.host)
+    hostdevs = devices.named_hostdevs([*args.devices, *args.keep], manager.host)
     owners = {device.address: device.owner for device in manager.status().active}
     for hostdev in hostdevs:
         if owners.get(hostdev.pci_address) != args.owner:

@@ -7,7 +7,7 @@ import argparse
 import errno
 
 from pyhostdev.errors import DeviceMissingError, SysfsError
-from pyhostdev.tools import arguments, output, releases, streams
+from pyhostdev.tools import arguments, filters, output, releases, streams
 from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.driverctl import read_driverctl_override
 from pyhostdev.util.hostroot import HostRoot
@@ -108,7 +108,7 @@ def surroundings(host: Host, dev: PCIDevice) -> dict[str, Any]:
     uses = HostUsage(host.root).of(dev.address)
     group = dev.iommu_group
     holders = {} if group is None else read_group_holders(host.root, [group])
-    records = host.readable_records()
+    records = filters.readable_records(host)
     record = None if records is None else records.get(dev.address)
     return {
         "vendor_name": ids.vendor(dev.vendor),

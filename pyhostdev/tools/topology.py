@@ -43,10 +43,11 @@ def run(args: argparse.Namespace) -> int:
     for address in sorted(roles):
         if scan.find(address) is None:
             complain(f"note: device {address} of the domain is not on this host")
-    roles = _with_owners(roles, filters.owners_of(host))
+    owners = filters.owners_of(host)
+    roles = _with_owners(roles, owners)
     above = {dev.address: _parent(dev) for dev in scan}
     if filters.has_filters(args):
-        tests = list(filters.tests(args, host, scan))
+        tests = list(filters.tests(args, scan, lambda: owners))
         above = _with_bridges(above, [dev.address for dev in scan if all(test(dev) for test in tests)])
     shown = [dev for dev in scan if dev.address in above]
     if args.dot:

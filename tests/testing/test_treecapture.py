@@ -11,6 +11,7 @@ from pyhostdev import Host, HostdevManager
 from pyhostdev.testing.fakehost import FakeHost, named_hosts
 from pyhostdev.testing.treecapture import describe_host
 from pyhostdev.testing.treefile import parse_host
+from pyhostdev.util.vfiodriver import VFIODrivers
 from pyhostdev.util.virpci import PCIDevice, read_iommu_group_members
 
 
@@ -53,6 +54,48 @@ def test_it_behaves_as_the_host(tmp_path: Path) -> None:
     assert "vfio-pci" == manager.host.pci_device("0000:03:10.0").driver  # type: ignore[union-attr]
     manager.nodedev_reattach("0000:03:10.0")
     assert before == other.snapshot()
+
+
+VARIANTS = """driver mlx5_core 15b3:101d 15b3:101e
+driver xe 8086:e20b
+driver nvme class:010802
+driver vfio-pci {0}
+driver mlx5_vfio_pci 15b3:101e {0}
+driver xe-vfio-pci 8086:e20b module=xe_vfio_pci {0}
+0000:02:00.0 15b3:101d 020000 driver=mlx5_core group=2 express=endpoint flr
+0000:02:00.2 15b3:101e 020000 driver=mlx5_core group=3 express=endpoint flr
+0000:03:00.0 8086:e20b 030000 driver=xe group=5 express=endpoint flr
+0000:04:00.0 144d:a808 010802 driver=nvme group=6 express=endpoint flr
+iommufd available
+"""
+
+
+@pytest.mark.parametrize("availability", ["loaded", "available"])
+def test_drivers_that_can_be_loaded(availability: str, tmp_path: Path) -> None:
+    """Each function gets the VFIO driver that it has on the host, although no module of VFIO is loaded there."""
+    fake = FakeHost(parse_host(VARIANTS.format(availability)), tmp_path / "one")
+    text = describe_host(fake.root)
+    other = FakeHost(parse_host(text), tmp_path / "two")
+    assert text == describe_host(other.root)
+    names = ["vfio-pci", "mlx5_vfio_pci", "xe-vfio-pci" if availability == "loaded" else "xe_vfio_pci", "vfio-pci"]
+    for root in (fake.root, other.root):
+        assert names == [VFIODrivers(root).choose(dev).driver for dev in Host(root).scan()]
+    manager = HostdevManager(Host(other.root, writer=other.kernel))
+    before = other.snapshot()
+    for address, name in zip(("0000:02:00.2", "0000:04:00.0"), (names[1], names[3]), strict=True):
+        manager.nodedev_detach(address)
+        assert name == manager.host.pci_device(address).driver  # type: ignore[union-attr]
+        manager.nodedev_reattach(address)
+    assert Path(other.root.dev_iommu).exists()
+    if availability == "loaded":
+        assert before == other.snapshot()
+
+
+def test_a_host_without_vfio_has_none(tmp_path: Path) -> None:
+    """A driver that the host cannot load is not invented."""
+    lines = [line for line in VARIANTS.splitlines() if "vfio" not in line and "iommufd" not in line]
+    text = describe_host(FakeHost(parse_host("\n".join(lines) + "\n"), tmp_path).root)
+    assert "vfio" not in text and "iommufd" not in text
 
 
 def test_a_redacted_description_names_no_mount(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from pyhostdev.errors import ConfigError
 from pyhostdev.testing.configspace import build_config, read_dump
 from pyhostdev.testing.driverspec import DriverSpec, driver_kind
-from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.testing.fakehost import HOSTS, FakeHost, named_hosts
 from pyhostdev.testing.treefile import parse_function, parse_host, read_host
 from pyhostdev.util import pciconfig, pciregs
 
@@ -46,7 +47,20 @@ WRONG = {
     "member-path": "member 5 a/b",
     "group-text": "group five DMA",
     "mount-short": "mount nvme0n1",
+    "member-twice": "member 5 dma0\nmember 6 dma0",
+    "physfn-is-a-vf": "0000:01:00.0 14e4:1657 020000 sriov=1 physfn=0000:01:00.0",
+    "below-itself": "0000:01:00.0 8086:2030 060400 bridge=01-02",
 }
+
+
+@pytest.mark.parametrize("name", named_hosts())
+def test_order_of_functions_does_not_matter(name: str, tmp_path: Path) -> None:
+    """A function may stand before the bridge above it; VFs keep their order."""
+    lines = Path(HOSTS, f"{name}.tree").read_text().splitlines()
+    functions = [line for line in lines if re.match(r"[0-9a-f]{4,8}:", line) and "physfn=" not in line]
+    others = [line for line in lines if line not in functions]
+    turned = FakeHost(parse_host("\n".join([*others, *reversed(functions)]) + "\n"), tmp_path / "turned")
+    assert set(FakeHost.named(name, tmp_path / "host").snapshot()) == set(turned.snapshot())
 
 
 @pytest.mark.parametrize("text", WRONG.values(), ids=WRONG.keys())

@@ -55,6 +55,14 @@ def test_from_question_to_roll_back(
     assert before == bcm5719.snapshot()
 
 
+def test_the_words_of_prepare_are_those_of_release(bcm5719: FakeHost, words: list[str]) -> None:
+    """The same --device, --keep and --owner release what was prepared; every byte of the host is as before."""
+    before = bcm5719.snapshot()
+    named = ["--device", CARD[0], CARD[3], "--keep", CARD[1], CARD[2], "--owner", "vm1", "--simulate", *words]
+    assert [0, 0] == [main([verb, *named]) for verb in ("prepare", "release")]
+    assert before == bcm5719.snapshot()
+
+
 def test_some_devices_are_released(bcm5719: FakeHost, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Those that are named; a device of another owner is refused."""
     named = ["--device", CARD[0], "--keep", *CARD[1:], "--owner", "vm1", *words]
@@ -77,6 +85,8 @@ def test_some_devices_are_released(bcm5719: FakeHost, words: list[str], capsys: 
         "plan --device 0001:09:00.0 --owner vm1 --for-start",
         "prepare --keep 0001:09:00.0 --simulate",
         "release x.xml --owner vm1 --simulate",
+        "release x.xml --device 0001:09:00.0 --simulate",
+        "release x.xml --keep 0001:09:00.0 --simulate",
     ],
 )
 def test_incomplete_requests_are_usage_errors(line: str, words: list[str]) -> None:
@@ -93,7 +103,6 @@ def test_incomplete_requests_are_usage_errors(line: str, words: list[str]) -> No
         "plan --device 0001:09:00.0 --owner a/b",
         "plan --device 0001:7f:00.0 --owner vm1",
         "plan --device net:none --owner vm1",
-        "release x.xml --device 0001:09:00.0 --simulate",
     ],
 )
 def test_wrong_requests_are_refused(line: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

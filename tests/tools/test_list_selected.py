@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pyhostdev import Host
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.tools.main import main
 
@@ -81,6 +82,18 @@ def test_owners(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     for owner, count in (("seed", 4), ("other", 0)):
         assert 0 == main(["status", "--owner", owner, "--json", "--root", bcm5719.root.path])
         assert count == len(json.loads(capsys.readouterr().out)["active"])
+
+
+@pytest.mark.parametrize("words", ["list --names --owner vm1", "list --owner vm1", "topology", f"show {PF}"])
+def test_unreadable_records_are_noted(
+    words: str, sriov: FakeHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ordinary user learns once that owners are unknown; a list without owners needs no records."""
+    monkeypatch.setattr(Host, "readable_records", lambda self: None)
+    assert 0 == main([*words.split(), "--root", sriov.root.path])
+    assert 1 == capsys.readouterr().err.count("cannot read the records")
+    assert 0 == main(["list", "--group", "4", "--root", sriov.root.path])
+    assert "" == capsys.readouterr().err
 
 
 def test_selectors_in_every_verb(sriov: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
