@@ -43,7 +43,8 @@ def test_each_state_has_its_words(supported: ModuleType) -> None:
         "domain/seclabel/label": "done",
         "domain/devices/disk/source/encryption": "refused",
         "domain/launchSecurity/policy": "refused",
-        "domain/throttlegroups": "kept",
+        "domain/throttlegroups": "done",
+        "domain/hwuuid": "kept",
     } == {
         word: states[word]
         for word in (
@@ -57,6 +58,7 @@ def test_each_state_has_its_words(supported: ModuleType) -> None:
             "domain/devices/disk/source/encryption",
             "domain/launchSecurity/policy",
             "domain/throttlegroups",
+            "domain/hwuuid",
         )
     }
 

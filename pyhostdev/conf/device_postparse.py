@@ -84,12 +84,16 @@ def _fill_disk(dom: DomainDef, device: DomainDiskDef) -> None:
         device.tray = None
     if device.bus is None:
         device.bus = _default_bus(device)
+    device.transient_share = device.transient_share or None
     if device.snapshot == "no" and device.readonly:
         device.snapshot = None
     if device.type == "vhostuser":
         device.snapshot = device.snapshot or "no"
     if device.source is not None and device.type == "network":
         _fill_network(device.source)
+    store = device.source.data_store if device.source is not None else None
+    if store is not None and store.source is not None and store.type == "network":
+        _fill_network(store.source)
     for source in device.nvme_sources():
         source.managed = source.managed is not False
     if device.info.address is None and device.target is not None:

@@ -8,7 +8,7 @@ Mirrors: virDomainDiskDef (src/conf/domain_conf.h)
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.storage_source_conf import (
@@ -38,12 +38,21 @@ from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyhostdev.conf.xml.xmlfield import Field
     from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.virxml import Element
 
 DISK_BUSES = ("ide", "fdc", "scsi", "virtio", "xen", "usb", "uml", "sata", "sd")
 _DISK_NAME = r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*"
 _NVME_NAME = r"nvme([0-9]{1,6})n([0-9]{1,6})(?:p[0-9]+)?"
+
+
+class DiskStatistics(ElementDef):
+    """An interval over which QEMU counts a disk's requests, in seconds."""
+
+    tag = "statistic"
+
+    interval = attribute("interval", positive)
 
 
 class IOTuneDef(ElementDef):
@@ -76,6 +85,31 @@ class IOTuneDef(ElementDef):
         """Return the limits that are set; QEMU's monitor and libvirt use the same names."""
         names = (name for name, field in self.declared().items() if field.name != "group_name")
         return {name: value for name in names if (value := getattr(self, name))}
+
+
+class ThrottleGroupDef(IOTuneDef):
+    """
+    Limits that disks share through their filters.
+
+    Mirrors: virDomainThrottleGroupDef (src/conf/domain_conf.h)
+    """
+
+    tag = "throttlegroup"
+
+    @classmethod
+    def declared(cls) -> dict[str, Field[Any]]:
+        """Return the fields, with the name last."""
+        fields = dict(super().declared())
+        fields["group_name"] = fields.pop("group_name")
+        return fields
+
+
+class ThrottleFilterDef(ElementDef):
+    """A filter of a disk, by the group whose limits it applies."""
+
+    tag = "throttlefilter"
+
+    group = attribute("group", required=True)
 
 
 class DomainDiskDef(ElementDef):
@@ -116,6 +150,8 @@ class DomainDiskDef(ElementDef):
     iothread_mapping = elements("driver/iothreads/iothread", MappedIOThread, since="iothread-mapping")
     metadata_cache = content("driver/metadata_cache/max_size", big_number)
     metadata_cache_unit = attribute("driver/metadata_cache/max_size/@unit", size_unit)
+    statistics = elements("driver/statistics/statistic", DiskStatistics, since="disk-statistics")
+    histograms = opaque("driver/statistics/latency-histogram", for_host=True, since="disk-statistics")
     virtio = inline(VirtioOptions)
     auth = optional_element("auth", StorageAuth)
     source = optional_element("source", StorageSource)
@@ -134,10 +170,13 @@ class DomainDiskDef(ElementDef):
     tray = attribute("target/@tray", enum("open", "closed"))
     removable = attribute("target/@removable", on_off)
     rotation_rate = attribute("target/@rotation_rate", number)
+    dpofua = attribute("target/@dpofua", on_off, since="disk-dpofua")
     iotune = optional_element("iotune", IOTuneDef)
+    throttle_filters = elements("throttlefilters/throttlefilter", ThrottleFilterDef, since="disk-throttle")
     readonly = flag("readonly")
     shareable = flag("shareable")
-    transient = opaque("transient")
+    transient = flag("transient")
+    transient_share = attribute("transient/@shareBacking", yes_no)
     serial = content("serial")
     wwn = content("wwn")
     vendor = content("vendor")

@@ -8,12 +8,14 @@ Mirrors: virDomainDiskDefValidate and its parts (src/conf/domain_validate.c)
 from __future__ import annotations
 
 import re
+import string
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import (
     VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_NO_SOURCE,
     VIR_ERR_NO_TARGET,
+    VIR_ERR_OPERATION_UNSUPPORTED,
     ConfigError,
     ConfigUnsupportedError,
     XMLError,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     Errors = Iterator[ConfigError]
 
+_COOKIE_NAME = frozenset(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")  # RFC 6265 4.1.1, a token
 _VENDOR_MAX = 8  # SPC-4 6.4.2, INQUIRY: characters of vendor and product
 _PRODUCT_MAX = 16
 _DRIVE_BUSES = ("ide", "scsi", "sata", "fdc", "nvme")
@@ -53,6 +56,7 @@ def disk_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
     yield from _lun_errors(device)
     yield from _name_errors(device)
     yield from _iotune_errors(device.iotune)
+    yield from _throttle_errors(dom, device)
     if device.device == "disk" and device.is_empty:
         yield XMLError(f"Disk '{device.target}' has no source", line=device.line, libvirt_code=VIR_ERR_NO_SOURCE)
 
@@ -76,6 +80,11 @@ def _source_errors(device: DomainDiskDef) -> Errors:
         yield from _nvme_errors(source)
     if device.type == "vhostuser":
         yield from _vhostuser_errors(device)
+    if device.type == "vhostvdpa" and source.dev is None:
+        yield XMLError("A vhostvdpa disk's <source> lacks 'dev'", line=line)
+    for cookie in source.cookies:
+        if cookie.name is None or not _COOKIE_NAME.issuperset(cookie.name):
+            yield XMLError("The name of a <cookie> has characters that no cookie's name has", line=cookie.line)
     policy = source.startup_policy
     if policy is not None and device.type not in (*_LOCAL_TYPES, "volume"):
         yield XMLError(f"A disk of type {device.type} has no startupPolicy", line=line)
@@ -162,7 +171,7 @@ def _lun_errors(device: DomainDiskDef) -> Errors:
         yield ConfigUnsupportedError("A lun must be a block device", line=line)
     if device.driver_type not in (None, "raw", "none"):
         yield ConfigUnsupportedError("A lun must have format raw", line=line)
-    if source is not None and (source.slices is not None or source.encryption is not None):
+    if source is not None and (source.slices or source.encryption is not None):
         yield ConfigUnsupportedError("A lun has no slices and no encryption", line=line)
 
 
@@ -175,6 +184,41 @@ def _name_errors(device: DomainDiskDef) -> Errors:
         yield _internal(f"Invalid floppy name '{shown(name)}'", line)
     if device.wwn is not None and not re.fullmatch(r"(?:0x)?[0-9a-fA-F]{16}", device.wwn, re.ASCII):
         yield _internal(f"'{shown(device.wwn)}' is not a WWN of 16 hexadecimal digits", line)
+
+
+def _throttle_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
+    """Mirrors: virDomainDiskDefThrottleFilterParse, virDomainDiskDefValidate"""
+    filters, groups = device.throttle_filters, {group.group_name for group in dom.throttle_groups}
+    if not filters:
+        return
+    names = [row.group for row in filters]
+    for row in filters:
+        if row.group not in groups:
+            yield XMLError(f"There is no throttle group '{shown(row.group)}'", line=row.line)
+    if len(set(names)) != len(names):
+        yield XMLError("A disk has two filters of one throttle group", line=device.line)
+    number = VIR_ERR_OPERATION_UNSUPPORTED
+    if device.device == "cdrom":
+        text = "A cdrom cannot have <throttlefilters>"
+        yield ConfigUnsupportedError(text, line=device.line, libvirt_code=number)
+    elif device.iotune is not None:
+        text = "A disk has either <iotune> or <throttlefilters>"
+        yield ConfigUnsupportedError(text, line=device.line, libvirt_code=number)
+
+
+def throttle_group_errors(dom: DomainFields) -> Errors:
+    """
+    Yield the errors of the groups of limits.
+
+    Mirrors: virDomainDefThrottleGroupsParse (src/conf/domain_conf.c)
+    """
+    names = [group.group_name for group in dom.throttle_groups]
+    for group in dom.throttle_groups:
+        yield from _iotune_errors(group)
+        if group.group_name is None:
+            yield XMLError("A <throttlegroup> lacks <group_name>", line=group.line)
+        elif names.count(group.group_name) > 1:
+            yield XMLError(f"Two throttle groups have the name '{shown(group.group_name)}'", line=group.line)
 
 
 def _iotune_errors(tune: IOTuneDef | None) -> Errors:

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.controller_conf import DomainControllerDef
     from pyhostdev.conf.cpu_conf import CPUDef, FeaturesDef
     from pyhostdev.conf.device_conf import DeviceInfo
-    from pyhostdev.conf.disk_conf import DomainDiskDef
+    from pyhostdev.conf.disk_conf import DomainDiskDef, ThrottleGroupDef
     from pyhostdev.conf.fs_conf import DomainFSDef
     from pyhostdev.conf.graphics_conf import (
         DomainAudioDef,
@@ -152,6 +152,9 @@ class DomainFields(ElementDef):
     iothread_ids: Elements[IOThreadDef] = elements("iothreadids/iothread", "vcpu_conf.IOThreadDef")
     default_iothread: OptionalElement[DefaultIOThread] = optional_element(
         "defaultiothread", "vcpu_conf.DefaultIOThread"
+    )
+    throttle_groups: Elements[ThrottleGroupDef] = elements(
+        "throttlegroups/throttlegroup", "disk_conf.ThrottleGroupDef", since="disk-throttle"
     )
     cputune: OptionalElement[CPUTuneDef] = optional_element("cputune", "vcpu_conf.CPUTuneDef")
     numatune = element_or_default("numatune", NumaTuneDef)

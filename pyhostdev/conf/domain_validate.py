@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pyhostdev.conf.device_conf import UnassignedAddress, is_user_alias
 from pyhostdev.conf.device_validate import device_errors
+from pyhostdev.conf.disk_validate import throttle_group_errors
 from pyhostdev.conf.domain_limits import name_errors
 from pyhostdev.conf.hostdev_conf import MdevSource, PCISource, SCSIHostSource, SCSISource, USBSource
 from pyhostdev.conf.hostfacts import is_multifunction
@@ -330,6 +331,7 @@ def _audio_errors(dom: DomainFields) -> Iterator[ConfigError]:
 _RULES: tuple[Callable[[DomainFields], Iterator[ConfigError]], ...] = (
     name_errors,
     tuning_errors,
+    throttle_group_errors,
     _audio_errors,
     _disk_duplicates,
     _hostdev_duplicates,

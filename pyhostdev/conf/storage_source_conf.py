@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pyhostdev.conf.device_conf import check_pci_address
 from pyhostdev.conf.xml.xmlcodec import big_number, enum, hexadecimal, number, positive, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import OptionalElement, attribute, elements, ignored, opaque, optional_element
+from pyhostdev.conf.xml.xmlfield import OptionalElement, attribute, content, elements, ignored, opaque, optional_element
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
@@ -138,6 +138,50 @@ class NVMeAddress(ElementDef):
         check_pci_address(self.pci, element)
 
 
+class StorageSlice(ElementDef):
+    """
+    The part of a file or device that has the image; offset and size are in bytes.
+
+    Mirrors: virDomainStorageSourceParseSlice (src/conf/domain_conf.c)
+    """
+
+    tag = "slice"
+
+    type = attribute("type")
+    offset = attribute("offset", big_number)
+    size = attribute("size", big_number)
+
+
+class HTTPCookie(ElementDef):
+    """A cookie that the client of a web server sends."""
+
+    tag = "cookie"
+
+    name = attribute("name")
+    value = content("")
+
+
+class ReservationsDef(ElementDef):
+    """
+    The program that makes persistent reservations of a SCSI unit for QEMU.
+
+    Mirrors: virStoragePRDef (src/conf/storage_source_conf.h)
+    """
+
+    tag = "reservations"
+
+    managed = attribute("managed", yes_no, required=True)
+    migration = attribute("migration", yes_no, since="disk-migrate-reservations")
+    source_type = attribute("source/@type")
+    path = attribute("source/@path")
+    mode = attribute("source/@mode")
+
+    def parsed(self, element: Element) -> None:
+        """Refuse a program of the administrator without its socket."""
+        if self.managed is False and (self.source_type != "unix" or self.path is None or self.mode != "client"):
+            raise XMLError("<reservations managed='no'> needs the socket of a server", line=self.line)
+
+
 class StorageSource(ElementDef):
     """
     The source of a disk's content.
@@ -162,6 +206,7 @@ class StorageSource(ElementDef):
     managed = attribute("managed", yes_no)
     namespace = attribute("namespace", big_number)
     path = attribute("path")
+    fd_group = attribute("fdgroup")
     startup_policy = attribute("startupPolicy", enum("mandatory", "requisite", "optional"))
     index = ignored("@index")  # of a running guest
     address = optional_element("address", NVMeAddress)
@@ -171,22 +216,41 @@ class StorageSource(ElementDef):
     initiator = attribute("initiator/iqn/@name")
     auth = optional_element("auth", StorageAuth)
     encryption = optional_element("encryption", StorageEncryption)
-    reservations = opaque("reservations")
-    slices = opaque("slices")
+    reservations = optional_element("reservations", ReservationsDef)
+    slices = elements("slices/slice", StorageSlice)
     ssl_verify = attribute("ssl/@verify", yes_no)
-    cookies = opaque("cookies")
+    cookies = elements("cookies/cookie", HTTPCookie)
     readahead = attribute("readahead/@size", positive)
     timeout = attribute("timeout/@seconds", positive)
+    known_hosts = attribute("knownHosts/@path", since="disk-ssh")
     identity_user = attribute("identity/@user", since="disk-words")
     identity_group = attribute("identity/@group", since="disk-words")
     identity_username = attribute("identity/@username", since="disk-ssh")
     identity_keyfile = attribute("identity/@keyfile", since="disk-ssh")
     identity_agent = attribute("identity/@agentsock", since="disk-ssh")
-    known_hosts = attribute("knownHosts/@path", since="disk-ssh")
     reconnect_enabled = attribute("reconnect/@enabled", yes_no)
     reconnect_timeout = attribute("reconnect/@timeout", positive)
     reconnect_delay = attribute("reconnect/@delay", number, since="disk-words")
     seclabel = opaque("seclabel", for_host=True)
+    data_store: OptionalElement[DataStoreDef] = optional_element(
+        "dataStore", "storage_source_conf.DataStoreDef", since="disk-data-store"
+    )
+
+    @property
+    def slice(self) -> StorageSlice | None:
+        """The part of the storage that has the image; None for all of it."""
+        return next(iter(self.slices), None)
+
+    def parsed(self, element: Element) -> None:
+        """
+        Keep the first part of the storage, as libvirt does.
+
+        Raises:
+            XMLError: it has no offset or no size.
+        """
+        self.slices = [part for part in self.slices if part.type == "storage"][:1]
+        if any(part.offset is None or part.size is None for part in self.slices):
+            raise XMLError("A <slice> lacks 'offset' or 'size'", line=self.line)
 
     def drop_others(self, kind: str | None) -> None:
         """Drop what only sources of other types have, as libvirt's parser does."""
@@ -194,6 +258,30 @@ class StorageSource(ElementDef):
             self.managed = self.namespace = self.address = None
         if kind not in ("nvme", "vhostuser"):
             self.type = None
+
+
+class DataStoreDef(ElementDef):
+    """
+    The file or device with the content of a qcow2 image that has only the tables.
+
+    Mirrors: virDomainStorageSourceParseDataStore (src/conf/domain_conf.c)
+    """
+
+    tag = "dataStore"
+
+    type = attribute("type", enum(*SOURCE_TYPES), required=True)
+    image_format = attribute("format/@type", enum(*IMAGE_FORMATS), code=VIR_ERR_CONFIG_UNSUPPORTED)
+    source = optional_element("source", StorageSource)
+
+    def parsed(self, element: Element) -> None:
+        """Refuse a store without source or format, and a part of one."""
+        if self.source is None:
+            raise XMLError("<dataStore> lacks <source>", line=self.line)
+        if self.image_format is None:
+            raise XMLError("<dataStore> lacks <format>", line=self.line)
+        if self.source.slices:
+            raise XMLError("The source of <dataStore> has no slices", line=self.line)
+        self.source.drop_others(self.type)
 
 
 class BackingStoreDef(ElementDef):

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import argparse
 
-from pyhostdev.util.typed import TYPE_CHECKING
-
 from pyhostdev.tools.main import complain
+from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -32,6 +32,7 @@ HARD_LIMIT = "<memtune><hard_limit unit='GiB'>3</hard_limit></memtune>"
 NVME = """<disk type='nvme'><source type='pci' namespace='1'>
 <address domain='0' bus='1' slot='0' function='0'/></source><target dev='vda'/></disk>"""
 VDPA = "<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/><model type='virtio'/></interface>"
+VDPA_DISK = "<disk type='vhostvdpa'><source dev='/dev/vhost-vdpa-1'/><target dev='vdb'/></disk>"
 LOCKED = "<memoryBacking><locked/></memoryBacking>"
 
 
@@ -45,6 +46,7 @@ LOCKED = "<memoryBacking><locked/></memoryBacking>"
         pytest.param(domain(hostdev(0), hostdev(1), IOMMU), 3 * GIB, id="two behind an iommu"),
         pytest.param(domain(hostdev(0, UNASSIGNED)), 2 * GIB, id="unassigned counts"),
         pytest.param(domain(NVME), 2 * GIB, id="nvme"),
+        pytest.param(domain(VDPA_DISK), 2 * GIB, id="vdpa disk"),
         pytest.param(domain(NVME, hostdev()), 3 * GIB, id="nvme and hostdev"),
         pytest.param(domain(NVME, VDPA), 3 * GIB, id="nvme and vdpa"),
         pytest.param(domain(head=HARD_LIMIT), 3 * GIB, id="hard limit"),

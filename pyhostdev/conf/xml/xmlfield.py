@@ -116,8 +116,8 @@ class Flag(Field[bool]):
 class Opaque(Field["str | None"]):
     """A known element with contents that are kept unchanged."""
 
-    def __init__(self, path: str, *, for_host: bool = False) -> None:
-        super().__init__(path, None)
+    def __init__(self, path: str, *, for_host: bool = False, since: str | None = None) -> None:
+        super().__init__(path, None, since=since)
         self.for_host = for_host  # it configures the host; the hypervisor driver applies or reports it
 
     def load(self, found: list[Element]) -> str | None:
@@ -323,14 +323,15 @@ def flag(path: str) -> Flag:
     return Flag(path, False)
 
 
-def opaque(path: str, *, for_host: bool = False) -> Opaque:
+def opaque(path: str, *, for_host: bool = False, since: str | None = None) -> Opaque:
     """
     Declare an element that is kept verbatim.
 
     Args:
         for_host: the element configures the host's side; the hypervisor driver decides how to treat it.
+        since: the row of CHANGES that brought the element.
     """
-    return Opaque(path, for_host=for_host)
+    return Opaque(path, for_host=for_host, since=since)
 
 
 def ignored(*paths: str) -> Ignored:

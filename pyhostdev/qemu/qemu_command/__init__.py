@@ -27,6 +27,7 @@ from pyhostdev.qemu.qemu_command import (
     filesystem,
     firmware,
     graphics,
+    images,
     iommu,
     machine,
     memory,
@@ -65,6 +66,7 @@ _BEFORE_MONITOR = (
     machine.build_name,
     machine.build_deprecation,
     machine.build_master_key,
+    images.build_reservations,
     firmware.build_firmware_blockdevs,
     machine.build_machine,
     machine.build_tseg,
@@ -73,6 +75,7 @@ _BEFORE_MONITOR = (
     memory.build_memory,
     cpu.build_smp,
     cpu.build_iothreads,
+    images.build_throttle_groups,
     memory.build_numa,
     machine.build_identity,
 )

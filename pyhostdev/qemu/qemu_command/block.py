@@ -10,45 +10,87 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.storage_source_conf import DEFAULT_PORTS
+from pyhostdev.errors import VIR_ERR_INVALID_ARG, ConfigUnsupportedError
 from pyhostdev.qemu.qemu_command.builder import unsupported
 from pyhostdev.util.virfile import is_cdrom
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
+PR_MANAGER = "pr-helper0"
+TLS_DIRECTORY = "/etc/pki/qemu"  # libvirt's default_tls_x509_cert_dir
 _GLUSTER_DEBUG = 4  # the level that libvirt's gluster_debug_level has by default
 
 
 def storage_properties(
-    build: CommandBuilder, kind: str, source: Any, *, device: str = "disk", aio: str | None = None
+    build: CommandBuilder, kind: str, source: Any, node: str, *, disk: Any = None, aio: str | None = None
 ) -> Properties:
     """
     Return the block driver of an image, with the properties that locate the image.
 
     Args:
         kind: the type of the image's source; that of a backing image may differ from the disk's.
-        device: cdrom for the medium of a cdrom drive, which can be a drive of the host.
+        node: the name of the image's node, after which the objects that it needs are named.
+        disk: the disk whose own image it is; the medium of a cdrom can be a drive of the host.
         aio: how QEMU reads and writes a local image.
 
     Raises:
         ConfigUnsupportedError: we cannot build this kind of source.
     """
+    if source.fd_group is not None:
+        text = f"The descriptors of fdgroup='{shown(source.fd_group)}' are not passed"
+        raise ConfigUnsupportedError(text, line=source.line, libvirt_code=VIR_ERR_INVALID_ARG)
+    device = disk.device if disk is not None else "disk"
     if kind == "file":
         return {"driver": "file", "filename": source.file, "aio": aio}
     if kind == "block":
         driver = "host_cdrom" if device == "cdrom" and _is_drive(build, str(source.dev)) else "host_device"
-        return {"driver": driver, "filename": source.dev, "aio": aio}
+        return {"driver": driver, "filename": source.dev, "aio": aio, "pr-manager": _pr_manager(build, source, node)}
     if kind == "dir":
         return {"driver": "vvfat", "dir": source.dir, "floppy": device == "floppy", "rw": False}
     if kind == "nvme":
         return {"driver": "nvme", "device": str(source.address.pci), "namespace": source.namespace}
+    if kind == "vhostvdpa" and disk is not None:
+        path = build.add_fdset(build.descriptor("vdpa", disk), f"{node}-vdpa")
+        return {"driver": "virtio-blk-vhost-vdpa", "path": path}
     if kind == "network" and source.protocol in _NETWORK:
-        if source.tls:
-            raise unsupported("TLS of a network disk", source)
-        return _NETWORK[source.protocol](source)
+        return {**_NETWORK[source.protocol](source), **_tls(build, source, node)}
     raise unsupported(f"A disk of type {kind} ({source.protocol or 'local'})", source)
+
+
+def _tls(build: CommandBuilder, source: Any, node: str) -> Properties:
+    """
+    Add the certificates of an encrypted connection; return the properties that name them.
+
+    Raises:
+        ConfigUnsupportedError: the client of this protocol has no TLS.
+
+    Mirrors: qemuDomainPrepareStorageSourceTLS (src/qemu/qemu_domain.c)
+    """
+    if source.tls and source.protocol != "nbd":
+        raise unsupported(f"TLS of a disk of protocol {source.protocol}", source)
+    name = f"obj{node}_tls0" if source.tls else None
+    if name is not None:
+        build.add_object("tls-creds-x509", name, dir=TLS_DIRECTORY, endpoint="client", **{"verify-peer": True})
+    return {"tls-creds": name, "tls-hostname": source.tls_hostname} if source.protocol == "nbd" else {}
+
+
+def _pr_manager(build: CommandBuilder, source: Any, node: str) -> str | None:
+    """
+    Return the object that makes reservations of a unit; that of a program of the administrator is added.
+
+    Mirrors: qemuDomainPrepareStorageSourcePR (src/qemu/qemu_domain.c)
+    """
+    reservations = source.reservations
+    if reservations is None:
+        return None
+    if reservations.managed:
+        return PR_MANAGER
+    build.add_object("pr-manager-helper", f"pr-helper-{node}", path=reservations.path)
+    return f"pr-helper-{node}"
 
 
 def _is_drive(build: CommandBuilder, path: str) -> bool:

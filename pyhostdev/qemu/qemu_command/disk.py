@@ -10,11 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DriveAddress
-from pyhostdev.conf.xml.xmlcodec import unit_factor
 from pyhostdev.qemu.qemu_alias import scsi_model
-from pyhostdev.qemu.qemu_command.block import storage_properties
 from pyhostdev.qemu.qemu_command.builder import (
-    NULL,
     on_off,
     plain_value,
     unsupported,
@@ -23,33 +20,13 @@ from pyhostdev.qemu.qemu_command.builder import (
 )
 from pyhostdev.qemu.qemu_command.chr import reconnect_option
 from pyhostdev.qemu.qemu_command.cpu import thread_mapping
+from pyhostdev.qemu.qemu_command.images import build_images, cache_mode, node_count
 from pyhostdev.qemu.qemu_domain import is_q35
-from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 _NARROW_SCSI = ("lsilogic", "am53c974", "dc390", "ncr53c90")  # one unit per target
-_FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "dmg", "bochs", "cloop")
-_BACKED_FORMATS = ("qcow", "qcow2", "qed", "vmdk")  # formats that can have a backing image
-
-# cache mode: write back, bypass the host's cache, ignore flushes
-_CACHE_MODES = {
-    "none": (True, True, False),
-    "writethrough": (False, False, False),
-    "writeback": (True, False, False),
-    "directsync": (False, True, False),
-    "unsafe": (True, False, True),
-}
-
-
-class Image(NamedTuple):
-    """One image of a disk's backing chain: its location and its format."""
-
-    type: str
-    source: Any
-    format: str
-    readonly: bool
 
 
 def build_disks(build: CommandBuilder) -> None:
@@ -57,20 +34,18 @@ def build_disks(build: CommandBuilder) -> None:
     first, numbers = 1, dict[int, int]()
     for disk in reversed(build.dom.disks):
         numbers[id(disk)] = first
-        first += _node_count(disk)
+        first += node_count(disk)
     build.block_nodes = first - 1
     _build_floppy_controller(build)
     for disk in build.dom.disks:
+        if disk.transient_share:
+            continue  # libvirt plugs it after it has made the overlay
         with build.collecting():
-            node = _build_images(build, disk, numbers[id(disk)])
+            _refuse(disk)
+            node = build_images(build, disk, numbers[id(disk)])
             if disk.model == "usb-bot":
                 build.add_device({"driver": "usb-bot", "id": disk.info.alias, **build.address(disk)})
             build.add_device(_device(build, disk, node))
-
-
-def _node_count(disk: Any) -> int:
-    """Return how many node numbers a disk uses up; a drive without a medium uses up one."""
-    return 0 if disk.type == "vhostuser" else max(1, len(_chain(disk)))
 
 
 def _build_floppy_controller(build: CommandBuilder) -> None:
@@ -89,103 +64,6 @@ def _build_floppy_controller(build: CommandBuilder) -> None:
                 build.add("-global", f"isa-fdc.{name}={index}")
 
 
-def has_image(disk: Any) -> bool:
-    """False for a drive without a medium."""
-    source = disk.source
-    return source is not None and any(
-        (source.file, source.dev, source.dir, source.name, source.protocol, source.pool, source.path, source.address)
-    )
-
-
-def _chain(disk: Any) -> list[Image]:
-    """Return the images of a disk that are in the definition, from the top down."""
-    if not has_image(disk) or disk.type == "vhostuser":
-        return []
-    images = [Image(disk.type, disk.source, disk.driver_type or "raw", is_readonly(disk))]
-    below = disk.backing_store
-    while below is not None and below.type is not None:
-        images.append(Image(below.type, below.source, below.image_format or "raw", True))
-        below = below.backing_store
-    return images
-
-
-def _ends(disk: Any) -> bool:
-    """True if the definition ends the backing chain explicitly, with an empty <backingStore>."""
-    below = disk.backing_store
-    while below is not None and below.type is not None:
-        below = below.backing_store
-    return below is not None
-
-
-def _build_images(build: CommandBuilder, disk: Any, first: int) -> str | None:
-    """
-    Add the images of a disk, the lowest first; return the node that the device uses, None without a medium.
-
-    Raises:
-        ConfigUnsupportedError: the kind of an image is not supported.
-    """
-    _refuse(disk)
-    images = _chain(disk)
-    node: str | None = None
-    for place, image in reversed(list(enumerate(images))):
-        backing: Properties = {"backing": node}
-        if node is None and _ends(disk) and image.format in _BACKED_FORMATS:
-            backing = {"backing": NULL}
-        node = _build_image(build, disk, image, f"libvirt-{first + place}", backing)
-    if node is not None and disk.copy_on_read:
-        below, node = node, f"libvirt-CoR-{disk.target}"
-        build.add_json("-blockdev", {"driver": "copy-on-read", "node-name": node, "file": below, "discard": "unmap"})
-    return node
-
-
-def _build_image(build: CommandBuilder, disk: Any, image: Image, node: str, backing: Properties) -> str:
-    """
-    Add the nodes for the location and the format of an image; return the upper one.
-
-    Raises:
-        ConfigUnsupportedError: the kind of image is not supported.
-    """
-    if image.format not in _FORMATS and image.type != "dir":
-        raise unsupported(f"A disk image of format '{image.format}'", disk)
-    storage, top = f"{node}-storage", f"{node}-format"
-    cache = _cache(disk)
-    content: Properties = {
-        "read-only": image.readonly,
-        "discard": disk.discard,
-        "detect-zeroes": _detect_zeroes(disk),
-        "cache": cache,
-    }
-    place = storage_properties(build, image.type, image.source, device=disk.device, aio=disk.io)
-    if image.format == "raw" and image.type != "dir" and build.release.has("raw-image-one-node"):
-        build.add_json("-blockdev", {**place, "node-name": storage, **content})
-        return storage
-    plain: Properties = {"auto-read-only": True, "discard": "unmap"}
-    common = {**plain, "cache": cache} if build.release.has("storage-cache-last") else {"cache": cache, **plain}
-    build.add_json("-blockdev", {**place, "node-name": storage, **common})
-    driver = "raw" if image.type == "dir" else image.format
-    own = _qcow2(disk, image) if image.format == "qcow2" else {}
-    build.add_json("-blockdev", {"node-name": top, **content, "driver": driver, **own, "file": storage, **backing})
-    return top
-
-
-def _qcow2(disk: Any, image: Image) -> Properties:
-    """Return the properties that only a qcow2 image has."""
-    if image.source is not disk.source:
-        return {}
-    size = disk.metadata_cache
-    return {
-        "cache-size": size * unit_factor(disk.metadata_cache_unit or "bytes") if size else None,
-        "discard-no-unref": disk.discard_no_unref,
-    }
-
-
-def _detect_zeroes(disk: Any) -> str | None:
-    """Return the treatment of written zeroes; QEMU unmaps them only if it also may discard."""
-    if disk.detect_zeroes == "unmap" and disk.discard != "unmap":
-        return "on"
-    return None if disk.detect_zeroes is None else str(disk.detect_zeroes)
-
-
 def _refuse(disk: Any) -> None:
     """
     Refuse a disk of another guest; elements that need secrets, overlays or a block job are refused as unknown words.
@@ -197,25 +75,6 @@ def _refuse(disk: Any) -> None:
         raise unsupported("<backenddomain> of a <disk>", disk)
 
 
-def is_readonly(disk: Any) -> bool:
-    """True if the guest cannot write to the medium."""
-    return bool(disk.readonly or disk.device == "cdrom")
-
-
-def _cache_mode(disk: Any) -> tuple[bool, bool, bool] | None:
-    """Return the mode of a disk's cache, None for QEMU's default; guests that share a disk do without a cache."""
-    name = "none" if disk.cache in (None, "default") and disk.shareable else disk.cache
-    return _CACHE_MODES.get(name)
-
-
-def _cache(disk: Any) -> Properties | None:
-    mode = _cache_mode(disk)
-    if mode is None:
-        return None
-    _, direct, no_flush = mode
-    return {"direct": direct, "no-flush": no_flush}
-
-
 def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
     """
     Return the properties of the disk that the guest sees.
@@ -223,7 +82,7 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
     Mirrors: qemuBuildDiskDeviceProps (src/qemu/qemu_command.c)
     """
     write_cache = None
-    mode = _cache_mode(disk)
+    mode = cache_mode(disk)
     if mode is not None and disk.device != "lun":  # a lun has its own cache
         write_cache = on_off(mode[0])
     share = True if disk.shareable else None
@@ -245,6 +104,9 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
         **_geometry(disk),
         "serial": _serial(disk),
         **_error_policies(disk),
+        "dpofua": disk.dpofua,
+        "migrate-pr": _migrates_reservations(disk),
+        "stats-intervals": [row.interval for row in disk.statistics] or None,
     }
 
 
@@ -258,6 +120,11 @@ def _geometry(disk: Any) -> Properties:
         return {}
     trans = disk.trans if disk.trans != "auto" else None
     return {"cyls": disk.cyls, "heads": disk.heads, "secs": disk.secs, "bios-chs-trans": trans}
+
+
+def _migrates_reservations(disk: Any) -> bool | None:
+    reservations = disk.source.reservations if disk.source is not None else None
+    return None if reservations is None else reservations.migration
 
 
 def _error_policies(disk: Any) -> Properties:

@@ -7,7 +7,6 @@ libvirt prints the same command line with and without each of these fields.
 
 from __future__ import annotations
 
-from pyhostdev.conf.disk_conf import IOTuneDef
 from pyhostdev.conf.os_conf import LaunchSecurityDef
 from pyhostdev.conf.passt_conf import NetRoute, PortForward, PortRange
 
@@ -66,8 +65,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "IOThreadSched": {"iothreads": _SCHEDS},
     "CPUTuneDef": {"vcpupins": _PINS, "emulatorpin": _PINS, "iothreadpins": _PINS},
     "BackingStoreDef": {"index": _OUTPUT},
-    "IOTuneDef": dict.fromkeys(IOTuneDef.declared(), "the row of the disk covers it"),
     "LaunchSecurityDef": dict.fromkeys(LaunchSecurityDef.declared(), _REFUSED_AS_A_WHOLE),
+    "StorageSlice": {"type": "there is one type, storage"},
+    "HTTPCookie": dict.fromkeys(("name", "value"), _REFUSED_AS_A_WHOLE),
+    "ReservationsDef": {"source_type": "there is one type, unix", "mode": "there is one mode, client"},
     "StorageSecret": dict.fromkeys(("type", "uuid", "usage"), _REFUSED_AS_A_WHOLE),
     "StorageAuth": dict.fromkeys(("username", "secret"), _REFUSED_AS_A_WHOLE),
     "StorageEncryption": dict.fromkeys(("format_", "engine", "secrets"), _REFUSED_AS_A_WHOLE),

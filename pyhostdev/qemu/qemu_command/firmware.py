@@ -51,7 +51,7 @@ def _variables(build: CommandBuilder) -> Properties | None:
     """
     os = build.dom.os
     if os.nvram_source is not None:
-        return storage_properties(build, os.nvram_type or "file", os.nvram_source)
+        return storage_properties(build, os.nvram_type or "file", os.nvram_source, f"{_VARIABLES}-storage")
     return None if os.nvram is None else {"driver": "file", "filename": os.nvram}
 
 

@@ -208,6 +208,7 @@ IGNORED: dict[str, dict[str, Word]] = {
     "DomainDiskDef": {
         "iotune": Word("pyhostdev start limits no disk"),
         "rawio": Word("QEMU gets no privilege; the device node decides which commands an ordinary user may send"),
+        "histograms": Word("pyhostdev start asks QEMU for no histogram"),
         "tray": Word("every tray is closed at the start", ("closed",)),
     }
     | {
@@ -261,6 +262,10 @@ def _needs_own_bus(graphics: Any) -> bool:
     return bool(graphics.type == "dbus" and not graphics.p2p and graphics.address is None)
 
 
+def _needs_helper(source: Any) -> bool:
+    return bool(source.reservations.managed)
+
+
 def _is_labelled(source: Any) -> bool:
     labels = parse_elements(source.seclabel)
     return any(label.get("relabel") != "no" and label.get("labelskip") != "yes" for label in labels)
@@ -273,7 +278,15 @@ REFUSED_BY_START: dict[str, dict[str, Word]] = {
         "lease": Word("it needs libvirt's lock manager"),
     },
     "VcpuDef": {"hotpluggable": Word("pyhostdev start plugs no virtual CPU", asked=lambda vcpu: bool(vcpu.enabled))},
-    "StorageSource": {"seclabel": Word("pyhostdev start labels no image", asked=_is_labelled)},
+    "StorageSource": {
+        "seclabel": Word("pyhostdev start labels no image", asked=_is_labelled),
+        "reservations": Word("pyhostdev start does not run qemu-pr-helper", asked=_needs_helper),
+        **{
+            name: Word("only nbdkit has it, which pyhostdev start does not run")
+            for name in ("identity_keyfile", "identity_agent", "known_hosts")
+        },
+    },
+    "DomainDiskDef": {"transient": Word("pyhostdev start makes no overlay of an image")},
     "ChrSourceElement": {"seclabel": Word("pyhostdev start labels no file", asked=_is_labelled)},
     "DomainTPMDef": {"encryption_secret": Word("pyhostdev start has no store of secrets")},
     "DomainGraphicsDef": {"type": Word("pyhostdev start starts no message bus", asked=_needs_own_bus)},

@@ -48,6 +48,11 @@ class DomainPaths(NamedTuple):
         return f"{self.lib_dir}/{kind}.sock"
 
     @property
+    def pr_helper_socket(self) -> str:
+        """The path of the socket of the program that makes persistent reservations of SCSI units."""
+        return f"{self.lib_dir}/pr-helper0.sock"
+
+    @property
     def dbus_socket(self) -> str:
         """The path of the socket of the message bus of this run."""
         return f"{self.state_dir}/run/qemu/dbus/{self.short_name}-dbus.sock"

@@ -126,11 +126,11 @@ def memlock_limit(dom: DomainDef) -> int | None:
 
 def _other_users_of_vfio(dom: DomainDef) -> int:
     """
-    Return how many disks and interfaces map the guest's memory for themselves.
+    Return how many disks and interfaces map the guest's memory for themselves [measured for vhostvdpa disks].
 
     Mirrors: qemuDomainGetNumNVMeDisks, qemuDomainGetNumVDPANetDevices (src/qemu/qemu_domain.c)
     """
-    disks = sum(1 for disk in dom.disks if any(disk.nvme_sources()))
+    disks = sum(1 for disk in dom.disks if disk.type == "vhostvdpa" or any(disk.nvme_sources()))
     return disks + sum(1 for net in dom.interfaces if net.type == "vdpa")
 
 

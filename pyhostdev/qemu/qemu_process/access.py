@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.errors import SysfsError
 from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_command.tpm import DEFAULT_DEVICE
+from pyhostdev.qemu.qemu_process.disk_files import READ, WRITE, NeededFile, disk_files
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.spawn import access_errors
-from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_link_name, read_status
 from pyhostdev.util.virxml import shown
 
@@ -32,37 +32,12 @@ if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.ownership import Ownership
 
-READ = os.R_OK
-WRITE = os.R_OK | os.W_OK
 RUN = os.X_OK
 MAKE = os.W_OK | os.X_OK  # for a directory: create files in it
 
 _GROUP = r"[0-9]{1,9}"
 _VERBS = {READ: "read", WRITE: "read and write", RUN: "execute", os.W_OK: "write", os.X_OK: "pass through"}
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
-
-
-class NeededFile(NamedTuple):
-    """
-    A file that QEMU opens: its purpose in the domain, its path, and the access that QEMU needs (F_OK: it must exist).
-
-    ``making`` is "absent" if QEMU creates a missing file, and "always" if it replaces the file. ``is_device`` is True
-    for a file that a host directory in place of ``/`` contains, too.
-    """
-
-    what: str
-    path: str
-    mode: int
-    line: int | None = None
-    making: str | None = None
-    is_device: bool = False
-    is_handed_over: bool = False  # pyhostdev opens it, and QEMU inherits the descriptor
-    is_optional: bool = False  # the guest starts without it
-
-    @property
-    def directory(self) -> str:
-        """The directory in which it is created."""
-        return os.path.dirname(self.path)
 
 
 def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
@@ -73,7 +48,7 @@ def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
         yield NeededFile("the node of KVM", root.dev_kvm, WRITE, dom.line)
     yield from _boot_files(dom)
     for disk in dom.disks:
-        yield from _disk_files(disk)
+        yield from disk_files(disk)
     for filesystem in dom.filesystems:
         if filesystem.source_dir:
             mode = READ if filesystem.readonly else WRITE
@@ -152,41 +127,6 @@ def _passt_files(dom: DomainDef) -> Iterator[NeededFile]:
             yield NeededFile("the program passt", passt_program(), RUN, net.line)
             if net.backend_log:
                 yield NeededFile("the log of passt", net.backend_log, os.W_OK, net.line, making="absent")
-
-
-def _disk_files(disk: Any) -> Iterator[NeededFile]:
-    source = disk.source
-    if source is None:
-        return
-    path = {"file": source.file, "block": source.dev}.get(disk.type)
-    what = f"disk '{disk.target}'"
-    if disk.type == "vhostuser" and source.path:
-        yield NeededFile(f"the server of {what}", source.path, os.W_OK, disk.line)
-    if path:
-        mode = READ if disk.readonly or disk.device == "cdrom" else WRITE
-        is_optional = source.startup_policy == "optional"
-        yield NeededFile(what, path, mode, disk.line, is_device=disk.type == "block", is_optional=is_optional)
-    yield from _server_sockets(source, what, disk.line)
-    yield from _backing_files(disk, what)
-
-
-def _server_sockets(source: Any, what: str, line: int | None) -> Iterator[NeededFile]:
-    for host in source.hosts:
-        if host.transport == "unix" and host.socket:
-            yield NeededFile(f"the server of {what}", host.socket, os.W_OK, line)
-
-
-def _backing_files(disk: Any, what: str) -> Iterator[NeededFile]:
-    """Yield the images below the first one that the definition names."""
-    below, what = disk.backing_store, f"the backing store of {what}"
-    while below is not None and below.type is not None:
-        source = below.source
-        path = {"file": source.file, "block": source.dev}.get(below.type) if source is not None else None
-        if path:
-            yield NeededFile(what, path, READ, disk.line, is_device=below.type == "block")
-        if source is not None:
-            yield from _server_sockets(source, what, disk.line)
-        below = below.backing_store
 
 
 def _device_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
@@ -335,7 +275,8 @@ def _sandbox_obstacles(dom: DomainDef, ownership: Ownership | None) -> Iterator[
     for filesystem in dom.filesystems:
         if filesystem.is_virtiofs and filesystem.source_socket is None and filesystem.binary_sandbox == "chroot":
             user = "the current user" if ownership is None else f"user '{ownership.name}'"
-            message = f"virtiofsd of '{shown(filesystem.target or '')}' runs as {user}, and <sandbox mode='chroot'> needs root"
+            name = shown(filesystem.target or "")
+            message = f"virtiofsd of '{name}' runs as {user}, and <sandbox mode='chroot'> needs root"
             yield Finding("unsupported", ERROR, None, message, filesystem.line)
 
 

@@ -61,6 +61,9 @@ class DeviceDescriptors(UndoOnExit):
         assign_aliases(named)
         cards = (net for net in named.interfaces if net.hostdev is None)  # of a host device, the PF switches the link
         self.links_down = [str(net.info.alias) for net in cards if net.link_state == "down"]
+        for disk in named.disks:
+            if disk.type == "vhostvdpa" and disk.source is not None:
+                self._add("vdpa", disk, [self._opened(str(disk.source.dev), "the vDPA device", self._is_vdpa, undo)])
         self._connect_interfaces(named, undo)
         self._open_usb(named, undo)
         self._open_vsock(named, undo)

@@ -36,6 +36,7 @@ def disk_errors(dom: DomainDef, disk: Any) -> Errors:
     """Yield the errors of one disk."""
     yield from _address_errors(disk)
     yield from _bus_errors(disk)
+    yield from _dpofua_errors(disk)
     yield from _copy_errors(disk)
     yield from _lun_errors(disk)
     yield from _io_errors(dom, disk)
@@ -68,14 +69,37 @@ def _image_errors(dom: DomainDef, disk: Any) -> Errors:
         yield _unsupported("A disk of type dir must be read-only", disk)
     if disk.type == "vhostuser" and not shares_memory(dom):
         yield _unsupported("A vhostuser disk needs shared memory", disk)
+    if disk.type == "vhostvdpa":
+        yield from _vdpa_errors(dom, disk)
     source = disk.source
     if source is None:
         return
+    yield from _store_errors(disk)
     if source.protocol in _NO_PROTOCOLS:
         yield _unsupported(f"QEMU has no disk of protocol {source.protocol}", disk)
     if source.protocol == "nfs" and any(host.port for host in source.hosts):
         yield _unsupported("The server of an nfs disk has no port", disk)
     yield from _secret_errors(disk, source)
+
+
+def _vdpa_errors(dom: DomainDef, disk: Any) -> Errors:
+    if not shares_memory(dom):
+        yield _unsupported("A vhostvdpa disk needs shared memory", disk)
+    elif disk.cache not in ("none", "directsync"):
+        yield _unsupported("A vhostvdpa disk needs cache='none' or 'directsync'", disk)
+
+
+def _store_errors(disk: Any) -> Errors:
+    """Yield an error for each image of the chain that cannot have its content elsewhere."""
+    image, kind = disk, disk.driver_type
+    while image is not None and image.source is not None:
+        store = image.source.data_store
+        if store is not None and kind != "qcow2":
+            yield _unsupported("Only a qcow2 image has a <dataStore>", store)
+        elif store is not None and store.image_format != "raw":
+            yield _unsupported("The image of a <dataStore> must have format raw", store)
+        image = image.backing_store
+        kind = None if image is None else image.image_format
 
 
 def _secret_errors(disk: Any, source: Any) -> Errors:
@@ -119,6 +143,11 @@ def _bus_errors(disk: Any) -> Errors:
     if disk.serial is not None and not _SERIAL_CHARACTERS.issuperset(disk.serial):
         text = "The serial number of a disk can have only letters, digits, '-', '_', ' ', '.' and '+'"
         yield _unsupported(text, disk, VIR_ERR_INTERNAL_ERROR)
+
+
+def _dpofua_errors(disk: Any) -> Errors:
+    if disk.dpofua is not None and disk.bus != "scsi":
+        yield _unsupported("Only a SCSI disk has dpofua", disk)
 
 
 def _copy_errors(disk: Any) -> Errors:
@@ -191,8 +220,10 @@ def _iotune_errors(dom: DomainDef, disk: Any) -> Errors:
 
 
 def _transient_errors(disk: Any) -> Errors:
-    if disk.transient is None:
+    if not disk.transient:
         return
+    if disk.transient_share and disk.bus not in ("virtio", "usb", "scsi"):
+        yield _unsupported(f"A transient disk on bus {disk.bus} cannot share its image", disk)
     if disk.readonly or disk.device != "disk":
         yield _unsupported("Only a writable disk can be transient", disk)
     if disk.type != "file":
