@@ -88,7 +88,10 @@ class PCIGuestAddress(DeviceAddress):
     @classmethod
     def at(cls, address: PCIDeviceAddress, *, multifunction: bool | None = None) -> Self:
         """Return the guest address for a PCI address."""
-        return cls(**address._asdict(), multifunction=multifunction)
+        made = cls()
+        made.domain, made.bus, made.slot, made.function = address
+        made.multifunction = multifunction
+        return made
 
     @property
     def pci(self) -> PCIDeviceAddress:

@@ -18,7 +18,7 @@ from crash import process, recovered, run_and_die
 from endings import release_at_random
 
 from pyhostdev import DeviceInUseError, DomainDef, Host, HostdevManager, PCIDeviceAddress
-from pyhostdev.hypervisor import hostdev_planner, hostdev_release
+from pyhostdev.hypervisor import hostdev_release, virhostdev
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.testing.faults import Fail
 from pyhostdev.testing.guest import SimulatedGuest
@@ -93,15 +93,14 @@ def test_interrupted_verb_says_how_it_ended(bcm5719: FakeHost, tmp_path: Path, s
 def planning(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
     """Plan under a prepare's locks, signal the start, and continue on request."""
     begun, go_on = threading.Event(), threading.Event()
-    plan, caller = hostdev_planner.build_plan, threading.current_thread()
+    plan = virhostdev.HostdevManager._planned_again
 
     def slow(*args: Any, **options: Any) -> Any:
-        if threading.current_thread() is not caller:
-            begun.set()
-            assert go_on.wait(30)
+        begun.set()
+        assert go_on.wait(30)
         return plan(*args, **options)
 
-    monkeypatch.setattr(hostdev_planner, "build_plan", slow)
+    monkeypatch.setattr(virhostdev.HostdevManager, "_planned_again", slow)
     return begun, go_on
 
 

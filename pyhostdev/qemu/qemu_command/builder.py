@@ -8,7 +8,6 @@ Text from the user reaches QEMU as JSON or through option_value(): a comma ends 
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import (
@@ -30,7 +29,7 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.virxml import printable, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostfacts import HostFacts
@@ -93,6 +92,24 @@ def unsupported(what: str, device: Any = None, instead: str | None = None) -> Co
     return ConfigUnsupportedError(f"{printable(what)} is not supported{ending}", line=getattr(device, "line", None))
 
 
+class _Collecting:
+    """A block that keeps a ConfigError in a list and ends; hundreds are entered, and a generator costs three times."""
+
+    __slots__ = ("errors",)
+
+    def __init__(self, errors: list[ConfigError]) -> None:
+        self.errors = errors
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> bool:
+        if not isinstance(err, ConfigError):
+            return False
+        self.errors.append(err)
+        return True
+
+
 class CommandBuilder:
     """
     The command line under construction, with the facts that its parts need.
@@ -138,16 +155,13 @@ class CommandBuilder:
         self.vfio_fd = vfio_fd
         self.args: list[str] = []
         self.errors: list[ConfigError] = []
+        self._collecting = _Collecting(self.errors)
         self.boot_order = boot_order(dom)
         self.controllers = {(c.type, c.index): c for c in reversed(dom.controllers)}
 
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
+    def collecting(self) -> _Collecting:
         """Collect a ConfigError of one device or part, so that the following ones are still built."""
-        try:
-            yield
-        except ConfigError as err:
-            self.errors.append(err)
+        return self._collecting
 
     def add(self, *args: str) -> None:
         """Append plain arguments."""
