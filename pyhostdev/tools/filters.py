@@ -66,7 +66,7 @@ def tests(
 
 
 def _free(host: Host, scan: Scan, owners: dict[str, str]) -> list[PCIDevice]:
-    """Return the assignable functions whose group no guest has: neither one of ours, nor libvirt's, nor another."""
+    """Return the assignable functions whose group is free: of owners of records, libvirt's domains and other processes."""
     from pyhostdev.hypervisor.hostdev_checks import libvirt_owners
     from pyhostdev.util.vfioholders import read_group_holders
 

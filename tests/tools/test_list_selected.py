@@ -54,7 +54,7 @@ def test_filters(words: list[str], addresses: list[str], sriov: FakeHost, capsys
 
 
 def test_what_a_guest_has_is_not_assignable(sriov: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither a device of ours, nor one of libvirt's domains, nor one in a group that a process has open."""
+    """A device with an owner, one of a libvirt domain, and one in a group that a process has open are left out."""
     root, vfs = sriov.root, [f"0000:03:10.{number}" for number in (0, 2, 4, 6)]
     assert vfs == [row[0] for row in rows(capsys, sriov, "--assignable")]
     assert 0 == main(["prepare", "--device", VF, "--owner", "vm1", "--root", root.path, "--simulate"])
