@@ -66,7 +66,7 @@ def tests(
 
 
 def _free(host: Host, scan: Scan, owners: dict[str, str]) -> list[PCIDevice]:
-    """Return the assignable functions in whose group neither an owner, nor libvirt, nor another process has a device."""
+    """Return the assignable functions in whose group neither an owner nor libvirt nor a process has a device."""
     from pyhostdev.hypervisor.hostdev_checks import libvirt_owners
     from pyhostdev.util.vfioholders import read_group_holders
 
