@@ -217,8 +217,18 @@ def _unpacked(path: str) -> HostRoot:
     root = HostRoot(directory.name)
     manifest = unpack(path, root)
     if manifest.unreadable:
-        complain(f"note: snapshot '{path}' lacks {len(manifest.unreadable)} files, which its user could not read")
+        complain(lacking_note(path, len(manifest.unreadable)))
     return root
+
+
+def lacking_note(path: str, number: int) -> str:
+    """Return the note about a snapshot of a user that could not read everything."""
+    return f"note: snapshot '{path}' lacks {files(number)}, which its user could not read"
+
+
+def files(number: int) -> str:
+    """Return a number of files in words."""
+    return "1 file" if number == 1 else f"{number} files"
 
 
 def forget_snapshots() -> None:

@@ -41,7 +41,7 @@ def has_filters(args: argparse.Namespace) -> bool:
 
 
 def tests(
-    args: argparse.Namespace, scan: Scan, owners_of_host: Callable[[], dict[str, str]]
+    args: argparse.Namespace, host: Host, scan: Scan, owners_of_host: Callable[[], dict[str, str]]
 ) -> Iterator[Callable[[PCIDevice], bool]]:
     """
     Yield what a function has to pass, one test for each given filter.
@@ -61,8 +61,22 @@ def tests(
         owners = owners_of_host()
         yield lambda dev: owners.get(str(dev.address)) == args.owner
     if args.assignable:
-        found = {dev.address for dev in scan.assignable()}
+        found = {dev.address for dev in _free(host, scan, owners_of_host())}
         yield lambda dev: dev.address in found
+
+
+def _free(host: Host, scan: Scan, owners: dict[str, str]) -> list[PCIDevice]:
+    """Return the assignable functions in whose group neither an owner nor libvirt nor a process has a device."""
+    from pyhostdev.hypervisor.hostdev_checks import libvirt_owners
+    from pyhostdev.util.vfioholders import read_group_holders
+
+    found = scan.assignable()
+    groups = {group for dev in found if (group := dev.iommu_group) is not None}
+    members = [dev for group in groups for dev in scan.groups[group]]
+    taken = {str(finding.address) for finding in libvirt_owners(host.root, [dev.address for dev in members])}
+    held: set[int | None] = set(read_group_holders(host.root, groups))
+    held |= {dev.iommu_group for dev in members if str(dev.address) in owners or str(dev.address) in taken}
+    return [dev for dev in found if dev.iommu_group not in held and str(dev.address) not in owners]
 
 
 def owners_of(host: Host) -> dict[str, str]:

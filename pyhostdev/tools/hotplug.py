@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -76,13 +77,15 @@ def hostdevs_of(args: argparse.Namespace) -> list[DomainHostdevDef]:
 
 class StoredDefinition:
     """
-    The file of --config: checked first, replaced at the end.
+    The file of --config: checked first, replaced at the end; what can be refused is refused before a guest is changed.
 
     Args:
         change: gets the complete definition, the devices, the capabilities, the host and the release.
 
     Raises:
         ConfigError: the definition is not the owner's, or the change is invalid.
+        OperationError: this user cannot replace the file.
+        ArgumentTypeError: the file is standard input.
     """
 
     def __init__(self, args: argparse.Namespace, host: Host, change: Change, subject: Any) -> None:
@@ -90,6 +93,8 @@ class StoredDefinition:
         from pyhostdev.qemu import define
 
         self.path = args.config
+        if self.path == "-":
+            raise argparse.ArgumentTypeError("--config needs a file: standard input cannot be replaced")
         dom = DomainDef.parse(arguments.read_file(self.path))
         if dom.name != args.owner:
             raise ConfigError(f"'{self.path}' is the definition of '{dom.name}', not of '{args.owner}'")
@@ -97,6 +102,16 @@ class StoredDefinition:
         release = releases.release_of(args, host)
         complete = define(dom, capabilities, host, release=release)
         self.changed = change(complete, subject, capabilities, host, release)
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """Refuse a file that this user cannot replace: in a directory that is read-only, or of another owner."""
+        place = os.path.realpath(self.path)
+        status = os.stat(place)
+        is_foreign = os.geteuid() not in (0, status.st_uid)
+        if is_foreign or not os.access(os.path.dirname(place), os.W_OK | os.X_OK, effective_ids=True):
+            why = os.strerror(errno.EPERM if is_foreign else errno.EACCES)
+            raise OperationError(f"Cannot replace '{self.path}': {why}")
 
     def write(self, *, after_live: bool) -> None:
         """

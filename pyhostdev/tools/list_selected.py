@@ -57,7 +57,7 @@ class Listing:
 
     def selected(self, args: argparse.Namespace) -> list[int]:
         """Return the positions of the functions that pass all filters."""
-        tests = list(filters.tests(args, self.scan, lambda: self.owners))
+        tests = list(filters.tests(args, self.host, self.scan, lambda: self.owners))
         return [at for at, dev in enumerate(self.scan) if all(test(dev) for test in tests)]
 
     def rows(self, positions: list[int], columns: tuple[str, ...]) -> Iterator[tuple[object | None, ...]]:

@@ -16,6 +16,7 @@ from pyhostdev.errors import ConfigError, DeviceMissingError, HostdevError, Inva
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_plan import Plan
 from pyhostdev.tools import arguments, devices, output, streams
+from pyhostdev.tools.main import complain
 from pyhostdev.tools.planning import Found, found_sentences, planned, to_json
 from pyhostdev.tools.releases import release_of
 from pyhostdev.util.finding import ERROR, Finding
@@ -143,6 +144,9 @@ def run(args: argparse.Namespace, definition: DomainDef | None, roots: list[str]
             streams.show_progress(f"{number} of {len(roots)} hosts")
     streams.end_progress()
     if args.json:
+        for answer in answers:
+            if answer.lacking:
+                complain(arguments.lacking_note(answer.root, answer.lacking))
         streams.write("".join(f"{json.dumps(answer.value)}\n" for answer in answers))
     else:
         output.print_table(
@@ -156,6 +160,6 @@ def _rows(answers: list[Answer]) -> Iterator[tuple[str, ...]]:
         more = len(answer.obstacles) - 1
         words = [*answer.obstacles[:1], *([f"and {more} more"] if more > 0 else [])]
         if answer.lacking:
-            words.append(f"(the snapshot lacks {answer.lacking} files)")
+            words.append(f"(the snapshot lacks {arguments.files(answer.lacking)})")
         found = ["; ".join(answer.found)] if answer.found else []
         yield answer.root, "yes" if answer.can else "no", "; ".join(words) or "-", *found

@@ -51,8 +51,7 @@ def _archive(args: argparse.Namespace, host: Host) -> bytes:
     if args.redact:
         snapshot = redacted(snapshot, host.root)
     if snapshot.unreadable:
-        number = len(snapshot.unreadable)
-        files = "1 file" if number == 1 else f"{number} files"
+        files = arguments.files(len(snapshot.unreadable))
         complain(f"note: this user cannot read {files}; the manifest names what is missing")
     kernel = snapshot.entries.get(os.path.relpath(host.root.kernel_release, host.root.path))
     manifest = Manifest(

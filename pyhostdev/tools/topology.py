@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     roles = _with_owners(roles, owners)
     above = {dev.address: _parent(dev) for dev in scan}
     if filters.has_filters(args):
-        tests = list(filters.tests(args, scan, lambda: owners))
+        tests = list(filters.tests(args, host, scan, lambda: owners))
         above = _with_bridges(above, [dev.address for dev in scan if all(test(dev) for test in tests)])
     shown = [dev for dev in scan if dev.address in above]
     if args.dot:

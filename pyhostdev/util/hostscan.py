@@ -150,7 +150,9 @@ class Scan(HostFunctions):
 
     def assignable(self) -> list[PCIDevice]:
         """
-        Return the functions that can be given to a guest on their own now.
+        Return the functions that can be given to a guest on their own now, as far as the host's drivers say.
+
+        A function that a guest has is among them; ``Host.status`` and a plan know the guests.
 
         Host: as ``obstacles``, but the members of each group once
         """

@@ -148,8 +148,9 @@ class _Taker:
         for group in ("net", "vfio-dev"):
             for part in self.add_directory(os.path.join(top, group)) if group in names else ():
                 self._add_class_device(os.path.join(top, group, part))
-        for kind in self.add_directory(os.path.join(top, "mdev_supported_types")):
-            self._add_attributes(os.path.join(top, "mdev_supported_types", kind), TYPE_ATTRIBUTES)
+        types = os.path.join(top, "mdev_supported_types")
+        for kind in self.add_directory(types) if os.path.basename(types) in names else ():
+            self._add_attributes(os.path.join(types, kind), TYPE_ATTRIBUTES)
         if "config" in names:
             self._add_config(os.path.join(top, "config"))
         if "vpd" in names:

@@ -219,6 +219,38 @@ def test_a_file_that_cannot_be_written(
     assert (before, [path]) == (path.read_bytes(), list(path.parent.iterdir()))
 
 
+@pytest.mark.parametrize("why", ["directory", "owner"])
+def test_a_file_that_this_user_cannot_replace(
+    bcm5719: FakeHost,
+    verb: Verb,
+    unit: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    why: str,
+) -> None:
+    """Exit 1 before the running guest is changed: a read-only directory, and a file of another user."""
+    import os
+
+    path = stored(tmp_path, bcm5719)
+    before = path.read_bytes()
+    if why == "directory":
+        monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    else:
+        monkeypatch.setattr("pyhostdev.tools.hotplug.os.geteuid", lambda: path.stat().st_uid + 1)
+    with running_guest(bcm5719) as guest:
+        assert 1 == verb("attach-device", "vm1", unit, "--live", "--config", path)
+        assert f"Cannot replace '{path}'" in capsys.readouterr().err
+        assert ([], before) == (guest.qemu.ids, path.read_bytes())
+
+
+def test_a_definition_on_standard_input(verb: Verb, unit: str) -> None:
+    """It cannot be replaced, so the call is wrong."""
+    with pytest.raises(SystemExit) as end:
+        verb("attach-device", "vm1", unit, "--live", "--config", "-")
+    assert 2 == end.value.code
+
+
 def refuse_of(path: Path, rename: Callable[..., None], refuse: Callable[..., None]) -> Callable[..., None]:
     """A rename that is refused for one target."""
 

@@ -11,6 +11,7 @@ import pytest
 
 from pyhostdev import Host
 from pyhostdev.testing.fakehost import FakeHost
+from pyhostdev.testing.procfiles import holding_process
 from pyhostdev.tools.main import main
 
 PF, DISK, VF = "0000:03:00.0", "0000:02:00.0", "0000:03:10.2"
@@ -50,6 +51,23 @@ def test_filters(words: list[str], addresses: list[str], sriov: FakeHost, capsys
         assert addresses == [row[0] for row in found]
     assert 0 == main(["list", "--root", sriov.root.path, "--json", *words])
     assert [row[0] for row in found] == [item["address"] for item in json.loads(capsys.readouterr().out)]
+
+
+def test_what_a_guest_has_is_not_assignable(sriov: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    """A device with an owner, one of a libvirt domain, and one in a group that a process has open are left out."""
+    root, vfs = sriov.root, [f"0000:03:10.{number}" for number in (0, 2, 4, 6)]
+    assert vfs == [row[0] for row in rows(capsys, sriov, "--assignable")]
+    assert 0 == main(["prepare", "--device", VF, "--owner", "vm1", "--root", root.path, "--simulate"])
+    status = Path(root.libvirt_status, "web.xml")
+    status.parent.mkdir(parents=True)
+    source = "<source><address domain='0' bus='3' slot='0x10' function='4'/></source>"
+    device = f"<hostdev mode='subsystem' type='pci'>{source}</hostdev>"
+    status.write_text(f"<domstatus state='running'><domain><devices>{device}</devices></domain></domstatus>")
+    assert [vfs[0], vfs[3]] == [row[0] for row in rows(capsys, sriov, "--assignable")]
+    assert 0 == main(["nodedev-detach", vfs[3], "--root", root.path, "--simulate"])
+    with holding_process(root, root.vfio_group(8)):
+        assert [vfs[0]] == [row[0] for row in rows(capsys, sriov, "--assignable")]
+    assert [vfs[0], vfs[3]] == [row[0] for row in rows(capsys, sriov, "--assignable")]
 
 
 def test_filters_and_columns_keep_the_default_columns(sriov: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:

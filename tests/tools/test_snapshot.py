@@ -220,8 +220,11 @@ def test_what_could_not_be_read_is_told(
     assert "cannot read" in capsys.readouterr().err
     code, text = ask(capsys, "show", CARD, "--json", "--root", file)
     assert (0, True, {4096: 4096}) == (code, json.loads(text)["pci_express"], sizes)
-    main(["list", "--root", file])
-    assert f"snapshot '{file}' lacks" in capsys.readouterr().err
+    for words in (["list", "--root", file], ["plan", GUEST, "--json", "--root", file, "--root", bcm5719.root.path]):
+        main(words)
+        assert f"snapshot '{file}' lacks" in capsys.readouterr().err
+    main(["plan", GUEST, "--root", file, "--root", bcm5719.root.path])
+    assert "(the snapshot lacks " in capsys.readouterr().out
 
 
 def test_a_snapshot_is_private_and_not_changed(bcm5719: FakeHost, tmp_path: Path) -> None:
