@@ -330,7 +330,8 @@ def _sandbox_obstacles(dom: DomainDef, ownership: Ownership | None) -> Iterator[
     for filesystem in dom.filesystems:
         if filesystem.is_virtiofs and filesystem.source_socket is None and filesystem.binary_sandbox == "chroot":
             user = "the current user" if ownership is None else f"user '{ownership.name}'"
-            message = f"virtiofsd of '{shown(filesystem.target or '')}' runs as {user}, and <sandbox mode='chroot'> needs root"
+            what = f"virtiofsd of '{shown(str(filesystem.target))}' runs as {user}"
+            message = f"{what}, and <sandbox mode='chroot'> needs root"
             yield Finding("unsupported", ERROR, None, message, filesystem.line)
 
 
