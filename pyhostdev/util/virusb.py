@@ -105,7 +105,7 @@ def bind_interface(root: HostRoot, interface: str, driver: str) -> None:
     """
     path = root.usb_bind(driver)
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # the file cannot be read
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # the file cannot be read, not even by root
         try:
             os.write(fd, interface.encode())
         finally:

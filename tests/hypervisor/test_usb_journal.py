@@ -87,7 +87,7 @@ def test_an_interface_is_bound_by_recover(usb: USBHost) -> None:
 
 
 def test_the_next_start_knows_the_driver(usb: USBHost) -> None:
-    """Without a recover in between: what the dead guest left is undone first, and the driver before it is recorded."""
+    """Without a recover in between: what the dead guest left is undone before the present state is read."""
     crash(usb)
     with contextlib.ExitStack() as undo:
         usb.journal.give("other", 3, 7, undo)

@@ -58,6 +58,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--vfs", type=int, default=0, metavar="N", help="enable N of them (not probed)")
     add("--igb", type=int, metavar="N", help="an igb card, N of its 7 VFs enabled (not probed)")
     add("--virtio-sriov", type=int, metavar="N", help="a virtio card with 4 VFs, N enabled (QEMU 11.1)")
+    add("--usb", action="store_true", help="a USB controller with a tablet")
     add("--qemu", type=Path, metavar="DIR", help="the QEMU of another root directory, also in the host")
     add("--device", action="append", default=[], metavar="WORDS", help="one more device of the host")
     add("--disk", action="store_true", help="an NVMe controller with a disk, in the place of one with VFs")
@@ -145,6 +146,7 @@ def devices_of(options: argparse.Namespace) -> list[str]:
         *(topology.disk() if options.disk else topology.nvme(options.sriov)),
         *(topology.igb() if options.igb is not None else ()),
         *(topology.virtio_sriov(VIRTIO_VFS) if options.virtio_sriov is not None else ()),
+        *(topology.usb() if options.usb else ()),
         *options.device,
     ]
 

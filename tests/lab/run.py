@@ -19,6 +19,7 @@ import time
 from typing import NamedTuple
 
 import fetch
+import programs
 import suites
 from boot import CACHE, EXIT_NOT_BOOTED, HERE, KERNEL, kernel_of
 
@@ -49,6 +50,14 @@ HOSTS = [
     Host("kernel events", ("--nic", "onegroup", "--vfs", "4"), "events.py", 120),
     Host("crashes, races and foreign hands", ("--smp", "2", "--nic", "onegroup", "--vfs", "4"), "soak.py", 400),
 ]
+WHOLE = Host(
+    "a guest that has everything",
+    (
+        "--smp", "2", "--mem", "3072", "--nic", "onegroup", "--usb",
+        "--modules", "vfio-pci tun bridge uinput evdev usbhid hid_generic",
+    ),
+    "whole.py", 3600,
+)  # fmt: skip
 LIBVIRT = Host(
     "the hook beside libvirtd",
     ("--nic", "onegroup", "--vfs", "4", "--env", "LAB_LIBVIRT"), "libvirt_hook.py", 1800,
@@ -100,6 +109,18 @@ def with_libvirt() -> list[Host]:
     return []
 
 
+def with_programs(host: Host) -> Host | None:
+    """Return a host with what its script takes from this machine; None, and a line about it, if it cannot be had."""
+    if host is not WHOLE:
+        return host
+    try:
+        virtiofsd = programs.fetch(CACHE)
+    except suites.UnavailableError as err:
+        say(f"without {host.name}: {err}")
+        return None
+    return host._replace(options=(*host.options, "--env", f"LAB_VIRTIOFSD={virtiofsd}"))
+
+
 def main(steps: list[str]) -> int:
     """Run every host, or the named steps only; return how it went."""
     begin = time.monotonic()
@@ -111,7 +132,8 @@ def main(steps: list[str]) -> int:
     compile_ahead()
     say(f"kernel {kernel_of(KERNEL).name.removeprefix('vmlinuz-')}, ready after {time.monotonic() - begin:.0f} s")
     results = []
-    for host in hosts_with(steps, SOAK_HOSTS if SOAK else [*HOSTS, *with_libvirt()]):
+    wanted = hosts_with(steps, SOAK_HOSTS if SOAK else [*HOSTS, WHOLE, *with_libvirt()])
+    for host in filter(None, map(with_programs, wanted)):
         start = time.monotonic()
         say(f"host with {host.name}")
         status = run_in(host, steps)

@@ -17,6 +17,7 @@ import emulators
 import fetch
 import initramfs
 import kernel_2026
+import programs
 import run
 import run_2026
 import suites
@@ -66,15 +67,29 @@ def test_only_a_boot_is_tried_again(
     [
         (["q35_acpi"], ["hotplug.py"]),
         (["same_answers", "killed_anywhere"], ["onegroup.py", "soak.py"]),
+        (["seen_from_inside"], ["whole.py"]),
         (["no_such_step"], []),
-        ([], [host.script for host in run.HOSTS]),
+        ([], [*(host.script for host in run.HOSTS), "whole.py"]),
     ],
 )
 def test_a_host_without_a_named_step_is_not_booted(steps: list[str], scripts: list[str]) -> None:
     """
     A step belongs to the script that has or lists it.
     """
-    assert scripts == [host.script for host in run.hosts_with(steps, run.HOSTS)]
+    assert scripts == [host.script for host in run.hosts_with(steps, [*run.HOSTS, run.WHOLE])]
+
+
+def test_a_host_whose_programs_are_missing_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    Without apt the guest with everything is left out, and each missing package is named; other hosts need none of them.
+    """
+    monkeypatch.setattr(programs, "FIRMWARE", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (run.HOSTS[0], None) == (run.with_programs(run.HOSTS[0]), run.with_programs(run.WHOLE))
+    said = capsys.readouterr().out
+    assert "without a guest that has everything: cannot install iproute2, ovmf, qemu-guest-agent, swtpm" in said
 
 
 def test_modules_are_inserted_after_what_they_need(tmp_path: Path) -> None:

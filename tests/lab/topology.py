@@ -15,6 +15,7 @@ NIC_SLOT = 4
 NVME_SLOT = 5
 IGB_SLOT = 0xA
 VIRTIO_SLOT = 0xB
+USB_SLOT = 0xC
 FARM_SLOTS = range(8, 0x1F)  # of pcie.0; what is below is taken
 NIC_FUNCTIONS = 4
 DISK = "disk"  # name of what is behind a namespace
@@ -125,6 +126,12 @@ def igb() -> list[str]:
     """A network card whose model has seven virtual functions, and keeps their MAC and VLAN in its PF."""
     port = device("pcie-root-port", id="rpigb", bus="pcie.0", chassis=IGB_SLOT, addr=f"{IGB_SLOT:x}")
     return [port, device("igb", id="igb0", bus="rpigb", addr="0.0", mac="52:54:00:00:01:00")]
+
+
+def usb() -> list[str]:
+    """A USB controller with a tablet."""
+    controller = device("qemu-xhci", id="xhci", bus="pcie.0", addr=f"{USB_SLOT:x}")
+    return [controller, device("usb-tablet", id="tablet", bus="xhci.0")]
 
 
 def virtio_sriov(vfs: int) -> list[str]:

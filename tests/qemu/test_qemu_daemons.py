@@ -278,7 +278,7 @@ def test_a_program_that_fails_is_quoted(tmp_path: Path, script: str, failure: st
 
 
 def test_a_program_that_runs_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may print more than is read: the rest is lost, and it goes on."""
+    """It may print more than the pipe holds: the rest is lost, and it goes on."""
     monkeypatch.setattr(daemons_module, "END_TIMEOUT_S", 0.2)
     script = f"head -c 200000 /dev/zero; touch {tmp_path}/printed; while :; do sleep 0.05; done"
     with daemons(tmp_path, sleeper(tmp_path, script)) as running:

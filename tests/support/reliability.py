@@ -260,6 +260,7 @@ ROWS = (
             "test_qemu_interface.py::test_a_call_that_does_not_return_has_a_deadline",
             "test_vf_network.py::test_identity_is_restored_after_a_crash",
             "test_vf_network.py::test_restoring_that_fails_keeps_the_record",
+            "test_vf_network.py::test_the_next_guest_does_not_take_a_dead_ones_identity_for_the_former",
         ),
     ),
     Row(
@@ -269,8 +270,9 @@ ROWS = (
         (
             "test_qemu_daemons.py::test_a_program_",
             "test_qemu_daemons.py::test_swtpm_serves_and_ends_with_its_connection",
+            "test_qemu_daemons.py::test_recover_",
         ),
-        "killed between their start and QEMU's connection, they stay",
+        LAB + "killed_programs",
     ),
     Row(
         "F48",
@@ -298,6 +300,13 @@ ROWS = (
         "One record of a program, an interface or a function is odd",
         "it is set aside or reported; the others are recovered",
         ("test_odd_records.py::test_odd_record", "test_odd_records.py::test_record_that_is_not_a_file"),
+    ),
+    Row(
+        "F51",
+        "Killed beside its guest, or with it",
+        "after the guest's end its sockets, directory and key are removed, and USB interfaces bound to their drivers",
+        ("test_guest_journal.py::", "test_usb_journal.py::"),
+        LAB + "killed_emulator, killed_starter",
     ),
 )
 

@@ -275,8 +275,8 @@ def _sandbox_obstacles(dom: DomainDef, ownership: Ownership | None) -> Iterator[
     for filesystem in dom.filesystems:
         if filesystem.is_virtiofs and filesystem.source_socket is None and filesystem.binary_sandbox == "chroot":
             user = "the current user" if ownership is None else f"user '{ownership.name}'"
-            name = shown(filesystem.target or "")
-            message = f"virtiofsd of '{name}' runs as {user}, and <sandbox mode='chroot'> needs root"
+            what = f"virtiofsd of '{shown(str(filesystem.target))}' runs as {user}"
+            message = f"{what}, and <sandbox mode='chroot'> needs root"
             yield Finding("unsupported", ERROR, None, message, filesystem.line)
 
 
