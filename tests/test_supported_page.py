@@ -44,7 +44,7 @@ def test_each_state_has_its_words(supported: ModuleType) -> None:
         "domain/devices/disk/source/encryption": "refused",
         "domain/launchSecurity/policy": "refused",
         "domain/throttlegroups": "done",
-        "domain/hwuuid": "kept",
+        "domain/features/virtualization": "kept",
     } == {
         word: states[word]
         for word in (
@@ -58,7 +58,7 @@ def test_each_state_has_its_words(supported: ModuleType) -> None:
             "domain/devices/disk/source/encryption",
             "domain/launchSecurity/policy",
             "domain/throttlegroups",
-            "domain/hwuuid",
+            "domain/features/virtualization",
         )
     }
 

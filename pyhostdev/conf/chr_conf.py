@@ -53,6 +53,7 @@ class ChrSourceElement(ElementDef):
     mouse_mode = attribute("mouse/@mode", enum("server", "client"))
     reconnect_enabled = attribute("reconnect/@enabled", yes_no)
     reconnect_timeout = attribute("reconnect/@timeout", number)
+    of_disks = ignored("reconnect/@delay")
     seclabel = opaque("seclabel", for_host=True)
 
 
@@ -112,11 +113,15 @@ class DomainSerialDef(DomainChrDef):
 
     tag = "serial"
 
+    tty = ignored("@tty")  # libvirt prints it for a running guest
+
 
 class DomainParallelDef(DomainChrDef):
     """A parallel port."""
 
     tag = "parallel"
+
+    tty = ignored("@tty")  # libvirt prints it for a running guest
 
 
 class DomainConsoleDef(DomainChrDef):

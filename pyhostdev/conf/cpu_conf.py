@@ -103,6 +103,7 @@ class CPUDef(ElementDef):
     match = attribute("match", enum("minimum", "exact", "strict"))
     check = attribute("check", enum("none", "partial", "full"))
     migratable = attribute("migratable", on_off)
+    deprecated_features = attribute("deprecated_features", on_off, since="cpu-deprecated-features")
     model = content("model")
     fallback = attribute("model/@fallback", enum("allow", "forbid"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     vendor_id = attribute("model/@vendor_id")

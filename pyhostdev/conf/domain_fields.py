@@ -130,6 +130,7 @@ class DomainFields(ElementDef):
     id = attribute("id", number, lenient=True)
     name = content("name", name_text, required=True, code=VIR_ERR_NO_NAME)
     uuid = content("uuid", uuid_text)
+    hwuuid = content("hwuuid", uuid_text, since="hwuuid")
     genid = content("genid", genid_text)
     title = content("title")
     description = content("description")

@@ -84,14 +84,15 @@ def _sysinfo_uuid(dom: DomainFields) -> str | None:
 
 def _refuse_two_uuids(dom: DomainFields) -> None:
     """
-    Refuse a domain with different UUIDs in <uuid> and <sysinfo>.
+    Refuse a domain whose <sysinfo> has another UUID than the one that the guest sees.
 
     Raises:
         XMLError: the UUIDs differ; the message names both.
     """
     firmware = _sysinfo_uuid(dom)
-    if firmware not in (None, dom.uuid):
-        text = f"The domain has UUID {dom.uuid}, and <sysinfo> says {firmware}"
+    seen = dom.hwuuid or dom.uuid
+    if firmware not in (None, seen):
+        text = f"The domain has UUID {seen}, and <sysinfo> says {firmware}"
         raise XMLError(text, line=dom.line, libvirt_code=VIR_ERR_XML_DETAIL)
 
 

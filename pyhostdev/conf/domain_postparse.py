@@ -70,6 +70,7 @@ def post_parse(dom: DomainDef, hypervisor: Hypervisor) -> DomainDef:
     drop_newer_words(dom, hypervisor.release)
     normalise(dom)
     sort_controllers(dom)
+    _add_hostdev_controllers(dom, hypervisor.release)
     assign_indices(dom)
     if hypervisor.release.has("added-controllers-sorted"):
         sort_controllers(dom)
@@ -322,15 +323,20 @@ def _serial_number(disks: list[DomainDiskDef], controller: int) -> str | None:
 
 def _add_hostdev_controllers(dom: DomainDef, release: LibvirtRelease) -> None:
     """
-    Add the SCSI controllers that SCSI host devices need, of the same model as existing ones.
+    Add the SCSI controllers that SCSI host devices need, of the same model as an existing one.
+
+    libvirt does so when it has read the host devices, whose addresses count as 0 then, and again at the end.
 
     Mirrors: virDomainDefMaybeAddHostdevSCSIcontroller (src/conf/domain_conf.c)
     """
-    model = next((c.model for c in reversed(dom.controllers) if c.type == "scsi"), None)
     units = [h.info.address for h in dom.hostdevs if h.type == "scsi" and h.mode == "subsystem"]
-    found = [address.controller for address in units if isinstance(address, DriveAddress)]
-    for index in range(max(found, default=-1) + 1):
-        maybe_add_controller(dom, release, "scsi", index, model)
+    found = [address.controller if isinstance(address, DriveAddress) else 0 for address in units]
+    last = max(found, default=-1)
+    alike = [c.model for c in dom.controllers if c.type == "scsi"]
+    if not release.has("hostdev-scsi-model"):
+        alike = [c.model for c in dom.controllers if c.type == "scsi" and c.index == last]
+    for index in range(last + 1):
+        maybe_add_controller(dom, release, "scsi", index, alike[-1] if alike else None)
 
 
 def _add_implicit_video(dom: DomainDef, hypervisor: Hypervisor) -> None:

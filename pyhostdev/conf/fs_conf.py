@@ -38,7 +38,9 @@ class DomainFSDef(ElementDef):
     multidevs = attribute("multidevs", enum("default", "remap", "forbid", "warn"))
     fmode = attribute("fmode", file_mode)
     dmode = attribute("dmode", file_mode)
-    driver_type = attribute("driver/@type")
+    driver_type = attribute(
+        "driver/@type", enum("path", "handle", "loop", "nbd", "ploop", "virtiofs", since={"mtp": "fs-mtp"})
+    )
     driver_format = attribute("driver/@format")
     driver_name = attribute("driver/@name")
     wrpolicy = attribute("driver/@wrpolicy", enum("immediate"))
@@ -64,6 +66,11 @@ class DomainFSDef(ElementDef):
     info = inline(DeviceInfo)
     space_hard_limit = optional_element("space_hard_limit", SizeDef)
     space_soft_limit = optional_element("space_soft_limit", SizeDef)
+
+    @property
+    def is_mtp(self) -> bool:
+        """True if the guest sees a USB device that speaks the Media Transfer Protocol."""
+        return self.driver_type == "mtp"
 
     @property
     def is_virtiofs(self) -> bool:

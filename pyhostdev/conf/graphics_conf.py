@@ -65,6 +65,7 @@ class DomainGraphicsDef(ElementDef):
     socket = attribute("socket")
     listen = attribute("listen")
     keymap = attribute("keymap")
+    wait = attribute("wait", yes_no, since="vnc-wait")
     share_policy = attribute("sharePolicy", enum("allow-exclusive", "force-shared", "ignore"), lenient=True)
     default_mode = attribute("defaultMode", enum("any", "secure", "insecure"))
     display = attribute("display")

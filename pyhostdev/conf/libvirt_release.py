@@ -107,6 +107,15 @@ CHANGES: dict[str, Change] = {
     "shmem-sizes": Change(_11_3, "27 for shared memory of a size other than a power of two from 1 MiB on"),
     "port-forward-rule": Change(_11_3, "67 for <portForward> without passt"),
     "vhostuser-memory": Change(_11_3, "67 for a vhostuser <interface> with passt without shared memory"),
+    "fs-mtp": Change(_11_3, "<driver type='mtp'> of a file system, a USB device"),
+    "fs-limits": Change(_11_3, "67 for limits of a file system"),
+    "vnc-wait": Change(_12_8, "<graphics type='vnc' wait=>"),
+    "hostdev-scsi-model": Change(
+        _12_8, "a SCSI controller that a host device adds has the model of the others; was that of the last one needed"
+    ),
+    "cpu-deprecated-features": Change(_11_3, "<cpu deprecated_features=>"),
+    "hwuuid": Change(_12_8, "<hwuuid>, the UUID that the guest sees"),
+    "poll-weight": Change(_12_8, "<poll weight=> of an I/O thread"),
     "fs-handle-is-gone": Change(_12_8, "67 for <driver type='handle'> of a file system"),
     "launch-snp": Change(_11_3, "<launchSecurity type='sev-snp'>"),
     "launch-tdx": Change(_12_8, "<launchSecurity type='tdx'>"),

@@ -15,7 +15,7 @@ from pyhostdev.conf.passt_conf import NetRoute, PortForward
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, content, elements, inline, opaque, optional_element
+from pyhostdev.conf.xml.xmlfield import attribute, content, elements, ignored, inline, opaque, optional_element
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INVALID_ARG, XMLError
 from pyhostdev.util.virxml import parse_unsigned, shown
 
@@ -150,6 +150,9 @@ class NetSource(ElementDef):
     reconnect_enabled = attribute("reconnect/@enabled", yes_no)
     reconnect_timeout = attribute("reconnect/@timeout", number)
     ip = opaque("ip", for_host=True)
+    of_others = ignored(
+        "reconnect/@delay", "@macTableManager", "@portgroupid", "@switchid", "@connectionid", "@missing"
+    )  # of other hypervisors, disks and running guests
 
     def check(self, kind: str) -> None:
         """

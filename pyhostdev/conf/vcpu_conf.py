@@ -48,6 +48,7 @@ class IOThreadDef(ThreadPool):
     poll_max = attribute("poll/@max", big_number, since="iothread-poll")
     poll_grow = attribute("poll/@grow", big_number, since="iothread-poll")
     poll_shrink = attribute("poll/@shrink", big_number, since="iothread-poll")
+    poll_weight = attribute("poll/@weight", big_number, since="poll-weight")
 
 
 class MappedQueue(ElementDef):

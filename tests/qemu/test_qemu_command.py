@@ -114,7 +114,6 @@ def test_kernel_command_line_is_one_argument() -> None:
             "<address bus='0' target='0' unit='0'/></source></hostdev>",
             "SCSI",
         ),
-        ("<filesystem><driver type='mtp'/><source dir='/a'/><target dir='t'/></filesystem>", "filesystem"),
         (
             "<disk type='file'><source file='/a'/><target dev='vda' bus='virtio'/><encryption format='luks'/></disk>",
             "encryption",

@@ -260,4 +260,5 @@ def _thread_options(thread: Any) -> Properties:
         "poll-max-ns": thread.poll_max,
         "poll-grow": thread.poll_grow,
         "poll-shrink": thread.poll_shrink,
+        "poll-weight": thread.poll_weight,
     }

@@ -41,7 +41,6 @@ def build_disks(build: CommandBuilder) -> None:
         if disk.transient_share:
             continue  # libvirt plugs it after it has made the overlay
         with build.collecting():
-            _refuse(disk)
             node = build_images(build, disk, numbers[id(disk)])
             if disk.model == "usb-bot":
                 build.add_device({"driver": "usb-bot", "id": disk.info.alias, **build.address(disk)})
@@ -62,17 +61,6 @@ def _build_floppy_controller(build: CommandBuilder) -> None:
         for name, index in units.items():
             if index is not None:
                 build.add("-global", f"isa-fdc.{name}={index}")
-
-
-def _refuse(disk: Any) -> None:
-    """
-    Refuse a disk of another guest; elements that need secrets, overlays or a block job are refused as unknown words.
-
-    Raises:
-        ConfigUnsupportedError: the disk has such an element; the message names it.
-    """
-    if disk.backend_domain is not None:
-        raise unsupported("<backenddomain> of a <disk>", disk)
 
 
 def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:

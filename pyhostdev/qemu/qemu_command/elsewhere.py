@@ -72,7 +72,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "StorageSecret": dict.fromkeys(("type", "uuid", "usage"), _REFUSED_AS_A_WHOLE),
     "StorageAuth": dict.fromkeys(("username", "secret"), _REFUSED_AS_A_WHOLE),
     "StorageEncryption": dict.fromkeys(("format_", "engine", "secrets"), _REFUSED_AS_A_WHOLE),
-    "InitArgument": {"value": _REFUSED_AS_A_WHOLE},
+    "InitArgument": {"value": "the row of <os> covers it"},
     "ClockDef": {"timezone": "QEMU is started in that zone"},
     "CPUDef": {
         "fallback": "the CPU is always the named model",

@@ -21,10 +21,12 @@ def build_filesystems(build: CommandBuilder) -> None:
     """Add the shared directories."""
     for filesystem in build.dom.filesystems:
         with build.collecting():
-            if filesystem.type != "mount" or filesystem.driver_type not in (None, "path", "handle", "virtiofs"):
+            if filesystem.type != "mount" or filesystem.driver_type not in (None, "path", "handle", "virtiofs", "mtp"):
                 raise unsupported("A <filesystem> that is not a directory shared by 9p or virtiofs", filesystem)
             if filesystem.is_virtiofs:
                 _build_virtiofs(build, filesystem)
+            elif filesystem.is_mtp:
+                _build_mtp(build, filesystem)
             else:
                 _build_9p(build, filesystem)
 
@@ -51,6 +53,17 @@ def _build_virtiofs(build: CommandBuilder, filesystem: Any) -> None:
             **build.address(filesystem),
         }
     )
+
+
+def _build_mtp(build: CommandBuilder, filesystem: Any) -> None:
+    """
+    Add a USB device that shows the directory.
+
+    Mirrors: qemuBuildMTPCommandLine
+    """
+    properties = {"driver": "usb-mtp", "id": filesystem.info.alias, "rootdir": filesystem.source_dir}
+    properties |= {"desc": filesystem.target, "readonly": bool(filesystem.readonly)}
+    build.add_device({**properties, **build.address(filesystem)})
 
 
 def _build_9p(build: CommandBuilder, filesystem: Any) -> None:

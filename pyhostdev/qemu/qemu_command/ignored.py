@@ -110,6 +110,10 @@ IGNORED: dict[str, dict[str, Word]] = {
         ),
     },
     "OSDef": {
+        **dict.fromkeys(
+            ("init", "init_arguments", "init_dir", "init_user", "init_group"), Word("only containers have it")
+        ),
+        "root": Word("a guest finds its root by its own boot loader or by <cmdline>"),
         "nvram": Word("firmware that is not in flash has no variable store", asked=_has_no_flash),
         "nvram_type": Word("firmware that is not in flash has no variable store", asked=_has_no_flash),
     },
@@ -137,7 +141,8 @@ IGNORED: dict[str, dict[str, Word]] = {
     "ChrSourceElement": _of_other_kinds("master", "slave", "clipboard_copypaste", "mouse_mode"),
     "DomainControllerDef": _of_other_kinds("max_grant_frames", "max_event_channels"),
     "StorageSource": _of_other_kinds("mode", "pool"),
-    "DomainFSDef": _of_other_kinds("source_file", "source_dev", "source_name"),
+    "DomainFSDef": _of_other_kinds("source_file", "source_dev", "source_name")
+    | {"driver_format": Word("only an image has a format")},
     "GraphicsListen": {
         "network": Word("only type='network' has it", asked=lambda listen: bool(listen.type != "network"))
     },
@@ -170,6 +175,7 @@ IGNORED: dict[str, dict[str, Word]] = {
             ("custom", "host-passthrough", "maximum"),
         ),
         "check": Word("pyhostdev start does not compare the guest's CPU with the definition", ("none",)),
+        "deprecated_features": Word("only processors of s390x have such features", ()),
         "match": Word("pyhostdev start does not compare the host's processor with it", ("exact",)),
         "vendor": Word("pyhostdev start does not compare the host's processor with it"),
     },
@@ -208,6 +214,7 @@ IGNORED: dict[str, dict[str, Word]] = {
     "DomainDiskDef": {
         "iotune": Word("pyhostdev start limits no disk"),
         "rawio": Word("QEMU gets no privilege; the device node decides which commands an ordinary user may send"),
+        "backend_domain": Word("only Xen has disks of another guest"),
         "histograms": Word("pyhostdev start asks QEMU for no histogram"),
         "tray": Word("every tray is closed at the start", ("closed",)),
     }
@@ -217,6 +224,7 @@ IGNORED: dict[str, dict[str, Word]] = {
     },
     "DomainGraphicsDef": {
         "fullscreen": Word("QEMU's window decides it"),
+        "wait": Word("QEMU 11.1 does not wait for a viewer"),
         **{
             name: Word(_NOT_SPICE, asked=_is_not_spice)
             for name in (

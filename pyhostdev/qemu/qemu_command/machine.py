@@ -181,7 +181,7 @@ def build_tseg(build: CommandBuilder) -> None:
 
 def build_identity(build: CommandBuilder) -> None:
     """Add the guest's identity; keep QEMU from adding default devices and reading user configuration."""
-    build.add("-uuid", str(build.dom.uuid))
+    build.add("-uuid", str(build.dom.hwuuid or build.dom.uuid))
     with build.collecting():
         build_smbios(build)
     build_fw_cfg(build)

@@ -26,12 +26,6 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
         "bootloader_args": (),
     },
     "OSDef": {
-        "init": (),
-        "init_arguments": (),
-        "init_dir": (),
-        "init_user": (),
-        "init_group": (),
-        "root": (),
         "type": ("hvm",),
     },
     "StorageSource": {
@@ -43,7 +37,6 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainDiskDef": {"driver_name": ("qemu",), "sgio": ("filtered",), "auth": (), "encryption": ()},
     "DomainFSDef": {
         "driver_name": ("path",),
-        "driver_format": (),
         "space_soft_limit": (),
     },
     "DomainNetDef": {
@@ -65,7 +58,6 @@ _INSTEAD = {
     "encryption": "libvirt's secret driver keeps its key, and pyhostdev has no such store",
     "volume": "name the file or device of the volume in a <disk> of type file or block",
     "cookies": "QEMU takes them encrypted, and pyhostdev has no cipher",
-    "driver_format": "leave it out",
     "space_soft_limit": "leave it out",
     "guest_dev": "leave it out",
     "backend_domain": "leave it out",

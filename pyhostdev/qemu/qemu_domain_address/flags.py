@@ -95,8 +95,8 @@ class ConnectFlags:
         return self.virtio(device) if device.bus == "virtio" else 0
 
     def filesystem(self, device: Any) -> int:
-        """Return a file system's flags."""
-        return self.virtio(device)
+        """Return a file system's flags; one by mtp is on USB."""
+        return 0 if device.is_mtp else self.virtio(device)
 
     def interface(self, device: Any) -> int:
         """Return an interface's flags; 0 for type hostdev, which ``hostdev`` covers."""

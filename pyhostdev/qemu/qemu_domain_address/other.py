@@ -158,7 +158,7 @@ def _virtio_devices(dom: DomainDef) -> Iterator[Any]:
     yield from (h for h in dom.hostdevs if h.type == "scsi_host" and h.mode == "subsystem")
     yield from (video for video in dom.videos if video.model_type == "virtio")
     yield from (device for device in (dom.memballoon, dom.vsock) if device is not None and device.model != "none")
-    yield from (*dom.rngs, *dom.filesystems)
+    yield from (*dom.rngs, *(f for f in dom.filesystems if not f.is_mtp))
 
 
 def assign_memory_slots(dom: DomainDef) -> None:
@@ -281,6 +281,7 @@ def _usb_devices(dom: DomainDef) -> Iterator[Any]:
         *(s for s in dom.sounds if s.model == "usb"),
         *(n for n in dom.interfaces if n.model == "usb-net"),
         *dom.redirdevs,
+        *(f for f in dom.filesystems if f.is_mtp),
     ]
     # validation refuses a device with another type of address
     yield from (d for d in devices if isinstance(d.info.address, (USBAddress, type(None))))

@@ -213,6 +213,7 @@ def _usb_errors(dom: DomainDef) -> Errors:
         return
     hostdevs = [h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"]
     users: list[Any] = [*controllers[1:], *dom.hubs, *hostdevs, *(i for i in dom.inputs if i.bus == "usb")]
+    users += (filesystem for filesystem in dom.filesystems if filesystem.is_mtp)
     for user in users:
         code = VIR_ERR_XML_DETAIL if user.tag == "controller" else VIR_ERR_CONFIG_UNSUPPORTED
         yield XMLError(f"A {user.tag} needs USB, which model='none' disables", line=user.line, libvirt_code=code)

@@ -55,6 +55,11 @@ def _filesystem_errors(dom: DomainDef, device: Any, rules: Rules) -> Errors:
         yield _unsupported("QEMU has no file system of driver handle", device)
     if (device.fmode or device.dmode) and device.accessmode != "mapped":
         yield _unsupported("fmode and dmode need accessmode='mapped'", device)
+    has_limit = device.space_hard_limit is not None or device.space_soft_limit is not None
+    if has_limit and rules.release.has("fs-limits"):
+        yield _unsupported("QEMU limits no file system", device)
+    if device.is_mtp and device.accessmode not in (None, "passthrough"):
+        yield _unsupported("An mtp file system has no accessmode but passthrough", device)
     if not device.is_virtiofs:
         return
     if device.accessmode not in (None, "passthrough") or device.wrpolicy is not None:
