@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 
 from pyhostdev.errors import DeviceInUseError, InDoubtError, OperationError
 from pyhostdev.hypervisor.hostdev_holders import RELEASE_WAIT_S, ReleaseDeadline, check_are_free, refuse_used_vfs
-from pyhostdev.hypervisor.hostdev_plan import UNASSIGNED
 from pyhostdev.hypervisor.hostdev_restore import interrupted_state
 from pyhostdev.util.journal import PREPARING, RELEASING, Record
 from pyhostdev.util.record import newer_text
@@ -30,6 +29,8 @@ def by_position(record: Record) -> tuple[bool, int]:
 
 def kept_devices_last(record: Record) -> tuple[bool, int]:
     """Return the order in which a unit is reattached while its guest runs: kept functions come last."""
+    from pyhostdev.hypervisor.hostdev_plan import UNASSIGNED  # other releases need no plan
+
     return record.asked is not None and record.asked.role == UNASSIGNED, record.position
 
 

@@ -6,7 +6,6 @@ A change of the host that succeeds as a whole or is rolled back: in reverse, pas
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -112,11 +111,12 @@ def deferred_signals() -> Iterator[Callable[[], None]]:
 
 def _replaced_handlers(numbers: set[signal.Signals], replacement: Callable[[int, Any], Any]) -> dict[int, Any]:
     """Replace the handlers of signals, which only the main thread may do; return the former ones by signal."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
     former = {number: signal.getsignal(number) for number in numbers}
     # None: a handler that is not Python's cannot be put back
     known: dict[int, Any] = {number: handler for number, handler in former.items() if handler is not None}
-    for number in known:
-        signal.signal(number, replacement)
+    try:
+        for number in known:
+            signal.signal(number, replacement)
+    except ValueError:  # this is not the main thread; nothing was replaced
+        return {}
     return known
