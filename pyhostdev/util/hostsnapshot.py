@@ -114,8 +114,11 @@ class _Taker:
             return None
         if target is None:
             return None
-        self.entries[self._key(path)] = target
-        return self.root.follow(path, target)
+        where = self.root.follow(path, target)
+        # an archive has no links that start at the root
+        is_absolute = target.startswith("/")
+        self.entries[self._key(path)] = os.path.relpath(where, os.path.dirname(path)) if is_absolute else target
+        return where
 
     def add_directory(self, path: str) -> list[str]:
         """Take a directory without its contents, and return the names in it."""

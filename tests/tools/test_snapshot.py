@@ -200,6 +200,26 @@ def test_records_of_another_directory(bcm5719: FakeHost, tmp_path: Path, capsys:
     assert (code, text) == ask(capsys, "status", "--root", file)
 
 
+def test_absolute_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A link of the host that starts at its root is relative in the archive, which is unpacked and answers as the host."""
+    fake = FakeHost.named("sriov", tmp_path / "host")
+    files: dict[str, str | bytes | None] = {
+        "dev/mapper/root": "->/dev/nvme0n1",
+        "usr/lib/libvirt.so.0": "->/opt/libvirt/libvirt.so.0.9000.0",
+    }
+    put(tmp_path / "host", files)
+    Path(fake.root.mounts).write_text("/dev/mapper/root / ext4 rw 0 0\n")
+    file, root = str(tmp_path / "s.tar.gz"), fake.root.path
+    assert 0 == main(["snapshot", file, "--root", root])
+    for words in (["list", "--names"], ["plan", "--device", DISK, "--owner", "x"]):
+        answers = []
+        for place in (root, file):
+            code = main([*words, "--root", place])
+            answers.append((code, *capsys.readouterr()))
+        assert answers[0] == answers[1]
+    assert (1, True) == (answers[0][0], "as libvirt 9.0" in answers[0][2])
+
+
 def test_the_kernel_of_this_machine_is_read() -> None:
     """The kernel refuses a large read below /proc/sys: a file is read in smaller pieces."""
     root = HostRoot("/")
