@@ -140,9 +140,13 @@ def _fill_common(dom: DomainDef, hypervisor: Hypervisor) -> None:
     _fill_memory(dom)
     if dom.os.loader is not None and dom.os.loader_type is None:
         dom.os.loader_type = "rom"
+        if hypervisor.release.has("firmware-format"):
+            dom.os.loader_format = dom.os.loader_format or "raw"
     _refuse_duplicate_controllers(dom)
     _fill_boot(dom)
-    _add_console(dom)
+    _add_console(dom, hypervisor.release)
+    if dom.os.bios_useserial and not dom.serials:
+        raise XMLError("<bios useserial='yes'> needs a serial port", line=dom.os.line)
     _add_implicit_controllers(dom, hypervisor.release)
     _add_implicit_video(dom, hypervisor)
     late: list[ElementDef] = [*dom.serials[:1]]
@@ -246,7 +250,7 @@ def _fill_boot(dom: DomainDef) -> None:
         dom.os.boots = [BootDev(dev="hd")]
 
 
-def _add_console(dom: DomainDef) -> None:
+def _add_console(dom: DomainDef, release: LibvirtRelease) -> None:
     """
     Add the first console for the first serial port, or the reverse.
 
@@ -257,6 +261,7 @@ def _add_console(dom: DomainDef) -> None:
 
     Mirrors: virDomainDefAddConsoleCompat (src/conf/domain_conf.c)
     """
+    _number_consoles(dom)
     if any(console.target_type == "serial" for console in dom.consoles[1:]):
         raise ConfigUnsupportedError("Only the first console can be a serial port", line=dom.line)
     is_first_serial = bool(dom.consoles) and dom.consoles[0].target_type in (None, "serial")
@@ -268,6 +273,14 @@ def _add_console(dom: DomainDef) -> None:
     if is_first_serial:
         dom.consoles[0].target_type = "serial"
         dom.consoles[0].mirrors_serial = True
+    if release.has("console-ports"):
+        _number_consoles(dom)
+
+
+def _number_consoles(dom: DomainDef) -> None:
+    """Give each console its place as its port, whatever the definition says."""
+    for number, console in enumerate(dom.consoles):
+        console.target_port = number
 
 
 def _needs_console(dom: DomainDef) -> bool:

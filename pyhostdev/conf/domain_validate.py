@@ -281,8 +281,6 @@ def _os_errors(dom: DomainFields) -> Iterator[ConfigError]:
         )
     if boot.shim is not None and boot.kernel is None:
         yield ConfigUnsupportedError("<shim> needs a <kernel>", line=boot.line)
-    if boot.bios_useserial and not dom.serials:
-        yield XMLError("<bios useserial='yes'> needs a serial port", line=boot.line)
     if boot.type == "exe" and boot.init is None:
         yield XMLError("An <os> of type exe needs <init>", line=boot.line)
     if (boot.bootmenu_timeout or 0) > USHORT_MAX:

@@ -114,6 +114,11 @@ CHANGES: dict[str, Change] = {
         _12_8, "a SCSI controller that a host device adds has the model of the others; was that of the last one needed"
     ),
     "cpu-deprecated-features": Change(_11_3, "<cpu deprecated_features=>"),
+    "usb-order": Change(_11_3, "ports of USB devices in the order of the definition's kinds"),
+    "usb-empty-disk": Change(_11_3, "67 for an empty disk on USB; from 12.8 on only of model usb-storage"),
+    "console-ports": Change(_11_3, "the ports of consoles count the one of the first serial port"),
+    "crypto": Change(_11_3, "<crypto>"),
+    "rom-format": Change(_12_8, "<loader format=> of firmware whose <loader> has type='rom'"),
     "hwuuid": Change(_12_8, "<hwuuid>, the UUID that the guest sees"),
     "poll-weight": Change(_12_8, "<poll weight=> of an I/O thread"),
     "fs-handle-is-gone": Change(_12_8, "67 for <driver type='handle'> of a file system"),

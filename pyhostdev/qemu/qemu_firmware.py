@@ -367,7 +367,7 @@ def _place_variables(os_: OSDef, name: str | None) -> None:
 
 def _fill_formats(os_: OSDef, release: LibvirtRelease) -> None:
     """Fill in the format of firmware in flash, and of its variables."""
-    if os_.loader is not None:
+    if os_.loader is not None and (os_.loader_type == "pflash" or release.has("rom-format")):
         os_.loader_format = os_.loader_format or "raw"
     if os_.loader is not None and os_.loader_type == "pflash":
         if os_.nvram is not None or os_.nvram_source is not None:

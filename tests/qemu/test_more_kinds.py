@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pyhostdev import ConfigError, DomainDef
+from pyhostdev.conf.device_conf import USBAddress
 from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
 from pyhostdev.qemu import build_command_line, define
 from pyhostdev.qemu.qemu_command import stored_capabilities
@@ -128,3 +129,84 @@ def test_limits_of_a_file_system() -> None:
     """Newer releases of libvirt refuse them."""
     limits = "<space_hard_limit unit='KiB'>10</space_hard_limit>"
     assert 67 == refusal(domain(f"<filesystem><source dir='/e'/><target dir='s'/>{limits}</filesystem>"))
+
+
+USB_DEVICES = """<controller type='usb' model='qemu-xhci' ports='15'/>
+<redirdev bus='usb' type='tcp'><source mode='connect' host='h' service='4000'/></redirdev><sound model='usb'/>
+<smartcard mode='host'/><input type='tablet' bus='usb'/><serial type='null'><target type='usb-serial'/></serial>
+<hostdev mode='subsystem' type='usb'><source><address bus='1' device='4'/></source></hostdev>
+<disk type='file'><source file='/a'/><target dev='sda' bus='usb'/></disk>"""
+OLD_ORDER = ["hostdev", "disk", "controller", "input", "serial", "sound", "redirdev"]
+NEW_ORDER = ["disk", "sound", "hostdev", "controller", "serial", "input", "redirdev"]
+
+
+@pytest.mark.parametrize(("release", "expected"), [(OLDEST, OLD_ORDER), (MIDDLE, NEW_ORDER), (NEWEST, NEW_ORDER)])
+def test_order_of_usb_ports(release: LibvirtRelease, expected: list[str]) -> None:
+    """libvirt 9.0 has an order of its own, newer releases that of all devices."""
+    infos = [(part.tag, info) for part, info in defined(domain(USB_DEVICES), release).device_infos()]
+    ports = {int(str(info.address.port)): tag for tag, info in infos if isinstance(info.address, USBAddress)}
+    assert expected == [ports[number] for number in sorted(ports)]
+
+
+def test_card_reader_behind_a_hub() -> None:
+    """The hub is there before the card reader, which can be plugged into it."""
+    devices = "<controller type='usb' model='qemu-xhci'/><hub type='usb'/><smartcard mode='host'/>"
+    for release in RELEASES:
+        argv = build_command_line(domain(devices), release=release)
+        drivers = [json.loads(value)["driver"] for option, value in pairwise(argv) if option == "-device"]
+        assert ["usb-hub", "usb-ccid"] == [name for name in drivers if name in ("usb-hub", "usb-ccid")]
+
+
+@pytest.mark.parametrize(
+    ("release", "serial", "expected"),
+    [(OLDEST, "", [0, 1]), (NEWEST, "", [0, 1]), (OLDEST, "<serial/>", [0, 0, 1]), (NEWEST, "<serial/>", [0, 1, 2])],
+)
+def test_ports_of_consoles(release: LibvirtRelease, serial: str, expected: list[int]) -> None:
+    """A console's port is its place; 9.0 does not count the console of the first serial port."""
+    consoles = "".join(f"<console type='pty'><target type='virtio' port='{port}'/></console>" for port in (5, 3))
+    serial = serial.replace("/>", " type='pty'/>")
+    dom = DomainDef.parse(defined(domain(serial + consoles), release).format())
+    assert expected == [console.target_port for console in dom.consoles]
+
+
+@pytest.mark.parametrize(
+    ("release", "os", "expected"),
+    [
+        (OLDEST, "<loader>/b.bin</loader>", "<loader type='rom'>/b.bin</loader>"),
+        (MIDDLE, "<loader>/b.bin</loader>", "<loader type='rom' format='raw'>/b.bin</loader>"),
+        (MIDDLE, "<loader type='rom'>/b.bin</loader>", "<loader type='rom'>/b.bin</loader>"),
+        (NEWEST, "<loader type='rom'>/b.bin</loader>", "<loader type='rom' format='raw'>/b.bin</loader>"),
+    ],
+)
+def test_format_of_a_rom(release: LibvirtRelease, os: str, expected: str) -> None:
+    """Each release prints it in other cases."""
+    assert expected in defined(domain(os=os), release).format()
+
+
+@pytest.mark.parametrize(
+    ("release", "devices", "expected"),
+    [
+        (MIDDLE, "<disk type='file' device='cdrom'><target dev='sda' bus='usb'/></disk>", 67),
+        (NEWEST, "<disk type='file' device='cdrom' model='usb-storage'><target dev='sda' bus='usb'/></disk>", 67),
+        (NEWEST, "<interface type='ethernet'><coalesce><rx><frames max='7'/></rx></coalesce></interface>", 67),
+    ],
+)
+def test_device_that_libvirt_refuses(release: LibvirtRelease, devices: str, expected: int) -> None:
+    """An empty disk on USB, which only 12.8 makes of another model, and frames that no tap collects."""
+    assert expected == refusal(domain(devices), release)
+
+
+def test_serial_output_of_the_firmware_needs_a_port() -> None:
+    """It is the first error, whatever else is wrong."""
+    head = "<features><hyperv><stimer state='on'/></hyperv></features>"
+    assert 27 == refusal(domain(head=head, os="<bios useserial='yes'/>"))
+
+
+def test_smm_of_a_pc() -> None:
+    """libvirt accepts it, but no TSEG of a chosen size."""
+    for state, expected in (("<smm state='on'/>", 0), ("<smm><tseg unit='MiB'>16</tseg></smm>", 67)):
+        dom = domain(head=f"<features>{state}</features>")
+        dom.os.machine = "pc"
+        assert expected == (refusal(dom) if expected else 0)
+        if not expected:
+            assert defined(dom)

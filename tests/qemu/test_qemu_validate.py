@@ -49,7 +49,7 @@ REFUSED = {
     "flash without acpi": (parse(os_more=FLASH), 67),
     "acpi without flash on arm": (parse(arch="aarch64", machine="virt", head="<features><acpi/></features>"), 67),
     "pseries feature": (parse(head="<features><htm state='on'/></features>"), 67),
-    "smm on i440fx": (parse(machine="pc", head="<features><smm state='on'/></features>"), 67),
+    "tseg on i440fx": (parse(machine="pc", head="<features><smm><tseg>16</tseg></smm></features>"), 67),
     "gic on x86": (parse(head="<features><gic version='3'/></features>"), 67),
     "kvmclock on pseries": (
         parse(arch="ppc64", machine="pseries", head=KVMCLOCK),

@@ -90,6 +90,7 @@ _AFTER_MONITOR = (
     iommu.build_iommus_last,
     memory_device.build_virtio_memories,
     misc.build_hubs,
+    controller.build_card_readers,
     disk.build_disks,
     filesystem.build_filesystems,
     build_interfaces,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 # QEMU must create a controller before the devices on its bus
-_TYPE_ORDER = ("pci", "usb", "scsi", "ide", "sata", "virtio-serial", "ccid", "nvme")
+_BEHIND_HUBS = ("ccid",)
+_TYPE_ORDER = ("pci", "usb", "scsi", "ide", "sata", "virtio-serial", "nvme")
 
 _USB_DRIVERS = {
     "piix3-uhci": "piix3-usb-uhci",
@@ -67,15 +68,24 @@ def _host_bridge(build: CommandBuilder, controller: Any) -> str:
 
 
 def build_controllers(build: CommandBuilder) -> None:
-    """Add all controllers, kind by kind."""
-    for kind in _TYPE_ORDER:
-        for controller in [c for c in build.dom.controllers if c.type == kind]:
-            with build.collecting():
-                _build_controller(build, controller)
-    known = {*_TYPE_ORDER, "fdc", "isa"}
+    """Add all controllers but card readers, kind by kind."""
+    _build_kinds(build, _TYPE_ORDER)
+    known = (*_TYPE_ORDER, *_BEHIND_HUBS, "fdc", "isa")
     for controller in [c for c in build.dom.controllers if c.type not in known]:
         with build.collecting():
             raise unsupported(f"A controller of type {controller.type}", controller)
+
+
+def build_card_readers(build: CommandBuilder) -> None:
+    """Add the card readers, which can be behind a USB hub."""
+    _build_kinds(build, _BEHIND_HUBS)
+
+
+def _build_kinds(build: CommandBuilder, kinds: tuple[str, ...]) -> None:
+    for kind in kinds:
+        for controller in [c for c in build.dom.controllers if c.type == kind]:
+            with build.collecting():
+                _build_controller(build, controller)
 
 
 def _build_controller(build: CommandBuilder, controller: Any) -> None:

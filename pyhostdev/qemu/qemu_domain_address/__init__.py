@@ -74,7 +74,7 @@ def assign_addresses(
     assign_spapr_vio_addresses(dom)
     assign_virtio_mmio_addresses(dom)
     assign_pci_addresses(dom, host, keep_together=keep_together, release=release)
-    assign_usb_addresses(dom)
+    assign_usb_addresses(dom, release)
     assign_memory_slots(dom)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
 
 _SERIAL_PORTS = 31  # QEMU's default
 _VIO_FIRST = {"interface": 0x1000, "controller": 0x2000, "nvram": 0x3000, "serial": 0x30000000}
@@ -229,7 +230,10 @@ class _Hub:
         return True
 
 
-def assign_usb_addresses(dom: DomainDef) -> None:
+_USB_ORDER = ("hub", "disk", "net", "sound", "hostdev", "ccid", "serial", "input", "mtp", "redirdev")
+
+
+def assign_usb_addresses(dom: DomainDef, release: LibvirtRelease) -> None:
     """
     Give USB devices their ports; add hubs if there are not enough ports.
 
@@ -241,9 +245,9 @@ def assign_usb_addresses(dom: DomainDef) -> None:
     buses = _usb_buses(dom)
     if not buses:
         return
-    _add_hubs(dom, sum(len(bus.ports) for bus in buses.values()))
+    _add_hubs(dom, release, sum(len(bus.ports) for bus in buses.values()))
     hubs = list(dom.hubs)
-    others = [device for device in _usb_devices(dom) if device.tag != "hub"]
+    others = [device for device in _usb_devices(dom, release) if device.tag != "hub"]
     for device in [*sorted(hubs, key=_depth), *others]:
         if _port_of(device):
             _take_usb_port(device, buses)
@@ -265,31 +269,33 @@ def _usb_buses(dom: DomainDef) -> dict[int, _Hub]:
     return buses
 
 
-def _usb_devices(dom: DomainDef) -> Iterator[Any]:
+def _usb_devices(dom: DomainDef, release: LibvirtRelease) -> Iterator[Any]:
     """
     Yield all USB devices, in the order in which libvirt assigns ports.
 
-    Mirrors: virDomainUSBDeviceDefForeach (src/conf/domain_conf.c)
+    Mirrors: virDomainUSBDeviceDefForeach, in newer releases virDomainDeviceInfoIterate (src/conf/domain_conf.c)
     """
-    devices: list[Any] = [
-        *dom.hubs,
-        *(h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"),
-        *(d for d in dom.disks if d.bus == "usb"),
-        *(c for c in dom.controllers if c.type == "ccid"),
-        *(d for d in dom.inputs if d.bus == "usb"),
-        *(s for s in dom.serials if s.target_type == "usb-serial"),
-        *(s for s in dom.sounds if s.model == "usb"),
-        *(n for n in dom.interfaces if n.model == "usb-net"),
-        *dom.redirdevs,
-        *(f for f in dom.filesystems if f.is_mtp),
-    ]
+    kinds: dict[str, list[Any]] = {
+        "hub": [*dom.hubs],
+        "hostdev": [h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"],
+        "disk": [d for d in dom.disks if d.bus == "usb"],
+        "ccid": [c for c in dom.controllers if c.type == "ccid"],
+        "input": [d for d in dom.inputs if d.bus == "usb"],
+        "serial": [s for s in dom.serials if s.target_type == "usb-serial"],
+        "sound": [s for s in dom.sounds if s.model == "usb"],
+        "net": [n for n in dom.interfaces if n.model == "usb-net"],
+        "redirdev": [*dom.redirdevs],
+        "mtp": [f for f in dom.filesystems if f.is_mtp],
+    }
+    order = _USB_ORDER if release.has("usb-order") else kinds
+    devices = [device for kind in order for device in kinds[kind]]
     # validation refuses a device with another type of address
     yield from (d for d in devices if isinstance(d.info.address, (USBAddress, type(None))))
 
 
-def _add_hubs(dom: DomainDef, nports: int) -> None:
+def _add_hubs(dom: DomainDef, release: LibvirtRelease, nports: int) -> None:
     """Add as many hubs as the devices need; each hub itself occupies one port."""
-    devices = list(_usb_devices(dom))
+    devices = list(_usb_devices(dom, release))
     ports = nports + len(dom.hubs) * _HUB_PORTS
     if len(devices) > ports:
         missing = -(-(len(devices) - ports + 1) // (_HUB_PORTS - 1))

@@ -119,11 +119,18 @@ class QEMURules:
             yield from video_errors(dom, device, self.capabilities, self.release)
         if device.tag == "disk" and self.release.has("sheepdog-is-gone"):
             yield from _sheepdog_errors(device)
+        if device.tag == "disk" and self.release.has("usb-empty-disk"):
+            yield from _empty_disk_errors(device)
 
     def _tpm_errors(self, dom: DomainDef, device: Any) -> Errors:
         driver = tpm_driver(str(dom.os.arch), device.model or "")
         if device.model is not None and not self.capabilities.has_device(driver):
             yield _unsupported(f"QEMU has no TPM of model {device.model} here", device)
+
+
+def _empty_disk_errors(disk: Any) -> Errors:
+    if disk.is_empty and disk.bus == "usb" and disk.model in (None, "usb-storage"):
+        yield _unsupported("A disk on USB cannot be empty", disk)
 
 
 def _unsupported(message: str, where: Any) -> ConfigError:
@@ -155,8 +162,8 @@ def _feature_errors(dom: DomainDef) -> Errors:
     for name, has in _FEATURE_HOMES.items():
         if getattr(features, name) is not None and not has(dom):
             yield _unsupported(f"The machine '{dom.os.machine}' has no feature '{name.split('_')[0]}'", features)
-    if features.smm and features.smm_state is not False and not is_q35(dom):
-        yield _unsupported("Only q35 machines have SMM", features)
+    if features.tseg is not None and not is_q35(dom):
+        yield _unsupported("Only q35 machines have a TSEG of a chosen size", features)
     if features.kvm is not None and features.kvm.dirty_ring and dom.type != "kvm":
         yield _unsupported("A dirty ring needs KVM", features)
 

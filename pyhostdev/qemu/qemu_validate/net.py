@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Errors = Iterator[ConfigError]
 
 _MTU_TYPES = ("network", "bridge", "ethernet", "vhostuser", "hostdev")
-_COALESCE_TYPES = ("network", "bridge", "ethernet")
+_COALESCE_TYPES = ("network", "bridge")
 _IPV4_PREFIXES = range(4, 28)  # user-mode networking needs addresses for gateway, name server and guest
 _IPV6_PREFIX_MAX = 120
 
