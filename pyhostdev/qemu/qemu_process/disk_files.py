@@ -64,7 +64,7 @@ def disk_files(disk: Any) -> Iterator[NeededFile]:
 def _local_path(kind: str | None, source: Any) -> str | None:
     if source is None:
         return None
-    return {"file": source.file, "block": source.dev}.get(str(kind))
+    return {"file": source.file, "block": source.dev, "dir": source.dir}.get(str(kind))
 
 
 def _files_beside(source: Any, what: str, line: int | None, mode: int) -> Iterator[NeededFile]:
