@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from pyhostdev.errors import ConfigUnsupportedError, OperationError
-from pyhostdev.hypervisor.hostdev_plan import ASSIGNED
 from pyhostdev.util.devnode import replaced
 from pyhostdev.util.iommugroup import read_group
 from pyhostdev.util.nodewriter import NodeWriter, changes_nodes
@@ -57,6 +56,8 @@ class NodeKeeper:
             ConfigUnsupportedError: the writer cannot change the owner of nodes.
             OperationError, SysfsError: a node is missing, or its path is something else.
         """
+        from pyhostdev.hypervisor.hostdev_plan import ASSIGNED  # a release needs no plan
+
         known = {(n.name, n.inode): n for r in records.values() if r.is_active for n in r.nodes}
         found = {}
         for request in requests:
