@@ -201,7 +201,7 @@ def test_records_of_another_directory(bcm5719: FakeHost, tmp_path: Path, capsys:
 
 
 def test_absolute_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A link of the host that starts at its root is relative in the archive, which then answers as the host."""
+    """A link that starts at the root of the host is relative in the archive, which answers as the host."""
     fake = FakeHost.named("sriov", tmp_path / "host")
     files: dict[str, str | bytes | None] = {
         "dev/mapper/root": "->/dev/nvme0n1",
