@@ -204,14 +204,14 @@ class DomainFields(ElementDef):
     rngs: Elements[DomainRNGDef] = elements("devices/rng", "rng_conf.DomainRNGDef")
     nvram: OptionalElement[DomainNVRAMDef] = optional_element("devices/nvram", "board_conf.DomainNVRAMDef")
     panics: Elements[DomainPanicDef] = elements("devices/panic", "board_conf.DomainPanicDef")
-    pstore: OptionalElement[DomainPstoreDef] = optional_element(
-        "devices/pstore", "board_conf.DomainPstoreDef", since="pstore"
-    )
     shmems: Elements[DomainShmemDef] = elements("devices/shmem", "virtio_conf.DomainShmemDef")
     memories: Elements[DomainMemoryDef] = elements("devices/memory", "board_conf.DomainMemoryDef")
     cryptos: Elements[DomainCryptoDef] = elements("devices/crypto", "virtio_conf.DomainCryptoDef", since="crypto")
     iommus: Elements[DomainIOMMUDef] = elements("devices/iommu", "virtio_conf.DomainIOMMUDef")
     vsock: OptionalElement[DomainVsockDef] = optional_element("devices/vsock", "virtio_conf.DomainVsockDef")
+    pstore: OptionalElement[DomainPstoreDef] = optional_element(
+        "devices/pstore", "board_conf.DomainPstoreDef", since="pstore"
+    )
     seclabel = opaque("seclabel", for_host=True)
     keywrap = opaque("keywrap")
     launch_security = optional_element("launchSecurity", LaunchSecurityDef)

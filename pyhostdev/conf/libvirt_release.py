@@ -119,6 +119,7 @@ CHANGES: dict[str, Change] = {
     "console-ports": Change(_11_3, "the ports of consoles count the one of the first serial port"),
     "crypto": Change(_11_3, "<crypto>"),
     "rom-format": Change(_12_8, "<loader format=> of firmware whose <loader> has type='rom'"),
+    "backing-detect-zeroes": Change(_11_3, "detect-zeroes of a backing image, too"),
     "hwuuid": Change(_12_8, "<hwuuid>, the UUID that the guest sees"),
     "poll-weight": Change(_12_8, "<poll weight=> of an I/O thread"),
     "fs-handle-is-gone": Change(_12_8, "67 for <driver type='handle'> of a file system"),

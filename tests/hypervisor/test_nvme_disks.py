@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from hotplugging import Stage, live_domain
 
 from pyhostdev import DomainDef, Host, HostdevManager, RefusedError
 from pyhostdev.hypervisor.libvirt_hook import prepare_begin, release_end
@@ -181,3 +182,16 @@ def test_pins_of_a_moved_controller(manager: HostdevManager) -> None:
     moved = dom.with_host_addresses({first: second})
     assert [second] == [hostdev.pci_address for hostdev in moved.host_functions()]
     assert [first] == [hostdev.pci_address for hostdev in dom.host_functions()]
+
+
+def test_controller_of_a_running_guest_cannot_be_unplugged(fake: FakeHost) -> None:
+    """QEMU itself uses it: a request to release it is refused, and nothing is given back, also not by finish."""
+    source = f"<source type='pci' managed='yes' namespace='1'>{address(FIRST)}</source>"
+    xml = f"<disk type='nvme'>{source}<target dev='vda' bus='virtio'/></disk>"
+    stage = Stage(fake, definition=live_domain(fake, devices=xml))
+    stage.manager.prepare(stage.manager.host.plan(stage.guest.definition))
+    with pytest.raises(RefusedError) as refusal:
+        stage.detach(FIRST[:-2])
+    assert [("in-use", FIRST)] == [(found.reason, str(found.address)) for found in refusal.value.findings]
+    assert [] == stage.finish()
+    assert "vfio-pci" == driver(fake)

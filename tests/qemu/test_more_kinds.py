@@ -210,3 +210,35 @@ def test_smm_of_a_pc() -> None:
         assert expected == (refusal(dom) if expected else 0)
         if not expected:
             assert defined(dom)
+
+
+LATE_DEVICES = """<panic model='pvpanic'/><vsock model='virtio'><cid auto='no' address='5'/></vsock>
+<pstore backend='acpi-erst'><path>/p</path><size unit='KiB'>8</size></pstore>
+<crypto model='virtio' type='qemu'><backend model='builtin'/></crypto>"""
+
+
+@pytest.mark.parametrize("release", [MIDDLE, NEWEST], ids=str)
+def test_order_of_the_last_devices(release: LibvirtRelease) -> None:
+    """XML, PCI slots and command line each have an order of their own, as in libvirt."""
+    written = domain(LATE_DEVICES + "<memballoon model='none'/>")
+    written.os.machine = "pc"
+    dom = defined(written, release)
+    names = ("panic", "vsock", "pstore", "crypto")
+    assert ["panic", "crypto", "vsock", "pstore"] == [part.tag for part in dom.devices() if part.tag in names]
+    argv = build_command_line(dom, release=release)
+    drivers = [json.loads(value)["driver"] for option, value in pairwise(argv) if option == "-device"]
+    late = ["pvpanic-pci", "vhost-vsock-pci", "virtio-crypto-pci", "acpi-erst"]
+    assert late == [name for name in drivers if name in late]
+    slots = {part.tag: info.pci.pci for part, info in dom.device_infos() if part.tag in names and info.pci is not None}
+    assert slots["crypto"] < slots["panic"] < slots["pstore"]
+
+
+@pytest.mark.parametrize(("release", "expected"), [(OLDEST, [None, "on"]), (MIDDLE, ["on", "on"])])
+def test_zeroes_in_a_backing_image(release: LibvirtRelease, expected: list[str | None]) -> None:
+    """libvirt 9.0 looks for zeroes in the disk's own image only."""
+    backing = "<backingStore type='file'><format type='qcow2'/><source file='/b'/><backingStore/></backingStore>"
+    driver = "<driver type='qcow2' detect_zeroes='on'/>"
+    dom = domain(f"<disk type='file'>{driver}<source file='/a'/>{backing}<target dev='vda'/></disk>")
+    argv = build_command_line(dom, release=release)
+    nodes = [json.loads(value) for option, value in pairwise(argv) if option == "-blockdev"]
+    assert expected == [node.get("detect-zeroes") for node in nodes if node["driver"] == "qcow2"]

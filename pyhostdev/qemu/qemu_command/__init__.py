@@ -115,11 +115,11 @@ _AFTER_MONITOR = (
     build_arguments,
     machine.build_sandbox,
     machine.build_teardown,
-    misc.build_pstore,
     misc.build_panics,
     misc.build_shmems,
     misc.build_vsock,
     misc.build_cryptos,
+    misc.build_pstore,
     machine.build_messages,
 )
 

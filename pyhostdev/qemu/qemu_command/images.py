@@ -141,7 +141,7 @@ def _build_image(build: CommandBuilder, disk: Any, image: Image, backing: Proper
     """
     if image.format not in _FORMATS and image.type != "dir":
         raise unsupported(f"A disk image of format '{image.format}'", disk)
-    content = _content(disk, readonly=image.readonly)
+    content = _content(build, disk, readonly=image.readonly, is_own=image.source is disk.source)
     one_node = build.release.has("raw-image-one-node")
     if image.format == "raw" and image.type != "dir" and one_node:
         return _build_raw(build, disk, image, content)
@@ -167,8 +167,8 @@ def _build_data_store(build: CommandBuilder, disk: Any, image: Image) -> Propert
     store = image.data_store
     if store is None:
         return {}
-    readonly = image.source is not disk.source
-    return {"data-file": _build_raw(build, disk, store, _content(disk, readonly=readonly))}
+    is_own = image.source is disk.source
+    return {"data-file": _build_raw(build, disk, store, _content(build, disk, readonly=not is_own, is_own=is_own))}
 
 
 def _build_raw(build: CommandBuilder, disk: Any, image: Image, content: Properties) -> str:
@@ -207,12 +207,13 @@ def _plain(build: CommandBuilder, disk: Any) -> Properties:
     return {**plain, "cache": cache} if build.release.has("storage-cache-last") else {"cache": cache, **plain}
 
 
-def _content(disk: Any, *, readonly: bool) -> Properties:
-    """Return the options of the node that has the content of an image."""
+def _content(build: CommandBuilder, disk: Any, *, readonly: bool, is_own: bool) -> Properties:
+    """Return the options of the node that has the content of an image: the disk's own, or one below it."""
+    finds_zeroes = is_own or build.release.has("backing-detect-zeroes")
     return {
         "read-only": readonly,
         "discard": disk.discard,
-        "detect-zeroes": _detect_zeroes(disk),
+        "detect-zeroes": _detect_zeroes(disk) if finds_zeroes else None,
         "cache": _cache(disk),
     }
 

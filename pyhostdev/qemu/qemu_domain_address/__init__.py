@@ -315,10 +315,13 @@ def _in_slot_order(dom: DomainDef) -> Iterator[Any]:
     yield from dom.inputs
     yield from dom.serials
     yield from dom.memories
-    yield from dom.cryptos
     yield from dom.iommus
+    if dom.vsock is not None:
+        yield dom.vsock
+    yield from dom.cryptos
     yield from dom.panics
-    yield from (device for device in (dom.vsock, dom.pstore) if device is not None)
+    if dom.pstore is not None:
+        yield dom.pstore
 
 
 def _mark_multifunction(dom: DomainDef) -> None:

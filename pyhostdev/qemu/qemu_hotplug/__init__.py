@@ -20,7 +20,7 @@ from pyhostdev.errors import ConfigUnsupportedError, DeviceMissingError, Refused
 from pyhostdev.qemu.qemu_command import stored_capabilities
 from pyhostdev.qemu.qemu_hotplug.attach import attach
 from pyhostdev.qemu.qemu_hotplug.connection import Monitor
-from pyhostdev.qemu.qemu_hotplug.detach import detach, named_part, named_unit
+from pyhostdev.qemu.qemu_hotplug.detach import detach, named_part, named_unit, refuse_disks
 from pyhostdev.qemu.qemu_hotplug.devices import PlannedUnit, plan_unit
 from pyhostdev.qemu.qemu_hotplug.finish import Finished, finish
 from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest
@@ -156,6 +156,7 @@ class Guest:
             named = named_part(await self._guest.units(), unit, self.definition, self._guest.owner)
         else:
             named = await self._unit(unit)
+        refuse_disks(named, self.definition)
         return await detach(self._guest, named, timeout_s=timeout_s)
 
     async def unit_name(self, addresses: Collection[PCIDeviceAddress]) -> str:

@@ -84,6 +84,23 @@ def named_part(units: Collection[Unit], addresses: Collection[PCIDeviceAddress],
     return found._replace(members=tuple(record for record in found.members if record.address in wanted))
 
 
+def refuse_disks(unit: Unit, live: DomainDef) -> None:
+    """
+    Refuse a unit with the controller of a running guest's NVMe disk, which QEMU itself uses.
+
+    Raises:
+        RefusedError: has one finding per controller.
+    """
+    disks = {hostdev.pci_address: hostdev.nvme_disks for hostdev in live.nvme_hostdevs()}
+    found = [
+        Finding("in-use", ERROR, address, f"Device {address} has disk '{disks[address][0]}' of the running guest")
+        for address in unit.addresses
+        if address in disks
+    ]
+    if found:
+        raise RefusedError(found)
+
+
 async def detach(guest: RunningGuest, unit: Unit, *, timeout_s: float) -> list[PCIDeviceAddress]:
     """
     Ask a running guest to release a unit, wait, and reattach the unit to the host.
