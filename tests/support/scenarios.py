@@ -8,6 +8,7 @@ A scenario is made once in a directory, and its cases run there one after the ot
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ driver mlx5_vfio_pci
 """
 _FUNCTION = "0000:01:00.{number} 14e4:1657 020000 {driver} group=14 {many}express=endpoint {reset} {words}\n"
 
+_VFIO_NUMBER = re.compile("vfio-dev/vfio[0-9]+")
 _VARIANT = "xe-vfio-pci 14e4:1657 available"  # its module is called xe_vfio_pci
 
 _HOSTDEV = """
@@ -290,11 +292,12 @@ class Stage:
         return whole
 
     def look(self) -> tuple[Tree, Lists]:
-        """Return the tree and the lists."""
+        """Return the tree and the lists; a function that is bound to vfio-pci again may have another number there."""
         status = process(self.fake).manager.status()
         assert [] == status.problems
         active = [(str(item.address), item.owner) for item in status.active]
-        return self.fake.snapshot(), (active, [str(a) for a in status.inactive])
+        tree = {_VFIO_NUMBER.sub("vfio-dev/vfioN", path): data for path, data in self.fake.snapshot().items()}
+        return tree, (active, [str(a) for a in status.inactive])
 
     def rewind(self) -> None:
         """Go back to where the scenario starts; the tree is there already, unless a whole run does not end there."""
