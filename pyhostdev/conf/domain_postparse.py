@@ -108,14 +108,14 @@ def _in_parse_order(dom: DomainDef) -> list[ElementDef]:
 
 def _assign_isa_ports(dom: DomainDef) -> None:
     """
-    Give ISA serial ports their numbers.
+    Give ISA serial ports their numbers; a port whose type is not written counts as none yet.
 
     Raises:
         XMLError: there are too many ports, or two have the same number.
 
     Mirrors: virDomainChrIsaSerialDefPostParse (src/conf/domain_postparse.c)
     """
-    serials = [s for s in dom.serials if s.target_type in (None, "isa-serial")]
+    serials = [s for s in dom.serials if s.target_type == "isa-serial"]
     ports = [s.target_port for s in serials if s.target_port is not None]
     if len(serials) > ISA_SERIAL_PORTS_MAX or any(p >= ISA_SERIAL_PORTS_MAX for p in ports):
         raise XMLError(
@@ -127,7 +127,7 @@ def _assign_isa_ports(dom: DomainDef) -> None:
         raise XMLError("Two serial ports have the same number", line=dom.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
     free = iter([p for p in range(ISA_SERIAL_PORTS_MAX) if p not in ports])
     for serial in serials:
-        if serial.target_type == "isa-serial" and serial.target_port is None:
+        if serial.target_port is None:
             serial.target_port = next(free)
 
 

@@ -220,8 +220,8 @@ def test_libvirt_does_not_look_at_what_a_kind_does_not_have() -> None:
         ("<controller type='pci' index='1' model='pcie-expander-bus'/>", "", 67),
         ("<controller type='usb' model='qemu-xhci' ports='16'/>", "", 67),
         ("<disk type='file'><source file='/x'/><target dev='xyz'/></disk>", "", 27),
-        ("<serial type='pty'><target port='1'/></serial>" * 2, "", 1),
-        ("<serial type='pty'/>" * 5, "", 1),
+        ("<serial type='pty'><target type='isa-serial' port='1'/></serial>" * 2, "", 1),
+        ("<serial type='pty'><target type='isa-serial'/></serial>" * 5, "", 1),
         ("<console type='pty'/>" * 2, "", 67),
         ("<console type='pty'><target type='virtio'/><address type='virtio-serial' controller='7'/></console>", "", 0),
         ("<channel type='unix'><target type='virtio'/><address type='virtio-serial' controller='1'/></channel>", "", 0),
@@ -266,3 +266,9 @@ def test_enlightenments_are_chosen_one_by_one() -> None:
     head = "<name>d</name><memory>9</memory><os><type>hvm</type></os>"
     dom = DomainDef.parse(f"<domain type='kvm'>{head}<features><hyperv/></features></domain>")
     assert "<hyperv mode='custom'/>" in post_parse(dom).format()
+
+
+def test_serial_ports_of_no_written_type() -> None:
+    """libvirt counts the ports of type isa-serial only, and so accepts others with one number."""
+    for devices in ("<serial type='pty'><target port='1'/></serial>" * 2, "<serial type='pty'/>" * 5):
+        assert defined(devices).serials
