@@ -53,9 +53,10 @@ class DomainDef(DomainFields):
     Mirrors: virDomainDef (src/conf/domain_conf.h)
     """
 
-    def parsed(self, element: Element) -> None:
+    @classmethod
+    def check_document(cls, root: Element) -> None:
         """Refuse ``assigned`` where it has no effect."""
-        raise_all(misplaced_assigned(element))
+        raise_all(misplaced_assigned(root))
 
     def validate(self, host: HostFacts | None = None) -> None:
         """

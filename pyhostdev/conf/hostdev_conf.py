@@ -362,9 +362,13 @@ class DomainHostdevDef(ElementDef):
         }
         return [name for name in _GUEST_SIDE if found[name]]
 
+    @classmethod
+    def check_document(cls, root: Element) -> None:
+        """Refuse ``assigned`` where it has no effect."""
+        raise_all(misplaced_assigned(root))
+
     def parsed(self, element: Element) -> None:
         """Refuse a definition that is invalid on any host."""
-        raise_all(misplaced_assigned(element))
         line = source_line(element)
         if element.get("assigned") is not None:
             self._check_assigned(element)

@@ -8,6 +8,7 @@ import pytest
 from pyhostdev import ConfigError, DomainDef
 from pyhostdev.qemu import attach_device, define, detach_device, update_device
 from pyhostdev.qemu.qemu_capabilities import load
+from pyhostdev.qemu.qemu_hotplug.livestate import parse_hostdevs
 
 CAPABILITIES = load("x86_64")
 DISK = "<disk type='file' device='disk'><source file='{}'/><target dev='{}' bus='virtio'/></disk>"
@@ -87,3 +88,22 @@ def test_refused_change_has_libvirts_number_and_changes_nothing(dom: DomainDef, 
     with pytest.raises(ConfigError) as refusal:
         verbs[verb](dom, xml, CAPABILITIES)
     assert (code, before) == (refusal.value.libvirt_code, dom.format())
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        "<interface type='hostdev' assigned='no'><source><address type='pci' bus='9' slot='0'/></source></interface>",
+        "<hostdev type='pci'><source assigned='no'><address bus='9' slot='0' function='1'/></source></hostdev>",
+        DISK.format("/b", "vdb").replace("<disk", "<disk assigned='no'"),
+    ],
+    ids=["interface", "source", "disk"],
+)
+def test_a_misplaced_assigned_is_refused(dom: DomainDef, xml: str) -> None:
+    """In the XML of one device and of a card, as in a domain: ignored, it would give the device to the guest."""
+    with pytest.raises(ConfigError, match="cannot have 'assigned'"):
+        attach_device(dom, xml, CAPABILITIES)
+    if xml.startswith("<hostdev"):
+        for text in (xml, f"<devices>{xml}</devices>"):
+            with pytest.raises(ConfigError, match="cannot have 'assigned'"):
+                parse_hostdevs(text)

@@ -97,7 +97,12 @@ class ElementDef:
         root = parse_document(source)
         if root.tag != cls.tag:
             raise XMLError(f"<{cls.tag}> expected, not <{root.tag}>", line=source_line(root))
+        cls.check_document(root)
         return cls.from_element(root)
+
+    @classmethod
+    def check_document(cls, root: Element) -> None:
+        """Refuse a document by what holds for it as a whole; a hook for subclasses."""
 
     @classmethod
     def from_element(cls, element: Element) -> Self:

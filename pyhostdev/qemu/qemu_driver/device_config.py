@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.controller_conf import DomainControllerDef
 from pyhostdev.conf.device_validate import device_errors
 from pyhostdev.conf.disk_conf import DomainDiskDef
-from pyhostdev.conf.hostdev_conf import DomainHostdevDef
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef, misplaced_assigned
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.net_conf import DomainNetDef
 from pyhostdev.errors import (
@@ -24,6 +24,7 @@ from pyhostdev.errors import (
     VIR_ERR_OPERATION_INVALID,
     VIR_ERR_OPERATION_UNSUPPORTED,
     ConfigError,
+    raise_all,
 )
 from pyhostdev.qemu.qemu_domain.define import define
 from pyhostdev.qemu.qemu_validate import QEMURules
@@ -54,13 +55,15 @@ def parse_device(xml: str | bytes) -> Any:
         XMLError: the XML is not well-formed, or invalid.
         ConfigError: this kind of device cannot be attached.
     """
-    tag = str(parse_document(xml).tag)
+    root = parse_document(xml)
+    tag = str(root.tag)
     if tag not in _DEFINITIONS:
         raise ConfigError(
             f"Cannot attach or detach a <{tag}>: expected hostdev, disk, interface or controller",
             libvirt_code=VIR_ERR_OPERATION_UNSUPPORTED,
         )
-    return _DEFINITIONS[tag].parse(xml)
+    raise_all(misplaced_assigned(root))
+    return _DEFINITIONS[tag].from_element(root)
 
 
 def attach_device(

@@ -12,8 +12,8 @@ import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyhostdev.conf.domain_conf import DomainDef
-from pyhostdev.conf.hostdev_conf import DomainHostdevDef
-from pyhostdev.errors import ConfigUnsupportedError, OperationError
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef, misplaced_assigned
+from pyhostdev.errors import ConfigUnsupportedError, OperationError, raise_all
 from pyhostdev.qemu.qemu_alias import assign_aliases
 from pyhostdev.util.memlock import MemoryLimit
 from pyhostdev.util.virjson import parse_json
@@ -251,6 +251,7 @@ def parse_hostdevs(xml: bytes | str, *, is_live: bool = True) -> list[DomainHost
     if strange is not None or not elements:
         what = "An empty <devices>" if strange is None else f"A <{strange}>"
         raise ConfigUnsupportedError(f"{what} cannot be plugged: expected a <hostdev>, or <devices> with only hostdevs")
+    raise_all(misplaced_assigned(root))
     hostdevs = [DomainHostdevDef.from_element(element) for element in elements]
     if is_live:
         _take_aliases(hostdevs, elements)
