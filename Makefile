@@ -36,7 +36,8 @@ $(VENV)/.lint: $(BIN)/python $(SOURCES)
 demo: $(VENV)/.demo
 	$(BIN)/pyhostdev demo
 
-TEST_JOBS ?= auto
+# One more than there are processors, because many tests wait for a program or a deadline.
+TEST_JOBS ?= $(shell echo $$(($$(nproc) + 1)))
 test: $(VENV)/.test
 	PYTEST_DEBUG_TEMPROOT=$(TEMPROOT) $(BIN)/python -m pytest -q -n $(TEST_JOBS)
 
