@@ -12,6 +12,7 @@ from pyhostdev.conf.os_conf import SizeDef
 from pyhostdev.conf.virtio_conf import VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import (
     Codec,
+    cpuset,
     enum,
     hexadecimal,
     number,
@@ -161,7 +162,7 @@ class DomainMemoryDef(ElementDef):
     access = attribute("access", enum("shared", "private"))
     discard = attribute("discard", yes_no)
     uuid = content("uuid", uuid_text)
-    source_nodemask = content("source/nodemask")
+    source_nodemask = content("source/nodemask", cpuset)
     source_pagesize = content("source/pagesize", number)
     source_pagesize_unit = attribute("source/pagesize/@unit", size_unit)
     source_path = content("source/path")

@@ -58,7 +58,8 @@ def disk_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
     yield from _iotune_errors(device.iotune)
     yield from _throttle_errors(dom, device)
     if device.device == "disk" and device.is_empty:
-        yield XMLError(f"Disk '{device.target}' has no source", line=device.line, libvirt_code=VIR_ERR_NO_SOURCE)
+        name = shown(str(device.target))
+        yield XMLError(f"Disk '{name}' has no source", line=device.line, libvirt_code=VIR_ERR_NO_SOURCE)
 
 
 def _internal(message: str, line: int | None) -> ConfigError:

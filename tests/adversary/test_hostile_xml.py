@@ -6,11 +6,17 @@ from __future__ import annotations
 import os
 
 import pytest
-from hostile_xml import corpus, failures, too_costly
+from hostile_xml import corpus, failures, read_hostile, too_costly
 
+from pyhostdev import ConfigError, DomainDef
 from pyhostdev.errors import InternalError
+from pyhostdev.qemu.qemu_capabilities import load
 
 SEEDS = range(1_000_000, 1_000_100)
+DOMAIN = (
+    "<domain type='kvm'><name>n</name><memory>1048576</memory><os><type arch='x86_64' machine='{}'>hvm</type></os>"
+    "<devices>{}</devices></domain>"
+)
 
 
 def test_no_definition_does_harm() -> None:
@@ -68,3 +74,34 @@ def test_harm_is_seen(read: object, said: str, monkeypatch: pytest.MonkeyPatch) 
     found = list(failures(range(2), corpus(), read))  # type: ignore[arg-type]
     assert ["seed 0", "seed 1"] == [text.partition(":")[0] for text in found]
     assert all(said in text for text in found)
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        "<disk type='file'><driver name='q\u202eemu'/><source file='/a'/><target dev='vda'/></disk>",
+        "<disk type='file'><source/><target dev='vd\u202ea'/></disk>",
+        "<hostdev type='pci' managed='yes'><driver name='vfio' odd='1'/>\n<driver name='vfio' odd='2'/>"
+        "<source><address bus='1'/></source></hostdev>",
+        f"<interface type='user'><model type='{'a' * 2000}'/></interface>",
+    ],
+    ids=["driver", "target", "twice", "long"],
+)
+def test_what_the_long_run_has_found(devices: str) -> None:
+    """Refused in a printable sentence, or printed as it is read: a repeated element has each attribute once."""
+    read_hostile(DOMAIN.format("pc", devices).encode())
+
+
+def test_a_hostile_machine_type() -> None:
+    """A name with control characters is escaped in the sentence about it."""
+    assert load("x86_64").unknown_machine("\x85pc").isprintable()
+
+
+@pytest.mark.parametrize("nodes", ["evil=on", "", "3-1"])
+def test_nodes_of_a_memory_module(nodes: str) -> None:
+    """A text that is not a set of nodes is refused when it is read, with libvirt's number."""
+    source = f"<source><nodemask>{nodes}</nodemask></source>"
+    module = f"<memory model='dimm'>{source}<target><size>1024</size></target></memory>"
+    with pytest.raises(ConfigError, match="nodemask") as error:
+        DomainDef.parse(DOMAIN.format("pc", module))
+    assert error.value.libvirt_code == 8

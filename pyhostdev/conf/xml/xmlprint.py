@@ -67,8 +67,11 @@ class Page:
     def unknown_words(self, path: tuple[str, ...]) -> tuple[str, list[str]]:
         """Return the unknown attributes of a start tag, and the unknown elements in it."""
         words = self.unknown.get(path, ())
-        attributes = dict.fromkeys(word for word in words if not word.is_element)
-        head = "".join(f" {word.name}='{escape_attribute(word.value)}'" for word in attributes)
+        attributes: dict[str, str] = {}
+        for word in words:
+            if not word.is_element:
+                attributes.setdefault(word.name, word.value)  # of an element that stands several times, the first
+        head = "".join(f" {name}='{escape_attribute(value)}'" for name, value in attributes.items())
         return head, [word.value for word in words if word.is_element]
 
 

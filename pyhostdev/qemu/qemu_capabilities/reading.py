@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
 from pyhostdev.qemu.qemu_capabilities.answers import VERSION_MAX, Machine, checked
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Set
@@ -137,7 +138,7 @@ class QEMUCapabilities:
 
     def unknown_machine(self, name: str) -> str:
         """Return the message about a machine type that these capabilities do not have."""
-        return f"Machine type '{name}' is not in the {self.origin} for {self.arch}{self.why_not_probed}"
+        return f"Machine type '{shown(name)}' is not in the {self.origin} for {self.arch}{self.why_not_probed}"
 
     def default_cpu(self, machine: str) -> str | None:
         """Return the default CPU model of a machine, None for an unknown machine."""

@@ -207,7 +207,7 @@ class CommandBuilder:
         """
         driver = properties["driver"]
         if not self.capabilities.has_device(driver):
-            raise unsupported(f"The device '{driver}', which {self._emulator} does not have,")
+            raise unsupported(f"The device '{shown(str(driver))}', which {self._emulator} does not have,")
         self._check_properties(driver, properties, QDEV_WORDS)
         said = {key: value for key, value in properties.items() if value is not None}
         said = self.namespace.overridden(properties.get("id"), said)

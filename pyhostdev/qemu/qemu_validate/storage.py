@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.tuning_postparse import iothread_numbers
 from pyhostdev.errors import VIR_ERR_ARGUMENT_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
 from pyhostdev.qemu.qemu_validate.peripheral import shares_memory
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,9 +47,9 @@ def disk_errors(dom: DomainDef, disk: Any) -> Errors:
     if disk.shareable and not disk.readonly and disk.driver_type not in _SHARED_FORMATS:
         yield _unsupported(f"A {disk.driver_type} image cannot be shared", disk)
     if disk.driver_name not in (None, "qemu"):
-        yield _unsupported(f"QEMU has no disk driver '{disk.driver_name}'", disk)
+        yield _unsupported(f"QEMU has no disk driver '{shown(str(disk.driver_name))}'", disk)
     if re.search(r"p[0-9]+$" if disk.nvme_place() is not None else r"[0-9]$", disk.target or ""):
-        yield _unsupported(f"The target '{disk.target}' of a disk names a partition", disk)
+        yield _unsupported(f"The target '{shown(str(disk.target))}' of a disk names a partition", disk)
 
 
 _NO_FORMATS = ("cow", "dir", "iso")
