@@ -201,19 +201,26 @@ class DomainDiskDef(ElementDef):
         wanted["vhostvdpa"] = source.dev
         return not wanted.get(self.type)
 
+    def images(self) -> Iterator[tuple[str | None, StorageSource]]:
+        """Yield type and source of each image of the disk from the top down, each followed by its data store."""
+        kind, source, below = self.type, self.source, self.backing_store
+        while True:
+            if source is not None:
+                yield kind, source
+                store = source.data_store
+                if store is not None and store.source is not None:
+                    yield store.type, store.source
+            if below is None or below.type is None:
+                return
+            kind, source, below = below.type, below.source, below.backing_store
+
     def nvme_sources(self) -> Iterator[StorageSource]:
         """
         Yield the images of the disk that are namespaces of the host's NVMe controllers, from the top down.
 
         Mirrors: virStorageSourceChainHasNVMe (src/conf/storage_source_conf.c)
         """
-        kind, source, below = self.type, self.source, self.backing_store
-        while True:
-            if kind == "nvme" and source is not None and source.address is not None:
-                yield source
-            if below is None or below.type is None:
-                return
-            kind, source, below = below.type, below.source, below.backing_store
+        return (source for kind, source in self.images() if kind == "nvme" and source.address is not None)
 
     def nvme_controllers(self) -> set[PCIDeviceAddress]:
         """Return the host's functions below the disk."""

@@ -77,8 +77,9 @@ def _source_errors(device: DomainDiskDef) -> Errors:
             yield XMLError("A network disk's <source> lacks 'protocol'", line=line)
         elif source.name is None and source.protocol not in _NAMED_PROTOCOLS_EXCEPT:
             yield XMLError(f"A disk of protocol {source.protocol} lacks the name of its image", line=line)
-    if device.type == "nvme":
-        yield from _nvme_errors(source)
+    for kind, image in device.images():
+        if kind == "nvme":
+            yield from _nvme_errors(image)
     if device.type == "vhostuser":
         yield from _vhostuser_errors(device)
     if device.type == "vhostvdpa" and source.dev is None:

@@ -83,9 +83,13 @@ def test_harm_is_seen(read: object, said: str, monkeypatch: pytest.MonkeyPatch) 
         "<disk type='file'><source/><target dev='vd\u202ea'/></disk>",
         "<hostdev type='pci' managed='yes'><driver name='vfio' odd='1'/>\n<driver name='vfio' odd='2'/>"
         "<source><address bus='1'/></source></hostdev>",
+        "<disk type='file'><driver type='qcow2'/><source file='/a'/><backingStore type='nvme'><format type='raw'/>"
+        "<source type='pci' namespace='1'/><backingStore/></backingStore><target dev='vda'/></disk>",
+        "<disk type='file'><driver type='qcow2'/><source file='/a'><dataStore type='nvme'><format type='raw'/>"
+        "<source type='pci' namespace='1'/></dataStore></source><target dev='vda'/></disk>",
         f"<interface type='user'><model type='{'a' * 2000}'/></interface>",
     ],
-    ids=["driver", "target", "twice", "long"],
+    ids=["driver", "target", "twice", "backing", "store", "long"],
 )
 def test_what_the_long_run_has_found(devices: str) -> None:
     """Refused in a printable sentence, or printed as it is read: a repeated element has each attribute once."""

@@ -212,3 +212,16 @@ def test_device_with_an_invalid_part_has_no_generated_alias() -> None:
     assert None is domain.pstore.info.alias
     assert ["pstore"] == [since for since, _ in domain.newer_errors]
     assert domain.format() == DomainDef.parse(domain.format()).format()
+
+
+def test_images_of_a_disk() -> None:
+    """The images from the top down with their data stores; an NVMe controller below any of them is a host function."""
+    source = "<format type='raw'/><source type='pci' namespace='1'><address bus='{}' slot='0' function='0'/></source>"
+    store = f"<dataStore type='nvme'>{source.format(1)}</dataStore>"
+    below = f"<backingStore type='nvme'>{source.format(2)}</backingStore>"
+    disk = (
+        f"<disk type='file'><driver type='qcow2'/><source file='/a'>{store}</source>{below}<target dev='vda'/></disk>"
+    )
+    dom = DomainDef.parse(f"<domain type='kvm'><name>n</name><devices>{disk}</devices></domain>")
+    assert ["file", "nvme", "nvme"] == [kind for kind, _ in dom.disks[0].images()]
+    assert ["0000:01:00.0", "0000:02:00.0"] == [str(hostdev.pci_address) for hostdev in dom.host_functions()]
