@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from pyhostdev.util.typed import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # nothing else is loaded into the tests of a project that does not use this
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pyhostdev.testing.answers import NotSimulated, SimulatedKill
     from pyhostdev.testing.fakehost import FakeHost
     from pyhostdev.testing.kernel import SimulatedKernel
