@@ -196,7 +196,7 @@ def _throttle_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
     names = [row.group for row in filters]
     for row in filters:
         if row.group not in groups:
-            yield XMLError(f"There is no throttle group '{shown(row.group)}'", line=row.line)
+            yield XMLError(f"The throttle group '{shown(row.group)}' is not defined", line=row.line)
     if len(set(names)) != len(names):
         yield XMLError("A disk has two filters of one throttle group", line=device.line)
     number = VIR_ERR_OPERATION_UNSUPPORTED

@@ -111,7 +111,7 @@ CHANGES: dict[str, Change] = {
     "fs-limits": Change(_11_3, "67 for limits of a file system"),
     "vnc-wait": Change(_12_8, "<graphics type='vnc' wait=>"),
     "hostdev-scsi-model": Change(
-        _12_8, "a SCSI controller that a host device adds has the model of the others; was that of the last one needed"
+        _12_8, "the SCSI controller added for a host device has the model of the others; was the last needed model"
     ),
     "cpu-deprecated-features": Change(_11_3, "<cpu deprecated_features=>"),
     "usb-order": Change(_11_3, "ports of USB devices in the order of the definition's kinds"),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Where the content of a disk is: files, devices, servers, namespaces of NVMe controllers, and what is below them.
+Sources of a disk's content: files, devices, servers, namespaces of NVMe controllers; and backing images.
 
 Mirrors: virStorageSource (src/conf/storage_source_conf.h)
 """

@@ -238,7 +238,8 @@ class HostdevManager:
             others = [*VFJournal(self.host).recover(), *MacvtapJournal(self.host).recover()]
             others += [*ProgramJournal(self.host).recover(), *USBJournal(self.host).recover()]
         found = recover(self.context, include_prepared=include_prepared, timeout_s=timeout_s)
-        files = GuestJournal(self.host).recover() if self.host.root.is_live else ()  # last: they show what is pending
+        # last, because a pending change needs these files
+        files = GuestJournal(self.host).recover() if self.host.root.is_live else ()
         return [*found, *others, *files]
 
     def prepare_pci_devices(

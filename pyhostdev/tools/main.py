@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Args:
         argv: the verb and its arguments. None: those of this process, which ends after the verb: garbage is collected
-            rarely, and what is alive at the end is left to the kernel.
+            rarely, and the kernel frees the rest at the end.
 
     Raises:
         SystemExit: the arguments are invalid, or help was requested and printed.

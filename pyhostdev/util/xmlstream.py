@@ -156,7 +156,7 @@ class _ChildText:
 
 def read_child_text(source: str | bytes, root: str, child: str) -> str | None:
     """
-    Return the text in the first child element with a name; None if there is none, or the root has another name.
+    Return the text of the first child element with a name; None without such a child, or if the root has another name.
 
     Text in elements below it counts, comments do not. Both elements are in no namespace.
 

@@ -83,7 +83,7 @@ def test_a_guest_that_ends_leaves_no_record(host: Host, tmp_path: Path) -> None:
 
 
 def test_files_stay_while_a_plugged_device_is_recorded(host: Host, tmp_path: Path) -> None:
-    """They show how to finish what was being plugged."""
+    """Recovery needs these files to finish an interrupted plug."""
     killed_start(host)
     address, binding = PCIDeviceAddress.parse("0000:01:00.0"), Binding("e1000e", None, 1, "fingerprint")
     record = Record(address, PREPARED, "vm", True, True, "vfio-pci", binding, read_boot_id(host.root))

@@ -142,7 +142,7 @@ NEW_ORDER = ["disk", "sound", "hostdev", "controller", "serial", "input", "redir
 
 @pytest.mark.parametrize(("release", "expected"), [(OLDEST, OLD_ORDER), (MIDDLE, NEW_ORDER), (NEWEST, NEW_ORDER)])
 def test_order_of_usb_ports(release: LibvirtRelease, expected: list[str]) -> None:
-    """libvirt 9.0 has an order of its own, newer releases that of all devices."""
+    """Newer releases use the order of all devices, libvirt 9.0 another one."""
     infos = [(part.tag, info) for part, info in defined(domain(USB_DEVICES), release).device_infos()]
     ports = {int(str(info.address.port)): tag for tag, info in infos if isinstance(info.address, USBAddress)}
     assert expected == [ports[number] for number in sorted(ports)]

@@ -56,7 +56,7 @@ def test_from_question_to_roll_back(
 
 
 def test_the_words_of_prepare_are_those_of_release(bcm5719: FakeHost, words: list[str]) -> None:
-    """The same --device, --keep and --owner release what was prepared; every byte of the host is as before."""
+    """The same --device, --keep and --owner release the prepared devices; every byte of the host is as before."""
     before = bcm5719.snapshot()
     named = ["--device", CARD[0], CARD[3], "--keep", CARD[1], CARD[2], "--owner", "vm1", "--simulate", *words]
     assert [0, 0] == [main([verb, *named]) for verb in ("prepare", "release")]

@@ -103,7 +103,7 @@ class Terminal(io.StringIO):
 def test_the_wait_is_shown_on_a_terminal(
     bcm5719: FakeHost, verb: Verb, unit: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line counts the seconds that are left, and is erased at the end; elsewhere there is no such line."""
+    """On a terminal one line counts the remaining seconds and is erased at the end; elsewhere nothing is printed."""
     with running_guest(bcm5719, guest="deaf"):
         assert 0 == verb("attach-device", "vm1", unit)
         terminal = Terminal()

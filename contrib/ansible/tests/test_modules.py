@@ -105,7 +105,7 @@ def test_prepare_and_release(fleet: Build) -> None:
 
 
 def test_states(fleet: Build) -> None:
-    """One module for both states: the owner's devices are released by its name, or by that of its domain."""
+    """One module for both states: it releases the devices of an owner, which is named directly or by its domain."""
     some = fleet(web="bcm5719")
     before = some.trees()
     assert some.module("pci_prepare", src=GUEST)["web"]["changed"]

@@ -80,7 +80,7 @@ def _tls(build: CommandBuilder, source: Any, node: str) -> Properties:
 
 def _pr_manager(build: CommandBuilder, source: Any, node: str) -> str | None:
     """
-    Return the object that makes reservations of a unit; that of a program of the administrator is added.
+    Return the id of the object that makes reservations; add the object if the administrator runs its program.
 
     Mirrors: qemuDomainPrepareStorageSourcePR (src/qemu/qemu_domain.c)
     """

@@ -172,7 +172,7 @@ def _build_data_store(build: CommandBuilder, disk: Any, image: Image) -> Propert
 
 
 def _build_raw(build: CommandBuilder, disk: Any, image: Image, content: Properties) -> str:
-    """Add the node of a raw image, which is that of its location, or of a part of it."""
+    """Add the node of a raw image: its location is the node, or a slice of the location."""
     if image.source.slice is None:
         return _build_storage(build, disk, image, content)
     below = _build_storage(build, disk, image, _plain(build, disk))
@@ -201,7 +201,7 @@ def _build_slice(build: CommandBuilder, image: Image, below: str, options: Prope
 
 
 def _plain(build: CommandBuilder, disk: Any) -> Properties:
-    """Return the options of a node below that of the format."""
+    """Return the options of a node below the format node."""
     plain: Properties = {"auto-read-only": True, "discard": "unmap"}
     cache = _cache(disk)
     return {**plain, "cache": cache} if build.release.has("storage-cache-last") else {"cache": cache, **plain}

@@ -105,7 +105,7 @@ def sockets() -> list[str]:
 
 
 def state_files() -> list[str]:
-    """Return what is in the state directory, but directories and locks of what has a fixed name."""
+    """Return the entries of the state directory, except directories and locks with a fixed name."""
     return sorted(str(path) for path in STATE.rglob("*") if not path.is_dir() and not is_lock(path))
 
 
