@@ -173,7 +173,7 @@ def test_driver_and_override_come_back_as_recorded(
 def test_signal_in_the_middle_finishes_the_undo(
     bcm5719: FakeHost, seed_domain: DomainDef, manager_for: Managers
 ) -> None:
-    """SIGTERM after some steps: everything is undone before it is delivered."""
+    """SIGTERM after some steps, once: everything is undone before it is delivered."""
     before = bcm5719.snapshot()
     manager = manager_for(bcm5719)
     arrived: list[object] = []
@@ -182,7 +182,7 @@ def test_signal_in_the_middle_finishes_the_undo(
 
     def interrupted(path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
         write(path, value, device=device)
-        if device == CARD[1] and path.endswith("/bind"):
+        if device == CARD[1] and path.endswith("/vfio-pci/bind"):
             os.kill(os.getpid(), signal.SIGTERM)
 
     manager.host.writer.write = interrupted  # type: ignore[union-attr, method-assign]
