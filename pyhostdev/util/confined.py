@@ -19,10 +19,13 @@ from contextlib import contextmanager
 from pyhostdev.errors import InternalError
 from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.typed import Any
 
 NOT_A_FILE = errno.EMEDIUMTYPE  # reported for devices, FIFOs and sockets; a directory gives EISDIR
 
 
+# memory that is not cleared: the C code fills it, and only what it filled is read
+uncleared = _c.ffi.new_allocator(should_clear_after_alloc=False)
 _FACT = struct.Struct("=QQIIi4x")  # struct phd_answer of csrc/pciscan.cdef.h
 _ROOM = 1 << 18  # bytes of answers at once
 STATUS, FILE, LINK, NAMES = "sfld"  # kinds of questions: enum phd_ask of csrc/pciscan.cdef.h
@@ -102,40 +105,38 @@ def ask(
     top, joined = _all_below(root, paths)
     while len(facts) < len(paths):
         left = len(paths) - len(facts)
-        # bytearray: calloc returns zero pages that cost nothing until they are used
-        answers, out = bytearray(_FACT.size * left), bytearray(room)
-        view = _c.ffi.from_buffer("struct phd_answer[]", answers)
+        answers, out = uncleared("struct phd_answer[]", left), uncleared("char[]", room)
         rest = joined if not facts else joined.split(b"\0", len(facts))[-1]
-        count = _c.lib.phd_ask(top, kind.encode(), rest, left, bounds, view, _c.ffi.from_buffer(out), room)
-        new = list(_FACT.iter_unpack(memoryview(answers)[: _FACT.size * count]))
+        count = _c.lib.phd_ask(top, kind.encode(), rest, left, bounds, answers, out, room)
+        new = list(_FACT.iter_unpack(_c.ffi.buffer(answers, _FACT.size * count)))
         if not count:  # one answer that fills the room
             room *= 2
             continue
         facts += new
         if kind != STATUS:
-            texts += _texts(new, memoryview(out))
+            texts += _texts(new, _c.ffi.buffer(out))
     return facts, texts
 
 
 def _all_below(root: HostRoot, paths: Sequence[str]) -> tuple[bytes, bytes]:
     """Return the root and the paths below it, each followed by a NUL, as the C code expects them."""
-    for path in paths:
-        if "\0" in path:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    joined = "\0".join(("", *paths, ""))
+    if joined.count("\0") > len(paths) + 1:
+        path = next(path for path in paths if "\0" in path)
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     if root.is_live:
-        return b"", os.fsencode("\0".join(paths)) + b"\0"
-    top = f"{root.path}/"
-    for path in paths:
-        if not path.startswith(top):
-            raise InternalError(f"'{path}' is not below '{root.path}'")
-    skipped = len(top)
-    return os.fsencode(root.path), os.fsencode("\0".join([path[skipped:] for path in paths])) + b"\0"
+        return b"", os.fsencode(joined[1:])
+    top = f"\0{root.path}/"
+    if joined.count(top) < len(paths):
+        path = next(path for path in paths if not path.startswith(top[1:]))
+        raise InternalError(f"'{path}' is not below '{root.path}'")
+    return os.fsencode(root.path), os.fsencode(joined.replace(top, "\0")[1:])
 
 
-def _texts(facts: list[Fact], texts: memoryview) -> Iterator[bytes]:
+def _texts(facts: list[Fact], texts: Any) -> Iterator[bytes]:
     at = 0
     for _, _, _, size, _ in facts:
-        yield bytes(texts[at : at + size])
+        yield texts[at : at + size]
         at += size
 
 

@@ -95,7 +95,7 @@ class PCIDeviceAddress(NamedTuple):
         return self._replace(function=function)
 
     def __str__(self) -> str:
-        return f"{self.domain:04x}:{self.bus:02x}:{self.slot:02x}.{self.function:x}"
+        return _text(self)
 
 
 @lru_cache(maxsize=1024)  # the same names are read in many places
@@ -106,6 +106,12 @@ def _parse(text: str) -> PCIDeviceAddress:
     address = PCIDeviceAddress(*(int(part or "0", 16) for part in match.groups()))
     address.check()
     return address
+
+
+@lru_cache(maxsize=1024)  # a plan needs the text of each of its functions several times
+def _text(address: PCIDeviceAddress) -> str:
+    domain, bus, slot, function = address
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"
 
 
 def key_of(address: PCIDeviceAddress) -> int:

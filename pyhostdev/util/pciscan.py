@@ -269,15 +269,14 @@ class _Scanner:
         is_vouched = root.is_live or tuning.linked or not tuning.confined
         self.root_fd = -1 if is_vouched else _open_root(root)
         self.bus = _c.ffi.new("char[]", confined.root_and_path(root, root.pci_bus)[1])
-        self.names = bytearray(_NAMES_SIZE)
-        # bytearray: calloc returns zero pages that cost nothing until they are used
-        self.scratch = bytearray(_SCRATCH_SIZE)
+        self.names = confined.uncleared("char[]", _NAMES_SIZE)
+        self.scratch = confined.uncleared("char[]", _SCRATCH_SIZE)
         self.buffers = _c.ffi.new(
             "struct phd_buffers *",
             (
-                _c.ffi.from_buffer(self.scratch),
+                self.scratch,
                 _SCRATCH_SIZE,
-                _c.ffi.from_buffer(self.names),
+                self.names,
                 _NAMES_SIZE,
                 self.root_fd,
                 self.bus,
@@ -309,7 +308,7 @@ class _Scanner:
         self.grouped = summary.grouped
         return packed_snapshot(
             memoryview(records)[: summary.count * RECORD.size],
-            bytes(memoryview(self.names)[: summary.names_used]),
+            _c.ffi.buffer(self.names)[: summary.names_used],
             summary.vanished,
         )
 
