@@ -216,10 +216,20 @@ static int read_inode(struct phd_scan *scan, struct phd_more *more)
 	return 0;
 }
 
-/* The kernel has reset_method since 5.15. */
-static int read_more(struct phd_scan *scan, struct phd_more *more)
+/* A driver that is not vfio-pci is one of its variants if it has made this directory. */
+static int is_vfio(struct phd_scan *scan, const struct phd_record *record)
 {
-	int vfio = has_entry(scan, "vfio-dev"), reset = vfio < 0 ? vfio : has_entry(scan, "reset");
+	if (!(record->have & PHD_HAVE_DRIVER))
+		return 0;
+	if (!strcmp(scan->buffers->names + record->driver, "vfio-pci"))
+		return 1;
+	return has_entry(scan, "vfio-dev");
+}
+
+/* The kernel has reset_method since 5.15. */
+static int read_more(struct phd_scan *scan, const struct phd_record *record, struct phd_more *more)
+{
+	int vfio = is_vfio(scan, record), reset = vfio < 0 ? vfio : has_entry(scan, "reset");
 	char text[PHD_METHODS_MAX];
 	ssize_t n;
 
@@ -258,7 +268,7 @@ static int read_function(struct phd_scan *scan, size_t index, bool *is_sure)
 	if (ret == 0)
 		ret = read_sriov(scan, index);
 	if (ret == 0 && more)
-		ret = read_more(scan, more);
+		ret = read_more(scan, record, more);
 	return ret;
 }
 

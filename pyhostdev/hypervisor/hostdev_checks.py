@@ -183,11 +183,13 @@ def used_vfs(
             yield Finding("in-use", ERROR, address, text)
 
 
-def host_needs(root: HostRoot, moving: Sequence[PCIDeviceAddress]) -> Iterator[Finding]:
+def host_needs(root: HostRoot, moving: Sequence[PCIDevice]) -> Iterator[Finding]:
     """Yield what the host would lose with the devices that are unbound from their drivers."""
     if not moving:
         return
-    for address, uses in zip(moving, HostUsage(root).of_all(moving), strict=True):
+    addresses = [dev.address for dev in moving]
+    plain = {dev.address for dev in moving if dev.is_virtual_function}
+    for address, uses in zip(addresses, HostUsage(root).of_all(addresses, plain), strict=True):
         for use in uses:
             yield Finding(use.reason, CONSENT, address, f"Device {address} {use.text}")
 
@@ -196,7 +198,7 @@ def held_groups(
     root: HostRoot, groups: Mapping[int, PCIDeviceAddress], members: Mapping[int, Sequence[GroupMember]]
 ) -> Iterator[Finding]:
     """Yield the groups that a process has open, directly or by function; each names its first declared device."""
-    known = {group: [(member.name, member.is_vfio) for member in found] for group, found in members.items()}
+    known = {group: [(m.name, m.is_vfio or m.address is None) for m in found] for group, found in members.items()}
     for group, holders in read_group_holders(root, groups, known).items():
         for holder in holders:
             text = f"IOMMU group {group} of device {groups[group]} is held open by {holder}"

@@ -169,7 +169,7 @@ def _refuse(
         findings += held_groups(context.root, {dev.iommu_group: dev.address}, {})
     findings += [f for f in libvirt_owners(context.root, [dev.address]) if f.severity == ERROR]
     accepted = consents(accept, context.root)
-    needs = host_needs(context.root, [dev.address] if moves else [])
+    needs = host_needs(context.root, [dev] if moves else [])
     findings += [need for need in needs if (need.reason, str(need.address)) not in accepted]
     if findings:
         raise RefusedError(findings)

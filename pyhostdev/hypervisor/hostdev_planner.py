@@ -190,8 +190,8 @@ class _Planner:
         found += self._incomplete_devices()
         found += self._group_findings()
         found += self._missing_drivers()
-        moving = [request.address for request in self.moving]
-        found += host_needs(self.host.root, moving)
+        moving = {request.address for request in self.moving}
+        found += host_needs(self.host.root, [request.dev for request in self.moving if request.dev is not None])
         found += held_groups(self.host.root, self._first_by_group(), self.members)
         found += libvirt_owners(self.host.root, self._touched())
         found += saved_overrides(self.host.root, self.present, moving)
@@ -260,14 +260,8 @@ class _Planner:
 
     def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:
         address = request.address
-        vfs = len(self.vfs.get(address, ()))
-        denied = denied_obstacle(dev) if request.stub == VFIO_PCI and not dev.is_vfio else None
-        in_no_group = group_obstacle(dev, has_iommu(self.host.root)) if dev.iommu_group is None else None
-        choice = DriverChoice(request.stub, request.module, request.why)
-        mismatch = self.drivers.mismatch(dev, choice) if request.named else None
-        for obstacle in (vfs_obstacle(address, vfs), in_no_group, denied, mismatch):
-            if obstacle is not None:
-                yield self._as_the_policy_has_it(obstacle)
+        for obstacle in self._obstacles(request, dev):
+            yield self._as_the_policy_has_it(obstacle)
         if self.has_records and self.host.is_in_flight(address):
             yield _error("in-doubt", address, f"A write to device {address} has not returned from the kernel")
         record = self.records.get(address)
@@ -279,6 +273,17 @@ class _Planner:
                 address,
                 f"Device {address} is not managed and has {driver_phrase(dev.driver)}: detach it first",
             )
+
+    def _obstacles(self, request: Request, dev: virpci.PCIDevice) -> list[Finding]:
+        """Return what will make the kernel refuse a device."""
+        found = [vfs_obstacle(request.address, len(self.vfs.get(request.address, ())))]
+        if dev.iommu_group is None:
+            found.append(group_obstacle(dev, has_iommu(self.host.root)))
+        if request.stub == VFIO_PCI and not dev.is_vfio:
+            found.append(denied_obstacle(dev))
+        if request.named:
+            found.append(self.drivers.mismatch(dev, DriverChoice(request.stub, request.module, request.why)))
+        return _findings(*found)
 
     def _is_where_it_was_detached_to(self, dev: virpci.PCIDevice, record: Record | None) -> bool:
         """Tell whether a device has a stub: a VFIO driver, or its stub on the inactive list."""

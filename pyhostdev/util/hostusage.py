@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import islice
 
 from pyhostdev.errors import SysfsError
@@ -98,10 +98,19 @@ class HostUsage:
         """Return what the host uses a function for."""
         return self.of_all([address])[0]
 
-    def of_all(self, addresses: Sequence[PCIDeviceAddress]) -> list[list[HostUse]]:
-        """Return what the host uses each function for."""
-        shown = read_attributes(self.root, [f"{self.root.pci_device(address)}/boot_vga" for address in addresses])
-        return [self._of(str(address), text == "1") for address, text in zip(addresses, shown, strict=True)]
+    def of_all(
+        self, addresses: Sequence[PCIDeviceAddress], vfs: Container[PCIDeviceAddress] = ()
+    ) -> list[list[HostUse]]:
+        """
+        Return what the host uses each function for.
+
+        Args:
+            vfs: those that are virtual functions, which never show the console.
+        """
+        asked = [address for address in addresses if address not in vfs]
+        texts = read_attributes(self.root, [f"{self.root.pci_device(address)}/boot_vga" for address in asked])
+        boot = {address for address, text in zip(asked, texts, strict=True) if text == "1"}
+        return [self._of(str(address), address in boot) for address in addresses]
 
     def _of(self, address: str, is_boot_display: bool) -> list[HostUse]:
         uses = []

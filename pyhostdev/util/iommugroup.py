@@ -86,15 +86,17 @@ def read_iommu_groups(
 ) -> dict[int, list[GroupMember]]:
     """Return what ``read_iommu_group_members`` returns, of each group."""
     listed = list_all_names(root, [root.iommu_group_devices(group) for group in groups], MEMBERS_MAX)
-    names = {
-        group: [name for name in members if name not in skip] for group, members in zip(groups, listed, strict=True)
-    }
+    if skip:
+        listed = [[name for name in members if name not in skip] for members in listed]
+    names = dict(zip(groups, listed, strict=True))
     unread = [(group, name) for group, members in names.items() for name in members if name not in known]
     read = {**known, **_read_members(root, unread)} if unread else known
     return {group: _sorted([read[name] for name in members]) for group, members in names.items()}
 
 
 def _sorted(members: list[GroupMember]) -> list[GroupMember]:
+    if len(members) < 2:
+        return members
     return sorted(members, key=lambda m: (m.address is None, m.address or (), m.name))
 
 

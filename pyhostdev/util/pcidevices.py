@@ -12,8 +12,7 @@ from types import MappingProxyType
 
 from pyhostdev.util import pciscan
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.pcidriver import VFIO_PCI
+from pyhostdev.util.pciaddress import PCIDeviceAddress, address_of
 from pyhostdev.util.virfile import list_all_names, parse_number, read_attributes, read_link_names
 from pyhostdev.util.virpci import PCIDevice, read_virtual_functions
 
@@ -47,17 +46,13 @@ def _read(root: HostRoot, addresses: Sequence[PCIDeviceAddress]) -> dict[PCIDevi
         records, more = reader.read_more(addresses)
     finally:
         reader.close()
-    found = {}
-    for index, (record, asked) in enumerate(zip(records, more, strict=True)):
-        address = records.address(index)
-        found[address] = PCIDevice.read_together(root, address, record, _facts(record, asked))
-    return found
+    rows = zip(map(address_of, records.column("key")), records, more, strict=True)
+    return {address: PCIDevice.read_together(root, address, record, _facts(asked)) for address, record, asked in rows}
 
 
-def _facts(record: pciscan.ScanRecord, asked: pciscan.More) -> dict[str, object]:
+def _facts(asked: pciscan.More) -> dict[str, object]:
     """Return the facts of a device by the names under which it keeps them."""
-    is_vfio = record.driver is not None and (asked.is_vfio or record.driver == VFIO_PCI)
-    facts: dict[str, object] = {"incarnation": asked.inode, "vfio": is_vfio}
+    facts: dict[str, object] = {"incarnation": asked.inode, "vfio": asked.is_vfio}
     if not asked.can_reset:
         facts["reset_methods"] = []
     elif asked.methods is not None:

@@ -99,10 +99,10 @@ def identity_of(dev: PCIDevice) -> tuple[str, ...] | None:
 
     Source: modalias_show (drivers/pci/pci-sysfs.c)
     """
-    numbers = (dev.vendor, dev.device, dev.subsystem_vendor, dev.subsystem_device)
-    if dev.class_ is None or None in numbers:
+    *numbers, class_ = dev.identity
+    if class_ is None or None in numbers:
         return None
-    parts = (dev.class_ >> 16 & 0xFF, dev.class_ >> 8 & 0xFF, dev.class_ & 0xFF)
+    parts = (class_ >> 16 & 0xFF, class_ >> 8 & 0xFF, class_ & 0xFF)
     return (*(f"{number:08X}" for number in numbers), *(f"{part:02X}" for part in parts))
 
 
@@ -213,7 +213,7 @@ class VFIODrivers:
         """
         if name not in GENERIC_NAMES:
             return self._named(_checked(str(name)))._replace(why="as the definition names it")
-        kind = (dev.vendor, dev.device, dev.subsystem_vendor, dev.subsystem_device, dev.class_)
+        kind = dev.identity
         if kind not in self._chosen:
             self._chosen[kind] = self._choose_best(dev)
         return self._chosen[kind]

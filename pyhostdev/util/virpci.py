@@ -82,7 +82,8 @@ class PCIDevice:
         cls, root: HostRoot, address: PCIDeviceAddress, record: pciscan.ScanRecord, facts: dict[str, Any]
     ) -> PCIDevice:
         """Return a function of which more facts than its record are known; see ``pcidevices``."""
-        self = cls(root, (record,), 0)
+        self = cls.__new__(cls)
+        self.root, self._records, self._index = root, (record,), 0
         self.address, self._record, self._facts = address, record, facts
         return self
 
@@ -132,6 +133,11 @@ class PCIDevice:
     def class_(self) -> int | None:
         """Class, sub-class and interface, 24 bits."""
         return self._record.class_
+
+    @property
+    def identity(self) -> tuple[int | None, ...]:
+        """Vendor, device, subsystem vendor, subsystem device, and class."""
+        return self._record[1:6]
 
     @property
     def driver(self) -> str | None:
@@ -201,12 +207,11 @@ class PCIDevice:
     @property
     def incarnation(self) -> int | None:
         """Inode of the sysfs directory: another inode at the same address means another device."""
+        return self._fact("incarnation", self._read_incarnation)
 
-        def read() -> int | None:
-            status = read_status(self.root, self.path())
-            return None if status is None else status.st_ino
-
-        return self._fact("incarnation", read)
+    def _read_incarnation(self) -> int | None:
+        status = read_status(self.root, self.path())
+        return None if status is None else status.st_ino
 
     def read_config(self, size: int = pciregs.CONFIG_SIZE) -> bytes:
         """
@@ -308,7 +313,8 @@ class PCIDevice:
 
     def as_group_member(self) -> GroupMember:
         """Return the function as a member of its IOMMU group, at the time of its reading."""
-        return GroupMember(str(self.address), self.address, self.driver, self.is_vfio)
+        record = self._record
+        return GroupMember(record.address, self.address, record.driver, self.is_vfio)
 
     def read_siblings(self) -> list[PCIDevice]:
         """
@@ -345,7 +351,10 @@ class PCIDevice:
     @property
     def is_vfio(self) -> bool:
         """True if it was bound to vfio-pci or one of its variants when the object was made."""
-        return self._fact("vfio", lambda: is_vfio_driver(self.root, self.address, self.driver))
+        return self._fact("vfio", self._read_is_vfio)
+
+    def _read_is_vfio(self) -> bool:
+        return is_vfio_driver(self.root, self.address, self.driver)
 
     def read_functions_below(self) -> list[PCIDeviceAddress]:
         """
