@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _BUS = "bus/pci/devices"
 _DRIVERS = "bus/pci/drivers"
 _GROUPS = "kernel/iommu_groups"
+_IOMMU = "devices/virtual/iommu/dmar0"  # a host with groups has one that translates all of it
 _ROOMS = ("devices", "bus", "bus/pci", _BUS, "kernel", _GROUPS)
+_IOMMU_ROOMS = ("devices/virtual", "devices/virtual/iommu", _IOMMU, f"{_IOMMU}/devices", "class", "class/iommu")
 _ATTRIBUTES = (  # that a program listing functions reads, or must not read
     "vendor",
     "device",
@@ -75,10 +77,17 @@ class SysfsTree:
             self._make_dir(_DRIVERS)
         for name in host.drivers:
             self._make_dir(f"{_DRIVERS}/{check_driver_name(name)}")
+        if any(spec.group is not None for spec in host.functions.values()):
+            self._make_iommu()
         for spec in host.functions.values():
             self._put_function(spec)
         for address, count in self._vfs.items():
             self._put(f"{self._paths[address]}/sriov_numvfs", f"{count}\n")
+
+    def _make_iommu(self) -> None:
+        for name in _IOMMU_ROOMS:
+            self._make_dir(name)
+        self._link(f"class/iommu/{os.path.basename(_IOMMU)}", _IOMMU)
 
     def _place(self, spec: FunctionSpec) -> str:
         if spec.physfn is not None:
@@ -130,6 +139,7 @@ class SysfsTree:
             self._make_dir(f"{group}/devices")
         self._link(f"{path}/iommu_group", group)
         self._link(f"{group}/devices/{spec.address}", path)
+        self._link(f"{_IOMMU}/devices/{spec.address}", path)
 
     def _put_sriov(self, spec: FunctionSpec, path: str) -> None:
         if spec.sriov is not None:

@@ -2,32 +2,34 @@
 """
 Which functions of a scan can be given to a guest: ``HostFunctions.obstacles`` of all at once.
 
-Most functions are decided by the columns of the scan and one reading of each group; only the rest need every rule.
+Most functions are decided by the columns of the scan and the lists of the host's IOMMUs, which show the members of
+groups that the scan did not see; only the rest need every rule.
 """
 
 from __future__ import annotations
 
 import stat
-from collections import Counter
+import struct
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from pyhostdev.util import pciscan
 from pyhostdev.util.iommugroup import VFIO_DEV
 from pyhostdev.util.pciassign import DMA_FREE_DRIVERS, VFIO_DENIED
 from pyhostdev.util.pciregs import CLASS_BASE_BRIDGE, CLASS_BRIDGE_HOST, CLASS_BRIDGE_PCI, CLASS_DISPLAY
-from pyhostdev.util.virfile import read_statuses
+from pyhostdev.util.virfile import list_all_names, list_names, read_link_names, read_statuses
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Iterator
 
     from pyhostdev.util.hostquery import HostFunctions
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.hostusage import HostUsage
 
-Kind = tuple[int, int, int]  # vendor, device, class
+Kind = tuple[int, int, int, int]  # class, vendor, device, and which of them are known
+_KIND = struct.Struct("=16xI8xHH4xHxx")  # in struct phd_record of csrc/pciscan.cdef.h
 _IDENTITY = pciscan.HAVE_VENDOR | pciscan.HAVE_DEVICE | pciscan.HAVE_CLASS
-_NEVER, _PLAIN, _DISPLAY, _UNSURE = range(4)
-_NOBODY, _SEVERAL, _UNKNOWN = -1, -2, -3  # in the place of the position of the only keeper
+_NEVER, _PLAIN, _DISPLAY, _UNSURE = range(4)  # one byte for each function of the scan
 
 
 def assignable(scan: HostFunctions, snapshot: pciscan.Snapshot, usage: HostUsage) -> list[int]:
@@ -40,37 +42,41 @@ def assignable(scan: HostFunctions, snapshot: pciscan.Snapshot, usage: HostUsage
     Raises:
         SysfsError: the host cannot be read.
     """
-    verdicts = _by_kind(snapshot)
+    verdicts = bytearray(map(_Verdicts().__getitem__, _KIND.iter_unpack(snapshot.packed)))
     for pf in set(snapshot.column("physfn")):
         position = snapshot.find_key(pf)
         if position is not None:
             verdicts[position] = _NEVER
-    clear, unknown = _by_group(scan.root, snapshot, verdicts)
-    used, addresses = usage.addresses, snapshot.addresses
-    shown = [at for at in clear if verdicts[at] == _DISPLAY and addresses[at] not in used]
-    uses = usage.of_all([snapshot.address(at) for at in shown])
-    good = {at for at, found in zip(shown, uses, strict=True) if not found}
-    good.update(at for at in clear if verdicts[at] == _PLAIN and addresses[at] not in used)
-    unsure = [*unknown, *(at for at in clear if verdicts[at] == _UNSURE or addresses[at] in used)]
-    good.update(at for at in unsure if scan.is_assignable(scan[at]))
-    return sorted(good)
+    _look_at_groups(scan.root, snapshot, verdicts)
+    _look_at_uses(snapshot, usage, verdicts)
+    for at in _positions(verdicts, _UNSURE):
+        if not scan.is_assignable(scan[at]):
+            verdicts[at] = _NEVER
+    return list(compress(range(len(verdicts)), verdicts))
 
 
-def _by_kind(snapshot: pciscan.Snapshot) -> list[int]:
-    """Return what the kind of each function decides."""
-    names = ("vendor", "device", "class_", "have")
-    rows = list(zip(*(snapshot.column(name).tolist() for name in names), strict=True))
-    told = {row: _verdict(row[:3], row[3]) for row in set(rows)}
-    return [told[row] for row in rows]
+def _positions(verdicts: bytearray, verdict: int) -> Iterator[int]:
+    """Yield the positions of the functions with a verdict; it may be changed meanwhile."""
+    at = -1
+    while (at := verdicts.find(verdict, at + 1)) >= 0:
+        yield at
 
 
-def _verdict(kind: Kind, have: int) -> int:
+class _Verdicts(dict[Kind, int]):
+    """The verdict on each kind of function, made at the first function of the kind."""
+
+    def __missing__(self, kind: Kind) -> int:
+        self[kind] = verdict = _verdict(kind)
+        return verdict
+
+
+def _verdict(kind: Kind) -> int:
     """
     Classify a kind: a bridge is never assignable; a display and a plain device depend on their group and uses.
 
     A denied device and one of unknown class are unsure: every rule is applied to them.
     """
-    vendor, device, class_ = kind
+    class_, vendor, device, have = kind
     if have & pciscan.HAVE_CLASS and class_ >> 8 in (CLASS_BRIDGE_PCI, CLASS_BRIDGE_HOST):
         return _NEVER
     if have & _IDENTITY != _IDENTITY or (vendor, device) in VFIO_DENIED:
@@ -78,47 +84,90 @@ def _verdict(kind: Kind, have: int) -> int:
     return {0: _UNSURE, CLASS_BASE_BRIDGE: _UNSURE, CLASS_DISPLAY: _DISPLAY}.get(class_ >> 16, _PLAIN)
 
 
-def _by_group(root: HostRoot, snapshot: pciscan.Snapshot, verdicts: list[int]) -> tuple[list[int], list[int]]:
-    """
-    Return the functions in whose group no other member keeps the DMA for the host, and those with an unknown group.
+def _look_at_uses(snapshot: pciscan.Snapshot, usage: HostUsage, verdicts: bytearray) -> None:
+    """Leave functions that the host uses to the rules; a display that is not known to be in use is asked."""
+    used = usage.addresses.intersection(snapshot.addresses)
+    for at, address in enumerate(snapshot.addresses) if used else ():
+        if address in used and verdicts[at] != _NEVER:
+            verdicts[at] = _UNSURE
+    shown = list(_positions(verdicts, _DISPLAY))
+    for at, uses in zip(shown, usage.of_all([snapshot.address(at) for at in shown]), strict=True):
+        if uses:
+            verdicts[at] = _UNSURE
 
-    Each group is listed once; one with members that are not functions of the scan decides nothing.
+
+def _look_at_groups(root: HostRoot, snapshot: pciscan.Snapshot, verdicts: bytearray) -> None:
+    """
+    Exclude the functions in whose group another one keeps the DMA for the host.
+
+    A group with members that are not functions of the scan decides nothing: its functions are left to the rules.
     """
     numbers = _group_numbers(snapshot)
-    wanted = sorted({n for n, verdict in zip(numbers, verdicts, strict=True) if n is not None and verdict != _NEVER})
-    known = pciscan.known_groups(root, snapshot, wanted)
-    keepers = dict.fromkeys((n for n, is_known in zip(wanted, known, strict=True) if is_known), _NOBODY)
-    for at in _read_keepers(root, snapshot, numbers, keepers):
-        number = numbers[at]
-        assert number is not None
-        keepers[number] = at if keepers[number] == _NOBODY else _SEVERAL
-    clear: list[int] = []
-    unknown: list[int] = []
-    for at, (number, verdict) in enumerate(zip(numbers, verdicts, strict=True)):
-        if verdict != _NEVER:
-            keeper = keepers.get(number, _UNKNOWN)  # type: ignore[arg-type]  # None is in no group
-            if keeper in (at, _NOBODY):
-                clear.append(at)
-            elif keeper == _UNKNOWN:
-                unknown.append(at)
-    return clear, unknown
+    strange = _strange_groups(root, snapshot, numbers, set(compress(numbers, verdicts)))
+    if strange or None in numbers:
+        for at, number in enumerate(numbers):
+            if (number is None or number in strange) and verdicts[at] != _NEVER:
+                verdicts[at] = _UNSURE
+    for at in _blocked(root, snapshot, numbers):
+        if numbers[at] not in strange:
+            verdicts[at] = _NEVER
 
 
 def _group_numbers(snapshot: pciscan.Snapshot) -> list[int | None]:
-    pairs = zip(snapshot.column("iommu_group").tolist(), snapshot.column("have").tolist(), strict=True)
-    return [number if have & pciscan.HAVE_IOMMU_GROUP else None for number, have in pairs]
+    numbers: list[int | None] = [*snapshot.column("iommu_group").tolist()]
+    for at, have in enumerate(snapshot.column("have").tolist()):
+        if not have & pciscan.HAVE_IOMMU_GROUP:
+            numbers[at] = None
+    return numbers
 
 
-def _read_keepers(
-    root: HostRoot, snapshot: pciscan.Snapshot, numbers: list[int | None], groups: Container[int | None]
-) -> list[int]:
-    """Return the functions whose drivers keep the DMA of some groups; a VFIO driver is looked for where it matters."""
+def _strange_groups(
+    root: HostRoot, snapshot: pciscan.Snapshot, numbers: list[int | None], groups: set[int | None]
+) -> set[int]:
+    """
+    Return those of some groups that have a member which is not a function of the scan; perhaps other such groups, too.
+
+    A device is in its IOMMU's list of devices for as long as it is in a group, so a group whose functions are all in
+    such a list is not listed itself. A sparse directory has no such lists, and a group that VFIO made for a function
+    without an IOMMU is in none.
+
+    Host: sys/class/iommu/NAME/devices; sys/kernel/iommu_groups/N/devices of the other groups
+
+    Source: iommu_init_device, iommu_deinit_device (drivers/iommu/iommu.c); before 5.8 each driver
+    """
+    unlisted, strangers = set(snapshot.addresses), []
+    for directory, names in _devices_of_iommus(root):
+        strangers += [f"{directory}/{name}/iommu_group" for name in set(names).difference(snapshot.addresses)]
+        unlisted.difference_update(names)
+    found = {int(name) for name in read_link_names(root, strangers) if name and name.isdecimal()}
+    places = (at for at, address in enumerate(snapshot.addresses) if address in unlisted) if unlisted else ()
+    doubtful = sorted({n for at in places if (n := numbers[at]) is not None and n in groups})
+    are_known = pciscan.known_groups(root, snapshot, doubtful)
+    return found.union(n for n, is_known in zip(doubtful, are_known, strict=True) if not is_known)
+
+
+def _devices_of_iommus(root: HostRoot) -> list[tuple[str, list[str]]]:
+    """Return the directories in which the host's IOMMUs list their devices, with the names there."""
+    directories = [f"{root.class_iommu}/{name}/devices" for name in list_names(root, root.class_iommu)]
+    return list(zip(directories, list_all_names(root, directories), strict=True))
+
+
+def _blocked(root: HostRoot, snapshot: pciscan.Snapshot, numbers: list[int | None]) -> list[int]:
+    """Return the functions in whose group another function of the scan keeps the DMA for the host."""
+    last = dict(zip(numbers, range(len(numbers)), strict=True))
+    several = {number for at, number in enumerate(numbers) if last[number] != at} - {None}
+    members = [at for at, number in enumerate(numbers) if number in several]
+    keepers: dict[int | None, list[int]] = {}
+    for at in _read_keepers(root, snapshot, members):
+        keepers.setdefault(numbers[at], []).append(at)
+    return [at for at in members if keepers.get(numbers[at], [at]) != [at]]
+
+
+def _read_keepers(root: HostRoot, snapshot: pciscan.Snapshot, positions: list[int]) -> list[int]:
+    """Return those of some functions whose drivers keep the DMA."""
     free = {0, *(offset for offset, name in snapshot.driver_names.items() if name in DMA_FREE_DRIVERS)}
-    drivers = snapshot.column("driver").tolist()
-    kept = [at for at, driver in enumerate(drivers) if driver not in free and numbers[at] in groups]
-    counts = Counter([numbers[at] for at in kept])
-    shared = [at for at in kept if counts[numbers[at]] > 1]
-    paths = [f"{root.pci_devices}/{snapshot.addresses[at]}/{VFIO_DEV}" for at in shared]
-    statuses = dict(zip(shared, read_statuses(root, paths), strict=True))
-    vfio = {at for at, status in statuses.items() if status is not None and stat.S_ISDIR(status.mode)}
+    drivers = snapshot.column("driver")
+    kept = [at for at in positions if drivers[at] not in free]
+    statuses = read_statuses(root, [f"{root.pci_devices}/{snapshot.addresses[at]}/{VFIO_DEV}" for at in kept])
+    vfio = {at for at, s in zip(kept, statuses, strict=True) if s is not None and stat.S_ISDIR(s.mode)}
     return [at for at in kept if at not in vfio]

@@ -216,6 +216,11 @@ class HostRoot:
         """``dev/iommu``: present if the kernel has iommufd."""
         return self.join("dev/iommu")
 
+    @property
+    def class_iommu(self) -> str:
+        """``sys/class/iommu``: one link per IOMMU; ``devices`` below it lists the devices that it translates."""
+        return self.join("sys/class/iommu")
+
     def class_vfio(self, group: int) -> str:
         """``sys/class/vfio/GROUP``: a group's node in the kernel's device model."""
         return self.join("sys/class/vfio", str(int(group)))

@@ -154,7 +154,7 @@ class Scan(HostFunctions):
 
         A function that a guest has is among them; ``Host.status`` and a plan know the guests.
 
-        Host: as ``obstacles``, but the members of each group once
+        Host: as ``obstacles``, but once the devices of each IOMMU, and the members of groups that no IOMMU lists
         """
         from pyhostdev.util.assignable import assignable  # few ask
 

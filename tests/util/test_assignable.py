@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
@@ -47,6 +48,10 @@ def assert_all_is_one_by_one(scan: Scan) -> None:
     assert scan.assignable() == [dev for dev in scan if scan.is_assignable(dev)]
 
 
+def free_slots(scan: Scan) -> list[str]:
+    return [str(dev.address)[5:7] for dev in scan.assignable()]
+
+
 @pytest.mark.parametrize("name", TREES)
 def test_of_every_host(fakehost: Callable[[str], FakeHost], name: str) -> None:
     """With bridges, members of groups that are not PCI functions, PFs with VFs, and the boot display."""
@@ -63,28 +68,83 @@ def test_what_stands_in_the_way_of_each(tmp_path: Path) -> None:
     """Each kind of obstacle: a mount, a denied device, the console, a neighbour's driver, no group."""
     scan = read(FakeHost.from_tree(HOST, tmp_path).root)
     assert_all_is_one_by_one(scan)
-    free = [str(dev.address)[5:7] for dev in scan.assignable()]
-    assert ["02", "04", "06", "08"] == free  # of slot 06 the function whose neighbour is on vfio-pci
+    assert ["02", "04", "06", "08"] == free_slots(scan)  # of slot 06 the function whose neighbour is on vfio-pci
 
 
-def test_each_group_is_listed_once_at_most(tmp_path: Path) -> None:
-    """What is the same for a group is read in one call for all groups, not for each of its functions."""
-    make_tree(tmp_path, 600)
-    scan = read(HostRoot(tmp_path))
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collect the groups that are listed; none is listed by itself."""
     real = pciscan.known_groups
-    asked: list[int] = []
+    found: list[int] = []
 
     def known_groups(root: HostRoot, snapshot: pciscan.Snapshot, groups: Sequence[int]) -> list[bool]:
-        asked.extend(groups)
+        found.extend(groups)
         return real(root, snapshot, groups)
 
-    with (
-        mock.patch.object(pciscan, "known_groups", known_groups),
-        mock.patch.object(virpci, "read_iommu_group_members", side_effect=AssertionError),
-    ):
-        found = scan.assignable()
+    monkeypatch.setattr(pciscan, "known_groups", known_groups)
+    monkeypatch.setattr(virpci, "read_iommu_group_members", mock.Mock(side_effect=AssertionError))
+    return found
+
+
+def test_each_group_is_listed_once_at_most(tmp_path: Path, asked: list[int]) -> None:
+    """What is the same for a group is read in one call for all groups, not for each of its functions."""
+    make_tree(tmp_path, 600)
+    shutil.rmtree(tmp_path / "sys/class")
+    scan = read(HostRoot(tmp_path))
+    found = scan.assignable()
     assert 400 < len(found) < 600
-    assert len(set(asked)) == len(asked) <= len(scan.groups)
+    assert 400 < len(set(asked)) == len(asked) <= len(scan.groups)
+
+
+def test_no_group_is_listed_whose_functions_an_iommu_lists(tmp_path: Path, asked: list[int]) -> None:
+    """The list of an IOMMU's devices shows that a group has no other member; a function that is not in it decides."""
+    make_tree(tmp_path, 600)
+    scan = read(HostRoot(tmp_path))
+    found = scan.assignable()
+    assert 400 < len(found) < 600
+    assert [] == asked
+    os.unlink(Path(scan.root.class_iommu, "dmar0/devices", str(found[7].address)))
+    assert list(map(str, found)) == list(map(str, read(scan.root).assignable()))
+    assert [found[7].iommu_group] == asked
+
+
+def test_a_stranger_in_the_list_of_an_iommu(tmp_path: Path) -> None:
+    """A device of another bus, and a function that the scan did not see, are looked for in the functions' groups."""
+    fake = FakeHost.from_tree(HOST, tmp_path)
+    scan = read(fake.root)
+    listed = Path(fake.root.class_iommu, "dmar0/devices")
+    listed.mkdir(parents=True)
+    for dev in scan:
+        os.symlink(fake.root.pci_device(dev.address), listed / str(dev.address))
+    assert ["02", "04", "06", "08"] == free_slots(scan)
+    for name, group in (("LNXSYSTM:00", 2), ("0000:09:00.0", 8), ("no group", None)):
+        stranger = Path(listed, name)
+        stranger.mkdir()
+        if group is not None:
+            os.symlink(f"../../{group}", stranger / "iommu_group")
+            member = Path(fake.root.iommu_group_devices(group), name)
+            device = member if "LNX" in name else Path(fake.root.pci_device(name))
+            device.mkdir()
+            member.touch()
+            os.symlink("../drivers/other", device / "driver")
+    assert ["04", "06"] == free_slots(scan)
+
+
+def test_a_neighbour_on_a_variant_of_vfio_pci(tmp_path: Path) -> None:
+    """A variant does not keep the DMA, although it has another name."""
+    functions = "0000:06:00.0 8086:0001 0b4000 driver=qat_vfio group=6", "0000:06:00.1 8086:0001 0b4000 group=6"
+    scan = read(FakeHost.from_tree("\n".join(["driver qat_vfio", *functions, ""]), tmp_path).root)
+    os.makedirs(f"{scan.root.pci_device('0000:06:00.0')}/vfio-dev", exist_ok=True)
+    assert_all_is_one_by_one(scan)
+    assert 2 == len(scan.assignable())
+
+
+def test_the_console_on_a_vfio_driver(tmp_path: Path) -> None:
+    """The host has given it up already."""
+    display = "0000:05:00.0 1af4:1050 030000 driver=vfio-pci group=5 boot-vga"
+    scan = read(FakeHost.from_tree(f"driver vfio-pci\n{display}\n", tmp_path).root)
+    assert_all_is_one_by_one(scan)
+    assert 1 == len(scan.assignable())
 
 
 def test_a_group_with_strangers_is_asked_in_full(tmp_path: Path) -> None:
