@@ -21,7 +21,7 @@ from pyhostdev.errors import (
     XMLError,
 )
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.virxml import ULLONG_MAX, has_child, parse_unsigned, shown, source_line
+from pyhostdev.util.virxml import ULLONG_MAX, parse_unsigned, shown, source_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -279,7 +279,7 @@ class DeviceInfo(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """Refuse <boot> without order, and drop a generated alias."""
-        if self.boot_order is None and element.tag in BOOTABLE and has_child(element, "boot"):
+        if self.boot_order is None and self.has_child("boot") and element.tag in BOOTABLE:
             raise XMLError("A <boot> has no order", line=source_line(element))
         if self.alias is not None and not is_user_alias(self.alias):
             self.alias = None

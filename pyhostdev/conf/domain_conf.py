@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from pyhostdev.conf.domain_fields import DomainFields
-from pyhostdev.conf.hostdev_conf import DomainHostdevDef, misplaced_assigned
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef, refuse_misplaced
 from pyhostdev.errors import raise_all
 from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.typed import NamedTuple
@@ -54,9 +54,9 @@ class DomainDef(DomainFields):
     """
 
     @classmethod
-    def check_document(cls, root: Element) -> None:
+    def check_document(cls, root: Element, source: str | bytes) -> None:
         """Refuse ``assigned`` where it has no effect."""
-        raise_all(misplaced_assigned(root))
+        refuse_misplaced(root, source)
 
     def validate(self, host: HostFacts | None = None) -> None:
         """

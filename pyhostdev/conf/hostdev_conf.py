@@ -32,7 +32,7 @@ from pyhostdev.errors import (
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.viruuid import normal_uuid
-from pyhostdev.util.virxml import has_child, shown, source_line
+from pyhostdev.util.virxml import shown, source_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,6 +59,17 @@ def misplaced_assigned(element: Element) -> list[XMLError]:
         XMLError(f"<{shown(str(found.tag))}> cannot have 'assigned'", line=source_line(found))
         for found in cast("list[Element]", _MISPLACED(element))
     ]
+
+
+def refuse_misplaced(root: Element, source: str | bytes) -> None:
+    """
+    Refuse a document with an ``assigned`` that has no effect; nothing is looked for in a text without this word.
+
+    Raises:
+        XMLError: as ``misplaced_assigned``; the first error, with further ones in ``others``.
+    """
+    if b"assigned" in source if isinstance(source, bytes) else "assigned" in source:
+        raise_all(misplaced_assigned(root))
 
 
 class HostdevSource(ElementDef):
@@ -215,15 +226,15 @@ SOURCE_TYPES: dict[str, type[HostdevSource]] = {
 }
 
 
-def check_teaming(type_: str | None, element: Element) -> None:
+def check_teaming(type_: str | None, device: ElementDef) -> None:
     """
     Refuse a <teaming> without type.
 
     Raises:
         XMLError: has the line of the device.
     """
-    if type_ is None and has_child(element, "teaming"):
-        raise XMLError("A <teaming> has no type", line=source_line(element))
+    if type_ is None and device.has_child("teaming"):
+        raise XMLError("A <teaming> has no type", line=device.line)
 
 
 class InterfaceNetwork(NamedTuple):
@@ -363,9 +374,9 @@ class DomainHostdevDef(ElementDef):
         return [name for name in _GUEST_SIDE if found[name]]
 
     @classmethod
-    def check_document(cls, root: Element) -> None:
+    def check_document(cls, root: Element, source: str | bytes) -> None:
         """Refuse ``assigned`` where it has no effect."""
-        raise_all(misplaced_assigned(root))
+        refuse_misplaced(root, source)
 
     def parsed(self, element: Element) -> None:
         """Refuse a definition that is invalid on any host."""
@@ -376,7 +387,7 @@ class DomainHostdevDef(ElementDef):
             raise XMLError("A <hostdev> has no type", line=line)
         if self.mode == "subsystem" and self.source_def is None:
             raise XMLError("A <hostdev> has no <source>", line=line)
-        check_teaming(self.teaming_type, element)
+        check_teaming(self.teaming_type, self)
         self._check_type(line)
         if not self.is_pci:
             self.host_driver.iommufd = None  # libvirt reads it of PCI devices only

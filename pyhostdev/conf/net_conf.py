@@ -289,7 +289,7 @@ class DomainNetDef(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """Refuse an incomplete definition."""
-        check_teaming(self.teaming_type, element)
+        check_teaming(self.teaming_type, self)
         if self.type not in _REQUIRED_OF_SOURCE or (self.type == "vhostuser" and self.backend_type == "passt"):
             return
         if self.source is None:
@@ -315,7 +315,7 @@ class DomainHostdevNetDef(DomainNetDef):
 
     def parsed(self, element: Element) -> None:
         """Refuse an interface without a device, and a driver that cannot assign devices."""
-        check_teaming(self.teaming_type, element)
+        check_teaming(self.teaming_type, self)
         if self.host_source is None:
             raise XMLError("An <interface type='hostdev'> has no <source>", line=self.line)
         if self.driver_name not in (None, "kvm", "vfio", "xen"):

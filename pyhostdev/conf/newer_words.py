@@ -68,8 +68,8 @@ def _notes(nested: ElementDef, release: LibvirtRelease) -> Iterator[Finding]:
 
 
 def _drop(holder: ElementDef, row: Row) -> None:
-    if row.field.is_fresh:
-        vars(holder)[row.field.name] = row.field.initial()
+    if row.field.make is not None:
+        vars(holder)[row.field.name] = row.field.make()
     else:
         vars(holder).pop(row.field.name, None)
 

@@ -64,7 +64,12 @@ class PCIDeviceAddress(NamedTuple):
         Mirrors: virPCIDeviceAddressIsValid (src/util/virpci.c), which also refuses the empty address
         """
         domain, bus, slot, function = self
-        if domain <= DOMAIN_MAX and bus <= BUS_MAX and slot <= SLOT_MAX and function <= FUNCTION_MAX and min(self) >= 0:
+        if (
+            0 <= domain <= DOMAIN_MAX
+            and 0 <= bus <= BUS_MAX
+            and 0 <= slot <= SLOT_MAX
+            and 0 <= function <= FUNCTION_MAX
+        ):
             return  # nearly always
         limits = (DOMAIN_MAX, BUS_MAX, SLOT_MAX, FUNCTION_MAX)
         for name, value, limit in zip(self._fields, self, limits, strict=True):

@@ -186,11 +186,6 @@ def own_text_of(element: Element) -> str:
     return text
 
 
-def has_child(element: Element, tag: str) -> bool:
-    """Return True if an element has a child element with a tag."""
-    return next(element.iterchildren(tag), None) is not None
-
-
 def attributes_of(element: Element) -> list[tuple[str, str]]:
     """Return names and values in document order; a namespaced name is ``{uri}name``."""
     return cast("list[tuple[str, str]]", element.items())

@@ -262,3 +262,13 @@ def test_errors_come_in_the_order_of_the_table() -> None:
         Car.parse(text)
     found = [caught.value, *caught.value.others]
     assert ["'x'", "'boat'", "'b'", "'a'"] == [str(error).split()[2] for error in found]
+
+
+def test_a_field_has_the_line_of_the_first_element_at_its_path() -> None:
+    """Whether it was set or not, and also in a definition that shares the element; else the line of the definition."""
+    car = Car.parse("<car id='1'>\n<body>\n</body>\n<paint/>\n<axles>\n<wheel/>\n</axles><paint colour='red'/></car>")
+    assert {"name": 1, "body_kind": 2, "doors": 1, "wheels": 6} == {
+        name: car.line_of(name) for name in ("name", "body_kind", "doors", "wheels")
+    }
+    assert ("red", 4) == (car.paint.colour, car.paint.line_of("colour"))
+    assert [True, True, False] == [car.has_child(tag) for tag in ("body", "paint", "engine")]

@@ -27,7 +27,7 @@ from pyhostdev.errors import ConfigError, XMLError, raise_all
 from pyhostdev.util.virxml import parse_document, source_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from typing_extensions import Self
 
@@ -43,7 +43,7 @@ class ElementDef:
 
     tag: ClassVar[str] = ""
     line: int | None = None  # of the source, for messages
-    lines: Mapping[str, int | None] = MappingProxyType({})  # lines of the fields in child elements
+    lines: Mapping[tuple[str, ...], int | None] = MappingProxyType({})  # lines of child elements, by their paths
     unknown: dict[tuple[str, ...], list[Unknown]]
     # newer attributes and elements -> the row of CHANGES that brought them; older releases do not read them
     newer_errors: tuple[tuple[str, ConfigError], ...] = ()
@@ -51,18 +51,18 @@ class ElementDef:
     _table: ClassVar[Table | None] = None
     _plan: ClassVar[ElementPlan | None] = None
     _declared: ClassVar[dict[str, Field[Any]] | None] = None
-    _initials: ClassVar[tuple[tuple[str, Field[Any]], ...]] = ()
+    _initials: ClassVar[tuple[tuple[str, Callable[[], Any]], ...]] = ()
 
     def __init_subclass__(cls) -> None:
         cls._table = cls._plan = cls._declared = None
-        own = tuple((k, v) for k, v in vars(cls).items() if isinstance(v, Field) and v.is_fresh)
+        own = tuple((k, v.make) for k, v in vars(cls).items() if isinstance(v, Field) and v.make is not None)
         cls._initials = cls._initials + own
 
     def __init__(self, **values: Any) -> None:
-        self.unknown = {}
         state = self.__dict__
-        for name, field in self._initials:
-            state[name] = field.initial()
+        state["unknown"] = {}
+        for name, make in self._initials:
+            state[name] = make()
         for name, value in values.items():
             if not isinstance(getattr(type(self), name, None), Field):
                 raise TypeError(f"{type(self).__name__} has no field '{name}'")
@@ -97,11 +97,11 @@ class ElementDef:
         root = parse_document(source)
         if root.tag != cls.tag:
             raise XMLError(f"<{cls.tag}> expected, not <{root.tag}>", line=source_line(root))
-        cls.check_document(root)
+        cls.check_document(root, source)
         return cls.from_element(root)
 
     @classmethod
-    def check_document(cls, root: Element) -> None:
+    def check_document(cls, root: Element, source: str | bytes) -> None:
         """Refuse a document by what holds for it as a whole; a hook for subclasses."""
 
     @classmethod
@@ -124,14 +124,15 @@ class ElementDef:
             ConfigError: a value is not valid, or a required one is absent; ``others`` has the rest.
         """
         table = self.table()
-        self.line = source_line(element)
+        self.line = line = source_line(element)
         reading = Reading(self, table)
         reading.read(table.shape, element)
-        reading.load_elements()
+        if reading.lines:
+            reading.load_elements()
         errors = reading.report(element) if reading.errors or table.required else []
         for name in table.inlined:
             inlined = self.__dict__[name]
-            inlined.line = self.line
+            inlined.line = line
             try:
                 inlined.parsed(element)
             except ConfigError as err:
@@ -143,9 +144,14 @@ class ElementDef:
     def parsed(self, element: Element) -> None:
         """Check or derive values that depend on several fields; a hook for subclasses."""
 
+    def has_child(self, tag: str) -> bool:
+        """Return True if the element that was read has a child element with this tag, which the table knows."""
+        return (tag,) in self.lines
+
     def line_of(self, name: str) -> int | None:
         """Return the line of a field, or the line of its element if the field has no line of its own."""
-        return self.lines.get(name, self.line)
+        field = self.declared().get(name)
+        return self.line if field is None else self.lines.get(field.path, self.line)
 
     def hides(self, name: str) -> bool:
         """Return True if a field must not be printed; a hook for subclasses."""

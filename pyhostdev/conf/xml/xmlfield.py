@@ -15,6 +15,8 @@ from pyhostdev.errors import ConfigError, InternalError, XMLError, raise_all
 from pyhostdev.util.virxml import dump_element, invalid_value
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Self
 
     from pyhostdev.conf.xml.definition import Definition
@@ -36,7 +38,7 @@ class Field(Generic[T]):
 
     name = ""
     package = ""  # of the definition with this field
-    is_fresh = False  # True if every instance gets a new value
+    make: Callable[[], Any] | None = None  # makes the value that each new instance gets
     leaf = ""  # attribute name, for attributes
 
     def __init__(self, path: str, default: T, *, quiet: bool = False, since: str | None = None) -> None:
@@ -72,10 +74,6 @@ class Field(Generic[T]):
             ValueError: the text is not valid.
         """
         raise InternalError(f"{type(self).__name__} does not implement parse")
-
-    def initial(self) -> Any:
-        """Return a new value for a new instance; used if ``is_fresh``."""
-        return None
 
 
 class _Value(Field[T]):
@@ -178,7 +176,7 @@ class DefaultElement(Nested[D]):
 class Elements(Nested["list[D]"]):
     """A list of elements with their own definitions."""
 
-    is_fresh = True
+    make = list
 
     def load(self, found: list[Element]) -> list[D]:
         """
@@ -201,10 +199,6 @@ class Elements(Nested["list[D]"]):
         raise_all(errors, definitions)
         return definitions
 
-    def initial(self) -> list[D]:
-        """Return a new empty list."""
-        return []
-
 
 class Ignored(Field[None]):
     """Attributes and elements that libvirt ignores here; dropped."""
@@ -223,15 +217,9 @@ class Ignored(Field[None]):
 class Inline(Field[D]):
     """A definition that shares its owner's element: its rows are read and printed there."""
 
-    is_fresh = True
-
     def __init__(self, definition: type[D]) -> None:
         super().__init__("", cast("D", None))
-        self.definition = definition
-
-    def initial(self) -> Definition:
-        """Return a new empty definition."""
-        return self.definition()
+        self.definition = self.make = definition
 
 
 @overload

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Reading:
     """One element on the way into a definition: texts become values at once, child elements when all are known."""
 
-    __slots__ = ("definition", "elements", "errors", "seen", "states", "table")
+    __slots__ = ("definition", "elements", "errors", "lines", "seen", "states", "table")
 
     def __init__(self, definition: Definition, table: Table) -> None:
         state = definition.__dict__
@@ -37,39 +37,44 @@ class Reading:
         self.seen: set[int] = set()  # the places of rows with a text, of which the first counts
         self.elements: dict[int, list[Element]] = {}  # by the place of their row
         self.errors: list[tuple[int, ConfigError]] = []
+        self.lines: dict[tuple[str, ...], int | None] = {}  # of child elements, by their paths
 
     def read(self, shape: Shape, element: Element) -> None:
         """Read an element of the definition: its attributes and text, and its child elements."""
-        line: int | None = element.sourceline  # type: ignore[assignment]  # a number, as source_line returns it
         texts: list[tuple[str, str]] = element.items()  # type: ignore[assignment]  # never bytes
         if shape.has_text:
             texts = [*texts, *_own_texts(shape, element)]
+        rows, seen, states = shape.texts, self.seen, self.states
         for key, text in texts:
-            row = shape.texts.get(key)
+            row = rows.get(key)
             if row is None:
                 self._keep_attribute(shape.path, key, text, element)
-            elif row.place not in self.seen:
-                self.seen.add(row.place)
-                state = self.states[row.holder]
+                continue
+            place, _, _, holder, name, parse = row
+            if place not in seen:
+                seen.add(place)
+                state = states[holder]
                 try:
-                    state[row.name] = row.parse(text)
+                    state[name] = parse(text)
                 except ValueError:
                     self._load_invalid(row, text, element, state)
-                if row.has_line:
-                    state.setdefault("lines", {})[row.name] = line
         for child in element if not shape.is_text else ():
             tag = child.tag
             if isinstance(tag, str):  # no comment
                 node = shape.nodes.get(tag)
                 if isinstance(node, Shape):
+                    self.lines.setdefault(node.path, child.sourceline)  # type: ignore[call-overload]  # a number
                     self.read(node, child)
                 elif node is not None:
+                    self.lines.setdefault(node.field.path, child.sourceline)  # type: ignore[call-overload]
                     self.elements.setdefault(node.place, []).append(child)
                 else:
                     self._keep_element(shape.path, tag, child)
 
     def load_elements(self) -> None:
-        """Set the fields that are elements with definitions of their own."""
+        """Set the lines of child elements, and the fields that have definitions of their own."""
+        for state in self.states:
+            state["lines"] = self.lines
         for place, elements in self.elements.items():
             row = self.table.rows[place]
             state = self.states[row.holder]
@@ -79,8 +84,6 @@ class Reading:
                 self.errors.append((place, err))
                 if err.readable is not None:
                     state[row.name] = err.readable
-            if row.has_line:
-                state.setdefault("lines", {})[row.name] = source_line(elements[0])
 
     def _load_invalid(self, row: Row, text: str, element: Element, state: dict[str, Any]) -> None:
         """Take the default for an invalid value that libvirt ignores; else note the error."""

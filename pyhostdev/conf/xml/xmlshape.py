@@ -26,12 +26,11 @@ class Row(NamedTuple):
     holder: int  # the number of the inlined definition, from 1 on; 0 for the definition itself
     name: str
     parse: Callable[[str], Any]
-    has_line: bool  # it is in a child element
 
     @classmethod
     def of(cls, place: int, field: Any, owner: str | None, holder: int) -> Row:
         """Return the row of a field."""
-        return cls(place, field, owner, holder, field.name, field.parse, bool(field.path))
+        return cls(place, field, owner, holder, field.name, field.parse)
 
 
 class Shape:
