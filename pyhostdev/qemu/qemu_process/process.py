@@ -297,17 +297,20 @@ class _GuestRun(NamedTuple):
             if self.control is not None:
                 fds.append(listening.enter_context(runtime.listening_socket(CONTROL_SOCKET)))
                 argv += self.control.arguments(fds[-1])
-            process = QEMUProcess.spawn(
-                argv,
-                home=runtime.path,
-                output=output,
-                pass_fds=(*fds, runtime.fd, *self.pass_fds),
-                memlock_limit=self.memlock_limit,
-                ownership=self.ownership,
-                more_environment=self.environment,
-            )
+            process = self._spawn(argv, fds, runtime, output)
         self.on_spawned()
         return process
+
+    def _spawn(self, argv: Sequence[str], fds: Sequence[int], runtime: RuntimeDir, output: OutputPipe) -> QEMUProcess:
+        return QEMUProcess.spawn(
+            argv,
+            home=runtime.path,
+            output=output,
+            pass_fds=(*fds, runtime.fd, *self.pass_fds),
+            memlock_limit=self.memlock_limit,
+            ownership=self.ownership,
+            more_environment=self.environment,
+        )
 
     async def run(self, runtime: RuntimeDir, output: OutputPipe) -> GuestOutcome:
         """Start QEMU, and follow the guest to its end."""
