@@ -152,8 +152,10 @@ def build_command_line(
         tap_fd: the part of ``device_fd`` for purpose "tap".
         host, device_fd, socket_fd, vfio_fd, file_fd: see ``CommandBuilder``.
         usb_may_be_absent: True lets QEMU look for a USB device that the host lacks at present.
+
     Raises:
         ConfigError: the definition is invalid, or we cannot build a part of it; ``others`` has further errors.
+
     Mirrors: qemuBuildCommandLine (src/qemu/qemu_command.c)
     """
     refuse_too_large(dom)

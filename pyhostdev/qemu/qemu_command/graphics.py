@@ -170,8 +170,16 @@ def _vnc(build: CommandBuilder, graphics: Any) -> None:
     Mirrors: qemuBuildGraphicsVNCCommandLine
     """
     socket = _socket_path(build, graphics)
-    options = [_vnc_display(build, graphics, socket)]
-    if graphics.websocket is not None and socket is None:
+    options = [_vnc_display(build, graphics, socket), *_vnc_options(graphics, has_port=socket is None)]
+    audio = audio_id(build, graphics)
+    build.add("-vnc", ",".join([*options, *([f"audiodev={audio}"] if audio else [])]))
+    if graphics.keymap is not None:
+        build.add("-k", graphics.keymap)
+
+
+def _vnc_options(graphics: Any, *, has_port: bool) -> list[str]:
+    options = []
+    if graphics.websocket is not None and has_port:
         options.append(f"websocket={graphics.websocket if graphics.websocket != -1 else _WEBSOCKET_PORT}")
     if graphics.share_policy is not None:
         options.append(f"share={graphics.share_policy}")
@@ -179,10 +187,7 @@ def _vnc(build: CommandBuilder, graphics: Any) -> None:
         options.append("password=on")
     if graphics.power_control is not None:
         options.append(f"power-control={on_off(graphics.power_control)}")
-    audio = audio_id(build, graphics)
-    build.add("-vnc", ",".join([*options, *([f"audiodev={audio}"] if audio else [])]))
-    if graphics.keymap is not None:
-        build.add("-k", graphics.keymap)
+    return options
 
 
 def _vnc_display(build: CommandBuilder, graphics: Any, socket: str | None) -> str:

@@ -272,9 +272,8 @@ def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> 
     """
     files = list(needed_files(dom, host.root))
     if not host.root.is_live:
-        return [
-            _missing(file) for file in files if file.is_device and not file.is_optional and not _is_there(host, file)
-        ]
+        needed = (file for file in files if file.is_device and not file.is_optional)
+        return [_missing(file) for file in needed if not _is_there(host, file)]
     relative = [_relative(file) for file in files if not os.path.isabs(file.path)]
     files = [file for file in files if os.path.isabs(file.path)]
     files.append(_state_directory(dom, host))

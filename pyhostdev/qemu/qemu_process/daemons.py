@@ -244,17 +244,13 @@ class Daemons(UndoOnExit):
     def _run(self, spec: DaemonSpec, listener_fd: int | None, undo: contextlib.ExitStack) -> None:
         """Record a program, and start it; wait for the socket of a program that makes its own."""
         argv = spec.argv(-1 if listener_fd is None else listener_fd)
+        keep_fds = [] if listener_fd is None else [listener_fd]
+        variables = environment(spec.state or "/", self.ownership)
         output = ProgramOutput()
         undo.callback(output.close)
         name, lock = self.journal.start(self.owner, argv, spec.socket)
         try:
-            pid = spawn(
-                argv,
-                env=environment(spec.state or "/", self.ownership),
-                output_fd=output.fd,
-                keep_fds=[] if listener_fd is None else [listener_fd],
-                ownership=self.ownership,
-            )
+            pid = spawn(argv, env=variables, output_fd=output.fd, keep_fds=keep_fds, ownership=self.ownership)
         except BaseException:
             self.journal.end(name, lock)
             raise

@@ -352,14 +352,13 @@ def run_guest(
     before_running: BeforeRunning | None = None,
 ) -> GuestOutcome:
     """
-    Run QEMU with a guest until it ends.
-
-    SIGINT, SIGTERM, SIGHUP and SIGQUIT end the guest at once: it cannot delay the release of its devices.
+    Run QEMU with a guest until it ends; SIGINT, SIGTERM, SIGHUP and SIGQUIT end it at once, without asking the guest.
 
     Args:
         dom: the guest's name, and its actions for a power-off, a reboot or a crash.
         runtime_dir: the directory of the master key in argv; created if missing, and emptied at the end.
         log_path: QEMU's output is appended to this file; it rolls over at 2 MiB. None keeps it while the guest runs.
+
     Raises:
         ConfigUnsupportedError: the domain requests an unsupported lifecycle action.
         OperationError: QEMU did not start, or ended before the guest ran, or does not obey; it has ended then.
