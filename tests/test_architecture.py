@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import ast
 import pickle
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -186,3 +188,24 @@ def test_nothing_prints_outside_the_tools() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("print", "exit"), f"{path}:{node.lineno}"
+
+
+BODIES = ("body", "orelse", "finalbody", "handlers", "cases")  # where a statement holds others
+
+
+def function_lengths(statements: list[ast.stmt]) -> Iterator[int]:
+    """The lines of each function, its signature and its docstring included; walking expressions would take long."""
+    for node in statements:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield (node.end_lineno or 0) - node.lineno + 1
+        for name in BODIES:
+            yield from function_lengths(getattr(node, name, []))
+
+
+def test_functions_keep_the_budget() -> None:
+    """Half of the functions have at most 7 lines, nine of ten at most 17, none more than 43."""
+    lengths = sorted(size for path in modules() for size in function_lengths(ast.parse(path.read_text()).body))
+    median, ninth, longest = statistics.median(lengths), lengths[len(lengths) * 9 // 10], lengths[-1]
+    assert median <= 7
+    assert ninth <= 17
+    assert longest <= 43

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import re
 import tokenize
 from collections.abc import Iterator
@@ -106,3 +107,25 @@ def test_clean_folders_stay_clean(name: str) -> None:
 def test_phrases(text: str, expected: list[str]) -> None:
     """Idioms are found across line ends; the plain forms that resemble them are not."""
     assert expected == banned_phrases(text)
+
+
+SECTION = re.compile(r" *(?:(?:Args|Returns|Yields|Raises|Units|Host):|(?:Mirrors|Source): .*)")
+
+
+def joined_sections(source: str) -> list[str]:
+    """Return the headings of docstring sections that no empty line precedes."""
+    lines = source.split("\n")
+    pairs = itertools.pairwise(lines)
+    return [line for above, line in pairs if SECTION.fullmatch(line) and above.strip() not in ("", '"""')]
+
+
+def test_sections_of_docstrings() -> None:
+    """A section such as Raises is a paragraph of its own; otherwise it is a part of the one above."""
+    found = {path.name: joined_sections(path.read_text()) for path in sorted((TOP / "pyhostdev").rglob("*.py"))}
+    assert {} == {name: lines for name, lines in found.items() if lines}
+
+
+def test_joined_sections() -> None:
+    """A heading below a text is found, indented or not; the first line and a paragraph are not."""
+    source = '"""\nSource: x\n\nArgs:\n    a: b\n    Raises:\nMirrors: y\n"""'
+    assert ["    Raises:", "Mirrors: y"] == joined_sections(source)

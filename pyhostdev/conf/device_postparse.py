@@ -212,6 +212,15 @@ def _fill_video(dom: DomainDef, device: DomainVideoDef) -> None:
     fill_video(device)
 
 
+def _fill_scsi_address(dom: DomainDef, device: DomainHostdevDef) -> None:
+    if device.info.address is None:
+        _assign_hostdev_address(dom, device)
+    address = device.info.address
+    place = (address.controller, address.bus, address.unit) if isinstance(address, DriveAddress) else (-1, 0, 0)
+    if any(d.bus == "scsi" and _is_at(d.info.address, place) for d in dom.disks):
+        raise XMLError("A SCSI disk has the address of a SCSI host device", line=device.line)
+
+
 def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
     """
     Give SCSI units an address, check those of mediated devices, and drop an empty source.
@@ -223,12 +232,7 @@ def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
     if isinstance(device.source_def, USBSource) and device.source_def.is_empty:
         device.source_def = None  # libvirt accepts it, prints nothing, and refuses to start the domain
     if device.type == "scsi":
-        if device.info.address is None:
-            _assign_hostdev_address(dom, device)
-        address = device.info.address
-        place = (address.controller, address.bus, address.unit) if isinstance(address, DriveAddress) else (-1, 0, 0)
-        if any(d.bus == "scsi" and _is_at(d.info.address, place) for d in dom.disks):
-            raise XMLError("A SCSI disk has the address of a SCSI host device", line=device.line)
+        _fill_scsi_address(dom, device)
     else:
         device.readonly = device.shareable = False
     if device.type != "pci":

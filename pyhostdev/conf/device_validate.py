@@ -144,8 +144,12 @@ def _hostdev_errors(dom: DomainFields, device: DomainHostdevDef) -> Errors:
         yield XMLError(f"A <hostdev> with assigned='no' cannot have <{name}>", line=line)
     if device.sgio == "unfiltered":
         yield ConfigUnsupportedError("Unfiltered sgio no longer exists", line=line)
-    if device.teaming_type is None:
-        return
+    if device.teaming_type is not None:
+        yield from _teaming_errors(device)
+
+
+def _teaming_errors(device: DomainHostdevDef) -> Errors:
+    line = device.line
     if device.teaming_type != "transient":
         yield ConfigUnsupportedError("A host device must be the transient part of a team", line=line)
     elif device.teaming_persistent is None:
@@ -209,11 +213,15 @@ def chr_source_errors(source: ChrSource, line: int | None, *, may_choose_path: b
     for part in source.sources if kind in ("tcp", "unix") else ():
         yield from _reconnect_errors(part)
     if kind in ("spiceport", "dbus"):
-        channel = source.sources[0].channel if source.sources else None
-        if channel is None:
-            yield ConfigUnsupportedError(f"A character device of type {kind} has no channel", line=line)
-        elif set(channel) - _CHANNEL_NAME_CHARACTERS:
-            yield XMLError(f"Invalid channel name '{shown(channel)}'", line=line, libvirt_code=VIR_ERR_INVALID_ARG)
+        yield from _channel_name_errors(source, line)
+
+
+def _channel_name_errors(source: ChrSource, line: int | None) -> Errors:
+    channel = source.sources[0].channel if source.sources else None
+    if channel is None:
+        yield ConfigUnsupportedError(f"A character device of type {source.type} has no channel", line=line)
+    elif set(channel) - _CHANNEL_NAME_CHARACTERS:
+        yield XMLError(f"Invalid channel name '{shown(channel)}'", line=line, libvirt_code=VIR_ERR_INVALID_ARG)
 
 
 def _reconnect_errors(part: ChrSourceElement) -> Errors:

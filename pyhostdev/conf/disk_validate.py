@@ -73,10 +73,7 @@ def _source_errors(device: DomainDiskDef) -> Errors:
     if source is None:
         return
     if device.type == "network":
-        if source.protocol is None:
-            yield XMLError("A network disk's <source> lacks 'protocol'", line=line)
-        elif source.name is None and source.protocol not in _NAMED_PROTOCOLS_EXCEPT:
-            yield XMLError(f"A disk of protocol {source.protocol} lacks the name of its image", line=line)
+        yield from _network_errors(source, line)
     for kind, image in device.images():
         if kind == "nvme":
             yield from _nvme_errors(image)
@@ -87,7 +84,18 @@ def _source_errors(device: DomainDiskDef) -> Errors:
     for cookie in source.cookies:
         if cookie.name is None or not _COOKIE_NAME.issuperset(cookie.name):
             yield XMLError("The name of a <cookie> has characters that no cookie's name has", line=cookie.line)
-    policy = source.startup_policy
+    yield from _startup_errors(device, source.startup_policy)
+
+
+def _network_errors(source: StorageSource, line: int | None) -> Errors:
+    if source.protocol is None:
+        yield XMLError("A network disk's <source> lacks 'protocol'", line=line)
+    elif source.name is None and source.protocol not in _NAMED_PROTOCOLS_EXCEPT:
+        yield XMLError(f"A disk of protocol {source.protocol} lacks the name of its image", line=line)
+
+
+def _startup_errors(device: DomainDiskDef, policy: str | None) -> Errors:
+    line = device.line
     if policy is not None and device.type not in (*_LOCAL_TYPES, "volume"):
         yield XMLError(f"A disk of type {device.type} has no startupPolicy", line=line)
     elif policy == "requisite" and device.device not in ("cdrom", "floppy"):
@@ -141,6 +149,15 @@ def _bus_errors(device: DomainDiskDef) -> Errors:
         yield ConfigUnsupportedError(f"A disk on bus {bus} cannot have model {device.model}", line=line)
 
 
+def _product_errors(device: DomainDiskDef) -> Errors:
+    for name, most in (("vendor", _VENDOR_MAX), ("product", _PRODUCT_MAX)):
+        text = getattr(device, name) or ""
+        if not text.isprintable():
+            yield XMLError(f"The {name} of a disk is not printable", line=device.line)
+        elif len(text) > most:
+            yield ConfigUnsupportedError("Vendor or product of a disk is too long", line=device.line)
+
+
 def _kind_errors(device: DomainDiskDef) -> Errors:
     line, kind = device.line, device.device
     if kind != "lun" and (device.rawio is not None or device.sgio is not None):
@@ -151,12 +168,7 @@ def _kind_errors(device: DomainDiskDef) -> Errors:
         yield ConfigUnsupportedError("Only a lun has <reservations>", line=line)
     if device.tray is not None and kind not in ("floppy", "cdrom"):
         yield ConfigUnsupportedError("Only cdrom and floppy have a tray", line=line)
-    for name, most in (("vendor", _VENDOR_MAX), ("product", _PRODUCT_MAX)):
-        text = getattr(device, name) or ""
-        if not text.isprintable():
-            yield XMLError(f"The {name} of a disk is not printable", line=line)
-        elif len(text) > most:
-            yield ConfigUnsupportedError("Vendor or product of a disk is too long", line=line)
+    yield from _product_errors(device)
     if device.bus is not None and (kind == "floppy") != (device.bus == "fdc"):
         yield _internal(f"A {kind} cannot be on bus {device.bus}", line)
 
@@ -199,13 +211,13 @@ def _throttle_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
             yield XMLError(f"The throttle group '{shown(row.group)}' is not defined", line=row.line)
     if len(set(names)) != len(names):
         yield XMLError("A disk has two filters of one throttle group", line=device.line)
-    number = VIR_ERR_OPERATION_UNSUPPORTED
+    text = None
     if device.device == "cdrom":
         text = "A cdrom cannot have <throttlefilters>"
-        yield ConfigUnsupportedError(text, line=device.line, libvirt_code=number)
     elif device.iotune is not None:
         text = "A disk has either <iotune> or <throttlefilters>"
-        yield ConfigUnsupportedError(text, line=device.line, libvirt_code=number)
+    if text is not None:
+        yield ConfigUnsupportedError(text, line=device.line, libvirt_code=VIR_ERR_OPERATION_UNSUPPORTED)
 
 
 def throttle_group_errors(dom: DomainFields) -> Errors:

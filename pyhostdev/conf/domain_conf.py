@@ -70,9 +70,7 @@ class DomainDef(DomainFields):
         raise_all([*word_errors(self), *pin_errors(self), *domain_errors(self, host)])
 
     def unknown_words(self) -> list[Finding]:
-        """
-        Return findings about unknown attributes and elements of host devices; a note if it has no effect.
-        """
+        """Return findings about unknown attributes and elements of host devices; a note if it has no effect."""
         from pyhostdev.conf.unknown_words import unknown_words
 
         return unknown_words(self)
@@ -139,6 +137,7 @@ class DomainDef(DomainFields):
         Args:
             spelling: ``unassigned`` (libvirt's) or ``assigned``.
             host: with it, a device that cannot have ``assigned`` is refused here.
+
         Raises:
             XMLError: the definition cannot be expressed with ``assigned``.
         """

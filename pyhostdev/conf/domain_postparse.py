@@ -26,7 +26,7 @@ from pyhostdev.conf.domain_normalise import normalise
 from pyhostdev.conf.graphics_conf import DomainVideoDef
 from pyhostdev.conf.guest_addresses import mark_written
 from pyhostdev.conf.newer_words import drop_newer_words
-from pyhostdev.conf.os_conf import BootDev, SizeDef
+from pyhostdev.conf.os_conf import BootDev, OSDef, SizeDef
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, XMLError
 
 if TYPE_CHECKING:
@@ -117,18 +117,24 @@ def _assign_isa_ports(dom: DomainDef) -> None:
     """
     serials = [s for s in dom.serials if s.target_type == "isa-serial"]
     ports = [s.target_port for s in serials if s.target_port is not None]
+    text = None
     if len(serials) > ISA_SERIAL_PORTS_MAX or any(p >= ISA_SERIAL_PORTS_MAX for p in ports):
-        raise XMLError(
-            f"There are only {ISA_SERIAL_PORTS_MAX} ISA serial ports",
-            line=dom.line,
-            libvirt_code=VIR_ERR_INTERNAL_ERROR,
-        )
-    if len(set(ports)) != len(ports):
-        raise XMLError("Two serial ports have the same number", line=dom.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
+        text = f"There are only {ISA_SERIAL_PORTS_MAX} ISA serial ports"
+    elif len(set(ports)) != len(ports):
+        text = "Two serial ports have the same number"
+    if text is not None:
+        raise XMLError(text, line=dom.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
     free = iter([p for p in range(ISA_SERIAL_PORTS_MAX) if p not in ports])
     for serial in serials:
         if serial.target_port is None:
             serial.target_port = next(free)
+
+
+def _fill_loader(os: OSDef, release: LibvirtRelease) -> None:
+    if os.loader is not None and os.loader_type is None:
+        os.loader_type = "rom"
+        if release.has("firmware-format"):
+            os.loader_format = os.loader_format or "raw"
 
 
 def _fill_common(dom: DomainDef, hypervisor: Hypervisor) -> None:
@@ -138,11 +144,9 @@ def _fill_common(dom: DomainDef, hypervisor: Hypervisor) -> None:
     Mirrors: virDomainDefPostParseCommon (src/conf/domain_postparse.c)
     """
     _fill_memory(dom)
-    if dom.os.loader is not None and dom.os.loader_type is None:
-        dom.os.loader_type = "rom"
-        if hypervisor.release.has("firmware-format"):
-            dom.os.loader_format = dom.os.loader_format or "raw"
+    _fill_loader(dom.os, hypervisor.release)
     _refuse_duplicate_controllers(dom)
+    _refuse_duplicate_panics(dom)
     _fill_boot(dom)
     _add_console(dom, hypervisor.release)
     if dom.os.bios_useserial and not dom.serials:
@@ -207,7 +211,7 @@ def _check_max_memory(dom: DomainDef) -> None:
 
 def _refuse_duplicate_controllers(dom: DomainDef) -> None:
     """
-    Refuse two controllers of the same type and index (except USB companions), and two panics of one model.
+    Refuse two controllers of the same type and index, except USB companions.
 
     Raises:
         XMLError: there are duplicates; the message names them.
@@ -220,9 +224,24 @@ def _refuse_duplicate_controllers(dom: DomainDef) -> None:
         if key in seen and controller.type != "usb":
             raise XMLError(f"Two {key[0]} controllers have index {key[1]}", line=controller.line)
         seen.add(key)
+
+
+def _refuse_duplicate_panics(dom: DomainDef) -> None:
     models = [panic.model for panic in dom.panics]
     if len(set(models)) != len(models):
         raise XMLError("Two panic devices have the same model", line=dom.panics[-1].line)
+
+
+def _boot_orders(dom: DomainDef) -> set[int]:
+    orders: set[int] = set()
+    for device, info in dom.device_infos():
+        order = info.boot_order
+        if order is None:
+            continue
+        if order in orders:
+            raise ConfigUnsupportedError(f"Two devices have the same boot order {order}", line=device.line)
+        orders.add(order)
+    return orders
 
 
 def _fill_boot(dom: DomainDef) -> None:
@@ -234,14 +253,7 @@ def _fill_boot(dom: DomainDef) -> None:
 
     Mirrors: virDomainDefBootOrderPostParse (src/conf/domain_postparse.c)
     """
-    orders: set[int] = set()
-    for device, info in dom.device_infos():
-        order = info.boot_order
-        if order is None:
-            continue
-        if order in orders:
-            raise ConfigUnsupportedError(f"Two devices have the same boot order {order}", line=device.line)
-        orders.add(order)
+    orders = _boot_orders(dom)
     if orders and dom.os.boots:
         raise ConfigUnsupportedError(
             "Use either <boot order=> of devices or <boot dev=> of <os>, not both", line=dom.os.line

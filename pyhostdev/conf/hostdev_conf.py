@@ -319,7 +319,7 @@ class DomainHostdevDef(ElementDef):
 
         Args:
             assigned: the value of the attribute ``assigned``; None omits it.
-                unassigned: True adds ``<address type='unassigned'/>``, libvirt's spelling.
+            unassigned: True adds ``<address type='unassigned'/>``, libvirt's spelling.
         """
         self = cls(type="pci", managed=managed, assigned=assigned)
         self.source_def = PCISource(**PCIDeviceAddress.of(address)._asdict())

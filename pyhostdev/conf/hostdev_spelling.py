@@ -72,15 +72,8 @@ def _check_can_be_spelled(hostdev: DomainHostdevDef, host: HostFacts | None) -> 
     address = hostdev.pci_address
     names = hostdev.guest_side_names() if not hostdev.is_assigned else []
     if names:
-        raise XMLError(
-            f"Device {address} cannot be written with assigned='no', as it has <{names[0]}>",
-            line=hostdev.line,
-            address=address,
-        )
+        text = f"Device {address} cannot be written with assigned='no', as it has <{names[0]}>"
+        raise XMLError(text, line=hostdev.line, address=address)
     if host is not None and is_multifunction(host, address) is False:
-        raise XMLError(
-            f"Device {address} has only one function, so it cannot have 'assigned'",
-            line=hostdev.line,
-            reason="not-multifunction",
-            address=address,
-        )
+        text = f"Device {address} has only one function, so it cannot have 'assigned'"
+        raise XMLError(text, line=hostdev.line, reason="not-multifunction", address=address)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.board_conf import DomainMemoryDef, DomainTPMDef
     from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.rng_conf import DomainRNGDef
+    from pyhostdev.util.virxml import Element
 
     Errors = Iterator[ConfigError]
 
@@ -107,12 +108,17 @@ def tpm_errors(dom: DomainFields, tpm: DomainTPMDef) -> Errors:
         yield XMLError("<active_pcr_banks> needs a TPM of version 2.0", line=tpm.line)
     if tpm.profile_source is not None and tpm.backend_version == "1.2":
         yield XMLError("<profile> needs a TPM of version 2.0", line=tpm.line)
+    if tpm.backend_type == "external":
+        yield from _external_tpm_errors(tpm)
+
+
+def _external_tpm_errors(tpm: DomainTPMDef) -> Errors:
     source = tpm.backend_source
-    if tpm.backend_type == "external" and (source is None or source.type != "unix"):
+    if source is None or source.type != "unix":
         yield XMLError("A TPM of type external needs a <source type='unix'>", line=tpm.line)
-    elif tpm.backend_type == "external" and source is not None and source.mode == "bind":
+    elif source.mode == "bind":
         yield XMLError("A TPM of type external connects to its emulator", line=tpm.line)
-    elif tpm.backend_type == "external" and source is not None and source.path is None:
+    elif source.path is None:
         yield XMLError("A TPM of type external needs the path of its emulator's socket", line=tpm.line)
 
 
@@ -129,6 +135,16 @@ def rng_errors(dom: DomainFields, rng: DomainRNGDef) -> Errors:
         yield XMLError("An <rng> needs a <backend>", line=rng.line)
 
 
+def _label_errors(dom: DomainFields, label: Element) -> Errors:
+    kind, relabel = label.get("type", "dynamic"), label.get("relabel")
+    if kind not in ("dynamic", "static", "none"):
+        yield XMLError(f"Invalid type '{shown(kind)}' of a <seclabel>", line=dom.line)
+    if (kind, relabel) in (("dynamic", "no"), ("none", "yes")):
+        yield _unsupported(f"A <seclabel> of type {kind} cannot have relabel='{relabel}'", dom)
+    if kind == "static" and label.get("model") != "none" and not label.findtext("label"):
+        yield XMLError("A <seclabel> of type static needs a <label>", line=dom.line)
+
+
 def label_errors(dom: DomainFields) -> Errors:
     """
     Yield the errors of security labels, of the domain and of its disks.
@@ -142,13 +158,7 @@ def label_errors(dom: DomainFields) -> Errors:
     if len(labels) > 1 and None in models:
         yield XMLError("Each of several <seclabel> needs a model", line=dom.line)
     for label in labels:
-        if label.get("type", "dynamic") not in ("dynamic", "static", "none"):
-            yield XMLError(f"Invalid type '{shown(str(label.get('type')))}' of a <seclabel>", line=dom.line)
-        kind, relabel = label.get("type", "dynamic"), label.get("relabel")
-        if (kind, relabel) in (("dynamic", "no"), ("none", "yes")):
-            yield _unsupported(f"A <seclabel> of type {kind} cannot have relabel='{relabel}'", dom)
-        if kind == "static" and label.get("model") != "none" and not label.findtext("label"):
-            yield XMLError("A <seclabel> of type static needs a <label>", line=dom.line)
+        yield from _label_errors(dom, label)
     for disk in dom.disks:
         if disk.source is not None:
             yield from _device_label_errors(parse_elements(disk.source.seclabel), disk.source)

@@ -52,19 +52,27 @@ def _by_rules(hostdev: Element) -> Iterator[tuple[int, str]]:
     yield from ((word.line or 1, word.message) for word in hostdev_word_findings(device) if word.severity == ERROR)
 
 
+def _obstructing_attribute(is_valid: IsValid, whole: Element, part: Element) -> tuple[str, str]:
+    """Return name and value of the attribute of a part without which the whole is valid; empty texts without one."""
+    for name, value in attributes_of(part):
+        del part.attrib[name]
+        is_it = is_valid(whole)
+        part.set(name, value)
+        if is_it:
+            return name, value
+    return "", ""
+
+
 def _by_removal(is_valid: IsValid, hostdev: Element) -> Iterator[tuple[int, str]]:
     """Yield the smallest part without which the device is valid."""
     whole = copy.deepcopy(hostdev)
     parts = [part for part in whole.iter() if isinstance(part.tag, str)][:PARTS_MAX]
     for part in parts:
-        for name, value in attributes_of(part):
-            del part.attrib[name]
-            is_it = is_valid(whole)
-            part.set(name, value)
-            if is_it:
-                text = f"'{shown(name)}' of <{shown(str(part.tag))}> cannot be '{shown(value)}' in a {_named(hostdev)}"
-                yield source_line(part) or 1, text
-                return
+        name, value = _obstructing_attribute(is_valid, whole, part)
+        if name:
+            text = f"'{shown(name)}' of <{shown(str(part.tag))}> cannot be '{shown(value)}' in a {_named(hostdev)}"
+            yield source_line(part) or 1, text
+            return
     for part in reversed(parts[1:]):  # the inner ones first
         parent = part.getparent()
         assert parent is not None

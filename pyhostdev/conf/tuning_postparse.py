@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.vcpu_conf import IOThreadDef, IOThreadSched, VcpuSched
+from pyhostdev.conf.vcpu_conf import IOThreadDef, IOThreadSched, VcpuDef, VcpuSched
 from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, ConfigUnsupportedError, XMLError
 
@@ -60,16 +60,20 @@ def normalise_vcpus(dom: DomainFields) -> None:
         dom.vcpu_current = None
 
 
+def _fill_vcpu(vcpu: VcpuDef) -> None:
+    if vcpu.hotpluggable is None:
+        vcpu.hotpluggable = not vcpu.enabled
+    if vcpu.id == 0 and not (vcpu.enabled and not vcpu.hotpluggable):
+        raise XMLError("Virtual CPU 0 is enabled and cannot be plugged", line=vcpu.line)
+    if not vcpu.enabled and not vcpu.hotpluggable:
+        raise XMLError(f"Virtual CPU {vcpu.id} is off and cannot be plugged", line=vcpu.line)
+
+
 def _normalise_vcpu_list(dom: DomainFields) -> None:
     """Complete the list of virtual CPUs; unlisted ones are off and not hotpluggable."""
     named = {vcpu.id: vcpu for vcpu in dom.vcpu_list}
     for vcpu in dom.vcpu_list:
-        if vcpu.hotpluggable is None:
-            vcpu.hotpluggable = not vcpu.enabled
-        if vcpu.id == 0 and not (vcpu.enabled and not vcpu.hotpluggable):
-            raise XMLError("Virtual CPU 0 is enabled and cannot be plugged", line=vcpu.line)
-        if not vcpu.enabled and not vcpu.hotpluggable:
-            raise XMLError(f"Virtual CPU {vcpu.id} is off and cannot be plugged", line=vcpu.line)
+        _fill_vcpu(vcpu)
     too_high = [vcpu for vcpu in dom.vcpu_list if vcpu.id >= dom.vcpus]
     if too_high:
         raise XMLError(f"The domain has no virtual CPU {too_high[0].id}", line=too_high[0].line)
@@ -198,6 +202,13 @@ def _normalise_memnodes(dom: DomainFields) -> None:
     tune.memnodes.sort(key=lambda node: int(node.cellid))
 
 
+def _check_distance(sibling: Any, own: int, cells: int) -> None:
+    if sibling.id >= cells or not LOCAL_DISTANCE <= sibling.value <= UNREACHABLE:
+        raise XMLError("Invalid NUMA cell or distance of a <sibling>", line=sibling.line)
+    if (sibling.id == own) != (sibling.value == LOCAL_DISTANCE):
+        raise XMLError(f"{LOCAL_DISTANCE} is the distance of a cell to itself", line=sibling.line)
+
+
 def _normalise_distances(cells: list[NumaCell]) -> None:
     """
     Fill in all distances of a cell that has one, symmetrically.
@@ -211,11 +222,7 @@ def _normalise_distances(cells: list[NumaCell]) -> None:
     for place, cell in enumerate(cells):
         own = cell.id if cell.id is not None else place
         for sibling in cell.distances:
-            is_self = sibling.id == own
-            if sibling.id >= len(cells) or not LOCAL_DISTANCE <= sibling.value <= UNREACHABLE:
-                raise XMLError("Invalid NUMA cell or distance of a <sibling>", line=sibling.line)
-            if is_self != (sibling.value == LOCAL_DISTANCE):
-                raise XMLError(f"{LOCAL_DISTANCE} is the distance of a cell to itself", line=sibling.line)
+            _check_distance(sibling, own, len(cells))
             table.setdefault(own, {own: LOCAL_DISTANCE})[sibling.id] = sibling.value
             table.setdefault(sibling.id, {sibling.id: LOCAL_DISTANCE}).setdefault(own, sibling.value)
     for place, cell in enumerate(cells):

@@ -205,6 +205,15 @@ def held_groups(
             yield Finding("in-use", ERROR, groups[group], text)
 
 
+def _room_left(root: HostRoot, left: int, data: bytes | None) -> int:
+    """Return how many more bytes of status files are read; refuse when the limit is exceeded."""
+    left -= len(data or b"")
+    if left < 0:
+        doing = f"read the status of libvirt's domains, which has more than {_STATUS_TOTAL} bytes"
+        raise SysfsError(errno.EFBIG, root.libvirt_status, doing)
+    return left
+
+
 def libvirt_owners(root: HostRoot, addresses: Collection[PCIDeviceAddress]) -> Iterator[Finding]:
     """
     Yield the devices in use by a running domain of libvirtd, read from its status files.
@@ -218,10 +227,7 @@ def libvirt_owners(root: HostRoot, addresses: Collection[PCIDeviceAddress]) -> I
         domain = name.removesuffix(".xml")
         try:
             data = _read_status_file(root, os.path.join(root.libvirt_status, name))
-            left -= len(data or b"")
-            if left < 0:
-                doing = f"read the status of libvirt's domains, which has more than {_STATUS_TOTAL} bytes"
-                raise SysfsError(errno.EFBIG, root.libvirt_status, doing)
+            left = _room_left(root, left, data)
             devices = set() if data is None else _status_devices(data)
         except ConfigError as err:
             text = f"The status of libvirt's domain '{domain}' is malformed, so its devices are unknown: {err}"
@@ -293,13 +299,14 @@ def saved_overrides(
     overrides = read_driverctl_overrides(root, [request.address for request in requests])
     for request in requests if overrides else ():
         saved = overrides.get(request.address)
-        if saved is None or request.dev is None:
-            continue
-        driver = request.dev.driver
-        now = "no driver" if driver is None else f"driver '{driver}'"
-        text = f"driverctl binds device {request.address} to {saved!a} whenever it appears"
-        if saved != (driver or NO_DRIVER):
-            text += f", although it has {now} now"
-        if request.address in moving:
-            text += f"; it has {now} again after the guest has ended"
-        yield Finding("driverctl", NOTE, request.address, text)
+        if saved is not None and request.dev is not None:
+            text = _override_sentence(request.dev, saved, moves=request.address in moving)
+            yield Finding("driverctl", NOTE, request.address, text)
+
+
+def _override_sentence(dev: PCIDevice, saved: str, *, moves: bool) -> str:
+    now = "no driver" if dev.driver is None else f"driver '{dev.driver}'"
+    text = f"driverctl binds device {dev.address} to {saved!a} whenever it appears"
+    if saved != (dev.driver or NO_DRIVER):
+        text += f", although it has {now} now"
+    return f"{text}; it has {now} again after the guest has ended" if moves else text

@@ -76,15 +76,21 @@ def check_are_free(
         SysfsError: the holders cannot be read.
     """
     patience = patience or ReleaseDeadline()
+    groups = _groups_of(root, records)
+    while held := _held(root, writer, groups):
+        if not patience.wait(holder for holders in held.values() for holder in holders):
+            raise _in_use(groups, held)
+
+
+def _groups_of(root: HostRoot, records: Iterable[Record]) -> dict[int, PCIDeviceAddress]:
+    """Return the groups of devices and of their VFs, each with its first function."""
     groups: dict[int, PCIDeviceAddress] = {}
     for record in records:
         for address in (record.address, *read_virtual_functions(root, record.address)):
             group = read_group(root, address)
             if group is not None:
                 groups.setdefault(group, address)
-    while held := _held(root, writer, groups):
-        if not patience.wait(holder for holders in held.values() for holder in holders):
-            raise _in_use(groups, held)
+    return groups
 
 
 def refuse_used_vfs(root: HostRoot, records: Collection[Record], others: Iterable[Record]) -> None:

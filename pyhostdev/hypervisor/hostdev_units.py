@@ -102,6 +102,7 @@ def mark(
 
     Args:
         plugs: the data for records of members that have none yet.
+
     Raises:
         DeviceInUseError: the owner's lock was not free in time.
         SysfsError: a record cannot be written.

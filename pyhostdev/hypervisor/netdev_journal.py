@@ -157,18 +157,22 @@ class NetdevJournal(abc.ABC):
             if facts is None:
                 return self._set_aside(name)
             owner = str(facts["owner"])
-            lock = self._lock(name)
-            if lock is None:
-                return owner, KEPT, "its guest runs"
-            try:
-                if f"{name}{self.suffix}" not in self.state.names():
-                    self._remove(name)  # the lock that we have just made
-                    return owner, KEPT, "another program has finished it"
-                return owner, *self._finish_one(name, facts)
-            finally:
-                os.close(lock)
+            return owner, *self._finish_locked(name, facts)
         except (HostdevError, OSError) as err:
             return owner, FAILED, str(err)
+
+    def _finish_locked(self, name: str, facts: dict[str, Any]) -> tuple[str, str]:
+        """Finish a record unless its guest runs, or another program was faster; return outcome and message."""
+        lock = self._lock(name)
+        if lock is None:
+            return KEPT, "its guest runs"
+        try:
+            if f"{name}{self.suffix}" not in self.state.names():
+                self._remove(name)  # the lock that we have just made
+                return KEPT, "another program has finished it"
+            return self._finish_one(name, facts)
+        finally:
+            os.close(lock)
 
     def _finish_one(self, name: str, facts: dict[str, Any]) -> tuple[str, str]:
         is_old = facts["boot_id"] != read_boot_id(self.host.root)

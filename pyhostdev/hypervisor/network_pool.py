@@ -169,14 +169,14 @@ def pool_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
         if network is None or not network.definition.is_pool:
             continue
         name = shown(network.definition.name)
+        reason = "network-missing"
         if not _serves(net, network.definition):
-            message = f"A port group or <virtualport> of the network '{name}' is not supported"
-            yield Finding("unsupported", ERROR, None, message, net.line)
+            reason, message = "unsupported", f"A port group or <virtualport> of the network '{name}' is not supported"
         elif not network.is_active:
             message = f"The network '{name}' is not active: start it with libvirt"
-            yield Finding("network-missing", ERROR, None, message, net.line)
         else:
-            yield Finding("network-missing", ERROR, None, _exhausted(dom, network.definition, host), net.line)
+            message = _exhausted(dom, network.definition, host)
+        yield Finding(reason, ERROR, None, message, net.line)
 
 
 def _exhausted(dom: DomainDef, network: NetworkDef, host: Host) -> str:

@@ -135,9 +135,8 @@ def disk_index(target: str) -> int:
     """
     match = re.fullmatch(r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*", target, re.ASCII)
     if match is None:
-        raise ConfigError(
-            f"Disk target '{target}' is not a name such as 'vda' or 'sdb'", libvirt_code=VIR_ERR_INTERNAL_ERROR
-        )
+        text = f"Disk target '{target}' is not a name such as 'vda' or 'sdb'"
+        raise ConfigError(text, libvirt_code=VIR_ERR_INTERNAL_ERROR)
     number = 0
     for letter in match[1]:
         number = number * 26 + ord(letter) - ord("a") + 1

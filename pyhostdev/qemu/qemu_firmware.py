@@ -78,12 +78,9 @@ class Firmware(NamedTuple):
         said: Any = parse_json(text)
         try:
             mapping = said["mapping"]
-            if mapping["device"] == "memory":
-                mode, executable = "memory", Image(_text(mapping["filename"]), "raw")
-            elif mapping["device"] == "flash":
-                mode, executable = _mode(mapping), _image(mapping["executable"])
-            else:
+            if mapping["device"] not in ("memory", "flash"):
                 return None
+            mode, executable = _executable(mapping)
             template = _image(mapping["nvram-template"]) if mode == "split" else None
             machines = [
                 (_text(t["architecture"]), pattern) for t in said["targets"] for pattern in _texts(t["machines"])
@@ -121,6 +118,13 @@ _USUAL = (
         frozenset(),
     ),
 )
+
+
+def _executable(mapping: Any) -> tuple[str, Image]:
+    """Return the mode of a mapping and the image that the guest runs."""
+    if mapping["device"] == "memory":
+        return "memory", Image(_text(mapping["filename"]), "raw")
+    return _mode(mapping), _image(mapping["executable"])
 
 
 def _image(said: Any) -> Image:
@@ -187,6 +191,7 @@ def fill_firmware(dom: DomainDef, host: HostFacts | None, release: LibvirtReleas
 
     Args:
         host: provides the descriptors; None leaves the choice open.
+
     Raises:
         ConfigUnsupportedError: no firmware of the host matches, or a descriptor is damaged.
 

@@ -229,6 +229,13 @@ def _is_alone(core: DriverCore, device: SimDevice) -> bool:
     return all(other.address[:2] != bus or other.address == device.address for other in list_devices(core.tree))
 
 
+def _reset_methods(words: list[str], supported: list[str]) -> str:
+    for word in words:
+        if word not in _RESET_NAMES or word not in supported:
+            raise Refusal(errno.EINVAL)
+    return " ".join(words) + "\n" if words else ""
+
+
 def store_reset_method(core: DriverCore, device: SimDevice, value: bytes) -> None:
     """
     Choose the methods to reset a function, in order.
@@ -240,13 +247,7 @@ def store_reset_method(core: DriverCore, device: SimDevice, value: bytes) -> Non
     present = (device.read("reset_method") or b"").decode("latin-1")
     default = core.state.reset_methods.get(name, present)
     words = c_string(value).decode("latin-1").split()
-    if words != ["default"]:
-        for word in words:
-            if word not in _RESET_NAMES or word not in default.split():
-                raise Refusal(errno.EINVAL)
-        text = " ".join(words) + "\n" if words else ""
-    else:
-        text = default
+    text = default if words == ["default"] else _reset_methods(words, default.split())
     device.update("reset_method", text.encode("latin-1"))
     core.state.reset_methods[name] = default
     if text == default:

@@ -177,8 +177,12 @@ def read_dump(directory: str, name: str) -> bytes:
             raise ConfigError(f"'{name}.hex': {err}") from err
         config[offset : offset + len(data)] = data
         end = max(end, offset + len(data))
-    sizes = (pciregs.CONFIG_SIZE_UNPRIVILEGED, pciregs.CONFIG_SIZE, pciregs.CONFIG_SIZE_EXPRESS)
-    fitting = [size for size in sizes if size >= end]
-    if not fitting:
-        raise ConfigError(f"'{name}.hex' is longer than a config space")
-    return bytes(config[: fitting[0]])
+    return bytes(config[: _size_for(end, name)])
+
+
+def _size_for(end: int, name: str) -> int:
+    """Return the smallest size of a configuration space that holds so many bytes."""
+    for size in (pciregs.CONFIG_SIZE_UNPRIVILEGED, pciregs.CONFIG_SIZE, pciregs.CONFIG_SIZE_EXPRESS):
+        if size >= end:
+            return size
+    raise ConfigError(f"'{name}.hex' is longer than a configuration space")

@@ -10,6 +10,8 @@ import os
 from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyhostdev.testing.driverspec import DriverSpec
     from pyhostdev.testing.hostspec import HostSpec
     from pyhostdev.testing.tree import Tree
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 IOMMUFD = "iommufd"
 
 _DRIVER_FILES = ("bind", "unbind", "new_id", "remove_id", "uevent")
+
+
+def _link_module(tree: Tree, module: str, driver: str, directory: str) -> None:
+    tree.make_dirs(os.path.join(module, "drivers"))
+    tree.put_link(os.path.join(module, "drivers", f"pci:{driver}"), directory)
+    tree.put_link(os.path.join(directory, "module"), module)
 
 
 def put_driver(tree: Tree, spec: DriverSpec) -> None:
@@ -31,10 +39,7 @@ def put_driver(tree: Tree, spec: DriverSpec) -> None:
     for name in _DRIVER_FILES:
         tree.put_file(os.path.join(directory, name), b"")
     if spec.module is not None:
-        module = root.module(spec.module)
-        tree.make_dirs(os.path.join(module, "drivers"))
-        tree.put_link(os.path.join(module, "drivers", f"pci:{spec.name}"), directory)
-        tree.put_link(os.path.join(directory, "module"), module)
+        _link_module(tree, root.module(spec.module), spec.name, directory)
     if spec.kind == "vfio":
         tree.make_dirs(root.dev_vfio)
         tree.put_file(os.path.join(root.dev_vfio, "vfio"), b"")
@@ -61,13 +66,7 @@ def put_iommufd(tree: Tree) -> None:
     tree.make_dirs(tree.root.module(IOMMUFD))
 
 
-def put_modules(tree: Tree, host: HostSpec) -> None:
-    """
-    Write the lists that modprobe reads, and load iommufd where it is loaded.
-
-    Host: writes ``lib/modules/RELEASE/modules.{alias,dep,builtin}``, ``dev/iommu``
-    """
-    present = [spec for spec in host.drivers.values() if spec.availability != "missing"]
+def _module_lists(host: HostSpec, present: Sequence[DriverSpec]) -> dict[str, list[str]]:
     files = {
         "modules.alias": [line for spec in present for line in module_aliases(spec)],
         "modules.dep": [f"{_module_file(spec.module)}:" for spec in present if spec.module],
@@ -75,9 +74,19 @@ def put_modules(tree: Tree, host: HostSpec) -> None:
     }
     if host.iommufd is not None:
         files["modules.dep"].append(f"{_module_file(IOMMUFD)}:")
+    return files
+
+
+def put_modules(tree: Tree, host: HostSpec) -> None:
+    """
+    Write the lists that modprobe reads, and load iommufd where it is loaded.
+
+    Host: writes ``lib/modules/RELEASE/modules.{alias,dep,builtin}``, ``dev/iommu``
+    """
+    present = [spec for spec in host.drivers.values() if spec.availability != "missing"]
     directory = os.path.dirname(tree.root.modules_alias(host.release))
     tree.make_dirs(directory, exist_ok=False)
-    for name, lines in files.items():
+    for name, lines in _module_lists(host, present).items():
         text = "".join(f"{line}\n" for line in dict.fromkeys(lines))
         tree.put_file(os.path.join(directory, name), text.encode())
     has_vfio = any(spec.kind == "vfio" and spec.availability == "loaded" for spec in present)

@@ -137,14 +137,20 @@ class IOMMUGroups:
         except FileNotFoundError:
             raise Refusal(errno.ENOENT) from None
         try:
+            self._claim(fd, group)
+        except Refusal:
+            os.close(fd)
+            raise
+        return fd
+
+    def _claim(self, fd: int, group: int) -> None:
+        """Lock a group's open node, as the only one; refuse if the host uses a member."""
+        try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(fd)
             raise Refusal(errno.EBUSY) from None
         if self.host_users(group):
-            os.close(fd)
             raise Refusal(errno.EPERM)
-        return fd
 
     def bind_iommufd(self, device: SimDevice, fd: int, iommufd: int) -> None:
         """

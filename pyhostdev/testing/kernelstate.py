@@ -20,6 +20,8 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyhostdev.testing.tree import Tree
     from pyhostdev.util.hostroot import HostRoot
 
@@ -207,16 +209,20 @@ def learn_state(tree: Tree) -> KernelState:
     state.uevent_driver = False
     for name in tree.list_dir(root.pci_drivers):
         state.drivers[name] = state.driver(name)
-    bound: SimDevice | None = None
-    for name in tree.list_dir(root.pci_devices):
-        driver = tree.link_name(os.path.join(root.pci_devices, name, "driver"))
+    bound = list(_bound_devices(tree))
+    for device, driver in bound:
+        _learn_binding(state, device, driver)
+    if bound:
+        state.uevent_driver = b"DRIVER=" in (bound[-1][0].read("uevent") or b"")
+    return state
+
+
+def _bound_devices(tree: Tree) -> Iterator[tuple[SimDevice, str]]:
+    for name in tree.list_dir(tree.root.pci_devices):
+        driver = tree.link_name(os.path.join(tree.root.pci_devices, name, "driver"))
         device = None if driver is None else find_device(tree, name)
         if driver is not None and device is not None:
-            bound = device
-            _learn_binding(state, device, driver)
-    if bound is not None:
-        state.uevent_driver = b"DRIVER=" in (bound.read("uevent") or b"")
-    return state
+            yield device, driver
 
 
 class StateFile:

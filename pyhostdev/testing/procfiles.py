@@ -25,6 +25,13 @@ _FIRST_PID = 4000
 _FIRST_FD = 20
 _PF_EXITING, _PF_RANDOMIZE = 0x4, 0x400000  # include/linux/sched.h
 _ROUTES = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+_SWAPS = "Filename\tType\tSize\tUsed\tPriority\n"
+_DEFAULT_ROUTE = "\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+
+
+def _mountinfo(host: HostSpec) -> str:
+    numbered = enumerate(host.mounts, 20)
+    return "".join(f"{n} 1 259:{n - 20} / {where} rw - {fs} /dev/{d} rw\n" for n, (d, where, fs) in numbered)
 
 
 def put_proc(tree: Tree, host: HostSpec) -> None:
@@ -33,18 +40,13 @@ def put_proc(tree: Tree, host: HostSpec) -> None:
 
     Host: writes below ``proc``
     """
-    numbered = list(enumerate(host.mounts, 20))
     texts = {
         "sys/kernel/random/boot_id": f"{host.boot_id}\n",
         "sys/kernel/osrelease": f"{host.release}\n",
         "mounts": "".join(f"/dev/{d} {where} {fs} rw 0 0\n" for d, where, fs in host.mounts),
-        "self/mountinfo": "".join(
-            f"{n} 1 259:{n - 20} / {where} rw - {fs} /dev/{d} rw\n" for n, (d, where, fs) in numbered
-        ),
-        "swaps": "Filename\tType\tSize\tUsed\tPriority\n"
-        + "".join(f"/dev/{name}\tpartition\t1048572\t0\t-2\n" for name in host.swaps),
-        "net/route": _ROUTES
-        + "".join(f"{name}\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n" for name in host.routes),
+        "self/mountinfo": _mountinfo(host),
+        "swaps": _SWAPS + "".join(f"/dev/{name}\tpartition\t1048572\t0\t-2\n" for name in host.swaps),
+        "net/route": _ROUTES + "".join(f"{name}{_DEFAULT_ROUTE}" for name in host.routes),
     }
     for name, text in texts.items():
         path = os.path.join(tree.root.proc, name)

@@ -27,9 +27,7 @@ class FakeHostFactory(Protocol):
 
 @pytest.fixture
 def fakehost(tmp_path: Path) -> FakeHostFactory:
-    """
-    Build fake hosts below the test's temporary directory: ``fakehost("bcm5719")``, or with a description.
-    """
+    """Build fake hosts below the test's temporary directory: ``fakehost("bcm5719")``, or with a description."""
     made: list[FakeHost] = []
 
     def make(tree: str | os.PathLike[str]) -> FakeHost:

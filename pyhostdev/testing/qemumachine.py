@@ -184,14 +184,10 @@ class SimulatedMachine:
                 raise QMPRefusal(f"PCI: slot {slot} function {function} not available for {driver}, in use by {what}")
         first = next((other for other in others if other.place.function == 0), None)
         if function and first is not None:
-            end = "exposed to guest."
-            if self.buses[place.bus].hotplug == "pseries":
-                raise QMPRefusal(
-                    f"PCI: slot {slot} function 0 already occupied by {first.driver}, additional functions can no "
-                    f"longer be {end}"
-                )
+            is_pseries = self.buses[place.bus].hotplug == "pseries"
+            what = "additional functions can no longer" if is_pseries else f"new func {driver} cannot"
             raise QMPRefusal(
-                f"PCI: slot {slot} function 0 already occupied by {first.driver}, new func {driver} cannot be {end}"
+                f"PCI: slot {slot} function 0 already occupied by {first.driver}, {what} be exposed to guest."
             )
         if function == 0 and others and not multifunction:
             raise QMPRefusal(

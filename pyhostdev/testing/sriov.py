@@ -67,6 +67,16 @@ def _free_group(core: DriverCore) -> int:
     return next(number for number in range(len(used) + 1) if number not in used)
 
 
+def _put_vf(core: DriverCore, pf: SimDevice, index: int) -> SimDevice:
+    ari = pf.read("ari_enabled") == b"1\n"
+    spec = _virtual_spec(core, pf, index)
+    on_own_bus = spec.address.bus == pf.address.bus
+    vf = put_function(core.tree, spec, os.path.dirname(pf.place), ari=ari and on_own_bus)
+    if spec.group is not None:
+        put_in_group(core.tree, vf.path, spec.group)
+    return vf
+
+
 def enable(core: DriverCore, pf: SimDevice, count: int) -> None:
     """
     Create VFs, each in its own group, and offer them to the drivers.
@@ -74,17 +84,10 @@ def enable(core: DriverCore, pf: SimDevice, count: int) -> None:
     Raises:
         NotSimulated: the tree does not describe them.
     """
-    place = os.path.dirname(pf.place)
     vfs = []
     for index in range(count):
-        ari = pf.read("ari_enabled") == b"1\n"
-        spec = _virtual_spec(core, pf, index)
-        on_own_bus = spec.address.bus == pf.address.bus
-        vf = put_function(core.tree, spec, place, ari=ari and on_own_bus)
-        if spec.group is not None:
-            put_in_group(core.tree, vf.path, spec.group)
-        vfs.append(vf)
-        core.tell("add", vf)
+        vfs.append(_put_vf(core, pf, index))
+        core.tell("add", vfs[-1])
     link_virtual_functions(pf, vfs)
     _show_count(pf, count)
     for vf in vfs:

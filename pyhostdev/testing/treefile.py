@@ -358,13 +358,7 @@ def _naming_line(number: int, name: str) -> Iterator[None]:
         raise ConfigError(f"Line {number} of host '{name}': {err}", line=number) from err
 
 
-def check_function(host: HostSpec, spec: FunctionSpec) -> None:
-    """
-    Refuse a function that contradicts the rest of its host.
-
-    Raises:
-        ValueError: it names an undescribed object, or an object of the wrong kind.
-    """
+def _check_relatives(host: HostSpec, spec: FunctionSpec) -> None:
     for address in (spec.physfn, spec.parent):
         if address is not None and address not in host.functions:
             raise ValueError(f"{address} is not described")
@@ -374,6 +368,16 @@ def check_function(host: HostSpec, spec: FunctionSpec) -> None:
         raise ValueError(f"{spec.physfn} is a VF itself")
     if spec.parent is not None and host.functions[spec.parent].bridge is None:
         raise ValueError(f"{spec.parent} is not a bridge")
+
+
+def check_function(host: HostSpec, spec: FunctionSpec) -> None:
+    """
+    Refuse a function that contradicts the rest of its host.
+
+    Raises:
+        ValueError: it names an undescribed object, or an object of the wrong kind.
+    """
+    _check_relatives(host, spec)
     driver = host.drivers.get(spec.driver or "")
     if spec.driver is not None and (driver is None or driver.availability != "loaded"):
         raise ValueError(f"the driver '{spec.driver}' is not loaded")

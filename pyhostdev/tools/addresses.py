@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.tools import arguments, output, releases
 from pyhostdev.tools.contract import DIFFER, DONE
+from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
@@ -35,27 +36,42 @@ def run(args: argparse.Namespace) -> int:
     host = arguments.host_of(args)
     here = releases.answering(args, host)
     told: set[str] = set()
-    old = _defined(args, host, args.file, here, args.capabilities, told)
-    against = None
-    changes: list[AddressChange] = []
-    if args.diff is not None or args.against_libvirt is not None:
-        there = releases.Answering(args.against_libvirt) if args.against_libvirt else here
-        other = args.file if args.diff is None else args.diff
-        # another release comes with another QEMU than the one of this host
-        is_other = there.release != here.release
-        new = _defined(args, host, other, there, args.capabilities or (there.release.qemu if is_other else None), told)
-        changes = compare_addresses(old, new)
-        against = {"file": other, "libvirt": str(there.release), "changes": [_change_to_json(c) for c in changes]}
-    if args.json:
-        addresses = [_address_to_json(found) for found in old.addresses()]
-        output.print_json(
-            {"version": 1, "libvirt": str(here.release), "addresses": addresses, "against": against},
-        )
-    elif against is None:
-        output.print_table(("DEVICE", "ADDRESS", "WHY"), (_row(found) for found in old.addresses()))
-    else:
-        output.print_table(("CHANGE", "DEVICE", "BEFORE", "AFTER"), (_change_row(change) for change in changes))
+    domain = _defined(args, host, args.file, here, args.capabilities, told)
+    if args.diff is None and args.against_libvirt is None:
+        _print(args, here, domain, None)
+        return DONE
+    there = releases.Answering(args.against_libvirt) if args.against_libvirt else here
+    other = args.file if args.diff is None else args.diff
+    # another release comes with another QEMU than the one of this host
+    choice = args.capabilities or (there.release.qemu if there.release != here.release else None)
+    changes = compare_addresses(domain, _defined(args, host, other, there, choice, told))
+    _print(args, here, domain, Comparison(other, str(there.release), changes))
     return DIFFER if has_moved(changes) else DONE
+
+
+class Comparison(NamedTuple):
+    """The changes of addresses from one domain to the one in another file, or of another release."""
+
+    file: str
+    libvirt: str
+    changes: list[AddressChange]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the member ``against`` of the document."""
+        changes = [_change_to_json(change) for change in self.changes]
+        return {"file": self.file, "libvirt": self.libvirt, "changes": changes}
+
+
+def _print(args: argparse.Namespace, here: releases.Answering, domain: DomainDef, against: Comparison | None) -> None:
+    """Print the addresses of a domain, or what changes in the other one; both as JSON."""
+    found = domain.addresses()
+    if args.json:
+        head = {"version": 1, "libvirt": str(here.release), "addresses": [*map(_address_to_json, found)]}
+        output.print_json({**head, "against": None if against is None else against.to_json()})
+    elif against is None:
+        output.print_table(("DEVICE", "ADDRESS", "WHY"), map(_row, found))
+    else:
+        output.print_table(("CHANGE", "DEVICE", "BEFORE", "AFTER"), map(_change_row, against.changes))
 
 
 def _defined(

@@ -69,8 +69,14 @@ def _spec_of(text: str) -> HostSpec:
     if not text.endswith(".tree"):
         names = ", ".join(named_hosts())
         raise ConfigError(f"Unknown host '{text}': expected a .tree file, generate:N or one of {names}")
+    return _read(text)
+
+
+def _read(path: str) -> HostSpec:
+    from pyhostdev.testing.treefile import read_host
+
     try:
-        return read_host(text)
+        return read_host(path)
     except (OSError, UnicodeDecodeError) as err:
         why = err.strerror if isinstance(err, OSError) else "it is not UTF-8"
-        raise ConfigError(f"Cannot read '{text}': {why}") from err
+        raise ConfigError(f"Cannot read '{path}': {why}") from err

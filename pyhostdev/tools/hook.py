@@ -127,14 +127,19 @@ def script(args: argparse.Namespace) -> str:
     return _SCRIPT.format(mark=_MARK, command=shlex.join(words))
 
 
+def _create(root: HostRoot) -> int:
+    """Create the hook's file, which must not exist, and return its descriptor."""
+    with _directory(root, mode=0o755) as directory:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(NAME, flags, 0o755, dir_fd=directory)
+
+
 def _install(args: argparse.Namespace) -> int:
     """Write the hook; a file that is there stays, and is an error unless it is the same."""
     root = arguments.host_of(args).root
     path, text = root.libvirt_hook(NAME), script(args)
     try:
-        with _directory(root, mode=0o755) as directory:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(NAME, flags, 0o755, dir_fd=directory)
+        fd = _create(root)
     except FileExistsError:
         if _read(root, path) != text:
             raise _exists(path, "stays as it is: remove it, or call --uninstall first") from None

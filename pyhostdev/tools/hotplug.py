@@ -131,15 +131,20 @@ class StoredDefinition:
                 new.write(self.changed.format())
                 new.flush()
                 os.fsync(fd)
-                if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-                    os.fchown(fd, status.st_uid, status.st_gid)
-                os.fchmod(fd, status.st_mode & 0o7777)
+                _give_mode_and_owner(fd, status)
                 os.rename(name, place)
         except OSError as err:
             done = ", but the running guest was changed" if after_live else ""
             raise OperationError(
                 f"Cannot replace '{self.path}': {err.strerror}{done}", rolled_back=False if after_live else None
             ) from err
+
+
+def _give_mode_and_owner(fd: int, status: os.stat_result) -> None:
+    """Give a new file the mode and owner of the one that it replaces."""
+    if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+        os.fchown(fd, status.st_uid, status.st_gid)
+    os.fchmod(fd, status.st_mode & 0o7777)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from pyhostdev.tools.contract import DONE, NOT_RESTORED, PENDING, REFUSED, ROLLE
 
 TYPE_CHECKING = False  # typing costs a third of the start
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterable
     from typing import NoReturn
 
@@ -55,11 +56,7 @@ def _dispatch(words: list[str]) -> int:
     from pyhostdev.tools import parsers
 
     if not words or words[0] not in VERBS:
-        parser = parsers.top_parser()
-        if parser.parse_args(words).version:
-            return _tell_version()
-        streams.tell(parser.format_help().rstrip())
-        return USAGE
+        return _without_verb(parsers.top_parser(), words)
     parser = parsers.verb_parser(words[0])
     import argparse
 
@@ -84,6 +81,14 @@ def _clean_up() -> None:
 def _tell_version() -> int:
     streams.write(f"pyhostdev {__version__}\n")
     return DONE
+
+
+def _without_verb(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """Print the version or the usage; an unknown verb ends the program."""
+    if parser.parse_args(words).version:
+        return _tell_version()
+    streams.tell(parser.format_help().rstrip())
+    return USAGE
 
 
 def _run(words: list[str]) -> int:

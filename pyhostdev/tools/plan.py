@@ -44,11 +44,7 @@ def run(args: argparse.Namespace) -> int:
     args.root = roots[0]
     host = arguments.host_of(args)
     plan, origin = planned(args, definition, host, partial(releases.capabilities_of, args, definition, host))
-    found = host.find_pinned(definition) if args.find else None
-    if args.json:
-        output.print_json(to_json(plan, origin, found))
-    else:
-        print_plan(plan, found)
+    _print(args, plan, origin, host.find_pinned(definition) if args.find else None)
     return 0 if (plan.can_start if args.for_start else plan.ok) else 1
 
 
@@ -65,11 +61,15 @@ def _run_named(args: argparse.Namespace, roots: list[str]) -> int:
     release = releases.release_of(args, host)
     plan = host.plan(devices.named_domain(args, host), args.policy, accept=args.accept, release=release)
     releases.tell_release(args, host)
-    if args.json:
-        output.print_json(to_json(plan, None, None))
-    else:
-        print_plan(plan)
+    _print(args, plan, None, None)
     return 0 if plan.ok else 1
+
+
+def _print(args: argparse.Namespace, plan: Plan, origin: str | None, found: Found | None) -> None:
+    if args.json:
+        output.print_json(to_json(plan, origin, found))
+    else:
+        print_plan(plan, found)
 
 
 def print_plan(plan: Plan, found: Found | None = None) -> None:

@@ -135,6 +135,17 @@ def run(args: argparse.Namespace, definition: DomainDef | None, roots: list[str]
     """
     if args.state_dir is not None:
         raise ConfigError("--state-dir cannot be used with several hosts")
+    answers = _ask_all(args, definition, roots)
+    if args.json:
+        _print_json(answers)
+    else:
+        titles = ("HOST", "CAN", "WHAT PREVENTS IT", *(["PINNED DEVICES"] if args.find else []))
+        output.print_table(titles, _rows(answers))
+    return 0 if any(answer.can for answer in answers) else 1
+
+
+def _ask_all(args: argparse.Namespace, definition: DomainDef | None, roots: list[str]) -> list[Answer]:
+    """Plan on all hosts, in as many processes as there are processors; show the progress."""
     answers = []
     processes = min(len(roots), os.cpu_count() or 1)
     forked = multiprocessing.get_context("fork")  # the default of Python 3.14 imports all again, and leaves a process
@@ -143,16 +154,15 @@ def run(args: argparse.Namespace, definition: DomainDef | None, roots: list[str]
             answers.append(answer)
             streams.show_progress(f"{number} of {len(roots)} hosts")
     streams.end_progress()
-    if args.json:
-        for answer in answers:
-            if answer.lacking:
-                complain(arguments.lacking_note(answer.root, answer.lacking))
-        streams.write("".join(f"{json.dumps(answer.value)}\n" for answer in answers))
-    else:
-        output.print_table(
-            ("HOST", "CAN", "WHAT PREVENTS IT", *(["PINNED DEVICES"] if args.find else [])), _rows(answers)
-        )
-    return 0 if any(answer.can for answer in answers) else 1
+    return answers
+
+
+def _print_json(answers: list[Answer]) -> None:
+    """Print one line for each host, and on stderr which facts a snapshot lacks."""
+    for answer in answers:
+        if answer.lacking:
+            complain(arguments.lacking_note(answer.root, answer.lacking))
+    streams.write("".join(f"{json.dumps(answer.value)}\n" for answer in answers))
 
 
 def _rows(answers: list[Answer]) -> Iterator[tuple[str, ...]]:

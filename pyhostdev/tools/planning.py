@@ -43,10 +43,9 @@ def planned(
             raise
         # The host devices can still be prepared: another hypervisor driver may run the domain
         return plan.with_start_findings([Finding("unsupported", ERROR, None, str(err))]), None
-    plan = plan.with_start_findings(
-        qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership, release=release)
-    ).with_guest_addresses(qemu_driver.guest_addresses(definition, host, capabilities, release=release))
-    return plan, capabilities.origin
+    obstacles = qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership, release=release)
+    addresses = qemu_driver.guest_addresses(definition, host, capabilities, release=release)
+    return plan.with_start_findings(obstacles).with_guest_addresses(addresses), capabilities.origin
 
 
 Found = dict[PCIDeviceAddress, list[PCIDeviceAddress]]

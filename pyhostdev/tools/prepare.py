@@ -31,11 +31,7 @@ def run(args: argparse.Namespace) -> int:
     is_named = devices.is_named(args)
     node_owner = None if args.user is None else (args.user.uid, args.user.gid)
     manager = arguments.manager_of(args)
-    if is_named:
-        definition = devices.named_domain(args, manager.host)
-    else:
-        definition = _with_pool_functions(arguments.definition_of(args), manager.host)
-        definition.validate()
+    definition = devices.named_domain(args, manager.host) if is_named else _written_domain(args, manager.host)
     release = releases.release_of(args, manager.host)
     plan = manager.host.plan(definition, args.policy, accept=args.accept, release=release)
     if plan.ok:
@@ -44,6 +40,13 @@ def run(args: argparse.Namespace) -> int:
     if not manager.prepare(plan, node_owner=node_owner):
         complain(f"note: domain '{plan.owner}' already has these devices")
     return DONE
+
+
+def _written_domain(args: argparse.Namespace, host: Host) -> DomainDef:
+    """Return the domain in the file, valid, with the functions that networks' pools give to it."""
+    definition = _with_pool_functions(arguments.definition_of(args), host)
+    definition.validate()
+    return definition
 
 
 def _with_pool_functions(definition: DomainDef, host: Host) -> DomainDef:

@@ -76,12 +76,7 @@ def describe(dev: PCIDevice, choice: DriverChoice, in_flight: bool | None) -> di
     members = [] if group is None else read_iommu_group_members(dev.root, group)
     return {
         "address": str(dev.address),
-        "vendor_id": output.hexadecimal(dev.vendor),
-        "device_id": output.hexadecimal(dev.device),
-        "subsystem_vendor_id": output.hexadecimal(dev.subsystem_vendor),
-        "subsystem_device_id": output.hexadecimal(dev.subsystem_device),
-        "class": output.hexadecimal(dev.class_, 6),
-        "revision": output.hexadecimal(dev.revision, 2),
+        **_identity(dev),
         "driver": dev.driver,
         "driver_override": None if in_flight else dev.read_driver_override(),
         "vfio_driver": choice.driver,
@@ -94,11 +89,29 @@ def describe(dev: PCIDevice, choice: DriverChoice, in_flight: bool | None) -> di
         "header_type": dev.header_type,
         "pci_express": dev.is_pci_express(),
         "multifunction": dev.is_multifunction(),
+        **_relatives(dev),
+        "numa_node": dev.numa_node,
+    }
+
+
+def _identity(dev: PCIDevice) -> dict[str, Any]:
+    return {
+        "vendor_id": output.hexadecimal(dev.vendor),
+        "device_id": output.hexadecimal(dev.device),
+        "subsystem_vendor_id": output.hexadecimal(dev.subsystem_vendor),
+        "subsystem_device_id": output.hexadecimal(dev.subsystem_device),
+        "class": output.hexadecimal(dev.class_, 6),
+        "revision": output.hexadecimal(dev.revision, 2),
+    }
+
+
+def _relatives(dev: PCIDevice) -> dict[str, Any]:
+    """Return the siblings of a function, its PF and its VFs."""
+    return {
         "functions": [str(sibling.address) for sibling in dev.read_siblings()],
         "physfn": None if dev.physfn is None else str(dev.physfn),
         "virtual_functions": [str(vf) for vf in dev.read_virtual_functions()],
         "sriov_totalvfs": dev.sriov_totalvfs,
-        "numa_node": dev.numa_node,
     }
 
 
@@ -106,10 +119,6 @@ def surroundings(host: Host, dev: PCIDevice) -> dict[str, Any]:
     """Return names, what isolates the function, how it is reset, and what uses it; None for an unavailable fact."""
     ids = PCIIds.read(host.root, HostRoot("/"))
     uses = HostUsage(host.root).of(dev.address)
-    group = dev.iommu_group
-    holders = {} if group is None else read_group_holders(host.root, [group])
-    records = filters.readable_records(host)
-    record = None if records is None else records.get(dev.address)
     return {
         "vendor_name": ids.vendor(dev.vendor),
         "device_name": ids.device(dev.vendor, dev.device),
@@ -118,10 +127,21 @@ def surroundings(host: Host, dev: PCIDevice) -> dict[str, Any]:
         "netdevs": names_on(host.root, host.root.class_net, dev.address),
         "blocks": names_on(host.root, host.root.class_block, dev.address),
         "uses": [f"{use.reason}: {use.text}" for use in uses],
-        "owner": None if record is None else record.owner,
-        "holders": [str(holder) for held in holders.values() for holder in held],
+        "owner": _owner(host, dev.address),
+        "holders": _holders(host, dev.iommu_group),
         "companions": _companions(dev),
     }
+
+
+def _owner(host: Host, address: PCIDeviceAddress) -> str | None:
+    """Return the domain that has the function; None also if the records cannot be read."""
+    record = (filters.readable_records(host) or {}).get(address)
+    return None if record is None else record.owner
+
+
+def _holders(host: Host, group: int | None) -> list[str]:
+    holders = {} if group is None else read_group_holders(host.root, [group])
+    return [str(holder) for held in holders.values() for holder in held]
 
 
 def _port(host: Host, address: PCIDeviceAddress) -> str:

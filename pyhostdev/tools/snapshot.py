@@ -14,6 +14,9 @@ from pyhostdev.tools.main import complain
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host
+    from pyhostdev.util.hostroot import HostRoot
+    from pyhostdev.util.hostsnapshot import HostSnapshot
+    from pyhostdev.util.snapshotfile import Manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 def _archive(args: argparse.Namespace, host: Host) -> bytes:
     from pyhostdev.util.hostsnapshot import take_snapshot
     from pyhostdev.util.redaction import redacted
-    from pyhostdev.util.snapshotfile import Manifest, pack
+    from pyhostdev.util.snapshotfile import pack
 
     snapshot = take_snapshot(host.root, host.state() if args.state_dir else None)
     if args.redact:
@@ -53,15 +56,20 @@ def _archive(args: argparse.Namespace, host: Host) -> bytes:
     if snapshot.unreadable:
         files = arguments.files(len(snapshot.unreadable))
         complain(f"note: this user cannot read {files}; the manifest names what is missing")
-    kernel = snapshot.entries.get(os.path.relpath(host.root.kernel_release, host.root.path))
-    manifest = Manifest(
+    return pack(snapshot, _manifest(snapshot, host.root, redacted=args.redact))
+
+
+def _manifest(snapshot: HostSnapshot, root: HostRoot, *, redacted: bool) -> Manifest:
+    from pyhostdev.util.snapshotfile import Manifest
+
+    kernel = snapshot.entries.get(os.path.relpath(root.kernel_release, root.path))
+    return Manifest(
         pyhostdev=__version__,
         kernel=kernel.decode().strip() if isinstance(kernel, bytes) else None,
-        redacted=args.redact,
+        redacted=redacted,
         unreadable=tuple(snapshot.unreadable),
         present=tuple(snapshot.present),
     )
-    return pack(snapshot, manifest)
 
 
 def _write(path: str, data: bytes) -> None:
@@ -74,16 +82,21 @@ def _write(path: str, data: bytes) -> None:
     if path == "-":
         streams.write_bytes(data)
         return
-    partial = f"{path}.{os.getpid()}.partial"
     try:
-        # it contains serial numbers that only root may read
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            with open(fd, "wb") as file:
-                file.write(data)
-            os.replace(partial, path)
-        except OSError:
-            os.unlink(partial)
-            raise
+        _replace(path, data)
     except OSError as err:
         raise SysfsError(err.errno or 0, path, "write a snapshot") from err
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Write a file beside the path, readable for this user only, and move it there."""
+    partial = f"{path}.{os.getpid()}.partial"
+    # it contains serial numbers that only root may read
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+        os.replace(partial, path)
+    except OSError:
+        os.unlink(partial)
+        raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, DeviceInUseError, RefusedError
@@ -31,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     releases.add_release(parser)
     arguments.add_changes(parser)
     arguments.add_qemu_user(parser)
+    _add_fd_group(parser)
+    parser.add_argument("--log", metavar="FILE", help="append QEMU's output to this file; it rolls over at 2 MiB")
+
+
+def _add_fd_group(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fd-group",
         action="append",
@@ -39,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FD",
         help="an open /dev/iommu that pyhostdev inherits, for <iommufd fdgroup='NAME'>; can be repeated",
     )
-    parser.add_argument("--log", metavar="FILE", help="append QEMU's output to this file; it rolls over at 2 MiB")
 
 
 def _fd_group(text: str) -> tuple[str, int]:
@@ -98,16 +103,16 @@ def _run_guest(
     from pyhostdev.qemu import qemu_driver
 
     release = releases.release_of(args, manager.host)
+    guest_of = partial(
+        qemu_driver.Guest,
+        keep_together=args.keep_together,
+        capabilities=capabilities,
+        release=release,
+        ownership=ownership,
+        fd_groups=_fd_groups(args),
+    )
     while True:
-        guest = qemu_driver.Guest(
-            definition,
-            manager.host,
-            keep_together=args.keep_together,
-            capabilities=capabilities,
-            release=release,
-            ownership=ownership,
-            fd_groups=_fd_groups(args),
-        )
+        guest = guest_of(definition, manager.host)
         accept = [*args.accept, *vf_consents(guest.definition)]
         plan = manager.host.plan(guest.definition, args.policy, accept=accept, release=release)
         try:
@@ -115,6 +120,12 @@ def _run_guest(
         except (RefusedError, DeviceInUseError):
             if not has_lost_functions(guest.definition, manager.host):
                 raise
+
+
+def _warn_of_root(args: argparse.Namespace, ownership: Ownership | None) -> None:
+    if ownership is None and args.user is None and os.geteuid() == 0:
+        users = " or ".join(DEFAULT_USERS)
+        complain(f"warning: QEMU runs as root, because this machine has no user {users}; choose one with --user")
 
 
 def _refuse(
@@ -132,9 +143,7 @@ def _refuse(
     """
     from pyhostdev.qemu import qemu_driver
 
-    if ownership is None and args.user is None and os.geteuid() == 0:
-        users = " or ".join(DEFAULT_USERS)
-        complain(f"warning: QEMU runs as root, because this machine has no user {users}; choose one with --user")
+    _warn_of_root(args, ownership)
     plan = qemu_driver.plan(
         host,
         definition,

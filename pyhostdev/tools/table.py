@@ -31,14 +31,19 @@ def format_table(columns: Row, rows: Sequence[Row], width: int | None = None, *,
     widths = [max(map(measure, column)) for column in zip(*lines, strict=True)]
     room = sum(widths) if width is None else width - len(GAP) * (len(widths) - 1)
     if is_ascii and sum(widths) <= room:
-        template = GAP.join([*(f"%-{width}s" for width in widths[:-1]), "%s"])
-        written = [(template % tuple(line)).rstrip() for line in lines]
+        written = _aligned(lines, widths)
     else:
         widths = _narrowed(lines, widths, room)
         written = [_folded(line, widths) for line in lines]
     if bold:
         written[0] = f"\x1b[1m{written[0]}\x1b[0m"
     return "\n".join([*written, ""])
+
+
+def _aligned(lines: Sequence[Row], widths: Sequence[int]) -> list[str]:
+    """Return rows of ASCII, whose columns are as wide as they need."""
+    template = GAP.join([*(f"%-{width}s" for width in widths[:-1]), "%s"])
+    return [(template % tuple(line)).rstrip() for line in lines]
 
 
 def display_width(text: str) -> int:

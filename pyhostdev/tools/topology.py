@@ -14,6 +14,7 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
+    from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.virpci import PCIDevice
 
 Roles = dict[PCIDeviceAddress, str]
@@ -38,13 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the host and print how its functions are connected."""
     host = arguments.host_of(args)
-    roles = {} if args.domain is None else _roles(args.domain)
     scan = host.scan()
-    for address in sorted(roles):
-        if scan.find(address) is None:
-            complain(f"note: device {address} of the domain is not on this host")
     owners = filters.owners_of(host)
-    roles = _with_owners(roles, owners)
+    roles = _with_owners(_roles(args.domain, scan), owners)
     above = {dev.address: _parent(dev) for dev in scan}
     if filters.has_filters(args):
         tests = list(filters.tests(args, host, scan, lambda: owners))
@@ -68,11 +65,18 @@ def _with_bridges(above: Above, addresses: Iterable[PCIDeviceAddress]) -> Above:
     return found
 
 
-def _roles(path: str) -> Roles:
+def _roles(path: str | None, scan: Scan) -> Roles:
+    """Return the roles of the functions that a domain declares; report those that the host lacks."""
+    if path is None:
+        return {}
     from pyhostdev.conf.domain_conf import DomainDef
 
-    definition = DomainDef.parse(arguments.read_file(path))
-    return {hostdev.pci_address: "given" if hostdev.is_assigned else "kept" for hostdev in definition.host_functions()}
+    declared = DomainDef.parse(arguments.read_file(path)).host_functions()
+    roles = {hostdev.pci_address: "given" if hostdev.is_assigned else "kept" for hostdev in declared}
+    for address in sorted(roles):
+        if scan.find(address) is None:
+            complain(f"note: device {address} of the domain is not on this host")
+    return roles
 
 
 def _with_owners(roles: Roles, owners: dict[str, str]) -> Roles:

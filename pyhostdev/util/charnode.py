@@ -38,17 +38,20 @@ def open_character_device(path: str, what: str, is_expected: Callable[[int, int]
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
-            facts = os.fstat(place)
-            numbers = os.major(facts.st_rdev), os.minor(facts.st_rdev)
-            if not stat.S_ISCHR(facts.st_mode) or not is_expected(*numbers):
-                raise OSError(errno.ENODEV, "it is another kind of file")
-            return os.open(
-                f"/proc/self/fd/{place}", os.O_RDWR | os.O_CLOEXEC
-            )  # opens the file that was checked, even if the path has changed
+            return _open_checked(place, is_expected)
         finally:
             os.close(place)
     except OSError as err:
         raise OperationError(f"Cannot open {what} '{path}': {err.strerror or err}") from err
+
+
+def _open_checked(place: int, is_expected: Callable[[int, int], bool]) -> int:
+    facts = os.fstat(place)
+    numbers = os.major(facts.st_rdev), os.minor(facts.st_rdev)
+    if not stat.S_ISCHR(facts.st_mode) or not is_expected(*numbers):
+        raise OSError(errno.ENODEV, "it is another kind of file")
+    # Opens the file that was checked, even if the path has changed
+    return os.open(f"/proc/self/fd/{place}", os.O_RDWR | os.O_CLOEXEC)
 
 
 def is_tun(*numbers: int) -> bool:

@@ -27,6 +27,7 @@ def within(seconds: float, doing: str, call: Callable[[], T]) -> T:
 
     Args:
         doing: describes the call, as the end of "Could not".
+
     Raises:
         OperationError: the call does not return in time.
     """

@@ -27,7 +27,7 @@ from pyhostdev.util.virfile import is_directory, list_names, read_bytes, read_li
 from pyhostdev.util.virpcivpd import read_vpd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.statedir import StateDir
@@ -148,16 +148,20 @@ class _Taker:
                 self.add_link(os.path.join(top, link))
             elif _OWN_DOMAIN.fullmatch(link):
                 self.add_directory(os.path.join(top, link))
+        self._add_parts(top, names)
+        if "config" in names:
+            self._add_config(os.path.join(top, "config"))
+        if "vpd" in names:
+            self._add_vpd(os.path.join(top, "vpd"))
+
+    def _add_parts(self, top: str, names: Collection[str]) -> None:
+        """Take a function's interfaces, VFIO device and types of mediated devices."""
         for group in ("net", "vfio-dev"):
             for part in self.add_directory(os.path.join(top, group)) if group in names else ():
                 self._add_class_device(os.path.join(top, group, part))
         types = os.path.join(top, "mdev_supported_types")
         for kind in self.add_directory(types) if os.path.basename(types) in names else ():
             self._add_attributes(os.path.join(types, kind), TYPE_ATTRIBUTES)
-        if "config" in names:
-            self._add_config(os.path.join(top, "config"))
-        if "vpd" in names:
-            self._add_vpd(os.path.join(top, "vpd"))
 
     def _add_attributes(self, top: str, attributes: Iterable[str]) -> list[str]:
         """Take a directory with some of its files, and return the names in it."""

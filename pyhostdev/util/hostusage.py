@@ -265,7 +265,7 @@ def _all_below(
     root: HostRoot, directory: str, names: Iterable[str], parts_of: Callable[[HostRoot, str], list[str]]
 ) -> dict[str, list[str]]:
     """
-        Return, for each device of a class, the sysfs paths of the device and of all its parts.
+    Return, for each device of a class, the sysfs paths of the device and of all its parts.
 
     Raises:
         SysfsError: a path cannot be read; a name is invalid (EBADMSG); there are too many paths (EFBIG).

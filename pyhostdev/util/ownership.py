@@ -86,7 +86,7 @@ def chosen_ownership(user: str | None) -> Ownership | None:
     Return the user for a QEMU that we start: ``user`` if given, else the default; None for the current user.
 
     Raises:
-            ConfigError: this machine does not have the user, or only root could switch to it.
+        ConfigError: this machine does not have the user, or only root could switch to it.
     """
     asked = None if user is None else parse_ownership(user)
     if asked is not None and os.geteuid() != 0 and (asked.uid, asked.gid) != (os.geteuid(), os.getegid()):

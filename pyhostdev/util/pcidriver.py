@@ -190,17 +190,12 @@ class DriverMover:
         """
         now = self.read_binding(address)
         if (now.incarnation, now.fingerprint) != (before.incarnation, before.fingerprint):
-            raise OperationError(
-                f"Device {address} was replaced by another one while it changed drivers",
-                reason="changed-device",
-                address=address,
-            )
+            text = f"Device {address} was replaced by another one while it changed drivers"
+            raise OperationError(text, reason="changed-device", address=address)
         if (now.driver, now.override) != (driver, override):
-            raise OperationError(
-                f"Device {address} should have driver {_shown(driver)} and override "
-                f"{_shown(override)}, but has {_shown(now.driver)} and {_shown(now.override)}",
-                address=address,
-            )
+            text = f"Device {address} should have driver {_shown(driver)} and override {_shown(override)}"
+            text += f", but has {_shown(now.driver)} and {_shown(now.override)}"
+            raise OperationError(text, address=address)
 
 
 def _shown(name: str | None) -> str:

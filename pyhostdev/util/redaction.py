@@ -186,6 +186,16 @@ def _sources(data: bytes) -> list[bytes]:
     return found
 
 
+def _redacted_entry(redactor: _Redactor, path: str, content: bytes | str | None) -> tuple[str, bytes | str | None]:
+    """Return path and contents of a link, a directory or a file."""
+    if isinstance(content, str):
+        return redactor.path(_renamed(redactor, path)), redactor.path(_target(redactor, path, content))
+    if content is None:
+        return redactor.path(path), None
+    name, data = _redacted_file(redactor, path, content)
+    return redactor.path(name), data
+
+
 def redacted(snapshot: HostSnapshot, root: HostRoot) -> HostSnapshot:
     """Return a snapshot without values that identify the machine, its owner or its guests."""
     redactor = _Redactor(root)
@@ -193,15 +203,7 @@ def redacted(snapshot: HostSnapshot, root: HostRoot) -> HostSnapshot:
         found = _VIRTUAL_NET.match(path)
         if found is not None and found[1] != "lo":
             redactor.interfaces.of(found[1])
-    entries: dict[str, bytes | str | None] = {}
-    for path, content in snapshot.entries.items():
-        if isinstance(content, str):
-            entries[redactor.path(_renamed(redactor, path))] = redactor.path(_target(redactor, path, content))
-        elif content is None:
-            entries[redactor.path(path)] = None
-        else:
-            name, data = _redacted_file(redactor, path, content)
-            entries[redactor.path(name)] = data
+    entries = dict(_redacted_entry(redactor, path, content) for path, content in snapshot.entries.items())
     libvirt = redactor._key(root.libvirt_status)
     unreadable = [redactor.path(path) for path in snapshot.unreadable if not path.startswith(f"{libvirt}/")]
     return HostSnapshot(dict(sorted(entries.items())), unreadable, snapshot.present)

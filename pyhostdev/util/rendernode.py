@@ -25,6 +25,7 @@ def first_render_node(root: HostRoot) -> str | None:
         SysfsError: the directory cannot be read.
 
     Host: ``dev/dri``
+
     Mirrors: virHostGetDRMRenderNode (src/util/virutil.c)
     """
     found = [match for name in list_names(root, root.dev_dri) if (match := _RENDER_NODE.fullmatch(name))]

@@ -89,6 +89,11 @@ class Selector(NamedTuple):
             return _only(self.text, net_device_paths(root, self.name))
         if self.kind == "block":
             return _only(self.text, block_device_paths(root, self.name))
+        return self._resolve_vf(root)
+
+    def _resolve_vf(self, root: HostRoot) -> PCIDeviceAddress:
+        from pyhostdev.util.hostusage import net_device_paths
+
         found = self._parse_pf(self.name)
         if isinstance(found, str):
             found = _only(f"net:{found}", net_device_paths(root, found))

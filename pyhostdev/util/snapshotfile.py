@@ -236,8 +236,7 @@ class _Unpacker:
             raise tarfile.ReadError("unexpected end of data")
         return data
 
-    def _write(self, member: tarfile.TarInfo) -> None:
-        path = member.name
+    def _check_place(self, path: str) -> None:
         parts = path.split("/")
         if len(path) > NAME_MAX or len(parts) > DEPTH_MAX or not path.isprintable():
             self._refuse(path, "has an invalid name")
@@ -247,6 +246,10 @@ class _Unpacker:
             self._refuse(path, "is not in a directory of the snapshot")
         if path in self.directories or path in self.others:
             self._refuse(path, "is there twice")
+
+    def _write(self, member: tarfile.TarInfo) -> None:
+        path = member.name
+        self._check_place(path)
         if member.issparse():
             self._refuse(path, "is not stored as a whole")
         where = os.path.join(self.directory, path)
@@ -259,14 +262,7 @@ class _Unpacker:
             self._check_target(path, member.linkname)
             os.symlink(member.linkname, where)
         elif member.isreg():
-            content = self._content(member)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(where, flags, 0o600)
-            try:
-                while content:
-                    content = content[os.write(fd, content) :]
-            finally:
-                os.close(fd)
+            _write_new(where, self._content(member))
             self.files.add(path)
         else:
             self._refuse(path, "is neither a file nor a directory nor a link")
@@ -285,6 +281,16 @@ class _Unpacker:
             depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
             if depth < 0:
                 self._refuse(path, "is a link that leads out of the snapshot")
+
+
+def _write_new(path: str, content: bytes) -> None:
+    """Write a file that must not exist."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        while content:
+            content = content[os.write(fd, content) :]
+    finally:
+        os.close(fd)
 
 
 def _refresh_records(root: HostRoot, manifest: Manifest, files: set[str]) -> None:

@@ -285,6 +285,7 @@ class PCIDevice:
         The bit of function 0 decides; if function 0 is absent or unreadable, the function's own bit. A VF never is.
 
         Mirrors: virPCIDeviceIsMultifunction (proposed for src/util/virpci.c)
+
         Source: PCI30 6.2.1; PCIE50 9.3.4.1.3 requires 0 in the header type of a VF, although some hardware differs
         """
         if self.is_virtual_function:

@@ -3,6 +3,7 @@
 Vital Product Data of a PCI function: the name, part number and serial number that the manufacturer stored in it.
 
 Mirrors: src/util/virpcivpd.c
+
 Source: PCI30 appendix I; PCIE50 6.28
 """
 

@@ -130,8 +130,5 @@ def find_usb_devices(
     Mirrors: virUSBDeviceFind (src/util/virusb.c)
     """
     wanted = (vendor, product, bus, device)
-    return [
-        found
-        for found in usb_devices(root)
-        if all(value in (None, own) for value, own in zip(wanted, found, strict=True))
-    ]
+    pairs = ((found, zip(wanted, found, strict=True)) for found in usb_devices(root))
+    return [found for found, values in pairs if all(value in (None, own) for value, own in values)]

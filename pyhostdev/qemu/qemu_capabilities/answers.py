@@ -9,7 +9,7 @@ every value must have the expected type.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyhostdev.qemu.qemu_capabilities.asked import ASKED_DEVICES, ASKED_OBJECTS
@@ -61,10 +61,7 @@ def checked(data: object) -> Answers:
         _name(name, "properties"): _names(found, "properties")
         for name, found in _table(table.get("properties"), "properties").items()
     }
-    asked = devices.intersection(ASKED_DEVICES) | objects.intersection(ASKED_OBJECTS)
-    unrecorded = sorted(asked.difference(properties))
-    if unrecorded:
-        raise ValueError(f"properties of {unrecorded[0]} are missing")
+    _check_recorded(properties, devices.intersection(ASKED_DEVICES) | objects.intersection(ASKED_OBJECTS))
     machines = [_machine(row) for row in _rows(table.get("machines"), "machines")]
     return Answers(
         _match(_ARCH, table.get("arch"), "arch"),
@@ -75,6 +72,12 @@ def checked(data: object) -> Answers:
         properties,
         {machine.name: machine for machine in machines},
     )
+
+
+def _check_recorded(properties: Mapping[str, Any], asked: Iterable[str]) -> None:
+    unrecorded = sorted(name for name in asked if name not in properties)
+    if unrecorded:
+        raise ValueError(f"properties of {unrecorded[0]} are missing")
 
 
 def _machine(row: object) -> Machine:

@@ -77,9 +77,14 @@ def _stored(arch: str, version: str | None, why: str, machine: str | None) -> QE
     if machine is None or found.has_machine(machine):
         return found
     said = f"{why}; QEMU {version or found.release} has no machine type '{machine}'"
-    for other in reversed(stored_versions()):
-        if load(arch, other).has_machine(machine):
-            return load(arch, other, why_stored=said)
+    other = next((other for other in reversed(stored_versions()) if load(arch, other).has_machine(machine)), None)
+    if other is not None:
+        return load(arch, other, why_stored=said)
+    return _with_family(found, machine)
+
+
+def _with_family(found: QEMUCapabilities, machine: str) -> QEMUCapabilities:
+    """Return capabilities in which a distribution's machine type is like the newest one of its family."""
     family = next((alias for prefix, alias in _DISTRIBUTIONS.items() if _is_distributions(machine, prefix)), None)
     has_family = family is not None and found.has_machine(family)
     return found.with_machine_like(machine, str(family)) if has_family else found
@@ -158,16 +163,20 @@ def _read_file(path: str) -> QEMUCapabilities:
         ConfigError: the file cannot be read, or was not written by a probe.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ConfigError(f"'{path}' is not a regular file")
-            content = stream.read(FILE_BYTES + 1)
-        if len(content) > FILE_BYTES:
-            raise ConfigError(f"'{path}' is larger than the limit of {FILE_BYTES} bytes")
-        data = parse_json(content)
+        data = parse_json(_content(path))
     except OSError as err:
         raise ConfigError(f"Cannot read '{path}': {err.strerror}") from err
     except ValueError as err:
         raise ConfigError(f"'{path}' is not a capabilities file in JSON") from err
     return QEMUCapabilities(data, f"capabilities in '{path}'")
+
+
+def _content(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ConfigError(f"'{path}' is not a regular file")
+        content = stream.read(FILE_BYTES + 1)
+    if len(content) > FILE_BYTES:
+        raise ConfigError(f"'{path}' is larger than the limit of {FILE_BYTES} bytes")
+    return content

@@ -54,9 +54,17 @@ PROPERTY_QUESTIONS = (
 )
 
 
+def _converse_and_kill(connection: socket.socket, pid: int) -> dict[str, Any]:
+    try:
+        return converse(connection)
+    finally:
+        _kill(pid)
+
+
 def ask(binary: str) -> dict[str, Any]:
     """
     Return the facts about a binary, in the form that is stored.
+
     Raises:
         OperationError: the binary does not run, does not answer, or is not QEMU.
     """
@@ -71,10 +79,7 @@ def ask(binary: str) -> dict[str, Any]:
             theirs.close()
             os.close(writer)
         try:
-            try:
-                return converse(ours)
-            finally:
-                _kill(pid)
+            return _converse_and_kill(ours, pid)
         except OperationError as err:
             raise OperationError(f"Cannot probe the emulator '{binary}': {err}{_words(reader)}") from err
 
@@ -196,18 +201,23 @@ async def _talk(connection: socket.socket, questions: list[tuple[str, dict[str, 
         raise OperationError(f"it did not answer all questions within {DEADLINE_S:g} s") from None
 
 
-async def _converse(connection: socket.socket, questions: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+async def _answer(client: Any, name: str, arguments: dict[str, Any]) -> Any:
+    """Return the answer to a question, None if QEMU refuses it."""
     from qemu.qmp import ExecuteError
 
+    try:
+        return await asyncio.wait_for(client.execute(name, arguments or None), ANSWER_S)
+    except ExecuteError:
+        return None
+
+
+async def _converse(connection: socket.socket, questions: list[tuple[str, dict[str, Any]]]) -> list[Any]:
     client = _client()
     answers: list[Any] = []
     try:
         await asyncio.wait_for(client.connect(connection), ANSWER_S)
         for name, arguments in questions:
-            try:
-                answers.append(await asyncio.wait_for(client.execute(name, arguments or None), ANSWER_S))
-            except ExecuteError:
-                answers.append(None)
+            answers.append(await _answer(client, name, arguments))
     except asyncio.TimeoutError:
         raise OperationError(f"it was silent for {ANSWER_S:g} s after {len(answers)} answers") from None
     except Exception as err:  # the library passes on any exception of its reader, even RecursionError

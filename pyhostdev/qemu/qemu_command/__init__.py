@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
     from pyhostdev.qemu.qemu_command.builder import VFIODescriptor
+    from pyhostdev.util.finding import Finding
 
 _SECRET = ": libvirt's secret driver keeps its key, and pyhostdev has no such store"  # noqa: S105 - a sentence
 # elements of libvirt's grammar that we do not know -> the end of the sentence that refuses them
@@ -151,8 +152,10 @@ def build_command_line(
         tap_fd: the part of ``device_fd`` for purpose "tap".
         host, device_fd, socket_fd, vfio_fd, file_fd: see ``CommandBuilder``.
         usb_may_be_absent: True lets QEMU look for a USB device that the host lacks at present.
+
     Raises:
         ConfigError: the definition is invalid, or we cannot build a part of it; ``others`` has further errors.
+
     Mirrors: qemuBuildCommandLine (src/qemu/qemu_command.c)
     """
     refuse_too_large(dom)
@@ -231,11 +234,16 @@ def unmodelled_errors(dom: DomainDef) -> list[ConfigError]:
     found: list[ConfigError] = []
     for path, line in (word for word in dom.unmodelled() if word[0] not in KNOWN_PATHS):
         finding = told.get((path, line))
-        if finding is None:
+        if finding is not None:
+            found += _finding_errors(finding, line)
+        else:
             message = others.get((path, line), f"<{path}> is not supported") + _ADVICE.get(path, "")
             found.append(ConfigUnsupportedError(message, line=line))
-        elif finding.severity == ERROR:
-            found.append(XMLError(finding.message, line=line, reason=finding.reason, address=finding.address))
-        elif finding.reason == "unsupported":
-            found.append(ConfigUnsupportedError(finding.message, line=line))
     return found
+
+
+def _finding_errors(finding: Finding, line: int | None) -> list[ConfigError]:
+    """Return a finding about an unknown name as an error; none for a note."""
+    if finding.severity == ERROR:
+        return [XMLError(finding.message, line=line, reason=finding.reason, address=finding.address)]
+    return [ConfigUnsupportedError(finding.message, line=line)] if finding.reason == "unsupported" else []

@@ -34,15 +34,19 @@ def add_chardev(build: CommandBuilder, device: Any, source: Any) -> str:
     if rule is None:
         raise unsupported(f"A character device of type {source.type}", device)
     backend, *options = rule(build, device, source)
-    if source.type == "file":
-        options = _passed_source(build, device, source) or options
-    if build.socket_fd is not None and source.type == "unix" and "server=on" in options:
-        options[0] = f"fd={build.socket_fd(source.path)}"
-    logs = []
-    if source.log_file is not None:
-        logs = _log(build, device, source)
+    options = _inherited(build, device, source, options)
+    logs = [] if source.log_file is None else _log(build, device, source)
     build.add("-chardev", ",".join([backend, f"id={chardev}", *options, *logs]))
     return chardev
+
+
+def _inherited(build: CommandBuilder, device: Any, source: Any, options: list[str]) -> list[str]:
+    """Return the options with a descriptor in the place of a path, where QEMU inherits the open file or socket."""
+    if source.type == "file":
+        return _passed_source(build, device, source) or options
+    if build.socket_fd is not None and source.type == "unix" and "server=on" in options:
+        return [f"fd={build.socket_fd(source.path)}", *options[1:]]
+    return options
 
 
 def _passed_source(build: CommandBuilder, device: Any, source: Any) -> list[str]:

@@ -171,24 +171,26 @@ def _usb(build: CommandBuilder, controller: Any) -> Properties:
 
 def _scsi(_build: CommandBuilder, controller: Any) -> Properties:
     model = controller.model
-    place: Properties = {}
-    tuning: Properties = {}
     if model in ("virtio-scsi", "virtio-transitional", "virtio-non-transitional"):
-        driver = virtio_driver("scsi", None if model == "virtio-scsi" else model)
-        thread = controller.iothread
-        place = {**virtio_options(controller), "iothread": None if thread is None else f"iothread{thread}"}
-        tuning = {
-            "ioeventfd": controller.ioeventfd,
-            "num_queues": controller.queues,
-            "cmd_per_lun": controller.cmd_per_lun,
-            "max_sectors": controller.max_sectors,
-            "iothread-vq-mapping": thread_mapping(controller),
-        }
-    elif model in _SCSI_DRIVERS:
-        driver = _SCSI_DRIVERS[model]
-    else:
+        return _virtio_scsi(controller)
+    if model not in _SCSI_DRIVERS:
         raise unsupported(f"A SCSI controller of model {model}", controller)
-    return {"driver": driver, **place, "id": controller.info.alias, **tuning}
+    return {"driver": _SCSI_DRIVERS[model], "id": controller.info.alias}
+
+
+def _virtio_scsi(controller: Any) -> Properties:
+    model, thread = controller.model, controller.iothread
+    return {
+        "driver": virtio_driver("scsi", None if model == "virtio-scsi" else model),
+        **virtio_options(controller),
+        "iothread": None if thread is None else f"iothread{thread}",
+        "id": controller.info.alias,
+        "ioeventfd": controller.ioeventfd,
+        "num_queues": controller.queues,
+        "cmd_per_lun": controller.cmd_per_lun,
+        "max_sectors": controller.max_sectors,
+        "iothread-vq-mapping": thread_mapping(controller),
+    }
 
 
 def _sata(_build: CommandBuilder, controller: Any) -> Properties:

@@ -69,17 +69,26 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
 
     Mirrors: qemuBuildDiskDeviceProps (src/qemu/qemu_command.c)
     """
-    write_cache = None
-    mode = cache_mode(disk)
-    if mode is not None and disk.device != "lun":  # a lun has its own cache
-        write_cache = on_off(mode[0])
-    share = True if disk.shareable else None
     return {
         **_frontend(build, disk),
-        "share-rw": share,
+        "share-rw": True if disk.shareable else None,
         "drive": node,
         "id": f"{disk.info.alias}-device" if disk.model == "usb-bot" else disk.info.alias,
         "bootindex": None if disk.bus == "fdc" else build.bootindex(disk),
+        **_identity(disk),
+        "write-cache": _write_cache(disk),
+        **_geometry(disk),
+        "serial": _serial(disk),
+        **_error_policies(disk),
+        "dpofua": disk.dpofua,
+        "migrate-pr": _migrates_reservations(disk),
+        "stats-intervals": [row.interval for row in disk.statistics] or None,
+    }
+
+
+def _identity(disk: Any) -> Properties:
+    """Return what a disk says about itself: its block sizes, names and kind."""
+    return {
         "logical_block_size": disk.logical_block_size,
         "physical_block_size": disk.physical_block_size,
         "discard_granularity": disk.discard_granularity,
@@ -88,14 +97,12 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
         "vendor": disk.vendor,
         "product": disk.product,
         "removable": bool(disk.removable) if disk.bus == "usb" and disk.model != "usb-bot" else None,
-        "write-cache": write_cache,
-        **_geometry(disk),
-        "serial": _serial(disk),
-        **_error_policies(disk),
-        "dpofua": disk.dpofua,
-        "migrate-pr": _migrates_reservations(disk),
-        "stats-intervals": [row.interval for row in disk.statistics] or None,
     }
+
+
+def _write_cache(disk: Any) -> str | None:
+    mode = cache_mode(disk)
+    return None if mode is None or disk.device == "lun" else on_off(mode[0])  # a lun has its own cache
 
 
 def _serial(disk: Any) -> str | None:
@@ -130,11 +137,8 @@ def _frontend(build: CommandBuilder, disk: Any) -> Properties:
         return _ide(build, disk)
     if disk.bus == "scsi":
         return _scsi(build, disk)
-    if disk.bus == "usb" and disk.model == "usb-bot":
-        bus = {"bus": f"{disk.info.alias}.0", "scsi-id": 0, "lun": 0}
-        return {"driver": "scsi-cd" if disk.device == "cdrom" else "scsi-hd", **bus}
     if disk.bus == "usb":
-        return {"driver": "usb-storage", **build.address(disk)}
+        return _usb(build, disk)
     if disk.bus == "nvme":
         address = _drive(disk)
         alias = build.controller("nvme", address.controller).info.alias
@@ -142,6 +146,13 @@ def _frontend(build: CommandBuilder, disk: Any) -> Properties:
     if disk.bus == "fdc":
         return {"driver": "floppy", "unit": _drive(disk).unit}
     raise unsupported(f"A disk on the bus '{disk.bus}'", disk)
+
+
+def _usb(build: CommandBuilder, disk: Any) -> Properties:
+    if disk.model != "usb-bot":
+        return {"driver": "usb-storage", **build.address(disk)}
+    bus = {"bus": f"{disk.info.alias}.0", "scsi-id": 0, "lun": 0}
+    return {"driver": "scsi-cd" if disk.device == "cdrom" else "scsi-hd", **bus}
 
 
 def _virtio(build: CommandBuilder, disk: Any) -> Properties:

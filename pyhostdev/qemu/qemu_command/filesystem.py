@@ -70,6 +70,21 @@ def _build_9p(build: CommandBuilder, filesystem: Any) -> None:
     if filesystem.space_hard_limit is not None:
         raise unsupported("<filesystem> with limits", filesystem)
     backend = f"fsdev-{filesystem.info.alias}"
+    build.add("-fsdev", ",".join(_fsdev_options(build, filesystem, backend)))
+    build.add_device(
+        {
+            "driver": virtio_driver("9p", filesystem.model),
+            **virtio_options(filesystem),
+            "id": filesystem.info.alias,
+            "fsdev": backend,
+            "mount_tag": filesystem.target,
+            **build.address(filesystem),
+        }
+    )
+
+
+def _fsdev_options(build: CommandBuilder, filesystem: Any, backend: str) -> list[str]:
+    """Return the options of the directory that a 9p device shows."""
     options = ["local", f"security_model={_SECURITY.get(filesystem.accessmode, 'passthrough')}"]
     if filesystem.multidevs not in (None, "default"):
         options.append(f"multidevs={filesystem.multidevs}")
@@ -81,14 +96,4 @@ def _build_9p(build: CommandBuilder, filesystem: Any) -> None:
     options += [f"id={backend}", f"path={option_value(filesystem.source_dir or '')}"]
     if filesystem.readonly:
         options.append("readonly=on" if build.release.has("fs-readonly-on") else "readonly")
-    build.add("-fsdev", ",".join(options))
-    build.add_device(
-        {
-            "driver": virtio_driver("9p", filesystem.model),
-            **virtio_options(filesystem),
-            "id": filesystem.info.alias,
-            "fsdev": backend,
-            "mount_tag": filesystem.target,
-            **build.address(filesystem),
-        }
-    )
+    return options

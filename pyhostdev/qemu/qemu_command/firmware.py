@@ -35,11 +35,16 @@ def build_firmware_blockdevs(build: CommandBuilder) -> None:
         return
     if os.loader is not None:
         _build_flash(build, _CODE, os.loader, os.loader_format, bool(os.loader_readonly))
+    _build_variables(build)
+
+
+def _build_variables(build: CommandBuilder) -> None:
+    """Add the block nodes of the flash chip that holds the variables."""
     place = _variables(build)
     if place is not None and _is_one_node(build):
         build.add_json("-blockdev", {**place, "node-name": f"{_VARIABLES}-storage", "read-only": False})
     elif place is not None:
-        _build_nodes(build, _VARIABLES, place, os.nvram_format, False)
+        _build_nodes(build, _VARIABLES, place, build.dom.os.nvram_format, False)
 
 
 def _variables(build: CommandBuilder) -> Properties | None:

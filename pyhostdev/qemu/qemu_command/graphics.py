@@ -170,28 +170,41 @@ def _vnc(build: CommandBuilder, graphics: Any) -> None:
     Mirrors: qemuBuildGraphicsVNCCommandLine
     """
     socket = _socket_path(build, graphics)
-    if socket is not None:
-        where = f"vnc=unix:{option_value(socket)}"
-    elif graphics.listens and graphics.listens[0].type == "none":
-        where = "none"
-    else:
-        port = graphics.port if graphics.port not in (None, -1) else _VNC_BASE
-        if port < _VNC_BASE:
-            raise unsupported(f"The port {port} of VNC, which is below {_VNC_BASE},", graphics)
-        where = f"{option_value(_listen_address(build, graphics))}:{port - _VNC_BASE}"
-    options = [where]
-    if graphics.websocket is not None and socket is None:
-        options.append("websocket" + (f"={graphics.websocket}" if graphics.websocket != -1 else f"={_WEBSOCKET_PORT}"))
+    options = [_vnc_display(build, graphics, socket), *_vnc_options(graphics, has_port=socket is None)]
+    audio = audio_id(build, graphics)
+    build.add("-vnc", ",".join([*options, *([f"audiodev={audio}"] if audio else [])]))
+    if graphics.keymap is not None:
+        build.add("-k", graphics.keymap)
+
+
+def _vnc_options(graphics: Any, *, has_port: bool) -> list[str]:
+    options = []
+    if graphics.websocket is not None and has_port:
+        options.append(f"websocket={graphics.websocket if graphics.websocket != -1 else _WEBSOCKET_PORT}")
     if graphics.share_policy is not None:
         options.append(f"share={graphics.share_policy}")
     if graphics.passwd is not None:
         options.append("password=on")
     if graphics.power_control is not None:
         options.append(f"power-control={on_off(graphics.power_control)}")
-    audio = audio_id(build, graphics)
-    build.add("-vnc", ",".join([*options, *([f"audiodev={audio}"] if audio else [])]))
-    if graphics.keymap is not None:
-        build.add("-k", graphics.keymap)
+    return options
+
+
+def _vnc_display(build: CommandBuilder, graphics: Any, socket: str | None) -> str:
+    """
+    Return where VNC listens: a socket, nowhere, or an address and the number of a display.
+
+    Raises:
+        ConfigUnsupportedError: the port is below VNC's first port.
+    """
+    if socket is not None:
+        return f"vnc=unix:{option_value(socket)}"
+    if graphics.listens and graphics.listens[0].type == "none":
+        return "none"
+    port = graphics.port if graphics.port not in (None, -1) else _VNC_BASE
+    if port < _VNC_BASE:
+        raise unsupported(f"The port {port} of VNC, which is below {_VNC_BASE},", graphics)
+    return f"{option_value(_listen_address(build, graphics))}:{port - _VNC_BASE}"
 
 
 def _spice(build: CommandBuilder, graphics: Any) -> None:
@@ -204,15 +217,7 @@ def _spice(build: CommandBuilder, graphics: Any) -> None:
         raise unsupported("A TLS port of <graphics type='spice'>", graphics)
     if any(channel.mode == "secure" for channel in graphics.channels) or graphics.default_mode == "secure":
         raise unsupported("A secure channel of <graphics type='spice'>, which needs TLS,", graphics)
-    socket = _socket_path(build, graphics)
-    if socket is not None:
-        unix = "unix=on" if build.release.has("spice-unix-on") else "unix"
-        options = [unix, f"addr={option_value(socket)}"]
-    elif graphics.listens and graphics.listens[0].type == "none":
-        options = ["port=0"]  # QEMU requires a port even without a server
-    else:
-        port = graphics.port if graphics.port not in (None, -1) else _SPICE_PORT
-        options = [f"port={port}", f"addr={option_value(_listen_address(build, graphics).strip('[]'))}"]
+    options = _spice_place(build, graphics)
     options += [] if graphics.passwd is not None else ["disable-ticketing=on"]
     if graphics.mouse_mode is not None:
         options.append(f"agent-mouse={on_off(graphics.mouse_mode == 'client')}")
@@ -224,18 +229,34 @@ def _spice(build: CommandBuilder, graphics: Any) -> None:
         build.add("-k", graphics.keymap)
 
 
+def _spice_place(build: CommandBuilder, graphics: Any) -> list[str]:
+    """Return where SPICE listens: a socket, nowhere, or a port of an address."""
+    socket = _socket_path(build, graphics)
+    if socket is not None:
+        unix = "unix=on" if build.release.has("spice-unix-on") else "unix"
+        return [unix, f"addr={option_value(socket)}"]
+    if graphics.listens and graphics.listens[0].type == "none":
+        return ["port=0"]  # QEMU requires a port even without a server
+    port = graphics.port if graphics.port not in (None, -1) else _SPICE_PORT
+    return [f"port={port}", f"addr={option_value(_listen_address(build, graphics).strip('[]'))}"]
+
+
+_SPICE_VALUES = (
+    ("image-compression", "image_compression"),
+    ("jpeg-wan-compression", "jpeg_compression"),
+    ("zlib-glz-wan-compression", "zlib_compression"),
+    ("playback-compression", "playback_compression"),
+    ("streaming-video", "streaming_mode"),
+)
+
+
+def _spice_value(value: bool | str) -> str:
+    return on_off(value) if isinstance(value, bool) else option_value(value)
+
+
 def _spice_options(graphics: Any, render_node: str | None) -> list[str]:
-    options = []
-    for option, value in (
-        ("image-compression", graphics.image_compression),
-        ("jpeg-wan-compression", graphics.jpeg_compression),
-        ("zlib-glz-wan-compression", graphics.zlib_compression),
-        ("playback-compression", graphics.playback_compression),
-        ("streaming-video", graphics.streaming_mode),
-    ):
-        if value is not None:
-            text = on_off(value) if isinstance(value, bool) else option_value(value)
-            options.append(f"{option}={text}")
+    values = ((option, getattr(graphics, name)) for option, name in _SPICE_VALUES)
+    options = [f"{option}={_spice_value(value)}" for option, value in values if value is not None]
     if graphics.clipboard_copypaste is False:
         options.append("disable-copy-paste=on")
     if graphics.filetransfer_enable is False:
@@ -328,32 +349,27 @@ def _video_driver(build: CommandBuilder, video: Any, *, is_first: bool) -> str:
 
 def _video(video: Any) -> Properties:
     common = {"id": video.info.alias}
-    edid: Properties = {"edid": video.edid}
     size = {"xres": video.resolution_x, "yres": video.resolution_y}
+    screen: Properties = {**size, "edid": video.edid}
     if video.model_type == "qxl":
-        return {
-            **common,
-            "max_outputs": video.heads,
-            "ram_size": (video.ram or 0) * 1024,
-            "vram_size": (video.vram or 0) * 1024,
-            "vram64_size_mb": (video.vram64 or 0) // 1024,
-            "vgamem_mb": (video.vgamem or 0) // 1024,
-            **size,
-        }
+        return {**common, **_qxl_memory(video), **size}
     if video.model_type == "virtio":
-        return {
-            **virtio_options(video),
-            **common,
-            "max_outputs": video.heads,
-            "blob": video.blob,
-            **size,
-            **edid,
-        }
+        return {**virtio_options(video), **common, "max_outputs": video.heads, "blob": video.blob, **screen}
     if video.model_type in ("vga", "vmvga"):
-        return {**common, "vgamem_mb": video.vram // 1024 if video.vram else None, **size, **edid}
+        return {**common, "vgamem_mb": video.vram // 1024 if video.vram else None, **screen}
     if video.model_type == "bochs":
-        return {**common, "vgamem": video.vram * 1024 if video.vram else None, **size, **edid}
+        return {**common, "vgamem": video.vram * 1024 if video.vram else None, **screen}
     return common
+
+
+def _qxl_memory(video: Any) -> Properties:
+    return {
+        "max_outputs": video.heads,
+        "ram_size": (video.ram or 0) * 1024,
+        "vram_size": (video.vram or 0) * 1024,
+        "vram64_size_mb": (video.vram64 or 0) // 1024,
+        "vgamem_mb": (video.vgamem or 0) // 1024,
+    }
 
 
 def build_sounds(build: CommandBuilder) -> None:

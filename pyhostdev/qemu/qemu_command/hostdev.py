@@ -91,17 +91,23 @@ def _scsi(build: CommandBuilder, hostdev: Any) -> Properties:
     source = hostdev.source
     if source.protocol != "iscsi" or source.auth is not None or not isinstance(hostdev.info.address, DriveAddress):
         raise unsupported("A SCSI <hostdev> of a host adapter, or with <auth>,", hostdev)
-    storage = iscsi_properties(source.host, source.port, source.name, source.initiator)
-    build.block_nodes += 1
-    node = f"libvirt-{build.block_nodes}-backend"
-    build.add_json("-blockdev", {**storage, "node-name": node, "read-only": bool(hostdev.readonly)})
     return {
         "driver": "scsi-generic",
-        "drive": node,
+        "drive": _build_iscsi(build, hostdev),
         "id": hostdev.info.alias,
         "bootindex": build.bootindex(hostdev),
         **scsi_place(build, hostdev.info.address),
     }
+
+
+def _build_iscsi(build: CommandBuilder, hostdev: Any) -> str:
+    """Add the block node of an iSCSI unit; return its name."""
+    source = hostdev.source
+    storage = iscsi_properties(source.host, source.port, source.name, source.initiator)
+    build.block_nodes += 1
+    node = f"libvirt-{build.block_nodes}-backend"
+    build.add_json("-blockdev", {**storage, "node-name": node, "read-only": bool(hostdev.readonly)})
+    return node
 
 
 def _scsi_host(build: CommandBuilder, hostdev: Any) -> Properties:
@@ -170,6 +176,14 @@ def _mdev(build: CommandBuilder, hostdev: Any) -> Properties:
     }
 
 
+_USB_RESETS: dict[str | None, Properties] = {
+    None: {},
+    "off": {"guest-reset": False},
+    "on": {"guest-reset": True, "guest-resets-all": True},
+    "uninitialized": {"guest-reset": True, "guest-resets-all": False},
+}
+
+
 def _usb(build: CommandBuilder, hostdev: Any) -> Properties:
     """
     Return the properties of a USB device.
@@ -180,13 +194,11 @@ def _usb(build: CommandBuilder, hostdev: Any) -> Properties:
     if source is None:
         text = "A USB <hostdev> needs a <source> with an address, or with a vendor and a product"
         raise ConfigError(text, line=hostdev.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
-    resets = {None: {}, "off": {"guest-reset": False}, "on": {"guest-reset": True, "guest-resets-all": True}}
-    resets["uninitialized"] = {"guest-reset": True, "guest-resets-all": False}
     return {
         "driver": "usb-host",
         **_usb_place(build, hostdev),
         "id": hostdev.info.alias,
-        **resets[source.guest_reset],
+        **_USB_RESETS[source.guest_reset],
         "bootindex": build.bootindex(hostdev),
         **build.address(hostdev),
     }

@@ -18,6 +18,7 @@ from pyhostdev.qemu.qemu_command.smbios import build_fw_cfg, build_smbios
 from pyhostdev.qemu.qemu_domain import ARM, X86, is_i440fx, is_q35
 
 if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder
 
 _DEPRECATED_INPUT = {"omit": None, "reject": "reject", "crash": "crash"}
@@ -60,12 +61,7 @@ def build_machine(build: CommandBuilder) -> None:
     smmu = ["iommu=smmuv3"] if any(is_machine_option(iommu) for iommu in dom.iommus) else []
     if build.release.has("machine-iommu-first"):
         options += smmu
-    options += [f"dump-guest-core={on_off(dom.memory is not None and dom.memory.dump_core is True)}"]
-    backing = dom.memory_backing
-    if backing is not None and backing.nosharepages:
-        options.append("mem-merge=off")
-    if any(module.model == "nvdimm" for module in dom.memories):
-        options.append("nvdimm=on")
+    options += _memory_options(dom)
     if not build.release.has("machine-iommu-first"):
         options += smmu
     options += _memory_backend(build)
@@ -73,6 +69,16 @@ def build_machine(build: CommandBuilder) -> None:
         options.append("graphics=off")
     options += _firmware_switches(build)
     build.add("-machine", ",".join(options), "-accel", _accelerator(build))
+
+
+def _memory_options(dom: DomainDef) -> list[str]:
+    """Return the machine options about the guest's memory."""
+    options = [f"dump-guest-core={on_off(dom.memory is not None and dom.memory.dump_core is True)}"]
+    if dom.memory_backing is not None and dom.memory_backing.nosharepages:
+        options.append("mem-merge=off")
+    if any(module.model == "nvdimm" for module in dom.memories):
+        options.append("nvdimm=on")
+    return options
 
 
 def _machine_features(build: CommandBuilder) -> list[str]:
@@ -97,25 +103,27 @@ def _machine_features(build: CommandBuilder) -> list[str]:
     return options
 
 
+_PSERIES_OPTIONS = (
+    ("resize-hpt={}", "hpt_resizing"),
+    ("cap-hpt-max-page-size={}k", "hpt_maxpagesize"),
+    ("cap-htm={}", "htm"),
+    ("cap-nested-hv={}", "nested_hv"),
+    ("cap-ccf-assist={}", "ccf_assist"),
+    ("cap-cfpc={}", "cfpc"),
+    ("cap-sbbc={}", "sbbc"),
+    ("cap-ibs={}", "ibs"),
+)
+
+
 def _pseries_features(build: CommandBuilder) -> list[str]:
     features = build.dom.features
     assert features is not None
-    options = []
-    if features.hpt_resizing is not None:
-        options.append(f"resize-hpt={features.hpt_resizing}")
-    if features.hpt_maxpagesize is not None:
-        options.append(f"cap-hpt-max-page-size={features.hpt_maxpagesize}k")
-    if features.htm is not None:
-        options.append(f"cap-htm={on_off(features.htm)}")
-    if features.nested_hv is not None:
-        options.append(f"cap-nested-hv={on_off(features.nested_hv)}")
-    if features.ccf_assist is not None:
-        options.append(f"cap-ccf-assist={on_off(features.ccf_assist)}")
-    for name in ("cfpc", "sbbc", "ibs"):
-        value = getattr(features, name)
-        if value is not None:
-            options.append(f"cap-{name}={value}")
-    return options
+    values = ((option, getattr(features, name)) for option, name in _PSERIES_OPTIONS)
+    return [
+        option.format(on_off(value) if isinstance(value, bool) else value)
+        for option, value in values
+        if value is not None
+    ]
 
 
 def _memory_backend(build: CommandBuilder) -> list[str]:
@@ -236,6 +244,18 @@ def build_boot(build: CommandBuilder) -> None:
     Mirrors: qemuBuildBootCommandLine
     """
     os = build.dom.os
+    build.add("-boot", ",".join([*_boot_menu(build), "strict=on"]))
+    direct = {"-kernel": os.kernel, "-initrd": os.initrd, "-append": os.cmdline, "-dtb": os.dtb, "-shim": os.shim}
+    for option, value in direct.items():
+        if value is not None:
+            build.add(option, value)
+    for table in os.acpi_tables:
+        kind = "" if table.type == "raw" else f"sig={table.type.upper()},"
+        build.add("-acpitable", f"{kind}file={option_value(table.path)}")
+
+
+def _boot_menu(build: CommandBuilder) -> list[str]:
+    os = build.dom.os
     options = []
     if os.bootmenu_enable is not None:
         options.append(f"menu={on_off(os.bootmenu_enable)}")
@@ -243,19 +263,7 @@ def build_boot(build: CommandBuilder) -> None:
         options.append(f"reboot-timeout={os.bios_reboot_timeout}")
     if os.bootmenu_enable and os.bootmenu_timeout is not None:
         options.append(f"splash-time={os.bootmenu_timeout}")
-    build.add("-boot", ",".join([*options, "strict=on"]))
-    for option, value in (
-        ("-kernel", os.kernel),
-        ("-initrd", os.initrd),
-        ("-append", os.cmdline),
-        ("-dtb", os.dtb),
-        ("-shim", os.shim),
-    ):
-        if value is not None:
-            build.add(option, value)
-    for table in os.acpi_tables:
-        kind = "" if table.type == "raw" else f"sig={table.type.upper()},"
-        build.add("-acpitable", f"{kind}file={option_value(table.path)}")
+    return options
 
 
 def build_sandbox(build: CommandBuilder) -> None:

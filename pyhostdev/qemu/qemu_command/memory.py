@@ -169,14 +169,22 @@ def _policy(build: CommandBuilder, request: MemoryRequest) -> Properties:
     tune = build.dom.numatune
     if request.module is not None and request.module.source_nodemask is not None:
         return {"host-nodes": nodes_of(request.module.source_nodemask), "policy": _POLICIES[tune.mode or "strict"]}
-    own = next((memnode for memnode in tune.memnodes if memnode.cellid == request.node), None)
-    if own is None and tune.placement == "auto":
-        where = tune if tune.line is not None else build.dom
-        raise unsupported("Automatic NUMA placement, which numad chooses,", where, "write placement='static'")
-    mode, nodes = (tune.mode, tune.nodeset) if own is None else (own.mode, own.nodeset)
+    mode, nodes = _mode_and_nodes(build, request.node)
     if nodes is None or mode == "restrictive":
         return {}
     return {"host-nodes": nodes_of(nodes), "policy": _POLICIES[mode or "strict"]}
+
+
+def _mode_and_nodes(build: CommandBuilder, cell: int | None) -> tuple[str | None, str | None]:
+    """Return the mode and the node set of a guest cell's <memnode>, or else of <numatune>."""
+    tune = build.dom.numatune
+    own = next((memnode for memnode in tune.memnodes if memnode.cellid == cell), None)
+    if own is not None:
+        return own.mode, own.nodeset
+    if tune.placement == "auto":
+        where = tune if tune.line is not None else build.dom
+        raise unsupported("Automatic NUMA placement, which numad chooses,", where, "write placement='static'")
+    return tune.mode, tune.nodeset
 
 
 def _page_kib(backing: Any, node: int | None) -> int | None:

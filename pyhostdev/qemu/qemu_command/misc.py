@@ -16,7 +16,7 @@ from pyhostdev.qemu.qemu_command.chr import add_chardev
 from pyhostdev.qemu.qemu_domain import is_i440fx, is_pseries, is_q35
 
 if TYPE_CHECKING:
-    from pyhostdev.qemu.qemu_command.builder import CommandBuilder
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 VSOCK_CID_MIN = 3  # linux/vm_sockets.h: lower numbers are reserved for the host and the hypervisor
 _MIB = 1 << 20
@@ -73,18 +73,19 @@ def build_rngs(build: CommandBuilder) -> None:
         with build.collecting():
             backend = f"obj{rng.info.alias}"
             _build_rng_backend(build, rng, backend)
-            period = rng.rate_period or (1000 if rng.rate_bytes else None)
-            build.add_device(
-                {
-                    "driver": virtio_driver("rng", rng.model),
-                    **virtio_options(rng),
-                    "rng": backend,
-                    "id": rng.info.alias,
-                    "max-bytes": rng.rate_bytes,
-                    "period": period if rng.rate_bytes else None,
-                    **build.address(rng),
-                }
-            )
+            build.add_device(_rng(build, rng, backend))
+
+
+def _rng(build: CommandBuilder, rng: Any, backend: str) -> Properties:
+    return {
+        "driver": virtio_driver("rng", rng.model),
+        **virtio_options(rng),
+        "rng": backend,
+        "id": rng.info.alias,
+        "max-bytes": rng.rate_bytes,
+        "period": (rng.rate_period or 1000) if rng.rate_bytes else None,
+        **build.address(rng),
+    }
 
 
 def _build_rng_backend(build: CommandBuilder, rng: Any, object_id: str) -> None:
@@ -130,16 +131,8 @@ def build_pstore(build: CommandBuilder) -> None:
         if not (is_i440fx(build.dom) or is_q35(build.dom)):
             raise unsupported("A <pstore> in this machine", pstore)
         backend = f"mem{pstore.info.alias}"
-        build.add_json(
-            "-object",
-            {
-                "qom-type": "memory-backend-file",
-                "id": backend,
-                "mem-path": pstore.path,
-                "size": pstore.size_kib * 1024,
-                "share": True,
-            },
-        )
+        place = {"mem-path": pstore.path, "size": pstore.size_kib * 1024, "share": True}
+        build.add_json("-object", {"qom-type": "memory-backend-file", "id": backend, **place})
         build.add_device(
             {"driver": pstore.backend, "id": pstore.info.alias, "memdev": backend, **build.address(pstore)}
         )

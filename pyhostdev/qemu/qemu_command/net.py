@@ -135,21 +135,24 @@ def _socket(build: CommandBuilder, net: Any) -> Properties:
 def _vhostuser(build: CommandBuilder, net: Any) -> Properties:
     """Add the socket to a vhost-user process, which shares the guest's memory; return the backend."""
     chardev = f"char{net.info.alias}"
-    where = f"path={option_value(_vhostuser_path(build, net))}"
-    options: list[str] = []
-    if net.backend_type == "passt":
-        pass  # passt listens, and <source> names an interface of the host
-    elif net.source.mode == "server":
-        options = ["server=on"]  # QEMU must wait for the process, so no wait=off
-        if build.socket_fd is not None:
-            where = f"fd={build.socket_fd(net.source.path)}"
-    elif net.source.reconnect_enabled and net.source.reconnect_timeout:
-        seconds = net.source.reconnect_timeout
-        is_new = build.release.has("reconnect-in-ms")
-        options = [f"reconnect-ms={seconds * 1000}" if is_new else f"reconnect={seconds}"]
-    build.add("-chardev", ",".join(["socket", f"id={chardev}", where, *options]))
+    build.add("-chardev", ",".join(["socket", f"id={chardev}", *_vhostuser_socket(build, net)]))
     queues = queues_of(net)
     return {"type": "vhost-user", "chardev": chardev, "queues": queues if queues > 1 else None}
+
+
+def _vhostuser_socket(build: CommandBuilder, net: Any) -> list[str]:
+    where = f"path={option_value(_vhostuser_path(build, net))}"
+    if net.backend_type == "passt":  # passt listens, and <source> names an interface of the host
+        return [where]
+    if net.source.mode == "server":
+        if build.socket_fd is not None:
+            where = f"fd={build.socket_fd(net.source.path)}"
+        return [where, "server=on"]  # QEMU must wait for the process, so no wait=off
+    if not net.source.reconnect_enabled or not net.source.reconnect_timeout:
+        return [where]
+    seconds = net.source.reconnect_timeout
+    is_new = build.release.has("reconnect-in-ms")
+    return [where, f"reconnect-ms={seconds * 1000}" if is_new else f"reconnect={seconds}"]
 
 
 def _vhostuser_path(build: CommandBuilder, net: Any) -> str:

@@ -7,7 +7,7 @@ Mirrors: qemuBuildSmbiosCommandLine, qemuBuildSysinfoCommandLine (src/qemu/qemu_
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.sysinfo_conf import SMBIOS_ENTRIES
 from pyhostdev.qemu.qemu_command.builder import option_value, unsupported
@@ -61,11 +61,16 @@ def build_smbios(build: CommandBuilder) -> None:
         info = next((info for info in dom.sysinfos if info.type == "smbios"), None)
         if info is None:
             raise unsupported("<smbios mode='sysinfo'> without a <sysinfo type='smbios'>", dom.os)
-        for table, part in info.tables():
-            _add_table(build, table, part.values(table))
-        strings = [f"value={option_value(entry.value)}" for entry in info.oem_strings]
-        if strings:
-            build.add("-smbios", ",".join([f"type={_OEM_STRINGS}", *strings]))
+        _add_own_tables(build, info)
+
+
+def _add_own_tables(build: CommandBuilder, info: Any) -> None:
+    """Add the tables of a <sysinfo>."""
+    for table, part in info.tables():
+        _add_table(build, table, part.values(table))
+    strings = [f"value={option_value(entry.value)}" for entry in info.oem_strings]
+    if strings:
+        build.add("-smbios", ",".join([f"type={_OEM_STRINGS}", *strings]))
 
 
 def _add_table(build: CommandBuilder, table: str, values: dict[str, str]) -> None:

@@ -65,9 +65,11 @@ def assign_addresses(
             and in no group.
         keep_together: True puts the assigned functions of one host device into one guest slot.
         release: the libvirt release whose order of controllers applies.
-        Raises:
-            ConfigError: an address is invalid or in use, or no address is free.
-        Mirrors: qemuDomainAssignAddresses (src/qemu/qemu_domain_address.c)
+
+    Raises:
+        ConfigError: an address is invalid or in use, or no address is free.
+
+    Mirrors: qemuDomainAssignAddresses (src/qemu/qemu_domain_address.c)
     """
     assign_virtio_serial_addresses(dom)
     assign_ccid_addresses(dom)
@@ -93,7 +95,8 @@ def assign_pci_addresses(
 
     Raises:
         ConfigError: an address is invalid or in use, or no address is free.
-        Mirrors: qemuDomainAssignPCIAddresses (src/qemu/qemu_domain_address.c)
+
+    Mirrors: qemuDomainAssignPCIAddresses (src/qemu/qemu_domain_address.c)
     """
     flags, groups = ConnectFlags(dom, host), _isolation_groups(dom, host)
 

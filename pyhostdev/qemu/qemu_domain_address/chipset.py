@@ -118,11 +118,8 @@ def _pin(device: Any, address: PCIDeviceAddress, addrs: DomainPCIAddressSet | No
     if pci is None:
         _store(device, address)
     elif pci.pci != address:
-        raise ConfigError(
-            f"The first {device.type} controller of this machine must have address {address}",
-            libvirt_code=VIR_ERR_INTERNAL_ERROR,
-            line=device.line,
-        )
+        text = f"The first {device.type} controller of this machine must have address {address}"
+        raise ConfigError(text, libvirt_code=VIR_ERR_INTERNAL_ERROR, line=device.line)
     if addrs is not None and addrs.buses:
         addrs.reserve(address, _ON_I440FX)
 

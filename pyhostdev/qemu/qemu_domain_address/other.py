@@ -116,11 +116,15 @@ def assign_spapr_vio_addresses(dom: DomainDef) -> None:
             taken.add(address.reg)
     for device in users:
         if device.info.address is None or device.info.address == SpaprVIOAddress():
-            register = _VIO_FIRST[device.tag]
-            while register in taken:
-                register += _VIO_STEP
-            taken.add(register)
-            device.info.address = SpaprVIOAddress(reg=register)
+            _choose_register(device, taken)
+
+
+def _choose_register(device: Any, taken: set[int]) -> None:
+    register = _VIO_FIRST[device.tag]
+    while register in taken:
+        register += _VIO_STEP
+    taken.add(register)
+    device.info.address = SpaprVIOAddress(reg=register)
 
 
 def _vio_devices(dom: DomainDef) -> Iterator[Any]:
@@ -183,11 +187,15 @@ def assign_memory_slots(dom: DomainDef) -> None:
         taken |= set() if slot is None else {slot}
     for module in modules:
         if _slot(module) is None:
-            free = next((n for n in range(slots) if n not in taken), None)
-            if free is None:
-                raise ConfigError("No memory slot is left", line=module.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
-            taken.add(free)
-            module.info.address = DIMMAddress(slot=free)
+            _choose_slot(module, slots, taken)
+
+
+def _choose_slot(module: Any, slots: int, taken: set[int]) -> None:
+    free = next((n for n in range(slots) if n not in taken), None)
+    if free is None:
+        raise ConfigError("No memory slot is left", line=module.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
+    taken.add(free)
+    module.info.address = DIMMAddress(slot=free)
 
 
 def _slot(module: Any) -> int | None:

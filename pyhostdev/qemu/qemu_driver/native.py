@@ -38,10 +38,11 @@ def capabilities_of(
         host: of the domain; None means this machine.
         choice: a stored release, a file, or "probe"; see ``qemu_capabilities.choice``.
         release: the libvirt release; it decides which stored capabilities are used.
-        Raises:
-            ConfigError: the choice is invalid.
-            ConfigUnsupportedError: the emulator cannot be probed, and no capabilities are stored for its architecture.
-            OperationError: the emulator does not answer.
+
+    Raises:
+        ConfigError: the choice is invalid.
+        ConfigUnsupportedError: the emulator cannot be probed, and no capabilities are stored for its architecture.
+        OperationError: the emulator does not answer.
     """
     arch = (dom.os.arch if dom.os is not None else None) or host_arch()
     may_run = host is None or host.root.is_live
@@ -64,6 +65,7 @@ def define(
     Args:
         capabilities: of the emulator; None looks them up.
         release: the libvirt release whose defaults, order and rules apply.
+
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is invalid, or the emulator does not support it.
 
@@ -107,6 +109,7 @@ def domain_to_native(
         capabilities: of the emulator; None looks them up.
         release: the libvirt release whose defaults, order and rules apply.
         usb_may_be_absent: True lets QEMU look for a USB device that the host lacks at present.
+
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is invalid, or the emulator does not support it.
         RefusedError: a host device is missing, or a network's pool has no function for an interface.

@@ -145,8 +145,10 @@ class Guest:
             unit: its name, or the addresses of all of its functions.
             policy: "off" allows to unplug some functions of a unit alone, as libvirt does, unless others share their
                 slot.
+
         Returns:
             The functions that were reattached.
+
         Raises:
             DeviceMissingError, RefusedError: the guest was not asked.
             PendingError: the guest was asked but has not released the unit; repeat the call, or call ``finish`` later.

@@ -185,6 +185,11 @@ async def roll_back(guest: RunningGuest, unit: Unit, staged: list[str], err: Hos
         f"{err.message}; the guest cannot release {len(staged)} functions that it does not see yet: they stay with "
         "QEMU until the guest resets or ends, or detach-device is repeated"
     )
+    await _mark_stuck(guest, unit, err)
+
+
+async def _mark_stuck(guest: RunningGuest, unit: Unit, err: HostdevError) -> None:
+    """Record that staged functions stay with QEMU; add a failure to the message of the first error."""
     try:
         await guest.mark(unit, STUCK_STAGED)
     except HostdevError as failure:

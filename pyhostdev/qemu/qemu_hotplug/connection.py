@@ -110,9 +110,8 @@ class Monitor:
         except Exception as err:
             if hasattr(err, "error_class"):
                 raise QEMURefusedError(command, err) from err
-            raise MonitorLost(
-                f"The connection to QEMU ended during '{command}': {words_of(err) or type(err).__name__}"
-            ) from err
+            why = words_of(err) or type(err).__name__
+            raise MonitorLost(f"The connection to QEMU ended during '{command}': {why}") from err
 
     async def device_add(self, properties: Mapping[str, Any]) -> None:
         """Plug one device; each property must have the JSON type that QEMU expects."""

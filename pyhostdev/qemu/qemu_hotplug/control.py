@@ -29,8 +29,9 @@ def running_guest(manager: HostdevManager, owner: str, *, needs_owner: bool) -> 
 
     Args:
         needs_owner: True requires that the process that started it still runs: it reattaches the devices at the end.
-        Raises:
-            RefusedError: the guest does not run, or its owner has ended.
+
+    Raises:
+        RefusedError: the guest does not run, or its owner has ended.
     """
     found = find_guest(manager.host.state_dir, owner, below=manager.host.state().below)
     if found is None or not found.is_running:

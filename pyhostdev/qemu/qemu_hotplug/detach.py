@@ -60,6 +60,14 @@ def named_unit(units: Collection[Unit], addresses: Collection[PCIDeviceAddress],
     return found[0]
 
 
+def _share_slots_with_others(live: DomainDef, wanted: Collection[PCIDeviceAddress]) -> bool:
+    """Tell whether another device of the guest is in the slot of one of these functions."""
+    places = {id(info): info.pci.pci for _, info in live.device_infos() if info.pci is not None}
+    mine = {id(h.info) for h in live.pci_hostdevs() if h.pci_address in wanted}
+    slots = {place[:3] for identity, place in places.items() if identity in mine}
+    return any(place[:3] in slots for identity, place in places.items() if identity not in mine)
+
+
 def named_part(units: Collection[Unit], addresses: Collection[PCIDeviceAddress], live: DomainDef, owner: str) -> Unit:
     """
     Return a unit reduced to the named functions, which libvirt allows to unplug alone.
@@ -75,10 +83,7 @@ def named_part(units: Collection[Unit], addresses: Collection[PCIDeviceAddress],
     if found is None:
         missing = min(wanted)
         raise DeviceMissingError(f"Domain '{owner}' does not have device {missing}", address=missing)
-    places = {id(info): info.pci.pci for _, info in live.device_infos() if info.pci is not None}
-    mine = {id(h.info) for h in live.pci_hostdevs() if h.pci_address in wanted}
-    slots = {place[:3] for identity, place in places.items() if identity in mine}
-    if any(place[:3] in slots for identity, place in places.items() if identity not in mine):
+    if _share_slots_with_others(live, wanted):
         text = f"Another device of the guest is in the slot of device {min(wanted)}: both are unplugged together"
         raise OperationError(text, reason="partial-unit", address=min(wanted))
     return found._replace(members=tuple(record for record in found.members if record.address in wanted))

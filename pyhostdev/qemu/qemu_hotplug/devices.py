@@ -133,12 +133,17 @@ def _refuse_wrong(
         errors += rules.device_errors(live, hostdev)
         errors += unbuilt_errors(hostdev) if hostdev.is_assigned else []
         hostdev.driver_name = hostdev.driver_name or "vfio"  # the only backend for assigned functions
+    raise_all([*errors, *_new_start_errors(live, hostdevs)])
+
+
+def _new_start_errors(live: DomainDef, hostdevs: Sequence[DomainHostdevDef]) -> Iterator[ConfigError]:
+    """Yield what ``start`` would refuse in the definition with the devices, and not without them."""
     known = set(start_findings(live))
     after = live.copy()
     after.hostdevs.extend(hostdevs)
-    new = (finding for finding in start_findings(after) if finding not in known and finding.severity == ERROR)
-    errors += (ConfigUnsupportedError(finding.message, line=finding.line) for finding in new)
-    raise_all(errors)
+    for finding in start_findings(after):
+        if finding not in known and finding.severity == ERROR:
+            yield ConfigUnsupportedError(finding.message, line=finding.line)
 
 
 def _refuse_present(live: DomainDef, hostdevs: Sequence[DomainHostdevDef]) -> None:
@@ -151,17 +156,14 @@ def _refuse_present(live: DomainDef, hostdevs: Sequence[DomainHostdevDef]) -> No
     present = {hostdev.pci_address for hostdev in live.pci_hostdevs()}
     aliases = {info.alias for _, info in live.device_infos()}
     for hostdev in hostdevs:
-        if hostdev.pci_address in present:
-            raise ConfigError(
-                f"The domain already has device {hostdev.pci_address}",
-                libvirt_code=VIR_ERR_OPERATION_INVALID,
-                address=hostdev.pci_address,
-                reason="in-use",
-            )
-        if hostdev.info.alias is not None and hostdev.info.alias in aliases:
-            raise ConfigUnsupportedError(f"The alias '{hostdev.info.alias}' is in use", address=hostdev.pci_address)
-        present.add(hostdev.pci_address)
-        aliases.add(hostdev.info.alias)
+        address, alias = hostdev.pci_address, hostdev.info.alias
+        if address in present:
+            text, number = f"The domain already has device {address}", VIR_ERR_OPERATION_INVALID
+            raise ConfigError(text, libvirt_code=number, address=address, reason="in-use")
+        if alias is not None and alias in aliases:
+            raise ConfigUnsupportedError(f"The alias '{alias}' is in use", address=address)
+        present.add(address)
+        aliases.add(alias)
 
 
 def _refuse_spent(hostdevs: Sequence[DomainHostdevDef], spent_ids: Collection[str]) -> None:

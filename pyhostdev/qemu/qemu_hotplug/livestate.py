@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pyhostdev.util.statedir import StateDir
+    from pyhostdev.util.virxml import Element
 
 LIVE_XML = "live.xml"
 MEMLOCK = "memlock.json"
@@ -235,22 +236,28 @@ def _take_aliases(devices: Iterable[Any], elements: Iterable[Any]) -> None:
             device.info.alias = str(alias.get("name"))
 
 
+def _hostdev_elements(root: Element) -> list[Element]:
+    elements = [root] if root.tag != "devices" else [child for child in root if isinstance(child.tag, str)]
+    strange = next((str(e.tag) for e in elements if e.tag != "hostdev"), None)
+    if strange is not None or not elements:
+        what = "An empty <devices>" if strange is None else f"A <{strange}>"
+        raise ConfigUnsupportedError(f"{what} cannot be plugged: expected a <hostdev>, or <devices> with only hostdevs")
+    return elements
+
+
 def parse_hostdevs(xml: bytes | str, *, is_live: bool = True) -> list[DomainHostdevDef]:
     """
     Parse one ``<hostdev>``, or ``<devices>`` that contain only hostdevs.
 
     Args:
         is_live: True keeps all aliases, which are those in QEMU.
+
     Raises:
         XMLError: the XML is not well-formed, or invalid.
         ConfigError: there is another element.
     """
     root = parse_document(xml)
-    elements = [root] if root.tag != "devices" else [child for child in root if isinstance(child.tag, str)]
-    strange = next((str(e.tag) for e in elements if e.tag != "hostdev"), None)
-    if strange is not None or not elements:
-        what = "An empty <devices>" if strange is None else f"A <{strange}>"
-        raise ConfigUnsupportedError(f"{what} cannot be plugged: expected a <hostdev>, or <devices> with only hostdevs")
+    elements = _hostdev_elements(root)
     raise_all(misplaced_assigned(root))
     hostdevs = [DomainHostdevDef.from_element(element) for element in elements]
     if is_live:

@@ -45,8 +45,9 @@ def post_parse(
     Args:
         capabilities: of the domain's emulator; None uses stored ones.
         release: the libvirt release whose defaults apply.
-        Raises:
-            XMLError, ConfigUnsupportedError: the definition contradicts a default.
+
+    Raises:
+        XMLError, ConfigUnsupportedError: the definition contradicts a default.
     """
     filled = domain_postparse.post_parse(dom, QEMUDefaults(dom, capabilities, release))
     for video in filled.videos if release.has("video-device") else ():
@@ -83,10 +84,7 @@ class QEMUDefaults:
         self._fill_machine(dom)
         self._add_default_devices(dom)
         self._fill_cpu(dom)
-        if is_arm_virt(dom) and not dom.features.gic:
-            dom.features.gic = True
-        if dom.features.gic and dom.features.gic_version is None:
-            dom.features.gic_version = "2"
+        self._fill_gic(dom)
         fill_numa(dom)
         if self.release.has("iommu-defaults"):
             fill_iommus(dom)
@@ -94,6 +92,12 @@ class QEMUDefaults:
     def fill_device(self, dom: DomainDef, device: ElementDef) -> None:
         """Fill in one device."""
         fill_device(dom, device, self.capabilities)
+
+    def _fill_gic(self, dom: DomainDef) -> None:
+        if is_arm_virt(dom) and not dom.features.gic:
+            dom.features.gic = True
+        if dom.features.gic and dom.features.gic_version is None:
+            dom.features.gic_version = "2"
 
     def _fill_machine(self, dom: DomainDef) -> None:
         if dom.os.type is None:

@@ -113,13 +113,16 @@ def _fill_phb(dom: DomainDef, controller: Any) -> None:
     if controller.index == 0:
         controller.target_index = 0
         return
+    controller.target_index = _free_target_index(dom, controller)
+
+
+def _free_target_index(dom: DomainDef, controller: Any) -> int:
     taken = {c.target_index for c in dom.controllers if c.is_pci}
-    free = next((n for n in range(1, _LAST_TARGET_INDEX + 1) if n not in taken), None)
-    if free is None:
-        raise ConfigUnsupportedError(
-            f"No target index is left for PCI controller {controller.index}", line=controller.line
-        )
-    controller.target_index = free
+    for number in range(1, _LAST_TARGET_INDEX + 1):
+        if number not in taken:
+            return number
+    text = f"No target index is left for PCI controller {controller.index}"
+    raise ConfigUnsupportedError(text, line=controller.line)
 
 
 _RULES: dict[str, Callable[[DomainDef, Any], None]] = {

@@ -164,10 +164,8 @@ def _check_pci(dom: DomainDef, device: DomainControllerDef) -> None:
         raise ConfigUnsupportedError("Only q35 and ARM virt machines have a pcie-expander-bus", line=device.line)
     cells = len(dom.cpu.cells) if dom.cpu is not None else 0
     if device.numa_node is not None and device.numa_node >= cells:
-        raise XMLError(
-            f"NUMA node {device.numa_node} of PCI controller {device.index} does not exist",
-            line=device.line,
-        )
+        text = f"NUMA node {device.numa_node} of PCI controller {device.index} does not exist"
+        raise XMLError(text, line=device.line)
 
 
 def _fill_chr(dom: DomainDef, device: DomainChrDef, capabilities: QEMUCapabilities) -> None:

@@ -31,9 +31,7 @@ def refuse_several_iommus(dom: DomainDef) -> None:
 
 
 def fill_iommus(dom: DomainDef) -> None:
-    """
-    Enable interrupt remapping for guests with many CPUs, and move the I/O APIC to QEMU, which remapping needs.
-    """
+    """Enable interrupt remapping for guests with many CPUs, and move the I/O APIC to QEMU, which remapping needs."""
     if dom.vcpus > VCPUS_WITHOUT_EIM_MAX and is_q35(dom):
         if not dom.iommus:
             dom.iommus.append(DomainIOMMUDef(model="intel"))

@@ -49,18 +49,21 @@ def needed_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
     yield from _boot_files(dom)
     for disk in dom.disks:
         yield from disk_files(disk)
-    for filesystem in dom.filesystems:
-        if filesystem.source_dir:
-            mode = READ if filesystem.readonly else WRITE
-            yield NeededFile(f"the directory of '{filesystem.target}'", filesystem.source_dir, mode, filesystem.line)
+    yield from _shared_directories(dom)
     yield from _device_files(dom, root)
     yield from _memory_files(dom)
     yield from _content_files(dom)
-    yield from _daemon_files(dom)
+    yield from _tpm_files(dom)
+    yield from _virtiofs_files(dom)
     yield from _passt_files(dom)
     if dom.vsock is not None:
         path = root.dev_vhost_vsock
         yield NeededFile("the node of <vsock>", path, WRITE, dom.vsock.line, is_handed_over=True)
+    yield from _connected_files(dom, root)
+
+
+def _connected_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
+    """Yield the files of character devices, interfaces and host devices."""
     for device, source in character_devices(dom):
         yield from _chardev_files(device, source)
     for net in dom.interfaces:
@@ -92,23 +95,31 @@ def _variables(os_: Any) -> Iterator[tuple[str, str | None, int]]:
         yield "the template of the firmware's variables", os_.nvram_template, READ
 
 
-def _daemon_files(dom: DomainDef) -> Iterator[NeededFile]:
-    """Yield the programs that run beside QEMU, and the TPM of the host."""
+def _shared_directories(dom: DomainDef) -> Iterator[NeededFile]:
+    for filesystem in dom.filesystems:
+        if filesystem.source_dir:
+            mode = READ if filesystem.readonly else WRITE
+            yield NeededFile(f"the directory of '{filesystem.target}'", filesystem.source_dir, mode, filesystem.line)
+
+
+def _tpm_files(dom: DomainDef) -> Iterator[NeededFile]:
+    """Yield the emulator of a TPM and its state, the TPM of the host, or the socket of another emulator."""
     for tpm in dom.tpms:
+        path = None if tpm.backend_source is None else tpm.backend_source.path
         if tpm.backend_type == "emulator":
             from pyhostdev.qemu.qemu_process.daemons import swtpm_program  # few domains have programs of their own
 
             yield NeededFile("the emulator of <tpm>", swtpm_program(), RUN, tpm.line)
-            if (
-                tpm.backend_source is not None
-                and tpm.backend_source.path
-                and not os.path.isabs(tpm.backend_source.path)
-            ):
-                yield NeededFile("the state of <tpm>", tpm.backend_source.path, WRITE, tpm.line)  # swtpm makes it
+            if path and not os.path.isabs(path):  # it is refused; swtpm creates every other one
+                yield NeededFile("the state of <tpm>", path, WRITE, tpm.line)
         elif tpm.backend_type == "passthrough":
             yield NeededFile("the node of <tpm>", tpm.device_path or DEFAULT_DEVICE, WRITE, tpm.line)
-        elif tpm.backend_source is not None and tpm.backend_source.path:
-            yield NeededFile("the socket of <tpm>", tpm.backend_source.path, os.W_OK, tpm.line)
+        elif path:
+            yield NeededFile("the socket of <tpm>", path, os.W_OK, tpm.line)
+
+
+def _virtiofs_files(dom: DomainDef) -> Iterator[NeededFile]:
+    """Yield the sockets and the programs of virtiofs."""
     for filesystem in (filesystem for filesystem in dom.filesystems if filesystem.is_virtiofs):
         if filesystem.source_socket:
             what = f"the socket of '{filesystem.target}'"
@@ -140,6 +151,10 @@ def _device_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
     for rng in dom.rngs:
         if rng.backend is not None and rng.backend.model == "random" and rng.backend.path:
             yield NeededFile("the source of an <rng>", rng.backend.path, READ, rng.line)
+    yield from _graphics_files(dom, root)
+
+
+def _graphics_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
     for graphics in dom.graphics:
         render_node = first_render_node(root) if graphics.needs_render_node else graphics.gl_rendernode
         if render_node:
@@ -257,9 +272,8 @@ def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> 
     """
     files = list(needed_files(dom, host.root))
     if not host.root.is_live:
-        return [
-            _missing(file) for file in files if file.is_device and not file.is_optional and not _is_there(host, file)
-        ]
+        needed = (file for file in files if file.is_device and not file.is_optional)
+        return [_missing(file) for file in needed if not _is_there(host, file)]
     relative = [_relative(file) for file in files if not os.path.isabs(file.path)]
     files = [file for file in files if os.path.isabs(file.path)]
     files.append(_state_directory(dom, host))

@@ -101,9 +101,13 @@ def daemon_specs(dom: DomainDef, paths: DomainPaths) -> Iterator[DaemonSpec]:
             yield _virtiofsd(filesystem, paths)
     for net in dom.interfaces:
         if net.backend_type == "passt":
-            socket = socket_in(paths.passt_socket(str(net.info.alias)))
-            what = f"passt of the interface with MAC address {net.mac}"
-            yield DaemonSpec(what, passt_program(), "", passt_arguments(net, socket), socket, makes_socket=True)
+            yield _passt(net, paths)
+
+
+def _passt(net: Any, paths: DomainPaths) -> DaemonSpec:
+    socket = socket_in(paths.passt_socket(str(net.info.alias)))
+    what = f"passt of the interface with MAC address {net.mac}"
+    return DaemonSpec(what, passt_program(), "", passt_arguments(net, socket), socket, makes_socket=True)
 
 
 def _swtpm(dom: DomainDef, tpm: Any, paths: DomainPaths) -> DaemonSpec:
@@ -119,12 +123,8 @@ def _swtpm(dom: DomainDef, tpm: Any, paths: DomainPaths) -> DaemonSpec:
     return DaemonSpec(what, swtpm_program(), "socket --ctrl type=unixio,fd={fd}", words, paths.tpm_socket, state, own)
 
 
-def _virtiofsd(filesystem: Any, paths: DomainPaths) -> DaemonSpec:
-    """Mirrors: qemuVirtioFSBuildCommandLine"""
-    source = plain_value(filesystem.source_dir or "", "The directory", filesystem)
-    if "\\" in source:  # it escapes the next character (fuse_opt_parse of libfuse), such as the comma behind the path
-        raise ConfigUnsupportedError(f"The directory '{shown(source)}' has a backslash", line=filesystem.line)
-    options = [f"source={source}"]
+def _virtiofs_options(filesystem: Any) -> list[str]:
+    options = []
     if filesystem.binary_cache is not None:
         options.append(f"cache={filesystem.binary_cache}")
     if filesystem.binary_sandbox is not None:
@@ -132,7 +132,15 @@ def _virtiofsd(filesystem: Any, paths: DomainPaths) -> DaemonSpec:
     for name in ("xattr", "posix_lock", "flock"):
         value = getattr(filesystem, f"binary_{name}")
         options += [] if value is None else [name if value else f"no_{name}"]
-    words = ["-o", ",".join(options)]
+    return options
+
+
+def _virtiofsd(filesystem: Any, paths: DomainPaths) -> DaemonSpec:
+    """Mirrors: qemuVirtioFSBuildCommandLine"""
+    source = plain_value(filesystem.source_dir or "", "The directory", filesystem)
+    if "\\" in source:  # it escapes the next character (fuse_opt_parse of libfuse), such as the comma behind the path
+        raise ConfigUnsupportedError(f"The directory '{shown(source)}' has a backslash", line=filesystem.line)
+    words = ["-o", ",".join([f"source={source}", *_virtiofs_options(filesystem)])]
     if filesystem.binary_threads is not None:
         words.append(f"--thread-pool-size={filesystem.binary_threads}")
     if filesystem.binary_openfiles is not None:
@@ -236,17 +244,13 @@ class Daemons(UndoOnExit):
     def _run(self, spec: DaemonSpec, listener_fd: int | None, undo: contextlib.ExitStack) -> None:
         """Record a program, and start it; wait for the socket of a program that makes its own."""
         argv = spec.argv(-1 if listener_fd is None else listener_fd)
+        keep_fds = [] if listener_fd is None else [listener_fd]
+        variables = environment(spec.state or "/", self.ownership)
         output = ProgramOutput()
         undo.callback(output.close)
         name, lock = self.journal.start(self.owner, argv, spec.socket)
         try:
-            pid = spawn(
-                argv,
-                env=environment(spec.state or "/", self.ownership),
-                output_fd=output.fd,
-                keep_fds=[] if listener_fd is None else [listener_fd],
-                ownership=self.ownership,
-            )
+            pid = spawn(argv, env=variables, output_fd=output.fd, keep_fds=keep_fds, ownership=self.ownership)
         except BaseException:
             self.journal.end(name, lock)
             raise

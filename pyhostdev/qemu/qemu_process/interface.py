@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.network_conf import NetworkDef
     from pyhostdev.hypervisor.host import Host
+    from pyhostdev.hypervisor.virnetwork import HostNetwork
     from pyhostdev.util.hostroot import HostRoot
 
 BRIDGE, DIRECT, ETHERNET, POOL = "bridge", "direct", "ethernet", "pool"
@@ -88,7 +89,11 @@ def _of_network(root: HostRoot, net: Any) -> Connection | Finding:
         return _missing(net, str(err))
     if network is None:
         return _missing(net, f"libvirt has no network '{shown(name)}' on this host")
-    definition = network.definition
+    return _of_known_network(root, net, network)
+
+
+def _of_known_network(root: HostRoot, net: Any, network: HostNetwork) -> Connection | Finding:
+    name, definition = net.source.network, network.definition
     if definition.is_pool:
         return Connection(POOL, definition.name)
     if definition.special or net.source.portgroup is not None:
@@ -192,6 +197,21 @@ def _vhost_node(root: HostRoot, net: Any) -> str:
     return net.backend_vhost or root.dev_vhost_net
 
 
+def _possible_connection(root: HostRoot, net: Any) -> Connection:
+    """
+    Return what an interface is connected to.
+
+    Raises:
+        OperationError: it is missing or not supported, or it is a pool of virtual functions.
+    """
+    found = connection_of(root, net)
+    if isinstance(found, Finding):
+        raise OperationError(found.message)
+    if found.kind == POOL:
+        raise OperationError(f"The network '{shown(found.where)}' gives the guest no virtual function")
+    return found
+
+
 def open_vhosts(dom: DomainDef, net: Any, root: HostRoot) -> list[int]:
     """
     Open vhost once per queue; return an empty list if QEMU itself moves the packets. The caller closes the
@@ -204,16 +224,23 @@ def open_vhosts(dom: DomainDef, net: Any, root: HostRoot) -> list[int]:
     """
     if not wants_vhost(dom, net):
         return []
-    fds: list[int] = []
     try:
-        for _ in range(queues_of(net)):
-            fds.append(open_character_device(_vhost_node(root, net), "vhost-net", is_vhost_net))
+        return _open_each(_vhost_node(root, net), queues_of(net))
     except OperationError:
-        for fd in fds:
-            os.close(fd)
         if net.driver_name == "vhost" or net.backend_vhost is not None:
             raise
         return []
+
+
+def _open_each(node: str, queues: int) -> list[int]:
+    fds: list[int] = []
+    try:
+        for _ in range(queues):
+            fds.append(open_character_device(node, "vhost-net", is_vhost_net))
+    except OperationError:
+        for fd in fds:
+            os.close(fd)
+        raise
     return fds
 
 
@@ -240,11 +267,7 @@ class InterfaceConnector:
 
         Mirrors: qemuInterfaceBridgeConnect, qemuInterfaceEthernetConnect, qemuInterfaceDirectConnect
         """
-        found = connection_of(self.host.root, net)
-        if isinstance(found, Finding):
-            raise OperationError(found.message)
-        if found.kind == POOL:
-            raise OperationError(f"The network '{shown(found.where)}' gives the guest no virtual function")
+        found = _possible_connection(self.host.root, net)
         what = f"connect the interface with MAC address {net.mac}"
         connect = self._macvtap if found.kind == DIRECT else self._tap
         if found.kind == DIRECT:
@@ -253,13 +276,9 @@ class InterfaceConnector:
 
     def _tap(self, net: Any, found: Connection) -> Tap:
         is_ours = net.target_managed is not False
-        tap = open_tap(
-            net.backend_tap or self.host.root.dev_net_tun,
-            net.ifname,
-            queues=queues_of(net),
-            has_header=net.model in _HEADER_MODELS,
-            is_new=is_ours,
-        )
+        node = net.backend_tap or self.host.root.dev_net_tun
+        has_header = net.model in _HEADER_MODELS
+        tap = open_tap(node, net.ifname, queues=queues_of(net), has_header=has_header, is_new=is_ours)
         self._close_at_end(tap.fds)
         if is_ours:
             virnetdev.set_mac(tap.name, _TAP_MAC_PREFIX + net.mac[2:])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.host import Host
+    from pyhostdev.util.hostroot import HostRoot
 
 FDGroups = Mapping[str, Sequence[int]]
 
@@ -109,15 +110,23 @@ def vfio_nodes(dom: DomainDef, host: Host, release: LibvirtRelease) -> dict[PCID
     With iommufd these are ``dev/iommu`` and the function's node (``vfioN`` until the function is bound), otherwise the
     container's and the group's.
     """
-    root = host.root
     by_iommufd = functions_by_iommufd(dom) if release.has("iommufd") else []
-    found: dict[PCIDeviceAddress, tuple[str, ...]] = {}
+    found = {}
     for hostdev in dom.host_functions():
         address = hostdev.pci_address
-        group = read_group(root, address)
         if address in by_iommufd:
-            name = next(iter(read_device_node_names(root, address)), _UNKNOWN_NODE)
-            found[address] = (root.dev_iommu, os.path.join(root.dev_vfio_devices, name))
-        elif hostdev.is_assigned and group is not None:
-            found[address] = (root.vfio_container, root.vfio_group(group))
-    return {address: tuple(host.shown(path) for path in paths) for address, paths in found.items()}
+            found[address] = _iommufd_nodes(host.root, address)
+        elif hostdev.is_assigned:
+            found[address] = _group_nodes(host.root, address)
+    return {address: tuple(host.shown(path) for path in paths) for address, paths in found.items() if paths}
+
+
+def _iommufd_nodes(root: HostRoot, address: PCIDeviceAddress) -> tuple[str, ...]:
+    name = next(iter(read_device_node_names(root, address)), _UNKNOWN_NODE)
+    return root.dev_iommu, os.path.join(root.dev_vfio_devices, name)
+
+
+def _group_nodes(root: HostRoot, address: PCIDeviceAddress) -> tuple[str, ...]:
+    """Return the nodes of the container and the group; none for a function without a group."""
+    group = read_group(root, address)
+    return () if group is None else (root.vfio_container, root.vfio_group(group))

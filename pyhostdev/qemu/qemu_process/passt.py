@@ -42,6 +42,16 @@ def socket_in(link: str) -> str:
     return os.path.join(f"{link}{SOCKET_DIRECTORY_END}", _SOCKET)
 
 
+def _valued_options(net: Any) -> dict[str, object]:
+    return {
+        "--mtu": net.mtu,
+        "--interface": None if net.source is None else net.source.dev,
+        "--log-file": net.backend_log,
+        "--hostname": net.backend_hostname,
+        "--fqdn": net.backend_fqdn,
+    }
+
+
 def passt_arguments(net: Any, socket: str) -> list[str]:
     """
     Return the arguments of passt for an interface; it ends when QEMU closes its connection.
@@ -50,14 +60,7 @@ def passt_arguments(net: Any, socket: str) -> list[str]:
     """
     words = ["--foreground", "--one-off", "--socket", socket]
     words += ["--vhost-user"] if net.type == "vhostuser" else []
-    device = None if net.source is None else net.source.dev
-    for option, value in (
-        ("--mtu", net.mtu),
-        ("--interface", device),
-        ("--log-file", net.backend_log),
-        ("--hostname", net.backend_hostname),
-        ("--fqdn", net.backend_fqdn),
-    ):
+    for option, value in _valued_options(net).items():
         words += [] if value is None else [option, str(value)]
     for ip in net.ips:
         words += ["--address", ip.address]

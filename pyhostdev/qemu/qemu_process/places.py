@@ -70,15 +70,15 @@ def make_private_directory(path: str, own: str, ownership: Ownership | None) -> 
     try:
         os.mkdir(name, 0o700, dir_fd=place)
         made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
-        try:
-            if os.fstat(made).st_uid != os.geteuid():
-                raise OperationError(f"Another process replaced the directory '{path}'")
-            if ownership is not None:
-                os.fchown(made, ownership.uid, ownership.gid)
-        finally:
-            os.close(made)
     finally:
         os.close(place)
+    try:
+        if os.fstat(made).st_uid != os.geteuid():
+            raise OperationError(f"Another process replaced the directory '{path}'")
+        if ownership is not None:
+            os.fchown(made, ownership.uid, ownership.gid)
+    finally:
+        os.close(made)
 
 
 def _may(status: os.stat_result, ownership: Ownership, mode: int) -> bool:

@@ -297,17 +297,20 @@ class _GuestRun(NamedTuple):
             if self.control is not None:
                 fds.append(listening.enter_context(runtime.listening_socket(CONTROL_SOCKET)))
                 argv += self.control.arguments(fds[-1])
-            process = QEMUProcess.spawn(
-                argv,
-                home=runtime.path,
-                output=output,
-                pass_fds=(*fds, runtime.fd, *self.pass_fds),
-                memlock_limit=self.memlock_limit,
-                ownership=self.ownership,
-                more_environment=self.environment,
-            )
+            process = self._spawn(argv, fds, runtime, output)
         self.on_spawned()
         return process
+
+    def _spawn(self, argv: Sequence[str], fds: Sequence[int], runtime: RuntimeDir, output: OutputPipe) -> QEMUProcess:
+        return QEMUProcess.spawn(
+            argv,
+            home=runtime.path,
+            output=output,
+            pass_fds=(*fds, runtime.fd, *self.pass_fds),
+            memlock_limit=self.memlock_limit,
+            ownership=self.ownership,
+            more_environment=self.environment,
+        )
 
     async def run(self, runtime: RuntimeDir, output: OutputPipe) -> GuestOutcome:
         """Start QEMU, and follow the guest to its end."""
@@ -349,14 +352,13 @@ def run_guest(
     before_running: BeforeRunning | None = None,
 ) -> GuestOutcome:
     """
-    Run QEMU with a guest until it ends.
-
-    SIGINT, SIGTERM, SIGHUP and SIGQUIT end the guest at once: it cannot delay the release of its devices.
+    Run QEMU with a guest until it ends; SIGINT, SIGTERM, SIGHUP and SIGQUIT end it at once, without asking the guest.
 
     Args:
         dom: the guest's name, and its actions for a power-off, a reboot or a crash.
         runtime_dir: the directory of the master key in argv; created if missing, and emptied at the end.
         log_path: QEMU's output is appended to this file; it rolls over at 2 MiB. None keeps it while the guest runs.
+
     Raises:
         ConfigUnsupportedError: the domain requests an unsupported lifecycle action.
         OperationError: QEMU did not start, or ended before the guest ran, or does not obey; it has ended then.

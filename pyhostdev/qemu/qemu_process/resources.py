@@ -19,7 +19,7 @@ from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.virfile import read_attribute
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.host import Host
@@ -42,6 +42,10 @@ def resource_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
     root = host.root
     yield from _absent(_cpu_sets(dom), _online(root, root.online_cpus), "processor")
     yield from _absent(_node_sets(dom), _online(root, root.online_nodes), "NUMA node")
+    yield from _hugepage_obstacles(dom, root)
+
+
+def _hugepage_obstacles(dom: DomainDef, root: HostRoot) -> Iterator[Finding]:
     for kib, needed in _hugepages(dom).items():
         free = read_attribute(root, root.free_hugepages(kib))
         if free is not None and _NUMBER.fullmatch(free) and int(free) < needed:
@@ -91,15 +95,17 @@ def _hugepages(dom: DomainDef) -> dict[int, int]:
     cells = dom.cpu.cells if dom.cpu is not None else []
     parts = [(cell.id, cell.memory_kib) for cell in cells] or [(None, dom.memory_kib)]
     for node, kib in parts:
-        own = [page for page in backing.pages if page.nodeset and node in nodes_of(page.nodeset)]
-        masters = [page for page in backing.pages if not page.nodeset]
-        chosen = next(iter([*own, *masters]), None)
-        if chosen is not None and chosen.size:
-            size = chosen.size * unit_factor(chosen.unit) // 1024
-        elif not backing.pages:
-            size = _DEFAULT_HUGEPAGE_KIB
-        else:
-            continue
+        size = _page_size(backing.pages, node)
         if size >= _DEFAULT_HUGEPAGE_KIB:
             needed[size] += -(-kib // size)
     return needed
+
+
+def _page_size(pages: Sequence[Any], node: int | None) -> int:
+    """Return the size in KiB of the pages of a guest node: its own <page>, or the one for all; 0 for plain memory."""
+    own = [page for page in pages if page.nodeset and node in nodes_of(page.nodeset)]
+    masters = [page for page in pages if not page.nodeset]
+    chosen = next(iter([*own, *masters]), None)
+    if chosen is not None and chosen.size:
+        return int(chosen.size * unit_factor(chosen.unit) // 1024)
+    return 0 if pages else _DEFAULT_HUGEPAGE_KIB

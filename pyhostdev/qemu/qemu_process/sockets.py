@@ -61,6 +61,7 @@ class ListeningSockets(UndoOnExit):
     Args:
         paths: absolute and unique.
         directory: created if a path is below it.
+
     Raises:
         OperationError: a socket cannot be created; the others are removed again.
     """

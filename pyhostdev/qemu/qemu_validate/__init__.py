@@ -73,10 +73,7 @@ class QEMURules:
         if dom.type not in ("qemu", "kvm"):
             yield _unsupported(f"QEMU has no domains of type {dom.type}", dom)
         if not self.capabilities.has_machine(dom.os.machine or ""):
-            yield _unsupported(
-                self.capabilities.unknown_machine(str(dom.os.machine)),
-                dom.os,
-            )
+            yield _unsupported(self.capabilities.unknown_machine(str(dom.os.machine)), dom.os)
         yield from firmware_errors(dom, self.release)
         for rule in _DOMAIN_RULES:
             yield from rule(dom)
@@ -109,14 +106,19 @@ class QEMURules:
         yield from peripheral_errors(dom, device, self.capabilities, self.release)
         if device.tag in _CHARACTER_DEVICES:
             yield from _chr_errors(dom, device, self.release)
-        if device.tag == "hostdev":
+        elif device.tag == "hostdev":
             yield from _hostdev_errors(dom, device, self.release)
+        elif device.tag == "tpm":
+            yield from self._tpm_errors(dom, device)
+        elif device.tag == "video":
+            yield from video_errors(dom, device, self.capabilities, self.release)
+        else:
+            yield from self._storage_errors(device)
+
+    def _storage_errors(self, device: ElementDef) -> Errors:
+        """Yield the errors of a disk or filesystem that only some releases report."""
         if device.tag == "filesystem" and not self.release.has("virtiofs-readonly"):
             yield from _readonly_virtiofs_errors(device)
-        if device.tag == "tpm":
-            yield from self._tpm_errors(dom, device)
-        if device.tag == "video":
-            yield from video_errors(dom, device, self.capabilities, self.release)
         if device.tag == "disk" and self.release.has("sheepdog-is-gone"):
             yield from _sheepdog_errors(device)
         if device.tag == "disk" and self.release.has("usb-empty-disk"):
@@ -201,9 +203,16 @@ def _clock_errors(dom: DomainDef) -> Errors:
             yield _unsupported(f"QEMU has no timer '{timer.name}'", timer)
 
 
+def _usb_users(dom: DomainDef) -> Iterator[Any]:
+    yield from dom.hubs
+    yield from (hostdev for hostdev in dom.hostdevs if hostdev.mode == "subsystem" and hostdev.type == "usb")
+    yield from (device for device in dom.inputs if device.bus == "usb")
+    yield from (filesystem for filesystem in dom.filesystems if filesystem.is_mtp)
+
+
 def _usb_errors(dom: DomainDef) -> Errors:
     """
-    Yield an error for each USB device if USB is disabled.
+    Yield an error for each companion without an EHCI controller, and for each USB device if USB is disabled.
 
     Mirrors: the checks of virDomainDefParseXML (src/conf/domain_conf.c)
     """
@@ -211,17 +220,11 @@ def _usb_errors(dom: DomainDef) -> Errors:
     masters = {c.index for c in controllers if c.info.master_startport is None}
     for controller in controllers:
         if controller.info.master_startport is not None and controller.index not in masters:
-            yield XMLError(
-                "A USB companion controller needs an EHCI controller with the same index",
-                line=controller.line,
-                libvirt_code=35,
-            )
+            text = "A USB companion controller needs an EHCI controller with the same index"
+            yield XMLError(text, line=controller.line, libvirt_code=VIR_ERR_XML_DETAIL)
     if not any(c.model == "none" for c in controllers):
         return
-    hostdevs = [h for h in dom.hostdevs if h.mode == "subsystem" and h.type == "usb"]
-    users: list[Any] = [*controllers[1:], *dom.hubs, *hostdevs, *(i for i in dom.inputs if i.bus == "usb")]
-    users += (filesystem for filesystem in dom.filesystems if filesystem.is_mtp)
-    for user in users:
+    for user in [*controllers[1:], *_usb_users(dom)]:
         code = VIR_ERR_XML_DETAIL if user.tag == "controller" else VIR_ERR_CONFIG_UNSUPPORTED
         yield XMLError(f"A {user.tag} needs USB, which model='none' disables", line=user.line, libvirt_code=code)
 

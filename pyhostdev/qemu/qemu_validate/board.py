@@ -49,6 +49,11 @@ def board_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     yield from _hyperv_errors(dom, release)
     yield from _feature_errors(dom, release)
     yield from _number_errors(dom, release)
+    yield from _policy_errors(dom)
+
+
+def _policy_errors(dom: DomainDef) -> Errors:
+    """Yield an error for each setting of the whole domain that QEMU does not have."""
     if dom.on_reboot == "preserve":
         yield _unsupported("A guest that reboots cannot be preserved", dom)
     if dom.min_guarantee is not None:
@@ -75,8 +80,11 @@ def _cpu_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
         yield _unsupported("<maxphysaddr mode='emulate'> needs bits", cpu)
     if cpu.maxphysaddr_mode == "passthrough" and cpu.maxphysaddr_bits is not None:
         yield _unsupported("<maxphysaddr mode='passthrough'> has no bits of its own", cpu)
-    if cpu.cache_mode is None:
-        return
+    if cpu.cache_mode is not None:
+        yield from _cache_errors(dom, cpu)
+
+
+def _cache_errors(dom: DomainDef, cpu: Any) -> Errors:
     if dom.os.arch not in X86:
         yield _unsupported(f"The architecture {dom.os.arch} has no <cache> of <cpu>", cpu)
     if cpu.cache_mode == "emulate" and cpu.cache_level != _CACHE_LEVEL:
@@ -151,13 +159,16 @@ def _feature_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
         yield _unsupported("A domain of type kvm has no <tcg>", features)
     if features.tseg is not None and features.tseg * unit_factor(features.tseg_unit or "MiB") % (1 << 20):
         yield _unsupported("The size of <tseg> is a multiple of 1 MiB", features)
-    hyperv = features.hyperv
-    if hyperv is not None and hyperv.stimer and release.has("hyperv-dependencies"):
-        timers = dom.clock.timers if dom.clock is not None else []
-        if not any(timer.name == "hypervclock" and timer.present for timer in timers):
-            yield _unsupported("<stimer> needs the timer hypervclock", hyperv)
-        if not hyperv.synic:
-            yield _unsupported("<stimer> needs <synic>", hyperv)
+    if features.hyperv is not None and features.hyperv.stimer and release.has("hyperv-dependencies"):
+        yield from _stimer_errors(dom, features.hyperv)
+
+
+def _stimer_errors(dom: DomainDef, hyperv: Any) -> Errors:
+    timers = dom.clock.timers if dom.clock is not None else []
+    if not any(timer.name == "hypervclock" and timer.present for timer in timers):
+        yield _unsupported("<stimer> needs the timer hypervclock", hyperv)
+    if not hyperv.synic:
+        yield _unsupported("<stimer> needs <synic>", hyperv)
 
 
 def _hyperv_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:

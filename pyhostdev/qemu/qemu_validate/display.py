@@ -50,10 +50,7 @@ def video_errors(dom: DomainDef, video: Any, capabilities: QEMUCapabilities, rel
     if not any(capabilities.has_device(name) for name in devices):
         yield _unsupported(f"QEMU has no video of type {kind}", video)
     if kind not in _SECONDARY:
-        if not video.primary:
-            yield _unsupported(f"A video of type {kind} must be the first video", video)
-        if video.heads not in (None, 1):
-            yield _unsupported(f"A video of type {kind} has one head", video)
+        yield from _only_video_errors(video)
     yield from _acceleration_errors(video, release)
     yield from _size_errors(video)
     if (video.resolution_x is not None or video.resolution_y is not None) and kind not in _WITH_RESOLUTION:
@@ -94,16 +91,30 @@ def _size_errors(video: Any) -> Errors:
         yield _unsupported("vram of a video must be at least 1 MiB", video)
 
 
+def _headless_errors(graphics: Any) -> Errors:
+    """Yield the errors of a <graphics> beside one of type egl-headless."""
+    kind = graphics.type
+    if kind not in ("egl-headless", "vnc", "spice"):
+        yield _unsupported(f"Graphics of type {kind} and egl-headless exclude each other", graphics)
+    if kind == "spice" and graphics.gl_enable:
+        yield _unsupported("Only one <graphics> of a guest can use OpenGL", graphics)
+
+
+def _only_video_errors(video: Any) -> Errors:
+    """Yield the errors of a card of which a guest has only one."""
+    if not video.primary:
+        yield _unsupported(f"A video of type {video.model_type} must be the first video", video)
+    if video.heads not in (None, 1):
+        yield _unsupported(f"A video of type {video.model_type} has one head", video)
+
+
 def graphics_errors(dom: DomainDef, graphics: Any) -> Errors:
     """Yield the errors of one <graphics>."""
     kind = graphics.type
     if kind not in _DISPLAYS:
         yield _unsupported(f"QEMU has no graphics of type {kind}", graphics)
-    is_headless = any(other.type == "egl-headless" for other in dom.graphics)
-    if is_headless and kind not in ("egl-headless", "vnc", "spice"):
-        yield _unsupported(f"Graphics of type {kind} and egl-headless exclude each other", graphics)
-    if is_headless and kind == "spice" and graphics.gl_enable:
-        yield _unsupported("Only one <graphics> of a guest can use OpenGL", graphics)
+    if any(other.type == "egl-headless" for other in dom.graphics):
+        yield from _headless_errors(graphics)
     if kind == "vnc" and len((graphics.passwd or "").encode()) > _VNC_PASSWORD_MAX:
         yield _unsupported(f"A VNC password can have at most {_VNC_PASSWORD_MAX} characters", graphics)
     listens_on = graphics.listens[0].type if graphics.listens else "address"

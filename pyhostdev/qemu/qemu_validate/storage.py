@@ -17,7 +17,7 @@ from pyhostdev.qemu.qemu_validate.peripheral import shares_memory
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
 
@@ -72,15 +72,17 @@ def _image_errors(dom: DomainDef, disk: Any) -> Errors:
         yield _unsupported("A vhostuser disk needs shared memory", disk)
     if disk.type == "vhostvdpa":
         yield from _vdpa_errors(dom, disk)
-    source = disk.source
-    if source is None:
-        return
-    yield from _store_errors(disk)
+    if disk.source is not None:
+        yield from _store_errors(disk)
+        yield from _server_errors(disk, disk.source)
+        yield from _secret_errors(disk, disk.source)
+
+
+def _server_errors(disk: Any, source: Any) -> Errors:
     if source.protocol in _NO_PROTOCOLS:
         yield _unsupported(f"QEMU has no disk of protocol {source.protocol}", disk)
     if source.protocol == "nfs" and any(host.port for host in source.hosts):
         yield _unsupported("The server of an nfs disk has no port", disk)
-    yield from _secret_errors(disk, source)
 
 
 def _vdpa_errors(dom: DomainDef, disk: Any) -> Errors:
@@ -125,14 +127,19 @@ def _address_errors(disk: Any) -> Errors:
         yield _unsupported(f"A disk on USB cannot have an address of type {kind}", disk, VIR_ERR_INTERNAL_ERROR)
 
 
+def _geometry_errors(disk: Any) -> Errors:
+    if not (disk.cyls and disk.heads and disk.secs):
+        return
+    if disk.bus in ("usb", "sd"):
+        yield _unsupported(f"A disk on bus {disk.bus} has no geometry", disk)
+    elif disk.trans is not None and disk.bus != "ide":
+        yield _unsupported(f"A disk on bus {disk.bus} has no translation of its geometry", disk)
+
+
 def _bus_errors(disk: Any) -> Errors:
     """Yield an error for each setting that a disk on this bus cannot have."""
     bus = disk.bus
-    if disk.cyls and disk.heads and disk.secs:
-        if bus in ("usb", "sd"):
-            yield _unsupported(f"A disk on bus {bus} has no geometry", disk)
-        elif disk.trans is not None and bus != "ide":
-            yield _unsupported(f"A disk on bus {bus} has no translation of its geometry", disk)
+    yield from _geometry_errors(disk)
     if disk.device == "cdrom" and bus in ("virtio", "sd"):
         yield _unsupported(f"A cdrom cannot be on bus {bus}", disk)
     if disk.wwn is not None and bus not in ("ide", "scsi"):
@@ -183,16 +190,20 @@ def _io_errors(dom: DomainDef, disk: Any) -> Errors:
 
 def thread_errors(dom: DomainDef, device: Any) -> Errors:
     """
-    Yield what is wrong with the I/O threads of a disk or controller.
+    Yield the errors of the I/O threads of a disk or controller.
 
     Mirrors: qemuDomainValidateIothreadMapping (src/qemu/qemu_validate.c)
     """
     threads = iothread_numbers(dom)
     if device.iothread is not None and device.iothread not in threads:
         yield _unsupported(f"There is no I/O thread {device.iothread}", device)
-    mapping = device.iothread_mapping
-    if device.iothread is not None and mapping:
+    if device.iothread is not None and device.iothread_mapping:
         yield _unsupported("A device has either one iothread or <iothreads>", device)
+    yield from _mapping_errors(device, threads)
+
+
+def _mapping_errors(device: Any, threads: Collection[int]) -> Errors:
+    mapping = device.iothread_mapping
     queues = [queue.id for thread in mapping for queue in thread.queues]
     for thread in mapping:
         if thread.id not in threads:
