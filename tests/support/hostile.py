@@ -100,7 +100,8 @@ def _what_is_read(fake: FakeHost) -> list[str]:
             main.main([*words, "--root", fake.root.path])
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        paths = {read.path for read in reads_of(fake, run)}
+        # A reader that follows a link upwards asks for "dev/mapper/..", which no test can replace by another file.
+        paths = {os.path.normpath(read.path) for read in reads_of(fake, run)}
     paths |= {f"{DEVICE}/{name}" for name in BY_THE_SCANNER} | {"sys/bus/pci/devices", "sys/bus/pci/drivers"}
     above = {str(directory) for path in paths for directory in Path(path).parents}
     return sorted((paths | above) - {".", ""})
