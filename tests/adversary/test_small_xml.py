@@ -19,7 +19,7 @@ from pyhostdev.qemu.qemu_command import build_command_line
 
 MUCH_MORE = 3.5  # times the cost of half the size: linear work has 2, quadratic 4
 LEAST_S = 0.02  # cheaper than this is noise
-MOST_RUNS = 9  # further runs of each, while the ratio is too high
+MOST_RUNS = 15  # further runs of each, while the ratio is too high
 MEMORY_KIB = 256 << 10
 
 
