@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import bench_qemu
-from goals import Goal, in_turns
 from lxml import etree
+from measure import Goal, in_turns
 
 from pyhostdev import DomainDef
 from pyhostdev.qemu.qemu_capabilities import load

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import peers
 import svgplot
-from goals import Trees
+from measure import Trees
 
 from pyhostdev.util.hostroot import HostRoot
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from goals import AS_SYSFS, SIZE, Goal, in_turns
+from measure import AS_SYSFS, SIZE, Goal, in_turns
 
 from pyhostdev.testing.generator import make_tree
 from pyhostdev.util import pciscan, scanproof, scanrefresh

@@ -22,12 +22,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import goals
 import peers
 import persons
 import refreshes
 from definitions import goals_of_definitions
-from goals import AS_SYSFS, INFORMATION, SIZE, CPart, Goal, Trees, in_turns
+from measure import AS_SYSFS, INFORMATION, SIZE, CPart, Goal, Trees, in_turns, machine, trees_in_memory
 
 import pyhostdev
 from pyhostdev import DomainDef, Host
@@ -244,7 +243,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # it would compile everything at each call
-    with goals.trees_in_memory() as (trees, _), tempfile.TemporaryDirectory(dir=trees.top) as directory:
+    with trees_in_memory() as (trees, _), tempfile.TemporaryDirectory(dir=trees.top) as directory:
         top = Path(directory)
         costs = persons.costs(trees, ours, domain_of(top), rounds)
         found = [*list_against_lspci(costs), *start_goals(top, rounds), *change_goals(top, rounds)]
@@ -256,7 +255,7 @@ def main() -> int:
     print(*rows, sep="\n")
     milliseconds = {size: {name: s * 1e3 for name, s in times.items()} for size, times in inventories.items()}
     persons.draw(costs, milliseconds)
-    kept = {"machine": goals.machine(), "busy": how_busy(), "goals": rows, "costs": costs}
+    kept = {"machine": machine(), "busy": how_busy(), "goals": rows, "costs": costs}
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     return 0 if all(goal.is_met is not False for goal in found) else 1
 
