@@ -40,7 +40,7 @@ __getattr__ = deprecated_names(__name__, {"Recovered": RecoveryResult})
 
 
 def recover(context: HostdevContext, *, include_prepared: bool, timeout_s: float) -> list[RecoveryResult]:
-    """Finish or undo what was interrupted; see ``HostdevManager.recover``."""
+    """Finish or undo interrupted changes; see ``HostdevManager.recover``."""
     deadline = time.monotonic() + timeout_s
     records, bad = context.journal.read()
     boot_id = read_boot_id(context.root)

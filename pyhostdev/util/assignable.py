@@ -9,7 +9,6 @@ groups that the scan did not see; only the rest need every rule.
 from __future__ import annotations
 
 import stat
-import struct
 from itertools import compress
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from pyhostdev.util import pciscan
 from pyhostdev.util.iommugroup import VFIO_DEV
 from pyhostdev.util.pciassign import DMA_FREE_DRIVERS, VFIO_DENIED
 from pyhostdev.util.pciregs import CLASS_BASE_BRIDGE, CLASS_BRIDGE_HOST, CLASS_BRIDGE_PCI, CLASS_DISPLAY
+from pyhostdev.util.pcisnapshot import KIND
 from pyhostdev.util.virfile import list_all_names, list_names, read_link_names, read_statuses
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pyhostdev.util.hostusage import HostUsage
 
 Kind = tuple[int, int, int, int]  # class, vendor, device, and which of them are known
-_KIND = struct.Struct("=16xI8xHH4xHxx")  # in struct phd_record of csrc/pciscan.cdef.h
 _IDENTITY = pciscan.HAVE_VENDOR | pciscan.HAVE_DEVICE | pciscan.HAVE_CLASS
 _NEVER, _PLAIN, _DISPLAY, _UNSURE = range(4)  # one byte for each function of the scan
 
@@ -42,7 +41,7 @@ def assignable(scan: HostFunctions, snapshot: pciscan.Snapshot, usage: HostUsage
     Raises:
         SysfsError: the host cannot be read.
     """
-    verdicts = bytearray(map(_Verdicts().__getitem__, _KIND.iter_unpack(snapshot.packed)))
+    verdicts = bytearray(map(_Verdicts().__getitem__, KIND.iter_unpack(snapshot.packed)))
     for pf in set(snapshot.column("physfn")):
         position = snapshot.find_key(pf)
         if position is not None:

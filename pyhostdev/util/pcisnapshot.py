@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # struct phd_record of csrc/pciscan.cdef.h
 RECORD = struct.Struct("=QQIIIHHHHHH")
+KIND = struct.Struct("=16xI8xHH4xHxx")  # of a record: class, vendor, device, and which of them are known
 _KEY = struct.Struct("=Q")
 _COLUMNS: dict[str, tuple[Literal["Q", "I", "H"], slice]] = {  # item size, and position in a record
     "key": ("Q", slice(0, None, 5)),
