@@ -26,6 +26,7 @@ from pyhostdev.qemu.qemu_domain import memlock_limit
 from pyhostdev.qemu.qemu_domain.define import define as define_domain
 from pyhostdev.qemu.qemu_driver.native import as_started, capabilities_of, define, domain_to_native
 from pyhostdev.qemu.qemu_driver.refusals import (
+    missing_extra,
     missing_mdevs,
     refuse_missing,
     refuse_missing_storage,
@@ -165,7 +166,7 @@ def start_obstacles(
     found += newer_word_notes(dom, release)
     found += image_obstacles(dom, host, ownership)
     found += iommufd_obstacles(dom, host, release, fd_groups)
-    found += missing_mdevs(dom, host)
+    found += [*missing_extra(host), *missing_mdevs(dom, host)]
     found += [*interface_obstacles(started, host), *vf_obstacles(started, host), *absent_usb(dom, host)]
     found += [*pool_notes(started), *root_notes(dom, host), *absent_media(dom, host)]
     found += resource_obstacles(dom, host)
@@ -311,11 +312,14 @@ class Guest:
         """
         from pyhostdev.qemu.qemu_process.daemons import daemons_of
         from pyhostdev.qemu.qemu_process.descriptors import DeviceDescriptors
+        from pyhostdev.qemu.qemu_process.log import RollingLog
         from pyhostdev.qemu.qemu_process.process import held_signals
         from pyhostdev.qemu.qemu_process.sockets import GuestFiles, ListeningSockets
         from pyhostdev.qemu.qemu_process.variables import make_variables
 
         self._refuse(plan)
+        if log_path is not None:
+            RollingLog(log_path).close()  # a wrong path is refused before a device is touched
         owner = self.definition.name or ""
         paths = DomainPaths.of(os.path.abspath(self.host.state_dir), owner, self.domain_id)
         daemons = daemons_of(self.definition, paths, self.ownership, self.host)

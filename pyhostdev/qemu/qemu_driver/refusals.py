@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pyhostdev.conf.hostdev_conf import MdevSource
 from pyhostdev.errors import ConfigError, RefusedError
 from pyhostdev.hypervisor.network_pool import pool_obstacles
+from pyhostdev.qemu.qemu_capabilities.choice import has_qmp
 from pyhostdev.qemu.qemu_command.smbios import has_no_tables
 from pyhostdev.qemu.qemu_firmware import has_no_descriptors, is_undescribed, read_firmwares
 from pyhostdev.qemu.qemu_process.access import image_obstacles
@@ -32,6 +33,13 @@ def missing_mdevs(dom: DomainDef, host: Host) -> Iterator[Finding]:
         uuid = hostdev.source_def.uuid if isinstance(hostdev.source_def, MdevSource) else None
         if uuid is not None and not is_directory(host.root, host.root.mdev_device(uuid)):
             yield Finding("device-missing", ERROR, uuid, f"Mediated device {uuid} is not on this host", hostdev.line)
+
+
+def missing_extra(host: Host) -> Iterator[Finding]:
+    """Yield a finding if this machine is the host and lacks the library that ``start`` needs."""
+    if host.root.is_live and not has_qmp():
+        message = "start needs the extra 'start', which is not installed: pip install 'pyhostdev[start]'"
+        yield Finding("extra-missing", ERROR, None, message)
 
 
 def refuse_missing(dom: DomainDef, host: Host) -> None:
