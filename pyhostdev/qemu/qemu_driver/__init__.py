@@ -312,14 +312,11 @@ class Guest:
         """
         from pyhostdev.qemu.qemu_process.daemons import daemons_of
         from pyhostdev.qemu.qemu_process.descriptors import DeviceDescriptors
-        from pyhostdev.qemu.qemu_process.log import RollingLog
         from pyhostdev.qemu.qemu_process.process import held_signals
         from pyhostdev.qemu.qemu_process.sockets import GuestFiles, ListeningSockets
         from pyhostdev.qemu.qemu_process.variables import make_variables
 
-        self._refuse(plan)
-        if log_path is not None:
-            RollingLog(log_path).close()  # a wrong path is refused before a device is touched
+        self._refuse(plan, log_path)
         owner = self.definition.name or ""
         paths = DomainPaths.of(os.path.abspath(self.host.state_dir), owner, self.domain_id)
         daemons = daemons_of(self.definition, paths, self.ownership, self.host)
@@ -367,13 +364,16 @@ class Guest:
             before_running=partial(apply_tuning, self.definition),
         )
 
-    def _refuse(self, plan: Plan) -> None:
+    def _refuse(self, plan: Plan, log_path: str | None) -> None:
         """
         Refuse a start with which QEMU would fail, for reasons that the plan does not cover.
 
         Raises:
             RefusedError: holds one finding per fact.
+            OperationError: the log cannot be opened.
         """
+        from pyhostdev.qemu.qemu_process.log import RollingLog
+
         refuse_unstartable(self.definition, self.host, plan)
         obstacles = image_obstacles(self.definition, self.host, self.ownership)
         obstacles += iommufd_obstacles(self.definition, self.host, self.release, self.fd_groups)
@@ -382,6 +382,8 @@ class Guest:
         obstacles += resource_obstacles(self.definition, self.host)
         if obstacles:
             raise RefusedError(obstacles)
+        if log_path is not None:
+            RollingLog(log_path).close()
 
     def _vfio_descriptors(self) -> VFIODescriptors:
         from pyhostdev.qemu.qemu_process.vfiofds import VFIODescriptors
