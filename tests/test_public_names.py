@@ -42,7 +42,7 @@ CARD = pyhostdev.DomainDef(name="vm", hostdevs=[pyhostdev.DomainHostdevDef.for_p
 
 
 def annotated(made: Any) -> Iterator[Any]:
-    """Yield what has annotations that a user of a class meets: the class with its fields, its methods and properties."""
+    """Yield what has annotations that a user of a class meets: its fields, methods and properties."""
     yield made
     for method in dir(made):
         value = inspect.getattr_static(made, method)
