@@ -40,6 +40,7 @@ class Field(Generic[T]):
     package = ""  # of the definition with this field
     make: Callable[[], Any] | None = None  # makes the value that each new instance gets
     leaf = ""  # attribute name, for attributes
+    is_single = False  # an element of which only the first counts
 
     def __init__(self, path: str, default: T, *, quiet: bool = False, since: str | None = None) -> None:
         parts = path.split("/") if path else []
@@ -149,6 +150,8 @@ class Nested(Field[T]):
 class OptionalElement(Nested["D | None"]):
     """An optional element with its own definition."""
 
+    is_single = True
+
     def load(self, found: list[Element]) -> D | None:
         """Return the definition in the element."""
         return self.definition.from_element(found[0])  # type: ignore[return-value]  # it is a D
@@ -156,6 +159,8 @@ class OptionalElement(Nested["D | None"]):
 
 class DefaultElement(Nested[D]):
     """An element with its own definition that is never None, and is printed unless it is empty."""
+
+    is_single = True
 
     def load(self, found: list[Element]) -> D:
         """Return the definition in the element."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.newer_words import newer_word_notes
+from pyhostdev.conf.unknown_words import repeated_words
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, raise_all
 from pyhostdev.hypervisor.network_pool import pool_notes, reading_networks_once, with_pool_functions
 from pyhostdev.hypervisor.vf_network import VFNetwork, vf_consents, vf_obstacles
@@ -163,7 +164,7 @@ def start_obstacles(
         *_unsupported_namespace(dom),
         *start_findings(started),
     ]
-    found += newer_word_notes(dom, release)
+    found += [*newer_word_notes(dom, release), *repeated_words(dom)]
     found += image_obstacles(dom, host, ownership)
     found += iommufd_obstacles(dom, host, release, fd_groups)
     found += [*missing_extra(host), *missing_mdevs(dom, host)]
