@@ -33,6 +33,7 @@ from pyhostdev.qemu.qemu_driver.refusals import (
     refuse_missing_storage,
     refuse_unstartable,
     root_notes,
+    unknown_cpu_model,
 )
 from pyhostdev.qemu.qemu_firmware import choose_at_start
 from pyhostdev.qemu.qemu_hostdev import absent_usb, without_absent_usb
@@ -197,6 +198,8 @@ def _build_errors(
         errors += (err, *err.others)
     except OperationError as err:
         yield Finding("unsupported", ERROR, None, str(err))
+    if capabilities is not None:
+        yield from unknown_cpu_model(dom, capabilities)
     for part in errors:
         address = None if part.address is None else str(part.address)
         yield Finding(part.reason or "unsupported", ERROR, address, part.message, part.line)
