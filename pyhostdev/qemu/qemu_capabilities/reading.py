@@ -149,17 +149,6 @@ class QEMUCapabilities:
         """Return True if ``-device name`` exists; name may be an alias of the type."""
         return DEVICE_ALIASES.get(name, name) in self.devices
 
-    def has_property(self, device: str, name: str) -> bool:
-        """
-        Return True if the device has the property.
-
-        Raises:
-            KeyError: the properties of this device are not recorded (see ASKED_DEVICES).
-        """
-        if device not in self.devices:
-            return False
-        return name in self.properties[device]
-
     def properties_of(self, kind: str, default: Set[str] = frozenset()) -> Set[str]:
         """Return the recorded properties of a device or object; default if they are not recorded."""
         return self.properties.get(DEVICE_ALIASES.get(kind, kind), default)
