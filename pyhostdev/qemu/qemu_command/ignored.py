@@ -200,6 +200,7 @@ IGNORED: dict[str, dict[str, Word]] = {
             asked=lambda net: net.type != "hostdev",  # for a virtual function it is the trust that start sets on its PF
         ),
         "sndbuf": Word("only a tap has it", asked=_has_no_tap),
+        "mtu": Word("a virtual function takes its MTU from the guest", asked=lambda net: net.type == "hostdev"),
         "source": Word("QEMU's user-mode network has no source on the host", asked=_is_slirp),
         **{
             name: Word("only passt has it", asked=_is_not_passt)
