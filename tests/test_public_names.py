@@ -83,7 +83,9 @@ def test_old_names_work_and_warn(module: str, old: str, new: str) -> None:
 def test_an_address_is_accepted_as_text(bcm5719: FakeHost, tmp_path: Path) -> None:
     """Every public method that takes an address takes its text, and nothing else that looks like a path."""
     host = pyhostdev.Host(bcm5719.root, writer=bcm5719.kernel)
-    manager, scan, address = pyhostdev.HostdevManager(host), host.scan(), PCIDeviceAddress.parse(A)
+    manager, address = pyhostdev.HostdevManager(host), PCIDeviceAddress.parse(A)
+    scan: Any = host.scan()
+    nothing: Any = None
     assert host.pci_device(A).address == address == scan.find(A).address
     assert (14, True, False) == (host.iommu_group(A), host.is_pci_express(A), host.is_in_flight(A))
     assert bcm5719.root.pci_device(A) == bcm5719.root.pci_device(address)
@@ -111,7 +113,7 @@ def test_an_address_is_accepted_as_text(bcm5719: FakeHost, tmp_path: Path) -> No
         lambda text: writer.open_devices([text]).__enter__(),
         lambda text: monitor.refresh([text]),
         lambda text: plan.with_nodes({text: []}),
-        lambda text: plan.with_plugs({text: None}),
+        lambda text: plan.with_plugs({text: nothing}),
         lambda text: plan.with_guest_addresses({text: A}),
         lambda text: CARD.with_host_addresses({A: text}),
         pyhostdev.DomainHostdevDef.for_pci,
