@@ -63,6 +63,7 @@ def _fill_chr(dom: DomainDef, device: DomainChrDef) -> None:
         others: list[Any] = getattr(dom, f"{device.tag}s")
         ports = [other.target_port for other in others if other.target_port is not None]
         device.target_port = max(ports, default=-1) + 1
+    device.source.type = device.source.type or "pty"
     device.source.normalise()
     device.target_state = None
 
@@ -239,6 +240,8 @@ def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
         device.driver_name = device.host_driver.model = None
     if device.type not in ("pci", "mdev"):
         device.display = device.ramfb = None
+    if device.teaming_type is None:
+        device.teaming_persistent = None
     if device.type == "mdev":
         _check_mdev_address(device)
 
@@ -298,6 +301,8 @@ def _fill_input(dom: DomainDef, device: DomainInputDef) -> None:
 def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
     """Drop what this type of interface does not use, and add a MAC address."""
     device.managed = True if device.managed and device.hostdev is not None else None
+    if device.teaming_type is None:
+        device.teaming_persistent = None
     if device.type not in _FILTERED_NETS:
         device.filterref = None
     device.ifname = device.chosen_ifname

@@ -132,11 +132,8 @@ def _hostdev_errors(dom: DomainFields, device: DomainHostdevDef) -> Errors:
     line, address = device.line, device.info.address
     kinds, code = _HOSTDEV_ADDRESSES.get(device.type, ((), None))
     if device.mode == "subsystem" and kinds and address is not None and address.kind not in kinds:
-        yield ConfigUnsupportedError(
-            f"A host device of type {device.type} cannot have an address of type {address.kind}",
-            line=line,
-            libvirt_code=code,
-        )
+        text = f"A host device of type {device.type} cannot have an address of type {address.kind}"
+        yield ConfigUnsupportedError(text, line=line, libvirt_code=code)
     source = device.source_def
     if isinstance(source, SCSIHostSource) and not re.fullmatch(_WWPN, source.wwpn or ""):
         yield XMLError("The wwpn of a <hostdev> is naa. and 16 hexadecimal digits", line=line)
@@ -298,10 +295,10 @@ def _shmem_errors(dom: DomainFields, device: DomainShmemDef) -> Errors:
 
 
 def _fs_errors(dom: DomainFields, device: DomainFSDef) -> Errors:
-    if device.target is None:
-        yield XMLError("A file system has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)
     if device.source_dir is None and device.source_socket is None and device.type == "mount":
         yield XMLError("A file system has no source", line=device.line, libvirt_code=VIR_ERR_NO_SOURCE)
+    if device.target is None:
+        yield XMLError("A file system has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)
     if device.info.boot_order is not None and device.driver_type != "virtiofs":
         yield ConfigUnsupportedError("Only virtiofs can be booted from", line=device.line)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.cpu_conf import HypervFeatures
+from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.disk_conf import DomainDiskDef
 from pyhostdev.conf.domain_limits import name_errors
 from pyhostdev.conf.graphics_postparse import fill_graphics
@@ -41,6 +42,8 @@ def normalise(dom: DomainFields) -> None:
         dom.genid = _uuid_of_name(f"{dom.uuid} genid")
     raise_all(list(name_errors(dom)))
     _normalise_features(dom.features)
+    if dom.memballoon is not None and dom.memballoon.model == "none":
+        dom.memballoon.info = DeviceInfo()  # libvirt does not read it
     drop_idle_words(dom)
     dom.clock = dom.clock or ClockDef()
     dom.on_poweroff = dom.on_poweroff or "destroy"
@@ -104,6 +107,9 @@ def _normalise_memory(dom: DomainFields) -> None:
     dom.memory.value, dom.memory.unit = dom.memory_kib, "KiB"
     if dom.max_memory is not None:
         dom.max_memory.value, dom.max_memory.unit = dom.max_memory.kib, "KiB"
+        dom.max_memory.slots = dom.max_memory.slots or None
+        if not dom.max_memory.kib and dom.max_memory.slots is None:
+            dom.max_memory = None
     for disk in dom.disks:
         for encryption in (disk.encryption, disk.source.encryption if disk.source is not None else None):
             if encryption is not None:

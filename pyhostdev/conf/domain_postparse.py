@@ -28,6 +28,7 @@ from pyhostdev.conf.guest_addresses import mark_written
 from pyhostdev.conf.newer_words import drop_newer_words
 from pyhostdev.conf.os_conf import BootDev, OSDef, SizeDef
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, XMLError
+from pyhostdev.util.virxml import is_blank
 
 if TYPE_CHECKING:
     from pyhostdev.conf.disk_conf import DomainDiskDef
@@ -69,6 +70,8 @@ def post_parse(dom: DomainDef, hypervisor: Hypervisor) -> DomainDef:
     refuse_too_large(dom)
     drop_newer_words(dom, hypervisor.release)
     normalise(dom)
+    if hypervisor.release.has("blank-metadata") and is_blank(dom.metadata):
+        dom.metadata = None
     sort_controllers(dom)
     _add_hostdev_controllers(dom, hypervisor.release)
     assign_indices(dom)
@@ -172,7 +175,7 @@ def _check_virtio_serial(dom: DomainDef) -> None:
     """
     for device, info in dom.device_infos():
         address = info.address
-        if not isinstance(address, VirtioSerialAddress):
+        if not isinstance(address, VirtioSerialAddress) or not address.port:
             continue
         if find_controller(dom, "virtio-serial", address.controller) is None:
             raise XMLError(f"The domain has no virtio-serial controller {address.controller}", line=device.line)

@@ -274,7 +274,7 @@ def _iommu_errors(dom: DomainFields) -> Iterator[ConfigError]:
 def _os_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefOSValidate, virDomainDefBootValidate (src/conf/domain_validate.c)"""
     boot = dom.os
-    has_loader = bool(boot.loader_type or boot.loader_readonly or boot.loader_secure)
+    has_loader = bool(boot.loader_type or boot.loader_readonly or boot.loader_secure) or boot.has_child("loader")
     if has_loader and not boot.loader and boot.firmware is None:
         yield XMLError(
             "A <loader> without path needs firmware to be chosen", line=boot.line, libvirt_code=VIR_ERR_XML_DETAIL

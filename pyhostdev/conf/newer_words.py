@@ -32,6 +32,8 @@ def drop_newer_words(definition: ElementDef, release: LibvirtRelease) -> None:
 
 
 def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
+    if nested.tag == "hostdev" and not release.has("pci-hostdev-display"):
+        drop_pci_display(nested)
     yield from (word.error for word in nested.invalid_words if release.has(word.since))
     nested.invalid_words = ()
     for row in nested.table().newer_rows:
@@ -45,6 +47,12 @@ def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigE
                 since = LibvirtRelease.since(change)
                 why = f"libvirt {release} does not know it, libvirt {since} and later do"
                 yield row.field.refusal(value, nested.tag, line, why)
+
+
+def drop_pci_display(hostdev: Any) -> None:
+    """Remove display and ramfb of a PCI device; those of a mediated device are older."""
+    if hostdev.is_pci:
+        hostdev.display = hostdev.ramfb = None
 
 
 def newer_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Finding]:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.errors import (
+    VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_XML_DETAIL,
     ConfigError,
     ConfigUnsupportedError,
     XMLError,
 )
-from pyhostdev.util.virxml import parse_elements, shown
+from pyhostdev.util.virxml import is_blank, parse_elements, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,6 +177,31 @@ def _device_label_errors(labels: list[Any], where: Any) -> Errors:
             yield XMLError("A <seclabel> with relabel='yes' needs a <label>", line=where.line)
 
 
+def idmap_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainIdmapDefParseXML, virDomainIdMapEntrySort (src/conf/domain_conf.c)"""
+    entries = [entry for idmap in parse_elements(dom.idmap) for entry in idmap if isinstance(entry.tag, str)]
+    for entry in entries:
+        if any(not str(entry.get(name, "")).isdigit() for name in ("start", "target", "count")):
+            yield XMLError(f"<{entry.tag}> of <idmap> needs start, target and count", line=dom.line)
+    if len({entry.tag for entry in entries}) == 1:
+        yield _unsupported("<idmap> needs both <uid> and <gid>", dom)
+
+
+def lease_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainLeaseDefParseXML (src/conf/domain_conf.c)"""
+    for lease in parse_elements(dom.lease):
+        if not lease.findtext("key"):
+            yield XMLError("A <lease> needs a <key>", line=dom.line)
+        elif not lease.xpath("string(target/@path)"):
+            yield XMLError("A <lease> needs the path of its <target>", line=dom.line)
+
+
+def resource_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainResourceDefParse (src/conf/domain_conf.c)"""
+    if is_blank(dom.resource):
+        yield XMLError("<resource> is empty", line=dom.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
+
+
 def sysinfo_errors(dom: DomainFields) -> Errors:
     """Mirrors: virSysinfoBIOSParseXML (src/util/virsysinfo.c)"""
     for info in dom.sysinfos:
@@ -184,4 +210,4 @@ def sysinfo_errors(dom: DomainFields) -> Errors:
                 yield _detail(f"The BIOS date '{shown(entry.value)}' is not written as MM/DD/YYYY", entry)
 
 
-RULES = (tpm_number_errors, label_errors, sysinfo_errors)
+RULES = (tpm_number_errors, label_errors, sysinfo_errors, idmap_errors, lease_errors, resource_errors)

@@ -201,6 +201,11 @@ def dump_element(element: Element) -> str:
     return etree.tostring(clone, encoding="unicode")
 
 
+def is_blank(text: str | None) -> bool:
+    """Return True if elements that are kept as text have neither attributes nor child elements."""
+    return text is not None and not any(len(element) or element.attrib for element in parse_elements(text))
+
+
 def invalid_value(
     what: str,
     value: str,

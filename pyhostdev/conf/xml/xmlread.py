@@ -128,7 +128,8 @@ class Reading:
                 field = row.field
                 where = "/".join((str(element.tag), *field.path))
                 what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"
-                yield XMLError(f"The {what} is missing", line=source_line(element), libvirt_code=field.code)
+                line, renumbered = source_line(element), field.renumbered
+                yield XMLError(f"The {what} is missing", line=line, libvirt_code=field.missing, renumbered=renumbered)
 
 
 def _as_written(element: Element) -> Unknown:
@@ -139,7 +140,7 @@ def _own_texts(shape: Shape, element: Element) -> Iterator[tuple[str, str]]:
     """Yield the text of an element under the keys of the rows that want it."""
     text = text_of(element) if shape.is_text else own_text_of(element)
     is_indentation = not shape.is_text and len(element) > 0 and not text.strip()
-    if shape.content is not None and not is_indentation:
+    if shape.content is not None and not is_indentation and (text or shape.content.field.keeps_empty):
         yield CONTENT, text
     if shape.flag is not None:
         yield FLAG, text

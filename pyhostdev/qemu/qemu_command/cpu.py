@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
 # <hyperv> elements without a value besides their state
+_RETRIES_MAX = 0xFFFFFFFF  # of spinlocks without a number, which never give up
 _HYPERV_SWITCHES = (
     "relaxed",
     "vapic",
@@ -158,7 +159,8 @@ def _hyperv(hyperv: Any) -> list[str]:
         if getattr(hyperv, name):
             options.append(f"hv-{name.replace('_', '-')}=on")
         if name == "vapic" and hyperv.spinlocks:
-            options.append(f"hv-spinlocks={hyperv.spinlocks_retries:#x}")
+            retries = _RETRIES_MAX if hyperv.spinlocks_retries is None else hyperv.spinlocks_retries
+            options.append(f"hv-spinlocks={retries:#x}")
         if name == "stimer" and hyperv.stimer_direct:
             options.append("hv-stimer-direct=on")
         if name == "tlbflush" and hyperv.tlbflush:

@@ -183,7 +183,7 @@ def _fill_serial(dom: DomainDef, device: DomainChrDef) -> None:
             device.target_type = "spapr-vio-serial"
         elif is_arm_virt(dom):
             device.target_type = "system-serial"
-    if device.target_model is None:
+    if device.target_model is None and (device.target_type != "system-serial" or is_arm_virt(dom)):
         device.target_model = _SERIAL_MODELS.get(str(device.target_type))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.cpu_conf import HOST_MODES
+from pyhostdev.conf.cpu_conf import HOST_MODES, SPINLOCK_RETRIES_MIN
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_domain import X86, is_arm_virt, is_q35
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.conf.os_conf import MaxMemorySize
 
     Errors = Iterator[ConfigError]
 
@@ -45,6 +46,8 @@ def board_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     yield from _cpu_errors(dom, release)
     yield from _vcpu_errors(dom)
     yield from _memory_errors(dom)
+    if dom.max_memory is not None and not release.has("memory-slots"):
+        yield from _slot_errors(dom, dom.max_memory)
     yield from _clock_errors(dom)
     yield from _hyperv_errors(dom, release)
     yield from _feature_errors(dom, release)
@@ -58,7 +61,7 @@ def _policy_errors(dom: DomainDef) -> Errors:
         yield _unsupported("A guest that reboots cannot be preserved", dom)
     if dom.min_guarantee is not None:
         yield _unsupported("QEMU guarantees no minimum of memory", dom)
-    if dom.bootloader is not None or dom.bootloader_args is not None:
+    if dom.bootloader or dom.bootloader_args:
         yield _unsupported("QEMU runs no boot loader of the host", dom)
     if dom.launch_security is not None:
         kind = dom.launch_security.type
@@ -103,6 +106,14 @@ def _vcpu_errors(dom: DomainDef) -> Errors:
         yield _unsupported(f"Only a q35 machine has more than {_APIC_IDS} processors", dom)
     elif not any(iommu.eim or iommu.xtsup for iommu in dom.iommus):
         yield _unsupported(f"More than {_APIC_IDS} processors need an IOMMU with extended interrupt mode", dom)
+
+
+def _slot_errors(dom: DomainDef, most: MaxMemorySize) -> Errors:
+    """Mirrors: virDomainDefPostParseMemory, qemuDomainDefNumaCPUsPostParse, as they were in libvirt 9.0"""
+    if not most.slots:
+        yield XMLError("<maxMemory> needs slots", line=most.line)
+    elif dom.cpu is None or not dom.cpu.cells:
+        yield _unsupported("<maxMemory> needs NUMA cells", most)
 
 
 def _memory_errors(dom: DomainDef) -> Errors:
@@ -173,6 +184,9 @@ def _stimer_errors(dom: DomainDef, hyperv: Any) -> Errors:
 
 def _hyperv_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     hyperv = dom.features.hyperv
+    has_no_retries = hyperv is not None and hyperv.spinlocks and hyperv.spinlocks_retries is None
+    if hyperv is not None and has_no_retries and not release.has("default-spinlocks"):
+        yield XMLError(f"<spinlocks> needs at least {SPINLOCK_RETRIES_MIN} retries", line=hyperv.line)
     for name in _NEWER_HYPERV if hyperv is not None and not release.has("hyperv-newer") else ():
         if getattr(hyperv, name) is not None:
             yield _unsupported(f"libvirt {release} has no Hyper-V feature {name}", hyperv)
