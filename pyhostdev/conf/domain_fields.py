@@ -370,7 +370,7 @@ class DomainFields(ElementDef):
         """The first virtual IOMMU of the guest, None without one."""
         return next(iter(self.iommus), None)
 
-    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
+    def guest_address_space(self, address: PCIDeviceAddress | str) -> PCIDeviceAddress:
         """
         Return the requester address that a guest device uses for DMA, as the guest's IOMMU sees it.
 
@@ -380,6 +380,7 @@ class DomainFields(ElementDef):
         from pyhostdev.conf.controller_conf import CONVENTIONAL_BRIDGES
 
         bridges = {controller.index: controller for controller in self.controllers if controller.type == "pci"}
+        address = PCIDeviceAddress.of(address)
         space, bus, seen = address, address.bus, set[int]()
         while bus in bridges and bus not in seen:
             seen.add(bus)

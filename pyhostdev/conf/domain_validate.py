@@ -104,11 +104,12 @@ def word_errors(dom: DomainFields) -> Iterator[ConfigError]:
 
     libvirt, or an older release, ignores them, so ``domain_errors`` does not yield them.
     """
-    for finding in unknown_words(dom):
-        if finding.severity == ERROR:
-            yield XMLError(finding.message, line=finding.line, reason=finding.reason)
+    wrong = [finding for finding in unknown_words(dom) if finding.severity == ERROR]
+    yield from (XMLError(finding.message, line=finding.line, reason=finding.reason) for finding in wrong)
+    told = {(finding.message, finding.line) for finding in wrong}
     for _, part in dom.walk():
-        yield from (word.error for word in part.invalid_words)
+        errors = (word.error for word in part.invalid_words)
+        yield from (error for error in errors if (error.message, error.line) not in told)
 
 
 def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.libvirt_release import LibvirtRelease
+from pyhostdev.conf.unknown_words import repeated_words, unknown_words
 from pyhostdev.conf.xml.xmlfield import Attribute, Content
 from pyhostdev.errors import raise_all
 from pyhostdev.util.finding import NOTE, Finding
@@ -15,6 +16,7 @@ from pyhostdev.util.finding import NOTE, Finding
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.conf.xml.xmlshape import Row
     from pyhostdev.errors import ConfigError
@@ -53,6 +55,18 @@ def drop_pci_display(hostdev: Any) -> None:
     """Remove display and ramfb of a PCI device; those of a mediated device are older."""
     if hostdev.is_pci:
         hostdev.display = hostdev.ramfb = None
+
+
+def dropped_word_notes(definition: DomainFields, release: LibvirtRelease) -> list[Finding]:
+    """
+    Return a note for each attribute and element that has no effect: too new for the release, or said twice.
+
+    Args:
+        definition: as the user wrote it.
+    """
+    of_hostdevs = [word for word in unknown_words(definition) if word.severity == NOTE]
+    notes = [*of_hostdevs, *repeated_words(definition), *newer_word_notes(definition, release)]
+    return sorted(dict.fromkeys(notes), key=lambda note: note.line or 0)
 
 
 def newer_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Finding]:

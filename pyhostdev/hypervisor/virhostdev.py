@@ -9,7 +9,7 @@ differences: lists are on disk, a completeness policy is part of the check, and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
@@ -93,7 +93,7 @@ class HostdevManager:
         owner: str | None = None,
         *,
         node_owner: tuple[int, int] | None = None,
-        by_descriptor: Collection[PCIDeviceAddress] = (),
+        by_descriptor: Iterable[PCIDeviceAddress | str] = (),
     ) -> bool:
         """
         Execute a plan: make it again and, if it still has no obstacles, detach all devices and record the owner.
@@ -124,10 +124,11 @@ class HostdevManager:
         node_owner: tuple[int, int] | None,
         *,
         may_have_it: bool,
-        by_descriptor: Collection[PCIDeviceAddress] = (),
+        by_descriptor: Iterable[PCIDeviceAddress | str] = (),
     ) -> bool:
         from pyhostdev.hypervisor.hostdev_prepare import execute, is_prepared_already, refuse_active, replaced_since
 
+        opened = {PCIDeviceAddress.of(address) for address in by_descriptor}
         addresses = [request.address for request in plan.requests]
         with deferred_signals() as interrupted, self.context.locked(addresses, owner):
             records, bad = self.journal.read()
@@ -140,7 +141,7 @@ class HostdevManager:
             refuse_active(records, addresses)
             for item in bad:
                 self.journal.set_aside(item)
-            execute(self.context, fresh, owner, records, interrupted, node_owner, by_descriptor)
+            execute(self.context, fresh, owner, records, interrupted, node_owner, opened)
         return True
 
     def _planned_again(self, plan: Plan, owner: str, records: dict[PCIDeviceAddress, Record]) -> Plan:
@@ -167,7 +168,7 @@ class HostdevManager:
         owner: str | None = None,
         *,
         node_owner: tuple[int, int] | None = None,
-        by_descriptor: Collection[PCIDeviceAddress] = (),
+        by_descriptor: Iterable[PCIDeviceAddress | str] = (),
     ) -> Iterator[None]:
         """
         Prepare on enter, release on exit; every holder of the devices must end within the block.

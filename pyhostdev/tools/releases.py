@@ -61,9 +61,16 @@ def _stored_version(text: str) -> str:
     return text
 
 
+def _capabilities(text: str) -> str:
+    from pyhostdev.qemu.qemu_capabilities.choice import VERSION
+
+    return _stored_version(text) if VERSION.fullmatch(text) else text
+
+
 def _add_capabilities(parser: argparse._MutuallyExclusiveGroup) -> None:
     parser.add_argument(
         "--capabilities",
+        type=checked(_capabilities),
         metavar="FILE|VERSION|probe",
         help="the emulator's capabilities: a file written by a probe, a stored release of QEMU such as 7.2, or 'probe' "
         "for an untrusted emulator (default: probe a trusted emulator, else use the stored release that goes with the "

@@ -465,7 +465,13 @@ class TestUser:
     def test_unknown_user_is_refused(self, place: Path) -> None:
         """A user that this machine does not have is an error, and nothing is created."""
         code, said = Started(place, "", "--user", "no-such-user").refusal()
-        assert (1, "pyhostdev: Unknown user 'no-such-user'\n") == (code, said)
+        assert (2, True) == (code, said.endswith("error: argument --user: Unknown user 'no-such-user'\n"))
+        assert not (place / "state").exists()
+
+    def test_log_that_cannot_be_opened_is_refused(self, place: Path) -> None:
+        """A wrong path is refused before anything is created, and nothing has to be rolled back."""
+        code, said = Started(place, "", "--log", str(place / "none/log")).refusal()
+        assert (1, True) == (code, "Cannot open the log" in said)
         assert not (place / "state").exists()
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])

@@ -49,6 +49,7 @@ class Definition(Protocol):
 
     unknown: dict[tuple[str, ...], list[Unknown]]
     invalid_words: tuple[InvalidWord, ...]
+    repeated: tuple[tuple[str, int | None], ...]
 
     @classmethod
     def declared(cls) -> dict[str, Any]:

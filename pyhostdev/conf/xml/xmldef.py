@@ -45,6 +45,7 @@ class ElementDef:
     line: int | None = None  # of the source, for messages
     lines: Mapping[tuple[str, ...], int | None] = MappingProxyType({})  # lines of child elements, by their paths
     unknown: dict[tuple[str, ...], list[Unknown]]
+    repeated: tuple[tuple[str, int | None], ...] = ()  # tags of elements that count once, with lines of further ones
     invalid_words: tuple[InvalidWord, ...] = ()  # older releases do not read them
 
     _table: ClassVar[Table | None] = None

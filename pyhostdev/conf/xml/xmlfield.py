@@ -41,6 +41,7 @@ class Field(Generic[T]):
     make: Callable[[], Any] | None = None  # makes the value that each new instance gets
     leaf = ""  # attribute name, for attributes
     keeps_empty = False  # an empty text is a value; else it counts as absent
+    is_single = False  # an element of which only the first counts
 
     def __init__(self, path: str, default: T, *, quiet: bool = False, since: str | None = None) -> None:
         parts = path.split("/") if path else []
@@ -179,6 +180,8 @@ class Nested(Field[T]):
 class OptionalElement(Nested["D | None"]):
     """An optional element with its own definition."""
 
+    is_single = True
+
     def __init__(self, path: str, definition: type[Definition] | str, *, since: str | None, single: int | None) -> None:
         super().__init__(path, definition, None, since=since)
         self.single = single  # the VIR_ERR_* number of a second one; None if that is ignored
@@ -196,6 +199,8 @@ class OptionalElement(Nested["D | None"]):
 
 class DefaultElement(Nested[D]):
     """An element with its own definition that is never None, and is printed unless it is empty."""
+
+    is_single = True
 
     def __init__(self, path: str, definition: type[Definition] | str, *, single: int | None) -> None:
         super().__init__(path, definition, None)

@@ -63,6 +63,8 @@ class Reading:
             if isinstance(tag, str):  # no comment
                 node = shape.nodes.get(tag)
                 if isinstance(node, Shape):
+                    if node.path in self.lines:
+                        self._note_repeated(child)
                     self.lines.setdefault(node.path, child.sourceline)  # type: ignore[call-overload]  # a number
                     self.read(node, child)
                 elif node is not None:
@@ -78,12 +80,17 @@ class Reading:
         for place, elements in self.elements.items():
             row = self.table.rows[place]
             state = self.states[row.holder]
+            if len(elements) > 1 and row.field.is_single:
+                self._note_repeated(elements[1])
             try:
                 state[row.name] = row.field.load(elements)
             except ConfigError as err:
                 self.errors.append((place, err, tuple(map(_as_written, elements))))
                 if err.readable is not None and row.field.since is None:
                     state[row.name] = err.readable
+
+    def _note_repeated(self, element: Element) -> None:
+        self.definition.repeated += ((str(element.tag), source_line(element)),)
 
     def _load_invalid(self, row: Row, text: str, element: Element, state: dict[str, Any]) -> None:
         """Take the default for an invalid value that libvirt ignores; else note the error."""
