@@ -38,7 +38,14 @@ USB = {"bus": 900, "device": 1, "drivers": {}}
 DRIVERS: list[Any] = [None, [], "x", {"1": "usbhid"}, {"900-1:1.0": 5}, {"../x": "usbhid"}, {"900-1:1.0": "../x"}]
 SETTINGS: list[Any] = [None, [], "x", {}, {"mac": "a", "x": 1}]
 ONE_SETTING: list[Any] = [("mac", 5), ("mac", None), ("vlan", "1"), ("qos", []), ("trust", {}), ("trust", 1.5)]
-FRAMES: list[dict[str, Any]] = [{"owner": {}}, {"owner": None}, {"version": 2}, {"version": "1"}, {"boot_id": []}]
+FRAMES: list[dict[str, Any]] = [
+    {"owner": {}},
+    {"owner": None},
+    {"owner": "\ud800"},
+    {"version": 2},
+    {"version": "1"},
+    {"boot_id": []},
+]
 
 
 NAMES = {
