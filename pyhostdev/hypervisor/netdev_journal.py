@@ -188,13 +188,25 @@ class NetdevJournal(abc.ABC):
         return None, SET_ASIDE, f"it is not a record of a {self.subject}"
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        """Return a record; None for a file that is not a record."""
+        """
+        Return a record; None for a file that is not a record.
+
+        Raises:
+            OperationError: a newer pyhostdev wrote it; the record stays, for that version.
+        """
         try:
             facts = parse_json(self.state.read(f"{name}{self.suffix}") or b"")
         except ValueError:
             return None
+        if _is_newer(facts):
+            raise OperationError("its record was written by a newer pyhostdev: recover it with that version")
         is_record = isinstance(facts, dict) and facts.get("version") == _VERSION and isinstance(facts.get("owner"), str)
         return facts if is_record and {"owner", "boot_id", *self.fields} <= facts.keys() else None
+
+
+def _is_newer(facts: Any) -> bool:
+    version = facts.get("version") if isinstance(facts, dict) else None
+    return type(version) is int and version > _VERSION
 
 
 class MacvtapJournal(NetdevJournal):
