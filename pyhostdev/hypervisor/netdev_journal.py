@@ -79,6 +79,7 @@ class NetdevJournal(abc.ABC):
             OperationError: the thing belongs to another guest.
             SysfsError: the record cannot be written.
         """
+        self.host.state().open(create=True)  # a missing directory above the records would be open to listing
         lock = self._lock(name)
         if lock is None:
             raise OperationError(f"The {self.subject} '{name}' belongs to another guest")
@@ -129,7 +130,7 @@ class NetdevJournal(abc.ABC):
 
     def _lock(self, name: str) -> int | None:
         """Return the lock of a record; None while its guest runs."""
-        fd = self.state.open_lock(f"{name}{self.suffix}{_LOCK}")
+        fd = self.state.open_lock(f"{name}{self.suffix}{_LOCK}", is_written=False)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
