@@ -243,6 +243,8 @@ static int read_more(struct phd_scan *scan, const struct phd_record *record, str
 		return 0;
 	if (n < 0 || n == sizeof(text))
 		return phd_fail_here(scan, n < 0 ? (int)n : -EFBIG);
+	if (memchr(text, '\0', (size_t)n)) /* it would be several names of the pool */
+		return phd_fail_here(scan, -EBADMSG);
 	return phd_add_name(scan, text, (size_t)n, &more->methods);
 }
 

@@ -341,6 +341,40 @@ def test_path_outside_is_an_internal_error(tmp_path: Path) -> None:
             virfile.read_attribute(root, path)
 
 
+WITHOUT_PROC = """
+import subprocess, sys
+from pyhostdev import Host, PCIDeviceAddress, SysfsError
+from pyhostdev.util.pciscan import read_config
+subprocess.run(["umount", "-l", "/proc"], check=True)
+host, card = Host(sys.argv[1]), PCIDeviceAddress.parse(sys.argv[2])
+for read in (lambda: host.pci_device(card), lambda: read_config(host.root, card, 0, 64)):
+    try:
+        print(read())
+    except SysfsError as err:
+        print(err)
+"""
+
+
+def test_nothing_is_absent_where_proc_is_missing(bcm5719: FakeHost) -> None:
+    """A file of a root is opened through /proc; without it, reading fails, and the answer is not that it is absent."""
+    alone = ["unshare", "--mount", "--propagation", "private"]
+    if subprocess.run([*alone, "umount", "-l", "/proc"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no mount namespace of its own: not permitted")
+    line = [*alone, sys.executable, "-c", WITHOUT_PROC, bcm5719.root.path, str(CARD)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert [True, True] == ["Function not implemented" in said for said in done.stdout.splitlines()]
+
+
+def test_reset_methods_with_a_byte_that_ends_a_name(bcm5719: FakeHost) -> None:
+    """The kernel's text has no NUL; in the pool of names it would be several names."""
+    Path(bcm5719.root.pci_device(CARD), "reset_method").write_bytes(b"flr\0bus\n")
+    reader = pciscan.FunctionReader(bcm5719.root)
+    with pytest.raises(SysfsError) as caught:
+        reader.read_more([CARD])
+    reader.close()
+    assert errno.EBADMSG == caught.value.errno
+
+
 # Bounds
 
 

@@ -375,6 +375,16 @@ def connects(path: Path) -> bool:
         return client.connect_ex(address) == 0
 
 
+def written_by(pid: int) -> list[Path]:
+    """Return the regular files of which a process has a descriptor that it can write to."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        flags = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0]
+        if int(flags, 8) & os.O_ACCMODE and link.is_file():
+            found.append(link.readlink())
+    return found
+
+
 @needs_qemu
 class TestChannel:
     def test_channel_without_a_path_starts(self, place: Path) -> None:
@@ -432,6 +442,20 @@ class TestUser:
         assert (0, nobody.pw_gid, 0o640) == (key.st_uid, key.st_gid, key.st_mode & 0o777)
         assert (0, nobody.pw_gid, 0o710) == (top.st_uid, top.st_gid, top.st_mode & 0o777)
         assert connects(next(started.state.glob("lib/qemu/channel/target/*/agent")))
+        assert (0, "") == started.end()
+
+    def test_umask_does_not_keep_qemu_from_its_key(self, place: Path) -> None:
+        """Whatever the umask, the state directory and all below it are 0711, and QEMU can write to no file there."""
+        before = os.umask(0o077)
+        try:
+            started = Started(place, CHANNEL.format(name="agent"), "--user", "nobody")
+        finally:
+            os.umask(before)
+        pid = started.guest()
+        tops = [started.state, *(path for path in started.state.rglob("*") if path.is_dir())]
+        shut = {str(path): oct(path.stat().st_mode & 0o7777) for path in tops if path.stat().st_mode & 0o7777 != 0o711}
+        assert ["0o710"] == list(shut.values()), shut
+        assert [] == [path for path in written_by(pid) if path.is_relative_to(started.state)]
         assert (0, "") == started.end()
 
     def test_images_are_found_before_anything_is_made(self, place: Path) -> None:

@@ -48,6 +48,7 @@ _GUEST_FILES = re.compile(
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 KILL_TIMEOUT_S = 30.0  # closing the devices resets each of them
+_PASSED_THROUGH = 0o711  # a directory that others can neither list nor change
 
 
 def describe_status(status: int) -> str:
@@ -168,11 +169,14 @@ class RuntimeDir:
 
 
 def make_directories(path: str) -> None:
-    """Make a directory and those above it: to be passed through by all, listed and written by us."""
+    """
+    Make a directory and those above it: to be passed through by all, listed and written by us, whatever the umask.
+    """
     if not os.path.isdir(path):
         make_directories(os.path.dirname(path))
         with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o711)
+            os.mkdir(path, _PASSED_THROUGH)
+            os.chmod(path, _PASSED_THROUGH)
 
 
 def environment(home: str, ownership: Ownership | None) -> dict[str, str]:
