@@ -61,8 +61,8 @@ class DeviceAddress(ElementDef):
         kind = element.get("type")
         definition = ADDRESS_TYPES.get(str(kind))
         if definition is None:
-            said = "An <address> has no type" if kind is None else f"Address type '{shown(kind)}' is unknown"
-            raise ConfigUnsupportedError(said, line=source_line(element), renumbered=ATTRIBUTE_NUMBER)
+            message = "An <address> has no type" if kind is None else f"Address type '{shown(kind)}' is unknown"
+            raise ConfigUnsupportedError(message, line=source_line(element), renumbered=ATTRIBUTE_NUMBER)
         self = definition()
         self.read(element)
         return self  # type: ignore[return-value]  # only called on DeviceAddress

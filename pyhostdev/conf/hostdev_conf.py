@@ -414,8 +414,8 @@ class DomainHostdevDef(ElementDef):
         if self.type == "mdev" and self.model is None:
             raise XMLError("A <hostdev> of type mdev needs a model", line=line)
         if self.type not in ("mdev", "scsi_host") and self.model is not None:
-            raise XMLError(f"A <hostdev> of type {self.type} has no model", line=line)
+            raise XMLError(f"A <hostdev> of type {self.type} cannot have a model", line=line)
         if self.type != "usb" and self.source_def is not None and self.source_def.startup_policy is not None:
-            raise ConfigUnsupportedError("Only a USB <source> has a startupPolicy", line=line)
+            raise ConfigUnsupportedError("Only a USB <source> can have a startupPolicy", line=line)
         if self.type != "scsi" and (self.sgio is not None or self.rawio is not None):
-            raise XMLError(f"A <hostdev> of type {self.type} has no sgio or rawio", line=line)
+            raise XMLError(f"A <hostdev> of type {self.type} cannot have sgio or rawio", line=line)

@@ -58,7 +58,7 @@ class NetdevJournal(abc.ABC):
             ValueError, TypeError, KeyError, OverflowError: the record is not one of this kind.
         """
 
-    def settle(self, name: str) -> None:
+    def undo_leftover(self, name: str) -> None:
         """
         Undo what a dead guest left under a name, before another guest's change reads the present state as the former.
 

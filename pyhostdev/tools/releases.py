@@ -135,13 +135,13 @@ def capabilities_of(args: argparse.Namespace, dom: DomainDef, host: Host) -> QEM
 
 
 def chosen_capabilities(
-    dom: DomainDef, host: Host, choice: str | None, found: Answering, told: set[str] | None = None
+    dom: DomainDef, host: Host, choice: str | None, found: Answering, reported: set[str] | None = None
 ) -> QEMUCapabilities:
     """
     Return the capabilities of a choice, as ``capabilities_of`` does for the one of the command line.
 
     Args:
-        told: origins that were reported before; one among them is not reported again.
+        reported: origins that were reported before; one among them is not reported again.
 
     Raises:
         ConfigError, ConfigUnsupportedError, OperationError: as ``qemu_driver.capabilities_of``.
@@ -151,8 +151,8 @@ def chosen_capabilities(
 
     capabilities = qemu_driver.capabilities_of(dom, host, choice, found.release)
     origin = f"{capabilities.origin}{capabilities.why_not_probed}, as {found}"
-    if told is None or origin not in told:
+    if reported is None or origin not in reported:
         complain(f"note: answered with {origin}")
-    if told is not None:
-        told.add(origin)
+    if reported is not None:
+        reported.add(origin)
     return capabilities

@@ -71,10 +71,10 @@ def _shrunk(widths: list[int], floors: list[int], room: int) -> list[int]:
     """Shrink the widest column that can shrink, until all fit or none can."""
     widths = list(widths)
     while sum(widths) > room:
-        givers = [n for n, (width, floor) in enumerate(zip(widths, floors, strict=True)) if width > floor]
-        if not givers:
+        shrinkable = [n for n, (width, floor) in enumerate(zip(widths, floors, strict=True)) if width > floor]
+        if not shrinkable:
             break
-        widths[max(givers, key=lambda n: widths[n])] -= 1
+        widths[max(shrinkable, key=lambda n: widths[n])] -= 1
     return widths
 
 

@@ -266,8 +266,8 @@ class _Scanner:
         shares = (tuning.crowd, tuning.share, tuning.linked, tuning.inverted)
         self.tuning = _c.ffi.new("struct phd_tuning *", shares)
         self.error = _c.ffi.new("struct phd_error *")
-        is_vouched = root.is_live or tuning.linked or not tuning.confined
-        self.root_fd = -1 if is_vouched else _open_root(root)
+        is_trusted = root.is_live or tuning.linked or not tuning.confined
+        self.root_fd = -1 if is_trusted else _open_root(root)
         self.bus = _c.ffi.new("char[]", confined.root_and_path(root, root.pci_bus)[1])
         self.names = confined.uncleared("char[]", _NAMES_SIZE)
         self.scratch = confined.uncleared("char[]", _SCRATCH_SIZE)

@@ -322,7 +322,7 @@ def test_many_processors_bring_an_iommu() -> None:
     assert ("intel", True, True, "qemu") == (iommu.model, iommu.intremap, iommu.eim, defined.features.ioapic_driver)
     with pytest.raises(ConfigUnsupportedError, match="extended interrupt mode"):
         define(dom, load("x86_64"), release=R9_0)
-    with pytest.raises(ConfigUnsupportedError, match="255 processors at most"):
+    with pytest.raises(ConfigUnsupportedError, match="at most 255 processors"):
         argv(domain(head="<vcpu>256</vcpu>", machine="pc"), R11_3)
 
 
@@ -360,7 +360,7 @@ def test_acpi_needs_a_machine_that_has_it() -> None:
     dom = domain(head="<features><acpi/></features>", arch="ppc64", machine="pseries")
     argv(dom, R9_0)
     argv(dom, R11_3, "7.2")
-    with pytest.raises(ConfigUnsupportedError, match="has no ACPI"):
+    with pytest.raises(ConfigUnsupportedError, match="does not support ACPI"):
         argv(dom, R11_3)
 
 

@@ -238,9 +238,9 @@ def _take_aliases(devices: Iterable[Any], elements: Iterable[Any]) -> None:
 
 def _hostdev_elements(root: Element) -> list[Element]:
     elements = [root] if root.tag != "devices" else [child for child in root if isinstance(child.tag, str)]
-    strange = next((str(e.tag) for e in elements if e.tag != "hostdev"), None)
-    if strange is not None or not elements:
-        what = "An empty <devices>" if strange is None else f"A <{strange}>"
+    other_tag = next((str(e.tag) for e in elements if e.tag != "hostdev"), None)
+    if other_tag is not None or not elements:
+        what = "An empty <devices>" if other_tag is None else f"A <{other_tag}>"
         raise ConfigUnsupportedError(f"{what} cannot be plugged: expected a <hostdev>, or <devices> with only hostdevs")
     return elements
 

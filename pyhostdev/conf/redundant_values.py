@@ -31,7 +31,7 @@ _AUDIO_WORDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def drop_idle_words(dom: DomainFields) -> None:
+def drop_redundant_values(dom: DomainFields) -> None:
     """Drop limits that limit nothing, and words that belong to another kind of their element."""
     for name in ("hard_limit", "soft_limit", "swap_hard_limit"):
         limit = getattr(dom, name)
