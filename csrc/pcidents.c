@@ -6,8 +6,6 @@
 #include "cleanup.h"
 #include "pciscan_internal.h"
 
-#define NAME_SIZE 264 /* of the longest name, with its padding */
-
 struct linux_dirent64 {
 	uint64_t d_ino;
 	int64_t d_off;
@@ -46,14 +44,14 @@ int phd_open_bus(int bus_fd, const struct phd_buffers *buffers, const char *dir,
 	return ret < 0 ? -errno : ret;
 }
 
-/* 1 if there are more names, 0 at the end */
+/*
+ * 1 if there are more names, 0 at the end.  Only an empty answer is the end: a pending signal cuts
+ * a listing short, whatever room is left (filldir64, fs/readdir.c).
+ */
 static int refill(struct phd_dents *dents)
 {
 	if (dents->next < dents->filled)
 		return 1;
-	if (dents->is_prompt && dents->filled &&
-	    (size_t)dents->filled + sizeof(struct linux_dirent64) + NAME_SIZE <= dents->size)
-		return 0;
 	dents->filled = syscall(SYS_getdents64, dents->fd, dents->buffer, dents->size);
 	dents->next = 0;
 	if (dents->filled < 0)

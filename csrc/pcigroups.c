@@ -2,7 +2,6 @@
 /* IOMMU groups by their listings. */
 #define _GNU_SOURCE
 #include <string.h>
-#include <sys/vfs.h>
 
 #include "cleanup.h"
 #include "pciscan_internal.h"
@@ -76,7 +75,7 @@ void phd_list_group(struct phd_scan *scan, uint32_t group)
 }
 
 /* 1 if all members are records of this group, 0 if not; an absent group has no members. */
-static int is_known(struct phd_scan *scan, int groups_fd, uint32_t group, bool is_prompt)
+static int is_known(struct phd_scan *scan, int groups_fd, uint32_t group)
 {
 	PHD_AUTO_CLOSE int fd = open_group(groups_fd, scan->buffers, group);
 	struct phd_dents dents = {
@@ -84,7 +83,6 @@ static int is_known(struct phd_scan *scan, int groups_fd, uint32_t group, bool i
 		.buffer = scan->buffers->scratch,
 		.size = scan->buffers->scratch_size,
 		.steps = &scan->steps,
-		.is_prompt = is_prompt,
 	};
 	const struct phd_record *record;
 	const char *name;
@@ -102,24 +100,14 @@ static int is_known(struct phd_scan *scan, int groups_fd, uint32_t group, bool i
 	return ret < 0 ? ret : 1;
 }
 
-/* Tell whether a file system's listings end only where the caller's memory ends, or the names. */
-static bool is_listed_promptly(int fd)
-{
-	struct statfs status;
-
-	return fstatfs(fd, &status) == 0 &&
-	       (status.f_type == PHD_SYSFS_MAGIC || status.f_type == PHD_TMPFS_MAGIC);
-}
-
 int phd_known_groups(int groups_fd, struct phd_record *records, size_t count,
 		     const uint32_t *groups, size_t group_count, const struct phd_buffers *buffers,
 		     uint8_t *known)
 {
 	struct phd_scan scan = {.buffers = buffers, .records = records, .count = count};
-	bool is_prompt = is_listed_promptly(groups_fd);
 
 	for (size_t i = 0; i < group_count; i++) {
-		int ret = is_known(&scan, groups_fd, groups[i], is_prompt);
+		int ret = is_known(&scan, groups_fd, groups[i]);
 
 		if (ret < 0)
 			return ret;

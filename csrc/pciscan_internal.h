@@ -18,7 +18,6 @@
 #define PHD_LINK_MAX	1024
 #define PHD_METHODS_MAX 256	   /* all reset methods of the kernel take 60 bytes */
 #define PHD_SYSFS_MAGIC 0x62656572 /* linux/magic.h */
-#define PHD_TMPFS_MAGIC 0x01021994
 
 enum phd_flags {
 	PHD_FLAG_GONE = 1,
@@ -94,7 +93,6 @@ struct phd_dents {
 	size_t size;
 	long filled;
 	long next;
-	bool is_prompt;	    /* a call that leaves room for one more name has returned the last */
 	unsigned char type; /* of the last name */
 	uint64_t inode;	    /* of the last name */
 	uint32_t *steps;    /* names so far, of all listings together */

@@ -108,7 +108,7 @@ def word_errors(dom: DomainFields) -> Iterator[ConfigError]:
         if finding.severity == ERROR:
             yield XMLError(finding.message, line=finding.line, reason=finding.reason)
     for _, part in dom.walk():
-        yield from (error for _, error in part.newer_errors)
+        yield from (word.error for word in part.invalid_words)
 
 
 def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:

@@ -32,7 +32,8 @@ def drop_newer_words(definition: ElementDef, release: LibvirtRelease) -> None:
 
 
 def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
-    yield from (error for change, error in nested.newer_errors if release.has(change))
+    yield from (word.error for word in nested.invalid_words if release.has(word.since))
+    nested.invalid_words = ()
     for row in nested.table().newer_rows:
         if row.field.since is not None and not release.has(row.field.since):
             _drop(_holder(nested, row), row)
@@ -61,10 +62,18 @@ def _notes(nested: ElementDef, release: LibvirtRelease) -> Iterator[Finding]:
         field = row.field
         if field.since is None or release.has(field.since) or not vars(_holder(nested, row)).get(field.name):
             continue
-        element = [nested.tag, *field.path][-1]
-        place = f"'{field.leaf}' of <{element}>" if field.leaf else f"<{element}>"
-        message = f"{place} is ignored, as in libvirt {release}: libvirt {LibvirtRelease.since(field.since)} knows it"
-        yield Finding("ignored", NOTE, None, message, nested.line)
+        yield _note([nested.tag, *field.path][-1], field.leaf, field.since, nested.line, release)
+    for invalid in nested.invalid_words:
+        if not release.has(invalid.since):
+            word = invalid.words[0]
+            element, leaf = (word.name, "") if word.is_element else ([nested.tag, *invalid.path][-1], word.name)
+            yield _note(element, leaf, invalid.since, word.line, release)
+
+
+def _note(element: str, leaf: str, since: str, line: int | None, release: LibvirtRelease) -> Finding:
+    place = f"'{leaf}' of <{element}>" if leaf else f"<{element}>"
+    message = f"{place} is ignored, as in libvirt {release}: libvirt {LibvirtRelease.since(since)} knows it"
+    return Finding("ignored", NOTE, None, message, line)
 
 
 def _drop(holder: ElementDef, row: Row) -> None:

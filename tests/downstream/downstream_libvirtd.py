@@ -20,6 +20,7 @@ import pytest
 
 TOP = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "libvirtd_hook.py"
+SUPPORT = Path(__file__).parents[1] / "support"
 ALONE = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
 PROGRAMS = ("libvirtd", "virsh", "qemu-system-x86_64")
 CODE, OUT, ERR = range(3)  # of what virsh answered
@@ -39,6 +40,20 @@ def found() -> dict[str, Any]:
     assert 0 == done.returncode, done.stdout + done.stderr
     value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return value
+
+
+def test_daemon_that_ends_at_its_start_is_not_waited_for(tmp_path: Path) -> None:
+    """libvirtd ends, for example, if its user is missing; its words are the error."""
+    if os.geteuid() != 0:
+        pytest.skip("libvirtd needs root")
+    daemon = tmp_path / "libvirtd"
+    daemon.write_text("#!/bin/sh\necho the user is missing > /var/log/libvirt/libvirtd.log\nexit 3\n")
+    daemon.chmod(0o755)
+    code = f"from pathlib import Path; from libvirtd import Libvirtd; Libvirtd(Path({str(tmp_path)!r}))"
+    around = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(SUPPORT)}
+    line = [*ALONE, sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, env=around, timeout=60)
+    assert "RuntimeError: libvirtd ended with 3: the user is missing" in done.stderr
 
 
 def test_guest_without_host_devices_starts_and_outlives_the_daemon(found: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from libvirtd import HOOKS, LOG, Libvirtd, enter, guest, hostdev, node_device, virsh
+from libvirtd import HOOKS, LOG, PATIENCE_S, Libvirtd, enter, guest, hostdev, node_device, virsh
 
 from pyhostdev import Host
 from pyhostdev.testing import FakeHost
@@ -32,7 +32,14 @@ CARD = [f"0001:09:00.{function}" for function in range(4)]
 
 def hook(*words: str) -> None:
     """Run pyhostdev hook."""
-    subprocess.run([sys.executable, "-m", "pyhostdev", "hook", *words], check=True, stderr=subprocess.DEVNULL)
+    line = [sys.executable, "-m", "pyhostdev", "hook", *words]
+    subprocess.run(line, check=True, stderr=subprocess.DEVNULL, timeout=PATIENCE_S)
+
+
+def released(installed: str, name: str) -> int:
+    """Call the installed hook as libvirt does after a guest has ended."""
+    line = [installed, name, "release", "end", "-"]
+    return subprocess.run(line, stdin=subprocess.DEVNULL, timeout=PATIENCE_S).returncode
 
 
 def written(top: Path, name: str, *hostdevs: str) -> Path:
@@ -80,8 +87,7 @@ def on_a_simulated_host(daemon: Libvirtd, top: Path) -> dict[str, Any]:
     daemon.killed_in_a_start(path, look)
     found["again"] = virsh("create", path)
     found["given back again"] = before == fake.snapshot()
-    release = [str(installed), "four", "release", "end", "-"]
-    found["releases"] = [subprocess.run(release, stdin=subprocess.DEVNULL).returncode for _ in range(2)]
+    found["releases"] = [released(installed, "four") for _ in range(2)]
     found["as before"] = before == fake.snapshot()
     return found
 

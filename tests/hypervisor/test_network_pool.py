@@ -84,6 +84,15 @@ def test_first_free_function_is_chosen(place: Place) -> None:
     assert [VFS[1]] == place.chosen(domain(HOSTDEV.format(0), NET.format("")))
 
 
+def test_functions_are_read_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work grows with the interfaces plus the functions of the pool, not with their product."""
+    read: list[PCIDeviceAddress] = []
+    real = Host.pci_device
+    monkeypatch.setattr(Host, "pci_device", lambda host, address: read.append(address) or real(host, address))
+    assert [*VFS] == place.chosen(domain(*[NET.format("")] * 40))
+    assert [*VFS] == read
+
+
 def test_two_domains_never_have_the_same_function(place: Place) -> None:
     """The record names the owner: the owner keeps its function, others get the next, a release gives it back."""
     manager = HostdevManager(place.host)

@@ -67,7 +67,10 @@ class Libvirtd:
     def _started(self) -> subprocess.Popen[bytes]:
         SOCKET.unlink(missing_ok=True)
         process = subprocess.Popen(["libvirtd"], stdin=subprocess.DEVNULL)
-        until(SOCKET.exists, "libvirtd listens")
+        until(lambda: SOCKET.exists() or process.poll() is not None, "libvirtd listens")
+        if process.returncode is not None:
+            said = LOG.read_text() if LOG.exists() else ""
+            raise RuntimeError(f"libvirtd ended with {process.returncode}: {said[-1000:]}")
         return process
 
     def kill(self) -> None:
@@ -94,7 +97,7 @@ class Libvirtd:
             self.kill()
             look()
             self.hold.unlink()
-            start.wait()
+            start.wait(PATIENCE_S)
         self.start()
 
 
@@ -131,14 +134,14 @@ def until(condition: Callable[[], object], what: str) -> None:
 def virsh(*words: object) -> Answer:
     """Run virsh to its end."""
     line = ["virsh", "-c", "qemu:///system", *map(str, words)]
-    done = subprocess.run(line, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(line, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE_S)
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
 def node_device(name: str) -> dict[str, str]:
     """Return the XML of a PCI function, as libvirt and as pyhostdev print it, in one form."""
     line = [sys.executable, "-m", "pyhostdev", "show", name, "--xml"]
-    ours = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    ours = subprocess.run(line, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout
     return {"libvirt": canonical(virsh("nodedev-dumpxml", name).out), "pyhostdev": canonical(ours)}
 
 

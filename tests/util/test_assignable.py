@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
@@ -69,6 +70,23 @@ def test_what_stands_in_the_way_of_each(tmp_path: Path) -> None:
     scan = read(FakeHost.from_tree(HOST, tmp_path).root)
     assert_all_is_one_by_one(scan)
     assert ["02", "04", "06", "08"] == free_slots(scan)  # of slot 06 the function whose neighbour is on vfio-pci
+
+
+def test_signals_do_not_shorten_a_group(tmp_path: Path) -> None:
+    """A pending signal ends a listing after its first names; the members that follow count, too."""
+    fake = FakeHost.from_tree(HOST, tmp_path)
+    snapshot = pciscan.scan(fake.root)
+    shutil.rmtree(fake.root.iommu_group_devices(2))
+    os.mkdir(fake.root.iommu_group_devices(2))
+    os.symlink("x", os.path.join(fake.root.iommu_group_devices(2), "stranger"))
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 1e-5, 1e-5)
+    try:
+        known = pciscan.known_groups(fake.root, snapshot, [2] * 20_000)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not any(known)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ class Page:
         self.holders: list[Definition] = [definition, *[state[name] for name in inlined]]
         self.states = [holder.__dict__ for holder in self.holders]
         self.present: set[str] = set().union(*self.states)  # names of the fields that are set
-        self.unknown = definition.unknown
+        self.unknown = definition.kept_words()
         self.lines: list[str] = []
 
     def attributes(self, words: tuple[PrintedValue, ...]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.xml.definition import Unknown
+from pyhostdev.conf.xml.definition import InvalidWord, Unknown
 from pyhostdev.conf.xml.xmlshape import CONTENT, FLAG, Row, Shape
 from pyhostdev.errors import ConfigError, XMLError
 from pyhostdev.util.virxml import dump_element, own_text_of, source_line, text_of
@@ -36,7 +36,7 @@ class Reading:
             self.states.append(state[name].__dict__)
         self.seen: set[int] = set()  # the places of rows with a text, of which the first counts
         self.elements: dict[int, list[Element]] = {}  # by the place of their row
-        self.errors: list[tuple[int, ConfigError]] = []
+        self.errors: list[tuple[int, ConfigError, tuple[Unknown, ...]]] = []  # with what is invalid
         self.lines: dict[tuple[str, ...], int | None] = {}  # of child elements, by their paths
 
     def read(self, shape: Shape, element: Element) -> None:
@@ -69,7 +69,7 @@ class Reading:
                     self.lines.setdefault(node.field.path, child.sourceline)  # type: ignore[call-overload]
                     self.elements.setdefault(node.place, []).append(child)
                 else:
-                    self._keep_element(shape.path, tag, child)
+                    self._keep_element(shape.path, child)
 
     def load_elements(self) -> None:
         """Set the lines of child elements, and the fields that have definitions of their own."""
@@ -81,8 +81,8 @@ class Reading:
             try:
                 state[row.name] = row.field.load(elements)
             except ConfigError as err:
-                self.errors.append((place, err))
-                if err.readable is not None:
+                self.errors.append((place, err, tuple(map(_as_written, elements))))
+                if err.readable is not None and row.field.since is None:
                     state[row.name] = err.readable
 
     def _load_invalid(self, row: Row, text: str, element: Element, state: dict[str, Any]) -> None:
@@ -90,11 +90,13 @@ class Reading:
         if row.field.lenient:
             state[row.name] = row.field.default
         else:
-            self.errors.append((row.place, row.field.refusal(text, str(element.tag), source_line(element))))
+            line = source_line(element)
+            leaf = row.field.leaf
+            written = Unknown(leaf, text, line, False) if leaf else _as_written(element)
+            self.errors.append((row.place, row.field.refusal(text, str(element.tag), line), (written,)))
 
-    def _keep_element(self, path: tuple[str, ...], tag: str, element: Element) -> None:
-        unknown = Unknown(tag, dump_element(element), source_line(element), True)
-        self.definition.unknown.setdefault(path, []).append(unknown)
+    def _keep_element(self, path: tuple[str, ...], element: Element) -> None:
+        self.definition.unknown.setdefault(path, []).append(_as_written(element))
 
     def _keep_attribute(self, path: tuple[str, ...], key: str, value: str, element: Element) -> None:
         kept = self.definition.unknown.setdefault(path, [])
@@ -110,12 +112,13 @@ class Reading:
     def report(self, element: Element) -> list[ConfigError]:
         """Return the errors in the order of the rows; those of newer rows are kept in the definition instead."""
         found: list[ConfigError] = []
-        for place, error in sorted(self.errors, key=lambda error: error[0]):
-            since = self.table.rows[place].field.since
-            if since is None:
+        for place, error, words in sorted(self.errors, key=lambda error: error[0]):
+            field = self.table.rows[place].field
+            if field.since is None:
                 found.append(error)
             else:
-                self.definition.newer_errors += ((since, error),)
+                path = field.path[:-1] if words[0].is_element else field.path
+                self.definition.invalid_words += (InvalidWord(field.since, error, path, words),)
         return [*found, *self._missing(element)]
 
     def _missing(self, element: Element) -> Iterator[ConfigError]:
@@ -126,6 +129,10 @@ class Reading:
                 where = "/".join((str(element.tag), *field.path))
                 what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"
                 yield XMLError(f"The {what} is missing", line=source_line(element), libvirt_code=field.code)
+
+
+def _as_written(element: Element) -> Unknown:
+    return Unknown(str(element.tag), dump_element(element), source_line(element), True)
 
 
 def _own_texts(shape: Shape, element: Element) -> Iterator[tuple[str, str]]:

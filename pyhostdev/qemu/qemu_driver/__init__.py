@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.newer_words import newer_word_notes
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, raise_all
-from pyhostdev.hypervisor.network_pool import pool_notes, with_pool_functions
+from pyhostdev.hypervisor.network_pool import pool_notes, reading_networks_once, with_pool_functions
 from pyhostdev.hypervisor.vf_network import VFNetwork, vf_consents, vf_obstacles
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 from pyhostdev.qemu.qemu_command import build_command_line
@@ -100,6 +100,7 @@ def plan(
         ConfigError, ConfigUnsupportedError: the request is invalid for any host.
         SysfsError: the host cannot be read.
     """
+    host = reading_networks_once(host)
     with_functions = with_pool_functions(dom, host, owner)
     accept = [*accept, *vf_consents(with_functions)]
     made = host.plan(with_functions, policy, owner=owner, accept=accept, release=release)
@@ -154,6 +155,7 @@ def start_obstacles(
     missing image, a missing mediated device and an image that ``ownership`` cannot open have separate reasons. A note
     ``ignored`` names a part that has no effect.
     """
+    host = reading_networks_once(host)
     started = with_pool_functions(dom, host)
     found = [
         *_build_errors(dom, host, capabilities, keep_together, release),
