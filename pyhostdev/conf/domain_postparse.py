@@ -108,7 +108,7 @@ def _in_parse_order(dom: DomainDef) -> list[ElementDef]:
 
 def _assign_isa_ports(dom: DomainDef) -> None:
     """
-    Give ISA serial ports their numbers; a port whose type is not written counts as none yet.
+    Give ISA serial ports their numbers; a port without a written type does not count yet.
 
     Raises:
         XMLError: there are too many ports, or two have the same number.
@@ -290,7 +290,7 @@ def _add_console(dom: DomainDef, release: LibvirtRelease) -> None:
 
 
 def _number_consoles(dom: DomainDef) -> None:
-    """Give each console its place as its port, whatever the definition says."""
+    """Give each console its position as its port; a port in the definition is ignored."""
     for number, console in enumerate(dom.consoles):
         console.target_port = number
 

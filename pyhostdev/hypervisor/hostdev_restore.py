@@ -29,7 +29,7 @@ def interrupted_state(record: Record, records: Iterable[Record]) -> str | None:
     """
     Return how the change of a record was interrupted: PREPARING, RELEASING, or None if it was not.
 
-    One record that is still being prepared causes its whole change to be undone, whatever happened to the others since.
+    If one record is still being prepared, its whole change is undone, even if the other records have changed since.
     """
     states = {r.state for r in records if (r.owner, r.change) == (record.owner, record.change)}
     return next((state for state in (PREPARING, RELEASING) if state in states), None)

@@ -43,8 +43,8 @@ def with_pool_functions(dom: DomainDef, host: Host, owner: str | None = None) ->
     """
     Return a domain in which each interface of a pool's network is the function that it gets on this host.
 
-    An interface stays as it is if its network is not a pool, or the pool cannot serve it: ``pool_obstacles`` then says
-    why. The host is only read; preparing the domain records the functions.
+    An interface stays as it is if its network is not a pool, or the pool cannot serve it; ``pool_obstacles`` gives the
+    reason. The host is only read; preparing the domain records the functions.
 
     Args:
         owner: the name of the domain that will own the functions; the definition's name by default.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.util.hostroot import HostRoot
 
-# Settings that earlier versions did not record: beside "before", where those versions do not expect them
+# Settings that earlier versions did not record; they are not in "before", where those versions would not expect them
 _LATER = ("spoofchk", "link_state")
 _SET_ATTEMPTS = 2
 _VLAN_MAX = 4094  # IEEE 802.1Q: 4095 is reserved

@@ -233,7 +233,7 @@ class HostdevManager:
         from pyhostdev.hypervisor.vf_network import VFJournal
 
         others: list[RecoveryResult] = []
-        if self.host.root.is_live:  # processes, sockets and interfaces are the live host's, whatever another root says
+        if self.host.root.is_live:  # processes, sockets and interfaces belong to the live host, even with another root
             # a host driver reads the settings of its virtual function when it binds
             others = [*VFJournal(self.host).recover(), *MacvtapJournal(self.host).recover()]
             others += [*ProgramJournal(self.host).recover(), *USBJournal(self.host).recover()]

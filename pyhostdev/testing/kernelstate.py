@@ -231,7 +231,7 @@ class StateFile:
     def __init__(self, root: HostRoot) -> None:
         self.path = root.join(STATE_FILE)
         self._text: bytes | None = None
-        self._saved: KernelState | None = None  # what the text says; None while it may be changed
+        self._saved: KernelState | None = None  # the state in the text; None while it may change
         self._learned: dict[str, Any] | None = None
 
     def load(self, tree: Tree) -> KernelState:

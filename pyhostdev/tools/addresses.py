@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         return DONE
     there = releases.Answering(args.against_libvirt) if args.against_libvirt else here
     other = args.file if args.diff is None else args.diff
-    # another release comes with another QEMU than the one of this host
+    # another release has another QEMU than this host
     choice = args.capabilities or (there.release.qemu if there.release != here.release else None)
     changes = compare_addresses(domain, _defined(args, host, other, there, choice, told))
     _print(args, here, domain, Comparison(other, str(there.release), changes))

@@ -138,7 +138,7 @@ def chosen_capabilities(
     dom: DomainDef, host: Host, choice: str | None, found: Answering, reported: set[str] | None = None
 ) -> QEMUCapabilities:
     """
-    Return the capabilities of a choice, as ``capabilities_of`` does for the one of the command line.
+    Return the capabilities of a choice, as ``capabilities_of`` does for the choice on the command line.
 
     Args:
         reported: origins that were reported before; one among them is not reported again.

@@ -99,7 +99,7 @@ def _padded(text: str, width: int) -> str:
 
 
 def fold(cell: str, width: int) -> Iterator[str]:
-    """Yield a text in parts of this width, if possible broken between words; one that fits keeps all its blanks."""
+    """Yield a text in parts of this width, if possible broken between words; a text that fits keeps all its blanks."""
     if display_width(cell) <= width:
         yield cell
         return

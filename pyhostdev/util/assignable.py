@@ -62,7 +62,7 @@ def _positions(verdicts: bytearray, verdict: int) -> Iterator[int]:
 
 
 class _Verdicts(dict[Kind, int]):
-    """The verdict on each kind of function, made at the first function of the kind."""
+    """The verdict on each kind of function; it is made for the first function of a kind."""
 
     def __missing__(self, kind: Kind) -> int:
         self[kind] = verdict = _verdict(kind)
@@ -84,7 +84,7 @@ def _verdict(kind: Kind) -> int:
 
 
 def _look_at_uses(snapshot: pciscan.Snapshot, usage: HostUsage, verdicts: bytearray) -> None:
-    """Leave functions that the host uses to the rules; a display that is not known to be in use is asked."""
+    """Leave functions that the host uses to the rules, and displays for which the host shows a use."""
     used = usage.addresses.intersection(snapshot.addresses)
     for at, address in enumerate(snapshot.addresses) if used else ():
         if address in used and verdicts[at] != _NEVER:

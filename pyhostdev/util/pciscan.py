@@ -90,7 +90,7 @@ def scan_with(root: HostRoot, tuning: Tuning) -> Snapshot:
 
 def known_groups(root: HostRoot, snapshot: Snapshot, groups: Sequence[int]) -> list[bool]:
     """
-    Tell of each group whether all its members are functions that were in this group when they were scanned.
+    Tell for each group whether all of its members are functions that were in it when they were scanned.
 
     Raises:
         SysfsError: a group exists but cannot be listed.

@@ -265,9 +265,9 @@ def attribute(
     Args:
         default: the value of an absent attribute; it is printed.
         code: the VIR_ERR_* number of an invalid value; default 27.
-        options: ``quiet`` does not print the default, ``lenient`` takes it for a value the codec
-            refuses, ``required`` refuses absence, ``since`` names the change that brought the attribute,
-            ``renumbered`` the one that changed the number of a value the codec refuses.
+        options: ``quiet`` does not print the default, ``lenient`` uses it for a value that the codec refuses,
+            ``required`` refuses absence, ``since`` names the change that brought the attribute, ``renumbered`` the one
+            that changed the number of a value the codec refuses.
     """
     *parents, leaf = path.split("/")
     where = "/".join([*parents, "@" + leaf.removeprefix("@")])

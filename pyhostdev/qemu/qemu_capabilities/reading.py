@@ -126,9 +126,9 @@ class QEMUCapabilities:
 
     def with_machine_like(self, name: str, known: str) -> QEMUCapabilities:
         """
-        Return these capabilities with one more machine, which can do what a known one can.
+        Return these capabilities with one more machine, which has the abilities of a known one.
 
-        ``why_stored`` of the result says so.
+        ``why_stored`` of the result names it.
         """
         alike = self.machine(known)
         found = copy.copy(self)

@@ -16,7 +16,7 @@ from pyhostdev.util.virxml import shown
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-# <hyperv> elements without a value besides their state
+# <hyperv> elements that only have a state
 _HYPERV_SWITCHES = (
     "relaxed",
     "vapic",
@@ -237,7 +237,7 @@ def build_iothreads(build: CommandBuilder) -> None:
 
 def thread_mapping(device: Any) -> list[Properties] | None:
     """
-    Return which I/O threads serve which queues of a device; None where the definition does not say.
+    Return which I/O threads serve which queues of a device; None if the definition does not name them.
 
     Mirrors: qemuBuildIothreadMapping (src/qemu/qemu_command.c)
     """

@@ -143,8 +143,8 @@ def _macvtap_obstacles(root: HostRoot, net: Any, found: Connection) -> Iterator[
     """
     Yield a finding for each user of a host interface that excludes a macvtap.
 
-    Source: netdev_rx_handler_register (net/core/dev.c); macvlan_common_newlink (drivers/net/macvlan.c) wants the
-        interface alone for mode passthru
+    Source: netdev_rx_handler_register (net/core/dev.c); macvlan_common_newlink (drivers/net/macvlan.c) needs the
+        interface exclusively for mode passthru
     """
     place = os.path.join(root.class_net, found.where)
     if is_directory(root, os.path.join(place, "brport")):

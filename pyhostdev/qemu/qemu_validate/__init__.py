@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-QEMU's rules for a definition, besides those of every hypervisor.
+QEMU's rules for a definition, in addition to those of all hypervisors.
 
 Every rule yields errors instead of raising them, so that the user sees all errors at once.
 
