@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Write the page that lists how pyhostdev treats each word of libvirt's domain grammar, from the tables of conf and qemu.
+Write the page that lists how pyhostdev treats each element of libvirt's domain grammar, from the tables in the code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyhostdev.qemu.qemu_domain.namespace import ELEMENTS
 GRAMMAR = Path(__file__).parent.parent / "testdata/grammar/libvirt-12.8.txt"
 ALWAYS = Note._field_defaults["asked"]  # of a note that applies to every definition
 STATES = ("done", "noted", "refused", "kept")
-# refused whatever they say: by validation, or for want of a store of secrets
+# refused with any content: by validation, or because there is no store of secrets
 REFUSED_WHOLE = (
     "domain/launchSecurity",
     *(f"domain/devices/disk/{place}{name}" for place in ("", "source/") for name in ("auth", "encryption")),
