@@ -29,6 +29,7 @@ from pyhostdev.errors import (
     XMLError,
     raise_all,
 )
+from pyhostdev.util.deprecation import warn_renamed
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.viruuid import normal_uuid
@@ -332,6 +333,12 @@ class DomainHostdevDef(ElementDef):
         """The host's address of a PCI device, the source definition of another."""
         source = self.source_def
         return source.address if isinstance(source, PCISource) else source
+
+    @property
+    def driver_model(self) -> str | None:
+        """The old spelling of ``host_driver.model``."""
+        warn_renamed("driver_model", "host_driver.model")
+        return self.host_driver.model
 
     @property
     def is_pci(self) -> bool:

@@ -8,7 +8,6 @@ differences: lists are on disk, a completeness policy is part of the check, and 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -18,6 +17,7 @@ from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_context import HostdevContext
 from pyhostdev.hypervisor.hostdev_release import release
 from pyhostdev.hypervisor.hostdev_status import Status, read_status
+from pyhostdev.util.deprecation import warn_renamed
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -75,8 +75,7 @@ class HostdevManager:
             """Return a part of the context under its old spelling, with a warning."""
             if name not in _IN_CONTEXT:
                 raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-            text = f"'{name}' of a manager is now called 'context.{name}', see docs/deprecations.md"
-            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            warn_renamed(name, f"context.{name}")
             return getattr(self.context, name)
 
     def status(self) -> Status:
