@@ -346,12 +346,12 @@ class _Planner:
     def _empty_slots(self) -> Iterable[Finding]:
         visible = [r for r in self.requests if r.role == ASSIGNED and r.guest_address is not None]
         taken = self.occupied | {r.guest_address for r in visible if r.guest_address is not None}
-        told = set()
+        reported = set()
         for request in visible:
             guest = request.guest_address
             assert guest is not None
-            if guest.with_function(0) not in taken and guest[:3] not in told:
-                told.add(guest[:3])
+            if guest.with_function(0) not in taken and guest[:3] not in reported:
+                reported.add(guest[:3])
                 yield Finding(
                     "no-guest-function-0",
                     NOTE,

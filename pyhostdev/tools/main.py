@@ -87,7 +87,7 @@ def _without_verb(parser: argparse.ArgumentParser, words: list[str]) -> int:
     """Print the version or the usage; an unknown verb ends the program."""
     if parser.parse_args(words).version:
         return _print_version()
-    streams.tell(parser.format_help().rstrip())
+    streams.print_error(parser.format_help().rstrip())
     return USAGE
 
 
@@ -154,4 +154,4 @@ def complain(sentence: str) -> None:
     """Print one sentence on stderr, with unprintable characters escaped."""
     from pyhostdev.tools.output import printable
 
-    streams.tell(f"pyhostdev: {printable(sentence)}")
+    streams.print_error(f"pyhostdev: {printable(sentence)}")

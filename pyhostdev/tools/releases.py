@@ -114,7 +114,7 @@ def release_of(args: argparse.Namespace, host: Host) -> LibvirtRelease:
     return answering(args, host).release
 
 
-def tell_release(args: argparse.Namespace, host: Host) -> LibvirtRelease:
+def report_release(args: argparse.Namespace, host: Host) -> LibvirtRelease:
     """Return the release of a verb that asks no emulator, and report it on stderr if the user did not name it."""
     from pyhostdev.tools.main import complain
 

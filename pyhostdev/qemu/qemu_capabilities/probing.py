@@ -4,7 +4,7 @@ Ask an emulator binary what it can do, over QMP and without a machine.
 
 The binary runs without privileges, in its own session, with a clean environment, an empty standard input, limits on its
 output and resources, a deadline for each answer and one for all. After the last answer it is killed together with its
-process group; if root probes, every process that it started is killed, too. It is not told to quit: a QEMU that quits
+process group; if root probes, every process that it started is killed, too. It gets no command quit: a QEMU that quits
 drops the output that did not fit into the connection.
 """
 
