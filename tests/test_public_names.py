@@ -17,7 +17,9 @@ import pytest
 import pyhostdev
 import pyhostdev.qemu
 import pyhostdev.testing
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 from pyhostdev.errors import InvalidAddressError
+from pyhostdev.qemu.qemu_capabilities import load
 from pyhostdev.testing.events import SimulatedEvents
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -78,6 +80,19 @@ def test_old_names_work_and_warn(module: str, old: str, new: str) -> None:
         assert getattr(pyhostdev, new) is getattr(importlib.import_module(f"pyhostdev.{module}"), old)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = importlib.import_module(f"pyhostdev.{module}").nonsense
+
+
+def test_old_names_of_attributes_work_and_warn() -> None:
+    """A renamed attribute gives the same value and names the new spelling."""
+    hostdev = DomainHostdevDef.for_pci("0000:01:00.0", managed=True)
+    hostdev.host_driver.model = "xe-vfio-pci"
+    with pytest.warns(DeprecationWarning, match=r"host_driver\.model"):
+        assert "xe-vfio-pci" == hostdev.driver_model
+    capabilities = load("x86_64", why_stored="it is absent")
+    with pytest.warns(DeprecationWarning, match="why_not_probed"):
+        assert capabilities.why_not_probed == capabilities.apology
+    with pytest.warns(DeprecationWarning, match="properties_of"):
+        assert [True, False] == [capabilities.has_property("vfio-pci", name) for name in ("rombar", "no-such-property")]
 
 
 def test_an_address_is_accepted_as_text(bcm5719: FakeHost, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ class CPUDef(ElementDef):
     def _misplaced(self) -> Iterator[ConfigError]:
         line = self.line
         if self.migratable is not None and self.mode not in HOST_MODES:
-            yield ConfigUnsupportedError("Only modes host-passthrough and maximum have migratable", line=line)
+            yield ConfigUnsupportedError("Only the modes host-passthrough and maximum can have migratable", line=line)
         if self.vendor_id is not None and self.mode not in HOST_MODES:
             yield from self._vendor_errors()
         if self.vendor is not None and self.model is None:
@@ -172,7 +172,7 @@ class CPUDef(ElementDef):
     def _vendor_errors(self) -> Iterator[ConfigError]:
         vendor = self.vendor_id or ""
         if len(vendor.encode()) != VENDOR_LENGTH or "," in vendor:
-            yield XMLError(f"A CPU's vendor_id has {VENDOR_LENGTH} characters and no comma", line=self.line)
+            yield XMLError(f"The vendor_id of a CPU must have {VENDOR_LENGTH} characters and no comma", line=self.line)
 
 
 class HypervFeatures(ElementDef):

@@ -62,10 +62,10 @@ class DeviceAddress(ElementDef):
         kind = element.get("type")
         definition = ADDRESS_TYPES.get(str(kind))
         if definition is None:
-            said = "An <address> has no type" if kind is None else f"Address type '{shown(kind)}' is unknown"
+            message = "An <address> has no type" if kind is None else f"Address type '{shown(kind)}' is unknown"
             code = VIR_ERR_INTERNAL_ERROR if kind is None else None
             line = source_line(element)
-            raise ConfigUnsupportedError(said, line=line, libvirt_code=code, renumbered=ATTRIBUTE_NUMBER)
+            raise ConfigUnsupportedError(message, line=line, libvirt_code=code, renumbered=ATTRIBUTE_NUMBER)
         self = definition()
         self.read(element)
         return self  # type: ignore[return-value]  # only called on DeviceAddress

@@ -58,7 +58,7 @@ def _fill_chr(dom: DomainDef, device: DomainChrDef) -> None:
     if device.tag == "console" and device.target_type is None:
         device.target_type = "serial"
     if device.tag == "serial" and device.target_type == "isa-debug" and dom.os.arch not in X86:
-        raise ConfigUnsupportedError("Only x86 has isa-debug serial ports", line=device.line)
+        raise ConfigUnsupportedError("Only x86 machines can have isa-debug serial ports", line=device.line)
     if device.target_port is None and device.tag in ("serial", "parallel", "console"):
         others: list[Any] = getattr(dom, f"{device.tag}s")
         ports = [other.target_port for other in others if other.target_port is not None]
@@ -268,7 +268,7 @@ def _check_mdev_address(device: DomainHostdevDef) -> None:
 
 def _fill_controller(dom: DomainDef, device: DomainControllerDef) -> None:
     if (device.iothread is not None or device.iothread_mapping) and not str(device.model).startswith("virtio"):
-        raise XMLError("Only virtio SCSI controllers have an iothread", line=device.line)
+        raise XMLError("Only virtio SCSI controllers can have an iothread", line=device.line)
     if device.pcihole64 is not None:
         device.pcihole64, device.pcihole64_unit = device.pcihole64_kib, "KiB"
 

@@ -14,8 +14,8 @@ from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.disk_conf import DomainDiskDef
 from pyhostdev.conf.domain_limits import name_errors
 from pyhostdev.conf.graphics_postparse import fill_graphics
-from pyhostdev.conf.idle_words import drop_idle_words
 from pyhostdev.conf.os_conf import ClockDef, SizeDef
+from pyhostdev.conf.redundant_values import drop_redundant_values
 from pyhostdev.conf.tuning_postparse import normalise_tuning
 from pyhostdev.conf.xml.xmlcodec import unit_factor
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, XMLError, raise_all
@@ -44,7 +44,7 @@ def normalise(dom: DomainFields) -> None:
     _normalise_features(dom.features)
     if dom.memballoon is not None and dom.memballoon.model == "none":
         dom.memballoon.info = DeviceInfo()  # libvirt does not read it
-    drop_idle_words(dom)
+    drop_redundant_values(dom)
     dom.clock = dom.clock or ClockDef()
     dom.on_poweroff = dom.on_poweroff or "destroy"
     dom.on_reboot = dom.on_reboot or "restart"
@@ -95,7 +95,7 @@ def _refuse_two_uuids(dom: DomainFields) -> None:
     firmware = _sysinfo_uuid(dom)
     seen = dom.hwuuid or dom.uuid
     if firmware not in (None, seen):
-        text = f"The domain has UUID {seen}, and <sysinfo> says {firmware}"
+        text = f"The domain has UUID {seen}, but <sysinfo> has {firmware}"
         raise XMLError(text, line=dom.line, libvirt_code=VIR_ERR_XML_DETAIL)
 
 

@@ -111,7 +111,7 @@ def _in_parse_order(dom: DomainDef) -> list[ElementDef]:
 
 def _assign_isa_ports(dom: DomainDef) -> None:
     """
-    Give ISA serial ports their numbers; a port whose type is not written counts as none yet.
+    Give ISA serial ports their numbers; a port without a written type does not count yet.
 
     Raises:
         XMLError: there are too many ports, or two have the same number.
@@ -195,7 +195,7 @@ def _fill_memory(dom: DomainDef) -> None:
     if cells:
         dom.memory.value = cells + plugged
     if dom.memory_kib <= plugged:
-        raise XMLError("The domain has no memory besides its memory devices", line=dom.line)
+        raise XMLError("The domain has no memory except its memory devices", line=dom.line)
     current = dom.current_memory.kib if dom.current_memory is not None else 0
     if not 0 < current <= dom.memory_kib:
         dom.current_memory = SizeDef.of_kib(dom.memory_kib)
@@ -293,7 +293,7 @@ def _add_console(dom: DomainDef, release: LibvirtRelease) -> None:
 
 
 def _number_consoles(dom: DomainDef) -> None:
-    """Give each console its place as its port, whatever the definition says."""
+    """Give each console its position as its port; a port in the definition is ignored."""
     for number, console in enumerate(dom.consoles):
         console.target_port = number
 
@@ -378,7 +378,7 @@ def _add_implicit_video(dom: DomainDef, hypervisor: Hypervisor) -> None:
     if not dom.videos:
         return
     for second in [video for video in dom.videos if video.primary][1:]:
-        raise ConfigUnsupportedError("A guest has one primary video at most", line=second.line)
+        raise ConfigUnsupportedError("A guest can have at most one primary video", line=second.line)
     primary = next((video for video in dom.videos if video.primary), dom.videos[0])
     dom.videos.sort(key=lambda video: video is not primary)
     if primary.model_type == "none":

@@ -29,6 +29,7 @@ from pyhostdev.errors import (
     XMLError,
     raise_all,
 )
+from pyhostdev.util.deprecation import warn_renamed
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.viruuid import normal_uuid
@@ -326,6 +327,12 @@ class DomainHostdevDef(ElementDef):
         return source.address if isinstance(source, PCISource) else source
 
     @property
+    def driver_model(self) -> str | None:
+        """The old spelling of ``host_driver.model``."""
+        warn_renamed("driver_model", "host_driver.model")
+        return self.host_driver.model
+
+    @property
     def is_pci(self) -> bool:
         """True for a PCI function in mode subsystem."""
         return self.mode == "subsystem" and self.type == "pci"
@@ -405,8 +412,8 @@ class DomainHostdevDef(ElementDef):
         if self.type == "mdev" and self.model is None:
             raise XMLError("A <hostdev> of type mdev needs a model", line=line)
         if self.type not in ("mdev", "scsi_host") and self.model is not None:
-            raise XMLError(f"A <hostdev> of type {self.type} has no model", line=line)
+            raise XMLError(f"A <hostdev> of type {self.type} cannot have a model", line=line)
         if self.type != "usb" and self.source_def is not None and self.source_def.startup_policy is not None:
-            raise ConfigUnsupportedError("Only a USB <source> has a startupPolicy", line=line)
+            raise ConfigUnsupportedError("Only a USB <source> can have a startupPolicy", line=line)
         if self.type != "scsi" and (self.sgio is not None or self.rawio is not None):
-            raise XMLError(f"A <hostdev> of type {self.type} has no sgio or rawio", line=line)
+            raise XMLError(f"A <hostdev> of type {self.type} cannot have sgio or rawio", line=line)

@@ -393,7 +393,7 @@ class PoolNetDef(DomainHostdevNetDef):
         """
         Return an interface of type network as the host device that it gets.
 
-        The network says whether the device is managed, and its driver; its VLAN applies if the interface has none.
+        The network decides whether the device is managed, and its driver; its VLAN applies if the interface has none.
 
         Mirrors: virDomainNetDefActualFromNetworkPort (src/conf/domain_conf.c)
         """

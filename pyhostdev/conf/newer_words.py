@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Attributes and elements that are newer than a libvirt release are dropped; newer values are refused.
+Drop attributes and elements that are newer than a libvirt release, and refuse newer values.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class StorageHost(ElementDef):
         if self.transport == "unix" and self.socket is None:
             raise XMLError("A <host> with transport='unix' lacks 'socket'", line=self.line)
         if self.transport != "unix" and self.socket is not None:
-            raise XMLError("Only a <host> with transport='unix' has a socket", line=self.line)
+            raise XMLError("Only a <host> with transport='unix' can have a socket", line=self.line)
         if self.transport != "unix" and self.name is None:
             raise XMLError("A <host> lacks 'name'", line=self.line)
 
@@ -281,7 +281,7 @@ class DataStoreDef(ElementDef):
         if self.image_format is None:
             raise XMLError("<dataStore> lacks <format>", line=self.line)
         if self.source.slices:
-            raise XMLError("The source of <dataStore> has no slices", line=self.line)
+            raise XMLError("The source of <dataStore> cannot have slices", line=self.line)
         self.source.drop_others(self.type)
 
 

@@ -76,10 +76,11 @@ def _fill_vcpu(vcpu: VcpuDef) -> None:
     if vcpu.hotpluggable is None:
         vcpu.hotpluggable = not vcpu.enabled
     if vcpu.id == 0 and not (vcpu.enabled and not vcpu.hotpluggable):
+        text = "Virtual CPU 0 must be enabled and not hotpluggable"
         code = None if vcpu.enabled else VIR_ERR_CONFIG_UNSUPPORTED
-        raise XMLError("Virtual CPU 0 is enabled and cannot be plugged", line=vcpu.line, libvirt_code=code)
+        raise XMLError(text, line=vcpu.line, libvirt_code=code)
     if not vcpu.enabled and not vcpu.hotpluggable:
-        raise XMLError(f"Virtual CPU {vcpu.id} is off and cannot be plugged", line=vcpu.line)
+        raise XMLError(f"Virtual CPU {vcpu.id} is off, so it must be hotpluggable", line=vcpu.line)
 
 
 def _normalise_vcpu_list(dom: DomainFields) -> None:
@@ -174,7 +175,7 @@ def _by_thread(scheds: list[Any], name: str, known: Sequence[int], what: str) ->
             if number not in known:
                 raise ConfigUnsupportedError(f"The {what} {number} does not exist", line=sched.line)
             if number in found:
-                text = f"Two schedulers are for {what} {number}"
+                text = f"Two schedulers name {what} {number}"
                 raise XMLError(text, line=sched.line, libvirt_code=VIR_ERR_XML_DETAIL)
             found[number] = sched
     return found
@@ -212,9 +213,9 @@ def _normalise_memnodes(dom: DomainFields) -> None:
         if node.cellid >= cells:
             raise XMLError(f"The guest has no NUMA cell {node.cellid}", line=node.line)
         if node.cellid in seen:
-            raise XMLError(f"Two <memnode> are for cell {node.cellid}", line=node.line)
+            raise XMLError(f"Two <memnode> name cell {node.cellid}", line=node.line)
         if tune.mode == "restrictive" and node.mode != "restrictive":
-            raise XMLError("A <memnode> is restrictive where <memory> is", line=node.line)
+            raise XMLError("A <memnode> must be restrictive if <memory> is", line=node.line)
         seen.add(node.cellid)
     tune.memnodes.sort(key=lambda node: int(node.cellid))
 

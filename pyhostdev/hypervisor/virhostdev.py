@@ -9,7 +9,7 @@ differences: lists are on disk, a completeness policy is part of the check, and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
@@ -18,6 +18,7 @@ from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_context import HostdevContext
 from pyhostdev.hypervisor.hostdev_release import release
 from pyhostdev.hypervisor.hostdev_status import Status, read_status
+from pyhostdev.util.deprecation import warn_renamed
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -75,8 +76,7 @@ class HostdevManager:
             """Return a part of the context under its old spelling, with a warning."""
             if name not in _IN_CONTEXT:
                 raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-            text = f"'{name}' of a manager is now called 'context.{name}', see docs/deprecations.md"
-            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            warn_renamed(name, f"context.{name}")
             return getattr(self.context, name)
 
     def status(self) -> Status:
@@ -234,7 +234,7 @@ class HostdevManager:
         from pyhostdev.hypervisor.vf_network import VFJournal
 
         others: list[RecoveryResult] = []
-        if self.host.root.is_live:  # processes, sockets and interfaces are the live host's, whatever another root says
+        if self.host.root.is_live:  # processes, sockets and interfaces belong to the live host, even with another root
             # a host driver reads the settings of its virtual function when it binds
             others = [*VFJournal(self.host).recover(), *MacvtapJournal(self.host).recover()]
             others += [*ProgramJournal(self.host).recover(), *USBJournal(self.host).recover()]

@@ -81,7 +81,7 @@ def _parse_tree(data: bytes) -> Element:
 
 def _is_small(data: bytes) -> bool:
     """
-    Return True if counts of characters prove that a document exceeds no limit, except perhaps that of its depth.
+    Return True if counts of characters prove that a document exceeds no limit; its depth is not considered.
 
     Each element has a "<", each attribute a "=", and a DOCTYPE its name; each of these may also be in a text. An
     attribute takes at least five characters.

@@ -170,7 +170,7 @@ def test_acceleration_of_other_cards_depends_on_the_release() -> None:
     ids=["perf", "blkiotune", "bandwidth"],
 )
 def test_an_element_that_stands_twice_is_read(head: str, devices: str) -> None:
-    """The rules look into every one, and at no comment."""
+    """The rules check every element, and ignore comments."""
     assert "<name>vm</name>" in defined(head, devices)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyhostdev import DomainDef, Host, HostdevManager, PCIDeviceAddress
+from pyhostdev import DomainDef, Host, HostdevManager, PCIDevice, PCIDeviceAddress
 from pyhostdev.conf.net_conf import PoolNetDef
 from pyhostdev.errors import RefusedError
 from pyhostdev.hypervisor.network_pool import has_lost_functions, pool_functions, pool_obstacles, with_pool_functions
@@ -88,7 +88,12 @@ def test_functions_are_read_once(place: Place, monkeypatch: pytest.MonkeyPatch) 
     """The work grows with the interfaces plus the functions of the pool, not with their product."""
     read: list[PCIDeviceAddress] = []
     real = Host.pci_device
-    monkeypatch.setattr(Host, "pci_device", lambda host, address: read.append(address) or real(host, address))
+
+    def recorded(host: Host, address: PCIDeviceAddress) -> PCIDevice | None:
+        read.append(address)
+        return real(host, address)
+
+    monkeypatch.setattr(Host, "pci_device", recorded)
     assert [*VFS] == place.chosen(domain(*[NET.format("")] * 40))
     assert [*VFS] == read
 

@@ -326,9 +326,9 @@ def attribute(
     Args:
         default: the value of an absent attribute; it is printed.
         code: the VIR_ERR_* number of an invalid value; default 27.
-        options: ``quiet`` does not print the default, ``lenient`` takes it for a value the codec
-            refuses, ``required`` refuses absence (``missing`` is its number; default: that of an invalid value),
-            ``since`` names the change that brought the attribute, ``renumbered`` the one that changed the numbers.
+        options: ``quiet`` does not print the default, ``lenient`` uses it for a value that the codec refuses,
+            ``required`` refuses absence (``missing`` is its number; default: that of an invalid value), ``since`` names
+            the change that brought the attribute, ``renumbered`` the one that changed the numbers.
     """
     *parents, leaf = path.split("/")
     where = "/".join([*parents, "@" + leaf.removeprefix("@")])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Reading:
-    """One element on the way into a definition: texts become values at once, child elements when all are known."""
+    """An element that is being read: texts become values at once, child elements after the last of them was read."""
 
     __slots__ = ("definition", "elements", "errors", "lines", "seen", "states", "table")
 
@@ -144,7 +144,7 @@ def _as_written(element: Element) -> Unknown:
 
 
 def _own_texts(shape: Shape, element: Element) -> Iterator[tuple[str, str]]:
-    """Yield the text of an element under the keys of the rows that want it."""
+    """Yield the text of an element under the keys of the rows that need it."""
     text = text_of(element) if shape.is_text else own_text_of(element)
     is_indentation = not shape.is_text and len(element) > 0 and not text.strip()
     if shape.content is not None and not is_indentation and (text or shape.content.field.keeps_empty):

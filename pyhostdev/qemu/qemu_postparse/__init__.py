@@ -278,7 +278,7 @@ def _add_cell(dom: DomainDef) -> None:
 
     memory = dom.memory_kib - sum(module.size_kib for module in dom.memories)
     if memory <= 0:
-        raise XMLError("The domain has no memory besides its memory devices", line=dom.line)
+        raise XMLError("The domain has no memory except its memory devices", line=dom.line)
     for module in dom.memories:
         if module.target_node is None and module.model in ("dimm", "nvdimm", "virtio-mem"):
             module.target_node = 0

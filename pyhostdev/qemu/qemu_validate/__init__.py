@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-QEMU's rules for a definition, besides those of every hypervisor.
+QEMU's rules for a definition, in addition to those of all hypervisors.
 
 Every rule yields errors instead of raising them, so that the user sees all errors at once.
 
@@ -73,7 +73,7 @@ class QEMURules:
         if dom.os.type not in ("hvm", "exe"):
             yield _unsupported(f"QEMU runs no guests of type {dom.os.type}", dom.os)
         if dom.type not in ("qemu", "kvm"):
-            yield _unsupported(f"QEMU has no domains of type {dom.type}", dom)
+            yield _unsupported(f"QEMU does not support domains of type {dom.type}", dom)
         if not self.capabilities.has_machine(dom.os.machine or ""):
             yield _unsupported(self.capabilities.unknown_machine(str(dom.os.machine)), dom.os)
         yield from firmware_errors(dom, self.release)
@@ -91,11 +91,11 @@ class QEMURules:
         machine = self.capabilities.machine(name)
         if lacks_pci(dom) and self.release.has("pci-needs-machine"):
             for controller in (c for c in dom.controllers if c.is_pci):
-                yield _unsupported(f"The machine '{name}' has no PCI", controller)
+                yield _unsupported(f"The machine '{name}' does not support PCI", controller)
         if dom.features.acpi and machine.acpi is False and self.release.has("acpi-needs-machine"):
-            yield _unsupported(f"The machine '{name}' has no ACPI", dom.features)
+            yield _unsupported(f"The machine '{name}' does not support ACPI", dom.features)
         if machine.max_cpus is not None and dom.vcpus > machine.max_cpus:
-            yield _unsupported(f"The machine '{name}' has {machine.max_cpus} processors at most", dom)
+            yield _unsupported(f"The machine '{name}' supports at most {machine.max_cpus} processors", dom)
 
     def device_errors(self, dom: DomainDef, device: ElementDef) -> Errors:
         """
@@ -137,7 +137,7 @@ class QEMURules:
     def _tpm_errors(self, dom: DomainDef, device: Any) -> Errors:
         driver = tpm_driver(str(dom.os.arch), device.model or "")
         if device.model is not None and not self.capabilities.has_device(driver):
-            yield _unsupported(f"QEMU has no TPM of model {device.model} here", device)
+            yield _unsupported(f"QEMU does not support a TPM of model {device.model} for this machine", device)
 
 
 def _empty_disk_errors(disk: Any) -> Errors:
@@ -173,9 +173,11 @@ def _feature_errors(dom: DomainDef) -> Errors:
         return
     for name, has in _FEATURE_HOMES.items():
         if getattr(features, name) is not None and not has(dom):
-            yield _unsupported(f"The machine '{dom.os.machine}' has no feature '{name.split('_')[0]}'", features)
+            yield _unsupported(
+                f"The machine '{dom.os.machine}' does not support the feature '{name.split('_')[0]}'", features
+            )
     if features.tseg is not None and not is_q35(dom):
-        yield _unsupported("Only q35 machines have a TSEG of a chosen size", features)
+        yield _unsupported("Only q35 machines support <tseg>", features)
     if features.kvm is not None and features.kvm.dirty_ring and dom.type != "kvm":
         yield _unsupported("A dirty ring needs KVM", features)
 
@@ -187,11 +189,13 @@ def _iommu_errors(dom: DomainDef) -> Errors:
     for iommu in dom.iommus:
         address = iommu.info.address
         if not homes[iommu.model]:
-            yield _unsupported(f"The machine '{dom.os.machine}' has no IOMMU of model {iommu.model}", iommu)
+            yield _unsupported(
+                f"The machine '{dom.os.machine}' does not support an IOMMU of model {iommu.model}", iommu
+            )
         elif iommu.model in ("amd", "virtio") and address is not None and address.kind != "pci":
-            yield _unsupported(f"An IOMMU of model {iommu.model} is a PCI device", iommu)
+            yield _unsupported(f"An IOMMU of model {iommu.model} needs a PCI address", iommu)
         if iommu.model == "virtio" and not dom.features.acpi:
-            yield _unsupported("The guest finds an IOMMU of model virtio by ACPI", iommu)
+            yield _unsupported("An IOMMU of model virtio needs ACPI", iommu)
         if iommu.granule is not None and iommu.granule_kib not in _GRANULES_KIB:
             yield _unsupported(f"An IOMMU's granule cannot have {iommu.granule_kib} KiB", iommu)
 
@@ -208,9 +212,9 @@ def _clock_errors(dom: DomainDef) -> Errors:
     for timer in dom.clock.timers if dom.clock is not None else ():
         x86_only = timer.name in ("kvmclock", "hypervclock", "tsc", "hpet", "pit")
         if x86_only and timer.present and dom.os.arch not in X86:
-            yield _unsupported(f"Timer '{timer.name}' is one of x86 machines", timer)
+            yield _unsupported(f"Only x86 machines have the timer '{timer.name}'", timer)
         if timer.name in ("platform", "armvtimer") and not (timer.name == "armvtimer" and is_arm_virt(dom)):
-            yield _unsupported(f"QEMU has no timer '{timer.name}'", timer)
+            yield _unsupported(f"QEMU does not support the timer '{timer.name}'", timer)
 
 
 def _usb_users(dom: DomainDef) -> Iterator[Any]:
@@ -271,7 +275,7 @@ def _controller_errors(dom: DomainDef, device: Any) -> Errors:
     if device.type == "pci":
         yield from pci_controller_errors(dom, device)
     if device.type == "usb" and (device.ports or 0) > _USB_PORTS_MAX:
-        yield _unsupported(f"A USB controller has at most {_USB_PORTS_MAX} ports", device)
+        yield _unsupported(f"A USB controller can have at most {_USB_PORTS_MAX} ports", device)
     yield from thread_errors(dom, device)
     if device.type == "ide" and not is_builtin_ide(dom, device):
         yield _unsupported(f"The machine '{dom.os.machine}' has no IDE controller {device.index}", device)
@@ -309,13 +313,14 @@ def _chr_errors(dom: DomainDef, device: Any, release: LibvirtRelease) -> Errors:
     if source.type in ("spicevmc", "spiceport") and not has_spice:
         yield _unsupported(f"A character device of type {source.type} needs SPICE graphics", device)
     if source.type == "tcp" and source.protocol == "tls" and release.has("chardev-protocols"):
-        yield _unsupported("A character device cannot have the protocol tls", device)
+        yield _unsupported("A character device cannot use the protocol tls", device)
 
 
 def _console_errors(_dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainChrTargetDef"""
-    if device.target_type not in (None, "serial", "virtio"):
-        yield _unsupported(f"QEMU has no console of type {shown(device.target_type)} on this architecture", device)
+    type_ = device.target_type
+    if type_ not in (None, "serial", "virtio"):
+        yield _unsupported(f"QEMU does not support a console of type {shown(type_)} on this architecture", device)
 
 
 def _has_chardev(device: Any) -> bool:
@@ -366,7 +371,9 @@ def _serial_errors(dom: DomainDef, device: Any) -> Errors:
         yield _unsupported(f"A serial port of type {type_} cannot have the model '{shown(model)}'", device)
     has = _SERIAL_HOMES.get(device.target_model)
     if has is not None and not has(dom):
-        yield _unsupported(f"The machine '{dom.os.machine}' has no serial port of model {device.target_model}", device)
+        yield _unsupported(
+            f"The machine '{dom.os.machine}' does not support a serial port of model {device.target_model}", device
+        )
     kind = device.info.address.kind if device.info.address is not None else None
     wanted = _SERIAL_ADDRESSES.get(device.target_type)
     if kind is not None and wanted is not None and kind != wanted:
@@ -376,7 +383,7 @@ def _serial_errors(dom: DomainDef, device: Any) -> Errors:
 def _parallel_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainChrDef"""
     if is_pseries(dom):
-        yield _unsupported("pseries machines have no parallel ports", device)
+        yield _unsupported("pseries machines do not support parallel ports", device)
 
 
 def usb_port_errors(device: Any) -> Errors:
@@ -399,7 +406,7 @@ def _watchdog_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
 def _sound_errors(_dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefSound"""
     if device.model == "ich7":
-        text = "QEMU has no sound card of model ich7"
+        text = "QEMU does not support a sound card of model ich7"
         yield ConfigUnsupportedError(text, line=device.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
 
 
@@ -411,7 +418,7 @@ def _sheepdog_errors(device: Any) -> Errors:
 def _memballoon_errors(_dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefMemballoon"""
     if device.model == "xen":
-        yield _unsupported("QEMU has no memory balloon of model xen", device)
+        yield _unsupported("QEMU does not support a memory balloon of model xen", device)
 
 
 def _panic_errors(dom: DomainDef, device: Any) -> Errors:
@@ -419,18 +426,20 @@ def _panic_errors(dom: DomainDef, device: Any) -> Errors:
     homes = {"pseries": is_pseries(dom), "isa": dom.os.arch in X86, "hyperv": dom.os.arch in X86}
     homes["pvpanic"] = has_pci_root(dom) or has_pcie_root(dom)
     if not homes.get(device.model, False):
-        yield _unsupported(f"The machine '{dom.os.machine}' has no panic device of model {device.model}", device)
+        yield _unsupported(
+            f"The machine '{dom.os.machine}' does not support a panic device of model {device.model}", device
+        )
 
 
 def _nvram_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefNVRAM"""
     if not is_pseries(dom):
-        yield _unsupported(f"The machine '{dom.os.machine}' has no <nvram>", device)
+        yield _unsupported(f"The machine '{dom.os.machine}' does not support <nvram>", device)
 
 
 def _readonly_virtiofs_errors(device: Any) -> Errors:
     if device.is_virtiofs and device.readonly:
-        yield _unsupported("virtiofs shares no directory read-only", device)
+        yield _unsupported("virtiofs cannot share a directory read-only", device)
 
 
 _DEVICE_RULES: dict[str, Callable[[DomainDef, Any], Errors]] = {

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Values that say nothing, which libvirt does not print again.
+Redundant values, which libvirt does not print again.
 
 Mirrors: the parsers and formatters of src/conf/domain_conf.c
 """
@@ -22,7 +22,7 @@ _UNLIMITED_KIB = (1 << 53) - 1  # VIR_DOMAIN_MEMORY_PARAM_UNLIMITED
 _OWN_WORDS = ("dev", "buffer_count", "try_poll", "name", "stream_name", "latency")
 _JACK_WORDS = ("server_name", "client_name", "connect_ports", "exact_name")
 _STREAM = ("name", "stream_name", "latency")
-# kind of audio backend -> what its two sides have besides the words of all backends
+# kind of audio backend -> the settings of its two sides, besides those of all backends
 _AUDIO_WORDS: dict[str, tuple[str, ...]] = {
     "alsa": ("dev",),
     "coreaudio": ("buffer_count",),
@@ -34,8 +34,8 @@ _AUDIO_WORDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def drop_idle_words(dom: DomainFields) -> None:
-    """Drop limits that limit nothing, and words that belong to another kind of their element."""
+def drop_redundant_values(dom: DomainFields) -> None:
+    """Drop limits without an effect, and settings that belong to another kind of the element."""
     for name in ("hard_limit", "soft_limit", "swap_hard_limit"):
         limit = getattr(dom, name)
         if limit is not None and limit.kib >= _UNLIMITED_KIB:
