@@ -8,8 +8,7 @@ differences: lists are on disk, a completeness policy is part of the check, and 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
