@@ -136,7 +136,7 @@ class DomainDiskDef(ElementDef):
         enum("default", "none", "writethrough", "writeback", "directsync", "unsafe"),
     )
     error_policy = attribute("driver/@error_policy", enum("stop", "report", "ignore", "enospace"))
-    rerror_policy = attribute("driver/@rerror_policy", enum("stop", "report", "ignore"))
+    rerror_policy = attribute("driver/@rerror_policy", enum("stop", "report", "ignore", "enospace"))
     io = attribute("driver/@io", enum("native", "threads", "io_uring"))
     ioeventfd = attribute("driver/@ioeventfd", on_off)
     event_idx = attribute("driver/@event_idx", on_off)
