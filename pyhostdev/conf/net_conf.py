@@ -276,7 +276,8 @@ class DomainNetDef(ElementDef):
     def network_identity(self) -> list[str]:
         """Return the settings of the interface's identity and of its network."""
         mac = self.mac if not self.mac_is_made else None
-        said = {"mac": mac, "vlan": self.vlan, "virtualport": self.virtualport}
+        said: dict[str, object] = {"mac": mac, "vlan": self.vlan, "virtualport": self.virtualport}
+        said |= {"link down": self.link_state == "down", "trustGuestRxFilters": self.trust_guest_rx_filters}
         return [name for name, value in said.items() if value]
 
     @property
