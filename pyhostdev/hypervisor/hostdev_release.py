@@ -55,7 +55,7 @@ def release(
         lock_more(record.address for record in meant)
         patience = ReleaseDeadline(RELEASE_WAIT_S, guest_ended=guest_ended, interrupted=interrupted)
         refuse_used_vfs(context.root, meant, records.values())
-        check_are_free(context.root, context.writer, meant, patience)
+        check_are_free(context.root, context.writer, [record.address for record in meant], patience)
         failures = _release_all(context, meant, list(records.values()))
     if failures:
         raise _unreleased(failures, len(meant))
@@ -84,7 +84,7 @@ def _release_all(context: HostdevContext, meant: list[Record], records: list[Rec
     restorer.nodes.try_to_restore(meant, records)
     if any(record.nodes for record in meant):  # their user may have opened one just before its owner was restored
         with mark_unfinished():
-            check_are_free(context.root, context.writer, meant)
+            check_are_free(context.root, context.writer, [record.address for record in meant])
     restorer.reset(whole)
     failures = [f for record in whole for f in run_logged(restorer.give_back, record)]
     return failures + _undo_all(context, half_prepared)
