@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TEMPROOT := $(shell test -w /dev/shm && echo /dev/shm || echo /tmp)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 
-.PHONY: demo test lint oracle prototype clean help
+.PHONY: demo test lint lint-types oracle prototype clean help
 
 help:
 	@echo "make demo | test | test-all | lint | docs | dist | wheels | deb | release-check | ansible | downstream"
@@ -50,6 +50,9 @@ lint: $(VENV)/.lint
 	@if test -x $(BIN)/clang-format; then $(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h; \
 	else echo 'lint: the format of csrc is not checked: $(CLANG_FORMAT) could not be fetched'; fi
 	$(BIN)/python docs/check_links.py
+	$(MAKE) lint-types
+
+lint-types: $(VENV)/.lint
 	$(BIN)/mypy
 	MYPYPATH=tests/support:tests/prototype $(BIN)/mypy $(TEST_TYPES) --explicit-package-bases --exclude 'tests/(lab|downstream/virtinst)' tests
 	MYPYPATH=tests/support:tests/lab:tests/lab/in_guest:benchmarks:csrc $(BIN)/mypy $(TEST_TYPES) \

@@ -108,7 +108,7 @@ static bool copy_ids(const struct phd_scan *scan, struct phd_record *record)
 	return true;
 }
 
-/* List a group instead of reading the links of its functions, where drivers are believed, too. */
+/* List a group instead of its functions' links, if the drivers' listings are trusted, too. */
 static void note_row(struct phd_scan *scan, uint32_t group)
 {
 	scan->row = group == scan->row_group ? scan->row + 1 : 1;
@@ -125,7 +125,7 @@ static int read_group(struct phd_scan *scan, struct phd_record *record, bool *is
 	uint64_t group = 0;
 	ssize_t n;
 
-	if (record->have & PHD_HAVE_IOMMU_GROUP) { /* the group's listing had it */
+	if (record->have & PHD_HAVE_IOMMU_GROUP) { /* found by the group's listing */
 		*is_sure = true;
 		return 0;
 	}

@@ -48,6 +48,7 @@ REFUSAL_CODES = {
     "not-endpoint": VIR_ERR_INTERNAL_ERROR,
     "image-missing": VIR_ERR_SYSTEM_ERROR,
     "image-unreadable": VIR_ERR_SYSTEM_ERROR,
+    "image-unusable": VIR_ERR_SYSTEM_ERROR,
 }
 
 

@@ -116,7 +116,7 @@ class DomainControllerDef(ElementDef):
 
     tag = "controller"
 
-    type = attribute("type", enum(*CONTROLLER_TYPES, since={"nvme": "nvme-bus"}), required=True)
+    type = attribute("type", enum(*CONTROLLER_TYPES, since={"nvme": "nvme-bus"}), default="ide")
     index = attribute("index", signed(0))
     model = attribute("model")
     ports = attribute("ports", signed(0))
@@ -150,11 +150,9 @@ class DomainControllerDef(ElementDef):
 
         Mirrors: virDomainControllerDefParseXML (src/conf/domain_conf.c)
         """
-        code = VIR_ERR_CONFIG_UNSUPPORTED if self.type in ("scsi", "usb") else None
         if self.model is not None and self.model not in MODELS.get(self.type, ()):
-            raise XMLError(
-                f"Unknown model of a {self.type} controller: '{shown(self.model)}'", line=self.line, libvirt_code=code
-            )
+            text = f"Unknown model of a {self.type} controller: '{shown(self.model)}'"
+            raise XMLError(text, line=self.line, libvirt_code=VIR_ERR_CONFIG_UNSUPPORTED)
         for name in _TARGET_FIELDS:
             if getattr(self, name) == _UNSET or not self.is_pci:
                 setattr(self, name, None)

@@ -13,6 +13,7 @@ from pyhostdev.conf.domain_fields import DomainFields
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef, refuse_misplaced
 from pyhostdev.errors import raise_all
 from pyhostdev.util.deprecation import deprecated_names
+from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.util.finding import Finding
-    from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.virxml import Element
 
 
@@ -117,8 +117,14 @@ class DomainDef(DomainFields):
         clone.metadata = with_pins(self, pins)
         return clone
 
-    def with_host_addresses(self, moves: Mapping[PCIDeviceAddress, PCIDeviceAddress]) -> Self:
-        """Return a copy with new host addresses for host devices, NVMe disks and their pins."""
+    def with_host_addresses(self, moves: Mapping[PCIDeviceAddress, PCIDeviceAddress] | Mapping[str, str]) -> Self:
+        """
+        Return a copy with new host addresses for host devices, NVMe disks and their pins.
+
+        Raises:
+            InvalidAddressError: a text is not a PCI address.
+        """
+        moves = {PCIDeviceAddress.of(old): PCIDeviceAddress.of(new) for old, new in moves.items()}
         pins = [pin._replace(address=moves.get(pin.address, pin.address)) for pin in self.hostdev_pins()]
         clone = self.with_hostdev_pins(pins) if pins else self.copy()
         for hostdev in clone.pci_hostdevs():

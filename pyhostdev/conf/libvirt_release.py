@@ -35,10 +35,21 @@ CHANGES: dict[str, Change] = {
     "vfio-variants": Change(_11_3, "a managed device gets the best VFIO driver of modules.alias; was vfio-pci"),
     "attribute-number": Change(_11_3, "27 for invalid values of hostdev's mode and type, and of address types; was 67"),
     "mdev-uuid-number": Change(_12_8, "27 for a mediated device's missing or wrong uuid; was 67 or 1"),
+    "port-number": Change(_12_8, "27 for an invalid port of VNC; was 1"),
+    "one-listen": Change(_12_8, "67 for several <listen> of one <graphics>"),
+    "blank-metadata": Change(_11_3, "empty <metadata> is not printed"),
+    "net-source-number": Change(_11_3, "67 for an interface of type hostdev without <source>; was 27"),
+    "memory-slots": Change(_11_3, "<maxMemory> without NUMA cells, or without slots; 67 or 27 before"),
+    "several-watchdogs": Change(_11_3, "more than one <watchdog>; 1 before"),
+    "usb-nets": Change(_11_3, "an interface of model usb-net is a USB device; 1 before"),
+    "usb-ports-of-xhci": Change(_12_8, "67 for ports= of a USB controller that is not XHCI; argv refused them before"),
+    "default-spinlocks": Change(_12_8, "<spinlocks> of <hyperv> without retries; 27 before"),
     "video-device": Change(_12_8, "<model device=> of a virtio video"),
     "controller-mem-reserve": Change(_11_3, "<target memReserve=> of a PCI controller"),
     "acpi-needs-machine": Change(_11_3, "67 for <acpi/> on a machine without ACPI"),
-    "pci-hostdev-display": Change(_11_3, "67 for display='on' of a PCI host device without graphics"),
+    "pci-hostdev-display": Change(
+        _11_3, "display and ramfb of a PCI host device; 67 for display='on' without graphics"
+    ),
     "sheepdog-is-gone": Change(_11_3, "67 for a disk of protocol sheepdog"),
     "pvpanic-pci": Change(_11_3, "<panic model='pvpanic'>, a PCI device"),
     "pstore": Change(_11_3, "<pstore>, memory of the guest for its last messages"),
@@ -67,7 +78,9 @@ CHANGES: dict[str, Change] = {
     "accel3d-anywhere": Change(_12_8, "3D acceleration of a video that is not virtio is accepted; 67 before"),
     "usb-disk-model": Change(_12_8, "<disk model=> of a USB disk is named, and a CD on USB is a SCSI drive"),
     "nvme-bus": Change(_12_8, "disks on the bus nvme"),
-    "word-numbers": Change(_11_3, "27 for unknown models of watchdog and random numbers, and actions; was 67"),
+    "word-numbers": Change(
+        _11_3, "27 for unknown models of watchdog, video and random numbers, protocols, actions and ports; was 67 or 1"
+    ),
     "spice-unix-on": Change(_11_3, "-spice unix=on instead of unix"),
     "nvram-template": Change(_11_3, "<nvram template=> of a firmware that libvirt knows by its path"),
     "template-format-always": Change(_12_8, "<nvram templateFormat=> of firmware that no descriptor knows"),

@@ -10,14 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.hostdev_conf import DomainHostdevDef, HostdevDriver, InterfaceNetwork, PCISource, check_teaming
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef, HostdevDriver, InterfaceNetwork, PCISource
 from pyhostdev.conf.passt_conf import NetRoute, PortForward
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, elements, ignored, inline, opaque, optional_element
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INVALID_ARG, XMLError
-from pyhostdev.util.virxml import parse_unsigned, shown
+from pyhostdev.errors import (
+    VIR_ERR_CONFIG_UNSUPPORTED,
+    VIR_ERR_INVALID_ARG,
+    ConfigUnsupportedError,
+    Renumbering,
+    XMLError,
+)
+from pyhostdev.util.virxml import is_blank, parse_unsigned, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,6 +51,9 @@ NET_TYPES = (
     "vds",
 )
 
+
+_VIRTUALPORT_TYPES = ("network", "bridge", "direct", "hostdev")
+_NET_SOURCE_NUMBER = Renumbering("net-source-number", VIR_ERR_CONFIG_UNSUPPORTED)
 
 # type -> the attributes that its <source> must have
 _REQUIRED_OF_SOURCE: dict[str, tuple[str, ...]] = {
@@ -240,7 +249,7 @@ class DomainNetDef(ElementDef):
     sndbuf = content("tune/sndbuf", big_number)
     link_state = attribute("link/@state", enum("up", "down"))
     mtu = attribute("mtu/@size", number)
-    teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
+    teaming_type = attribute("teaming/@type", enum("persistent", "transient"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     teaming_persistent = attribute("teaming/@persistent")
     coalesce = opaque("coalesce", for_host=True)
     info = inline(DeviceInfo)
@@ -288,8 +297,20 @@ class DomainNetDef(ElementDef):
         return self.model in VIRTIO_MODELS
 
     def parsed(self, element: Element) -> None:
-        """Refuse an incomplete definition."""
-        check_teaming(self.teaming_type, self)
+        """
+        Refuse an incomplete definition, and a backend or virtual port that the interface cannot have.
+
+        Mirrors: virDomainNetDefParseXML (src/conf/domain_conf.c)
+        """
+        if self.is_virtio and self.driver_name not in (None, "qemu", "vhost"):
+            raise XMLError(
+                f"Invalid name '{shown(str(self.driver_name))}' of <driver>: expected qemu or vhost", line=self.line
+            )
+        if self.virtualport is not None and self.type not in _VIRTUALPORT_TYPES:
+            text = f"An interface of type {self.type} has no <virtualport>"
+            raise ConfigUnsupportedError(text, line=self.line)
+        if is_blank(self.vlan):
+            raise XMLError("A <vlan> needs a <tag>", line=self.line)
         if self.type not in _REQUIRED_OF_SOURCE or (self.type == "vhostuser" and self.backend_type == "passt"):
             return
         if self.source is None:
@@ -315,9 +336,9 @@ class DomainHostdevNetDef(DomainNetDef):
 
     def parsed(self, element: Element) -> None:
         """Refuse an interface without a device, and a driver that cannot assign devices."""
-        check_teaming(self.teaming_type, self)
         if self.host_source is None:
-            raise XMLError("An <interface type='hostdev'> has no <source>", line=self.line)
+            text = "An <interface type='hostdev'> has no <source>"
+            raise XMLError(text, line=self.line, renumbered=_NET_SOURCE_NUMBER)
         if self.driver_name not in (None, "kvm", "vfio", "xen"):
             raise XMLError(f"Driver '{shown(str(self.driver_name))}' does not assign devices", line=self.line)
 
@@ -372,7 +393,7 @@ class PoolNetDef(DomainHostdevNetDef):
         """
         Return an interface of type network as the host device that it gets.
 
-        The network says whether the device is managed, and its driver; its VLAN applies if the interface has none.
+        The network decides whether the device is managed, and its driver; its VLAN applies if the interface has none.
 
         Mirrors: virDomainNetDefActualFromNetworkPort (src/conf/domain_conf.c)
         """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Attributes and elements that are newer than a libvirt release are dropped; newer values are refused.
+Drop attributes and elements that are newer than a libvirt release, and refuse newer values.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.libvirt_release import LibvirtRelease
+from pyhostdev.conf.unknown_words import repeated_words, unknown_words
 from pyhostdev.conf.xml.xmlfield import Attribute, Content
 from pyhostdev.errors import raise_all
 from pyhostdev.util.finding import NOTE, Finding
@@ -15,6 +16,7 @@ from pyhostdev.util.finding import NOTE, Finding
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.conf.xml.xmlshape import Row
     from pyhostdev.errors import ConfigError
@@ -32,7 +34,10 @@ def drop_newer_words(definition: ElementDef, release: LibvirtRelease) -> None:
 
 
 def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
-    yield from (error for change, error in nested.newer_errors if release.has(change))
+    if nested.tag == "hostdev" and not release.has("pci-hostdev-display"):
+        drop_pci_display(nested)
+    yield from (word.error for word in nested.invalid_words if release.has(word.since))
+    nested.invalid_words = ()
     for row in nested.table().newer_rows:
         if row.field.since is not None and not release.has(row.field.since):
             _drop(_holder(nested, row), row)
@@ -44,6 +49,24 @@ def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigE
                 since = LibvirtRelease.since(change)
                 why = f"libvirt {release} does not know it, libvirt {since} and later do"
                 yield row.field.refusal(value, nested.tag, line, why)
+
+
+def drop_pci_display(hostdev: Any) -> None:
+    """Remove display and ramfb of a PCI device; those of a mediated device are older."""
+    if hostdev.is_pci:
+        hostdev.display = hostdev.ramfb = None
+
+
+def dropped_word_notes(definition: DomainFields, release: LibvirtRelease) -> list[Finding]:
+    """
+    Return a note for each attribute and element that has no effect: too new for the release, or said twice.
+
+    Args:
+        definition: as the user wrote it.
+    """
+    of_hostdevs = [word for word in unknown_words(definition) if word.severity == NOTE]
+    notes = [*of_hostdevs, *repeated_words(definition), *newer_word_notes(definition, release)]
+    return sorted(dict.fromkeys(notes), key=lambda note: note.line or 0)
 
 
 def newer_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Finding]:
@@ -61,10 +84,18 @@ def _notes(nested: ElementDef, release: LibvirtRelease) -> Iterator[Finding]:
         field = row.field
         if field.since is None or release.has(field.since) or not vars(_holder(nested, row)).get(field.name):
             continue
-        element = [nested.tag, *field.path][-1]
-        place = f"'{field.leaf}' of <{element}>" if field.leaf else f"<{element}>"
-        message = f"{place} is ignored, as in libvirt {release}: libvirt {LibvirtRelease.since(field.since)} knows it"
-        yield Finding("ignored", NOTE, None, message, nested.line)
+        yield _note([nested.tag, *field.path][-1], field.leaf, field.since, nested.line, release)
+    for invalid in nested.invalid_words:
+        if not release.has(invalid.since):
+            word = invalid.words[0]
+            element, leaf = (word.name, "") if word.is_element else ([nested.tag, *invalid.path][-1], word.name)
+            yield _note(element, leaf, invalid.since, word.line, release)
+
+
+def _note(element: str, leaf: str, since: str, line: int | None, release: LibvirtRelease) -> Finding:
+    place = f"'{leaf}' of <{element}>" if leaf else f"<{element}>"
+    message = f"{place} is ignored, as in libvirt {release}: libvirt {LibvirtRelease.since(since)} knows it"
+    return Finding("ignored", NOTE, None, message, line)
 
 
 def _drop(holder: ElementDef, row: Row) -> None:

@@ -13,7 +13,7 @@ from pyhostdev.conf.device_conf import check_pci_address
 from pyhostdev.conf.xml.xmlcodec import big_number, enum, hexadecimal, number, positive, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import OptionalElement, attribute, content, elements, ignored, opaque, optional_element
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_XML_ERROR, XMLError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class StorageHost(ElementDef):
         if self.transport == "unix" and self.socket is None:
             raise XMLError("A <host> with transport='unix' lacks 'socket'", line=self.line)
         if self.transport != "unix" and self.socket is not None:
-            raise XMLError("Only a <host> with transport='unix' has a socket", line=self.line)
+            raise XMLError("Only a <host> with transport='unix' can have a socket", line=self.line)
         if self.transport != "unix" and self.name is None:
             raise XMLError("A <host> lacks 'name'", line=self.line)
 
@@ -84,7 +84,7 @@ class StorageAuth(ElementDef):
 
     tag = "auth"
 
-    username = attribute("username")
+    username = attribute("username", required=True)
     secret = optional_element("secret", StorageSecret)
 
 
@@ -101,6 +101,7 @@ class StorageEncryption(ElementDef):
         "format",
         enum("default", "qcow", "luks", "luks2", since={"luks-any": "luks-any"}),
         code=VIR_ERR_CONFIG_UNSUPPORTED,
+        missing=VIR_ERR_XML_ERROR,
         required=True,
     )
     engine = attribute("engine", enum("default", "qemu", "librbd"))
@@ -280,7 +281,7 @@ class DataStoreDef(ElementDef):
         if self.image_format is None:
             raise XMLError("<dataStore> lacks <format>", line=self.line)
         if self.source.slices:
-            raise XMLError("The source of <dataStore> has no slices", line=self.line)
+            raise XMLError("The source of <dataStore> cannot have slices", line=self.line)
         self.source.drop_others(self.type)
 
 

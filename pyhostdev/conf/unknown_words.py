@@ -37,8 +37,9 @@ def unknown_words(dom: DomainFields) -> list[Finding]:
     """
     Return findings about unknown attributes and elements of host devices, in the order of the domain.
 
-    Reason ``unknown-word`` is an error; a name of a newer libvirt is a note ``unsupported``, and one without an effect
-    is a note ``ignored``. Names in a foreign namespace are not checked.
+    Reason ``unknown-word`` is an error, also for an invalid value of a name that some releases lack. A name of a newer
+    libvirt is a note ``unsupported``; one without an effect, and an element that stands twice, is a note ``ignored``.
+    Names in a foreign namespace are not checked.
     """
     return [finding for _, finding in words_with_paths(dom)]
 
@@ -114,12 +115,30 @@ def hostdev_word_findings(device: ElementDef) -> Iterator[Finding]:
     return (finding for _, finding in _word_findings(device))
 
 
+def repeated_words(dom: DomainFields) -> list[Finding]:
+    """Return a note for each element outside host devices that stands more than once, where libvirt takes the first."""
+    hostdevs = {id(device) for device in _host_devices(dom)}
+    parts = [part for inner, part in dom.walk((dom.tag,)) if inner[1:2] != ("devices",)]
+    parts += [part for device in dom.devices() if id(device) not in hostdevs for _, part in device.walk()]
+    return [note for part in parts for note in _repeated(part, None)]
+
+
+def _repeated(part: ElementDef, address: PCIDeviceAddress | None) -> Iterator[Finding]:
+    for tag, line in part.repeated:
+        text = f"<{part.tag}> has more than one <{tag}>: what a further one says again is ignored"
+        yield Finding("ignored", NOTE, address, text, line)
+
+
 def _word_findings(device: ElementDef) -> Iterator[tuple[str, Finding]]:
-    if not device.has_unknown():
+    if not device.has_unknown() and not any(part.repeated or part.invalid_words for _, part in device.walk()):
         return
     source = getattr(device, "source", None)
     address = source if isinstance(source, PCIDeviceAddress) else None
     for place, part in device.walk():
+        inner = "/".join((device.tag, *place))
+        yield from ((inner, note) for note in _repeated(part, address))
+        for invalid in part.invalid_words:
+            yield inner, Finding("unknown-word", ERROR, address, invalid.error.message, invalid.error.line)
         for path, word in part.own_unknown():
             if not word.is_foreign:
                 where = "/".join((device.tag, *place, *path, word.label))

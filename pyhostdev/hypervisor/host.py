@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.hostdev_status import Status
+    from pyhostdev.hypervisor.virnetwork import KnownNetworks
     from pyhostdev.util import virpci
     from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.journal import Record
@@ -59,6 +60,7 @@ class Host:
         self.is_snapshot = False  # its files are elsewhere than on the host itself
         self._state_below = None if state_dir else self.root.path
         self.writer = writer or self._own_writer()
+        self.networks: KnownNetworks | None = None  # of one plan
 
     def __repr__(self) -> str:
         return f"Host({self.root.path!r})"

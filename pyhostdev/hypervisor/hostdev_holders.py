@@ -66,7 +66,7 @@ def check_are_free(
     root: HostRoot,
     writer: SysfsWriter | None,
     addresses: Iterable[PCIDeviceAddress],
-    patience: ReleaseDeadline | None = None,
+    wait_limit: ReleaseDeadline | None = None,
 ) -> None:
     """
     Prove that no process has a device's group open, after waiting for holders that are about to release.
@@ -78,10 +78,10 @@ def check_are_free(
         OperationError: raised by ``interrupted``.
         SysfsError: the holders cannot be read.
     """
-    patience = patience or ReleaseDeadline()
+    wait_limit = wait_limit or ReleaseDeadline()
     groups = _groups_of(root, addresses)
     while held := _held(root, writer, groups):
-        if not patience.wait(holder for holders in held.values() for holder in holders):
+        if not wait_limit.wait(holder for holders in held.values() for holder in holders):
             raise _in_use(groups, held)
 
 

@@ -93,7 +93,16 @@ def _intent(
 ) -> Record:
     now = context.restorer.mover.read_binding(address)
     if listed is None:
-        record = Record(address, PREPARING, None, False, moves, driver, now, None)
+        record = Record(
+            address=address,
+            state=PREPARING,
+            owner=None,
+            managed=False,
+            moved=moves,
+            target=driver,
+            original=now,
+            boot_id=None,
+        )
     else:
         record = listed._replace(state=PREPARING, moved=True, target=driver, listed_as=now)
     return record._replace(boot_id=read_boot_id(context.root), change=os.urandom(8).hex(), since=read_clock())

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.util import virpci
+    from pyhostdev.util.literals import Action, Role
     from pyhostdev.util.vfiodriver import VFIODrivers
 
 POLICIES = ("auto", "device", "group", "off")
-ASSIGNED, UNASSIGNED = "assigned", "unassigned"
+ASSIGNED: Role = "assigned"
+UNASSIGNED: Role = "unassigned"
 DETACHED, STAYS, VANISHES, MISSING = FATES = ("detached", "stays", "vanishes", "missing")
 START_REASONS = ("viommu-group",)  # notes of a plan with which QEMU does not start
 AROUND_PLAN = "around-plan"  # the reason of a finding: the domain takes a host device without the plan
@@ -39,8 +41,8 @@ class Step(NamedTuple):
     """One action on one function; ``before`` and ``after`` are drivers, None for no driver."""
 
     address: PCIDeviceAddress
-    role: str
-    action: str  # load-module, detach, reset, keep, reattach
+    role: Role
+    action: Action
     before: str | None
     after: str | None
 
@@ -59,7 +61,7 @@ class Request(NamedTuple):
     """One declared PCI hostdev: the domain's request, and the host's function (None: the host does not have it)."""
 
     address: PCIDeviceAddress
-    role: str
+    role: Role
     managed: bool
     written: str | None  # the value of assigned=, None without the attribute
     stub: str
@@ -137,7 +139,7 @@ class FunctionPlan(NamedTuple):
     name: str
     group: int | None
     driver: str | None
-    role: str | None
+    role: Role | None
     text: str
     fate: str
 
@@ -234,10 +236,10 @@ class Plan:
     @property
     def start_obstacles(self) -> tuple[Finding, ...]:
         """The errors of ``start`` besides ``obstacles``; empty if ``start`` was not asked."""
-        told = {key for finding in self.obstacles for key in _facts(finding)}
+        reported = {key for finding in self.obstacles for key in _facts(finding)}
         found = [finding for finding in self.findings if finding.reason in START_REASONS]
         found += (finding for finding in self.start_findings or () if finding.severity == ERROR)
-        return tuple(finding._replace(severity=ERROR) for finding in found if told.isdisjoint(_facts(finding)))
+        return tuple(finding._replace(severity=ERROR) for finding in found if reported.isdisjoint(_facts(finding)))
 
     def _copy(self) -> Plan:
         plan = Plan.__new__(Plan)
@@ -252,27 +254,27 @@ class Plan:
         the plan remains an error. A fact that the plan
         already contains is not repeated.
         """
-        told = {key for finding in self.findings for key in _facts(finding)}
-        new = [finding for finding in found if told.isdisjoint(_facts(finding))]
+        reported = {key for finding in self.findings for key in _facts(finding)}
+        new = [finding for finding in found if reported.isdisjoint(_facts(finding))]
         notes = [f if f.reason == AROUND_PLAN else f._replace(severity=NOTE) for f in new]
         plan = self._copy()
         plan.findings, plan.start_findings = (*self.findings, *notes), tuple(found)
         return plan
 
-    def with_guest_addresses(self, addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress]) -> Plan:
+    def with_guest_addresses(self, addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress] | Mapping[str, str]) -> Plan:
         """
         Return the plan with the guest address of each assigned function, by its host address.
 
         The plan itself only knows the addresses in the definition; a hypervisor driver chooses the others.
         """
         plan = self._copy()
-        plan.guest_addresses = dict(addresses)
+        plan.guest_addresses = {PCIDeviceAddress.of(a): PCIDeviceAddress.of(b) for a, b in addresses.items()}
         return plan
 
-    def with_nodes(self, nodes: Mapping[PCIDeviceAddress, Sequence[str]]) -> Plan:
+    def with_nodes(self, nodes: Mapping[PCIDeviceAddress, Sequence[str]] | Mapping[str, Sequence[str]]) -> Plan:
         """Return the plan with the nodes that the hypervisor opens for each assigned function."""
         plan = self._copy()
-        plan.nodes = dict(nodes)
+        plan.nodes = {PCIDeviceAddress.of(address): paths for address, paths in nodes.items()}
         return plan
 
     def fate_phrases(self, fate: FunctionPlan) -> str:
@@ -296,10 +298,10 @@ class Plan:
         )
         return plan
 
-    def with_plugs(self, plugs: Mapping[PCIDeviceAddress, Plug]) -> Plan:
+    def with_plugs(self, plugs: Mapping[PCIDeviceAddress, Plug] | Mapping[str, Plug]) -> Plan:
         """Return the plan with the record data of functions that will be plugged into a running guest."""
         plan = self._copy()
-        plan.plugs = dict(plugs)
+        plan.plugs = {PCIDeviceAddress.of(address): plug for address, plug in plugs.items()}
         return plan
 
     @property

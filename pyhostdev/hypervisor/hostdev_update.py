@@ -64,6 +64,14 @@ def _noted(
         if record is not None:
             record = record._replace(state=PREPARED, owner=domain_name, listed_as=now)
         else:
-            target = now.driver or VFIO_PCI
-            record = Record(address, PREPARED, domain_name, hostdev.managed, False, target, now, boot_id)
+            record = Record(
+                address=address,
+                state=PREPARED,
+                owner=domain_name,
+                managed=hostdev.managed,
+                moved=False,
+                target=now.driver or VFIO_PCI,
+                original=now,
+                boot_id=boot_id,
+            )
         yield record._replace(change=name, position=position, since=since)

@@ -41,7 +41,7 @@ class NetdevJournal(abc.ABC):
     fields: ClassVar[frozenset[str]]  # further fields of a record of this kind
     directory: ClassVar[str] = "interfaces"
     subject: ClassVar[str] = "network interface or function"
-    is_name_unique: ClassVar[bool] = False  # no other change ever has the name: its lock is removed with its record
+    is_name_unique: ClassVar[bool] = False  # a name is used only once, so its lock is removed with its record
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -58,9 +58,9 @@ class NetdevJournal(abc.ABC):
             ValueError, TypeError, KeyError, OverflowError: the record is not one of this kind.
         """
 
-    def settle(self, name: str) -> None:
+    def undo_leftover(self, name: str) -> None:
         """
-        Undo what a dead guest left under a name, before another guest's change reads the present state as the former.
+        Undo the changes that a dead guest left under a name, before the present state is recorded as the former one.
 
         Raises:
             OperationError: it cannot be undone.
@@ -76,7 +76,7 @@ class NetdevJournal(abc.ABC):
         Record a change before it is made; return the lock of the record, which the guest's QEMU inherits.
 
         Raises:
-            OperationError: the thing belongs to another guest.
+            OperationError: the interface, function or device belongs to another guest.
             SysfsError: the record cannot be written.
         """
         self.host.state().open(create=True)  # a missing directory above the records would be open to listing

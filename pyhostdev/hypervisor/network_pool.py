@@ -12,12 +12,13 @@ Mirrors: networkAllocatePort, networkCreateInterfacePool (src/network/bridge_dri
 from __future__ import annotations
 
 import os
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.net_conf import PoolNetDef
 from pyhostdev.errors import HostdevError
 from pyhostdev.hypervisor.hostdev_checks import held_groups, libvirt_owners
-from pyhostdev.hypervisor.virnetwork import read_network, read_port_functions
+from pyhostdev.hypervisor.virnetwork import KnownNetworks, read_port_functions
 from pyhostdev.util.finding import ERROR, NOTE, Finding
 from pyhostdev.util.hostusage import interface_use, names_by_function
 from pyhostdev.util.iommugroup import read_iommu_group_members
@@ -26,7 +27,7 @@ from pyhostdev.util.virfile import list_names, read_link_name
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.network_conf import NetworkDef
@@ -34,15 +35,16 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.virnetwork import HostNetwork
     from pyhostdev.util.hostroot import HostRoot
 
-_TOLD_MAX = 4  # functions of a pool whose use a refusal names
+_ABSENT = "is not on this host"
+_SHOWN_MAX = 4  # functions of a pool whose use a refusal names
 
 
 def with_pool_functions(dom: DomainDef, host: Host, owner: str | None = None) -> DomainDef:
     """
     Return a domain in which each interface of a pool's network is the function that it gets on this host.
 
-    An interface stays as it is if its network is not a pool, or the pool cannot serve it: ``pool_obstacles`` then says
-    why. The host is only read; preparing the domain records the functions.
+    An interface stays as it is if its network is not a pool, or the pool cannot serve it; ``pool_obstacles`` gives the
+    reason. The host is only read; preparing the domain records the functions.
 
     Args:
         owner: the name of the domain that will own the functions; the definition's name by default.
@@ -50,46 +52,48 @@ def with_pool_functions(dom: DomainDef, host: Host, owner: str | None = None) ->
     Raises:
         SysfsError: the host cannot be read.
     """
-    wanted = [(at, found) for at, net in enumerate(dom.interfaces) if (found := _pool_of(net, host.root)) is not None]
+    networks = host.networks or KnownNetworks(host.root)
+    wanted = [(at, found) for at, net in enumerate(dom.interfaces) if (found := _pool_of(net, networks)) is not None]
     if not wanted:
         return dom
     resolved = dom.copy()
+    uses = _Uses(dom, host, owner or dom.name)
     for at, network in wanted:
-        chosen = _first_free(resolved, network, host, owner)
+        chosen = uses.take(network)
         if chosen is not None:
             resolved.interfaces[at] = PoolNetDef.of(dom.interfaces[at], chosen, network)
     return resolved
 
 
-def _pool_of(net: Any, root: HostRoot) -> NetworkDef | None:
+def reading_networks_once(host: Host) -> Host:
+    """Return a host for one plan: it reads each virtual network once; all other facts are read on request."""
+    if host.networks is not None:
+        return host
+    once = copy(host)
+    once.networks = KnownNetworks(host.root)
+    return once
+
+
+def _pool_of(net: Any, networks: KnownNetworks) -> NetworkDef | None:
     """Return the network of an interface if it is a pool that can serve it."""
-    network = _network_of(net, root)
+    network = _network_of(net, networks)
     if network is None or not network.is_active or not network.definition.is_pool:
         return None
     return network.definition if _serves(net, network.definition) else None
 
 
-def _network_of(net: Any, root: HostRoot) -> HostNetwork | None:
+def _network_of(net: Any, networks: KnownNetworks) -> HostNetwork | None:
     """Return the network of an interface; None if it has none, or the network's file is a finding of the interface."""
     if net.type != "network":
         return None
     try:
-        return read_network(root, net.source.network)
+        return networks.read(net.source.network)
     except HostdevError:
         return None
 
 
 def _serves(net: Any, network: NetworkDef) -> bool:
     return net.source.portgroup is None and not set(network.special) - {"vlan"}
-
-
-def _first_free(dom: DomainDef, network: NetworkDef, host: Host, owner: str | None) -> PCIDeviceAddress | None:
-    """Return the function that the domain already has, else the first free one; None without any."""
-    owner = owner or dom.name
-    uses = _Uses(dom, host, owner)
-    candidates = pool_functions(host.root, network)
-    own = [address for address in candidates if address in uses.own and address not in uses.named]
-    return next(iter(own), None) or next((address for address in candidates if uses.of(address) is None), None)
 
 
 def pool_functions(root: HostRoot, network: NetworkDef) -> tuple[PCIDeviceAddress, ...]:
@@ -120,22 +124,38 @@ def _is_function_link(name: str) -> bool:
 
 
 class _Uses:
-    """What the functions of a host are used for, so that a pool cannot give them to a domain."""
+    """What the functions of a host are used for, so that a pool cannot give them to a domain; each is read once."""
 
     def __init__(self, dom: DomainDef, host: Host, owner: str | None) -> None:
         self.host = host
-        self.named: Collection[PCIDeviceAddress] = {hostdev.pci_address for hostdev in dom.host_functions()}
+        self.named: set[PCIDeviceAddress] = {hostdev.pci_address for hostdev in dom.host_functions()}
         self.active = {a: r.owner for a, r in (host.readable_records() or {}).items() if r.is_active}
         self.own = {address for address, name in self.active.items() if name == owner}
         self.of_ports = read_port_functions(host.root)
+        self._read: dict[PCIDeviceAddress, str | None] = {}
+        self._pools: dict[NetworkDef, tuple[PCIDeviceAddress, ...]] = {}
+
+    def take(self, network: NetworkDef) -> PCIDeviceAddress | None:
+        """Give the domain a function of a pool: one that it already owns, else the first free one; None without any."""
+        if network not in self._pools:
+            self._pools[network] = pool_functions(self.host.root, network)
+        left = [address for address in self._pools[network] if address not in self.named]
+        chosen = next((address for address in left if address in self.own), None)
+        chosen = chosen or next((address for address in left if self.of(address) is None), None)
+        self.named |= set() if chosen is None else {chosen}
+        return chosen
 
     def of(self, address: PCIDeviceAddress) -> str | None:
         """Return the use of a function as the end of a sentence; None if it is free."""
+        if address not in self._read:
+            self._read[address] = self._on_host(address)
+        use = self._read[address]
+        return "is in this domain already" if address in self.named and use != _ABSENT else use
+
+    def _on_host(self, address: PCIDeviceAddress) -> str | None:
         device = self.host.pci_device(address)
         if device is None:
-            return "is not on this host"
-        if address in self.named:
-            return "is in this domain already"
+            return _ABSENT
         if address in self.active:
             return f"is in use by domain '{self.active[address]}'"
         if address in self.of_ports:
@@ -164,8 +184,10 @@ def pool_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
     Raises:
         SysfsError: the host cannot be read.
     """
+    networks = host.networks or KnownNetworks(host.root)
+    exhausted: dict[NetworkDef, str] = {}  # why a pool has no function
     for net in dom.interfaces:
-        network = _network_of(net, host.root)
+        network = _network_of(net, networks)
         if network is None or not network.definition.is_pool:
             continue
         name = shown(network.definition.name)
@@ -175,7 +197,9 @@ def pool_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
         elif not network.is_active:
             message = f"The network '{name}' is not active: start it with libvirt"
         else:
-            message = _exhausted(dom, network.definition, host)
+            if network.definition not in exhausted:
+                exhausted[network.definition] = _exhausted(dom, network.definition, host)
+            message = exhausted[network.definition]
         yield Finding(reason, ERROR, None, message, net.line)
 
 
@@ -187,9 +211,9 @@ def _exhausted(dom: DomainDef, network: NetworkDef, host: Host) -> str:
         pf = f" of '{shown(network.pf)}'" if network.pf is not None else ""
         return f"The network '{name}' has no virtual functions{pf} on this host"
     uses = _Uses(dom, host, dom.name)
-    told = [f"{address} {uses.of(address) or 'is free'}" for address in functions[:_TOLD_MAX]]
-    told += [f"and {len(functions) - _TOLD_MAX} more"] if len(functions) > _TOLD_MAX else []
-    return f"The network '{name}' has no free virtual function: {', '.join(told)}"
+    lines = [f"{address} {uses.of(address) or 'is free'}" for address in functions[:_SHOWN_MAX]]
+    lines += [f"and {len(functions) - _SHOWN_MAX} more"] if len(functions) > _SHOWN_MAX else []
+    return f"The network '{name}' has no free virtual function: {', '.join(lines)}"
 
 
 def has_lost_functions(dom: DomainDef, host: Host) -> bool:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.util.hostroot import HostRoot
 
-# Settings that earlier versions did not record: beside "before", where those versions do not expect them
+# Settings that earlier versions did not record; they are not in "before", where those versions would not expect them
 _LATER = ("spoofchk", "link_state")
 _SET_ATTEMPTS = 2
 _VLAN_MAX = 4094  # IEEE 802.1Q: 4095 is reserved
@@ -171,9 +171,9 @@ class VFNetwork:
         if place is None:
             raise OperationError(f"The physical function of {address} has no network interface", address=address)
         journal = VFJournal(self.host)
-        journal.settle(str(address))
+        journal.undo_leftover(str(address))
         before = _read(place)
-        wanted = before._replace(mac=net.mac, vlan=_vlan_of(net), qos=0, **_wishes(net))
+        wanted = before._replace(mac=net.mac, vlan=_vlan_of(net), qos=0, **_requested_settings(net))
         facts = before._asdict()
         later = {name: facts.pop(name) for name in _LATER}
         lock = journal.begin(str(address), self.owner, before=facts, **later)
@@ -182,10 +182,10 @@ class VFNetwork:
         _set(place, wanted)
 
 
-def _wishes(net: Any) -> dict[str, int]:
+def _requested_settings(net: Any) -> dict[str, int]:
     """Return the settings that an interface requests besides its MAC address and VLAN."""
-    wishes = {} if net.trust_guest_rx_filters is None else {"trust": int(net.trust_guest_rx_filters)}
-    return wishes | ({"link_state": LINK_DISABLED} if net.link_state == "down" else {})
+    settings = {} if net.trust_guest_rx_filters is None else {"trust": int(net.trust_guest_rx_filters)}
+    return settings | ({"link_state": LINK_DISABLED} if net.link_state == "down" else {})
 
 
 def _index(place: VFPlace) -> int:

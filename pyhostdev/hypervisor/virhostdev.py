@@ -8,8 +8,7 @@ differences: lists are on disk, a completeness policy is part of the check, and 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
@@ -18,6 +17,7 @@ from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_context import HostdevContext
 from pyhostdev.hypervisor.hostdev_release import release
 from pyhostdev.hypervisor.hostdev_status import Status, read_status
+from pyhostdev.util.deprecation import warn_renamed
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -75,8 +75,7 @@ class HostdevManager:
             """Return a part of the context under its old spelling, with a warning."""
             if name not in _IN_CONTEXT:
                 raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-            text = f"'{name}' of a manager is now called 'context.{name}', see docs/deprecations.md"
-            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            warn_renamed(name, f"context.{name}")
             return getattr(self.context, name)
 
     def status(self) -> Status:
@@ -93,7 +92,7 @@ class HostdevManager:
         owner: str | None = None,
         *,
         node_owner: tuple[int, int] | None = None,
-        by_descriptor: Collection[PCIDeviceAddress] = (),
+        by_descriptor: Iterable[PCIDeviceAddress | str] = (),
     ) -> bool:
         """
         Execute a plan: make it again and, if it still has no obstacles, detach all devices and record the owner.
@@ -124,10 +123,11 @@ class HostdevManager:
         node_owner: tuple[int, int] | None,
         *,
         may_have_it: bool,
-        by_descriptor: Collection[PCIDeviceAddress] = (),
+        by_descriptor: Iterable[PCIDeviceAddress | str] = (),
     ) -> bool:
         from pyhostdev.hypervisor.hostdev_prepare import execute, is_prepared_already, refuse_active, replaced_since
 
+        opened = {PCIDeviceAddress.of(address) for address in by_descriptor}
         addresses = [request.address for request in plan.requests]
         with deferred_signals() as interrupted, self.context.locked(addresses, owner):
             records, bad = self.journal.read()
@@ -140,7 +140,7 @@ class HostdevManager:
             refuse_active(records, addresses)
             for item in bad:
                 self.journal.set_aside(item)
-            execute(self.context, fresh, owner, records, interrupted, node_owner, by_descriptor)
+            execute(self.context, fresh, owner, records, interrupted, node_owner, opened)
         return True
 
     def _planned_again(self, plan: Plan, owner: str, records: dict[PCIDeviceAddress, Record]) -> Plan:
@@ -167,7 +167,7 @@ class HostdevManager:
         owner: str | None = None,
         *,
         node_owner: tuple[int, int] | None = None,
-        by_descriptor: Collection[PCIDeviceAddress] = (),
+        by_descriptor: Iterable[PCIDeviceAddress | str] = (),
     ) -> Iterator[None]:
         """
         Prepare on enter, release on exit; every holder of the devices must end within the block.
@@ -233,7 +233,7 @@ class HostdevManager:
         from pyhostdev.hypervisor.vf_network import VFJournal
 
         others: list[RecoveryResult] = []
-        if self.host.root.is_live:  # processes, sockets and interfaces are the live host's, whatever another root says
+        if self.host.root.is_live:  # processes, sockets and interfaces belong to the live host, even with another root
             # a host driver reads the settings of its virtual function when it binds
             others = [*VFJournal(self.host).recover(), *MacvtapJournal(self.host).recover()]
             others += [*ProgramJournal(self.host).recover(), *USBJournal(self.host).recover()]

@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.network_conf import NetworkDef, parse_network, parse_port
-from pyhostdev.errors import SysfsError, XMLError
+from pyhostdev.errors import HostdevError, SysfsError, XMLError
 from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import is_directory, list_names, read_bytes
 
@@ -51,6 +51,31 @@ def read_network(root: HostRoot, name: str) -> HostNetwork | None:
             bridge = definition.bridge
             return HostNetwork(definition, is_status or (bridge is not None and is_bridge(root, bridge)))
     return None
+
+
+class KnownNetworks:
+    """The networks of a host, each read once at most: a definition can name one in every interface."""
+
+    def __init__(self, root: HostRoot) -> None:
+        self.root = root
+        self._read: dict[str, HostNetwork | HostdevError | None] = {}
+
+    def read(self, name: str) -> HostNetwork | None:
+        """
+        Return a network as ``read_network`` does.
+
+        Raises:
+            XMLError, SysfsError: as ``read_network``, on every call.
+        """
+        if name not in self._read:
+            try:
+                self._read[name] = read_network(self.root, name)
+            except HostdevError as err:
+                self._read[name] = err
+        found = self._read[name]
+        if isinstance(found, HostdevError):
+            raise found
+        return found
 
 
 def read_port_functions(root: HostRoot) -> set[PCIDeviceAddress]:

@@ -7,16 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities, for_emulator
+    from pyhostdev.qemu.qemu_capabilities.answers import Machine
     from pyhostdev.qemu.qemu_command import build_command_line
     from pyhostdev.qemu.qemu_domain import memlock_limit
     from pyhostdev.qemu.qemu_domain.define import define
     from pyhostdev.qemu.qemu_domain_address import assign_addresses
     from pyhostdev.qemu.qemu_driver.device_config import attach_device, detach_device, update_device
     from pyhostdev.qemu.qemu_hotplug import Guest
+    from pyhostdev.qemu.qemu_hotplug.connection import QMPConnection
+    from pyhostdev.qemu.qemu_hotplug.devices import PlannedUnit
+    from pyhostdev.qemu.qemu_hotplug.finish import Finished
+    from pyhostdev.qemu.qemu_hotplug.livestate import LiveState
 
 __all__ = [
+    "Finished",
     "Guest",
+    "LiveState",
+    "Machine",
+    "PlannedUnit",
     "QEMUCapabilities",
+    "QMPConnection",
     "assign_addresses",
     "attach_device",
     "build_command_line",
@@ -28,8 +38,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Finished": "qemu_hotplug.finish",
     "Guest": "qemu_hotplug",
+    "LiveState": "qemu_hotplug.livestate",
+    "Machine": "qemu_capabilities.answers",
+    "PlannedUnit": "qemu_hotplug.devices",
     "QEMUCapabilities": "qemu_capabilities",
+    "QMPConnection": "qemu_hotplug.connection",
     "assign_addresses": "qemu_domain_address",
     "attach_device": "qemu_driver.device_config",
     "build_command_line": "qemu_command",

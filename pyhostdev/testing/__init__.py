@@ -10,30 +10,42 @@ if TYPE_CHECKING:
 
     from pyhostdev.testing.answers import NotSimulated, SimulatedKill
     from pyhostdev.testing.fakehost import FakeHost
+    from pyhostdev.testing.faults import Fault
+    from pyhostdev.testing.hostspec import HostSpec
     from pyhostdev.testing.kernel import SimulatedKernel
+    from pyhostdev.testing.qemumachine import SimulatedMachine
     from pyhostdev.testing.qemuslots import QMPRefusal, SimulatedBus
     from pyhostdev.testing.qmpconnection import SimulatedConnection
+    from pyhostdev.testing.simdevice import SimDevice
     from pyhostdev.testing.simqemu import SimulatedQEMU
 
 __all__ = [
     "FakeHost",
+    "Fault",
+    "HostSpec",
     "NotSimulated",
     "QMPRefusal",
+    "SimDevice",
     "SimulatedBus",
     "SimulatedConnection",
     "SimulatedKernel",
     "SimulatedKill",
+    "SimulatedMachine",
     "SimulatedQEMU",
 ]
 
 _HOMES = {
     "FakeHost": "fakehost",
+    "Fault": "faults",
+    "HostSpec": "hostspec",
     "NotSimulated": "answers",
     "QMPRefusal": "qemuslots",
+    "SimDevice": "simdevice",
     "SimulatedBus": "qemuslots",
     "SimulatedConnection": "qmpconnection",
     "SimulatedKernel": "kernel",
     "SimulatedKill": "answers",
+    "SimulatedMachine": "qemumachine",
     "SimulatedQEMU": "simqemu",
 }
 

@@ -25,6 +25,7 @@ from pyhostdev.testing.topology import Topology
 from pyhostdev.testing.tree import Tree
 from pyhostdev.testing.treefile import check_function, parse_function, parse_host, read_host
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from pyhostdev import Host
     from pyhostdev.testing.hostspec import HostSpec
     from pyhostdev.testing.simdevice import SimDevice
-    from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 HOSTS = os.path.join(os.path.dirname(__file__), "hosts")
 _ROOMS = ("dev", "lib", "proc", "run", "sys")
@@ -128,8 +128,9 @@ class FakeHost:
                 core.attach_new(device)
         return device
 
-    def remove_function(self, address: PCIDeviceAddress) -> None:
+    def remove_function(self, address: PCIDeviceAddress | str) -> None:
         """Unplug a function and its VFs for good; a rescan does not bring them back."""
+        address = PCIDeviceAddress.of(address)
         self.kernel.vanish(address, for_ever=True)
         gone = [a for a, spec in self.spec.functions.items() if address in (a, spec.physfn)]
         for other in gone:

@@ -83,7 +83,7 @@ class SimulatedKernel(SimulatedNodes):
 
     # The SysfsWriter protocol
 
-    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
+    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress | str) -> None:
         """
         Write a whole attribute.
 
@@ -93,6 +93,7 @@ class SimulatedKernel(SimulatedNodes):
             InternalError: the value is empty; the kernel would ignore it.
             NotSimulated: the effect of the write is not simulated.
         """
+        device = PCIDeviceAddress.of(device)
         if not value and not self.raw:
             raise InternalError(f"An empty write to '{path}' would change nothing")
         result = self._answer(os.path.relpath(path, self.root.path), value, str(device))
@@ -122,8 +123,9 @@ class SimulatedKernel(SimulatedNodes):
             text = f"Cannot load the module '{name}': {why}"
             raise OperationError(text, reason=reason, libvirt_code=VIR_ERR_INTERNAL_ERROR)
 
-    def is_in_flight(self, device: PCIDeviceAddress) -> bool:
+    def is_in_flight(self, device: PCIDeviceAddress | str) -> bool:
         """True while a write to the device has not returned, by any SysfsWriter."""
+        device = PCIDeviceAddress.of(device)
         if not os.path.lexists(self._file.path):
             return False
         with self.entered() as core:
@@ -331,8 +333,9 @@ class SimulatedKernel(SimulatedNodes):
         shell.events = self.events
         return shell
 
-    def complete(self, device: PCIDeviceAddress | None = None) -> None:
+    def complete(self, device: PCIDeviceAddress | str | None = None) -> None:
         """Let the hanging writes return, of one device or of all devices, and the writes queued behind them."""
+        device = None if device is None else PCIDeviceAddress.of(device)
         with self.entered() as core:
             for index, entry in enumerate(core.state.pending):
                 chosen = device is None or entry.device == str(device)
@@ -340,8 +343,9 @@ class SimulatedKernel(SimulatedNodes):
                     core.state.pending[index] = entry._replace(reason="running")
             self._settle(core)
 
-    def vanish(self, address: PCIDeviceAddress, *, for_ever: bool = False) -> None:
+    def vanish(self, address: PCIDeviceAddress | str, *, for_ever: bool = False) -> None:
         """Remove a function at once, as a surprise removal does; a rescan finds it again unless ``for_ever``."""
+        address = PCIDeviceAddress.of(address)
         from pyhostdev.testing import hotplug
 
         with self.entered() as core:
@@ -362,10 +366,10 @@ class SimulatedKernel(SimulatedNodes):
         with self.entered() as core:
             spec = core.state.driver(name)
             core.state.drivers[name] = spec._replace(probe=probe, remove=remove)
-            core.state.taught = True
+            core.state.has_hidden_state = True
 
     @contextlib.contextmanager
-    def open_group(self, group: int, devices: Sequence[PCIDeviceAddress] | None = None) -> Iterator[int]:
+    def open_group(self, group: int, devices: Sequence[PCIDeviceAddress | str] | None = None) -> Iterator[int]:
         """
         Hold a group as QEMU does: the node, its container, and devices of the group (by default all on vfio drivers).
 
@@ -375,7 +379,8 @@ class SimulatedKernel(SimulatedNodes):
         Raises:
             SysfsError: ENOENT without a node, EBUSY if the node is already open, EPERM if the group is not viable.
         """
-        guest = SimulatedGuest(self, group, devices)
+        chosen = None if devices is None else [*map(PCIDeviceAddress.of, devices)]
+        guest = SimulatedGuest(self, group, chosen)
         try:
             yield guest.fd
         finally:

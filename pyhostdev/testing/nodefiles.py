@@ -21,6 +21,7 @@ from pyhostdev.testing.procfiles import SimulatedProcess, put_memory_limit
 from pyhostdev.testing.simdevice import SimDevice
 from pyhostdev.testing.tree import Tree
 from pyhostdev.util.devnode import DeviceNode, replaced
+from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from pyhostdev.util.hostroot import HostRoot
     from pyhostdev.util.memlock import MemoryLimit
-    from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 OPEN, CHARGE = b"open", b"rlimit-mode=1"  # in a kernel's trace: a node was opened, an iommufd's mode was set
 _MODE = 0o600
@@ -64,7 +64,7 @@ class SimulatedNodes:
         uid, gid = _owner(tree, path)
         return DeviceNode(0, facts.st_ino, uid, gid, _MODE)
 
-    def set_node_owner(self, path: str, node: DeviceNode, *, device: PCIDeviceAddress) -> None:
+    def set_node_owner(self, path: str, node: DeviceNode, *, device: PCIDeviceAddress | str) -> None:
         """
         Give the node at path to the user and the group in ``node``, if it is that node.
 
@@ -72,6 +72,7 @@ class SimulatedNodes:
             OperationError: the path is another node or something else; nothing was changed.
             SysfsError: the node is gone, or the kernel refuses.
         """
+        device = PCIDeviceAddress.of(device)
         now = self.read_node(path)
         if now is not None and not now.is_same(node):
             raise replaced(path, device)
@@ -81,13 +82,14 @@ class SimulatedNodes:
             errnum = getattr(errno, result, errno.EIO)
             raise SysfsError(errnum, path, f"give a node to {value}", address=device)
 
-    def open_node(self, path: str, number: int | None, *, device: PCIDeviceAddress) -> int:
+    def open_node(self, path: str, number: int | None, *, device: PCIDeviceAddress | str) -> int:
         """
         Open a function's own node, and return the descriptor, which holds the function.
 
         Raises:
             SysfsError: there is no such node.
         """
+        device = PCIDeviceAddress.of(device)
         return self._open(path, "open a node", device)
 
     def open_iommufd(self, path: str) -> int:
@@ -122,7 +124,7 @@ class SimulatedNodes:
         if result != "ok":
             raise SysfsError(getattr(errno, result, errno.EIO), path, doing, address=device)
 
-    def bind_iommufd(self, device: PCIDeviceAddress, fd: int, iommufd: int) -> None:
+    def bind_iommufd(self, device: PCIDeviceAddress | str, fd: int, iommufd: int) -> None:
         """
         Bind an open node to an iommufd, as QEMU does with the descriptors that it inherits.
 
@@ -130,6 +132,7 @@ class SimulatedNodes:
             SysfsError: EBUSY while the group's node is open, EINVAL if the function is bound already, EPERM if the host
                 uses a member of the group or another iommufd has one.
         """
+        device = PCIDeviceAddress.of(device)
         try:
             with self.entered() as core:
                 core.groups.bind_iommufd(SimDevice(core.tree, device), fd, iommufd)
@@ -138,7 +141,7 @@ class SimulatedNodes:
             raise SysfsError(refusal.errnum, self.root.dev_iommu, doing, address=device) from None
 
     @contextlib.contextmanager
-    def open_devices(self, devices: Sequence[PCIDeviceAddress], *, bound: bool = True) -> Iterator[list[int]]:
+    def open_devices(self, devices: Sequence[PCIDeviceAddress | str], *, bound: bool = True) -> Iterator[list[int]]:
         """
         Hold functions as QEMU does by iommufd: their own nodes, bound to one iommufd; or not bound yet.
 
@@ -148,11 +151,12 @@ class SimulatedNodes:
         Raises:
             SysfsError: there is no node, or the node cannot be bound.
         """
+        addresses = [*map(PCIDeviceAddress.of, devices)]
         process = SimulatedProcess(self.root, [])
         with contextlib.ExitStack() as opened:
             opened.callback(process.vanish)
             fds: list[int] = []
-            for device in devices:
+            for device in addresses:
                 path = self._node_path(device)
                 fds.append(self.open_node(path, None, device=device))
                 opened.callback(self._close, fds[-1])
@@ -160,7 +164,7 @@ class SimulatedNodes:
             fds.append(self.open_iommufd(self.root.dev_iommu))
             opened.callback(os.close, fds[-1])
             process.add_descriptor("/dev/iommu", {})
-            for device, fd in zip(devices if bound else (), fds, strict=False):
+            for device, fd in zip(addresses if bound else (), fds, strict=False):
                 self.bind_iommufd(device, fd, fds[-1])
             yield fds
 

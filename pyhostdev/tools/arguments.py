@@ -166,6 +166,11 @@ def _ownership(text: str) -> Ownership:
     return parse_ownership(text)
 
 
+def _known_user(text: str) -> str:
+    _ownership(text)
+    return text
+
+
 def host_of(args: argparse.Namespace) -> Host:
     """
     Return the host at --root, with a writer if the verb changes the host.
@@ -325,6 +330,7 @@ def add_qemu_user(parser: argparse.ArgumentParser) -> None:
     users = " and ".join(DEFAULT_USERS)
     parser.add_argument(
         "--user",
+        type=checked(_known_user),
         metavar="USER[:GROUP]",
         help=f"the user to run QEMU as, when started by root (default: the first of {users} that exists)",
     )

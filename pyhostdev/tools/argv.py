@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Define the domain and print QEMU's command line; report on stderr what the command line leaves out."""
+    from pyhostdev.conf.newer_words import dropped_word_notes
     from pyhostdev.qemu import qemu_driver
     from pyhostdev.qemu.qemu_command.ignored import start_findings
     from pyhostdev.qemu.qemu_driver.refusals import root_notes
@@ -28,15 +29,18 @@ def run(args: argparse.Namespace) -> int:
     host = arguments.host_of(args)
     definition = arguments.definition_of(args)
     capabilities = releases.capabilities_of(args, definition, host)
+    release = releases.release_of(args, host)
+    dropped = dropped_word_notes(definition, release)
     argv = qemu_driver.domain_to_native(
         definition,
         host,
         keep_together=args.keep_together,
         capabilities=capabilities,
-        release=releases.release_of(args, host),
+        release=release,
         usb_may_be_absent=True,
     )
-    tell_notes([*start_findings(definition), *root_notes(definition, host), *unfound_usb(definition, host)])
+    lacking = [*root_notes(definition, host), *unfound_usb(definition, host)]
+    tell_notes([*dropped, *start_findings(definition), *lacking])
     if args.json:
         output.print_json(argv)
     else:

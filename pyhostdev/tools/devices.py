@@ -24,7 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a function to assign to the guest, in place of FILE; can be repeated",
         "a function to detach but not to assign, in place of FILE; can be repeated",
     )
-    parser.add_argument("--owner", metavar="NAME", help="the owner's name, with --device")
+    parser.add_argument(
+        "--owner", type=arguments.checked(_owner), metavar="NAME", help="the owner's name, with --device"
+    )
+
+
+def _owner(text: str) -> str:
+    from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.domain_limits import name_errors
+
+    raise_all(list(name_errors(DomainDef(name=text))))
+    return text
 
 
 def add_devices(parser: argparse.ArgumentParser, device_help: str, keep_help: str) -> None:
@@ -63,15 +73,13 @@ def named_domain(args: argparse.Namespace, host: Host) -> DomainDef:
     Return a domain with only the named devices, all managed.
 
     Raises:
-        ConfigError: a device is named twice, or the owner's name is not valid.
+        ConfigError: a device is named twice.
         DeviceMissingError, InvalidAddressError: a selector names no function, or several.
     """
     from pyhostdev.conf.domain_conf import DomainDef
-    from pyhostdev.conf.domain_limits import name_errors
 
     definition = DomainDef(name=args.owner, hostdevs=named_hostdevs(args.devices, host))
     definition.hostdevs += named_hostdevs(args.keep, host, kept=True)
-    raise_all(list(name_errors(definition)))
     addresses = [hostdev.pci_address for hostdev in definition.hostdevs]
     twice = next((address for address in addresses if addresses.count(address) > 1), None)
     if twice is not None:

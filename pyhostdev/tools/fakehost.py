@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError, SysfsError
 from pyhostdev.tools import streams
+from pyhostdev.tools.arguments import checked
 from pyhostdev.tools.contract import DONE
 
 if TYPE_CHECKING:
@@ -25,10 +26,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "host",
+        type=checked(_name),
         metavar="NAME|FILE.tree|generate:N",
         help=f"a description, a synthetic host of N functions, or one of {', '.join(named_hosts())}",
     )
     parser.add_argument("directory", metavar="DIR", help="a directory that does not exist or is empty")
+
+
+def _name(text: str) -> str:
+    """
+    Return the name of a host or of a file.
+
+    Raises:
+        ConfigError: it is neither, or a synthetic host has too many functions.
+    """
+    from pyhostdev.testing.fakehost import named_hosts
+
+    generated = GENERATED.fullmatch(text)
+    if generated is not None and not 1 <= int(generated[1]) <= FUNCTIONS_MAX:
+        raise ConfigError(f"A synthetic host has 1 to {FUNCTIONS_MAX} functions")
+    if generated is None and text not in named_hosts() and not text.endswith(".tree"):
+        names = ", ".join(named_hosts())
+        raise ConfigError(f"Unknown host '{text}': expected a .tree file, generate:N or one of {names}")
+    return text
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +72,7 @@ def _spec_of(text: str) -> HostSpec:
     Return the description that a person names.
 
     Raises:
-        ConfigError: there is no such host or file, or the file is not valid.
+        ConfigError: the file cannot be read, or is not valid.
     """
     from pyhostdev.testing.fakehost import HOSTS, named_hosts
     from pyhostdev.testing.treefile import read_host
@@ -61,14 +81,9 @@ def _spec_of(text: str) -> HostSpec:
     if generated is not None:
         from pyhostdev.testing.generator import synthetic_host
 
-        if not 1 <= int(generated[1]) <= FUNCTIONS_MAX:
-            raise ConfigError(f"A synthetic host has 1 to {FUNCTIONS_MAX} functions")
         return synthetic_host(int(generated[1]))
     if text in named_hosts():
         return read_host(os.path.join(HOSTS, f"{text}.tree"))
-    if not text.endswith(".tree"):
-        names = ", ".join(named_hosts())
-        raise ConfigError(f"Unknown host '{text}': expected a .tree file, generate:N or one of {names}")
     return _read(text)
 
 

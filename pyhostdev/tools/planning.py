@@ -25,12 +25,13 @@ def planned(
     args: argparse.Namespace, definition: DomainDef, host: Host, capabilities_of: Callable[[], QEMUCapabilities]
 ) -> tuple[Plan, str | None]:
     """Return the plan with the obstacles of ``start``, and the origin of the emulator's capabilities."""
-    from pyhostdev.hypervisor.network_pool import with_pool_functions
+    from pyhostdev.hypervisor.network_pool import reading_networks_once, with_pool_functions
     from pyhostdev.hypervisor.vf_network import vf_consents
     from pyhostdev.qemu import qemu_driver
     from pyhostdev.qemu.qemu_process.iommufd import vfio_nodes
 
     ownership = chosen_ownership(args.user)
+    host = reading_networks_once(host)
     started = with_pool_functions(definition, host)
     own = vf_consents(started) if args.for_start else []  # start sets the network of virtual functions itself
     release = release_of(args, host)

@@ -12,6 +12,7 @@ from pyhostdev.tools.main import complain
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.util.finding import Finding
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     definition, errors = _parsed(data)
     if definition is not None:
         errors = _definition_errors(definition, host, args)
-        for finding in _notes(definition):
+        for finding in _notes(definition, releases.release_of(args, host)):
             complain(f"{args.file}: {_at(finding.line)}note: {finding.message}")
     sentences = _sentences(data, errors)
     for line, sentence in sentences:
@@ -66,12 +67,12 @@ def _definition_errors(definition: DomainDef, host: Host, args: argparse.Namespa
     return errors
 
 
-def _notes(definition: DomainDef) -> list[Finding]:
-    from pyhostdev.conf.unknown_words import kept_words, unknown_words
-    from pyhostdev.util.finding import NOTE
+def _notes(definition: DomainDef, release: LibvirtRelease) -> list[Finding]:
+    from pyhostdev.conf.newer_words import dropped_word_notes
+    from pyhostdev.conf.unknown_words import kept_words
 
-    words = [*unknown_words(definition), *kept_words(definition)]
-    return sorted((word for word in words if word.severity == NOTE), key=lambda word: word.line or 0)
+    words = [*dropped_word_notes(definition, release), *kept_words(definition)]
+    return sorted(words, key=lambda word: word.line or 0)
 
 
 def _sentences(data: bytes, errors: list[ConfigError]) -> list[tuple[int | None, str]]:
@@ -79,6 +80,7 @@ def _sentences(data: bytes, errors: list[ConfigError]) -> list[tuple[int | None,
     from pyhostdev.conf.domain_schema import validate_schema
 
     lines = {err.line for err in errors}
-    found: list[tuple[int | None, str]] = [(err.line, err.with_reason) for err in errors]
+    first = {(err.line, err.message): err.with_reason for err in reversed(errors)}
+    found: list[tuple[int | None, str]] = [(line, text) for (line, _), text in reversed(first.items())]
     found += [(line, text) for line, text in validate_schema(data) if line not in lines]
     return sorted(dict.fromkeys(found), key=lambda error: error[0] or 0)

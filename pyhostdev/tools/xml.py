@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.errors import ConfigError, raise_all
 from pyhostdev.tools import arguments, output, releases, streams
-from pyhostdev.tools.main import complain
+from pyhostdev.tools.main import complain, tell_notes
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
@@ -57,10 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Complete, respell and define the domain, and print it."""
     from pyhostdev.conf.domain_validate import word_errors
+    from pyhostdev.conf.newer_words import dropped_word_notes
 
     host = arguments.host_of(args)
     definition = arguments.definition_of(args)
     raise_all(list(word_errors(definition)))
+    tell_notes(dropped_word_notes(definition, releases.release_of(args, host)))
     definition = _changed(args, host, definition)
     defined = _defined(args, host, definition)
     if args.numa:

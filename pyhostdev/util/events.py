@@ -216,14 +216,14 @@ class PCIMonitor:
             self.refresh(self._dirty)
             self._dirty.clear()
 
-    def refresh(self, addresses: Iterable[PCIDeviceAddress]) -> list[PCIDevice]:
+    def refresh(self, addresses: Iterable[PCIDeviceAddress | str]) -> list[PCIDevice]:
         """
         Read some functions again, whether an event named them or not; return those that exist.
 
         Raises:
             SysfsError: an attribute exists but cannot be read.
         """
-        asked = sorted(set(addresses))
+        asked = sorted(set(map(PCIDeviceAddress.of, addresses)))
         self.functions.update(asked, self._reader.read(asked))
         found = (self.functions.find(address) for address in asked)
         return [dev for dev in found if dev is not None]

@@ -11,7 +11,7 @@ from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from typing import Literal
 
-    Severity = Literal["error", "consent", "note"]
+    from pyhostdev.util.literals import Severity
 
 ERROR: Literal["error"] = "error"
 CONSENT: Literal["consent"] = "consent"

@@ -6,7 +6,7 @@ Queries about a host's PCI functions, shared by a scan and by a monitor's live v
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pyhostdev.errors import ConfigError
 from pyhostdev.util import virpci
@@ -148,15 +148,19 @@ class HostFunctions(Sequence[PCIDevice]):
         first = self.path_to_root_port(dev)[:1]
         return first[0] if first and first[0] is not dev else None
 
-    def free_virtual_functions(self, pf: PCIDevice, taken: Container[PCIDeviceAddress] = ()) -> list[PCIDevice]:
+    def free_virtual_functions(self, pf: PCIDevice, taken: Iterable[PCIDeviceAddress | str] = ()) -> list[PCIDevice]:
         """
         Return the free VFs of a PF: without a driver or with vfio-pci, and not taken.
 
         Args:
             taken: addresses already claimed, such as those of a Journal's records.
+
+        Raises:
+            InvalidAddressError: a text in ``taken`` is not a PCI address.
         """
+        claimed = set(map(PCIDeviceAddress.of, taken))
         vfs = self.virtual_functions.get(pf.address, [])
-        return [vf for vf in vfs if vf.driver in (None, VFIO_PCI) and vf.address not in taken]
+        return [vf for vf in vfs if vf.driver in (None, VFIO_PCI) and vf.address not in claimed]
 
     # Selections
 

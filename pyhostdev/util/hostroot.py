@@ -409,9 +409,9 @@ class HostRoot:
         """``sys/class/net``: network interfaces."""
         return self.join("sys/class/net")
 
-    def driverctl_override(self, address: PCIDeviceAddress) -> str:
+    def driverctl_override(self, address: PCIDeviceAddress | str) -> str:
         """``etc/driverctl.d/pci-ADDRESS``: the override that driverctl sets whenever the function appears."""
-        return self.join(f"etc/driverctl.d/pci-{address}")
+        return self.join(f"etc/driverctl.d/pci-{PCIDeviceAddress.of(address)}")
 
     @property
     def libvirt_network_states(self) -> str:

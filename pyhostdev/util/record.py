@@ -97,7 +97,7 @@ class Record(NamedTuple):
     to that list. ``change`` is shared by the records of one prepare: they succeed or fail together. ``position`` is
     the device's place in the domain. ``since`` is when its owner asked for it, or when it came on the inactive list,
     in seconds since 1970 UTC; earlier versions did not write it. ``plug`` is None for a device that the guest got at
-    its start and was not asked for since. ``extra`` holds unknown fields as JSON.
+    its start, if its release was never requested. ``extra`` holds unknown fields as JSON.
     """
 
     address: PCIDeviceAddress

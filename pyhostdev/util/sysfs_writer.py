@@ -30,6 +30,7 @@ from pyhostdev.util.devnode import LiveNodes
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.memlock import LiveLimits
 from pyhostdev.util.modprobe import module_error, scratch, start_modprobe
+from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.procfs import read_lock_holders
 from pyhostdev.util.securedir import open_directory
 from pyhostdev.util.typed import NamedTuple
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
 
-    from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -50,7 +50,7 @@ _BUSY_RETRIES_S = (0.0, 0.01, 0.05)  # another process may just be testing wheth
 class SysfsWriter(Protocol):
     """Changes a host: the helper of the live host, or the simulated kernel."""
 
-    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
+    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress | str) -> None:
         """
         Write the whole value to an attribute with one write(2).
 
@@ -68,7 +68,7 @@ class SysfsWriter(Protocol):
             InDoubtError: loading has not finished within the deadline.
         """
 
-    def is_in_flight(self, device: PCIDeviceAddress) -> bool:
+    def is_in_flight(self, device: PCIDeviceAddress | str) -> bool:
         """Tell whether a write to the device has not returned yet, by any process."""
 
 
@@ -148,7 +148,7 @@ class ForkedWriter(LiveNodes, LiveLimits):
         self._left_behind: deque[_Helper] = deque()
         self._modprobes: list[subprocess.Popen[bytes]] = []
 
-    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
+    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress | str) -> None:
         """
         Write the whole value to an attribute with one write(2), in a helper.
 
@@ -159,6 +159,7 @@ class ForkedWriter(LiveNodes, LiveLimits):
             InDoubtError: the deadline passed, or an earlier write to the device has not returned.
             InternalError: the value is empty; the kernel would ignore it.
         """
+        device = PCIDeviceAddress.of(device)
         if not value:
             raise InternalError(f"An empty write to '{path}' would change nothing")
         self.reap()
@@ -170,13 +171,14 @@ class ForkedWriter(LiveNodes, LiveLimits):
                 break
         self._judge(outcome, path, value, doing, device)
 
-    def is_in_flight(self, device: PCIDeviceAddress) -> bool:
+    def is_in_flight(self, device: PCIDeviceAddress | str) -> bool:
         """
         Tell whether a write to the device has not returned yet, by any process; creates nothing.
 
         Raises:
             SysfsError: the lock file exists but cannot be read.
         """
+        device = PCIDeviceAddress.of(device)
         try:
             top = open_directory(self.inflight_dir, below=self._inflight_below)
             if top is None:

@@ -158,9 +158,9 @@ class _Signs:
         Raises:
             SysfsError: a status cannot be read; for root also if permission is denied, as root could use the node.
         """
-        pardoned = (errno.EACCES, errno.EPERM) if os.geteuid() != 0 else ()
+        ignored_errnos = (errno.EACCES, errno.EPERM) if os.geteuid() != 0 else ()
         top = self.root.dev_vfio
-        return read_statuses(self.root, [f"{top}/{name}" for name in names], pardoned)
+        return read_statuses(self.root, [f"{top}/{name}" for name in names], ignored_errnos)
 
     def group_of(self, descriptor: _Descriptor) -> int | None:
         """Return the group that a descriptor holds, None for any other descriptor."""

@@ -287,7 +287,7 @@ sys.exit(main.main({words!r}))
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="the filter knows two architectures")
 @pytest.mark.parametrize("answer", [errno.ENOSYS, errno.EPERM])
 def test_kernel_without_openat2(bcm5719: FakeHost, secret: Path, answer: int) -> None:
-    """Old kernels and sandboxes: the same answers, and the same prison."""
+    """Old kernels and sandboxes: the same answers, and no link leads out."""
     top = Path(bcm5719.root.path)
     paths = [str(Path(__file__).parent), str(Path(hostile.__file__).parent)]
 

@@ -115,7 +115,7 @@ def peak_memory() -> int:
 
 class TestEvents:
     def test_events_without_a_reader_are_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The library's own listener keeps nothing, however many events a guest makes."""
+        """The library's own listener stores nothing, for any number of events."""
         clients = []
         make = qemu_monitor._client
 
@@ -132,7 +132,7 @@ class TestEvents:
         assert peak_memory() - before < MEMORY_MAX
 
     def test_events_of_one_kind_are_one(self, tmp_path: Path) -> None:
-        """A guest that is reset without end is followed to its end, and its end is seen behind the flood."""
+        """A guest that is reset endlessly is followed to its end, and the end is seen behind the flood of events."""
         flooded = "serve(lambda: (flood(event('RESET', guest=True, reason='guest-reset') * 500), power_off()))"
         assert "shutdown" == run(tmp_path, flooded).reason
 
@@ -245,7 +245,7 @@ class TestLog:
         assert {0o640} == {path.stat().st_mode & 0o777 for path in tmp_path.glob("guest.log*")}
 
     def test_flood_of_words_holds_nothing_up(self, tmp_path: Path) -> None:
-        """A QEMU that writes without end still ends with its guest."""
+        """A QEMU that writes endlessly still ends with its guest."""
         script = """
             def shout():
                 if os.fork() == 0:
@@ -489,7 +489,13 @@ class TestUser:
     def test_unknown_user_is_refused(self, place: Path) -> None:
         """A user that this machine does not have is an error, and nothing is created."""
         code, said = Started(place, "", "--user", "no-such-user").refusal()
-        assert (1, "pyhostdev: Unknown user 'no-such-user'\n") == (code, said)
+        assert (2, True) == (code, said.endswith("error: argument --user: Unknown user 'no-such-user'\n"))
+        assert not (place / "state").exists()
+
+    def test_log_that_cannot_be_opened_is_refused(self, place: Path) -> None:
+        """A wrong path is refused before anything is created, and nothing has to be rolled back."""
+        code, said = Started(place, "", "--log", str(place / "none/log")).refusal()
+        assert (1, True) == (code, "Cannot open the log" in said)
         assert not (place / "state").exists()
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])

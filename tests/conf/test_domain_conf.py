@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from sizes import examples
 
 from pyhostdev.conf.domain_conf import DomainDef
+from pyhostdev.conf.libvirt_release import LibvirtRelease
+from pyhostdev.conf.newer_words import drop_newer_words, newer_word_notes
 from pyhostdev.conf.xml.definition import Unknown
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
@@ -205,13 +207,39 @@ def test_hostdevs_can_be_added_to_a_copy() -> None:
     assert dom.hostdevs[0] == more.hostdevs[0] != more.hostdevs[-1]
 
 
-def test_device_with_an_invalid_part_has_no_generated_alias() -> None:
-    """A generated alias is dropped although anpart of the device has an invalid value."""
-    device = "<pstore backend='acpi-erst'><size>much</size><alias name='pstore0'/></pstore>"
-    domain = DomainDef.parse(f"<domain type='kvm'><name>vm</name><devices>{device}</devices></domain>")
-    assert None is domain.pstore.info.alias
-    assert ["pstore"] == [since for since, _ in domain.newer_errors]
-    assert domain.format() == DomainDef.parse(domain.format()).format()
+STORE = "<dataStore type='file'><format type='{}'/><source file='{}'>{}</source></dataStore>"
+SLICE = "<slices><slice type='storage' offset='0' size='1'/></slices>"
+
+
+def _newer(path: str, since: str, device: str) -> tuple[str, str, str]:
+    return path, since, f"<domain type='kvm'><name>vm</name><devices>{device}</devices></domain>"
+
+
+INVALID_NEWER = [
+    _newer("pstore", "pstore", "<pstore backend='acpi-erst'><size>much</size><alias name='pstore0'/></pstore>"),
+    _newer("crypto", "crypto", "<crypto model='virtio' type='qemu'/><crypto model='none' type='qemu'/>"),
+    *(
+        _newer("dataStore", "disk-data-store", f"<disk><source file='/a'>{store}</source><target dev='vda'/></disk>")
+        for store in (STORE.format("bad", "/b", ""), STORE.format("raw", "/b", SLICE), "<dataStore/>")
+    ),
+    _newer("@delay", "disk-words", "<disk><source><reconnect delay='soon'/></source><target dev='vda'/></disk>"),
+]
+
+
+@pytest.mark.parametrize(("path", "since", "text"), INVALID_NEWER)
+def test_newer_word_with_an_invalid_value_is_kept_as_written(path: str, since: str, text: str) -> None:
+    """Printed and read again it is the same; an older release drops it with a note, a newer one refuses it."""
+    domain = DomainDef.parse(text)
+    found = [invalid for _, part in domain.walk() for invalid in part.invalid_words]
+    assert [(since, path)] == [(invalid.since, invalid.words[0].label) for invalid in found]
+    again = DomainDef.parse(domain.format())
+    assert (domain, domain.format()) == (again, again.format())
+    older, newest = (LibvirtRelease.parse(version) for version in ("9.0", "12.8"))
+    assert any(path.strip("@") in note.message for note in newer_word_notes(domain, older))
+    with pytest.raises(ConfigError):
+        drop_newer_words(domain.copy(), newest)
+    drop_newer_words(again, older)
+    assert path.strip("@") not in again.format()
 
 
 def test_images_of_a_disk() -> None:

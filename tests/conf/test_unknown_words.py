@@ -172,3 +172,48 @@ def test_wrong_values_do_not_hide_unknown_names() -> None:
     ] == [part for part in said if part[0] < 6 and "virtoi" not in part[1]]
     assert ["Unknown attribute 'asigned' of <hostdev>"] == [text for line, text in said if line == 6]
     assert "Unknown attribute 'unlike' of <hostdev/rom>" in [text for line, text in said if line == 7]
+
+
+def test_what_is_said_twice_is_not_dropped_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """libvirt takes the first of two such elements; every verb names the further one."""
+    top, file = tmp_path / "host", tmp_path / "guest.xml"
+    FakeHost.named("bcm5719", top)
+    source = "<source><address domain='1' bus='7' slot='0' function='0'/></source>"
+    xml = (
+        "<domain type='qemu'><name>vm</name><memory>65536</memory><os><type machine='q35'>hvm</type></os>\n"
+        f"<vcpu>1</vcpu><vcpu>2</vcpu><devices>\n<hostdev type='pci' managed='yes'>{source}{source}</hostdev>\n"
+        "<input type='tablet' bus='usb'><alias name='ua-a'/><alias name='ua-b'/></input></devices></domain>"
+    )
+    file.write_text(xml)
+    for verb in ("plan", "argv", "xml", "validate"):
+        main([verb, str(file), "--root", str(top)])
+        said = [line for line in "".join(capsys.readouterr()).splitlines() if "has more than one" in line]
+        assert [(2, "<vcpu>"), (3, "<source>"), (4, "<alias>")] == sorted(
+            (number, word)
+            for number in range(9)
+            for word in ("<vcpu>", "<source>", "<alias>")
+            for line in said
+            if f"line {number}:" in line and f"more than one {word}" in line
+        ), verb
+
+
+def test_a_value_that_no_release_knows_is_an_error_of_the_plan(tmp_path: Path) -> None:
+    """Releases without iommufd= ignore it; a plan does not guess what was meant."""
+    host = pyhostdev.Host(FakeHost.named("bcm5719", tmp_path).root)
+    plan = host.plan(domain(hostdev(inner="<driver name='vfio' iommufd='maybe'/>")), "off")
+    (finding,) = [finding for finding in plan.obstacles if finding.reason == "unknown-word"]
+    assert finding.message.startswith("Invalid value 'maybe' of 'iommufd'")
+
+
+def test_argv_and_xml_name_what_an_older_release_drops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An attribute of a newer libvirt is not printed, and the note says so."""
+    file = tmp_path / "guest.xml"
+    image = (
+        "<source file='/a'><dataStore type='file'><format type='raw'/><source file='/the-store'/></dataStore></source>"
+    )
+    disk = f"<disk type='file'><driver type='qcow2'/>{image}<target dev='vda'/></disk>"
+    file.write_text(domain(disk).format())
+    for verb in ("argv", "xml", "validate"):
+        assert 0 == main([verb, str(file), "--root", str(tmp_path), "--libvirt", "9.0"])
+        out, err = capsys.readouterr()
+        assert ("/the-store" not in out, True) == (True, "<dataStore> is ignored, as in libvirt 9.0" in err), verb

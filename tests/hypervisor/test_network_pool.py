@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyhostdev import DomainDef, Host, HostdevManager, PCIDeviceAddress
+from pyhostdev import DomainDef, Host, HostdevManager, PCIDevice, PCIDeviceAddress
 from pyhostdev.conf.net_conf import PoolNetDef
 from pyhostdev.errors import RefusedError
 from pyhostdev.hypervisor.network_pool import has_lost_functions, pool_functions, pool_obstacles, with_pool_functions
@@ -82,6 +82,20 @@ def test_first_free_function_is_chosen(place: Place) -> None:
     """What the domain names itself is not free, nor what an earlier interface got."""
     assert [VFS[0], VFS[1]] == place.chosen(domain(NET.format(""), NET.format("")))
     assert [VFS[1]] == place.chosen(domain(HOSTDEV.format(0), NET.format("")))
+
+
+def test_functions_are_read_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work grows with the interfaces plus the functions of the pool, not with their product."""
+    read: list[PCIDeviceAddress] = []
+    real = Host.pci_device
+
+    def recorded(host: Host, address: PCIDeviceAddress) -> PCIDevice | None:
+        read.append(address)
+        return real(host, address)
+
+    monkeypatch.setattr(Host, "pci_device", recorded)
+    assert [*VFS] == place.chosen(domain(*[NET.format("")] * 40))
+    assert [*VFS] == read
 
 
 def test_two_domains_never_have_the_same_function(place: Place) -> None:

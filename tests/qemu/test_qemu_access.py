@@ -10,6 +10,9 @@ import pytest
 
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.hypervisor.host import Host
+from pyhostdev.qemu import qemu_driver
+from pyhostdev.qemu.qemu_capabilities.reading import load
+from pyhostdev.qemu.qemu_driver.refusals import unknown_cpu_model
 from pyhostdev.qemu.qemu_process.access import READ, RUN, WRITE, image_obstacles, needed_files
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.ownership import Ownership
@@ -90,6 +93,66 @@ def test_what_is_there_is_no_finding(tmp_path: Path) -> None:
     serial = f"<serial type='file'><source path='{tmp_path}/new'/></serial>"
     dom = domain(disk(tmp_path / "disk") + serial)
     assert [] == image_obstacles(dom, Host(HostRoot("/"), state_dir=str(tmp_path)), None)
+
+
+def test_what_qemu_would_refuse_is_a_finding(tmp_path: Path) -> None:
+    """A directory or a device is no image, a file no device; a file is no place for a socket."""
+    (tmp_path / "file").touch()
+    block = f"<disk type='block'><source dev='{tmp_path}/file'/><target dev='vdc'/></disk>"
+    serial = "<serial type='unix'><source mode='bind' path='{}'/></serial>"
+    sockets = serial.format(tmp_path / "file") + serial.format(tmp_path / ("n" * 100))
+    dom = domain(disk(tmp_path) + disk("/dev/null", "vdb") + block + sockets)
+    found = image_obstacles(dom, Host(HostRoot("/"), state_dir=str(tmp_path)), None)
+    assert [
+        f"'{tmp_path}' of disk 'vda' is not a regular file",
+        "'/dev/null' of disk 'vdb' is not a regular file",
+        f"'{tmp_path}/file' of disk 'vdc' is not a device",
+        f"'{tmp_path}/file' of a <serial> exists and is not a socket",
+    ] == [finding.message for finding in found[:-1]]
+    assert "has more than 88 bytes" in found[-1].message
+    assert {("image-unusable", "error")} == {(finding.reason, finding.severity) for finding in found}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        ("", "", True),
+        ("<readonly/>", "", True),
+        ("<readonly/>", "<readonly/>", False),
+        ("<shareable/>", "<shareable/>", False),
+        ("<shareable/>", "", True),
+    ],
+)
+def test_one_image_of_two_disks(first: str, second: str, refused: bool, tmp_path: Path) -> None:
+    """QEMU locks an image that a disk writes, by whatever name, unless both disks share it."""
+    (tmp_path / "image").touch()
+    (tmp_path / "link").symlink_to("image")
+    one, other = (disk(tmp_path / name, target) for name, target in (("image", "vda"), ("link", "vdb")))
+    dom = domain(one.replace("</disk>", f"{first}</disk>") + other.replace("</disk>", f"{second}</disk>"))
+    found = image_obstacles(dom, Host(HostRoot("/"), state_dir=str(tmp_path)), None)
+    assert refused == any("Disks 'vda' and 'vdb' have one image" in finding.message for finding in found)
+
+
+def test_a_screen_with_opengl_needs_a_render_node() -> None:
+    """Without any on the host, the first one is what is missing."""
+    _, needed = needed_files(domain("<graphics type='egl-headless'/>"), HostRoot("/nowhere"))
+    assert "/dev/dri/renderD128" == needed.path
+
+
+def test_oss_needs_its_node() -> None:
+    """Without a name, it is QEMU's default for both directions."""
+    audio = "<sound model='ich9'/><audio id='1' type='oss'><output dev='/dev/dsp1'/></audio>"
+    _, *needed = needed_files(domain(audio), HostRoot("/nowhere"))
+    assert ["/dev/dsp", "/dev/dsp1"] == [file.path for file in needed]
+
+
+def test_a_model_that_the_emulator_lacks_is_a_finding(tmp_path: Path) -> None:
+    """QEMU would not start; the nearest models are named."""
+    text = "<cpu mode='custom'><model>Broadwel</model></cpu>"
+    dom = DomainDef.parse(domain().format().replace("<devices>", f"{text}<devices>"))
+    (finding,) = unknown_cpu_model(dom, load("x86_64", "11.1"))
+    assert "no CPU model 'Broadwel'; the nearest are Broadwell" in finding.message
+    assert "Broadwel'" in str(qemu_driver.plan(Host(tmp_path), dom).start_obstacles)
 
 
 def test_a_foreign_root_need_not_have_files(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from netns import in_namespace
 from pyhostdev import DomainDef, HostRoot
 from pyhostdev.conf.network_conf import parse_network
 from pyhostdev.errors import OperationError
-from pyhostdev.hypervisor import netdev_journal
+from pyhostdev.hypervisor import netdev_journal, virnetwork
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_result import SET_ASIDE
 from pyhostdev.hypervisor.netdev_journal import MacvtapJournal
+from pyhostdev.hypervisor.virnetwork import read_network
+from pyhostdev.qemu import qemu_driver
 from pyhostdev.qemu.qemu_process.interface import Connection, connection_of, interface_obstacles
 from pyhostdev.util.deadline import within
 from pyhostdev.util.finding import Finding
@@ -53,6 +55,26 @@ class FakeNetwork:
     def connection(self, net: str) -> Any:
         found = connection_of(self.root, domain(net).interfaces[0])
         return found.message if isinstance(found, Finding) else found
+
+
+def test_a_plan_reads_each_network_once(there: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan reads a network once for any number of interfaces, even an invalid one; the next plan reads it again."""
+    read: list[str] = []
+
+    def recorded(root: HostRoot, name: str) -> Any:
+        read.append(name)
+        return read_network(root, name)
+
+    monkeypatch.setattr(virnetwork, "read_network", recorded)
+    there.network("good", "<bridge name='br0'/>", status=True)
+    there.network("bad", "<bridge", status=True)
+    names = ("good", "bad", "none") * 3
+    dom = domain("".join(f"<interface type='network'><source network='{name}'/></interface>" for name in names))
+    for _ in range(2):
+        plan = qemu_driver.plan(there.host, dom)
+        assert 3 == sum(finding.reason == "network-missing" for finding in plan.findings if finding.line)
+        assert ["bad", "good", "none"] == sorted(read)
+        read.clear()
 
 
 @pytest.fixture

@@ -100,7 +100,6 @@ def test_incomplete_requests_are_usage_errors(line: str, words: list[str]) -> No
     "line",
     [
         "plan --device 0001:09:00.0 0001:09:00.0 --owner vm1",
-        "plan --device 0001:09:00.0 --owner a/b",
         "plan --device 0001:7f:00.0 --owner vm1",
         "plan --device net:none --owner vm1",
     ],
@@ -125,8 +124,7 @@ def test_fakehost_builds_hosts(name: str, count: int, tmp_path: Path, capsys: py
     assert "is not empty" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["none", "none.tree", "generate:0", "generate:99999"])
-def test_unknown_hosts_are_refused(name: str, tmp_path: Path) -> None:
+def test_missing_description_is_refused(tmp_path: Path) -> None:
     """Nothing is built."""
-    assert 1 == main(["fakehost", name, str(tmp_path / "host")])
+    assert 1 == main(["fakehost", str(tmp_path / "none.tree"), str(tmp_path / "host")])
     assert not (tmp_path / "host").exists()

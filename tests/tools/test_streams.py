@@ -211,6 +211,15 @@ def test_trees_continue_below(width: int | None) -> None:
     assert ["0000:01:00.0" in "".join(lines), "0000:01:00.1" in lines[-1]] == [True, True]
 
 
+def test_plan_knows_what_start_needs(tmp_path: Path) -> None:
+    """Without its extra, start would not run a guest here; a guest of another root is not started here."""
+    guest = tmp_path / "guest.xml"
+    guest.write_text("<domain type='qemu'><name>vm</name><memory>65536</memory><os><type>hvm</type></os></domain>")
+    done = call(without("qemu"), "plan", str(guest), "--for-start")
+    assert (1, True) == (done.returncode, "note: extra-missing: start needs the extra 'start'" in done.stdout)
+    assert "extra-missing" not in call(without("qemu"), "plan", str(guest), "--root", str(tmp_path)).stdout
+
+
 def test_start_names_its_extra() -> None:
     """One sentence before anything is read or touched."""
     done = call(without("qemu"), "start", str(Path("nowhere.xml")))

@@ -134,7 +134,19 @@ def test_changing_verb_under_root_needs_simulate(run: Callable[..., Any], bcm571
     assert before == bcm5719.snapshot(books=True)
 
 
-@pytest.mark.parametrize("words", [[], ["nonsense"], ["plan"], ["plan", GUEST, "--policy", "sometimes"]])
+WRONG_VALUES = (
+    *("--policy sometimes", "--user nosuch", "--user :x", "--user root:nosuch", "--capabilities 99.9", "--qemu 99.9"),
+    *("--libvirt 1.0", "--accept mounted:../x", "--root / --device ../x --owner x"),
+)
+WRONG = [
+    *([], ["nonsense"], ["plan"]),
+    *(["plan", GUEST, *value.split()] for value in WRONG_VALUES),
+    *(["prepare", "--device", CARD[0], "--owner", "a/b"], ["show", "0001:09:00.8"], ["nodedev-reset", "net:../x"]),
+    *(["fakehost", name, "nowhere"] for name in ("no-such-host", "generate:x", "generate:0", "generate:99999")),
+]
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
 def test_usage_is_2(words: list[str], capsys: Capture) -> None:
     """A wrong call gives exit code 2 and names the mistake."""
     try:

@@ -258,6 +258,7 @@ def test_free_virtual_functions(fakehost: Fake, ask: Ask) -> None:
     pf = device(functions, "0000:03:00.0")
     assert vfs[1:] == [vf.address for vf in functions.free_virtual_functions(pf)]
     assert [vfs[1]] == [vf.address for vf in functions.free_virtual_functions(pf, taken={vfs[2], vfs[3]})]
+    assert [vfs[1]] == [vf.address for vf in functions.free_virtual_functions(pf, taken=[str(vfs[2]), vfs[3]])]
     assert [] == functions.free_virtual_functions(device(functions, "0000:02:00.0"))
 
 

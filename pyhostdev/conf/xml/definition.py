@@ -35,11 +35,21 @@ class Unknown(NamedTuple):
         return self.name[:1] == "{" or ":" in self.name
 
 
+class InvalidWord(NamedTuple):
+    """A field that a release of libvirt brought, with an invalid value: kept as written, older releases drop it."""
+
+    since: str  # the row of CHANGES
+    error: ConfigError
+    path: tuple[str, ...]  # of the elements around it
+    words: tuple[Unknown, ...]  # the attribute, or its elements
+
+
 class Definition(Protocol):
     """A definition: its fields, its constructor from an element, and its lines."""
 
     unknown: dict[tuple[str, ...], list[Unknown]]
-    newer_errors: tuple[tuple[str, ConfigError], ...]
+    invalid_words: tuple[InvalidWord, ...]
+    repeated: tuple[tuple[str, int | None], ...]
 
     @classmethod
     def declared(cls) -> dict[str, Any]:
@@ -55,6 +65,9 @@ class Definition(Protocol):
 
     def hides(self, name: str) -> bool:
         """Return True if a field must not be printed."""
+
+    def kept_words(self) -> dict[tuple[str, ...], list[Unknown]]:
+        """Return what is printed as it was written, by its path of elements."""
 
     def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:
         """Return the lines of the definition."""

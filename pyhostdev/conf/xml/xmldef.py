@@ -18,7 +18,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pyhostdev.conf.xml.definition import Unknown
+from pyhostdev.conf.xml.definition import InvalidWord, Unknown
 from pyhostdev.conf.xml.xmlfield import Field
 from pyhostdev.conf.xml.xmlprint import ElementPlan, Page
 from pyhostdev.conf.xml.xmlread import Reading
@@ -45,8 +45,8 @@ class ElementDef:
     line: int | None = None  # of the source, for messages
     lines: Mapping[tuple[str, ...], int | None] = MappingProxyType({})  # lines of child elements, by their paths
     unknown: dict[tuple[str, ...], list[Unknown]]
-    # newer attributes and elements -> the row of CHANGES that brought them; older releases do not read them
-    newer_errors: tuple[tuple[str, ConfigError], ...] = ()
+    repeated: tuple[tuple[str, int | None], ...] = ()  # tags of elements that count once, with lines of further ones
+    invalid_words: tuple[InvalidWord, ...] = ()  # older releases do not read them
 
     _table: ClassVar[Table | None] = None
     _plan: ClassVar[ElementPlan | None] = None
@@ -102,7 +102,7 @@ class ElementDef:
 
     @classmethod
     def check_document(cls, root: Element, source: str | bytes) -> None:
-        """Refuse a document by what holds for it as a whole; a hook for subclasses."""
+        """Check rules that concern the whole document; a hook for subclasses."""
 
     @classmethod
     def from_element(cls, element: Element) -> Self:
@@ -205,7 +205,7 @@ class ElementDef:
             return NotImplemented
         rows = self.table().rows
         return all(self._value(row) == other._value(row) for row in rows) and (
-            _without_lines(self.unknown) == _without_lines(other.unknown)
+            _without_lines(self.kept_words()) == _without_lines(other.kept_words())
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -252,6 +252,15 @@ class ElementDef:
                 elif value:
                     todo += value
         return False
+
+    def kept_words(self) -> dict[tuple[str, ...], list[Unknown]]:
+        """Return what is printed as written, by its path of elements: unknown words and invalid newer ones."""
+        if not self.invalid_words:
+            return self.unknown
+        kept = {path: list(words) for path, words in self.unknown.items()}
+        for invalid in self.invalid_words:
+            kept.setdefault(invalid.path, []).extend(invalid.words)
+        return kept
 
     def own_unknown(self) -> Iterator[tuple[tuple[str, ...], Unknown]]:
         """Yield the unknown attributes and elements of this definition, each with its path of elements."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.xml.definition import Unknown
+from pyhostdev.conf.xml.definition import InvalidWord, Unknown
 from pyhostdev.conf.xml.xmlshape import CONTENT, FLAG, Row, Shape
 from pyhostdev.errors import ConfigError, XMLError
 from pyhostdev.util.virxml import dump_element, own_text_of, source_line, text_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Reading:
-    """One element on the way into a definition: texts become values at once, child elements when all are known."""
+    """An element that is being read: texts become values at once, child elements after the last of them was read."""
 
     __slots__ = ("definition", "elements", "errors", "lines", "seen", "states", "table")
 
@@ -36,7 +36,7 @@ class Reading:
             self.states.append(state[name].__dict__)
         self.seen: set[int] = set()  # the places of rows with a text, of which the first counts
         self.elements: dict[int, list[Element]] = {}  # by the place of their row
-        self.errors: list[tuple[int, ConfigError]] = []
+        self.errors: list[tuple[int, ConfigError, tuple[Unknown, ...]]] = []  # with what is invalid
         self.lines: dict[tuple[str, ...], int | None] = {}  # of child elements, by their paths
 
     def read(self, shape: Shape, element: Element) -> None:
@@ -63,13 +63,15 @@ class Reading:
             if isinstance(tag, str):  # no comment
                 node = shape.nodes.get(tag)
                 if isinstance(node, Shape):
+                    if node.path in self.lines:
+                        self._note_repeated(child)
                     self.lines.setdefault(node.path, child.sourceline)  # type: ignore[call-overload]  # a number
                     self.read(node, child)
                 elif node is not None:
                     self.lines.setdefault(node.field.path, child.sourceline)  # type: ignore[call-overload]
                     self.elements.setdefault(node.place, []).append(child)
                 else:
-                    self._keep_element(shape.path, tag, child)
+                    self._keep_element(shape.path, child)
 
     def load_elements(self) -> None:
         """Set the lines of child elements, and the fields that have definitions of their own."""
@@ -78,23 +80,30 @@ class Reading:
         for place, elements in self.elements.items():
             row = self.table.rows[place]
             state = self.states[row.holder]
+            if len(elements) > 1 and row.field.is_single:
+                self._note_repeated(elements[1])
             try:
                 state[row.name] = row.field.load(elements)
             except ConfigError as err:
-                self.errors.append((place, err))
-                if err.readable is not None:
+                self.errors.append((place, err, tuple(map(_as_written, elements))))
+                if err.readable is not None and row.field.since is None:
                     state[row.name] = err.readable
+
+    def _note_repeated(self, element: Element) -> None:
+        self.definition.repeated += ((str(element.tag), source_line(element)),)
 
     def _load_invalid(self, row: Row, text: str, element: Element, state: dict[str, Any]) -> None:
         """Take the default for an invalid value that libvirt ignores; else note the error."""
         if row.field.lenient:
             state[row.name] = row.field.default
         else:
-            self.errors.append((row.place, row.field.refusal(text, str(element.tag), source_line(element))))
+            line = source_line(element)
+            leaf = row.field.leaf
+            written = Unknown(leaf, text, line, False) if leaf else _as_written(element)
+            self.errors.append((row.place, row.field.refusal(text, str(element.tag), line), (written,)))
 
-    def _keep_element(self, path: tuple[str, ...], tag: str, element: Element) -> None:
-        unknown = Unknown(tag, dump_element(element), source_line(element), True)
-        self.definition.unknown.setdefault(path, []).append(unknown)
+    def _keep_element(self, path: tuple[str, ...], element: Element) -> None:
+        self.definition.unknown.setdefault(path, []).append(_as_written(element))
 
     def _keep_attribute(self, path: tuple[str, ...], key: str, value: str, element: Element) -> None:
         kept = self.definition.unknown.setdefault(path, [])
@@ -110,12 +119,13 @@ class Reading:
     def report(self, element: Element) -> list[ConfigError]:
         """Return the errors in the order of the rows; those of newer rows are kept in the definition instead."""
         found: list[ConfigError] = []
-        for place, error in sorted(self.errors, key=lambda error: error[0]):
-            since = self.table.rows[place].field.since
-            if since is None:
+        for place, error, words in sorted(self.errors, key=lambda error: error[0]):
+            field = self.table.rows[place].field
+            if field.since is None:
                 found.append(error)
             else:
-                self.definition.newer_errors += ((since, error),)
+                path = field.path[:-1] if words[0].is_element else field.path
+                self.definition.invalid_words += (InvalidWord(field.since, error, path, words),)
         return [*found, *self._missing(element)]
 
     def _missing(self, element: Element) -> Iterator[ConfigError]:
@@ -125,14 +135,19 @@ class Reading:
                 field = row.field
                 where = "/".join((str(element.tag), *field.path))
                 what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"
-                yield XMLError(f"The {what} is missing", line=source_line(element), libvirt_code=field.code)
+                line, renumbered = source_line(element), field.renumbered
+                yield XMLError(f"The {what} is missing", line=line, libvirt_code=field.missing, renumbered=renumbered)
+
+
+def _as_written(element: Element) -> Unknown:
+    return Unknown(str(element.tag), dump_element(element), source_line(element), True)
 
 
 def _own_texts(shape: Shape, element: Element) -> Iterator[tuple[str, str]]:
-    """Yield the text of an element under the keys of the rows that want it."""
+    """Yield the text of an element under the keys of the rows that need it."""
     text = text_of(element) if shape.is_text else own_text_of(element)
     is_indentation = not shape.is_text and len(element) > 0 and not text.strip()
-    if shape.content is not None and not is_indentation:
+    if shape.content is not None and not is_indentation and (text or shape.content.field.keeps_empty):
         yield CONTENT, text
     if shape.flag is not None:
         yield FLAG, text

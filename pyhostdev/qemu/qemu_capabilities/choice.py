@@ -24,7 +24,7 @@ LARGER = {"i386": "x86_64", "arm": "aarch64", "ppc": "ppc64", "ppc64le": "ppc64"
 # what the names of machine types start with -> the newest of the family
 _DISTRIBUTIONS = {"pc-q35-": "q35", "pc-i440fx-": "pc", "virt-": "virt", "pseries-": "pseries"}
 _NO_QMP = "the Python module qemu.qmp is not installed"
-_VERSION = re.compile(r"[0-9]+(\.[0-9]+)+")
+VERSION = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 
 def choose(
@@ -44,7 +44,7 @@ def choose(
             trusted; None probes a trusted emulator, and uses stored capabilities otherwise.
         stored: the QEMU release of the stored capabilities that are used if the emulator is not probed.
         machine: the domain's machine type; stored capabilities of another release are used if only they have it.
-        may_run: False if the host is not this machine: the programs of this machine say nothing about it.
+        may_run: False if the host is not this machine, because its emulators can differ from those of this machine.
 
     Raises:
         ConfigError: the file was not written by a probe, or "probe" was chosen and no program may run.
@@ -53,7 +53,7 @@ def choose(
     """
     if choice == PROBE:
         found = _probed_on_request(emulator, may_run)
-    elif choice is not None and _VERSION.fullmatch(choice):
+    elif choice is not None and VERSION.fullmatch(choice):
         found = load(arch, choice)
     elif choice is not None:
         found = _read_file(choice)
@@ -109,7 +109,7 @@ def _probed_on_request(emulator: str | None, may_run: bool) -> QEMUCapabilities:
         raise ConfigError("An emulator cannot be probed for another root; choose a stored release or a file")
     if emulator is None or not os.path.isabs(emulator):
         raise ConfigUnsupportedError("Cannot probe: the domain has no <emulator> with an absolute path")
-    if not _has_qmp():
+    if not has_qmp():
         raise ConfigUnsupportedError(f"Cannot probe the emulator: {_NO_QMP}")
     return _asked(emulator)
 
@@ -124,10 +124,11 @@ def _why_not_asked(emulator: str | None, may_run: bool) -> str | None:
     why = why_untrusted(emulator)
     if why is not None:
         return f"the emulator '{emulator}' is not trusted: {why}"
-    return None if _has_qmp() else _NO_QMP
+    return None if has_qmp() else _NO_QMP
 
 
-def _has_qmp() -> bool:
+def has_qmp() -> bool:
+    """Return True if the library that speaks to QEMU's monitor is installed; it comes with the extra 'start'."""
     try:
         return find_spec("qemu.qmp") is not None
     except ModuleNotFoundError:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.newer_words import newer_word_notes
+from pyhostdev.conf.unknown_words import repeated_words
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError, RefusedError, raise_all
-from pyhostdev.hypervisor.network_pool import pool_notes, with_pool_functions
+from pyhostdev.hypervisor.network_pool import pool_notes, reading_networks_once, with_pool_functions
 from pyhostdev.hypervisor.vf_network import VFNetwork, vf_consents, vf_obstacles
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 from pyhostdev.qemu.qemu_command import build_command_line
@@ -26,11 +27,13 @@ from pyhostdev.qemu.qemu_domain import memlock_limit
 from pyhostdev.qemu.qemu_domain.define import define as define_domain
 from pyhostdev.qemu.qemu_driver.native import as_started, capabilities_of, define, domain_to_native
 from pyhostdev.qemu.qemu_driver.refusals import (
+    missing_extra,
     missing_mdevs,
     refuse_missing,
     refuse_missing_storage,
     refuse_unstartable,
     root_notes,
+    unknown_cpu_model,
 )
 from pyhostdev.qemu.qemu_firmware import choose_at_start
 from pyhostdev.qemu.qemu_hostdev import absent_usb, without_absent_usb
@@ -100,6 +103,7 @@ def plan(
         ConfigError, ConfigUnsupportedError: the request is invalid for any host.
         SysfsError: the host cannot be read.
     """
+    host = reading_networks_once(host)
     with_functions = with_pool_functions(dom, host, owner)
     accept = [*accept, *vf_consents(with_functions)]
     made = host.plan(with_functions, policy, owner=owner, accept=accept, release=release)
@@ -154,16 +158,17 @@ def start_obstacles(
     missing image, a missing mediated device and an image that ``ownership`` cannot open have separate reasons. A note
     ``ignored`` names a part that has no effect.
     """
+    host = reading_networks_once(host)
     started = with_pool_functions(dom, host)
     found = [
         *_build_errors(dom, host, capabilities, keep_together, release),
         *_unsupported_namespace(dom),
         *start_findings(started),
     ]
-    found += newer_word_notes(dom, release)
+    found += [*newer_word_notes(dom, release), *repeated_words(dom)]
     found += image_obstacles(dom, host, ownership)
     found += iommufd_obstacles(dom, host, release, fd_groups)
-    found += missing_mdevs(dom, host)
+    found += [*missing_extra(host), *missing_mdevs(dom, host)]
     found += [*interface_obstacles(started, host), *vf_obstacles(started, host), *absent_usb(dom, host)]
     found += [*pool_notes(started), *root_notes(dom, host), *absent_media(dom, host)]
     found += resource_obstacles(dom, host)
@@ -193,6 +198,8 @@ def _build_errors(
         errors += (err, *err.others)
     except OperationError as err:
         yield Finding("unsupported", ERROR, None, str(err))
+    if capabilities is not None:
+        yield from unknown_cpu_model(dom, capabilities)
     for part in errors:
         address = None if part.address is None else str(part.address)
         yield Finding(part.reason or "unsupported", ERROR, address, part.message, part.line)
@@ -313,7 +320,7 @@ class Guest:
         from pyhostdev.qemu.qemu_process.sockets import GuestFiles, ListeningSockets
         from pyhostdev.qemu.qemu_process.variables import make_variables
 
-        self._refuse(plan)
+        self._refuse(plan, log_path)
         owner = self.definition.name or ""
         paths = DomainPaths.of(os.path.abspath(self.host.state_dir), owner, self.domain_id)
         daemons = daemons_of(self.definition, paths, self.ownership, self.host)
@@ -361,13 +368,16 @@ class Guest:
             before_running=partial(apply_tuning, self.definition),
         )
 
-    def _refuse(self, plan: Plan) -> None:
+    def _refuse(self, plan: Plan, log_path: str | None) -> None:
         """
         Refuse a start with which QEMU would fail, for reasons that the plan does not cover.
 
         Raises:
             RefusedError: holds one finding per fact.
+            OperationError: the log cannot be opened.
         """
+        from pyhostdev.qemu.qemu_process.log import RollingLog
+
         refuse_unstartable(self.definition, self.host, plan)
         obstacles = image_obstacles(self.definition, self.host, self.ownership)
         obstacles += iommufd_obstacles(self.definition, self.host, self.release, self.fd_groups)
@@ -376,6 +386,8 @@ class Guest:
         obstacles += resource_obstacles(self.definition, self.host)
         if obstacles:
             raise RefusedError(obstacles)
+        if log_path is not None:
+            RollingLog(log_path).close()
 
     def _vfio_descriptors(self) -> VFIODescriptors:
         from pyhostdev.qemu.qemu_process.vfiofds import VFIODescriptors

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, raise_all
-from pyhostdev.hypervisor.network_pool import with_pool_functions
+from pyhostdev.hypervisor.network_pool import reading_networks_once, with_pool_functions
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 from pyhostdev.qemu.qemu_capabilities.choice import choose
 from pyhostdev.qemu.qemu_command import build_command_line
@@ -117,6 +117,7 @@ def domain_to_native(
     Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
     """
     refuse_missing(dom, host)
+    host = reading_networks_once(host)
     refuse_without_functions(with_pool_functions(dom, host), host)
     capabilities = capabilities or capabilities_of(dom, host, release=release)
     errors = _validation_errors(dom, host)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from pyhostdev.conf.hostdev_conf import MdevSource
 from pyhostdev.errors import ConfigError, RefusedError
 from pyhostdev.hypervisor.network_pool import pool_obstacles
+from pyhostdev.qemu.qemu_capabilities.choice import has_qmp
 from pyhostdev.qemu.qemu_command.smbios import has_no_tables
 from pyhostdev.qemu.qemu_firmware import has_no_descriptors, is_undescribed, read_firmwares
 from pyhostdev.qemu.qemu_process.access import image_obstacles
 from pyhostdev.util.finding import ERROR, NOTE, Finding
 from pyhostdev.util.virfile import is_directory
-from pyhostdev.util.virxml import shown
+from pyhostdev.util.virxml import nearest_words, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.hypervisor.hostdev_plan import Plan
+    from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
 
 def missing_mdevs(dom: DomainDef, host: Host) -> Iterator[Finding]:
@@ -32,6 +34,22 @@ def missing_mdevs(dom: DomainDef, host: Host) -> Iterator[Finding]:
         uuid = hostdev.source_def.uuid if isinstance(hostdev.source_def, MdevSource) else None
         if uuid is not None and not is_directory(host.root, host.root.mdev_device(uuid)):
             yield Finding("device-missing", ERROR, uuid, f"Mediated device {uuid} is not on this host", hostdev.line)
+
+
+def missing_extra(host: Host) -> Iterator[Finding]:
+    """Yield a finding if this machine is the host and lacks the library that ``start`` needs."""
+    if host.root.is_live and not has_qmp():
+        message = "start needs the extra 'start', which is not installed: pip install 'pyhostdev[start]'"
+        yield Finding("extra-missing", ERROR, None, message)
+
+
+def unknown_cpu_model(dom: DomainDef, capabilities: QEMUCapabilities) -> Iterator[Finding]:
+    """Yield a finding if the definition names a processor that the emulator does not have."""
+    cpu, known = dom.cpu, capabilities.cpus
+    if cpu is not None and cpu.mode in (None, "custom") and cpu.model is not None and known and cpu.model not in known:
+        near = ", ".join(nearest_words(cpu.model, sorted(known), 3))
+        message = f"The emulator has no CPU model '{shown(cpu.model)}'; the nearest are {near}"
+        yield Finding("unsupported", ERROR, None, message, cpu.line)
 
 
 def refuse_missing(dom: DomainDef, host: Host) -> None:

@@ -27,6 +27,7 @@ from pyhostdev.qemu.qemu_hotplug.guest import RunningGuest
 from pyhostdev.qemu.qemu_hotplug.livestate import MemoryState, live_definition
 from pyhostdev.qemu.qemu_hotplug.nodes import close_leftovers
 from pyhostdev.qemu.qemu_process.iommufd import host_obstacles
+from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_hotplug.connection import QMPConnection
     from pyhostdev.qemu.qemu_hotplug.livestate import LiveState
     from pyhostdev.qemu.qemu_hotplug.unplugging import Waiting
-    from pyhostdev.util.pciaddress import PCIDeviceAddress
 
 TIMEOUT_S = 20.0  # five seconds for the attention button, and time for the guest
 
@@ -136,7 +136,7 @@ class Guest:
             raise RefusedError(obstacles)
 
     async def detach(
-        self, unit: str | Collection[PCIDeviceAddress], *, timeout_s: float = TIMEOUT_S, policy: str = "auto"
+        self, unit: str | Collection[PCIDeviceAddress | str], *, timeout_s: float = TIMEOUT_S, policy: str = "auto"
     ) -> list[PCIDeviceAddress]:
         """
         Ask the guest to release a unit, wait for every function, and reattach all functions to the host.
@@ -155,13 +155,14 @@ class Guest:
             OperationError: QEMU or the guest refused, or a device could not be reattached.
         """
         if policy == "off" and not isinstance(unit, str):
-            named = named_part(await self._guest.units(), unit, self.definition, self._guest.owner)
+            addresses = [*map(PCIDeviceAddress.of, unit)]
+            named = named_part(await self._guest.units(), addresses, self.definition, self._guest.owner)
         else:
             named = await self._unit(unit)
         refuse_disks(named, self.definition)
         return await detach(self._guest, named, timeout_s=timeout_s)
 
-    async def unit_name(self, addresses: Collection[PCIDeviceAddress]) -> str:
+    async def unit_name(self, addresses: Collection[PCIDeviceAddress | str]) -> str:
         """
         Return the name of the unit that consists of exactly these functions.
 
@@ -170,10 +171,10 @@ class Guest:
         """
         return (await self._unit(addresses)).name
 
-    async def _unit(self, unit: str | Collection[PCIDeviceAddress]) -> Unit:
+    async def _unit(self, unit: str | Collection[PCIDeviceAddress | str]) -> Unit:
         units = await self._guest.units()
         if not isinstance(unit, str):
-            return named_unit(units, unit, self._guest.owner)
+            return named_unit(units, [*map(PCIDeviceAddress.of, unit)], self._guest.owner)
         for known in units:
             if known.name == unit:
                 return known

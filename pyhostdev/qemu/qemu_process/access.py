@@ -20,6 +20,7 @@ from pyhostdev.errors import SysfsError
 from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_command.tpm import DEFAULT_DEVICE
 from pyhostdev.qemu.qemu_process.disk_files import READ, WRITE, NeededFile, disk_files
+from pyhostdev.qemu.qemu_process.file_kinds import kind_obstacles
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.spawn import access_errors
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 RUN = os.X_OK
 MAKE = os.W_OK | os.X_OK  # for a directory: create files in it
 
+_OSS_NODE = "/dev/dsp"  # QEMU's default
+_FIRST_RENDER_NODE = "/dev/dri/renderD128"
 _GROUP = r"[0-9]{1,9}"
 _VERBS = {READ: "read", WRITE: "read and write", RUN: "execute", os.W_OK: "write", os.X_OK: "pass through"}
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
@@ -88,10 +91,10 @@ def _boot_files(dom: DomainDef) -> Iterator[NeededFile]:
 
 def _variables(os_: Any) -> Iterator[tuple[str, str | None, int]]:
     """Yield the store of the firmware's variables, or its template if the store must be created."""
-    is_to_be_made = os_.nvram and os_.nvram_template and os.path.isabs(os_.nvram) and not os.path.lexists(os_.nvram)
-    if not is_to_be_made:
+    must_be_created = os_.nvram and os_.nvram_template and os.path.isabs(os_.nvram) and not os.path.lexists(os_.nvram)
+    if not must_be_created:
         yield "the firmware's variables", os_.nvram, WRITE
-    if os_.nvram and os_.nvram_template and (is_to_be_made or not os.path.isabs(os_.nvram_template)):
+    if os_.nvram and os_.nvram_template and (must_be_created or not os.path.isabs(os_.nvram_template)):
         yield "the template of the firmware's variables", os_.nvram_template, READ
 
 
@@ -156,7 +159,9 @@ def _device_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
 
 def _graphics_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
     for graphics in dom.graphics:
-        render_node = first_render_node(root) if graphics.needs_render_node else graphics.gl_rendernode
+        render_node = graphics.gl_rendernode
+        if graphics.needs_render_node:
+            render_node = first_render_node(root) or _FIRST_RENDER_NODE
         if render_node:
             yield NeededFile("the render node of <graphics>", render_node, WRITE, graphics.line)
         socket = graphics_socket(graphics)
@@ -188,8 +193,8 @@ def _content_files(dom: DomainDef) -> Iterator[NeededFile]:
         if audio.type == "file" and audio.path:
             yield NeededFile("the file of an <audio>", audio.path, WRITE, audio.line, making="absent")
         for side in (audio.input, audio.output) if audio.type == "oss" else ():
-            if side is not None and side.dev:
-                yield NeededFile("the node of an <audio>", side.dev, WRITE, audio.line)
+            node = (None if side is None else side.dev) or _OSS_NODE
+            yield NeededFile("the node of an <audio>", node, WRITE, audio.line)
 
 
 def graphics_socket(graphics: Any) -> str | None:
@@ -279,7 +284,15 @@ def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> 
     files.append(_state_directory(dom, host))
     ours = [file for file in files if file.is_handed_over]
     others = [file for file in files if not file.is_handed_over]
-    return [*relative, *_judge(others, ownership), *_judge(ours, None), *_sandbox_obstacles(dom, ownership)]
+    kinds = kind_obstacles(dom, _created_sockets(dom))
+    return [*relative, *_judge(others, ownership), *_judge(ours, None), *kinds, *_sandbox_obstacles(dom, ownership)]
+
+
+def _created_sockets(dom: DomainDef) -> Iterator[tuple[Any, str]]:
+    """Yield each device with a socket that pyhostdev creates at a path of the definition."""
+    for device, source in character_devices(dom):
+        if source.type == "unix" and source.path and source.sources[0].mode in (None, "bind"):
+            yield device, source.path
 
 
 def _sandbox_obstacles(dom: DomainDef, ownership: Ownership | None) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.errors import HostdevError, OperationError
 from pyhostdev.hypervisor.netdev_journal import MacvtapJournal
 from pyhostdev.hypervisor.network_pool import pool_obstacles
-from pyhostdev.hypervisor.virnetwork import is_bridge, is_interface, read_network
+from pyhostdev.hypervisor.virnetwork import KnownNetworks, is_bridge, is_interface
 from pyhostdev.qemu.qemu_command.net import TAP_TYPES, queues_of, wants_vhost
 from pyhostdev.util import netlink, virnetdev
 from pyhostdev.util.charnode import is_vhost_net, open_character_device
@@ -61,30 +61,31 @@ def tap_interfaces(dom: DomainDef) -> list[Any]:
 def interface_obstacles(dom: DomainDef, host: Host) -> Iterator[Finding]:
     """Yield a finding for each interface that cannot be connected on this host; nothing is changed."""
     taps = tap_interfaces(dom)
-    for net in taps:
-        found = connection_of(host.root, net)
+    networks = host.networks or KnownNetworks(host.root)
+    connections = [(net, connection_of(host.root, net, networks)) for net in taps]
+    for net, found in connections:
         if isinstance(found, Finding):
             yield found
         else:
             yield from _connection_obstacles(host.root, net, found)
     yield from pool_obstacles(dom, host)
     if taps and host.root.is_live:
-        yield from _right_obstacles(dom, taps, host.root)
+        yield from _right_obstacles(dom, connections, host.root)
 
 
-def connection_of(root: HostRoot, net: Any) -> Connection | Finding:
+def connection_of(root: HostRoot, net: Any, networks: KnownNetworks | None = None) -> Connection | Finding:
     """Return the connection of an interface, or the finding why it cannot be determined."""
     if net.type == "network":
-        return _of_network(root, net)
+        return _of_network(root, net, networks or KnownNetworks(root))
     if net.type == "direct":
         return Connection(DIRECT, net.source.dev, net.source.mode or "vepa")
     return Connection(BRIDGE, net.source.bridge) if net.type == "bridge" else Connection(ETHERNET)
 
 
-def _of_network(root: HostRoot, net: Any) -> Connection | Finding:
+def _of_network(root: HostRoot, net: Any, networks: KnownNetworks) -> Connection | Finding:
     name = net.source.network
     try:
-        network = read_network(root, name)
+        network = networks.read(name)
     except HostdevError as err:
         return _missing(net, str(err))
     if network is None:
@@ -142,22 +143,24 @@ def _macvtap_obstacles(root: HostRoot, net: Any, found: Connection) -> Iterator[
     """
     Yield a finding for each user of a host interface that excludes a macvtap.
 
-    Source: netdev_rx_handler_register (net/core/dev.c); macvlan_common_newlink (drivers/net/macvlan.c) wants the
-        interface alone for mode passthru
+    Source: netdev_rx_handler_register (net/core/dev.c); macvlan_common_newlink (drivers/net/macvlan.c) needs the
+        interface exclusively for mode passthru
     """
     place = os.path.join(root.class_net, found.where)
     if is_directory(root, os.path.join(place, "brport")):
-        yield _missing(net, f"The interface '{shown(found.where)}' is a port of a bridge, and cannot have a macvtap")
+        yield _missing(net, f"The interface '{shown(found.where)}' is a port of a bridge, so it cannot have a macvtap")
     uppers = [name.removeprefix("upper_") for name in list_names(root, place) if name.startswith("upper_macv")]
     if uppers and found.mode == "passthrough":
-        message = f"The interface '{shown(found.where)}' already has {uppers[0]}, and mode passthrough wants it alone"
+        message = (
+            f"The interface '{shown(found.where)}' already has {uppers[0]}, but mode passthrough needs it exclusively"
+        )
         yield _missing(net, message)
 
 
 def _limits(root: HostRoot, net: Any, found: Connection) -> Iterator[Finding]:
     """Yield a finding for each number that the kernel refuses, and a note for an MTU that the host side lacks."""
     if queues_of(net) > _QUEUES_MAX:
-        message = f"A tap has at most {_QUEUES_MAX} queues, not {queues_of(net)}"
+        message = f"A tap can have at most {_QUEUES_MAX} queues, not {queues_of(net)}"
         yield Finding("unsupported", ERROR, None, message, net.line)
     if net.mtu is None:
         return
@@ -170,19 +173,21 @@ def _limits(root: HostRoot, net: Any, found: Connection) -> Iterator[Finding]:
         yield Finding("ignored", NOTE, None, message, net.line)
 
 
-def _right_obstacles(dom: DomainDef, taps: list[Any], root: HostRoot) -> Iterator[Finding]:
+def _right_obstacles(
+    dom: DomainDef, connections: list[tuple[Any, Connection | Finding]], root: HostRoot
+) -> Iterator[Finding]:
     """Yield a finding for each node or privilege that is missing to open a tap."""
+    first = connections[0][0]
     if not os.path.exists(root.dev_net_tun):
-        yield _missing(taps[0], f"This machine has no node '{root.dev_net_tun}', which is needed to create a tap")
+        yield _missing(first, f"This machine has no node '{root.dev_net_tun}', which is needed to create a tap")
     if not _may_change_network(root):
-        yield _missing(taps[0], "Creating a tap needs root or the capability CAP_NET_ADMIN")
-    for net in taps:
+        yield _missing(first, "Creating a tap needs root or the capability CAP_NET_ADMIN")
+    for net, found in connections:
         if net.driver_name == "vhost" and wants_vhost(dom, net) and not os.path.exists(_vhost_node(root, net)):
             yield _missing(net, f"This machine has no node '{_vhost_node(root, net)}', which the interface requires")
         elif wants_vhost(dom, net) and not os.path.exists(_vhost_node(root, net)):
             message = "QEMU itself moves the packets of this interface: the kernel has no vhost-net"
             yield Finding("ignored", NOTE, None, message, net.line)
-        found = connection_of(root, net)
         if isinstance(found, Connection) and found.kind == DIRECT and not netlink.has_netlink():
             yield _missing(net, "A macvtap needs the Python package pyroute2, which is not installed")
 

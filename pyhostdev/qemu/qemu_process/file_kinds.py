@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What stands at the paths that a domain names: files that exist and that QEMU would refuse all the same.
+
+Source: raw_open_common, raw_check_perm (QEMU, block/file-posix.c)
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from pyhostdev.util.finding import ERROR, Finding
+from pyhostdev.util.typed import NamedTuple
+from pyhostdev.util.virxml import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyhostdev.conf.domain_conf import DomainDef
+
+_NAME_MAX = 107 - len("/proc/self/fd/9999/")  # bytes of a socket's name: it is bound through its directory
+
+
+class _Image(NamedTuple):
+    """The first image of a disk, and the status of its file."""
+
+    disk: Any
+    path: str
+    status: os.stat_result
+
+    @property
+    def writes(self) -> bool:
+        """True if the guest may write to it."""
+        return not self.disk.readonly and self.disk.device != "cdrom"
+
+
+def kind_obstacles(dom: DomainDef, sockets: Iterator[tuple[Any, str]]) -> Iterator[Finding]:
+    """
+    Yield a finding for each existing file that is not what QEMU or its starter needs at this place.
+
+    Args:
+        sockets: the devices with a socket that is created for them, and its path.
+    """
+    images = list(_images(dom))
+    for image in images:
+        yield from _image_kind(image)
+    first: dict[tuple[int, int], _Image] = {}
+    for image in images:
+        earlier = first.setdefault((image.status.st_dev, image.status.st_ino), image)
+        if earlier is not image and _exclude(earlier, image):
+            what = f"Disks '{shown(earlier.disk.target)}' and '{shown(image.disk.target)}' have one image"
+            message = f"{what}, '{image.path}', and are not <shareable/>"
+            yield Finding("image-unusable", ERROR, None, message, image.disk.line)
+    for device, path in sockets:
+        yield from _socket_kind(device, path)
+
+
+def _images(dom: DomainDef) -> Iterator[_Image]:
+    for disk in dom.disks:
+        path = None if disk.source is None else {"file": disk.source.file, "block": disk.source.dev}.get(str(disk.type))
+        status = _status(path) if path is not None and os.path.isabs(path) else None
+        if path is not None and status is not None:
+            yield _Image(disk, path, status)
+
+
+def _status(path: str, *, follow: bool = True) -> os.stat_result | None:
+    """Return the status of a file, None if it cannot be read: missing and hidden files have findings of their own."""
+    try:
+        return os.stat(path, follow_symlinks=follow)
+    except OSError:
+        return None
+
+
+def _image_kind(image: _Image) -> Iterator[Finding]:
+    mode = image.status.st_mode
+    is_right = stat.S_ISREG(mode) if image.disk.type == "file" else stat.S_ISBLK(mode) or stat.S_ISCHR(mode)
+    if not is_right:
+        kind = "a regular file" if image.disk.type == "file" else "a device"
+        message = f"'{image.path}' of disk '{shown(image.disk.target)}' is not {kind}"
+        yield Finding("image-unusable", ERROR, None, message, image.disk.line)
+
+
+def _exclude(one: _Image, other: _Image) -> bool:
+    """Return True if QEMU's locks of one file refuse the second disk: one writes, and the other does not share it."""
+    return (one.writes and not other.disk.shareable) or (other.writes and not one.disk.shareable)
+
+
+def _socket_kind(device: Any, path: str) -> Iterator[Finding]:
+    status = _status(path, follow=False)
+    if status is not None and not stat.S_ISSOCK(status.st_mode):
+        message = f"'{path}' of a <{device.tag}> exists and is not a socket"
+        yield Finding("image-unusable", ERROR, None, message, device.line)
+    if len(os.fsencode(os.path.basename(path))) > _NAME_MAX:
+        message = f"The name of the socket '{shown(path)}' has more than {_NAME_MAX} bytes"
+        yield Finding("image-unusable", ERROR, None, message, device.line)
