@@ -152,6 +152,4 @@ def tell_notes(findings: Iterable[Finding]) -> None:
 
 def complain(sentence: str) -> None:
     """Print one sentence on stderr, with unprintable characters escaped."""
-    from pyhostdev.tools.output import printable
-
-    streams.tell(f"pyhostdev: {printable(sentence)}")
+    streams.tell(f"pyhostdev: {streams.printable(sentence)}")
