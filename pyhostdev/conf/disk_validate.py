@@ -8,7 +8,6 @@ Mirrors: virDomainDiskDefValidate and its parts (src/conf/domain_validate.c)
 from __future__ import annotations
 
 import re
-import string
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import (
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
 
     Errors = Iterator[ConfigError]
 
-_COOKIE_NAME = frozenset(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")  # RFC 6265 4.1.1, a token
+# RFC 6265 4.1.1, a token
+_COOKIE_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~")
 _VENDOR_MAX = 8  # SPC-4 6.4.2, INQUIRY: characters of vendor and product
 _PRODUCT_MAX = 16
 _DRIVE_BUSES = ("ide", "scsi", "sata", "fdc", "nvme")
