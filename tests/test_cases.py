@@ -62,6 +62,36 @@ def test_all_refusals_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert all(line.startswith("pyhostdev: line ") for line in said)
 
 
+ABSENT = "<hostdev mode='subsystem' type='pci'><source><address bus='0xfe' slot='0' function='0'/></source></hostdev>"
+
+
+def test_an_absent_device_hides_no_other_refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """argv names the line of the device, and what it cannot build."""
+    FakeHost.from_tree(CASES / "vf.tree", tmp_path)
+    text = (CASES / "plan-can-start.xml").read_text().replace(TPM, UNBUILT)
+    file = tmp_path / "guest.xml"
+    file.write_text(text.replace("</devices>", f"{ABSENT}\n</devices>"))
+    assert 1 == main(["argv", str(file), "--root", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert "line 14: device-missing: Device 0000:fe:00.0 is not on this host" in said
+    assert "line 13: unsupported: A <channel> of type xen is not supported" in said
+
+
+@pytest.mark.parametrize("verb", ["plan", "start"])
+def test_an_unknown_emulator_hides_no_other_refusal(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without capabilities nothing can be built; devices and networks are still checked."""
+    file = tmp_path / "guest.xml"
+    net = "<interface type='network'><source network='no-such-network'/></interface>"
+    text = (CASES / "plan-can-start.xml").read_text().replace(TPM, f"{ABSENT}{net}")
+    file.write_text(text.replace("arch='x86_64' machine='q35'", "arch='s390x'").replace("/usr/bin/qemu", "/no/qemu"))
+    main([verb, str(file), "--state-dir", str(tmp_path / "state")])
+    said = "".join(capsys.readouterr())
+    for part in ("architecture 's390x' are stored", "0000:fe:00.0 is not on this host", "no network 'no-such-network'"):
+        assert part in said
+
+
 @pytest.mark.parametrize(("case", "tree", "functions"), [("gpu4-all", "gpu4", 2), ("navi-both", "navi", 2)])
 def test_a_bus_reset_is_reported_for_every_function(case: str, tree: str, functions: int, tmp_path: Path) -> None:
     """The reset of a bus reaches all its functions, so all of them get the same sentence."""

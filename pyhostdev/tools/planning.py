@@ -43,7 +43,8 @@ def planned(
         if args.capabilities is not None:
             raise
         # The host devices can still be prepared: another hypervisor driver may run the domain
-        return plan.with_start_findings([Finding("unsupported", ERROR, None, str(err))]), None
+        others = qemu_driver.host_obstacles(definition, host, ownership=ownership, release=release)
+        return plan.with_start_findings([Finding("unsupported", ERROR, None, str(err)), *others]), None
     obstacles = qemu_driver.start_obstacles(definition, host, capabilities, ownership=ownership, release=release)
     addresses = qemu_driver.guest_addresses(definition, host, capabilities, release=release)
     return plan.with_start_findings(obstacles).with_guest_addresses(addresses), capabilities.origin

@@ -8,7 +8,14 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pyhostdev.errors import ConfigError, ConfigUnsupportedError, DeviceInUseError, RefusedError
+from pyhostdev.errors import (
+    ConfigError,
+    ConfigUnsupportedError,
+    DeviceInUseError,
+    HostdevError,
+    OperationError,
+    RefusedError,
+)
 from pyhostdev.tools import arguments, releases
 from pyhostdev.tools.contract import REFUSED
 from pyhostdev.tools.main import complain, tell_notes
@@ -72,8 +79,11 @@ def run(args: argparse.Namespace) -> int:
 
     definition = arguments.definition_of(args)
     manager = arguments.manager_of(args)
-    capabilities = releases.capabilities_of(args, definition, manager.host)
     ownership = chosen_ownership(args.user)
+    try:
+        capabilities = releases.capabilities_of(args, definition, manager.host)
+    except (ConfigUnsupportedError, OperationError) as err:
+        raise _refusal_without_emulator(args, definition, manager.host, err) from err
     _refuse(args, definition, manager.host, capabilities, ownership)
     if args.simulate:
         raise ConfigUnsupportedError("A guest cannot run on a simulated host: QEMU would access the real one")
@@ -83,6 +93,19 @@ def run(args: argparse.Namespace) -> int:
         complain(str(outcome))
         return REFUSED
     return 0
+
+
+def _refusal_without_emulator(
+    args: argparse.Namespace, definition: DomainDef, host: Host, err: HostdevError
+) -> HostdevError:
+    """Return the refusal of a domain whose emulator cannot be asked, with all other obstacles of the domain."""
+    from pyhostdev.tools.planning import planned
+
+    def fail() -> QEMUCapabilities:
+        raise err
+
+    plan, _ = planned(argparse.Namespace(**vars(args), for_start=True), definition, host, fail)
+    return RefusedError((*plan.obstacles, *plan.start_obstacles), plan)
 
 
 def _run_guest(

@@ -96,7 +96,7 @@ def test_what_is_there_is_no_finding(tmp_path: Path) -> None:
 
 
 def test_what_qemu_would_refuse_is_a_finding(tmp_path: Path) -> None:
-    """A directory or a device cannot be an image, a file cannot be a device, and a socket cannot replace a file."""
+    """An image must be a regular file, a block disk a device, and the path of a new socket free."""
     (tmp_path / "file").touch()
     block = f"<disk type='block'><source dev='{tmp_path}/file'/><target dev='vdc'/></disk>"
     serial = "<serial type='unix'><source mode='bind' path='{}'/></serial>"
@@ -134,9 +134,11 @@ def test_one_image_of_two_disks(first: str, second: str, refused: bool, tmp_path
 
 
 def test_a_screen_with_opengl_needs_a_render_node() -> None:
-    """Without any on the host, the first one is what is missing."""
-    _, needed = needed_files(domain("<graphics type='egl-headless'/>"), HostRoot("/nowhere"))
-    assert "/dev/dri/renderD128" == needed.path
+    """Without any on this machine, the first one is what is missing; a directory need not show nodes."""
+    dom = domain("<graphics type='egl-headless'/>")
+    _, needed = needed_files(dom, HostRoot("/"))
+    assert needed.path.startswith("/dev/dri/renderD")
+    assert 1 == len(list(needed_files(dom, HostRoot("/nowhere"))))
 
 
 def test_oss_needs_its_node() -> None:

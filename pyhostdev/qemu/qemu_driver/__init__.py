@@ -27,6 +27,7 @@ from pyhostdev.qemu.qemu_domain import memlock_limit
 from pyhostdev.qemu.qemu_domain.define import define as define_domain
 from pyhostdev.qemu.qemu_driver.native import as_started, capabilities_of, define, domain_to_native
 from pyhostdev.qemu.qemu_driver.refusals import (
+    as_findings,
     missing_extra,
     missing_mdevs,
     refuse_missing,
@@ -159,12 +160,25 @@ def start_obstacles(
     ``ignored`` names a part that has no effect.
     """
     host = reading_networks_once(host)
-    started = with_pool_functions(dom, host)
     found = [
         *_build_errors(dom, host, capabilities, keep_together, release),
-        *_unsupported_namespace(dom),
-        *start_findings(started),
+        *host_obstacles(dom, host, ownership=ownership, release=release, fd_groups=fd_groups),
     ]
+    return list(dict.fromkeys(found))
+
+
+def host_obstacles(
+    dom: DomainDef,
+    host: Host,
+    *,
+    ownership: Ownership | None = None,
+    release: LibvirtRelease = DEFAULT_RELEASE,
+    fd_groups: FDGroups | None = None,
+) -> list[Finding]:
+    """Return those of ``start_obstacles`` that need not know the emulator's capabilities."""
+    host = reading_networks_once(host)
+    started = with_pool_functions(dom, host)
+    found = [*_validation_findings(dom, host), *_unsupported_namespace(dom), *start_findings(started)]
     found += [*newer_word_notes(dom, release), *repeated_words(dom)]
     found += image_obstacles(dom, host, ownership)
     found += iommufd_obstacles(dom, host, release, fd_groups)
@@ -178,12 +192,8 @@ def start_obstacles(
 def _build_errors(
     dom: DomainDef, host: Host, capabilities: QEMUCapabilities | None, keep_together: bool, release: LibvirtRelease
 ) -> Iterator[Finding]:
-    """Yield the errors of validation on this host, and of building the command line."""
+    """Yield the errors of building the command line."""
     errors: list[ConfigError] = []
-    try:
-        dom.validate(host)
-    except ConfigError as err:
-        errors += (err, *err.others)
     try:
         capabilities = capabilities or capabilities_of(dom, host, release=release)
         build_command_line(
@@ -195,14 +205,20 @@ def _build_errors(
             release=release,
         )
     except ConfigError as err:
-        errors += (err, *err.others)
+        errors.append(err)
     except OperationError as err:
         yield Finding("unsupported", ERROR, None, str(err))
     if capabilities is not None:
         yield from unknown_cpu_model(dom, capabilities)
-    for part in errors:
-        address = None if part.address is None else str(part.address)
-        yield Finding(part.reason or "unsupported", ERROR, address, part.message, part.line)
+    yield from as_findings(errors)
+
+
+def _validation_findings(dom: DomainDef, host: Host) -> list[Finding]:
+    try:
+        dom.validate(host)
+    except ConfigError as err:
+        return as_findings([err])
+    return []
 
 
 def unsupported_namespace_errors(dom: DomainDef) -> list[ConfigError]:

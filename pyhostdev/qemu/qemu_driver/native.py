@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
-from pyhostdev.errors import ConfigError, raise_all
-from pyhostdev.hypervisor.network_pool import reading_networks_once, with_pool_functions
+from pyhostdev.errors import ConfigError, RefusedError, raise_all
+from pyhostdev.hypervisor.network_pool import pool_obstacles, reading_networks_once, with_pool_functions
 from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 from pyhostdev.qemu.qemu_capabilities.choice import choose
 from pyhostdev.qemu.qemu_command import build_command_line
 from pyhostdev.qemu.qemu_domain.define import define as define_domain
-from pyhostdev.qemu.qemu_driver.refusals import refuse_missing, refuse_without_functions
+from pyhostdev.qemu.qemu_driver.refusals import as_findings, missing_functions
 from pyhostdev.qemu.qemu_postparse import default_emulator, host_arch
 
 if TYPE_CHECKING:
@@ -112,13 +112,13 @@ def domain_to_native(
 
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is invalid, or the emulator does not support it.
-        RefusedError: a host device is missing, or a network's pool has no function for an interface.
+        RefusedError: a host device is missing, or a network's pool has no function for an interface; it has the other
+            errors, too.
 
     Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
     """
-    refuse_missing(dom, host)
     host = reading_networks_once(host)
-    refuse_without_functions(with_pool_functions(dom, host), host)
+    absent = [*missing_functions(dom, host), *pool_obstacles(with_pool_functions(dom, host), host)]
     capabilities = capabilities or capabilities_of(dom, host, release=release)
     errors = _validation_errors(dom, host)
     argv: list[str] = []
@@ -134,6 +134,8 @@ def domain_to_native(
         )
     except ConfigError as err:
         errors.append(err)
+    if absent:
+        raise RefusedError([*absent, *as_findings(errors)])
     raise_all(errors)
     return argv
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.hostdev_conf import MdevSource
 from pyhostdev.errors import ConfigError, RefusedError
-from pyhostdev.hypervisor.network_pool import pool_obstacles
 from pyhostdev.qemu.qemu_capabilities.choice import has_qmp
 from pyhostdev.qemu.qemu_command.smbios import has_no_tables
 from pyhostdev.qemu.qemu_firmware import has_no_descriptors, is_undescribed, read_firmwares
@@ -59,22 +58,26 @@ def refuse_missing(dom: DomainDef, host: Host) -> None:
     Raises:
         RefusedError: has one finding per device.
     """
-    missing = [h.pci_address for h in dom.host_functions() if host.pci_device(h.pci_address) is None]
-    if missing:
-        findings = [Finding("device-missing", ERROR, a, f"Device {a} is not on this host") for a in missing]
+    findings = missing_functions(dom, host)
+    if findings:
         raise RefusedError(findings)
 
 
-def refuse_without_functions(dom: DomainDef, host: Host) -> None:
-    """
-    Refuse a domain with interfaces to which networks' pools give no function.
+def missing_functions(dom: DomainDef, host: Host) -> list[Finding]:
+    """Return a finding for each PCI device that the host lacks."""
+    missing = [(h.pci_address, h.line) for h in dom.host_functions() if host.pci_device(h.pci_address) is None]
+    return [Finding("device-missing", ERROR, a, f"Device {a} is not on this host", line) for a, line in missing]
 
-    Raises:
-        RefusedError: has one finding per interface.
-    """
-    obstacles = list(pool_obstacles(dom, host))
-    if obstacles:
-        raise RefusedError(obstacles)
+
+def as_findings(errors: list[ConfigError]) -> list[Finding]:
+    """Return a finding for each error of a definition, the further ones in ``others`` included; each once."""
+    parts = [part for error in errors for part in (error, *error.others)]
+    addresses = [None if part.address is None else str(part.address) for part in parts]
+    found = [
+        Finding(part.reason or "unsupported", ERROR, address, part.message, part.line)
+        for part, address in zip(parts, addresses, strict=True)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def root_notes(dom: DomainDef, host: Host) -> Iterator[Finding]:

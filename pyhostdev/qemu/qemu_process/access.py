@@ -161,7 +161,7 @@ def _graphics_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
     for graphics in dom.graphics:
         render_node = graphics.gl_rendernode
         if graphics.needs_render_node:
-            render_node = first_render_node(root) or _FIRST_RENDER_NODE
+            render_node = first_render_node(root) or (_FIRST_RENDER_NODE if root.is_live else None)
         if render_node:
             yield NeededFile("the render node of <graphics>", render_node, WRITE, graphics.line)
         socket = graphics_socket(graphics)

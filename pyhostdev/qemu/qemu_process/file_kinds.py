@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What stands at the paths that a domain names: files that exist and that QEMU would still refuse.
+The kinds of the files that a domain names: some exist, and QEMU would still refuse them.
 
 Source: raw_open_common, raw_check_perm (QEMU, block/file-posix.c)
 """
