@@ -33,6 +33,7 @@ from pyhostdev.util.pciscan import Tuning
 CARD = PCIDeviceAddress.parse("0001:09:00.0")
 LEADING_OUT = ("secret_file", "secret_directory", "climb", "climb_to_directory")
 NOT_FILES = ("fifo", "socket", "device", "zero", "directory", "loop", "giant")
+ALONE = ["unshare", "--mount", "--propagation", "private"]
 TUNINGS = (Tuning(), Tuning(crowd=0, share=1))
 
 
@@ -180,6 +181,36 @@ def test_scanner_reads_nothing_outside(tmp_path: Path, tuning: Tuning, where: st
     assert str(CARD) not in found.addresses
     assert pciscan_ref.scan(fake.root) == list(found)
     assert virpci.read_pci_device(fake.root, CARD) is None
+
+
+MOUNTED = """
+import os, subprocess, sys
+from pathlib import Path
+from pyhostdev import HostRoot
+from pyhostdev.util import pciscan
+top = Path(sys.argv[1])
+listed = top / "sys/bus/pci/devices"
+listed.mkdir(parents=True)
+subprocess.run(["mount", "--bind", "/sys/bus/pci/devices", str(listed)], check=True)
+for name in os.listdir(listed):
+    function = Path(os.path.normpath(listed / os.readlink(listed / name)))
+    function.mkdir(parents=True)
+    (function / "modalias").symlink_to(sys.argv[2])
+print(*(hex(vendor) for vendor in pciscan.scan(HostRoot(top)).column("vendor")))
+"""
+
+
+def test_sysfs_in_a_part_of_a_tree_is_not_trusted(tmp_path: Path) -> None:
+    """Where only the directory of functions is sysfs, its links lead into the tree, and those there not out of it."""
+    if not os.path.isdir("/sys/bus/pci/devices") or not os.listdir("/sys/bus/pci/devices"):
+        pytest.skip("this machine has no PCI function")
+    if subprocess.run([*ALONE, "mount", "--bind", "/sys", "/sys"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no mount namespace of its own: not permitted")
+    secret = tmp_path / "secret"
+    secret.write_text("pci:v0000BEEFd00000001sv00000000sd00000000bc02sc00i00\n")
+    line = [*ALONE, sys.executable, "-c", MOUNTED, str(tmp_path / "tree"), str(secret)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "0xbeef" not in done.stdout
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
@@ -358,10 +389,9 @@ for read in (lambda: host.pci_device(card), lambda: read_config(host.root, card,
 
 def test_nothing_is_absent_where_proc_is_missing(bcm5719: FakeHost) -> None:
     """A file of a root is opened through /proc; without it, reading fails, and the answer is not that it is absent."""
-    alone = ["unshare", "--mount", "--propagation", "private"]
-    if subprocess.run([*alone, "umount", "-l", "/proc"], stderr=subprocess.DEVNULL).returncode:
+    if subprocess.run([*ALONE, "umount", "-l", "/proc"], stderr=subprocess.DEVNULL).returncode:
         pytest.skip("no mount namespace of its own: not permitted")
-    line = [*alone, sys.executable, "-c", WITHOUT_PROC, bcm5719.root.path, str(CARD)]
+    line = [*ALONE, sys.executable, "-c", WITHOUT_PROC, bcm5719.root.path, str(CARD)]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert [True, True] == ["Function not implemented" in said for said in done.stdout.splitlines()]
 

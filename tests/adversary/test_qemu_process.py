@@ -26,6 +26,7 @@ from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_process import log as qemu_log
 from pyhostdev.qemu.qemu_process import monitor as qemu_monitor
 from pyhostdev.qemu.qemu_process import process as qemu_process
+from pyhostdev.qemu.qemu_process.log import RollingLog
 from pyhostdev.qemu.qemu_process.process import GuestOutcome, run_guest
 
 QEMU = shutil.which("qemu-system-x86_64")
@@ -275,6 +276,22 @@ class TestLog:
         with pytest.raises(OperationError):
             run(tmp_path, "sys.exit('said')", log=Path("guest.log"))
         assert "said\n" == (tmp_path / "here/guest.log").read_text()
+
+    @needs_root
+    def test_log_is_no_link_of_another_user(self, tmp_path: Path) -> None:
+        """In a directory of QEMU's user, a link in the place of the log would let its guest write to any file."""
+        victim, log = tmp_path / "victim", tmp_path / "own/guest.log"
+        victim.write_text("precious")
+        log.parent.mkdir()
+        log.symlink_to(victim)
+        RollingLog(str(log)).close()
+        os.lchown(log, 65534, 65534)
+        with pytest.raises(OperationError, match="is a link that another user"):
+            RollingLog(str(log))
+        os.lchown(log, 0, 0)
+        os.chown(log.parent, 65534, 65534)
+        with pytest.raises(OperationError, match="is a link that another user"):
+            RollingLog(str(log))
 
     def test_full_log_does_not_stop_the_guest(self, tmp_path: Path) -> None:
         """A full disk loses output, not the guest."""

@@ -18,6 +18,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import OperationError
+from pyhostdev.util.securedir import open_directory
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -42,7 +43,7 @@ class RollingLog:
     If the path is a device or a pipe, it does not roll over, and gets only what it accepts without waiting.
 
     Raises:
-        OperationError: the file cannot be opened.
+        OperationError: the file cannot be opened, or is a link that another user could have put there.
     """
 
     def __init__(self, path: str, *, max_bytes: int = MAX_BYTES, backups: int = BACKUPS) -> None:
@@ -51,7 +52,7 @@ class RollingLog:
         self.backups = backups
         self._failed = False
         try:
-            self._fd = os.open(path, _FLAGS, 0o600)
+            self._fd = _open(path)
         except OSError as err:
             raise OperationError(f"Cannot open the log {path!r}: {err.strerror}") from err
 
@@ -84,6 +85,36 @@ class RollingLog:
         fresh = os.open(self.path, _FLAGS | os.O_EXCL, stat.S_IMODE(status.st_mode))
         os.close(self._fd)
         self._fd = fresh
+
+
+def _open(path: str) -> int:
+    """
+    Open a log; a link is followed only if no other user could have put it there.
+
+    The guest decides what its QEMU writes, and QEMU's user may own the directory: through a link there, a guest could
+    append to any file of the host.
+    """
+    try:
+        return os.open(path, _FLAGS | os.O_NOFOLLOW, 0o600)
+    except OSError as err:
+        if err.errno != errno.ELOOP:
+            raise
+    directory, name = os.path.split(os.path.abspath(path))
+    top = open_directory(directory)
+    if top is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    try:
+        if _is_strangers(os.stat(name, dir_fd=top, follow_symlinks=False), os.fstat(top)):
+            raise OperationError(f"The log {path!r} is a link that another user could have put there")
+        return os.open(name, _FLAGS, 0o600, dir_fd=top)
+    finally:
+        os.close(top)
+
+
+def _is_strangers(link: os.stat_result, directory: os.stat_result) -> bool:
+    """Tell whether another user owns a link or its directory, or may replace the link."""
+    is_shared = directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not directory.st_mode & stat.S_ISVTX
+    return bool(is_shared) or not {link.st_uid, directory.st_uid} <= {0, os.geteuid()}
 
 
 def rolled_names(name: str, backups: int = BACKUPS) -> list[str]:
