@@ -96,7 +96,7 @@ def test_what_is_there_is_no_finding(tmp_path: Path) -> None:
 
 
 def test_what_qemu_would_refuse_is_a_finding(tmp_path: Path) -> None:
-    """A directory or a device is no image, a file no device; a file is no place for a socket."""
+    """An image must be a regular file, a block device a device, and a file cannot be replaced by a socket."""
     (tmp_path / "file").touch()
     block = f"<disk type='block'><source dev='{tmp_path}/file'/><target dev='vdc'/></disk>"
     serial = "<serial type='unix'><source mode='bind' path='{}'/></serial>"
@@ -130,7 +130,7 @@ def test_one_image_of_two_disks(first: str, second: str, refused: bool, tmp_path
     one, other = (disk(tmp_path / name, target) for name, target in (("image", "vda"), ("link", "vdb")))
     dom = domain(one.replace("</disk>", f"{first}</disk>") + other.replace("</disk>", f"{second}</disk>"))
     found = image_obstacles(dom, Host(HostRoot("/"), state_dir=str(tmp_path)), None)
-    assert refused == any("Disks 'vda' and 'vdb' have one image" in finding.message for finding in found)
+    assert refused == any("Disks 'vda' and 'vdb' have the same image" in finding.message for finding in found)
 
 
 def test_a_screen_with_opengl_needs_a_render_node() -> None:
