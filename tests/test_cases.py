@@ -95,6 +95,23 @@ def test_the_network_of_a_vf_is_not_dropped(tmp_path: Path) -> None:
     assert not host.plan(dom, "off").ok
 
 
+def test_no_setting_of_a_vf_is_dropped(tmp_path: Path) -> None:
+    """A link that is down and trust are asked for like a VLAN; an MTU has no effect, and a note says so."""
+    host = host_of("vf", tmp_path)
+    text = (CASES / "vf-vlan.xml").read_text()
+    plain = "".join(line for line in text.splitlines(True) if "<mac" not in line and "<vlan" not in line)
+    more = "<link state='down'/><mtu size='9000'/></interface>"
+    dom = DomainDef.parse(
+        plain.replace("</interface>", more).replace("<interface ", "<interface trustGuestRxFilters='yes' ")
+    )
+    plan = qemu_driver.plan(host, dom)
+    (finding,) = [f for f in host.plan(dom).obstacles if f.reason == "vf-network"]
+    assert "requests link down, trustGuestRxFilters, which" in finding.message
+    assert any("<mtu> is ignored" in finding.message for finding in plan.findings)
+    plan = host.plan(DomainDef.parse(plain.replace("</interface>", "<link state='up'/></interface>")))
+    assert "vf-network" not in [finding.reason for finding in plan.findings]
+
+
 def test_a_made_mac_is_not_asked_for(tmp_path: Path) -> None:
     """An interface without a MAC gets one in its definition, and its function keeps its own."""
     host = host_of("vf", tmp_path)

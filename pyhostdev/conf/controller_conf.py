@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.vcpu_conf import MappedIOThread
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, signed, size_unit, unit_factor
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, content, elements, inline
+from pyhostdev.conf.xml.xmlfield import Elements, attribute, content, elements, inline
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
 from pyhostdev.util.virxml import parse_integer, shown
 
 if TYPE_CHECKING:
+    from pyhostdev.conf.vcpu_conf import MappedIOThread
     from pyhostdev.util.virxml import Element
 
 CONTROLLER_TYPES = (
@@ -138,7 +138,9 @@ class DomainControllerDef(ElementDef):
     max_sectors = attribute("driver/@max_sectors", number)
     ioeventfd = attribute("driver/@ioeventfd", on_off)
     iothread = attribute("driver/@iothread", number)
-    iothread_mapping = elements("driver/iothreads/iothread", MappedIOThread, since="iothread-mapping")
+    iothread_mapping: Elements[MappedIOThread] = elements(
+        "driver/iothreads/iothread", "vcpu_conf.MappedIOThread", since="iothread-mapping"
+    )
     virtio = inline(VirtioOptions)
     info = inline(DeviceInfo)
     pcihole64 = content("pcihole64", big_number)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.hmat_conf import NumaBandwidth, NumaCache, NumaLatency
 from pyhostdev.conf.xml.xmlcodec import (
     big_number,
     cpuset,
@@ -26,13 +25,14 @@ from pyhostdev.conf.xml.xmlcodec import (
     yes_no,
 )
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, content, elements, flag, ignored, opaque, optional_element
+from pyhostdev.conf.xml.xmlfield import Elements, attribute, content, elements, flag, ignored, opaque, optional_element
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.util.virxml import shown, source_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyhostdev.conf.hmat_conf import NumaBandwidth, NumaCache, NumaLatency
     from pyhostdev.util.virxml import Element
 
 HOST_MODES = ("host-passthrough", "maximum")  # modes with the host's model and vendor
@@ -75,7 +75,7 @@ class NumaCell(ElementDef):
     mem_access = attribute("memAccess", enum("shared", "private"))
     discard = attribute("discard", yes_no)
     distances = elements("distances/sibling", NumaSibling)
-    caches = elements("cache", NumaCache)
+    caches: Elements[NumaCache] = elements("cache", "hmat_conf.NumaCache")
 
     @property
     def memory_kib(self) -> int:
@@ -120,8 +120,8 @@ class CPUDef(ElementDef):
     maxphysaddr_limit = attribute("maxphysaddr/@limit", positive, since="cpu-address-limit")
     features = elements("feature", CPUFeature)
     cells = elements("numa/cell", NumaCell)
-    latencies = elements("numa/interconnects/latency", NumaLatency)
-    bandwidths = elements("numa/interconnects/bandwidth", NumaBandwidth)
+    latencies: Elements[NumaLatency] = elements("numa/interconnects/latency", "hmat_conf.NumaLatency")
+    bandwidths: Elements[NumaBandwidth] = elements("numa/interconnects/bandwidth", "hmat_conf.NumaBandwidth")
 
     @property
     def has_hmat(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.device_conf import PCIGuestAddress, SpaprVIOAddress
+from pyhostdev.conf.device_conf import WORD_NUMBERS, PCIGuestAddress, SpaprVIOAddress
 from pyhostdev.conf.disk_validate import disk_errors
 from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
 from pyhostdev.conf.hostdev_conf import SCSIHostSource
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.rng_conf import DomainRNGDef
     from pyhostdev.conf.virtio_conf import DomainInputDef, DomainShmemDef, DomainVsockDef
     from pyhostdev.conf.xml.xmldef import ElementDef
+    from pyhostdev.util.virxml import Element
 
     Errors = Iterator[ConfigError]
 
@@ -166,12 +167,27 @@ def _net_errors(dom: DomainFields, device: DomainNetDef) -> Errors:
         yield ConfigUnsupportedError(f"An interface of type {device.type} cannot be unmanaged", line=line)
     if device.port_isolated and device.type not in ("network", "bridge"):
         yield ConfigUnsupportedError(f"An interface of type {device.type} cannot be isolated", line=line)
-    if device.bandwidth is not None and device.type == "hostdev":
-        yield ConfigUnsupportedError("A host device cannot have <bandwidth>", line=line)
+    if device.mtu and device.type == "hostdev":
+        yield ConfigUnsupportedError("A host device cannot have <mtu>", line=line)
+    if device.type == "udp" and device.source is not None and device.source.local_address is None:
+        yield XMLError("An interface of type udp needs <local> in its <source>", line=line)
     for part in parse_elements(device.bandwidth)[:1]:
         for rate in part.iterchildren("inbound", "outbound"):
-            if rate.get("average") is None and rate.get("floor") is None:
-                yield XMLError("<bandwidth> needs an average or a floor", line=line, libvirt_code=VIR_ERR_XML_DETAIL)
+            yield from _rate_errors(device, rate)
+
+
+def _rate_errors(device: DomainNetDef, rate: Element) -> Errors:
+    """Mirrors: virNetDevBandwidthParseRate (src/conf/netdev_bandwidth_conf.c)"""
+    line, floor = device.line, rate.get("floor")
+    for name in ("average", "peak", "burst", "floor"):
+        value = rate.get(name)
+        if value is not None and not value.isdecimal():
+            text = f"Invalid {name} '{shown(value)}' in <bandwidth>: expected a number"
+            yield ConfigUnsupportedError(text, line=line, renumbered=WORD_NUMBERS)
+    if floor is not None and (rate.tag == "outbound" or device.type != "network"):
+        yield ConfigUnsupportedError("Only <inbound> of an interface of type network has a floor", line=line)
+    elif rate.get("average") is None and floor is None:
+        yield XMLError("<bandwidth> needs an average or a floor", line=line, libvirt_code=VIR_ERR_XML_DETAIL)
 
 
 # character device -> its target types

@@ -8,7 +8,6 @@ Mirrors: virDomainDiskDefValidate and its parts (src/conf/domain_validate.c)
 from __future__ import annotations
 
 import re
-import string
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import (
@@ -31,13 +30,15 @@ if TYPE_CHECKING:
 
     Errors = Iterator[ConfigError]
 
-_COOKIE_NAME = frozenset(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")  # RFC 6265 4.1.1, a token
+# RFC 6265 4.1.1, a token
+_COOKIE_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~")
 _VENDOR_MAX = 8  # SPC-4 6.4.2, INQUIRY: characters of vendor and product
 _PRODUCT_MAX = 16
 _DRIVE_BUSES = ("ide", "scsi", "sata", "fdc", "nvme")
 _VIRTIO_DISK_ADDRESSES = ("pci", "ccw", "virtio-s390", "virtio-mmio")
 _LOCAL_TYPES = ("file", "block", "dir", "vhostuser")
 _NAMED_PROTOCOLS_EXCEPT = ("nbd",)
+_POOLED_PROTOCOLS = ("gluster", "rbd")  # their names are POOL/IMAGE
 _VHOSTUSER_WORDS = (
     *("cache", "error_policy", "rerror_policy", "io", "ioeventfd", "copy_on_read", "discard", "iothread"),
     *("detect_zeroes", "metadata_cache", "iotune", "encryption", "readonly", "shareable", "transient", "serial"),
@@ -52,8 +53,8 @@ def disk_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
         return
     yield from _source_errors(device)
     yield from _bus_errors(device)
-    yield from _kind_errors(device)
     yield from _lun_errors(device)
+    yield from _kind_errors(device)
     yield from _name_errors(device)
     yield from _iotune_errors(device.iotune)
     yield from _throttle_errors(dom, device)
@@ -92,6 +93,8 @@ def _network_errors(source: StorageSource, line: int | None) -> Errors:
         yield XMLError("A network disk's <source> lacks 'protocol'", line=line)
     elif source.name is None and source.protocol not in _NAMED_PROTOCOLS_EXCEPT:
         yield XMLError(f"A disk of protocol {source.protocol} lacks the name of its image", line=line)
+    elif source.protocol in _POOLED_PROTOCOLS and "/" not in str(source.name):
+        yield XMLError(f"The name of a disk of protocol {source.protocol} needs a pool and an image", line=line)
 
 
 def _startup_errors(device: DomainDiskDef, policy: str | None) -> Errors:
@@ -121,7 +124,7 @@ def _vhostuser_errors(device: DomainDiskDef) -> Errors:
     if source.path is None or source.type is None:
         yield XMLError("A vhostuser disk's <source> lacks 'type' or 'path'", line=line)
     elif source.type != "unix":
-        yield ConfigUnsupportedError("The <source> of a vhostuser disk must have type='unix'", line=line)
+        yield XMLError("The <source> of a vhostuser disk must have type='unix'", line=line)
     present = [name for name in _VHOSTUSER_WORDS if getattr(device, name) not in (None, False, "default")]
     if device.bus not in (None, "virtio"):
         yield ConfigUnsupportedError("A vhostuser disk must be on bus virtio", line=line)
@@ -145,6 +148,11 @@ def _bus_errors(device: DomainDiskDef) -> Errors:
         for name in ("iommu", "ats", "packed", "page_per_vq"):
             if getattr(device.virtio, name, None) is not None:
                 yield ConfigUnsupportedError(f"Only a virtio disk can have {name}", line=line)
+    if device.rerror_policy == "enospace":
+        yield ConfigUnsupportedError("Only the error_policy of a disk can be enospace", line=line)
+    tune = device.iotune
+    if tune is not None and tune.group_name is not None and not tune.limits():
+        yield ConfigUnsupportedError("A group of <iotune> needs limits", line=line)
     if device.model is not None and bus is not None and device.model.startswith("virtio") != (bus == "virtio"):
         yield ConfigUnsupportedError(f"A disk on bus {bus} cannot have model {device.model}", line=line)
 

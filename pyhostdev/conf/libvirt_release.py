@@ -35,6 +35,7 @@ CHANGES: dict[str, Change] = {
     "vfio-variants": Change(_11_3, "a managed device gets the best VFIO driver of modules.alias; was vfio-pci"),
     "attribute-number": Change(_11_3, "27 for invalid values of hostdev's mode and type, and of address types; was 67"),
     "mdev-uuid-number": Change(_12_8, "27 for a mediated device's missing or wrong uuid; was 67 or 1"),
+    "disk-queue-size": Change(_11_3, "67 for queue_size of a disk that is not on virtio"),
     "port-number": Change(_12_8, "27 for an invalid port of VNC; was 1"),
     "one-listen": Change(_12_8, "67 for several <listen> of one <graphics>"),
     "blank-metadata": Change(_11_3, "empty <metadata> is not printed"),

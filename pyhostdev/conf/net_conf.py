@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.device_conf import WORD_NUMBERS, DeviceInfo
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef, HostdevDriver, InterfaceNetwork, PCISource
 from pyhostdev.conf.passt_conf import NetRoute, PortForward
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
@@ -23,7 +23,7 @@ from pyhostdev.errors import (
     Renumbering,
     XMLError,
 )
-from pyhostdev.util.virxml import is_blank, parse_unsigned, shown
+from pyhostdev.util.virxml import parse_elements, parse_unsigned, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,6 +52,8 @@ NET_TYPES = (
 )
 
 
+_VLAN_MAX = 4095  # 12 bits of the 802.1Q tag
+_VIRTUALPORTS = ("802.1Qbg", "802.1Qbh", "openvswitch", "midonet")
 _VIRTUALPORT_TYPES = ("network", "bridge", "direct", "hostdev")
 _NET_SOURCE_NUMBER = Renumbering("net-source-number", VIR_ERR_CONFIG_UNSUPPORTED)
 
@@ -198,7 +200,8 @@ class NetHostdevSource(PCISource):
         self = cls()
         self.read(element)
         if self.address_type is None:
-            raise XMLError("The <address> of a host device's interface has no type", line=self.line)
+            text = "The <address> of a host device's interface has no type"
+            raise XMLError(text, line=self.line, renumbered=_NET_SOURCE_NUMBER)
         return self
 
 
@@ -247,7 +250,7 @@ class DomainNetDef(ElementDef):
     backend_vhost = attribute("backend/@vhost")
     filterref = opaque("filterref", for_host=True)
     sndbuf = content("tune/sndbuf", big_number)
-    link_state = attribute("link/@state", enum("up", "down"))
+    link_state = attribute("link/@state", enum("up", "down"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     mtu = attribute("mtu/@size", number)
     teaming_type = attribute("teaming/@type", enum("persistent", "transient"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     teaming_persistent = attribute("teaming/@persistent")
@@ -273,7 +276,8 @@ class DomainNetDef(ElementDef):
     def network_identity(self) -> list[str]:
         """Return the settings of the interface's identity and of its network."""
         mac = self.mac if not self.mac_is_made else None
-        said = {"mac": mac, "vlan": self.vlan, "virtualport": self.virtualport}
+        said: dict[str, object] = {"mac": mac, "vlan": self.vlan, "virtualport": self.virtualport}
+        said |= {"link down": self.link_state == "down", "trustGuestRxFilters": self.trust_guest_rx_filters}
         return [name for name, value in said.items() if value]
 
     @property
@@ -309,13 +313,34 @@ class DomainNetDef(ElementDef):
         if self.virtualport is not None and self.type not in _VIRTUALPORT_TYPES:
             text = f"An interface of type {self.type} has no <virtualport>"
             raise ConfigUnsupportedError(text, line=self.line)
-        if is_blank(self.vlan):
-            raise XMLError("A <vlan> needs a <tag>", line=self.line)
+        self.check_network()
         if self.type not in _REQUIRED_OF_SOURCE or (self.type == "vhostuser" and self.backend_type == "passt"):
             return
         if self.source is None:
             raise XMLError(f"An <interface type='{self.type}'> has no <source>", line=self.line)
         self.source.check(self.type)
+
+    def check_network(self) -> None:
+        """
+        Refuse a VLAN without valid tags, and a virtual port of an unknown type.
+
+        Raises:
+            XMLError: the message names the value.
+
+        Mirrors: virNetDevVlanParse (src/conf/netdev_vlan_conf.c), virNetDevVPortProfileParse
+        """
+        for vlan in parse_elements(self.vlan):
+            tags = [tag.get("id", "") for tag in vlan.findall("tag")]
+            wrong = next((tag for tag in tags if not tag.isdecimal() or int(tag) > _VLAN_MAX), None)
+            if not tags or wrong is not None:
+                what = "A <vlan> needs a <tag>" if not tags else f"'{shown(str(wrong))}' is not the id of a VLAN"
+                raise XMLError(what, line=self.line)
+        for port in parse_elements(self.virtualport):
+            kind = port.get("type")
+            if kind not in _VIRTUALPORTS and not (kind is None and self.type == "network"):
+                code = None if kind is None else VIR_ERR_CONFIG_UNSUPPORTED
+                text = f"Invalid type of <virtualport>: expected one of {', '.join(_VIRTUALPORTS)}"
+                raise XMLError(text, line=self.line, libvirt_code=code, renumbered=WORD_NUMBERS)
 
     def drop_virtio_driver(self) -> None:
         """Drop the virtio options of <driver>; libvirt does not read them for other models."""
@@ -336,6 +361,7 @@ class DomainHostdevNetDef(DomainNetDef):
 
     def parsed(self, element: Element) -> None:
         """Refuse an interface without a device, and a driver that cannot assign devices."""
+        self.check_network()
         if self.host_source is None:
             text = "An <interface type='hostdev'> has no <source>"
             raise XMLError(text, line=self.line, renumbered=_NET_SOURCE_NUMBER)

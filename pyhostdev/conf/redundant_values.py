@@ -68,6 +68,8 @@ def drop_redundant_values(dom: DomainFields) -> None:
     for net in dom.interfaces:
         _drop_blank(net, "bandwidth")
         _drop_blank(net, "coalesce")
+        _drop_blank(net, "filterref")
+        net.mtu = net.mtu or None
         if net.type == "user" and net.source is not None and not net.source.format_lines("source", always=False):
             net.source = None
     for audio in dom.audios:
@@ -96,7 +98,9 @@ def _drop_disk_words(disk: DomainDiskDef) -> None:
     disk.removable = None if disk.bus == "scsi" else disk.removable
     disk.cache = None if disk.cache == "default" else disk.cache
     disk.queues = disk.queues or None
-    if disk.iotune is not None and not disk.iotune.limits():
+    if not (disk.cyls and disk.heads and disk.secs):
+        disk.cyls = disk.heads = disk.secs = disk.trans = None
+    if disk.iotune is not None and not disk.iotune.limits() and disk.iotune.group_name is None:
         disk.iotune = None
 
 

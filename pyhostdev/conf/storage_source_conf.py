@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.device_conf import check_pci_address
+from pyhostdev.conf.device_conf import WORD_NUMBERS, check_pci_address
 from pyhostdev.conf.xml.xmlcodec import big_number, enum, hexadecimal, number, positive, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import OptionalElement, attribute, content, elements, ignored, opaque, optional_element
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_XML_ERROR, XMLError
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_XML_ERROR, ConfigUnsupportedError, XMLError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from pyhostdev.util.virxml import Element
@@ -46,7 +47,9 @@ class StorageHost(ElementDef):
 
     tag = "host"
 
-    transport = attribute("transport", enum("tcp", "unix", "rdma"))
+    transport = attribute(
+        "transport", enum("tcp", "unix", "rdma"), code=VIR_ERR_CONFIG_UNSUPPORTED, renumbered=WORD_NUMBERS
+    )
     name = attribute("name")
     port = attribute("port", number)
     socket = attribute("socket")
@@ -108,6 +111,17 @@ class StorageEncryption(ElementDef):
     secrets = elements("secret", StorageSecret)
     cipher = opaque("cipher")
     ivgen = opaque("ivgen")
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse a secret that is not a passphrase.
+
+        Mirrors: virStorageEncryptionSecretParse (src/conf/storage_encryption_conf.c)
+        """
+        for secret in self.secrets:
+            if secret.type not in (None, "passphrase"):
+                text = f"A <secret> of <encryption> cannot have the type '{shown(secret.type)}'"
+                raise ConfigUnsupportedError(text, line=secret.line)
 
 
 class NVMeAddress(ElementDef):

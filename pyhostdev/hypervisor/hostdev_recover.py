@@ -141,7 +141,7 @@ def _restore(
     restorer = context.restorer
     wait_s = min(RELEASE_WAIT_S, deadline - time.monotonic())
     refuse_used_vfs(context.root, [record], records.values())
-    check_are_free(context.root, context.writer, [record], ReleaseDeadline(wait_s, interrupted=interrupted))
+    check_are_free(context.root, context.writer, [record.address], ReleaseDeadline(wait_s, interrupted=interrupted))
     if not _waited(lambda: not context.writer.is_in_flight(address), deadline):
         return IN_DOUBT, "a write to it has not returned from the kernel"
     context.journal.sweep(address)

@@ -55,7 +55,7 @@ def release(
         lock_more(record.address for record in selected)
         wait_limit = ReleaseDeadline(RELEASE_WAIT_S, guest_ended=guest_ended, interrupted=interrupted)
         refuse_used_vfs(context.root, selected, records.values())
-        check_are_free(context.root, context.writer, selected, wait_limit)
+        check_are_free(context.root, context.writer, [record.address for record in selected], wait_limit)
         failures = _release_all(context, selected, list(records.values()))
     if failures:
         raise _unreleased(failures, len(selected))
@@ -84,7 +84,7 @@ def _release_all(context: HostdevContext, selected: list[Record], records: list[
     restorer.nodes.try_to_restore(selected, records)
     if any(record.nodes for record in selected):  # their user may have opened one just before its owner was restored
         with mark_unfinished():
-            check_are_free(context.root, context.writer, selected)
+            check_are_free(context.root, context.writer, [record.address for record in selected])
     restorer.reset(whole)
     failures = [f for record in whole for f in run_logged(restorer.give_back, record)]
     return failures + _undo_all(context, half_prepared)

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import OperationError
+from pyhostdev.hypervisor.hostdev_holders import check_are_free
 from pyhostdev.hypervisor.netdev_journal import NetdevJournal
 from pyhostdev.util import netlink, virnetdev
 from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
@@ -122,14 +123,21 @@ class VFJournal(NetdevJournal):
     fields = frozenset({"before"})
 
     def undo(self, name: str, facts: dict[str, Any]) -> str:
-        """Restore the settings of a function that is still there."""
+        """
+        Restore the settings of a function that is still there.
+
+        A QEMU that its guest has taken over can release the lock that it inherited: only the kernel shows that it no
+        longer has the function.
+        """
         spoofchk, link_state = (facts.get(later) for later in _LATER)
         before = VFSettings(**facts["before"], spoofchk=spoofchk, link_state=link_state)
         if not isinstance(before.mac, str) or any(type(value) not in (int, type(None)) for value in before[1:]):
             raise TypeError("a setting has another type")
-        place = place_of(self.host.root, PCIDeviceAddress.parse(name))
+        address = PCIDeviceAddress.parse(name)
+        place = place_of(self.host.root, address)
         if place is None:
             return "the function, or the interface of its physical function, is gone"
+        check_are_free(self.host.root, self.host.writer, [address])
         _set(place, before)
         return "the network settings of the function are restored"
 

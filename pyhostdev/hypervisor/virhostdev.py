@@ -15,8 +15,6 @@ from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, DeviceInUseError, HostdevError, RefusedError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_context import HostdevContext
-from pyhostdev.hypervisor.hostdev_release import release
-from pyhostdev.hypervisor.hostdev_status import Status, read_status
 from pyhostdev.util.deprecation import warn_renamed
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import Journal, Record
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.hostdev_result import RecoveryResult
+    from pyhostdev.hypervisor.hostdev_status import Status
 
 
 _IN_CONTEXT = ("locked", "restorer", "writer")  # attributes that older versions had on the manager
@@ -84,6 +83,8 @@ class HostdevManager:
 
         Mirrors: the activePCIHostdevs and inactivePCIHostdevs of virHostdevManager
         """
+        from pyhostdev.hypervisor.hostdev_status import read_status
+
         return read_status(self.journal.state)
 
     def prepare(
@@ -212,6 +213,8 @@ class HostdevManager:
 
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
         """
+        from pyhostdev.hypervisor.hostdev_release import release
+
         return release(self.context, owner, lambda record: True, guest_ended=guest_ended)
 
     def recover(self, *, include_prepared: bool = False, timeout_s: float = 30.0) -> list[RecoveryResult]:
@@ -293,6 +296,8 @@ class HostdevManager:
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
         """
         wanted = {hostdev.pci_address for hostdev in hostdevs}
+        from pyhostdev.hypervisor.hostdev_release import release
+
         release(self.context, domain_name, lambda record: record.address in wanted, guest_ended=False)
 
     def update_active_pci_devices(

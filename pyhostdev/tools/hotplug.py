@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.libvirt_release import LibvirtRelease
 from pyhostdev.errors import ConfigError, OperationError
 from pyhostdev.tools import arguments, output, releases, streams
-from pyhostdev.tools.main import complain
+from pyhostdev.tools.main import complain, tell_notes
+from pyhostdev.tools.releases import ASSIGNED_WARNING
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
@@ -90,6 +91,7 @@ class StoredDefinition:
 
     def __init__(self, args: argparse.Namespace, host: Host, change: Change, subject: Any) -> None:
         from pyhostdev.conf.domain_conf import DomainDef
+        from pyhostdev.conf.newer_words import dropped_word_notes
         from pyhostdev.qemu import define
 
         self.path = args.config
@@ -100,8 +102,11 @@ class StoredDefinition:
             raise ConfigError(f"'{self.path}' is the definition of '{dom.name}', not of '{args.owner}'")
         capabilities = releases.capabilities_of(args, dom, host)
         release = releases.release_of(args, host)
+        tell_notes(dropped_word_notes(dom, release))
         complete = define(dom, capabilities, host, release=release)
         self.changed = change(complete, subject, capabilities, host, release)
+        if any(hostdev.assigned is not None for hostdev in self.changed.hostdevs):
+            complain(ASSIGNED_WARNING)
         self._check_place()
 
     def _check_place(self) -> None:

@@ -185,4 +185,4 @@ def _identity_cell(identity: tuple[int | None, int | None]) -> str:
 
 
 def _cell(value: object | None) -> str:
-    return "-" if value is None else output.printable(str(value))
+    return "-" if value is None else streams.printable(str(value))

@@ -152,6 +152,4 @@ def tell_notes(findings: Iterable[Finding]) -> None:
 
 def complain(sentence: str) -> None:
     """Print one sentence on stderr, with unprintable characters escaped."""
-    from pyhostdev.tools.output import printable
-
-    streams.print_error(f"pyhostdev: {printable(sentence)}")
+    streams.print_error(f"pyhostdev: {streams.printable(sentence)}")

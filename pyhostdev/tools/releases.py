@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 
+ASSIGNED_WARNING = (
+    "note: libvirt ignores 'assigned=' and would give such a function to the guest; "
+    "print the definition for libvirt with 'xml --spelling unassigned'"
+)
 _KNOWN = ", ".join(map(str, RELEASES))
 
 

@@ -138,6 +138,16 @@ def print_error(line: str) -> None:
         silence(sys.stderr)
 
 
+def printable(text: str) -> str:
+    """
+    Return a text as one line that has no effect on a terminal.
+
+    Control characters of both sets, line ends, marks that change the direction of writing, and undecodable bytes are
+    escaped: drivers, processes, domains and files can have any name.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def silence(stream: TextIO) -> None:
     """Redirect a stream to /dev/null, so that its final flush succeeds."""
     try:

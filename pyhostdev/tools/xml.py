@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING
 from pyhostdev.errors import ConfigError, raise_all
 from pyhostdev.tools import arguments, output, releases, streams
 from pyhostdev.tools.main import complain, tell_notes
+from pyhostdev.tools.releases import ASSIGNED_WARNING
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.hypervisor.host import Host
-
-WARNING = (
-    "note: libvirt ignores 'assigned=' and would give such a function to the guest; "
-    "print the definition for libvirt with --spelling unassigned"
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         defined = _defined(args, host, definition)
     definition = definition.with_addresses_of(defined) if args.pin else defined
     if args.spelling != "assigned" and any(hostdev.assigned is not None for hostdev in definition.hostdevs):
-        complain(WARNING)
+        complain(ASSIGNED_WARNING)
     streams.write(output.printable_xml(definition.format()))
     return 0
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Kind = tuple[int, int, int, int]  # class, vendor, device, and which of them are known
 _IDENTITY = pciscan.HAVE_VENDOR | pciscan.HAVE_DEVICE | pciscan.HAVE_CLASS
+_DOMAIN_DIGITS = 4  # of a domain that the firmware describes
 _NEVER, _PLAIN, _DISPLAY, _UNSURE = range(4)  # one byte for each function of the scan
 
 
@@ -107,9 +108,19 @@ def _look_at_groups(root: HostRoot, snapshot: pciscan.Snapshot, verdicts: bytear
         for at, number in enumerate(numbers):
             if (number is None or number in with_others) and verdicts[at] != _NEVER:
                 verdicts[at] = _UNSURE
+    addresses = snapshot.addresses
+    has_made = bool(addresses) and _is_made(addresses[-1])  # they are sorted
+    made = {number for number, a in zip(numbers, addresses, strict=True) if _is_made(a)} if has_made else set()
     for at in _blocked(root, snapshot, numbers):
-        if numbers[at] not in with_others:
+        if numbers[at] in made:
+            verdicts[at] = _UNSURE if verdicts[at] != _NEVER else _NEVER
+        elif numbers[at] not in with_others:
             verdicts[at] = _NEVER
+
+
+def _is_made(address: str) -> bool:
+    """Return True for a function in a PCI domain that a driver created: it does not block that driver's device."""
+    return address.index(":") > _DOMAIN_DIGITS
 
 
 def _group_numbers(snapshot: pciscan.Snapshot) -> list[int | None]:

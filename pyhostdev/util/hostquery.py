@@ -13,7 +13,7 @@ from pyhostdev.util import virpci
 from pyhostdev.util.finding import CONSENT, Finding
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import HostUsage, HostUse
-from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.pciaddress import FIRMWARE_DOMAIN_MAX, PCIDeviceAddress
 from pyhostdev.util.pciassign import (
     denied_obstacle,
     endpoint_obstacle,
@@ -252,8 +252,12 @@ class HostFunctions(Sequence[PCIDevice]):
         members += virpci.read_iommu_group_members(self.root, dev.iommu_group, skip=known)
         for member in members:
             obstacle = member_obstacle(dev.iommu_group, member)
-            if obstacle is not None:
+            if obstacle is not None and not self._vanishes_with(dev, member.address):
                 yield obstacle
+
+    def _vanishes_with(self, dev: PCIDevice, other: PCIDeviceAddress | None) -> bool:
+        """Return True for a function that the driver of another one created: it is gone once that is detached."""
+        return other is not None and other.domain > FIRMWARE_DOMAIN_MAX and other in dev.read_functions_below()
 
 
 def _parse_filter(pattern: str) -> list[tuple[int, int, int]]:

@@ -13,7 +13,8 @@ from functools import lru_cache
 from pyhostdev.errors import InvalidAddressError
 from pyhostdev.util.typed import NamedTuple
 
-DOMAIN_MAX = 0xFFFFFFFF  # 32 bits: VMD numbers its domains from 0x10000 up
+DOMAIN_MAX = 0xFFFFFFFF  # 32 bits
+FIRMWARE_DOMAIN_MAX = 0xFFFF  # higher domains are created by a driver (vmd_find_free_domain, Linux)
 BUS_MAX = 0xFF
 SLOT_MAX = 0x1F
 FUNCTION_MAX = 7

@@ -23,7 +23,8 @@ from hostile import DEVICE, NAMES, SECRET, Tree, ask, check, check_at_random, fa
 
 from pyhostdev.errors import InternalError, SysfsError
 from pyhostdev.testing.fakehost import FakeHost
-from pyhostdev.tools.output import printable, printable_xml, shell_word
+from pyhostdev.tools.output import printable_xml, shell_word
+from pyhostdev.tools.streams import printable
 from pyhostdev.util import confined, pciscan, pciscan_ref, virfile, virpci
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress

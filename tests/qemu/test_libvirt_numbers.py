@@ -33,6 +33,15 @@ DIFFERENT = {
     "autoport='foo'": "an invalid value is ignored in all releases",
     "'^0'": "a set that excludes a number which it does not contain is an invalid set",
     "<cachetune": "QEMU without KVM has none, also no empty one",
+    "controller='1' unit='1'/></disk>": "the IDE controller that q35 lacks is found before the second one",
+    "<disk model='usb-": "the wrong model is found before the missing PCI address",
+    "protocol='vxhs'": "QEMU no longer supports vxhs, also where libvirt still defines it",
+    "<source pool='p'/>": "half a name of a volume is an absent source",
+    "type='vds'": "only another hypervisor has such interfaces, with or without source",
+    "type='hostdev'><source><address type='usb'": "an interface is a PCI function",
+    "<virtualport type='foo'/>": "libvirt changed this number in 12.8 only",
+    "<frames max='x'/>": "start refuses <coalesce> unread",
+    "<ip address='": "an interface of type bridge has no <ip>, also no valid one",
     "<memorytune": "QEMU without KVM has none, also no empty one",
 }
 

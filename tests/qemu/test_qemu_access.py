@@ -96,7 +96,7 @@ def test_what_is_there_is_no_finding(tmp_path: Path) -> None:
 
 
 def test_what_qemu_would_refuse_is_a_finding(tmp_path: Path) -> None:
-    """An image must be a regular file, a block device a device, and a file cannot be replaced by a socket."""
+    """A directory or a device cannot be an image, a file cannot be a device, and a socket cannot replace a file."""
     (tmp_path / "file").touch()
     block = f"<disk type='block'><source dev='{tmp_path}/file'/><target dev='vdc'/></disk>"
     serial = "<serial type='unix'><source mode='bind' path='{}'/></serial>"

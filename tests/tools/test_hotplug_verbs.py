@@ -178,6 +178,19 @@ def test_config_alone(bcm5719: FakeHost, verb: Verb, unit: str, tmp_path: Path) 
     assert ([], before) == (hostdevs(path), bcm5719.snapshot())
 
 
+def test_config_names_what_libvirt_would_not_see(
+    bcm5719: FakeHost, verb: Verb, unit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is written with assigned=, and without the words that an older release lacks."""
+    path = stored(tmp_path, bcm5719)
+    path.write_text(path.read_text().replace("<name>", "<hwuuid>00000000-0000-4000-8000-000000000001</hwuuid><name>"))
+    assert 0 == verb("attach-device", "vm1", unit, "--config", path, "--libvirt", "9.0")
+    said = capsys.readouterr().err
+    assert "assigned='yes'" in path.read_text()
+    assert "libvirt ignores 'assigned='" in said
+    assert "<hwuuid> is ignored, as in libvirt 9.0" in said
+
+
 def test_config_of_another_domain(bcm5719: FakeHost, verb: Verb, unit: str, tmp_path: Path) -> None:
     """A definition with another name than the owner's is refused; the running guest is not touched."""
     path = stored(tmp_path, bcm5719, "vm2")

@@ -49,6 +49,16 @@ def assert_all_is_one_by_one(scan: Scan) -> None:
     assert scan.assignable() == [dev for dev in scan if scan.is_assignable(dev)]
 
 
+def test_what_a_driver_created_does_not_block_it(fakehost: Callable[[str], FakeHost]) -> None:
+    """The functions behind a VMD are gone once it is detached; for each other they are there."""
+    tree = (CASES / "vmd.tree").read_text().replace("mount nvme0n1 /srv ext4", "")
+    scan = read(fakehost(tree).root)
+    assert ["0000:2a:00.5"] == [str(dev.address) for dev in scan.assignable()]
+    assert_all_is_one_by_one(scan)
+    (found,) = scan.obstacles(scan.find("10000:01:00.0"))
+    assert ("group-not-viable", "0000:2a:00.5") == (found.reason, str(found.address))
+
+
 def free_slots(scan: Scan) -> list[str]:
     return [str(dev.address)[5:7] for dev in scan.assignable()]
 

@@ -8,10 +8,11 @@ A path names the elements around the value; they are printed if they contain som
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
+from typing import Literal, cast
 
 from pyhostdev.conf.xml.xmlcodec import Codec, expected_words, text
 from pyhostdev.errors import ConfigError, InternalError, XMLError, raise_all
+from pyhostdev.util.typed import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from pyhostdev.util.virxml import dump_element, invalid_value, source_line
 
 if TYPE_CHECKING:

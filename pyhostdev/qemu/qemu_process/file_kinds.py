@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Check the kind of each existing file that a domain names: QEMU would refuse another kind.
+Check the existing files that a domain names: QEMU refuses a file of the wrong kind.
 
 Source: raw_open_common, raw_check_perm (QEMU, block/file-posix.c)
 """

@@ -103,6 +103,9 @@ class QEMURules:
 
         Mirrors: qemuValidateDomainDeviceDef
         """
+        info = getattr(device, "info", None)
+        if info is not None and info.address is not None and info.address.kind == "ccw":
+            yield _unsupported(f"The machine '{dom.os.machine}' does not support CCW addresses", device)
         rule = _DEVICE_RULES.get(device.tag)
         if rule is not None:
             yield from rule(dom, device)
@@ -123,6 +126,9 @@ class QEMURules:
         if device.tag == "interface" and device.model == "usb-net" and not self.release.has("usb-nets"):
             text = "An interface of model usb-net cannot have a PCI address"
             yield ConfigUnsupportedError(text, line=device.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
+        has_queue_size = device.tag == "disk" and device.queue_size is not None and device.bus != "virtio"
+        if has_queue_size and self.release.has("disk-queue-size"):
+            yield _unsupported("Only a virtio disk can have queue_size", device)
         if device.tag == "graphics" and len(device.listens) > 1 and self.release.has("one-listen"):
             yield _unsupported("QEMU listens at one address for each <graphics>", device)
         if device.tag == "controller" and self.release.has("usb-ports-of-xhci"):
@@ -276,6 +282,8 @@ def _controller_errors(dom: DomainDef, device: Any) -> Errors:
         yield from pci_controller_errors(dom, device)
     if device.type == "usb" and (device.ports or 0) > _USB_PORTS_MAX:
         yield _unsupported(f"A USB controller can have at most {_USB_PORTS_MAX} ports", device)
+    if device.type == "nvme" and device.serial is None:
+        yield XMLError("An NVMe controller needs a <serial>, or a disk with one", line=device.line)
     yield from thread_errors(dom, device)
     if device.type == "ide" and not is_builtin_ide(dom, device):
         yield _unsupported(f"The machine '{dom.os.machine}' has no IDE controller {device.index}", device)
