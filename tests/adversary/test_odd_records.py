@@ -108,7 +108,7 @@ def test_record_of_a_newer_version_stays(tmp_path: Path, kind: Any) -> None:
     assert ("failed", True) == (found.outcome, "newer pyhostdev: recover it with that version" in found.message)
     assert place.exists()
     with pytest.raises(OperationError, match="newer pyhostdev"):
-        journal.settle(name)
+        journal.undo_leftover(name)
 
 
 @pytest.mark.parametrize("what", ["directory", "pipe", "link", "pipe as its lock", "directory as its lock"])

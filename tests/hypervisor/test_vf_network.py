@@ -116,7 +116,7 @@ def test_lock_that_a_hostile_qemu_releases_restores_nothing(host: Host, monkeypa
     (found,) = VFJournal(host).recover()
     assert ("failed", 42, True) == (found.outcome, pf.functions[0].vlan, "is held open by" in found.message)
     with pytest.raises(OperationError, match="cannot be restored"):
-        VFJournal(host).settle(str(VF))
+        VFJournal(host).undo_leftover(str(VF))
     qemu.vanish()
     assert ["restored"] == [item.outcome for item in VFJournal(host).recover()]
     assert FRESH == pf.functions[0]
