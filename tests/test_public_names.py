@@ -23,6 +23,7 @@ from pyhostdev.qemu.qemu_capabilities import load
 from pyhostdev.testing.events import SimulatedEvents
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.record import Plug
 from pyhostdev.util.sysfs_writer import ForkedWriter
 
 PACKAGES = (pyhostdev, pyhostdev.qemu, pyhostdev.testing)
@@ -99,7 +100,9 @@ def test_an_address_is_accepted_as_text(bcm5719: FakeHost, tmp_path: Path) -> No
     """Every public method that takes an address takes its text, and nothing else that looks like a path."""
     host = pyhostdev.Host(bcm5719.root, writer=bcm5719.kernel)
     manager, scan, address = pyhostdev.HostdevManager(host), host.scan(), PCIDeviceAddress.parse(A)
-    assert host.pci_device(A).address == address == scan.find(A).address
+    function = scan.find(A)
+    assert function is not None
+    assert host.pci_device(A).address == address == function.address
     assert (14, True, False) == (host.iommu_group(A), host.is_pci_express(A), host.is_in_flight(A))
     assert bcm5719.root.pci_device(A) == bcm5719.root.pci_device(address)
     assert address == pyhostdev.DomainHostdevDef.for_pci(A).pci_address
@@ -121,12 +124,12 @@ def test_an_address_is_accepted_as_text(bcm5719: FakeHost, tmp_path: Path) -> No
         lambda text: writer.write(bcm5719.root.pci_device(A), b"1", device=text),
         lambda text: live.write(bcm5719.root.pci_device(A), b"1", device=text),
         lambda text: manager.prepare(plan, by_descriptor=[text]),
-        lambda text: scan.free_virtual_functions(scan.find(A), taken=[text]),
+        lambda text: scan.free_virtual_functions(function, taken=[text]),
         lambda text: writer.open_group(14, [text]).__enter__(),
         lambda text: writer.open_devices([text]).__enter__(),
         lambda text: monitor.refresh([text]),
         lambda text: plan.with_nodes({text: []}),
-        lambda text: plan.with_plugs({text: None}),
+        lambda text: plan.with_plugs({text: Plug("pci", "plugged", None, None)}),
         lambda text: plan.with_guest_addresses({text: A}),
         lambda text: CARD.with_host_addresses({A: text}),
         pyhostdev.DomainHostdevDef.for_pci,

@@ -106,10 +106,10 @@ def word_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """
     wrong = [finding for finding in unknown_words(dom) if finding.severity == ERROR]
     yield from (XMLError(finding.message, line=finding.line, reason=finding.reason) for finding in wrong)
-    told = {(finding.message, finding.line) for finding in wrong}
+    reported = {(finding.message, finding.line) for finding in wrong}
     for _, part in dom.walk():
         errors = (word.error for word in part.invalid_words)
-        yield from (error for error in errors if (error.message, error.line) not in told)
+        yield from (error for error in errors if (error.message, error.line) not in reported)
 
 
 def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:

@@ -195,7 +195,7 @@ class DomainVideoDef(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """
-        Refuse half a resolution.
+        Refuse a resolution with only one of its two numbers.
 
         Mirrors: virDomainVideoResolutionDefParseXML (src/conf/domain_conf.c)
         """

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _TIMES = tuple(
     f"{thread}{what}" for thread in ("", "global_", "emulator_", "iothread_") for what in ("period", "quota")
 )
-_SECONDS = r"[-+]?[0-9]{1,18}"  # libvirt takes anything else in the definition of a variable clock for 0
+_SECONDS = r"[-+]?[0-9]{1,18}"  # libvirt reads anything else in a variable clock as 0
 LOCAL_DISTANCE, UNREACHABLE = 10, 255  # ACPI 6.5, 5.2.17 (SLIT)
 
 

@@ -50,7 +50,7 @@ _BUSY_RETRIES_S = (0.0, 0.01, 0.05)  # another process may just be testing wheth
 class SysfsWriter(Protocol):
     """Changes a host: the helper of the live host, or the simulated kernel."""
 
-    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress | str) -> None:
+    def write(self, path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
         """
         Write the whole value to an attribute with one write(2).
 
@@ -68,7 +68,7 @@ class SysfsWriter(Protocol):
             InDoubtError: loading has not finished within the deadline.
         """
 
-    def is_in_flight(self, device: PCIDeviceAddress | str) -> bool:
+    def is_in_flight(self, device: PCIDeviceAddress) -> bool:
         """Tell whether a write to the device has not returned yet, by any process."""
 
 

@@ -40,7 +40,7 @@ def hold(fake: FakeHost, definition: DomainDef, started: object, go_on: object) 
     child = process(fake)
     write = child.kernel.write
 
-    def slow(path: str, value: bytes, *, device: PCIDeviceAddress) -> None:
+    def slow(path: str, value: bytes, *, device: PCIDeviceAddress | str) -> None:
         started.set()  # type: ignore[attr-defined]
         go_on.wait(10)  # type: ignore[attr-defined]
         write(path, value, device=device)

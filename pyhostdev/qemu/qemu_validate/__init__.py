@@ -71,7 +71,7 @@ class QEMURules:
         Mirrors: qemuValidateDomainDef
         """
         if dom.os.type not in ("hvm", "exe"):
-            yield _unsupported(f"QEMU runs no guests of type {dom.os.type}", dom.os)
+            yield _unsupported(f"QEMU does not support guests of type {dom.os.type}", dom.os)
         if dom.type not in ("qemu", "kvm"):
             yield _unsupported(f"QEMU does not support domains of type {dom.type}", dom)
         if not self.capabilities.has_machine(dom.os.machine or ""):
@@ -124,7 +124,7 @@ class QEMURules:
     def _release_errors(self, device: Any) -> Errors:
         """Yield the errors of a device that only some releases report."""
         if device.tag == "interface" and device.model == "usb-net" and not self.release.has("usb-nets"):
-            text = "An interface of model usb-net has no PCI address"
+            text = "An interface of model usb-net cannot have a PCI address"
             yield ConfigUnsupportedError(text, line=device.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
         has_queue_size = device.tag == "disk" and device.queue_size is not None and device.bus != "virtio"
         if has_queue_size and self.release.has("disk-queue-size"):
@@ -397,11 +397,11 @@ def _parallel_errors(dom: DomainDef, device: Any) -> Errors:
 def usb_port_errors(device: Any) -> Errors:
     """Yield an error if a controller other than XHCI has a number of ports. Mirrors: qemuBuildUSBControllerDevStr"""
     if device.type == "usb" and device.ports is not None and device.model not in _XHCI_MODELS:
-        yield _unsupported(f"A USB controller of model {device.model} has no number of ports", device)
+        yield _unsupported(f"A USB controller of model {device.model} cannot have a number of ports", device)
 
 
 def _watchdog_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
-    """Yield an error for each watchdog that is one too many: all but the first in 9.0, later only of model ib700."""
+    """Yield an error for each excess watchdog: all but the first in 9.0, later only those of model ib700."""
     if not release.has("several-watchdogs"):
         for watchdog in dom.watchdogs[1:]:
             yield XMLError(
