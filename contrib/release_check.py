@@ -3,8 +3,8 @@
 """
 Check that the tree can be released: make release-check.
 
-Each check ends with "ok", "failed" or "missing"; a missing tool is named and stepped over. The exit code is 1 if a
-check failed. With --final, a missing tool and an unreleased changelog are failures too.
+Each check ends with "ok", "failed" or "missing"; a missing tool is named, and its check skipped. The exit code is 1 if
+a check failed. With --final, a missing tool and an unreleased changelog are failures too.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def check_auditwheel() -> str:
 
 
 def check_docs() -> str:
-    """The documentation builds without a warning, and its links lead somewhere."""
+    """The documentation builds without a warning, and its links are valid."""
     needs_module("sphinx")
     run(sys.executable, "docs/check_links.py")
     run(sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", TOP / "dist/docs")

@@ -108,7 +108,7 @@ static bool copy_ids(const struct phd_scan *scan, struct phd_record *record)
 	return true;
 }
 
-/* List a group instead of reading the links of its functions, where drivers are believed, too. */
+/* List a group instead of its functions' links, if the drivers' listings are trusted, too. */
 static void note_row(struct phd_scan *scan, uint32_t group)
 {
 	scan->row = group == scan->row_group ? scan->row + 1 : 1;
@@ -125,7 +125,7 @@ static int read_group(struct phd_scan *scan, struct phd_record *record, bool *is
 	uint64_t group = 0;
 	ssize_t n;
 
-	if (record->have & PHD_HAVE_IOMMU_GROUP) { /* the group's listing had it */
+	if (record->have & PHD_HAVE_IOMMU_GROUP) { /* found by the group's listing */
 		*is_sure = true;
 		return 0;
 	}
@@ -243,6 +243,8 @@ static int read_more(struct phd_scan *scan, const struct phd_record *record, str
 		return 0;
 	if (n < 0 || n == sizeof(text))
 		return phd_fail_here(scan, n < 0 ? (int)n : -EFBIG);
+	if (memchr(text, '\0', (size_t)n)) /* it would be several names of the pool */
+		return phd_fail_here(scan, -EBADMSG);
 	return phd_add_name(scan, text, (size_t)n, &more->methods);
 }
 
@@ -319,7 +321,8 @@ static void prepare(struct phd_scan *scan, const uint64_t *keys)
 	scan->bus = PHD_NONE64;
 	scan->doubtful_domain = PHD_NONE64;
 	scan->pending_first = PHD_NONE64;
-	scan->is_confined = scan->buffers->root_fd >= 0 && !scan->is_linked;
+	/* Even the links of sysfs: in an untrusted root they may lead to what is mounted there. */
+	scan->is_confined = scan->buffers->root_fd >= 0;
 	scan->is_crowd = scan->count >= scan->tuning->crowd;
 	scan->buffers->names[0] = '\0';
 	scan->names_used = 1;

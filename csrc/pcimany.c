@@ -125,7 +125,7 @@ static int answer_link(struct asking *ask, const char *path, const char *name,
 			return fd;
 	}
 	n = readlinkat(name ? ask->top_fd : fd, name ? name : "", ask->out, PHD_LINK_MAX);
-	if (n < 0) /* ENOENT: the empty name of something else than a link */
+	if (n < 0) /* ENOENT: the name is empty, and the file is not a link */
 		return !name && errno == ENOENT ? -EINVAL : -errno;
 	answer->size = (uint32_t)n;
 	return n == PHD_LINK_MAX ? -ENAMETOOLONG : 0;

@@ -181,7 +181,10 @@ static int open_again(int fd, int flags)
 	while (n > 0)
 		*out++ = digits[--n];
 	ret = open(path, flags);
-	return ret < 0 ? -errno : ret;
+	if (ret >= 0)
+		return ret;
+	/* The file exists, so only /proc can be missing: the file must not count as absent. */
+	return errno == ENOENT ? -ENOSYS : -errno;
 }
 
 /* A directory has its own errno. */

@@ -30,7 +30,7 @@ enum phd_flags {
 struct phd_pending {
 	size_t index;
 	uint64_t first;	 /* key of VF 0 */
-	uint64_t stride; /* 0 for a single VF */
+	uint64_t stride; /* 0 for a single VF; 1 until the links tell another */
 };
 
 /* A directory of functions, as named by a link of devices/; length 0: unknown. */

@@ -2,10 +2,11 @@
 /*
  * Find virtual functions without reading each of them.
  *
- * VF k of a PF is at first + k * stride (SR-IOV 1.1, 2.1.2).  So virtfn0 and virtfn1 give the
- * positions of all VFs, and the listing gives their number.  The last link confirms the result,
- * and the absence of a further link confirms the number.  sriov_numvfs would give it, too, but
- * takes the device lock: one function stuck in its driver would block the scan for ever.
+ * VF k of a PF is at first + k * stride (SR-IOV 1.1, 2.1.2).  So virtfn0 gives the positions of all
+ * VFs if the stride is 1, as nearly always, and the listing gives their number.  The last link
+ * confirms both; if it does not, virtfn1 gives the stride.  The absence of a further link confirms
+ * the number.  sriov_numvfs would give it, too, but takes the device lock: one function stuck in
+ * its driver would block the scan for ever.
  */
 #include "pciscan_internal.h"
 
@@ -32,20 +33,17 @@ static int mark_doubtful(struct phd_scan *scan, uint64_t key)
 
 int phd_find_vfs(struct phd_scan *scan, size_t index)
 {
-	uint64_t first, second, pf = scan->records[index].key;
+	uint64_t first, pf = scan->records[index].key;
 	int ret = read_virtfn(scan, 0, &first);
 
 	if (ret < 0 || first == PHD_NONE64)
 		return ret;
-	ret = read_virtfn(scan, 1, &second);
-	if (ret < 0)
-		return ret;
-	if (scan->pending_count == PHD_MAX_PENDING || first <= pf || second <= first)
+	if (scan->pending_count == PHD_MAX_PENDING || first <= pf)
 		return mark_doubtful(scan, pf);
 	scan->pending[scan->pending_count++] = (struct phd_pending){
 		.index = index,
 		.first = first,
-		.stride = second == PHD_NONE64 ? 0 : second - first,
+		.stride = 1,
 	};
 	if (first < scan->pending_first)
 		scan->pending_first = first;
@@ -116,23 +114,54 @@ static bool is_row_complete(struct phd_scan *scan, const struct phd_pending *pf,
 	return true;
 }
 
-/* All functions from *claimed to the end of the directory are VFs already found. */
-static int derive(struct phd_scan *scan, const struct phd_pending *pf, size_t *claimed)
+/* 1 if the PF has exactly n VFs at this stride, 0 if not, or -errno. */
+static int confirm_vfs(struct phd_scan *scan, const struct phd_pending *pf, uint64_t n,
+		       size_t *claimed)
 {
-	uint64_t n = count_listed(scan, pf), last, next = PHD_NONE64;
-	int ret;
+	uint64_t last, next = PHD_NONE64;
+	int ret = read_virtfn(scan, n - 1, &last);
 
-	ret = phd_enter_function(scan, pf->index);
+	if (ret < 0)
+		return ret;
+	if (last != pf->first + (n - 1) * pf->stride)
+		return 0;
+	if (!is_row_complete(scan, pf, n, claimed))
+		ret = read_virtfn(scan, n, &next);
+	return ret < 0 ? ret : next == PHD_NONE64;
+}
+
+/* 1 if the second VF tells another stride, 0 if not, or -errno. */
+static int correct_stride(struct phd_scan *scan, struct phd_pending *pf)
+{
+	uint64_t second;
+	int ret = read_virtfn(scan, 1, &second);
+
+	if (ret < 0)
+		return ret;
+	if (second != PHD_NONE64 && (second <= pf->first || second - pf->first == pf->stride))
+		return 0;
+	pf->stride = second == PHD_NONE64 ? 0 : second - pf->first;
+	return 1;
+}
+
+/* All functions from *claimed to the end of the directory are VFs already found. */
+static int derive(struct phd_scan *scan, struct phd_pending *pf, size_t *claimed)
+{
+	uint64_t n = count_listed(scan, pf);
+	int ret = phd_enter_function(scan, pf->index);
+
 	if (ret < 0)
 		return ret;
 	if (n == 0 || ret == 1)
 		return mark_doubtful(scan, pf->first);
-	ret = read_virtfn(scan, n - 1, &last);
-	if (ret == 0 && !is_row_complete(scan, pf, n, claimed))
-		ret = read_virtfn(scan, n, &next);
+	ret = confirm_vfs(scan, pf, n, claimed);
+	if (ret == 0 && (ret = correct_stride(scan, pf)) == 1) {
+		n = count_listed(scan, pf);
+		ret = confirm_vfs(scan, pf, n, claimed);
+	}
 	if (ret < 0)
 		return ret;
-	if (last != pf->first + (n - 1) * pf->stride || next != PHD_NONE64) {
+	if (ret == 0) {
 		*claimed = 0;
 		return mark_doubtful(scan, pf->first);
 	}

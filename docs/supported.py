@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Write the page that lists how pyhostdev treats each word of libvirt's domain grammar, from the tables of conf and qemu.
+Write the page that lists how pyhostdev treats each element of libvirt's domain grammar, from the tables in the code.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import Opaque
 from pyhostdev.conf.xml.xmlshape import Row, Shape
-from pyhostdev.qemu.qemu_command.ignored import IGNORED, REFUSED_BY_START, Word
+from pyhostdev.qemu.qemu_command.ignored import IGNORED, REFUSED_BY_START, Note
 from pyhostdev.qemu.qemu_command.refused import REFUSED
 from pyhostdev.qemu.qemu_domain.namespace import ELEMENTS
 
 GRAMMAR = Path(__file__).parent.parent / "testdata/grammar/libvirt-12.8.txt"
-ALWAYS = Word._field_defaults["asked"]  # of a word that is noted wherever it stands
+ALWAYS = Note._field_defaults["asked"]  # of a note that applies to every definition
 STATES = ("done", "noted", "refused", "kept")
-# refused whatever they say: by validation, or for want of a store of secrets
+# refused with any content: by validation, or because there is no store of secrets
 REFUSED_WHOLE = (
     "domain/launchSecurity",
     *(f"domain/devices/disk/{place}{name}" for place in ("", "source/") for name in ("auth", "encryption")),
@@ -30,14 +30,14 @@ HEAD = """# What is supported
 This page lists how pyhostdev treats every element and attribute of libvirt 12.8's domain grammar. `docs/supported.py`
 generates it from the tables that the code uses, and a test compares both.
 
-- **done**: it is on QEMU's command line, or `pyhostdev start` does it, or it needs nothing to be done.
+- **done**: it is on QEMU's command line, or `pyhostdev start` does it, or nothing needs to be done.
 - **noted**: it is accepted and printed. The plan says that `pyhostdev start` does nothing about it, or refuses to
   start a guest without it.
-- **refused**: it is understood, and `argv` and `start` refuse it by name, with its line; `xml` prints it.
-- **kept**: it is not known. `validate` says so, `xml` prints it as it was written, `argv` and `start` refuse it.
+- **refused**: it is known, and `argv` and `start` refuse it by name, with its line; `xml` prints it.
+- **kept**: it is not known. `validate` reports it, `xml` prints it as it was written, `argv` and `start` refuse it.
 
-A word can be done for one kind of device, or one value, and noted or refused for another: the table has the better
-answer, and messages name the device. Words of other hypervisors are in the grammar, too.
+An element or attribute can be done for one kind of device, or one value, and noted or refused for another: the table
+shows the better state, and messages name the device. The grammar also has elements and attributes of other hypervisors.
 """
 
 
@@ -145,7 +145,8 @@ def page() -> str:
     found = states()
     counts = {state: sum(1 for word in found.values() if word == state) for state in STATES}
     total = ", ".join(f"{count} {state}" for state, count in counts.items())
-    return HEAD + f"\n{len(found)} words: {total}.\n" + "".join(section(name, found) for name in sections(found))
+    count = f"\n{len(found)} elements and attributes: {total}.\n"
+    return HEAD + count + "".join(section(name, found) for name in sections(found))
 
 
 def sections(found: dict[str, str]) -> list[str]:

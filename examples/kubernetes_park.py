@@ -4,7 +4,7 @@
 Keep PCI functions of a Kubernetes node parked on vfio-pci: kubernetes_park.py SELECTOR... (VENDOR:DEVICE or an address)
 
 Run by the DaemonSet of kubernetes_park.yaml. At SIGTERM with PYHOSTDEV_RELEASE=yes the functions go back to their
-drivers; else they stay parked for the next pod, which finds them as its own. PYHOSTDEV_ROOT names a simulated host.
+drivers; else they stay parked for the next pod, which finds their records. PYHOSTDEV_ROOT names a simulated host.
 """
 
 from __future__ import annotations

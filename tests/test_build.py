@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is shipped builds and runs by itself: the sdist holds the sources, an install from it scans."""
+"""The sdist contains all sources, builds by itself, and an install from it can scan."""
 
 from __future__ import annotations
 

@@ -17,10 +17,13 @@ import pytest
 import pyhostdev
 import pyhostdev.qemu
 import pyhostdev.testing
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 from pyhostdev.errors import InvalidAddressError
+from pyhostdev.qemu.qemu_capabilities import load
 from pyhostdev.testing.events import SimulatedEvents
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.record import Plug
 from pyhostdev.util.sysfs_writer import ForkedWriter
 
 PACKAGES = (pyhostdev, pyhostdev.qemu, pyhostdev.testing)
@@ -80,13 +83,26 @@ def test_old_names_work_and_warn(module: str, old: str, new: str) -> None:
         _ = importlib.import_module(f"pyhostdev.{module}").nonsense
 
 
+def test_old_names_of_attributes_work_and_warn() -> None:
+    """A renamed attribute gives the same value and names the new spelling."""
+    hostdev = DomainHostdevDef.for_pci("0000:01:00.0", managed=True)
+    hostdev.host_driver.model = "xe-vfio-pci"
+    with pytest.warns(DeprecationWarning, match=r"host_driver\.model"):
+        assert "xe-vfio-pci" == hostdev.driver_model
+    capabilities = load("x86_64", why_stored="it is absent")
+    with pytest.warns(DeprecationWarning, match="why_not_probed"):
+        assert capabilities.why_not_probed == capabilities.apology
+    with pytest.warns(DeprecationWarning, match="properties_of"):
+        assert [True, False] == [capabilities.has_property("vfio-pci", name) for name in ("rombar", "no-such-property")]
+
+
 def test_an_address_is_accepted_as_text(bcm5719: FakeHost, tmp_path: Path) -> None:
     """Every public method that takes an address takes its text, and nothing else that looks like a path."""
     host = pyhostdev.Host(bcm5719.root, writer=bcm5719.kernel)
-    manager, address = pyhostdev.HostdevManager(host), PCIDeviceAddress.parse(A)
-    scan: Any = host.scan()
-    nothing: Any = None
-    assert host.pci_device(A).address == address == scan.find(A).address
+    manager, scan, address = pyhostdev.HostdevManager(host), host.scan(), PCIDeviceAddress.parse(A)
+    function = scan.find(A)
+    assert function is not None
+    assert host.pci_device(A).address == address == function.address
     assert (14, True, False) == (host.iommu_group(A), host.is_pci_express(A), host.is_in_flight(A))
     assert bcm5719.root.pci_device(A) == bcm5719.root.pci_device(address)
     assert address == pyhostdev.DomainHostdevDef.for_pci(A).pci_address
@@ -108,12 +124,12 @@ def test_an_address_is_accepted_as_text(bcm5719: FakeHost, tmp_path: Path) -> No
         lambda text: writer.write(bcm5719.root.pci_device(A), b"1", device=text),
         lambda text: live.write(bcm5719.root.pci_device(A), b"1", device=text),
         lambda text: manager.prepare(plan, by_descriptor=[text]),
-        lambda text: scan.free_virtual_functions(scan.find(A), taken=[text]),
+        lambda text: scan.free_virtual_functions(function, taken=[text]),
         lambda text: writer.open_group(14, [text]).__enter__(),
         lambda text: writer.open_devices([text]).__enter__(),
         lambda text: monitor.refresh([text]),
         lambda text: plan.with_nodes({text: []}),
-        lambda text: plan.with_plugs({text: nothing}),
+        lambda text: plan.with_plugs({text: Plug("pci", "plugged", None, None)}),
         lambda text: plan.with_guest_addresses({text: A}),
         lambda text: CARD.with_host_addresses({A: text}),
         pyhostdev.DomainHostdevDef.for_pci,

@@ -30,7 +30,7 @@ def devices(host: Host) -> Iterator[list[PCIDevice]]:
 
 
 def words_for(functions: list[PCIDevice]) -> list[str]:
-    """Return the seed's wish for a device: its first and its last function, the others declared."""
+    """Return the seed's request for a device: its first and its last function, the others declared."""
     if len(functions) == 1:
         return [str(functions[0].address)]
     ends = (functions[0], functions[-1])

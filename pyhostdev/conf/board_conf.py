@@ -7,7 +7,9 @@ Mirrors: the devices' own structures (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from pyhostdev.conf.device_conf import DeviceInfo
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.device_conf import WORD_NUMBERS, DeviceInfo
 from pyhostdev.conf.os_conf import SizeDef
 from pyhostdev.conf.virtio_conf import VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import (
@@ -23,18 +25,15 @@ from pyhostdev.conf.xml.xmlcodec import (
 )
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, flag, inline, optional_element
-from pyhostdev.errors import (
-    VIR_ERR_CONFIG_UNSUPPORTED,
-    VIR_ERR_INTERNAL_ERROR,
-    VIR_ERR_XML_ERROR,
-    Renumbering,
-)
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, XMLError
 from pyhostdev.util.viruuid import normal_uuid
 from pyhostdev.util.virxml import ULLONG_MAX
 
+if TYPE_CHECKING:
+    from pyhostdev.util.virxml import Element
+
 uuid_text = Codec(normal_uuid, str, "32 hexadecimal digits", code=VIR_ERR_INTERNAL_ERROR)
 _base = hexadecimal(0, maximum=ULLONG_MAX)
-WORD_NUMBERS = Renumbering("word-numbers", VIR_ERR_XML_ERROR)
 
 
 class TPMSource(ElementDef):
@@ -86,7 +85,9 @@ class DomainHubDef(ElementDef):
 
     tag = "hub"
 
-    type = attribute("type", enum("usb"), required=True)
+    type = attribute(
+        "type", enum("usb"), code=VIR_ERR_CONFIG_UNSUPPORTED, missing=VIR_ERR_INTERNAL_ERROR, required=True
+    )
     info = inline(DeviceInfo)
 
 
@@ -99,6 +100,7 @@ class DomainWatchdogDef(ElementDef):
         "model",
         enum("i6300esb", "ib700", "diag288", since={"itco": "itco-watchdog"}),
         code=VIR_ERR_CONFIG_UNSUPPORTED,
+        missing=VIR_ERR_INTERNAL_ERROR,
         required=True,
         renumbered=WORD_NUMBERS,
     )
@@ -185,6 +187,15 @@ class DomainMemoryDef(ElementDef):
     target_readonly = flag("target/readonly")
     virtio = inline(VirtioOptions)
     info = inline(DeviceInfo)
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse memory without a size.
+
+        Mirrors: virDomainMemoryTargetDefParseXML (src/conf/domain_conf.c)
+        """
+        if self.target_size is None:
+            raise XMLError("A <memory> device needs the <size> of its <target>", line=self.line)
 
     @property
     def size_kib(self) -> int:

@@ -7,11 +7,16 @@ Mirrors: virDomainChrSourceDef, virDomainChrDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from pyhostdev.conf.device_conf import DeviceInfo
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.device_conf import WORD_NUMBERS, DeviceInfo
 from pyhostdev.conf.xml.xmlcodec import Codec, enum, hexadecimal, number, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, elements, ignored, inline, opaque
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, XMLError
+
+if TYPE_CHECKING:
+    from pyhostdev.util.virxml import Element
 
 CHR_TYPES = (
     "null",
@@ -66,7 +71,12 @@ class ChrSource(ElementDef):
 
     type = attribute("type", enum(*CHR_TYPES), code=VIR_ERR_CONFIG_UNSUPPORTED)
     sources = elements("source", ChrSourceElement)
-    protocol = attribute("protocol/@type", enum("raw", "telnet", "telnets", "tls"))
+    protocol = attribute(
+        "protocol/@type",
+        enum("raw", "telnet", "telnets", "tls"),
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+        renumbered=WORD_NUMBERS,
+    )
     log_file = attribute("log/@file")
     log_append = attribute("log/@append", on_off)
 
@@ -138,6 +148,18 @@ class DomainChannelDef(DomainChrDef):
 
     tag = "channel"
 
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse a channel without a type of its guest side.
+
+        Mirrors: virDomainChrDefParseTargetXML (src/conf/domain_conf.c)
+        """
+        if self.target_type is None:
+            code = VIR_ERR_CONFIG_UNSUPPORTED if self.has_child("target") else None
+            raise XMLError("The <target> of a <channel> needs a type", line=self.line, libvirt_code=code)
+        if self.target_type == "guestfwd" and (self.target_address is None or self.target_port is None):
+            raise XMLError("A <channel> of type guestfwd needs address and port of its <target>", line=self.line)
+
 
 class SmartcardCertificate(ElementDef):
     """The name of a certificate."""
@@ -158,15 +180,33 @@ class DomainSmartcardDef(ElementDef):
     database = content("database")
     info = inline(DeviceInfo)
 
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse passthrough without a character device of the host.
+
+        Mirrors: virDomainSmartcardDefParseXML (src/conf/domain_conf.c)
+        """
+        if self.mode == "passthrough" and self.source.type is None:
+            raise XMLError("A <smartcard> with mode='passthrough' has no type", line=self.line)
+
 
 class DomainRedirdevDef(ElementDef):
     """A device that a viewer redirects."""
 
     tag = "redirdev"
 
-    bus = attribute("bus", enum("usb"), default="usb")
+    bus = attribute("bus", enum("usb"), default="usb", code=VIR_ERR_CONFIG_UNSUPPORTED)
     source = inline(ChrSource)
     info = inline(DeviceInfo)
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse a device without a character device of the host.
+
+        Mirrors: virDomainRedirdevDefParseXML (src/conf/domain_conf.c)
+        """
+        if self.source.type is None:
+            raise XMLError("A <redirdev> has no type", line=self.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
 
 
 def _id_or_any(width: int) -> Codec[int]:

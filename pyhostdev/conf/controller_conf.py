@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.vcpu_conf import MappedIOThread
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, signed, size_unit, unit_factor
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, content, elements, inline
+from pyhostdev.conf.xml.xmlfield import Elements, attribute, content, elements, inline
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
 from pyhostdev.util.virxml import parse_integer, shown
 
 if TYPE_CHECKING:
+    from pyhostdev.conf.vcpu_conf import MappedIOThread
     from pyhostdev.util.virxml import Element
 
 CONTROLLER_TYPES = (
@@ -116,7 +116,7 @@ class DomainControllerDef(ElementDef):
 
     tag = "controller"
 
-    type = attribute("type", enum(*CONTROLLER_TYPES, since={"nvme": "nvme-bus"}), required=True)
+    type = attribute("type", enum(*CONTROLLER_TYPES, since={"nvme": "nvme-bus"}), default="ide")
     index = attribute("index", signed(0))
     model = attribute("model")
     ports = attribute("ports", signed(0))
@@ -138,7 +138,9 @@ class DomainControllerDef(ElementDef):
     max_sectors = attribute("driver/@max_sectors", number)
     ioeventfd = attribute("driver/@ioeventfd", on_off)
     iothread = attribute("driver/@iothread", number)
-    iothread_mapping = elements("driver/iothreads/iothread", MappedIOThread, since="iothread-mapping")
+    iothread_mapping: Elements[MappedIOThread] = elements(
+        "driver/iothreads/iothread", "vcpu_conf.MappedIOThread", since="iothread-mapping"
+    )
     virtio = inline(VirtioOptions)
     info = inline(DeviceInfo)
     pcihole64 = content("pcihole64", big_number)
@@ -150,11 +152,9 @@ class DomainControllerDef(ElementDef):
 
         Mirrors: virDomainControllerDefParseXML (src/conf/domain_conf.c)
         """
-        code = VIR_ERR_CONFIG_UNSUPPORTED if self.type in ("scsi", "usb") else None
         if self.model is not None and self.model not in MODELS.get(self.type, ()):
-            raise XMLError(
-                f"Unknown model of a {self.type} controller: '{shown(self.model)}'", line=self.line, libvirt_code=code
-            )
+            text = f"Unknown model of a {self.type} controller: '{shown(self.model)}'"
+            raise XMLError(text, line=self.line, libvirt_code=VIR_ERR_CONFIG_UNSUPPORTED)
         for name in _TARGET_FIELDS:
             if getattr(self, name) == _UNSET or not self.is_pci:
                 setattr(self, name, None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.hmat_conf import NumaBandwidth, NumaCache, NumaLatency
 from pyhostdev.conf.xml.xmlcodec import (
     big_number,
     cpuset,
@@ -26,13 +25,14 @@ from pyhostdev.conf.xml.xmlcodec import (
     yes_no,
 )
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import attribute, content, elements, flag, ignored, opaque, optional_element
+from pyhostdev.conf.xml.xmlfield import Elements, attribute, content, elements, flag, ignored, opaque, optional_element
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.util.virxml import shown, source_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyhostdev.conf.hmat_conf import NumaBandwidth, NumaCache, NumaLatency
     from pyhostdev.util.virxml import Element
 
 HOST_MODES = ("host-passthrough", "maximum")  # modes with the host's model and vendor
@@ -75,7 +75,7 @@ class NumaCell(ElementDef):
     mem_access = attribute("memAccess", enum("shared", "private"))
     discard = attribute("discard", yes_no)
     distances = elements("distances/sibling", NumaSibling)
-    caches = elements("cache", NumaCache)
+    caches: Elements[NumaCache] = elements("cache", "hmat_conf.NumaCache")
 
     @property
     def memory_kib(self) -> int:
@@ -120,8 +120,8 @@ class CPUDef(ElementDef):
     maxphysaddr_limit = attribute("maxphysaddr/@limit", positive, since="cpu-address-limit")
     features = elements("feature", CPUFeature)
     cells = elements("numa/cell", NumaCell)
-    latencies = elements("numa/interconnects/latency", NumaLatency)
-    bandwidths = elements("numa/interconnects/bandwidth", NumaBandwidth)
+    latencies: Elements[NumaLatency] = elements("numa/interconnects/latency", "hmat_conf.NumaLatency")
+    bandwidths: Elements[NumaBandwidth] = elements("numa/interconnects/bandwidth", "hmat_conf.NumaBandwidth")
 
     @property
     def has_hmat(self) -> bool:
@@ -157,7 +157,7 @@ class CPUDef(ElementDef):
     def _misplaced(self) -> Iterator[ConfigError]:
         line = self.line
         if self.migratable is not None and self.mode not in HOST_MODES:
-            yield ConfigUnsupportedError("Only modes host-passthrough and maximum have migratable", line=line)
+            yield ConfigUnsupportedError("Only the modes host-passthrough and maximum can have migratable", line=line)
         if self.vendor_id is not None and self.mode not in HOST_MODES:
             yield from self._vendor_errors()
         if self.vendor is not None and self.model is None:
@@ -172,7 +172,7 @@ class CPUDef(ElementDef):
     def _vendor_errors(self) -> Iterator[ConfigError]:
         vendor = self.vendor_id or ""
         if len(vendor.encode()) != VENDOR_LENGTH or "," in vendor:
-            yield XMLError(f"A CPU's vendor_id has {VENDOR_LENGTH} characters and no comma", line=self.line)
+            yield XMLError(f"The vendor_id of a CPU must have {VENDOR_LENGTH} characters and no comma", line=self.line)
 
 
 class HypervFeatures(ElementDef):
@@ -212,8 +212,8 @@ class HypervFeatures(ElementDef):
         """
         if self.mode == "passthrough":
             return
-        known = [*_states_missing(element)]
-        if self.spinlocks and not (self.spinlocks_retries or 0) >= SPINLOCK_RETRIES_MIN:
+        known = [*_states_missing(self, element)]
+        if self.spinlocks and self.spinlocks_retries is not None and self.spinlocks_retries < SPINLOCK_RETRIES_MIN:
             known.append(XMLError(f"<spinlocks> needs at least {SPINLOCK_RETRIES_MIN} retries", line=self.line))
         vendor = self.vendor_id_value
         if self.vendor_id and (vendor is None or len(vendor.encode()) > HYPERV_VENDOR_MAX or "," in vendor):
@@ -222,12 +222,11 @@ class HypervFeatures(ElementDef):
         raise_all(known)
 
 
-def _states_missing(element: Element) -> Iterator[ConfigError]:
-    """Yield an error for each feature without a state."""
+def _states_missing(features: ElementDef, element: Element) -> Iterator[ConfigError]:
+    """Yield an error for each known feature without a state."""
     for feature in element:
-        if isinstance(feature.tag, str) and feature.get("state") is None:
-            tag = shown(str(feature.tag))
-            yield XMLError(f"<{tag}> of <{element.tag}> lacks 'state'", line=source_line(feature))
+        if isinstance(feature.tag, str) and features.has_child(feature.tag) and feature.get("state") is None:
+            yield XMLError(f"<{feature.tag}> of <{element.tag}> lacks 'state'", line=source_line(feature))
 
 
 class KVMFeatures(ElementDef):
@@ -248,7 +247,7 @@ class KVMFeatures(ElementDef):
 
         Mirrors: virDomainFeaturesKVMDefParse (src/conf/domain_conf.c)
         """
-        raise_all([*_states_missing(element)])
+        raise_all([*_states_missing(self, element)])
         size, (least, most) = self.dirty_ring_size or 0, DIRTY_RING_SIZES
         if self.dirty_ring and (size & (size - 1) or not least <= size <= most):
             raise XMLError(f"The size of a dirty ring must be a power of two from {least} to {most}", line=self.line)

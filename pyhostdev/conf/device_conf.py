@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyhostdev.util.virxml import Element
 
 ATTRIBUTE_NUMBER = Renumbering("attribute-number", VIR_ERR_XML_ERROR)
+WORD_NUMBERS = Renumbering("word-numbers", VIR_ERR_XML_ERROR)
 USB_DEPTH_MAX = 4  # numbers in a port: the depth of hubs
 _ALIAS_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
@@ -61,8 +62,10 @@ class DeviceAddress(ElementDef):
         kind = element.get("type")
         definition = ADDRESS_TYPES.get(str(kind))
         if definition is None:
-            said = "An <address> has no type" if kind is None else f"Address type '{shown(kind)}' is unknown"
-            raise ConfigUnsupportedError(said, line=source_line(element), renumbered=ATTRIBUTE_NUMBER)
+            message = "An <address> has no type" if kind is None else f"Address type '{shown(kind)}' is unknown"
+            code = VIR_ERR_INTERNAL_ERROR if kind is None else None
+            line = source_line(element)
+            raise ConfigUnsupportedError(message, line=line, libvirt_code=code, renumbered=ATTRIBUTE_NUMBER)
         self = definition()
         self.read(element)
         return self  # type: ignore[return-value]  # only called on DeviceAddress
@@ -263,7 +266,7 @@ class DeviceInfo(ElementDef):
     """
 
     boot_order = attribute("boot/@order", positive)
-    boot_loadparm = attribute("boot/@loadparm")
+    boot_loadparm = attribute("boot/@loadparm", Codec(str.upper, str, "a name"))
     alias = attribute("alias/@name")
     master_startport = attribute("master/@startport", number)
     rom_enabled = attribute("rom/@enabled", yes_no)

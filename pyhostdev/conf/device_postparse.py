@@ -58,11 +58,12 @@ def _fill_chr(dom: DomainDef, device: DomainChrDef) -> None:
     if device.tag == "console" and device.target_type is None:
         device.target_type = "serial"
     if device.tag == "serial" and device.target_type == "isa-debug" and dom.os.arch not in X86:
-        raise ConfigUnsupportedError("Only x86 has isa-debug serial ports", line=device.line)
+        raise ConfigUnsupportedError("Only x86 machines can have isa-debug serial ports", line=device.line)
     if device.target_port is None and device.tag in ("serial", "parallel", "console"):
         others: list[Any] = getattr(dom, f"{device.tag}s")
         ports = [other.target_port for other in others if other.target_port is not None]
         device.target_port = max(ports, default=-1) + 1
+    device.source.type = device.source.type or "pty"
     device.source.normalise()
     device.target_state = None
 
@@ -239,6 +240,8 @@ def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
         device.driver_name = device.host_driver.model = None
     if device.type not in ("pci", "mdev"):
         device.display = device.ramfb = None
+    if device.teaming_type is None:
+        device.teaming_persistent = None
     if device.type == "mdev":
         _check_mdev_address(device)
 
@@ -265,7 +268,7 @@ def _check_mdev_address(device: DomainHostdevDef) -> None:
 
 def _fill_controller(dom: DomainDef, device: DomainControllerDef) -> None:
     if (device.iothread is not None or device.iothread_mapping) and not str(device.model).startswith("virtio"):
-        raise XMLError("Only virtio SCSI controllers have an iothread", line=device.line)
+        raise XMLError("Only virtio SCSI controllers can have an iothread", line=device.line)
     if device.pcihole64 is not None:
         device.pcihole64, device.pcihole64_unit = device.pcihole64_kib, "KiB"
 
@@ -298,6 +301,8 @@ def _fill_input(dom: DomainDef, device: DomainInputDef) -> None:
 def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
     """Drop what this type of interface does not use, and add a MAC address."""
     device.managed = True if device.managed and device.hostdev is not None else None
+    if device.teaming_type is None:
+        device.teaming_persistent = None
     if device.type not in _FILTERED_NETS:
         device.filterref = None
     device.ifname = device.chosen_ifname

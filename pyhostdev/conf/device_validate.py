@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.device_conf import PCIGuestAddress, SpaprVIOAddress
+from pyhostdev.conf.device_conf import WORD_NUMBERS, PCIGuestAddress, SpaprVIOAddress
 from pyhostdev.conf.disk_validate import disk_errors
 from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
 from pyhostdev.conf.hostdev_conf import SCSIHostSource
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.rng_conf import DomainRNGDef
     from pyhostdev.conf.virtio_conf import DomainInputDef, DomainShmemDef, DomainVsockDef
     from pyhostdev.conf.xml.xmldef import ElementDef
+    from pyhostdev.util.virxml import Element
 
     Errors = Iterator[ConfigError]
 
@@ -74,14 +75,14 @@ def _info_errors(dom: DomainFields, device: ElementDef, info: DeviceInfo) -> Err
     is_tuned = info.rom_bar is not None or info.rom_file is not None
     has_rom = is_tuned or info.rom_enabled is not None
     if info.rom_enabled is False and is_tuned:
-        yield ConfigUnsupportedError("A ROM that is not enabled has no bar and no file", line=line)
+        yield ConfigUnsupportedError("A ROM that is not enabled cannot have 'bar' or 'file'", line=line)
     if has_rom and address is not None and address.kind not in ("pci", "unassigned"):
-        yield ConfigUnsupportedError("Only PCI devices have a ROM", line=line)
+        yield ConfigUnsupportedError("Only PCI devices can have a ROM", line=line)
     if isinstance(address, SpaprVIOAddress) and (address.reg or 0) > SPAPR_REG_MAX:
-        yield ConfigUnsupportedError(f"The highest register of spapr-vio is {SPAPR_REG_MAX:#x}", line=line)
+        yield ConfigUnsupportedError(f"A register of spapr-vio can be at most {SPAPR_REG_MAX:#x}", line=line)
     has_zpci = isinstance(address, PCIGuestAddress) and (address.zpci_uid, address.zpci_fid) != (None, None)
     if has_zpci and dom.os.arch not in ("s390x", "s390", None):
-        yield ConfigUnsupportedError(f"The architecture {dom.os.arch} has no zPCI", line=line)
+        yield ConfigUnsupportedError(f"The architecture {dom.os.arch} does not support zPCI", line=line)
 
 
 def _internal(message: str, line: int | None) -> ConfigError:
@@ -95,7 +96,7 @@ def _controller_errors(dom: DomainFields, device: DomainControllerDef) -> Errors
         return
     line, index = device.line, device.index or 0
     if device.is_pci_root and device.info.address is not None:
-        yield ConfigUnsupportedError(f"A {device.model} has no address", line=line)
+        yield ConfigUnsupportedError(f"A {device.model} cannot have an address", line=line)
     if index > PCI_INDEX_MAX:
         yield ConfigUnsupportedError(f"PCI controller index {index} is too high", line=line)
     if device.target_index is not None:
@@ -115,7 +116,7 @@ def _target_index_errors(device: DomainControllerDef, index: int) -> Errors:
     if target > TARGET_INDEX_MAX:
         yield ConfigUnsupportedError(f"Target index {target} is too high", line=device.line)
     if (index == 0) != (target == 0):
-        yield ConfigUnsupportedError("Target index 0 is for PCI controller 0 and only for it", line=device.line)
+        yield ConfigUnsupportedError("PCI controller 0 must have target index 0, and no other can", line=device.line)
 
 
 # type of host device -> its valid types of address, and libvirt's number for any other
@@ -132,18 +133,15 @@ def _hostdev_errors(dom: DomainFields, device: DomainHostdevDef) -> Errors:
     line, address = device.line, device.info.address
     kinds, code = _HOSTDEV_ADDRESSES.get(device.type, ((), None))
     if device.mode == "subsystem" and kinds and address is not None and address.kind not in kinds:
-        yield ConfigUnsupportedError(
-            f"A host device of type {device.type} cannot have an address of type {address.kind}",
-            line=line,
-            libvirt_code=code,
-        )
+        text = f"A host device of type {device.type} cannot have an address of type {address.kind}"
+        yield ConfigUnsupportedError(text, line=line, libvirt_code=code)
     source = device.source_def
     if isinstance(source, SCSIHostSource) and not re.fullmatch(_WWPN, source.wwpn or ""):
-        yield XMLError("The wwpn of a <hostdev> is naa. and 16 hexadecimal digits", line=line)
+        yield XMLError("The wwpn of a <hostdev> must be naa. and 16 hexadecimal digits", line=line)
     for name in device.guest_side_names() if device.assigned is False else ():
         yield XMLError(f"A <hostdev> with assigned='no' cannot have <{name}>", line=line)
     if device.sgio == "unfiltered":
-        yield ConfigUnsupportedError("Unfiltered sgio no longer exists", line=line)
+        yield ConfigUnsupportedError("sgio='unfiltered' is no longer supported", line=line)
     if device.teaming_type is not None:
         yield from _teaming_errors(device)
 
@@ -169,12 +167,27 @@ def _net_errors(dom: DomainFields, device: DomainNetDef) -> Errors:
         yield ConfigUnsupportedError(f"An interface of type {device.type} cannot be unmanaged", line=line)
     if device.port_isolated and device.type not in ("network", "bridge"):
         yield ConfigUnsupportedError(f"An interface of type {device.type} cannot be isolated", line=line)
-    if device.bandwidth is not None and device.type == "hostdev":
-        yield ConfigUnsupportedError("A host device has no bandwidth settings", line=line)
+    if device.mtu and device.type == "hostdev":
+        yield ConfigUnsupportedError("A host device cannot have <mtu>", line=line)
+    if device.type == "udp" and device.source is not None and device.source.local_address is None:
+        yield XMLError("An interface of type udp needs <local> in its <source>", line=line)
     for part in parse_elements(device.bandwidth)[:1]:
         for rate in part.iterchildren("inbound", "outbound"):
-            if rate.get("average") is None and rate.get("floor") is None:
-                yield XMLError("<bandwidth> needs an average or a floor", line=line, libvirt_code=VIR_ERR_XML_DETAIL)
+            yield from _rate_errors(device, rate)
+
+
+def _rate_errors(device: DomainNetDef, rate: Element) -> Errors:
+    """Mirrors: virNetDevBandwidthParseRate (src/conf/netdev_bandwidth_conf.c)"""
+    line, floor = device.line, rate.get("floor")
+    for name in ("average", "peak", "burst", "floor"):
+        value = rate.get(name)
+        if value is not None and not value.isdecimal():
+            text = f"Invalid {name} '{shown(value)}' in <bandwidth>: expected a number"
+            yield ConfigUnsupportedError(text, line=line, renumbered=WORD_NUMBERS)
+    if floor is not None and (rate.tag == "outbound" or device.type != "network"):
+        yield ConfigUnsupportedError("Only <inbound> of an interface of type network has a floor", line=line)
+    elif rate.get("average") is None and floor is None:
+        yield XMLError("<bandwidth> needs an average or a floor", line=line, libvirt_code=VIR_ERR_XML_DETAIL)
 
 
 # character device -> its target types
@@ -275,15 +288,15 @@ def _input_errors(dom: DomainFields, device: DomainInputDef) -> Errors:
     if bus == "ps2" and kind not in ("mouse", "keyboard"):
         yield _internal(f"A {kind} cannot be on bus ps2", line)
     if bus == "xen":
-        yield _internal("There is no bus xen", line)
+        yield _internal("The bus xen is not supported", line)
     if kind in ("mouse", "tablet", "keyboard") and device.source_evdev is not None:
-        yield ConfigUnsupportedError(f"A {kind} has no event device", line=line)
+        yield ConfigUnsupportedError(f"An input device of type {kind} cannot have an event device", line=line)
     if kind == "passthrough" and bus not in (None, "virtio"):
         yield ConfigUnsupportedError("A passed-through input device must be on bus virtio", line=line)
     if kind == "evdev" and bus not in (None, "none"):
-        yield ConfigUnsupportedError("An evdev input device has no bus", line=line)
+        yield ConfigUnsupportedError("An input device of type evdev cannot have a bus", line=line)
     if device.model is not None and bus not in (None, "virtio"):
-        yield ConfigUnsupportedError("Only an input device on bus virtio has a model", line=line)
+        yield ConfigUnsupportedError("Only an input device on bus virtio can have a model", line=line)
     if device.model in ("virtio-transitional", "virtio-non-transitional"):
         yield ConfigUnsupportedError(f"An input device cannot have the model {device.model}", line=line)
     if bus == "ps2" and dom.features.ps2 is False:
@@ -292,18 +305,18 @@ def _input_errors(dom: DomainFields, device: DomainInputDef) -> Errors:
 
 def _shmem_errors(dom: DomainFields, device: DomainShmemDef) -> Errors:
     if device.has_msi and not device.has_server:
-        yield XMLError("Only shared memory with a server has <msi>", line=device.line)
+        yield XMLError("Only shared memory with a server can have <msi>", line=device.line)
     if "/" in device.name or device.name in (".", ".."):
         yield ConfigUnsupportedError(f"Invalid name of shared memory '{shown(device.name)}'", line=device.line)
 
 
 def _fs_errors(dom: DomainFields, device: DomainFSDef) -> Errors:
-    if device.target is None:
-        yield XMLError("A file system has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)
     if device.source_dir is None and device.source_socket is None and device.type == "mount":
         yield XMLError("A file system has no source", line=device.line, libvirt_code=VIR_ERR_NO_SOURCE)
+    if device.target is None:
+        yield XMLError("A file system has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)
     if device.info.boot_order is not None and device.driver_type != "virtiofs":
-        yield ConfigUnsupportedError("Only virtiofs can be booted from", line=device.line)
+        yield ConfigUnsupportedError("Only virtiofs can have <boot>", line=device.line)
 
 
 def _graphics_errors(dom: DomainFields, device: DomainGraphicsDef) -> Errors:

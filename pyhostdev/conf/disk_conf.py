@@ -19,11 +19,11 @@ from pyhostdev.conf.storage_source_conf import (
     StorageEncryption,
     StorageSource,
 )
-from pyhostdev.conf.vcpu_conf import MappedIOThread
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, positive, size_unit, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
+    Elements,
     attribute,
     content,
     elements,
@@ -38,6 +38,7 @@ from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyhostdev.conf.vcpu_conf import MappedIOThread
     from pyhostdev.conf.xml.xmlfield import Field
     from pyhostdev.util.pciaddress import PCIDeviceAddress
     from pyhostdev.util.virxml import Element
@@ -136,7 +137,7 @@ class DomainDiskDef(ElementDef):
         enum("default", "none", "writethrough", "writeback", "directsync", "unsafe"),
     )
     error_policy = attribute("driver/@error_policy", enum("stop", "report", "ignore", "enospace"))
-    rerror_policy = attribute("driver/@rerror_policy", enum("stop", "report", "ignore"))
+    rerror_policy = attribute("driver/@rerror_policy", enum("stop", "report", "ignore", "enospace"))
     io = attribute("driver/@io", enum("native", "threads", "io_uring"))
     ioeventfd = attribute("driver/@ioeventfd", on_off)
     event_idx = attribute("driver/@event_idx", on_off)
@@ -147,7 +148,9 @@ class DomainDiskDef(ElementDef):
     detect_zeroes = attribute("driver/@detect_zeroes", enum("off", "on", "unmap"))
     queues = attribute("driver/@queues", number)
     queue_size = attribute("driver/@queue_size", number)
-    iothread_mapping = elements("driver/iothreads/iothread", MappedIOThread, since="iothread-mapping")
+    iothread_mapping: Elements[MappedIOThread] = elements(
+        "driver/iothreads/iothread", "vcpu_conf.MappedIOThread", since="iothread-mapping"
+    )
     metadata_cache = content("driver/metadata_cache/max_size", big_number)
     metadata_cache_unit = attribute("driver/metadata_cache/max_size/@unit", size_unit)
     statistics = elements("driver/statistics/statistic", DiskStatistics, since="disk-statistics")

@@ -8,7 +8,6 @@ Mirrors: virDomainDiskDefValidate and its parts (src/conf/domain_validate.c)
 from __future__ import annotations
 
 import re
-import string
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import (
@@ -31,13 +30,15 @@ if TYPE_CHECKING:
 
     Errors = Iterator[ConfigError]
 
-_COOKIE_NAME = frozenset(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")  # RFC 6265 4.1.1, a token
+# RFC 6265 4.1.1, a token
+_COOKIE_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~")
 _VENDOR_MAX = 8  # SPC-4 6.4.2, INQUIRY: characters of vendor and product
 _PRODUCT_MAX = 16
 _DRIVE_BUSES = ("ide", "scsi", "sata", "fdc", "nvme")
 _VIRTIO_DISK_ADDRESSES = ("pci", "ccw", "virtio-s390", "virtio-mmio")
 _LOCAL_TYPES = ("file", "block", "dir", "vhostuser")
 _NAMED_PROTOCOLS_EXCEPT = ("nbd",)
+_POOLED_PROTOCOLS = ("gluster", "rbd")  # their names are POOL/IMAGE
 _VHOSTUSER_WORDS = (
     *("cache", "error_policy", "rerror_policy", "io", "ioeventfd", "copy_on_read", "discard", "iothread"),
     *("detect_zeroes", "metadata_cache", "iotune", "encryption", "readonly", "shareable", "transient", "serial"),
@@ -52,8 +53,8 @@ def disk_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
         return
     yield from _source_errors(device)
     yield from _bus_errors(device)
-    yield from _kind_errors(device)
     yield from _lun_errors(device)
+    yield from _kind_errors(device)
     yield from _name_errors(device)
     yield from _iotune_errors(device.iotune)
     yield from _throttle_errors(dom, device)
@@ -83,7 +84,7 @@ def _source_errors(device: DomainDiskDef) -> Errors:
         yield XMLError("A vhostvdpa disk's <source> lacks 'dev'", line=line)
     for cookie in source.cookies:
         if cookie.name is None or not _COOKIE_NAME.issuperset(cookie.name):
-            yield XMLError("The name of a <cookie> has characters that no cookie's name has", line=cookie.line)
+            yield XMLError("The name of a <cookie> has invalid characters", line=cookie.line)
     yield from _startup_errors(device, source.startup_policy)
 
 
@@ -92,14 +93,16 @@ def _network_errors(source: StorageSource, line: int | None) -> Errors:
         yield XMLError("A network disk's <source> lacks 'protocol'", line=line)
     elif source.name is None and source.protocol not in _NAMED_PROTOCOLS_EXCEPT:
         yield XMLError(f"A disk of protocol {source.protocol} lacks the name of its image", line=line)
+    elif source.protocol in _POOLED_PROTOCOLS and "/" not in str(source.name):
+        yield XMLError(f"The name of a disk of protocol {source.protocol} needs a pool and an image", line=line)
 
 
 def _startup_errors(device: DomainDiskDef, policy: str | None) -> Errors:
     line = device.line
     if policy is not None and device.type not in (*_LOCAL_TYPES, "volume"):
-        yield XMLError(f"A disk of type {device.type} has no startupPolicy", line=line)
+        yield XMLError(f"A disk of type {device.type} cannot have a startupPolicy", line=line)
     elif policy == "requisite" and device.device not in ("cdrom", "floppy"):
-        yield XMLError("Only cdrom and floppy have startupPolicy='requisite'", line=line)
+        yield XMLError("Only cdrom and floppy can have startupPolicy='requisite'", line=line)
 
 
 def _nvme_errors(source: StorageSource) -> Errors:
@@ -121,14 +124,14 @@ def _vhostuser_errors(device: DomainDiskDef) -> Errors:
     if source.path is None or source.type is None:
         yield XMLError("A vhostuser disk's <source> lacks 'type' or 'path'", line=line)
     elif source.type != "unix":
-        yield ConfigUnsupportedError("The <source> of a vhostuser disk must have type='unix'", line=line)
-    said = [name for name in _VHOSTUSER_WORDS if getattr(device, name) not in (None, False, "default")]
+        yield XMLError("The <source> of a vhostuser disk must have type='unix'", line=line)
+    present = [name for name in _VHOSTUSER_WORDS if getattr(device, name) not in (None, False, "default")]
     if device.bus not in (None, "virtio"):
         yield ConfigUnsupportedError("A vhostuser disk must be on bus virtio", line=line)
     if device.snapshot not in (None, "no"):
-        said.append("snapshot")
-    if said:
-        yield ConfigUnsupportedError(f"A vhostuser disk cannot have {said[0].replace('_', ' ')}", line=line)
+        present.append("snapshot")
+    if present:
+        yield ConfigUnsupportedError(f"A vhostuser disk cannot have {present[0].replace('_', ' ')}", line=line)
 
 
 def _bus_errors(device: DomainDiskDef) -> Errors:
@@ -141,10 +144,15 @@ def _bus_errors(device: DomainDiskDef) -> Errors:
     if bus not in (None, "virtio"):
         for name in ("queues", "event_idx", "ioeventfd"):
             if getattr(device, name) is not None:
-                yield ConfigUnsupportedError(f"Only a virtio disk has {name}", line=line)
+                yield ConfigUnsupportedError(f"Only a virtio disk can have {name}", line=line)
         for name in ("iommu", "ats", "packed", "page_per_vq"):
             if getattr(device.virtio, name, None) is not None:
-                yield ConfigUnsupportedError(f"Only a virtio disk has {name}", line=line)
+                yield ConfigUnsupportedError(f"Only a virtio disk can have {name}", line=line)
+    if device.rerror_policy == "enospace":
+        yield ConfigUnsupportedError("Only the error_policy of a disk can be enospace", line=line)
+    tune = device.iotune
+    if tune is not None and tune.group_name is not None and not tune.limits():
+        yield ConfigUnsupportedError("A group of <iotune> needs limits", line=line)
     if device.model is not None and bus is not None and device.model.startswith("virtio") != (bus == "virtio"):
         yield ConfigUnsupportedError(f"A disk on bus {bus} cannot have model {device.model}", line=line)
 
@@ -161,13 +169,13 @@ def _product_errors(device: DomainDiskDef) -> Errors:
 def _kind_errors(device: DomainDiskDef) -> Errors:
     line, kind = device.line, device.device
     if kind != "lun" and (device.rawio is not None or device.sgio is not None):
-        yield ConfigUnsupportedError("Only a lun has rawio or sgio", line=line)
+        yield ConfigUnsupportedError("Only a lun can have rawio or sgio", line=line)
     if device.sgio == "unfiltered":
-        yield ConfigUnsupportedError("Unfiltered sgio no longer exists", line=line)
+        yield ConfigUnsupportedError("sgio='unfiltered' is no longer supported", line=line)
     if kind != "lun" and device.source is not None and device.source.reservations is not None:
-        yield ConfigUnsupportedError("Only a lun has <reservations>", line=line)
+        yield ConfigUnsupportedError("Only a lun can have <reservations>", line=line)
     if device.tray is not None and kind not in ("floppy", "cdrom"):
-        yield ConfigUnsupportedError("Only cdrom and floppy have a tray", line=line)
+        yield ConfigUnsupportedError("Only cdrom and floppy can have a tray", line=line)
     yield from _product_errors(device)
     if device.bus is not None and (kind == "floppy") != (device.bus == "fdc"):
         yield _internal(f"A {kind} cannot be on bus {device.bus}", line)
@@ -186,7 +194,7 @@ def _lun_errors(device: DomainDiskDef) -> Errors:
     if device.driver_type not in (None, "raw", "none"):
         yield ConfigUnsupportedError("A lun must have format raw", line=line)
     if source is not None and (source.slices or source.encryption is not None):
-        yield ConfigUnsupportedError("A lun has no slices and no encryption", line=line)
+        yield ConfigUnsupportedError("A lun cannot have slices or encryption", line=line)
 
 
 def _name_errors(device: DomainDiskDef) -> Errors:
@@ -210,12 +218,12 @@ def _throttle_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
         if row.group not in groups:
             yield XMLError(f"The throttle group '{shown(row.group)}' is not defined", line=row.line)
     if len(set(names)) != len(names):
-        yield XMLError("A disk has two filters of one throttle group", line=device.line)
+        yield XMLError("A disk can have only one filter of a throttle group", line=device.line)
     text = None
     if device.device == "cdrom":
         text = "A cdrom cannot have <throttlefilters>"
     elif device.iotune is not None:
-        text = "A disk has either <iotune> or <throttlefilters>"
+        text = "A disk can have either <iotune> or <throttlefilters>"
     if text is not None:
         yield ConfigUnsupportedError(text, line=device.line, libvirt_code=VIR_ERR_OPERATION_UNSUPPORTED)
 

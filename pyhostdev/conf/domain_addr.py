@@ -360,7 +360,7 @@ class DomainPCIAddressSet:
             add = len(models)
         models += ["pci-bridge" if len(models) > 1 else models[-1]] * (add - len(models))
         if last > PCI_INDEX_MAX:
-            raise _address_error(f"A guest has no more than {PCI_INDEX_MAX + 1} PCI buses", False)
+            raise _address_error(f"A guest can have at most {PCI_INDEX_MAX + 1} PCI buses", False)
         self.buses.extend(DomainPCIAddressBus(model) for model in models)
         return last
 

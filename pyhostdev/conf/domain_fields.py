@@ -33,7 +33,13 @@ from pyhostdev.conf.xml.xmlfield import (
     opaque,
     optional_element,
 )
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, VIR_ERR_INVALID_ARG, VIR_ERR_NO_NAME
+from pyhostdev.errors import (
+    VIR_ERR_CONFIG_UNSUPPORTED,
+    VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_INVALID_ARG,
+    VIR_ERR_NO_NAME,
+    VIR_ERR_XML_ERROR,
+)
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.viruuid import normal_uuid
 
@@ -89,7 +95,7 @@ uuid_text = Codec(normal_uuid, str, "32 hexadecimal digits", code=VIR_ERR_INTERN
 
 def _parse_genid(text: str) -> str:
     """Return an id in libvirt's spelling; empty text stays empty: libvirt generates the id."""
-    return normal_uuid(text) if text.strip() else ""
+    return normal_uuid(text) if text else ""
 
 
 genid_text = Codec(_parse_genid, str, "32 hexadecimal digits", code=VIR_ERR_INTERNAL_ERROR)
@@ -126,12 +132,14 @@ class DomainFields(ElementDef):
 
     tag = "domain"
 
-    type = attribute("type", enum(*VIRT_TYPES), required=True)
+    type = attribute(
+        "type", enum(*VIRT_TYPES), code=VIR_ERR_CONFIG_UNSUPPORTED, missing=VIR_ERR_INTERNAL_ERROR, required=True
+    )
     id = attribute("id", number, lenient=True)
     name = content("name", name_text, required=True, code=VIR_ERR_NO_NAME)
     uuid = content("uuid", uuid_text)
     hwuuid = content("hwuuid", uuid_text, since="hwuuid")
-    genid = content("genid", genid_text)
+    genid = content("genid", genid_text, keeps_empty=True)
     title = content("title")
     description = content("description")
     metadata = opaque("metadata", for_host=True)
@@ -144,8 +152,8 @@ class DomainFields(ElementDef):
     min_guarantee = optional_element("memtune/min_guarantee", SizeDef)
     swap_hard_limit = optional_element("memtune/swap_hard_limit", SizeDef)
     memory_backing = element_or_default("memoryBacking", MemoryBackingDef)
-    vcpus = content("vcpu", unsigned(minimum=1, code=VIR_ERR_INVALID_ARG), default=1)
-    vcpu_placement = attribute("vcpu/@placement", enum("static", "auto"))
+    vcpus = content("vcpu", unsigned(minimum=1, code=VIR_ERR_INVALID_ARG), default=1, keeps_empty=True)
+    vcpu_placement = attribute("vcpu/@placement", enum("static", "auto"), lenient=True)
     vcpu_cpuset = attribute("vcpu/@cpuset", cpuset)
     vcpu_current = attribute("vcpu/@current", number)
     vcpu_list: Elements[VcpuDef] = elements("vcpus/vcpu", "vcpu_conf.VcpuDef")
@@ -158,8 +166,8 @@ class DomainFields(ElementDef):
         "throttlegroups/throttlegroup", "disk_conf.ThrottleGroupDef", since="disk-throttle"
     )
     cputune: OptionalElement[CPUTuneDef] = optional_element("cputune", "vcpu_conf.CPUTuneDef")
-    numatune = element_or_default("numatune", NumaTuneDef)
-    resource = opaque("resource", for_host=True)
+    numatune = element_or_default("numatune", NumaTuneDef, single=VIR_ERR_XML_ERROR)
+    resource = opaque("resource", for_host=True, single=VIR_ERR_XML_ERROR)
     sysinfos: Elements[SysinfoDef] = elements("sysinfo", "sysinfo_conf.SysinfoDef")
     bootloader = content("bootloader")
     bootloader_args = content("bootloader_args")
@@ -172,7 +180,9 @@ class DomainFields(ElementDef):
     on_poweroff = content("on_poweroff", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_CONFIG_UNSUPPORTED)
     on_reboot = content("on_reboot", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_CONFIG_UNSUPPORTED)
     on_crash = content("on_crash", enum(*CRASH_ACTIONS), code=VIR_ERR_CONFIG_UNSUPPORTED)
-    on_lockfailure = content("on_lockfailure", enum("poweroff", "restart", "pause", "ignore"))
+    on_lockfailure = content(
+        "on_lockfailure", enum("poweroff", "restart", "pause", "ignore"), code=VIR_ERR_CONFIG_UNSUPPORTED
+    )
     suspend_to_mem = attribute("pm/suspend-to-mem/@enabled", yes_no)
     suspend_to_disk = attribute("pm/suspend-to-disk/@enabled", yes_no)
     perf = opaque("perf", for_host=True)
@@ -199,18 +209,22 @@ class DomainFields(ElementDef):
     hubs: Elements[DomainHubDef] = elements("devices/hub", "board_conf.DomainHubDef")
     watchdogs: Elements[DomainWatchdogDef] = elements("devices/watchdog", "board_conf.DomainWatchdogDef")
     memballoon: OptionalElement[DomainMemballoonDef] = optional_element(
-        "devices/memballoon", "virtio_conf.DomainMemballoonDef"
+        "devices/memballoon", "virtio_conf.DomainMemballoonDef", single=VIR_ERR_INTERNAL_ERROR
     )
     rngs: Elements[DomainRNGDef] = elements("devices/rng", "rng_conf.DomainRNGDef")
-    nvram: OptionalElement[DomainNVRAMDef] = optional_element("devices/nvram", "board_conf.DomainNVRAMDef")
+    nvram: OptionalElement[DomainNVRAMDef] = optional_element(
+        "devices/nvram", "board_conf.DomainNVRAMDef", single=VIR_ERR_INTERNAL_ERROR
+    )
     panics: Elements[DomainPanicDef] = elements("devices/panic", "board_conf.DomainPanicDef")
     shmems: Elements[DomainShmemDef] = elements("devices/shmem", "virtio_conf.DomainShmemDef")
     memories: Elements[DomainMemoryDef] = elements("devices/memory", "board_conf.DomainMemoryDef")
     cryptos: Elements[DomainCryptoDef] = elements("devices/crypto", "virtio_conf.DomainCryptoDef", since="crypto")
     iommus: Elements[DomainIOMMUDef] = elements("devices/iommu", "virtio_conf.DomainIOMMUDef")
-    vsock: OptionalElement[DomainVsockDef] = optional_element("devices/vsock", "virtio_conf.DomainVsockDef")
+    vsock: OptionalElement[DomainVsockDef] = optional_element(
+        "devices/vsock", "virtio_conf.DomainVsockDef", single=VIR_ERR_XML_ERROR
+    )
     pstore: OptionalElement[DomainPstoreDef] = optional_element(
-        "devices/pstore", "board_conf.DomainPstoreDef", since="pstore"
+        "devices/pstore", "board_conf.DomainPstoreDef", since="pstore", single=VIR_ERR_XML_ERROR
     )
     seclabel = opaque("seclabel", for_host=True)
     keywrap = opaque("keywrap")

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.cpu_conf import HypervFeatures
+from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.disk_conf import DomainDiskDef
 from pyhostdev.conf.domain_limits import name_errors
 from pyhostdev.conf.graphics_postparse import fill_graphics
-from pyhostdev.conf.idle_words import drop_idle_words
 from pyhostdev.conf.os_conf import ClockDef, SizeDef
+from pyhostdev.conf.redundant_values import drop_redundant_values
 from pyhostdev.conf.tuning_postparse import normalise_tuning
 from pyhostdev.conf.xml.xmlcodec import unit_factor
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, XMLError, raise_all
@@ -41,7 +42,9 @@ def normalise(dom: DomainFields) -> None:
         dom.genid = _uuid_of_name(f"{dom.uuid} genid")
     raise_all(list(name_errors(dom)))
     _normalise_features(dom.features)
-    drop_idle_words(dom)
+    if dom.memballoon is not None and dom.memballoon.model == "none":
+        dom.memballoon.info = DeviceInfo()  # libvirt does not read it
+    drop_redundant_values(dom)
     dom.clock = dom.clock or ClockDef()
     dom.on_poweroff = dom.on_poweroff or "destroy"
     dom.on_reboot = dom.on_reboot or "restart"
@@ -92,7 +95,7 @@ def _refuse_two_uuids(dom: DomainFields) -> None:
     firmware = _sysinfo_uuid(dom)
     seen = dom.hwuuid or dom.uuid
     if firmware not in (None, seen):
-        text = f"The domain has UUID {seen}, and <sysinfo> says {firmware}"
+        text = f"The domain has UUID {seen}, but <sysinfo> has {firmware}"
         raise XMLError(text, line=dom.line, libvirt_code=VIR_ERR_XML_DETAIL)
 
 
@@ -104,6 +107,9 @@ def _normalise_memory(dom: DomainFields) -> None:
     dom.memory.value, dom.memory.unit = dom.memory_kib, "KiB"
     if dom.max_memory is not None:
         dom.max_memory.value, dom.max_memory.unit = dom.max_memory.kib, "KiB"
+        dom.max_memory.slots = dom.max_memory.slots or None
+        if not dom.max_memory.kib and dom.max_memory.slots is None:
+            dom.max_memory = None
     for disk in dom.disks:
         for encryption in (disk.encryption, disk.source.encryption if disk.source is not None else None):
             if encryption is not None:

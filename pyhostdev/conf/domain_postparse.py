@@ -28,6 +28,7 @@ from pyhostdev.conf.guest_addresses import mark_written
 from pyhostdev.conf.newer_words import drop_newer_words
 from pyhostdev.conf.os_conf import BootDev, OSDef, SizeDef
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, XMLError
+from pyhostdev.util.virxml import is_blank
 
 if TYPE_CHECKING:
     from pyhostdev.conf.disk_conf import DomainDiskDef
@@ -69,6 +70,8 @@ def post_parse(dom: DomainDef, hypervisor: Hypervisor) -> DomainDef:
     refuse_too_large(dom)
     drop_newer_words(dom, hypervisor.release)
     normalise(dom)
+    if hypervisor.release.has("blank-metadata") and is_blank(dom.metadata):
+        dom.metadata = None
     sort_controllers(dom)
     _add_hostdev_controllers(dom, hypervisor.release)
     assign_indices(dom)
@@ -108,7 +111,7 @@ def _in_parse_order(dom: DomainDef) -> list[ElementDef]:
 
 def _assign_isa_ports(dom: DomainDef) -> None:
     """
-    Give ISA serial ports their numbers; a port whose type is not written counts as none yet.
+    Give ISA serial ports their numbers; a port without a written type does not count yet.
 
     Raises:
         XMLError: there are too many ports, or two have the same number.
@@ -172,7 +175,7 @@ def _check_virtio_serial(dom: DomainDef) -> None:
     """
     for device, info in dom.device_infos():
         address = info.address
-        if not isinstance(address, VirtioSerialAddress):
+        if not isinstance(address, VirtioSerialAddress) or not address.port:
             continue
         if find_controller(dom, "virtio-serial", address.controller) is None:
             raise XMLError(f"The domain has no virtio-serial controller {address.controller}", line=device.line)
@@ -192,7 +195,7 @@ def _fill_memory(dom: DomainDef) -> None:
     if cells:
         dom.memory.value = cells + plugged
     if dom.memory_kib <= plugged:
-        raise XMLError("The domain has no memory besides its memory devices", line=dom.line)
+        raise XMLError("The domain has no memory except its memory devices", line=dom.line)
     current = dom.current_memory.kib if dom.current_memory is not None else 0
     if not 0 < current <= dom.memory_kib:
         dom.current_memory = SizeDef.of_kib(dom.memory_kib)
@@ -290,7 +293,7 @@ def _add_console(dom: DomainDef, release: LibvirtRelease) -> None:
 
 
 def _number_consoles(dom: DomainDef) -> None:
-    """Give each console its place as its port, whatever the definition says."""
+    """Give each console its position as its port; a port in the definition is ignored."""
     for number, console in enumerate(dom.consoles):
         console.target_port = number
 
@@ -375,7 +378,7 @@ def _add_implicit_video(dom: DomainDef, hypervisor: Hypervisor) -> None:
     if not dom.videos:
         return
     for second in [video for video in dom.videos if video.primary][1:]:
-        raise ConfigUnsupportedError("A guest has one primary video at most", line=second.line)
+        raise ConfigUnsupportedError("A guest can have at most one primary video", line=second.line)
     primary = next((video for video in dom.videos if video.primary), dom.videos[0])
     dom.videos.sort(key=lambda video: video is not primary)
     if primary.model_type == "none":

@@ -106,10 +106,10 @@ def word_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """
     wrong = [finding for finding in unknown_words(dom) if finding.severity == ERROR]
     yield from (XMLError(finding.message, line=finding.line, reason=finding.reason) for finding in wrong)
-    told = {(finding.message, finding.line) for finding in wrong}
+    reported = {(finding.message, finding.line) for finding in wrong}
     for _, part in dom.walk():
         errors = (word.error for word in part.invalid_words)
-        yield from (error for error in errors if (error.message, error.line) not in told)
+        yield from (error for error in errors if (error.message, error.line) not in reported)
 
 
 def _unassigned_errors(device: ElementDef) -> Iterator[ConfigError]:
@@ -223,7 +223,7 @@ def _topology_errors(dom: DomainFields) -> Iterator[ConfigError]:
     total = cpu.sockets * (cpu.dies or 1) * (cpu.clusters or 1) * (cpu.cores or 1) * (cpu.threads or 1)
     if total != dom.vcpus:
         yield ConfigUnsupportedError(
-            f"The CPU topology has {total} threads and the domain {dom.vcpus} virtual CPUs", line=cpu.line
+            f"The CPU topology has {total} threads, but the domain has {dom.vcpus} virtual CPUs", line=cpu.line
         )
 
 
@@ -263,9 +263,9 @@ def _iommu_errors(dom: DomainFields) -> Iterator[ConfigError]:
         own = _IOMMU_OPTIONS[iommu.model]
         foreign = [name for names in _IOMMU_OPTIONS.values() for name in names if name not in own]
         if any(getattr(iommu, name) is not None for name in foreign):
-            yield XMLError(f"An IOMMU of model {iommu.model} does not have all of these options", line=iommu.line)
+            yield XMLError(f"An IOMMU of model {iommu.model} cannot have options of other models", line=iommu.line)
         if iommu.model in ("intel", "smmuv3") and iommu.info.address is not None:
-            yield XMLError(f"An IOMMU of model {iommu.model} has no address", line=iommu.line)
+            yield XMLError(f"An IOMMU of model {iommu.model} cannot have an address", line=iommu.line)
         if iommu.intremap and dom.features.ioapic_driver != "qemu":
             yield ConfigUnsupportedError("Interrupt remapping needs <ioapic driver='qemu'/>", line=iommu.line)
         if iommu.eim and not iommu.intremap:
@@ -275,7 +275,7 @@ def _iommu_errors(dom: DomainFields) -> Iterator[ConfigError]:
 def _os_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefOSValidate, virDomainDefBootValidate (src/conf/domain_validate.c)"""
     boot = dom.os
-    has_loader = bool(boot.loader_type or boot.loader_readonly or boot.loader_secure)
+    has_loader = bool(boot.loader_type or boot.loader_readonly or boot.loader_secure) or boot.has_child("loader")
     if has_loader and not boot.loader and boot.firmware is None:
         yield XMLError(
             "A <loader> without path needs firmware to be chosen", line=boot.line, libvirt_code=VIR_ERR_XML_DETAIL
@@ -302,13 +302,13 @@ def _timer_errors(dom: DomainFields) -> Iterator[ConfigError]:
     for timer in dom.clock.timers if dom.clock is not None else ():
         name, line = timer.name, timer.line
         if timer.tickpolicy is not None and name in ("kvmclock", "hypervclock"):
-            yield ConfigUnsupportedError(f"Timer {name} has no tickpolicy", line=line)
+            yield ConfigUnsupportedError(f"Timer {name} cannot have a tickpolicy", line=line)
         if timer.tickpolicy != "catchup" and (timer.threshold or timer.slew or timer.limit):
-            yield XMLError("Only tickpolicy='catchup' has <catchup>", line=line)
+            yield XMLError("Only tickpolicy='catchup' can have <catchup>", line=line)
         if name != "tsc" and (timer.frequency or timer.mode):
-            yield ConfigUnsupportedError(f"Timer {name} has no frequency and no mode", line=line)
+            yield ConfigUnsupportedError(f"Timer {name} cannot have a frequency or a mode", line=line)
         if name not in ("platform", "rtc") and timer.track is not None:
-            yield ConfigUnsupportedError(f"Timer {name} has no track", line=line)
+            yield ConfigUnsupportedError(f"Timer {name} cannot have 'track'", line=line)
 
 
 def _audio_errors(dom: DomainFields) -> Iterator[ConfigError]:

@@ -32,7 +32,7 @@ class DomainFSDef(ElementDef):
 
     tag = "filesystem"
 
-    type = attribute("type", default="mount")
+    type = attribute("type", enum("mount", "block", "file", "template", "ram", "bind", "volume"), default="mount")
     accessmode = attribute("accessmode", enum("passthrough", "mapped", "squash"))
     model = attribute("model", enum(*VIRTIO_MODELS))
     multidevs = attribute("multidevs", enum("default", "remap", "forbid", "warn"))

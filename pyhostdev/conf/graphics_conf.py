@@ -7,13 +7,40 @@ Mirrors: virDomainGraphicsDef, virDomainVideoDef, virDomainSoundDef (src/conf/do
 
 from __future__ import annotations
 
-from pyhostdev.conf.device_conf import DeviceInfo
+import re
+from typing import TYPE_CHECKING
+
+from pyhostdev.conf.device_conf import WORD_NUMBERS, DeviceInfo
 from pyhostdev.conf.virtio_conf import VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import enum, number, on_off, positive, signed, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, element_or_default, elements, ignored, inline
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
+from pyhostdev.errors import (
+    VIR_ERR_CONFIG_UNSUPPORTED,
+    VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_XML_ERROR,
+    Renumbering,
+    XMLError,
+)
+from pyhostdev.util.virxml import shown
 
+if TYPE_CHECKING:
+    from pyhostdev.util.virxml import Element
+
+_PORT_NUMBER = Renumbering("port-number", VIR_ERR_XML_ERROR)
+_END = r"\d{1,4}-\d{1,2}-\d{1,2}T\d{1,2}:\d{1,2}:\d{1,2}"
+# element of SPICE -> the attribute that it must have
+_SPICE_SETTINGS = {
+    "image": "compression",
+    "jpeg": "compression",
+    "zlib": "compression",
+    "playback": "compression",
+    "streaming": "mode",
+    "clipboard": "copypaste",
+    "filetransfer": "enable",
+    "gl": "enable",
+    "mouse": "mode",
+}
 GRAPHICS_TYPES = ("sdl", "vnc", "rdp", "desktop", "spice", "egl-headless", "dbus")
 
 
@@ -56,7 +83,7 @@ class DomainGraphicsDef(ElementDef):
     tag = "graphics"
 
     type = attribute("type", enum(*GRAPHICS_TYPES), required=True)
-    port = attribute("port", signed())
+    port = attribute("port", signed(), code=VIR_ERR_INTERNAL_ERROR, renumbered=_PORT_NUMBER)
     tls_port = attribute("tlsPort", signed())
     autoport = attribute("autoport", yes_no, lenient=True)
     websocket = attribute("websocket", signed())
@@ -66,7 +93,7 @@ class DomainGraphicsDef(ElementDef):
     listen = attribute("listen")
     keymap = attribute("keymap")
     wait = attribute("wait", yes_no, since="vnc-wait")
-    share_policy = attribute("sharePolicy", enum("allow-exclusive", "force-shared", "ignore"), lenient=True)
+    share_policy = attribute("sharePolicy", enum("allow-exclusive", "force-shared", "ignore"))
     default_mode = attribute("defaultMode", enum("any", "secure", "insecure"))
     display = attribute("display")
     xauth = attribute("xauth")
@@ -77,7 +104,7 @@ class DomainGraphicsDef(ElementDef):
     address = attribute("address")
     passwd = attribute("passwd")
     passwd_valid_to = attribute("passwdValidTo")
-    connected = attribute("connected", enum("fail", "disconnect", "keep"))
+    connected = attribute("connected", enum("fail", "disconnect", "keep"), lenient=True)
     listens = elements("listen", GraphicsListen)
     channels = elements("channel", SpiceChannel)
     image_compression = attribute("image/@compression", enum("auto_glz", "auto_lz", "quic", "glz", "lz", "off"))
@@ -91,6 +118,20 @@ class DomainGraphicsDef(ElementDef):
     gl_enable = attribute("gl/@enable", yes_no)
     gl_rendernode = attribute("gl/@rendernode")
     audio_id = attribute("audio/@id", number)
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse a setting of SPICE without its value, and an invalid end of the password.
+
+        Mirrors: virDomainGraphicsDefParseXMLSpice, virDomainGraphicsAuthDefParseXML (src/conf/domain_conf.c)
+        """
+        for tag, leaf in _SPICE_SETTINGS.items() if self.type == "spice" else ():
+            if self.has_child(tag) and element.find(f"{tag}[@{leaf}]") is None:
+                raise XMLError(f"<{tag}> of <graphics> lacks '{leaf}'", line=self.lines.get((tag,), self.line))
+        end = self.passwd_valid_to
+        if self.passwd is not None and end is not None and not re.fullmatch(_END, end, re.ASCII):
+            text = f"The end '{shown(end)}' of a password is not written as YYYY-MM-DDTHH:MM:SS"
+            raise XMLError(text, line=self.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
 
     @property
     def needs_render_node(self) -> bool:
@@ -129,13 +170,15 @@ class DomainVideoDef(ElementDef):
             "ramfb",
         ),
         default="default",
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+        renumbered=WORD_NUMBERS,
     )
     ram = attribute("model/@ram", number)
     vram = attribute("model/@vram", number)
     vram64 = attribute("model/@vram64", number)
     vgamem = attribute("model/@vgamem", number)
-    heads = attribute("model/@heads", number)
-    primary = attribute("model/@primary", yes_no)
+    heads = attribute("model/@heads", number, code=VIR_ERR_INTERNAL_ERROR, renumbered=WORD_NUMBERS)
+    primary = attribute("model/@primary", yes_no, lenient=True)
     blob = attribute("model/@blob", on_off, since="video-blob")
     edid = attribute("model/@edid", on_off, since="video-edid")
     device = attribute(
@@ -149,6 +192,15 @@ class DomainVideoDef(ElementDef):
     resolution_x = attribute("model/resolution/@x", positive, code=VIR_ERR_CONFIG_UNSUPPORTED)
     resolution_y = attribute("model/resolution/@y", positive, code=VIR_ERR_CONFIG_UNSUPPORTED)
     info = inline(DeviceInfo)
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse a resolution with only one of its two numbers.
+
+        Mirrors: virDomainVideoResolutionDefParseXML (src/conf/domain_conf.c)
+        """
+        if (self.resolution_x is None) != (self.resolution_y is None):
+            raise XMLError("<resolution> of a video needs both x and y", line=self.line)
 
 
 class SoundCodec(ElementDef):

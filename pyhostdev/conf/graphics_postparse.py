@@ -48,15 +48,15 @@ def _fill_listens(graphics: DomainGraphicsDef) -> None:
     if not graphics.listens:
         graphics.listens = [_listen_of(graphics)]
     first = graphics.listens[0]
-    said = graphics.listen
+    attribute = graphics.listen
     addresses = [part.address for part in graphics.listens if part.type == "address"]
-    if said is not None and addresses and addresses[0] not in (None, said):
+    if attribute is not None and addresses and addresses[0] not in (None, attribute):
         raise XMLError(
-            f"listen='{said}' of <graphics> is not the address '{addresses[0]}' of its <listen>",
+            f"listen='{attribute}' of <graphics> is not the address '{addresses[0]}' of its <listen>",
             line=graphics.line,
         )
-    if said is not None and first.type == "address" and first.address is None:
-        first.address = said
+    if attribute is not None and first.type == "address" and first.address is None:
+        first.address = attribute
     graphics.listen = first.address if first.type == "address" else None
     graphics.socket = None if first.type != "socket" else graphics.socket
 

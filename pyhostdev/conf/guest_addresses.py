@@ -158,17 +158,19 @@ def compare_addresses(old: DomainFields, new: DomainFields) -> list[AddressChang
     Devices are matched by the alias that the user chose, then by MAC, source, target and serial number, then by their
     order among those of their kind. A controller is matched by its type, index and model.
     """
-    olds, news = list(_placed(old)), list(_placed(new))
-    pairs = dict(_matched(olds, news))
+    old_places, new_places = list(_placed(old)), list(_placed(new))
+    pairs = dict(_matched(old_places, new_places))
     changes = []
-    for place, (_, before) in enumerate(olds):
-        after = news[pairs[place]][1] if place in pairs else None
+    for place, (_, before) in enumerate(old_places):
+        after = new_places[pairs[place]][1] if place in pairs else None
         if after is None:
             changes.append(AddressChange(GONE, before, None))
         elif (before.type, before.address) != (after.type, after.address):
             changes.append(AddressChange(MOVED, before, after))
     matched = set(pairs.values())
-    changes += [AddressChange(ADDED, None, found) for place, (_, found) in enumerate(news) if place not in matched]
+    changes += [
+        AddressChange(ADDED, None, found) for place, (_, found) in enumerate(new_places) if place not in matched
+    ]
     return changes
 
 
@@ -180,16 +182,16 @@ def has_moved(changes: Iterable[AddressChange]) -> bool:
 Placed = list[tuple[Any, GuestAddress]]
 
 
-def _matched(olds: Placed, news: Placed) -> Iterator[tuple[int, int]]:
+def _matched(old_places: Placed, new_places: Placed) -> Iterator[tuple[int, int]]:
     """Yield the places of the same device in both lists, each of them once."""
-    left, right = set(range(len(olds))), set(range(len(news)))
+    left, right = set(range(len(old_places))), set(range(len(new_places)))
     for key_of in _KEYS:
-        before, after = _unique(olds, left, key_of), _unique(news, right, key_of)
+        before, after = _unique(old_places, left, key_of), _unique(new_places, right, key_of)
         for key in before.keys() & after.keys():
             left.remove(before[key])
             right.remove(after[key])
             yield before[key], after[key]
-    yield from _matched_by_order(olds, left, news, right)
+    yield from _matched_by_order(old_places, left, new_places, right)
 
 
 def _unique(placed: Placed, open_places: set[int], key_of: Callable[[Any], Hashable | None]) -> dict[Hashable, int]:
@@ -203,13 +205,15 @@ def _unique(placed: Placed, open_places: set[int], key_of: Callable[[Any], Hasha
     return {key: places[0] for key, places in found.items() if len(places) == 1}
 
 
-def _matched_by_order(olds: Placed, left: set[int], news: Placed, right: set[int]) -> Iterator[tuple[int, int]]:
+def _matched_by_order(
+    old_places: Placed, left: set[int], new_places: Placed, right: set[int]
+) -> Iterator[tuple[int, int]]:
     """Yield the remaining devices of each kind in their order; controllers have an index instead."""
     after: dict[Hashable, list[int]] = {}
     for place in sorted(right):
-        after.setdefault(_kind_of(news[place][0]), []).append(place)
+        after.setdefault(_kind_of(new_places[place][0]), []).append(place)
     for place in sorted(left):
-        device = olds[place][0]
+        device = old_places[place][0]
         if device.tag != "controller" and after.get(_kind_of(device)):
             yield place, after[_kind_of(device)].pop(0)
 
@@ -282,12 +286,12 @@ def pinned(written: Domain, defined: DomainFields) -> Domain:
     return clone
 
 
-def _write_address(mine: Any, device: Any) -> None:
+def _write_address(target: Any, device: Any) -> None:
     if device.info.address is not None:
-        mine.info.address = device.info.address.copy()
+        target.info.address = device.info.address.copy()
     if device.tag == "controller":
-        mine.index, mine.target_index = device.index, device.target_index
-        mine.info.master_startport = device.info.master_startport
+        target.index, target.target_index = device.index, device.target_index
+        target.info.master_startport = device.info.master_startport
 
 
 def _add(clone: DomainFields, defined: DomainFields, device: ElementDef) -> None:

@@ -29,6 +29,7 @@ from pyhostdev.errors import (
     XMLError,
     raise_all,
 )
+from pyhostdev.util.deprecation import warn_renamed
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.viruuid import normal_uuid
@@ -153,7 +154,9 @@ class USBSource(HostdevSource):
             names = [f"{part}_id" if what != "address" else part for part in parts.split()]
             said = [getattr(self, name) is not None for name in names]
             if any(said) and not all(said):
-                raise XMLError(f"The {what} of a USB <source> is incomplete", line=source_line(element))
+                text = f"The {what} of a USB <source> is incomplete"
+                code = VIR_ERR_INTERNAL_ERROR if self.product_id is None and self.vendor_id is not None else None
+                raise XMLError(text, line=source_line(element), libvirt_code=code)
         if self.vendor_id == 0:
             raise XMLError("The vendor of a USB <source> cannot be 0", line=source_line(element))
 
@@ -205,7 +208,8 @@ class MdevSource(HostdevSource):
         """Refuse a source without uuid; normalise the uuid."""
         if self.uuid is None:
             text = "The source of a mediated device has no uuid"
-            raise ConfigUnsupportedError(text, line=source_line(element), renumbered=_MDEV_NUMBER)
+            renumbered = _MDEV_NUMBER if element.find("address") is not None else None
+            raise ConfigUnsupportedError(text, line=source_line(element), renumbered=renumbered)
         try:
             self.uuid = normal_uuid(self.uuid)
         except ValueError:
@@ -224,17 +228,6 @@ SOURCE_TYPES: dict[str, type[HostdevSource]] = {
     "scsi_host": SCSIHostSource,
     "mdev": MdevSource,
 }
-
-
-def check_teaming(type_: str | None, device: ElementDef) -> None:
-    """
-    Refuse a <teaming> without type.
-
-    Raises:
-        XMLError: has the line of the device.
-    """
-    if type_ is None and device.has_child("teaming"):
-        raise XMLError("A <teaming> has no type", line=device.line)
 
 
 class InterfaceNetwork(NamedTuple):
@@ -296,7 +289,7 @@ class DomainHostdevDef(ElementDef):
     driver_name = attribute("driver/@name", enum("kvm", "vfio", "xen"))
     host_driver = inline(HostdevDriver)
     source_def = optional_element("source", HostdevSource)
-    teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
+    teaming_type = attribute("teaming/@type", enum("persistent", "transient"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     teaming_persistent = attribute("teaming/@persistent")
     readonly = flag("readonly")
     shareable = flag("shareable")
@@ -332,6 +325,12 @@ class DomainHostdevDef(ElementDef):
         """The host's address of a PCI device, the source definition of another."""
         source = self.source_def
         return source.address if isinstance(source, PCISource) else source
+
+    @property
+    def driver_model(self) -> str | None:
+        """The old spelling of ``host_driver.model``."""
+        warn_renamed("driver_model", "host_driver.model")
+        return self.host_driver.model
 
     @property
     def is_pci(self) -> bool:
@@ -385,9 +384,8 @@ class DomainHostdevDef(ElementDef):
             self._check_assigned(element)
         if not self.type:
             raise XMLError("A <hostdev> has no type", line=line)
-        if self.mode == "subsystem" and self.source_def is None:
+        if self.source_def is None and not element.findall("source"):
             raise XMLError("A <hostdev> has no <source>", line=line)
-        check_teaming(self.teaming_type, self)
         self._check_type(line)
         if not self.is_pci:
             self.host_driver.iommufd = None  # libvirt reads it of PCI devices only
@@ -414,8 +412,8 @@ class DomainHostdevDef(ElementDef):
         if self.type == "mdev" and self.model is None:
             raise XMLError("A <hostdev> of type mdev needs a model", line=line)
         if self.type not in ("mdev", "scsi_host") and self.model is not None:
-            raise XMLError(f"A <hostdev> of type {self.type} has no model", line=line)
+            raise XMLError(f"A <hostdev> of type {self.type} cannot have a model", line=line)
         if self.type != "usb" and self.source_def is not None and self.source_def.startup_policy is not None:
-            raise ConfigUnsupportedError("Only a USB <source> has a startupPolicy", line=line)
+            raise ConfigUnsupportedError("Only a USB <source> can have a startupPolicy", line=line)
         if self.type != "scsi" and (self.sgio is not None or self.rawio is not None):
-            raise XMLError(f"A <hostdev> of type {self.type} has no sgio or rawio", line=line)
+            raise XMLError(f"A <hostdev> of type {self.type} cannot have sgio or rawio", line=line)

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import DeviceInfo
-from pyhostdev.conf.hostdev_conf import DomainHostdevDef, HostdevDriver, InterfaceNetwork, PCISource, check_teaming
+from pyhostdev.conf.device_conf import WORD_NUMBERS, DeviceInfo
+from pyhostdev.conf.hostdev_conf import DomainHostdevDef, HostdevDriver, InterfaceNetwork, PCISource
 from pyhostdev.conf.passt_conf import NetRoute, PortForward
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, elements, ignored, inline, opaque, optional_element
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INVALID_ARG, XMLError
-from pyhostdev.util.virxml import parse_unsigned, shown
+from pyhostdev.errors import (
+    VIR_ERR_CONFIG_UNSUPPORTED,
+    VIR_ERR_INVALID_ARG,
+    ConfigUnsupportedError,
+    Renumbering,
+    XMLError,
+)
+from pyhostdev.util.virxml import parse_elements, parse_unsigned, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,6 +51,11 @@ NET_TYPES = (
     "vds",
 )
 
+
+_VLAN_MAX = 4095  # 12 bits of the 802.1Q tag
+_VIRTUALPORTS = ("802.1Qbg", "802.1Qbh", "openvswitch", "midonet")
+_VIRTUALPORT_TYPES = ("network", "bridge", "direct", "hostdev")
+_NET_SOURCE_NUMBER = Renumbering("net-source-number", VIR_ERR_CONFIG_UNSUPPORTED)
 
 # type -> the attributes that its <source> must have
 _REQUIRED_OF_SOURCE: dict[str, tuple[str, ...]] = {
@@ -189,7 +200,8 @@ class NetHostdevSource(PCISource):
         self = cls()
         self.read(element)
         if self.address_type is None:
-            raise XMLError("The <address> of a host device's interface has no type", line=self.line)
+            text = "The <address> of a host device's interface has no type"
+            raise XMLError(text, line=self.line, renumbered=_NET_SOURCE_NUMBER)
         return self
 
 
@@ -238,9 +250,9 @@ class DomainNetDef(ElementDef):
     backend_vhost = attribute("backend/@vhost")
     filterref = opaque("filterref", for_host=True)
     sndbuf = content("tune/sndbuf", big_number)
-    link_state = attribute("link/@state", enum("up", "down"))
+    link_state = attribute("link/@state", enum("up", "down"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     mtu = attribute("mtu/@size", number)
-    teaming_type = attribute("teaming/@type", enum("persistent", "transient"))
+    teaming_type = attribute("teaming/@type", enum("persistent", "transient"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     teaming_persistent = attribute("teaming/@persistent")
     coalesce = opaque("coalesce", for_host=True)
     info = inline(DeviceInfo)
@@ -289,13 +301,46 @@ class DomainNetDef(ElementDef):
         return self.model in VIRTIO_MODELS
 
     def parsed(self, element: Element) -> None:
-        """Refuse an incomplete definition."""
-        check_teaming(self.teaming_type, self)
+        """
+        Refuse an incomplete definition, and a backend or virtual port that the interface cannot have.
+
+        Mirrors: virDomainNetDefParseXML (src/conf/domain_conf.c)
+        """
+        if self.is_virtio and self.driver_name not in (None, "qemu", "vhost"):
+            raise XMLError(
+                f"Invalid name '{shown(str(self.driver_name))}' of <driver>: expected qemu or vhost", line=self.line
+            )
+        if self.virtualport is not None and self.type not in _VIRTUALPORT_TYPES:
+            text = f"An interface of type {self.type} has no <virtualport>"
+            raise ConfigUnsupportedError(text, line=self.line)
+        self.check_network()
         if self.type not in _REQUIRED_OF_SOURCE or (self.type == "vhostuser" and self.backend_type == "passt"):
             return
         if self.source is None:
             raise XMLError(f"An <interface type='{self.type}'> has no <source>", line=self.line)
         self.source.check(self.type)
+
+    def check_network(self) -> None:
+        """
+        Refuse a VLAN without valid tags, and a virtual port of an unknown type.
+
+        Raises:
+            XMLError: the message names the value.
+
+        Mirrors: virNetDevVlanParse (src/conf/netdev_vlan_conf.c), virNetDevVPortProfileParse
+        """
+        for vlan in parse_elements(self.vlan):
+            tags = [tag.get("id", "") for tag in vlan.findall("tag")]
+            wrong = next((tag for tag in tags if not tag.isdecimal() or int(tag) > _VLAN_MAX), None)
+            if not tags or wrong is not None:
+                what = "A <vlan> needs a <tag>" if not tags else f"'{shown(str(wrong))}' is not the id of a VLAN"
+                raise XMLError(what, line=self.line)
+        for port in parse_elements(self.virtualport):
+            kind = port.get("type")
+            if kind not in _VIRTUALPORTS and not (kind is None and self.type == "network"):
+                code = None if kind is None else VIR_ERR_CONFIG_UNSUPPORTED
+                text = f"Invalid type of <virtualport>: expected one of {', '.join(_VIRTUALPORTS)}"
+                raise XMLError(text, line=self.line, libvirt_code=code, renumbered=WORD_NUMBERS)
 
     def drop_virtio_driver(self) -> None:
         """Drop the virtio options of <driver>; libvirt does not read them for other models."""
@@ -316,9 +361,10 @@ class DomainHostdevNetDef(DomainNetDef):
 
     def parsed(self, element: Element) -> None:
         """Refuse an interface without a device, and a driver that cannot assign devices."""
-        check_teaming(self.teaming_type, self)
+        self.check_network()
         if self.host_source is None:
-            raise XMLError("An <interface type='hostdev'> has no <source>", line=self.line)
+            text = "An <interface type='hostdev'> has no <source>"
+            raise XMLError(text, line=self.line, renumbered=_NET_SOURCE_NUMBER)
         if self.driver_name not in (None, "kvm", "vfio", "xen"):
             raise XMLError(f"Driver '{shown(str(self.driver_name))}' does not assign devices", line=self.line)
 
@@ -373,7 +419,7 @@ class PoolNetDef(DomainHostdevNetDef):
         """
         Return an interface of type network as the host device that it gets.
 
-        The network says whether the device is managed, and its driver; its VLAN applies if the interface has none.
+        The network decides whether the device is managed, and its driver; its VLAN applies if the interface has none.
 
         Mirrors: virDomainNetDefActualFromNetworkPort (src/conf/domain_conf.c)
         """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Attributes and elements that are newer than a libvirt release are dropped; newer values are refused.
+Drop attributes and elements that are newer than a libvirt release, and refuse newer values.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def drop_newer_words(definition: ElementDef, release: LibvirtRelease) -> None:
 
 
 def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
+    if nested.tag == "hostdev" and not release.has("pci-hostdev-display"):
+        drop_pci_display(nested)
     yield from (word.error for word in nested.invalid_words if release.has(word.since))
     nested.invalid_words = ()
     for row in nested.table().newer_rows:
@@ -47,6 +49,12 @@ def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigE
                 since = LibvirtRelease.since(change)
                 why = f"libvirt {release} does not know it, libvirt {since} and later do"
                 yield row.field.refusal(value, nested.tag, line, why)
+
+
+def drop_pci_display(hostdev: Any) -> None:
+    """Remove display and ramfb of a PCI device; those of a mediated device are older."""
+    if hostdev.is_pci:
+        hostdev.display = hostdev.ramfb = None
 
 
 def dropped_word_notes(definition: DomainFields, release: LibvirtRelease) -> list[Finding]:

@@ -152,7 +152,7 @@ class OSDef(ElementDef):
     boots = elements("boot", BootDev)
     bootmenu_enable = attribute("bootmenu/@enable", yes_no)
     bootmenu_timeout = attribute("bootmenu/@timeout", number)
-    bios_useserial = attribute("bios/@useserial", yes_no)
+    bios_useserial = attribute("bios/@useserial", yes_no, lenient=True)
     bios_reboot_timeout = attribute("bios/@rebootTimeout", signed())
     smbios_mode = attribute("smbios/@mode", enum("none", "emulate", "host", "sysinfo"), code=VIR_ERR_CONFIG_UNSUPPORTED)
 
@@ -198,9 +198,9 @@ class ClockDef(ElementDef):
         code=VIR_ERR_CONFIG_UNSUPPORTED,
     )
     adjustment = attribute("adjustment")
-    basis = attribute("basis", enum("utc", "localtime"))
+    basis = attribute("basis", enum("utc", "localtime"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     timezone = attribute("timezone")
-    start = attribute("start", signed(-ULLONG_MAX, maximum=ULLONG_MAX))
+    start = attribute("start", signed(-ULLONG_MAX, maximum=ULLONG_MAX), code=VIR_ERR_INTERNAL_ERROR)
     timers = elements("timer", ClockTimer)
 
     def parsed(self, element: Element) -> None:
@@ -212,13 +212,12 @@ class ClockDef(ElementDef):
         missing = {"timezone": self.timezone, "absolute": self.start}
         if self.offset in missing and missing[self.offset] is None:
             what = "timezone" if self.offset == "timezone" else "start"
-            code = VIR_ERR_INTERNAL_ERROR if what == "timezone" else None
-            raise XMLError(f"<clock> with offset='{self.offset}' lacks '{what}'", line=self.line, libvirt_code=code)
-        if self.adjustment is not None and self.offset in ("utc", "localtime", "variable"):
-            is_reset = self.adjustment == "reset" and self.offset != "variable"
-            if not is_reset and not re.fullmatch(r"[-+]?[0-9]{1,18}", self.adjustment, re.ASCII):
-                text = f"The adjustment '{shown(self.adjustment)}' of <clock> is not a number of seconds"
-                raise XMLError(text, line=self.line)
+            text = f"<clock> with offset='{self.offset}' lacks '{what}'"
+            raise XMLError(text, line=self.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
+        seconds = self.adjustment if self.offset in ("utc", "localtime") else None
+        if seconds not in (None, "reset") and not re.fullmatch(r"[-+]?[0-9]{1,18}", str(seconds), re.ASCII):
+            text = f"The adjustment '{shown(str(seconds))}' of <clock> is not a number of seconds"
+            raise XMLError(text, line=self.line)
 
 
 class IOMMUFDDef(ElementDef):
@@ -287,7 +286,7 @@ class MemoryBackingDef(ElementDef):
     nosharepages = flag("nosharepages")
     locked = flag("locked")
     source_type = attribute("source/@type", enum("file", "anonymous", "memfd"), code=VIR_ERR_CONFIG_UNSUPPORTED)
-    access_mode = attribute("access/@mode", enum("shared", "private"))
+    access_mode = attribute("access/@mode", enum("shared", "private"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     allocation_mode = attribute("allocation/@mode", enum("immediate", "ondemand"))
     allocation_threads = attribute("allocation/@threads", number)
     discard = flag("discard")

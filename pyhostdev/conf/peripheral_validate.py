@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.errors import (
+    VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_XML_DETAIL,
     ConfigError,
     ConfigUnsupportedError,
     XMLError,
 )
-from pyhostdev.util.virxml import parse_elements, shown
+from pyhostdev.util.virxml import is_blank, parse_elements, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ def memory_errors(dom: DomainFields, memory: DomainMemoryDef) -> Errors:
 def _nvdimm_errors(dom: DomainFields, memory: DomainMemoryDef) -> Errors:
     label = _kib(memory.target_label_size, memory.target_label_size_unit)
     if label is not None and label < _LABEL_MIN_KIB:
-        yield XMLError(f"The label of an NVDIMM has at least {_LABEL_MIN_KIB} KiB", line=memory.line)
+        yield XMLError(f"The label of an NVDIMM must have at least {_LABEL_MIN_KIB} KiB", line=memory.line)
     if label is not None and label >= memory.size_kib:
         yield XMLError("The label of an NVDIMM must be smaller than the NVDIMM", line=memory.line)
     if memory.source_path is None:
@@ -65,7 +66,7 @@ def _nvdimm_errors(dom: DomainFields, memory: DomainMemoryDef) -> Errors:
     if memory.discard:
         yield _unsupported("An NVDIMM cannot be discarded", memory)
     if memory.uuid is not None and dom.os.arch not in ("ppc64", "ppc64le"):
-        yield _unsupported(f"An NVDIMM has no <uuid> on {dom.os.arch}", memory)
+        yield _unsupported(f"An NVDIMM cannot have a <uuid> on {dom.os.arch}", memory)
 
 
 def _pmem_errors(_dom: DomainFields, memory: DomainMemoryDef) -> Errors:
@@ -74,7 +75,7 @@ def _pmem_errors(_dom: DomainFields, memory: DomainMemoryDef) -> Errors:
     if memory.discard:
         yield _unsupported("Memory of model virtio-pmem cannot be discarded", memory)
     if memory.target_node is not None:
-        yield _unsupported("Memory of model virtio-pmem is not part of a NUMA cell", memory)
+        yield _unsupported("Memory of model virtio-pmem cannot have a NUMA cell", memory)
 
 
 def _virtio_mem_errors(_dom: DomainFields, memory: DomainMemoryDef) -> Errors:
@@ -83,13 +84,13 @@ def _virtio_mem_errors(_dom: DomainFields, memory: DomainMemoryDef) -> Errors:
     if requested > memory.size_kib:
         yield _detail("The requested size of virtio-mem exceeds the size of the device", memory)
     if block & (block - 1):
-        yield _detail("The block size of virtio-mem is a power of two", memory)
+        yield _detail("The block size of virtio-mem must be a power of two", memory)
     elif block < _BLOCK_MIN_KIB:
-        yield _detail(f"The block size of virtio-mem is at least {_BLOCK_MIN_KIB} KiB", memory)
+        yield _detail(f"The block size of virtio-mem must be at least {_BLOCK_MIN_KIB} KiB", memory)
     elif requested % block:
-        yield _detail("The requested size of virtio-mem is a multiple of its block size", memory)
+        yield _detail("The requested size of virtio-mem must be a multiple of its block size", memory)
     elif memory.target_base is not None and memory.target_base % (block * 1024):
-        yield _detail("The address of virtio-mem is a multiple of its block size", memory)
+        yield _detail("The address of virtio-mem must be a multiple of its block size", memory)
 
 
 def _kib(size: int | None, unit: str | None) -> int | None:
@@ -117,7 +118,7 @@ def _external_tpm_errors(tpm: DomainTPMDef) -> Errors:
     if source is None or source.type != "unix":
         yield XMLError("A TPM of type external needs a <source type='unix'>", line=tpm.line)
     elif source.mode == "bind":
-        yield XMLError("A TPM of type external connects to its emulator", line=tpm.line)
+        yield XMLError("The <source> of a TPM of type external must have mode='connect'", line=tpm.line)
     elif source.path is None:
         yield XMLError("A TPM of type external needs the path of its emulator's socket", line=tpm.line)
 
@@ -126,7 +127,7 @@ def tpm_number_errors(dom: DomainFields) -> Errors:
     """Mirrors: virDomainDefTPMValidate"""
     plain = [tpm for tpm in dom.tpms if tpm.model != "tpm-spapr-proxy"]
     for tpm in plain[1:]:
-        yield _unsupported("A guest has one TPM at most", tpm)
+        yield _unsupported("A guest can have at most one TPM", tpm)
 
 
 def rng_errors(dom: DomainFields, rng: DomainRNGDef) -> Errors:
@@ -176,6 +177,31 @@ def _device_label_errors(labels: list[Any], where: Any) -> Errors:
             yield XMLError("A <seclabel> with relabel='yes' needs a <label>", line=where.line)
 
 
+def idmap_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainIdmapDefParseXML, virDomainIdMapEntrySort (src/conf/domain_conf.c)"""
+    entries = [entry for idmap in parse_elements(dom.idmap) for entry in idmap if isinstance(entry.tag, str)]
+    for entry in entries:
+        if any(not str(entry.get(name, "")).isdigit() for name in ("start", "target", "count")):
+            yield XMLError(f"<{entry.tag}> of <idmap> needs start, target and count", line=dom.line)
+    if len({entry.tag for entry in entries}) == 1:
+        yield _unsupported("<idmap> needs both <uid> and <gid>", dom)
+
+
+def lease_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainLeaseDefParseXML (src/conf/domain_conf.c)"""
+    for lease in parse_elements(dom.lease):
+        if not lease.findtext("key"):
+            yield XMLError("A <lease> needs a <key>", line=dom.line)
+        elif not lease.xpath("string(target/@path)"):
+            yield XMLError("A <lease> needs the path of its <target>", line=dom.line)
+
+
+def resource_errors(dom: DomainFields) -> Errors:
+    """Mirrors: virDomainResourceDefParse (src/conf/domain_conf.c)"""
+    if is_blank(dom.resource):
+        yield XMLError("<resource> is empty", line=dom.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
+
+
 def sysinfo_errors(dom: DomainFields) -> Errors:
     """Mirrors: virSysinfoBIOSParseXML (src/util/virsysinfo.c)"""
     for info in dom.sysinfos:
@@ -184,4 +210,4 @@ def sysinfo_errors(dom: DomainFields) -> Errors:
                 yield _detail(f"The BIOS date '{shown(entry.value)}' is not written as MM/DD/YYYY", entry)
 
 
-RULES = (tpm_number_errors, label_errors, sysinfo_errors)
+RULES = (tpm_number_errors, label_errors, sysinfo_errors, idmap_errors, lease_errors, resource_errors)

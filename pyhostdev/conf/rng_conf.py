@@ -7,14 +7,13 @@ Mirrors: virDomainRNGDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from pyhostdev.conf.board_conf import WORD_NUMBERS
 from pyhostdev.conf.chr_conf import ChrSource
-from pyhostdev.conf.device_conf import DeviceInfo
+from pyhostdev.conf.device_conf import WORD_NUMBERS, DeviceInfo
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import enum, number
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, inline, optional_element
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_XML_ERROR
 
 
 class RNGBackend(ElementDef):
@@ -26,6 +25,7 @@ class RNGBackend(ElementDef):
         "model",
         enum("random", "egd", "builtin"),
         code=VIR_ERR_CONFIG_UNSUPPORTED,
+        missing=VIR_ERR_XML_ERROR,
         required=True,
         renumbered=WORD_NUMBERS,
     )
@@ -38,7 +38,14 @@ class DomainRNGDef(ElementDef):
 
     tag = "rng"
 
-    model = attribute("model", enum(*VIRTIO_MODELS), required=True)
+    model = attribute(
+        "model",
+        enum(*VIRTIO_MODELS),
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+        missing=VIR_ERR_XML_ERROR,
+        required=True,
+        renumbered=WORD_NUMBERS,
+    )
     rate_bytes = attribute("rate/@bytes", number)
     rate_period = attribute("rate/@period", number)
     backend = optional_element("backend", RNGBackend)

@@ -56,9 +56,9 @@ def _obstructing_attribute(is_valid: IsValid, whole: Element, part: Element) -> 
     """Return name and value of the attribute of a part without which the whole is valid; empty texts without one."""
     for name, value in attributes_of(part):
         del part.attrib[name]
-        is_it = is_valid(whole)
+        is_valid_now = is_valid(whole)
         part.set(name, value)
-        if is_it:
+        if is_valid_now:
             return name, value
     return "", ""
 
@@ -78,9 +78,9 @@ def _by_removal(is_valid: IsValid, hostdev: Element) -> Iterator[tuple[int, str]
         assert parent is not None
         at = parent.index(part)
         parent.remove(part)
-        is_it = is_valid(whole)
+        is_valid_now = is_valid(whole)
         parent.insert(at, part)
-        if is_it:
+        if is_valid_now:
             yield source_line(part) or 1, f"A {_named(hostdev)} cannot have <{shown(str(part.tag))}> as it is written"
             return
 

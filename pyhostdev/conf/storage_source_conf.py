@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.device_conf import check_pci_address
+from pyhostdev.conf.device_conf import WORD_NUMBERS, check_pci_address
 from pyhostdev.conf.xml.xmlcodec import big_number, enum, hexadecimal, number, positive, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import OptionalElement, attribute, content, elements, ignored, opaque, optional_element
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, XMLError
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_XML_ERROR, ConfigUnsupportedError, XMLError
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from pyhostdev.util.virxml import Element
@@ -46,7 +47,9 @@ class StorageHost(ElementDef):
 
     tag = "host"
 
-    transport = attribute("transport", enum("tcp", "unix", "rdma"))
+    transport = attribute(
+        "transport", enum("tcp", "unix", "rdma"), code=VIR_ERR_CONFIG_UNSUPPORTED, renumbered=WORD_NUMBERS
+    )
     name = attribute("name")
     port = attribute("port", number)
     socket = attribute("socket")
@@ -60,7 +63,7 @@ class StorageHost(ElementDef):
         if self.transport == "unix" and self.socket is None:
             raise XMLError("A <host> with transport='unix' lacks 'socket'", line=self.line)
         if self.transport != "unix" and self.socket is not None:
-            raise XMLError("Only a <host> with transport='unix' has a socket", line=self.line)
+            raise XMLError("Only a <host> with transport='unix' can have a socket", line=self.line)
         if self.transport != "unix" and self.name is None:
             raise XMLError("A <host> lacks 'name'", line=self.line)
 
@@ -84,7 +87,7 @@ class StorageAuth(ElementDef):
 
     tag = "auth"
 
-    username = attribute("username")
+    username = attribute("username", required=True)
     secret = optional_element("secret", StorageSecret)
 
 
@@ -101,12 +104,24 @@ class StorageEncryption(ElementDef):
         "format",
         enum("default", "qcow", "luks", "luks2", since={"luks-any": "luks-any"}),
         code=VIR_ERR_CONFIG_UNSUPPORTED,
+        missing=VIR_ERR_XML_ERROR,
         required=True,
     )
     engine = attribute("engine", enum("default", "qemu", "librbd"))
     secrets = elements("secret", StorageSecret)
     cipher = opaque("cipher")
     ivgen = opaque("ivgen")
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse a secret that is not a passphrase.
+
+        Mirrors: virStorageEncryptionSecretParse (src/conf/storage_encryption_conf.c)
+        """
+        for secret in self.secrets:
+            if secret.type not in (None, "passphrase"):
+                text = f"A <secret> of <encryption> cannot have the type '{shown(secret.type)}'"
+                raise ConfigUnsupportedError(text, line=secret.line)
 
 
 class NVMeAddress(ElementDef):
@@ -280,7 +295,7 @@ class DataStoreDef(ElementDef):
         if self.image_format is None:
             raise XMLError("<dataStore> lacks <format>", line=self.line)
         if self.source.slices:
-            raise XMLError("The source of <dataStore> has no slices", line=self.line)
+            raise XMLError("The source of <dataStore> cannot have slices", line=self.line)
         self.source.drop_others(self.type)
 
 

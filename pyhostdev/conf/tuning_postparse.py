@@ -8,11 +8,18 @@ Mirrors: virDomainVcpuParse, virDomainIOThreadIDDefArrayInit, virDomainNumatuneS
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.vcpu_conf import IOThreadDef, IOThreadSched, VcpuDef, VcpuSched
 from pyhostdev.conf.xml.xmlcodec import nodes_of
-from pyhostdev.errors import VIR_ERR_XML_DETAIL, ConfigUnsupportedError, XMLError
+from pyhostdev.errors import (
+    VIR_ERR_CONFIG_UNSUPPORTED,
+    VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_XML_DETAIL,
+    ConfigUnsupportedError,
+    XMLError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +29,10 @@ if TYPE_CHECKING:
     from pyhostdev.conf.os_conf import ClockDef
     from pyhostdev.conf.vcpu_conf import CPUTuneDef
 
+_TIMES = tuple(
+    f"{thread}{what}" for thread in ("", "global_", "emulator_", "iothread_") for what in ("period", "quota")
+)
+_SECONDS = r"[-+]?[0-9]{1,18}"  # libvirt reads anything else in a variable clock as 0
 LOCAL_DISTANCE, UNREACHABLE = 10, 255  # ACPI 6.5, 5.2.17 (SLIT)
 
 
@@ -49,7 +60,8 @@ def normalise_vcpus(dom: DomainFields) -> None:
     Raises:
         ConfigError: more CPUs are online than exist.
     """
-    dom.vcpu_placement = dom.vcpu_placement or "static"
+    is_auto = dom.numatune.placement == "auto" and dom.vcpu_cpuset is None
+    dom.vcpu_placement = dom.vcpu_placement or ("auto" if is_auto else "static")
     if dom.vcpu_placement == "auto":
         dom.vcpu_cpuset = None
     if dom.vcpu_list:
@@ -64,9 +76,11 @@ def _fill_vcpu(vcpu: VcpuDef) -> None:
     if vcpu.hotpluggable is None:
         vcpu.hotpluggable = not vcpu.enabled
     if vcpu.id == 0 and not (vcpu.enabled and not vcpu.hotpluggable):
-        raise XMLError("Virtual CPU 0 is enabled and cannot be plugged", line=vcpu.line)
+        text = "Virtual CPU 0 must be enabled and not hotpluggable"
+        code = None if vcpu.enabled else VIR_ERR_CONFIG_UNSUPPORTED
+        raise XMLError(text, line=vcpu.line, libvirt_code=code)
     if not vcpu.enabled and not vcpu.hotpluggable:
-        raise XMLError(f"Virtual CPU {vcpu.id} is off and cannot be plugged", line=vcpu.line)
+        raise XMLError(f"Virtual CPU {vcpu.id} is off, so it must be hotpluggable", line=vcpu.line)
 
 
 def _normalise_vcpu_list(dom: DomainFields) -> None:
@@ -114,7 +128,7 @@ def _normalise_pins(dom: DomainFields) -> None:
     tune.vcpupins = sorted((pin for pin in tune.vcpupins if pin.vcpu < dom.vcpus), key=lambda pin: pin.vcpu)
     vcpus = [pin.vcpu for pin in tune.vcpupins]
     if len(set(vcpus)) != len(vcpus):
-        raise XMLError("A virtual CPU is pinned twice", line=tune.line)
+        raise XMLError("A virtual CPU is pinned twice", line=tune.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
     threads = [pin.iothread for pin in tune.iothreadpins]
     if len(set(threads)) != len(threads):
         raise XMLError("An I/O thread is pinned twice", line=tune.line)
@@ -126,6 +140,10 @@ def _normalise_pins(dom: DomainFields) -> None:
     if dom.vcpu_placement == "auto":
         tune.emulatorpin, tune.vcpupins = None, []
     _normalise_scheds(dom, tune)
+    for name in _TIMES:
+        setattr(tune, name, getattr(tune, name) or None)  # 0 does not limit
+    if not tune.format_lines(tune.tag, always=False):
+        dom.cputune = None
 
 
 def _normalise_scheds(dom: DomainFields, tune: CPUTuneDef) -> None:
@@ -157,7 +175,7 @@ def _by_thread(scheds: list[Any], name: str, known: Sequence[int], what: str) ->
             if number not in known:
                 raise ConfigUnsupportedError(f"The {what} {number} does not exist", line=sched.line)
             if number in found:
-                text = f"Two schedulers are for {what} {number}"
+                text = f"Two schedulers name {what} {number}"
                 raise XMLError(text, line=sched.line, libvirt_code=VIR_ERR_XML_DETAIL)
             found[number] = sched
     return found
@@ -195,9 +213,9 @@ def _normalise_memnodes(dom: DomainFields) -> None:
         if node.cellid >= cells:
             raise XMLError(f"The guest has no NUMA cell {node.cellid}", line=node.line)
         if node.cellid in seen:
-            raise XMLError(f"Two <memnode> are for cell {node.cellid}", line=node.line)
+            raise XMLError(f"Two <memnode> name cell {node.cellid}", line=node.line)
         if tune.mode == "restrictive" and node.mode != "restrictive":
-            raise XMLError("A <memnode> is restrictive where <memory> is", line=node.line)
+            raise XMLError("A <memnode> must be restrictive if <memory> is", line=node.line)
         seen.add(node.cellid)
     tune.memnodes.sort(key=lambda node: int(node.cellid))
 
@@ -243,4 +261,6 @@ def _normalise_clock(clock: ClockDef) -> None:
     if clock.offset != "variable":
         clock.basis = None
     if clock.offset == "variable":
-        clock.adjustment, clock.basis = str(int(clock.adjustment or 0)), clock.basis or "utc"
+        adjustment = clock.adjustment or ""
+        seconds = int(adjustment) if re.fullmatch(_SECONDS, adjustment, re.ASCII) else 0
+        clock.adjustment, clock.basis = str(seconds), clock.basis or "utc"

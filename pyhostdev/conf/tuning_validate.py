@@ -82,18 +82,18 @@ def _hugepage_errors(dom: DomainFields) -> Errors:
     """Mirrors: virDomainDefMemtuneValidate, virDomainHugepagesParseXML"""
     cells = len(dom.cpu.cells) if dom.cpu is not None else 0
     seen: set[int] = set()
-    masters = 0
+    defaults = 0
     for page in dom.memory_backing.pages:
         if not page.size:
-            yield XMLError("Huge pages have a size", line=page.line, libvirt_code=VIR_ERR_XML_DETAIL)
+            yield XMLError("Huge pages need a size", line=page.line, libvirt_code=VIR_ERR_XML_DETAIL)
         nodes = set(nodes_of(page.nodeset)) if page.nodeset else set()
-        masters += not nodes
-        if nodes & seen or masters > 1:
-            text = "A NUMA cell has two sizes of huge pages"
+        defaults += not nodes
+        if nodes & seen or defaults > 1:
+            text = "A NUMA cell can have only one size of huge pages"
             yield XMLError(text, line=page.line, libvirt_code=VIR_ERR_XML_DETAIL)
-        masters = min(masters, 1)
+        defaults = min(defaults, 1)
         if any(node >= cells for node in nodes):
-            text = f"Huge pages are for NUMA cell {max(nodes)}, which the guest does not have"
+            text = f"Huge pages name NUMA cell {max(nodes)}, which the guest does not have"
             yield XMLError(text, line=page.line, libvirt_code=VIR_ERR_XML_DETAIL)
         seen |= nodes
 
@@ -170,7 +170,7 @@ def _cell_cpu_errors(dom: DomainFields) -> Errors:
     cells = dom.cpu.cells if dom.cpu is not None else []
     if cells and max(max(cell.cpu_numbers, default=0) for cell in cells) >= dom.vcpus:
         yield ConfigUnsupportedError(
-            f"A NUMA cell has more virtual CPUs than the {dom.vcpus} of the guest",
+            f"A NUMA cell has a virtual CPU beyond the {dom.vcpus} of the guest",
             line=cells[0].line,
             libvirt_code=VIR_ERR_INTERNAL_ERROR,
         )

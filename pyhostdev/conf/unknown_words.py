@@ -116,7 +116,7 @@ def hostdev_word_findings(device: ElementDef) -> Iterator[Finding]:
 
 
 def repeated_words(dom: DomainFields) -> list[Finding]:
-    """Return a note for each element outside host devices that stands more than once, where libvirt takes the first."""
+    """Return a note for each element outside host devices that stands more than once; libvirt uses the first one."""
     hostdevs = {id(device) for device in _host_devices(dom)}
     parts = [part for inner, part in dom.walk((dom.tag,)) if inner[1:2] != ("devices",)]
     parts += [part for device in dom.devices() if id(device) not in hostdevs for _, part in device.walk()]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pyhostdev.conf.xml.xmlcodec import big_number, cpuset, enum, number, positive, signed, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, elements, opaque, optional_element
-from pyhostdev.errors import XMLError
+from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, VIR_ERR_XML_ERROR, XMLError
 from pyhostdev.util.virxml import ULLONG_MAX
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class VcpuPin(ElementDef):
     tag = "vcpupin"
 
     vcpu = attribute("vcpu", number, required=True)
-    cpuset = attribute("cpuset", cpuset, required=True)
+    cpuset = attribute("cpuset", cpuset, missing=VIR_ERR_INTERNAL_ERROR, required=True)
 
 
 class EmulatorPin(ElementDef):
@@ -88,7 +88,7 @@ class EmulatorPin(ElementDef):
 
     tag = "emulatorpin"
 
-    cpuset = attribute("cpuset", cpuset, required=True)
+    cpuset = attribute("cpuset", cpuset, missing=VIR_ERR_INTERNAL_ERROR, required=True)
 
 
 class IOThreadPin(ElementDef):
@@ -97,7 +97,7 @@ class IOThreadPin(ElementDef):
     tag = "iothreadpin"
 
     iothread = attribute("iothread", positive, required=True)
-    cpuset = attribute("cpuset", cpuset, required=True)
+    cpuset = attribute("cpuset", cpuset, missing=VIR_ERR_INTERNAL_ERROR, required=True)
 
 
 class ThreadSched(ElementDef):
@@ -123,7 +123,7 @@ class VcpuSched(ThreadSched):
 
     tag = "vcpusched"
 
-    vcpus = attribute("vcpus", cpuset, required=True)
+    vcpus = attribute("vcpus", cpuset, missing=VIR_ERR_XML_ERROR, required=True)
 
 
 class IOThreadSched(ThreadSched):
@@ -159,7 +159,7 @@ class CPUTuneDef(ElementDef):
     iothread_period = content("iothread_period", big_number)
     iothread_quota = content("iothread_quota", quota_us)
     vcpupins = elements("vcpupin", VcpuPin)
-    emulatorpin = optional_element("emulatorpin", EmulatorPin)
+    emulatorpin = optional_element("emulatorpin", EmulatorPin, single=VIR_ERR_XML_ERROR)
     iothreadpins = elements("iothreadpin", IOThreadPin)
     emulatorsched = optional_element("emulatorsched", EmulatorSched)
     vcpusched = elements("vcpusched", VcpuSched)

@@ -11,6 +11,7 @@ from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, size_unit, unit_factor, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, flag, inline
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR
 
 VIRTIO_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional")
 
@@ -54,9 +55,9 @@ class DomainCryptoDef(ElementDef):
 
     tag = "crypto"
 
-    model = attribute("model", enum("virtio"))
-    type = attribute("type", enum("qemu"))
-    backend_model = attribute("backend/@model", enum("builtin", "lkcf"))
+    model = attribute("model", enum("virtio"), required=True)
+    type = attribute("type", enum("qemu"), required=True)
+    backend_model = attribute("backend/@model", enum("builtin", "lkcf"), required=True)
     backend_queues = attribute("backend/@queues", number)
     virtio = inline(VirtioOptions)
     info = inline(DeviceInfo)
@@ -67,8 +68,14 @@ class DomainInputDef(ElementDef):
 
     tag = "input"
 
-    type = attribute("type", enum("mouse", "tablet", "keyboard", "passthrough", "evdev"), required=True)
-    bus = attribute("bus", enum("ps2", "usb", "xen", "parallels", "virtio", "none"))
+    type = attribute(
+        "type",
+        enum("mouse", "tablet", "keyboard", "passthrough", "evdev"),
+        code=VIR_ERR_CONFIG_UNSUPPORTED,
+        missing=VIR_ERR_INTERNAL_ERROR,
+        required=True,
+    )
+    bus = attribute("bus", enum("ps2", "usb", "xen", "parallels", "virtio", "none"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     model = attribute("model", enum(*VIRTIO_MODELS))
     virtio = inline(VirtioOptions)
     source_evdev = attribute("source/@evdev")

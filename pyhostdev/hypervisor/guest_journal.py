@@ -3,7 +3,7 @@
 The files of a guest that would outlive a crash: the sockets of its channels, and its runtime directory with the key,
 the log and the monitors' sockets.
 
-A record is written before the first of them is created, and is removed after the last of them.
+A record is written before the first file is created, and removed after the last one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class GuestJournal(NetdevJournal):
         return path == os.path.normpath(path) and path.startswith(f"{own}/")
 
     def _finish_one(self, name: str, facts: dict[str, Any]) -> tuple[str, str]:
-        """Keep the files while devices of a dead guest are plugged in: they show how to finish that."""
+        """Keep the files while devices of a dead guest are recorded as plugged: recover needs them to finish."""
         records, _ = Journal(self.host.state()).read()
         owned = (record for record in records.values() if record.owner == facts["owner"])
         if any(record.state != DETACHED and record.plug is not None for record in owned):

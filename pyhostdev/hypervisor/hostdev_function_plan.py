@@ -44,7 +44,7 @@ def function_plans(
     """
     declared = {request.address: request for request in requests}
 
-    def told(member: GroupMember, group: int | None) -> FunctionPlan:
+    def function_plan(member: GroupMember, group: int | None) -> FunctionPlan:
         request = declared.get(member.address) if member.address else None
         if request is None and member.address is not None and member.address in vanishing:
             text = f"not declared, vanishes while {vanishing[member.address]} is detached, and comes back with it"
@@ -54,12 +54,12 @@ def function_plans(
         text = _declared(request, member.driver, records, moving, declared)
         return FunctionPlan(member.name, group, member.driver, request.role, text, _fate(request, moving))
 
-    found = [told(member, group) for group, those in members.items() for member in those]
+    found = [function_plan(member, group) for group, those in members.items() for member in those]
     named = {fate.name for fate in found}
     for request in requests:
         if str(request.address) not in named:
             driver, group = (request.dev.driver, request.dev.iommu_group) if request.dev else (None, None)
-            found.append(told(GroupMember(str(request.address), request.address, driver, False), group))
+            found.append(function_plan(GroupMember(str(request.address), request.address, driver, False), group))
     return found
 
 
@@ -92,9 +92,9 @@ def _declared(
         return f"{guest}: not on this host"
     before = driver_phrase(driver)
     if request.address in moving:
-        wiped = _reset_phrase(request, declared)
+        reset = _reset_phrase(request, declared)
         stub = f"{request.stub} ({request.why})" if request.why else request.stub
-        return f"{guest}: detached from {before} to {stub}; afterwards {wiped} and given back to {before}"
+        return f"{guest}: detached from {before} to {stub}; afterwards {reset} and given back to {before}"
     detached = records.get(request.address)
     why = "as it was detached before" if detached and detached.state == RECORDED_DETACHED else "as it was"
     return f"{guest}: stays with {before}, {why}"

@@ -63,7 +63,10 @@ class ReleaseDeadline:
 
 
 def check_are_free(
-    root: HostRoot, writer: SysfsWriter, records: Iterable[Record], patience: ReleaseDeadline | None = None
+    root: HostRoot,
+    writer: SysfsWriter | None,
+    addresses: Iterable[PCIDeviceAddress],
+    wait_limit: ReleaseDeadline | None = None,
 ) -> None:
     """
     Prove that no process has a device's group open, after waiting for holders that are about to release.
@@ -75,18 +78,18 @@ def check_are_free(
         OperationError: raised by ``interrupted``.
         SysfsError: the holders cannot be read.
     """
-    patience = patience or ReleaseDeadline()
-    groups = _groups_of(root, records)
+    wait_limit = wait_limit or ReleaseDeadline()
+    groups = _groups_of(root, addresses)
     while held := _held(root, writer, groups):
-        if not patience.wait(holder for holders in held.values() for holder in holders):
+        if not wait_limit.wait(holder for holders in held.values() for holder in holders):
             raise _in_use(groups, held)
 
 
-def _groups_of(root: HostRoot, records: Iterable[Record]) -> dict[int, PCIDeviceAddress]:
+def _groups_of(root: HostRoot, addresses: Iterable[PCIDeviceAddress]) -> dict[int, PCIDeviceAddress]:
     """Return the groups of devices and of their VFs, each with its first function."""
     groups: dict[int, PCIDeviceAddress] = {}
-    for record in records:
-        for address in (record.address, *read_virtual_functions(root, record.address)):
+    for device in addresses:
+        for address in (device, *read_virtual_functions(root, device)):
             group = read_group(root, address)
             if group is not None:
                 groups.setdefault(group, address)
@@ -113,7 +116,9 @@ def refuse_used_vfs(root: HostRoot, records: Collection[Record], others: Iterabl
                 raise DeviceInUseError(text, reason="in-use", address=vf)
 
 
-def _held(root: HostRoot, writer: SysfsWriter, groups: Mapping[int, PCIDeviceAddress]) -> dict[int, list[Process]]:
+def _held(
+    root: HostRoot, writer: SysfsWriter | None, groups: Mapping[int, PCIDeviceAddress]
+) -> dict[int, list[Process]]:
     """
     Return the holders of each held group; an empty list if only the kernel knows that a group is open.
 

@@ -125,7 +125,7 @@ def reattach(context: HostdevContext, address: PCIDeviceAddress) -> None:
         other = "" if saved is None else f": driverctl binds it to {saved!a}"
         raise OperationError(f"Device {address} was not detached by this manager{other}", address=address)
     refuse_used_vfs(context.root, [record], records.values())
-    check_are_free(context.root, context.writer, [record])
+    check_are_free(context.root, context.writer, [record.address])
     with mark_unfinished():
         record = record._replace(state=RELEASING, listed_as=None)
         context.journal.write(record)

@@ -108,11 +108,11 @@ class NodeKeeper:
             OperationError, SysfsError: the owner of a node could not be restored.
         """
         shared = {(node.name, node.inode) for other in others for node in other.nodes}
-        said: list[str] = []
+        messages: list[str] = []
         for node in record.nodes:
             if (node.name, node.inode) not in shared:
-                said += self._taken_back(record, node)
-        return said
+                messages += self._taken_back(record, node)
+        return messages
 
     def _taken_back(self, record: Record, node: GivenNode) -> Iterator[str]:
         path = self.path(node.name)
@@ -135,9 +135,9 @@ class NodeKeeper:
                 run_logged(self.take_back, record, others)
 
 
-def tell(said: Iterable[str]) -> str:
+def log_messages(messages: Iterable[str]) -> str:
     """Log messages about nodes left alone, and return them as the end of a sentence."""
-    words = list(said)
+    words = list(messages)
     for text in words:
         log().warning("%s", text)
     return "".join(f"; {text}" for text in words)

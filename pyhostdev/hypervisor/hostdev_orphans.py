@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 Drivers = Mapping[PCIDeviceAddress, str]
 
 
-def unrecorded(context: HostdevContext, told: Container[PCIDeviceAddress]) -> Iterator[RecoveryResult]:
+def unrecorded(context: HostdevContext, recorded: Container[PCIDeviceAddress]) -> Iterator[RecoveryResult]:
     """
-    Yield the functions that an override bound to a VFIO driver, and that have no record; ``told`` lists recorded ones.
+    Yield the functions that an override bound to a VFIO driver, and that have no record, except those in ``recorded``.
 
     The records are read last: a device gets its record before it moves, so a device being prepared now has one.
     """
@@ -48,7 +48,9 @@ def unrecorded(context: HostdevContext, told: Container[PCIDeviceAddress]) -> It
         top = context.root.pci_devices
         yield RecoveryResult(top, None, FAILED, f"devices without a record cannot be found: {err}")
         return
-    yield from _moved_by_others(context, {a: driver for a, driver in found.items() if a not in known and a not in told})
+    yield from _moved_by_others(
+        context, {a: driver for a, driver in found.items() if a not in known and a not in recorded}
+    )
 
 
 def _addresses(context: HostdevContext) -> Iterator[PCIDeviceAddress]:

@@ -236,10 +236,10 @@ class Plan:
     @property
     def start_obstacles(self) -> tuple[Finding, ...]:
         """The errors of ``start`` besides ``obstacles``; empty if ``start`` was not asked."""
-        told = {key for finding in self.obstacles for key in _facts(finding)}
+        reported = {key for finding in self.obstacles for key in _facts(finding)}
         found = [finding for finding in self.findings if finding.reason in START_REASONS]
         found += (finding for finding in self.start_findings or () if finding.severity == ERROR)
-        return tuple(finding._replace(severity=ERROR) for finding in found if told.isdisjoint(_facts(finding)))
+        return tuple(finding._replace(severity=ERROR) for finding in found if reported.isdisjoint(_facts(finding)))
 
     def _copy(self) -> Plan:
         plan = Plan.__new__(Plan)
@@ -254,8 +254,8 @@ class Plan:
         the plan remains an error. A fact that the plan
         already contains is not repeated.
         """
-        told = {key for finding in self.findings for key in _facts(finding)}
-        new = [finding for finding in found if told.isdisjoint(_facts(finding))]
+        reported = {key for finding in self.findings for key in _facts(finding)}
+        new = [finding for finding in found if reported.isdisjoint(_facts(finding))]
         notes = [f if f.reason == AROUND_PLAN else f._replace(severity=NOTE) for f in new]
         plan = self._copy()
         plan.findings, plan.start_findings = (*self.findings, *notes), tuple(found)

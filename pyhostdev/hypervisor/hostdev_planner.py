@@ -242,7 +242,7 @@ class _Planner:
             return
         bridge = endpoint_obstacle(dev)
         if bridge is not None:  # libvirt only refuses PCI bridges, and leaves a host bridge to the kernel
-            yield self._as_the_policy_has_it(bridge) if dev.is_host_bridge else bridge
+            yield self._by_policy(bridge) if dev.is_host_bridge else bridge
         if request.written is not None and dev.is_multifunction() is False:
             severity = ERROR if request.written == "no" else NOTE
             text = f"Device {address} has no other functions, so assigned='{request.written}' has no meaning"
@@ -261,13 +261,13 @@ class _Planner:
     def _usability_findings(self, request: Request, dev: virpci.PCIDevice) -> Iterable[Finding]:
         address = request.address
         for obstacle in self._obstacles(request, dev):
-            yield self._as_the_policy_has_it(obstacle)
+            yield self._by_policy(obstacle)
         if self.has_records and self.host.is_in_flight(address):
             yield _error("in-doubt", address, f"A write to device {address} has not returned from the kernel")
         record = self.records.get(address)
         if record is not None and record.original.incarnation != dev.incarnation:
             yield _error("changed-device", address, f"Device {address} is not the one that was detached")
-        elif not request.managed and not self._is_where_it_was_detached_to(dev, record):
+        elif not request.managed and not self._has_stub(dev, record):
             yield _error(
                 "unmanaged-attached",
                 address,
@@ -285,11 +285,11 @@ class _Planner:
             found.append(self.drivers.mismatch(dev, DriverChoice(request.stub, request.module, request.why)))
         return _findings(*found)
 
-    def _is_where_it_was_detached_to(self, dev: virpci.PCIDevice, record: Record | None) -> bool:
+    def _has_stub(self, dev: virpci.PCIDevice, record: Record | None) -> bool:
         """Tell whether a device has a stub: a VFIO driver, or its stub on the inactive list."""
         return dev.is_vfio or (record is not None and dev.driver == record.target)
 
-    def _as_the_policy_has_it(self, obstacle: Finding) -> Finding:
+    def _by_policy(self, obstacle: Finding) -> Finding:
         """Return what the kernel will refuse: an error, or a note if policy off leaves the decision to the kernel."""
         return obstacle._replace(severity=NOTE if self.policy == "off" else ERROR)
 
@@ -346,12 +346,12 @@ class _Planner:
     def _empty_slots(self) -> Iterable[Finding]:
         visible = [r for r in self.requests if r.role == ASSIGNED and r.guest_address is not None]
         taken = self.occupied | {r.guest_address for r in visible if r.guest_address is not None}
-        told = set()
+        reported = set()
         for request in visible:
             guest = request.guest_address
             assert guest is not None
-            if guest.with_function(0) not in taken and guest[:3] not in told:
-                told.add(guest[:3])
+            if guest.with_function(0) not in taken and guest[:3] not in reported:
+                reported.add(guest[:3])
                 yield Finding(
                     "no-guest-function-0",
                     NOTE,

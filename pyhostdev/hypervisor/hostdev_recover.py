@@ -133,27 +133,27 @@ def _restore(
     if record is None or record.is_newer or record.state == DETACHED:
         return KEPT, "another program has finished it"
     begun = interrupted_state(record, records.values())
-    goal = begun or (RELEASING if include_prepared else None)
-    if goal is None:
+    target_state = begun or (RELEASING if include_prepared else None)
+    if target_state is None:
         return KEPT, "its owner has it"
     if begun not in (None, record.state):  # this mark must outlive those of the other devices
-        run_logged(context.journal.write, record._replace(state=goal))
+        run_logged(context.journal.write, record._replace(state=target_state))
     restorer = context.restorer
     wait_s = min(RELEASE_WAIT_S, deadline - time.monotonic())
     refuse_used_vfs(context.root, [record], records.values())
-    check_are_free(context.root, context.writer, [record], ReleaseDeadline(wait_s, interrupted=interrupted))
+    check_are_free(context.root, context.writer, [record.address], ReleaseDeadline(wait_s, interrupted=interrupted))
     if not _waited(lambda: not context.writer.is_in_flight(address), deadline):
         return IN_DOUBT, "a write to it has not returned from the kernel"
     context.journal.sweep(address)
     restorer.nodes.try_to_restore([record], [r for r in records.values() if r.change != record.change])
-    if goal == PREPARING:
+    if target_state == PREPARING:
         return RESTORED, restorer.undo(record)
     restorer.reset([record])
     return RESTORED, restorer.give_back(record)
 
 
-def _waited(is_so: Callable[[], bool], deadline: float) -> bool:
-    while not is_so():
+def _waited(condition: Callable[[], bool], deadline: float) -> bool:
+    while not condition():
         if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL_S)

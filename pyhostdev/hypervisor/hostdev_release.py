@@ -37,7 +37,7 @@ def kept_devices_last(record: Record) -> tuple[bool, int]:
 def release(
     context: HostdevContext,
     owner: str,
-    is_meant: Callable[[Record], bool],
+    is_selected: Callable[[Record], bool],
     *,
     guest_ended: bool,
     order: Callable[[Record], tuple[bool, int]] = by_position,
@@ -49,17 +49,17 @@ def release(
     """
     with deferred_signals() as interrupted, context.locked([], owner, GIVE_BACK_WAIT_S) as lock_more:
         records, _ = context.journal.read()
-        meant = [r for r in records.values() if r.is_active and r.owner == owner and is_meant(r)]
-        refuse_newer(meant)
-        meant.sort(key=order)
-        lock_more(record.address for record in meant)
-        patience = ReleaseDeadline(RELEASE_WAIT_S, guest_ended=guest_ended, interrupted=interrupted)
-        refuse_used_vfs(context.root, meant, records.values())
-        check_are_free(context.root, context.writer, meant, patience)
-        failures = _release_all(context, meant, list(records.values()))
+        selected = [r for r in records.values() if r.is_active and r.owner == owner and is_selected(r)]
+        refuse_newer(selected)
+        selected.sort(key=order)
+        lock_more(record.address for record in selected)
+        wait_limit = ReleaseDeadline(RELEASE_WAIT_S, guest_ended=guest_ended, interrupted=interrupted)
+        refuse_used_vfs(context.root, selected, records.values())
+        check_are_free(context.root, context.writer, [record.address for record in selected], wait_limit)
+        failures = _release_all(context, selected, list(records.values()))
     if failures:
-        raise _unreleased(failures, len(meant))
-    return [record.address for record in meant]
+        raise _unreleased(failures, len(selected))
+    return [record.address for record in selected]
 
 
 def refuse_newer(records: Iterable[Record]) -> None:
@@ -74,17 +74,17 @@ def refuse_newer(records: Iterable[Record]) -> None:
             raise DeviceInUseError(newer_text(record.address), reason="in-use", address=record.address)
 
 
-def _release_all(context: HostdevContext, meant: list[Record], records: list[Record]) -> list[Exception]:
+def _release_all(context: HostdevContext, selected: list[Record], records: list[Record]) -> list[Exception]:
     """Release devices, or undo a half prepared change; return all failures, every device is tried."""
     restorer = context.restorer
-    half_prepared = [record for record in meant if interrupted_state(record, records) == PREPARING]
-    whole = [record for record in meant if record not in half_prepared]
+    half_prepared = [record for record in selected if interrupted_state(record, records) == PREPARING]
+    whole = [record for record in selected if record not in half_prepared]
     for record in whole:
         run_logged(context.journal.write, record._replace(state=RELEASING))  # a failing mark must not stop the release
-    restorer.nodes.try_to_restore(meant, records)
-    if any(record.nodes for record in meant):  # their user may have opened one just before its owner was restored
+    restorer.nodes.try_to_restore(selected, records)
+    if any(record.nodes for record in selected):  # their user may have opened one just before its owner was restored
         with mark_unfinished():
-            check_are_free(context.root, context.writer, meant)
+            check_are_free(context.root, context.writer, [record.address for record in selected])
     restorer.reset(whole)
     failures = [f for record in whole for f in run_logged(restorer.give_back, record)]
     return failures + _undo_all(context, half_prepared)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pyhostdev.errors import HostdevError, OperationError
-from pyhostdev.hypervisor.hostdev_nodes import NodeKeeper, tell
+from pyhostdev.hypervisor.hostdev_nodes import NodeKeeper, log_messages
 from pyhostdev.util.journal import PREPARING, RELEASING, Journal, Record, read_clock
 from pyhostdev.util.pcidriver import Binding, DriverMover, read_incarnation
 from pyhostdev.util.transaction import log, run_logged
@@ -29,7 +29,7 @@ def interrupted_state(record: Record, records: Iterable[Record]) -> str | None:
     """
     Return how the change of a record was interrupted: PREPARING, RELEASING, or None if it was not.
 
-    One record that is still being prepared causes its whole change to be undone, whatever happened to the others since.
+    If one record is still being prepared, its whole change is undone, even if the other records have changed since.
     """
     states = {r.state for r in records if (r.owner, r.change) == (record.owner, record.change)}
     return next((state for state in (PREPARING, RELEASING) if state in states), None)
@@ -103,7 +103,7 @@ class Restorer:
             return ""
         records = self.journal.read()[0].values()
         others = [r for r in records if r.is_active and (r.owner, r.change) != (record.owner, record.change)]
-        return tell(self.nodes.take_back(record, others))
+        return log_messages(self.nodes.take_back(record, others))
 
     def undo_listed(self, record: Record) -> str:
         """

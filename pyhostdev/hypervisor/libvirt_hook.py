@@ -100,12 +100,12 @@ def _plan(
 
 
 def _without_owner(records: Records, guest: str) -> dict[PCIDeviceAddress, Record]:
-    """Return the records as if the guest's devices were detached without an owner: they do not stand in its way."""
+    """Return the records as if the guest's devices were detached without an owner: they are not obstacles for it."""
     return {a: r.detached(r.since) if r.is_active and r.owner == guest else r for a, r in records.items()}
 
 
 def _left_by_libvirt(definition: DomainDef) -> DomainDef:
-    """Return a copy with the functions of the host that are not managed, and none that libvirt detaches."""
+    """Return a copy with only those functions of the host that are not managed: libvirt does not detach them."""
     copy = definition.copy()
     controllers = {hostdev.pci_address for hostdev in copy.nvme_hostdevs() if not hostdev.managed}
     copy.disks = [disk for disk in copy.disks if not controllers.isdisjoint(disk.nvme_controllers())]
@@ -116,7 +116,7 @@ def _left_by_libvirt(definition: DomainDef) -> DomainDef:
 
 
 def _managed(definition: DomainDef) -> DomainDef:
-    """Return a copy in which each function of the host is managed: one of both programs detaches and reattaches it."""
+    """Return a copy in which each function of the host is managed: by libvirt or by the hook."""
     copy = definition.copy()
     for source in (source for disk in copy.disks for source in disk.nvme_sources()):
         source.managed = True

@@ -41,7 +41,7 @@ class NetdevJournal(abc.ABC):
     fields: ClassVar[frozenset[str]]  # further fields of a record of this kind
     directory: ClassVar[str] = "interfaces"
     subject: ClassVar[str] = "network interface or function"
-    is_name_unique: ClassVar[bool] = False  # no other change ever has the name: its lock is removed with its record
+    is_name_unique: ClassVar[bool] = False  # a name is used only once, so its lock is removed with its record
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -58,9 +58,9 @@ class NetdevJournal(abc.ABC):
             ValueError, TypeError, KeyError, OverflowError: the record is not one of this kind.
         """
 
-    def settle(self, name: str) -> None:
+    def undo_leftover(self, name: str) -> None:
         """
-        Undo what a dead guest left under a name, before another guest's change reads the present state as the former.
+        Undo the changes that a dead guest left under a name, before the present state is recorded as the former one.
 
         Raises:
             OperationError: it cannot be undone.
@@ -76,9 +76,10 @@ class NetdevJournal(abc.ABC):
         Record a change before it is made; return the lock of the record, which the guest's QEMU inherits.
 
         Raises:
-            OperationError: the thing belongs to another guest.
+            OperationError: the interface, function or device belongs to another guest.
             SysfsError: the record cannot be written.
         """
+        self.host.state().open(create=True)  # a missing directory above the records would be open to listing
         lock = self._lock(name)
         if lock is None:
             raise OperationError(f"The {self.subject} '{name}' belongs to another guest")
@@ -129,7 +130,7 @@ class NetdevJournal(abc.ABC):
 
     def _lock(self, name: str) -> int | None:
         """Return the lock of a record; None while its guest runs."""
-        fd = self.state.open_lock(f"{name}{self.suffix}{_LOCK}")
+        fd = self.state.open_lock(f"{name}{self.suffix}{_LOCK}", is_written=False)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -188,13 +189,25 @@ class NetdevJournal(abc.ABC):
         return None, SET_ASIDE, f"it is not a record of a {self.subject}"
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        """Return a record; None for a file that is not a record."""
+        """
+        Return a record; None for a file that is not a record.
+
+        Raises:
+            OperationError: a newer pyhostdev wrote it; the record stays, for that version.
+        """
         try:
             facts = parse_json(self.state.read(f"{name}{self.suffix}") or b"")
         except ValueError:
             return None
+        if _is_newer(facts):
+            raise OperationError("its record was written by a newer pyhostdev: recover it with that version")
         is_record = isinstance(facts, dict) and facts.get("version") == _VERSION and isinstance(facts.get("owner"), str)
         return facts if is_record and {"owner", "boot_id", *self.fields} <= facts.keys() else None
+
+
+def _is_newer(facts: Any) -> bool:
+    version = facts.get("version") if isinstance(facts, dict) else None
+    return type(version) is int and version > _VERSION
 
 
 class MacvtapJournal(NetdevJournal):

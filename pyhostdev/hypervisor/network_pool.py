@@ -36,15 +36,15 @@ if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
 
 _ABSENT = "is not on this host"
-_TOLD_MAX = 4  # functions of a pool whose use a refusal names
+_SHOWN_MAX = 4  # functions of a pool whose use a refusal names
 
 
 def with_pool_functions(dom: DomainDef, host: Host, owner: str | None = None) -> DomainDef:
     """
     Return a domain in which each interface of a pool's network is the function that it gets on this host.
 
-    An interface stays as it is if its network is not a pool, or the pool cannot serve it: ``pool_obstacles`` then says
-    why. The host is only read; preparing the domain records the functions.
+    An interface stays as it is if its network is not a pool, or the pool cannot serve it; ``pool_obstacles`` gives the
+    reason. The host is only read; preparing the domain records the functions.
 
     Args:
         owner: the name of the domain that will own the functions; the definition's name by default.
@@ -211,9 +211,9 @@ def _exhausted(dom: DomainDef, network: NetworkDef, host: Host) -> str:
         pf = f" of '{shown(network.pf)}'" if network.pf is not None else ""
         return f"The network '{name}' has no virtual functions{pf} on this host"
     uses = _Uses(dom, host, dom.name)
-    told = [f"{address} {uses.of(address) or 'is free'}" for address in functions[:_TOLD_MAX]]
-    told += [f"and {len(functions) - _TOLD_MAX} more"] if len(functions) > _TOLD_MAX else []
-    return f"The network '{name}' has no free virtual function: {', '.join(told)}"
+    lines = [f"{address} {uses.of(address) or 'is free'}" for address in functions[:_SHOWN_MAX]]
+    lines += [f"and {len(functions) - _SHOWN_MAX} more"] if len(functions) > _SHOWN_MAX else []
+    return f"The network '{name}' has no free virtual function: {', '.join(lines)}"
 
 
 def has_lost_functions(dom: DomainDef, host: Host) -> bool:

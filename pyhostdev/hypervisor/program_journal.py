@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Programs that run beside a QEMU, and what a crash would leave of them: swtpm and virtiofsd wait at a socket, and one
-that QEMU never connected to would wait for ever.
+Programs that run beside a QEMU and could outlive a crash: swtpm and virtiofsd wait at a socket, and would wait for ever
+if QEMU never connected to them.
 
 A record is written before its program starts, and is removed after its end.
 """
@@ -31,8 +31,8 @@ class ProgramJournal(NetdevJournal):
     """
     The programs beside the guests of a host.
 
-    ``pid`` and ``started`` (in ticks since the boot) name a process, whatever it has executed since; they are None
-    until it was created, and then ``argv`` finds it.
+    ``pid`` and ``started`` (in ticks since the boot) identify a process, even after it has executed another program.
+    They are None until the process exists; until then, ``argv`` identifies it.
     """
 
     suffix = ".program"

@@ -46,7 +46,7 @@ class USBJournal(NetdevJournal):
         name = find_usb_name(root, bus, device)
         if name is None:
             return None
-        self.settle(name)
+        self.undo_leftover(name)
         drivers = {place: driver for place, driver in interface_drivers(root, name).items() if driver != USBFS}
         facts: dict[str, Any] = {"bus": bus, "device": device, "drivers": drivers}
         lock = self.begin(name, owner, **facts)

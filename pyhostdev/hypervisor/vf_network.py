@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import OperationError
+from pyhostdev.hypervisor.hostdev_holders import check_are_free
 from pyhostdev.hypervisor.netdev_journal import NetdevJournal
 from pyhostdev.util import netlink, virnetdev
 from pyhostdev.util.deadline import NETWORK_TIMEOUT_S, within
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host
     from pyhostdev.util.hostroot import HostRoot
 
-# Settings that earlier versions did not record: beside "before", where those versions do not expect them
+# Settings that earlier versions did not record; they are not in "before", where those versions would not expect them
 _LATER = ("spoofchk", "link_state")
 _SET_ATTEMPTS = 2
 _VLAN_MAX = 4094  # IEEE 802.1Q: 4095 is reserved
@@ -122,14 +123,21 @@ class VFJournal(NetdevJournal):
     fields = frozenset({"before"})
 
     def undo(self, name: str, facts: dict[str, Any]) -> str:
-        """Restore the settings of a function that is still there."""
+        """
+        Restore the settings of a function that is still there.
+
+        A QEMU that its guest has taken over can release the lock that it inherited: only the kernel shows that it no
+        longer has the function.
+        """
         spoofchk, link_state = (facts.get(later) for later in _LATER)
         before = VFSettings(**facts["before"], spoofchk=spoofchk, link_state=link_state)
         if not isinstance(before.mac, str) or any(type(value) not in (int, type(None)) for value in before[1:]):
             raise TypeError("a setting has another type")
-        place = place_of(self.host.root, PCIDeviceAddress.parse(name))
+        address = PCIDeviceAddress.parse(name)
+        place = place_of(self.host.root, address)
         if place is None:
             return "the function, or the interface of its physical function, is gone"
+        check_are_free(self.host.root, self.host.writer, [address])
         _set(place, before)
         return "the network settings of the function are restored"
 
@@ -163,9 +171,9 @@ class VFNetwork:
         if place is None:
             raise OperationError(f"The physical function of {address} has no network interface", address=address)
         journal = VFJournal(self.host)
-        journal.settle(str(address))
+        journal.undo_leftover(str(address))
         before = _read(place)
-        wanted = before._replace(mac=net.mac, vlan=_vlan_of(net), qos=0, **_wishes(net))
+        wanted = before._replace(mac=net.mac, vlan=_vlan_of(net), qos=0, **_requested_settings(net))
         facts = before._asdict()
         later = {name: facts.pop(name) for name in _LATER}
         lock = journal.begin(str(address), self.owner, before=facts, **later)
@@ -174,10 +182,10 @@ class VFNetwork:
         _set(place, wanted)
 
 
-def _wishes(net: Any) -> dict[str, int]:
+def _requested_settings(net: Any) -> dict[str, int]:
     """Return the settings that an interface requests besides its MAC address and VLAN."""
-    wishes = {} if net.trust_guest_rx_filters is None else {"trust": int(net.trust_guest_rx_filters)}
-    return wishes | ({"link_state": LINK_DISABLED} if net.link_state == "down" else {})
+    settings = {} if net.trust_guest_rx_filters is None else {"trust": int(net.trust_guest_rx_filters)}
+    return settings | ({"link_state": LINK_DISABLED} if net.link_state == "down" else {})
 
 
 def _index(place: VFPlace) -> int:

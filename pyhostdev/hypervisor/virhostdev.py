@@ -8,7 +8,6 @@ differences: lists are on disk, a completeness policy is part of the check, and 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -16,8 +15,7 @@ from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError, DeviceInUseError, HostdevError, RefusedError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.hostdev_context import HostdevContext
-from pyhostdev.hypervisor.hostdev_release import release
-from pyhostdev.hypervisor.hostdev_status import Status, read_status
+from pyhostdev.util.deprecation import warn_renamed
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.journal import Journal, Record
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.libvirt_release import LibvirtRelease
     from pyhostdev.hypervisor.hostdev_plan import Plan
     from pyhostdev.hypervisor.hostdev_result import RecoveryResult
+    from pyhostdev.hypervisor.hostdev_status import Status
 
 
 _IN_CONTEXT = ("locked", "restorer", "writer")  # attributes that older versions had on the manager
@@ -75,8 +74,7 @@ class HostdevManager:
             """Return a part of the context under its old spelling, with a warning."""
             if name not in _IN_CONTEXT:
                 raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-            text = f"'{name}' of a manager is now called 'context.{name}', see docs/deprecations.md"
-            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            warn_renamed(name, f"context.{name}")
             return getattr(self.context, name)
 
     def status(self) -> Status:
@@ -85,6 +83,8 @@ class HostdevManager:
 
         Mirrors: the activePCIHostdevs and inactivePCIHostdevs of virHostdevManager
         """
+        from pyhostdev.hypervisor.hostdev_status import read_status
+
         return read_status(self.journal.state)
 
     def prepare(
@@ -213,6 +213,8 @@ class HostdevManager:
 
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
         """
+        from pyhostdev.hypervisor.hostdev_release import release
+
         return release(self.context, owner, lambda record: True, guest_ended=guest_ended)
 
     def recover(self, *, include_prepared: bool = False, timeout_s: float = 30.0) -> list[RecoveryResult]:
@@ -234,7 +236,7 @@ class HostdevManager:
         from pyhostdev.hypervisor.vf_network import VFJournal
 
         others: list[RecoveryResult] = []
-        if self.host.root.is_live:  # processes, sockets and interfaces are the live host's, whatever another root says
+        if self.host.root.is_live:  # processes, sockets and interfaces belong to the live host, even with another root
             # a host driver reads the settings of its virtual function when it binds
             others = [*VFJournal(self.host).recover(), *MacvtapJournal(self.host).recover()]
             others += [*ProgramJournal(self.host).recover(), *USBJournal(self.host).recover()]
@@ -294,6 +296,8 @@ class HostdevManager:
         Mirrors: virHostdevReAttachPCIDevices (src/hypervisor/virhostdev.c)
         """
         wanted = {hostdev.pci_address for hostdev in hostdevs}
+        from pyhostdev.hypervisor.hostdev_release import release
+
         release(self.context, domain_name, lambda record: record.address in wanted, guest_ended=False)
 
     def update_active_pci_devices(

@@ -91,7 +91,7 @@ def store_new_id(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
     if pattern in known or (driver.kind != "vfio" and pattern in driver.ids):
         raise Refusal(errno.EEXIST)
     known.append(pattern)
-    core.state.taught = True
+    core.state.has_hidden_state = True
     core.attach_all(driver)
 
 
@@ -107,7 +107,7 @@ def store_remove_id(core: DriverCore, driver: DriverSpec, value: bytes) -> None:
     if pattern not in known:
         raise Refusal(errno.ENODEV)
     known.remove(pattern)
-    core.state.taught = True
+    core.state.has_hidden_state = True
 
 
 def store_drivers_probe(core: DriverCore, value: bytes) -> None:

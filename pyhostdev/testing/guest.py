@@ -9,11 +9,11 @@ which other parts of the kernel may keep after the process has disappeared from 
 from __future__ import annotations
 
 import os
-import warnings
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.testing.answers import Refusal
 from pyhostdev.testing.procfiles import SimulatedProcess
+from pyhostdev.util.deprecation import warn_renamed
 from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ class SimulatedGuest:
 
     def begin_to_end(self) -> None:
         """Do the same as ``begin_exit``: its deprecated name."""
-        text = "'begin_to_end' is now called 'begin_exit', see docs/deprecations.md"
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        warn_renamed("begin_to_end", "begin_exit")
         self.begin_exit()
 
     def close_all(self) -> None:

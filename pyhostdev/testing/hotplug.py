@@ -111,7 +111,7 @@ def _leave_group(core: Bus, name: str, group: int) -> None:
 
 
 def vanish(core: Bus, device: SimDevice, above: Above = ()) -> None:
-    """Remove a function from the bus at once, whatever its driver does."""
+    """Remove a function from the bus at once, without waiting for its driver."""
     above = (*above, device.address)
     for other in _dependents(core, device, above):
         vanish(core, other, above)

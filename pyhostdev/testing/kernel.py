@@ -366,7 +366,7 @@ class SimulatedKernel(SimulatedNodes):
         with self.entered() as core:
             spec = core.state.driver(name)
             core.state.drivers[name] = spec._replace(probe=probe, remove=remove)
-            core.state.taught = True
+            core.state.has_hidden_state = True
 
     @contextlib.contextmanager
     def open_group(self, group: int, devices: Sequence[PCIDeviceAddress | str] | None = None) -> Iterator[int]:

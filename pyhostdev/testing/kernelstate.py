@@ -58,20 +58,20 @@ class KernelState:
         "described",
         "drivers",
         "dynamic",
+        "has_hidden_state",
         "held",
         "moved",
         "override_changed",
         "pending",
         "removed",
         "reset_methods",
-        "taught",
         "uevent_driver",
         "vfio_free",
     )
 
     def __init__(self) -> None:
         self.described = False
-        self.taught = False  # a write changed state that the tree's bindings do not show
+        self.has_hidden_state = False  # a write changed state that the tree's bindings do not show
         self.override_changed = False  # in this write, for a function on vfio-pci; not saved in the file
         self.uevent_driver = True
         self.drivers: dict[str, DriverSpec] = {}
@@ -87,7 +87,7 @@ class KernelState:
     def is_learnable(self) -> bool:
         """True if all of the state can be learned from a tree."""
         lists = (self.moved, self.pending, self.removed, self.reset_methods, self.held)
-        kept = (self.described, self.taught, *lists)
+        kept = (self.described, self.has_hidden_state, *lists)
         return not any(kept)
 
     def driver(self, name: str) -> DriverSpec:
@@ -99,7 +99,7 @@ class KernelState:
         return {
             "version": _VERSION,
             "described": self.described,
-            "taught": self.taught,
+            "taught": self.has_hidden_state,
             "uevent_driver": self.uevent_driver,
             "drivers": [list(spec) for spec in self.drivers.values()],
             "dynamic": self.dynamic,
@@ -121,7 +121,7 @@ class KernelState:
         """
         state = cls()
         state.described = bool(data["described"])
-        state.taught = bool(data["taught"])
+        state.has_hidden_state = bool(data["taught"])
         state.uevent_driver = bool(data["uevent_driver"])
         state.drivers = {spec.name: spec for spec in map(_driver_of, data["drivers"])}
         state.dynamic = {check_driver_name(name): _texts(ids) for name, ids in data["dynamic"].items()}
@@ -231,7 +231,7 @@ class StateFile:
     def __init__(self, root: HostRoot) -> None:
         self.path = root.join(STATE_FILE)
         self._text: bytes | None = None
-        self._saved: KernelState | None = None  # what the text says; None while it may be changed
+        self._saved: KernelState | None = None  # the state in the text; None while it may change
         self._learned: dict[str, Any] | None = None
 
     def load(self, tree: Tree) -> KernelState:

@@ -56,7 +56,7 @@ class Bus(Protocol):
         """Unbind a function."""
 
     def force_off(self, device: SimDevice, driver: str) -> None:
-        """Unbind a function that is removed, whatever its driver does."""
+        """Unbind a removed function, without waiting for its driver."""
 
     def attach_new(self, device: SimDevice) -> None:
         """Offer a new function to the drivers."""

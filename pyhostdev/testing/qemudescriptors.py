@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The descriptors that a simulated QEMU is handed over its monitor, until a command uses one up, and its iommufds.
+The descriptors that a simulated QEMU received over its monitor and that no command has used yet, and its iommufds.
 
 Source: monitor/fds.c, backends/iommufd.c (QEMU 11.1)
 """
@@ -17,7 +17,7 @@ _MISSING = "Could not parse object fd {0}: File descriptor named '{0}' not found
 
 
 class NamedDescriptors:
-    """What a QEMU has been handed over."""
+    """The descriptors and iommufds of one QEMU."""
 
     def __init__(self) -> None:
         self.sent: list[int] = []  # not named yet
@@ -27,10 +27,10 @@ class NamedDescriptors:
 
     def name(self, name: str) -> None:
         """
-        Give the descriptor that came last a name; one that had it before is closed.
+        Name the descriptor that was received last; an earlier one of this name is closed.
 
         Raises:
-            QMPRefusal: none came.
+            QMPRefusal: there is no descriptor without a name.
         """
         if not self.sent:
             raise QMPRefusal("No file descriptor supplied via SCM_RIGHTS")
@@ -42,10 +42,10 @@ class NamedDescriptors:
         self, name: str, missing: str = "Could not parse object fd {0}: File descriptor named '{0}' not found"
     ) -> int:
         """
-        Return a descriptor, which has no name then.
+        Return the descriptor of a name, and forget the name.
 
         Raises:
-            QMPRefusal: there is none of this name.
+            QMPRefusal: no descriptor has this name.
         """
         if name not in self.names:
             raise QMPRefusal(missing.format(name))
@@ -53,10 +53,10 @@ class NamedDescriptors:
 
     def check(self, properties: dict[str, Any]) -> None:
         """
-        Check what a device says about iommufd.
+        Check a device's properties about iommufd.
 
         Raises:
-            QMPRefusal: a node without an iommufd, or one that is unknown.
+            QMPRefusal: a node without an iommufd, or an unknown iommufd.
         """
         iommufd = properties.get("iommufd")
         if iommufd is None and "fd" in properties:
@@ -79,7 +79,7 @@ class NamedDescriptors:
         self.iommufds[name] = self.take(str(properties.get("fd")))
 
     def close(self) -> None:
-        """Close all, as the end of the process does."""
+        """Close all descriptors, as the end of the process does."""
         for fd in (*self.sent, *self.names.values(), *self.iommufds.values()):
             os.close(fd)
         self.sent.clear()

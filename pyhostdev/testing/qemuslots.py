@@ -27,7 +27,7 @@ SLOTS = 32
 _ADDRESS = re.compile(r"(?:0x)?([0-9a-fA-F]{1,2})(?:\.(?:0x)?([0-9a-fA-F]))?")
 
 
-class QMPRefusal(Exception):  # noqa: N818 - what QEMU says, not a failure of the simulation
+class QMPRefusal(Exception):  # noqa: N818 - an answer of QEMU, not a failure of the simulation
     """An error answer of the monitor; ``error_class`` is the only part to branch on."""
 
     def __init__(self, description: str, error_class: str = "GenericError") -> None:

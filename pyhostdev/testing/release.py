@@ -23,7 +23,7 @@ CHANGES = {
 
 def has_change(tree: Tree, change: str) -> bool:
     """
-    Return True if the host's kernel behaves as a row of ``CHANGES`` says.
+    Return True if the host's kernel has the behaviour of a row of ``CHANGES``.
 
     Host: reads ``proc/sys/kernel/osrelease``
     """

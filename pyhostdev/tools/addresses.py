@@ -35,16 +35,16 @@ def run(args: argparse.Namespace) -> int:
         raise argparse.ArgumentTypeError("FILE and --diff cannot both be standard input")
     host = arguments.host_of(args)
     here = releases.answering(args, host)
-    told: set[str] = set()
-    domain = _defined(args, host, args.file, here, args.capabilities, told)
+    reported: set[str] = set()
+    domain = _defined(args, host, args.file, here, args.capabilities, reported)
     if args.diff is None and args.against_libvirt is None:
         _print(args, here, domain, None)
         return DONE
     there = releases.Answering(args.against_libvirt) if args.against_libvirt else here
     other = args.file if args.diff is None else args.diff
-    # another release comes with another QEMU than the one of this host
+    # another release has another QEMU than this host
     choice = args.capabilities or (there.release.qemu if there.release != here.release else None)
-    changes = compare_addresses(domain, _defined(args, host, other, there, choice, told))
+    changes = compare_addresses(domain, _defined(args, host, other, there, choice, reported))
     _print(args, here, domain, Comparison(other, str(there.release), changes))
     return DIFFER if has_moved(changes) else DONE
 
@@ -75,7 +75,7 @@ def _print(args: argparse.Namespace, here: releases.Answering, domain: DomainDef
 
 
 def _defined(
-    args: argparse.Namespace, host: Host, path: str, found: releases.Answering, choice: str | None, told: set[str]
+    args: argparse.Namespace, host: Host, path: str, found: releases.Answering, choice: str | None, reported: set[str]
 ) -> DomainDef:
     """Return the domain in a file, with its defaults and addresses as a release of libvirt fills them in."""
     from pyhostdev.conf.domain_conf import DomainDef
@@ -85,7 +85,7 @@ def _defined(
 
     definition = DomainDef.parse(arguments.read_file(path))
     raise_all(list(word_errors(definition)))
-    capabilities = releases.chosen_capabilities(definition, host, choice, found, told)
+    capabilities = releases.chosen_capabilities(definition, host, choice, found, reported)
     return qemu_driver.define(
         definition, host, keep_together=args.keep_together, capabilities=capabilities, release=found.release
     )

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
             unit, functions = _attach(args, manager, hostdevs, check)
         if stored is not None:
             stored.write(after_live=hotplug.is_live(args))
-    hotplug.tell(args, "plugged" if unit else "configured", unit, functions)
+    hotplug.print_result(args, "plugged" if unit else "configured", unit, functions)
     return 0
 
 
@@ -58,7 +58,7 @@ def _attach(
     async def attach() -> tuple[str, list[dict[str, Any]]]:
         with hotplug.progress() as waiting:
             async with hotplug.guest_of(args, manager, directory, check, waiting) as guest:
-                hotplug.tell_finished(await guest.finish(timeout_s=args.timeout))
+                hotplug.report_finished(await guest.finish(timeout_s=args.timeout))
                 plan = manager.host.plan_attach(
                     guest.definition, hostdevs, args.policy, accept=args.accept, release=guest.release
                 )

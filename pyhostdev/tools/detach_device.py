@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             result = _detach(args, manager, {hostdev.pci_address for hostdev in hostdevs}, check)
         if stored is not None and result[0] != "pending":
             stored.write(after_live=hotplug.is_live(args))
-    hotplug.tell(args, *result)
+    hotplug.print_result(args, *result)
     return PENDING if result[0] == "pending" else DONE
 
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="also show what the plan of this domain says before and after; can be repeated",
+        help="also show the plans of this domain before and after; can be repeated",
     )
     arguments.add_json(parser)
 

@@ -44,7 +44,7 @@ def _name(text: str) -> str:
 
     generated = GENERATED.fullmatch(text)
     if generated is not None and not 1 <= int(generated[1]) <= FUNCTIONS_MAX:
-        raise ConfigError(f"A synthetic host has 1 to {FUNCTIONS_MAX} functions")
+        raise ConfigError(f"A synthetic host must have 1 to {FUNCTIONS_MAX} functions")
     if generated is None and text not in named_hosts() and not text.endswith(".tree"):
         names = ", ".join(named_hosts())
         raise ConfigError(f"Unknown host '{text}': expected a .tree file, generate:N or one of {names}")

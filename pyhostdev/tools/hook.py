@@ -88,7 +88,7 @@ def _begin(args: argparse.Namespace, guest: str) -> int:
 
 def _definition_with_devices() -> DomainDef | None:
     """
-    Return the domain on standard input; None if it has no host device, and is libvirt's alone.
+    Return the domain on standard input; None if it has no host device, so that the hook has nothing to do.
 
     Raises:
         ConfigError: it is not XML, or it has host devices and is not valid.
@@ -114,7 +114,7 @@ def _empty(guest: str) -> DomainDef:
 
 
 def script(args: argparse.Namespace) -> str:
-    """Return the text of the hook: calls that need nothing end in the shell, so a running guest cannot suffer."""
+    """Return the text of the hook: calls without work end in the shell, so they cannot disturb a running guest."""
     words = [sys.executable, "-I", "-m", "pyhostdev", "hook", "--policy", args.policy]
     words += [word for consent in args.accept for word in ("--accept", consent)]
     words += ["--timeout", f"{args.timeout:g}"]

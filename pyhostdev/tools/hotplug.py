@@ -192,7 +192,7 @@ async def guest_of(
         yield guest
 
 
-def tell_finished(found: Any) -> None:
+def report_finished(found: Any) -> None:
     """Report the changes of an earlier process that were finished."""
     for done in found:
         complain(f"note: unit {done.unit}: {done.message}")
@@ -226,7 +226,7 @@ def function_facts(guest: Guest, addresses: set[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def tell(args: argparse.Namespace, outcome: str, unit: str | None, functions: list[dict[str, Any]]) -> None:
+def print_result(args: argparse.Namespace, outcome: str, unit: str | None, functions: list[dict[str, Any]]) -> None:
     """Print the result: one JSON object, or one line per function."""
     if args.json:
         output.print_json(describe(args, outcome, unit, functions))

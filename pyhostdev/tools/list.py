@@ -164,7 +164,7 @@ def _rows(scan: Scan, drivers: VFIODrivers, multifunction: Sequence[bool | None]
 
 def _choices(scan: Scan, drivers: VFIODrivers) -> list[DriverChoice | None]:
     """
-    Return the VFIO driver for each function, None for a bridge; only vendors that have a variant are looked at closely.
+    Return the VFIO driver for each function, None for a bridge; only functions of vendors with a variant are examined.
     """
     columns = scan.columns()
     common = drivers.common()
@@ -185,4 +185,4 @@ def _identity_cell(identity: tuple[int | None, int | None]) -> str:
 
 
 def _cell(value: object | None) -> str:
-    return "-" if value is None else output.printable(str(value))
+    return "-" if value is None else streams.printable(str(value))

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if words == ["--version"]:
-        return _tell_version()
+        return _print_version()
     from pyhostdev.tools import parsers
 
     if not words or words[0] not in VERBS:
@@ -78,7 +78,7 @@ def _clean_up() -> None:
         arguments.forget_snapshots()
 
 
-def _tell_version() -> int:
+def _print_version() -> int:
     streams.write(f"pyhostdev {__version__}\n")
     return DONE
 
@@ -86,8 +86,8 @@ def _tell_version() -> int:
 def _without_verb(parser: argparse.ArgumentParser, words: list[str]) -> int:
     """Print the version or the usage; an unknown verb ends the program."""
     if parser.parse_args(words).version:
-        return _tell_version()
-    streams.tell(parser.format_help().rstrip())
+        return _print_version()
+    streams.print_error(parser.format_help().rstrip())
     return USAGE
 
 
@@ -152,6 +152,4 @@ def tell_notes(findings: Iterable[Finding]) -> None:
 
 def complain(sentence: str) -> None:
     """Print one sentence on stderr, with unprintable characters escaped."""
-    from pyhostdev.tools.output import printable
-
-    streams.tell(f"pyhostdev: {printable(sentence)}")
+    streams.print_error(f"pyhostdev: {streams.printable(sentence)}")

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Detach the device."""
     manager = arguments.manager_of(args)
-    release = releases.release_of(args, manager.host) if args.driver else releases.tell_release(args, manager.host)
+    release = releases.release_of(args, manager.host) if args.driver else releases.report_release(args, manager.host)
     address = arguments.address_of(args, manager.host)
     manager.nodedev_detach(address, args.driver, accept=args.accept, release=release)
     return 0

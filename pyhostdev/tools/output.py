@@ -17,16 +17,6 @@ _PLAIN_TERMINALS = ("dumb", "unknown")
 _USUAL_WIDTH = 80
 
 
-def printable(text: str) -> str:
-    """
-    Return a text as one line that has no effect on a terminal.
-
-    Control characters of both sets, line ends, marks that change the direction of writing, and undecodable bytes are
-    escaped: drivers, processes, domains and files can have any name.
-    """
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def shell_word(word: str) -> str:
     """Return a word in shell syntax, with unprintable characters as escapes of bash, ksh and zsh."""
     import shlex
@@ -63,7 +53,7 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object | None]]) -> None:
     """Print rows under their columns; None is a dash."""
-    print_rows(columns, [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows])
+    print_rows(columns, [["-" if cell is None else streams.printable(str(cell)) for cell in row] for row in rows])
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -78,9 +68,9 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _terminal_width() -> int:
     """Return the width set by the user, else the terminal's, else 80."""
-    told = os.environ.get("COLUMNS", "")
-    if told.isdecimal() and int(told):
-        return int(told)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or _USUAL_WIDTH
     except OSError:
@@ -91,7 +81,7 @@ class Branch:
     """A line of a tree, with the lines below it."""
 
     def __init__(self, text: str) -> None:
-        self.text = printable(text)
+        self.text = streams.printable(text)
         self.below: list[Branch] = []
 
     def add(self, text: str) -> Branch:

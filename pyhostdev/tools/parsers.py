@@ -27,9 +27,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that reports an error if its help cannot be printed, and whose messages cannot control a terminal."""
 
     def error(self, message: str) -> NoReturn:
-        from pyhostdev.tools.output import printable
-
-        super().error(printable(message))
+        super().error(streams.printable(message))
 
     def print_help(self, file: Any = None) -> None:
         if file is None:
@@ -40,9 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 class _TopParser(_Parser):
     def error(self, message: str) -> NoReturn:
-        from pyhostdev.tools.output import printable
-
-        self.exit(USAGE, f"pyhostdev: {printable(message)}\n")
+        self.exit(USAGE, f"pyhostdev: {streams.printable(message)}\n")
 
 
 def top_parser() -> argparse.ArgumentParser:

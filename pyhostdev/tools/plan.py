@@ -60,7 +60,7 @@ def _run_named(args: argparse.Namespace, roots: list[str]) -> int:
     host = arguments.host_of(args)
     release = releases.release_of(args, host)
     plan = host.plan(devices.named_domain(args, host), args.policy, accept=args.accept, release=release)
-    releases.tell_release(args, host)
+    releases.report_release(args, host)
     _print(args, plan, None, None)
     return 0 if plan.ok else 1
 

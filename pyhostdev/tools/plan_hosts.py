@@ -69,7 +69,7 @@ class _Worker:
         """Answer without a plan."""
         requests: dict[str, Any] = {"requests": (), "steps": (), "fates": ()}
         owner = str(self.args.owner if self.definition is None else self.definition.name)
-        return self._told(
+        return self._answer_of(
             root, Plan(owner=owner, policy=self.args.policy, findings=[finding], **requests), None, lacking
         )
 
@@ -84,7 +84,7 @@ class _Worker:
             return self._answer_named(name, host, lacking)
         made, origin = planned(self.args, definition, host, lambda: self._capabilities(definition, host))
         found = host.find_pinned(definition) if self.args.find else None
-        return self._told(name, made, origin, lacking, found)
+        return self._answer_of(name, made, origin, lacking, found)
 
     def _answer_named(self, name: str, host: Host, lacking: int) -> Answer:
         """Plan for the functions that the selectors name on this host; the guest is unknown."""
@@ -94,9 +94,9 @@ class _Worker:
             return self._refused(name, Finding(str(err.reason), ERROR, None, err.message), lacking)
         release = release_of(self.args, host)
         made = host.plan(definition, self.args.policy, accept=self.args.accept, release=release)
-        return self._told(name, made, None, lacking)
+        return self._answer_of(name, made, None, lacking)
 
-    def _told(self, name: str, made: Plan, origin: str | None, lacking: int, found: Found | None = None) -> Answer:
+    def _answer_of(self, name: str, made: Plan, origin: str | None, lacking: int, found: Found | None = None) -> Answer:
         can = bool(made.can_start) if self.args.for_start else made.ok
         obstacles = [*made.obstacles, *(made.start_obstacles if self.args.for_start else ())]
         value = to_json(made, origin, found, name)

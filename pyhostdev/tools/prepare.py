@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     release = releases.release_of(args, manager.host)
     plan = manager.host.plan(definition, args.policy, accept=args.accept, release=release)
     if plan.ok:
-        releases.tell_release(args, manager.host)
+        releases.report_release(args, manager.host)
         tell_notes(plan.notes)
     if not manager.prepare(plan, node_owner=node_owner):
         complain(f"note: domain '{plan.owner}' already has these devices")

@@ -125,7 +125,7 @@ def release_of(args: argparse.Namespace, host: Host) -> LibvirtRelease:
     return answering(args, host).release
 
 
-def tell_release(args: argparse.Namespace, host: Host) -> LibvirtRelease:
+def report_release(args: argparse.Namespace, host: Host) -> LibvirtRelease:
     """Return the release of a verb that asks no emulator, and report it on stderr if the user did not name it."""
     from pyhostdev.tools.main import complain
 
@@ -146,13 +146,13 @@ def capabilities_of(args: argparse.Namespace, dom: DomainDef, host: Host) -> QEM
 
 
 def chosen_capabilities(
-    dom: DomainDef, host: Host, choice: str | None, found: Answering, told: set[str] | None = None
+    dom: DomainDef, host: Host, choice: str | None, found: Answering, reported: set[str] | None = None
 ) -> QEMUCapabilities:
     """
-    Return the capabilities of a choice, as ``capabilities_of`` does for the one of the command line.
+    Return the capabilities of a choice, as ``capabilities_of`` does for the choice on the command line.
 
     Args:
-        told: origins that were reported before; one among them is not reported again.
+        reported: origins that were reported before; one among them is not reported again.
 
     Raises:
         ConfigError, ConfigUnsupportedError, OperationError: as ``qemu_driver.capabilities_of``.
@@ -162,8 +162,8 @@ def chosen_capabilities(
 
     capabilities = qemu_driver.capabilities_of(dom, host, choice, found.release)
     origin = f"{capabilities.origin}{capabilities.why_not_probed}, as {found}"
-    if told is None or origin not in told:
+    if reported is None or origin not in reported:
         complain(f"note: answered with {origin}")
-    if told is not None:
-        told.add(origin)
+    if reported is not None:
+        reported.add(origin)
     return capabilities

@@ -111,17 +111,17 @@ def show_progress(text: str) -> None:
     """Show a line on standard error in place of the last one, until ``end_progress``; on a terminal only."""
     if sys.stderr.isatty() and _passing != [text]:
         _passing[:] = [text]
-        _tell_terminal(f"\r{text}")
+        _write_to_terminal(f"\r{text}")
 
 
 def end_progress() -> None:
     """Erase the line of progress, if one is shown."""
     if _passing:
         _passing.clear()
-        _tell_terminal(_ERASE)
+        _write_to_terminal(_ERASE)
 
 
-def _tell_terminal(text: str) -> None:
+def _write_to_terminal(text: str) -> None:
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -129,13 +129,23 @@ def _tell_terminal(text: str) -> None:
         silence(sys.stderr)
 
 
-def tell(line: str) -> None:
+def print_error(line: str) -> None:
     """Print a line on standard error, if possible: a change does not fail because its message cannot be printed."""
     end_progress()
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
         silence(sys.stderr)
+
+
+def printable(text: str) -> str:
+    """
+    Return a text as one line that has no effect on a terminal.
+
+    Control characters of both sets, line ends, marks that change the direction of writing, and undecodable bytes are
+    escaped: drivers, processes, domains and files can have any name.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def silence(stream: TextIO) -> None:

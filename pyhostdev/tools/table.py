@@ -71,10 +71,10 @@ def _shrunk(widths: list[int], floors: list[int], room: int) -> list[int]:
     """Shrink the widest column that can shrink, until all fit or none can."""
     widths = list(widths)
     while sum(widths) > room:
-        givers = [n for n, (width, floor) in enumerate(zip(widths, floors, strict=True)) if width > floor]
-        if not givers:
+        shrinkable = [n for n, (width, floor) in enumerate(zip(widths, floors, strict=True)) if width > floor]
+        if not shrinkable:
             break
-        widths[max(givers, key=lambda n: widths[n])] -= 1
+        widths[max(shrinkable, key=lambda n: widths[n])] -= 1
     return widths
 
 
@@ -99,7 +99,7 @@ def _padded(text: str, width: int) -> str:
 
 
 def fold(cell: str, width: int) -> Iterator[str]:
-    """Yield a text in parts of this width, if possible broken between words; one that fits keeps all its blanks."""
+    """Yield a text in parts of this width, if possible broken between words; a text that fits keeps all its blanks."""
     if display_width(cell) <= width:
         yield cell
         return

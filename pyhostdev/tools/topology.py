@@ -171,4 +171,4 @@ def _node(dev: PCIDevice, roles: Roles) -> str:
 
 def _quoted(text: str) -> str:
     """Return a text as part of a quoted string of Graphviz's language."""
-    return output.printable(text).replace("\\", "\\\\").replace('"', '\\"')
+    return streams.printable(text).replace("\\", "\\\\").replace('"', '\\"')

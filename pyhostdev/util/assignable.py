@@ -63,7 +63,7 @@ def _positions(verdicts: bytearray, verdict: int) -> Iterator[int]:
 
 
 class _Verdicts(dict[Kind, int]):
-    """The verdict on each kind of function, made at the first function of the kind."""
+    """The verdict on each kind of function; it is made for the first function of a kind."""
 
     def __missing__(self, kind: Kind) -> int:
         self[kind] = verdict = _verdict(kind)
@@ -85,7 +85,7 @@ def _verdict(kind: Kind) -> int:
 
 
 def _look_at_uses(snapshot: pciscan.Snapshot, usage: HostUsage, verdicts: bytearray) -> None:
-    """Leave functions that the host uses to the rules; a display that is not known to be in use is asked."""
+    """Leave functions that the host uses to the rules, and displays for which the host shows a use."""
     used = usage.addresses.intersection(snapshot.addresses)
     for at, address in enumerate(snapshot.addresses) if used else ():
         if address in used and verdicts[at] != _NEVER:
@@ -103,10 +103,10 @@ def _look_at_groups(root: HostRoot, snapshot: pciscan.Snapshot, verdicts: bytear
     A group with members that are not functions of the scan decides nothing: its functions are left to the rules.
     """
     numbers = _group_numbers(snapshot)
-    strange = _strange_groups(root, snapshot, numbers, set(compress(numbers, verdicts)))
-    if strange or None in numbers:
+    with_others = _groups_with_others(root, snapshot, numbers, set(compress(numbers, verdicts)))
+    if with_others or None in numbers:
         for at, number in enumerate(numbers):
-            if (number is None or number in strange) and verdicts[at] != _NEVER:
+            if (number is None or number in with_others) and verdicts[at] != _NEVER:
                 verdicts[at] = _UNSURE
     addresses = snapshot.addresses
     has_made = bool(addresses) and _is_made(addresses[-1])  # they are sorted
@@ -114,7 +114,7 @@ def _look_at_groups(root: HostRoot, snapshot: pciscan.Snapshot, verdicts: bytear
     for at in _blocked(root, snapshot, numbers):
         if numbers[at] in made:
             verdicts[at] = _UNSURE if verdicts[at] != _NEVER else _NEVER
-        elif numbers[at] not in strange:
+        elif numbers[at] not in with_others:
             verdicts[at] = _NEVER
 
 
@@ -131,7 +131,7 @@ def _group_numbers(snapshot: pciscan.Snapshot) -> list[int | None]:
     return numbers
 
 
-def _strange_groups(
+def _groups_with_others(
     root: HostRoot, snapshot: pciscan.Snapshot, numbers: list[int | None], groups: set[int | None]
 ) -> set[int]:
     """
@@ -145,15 +145,15 @@ def _strange_groups(
 
     Source: iommu_init_device, iommu_deinit_device (drivers/iommu/iommu.c); before 5.8 each driver
     """
-    unlisted, strangers = set(snapshot.addresses), []
+    unlisted, other_devices = set(snapshot.addresses), []
     for directory, names in _devices_of_iommus(root):
-        strangers += [f"{directory}/{name}/iommu_group" for name in set(names).difference(snapshot.addresses)]
+        other_devices += [f"{directory}/{name}/iommu_group" for name in set(names).difference(snapshot.addresses)]
         unlisted.difference_update(names)
-    found = {int(name) for name in read_link_names(root, strangers) if name and name.isdecimal()}
+    found = {int(name) for name in read_link_names(root, other_devices) if name and name.isdecimal()}
     places = (at for at, address in enumerate(snapshot.addresses) if address in unlisted) if unlisted else ()
-    doubtful = sorted({n for at in places if (n := numbers[at]) is not None and n in groups})
-    are_known = pciscan.known_groups(root, snapshot, doubtful)
-    return found.union(n for n, is_known in zip(doubtful, are_known, strict=True) if not is_known)
+    unchecked = sorted({n for at in places if (n := numbers[at]) is not None and n in groups})
+    are_known = pciscan.known_groups(root, snapshot, unchecked)
+    return found.union(n for n, is_known in zip(unchecked, are_known, strict=True) if not is_known)
 
 
 def _devices_of_iommus(root: HostRoot) -> list[tuple[str, list[str]]]:

@@ -84,7 +84,7 @@ def ask(
     root: HostRoot, kind: str, paths: Sequence[str], *, size_max: int, names_max: int
 ) -> tuple[list[Fact], list[bytes]]:
     """
-    Ask the same about many paths at once; neighbours in the list that share a directory cost least.
+    Ask one question about many paths at once; neighbours in the list that share a directory cost least.
 
     Args:
         kind: STATUS, FILE, LINK or NAMES.

@@ -23,8 +23,13 @@ def deprecated_names(module: str, names: Mapping[str, Any]) -> Callable[[str], A
         if name not in names:
             raise AttributeError(f"module '{module}' has no attribute '{name}'")
         found = names[name]
-        text = f"'{name}' is now called '{found.__name__}', see docs/deprecations.md"
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        warn_renamed(name, found.__name__)
         return found
 
     return find
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Warn the caller's caller that a name has a new spelling."""
+    text = f"'{old}' is now called '{new}', see docs/deprecations.md"
+    warnings.warn(text, DeprecationWarning, stacklevel=3)

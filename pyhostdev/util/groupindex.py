@@ -33,7 +33,7 @@ class GroupIndex(Mapping[int, tuple[int, ...]]):
         self._codes = array("Q", sorted([group << 32 | position for position, group in groups]))
 
     def __getitem__(self, group: int) -> tuple[int, ...]:
-        if not isinstance(group, int):  # None in particular: the group of a function without a group
+        if not isinstance(group, int):  # such as None, for a function without a group
             raise KeyError(group)
         first = bisect_left(self._codes, group << 32)
         last = bisect_left(self._codes, group + 1 << 32, first)

@@ -154,6 +154,10 @@ class Scan(HostFunctions):
 
         A function that a guest has is among them; ``Host.status`` and a plan know the guests.
 
+        Members of groups are read now; identities, drivers and groups are those of the scan. So a function that was
+        replaced since then, even at the same address, counts as it was scanned; ``refresh`` reads it again, and a
+        change of the host checks that each function is still the one that its plan saw.
+
         Host: as ``obstacles``, but once the devices of each IOMMU, and the members of groups that no IOMMU lists
         """
         from pyhostdev.util.assignable import assignable  # few ask

@@ -59,20 +59,20 @@ class HostUsage:
 
     def _uses_by_part(self) -> dict[str, list[HostUse]]:
         """Return the uses by each directory that a path of a device in use has."""
-        told = [
+        found_uses = [
             (self._screens[name], BOOT_VGA, f"has framebuffer '{name}' of the host's consoles")
             for name in self._screens
         ]
-        told += [
+        found_uses += [
             (self._blocks[name], MOUNTED, f"holds '{name}', which is in use as {_words(where)}")
             for name, where in self._block_names.items()
         ]
-        told += [
+        found_uses += [
             (self._nets[name], DEFAULT_ROUTE, f"has interface '{name}', which has the default route")
             for name in self._nets
         ]
         found: dict[str, list[HostUse]] = {}
-        for paths, reason, text in told:
+        for paths, reason, text in found_uses:
             for part in {part for path in paths for part in path.split("/")[1:-1]}:
                 found.setdefault(part, []).append(HostUse(reason, text))
         return found

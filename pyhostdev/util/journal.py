@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The owner of each device and what to restore: one small file per device, written before the kernel is touched.
+The owner of each device and the state to restore: one small file per device, written before the first write to sysfs.
 
 The state directory lies under /run and does not survive a reboot; neither do the kernel's bindings. A record that
 cannot be trusted is renamed and reported, and pyhostdev does not act on it.

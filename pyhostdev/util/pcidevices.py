@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Facts of several PCI functions, each kind read of all of them at once.
+Facts of several PCI functions; each kind of fact is read for all of them at once.
 
-A plan of many devices asks the same of each. The objects are those of ``virpci``, with their facts already known.
+A plan needs the same facts of many devices. The objects are those of ``virpci``, with their facts already known.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _facts(asked: pciscan.More) -> dict[str, object]:
 
 
 def _learn_ari(devs: Sequence[PCIDevice]) -> None:
-    """Read of functions that are not VFs whether their bus has ARI."""
+    """Read whether the bus of each function has ARI; the functions are not VFs."""
     paths = [dev.path("ari_enabled") for dev in devs]
     for dev, path, text in zip(devs, paths, read_attributes(devs[0].root, paths) if devs else [], strict=True):
         dev.learn("ari", None if text is None else parse_number(text, path))

@@ -2,8 +2,8 @@
 """
 Moving a PCI function between drivers: every write goes through a SysfsWriter, every result is verified.
 
-The order is override, unbind, explicit bind. So no other driver can take the function in between, and the error comes
-from the intended driver. ``drivers_probe`` reports success even if nothing was bound, so it is not used.
+The order is override, unbind, explicit bind. So no other driver can bind to the function in between, and the error
+comes from the intended driver. ``drivers_probe`` reports success even if nothing was bound, so it is not used.
 
 Mirrors: virPCIDeviceDetach, virPCIDeviceReattach (src/util/virpci.c)
 """

@@ -90,7 +90,7 @@ def scan_with(root: HostRoot, tuning: Tuning) -> Snapshot:
 
 def known_groups(root: HostRoot, snapshot: Snapshot, groups: Sequence[int]) -> list[bool]:
     """
-    Tell of each group whether all its members are functions that were in this group when they were scanned.
+    Tell for each group whether all of its members are functions that were in it when they were scanned.
 
     Raises:
         SysfsError: a group exists but cannot be listed.
@@ -266,8 +266,8 @@ class _Scanner:
         shares = (tuning.crowd, tuning.share, tuning.linked, tuning.inverted)
         self.tuning = _c.ffi.new("struct phd_tuning *", shares)
         self.error = _c.ffi.new("struct phd_error *")
-        is_vouched = root.is_live or tuning.linked or not tuning.confined
-        self.root_fd = -1 if is_vouched else _open_root(root)
+        is_trusted = root.is_live or tuning.linked or not tuning.confined
+        self.root_fd = -1 if is_trusted else _open_root(root)
         self.bus = _c.ffi.new("char[]", confined.root_and_path(root, root.pci_bus)[1])
         self.names = confined.uncleared("char[]", _NAMES_SIZE)
         self.scratch = confined.uncleared("char[]", _SCRATCH_SIZE)

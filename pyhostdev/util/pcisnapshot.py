@@ -71,8 +71,8 @@ class Snapshot(Sequence[ScanRecord]):
     """
     The functions of one scan, sorted by address; immutable.
 
-    ``vanished`` counts functions that were listed but gone when their attributes were read. ``proof`` is what tells
-    later whether they still are as they were read; None if nothing can tell.
+    ``vanished`` counts functions that were listed but gone when their attributes were read. ``proof`` shows later
+    whether they have changed since; None if that cannot be known.
     """
 
     __slots__ = (

@@ -97,7 +97,7 @@ class Record(NamedTuple):
     to that list. ``change`` is shared by the records of one prepare: they succeed or fail together. ``position`` is
     the device's place in the domain. ``since`` is when its owner asked for it, or when it came on the inactive list,
     in seconds since 1970 UTC; earlier versions did not write it. ``plug`` is None for a device that the guest got at
-    its start and was not asked for since. ``extra`` holds unknown fields as JSON.
+    its start, if its release was never requested. ``extra`` holds unknown fields as JSON.
     """
 
     address: PCIDeviceAddress
@@ -195,7 +195,7 @@ def decode(data: bytes, name: str) -> Record:
 def _newer(fields: Any, name: str) -> Record:
     """Return a placeholder for a record in a newer version: its device is in use, by its owner if that is known."""
     owner = fields.get("owner") if isinstance(fields, dict) else None
-    if not isinstance(owner, str):
+    if not isinstance(owner, str) or not _is_plain(owner):
         owner = "unknown (its record was written by a newer pyhostdev)"
     address = PCIDeviceAddress.parse(name.removesuffix(SUFFIX))
     if f"{address}{SUFFIX}" != name:
@@ -281,7 +281,18 @@ def _typed(fields: Mapping[str, Any], key: str, kind: type, default: Any) -> Any
 
 
 def _text(fields: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    return str(_typed(fields, key, str, default))
+    text = str(_typed(fields, key, str, default))
+    if not _is_plain(text):
+        raise ValueError(f"its '{key}' has a character that no name has")
+    return text
+
+
+def _is_plain(text: str) -> bool:
+    """Tell whether a text can be a part of a path; a lone surrogate of JSON has no bytes."""
+    try:
+        return b"\0" not in text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 def _flag(fields: Mapping[str, Any], key: str) -> bool:

@@ -33,7 +33,7 @@ _PLACES = re.compile(rb"<address\b[^>]*\bbus=[^>]*/>")
 _VIRTUAL_NET = re.compile(r"sys/devices/virtual/net/([^/]+)")
 _LOWER = "lower_"  # a link to an interface below another
 _HOST_ROUTE = "FFFFFFFF"  # any destination that is not the default one
-_NETWORK_PARTS = ("name", "forward", "bridge", "vlan")  # of a network, what decides what its guests get
+_NETWORK_PARTS = ("name", "forward", "bridge", "vlan")  # of a network: the elements that decide what its guests get
 
 
 class _Names:
@@ -148,7 +148,7 @@ class _Redactor:
         return f"{self.domains.of(name)}.xml", text
 
     def network(self, data: bytes) -> bytes:
-        """Replace a network by what decides what its guests get; a port by the function that it gave away."""
+        """Reduce a network to the facts that decide what guests get, and a port to the function that it gave to one."""
         try:
             root = parse_document(data)
         except XMLError:

@@ -36,7 +36,7 @@ def open_directory(path: str, *, below: str | None = None, mode: int | None = No
     Args:
         path: an absolute path.
         below: the root that the path begins with; None if the path is the caller's own.
-        mode: create a missing directory with this mode, and missing parents with 0755 at most.
+        mode: create a missing directory with exactly this mode, and missing parents with 0755 at most.
 
     Returns:
         A descriptor, None if the directory is missing and not to be created.
@@ -51,7 +51,7 @@ def open_directory(path: str, *, below: str | None = None, mode: int | None = No
 
 def make_directory(path: str, mode: int = 0o755, *, below: str | None = None) -> None:
     """
-    Create a directory if it is missing, and missing parents with 0755 at most, whatever the umask.
+    Create a directory with this mode if it is missing, and missing parents with 0755 at most, whatever the umask.
 
     Raises:
         OperationError: a component is a link, or another user could exchange a directory of the path.
@@ -168,6 +168,8 @@ class _CheckedPath:
                 return None
         with suppress(FileExistsError):  # another process created it meanwhile
             os.mkdir(name, mode, dir_fd=self.fd)
+            if not self.todo:
+                os.chmod(name, mode, dir_fd=self.fd)  # the umask may have removed bits
         return os.open(name, flags, dir_fd=self.fd)
 
     def _open_last(self, name: str) -> int | None:

@@ -118,7 +118,7 @@ def _put(archive: tarfile.TarFile, path: str, content: bytes | str | None) -> No
 
 class _PlainHeader(tarfile.TarInfo):
     """
-    A member's header; of the plain ones that we write, only what we use is read.
+    A member's header; of plain headers, such as ours, only the needed fields are read.
 
     Source: POSIX.1-2017, pax, "ustar Interchange Format"
     """

@@ -25,7 +25,7 @@ ENTRIES_MAX = 100_000  # records, locks and files of dead writers; a host has so
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LOCK = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_FILE = (errno.ELOOP, errno.ENXIO, errno.ENOTDIR)  # from opening a link, a pipe or a socket
 
 
@@ -260,9 +260,12 @@ class StateDir:
             self.step("rename", name)
             os.rename(name, other, src_dir_fd=top, dst_dir_fd=top)
 
-    def open_lock(self, name: str) -> int:
+    def open_lock(self, name: str, *, is_written: bool = True) -> int:
         """
         Return a descriptor of a lock file, which is created if missing.
+
+        Args:
+            is_written: False for a descriptor that a guest inherits: with it, the guest could fill the file system.
 
         Raises:
             OperationError: the path is not a regular file of a trusted user.
@@ -272,15 +275,15 @@ class StateDir:
         with self._doing("open a lock", name):
             self.step("open", name)
             try:
-                return _open_lock(name, top)
+                return _open_lock(name, top, _LOCK | (os.O_RDWR if is_written else os.O_RDONLY))
             except ValueError as err:
                 raise refused(f"'{os.path.join(self.path, name)}' cannot be a lock: {err}") from None
 
 
-def _open_lock(name: str, top: int) -> int:
+def _open_lock(name: str, top: int, flags: int) -> int:
     with ignoring(FileNotFoundError):
         _check_ordinary(os.stat(name, dir_fd=top, follow_symlinks=False))
-    fd = os.open(name, _LOCK, 0o600, dir_fd=top)
+    fd = os.open(name, flags, 0o600, dir_fd=top)
     try:
         _check_ordinary(os.fstat(fd))
     except ValueError:

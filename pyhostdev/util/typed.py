@@ -12,9 +12,17 @@ from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NamedTuple, Protocol, TypeVar, overload
+    from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 else:
     Any = object
+
+    class Generic:
+        """A base of classes that take types in brackets; only type checkers use the types."""
+
+        __slots__ = ()
+
+        def __class_getitem__(cls, types: Any) -> type:
+            return cls
 
     class Protocol:
         """A base that describes methods; only type checkers use the description."""
@@ -46,4 +54,4 @@ else:
         return function
 
 
-__all__ = ["TYPE_CHECKING", "Any", "NamedTuple", "Protocol", "TypeVar", "overload"]
+__all__ = ["TYPE_CHECKING", "Any", "Generic", "NamedTuple", "Protocol", "TypeVar", "overload"]

@@ -158,9 +158,9 @@ class _Signs:
         Raises:
             SysfsError: a status cannot be read; for root also if permission is denied, as root could use the node.
         """
-        pardoned = (errno.EACCES, errno.EPERM) if os.geteuid() != 0 else ()
+        ignored_errnos = (errno.EACCES, errno.EPERM) if os.geteuid() != 0 else ()
         top = self.root.dev_vfio
-        return read_statuses(self.root, [f"{top}/{name}" for name in names], pardoned)
+        return read_statuses(self.root, [f"{top}/{name}" for name in names], ignored_errnos)
 
     def group_of(self, descriptor: _Descriptor) -> int | None:
         """Return the group that a descriptor holds, None for any other descriptor."""
@@ -210,18 +210,25 @@ def read_group_holders(
     Host: reads ``proc/*/fd`` and ``proc/*/fdinfo`` once, if one of the nodes exists
     """
     signs, left = _Signs(root, groups, known), bounds_of(root).names
+    most = (0, 0)
     found: dict[int, list[Process]] = {}
     if signs:
         for pid in sorted(int(name) for name in list_names(root, root.proc) if re.fullmatch(_PID, name)):
             descriptors = list(islice(_descriptors(root, pid), left + 1))
             left -= len(descriptors)
+            most = max(most, (len(descriptors), pid))
             if left < 0:
-                doing = f"list the open files of all processes, more than {bounds_of(root).names} descriptors"
-                raise SysfsError(errno.EFBIG, root.proc, doing)
+                raise _too_many(root, most[1])
             held = {signs.group_of(descriptor) for descriptor in descriptors} - {None}
             for group in sorted(group for group in held if group is not None):
                 found.setdefault(group, []).append(read_process(root, pid))
     return found
+
+
+def _too_many(root: HostRoot, pid: int) -> SysfsError:
+    """Return the error for more descriptors than are searched; any user can open so many, so it names a process."""
+    many = f"more than {bounds_of(root).names} descriptors, the most of them of {read_process(root, pid)}"
+    return SysfsError(errno.EFBIG, root.proc, f"list the open files of all processes, {many}")
 
 
 def _descriptors(root: HostRoot, pid: int) -> Iterator[_Descriptor]:

@@ -199,17 +199,17 @@ class Status(NamedTuple):
     device: int
 
 
-def read_statuses(root: HostRoot, paths: Sequence[str], pardoned: Collection[int] = ()) -> list[Status | None]:
+def read_statuses(root: HostRoot, paths: Sequence[str], ignored_errnos: Collection[int] = ()) -> list[Status | None]:
     """
     Return for each path what ``read_status`` returns; neighbours that share a directory cost least.
 
     Args:
-        pardoned: errnos that count as absence.
+        ignored_errnos: errnos that count as absence.
 
     Raises:
         SysfsError: a status cannot be read.
     """
-    facts, _ = _ask(root, confined.STATUS, paths, "look at a file", pardoned)
+    facts, _ = _ask(root, confined.STATUS, paths, "look at a file", ignored_errnos)
     return [None if error else Status(mode, inode, device) for inode, device, mode, _, error in facts]
 
 
@@ -251,16 +251,16 @@ def list_all_names(root: HostRoot, paths: Sequence[str], limit: int | None = Non
 
 
 def _ask(
-    root: HostRoot, kind: str, paths: Sequence[str], doing: str, pardoned: Collection[int] = (), limit: int = 1
+    root: HostRoot, kind: str, paths: Sequence[str], doing: str, ignored_errnos: Collection[int] = (), limit: int = 1
 ) -> tuple[list[confined.Fact], list[bytes]]:
-    """Return the answers for the paths; a failure other than absence and the pardoned ones is raised."""
+    """Return the answers for the paths; a failure other than absence and ``ignored_errnos`` is raised."""
     facts, texts = confined.ask(root, kind, paths, size_max=ATTRIBUTE_MAX, names_max=limit)
     failed = [(path, -fact[-1]) for path, fact in zip(paths, facts, strict=True) if fact[-1]]
     for path, error in failed:
         if error == errno.EFBIG:
             most = (limit, "names") if kind == confined.NAMES else (ATTRIBUTE_MAX, "bytes")
             _raise_too_large(path, doing, *most)
-        if error not in pardoned:
+        if error not in ignored_errnos:
             _raise_unless_absent(OSError(error, os.strerror(error)), path, doing)
     return facts, texts
 

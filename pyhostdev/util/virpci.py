@@ -267,9 +267,9 @@ class PCIDevice:
         """
         if pciconfig.is_pci_express(self.read_config()):
             return True
-        told = None if self.root.is_live else read_number(self.root, self.path("config_size"))  # of a snapshot
-        if told is not None:
-            return told != pciregs.CONFIG_SIZE
+        size = None if self.root.is_live else read_number(self.root, self.path("config_size"))  # of a snapshot
+        if size is not None:
+            return size != pciregs.CONFIG_SIZE
         status = read_status(self.root, self.path("config"))
         return None if status is None else status.st_size != pciregs.CONFIG_SIZE
 

@@ -46,7 +46,7 @@ class PCIVPDResource(NamedTuple):
     readwrite: Fields | None
 
 
-_KIND_FIELDS = ("PN", "EC", "MN", BINARY_FIELD, "RV", "RW")  # the others can say which piece it is, or whose
+_KIND_FIELDS = ("PN", "EC", "MN", BINARY_FIELD, "RV", "RW")  # the others can identify the device or its owner
 
 
 class _MalformedError(Exception):
@@ -99,7 +99,7 @@ def _length(header: bytes) -> int:
 
 def parse_vpd(data: bytes) -> PCIVPDResource | None:
     """
-    Decode the data; None if it is malformed; libvirt shows none of it either.
+    Decode the data; None if it is malformed: then libvirt shows nothing of it, either.
 
     Mirrors: virPCIVPDParse
     """

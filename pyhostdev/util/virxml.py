@@ -81,7 +81,7 @@ def _parse_tree(data: bytes) -> Element:
 
 def _is_small(data: bytes) -> bool:
     """
-    Return True if counts of characters prove that a document exceeds no limit, except perhaps that of its depth.
+    Return True if counts of characters prove that a document exceeds no limit; its depth is not considered.
 
     Each element has a "<", each attribute a "=", and a DOCTYPE its name; each of these may also be in a text. An
     attribute takes at least five characters.
@@ -199,6 +199,11 @@ def dump_element(element: Element) -> str:
     clone.tail = None
     etree.cleanup_namespaces(clone)
     return etree.tostring(clone, encoding="unicode")
+
+
+def is_blank(text: str | None) -> bool:
+    """Return True if elements that are kept as text have neither attributes nor child elements."""
+    return text is not None and not any(len(element) or element.attrib for element in parse_elements(text))
 
 
 def invalid_value(

@@ -201,7 +201,7 @@ def slow(delay_s: float) -> str:
     ("delay_s", "said"), [(0.02, "it gives invalid answers"), (4.0, "it was silent for 3 s after 0 answers")]
 )
 def test_each_answer_has_its_time(delay_s: float, said: str, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An emulator that is slow and not silent is waited for, although all its answers take longer than one may."""
+    """A slow emulator that keeps answering has more time in total than for one answer."""
     monkeypatch.setattr(probing, "ANSWER_S", 3.0)
     begin = time.monotonic()
     with pytest.raises(OperationError, match=said):

@@ -23,7 +23,8 @@ from hostile import DEVICE, NAMES, SECRET, Tree, ask, check, check_at_random, fa
 
 from pyhostdev.errors import InternalError, SysfsError
 from pyhostdev.testing.fakehost import FakeHost
-from pyhostdev.tools.output import printable, printable_xml, shell_word
+from pyhostdev.tools.output import printable_xml, shell_word
+from pyhostdev.tools.streams import printable
 from pyhostdev.util import confined, pciscan, pciscan_ref, virfile, virpci
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -32,6 +33,7 @@ from pyhostdev.util.pciscan import Tuning
 CARD = PCIDeviceAddress.parse("0001:09:00.0")
 LEADING_OUT = ("secret_file", "secret_directory", "climb", "climb_to_directory")
 NOT_FILES = ("fifo", "socket", "device", "zero", "directory", "loop", "giant")
+ALONE = ["unshare", "--mount", "--propagation", "private"]
 TUNINGS = (Tuning(), Tuning(crowd=0, share=1))
 
 
@@ -181,6 +183,36 @@ def test_scanner_reads_nothing_outside(tmp_path: Path, tuning: Tuning, where: st
     assert virpci.read_pci_device(fake.root, CARD) is None
 
 
+MOUNTED = """
+import os, subprocess, sys
+from pathlib import Path
+from pyhostdev import HostRoot
+from pyhostdev.util import pciscan
+top = Path(sys.argv[1])
+listed = top / "sys/bus/pci/devices"
+listed.mkdir(parents=True)
+subprocess.run(["mount", "--bind", "/sys/bus/pci/devices", str(listed)], check=True)
+for name in os.listdir(listed):
+    function = Path(os.path.normpath(listed / os.readlink(listed / name)))
+    function.mkdir(parents=True)
+    (function / "modalias").symlink_to(sys.argv[2])
+print(*(hex(vendor) for vendor in pciscan.scan(HostRoot(top)).column("vendor")))
+"""
+
+
+def test_sysfs_in_a_part_of_a_tree_is_not_trusted(tmp_path: Path) -> None:
+    """Where only the directory of functions is sysfs, its links lead into the tree, and those there not out of it."""
+    if not os.path.isdir("/sys/bus/pci/devices") or not os.listdir("/sys/bus/pci/devices"):
+        pytest.skip("this machine has no PCI function")
+    if subprocess.run([*ALONE, "mount", "--bind", "/sys", "/sys"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no mount namespace of its own: not permitted")
+    secret = tmp_path / "secret"
+    secret.write_text("pci:v0000BEEFd00000001sv00000000sd00000000bc02sc00i00\n")
+    line = [*ALONE, sys.executable, "-c", MOUNTED, str(tmp_path / "tree"), str(secret)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "0xbeef" not in done.stdout
+
+
 @pytest.mark.parametrize("tuning", TUNINGS)
 @pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
 def test_scanner_opens_files_only(tmp_path: Path, bcm5719: FakeHost, tuning: Tuning, kind: str) -> None:
@@ -287,7 +319,7 @@ sys.exit(main.main({words!r}))
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="the filter knows two architectures")
 @pytest.mark.parametrize("answer", [errno.ENOSYS, errno.EPERM])
 def test_kernel_without_openat2(bcm5719: FakeHost, secret: Path, answer: int) -> None:
-    """Old kernels and sandboxes: the same answers, and the same prison."""
+    """Old kernels and sandboxes: the same answers, and no link leads out."""
     top = Path(bcm5719.root.path)
     paths = [str(Path(__file__).parent), str(Path(hostile.__file__).parent)]
 
@@ -339,6 +371,39 @@ def test_path_outside_is_an_internal_error(tmp_path: Path) -> None:
     for path in ("/etc/passwd", f"{root.path}-more/file"):
         with pytest.raises(InternalError):
             virfile.read_attribute(root, path)
+
+
+WITHOUT_PROC = """
+import subprocess, sys
+from pyhostdev import Host, PCIDeviceAddress, SysfsError
+from pyhostdev.util.pciscan import read_config
+subprocess.run(["umount", "-l", "/proc"], check=True)
+host, card = Host(sys.argv[1]), PCIDeviceAddress.parse(sys.argv[2])
+for read in (lambda: host.pci_device(card), lambda: read_config(host.root, card, 0, 64)):
+    try:
+        print(read())
+    except SysfsError as err:
+        print(err)
+"""
+
+
+def test_nothing_is_absent_where_proc_is_missing(bcm5719: FakeHost) -> None:
+    """A file of a root is opened through /proc; without it, reading fails, and the answer is not that it is absent."""
+    if subprocess.run([*ALONE, "umount", "-l", "/proc"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no mount namespace of its own: not permitted")
+    line = [*ALONE, sys.executable, "-c", WITHOUT_PROC, bcm5719.root.path, str(CARD)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert [True, True] == ["Function not implemented" in said for said in done.stdout.splitlines()]
+
+
+def test_reset_methods_with_a_byte_that_ends_a_name(bcm5719: FakeHost) -> None:
+    """The kernel's text has no NUL; in the pool of names it would be several names."""
+    Path(bcm5719.root.pci_device(CARD), "reset_method").write_bytes(b"flr\0bus\n")
+    reader = pciscan.FunctionReader(bcm5719.root)
+    with pytest.raises(SysfsError) as caught:
+        reader.read_more([CARD])
+    reader.close()
+    assert errno.EBADMSG == caught.value.errno
 
 
 # Bounds

@@ -38,7 +38,13 @@ USB = {"bus": 900, "device": 1, "drivers": {}}
 DRIVERS: list[Any] = [None, [], "x", {"1": "usbhid"}, {"900-1:1.0": 5}, {"../x": "usbhid"}, {"900-1:1.0": "../x"}]
 SETTINGS: list[Any] = [None, [], "x", {}, {"mac": "a", "x": 1}]
 ONE_SETTING: list[Any] = [("mac", 5), ("mac", None), ("vlan", "1"), ("qos", []), ("trust", {}), ("trust", 1.5)]
-FRAMES: list[dict[str, Any]] = [{"owner": {}}, {"owner": None}, {"version": 2}, {"version": "1"}, {"boot_id": []}]
+FRAMES: list[dict[str, Any]] = [
+    {"owner": {}},
+    {"owner": None},
+    {"owner": "\ud800"},
+    {"version": "1"},
+    {"boot_id": []},
+]
 
 
 NAMES = {
@@ -90,6 +96,19 @@ def test_odd_record(tmp_path: Path, kind: Any, good: dict[str, Any], odd: dict[s
     assert ["restored", "restored"] == [found[name].outcome for name in (names[0], names[2])]
     assert found[names[1]].outcome in ("restored", "set-aside", "failed", "expired")
     assert not [name for name in (names[0], names[2]) if Path(journal.state.path, f"{name}{journal.suffix}").exists()]
+
+
+@pytest.mark.parametrize("kind", [ProgramJournal, GuestJournal, MacvtapJournal, USBJournal, VFJournal])
+def test_record_of_a_newer_version_stays(tmp_path: Path, kind: Any) -> None:
+    """Only that version knows what to undo: the record keeps its name, and no change of this version replaces it."""
+    journal = kind(Host("/", state_dir=str(tmp_path / "records")))
+    name = NAMES.get(kind, ["a"])[0]
+    place = write(journal, name, {"version": 2, "unknown": True})
+    (found,) = journal.recover()
+    assert ("failed", True) == (found.outcome, "newer pyhostdev: recover it with that version" in found.message)
+    assert place.exists()
+    with pytest.raises(OperationError, match="newer pyhostdev"):
+        journal.undo_leftover(name)
 
 
 @pytest.mark.parametrize("what", ["directory", "pipe", "link", "pipe as its lock", "directory as its lock"])

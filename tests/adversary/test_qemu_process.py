@@ -26,6 +26,7 @@ from pyhostdev.errors import OperationError
 from pyhostdev.qemu.qemu_process import log as qemu_log
 from pyhostdev.qemu.qemu_process import monitor as qemu_monitor
 from pyhostdev.qemu.qemu_process import process as qemu_process
+from pyhostdev.qemu.qemu_process.log import RollingLog
 from pyhostdev.qemu.qemu_process.process import GuestOutcome, run_guest
 
 QEMU = shutil.which("qemu-system-x86_64")
@@ -115,7 +116,7 @@ def peak_memory() -> int:
 
 class TestEvents:
     def test_events_without_a_reader_are_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The library's own listener keeps nothing, however many events a guest makes."""
+        """The library's own listener stores nothing, for any number of events."""
         clients = []
         make = qemu_monitor._client
 
@@ -132,7 +133,7 @@ class TestEvents:
         assert peak_memory() - before < MEMORY_MAX
 
     def test_events_of_one_kind_are_one(self, tmp_path: Path) -> None:
-        """A guest that is reset without end is followed to its end, and its end is seen behind the flood."""
+        """A guest that is reset endlessly is followed to its end, and the end is seen behind the flood of events."""
         flooded = "serve(lambda: (flood(event('RESET', guest=True, reason='guest-reset') * 500), power_off()))"
         assert "shutdown" == run(tmp_path, flooded).reason
 
@@ -245,7 +246,7 @@ class TestLog:
         assert {0o640} == {path.stat().st_mode & 0o777 for path in tmp_path.glob("guest.log*")}
 
     def test_flood_of_words_holds_nothing_up(self, tmp_path: Path) -> None:
-        """A QEMU that writes without end still ends with its guest."""
+        """A QEMU that writes endlessly still ends with its guest."""
         script = """
             def shout():
                 if os.fork() == 0:
@@ -275,6 +276,22 @@ class TestLog:
         with pytest.raises(OperationError):
             run(tmp_path, "sys.exit('said')", log=Path("guest.log"))
         assert "said\n" == (tmp_path / "here/guest.log").read_text()
+
+    @needs_root
+    def test_log_is_no_link_of_another_user(self, tmp_path: Path) -> None:
+        """In a directory of QEMU's user, a link in the place of the log would let its guest write to any file."""
+        victim, log = tmp_path / "victim", tmp_path / "own/guest.log"
+        victim.write_text("precious")
+        log.parent.mkdir()
+        log.symlink_to(victim)
+        RollingLog(str(log)).close()
+        os.lchown(log, 65534, 65534)
+        with pytest.raises(OperationError, match="is a link that another user"):
+            RollingLog(str(log))
+        os.lchown(log, 0, 0)
+        os.chown(log.parent, 65534, 65534)
+        with pytest.raises(OperationError, match="is a link that another user"):
+            RollingLog(str(log))
 
     def test_full_log_does_not_stop_the_guest(self, tmp_path: Path) -> None:
         """A full disk loses output, not the guest."""
@@ -375,6 +392,16 @@ def connects(path: Path) -> bool:
         return client.connect_ex(address) == 0
 
 
+def written_by(pid: int) -> list[Path]:
+    """Return the regular files of which a process has a descriptor that it can write to."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        flags = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0]
+        if int(flags, 8) & os.O_ACCMODE and link.is_file():
+            found.append(link.readlink())
+    return found
+
+
 @needs_qemu
 class TestChannel:
     def test_channel_without_a_path_starts(self, place: Path) -> None:
@@ -432,6 +459,20 @@ class TestUser:
         assert (0, nobody.pw_gid, 0o640) == (key.st_uid, key.st_gid, key.st_mode & 0o777)
         assert (0, nobody.pw_gid, 0o710) == (top.st_uid, top.st_gid, top.st_mode & 0o777)
         assert connects(next(started.state.glob("lib/qemu/channel/target/*/agent")))
+        assert (0, "") == started.end()
+
+    def test_umask_does_not_keep_qemu_from_its_key(self, place: Path) -> None:
+        """Whatever the umask, the state directory and all below it are 0711, and QEMU can write to no file there."""
+        before = os.umask(0o077)
+        try:
+            started = Started(place, CHANNEL.format(name="agent"), "--user", "nobody")
+        finally:
+            os.umask(before)
+        pid = started.guest()
+        tops = [started.state, *(path for path in started.state.rglob("*") if path.is_dir())]
+        shut = {str(path): oct(path.stat().st_mode & 0o7777) for path in tops if path.stat().st_mode & 0o7777 != 0o711}
+        assert ["0o710"] == list(shut.values()), shut
+        assert [] == [path for path in written_by(pid) if path.is_relative_to(started.state)]
         assert (0, "") == started.end()
 
     def test_images_are_found_before_anything_is_made(self, place: Path) -> None:

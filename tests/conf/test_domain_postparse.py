@@ -269,6 +269,6 @@ def test_enlightenments_are_chosen_one_by_one() -> None:
 
 
 def test_serial_ports_of_no_written_type() -> None:
-    """libvirt counts the ports of type isa-serial only, and so accepts others with one number."""
+    """libvirt only counts ports of type isa-serial, so it accepts other ports with the same number."""
     for devices in ("<serial type='pty'><target port='1'/></serial>" * 2, "<serial type='pty'/>" * 5):
         assert defined(devices).serials

@@ -265,7 +265,7 @@ def test_other_hostdevs_have_sources_of_their_own(type_: str, model: str, source
         ("<hostdev type='mdev' model='vfio-pci'><source><address/></source></hostdev>", 67),
         ("<hostdev type='pci' rawio='yes'><source/></hostdev>", 27),
         ("<hostdev type='pci'><source/><address type='bogus'/></hostdev>", 67),
-        ("<hostdev type='pci'><source/><address/></hostdev>", 67),
+        ("<hostdev type='pci'><source/><address/></hostdev>", 1),
         ("<hostdev type='pci'><source><address bus='0x100'/></source></hostdev>", 27),
         ("<hostdev type='pci'><source/><address type='pci' function='8' bus='1'/></hostdev>", 27),
         ("<hostdev type='pci'><driver name='foo'/><source/></hostdev>", 27),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What an older release makes of words that came later, and the numbers of errors in each release."""
+"""How an older release treats later names and values, and the numbers of errors in each release."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_an_error_knows_its_number_in_each_release(xml: str, numbers: list[int])
 
 
 def test_note_about_a_word_that_the_release_does_not_know() -> None:
-    """What is dropped is said, with its place; what a definition does not say gets no note."""
+    """A dropped name gets a note with its place; a name that the definition does not contain gets none."""
     text = (
         "<domain type='qemu'><name>vm</name><iommufd enabled='yes'/><devices><hostdev mode='subsystem' type='pci'>"
         "<driver iommufd='yes'/><source><address domain='0' bus='3' slot='0' function='0'/></source></hostdev>"

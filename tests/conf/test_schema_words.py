@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a host device has wrong is said in sentences of our own, with the line of the part that is wrong."""
+"""Errors in a host device are described in our own sentences, with the line of the wrong part."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ REFUSED = {
         35,
     ),
     "period": ("<cputune><period>10</period></cputune>", "", 67),
-    "pin twice": ("<cputune><vcpupin vcpu='0' cpuset='0'/><vcpupin vcpu='0' cpuset='1'/></cputune>", "", 27),
+    "pin twice": ("<cputune><vcpupin vcpu='0' cpuset='0'/><vcpupin vcpu='0' cpuset='1'/></cputune>", "", 1),
     "pin of no thread": ("<cputune><iothreadpin iothread='1' cpuset='0'/></cputune>", "", 67),
     "unknown feature": ("<features><warp/></features>", "", 67),
     "unknown enlightenment": ("<features><hyperv><warp state='on'/></hyperv></features>", "", 67),
@@ -170,7 +170,7 @@ def test_acceleration_of_other_cards_depends_on_the_release() -> None:
     ids=["perf", "blkiotune", "bandwidth"],
 )
 def test_an_element_that_stands_twice_is_read(head: str, devices: str) -> None:
-    """The rules look into every one, and at no comment."""
+    """The rules check every element, and ignore comments."""
     assert "<name>vm</name>" in defined(head, devices)
 
 

@@ -43,7 +43,7 @@ def found() -> dict[str, Any]:
 
 
 def test_daemon_that_ends_at_its_start_is_not_waited_for(tmp_path: Path) -> None:
-    """libvirtd ends, for example, if its user is missing; its words are the error."""
+    """libvirtd ends, for example, if its user is missing; its message is the error."""
     if os.geteuid() != 0:
         pytest.skip("libvirtd needs root")
     daemon = tmp_path / "libvirtd"

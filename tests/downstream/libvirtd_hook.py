@@ -73,7 +73,7 @@ def on_a_simulated_host(daemon: Libvirtd, top: Path) -> dict[str, Any]:
     fake = FakeHost.named("bcm5719", top / "host")
     before = fake.snapshot()
     hook("--install", "--root", fake.root.path, "--simulate")
-    installed = shutil.move(fake.root.libvirt_hook(NAME), HOOKS / NAME)
+    installed = str(shutil.move(fake.root.libvirt_hook(NAME), HOOKS / NAME))
     shutil.rmtree(os.path.join(fake.root.path, "etc"))
     path = written(top, "four", *(hostdev(address, managed="no") for address in CARD))
     daemon.seen.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyhostdev import DomainDef, Host, HostdevManager, PCIDeviceAddress
+from pyhostdev import DomainDef, Host, HostdevManager, PCIDevice, PCIDeviceAddress
 from pyhostdev.conf.net_conf import PoolNetDef
 from pyhostdev.errors import RefusedError
 from pyhostdev.hypervisor.network_pool import has_lost_functions, pool_functions, pool_obstacles, with_pool_functions
@@ -89,11 +89,11 @@ def test_functions_are_read_once(place: Place, monkeypatch: pytest.MonkeyPatch) 
     read: list[PCIDeviceAddress] = []
     real = Host.pci_device
 
-    def counted(host: Host, address: PCIDeviceAddress) -> object:
+    def recorded(host: Host, address: PCIDeviceAddress) -> PCIDevice | None:
         read.append(address)
         return real(host, address)
 
-    monkeypatch.setattr(Host, "pci_device", counted)
+    monkeypatch.setattr(Host, "pci_device", recorded)
     assert [*VFS] == place.chosen(domain(*[NET.format("")] * 40))
     assert [*VFS] == read
 

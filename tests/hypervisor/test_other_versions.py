@@ -78,7 +78,10 @@ def test_device_of_a_newer_version_is_left_alone(bcm5719: FakeHost, seed_domain:
 
 
 @pytest.mark.fault("F24")
-@pytest.mark.parametrize("wrong", [{"owner": 5}, {"target": ["x"]}, {"original": {}}, {"position": "first"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"owner": 5}, {"owner": "\ud800"}, {"target": ["x"]}, {"target": "a\0"}, {"original": {}}, {"position": "first"}],
+)
 def test_odd_record_stops_no_other_recovery(
     bcm5719: FakeHost, seed_domain: DomainDef, wrong: dict[str, object]
 ) -> None:

@@ -67,7 +67,7 @@ def test_refused_read_is_rolled_back_or_reported(tmp_path: Path, scenario: Scena
 @pytest.mark.fault("F28", "F25", "F1")
 @scenarios
 def test_refused_read_of_recover_is_reported(tmp_path: Path, scenario: Scenario) -> None:
-    """Any read fails during recover after a crash: the reported results are true, and the next recover finishes."""
+    """Any read fails during recover after a crash: the reported results are correct, and the next recover finishes."""
     stage = Stage(scenario, tmp_path)
     deaths = [case for case in stage.deaths() if case.fault.get("how") == "after"]
     death = deaths[len(deaths) // 2]

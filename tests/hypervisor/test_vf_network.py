@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -12,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from pyhostdev import DomainDef, Host, PCIDeviceAddress
+from pyhostdev import DomainDef, Host, HostdevManager, PCIDeviceAddress
 from pyhostdev.errors import OperationError
 from pyhostdev.hypervisor import vf_network
 from pyhostdev.hypervisor.vf_network import VFJournal, VFNetwork, place_of, vf_obstacles
 from pyhostdev.qemu import qemu_driver
 from pyhostdev.qemu.qemu_command.ignored import IGNORED
 from pyhostdev.testing import FakeHost
+from pyhostdev.testing.procfiles import SimulatedProcess
 from pyhostdev.util.netlink import LINK_DISABLED, VFSettings, parse_vf
 
 CASES = Path(__file__).parent.parent.parent / "testdata/cases"
@@ -97,6 +99,28 @@ def test_identity_is_restored_after_a_crash(host: Host, monkeypatch: pytest.Monk
     assert [("0000:ca:00.2", "vm", "restored")] == [item[:3] for item in VFJournal(host).recover()]
     assert FRESH == pf.functions[0]
     assert [] == list(VFJournal(host).recover())
+
+
+def test_lock_that_a_hostile_qemu_releases_restores_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU inherits the lock and can release it: the guest keeps its VLAN as long as it has the function."""
+    pf = FakePF(monkeypatch)
+    undo = ExitStack()
+    network = VFNetwork(host, "vm", undo)
+    HostdevManager(host).nodedev_detach(VF)
+    network.set_all(domain())
+    undo.pop_all()
+    group = host.pci_device(VF).iommu_group
+    assert group is not None
+    qemu = SimulatedProcess(host.root, [host.root.vfio_group(group)])
+    fcntl.flock(network.lock_fds[0], fcntl.LOCK_UN)
+    (found,) = VFJournal(host).recover()
+    assert ("failed", 42, True) == (found.outcome, pf.functions[0].vlan, "is held open by" in found.message)
+    with pytest.raises(OperationError, match="cannot be restored"):
+        VFJournal(host).undo_leftover(str(VF))
+    qemu.vanish()
+    assert ["restored"] == [item.outcome for item in VFJournal(host).recover()]
+    assert FRESH == pf.functions[0]
+    os.close(network.lock_fds[0])
 
 
 def test_the_next_guest_does_not_take_a_dead_ones_identity_for_the_former(

@@ -9,7 +9,7 @@ The command runs as root in the caller's directory; its output and its exit stat
 
 The command sees LAB_NIC, LAB_NVME, LAB_IGB and LAB_VIRTIO (addresses of physical functions), LAB_KERNEL (the
 unpacked kernel package), LAB_QEMU (the emulator) and LAB_OUT (a directory that --out brings back). Exit status
-124: it did not come to an end; 125: the host did not boot.
+124: it did not end; 125: the host did not boot.
 """
 
 from __future__ import annotations

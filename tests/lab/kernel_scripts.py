@@ -2,7 +2,7 @@
 """
 Writes to sysfs and what a kernel answers: the same scripts for the real kernel and the simulated one.
 
-A script starts on the lab's host at home (``lab.tree`` describes it) and is a list of writes. The
+A script starts on the lab's host in its original state (``lab.tree`` describes it) and is a list of writes. The
 answers are errno names or "ok", then driver and override of each function the script is about.
 """
 

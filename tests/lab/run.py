@@ -23,7 +23,7 @@ import programs
 import suites
 from boot import CACHE, EXIT_NOT_BOOTED, HERE, KERNEL, kernel_of
 
-PATIENCE = 3 if os.environ.get("CI") == "true" else 1  # strangers' machines are slow and busy
+PATIENCE = 3 if os.environ.get("CI") == "true" else 1  # machines of continuous integration are slow and busy
 BOOT_ATTEMPTS = 2 if PATIENCE > 1 else 1
 
 
@@ -48,7 +48,7 @@ HOSTS = [
     Host("a bridge in the group and a disk", ("--nic", "bridge", "--disk"), "bridge.py", 120),
     Host("a card near a NUMA node", ("--nic", "onegroup"), "numa.py", 900),
     Host("kernel events", ("--nic", "onegroup", "--vfs", "4"), "events.py", 120),
-    Host("crashes, races and foreign hands", ("--smp", "2", "--nic", "onegroup", "--vfs", "4"), "soak.py", 400),
+    Host("crashes, races and other programs", ("--smp", "2", "--nic", "onegroup", "--vfs", "4"), "soak.py", 400),
 ]
 WHOLE = Host(
     "a guest that has everything",

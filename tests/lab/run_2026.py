@@ -33,7 +33,7 @@ HOSTS = [
         "a card plugged into a running guest by nodes",
         ("--nic", "onegroup", "--vfs", "4", "--env", "LAB_IOMMUFD=1"), "hotplug.py", 1800,
     ),
-    Host("crashes, races and foreign hands", ("--smp", "2", "--nic", "onegroup", "--vfs", "4"), "soak.py", 1200),
+    Host("crashes, races and other programs", ("--smp", "2", "--nic", "onegroup", "--vfs", "4"), "soak.py", 1200),
     Host("kernel events", ("--nic", "onegroup", "--vfs", "4"), "events.py", 300),
     Host(
         "this machine with Debian's kernel",

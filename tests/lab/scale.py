@@ -81,7 +81,7 @@ def run_host(host: Host, command: list[str]) -> dict[str, Any]:
     Boot a host, run the measurement in it, and return what it left.
 
     Raises:
-        RuntimeError: it did not come to an end.
+        RuntimeError: it did not end.
     """
     fixed = ("--sriov", "0", "--no-autoload", "--timeout", "900")
     options = boot.parse([*host.options, *fixed, "--", *command])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""make prototype: two trees are asked the same, and the report says what differs and which is nearer to libvirt."""
+"""make prototype: two trees answer the same questions; the report shows which one is nearer to libvirt."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def test_word_of_a_newer_release(tmp_path: Path) -> None:
             "<disk type='file'><driver name='qemu' cach='none'/><target dev='vda'/></disk>",
             "Unknown attribute 'cach' of <domain/devices/disk/driver>; did you mean 'cache'?",
         ),
-        ("<nvram><address type='spapr-vio'/></nvram>", "The machine 'pc-q35-11.1' has no <nvram>"),
+        ("<nvram><address type='spapr-vio'/></nvram>", "The machine 'pc-q35-11.1' does not support <nvram>"),
         (
             "<disk type='file'><driver name='phy'/><target dev='vda'/></disk>",
             "'driver name' of <disk> is not supported: only 'qemu' is",

@@ -130,7 +130,7 @@ def test_one_image_of_two_disks(first: str, second: str, refused: bool, tmp_path
     one, other = (disk(tmp_path / name, target) for name, target in (("image", "vda"), ("link", "vdb")))
     dom = domain(one.replace("</disk>", f"{first}</disk>") + other.replace("</disk>", f"{second}</disk>"))
     found = image_obstacles(dom, Host(HostRoot("/"), state_dir=str(tmp_path)), None)
-    assert refused == any("Disks 'vda' and 'vdb' have one image" in finding.message for finding in found)
+    assert refused == any("Disks 'vda' and 'vdb' have the same image" in finding.message for finding in found)
 
 
 def test_a_screen_with_opengl_needs_a_render_node() -> None:

@@ -121,9 +121,9 @@ def test_queues_have_threads() -> None:
         ("<iothread id='3'/>", "<iothread id='9'/>", "no I/O thread 9"),
         ("<iothread id='3'/>", "<iothread id='2'/>", "named twice"),
         ("<queue id='3'/>", "", "each of the device's queues once"),
-        ("<iothread id='2'><queue id='1'/><queue id='3'/></iothread>", "<iothread id='2'/>", "has no queue"),
-        ("queues='4'", "queues='4' iothread='1'", "either one iothread or"),
-        ("<target dev='vda' bus='virtio'/>", "<target dev='sda' bus='sata'/>", "on bus sata has no I/O thread"),
+        ("<iothread id='2'><queue id='1'/><queue id='3'/></iothread>", "<iothread id='2'/>", "must have queues"),
+        ("queues='4'", "queues='4' iothread='1'", "either an iothread or"),
+        ("<target dev='vda' bus='virtio'/>", "<target dev='sda' bus='sata'/>", "on bus sata cannot have an I/O thread"),
     ],
 )
 def test_threads_of_queues_are_complete(was: str, now: str, why: str) -> None:

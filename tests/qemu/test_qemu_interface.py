@@ -58,14 +58,14 @@ class FakeNetwork:
 
 
 def test_a_plan_reads_each_network_once(there: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many interfaces name a network, and whether its file can be read; the next plan reads it again."""
+    """A plan reads a network once for any number of interfaces, even an invalid one; the next plan reads it again."""
     read: list[str] = []
 
-    def counted(root: HostRoot, name: str) -> Any:
+    def recorded(root: HostRoot, name: str) -> Any:
         read.append(name)
         return read_network(root, name)
 
-    monkeypatch.setattr(virnetwork, "read_network", counted)
+    monkeypatch.setattr(virnetwork, "read_network", recorded)
     there.network("good", "<bridge name='br0'/>", status=True)
     there.network("bad", "<bridge", status=True)
     names = ("good", "bad", "none") * 3

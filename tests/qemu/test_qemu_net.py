@@ -105,7 +105,7 @@ def test_a_card_is_conventional_if_libvirt_knows_it_so(model: str, bridge: bool)
             67,
             "power of 2, not 500",
         ),
-        ("<interface type='user'><mtu size='1500'/></interface>", 67, "no <mtu>"),
+        ("<interface type='user'><mtu size='1500'/></interface>", 67, "cannot have <mtu>"),
         ("<interface type='user'><ip address='10.0.0.0' prefix='28'/></interface>", 67, "4 to 27"),
         ("<interface type='user'><ip address='10.0.0.1'/><ip address='10.0.0.2'/></interface>", 67, "one IPv4"),
         ("<interface type='ethernet'><ip address='10.0.0.1'/></interface>", 67, "cannot have <ip>"),

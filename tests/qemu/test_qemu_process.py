@@ -154,7 +154,7 @@ class Background:
 class TestLifecycle:
     def test_guest_that_powers_off_takes_its_qemu_along(self, lab: Lab) -> None:
         """
-        Powering off ends QEMU, whatever -no-shutdown says, and its process is gone on return.
+        Powering off ends QEMU despite -no-shutdown, and the process has ended on return.
         """
         outcome = lab.run(lab.argv(at_boot(1, POWEROFF, IDLE)))
         assert GuestOutcome("shutdown", 0, False, "") == outcome
@@ -162,7 +162,7 @@ class TestLifecycle:
 
     def test_reboot_restarts_the_guest(self, lab: Lab) -> None:
         """
-        A guest reboots as often as it likes in one and the same QEMU.
+        A guest can reboot any number of times in the same QEMU.
         """
         assert "shutdown" == lab.run(lab.argv(at_boot(3, POWEROFF, RESET))).reason
         assert 3 == lab.boots
@@ -213,7 +213,7 @@ class TestLifecycle:
 
     def test_unknown_action_is_refused_before_anything_runs(self, lab: Lab) -> None:
         """
-        An action that we cannot take is refused by name, and no directory is made for it.
+        An unsupported action is refused by name, and no directory is created.
         """
         with pytest.raises(ConfigUnsupportedError, match="'coredump-destroy' of 'on_crash'"):
             lab.run(lab.argv(IDLE), Dom(on_crash="coredump-destroy"))
@@ -225,7 +225,7 @@ class TestEnd:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
     def test_signal_ends_the_guest(self, lab: Lab, number: signal.Signals) -> None:
         """
-        A signal to end us ends the guest first, and the caller's signal handlers come back.
+        A signal to end us ends the guest first, and the caller's signal handlers are restored.
         """
         background = Background(lab, lab.argv(IDLE))
         background.child.send_signal(number)
@@ -234,7 +234,7 @@ class TestEnd:
 
     def test_signal_that_was_held_back_ends_the_guest(self, lab: Lab) -> None:
         """
-        A signal that comes before the guest runs is its end; one that comes after it arrives when all is given back.
+        A signal before the guest runs ends it; one after its end is delivered at the end of the block.
         """
         script = f"""
             import os, signal, sys
@@ -257,7 +257,7 @@ class TestEnd:
 
     def test_terminal_signal_does_not_reach_qemu(self, lab: Lab) -> None:
         """
-        QEMU leads its own session, so Ctrl-C of a terminal is ours to handle.
+        QEMU has its own session, so only we receive Ctrl-C of a terminal.
         """
         background = Background(lab, lab.argv(IDLE))
         assert background.guest == os.getsid(background.guest)
@@ -281,7 +281,7 @@ class TestEnd:
 
     def test_deaf_qemu_is_killed(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
         """
-        A QEMU that neither answers nor heeds SIGTERM is killed when its deadlines have passed.
+        A QEMU that neither answers nor reacts to SIGTERM is killed when its deadlines have passed.
         """
         monkeypatch.setattr("pyhostdev.qemu.qemu_process.process.ANSWER_TIMEOUT_S", 0.2)
         monkeypatch.setattr("pyhostdev.qemu.qemu_process.process.TERM_TIMEOUT_S", 0.2)
@@ -297,7 +297,7 @@ class TestEnd:
 
     def test_guest_outlives_a_killed_starter_and_keeps_its_directory(self, lab: Lab) -> None:
         """
-        When its starter is killed the guest goes on; until its end the runtime directory is taken.
+        If its starter is killed, the guest continues; until its end the runtime directory is in use.
         """
         background = Background(lab, lab.argv(IDLE))
         background.child.kill()
@@ -313,7 +313,7 @@ class TestEnd:
 
     def test_exception_of_the_caller_ends_the_guest(self, lab: Lab) -> None:
         """
-        What the caller raises while the guest runs comes through, after QEMU's end.
+        An exception of the caller while the guest runs is raised after QEMU's end.
         """
 
         def fail(pid: int) -> None:
@@ -327,7 +327,7 @@ class TestEnd:
 
     def test_guest_runs_from_any_thread(self, lab: Lab) -> None:
         """
-        run_guest needs no main thread; only there it takes signals.
+        run_guest does not need the main thread, but only handles signals there.
         """
         outcomes: list[GuestOutcome] = []
         thread = threading.Thread(target=lambda: outcomes.append(lab.run(lab.argv(at_boot(1, POWEROFF, IDLE)))))
@@ -356,7 +356,7 @@ def test_event_asks_for_one_action_at_most(
     event: str, data: dict[str, object], expected: tuple[str, bool] | None
 ) -> None:
     """
-    Exactly one of QEMU's events tells how a guest ended, and QEMU's own end is not one of them.
+    Exactly one of QEMU's events shows how a guest ended, and QEMU's own end is not one of them.
     """
     assert expected == lifecycle_event(event, data)
 
@@ -364,7 +364,7 @@ def test_event_asks_for_one_action_at_most(
 class TestStart:
     def test_early_end_quotes_qemu(self, lab: Lab) -> None:
         """
-        A QEMU that ends before its greeting is an error with its exit status and its own words.
+        A QEMU that ends before its greeting is an error with its exit status and its own message.
         """
         argv = fake_qemu(lab.directory, "import sys; sys.exit('vfio 0000:01:00.0: no group')")
         with pytest.raises(OperationError) as error:
@@ -390,14 +390,14 @@ class TestStart:
     @needs_qemu
     def test_refused_argument_quotes_qemu(self, lab: Lab) -> None:
         """
-        What QEMU says about an argument it does not know reaches the user.
+        QEMU's message about an unknown argument reaches the user.
         """
         with pytest.raises(OperationError, match="'nonsense' is not a valid device model name"):
             lab.run(lab.argv(IDLE, "-device", "nonsense"))
 
     def test_missing_binary_is_named(self, lab: Lab) -> None:
         """
-        A QEMU that is not there is an error that names it, and leaves nothing behind.
+        A missing QEMU is an error that names it, and nothing is left behind.
         """
         with pytest.raises(OperationError, match="Cannot run '/no/qemu': No such file"):
             lab.run(["/no/qemu"])
@@ -414,7 +414,7 @@ class TestStart:
 
     def test_runtime_directory_is_private_and_has_the_key(self, lab: Lab) -> None:
         """
-        QEMU finds a key of 32 random bytes, 0600, in a directory that is ours alone.
+        QEMU finds a key of 32 random bytes, 0600, in a private directory.
         """
         script = f"""
             import os, sys
@@ -446,7 +446,7 @@ class TestStart:
 
     def test_open_runtime_directory_is_refused(self, lab: Lab) -> None:
         """
-        A directory that others may enter is not a place for a key and a monitor.
+        A directory that other users may enter is refused.
         """
         lab.runtime.mkdir(parents=True, mode=0o755)
         lab.runtime.chmod(0o755)
@@ -456,7 +456,7 @@ class TestStart:
 
     def test_log_is_appended_to(self, lab: Lab) -> None:
         """
-        With a log path QEMU's words stay there, behind what it held, and only the new ones are quoted.
+        With a log path, QEMU's output is appended to the file, and only the new output is quoted.
         """
         log = lab.directory / "vm1.log"
         log.write_text("earlier\n")
@@ -489,7 +489,7 @@ class TestOldQEMU:
 
     def test_reset_that_cannot_be_held_back_still_counts(self, lab: Lab) -> None:
         """
-        A QEMU without set-action tells of a reset when it is done; on_reboot=destroy ends it then.
+        A QEMU without set-action reports a reset afterwards; on_reboot=destroy ends it then.
         """
         outcome = lab.run(fake_qemu(lab.directory, self.OLD), Dom(on_reboot="destroy"))
         assert GuestOutcome("shutdown", 0, False, "") == outcome
@@ -504,7 +504,7 @@ class TestMemlock:
 
     def test_limit_is_the_childs_alone(self, lab: Lab) -> None:
         """
-        QEMU may lock what the domain's devices need; our own limit is as it was.
+        QEMU may lock the memory that the domain's devices need; our own limit is unchanged.
         """
         before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
         with pytest.raises(OperationError, match=r"'\(49152, 49152\)'"):
@@ -513,7 +513,7 @@ class TestMemlock:
 
     def test_refusal_comes_before_qemu(self, lab: Lab) -> None:
         """
-        A limit that may not be raised is an error before QEMU starts, naming both figures.
+        A limit that cannot be raised is an error before QEMU starts; it names both figures.
         """
         script = """
             import os, resource, sys, tempfile, types

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is set in a QEMU that waits, and what of the host it needs: threads, passwords, huge pages."""
+"""Settings of a paused QEMU, and the resources of the host that it needs: threads, passwords, huge pages."""
 
 from __future__ import annotations
 

@@ -296,7 +296,7 @@ def defined(xml: str, release: LibvirtRelease = NEWEST) -> str:
     ],
 )  # fmt: skip
 def test_normal_form(dom: str, printed: str) -> None:
-    """Values that say nothing vanish; the others get the spelling of libvirt, and are stable."""
+    """Redundant values are dropped; the others get the spelling of libvirt, and are stable."""
     first = defined(dom)
     assert printed in first
     assert first == defined(first)

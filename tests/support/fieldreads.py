@@ -89,7 +89,7 @@ class Reads:
         self.found: set[tuple[int, str]] = set()
 
     def of_building(self, dom: DomainDef) -> Reads:
-        """Build a domain that is defined already, whatever it has that is refused, and note what is read."""
+        """Build a defined domain, even if parts of it are refused, and record the reads."""
         read = object.__getattribute__
 
         def noted(definition: ElementDef, name: str) -> Any:

@@ -16,9 +16,9 @@ LONGEST_S = 0.06  # two or three rounds of prepare and release
 
 def kill_at_random(stage: Stage, chance: random.Random) -> None:
     """
-    Kill a child at work at a random moment, recover, and see everything where it was.
+    Kill a working child at a random moment, recover, and check that everything is as before.
 
-    Whatever the killed process held of the simulated kernel's own is the kernel's to finish, as of a real one.
+    The simulated kernel finishes the writes of the killed process, as a real one does.
     """
     child = os.fork()
     if child == 0:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-A host and its managers as a state machine: whatever happens in whatever order, the invariants hold.
+A host and its managers as a state machine: in any order of events, the invariants hold.
 
 The model only knows the prepared guests, what each completed or killed prepare requested, and which changes of a device
 were not made by pyhostdev.
@@ -70,9 +70,9 @@ class HostMachine(RuleBasedStateMachine):
         base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.directory = tempfile.mkdtemp(prefix="machine", dir=base)
         self.first: dict[str, tuple[int, str | None, str | None]] = {}
-        self.foreign: set[str] = set()  # devices that a stranger has had his hands on
+        self.foreign: set[str] = set()  # devices that another program has changed
         self.told: dict[str, set[str]] = {}  # the owners that a verb has reported
-        self.begun: dict[str, set[frozenset[str]]] = {}  # what he asked for at once and has, or may have
+        self.begun: dict[str, set[frozenset[str]]] = {}  # devices that an owner requested together
 
     @initialize(which=st.sampled_from(sorted(HOSTS_AND_DEVICES)))
     def make_host(self, which: str) -> None:
@@ -88,7 +88,7 @@ class HostMachine(RuleBasedStateMachine):
     # What the rules are made of
 
     def _look_at_first(self) -> None:
-        """Learn where devices are that the model has not seen: the kernel's own doing at boot or hotplug."""
+        """Learn the drivers of devices that are new to the model: the kernel bound them at boot or hot-plug."""
         for address in self.devices:
             if os.path.isdir(self.fake.root.pci_device(address)):
                 now = read_binding(self.fake.root, address)
@@ -134,7 +134,7 @@ class HostMachine(RuleBasedStateMachine):
         return held
 
     def _may_have(self, owner: str, chosen: frozenset[str]) -> None:
-        """Note what was asked for at once, and forget what was before and is not there as a whole any more."""
+        """Note the devices of one request, and forget earlier requests that are no longer complete."""
         held = self._held().get(owner, set())
         self.begun[owner] = {unit for unit in self.begun.get(owner, ()) if unit <= held} | {chosen}
 

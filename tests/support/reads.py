@@ -231,7 +231,7 @@ def errnos_in_turn(first: int) -> Iterator[int]:
 
 
 def is_left_out(read: Read, errnum: int) -> bool:
-    """True of what may be passed over where we may not look: others' descriptors, libvirtd's files, addresses."""
+    """True for files that may be skipped without rights: others' descriptors, libvirtd's files, addresses."""
     place = f"{read.path}/"
     tops = ("run/libvirt/", "proc/iomem/", *(() if os.geteuid() == 0 else ("dev/vfio/",)))
     theirs = place.startswith(tops) or (place.startswith("proc/") and "/fd/" in place)

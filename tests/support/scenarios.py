@@ -328,7 +328,7 @@ class Stage:
         return self.scenario.release
 
     def die(self, case: Case) -> None:
-        """Let a process die there, and another look at what it left while a write of it is in flight still."""
+        """Let a process die there; another one then examines the host, while a write may still be in flight."""
         assert run_and_die(self.action(case.phase), process(self.fake, **case.fault))  # type: ignore[arg-type]
         process(self.fake).manager.recover(timeout_s=0)
 

@@ -113,7 +113,7 @@ def test_description_tells_how_iommufd_is_there(bench: Benches) -> None:
 
 
 def test_group_rule_is_the_same_for_nodes(new: Bench) -> None:
-    """EPERM while a sibling is on its host driver; without a driver, or on vfio-pci, it is in no one's way."""
+    """EPERM while a sibling is on its host driver; a sibling without a driver, or on vfio-pci, does not matter."""
     new.unbind("vfio-pci", F3)
     new.override(F3)
     assert "ok" == new.bind("tg3", F3)

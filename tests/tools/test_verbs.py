@@ -277,6 +277,16 @@ def test_changing_verbs_load_little(bcm5719: FakeHost, words: list[str]) -> None
     assert "[] 0" == done.stderr.strip()
 
 
+def test_prepare_loads_what_its_domain_uses(bcm5719: FakeHost) -> None:
+    """prepare loads neither definitions of elements that the domain lacks, nor the release, nor tables."""
+    unused = {"string", "pyhostdev.conf.vcpu_conf", "pyhostdev.conf.hmat_conf", "pyhostdev.hypervisor.hostdev_release"}
+    words = ["prepare", GUEST, "--simulate", "--root", bcm5719.root.path]
+    code = f"from pyhostdev.tools.main import main; main({words!r})"
+    program = f"{code}; import sys; print(*sorted({unused | {'pyhostdev.tools.table'}!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "" == done.stdout.strip()
+
+
 @pytest.mark.parametrize("words", [["list"], ["show", CARD[0]], ["status"]])
 def test_verbs_that_look_load_less(bcm5719: FakeHost, words: list[str]) -> None:
     """Reading verbs load no module for XML, plans or writes."""

@@ -55,7 +55,9 @@ def test_what_a_driver_created_does_not_block_it(fakehost: Callable[[str], FakeH
     scan = read(fakehost(tree).root)
     assert ["0000:2a:00.5"] == [str(dev.address) for dev in scan.assignable()]
     assert_all_is_one_by_one(scan)
-    (found,) = scan.obstacles(next(dev for dev in scan if str(dev.address) == "10000:01:00.0"))
+    ssd = scan.find("10000:01:00.0")
+    assert ssd is not None
+    (found,) = scan.obstacles(ssd)
     assert ("group-not-viable", "0000:2a:00.5") == (found.reason, str(found.address))
 
 

@@ -115,7 +115,7 @@ def test_value_is_one_write(writer: ForkedWriter, root: HostRoot) -> None:
 
 
 def test_empty_value_is_a_bug(writer: ForkedWriter, root: HostRoot) -> None:
-    """An empty write never reaches a driver, so it is refused instead of being called done."""
+    """An empty write never reaches a driver, so it is refused instead of being reported as done."""
     with pytest.raises(InternalError):
         writer.write(root.join("attribute"), b"", device=DEVICE)
 
@@ -177,7 +177,7 @@ def test_hanging_write_costs_its_deadline(writer: ForkedWriter, hasty: ForkedWri
 
 
 def test_device_in_doubt_is_left_alone(writer: ForkedWriter, hasty: ForkedWriter, root: HostRoot, stuck: Path) -> None:
-    """While a write is in flight its device takes no other, and other devices do."""
+    """While a write is in flight, its device accepts no other write; other devices do."""
     with pytest.raises(InDoubtError):
         hasty.write(str(stuck), b"x", device=DEVICE)
     wait_until(lambda: writer.is_in_flight(DEVICE))
@@ -191,7 +191,7 @@ def test_device_in_doubt_is_left_alone(writer: ForkedWriter, hasty: ForkedWriter
 
 
 def test_doubt_ends_with_the_write(writer: ForkedWriter, hasty: ForkedWriter, root: HostRoot, stuck: Path) -> None:
-    """When the kernel lets the write go it takes effect, frees the device and is reaped."""
+    """When the kernel finishes the write, it takes effect, frees the device and is reaped."""
     with pytest.raises(InDoubtError):
         hasty.write(str(stuck), b"late", device=DEVICE)
     assert 1 == hasty.reap()

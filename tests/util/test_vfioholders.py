@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pyhostdev import DeviceInUseError, DomainDef, HostRoot, PCIDeviceAddress
+from pyhostdev import DeviceInUseError, DomainDef, HostRoot, PCIDeviceAddress, SysfsError
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.virhostdev import HostdevManager
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.testing.procfiles import SimulatedProcess
+from pyhostdev.util import vfioholders
 from pyhostdev.util.procfs import read_process
 from pyhostdev.util.vfioholders import _descriptors, _Signs, read_group_holders
+from pyhostdev.util.virfile import Bounds
 
 CARD = [PCIDeviceAddress(1, 9, 0, function) for function in range(4)]
 
@@ -160,3 +162,14 @@ def test_deleted_node_is_known_by_its_number(tmp_path: Path) -> None:
         assert [14] == [live.signs.group_of(descriptor) for descriptor in deleted]
     finally:
         os.close(fd)
+
+
+def test_process_with_too_many_files_is_named(prepared: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any user can open more files than are searched: the error names a process, so that it can be ended."""
+    SimulatedProcess(prepared.root, [])
+    busy = SimulatedProcess(prepared.root, [])
+    for number in range(3):
+        busy.add_node(node_of(prepared, CARD[number]))
+    monkeypatch.setattr(vfioholders, "bounds_of", lambda _root: Bounds(1 << 20, 1 << 20, 2))
+    with pytest.raises(SysfsError, match=f"more than 2 descriptors, the most of them of .*{busy.pid}"):
+        read_group_holders(prepared.root, [14])

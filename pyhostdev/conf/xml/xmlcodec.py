@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
 from pyhostdev.errors import VIR_ERR_INVALID_ARG, VIR_ERR_XML_ERROR
+from pyhostdev.util.typed import TYPE_CHECKING, Any, Generic, TypeVar
 from pyhostdev.util.virxml import ULLONG_MAX, nearest_words, parse_integer, parse_unsigned
 
 if TYPE_CHECKING:

@@ -102,7 +102,7 @@ class ElementDef:
 
     @classmethod
     def check_document(cls, root: Element, source: str | bytes) -> None:
-        """Refuse a document by what holds for it as a whole; a hook for subclasses."""
+        """Check rules that concern the whole document; a hook for subclasses."""
 
     @classmethod
     def from_element(cls, element: Element) -> Self:

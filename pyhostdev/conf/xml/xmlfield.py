@@ -8,11 +8,12 @@ A path names the elements around the value; they are printed if they contain som
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
+from typing import Literal, cast
 
 from pyhostdev.conf.xml.xmlcodec import Codec, expected_words, text
 from pyhostdev.errors import ConfigError, InternalError, XMLError, raise_all
-from pyhostdev.util.virxml import dump_element, invalid_value
+from pyhostdev.util.typed import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from pyhostdev.util.virxml import dump_element, invalid_value, source_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,7 @@ class Field(Generic[T]):
     package = ""  # of the definition with this field
     make: Callable[[], Any] | None = None  # makes the value that each new instance gets
     leaf = ""  # attribute name, for attributes
+    keeps_empty = False  # an empty text is a value; else it counts as absent
     is_single = False  # an element of which only the first counts
 
     def __init__(self, path: str, default: T, *, quiet: bool = False, since: str | None = None) -> None:
@@ -84,10 +86,12 @@ class _Value(Field[T]):
         self.lenient = options.pop("lenient", False)  # libvirt ignores an invalid value
         self.required = options.pop("required", False)
         self.renumbered = options.pop("renumbered", None)  # the row of CHANGES that changed the code of a refusal
+        missing = options.pop("missing", None)
         super().__init__(path, default, **options)
         self.codec = codec
         self.parse = codec.parse  # type: ignore[assignment,method-assign]  # one call less for each value
         self.code = code or codec.code
+        self.missing = missing or self.code  # of an absent value
 
     def refusal(self, value: str, tag: str, line: int | None, why: str | None = None) -> XMLError:
         """Return the error of a value that the codec refuses, or an older release for the reason given."""
@@ -101,7 +105,27 @@ class Attribute(_Value[T]):
 
 
 class Content(_Value[T]):
-    """The text of the element, or of one below it."""
+    """
+    The text of the element, or of one below it; an empty one counts as absent.
+
+    Mirrors: virXPathString (src/util/virxml.c)
+    """
+
+    def __init__(self, path: str, codec: Codec[Any], default: Any, code: int | None, **options: Any) -> None:
+        self.keeps_empty = options.pop("keeps_empty", False)
+        super().__init__(path, codec, default, code, **options)
+
+
+def refuse_second(found: list[Element], code: int | None) -> None:
+    """
+    Refuse a second element if there is a VIR_ERR_* number for it.
+
+    Raises:
+        XMLError: has the line of the second element.
+    """
+    if code is not None and len(found) > 1:
+        text = f"<{found[1].tag}> can appear only once"
+        raise XMLError(text, line=source_line(found[1]), libvirt_code=code)
 
 
 class Flag(Field[bool]):
@@ -115,12 +139,19 @@ class Flag(Field[bool]):
 class Opaque(Field["str | None"]):
     """A known element with contents that are kept unchanged."""
 
-    def __init__(self, path: str, *, for_host: bool = False, since: str | None = None) -> None:
+    def __init__(self, path: str, *, for_host: bool, since: str | None, single: int | None) -> None:
         super().__init__(path, None, since=since)
         self.for_host = for_host  # it configures the host; the hypervisor driver applies or reports it
+        self.single = single  # the VIR_ERR_* number of a second one; None if several are allowed
 
     def load(self, found: list[Element]) -> str | None:
-        """Return the elements with their contents as text."""
+        """
+        Return the elements with their contents as text.
+
+        Raises:
+            XMLError: there is a second one, which libvirt refuses.
+        """
+        refuse_second(found, self.single)
         return "\n".join(map(dump_element, found))
 
 
@@ -152,8 +183,18 @@ class OptionalElement(Nested["D | None"]):
 
     is_single = True
 
+    def __init__(self, path: str, definition: type[Definition] | str, *, since: str | None, single: int | None) -> None:
+        super().__init__(path, definition, None, since=since)
+        self.single = single  # the VIR_ERR_* number of a second one; None if that is ignored
+
     def load(self, found: list[Element]) -> D | None:
-        """Return the definition in the element."""
+        """
+        Return the definition in the element.
+
+        Raises:
+            XMLError: there is a second one, which libvirt refuses.
+        """
+        refuse_second(found, self.single)
         return self.definition.from_element(found[0])  # type: ignore[return-value]  # it is a D
 
 
@@ -162,8 +203,18 @@ class DefaultElement(Nested[D]):
 
     is_single = True
 
+    def __init__(self, path: str, definition: type[Definition] | str, *, single: int | None) -> None:
+        super().__init__(path, definition, None)
+        self.single = single  # the VIR_ERR_* number of a second one; None if that is ignored
+
     def load(self, found: list[Element]) -> D:
-        """Return the definition in the element."""
+        """
+        Return the definition in the element.
+
+        Raises:
+            XMLError: there is a second one, which libvirt refuses.
+        """
+        refuse_second(found, self.single)
         return self.definition.from_element(found[0])  # type: ignore[return-value]  # it is a D
 
     @overload
@@ -233,7 +284,13 @@ def attribute(path: str, *, lenient: bool = ..., since: str | None = ...) -> Att
 def attribute(path: str, *, required: Literal[True]) -> Attribute[str]: ...
 @overload
 def attribute(
-    path: str, codec: Codec[T], *, code: int | None = ..., required: Literal[True], renumbered: Renumbering | None = ...
+    path: str,
+    codec: Codec[T],
+    *,
+    code: int | None = ...,
+    missing: int | None = ...,
+    required: Literal[True],
+    renumbered: Renumbering | None = ...,
 ) -> Attribute[T]: ...
 @overload
 def attribute(
@@ -270,9 +327,9 @@ def attribute(
     Args:
         default: the value of an absent attribute; it is printed.
         code: the VIR_ERR_* number of an invalid value; default 27.
-        options: ``quiet`` does not print the default, ``lenient`` takes it for a value the codec
-            refuses, ``required`` refuses absence, ``since`` names the change that brought the attribute,
-            ``renumbered`` the one that changed the number of a value the codec refuses.
+        options: ``quiet`` does not print the default, ``lenient`` uses it for a value that the codec refuses,
+            ``required`` refuses absence (``missing`` is its number; default: that of an invalid value), ``since`` names
+            the change that brought the attribute, ``renumbered`` the one that changed the numbers.
     """
     *parents, leaf = path.split("/")
     where = "/".join([*parents, "@" + leaf.removeprefix("@")])
@@ -287,7 +344,13 @@ def content(path: str, *, required: Literal[True]) -> Content[str]: ...
 def content(path: str, codec: Codec[T], *, code: int | None = ..., required: Literal[True]) -> Content[T]: ...
 @overload
 def content(
-    path: str, codec: Codec[T], *, code: int | None = ..., lenient: bool = ..., since: str | None = ...
+    path: str,
+    codec: Codec[T],
+    *,
+    code: int | None = ...,
+    lenient: bool = ...,
+    since: str | None = ...,
+    keeps_empty: bool = ...,
 ) -> Content[T | None]: ...
 @overload
 def content(
@@ -298,6 +361,7 @@ def content(
     code: int | None = ...,
     quiet: bool = ...,
     lenient: bool = ...,
+    keeps_empty: bool = ...,
 ) -> Content[T]: ...
 def content(
     path: str,
@@ -307,7 +371,12 @@ def content(
     code: int | None = None,
     **options: Any,
 ) -> Content[Any]:
-    """Declare the text of an element; the empty path is the definition's own."""
+    """
+    Declare the text of an element; the empty path is the definition's own.
+
+    Args:
+        options: as for ``attribute``; ``keeps_empty`` takes an empty text for a value.
+    """
     return Content(path, codec, default, code, **options)
 
 
@@ -316,15 +385,16 @@ def flag(path: str) -> Flag:
     return Flag(path, False)
 
 
-def opaque(path: str, *, for_host: bool = False, since: str | None = None) -> Opaque:
+def opaque(path: str, *, for_host: bool = False, since: str | None = None, single: int | None = None) -> Opaque:
     """
     Declare an element that is kept verbatim.
 
     Args:
         for_host: the element configures the host's side; the hypervisor driver decides how to treat it.
         since: the row of CHANGES that brought the element.
+        single: the VIR_ERR_* number of a second one.
     """
-    return Opaque(path, for_host=for_host, since=since)
+    return Opaque(path, for_host=for_host, since=since, single=single)
 
 
 def ignored(*paths: str) -> Ignored:
@@ -333,23 +403,40 @@ def ignored(*paths: str) -> Ignored:
 
 
 @overload
-def optional_element(path: str, definition: type[D], *, since: str | None = ...) -> OptionalElement[D]: ...
-@overload
-def optional_element(path: str, definition: str, *, since: str | None = ...) -> OptionalElement[Any]: ...
 def optional_element(
-    path: str, definition: type[Definition] | str, *, since: str | None = None
+    path: str, definition: type[D], *, since: str | None = ..., single: int | None = ...
+) -> OptionalElement[D]: ...
+@overload
+def optional_element(
+    path: str, definition: str, *, since: str | None = ..., single: int | None = ...
+) -> OptionalElement[Any]: ...
+def optional_element(
+    path: str, definition: type[Definition] | str, *, since: str | None = None, single: int | None = None
 ) -> OptionalElement[Any]:
-    """Declare an element with its own definition; the value is None if the element is absent."""
-    return OptionalElement(path, definition, None, since=since)
+    """
+    Declare an element with its own definition; the value is None if the element is absent.
+
+    Args:
+        since: the row of CHANGES that brought the element.
+        single: the VIR_ERR_* number of a second one.
+    """
+    return OptionalElement(path, definition, since=since, single=single)
 
 
 @overload
-def element_or_default(path: str, definition: type[D]) -> DefaultElement[D]: ...
+def element_or_default(path: str, definition: type[D], *, single: int | None = ...) -> DefaultElement[D]: ...
 @overload
-def element_or_default(path: str, definition: str) -> DefaultElement[Any]: ...
-def element_or_default(path: str, definition: type[Definition] | str) -> DefaultElement[Any]:
-    """Declare an element with its own definition; the value is an empty definition if the element is absent."""
-    return DefaultElement(path, definition, None)
+def element_or_default(path: str, definition: str, *, single: int | None = ...) -> DefaultElement[Any]: ...
+def element_or_default(
+    path: str, definition: type[Definition] | str, *, single: int | None = None
+) -> DefaultElement[Any]:
+    """
+    Declare an element with its own definition; the value is an empty definition if the element is absent.
+
+    Args:
+        single: the VIR_ERR_* number of a second one.
+    """
+    return DefaultElement(path, definition, single=single)
 
 
 @overload

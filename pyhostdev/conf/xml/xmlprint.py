@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 INDENT = "  "
 
 
-class Word(NamedTuple):
+class PrintedValue(NamedTuple):
     """A value that is printed as an attribute, or as the text of an element."""
 
     holder: int  # whose field: 0 is the definition itself, then its inlined ones in order
@@ -48,7 +48,7 @@ class Page:
         self.unknown = definition.kept_words()
         self.lines: list[str] = []
 
-    def attributes(self, words: tuple[Word, ...]) -> str:
+    def attributes(self, words: tuple[PrintedValue, ...]) -> str:
         """Return the attributes of a start tag."""
         states, found = self.states, ""
         for holder, name, default, silent, text, start, may_hide in words:
@@ -58,7 +58,7 @@ class Page:
             found += f"{start}{escape_attribute(text(value))}'"
         return found
 
-    def text(self, word: Word) -> str | None:
+    def text(self, word: PrintedValue) -> str | None:
         """Return the text of an element, None if it is not printed."""
         value = self.states[word.holder].get(word.name, word.default)
         is_hidden = word.may_hide and self.holders[word.holder].hides(word.name)
@@ -149,20 +149,20 @@ class NestedPlan:
             page.lines += value.format_lines(tag, indent, always=not self.is_fixed)
 
 
-def _words(rows: dict[str, Row], kinds: list[type[Definition]]) -> Iterator[Word]:
+def _words(rows: dict[str, Row], kinds: list[type[Definition]]) -> Iterator[PrintedValue]:
     for name, row in rows.items():
         if not isinstance(row.field, Ignored):
             yield _word(row, f" {name}='", kinds)
 
 
-def _word(row: Row, start: str, kinds: list[type[Definition]]) -> Word:
+def _word(row: Row, start: str, kinds: list[type[Definition]]) -> PrintedValue:
     field = row.field
     may_hide = kinds[row.holder].has_hides()
     if isinstance(field, Flag):
-        return Word(row.holder, field.name, False, False, _empty, start, may_hide)
+        return PrintedValue(row.holder, field.name, False, False, _empty, start, may_hide)
     assert isinstance(field, (Attribute, Content))
     silent = field.default if field.quiet else None
-    return Word(row.holder, field.name, field.default, silent, field.codec.format, start, may_hide)
+    return PrintedValue(row.holder, field.name, field.default, silent, field.codec.format, start, may_hide)
 
 
 def _empty(value: bool) -> str:

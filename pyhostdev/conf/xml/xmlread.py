@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Reading:
-    """One element on the way into a definition: texts become values at once, child elements when all are known."""
+    """An element that is being read: texts become values at once, child elements after the last of them was read."""
 
     __slots__ = ("definition", "elements", "errors", "lines", "seen", "states", "table")
 
@@ -135,7 +135,8 @@ class Reading:
                 field = row.field
                 where = "/".join((str(element.tag), *field.path))
                 what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"
-                yield XMLError(f"The {what} is missing", line=source_line(element), libvirt_code=field.code)
+                line, renumbered = source_line(element), field.renumbered
+                yield XMLError(f"The {what} is missing", line=line, libvirt_code=field.missing, renumbered=renumbered)
 
 
 def _as_written(element: Element) -> Unknown:
@@ -143,10 +144,10 @@ def _as_written(element: Element) -> Unknown:
 
 
 def _own_texts(shape: Shape, element: Element) -> Iterator[tuple[str, str]]:
-    """Yield the text of an element under the keys of the rows that want it."""
+    """Yield the text of an element under the keys of the rows that need it."""
     text = text_of(element) if shape.is_text else own_text_of(element)
     is_indentation = not shape.is_text and len(element) > 0 and not text.strip()
-    if shape.content is not None and not is_indentation:
+    if shape.content is not None and not is_indentation and (text or shape.content.field.keeps_empty):
         yield CONTENT, text
     if shape.flag is not None:
         yield FLAG, text

@@ -44,7 +44,7 @@ def choose(
             trusted; None probes a trusted emulator, and uses stored capabilities otherwise.
         stored: the QEMU release of the stored capabilities that are used if the emulator is not probed.
         machine: the domain's machine type; stored capabilities of another release are used if only they have it.
-        may_run: False if the host is not this machine: the programs of this machine say nothing about it.
+        may_run: False if the host is not this machine, because its emulators can differ from those of this machine.
 
     Raises:
         ConfigError: the file was not written by a probe, or "probe" was chosen and no program may run.

@@ -4,7 +4,7 @@ Ask an emulator binary what it can do, over QMP and without a machine.
 
 The binary runs without privileges, in its own session, with a clean environment, an empty standard input, limits on its
 output and resources, a deadline for each answer and one for all. After the last answer it is killed together with its
-process group; if root probes, every process that it started is killed, too. It is not told to quit: a QEMU that quits
+process group; if root probes, every process that it started is killed, too. It gets no command quit: a QEMU that quits
 drops the output that did not fit into the connection.
 """
 
@@ -68,18 +68,18 @@ def ask(binary: str) -> dict[str, Any]:
     Raises:
         OperationError: the binary does not run, does not answer, or is not QEMU.
     """
-    ours, theirs = socket.socketpair()
+    own_end, child_end = socket.socketpair()
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     with contextlib.ExitStack() as opened:
-        opened.callback(ours.close)
+        opened.callback(own_end.close)
         opened.callback(os.close, reader)
         try:
-            pid = _start(binary, theirs.fileno(), writer)
+            pid = _start(binary, child_end.fileno(), writer)
         finally:
-            theirs.close()
+            child_end.close()
             os.close(writer)
         try:
-            return _converse_and_kill(ours, pid)
+            return _converse_and_kill(own_end, pid)
         except OperationError as err:
             raise OperationError(f"Cannot probe the emulator '{binary}': {err}{_words(reader)}") from err
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, OperationError
 from pyhostdev.qemu.qemu_capabilities.answers import VERSION_MAX, Machine, checked
+from pyhostdev.util.deprecation import warn_renamed
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
@@ -100,6 +101,12 @@ class QEMUCapabilities:
         """The end of a sentence: why the emulator was not probed; empty if it was."""
         return f" (not probed: {self.why_stored})" if self.why_stored else ""
 
+    @property
+    def apology(self) -> str:
+        """The old spelling of ``why_not_probed``."""
+        warn_renamed("apology", "why_not_probed")
+        return self.why_not_probed
+
     def canonical_machine(self, name: str) -> str:
         """Return the name that an alias stands for ("pc" is "pc-i440fx-7.2"), any other name unchanged."""
         return self._aliases.get(name, name)
@@ -126,9 +133,9 @@ class QEMUCapabilities:
 
     def with_machine_like(self, name: str, known: str) -> QEMUCapabilities:
         """
-        Return these capabilities with one more machine, which can do what a known one can.
+        Return these capabilities with one more machine, which has the abilities of a known one.
 
-        ``why_stored`` of the result says so.
+        ``why_stored`` of the result names it.
         """
         alike = self.machine(known)
         found = copy.copy(self)
@@ -148,6 +155,11 @@ class QEMUCapabilities:
     def has_device(self, name: str) -> bool:
         """Return True if ``-device name`` exists; name may be an alias of the type."""
         return DEVICE_ALIASES.get(name, name) in self.devices
+
+    def has_property(self, device: str, name: str) -> bool:
+        """Return True if the device has the property: the old spelling of a question to ``properties_of``."""
+        warn_renamed("has_property", "properties_of")
+        return device in self.devices and name in self.properties[device]
 
     def properties_of(self, kind: str, default: Set[str] = frozenset()) -> Set[str]:
         """Return the recorded properties of a device or object; default if they are not recorded."""

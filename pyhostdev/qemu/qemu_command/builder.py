@@ -275,7 +275,7 @@ class CommandBuilder:
 
     def bus_name(self, index: int) -> str:
         """
-        Return QEMU's name of a PCI bus; the machine's own root bus keeps its name whatever its alias.
+        Return QEMU's name of a PCI bus; the machine's own root bus keeps its name even if it has an alias.
 
         Mirrors: qemuBuildDeviceAddressPCIGetBus (src/qemu/qemu_command.c)
         """

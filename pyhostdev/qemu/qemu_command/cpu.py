@@ -16,7 +16,8 @@ from pyhostdev.util.virxml import shown
 if TYPE_CHECKING:
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
 
-# <hyperv> elements without a value besides their state
+_RETRIES_MAX = 0xFFFFFFFF  # of spinlocks without a number, which never give up
+# <hyperv> elements that only have a state
 _HYPERV_SWITCHES = (
     "relaxed",
     "vapic",
@@ -158,7 +159,8 @@ def _hyperv(hyperv: Any) -> list[str]:
         if getattr(hyperv, name):
             options.append(f"hv-{name.replace('_', '-')}=on")
         if name == "vapic" and hyperv.spinlocks:
-            options.append(f"hv-spinlocks={hyperv.spinlocks_retries:#x}")
+            retries = _RETRIES_MAX if hyperv.spinlocks_retries is None else hyperv.spinlocks_retries
+            options.append(f"hv-spinlocks={retries:#x}")
         if name == "stimer" and hyperv.stimer_direct:
             options.append("hv-stimer-direct=on")
         if name == "tlbflush" and hyperv.tlbflush:
@@ -237,7 +239,7 @@ def build_iothreads(build: CommandBuilder) -> None:
 
 def thread_mapping(device: Any) -> list[Properties] | None:
     """
-    Return which I/O threads serve which queues of a device; None where the definition does not say.
+    Return which I/O threads serve which queues of a device; None if the definition does not name them.
 
     Mirrors: qemuBuildIothreadMapping (src/qemu/qemu_command.c)
     """

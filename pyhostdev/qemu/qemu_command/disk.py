@@ -87,7 +87,7 @@ def _device(build: CommandBuilder, disk: Any, node: str | None) -> Properties:
 
 
 def _identity(disk: Any) -> Properties:
-    """Return what a disk says about itself: its block sizes, names and kind."""
+    """Return the properties that describe a disk: block sizes, names and kind."""
     return {
         "logical_block_size": disk.logical_block_size,
         "physical_block_size": disk.physical_block_size,

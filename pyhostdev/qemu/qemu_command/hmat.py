@@ -39,7 +39,7 @@ def _initiator(cpu: Any, cell: Any) -> int:
 
 
 def build_hmat(build: CommandBuilder, cpu: Any) -> None:
-    """Say the latencies and bandwidths between nodes, and which caches their memory has."""
+    """Add the latencies and bandwidths between nodes, and the caches of their memory."""
     for way in cpu.latencies:
         build.add("-numa", f"{_interconnect_options(way)}-latency,latency={way.value}")
     for way in cpu.bandwidths:

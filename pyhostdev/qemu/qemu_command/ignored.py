@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.xml.xmldef import ElementDef
 
 
-class Word(NamedTuple):
+class Note(NamedTuple):
     """A row of a table: the reason, the values that request nothing, and the definitions to which the row applies."""
 
     why: str
@@ -79,155 +79,157 @@ def _has_no_flash(os: Any) -> bool:
     return os.loader is not None and os.loader_type != "pflash"
 
 
-_NO_CGROUP = "pyhostdev start creates no control group"
+_NO_CGROUP = "pyhostdev start does not create a control group"
 _NOT_VIRTIO = "only a virtio device has it"
 _NOT_SPICE = "only a SPICE server has it"
 _NOTHING_BUILT = "no device that pyhostdev builds for QEMU has it"  # a device that has it is refused as a whole
 
 
-def _of_other_kinds(*names: str) -> dict[str, Word]:
+def _of_other_kinds(*names: str) -> dict[str, Note]:
     """Return rows for fields of other kinds of an element, which are not built."""
-    return {name: Word(_NOTHING_BUILT) for name in names}
+    return {name: Note(_NOTHING_BUILT) for name in names}
 
 
 # definition -> field -> why it is ignored
-IGNORED: dict[str, dict[str, Word]] = {
+IGNORED: dict[str, dict[str, Note]] = {
     "DomainFields": {
-        "current_memory": Word(
+        "current_memory": Note(
             "the guest starts with all of its memory", asked=lambda dom: dom.current_memory_kib < dom.memory_kib
         ),
-        "blkiotune": Word(_NO_CGROUP),
-        "idmap": Word("only containers have it"),
-        "hard_limit": Word(f"{_NO_CGROUP}; only the limit of locked memory follows it"),
-        "soft_limit": Word(_NO_CGROUP),
-        "min_guarantee": Word(_NO_CGROUP),
-        "swap_hard_limit": Word(_NO_CGROUP),
-        "resource": Word(_NO_CGROUP),
-        "vcpu_placement": Word("pyhostdev start does not ask numad", ("static",)),
-        "perf": Word("pyhostdev start counts no performance events"),
-        "seclabel": Word(
-            "pyhostdev start uses no security module, and --user chooses QEMU's user", asked=lambda dom: _has_label(dom)
+        "blkiotune": Note(_NO_CGROUP),
+        "idmap": Note("only containers have it"),
+        "hard_limit": Note(f"{_NO_CGROUP}; only the limit of locked memory follows it"),
+        "soft_limit": Note(_NO_CGROUP),
+        "min_guarantee": Note(_NO_CGROUP),
+        "swap_hard_limit": Note(_NO_CGROUP),
+        "resource": Note(_NO_CGROUP),
+        "vcpu_placement": Note("pyhostdev start does not ask numad", ("static",)),
+        "perf": Note("pyhostdev start does not count performance events"),
+        "seclabel": Note(
+            "pyhostdev start does not use a security module; --user chooses QEMU's user",
+            asked=lambda dom: _has_label(dom),
         ),
     },
     "OSDef": {
         **dict.fromkeys(
-            ("init", "init_arguments", "init_dir", "init_user", "init_group"), Word("only containers have it")
+            ("init", "init_arguments", "init_dir", "init_user", "init_group"), Note("only containers have it")
         ),
-        "root": Word("a guest finds its root by its own boot loader or by <cmdline>"),
-        "nvram": Word("firmware that is not in flash has no variable store", asked=_has_no_flash),
-        "nvram_type": Word("firmware that is not in flash has no variable store", asked=_has_no_flash),
+        "root": Note("a guest finds its root by its own boot loader or by <cmdline>"),
+        "nvram": Note("firmware that is not in flash has no variable store", asked=_has_no_flash),
+        "nvram_type": Note("firmware that is not in flash has no variable store", asked=_has_no_flash),
     },
     "ClockTimer": {
-        "mode": Word("QEMU has one kind of this timer"),
-        "present": Word("QEMU cannot disable this timer", (True,), _is_off),
-        "frequency": Word("only the timer tsc has it", asked=lambda timer: timer.name != "tsc"),
-        "track": Word("only the timer rtc has it", asked=lambda timer: timer.name != "rtc"),
-        **dict.fromkeys(("threshold", "slew", "limit"), Word("QEMU has no limits for catching up")),
-        "tickpolicy": Word("only rtc and pit have it", asked=lambda timer: timer.name not in ("rtc", "pit")),
+        "mode": Note("QEMU has one kind of this timer"),
+        "present": Note("QEMU cannot disable this timer", (True,), _is_off),
+        "frequency": Note("only the timer tsc has it", asked=lambda timer: timer.name != "tsc"),
+        "track": Note("only the timer rtc has it", asked=lambda timer: timer.name != "rtc"),
+        **dict.fromkeys(("threshold", "slew", "limit"), Note("QEMU has no limits for catching up")),
+        "tickpolicy": Note("only rtc and pit have it", asked=lambda timer: timer.name not in ("rtc", "pit")),
     },
     "DomainTPMDef": {
-        "persistent_state": Word("pyhostdev start always keeps the state of the emulator", (True,)),
+        "persistent_state": Note("pyhostdev start always keeps the state of the emulator", (True,)),
         **dict.fromkeys(
             ("pcr_sha1", "pcr_sha256", "pcr_sha384", "pcr_sha512"),
-            Word("swtpm and the guest's firmware choose the banks"),
+            Note("swtpm and the guest's firmware choose the banks"),
         ),
         **dict.fromkeys(
             ("debug", "profile_name", "profile_source", "profile_remove_disabled"),
-            Word("pyhostdev start uses the emulator's defaults"),
+            Note("pyhostdev start uses the emulator's defaults"),
         ),
     },
-    "DomainAudioDef": dict.fromkeys(("driver", "runtime_dir"), Word("pyhostdev start sets no environment for sound")),
+    "DomainAudioDef": dict.fromkeys(
+        ("driver", "runtime_dir"), Note("pyhostdev start does not set an environment for sound")
+    ),
     "ClockDef": _of_other_kinds("basis", "start"),
     "ChrSourceElement": _of_other_kinds("master", "slave", "clipboard_copypaste", "mouse_mode"),
     "DomainControllerDef": _of_other_kinds("max_grant_frames", "max_event_channels"),
     "StorageSource": _of_other_kinds("mode", "pool"),
     "DomainFSDef": _of_other_kinds("source_file", "source_dev", "source_name")
-    | {"driver_format": Word("only an image has a format")},
+    | {"driver_format": Note("only an image has a format")},
     "GraphicsListen": {
-        "network": Word("only type='network' has it", asked=lambda listen: bool(listen.type != "network"))
+        "network": Note("only type='network' has it", asked=lambda listen: bool(listen.type != "network"))
     },
     "SCSISource": _of_other_kinds("adapter", "bus", "target", "unit"),
     "USBSource": {
-        "vendor_id": Word("the device is found by its address alone", asked=lambda usb: usb.bus is not None),
-        "product_id": Word("the device is found by its address alone", asked=lambda usb: usb.bus is not None),
+        "vendor_id": Note("the device is found by its address alone", asked=lambda usb: usb.bus is not None),
+        "product_id": Note("the device is found by its address alone", asked=lambda usb: usb.bus is not None),
     },
     "CPUTuneDef": {
-        name: Word(_NO_CGROUP)
+        name: Note(_NO_CGROUP)
         for name in (
             *("shares", "period", "quota", "global_period", "global_quota", "emulator_period", "emulator_quota"),
             *("iothread_period", "iothread_quota", "cachetune", "memorytune"),
         )
     }
     | {
-        name: Word("pyhostdev start gives no thread another scheduler")
+        name: Note("pyhostdev start does not change the scheduler of a thread")
         for name in ("emulatorsched", "vcpusched", "iothreadsched")
     },
     "CPUFeature": {
-        "policy": Word(
+        "policy": Note(
             "the guest's CPU has the flag if its model has it",
             ("force", "require", "disable", "forbid"),
             asked=lambda feature: feature.policy == "optional",
         )
     },
     "CPUDef": {
-        "mode": Word(
+        "mode": Note(
             "the guest gets the host's CPU without the flags that prevent migration, not a named model",
             ("custom", "host-passthrough", "maximum"),
         ),
-        "check": Word("pyhostdev start does not compare the guest's CPU with the definition", ("none",)),
-        "deprecated_features": Word("only processors of s390x have such features", ()),
-        "match": Word("pyhostdev start does not compare the host's processor with it", ("exact",)),
-        "vendor": Word("pyhostdev start does not compare the host's processor with it"),
+        "check": Note("pyhostdev start does not compare the guest's CPU with the definition", ("none",)),
+        "deprecated_features": Note("only processors of s390x have such features", ()),
+        "match": Note("pyhostdev start does not compare the host's processor with it", ("exact",)),
+        "vendor": Note("pyhostdev start does not compare the host's processor with it"),
     },
     "FeaturesDef": {
-        "msrs_unknown": Word("the kernel module kvm decides for all guests", ("fault",)),
-        "viridian": Word("only Xen has it; QEMU has <hyperv>"),
-        "privnet": Word("only containers have it"),
-        "xen": Word("only Xen has it"),
-        "hap": Word("the kernel module kvm decides for all guests"),
-        "hap_state": Word("as <hap>"),
+        "msrs_unknown": Note("the kernel module kvm decides for all guests", ("fault",)),
+        "viridian": Note("only Xen has it; QEMU has <hyperv>"),
+        "privnet": Note("only containers have it"),
+        "xen": Note("only Xen has it"),
+        "hap": Note("the kernel module kvm decides for all guests"),
+        "hap_state": Note("as <hap>"),
     },
-    "MemoryBackingDef": {"discard": Word("memory that no file backs is given back at the guest's end anyway")},
-    "NumaCell": {"discard": Word("memory that no file backs is given back at the guest's end anyway")},
-    "DeviceInfo": {"boot_loadparm": Word("only machines of s390x have it")},
-    "DomainMemballoonDef": {"stats_period": Word("pyhostdev start does not ask the balloon for statistics")},
-    "NetSource": {"ip": Word("pyhostdev start gives the host's side no address")},
+    "MemoryBackingDef": {"discard": Note("memory without a file is freed at the end of the guest anyway")},
+    "NumaCell": {"discard": Note("memory without a file is freed at the end of the guest anyway")},
+    "DeviceInfo": {"boot_loadparm": Note("only machines of s390x have it")},
+    "DomainMemballoonDef": {"stats_period": Note("pyhostdev start does not ask the balloon for statistics")},
+    "NetSource": {"ip": Note("pyhostdev start does not set an address on the host's side")},
     "DomainNetDef": {
-        "bandwidth": Word("pyhostdev start limits no traffic"),
-        "coalesce": Word("pyhostdev start leaves the host's side as the kernel made it"),
-        "trust_guest_rx_filters": Word(
+        "bandwidth": Note("pyhostdev start does not limit traffic"),
+        "coalesce": Note("pyhostdev start leaves the host's side as the kernel made it"),
+        "trust_guest_rx_filters": Note(
             "pyhostdev start does not apply the guest's receive filters to the host",
             asked=lambda net: net.type != "hostdev",  # for a virtual function it is the trust that start sets on its PF
         ),
-        "sndbuf": Word("only a tap has it", asked=_has_no_tap),
-        "mtu": Word("a virtual function takes its MTU from the guest", asked=lambda net: net.type == "hostdev"),
-        "source": Word("QEMU's user-mode network has no source on the host", asked=_is_slirp),
+        "sndbuf": Note("only a tap has it", asked=_has_no_tap),
+        "source": Note("QEMU's user-mode network has no source on the host", asked=_is_slirp),
         **{
-            name: Word("only passt has it", asked=_is_not_passt)
+            name: Note("only passt has it", asked=_is_not_passt)
             for name in ("port_forwards", "backend_log", "backend_hostname", "backend_fqdn")
         },
         **{
-            name: Word(_NOT_VIRTIO, asked=_is_not_virtio_net)
+            name: Note(_NOT_VIRTIO, asked=_is_not_virtio_net)
             for name in ("txmode", "ioeventfd", "event_idx", "rx_queue_size", "tx_queue_size", "rss")
         },
-        "rss_hash_report": Word(_NOT_VIRTIO, asked=_is_not_virtio_net),
+        "rss_hash_report": Note(_NOT_VIRTIO, asked=_is_not_virtio_net),
     },
     "DomainDiskDef": {
-        "iotune": Word("pyhostdev start limits no disk"),
-        "rawio": Word("QEMU gets no privilege; the device node decides which commands an ordinary user may send"),
-        "backend_domain": Word("only Xen has disks of another guest"),
-        "histograms": Word("pyhostdev start asks QEMU for no histogram"),
-        "tray": Word("every tray is closed at the start", ("closed",)),
+        "iotune": Note("pyhostdev start does not limit disks"),
+        "rawio": Note("QEMU gets no privilege; the device node decides which commands an ordinary user may send"),
+        "backend_domain": Note("only Xen has disks of another guest"),
+        "histograms": Note("pyhostdev start does not ask QEMU for histograms"),
+        "tray": Note("every tray is closed at the start", ("closed",)),
     }
     | {
-        name: Word(_NOT_VIRTIO, asked=_is_not_virtio)
+        name: Note(_NOT_VIRTIO, asked=_is_not_virtio)
         for name in ("ioeventfd", "event_idx", "iothread", "queues", "queue_size")
     },
     "DomainGraphicsDef": {
-        "fullscreen": Word("QEMU's window decides it"),
-        "wait": Word("QEMU 11.1 does not wait for a viewer"),
+        "fullscreen": Note("QEMU's window decides it"),
+        "wait": Note("QEMU 11.1 does not wait for a viewer"),
         **{
-            name: Word(_NOT_SPICE, asked=_is_not_spice)
+            name: Note(_NOT_SPICE, asked=_is_not_spice)
             for name in (
                 "image_compression",
                 "jpeg_compression",
@@ -241,12 +243,12 @@ IGNORED: dict[str, dict[str, Word]] = {
             )
         },
     },
-    "DomainHostdevDef": {"shareable": Word("QEMU does not ask it of a SCSI unit")},
+    "DomainHostdevDef": {"shareable": Note("QEMU does not query it from a SCSI unit")},
     "DomainVideoDef": {
-        "heads": Word("this video card has one screen", (1,), _has_one_screen),
-        "ram": Word("only a qxl card has it", asked=_is_not_qxl),
-        "vram64": Word("only a qxl card has it", asked=_is_not_qxl),
-        "vgamem": Word("only a qxl card has it", asked=_is_not_qxl),
+        "heads": Note("this video card has one screen", (1,), _has_one_screen),
+        "ram": Note("only a qxl card has it", asked=_is_not_qxl),
+        "vram64": Note("only a qxl card has it", asked=_is_not_qxl),
+        "vgamem": Note("only a qxl card has it", asked=_is_not_qxl),
     },
 }
 
@@ -281,35 +283,37 @@ def _is_labelled(source: Any) -> bool:
 
 
 # definition -> field -> why start refuses it
-REFUSED_BY_START: dict[str, dict[str, Word]] = {
+REFUSED_BY_START: dict[str, dict[str, Note]] = {
     "DomainFields": {
-        "seclabel": Word("pyhostdev start confines no guest with a security module", asked=_is_confined),
-        "lease": Word("it needs libvirt's lock manager"),
+        "seclabel": Note("pyhostdev start does not confine guests with a security module", asked=_is_confined),
+        "lease": Note("it needs libvirt's lock manager"),
     },
-    "VcpuDef": {"hotpluggable": Word("pyhostdev start plugs no virtual CPU", asked=lambda vcpu: bool(vcpu.enabled))},
+    "VcpuDef": {
+        "hotpluggable": Note("pyhostdev start does not plug virtual CPUs", asked=lambda vcpu: bool(vcpu.enabled))
+    },
     "StorageSource": {
-        "seclabel": Word("pyhostdev start labels no image", asked=_is_labelled),
-        "reservations": Word("pyhostdev start does not run qemu-pr-helper", asked=_needs_helper),
+        "seclabel": Note("pyhostdev start does not label images", asked=_is_labelled),
+        "reservations": Note("pyhostdev start does not run qemu-pr-helper", asked=_needs_helper),
         **{
-            name: Word("only nbdkit has it, which pyhostdev start does not run")
+            name: Note("only nbdkit has it, which pyhostdev start does not run")
             for name in ("identity_keyfile", "identity_agent", "known_hosts")
         },
     },
-    "DomainDiskDef": {"transient": Word("pyhostdev start makes no overlay of an image")},
-    "ChrSourceElement": {"seclabel": Word("pyhostdev start labels no file", asked=_is_labelled)},
-    "DomainTPMDef": {"encryption_secret": Word("pyhostdev start has no store of secrets")},
-    "DomainGraphicsDef": {"type": Word("pyhostdev start starts no message bus", asked=_needs_own_bus)},
+    "DomainDiskDef": {"transient": Note("pyhostdev start does not create overlays of images")},
+    "ChrSourceElement": {"seclabel": Note("pyhostdev start does not label files", asked=_is_labelled)},
+    "DomainTPMDef": {"encryption_secret": Note("pyhostdev start does not have a store of secrets")},
+    "DomainGraphicsDef": {"type": Note("pyhostdev start does not start a message bus", asked=_needs_own_bus)},
     "DomainFSDef": {
-        "uid_map": Word("pyhostdev start maps no ids"),
-        "gid_map": Word("pyhostdev start maps no ids"),
+        "uid_map": Note("pyhostdev start does not map ids"),
+        "gid_map": Note("pyhostdev start does not map ids"),
     },
     "DomainNetDef": {
-        "routes": Word("a guest learns its routes from QEMU or passt, which have the host's"),
-        "vlan": Word("pyhostdev start sets no VLAN", asked=_is_tap),
-        "virtualport": Word("pyhostdev start sets no virtual port", asked=_is_tap),
-        "filterref": Word("it needs libvirt's network filter driver"),
-        "script": Word("pyhostdev start runs no script of an interface"),
-        "downscript": Word("pyhostdev start runs no script of an interface"),
+        "routes": Note("a guest learns its routes from QEMU or passt, which have the host's"),
+        "vlan": Note("pyhostdev start does not set a VLAN", asked=_is_tap),
+        "virtualport": Note("pyhostdev start does not set a virtual port", asked=_is_tap),
+        "filterref": Note("it needs libvirt's network filter driver"),
+        "script": Note("pyhostdev start does not run the script of an interface"),
+        "downscript": Note("pyhostdev start does not run the script of an interface"),
     },
 }
 

@@ -35,7 +35,7 @@ def build_name(build: CommandBuilder) -> None:
 
 def build_deprecation(build: CommandBuilder) -> None:
     """
-    Say what QEMU does about deprecated words, then start it paused: devices are checked before the guest runs.
+    Set how QEMU treats deprecated names, and start it paused: devices are checked before the guest runs.
 
     Mirrors: qemuBuildCompatDeprecatedCommandLine
     """

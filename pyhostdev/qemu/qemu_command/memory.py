@@ -119,7 +119,7 @@ def _backend(build: CommandBuilder, request: MemoryRequest) -> tuple[str, Proper
 
 
 def _module_page_kib(build: CommandBuilder, request: MemoryRequest) -> int | None:
-    """Return the page size that a module asks for, else that of its cell; a file has its own pages."""
+    """Return the page size that a module requests, else that of its cell; a file has its own page size."""
     module = request.module
     if module is not None and module.source_path is not None:
         return None
@@ -130,7 +130,7 @@ def _module_page_kib(build: CommandBuilder, request: MemoryRequest) -> int | Non
 
 
 def _module_words(module: DomainMemoryDef | None, prealloc: bool) -> tuple[Properties, bool | None]:
-    """Return what only a module says about its memory, and whether all of it is there from the start."""
+    """Return the properties that only a module has, and whether its memory is allocated at the start."""
     if module is None or module.model == "dimm":
         return {}, prealloc or None
     if module.model != "nvdimm":

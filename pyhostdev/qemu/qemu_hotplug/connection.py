@@ -54,7 +54,7 @@ class QMPConnection(Protocol):
 
 @runtime_checkable
 class FDConnection(Protocol):
-    """What a connection over a UNIX socket can do besides."""
+    """The further abilities of a connection over a UNIX socket."""
 
     def send_fd(self, fd: int) -> None:
         """
@@ -84,7 +84,7 @@ class MonitorLost(OperationError):  # noqa: N818 - a condition, not an error nam
 
 
 def words_of(err: BaseException) -> str:
-    """Return what a library or QEMU says: one line, not too long, without control characters."""
+    """Return the text of an error as one line of limited length, without control characters."""
     text = printable(" ".join(str(err)[: 4 * WORDS_MAX].split()))
     return text if len(text) <= WORDS_MAX else f"{text[:WORDS_MAX]}..."
 
@@ -123,7 +123,7 @@ class Monitor:
 
     @property
     def takes_descriptors(self) -> bool:
-        """True if the connection can hand descriptors over."""
+        """True if the connection can pass descriptors."""
         return isinstance(self.connection, FDConnection)
 
     async def pass_descriptor(self, name: str, fd: int) -> None:

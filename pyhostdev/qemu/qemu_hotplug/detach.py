@@ -128,7 +128,7 @@ async def detach(guest: RunningGuest, unit: Unit, *, timeout_s: float) -> list[P
         raise RefusedError([not_run(guest.owner)])
     unit = await guest.mark(unit, UNPLUGGING, guest.plugs_of(unit, UNPLUGGING))
     try:
-        has_gone = await _asked(guest, ids, timeout_s)
+        is_released = await _asked(guest, ids, timeout_s)
     except (QEMURefusedError, GuestRefusedError) as err:
         await guest.mark(unit, PLUGGED)
         err.rolled_back = None  # the request was refused, and nothing was changed
@@ -137,7 +137,7 @@ async def detach(guest: RunningGuest, unit: Unit, *, timeout_s: float) -> list[P
         raise
     except OperationError as err:
         raise PendingError(f"{err.message}; {_asked_text(guest.owner, unit)}", reason="pending") from err
-    if not has_gone:
+    if not is_released:
         raise PendingError(f"{_asked_text(guest.owner, unit)} within {timeout_s:g} s", reason="pending")
     return await give_back_gone(guest, unit)
 

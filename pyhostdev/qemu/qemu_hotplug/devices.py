@@ -97,7 +97,7 @@ def plan_unit(
 
     Args:
         live: the running domain, with aliases and addresses.
-        spent_ids: the aliases that QEMU takes no more.
+        spent_ids: the aliases that QEMU no longer accepts.
 
     Raises:
         ConfigError, ConfigUnsupportedError: with libvirt's number for the same fault.

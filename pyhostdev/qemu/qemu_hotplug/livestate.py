@@ -62,7 +62,7 @@ class LiveState(Protocol):
 
     @property
     def spent_ids(self) -> frozenset[str]:
-        """The ids of devices that QEMU got with a node and may have refused: it takes none of them again."""
+        """The ids of devices that QEMU got with a node and may have refused: it does not accept them again."""
 
     def store_spent_ids(self, ids: Iterable[str]) -> None:
         """Replace these ids."""
@@ -111,7 +111,7 @@ class MemoryState:
         self._memlock = limit
 
     def store_spent_ids(self, ids: Iterable[str]) -> None:
-        """Replace the ids that QEMU takes no more."""
+        """Replace the ids that QEMU no longer accepts."""
         self.spent_ids = frozenset(ids)
 
 
@@ -172,7 +172,7 @@ class DirectoryState:
 
     @property
     def spent_ids(self) -> frozenset[str]:
-        """The ids that QEMU takes no more."""
+        """The ids that QEMU no longer accepts."""
         if SPENT_IDS not in self.directory.names():
             return frozenset()
         try:
@@ -238,9 +238,9 @@ def _take_aliases(devices: Iterable[Any], elements: Iterable[Any]) -> None:
 
 def _hostdev_elements(root: Element) -> list[Element]:
     elements = [root] if root.tag != "devices" else [child for child in root if isinstance(child.tag, str)]
-    strange = next((str(e.tag) for e in elements if e.tag != "hostdev"), None)
-    if strange is not None or not elements:
-        what = "An empty <devices>" if strange is None else f"A <{strange}>"
+    other_tag = next((str(e.tag) for e in elements if e.tag != "hostdev"), None)
+    if other_tag is not None or not elements:
+        what = "An empty <devices>" if other_tag is None else f"A <{other_tag}>"
         raise ConfigUnsupportedError(f"{what} cannot be plugged: expected a <hostdev>, or <devices> with only hostdevs")
     return elements
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The nodes of functions that a running QEMU gets by iommufd: opened here, and handed over its monitor's socket.
+The nodes of functions that a running QEMU gets by iommufd: opened here, and passed over the socket of its monitor.
 
 QEMU keeps a descriptor under a name until a command uses it up. One that no command used would make the unbind of its
 function wait for ever, so it is closed in QEMU, as our own copy is, before anything is given back.
@@ -95,7 +95,7 @@ class PassedDescriptors:
         return name
 
     async def _close(self) -> None:
-        """Close our copies first: a monitor that is gone must not keep them open."""
+        """Close our copies first: a lost connection to the monitor must not keep them open."""
         if self._open is not None:
             self._open.close()
             self._open = None

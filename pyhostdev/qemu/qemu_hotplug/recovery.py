@@ -74,8 +74,8 @@ def _of_ended(manager: HostdevManager, directory: GuestDirectory) -> Iterator[Re
     """Reattach the units of an ended guest that were being plugged or unplugged."""
     owner = directory.facts.name
     for unit in read_units(manager.context, owner):
-        is_on_its_way = unit.is_mixed or (unit.is_hot and unit.phase != PLUGGED)
-        if not is_on_its_way:
+        is_pending = unit.is_mixed or (unit.is_hot and unit.phase != PLUGGED)
+        if not is_pending:
             continue
         try:
             give_back(manager.context, owner, unit)

@@ -21,6 +21,7 @@ from pyhostdev.conf.domain_controllers import (
 from pyhostdev.conf.graphics_conf import DomainAudioDef
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.conf.virtio_conf import DomainInputDef, DomainMemballoonDef
+from pyhostdev.conf.xml.xmlcodec import set_text
 from pyhostdev.errors import VIR_ERR_INVALID_ARG, XMLError
 from pyhostdev.qemu.qemu_domain import PPC64, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
 from pyhostdev.qemu.qemu_postparse.device import fill_device, name_usb_disk, name_virtio_video
@@ -85,7 +86,7 @@ class QEMUDefaults:
         self._add_default_devices(dom)
         self._fill_cpu(dom)
         self._fill_gic(dom)
-        fill_numa(dom)
+        fill_numa(dom, self.release)
         if self.release.has("iommu-defaults"):
             fill_iommus(dom)
 
@@ -248,13 +249,15 @@ def _default_audio(dom: DomainDef) -> DomainAudioDef:
     return DomainAudioDef(id=1, type="spice" if first == "spice" else "none")
 
 
-def fill_numa(dom: DomainDef) -> None:
+def fill_numa(dom: DomainDef, release: LibvirtRelease) -> None:
     """
-    Number the NUMA cells; add one if memory can be hot-plugged, which needs a cell.
+    Number the NUMA cells, and give the first one the virtual CPUs that no cell has.
+
+    Memory that can be hot-plugged needs a cell; the releases that allow a definition without one add it.
 
     Mirrors: qemuDomainDefNumaCPUsPostParse (src/qemu/qemu_domain.c)
     """
-    if dom.has_memory_hotplug and not (dom.cpu and dom.cpu.cells):
+    if dom.has_memory_hotplug and not (dom.cpu and dom.cpu.cells) and release.has("memory-slots"):
         _add_cell(dom)
     cells: list[Any] = dom.cpu.cells if dom.cpu is not None else []
     used = {cell.id for cell in cells if cell.id is not None}
@@ -265,6 +268,9 @@ def fill_numa(dom: DomainDef) -> None:
     cells.sort(key=lambda cell: int(cell.id))
     if cells and any(cell.id != place for place, cell in enumerate(cells)):
         raise XMLError("NUMA cells must be numbered from 0 without gaps", line=dom.line)
+    unlisted = set(range(dom.vcpus)).difference(*(cell.cpu_numbers for cell in cells))
+    if cells and unlisted:
+        cells[0].cpus = set_text(cells[0].cpu_numbers | unlisted)
 
 
 def _add_cell(dom: DomainDef) -> None:
@@ -272,7 +278,7 @@ def _add_cell(dom: DomainDef) -> None:
 
     memory = dom.memory_kib - sum(module.size_kib for module in dom.memories)
     if memory <= 0:
-        raise XMLError("The domain has no memory besides its memory devices", line=dom.line)
+        raise XMLError("The domain has no memory except its memory devices", line=dom.line)
     for module in dom.memories:
         if module.target_node is None and module.model in ("dimm", "nvdimm", "virtio-mem"):
             module.target_node = 0

@@ -136,7 +136,7 @@ def _fill_usb(dom: DomainDef, device: DomainControllerDef, capabilities: QEMUCap
         raise ConfigUnsupportedError(f"QEMU has no USB controller '{device.model}'", line=device.line)
     if device.model in ("nec-xhci", "qemu-xhci") and (device.ports or 0) > XHCI_PORTS_MAX:
         raise ConfigUnsupportedError(
-            f"A '{device.model}' controller has at most {XHCI_PORTS_MAX} ports", line=device.line
+            f"A '{device.model}' controller can have at most {XHCI_PORTS_MAX} ports", line=device.line
         )
 
 
@@ -183,7 +183,7 @@ def _fill_serial(dom: DomainDef, device: DomainChrDef) -> None:
             device.target_type = "spapr-vio-serial"
         elif is_arm_virt(dom):
             device.target_type = "system-serial"
-    if device.target_model is None:
+    if device.target_model is None and (device.target_type != "system-serial" or is_arm_virt(dom)):
         device.target_model = _SERIAL_MODELS.get(str(device.target_type))
 
 

@@ -91,10 +91,10 @@ def _boot_files(dom: DomainDef) -> Iterator[NeededFile]:
 
 def _variables(os_: Any) -> Iterator[tuple[str, str | None, int]]:
     """Yield the store of the firmware's variables, or its template if the store must be created."""
-    is_to_be_made = os_.nvram and os_.nvram_template and os.path.isabs(os_.nvram) and not os.path.lexists(os_.nvram)
-    if not is_to_be_made:
+    must_be_created = os_.nvram and os_.nvram_template and os.path.isabs(os_.nvram) and not os.path.lexists(os_.nvram)
+    if not must_be_created:
         yield "the firmware's variables", os_.nvram, WRITE
-    if os_.nvram and os_.nvram_template and (is_to_be_made or not os.path.isabs(os_.nvram_template)):
+    if os_.nvram and os_.nvram_template and (must_be_created or not os.path.isabs(os_.nvram_template)):
         yield "the template of the firmware's variables", os_.nvram_template, READ
 
 

@@ -155,7 +155,7 @@ class ProgramOutput:
     """
     What a program prints, in the buffer of a pipe: its first 64 KiB, the rest is lost.
 
-    The program inherits both ends in one descriptor, so that it never gets SIGPIPE, whatever happens to us.
+    The program inherits both ends in one descriptor, so that it never gets SIGPIPE, even if pyhostdev is killed.
     """
 
     def __init__(self) -> None:
@@ -217,7 +217,7 @@ class Daemons(UndoOnExit):
         self.journal = journal
         self.owner = owner
         self._running: list[_Running] = []
-        self.lock_fds: list[int] = []  # of records; QEMU inherits them, so that they tell whether it lives
+        self.lock_fds: list[int] = []  # of records; QEMU inherits the locks, so they show whether it still runs
 
     def _begin(self, undo: contextlib.ExitStack) -> None:
         for spec in self.specs:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The kinds of the files that a domain names: some exist, and QEMU would still refuse them.
+Check the existing files that a domain names: QEMU refuses a file of the wrong kind.
 
 Source: raw_open_common, raw_check_perm (QEMU, block/file-posix.c)
 """
@@ -38,10 +38,10 @@ class _Image(NamedTuple):
 
 def kind_obstacles(dom: DomainDef, sockets: Iterator[tuple[Any, str]]) -> Iterator[Finding]:
     """
-    Yield a finding for each existing file that is not what QEMU or its starter needs at this place.
+    Yield a finding for each existing file of a kind that QEMU or its starter cannot use.
 
     Args:
-        sockets: the devices with a socket that is created for them, and its path.
+        sockets: devices with a socket that is created for them, each with the socket's path.
     """
     images = list(_images(dom))
     for image in images:
@@ -50,7 +50,7 @@ def kind_obstacles(dom: DomainDef, sockets: Iterator[tuple[Any, str]]) -> Iterat
     for image in images:
         earlier = first.setdefault((image.status.st_dev, image.status.st_ino), image)
         if earlier is not image and _exclude(earlier, image):
-            what = f"Disks '{shown(earlier.disk.target)}' and '{shown(image.disk.target)}' have one image"
+            what = f"Disks '{shown(earlier.disk.target)}' and '{shown(image.disk.target)}' have the same image"
             message = f"{what}, '{image.path}', and are not <shareable/>"
             yield Finding("image-unusable", ERROR, None, message, image.disk.line)
     for device, path in sockets:

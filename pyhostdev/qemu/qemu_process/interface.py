@@ -143,22 +143,24 @@ def _macvtap_obstacles(root: HostRoot, net: Any, found: Connection) -> Iterator[
     """
     Yield a finding for each user of a host interface that excludes a macvtap.
 
-    Source: netdev_rx_handler_register (net/core/dev.c); macvlan_common_newlink (drivers/net/macvlan.c) wants the
-        interface alone for mode passthru
+    Source: netdev_rx_handler_register (net/core/dev.c); macvlan_common_newlink (drivers/net/macvlan.c) needs the
+        interface exclusively for mode passthru
     """
     place = os.path.join(root.class_net, found.where)
     if is_directory(root, os.path.join(place, "brport")):
-        yield _missing(net, f"The interface '{shown(found.where)}' is a port of a bridge, and cannot have a macvtap")
+        yield _missing(net, f"The interface '{shown(found.where)}' is a port of a bridge, so it cannot have a macvtap")
     uppers = [name.removeprefix("upper_") for name in list_names(root, place) if name.startswith("upper_macv")]
     if uppers and found.mode == "passthrough":
-        message = f"The interface '{shown(found.where)}' already has {uppers[0]}, and mode passthrough wants it alone"
+        message = (
+            f"The interface '{shown(found.where)}' already has {uppers[0]}, but mode passthrough needs it exclusively"
+        )
         yield _missing(net, message)
 
 
 def _limits(root: HostRoot, net: Any, found: Connection) -> Iterator[Finding]:
     """Yield a finding for each number that the kernel refuses, and a note for an MTU that the host side lacks."""
     if queues_of(net) > _QUEUES_MAX:
-        message = f"A tap has at most {_QUEUES_MAX} queues, not {queues_of(net)}"
+        message = f"A tap can have at most {_QUEUES_MAX} queues, not {queues_of(net)}"
         yield Finding("unsupported", ERROR, None, message, net.line)
     if net.mtu is None:
         return

@@ -2,10 +2,10 @@
 """
 Start QEMU, and make sure that it ends.
 
-QEMU leads its own session: a terminal's signals reach only this process, which ends the guest. A parent-death signal
-is not used: it is tied to the thread that forked, so a guest would die with any worker thread; and a guest that dies
-with this process would still leave its devices detached, only less visibly. If this process is killed by SIGKILL, the
-guest goes on and keeps the lock on its directory.
+QEMU has its own session: the signals of a terminal reach only this process, which ends the guest. A parent-death
+signal is not used. It is tied to the thread that forked, so a guest would end with a worker thread. And a guest
+that ends together with this process still leaves its devices detached. If this process is killed by SIGKILL, the guest
+continues to run and keeps the lock of its directory.
 
 Mirrors: qemuProcessLaunch (src/qemu/qemu_process.c)
 """
@@ -48,6 +48,7 @@ _GUEST_FILES = re.compile(
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 KILL_TIMEOUT_S = 30.0  # closing the devices resets each of them
+_PASSED_THROUGH = 0o711  # a directory that others can neither list nor change
 
 
 def describe_status(status: int) -> str:
@@ -57,9 +58,9 @@ def describe_status(status: int) -> str:
     return f"ended with exit status {status}"
 
 
-def quoted(words: str) -> str:
+def quoted(output: str) -> str:
     """Return QEMU's last output as the end of a sentence; empty without output."""
-    return f": '{words}'" if words else ""
+    return f": '{output}'" if output else ""
 
 
 class RuntimeDir:
@@ -168,17 +169,19 @@ class RuntimeDir:
 
 
 def make_directories(path: str) -> None:
-    """Make a directory and those above it: to be passed through by all, listed and written by us."""
+    """Create a directory and its missing parents; other users may enter them, but neither list nor change them."""
     if not os.path.isdir(path):
         make_directories(os.path.dirname(path))
         with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o711)
+            os.mkdir(path, _PASSED_THROUGH)
+            os.chmod(path, _PASSED_THROUGH)
 
 
 def environment(home: str, ownership: Ownership | None) -> dict[str, str]:
     """
-    Return QEMU's environment: its words in English, its own directory as home, and nothing of the caller's but,
-    where QEMU is the caller's own user, where programs are.
+    Return QEMU's environment: messages in English, and the guest's directory as home.
+
+    Only PATH is inherited, and only if QEMU runs as the user of the caller and this is not root.
 
     Mirrors: qemuBuildCommandLine, virCommandAddEnvXDG
     """
@@ -195,10 +198,10 @@ def environment(home: str, ownership: Ownership | None) -> dict[str, str]:
 
 def absolute_program(name: str) -> str:
     """
-    Return the path of a program, which QEMU's own directory does not change: a relative one is the caller's.
+    Return the absolute path of a program; a relative path starts at the current directory of the caller.
 
     Raises:
-        OperationError: it has no directory and is in none of PATH's.
+        OperationError: the name has no directory, and no directory of PATH has the program.
     """
     path = os.path.abspath(name) if "/" in name else shutil.which(name)
     if path is None:
@@ -207,14 +210,14 @@ def absolute_program(name: str) -> str:
 
 
 class QEMUProcess:
-    """One QEMU from its start to its proven end; leaving it as a context manager is that end."""
+    """One QEMU, from its start to its proven end; as a context manager it ends QEMU on exit."""
 
     def __init__(self, pid: int, output: OutputPipe) -> None:
-        self.pid = pid  # another's once we have been left
+        self.pid = pid  # after the exit, another process can get this number
         self._output = output
         self._status: int | None = None
         try:
-            self.pidfd = os.pidfd_open(pid)  # not reaped yet: the pid is not another's
+            self.pidfd = os.pidfd_open(pid)  # the child is not reaped yet, so the number is still its own
         except OSError:
             os.kill(pid, signal.SIGKILL)
             self._wait()
@@ -270,22 +273,22 @@ class QEMUProcess:
             os.close(self.pidfd)
 
     def has_ended(self, timeout_s: float = 0.0) -> bool:
-        """Ask the kernel whether QEMU is gone, all its threads and open devices included."""
-        ready = select.poll()  # select(2) knows no descriptor beyond 1023
+        """Tell whether QEMU has ended, with all of its threads, and has closed all devices."""
+        ready = select.poll()  # select(2) does not support descriptors above 1023
         ready.register(self.pidfd, select.POLLIN)
         return bool(ready.poll(timeout_s * 1000))
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to this very process, or to none."""
+        """Send a signal to QEMU, never to another process with the same number."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
     def kill(self) -> None:
         """
-        End QEMU whatever it is doing, and reap it.
+        Kill QEMU and reap it.
 
         Raises:
-            OperationError: it does not end; a device it holds must not be touched.
+            OperationError: QEMU does not end; the devices that it holds must not be touched.
         """
         self.send_signal(signal.SIGKILL)
         if not self.has_ended(KILL_TIMEOUT_S):
@@ -301,7 +304,7 @@ class QEMUProcess:
         return self._wait()
 
     def _wait(self) -> int:
-        """Reap it, once; where the importer ignores SIGCHLD the kernel has done so, and its status is not known."""
+        """Reap QEMU once; if the importer ignores SIGCHLD, the kernel has reaped it, and the status is unknown."""
         if self._status is None:
             try:
                 self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -310,7 +313,7 @@ class QEMUProcess:
         return self._status
 
     def last_output(self) -> str:
-        """The last lines QEMU wrote, joined by "; "; "" when it wrote none."""
+        """Return the last lines that QEMU wrote, joined by "; "; empty without output."""
         return self._output.last_output()
 
 

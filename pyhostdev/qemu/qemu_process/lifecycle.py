@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What a domain wants done when its guest powers off, reboots or crashes; asked without the monitor's library.
+The actions of a domain when its guest powers off, reboots or crashes; this module does not need the monitor's library.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Lifecycle(Protocol):
 
     @property
     def on_poweroff(self) -> str | None:
-        """Return what follows when the guest switches itself off."""
+        """Return the action for a guest that powers off."""
 
     @property
     def on_reboot(self) -> str | None:
-        """Return what follows when the guest reboots."""
+        """Return the action for a guest that reboots."""
 
     @property
     def on_crash(self) -> str | None:
-        """Return what follows when the guest crashes."""
+        """Return the action for a guest that crashes."""
 
 
 def lifecycle_actions(dom: Lifecycle) -> dict[str, str]:
@@ -38,7 +38,7 @@ def lifecycle_actions(dom: Lifecycle) -> dict[str, str]:
     Return the domain's action for each lifecycle event, with libvirt's defaults.
 
     Raises:
-        ConfigUnsupportedError: an action that no foreground guest can take, such as a core dump.
+        ConfigUnsupportedError: an action that is not supported for a guest in the foreground, such as a core dump.
     """
     actions = {key: getattr(dom, key) or default for key, default in DEFAULT_ACTIONS.items()}
     for key, action in actions.items():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-QEMU's output: it goes through our pipe into a file that rolls over; the last lines are kept for errors.
+QEMU's output: pyhostdev copies it from a pipe to a file that rolls over, and keeps the last lines for errors.
 
-A guest can make its QEMU write without end (a warning for each access to a register), so the file has a limit, and
-older output moves to ``FILE.0``, ``FILE.1`` and so on. If we are killed the guest goes on: QEMU ignores SIGPIPE.
+A guest can make its QEMU write endlessly (a warning for each access to a register), so the file has a limit, and older
+output moves to ``FILE.0``, ``FILE.1`` and so on. If pyhostdev is killed, the guest continues: QEMU ignores SIGPIPE.
 
 Mirrors: virRotatingFileWriter (src/util/virrotatingfile.c), virLogHandler (src/logging/log_handler.c)
 """
@@ -18,18 +18,19 @@ import stat
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import OperationError
+from pyhostdev.util.securedir import open_directory
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from types import TracebackType
 
-MAX_BYTES = 2 << 20  # as virtlogd's max_size and max_backups
+MAX_BYTES = 2 << 20  # this and BACKUPS: like virtlogd's max_size and max_backups
 BACKUPS = 3
 LAST_WORDS_BYTES = 4096
 LAST_WORDS_LINES = 10
 
-_CHUNK = 1 << 16  # what a pipe holds
-_CHUNKS_AT_THE_END = 16  # a child that QEMU leaves behind may write for ever
+_CHUNK = 1 << 16  # the capacity of a pipe
+_CHUNKS_AT_THE_END = 16  # at most: a child that outlives QEMU can write endlessly
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 _log = logging.getLogger(__name__)
@@ -37,12 +38,12 @@ _log = logging.getLogger(__name__)
 
 class RollingLog:
     """
-    A file that is appended to and never grows beyond a limit; older parts are beside it.
+    A log file with a limited size; when it is full, it is renamed and a new one starts.
 
-    A device or a pipe in its place gets what it takes at once, and does not roll.
+    If the path is a device or a pipe, it does not roll over, and gets only what it accepts without waiting.
 
     Raises:
-        OperationError: it cannot be opened.
+        OperationError: the file cannot be opened, or is a link that another user could have put there.
     """
 
     def __init__(self, path: str, *, max_bytes: int = MAX_BYTES, backups: int = BACKUPS) -> None:
@@ -51,7 +52,7 @@ class RollingLog:
         self.backups = backups
         self._failed = False
         try:
-            self._fd = os.open(path, _FLAGS, 0o600)
+            self._fd = _open(path)
         except OSError as err:
             raise OperationError(f"Cannot open the log {path!r}: {err.strerror}") from err
 
@@ -60,7 +61,7 @@ class RollingLog:
         os.close(self._fd)
 
     def write(self, data: bytes) -> None:
-        """Append; what the file does not take is lost, as no log is worth a guest."""
+        """Append to the file; data that cannot be written is dropped, because a full disk must not stop the guest."""
         try:
             self._roll_before(len(data))
             while data:
@@ -86,16 +87,46 @@ class RollingLog:
         self._fd = fresh
 
 
+def _open(path: str) -> int:
+    """
+    Open a log; a link is followed only if no other user could have put it there.
+
+    The guest decides what its QEMU writes, and QEMU's user may own the directory: through a link there, a guest could
+    append to any file of the host.
+    """
+    try:
+        return os.open(path, _FLAGS | os.O_NOFOLLOW, 0o600)
+    except OSError as err:
+        if err.errno != errno.ELOOP:
+            raise
+    directory, name = os.path.split(os.path.abspath(path))
+    top = open_directory(directory)
+    if top is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    try:
+        if _is_strangers(os.stat(name, dir_fd=top, follow_symlinks=False), os.fstat(top)):
+            raise OperationError(f"The log {path!r} is a link that another user could have put there")
+        return os.open(name, _FLAGS, 0o600, dir_fd=top)
+    finally:
+        os.close(top)
+
+
+def _is_strangers(link: os.stat_result, directory: os.stat_result) -> bool:
+    """Tell whether another user owns a link or its directory, or may replace the link."""
+    is_shared = directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not directory.st_mode & stat.S_ISVTX
+    return bool(is_shared) or not {link.st_uid, directory.st_uid} <= {0, os.geteuid()}
+
+
 def rolled_names(name: str, backups: int = BACKUPS) -> list[str]:
-    """Return the names of all files that a log of this name leaves."""
+    """Return the names of all files that belong to a log of this name."""
     return [name, *(f"{name}.{number}" for number in range(backups))]
 
 
 class OutputPipe:
     """
-    The pipe that QEMU writes to, and where it leads.
+    The pipe for QEMU's output, and the log that the output is copied to.
 
-    It is read by an event loop while the guest runs; leaving it reads the rest.
+    An event loop reads the pipe while the guest runs; the exit reads the rest.
     """
 
     def __init__(self, log: RollingLog) -> None:
@@ -121,13 +152,13 @@ class OutputPipe:
         self.log.close()
 
     def handed_over(self) -> None:
-        """Close our copy of the end that QEMU has inherited: so its end ends the stream."""
+        """Close our copy of the write end, which QEMU has inherited: then the stream ends when QEMU ends."""
         if self.write_fd >= 0:
             os.close(self.write_fd)
             self.write_fd = -1
 
     def follow(self, loop: AbstractEventLoop) -> None:
-        """Read whenever there is something, until the end."""
+        """Let an event loop read the pipe whenever it has data."""
         self._loop = loop
         loop.add_reader(self._read_fd, self._read)
 
@@ -138,26 +169,26 @@ class OutputPipe:
             self._loop = None
 
     def drain(self) -> None:
-        """Read what is there now."""
+        """Read the data that the pipe has now."""
         for _ in range(_CHUNKS_AT_THE_END):
             if not self._read():
                 break
 
     def _read(self) -> bool:
-        """Read once; return whether there may be more."""
+        """Read once; return True if there may be more data."""
         try:
             data = os.read(self._read_fd, _CHUNK)
         except BlockingIOError:
             return False
         if not data:
-            self.unfollow()  # the end of a stream is readable for ever
+            self.unfollow()  # at its end, a stream always counts as readable
             return False
         self._tail = (self._tail + data)[-LAST_WORDS_BYTES:]
         self.log.write(data)
         return True
 
     def last_output(self) -> str:
-        """The last lines QEMU wrote, joined by "; "; "" when it wrote none."""
+        """Return the last lines that QEMU wrote, joined by "; "; empty without output."""
         self.drain()
         lines = [line.strip() for line in self._tail.decode(errors="replace").splitlines() if line.strip()]
         return "; ".join(lines[-LAST_WORDS_LINES:])

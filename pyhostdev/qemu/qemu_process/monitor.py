@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The monitor of one QEMU: the few commands a guest in the foreground needs, and what its events mean.
+The monitor of one QEMU: the commands that a guest in the foreground needs, and the meaning of QEMU's events.
 
-The protocol itself is the library qemu.qmp's; it comes with ``pip install 'pyhostdev[start]'``. What is at the other
-end may have been taken over by its guest: lines are bounded, events are kept only when they are about the guest's life,
-and whatever the library makes of garbage becomes an OperationError.
+The library qemu.qmp implements the protocol; the extra ``start`` installs it. A hostile guest may control its QEMU, so
+the length of a line is limited, only events about the guest's lifecycle are stored, and any exception of the library
+becomes an OperationError.
 
 Mirrors: qemuMonitor (src/qemu/qemu_monitor.c)
 """
@@ -26,14 +26,14 @@ from pyhostdev.util.virxml import printable
 if TYPE_CHECKING:
     from qemu.qmp import Message
 
-LINE_BYTES = 1 << 20  # the greeting, answers without content, events: a few hundred bytes each
-EVENTS_MAX = 64  # that wait to be looked at; one after the other, a guest makes one or two
-WORDS_MAX = 300  # of QEMU's own in an error
+LINE_BYTES = 1 << 20  # the greeting, an answer or an event has a few hundred bytes
+EVENTS_MAX = 64  # unread events; a guest causes one or two at a time
+WORDS_MAX = 300  # characters of QEMU's text in an error
 HANGUP_TIMEOUT_S = 5.0
 
 _log = logging.getLogger(__name__)
 
-# A reason that is not here (host-qmp-quit, host-signal, ...) is the end of QEMU itself.
+# Any other reason (host-qmp-quit, host-signal, ...) means that QEMU itself ends.
 # Source: ShutdownCause (QEMU's qapi/run-state.json)
 _SHUTDOWN_REASONS = {
     "guest-shutdown": ON_POWEROFF,
@@ -43,7 +43,7 @@ _SHUTDOWN_REASONS = {
 
 
 class LifecycleEvent(NamedTuple):
-    """What a guest did: the domain's action for it, and whether QEMU has stopped the guest."""
+    """A lifecycle event: the key of the domain's action for it, and whether QEMU has stopped the guest."""
 
     action: str
     stopped: bool
@@ -51,7 +51,7 @@ class LifecycleEvent(NamedTuple):
 
 def lifecycle_event(event: str, data: dict[str, Any]) -> LifecycleEvent | None:
     """
-    Tell which of a domain's lifecycle actions an event of QEMU asks for, if any.
+    Return the lifecycle event that an event of QEMU stands for; None for any other event.
 
     A panic that QEMU turns into a shutdown is followed by a SHUTDOWN event; only that one counts.
     """
@@ -66,7 +66,7 @@ def lifecycle_event(event: str, data: dict[str, Any]) -> LifecycleEvent | None:
 
 
 class _ReceivedEvents(NamedTuple):
-    """An event of QEMU's that is about the guest's life."""
+    """An event of QEMU about the guest's lifecycle; ``event`` is None if it needs no action."""
 
     name: str
     event: LifecycleEvent | None
@@ -74,9 +74,9 @@ class _ReceivedEvents(NamedTuple):
 
 class _LifecycleEvents(EventListener):
     """
-    The unread events about the guest's life; the library's own listener keeps all of them.
+    The unread events about the guest's lifecycle; the library's own listener would store all events.
 
-    Several consecutive events of one kind count as one: a guest that was reset twice was reset.
+    Several consecutive events of one kind count as one: two resets need one action.
     """
 
     def __init__(self) -> None:
@@ -86,14 +86,14 @@ class _LifecycleEvents(EventListener):
 
     async def put(self, event: Message) -> None:
         """
-        Take an event from the library.
+        Store an event; called by the library.
 
         Raises:
-            QMPError: too many wait already; the library hangs up then.
+            QMPError: there are too many unread events; the library then closes the connection.
         """
         if self.accept(event):
             self._keep(event)
-        await asyncio.sleep(0)  # many may lie in the buffer: signals and deadlines have their turn in between
+        await asyncio.sleep(0)  # the buffer may hold many events: handle signals and deadlines in between
 
     def _keep(self, event: Message) -> None:
         data = event.get("data")
@@ -102,12 +102,12 @@ class _LifecycleEvents(EventListener):
         if self._heard and self._heard[-1] == heard:
             return
         if len(self._heard) >= EVENTS_MAX:
-            raise QMPError("There are more events than a guest makes")
+            raise QMPError("There are more unread events than a guest causes")
         self._heard.append(heard)
         self._arrived.set()
 
     async def next(self) -> _ReceivedEvents:
-        """Wait for the next one."""
+        """Wait for the next event, and remove it from the list."""
         while not self._heard:
             self._arrived.clear()
             await self._arrived.wait()
@@ -115,12 +115,12 @@ class _LifecycleEvents(EventListener):
 
 
 def _keeps_nothing(_event: Message) -> bool:
-    """Tell the library's own listener, which cannot be removed, that it wants no event."""
+    """Return False for every event: a filter for the library's own listener, which cannot be removed."""
     return False
 
 
 def _client(name: str | None) -> QMPClient:
-    """Return a client with a bound for lines of our own; before 0.0.6 the library has its own, of 10 MiB."""
+    """Return a client with a limit on the length of a line; before 0.0.6 the library has a fixed limit of 10 MiB."""
     try:
         return QMPClient(name, readbuflen=LINE_BYTES)
     except TypeError:
@@ -128,7 +128,7 @@ def _client(name: str | None) -> QMPClient:
 
 
 def _words(err: BaseException) -> str:
-    """Return what a library or QEMU says: one line, not too long, without control characters."""
+    """Return the text of an error as one line of limited length, without control characters."""
     text = printable(" ".join(str(err)[: 4 * WORDS_MAX].split()))
     return text if len(text) <= WORDS_MAX else f"{text[:WORDS_MAX]}..."
 
@@ -141,7 +141,7 @@ class QEMUMonitor:
     """
     A connected monitor after its greeting.
 
-    Every method raises OperationError with QEMU's own words when it refuses or has gone away.
+    Every method raises OperationError, with QEMU's own text, if QEMU refuses or the connection has ended.
     """
 
     def __init__(self, name: str | None) -> None:
@@ -156,18 +156,18 @@ class QEMUMonitor:
         return self._client
 
     async def connect(self, path: str) -> None:
-        """Wait for QEMU's greeting on a unix socket and negotiate."""
+        """Connect to a UNIX socket, wait for QEMU's greeting, and negotiate."""
         try:
             await self._client.connect(path)
-        except Exception as err:  # garbage right behind the greeting ends in the library's own assertion
+        except Exception as err:  # invalid data after the greeting raises an AssertionError
             raise OperationError(f"Cannot talk to QEMU's monitor: {_words(err) or type(err).__name__}") from err
 
     async def close(self) -> None:
         """
-        Hang up, within a deadline.
+        Close the connection, within a deadline.
 
-        The library raises here what its reader ended with: the end of the stream, or whatever the peer's garbage led
-        to. What it meant for the guest has been told already, so it is logged only.
+        The library raises the exception with which its reader ended: the end of the stream, or an error caused by
+        invalid data. It was already handled as the end of the connection, so it is only logged.
         """
         try:
             await asyncio.wait_for(self._client.disconnect(), HANGUP_TIMEOUT_S)
@@ -175,7 +175,7 @@ class QEMUMonitor:
             _log.debug("The monitor's connection ended with %s", type(err).__name__)
 
     async def execute(self, command: str, **arguments: object) -> object:
-        """Run one command and return what QEMU answered."""
+        """Run one command and return QEMU's answer."""
         try:
             return await self._client.execute(command, dict(arguments) or None)
         except ExecuteError as err:
@@ -184,7 +184,7 @@ class QEMUMonitor:
             raise OperationError(f"QEMU went away during '{command}': {_words(err)}") from err
 
     async def next_lifecycle_event(self) -> LifecycleEvent:
-        """Wait until the guest's doing asks for one of the domain's lifecycle actions."""
+        """Wait for the next event of the guest that needs an action of the domain, and return it."""
         while True:
             heard = await self._next_event()
             if heard.event is not None:
@@ -204,9 +204,9 @@ class QEMUMonitor:
 
     async def stop_on_reboot(self) -> None:
         """
-        Let QEMU stop instead of resetting the guest, so that no instruction runs after its reboot.
+        Let QEMU stop the guest instead of resetting it, so that the guest runs no instruction after a reboot.
 
-        A QEMU that cannot (before 6.0) still tells of the reset, when the guest runs again.
+        A QEMU before 6.0 cannot do so; it reports the reset when the guest runs again.
         """
         try:
             await self.execute("set-action", reboot="shutdown")
@@ -216,7 +216,7 @@ class QEMUMonitor:
 
     async def set_link_down(self, device: str) -> None:
         """
-        Pull the cable of a guest's network card.
+        Switch off the link of a guest's network card.
 
         Raises:
             OperationError: QEMU refuses.

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Run one guest in the foreground: from fork to the proven end of its QEMU.
+Run one guest in the foreground, from the start of its QEMU to the proven end.
 
-Before a function here returns or raises, a pidfd has proven the end of QEMU, so that a caller can reattach host
-devices at once.
-
-Processes: one fork, safe in a threaded process; signals are handled in the main thread only.
+Before a function of this module returns or raises, a pidfd has proven that QEMU has ended, so a caller can reattach
+host devices at once. The functions are safe in a process with threads; signals are handled in the main thread only.
 
 Mirrors: qemuProcessStart, qemuProcessStop (src/qemu/qemu_process.c)
 """
@@ -83,12 +81,12 @@ class GuestOutcome(NamedTuple):
         return f"QEMU {describe_status(self.status)}{quoted(self.last_output)}"
 
 
-class _GuestEnded(Exception):  # noqa: N818 - no error: QEMU has ended, or its end was asked for
-    """What we were waiting for will not come."""
+class _GuestEnded(Exception):  # noqa: N818 - not an error
+    """The wait ended early: QEMU has ended, or a signal requests its end."""
 
 
 class _Guest:
-    """A QEMU, its monitor and the actions of its domain, until its end comes or is asked for."""
+    """A QEMU, its monitor and the actions of its domain; ``over`` is set when QEMU ends or must end."""
 
     def __init__(
         self,
@@ -110,13 +108,13 @@ class _Guest:
         self._loop.add_reader(process.pidfd, self._on_end)
 
     def _on_end(self) -> None:
-        self._loop.remove_reader(self.process.pidfd)  # it would stay readable for ever
+        self._loop.remove_reader(self.process.pidfd)  # from now on it is always readable
         self.ended.set()
         self.over.set()
 
     async def run(self, monitor_path: str, on_started: OnStarted | None, control: Control | None) -> str | None:
         """
-        Let the guest run; return the reason of its end, None when QEMU ended by itself.
+        Let the guest run; return the reason of its end, None if QEMU ended by itself.
 
         Raises:
             OperationError: QEMU ended before the guest could run, or refuses a command.
@@ -146,7 +144,7 @@ class _Guest:
             raise
 
     async def _follow(self) -> str:
-        """Do what the domain says about each thing the guest does, until that is its end."""
+        """Execute the domain's action for each lifecycle event of the guest, until an action ends the guest."""
         while True:
             event = await self._unless_over(self.monitor.next_lifecycle_event())
             action = self.actions[event.action]
@@ -159,11 +157,11 @@ class _Guest:
 
     async def _unless_over(self, wanted: Coroutine[Any, Any, _T], timeout_s: float | None = None) -> _T:
         """
-        Wait for something while the guest is on.
+        Wait for a result while the guest runs.
 
         Raises:
-            _Over: its end came first.
-            OperationError: the deadline did, or what we waited for failed while QEMU lives on.
+            _GuestEnded: QEMU has ended, or a signal requests its end.
+            OperationError: the deadline has passed, or the awaited call failed while QEMU still runs.
         """
         task = asyncio.ensure_future(wanted)
         over = asyncio.ensure_future(self.over.wait())
@@ -180,7 +178,7 @@ class _Guest:
             await asyncio.gather(task, over, return_exceptions=True)
 
     async def _result(self, task: asyncio.Future[_T]) -> _T:
-        """A monitor that breaks off most often means that QEMU is ending: its end has the word."""
+        """Return the result; if it is an error because QEMU is ending, raise _GuestEnded instead."""
         try:
             return task.result()
         except OperationError:
@@ -200,7 +198,7 @@ class _Guest:
         )
 
     async def end(self) -> None:
-        """End QEMU by quit, then by SIGTERM; the exit of the process's context kills it."""
+        """End QEMU by the command quit, then by SIGTERM; the exit of the process's context kills it."""
         try:
             if not await self._quit():
                 self.process.send_signal(signal.SIGTERM)
@@ -219,9 +217,9 @@ class _Guest:
 @contextlib.contextmanager
 def held_signals() -> Iterator[None]:
     """
-    Block the signals that end a program; those that came are delivered at the end of the block.
+    Block the signals that end a program; pending ones are delivered at the end of the block.
 
-    Inside, run_guest still receives them, and ends its guest.
+    Inside the block, run_guest still receives them, and ends its guest.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     try:
@@ -330,7 +328,7 @@ class _GuestRun(NamedTuple):
 
 
 def _outcome(reason: str | None, process: QEMUProcess) -> GuestOutcome:
-    """Return the outcome of a guest; if QEMU ended by itself without an error, another program has told it to quit."""
+    """Return the outcome of a guest; if QEMU ended by itself without an error, another program has ended it."""
     failed = reason is None and process.status != 0
     return GuestOutcome(reason or (CRASHED if failed else DESTROYED), process.status, failed, process.last_output())
 
@@ -361,7 +359,7 @@ def run_guest(
 
     Raises:
         ConfigUnsupportedError: the domain requests an unsupported lifecycle action.
-        OperationError: QEMU did not start, or ended before the guest ran, or does not obey; it has ended then.
+        OperationError: QEMU did not start, ended before the guest ran, or refused a command; it has ended then.
     """
     return _GuestRun(
         argv_builder,

@@ -146,5 +146,5 @@ def _remove(name: str, directory_fd: int, made: os.stat_result) -> None:
 
 
 def _remove_directory(path: str) -> None:
-    with contextlib.suppress(OSError):  # what others put there is not ours to remove
+    with contextlib.suppress(OSError):  # files of other programs stay
         os.rmdir(path)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-QEMU's rules for a definition, besides those of every hypervisor.
+QEMU's rules for a definition, in addition to those of all hypervisors.
 
 Every rule yields errors instead of raising them, so that the user sees all errors at once.
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import (
-    VIR_ERR_CONFIG_UNSUPPORTED,
     VIR_ERR_INTERNAL_ERROR,
     VIR_ERR_XML_DETAIL,
     ConfigError,
@@ -41,6 +40,7 @@ from pyhostdev.qemu.qemu_validate.net import net_errors
 from pyhostdev.qemu.qemu_validate.pci import pci_controller_errors
 from pyhostdev.qemu.qemu_validate.peripheral import peripheral_errors
 from pyhostdev.qemu.qemu_validate.storage import disk_errors, thread_errors
+from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,13 +70,16 @@ class QEMURules:
 
         Mirrors: qemuValidateDomainDef
         """
+        if dom.os.type not in ("hvm", "exe"):
+            yield _unsupported(f"QEMU does not support guests of type {dom.os.type}", dom.os)
         if dom.type not in ("qemu", "kvm"):
-            yield _unsupported(f"QEMU has no domains of type {dom.type}", dom)
+            yield _unsupported(f"QEMU does not support domains of type {dom.type}", dom)
         if not self.capabilities.has_machine(dom.os.machine or ""):
             yield _unsupported(self.capabilities.unknown_machine(str(dom.os.machine)), dom.os)
         yield from firmware_errors(dom, self.release)
         for rule in _DOMAIN_RULES:
             yield from rule(dom)
+        yield from _watchdog_errors(dom, self.release)
         yield from self._machine_errors(dom)
         yield from board_errors(dom, self.release)
 
@@ -88,11 +91,11 @@ class QEMURules:
         machine = self.capabilities.machine(name)
         if lacks_pci(dom) and self.release.has("pci-needs-machine"):
             for controller in (c for c in dom.controllers if c.is_pci):
-                yield _unsupported(f"The machine '{name}' has no PCI", controller)
+                yield _unsupported(f"The machine '{name}' does not support PCI", controller)
         if dom.features.acpi and machine.acpi is False and self.release.has("acpi-needs-machine"):
-            yield _unsupported(f"The machine '{name}' has no ACPI", dom.features)
+            yield _unsupported(f"The machine '{name}' does not support ACPI", dom.features)
         if machine.max_cpus is not None and dom.vcpus > machine.max_cpus:
-            yield _unsupported(f"The machine '{name}' has {machine.max_cpus} processors at most", dom)
+            yield _unsupported(f"The machine '{name}' supports at most {machine.max_cpus} processors", dom)
 
     def device_errors(self, dom: DomainDef, device: ElementDef) -> Errors:
         """
@@ -100,11 +103,14 @@ class QEMURules:
 
         Mirrors: qemuValidateDomainDeviceDef
         """
+        info = getattr(device, "info", None)
+        if info is not None and info.address is not None and info.address.kind == "ccw":
+            yield _unsupported(f"The machine '{dom.os.machine}' does not support CCW addresses", device)
         rule = _DEVICE_RULES.get(device.tag)
         if rule is not None:
             yield from rule(dom, device)
         yield from peripheral_errors(dom, device, self.capabilities, self.release)
-        if device.tag in _CHARACTER_DEVICES:
+        if _has_chardev(device):
             yield from _chr_errors(dom, device, self.release)
         elif device.tag == "hostdev":
             yield from _hostdev_errors(dom, device, self.release)
@@ -113,10 +119,20 @@ class QEMURules:
         elif device.tag == "video":
             yield from video_errors(dom, device, self.capabilities, self.release)
         else:
-            yield from self._storage_errors(device)
+            yield from self._release_errors(device)
 
-    def _storage_errors(self, device: ElementDef) -> Errors:
-        """Yield the errors of a disk or filesystem that only some releases report."""
+    def _release_errors(self, device: Any) -> Errors:
+        """Yield the errors of a device that only some releases report."""
+        if device.tag == "interface" and device.model == "usb-net" and not self.release.has("usb-nets"):
+            text = "An interface of model usb-net cannot have a PCI address"
+            yield ConfigUnsupportedError(text, line=device.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
+        has_queue_size = device.tag == "disk" and device.queue_size is not None and device.bus != "virtio"
+        if has_queue_size and self.release.has("disk-queue-size"):
+            yield _unsupported("Only a virtio disk can have queue_size", device)
+        if device.tag == "graphics" and len(device.listens) > 1 and self.release.has("one-listen"):
+            yield _unsupported("QEMU listens at one address for each <graphics>", device)
+        if device.tag == "controller" and self.release.has("usb-ports-of-xhci"):
+            yield from usb_port_errors(device)
         if device.tag == "filesystem" and not self.release.has("virtiofs-readonly"):
             yield from _readonly_virtiofs_errors(device)
         if device.tag == "disk" and self.release.has("sheepdog-is-gone"):
@@ -127,7 +143,7 @@ class QEMURules:
     def _tpm_errors(self, dom: DomainDef, device: Any) -> Errors:
         driver = tpm_driver(str(dom.os.arch), device.model or "")
         if device.model is not None and not self.capabilities.has_device(driver):
-            yield _unsupported(f"QEMU has no TPM of model {device.model} here", device)
+            yield _unsupported(f"QEMU does not support a TPM of model {device.model} for this machine", device)
 
 
 def _empty_disk_errors(disk: Any) -> Errors:
@@ -163,9 +179,11 @@ def _feature_errors(dom: DomainDef) -> Errors:
         return
     for name, has in _FEATURE_HOMES.items():
         if getattr(features, name) is not None and not has(dom):
-            yield _unsupported(f"The machine '{dom.os.machine}' has no feature '{name.split('_')[0]}'", features)
+            yield _unsupported(
+                f"The machine '{dom.os.machine}' does not support the feature '{name.split('_')[0]}'", features
+            )
     if features.tseg is not None and not is_q35(dom):
-        yield _unsupported("Only q35 machines have a TSEG of a chosen size", features)
+        yield _unsupported("Only q35 machines support <tseg>", features)
     if features.kvm is not None and features.kvm.dirty_ring and dom.type != "kvm":
         yield _unsupported("A dirty ring needs KVM", features)
 
@@ -177,11 +195,13 @@ def _iommu_errors(dom: DomainDef) -> Errors:
     for iommu in dom.iommus:
         address = iommu.info.address
         if not homes[iommu.model]:
-            yield _unsupported(f"The machine '{dom.os.machine}' has no IOMMU of model {iommu.model}", iommu)
+            yield _unsupported(
+                f"The machine '{dom.os.machine}' does not support an IOMMU of model {iommu.model}", iommu
+            )
         elif iommu.model in ("amd", "virtio") and address is not None and address.kind != "pci":
-            yield _unsupported(f"An IOMMU of model {iommu.model} is a PCI device", iommu)
+            yield _unsupported(f"An IOMMU of model {iommu.model} needs a PCI address", iommu)
         if iommu.model == "virtio" and not dom.features.acpi:
-            yield _unsupported("The guest finds an IOMMU of model virtio by ACPI", iommu)
+            yield _unsupported("An IOMMU of model virtio needs ACPI", iommu)
         if iommu.granule is not None and iommu.granule_kib not in _GRANULES_KIB:
             yield _unsupported(f"An IOMMU's granule cannot have {iommu.granule_kib} KiB", iommu)
 
@@ -198,15 +218,25 @@ def _clock_errors(dom: DomainDef) -> Errors:
     for timer in dom.clock.timers if dom.clock is not None else ():
         x86_only = timer.name in ("kvmclock", "hypervclock", "tsc", "hpet", "pit")
         if x86_only and timer.present and dom.os.arch not in X86:
-            yield _unsupported(f"Timer '{timer.name}' is one of x86 machines", timer)
+            yield _unsupported(f"Only x86 machines have the timer '{timer.name}'", timer)
         if timer.name in ("platform", "armvtimer") and not (timer.name == "armvtimer" and is_arm_virt(dom)):
-            yield _unsupported(f"QEMU has no timer '{timer.name}'", timer)
+            yield _unsupported(f"QEMU does not support the timer '{timer.name}'", timer)
 
 
 def _usb_users(dom: DomainDef) -> Iterator[Any]:
+    """
+    Yield the USB devices; a ccid controller, which a smartcard needs, is one of them.
+
+    Mirrors: virDomainDeviceIsUSB (src/conf/domain_conf.c)
+    """
     yield from dom.hubs
+    yield from (controller for controller in dom.controllers if controller.type == "ccid")
     yield from (hostdev for hostdev in dom.hostdevs if hostdev.mode == "subsystem" and hostdev.type == "usb")
     yield from (device for device in dom.inputs if device.bus == "usb")
+    yield from (disk for disk in dom.disks if disk.bus == "usb")
+    yield from (sound for sound in dom.sounds if sound.model == "usb")
+    yield from (serial for serial in dom.serials if serial.target_type == "usb-serial")
+    yield from (interface for interface in dom.interfaces if interface.model == "usb-net")
     yield from (filesystem for filesystem in dom.filesystems if filesystem.is_mtp)
 
 
@@ -224,9 +254,11 @@ def _usb_errors(dom: DomainDef) -> Errors:
             yield XMLError(text, line=controller.line, libvirt_code=VIR_ERR_XML_DETAIL)
     if not any(c.model == "none" for c in controllers):
         return
-    for user in [*controllers[1:], *_usb_users(dom)]:
-        code = VIR_ERR_XML_DETAIL if user.tag == "controller" else VIR_ERR_CONFIG_UNSUPPORTED
-        yield XMLError(f"A {user.tag} needs USB, which model='none' disables", line=user.line, libvirt_code=code)
+    for controller in controllers[1:]:
+        text = "A controller needs USB, which model='none' disables"
+        yield XMLError(text, line=controller.line, libvirt_code=VIR_ERR_XML_DETAIL)
+    for user in _usb_users(dom):
+        yield _unsupported(f"A {user.tag} needs USB, which model='none' disables", user)
 
 
 def _namespace_errors(dom: DomainDef) -> Errors:
@@ -248,11 +280,10 @@ def _controller_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefController"""
     if device.type == "pci":
         yield from pci_controller_errors(dom, device)
-    if device.type == "usb" and device.ports is not None:
-        if device.model not in _XHCI_MODELS:
-            yield _unsupported(f"A USB controller of model {device.model} has no number of ports", device)
-        elif device.ports > _USB_PORTS_MAX:
-            yield _unsupported(f"A USB controller has at most {_USB_PORTS_MAX} ports", device)
+    if device.type == "usb" and (device.ports or 0) > _USB_PORTS_MAX:
+        yield _unsupported(f"A USB controller can have at most {_USB_PORTS_MAX} ports", device)
+    if device.type == "nvme" and device.serial is None:
+        yield XMLError("An NVMe controller needs a <serial>, or a disk with one", line=device.line)
     yield from thread_errors(dom, device)
     if device.type == "ide" and not is_builtin_ide(dom, device):
         yield _unsupported(f"The machine '{dom.os.machine}' has no IDE controller {device.index}", device)
@@ -285,13 +316,28 @@ def _mdev_errors(dom: DomainDef, device: Any) -> Errors:
 
 def _chr_errors(dom: DomainDef, device: Any, release: LibvirtRelease) -> Errors:
     """Mirrors: qemuValidateDomainChrSourceDef"""
+    source = device.backend.chardev if device.tag == "rng" else device.source
     has_spice = any(graphics.type == "spice" for graphics in dom.graphics)
-    if device.source.type in ("spicevmc", "spiceport") and not has_spice:
-        yield _unsupported(f"A character device of type {device.source.type} needs SPICE graphics", device)
-    if device.source.type == "tcp" and device.source.protocol == "tls" and release.has("chardev-protocols"):
-        yield _unsupported("A character device cannot have the protocol tls", device)
-    if device.tag == "console" and device.target_type in ("sclp", "sclplm"):
-        yield _unsupported(f"QEMU has no console of type {device.target_type} on this architecture", device)
+    if source.type in ("spicevmc", "spiceport") and not has_spice:
+        yield _unsupported(f"A character device of type {source.type} needs SPICE graphics", device)
+    if source.type == "tcp" and source.protocol == "tls" and release.has("chardev-protocols"):
+        yield _unsupported("A character device cannot use the protocol tls", device)
+
+
+def _console_errors(_dom: DomainDef, device: Any) -> Errors:
+    """Mirrors: qemuValidateDomainChrTargetDef"""
+    type_ = device.target_type
+    if type_ not in (None, "serial", "virtio"):
+        yield _unsupported(f"QEMU does not support a console of type {shown(type_)} on this architecture", device)
+
+
+def _has_chardev(device: Any) -> bool:
+    """Return True if a device has a character device of the host."""
+    if device.tag == "smartcard":
+        return bool(device.mode == "passthrough")
+    if device.tag == "rng":
+        return device.backend is not None and device.backend.model == "egd"
+    return device.tag in _CHARACTER_DEVICES
 
 
 _CHARACTER_DEVICES = ("serial", "parallel", "channel", "console", "redirdev")
@@ -300,6 +346,20 @@ _SERIAL_HOMES: dict[str, Callable[[DomainDef], bool]] = {
     "isa-serial": lambda dom: dom.os.arch in X86,
     "spapr-vty": is_pseries,
     "pl011": is_arm_virt,
+    "sclpconsole": lambda dom: False,
+    "sclplmconsole": lambda dom: False,
+}
+# model of a serial port -> the type that it needs
+_SERIAL_TYPES = {
+    "isa-serial": "isa-serial",
+    "usb-serial": "usb-serial",
+    "pci-serial": "pci-serial",
+    "spapr-vty": "spapr-vio-serial",
+    "pl011": "system-serial",
+    "16550a": "system-serial",
+    "sclpconsole": "sclp-serial",
+    "sclplmconsole": "sclp-serial",
+    "isa-debugcon": "isa-debug",
 }
 
 
@@ -314,9 +374,14 @@ _SERIAL_ADDRESSES = {
 
 def _serial_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainChrTargetDef"""
+    model, type_ = device.target_model, device.target_type
+    if model is not None and _SERIAL_TYPES.get(model) != type_:
+        yield _unsupported(f"A serial port of type {type_} cannot have the model '{shown(model)}'", device)
     has = _SERIAL_HOMES.get(device.target_model)
     if has is not None and not has(dom):
-        yield _unsupported(f"The machine '{dom.os.machine}' has no serial port of model {device.target_model}", device)
+        yield _unsupported(
+            f"The machine '{dom.os.machine}' does not support a serial port of model {device.target_model}", device
+        )
     kind = device.info.address.kind if device.info.address is not None else None
     wanted = _SERIAL_ADDRESSES.get(device.target_type)
     if kind is not None and wanted is not None and kind != wanted:
@@ -326,13 +391,30 @@ def _serial_errors(dom: DomainDef, device: Any) -> Errors:
 def _parallel_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainChrDef"""
     if is_pseries(dom):
-        yield _unsupported("pseries machines have no parallel ports", device)
+        yield _unsupported("pseries machines do not support parallel ports", device)
+
+
+def usb_port_errors(device: Any) -> Errors:
+    """Yield an error if a controller other than XHCI has a number of ports. Mirrors: qemuBuildUSBControllerDevStr"""
+    if device.type == "usb" and device.ports is not None and device.model not in _XHCI_MODELS:
+        yield _unsupported(f"A USB controller of model {device.model} cannot have a number of ports", device)
+
+
+def _watchdog_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
+    """Yield an error for each excess watchdog: all but the first in 9.0, later only those of model ib700."""
+    if not release.has("several-watchdogs"):
+        for watchdog in dom.watchdogs[1:]:
+            yield XMLError(
+                "A guest can have only one watchdog", line=watchdog.line, libvirt_code=VIR_ERR_INTERNAL_ERROR
+            )
+    for watchdog in [watchdog for watchdog in dom.watchdogs if watchdog.model == "ib700"][1:]:
+        yield _unsupported("A guest can have only one watchdog of model ib700", watchdog)
 
 
 def _sound_errors(_dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefSound"""
     if device.model == "ich7":
-        text = "QEMU has no sound card of model ich7"
+        text = "QEMU does not support a sound card of model ich7"
         yield ConfigUnsupportedError(text, line=device.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
 
 
@@ -344,7 +426,7 @@ def _sheepdog_errors(device: Any) -> Errors:
 def _memballoon_errors(_dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefMemballoon"""
     if device.model == "xen":
-        yield _unsupported("QEMU has no memory balloon of model xen", device)
+        yield _unsupported("QEMU does not support a memory balloon of model xen", device)
 
 
 def _panic_errors(dom: DomainDef, device: Any) -> Errors:
@@ -352,24 +434,27 @@ def _panic_errors(dom: DomainDef, device: Any) -> Errors:
     homes = {"pseries": is_pseries(dom), "isa": dom.os.arch in X86, "hyperv": dom.os.arch in X86}
     homes["pvpanic"] = has_pci_root(dom) or has_pcie_root(dom)
     if not homes.get(device.model, False):
-        yield _unsupported(f"The machine '{dom.os.machine}' has no panic device of model {device.model}", device)
+        yield _unsupported(
+            f"The machine '{dom.os.machine}' does not support a panic device of model {device.model}", device
+        )
 
 
 def _nvram_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefNVRAM"""
     if not is_pseries(dom):
-        yield _unsupported(f"The machine '{dom.os.machine}' has no <nvram>", device)
+        yield _unsupported(f"The machine '{dom.os.machine}' does not support <nvram>", device)
 
 
 def _readonly_virtiofs_errors(device: Any) -> Errors:
     if device.is_virtiofs and device.readonly:
-        yield _unsupported("virtiofs shares no directory read-only", device)
+        yield _unsupported("virtiofs cannot share a directory read-only", device)
 
 
 _DEVICE_RULES: dict[str, Callable[[DomainDef, Any], Errors]] = {
     "controller": _controller_errors,
     "serial": _serial_errors,
     "parallel": _parallel_errors,
+    "console": _console_errors,
     "sound": _sound_errors,
     "disk": disk_errors,
     "graphics": graphics_errors,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.cpu_conf import HOST_MODES
+from pyhostdev.conf.cpu_conf import HOST_MODES, SPINLOCK_RETRIES_MIN
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_domain import X86, is_arm_virt, is_q35
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.libvirt_release import LibvirtRelease
+    from pyhostdev.conf.os_conf import MaxMemorySize
 
     Errors = Iterator[ConfigError]
 
@@ -45,6 +46,8 @@ def board_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     yield from _cpu_errors(dom, release)
     yield from _vcpu_errors(dom)
     yield from _memory_errors(dom)
+    if dom.max_memory is not None and not release.has("memory-slots"):
+        yield from _slot_errors(dom, dom.max_memory)
     yield from _clock_errors(dom)
     yield from _hyperv_errors(dom, release)
     yield from _feature_errors(dom, release)
@@ -55,11 +58,11 @@ def board_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
 def _policy_errors(dom: DomainDef) -> Errors:
     """Yield an error for each setting of the whole domain that QEMU does not have."""
     if dom.on_reboot == "preserve":
-        yield _unsupported("A guest that reboots cannot be preserved", dom)
+        yield _unsupported("on_reboot cannot be 'preserve'", dom)
     if dom.min_guarantee is not None:
-        yield _unsupported("QEMU guarantees no minimum of memory", dom)
-    if dom.bootloader is not None or dom.bootloader_args is not None:
-        yield _unsupported("QEMU runs no boot loader of the host", dom)
+        yield _unsupported("QEMU does not support a guaranteed minimum of memory", dom)
+    if dom.bootloader or dom.bootloader_args:
+        yield _unsupported("QEMU does not support a boot loader on the host", dom)
     if dom.launch_security is not None:
         kind = dom.launch_security.type
         yield _unsupported(f"Launch security of type {kind} is not supported", dom.launch_security)
@@ -73,7 +76,7 @@ def _cpu_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     if cpu is None:
         return
     if cpu.maxphysaddr_mode is not None and dom.os.arch not in X86:
-        yield _unsupported(f"The architecture {dom.os.arch} has no <maxphysaddr>", cpu)
+        yield _unsupported(f"The architecture {dom.os.arch} does not support <maxphysaddr>", cpu)
     if cpu.maxphysaddr_mode == "emulate" and cpu.maxphysaddr_limit is not None:
         yield _unsupported("<maxphysaddr mode='emulate'> has no limit", cpu)
     if cpu.maxphysaddr_mode == "emulate" and cpu.maxphysaddr_bits is None and not release.has("cpu-address-limit"):
@@ -86,7 +89,7 @@ def _cpu_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
 
 def _cache_errors(dom: DomainDef, cpu: Any) -> Errors:
     if dom.os.arch not in X86:
-        yield _unsupported(f"The architecture {dom.os.arch} has no <cache> of <cpu>", cpu)
+        yield _unsupported(f"The architecture {dom.os.arch} does not support <cache> of <cpu>", cpu)
     if cpu.cache_mode == "emulate" and cpu.cache_level != _CACHE_LEVEL:
         yield _unsupported(f"<cache mode='emulate'> is of level {_CACHE_LEVEL}", cpu)
     if cpu.cache_mode == "passthrough" and cpu.mode not in HOST_MODES:
@@ -100,9 +103,17 @@ def _vcpu_errors(dom: DomainDef) -> Errors:
     if dom.os.arch not in X86 or dom.vcpus <= _APIC_IDS:
         return
     if not is_q35(dom):
-        yield _unsupported(f"Only a q35 machine has more than {_APIC_IDS} processors", dom)
+        yield _unsupported(f"Only a q35 machine supports more than {_APIC_IDS} processors", dom)
     elif not any(iommu.eim or iommu.xtsup for iommu in dom.iommus):
         yield _unsupported(f"More than {_APIC_IDS} processors need an IOMMU with extended interrupt mode", dom)
+
+
+def _slot_errors(dom: DomainDef, most: MaxMemorySize) -> Errors:
+    """Mirrors: virDomainDefPostParseMemory, qemuDomainDefNumaCPUsPostParse, as they were in libvirt 9.0"""
+    if not most.slots:
+        yield XMLError("<maxMemory> needs slots", line=most.line)
+    elif dom.cpu is None or not dom.cpu.cells:
+        yield _unsupported("<maxMemory> needs NUMA cells", most)
 
 
 def _memory_errors(dom: DomainDef) -> Errors:
@@ -112,7 +123,7 @@ def _memory_errors(dom: DomainDef) -> Errors:
     if backing.allocation_mode == "ondemand":
         yield _unsupported("Huge pages cannot be allocated on demand", backing)
     if backing.source_type == "anonymous":
-        yield _unsupported("Anonymous memory has no huge pages", backing)
+        yield _unsupported("Anonymous memory cannot have huge pages", backing)
 
 
 def _clock_errors(dom: DomainDef) -> Errors:
@@ -124,7 +135,7 @@ def _clock_errors(dom: DomainDef) -> Errors:
         if timer.name == "rtc" and timer.track == "boot":
             yield _unsupported("Timer rtc cannot follow the boot time", timer)
         if timer.name == "armvtimer" and is_arm_virt(dom) and (dom.type != "kvm" or timer.present is False):
-            yield _unsupported("Timer armvtimer is always there, and is KVM's", timer)
+            yield _unsupported("Timer armvtimer cannot be disabled, and only KVM has it", timer)
     if clock is not None and clock.offset == "absolute" and (clock.start or 0) > _START_MAX:
         yield _unsupported("<clock> starts after the year 9999", clock)
 
@@ -138,7 +149,7 @@ def _number_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     tune = dom.numatune
     if tune.mode not in (None, "restrictive") and release.has("restrictive-memnode"):
         for node in (part for part in tune.memnodes if part.mode == "restrictive"):
-            yield XMLError("A <memnode> cannot be restrictive where <memory> is not", line=node.line)
+            yield XMLError("A <memnode> can be restrictive only if <memory> is", line=node.line)
 
 
 def _feature_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
@@ -156,9 +167,9 @@ def _feature_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     if features.ps2 is False and features.vmport and features.vmport_state is not False:
         yield _unsupported("<vmport> needs <ps2>, which is off", features)
     if features.tcg_tb_cache is not None and dom.type == "kvm":
-        yield _unsupported("A domain of type kvm has no <tcg>", features)
+        yield _unsupported("A domain of type kvm cannot have <tcg>", features)
     if features.tseg is not None and features.tseg * unit_factor(features.tseg_unit or "MiB") % (1 << 20):
-        yield _unsupported("The size of <tseg> is a multiple of 1 MiB", features)
+        yield _unsupported("The size of <tseg> must be a multiple of 1 MiB", features)
     if features.hyperv is not None and features.hyperv.stimer and release.has("hyperv-dependencies"):
         yield from _stimer_errors(dom, features.hyperv)
 
@@ -173,6 +184,9 @@ def _stimer_errors(dom: DomainDef, hyperv: Any) -> Errors:
 
 def _hyperv_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
     hyperv = dom.features.hyperv
+    has_no_retries = hyperv is not None and hyperv.spinlocks and hyperv.spinlocks_retries is None
+    if hyperv is not None and has_no_retries and not release.has("default-spinlocks"):
+        yield XMLError(f"<spinlocks> needs at least {SPINLOCK_RETRIES_MIN} retries", line=hyperv.line)
     for name in _NEWER_HYPERV if hyperv is not None and not release.has("hyperv-newer") else ():
         if getattr(hyperv, name) is not None:
             yield _unsupported(f"libvirt {release} has no Hyper-V feature {name}", hyperv)

@@ -48,29 +48,29 @@ def video_errors(dom: DomainDef, video: Any, capabilities: QEMUCapabilities, rel
         return
     devices = _VIDEO_DEVICES.get(kind, ())
     if not any(capabilities.has_device(name) for name in devices):
-        yield _unsupported(f"QEMU has no video of type {kind}", video)
+        yield _unsupported(f"QEMU does not support a video of type {kind}", video)
     if kind not in _SECONDARY:
         yield from _only_video_errors(video)
     yield from _acceleration_errors(video, release)
     yield from _size_errors(video)
     if (video.resolution_x is not None or video.resolution_y is not None) and kind not in _WITH_RESOLUTION:
-        yield XMLError(f"A video of type {kind} has no resolution", line=video.line)
+        yield XMLError(f"A video of type {kind} cannot have a resolution", line=video.line)
     if kind == "virtio" and video.blob and dom.memory_backing.source_type != "memfd":
         yield _unsupported("blob='on' of a video needs memory of type memfd", video)
     if kind == "ramfb" and video.info.address is not None:
-        yield _unsupported("A video of type ramfb has no address", video)
+        yield _unsupported("A video of type ramfb cannot have an address", video)
 
 
 def _acceleration_errors(video: Any, release: LibvirtRelease) -> Errors:
     kind, is_vhostuser = video.model_type, video.driver_name == "vhostuser"
     if video.accel2d:
-        yield _unsupported("QEMU has no 2D acceleration to switch on", video)
+        yield _unsupported("QEMU does not support 2D acceleration", video)
     if is_vhostuser and kind != "virtio":
-        yield _unsupported("Only a virtio video has the driver vhostuser", video)
+        yield _unsupported("Only a virtio video can have the driver vhostuser", video)
     if video.rendernode is not None and not is_vhostuser:
-        yield _unsupported("Only a video of driver vhostuser has a rendernode", video)
+        yield _unsupported("Only a video with the driver vhostuser can have a rendernode", video)
     if video.accel3d and kind != "virtio" and not is_vhostuser and not release.has("accel3d-anywhere"):
-        yield _unsupported("Only a virtio video has 3D acceleration", video)
+        yield _unsupported("Only a virtio video can have 3D acceleration", video)
 
 
 def _size_errors(video: Any) -> Errors:
@@ -79,7 +79,7 @@ def _size_errors(video: Any) -> Errors:
     if kind != "qxl":
         for name in ("ram", "vram64", "vgamem"):
             if getattr(video, name):
-                yield _unsupported(f"Only a qxl video has {name}", video)
+                yield _unsupported(f"Only a qxl video can have {name}", video)
     else:
         for name in ("vram", "ram"):
             if (getattr(video, name) or 0) > _UINT_MAX_KIB:
@@ -105,14 +105,14 @@ def _only_video_errors(video: Any) -> Errors:
     if not video.primary:
         yield _unsupported(f"A video of type {video.model_type} must be the first video", video)
     if video.heads not in (None, 1):
-        yield _unsupported(f"A video of type {video.model_type} has one head", video)
+        yield _unsupported(f"A video of type {video.model_type} can have only one head", video)
 
 
 def graphics_errors(dom: DomainDef, graphics: Any) -> Errors:
     """Yield the errors of one <graphics>."""
     kind = graphics.type
     if kind not in _DISPLAYS:
-        yield _unsupported(f"QEMU has no graphics of type {kind}", graphics)
+        yield _unsupported(f"QEMU does not support graphics of type {kind}", graphics)
     if any(other.type == "egl-headless" for other in dom.graphics):
         yield from _headless_errors(graphics)
     if kind == "vnc" and len((graphics.passwd or "").encode()) > _VNC_PASSWORD_MAX:

@@ -40,7 +40,7 @@ def firmware_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
 
 
 def choice_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
-    """Yield the errors of a wish for firmware that none can fulfil; they are reported before one is chosen."""
+    """Yield the errors of a request that no firmware can fulfil; they are reported before a firmware is chosen."""
     yield from _variables_errors(dom)
     yield from _feature_errors(dom)
 
@@ -70,11 +70,11 @@ def _variables_errors(dom: DomainDef) -> Errors:
     if not has_own:
         return
     if os.firmware == "bios":
-        yield _detail("Firmware of type bios has no variable store", os)
+        yield _detail("Firmware of type bios cannot have a variable store", os)
     elif os.firmware is None and os.loader is None:
         yield _detail("<nvram> needs a <loader>, or firmware to be chosen", os)
     elif os.loader_stateless:
-        yield _detail("A stateless <loader> has no <nvram>", os)
+        yield _detail("A stateless <loader> cannot have <nvram>", os)
 
 
 def _detail(message: str, where: Any) -> ConfigError:

@@ -29,9 +29,9 @@ def net_errors(dom: DomainDef, net: Any) -> Errors:
     yield from _backend_errors(net)
     yield from _ip_errors(net)
     if net.mtu is not None and net.type not in _MTU_TYPES:
-        yield _unsupported(f"An interface of type {net.type} has no <mtu>", net)
+        yield _unsupported(f"An interface of type {net.type} cannot have <mtu>", net)
     if net.coalesce is not None and net.type not in _COALESCE_TYPES:
-        yield _unsupported(f"An interface of type {net.type} has no <coalesce>", net)
+        yield _unsupported(f"An interface of type {net.type} cannot have <coalesce>", net)
     if net.type == "vhostuser" and not net.is_virtio:
         yield _unsupported("An interface of type vhostuser must have a virtio model", net)
     for name in ("rx_queue_size", "tx_queue_size") if net.is_virtio else ():
@@ -59,22 +59,22 @@ def _ip_errors(net: Any) -> Errors:
             yield _unsupported(f"An interface of type {net.type} cannot have <ip> or <route>", net)
         return
     if net.backend_type != "passt" and net.routes:
-        yield _unsupported("QEMU's own network takes no <route>", net)
+        yield _unsupported("QEMU's own network does not support <route>", net)
     for is_ipv6, family in ((False, "IPv4"), (True, "IPv6")):
         ips = [ip for ip in net.ips if ip.is_ipv6 is is_ipv6]
         if len(ips) > 1:
-            yield _unsupported(f"QEMU's own network has one {family} address at most", net)
+            yield _unsupported(f"QEMU's own network can have at most one {family} address", net)
         for ip in ips if net.backend_type != "passt" else ():
             yield from _prefix_errors(ip)
 
 
 def _prefix_errors(ip: Any) -> Errors:
     if ip.peer is not None:
-        yield _unsupported("QEMU's own network has no peer address", ip)
+        yield _unsupported("QEMU's own network cannot have a peer address", ip)
     if ip.is_ipv6 and (ip.prefix or 0) > _IPV6_PREFIX_MAX:
-        yield _unsupported(f"The IPv6 prefix of QEMU's own network has at most {_IPV6_PREFIX_MAX} bits", ip)
+        yield _unsupported(f"The IPv6 prefix of QEMU's own network can have at most {_IPV6_PREFIX_MAX} bits", ip)
     if not ip.is_ipv6 and ip.prefix and ip.prefix not in _IPV4_PREFIXES:
-        yield _unsupported("The IPv4 prefix of QEMU's own network has 4 to 27 bits", ip)
+        yield _unsupported("The IPv4 prefix of QEMU's own network must have 4 to 27 bits", ip)
 
 
 def _unsupported(message: str, where: Any) -> ConfigError:

@@ -47,27 +47,27 @@ def _unsupported(message: str, where: Any) -> ConfigError:
 def _filesystem_errors(dom: DomainDef, device: Any, rules: Rules) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefFS"""
     if device.type != "mount":
-        yield _unsupported(f"QEMU has no file system of type {device.type}", device)
+        yield _unsupported(f"QEMU does not support a file system of type {device.type}", device)
     if device.driver_type in ("loop", "nbd", "ploop"):
-        text = f"QEMU has no file system of driver {device.driver_type}"
+        text = f"QEMU does not support a file system with the driver {device.driver_type}"
         yield ConfigUnsupportedError(text, line=device.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
     if device.driver_type == "handle" and rules.release.has("fs-handle-is-gone"):
-        yield _unsupported("QEMU has no file system of driver handle", device)
+        yield _unsupported("QEMU does not support a file system with the driver handle", device)
     if (device.fmode or device.dmode) and device.accessmode != "mapped":
         yield _unsupported("fmode and dmode need accessmode='mapped'", device)
     has_limit = device.space_hard_limit is not None or device.space_soft_limit is not None
     if has_limit and rules.release.has("fs-limits"):
-        yield _unsupported("QEMU limits no file system", device)
+        yield _unsupported("QEMU does not support limits of a file system", device)
     if device.is_mtp and device.accessmode not in (None, "passthrough"):
-        yield _unsupported("An mtp file system has no accessmode but passthrough", device)
+        yield _unsupported("An mtp file system can have only accessmode='passthrough'", device)
     if not device.is_virtiofs:
         return
     if device.accessmode not in (None, "passthrough") or device.wrpolicy is not None:
-        yield _unsupported("virtiofs has no accessmode but passthrough and no wrpolicy", device)
+        yield _unsupported("virtiofs can have only accessmode='passthrough', and no wrpolicy", device)
     if device.model not in (None, "virtio") or device.multidevs not in (None, "default"):
-        yield _unsupported("virtiofs has no model but virtio and no multidevs", device)
+        yield _unsupported("virtiofs can have only model='virtio', and no multidevs", device)
     if device.fmode is not None or device.dmode is not None:
-        yield _unsupported("virtiofs has no fmode and no dmode", device)
+        yield _unsupported("virtiofs cannot have fmode or dmode", device)
     if not shares_memory(dom):
         yield _unsupported("virtiofs needs <memoryBacking> with <access mode='shared'/>", device)
 
@@ -82,14 +82,14 @@ def shares_memory(dom: DomainDef) -> bool:
 def _watchdog_errors(dom: DomainDef, device: Any, _rules: Rules) -> Errors:
     """Mirrors: qemuValidateDomainWatchdogDef"""
     if device.model == "itco" and not is_q35(dom):
-        yield _unsupported("Only a q35 machine has the watchdog itco", device)
+        yield _unsupported("Only a q35 machine can have the watchdog itco", device)
     if device.model == "diag288" and dom.os.arch not in ("s390", "s390x"):
-        yield _unsupported("Only machines of s390x have the watchdog diag288", device)
+        yield _unsupported("Only machines of s390x can have the watchdog diag288", device)
     kind = device.info.address.kind if device.info.address is not None else None
     if device.model == "i6300esb" and kind not in (None, "pci"):
-        yield _unsupported("The watchdog i6300esb is a PCI device", device)
+        yield _unsupported("The watchdog i6300esb needs a PCI address", device)
     if device.model == "ib700" and kind not in (None, "isa"):
-        yield _unsupported("The watchdog ib700 is an ISA device", device)
+        yield _unsupported("The watchdog ib700 needs an ISA address", device)
 
 
 def _memory_errors(_dom: DomainDef, device: Any, _rules: Rules) -> Errors:
@@ -103,7 +103,7 @@ def _memory_errors(_dom: DomainDef, device: Any, _rules: Rules) -> Errors:
 def _smartcard_errors(dom: DomainDef, device: Any, _rules: Rules) -> Errors:
     """Mirrors: qemuValidateDomainSmartcardDef"""
     if len(dom.smartcards) > 1:
-        yield _unsupported("QEMU has one smartcard at most", device)
+        yield _unsupported("QEMU supports at most one smartcard", device)
 
 
 def _audio_errors(dom: DomainDef, device: Any, _rules: Rules) -> Errors:
@@ -115,12 +115,12 @@ def _audio_errors(dom: DomainDef, device: Any, _rules: Rules) -> Errors:
 def _shmem_errors(_dom: DomainDef, device: Any, rules: Rules) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefShmem"""
     if device.model == "ivshmem":
-        yield _unsupported("QEMU no longer has shared memory of model ivshmem", device)
+        yield _unsupported("QEMU no longer supports shared memory of model ivshmem", device)
     size = (device.size or 0) * unit_factor(device.size_unit or "bytes")
     if device.size is not None and (size < _MIB or size & (size - 1)) and rules.release.has("shmem-sizes"):
-        yield XMLError("The size of shared memory is a power of two of at least 1 MiB", line=device.line)
+        yield XMLError("The size of shared memory must be a power of two and at least 1 MiB", line=device.line)
     if device.info.address is not None and device.info.address.kind != "pci":
-        yield _unsupported("Shared memory has an address of type pci", device)
+        yield _unsupported("Shared memory needs a PCI address", device)
 
 
 def _pstore_errors(_dom: DomainDef, device: Any, _rules: Rules) -> Errors:
@@ -132,7 +132,7 @@ def _pstore_errors(_dom: DomainDef, device: Any, _rules: Rules) -> Errors:
 def _crypto_errors(_dom: DomainDef, device: Any, rules: Rules) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefCrypto"""
     if device.backend_model == "lkcf" and not rules.capabilities.has_object("cryptodev-backend-lkcf"):
-        yield _unsupported("QEMU has no crypto backend lkcf", device)
+        yield _unsupported("QEMU does not support the crypto backend lkcf", device)
 
 
 def _interface_errors(dom: DomainDef, device: Any, rules: Rules) -> Errors:
@@ -148,11 +148,11 @@ def _disk_errors(_dom: DomainDef, disk: Any, rules: Rules) -> Errors:
     has_product = rules.release.has("disk-product")
     named = ("scsi", "sata", "ide") if has_product else ("scsi",)
     if (disk.vendor is not None and disk.bus != "scsi") or (disk.product is not None and disk.bus not in named):
-        yield _unsupported(f"A disk on bus {disk.bus} has no vendor or no product", disk)
+        yield _unsupported(f"A disk on bus {disk.bus} cannot have a vendor or a product", disk)
     if disk.removable is not None and disk.bus not in (("usb", "scsi") if has_product else ("usb",)):
-        yield XMLError(f"A disk on bus {disk.bus} is not removable", line=disk.line)
+        yield XMLError(f"A disk on bus {disk.bus} cannot be removable", line=disk.line)
     if disk.device == "lun" and disk.bus == "virtio" and rules.release.has("lun-needs-scsi"):
-        yield _unsupported("QEMU has no lun on the bus virtio", disk)
+        yield _unsupported("QEMU does not support a lun on the bus virtio", disk)
 
 
 _RULES: dict[str, Callable[[DomainDef, Any, Rules], Errors]] = {

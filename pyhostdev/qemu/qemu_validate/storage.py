@@ -47,7 +47,7 @@ def disk_errors(dom: DomainDef, disk: Any) -> Errors:
     if disk.shareable and not disk.readonly and disk.driver_type not in _SHARED_FORMATS:
         yield _unsupported(f"A {disk.driver_type} image cannot be shared", disk)
     if disk.driver_name not in (None, "qemu"):
-        yield _unsupported(f"QEMU has no disk driver '{shown(str(disk.driver_name))}'", disk)
+        yield _unsupported(f"QEMU does not support the disk driver '{shown(str(disk.driver_name))}'", disk)
     if re.search(r"p[0-9]+$" if disk.nvme_place() is not None else r"[0-9]$", disk.target or ""):
         yield _unsupported(f"The target '{shown(str(disk.target))}' of a disk names a partition", disk)
 
@@ -65,7 +65,7 @@ def _image_errors(dom: DomainDef, disk: Any) -> Errors:
     Mirrors: qemuDomainValidateStorageSource (src/qemu/qemu_domain.c), virDomainDiskDefValidateSourceChainOne
     """
     if disk.driver_type in _NO_FORMATS or (disk.driver_type == "fat" and disk.type not in ("dir", "volume")):
-        yield _unsupported(f"QEMU has no disk image of format {disk.driver_type}", disk)
+        yield _unsupported(f"QEMU does not support a disk image of format {disk.driver_type}", disk)
     if disk.type == "dir" and not disk.readonly and disk.device != "floppy":
         yield _unsupported("A disk of type dir must be read-only", disk)
     if disk.type == "vhostuser" and not shares_memory(dom):
@@ -80,9 +80,9 @@ def _image_errors(dom: DomainDef, disk: Any) -> Errors:
 
 def _server_errors(disk: Any, source: Any) -> Errors:
     if source.protocol in _NO_PROTOCOLS:
-        yield _unsupported(f"QEMU has no disk of protocol {source.protocol}", disk)
+        yield _unsupported(f"QEMU does not support a disk of protocol {source.protocol}", disk)
     if source.protocol == "nfs" and any(host.port for host in source.hosts):
-        yield _unsupported("The server of an nfs disk has no port", disk)
+        yield _unsupported("The server of an nfs disk cannot have a port", disk)
 
 
 def _vdpa_errors(dom: DomainDef, disk: Any) -> Errors:
@@ -98,7 +98,7 @@ def _store_errors(disk: Any) -> Errors:
     while image is not None and image.source is not None:
         store = image.source.data_store
         if store is not None and kind != "qcow2":
-            yield _unsupported("Only a qcow2 image has a <dataStore>", store)
+            yield _unsupported("Only a qcow2 image can have a <dataStore>", store)
         elif store is not None and store.image_format != "raw":
             yield _unsupported("The image of a <dataStore> must have format raw", store)
         image = image.backing_store
@@ -108,7 +108,7 @@ def _store_errors(disk: Any) -> Errors:
 def _secret_errors(disk: Any, source: Any) -> Errors:
     for name in ("auth", "encryption"):
         if getattr(disk, name) is not None and getattr(source, name) is not None:
-            yield _unsupported(f"A disk has two <{name}>", disk)
+            yield _unsupported(f"A disk can have only one <{name}>", disk)
     auth, encryption = disk.auth or source.auth, disk.encryption or source.encryption
     kind = auth.secret.type if auth is not None and auth.secret is not None else None
     if auth is not None and disk.type == "network" and kind != _SECRET_TYPES.get(source.protocol, kind):
@@ -118,7 +118,7 @@ def _secret_errors(disk: Any, source: Any) -> Errors:
     if encryption is not None and disk.driver_type not in _LUKS_FORMATS:
         yield _unsupported(f"An image of format {disk.driver_type} cannot be encrypted", disk)
     if encryption is not None and encryption.format_ == "luks" and encryption.cipher is not None:
-        yield _unsupported("The image itself says its <cipher>", disk)
+        yield _unsupported("<cipher> cannot be given: the image itself contains it", disk)
 
 
 def _address_errors(disk: Any) -> Errors:
@@ -131,9 +131,9 @@ def _geometry_errors(disk: Any) -> Errors:
     if not (disk.cyls and disk.heads and disk.secs):
         return
     if disk.bus in ("usb", "sd"):
-        yield _unsupported(f"A disk on bus {disk.bus} has no geometry", disk)
+        yield _unsupported(f"A disk on bus {disk.bus} cannot have a geometry", disk)
     elif disk.trans is not None and disk.bus != "ide":
-        yield _unsupported(f"A disk on bus {disk.bus} has no translation of its geometry", disk)
+        yield _unsupported(f"A disk on bus {disk.bus} cannot have a translation of its geometry", disk)
 
 
 def _bus_errors(disk: Any) -> Errors:
@@ -143,9 +143,9 @@ def _bus_errors(disk: Any) -> Errors:
     if disk.device == "cdrom" and bus in ("virtio", "sd"):
         yield _unsupported(f"A cdrom cannot be on bus {bus}", disk)
     if disk.wwn is not None and bus not in ("ide", "scsi"):
-        yield _unsupported(f"A disk on bus {bus} has no WWN", disk)
+        yield _unsupported(f"A disk on bus {bus} cannot have a WWN", disk)
     if disk.rotation_rate and (bus not in _ROTATING_BUSES or disk.device != "disk"):
-        yield _unsupported(f"A {disk.device} on bus {bus} has no rotation rate", disk, VIR_ERR_INTERNAL_ERROR)
+        yield _unsupported(f"A {disk.device} on bus {bus} cannot have a rotation rate", disk, VIR_ERR_INTERNAL_ERROR)
     if disk.readonly and disk.device == "disk" and bus in ("ide", "sata"):
         yield _unsupported(f"A disk on bus {bus} cannot be read-only", disk)
     if disk.serial is not None and not _SERIAL_CHARACTERS.issuperset(disk.serial):
@@ -155,7 +155,7 @@ def _bus_errors(disk: Any) -> Errors:
 
 def _dpofua_errors(disk: Any) -> Errors:
     if disk.dpofua is not None and disk.bus != "scsi":
-        yield _unsupported("Only a SCSI disk has dpofua", disk)
+        yield _unsupported("Only a SCSI disk can have dpofua", disk)
 
 
 def _copy_errors(disk: Any) -> Errors:
@@ -183,7 +183,7 @@ def _io_errors(dom: DomainDef, disk: Any) -> Errors:
     if disk.io == "native" and disk.cache not in ("none", "directsync"):
         yield _unsupported("io='native' needs cache='none' or 'directsync'", disk)
     if (disk.iothread is not None or disk.iothread_mapping) and disk.bus != "virtio":
-        yield _unsupported(f"A disk on bus {disk.bus} has no I/O thread", disk)
+        yield _unsupported(f"A disk on bus {disk.bus} cannot have an I/O thread", disk)
     else:
         yield from thread_errors(dom, disk)
 
@@ -198,7 +198,7 @@ def thread_errors(dom: DomainDef, device: Any) -> Errors:
     if device.iothread is not None and device.iothread not in threads:
         yield _unsupported(f"There is no I/O thread {device.iothread}", device)
     if device.iothread is not None and device.iothread_mapping:
-        yield _unsupported("A device has either one iothread or <iothreads>", device)
+        yield _unsupported("A device can have either an iothread or <iothreads>", device)
     yield from _mapping_errors(device, threads)
 
 
@@ -209,7 +209,7 @@ def _mapping_errors(device: Any, threads: Collection[int]) -> Errors:
         if thread.id not in threads:
             yield _unsupported(f"There is no I/O thread {thread.id}", thread)
         if queues and not thread.queues:
-            yield _unsupported(f"I/O thread {thread.id} has no queue, and others do", thread)
+            yield _unsupported(f"I/O thread {thread.id} must have queues, because others have them", thread)
     if len({thread.id for thread in mapping}) != len(mapping):
         yield _unsupported("An I/O thread is named twice in <iothreads>", device)
     if queues and sorted(queues) != list(range(device.queues or 0)):

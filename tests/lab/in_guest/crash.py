@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Killed anywhere: SIGKILL at a random moment of prepare, release, recover and start; recover brings all home.
+Killed anywhere: SIGKILL at a random moment of prepare, release, recover and start; recover restores all.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Rounds:
 
     def one(self, verb: str) -> bool:
         """
-        Kill one verb, recover, and look whether all came home or, untouched, is still the owner's.
+        Kill one verb, recover, and check that all are restored or, untouched, still the owner's.
 
         Returns:
             False when the verb had ended before it was killed: it was faster than we thought.
@@ -182,7 +182,7 @@ def _after_start(name: str) -> str:
     Recover after the death of a start, end its guest if there is one, recover all; return where it struck.
 
     Raises:
-        AssertionError: not everything came home.
+        AssertionError: not everything was restored.
     """
     time.sleep(0.5)  # a QEMU that was forked is executed now
     pid = qemu_of(name)

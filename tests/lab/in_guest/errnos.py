@@ -87,11 +87,11 @@ def go_home(kernel: RealKernel) -> None:
         kernel.write(f"devices/{address}/driver_override", b"\n")
         if home is not None and driver(address) is None:
             kernel.write(f"drivers/{home}/bind", address.encode())
-        assert home == driver(address), f"{address} did not come home"
+        assert home == driver(address), f"{address} was not restored"
 
 
 def real_answers() -> dict[str, list[str]]:
-    """Run every script, each from home."""
+    """Run every script, each from the original state."""
     kernel = RealKernel()
     answers = {}
     for script in kernel_scripts.SCRIPTS:

@@ -124,8 +124,8 @@ def wait_for_home() -> None:
     """Wait until the owner has given all four functions back."""
     begin = time.monotonic()
     wait_for(lambda: drivers(NIC) == HOME, "the owner gives all four back", 120)
-    wait_for(lambda: workers.books() == ([], [], []), "the books are empty", 60)
-    say(f"  all four functions are on their driver {time.monotonic() - begin:.1f} s later, and the books are empty")
+    wait_for(lambda: workers.books() == ([], [], []), "no record is left", 60)
+    say(f"  all four functions are on their driver {time.monotonic() - begin:.1f} s later, and no record is left")
 
 
 # What a guest that boots Linux shows
@@ -146,7 +146,7 @@ def plugged_and_unplugged(name: str, slot: str) -> None:
     show("unplugged", NIC)
     check(before, all_drivers(), "all drivers are as before")
     wait_for_nics(0)
-    check(([], [], []), workers.books(), "the books are empty")
+    check(([], [], []), workers.books(), "no record is left")
 
 
 def limits(name: str, slot: str) -> None:
@@ -236,8 +236,8 @@ def attacher_killed(name: str, slot: str) -> None:
             check(TAKEN, drivers(NIC), "the card is in the guest")
             wait_for_nics(2)
             unplug(name)
-        check(HOME, drivers(NIC), "the card is home")
-        check(([], [], []), workers.books(), "the books are empty")
+        check(HOME, drivers(NIC), "the card is back on its host drivers")
+        check(([], [], []), workers.books(), "no record is left")
         wait_for_nics(0)
 
 
@@ -324,7 +324,7 @@ def owner_killed(name: str, start: subprocess.Popen[str]) -> None:
     start.kill()
     start.wait()
     unplug(name)
-    check(HOME, drivers(NIC), "the card is home")
+    check(HOME, drivers(NIC), "the card is back on its host drivers")
     plug(name, expect=1)
     pid = qemu_of(name)
     assert pid is not None

@@ -128,7 +128,7 @@ def check_nodes() -> None:
 
 
 def beside_a_starter_that_was_killed() -> None:
-    """SIGKILL to start: recover leaves the running guest its functions, whose holder it names; then all come home."""
+    """SIGKILL to start: recover leaves the running guest its functions, and names the holder; then all are restored."""
     with started(by_iommufd("orphan", stay=True), *AS_LIBVIRT) as start:
         pid = wait_for_qemu(start)
         start.kill()

@@ -198,7 +198,7 @@ STEPS = [refused, unmanaged, managed, mixed, killed_beside_its_guest, killed_in_
 
 
 def destroy() -> None:
-    """Leave no guest of a failed step, and bring the functions home."""
+    """Leave no guest of a failed step, and restore the functions."""
     DAEMON.hold.unlink(missing_ok=True)
     virsh("destroy", GUEST)
     onegroup.clean_up()

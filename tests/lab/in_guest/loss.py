@@ -63,7 +63,7 @@ def vanished() -> None:
         check(True, outcome.error in FAILURES, f"prepare fails, unplugged after write {moment}")
         others = [address for address in NIC if address != NIC[1]]
         check(dict.fromkeys(others, (NIC_DRIVER, UNSET)), drivers(others), "the others are on their driver")
-        check(([], [], []), workers.books(), "the books are empty")
+        check(([], [], []), workers.books(), "no record is left")
         _replug(NIC[1])
     done(lambda: workers.prepare(workers.definition("vanished")))
     _unplug(NIC[1])

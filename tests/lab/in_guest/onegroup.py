@@ -135,7 +135,7 @@ def check_detached(owner: str) -> None:
 
 
 def check_home() -> None:
-    """All four functions are on their driver, and the books are empty."""
+    """All four functions are on their driver, and no record is left."""
     show("after", NIC)
     check(dict.fromkeys(NIC, (NIC_DRIVER, UNSET)), drivers(NIC), "all four functions are back, overrides cleared")
     status = said("status")
@@ -247,7 +247,7 @@ def assigned_on_virtual_function() -> None:
 
 
 def already_on_vfio() -> None:
-    """A function that was on vfio-pci before stays there; the others come home."""
+    """A function that was on vfio-pci before stays there; the others get their drivers again."""
     device = PCI / "devices" / NIC[2]
     (device / "driver_override").write_text(VFIO)
     (device / "driver/unbind").write_text(NIC[2])
@@ -278,7 +278,7 @@ STEPS = [
 
 
 def clean_up() -> None:
-    """Bring the host home without the library's help, after a step that failed."""
+    """Restore the host without the library, after a step that failed."""
     errnos.go_home(errnos.RealKernel())
     shutil.rmtree("/run/pyhostdev", ignore_errors=True)
 

@@ -133,7 +133,7 @@ def _raw_write(path: str, value: str) -> str:
 
 
 class Vandal:
-    """A process that writes to the card's functions at random until it is stopped, and keeps a diary."""
+    """A process that writes to the card's functions at random until it is stopped, and keeps a log."""
 
     def __init__(self, rng: random.Random, diary: Path, pause_s: float) -> None:
         self.diary = diary

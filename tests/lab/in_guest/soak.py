@@ -45,7 +45,7 @@ STEPS = [
 
 
 def clean_up() -> None:
-    """Bring the host home without the library's help, after a step that failed."""
+    """Restore the host without the library, after a step that failed."""
     kernel = errnos.RealKernel()
     kernel.write("rescan", b"1")  # what was unplugged
     errnos.go_home(kernel)

@@ -40,7 +40,7 @@ def write(path: str, value: str) -> None:
 
 
 def move(address: str, name: str | None, *, override: str = "\n") -> None:
-    """Bring a function to a driver by hand, and leave an override behind."""
+    """Bind a function to a driver by hand, and leave an override behind."""
     now = driver(address)
     if now != name:
         write(f"devices/{address}/driver_override", name or "\n")
@@ -132,7 +132,7 @@ def missing_module() -> None:
             say(f"    {outcome.error}: {outcome.text}")
             check(True, VFIO in outcome.text, "its sentence names the module")
             check(before, traces(), "no function of the host was touched")
-            check(([], [], []), workers.books(), "the books are empty")
+            check(([], [], []), workers.books(), "no record is left")
     done(lambda: workers.prepare(domain))
     done(lambda: workers.release("moduleless"))
     _modprobe("-r", VFIO)
@@ -172,7 +172,7 @@ def rebound_in_the_middle() -> None:
     say(f"    {outcome.text}")
     check([True, True], [word in outcome.text for word in (NIC[2], STUB)], "it names function and driver")
     check((STUB, UNSET), drivers(NIC)[NIC[2]], "the foreign driver is not fought")
-    check({NIC[2]: "meddled"}, workers.owners(), "the others are back, and the books know of this one")
+    check({NIC[2]: "meddled"}, workers.owners(), "the others are back, and the records have this one")
     move(NIC[2], VFIO, override=VFIO)
     done(lambda: workers.release("meddled"))
     workers.assert_home()

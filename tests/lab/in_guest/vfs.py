@@ -262,7 +262,7 @@ STEPS = [real_state, *(OF_IGB if IGB else ()), *(OF_VIRTIO if VIRTIO else ())]
 
 
 def clean_up() -> None:
-    """Bring the functions home without the library's help, after a step that failed."""
+    """Restore the functions without the library, after a step that failed."""
     for address in (vf_of(pf, number) for pf in (IGB, VIRTIO) if pf for number in range(2)):
         kernel = errnos.RealKernel()
         now = driver(address)

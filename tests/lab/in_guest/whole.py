@@ -315,7 +315,7 @@ def killed_starter() -> None:
 
 
 def clean_up() -> None:
-    """End a guest that a failed step has left, whose devices no unbind would get, and bring the host home."""
+    """End a guest that a failed step has left, whose devices no unbind would get, and restore the host."""
     pid = qemu_named(NAME)
     if pid is not None:
         end(pid)

@@ -235,13 +235,13 @@ def books() -> tuple[list[Any], list[Any], list[Any]]:
 
 def assert_home() -> None:
     """
-    Make sure that all four functions are on their driver without an override, and the books empty.
+    Make sure that all four functions are on their driver without an override, and no record is left.
 
     Raises:
         AssertionError: they are not.
     """
-    assert drivers(NIC) == HOME, f"not home: {drivers(NIC)}"
-    assert books() == ([], [], []), f"books not empty: {books()}"
+    assert drivers(NIC) == HOME, f"not restored: {drivers(NIC)}"
+    assert books() == ([], [], []), f"records are left: {books()}"
 
 
 def on_vfio() -> int:

@@ -73,7 +73,7 @@ class Pyhostdev:
         return out
 
     def fail(self, verb, code, sentences, **facts):
-        """Fail the task with what the command said."""
+        """Fail the task with the message of the command."""
         said = "; ".join(line for line in sentences if not line.startswith("note: ")) or "no reason was printed"
         self.module.fail_json(msg=f"pyhostdev {verb}: {said}", exit_code=code, sentences=sentences, **facts)
 

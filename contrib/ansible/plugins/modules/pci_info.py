@@ -62,7 +62,7 @@ inactive:
   type: list
   elements: dict
 findings:
-  description: What stands in the way of giving a function to a guest, or needs consent.
+  description: What prevents that a guest gets a function, or needs consent.
   returned: success
   type: list
   elements: dict

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: pci_plan
 short_description: Plan whether a host can give PCI devices to a guest
 description:
-  - Returns the plan, or fails with everything that stands in the way. It never changes anything.
+  - Returns the plan, or fails with all obstacles. It never changes anything.
 options:
   for_start:
     description: Also fail if C(pyhostdev start) would not run the domain, for example if an image is missing.
@@ -46,7 +46,7 @@ plan:
   returned: always, if the domain is valid
   type: dict
 findings:
-  description: The findings; on failure those that stand in the way.
+  description: The findings; on failure only the obstacles.
   returned: always, if the domain is valid
   type: list
   elements: dict

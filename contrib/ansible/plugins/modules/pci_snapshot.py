@@ -33,7 +33,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Reads the host, and says whether the file would change.
+    description: Reads the host, and reports whether the file would change.
 extends_documentation_fragment:
   - pyhostdev.pci.pyhostdev
 """
