@@ -112,16 +112,14 @@ def domain_to_native(
 
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is invalid, or the emulator does not support it.
-        RefusedError: a host device is missing, or a network's pool has no function for an interface; it has the other
-            errors, too.
+        RefusedError: a host device or a function of a network's pool is missing; it has the other errors, too.
 
     Mirrors: qemuConnectDomainXMLToNative (src/qemu/qemu_driver.c)
     """
     host = reading_networks_once(host)
     absent = [*missing_functions(dom, host), *pool_obstacles(with_pool_functions(dom, host), host)]
     capabilities = capabilities or capabilities_of(dom, host, release=release)
-    errors = _validation_errors(dom, host)
-    argv: list[str] = []
+    errors, argv = _validation_errors(dom, host), list[str]()
     try:
         argv = build_command_line(
             as_started(dom, host, capabilities, keep_together=keep_together, release=release),
