@@ -12,8 +12,10 @@ import resource
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -321,17 +323,11 @@ CHANNEL = "<channel type='unix'><target type='virtio' name='{name}'/></channel>"
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A directory that every user can reach, whatever the modes of its parents."""
-    changed = []
-    for top in (tmp_path, *tmp_path.parents):
-        mode = top.stat().st_mode
-        if not mode & 0o001 and top.stat().st_uid == os.geteuid():
-            top.chmod(mode | 0o011)
-            changed.append((top, mode))
-    yield tmp_path
-    for top, mode in changed:
-        top.chmod(mode)
+def place() -> Iterator[Path]:
+    """A directory that every user can reach; pytest closes its own ones, also those of a run beside this one."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")) as top:
+        os.chmod(top, stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH)
+        yield Path(top)
 
 
 class Started:
