@@ -101,7 +101,7 @@ def test_a_hostile_machine_type() -> None:
     assert load("x86_64").unknown_machine("\x85pc").isprintable()
 
 
-@pytest.mark.parametrize("nodes", ["evil=on", "", "3-1"])
+@pytest.mark.parametrize("nodes", ["evil=on", " ", "3-1"])
 def test_nodes_of_a_memory_module(nodes: str) -> None:
     """A text that is not a set of nodes is refused when it is read, with libvirt's number."""
     source = f"<source><nodemask>{nodes}</nodemask></source>"
