@@ -49,7 +49,7 @@ def test_domains_that_libvirt_accepts_are_accepted(path: Path) -> None:
         (PCI.format(1, "<rom enabled='no' bar='on'/>"), 67, 2),
         (USB.format("<rom bar='on'/><address type='usb' bus='0' port='1'/>"), 67, 2),
         (NET.format(1, "<address type='unassigned'/>"), 67, 2),
-        (NET.format(1, "<bandwidth/>"), 67, 2),
+        (NET.format(1, "<mtu size='1400'/>"), 67, 2),
         ("<interface type='user'><teaming type='persistent' persistent='ua-n'/></interface>", 67, 2),
         ("<controller type='pci' index='256' model='pci-bridge'/>", 67, 2),
         ("<controller type='pci' index='0' model='pci-root'><target index='1'/></controller>", 67, 2),

@@ -119,7 +119,10 @@ def test_kernel_command_line_is_one_argument() -> None:
             "encryption",
         ),
         ("<interface type='null'/>", "null"),
-        ("<interface type='udp'><source address='127.0.0.1' port='1'/></interface>", "local port"),
+        (
+            "<interface type='udp'><source address='::1' port='1'><local address='::1'/></source></interface>",
+            "local port",
+        ),
         ("<disk type='file' rawio='yes'><source file='/a'/><target dev='vda' bus='virtio'/></disk>", "rawio"),
         ("<channel type='pty'><target type='xen' name='x'/></channel>", "xen"),
     ],

@@ -212,8 +212,6 @@ def _ccid(_build: CommandBuilder, controller: Any) -> Properties:
 
 
 def _nvme(_build: CommandBuilder, controller: Any) -> Properties:
-    if controller.serial is None:
-        raise unsupported("An NVMe controller without a <serial>, which QEMU requires,", controller)
     return {"driver": "nvme", "id": controller.info.alias, "serial": controller.serial}
 
 
