@@ -39,7 +39,7 @@ INNER = {"AbstractContextManager", "Definition", "DeviceNode", "HasChanges", "Me
 INNER |= {"Asked", "Binding", "Events", "GivenNode", "MediatedDeviceType", "PCIELink", "PCIVPDResource", "Proposing"}
 INNER |= {"Renumbering", "Request", "ScanRecord", "Snapshot"}
 INNER |= {"DriverCore", "FaultyKernel", "GroupKernel", "Place", "SimulatedDevice"}  # of the simulator
-STANDARD = set(dir(typing)) | set(dir(builtins)) | set(dir(importlib.import_module("collections.abc")))
+STANDARD = {"Self"} | set(dir(typing)) | set(dir(builtins)) | set(dir(importlib.import_module("collections.abc")))
 A, B = "0001:09:00.0", "0001:07:00.0"
 CARD = pyhostdev.DomainDef(name="vm", hostdevs=[pyhostdev.DomainHostdevDef.for_pci(A, managed=True)])
 
