@@ -392,9 +392,10 @@ def written_by(pid: int) -> list[Path]:
     """Return the regular files of which a process has a descriptor that it can write to."""
     found = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        flags = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0]
-        if int(flags, 8) & os.O_ACCMODE and link.is_file():
-            found.append(link.readlink())
+        with contextlib.suppress(FileNotFoundError):  # the process closed it meanwhile
+            flags = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0]
+            if int(flags, 8) & os.O_ACCMODE and link.is_file():
+                found.append(link.readlink())
     return found
 
 
