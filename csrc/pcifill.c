@@ -321,7 +321,7 @@ static void prepare(struct phd_scan *scan, const uint64_t *keys)
 	scan->bus = PHD_NONE64;
 	scan->doubtful_domain = PHD_NONE64;
 	scan->pending_first = PHD_NONE64;
-	/* Even the links of sysfs: in an untrusted root they may lead to what is mounted there. */
+	/* Links of sysfs, too: in an untrusted root, a link may reach another file system. */
 	scan->is_confined = scan->buffers->root_fd >= 0;
 	scan->is_crowd = scan->count >= scan->tuning->crowd;
 	scan->buffers->names[0] = '\0';

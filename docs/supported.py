@@ -20,7 +20,7 @@ from pyhostdev.qemu.qemu_domain.namespace import ELEMENTS
 GRAMMAR = Path(__file__).parent.parent / "testdata/grammar/libvirt-12.8.txt"
 ALWAYS = Note._field_defaults["asked"]  # of a note that applies to every definition
 STATES = ("done", "noted", "refused", "kept")
-# refused with any content: by validation, or because there is no store of secrets
+# always refused: by validation, or because pyhostdev does not store secrets
 REFUSED_WHOLE = (
     "domain/launchSecurity",
     *(f"domain/devices/disk/{place}{name}" for place in ("", "source/") for name in ("auth", "encryption")),

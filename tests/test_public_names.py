@@ -45,7 +45,7 @@ CARD = pyhostdev.DomainDef(name="vm", hostdevs=[pyhostdev.DomainHostdevDef.for_p
 
 
 def annotated(made: Any) -> Iterator[Any]:
-    """Yield what has annotations that a user of a class meets: its fields, methods and properties."""
+    """Yield the annotated parts of a class that its users see: fields, methods and properties."""
     yield made
     for method in dir(made):
         value = inspect.getattr_static(made, method)

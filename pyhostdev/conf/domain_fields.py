@@ -166,8 +166,8 @@ class DomainFields(ElementDef):
         "throttlegroups/throttlegroup", "disk_conf.ThrottleGroupDef", since="disk-throttle"
     )
     cputune: OptionalElement[CPUTuneDef] = optional_element("cputune", "vcpu_conf.CPUTuneDef")
-    numatune = element_or_default("numatune", NumaTuneDef, single=VIR_ERR_XML_ERROR)
-    resource = opaque("resource", for_host=True, single=VIR_ERR_XML_ERROR)
+    numatune = element_or_default("numatune", NumaTuneDef, second=VIR_ERR_XML_ERROR)
+    resource = opaque("resource", for_host=True, second=VIR_ERR_XML_ERROR)
     sysinfos: Elements[SysinfoDef] = elements("sysinfo", "sysinfo_conf.SysinfoDef")
     bootloader = content("bootloader")
     bootloader_args = content("bootloader_args")
@@ -209,11 +209,11 @@ class DomainFields(ElementDef):
     hubs: Elements[DomainHubDef] = elements("devices/hub", "board_conf.DomainHubDef")
     watchdogs: Elements[DomainWatchdogDef] = elements("devices/watchdog", "board_conf.DomainWatchdogDef")
     memballoon: OptionalElement[DomainMemballoonDef] = optional_element(
-        "devices/memballoon", "virtio_conf.DomainMemballoonDef", single=VIR_ERR_INTERNAL_ERROR
+        "devices/memballoon", "virtio_conf.DomainMemballoonDef", second=VIR_ERR_INTERNAL_ERROR
     )
     rngs: Elements[DomainRNGDef] = elements("devices/rng", "rng_conf.DomainRNGDef")
     nvram: OptionalElement[DomainNVRAMDef] = optional_element(
-        "devices/nvram", "board_conf.DomainNVRAMDef", single=VIR_ERR_INTERNAL_ERROR
+        "devices/nvram", "board_conf.DomainNVRAMDef", second=VIR_ERR_INTERNAL_ERROR
     )
     panics: Elements[DomainPanicDef] = elements("devices/panic", "board_conf.DomainPanicDef")
     shmems: Elements[DomainShmemDef] = elements("devices/shmem", "virtio_conf.DomainShmemDef")
@@ -221,10 +221,10 @@ class DomainFields(ElementDef):
     cryptos: Elements[DomainCryptoDef] = elements("devices/crypto", "virtio_conf.DomainCryptoDef", since="crypto")
     iommus: Elements[DomainIOMMUDef] = elements("devices/iommu", "virtio_conf.DomainIOMMUDef")
     vsock: OptionalElement[DomainVsockDef] = optional_element(
-        "devices/vsock", "virtio_conf.DomainVsockDef", single=VIR_ERR_XML_ERROR
+        "devices/vsock", "virtio_conf.DomainVsockDef", second=VIR_ERR_XML_ERROR
     )
     pstore: OptionalElement[DomainPstoreDef] = optional_element(
-        "devices/pstore", "board_conf.DomainPstoreDef", since="pstore", single=VIR_ERR_XML_ERROR
+        "devices/pstore", "board_conf.DomainPstoreDef", since="pstore", second=VIR_ERR_XML_ERROR
     )
     seclabel = opaque("seclabel", for_host=True)
     keywrap = opaque("keywrap")

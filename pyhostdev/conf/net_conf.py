@@ -118,6 +118,13 @@ class NetIP(ElementDef):
         return self.family == "ipv6" or (self.family is None and ":" in self.address)
 
 
+def _check_vlan(tag: str, line: int | None) -> None:
+    try:
+        parse_unsigned(tag, maximum=_VLAN_MAX)
+    except ValueError:
+        raise XMLError(f"Invalid VLAN '{shown(tag)}': expected a number up to {_VLAN_MAX}", line=line) from None
+
+
 class NetOffloads(ElementDef):
     """
     The offloads of a virtio interface, in both directions.
@@ -331,10 +338,10 @@ class DomainNetDef(ElementDef):
         """
         for vlan in parse_elements(self.vlan):
             tags = [tag.get("id", "") for tag in vlan.findall("tag")]
-            wrong = next((tag for tag in tags if not tag.isdecimal() or int(tag) > _VLAN_MAX), None)
-            if not tags or wrong is not None:
-                what = "A <vlan> needs a <tag>" if not tags else f"'{shown(str(wrong))}' is not the id of a VLAN"
-                raise XMLError(what, line=self.line)
+            if not tags:
+                raise XMLError("A <vlan> needs a <tag>", line=self.line)
+            for tag in tags:
+                _check_vlan(tag, self.line)
         for port in parse_elements(self.virtualport):
             kind = port.get("type")
             if kind not in _VIRTUALPORTS and not (kind is None and self.type == "network"):

@@ -35,7 +35,7 @@ def drop_newer_words(definition: ElementDef, release: LibvirtRelease) -> None:
 
 def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
     if nested.tag == "hostdev" and not release.has("pci-hostdev-display"):
-        drop_pci_display(nested)
+        _drop_pci_display(nested)
     yield from (word.error for word in nested.invalid_words if release.has(word.since))
     nested.invalid_words = ()
     for row in nested.table().newer_rows:
@@ -51,7 +51,7 @@ def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigE
                 yield row.field.refusal(value, nested.tag, line, why)
 
 
-def drop_pci_display(hostdev: Any) -> None:
+def _drop_pci_display(hostdev: Any) -> None:
     """Remove display and ramfb of a PCI device; those of a mediated device are older."""
     if hostdev.is_pci:
         hostdev.display = hostdev.ramfb = None

@@ -162,6 +162,9 @@ class OSDef(ElementDef):
         return [boot.dev or "" for boot in self.boots]
 
 
+SECONDS = r"[-+]?[0-9]{1,18}"  # of a clock's adjustment
+
+
 class ClockTimer(ElementDef):
     """One timer of the guest."""
 
@@ -215,7 +218,7 @@ class ClockDef(ElementDef):
             text = f"<clock> with offset='{self.offset}' lacks '{what}'"
             raise XMLError(text, line=self.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
         seconds = self.adjustment if self.offset in ("utc", "localtime") else None
-        if seconds not in (None, "reset") and not re.fullmatch(r"[-+]?[0-9]{1,18}", str(seconds), re.ASCII):
+        if seconds not in (None, "reset") and not re.fullmatch(SECONDS, str(seconds), re.ASCII):
             text = f"The adjustment '{shown(str(seconds))}' of <clock> is not a number of seconds"
             raise XMLError(text, line=self.line)
 

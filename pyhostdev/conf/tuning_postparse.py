@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.conf.os_conf import SECONDS
 from pyhostdev.conf.vcpu_conf import IOThreadDef, IOThreadSched, VcpuDef, VcpuSched
 from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import (
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 _TIMES = tuple(
     f"{thread}{what}" for thread in ("", "global_", "emulator_", "iothread_") for what in ("period", "quota")
 )
-_SECONDS = r"[-+]?[0-9]{1,18}"  # libvirt reads anything else in a variable clock as 0
 LOCAL_DISTANCE, UNREACHABLE = 10, 255  # ACPI 6.5, 5.2.17 (SLIT)
 
 
@@ -262,5 +262,6 @@ def _normalise_clock(clock: ClockDef) -> None:
         clock.basis = None
     if clock.offset == "variable":
         adjustment = clock.adjustment or ""
-        seconds = int(adjustment) if re.fullmatch(_SECONDS, adjustment, re.ASCII) else 0
+        # libvirt reads any other text as 0
+        seconds = int(adjustment) if re.fullmatch(SECONDS, adjustment, re.ASCII) else 0
         clock.adjustment, clock.basis = str(seconds), clock.basis or "utc"

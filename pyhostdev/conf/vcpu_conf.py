@@ -159,7 +159,7 @@ class CPUTuneDef(ElementDef):
     iothread_period = content("iothread_period", big_number)
     iothread_quota = content("iothread_quota", quota_us)
     vcpupins = elements("vcpupin", VcpuPin)
-    emulatorpin = optional_element("emulatorpin", EmulatorPin, single=VIR_ERR_XML_ERROR)
+    emulatorpin = optional_element("emulatorpin", EmulatorPin, second=VIR_ERR_XML_ERROR)
     iothreadpins = elements("iothreadpin", IOThreadPin)
     emulatorsched = optional_element("emulatorsched", EmulatorSched)
     vcpusched = elements("vcpusched", VcpuSched)

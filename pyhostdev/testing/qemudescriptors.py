@@ -30,7 +30,7 @@ class NamedDescriptors:
         Name the descriptor that was received last; an earlier one of this name is closed.
 
         Raises:
-            QMPRefusal: there is no descriptor without a name.
+            QMPRefusal: no unnamed descriptor was received.
         """
         if not self.sent:
             raise QMPRefusal("No file descriptor supplied via SCM_RIGHTS")

@@ -88,8 +88,9 @@ def test_harm_is_seen(read: object, said: str, monkeypatch: pytest.MonkeyPatch) 
         "<disk type='file'><driver type='qcow2'/><source file='/a'><dataStore type='nvme'><format type='raw'/>"
         "<source type='pci' namespace='1'/></dataStore></source><target dev='vda'/></disk>",
         f"<interface type='user'><model type='{'a' * 2000}'/></interface>",
+        "<interface type='bridge'><source bridge='b'/><vlan><tag id='" + "9" * 5000 + "'/></vlan></interface>",
     ],
-    ids=["driver", "target", "twice", "backing", "store", "long"],
+    ids=["driver", "target", "twice", "backing", "store", "long", "vlan"],
 )
 def test_what_the_long_run_has_found(devices: str) -> None:
     """Refused in a printable sentence, or printed as it is read: a repeated element has each attribute once."""

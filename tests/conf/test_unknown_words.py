@@ -198,7 +198,7 @@ def test_what_is_said_twice_is_not_dropped_silently(tmp_path: Path, capsys: pyte
 
 
 def test_a_value_that_no_release_knows_is_an_error_of_the_plan(tmp_path: Path) -> None:
-    """Releases without iommufd= ignore it; a plan does not guess what was meant."""
+    """Releases without iommufd= ignore it; a plan refuses the value and does not guess another."""
     host = pyhostdev.Host(FakeHost.named("bcm5719", tmp_path).root)
     plan = host.plan(domain(hostdev(inner="<driver name='vfio' iommufd='maybe'/>")), "off")
     (finding,) = [finding for finding in plan.obstacles if finding.reason == "unknown-word"]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The lab's own rules that need no boot: what is fetched, what is retried, the devices of a host.
+The rules of the lab that can be tested without a boot: downloads, retries, the devices of a host.
 """
 
 from __future__ import annotations

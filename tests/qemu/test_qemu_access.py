@@ -134,7 +134,7 @@ def test_one_image_of_two_disks(first: str, second: str, refused: bool, tmp_path
 
 
 def test_a_screen_with_opengl_needs_a_render_node() -> None:
-    """Without any on this machine, the first one is what is missing; a directory need not show nodes."""
+    """On a machine without render nodes, the first one is reported as missing; a directory may lack nodes."""
     dom = domain("<graphics type='egl-headless'/>")
     _, needed = needed_files(dom, HostRoot("/"))
     assert needed.path.startswith("/dev/dri/renderD")

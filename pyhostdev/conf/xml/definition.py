@@ -67,7 +67,7 @@ class Definition(Protocol):
         """Return True if a field must not be printed."""
 
     def kept_words(self) -> dict[tuple[str, ...], list[Unknown]]:
-        """Return what is printed as it was written, by its path of elements."""
+        """Return the attributes and elements that are printed unchanged, by their path of elements."""
 
     def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:
         """Return the lines of the definition."""

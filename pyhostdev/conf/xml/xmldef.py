@@ -254,7 +254,7 @@ class ElementDef:
         return False
 
     def kept_words(self) -> dict[tuple[str, ...], list[Unknown]]:
-        """Return what is printed as written, by its path of elements: unknown words and invalid newer ones."""
+        """Return the unknown and the invalid newer attributes and elements, by their path of elements."""
         if not self.invalid_words:
             return self.unknown
         kept = {path: list(words) for path, words in self.unknown.items()}

@@ -139,10 +139,10 @@ class Flag(Field[bool]):
 class Opaque(Field["str | None"]):
     """A known element with contents that are kept unchanged."""
 
-    def __init__(self, path: str, *, for_host: bool, since: str | None, single: int | None) -> None:
+    def __init__(self, path: str, *, for_host: bool, since: str | None, second: int | None) -> None:
         super().__init__(path, None, since=since)
         self.for_host = for_host  # it configures the host; the hypervisor driver applies or reports it
-        self.single = single  # the VIR_ERR_* number of a second one; None if several are allowed
+        self.second = second  # the VIR_ERR_* number that refuses a second element
 
     def load(self, found: list[Element]) -> str | None:
         """
@@ -151,7 +151,7 @@ class Opaque(Field["str | None"]):
         Raises:
             XMLError: there is a second one, which libvirt refuses.
         """
-        refuse_second(found, self.single)
+        refuse_second(found, self.second)
         return "\n".join(map(dump_element, found))
 
 
@@ -164,10 +164,17 @@ class Nested(Field[T]):
     """
 
     def __init__(
-        self, path: str, definition: type[Definition] | str, default: Any, *, since: str | None = None
+        self,
+        path: str,
+        definition: type[Definition] | str,
+        default: Any,
+        *,
+        since: str | None = None,
+        second: int | None = None,
     ) -> None:
         super().__init__(path, default, since=since)
         self._definition = definition
+        self.second = second  # the VIR_ERR_* number that refuses a second element
 
     @property
     def definition(self) -> type[Definition]:
@@ -183,10 +190,6 @@ class OptionalElement(Nested["D | None"]):
 
     is_single = True
 
-    def __init__(self, path: str, definition: type[Definition] | str, *, since: str | None, single: int | None) -> None:
-        super().__init__(path, definition, None, since=since)
-        self.single = single  # the VIR_ERR_* number of a second one; None if that is ignored
-
     def load(self, found: list[Element]) -> D | None:
         """
         Return the definition in the element.
@@ -194,7 +197,7 @@ class OptionalElement(Nested["D | None"]):
         Raises:
             XMLError: there is a second one, which libvirt refuses.
         """
-        refuse_second(found, self.single)
+        refuse_second(found, self.second)
         return self.definition.from_element(found[0])  # type: ignore[return-value]  # it is a D
 
 
@@ -203,10 +206,6 @@ class DefaultElement(Nested[D]):
 
     is_single = True
 
-    def __init__(self, path: str, definition: type[Definition] | str, *, single: int | None) -> None:
-        super().__init__(path, definition, None)
-        self.single = single  # the VIR_ERR_* number of a second one; None if that is ignored
-
     def load(self, found: list[Element]) -> D:
         """
         Return the definition in the element.
@@ -214,7 +213,7 @@ class DefaultElement(Nested[D]):
         Raises:
             XMLError: there is a second one, which libvirt refuses.
         """
-        refuse_second(found, self.single)
+        refuse_second(found, self.second)
         return self.definition.from_element(found[0])  # type: ignore[return-value]  # it is a D
 
     @overload
@@ -385,16 +384,16 @@ def flag(path: str) -> Flag:
     return Flag(path, False)
 
 
-def opaque(path: str, *, for_host: bool = False, since: str | None = None, single: int | None = None) -> Opaque:
+def opaque(path: str, *, for_host: bool = False, since: str | None = None, second: int | None = None) -> Opaque:
     """
     Declare an element that is kept verbatim.
 
     Args:
         for_host: the element configures the host's side; the hypervisor driver decides how to treat it.
         since: the row of CHANGES that brought the element.
-        single: the VIR_ERR_* number of a second one.
+        second: the VIR_ERR_* number that refuses a second element.
     """
-    return Opaque(path, for_host=for_host, since=since, single=single)
+    return Opaque(path, for_host=for_host, since=since, second=second)
 
 
 def ignored(*paths: str) -> Ignored:
@@ -404,39 +403,39 @@ def ignored(*paths: str) -> Ignored:
 
 @overload
 def optional_element(
-    path: str, definition: type[D], *, since: str | None = ..., single: int | None = ...
+    path: str, definition: type[D], *, since: str | None = ..., second: int | None = ...
 ) -> OptionalElement[D]: ...
 @overload
 def optional_element(
-    path: str, definition: str, *, since: str | None = ..., single: int | None = ...
+    path: str, definition: str, *, since: str | None = ..., second: int | None = ...
 ) -> OptionalElement[Any]: ...
 def optional_element(
-    path: str, definition: type[Definition] | str, *, since: str | None = None, single: int | None = None
+    path: str, definition: type[Definition] | str, *, since: str | None = None, second: int | None = None
 ) -> OptionalElement[Any]:
     """
     Declare an element with its own definition; the value is None if the element is absent.
 
     Args:
         since: the row of CHANGES that brought the element.
-        single: the VIR_ERR_* number of a second one.
+        second: the VIR_ERR_* number that refuses a second element.
     """
-    return OptionalElement(path, definition, since=since, single=single)
+    return OptionalElement(path, definition, None, since=since, second=second)
 
 
 @overload
-def element_or_default(path: str, definition: type[D], *, single: int | None = ...) -> DefaultElement[D]: ...
+def element_or_default(path: str, definition: type[D], *, second: int | None = ...) -> DefaultElement[D]: ...
 @overload
-def element_or_default(path: str, definition: str, *, single: int | None = ...) -> DefaultElement[Any]: ...
+def element_or_default(path: str, definition: str, *, second: int | None = ...) -> DefaultElement[Any]: ...
 def element_or_default(
-    path: str, definition: type[Definition] | str, *, single: int | None = None
+    path: str, definition: type[Definition] | str, *, second: int | None = None
 ) -> DefaultElement[Any]:
     """
     Declare an element with its own definition; the value is an empty definition if the element is absent.
 
     Args:
-        single: the VIR_ERR_* number of a second one.
+        second: the VIR_ERR_* number that refuses a second element.
     """
-    return DefaultElement(path, definition, single=single)
+    return DefaultElement(path, definition, None, second=second)
 
 
 @overload

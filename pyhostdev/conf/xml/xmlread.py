@@ -36,7 +36,7 @@ class Reading:
             self.states.append(state[name].__dict__)
         self.seen: set[int] = set()  # the places of rows with a text, of which the first counts
         self.elements: dict[int, list[Element]] = {}  # by the place of their row
-        self.errors: list[tuple[int, ConfigError, tuple[Unknown, ...]]] = []  # with what is invalid
+        self.errors: list[tuple[int, ConfigError, tuple[Unknown, ...]]] = []  # with the invalid attribute or elements
         self.lines: dict[tuple[str, ...], int | None] = {}  # of child elements, by their paths
 
     def read(self, shape: Shape, element: Element) -> None:

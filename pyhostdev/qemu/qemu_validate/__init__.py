@@ -132,7 +132,7 @@ class QEMURules:
         if device.tag == "graphics" and len(device.listens) > 1 and self.release.has("one-listen"):
             yield _unsupported("QEMU listens at one address for each <graphics>", device)
         if device.tag == "controller" and self.release.has("usb-ports-of-xhci"):
-            yield from usb_port_errors(device)
+            yield from _usb_port_errors(device)
         if device.tag == "filesystem" and not self.release.has("virtiofs-readonly"):
             yield from _readonly_virtiofs_errors(device)
         if device.tag == "disk" and self.release.has("sheepdog-is-gone"):
@@ -394,7 +394,7 @@ def _parallel_errors(dom: DomainDef, device: Any) -> Errors:
         yield _unsupported("pseries machines do not support parallel ports", device)
 
 
-def usb_port_errors(device: Any) -> Errors:
+def _usb_port_errors(device: Any) -> Errors:
     """Yield an error if a controller other than XHCI has a number of ports. Mirrors: qemuBuildUSBControllerDevStr"""
     if device.type == "usb" and device.ports is not None and device.model not in _XHCI_MODELS:
         yield _unsupported(f"A USB controller of model {device.model} cannot have a number of ports", device)
