@@ -35,7 +35,7 @@ PUBLIC = {name for package in PACKAGES for name in package.__all__}
 TABLES = {"Element", "ElementDef", "ElementPlan", "Field", "InvalidWord", "Table", "Unknown"}
 PARTS = {"DeviceInfo", "DomainFields", "DomainIOMMUDef", "HostdevSource", "InterfaceNetwork"}
 # fields of public classes, and what only pyhostdev itself passes
-INNER = {"AbstractContextManager", "Definition", "DeviceNode", "HasChanges", "MemoryLimit", "Path", "PathLike"}
+INNER = {"AbstractContextManager", "DeviceNode", "HasChanges", "MemoryLimit", "Path", "PathLike"}
 INNER |= {"Asked", "Binding", "Events", "GivenNode", "MediatedDeviceType", "PCIELink", "PCIVPDResource", "Proposing"}
 INNER |= {"Renumbering", "Request", "ScanRecord", "Snapshot"}
 INNER |= {"DriverCore", "FaultyKernel", "GroupKernel", "Place", "SimulatedDevice"}  # of the simulator

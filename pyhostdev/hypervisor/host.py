@@ -244,13 +244,11 @@ class Host:
 
         return build_plan(
             self,
-            definition.host_functions(),
+            definition,
             owner=owner or definition.name,
             policy=policy,
             records=self.readable_records(),
-            occupied=definition.guest_pci_addresses(),
             accept=accept,
-            definition=definition,
             release=release,
         )
 

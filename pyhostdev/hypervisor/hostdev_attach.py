@@ -22,51 +22,8 @@ if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.conf.libvirt_release import LibvirtRelease
-    from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.util.journal import Record
     from pyhostdev.util.pciaddress import PCIDeviceAddress
-
-
-class AddedHostdevs:
-    """
-    The subject of a plan: additional host devices for a running domain.
-
-    Assigned devices come first, so that they are detached first and reattached first.
-    """
-
-    def __init__(self, live: DomainDef, hostdevs: Iterable[DomainHostdevDef]) -> None:
-        self.live = live
-        self.hostdevs = sorted(hostdevs, key=lambda hostdev: not hostdev.is_assigned)
-
-    def pci_hostdevs(self) -> list[DomainHostdevDef]:
-        """Return the new devices."""
-        return self.hostdevs
-
-    def host_functions(self) -> list[DomainHostdevDef]:
-        """Return the new devices: disks are not among them."""
-        return self.hostdevs
-
-    def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
-        """Return the guest addresses of all devices in the guest."""
-        return {info.pci.pci for _, info in self.live.device_infos() if info.pci is not None}
-
-    def unknown_words(self) -> list[Finding]:
-        """Return findings about unknown attributes and elements of the new devices."""
-        from pyhostdev.conf.domain_conf import DomainDef
-
-        return DomainDef(hostdevs=list(self.hostdevs)).unknown_words()
-
-    def hostdev_pins(self) -> list[HostdevPin]:
-        """Return the identities of pinned devices: none, because a device in a separate file has no pin."""
-        return []
-
-    def has_guest_iommu(self) -> bool:
-        """Return True if the guest has a virtual IOMMU."""
-        return self.live.has_guest_iommu()
-
-    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
-        """Return the requester address that a guest device uses for DMA."""
-        return self.live.guest_address_space(address)
 
 
 def plan_attach(
@@ -89,20 +46,30 @@ def plan_attach(
         raise ConfigError(
             "Only PCI host devices can be attached as one device", libvirt_code=VIR_ERR_CONFIG_UNSUPPORTED
         )
-    added = AddedHostdevs(live, hostdevs)
     plan = build_plan(
         host,
-        added.pci_hostdevs(),
+        _with_only(live, hostdevs),
         owner=str(live.name),
         policy=policy,
         records=records,
-        occupied=added.guest_pci_addresses(),
+        occupied={info.pci.pci for _, info in live.device_infos() if info.pci is not None},
         accept=accept,
-        definition=added,
         release=release,
     )
     plan.findings = (*plan.findings, *_several_devices(plan.requests), *_unfit_group(plan))
     return plan
+
+
+def _with_only(live: DomainDef, hostdevs: Iterable[DomainHostdevDef]) -> DomainDef:
+    """
+    Return a domain that takes nothing from the host but these devices, with the buses of a running domain.
+
+    Assigned devices come first, so that they are detached first and reattached first.
+    """
+    from pyhostdev.conf.domain_conf import DomainDef
+
+    ordered = sorted(hostdevs, key=lambda hostdev: not hostdev.is_assigned)
+    return DomainDef(name=live.name, hostdevs=ordered, controllers=live.controllers, iommus=live.iommus)
 
 
 def unit_of(requests: Sequence[Request]) -> str:

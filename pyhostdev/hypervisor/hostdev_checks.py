@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from pyhostdev.errors import ConfigError, DeviceMissingError, SysfsError
-from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Definition, Request
+from pyhostdev.hypervisor.hostdev_plan import ASSIGNED, Request
 from pyhostdev.util.driverctl import NO_DRIVER, read_driverctl_overrides
 from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.hostroot import HostRoot
@@ -24,6 +24,7 @@ from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.virfile import is_directory, list_names, read_bytes
 
 if TYPE_CHECKING:
+    from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.util.iommugroup import GroupMember
     from pyhostdev.util.journal import Record
@@ -107,7 +108,7 @@ def vf_network(request: Request) -> Iterator[Finding]:
         yield Finding("vf-network", CONSENT, request.address, text)
 
 
-def split_groups(requests: Iterable[Request], definition: Definition | None) -> Iterator[Finding]:
+def split_groups(requests: Iterable[Request], definition: DomainDef) -> Iterator[Finding]:
     """
     Yield the groups that would be in several address spaces of a guest with a virtual IOMMU.
 
@@ -115,7 +116,7 @@ def split_groups(requests: Iterable[Request], definition: Definition | None) -> 
         to all functions behind a conventional bridge; vfio_get_group (hw/vfio/common.c) adds a group to one space only
     """
     spaces: dict[int, dict[object, PCIDeviceAddress]] = {}
-    for request in requests if definition is not None and definition.has_guest_iommu() else ():
+    for request in requests if definition.has_guest_iommu() else ():
         dev = request.dev
         if dev is not None and dev.iommu_group is not None and request.role == ASSIGNED:
             space = _address_space(request, dev, definition)
@@ -129,9 +130,9 @@ def split_groups(requests: Iterable[Request], definition: Definition | None) -> 
             yield Finding("viommu-group", NOTE, next(iter(first_of.values())), text)
 
 
-def _address_space(request: Request, dev: PCIDevice, definition: Definition | None) -> object:
+def _address_space(request: Request, dev: PCIDevice, definition: DomainDef) -> object:
     """Return an identifier of a function's address space in the guest."""
-    if request.guest_address is not None and definition is not None:
+    if request.guest_address is not None:
         return definition.guest_address_space(request.guest_address)
     # not placed yet: a conventional function goes behind a bridge with all others, an Express one below its own port
     return "conventional" if dev.is_pci_express() is False else request.address

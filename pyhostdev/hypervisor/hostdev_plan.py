@@ -16,14 +16,13 @@ from pyhostdev.util.finding import CONSENT, ERROR, NOTE, Finding
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
 from pyhostdev.util.record import Plug
-from pyhostdev.util.typed import TYPE_CHECKING, Any, NamedTuple, Protocol
+from pyhostdev.util.typed import TYPE_CHECKING, Any, NamedTuple
 from pyhostdev.util.vfiodriver import DriverChoice
 
 if TYPE_CHECKING:
-    from pyhostdev.conf.domain_conf import ProposedHostdev
+    from pyhostdev.conf.domain_conf import DomainDef, ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.libvirt_release import LibvirtRelease
-    from pyhostdev.conf.pin_conf import HostdevPin
     from pyhostdev.util import virpci
     from pyhostdev.util.literals import Action, Role
     from pyhostdev.util.vfiodriver import VFIODrivers
@@ -156,31 +155,6 @@ class FunctionPlan(NamedTuple):
         }
 
 
-class Definition(Protocol):
-    """The subject of a plan: a DomainDef, or a bare set of hostdevs."""
-
-    def pci_hostdevs(self) -> list[DomainHostdevDef]:
-        """Return the PCI host devices in the order of the XML."""
-
-    def host_functions(self) -> list[DomainHostdevDef]:
-        """Return all PCI functions to take from the host: those of NVMe disks, then the host devices."""
-
-    def guest_pci_addresses(self) -> Set[PCIDeviceAddress]:
-        """Return the guest addresses of all devices but the host devices."""
-
-    def unknown_words(self) -> list[Finding]:
-        """Return findings about unknown attributes and elements of host devices."""
-
-    def hostdev_pins(self) -> list[HostdevPin]:
-        """Return the identities of pinned host devices."""
-
-    def has_guest_iommu(self) -> bool:
-        """Return True if the guest has a virtual IOMMU."""
-
-    def guest_address_space(self, address: PCIDeviceAddress) -> PCIDeviceAddress:
-        """Return the requester address that a guest device uses for DMA."""
-
-
 class Plan:
     """
     Steps and findings for one domain on one host.
@@ -201,7 +175,8 @@ class Plan:
         fates: Sequence[FunctionPlan],
         proposals: Sequence[ProposedHostdev] = (),
         accepted: Set[tuple[str, str]] = frozenset(),
-        definition: Definition | None = None,
+        definition: DomainDef | None = None,
+        occupied: Set[PCIDeviceAddress] = frozenset(),
         start_findings: Sequence[Finding] | None = None,
         guest_addresses: Mapping[PCIDeviceAddress, PCIDeviceAddress] | None = None,
         nodes: Mapping[PCIDeviceAddress, Sequence[str]] | None = None,
@@ -217,6 +192,7 @@ class Plan:
         self.proposals = tuple(proposals)
         self.accepted = frozenset(accepted)
         self.definition = definition
+        self.occupied = frozenset(occupied)
         self.start_findings = None if start_findings is None else tuple(start_findings)
         self.plugs = dict(plugs or {})
         self.guest_addresses = dict(guest_addresses or _written_guest_addresses(requests))

@@ -25,7 +25,6 @@ from pyhostdev.hypervisor.hostdev_function_plan import driver_phrase, function_p
 from pyhostdev.hypervisor.hostdev_plan import (
     ASSIGNED,
     POLICIES,
-    Definition,
     FunctionPlan,
     Plan,
     Request,
@@ -56,7 +55,7 @@ from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
 
 if TYPE_CHECKING:
-    from pyhostdev.conf.domain_conf import ProposedHostdev
+    from pyhostdev.conf.domain_conf import DomainDef, ProposedHostdev
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.conf.libvirt_release import LibvirtRelease
@@ -64,25 +63,24 @@ if TYPE_CHECKING:
 
 def build_plan(
     host: HostFacts,
-    hostdevs: Iterable[DomainHostdevDef],
+    definition: DomainDef,
     *,
     owner: str,
     policy: str = "auto",
     records: Mapping[PCIDeviceAddress, Record] | None,
-    occupied: Iterable[PCIDeviceAddress] = (),
+    occupied: Iterable[PCIDeviceAddress] | None = None,
     accept: Iterable[str] = (),
-    definition: Definition | None = None,
     release: LibvirtRelease = DEFAULT_RELEASE,
 ) -> Plan:
     """
     Plan what happens to the host devices of one domain.
 
     Args:
-        hostdevs: PCI DomainHostdevDef objects in the order of the XML.
+        definition: the domain; its PCI functions are those of NVMe disks, then the host devices.
         owner: the domain's name.
         policy: auto, device, group or off.
         records: the journal's records, by address; None if this user may not read them, which is a finding.
-        occupied: guest addresses of the domain's other devices, for ``no-guest-function-0``.
+        occupied: guest addresses of other devices, for ``no-guest-function-0``; by default the definition's.
         accept: consents, each as REASON:ADDRESS or REASON:SELECTOR.
         release: the libvirt release whose choice of drivers applies; by default the newest.
 
@@ -93,8 +91,9 @@ def build_plan(
     if policy not in POLICIES:
         raise ConfigError(f"Unknown policy '{policy}': expected one of {', '.join(POLICIES)}")
     drivers = VFIODrivers(host.root, variants=release.has("vfio-variants"))
-    requests = _requests(host, list(hostdevs), drivers)
-    planner = _Planner(host, requests, owner, policy, records, frozenset(occupied), definition, drivers)
+    requests = _requests(host, definition.host_functions(), drivers)
+    taken = frozenset(definition.guest_pci_addresses() if occupied is None else occupied)
+    planner = _Planner(host, requests, owner, policy, records, taken, definition, drivers)
     return planner.plan(consents(accept, host.root), release)
 
 
@@ -116,7 +115,7 @@ class _Planner:
         policy: str,
         records: Mapping[PCIDeviceAddress, Record] | None,
         occupied: frozenset[PCIDeviceAddress],
-        definition: Definition | None,
+        definition: DomainDef,
         drivers: VFIODrivers,
     ) -> None:
         self.host = host
@@ -126,7 +125,7 @@ class _Planner:
         self.records = records or {}
         self.has_records = records is not None
         self.occupied = occupied
-        self.words = definition.unknown_words() if definition is not None else []
+        self.words = definition.unknown_words()
         self.definition = definition
         self.declared = {request.address: request for request in requests}
         self.present = [request for request in requests if request.dev is not None]
@@ -156,6 +155,7 @@ class _Planner:
             proposals=self.proposals(findings),
             accepted=accepted,
             definition=self.definition,
+            occupied=self.occupied,
             release=release,
         )
 
@@ -208,7 +208,7 @@ class _Planner:
         return list(seen.values())
 
     def _changed_identities(self) -> Iterable[Finding]:
-        pins = self.definition.hostdev_pins() if self.definition is not None else []
+        pins = self.definition.hostdev_pins()
         if not pins:
             return ()
         from pyhostdev.hypervisor.hostdev_pins import pin_findings  # few domains have pins

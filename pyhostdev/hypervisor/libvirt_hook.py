@@ -88,13 +88,11 @@ def _plan(
 ) -> Plan:
     return build_plan(
         manager.host,
-        definition.host_functions(),
+        definition,
         owner=guest,
         policy=policy,
         records=records,
-        occupied=definition.guest_pci_addresses(),
         accept=accept,
-        definition=definition,
         release=release,
     )
 

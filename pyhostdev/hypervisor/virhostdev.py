@@ -151,13 +151,12 @@ class HostdevManager:
             raise ConfigError("A plan without its domain cannot be executed")
         return build_plan(
             self.host,
-            plan.definition.host_functions(),
+            plan.definition,
             owner=owner,
             policy=plan.policy,
             records=records,
-            occupied=plan.definition.guest_pci_addresses(),
+            occupied=plan.occupied,
             accept=[f"{reason}:{address}" for reason, address in plan.accepted],
-            definition=plan.definition,
             release=plan.release,
         ).with_plugs(plan.plugs)
 
@@ -272,16 +271,14 @@ class HostdevManager:
         from pyhostdev.conf.domain_conf import DomainDef
         from pyhostdev.hypervisor.hostdev_planner import build_plan
 
-        wanted = DomainDef(hostdevs=list(hostdevs))
         records, _ = self.journal.read()
         plan = build_plan(
             self.host,
-            wanted.host_functions(),
+            DomainDef(hostdevs=list(hostdevs)),
             owner=domain_name,
             policy=policy,
             records=records,
             accept=accept,
-            definition=wanted,
         )
         _refuse_used(plan, driver_name, domain_name)
         self._prepare(plan, domain_name, None, may_have_it=False)
