@@ -130,7 +130,7 @@ def _repeated(part: ElementDef, address: PCIDeviceAddress | None) -> Iterator[Fi
 
 
 def _word_findings(device: ElementDef) -> Iterator[tuple[str, Finding]]:
-    if not device.has_unknown() and not any(part.repeated or part.invalid_words for _, part in device.walk()):
+    if not device.has_odd_words():
         return
     source = getattr(device, "source", None)
     address = source if isinstance(source, PCIDeviceAddress) else None

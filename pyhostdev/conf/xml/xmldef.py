@@ -237,12 +237,12 @@ class ElementDef:
                 for nested in value:
                     yield from nested.walk((*place, *row.field.path))
 
-    def has_unknown(self) -> bool:
-        """Return True if this definition or a nested one has unknown attributes or elements."""
+    def has_odd_words(self) -> bool:
+        """Return True if this definition or a nested one has unknown, repeated or invalid attributes or elements."""
         todo: list[ElementDef] = [self]
         while todo:
             nested = todo.pop()
-            if nested.unknown and any(nested.unknown.values()):
+            if nested.repeated or nested.invalid_words or (nested.unknown and any(nested.unknown.values())):
                 return True
             state = nested.__dict__
             for name in nested.table().nested:
