@@ -267,7 +267,7 @@ def _check_mdev_address(device: DomainHostdevDef) -> None:
 
 
 def _fill_controller(dom: DomainDef, device: DomainControllerDef) -> None:
-    if (device.iothread is not None or device.iothread_mapping) and not str(device.model).startswith("virtio"):
+    if device.iothread is not None and not str(device.model).startswith("virtio"):
         raise XMLError("Only virtio SCSI controllers can have an iothread", line=device.line)
     if device.pcihole64 is not None:
         device.pcihole64, device.pcihole64_unit = device.pcihole64_kib, "KiB"

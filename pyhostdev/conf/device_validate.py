@@ -163,6 +163,11 @@ def _net_errors(dom: DomainFields, device: DomainNetDef) -> Errors:
         yield ConfigUnsupportedError("<teaming> does not name its persistent part", line=line)
     if device.teaming_type == "persistent" and device.teaming_persistent is not None:
         yield ConfigUnsupportedError("<teaming> of the persistent part cannot name another device", line=line)
+    if device.teaming_type == "persistent" and not device.is_virtio:
+        yield ConfigUnsupportedError("The persistent part of a team must be a virtio interface", line=line)
+    if not device.is_virtio:
+        for name in device.virtio.given():
+            yield ConfigUnsupportedError(f"Only a virtio interface can have '{name}'", line=line)
     if device.target_managed is False and device.type != "ethernet":
         yield ConfigUnsupportedError(f"An interface of type {device.type} cannot be unmanaged", line=line)
     if device.port_isolated and device.type not in ("network", "bridge"):
@@ -320,8 +325,6 @@ def _fs_errors(dom: DomainFields, device: DomainFSDef) -> Errors:
 
 
 def _graphics_errors(dom: DomainFields, device: DomainGraphicsDef) -> Errors:
-    if any(part.type == "network" and part.network is None for part in device.listens):
-        yield XMLError("A <listen> of type network needs the name of the network", line=device.line)
     if device.type == "dbus" and device.p2p and device.address is not None:
         yield XMLError("D-Bus graphics cannot have both an address and p2p", line=device.line)
 

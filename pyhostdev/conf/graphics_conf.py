@@ -54,6 +54,21 @@ class GraphicsListen(ElementDef):
     network = attribute("network")
     socket = attribute("socket")
 
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse an attribute of another type, and drop the address of a type without one.
+
+        Mirrors: virDomainGraphicsListenDefParseXML (src/conf/domain_conf.c)
+        """
+        self.address, self.network, self.socket = self.address or None, self.network or None, self.socket or None
+        for name in ("network", "socket"):
+            if getattr(self, name) is not None and self.type != name:
+                raise XMLError(f"A <listen> of type {self.type} cannot have '{name}'", line=self.line)
+        if self.type == "network" and self.network is None:
+            raise XMLError("A <listen> of type network needs the name of the network", line=self.line)
+        if self.type in ("none", "socket"):
+            self.address = None
+
 
 class SpiceChannel(ElementDef):
     """Whether one channel of SPICE is encrypted."""

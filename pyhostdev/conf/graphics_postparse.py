@@ -58,7 +58,7 @@ def _fill_listens(graphics: DomainGraphicsDef) -> None:
     if attribute is not None and first.type == "address" and first.address is None:
         first.address = attribute
     graphics.listen = first.address if first.type == "address" else None
-    graphics.socket = None if first.type != "socket" else graphics.socket
+    graphics.socket = first.socket if graphics.type == "vnc" else None
 
 
 def _listen_of(graphics: DomainGraphicsDef) -> GraphicsListen:

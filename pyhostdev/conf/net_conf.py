@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.device_conf import WORD_NUMBERS, DeviceInfo
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef, HostdevDriver, InterfaceNetwork, PCISource
-from pyhostdev.conf.passt_conf import NetRoute, PortForward
+from pyhostdev.conf.passt_conf import NetRoute, PortForward, is_ip_address
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, big_number, enum, number, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
@@ -111,6 +111,11 @@ class NetIP(ElementDef):
     family = attribute("family", enum("ipv4", "ipv6"))
     prefix = attribute("prefix", number)
     peer = attribute("peer")
+
+    def parsed(self, element: Element) -> None:
+        """Refuse an address that is none. Mirrors: virDomainNetIPParseXML (src/conf/domain_conf.c)"""
+        if not is_ip_address(self.address, self.family):
+            raise XMLError(f"Invalid IP address '{shown(self.address)}' in <ip>", line=self.line)
 
     @property
     def is_ipv6(self) -> bool:
@@ -230,7 +235,7 @@ class DomainNetDef(ElementDef):
     port_isolated = attribute("port/@isolated", yes_no)
     ips = elements("ip", NetIP)
     routes = elements("route", NetRoute)
-    port_forwards = elements("portForward", PortForward, since="passt-words")
+    port_forwards = elements("portForward", PortForward)
     script = attribute("script/@path")
     downscript = attribute("downscript/@path")
     backend_domain = attribute("backenddomain/@name")
@@ -249,10 +254,10 @@ class DomainNetDef(ElementDef):
     rss_hash_report = attribute("driver/@rss_hash_report", on_off)
     virtio = inline(VirtioOptions)
     offloads = inline(NetOffloads)
-    backend_type = attribute("backend/@type", enum("default", since={"passt": "passt-backend"}))
-    backend_log = attribute("backend/@logFile", since="passt-words")
-    backend_hostname = attribute("backend/@hostname", since="passt-words")
-    backend_fqdn = attribute("backend/@fqdn", since="passt-words")
+    backend_type = attribute("backend/@type", enum(since={"default": "passt-backend", "passt": "passt-backend"}))
+    backend_log = attribute("backend/@logFile")
+    backend_hostname = attribute("backend/@hostname", since="passt-names")
+    backend_fqdn = attribute("backend/@fqdn", since="passt-names")
     backend_tap = attribute("backend/@tap")
     backend_vhost = attribute("backend/@vhost")
     filterref = opaque("filterref", for_host=True)
@@ -321,6 +326,7 @@ class DomainNetDef(ElementDef):
             text = f"An interface of type {self.type} has no <virtualport>"
             raise ConfigUnsupportedError(text, line=self.line)
         self.check_network()
+        self.check_team()
         if self.type not in _REQUIRED_OF_SOURCE or (self.type == "vhostuser" and self.backend_type == "passt"):
             return
         if self.source is None:
@@ -349,12 +355,23 @@ class DomainNetDef(ElementDef):
                 text = f"Invalid type of <virtualport>: expected one of {', '.join(_VIRTUALPORTS)}"
                 raise XMLError(text, line=self.line, libvirt_code=code, renumbered=WORD_NUMBERS)
 
+    def check_team(self) -> None:
+        """
+        Refuse a <teaming> that names a device but no type.
+
+        Raises:
+            ConfigUnsupportedError: has the line of the interface.
+
+        Mirrors: virDomainNetTeamingInfoParseXML (src/conf/domain_conf.c)
+        """
+        if self.teaming_persistent is not None and self.teaming_type is None:
+            raise ConfigUnsupportedError("<teaming> has no type", line=self.line)
+
     def drop_virtio_driver(self) -> None:
-        """Drop the virtio options of <driver>; libvirt does not read them for other models."""
+        """Drop the options of <driver> that libvirt reads of a virtio model only; ``virtio`` is not among them."""
         for name, field in type(self).declared().items():
             if field.path[:1] == ("driver",) and name not in self.host_driver_names:
                 setattr(self, name, None)
-        self.virtio = VirtioOptions()
         self.offloads = NetOffloads()
 
 
@@ -369,6 +386,7 @@ class DomainHostdevNetDef(DomainNetDef):
     def parsed(self, element: Element) -> None:
         """Refuse an interface without a device, and a driver that cannot assign devices."""
         self.check_network()
+        self.check_team()
         if self.host_source is None:
             text = "An <interface type='hostdev'> has no <source>"
             raise XMLError(text, line=self.line, renumbered=_NET_SOURCE_NUMBER)

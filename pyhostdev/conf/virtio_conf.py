@@ -24,6 +24,10 @@ class VirtioOptions(ElementDef):
     packed = attribute("driver/@packed", on_off)
     page_per_vq = attribute("driver/@page_per_vq", on_off)
 
+    def given(self) -> list[str]:
+        """Return the names of the options that are given."""
+        return [name for name in ("iommu", "ats", "packed", "page_per_vq") if getattr(self, name) is not None]
+
 
 class DomainMemballoonDef(ElementDef):
     """The memory balloon; model none disables it."""

@@ -29,7 +29,6 @@ DIFFERENT = {
     "type='mdev'><source/>": "the missing uuid is found before the missing model",
     "<capabilities": "only containers have <capabilities>, which is dropped unread",
     "<nvram></nvram>": "an empty <nvram> counts as absent",
-    "<route></route>": "user networking takes no <route>, also no complete one",
     "autoport='foo'": "an invalid value is ignored in all releases",
     "'^0'": "a set that excludes a number which it does not contain is an invalid set",
     "<cachetune": "QEMU without KVM has none, also no empty one",

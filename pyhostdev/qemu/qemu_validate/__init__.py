@@ -248,8 +248,8 @@ def _usb_errors(dom: DomainDef) -> Errors:
     """
     controllers = [c for c in dom.controllers if c.type == "usb"]
     masters = {c.index for c in controllers if c.info.master_startport is None}
-    for controller in controllers:
-        if controller.info.master_startport is not None and controller.index not in masters:
+    for controller in (c for c in controllers if c.info.master_startport is not None):
+        if controller.model != "none" and controller.index not in masters:
             text = "A USB companion controller needs an EHCI controller with the same index"
             yield XMLError(text, line=controller.line, libvirt_code=VIR_ERR_XML_DETAIL)
     if not any(c.model == "none" for c in controllers):
@@ -280,13 +280,26 @@ def _controller_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefController"""
     if device.type == "pci":
         yield from pci_controller_errors(dom, device)
-    if device.type == "usb" and (device.ports or 0) > _USB_PORTS_MAX:
+    if device.type == "usb" and device.model != "none" and (device.ports or 0) > _USB_PORTS_MAX:
         yield _unsupported(f"A USB controller can have at most {_USB_PORTS_MAX} ports", device)
+    yield from _queue_errors(device)
     if device.type == "nvme" and device.serial is None:
         yield XMLError("An NVMe controller needs a <serial>, or a disk with one", line=device.line)
     yield from thread_errors(dom, device)
     if device.type == "ide" and not is_builtin_ide(dom, device):
         yield _unsupported(f"The machine '{dom.os.machine}' has no IDE controller {device.index}", device)
+
+
+def _queue_errors(device: Any) -> Errors:
+    """Yield an error for each option of virtio SCSI's queues on another controller. Mirrors: as _controller_errors"""
+    if device.type == "scsi" and str(device.model).startswith("virtio"):
+        return
+    if device.iothread_mapping:
+        yield _unsupported("Only a virtio SCSI controller can have I/O threads", device)
+    for name in ("queues", "cmd_per_lun", "max_sectors", "ioeventfd"):
+        is_nvme = device.type == "nvme" and name in ("queues", "ioeventfd")
+        if getattr(device, name) is not None and not is_nvme:
+            yield _unsupported(f"Only a virtio SCSI controller can have '{name}'", device)
 
 
 def _hostdev_errors(dom: DomainDef, device: Any, release: LibvirtRelease) -> Errors:
@@ -396,7 +409,7 @@ def _parallel_errors(dom: DomainDef, device: Any) -> Errors:
 
 def _usb_port_errors(device: Any) -> Errors:
     """Yield an error if a controller other than XHCI has a number of ports. Mirrors: qemuBuildUSBControllerDevStr"""
-    if device.type == "usb" and device.ports is not None and device.model not in _XHCI_MODELS:
+    if device.type == "usb" and device.ports is not None and device.model not in (*_XHCI_MODELS, "none"):
         yield _unsupported(f"A USB controller of model {device.model} cannot have a number of ports", device)
 
 

@@ -139,6 +139,11 @@ def _interface_errors(dom: DomainDef, device: Any, rules: Rules) -> Errors:
     """Mirrors: qemuValidateDomainDeviceDefNetwork"""
     if device.port_forwards and device.backend_type != "passt" and rules.release.has("port-forward-rule"):
         yield _unsupported("<portForward> needs <backend type='passt'>", device)
+    if any(route.address is None for route in device.routes) and not rules.release.has("route-to-all"):
+        yield XMLError("A <route> needs an address", line=device.line)
+    names = device.backend_hostname or device.backend_fqdn
+    if names and device.backend_type != "passt" and rules.release.has("passt-names"):
+        yield _unsupported("A host name of an interface needs <backend type='passt'>", device)
     if device.type == "vhostuser" and not shares_memory(dom) and rules.release.has("vhostuser-memory"):
         yield _unsupported("An interface of type vhostuser needs shared memory", device)
 
