@@ -104,6 +104,8 @@ def _normalise_memory(dom: DomainFields) -> None:
         size = getattr(dom, name)
         if size is not None:
             setattr(dom, name, SizeDef.of_kib(size.kib))
+    if dom.min_guarantee is not None and not dom.min_guarantee.kib:
+        dom.min_guarantee = None
     dom.memory.value, dom.memory.unit = dom.memory_kib, "KiB"
     if dom.max_memory is not None:
         dom.max_memory.value, dom.max_memory.unit = dom.max_memory.kib, "KiB"
@@ -148,10 +150,10 @@ def _normalise_features(features: FeaturesDef) -> None:
             features.hyperv = HypervFeatures(mode=features.hyperv.mode)
     if features.tcg_tb_cache is not None:
         size = features.tcg_tb_cache * unit_factor(features.tcg_tb_cache_unit)
-        features.tcg_tb_cache, features.tcg_tb_cache_unit = -(-size // 1024), "KiB"
+        features.tcg_tb_cache, features.tcg_tb_cache_unit = (-(-size // 1024), "KiB") if size else (None, None)
     if features.hpt_maxpagesize is not None:
         size = features.hpt_maxpagesize * unit_factor(features.hpt_maxpagesize_unit)
-        features.hpt_maxpagesize, features.hpt_maxpagesize_unit = -(-size // 1024), "KiB"
+        features.hpt_maxpagesize, features.hpt_maxpagesize_unit = (-(-size // 1024), "KiB") if size else (None, None)
 
 
 def _sort_disks(dom: DomainFields) -> None:

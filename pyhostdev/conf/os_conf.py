@@ -24,7 +24,7 @@ from pyhostdev.conf.xml.xmlcodec import (
 from pyhostdev.conf.xml.xmlcodec import unit_factor as unit_factor
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import OptionalElement, attribute, content, elements, flag, opaque, optional_element
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, XMLError
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, VIR_ERR_XML_ERROR, XMLError
 from pyhostdev.util.virxml import ULLONG_MAX, shown
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class OSDef(ElementDef):
     loader_format = attribute("loader/@format", enum("raw", "qcow2"), since="firmware-format")
     nvram = content("nvram")
     nvram_template = attribute("nvram/@template")
-    nvram_type = attribute("nvram/@type")
+    nvram_type = attribute("nvram/@type", enum("file", "block", "dir", "network", "volume", "nvme", "vhostuser"))
     nvram_format = attribute("nvram/@format", enum("raw", "qcow2"), since="firmware-format")
     nvram_template_format = attribute("nvram/@templateFormat", enum("raw", "qcow2"), since="firmware-format")
     varstore_template = attribute("varstore/@template", since="firmware-varstore")
@@ -302,7 +302,7 @@ class NumaMemNode(ElementDef):
 
     cellid = attribute("cellid", number, required=True)
     mode = attribute("mode", enum(*NUMA_MODES))
-    nodeset = attribute("nodeset", cpuset, required=True)
+    nodeset = attribute("nodeset", cpuset, required=True, missing=VIR_ERR_XML_ERROR)
 
 
 class NumaTuneDef(ElementDef):

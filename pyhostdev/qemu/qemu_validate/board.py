@@ -168,10 +168,21 @@ def _feature_errors(dom: DomainDef, release: LibvirtRelease) -> Errors:
         yield _unsupported("<vmport> needs <ps2>, which is off", features)
     if features.tcg_tb_cache is not None and dom.type == "kvm":
         yield _unsupported("A domain of type kvm cannot have <tcg>", features)
+    if (features.tcg_tb_cache or 0) % 1024:
+        yield _unsupported("The size of <tb-cache> must be a multiple of 1 MiB", features)
     if features.tseg is not None and features.tseg * unit_factor(features.tseg_unit or "MiB") % (1 << 20):
         yield _unsupported("The size of <tseg> must be a multiple of 1 MiB", features)
-    if features.hyperv is not None and features.hyperv.stimer and release.has("hyperv-dependencies"):
-        yield from _stimer_errors(dom, features.hyperv)
+    if features.hyperv is not None and release.has("hyperv-dependencies"):
+        yield from _hyperv_need_errors(dom, features.hyperv)
+
+
+def _hyperv_need_errors(dom: DomainDef, hyperv: Any) -> Errors:
+    """Mirrors: qemuValidateDomainDefHypervFeatures"""
+    for name, need in (("tlbflush", "vpindex"), ("ipi", "vpindex"), ("evmcs", "vapic")):
+        if getattr(hyperv, name) and not getattr(hyperv, need):
+            yield _unsupported(f"<{name}> needs <{need}>", hyperv)
+    if hyperv.stimer:
+        yield from _stimer_errors(dom, hyperv)
 
 
 def _stimer_errors(dom: DomainDef, hyperv: Any) -> Errors:
