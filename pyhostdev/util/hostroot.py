@@ -385,6 +385,16 @@ class HostRoot:
         return self.join("proc/net/unix")
 
     @property
+    def tcp_sockets(self) -> tuple[str, str]:
+        """``proc/net/tcp`` and ``proc/net/tcp6``: TCP sockets of this network namespace, listening ones first."""
+        return self.join("proc/net/tcp"), self.join("proc/net/tcp6")
+
+    @property
+    def first_unprivileged_port(self) -> str:
+        """``proc/sys/net/ipv4/ip_unprivileged_port_start``"""
+        return self.join("proc/sys/net/ipv4/ip_unprivileged_port_start")
+
+    @property
     def ipv6_addresses(self) -> str:
         """``proc/net/if_inet6``: the IPv6 addresses of all network interfaces."""
         return self.join("proc/net/if_inet6")

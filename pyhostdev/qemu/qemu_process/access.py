@@ -206,8 +206,9 @@ def graphics_socket(graphics: Any) -> str | None:
 
 
 def character_devices(dom: DomainDef) -> Iterator[tuple[Any, Any]]:
-    """Yield each definition that becomes a character device, with its host side."""
-    consoles = [console for console in dom.consoles if console.target_type != "serial"]
+    """Yield each definition that becomes a character device, with its host side; the first console may be a serial."""
+    stands_for_serial = dom.serials and dom.consoles and dom.consoles[0].target_type in (None, "serial")
+    consoles = dom.consoles[1:] if stands_for_serial else dom.consoles
     cards = [card for card in dom.smartcards if card.mode == "passthrough"]
     devices: tuple[Any, ...] = (*dom.serials, *dom.parallels, *dom.channels, *consoles, *cards, *dom.redirdevs)
     for device in devices:
