@@ -11,6 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.qemu.qemu_process.disk_files import CONTENT, DIRECTORY, SOCKET
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import shown
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.qemu.qemu_process.disk_files import NeededFile
 
 _NAME_MAX = 107 - len("/proc/self/fd/9999/")  # bytes of a socket's name: it is bound through its directory
 
@@ -55,6 +57,18 @@ def kind_obstacles(dom: DomainDef, sockets: Iterator[tuple[Any, str]]) -> Iterat
             yield Finding("image-unusable", ERROR, None, message, image.disk.line)
     for device, path in sockets:
         yield from _socket_kind(device, path)
+
+
+def needed_kinds(files: list[NeededFile]) -> Iterator[Finding]:
+    """Yield a finding for each existing file that must be a socket or a directory and is not, or the reverse."""
+    for file in files:
+        status = None if file.kind is None else _status(file.path)
+        if status is None:
+            continue
+        is_directory, is_socket = stat.S_ISDIR(status.st_mode), stat.S_ISSOCK(status.st_mode)
+        if not {CONTENT: not is_directory, DIRECTORY: is_directory, SOCKET: is_socket}[str(file.kind)]:
+            why = "is a directory" if file.kind == CONTENT else f"is not a {file.kind}"
+            yield Finding("image-unusable", ERROR, None, f"'{file.path}' of {file.what} {why}", file.line)
 
 
 def _images(dom: DomainDef) -> Iterator[_Image]:
