@@ -337,6 +337,11 @@ class HostRoot:
         return self.join(f"sys/kernel/mm/hugepages/hugepages-{kib}kB/free_hugepages")
 
     @property
+    def overcommit_memory(self) -> str:
+        """``proc/sys/vm/overcommit_memory``"""
+        return self.join("proc/sys/vm/overcommit_memory")
+
+    @property
     def locks(self) -> str:
         """``proc/locks``"""
         return self.join("proc/locks")
