@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -239,6 +242,48 @@ def test_a_file_of_another_kind(devices: str, message: str, tmp_path: Path) -> N
     ((reason, found),) = obstacles(dom, tmp_path)
     assert ("image-missing", "image-unusable") == (missing, reason)
     assert f"'{tmp_path}/f' of {message.format('is not a')}" == found
+
+
+def test_a_peer_that_refuses(tmp_path: Path) -> None:
+    """A socket whose program has ended refuses; a program that runs sees no connection."""
+    path = str(tmp_path / ("s" * 120))  # longer than an address
+    dom = domain(f"<serial type='unix'><source mode='connect' path='{path}'/></serial>")
+    with listening(path) as server:
+        assert [] == obstacles(dom, tmp_path)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    message = f"No program listens at '{path}' of the host side of a <serial>"
+    assert [("image-unusable", message)] == obstacles(dom, tmp_path)
+
+
+def test_a_socket_that_another_program_has(tmp_path: Path) -> None:
+    """pyhostdev replaces a dead socket only, and makes each once."""
+    path = str(tmp_path / "s")
+    serial = f"<serial type='unix'><source mode='bind' path='{path}'/></serial>"
+    with listening(path):
+        message = f"Another program listens at '{path}' of a <serial>"
+        assert [("image-unusable", message)] == obstacles(domain(serial), tmp_path)
+    assert [] == obstacles(domain(serial), tmp_path)
+    console = serial.replace("serial", "console")
+    assert [] == obstacles(domain(serial + console), tmp_path)
+    twice = [("image-unusable", f"The socket '{path}' of a <serial> is also that of a <serial>")]
+    assert twice == obstacles(domain(serial + serial), tmp_path)
+
+
+@contextmanager
+def listening(path: str) -> Iterator[socket.socket]:
+    """Listen at a path of any length; the socket's file stays."""
+    directory, name = os.path.split(path)
+    fd = os.open(directory, os.O_PATH)
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"/proc/self/fd/{fd}/{name[:80]}")
+            os.rename(f"{directory}/{name[:80]}", path)
+            server.listen()
+            yield server
+    finally:
+        os.close(fd)
 
 
 def test_content_is_not_a_directory(tmp_path: Path) -> None:
