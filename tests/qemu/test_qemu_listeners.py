@@ -13,7 +13,10 @@ import pytest
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.qemu import qemu_driver
-from pyhostdev.qemu.qemu_process.listeners import listener_obstacles
+from pyhostdev.qemu.qemu_capabilities.reading import load
+from pyhostdev.qemu.qemu_command import build_command_line
+from pyhostdev.qemu.qemu_domain.define import define
+from pyhostdev.qemu.qemu_process.listeners import choose_ports, listener_obstacles
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.ownership import Ownership
 from pyhostdev.util.tcplisteners import can_bind_privileged, needs_privilege
@@ -192,3 +195,25 @@ def test_another_machines_ports_are_unknown(tmp_path: Path) -> None:
     """A directory in place of / is another machine, or a recorded one."""
     with listening() as port:
         assert [] == list(listener_obstacles(domain(serial(port) + serial(1, FOREIGN)), Host(tmp_path), STRANGER))
+
+
+def test_automatic_ports_are_free(tmp_path: Path) -> None:
+    """Each server gets the first free port, and the command line has it; a fixed port of the domain counts as used."""
+    caps = load("x86_64", "11.1")
+    text = screen("vnc", -1, more="websocket='-1'") + screen("spice", -1, more="autoport='yes'")
+
+    def chosen(devices: str, root: HostRoot) -> tuple[DomainDef, list[int | None]]:
+        dom = define(domain(devices), caps)
+        choose_ports(dom, root)
+        return dom, [port for graphics in dom.graphics for port in (graphics.port, graphics.websocket) if port]
+
+    dom, (vnc, websocket, spice) = chosen(text, HostRoot("/"))
+    assert len({vnc, websocket, spice}) == 3
+    argv = build_command_line(dom, caps)
+    assert f"127.0.0.1:{vnc - 5900},websocket={websocket}" in argv[argv.index("-vnc") + 1]
+    assert f"port={spice},addr=127.0.0.1" in argv[argv.index("-spice") + 1]
+    with socket.create_server(("127.0.0.1", vnc)):
+        again = chosen(text, HostRoot("/"))[1]
+        assert vnc not in again
+        assert again[2] not in chosen(text + serial(again[2]), HostRoot("/"))[1]
+    assert [-1, -1] == chosen(text, HostRoot(tmp_path))[1]  # of another machine nothing is known

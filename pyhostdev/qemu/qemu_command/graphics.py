@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot
 
 _ADDRESS_CHARACTERS = frozenset(string.ascii_letters + string.digits + ".:%_-[]")
-_VNC_BASE = 5900
-_SPICE_PORT = 5900
-_WEBSOCKET_PORT = 5700
+VNC_PORT = 5900
+SPICE_PORT = 5900
+WEBSOCKET_PORT = 5700
 _USB_INPUTS = {"mouse": "usb-mouse", "tablet": "usb-tablet", "keyboard": "usb-kbd"}
 
 _PRIMARY_VIDEO = {
@@ -186,7 +186,7 @@ def _vnc(build: CommandBuilder, graphics: Any) -> None:
 def _vnc_options(graphics: Any, *, has_port: bool) -> list[str]:
     options = []
     if graphics.websocket is not None and has_port:
-        options.append(f"websocket={graphics.websocket if graphics.websocket != -1 else _WEBSOCKET_PORT}")
+        options.append(f"websocket={graphics.websocket if graphics.websocket != -1 else WEBSOCKET_PORT}")
     if graphics.share_policy is not None:
         options.append(f"share={graphics.share_policy}")
     if graphics.passwd is not None:
@@ -207,10 +207,10 @@ def _vnc_display(build: CommandBuilder, graphics: Any, socket: str | None) -> st
         return f"vnc=unix:{option_value(socket)}"
     if graphics.listens and graphics.listens[0].type == "none":
         return "none"
-    port = graphics.port if graphics.port not in (None, -1) else _VNC_BASE
-    if port < _VNC_BASE:
-        raise unsupported(f"The port {port} of VNC, which is below {_VNC_BASE},", graphics)
-    return f"{option_value(_listen_address(build, graphics))}:{port - _VNC_BASE}"
+    port = graphics.port if graphics.port not in (None, -1) else VNC_PORT
+    if port < VNC_PORT:
+        raise unsupported(f"The port {port} of VNC, which is below {VNC_PORT},", graphics)
+    return f"{option_value(_listen_address(build, graphics))}:{port - VNC_PORT}"
 
 
 def _spice(build: CommandBuilder, graphics: Any) -> None:
@@ -243,7 +243,7 @@ def _spice_place(build: CommandBuilder, graphics: Any) -> list[str]:
         return [unix, f"addr={option_value(socket)}"]
     if graphics.listens and graphics.listens[0].type == "none":
         return ["port=0"]  # QEMU requires a port even without a server
-    port = graphics.port if graphics.port not in (None, -1) else _SPICE_PORT
+    port = graphics.port if graphics.port not in (None, -1) else SPICE_PORT
     return [f"port={port}", f"addr={option_value(_listen_address(build, graphics).strip('[]'))}"]
 
 

@@ -42,7 +42,7 @@ from pyhostdev.qemu.qemu_process.access import image_obstacles
 from pyhostdev.qemu.qemu_process.interface import interface_obstacles
 from pyhostdev.qemu.qemu_process.iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
 from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
-from pyhostdev.qemu.qemu_process.listeners import listener_obstacles
+from pyhostdev.qemu.qemu_process.listeners import choose_ports, listener_obstacles
 from pyhostdev.qemu.qemu_process.optional_media import absent_media, without_absent_media
 from pyhostdev.qemu.qemu_process.resources import resource_obstacles
 from pyhostdev.util.finding import ERROR, Finding
@@ -258,6 +258,8 @@ class Guest:
         ownership: the user that QEMU runs as, without any privilege; None keeps the current user.
         fd_groups: descriptors that the caller passes, by the name of their group; the caller closes them.
 
+    ``notes`` has a sentence for each port that differs from the one that ``argv`` prints.
+
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is invalid, or the emulator or pyhostdev does not support
             it; the first error, with the rest in ``others``.
@@ -291,6 +293,7 @@ class Guest:
         choose_at_start(defined, host, release)
         present = without_absent_media(without_absent_usb(defined, host), host)
         self.definition = with_pool_functions(present, host)
+        self.notes = choose_ports(self.definition, host.root)
         self.domain_id = os.getpid()
         self.sockets: list[str] = []
         self.argv(None, self._note_socket)

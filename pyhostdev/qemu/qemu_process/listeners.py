@@ -2,10 +2,10 @@
 """
 The addresses and TCP ports at which QEMU listens for a domain, and a check that the host lets it.
 
-Only numeric addresses and ports are checked: a name would be a question to a name server. Only a port that the
-definition chooses is checked.
+Only numeric addresses and ports are checked: a name would be a question to a name server. A port that the definition
+leaves to us is chosen at start.
 
-Mirrors: qemuProcessGraphicsReservePorts (src/qemu/qemu_process.c, in what it is for)
+Mirrors: qemuProcessGraphicsReservePorts, qemuProcessGraphicsAllocatePorts (src/qemu/qemu_process.c)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.errors import ConfigError
-from pyhostdev.qemu.qemu_command.graphics import listen_address
+from pyhostdev.qemu.qemu_command.graphics import SPICE_PORT, VNC_PORT, WEBSOCKET_PORT, listen_address
 from pyhostdev.qemu.qemu_process.access import character_devices
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.tcplisteners import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pyhostdev.util.ownership import Ownership
 
 _PORT_MAX = 65535
+_EVERY = bytes(4)  # stands for a name: every address of IPv4
 
 
 class _Server(NamedTuple):
@@ -114,6 +115,47 @@ def _why_unusable(
 def _is_privileged(root: HostRoot, ownership: Ownership | None) -> bool:
     """Return True if QEMU may listen at every port; as another user it has no capabilities."""
     return can_bind_privileged(root) if ownership is None else ownership.is_root
+
+
+def choose_ports(dom: DomainDef, root: HostRoot) -> list[str]:
+    """
+    Give each server with an automatic port the first free one, from libvirt's first port on.
+
+    Returns:
+        A sentence for each port that is not the first one.
+
+    Raises:
+        SysfsError: a table of the kernel cannot be read.
+    """
+    automatic = [(graphics, *place) for graphics in dom.graphics for place in _automatic_ports(graphics)]
+    if not automatic or not root.is_live:
+        return []
+    fixed = [(parse_address(server.host), server.port) for server in _servers(dom, root)]
+    taken = [*read_listeners(root), *(Endpoint(address, port) for address, port in fixed if address and port)]
+    sentences = []
+    for graphics, name, first in automatic:
+        address = parse_address(listen_address(graphics, root).strip("[]")) or _EVERY
+        place = next((e for e in _endpoints(address, first) if not is_taken(e, taken)), Endpoint(address, first))
+        taken.append(place)
+        setattr(graphics, name, place.port)
+        graphics.autoport = False  # or the port would be forgotten when the command line is built
+        if place.port != first:
+            sentences.append(f"the {name} of <graphics type='{graphics.type}'> is {place.port}: others are in use")
+    return sentences
+
+
+def _endpoints(address: bytes, first: int) -> Iterator[Endpoint]:
+    return (Endpoint(address, port) for port in range(first, _PORT_MAX + 1))
+
+
+def _automatic_ports(graphics: Any) -> Iterator[tuple[str, int]]:
+    """Yield the attribute of each port of a server that must be chosen, with the first port."""
+    if graphics.type not in ("vnc", "spice") or graphics.socket or _listens_elsewhere(graphics):
+        return
+    if graphics.port in (None, -1):
+        yield "port", VNC_PORT if graphics.type == "vnc" else SPICE_PORT
+    if graphics.type == "vnc" and graphics.websocket == -1:
+        yield "websocket", WEBSOCKET_PORT
 
 
 def _servers(dom: DomainDef, root: HostRoot) -> Iterator[_Server]:
