@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The formats of disk images, as the first bytes of a file show them.
+The formats of disk images, as the first bytes of a file show them, and the locks by which QEMU protects an image.
 
-Source: QEMU docs/interop/qcow2.rst, qed_spec.rst; block/vdi.c, block/bochs.c (for the magic numbers)
+Source: QEMU docs/interop/qcow2.rst, qed_spec.rst; block/vdi.c (the magic number), block/file-posix.c (the locks)
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import struct
+from contextlib import contextmanager
 
-from pyhostdev.util.typed import NamedTuple
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HEADER_BYTES = 4096  # of a file; a backing file named further behind counts as unknown
 
@@ -24,6 +29,10 @@ _V2_LENGTH, _LENGTH_AT = 72, 100  # where the extensions of version 2 begin; whe
 _EXTENSION = struct.Struct(">II")  # type and size
 _BACKING_FORMAT = 0xE2792ACA
 _NAME_MAX = 1023
+
+_F_OFD_GETLK = 36  # linux/fcntl.h; the C library need not have it
+_FLOCK = struct.Struct("=hhxxxxqqixxxx")  # of 64-bit machines
+_WRITES, _WRITES_ALONE = 101, 201  # bytes that a user of an image locks, from RAW_LOCK_PERM_BASE and _SHARED_BASE
 
 
 class Backing(NamedTuple):
@@ -40,23 +49,51 @@ def read_header(path: str) -> bytes | None:
     Nothing but a regular file is opened, because opening a device or a FIFO can act or wait.
     """
     try:
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        with _regular(path) as fd:
+            return None if fd is None else os.pread(fd, HEADER_BYTES, 0)
     except OSError:
         return None
+
+
+def is_locked(path: str, *, writes: bool, shares: bool) -> bool:
+    """
+    Return True if another process uses an image in a way that excludes this one; False if that is not known.
+
+    Args:
+        writes: the image will be written.
+        shares: others may write it at the same time.
+    """
     try:
-        return _read(place) if stat.S_ISREG(os.fstat(place).st_mode) else None
+        with _regular(path) as fd:
+            return fd is not None and (
+                (writes and _has_lock(fd, _WRITES_ALONE)) or (not shares and _has_lock(fd, _WRITES))
+            )
     except OSError:
-        return None
+        return False
+
+
+@contextmanager
+def _regular(path: str) -> Iterator[int | None]:
+    """Open a regular file for reading, through links; yield None for another file."""
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            yield None
+            return
+        fd = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     finally:
         os.close(place)
-
-
-def _read(place: int) -> bytes:
-    fd = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return os.pread(fd, HEADER_BYTES, 0)
+        yield fd
     finally:
         os.close(fd)
+
+
+def _has_lock(fd: int, at: int) -> bool:
+    """Return True if another open file has locked a byte; no lock is taken."""
+    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
+    kind: int = _FLOCK.unpack(fcntl.fcntl(fd, _F_OFD_GETLK, wanted))[0]
+    return kind != fcntl.F_UNLCK
 
 
 def format_error(header: bytes, kind: str) -> str | None:

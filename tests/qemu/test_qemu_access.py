@@ -205,6 +205,28 @@ def test_images_below_an_image_are_looked_at(tmp_path: Path) -> None:
     )
 
 
+def test_an_image_that_a_guest_uses(tmp_path: Path) -> None:
+    """QEMU locks an image, and a second one would end; a file below an image is locked, too."""
+    emulator = shutil.which("qemu-system-x86_64")
+    if emulator is None:
+        pytest.skip("needs qemu-system-x86_64")
+    low, top = image(tmp_path / "low"), image(tmp_path / "top", "-F", "qcow2", "-b", str(tmp_path / "low"))
+    options = ["-machine", "none,accel=tcg", "-display", "none", "-nodefaults", "-qmp", "stdio"]
+    export = [f"driver=qcow2,node-name=a,file.driver=file,file.filename={low}", "driver=raw,node-name=b,file=a"]
+    blockdevs = [word for text in export for word in ("-blockdev", text)]
+    with subprocess.Popen([emulator, *options, *blockdevs], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as qemu:
+        try:
+            assert qemu.stdout is not None
+            assert b"QMP" in qemu.stdout.readline()  # it has opened the image
+            used = f"'{low}' of {{}} is in use: another program has locked it"
+            assert [("image-unusable", used.format("disk 'vda'"))] == obstacles(domain(qcow2(low)), tmp_path)
+            below = used.format("the backing store of disk 'vda'")
+            assert [("image-unusable", below)] == obstacles(domain(qcow2(top)), tmp_path)
+        finally:
+            qemu.kill()
+    assert [] == obstacles(domain(qcow2(top)), tmp_path)
+
+
 def test_a_chain_that_is_elsewhere_or_endless(tmp_path: Path) -> None:
     """A server is not asked, a format that the image does not give is detected, and a circle ends."""
     assert [] == obstacles(domain(qcow2(image(tmp_path / "a", "-F", "raw", "-u", "-b", "nbd://h/x"))), tmp_path)

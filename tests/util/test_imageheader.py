@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 from pathlib import Path
 
 import pytest
 
-from pyhostdev.util.imageheader import HEADER_BYTES, Backing, backing_of, format_error, read_header
+from pyhostdev.util.imageheader import HEADER_BYTES, Backing, backing_of, format_error, is_locked, read_header
 
 
 def qcow2(backing: bytes = b"", kind: bytes = b"", version: int = 3) -> bytes:
@@ -84,3 +85,30 @@ def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert b"x" * HEADER_BYTES == read_header(str(tmp_path / "link"))
     assert [None] * 4 == [read_header(path) for path in (f"{tmp_path}/fifo", "/dev/zero", f"{tmp_path}/no", "/")]
+
+
+@pytest.mark.parametrize(
+    ("locked", "writes", "shares", "expected"),
+    [
+        ((100, 101, 201), True, False, True),  # a guest that writes alone
+        ((100, 101, 201), True, True, True),
+        ((100, 101, 201), False, False, True),
+        ((100, 101, 201), False, True, False),
+        ((100, 201), True, False, True),  # one that reads, and lets no other write
+        ((100, 201), False, False, False),
+        ((100, 101), True, False, True),  # one that writes and shares
+        ((100, 101), True, True, False),
+        ((), True, False, False),
+    ],
+)
+def test_locks_of_qemu(locked: tuple[int, ...], writes: bool, shares: bool, expected: bool, tmp_path: Path) -> None:
+    """What a QEMU locks was measured; the test takes no lock."""
+    path = tmp_path / "image"
+    path.touch()
+    with path.open("rb") as other:
+        for at in locked:
+            lock = struct.pack("=hhxxxxqqixxxx", fcntl.F_RDLCK, os.SEEK_SET, at, 1, 0)
+            fcntl.fcntl(other, 37, lock)  # F_OFD_SETLK
+        assert expected == is_locked(str(path), writes=writes, shares=shares)
+    assert not is_locked(str(path), writes=True, shares=False)
+    assert not is_locked(str(tmp_path / "gone"), writes=True, shares=False)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Check the format of the images that a domain names, and the images below them that only the images name.
+Check the formats and the locks of the images that a domain names, and of those below them that only the images name.
 
 A format that QEMU would not find in the file is an error. ``raw`` fits every file.
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.qemu.qemu_command.images import ends_chain, image_chain
+from pyhostdev.qemu.qemu_command.images import ends_chain, image_chain, is_readonly
 from pyhostdev.qemu.qemu_process.disk_files import READ, NeededFile
 from pyhostdev.util.finding import ERROR, Finding
-from pyhostdev.util.imageheader import backing_of, format_error, read_header
+from pyhostdev.util.imageheader import backing_of, format_error, is_locked, read_header
 from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class _Image(NamedTuple):
     format: str | None
     line: int | None
     below: str | None = None  # the purpose of the images below that only the file names; None if there are none
+    is_protected: bool = False  # QEMU locks it
+    writes: bool = False
+    shares: bool = False  # with others who write it
 
 
 def format_obstacles(dom: DomainDef, judge: Callable[[list[NeededFile]], list[Finding]]) -> Iterator[Finding]:
@@ -54,10 +57,9 @@ def _disk_images(disk: Any) -> Iterator[_Image]:
     images = image_chain(disk)
     for number, image in enumerate(images):
         if image.type == "file" and image.source.file and image.source.slice is None:
-            goes_on = number == len(images) - 1 and not ends_chain(disk)
-            yield _Image(
-                below if number else what, image.source.file, image.format, disk.line, below if goes_on else None
-            )
+            use = (True, not number and not is_readonly(disk), bool(disk.shareable))
+            lower = below if number == len(images) - 1 and not ends_chain(disk) else None
+            yield _Image(below if number else what, image.source.file, image.format, disk.line, lower, *use)
 
 
 def _template_obstacles(os_: Any) -> Iterator[Finding]:
@@ -77,18 +79,26 @@ def _firmware_images(dom: DomainDef) -> Iterator[_Image]:
 
 
 def _image_obstacles(image: _Image, judge: Callable[[list[NeededFile]], list[Finding]]) -> Iterator[Finding]:
+    """Yield the errors of an image, and those of the images below it until one has an error."""
     seen: set[str] = set()
     below: _Image | None = image
     while below is not None and below.path not in seen and len(seen) < _CHAIN_MAX:
         seen.add(below.path)
+        header = None if below.format == "raw" else read_header(below.path)
         errors = [] if below is image else judge([NeededFile(below.what, below.path, READ, below.line)])
-        header = None if errors or below.format == "raw" else read_header(below.path)
-        error = None if header is None or below.format is None else format_error(header, below.format)
-        if error is not None:
-            message = f"'{below.path}' of {below.what} {error}"
-            errors = [Finding("image-unusable", ERROR, None, message, below.line)]
+        errors += [Finding("image-unusable", ERROR, None, text, below.line) for text in _own_errors(below, header)]
         yield from errors
-        below = None if header is None or error is not None else _image_below(below, header)
+        below = None if errors or header is None else _image_below(below, header)
+
+
+def _own_errors(image: _Image, header: bytes | None) -> Iterator[str]:
+    """Yield a sentence for each fact about a file that makes it unusable."""
+    name = f"'{image.path}' of {image.what}"
+    if image.is_protected and is_locked(image.path, writes=image.writes, shares=image.shares):
+        yield f"{name} is in use: another program has locked it"
+    error = None if header is None or image.format is None else format_error(header, image.format)
+    if error is not None:
+        yield f"{name} {error}"
 
 
 def _image_below(image: _Image, header: bytes) -> _Image | None:
@@ -97,4 +107,4 @@ def _image_below(image: _Image, header: bytes) -> _Image | None:
     if backing is None or ":" in backing.name.partition("/")[0]:  # QEMU: path_has_protocol (block.c)
         return None
     path = os.path.join(os.path.dirname(image.path), backing.name)
-    return _Image(str(image.below), path, backing.format, image.line, image.below)
+    return image._replace(what=str(image.below), path=path, format=backing.format, writes=False)
