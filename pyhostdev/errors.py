@@ -49,6 +49,8 @@ REFUSAL_CODES = {
     "image-missing": VIR_ERR_SYSTEM_ERROR,
     "image-unreadable": VIR_ERR_SYSTEM_ERROR,
     "image-unusable": VIR_ERR_SYSTEM_ERROR,
+    "port-unusable": VIR_ERR_INTERNAL_ERROR,
+    "address-missing": VIR_ERR_INTERNAL_ERROR,
 }
 
 

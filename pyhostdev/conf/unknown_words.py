@@ -39,7 +39,8 @@ def unknown_words(dom: DomainFields) -> list[Finding]:
 
     Reason ``unknown-word`` is an error, also for an invalid value of a name that some releases lack. A name of a newer
     libvirt is a note ``unsupported``; one without an effect, and an element that stands twice, is a note ``ignored``.
-    Names in a foreign namespace are not checked.
+    A name in a foreign namespace is checked only if it is like a known one: libvirt reads attributes without regard to
+    their namespace (xmlGetProp).
     """
     return [finding for _, finding in words_with_paths(dom)]
 
@@ -140,7 +141,7 @@ def _word_findings(device: ElementDef) -> Iterator[tuple[str, Finding]]:
         for invalid in part.invalid_words:
             yield inner, Finding("unknown-word", ERROR, address, invalid.error.message, invalid.error.line)
         for path, word in part.own_unknown():
-            if not word.is_foreign:
+            if not word.is_foreign or (not word.declares_namespace and _hint(part, path, word)):
                 where = "/".join((device.tag, *place, *path, word.label))
                 yield where, _finding(device.tag, part, (*place, *path), path, word, address)
 
@@ -176,5 +177,5 @@ def _hint(part: ElementDef, path: tuple[str, ...], word: Unknown) -> str:
     for tag in path:
         shape = shape.nodes[tag]  # type: ignore[union-attr]  # only shapes hold unknown names
     known = shape.nodes if word.is_element else shape.attributes  # type: ignore[union-attr]
-    near = nearest_words(word.name, known, 1, _ALIKE)
+    near = nearest_words(word.local_name, known, 1, _ALIKE)
     return f"{_HINT} '{near[0]}'?" if near else ""

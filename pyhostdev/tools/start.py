@@ -136,6 +136,8 @@ def _run_guest(
     )
     while True:
         guest = guest_of(definition, manager.host)
+        for note in guest.notes:
+            complain(f"note: {note}")
         accept = [*args.accept, *vf_consents(guest.definition)]
         plan = manager.host.plan(guest.definition, args.policy, accept=accept, release=release)
         try:

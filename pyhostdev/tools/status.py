@@ -7,6 +7,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
+from pyhostdev.hypervisor.guest_facts import unknown_guest_text, unreadable_guests
 from pyhostdev.hypervisor.hostdev_status import RecordedDevice, read_recorded_devices
 from pyhostdev.tools import arguments, output
 from pyhostdev.tools.main import complain
@@ -26,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     devices, problems = read_recorded_devices(host.root, host.state())
     for bad in problems:
         complain(f"record '{bad.name}' cannot be used: {bad.why}")
+    for bad in unreadable_guests(host.state()):
+        complain(unknown_guest_text(bad))
     if args.owner is not None:
         devices = [dev for dev in devices if dev.owner == args.owner]
     if args.json:

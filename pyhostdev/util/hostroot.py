@@ -337,6 +337,11 @@ class HostRoot:
         return self.join(f"sys/kernel/mm/hugepages/hugepages-{kib}kB/free_hugepages")
 
     @property
+    def overcommit_memory(self) -> str:
+        """``proc/sys/vm/overcommit_memory``"""
+        return self.join("proc/sys/vm/overcommit_memory")
+
+    @property
     def locks(self) -> str:
         """``proc/locks``"""
         return self.join("proc/locks")
@@ -383,6 +388,16 @@ class HostRoot:
     def unix_sockets(self) -> str:
         """``proc/net/unix``: the UNIX sockets of this network namespace."""
         return self.join("proc/net/unix")
+
+    @property
+    def tcp_sockets(self) -> tuple[str, str]:
+        """``proc/net/tcp`` and ``proc/net/tcp6``: TCP sockets of this network namespace, listening ones first."""
+        return self.join("proc/net/tcp"), self.join("proc/net/tcp6")
+
+    @property
+    def first_unprivileged_port(self) -> str:
+        """``proc/sys/net/ipv4/ip_unprivileged_port_start``"""
+        return self.join("proc/sys/net/ipv4/ip_unprivileged_port_start")
 
     @property
     def ipv6_addresses(self) -> str:

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from pyhostdev.errors import OperationError
+from pyhostdev.hypervisor.guest_facts import GuestFacts
 from pyhostdev.hypervisor.guest_journal import GuestJournal
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.hypervisor.netdev_journal import MacvtapJournal, NetdevJournal
 from pyhostdev.hypervisor.program_journal import ProgramJournal
 from pyhostdev.hypervisor.usb_journal import USBJournal
 from pyhostdev.hypervisor.vf_network import VFJournal
-from pyhostdev.qemu.qemu_hotplug.runtime import GuestFacts, read_guests
+from pyhostdev.qemu.qemu_hotplug.runtime import read_guests
 from pyhostdev.testing import FakeHost
 from pyhostdev.tools.main import main
 from pyhostdev.util.hostroot import HostRoot

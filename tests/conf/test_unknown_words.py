@@ -89,6 +89,27 @@ def test_other_words_are_kept(device: str) -> None:
     assert [] == dom.unknown_words()
 
 
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        (hostdev("xmlns:q='x' q:assigned='no'"), "attribute 'q:assigned' of <hostdev>; did you mean 'assigned'?"),
+        (hostdev("xmlns:q='x' q:asigned='no'"), "attribute 'q:asigned' of <hostdev>; did you mean 'assigned'?"),
+        (INTERFACE.replace("><source", " xmlns:q='x' q:managed='no'><source").format(""), "did you mean 'managed'?"),
+        (hostdev(address="xmlns:q='x' q:slot='1'"), "<hostdev/source/address>; did you mean 'slot'?"),
+        (hostdev(inner="<driver xmlns:q='x' q:model='vfio-pci'/>"), "<hostdev/driver>; did you mean 'model'?"),
+        (
+            hostdev(inner="<q:driver xmlns:q='x' model='a'/>"),
+            "element <{x}driver> in <hostdev>; did you mean 'driver'?",
+        ),
+    ],
+)
+def test_a_prefix_does_not_hide_a_word(device: str, message: str) -> None:
+    """libvirt reads the attribute, we do not: the plan refuses it, with prepare, start and validate."""
+    (finding,) = domain(device).unknown_words()
+    assert ("unknown-word", "error") == (finding.reason, finding.severity)
+    assert message in finding.message
+
+
 def test_an_interface_names_its_driver() -> None:
     """<driver model= iommufd=> of an interface is that of the host device."""
     (found,) = domain(INTERFACE.format("<driver model='mlx5_vfio_pci' iommufd='yes'/>")).all_hostdevs()

@@ -4,6 +4,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -131,6 +136,197 @@ def test_one_image_of_two_disks(first: str, second: str, refused: bool, tmp_path
     dom = domain(one.replace("</disk>", f"{first}</disk>") + other.replace("</disk>", f"{second}</disk>"))
     found = image_obstacles(dom, Host(HostRoot("/"), state_dir=str(tmp_path)), None)
     assert refused == any("Disks 'vda' and 'vdb' have the same image" in finding.message for finding in found)
+
+
+def image(path: Path, *options: str) -> Path:
+    """Make a qcow2 image."""
+    if shutil.which("qemu-img") is None:
+        pytest.skip("needs qemu-img")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), "1M"], check=True)
+    return path
+
+
+def qcow2(path: object, inside: str = "") -> str:
+    driver = "<driver name='qemu' type='qcow2'/>"
+    return f"<disk type='file'>{driver}<source file='{path}'/>{inside}<target dev='vda'/></disk>"
+
+
+def obstacles(dom: DomainDef, state_dir: Path) -> list[tuple[str, str]]:
+    found = image_obstacles(dom, Host(HostRoot("/"), state_dir=str(state_dir)), None)
+    assert {"error"} >= {finding.severity for finding in found}
+    return [(finding.reason, finding.message) for finding in found]
+
+
+def test_an_image_has_the_format_of_its_definition(tmp_path: Path) -> None:
+    """QEMU would not find qcow2 in another file; raw fits every file, and a part of a file is not looked at."""
+    (tmp_path / "raw").write_bytes(bytes(512))
+    good = image(tmp_path / "good")
+    bad = [("image-unusable", f"'{tmp_path}/raw' of disk 'vda' is not a qcow2 image")]
+    assert bad == obstacles(domain(qcow2(tmp_path / "raw")), tmp_path)
+    assert [] == obstacles(domain(qcow2(good)), tmp_path)
+    assert [] == obstacles(domain(disk(good)), tmp_path)
+    part = "<slices><slice type='storage' offset='512' size='512'/></slices>"
+    assert [] == obstacles(
+        domain(qcow2(tmp_path / "raw").replace(f"file='{tmp_path}/raw'/>", f"file='{tmp_path}/raw'>{part}</source>")),
+        tmp_path,
+    )
+    flash = domain().format().replace("</os>", f"<loader type='pflash' format='qcow2'>{tmp_path}/raw</loader></os>")
+    assert [("image-unusable", f"'{tmp_path}/raw' of the firmware is not a qcow2 image")] == obstacles(
+        DomainDef.parse(flash), tmp_path
+    )
+
+
+def test_variables_cannot_be_made_from_another_format(tmp_path: Path) -> None:
+    """The store is a copy of its template; one that exists is used as it is."""
+    nvram = f"<nvram template='/bin/true' templateFormat='raw' format='qcow2'>{tmp_path}/vars</nvram></os>"
+    dom = DomainDef.parse(domain().format().replace("</os>", nvram))
+    message = f"'{tmp_path}/vars' of format qcow2 cannot be made from '/bin/true' of format raw"
+    assert [("image-unusable", message)] == obstacles(dom, tmp_path)
+    image(tmp_path / "vars")
+    assert [] == obstacles(dom, tmp_path)
+
+
+def test_images_below_an_image_are_looked_at(tmp_path: Path) -> None:
+    """QEMU opens the files that the images name, relative to each image; an empty <backingStore/> ends the chain."""
+    (tmp_path / "raw").write_bytes(bytes(1 << 20))
+    (tmp_path / "in").mkdir()
+    below = image(tmp_path / "in/below", "-F", "qcow2", "-u", "-b", "gone")
+    above = image(tmp_path / "above", "-F", "qcow2", "-u", "-b", "in/below")
+    what = "of the backing store of disk 'vda'"
+    missing = [("image-missing", f"'{tmp_path}/in/gone' {what} does not exist")]
+    assert missing == obstacles(domain(qcow2(above)), tmp_path) == obstacles(domain(qcow2(below)), tmp_path)
+    (tmp_path / "in/gone").symlink_to("../raw")
+    unusable = [("image-unusable", f"'{tmp_path}/in/gone' {what} is not a qcow2 image")]
+    assert unusable == obstacles(domain(qcow2(above)), tmp_path)
+    assert [] == obstacles(domain(qcow2(above, "<backingStore/>")), tmp_path)
+    listed = f"<backingStore type='file'><format type='qcow2'/><source file='{tmp_path}/raw'/></backingStore>"
+    assert [("image-unusable", f"'{tmp_path}/raw' {what} is not a qcow2 image")] == obstacles(
+        domain(qcow2(above, listed)), tmp_path
+    )
+
+
+def test_an_image_that_a_guest_uses(tmp_path: Path) -> None:
+    """QEMU locks an image, and a second one would end; a file below an image is locked, too."""
+    emulator = shutil.which("qemu-system-x86_64")
+    if emulator is None:
+        pytest.skip("needs qemu-system-x86_64")
+    low, top = image(tmp_path / "low"), image(tmp_path / "top", "-F", "qcow2", "-b", str(tmp_path / "low"))
+    options = ["-machine", "none,accel=tcg", "-display", "none", "-nodefaults", "-qmp", "stdio"]
+    export = [f"driver=qcow2,node-name=a,file.driver=file,file.filename={low}", "driver=raw,node-name=b,file=a"]
+    blockdevs = [word for text in export for word in ("-blockdev", text)]
+    with subprocess.Popen([emulator, *options, *blockdevs], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as qemu:
+        try:
+            assert qemu.stdout is not None
+            assert b"QMP" in qemu.stdout.readline()  # it has opened the image
+            used = f"'{low}' of {{}} is in use: another program has locked it"
+            assert [("image-unusable", used.format("disk 'vda'"))] == obstacles(domain(qcow2(low)), tmp_path)
+            below = used.format("the backing store of disk 'vda'")
+            assert [("image-unusable", below)] == obstacles(domain(qcow2(top)), tmp_path)
+        finally:
+            qemu.kill()
+    assert [] == obstacles(domain(qcow2(top)), tmp_path)
+
+
+def test_a_chain_that_is_elsewhere_or_endless(tmp_path: Path) -> None:
+    """A server is not asked, a format that the image does not give is detected, and a circle ends."""
+    assert [] == obstacles(domain(qcow2(image(tmp_path / "a", "-F", "raw", "-u", "-b", "nbd://h/x"))), tmp_path)
+    assert [] == obstacles(domain(qcow2(image(tmp_path / "b", "-F", "qcow2", "-u", "-b", "b"))), tmp_path)
+    (tmp_path / "raw").write_bytes(bytes(512))
+    top = image(tmp_path / "c", "-F", "raw", "-u", "-b", "raw")
+    top.write_bytes(top.read_bytes().replace(b"\xe2\x79\x2a\xca", b"\x01\x79\x2a\xca"))  # the format is not given
+    assert [] == obstacles(domain(qcow2(top)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ("<serial type='unix'><source mode='connect' path='{}/f'/></serial>", "the host side of a <serial> {} socket"),
+        (
+            "<disk type='network'><source protocol='nbd' name='x'><host transport='unix' socket='{}/f'/></source>"
+            "<target dev='vda'/></disk>",
+            "the server of disk 'vda' {} socket",
+        ),
+        ("<audio id='1' type='pulseaudio' serverName='{}/f'/>", "the server of an <audio> {} socket"),
+        ("<audio id='1' type='pulseaudio' serverName='unix:{}/f'/>", "the server of an <audio> {} socket"),
+        ("<filesystem><source dir='{}/f'/><target dir='t'/></filesystem>", "the directory of 't' {} directory"),
+        (
+            "<smartcard mode='host-certificates'><certificate>a</certificate><certificate>b</certificate>"
+            "<certificate>c</certificate><database>{}/f</database></smartcard>",
+            "the database of a <smartcard> {} directory",
+        ),
+    ],
+)
+def test_a_file_of_another_kind(devices: str, message: str, tmp_path: Path) -> None:
+    """QEMU would connect to a socket or list a directory; a missing one is a finding like any file."""
+    dom = domain(devices.format(tmp_path))
+    ((missing, _),) = obstacles(dom, tmp_path)
+    (tmp_path / "f").touch()
+    ((reason, found),) = obstacles(dom, tmp_path)
+    assert ("image-missing", "image-unusable") == (missing, reason)
+    assert f"'{tmp_path}/f' of {message.format('is not a')}" == found
+
+
+def test_a_peer_that_refuses(tmp_path: Path) -> None:
+    """A socket whose program has ended refuses; a program that runs sees no connection."""
+    path = str(tmp_path / ("s" * 120))  # longer than an address
+    dom = domain(f"<serial type='unix'><source mode='connect' path='{path}'/></serial>")
+    with listening(path) as server:
+        assert [] == obstacles(dom, tmp_path)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    message = f"No program listens at '{path}' of the host side of a <serial>"
+    assert [("image-unusable", message)] == obstacles(dom, tmp_path)
+
+
+def test_a_socket_that_another_program_has(tmp_path: Path) -> None:
+    """pyhostdev replaces a dead socket only, and makes each once."""
+    path = str(tmp_path / "s")
+    serial = f"<serial type='unix'><source mode='bind' path='{path}'/></serial>"
+    with listening(path):
+        message = f"Another program listens at '{path}' of a <serial>"
+        assert [("image-unusable", message)] == obstacles(domain(serial), tmp_path)
+    assert [] == obstacles(domain(serial), tmp_path)
+    console = serial.replace("serial", "console")
+    assert [] == obstacles(domain(serial + console), tmp_path)
+    twice = [("image-unusable", f"The socket '{path}' of a <serial> is also that of a <serial>")]
+    assert twice == obstacles(domain(serial + serial), tmp_path)
+
+
+@contextmanager
+def listening(path: str) -> Iterator[socket.socket]:
+    """Listen at a path of any length; the socket's file stays."""
+    directory, name = os.path.split(path)
+    fd = os.open(directory, os.O_PATH)
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"/proc/self/fd/{fd}/{name[:80]}")
+            os.rename(f"{directory}/{name[:80]}", path)
+            server.listen()
+            yield server
+    finally:
+        os.close(fd)
+
+
+def test_content_is_not_a_directory(tmp_path: Path) -> None:
+    """QEMU cannot read one, though its user may."""
+    text = domain().format().replace("</os>", f"<kernel>{tmp_path}</kernel></os>")
+    assert [("image-unusable", f"'{tmp_path}' of the kernel is a directory")] == obstacles(
+        DomainDef.parse(text), tmp_path
+    )
+
+
+def test_a_peer_that_qemu_waits_for_may_be_absent(tmp_path: Path) -> None:
+    """With a time between its attempts QEMU starts without the peer, and so it does with the two ends of a pipe."""
+    reconnect = "<reconnect enabled='yes' timeout='{}'/>"
+    serial = "<serial type='unix'><source mode='connect' path='/nowhere/x'>{}</source></serial>"
+    assert [] == obstacles(domain(serial.format(reconnect.format(5))), tmp_path)
+    assert 1 == len(obstacles(domain(serial.format("<reconnect enabled='no'/>")), tmp_path))
+    pipe = domain(f"<serial type='pipe'><source path='{tmp_path}/p'/></serial>")
+    assert ["image-missing"] == [reason for reason, _ in obstacles(pipe, tmp_path)]
+    for end in ("in", "out"):
+        os.mkfifo(tmp_path / f"p.{end}")
+    assert [] == obstacles(pipe, tmp_path)
 
 
 def test_a_screen_with_opengl_needs_a_render_node() -> None:

@@ -108,3 +108,38 @@ def test_what_the_host_lacks_is_a_finding(head: str, reasons: list[str], tmp_pat
         path.parent.mkdir(parents=True)
         path.write_text(text)
     assert reasons == [finding.reason for finding in resource_obstacles(parse(head), Host(tmp_path))]
+
+
+def memory_findings(size: str, head: str = "", root: Path | str = "/") -> list[tuple[str, str]]:
+    text = parse(head).format().replace("<memory unit='MiB'>64<", f"<memory {size}<")
+    assert size in text
+    found = resource_obstacles(DomainDef.parse(text), Host(root))
+    return [(finding.reason, finding.message) for finding in found]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "",
+        "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>",
+        "<memoryBacking><source type='file'/></memoryBacking>",
+    ],
+)
+def test_memory_beyond_every_address_space(head: str, tmp_path: Path) -> None:
+    """No process can map it, whatever backs it; another machine may be larger."""
+    message = f"The host cannot map {1 << 53} KiB of memory for the guest, which is more than it has"
+    assert [("no-memory", message)] == memory_findings("unit='EiB'>8", head)
+    assert [] == memory_findings("unit='EiB'>8", head, tmp_path)
+
+
+def test_memory_is_refused_as_the_kernel_does() -> None:
+    """A mapping larger than memory and swap is refused unless the administrator allows it; shared memory is not."""
+    sizes = dict(line.split()[:2] for line in Path("/proc/meminfo").read_text().splitlines())
+    kib = int(sizes["MemTotal:"]) + int(sizes["SwapTotal:"]) + (1 << 20)
+    by_machine = Path("/proc/sys/vm/overcommit_memory").read_text() == "0\n"
+    assert ["no-memory"] * by_machine == [reason for reason, _ in memory_findings(f"unit='KiB'>{kib}")]
+    shared = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
+    assert [] == memory_findings(f"unit='KiB'>{kib}", shared)
+    cells = "".join(f"<cell id='{n}' cpus='{n}' memory='{kib // 2}' unit='KiB'/>" for n in range(2))
+    assert [] == memory_findings(f"unit='KiB'>{kib}", f"<vcpu>2</vcpu><cpu><numa>{cells}</numa></cpu>")
+    assert [] == memory_findings("unit='MiB'>64")

@@ -13,10 +13,11 @@ from crash import MortalStateDir, process
 from hotplugging import CARD, UNIT, card, live_domain
 
 from pyhostdev import DomainDef, HostdevError
+from pyhostdev.hypervisor.guest_facts import GUEST_FILE, GuestFacts
 from pyhostdev.qemu.qemu_hotplug import Guest
 from pyhostdev.qemu.qemu_hotplug.livestate import DirectoryState, live_definition
 from pyhostdev.qemu.qemu_hotplug.recovery import finish_all
-from pyhostdev.qemu.qemu_hotplug.runtime import GUEST_FILE, GuestDirectory, GuestFacts
+from pyhostdev.qemu.qemu_hotplug.runtime import GuestDirectory
 from pyhostdev.testing import FakeHost, SimulatedConnection, SimulatedKill, SimulatedQEMU
 
 TIMEOUT_S = 0.02

@@ -13,8 +13,9 @@ from typing import Any
 from hotplugging import live_domain
 
 from pyhostdev import DomainDef
+from pyhostdev.hypervisor.guest_facts import GUEST_FILE, GuestFacts
 from pyhostdev.qemu.qemu_alias import assign_aliases
-from pyhostdev.qemu.qemu_hotplug.runtime import GUEST_FILE, GuestDirectory, GuestFacts
+from pyhostdev.qemu.qemu_hotplug.runtime import GuestDirectory
 from pyhostdev.testing import FakeHost, SimulatedQEMU
 
 

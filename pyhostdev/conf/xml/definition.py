@@ -34,6 +34,16 @@ class Unknown(NamedTuple):
         """True for a name in a namespace, or the declaration of a namespace."""
         return self.name[:1] == "{" or ":" in self.name
 
+    @property
+    def local_name(self) -> str:
+        """The name without its namespace."""
+        return self.name.rpartition("}" if self.name[:1] == "{" else ":")[2]
+
+    @property
+    def declares_namespace(self) -> bool:
+        """True for the declaration of a namespace."""
+        return not self.is_element and self.name.startswith("xmlns:")
+
 
 class InvalidWord(NamedTuple):
     """A field that a release of libvirt brought, with an invalid value: kept as written, older releases drop it."""

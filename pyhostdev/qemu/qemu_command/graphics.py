@@ -22,13 +22,13 @@ from pyhostdev.util.virxml import shown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
-from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
+    from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
+    from pyhostdev.util.hostroot import HostRoot
 
 _ADDRESS_CHARACTERS = frozenset(string.ascii_letters + string.digits + ".:%_-[]")
-_VNC_BASE = 5900
-_SPICE_PORT = 5900
-_WEBSOCKET_PORT = 5700
+VNC_PORT = 5900
+SPICE_PORT = 5900
+WEBSOCKET_PORT = 5700
 _USB_INPUTS = {"mouse": "usb-mouse", "tablet": "usb-tablet", "keyboard": "usb-kbd"}
 
 _PRIMARY_VIDEO = {
@@ -120,7 +120,7 @@ def build_graphics(build: CommandBuilder) -> None:
             rule(build, graphics)
 
 
-def _network_address(build: CommandBuilder, graphics: Any, listen: Any) -> str:
+def _network_address(root: HostRoot | None, graphics: Any, listen: Any) -> str:
     """
     Return the address that the host has in a network of libvirt.
 
@@ -129,27 +129,33 @@ def _network_address(build: CommandBuilder, graphics: Any, listen: Any) -> str:
 
     Mirrors: qemuProcessGraphicsSetupNetworkAddress (src/qemu/qemu_process.c)
     """
-    network = None if build.host is None else read_network(build.host.root, str(listen.network))
+    network = None if root is None else read_network(root, str(listen.network))
     if network is None or not network.is_active or network.definition.address is None:
         what = f"<listen type='network'> of the network '{shown(str(listen.network))}', which has no address here,"
         raise unsupported(what, graphics, "use <listen type='address'>")
     return network.definition.address
 
 
-def _listen_address(build: CommandBuilder, graphics: Any) -> str:
+def listen_address(graphics: Any, root: HostRoot | None) -> str:
     """
-    Return the address at which a server listens.
+    Return the address at which a server listens; None as root means that no host is at hand.
 
     Raises:
         ConfigUnsupportedError: the network has no address on this host, or the address is malformed.
     """
     listen = graphics.listens[0] if graphics.listens else None
     if listen is not None and listen.type == "network":
-        address = _network_address(build, graphics, listen)
+        address = _network_address(root, graphics, listen)
     else:
         address = (listen.address if listen is not None else graphics.listen) or "127.0.0.1"
     if not _ADDRESS_CHARACTERS.issuperset(address):
         raise unsupported(f"The address '{shown(address)}' of <graphics>", graphics)
+    return address
+
+
+def _listen_address(build: CommandBuilder, graphics: Any) -> str:
+    """Return the address at which a server listens, one of IPv6 in brackets."""
+    address = listen_address(graphics, None if build.host is None else build.host.root)
     return f"[{address}]" if ":" in address else address
 
 
@@ -180,7 +186,7 @@ def _vnc(build: CommandBuilder, graphics: Any) -> None:
 def _vnc_options(graphics: Any, *, has_port: bool) -> list[str]:
     options = []
     if graphics.websocket is not None and has_port:
-        options.append(f"websocket={graphics.websocket if graphics.websocket != -1 else _WEBSOCKET_PORT}")
+        options.append(f"websocket={graphics.websocket if graphics.websocket != -1 else WEBSOCKET_PORT}")
     if graphics.share_policy is not None:
         options.append(f"share={graphics.share_policy}")
     if graphics.passwd is not None:
@@ -201,10 +207,10 @@ def _vnc_display(build: CommandBuilder, graphics: Any, socket: str | None) -> st
         return f"vnc=unix:{option_value(socket)}"
     if graphics.listens and graphics.listens[0].type == "none":
         return "none"
-    port = graphics.port if graphics.port not in (None, -1) else _VNC_BASE
-    if port < _VNC_BASE:
-        raise unsupported(f"The port {port} of VNC, which is below {_VNC_BASE},", graphics)
-    return f"{option_value(_listen_address(build, graphics))}:{port - _VNC_BASE}"
+    port = graphics.port if graphics.port not in (None, -1) else VNC_PORT
+    if port < VNC_PORT:
+        raise unsupported(f"The port {port} of VNC, which is below {VNC_PORT},", graphics)
+    return f"{option_value(_listen_address(build, graphics))}:{port - VNC_PORT}"
 
 
 def _spice(build: CommandBuilder, graphics: Any) -> None:
@@ -237,7 +243,7 @@ def _spice_place(build: CommandBuilder, graphics: Any) -> list[str]:
         return [unix, f"addr={option_value(socket)}"]
     if graphics.listens and graphics.listens[0].type == "none":
         return ["port=0"]  # QEMU requires a port even without a server
-    port = graphics.port if graphics.port not in (None, -1) else _SPICE_PORT
+    port = graphics.port if graphics.port not in (None, -1) else SPICE_PORT
     return [f"port={port}", f"addr={option_value(_listen_address(build, graphics).strip('[]'))}"]
 
 

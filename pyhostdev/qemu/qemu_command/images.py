@@ -71,10 +71,10 @@ def has_image(disk: Any) -> bool:
 
 
 def _image_count(disk: Any) -> int:
-    return sum(1 if image.data_store is None else 2 for image in _chain(disk, 0))
+    return sum(1 if image.data_store is None else 2 for image in image_chain(disk, 0))
 
 
-def _chain(disk: Any, first: int) -> list[Image]:
+def image_chain(disk: Any, first: int = 0) -> list[Image]:
     """Return the images of a disk that are in the definition, from the top down."""
     if not has_image(disk) or disk.type == "vhostuser":
         return []
@@ -87,7 +87,7 @@ def _chain(disk: Any, first: int) -> list[Image]:
     return images
 
 
-def _ends(disk: Any) -> bool:
+def ends_chain(disk: Any) -> bool:
     """True if the definition ends the backing chain explicitly, with an empty <backingStore>."""
     below = disk.backing_store
     while below is not None and below.type is not None:
@@ -103,9 +103,9 @@ def build_images(build: CommandBuilder, disk: Any, first: int) -> str | None:
         ConfigUnsupportedError: the kind of an image is not supported.
     """
     node: str | None = None
-    for image in reversed(_chain(disk, first)):
+    for image in reversed(image_chain(disk, first)):
         backing: Properties = {"backing": node}
-        if node is None and _ends(disk) and image.format in _BACKED_FORMATS:
+        if node is None and ends_chain(disk) and image.format in _BACKED_FORMATS:
             backing = {"backing": NULL}
         node = _build_image(build, disk, image, backing)
     if node is not None and disk.copy_on_read:

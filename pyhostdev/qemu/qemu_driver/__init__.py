@@ -42,6 +42,7 @@ from pyhostdev.qemu.qemu_process.access import image_obstacles
 from pyhostdev.qemu.qemu_process.interface import interface_obstacles
 from pyhostdev.qemu.qemu_process.iommufd import functions_by_iommufd, iommufd_obstacles, vfio_nodes
 from pyhostdev.qemu.qemu_process.lifecycle import lifecycle_actions
+from pyhostdev.qemu.qemu_process.listeners import choose_ports, listener_obstacles
 from pyhostdev.qemu.qemu_process.optional_media import absent_media, without_absent_media
 from pyhostdev.qemu.qemu_process.resources import resource_obstacles
 from pyhostdev.util.finding import ERROR, Finding
@@ -185,7 +186,7 @@ def host_obstacles(
     found += [*missing_extra(host), *missing_mdevs(dom, host)]
     found += [*interface_obstacles(started, host), *vf_obstacles(started, host), *absent_usb(dom, host)]
     found += [*pool_notes(started), *root_notes(dom, host), *absent_media(dom, host)]
-    found += resource_obstacles(dom, host)
+    found += [*resource_obstacles(dom, host), *listener_obstacles(dom, host, ownership)]
     return list(dict.fromkeys(found))
 
 
@@ -257,6 +258,8 @@ class Guest:
         ownership: the user that QEMU runs as, without any privilege; None keeps the current user.
         fd_groups: descriptors that the caller passes, by the name of their group; the caller closes them.
 
+    ``notes`` has a sentence for each port that differs from the one that ``argv`` prints.
+
     Raises:
         ConfigError, ConfigUnsupportedError: the definition is invalid, or the emulator or pyhostdev does not support
             it; the first error, with the rest in ``others``.
@@ -290,6 +293,7 @@ class Guest:
         choose_at_start(defined, host, release)
         present = without_absent_media(without_absent_usb(defined, host), host)
         self.definition = with_pool_functions(present, host)
+        self.notes = choose_ports(self.definition, host.root)
         self.domain_id = os.getpid()
         self.sockets: list[str] = []
         self.argv(None, self._note_socket)
@@ -400,6 +404,7 @@ class Guest:
         found = [*interface_obstacles(self.definition, self.host), *vf_obstacles(self.definition, self.host)]
         obstacles += (finding for finding in found if finding.severity == ERROR)
         obstacles += resource_obstacles(self.definition, self.host)
+        obstacles += listener_obstacles(self.definition, self.host, self.ownership)
         if obstacles:
             raise RefusedError(obstacles)
         if log_path is not None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import RefusedError
+from pyhostdev.hypervisor.guest_facts import unknown_guest_text, unreadable_guests
 from pyhostdev.qemu.qemu_hotplug import Guest
 from pyhostdev.qemu.qemu_hotplug.runtime import GuestDirectory, find_guest
 from pyhostdev.util.finding import ERROR, Finding
@@ -36,7 +37,8 @@ def running_guest(manager: HostdevManager, owner: str, *, needs_owner: bool) -> 
     found = find_guest(manager.host.state_dir, owner, below=manager.host.state().below)
     if found is None or not found.is_running:
         text = f"No running guest of domain '{owner}' was started here"
-        raise RefusedError([Finding("guest-absent", ERROR, None, text)])
+        texts = [text, *(unknown_guest_text(bad) for bad in unreadable_guests(manager.host.state()))]
+        raise RefusedError([Finding("guest-absent", ERROR, None, text) for text in texts])
     if needs_owner and not found.has_owner:
         text = f"The process that started guest '{owner}' has ended: it could not reattach the device afterwards"
         raise RefusedError([Finding("guest-absent", ERROR, None, text)])

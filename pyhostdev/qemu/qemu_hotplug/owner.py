@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pyhostdev.errors import HostdevError, OperationError
+from pyhostdev.hypervisor.guest_facts import GUEST_FILE, GuestFacts
 from pyhostdev.hypervisor.virhostdev import HostdevManager
 from pyhostdev.qemu.qemu_command.machine import second_monitor
 from pyhostdev.qemu.qemu_hotplug import Guest
 from pyhostdev.qemu.qemu_hotplug.finish import PENDING, RETURNED
 from pyhostdev.qemu.qemu_hotplug.livestate import live_definition
 from pyhostdev.qemu.qemu_hotplug.qmpclient import ClientConnection, connected
-from pyhostdev.qemu.qemu_hotplug.runtime import GUEST_FILE, GuestDirectory, GuestFacts
+from pyhostdev.qemu.qemu_hotplug.runtime import GuestDirectory
 
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient

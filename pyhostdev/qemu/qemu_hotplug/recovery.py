@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pyhostdev.conf.libvirt_release import LibvirtRelease
 from pyhostdev.errors import DeviceInUseError, HostdevError
+from pyhostdev.hypervisor.guest_facts import unknown_guest_text, unreadable_guests
 from pyhostdev.hypervisor.hostdev_result import FAILED, KEPT, RESTORED, RecoveryResult
 from pyhostdev.hypervisor.hostdev_units import give_back, read_units
 from pyhostdev.qemu.qemu_hotplug.control import controlled
@@ -32,13 +33,14 @@ def finish_all(
     manager: HostdevManager, *, timeout_s: float, check: Callable[[], None] = lambda: None
 ) -> list[RecoveryResult]:
     """
-    Finish the pending changes of every guest, and return an outcome per unit.
+    Finish the pending changes of every guest, and return an outcome per unit, and one per guest that is unknown.
 
     Raises:
         OperationError, SysfsError: the state directory cannot be read.
     """
-    found: list[RecoveryResult] = []
-    for directory in read_guests(manager.host.state_dir, below=manager.host.state().below):
+    state = manager.host.state()
+    found = [RecoveryResult(bad.name, None, KEPT, unknown_guest_text(bad)) for bad in unreadable_guests(state)]
+    for directory in read_guests(manager.host.state_dir, below=state.below):
         if directory.is_running:
             found += _of_running(manager, directory, timeout_s, check)
         else:

@@ -10,57 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import stat
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from pyhostdev.errors import DeviceInUseError, OperationError
+from pyhostdev.hypervisor.guest_facts import GuestFacts, read_facts, runtime_directories
 from pyhostdev.qemu.qemu_hotplug.connection import MonitorLost
 from pyhostdev.qemu.qemu_hotplug.livestate import DirectoryState
 from pyhostdev.qemu.qemu_process.launch import CONTROL_SOCKET
 from pyhostdev.util.securedir import open_directory
 from pyhostdev.util.statedir import StateDir
-from pyhostdev.util.typed import NamedTuple
-from pyhostdev.util.virjson import parse_json
 
-GUEST_FILE, CONTROL_LOCK, OWNER_LOCK = "guest.json", "control.lock", "owner.lock"
-_VERSION = 1
+CONTROL_LOCK, OWNER_LOCK = "control.lock", "owner.lock"
 _POLL_S = 0.05
-_PREFIX = "domain-"
-
-
-class GuestFacts(NamedTuple):
-    """The facts that the owner of a guest stores: its name, QEMU's pid, the libvirt release, QEMU's uid and gid."""
-
-    name: str
-    pid: int
-    release: str
-    node_owner: tuple[int, int] | None
-
-    def to_bytes(self) -> bytes:
-        """Return the contents of the file."""
-        return json.dumps({"version": _VERSION, **self._asdict()}, sort_keys=True).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> GuestFacts:
-        """
-        Return the facts in a file's bytes.
-
-        Raises:
-            ValueError: the file is malformed, or another version wrote it.
-        """
-        try:
-            fields: dict[str, Any] = parse_json(data)
-            owner = fields["node_owner"]
-            if fields["version"] != _VERSION or not isinstance(fields["name"], str):
-                raise ValueError("it was written by another version")
-            node_owner = None if owner is None else (int(owner[0]), int(owner[1]))
-            return cls(fields["name"], int(fields["pid"]), str(fields["release"]), node_owner)
-        except (KeyError, TypeError, IndexError, AttributeError) as err:
-            raise ValueError(f"a field is missing or malformed ({err})") from None
 
 
 class GuestDirectory:
@@ -178,19 +142,17 @@ def read_guests(state_dir: str, *, below: str | None = None) -> list[GuestDirect
         OperationError: a directory cannot be trusted.
         SysfsError: one cannot be read.
     """
-    top = os.path.join(state_dir, "lib", "qemu")
-    names = [name for name in StateDir(top, below=below).names() if name.startswith(_PREFIX)]
-    found = (_read_guest(os.path.join(top, name), below) for name in names)
+    found = (_read_guest(path, below) for path in runtime_directories(state_dir, below=below))
     return [guest for guest in found if guest is not None]
 
 
 def _read_guest(path: str, below: str | None) -> GuestDirectory | None:
-    """Return a guest; None if it is being started or removed, or if an older version started it."""
+    """Return a guest; None if it is being started or removed, or if its file is one of ``unreadable_guests``."""
     try:
-        data = StateDir(path, below=below).read(GUEST_FILE)
-        return None if data is None else GuestDirectory(path, GuestFacts.from_bytes(data), below=below)
+        facts = read_facts(path, below=below)
     except ValueError:
         return None
+    return None if facts is None else GuestDirectory(path, facts, below=below)
 
 
 def find_guest(state_dir: str, owner: str, *, below: str | None = None) -> GuestDirectory | None:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.errors import SysfsError
 from pyhostdev.qemu.qemu_command.paths import DomainPaths
 from pyhostdev.qemu.qemu_command.tpm import DEFAULT_DEVICE
-from pyhostdev.qemu.qemu_process.disk_files import READ, WRITE, NeededFile, disk_files
-from pyhostdev.qemu.qemu_process.file_kinds import kind_obstacles
+from pyhostdev.qemu.qemu_process.disk_files import DIRECTORY, READ, SOCKET, WRITE, NeededFile, disk_files
+from pyhostdev.qemu.qemu_process.file_kinds import kind_obstacles, needed_kinds
+from pyhostdev.qemu.qemu_process.image_formats import format_obstacles
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.rendernode import first_render_node
 from pyhostdev.util.spawn import access_errors
@@ -102,7 +103,8 @@ def _shared_directories(dom: DomainDef) -> Iterator[NeededFile]:
     for filesystem in dom.filesystems:
         if filesystem.source_dir:
             mode = READ if filesystem.readonly else WRITE
-            yield NeededFile(f"the directory of '{filesystem.target}'", filesystem.source_dir, mode, filesystem.line)
+            what = f"the directory of '{filesystem.target}'"
+            yield NeededFile(what, filesystem.source_dir, mode, filesystem.line, kind=DIRECTORY)
 
 
 def _tpm_files(dom: DomainDef) -> Iterator[NeededFile]:
@@ -114,11 +116,11 @@ def _tpm_files(dom: DomainDef) -> Iterator[NeededFile]:
 
             yield NeededFile("the emulator of <tpm>", swtpm_program(), RUN, tpm.line)
             if path and not os.path.isabs(path):  # it is refused; swtpm creates every other one
-                yield NeededFile("the state of <tpm>", path, WRITE, tpm.line)
+                yield NeededFile("the state of <tpm>", path, WRITE, tpm.line, kind=None)
         elif tpm.backend_type == "passthrough":
             yield NeededFile("the node of <tpm>", tpm.device_path or DEFAULT_DEVICE, WRITE, tpm.line)
         elif path:
-            yield NeededFile("the socket of <tpm>", path, os.W_OK, tpm.line)
+            yield NeededFile("the socket of <tpm>", path, os.W_OK, tpm.line, kind=SOCKET)
 
 
 def _virtiofs_files(dom: DomainDef) -> Iterator[NeededFile]:
@@ -126,7 +128,7 @@ def _virtiofs_files(dom: DomainDef) -> Iterator[NeededFile]:
     for filesystem in (filesystem for filesystem in dom.filesystems if filesystem.is_virtiofs):
         if filesystem.source_socket:
             what = f"the socket of '{filesystem.target}'"
-            yield NeededFile(what, filesystem.source_socket, os.W_OK, filesystem.line)
+            yield NeededFile(what, filesystem.source_socket, os.W_OK, filesystem.line, kind=SOCKET)
         else:
             from pyhostdev.qemu.qemu_process.daemons import virtiofsd_program
 
@@ -153,7 +155,7 @@ def _device_files(dom: DomainDef, root: HostRoot) -> Iterator[NeededFile]:
             yield NeededFile("the node of an <input>", node, WRITE, device.line)
     for rng in dom.rngs:
         if rng.backend is not None and rng.backend.model == "random" and rng.backend.path:
-            yield NeededFile("the source of an <rng>", rng.backend.path, READ, rng.line)
+            yield NeededFile("the source of an <rng>", rng.backend.path, READ, rng.line, kind=None)
     yield from _graphics_files(dom, root)
 
 
@@ -175,16 +177,21 @@ def _memory_files(dom: DomainDef) -> Iterator[NeededFile]:
     for module in dom.memories:
         if module.source_path:
             mode, making = (READ, None) if module.target_readonly else (WRITE, "absent")
-            yield NeededFile(f"a <memory model='{module.model}'>", module.source_path, mode, module.line, making)
+            yield NeededFile(
+                f"a <memory model='{module.model}'>", module.source_path, mode, module.line, making, kind=None
+            )
     if dom.pstore is not None and dom.pstore.path:
-        yield NeededFile("the <pstore>", dom.pstore.path, WRITE, dom.pstore.line, making="absent")
+        yield NeededFile("the <pstore>", dom.pstore.path, WRITE, dom.pstore.line, making="absent", kind=None)
     for shmem in dom.shmems:
         if shmem.server_path:
-            yield NeededFile("the server of a <shmem>", shmem.server_path, os.W_OK, shmem.line)
+            yield NeededFile("the server of a <shmem>", shmem.server_path, os.W_OK, shmem.line, kind=SOCKET)
 
 
 def _content_files(dom: DomainDef) -> Iterator[NeededFile]:
-    """Yield the files that QEMU shows to the guest's firmware, or plays to."""
+    """Yield the files that QEMU shows to the guest or its firmware, or plays to."""
+    for card in dom.smartcards:
+        if card.mode == "host-certificates" and card.database:
+            yield NeededFile("the database of a <smartcard>", card.database, READ, card.line, kind=DIRECTORY)
     for info in dom.sysinfos:
         for entry in info.entries if info.type == "fwcfg" else []:
             if entry.file:
@@ -192,6 +199,9 @@ def _content_files(dom: DomainDef) -> Iterator[NeededFile]:
     for audio in dom.audios:
         if audio.type == "file" and audio.path:
             yield NeededFile("the file of an <audio>", audio.path, WRITE, audio.line, making="absent")
+        server = (audio.server_name or "").removeprefix("unix:") if audio.type == "pulseaudio" else ""
+        if server.startswith("/") and " " not in server:  # PulseAudio takes several names, too
+            yield NeededFile("the server of an <audio>", server, os.W_OK, audio.line, kind=SOCKET)
         for side in (audio.input, audio.output) if audio.type == "oss" else ():
             node = (None if side is None else side.dev) or _OSS_NODE
             yield NeededFile("the node of an <audio>", node, WRITE, audio.line)
@@ -206,8 +216,9 @@ def graphics_socket(graphics: Any) -> str | None:
 
 
 def character_devices(dom: DomainDef) -> Iterator[tuple[Any, Any]]:
-    """Yield each definition that becomes a character device, with its host side."""
-    consoles = [console for console in dom.consoles if console.target_type != "serial"]
+    """Yield each definition that becomes a character device, with its host side; the first console may be a serial."""
+    stands_for_serial = dom.serials and dom.consoles and dom.consoles[0].target_type in (None, "serial")
+    consoles = dom.consoles[1:] if stands_for_serial else dom.consoles
     cards = [card for card in dom.smartcards if card.mode == "passthrough"]
     devices: tuple[Any, ...] = (*dom.serials, *dom.parallels, *dom.channels, *consoles, *cards, *dom.redirdevs)
     for device in devices:
@@ -225,13 +236,17 @@ def _chardev_files(device: Any, source: Any) -> Iterator[NeededFile]:
         return
     if source.type == "unix":
         if source.sources[0].mode in (None, "bind"):  # pyhostdev creates it, and QEMU inherits it
-            yield NeededFile(f"the directory of {what}", os.path.dirname(source.path), os.F_OK, device.line)
-        else:
-            yield NeededFile(what, source.path, os.W_OK, device.line)
+            directory = os.path.dirname(source.path)
+            yield NeededFile(f"the directory of {what}", directory, os.F_OK, device.line, kind=DIRECTORY)
+        elif not (source.sources[0].reconnect_enabled and source.sources[0].reconnect_timeout):  # or QEMU tries again
+            yield NeededFile(what, source.path, os.W_OK, device.line, kind=SOCKET)
     elif source.type == "file":
         yield NeededFile(what, source.path, os.W_OK, device.line, making="absent")
     elif source.type in ("dev", "pipe"):
-        yield NeededFile(what, source.path, WRITE, device.line)
+        ends = (f"{source.path}.in", f"{source.path}.out") if source.type == "pipe" else ()
+        has_ends = bool(ends) and all(map(os.path.lexists, ends))  # then QEMU opens both, otherwise the path itself
+        for path in ends if has_ends else (source.path,):
+            yield NeededFile(what, path, WRITE, device.line)
 
 
 def _interface_files(net: Any) -> Iterator[NeededFile]:
@@ -244,9 +259,10 @@ def _interface_files(net: Any) -> Iterator[NeededFile]:
     if net.type == "vdpa":
         yield NeededFile("an <interface>", net.source.dev, WRITE, net.line, is_handed_over=True)
     elif net.type == "vhostuser" and net.source.mode == "client":
-        yield NeededFile("an <interface>", net.source.path, os.W_OK, net.line)
+        yield NeededFile("an <interface>", net.source.path, os.W_OK, net.line, kind=SOCKET)
     elif net.type == "vhostuser":
-        yield NeededFile("the directory of an <interface>", os.path.dirname(net.source.path), os.F_OK, net.line)
+        directory = os.path.dirname(net.source.path)
+        yield NeededFile("the directory of an <interface>", directory, os.F_OK, net.line, kind=DIRECTORY)
 
 
 def _hostdev_files(hostdev: Any, root: HostRoot, *, by_descriptor: bool) -> Iterator[NeededFile]:
@@ -284,8 +300,11 @@ def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> 
     files.append(_state_directory(dom, host))
     ours = [file for file in files if file.is_handed_over]
     others = [file for file in files if not file.is_handed_over]
-    kinds = kind_obstacles(dom, _created_sockets(dom))
-    return [*relative, *_judge(others, ownership), *_judge(ours, None), *kinds, *_sandbox_obstacles(dom, ownership)]
+    found = [*relative, *_judge(others, ownership), *_judge(ours, None)]
+    found += needed_kinds(files)
+    found += kind_obstacles(dom, _created_sockets(dom))
+    found += format_obstacles(dom, lambda below: list(_judge(below, ownership)))
+    return [*found, *_sandbox_obstacles(dom, ownership)]
 
 
 def _created_sockets(dom: DomainDef) -> Iterator[tuple[Any, str]]:
@@ -324,7 +343,7 @@ def _state_directory(dom: DomainDef, host: Host) -> NeededFile:
     path = DomainPaths.of(os.path.abspath(host.state_dir), dom.name or "", os.getpid()).lib_dir
     while not os.path.isdir(path):
         path = os.path.dirname(path)
-    return NeededFile("the state directory", path, os.X_OK)
+    return NeededFile("the state directory", path, os.X_OK, kind=DIRECTORY)
 
 
 def _judge(files: list[NeededFile], ownership: Ownership | None) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 READ = os.R_OK
 WRITE = os.R_OK | os.W_OK
+CONTENT, DIRECTORY, SOCKET = "content", "directory", "socket"  # what a file must be: not a directory, or the kind
 
 
 class NeededFile(NamedTuple):
@@ -35,6 +36,7 @@ class NeededFile(NamedTuple):
     is_device: bool = False
     is_handed_over: bool = False  # pyhostdev opens it, and QEMU inherits the descriptor
     is_optional: bool = False  # the guest starts without it
+    kind: str | None = CONTENT  # None if it may be anything, or has a check of its own
 
     @property
     def directory(self) -> str:
@@ -50,13 +52,14 @@ def disk_files(disk: Any) -> Iterator[NeededFile]:
     path = _local_path(disk.type, source)
     what = f"disk '{disk.target}'"
     if disk.type == "vhostuser" and source.path:
-        yield NeededFile(f"the server of {what}", source.path, os.W_OK, disk.line)
+        yield NeededFile(f"the server of {what}", source.path, os.W_OK, disk.line, kind=SOCKET)
     if disk.type == "vhostvdpa" and source.dev:
         yield NeededFile(what, source.dev, WRITE, disk.line, is_handed_over=True)
     if path:
         mode = READ if disk.readonly or disk.device == "cdrom" else WRITE
         is_optional = source.startup_policy == "optional"
-        yield NeededFile(what, path, mode, disk.line, is_device=disk.type == "block", is_optional=is_optional)
+        kind, is_device = DIRECTORY if disk.type == "dir" else None, disk.type == "block"
+        yield NeededFile(what, path, mode, disk.line, is_device=is_device, is_optional=is_optional, kind=kind)
     yield from _files_beside(source, what, disk.line, WRITE)
     yield from _backing_files(disk, what)
 
@@ -74,19 +77,20 @@ def _files_beside(source: Any, what: str, line: int | None, mode: int) -> Iterat
         certificate = os.path.join(TLS_DIRECTORY, "ca-cert.pem")
         yield NeededFile(f"the certificate for {what}", certificate, READ, line)
     if source.reservations is not None and source.reservations.path and not source.reservations.managed:
-        yield NeededFile(f"the reservations of {what}", source.reservations.path, os.W_OK, line)
+        yield NeededFile(f"the reservations of {what}", source.reservations.path, os.W_OK, line, kind=SOCKET)
     store = source.data_store
     if store is not None and store.source is not None:
         path = _local_path(store.type, store.source)
         if path:
-            yield NeededFile(f"the content of {what}", path, mode, line, is_device=store.type == "block")
+            kind = DIRECTORY if store.type == "dir" else CONTENT
+            yield NeededFile(f"the content of {what}", path, mode, line, is_device=store.type == "block", kind=kind)
         yield from _server_sockets(store.source, what, line)
 
 
 def _server_sockets(source: Any, what: str, line: int | None) -> Iterator[NeededFile]:
     for host in source.hosts:
         if host.transport == "unix" and host.socket:
-            yield NeededFile(f"the server of {what}", host.socket, os.W_OK, line)
+            yield NeededFile(f"the server of {what}", host.socket, os.W_OK, line, kind=SOCKET)
 
 
 def _backing_files(disk: Any, what: str) -> Iterator[NeededFile]:
@@ -96,7 +100,8 @@ def _backing_files(disk: Any, what: str) -> Iterator[NeededFile]:
         source = below.source
         path = _local_path(below.type, source)
         if path:
-            yield NeededFile(what, path, READ, disk.line, is_device=below.type == "block")
+            kind = DIRECTORY if below.type == "dir" else CONTENT
+            yield NeededFile(what, path, READ, disk.line, is_device=below.type == "block", kind=kind)
         if source is not None:
             yield from _files_beside(source, what, disk.line, READ)
         below = below.backing_store

@@ -11,6 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.qemu.qemu_process.disk_files import CONTENT, DIRECTORY, SOCKET
 from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import shown
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
+    from pyhostdev.qemu.qemu_process.disk_files import NeededFile
 
 _NAME_MAX = 107 - len("/proc/self/fd/9999/")  # bytes of a socket's name: it is bound through its directory
 
@@ -53,8 +55,41 @@ def kind_obstacles(dom: DomainDef, sockets: Iterator[tuple[Any, str]]) -> Iterat
             what = f"Disks '{shown(earlier.disk.target)}' and '{shown(image.disk.target)}' have the same image"
             message = f"{what}, '{image.path}', and are not <shareable/>"
             yield Finding("image-unusable", ERROR, None, message, image.disk.line)
+    made: dict[str, Any] = {}
     for device, path in sockets:
         yield from _socket_kind(device, path)
+        if made.setdefault(path, device) is not device:
+            message = f"The socket '{path}' of a <{device.tag}> is also that of a <{made[path].tag}>"
+            yield Finding("image-unusable", ERROR, None, message, device.line)
+
+
+def needed_kinds(files: list[NeededFile]) -> Iterator[Finding]:
+    """Yield a finding for each existing file of a wrong kind, and for each socket at which no program listens."""
+    for file in files:
+        status = None if file.kind is None else _status(file.path)
+        if status is None:
+            continue
+        is_directory, is_socket = stat.S_ISDIR(status.st_mode), stat.S_ISSOCK(status.st_mode)
+        if not {CONTENT: not is_directory, DIRECTORY: is_directory, SOCKET: is_socket}[str(file.kind)]:
+            why = "is a directory" if file.kind == CONTENT else f"is not a {file.kind}"
+            yield Finding("image-unusable", ERROR, None, f"'{file.path}' of {file.what} {why}", file.line)
+        elif file.kind == SOCKET and not _is_listening(file.path):
+            message = f"No program listens at '{file.path}' of {file.what}"
+            yield Finding("image-unusable", ERROR, None, message, file.line)
+
+
+def _is_listening(path: str) -> bool:
+    """Return False if no program has the socket at a path, which sees no connection; True if that is not known."""
+    from pyhostdev.hypervisor.guest_journal import is_alive  # few domains have a socket
+
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        return is_alive(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
 
 
 def _images(dom: DomainDef) -> Iterator[_Image]:
@@ -91,6 +126,9 @@ def _socket_kind(device: Any, path: str) -> Iterator[Finding]:
     status = _status(path, follow=False)
     if status is not None and not stat.S_ISSOCK(status.st_mode):
         message = f"'{path}' of a <{device.tag}> exists and is not a socket"
+        yield Finding("image-unusable", ERROR, None, message, device.line)
+    elif status is not None and _is_listening(path):
+        message = f"Another program listens at '{path}' of a <{device.tag}>"
         yield Finding("image-unusable", ERROR, None, message, device.line)
     if len(os.fsencode(os.path.basename(path))) > _NAME_MAX:
         message = f"The name of the socket '{shown(path)}' has more than {_NAME_MAX} bytes"
