@@ -16,6 +16,7 @@ TESTDATA = Path(__file__).parents[2] / "testdata" / "conf"
 UUID = "53764d0e-85a0-42b4-af5c-2046b460b1dc"
 PCI = "<hostdev type='pci'><source><address bus='{}'/></source>{}</hostdev>\n"
 MDEV = f"<hostdev type='mdev' model='vfio-pci' {{}}><source><address uuid='{UUID}'/></source></hostdev>\n"
+USER_NET = "<interface type='user'>{}</interface>"
 USB = "<hostdev type='usb'><source><address bus='1' device='2'/></source>{}</hostdev>\n"
 NET = "<interface type='hostdev'><source><address type='pci' bus='{}'/></source>{}</interface>\n"
 DISK = "<disk type='file' {}><source file='/x'/><target {}/>{}</disk>\n"
@@ -50,7 +51,7 @@ def test_domains_that_libvirt_accepts_are_accepted(path: Path) -> None:
         (USB.format("<rom bar='on'/><address type='usb' bus='0' port='1'/>"), 67, 2),
         (NET.format(1, "<address type='unassigned'/>"), 67, 2),
         (NET.format(1, "<mtu size='1400'/>"), 67, 2),
-        ("<interface type='user'><model type='virtio'/><teaming type='persistent' persistent='ua-n'/></interface>", 67, 2),
+        (USER_NET.format("<model type='virtio'/><teaming type='persistent' persistent='ua-n'/>"), 67, 2),
         ("<controller type='pci' index='256' model='pci-bridge'/>", 67, 2),
         ("<controller type='pci' index='0' model='pci-root'><target index='1'/></controller>", 67, 2),
         ("<controller type='pci' index='1' model='pci-root'><target index='31'/></controller>", 67, 2),
