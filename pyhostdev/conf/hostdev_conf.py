@@ -155,7 +155,8 @@ class USBSource(HostdevSource):
             said = [getattr(self, name) is not None for name in names]
             if any(said) and not all(said):
                 text = f"The {what} of a USB <source> is incomplete"
-                code = VIR_ERR_INTERNAL_ERROR if self.product_id is None and self.vendor_id is not None else None
+                is_absent = what != "address" and any(element.find(part) is None for part in parts.split())
+                code = VIR_ERR_INTERNAL_ERROR if is_absent else None
                 raise XMLError(text, line=source_line(element), libvirt_code=code)
         if self.vendor_id == 0:
             raise XMLError("The vendor of a USB <source> cannot be 0", line=source_line(element))

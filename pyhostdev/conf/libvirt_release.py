@@ -37,6 +37,7 @@ CHANGES: dict[str, Change] = {
     "mdev-uuid-number": Change(_12_8, "27 for a mediated device's missing or wrong uuid; was 67 or 1"),
     "disk-queue-size": Change(_11_3, "67 for queue_size of a disk that is not on virtio"),
     "port-number": Change(_12_8, "27 for an invalid port of VNC; was 1"),
+    "ib700-machine": Change(_11_3, "67 for the watchdog ib700 of a machine other than i440fx"),
     "one-listen": Change(_12_8, "67 for several <listen> of one <graphics>"),
     "blank-metadata": Change(_11_3, "empty <metadata> is not printed"),
     "net-source-number": Change(_11_3, "67 for an interface of type hostdev without <source>; was 27"),

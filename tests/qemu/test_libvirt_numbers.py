@@ -92,3 +92,19 @@ def test_every_excuse_is_needed() -> None:
     for part in DIFFERENT:
         cases = [(case, answers) for case, answers in CASES if part in " ".join(case.values())]
         assert any([number(case, release, host) for release in RELEASES] != answers for case, answers in cases), part
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("<cpu mode='host-passthrough' match='exact'><model>EPYC</model></cpu>", {"match": None, "model": None}),
+        ("<cpu mode='host-model' match='strict'/>", {"match": None}),
+        ("<cpu mode='custom'><model>EPYC</model></cpu>", {"match": "exact", "model": "EPYC"}),
+    ],
+)
+def test_a_mode_of_the_processor_has_its_own_parts(written: str, expected: dict[str, str | None]) -> None:
+    """libvirt prints ``match`` of a custom processor only, and no model where the guest gets the host's."""
+    dom = DomainDef.parse(document({"top": written, "domain": "<domain type='kvm'>"}))
+    define(dom, load("x86_64", RELEASES[0].qemu), NoDevices())  # type: ignore[arg-type]
+    assert dom.cpu is not None
+    assert expected == {name: getattr(dom.cpu, name) for name in expected}

@@ -168,7 +168,11 @@ class QEMUDefaults:
             return
         if cpu.mode == "custom":
             cpu.match = cpu.match or "exact"
-        if cpu.mode in ("custom", "host-model"):
+        else:
+            cpu.match = None
+        if cpu.mode == "host-passthrough":
+            cpu.model = cpu.vendor_id = None
+        if cpu.mode in ("custom", "host-model", "host-passthrough"):
             cpu.fallback = cpu.fallback or "allow" if cpu.model else None
         if cpu.mode == "host-passthrough" and cpu.migratable is None and dom.os.arch in X86:
             cpu.migratable = True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError, XMLError
-from pyhostdev.qemu.qemu_domain import is_q35
+from pyhostdev.qemu.qemu_domain import X86, is_i440fx, is_q35
 from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
@@ -79,12 +79,14 @@ def shares_memory(dom: DomainDef) -> bool:
     return all((access or default) == "shared" for access in [cell.mem_access for cell in cells] or [None])
 
 
-def _watchdog_errors(dom: DomainDef, device: Any, _rules: Rules) -> Errors:
+def _watchdog_errors(dom: DomainDef, device: Any, rules: Rules) -> Errors:
     """Mirrors: qemuValidateDomainWatchdogDef"""
     if device.model == "itco" and not is_q35(dom):
         yield _unsupported("Only a q35 machine can have the watchdog itco", device)
     if device.model == "diag288" and dom.os.arch not in ("s390", "s390x"):
         yield _unsupported("Only machines of s390x can have the watchdog diag288", device)
+    if device.model == "ib700" and dom.os.arch in X86 and not is_i440fx(dom) and rules.release.has("ib700-machine"):
+        yield _unsupported(f"The machine '{dom.os.machine}' does not support the watchdog ib700", device)
     kind = device.info.address.kind if device.info.address is not None else None
     if device.model == "i6300esb" and kind not in (None, "pci"):
         yield _unsupported("The watchdog i6300esb needs a PCI address", device)
