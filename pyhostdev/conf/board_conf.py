@@ -30,6 +30,8 @@ from pyhostdev.util.viruuid import normal_uuid
 from pyhostdev.util.virxml import ULLONG_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pyhostdev.util.virxml import Element
 
 uuid_text = Codec(normal_uuid, str, "32 hexadecimal digits", code=VIR_ERR_INTERNAL_ERROR)
@@ -46,6 +48,19 @@ class TPMSource(ElementDef):
     path = attribute("path")
 
 
+_EMULATOR_WORDS = (
+    *("backend/@version", "backend/@persistent_state", "backend/@debug"),
+    *("backend/encryption", "backend/active_pcr_banks", "backend/profile"),
+)
+# type of a TPM's backend -> what libvirt does not read of it
+_UNREAD_TPM_WORDS = {
+    "passthrough": (*_EMULATOR_WORDS, "backend/source"),
+    "external": (*_EMULATOR_WORDS, "backend/device"),
+    "emulator": ("backend/device",),
+    "": (*_EMULATOR_WORDS, "backend/device", "backend/source"),
+}
+
+
 class DomainTPMDef(ElementDef):
     """
     A trusted platform module.
@@ -58,10 +73,10 @@ class DomainTPMDef(ElementDef):
     model = attribute("model", enum("tpm-tis", "tpm-crb", "tpm-spapr", "tpm-spapr-proxy"))
     backend_type = attribute("backend/@type", enum("passthrough", "emulator", "external"))
     backend_version = attribute("backend/@version", enum("1.2", "2.0"))
-    persistent_state = attribute("backend/@persistent_state", yes_no)
+    persistent_state = attribute("backend/@persistent_state", yes_no, code=VIR_ERR_INTERNAL_ERROR)
     device_path = attribute("backend/device/@path")
     debug = attribute("backend/@debug", number, since="tpm-profile")
-    encryption_secret = attribute("backend/encryption/@secret")
+    encryption_secret = attribute("backend/encryption/@secret", uuid_text)
     pcr_sha1 = flag("backend/active_pcr_banks/sha1")
     pcr_sha256 = flag("backend/active_pcr_banks/sha256")
     pcr_sha384 = flag("backend/active_pcr_banks/sha384")
@@ -73,6 +88,16 @@ class DomainTPMDef(ElementDef):
     )
     backend_source = optional_element("backend/source", TPMSource)
     info = inline(DeviceInfo)
+
+    @classmethod
+    def unread(cls, element: Element) -> Collection[str]:
+        """
+        Return what backends of other types have.
+
+        Mirrors: virDomainTPMDefParseXML (src/conf/domain_conf.c)
+        """
+        backend = element.find("backend")
+        return () if backend is None else _UNREAD_TPM_WORDS.get(backend.get("type", ""), ())
 
     @property
     def pcr_banks(self) -> list[str]:

@@ -16,6 +16,8 @@ from pyhostdev.conf.xml.xmlfield import attribute, content, elements, ignored, i
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, XMLError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pyhostdev.util.virxml import Element
 
 CHR_TYPES = (
@@ -60,6 +62,23 @@ class ChrSourceElement(ElementDef):
     reconnect_timeout = attribute("reconnect/@timeout", number)
     of_disks = ignored("reconnect/@delay")
     seclabel = opaque("seclabel", for_host=True)
+
+    @classmethod
+    def unread(cls, element: Element) -> Collection[str]:
+        """Return <reconnect> if the type has no connection, and the timeout of a disabled one."""
+        parent, enabled = element.getparent(), element.find("reconnect[@enabled='yes']")
+        if parent is not None and parent.get("type") not in ("tcp", "unix"):
+            return ("reconnect",)
+        return ("reconnect/@timeout",) if enabled is None else ()
+
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse <reconnect> without a time.
+
+        Mirrors: virDomainChrSourceReconnectDefParseXML (src/conf/domain_conf.c)
+        """
+        if self.reconnect_enabled and self.reconnect_timeout is None:
+            raise XMLError("<reconnect> lacks 'timeout'", line=self.line)
 
 
 class ChrSource(ElementDef):

@@ -81,8 +81,6 @@ def _fill_disk(dom: DomainDef, device: DomainDiskDef) -> None:
         device.target = device.target.removeprefix("ioemu:")
     if device.device == "cdrom":
         device.readonly = True
-    if device.tray == "closed":
-        device.tray = None
     if device.bus is None:
         device.bus = _default_bus(device)
     device.transient_share = device.transient_share or None
@@ -240,8 +238,6 @@ def _fill_hostdev(dom: DomainDef, device: DomainHostdevDef) -> None:
         device.driver_name = device.host_driver.model = None
     if device.type not in ("pci", "mdev"):
         device.display = device.ramfb = None
-    if device.teaming_type is None:
-        device.teaming_persistent = None
     if device.type == "mdev":
         _check_mdev_address(device)
 

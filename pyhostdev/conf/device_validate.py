@@ -80,6 +80,8 @@ def _info_errors(dom: DomainFields, device: ElementDef, info: DeviceInfo) -> Err
         yield ConfigUnsupportedError("Only PCI devices can have a ROM", line=line)
     if isinstance(address, SpaprVIOAddress) and (address.reg or 0) > SPAPR_REG_MAX:
         yield ConfigUnsupportedError(f"A register of spapr-vio can be at most {SPAPR_REG_MAX:#x}", line=line)
+    if info.acpi_index is not None and address is not None and address.kind != "pci":
+        yield ConfigUnsupportedError("Only PCI devices can have an ACPI index", line=line)
     has_zpci = isinstance(address, PCIGuestAddress) and (address.zpci_uid, address.zpci_fid) != (None, None)
     if has_zpci and dom.os.arch not in ("s390x", "s390", None):
         yield ConfigUnsupportedError(f"The architecture {dom.os.arch} does not support zPCI", line=line)
@@ -142,13 +144,15 @@ def _hostdev_errors(dom: DomainFields, device: DomainHostdevDef) -> Errors:
         yield XMLError(f"A <hostdev> with assigned='no' cannot have <{name}>", line=line)
     if device.sgio == "unfiltered":
         yield ConfigUnsupportedError("sgio='unfiltered' is no longer supported", line=line)
-    if device.teaming_type is not None:
+    if device.teaming_type is not None or device.teaming_persistent is not None:
         yield from _teaming_errors(device)
 
 
 def _teaming_errors(device: DomainHostdevDef) -> Errors:
     line = device.line
-    if device.teaming_type != "transient":
+    if device.teaming_type is None:
+        yield ConfigUnsupportedError("<teaming> of a host device needs a type", line=line)
+    elif device.teaming_type != "transient":
         yield ConfigUnsupportedError("A host device must be the transient part of a team", line=line)
     elif device.teaming_persistent is None:
         yield ConfigUnsupportedError("<teaming> does not name its persistent part", line=line)
@@ -229,7 +233,7 @@ def chr_source_errors(source: ChrSource, line: int | None, *, may_choose_path: b
     if kind in ("tcp", "udp"):
         yield from _socket_errors(source, line)
     for part in source.sources if kind in ("tcp", "unix") else ():
-        yield from _reconnect_errors(part)
+        yield from _reconnect_errors(part, listens=part.mode == "bind" or (kind == "unix" and part.path is None))
     if kind in ("spiceport", "dbus"):
         yield from _channel_name_errors(source, line)
 
@@ -242,16 +246,11 @@ def _channel_name_errors(source: ChrSource, line: int | None) -> Errors:
         yield XMLError(f"Invalid channel name '{shown(channel)}'", line=line, libvirt_code=VIR_ERR_INVALID_ARG)
 
 
-def _reconnect_errors(part: ChrSourceElement) -> Errors:
-    """Mirrors: virDomainChrSourceReconnectDefParseXML"""
-    if not part.reconnect_enabled:
-        return
-    if part.reconnect_timeout is None:
-        yield XMLError("<reconnect> lacks 'timeout'", line=part.line)
-    if part.reconnect_timeout == 0:
-        yield XMLError("The timeout of <reconnect> must not be 0", line=part.line, libvirt_code=VIR_ERR_INVALID_ARG)
-    if part.mode == "bind":
+def _reconnect_errors(part: ChrSourceElement, *, listens: bool) -> Errors:
+    if part.reconnect_enabled is not None and listens:
         yield _internal("<reconnect> needs mode='connect'", part.line)
+    if part.reconnect_enabled and part.reconnect_timeout == 0:
+        yield XMLError("The timeout of <reconnect> must not be 0", line=part.line, libvirt_code=VIR_ERR_INVALID_ARG)
 
 
 def _socket_errors(source: ChrSource, line: int | None) -> Errors:
@@ -294,8 +293,6 @@ def _input_errors(dom: DomainFields, device: DomainInputDef) -> Errors:
         yield _internal(f"A {kind} cannot be on bus ps2", line)
     if bus == "xen":
         yield _internal("The bus xen is not supported", line)
-    if kind in ("mouse", "tablet", "keyboard") and device.source_evdev is not None:
-        yield ConfigUnsupportedError(f"An input device of type {kind} cannot have an event device", line=line)
     if kind == "passthrough" and bus not in (None, "virtio"):
         yield ConfigUnsupportedError("A passed-through input device must be on bus virtio", line=line)
     if kind == "evdev" and bus not in (None, "none"):
@@ -315,8 +312,19 @@ def _shmem_errors(dom: DomainFields, device: DomainShmemDef) -> Errors:
         yield ConfigUnsupportedError(f"Invalid name of shared memory '{shown(device.name)}'", line=device.line)
 
 
+# type of file system -> the attributes of which its source needs one
+_FS_SOURCES = {
+    "mount": ("source_dir", "source_socket"),
+    "bind": ("source_dir", "source_socket"),
+    "block": ("source_dev", "source_socket"),
+    "file": ("source_file", "source_socket"),
+    "template": ("source_name", "source_socket"),
+}
+
+
 def _fs_errors(dom: DomainFields, device: DomainFSDef) -> Errors:
-    if device.source_dir is None and device.source_socket is None and device.type == "mount":
+    needed = _FS_SOURCES.get(device.type)
+    if needed is not None and all(getattr(device, name) is None for name in needed):
         yield XMLError("A file system has no source", line=device.line, libvirt_code=VIR_ERR_NO_SOURCE)
     if device.target is None:
         yield XMLError("A file system has no target", line=device.line, libvirt_code=VIR_ERR_NO_TARGET)

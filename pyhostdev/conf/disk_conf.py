@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from pyhostdev.conf.vcpu_conf import MappedIOThread
     from pyhostdev.conf.xml.xmlfield import Field
     from pyhostdev.util.pciaddress import PCIDeviceAddress
-    from pyhostdev.util.virxml import Element
 
 DISK_BUSES = ("ide", "fdc", "scsi", "virtio", "xen", "usb", "uml", "sata", "sd")
 _DISK_NAME = r"(?:fd|hd|vd|sd|xvd|ubd)([a-z]{1,6})[0-9]*"
@@ -186,11 +185,6 @@ class DomainDiskDef(ElementDef):
     product = content("product")
     encryption = optional_element("encryption", StorageEncryption)
     info = inline(DeviceInfo)
-
-    def parsed(self, element: Element) -> None:
-        """Drop the parts of the source that other types have."""
-        if self.source is not None:
-            self.source.drop_others(self.type)
 
     @property
     def is_empty(self) -> bool:

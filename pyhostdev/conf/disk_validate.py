@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # RFC 6265 4.1.1, a token
 _COOKIE_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~")
+# RFC 6265 4.1.1, cookie-octets: what is printable but none of these
+_COOKIE_VALUE = frozenset(map(chr, range(0x21, 0x7F))).difference('",;\\')
 _VENDOR_MAX = 8  # SPC-4 6.4.2, INQUIRY: characters of vendor and product
 _PRODUCT_MAX = 16
 _DRIVE_BUSES = ("ide", "scsi", "sata", "fdc", "nvme")
@@ -82,10 +84,21 @@ def _source_errors(device: DomainDiskDef) -> Errors:
         yield from _vhostuser_errors(device)
     if device.type == "vhostvdpa" and source.dev is None:
         yield XMLError("A vhostvdpa disk's <source> lacks 'dev'", line=line)
-    for cookie in source.cookies:
-        if cookie.name is None or not _COOKIE_NAME.issuperset(cookie.name):
-            yield XMLError("The name of a <cookie> has invalid characters", line=cookie.line)
+    for _, image in device.images():
+        yield from _cookie_errors(image)
     yield from _startup_errors(device, source.startup_policy)
+
+
+def _cookie_errors(source: StorageSource) -> Errors:
+    """Mirrors: virStorageSourceNetCookiesValidate (src/conf/storage_source_conf.c)"""
+    for cookie in source.cookies:
+        value = cookie.value or ""
+        if not cookie.name or not _COOKIE_NAME.issuperset(cookie.name):
+            yield XMLError("The name of a <cookie> is empty or has invalid characters", line=cookie.line)
+        if not value or not _COOKIE_VALUE.issuperset(re.sub('^"(.*)"$', r"\1", value)):
+            yield XMLError("The value of a <cookie> is empty or has invalid characters", line=cookie.line)
+    if len({cookie.name for cookie in source.cookies}) < len(source.cookies):
+        yield XMLError("Two cookies of a disk have the same name", line=source.line)
 
 
 def _network_errors(source: StorageSource, line: int | None) -> Errors:
@@ -93,7 +106,7 @@ def _network_errors(source: StorageSource, line: int | None) -> Errors:
         yield XMLError("A network disk's <source> lacks 'protocol'", line=line)
     elif source.name is None and source.protocol not in _NAMED_PROTOCOLS_EXCEPT:
         yield XMLError(f"A disk of protocol {source.protocol} lacks the name of its image", line=line)
-    elif source.protocol in _POOLED_PROTOCOLS and "/" not in str(source.name):
+    elif source.protocol in _POOLED_PROTOCOLS and "/" not in str(source.name)[1:]:
         yield XMLError(f"The name of a disk of protocol {source.protocol} needs a pool and an image", line=line)
 
 
@@ -193,7 +206,7 @@ def _lun_errors(device: DomainDiskDef) -> Errors:
         yield ConfigUnsupportedError("A lun must be a block device", line=line)
     if device.driver_type not in (None, "raw", "none"):
         yield ConfigUnsupportedError("A lun must have format raw", line=line)
-    if source is not None and (source.slices or source.encryption is not None):
+    if device.encryption is not None or (source is not None and (source.slices or source.encryption is not None)):
         yield ConfigUnsupportedError("A lun cannot have slices or encryption", line=line)
 
 
@@ -213,12 +226,6 @@ def _throttle_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
     filters, groups = device.throttle_filters, {group.group_name for group in dom.throttle_groups}
     if not filters:
         return
-    names = [row.group for row in filters]
-    for row in filters:
-        if row.group not in groups:
-            yield XMLError(f"The throttle group '{shown(row.group)}' is not defined", line=row.line)
-    if len(set(names)) != len(names):
-        yield XMLError("A disk can have only one filter of a throttle group", line=device.line)
     text = None
     if device.device == "cdrom":
         text = "A cdrom cannot have <throttlefilters>"
@@ -226,6 +233,11 @@ def _throttle_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
         text = "A disk can have either <iotune> or <throttlefilters>"
     if text is not None:
         yield ConfigUnsupportedError(text, line=device.line, libvirt_code=VIR_ERR_OPERATION_UNSUPPORTED)
+    for row in filters:
+        if row.group not in groups:
+            yield XMLError(f"The throttle group '{shown(row.group)}' is not defined", line=row.line)
+    if len({row.group for row in filters}) != len(filters):
+        yield XMLError("A disk can have only one filter of a throttle group", line=device.line)
 
 
 def throttle_group_errors(dom: DomainFields) -> Errors:

@@ -321,6 +321,8 @@ def _audio_errors(dom: DomainFields) -> Iterator[ConfigError]:
         sides = (audio.input, audio.output)
         if any(side.fixed_settings is not True and side.has_settings for side in sides):
             yield ConfigUnsupportedError("<settings> of <audio> needs fixedSettings='yes'", line=audio.line)
+        if any(side.fixed_settings and not side.mixing_engine for side in sides):
+            yield ConfigUnsupportedError("fixedSettings='yes' of <audio> needs mixingEngine='yes'", line=audio.line)
     users: list[Any] = [*dom.sounds, *dom.graphics]
     for user in users:
         if user.audio_id and user.audio_id not in ids:

@@ -7,13 +7,22 @@ Mirrors: virDomainFSDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.os_conf import SizeDef
+from pyhostdev.conf.storage_source_conf import IMAGE_FORMATS
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import Codec, enum, number, on_off
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, elements, flag, inline, optional_element
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED
 from pyhostdev.util.virxml import parse_unsigned
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from pyhostdev.util.virxml import Element
 
 
 class IdMapEntry(ElementDef):
@@ -41,7 +50,7 @@ class DomainFSDef(ElementDef):
     driver_type = attribute(
         "driver/@type", enum("path", "handle", "loop", "nbd", "ploop", "virtiofs", since={"mtp": "fs-mtp"})
     )
-    driver_format = attribute("driver/@format")
+    driver_format = attribute("driver/@format", enum(*IMAGE_FORMATS[1:]), code=VIR_ERR_CONFIG_UNSUPPORTED)
     driver_name = attribute("driver/@name")
     wrpolicy = attribute("driver/@wrpolicy", enum("immediate"))
     queue = attribute("driver/@queue", number)
@@ -66,6 +75,16 @@ class DomainFSDef(ElementDef):
     info = inline(DeviceInfo)
     space_hard_limit = optional_element("space_hard_limit", SizeDef)
     space_soft_limit = optional_element("space_soft_limit", SizeDef)
+
+    @classmethod
+    def unread(cls, element: Element) -> Collection[str]:
+        """
+        Return what only virtiofs has, if the driver is another one.
+
+        Mirrors: virDomainFSDefParseXML (src/conf/domain_conf.c)
+        """
+        is_virtiofs = element.find("driver[@type='virtiofs']") is not None
+        return () if is_virtiofs else ("driver/@queue", "binary", "idmap")
 
     @property
     def is_mtp(self) -> bool:

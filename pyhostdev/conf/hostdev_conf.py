@@ -36,6 +36,8 @@ from pyhostdev.util.viruuid import normal_uuid
 from pyhostdev.util.virxml import shown, source_line
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from typing_extensions import Self
 
     from pyhostdev.util.virxml import Element
@@ -385,11 +387,21 @@ class DomainHostdevDef(ElementDef):
             self._check_assigned(element)
         if not self.type:
             raise XMLError("A <hostdev> has no type", line=line)
+        if self.mode == "capabilities" and self.type in SOURCE_TYPES:
+            text = f"A <hostdev> of mode capabilities cannot have the type {self.type}"
+            raise ConfigUnsupportedError(text, line=line, renumbered=ATTRIBUTE_NUMBER)
         if self.source_def is None and not element.findall("source"):
             raise XMLError("A <hostdev> has no <source>", line=line)
         self._check_type(line)
         if not self.is_pci:
             self.host_driver.iommufd = None  # libvirt reads it of PCI devices only
+
+    @classmethod
+    def unread(cls, element: Element) -> Collection[str]:
+        """Return the driver of what is not a PCI function, and the source of a capability, which has no address."""
+        if element.get("mode") == "capabilities" and element.get("type") in SOURCE_TYPES:
+            return ("driver/@name", "source")
+        return () if element.get("type") == "pci" else ("driver/@name",)
 
     def _check_assigned(self, element: Element) -> None:
         """

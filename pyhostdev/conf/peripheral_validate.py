@@ -109,14 +109,22 @@ def tpm_errors(dom: DomainFields, tpm: DomainTPMDef) -> Errors:
         yield XMLError("<active_pcr_banks> needs a TPM of version 2.0", line=tpm.line)
     if tpm.profile_source is not None and tpm.backend_version == "1.2":
         yield XMLError("<profile> needs a TPM of version 2.0", line=tpm.line)
+    if tpm.backend_version == "1.2" and tpm.model not in (None, "tpm-tis"):
+        yield _unsupported(f"A TPM of version 1.2 cannot have the model {tpm.model}", tpm)
+    if any(word.is_element for word in tpm.unknown.get(("backend", "active_pcr_banks"), ())):
+        yield _unsupported("<active_pcr_banks> has an unknown bank", tpm)
     if tpm.backend_type == "external":
         yield from _external_tpm_errors(tpm)
 
 
 def _external_tpm_errors(tpm: DomainTPMDef) -> Errors:
     source = tpm.backend_source
-    if source is None or source.type != "unix":
+    if source is None or source.type is None:
         yield XMLError("A TPM of type external needs a <source type='unix'>", line=tpm.line)
+    elif source.type == "dir":
+        yield _unsupported("A TPM of type external cannot have a source of type dir", tpm)
+    elif source.type != "unix":
+        yield XMLError(f"A TPM of type external cannot have a source of type {source.type}", line=tpm.line)
     elif source.mode == "bind":
         yield XMLError("The <source> of a TPM of type external must have mode='connect'", line=tpm.line)
     elif source.path is None:

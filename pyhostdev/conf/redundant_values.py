@@ -52,7 +52,8 @@ def drop_redundant_values(dom: DomainFields) -> None:
     if dom.default_iothread is not None and not dom.default_iothread.format_lines("", always=False):
         dom.default_iothread = None
     for video in dom.videos:
-        video.heads = video.heads or None
+        if video.model_type in ("qxl", "virtio", "none"):
+            video.heads = video.heads or None
     for rng in dom.rngs:
         if not rng.rate_bytes:
             rng.rate_bytes = rng.rate_period = None
@@ -95,7 +96,6 @@ def _normalise_cpu(cpu: CPUDef) -> None:
 def _drop_disk_words(disk: DomainDiskDef) -> None:
     if disk.is_empty and disk.device != "disk" and disk.type != "file":
         disk.type, disk.source = "file", None
-    disk.removable = None if disk.bus == "scsi" else disk.removable
     disk.cache = None if disk.cache == "default" else disk.cache
     disk.queues = disk.queues or None
     if not (disk.cyls and disk.heads and disk.secs):

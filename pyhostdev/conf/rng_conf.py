@@ -7,13 +7,20 @@ Mirrors: virDomainRNGDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pyhostdev.conf.chr_conf import ChrSource
 from pyhostdev.conf.device_conf import WORD_NUMBERS, DeviceInfo
 from pyhostdev.conf.virtio_conf import VIRTIO_MODELS, VirtioOptions
 from pyhostdev.conf.xml.xmlcodec import enum, number
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, inline, optional_element
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_XML_ERROR
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_XML_ERROR, XMLError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from pyhostdev.util.virxml import Element
 
 
 class RNGBackend(ElementDef):
@@ -31,6 +38,16 @@ class RNGBackend(ElementDef):
     )
     path = content("")
     chardev = inline(ChrSource)
+
+    @classmethod
+    def unread(cls, element: Element) -> Collection[str]:
+        """Return the parts of a character device, which only an egd backend has."""
+        return () if element.get("model") == "egd" else ("@type", "source", "protocol", "log")
+
+    def parsed(self, element: Element) -> None:
+        """Refuse an egd backend without a character device of the host."""
+        if self.model == "egd" and self.chardev.type is None:
+            raise XMLError("A <backend> with model='egd' needs a type", line=self.line)
 
 
 class DomainRNGDef(ElementDef):

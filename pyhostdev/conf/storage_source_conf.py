@@ -13,11 +13,20 @@ from pyhostdev.conf.device_conf import WORD_NUMBERS, check_pci_address
 from pyhostdev.conf.xml.xmlcodec import big_number, enum, hexadecimal, number, positive, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import OptionalElement, attribute, content, elements, ignored, opaque, optional_element
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_XML_ERROR, ConfigUnsupportedError, XMLError
+from pyhostdev.errors import (
+    VIR_ERR_CONFIG_UNSUPPORTED,
+    VIR_ERR_INVALID_ARG,
+    VIR_ERR_XML_ERROR,
+    ConfigUnsupportedError,
+    XMLError,
+)
 from pyhostdev.util.pciaddress import PCIDeviceAddress
+from pyhostdev.util.viruuid import normal_uuid
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pyhostdev.util.virxml import Element
 
 SOURCE_TYPES = ("file", "block", "dir", "network", "volume", "nvme", "vhostuser")
@@ -42,6 +51,30 @@ DEFAULT_PORTS = {
 }
 
 
+# type of source -> what only it has
+_TYPE_WORDS = {
+    "file": ("@file", "@fdgroup"),
+    "block": ("@dev",),
+    "dir": ("@dir",),
+    "volume": ("@pool", "@volume", "@mode"),
+    "network": ("@protocol", "@name", "@tls", "@tlsHostname", "host", "snapshot", "config", "initiator"),
+    "nvme": ("@type", "@managed", "@namespace", "address"),
+    "vhostuser": ("@type", "@path", "reconnect/@enabled", "reconnect/@timeout"),
+    "vhostvdpa": ("@dev",),
+}
+# protocol of a network disk -> what only it has
+_PROTOCOL_WORDS = {
+    "http": ("@query", "cookies", "readahead", "timeout"),
+    "https": ("@query", "cookies", "readahead", "timeout", "ssl"),
+    "ftp": ("readahead", "timeout"),
+    "ftps": ("readahead", "timeout", "ssl"),
+    "ssh": ("knownHosts", "identity"),
+    "nfs": ("identity",),
+    "nbd": ("reconnect/@delay",),
+}
+_ALL_WORDS = frozenset(word for words in (*_TYPE_WORDS.values(), *_PROTOCOL_WORDS.values()) for word in words)
+
+
 class StorageHost(ElementDef):
     """A server of a network disk."""
 
@@ -51,7 +84,7 @@ class StorageHost(ElementDef):
         "transport", enum("tcp", "unix", "rdma"), code=VIR_ERR_CONFIG_UNSUPPORTED, renumbered=WORD_NUMBERS
     )
     name = attribute("name")
-    port = attribute("port", number)
+    port = attribute("port", number, code=VIR_ERR_INVALID_ARG)
     socket = attribute("socket")
 
     def parsed(self, element: Element) -> None:
@@ -77,6 +110,21 @@ class StorageSecret(ElementDef):
     uuid = attribute("uuid")
     usage = attribute("usage")
 
+    def parsed(self, element: Element) -> None:
+        """
+        Refuse a secret without exactly one name.
+
+        Mirrors: virSecretLookupParseSecret (src/conf/secret_conf.c)
+        """
+        if (self.uuid is None) == (self.usage is None):
+            raise XMLError("A <secret> needs either a uuid or a usage", line=self.line)
+        if self.uuid is not None:
+            try:
+                normal_uuid(self.uuid)
+            except ValueError:
+                text = f"The uuid '{shown(self.uuid)}' of a <secret> is not valid"
+                raise XMLError(text, line=self.line) from None
+
 
 class StorageAuth(ElementDef):
     """
@@ -89,6 +137,11 @@ class StorageAuth(ElementDef):
 
     username = attribute("username", required=True)
     secret = optional_element("secret", StorageSecret)
+
+    def parsed(self, element: Element) -> None:
+        """Refuse a user without a password."""
+        if self.secret is None:
+            raise XMLError("An <auth> needs a <secret>", line=self.line)
 
 
 class StorageEncryption(ElementDef):
@@ -107,7 +160,7 @@ class StorageEncryption(ElementDef):
         missing=VIR_ERR_XML_ERROR,
         required=True,
     )
-    engine = attribute("engine", enum("default", "qemu", "librbd"))
+    engine = attribute("engine", enum("qemu", "librbd"))
     secrets = elements("secret", StorageSecret)
     cipher = opaque("cipher")
     ivgen = opaque("ivgen")
@@ -119,7 +172,9 @@ class StorageEncryption(ElementDef):
         Mirrors: virStorageEncryptionSecretParse (src/conf/storage_encryption_conf.c)
         """
         for secret in self.secrets:
-            if secret.type not in (None, "passphrase"):
+            if secret.type is None:
+                raise XMLError("A <secret> of <encryption> needs a type", line=secret.line)
+            if secret.type != "passphrase":
                 text = f"A <secret> of <encryption> cannot have the type '{shown(secret.type)}'"
                 raise ConfigUnsupportedError(text, line=secret.line)
 
@@ -211,7 +266,7 @@ class StorageSource(ElementDef):
     dir = attribute("dir")
     pool = attribute("pool")
     volume = attribute("volume")
-    mode = attribute("mode")
+    mode = attribute("mode", enum("host", "direct"), code=VIR_ERR_CONFIG_UNSUPPORTED, renumbered=WORD_NUMBERS)
     protocol = attribute("protocol", enum(*PROTOCOLS))
     name = attribute("name")
     query = attribute("query")
@@ -235,8 +290,8 @@ class StorageSource(ElementDef):
     slices = elements("slices/slice", StorageSlice)
     ssl_verify = attribute("ssl/@verify", yes_no)
     cookies = elements("cookies/cookie", HTTPCookie)
-    readahead = attribute("readahead/@size", positive)
-    timeout = attribute("timeout/@seconds", positive)
+    readahead = attribute("readahead/@size", number)
+    timeout = attribute("timeout/@seconds", number)
     known_hosts = attribute("knownHosts/@path", since="disk-ssh")
     identity_user = attribute("identity/@user", since="disk-words")
     identity_group = attribute("identity/@group", since="disk-words")
@@ -251,6 +306,21 @@ class StorageSource(ElementDef):
         "dataStore", "storage_source_conf.DataStoreDef", since="disk-data-store"
     )
 
+    @classmethod
+    def unread(cls, element: Element) -> Collection[str]:
+        """
+        Return what only sources of other types or protocols have.
+
+        Mirrors: virDomainStorageSourceParse, virDomainDiskSourceNetworkParse (src/conf/domain_conf.c)
+        """
+        parent = element.getparent()
+        kind = None if parent is None else parent.get("type", "file")
+        if kind not in _TYPE_WORDS:
+            return ()
+        own = _TYPE_WORDS[kind] + (_PROTOCOL_WORDS.get(element.get("protocol", ""), ()) if kind == "network" else ())
+        present = {*("@" + str(name) for name in element.attrib), *(str(child.tag) for child in element)}
+        return sorted(word for word in _ALL_WORDS.difference(own) if word.partition("/")[0] in present)
+
     @property
     def slice(self) -> StorageSlice | None:
         """The part of the storage that has the image; None for all of it."""
@@ -258,21 +328,15 @@ class StorageSource(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """
-        Keep the first part of the storage, as libvirt does.
+        Keep the first part of the storage, and drop limits of 0, as libvirt does.
 
         Raises:
             XMLError: it has no offset or no size.
         """
+        self.readahead, self.timeout = self.readahead or None, self.timeout or None
         self.slices = [part for part in self.slices if part.type == "storage"][:1]
         if any(part.offset is None or part.size is None for part in self.slices):
             raise XMLError("A <slice> lacks 'offset' or 'size'", line=self.line)
-
-    def drop_others(self, kind: str | None) -> None:
-        """Drop what only sources of other types have, as libvirt's parser does."""
-        if kind != "nvme":
-            self.managed = self.namespace = self.address = None
-        if kind not in ("nvme", "vhostuser"):
-            self.type = None
 
 
 class DataStoreDef(ElementDef):
@@ -296,7 +360,6 @@ class DataStoreDef(ElementDef):
             raise XMLError("<dataStore> lacks <format>", line=self.line)
         if self.source.slices:
             raise XMLError("The source of <dataStore> cannot have slices", line=self.line)
-        self.source.drop_others(self.type)
 
 
 class BackingStoreDef(ElementDef):
@@ -308,7 +371,7 @@ class BackingStoreDef(ElementDef):
 
     tag = "backingStore"
 
-    type = attribute("type", enum(*SOURCE_TYPES))
+    type = attribute("type", enum(*SOURCE_TYPES, since={"vhostvdpa": "disk-vdpa"}))
     index = ignored("@index")  # of a running guest
     image_format = attribute("format/@type", enum(*IMAGE_FORMATS), code=VIR_ERR_CONFIG_UNSUPPORTED)
     source = optional_element("source", StorageSource)
@@ -316,12 +379,15 @@ class BackingStoreDef(ElementDef):
         "backingStore", "storage_source_conf.BackingStoreDef"
     )
 
+    @classmethod
+    def unread(cls, element: Element) -> Collection[str]:
+        """Return all contents if there is no type."""
+        return () if element.get("type") is not None else ("format", "source", "backingStore")
+
     def parsed(self, element: Element) -> None:
         """Refuse an image without source or format."""
         if self.type is None:
             return
-        if self.source is not None:
-            self.source.drop_others(self.type)
         if self.image_format is None:
             raise XMLError("<backingStore> lacks <format>", line=self.line)
         if self.source is None:

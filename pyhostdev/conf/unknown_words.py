@@ -117,7 +117,10 @@ def hostdev_word_findings(device: ElementDef) -> Iterator[Finding]:
 
 
 def repeated_words(dom: DomainFields) -> list[Finding]:
-    """Return a note for each element outside host devices that stands more than once; libvirt uses the first one."""
+    """
+    Return a note for each element outside host devices that stands more than once, of which libvirt uses the first, and
+    for each attribute and element that has no effect beside the others.
+    """
     hostdevs = {id(device) for device in _host_devices(dom)}
     parts = [part for inner, part in dom.walk((dom.tag,)) if inner[1:2] != ("devices",)]
     parts += [part for device in dom.devices() if id(device) not in hostdevs for _, part in device.walk()]
@@ -128,6 +131,9 @@ def _repeated(part: ElementDef, address: PCIDeviceAddress | None) -> Iterator[Fi
     for tag, line in part.repeated:
         text = f"<{part.tag}> has more than one <{tag}>: what a further one says again is ignored"
         yield Finding("ignored", NOTE, address, text, line)
+    for label, line in part.unread_words:
+        what = _described(part.tag, label)
+        yield Finding("ignored", NOTE, address, f"The {what} has no effect here and is ignored", line)
 
 
 def _word_findings(device: ElementDef) -> Iterator[tuple[str, Finding]]:

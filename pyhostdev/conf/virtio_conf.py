@@ -7,11 +7,18 @@ Mirrors: virDomainVirtioOptions and the devices' own structures (src/conf/domain
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.xml.xmlcodec import big_number, enum, number, on_off, size_unit, unit_factor, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, content, flag, inline
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, XMLError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from pyhostdev.util.virxml import Element
 
 VIRTIO_MODELS = ("virtio", "virtio-transitional", "virtio-non-transitional")
 
@@ -67,6 +74,16 @@ class DomainCryptoDef(ElementDef):
     info = inline(DeviceInfo)
 
 
+# type of input device -> what libvirt does not read of its source
+_UNREAD_SOURCES = {
+    "mouse": ("source",),
+    "tablet": ("source",),
+    "keyboard": ("source",),
+    "passthrough": ("source/@dev", "source/@grab", "source/@repeat", "source/@grabToggle"),
+    "evdev": ("source/@evdev",),
+}
+
+
 class DomainInputDef(ElementDef):
     """A mouse, a tablet, a keyboard, or an event device of the host."""
 
@@ -91,6 +108,21 @@ class DomainInputDef(ElementDef):
         enum("ctrl-ctrl", "alt-alt", "shift-shift", "meta-meta", "scrolllock", "ctrl-scrolllock"),
     )
     info = inline(DeviceInfo)
+
+    @classmethod
+    def unread(cls, element: Element) -> Collection[str]:
+        """
+        Return what a <source> of another type has.
+
+        Mirrors: virDomainInputDefParseXML (src/conf/domain_conf.c)
+        """
+        return _UNREAD_SOURCES.get(element.get("type", ""), ())
+
+    def parsed(self, element: Element) -> None:
+        """Refuse an event device of the host without its path."""
+        wanted = {"passthrough": self.source_evdev, "evdev": self.source_dev}
+        if self.has_child("source") and wanted.get(self.type, "") is None:
+            raise XMLError(f"An <input> of type {self.type} needs the path of its <source>", line=self.line)
 
     def hides(self, name: str) -> bool:
         """Return True for the bus of an event device, which libvirt does not print."""
@@ -118,7 +150,7 @@ class DomainIOMMUDef(ElementDef):
     dma_translation = attribute("driver/@dma_translation", on_off, since="iommu-dma-translation")
     xtsup = attribute("driver/@xtsup", on_off, since="amd-iommu")
     passthrough = attribute("driver/@passthrough", on_off, since="amd-iommu")
-    granule_mode = attribute("driver/granule/@mode", enum("size", "host"), since="iommu-granule")
+    granule_mode = attribute("driver/granule/@mode", enum("host"), since="iommu-granule")
     granule = attribute("driver/granule/@size", big_number, since="iommu-granule")
     granule_unit = attribute("driver/granule/@unit", size_unit, since="iommu-granule")
     info = inline(DeviceInfo)

@@ -207,6 +207,7 @@ def test_hostdevs_can_be_added_to_a_copy() -> None:
     assert dom.hostdevs[0] == more.hostdevs[0] != more.hostdevs[-1]
 
 
+RECONNECT = "<reconnect delay='soon'/>"
 STORE = "<dataStore type='file'><format type='{}'/><source file='{}'>{}</source></dataStore>"
 SLICE = "<slices><slice type='storage' offset='0' size='1'/></slices>"
 
@@ -222,7 +223,11 @@ INVALID_NEWER = [
         _newer("dataStore", "disk-data-store", f"<disk><source file='/a'>{store}</source><target dev='vda'/></disk>")
         for store in (STORE.format("bad", "/b", ""), STORE.format("raw", "/b", SLICE), "<dataStore/>")
     ),
-    _newer("@delay", "disk-words", "<disk><source><reconnect delay='soon'/></source><target dev='vda'/></disk>"),
+    _newer(
+        "@delay",
+        "disk-words",
+        f"<disk type='network'><source protocol='nbd'>{RECONNECT}</source><target dev='vda'/></disk>",
+    ),
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import pyhostdev
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.domain_validate import validate_all
-from pyhostdev.conf.unknown_words import kept_words, with_unknown_words
+from pyhostdev.conf.unknown_words import kept_words, repeated_words, with_unknown_words
 from pyhostdev.errors import ConfigError, RefusedError, XMLError
 from pyhostdev.testing.fakehost import FakeHost
 from pyhostdev.tools.demo import GUEST
@@ -134,6 +134,17 @@ def test_words_elsewhere_are_told(capsys: pytest.CaptureFixture[str], tmp_path: 
     said = capsys.readouterr().err
     assert all(text in said for _, text in kept)
     assert "The attribute 'currentAddress' of <interface/mac> (libvirt 11.3) is not supported yet" in said
+
+
+def test_a_word_without_effect_is_dropped_and_told() -> None:
+    """What only a source of another type has is dropped unread, and a note names it with its line."""
+    dom = domain("<disk><source file='/x' dev='/y'>\n<host port='x'/></source><target dev='vda'/></disk>")
+    told = [
+        (2, "The attribute 'dev' of <source> has no effect here and is ignored"),
+        (3, "The element <host> in <source> has no effect here and is ignored"),
+    ]
+    assert told == [(note.line, note.message) for note in repeated_words(dom)]
+    assert "<source file='/x'/>" in dom.format()
 
 
 def test_the_plan_refuses_a_typing_error(bcm5719: FakeHost, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -110,8 +110,12 @@ def test_a_fw_cfg_value_stays_one_value() -> None:
             {"driver": "pa", "server": "s", "out": {"voices": 2, "latency": 5}},
         ),
         (
-            "type='jack'><output exactName='yes' fixedSettings='yes'><settings format='f32'/></output></audio>",
-            {"driver": "jack", "out": {"fixed-settings": True, "format": "f32", "exact-name": True}},
+            "type='jack'><output exactName='yes' mixingEngine='yes' fixedSettings='yes'>"
+            "<settings format='f32'/></output></audio>",
+            {
+                "driver": "jack",
+                "out": {"mixing-engine": True, "fixed-settings": True, "format": "f32", "exact-name": True},
+            },
         ),
         ("type='pipewire'><input mixingEngine='no'/></audio>", {"driver": "pipewire", "in": {"mixing-engine": False}}),
     ],

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pyhostdev.conf.xml.definition import InvalidWord, Unknown
 from pyhostdev.conf.xml.xmlfield import Field
 from pyhostdev.conf.xml.xmlprint import ElementPlan, Page
-from pyhostdev.conf.xml.xmlread import Reading
+from pyhostdev.conf.xml.xmlread import Reading, without_words
 from pyhostdev.conf.xml.xmlshape import Row, Table, compile_table
 from pyhostdev.errors import ConfigError, XMLError, raise_all
 from pyhostdev.util.virxml import parse_document, source_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from typing_extensions import Self
 
@@ -46,6 +46,7 @@ class ElementDef:
     lines: Mapping[tuple[str, ...], int | None] = MappingProxyType({})  # lines of child elements, by their paths
     unknown: dict[tuple[str, ...], list[Unknown]]
     repeated: tuple[tuple[str, int | None], ...] = ()  # tags of elements that count once, with lines of further ones
+    unread_words: tuple[tuple[str, int | None], ...] = ()  # labels of words without an effect here, with their lines
     invalid_words: tuple[InvalidWord, ...] = ()  # older releases do not read them
 
     _table: ClassVar[Table | None] = None
@@ -125,6 +126,9 @@ class ElementDef:
         """
         table = self.table()
         self.line = line = source_line(element)
+        paths = self.unread(element)
+        if paths:
+            element, self.unread_words = without_words(element, paths)
         reading = Reading(self, table)
         reading.read(table.shape, element)
         if reading.lines:
@@ -140,6 +144,15 @@ class ElementDef:
         if errors:
             raise_all(errors, self)
         self.parsed(element)
+
+    @classmethod
+    def unread(cls, element: Element) -> Collection[str]:
+        """
+        Return the paths of attributes and elements that libvirt does not read beside the others; a hook for subclasses.
+
+        They are dropped with their contents, also invalid ones. A path is written as for a field: ``driver/@name``.
+        """
+        return ()
 
     def parsed(self, element: Element) -> None:
         """Check or derive values that depend on several fields; a hook for subclasses."""
@@ -242,7 +255,12 @@ class ElementDef:
         todo: list[ElementDef] = [self]
         while todo:
             nested = todo.pop()
-            if nested.repeated or nested.invalid_words or (nested.unknown and any(nested.unknown.values())):
+            if (
+                nested.repeated
+                or nested.unread_words
+                or nested.invalid_words
+                or (nested.unknown and any(nested.unknown.values()))
+            ):
                 return True
             state = nested.__dict__
             for name in nested.table().nested:

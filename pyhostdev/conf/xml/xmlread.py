@@ -7,6 +7,7 @@ What the table does not have is kept as ``Unknown``.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.definition import InvalidWord, Unknown
@@ -15,7 +16,7 @@ from pyhostdev.errors import ConfigError, XMLError
 from pyhostdev.util.virxml import dump_element, own_text_of, source_line, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from pyhostdev.conf.xml.definition import Definition
     from pyhostdev.conf.xml.xmlshape import Table
@@ -137,6 +138,35 @@ class Reading:
                 what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"
                 line, renumbered = source_line(element), field.renumbered
                 yield XMLError(f"The {what} is missing", line=line, libvirt_code=field.missing, renumbered=renumbered)
+
+
+def without_words(element: Element, paths: Collection[str]) -> tuple[Element, tuple[tuple[str, int | None], ...]]:
+    """
+    Return an element without what stands at the given paths, and the labels and lines of what was there.
+
+    The element itself is not changed: a copy is, if there is something to drop.
+    """
+    present = [path for path in paths if _at(element, path)]
+    if not present:
+        return element, ()
+    copied, dropped = deepcopy(element), []
+    for path in present:
+        leaf = path.rpartition("/")[2]
+        for found in _at(copied, path):
+            dropped.append((leaf, source_line(found)))
+            if leaf[:1] == "@":
+                del found.attrib[leaf[1:]]
+            else:
+                found.getparent().remove(found)  # type: ignore[union-attr]  # it is below the copy
+    return copied, tuple(dropped)
+
+
+def _at(element: Element, path: str) -> list[Element]:
+    """Return the elements at a path, for the path of an attribute those that have it."""
+    parents, _, leaf = path.rpartition("/")
+    if leaf[:1] != "@":
+        return element.findall(path)
+    return [found for found in (element.findall(parents) if parents else [element]) if found.get(leaf[1:]) is not None]
 
 
 def _as_written(element: Element) -> Unknown:

@@ -61,6 +61,14 @@ def post_parse(
 _WITHOUT_SOUND = ("sdl", "dbus", "egl-headless")  # SDL chooses its own from QEMU's environment
 
 
+def _drop_idle_words(disk: Any, release: LibvirtRelease) -> None:
+    """Drop a closed tray, and that a SCSI disk is removable: libvirt does not print them."""
+    if disk.tray == "closed" and (disk.device in ("cdrom", "floppy") or not release.has("disk-idle-words")):
+        disk.tray = None
+    if disk.bus == "scsi" and disk.device == "disk" and release.has("disk-product"):
+        disk.removable = None
+
+
 class QEMUDefaults:
     """QEMU's part of ``domain_postparse``, for one emulator."""
 
@@ -93,6 +101,8 @@ class QEMUDefaults:
     def fill_device(self, dom: DomainDef, device: ElementDef) -> None:
         """Fill in one device."""
         fill_device(dom, device, self.capabilities)
+        if device.tag == "disk":
+            _drop_idle_words(device, self.release)
 
     def _fill_gic(self, dom: DomainDef) -> None:
         if is_arm_virt(dom) and not dom.features.gic:

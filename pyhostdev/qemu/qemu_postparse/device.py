@@ -202,7 +202,9 @@ def drop_generated_path(dom: DomainDef, device: DomainChrDef) -> None:
     for part in device.source.sources:
         if device.target_name and part.path is not None and re.fullmatch(generated, part.path):
             part.path = None
-    device.source.sources = [part for part in device.source.sources if part.path is not None]
+    device.source.sources = [
+        part for part in device.source.sources if part.path is not None or part.reconnect_enabled is not None
+    ]
 
 
 def _fill_shmem(dom: DomainDef, device: DomainShmemDef, capabilities: QEMUCapabilities) -> None:

@@ -141,9 +141,20 @@ class QEMURules:
             yield from _empty_disk_errors(device)
 
     def _tpm_errors(self, dom: DomainDef, device: Any) -> Errors:
+        source = device.backend_source if device.backend_type == "emulator" else None
+        if source is not None and self.release.has("tpm-source"):
+            yield from _tpm_source_errors(source)
         driver = tpm_driver(str(dom.os.arch), device.model or "")
         if device.model is not None and not self.capabilities.has_device(driver):
             yield _unsupported(f"QEMU does not support a TPM of model {device.model} for this machine", device)
+
+
+def _tpm_source_errors(source: Any) -> Errors:
+    """Mirrors: virDomainTPMDefParseXML"""
+    if source.type == "unix":
+        yield XMLError("The <source> of a TPM's emulator cannot have type='unix'", line=source.line)
+    elif source.path is None:
+        yield XMLError("The <source> of a TPM's emulator needs a path", line=source.line)
 
 
 def _empty_disk_errors(disk: Any) -> Errors:
@@ -323,6 +334,8 @@ def _mdev_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainMdevDef"""
     if device.display and not dom.graphics:
         yield _unsupported("display='on' of a <hostdev> needs <graphics>", device)
+    if device.info.boot_order is not None and device.model != "vfio-ccw":
+        yield _unsupported(f"A guest cannot boot from a mediated device of model {device.model}", device)
     if device.model != "vfio-pci" and dom.os.arch in (*X86, *ARM):
         yield _unsupported(f"This machine does not support a mediated device of model {device.model}", device)
 

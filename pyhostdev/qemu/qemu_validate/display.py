@@ -24,6 +24,7 @@ _UINT_MAX_KIB = 0xFFFFFFFF // 1024
 _MIB_KIB = 1024
 _SECONDARY = ("qxl", "virtio")
 _WITH_RESOLUTION = ("vga", "qxl", "virtio", "bochs")
+_WITH_EDID = ("vga", "virtio", "bochs")
 _VIDEO_DEVICES = {
     "vga": ("VGA",),
     "cirrus": ("cirrus-vga",),
@@ -44,6 +45,7 @@ def _unsupported(message: str, where: Any) -> ConfigError:
 def video_errors(dom: DomainDef, video: Any, capabilities: QEMUCapabilities, release: LibvirtRelease) -> Errors:
     """Yield the errors of one video card."""
     kind = video.model_type
+    yield from _incomplete_errors(video)
     if kind == "none":
         return
     devices = _VIDEO_DEVICES.get(kind, ())
@@ -52,6 +54,7 @@ def video_errors(dom: DomainDef, video: Any, capabilities: QEMUCapabilities, rel
     if kind not in _SECONDARY:
         yield from _only_video_errors(video)
     yield from _acceleration_errors(video, release)
+    yield from _virtio_errors(video)
     yield from _size_errors(video)
     if (video.resolution_x is not None or video.resolution_y is not None) and kind not in _WITH_RESOLUTION:
         yield XMLError(f"A video of type {kind} cannot have a resolution", line=video.line)
@@ -71,6 +74,26 @@ def _acceleration_errors(video: Any, release: LibvirtRelease) -> Errors:
         yield _unsupported("Only a video with the driver vhostuser can have a rendernode", video)
     if video.accel3d and kind != "virtio" and not is_vhostuser and not release.has("accel3d-anywhere"):
         yield _unsupported("Only a virtio video can have 3D acceleration", video)
+
+
+def _incomplete_errors(video: Any) -> Errors:
+    """Mirrors: virDomainVideoAccelDefParseXML, virDomainVideoResolutionDefParseXML"""
+    if ("model", "acceleration") in video.lines and video.accel2d is video.accel3d is video.rendernode is None:
+        yield _unsupported("<acceleration> of a video has no attribute", video)
+    if ("model", "resolution") in video.lines and None in (video.resolution_x, video.resolution_y):
+        yield XMLError("<resolution> of a video needs 'x' and 'y'", line=video.line)
+
+
+def _virtio_errors(video: Any) -> Errors:
+    """Yield the errors of options that only some models have. Mirrors: virDomainCheckVirtioOptionsAreAbsent"""
+    kind = video.model_type
+    for name in ("iommu", "ats", "packed", "page_per_vq"):
+        if getattr(video.virtio, name) is not None and kind != "virtio":
+            yield _unsupported(f"Only a virtio video can have {name}", video)
+    if video.blob is not None and kind != "virtio":
+        yield _unsupported("Only a virtio video can have blob", video)
+    if video.edid is not None and kind not in _WITH_EDID:
+        yield _unsupported(f"A video of type {kind} cannot have edid", video)
 
 
 def _size_errors(video: Any) -> Errors:

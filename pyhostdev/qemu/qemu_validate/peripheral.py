@@ -55,8 +55,8 @@ def _filesystem_errors(dom: DomainDef, device: Any, rules: Rules) -> Errors:
         yield _unsupported("QEMU does not support a file system with the driver handle", device)
     if (device.fmode or device.dmode) and device.accessmode != "mapped":
         yield _unsupported("fmode and dmode need accessmode='mapped'", device)
-    has_limit = device.space_hard_limit is not None or device.space_soft_limit is not None
-    if has_limit and rules.release.has("fs-limits"):
+    limits = [limit for limit in (device.space_hard_limit, device.space_soft_limit) if limit is not None]
+    if any(limit.value for limit in limits) and rules.release.has("fs-limits"):
         yield _unsupported("QEMU does not support limits of a file system", device)
     if device.is_mtp and device.accessmode not in (None, "passthrough"):
         yield _unsupported("An mtp file system can have only accessmode='passthrough'", device)
@@ -83,6 +83,8 @@ def _watchdog_errors(dom: DomainDef, device: Any, rules: Rules) -> Errors:
     """Mirrors: qemuValidateDomainWatchdogDef"""
     if device.model == "itco" and not is_q35(dom):
         yield _unsupported("Only a q35 machine can have the watchdog itco", device)
+    if device.model == "ib700" and is_q35(dom) and rules.release.has("ib700-needs-isa"):
+        yield _unsupported("A q35 machine cannot have the watchdog ib700", device)
     if device.model == "diag288" and dom.os.arch not in ("s390", "s390x"):
         yield _unsupported("Only machines of s390x can have the watchdog diag288", device)
     if device.model == "ib700" and dom.os.arch in X86 and not is_i440fx(dom) and rules.release.has("ib700-machine"):
@@ -156,10 +158,22 @@ def _disk_errors(_dom: DomainDef, disk: Any, rules: Rules) -> Errors:
     named = ("scsi", "sata", "ide") if has_product else ("scsi",)
     if (disk.vendor is not None and disk.bus != "scsi") or (disk.product is not None and disk.bus not in named):
         yield _unsupported(f"A disk on bus {disk.bus} cannot have a vendor or a product", disk)
-    if disk.removable is not None and disk.bus not in (("usb", "scsi") if has_product else ("usb",)):
-        yield XMLError(f"A disk on bus {disk.bus} cannot be removable", line=disk.line)
+    is_scsi_disk = disk.bus == "scsi" and disk.device == "disk"
+    if disk.removable is not None and disk.bus != "usb" and not (is_scsi_disk and has_product):
+        yield XMLError(f"A {disk.device} on bus {disk.bus} cannot be removable", line=disk.line)
+    if rules.release.has("disk-idle-words"):
+        yield from _idle_word_errors(disk)
     if disk.device == "lun" and disk.bus == "virtio" and rules.release.has("lun-needs-scsi"):
         yield _unsupported("QEMU does not support a lun on the bus virtio", disk)
+
+
+def _idle_word_errors(disk: Any) -> Errors:
+    """Yield the errors of settings without an effect on this kind of disk."""
+    has_sizes = bool(disk.logical_block_size or disk.physical_block_size) or disk.discard_granularity is not None
+    if disk.device == "lun" and has_sizes:
+        yield _unsupported("A lun cannot have <blockio>", disk)
+    if disk.bus in ("fdc", "sd") and (disk.statistics or disk.histograms):
+        yield _unsupported(f"A disk on bus {disk.bus} cannot have <statistics>", disk)
 
 
 _RULES: dict[str, Callable[[DomainDef, Any, Rules], Errors]] = {

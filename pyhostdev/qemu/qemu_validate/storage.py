@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyhostdev.conf.tuning_postparse import iothread_numbers
 from pyhostdev.errors import VIR_ERR_ARGUMENT_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
 from pyhostdev.qemu.qemu_validate.peripheral import shares_memory
+from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _image_errors(dom: DomainDef, disk: Any) -> Errors:
     """
     if disk.driver_type in _NO_FORMATS or (disk.driver_type == "fat" and disk.type not in ("dir", "volume")):
         yield _unsupported(f"QEMU does not support a disk image of format {disk.driver_type}", disk)
-    if disk.type == "dir" and not disk.readonly and disk.device != "floppy":
+    if disk.type == "dir" and not disk.readonly:
         yield _unsupported("A disk of type dir must be read-only", disk)
     if disk.type == "vhostuser" and not shares_memory(dom):
         yield _unsupported("A vhostuser disk needs shared memory", disk)
@@ -75,14 +76,54 @@ def _image_errors(dom: DomainDef, disk: Any) -> Errors:
     if disk.source is not None:
         yield from _store_errors(disk)
         yield from _server_errors(disk, disk.source)
-        yield from _secret_errors(disk, disk.source)
+    yield from _secret_errors(disk, disk.source)
+    for layer in _layers(disk):
+        yield from _layer_errors(disk, layer)
+    yield from _qcow2_errors(disk)
+
+
+class _Layer(NamedTuple):
+    """An image of a disk's chain."""
+
+    kind: str | None  # the type of its source
+    image_format: str | None
+    source: Any
+    encryption: Any
+
+
+def _layers(disk: Any) -> Iterator[_Layer]:
+    """Yield the images of a disk from the top down; the encryption of the first may be the disk's."""
+    source = disk.source
+    yield _Layer(disk.type, disk.driver_type, source, disk.encryption or (source and source.encryption))
+    below = disk.backing_store
+    while below is not None and below.source is not None:
+        yield _Layer(below.type, below.image_format, below.source, below.source.encryption)
+        below = below.backing_store
+
+
+def _layer_errors(disk: Any, layer: _Layer) -> Errors:
+    protocol = layer.source.protocol if layer.source is not None and layer.kind == "network" else None
+    if layer.kind == "dir" and layer.image_format != "fat" and layer.source is not None:
+        yield _unsupported("An image of type dir must have format fat", disk)
+    if protocol not in (None, "nbd") and layer.source.tls_hostname is not None:
+        yield _unsupported(f"A disk of protocol {protocol} cannot have tlsHostname", disk)
+    if layer.encryption is not None:
+        yield from _encryption_errors(disk, layer, protocol)
+
+
+def _qcow2_errors(disk: Any) -> Errors:
+    """Yield the errors of settings that only qcow2 images have."""
+    if disk.metadata_cache and disk.driver_type != "qcow2":
+        yield _unsupported("Only a qcow2 image can have a <metadata_cache>", disk)
+    if disk.discard_no_unref and (disk.driver_type != "qcow2" or disk.readonly):
+        yield _unsupported("Only a writable qcow2 image can have discard_no_unref", disk)
 
 
 def _server_errors(disk: Any, source: Any) -> Errors:
     if source.protocol in _NO_PROTOCOLS:
         yield _unsupported(f"QEMU does not support a disk of protocol {source.protocol}", disk)
-    if source.protocol == "nfs" and any(host.port for host in source.hosts):
-        yield _unsupported("The server of an nfs disk cannot have a port", disk)
+    if source.protocol == "nfs" and (len(source.hosts) != 1 or any(host.port for host in source.hosts)):
+        yield _unsupported("An nfs disk needs exactly one server, without a port", disk)
 
 
 def _vdpa_errors(dom: DomainDef, disk: Any) -> Errors:
@@ -107,17 +148,32 @@ def _store_errors(disk: Any) -> Errors:
 
 def _secret_errors(disk: Any, source: Any) -> Errors:
     for name in ("auth", "encryption"):
-        if getattr(disk, name) is not None and getattr(source, name) is not None:
+        if getattr(disk, name) is not None and getattr(source, name, None) is not None:
             yield _unsupported(f"A disk can have only one <{name}>", disk)
-    auth, encryption = disk.auth or source.auth, disk.encryption or source.encryption
+    auth = disk.auth or (source and source.auth)
     kind = auth.secret.type if auth is not None and auth.secret is not None else None
-    if auth is not None and disk.type == "network" and kind != _SECRET_TYPES.get(source.protocol, kind):
+    if (
+        auth is not None
+        and disk.type == "network"
+        and source is not None
+        and kind != _SECRET_TYPES.get(source.protocol, kind)
+    ):
         yield _unsupported(f"A disk of protocol {source.protocol} cannot have a secret of type {kind}", disk)
-    if auth is not None and kind is None:
+    if auth is not None and kind is None and disk.type == "network":
         yield _unsupported("The <secret> of <auth> needs a type", disk)
-    if encryption is not None and disk.driver_type not in _LUKS_FORMATS:
-        yield _unsupported(f"An image of format {disk.driver_type} cannot be encrypted", disk)
-    if encryption is not None and encryption.format_ == "luks" and encryption.cipher is not None:
+
+
+def _encryption_errors(disk: Any, layer: _Layer, protocol: str | None) -> Errors:
+    encryption = layer.encryption
+    if layer.image_format not in _LUKS_FORMATS:
+        yield _unsupported(f"An image of format {layer.image_format} cannot be encrypted", disk)
+    if encryption.format_ in ("default", "qcow"):
+        yield _unsupported("QEMU no longer supports the encryption of qcow", disk)
+    elif encryption.engine == "librbd" and protocol != "rbd":
+        yield _unsupported("Only an image of protocol rbd can have the encryption engine librbd", disk)
+    elif encryption.engine in (None, "qemu") and encryption.format_ != "luks":
+        yield _unsupported(f"QEMU does not support the encryption {encryption.format_}", disk)
+    if encryption.format_ == "luks" and encryption.cipher is not None:
         yield _unsupported("<cipher> cannot be given: the image itself contains it", disk)
 
 
