@@ -104,7 +104,7 @@ def test_every_excuse_is_needed() -> None:
 )
 def test_a_mode_of_the_processor_has_its_own_parts(written: str, expected: dict[str, str | None]) -> None:
     """libvirt prints ``match`` of a custom processor only, and no model where the guest gets the host's."""
-    dom = DomainDef.parse(document({"top": written, "domain": "<domain type='kvm'>"}))
-    define(dom, load("x86_64", RELEASES[0].qemu), NoDevices())  # type: ignore[arg-type]
+    parsed = DomainDef.parse(document({"top": written, "domain": "<domain type='kvm'>"}))
+    dom = define(parsed, load("x86_64", RELEASES[0].qemu), NoDevices())  # type: ignore[arg-type]
     assert dom.cpu is not None
     assert expected == {name: getattr(dom.cpu, name) for name in expected}
