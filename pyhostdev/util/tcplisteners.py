@@ -10,7 +10,6 @@ Source: Documentation/networking/proc_net_tcp.rst, inet_csk_get_port (kernel, ne
 from __future__ import annotations
 
 import errno
-import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -22,11 +21,9 @@ if TYPE_CHECKING:
 
     from pyhostdev.util.hostroot import HostRoot
 
-_ROW = re.compile(r" *\d+: ((?:[0-9A-F]{8}){1,4}):([0-9A-F]{4}) \S+ ([0-9A-F]{2}) ")
 _LISTEN = "0A"  # TCP_LISTEN (include/net/tcp_states.h)
 _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 2.5.5.2
-_BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_IPV4 = re.compile(rf"{_BYTE}\.{_BYTE}\.{_BYTE}\.{_BYTE}")
+_BYTES = {str(number): number for number in range(256)}  # as an address has them: without further zeros
 _CAP_NET_BIND_SERVICE = 10  # linux/capability.h
 
 
@@ -56,8 +53,9 @@ def _plain(endpoint: Endpoint) -> Endpoint:
 
 def parse_address(text: str) -> bytes | None:
     """Return a numeric address as 4 or 16 bytes; None for a name, or an address with a zone."""
-    if (found := _IPV4.fullmatch(text)) is not None:
-        return bytes(map(int, found.groups()))
+    numbers = [_BYTES.get(part) for part in text.split(".")]
+    if len(numbers) == 4 and None not in numbers:
+        return bytes(number for number in numbers if number is not None)
     if ":" not in text:
         return None
     import socket  # most servers listen at an IPv4 address
@@ -70,11 +68,12 @@ def parse_address(text: str) -> bytes | None:
 
 def parse_listener(row: str) -> Endpoint | None:
     """Return the endpoint of a row of /proc/net/tcp or tcp6; None for a socket that does not listen."""
-    found = _ROW.match(row)
-    if found is None or found[3] != _LISTEN:
+    columns = row.split(maxsplit=4)
+    if len(columns) < 5 or columns[3] != _LISTEN:
         return None
-    words = (int(found[1][at : at + 8], 16) for at in range(0, len(found[1]), 8))
-    return Endpoint(b"".join(word.to_bytes(4, sys.byteorder) for word in words), int(found[2], 16))
+    address, _, port = columns[1].partition(":")
+    words = (int(address[at : at + 8], 16) for at in range(0, len(address), 8))
+    return Endpoint(b"".join(word.to_bytes(4, sys.byteorder) for word in words), int(port, 16))
 
 
 def read_listeners(root: HostRoot) -> list[Endpoint]:

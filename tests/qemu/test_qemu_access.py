@@ -186,6 +186,19 @@ def test_variables_cannot_be_made_from_another_format(tmp_path: Path) -> None:
     assert [] == obstacles(dom, tmp_path)
 
 
+@needs_root
+def test_an_image_that_qemu_cannot_open_is_not_read(tmp_path: Path) -> None:
+    """Root does not read it in the user's place, so what the image names stays unknown; so does a relative path."""
+    top = image(tmp_path / "top", "-F", "qcow2", "-u", "-b", "/nowhere/secret")
+    top.chmod(0o600)
+    host = Host(HostRoot("/"), state_dir=str(tmp_path / "state"))
+    found = image_obstacles(domain(qcow2(top)), host, STRANGER)
+    assert "image-unreadable" in [finding.reason for finding in found]
+    assert "secret" not in str(found)
+    relative = image_obstacles(domain(qcow2("pyproject.toml")), host, None)
+    assert ["relative-path"] == [finding.reason for finding in relative]
+
+
 def test_images_below_an_image_are_looked_at(tmp_path: Path) -> None:
     """QEMU opens the files that the images name, relative to each image; an empty <backingStore/> ends the chain."""
     (tmp_path / "raw").write_bytes(bytes(1 << 20))

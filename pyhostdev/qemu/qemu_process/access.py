@@ -284,7 +284,9 @@ def _hostdev_files(hostdev: Any, root: HostRoot, *, by_descriptor: bool) -> Iter
 
 def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> list[Finding]:
     """
-    Return a finding for each file that is missing, or that QEMU's user cannot open; nothing is opened.
+    Return a finding for each file that is missing or of a wrong kind, or that QEMU's user cannot open.
+
+    Only the first bytes of images that this user can open are read.
 
     A root other than ``/`` only has the host's devices. Other files may be missing, and their owners prove nothing.
 
@@ -300,10 +302,11 @@ def image_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) -> 
     files.append(_state_directory(dom, host))
     ours = [file for file in files if file.is_handed_over]
     others = [file for file in files if not file.is_handed_over]
-    found = [*relative, *_judge(others, ownership), *_judge(ours, None)]
-    found += needed_kinds(files)
-    found += kind_obstacles(dom, _created_sockets(dom))
-    found += format_obstacles(dom, lambda below: list(_judge(below, ownership)))
+    judged = [*_judge(others, ownership), *_judge(ours, None)]
+    found = [*relative, *(finding for _, finding in judged)]
+    found += [*needed_kinds(files), *kind_obstacles(dom, _created_sockets(dom))]
+    closed = {file.path for file, _ in judged}
+    found += format_obstacles(dom, closed, lambda below: [finding for _, finding in _judge(below, ownership)])
     return [*found, *_sandbox_obstacles(dom, ownership)]
 
 
@@ -346,18 +349,18 @@ def _state_directory(dom: DomainDef, host: Host) -> NeededFile:
     return NeededFile("the state directory", path, os.X_OK, kind=DIRECTORY)
 
 
-def _judge(files: list[NeededFile], ownership: Ownership | None) -> Iterator[Finding]:
-    """Check all files in one call; for files that QEMU creates, also their directories."""
+def _judge(files: list[NeededFile], ownership: Ownership | None) -> Iterator[tuple[NeededFile, Finding]]:
+    """Check all files in one call, those that QEMU creates with their directories; yield those with an error."""
     questions = [(file.path, file.mode) for file in files] + [(file.directory, MAKE) for file in files]
     answers = access_errors(questions, ownership)
     for file, own, directory in zip(files, answers[: len(files)], answers[len(files) :], strict=True):
         made = file.making == "always" or (file.making == "absent" and own in _ABSENT)
         if made and directory:
-            yield _unmakeable(file, directory, ownership)
+            yield file, _unmakeable(file, directory, ownership)
         elif own in _ABSENT and not made:
-            yield from () if file.is_optional else [_missing(file)]
+            yield from () if file.is_optional else [(file, _missing(file))]
         elif own and not made:
-            yield _unreadable(file, own, ownership)
+            yield file, _unreadable(file, own, ownership)
 
 
 def _relative(file: NeededFile) -> Finding:

@@ -19,7 +19,7 @@ from pyhostdev.util.imageheader import backing_of, format_error, is_locked, read
 from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
 
@@ -39,16 +39,20 @@ class _Image(NamedTuple):
     shares: bool = False  # with others who write it
 
 
-def format_obstacles(dom: DomainDef, judge: Callable[[list[NeededFile]], list[Finding]]) -> Iterator[Finding]:
+def format_obstacles(
+    dom: DomainDef, closed: Collection[str], judge: Callable[[list[NeededFile]], list[Finding]]
+) -> Iterator[Finding]:
     """
     Yield an error for each file that is not an image of its format, and for each image below one that QEMU cannot open.
 
     Args:
+        closed: files that QEMU's user cannot open; we do not open them, either.
         judge: returns the errors of files that are missing or that QEMU's user cannot open.
     """
     yield from _template_obstacles(dom.os)
     for image in (*_firmware_images(dom), *(image for disk in dom.disks for image in _disk_images(disk))):
-        yield from _image_obstacles(image, judge)
+        if os.path.isabs(image.path) and image.path not in closed:
+            yield from _image_obstacles(image, judge)
 
 
 def _disk_images(disk: Any) -> Iterator[_Image]:
@@ -84,9 +88,10 @@ def _image_obstacles(image: _Image, judge: Callable[[list[NeededFile]], list[Fin
     below: _Image | None = image
     while below is not None and below.path not in seen and len(seen) < _CHAIN_MAX:
         seen.add(below.path)
-        header = None if below.format == "raw" else read_header(below.path)
         errors = [] if below is image else judge([NeededFile(below.what, below.path, READ, below.line)])
-        errors += [Finding("image-unusable", ERROR, None, text, below.line) for text in _own_errors(below, header)]
+        header = None if errors or below.format == "raw" else read_header(below.path)
+        if not errors:
+            errors = [Finding("image-unusable", ERROR, None, text, below.line) for text in _own_errors(below, header)]
         yield from errors
         below = None if errors or header is None else _image_below(below, header)
 
