@@ -25,6 +25,8 @@ from pyhostdev.errors import (
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pyhostdev.util.virxml import Element
 
 _PORT_NUMBER = Renumbering("port-number", VIR_ERR_XML_ERROR)
@@ -42,6 +44,23 @@ _SPICE_SETTINGS = {
     "mouse": "mode",
 }
 GRAPHICS_TYPES = ("sdl", "vnc", "rdp", "desktop", "spice", "egl-headless", "dbus")
+
+
+_SERVER = ("@port", "@autoport", "@listen", "@keymap", "@passwd", "@passwdValidTo", "@connected", "listen")
+_VNC = ("@websocket", "@websocketGenerated", "@powerControl", "@socket", "@wait", "@sharePolicy")
+_SPICE = ("@tlsPort", "@defaultMode", "channel", "mouse", "clipboard", "filetransfer")
+_COMPRESSED = ("image", "jpeg", "zlib", "playback", "streaming")
+# type -> its parts: attributes and elements
+_PARTS = {
+    "vnc": (*_SERVER, *_VNC, "audio"),
+    "spice": (*_SERVER, *_SPICE, *_COMPRESSED, "gl"),
+    "sdl": ("@display", "@xauth", "@fullscreen", "gl"),
+    "egl-headless": ("gl",),
+    "dbus": ("@address", "@p2p", "gl", "audio"),
+    "rdp": ("@port", "@autoport", "@listen", "@replaceUser", "@multiUser", "listen"),
+    "desktop": ("@display", "@fullscreen"),
+}
+_HALVES = {"sdl": "gl/@rendernode", "egl-headless": "gl/@enable"}  # type -> what its <gl> cannot have
 
 
 class GraphicsListen(ElementDef):
@@ -133,6 +152,20 @@ class DomainGraphicsDef(ElementDef):
     gl_enable = attribute("gl/@enable", yes_no)
     gl_rendernode = attribute("gl/@rendernode")
     audio_id = attribute("audio/@id", number)
+
+    @classmethod
+    def unread(cls, element: Element) -> Collection[str]:
+        """
+        Return the parts of graphics of other types.
+
+        Mirrors: virDomainGraphicsDefParseXML (src/conf/domain_conf.c)
+        """
+        kind = element.get("type", "")
+        own = _PARTS.get(kind)
+        if own is None:
+            return ()
+        others = {part for parts in _PARTS.values() for part in parts}.difference(own)
+        return [*sorted(others), _HALVES[kind]] if kind in _HALVES else sorted(others)
 
     def parsed(self, element: Element) -> None:
         """

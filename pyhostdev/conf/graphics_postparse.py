@@ -71,7 +71,7 @@ def _fill_vnc(graphics: DomainGraphicsDef) -> None:
     if graphics.listens[0].type in ("socket", "none"):
         graphics.port = graphics.autoport = None
         return
-    if graphics.port == -1 or graphics.port is None:
+    if graphics.port == -1 or (graphics.port is None and graphics.autoport is not False):
         graphics.autoport = True
     graphics.autoport = bool(graphics.autoport)
     if graphics.autoport:
@@ -84,6 +84,8 @@ def _fill_spice(graphics: DomainGraphicsDef) -> None:
 
     Mirrors: virDomainGraphicsDefParseXMLSpice, virDomainDefPostParseGraphics
     """
+    if graphics.default_mode == "any":
+        graphics.default_mode = None
     if graphics.port == -1 and graphics.tls_port == -1:
         graphics.autoport = True
     if graphics.port == -1 or graphics.autoport:
