@@ -12,7 +12,11 @@ UNRECORDED = "unrecorded"
 
 
 class RecoveryResult(NamedTuple):
-    """The outcome of one record; ``what`` is a device's address, or the name of a file that is not a record."""
+    """
+    The outcome of one record.
+
+    ``what`` is a device's address, or the name of a file that is not a record or of an unknown guest's directory.
+    """
 
     what: str
     owner: str | None

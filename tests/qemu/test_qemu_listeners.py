@@ -202,18 +202,18 @@ def test_automatic_ports_are_free(tmp_path: Path) -> None:
     caps = load("x86_64", "11.1")
     text = screen("vnc", -1, more="websocket='-1'") + screen("spice", -1, more="autoport='yes'")
 
-    def chosen(devices: str, root: HostRoot) -> tuple[DomainDef, list[int | None]]:
+    def chosen(devices: str, host: Host) -> tuple[DomainDef, list[int | None]]:
         dom = define(domain(devices), caps)
-        choose_ports(dom, root)
+        choose_ports(dom, host)
         return dom, [port for graphics in dom.graphics for port in (graphics.port, graphics.websocket) if port]
 
-    dom, (vnc, websocket, spice) = chosen(text, HostRoot("/"))
+    dom, (vnc, websocket, spice) = chosen(text, Host("/"))
     assert len({vnc, websocket, spice}) == 3
     argv = build_command_line(dom, caps)
     assert f"127.0.0.1:{vnc - 5900},websocket={websocket}" in argv[argv.index("-vnc") + 1]
     assert f"port={spice},addr=127.0.0.1" in argv[argv.index("-spice") + 1]
     with socket.create_server(("127.0.0.1", vnc)):
-        again = chosen(text, HostRoot("/"))[1]
+        again = chosen(text, Host("/"))[1]
         assert vnc not in again
-        assert again[2] not in chosen(text + serial(again[2]), HostRoot("/"))[1]
-    assert [-1, -1] == chosen(text, HostRoot(tmp_path))[1]  # of another machine nothing is known
+        assert again[2] not in chosen(text + serial(again[2]), Host("/"))[1]
+    assert [-1, -1] == chosen(text, Host(tmp_path))[1]  # of another machine nothing is known

@@ -22,8 +22,8 @@ from pyhostdev.util.virxml import shown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.qemu.qemu_command.builder import CommandBuilder, Properties
-    from pyhostdev.util.hostroot import HostRoot
 
 _ADDRESS_CHARACTERS = frozenset(string.ascii_letters + string.digits + ".:%_-[]")
 VNC_PORT = 5900
@@ -120,7 +120,7 @@ def build_graphics(build: CommandBuilder) -> None:
             rule(build, graphics)
 
 
-def _network_address(root: HostRoot | None, graphics: Any, listen: Any) -> str:
+def _network_address(host: HostFacts | None, graphics: Any, listen: Any) -> str:
     """
     Return the address that the host has in a network of libvirt.
 
@@ -129,23 +129,23 @@ def _network_address(root: HostRoot | None, graphics: Any, listen: Any) -> str:
 
     Mirrors: qemuProcessGraphicsSetupNetworkAddress (src/qemu/qemu_process.c)
     """
-    network = None if root is None else read_network(root, str(listen.network))
+    network = None if host is None else read_network(host.root, str(listen.network))
     if network is None or not network.is_active or network.definition.address is None:
         what = f"<listen type='network'> of the network '{shown(str(listen.network))}', which has no address here,"
         raise unsupported(what, graphics, "use <listen type='address'>")
     return network.definition.address
 
 
-def listen_address(graphics: Any, root: HostRoot | None) -> str:
+def listen_address(graphics: Any, host: HostFacts | None) -> str:
     """
-    Return the address at which a server listens; None as root means that no host is at hand.
+    Return the address at which a server listens; None as host means that none is at hand.
 
     Raises:
         ConfigUnsupportedError: the network has no address on this host, or the address is malformed.
     """
     listen = graphics.listens[0] if graphics.listens else None
     if listen is not None and listen.type == "network":
-        address = _network_address(root, graphics, listen)
+        address = _network_address(host, graphics, listen)
     else:
         address = (listen.address if listen is not None else graphics.listen) or "127.0.0.1"
     if not _ADDRESS_CHARACTERS.issuperset(address):
@@ -155,7 +155,7 @@ def listen_address(graphics: Any, root: HostRoot | None) -> str:
 
 def _listen_address(build: CommandBuilder, graphics: Any) -> str:
     """Return the address at which a server listens, one of IPv6 in brackets."""
-    address = listen_address(graphics, None if build.host is None else build.host.root)
+    address = listen_address(graphics, build.host)
     return f"[{address}]" if ":" in address else address
 
 

@@ -293,7 +293,7 @@ class Guest:
         choose_at_start(defined, host, release)
         present = without_absent_media(without_absent_usb(defined, host), host)
         self.definition = with_pool_functions(present, host)
-        self.notes = choose_ports(self.definition, host.root)
+        self.notes = choose_ports(self.definition, host)
         self.domain_id = os.getpid()
         self.sockets: list[str] = []
         self.argv(None, self._note_socket)

@@ -80,7 +80,7 @@ def listener_obstacles(dom: DomainDef, host: Host, ownership: Ownership | None) 
     """
     if not host.root.is_live:
         return
-    found = [(server, parse_address(server.host)) for server in _servers(dom, host.root)]
+    found = [(server, parse_address(server.host)) for server in _servers(dom, host)]
     listeners = [_Listener(server, address) for server, address in found if address is not None]
     for listener in listeners:
         if not is_local(listener.address):
@@ -117,7 +117,7 @@ def _is_privileged(root: HostRoot, ownership: Ownership | None) -> bool:
     return can_bind_privileged(root) if ownership is None else ownership.is_root
 
 
-def choose_ports(dom: DomainDef, root: HostRoot) -> list[str]:
+def choose_ports(dom: DomainDef, host: Host) -> list[str]:
     """
     Give each server with an automatic port the first free one, from libvirt's first port on.
 
@@ -128,13 +128,13 @@ def choose_ports(dom: DomainDef, root: HostRoot) -> list[str]:
         SysfsError: a table of the kernel cannot be read.
     """
     automatic = [(graphics, *place) for graphics in dom.graphics for place in _automatic_ports(graphics)]
-    if not automatic or not root.is_live:
+    if not automatic or not host.root.is_live:
         return []
-    fixed = [(parse_address(server.host), server.port) for server in _servers(dom, root)]
-    taken = [*read_listeners(root), *(Endpoint(address, port) for address, port in fixed if address and port)]
+    fixed = [(parse_address(server.host), server.port) for server in _servers(dom, host)]
+    taken = [*read_listeners(host.root), *(Endpoint(address, port) for address, port in fixed if address and port)]
     sentences = []
     for graphics, name, first in automatic:
-        address = parse_address(listen_address(graphics, root).strip("[]")) or _EVERY
+        address = parse_address(listen_address(graphics, host).strip("[]")) or _EVERY
         place = next((e for e in _endpoints(address, first) if not is_taken(e, taken)), Endpoint(address, first))
         taken.append(place)
         setattr(graphics, name, place.port)
@@ -158,11 +158,11 @@ def _automatic_ports(graphics: Any) -> Iterator[tuple[str, int]]:
         yield "websocket", WEBSOCKET_PORT
 
 
-def _servers(dom: DomainDef, root: HostRoot) -> Iterator[_Server]:
+def _servers(dom: DomainDef, host: Host) -> Iterator[_Server]:
     """Yield every part that listens, as far as the definition is valid."""
     for graphics in dom.graphics:
         with suppress(ConfigError):  # building the command line reports it
-            yield from _graphics_servers(graphics, root)
+            yield from _graphics_servers(graphics, host)
     for device, source in character_devices(dom):
         part = source.source("bind") if source.type in ("tcp", "udp") else None
         if part is not None and part.host:
@@ -174,10 +174,10 @@ def _servers(dom: DomainDef, root: HostRoot) -> Iterator[_Server]:
             yield _Server(net, net.source.local_address, None)
 
 
-def _graphics_servers(graphics: Any, root: HostRoot) -> Iterator[_Server]:
+def _graphics_servers(graphics: Any, host: Host) -> Iterator[_Server]:
     if graphics.type not in ("vnc", "spice") or graphics.socket or _listens_elsewhere(graphics):
         return
-    address = listen_address(graphics, root).strip("[]")
+    address = listen_address(graphics, host).strip("[]")
     port = None if graphics.autoport or graphics.port in (None, -1, 0) else graphics.port
     yield _Server(graphics, address, port)
     if graphics.type == "vnc" and (graphics.websocket or 0) > 0:
