@@ -113,7 +113,7 @@ class NetIP(ElementDef):
     peer = attribute("peer")
 
     def parsed(self, element: Element) -> None:
-        """Refuse an address that is none. Mirrors: virDomainNetIPParseXML (src/conf/domain_conf.c)"""
+        """Refuse a text that is not an address. Mirrors: virDomainNetIPParseXML (src/conf/domain_conf.c)"""
         if not is_ip_address(self.address, self.family):
             raise XMLError(f"Invalid IP address '{shown(self.address)}' in <ip>", line=self.line)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_domain import ARM, PPC64, X86, is_arm_virt, is_i440fx, is_pseries, is_q35
 from pyhostdev.util.hostroot import HostRoot
@@ -132,7 +131,7 @@ def _fill_usb(dom: DomainDef, device: DomainControllerDef, capabilities: QEMUCap
     if device.model is None:
         device.model = _default_usb(dom, capabilities)
     if device.model == "none":
-        device.info = DeviceInfo()
+        device.info.address = device.info.alias = device.info.master_startport = None
     if device.model in ("qusb1", "qusb2"):
         raise ConfigUnsupportedError(f"QEMU has no USB controller '{device.model}'", line=device.line)
     if device.model in ("nec-xhci", "qemu-xhci") and (device.ports or 0) > XHCI_PORTS_MAX:
