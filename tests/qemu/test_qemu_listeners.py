@@ -208,6 +208,7 @@ def test_automatic_ports_are_free(tmp_path: Path) -> None:
         return dom, [port for graphics in dom.graphics for port in (graphics.port, graphics.websocket) if port]
 
     dom, (vnc, websocket, spice) = chosen(text, Host("/"))
+    assert vnc is not None
     assert len({vnc, websocket, spice}) == 3
     argv = build_command_line(dom, caps)
     assert f"127.0.0.1:{vnc - 5900},websocket={websocket}" in argv[argv.index("-vnc") + 1]
