@@ -421,7 +421,7 @@ class TestChannel:
         started.guest()
         assert connects(port)
         code, said = Started(place, serial).refusal()
-        assert (1, True) == (code, "Another program listens" in said)
+        assert (1, True) == (code, "image-unusable: Another program listens at" in said)
         assert 0 == started.end()[0]
         assert not port.exists()
         port.write_text("precious")
